@@ -1,0 +1,45 @@
+"""Head-stabilised views of a face: a similarity transform from rigid landmarks to a canonical frame.
+
+The canonical frame has the outer eye corners one unit apart on a horizontal line around the origin, y down.
+Only points that hardly move with speech (eye corners, nose bridge, nose base) take part, so what moves inside
+a stabilised patch is the mouth and not the head.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+RIGID = np.array([33, 133, 362, 263, 168, 6, 197, 2])
+"""Outer and inner eye corners, nose bridge (three points), nose base."""
+
+_CANONICAL = np.array(
+    [[-0.5, 0], [-0.17, 0.02], [0.17, 0.02], [0.5, 0], [0, -0.06], [0, 0.1], [0, 0.24], [0, 0.56]], np.float32
+)
+
+MOUTH_PATCH = (48, 64)
+"""Height and width in pixels of the patch the evaluation expert reads."""
+
+_PATCH_CENTRE, _PATCH_WIDTH = (0.0, 0.84), 1.0
+
+
+def to_canonical(landmarks: np.ndarray) -> np.ndarray:
+    """Least-squares similarity ``[2, 3]`` from image pixels to the canonical frame for landmarks ``[478, 3]``."""
+    source = landmarks[RIGID, :2].astype(np.float64)
+    centre, goal = source.mean(0), _CANONICAL.mean(0)
+    a, b = source - centre, _CANONICAL - goal
+    scale = 1.0 / (a**2).sum()
+    cos = (a * b).sum() * scale
+    sin = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() * scale
+    turn = np.array([[cos, -sin], [sin, cos]])
+    return np.hstack([turn, (goal - turn @ centre)[:, None]])
+
+
+def mouth_patch(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Grey mouth patch ``[48, 64]`` uint8, one canonical unit wide, from a frame ``[H, W, 3]`` RGB."""
+    height, width = MOUTH_PATCH
+    pixels = width / _PATCH_WIDTH
+    matrix = to_canonical(landmarks) * pixels
+    matrix[:, 2] += np.array([width, height]) / 2 - np.array(_PATCH_CENTRE) * pixels
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return cv2.warpAffine(grey, matrix, (width, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)

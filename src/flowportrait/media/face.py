@@ -1,0 +1,113 @@
+"""Faces in pixels: 478 landmarks, 52 ARKit blendshapes and head pose from MediaPipe, one face per frame.
+
+Landmarks are ``(x, y, z)`` in pixels of the given frame; z is depth relative to the face centre on the same
+scale as x, smaller is nearer. Frames without a face carry NaN and ``valid`` is False there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from flowportrait.media.model_file import face_landmarker_path
+
+N_LANDMARKS = 478
+N_BLENDSHAPES = 52
+
+
+@dataclass(frozen=True)
+class Faces:
+    """One face per frame: landmarks ``[T, 478, 3]`` px, blendshapes ``[T, 52]`` in [0, 1], valid ``[T]`` bool,
+    count ``[T]`` faces seen."""
+
+    landmarks: np.ndarray
+    blendshapes: np.ndarray
+    valid: np.ndarray
+    count: np.ndarray
+
+
+class FaceTracker:
+    """Landmarks for a stream of frames of one video. Not shared between videos; use as a context manager.
+
+    Several faces: in the first frame the largest is taken, afterwards the one nearest to the last position.
+    """
+
+    def __init__(self, max_faces: int = 2, still: bool = False, model: str | None = None) -> None:
+        from mediapipe.tasks.python.core.base_options import BaseOptions
+        from mediapipe.tasks.python.vision import FaceLandmarker, FaceLandmarkerOptions, RunningMode
+
+        # With more than one face allowed MediaPipe does no temporal smoothing of its own, so lips have no lag.
+        options = FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(face_landmarker_path(model))),
+            running_mode=RunningMode.IMAGE if still else RunningMode.VIDEO,
+            num_faces=max_faces,
+            output_face_blendshapes=True,
+        )
+        self._still = still
+        self._landmarker: Any = FaceLandmarker.create_from_options(options)
+        self._time_ms = 0
+        self._last: np.ndarray | None = None
+
+    def __enter__(self) -> FaceTracker:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._landmarker.close()
+
+    def detect(self, frame: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """All faces of one RGB frame, largest first, as (landmarks ``[478, 3]`` px, blendshapes ``[52]``)."""
+        import mediapipe as mp
+
+        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+        if self._still:
+            result = self._landmarker.detect(image)
+        else:
+            result = self._landmarker.detect_for_video(image, self._time_ms)
+            self._time_ms += 40
+        height, width = frame.shape[:2]
+        scale = np.array([width, height, width], np.float32)
+        faces = [
+            (
+                np.array([(p.x, p.y, p.z) for p in points], np.float32) * scale,
+                np.array([shape.score for shape in shapes], np.float32),
+            )
+            for points, shapes in zip(result.face_landmarks, result.face_blendshapes, strict=True)
+        ]
+        return sorted(faces, key=lambda face: -face_height(face[0]))
+
+    def track(self, frames: Iterable[np.ndarray]) -> Faces:
+        """Follow one face through ``frames`` (``[H, W, 3]`` uint8 RGB)."""
+        landmarks, blendshapes, valid, count = [], [], [], []
+        for frame in frames:
+            found = self.detect(frame)
+            count.append(len(found))
+            if found:
+                points, shapes = self._same_face(found)
+                self._last = points
+            else:
+                points = np.full((N_LANDMARKS, 3), np.nan, np.float32)
+                shapes = np.full(N_BLENDSHAPES, np.nan, np.float32)
+            landmarks.append(points)
+            blendshapes.append(shapes)
+            valid.append(bool(found))
+        return Faces(
+            np.array(landmarks, np.float32).reshape(-1, N_LANDMARKS, 3),
+            np.array(blendshapes, np.float32).reshape(-1, N_BLENDSHAPES),
+            np.array(valid, bool),
+            np.array(count, int),
+        )
+
+    def _same_face(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        if self._last is None:
+            return found[0]
+        centre = self._last[:, :2].mean(0)
+        return min(found, key=lambda face: float(np.hypot(*(face[0][:, :2].mean(0) - centre))))
+
+
+def face_height(landmarks: np.ndarray) -> float:
+    """Vertical extent of the landmarks in pixels."""
+    return float(np.ptp(landmarks[:, 1]))

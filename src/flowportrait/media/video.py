@@ -1,0 +1,141 @@
+"""Video files in and out: any container to 25 fps RGB, and back to H.264 + AAC.
+
+Inside the package every clip has 25 frames a second and 16 kHz mono audio. The conversion happens here, once,
+by presentation time: frame ``i`` of a clip is the source frame that was on screen at ``i / 25`` seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from flowportrait.errors import BadInput
+from flowportrait.media.audio import SAMPLE_RATE
+
+FPS = 25
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+
+
+def iter_frames(path: str | Path, fps: int = FPS) -> Iterator[np.ndarray]:
+    """Yield RGB frames ``[H, W, 3]`` uint8 resampled in time to ``fps``.
+
+    Raises:
+        BadInput: the file is missing, is not a video, or breaks off before its first frame.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"No video file at {path}: check the path.")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise BadInput(f"{path} cannot be opened as a video ({_reason(error)}): give an mp4, mov, webm or avi file.") from error
+    with container:
+        if not container.streams.video:
+            raise BadInput(f"{path} holds no video stream: give a file with pictures.")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        emitted, last, start = 0, None, None
+        try:
+            for frame in container.decode(stream):
+                time = float(frame.time) if frame.time is not None else emitted / fps
+                start = time if start is None else start
+                # Everything due before this frame appears shows the previous one.
+                while last is not None and emitted / fps < time - start - 0.5 / fps:
+                    yield last
+                    emitted += 1
+                last = upright(frame)
+        except av.FFmpegError as error:
+            if last is None:
+                raise BadInput(f"{path} is damaged ({_reason(error)}): no frame could be decoded.") from error
+        if last is None:
+            raise BadInput(f"{path} holds no decodable frame: give another file.")
+        length = _end_time(stream, start or 0.0)
+        yield last
+        emitted += 1
+        while emitted / fps < length - 0.5 / fps:
+            yield last
+            emitted += 1
+
+
+def upright(frame: Any) -> np.ndarray:
+    """RGB pixels of a decoded frame with the display rotation (phone footage) applied."""
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _end_time(stream: Any, start: float) -> float:
+    if stream.duration is None or stream.time_base is None:
+        return 0.0
+    first = float((stream.start_time or 0) * stream.time_base)
+    return first + float(stream.duration * stream.time_base) - start
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def write_video(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    audio: np.ndarray | None,
+    fps: int = FPS,
+    crf: int = 17,
+    audio_rate: int = SAMPLE_RATE,
+) -> int:
+    """Write frames (``[H, W, 3]`` uint8 RGB, even sides) and mono audio as H.264 + AAC; return the frame count.
+
+    The audio is cut or padded with silence to exactly ``frames / fps`` seconds. The file appears under its
+    name only when complete: it is written beside it under a temporary name first.
+
+    Raises:
+        BadInput: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
+    try:
+        with av.open(str(partial), "w", options={"movflags": "+faststart"}) as container:
+            count = _mux(container, frames, audio, fps, crf, audio_rate)
+        os.replace(partial, path)
+    except (PermissionError, IsADirectoryError) as error:
+        raise BadInput(f"Cannot write {path} ({error.strerror}): choose another --output.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _mux(container: Any, frames: Iterable[np.ndarray], audio: np.ndarray | None, fps: int, crf: int, rate: int) -> int:
+    video = sound = None
+    count = 0
+    for image in frames:
+        if video is None:
+            video = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
+            video.height, video.width = image.shape[:2]
+            video.pix_fmt = "yuv420p"
+            video.codec_context.time_base = Fraction(1, fps)
+            if audio is not None:
+                sound = container.add_stream("aac", rate=rate, layout="mono", bit_rate=128_000)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame.pts, frame.time_base = count, Fraction(1, fps)
+        container.mux(video.encode(frame))
+        count += 1
+    if video is None:
+        raise ValueError("a video needs at least one frame")
+    container.mux(video.encode())
+    if audio is not None and sound is not None:
+        wave = np.zeros(round(count * rate / fps), np.float32)
+        wave[: len(audio)] = audio[: len(wave)]
+        for start in range(0, len(wave), 1024):
+            block = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
+            block.sample_rate, block.pts, block.time_base = rate, start, Fraction(1, rate)
+            container.mux(sound.encode(block))
+        container.mux(sound.encode())
+    return count

@@ -1,0 +1,105 @@
+"""A prepared corpus as training material: motion, log-mel and speaker style, all in memory."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from flowportrait.codec.basis import BROWS, HEAD, LOWER, MotionBasis
+from flowportrait.codec.mirror import mirror_matrix
+from flowportrait.corpus.clip import Clip
+from flowportrait.errors import BadInput
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, level, log_mel
+
+
+@dataclass(frozen=True)
+class MotionClip:
+    """motion ``[T, 30]``, mel ``[4T, 80]``, style ``[19]`` of the speaker."""
+
+    name: str
+    speaker: str
+    motion: torch.Tensor
+    mel: torch.Tensor
+    style: torch.Tensor
+
+
+def load_motion(corpus: Path, splits: Collection[str]) -> list[MotionClip]:
+    """Encode every clip of the given splits.
+
+    Raises:
+        BadInput: ``corpus`` is not a prepared corpus, or has no clip in these splits.
+    """
+    index = corpus / "clips.jsonl"
+    if not index.is_file():
+        raise BadInput(f"{corpus} is not a prepared corpus (no clips.jsonl): run 'flowportrait prepare' first.")
+    basis = MotionBasis.load()
+    found: dict[str, list[tuple[str, torch.Tensor, torch.Tensor]]] = defaultdict(list)
+    for line in index.read_text().splitlines():
+        record = json.loads(line)
+        if record["split"] in splits:
+            clip = Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
+            motion, _ = basis.encode(clip.landmarks, clip.blendshapes)
+            found[record["speaker"]].append((record["name"], motion, log_mel(level(clip.audio))))
+    if not found:
+        raise BadInput(f"{corpus} has no clips in the splits {', '.join(splits)}: check its clips.jsonl.")
+    clips = []
+    for speaker, own in found.items():
+        style = style_of(torch.cat([motion for _, motion, _ in own]))
+        clips += [MotionClip(name, speaker, motion, mel, style) for name, motion, mel in own]
+    return clips
+
+
+def style_of(motion: torch.Tensor) -> torch.Tensor:
+    """How somebody moves ``[19]``: mean of the lower face, log amplitude of lower face, brows and head."""
+    amplitudes = [motion[:, part].std(0).mean().clamp_min(0.05).log() for part in (LOWER, BROWS, HEAD)]
+    return torch.cat([motion[:, LOWER].mean(0), torch.stack(amplitudes)])
+
+
+TEMPO = (0.9, 1.12)
+
+
+class WindowSampler:
+    """Random windows, speakers drawn in proportion to the square root of their footage; half of them mirrored,
+    each played at a tempo of its own (lips and sound alike)."""
+
+    def __init__(self, clips: list[MotionClip], frames: int, generator: torch.Generator) -> None:
+        self.clips = [clip for clip in clips if len(clip.motion) >= frames]
+        if not self.clips:
+            raise BadInput(f"No training clip has {frames} frames: prepare longer videos or train on shorter windows.")
+        self.frames = frames
+        self.generator = generator
+        footage: dict[str, int] = defaultdict(int)
+        for clip in self.clips:
+            footage[clip.speaker] += len(clip.motion)
+        weights = [len(clip.motion) / footage[clip.speaker] ** 0.5 for clip in self.clips]
+        self.weights = torch.tensor(weights)
+        self.mirror = mirror_matrix(MotionBasis.load())
+
+    def draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Motion ``[B, T, 30]``, mel ``[B, 4T, 80]``, style ``[B, 19]``."""
+        picks = torch.multinomial(self.weights, batch, replacement=True, generator=self.generator).tolist()
+        motion = torch.empty(batch, self.frames, self.clips[0].motion.shape[1])
+        mel = torch.empty(batch, self.frames * MELS_PER_FRAME, N_MELS)
+        for row, pick in enumerate(picks):
+            clip = self.clips[pick]
+            tempo = TEMPO[0] + (TEMPO[1] - TEMPO[0]) * float(torch.rand((), generator=self.generator))
+            length = min(round(self.frames * tempo), len(clip.motion))
+            start = int(torch.randint(len(clip.motion) - length + 1, (), generator=self.generator))
+            window = clip.motion[start : start + length]
+            if torch.rand((), generator=self.generator) < 0.5:
+                window = window @ self.mirror
+            motion[row] = _stretch(window, self.frames)
+            sound = clip.mel[start * MELS_PER_FRAME : (start + length) * MELS_PER_FRAME]
+            mel[row] = _stretch(sound, self.frames * MELS_PER_FRAME)
+        return motion, mel, torch.stack([self.clips[pick].style for pick in picks])
+
+
+def _stretch(track: torch.Tensor, length: int) -> torch.Tensor:
+    """Linear interpolation of ``[T, D]`` to ``[length, D]``, sample centres aligned."""
+    return F.interpolate(track.T[None], size=length, mode="linear", align_corners=False)[0].T

@@ -1,0 +1,151 @@
+"""AR-Flow: an autoregressive flow generator of motion latents.
+
+    token_i = audio of chunk i  +  latents of chunk i−1  +  style      (chunk: 4 frames × 30 numbers)
+    h_i     = backbone(token_1 … token_i)                              (causal, KV cache)
+    z_i     = flow head integrated from noise, σ: 1 → 0, given h_i
+
+``contexts`` gives all h_i in one teacher-forced pass over known latents; ``Session`` gives them one by one while
+the latents come into being. Both agree up to rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowportrait.codec.basis import MOTION_DIM
+from flowportrait.errors import BadInput
+from flowportrait.generator.audio_encoder import AudioEncoder
+from flowportrait.generator.backbone import Backbone, Cache
+from flowportrait.generator.config import STYLE_DIM, GeneratorConfig
+from flowportrait.generator.flow_head import FlowHead
+from flowportrait.media.mel import MELS_PER_FRAME
+
+
+class Condition(NamedTuple):
+    """What is known before the first chunk: audio ``[B, N, chunk·d]`` and style ``[B, hidden]`` embeddings."""
+
+    audio: torch.Tensor
+    style: torch.Tensor
+
+    def repeat(self, times: int) -> Condition:
+        """Each item ``times`` times in a row: siblings of a group share one encoding."""
+        return Condition(*(part.repeat_interleave(times, 0) for part in self))
+
+
+class ARFlow(nn.Module):
+    """The generator's networks. A policy: ``condition``, ``contexts`` or ``session``, ``velocity``."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.audio_encoder = AudioEncoder(config.audio_width)
+        self.audio_in = nn.Linear(config.chunk * config.audio_width, config.hidden)
+        self.silence = nn.Parameter(torch.zeros(config.chunk * config.audio_width))
+        self.latent_in = nn.Linear(config.latent_dim, config.hidden)
+        self.start = nn.Parameter(torch.zeros(config.hidden))
+        self.style_in = nn.Linear(STYLE_DIM, config.hidden)
+        self.backbone = Backbone(config)
+        self.head = FlowHead(config.latent_dim, config.hidden, config.head_width, config.head_depth)
+        self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
+
+    def condition(
+        self, mel: torch.Tensor, style: torch.Tensor | None = None, drop_audio: torch.Tensor | None = None
+    ) -> Condition:
+        """Encode log-mel ``[B, 4T, 80]`` (T a multiple of the chunk) and style ``[B, 19]`` (default: the typical
+        speaker). ``drop_audio`` ``[B]`` bool replaces the audio by the learned no-audio vector."""
+        features = self.audio_encoder(mel)
+        batch, frames, _ = features.shape
+        if frames % self.config.chunk:
+            raise ValueError(f"{frames} frames are not whole chunks of {self.config.chunk}")
+        audio = features.reshape(batch, frames // self.config.chunk, -1)
+        if drop_audio is not None:
+            audio = torch.where(drop_audio[:, None, None], self.silence, audio)
+        if style is None:
+            style = self.rest_style.expand(batch, -1)
+        return Condition(audio, self.style_in(style))
+
+    def without_audio(self, condition: Condition) -> Condition:
+        """The same condition with the audio taken away, for guidance."""
+        return condition._replace(audio=self.silence.expand_as(condition.audio))
+
+    def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
+        """Backbone input for chunks whose predecessors' embedded latents are ``previous`` ``[B, N, hidden]``."""
+        return self.audio_in(condition.audio) + previous + condition.style[:, None]
+
+    def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
+        """h for every chunk ``[B, N, hidden]``, given clean (or noised) latents ``[B, N, chunk·30]`` of all."""
+        start = self.start.expand(len(latents), 1, -1)
+        previous = torch.cat([start, self.latent_in(latents[:, :-1])], 1)
+        return self.backbone(self.tokens(condition, previous))
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``)."""
+        return self.head(x, sigma.expand(x.shape[:-1]), context)
+
+    def session(self, condition: Condition) -> Session:
+        """Start generating from nothing."""
+        return Session(self, condition)
+
+    def to_latents(self, motion: torch.Tensor) -> torch.Tensor:
+        """Motion ``[B, T, 30]`` to chunks ``[B, N, chunk·30]``."""
+        return motion.reshape(len(motion), -1, self.config.latent_dim)
+
+    def to_motion(self, latents: torch.Tensor) -> torch.Tensor:
+        """Chunks to motion ``[B, T, 30]``."""
+        return latents.reshape(len(latents), -1, MOTION_DIM)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and float16 ``model.safetensors``; each file appears only when complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        partial = folder / "model.partial"
+        save_file(weights, str(partial))
+        os.replace(partial, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> ARFlow:
+        """Read what ``save_pretrained`` wrote, in float32.
+
+        Raises:
+            BadInput: the folder holds no checkpoint or one of another shape.
+        """
+        if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+            raise BadInput(f"No checkpoint in {folder}: it needs config.json and model.safetensors.")
+        try:
+            model = cls(GeneratorConfig(**json.loads((folder / "config.json").read_text())))
+            weights = load_file(str(folder / "model.safetensors"))
+            model.load_state_dict({name: value.float() for name, value in weights.items()})
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(f"The checkpoint in {folder} does not fit this version: {str(error).splitlines()[0]}") from error
+        return model.eval()
+
+
+class Session:
+    """Generation under way: ``context`` of the next chunk, then ``append`` its latents; repeat."""
+
+    def __init__(self, model: ARFlow, condition: Condition) -> None:
+        self.model = model
+        self.condition = condition
+        self.cache: Cache = model.backbone.new_cache()
+        self.position = 0
+        self.previous = model.start.expand(len(condition.style), 1, -1)
+
+    def context(self) -> torch.Tensor:
+        """h of the next chunk ``[B, hidden]``. Call once per chunk."""
+        now = slice(self.position, self.position + 1)
+        tokens = self.model.tokens(self.condition._replace(audio=self.condition.audio[:, now]), self.previous)
+        return self.model.backbone(tokens, self.cache)[:, 0]
+
+    def append(self, latents: torch.Tensor) -> None:
+        """Accept the chunk's clean latents ``[B, chunk·30]``."""
+        self.previous = self.model.latent_in(latents)[:, None]
+        self.position += 1

@@ -1,0 +1,48 @@
+"""The causal backbone: a ``transformers`` decoder over chunk tokens with sliding attention and a KV cache.
+
+A small Qwen3 decoder made from a config; nothing here depends on its size or on how its weights came to be.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import DynamicCache, Qwen3Config, Qwen3Model
+
+from flowportrait.generator.config import GeneratorConfig
+
+Cache = DynamicCache
+
+
+class Backbone(nn.Module):
+    """Tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``; state i depends on tokens i−window+1 … i."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.decoder = Qwen3Model(
+            Qwen3Config(
+                vocab_size=1,
+                hidden_size=config.hidden,
+                intermediate_size=3 * config.hidden,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                head_dim=config.hidden // config.heads,
+                layer_types=["sliding_attention"] * config.layers,
+                use_sliding_window=True,
+                sliding_window=config.window,
+                max_window_layers=0,
+                attention_dropout=0.0,
+                tie_word_embeddings=True,
+            )
+        )
+
+    def new_cache(self) -> Cache:
+        """An empty cache that forgets what the window no longer reaches."""
+        return DynamicCache(config=self.decoder.config)
+
+    def forward(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """All tokens at once, or the next ones after those in ``cache``."""
+        return self.decoder(
+            inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state

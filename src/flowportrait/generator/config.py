@@ -1,0 +1,36 @@
+"""What an AR-Flow generator is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowportrait.codec.basis import MOTION_DIM
+
+STYLE_DIM = 19
+"""Sixteen lower-face means of a speaker, and log amplitudes of lips, brows and head."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    hidden: int = 192
+    """Width of the causal backbone."""
+    layers: int = 4
+    heads: int = 4
+    chunk: int = 4
+    """Frames drawn at a time; 4 are 160 ms."""
+    window: int = 16
+    """Chunks a chunk can look back on (sliding attention); 16 are 2.56 s."""
+    audio_width: int = 128
+    head_width: int = 320
+    head_depth: int = 4
+    steps: int = 6
+    """Euler steps per chunk when sampling."""
+    shift: float = 1.0
+    """Schedule shift when sampling; more than 1 spends more steps at high noise."""
+    guidance: float = 1.0
+    """Classifier-free guidance on the audio; 1 is none."""
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers per chunk."""
+        return self.chunk * MOTION_DIM

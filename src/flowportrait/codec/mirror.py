@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from flowportrait.codec.basis import EXPRESSION, HEAD, MOTION_DIM, MotionBasis
+from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM, MotionBasis
 
 _FLIP = torch.tensor([-1.0, 1.0, 1.0])
 _HEAD_SIGN = torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
@@ -21,8 +21,12 @@ def partners(canonical: torch.Tensor) -> torch.Tensor:
 
 def mirror_matrix(basis: MotionBasis) -> torch.Tensor:
     """``[30, 30]`` such that ``motion @ M`` is the motion seen in a mirror."""
-    seen = (basis.directions * _FLIP)[:, partners(basis.canonical)]
+    seen = (basis.directions * _FLIP)[:, partners(basis.canonical)].flatten(1)
     matrix = torch.zeros(MOTION_DIM, MOTION_DIM)
-    matrix[EXPRESSION, EXPRESSION] = seen.flatten(1) @ basis.readout.T
+    for part in (LOWER, BROWS):
+        own = basis.directions[part].flatten(1)
+        matrix[part, part] = torch.linalg.lstsq(own.T, seen[part].T).solution.T
+    matrix[BLINK, BLINK] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    matrix[GAZE, GAZE] = torch.diag(torch.tensor([-1.0, 1.0]))
     matrix[HEAD, HEAD] = torch.diag(_HEAD_SIGN)
     return matrix

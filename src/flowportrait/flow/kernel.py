@@ -107,3 +107,12 @@ def cps(eta: float = 0.9) -> Kernel:
         )
 
     return kernel
+
+
+KERNELS: dict[str, Callable[[float], Kernel]] = {
+    "flow-sde": flow_sde,
+    "dance-sde": dance_sde,
+    "longcat-sde": longcat_sde,
+    "cps": cps,
+}
+"""Stochastic kernels by name, each from its η."""

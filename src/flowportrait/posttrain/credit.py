@@ -1,0 +1,76 @@
+"""From scores to advantages: every reward normalised by itself inside its group, then weighted and summed.
+
+    A[i] = Σ_r w_r · (r_i − mean_group r) / max(std_group r, floor_r)
+
+A group in which a reward does not vary gets nothing from that reward, and an invalid score takes part in nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from flowportrait.reward.interface import Score
+
+_ZERO_SPREAD = 1e-6
+
+
+@dataclass(frozen=True)
+class CreditConfig:
+    std: Literal["group", "largest", "none"] = "group"
+    """What a deviation is divided by: its group's std, the largest group's std (LongCat), or nothing (Dr-GRPO)."""
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    limit: float = 5.0
+    """Advantages are clipped to ± this."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Advantage ``[B]`` and what to log about where it came from."""
+
+    advantage: torch.Tensor
+    metrics: dict[str, float]
+
+
+def assign(
+    scores: Mapping[str, Score], group: torch.Tensor, weights: Mapping[str, float], config: CreditConfig
+) -> Credit:
+    """Advantages of B samples in groups ``[B]`` (any integer ids)."""
+    total = torch.zeros(len(group))
+    metrics: dict[str, float] = {}
+    for name, score in scores.items():
+        normalised, spread = normalise(score, group, config)
+        total += weights[name] * normalised
+        known = score.value[score.valid]
+        metrics[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
+        metrics[f"spread/{name}"] = spread
+        metrics[f"invalid/{name}"] = float((~score.valid).float().mean())
+    metrics["dead_groups"] = float(
+        torch.stack([(total[group == g].abs().max() <= _ZERO_SPREAD).float() for g in group.unique()]).mean()
+    )
+    return Credit(total.clamp(-config.limit, config.limit), metrics)
+
+
+def normalise(score: Score, group: torch.Tensor, config: CreditConfig) -> tuple[torch.Tensor, float]:
+    """Normalised scores ``[B]`` and the mean spread inside groups."""
+    result, spreads = torch.zeros(len(group)), []
+    members = [(group == g).nonzero()[:, 0] for g in group.unique()]
+    members = [rows[score.valid[rows]] for rows in members]
+    for rows in members:
+        if len(rows) < 2:
+            continue
+        values = score.value[rows].float()
+        deviation = values - values.mean()
+        if config.baseline == "leave_one_out":
+            deviation = deviation * len(rows) / (len(rows) - 1)
+        spread = float(values.std())
+        spreads.append(spread)
+        if spread <= _ZERO_SPREAD:
+            continue
+        result[rows] = deviation / spread if config.std == "group" else deviation
+    if config.std == "largest" and spreads and max(spreads) > _ZERO_SPREAD:
+        result = result / max(spreads)
+    return result, sum(spreads) / len(spreads) if spreads else 0.0

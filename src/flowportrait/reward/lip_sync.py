@@ -1,0 +1,48 @@
+"""The lip-sync reward: how much better the lips fit this moment of the speech than its neighbourhood.
+
+    dense[t] = cos(f_t, a_t) − mean_{3 ≤ |k| ≤ 10} cos(f_t, a_{t+k})
+
+Against shifted speech as the baseline, lips that fit any speech a little earn nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.sync import SyncExpert
+
+NEAREST, FARTHEST = 3, 10
+
+
+@dataclass(frozen=True)
+class LipSync:
+    """Scores with the reward-side sync expert, never with the evaluation side's."""
+
+    expert: SyncExpert
+    name: str = "sync"
+    needs: frozenset[str] = frozenset({"motion", "mel"})
+
+    @classmethod
+    def load(cls) -> LipSync:
+        """With the expert that ships."""
+        return cls(SyncExpert.load())
+
+    @torch.no_grad()
+    def __call__(self, batch: RewardBatch) -> Score:
+        face, voice = self.expert.embed_face(batch.motion), self.expert.embed_audio(batch.mel)
+        margin = margins(face @ voice.mT)
+        edge = (batch.motion.shape[1] - margin.shape[1]) // 2
+        dense = torch.nn.functional.pad(margin, (edge, batch.motion.shape[1] - margin.shape[1] - edge))
+        return all_valid(margin.mean(1), dense)
+
+
+def margins(similarity: torch.Tensor) -> torch.Tensor:
+    """Similarity ``[B, W, W]`` of every lip window with every speech window to the margin of each ``[B, W]``."""
+    place = torch.arange(similarity.shape[1])
+    apart = (place[:, None] - place[None]).abs()
+    others = ((apart >= NEAREST) & (apart <= FARTHEST)).float()
+    baseline = (similarity * others).sum(-1) / others.sum(-1).clamp_min(1.0)
+    return similarity.diagonal(dim1=1, dim2=2) - baseline

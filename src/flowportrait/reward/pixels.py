@@ -1,0 +1,72 @@
+"""Rewards on a small rendering: does the picture hold together in itself and in time.
+
+Both look at a handful of frame pairs, so a whole batch is scored in about a second. Both stop paying at what
+real motion reaches under the same rendering: a still face would otherwise be the best one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+
+PAIRS = 4
+
+
+def pair_indices(frames: int) -> tuple[int, ...]:
+    """Consecutive frame pairs spread over a clip: (i, i+1, j, j+1, …)."""
+    starts = np.linspace(frames * 0.1, frames - 2, PAIRS).astype(int)
+    return tuple(int(start) + step for start in starts for step in (0, 1))
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """Structural similarity of neighbouring frames and of every frame to the clip's median picture:
+    a distorted, tearing or pulsating face loses; more alike than ``real`` earns nothing."""
+
+    real: float
+    name: str = "perceptual"
+    needs: frozenset[str] = frozenset({"frames"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        frames = batch.frames(pair_indices(batch.motion.shape[1]))
+        middle = frames.median(1, keepdim=True).values.expand_as(frames)
+        neighbours = _ssim(frames[:, 0::2], frames[:, 1::2])
+        alike = 0.5 * neighbours + 0.5 * _ssim(frames, middle)
+        return all_valid(-(self.real - alike).clamp_min(0.0))
+
+
+def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    batch, count = a.shape[:2]
+    each = ssim(a.flatten(0, 1), b.flatten(0, 1), data_range=1.0, reduction="none")
+    assert isinstance(each, torch.Tensor)
+    return each.reshape(batch, count).mean(1)
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """Temporal consistency: what is left between two frames once optical flow (DIS) has explained the motion,
+    as far as it is more than the ``real`` residual."""
+
+    real: float
+    name: str = "temporal"
+    needs: frozenset[str] = frozenset({"frames"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        frames = batch.frames(pair_indices(batch.motion.shape[1]))
+        grey = (frames.mean(2) * 255).byte().numpy()
+        flow_net = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        height, width = grey.shape[-2:]
+        x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+        residual = torch.zeros(len(grey))
+        for sample, clip in enumerate(grey):
+            for now, later in zip(clip[0::2], clip[1::2], strict=True):
+                flow = flow_net.calc(later, now, None)
+                carried = cv2.remap(now, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                residual[sample] += float(np.abs(carried.astype(np.float32) - later).mean()) / 255 / PAIRS
+        return all_valid(-(residual - self.real).clamp_min(0.0))

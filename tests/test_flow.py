@@ -1,0 +1,162 @@
+"""Claims about kernels, solvers and ratios, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowportrait.flow.kernel import KERNELS, Step, cps, dance_sde, flow_sde, longcat_sde, ode
+from flowportrait.flow.noise import seed_of, unit_noise
+from flowportrait.flow.path import interpolate, predict_data, predict_noise, target_velocity
+from flowportrait.flow.ratio import gaussian_kl, log_ratio
+from flowportrait.flow.schedule import shifted
+from flowportrait.flow.solver import solve, solve_heun, walk
+
+levels = st.floats(0.05, 0.95)
+
+
+def pair(sigma: float, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(sigma, dtype=torch.float64), torch.tensor(sigma * share, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+@given(sigma=levels, share=st.floats(0.1, 0.9))
+def test_without_noise_every_kernel_is_an_euler_step(name: str, sigma: float, share: float) -> None:
+    step = KERNELS[name](0.0)(*pair(sigma, share))
+    euler = ode()(*pair(sigma, share))
+    for got, want in zip(step, euler, strict=True):
+        assert float(got) == pytest.approx(float(want), abs=1e-9)
+
+
+@given(sigma=levels, share=st.floats(0.1, 0.9), eta=st.floats(0.05, 1.0))
+def test_flow_sde_is_the_published_step(sigma: float, share: float, eta: float) -> None:
+    sigma_, next_ = pair(sigma, share)
+    a, b, s = flow_sde(eta)(sigma_, next_)
+    dt = share * sigma - sigma
+    g2 = eta**2 * sigma / (1 - sigma)
+    assert float(a) == pytest.approx(1 + g2 * dt / (2 * sigma), abs=1e-9)
+    assert float(b) == pytest.approx(dt * (1 + g2 * (1 - sigma) / (2 * sigma)), abs=1e-9)
+    assert float(s) == pytest.approx(math.sqrt(g2 * -dt), abs=1e-9)
+
+
+@given(sigma=levels, share=st.floats(0.1, 0.9), eta=st.floats(0.05, 0.95))
+def test_cps_mixes_predicted_data_predicted_noise_and_fresh_noise(sigma: float, share: float, eta: float) -> None:
+    sigma_, next_ = pair(sigma, share)
+    step = cps(eta)(sigma_, next_)
+    x, v = torch.tensor(0.7, dtype=torch.float64), torch.tensor(-1.3, dtype=torch.float64)
+    data, noise = predict_data(x, v, sigma_), predict_noise(x, v, sigma_)
+    fresh = float(next_) * math.sin(eta * math.pi / 2)
+    kept = math.sqrt(float(next_) ** 2 - fresh**2)
+    assert float(step.mean(x, v)) == pytest.approx(float((1 - next_) * data + kept * noise), abs=1e-6)
+    assert float(step.s) == pytest.approx(fresh, abs=1e-6)
+
+
+def test_longcat_never_exceeds_its_cap_and_puts_the_cap_into_the_drift() -> None:
+    sigma, following = torch.tensor(0.97), torch.tensor(0.6)
+    step = longcat_sde(1.0, 0.45)(sigma, following)
+    assert float(step.s) == pytest.approx(0.45)
+    assert float(step.a) == pytest.approx(1 - 0.45**2 / (2 * 0.97))
+
+
+def test_flow_sde_starts_at_pure_noise_without_diverging() -> None:
+    step = flow_sde(0.7)(torch.tensor(1.0), torch.tensor(0.9))
+    assert all(torch.isfinite(c) for c in step)
+
+
+def _gaussian_field(mean: float, std: float):  # type: ignore[no-untyped-def]
+    """The exact velocity E[ε − x₀ | x_σ] when the data are N(mean, std²)."""
+
+    def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        variance = (1 - sigma) ** 2 * std**2 + sigma**2
+        centred = x - (1 - sigma) * mean
+        return (sigma - (1 - sigma) * std**2) / variance * centred - mean
+
+    return velocity
+
+
+@pytest.mark.parametrize(("kernel", "keeps"), [(flow_sde(0.7), True), (dance_sde(0.3), True), (cps(0.9), False)])
+def test_sdes_keep_the_marginal_and_cps_contracts_it(kernel, keeps: bool) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, generator=generator)
+    steps = 100
+    for transition in walk(
+        _gaussian_field(1.5, 0.3), x, shifted(steps), kernel, lambda _: torch.randn(20_000, generator=generator)
+    ):
+        x = transition.x_next
+    assert float(x.mean()) == pytest.approx(1.5, abs=0.02)
+    if keeps:
+        assert float(x.std()) == pytest.approx(0.3, abs=0.012)
+    else:
+        assert float(x.std()) < 0.25
+
+
+def test_the_last_step_is_never_stochastic() -> None:
+    field = _gaussian_field(0.0, 1.0)
+    transitions = list(walk(field, torch.zeros(3), shifted(4), flow_sde(), lambda _: torch.ones(3)))
+    assert float(transitions[-1].step.s) == 0.0
+    assert all(float(t.step.s) > 0 for t in transitions[:-1])
+
+
+def test_the_ode_is_solved_exactly_where_velocity_is_constant_and_better_by_heun_elsewhere() -> None:
+    x = torch.tensor([0.4, -1.2])
+    assert torch.allclose(solve(lambda x, s: torch.full_like(x, 2.0), x, shifted(3)), x - 2.0)
+    field = _gaussian_field(1.5, 0.3)
+    # The ODE maps N(0, 1) onto N(1.5, 0.3²) monotonically: x ↦ 1.5 + 0.3 x.
+    exact = 1.5 + 0.3 * x
+    euler = (solve(field, x, shifted(20)) - exact).abs().max()
+    heun = (solve_heun(field, x, shifted(20)) - exact).abs().max()
+    assert heun < euler / 3
+
+
+@given(sigma=levels)
+def test_path_predictions_invert_interpolation(sigma: float) -> None:
+    x0, noise = torch.tensor([1.0, -2.0]), torch.tensor([0.3, 0.9])
+    level = torch.tensor(sigma)
+    x, v = interpolate(x0, noise, level), target_velocity(x0, noise)
+    assert torch.allclose(predict_data(x, v, level), x0, atol=1e-5)
+    assert torch.allclose(predict_noise(x, v, level), noise, atol=1e-5)
+
+
+@given(eta=st.floats(0.1, 1.0), shift=st.floats(-0.5, 0.5))
+def test_log_ratio_equals_the_difference_of_gaussian_log_densities(eta: float, shift: float) -> None:
+    sigma, following = pair(0.6, 0.7)
+    step: Step = flow_sde(eta)(sigma, following)
+    x, v_old, noise = (torch.tensor(c, dtype=torch.float64) for c in (0.2, -0.8, 1.1))
+    x_next = step.mean(x, v_old) + step.s * noise
+    v = v_old + shift
+
+    def log_density(velocity: torch.Tensor) -> torch.Tensor:
+        return -(((x_next - step.mean(x, velocity)) / step.s) ** 2) / 2
+
+    want = float(log_density(v) - log_density(v_old))
+    assert float(log_ratio(step.gain, noise, v - v_old)) == pytest.approx(want, rel=1e-4, abs=1e-5)
+    assert float(gaussian_kl(step.gain, v - v_old)) == pytest.approx(float((step.gain * shift) ** 2 / 2), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ratio_is_exactly_one_where_nothing_changed(dtype: torch.dtype) -> None:
+    v = torch.randn(64).to(dtype)
+    assert torch.equal(log_ratio(torch.tensor(-0.7), torch.randn(64).to(dtype), v - v), torch.zeros(64))
+
+
+def test_the_expected_ratio_under_the_old_policy_is_one() -> None:
+    noise = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    ratio = log_ratio(torch.tensor(0.8), noise, torch.tensor(0.3)).exp()
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=3e-3)
+
+
+@given(key=st.lists(st.integers(-5, 2**40), min_size=1, max_size=5))
+def test_noise_is_a_function_of_its_key(key: list[int]) -> None:
+    assert torch.equal(unit_noise(8, *key), unit_noise(8, *key))
+    assert seed_of(*key) != seed_of(*key[:-1], key[-1] + 1)
+
+
+def test_schedules_run_from_one_to_zero_and_shift_spends_steps_at_high_noise() -> None:
+    plain, high = shifted(6), shifted(6, 3.0)
+    assert plain[0] == high[0] == 1.0
+    assert plain[-1] == high[-1] == 0.0
+    assert (high[1:-1] > plain[1:-1]).all()

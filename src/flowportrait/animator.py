@@ -84,10 +84,10 @@ class Animator:
             condition = self.generator.condition(mel[None])
         return self._chunks(generate(self.generator, condition, [seed]), frames)
 
-    def _chunks(self, latents: Iterator[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+    @staticmethod
+    def _chunks(chunks: Iterator[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
         done = 0
-        for chunk in latents:
-            motion = self.generator.to_motion(chunk[:, None])[0]
-            yield motion[: frames - done]
-            done += len(motion)
+        for chunk in chunks:
+            yield chunk[0, : frames - done]
+            done += chunk.shape[1]
 

@@ -69,9 +69,9 @@ class WindowSampler:
     each played at a tempo of its own (lips and sound alike)."""
 
     def __init__(self, clips: list[MotionClip], frames: int, generator: torch.Generator) -> None:
-        self.clips = [clip for clip in clips if len(clip.motion) >= frames]
+        self.clips = [clip for clip in clips if len(clip.motion) > frames]
         if not self.clips:
-            raise BadInput(f"No training clip has {frames} frames: prepare longer videos or train on shorter windows.")
+            raise BadInput(f"No training clip has more than {frames} frames: prepare longer videos or train on shorter windows.")
         self.frames = frames
         self.generator = generator
         footage: dict[str, int] = defaultdict(int)
@@ -82,19 +82,19 @@ class WindowSampler:
         self.mirror = mirror_matrix(MotionBasis.load())
 
     def draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Motion ``[B, T, 30]``, mel ``[B, 4T, 80]``, style ``[B, 19]``."""
+        """Motion ``[B, 1 + T, 30]`` (with the frame before the window), mel ``[B, 4T, 80]``, style ``[B, 19]``."""
         picks = torch.multinomial(self.weights, batch, replacement=True, generator=self.generator).tolist()
-        motion = torch.empty(batch, self.frames, self.clips[0].motion.shape[1])
+        motion = torch.empty(batch, 1 + self.frames, self.clips[0].motion.shape[1])
         mel = torch.empty(batch, self.frames * MELS_PER_FRAME, N_MELS)
         for row, pick in enumerate(picks):
             clip = self.clips[pick]
             tempo = TEMPO[0] + (TEMPO[1] - TEMPO[0]) * float(torch.rand((), generator=self.generator))
-            length = min(round(self.frames * tempo), len(clip.motion))
-            start = int(torch.randint(len(clip.motion) - length + 1, (), generator=self.generator))
-            window = clip.motion[start : start + length]
+            length = min(round(self.frames * tempo), len(clip.motion) - 1)
+            start = 1 + int(torch.randint(len(clip.motion) - length, (), generator=self.generator))
+            window = clip.motion[start - 1 : start + length]
             if torch.rand((), generator=self.generator) < 0.5:
                 window = window @ self.mirror
-            motion[row] = _stretch(window, self.frames)
+            motion[row, 0], motion[row, 1:] = window[0], _stretch(window[1:], self.frames)
             sound = clip.mel[start * MELS_PER_FRAME : (start + length) * MELS_PER_FRAME]
             mel[row] = _stretch(sound, self.frames * MELS_PER_FRAME)
         return motion, mel, torch.stack([self.clips[pick].style for pick in picks])

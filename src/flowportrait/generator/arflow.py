@@ -1,8 +1,9 @@
 """AR-Flow: an autoregressive flow generator of motion latents.
 
-    token_i = audio of chunk i  +  latents of chunk i−1  +  style      (chunk: 4 frames × 30 numbers)
+    token_i = audio of chunk i  +  motion of chunk i−1  +  style       (chunk: 4 frames × 30 numbers)
     h_i     = backbone(token_1 … token_i)                              (causal, KV cache)
     z_i     = flow head integrated from noise, σ: 1 → 0, given h_i
+    motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``chunk_space``)
 
 ``contexts`` gives all h_i in one teacher-forced pass over known latents; ``Session`` gives them one by one while
 the latents come into being. Both agree up to rounding.
@@ -24,16 +25,18 @@ from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.errors import BadInput
 from flowportrait.generator.audio_encoder import AudioEncoder
 from flowportrait.generator.backbone import Backbone, Cache
+from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import STYLE_DIM, GeneratorConfig
 from flowportrait.generator.flow_head import FlowHead
-from flowportrait.media.mel import MELS_PER_FRAME
 
 
 class Condition(NamedTuple):
-    """What is known before the first chunk: audio ``[B, N, chunk·d]`` and style ``[B, hidden]`` embeddings."""
+    """What is known before the first chunk: audio ``[B, N, chunk·d]`` and style ``[B, hidden]`` embeddings, and the
+    motion frame to start from ``[B, 30]``."""
 
     audio: torch.Tensor
     style: torch.Tensor
+    start: torch.Tensor
 
     def repeat(self, times: int) -> Condition:
         """Each item ``times`` times in a row: siblings of a group share one encoding."""
@@ -49,18 +52,23 @@ class ARFlow(nn.Module):
         self.audio_encoder = AudioEncoder(config.audio_width)
         self.audio_in = nn.Linear(config.chunk * config.audio_width, config.hidden)
         self.silence = nn.Parameter(torch.zeros(config.chunk * config.audio_width))
-        self.latent_in = nn.Linear(config.latent_dim, config.hidden)
-        self.start = nn.Parameter(torch.zeros(config.hidden))
+        self.motion_in = nn.Linear(config.latent_dim, config.hidden)
         self.style_in = nn.Linear(STYLE_DIM, config.hidden)
         self.backbone = Backbone(config)
         self.head = FlowHead(config.latent_dim, config.hidden, config.head_width, config.head_depth)
+        self.space = ChunkSpace(config.chunk)
         self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
 
     def condition(
-        self, mel: torch.Tensor, style: torch.Tensor | None = None, drop_audio: torch.Tensor | None = None
+        self,
+        mel: torch.Tensor,
+        style: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        drop_audio: torch.Tensor | None = None,
     ) -> Condition:
         """Encode log-mel ``[B, 4T, 80]`` (T a multiple of the chunk) and style ``[B, 19]`` (default: the typical
-        speaker). ``drop_audio`` ``[B]`` bool replaces the audio by the learned no-audio vector."""
+        speaker); ``start`` ``[B, 30]`` is the frame before the first (default: the resting face). ``drop_audio``
+        ``[B]`` bool replaces the audio by the learned no-audio vector."""
         features = self.audio_encoder(mel)
         batch, frames, _ = features.shape
         if frames % self.config.chunk:
@@ -70,21 +78,30 @@ class ARFlow(nn.Module):
             audio = torch.where(drop_audio[:, None, None], self.silence, audio)
         if style is None:
             style = self.rest_style.expand(batch, -1)
-        return Condition(audio, self.style_in(style))
+        if start is None:
+            start = mel.new_zeros(batch, MOTION_DIM)
+        return Condition(audio, self.style_in(style), start)
 
     def without_audio(self, condition: Condition) -> Condition:
         """The same condition with the audio taken away, for guidance."""
         return condition._replace(audio=self.silence.expand_as(condition.audio))
 
     def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
-        """Backbone input for chunks whose predecessors' embedded latents are ``previous`` ``[B, N, hidden]``."""
+        """Backbone input for chunks whose predecessors' embedded motion are ``previous`` ``[B, N, hidden]``."""
         return self.audio_in(condition.audio) + previous + condition.style[:, None]
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
-        """h for every chunk ``[B, N, hidden]``, given clean (or noised) latents ``[B, N, chunk·30]`` of all."""
-        start = self.start.expand(len(latents), 1, -1)
-        previous = torch.cat([start, self.latent_in(latents[:, :-1])], 1)
-        return self.backbone(self.tokens(condition, previous))
+        """h for every chunk ``[B, N, hidden]``, given the clean latents ``[B, N, chunk·30]`` of all."""
+        return self.contexts_after(condition, self.to_motion(latents, condition.start)[:, : -self.config.chunk])
+
+    def contexts_after(self, condition: Condition, motion: torch.Tensor) -> torch.Tensor:
+        """h for every chunk, given the motion ``[B, (N−1)·chunk, 30]`` that all but the first follow."""
+        lead = condition.start[:, None].expand(-1, self.config.chunk, -1)
+        return self.backbone(self.tokens(condition, self.embed_motion(torch.cat([lead, motion], 1))))
+
+    def embed_motion(self, motion: torch.Tensor) -> torch.Tensor:
+        """Motion ``[B, N·chunk, 30]`` to one vector per chunk ``[B, N, hidden]``."""
+        return self.motion_in(motion.reshape(len(motion), -1, self.config.latent_dim))
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``)."""
@@ -94,13 +111,11 @@ class ARFlow(nn.Module):
         """Start generating from nothing."""
         return Session(self, condition)
 
-    def to_latents(self, motion: torch.Tensor) -> torch.Tensor:
-        """Motion ``[B, T, 30]`` to chunks ``[B, N, chunk·30]``."""
-        return motion.reshape(len(motion), -1, self.config.latent_dim)
-
-    def to_motion(self, latents: torch.Tensor) -> torch.Tensor:
-        """Chunks to motion ``[B, T, 30]``."""
-        return latents.reshape(len(latents), -1, MOTION_DIM)
+    def to_motion(self, latents: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
+        """Latents ``[B, N, chunk·30]`` to motion ``[B, T, 30]`` after the frame ``start`` (default: at rest)."""
+        if start is None:
+            start = latents.new_zeros(len(latents), MOTION_DIM)
+        return self.space.decode_track(latents, start).flatten(1, 2)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and float16 ``model.safetensors``; each file appears only when complete."""
@@ -137,15 +152,19 @@ class Session:
         self.condition = condition
         self.cache: Cache = model.backbone.new_cache()
         self.position = 0
-        self.previous = model.start.expand(len(condition.style), 1, -1)
+        self.last = condition.start
+        self.previous = self.last[:, None].expand(-1, model.config.chunk, -1)
 
     def context(self) -> torch.Tensor:
         """h of the next chunk ``[B, hidden]``. Call once per chunk."""
         now = slice(self.position, self.position + 1)
-        tokens = self.model.tokens(self.condition._replace(audio=self.condition.audio[:, now]), self.previous)
+        embedded = self.model.embed_motion(self.previous)
+        tokens = self.model.tokens(self.condition._replace(audio=self.condition.audio[:, now]), embedded)
         return self.model.backbone(tokens, self.cache)[:, 0]
 
-    def append(self, latents: torch.Tensor) -> None:
-        """Accept the chunk's clean latents ``[B, chunk·30]``."""
-        self.previous = self.model.latent_in(latents)[:, None]
+    def append(self, latents: torch.Tensor) -> torch.Tensor:
+        """Accept the chunk's clean latents ``[B, chunk·30]``; returns its motion ``[B, chunk, 30]``."""
+        self.previous = self.model.space.decode(latents, self.last)
+        self.last = self.previous[:, -1]
         self.position += 1
+        return self.previous

@@ -2,8 +2,9 @@
 
     L = E ‖ w ⊙ ( v(x_σ, σ | h) − (ε − z) ) ‖²,   x_σ = (1−σ) z + σ ε,   h from noised history
 
-The history the backbone sees is noised by a random amount, so that at sampling time its own small errors look
-familiar (against exposure bias). The speech is dropped in a tenth of the items, for guidance.
+The history the backbone sees, and the frame each chunk continues from, are displaced by a random amount, so that
+at sampling time its own small errors look familiar and are undone (against exposure bias). The speech is dropped
+in a tenth of the items, for guidance.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler, load_motion
 from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.augment import augment
+from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import GeneratorConfig
 
 
@@ -37,8 +40,8 @@ class PretrainConfig:
     warmup: int = 200
     weight_decay: float = 0.05
     ema: float = 0.999
-    history_noise: float = 0.5
-    """Largest noise level added to the history."""
+    history_noise: float = 0.7
+    """Largest displacement of the history, in typical changes over a chunk."""
     drop_audio: float = 0.1
     drop_style: float = 0.2
     seed: int = 0
@@ -47,7 +50,7 @@ class PretrainConfig:
     check_every: int = 250
 
 
-LATENT_WEIGHT = (
+MOTION_WEIGHT = (
     1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.8, 0.8, 0.8, 0.6, 0.6, 0.6, 0.6,
     0.5, 0.5, 0.5, 0.5, 0.7, 0.7, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5,
 )  # fmt: skip
@@ -62,25 +65,35 @@ def flow_matching_loss(
     config: PretrainConfig,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean loss over a batch: motion ``[B, T, 30]``, mel ``[B, 4T, 80]``, style ``[B, 19]``."""
+    """Mean loss over a batch: motion ``[B, 1 + T, 30]`` (the frame before comes first), mel ``[B, 4T, 80]``,
+    style ``[B, 19]``."""
     batch = len(motion)
 
     def chance(share: float) -> torch.Tensor:
         return torch.rand(batch, generator=generator) < share
 
-    latents = model.to_latents(motion)
-    level = config.history_noise * torch.rand(batch, 1, 1, generator=generator)
-    history = latents + level * torch.randn(latents.shape, generator=generator)
+    start, motion = motion[:, 0], motion[:, 1:].unflatten(1, (-1, model.config.chunk))
+    level = config.history_noise * torch.rand(batch, 1, 1, 1, generator=generator)
+    displacement = torch.randn(*motion.shape[:2], 1, MOTION_DIM, generator=generator)
+    jitter = 0.3 * torch.randn(motion.shape, generator=generator)
+    history = motion + level * model.space.step_size * (displacement + jitter)
+    base = torch.cat([start[:, None], history[:, :-1, -1]], 1)
+    latents = model.space.encode(motion, base)
     style = torch.where(chance(config.drop_style)[:, None], model.rest_style, style)
-    condition = model.condition(mel, style, drop_audio=chance(config.drop_audio))
-    context = model.contexts(condition, history)
+    condition = model.condition(mel, style, start, drop_audio=chance(config.drop_audio))
+    context = model.contexts_after(condition, history[:, :-1].flatten(1, 2))
     # Logit-normal σ: the middle of the path is the hard part.
     sigma = torch.sigmoid(torch.randn(latents.shape[:2], generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     error = model.velocity(interpolate(latents, noise, sigma[..., None]), sigma, context)
     error = error - target_velocity(latents, noise)
-    weight = torch.tensor(LATENT_WEIGHT).repeat(model.config.chunk)
-    return (weight * error.square()).mean()
+    return (latent_weight(model.space) * error.square()).mean()
+
+
+def latent_weight(space: ChunkSpace) -> torch.Tensor:
+    """Weight of each latent ``[chunk·30]``: that of its motion number, times the root of its mode's share."""
+    share = (space.scale / space.scale[:, :1]).sqrt().clamp_min(0.2)
+    return (torch.tensor(MOTION_WEIGHT)[:, None] * share).flatten()
 
 
 def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = False) -> Path:
@@ -93,6 +106,7 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
     samplers = [WindowSampler(clips, frames, generator) for frames in config.windows]
     model = ARFlow(config.generator)
     model.rest_style.copy_(typical_style(clips))
+    model.space.fit(clip.motion for clip in clips)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay

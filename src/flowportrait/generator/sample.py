@@ -16,7 +16,7 @@ from flowportrait.generator.arflow import ARFlow, Condition
 def generate(
     model: ARFlow, condition: Condition, seeds: list[int], guidance: float | None = None
 ) -> Iterator[torch.Tensor]:
-    """Yield latents ``[B, chunk·30]`` chunk by chunk; item b uses ``seeds[b]``."""
+    """Yield motion ``[B, chunk, 30]`` chunk by chunk; item b uses ``seeds[b]``."""
     config = model.config
     weight = config.guidance if guidance is None else guidance
     sigmas = shifted(config.steps, config.shift)
@@ -25,10 +25,9 @@ def generate(
     for chunk in range(condition.audio.shape[1]):
         x = torch.stack([unit_noise(config.latent_dim, seed, chunk) for seed in seeds])
         latents = solve(_field(model, session.context(), blind and blind.context(), weight), x, sigmas)
-        yield latents
-        session.append(latents)
         if blind:
             blind.append(latents)
+        yield session.append(latents)
 
 
 def _field(
@@ -51,4 +50,4 @@ def generate_motion(
     """Motion ``[B, T, 30]`` for log-mel ``[B, 4T, 80]``, T a multiple of the chunk."""
     with torch.no_grad():
         condition = model.condition(mel, style)
-    return model.to_motion(torch.stack(list(generate(model, condition, seeds, guidance)), 1))
+    return torch.cat(list(generate(model, condition, seeds, guidance)), 1)

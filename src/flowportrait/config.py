@@ -1,0 +1,164 @@
+"""Configurations are frozen dataclasses with strict keys.
+
+``override(config, ["objective.kl_weight=0.1", "groups=4"])`` reads each value by the type its field declares; an
+unknown key or a value of another type is the user's error and is named with what would have been right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flowportrait.errors import BadInput
+
+Config = TypeVar("Config")
+
+
+def override(config: Config, changes: Sequence[str]) -> Config:
+    """A copy of ``config`` with ``a.b=value`` changes applied in order.
+
+    Raises:
+        BadInput: a change without ``=``, an unknown key, or a value that does not fit its field.
+    """
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator:
+            raise BadInput(f"--set needs key=value, not {change!r}.")
+        config = _replace(config, key.strip().split("."), text.strip(), key.strip())
+    return config
+
+
+def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
+    hints = _fields(config)
+    name = path[0]
+    _check_key(name, hints, full)
+    current = getattr(config, name)
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise BadInput(f"--set {full}: {name} has no parts; write {name}=value.")
+        value: Any = _replace(current, path[1:], text, full)
+    elif dataclasses.is_dataclass(current):
+        raise BadInput(f"--set {full} needs one of its parts: {', '.join(f'{full}.{k}' for k in _fields(current))}.")
+    else:
+        value = _parse(text, hints[name], full)
+    return dataclasses.replace(config, **{name: value})  # type: ignore[type-var]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON-able values, nested like the dataclasses."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
+    """Inverse of ``to_dict``; missing keys take their defaults.
+
+    Raises:
+        BadInput: an unknown key or a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in data.items():
+        _check_key(key, hints, key)
+        values[key] = _convert(value, hints[key], key)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise BadInput(f"The configuration is incomplete: {error}.") from error
+
+
+def save(config: Any, path: Path) -> None:
+    """Write as JSON, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def load(kind: type[Config], path: Path) -> Config:
+    """Read what ``save`` wrote.
+
+    Raises:
+        BadInput: no such file, not JSON, or keys that ``kind`` does not have.
+    """
+    try:
+        return from_dict(kind, json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise BadInput(f"{path} cannot be read as a configuration: {error}.") from error
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return typing.get_type_hints(type(config))
+
+
+def _check_key(name: str, hints: dict[str, Any], full: str) -> None:
+    if name not in hints:
+        near = difflib.get_close_matches(name, hints, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise BadInput(f"Unknown key {full!r}: {hint}Known keys are {', '.join(hints)}.")
+
+
+def _parse(text: str, hint: Any, key: str) -> Any:
+    """Read a command-line word as ``hint``."""
+    if _plain(hint) in (str, Path):
+        return _convert(text, hint, key)
+    if typing.get_origin(hint) is tuple:
+        inner = text.strip("()[] ")
+        return _convert([_word(part) for part in inner.split(",") if part.strip()], hint, key)
+    return _convert(_word(text), hint, key)
+
+
+def _word(text: str) -> Any:
+    text = text.strip()
+    constants = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _plain(hint: Any) -> Any:
+    """The one type of ``T | None``."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else hint
+    return hint
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """``value`` as a ``hint``, or BadInput."""
+    plain = _plain(hint)
+    if value is None and plain is not hint:
+        return None
+    if dataclasses.is_dataclass(plain) and isinstance(plain, type) and isinstance(value, dict):
+        return from_dict(plain, value)
+    origin = typing.get_origin(plain)
+    if origin is typing.Literal:
+        if value in typing.get_args(plain):
+            return value
+        raise BadInput(f"{key}={value} is not possible: choose one of {', '.join(map(str, typing.get_args(plain)))}.")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, typing.get_args(plain)[0], key) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {k: _convert(v, typing.get_args(plain)[1], key) for k, v in value.items()}
+    if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if plain is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if plain is bool and isinstance(value, bool):
+        return value
+    if plain is str and isinstance(value, str):
+        return value
+    if plain is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    name = getattr(plain, "__name__", str(plain))
+    raise BadInput(f"{key}={value} does not fit: it takes a value of type {name}.")

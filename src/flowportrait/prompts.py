@@ -1,0 +1,67 @@
+"""Prompts: which portrait speaks which recording.
+
+A folder of images and audio files. With a ``prompts.jsonl`` in it, one line per pair,
+``{"image": "a.png", "audio": "b.wav", "id": "optional"}``; without one, every image speaks every recording.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowportrait.errors import BadInput
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+AUDIO_SUFFIXES = {".wav", ".mp3", ".m4a", ".flac", ".ogg", ".opus", ".aac"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One portrait and one recording."""
+
+    id: str
+    image: Path
+    audio: Path
+
+
+def read_prompts(folder: Path) -> list[Prompt]:
+    """The prompts of a folder, in a fixed order.
+
+    Raises:
+        BadInput: no such folder, nothing to pair, or a bad line in ``prompts.jsonl``.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"No prompts folder at {folder}: give a folder with images and audio files.")
+    listing = folder / "prompts.jsonl"
+    if listing.is_file():
+        return _listed(listing)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    sounds = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+    for found, kind in ((images, "images"), (sounds, "audio files")):
+        if not found:
+            raise BadInput(f"{folder} holds no {kind}: prompts need at least one portrait and one recording.")
+    return [Prompt(f"{image.stem}-{sound.stem}", image, sound) for image in images for sound in sounds]
+
+
+def _listed(listing: Path) -> list[Prompt]:
+    prompts = []
+    for number, line in enumerate(listing.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{listing} line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{where} is not JSON ({error.msg}): write one object per line.") from error
+        if not isinstance(record, dict) or set(record) - {"image", "audio", "id"} or not {"image", "audio"} <= set(record):
+            raise BadInput(f'{where} needs the keys "image" and "audio", "id" if you like, and no others.')
+        image, audio = listing.parent / record["image"], listing.parent / record["audio"]
+        for path in (image, audio):
+            if not path.is_file():
+                raise BadInput(f"{where} names {path}, which does not exist.")
+        prompts.append(Prompt(str(record.get("id", f"{image.stem}-{audio.stem}")), image, audio))
+    if not prompts:
+        raise BadInput(f"{listing} lists no prompts: write one JSON object per line.")
+    return prompts

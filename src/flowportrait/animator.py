@@ -12,15 +12,22 @@ import numpy as np
 import torch
 
 from flowportrait.checkpoints import load_generator
+from flowportrait.codec.basis import LOWER, MotionBasis
+from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.sample import generate
 from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.crop import paste_back
+from flowportrait.media.face import Faces, FaceTracker, bridge
 from flowportrait.media.mel import MELS_PER_FRAME, frame_count, level, log_mel
 from flowportrait.media.portrait import Portrait
+from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 
 SHORTEST_SECONDS = 0.2
+MEMORY_FRAMES = 50
+"""How many frames of a video its mouth is learned from."""
 
 
 class Animator:
@@ -39,31 +46,73 @@ class Animator:
         return np.stack(list(self.animate(image, audio, seed=seed, size=size)))
 
     def animate(
-        self, image: np.ndarray, audio: np.ndarray, *, seed: int = 0, size: int = 512, crop: bool = True
+        self,
+        image: np.ndarray,
+        audio: np.ndarray,
+        *,
+        seed: int = 0,
+        size: int = 512,
+        crop: bool = True,
+        name: str = "the photo",
     ) -> Iterator[np.ndarray]:
-        """Yield frames ``[size, size, 3]`` uint8 RGB at 25 fps while they are made.
+        """Yield frames at 25 fps while they are made: ``[size, size, 3]`` uint8 RGB of the face, or with ``crop``
+        off the whole picture with the face pasted back (sides cut to even numbers).
 
-        image ``[H, W, 3]`` uint8 RGB; audio ``[N]`` float32 at 16 kHz. With ``crop`` off the face is pasted back
-        into the full picture, frames then have its size (sides cut to even numbers).
+        image ``[H, W, 3]`` uint8 RGB; audio ``[N]`` float32 at 16 kHz; ``name`` stands for the image in messages.
 
         Raises:
-            BadInput: no face in the picture, or audio under 0.2 s.
+            BadInput: no face in the picture, or audio under 0.2 s; before the first frame is asked for.
         """
-        portrait = Portrait.from_image(image, size)
         motion = self.motion(audio, seed=seed)
-        return self._draw(MotionCodec(portrait), motion, crop)
+        codec = MotionCodec(Portrait.from_image(image, size, name))
+        return self._draw(codec, motion, crop)
 
-    def _draw(self, codec: MotionCodec, motion: Iterator[torch.Tensor], crop: bool) -> Iterator[np.ndarray]:
-        from flowportrait.media.crop import paste_back
-
+    @staticmethod
+    def _draw(codec: MotionCodec, motion: Iterator[torch.Tensor], crop: bool) -> Iterator[np.ndarray]:
         portrait = codec.portrait
         height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
         for chunk in motion:
             for frame in codec.decode(chunk):
-                if crop:
-                    yield frame
-                else:
-                    yield paste_back(portrait.image, frame, portrait.to_crop)[:height, :width]
+                yield frame if crop else paste_back(portrait.image, frame, portrait.to_crop)[:height, :width]
+
+    def dub(self, video: Path, audio: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
+        """Yield the video's frames (25 fps, even sides) with lips that follow ``audio`` ``[N]`` at 16 kHz.
+
+        Pose, eyes, light and background stay the video's own; frames without a face pass unchanged. Lasts as long
+        as the video: past the end of the speech the lips rest.
+
+        Raises:
+            BadInput: unreadable video, no face in it, or audio under 0.2 s; before the first frame is asked for.
+        """
+        with FaceTracker() as tracker:
+            faces = tracker.track(iter_frames(video))
+        if not faces.valid.any():
+            raise BadInput(f"No face found in {video}: give a video with one clearly visible face.")
+        frames = len(faces.valid)
+        speech = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
+        speech[: len(audio)] = audio[: len(speech)]
+        if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
+            raise _too_short(audio)
+        lips = torch.cat(list(self.motion(speech, seed=seed)))
+        return self._redraw(video, faces, lips)
+
+    @staticmethod
+    def _redraw(video: Path, faces: Faces, lips: torch.Tensor) -> Iterator[np.ndarray]:
+        basis = MotionBasis.load()
+        landmarks = bridge(faces.landmarks, faces.valid)
+        own, identity = basis.encode(landmarks, bridge(faces.blendshapes, faces.valid))
+        spoken = own.clone()
+        spoken[:, LOWER] = lips[:, LOWER]
+        # What the basis cannot express of the tracked face stays as tracked: only the difference is applied.
+        target = landmarks + (basis.decode(spoken, identity) - basis.decode(own, identity)).numpy()
+        sampled = np.flatnonzero(faces.valid)[:: max(1, int(faces.valid.sum()) // MEMORY_FRAMES)]
+        wanted = set(sampled.tolist())
+        kept = [frame for index, frame in enumerate(iter_frames(video)) if index in wanted]
+        memory = MouthMemory.from_video(kept, landmarks[sampled])
+        for index, frame in enumerate(iter_frames(video)):
+            if faces.valid[index]:
+                frame = redraw_mouth(frame, landmarks[index], target[index], memory)
+            yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
 
     def motion(self, audio: np.ndarray, *, seed: int = 0) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` chunk by chunk for 16 kHz samples ``[N]``; in all ``frame_count(audio)`` frames.
@@ -72,9 +121,7 @@ class Animator:
             BadInput: audio under 0.2 s.
         """
         if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
-            raise BadInput(
-                f"The audio lasts {len(audio) / SAMPLE_RATE:.2f} s, under {SHORTEST_SECONDS} s: give a longer recording."
-            )
+            raise _too_short(audio)
         frames, chunk = frame_count(audio), self.generator.config.chunk
         padded = -(-frames // chunk) * chunk
         mel = log_mel(level(audio))
@@ -91,3 +138,7 @@ class Animator:
             yield chunk[0, : frames - done]
             done += chunk.shape[1]
 
+
+def _too_short(audio: np.ndarray) -> BadInput:
+    seconds = len(audio) / SAMPLE_RATE
+    return BadInput(f"The audio lasts {seconds:.2f} s, under {SHORTEST_SECONDS} s: give a longer recording.")

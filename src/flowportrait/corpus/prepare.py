@@ -20,7 +20,7 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.errors import BadInput
 from flowportrait.media.align import mouth_patch
 from flowportrait.media.audio import read_audio
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".m4v"}
@@ -102,17 +102,7 @@ def _fill(landmarks: np.ndarray, blendshapes: np.ndarray) -> tuple[np.ndarray, n
     valid = ~np.isnan(landmarks[:, 0, 0])
     if valid.mean() < MIN_VALID_SHARE:
         raise BadInput(f"a face is seen in only {valid.mean():.0%} of the frames")
-    if valid.all():
-        return landmarks, blendshapes
-    from scipy.interpolate import interp1d
-
-    times = np.arange(len(landmarks))
-
-    def bridge(values: np.ndarray) -> np.ndarray:
-        known = interp1d(times[valid], values[valid], axis=0, bounds_error=False, fill_value="extrapolate")
-        return known(times).astype(np.float32)
-
-    return bridge(landmarks), bridge(blendshapes)
+    return bridge(landmarks, valid), bridge(blendshapes, valid)
 
 
 def _work(job: tuple[Source, Path]) -> dict[str, object]:

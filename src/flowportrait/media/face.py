@@ -111,3 +111,11 @@ class FaceTracker:
 def face_height(landmarks: np.ndarray) -> float:
     """Vertical extent of the landmarks in pixels."""
     return float(np.ptp(landmarks[:, 1]))
+
+
+def bridge(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Tracks ``[T, ...]`` with the frames that are not valid filled in linearly, held at the ends."""
+    known = np.flatnonzero(valid)
+    flat = values.reshape(len(values), -1)
+    filled = np.stack([np.interp(np.arange(len(values)), known, column[known]) for column in flat.T], 1)
+    return filled.reshape(values.shape).astype(np.float32)

@@ -1,0 +1,114 @@
+"""A triangle mesh over the whole portrait: the tracked face, and a grid for hair, neck and background around
+it.
+
+    face vertices   follow their landmarks exactly
+    grid vertices   p + w(p) (rigid(p) - p) + sum_i k_i(p) residual_i
+
+w is the head weight (one on hair, zero on the background), ``rigid`` the head's similarity motion in 3-D,
+and residual_i what the jaw line does beyond it, felt only close by. The grid's border never moves.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+
+import cv2
+import numpy as np
+from safetensors.numpy import load
+from scipy.spatial import Delaunay
+
+from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, RIGID
+from flowportrait.codec.silhouette import head_weight
+
+N_FACE = 468
+_GRID = 32
+_CLEARANCE = 0.45
+_REACH = 0.22
+
+
+@lru_cache(maxsize=1)
+def face_triangles() -> np.ndarray:
+    """Triangles ``[900, 3]`` int32 of the face: MediaPipe's tesselation with its eye and mouth holes closed."""
+    data = load(files("flowportrait").joinpath("weights/mouth/triangles.safetensors").read_bytes())
+    holes = [_strip(upper, lower) for upper, lower, _ in EYES] + [_strip(INNER_UPPER, INNER_LOWER)]
+    return np.concatenate([data["face"].astype(np.int32), *holes])
+
+
+def _strip(upper: list[int], lower: list[int]) -> np.ndarray:
+    """Triangles between two chains that share their ends."""
+    quads = zip(upper[:-1], upper[1:], lower[:-1], lower[1:], strict=True)
+    triangles = [t for a, b, c, d in quads for t in ((a, b, d), (a, d, c)) if len(set(t)) == 3]
+    return np.array(triangles, np.int32)
+
+
+def rigid_motion(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Similarity of the skull, ``target ≈ source @ matrix.T + shift`` (Umeyama 1991), from landmarks
+    ``[478, 3]`` to landmarks ``[478, 3]``: matrix ``[3, 3]``, shift ``[3]``."""
+    a, b = source[RIGID].astype(np.float64), target[RIGID].astype(np.float64)
+    a_mean, b_mean = a.mean(0), b.mean(0)
+    a, b = a - a_mean, b - b_mean
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    matrix = (u * sign) @ vt * ((s * sign).sum() / (a**2).sum())
+    return matrix, b_mean - matrix @ a_mean
+
+
+class HeadMesh:
+    """Mesh of one portrait crop ``[S, S, 3]`` with landmarks ``[478, 3]`` px.
+
+    ``source`` ``[V, 2]`` are the vertices' places in the crop, ``triangles`` ``[F, 3]`` int32; calling the
+    mesh with target landmarks gives the vertices' new places. weight: the head weight, any square size;
+    found in the crop by default.
+    """
+
+    def __init__(self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None) -> None:
+        size = crop.shape[0]
+        self.landmarks = landmarks.astype(np.float64)
+        oval = self.landmarks[FACE_OVAL]
+        grid = self._grid_outside(oval[:, :2], size)
+        distance = np.linalg.norm(grid[:, None] - oval[None, :, :2], axis=-1)
+        kernel = (distance**2 + (0.01 * size) ** 2) ** -2
+        self._blend = kernel / kernel.sum(1, keepdims=True)
+        height = np.ptp(oval[:, 1])
+        depth = self._blend @ oval[:, 2]
+        self._grid = np.column_stack([grid, depth])
+        weight = head_weight(crop, landmarks) if weight is None else weight
+        shrunk = (grid * weight.shape[0] / size).astype(np.float32)
+        self._weight = cv2.remap(
+            weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )[0].astype(np.float64)
+        fade = np.exp(-((distance.min(1) / (_REACH * height)) ** 2))
+        edge = np.minimum(grid, size - 1 - grid).min(1)
+        self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
+        self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
+        self.triangles = np.concatenate([face_triangles(), self._outer_triangles(oval[:, :2], grid)])
+        self._behind = height * 0.05
+
+    def __call__(self, target: np.ndarray) -> np.ndarray:
+        """Vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
+        matrix, shift = rigid_motion(self.landmarks, target)
+        moved = self._grid @ matrix.T + shift
+        oval = self.landmarks[FACE_OVAL]
+        residual = target[FACE_OVAL, :2] - (oval @ matrix.T + shift)[:, :2]
+        place = (
+            self._grid[:, :2] + self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
+        )
+        outer = np.column_stack([place, self._grid[:, 2] + self._behind])
+        return np.concatenate([target[:N_FACE], outer])
+
+    @staticmethod
+    def _grid_outside(oval: np.ndarray, size: int) -> np.ndarray:
+        line = np.linspace(0, size - 1, _GRID + 1)
+        grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+        hull = cv2.convexHull(oval.astype(np.float32))
+        inside = np.array([cv2.pointPolygonTest(hull, (float(x), float(y)), True) for x, y in grid])
+        return grid[inside < -_CLEARANCE * size / _GRID]
+
+    @staticmethod
+    def _outer_triangles(oval: np.ndarray, grid: np.ndarray) -> np.ndarray:
+        """Delaunay triangles between the oval and the grid, as vertex numbers of the whole mesh."""
+        number = np.concatenate([FACE_OVAL, N_FACE + np.arange(len(grid))])
+        triangles = Delaunay(np.concatenate([oval, grid])).simplices
+        # A triangle of oval vertices only lies within the face, which has its own triangles.
+        return number[triangles[(triangles >= len(oval)).any(1)]].astype(np.int32)

@@ -1,0 +1,74 @@
+"""Backward warping through a mesh: which source pixel does each output pixel show?
+
+The mesh is rasterised at its target place with the source coordinates as vertex colours; nearer triangles
+hide farther ones. One ``cv2.remap`` with the result draws the picture.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+_DISTANCE = 20.0
+_HALF_ANGLE = 0.05
+_DEPTH = 0.1
+_HALF_FROM = 384
+
+
+class Rasterizer:
+    """Source maps ``[S, S, 2]`` float32 for meshes with fixed triangles ``[F, 3]`` and source places ``[V,
+    2]``.
+
+    Large maps are rasterised at half size and enlarged: a map is straight nearly everywhere, and where one
+    part hides another its jump becomes a soft edge instead of a jagged one.
+    """
+
+    def __init__(self, triangles: np.ndarray, source: np.ndarray, size: int) -> None:
+        self._triangles = np.ascontiguousarray(triangles, np.int32)
+        self._size = size
+        self._half = size >= _HALF_FROM and size % 2 == 0
+        small = size // 2 if self._half else size
+        # OpenCV interpolates colours in [0, 1] exactly; the third channel is unused.
+        self._colours = np.zeros((len(source), 3), np.float32)
+        self._colours[:, :2] = source / (size - 1)
+        # A pixel no triangle covers (rounding along the border) shows itself.
+        own = ((np.arange(small) + 0.5) * (size / small) - 0.5).astype(np.float32) / (size - 1)
+        self._empty = np.dstack([*np.meshgrid(own, own), np.zeros((small, small), np.float32)])
+        self._far = np.full((small, small), 2 * _DISTANCE, np.float32)
+        self._camera = np.eye(4, dtype=np.float32)
+        self._settings = cv2.TriangleRasterizeSettings()
+        self._settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
+        self._settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+        self._colour, self._depth = self._empty.copy(), self._far.copy()
+
+    def __call__(self, vertices: np.ndarray) -> np.ndarray:
+        """Source coordinates seen at each pixel for vertices ``[V, 3]`` px; pixels left empty map to
+        themselves."""
+        last = self._size - 1
+        unit = _DISTANCE * np.tan(_HALF_ANGLE) / (self._size / 2)
+        # Offsets are scaled by depth to undo the perspective of OpenCV's only camera.
+        away = _DISTANCE + vertices[:, 2] * (unit * _DEPTH)
+        world = np.empty((len(vertices), 3), np.float32)
+        world[:, 0] = (vertices[:, 0] - last / 2) * unit * away / _DISTANCE
+        world[:, 1] = (last / 2 - vertices[:, 1]) * unit * away / _DISTANCE
+        world[:, 2] = -away
+        np.copyto(self._colour, self._empty)
+        np.copyto(self._depth, self._far)
+        cv2.triangleRasterize(
+            world, self._triangles, self._colours, self._colour, self._depth, self._camera,
+            2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, self._settings,
+        )  # fmt: skip
+        source = self._colour[..., :2] * np.float32(last)
+        if self._half:
+            source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)
+            # Enlarging cannot extrapolate; the border is the fixed frame of the picture.
+            line = np.arange(self._size, dtype=np.float32)
+            source[0], source[-1] = (
+                np.column_stack([line, 0 * line]),
+                np.column_stack([line, 0 * line + last]),
+            )
+            source[:, 0], source[:, -1] = (
+                np.column_stack([0 * line, line]),
+                np.column_stack([0 * line + last, line]),
+            )
+        return source

@@ -26,7 +26,8 @@ EYES = (
 it)."""
 
 RIGID = [
-    33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 2, 98, 327, 10, 109, 338, 67, 297, 151, 9, 127, 356, 234, 454, 21, 251,
+    33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 2, 98, 327, 10, 109, 338, 67, 297, 151, 9, 127, 356, 234, 454,
+    21, 251,
 ]  # fmt: skip
 """Landmarks that move with the skull and hardly with speech."""
 
@@ -45,7 +46,7 @@ def smooth_chain(points: np.ndarray, steps: int = _STEPS) -> np.ndarray:
 
 
 def opening(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.ndarray:
-    """Closed outline ``[M, 2]`` between two chains ``[N, 2]`` that share their ends; crossed parts are shut."""
+    """Closed outline ``[M, 2]`` between two chains ``[N, 2]`` with common ends; crossed parts are shut."""
     top, bottom = smooth_chain(upper, steps), smooth_chain(lower, steps)
     crossed = top[:, 1] > bottom[:, 1]
     middle = (top + bottom) / 2

@@ -36,7 +36,7 @@ class MouthMemory:
 
     @classmethod
     def from_video(cls, frames: Iterable[np.ndarray], landmarks: np.ndarray) -> MouthMemory:
-        """Memory of frames ``[H, W, 3]`` uint8 with landmarks ``[T, 478, 3]`` px (a sample of them will do)."""
+        """Memory of frames ``[H, W, 3]`` uint8 with landmarks ``[T, 478, 3]`` px (a sample will do)."""
         colours = [skin_colour(frame, points) for frame, points in zip(frames, landmarks, strict=False)]
         eyes = np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=1)
         gap = np.linalg.norm(landmarks[:, 14] - landmarks[:, 13], axis=1) / eyes

@@ -29,7 +29,7 @@ _REACH = 0.22
 
 @lru_cache(maxsize=1)
 def face_triangles() -> np.ndarray:
-    """Triangles ``[900, 3]`` int32 of the face: MediaPipe's tesselation with its eye and mouth holes closed."""
+    """Triangles ``[900, 3]`` int32 of the face: MediaPipe's tesselation with eyes and mouth closed."""
     data = load(files("flowportrait").joinpath("weights/mouth/triangles.safetensors").read_bytes())
     holes = [_strip(upper, lower) for upper, lower, _ in EYES] + [_strip(INNER_UPPER, INNER_LOWER)]
     return np.concatenate([data["face"].astype(np.int32), *holes])

@@ -24,7 +24,7 @@ LAYERS = 4
 
 
 def features(place: Any, shape: Any) -> list[Any]:
-    """The network's 12 inputs ``[N]`` from coordinates ``[N, 5]`` and opening shape ``[N, 2]``, NumPy or torch."""
+    """The 12 inputs ``[N]`` for coordinates ``[N, 5]``, opening shape ``[N, 2]``, NumPy or torch."""
     u, s, j, a, b = (place[:, i] for i in range(5))
     h, w = shape[:, 0], shape[:, 1]
     share, spread = a / (a + b + 0.02), abs(u) / (w + 0.1)

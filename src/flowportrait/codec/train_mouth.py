@@ -105,7 +105,7 @@ class Footage(nn.Module):
 
     def forward(self, place: Tensor, shape: Tensor, clip: Tensor, softness: float) -> Tensor:
         """Colour ratios ``[N, 3]``."""
-        x = features(place, shape)
+        x = torch.stack(features(place, shape), -1)
         for layer in self.linear[:-1]:
             x = F.relu(layer(x))
         gain = self.clip_gain(clip)
@@ -145,9 +145,7 @@ def train(config: Config) -> None:
         optimiser.step()
         schedule.step()
         if step % 500 == 0 or step == config.steps - 1:
-            print(
-                f"{step}: misfit {misfit.item():.4f} lines {model.line.tolist()} curves {model.curve.tolist()}"
-            )
+            print(f"{step}: misfit {misfit.item():.4f}, tooth lines {model.line.tolist()}")
     MouthModel(
         [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in model.linear],
         model.line.detach().numpy(),

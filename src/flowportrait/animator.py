@@ -13,6 +13,7 @@ import torch
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import LOWER, MotionBasis
+from flowportrait.codec.calm import Calm
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
@@ -133,9 +134,9 @@ class Animator:
 
     @staticmethod
     def _chunks(chunks: Iterator[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
-        done = 0
+        done, calm = 0, Calm()
         for chunk in chunks:
-            yield chunk[0, : frames - done]
+            yield calm(chunk)[0, : frames - done]
             done += chunk.shape[1]
 
 

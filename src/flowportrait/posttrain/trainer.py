@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from flowportrait.codec.calm import Calm
 from flowportrait.flow.kernel import KERNELS
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain.credit import assign
@@ -55,7 +56,7 @@ class Trainer:
         started = time.monotonic()
         trajectory, mel, portraits = self.collect()
         rolled = time.monotonic()
-        motion = self.roles.live.to_motion(trajectory.latents)
+        motion = Calm()(self.roles.live.to_motion(trajectory.latents))
         draw = self.draw_for(portraits) if self.draw_for else None
         scores = self.rewards(RewardBatch(motion, mel, draw))
         credit = assign(scores, trajectory.group, self.rewards.weights, self.recipe.credit)

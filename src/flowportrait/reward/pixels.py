@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+import torch.nn.functional as F
 
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 
 PAIRS = 4
+_SSIM_WINDOW = 7
 
 
 def pair_indices(frames: int) -> tuple[int, ...]:
@@ -36,16 +37,27 @@ class Perceptual:
     def __call__(self, batch: RewardBatch) -> Score:
         frames = batch.frames(pair_indices(batch.motion.shape[1]))
         middle = frames.median(1, keepdim=True).values.expand_as(frames)
-        neighbours = _ssim(frames[:, 0::2], frames[:, 1::2])
-        alike = 0.5 * neighbours + 0.5 * _ssim(frames, middle)
+        neighbours = structural_similarity(frames[:, 0::2], frames[:, 1::2]).mean(1)
+        alike = 0.5 * neighbours + 0.5 * structural_similarity(frames, middle).mean(1)
         return all_valid(-(self.real - alike).clamp_min(0.0))
 
 
-def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    batch, count = a.shape[:2]
-    each = ssim(a.flatten(0, 1), b.flatten(0, 1), data_range=1.0, reduction="none")
-    assert isinstance(each, torch.Tensor)
-    return each.reshape(batch, count).mean(1)
+def structural_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean SSIM (Wang 2004, 7 x 7 uniform windows, luma) of pictures ``[..., 3, H, W]`` in [0, 1].
+
+    Pooling does it in a fiftieth of the time of a Gaussian convolution, which a reward pays every iteration.
+    """
+    x, y = (picture.mean(-3).flatten(0, -3)[:, None] for picture in (a, b))
+
+    def local(values: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(values, _SSIM_WINDOW, stride=2)
+
+    mean_x, mean_y = local(x), local(y)
+    var_x, var_y = local(x * x) - mean_x**2, local(y * y) - mean_y**2
+    covariance = local(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+    contrast = (2 * covariance + 9e-4) / (var_x + var_y + 9e-4)
+    return (luminance * contrast).mean((1, 2, 3)).reshape(a.shape[:-3])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from flowportrait.media.portrait import Portrait
 
 def talking(landmarks: np.ndarray, frames: int) -> np.ndarray:
     """A nodding head with lips that open and close, ``[T, 478, 3]`` px."""
-    centre = landmarks.mean(0) + [0, 40, 90]
+    centre = landmarks.mean(0) + np.array([0, 40, 90])
     poses = []
     for t in range(frames):
         points = landmarks.astype(np.float64)

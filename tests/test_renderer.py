@@ -39,7 +39,7 @@ def draw(landmarks: np.ndarray) -> np.ndarray:
 
 def turned(yaw: float = 0, pitch: float = 0, roll: float = 0) -> np.ndarray:
     points = astronaut().landmarks.astype(np.float64)
-    centre = points.mean(0) + [0, 40, 90]
+    centre = points.mean(0) + np.array([0, 40, 90])
     turn = Rotation.from_euler("yxz", [yaw, pitch, roll], degrees=True).as_matrix()
     return (points - centre) @ turn.T + centre
 

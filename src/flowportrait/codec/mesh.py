@@ -25,6 +25,7 @@ N_FACE = 468
 _GRID = 32
 _CLEARANCE = 0.45
 _REACH = 0.22
+_HIDDEN = 0.03
 
 
 @lru_cache(maxsize=1)
@@ -65,13 +66,14 @@ class HeadMesh:
     def __init__(self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None) -> None:
         size = crop.shape[0]
         self.landmarks = landmarks.astype(np.float64)
-        oval = self.landmarks[FACE_OVAL]
-        grid = self._grid_outside(oval[:, :2], size)
-        distance = np.linalg.norm(grid[:, None] - oval[None, :, :2], axis=-1)
+        self._outline = _visible_outline(self.landmarks[:N_FACE, :2])
+        outline = self.landmarks[self._outline]
+        grid = self._grid_outside(outline[:, :2], size)
+        distance = np.linalg.norm(grid[:, None] - outline[None, :, :2], axis=-1)
         kernel = (distance**2 + (0.01 * size) ** 2) ** -2
         self._blend = kernel / kernel.sum(1, keepdims=True)
-        height = np.ptp(oval[:, 1])
-        depth = self._blend @ oval[:, 2]
+        height = np.ptp(outline[:, 1])
+        depth = self._blend @ outline[:, 2]
         self._grid = np.column_stack([grid, depth])
         weight = head_weight(crop, landmarks) if weight is None else weight
         shrunk = (grid * weight.shape[0] / size).astype(np.float32)
@@ -82,15 +84,15 @@ class HeadMesh:
         edge = np.minimum(grid, size - 1 - grid).min(1)
         self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
         self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
-        self.triangles = np.concatenate([face_triangles(), self._outer_triangles(oval[:, :2], grid)])
+        self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
         self._behind = height * 0.05
 
     def __call__(self, target: np.ndarray) -> np.ndarray:
         """Vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
         matrix, shift = rigid_motion(self.landmarks, target)
         moved = self._grid @ matrix.T + shift
-        oval = self.landmarks[FACE_OVAL]
-        residual = target[FACE_OVAL, :2] - (oval @ matrix.T + shift)[:, :2]
+        outline = self.landmarks[self._outline]
+        residual = target[self._outline, :2] - (outline @ matrix.T + shift)[:, :2]
         place = (
             self._grid[:, :2] + self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
         )
@@ -98,17 +100,35 @@ class HeadMesh:
         return np.concatenate([target[:N_FACE], outer])
 
     @staticmethod
-    def _grid_outside(oval: np.ndarray, size: int) -> np.ndarray:
+    def _grid_outside(outline: np.ndarray, size: int) -> np.ndarray:
         line = np.linspace(0, size - 1, _GRID + 1)
         grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
-        hull = cv2.convexHull(oval.astype(np.float32))
+        hull = cv2.convexHull(outline.astype(np.float32))
         inside = np.array([cv2.pointPolygonTest(hull, (float(x), float(y)), True) for x, y in grid])
         return grid[inside < -_CLEARANCE * size / _GRID]
 
-    @staticmethod
-    def _outer_triangles(oval: np.ndarray, grid: np.ndarray) -> np.ndarray:
-        """Delaunay triangles between the oval and the grid, as vertex numbers of the whole mesh."""
-        number = np.concatenate([FACE_OVAL, N_FACE + np.arange(len(grid))])
-        triangles = Delaunay(np.concatenate([oval, grid])).simplices
-        # A triangle of oval vertices only lies within the face, which has its own triangles.
-        return number[triangles[(triangles >= len(oval)).any(1)]].astype(np.int32)
+    def _outer_triangles(self, grid: np.ndarray) -> np.ndarray:
+        """Delaunay triangles from the outline to the grid, as vertex numbers of the whole mesh."""
+        number = np.concatenate([self._outline, N_FACE + np.arange(len(grid))])
+        points = np.concatenate([self.landmarks[self._outline, :2], grid])
+        triangles = Delaunay(points).simplices
+        outer = (triangles >= len(self._outline)).any(1)
+        # Among outline vertices only, a triangle is wanted where the face has a bay, not across the face.
+        face = np.zeros(np.ceil(points.max(0)).astype(int)[::-1] + 1, np.uint8)
+        for triangle in np.round(self.landmarks[face_triangles(), :2]).astype(np.int32):
+            cv2.fillConvexPoly(face, triangle, 1)
+        middle = np.round(points[triangles].mean(1)).astype(int).clip(0, np.array(face.shape[::-1]) - 1)
+        return number[triangles[outer | (face[middle[:, 1], middle[:, 0]] == 0)]].astype(np.int32)
+
+
+def _visible_outline(points: np.ndarray) -> np.ndarray:
+    """Vertices on the rim of the face as it is seen in the photo.
+
+    In a turned face the far part of the oval hides behind the cheek; there the cheek's edge is the rim.
+    """
+    hull = cv2.convexHull(points.astype(np.float32), returnPoints=False)[:, 0]
+    rim = points[hull].astype(np.float32)
+    reach = _HIDDEN * np.ptp(points[:, 1])
+    depth = [cv2.pointPolygonTest(rim, (float(x), float(y)), True) for x, y in points[FACE_OVAL]]
+    seen = [vertex for vertex, inside in zip(FACE_OVAL, depth, strict=True) if inside < reach]
+    return np.array(sorted({*hull.tolist(), *seen}))

@@ -22,7 +22,7 @@ _LOWER_TEETH = np.array([0.0, 5.3, 11.1, 17.5, 23.2, 28.2]) / 90
 _GROOVE = 0.004
 _UPPER_GROOVE, _LOWER_GROOVE = 0.16, 0.12
 _ROUNDING = 0.010
-_UPPER_LONGER = 0.008
+_UPPER_LONGER = -0.002
 _LOWER_SHORTER = 0.03
 # Footage of news presenters shows more of the lower teeth than most people do.
 _TOOTH_HUE, _CAVITY_HUE = 0.4, 0.7
@@ -34,8 +34,9 @@ _PHOTO_OPENING = 0.025
 _STRIDE = 3
 _TOUCHING = 2.0
 _NARROW, _NARROW_BELOW = 0.55, 0.035
-_BRIGHTNESS = np.array([1.0, 1.1, 0.92], np.float32)
+_BRIGHTNESS = np.array([1.0, 1.3, 0.95], np.float32)
 _CAVITY_PEAK = 0.5
+_UPPER_SHADE = 0.25
 _LIP_SHADE = np.array([0.2, 0.42, 0.4], np.float32)
 _SEAM = 0.4
 _SHADOW, _SHADOW_BELOW = 0.35, 0.6
@@ -105,11 +106,12 @@ class Mouth:
         # Beyond the lips' edges the layers go on as at the edge.
         coarse[..., 3:] = coarse[..., 3:].clip(0)
         layers = self._model.layers(coarse.reshape(-1, 5), (shape.height, shape.width))
-        layers = self._tinted(layers).reshape(len(ys), len(xs), 9)
+        layers = self._tinted(layers, coarse[..., 0].reshape(-1)).reshape(len(ys), len(xs), 9)
         # Little light gets in where the lips are close together, and the lower lip shades the teeth behind
         # it.
         above, below = coarse[..., 3], coarse[..., 4]
         layers *= (1 - _NARROW * np.exp(-(((above + below) / _NARROW_BELOW) ** 2)))[..., None]
+        layers[..., 3:6] *= (1 - _UPPER_SHADE * np.exp(-((above / 0.02) ** 2)))[..., None]
         layers[..., 6:] *= 1 - self._lip_shade * np.exp(-((below / 0.02) ** 2))[..., None]
         grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32) / _STRIDE
         layers = np.dstack(
@@ -121,14 +123,18 @@ class Mouth:
         place = cv2.remap(np.ascontiguousarray(coarse[..., :3]), grid, None, cv2.INTER_LINEAR)
         return self._paint(layers, place, float(np.hypot(*shape.axes[0])))
 
-    def _tinted(self, ratios: np.ndarray) -> np.ndarray:
+    def _tinted(self, ratios: np.ndarray, across: np.ndarray) -> np.ndarray:
         """Layer colours ``[N, 9]`` in the portrait's palette from ratios to the skin."""
         ratios = ratios.reshape(-1, 3, 3) * _BRIGHTNESS[:, None]
-        # Tongue and cavity never outshine the teeth.
-        ratios[:, 0] *= np.minimum(1, _CAVITY_PEAK / ratios[:, 0].mean(1, keepdims=True))
+        # Tongue and cavity never outshine the teeth, and the tongue is round.
+        peak = _CAVITY_PEAK * (0.55 + 0.45 * np.exp(-((across / 0.12) ** 2)))
+        ratios[:, 0] *= np.minimum(1, peak / ratios[:, 0].mean(1))[:, None]
         colour = ratios * self._skin
         grey = (colour @ _LUMA)[..., None]
-        hue = self._colourful * np.array([_CAVITY_HUE, _TOOTH_HUE, _TOOTH_HUE], np.float32)[None, :, None]
+        # Enamel is white in light and takes the mouth's colour in shadow.
+        shadow = (1.25 - grey / (self._skin @ _LUMA)).clip(0, 1) * (1 - _TOOTH_HUE) + _TOOTH_HUE
+        shadow[:, 0] = _CAVITY_HUE
+        hue = self._colourful * shadow
         base = grey * (1 + self._colourful * (_BASE - 1))
         return (base + hue * (colour - grey)).reshape(-1, 9)
 

@@ -13,6 +13,7 @@ _DISTANCE = 20.0
 _HALF_ANGLE = 0.05
 _DEPTH = 0.1
 _HALF_FROM = 384
+_JUMP = 3.0
 
 
 class Rasterizer:
@@ -59,6 +60,10 @@ class Rasterizer:
             2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, self._settings,
         )  # fmt: skip
         source = self._colour[..., :2] * np.float32(last)
+        # Where one part hides another the map jumps along pixel steps: soften the steps, and only there.
+        soft = cv2.GaussianBlur(source, (5, 5), 1.2)
+        apart = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
+        source = cv2.copyTo(soft, cv2.compare(apart, _JUMP, cv2.CMP_GT), source)
         if self._half:
             source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)
             # Enlarging cannot extrapolate; the border is the fixed frame of the picture.

@@ -75,8 +75,8 @@ def find_faces(image: np.ndarray) -> list[Found]:
     """Faces in ``image`` with landmarks in its pixels, largest first.
 
     The detector sees a 128 px thumbnail, so small faces are missed in the whole picture; where nothing is
-    found, overlapping tiles of a half, a third and a fifth of the shorter side are searched. What tiles show must
-    be seen again, in the same place, in two closer views: a coffee cup is a face once, but not thrice.
+    found, overlapping tiles of a half, a third and a fifth of the shorter side are searched. What tiles show
+    must be seen again, in the same place, in two closer views: a coffee cup is a face once, but not thrice.
     """
     with FaceTracker(still=True, max_faces=_MAX_FACES) as tracker:
         for closer, windows in enumerate(_searches(image.shape[:2])):

@@ -25,10 +25,10 @@ _ROUNDING = 0.010
 _UPPER_LONGER = -0.002
 _LOWER_SHORTER = 0.03
 # Footage of news presenters shows more of the lower teeth than most people do.
-_TOOTH_HUE, _CAVITY_HUE = 0.4, 0.7
+_TOOTH_HUE, _CAVITY_HUE = 0.4, 0.45
 # How much of the skin's hue shows, and the colour the rest has: enamel is nearly white, gums and tongue are
 # red.
-_BASE = np.array([[1.22, 0.92, 0.92], [1.06, 1.0, 0.92], [1.06, 1.0, 0.92]], np.float32)
+_BASE = np.array([[1.28, 0.9, 0.88], [1.06, 1.0, 0.92], [1.06, 1.0, 0.92]], np.float32)
 _GREY_SATURATION = 0.10
 _PHOTO_OPENING = 0.025
 _STRIDE = 3

@@ -13,7 +13,7 @@ _DISTANCE = 20.0
 _HALF_ANGLE = 0.05
 _DEPTH = 0.1
 _HALF_FROM = 384
-_JUMP = 3.0
+_JUMP = 2.0
 
 
 class Rasterizer:
@@ -63,6 +63,8 @@ class Rasterizer:
         # Where one part hides another the map jumps along pixel steps: soften the steps, and only there.
         soft = cv2.GaussianBlur(source, (5, 5), 1.2)
         apart = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
+        # A blur bends any map at the border, where nothing hides anything.
+        apart[:2], apart[-2:], apart[:, :2], apart[:, -2:] = 0, 0, 0, 0
         source = cv2.copyTo(soft, cv2.compare(apart, _JUMP, cv2.CMP_GT), source)
         if self._half:
             source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)

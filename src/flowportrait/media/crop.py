@@ -42,9 +42,8 @@ def paste_back(
         mask.astype(np.float32), local, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     result = image.copy()
-    under = result[top:bottom, left:right]
-    mixed = under + weight[..., None] * (drawn.astype(np.float32) - under)
-    result[top:bottom, left:right] = np.round(mixed).clip(0, 255).astype(np.uint8)
+    under = np.ascontiguousarray(result[top:bottom, left:right])
+    result[top:bottom, left:right] = cv2.blendLinear(drawn, under, weight, 1 - weight)
     return result
 
 

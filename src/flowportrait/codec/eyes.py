@@ -1,7 +1,7 @@
 """Eyes under moving lids: the eyeball is a layer of its own, seen through the lids' opening.
 
 Lids are skin and belong to the mesh, but an open lid shows little but lashes: a lid that comes down is
-painted with the skin below the brow and keeps its lash line. The eyeball stays in its place in the head, and
+painted with the skin around it and keeps its lash line. The eyeball stays in its place in the head, and
 its iris slides with the gaze:
 
     eye'(x) = eye(p − gaze · exp(−(|p − iris − gaze| / 1.7 r)⁴)),     p = head-aligned x
@@ -15,10 +15,10 @@ import numpy as np
 from flowportrait.codec.contours import EYES, fill, opening, smooth_chain
 
 _SHADE = 0.45
-_LID_SKIN = ((225, 224, 223, 222), (442, 443, 444, 445))
-"""Skin between brow and lid fold, in the order of the lid's landmarks."""
+_LID_SKIN = ((225, 224, 223, 222, 228, 229, 230, 231), (442, 443, 444, 445, 451, 450, 449, 448))
+"""Skin between brow and lid fold, then below the eye, each in the order of the lid's landmarks."""
 
-_LASHES = 0.6
+_LASHES = 0.75
 _OPACITY = 0.88
 _TOUCHING = 1.5
 
@@ -63,13 +63,14 @@ class Eye:
         """Lid colour along the eye ``[9, 3]`` and lash colour ``[3]``."""
         smooth = cv2.GaussianBlur(crop, (0, 0), max(0.05 * self._width, 0.5))
         index = np.round(skin).astype(int).clip(0, crop.shape[0] - 1)
-        samples = smooth[index[:, 1], index[:, 0]].astype(np.float32)
+        # The brow shades the skin above more than a lid; the skin below catches more light.
+        samples = smooth[index[:, 1], index[:, 0]].astype(np.float32).reshape(2, 4, 3).mean(0)
         along = np.linspace(0, 1, 9)
         lid = np.stack([np.interp(along, np.linspace(0, 1, 4), samples[:, c]) for c in range(3)], -1)
         rim = np.round(self.outline[8:25]).astype(int).clip(0, crop.shape[0] - 1)
         dark = crop[rim[:, 1], rim[:, 0]].astype(np.float32)
         lash = dark[np.argsort(dark.sum(1))[: len(dark) // 3]].mean(0)
-        return lid.astype(np.float32) * np.float32(0.96), np.minimum(lash, lid.mean(0) * 0.6)
+        return lid.astype(np.float32) * np.float32(0.96), np.minimum(lash, lid.mean(0) * 0.5)
 
     def _draw_lid(
         self, frame: np.ndarray, upper: np.ndarray, mapping: np.ndarray, shift: np.ndarray, closed: float

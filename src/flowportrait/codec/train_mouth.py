@@ -29,6 +29,7 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.media.video import iter_frames
 
 _MIN_OPENING = 0.035
+_SHARP = 0.006
 _FRAMES_PER_CLIP = 6
 _PIXELS_PER_FRAME = 400
 
@@ -50,11 +51,10 @@ class Config:
 
 def collect(corpus: Path, footage: Path) -> dict[str, np.ndarray]:
     """Pixels inside open mouths: coordinates ``[N, 5]``, shape ``[N, 2]`` (height, width), colour ratio to
-    the skin ``[N, 3]``, clip number ``[N]``."""
+    the skin ``[N, 3]``, clip number ``[N]``, whether its speaker is held out ``[N]``."""
     rng = np.random.default_rng(0)
     records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
-    records = [record for record in records if record["split"] != "dev"]
-    columns: dict[str, list[np.ndarray]] = {"place": [], "shape": [], "ratio": [], "clip": []}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("place", "shape", "ratio", "clip", "dev")}
     for number, record in enumerate(track(records, description="cutting mouths")):
         clip = Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
         video = footage / f"{record['name']}.mp4"
@@ -82,6 +82,7 @@ def collect(corpus: Path, footage: Path) -> dict[str, np.ndarray]:
             columns["shape"].append(np.tile([shape.height, shape.width], (len(inside), 1)).astype(np.float32))
             columns["ratio"].append(colour.astype(np.float32))
             columns["clip"].append(np.full(len(inside), number, np.int32))
+            columns["dev"].append(np.full(len(inside), record["split"] == "dev"))
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
@@ -125,9 +126,12 @@ def train(config: Config) -> None:
     torch.manual_seed(config.seed)
     if not config.samples.is_file():
         save_file(collect(config.corpus, Path(os.environ["FLOWPORTRAIT_DATA"])), str(config.samples))
-    data = load_torch(str(config.samples))
+    samples = load_torch(str(config.samples))
+    held_out = samples.pop("dev")
+    dev = {name: value[held_out] for name, value in samples.items()}
+    data = {name: value[~held_out] for name, value in samples.items()}
     numbers, data["clip"] = torch.unique(data["clip"], return_inverse=True)
-    print(f"{len(data['clip'])} pixels of {len(numbers)} clips")
+    print(f"{len(data['clip'])} pixels of {len(numbers)} clips, {len(dev['clip'])} held out")
     model = Footage(len(numbers))
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -136,7 +140,7 @@ def train(config: Config) -> None:
     for step in range(config.steps):
         rows = torch.randint(len(data["clip"]), (config.batch,))
         # Tooth lines start soft, so that they feel a gradient from afar, and end sharp.
-        softness = 0.03 * (1 - step / config.steps) + 0.006
+        softness = 0.03 * (1 - step / config.steps) + _SHARP
         drawn = model(data["place"][rows], data["shape"][rows], data["clip"][rows], softness)
         misfit = F.smooth_l1_loss(drawn, data["ratio"][rows], beta=0.1)
         prior = 2.0 * model.clip_line.weight.square().mean() + 0.02 * model.clip_gain.weight.square().mean()
@@ -146,11 +150,24 @@ def train(config: Config) -> None:
         schedule.step()
         if step % 500 == 0 or step == config.steps - 1:
             print(f"{step}: misfit {misfit.item():.4f}, tooth lines {model.line.tolist()}")
+    report(model, dev, data["ratio"].median(0).values)
     MouthModel(
         [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in model.linear],
         model.line.detach().numpy(),
         model.curve.detach().numpy(),
     ).save(config.output)
+
+
+def report(model: Footage, dev: dict[str, Tensor], constant: Tensor) -> None:
+    """Print the mean absolute error of colour ratios on held-out speakers, whose tooth lines and brightness
+    are unknown, against one constant colour."""
+    with torch.no_grad():
+        model.clip_line.weight.zero_()
+        model.clip_gain.weight.zero_()
+        nobody = torch.zeros(len(dev["place"]), dtype=torch.long)
+        drawn = model(dev["place"], dev["shape"], nobody, _SHARP)
+    error, flat = ((guess - dev["ratio"]).abs().mean().item() for guess in (drawn, constant))
+    print(f"held-out speakers: mean absolute error {error:.3f}, a constant colour {flat:.3f}")
 
 
 if __name__ == "__main__":

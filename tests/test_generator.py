@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,13 @@ def test_a_sample_does_not_depend_on_its_neighbours(model: ARFlow, mel: torch.Te
 
 
 def test_guidance_of_one_is_no_guidance_and_zero_forgets_the_audio(model: ARFlow, mel: torch.Tensor) -> None:
-    plain = generate_motion(model, mel, [3, 3])
-    assert torch.equal(plain, generate_motion(model, mel, [3, 3], guidance=1.0))
-    deaf = generate_motion(model, mel, [3, 3], guidance=0.0)
+    def at(guidance: float) -> torch.Tensor:
+        twin = ARFlow(replace(TINY, guidance=guidance)).eval()
+        twin.load_state_dict(model.state_dict())
+        return generate_motion(twin, mel, [3, 3])
+
+    plain, deaf = at(1.0), at(0.0)
+    assert torch.allclose(plain, at(1.000001), atol=1e-3)
     assert torch.allclose(deaf[0], deaf[1], atol=1e-5)
     assert not torch.allclose(plain[0], plain[1], atol=1e-2)
 

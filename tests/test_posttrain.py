@@ -132,34 +132,43 @@ def scores(*values: float, valid: list[bool] | None = None) -> dict[str, Score]:
 
 def test_a_group_without_spread_earns_nothing_and_others_are_unaffected() -> None:
     group = torch.tensor([7, 7, 7, 3, 3, 3])
-    credit = assign(scores(2.0, 2.0, 2.0, 0.0, 1.0, 2.0), group, {"r": 1.0}, CreditConfig())
-    assert torch.equal(credit.advantage[:3], torch.zeros(3))
-    assert torch.allclose(credit.advantage[3:], torch.tensor([-1.0, 0.0, 1.0]))
+    credit = assign(scores(2.0, 2.0, 2.0, 0.0, 1.0, 2.0), group, 1, {"r": 1.0}, CreditConfig())
+    assert torch.equal(credit.advantage[:3], torch.zeros(3, 1))
+    assert torch.allclose(credit.advantage[3:, 0], torch.tensor([-1.0, 0.0, 1.0]))
     assert credit.metrics["dead_groups"] == 0.5
 
 
 def test_an_invalid_score_takes_part_in_nothing() -> None:
     group = torch.zeros(4, dtype=torch.long)
     credit = assign(
-        scores(0.0, 1.0, 2.0, float("nan"), valid=[True, True, True, False]), group, {"r": 1.0}, CreditConfig()
+        scores(0.0, 1.0, 2.0, float("nan"), valid=[True, True, True, False]), group, 1, {"r": 1.0}, CreditConfig()
     )
-    assert torch.allclose(credit.advantage, torch.tensor([-1.0, 0.0, 1.0, 0.0]))
+    assert torch.allclose(credit.advantage[:, 0], torch.tensor([-1.0, 0.0, 1.0, 0.0]))
 
 
 def test_advantages_do_not_depend_on_a_rewards_scale_or_offset() -> None:
     group = torch.tensor([0, 0, 0, 1, 1, 1])
     value = torch.randn(6)
-    plain = assign(scores(*value.tolist()), group, {"r": 1.0}, CreditConfig())
-    moved = assign(scores(*(100 * value + 5).tolist()), group, {"r": 1.0}, CreditConfig())
+    plain = assign(scores(*value.tolist()), group, 1, {"r": 1.0}, CreditConfig())
+    moved = assign(scores(*(100 * value + 5).tolist()), group, 1, {"r": 1.0}, CreditConfig())
     assert torch.allclose(plain.advantage, moved.advantage, atol=1e-4)
 
 
 def test_the_largest_spread_damps_groups_that_hardly_vary() -> None:
     group = torch.tensor([0, 0, 1, 1])
-    credit = assign(scores(0.0, 1.0, 0.0, 0.01), group, {"r": 1.0}, CreditConfig(std="largest"))
+    credit = assign(scores(0.0, 1.0, 0.0, 0.01), group, 1, {"r": 1.0}, CreditConfig(std="largest"))
     assert credit.advantage[3].abs() < 0.02 * credit.advantage[1].abs()
 
 
 def test_a_group_of_one_has_no_advantage() -> None:
-    credit = assign(scores(3.0), torch.tensor([0]), {"r": 1.0}, CreditConfig())
+    credit = assign(scores(3.0), torch.tensor([0]), 1, {"r": 1.0}, CreditConfig())
     assert credit.advantage.item() == 0.0
+
+
+def test_a_dense_reward_pays_the_chunk_that_earned_it() -> None:
+    dense = torch.zeros(2, 12)
+    dense[1, 4:8] = 1.0
+    earned = {"r": Score(dense.mean(1), torch.ones(2, dtype=torch.bool), dense)}
+    credit = assign(earned, torch.zeros(2, dtype=torch.long), 3, {"r": 1.0}, CreditConfig(dense=1.0))
+    assert torch.equal(credit.advantage[:, [0, 2]], torch.zeros(2, 2))
+    assert credit.advantage[1, 1] > 0 > credit.advantage[0, 1]

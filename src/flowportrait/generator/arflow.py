@@ -82,17 +82,21 @@ class ARFlow(nn.Module):
             start = mel.new_zeros(batch, MOTION_DIM)
         return Condition(audio, self.style_in(style), start)
 
-    def without_audio(self, condition: Condition) -> Condition:
-        """The same condition with the audio taken away, for guidance."""
-        return condition._replace(audio=self.silence.expand_as(condition.audio))
-
     def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
         """Backbone input for chunks whose predecessors' embedded motion are ``previous`` ``[B, N, hidden]``."""
         return self.audio_in(condition.audio) + previous + condition.style[:, None]
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
-        """h for every chunk ``[B, N, hidden]``, given the clean latents ``[B, N, chunk·30]`` of all."""
-        return self.contexts_after(condition, self.to_motion(latents, condition.start)[:, : -self.config.chunk])
+        """What ``velocity`` needs to know at every chunk ``[B, N, G, hidden]``, given the clean latents
+        ``[B, N, chunk·30]`` of all: h, and with guidance h without the audio (G = 1 or 2)."""
+        motion = self.to_motion(latents, condition.start)[:, : -self.config.chunk]
+        return torch.stack([self.contexts_after(branch, motion) for branch in self.branches(condition)], -2)
+
+    def branches(self, condition: Condition) -> tuple[Condition, ...]:
+        """The conditions that guidance combines; the condition alone where guidance is 1."""
+        if self.config.guidance == 1.0:
+            return (condition,)
+        return condition, condition._replace(audio=self.silence.expand_as(condition.audio))
 
     def contexts_after(self, condition: Condition, motion: torch.Tensor) -> torch.Tensor:
         """h for every chunk, given the motion ``[B, (N−1)·chunk, 30]`` that all but the first follow."""
@@ -104,8 +108,16 @@ class ARFlow(nn.Module):
         return self.motion_in(motion.reshape(len(motion), -1, self.config.latent_dim))
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``)."""
-        return self.head(x, sigma.expand(x.shape[:-1]), context)
+        """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``), context ``[..., G, hidden]``.
+
+        With guidance w:  v = v_deaf + w (v_heard − v_deaf).
+        """
+        level = sigma.expand(x.shape[:-1])
+        heard = self.head(x, level, context[..., 0, :])
+        if context.shape[-2] == 1:
+            return heard
+        deaf = self.head(x, level, context[..., 1, :])
+        return deaf + self.config.guidance * (heard - deaf)
 
     def session(self, condition: Condition) -> Session:
         """Start generating from nothing."""
@@ -149,18 +161,21 @@ class Session:
 
     def __init__(self, model: ARFlow, condition: Condition) -> None:
         self.model = model
-        self.condition = condition
-        self.cache: Cache = model.backbone.new_cache()
+        self.branches = model.branches(condition)
+        self.caches: list[Cache] = [model.backbone.new_cache() for _ in self.branches]
         self.position = 0
         self.last = condition.start
         self.previous = self.last[:, None].expand(-1, model.config.chunk, -1)
 
     def context(self) -> torch.Tensor:
-        """h of the next chunk ``[B, hidden]``. Call once per chunk."""
+        """Context of the next chunk ``[B, G, hidden]``. Call once per chunk."""
         now = slice(self.position, self.position + 1)
         embedded = self.model.embed_motion(self.previous)
-        tokens = self.model.tokens(self.condition._replace(audio=self.condition.audio[:, now]), embedded)
-        return self.model.backbone(tokens, self.cache)[:, 0]
+        states = []
+        for branch, cache in zip(self.branches, self.caches, strict=True):
+            tokens = self.model.tokens(branch._replace(audio=branch.audio[:, now]), embedded)
+            states.append(self.model.backbone(tokens, cache)[:, 0])
+        return torch.stack(states, -2)
 
     def append(self, latents: torch.Tensor) -> torch.Tensor:
         """Accept the chunk's clean latents ``[B, chunk·30]``; returns its motion ``[B, chunk, 30]``."""

@@ -27,8 +27,8 @@ class GeneratorConfig:
     """Euler steps per chunk when sampling."""
     shift: float = 1.0
     """Schedule shift when sampling; more than 1 spends more steps at high noise."""
-    guidance: float = 1.0
-    """Classifier-free guidance on the audio; 1 is none."""
+    guidance: float = 1.5
+    """Classifier-free guidance on the audio; 1 is none and costs half."""
 
     @property
     def latent_dim(self) -> int:

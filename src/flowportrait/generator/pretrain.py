@@ -85,7 +85,7 @@ def flow_matching_loss(
     # Logit-normal σ: the middle of the path is the hard part.
     sigma = torch.sigmoid(torch.randn(latents.shape[:2], generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
-    error = model.velocity(interpolate(latents, noise, sigma[..., None]), sigma, context)
+    error = model.head(interpolate(latents, noise, sigma[..., None]), sigma, context)
     error = error - target_velocity(latents, noise)
     return (latent_weight(model.space) * error.square()).mean()
 

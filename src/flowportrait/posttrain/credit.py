@@ -1,8 +1,10 @@
 """From scores to advantages: every reward normalised by itself inside its group, then weighted and summed.
 
-    A[i] = Σ_r w_r · (r_i − mean_group r) / max(std_group r, floor_r)
+    A[i, n] = Σ_r w_r · (r_i − mean_group r) / std_group r
 
 A group in which a reward does not vary gets nothing from that reward, and an invalid score takes part in nothing.
+A reward that knows when it was earned (lip sync does) pays part of its weight to the chunk n that earned it,
+normalised among the siblings' same chunk.
 """
 
 from __future__ import annotations
@@ -23,27 +25,33 @@ class CreditConfig:
     std: Literal["group", "largest", "none"] = "group"
     """What a deviation is divided by: its group's std, the largest group's std (LongCat), or nothing (Dr-GRPO)."""
     baseline: Literal["mean", "leave_one_out"] = "mean"
+    dense: float = 0.5
+    """Share of a dense reward's weight that goes to single chunks; the rest goes to the whole clip."""
     limit: float = 5.0
     """Advantages are clipped to ± this."""
 
 
 @dataclass(frozen=True)
 class Credit:
-    """Advantage ``[B]`` and what to log about where it came from."""
+    """Advantage ``[B, N]`` of every chunk and what to log about where it came from."""
 
     advantage: torch.Tensor
     metrics: dict[str, float]
 
 
 def assign(
-    scores: Mapping[str, Score], group: torch.Tensor, weights: Mapping[str, float], config: CreditConfig
+    scores: Mapping[str, Score], group: torch.Tensor, chunks: int, weights: Mapping[str, float], config: CreditConfig
 ) -> Credit:
-    """Advantages of B samples in groups ``[B]`` (any integer ids)."""
-    total = torch.zeros(len(group))
+    """Advantages of B samples of N = ``chunks`` chunks in groups ``[B]`` (any integer ids)."""
+    total = torch.zeros(len(group), chunks)
     metrics: dict[str, float] = {}
     for name, score in scores.items():
-        normalised, spread = normalise(score, group, config)
-        total += weights[name] * normalised
+        normalised, spread = normalise(score.value, score.valid, group, config)
+        share = 0.0 if score.dense is None else config.dense
+        total += weights[name] * (1 - share) * normalised[:, None]
+        if score.dense is not None and share > 0:
+            for chunk, earned in enumerate(score.dense.chunk(chunks, 1)):
+                total[:, chunk] += weights[name] * share * normalise(earned.mean(1), score.valid, group, config)[0]
         known = score.value[score.valid]
         metrics[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
         metrics[f"spread/{name}"] = spread
@@ -54,15 +62,17 @@ def assign(
     return Credit(total.clamp(-config.limit, config.limit), metrics)
 
 
-def normalise(score: Score, group: torch.Tensor, config: CreditConfig) -> tuple[torch.Tensor, float]:
-    """Normalised scores ``[B]`` and the mean spread inside groups."""
+def normalise(
+    value: torch.Tensor, valid: torch.Tensor, group: torch.Tensor, config: CreditConfig
+) -> tuple[torch.Tensor, float]:
+    """Scores ``[B]`` normalised inside their groups, and the mean spread there."""
     result, spreads = torch.zeros(len(group)), []
     members = [(group == g).nonzero()[:, 0] for g in group.unique()]
-    members = [rows[score.valid[rows]] for rows in members]
+    members = [rows[valid[rows]] for rows in members]
     for rows in members:
         if len(rows) < 2:
             continue
-        values = score.value[rows].float()
+        values = value[rows].float()
         deviation = values - values.mean()
         if config.baseline == "leave_one_out":
             deviation = deviation * len(rows) / (len(rows) - 1)

@@ -26,8 +26,7 @@ class ReplayMismatch(RuntimeError):
 def replay_velocity(policy: ARFlow, trajectory: Trajectory) -> torch.Tensor:
     """v ``[B, N, R, D]`` of ``policy`` at every recorded state."""
     context = policy.contexts(trajectory.condition, trajectory.latents)
-    steps = trajectory.x.shape[2]
-    return policy.velocity(trajectory.x, trajectory.sigma, context[:, :, None].expand(-1, -1, steps, -1))
+    return policy.velocity(trajectory.x, trajectory.sigma, context[:, :, None])
 
 
 @torch.no_grad()

@@ -59,7 +59,8 @@ class Trainer:
         motion = Calm()(self.roles.live.to_motion(trajectory.latents))
         draw = self.draw_for(portraits) if self.draw_for else None
         scores = self.rewards(RewardBatch(motion, mel, draw))
-        credit = assign(scores, trajectory.group, self.rewards.weights, self.recipe.credit)
+        chunks = trajectory.latents.shape[1]
+        credit = assign(scores, trajectory.group, chunks, self.rewards.weights, self.recipe.credit)
         scored = time.monotonic()
         trajectory, gap = fix_old(self.roles.live, trajectory)
         metrics = self.update(trajectory, credit.advantage)

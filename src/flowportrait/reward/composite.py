@@ -1,6 +1,6 @@
 """The default composite: three groups of rewards and their weights.
 
-    judge .5 (half of it lip sync, a quarter each expressiveness and smoothness) · perceptual .3 · temporal .2
+    judge .5 (three fifths of it lip sync, a fifth each expressiveness and smoothness) · perceptual .3 · temporal .2
 
 The groups and weights are FlowPortrait's (2603.00159). Nothing is summed here: rewards are normalised one by
 one inside their group of samples and combined by ``posttrain.credit``.
@@ -21,7 +21,7 @@ class RewardWeights:
     judge: float = 0.5
     perceptual: float = 0.3
     temporal: float = 0.2
-    sync_share: float = 0.5
+    sync_share: float = 0.6
     """Of the judge's weight: lip sync. The rest is halved between expressiveness and smoothness."""
 
 
@@ -42,8 +42,8 @@ class Composite:
             (LipSync.load(), weights.judge * weights.sync_share),
             (Expressiveness(real), rest),
             (Smoothness(real), rest),
-            (Perceptual(real.perceptual), weights.perceptual),
-            (Temporal(real.temporal), weights.temporal),
+            (Perceptual(real.perceptual_mean, real.perceptual_std), weights.perceptual),
+            (Temporal(real.temporal_mean, real.temporal_std), weights.temporal),
         )
         kept = [(reward, weight) for reward, weight in parts if weight > 0]
         return cls(tuple(reward for reward, _ in kept), {reward.name: weight for reward, weight in kept})

@@ -44,10 +44,11 @@ class RealMotion:
     speed_std: list[float]
     flutter_mean: list[float]
     flutter_std: list[float]
-    perceptual: float
-    """Median ``Perceptual`` similarity of real motion under the small rendering."""
-    temporal: float
-    """Median ``Temporal`` residual of real motion under the small rendering."""
+    perceptual_mean: float
+    perceptual_std: float
+    temporal_mean: float
+    temporal_std: float
+    """What the pixel rewards measure on real motion under the small rendering."""
 
     @classmethod
     @lru_cache(maxsize=1)
@@ -56,14 +57,21 @@ class RealMotion:
         return cls(**json.loads((files("flowportrait") / "weights" / "basis" / "real_motion.json").read_text()))
 
     @classmethod
-    def measure(cls, windows: torch.Tensor, perceptual: float, temporal: float) -> RealMotion:
-        """From real motion ``[B, T, 30]`` and what the pixel rewards measure on it."""
+    def measure(cls, windows: torch.Tensor, perceptual: torch.Tensor, temporal: torch.Tensor) -> RealMotion:
+        """From real motion ``[B, T, 30]`` and what the pixel rewards measure on it ``[B]`` each."""
         values: dict[str, list[float]] = {}
         for name, of in (("amplitude", log_amplitude), ("speed", log_speed), ("flutter", log_flutter)):
             stats = of(windows)
             values[f"{name}_mean"] = stats.mean(0).tolist()
             values[f"{name}_std"] = stats.std(0).tolist()
-        return cls(frames=windows.shape[1], perceptual=perceptual, temporal=temporal, **values)
+        return cls(
+            frames=windows.shape[1],
+            perceptual_mean=float(perceptual.mean()),
+            perceptual_std=float(perceptual.std()),
+            temporal_mean=float(temporal.mean()),
+            temporal_std=float(temporal.std()),
+            **values,
+        )
 
     def over_windows(self, statistic: Callable[[torch.Tensor], torch.Tensor], motion: torch.Tensor) -> torch.Tensor:
         """Mean of ``statistic`` over half-overlapping windows of ``frames`` frames, ``[B, 5]``."""

@@ -3,7 +3,7 @@
     python -m flowportrait.reward.measure_real CORPUS OUTPUT.json
 
 The pixel rewards are measured on real motion drawn by the same small rendering that post-training uses, on one
-public portrait; the quartile that three in four real windows reach becomes the level beyond which nothing is paid.
+public portrait.
 """
 
 from __future__ import annotations
@@ -38,10 +38,7 @@ def measure(corpus: Path) -> RealMotion:
     chosen = torch.cat([own[torch.linspace(0, len(own) - 1, PER_SPEAKER).long()] for own in windows])
     draw = small_drawing([MotionCodec(Portrait.from_image(astronaut()), DRAWN_SIZE)])([0] * len(chosen))
     batch = RewardBatch(chosen, torch.zeros(len(chosen), FRAMES * MELS_PER_FRAME, N_MELS), draw)
-    # With unreachable levels the rewards are minus their distance to them.
-    alike = Perceptual(2.0)(batch).value + 2.0
-    residual = -Temporal(0.0)(batch).value
-    return RealMotion.measure(chosen, float(alike.quantile(0.25)), float(residual.quantile(0.75)))
+    return RealMotion.measure(chosen, Perceptual.measure(batch), Temporal.measure(batch))
 
 
 if __name__ == "__main__":

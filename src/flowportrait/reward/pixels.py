@@ -1,7 +1,9 @@
 """Rewards on a small rendering: does the picture hold together in itself and in time.
 
-Both look at a handful of frame pairs, so a whole batch is scored in about a second. Both stop paying at what
-real motion reaches under the same rendering: a still face would otherwise be the best one.
+Both look at a few frame pairs, so a whole batch is scored in a second or two. Both are measured against real
+motion under the same rendering (mean μ, deviation d); without that a still face would be the best one.
+
+    perceptual = − huber( (similarity − μ) / d )          temporal = − softplus( (ln residual − μ) / d )
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 
-PAIRS = 4
+PAIRS = 2
 _SSIM_WINDOW = 7
 
 
@@ -27,19 +29,25 @@ def pair_indices(frames: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """Structural similarity of neighbouring frames and of every frame to the clip's median picture:
-    a distorted, tearing or pulsating face loses; more alike than ``real`` earns nothing."""
+    """Structural similarity of neighbouring frames and of every frame to the clip's median picture: a distorted,
+    tearing or pulsating face is less alike than real ones are, a frozen one more."""
 
-    real: float
+    mean: float
+    std: float
     name: str = "perceptual"
     needs: frozenset[str] = frozenset({"frames"})
 
     def __call__(self, batch: RewardBatch) -> Score:
+        z = (self.measure(batch) - self.mean) / self.std
+        return all_valid(-F.huber_loss(z, torch.zeros_like(z), reduction="none"))
+
+    @staticmethod
+    def measure(batch: RewardBatch) -> torch.Tensor:
+        """Similarity ``[B]`` in [0, 1]."""
         frames = batch.frames(pair_indices(batch.motion.shape[1]))
         middle = frames.median(1, keepdim=True).values.expand_as(frames)
         neighbours = structural_similarity(frames[:, 0::2], frames[:, 1::2]).mean(1)
-        alike = 0.5 * neighbours + 0.5 * structural_similarity(frames, middle).mean(1)
-        return all_valid(-(self.real - alike).clamp_min(0.0))
+        return 0.5 * neighbours + 0.5 * structural_similarity(frames, middle).mean(1)
 
 
 def structural_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -62,14 +70,20 @@ def structural_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Temporal:
-    """Temporal consistency: what is left between two frames once optical flow (DIS) has explained the motion,
-    as far as it is more than the ``real`` residual."""
+    """Temporal consistency: what is left between two frames once optical flow (DIS) has explained the motion;
+    less than real motion leaves is hardly worth more."""
 
-    real: float
+    mean: float
+    std: float
     name: str = "temporal"
     needs: frozenset[str] = frozenset({"frames"})
 
     def __call__(self, batch: RewardBatch) -> Score:
+        return all_valid(-F.softplus((self.measure(batch) - self.mean) / self.std))
+
+    @staticmethod
+    def measure(batch: RewardBatch) -> torch.Tensor:
+        """ln of the mean absolute residual ``[B]``, as a share of the grey range."""
         frames = batch.frames(pair_indices(batch.motion.shape[1]))
         grey = (frames.mean(2) * 255).byte().numpy()
         flow_net = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
@@ -79,6 +93,7 @@ class Temporal:
         for sample, clip in enumerate(grey):
             for now, later in zip(clip[0::2], clip[1::2], strict=True):
                 flow = flow_net.calc(later, now, None)
-                carried = cv2.remap(now, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                there = (x + flow[..., 0], y + flow[..., 1])
+                carried = cv2.remap(now, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
                 residual[sample] += float(np.abs(carried.astype(np.float32) - later).mean()) / 255 / PAIRS
-        return all_valid(-(residual - self.real).clamp_min(0.0))
+        return (residual + 1e-4).log()

@@ -2,9 +2,10 @@
 
     score[t] = cos( face(motion[t … t+8]),  voice(mel[4t … 4t+35]) )
 
-It reads motion coefficients, not pixels, so it is differentiable in what the generator makes and costs next to
-nothing: hundreds of clips per second on one core. Trained by contrast (``flowportrait.evaluate.train_expert``)
-on speakers the evaluation side never sees. Nothing is zero-padded in time: T frames give T − 8 windows.
+It reads motion coefficients, not pixels, so it is differentiable in what the generator makes and costs next
+to nothing: hundreds of clips per second on one core. Trained by contrast
+(``flowportrait.evaluate.train_expert``) on speakers the evaluation side never sees. Nothing is zero-padded in
+time: T frames give T − 8 windows.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class SyncExpert(nn.Module):
         return F.normalize(self.voice((mel - 1.0).mT).mT, dim=-1)
 
     def score(self, motion: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine per window ``[B, T - 8]`` and its mean per clip ``[B]``; window t is centred on frame t + 4."""
+        """Cosine per window ``[B, T - 8]`` and its mean per clip ``[B]``; window t is centred on frame t +
+        4."""
         cosine = (self.embed_face(motion) * self.embed_audio(mel)).sum(-1)
         return cosine, cosine.mean(-1)
 
@@ -94,9 +96,11 @@ class SyncExpert(nn.Module):
 
 
 def _block(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    return [nn.Conv1d(before, after, kernel, stride, groups=groups), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return [nn.Conv1d(before, after, kernel, stride, groups=groups), nn.BatchNorm1d(after),
+    nn.ReLU(inplace=True)]
 
 
 def lower_face(landmarks: np.ndarray, blendshapes: np.ndarray) -> torch.Tensor:
-    """Lower-face motion ``[T, 16]`` of a tracked clip (landmarks ``[T, 478, 3]`` px, blendshapes ``[T, 52]``)."""
+    """Lower-face motion ``[T, 16]`` of a tracked clip (landmarks ``[T, 478, 3]`` px, blendshapes ``[T,
+    52]``)."""
     return MotionBasis.load().encode(landmarks, blendshapes)[0][:, LOWER]

@@ -1,7 +1,7 @@
 """A triangle mesh over the whole portrait: the tracked face, and a grid for hair, neck and background around
 it.
 
-    face vertices   follow their landmarks exactly
+    face vertices   follow their landmarks exactly, except on the side the photo does not show
     grid vertices   p + w(p) (rigid(p) - p) + sum_i k_i(p) residual_i
 
 w is the head weight (one on hair, zero on the background), ``rigid`` the head's similarity motion in 3-D,
@@ -26,6 +26,7 @@ _GRID = 32
 _CLEARANCE = 0.45
 _REACH = 0.22
 _HIDDEN = 0.03
+_TURNED_AWAY = 0.25
 
 
 @lru_cache(maxsize=1)
@@ -66,8 +67,10 @@ class HeadMesh:
     def __init__(self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None) -> None:
         size = crop.shape[0]
         self.landmarks = landmarks.astype(np.float64)
+        self._flatter = _flatten_hidden(self.landmarks[:N_FACE])
         self._outline = _visible_outline(self.landmarks[:N_FACE, :2])
         outline = self.landmarks[self._outline]
+        outline[:, 2] += self._flatter[self._outline]
         grid = self._grid_outside(outline[:, :2], size)
         distance = np.linalg.norm(grid[:, None] - outline[None, :, :2], axis=-1)
         kernel = (distance**2 + (0.01 * size) ** 2) ** -2
@@ -91,13 +94,15 @@ class HeadMesh:
         """Vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
         matrix, shift = rigid_motion(self.landmarks, target)
         moved = self._grid @ matrix.T + shift
+        face = target[:N_FACE] + self._flatter[:, None] * (matrix[:, 2] - [0, 0, 1])
         outline = self.landmarks[self._outline]
-        residual = target[self._outline, :2] - (outline @ matrix.T + shift)[:, :2]
+        outline[:, 2] += self._flatter[self._outline]
+        residual = face[self._outline, :2] - (outline @ matrix.T + shift)[:, :2]
         place = (
             self._grid[:, :2] + self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
         )
         outer = np.column_stack([place, self._grid[:, 2] + self._behind])
-        return np.concatenate([target[:N_FACE], outer])
+        return np.concatenate([face, outer])
 
     @staticmethod
     def _grid_outside(outline: np.ndarray, size: int) -> np.ndarray:
@@ -119,6 +124,26 @@ class HeadMesh:
             cv2.fillConvexPoly(face, triangle, 1)
         middle = np.round(points[triangles].mean(1)).astype(int).clip(0, np.array(face.shape[::-1]) - 1)
         return number[triangles[outer | (face[middle[:, 1], middle[:, 0]] == 0)]].astype(np.int32)
+
+
+def _flatten_hidden(points: np.ndarray) -> np.ndarray:
+    """Change of depth ``[468]`` px that brings vertices facing away to the depth of the nearest visible one.
+
+    A photo in half profile has no pixels of the far temple. With its own depth the temple would come forth
+    as smeared background when the head turns back; flattened, it stays behind the edge that is seen.
+    """
+    triangles = face_triangles()
+    a, b, c = (points[triangles[:, i]] for i in range(3))
+    across = np.cross(b - a, c - a)
+    normal = np.zeros_like(points)
+    for corner in range(3):
+        np.add.at(normal, triangles[:, corner], across)
+    facing = normal[:, 2] / np.linalg.norm(normal, axis=1).clip(1e-9)
+    facing *= np.sign(np.median(facing))
+    seen = np.flatnonzero(facing >= 0)
+    nearest = seen[np.linalg.norm(points[:, None] - points[None, seen], axis=-1).argmin(1)]
+    hidden = np.clip(-facing / _TURNED_AWAY, 0, 1)
+    return hidden * (points[nearest, 2] - points[:, 2])
 
 
 def _visible_outline(points: np.ndarray) -> np.ndarray:

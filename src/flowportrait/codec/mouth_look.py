@@ -34,7 +34,7 @@ _CAVITY_PEAK, _TONGUE_WIDTH = 0.5, 0.12
 
 _CAVITY_HUE, _TOOTH_HUE = 0.45, 0.4
 _BASE = np.array([[1.28, 0.9, 0.88], [1.06, 1.0, 0.92], [1.06, 1.0, 0.92]], np.float32)
-"""How much of the learned hue shows, and the hue of the rest: gums and tongue are red, enamel nearly white."""
+"""How much of the learned hue shows, and the hue of the rest: tongue and gums red, enamel nearly white."""
 
 _NARROW, _NARROW_BELOW = 0.55, 0.035
 """Light lost between lips that are close together."""

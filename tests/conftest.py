@@ -1,0 +1,11 @@
+"""One thread per process: the networks here are tiny, and threads that wait for each other cost ten times more."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+torch.set_num_threads(1)

@@ -59,12 +59,17 @@ def opening(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.nda
 def fill(shape: tuple[int, int], outline: np.ndarray, feather: float = 0.0) -> np.ndarray:
     """Mask ``[H, W]`` float32 of the area inside ``outline`` ``[M, 2]`` px, blurred by ``feather`` px.
 
-    Drawn finer and averaged, so that the share of a pixel inside is what it holds and slow motion looks smooth.
+    Drawn finer and averaged: each pixel holds the share of it that is inside, and slow motion looks smooth.
     """
-    height, width = shape
+    mask = np.zeros(shape, np.float32)
+    low = np.floor(outline.min(0)).astype(int).clip(0)
+    high = (np.ceil(outline.max(0)).astype(int) + 1).clip(max=(shape[1], shape[0]))
+    width, height = high - low
+    if width <= 0 or height <= 0:
+        return mask
     fine = np.zeros((height * _FINER, width * _FINER), np.uint8)
-    place = (outline + 0.5) * _FINER - 0.5
+    place = (outline - low + 0.5) * _FINER - 0.5
     cv2.fillPoly(fine, [np.round(place * (1 << _SHIFT)).astype(np.int32)], 255, cv2.LINE_8, _SHIFT)
-    mask = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
-    result = mask.astype(np.float32) * np.float32(1 / 255)
-    return cv2.GaussianBlur(result, (0, 0), feather) if feather > 0.2 else result
+    share = cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA)
+    mask[low[1] : high[1], low[0] : high[0]] = share * np.float32(1 / 255)
+    return cv2.GaussianBlur(mask, (0, 0), feather) if feather > 0.2 else mask

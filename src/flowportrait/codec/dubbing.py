@@ -83,6 +83,8 @@ def _window(landmarks: np.ndarray) -> tuple[int, int, int]:
 
 def _cut(frame: np.ndarray, left: int, top: int, size: int) -> np.ndarray:
     height, width = frame.shape[:2]
+    if left >= 0 and top >= 0 and left + size <= width and top + size <= height:
+        return np.ascontiguousarray(frame[top : top + size, left : left + size])
     ys, xs = np.arange(top, top + size).clip(0, height - 1), np.arange(left, left + size).clip(0, width - 1)
     return np.ascontiguousarray(frame[np.ix_(ys, xs)])
 

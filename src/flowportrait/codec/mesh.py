@@ -16,7 +16,7 @@ from importlib.resources import files
 import cv2
 import numpy as np
 from safetensors.numpy import load
-from scipy.spatial import Delaunay
+from scipy.spatial import Delaunay, cKDTree
 
 from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, RIGID
 from flowportrait.codec.silhouette import head_weight
@@ -141,7 +141,7 @@ def _flatten_hidden(points: np.ndarray) -> np.ndarray:
     facing = normal[:, 2] / np.linalg.norm(normal, axis=1).clip(1e-9)
     facing *= np.sign(np.median(facing))
     seen = np.flatnonzero(facing >= 0)
-    nearest = seen[np.linalg.norm(points[:, None] - points[None, seen], axis=-1).argmin(1)]
+    nearest = seen[cKDTree(points[seen]).query(points)[1]]
     hidden = np.clip(-facing / _TURNED_AWAY, 0, 1)
     return hidden * (points[nearest, 2] - points[:, 2])
 

@@ -97,11 +97,16 @@ def train(
                 if report:
                     report(record)
                 if trainer.iteration % recipe.checkpoint_every == 0:
-                    trainer.save(state)
+                    keep(trainer, output)
         finally:
-            trainer.save(state)
-            trainer.roles.ema.save_pretrained(output / "checkpoint")
+            keep(trainer, output)
     return output / "checkpoint"
+
+
+def keep(trainer: Trainer, output: Path) -> None:
+    """Write what resuming needs and the averaged weights as a checkpoint to use."""
+    trainer.save(output / "state.pt")
+    trainer.roles.ema.save_pretrained(output / "checkpoint")
 
 
 def stage(prompts: Sequence[Prompt], recipe: Recipe) -> tuple[list[Item], list[MotionCodec]]:

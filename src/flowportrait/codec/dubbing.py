@@ -43,9 +43,7 @@ class MouthMemory:
         return cls(landmarks[int(gap.argmin())].astype(np.float64), np.median(colours, axis=0))
 
 
-def redraw_mouth(
-    frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, mouth_memory: MouthMemory
-) -> np.ndarray:
+def redraw_mouth(frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, mouth_memory: MouthMemory) -> np.ndarray:
     """Frame ``[H, W, 3]`` uint8 with the lower face moved from ``landmarks`` to ``target`` (both ``[478,
     3]`` px).
 

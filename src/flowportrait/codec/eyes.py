@@ -93,9 +93,7 @@ class Eye:
         colour = np.stack([np.interp(xs, along[::order], self._lid[::order, c]) for c in range(3)], -1)
         strength = _OPACITY * min(closed / 0.35, 1.0)
         mixed = region + (mask * np.float32(strength))[..., None] * (colour[None].astype(np.float32) - region)
-        thick = np.sin(np.linspace(0, np.pi, len(edge)))[:, None] ** 0.5 * np.array(
-            [0.0, 0.018 * self._width]
-        )
+        thick = np.sin(np.linspace(0, np.pi, len(edge)))[:, None] ** 0.5 * np.array([0.0, 0.018 * self._width])
         lashes = np.concatenate([edge - thick, (edge + 0.6 * thick)[-2:0:-1]])
         dark = fill(region.shape[:2], lashes - low, 0.016 * self._width)[..., None]
         mixed += dark * np.float32(_LASHES * strength) * (self._lash - mixed)

@@ -27,6 +27,7 @@ _CLEARANCE = 0.45
 _REACH = 0.22
 _HIDDEN = 0.03
 _TURNED_AWAY = 0.25
+_STILL = 0.01
 
 
 @lru_cache(maxsize=1)
@@ -83,8 +84,11 @@ class HeadMesh:
         self._weight = cv2.remap(
             weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )[0].astype(np.float64)
+        # What would hardly move does not move at all.
+        self._weight = (self._weight - _STILL).clip(0) / (1 - _STILL)
         fade = np.exp(-((distance.min(1) / (_REACH * height)) ** 2))
         edge = np.minimum(grid, size - 1 - grid).min(1)
+        fade = (fade - _STILL).clip(0) / (1 - _STILL)
         self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
         self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
         self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
@@ -98,9 +102,7 @@ class HeadMesh:
         outline = self.landmarks[self._outline]
         outline[:, 2] += self._flatter[self._outline]
         residual = face[self._outline, :2] - (outline @ matrix.T + shift)[:, :2]
-        place = (
-            self._grid[:, :2] + self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
-        )
+        place = self._grid[:, :2] + self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
         outer = np.column_stack([place, self._grid[:, 2] + self._behind])
         return np.concatenate([face, outer])
 

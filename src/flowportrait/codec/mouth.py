@@ -106,9 +106,7 @@ class Mouth:
         offset = shift[:2] + matrix[:2, 2] * depth - low
         box = (int(high[0] - low[0]), int(high[1] - low[1]))
         forward = np.column_stack([flat, offset])
-        photo = cv2.warpAffine(
-            self._photo, forward, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        photo = cv2.warpAffine(self._photo, forward, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         known = cv2.warpAffine(self._photo_mask, forward, box, flags=cv2.INTER_LINEAR)[..., None]
         # Lips that close put the teeth behind them into shadow.
         light = min(shape.height / (_SHADOW_BELOW * self._own.height), 1.0)

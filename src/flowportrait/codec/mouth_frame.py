@@ -71,9 +71,7 @@ class MouthFrame:
         down = np.array([-across[1], across[0]])
         axes = np.stack([across, down]) * scale
         points = target[:, :2]
-        upper, lower = (
-            self._chain(points[chain], middle, axes, scale) for chain in (INNER_UPPER, INNER_LOWER)
-        )
+        upper, lower = (self._chain(points[chain], middle, axes, scale) for chain in (INNER_UPPER, INNER_LOWER))
         return Opening(
             outline=opening(points[INNER_UPPER], points[INNER_LOWER]),
             middle=middle,

@@ -35,9 +35,7 @@ def features(place: Any, shape: Any) -> list[Any]:
 class MouthModel:
     """Weights of the layers' network, and the two tooth lines (``[2]`` each: upper, lower)."""
 
-    def __init__(
-        self, layers: Sequence[tuple[np.ndarray, np.ndarray]], line: np.ndarray, curve: np.ndarray
-    ) -> None:
+    def __init__(self, layers: Sequence[tuple[np.ndarray, np.ndarray]], line: np.ndarray, curve: np.ndarray) -> None:
         self._layers = [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
         self.line, self.curve = line.astype(np.float32), curve.astype(np.float32)
 
@@ -57,9 +55,7 @@ class MouthModel:
             tensors |= {f"weight_{index}": weight, f"bias_{index}": bias}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file(
-            {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}, str(partial)
-        )
+        save_file({name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}, str(partial))
         os.replace(partial, path)
 
     @classmethod

@@ -55,7 +55,8 @@ class Renderer:
         """One frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
         target = self._scaled(landmarks)
         source = self._rasterize(self._mesh(target))
-        frame = cv2.remap(self._skin, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        # Cubic: what moves by half a pixel must not look softer than what stands still.
+        frame = cv2.remap(self._skin, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         for eye in self._eyes:
             eye.draw(frame, target)
         self._mouth.draw(frame, target)

@@ -134,9 +134,7 @@ def train(config: Config) -> None:
     print(f"{len(data['clip'])} pixels of {len(numbers)} clips, {len(dev['clip'])} held out")
     model = Footage(len(numbers))
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate * 2, total_steps=config.steps
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate * 2, total_steps=config.steps)
     for step in range(config.steps):
         rows = torch.randint(len(data["clip"]), (config.batch,))
         # Tooth lines start soft, so that they feel a gradient from afar, and end sharp.

@@ -14,6 +14,7 @@ _HALF_ANGLE = 0.05
 _DEPTH = 0.1
 _HALF_FROM = 384
 _JUMP = 2.0
+_CROSS = np.ones((3, 3), np.uint8)
 
 
 class Rasterizer:
@@ -61,11 +62,11 @@ class Rasterizer:
         )  # fmt: skip
         source = self._colour[..., :2] * np.float32(last)
         # Where one part hides another the map jumps along pixel steps: soften the steps, and only there.
-        soft = cv2.GaussianBlur(source, (5, 5), 1.2)
+        soft = cv2.GaussianBlur(source, (7, 7), 1.6)
         apart = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
         # A blur bends any map at the border, where nothing hides anything.
         apart[:2], apart[-2:], apart[:, :2], apart[:, -2:] = 0, 0, 0, 0
-        source = cv2.copyTo(soft, cv2.compare(apart, _JUMP, cv2.CMP_GT), source)
+        source = cv2.copyTo(soft, cv2.dilate(cv2.compare(apart, _JUMP, cv2.CMP_GT), _CROSS), source)
         if self._half:
             source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)
             # Enlarging cannot extrapolate; the border is the fixed frame of the picture.

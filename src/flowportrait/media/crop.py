@@ -13,9 +13,7 @@ import numpy as np
 _FEATHER = 0.06
 
 
-def paste_back(
-    image: np.ndarray, frame: np.ndarray, to_crop: np.ndarray, mask: np.ndarray | None = None
-) -> np.ndarray:
+def paste_back(image: np.ndarray, frame: np.ndarray, to_crop: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Photo ``[H, W, 3]`` uint8 with ``frame`` ``[S, S, 3]`` uint8 laid over the square ``to_crop`` took it
     from.
 

@@ -92,7 +92,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     ],
 )
 def test_bad_commands_are_one_sentence(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *arguments)
@@ -112,7 +116,9 @@ def test_a_damaged_video_cannot_be_dubbed(files: Path, capsys: pytest.CaptureFix
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("rate", "channels", "loudness"), [(16_000, 1, 0.3), (8_000, 1, 0.3), (44_100, 2, 0.3), (16_000, 1, 0.0)])
+@pytest.mark.parametrize(
+    ("rate", "channels", "loudness"), [(16_000, 1, 0.3), (8_000, 1, 0.3), (44_100, 2, 0.3), (16_000, 1, 0.0)]
+)
 def test_any_rate_and_silence_give_a_video_as_long_as_the_sound(
     files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, rate: int, channels: int, loudness: float
 ) -> None:

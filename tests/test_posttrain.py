@@ -71,7 +71,7 @@ def test_noise_does_not_depend_on_the_batch_it_is_drawn_in() -> None:
     from flowportrait.posttrain.rollout import rollout
 
     run = trainer()
-    whole, mel, _ = run.collect()
+    whole, _, _ = run.collect()
     rows = torch.tensor([5, 17])
     part = rollout(
         run.roles.live, whole.select(rows).condition, whole.group[rows], whole.sample[rows],
@@ -100,8 +100,8 @@ def test_stopping_and_resuming_gives_the_same_bits(tmp_path: Path) -> None:
     for _ in range(2):
         second.step()
     for role in ("live", "ref", "ema"):
-        for a, b in zip(getattr(straight.roles, role).parameters(), getattr(second.roles, role).parameters(), strict=True):
-            assert torch.equal(a, b)
+        weights = (getattr(run.roles, role).parameters() for run in (straight, second))
+        assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 def test_the_kl_term_changes_the_gradient() -> None:

@@ -55,7 +55,7 @@ def _listed(listing: Path) -> list[Prompt]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise BadInput(f"{where} is not JSON ({error.msg}): write one object per line.") from error
-        if not isinstance(record, dict) or set(record) - {"image", "audio", "id"} or not {"image", "audio"} <= set(record):
+        if not isinstance(record, dict) or set(record) | {"id"} != {"image", "audio", "id"}:
             raise BadInput(f'{where} needs the keys "image" and "audio", "id" if you like, and no others.')
         image, audio = listing.parent / record["image"], listing.parent / record["audio"]
         for path in (image, audio):

@@ -149,8 +149,8 @@ def _regions() -> tuple[torch.Tensor, torch.Tensor]:
     for eye in EYES:
         lids[eye] = 1.0
     # Second and third ring around each eye follow the lid part of the way.
-    for ring, weight in ((EYE_RING_2, 0.6), (EYE_RING_3, 0.25)):
-        lids[ring] = weight
+    for around, weight in ((EYE_RING_2, 0.6), (EYE_RING_3, 0.25)):
+        lids[around] = weight
     for iris in IRISES:
         gaze[iris] = 1.0
     return lids, gaze

@@ -71,7 +71,7 @@ class WindowSampler:
     def __init__(self, clips: list[MotionClip], frames: int, generator: torch.Generator) -> None:
         self.clips = [clip for clip in clips if len(clip.motion) > frames]
         if not self.clips:
-            raise BadInput(f"No training clip has more than {frames} frames: prepare longer videos or train on shorter windows.")
+            raise BadInput(f"No training clip has more than {frames} frames: prepare longer videos or set windows.")
         self.frames = frames
         self.generator = generator
         footage: dict[str, int] = defaultdict(int)

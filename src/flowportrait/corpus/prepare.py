@@ -57,10 +57,11 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
                 file, speaker, split = line.split("\t")
                 sources.append(Source(given / file, Path(file).with_suffix("").as_posix(), speaker, split))
             continue
-        files = [given] if given.is_file() else sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-        for file in files:
-            name = file.relative_to(given if given.is_dir() else given.parent).with_suffix("").as_posix()
-            sources.append(Source(file, name, file.parent.name, "train"))
+        found = sorted(given.rglob("*")) if given.is_dir() else [given]
+        for video in found:
+            if video.suffix.lower() in VIDEO_SUFFIXES:
+                name = video.relative_to(given if given.is_dir() else given.parent).with_suffix("").as_posix()
+                sources.append(Source(video, name, video.parent.name, "train"))
     if not sources:
         raise BadInput(f"No videos found in {', '.join(map(str, inputs))}: give mp4, mov, mkv, webm or avi files.")
     return sources

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,9 @@ Noise = Callable[[int], torch.Tensor]
 
 
 class Transition(NamedTuple):
-    """One step taken: its index, level, coefficients, the state before and after."""
+    """One step taken: its number, level, coefficients, the state before and after."""
 
-    index: int
+    number: int
     sigma: torch.Tensor
     step: Step
     x: torch.Tensor
@@ -63,7 +64,7 @@ def solve(velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Te
 
 def solve_heun(velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """The ODE's end point by Heun's second-order steps (two evaluations a step, the last one Euler)."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         dt = sigma_next - sigma
         slope = velocity(x, sigma)
         ahead = x + dt * slope

@@ -24,7 +24,7 @@ from torch import nn
 from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.errors import BadInput
 from flowportrait.generator.audio_encoder import AudioEncoder
-from flowportrait.generator.backbone import Backbone, Cache
+from flowportrait.generator.backbone import Backbone
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import STYLE_DIM, GeneratorConfig
 from flowportrait.generator.flow_head import FlowHead
@@ -58,6 +58,8 @@ class ARFlow(nn.Module):
         self.head = FlowHead(config.latent_dim, config.hidden, config.head_width, config.head_depth)
         self.space = ChunkSpace(config.chunk)
         self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
+
+    rest_style: torch.Tensor
 
     def condition(
         self,
@@ -152,7 +154,8 @@ class ARFlow(nn.Module):
             weights = load_file(str(folder / "model.safetensors"))
             model.load_state_dict({name: value.float() for name, value in weights.items()})
         except (TypeError, ValueError, RuntimeError) as error:
-            raise BadInput(f"The checkpoint in {folder} does not fit this version: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"The checkpoint in {folder} does not fit this version: {reason}") from error
         return model.eval()
 
 
@@ -162,7 +165,7 @@ class Session:
     def __init__(self, model: ARFlow, condition: Condition) -> None:
         self.model = model
         self.branches = model.branches(condition)
-        self.caches: list[Cache] = [model.backbone.new_cache() for _ in self.branches]
+        self.caches = [model.backbone.new_cache() for _ in self.branches]
         self.position = 0
         self.last = condition.start
         self.previous = self.last[:, None].expand(-1, model.config.chunk, -1)

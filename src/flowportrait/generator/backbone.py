@@ -11,8 +11,6 @@ from transformers import DynamicCache, Qwen3Config, Qwen3Model
 
 from flowportrait.generator.config import GeneratorConfig
 
-Cache = DynamicCache
-
 
 class Backbone(nn.Module):
     """Tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``; state i depends on tokens i−window+1 … i."""
@@ -37,11 +35,11 @@ class Backbone(nn.Module):
             )
         )
 
-    def new_cache(self) -> Cache:
+    def new_cache(self) -> DynamicCache:
         """An empty cache that forgets what the window no longer reaches."""
         return DynamicCache(config=self.decoder.config)
 
-    def forward(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
         """All tokens at once, or the next ones after those in ``cache``."""
         return self.decoder(
             inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None

@@ -59,7 +59,7 @@ class ChunkSpace(nn.Module):
         return torch.einsum("...dk,dfk->...fd", coefficients, self.modes) + base[..., None, :]
 
     def decode_track(self, latents: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """Latents of successive chunks ``[B, N, chunk · 30]`` after a frame ``[B, 30]`` to motion ``[B, N, chunk, 30]``."""
+        """Latents of successive chunks ``[B, N, chunk · 30]`` after a frame ``[B, 30]`` to ``[B, N, chunk, 30]``."""
         change = self.decode(latents, latents.new_zeros(*latents.shape[:2], MOTION_DIM))
         ends = start[:, None] + change[:, :, -1].cumsum(1)
         base = torch.cat([start[:, None], ends[:, :-1]], 1)

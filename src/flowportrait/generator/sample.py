@@ -22,11 +22,7 @@ def generate(model: ARFlow, condition: Condition, seeds: list[int]) -> Iterator[
     for chunk in range(condition.audio.shape[1]):
         x = torch.stack([unit_noise(config.latent_dim, seed, chunk) for seed in seeds])
         context = session.context()
-        yield session.append(solve(partial(_velocity, model, context), x, sigmas))
-
-
-def _velocity(model: ARFlow, context: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    return model.velocity(x, sigma, context)
+        yield session.append(solve(partial(model.velocity, context=context), x, sigmas))
 
 
 def generate_motion(

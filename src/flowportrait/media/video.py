@@ -34,7 +34,8 @@ def iter_frames(path: str | Path, fps: int = FPS) -> Iterator[np.ndarray]:
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise BadInput(f"{path} cannot be opened as a video ({_reason(error)}): give an mp4, mov, webm or avi file.") from error
+        reason = _reason(error)
+        raise BadInput(f"{path} cannot be opened as a video ({reason}): give an mp4, mov, webm or avi file.") from error
     with container:
         if not container.streams.video:
             raise BadInput(f"{path} holds no video stream: give a file with pictures.")

@@ -27,7 +27,9 @@ def speech(audio: np.ndarray, frames: int) -> torch.Tensor:
     return mel.repeat(times, 1)
 
 
-def draw_items(items: Sequence[Item], count: int, frames: int, seed: int, iteration: int) -> tuple[torch.Tensor, list[int]]:
+def draw_items(
+    items: Sequence[Item], count: int, frames: int, seed: int, iteration: int
+) -> tuple[torch.Tensor, list[int]]:
     """``count`` windows ``[count, 4·frames, 80]`` and their portraits; a function of seed and iteration alone."""
     generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
     order = torch.randperm(len(items), generator=generator).tolist()

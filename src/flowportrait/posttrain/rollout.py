@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from flowportrait.flow.kernel import Kernel, Step
@@ -44,13 +46,11 @@ def rollout(
 
         x = torch.stack([unit_noise(size, *key, int(i), chunk, _START) for i in starts])
         kept, eps = [], []
-        for transition in walk(
-            lambda x, sigma, context=context: policy.velocity(x, sigma, context),
-            x, plan.sigmas, kernel, noise, plan.stochastic,
-        ):  # fmt: skip
-            if transition.index in plan.record:
+        field = partial(policy.velocity, context=context)
+        for transition in walk(field, x, plan.sigmas, kernel, noise, plan.stochastic):
+            if transition.number in plan.record:
                 kept.append(transition)
-                eps.append(noise(transition.index))
+                eps.append(noise(transition.number))
         recorded.append(kept)
         drawn.append(torch.stack(eps, 1))
         latents.append(transition.x_next)
@@ -61,10 +61,11 @@ def rollout(
         sample=sample,
         condition=condition,
         latents=torch.stack(latents, 1),
-        step=torch.tensor([t.index for t in first]),
+        step=torch.tensor([t.number for t in first]),
         sigma=torch.stack([t.sigma for t in first]),
         coefficients=Step(*(torch.stack(c)[:, None] for c in zip(*(t.step for t in first), strict=True))),
         x=torch.stack([torch.stack([t.x for t in kept], 1) for kept in recorded], 1),
         x_next=torch.stack([torch.stack([t.x_next for t in kept], 1) for kept in recorded], 1),
         noise=torch.stack(drawn, 1),
     )
+

@@ -45,7 +45,7 @@ class Composite:
             (Perceptual(real.perceptual_mean, real.perceptual_std), weights.perceptual),
             (Temporal(real.temporal_mean, real.temporal_std), weights.temporal),
         )
-        kept = [(reward, weight) for reward, weight in parts if weight > 0]
+        kept = [part for part in parts if part[1] > 0]
         return cls(tuple(reward for reward, _ in kept), {reward.name: weight for reward, weight in kept})
 
     def __call__(self, batch: RewardBatch) -> dict[str, Score]:

@@ -45,10 +45,17 @@ class RewardBatch:
 
 
 class Reward(Protocol):
-    """A scorer. ``needs`` names what it reads of a batch: ``motion``, ``mel``, ``frames``."""
+    """A scorer of ``motion``, ``mel`` or ``frames`` (its ``needs``)."""
 
-    name: str
-    needs: frozenset[str]
+    @property
+    def name(self) -> str:
+        """What it is logged and weighted as."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads of a batch."""
+        ...
 
     def __call__(self, batch: RewardBatch) -> Score:
         """Score every sample of the batch."""

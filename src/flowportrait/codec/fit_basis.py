@@ -119,9 +119,9 @@ def fit(corpus: Path) -> MotionBasis:
     std = coefficients.std(0)
     rebuilt = (coefficients @ directions.flatten(1)).reshape_as(moved)
     centred = moved - moved.mean(0)
-    for name, points in (("lips", LIPS), ("all", list(range(478)))):
-        left = (rebuilt - moved)[:, points]
-        print(f"variance held, {name}: {1 - left.var(0).sum() / centred[:, points].var(0).sum():.4f}")
+    for name, region in (("lips", LIPS), ("all", list(range(478)))):
+        missed = (rebuilt - moved)[:, region]
+        print(f"variance held, {name}: {1 - missed.var(0).sum() / centred[:, region].var(0).sum():.4f}")
     print("lip gap percentiles 5/10/25/50:", np.percentile(
         torch.cat([lips.gap(shape)[:, 4] for shape, _ in shapes]).numpy(), [5, 10, 25, 50]).round(4))
     return MotionBasis(

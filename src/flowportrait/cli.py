@@ -139,8 +139,12 @@ def animate(options: argparse.Namespace) -> dict[str, Any]:
         say(f"Warning: {options.audio} is silent; the face will rest.")
     image = fit_largest(read_image(options.image)) if options.image else None
 
+    import torch
+
     from flowportrait.animator import Animator
 
+    # The networks are small: on a busy machine threads that wait for each other cost far more than they bring.
+    torch.set_num_threads(1)
     animator = Animator.from_pretrained(options.checkpoint)
     if image is not None:
         name = str(options.image)

@@ -27,12 +27,12 @@ def read_audio(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise BadInput(f"{path} holds no audio stream: give a file with sound.")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+            resampler = av.AudioResampler(format="fltp", rate=rate)
             pieces: list[np.ndarray] = []
             for frame in container.decode(container.streams.audio[0]):
                 frame.pts = None
-                pieces += [out.to_ndarray().reshape(-1) for out in resampler.resample(frame)]
-            pieces += [out.to_ndarray().reshape(-1) for out in resampler.resample(None)]
+                pieces += [out.to_ndarray().mean(0) for out in resampler.resample(frame)]
+            pieces += [out.to_ndarray().mean(0) for out in resampler.resample(None)]
     except av.FFmpegError as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"{path} cannot be read as audio ({reason}): give a wav, mp3, m4a, flac or ogg file.") from error

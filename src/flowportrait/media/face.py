@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flowportrait.media.model_file import face_landmarker_path
+from flowportrait.media.quiet import native_chatter_silenced
 
 N_LANDMARKS = 478
 N_BLENDSHAPES = 52
@@ -48,7 +49,9 @@ class FaceTracker:
             output_face_blendshapes=True,
         )
         self._still = still
-        self._landmarker: Any = FaceLandmarker.create_from_options(options)
+        with native_chatter_silenced():
+            self._landmarker: Any = FaceLandmarker.create_from_options(options)
+        self._warm = False
         self._time_ms = 0
         self._last: np.ndarray | None = None
 
@@ -63,11 +66,13 @@ class FaceTracker:
         import mediapipe as mp
 
         image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
-        if self._still:
-            result = self._landmarker.detect(image)
+        if self._warm:
+            result = self._run(image)
         else:
-            result = self._landmarker.detect_for_video(image, self._time_ms)
-            self._time_ms += 40
+            # The first detection loads the networks, with remarks of its own.
+            with native_chatter_silenced():
+                result = self._run(image)
+            self._warm = True
         height, width = frame.shape[:2]
         scale = np.array([width, height, width], np.float32)
         faces = [
@@ -78,6 +83,12 @@ class FaceTracker:
             for points, shapes in zip(result.face_landmarks, result.face_blendshapes, strict=True)
         ]
         return sorted(faces, key=lambda face: -face_height(face[0]))
+
+    def _run(self, image: Any) -> Any:
+        if self._still:
+            return self._landmarker.detect(image)
+        self._time_ms += 40
+        return self._landmarker.detect_for_video(image, self._time_ms)
 
     def track(self, frames: Iterable[np.ndarray]) -> Faces:
         """Follow one face through ``frames`` (``[H, W, 3]`` uint8 RGB)."""

@@ -90,7 +90,7 @@ def write_video(
     crf: int = 17,
     audio_rate: int = SAMPLE_RATE,
 ) -> int:
-    """Write frames (``[H, W, 3]`` uint8 RGB, even sides) and mono audio as H.264 + AAC; return the frame count.
+    """Write frames (``[H, W, 3]`` uint8 RGB; odd sides lose a pixel) and mono audio as H.264 + AAC; return the frame count.
 
     The audio is cut or padded with silence to exactly ``frames / fps`` seconds. The file appears under its
     name only when complete: it is written beside it under a temporary name first.
@@ -116,7 +116,9 @@ def write_video(
 def _mux(container: Any, frames: Iterable[np.ndarray], audio: np.ndarray | None, fps: int, crf: int, rate: int) -> int:
     video = sound = None
     count = 0
-    for image in frames:
+    for given in frames:
+        # H.264 with 4:2:0 colour needs even sides.
+        image = given[: given.shape[0] // 2 * 2, : given.shape[1] // 2 * 2]
         if video is None:
             video = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
             video.height, video.width = image.shape[:2]

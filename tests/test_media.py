@@ -1,0 +1,234 @@
+"""Claims about sound and video files, on files made here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.io import wavfile
+
+from flowportrait.errors import BadInput
+from flowportrait.media.align import to_canonical
+from flowportrait.media.audio import read_audio
+from flowportrait.media.face import bridge
+from flowportrait.media.mel import frame_count, level, log_mel
+from flowportrait.media.quiet import native_chatter_silenced
+from flowportrait.media.video import iter_frames, write_video
+
+
+def numbered(count: int, size: tuple[int, int] = (64, 48)) -> Iterator[np.ndarray]:
+    """Frames whose brightness tells their number."""
+    for index in range(count):
+        yield np.full((size[1], size[0], 3), min(20 + 4 * index, 255), np.uint8)
+
+
+def encode(path: Path, times: list[Fraction], rate: int) -> Path:
+    """A video whose frame i is shown at times[i] seconds and as bright as its number tells."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "5", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        base = Fraction(1, 30_000)
+        stream.codec_context.time_base = base
+        for image, time in zip(numbered(len(times)), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(time / base), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(path: Path) -> list[int]:
+    return [round((float(frame.mean()) - 20) / 4) for frame in iter_frames(path)]
+
+
+def test_25_fps_comes_back_frame_by_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    assert write_video(path, numbered(50), None) == 50
+    assert numbers(path) == list(range(50))
+
+
+@pytest.mark.parametrize("rate", [Fraction(30), Fraction(30_000, 1001), Fraction(50), Fraction(12)])
+def test_any_rate_shows_at_every_25th_of_a_second_what_was_on_screen(tmp_path: Path, rate: Fraction) -> None:
+    count = round(rate)
+    path = encode(tmp_path / "a.mp4", [i / rate for i in range(count)], round(rate))
+    shown = numbers(path)
+    assert len(shown) == pytest.approx(25, abs=1)
+    ideal = [min(count - 1, i / 25 * float(rate)) for i in range(len(shown))]
+    assert max(abs(got - want) for got, want in zip(shown, ideal, strict=True)) <= 1.01
+
+
+def test_a_variable_frame_rate_keeps_its_timing(tmp_path: Path) -> None:
+    times = [Fraction(t, 100) for t in (0, 4, 8, 60, 64, 100, 104, 108)]
+    shown = numbers(encode(tmp_path / "a.mp4", times, 25))
+    assert shown[:3] == [0, 1, 2]
+    assert shown[10] == 2
+    assert shown[16] == 4
+    assert shown[25] == 5
+
+
+@settings(max_examples=8, deadline=None)
+@given(frames=st.integers(1, 40), seconds=st.floats(0.0, 2.0))
+def test_sound_and_picture_are_equally_long(
+    tmp_path_factory: pytest.TempPathFactory, frames: int, seconds: float
+) -> None:
+    path = tmp_path_factory.mktemp("v") / "a.mp4"
+    write_video(path, numbered(frames), np.zeros(round(seconds * 16_000), np.float32))
+    with av.open(str(path)) as container:
+        picture, sound = container.streams.video[0], container.streams.audio[0]
+        shown = float(picture.duration * picture.time_base)
+        heard = float(sound.duration * sound.time_base)
+    assert shown == pytest.approx(frames / 25)
+    assert heard == pytest.approx(shown, abs=1024 / 16_000)
+
+
+def test_odd_sides_lose_one_pixel(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered(3, (65, 49)), None)
+    assert next(iter_frames(tmp_path / "a.mp4")).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
+def test_nothing_half_written_remains_and_the_old_file_stays(tmp_path: Path, failure: type[BaseException]) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+
+    def breaking() -> Iterator[np.ndarray]:
+        yield from numbered(5)
+        raise failure
+
+    with pytest.raises(failure):
+        write_video(path, breaking(), np.zeros(16_000, np.float32))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    assert path.read_bytes() == b"old"
+
+
+def test_frames_are_not_hoarded(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered(100), None)
+    frames = iter_frames(tmp_path / "a.mp4")
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+
+
+def test_a_missing_folder_and_a_damaged_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="create it first"):
+        write_video(tmp_path / "no" / "a.mp4", numbered(2), None)
+    whole = tmp_path / "whole.mp4"
+    write_video(whole, numbered(50), None)
+    (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:200])
+    with pytest.raises(BadInput, match=r"cut\.mp4"):
+        list(iter_frames(tmp_path / "cut.mp4"))
+
+
+def tone(rate: int, channels: int = 1, seconds: float = 1.5) -> np.ndarray:
+    wave = 0.4 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+    samples = np.round(32767 * wave).astype(np.int16)
+    return np.stack([samples] * channels, 1)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (16_000, 1), (44_100, 2), (48_000, 2), (22_050, 1)])
+def test_440_hz_stays_440_hz(tmp_path: Path, rate: int, channels: int) -> None:
+    wavfile.write(tmp_path / "a.wav", rate, tone(rate, channels))
+    wave = read_audio(tmp_path / "a.wav")
+    assert len(wave) == pytest.approx(24_000, abs=40)
+    spectrum = np.abs(np.fft.rfft(wave[2000:18_000] * np.hanning(16_000)))
+    assert spectrum.argmax() == pytest.approx(440, abs=1)
+    assert np.abs(wave).max() == pytest.approx(0.4, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp3", "libmp3lame"), ("m4a", "aac"), ("ogg", "libopus"), ("flac", "flac")]
+)
+def test_common_formats_are_read(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48_000, layout="mono")
+        samples = tone(48_000).T
+        block = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="s16", layout="mono")
+        block.sample_rate = 48_000
+        resampler = av.AudioResampler(stream.format, "mono", 48_000, frame_size=stream.frame_size or 1024)
+        for piece in [*resampler.resample(block), *resampler.resample(None)]:
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode())
+    wave = read_audio(path)
+    assert len(wave) / 16_000 == pytest.approx(1.5, abs=0.12)
+    spectrum = np.abs(np.fft.rfft(wave[2000:18_000] * np.hanning(16_000)))
+    assert spectrum.argmax() == pytest.approx(440, abs=2)
+
+
+def test_broken_samples_become_silence(tmp_path: Path) -> None:
+    wave = np.full(16_000, 0.1, np.float32)
+    wave[100:200] = np.nan
+    wavfile.write(tmp_path / "a.wav", 16_000, wave)
+    assert np.isfinite(read_audio(tmp_path / "a.wav")).all()
+
+
+def test_a_video_without_sound_says_so(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered(5), None)
+    with pytest.raises(BadInput, match="no audio stream"):
+        read_audio(tmp_path / "a.mp4")
+
+
+def test_ten_minutes_of_sound_are_read_whole(tmp_path: Path) -> None:
+    wavfile.write(tmp_path / "a.wav", 8_000, np.zeros(8_000 * 600, np.int16))
+    assert len(read_audio(tmp_path / "a.wav")) == pytest.approx(600 * 16_000, abs=100)
+
+
+@given(samples=st.integers(1, 6000))
+def test_four_mel_columns_per_frame(samples: int) -> None:
+    assert len(log_mel(np.zeros(samples, np.float32))) == 4 * frame_count(np.zeros(samples))
+
+
+def test_a_click_is_heard_in_its_own_column() -> None:
+    wave = np.zeros(6400, np.float32)
+    wave[160 * 17 + 80] = 1.0
+    assert int(log_mel(wave).mean(1).argmax()) == 17
+
+
+def test_levelling_undoes_gain_and_leaves_silence_alone() -> None:
+    speech = np.random.default_rng(0).normal(size=16_000).astype(np.float32) * 0.02
+    assert np.allclose(level(speech), level(5 * speech), atol=1e-6)
+    assert np.array_equal(level(1e-4 * speech), 1e-4 * speech)
+
+
+def test_lost_frames_are_bridged_linearly_and_held_at_the_ends() -> None:
+    track = np.array([[9.0], [1.0], [9.0], [3.0], [9.0]])
+    assert bridge(track, np.array([False, True, False, True, False])).ravel().tolist() == [1, 1, 2, 3, 3]
+
+
+def test_the_stabilised_view_ignores_shift_turn_and_size() -> None:
+    face = np.random.default_rng(0).normal(size=(478, 3)) * 40 + 200
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    moved = face.copy()
+    moved[:, :2] = 2.5 * face[:, :2] @ turn.T + [30, -80]
+
+    def seen(points: np.ndarray) -> np.ndarray:
+        matrix = to_canonical(points)
+        return points[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+
+    assert np.allclose(seen(face), seen(moved), atol=1e-6)
+
+
+def test_native_chatter_is_silenced_while_our_own_words_arrive() -> None:
+    script = (
+        "import os, sys\nfrom flowportrait.media.quiet import native_chatter_silenced\n"
+        "with native_chatter_silenced():\n    os.write(2, b'chatter')\n    print('ours', file=sys.stderr)\n"
+        "os.write(2, b'after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "chatter" not in done.stderr
+    assert "ours" in done.stderr
+    assert "after" in done.stderr
+
+
+def test_an_exception_passes_through_the_silence() -> None:
+    with pytest.raises(ValueError, match="loud"), native_chatter_silenced():
+        raise ValueError("loud")
+    assert os.write(2, b"") == 0

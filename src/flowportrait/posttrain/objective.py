@@ -24,8 +24,8 @@ class ObjectiveConfig:
     clip_high: float = 0.2
     reduce: Literal["sum", "mean"] = "sum"
     kl_weight: float = 0.02
-    kl_space: Literal["v", "exact"] = "v"
-    """``v``: mean ‖v − v_ref‖² per element; ``exact``: ½k²‖v − v_ref‖², the KL of the transition."""
+    kl_space: Literal["v", "exact"] = "exact"
+    """``exact``: ½k²‖v − v_ref‖², the KL of the transition; ``v``: ‖v − v_ref‖². Reduced like the ratio."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ def clipped_ratio(
     """Loss of velocities ``[B, N, R, D]`` on recorded transitions; advantage ``[B]`` or ``[B, N]``."""
     assert trajectory.v_old is not None, "replay fills in v_old before an update"
     gain = trajectory.coefficients.gain
-    elements = log_ratio(gain, trajectory.noise, velocity - trajectory.v_old)
-    log_r = elements.sum(-1) if config.reduce == "sum" else elements.mean(-1)
-    ratio = log_r.exp()
+    reduce = torch.sum if config.reduce == "sum" else torch.mean
+    ratio = reduce(log_ratio(gain, trajectory.noise, velocity - trajectory.v_old), -1).exp()
     signed = advantage.reshape(*advantage.shape, *(1,) * (ratio.ndim - advantage.ndim))
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     policy = -torch.minimum(ratio * signed, clipped * signed).mean()
@@ -67,7 +66,7 @@ def clipped_ratio(
     total = policy
     if reference is not None and config.kl_weight > 0:
         delta = velocity - reference
-        kl = delta.square().mean() if config.kl_space == "v" else gaussian_kl(gain, delta).mean()
+        kl = reduce(gaussian_kl(gain, delta) if config.kl_space == "exact" else delta.square(), -1).mean()
         total = total + config.kl_weight * kl
         metrics["kl"] = float(kl.detach())
     return Loss(total, metrics)

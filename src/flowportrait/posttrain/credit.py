@@ -25,7 +25,7 @@ class CreditConfig:
     std: Literal["group", "largest", "none"] = "group"
     """What a deviation is divided by: its group's std, the largest group's std (LongCat), or nothing (Dr-GRPO)."""
     baseline: Literal["mean", "leave_one_out"] = "mean"
-    dense: float = 0.5
+    dense: float = 0.7
     """Share of a dense reward's weight that goes to single chunks; the rest goes to the whole clip."""
     limit: float = 5.0
     """Advantages are clipped to ± this."""

@@ -18,23 +18,23 @@ class Recipe:
     steps: int = 6
     """Denoising steps per chunk in a rollout."""
     shift: float = 1.0
-    trained_steps: int | None = 2
+    trained_steps: int | None = None
     """Recorded steps that an update trains on, drawn per iteration; none means all."""
     same_start: bool = False
     """Whether siblings of a group share their initial noise."""
     groups: int = 6
-    group_size: int = 12
+    group_size: int = 16
     frames: int = 72
     """Length of a rollout, 25 frames a second."""
     rewards: RewardWeights = field(default_factory=RewardWeights)
     credit: CreditConfig = field(default_factory=CreditConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     updates: int = 2
     """Optimiser steps per rollout; each sees an equal share of every group."""
     grad_clip: float = 1.0
     ema: float = 0.9
-    iterations: int = 60
+    iterations: int = 70
     checkpoint_every: int = 10
     render_size: int = 128
     seed: int = 0
@@ -42,7 +42,8 @@ class Recipe:
 
 def flow_grpo() -> Recipe:
     """Flow-GRPO (2505.05470): noise at every step but the last, group-normalised advantages, clipped ratio, KL to
-    the supervised policy. Denoising reduction is moot at six steps; as in Flow-GRPO-Fast two steps are trained."""
+    the supervised policy. Denoising reduction is moot at six steps. Differs in that the ratio is that of a whole
+    chunk's step (log-ratios summed, clip 0.2), and that lip sync pays single chunks."""
     return Recipe("flow-grpo")
 
 

@@ -1,6 +1,6 @@
 """The default composite: three groups of rewards and their weights.
 
-    judge .5 (three fifths of it lip sync, a fifth each expressiveness and smoothness) · perceptual .3 · temporal .2
+    judge .5 (.7 of it lip sync, the rest expressiveness and smoothness alike) · perceptual .3 · temporal .2
 
 The groups and weights are FlowPortrait's (2603.00159). Nothing is summed here: rewards are normalised one by
 one inside their group of samples and combined by ``posttrain.credit``.
@@ -21,7 +21,7 @@ class RewardWeights:
     judge: float = 0.5
     perceptual: float = 0.3
     temporal: float = 0.2
-    sync_share: float = 0.6
+    sync_share: float = 0.7
     """Of the judge's weight: lip sync. The rest is halved between expressiveness and smoothness."""
 
 

@@ -46,6 +46,7 @@ def _sync(tracked: Tracked) -> Row:
     return {
         f"lse_d{kind}": found.lse_d,
         f"lse_c{kind}": found.lse_c,
+        f"sync_in_time{kind}": found.in_time,
         f"lse_c_chance{kind}": found.chance,
         f"offset{kind}": found.offset,
         f"offset_error{kind}": abs(found.offset),

@@ -17,9 +17,11 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("lse_c", "LSE-C", "up", 3, "sync confidence, offsets ±15 (3 s and longer)"),
+    Metric("sync_in_time", "LSE-C at 0", "up", 3, "median distance minus the distance at offset zero"),
     Metric("lse_d", "LSE-D", "down", 3, "sync distance, offsets ±15 (3 s and longer)"),
     Metric("offset_error", "|offset|", "down", 2, "frames between mouth and sound, offsets ±15"),
     Metric("lse_c_short", "LSE-C (short)", "up", 3, "sync confidence of clips under 3 s, offsets ±5"),
+    Metric("sync_in_time_short", "LSE-C at 0 (short)", "up", 3, "the same for clips under 3 s"),
     Metric("lse_d_short", "LSE-D (short)", "down", 3, "sync distance of clips under 3 s, offsets ±5"),
     Metric("offset_error_short", "|offset| (short)", "down", 2, "frames between mouth and sound, offsets ±5"),
     Metric("ler", "LER", "down", 3, "share of one-second windows out of sync by more than a frame"),

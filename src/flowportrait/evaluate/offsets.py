@@ -48,6 +48,11 @@ class LipSync:
         return float(np.median(self.distance) - self.distance.min())
 
     @property
+    def in_time(self) -> float:
+        """Like LSE-C, but at offset zero, where generated speech belongs: out of time earns nothing."""
+        return float(np.median(self.distance) - self.distance[self.reach])
+
+    @property
     def offset(self) -> int:
         return int(self.distance.argmin()) - self.reach
 

@@ -132,7 +132,7 @@ def _number(curves: list[dict[str, float]], name: str) -> bool:
 def _svg(figure: plt.Figure) -> str:
     """Inline SVG whose ink is the surrounding text's colour."""
     text = io.StringIO()
-    figure.savefig(text, format="svg")
+    figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.12)
     plt.close(figure)
     svg = text.getvalue()
     return re.sub(

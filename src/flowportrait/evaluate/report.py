@@ -23,7 +23,7 @@ from flowportrait.evaluate.sheets import contact_sheet
 LARGEST_VIDEO = 40_000_000
 """Bytes; larger files are named instead of embedded."""
 SIGNIFICANT = 0.05
-HEADLINE = ("ler", "lse_c", "lse_c_short", "ecs", "tfi", "silent_lip")
+HEADLINE = ("ler", "sync_in_time", "sync_in_time_short", "ecs", "tfi", "silent_lip")
 
 
 def write_report(
@@ -71,7 +71,9 @@ def _section(heading: str, body: str, lead: str = "") -> str:
 
 
 def _headline(comparison: Comparison) -> str:
-    """Cards with the relative change of what matters most, where there is a baseline."""
+    """Cards with the relative change of what matters most, where one system is held against a baseline."""
+    if len({difference.system for difference in comparison.differences}) != 1:
+        return ""
     cards = []
     for difference in comparison.differences:
         if difference.metric in HEADLINE and difference.change is not None:
@@ -90,7 +92,7 @@ def _verdict(difference: Difference, metric: Metric) -> str:
     gap = difference.difference
     if metric.better == "real" or gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
         return "even"
-    if difference.p is not None and difference.p > SIGNIFICANT:
+    if difference.p is None or difference.p > SIGNIFICANT:
         return "even"
     return "good" if (gap.mean > 0) == (metric.better == "up") else "bad"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import Progress
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.compare import Comparison, compare
+from flowportrait.evaluate.compare import compare
 from flowportrait.evaluate.measure import Row, measure
 from flowportrait.evaluate.report import write_report
 
@@ -26,8 +27,8 @@ def evaluate_videos(
     """Measure every video and write metrics.json, metrics.csv and report.html into ``output``.
 
     Videos of the same file name in different systems are pairs; a system named ``real`` is the ground truth.
-    costs are seconds of work per second of video; videos are shown side by side (default: one measured clip of
-    each system). Returns a JSON-able summary with the paths written.
+    costs are seconds of work per second of video; videos are shown side by side (default: one measured clip
+    of each system). Returns a JSON-able summary with the paths written.
 
     Raises:
         BadInput: nothing to measure, an unknown baseline, two videos of one name in a system, or a broken
@@ -63,8 +64,6 @@ def _measure_all(
     systems: dict[str, list[Path]], cache: Path, costs: dict[str, float]
 ) -> dict[str, dict[str, Row]]:
     rows: dict[str, dict[str, Row]] = {}
-    from rich.console import Console
-
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("measuring", total=sum(map(len, systems.values())))
         for system, files in systems.items():
@@ -88,6 +87,3 @@ def example_videos(systems: dict[str, list[Path]]) -> dict[str, Path]:
         if files:
             chosen[system] = (same or files)[0]
     return chosen
-
-
-__all__ = ["Comparison", "evaluate_videos"]

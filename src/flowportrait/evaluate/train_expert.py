@@ -21,10 +21,10 @@ import torch
 import tyro
 
 from flowportrait.errors import BadInput
+from flowportrait.evaluate.acceptance import acceptance, shift_curve
 from flowportrait.evaluate.augment import jitter_mel
 from flowportrait.evaluate.contrast import contrastive_loss
 from flowportrait.evaluate.expert_data import PIECE, Item, draw_batch, load_items
-from flowportrait.evaluate.acceptance import acceptance, shift_curve
 from flowportrait.evaluate.sides import Side, side_named
 
 REALIGN = 3

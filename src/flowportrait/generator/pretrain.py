@@ -14,6 +14,7 @@ import json
 import math
 import os
 import time
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler, load_motion
+from flowportrait.errors import BadInput
 from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.augment import augment
@@ -99,9 +101,12 @@ def latent_weight(space: ChunkSpace) -> torch.Tensor:
 def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = False) -> Path:
     """Train and leave the averaged weights in ``output/checkpoint``; continue from ``output/state.pt`` if asked."""
     output.mkdir(parents=True, exist_ok=True)
+    # Without this a convolution's gradient depends on where memory happens to lie, in the last bit.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.mkldnn.set_flags(_deterministic=True)
     torch.manual_seed(config.seed)
     clips = load_motion(corpus, config.splits)
-    held_out = load_motion(corpus, config.held_out)
+    held_out = load_held_out(corpus, config)
     generator = torch.Generator().manual_seed(config.seed)
     samplers = [WindowSampler(clips, frames, generator) for frames in config.windows]
     model = ARFlow(config.generator)
@@ -111,21 +116,21 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
-    state_path, first = output / "state.pt", 0
+    state_path, first, running = output / "state.pt", 0, None
     if resume and state_path.is_file():
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
-        first = state["step"]
+        first, running = state["step"], state["running"]
     (output / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     history = (output / "history.jsonl").open("a" if first else "w")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
     with history, Progress(*columns) as progress:
         bar = progress.add_task("pretrain", total=config.steps, completed=first)
-        running, started = 0.0, time.monotonic()
+        started = time.monotonic()
         for step in range(first, config.steps):
             motion, mel, style = samplers[step % len(samplers)].draw(config.batch)
             loss = flow_matching_loss(model, motion, augment(mel, generator), style, config, generator)
@@ -139,23 +144,36 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
             with torch.no_grad():
                 for mean, value in zip(average.parameters(), model.parameters(), strict=True):
                     mean.lerp_(value, 1 - decay)
-            running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+            running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
             progress.update(bar, advance=1, description=f"pretrain  loss {running:.3f}")
             if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
                 record = {
                     "step": step + 1,
                     "loss": running,
-                    "held_out": held_out_loss(average, held_out, config),
+                    "held_out": held_out_loss(average, held_out, config) if held_out else None,
                     "seconds": time.monotonic() - started,
                 }
                 history.write(json.dumps(record) + "\n")
                 history.flush()
                 average.save_pretrained(output / "checkpoint")
                 _save_state(state_path, {
-                    "model": model.state_dict(), "average": average.state_dict(), "step": step + 1,
+                    "model": model.state_dict(), "average": average.state_dict(), "step": step + 1, "running": running,
                     "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
                 })  # fmt: skip
     return output / "checkpoint"
+
+
+def load_held_out(corpus: Path, config: PretrainConfig) -> list[MotionClip]:
+    """Clips to watch the loss on; none, with a warning, if the corpus sets none apart."""
+    try:
+        clips = load_motion(corpus, config.held_out)
+    except BadInput:
+        warnings.warn(
+            f"{corpus} has no clips in the split {', '.join(config.held_out)}: overfitting will not be seen.",
+            stacklevel=3,
+        )
+        return []
+    return [clip for clip in clips if len(clip.motion) > config.windows[0]]
 
 
 def typical_style(clips: list[MotionClip]) -> torch.Tensor:

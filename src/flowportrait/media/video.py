@@ -90,9 +90,9 @@ def write_video(
     crf: int = 17,
     audio_rate: int = SAMPLE_RATE,
 ) -> int:
-    """Write frames (``[H, W, 3]`` uint8 RGB; odd sides lose a pixel) and mono audio as H.264 + AAC; return how many frames.
+    """Write frames (``[H, W, 3]`` uint8 RGB; odd sides lose a pixel) and mono audio; return how many frames.
 
-    The audio is cut or padded with silence to exactly ``frames / fps`` seconds. The file appears under its
+    H.264 and AAC in mp4. The audio is cut or padded with silence to exactly ``frames / fps`` seconds. The file appears under its
     name only when complete: it is written beside it under a temporary name first.
 
     Raises:

@@ -1,0 +1,130 @@
+"""Claims about rewards: what each pays for, and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowportrait.reward.composite import Composite, RewardWeights
+from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.lip_sync import LipSync, margins
+from flowportrait.reward.liveliness import GROUPS, Expressiveness, RealMotion, Smoothness, log_flutter
+from flowportrait.reward.pixels import Perceptual, Temporal, pair_indices, structural_similarity
+
+REAL = RealMotion.load()
+
+
+def lively(frames: int = 56, seed: int = 0) -> torch.Tensor:
+    """Motion ``[1, T, 30]`` whose every group has real speakers' mean amplitude, below 4 Hz."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(frames) / 25
+    waves = [
+        torch.sin(2 * torch.pi * (hz * time[:, None] + torch.rand(30, generator=generator))) for hz in (1.3, 2.2, 3.1)
+    ]
+    motion = sum(waves) / torch.stack(waves).sum(0).std(0)
+    for (_, part), amplitude in zip(GROUPS.items(), REAL.amplitude_mean, strict=True):
+        motion[:, part] *= torch.tensor(amplitude).exp()
+    return motion[None]
+
+
+def batch(motion: torch.Tensor) -> RewardBatch:
+    return RewardBatch(motion, torch.zeros(len(motion), 4 * motion.shape[1], 80))
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1, 6.0])
+def test_dead_and_grimacing_faces_are_less_expressive(factor: float) -> None:
+    motion = torch.cat([lively(), factor * lively()])
+    real, other = Expressiveness(REAL)(batch(motion)).value
+    assert real > other + 0.3
+
+
+def test_a_tremor_costs_smoothness_and_stillness_does_not_earn_it() -> None:
+    motion = lively()
+    tremor = motion + 0.4 * torch.tensor([1.0, -1.0]).repeat(28)[None, :, None]
+    calm, shaking, still = Smoothness(REAL)(batch(torch.cat([motion, tremor, 0.02 * motion]))).value
+    assert calm > shaking
+    assert calm > still
+
+
+def test_flutter_hears_a_signed_4_hz_motion_as_4_hz() -> None:
+    time = torch.arange(100) / 25
+    slow = torch.sin(2 * torch.pi * 4 * time)[None, :, None].expand(-1, -1, 30)
+    fast = torch.sin(2 * torch.pi * 8 * time)[None, :, None].expand(-1, -1, 30)
+    assert (log_flutter(slow) < -3).all()
+    assert (log_flutter(fast) > -0.1).all()
+
+
+def test_a_margin_is_own_fit_less_the_neighbourhoods() -> None:
+    similarity = 0.2 * torch.ones(1, 30, 30) + 0.5 * torch.eye(30)
+    assert torch.allclose(margins(similarity), torch.full((1, 30), 0.5))
+    assert torch.allclose(margins(torch.full((1, 30, 30), 0.7)), torch.zeros(1, 30), atol=1e-6)
+
+
+def test_lip_sync_does_not_care_about_head_or_resting_mouth() -> None:
+    reward, mel = LipSync.load(), torch.randn(1, 4 * 40, 80)
+    motion = lively(40)
+    moved = motion.clone()
+    moved[..., 24:] += torch.randn(6)
+    moved[..., :16] += torch.randn(16)
+    plain, other = reward(RewardBatch(motion, mel)), reward(RewardBatch(moved, mel))
+    assert torch.allclose(plain.value, other.value, atol=1e-5)
+    assert plain.dense is not None
+    assert plain.dense.shape == (1, 40)
+
+
+def test_similarity_is_one_for_equal_pictures_and_less_for_noise() -> None:
+    picture = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(structural_similarity(picture, picture), torch.ones(2), atol=1e-5)
+    assert (structural_similarity(picture, torch.rand(2, 3, 32, 32)) < 0.3).all()
+
+
+def drawn(shake: float) -> RewardBatch:
+    """A textured picture that moves by ``shake`` between frames, plus pixel noise growing with it."""
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 16, 16, generator=generator), size=(64, 64), mode="bilinear"
+    )
+
+    def draw(motion: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+        noise = torch.randn(len(indices), 3, 64, 64, generator=generator)
+        return (picture + shake * noise).clamp(0, 1)[None]
+
+    return RewardBatch(torch.zeros(1, 28, 30), torch.zeros(1, 112, 80), draw)
+
+
+def test_flickering_pixels_are_temporally_worse() -> None:
+    reward = Temporal(REAL.temporal_mean, REAL.temporal_std)
+    assert reward(drawn(0.0)).value > reward(drawn(0.05)).value > reward(drawn(0.2)).value
+
+
+def test_neither_a_frozen_nor_a_noisy_picture_is_perceptually_best() -> None:
+    frozen, noisy = Perceptual.measure(drawn(0.0)), Perceptual.measure(drawn(0.3))
+    reward = Perceptual(float(frozen + noisy) / 2, 0.05)
+    between = next(
+        shake for shake in torch.linspace(0.01, 0.3, 30) if Perceptual.measure(drawn(float(shake))) < reward.mean
+    )
+    best = reward(drawn(float(between))).value
+    assert best > reward(drawn(0.0)).value
+    assert best > reward(drawn(0.3)).value
+
+
+def test_pairs_are_neighbours_inside_the_clip() -> None:
+    for frames in (8, 28, 72):
+        indices = pair_indices(frames)
+        assert all(b - a == 1 for a, b in zip(indices[::2], indices[1::2], strict=True))
+        assert 0 <= min(indices) < max(indices) < frames
+
+
+def test_the_default_weights_are_half_judge_and_sum_to_one() -> None:
+    weights = Composite.default().weights
+    assert sum(weights.values()) == pytest.approx(1.0)
+    assert weights["sync"] + weights["expressiveness"] + weights["smoothness"] == pytest.approx(0.5)
+    assert (weights["perceptual"], weights["temporal"]) == (0.3, 0.2)
+
+
+def test_a_reward_without_weight_is_not_even_computed() -> None:
+    composite = Composite.default(RewardWeights(perceptual=0.0, temporal=0.0))
+    scores = composite(batch(lively()))
+    assert set(scores) == {"sync", "expressiveness", "smoothness"}
+    with pytest.raises(ValueError, match="cannot draw"):
+        Composite.default()(batch(lively()))

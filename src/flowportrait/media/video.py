@@ -92,8 +92,8 @@ def write_video(
 ) -> int:
     """Write frames (``[H, W, 3]`` uint8 RGB; odd sides lose a pixel) and mono audio; return how many frames.
 
-    H.264 and AAC in mp4. The audio is cut or padded with silence to exactly ``frames / fps`` seconds. The file appears under its
-    name only when complete: it is written beside it under a temporary name first.
+    H.264 and AAC in mp4. The audio is cut or padded with silence to exactly ``frames / fps`` seconds. The file
+    appears under its name only when complete: it is written beside it under a temporary name first.
 
     Raises:
         BadInput: the folder does not exist or cannot be written.

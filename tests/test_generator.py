@@ -14,7 +14,9 @@ from flowportrait.generator.augment import augment
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.sample import generate_motion
 
-TINY = GeneratorConfig(hidden=32, layers=2, heads=2, window=4, audio_width=16, head_width=32, head_depth=1, steps=3)
+TINY = GeneratorConfig(
+    hidden=32, layers=2, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, steps=3
+)
 FRAMES = 40
 
 
@@ -32,7 +34,7 @@ def mel() -> torch.Tensor:
     return torch.randn(2, 4 * FRAMES, 80, generator=torch.Generator().manual_seed(1))
 
 
-def test_incremental_and_teacher_forced_contexts_agree_beyond_the_window(model: ARFlow, mel: torch.Tensor) -> None:
+def test_cached_and_teacher_forced_contexts_agree_beyond_the_horizon(model: ARFlow, mel: torch.Tensor) -> None:
     latents = torch.randn(2, FRAMES // 4, TINY.latent_dim)
     condition = model.condition(mel)
     with torch.no_grad():

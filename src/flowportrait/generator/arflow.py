@@ -91,8 +91,15 @@ class ARFlow(nn.Module):
     def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
         """What ``velocity`` needs to know at every chunk ``[B, N, G, hidden]``, given the clean latents
         ``[B, N, chunk·30]`` of all: h, and with guidance h without the audio (G = 1 or 2)."""
-        motion = self.to_motion(latents, condition.start)[:, : -self.config.chunk]
-        return torch.stack([self.contexts_after(branch, motion) for branch in self.branches(condition)], -2)
+        motion, chunk = self.to_motion(latents, condition.start), self.config.chunk
+        stretches = []
+        for first in range(0, latents.shape[1], self.config.horizon):
+            last = min(first + self.config.horizon, latents.shape[1])
+            before = motion[:, first * chunk - 1] if first else condition.start
+            stretch = condition._replace(audio=condition.audio[:, first:last], start=before)
+            own = motion[:, first * chunk : (last - 1) * chunk]
+            stretches.append(torch.stack([self.contexts_after(b, own) for b in self.branches(stretch)], -2))
+        return torch.cat(stretches, 1)
 
     def branches(self, condition: Condition) -> tuple[Condition, ...]:
         """The conditions that guidance combines; the condition alone where guidance is 1."""
@@ -165,10 +172,14 @@ class Session:
     def __init__(self, model: ARFlow, condition: Condition) -> None:
         self.model = model
         self.branches = model.branches(condition)
-        self.caches = [model.backbone.new_cache() for _ in self.branches]
         self.position = 0
         self.last = condition.start
-        self.previous = self.last[:, None].expand(-1, model.config.chunk, -1)
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Forget everything but the last frame."""
+        self.caches = [self.model.backbone.new_cache() for _ in self.branches]
+        self.previous = self.last[:, None].expand(-1, self.model.config.chunk, -1)
 
     def context(self) -> torch.Tensor:
         """Context of the next chunk ``[B, G, hidden]``. Call once per chunk."""
@@ -184,5 +195,7 @@ class Session:
         """Accept the chunk's clean latents ``[B, chunk·30]``; returns its motion ``[B, chunk, 30]``."""
         self.previous = self.model.space.decode(latents, self.last)
         self.last = self.previous[:, -1]
-        self.position += 1
-        return self.previous
+        motion, self.position = self.previous, self.position + 1
+        if self.position % self.model.config.horizon == 0:
+            self._start_afresh()
+        return motion

@@ -20,6 +20,9 @@ class GeneratorConfig:
     """Frames drawn at a time; 4 are 160 ms."""
     window: int = 16
     """Chunks a chunk can look back on (sliding attention); 16 are 2.56 s."""
+    horizon: int = 18
+    """Chunks after which the backbone starts afresh from the last frame: the longest it was trained on. Layers of
+    sliding attention see further back than one window, into positions never trained, and there the head wanders."""
     audio_width: int = 128
     head_width: int = 320
     head_depth: int = 4

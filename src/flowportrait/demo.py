@@ -25,6 +25,7 @@ from rich.console import Console
 from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
 from flowportrait.evaluate.run import evaluate_videos
+from flowportrait.evaluate.sheets import contact_sheet
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.video import write_video
 from flowportrait.posttrain.recipes import flow_grpo
@@ -90,6 +91,8 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
             ],
             videos={"before": output / "before.mp4", "after": output / "after.mp4"},
         )
+        sheets = [contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
+        cv2.imwrite(str(output / "sheet.png"), np.vstack(sheets)[..., ::-1])
     result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(curves), **summary}
     partial = output / "summary.json.partial"
     partial.write_text(json.dumps(result, indent=2) + "\n")

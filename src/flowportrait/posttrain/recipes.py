@@ -34,7 +34,7 @@ class Recipe:
     """Optimiser steps per rollout; each sees an equal share of every group."""
     grad_clip: float = 1.0
     ema: float = 0.9
-    iterations: int = 70
+    iterations: int = 100
     checkpoint_every: int = 10
     render_size: int = 128
     seed: int = 0

@@ -19,6 +19,7 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.sample import generate
+from flowportrait.generator.silence import speech_gate
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import paste_back
 from flowportrait.media.face import Faces, FaceTracker, bridge
@@ -130,14 +131,17 @@ class Animator:
         mel = torch.cat([mel, silence.expand(padded * MELS_PER_FRAME - len(mel), -1)])
         with torch.no_grad():
             condition = self.generator.condition(mel[None])
-        return self._chunks(generate(self.generator, condition, [seed]), frames)
+        gate = torch.from_numpy(speech_gate(audio))
+        return self._chunks(generate(self.generator, condition, [seed]), gate)
 
     @staticmethod
-    def _chunks(chunks: Iterator[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+    def _chunks(chunks: Iterator[torch.Tensor], gate: torch.Tensor) -> Iterator[torch.Tensor]:
         done, calm = 0, Calm()
         for chunk in chunks:
-            yield calm(chunk)[0, : frames - done]
-            done += chunk.shape[1]
+            motion = calm(chunk)[0, : len(gate) - done]
+            motion[:, LOWER] *= gate[done : done + len(motion), None]
+            yield motion
+            done += len(motion)
 
 
 def _too_short(audio: np.ndarray) -> BadInput:

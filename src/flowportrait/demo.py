@@ -43,7 +43,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     """Run the demo into ``output``; returns what ``summary.json`` holds.
 
     Raises:
-        BadInput: the packages with the photo or the speech are missing, or a demo is already there.
+        BadInput: the package that carries the speech is not installed.
     """
     console, seconds = Console(stderr=True), {}
 
@@ -92,7 +92,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
             videos={"before": output / "before.mp4", "after": output / "after.mp4"},
         )
         sheets = [contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
-        cv2.imwrite(str(output / "sheet.png"), np.vstack(sheets)[..., ::-1])
+        cv2.imwrite(str(output / "sheet.jpg"), np.vstack(sheets)[..., ::-1])
     result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(curves), **summary}
     partial = output / "summary.json.partial"
     partial.write_text(json.dumps(result, indent=2) + "\n")

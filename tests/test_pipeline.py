@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -124,3 +126,26 @@ def test_checkpoints_are_compared_on_prompts(work: Path, capsys: pytest.CaptureF
     assert set(summary["metrics"]) == {"sft"}
     assert (work / "judged" / "report.html").stat().st_size > 10_000
     assert (work / "judged" / "metrics.csv").is_file()
+
+
+def test_an_interrupted_run_is_saved_whole_and_resumes_to_the_same_weights(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowportrait.posttrain.trainer import Trainer
+
+    small = ["groups=1", "group_size=2", "frames=32", "updates=1", "steps=3", "render_size=64"]
+    command = ["posttrain", "--prompts", str(work / "prompts"), "--output", str(work / "stopped"), "--iterations", "2"]
+    step = Trainer.step
+
+    def interrupted(self: Trainer) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert main([*command, "--set", *small]) == 130
+    assert "Finishing this step" in capsys.readouterr().err
+    assert len((work / "stopped" / "metrics.jsonl").read_text().splitlines()) == 1
+    monkeypatch.setattr(Trainer, "step", step)
+    assert main([*command, "--resume", "--set", *small]) == 0
+    weights = [(work / run / "checkpoint" / "model.safetensors").read_bytes() for run in ("rl", "stopped")]
+    assert weights[0] == weights[1]

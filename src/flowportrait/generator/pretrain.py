@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flowportrait.codec.basis import MOTION_DIM
@@ -29,6 +30,7 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.augment import augment
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import GeneratorConfig
+from flowportrait.interrupt import StopRequest
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
     history = (output / "history.jsonl").open("a" if first else "w")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    with history, Progress(*columns) as progress:
+    with StopRequest() as stop, history, Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("pretrain", total=config.steps, completed=first)
         started = time.monotonic()
         for step in range(first, config.steps):
@@ -146,7 +148,7 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
                     mean.lerp_(value, 1 - decay)
             running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
             progress.update(bar, advance=1, description=f"pretrain  loss {running:.3f}")
-            if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
+            if (step + 1) % config.check_every == 0 or step + 1 == config.steps or stop.asked:
                 record = {
                     "step": step + 1,
                     "loss": running,
@@ -160,6 +162,9 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
                     "model": model.state_dict(), "average": average.state_dict(), "step": step + 1, "running": running,
                     "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
                 })  # fmt: skip
+            if stop.asked:
+                break
+    stop.obey()
     return output / "checkpoint"
 
 

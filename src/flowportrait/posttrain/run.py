@@ -19,6 +19,7 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.config import load, override, save
 from flowportrait.errors import BadInput
+from flowportrait.interrupt import StopRequest
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
@@ -84,22 +85,25 @@ def train(
         if load(Recipe, output / "recipe.json").seed != recipe.seed:
             raise BadInput(f"{output} was started with another seed: resume with the seed in its recipe.json.")
     save(recipe, output / "recipe.json")
-    with metrics.open("a") as log, Live(console=Console(stderr=True), refresh_per_second=2) as live:
+    with (
+        StopRequest() as stop,
+        metrics.open("a") as log,
+        Live(console=Console(stderr=True), refresh_per_second=2) as live,
+    ):
         seconds: list[float] = []
-        try:
-            while trainer.iteration < recipe.iterations:
-                record = trainer.step()
-                seconds.append(sum(v for k, v in record.items() if k.startswith("seconds/")))
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                left = (recipe.iterations - trainer.iteration) * sum(seconds[-10:]) / len(seconds[-10:])
-                live.update(progress_table(record, recipe.iterations, left))
-                if report:
-                    report(record)
-                if trainer.iteration % recipe.checkpoint_every == 0:
-                    keep(trainer, output)
-        finally:
-            keep(trainer, output)
+        while trainer.iteration < recipe.iterations and not stop.asked:
+            record = trainer.step()
+            seconds.append(sum(v for k, v in record.items() if k.startswith("seconds/")))
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            left = (recipe.iterations - trainer.iteration) * sum(seconds[-10:]) / len(seconds[-10:])
+            live.update(progress_table(record, recipe.iterations, left))
+            if report:
+                report(record)
+            if trainer.iteration % recipe.checkpoint_every == 0:
+                keep(trainer, output)
+        keep(trainer, output)
+    stop.obey()
     return output / "checkpoint"
 
 

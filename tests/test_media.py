@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -111,10 +112,94 @@ def test_nothing_half_written_remains_and_the_old_file_stays(tmp_path: Path, fai
 
 
 def test_frames_are_not_hoarded(tmp_path: Path) -> None:
-    write_video(tmp_path / "a.mp4", numbered(100), None)
-    frames = iter_frames(tmp_path / "a.mp4")
-    next(frames)
-    frames.close()  # type: ignore[attr-defined]
+    write_video(tmp_path / "a.mp4", numbered(100, (320, 240)), None)
+    tracemalloc.start()
+    try:
+        size = [frame.nbytes for frame in iter_frames(tmp_path / "a.mp4")]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(size) == 100
+    assert peak < 8 * size[0]
+
+
+def test_phone_footage_stands_upright(tmp_path: Path) -> None:
+    picture = np.full((48, 64, 3), 30, np.uint8)
+    picture[:24, :32] = 220
+    path = tmp_path / "a.mp4"
+    write_video(path, [picture] * 3, None)
+    data = bytearray(path.read_bytes())
+    # The display matrix of the track, 16.16 fixed point: a quarter turn clockwise.
+    place = data.index(b"tkhd") + 44
+    turned = [0, 1 << 16, 0, -(1 << 16), 0]
+    data[place : place + 20] = b"".join(value.to_bytes(4, "big", signed=True) for value in turned)
+    path.write_bytes(data)
+    shown = next(iter_frames(path))
+    assert shown.shape == (64, 48, 3)
+    assert shown[:32, 24:].mean() > 200
+    assert shown[32:].mean() < 50
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_video_that_was_cut_off_is_named_before_its_first_frame(tmp_path: Path, share: float) -> None:
+    rng = np.random.default_rng(0)
+    pictures = (rng.integers(0, 255, (48, 64, 3), np.uint8) for _ in range(50))
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    write_video(whole, pictures, rng.normal(0, 0.1, 32_000).astype(np.float32))
+    assert len(numbers(whole)) == 50
+    cut.write_bytes(whole.read_bytes()[: round(share * whole.stat().st_size)])
+    with pytest.raises(BadInput, match=rf"cut\.mp4 is damaged, only {share:.0%}"):
+        next(iter_frames(cut))
+    with pytest.raises(BadInput, match=r"cut\.mp4 is damaged"):
+        read_audio(cut)
+
+
+def with_offset(path: Path, picture: float, sound: float) -> Path:
+    """A second of rising brightness and a second of tone that begin at different times."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"crf": "5", "bf": "0"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        voice = container.add_stream("flac", rate=16_000, layout="mono")
+        for index, image in enumerate(numbered(25)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index + round(25 * picture), Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        block = av.AudioFrame.from_ndarray(tone(16_000, seconds=1.0).T.copy(), format="s16", layout="mono")
+        block.sample_rate, block.pts, block.time_base = 16_000, round(16_000 * sound), Fraction(1, 16_000)
+        resampler = av.AudioResampler("s16", "mono", 16_000, frame_size=voice.frame_size)
+        for piece in [*resampler.resample(block), *resampler.resample(None)]:
+            container.mux(voice.encode(piece))
+        container.mux(voice.encode())
+    return path
+
+
+def test_sound_that_starts_late_stays_with_its_picture(tmp_path: Path) -> None:
+    path = with_offset(tmp_path / "a.mkv", picture=0.0, sound=0.4)
+    wave = read_audio(path)
+    assert np.flatnonzero(np.abs(wave) > 0.05)[0] / 16_000 == pytest.approx(0.4, abs=0.005)
+    assert numbers(path)[:3] == [0, 1, 2]
+
+
+def test_a_picture_that_starts_late_is_held_from_the_start_of_the_sound(tmp_path: Path) -> None:
+    path = with_offset(tmp_path / "a.mkv", picture=0.4, sound=0.0)
+    assert numbers(path)[:13] == [0] * 11 + [1, 2]
+    assert np.flatnonzero(np.abs(read_audio(path)) > 0.05)[0] < 80
+
+
+def test_frames_of_different_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frame 2"):
+        write_video(tmp_path / "a.mp4", [*numbered(2), *numbered(1, (80, 60))], None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_the_system_refuses_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="choose another --output"):
+        write_video(tmp_path / f"{'x' * 300}.mp4", numbered(2), None)
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(BadInput, match="is a folder"):
+        write_video(tmp_path / "a.mp4", numbered(2), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_missing_folder_and_a_damaged_file_are_named(tmp_path: Path) -> None:
@@ -165,9 +250,13 @@ def test_common_formats_are_read(tmp_path: Path, suffix: str, codec: str) -> Non
 
 def test_broken_samples_become_silence(tmp_path: Path) -> None:
     wave = np.full(16_000, 0.1, np.float32)
-    wave[100:200] = np.nan
+    wave[100:200], wave[300:400], wave[500:600] = np.nan, np.inf, 7.0
     wavfile.write(tmp_path / "a.wav", 16_000, wave)
-    assert np.isfinite(read_audio(tmp_path / "a.wav")).all()
+    heard = read_audio(tmp_path / "a.wav")
+    assert not heard[100:200].any()
+    assert not heard[300:400].any()
+    assert (heard[500:600] == 1.0).all()
+    assert heard[700] == pytest.approx(0.1)
 
 
 def test_a_video_without_sound_says_so(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from flowportrait.errors import BadInput
+from flowportrait.media.container import check_whole, origin
 
 SAMPLE_RATE = 16_000
 
@@ -15,8 +17,11 @@ SAMPLE_RATE = 16_000
 def read_audio(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decode ``path`` to mono samples ``[N]`` at ``rate`` Hz, channels averaged, any source rate resampled.
 
+    Sound that starts after the picture of a video is preceded by silence, so that it stays with its picture.
+    Samples that are not numbers become silence, louder ones than full scale are cut to it.
+
     Raises:
-        BadInput: missing, not audio, without an audio stream, or empty.
+        BadInput: missing, not audio, without an audio stream, cut off, or empty.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,18 +33,20 @@ def read_audio(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
             if not container.streams.audio:
                 raise BadInput(f"{path} holds no audio stream: give a file with sound.")
             resampler = av.AudioResampler(format="fltp", rate=rate)
-            pieces: list[np.ndarray] = []
-            for frame in container.decode(container.streams.audio[0]):
+            check_whole(container, path)
+            stream = container.streams.audio[0]
+            pieces = [np.zeros(_late(container, stream, rate), np.float32)]
+            for frame in container.decode(stream):
                 frame.pts = None
                 pieces += [out.to_ndarray().mean(0) for out in resampler.resample(frame)]
             pieces += [out.to_ndarray().mean(0) for out in resampler.resample(None)]
     except av.FFmpegError as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"{path} cannot be read as audio ({reason}): give a wav, mp3, m4a, flac or ogg file.") from error
-    wave = np.concatenate(pieces).astype(np.float32) if pieces else np.zeros(0, np.float32)
-    if wave.size == 0:
+    if not any(map(len, pieces[1:])):
         raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
-    return np.nan_to_num(wave)
+    wave = np.concatenate(pieces).astype(np.float32, copy=False)
+    return np.nan_to_num(wave, copy=False, posinf=0.0, neginf=0.0).clip(-1.0, 1.0)
 
 
 def has_audio(path: str | Path) -> bool:
@@ -49,3 +56,10 @@ def has_audio(path: str | Path) -> bool:
             return bool(container.streams.audio)
     except (av.FFmpegError, OSError):
         return False
+
+
+def _late(container: Any, stream: Any, rate: int) -> int:
+    """Samples of silence before the sound, none where the file has no moving picture."""
+    if stream.start_time is None:
+        return 0
+    return round((float(stream.start_time * stream.time_base) - origin(container)) * rate)

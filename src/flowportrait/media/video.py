@@ -1,11 +1,13 @@
 """Video files in and out: any container to 25 fps RGB, and back to H.264 + AAC.
 
 Inside the package every clip has 25 frames a second and 16 kHz mono audio. The conversion happens here, once,
-by presentation time: frame ``i`` of a clip is the source frame that was on screen at ``i / 25`` seconds.
+by presentation time: frame ``i`` of a clip is the source frame that was on screen at ``i / 25`` seconds after the
+file's first picture or sound, whichever comes first; ``read_audio`` counts from the same moment.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -17,6 +19,7 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.container import check_whole, origin
 
 FPS = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
@@ -26,7 +29,7 @@ def iter_frames(path: str | Path, fps: int = FPS) -> Iterator[np.ndarray]:
     """Yield RGB frames ``[H, W, 3]`` uint8 resampled in time to ``fps``.
 
     Raises:
-        BadInput: the file is missing, is not a video, or breaks off before its first frame.
+        BadInput: the file is missing, is not a video, is cut off, or holds frames that cannot be decoded.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,24 +42,24 @@ def iter_frames(path: str | Path, fps: int = FPS) -> Iterator[np.ndarray]:
     with container:
         if not container.streams.video:
             raise BadInput(f"{path} holds no video stream: give a file with pictures.")
+        check_whole(container, path)
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        emitted, last, start = 0, None, None
+        emitted, last, start = 0, None, origin(container)
         try:
             for frame in container.decode(stream):
-                time = float(frame.time) if frame.time is not None else emitted / fps
-                start = time if start is None else start
+                time = float(frame.time) if frame.time is not None else start + emitted / fps
                 # Everything due before this frame appears shows the previous one.
                 while last is not None and emitted / fps < time - start - 0.5 / fps:
                     yield last
                     emitted += 1
                 last = upright(frame)
         except av.FFmpegError as error:
-            if last is None:
-                raise BadInput(f"{path} is damaged ({_reason(error)}): no frame could be decoded.") from error
+            reason = f"{_reason(error)} at {emitted / fps:.1f} s"
+            raise BadInput(f"{path} is damaged ({reason}): give a video that plays to its end.") from error
         if last is None:
             raise BadInput(f"{path} holds no decodable frame: give another file.")
-        length = _end_time(stream, start or 0.0)
+        length = _end_time(stream, start)
         yield last
         emitted += 1
         while emitted / fps < length - 0.5 / fps:
@@ -102,15 +105,28 @@ def write_video(
     if not path.parent.is_dir():
         raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
+    _claim(partial, path)
     try:
         with av.open(str(partial), "w", options={"movflags": "+faststart"}) as container:
             count = _mux(container, frames, audio, fps, crf, audio_rate)
         os.replace(partial, path)
-    except (PermissionError, IsADirectoryError) as error:
-        raise BadInput(f"Cannot write {path} ({error.strerror}): choose another --output.") from error
+    except IsADirectoryError as error:
+        raise BadInput(f"Cannot write {path}, it is a folder: choose another --output.") from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise BadInput(f"Cannot write {path}: the disk is full; make room or choose another --output.") from error
     finally:
         partial.unlink(missing_ok=True)
     return count
+
+
+def _claim(partial: Path, wanted: Path) -> None:
+    # FFmpeg opens its file only with the first frame; what the system has against the name shows here.
+    try:
+        partial.touch()
+    except OSError as error:
+        raise BadInput(f"Cannot write {wanted} ({error.strerror}): choose another --output.") from error
 
 
 def _mux(container: Any, frames: Iterable[np.ndarray], audio: np.ndarray | None, fps: int, crf: int, rate: int) -> int:
@@ -119,6 +135,8 @@ def _mux(container: Any, frames: Iterable[np.ndarray], audio: np.ndarray | None,
     for given in frames:
         # H.264 with 4:2:0 colour needs even sides.
         image = given[: given.shape[0] // 2 * 2, : given.shape[1] // 2 * 2]
+        if video is not None and image.shape[:2] != (video.height, video.width):
+            raise ValueError(f"frame {count} is {image.shape[1]}x{image.shape[0]}, not {video.width}x{video.height}")
         if video is None:
             video = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
             video.height, video.width = image.shape[:2]

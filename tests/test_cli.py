@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
 from skimage.data import astronaut
 
+from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.cli import main
+from flowportrait.errors import BadInput
+from flowportrait.rendering import render_prompts, system_names
 
 
 def tone(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1, loudness: float = 0.3) -> Path:
@@ -155,6 +162,99 @@ def test_the_same_seed_gives_the_same_file_and_another_does_not(
         assert code == 0
         made.append(target.read_bytes())
     assert made[0] == made[1] != made[2]
+
+
+def start(files: Path, target: Path) -> subprocess.Popen[str]:
+    """The program itself on twenty seconds of sound, stopped at its first written byte."""
+    speech = tone(target.parent.parent / "long.wav", seconds=20.0)
+    arguments = ["--image", files / "face.png", "--audio", speech, "--output", target, "--checkpoint", "sft"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "flowportrait.cli", "animate", *map(str, arguments), "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not any(target.parent.iterdir()) and program.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert any(target.parent.iterdir()), "nothing was being written"
+    return program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "lines"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0)])
+def test_stopped_in_the_middle_nothing_half_written_stays(
+    files: Path, tmp_path: Path, number: signal.Signals, code: int, lines: int
+) -> None:
+    (tmp_path / "out").mkdir()
+    program = start(files, tmp_path / "out" / "o.mp4")
+    program.send_signal(number)
+    out, err = program.communicate(timeout=30)
+    assert program.returncode == code
+    assert out == ""
+    assert len(err.splitlines()) == lines
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_program_writes_one_json_object_and_keeps_standard_error_clean(files: Path, tmp_path: Path) -> None:
+    arguments = ["--image", files / "face.png", "--audio", files / "speech.wav", "--output", tmp_path / "o.mp4",
+                 "--checkpoint", "sft", "--size", "128", "--crop", "--json"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "flowportrait.cli", "animate", *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+    assert json.loads(done.stdout)["output"] == str(tmp_path / "o.mp4")
+
+
+def test_several_faces_are_a_warning(capsys: pytest.CaptureFixture[str], files: Path, tmp_path: Path) -> None:
+    face = cv2.imread(str(files / "face.png"))
+    smaller = np.full((256, 192, 3), 128, np.uint8)
+    smaller[64:] = cv2.resize(face, (192, 192), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(tmp_path / "two.png"), np.hstack([face, smaller]))
+    code, _, err = run(
+        capsys, "animate", "--image", tmp_path / "two.png", "--audio", files / "speech.wav", "--output",
+        tmp_path / "o.mp4", "--checkpoint", "sft", "--size", "128", "--crop",
+    )  # fmt: skip
+    assert code == 0
+    assert err.count("faces found in") == 1
+    assert (tmp_path / "o.mp4").is_file()
+
+
+def checkpoint(folder: Path, change: float) -> Path:
+    """A copy of the supervised checkpoint with slightly other weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = checkpoint_folder("sft")
+    shutil.copy(source / "config.json", folder)
+    weights = load_file(source / "model.safetensors")
+    save_file({name: value * (1 + change) for name, value in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def test_two_checkpoints_are_never_taken_for_one(tmp_path: Path) -> None:
+    a, b, rl = (checkpoint(tmp_path / name, 0.0) for name in ("a/checkpoint", "b/checkpoint", "runs/rl"))
+    assert system_names(["sft", str(rl)]) == ["sft", "rl"]
+    for pair in ([str(a), str(b)], ["rl", str(rl)]):
+        names = system_names(pair)
+        assert len(set(names)) == 2
+        assert not any("/" in name for name in names)
+    with pytest.raises(BadInput, match="one checkpoint"):
+        system_names([str(a), str(a.parent)])
+
+
+def test_videos_are_drawn_again_when_the_checkpoint_was_trained_further(files: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for name in ("face.png", "speech.wav"):
+        shutil.copy(files / name, prompts)
+    drawn = []
+    for change in (0.0, 0.0, 0.05):
+        model = checkpoint(tmp_path / "model", change)
+        (video,) = render_prompts(str(model), prompts, tmp_path / "videos", size=128)
+        drawn.append((video.stat().st_mtime_ns, video.read_bytes()))
+    assert drawn[0] == drawn[1]
+    assert drawn[2][1] != drawn[1][1]
 
 
 def test_help_answers_without_loading_torch() -> None:

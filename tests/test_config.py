@@ -52,8 +52,12 @@ def test_a_saved_configuration_loads_as_it_was_and_a_damaged_one_is_named(tmp_pa
     path = tmp_path / "recipe.json"
     save(flow_grpo(), path)
     assert load(Recipe, path) == flow_grpo()
-    path.write_text("{")
-    with pytest.raises(BadInput, match=r"recipe\.json"):
+    for damaged in (b"{", b"\xff\xfe"):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"recipe\.json"):
+            load(Recipe, path)
+    path.write_text("[1]")
+    with pytest.raises(BadInput, match="an object with keys, not list"):
         load(Recipe, path)
 
 
@@ -76,6 +80,9 @@ def test_images_and_recordings_are_crossed_unless_listed(tmp_path: Path) -> None
         ('{"image": "a.png"}', "needs the keys"),
         ('{"image": "a.png", "audio": "s.wav", "speed": 2}', "no others"),
         ('{"image": "a.png", "audio": "gone.wav"}', "does not exist"),
+        ('{"image": 3, "audio": "s.wav"}', "not a text"),
+        ('{"image": "a.png", "audio": "s.wav", "id": "../../x"}', "cannot be a file name"),
+        ('{"image": "a.png", "audio": "s.wav"}\n{"image": "a.png", "audio": "s.wav"}', "two prompts with the id 'a-s'"),
         ("", "lists no prompts"),
     ],
 )
@@ -83,6 +90,18 @@ def test_a_bad_prompt_line_is_named(tmp_path: Path, line: str, sentence: str) ->
     touch(tmp_path, "a.png", "s.wav")
     (tmp_path / "prompts.jsonl").write_text(line)
     with pytest.raises(BadInput, match=sentence):
+        read_prompts(tmp_path)
+
+
+def test_a_listing_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_bytes(b"\xff\xfe{")
+    with pytest.raises(BadInput, match=r"prompts\.jsonl cannot be read as text"):
+        read_prompts(tmp_path)
+
+
+def test_pictures_of_one_name_are_told_apart_by_the_user(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "a.jpg", "s.wav")
+    with pytest.raises(BadInput, match="two prompts with the id 'a-s'"):
         read_prompts(tmp_path)
 
 

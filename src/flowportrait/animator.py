@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,8 @@ class Animator:
             faces = tracker.track(iter_frames(video))
         if not faces.valid.any():
             raise BadInput(f"No face found in {video}: give a video with one clearly visible face.")
+        if (faces.count > 1).mean() > 0.5:
+            warnings.warn(f"Several faces found in {video}: the one largest at the start is dubbed.", stacklevel=2)
         frames = len(faces.valid)
         speech = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
         speech[: len(audio)] = audio[: len(speech)]

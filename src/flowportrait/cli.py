@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flowportrait.errors import BadInput
+from flowportrait.outputs import check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +47,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if threading.current_thread() is threading.main_thread():
+        # Terminated like interrupted: half-written files are removed on the way out.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}")
     try:
         options = parser().parse_args(arguments)
@@ -152,7 +158,8 @@ def animate(options: argparse.Namespace) -> dict[str, Any]:
         total: int | None = -(-len(audio) // (16_000 // FPS))
     else:
         frames, total = animator.dub(options.video, audio, seed=options.seed), None
-    count = write_video(options.output, progress(frames, total), audio)
+    with closing(progress(frames, total)) as shown:
+        count = write_video(options.output, shown, audio)
     if options.video and len(audio) > (count + 1) * 16_000 // FPS:
         say(f"Warning: {options.audio} is longer than {options.video}; it was cut at the end of the video.")
     seconds = time.monotonic() - started
@@ -205,14 +212,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.videos:
         return evaluate_videos({"videos": find_videos(options.videos)}, options.output, None)
-    from flowportrait.rendering import render_prompts
+    from flowportrait.rendering import render_prompts, system_names
 
-    names = [options.checkpoint] + ([options.baseline] if options.baseline else [])
+    checkpoints = [options.checkpoint] + ([options.baseline] if options.baseline else [])
+    names = system_names(checkpoints)
     systems = {
-        Path(name).name: render_prompts(name, options.prompts, options.output / Path(name).name, options.seed)
-        for name in names
+        name: render_prompts(checkpoint, options.prompts, options.output / name, options.seed)
+        for name, checkpoint in zip(names, checkpoints, strict=True)
     }
-    return evaluate_videos(systems, options.output, Path(options.baseline).name if options.baseline else None)
+    return evaluate_videos(systems, options.output, names[1] if options.baseline else None)
 
 
 def demo(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,42 +247,6 @@ def find_videos(inputs: Sequence[Path]) -> list[Path]:
     return found
 
 
-def check_output_file(path: Path) -> None:
-    """Fail before the work, not after it.
-
-    Raises:
-        BadInput: the folder is missing or not writable, the name is a folder, or it does not end in .mp4.
-    """
-    if path.suffix.lower() != ".mp4":
-        raise BadInput(f"--output {path} must end in .mp4.")
-    if path.is_dir():
-        raise BadInput(f"--output {path} is a folder: give the name of an mp4 file.")
-    if not path.parent.is_dir():
-        raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
-    _try_write(path.parent, path)
-
-
-def check_output_folder(path: Path) -> None:
-    """As ``check_output_file``, for a folder that the command creates or fills."""
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--output {path} is a file: give the name of a folder.")
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise BadInput(f"Cannot write {path}: {existing} is not a folder.")
-    _try_write(existing, path)
-
-
-def _try_write(folder: Path, wanted: Path) -> None:
-    # os.access says yes to root on a read-only mount, so try it.
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput(f"Cannot write {wanted} ({error.strerror}): choose another --output.") from error
-
-
 def fit_largest(image: np.ndarray) -> np.ndarray:
     """The photo, scaled down if a side exceeds what ordinary video players take (1920 px)."""
     side = max(image.shape[:2])
@@ -286,12 +258,14 @@ def fit_largest(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def progress(items: Iterable[Item], total: int | None) -> Iterator[Item]:
-    """A bar with a time estimate on standard error while frames are drawn."""
+def progress(items: Iterable[Item], total: int | None) -> Generator[Item, None, None]:
+    """A bar with a time estimate on standard error while frames are drawn; nothing where that is not a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(items, description="drawing", total=total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    yield from track(items, "drawing", total, console=console, transient=True, disable=hidden)
 
 
 if __name__ == "__main__":

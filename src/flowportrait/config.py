@@ -62,6 +62,8 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     Raises:
         BadInput: an unknown key or a value of another type.
     """
+    if not isinstance(data, dict):
+        raise BadInput(f"A configuration is an object with keys, not {type(data).__name__}.")
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in data.items():
@@ -88,7 +90,7 @@ def load(kind: type[Config], path: Path) -> Config:
     """
     try:
         return from_dict(kind, json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as a configuration: {error}.") from error
 
 

@@ -42,12 +42,18 @@ def read_prompts(folder: Path) -> list[Prompt]:
     for found, kind in ((images, "images"), (sounds, "audio files")):
         if not found:
             raise BadInput(f"{folder} holds no {kind}: prompts need at least one portrait and one recording.")
-    return [Prompt(f"{image.stem}-{sound.stem}", image, sound) for image in images for sound in sounds]
+    return _told_apart(
+        [Prompt(f"{image.stem}-{sound.stem}", image, sound) for image in images for sound in sounds], folder
+    )
 
 
 def _listed(listing: Path) -> list[Prompt]:
     prompts = []
-    for number, line in enumerate(listing.read_text().splitlines(), 1):
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{listing} cannot be read as text ({error}): write one JSON object per line.") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{listing} line {number}"
@@ -57,11 +63,25 @@ def _listed(listing: Path) -> list[Prompt]:
             raise BadInput(f"{where} is not JSON ({error.msg}): write one object per line.") from error
         if not isinstance(record, dict) or set(record) | {"id"} != {"image", "audio", "id"}:
             raise BadInput(f'{where} needs the keys "image" and "audio", "id" if you like, and no others.')
+        if not all(isinstance(value, str) and value for value in record.values()):
+            raise BadInput(f"{where} has a value that is not a text: write paths and id in quotes.")
         image, audio = listing.parent / record["image"], listing.parent / record["audio"]
         for path in (image, audio):
             if not path.is_file():
                 raise BadInput(f"{where} names {path}, which does not exist.")
-        prompts.append(Prompt(str(record.get("id", f"{image.stem}-{audio.stem}")), image, audio))
+        name = record.get("id", f"{image.stem}-{audio.stem}")
+        if Path(name).name != name:
+            raise BadInput(f"{where} has the id {name!r}, which cannot be a file name: leave out slashes.")
+        prompts.append(Prompt(name, image, audio))
     if not prompts:
         raise BadInput(f"{listing} lists no prompts: write one JSON object per line.")
+    return _told_apart(prompts, listing)
+
+
+def _told_apart(prompts: list[Prompt], where: Path) -> list[Prompt]:
+    # Ids name the videos: two prompts of one id would overwrite each other.
+    ids = [prompt.id for prompt in prompts]
+    twice = next((name for name in ids if ids.count(name) > 1), None)
+    if twice:
+        raise BadInput(f"{where} has two prompts with the id {twice!r}: rename a file or give each its own id.")
     return prompts

@@ -1,29 +1,72 @@
-"""Render a folder of prompts with a checkpoint to finished mp4 files: what the evaluation sees."""
+"""Render a folder of prompts with checkpoints to finished mp4 files: what the evaluation sees.
+
+``rendered.json`` beside the videos says from what each was made (weights, picture, sound, seed, size). A video is
+kept only while that is unchanged: a checkpoint that was trained further is drawn again.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
+from flowportrait import __version__
 from flowportrait.animator import Animator
+from flowportrait.checkpoints import checkpoint_folder
+from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.video import write_video
 from flowportrait.prompts import read_prompts
 
 
+def system_names(checkpoints: Sequence[str]) -> list[str]:
+    """A name for each checkpoint that tells them apart and can be a folder: the last part, or all of it.
+
+    Raises:
+        BadInput: two are the same folder, or not told apart by their paths.
+    """
+    folders = [checkpoint_folder(name).resolve() for name in checkpoints]
+    if len(set(folders)) < len(folders):
+        raise BadInput(f"{' and '.join(checkpoints)} are one checkpoint: give two different ones to compare.")
+    short = [Path(name).name for name in checkpoints]
+    if len(set(short)) < len(short) or "" in short:
+        short = ["_".join(part for part in Path(name).parts if part.strip("/.")) for name in checkpoints]
+    if len(set(short)) < len(short) or "" in short:
+        raise BadInput(f"The paths {' and '.join(checkpoints)} do not tell the checkpoints apart: write them in full.")
+    return short
+
+
 def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, size: int = 512) -> list[Path]:
-    """One face-square video per prompt, named after it; videos that are there already are kept."""
+    """One face-square video per prompt, named after it."""
+    found = read_prompts(prompts)
     animator = Animator.from_pretrained(checkpoint)
+    weights = _digest(checkpoint_folder(checkpoint) / "model.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "rendered.json"
+    made: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
     videos = []
-    for prompt in track(read_prompts(prompts), description=f"rendering {checkpoint}", console=Console(stderr=True)):
+    for prompt in track(found, description=f"rendering {checkpoint}", console=Console(stderr=True)):
         target = folder / f"{prompt.id}.mp4"
         videos.append(target)
-        if not target.is_file():
-            audio = read_audio(prompt.audio)
-            frames = animator.animate(read_image(prompt.image), audio, seed=seed, size=size, name=str(prompt.image))
-            write_video(target, frames, audio)
+        sources = [__version__, weights, _digest(prompt.image), _digest(prompt.audio), str(seed), str(size)]
+        origin = hashlib.sha256("\n".join(sources).encode()).hexdigest()
+        if target.is_file() and made.get(prompt.id) == origin:
+            continue
+        audio = read_audio(prompt.audio)
+        frames = animator.animate(read_image(prompt.image), audio, seed=seed, size=size, name=str(prompt.image))
+        write_video(target, frames, audio)
+        made[prompt.id] = origin
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps(made, indent=1))
+        os.replace(partial, record)
     return videos
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

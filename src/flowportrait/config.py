@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import types
 import typing
@@ -49,6 +50,18 @@ def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
     else:
         value = _parse(text, hints[name], full)
     return dataclasses.replace(config, **{name: value})  # type: ignore[type-var]
+
+
+def at_least(config: Any, **least: float) -> None:
+    """For ``__post_init__``: numbers under their least sensible value are bad input; ``None`` is left alone.
+
+    Raises:
+        BadInput: names the key, its value and the least one.
+    """
+    for key, bound in least.items():
+        value = getattr(config, key)
+        if value is not None and value < bound:
+            raise BadInput(f"{key}={value} is not possible: it must be at least {bound}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -152,7 +165,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return tuple(_convert(item, typing.get_args(plain)[0], key) for item in value)
     if origin is dict and isinstance(value, dict):
         return {k: _convert(v, typing.get_args(plain)[1], key) for k, v in value.items()}
-    if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if plain is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flowportrait.codec.basis import MOTION_DIM
+from flowportrait.config import at_least
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler, load_motion
 from flowportrait.errors import BadInput
 from flowportrait.flow.path import interpolate, target_velocity
@@ -52,6 +53,10 @@ class PretrainConfig:
     splits: tuple[str, ...] = ("reward", "evaluation", "train")
     held_out: tuple[str, ...] = ("dev",)
     check_every: int = 250
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=1, batch=1, learning_rate=0, warmup=0, weight_decay=0, ema=0, check_every=1)
+        at_least(self, history_noise=0, drop_audio=0, drop_style=0)
 
 
 MOTION_WEIGHT = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from flowportrait.config import at_least
 from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.objective import ObjectiveConfig
 from flowportrait.reward.composite import RewardWeights
@@ -38,6 +39,10 @@ class Recipe:
     checkpoint_every: int = 10
     render_size: int = 128
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, eta=0, steps=2, trained_steps=1, groups=1, group_size=2, frames=4, learning_rate=0, updates=1)
+        at_least(self, ema=0, iterations=1, checkpoint_every=1, render_size=32)
 
 
 def flow_grpo() -> Recipe:

@@ -1,0 +1,35 @@
+"""``flowportrait posttrain``: reinforcement learning on portraits and speech."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flowportrait.commands import Commands
+from flowportrait.outputs import check_output_folder
+
+
+def register(commands: Commands) -> None:
+    """Add the command and its options."""
+    add = commands.add_parser("posttrain", help="reinforcement learning on portraits and speech")
+    add.add_argument("--recipe", default="flow-grpo")
+    add.add_argument("--prompts", type=Path, required=True, help="folder of images and audio files")
+    add.add_argument("--output", type=Path, required=True)
+    add.add_argument("--iterations", type=int)
+    add.add_argument("--start", default="sft", help="checkpoint to start from (default sft)")
+    add.add_argument("--resume", action="store_true")
+    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes")
+    add.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Reinforcement learning."""
+    check_output_folder(options.output)
+    from flowportrait.posttrain.run import posttrain
+
+    folder = posttrain(
+        options.recipe, options.prompts, options.output, options.iterations, options.resume, options.changes,
+        options.start,
+    )  # fmt: skip
+    return {"checkpoint": str(folder)}

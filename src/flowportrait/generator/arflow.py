@@ -42,6 +42,15 @@ class Condition(NamedTuple):
         """Each item ``times`` times in a row: siblings of a group share one encoding."""
         return Condition(*(part.repeat_interleave(times, 0) for part in self))
 
+    def select(self, rows: torch.Tensor) -> Condition:
+        """The items at ``rows``."""
+        return Condition(*(part[rows] for part in self))
+
+    @property
+    def chunks(self) -> int:
+        """N, how many chunks there are to generate."""
+        return self.audio.shape[1]
+
 
 class ARFlow(nn.Module):
     """The generator's networks. A policy: ``condition``, ``contexts`` or ``session``, ``velocity``."""
@@ -60,6 +69,11 @@ class ARFlow(nn.Module):
         self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
 
     rest_style: torch.Tensor
+
+    @property
+    def latent_dim(self) -> int:
+        """D, numbers per chunk."""
+        return self.config.latent_dim
 
     def condition(
         self,

@@ -33,9 +33,11 @@ class CreditConfig:
 
 @dataclass(frozen=True)
 class Credit:
-    """Advantage ``[B, N]`` of every chunk and what to log about where it came from."""
+    """Advantage ``[B, N]`` of every chunk, what each reward brought to it (their sum before the limit), and what to
+    log."""
 
     advantage: torch.Tensor
+    parts: dict[str, torch.Tensor]
     metrics: dict[str, float]
 
 
@@ -44,14 +46,17 @@ def assign(
 ) -> Credit:
     """Advantages of B samples of N = ``chunks`` chunks in groups ``[B]`` (any integer ids)."""
     total = torch.zeros(len(group), chunks)
+    parts: dict[str, torch.Tensor] = {}
     metrics: dict[str, float] = {}
     for name, score in scores.items():
         normalised, spread = normalise(score.value, score.valid, group, config)
         share = 0.0 if score.dense is None else config.dense
-        total += weights[name] * (1 - share) * normalised[:, None]
+        part = weights[name] * (1 - share) * normalised[:, None].expand(-1, chunks).clone()
         if score.dense is not None and share > 0:
             for chunk, earned in enumerate(score.dense.chunk(chunks, 1)):
-                total[:, chunk] += weights[name] * share * normalise(earned.mean(1), score.valid, group, config)[0]
+                part[:, chunk] += weights[name] * share * normalise(earned.mean(1), score.valid, group, config)[0]
+        parts[name] = part
+        total += part
         known = score.value[score.valid]
         metrics[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
         metrics[f"spread/{name}"] = spread
@@ -59,7 +64,7 @@ def assign(
     metrics["dead_groups"] = float(
         torch.stack([(total[group == g].abs().max() <= _ZERO_SPREAD).float() for g in group.unique()]).mean()
     )
-    return Credit(total.clamp(-config.limit, config.limit), metrics)
+    return Credit(total.clamp(-config.limit, config.limit), parts, metrics)
 
 
 def normalise(

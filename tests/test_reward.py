@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flowportrait.errors import BadInput
 from flowportrait.reward.composite import Composite, RewardWeights
 from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.lip_sync import LipSync, margins
@@ -126,5 +127,5 @@ def test_a_reward_without_weight_is_not_even_computed() -> None:
     composite = Composite.default(RewardWeights(perceptual=0.0, temporal=0.0))
     scores = composite(batch(lively()))
     assert set(scores) == {"sync", "expressiveness", "smoothness"}
-    with pytest.raises(ValueError, match="cannot draw"):
+    with pytest.raises(BadInput, match="cannot draw"):
         Composite.default()(batch(lively()))

@@ -14,6 +14,7 @@ from flowportrait.reward.interface import Reward, RewardBatch, Score
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
 from flowportrait.reward.pixels import Perceptual, Temporal
+from flowportrait.reward.scoring import score
 
 
 @dataclass(frozen=True)
@@ -50,4 +51,4 @@ class Composite:
 
     def __call__(self, batch: RewardBatch) -> dict[str, Score]:
         """Every reward's scores, apart."""
-        return {reward.name: reward(batch) for reward in self.rewards}
+        return {reward.name: score(reward, batch) for reward in self.rewards}

@@ -1,51 +1,53 @@
-"""What a reward sees and what it says.
+"""What a reward says, and what it declares about itself.
 
 Rewards stay apart until credit: each gives one number per sample, with a mask of where it could be measured at
-all. A scorer that cannot measure a sample says so; it never makes a number up.
+all. A scorer that cannot measure a sample says so, and why; it never makes a number up.
+
+    class Brightness:                                    # all that a reward must be
+        name = "brightness"
+        needs = frozenset({"frames"})
+
+        def __call__(self, batch):
+            return all_valid(batch.frames((0,)).mean((1, 2, 3, 4)))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
+from flowportrait.reward.batch import NO_FAILURES, Draw, Failure, Need, Place, RewardBatch
+
+__all__ = [
+    "Draw", "Failure", "Need", "Place", "Reward", "RewardBatch", "Score", "Traits", "all_valid", "measured", "traits",
+]  # fmt: skip
+
+REGIONS = ("mouth", "face", "background")
+"""Parts of a picture that a reward may score by themselves; ``face`` is without the mouth."""
+
 
 class Score(NamedTuple):
-    """value ``[B]`` (higher is better), valid ``[B]`` bool, and dense values ``[B, T]`` per frame where the reward
-    knows which moment earned what."""
+    """One reward's opinion of a batch.
+
+    value ``[B]``, higher is better; valid ``[B]`` bool; dense ``[B, T]`` per frame where the reward knows which moment
+    earned what; regions: ``[B]`` or ``[B, T]`` per region of ``REGIONS`` likewise; failures: row → why it is invalid;
+    noise: standard deviation of the value's own measurement error (0: exact).
+    """
 
     value: torch.Tensor
     valid: torch.Tensor
     dense: torch.Tensor | None = None
-
-
-Draw = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
-"""``(motion [B, T, 30], frame indices) -> frames [B, F, 3, H, W]`` float in [0, 1]: a small rendering."""
-
-
-@dataclass
-class RewardBatch:
-    """Samples to score: motion ``[B, T, 30]``, mel ``[B, 4T, 80]``, and a small rendering on demand."""
-
-    motion: torch.Tensor
-    mel: torch.Tensor
-    draw: Draw | None = None
-    _drawn: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
-
-    def frames(self, indices: tuple[int, ...]) -> torch.Tensor:
-        """Rendered frames ``[B, F, 3, H, W]``; drawn once however many rewards ask."""
-        if self.draw is None:
-            raise ValueError("this reward needs rendered frames, but the batch cannot draw")
-        if indices not in self._drawn:
-            self._drawn[indices] = self.draw(self.motion, indices)
-        return self._drawn[indices]
+    regions: Mapping[str, torch.Tensor] | None = None
+    failures: Mapping[int, Failure] = NO_FAILURES
+    noise: float = 0.0
 
 
 class Reward(Protocol):
-    """A scorer of ``motion``, ``mel`` or ``frames`` (its ``needs``)."""
+    """A scorer. Beyond these it may declare ``scope``, ``range``, ``noise`` and ``retries``: see ``Traits``."""
 
     @property
     def name(self) -> str:
@@ -54,7 +56,7 @@ class Reward(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads of a batch."""
+        """What it reads of a batch: a set of ``Need``."""
         ...
 
     def __call__(self, batch: RewardBatch) -> Score:
@@ -62,6 +64,38 @@ class Reward(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a reward declares, with the defaults of one that declares nothing."""
+
+    scope: Literal["sample", "group"] = "sample"
+    """``group``: a sample's score depends on its siblings; the batch must say who they are."""
+    range: tuple[float, float] = (-math.inf, math.inf)
+    """Values outside are malformed."""
+    noise: float = 0.0
+    """Standard deviation of the score when a clip is shown again with another crop, encoding or seed."""
+    retries: int = 0
+    """How often a scorer that was ``unavailable`` is asked again."""
+
+
+def traits(reward: Reward) -> Traits:
+    """What ``reward`` declares."""
+    default = Traits()
+    return Traits(
+        scope=getattr(reward, "scope", default.scope),
+        range=getattr(reward, "range", default.range),
+        noise=getattr(reward, "noise", default.noise),
+        retries=getattr(reward, "retries", default.retries),
+    )
+
+
 def all_valid(value: torch.Tensor, dense: torch.Tensor | None = None) -> Score:
     """A score that is valid wherever it is finite."""
     return Score(value, torch.isfinite(value), dense)
+
+
+def measured(value: torch.Tensor, failures: Mapping[int, Failure], dense: torch.Tensor | None = None) -> Score:
+    """A score that is valid except in the rows of ``failures``."""
+    valid = torch.isfinite(value)
+    valid[list(failures)] = False
+    return Score(value, valid, dense, failures=failures)

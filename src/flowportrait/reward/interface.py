@@ -20,10 +20,11 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
-from flowportrait.reward.batch import NO_FAILURES, Draw, Failure, Need, Place, RewardBatch
+from flowportrait.reward.batch import Draw, Failure, Need, Place, RewardBatch
 
 __all__ = [
-    "Draw", "Failure", "Need", "Place", "Reward", "RewardBatch", "Score", "Traits", "all_valid", "measured", "traits",
+    "Draw", "Failure", "Need", "Place", "Reward", "RewardBatch", "Score", "Traits", "all_valid", "measured",
+    "per_row", "traits",
 ]  # fmt: skip
 
 REGIONS = ("mouth", "face", "background")
@@ -34,16 +35,21 @@ class Score(NamedTuple):
     """One reward's opinion of a batch.
 
     value ``[B]``, higher is better; valid ``[B]`` bool; dense ``[B, T]`` per frame where the reward knows which moment
-    earned what; regions: ``[B]`` or ``[B, T]`` per region of ``REGIONS`` likewise; failures: row → why it is invalid;
-    noise: standard deviation of the value's own measurement error (0: exact).
+    earned what; regions: ``[B]`` or ``[B, T]`` per region of ``REGIONS`` likewise; failures: why a row is invalid, one
+    entry per row or none at all; noise: standard deviation of the value's own measurement error (0: exact).
     """
 
     value: torch.Tensor
     valid: torch.Tensor
     dense: torch.Tensor | None = None
     regions: Mapping[str, torch.Tensor] | None = None
-    failures: Mapping[int, Failure] = NO_FAILURES
+    failures: tuple[Failure | None, ...] = ()
     noise: float = 0.0
+
+    @property
+    def reasons(self) -> dict[int, Failure]:
+        """Row → why it is invalid, for the rows that say so."""
+        return {row: failure for row, failure in enumerate(self.failures) if failure is not None}
 
 
 class Reward(Protocol):
@@ -98,4 +104,9 @@ def measured(value: torch.Tensor, failures: Mapping[int, Failure], dense: torch.
     """A score that is valid except in the rows of ``failures``."""
     valid = torch.isfinite(value)
     valid[list(failures)] = False
-    return Score(value, valid, dense, failures=failures)
+    return Score(value, valid, dense, failures=per_row(failures, len(value)))
+
+
+def per_row(failures: Mapping[int, Failure], rows: int) -> tuple[Failure | None, ...]:
+    """Failures by row as ``Score`` keeps them."""
+    return tuple(failures.get(row) for row in range(rows))

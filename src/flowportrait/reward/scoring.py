@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.reward.interface import Failure, Reward, RewardBatch, Score, Traits, traits
+from flowportrait.reward.interface import Failure, Reward, RewardBatch, Score, Traits, measured, per_row, traits
 
 _LOG = logging.getLogger(__name__)
 _SLACK = 1e-4
@@ -41,7 +41,7 @@ def score(reward: Reward, batch: RewardBatch, sleep: Callable[[float], None] = t
     found = _ask(reward, batch)
     wait = FIRST_WAIT
     for tried in range(own.retries):
-        rows = [row for row, failure in found.failures.items() if failure.kind == "unavailable"]
+        rows = [row for row, failure in found.reasons.items() if failure.kind == "unavailable"]
         if not rows:
             break
         _LOG.info("%s: %d of %d unavailable after %d tries, waiting %.1f s", reward.name, len(rows), len(batch),
@@ -73,15 +73,14 @@ def _ask(reward: Reward, batch: RewardBatch) -> Score:
         return reward(batch)
     except Unavailable as error:
         failures = {row: Failure("unavailable", str(error)) for row in range(len(batch))}
-        nothing = torch.full((len(batch),), torch.nan)
-        return Score(nothing, torch.zeros(len(batch), dtype=torch.bool), failures=failures)
+        return measured(torch.full((len(batch),), torch.nan), failures)
 
 
 def _replace(before: Score, again: Score, rows: list[int]) -> Score:
     value, valid = before.value.clone(), before.valid.clone()
     value[rows], valid[rows] = again.value.to(value.dtype), again.valid
-    failures = {row: failure for row, failure in before.failures.items() if row not in rows}
-    failures |= {rows[row]: failure for row, failure in again.failures.items()}
+    failures = {row: failure for row, failure in before.reasons.items() if row not in rows}
+    failures |= {rows[row]: failure for row, failure in again.reasons.items()}
     dense = before.dense
     if again.dense is not None:
         dense = torch.zeros(len(value), again.dense.shape[1]) if dense is None else dense.clone()
@@ -92,18 +91,18 @@ def _replace(before: Score, again: Score, rows: list[int]) -> Score:
         for name, part in (before.regions or {}).items()
         if again.regions and name in again.regions
     }
-    return Score(value, valid, dense, regions or None, failures)
+    return Score(value, valid, dense, regions or None, per_row(failures, len(value)))
 
 
 def _last_word(found: Score, name: str, retries: int) -> Score:
-    lost = {row: failure for row, failure in found.failures.items() if failure.kind == "unavailable"}
+    lost = {row: failure for row, failure in found.reasons.items() if failure.kind == "unavailable"}
     if not lost:
         return found
     tries = f"after {retries + 1} tries" if retries else "at the only try"
     last = next(iter(lost.values())).detail
     _LOG.warning("%s gave up on %d of %d samples %s: %s", name, len(lost), len(found.value), tries, last)
     worded = {row: Failure("unavailable", f"gave up {tries}: {failure.detail}") for row, failure in lost.items()}
-    return found._replace(failures={**found.failures, **worded})
+    return found._replace(failures=per_row(found.reasons | worded, len(found.value)))
 
 
 def _checked(found: Score, reward: Reward, own: Traits, batch: RewardBatch) -> Score:
@@ -112,7 +111,7 @@ def _checked(found: Score, reward: Reward, own: Traits, batch: RewardBatch) -> S
         raise ValueError(f"{reward.name}: {tuple(value.shape)} scores for {len(batch)} samples")
     if found.dense is not None and found.dense.shape != batch.motion.shape[:2]:
         raise ValueError(f"{reward.name}: dense scores {tuple(found.dense.shape)}, not {tuple(batch.motion.shape[:2])}")
-    failures = dict(found.failures)
+    failures = found.reasons
     if reward.needs & _PICTURE_NEEDS:
         failures |= batch.unseen
     low, high = own.range
@@ -124,4 +123,4 @@ def _checked(found: Score, reward: Reward, own: Traits, batch: RewardBatch) -> S
             failures[row] = Failure("malformed", f"{reward.name} gave {number:.4g}, outside [{low:g}, {high:g}]")
     valid[list(failures)] = False
     value[~valid] = torch.nan
-    return Score(value, valid, found.dense, found.regions, failures, own.noise)
+    return Score(value, valid, found.dense, found.regions, per_row(failures, len(value)), own.noise)

@@ -42,6 +42,9 @@ def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
     _check_key(name, hints, full)
     current = getattr(config, name)
     if len(path) > 1:
+        part = _plain(hints[name])
+        if current is None and isinstance(part, type) and dataclasses.is_dataclass(part):
+            current = part()
         if not dataclasses.is_dataclass(current):
             raise BadInput(f"--set {full}: {name} has no parts; write {name}=value.")
         value: Any = _replace(current, path[1:], text, full)
@@ -86,6 +89,21 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
         return kind(**values)
     except TypeError as error:
         raise BadInput(f"The configuration is incomplete: {error}.") from error
+
+
+def merge(config: Config, data: dict[str, Any]) -> Config:
+    """``config`` with the values of ``to_dict`` of one of its kind: parts keep the types that ``config`` gives them.
+
+    Raises:
+        BadInput: an unknown key or a value of another type.
+    """
+    hints, values = _fields(config), {}
+    for key, value in data.items():
+        _check_key(key, hints, key)
+        current = getattr(config, key)
+        deep = dataclasses.is_dataclass(current) and isinstance(value, dict)
+        values[key] = merge(current, value) if deep else _convert(value, hints[key], key)
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
 def save(config: Any, path: Path) -> None:

@@ -142,6 +142,10 @@ class ARFlow(nn.Module):
         deaf = self.head(x, level, context[..., 1, :])
         return deaf + self.config.guidance * (heard - deaf)
 
+    def recompute_activations(self) -> None:
+        """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
+        self.backbone.decoder.activation_checkpointing_enable()
+
     def session(self, condition: Condition) -> Session:
         """Start generating from nothing."""
         return Session(self, condition)

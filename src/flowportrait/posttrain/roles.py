@@ -1,36 +1,97 @@
-"""The weights a run keeps: ``live`` is trained, ``ref`` never moves, ``ema`` follows slowly and is what ships."""
+"""The weights a run keeps beside the live ones, as copies of what is trained.
+
+    live  is trained       ref  never moves       ema  follows and is what ships       old  follows slowly and acts
+
+Only trainable tensors are kept: of a model that trains adapters (LoRA), a role is the adapters, and ``ref`` is
+theirs before the first update, which change nothing.
+"""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from flowportrait.generator.arflow import ARFlow
+from flowportrait.config import at_least
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class SlowCopy:
+    """``old`` after iteration i:  old ← d·old + (1−d)·live,  d = min(rate·i, most)  (DiffusionNFT, 2509.16117)."""
+
+    rate: float = 1e-3
+    most: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least(self, rate=0, most=0)
 
 
 class Roles:
-    """Three copies of one policy."""
+    """Roles of one policy. ``with roles.use("ema"):`` puts that role's weights in the policy for a while."""
 
-    def __init__(self, policy: ARFlow, decay: float) -> None:
-        self.live = policy.train()
-        self.ref = copy.deepcopy(policy).requires_grad_(False).eval()
-        self.ema = copy.deepcopy(policy).requires_grad_(False).eval()
-        self.decay = decay
+    def __init__(self, policy: nn.Module, ema: float, old: SlowCopy | None = None) -> None:
+        self.policy = policy
+        self.decay = ema
+        self.slow = old
+        self.copies: dict[str, Weights] = {name: self._copy() for name in ("ref", "ema", *(("old",) if old else ()))}
+
+    @property
+    def actor(self) -> str:
+        """The role that makes rollouts."""
+        return "old" if self.slow else "live"
+
+    def trained(self) -> Weights:
+        """The live trainable tensors by name."""
+        return {name: p.data for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def use(self, role: str) -> Iterator[None]:
+        """Act as ``role`` inside the block; the live weights are back afterwards, whatever happens."""
+        if role not in self.copies:
+            yield
+            return
+        live = self._copy()
+        self._write(self.copies[role])
+        try:
+            yield
+        finally:
+            self._write(live)
 
     @torch.no_grad()
     def after_update(self, updates: int) -> None:
         """Move ``ema`` towards ``live``; early on it follows faster, so that it forgets the start."""
-        decay = min(self.decay, (1 + updates) / (10 + updates))
-        for mean, value in zip(self.ema.parameters(), self.live.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        self._follow("ema", min(self.decay, (1 + updates) / (10 + updates)))
+
+    @torch.no_grad()
+    def after_iteration(self, iteration: int) -> None:
+        """Move ``old`` towards ``live``, if there is one."""
+        if self.slow:
+            self._follow("old", min(self.slow.rate * iteration, self.slow.most))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights of all roles."""
-        return {name: getattr(self, name).state_dict() for name in ("live", "ref", "ema")}
+        return {"live": self._copy(), **self.copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
-        for name, weights in state.items():
-            getattr(self, name).load_state_dict(weights)
+        self._write(state["live"])
+        for name in self.copies:
+            self.copies[name] = dict(state[name])
+
+    def _copy(self) -> Weights:
+        return {name: value.clone() for name, value in self.trained().items()}
+
+    @torch.no_grad()
+    def _write(self, weights: Weights) -> None:
+        live = self.trained()
+        torch._foreach_copy_(list(live.values()), [weights[name] for name in live])
+
+    def _follow(self, role: str, decay: float) -> None:
+        live, copy = self.trained(), self.copies[role]
+        torch._foreach_lerp_([copy[name] for name in live], list(live.values()), 1 - decay)

@@ -17,14 +17,17 @@ from rich.table import Table
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.config import load, override, save
+from flowportrait.config import override, save
 from flowportrait.errors import BadInput
 from flowportrait.interrupt import StopRequest
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
+from flowportrait.posttrain.checkpoint import deliver, read, write
 from flowportrait.posttrain.items import Item, speech
-from flowportrait.posttrain.recipes import RECIPES, Recipe
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt, read_prompts
 from flowportrait.reward.composite import Composite
@@ -39,10 +42,8 @@ def resolve(recipe: str, iterations: int | None, overrides: Sequence[str]) -> Re
     Raises:
         BadInput: unknown recipe, key or value.
     """
-    if recipe not in RECIPES:
-        raise BadInput(f"No recipe named {recipe!r}: choose one of {', '.join(RECIPES)}.")
     changes = list(overrides) + ([f"iterations={iterations}"] if iterations is not None else [])
-    return override(RECIPES[recipe](), changes)
+    return override(named(recipe), changes)
 
 
 def posttrain(
@@ -76,13 +77,15 @@ def train(
     state, metrics = output / "state.pt", output / "metrics.jsonl"
     if state.is_file() and not resume:
         raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
+    policy = load_generator(start)
     items, codecs = stage(prompts, recipe)
-    trainer = Trainer(load_generator(start), items, recipe, Composite.default(recipe.rewards), small_drawing(codecs))
+    task = TalkingTask(items, recipe.frames, small_drawing(codecs), policy.config.chunk)
+    trainer = Trainer(policy, task, recipe, Composite.default(recipe.rewards))
     output.mkdir(parents=True, exist_ok=True)
     if state.is_file():
-        trainer.load(state)
+        read(trainer, state)
         _forget_after(metrics, trainer.iteration)
-        if load(Recipe, output / "recipe.json").seed != recipe.seed:
+        if json.loads((output / "recipe.json").read_text())["seed"] != recipe.seed:
             raise BadInput(f"{output} was started with another seed: resume with the seed in its recipe.json.")
     save(recipe, output / "recipe.json")
     with (
@@ -109,8 +112,8 @@ def train(
 
 def keep(trainer: Trainer, output: Path) -> None:
     """Write what resuming needs and the averaged weights as a checkpoint to use."""
-    trainer.save(output / "state.pt")
-    trainer.roles.ema.save_pretrained(output / "checkpoint")
+    write(trainer, output / "state.pt")
+    deliver(trainer, output / "checkpoint")
 
 
 def stage(prompts: Sequence[Prompt], recipe: Recipe) -> tuple[list[Item], list[MotionCodec]]:

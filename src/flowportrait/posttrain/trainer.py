@@ -1,133 +1,258 @@
-"""The one loop:  items → rollout → scores → credit → replay → clipped updates → roles.
+"""The one loop:  prompts → rollout → scores → credit → replay → objective → roles.
 
 What differs between algorithms comes in with the recipe; nothing in here asks which one runs.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 
-from flowportrait.codec.calm import Calm
 from flowportrait.flow.kernel import KERNELS
-from flowportrait.generator.arflow import ARFlow
+from flowportrait.posttrain.adapter import insert
+from flowportrait.posttrain.advantage import spread
+from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
-from flowportrait.posttrain.items import Item, draw_items
-from flowportrait.posttrain.objective import clipped_ratio
-from flowportrait.posttrain.plan import every_step
-from flowportrait.posttrain.recipes import Recipe
-from flowportrait.posttrain.replay import fix_old, replay_velocity
+from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
+from flowportrait.posttrain.policy import module
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.replay import Replay, check_noise
 from flowportrait.posttrain.roles import Roles
 from flowportrait.posttrain.rollout import rollout
+from flowportrait.posttrain.scale import Share, gather_scores
+from flowportrait.posttrain.task import Task
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Draw, RewardBatch
+from flowportrait.reward.interface import Score
 
-DrawFor = Callable[[Sequence[int]], Draw]
-"""Given the portrait of each row of a batch, how to render it small."""
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Samples of one backward pass, with everything that is fixed before the first update."""
+
+    trajectory: Trajectory
+    points: Points
+    others: dict[str, torch.Tensor]
+    advantage: Advantage
+
+    def to(self, device: torch.device | str) -> Shard:
+        """The same on a device."""
+        x, sigma, target = self.points
+        points = Points(x.to(device), sigma.to(device), None if target is None else target.to(device))
+        others = {name: velocity.to(device) for name, velocity in self.others.items()}
+        value, regions = self.advantage.value.to(device), self.advantage.regions
+        return Shard(self.trajectory.to(device), points, others, Advantage(value, regions))
 
 
 class Trainer:
-    """Post-trains a policy on items under a composite reward. Deterministic: all randomness is keyed."""
+    """Post-trains a policy on a task under a composite reward. Deterministic: all randomness is keyed."""
 
     def __init__(
-        self, policy: ARFlow, items: Sequence[Item], recipe: Recipe, rewards: Composite, draw_for: DrawFor | None,
-    ) -> None:  # fmt: skip
-        self.items = items
+        self, policy: Any, task: Task, recipe: Recipe, rewards: Composite, accelerator: Accelerator | None = None
+    ) -> None:
+        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        self.task = task
         self.recipe = recipe
         self.rewards = rewards
-        self.draw_for = draw_for
-        self.roles = Roles(policy, recipe.ema)
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
-        self.planner = every_step(recipe.steps, recipe.shift, recipe.seed, recipe.trained_steps)
+        self.share = Share.of(self.accelerator, recipe.groups)
+        network = module(policy).to(self.device)
+        if recipe.lora:
+            insert(network, recipe.lora, recipe.seed)
+        if recipe.checkpointing:
+            policy.recompute_activations()
+        network.train()
+        self.policy = policy
+        self.roles = Roles(network, recipe.ema, recipe.old)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
+        self.replay, self.optimizer = self.accelerator.prepare(Replay(policy), optimizer)
         self.kernel = KERNELS[recipe.kernel](recipe.eta)
         self.iteration = 0
         self.updates = 0
+        self.waiting: list[tuple[Trajectory, dict[str, Score]]] = []
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> Metrics:
         """One iteration; returns what to log."""
         started = time.monotonic()
-        trajectory, mel, portraits = self.collect()
-        rolled = time.monotonic()
-        motion = Calm()(self.roles.live.to_motion(trajectory.latents))
-        draw = self.draw_for(portraits) if self.draw_for else None
-        scores = self.rewards(RewardBatch(motion, mel, draw))
-        chunks = trajectory.latents.shape[1]
-        credit = assign(scores, trajectory.group, chunks, self.rewards.weights, self.recipe.credit)
-        scored = time.monotonic()
-        trajectory, gap = fix_old(self.roles.live, trajectory)
-        metrics = self.update(trajectory, credit.advantage)
+        batch = self.collect()
+        trajectory, scores = self.delayed(batch)
+        metrics: Metrics = {}
+        if trajectory is not None:
+            advantage, metrics = self.credit(trajectory, scores)
+            metrics |= self.update(trajectory, advantage)
+        self.roles.after_iteration(self.iteration)
         self.iteration += 1
-        return {
-            "iteration": self.iteration,
-            **credit.metrics,
-            **metrics,
-            "noise_gap": gap,
-            "seconds/rollout": rolled - started,
-            "seconds/reward": scored - rolled,
-            "seconds/update": time.monotonic() - scored,
-        }
+        own = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
+        return {"iteration": self.iteration, **metrics, **batch.seconds, "seconds/update": own}
 
-    def collect(self) -> tuple[Trajectory, torch.Tensor, list[int]]:
-        """Roll out this iteration's groups; also the mel and the portrait of every sample."""
-        recipe, size = self.recipe, self.recipe.group_size
-        mel, portraits = draw_items(self.items, recipe.groups, recipe.frames, recipe.seed, self.iteration)
-        group = torch.arange(recipe.groups).repeat_interleave(size)
-        sample = torch.arange(recipe.groups * size)
-        with torch.no_grad():
-            condition = self.roles.live.condition(mel).repeat(size)
-        trajectory = rollout(
-            self.roles.live, condition, group, sample, self.planner(self.iteration), self.kernel,
-            (recipe.seed, self.iteration), recipe.same_start,
-        )  # fmt: skip
-        return trajectory, mel.repeat_interleave(size, 0), [p for p in portraits for _ in range(size)]
-
-    def update(self, trajectory: Trajectory, advantage: torch.Tensor) -> dict[str, float]:
-        """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
+    def collect(self) -> Batch:
+        """Roll out and score this process's groups of this iteration."""
         recipe = self.recipe
-        collected: list[dict[str, float]] = []
-        position = torch.arange(len(trajectory)) % recipe.updates
-        for part in range(recipe.updates):
-            rows = (position == part).nonzero()[:, 0]
-            shard, own = trajectory.select(rows), advantage[rows]
-            reference = None
-            if recipe.objective.kl_weight > 0:
-                with torch.no_grad():
-                    reference = replay_velocity(self.roles.ref, shard)
-            loss = clipped_ratio(shard, replay_velocity(self.roles.live, shard), reference, own, recipe.objective)
-            self.optimizer.zero_grad()
-            loss.total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.roles.live.parameters(), recipe.grad_clip)
-            if math.isfinite(float(norm)):
-                self.optimizer.step()
-                self.updates += 1
-                self.roles.after_update(self.updates)
-            collected.append({**loss.metrics, "grad_norm": float(norm)})
-        return {key: sum(m[key] for m in collected) / len(collected) for key in collected[0]}
+        prompts = self.task.draw(recipe.groups, recipe.seed, self.iteration)
+        chunks: list[int] = []
 
-    def save(self, path: Path) -> None:
-        """One file with everything a resumed run needs, written whole or not at all."""
-        partial = path.with_suffix(".partial")
-        state = {
+        def act(groups: torch.Tensor) -> Trajectory:
+            condition = self.task.condition(self.policy, prompts.select(groups)).repeat(recipe.group_size)
+            chunks.append(condition.chunks)
+            plan = recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
+            group = groups.repeat_interleave(recipe.group_size)
+            sample = group * recipe.group_size + torch.arange(recipe.group_size).repeat(len(groups))
+            made = rollout(
+                self.policy, condition, group, sample, plan, self.kernel, (recipe.seed, self.iteration),
+                recipe.same_start, recipe.group_size,
+            )  # fmt: skip
+            return made.to("cpu") if recipe.offload else made
+
+        def score(trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
+            own = prompts.select(groups.repeat_interleave(recipe.group_size))
+            return self.rewards(self.task.batch(self.policy, trajectory.latents.to(self.device), own))
+
+        pieces = [part for part in self.share.groups.tensor_split(recipe.pieces) if len(part)]
+        with self.acting():
+            return collect(pieces, act, score)
+
+    def delayed(self, batch: Batch) -> tuple[Trajectory | None, dict[str, Score]]:
+        """The batch to train on now: this one, or the one made ``stale`` iterations ago (none at first)."""
+        if self.recipe.stale == 0:
+            return batch.trajectory, batch.scores
+        made = batch.trajectory
+        with self.acting():
+            behaviour = torch.cat([self.velocity(made.select(rows)) for rows in self.micro(made)])
+        self.waiting.append((replace(made, v_behaviour=behaviour), batch.scores))
+        return self.waiting.pop(0) if len(self.waiting) > self.recipe.stale else (None, {})
+
+    def credit(self, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, Metrics]:
+        """Advantages of this process's samples; statistics are those of all processes' samples."""
+        everyone, group = gather_scores(self.accelerator, scores, trajectory.group)
+        chunks = trajectory.latents.shape[1]
+        credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit)
+        own = self.share.own_rows(group)
+        credit = replace(
+            credit, advantage=credit.advantage[own], parts={name: part[own] for name, part in credit.parts.items()}
+        )
+        plan = self.recipe.plan(self.recipe.seed, self.iteration, self.recipe.groups, chunks)
+        advantage = spread(
+            credit, trajectory, self.recipe.allocation, self.task.regions, bool(plan.forks), self.recipe.credit.limit
+        )
+        return advantage, credit.metrics
+
+    def update(self, trajectory: Trajectory, advantage: Advantage) -> Metrics:
+        """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
+        parts = [
+            [self.freeze(trajectory.select(rows), advantage.select(rows)) for rows in self.micro(trajectory, part)]
+            for part in self.parts(trajectory)
+        ]
+        if trajectory.v_behaviour is None:
+            half = self.recipe.autocast == "bf16"
+            frozen = [shard for part in parts for shard in part if "old" in shard.others]
+            gap = max((check_noise(shard.trajectory, shard.others["old"], half) for shard in frozen), default=0.0)
+        else:
+            gap = 0.0
+        collected = [self.learn(part) for part in parts]
+        means = {key: sum(m[key] for m in collected) / len(collected) for key in collected[0]}
+        return {**means, "noise_gap": gap}
+
+    def learn(self, shards: Sequence[Shard]) -> Metrics:
+        """One optimiser step on the shards together."""
+        total, metrics = sum(len(shard.trajectory) for shard in shards), Metrics()
+        self.optimizer.zero_grad()
+        for number, held in enumerate(shards):
+            shard = held.to(self.device)
+            with self.summing(number < len(shards) - 1):
+                live = self.velocity(shard.trajectory, shard.points)
+                loss = self.recipe.objective(
+                    Evidence(shard.trajectory, shard.advantage, shard.points, live, shard.others)
+                )
+                part = len(shard.trajectory) / total
+                self.accelerator.backward(loss.total * part)
+            for key, value in loss.metrics.items():
+                metrics[key] = metrics.get(key, 0.0) + part * value
+        norm = float(self.accelerator.clip_grad_norm_(self.replay.parameters(), self.recipe.grad_clip))
+        learned = math.isfinite(norm)
+        if learned:
+            self.optimizer.step()
+            self.updates += 1
+            self.roles.after_update(self.updates)
+        return {**metrics, "grad_norm": norm if learned else 0.0, "skipped": float(not learned)}
+
+    @torch.no_grad()
+    def freeze(self, trajectory: Trajectory, advantage: Advantage) -> Shard:
+        """Points, and the other roles' velocities there, before any update of this iteration."""
+        objective = self.recipe.objective
+        points = objective.points(trajectory, (self.recipe.seed, self.iteration, 2))
+        others = {}
+        for role in sorted(objective.needs):
+            with self.roles.use(role):
+                others[role] = self.velocity(trajectory, points)
+        shard = Shard(trajectory, points, others, advantage)
+        return shard.to("cpu") if self.recipe.offload else shard
+
+    def velocity(self, trajectory: Trajectory, points: Points | None = None) -> torch.Tensor:
+        """Float32 velocities of the weights now in the policy, at ``points`` or the recorded states."""
+        with self.precision():
+            return self.replay(trajectory, points or Points(trajectory.x, trajectory.sigma))
+
+    def parts(self, trajectory: Trajectory) -> list[torch.Tensor]:
+        """Rows of every optimiser step: a share of every group, or where siblings are compared, of the groups."""
+        updates = self.recipe.updates
+        if self.recipe.objective.whole_groups:
+            order = trajectory.group - trajectory.group.min()
+            updates = min(updates, len(trajectory.group.unique()))
+        else:
+            order = torch.arange(len(trajectory))
+        return [(order % updates == part).nonzero()[:, 0] for part in range(updates)]
+
+    def micro(self, trajectory: Trajectory, rows: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Rows of every backward pass."""
+        rows = torch.arange(len(trajectory)) if rows is None else rows
+        if self.recipe.micro_batch is None:
+            return [rows]
+        if self.recipe.objective.whole_groups:
+            return [rows[trajectory.group[rows] == group] for group in trajectory.group[rows].unique()]
+        return list(rows.split(self.recipe.micro_batch))
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """The acting role's weights, as they are delivered: in evaluation mode, without gradients."""
+        self.roles.policy.eval()
+        try:
+            with torch.no_grad(), self.roles.use(self.roles.actor), self.precision():
+                yield
+        finally:
+            self.roles.policy.train()
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Autocast, if the recipe asks for it."""
+        if self.recipe.autocast == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def summing(self, more: bool) -> AbstractContextManager[None]:
+        """Whether gradients of this backward pass wait for others before processes exchange them."""
+        return self.accelerator.no_sync(self.replay) if more and isinstance(self.replay, nn.Module) else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; noise, prompts and plans are functions of the iteration and need none."""
+        return {
             "roles": self.roles.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "updates": self.updates,
-            "recipe": json.dumps(asdict(self.recipe)),
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
 
-    def load(self, path: Path) -> None:
-        """Continue from ``save``; noise, items and plans are functions of the iteration and need no state."""
-        state = torch.load(path, weights_only=True)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
         self.roles.load_state_dict(state["roles"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.updates = state["iteration"], state["updates"]

@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
 from flowportrait.flow.kernel import Step
-from flowportrait.generator.arflow import Condition
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """B samples of N chunks with R recorded steps over latents of D numbers.
 
-    group ``[B]``, sample ``[B]`` ids; condition of each sample; latents ``[B, N, D]`` clean result;
-    step ``[R]`` recorded indices; sigma ``[R]``; coefficients ``[R, 1]`` each; x, x_next, noise
-    ``[B, N, R, D]``; v_old likewise once ``replay`` has filled it in.
+    group ``[B]``, sample ``[B]`` ids; condition of each sample; latents ``[B, N, D]`` clean result; step ``[B, R]``
+    recorded indices; sigma ``[B, 1, R]``; coefficients ``[B, N, R, 1]`` each; trainable ``[B, N, R]`` bool, false
+    where the step was not stochastic; owner ``[B, N, R]`` whose noise it was; x, x_next, noise ``[B, N, R, D]``;
+    v_behaviour likewise, the velocity a rollout was made with if it is older than the weights now trained.
     """
 
     group: torch.Tensor
     sample: torch.Tensor
-    condition: Condition
+    condition: Any
     latents: torch.Tensor
     step: torch.Tensor
     sigma: torch.Tensor
     coefficients: Step
+    trainable: torch.Tensor
+    owner: torch.Tensor
     x: torch.Tensor
     x_next: torch.Tensor
     noise: torch.Tensor
-    v_old: torch.Tensor | None = None
+    v_behaviour: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)
 
+    @property
+    def gain(self) -> torch.Tensor:
+        """k = b/s of every transition ``[B, N, R, 1]``; zero where there is nothing to train."""
+        where = self.trainable[..., None]
+        return torch.where(where, self.coefficients.b / torch.where(where, self.coefficients.s, 1), 0)
+
     def select(self, rows: torch.Tensor) -> Trajectory:
         """The samples at ``rows``."""
-        return replace(
-            self,
-            group=self.group[rows],
-            sample=self.sample[rows],
-            condition=Condition(*(part[rows] for part in self.condition)),
-            latents=self.latents[rows],
-            x=self.x[rows],
-            x_next=self.x_next[rows],
-            noise=self.noise[rows],
-            v_old=None if self.v_old is None else self.v_old[rows],
-        )
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value[rows]
+            if isinstance(value, Step):
+                return Step(*(part[rows] for part in value))
+            return value if value is None else value.select(rows)
+
+        return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """Everything but the ids on a device: off-loaded between rollout and update, back for its shard."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value.to(device)
+            if isinstance(value, tuple):
+                return type(value)(*(move(part) for part in value))
+            return value
+
+        kept = ("group", "sample")
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in kept})
+
+
+def join(parts: Sequence[Trajectory]) -> Trajectory:
+    """Trajectories of different samples under the same recorded step count, as one."""
+
+    def glue(values: list[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, torch.Tensor):
+            return torch.cat(values)
+        if isinstance(first, tuple):
+            return type(first)(*(torch.cat(pieces) for pieces in zip(*values, strict=True)))
+        assert first is None, f"cannot join {type(first).__name__}"
+        return None
+
+    return Trajectory(*(glue([getattr(part, f.name) for part in parts]) for f in fields(Trajectory)))

@@ -1,0 +1,88 @@
+"""Where and when an advantage counts: over denoising steps, latent regions, and the nodes of a tree.
+
+    A[i, n, r, p] = Σ_reward  credit[i, n] · step weight(reward, σ_r) · [reward belongs to region p]
+
+A reward may count more at high or at low noise (after OTCA, 2604.19234: the composition of a clip is decided early,
+its texture late) and only in the region that it looks at (after ViPO, 2511.18719). Where siblings share a past, what
+they share earns the mean of what came of it, normalised per place (BranchGRPO, 2509.06040).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.posttrain.credit import Credit
+from flowportrait.posttrain.objective.interface import Advantage
+from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.tree import node_means
+
+_ZERO_SPREAD = 1e-6
+
+
+@dataclass(frozen=True)
+class Allocation:
+    steps: dict[str, float] = field(default_factory=dict)
+    """Reward → slope t in [−1, 1]: its weight at noise level σ is 1 + t·(2σ − 1). 1 pays only at high noise, −1 only
+    at low noise, 0 (and every reward not named) alike."""
+    regions: dict[str, str] = field(default_factory=dict)
+    """Reward → the latent region that it pays; a reward not named pays all."""
+
+    def __post_init__(self) -> None:
+        for name, slope in self.steps.items():
+            if not -1 <= slope <= 1:
+                raise BadInput(f"allocation.steps: the slope of {name} is {slope}; it must be between -1 and 1.")
+
+
+def spread(
+    credit: Credit,
+    trajectory: Trajectory,
+    allocation: Allocation,
+    regions: Mapping[str, torch.Tensor],
+    forked: bool = False,
+    limit: float = 5.0,
+) -> Advantage:
+    """Advantages of a batch; ``regions``: latent numbers ``[D]`` (0 or 1) of every region the generator knows.
+
+    Raises:
+        BadInput: a reward or a region that does not exist is named.
+    """
+    _check(allocation, credit, regions)
+    if not (allocation.steps or allocation.regions or forked):
+        return Advantage(credit.advantage[:, :, None, None])
+    names = list(regions) if allocation.regions else [""]
+    value = torch.zeros(*trajectory.trainable.shape, len(names))
+    for reward, part in credit.parts.items():
+        slope = allocation.steps.get(reward, 0.0)
+        weight = 1 + slope * (2 * trajectory.sigma.cpu() - 1)
+        own = torch.tensor([allocation.regions.get(reward, name) == name for name in names])
+        value += (part[:, :, None] * weight)[..., None] * own
+    if forked:
+        value = _per_node(value, trajectory)
+    masks = torch.stack([regions[name] for name in names]) if allocation.regions else None
+    return Advantage(value.clamp(-limit, limit), masks)
+
+
+def _per_node(value: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
+    """Leaf advantages ``[B, N, R, P]`` to those of the nodes passed, normalised among siblings at every place."""
+    result = torch.zeros_like(value)
+    for region in range(value.shape[-1]):
+        node = node_means(value[..., region], trajectory.owner, trajectory.group)
+        for family in trajectory.group.unique():
+            rows = trajectory.group == family
+            own = node[rows] - node[rows].mean(0)
+            std = own.std(0)
+            result[rows, ..., region] = torch.where(std > _ZERO_SPREAD, own / std.clamp_min(_ZERO_SPREAD), 0)
+    return result
+
+
+def _check(allocation: Allocation, credit: Credit, regions: Mapping[str, torch.Tensor]) -> None:
+    for name in (*allocation.steps, *allocation.regions):
+        if name not in credit.parts:
+            raise BadInput(f"allocation names the reward {name!r}; this run has {', '.join(credit.parts)}.")
+    for region in allocation.regions.values():
+        if region not in regions:
+            raise BadInput(f"allocation.regions names {region!r}; the generator has {', '.join(regions)}.")

@@ -1,0 +1,118 @@
+"""What an objective is: where velocities are needed, and a loss of them.
+
+    points(trajectory) ─► live, old, ref velocities there ─► loss(evidence)
+
+The trainer evaluates the roles an objective ``needs``; ``old`` and ``ref`` are fixed before an iteration's first
+update, ``live`` carries the gradient. Losses are means over what is trainable, so that equal micro-batches, or
+equal shares on several processes, average to the loss of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+
+from flowportrait.flow.noise import seed_of, unit_noise
+from flowportrait.flow.path import interpolate, target_velocity
+from flowportrait.posttrain.trajectory import Trajectory
+
+Reduce = Literal["sum", "mean"]
+
+
+class Points(NamedTuple):
+    """States ``[B, N, R, D]`` and their noise levels, broadcastable to ``[B, N, R]``; where the states were made by
+    noising a clean sample, target is the velocity ε − x₀ there."""
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    target: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """value ``[B, N, R, P]`` (N, R and P may be 1) of every sample, chunk, step and region; regions ``[P, D]`` says
+    which latent numbers belong to which region (none: all to one)."""
+
+    value: torch.Tensor
+    regions: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor) -> Advantage:
+        """The samples at ``rows``."""
+        return Advantage(self.value[rows], self.regions)
+
+    def reduce(self, elements: torch.Tensor, how: Reduce) -> torch.Tensor:
+        """Numbers per latent element ``[B, N, R, D]`` to numbers per region ``[B, N, R, P]``."""
+        if self.regions is None:
+            return elements.sum(-1, keepdim=True) if how == "sum" else elements.mean(-1, keepdim=True)
+        weights = self.regions.to(elements) if how == "sum" else self.regions / self.regions.sum(1, keepdim=True)
+        return elements @ weights.to(elements).T
+
+    @property
+    def per_sample(self) -> torch.Tensor:
+        """One number per sample ``[B]``."""
+        return self.value.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Some samples, their advantage, the points and the velocities of the roles there, ``[B, N, R, D]`` each."""
+
+    trajectory: Trajectory
+    advantage: Advantage
+    points: Points
+    live: torch.Tensor
+    others: Mapping[str, torch.Tensor]
+
+
+class Loss(NamedTuple):
+    """The scalar to minimise and what to log."""
+
+    total: torch.Tensor
+    metrics: dict[str, float]
+
+
+class Objective(Protocol):
+    """A loss on evidence; implementations are frozen dataclasses of their settings."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Roles beside ``live``: ``old`` (the weights that acted), ``ref`` (the start)."""
+        ...
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether it compares siblings, so that groups must not be divided."""
+        ...
+
+    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+        """Where velocities are needed; all randomness comes from ``key``."""
+        ...
+
+    def __call__(self, evidence: Evidence) -> Loss:
+        """The loss."""
+        ...
+
+
+def masked_mean(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of ``[B, N, R, P]`` where mask ``[B, N, R]`` is true; zero if it nowhere is."""
+    where = mask[..., None].expand_as(value)
+    return torch.where(where, value, 0).sum() / where.sum().clamp_min(1)
+
+
+def noised(trajectory: Trajectory, count: int, key: tuple[int, ...], by_group: bool = False) -> Points:
+    """``count`` noised states of every clean chunk: σ stratified over (0, 1) per sample, noise per sample, chunk and
+    state, or with ``by_group`` shared by siblings."""
+    ids = (trajectory.group if by_group else trajectory.sample).tolist()
+    chunks, size = trajectory.latents.shape[1:]
+    sigma, noise = [], []
+    for i in ids:
+        own = torch.Generator().manual_seed(seed_of(*key, i))
+        sigma.append((torch.arange(count) + torch.rand(count, generator=own)) / count)
+        noise.append(unit_noise((chunks, count, size), *key, i, 1))
+    x0 = trajectory.latents[:, :, None]
+    level = torch.stack(sigma)[:, None].to(x0.device)
+    eps = torch.stack(noise).to(x0.device)
+    return Points(interpolate(x0, eps, level[..., None]), level, target_velocity(x0, eps))

@@ -1,0 +1,72 @@
+"""A recipe: plan + kernel + credit + allocation + objective + role rule over the one trainer.
+
+Every part is a frozen dataclass that is both its settings and the thing itself, so ``--set objective.clip_low=0.1``
+reaches it and ``recipe.json`` shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flowportrait.config import at_least
+from flowportrait.errors import BadInput
+from flowportrait.flow.kernel import KERNELS
+from flowportrait.posttrain.adapter import Lora
+from flowportrait.posttrain.advantage import Allocation
+from flowportrait.posttrain.credit import CreditConfig
+from flowportrait.posttrain.objective.interface import Objective
+from flowportrait.posttrain.objective.ratio import ClippedRatio
+from flowportrait.posttrain.plan import EveryStep, Planner
+from flowportrait.posttrain.roles import SlowCopy
+from flowportrait.reward.composite import RewardWeights
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    plan: Planner = field(default_factory=EveryStep)
+    kernel: str = "flow-sde"
+    eta: float = 0.5
+    same_start: bool = False
+    """Whether siblings of a group share their initial noise."""
+    groups: int = 6
+    group_size: int = 16
+    frames: int = 72
+    """Length of a rollout, 25 frames a second."""
+    pieces: int = 2
+    """A rollout comes in this many pieces; each is scored while the next is made."""
+    stale: int = 0
+    """Iterations that a rollout waits before it is trained on, for rewards slower than everything else; its
+    importance weight is truncated."""
+    rewards: RewardWeights = field(default_factory=RewardWeights)
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    allocation: Allocation = field(default_factory=Allocation)
+    objective: Objective = field(default_factory=ClippedRatio)
+    learning_rate: float = 5e-5
+    updates: int = 2
+    """Optimiser steps per rollout; each sees an equal share of every group, or of the groups."""
+    micro_batch: int | None = None
+    """Samples per backward pass; gradients add up to those of the whole."""
+    grad_clip: float = 1.0
+    ema: float = 0.9
+    old: SlowCopy | None = None
+    """A slow copy that acts in the live policy's place."""
+    lora: Lora | None = None
+    """Train adapters instead of all weights."""
+    autocast: Literal["no", "bf16"] = "no"
+    """Precision of the networks; ratios are float32 in any case."""
+    checkpointing: bool = False
+    """Recompute the backbone's activations in the backward pass instead of keeping them."""
+    offload: bool = False
+    """Keep trajectories on the host between rollout and update."""
+    iterations: int = 100
+    checkpoint_every: int = 10
+    render_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise BadInput(f"kernel={self.kernel} is not possible: choose one of {', '.join(KERNELS)}.")
+        at_least(self, eta=0, groups=1, group_size=2, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
+        at_least(self, micro_batch=1, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)

@@ -1,0 +1,82 @@
+"""What a policy is to do and how its result is seen: prompts in, something to score out.
+
+    draw(iteration) ─► prompts ─► condition(policy) ─► (rollout) ─► batch(policy, latents) ─► rewards
+
+A task knows its generator's inputs and outputs; the trainer knows neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from flowportrait.codec.basis import BROWS, GAZE, HEAD, LOWER
+from flowportrait.codec.calm import Calm
+from flowportrait.generator.arflow import ARFlow, Condition
+from flowportrait.posttrain.items import Item, draw_items
+from flowportrait.reward.interface import Draw, RewardBatch
+
+DrawFor = Callable[[Sequence[int]], Draw]
+"""Given the portrait of each row of a batch, how to render it small."""
+
+
+class Prompts(NamedTuple):
+    """One row per group: the speech ``[G, 4T, 80]`` and whose face it is."""
+
+    mel: torch.Tensor
+    portraits: list[int]
+
+    def select(self, rows: torch.Tensor) -> Prompts:
+        """The rows at these indices."""
+        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows])
+
+
+class Task(Protocol):
+    """See the module; ``Any`` where only task and generator know the type."""
+
+    @property
+    def regions(self) -> Mapping[str, torch.Tensor]:
+        """Latent regions by name: ``[D]`` of 0 and 1."""
+        ...
+
+    def draw(self, groups: int, seed: int, iteration: int) -> Any:
+        """The prompts of an iteration, one row per group, a function of its arguments alone; has ``select``."""
+        ...
+
+    def condition(self, policy: Any, prompts: Any) -> Any:
+        """What the policy is to know, one row per group."""
+        ...
+
+    def batch(self, policy: Any, latents: torch.Tensor, prompts: Any) -> RewardBatch:
+        """Finished latents ``[B, N, D]`` as rewards see them, under one row of prompts per sample."""
+        ...
+
+
+class TalkingTask:
+    """Windows of speech, each spoken by one of the portraits."""
+
+    def __init__(self, items: Sequence[Item], frames: int, draw_for: DrawFor | None, chunk: int) -> None:
+        self.items = items
+        self.frames = frames
+        self.draw_for = draw_for
+        spans = {"mouth": LOWER, "eyes": slice(BROWS.start, GAZE.stop), "head": HEAD}
+        self.regions = {name: _numbers(span, chunk) for name, span in spans.items()}
+
+    def draw(self, groups: int, seed: int, iteration: int) -> Prompts:
+        return Prompts(*draw_items(self.items, groups, self.frames, seed, iteration))
+
+    def condition(self, policy: ARFlow, prompts: Prompts) -> Condition:
+        return policy.condition(prompts.mel.to(next(policy.parameters()).device))
+
+    def batch(self, policy: ARFlow, latents: torch.Tensor, prompts: Prompts) -> RewardBatch:
+        motion = Calm()(policy.to_motion(latents).cpu())
+        return RewardBatch(motion, prompts.mel, self.draw_for(prompts.portraits) if self.draw_for else None)
+
+
+def _numbers(span: slice, chunk: int) -> torch.Tensor:
+    """A span of the 30 motion numbers in a chunk's latents, where each number has ``chunk`` modes."""
+    mask = torch.zeros(30, chunk)
+    mask[span] = 1
+    return mask.flatten()

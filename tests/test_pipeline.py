@@ -71,9 +71,9 @@ def test_pretraining_stopped_and_resumed_gives_the_same_weights(work: Path) -> N
         return main(["pretrain", *corpus, "--output", str(work / run), "--resume", "--set", *TINY, *changes])
 
     # The learning rate depends on the step alone while warming up.
-    assert pretrain("whole", "steps=4", "warmup=9", "check_every=2") == 0
-    assert pretrain("parts", "steps=2", "warmup=9", "check_every=2") == 0
-    assert pretrain("parts", "steps=4", "warmup=9", "check_every=2") == 0
+    assert pretrain("whole", "plan.steps=4", "warmup=9", "check_every=2") == 0
+    assert pretrain("parts", "plan.steps=2", "warmup=9", "check_every=2") == 0
+    assert pretrain("parts", "plan.steps=4", "warmup=9", "check_every=2") == 0
     weights = [(work / run / "checkpoint" / "model.safetensors").read_bytes() for run in ("whole", "parts")]
     assert weights[0] == weights[1]
 
@@ -81,7 +81,7 @@ def test_pretraining_stopped_and_resumed_gives_the_same_weights(work: Path) -> N
 def test_a_run_folder_is_not_overwritten_and_resumes_to_the_same_weights(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["groups=1", "group_size=2", "frames=32", "updates=1", "steps=3", "render_size=64"]
+    small = ["groups=1", "group_size=2", "frames=32", "updates=1", "plan.steps=3", "render_size=64"]
 
     def posttrain(run: str, iterations: int, *more: str) -> int:
         return main(
@@ -133,7 +133,7 @@ def test_an_interrupted_run_is_saved_whole_and_resumes_to_the_same_weights(
 ) -> None:
     from flowportrait.posttrain.trainer import Trainer
 
-    small = ["groups=1", "group_size=2", "frames=32", "updates=1", "steps=3", "render_size=64"]
+    small = ["groups=1", "group_size=2", "frames=32", "updates=1", "plan.steps=3", "render_size=64"]
     command = ["posttrain", "--prompts", str(work / "prompts"), "--output", str(work / "stopped"), "--iterations", "2"]
     step = Trainer.step
 

@@ -71,9 +71,9 @@ def test_pretraining_stopped_and_resumed_gives_the_same_weights(work: Path) -> N
         return main(["pretrain", *corpus, "--output", str(work / run), "--resume", "--set", *TINY, *changes])
 
     # The learning rate depends on the step alone while warming up.
-    assert pretrain("whole", "plan.steps=4", "warmup=9", "check_every=2") == 0
-    assert pretrain("parts", "plan.steps=2", "warmup=9", "check_every=2") == 0
-    assert pretrain("parts", "plan.steps=4", "warmup=9", "check_every=2") == 0
+    assert pretrain("whole", "steps=4", "warmup=9", "check_every=2") == 0
+    assert pretrain("parts", "steps=2", "warmup=9", "check_every=2") == 0
+    assert pretrain("parts", "steps=4", "warmup=9", "check_every=2") == 0
     weights = [(work / run / "checkpoint" / "model.safetensors").read_bytes() for run in ("whole", "parts")]
     assert weights[0] == weights[1]
 

@@ -1,30 +1,43 @@
 """From scores to advantages: every reward normalised by itself inside its group, then weighted and summed.
 
-    A[i, n] = Σ_r w_r · (r_i − mean_group r) / std_group r
+    A[i, n] = Σ_r w_r · (r_i − mean_group r) / std_group r          (``normalise`` holds the other ways)
 
-A group in which a reward does not vary gets nothing from that reward, and an invalid score takes part in nothing.
-A reward that knows when it was earned (lip sync does) pays part of its weight to the chunk n that earned it,
-normalised among the siblings' same chunk.
+An invalid score takes part in nothing, and neither does a reward in a group that it cannot tell apart: where its spread
+is no larger than its own measurement noise. A reward that knows when it was earned (lip sync does) pays part of its
+weight to the chunk n that earned it, normalised among the siblings' same chunk.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from flowportrait.posttrain.normalise import ZERO_SPREAD, Baseline, Divisor, Normalised, deviations, win_rates
 from flowportrait.reward.interface import Score
 
-_ZERO_SPREAD = 1e-6
+EVERY = "all"
 
 
 @dataclass(frozen=True)
 class CreditConfig:
-    std: Literal["group", "largest", "none"] = "group"
-    """What a deviation is divided by: its group's std, the largest group's std (LongCat), or nothing (Dr-GRPO)."""
-    baseline: Literal["mean", "leave_one_out"] = "mean"
+    std: Divisor = "group"
+    """What a deviation is divided by: its group's std, that of the whole batch, the largest group's (LongCat), or
+    nothing (Dr-GRPO)."""
+    baseline: Baseline = "mean"
+    win_rate: tuple[str, ...] = ()
+    """Rewards that count by the share of siblings they beat instead of by how much (Pref-GRPO); ``all``: every one."""
+    when: Literal["apart", "summed"] = "apart"
+    """``apart``: every reward is normalised, then weighted; ``summed``: raw scores are weighted, then normalised."""
+    floors: dict[str, float] = field(default_factory=dict)
+    """Reward → score under which it does not get worse."""
+    caps: dict[str, float] = field(default_factory=dict)
+    """Reward → score beyond which more earns nothing: against over-optimising what is good enough."""
+    gate: float = 1.0
+    """A reward says nothing in a group where its spread is at most this many times its measurement noise."""
     dense: float = 0.7
     """Share of a dense reward's weight that goes to single chunks; the rest goes to the whole clip."""
     limit: float = 5.0
@@ -45,47 +58,76 @@ def assign(
     scores: Mapping[str, Score], group: torch.Tensor, chunks: int, weights: Mapping[str, float], config: CreditConfig
 ) -> Credit:
     """Advantages of B samples of N = ``chunks`` chunks in groups ``[B]`` (any integer ids)."""
-    total = torch.zeros(len(group), chunks)
-    parts: dict[str, torch.Tensor] = {}
     metrics: dict[str, float] = {}
+    heard: dict[str, Score] = {}
     for name, score in scores.items():
-        normalised, spread = normalise(score.value, score.valid, group, config)
-        share = 0.0 if score.dense is None else config.dense
-        part = weights[name] * (1 - share) * normalised[:, None].expand(-1, chunks).clone()
-        if score.dense is not None and share > 0:
-            for chunk, earned in enumerate(score.dense.chunk(chunks, 1)):
-                part[:, chunk] += weights[name] * share * normalise(earned.mean(1), score.valid, group, config)[0]
-        parts[name] = part
-        total += part
+        heard[name] = _bounded(score, config.floors.get(name, -math.inf), config.caps.get(name, math.inf))
+        own = normalise(heard[name], group, config, name in config.win_rate or EVERY in config.win_rate)
         known = score.value[score.valid]
         metrics[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
-        metrics[f"spread/{name}"] = spread
+        metrics[f"spread/{name}"] = own.spread
+        metrics[f"silent/{name}"] = own.silent
         metrics[f"invalid/{name}"] = float((~score.valid).float().mean())
+    if config.when == "summed":
+        parts = {"total": _part(_summed(heard, group, weights, config), group, chunks, config, False)}
+    else:
+        wins = {name: name in config.win_rate or EVERY in config.win_rate for name in heard}
+        parts = {name: weights[name] * _part(score, group, chunks, config, wins[name]) for name, score in heard.items()}
+    total = torch.stack(list(parts.values())).sum(0) if parts else torch.zeros(len(group), chunks)
     metrics["dead_groups"] = float(
-        torch.stack([(total[group == g].abs().max() <= _ZERO_SPREAD).float() for g in group.unique()]).mean()
+        torch.stack([(total[group == g].abs().max() <= ZERO_SPREAD).float() for g in group.unique()]).mean()
     )
     return Credit(total.clamp(-config.limit, config.limit), parts, metrics)
 
 
-def normalise(
-    value: torch.Tensor, valid: torch.Tensor, group: torch.Tensor, config: CreditConfig
-) -> tuple[torch.Tensor, float]:
-    """Scores ``[B]`` normalised inside their groups, and the mean spread there."""
-    result, spreads = torch.zeros(len(group)), []
-    members = [(group == g).nonzero()[:, 0] for g in group.unique()]
-    members = [rows[valid[rows]] for rows in members]
-    for rows in members:
-        if len(rows) < 2:
-            continue
-        values = value[rows].float()
-        deviation = values - values.mean()
-        if config.baseline == "leave_one_out":
-            deviation = deviation * len(rows) / (len(rows) - 1)
-        spread = float(values.std())
-        spreads.append(spread)
-        if spread <= _ZERO_SPREAD:
-            continue
-        result[rows] = deviation / spread if config.std == "group" else deviation
-    if config.std == "largest" and spreads and max(spreads) > _ZERO_SPREAD:
-        result = result / max(spreads)
-    return result, sum(spreads) / len(spreads) if spreads else 0.0
+def normalise(score: Score, group: torch.Tensor, config: CreditConfig, wins: bool = False) -> Normalised:
+    """One reward's clip scores among siblings."""
+    floor = config.gate * score.noise
+    if not wins:
+        return deviations(score.value, score.valid, group, config.std, config.baseline, floor)
+    raw = deviations(score.value, score.valid, group, "none", "mean", floor)
+    rates = win_rates(score.value, score.valid, group, floor)
+    heard = score.valid & torch.isin(group, group[raw.value != 0])
+    return Normalised(deviations(rates, heard, group, config.std, config.baseline).value, raw.spread, raw.silent)
+
+
+def _bounded(score: Score, low: float, high: float) -> Score:
+    if low == -math.inf and high == math.inf:
+        return score
+    dense = None if score.dense is None else score.dense.clamp(low, high)
+    return score._replace(value=score.value.clamp(low, high), dense=dense)
+
+
+def _part(score: Score, group: torch.Tensor, chunks: int, config: CreditConfig, wins: bool) -> torch.Tensor:
+    """Advantage ``[B, N]`` of one reward at weight 1: its share for the clip and that for single chunks."""
+    share = 0.0 if score.dense is None else config.dense
+    part = (1 - share) * normalise(score, group, config, wins).value[:, None].expand(-1, chunks).clone()
+    if score.dense is None or share == 0:
+        return part
+    for chunk, earned in enumerate(score.dense.chunk(chunks, 1)):
+        # The noise of a mean over 1/N of the clip is √N times that of the clip's.
+        own = Score(earned.mean(1), score.valid, noise=score.noise * math.sqrt(chunks))
+        part[:, chunk] += share * normalise(own, group, config, wins).value
+    return part
+
+
+def _summed(
+    scores: Mapping[str, Score], group: torch.Tensor, weights: Mapping[str, float], config: CreditConfig
+) -> Score:
+    """Raw scores weighted and added; a reward that is silent in a group adds nothing there, and a sample without one of
+    the others' scores has no sum."""
+    frames = max((s.dense.shape[1] for s in scores.values() if s.dense is not None), default=0)
+    value, valid = torch.zeros(len(group)), torch.ones(len(group), dtype=torch.bool)
+    dense = torch.zeros(len(group), frames)
+    for name, score in scores.items():
+        for own in group.unique():
+            rows = group == own
+            known = rows & score.valid
+            if known.sum() < 2 or float(score.value[known].std()) <= max(config.gate * score.noise, ZERO_SPREAD):
+                continue
+            valid &= score.valid | ~rows
+            value[rows] += weights[name] * score.value[rows].float()
+            if frames:
+                moment = score.value[rows, None] if score.dense is None else score.dense[rows]
+                dense[rows] += weights[name] * moment
+    return Score(value, valid, dense if frames else None)

@@ -1,0 +1,151 @@
+"""Claims about credit: what siblings' scores become, and when a reward has nothing to say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowportrait.config import override
+from flowportrait.errors import BadInput
+from flowportrait.posttrain.credit import CreditConfig, assign
+from flowportrait.posttrain.normalise import deviations, win_rates
+from flowportrait.reward.interface import Score, all_valid
+
+GROUP = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
+VALUE = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 10.0, 20.0, 20.0])
+ALL = torch.ones(8, dtype=torch.bool)
+
+
+def credit(
+    *scores: Score, weights: tuple[float, ...] | None = None, chunks: int = 1, **settings: object
+) -> torch.Tensor:
+    named = {f"r{index}": score for index, score in enumerate(scores)}
+    weighted = dict(zip(named, weights or (1.0,) * len(named), strict=True))
+    return assign(named, GROUP, chunks, weighted, CreditConfig(**settings)).advantage  # type: ignore[arg-type]
+
+
+def test_group_statistics_are_those_of_siblings() -> None:
+    own = deviations(VALUE, ALL, GROUP).value
+    for rows in (slice(0, 4), slice(4, 8)):
+        assert torch.allclose(own[rows], (VALUE[rows] - VALUE[rows].mean()) / VALUE[rows].std())
+
+
+def test_the_largest_group_alone_has_unit_spread_and_the_batch_unit_power() -> None:
+    largest = deviations(VALUE, ALL, GROUP, "largest").value
+    assert largest[4:].std() == pytest.approx(1.0)
+    assert largest[:4].std() == pytest.approx(float(VALUE[:4].std() / VALUE[4:].std()))
+    assert deviations(VALUE, ALL, GROUP, "batch").value.square().mean() == pytest.approx(1.0)
+    assert torch.equal(deviations(VALUE, ALL, GROUP, "none").value[:4], torch.tensor([-1.5, -0.5, 0.5, 1.5]))
+
+
+def test_leaving_oneself_out_is_comparing_with_the_others() -> None:
+    own = deviations(VALUE, ALL, GROUP, "none", "leave_one_out").value
+    assert own[0] == pytest.approx(1.0 - (2 + 3 + 4) / 3)
+
+
+def test_win_rates_count_who_is_beaten_and_ties_half() -> None:
+    rates = win_rates(VALUE, ALL, GROUP, 0.0)
+    assert torch.allclose(rates[:4], torch.tensor([0, 1 / 3, 2 / 3, 1]))
+    assert torch.allclose(rates[4:], torch.tensor([1 / 6, 1 / 6, 5 / 6, 5 / 6]))
+    assert torch.allclose(win_rates(VALUE, ALL, GROUP, 1.0)[:4], torch.tensor([1 / 6, 1 / 3, 2 / 3, 5 / 6]))
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=8, max_size=8), st.sampled_from([0.001, 1.0, 900.0]))
+@settings(max_examples=60, deadline=None)
+def test_a_win_rate_does_not_see_by_how_much(values: list[float], scale: float) -> None:
+    score = torch.tensor(values)
+    before, after = (
+        win_rates(v, ALL, GROUP, 0.0) for v in (score, (scale * score.double()).sign() * score.double().abs())
+    )
+    assert torch.allclose(before, after)
+    assert before[:4].sum() == pytest.approx(2.0, abs=1e-4)
+
+
+@given(
+    st.lists(st.floats(-5, 5, width=32), min_size=8, max_size=8),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+    st.sampled_from(["group", "batch", "largest", "none"]),
+    st.sampled_from([(), ("all",)]),
+    st.sampled_from(["apart", "summed"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_what_is_invalid_moves_nobody_and_siblings_sum_to_nothing(
+    values: list[float], valid: list[bool], std: str, win_rate: tuple[str, ...], when: str
+) -> None:
+    known = torch.tensor(valid)
+    score = Score(torch.tensor(values).where(known, torch.tensor(torch.nan)), known)
+    own = credit(score, std=std, win_rate=win_rate, when=when, limit=1e9)[:, 0]
+    assert torch.isfinite(own).all()
+    assert (own[~known] == 0).all()
+    for rows in (slice(0, 4), slice(4, 8)):
+        assert abs(float(own[rows].sum())) < 1e-3
+
+
+def test_a_reward_that_cannot_tell_a_group_apart_says_nothing_there() -> None:
+    score = all_valid(VALUE)._replace(noise=2.0)
+    own = credit(score)[:, 0]
+    assert (own[:4] == 0).all()
+    assert (own[4:] != 0).all()
+    assert (credit(score, gate=0.0)[:4] != 0).all()
+    assert (credit(score, gate=9.0) == 0).all()
+    assert (credit(score, win_rate=("r0",))[:4] == 0).all()
+    assert (credit(score, when="summed")[:4] == 0).all()
+
+
+def test_noise_of_one_reward_leaves_the_others_alone() -> None:
+    quiet, loud = all_valid(VALUE), all_valid(VALUE.flip(0))._replace(noise=1e3)
+    assert torch.equal(credit(quiet, loud), credit(quiet))
+
+
+def test_metrics_tell_every_reward_apart() -> None:
+    scores = {"a": all_valid(VALUE), "b": all_valid(VALUE)._replace(noise=2.0)}
+    logged = assign(scores, GROUP, 2, {"a": 1.0, "b": 1.0}, CreditConfig()).metrics
+    assert (logged["silent/a"], logged["silent/b"]) == (0.0, 0.5)
+    assert logged["reward/a"] == pytest.approx(float(VALUE.mean()))
+
+
+def test_beyond_the_cap_more_is_not_better_and_under_the_floor_not_worse() -> None:
+    own = credit(all_valid(VALUE), caps={"r0": 3.0}, std="none")[:, 0]
+    assert own[2] == own[3] > own[1]
+    assert (own[4:] == 0).all()
+    low = credit(all_valid(VALUE), floors={"r0": 2.0}, std="none")[:, 0]
+    assert low[0] == low[1] < low[2]
+
+
+def test_normalising_before_or_after_the_sum_differ_as_scales_do() -> None:
+    small, large = all_valid(VALUE), all_valid(1000 * VALUE.flip(0))
+    apart, summed = credit(small, large)[:4, 0], credit(small, large, when="summed")[:4, 0]
+    assert torch.allclose(apart[[0, 3]], torch.tensor([-1.16, 1.16]) + credit(large)[[0, 3], 0], atol=0.01)
+    assert torch.allclose(summed, credit(large)[:4, 0], atol=0.01)
+
+
+def test_summing_first_drops_samples_with_a_score_missing() -> None:
+    holed = all_valid(VALUE)._replace(valid=torch.tensor([False, *[True] * 7]))
+    own = credit(all_valid(VALUE), holed, when="summed")[:, 0]
+    assert own[0] == 0
+    assert own[3] > 0
+
+
+def test_a_dense_reward_pays_the_chunk_that_earned_it() -> None:
+    dense = torch.zeros(8, 6)
+    dense[1, 2:4] = 1.0
+    own = credit(Score(dense.mean(1), ALL, dense), chunks=3, dense=1.0)
+    assert own[1, 1] > 0
+    assert (own[:, [0, 2]] == 0).all()
+    assert torch.allclose(own.sum(0), torch.zeros(3), atol=1e-5)
+
+
+def test_parts_sum_to_the_advantage_before_the_limit() -> None:
+    found = assign(
+        {"a": all_valid(VALUE), "b": all_valid(VALUE.flip(0) ** 2)}, GROUP, 2, {"a": 0.3, "b": 0.7}, CreditConfig()
+    )
+    assert torch.allclose(sum(found.parts.values()), found.advantage)
+
+
+def test_settings_are_typed() -> None:
+    chosen = override(CreditConfig(), ["std=batch", "win_rate=judge,sync", "caps.sync=0.3"])
+    assert (chosen.std, chosen.win_rate, chosen.caps) == ("batch", ("judge", "sync"), {"sync": 0.3})
+    with pytest.raises(BadInput, match="choose one of group, batch, largest, none"):
+        override(CreditConfig(), ["std=median"])

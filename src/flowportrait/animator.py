@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import LOWER, MotionBasis
 from flowportrait.codec.calm import Calm
+from flowportrait.codec.controls import Controls
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
@@ -54,31 +55,51 @@ class Animator:
         audio: np.ndarray,
         *,
         seed: int = 0,
-        size: int = 512,
+        size: int | None = 512,
         crop: bool = True,
         name: str = "the photo",
+        face: int | None = None,
+        controls: Controls | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield frames at 25 fps while they are made: ``[size, size, 3]`` uint8 RGB of the face, or with ``crop``
         off the whole picture with the face pasted back (sides cut to even numbers).
 
         image ``[H, W, 3]`` uint8 RGB; audio ``[N]`` float32 at 16 kHz; ``name`` stands for the image in messages.
+        size: None draws as large as the photo's own resolution asks for, up to 1024. face: the N-th from the left, by
+        default the largest. controls: turn blinks, head, expression and gaze up or down.
 
         Raises:
             BadInput: no face in the picture, or audio under 0.2 s; before the first frame is asked for.
         """
-        motion = self.motion(audio, seed=seed)
-        codec = MotionCodec(Portrait.from_image(image, size, name))
-        return self._draw(codec, motion, crop)
+        motion = self.motion(audio, seed=seed, controls=controls)
+        return self.draw(image, motion, size=size, crop=crop, name=name, face=face)
+
+    @classmethod
+    def draw(
+        cls,
+        image: np.ndarray,
+        motion: Iterable[torch.Tensor],
+        *,
+        size: int | None = 512,
+        crop: bool = True,
+        name: str = "the photo",
+        face: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield the frames of a performance that exists already, chunks ``[t, 30]`` of motion; see ``animate``."""
+        codec = MotionCodec(Portrait.from_image(image, size, name, face))
+        return cls._frames(codec, motion, crop)
 
     @staticmethod
-    def _draw(codec: MotionCodec, motion: Iterator[torch.Tensor], crop: bool) -> Iterator[np.ndarray]:
+    def _frames(codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool) -> Iterator[np.ndarray]:
         portrait = codec.portrait
         height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
         for chunk in motion:
             for frame in codec.decode(chunk):
                 yield frame if crop else paste_back(portrait.image, frame, portrait.to_crop)[:height, :width]
 
-    def dub(self, video: Path, audio: np.ndarray, *, seed: int = 0) -> Iterator[np.ndarray]:
+    def dub(
+        self, video: Path, audio: np.ndarray, *, seed: int = 0, face: int | None = None
+    ) -> Iterator[np.ndarray]:
         """Yield the video's frames (25 fps, even sides) with lips that follow ``audio`` ``[N]`` at 16 kHz.
 
         Pose, eyes, light and background stay the video's own; frames without a face pass unchanged. Lasts as long
@@ -87,12 +108,15 @@ class Animator:
         Raises:
             BadInput: unreadable video, no face in it, or audio under 0.2 s; before the first frame is asked for.
         """
-        with FaceTracker() as tracker:
+        with FaceTracker(face=face) as tracker:
             faces = tracker.track(iter_frames(video))
         if not faces.valid.any():
             raise BadInput(f"No face found in {video}: give a video with one clearly visible face.")
-        if (faces.count > 1).mean() > 0.5:
-            warnings.warn(f"Several faces found in {video}: the one largest at the start is dubbed.", stacklevel=2)
+        if face is None and (faces.count > 1).mean() > 0.5:
+            warnings.warn(
+                f"Several faces found in {video}: the one largest at the start is dubbed; --face N picks another.",
+                stacklevel=2,
+            )
         frames = len(faces.valid)
         speech = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
         speech[: len(audio)] = audio[: len(speech)]
@@ -119,7 +143,9 @@ class Animator:
                 frame = redraw_mouth(frame, landmarks[index], target[index], memory)
             yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
 
-    def motion(self, audio: np.ndarray, *, seed: int = 0) -> Iterator[torch.Tensor]:
+    def motion(
+        self, audio: np.ndarray, *, seed: int = 0, controls: Controls | None = None
+    ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` chunk by chunk for 16 kHz samples ``[N]``; in all ``frame_count(audio)`` frames.
 
         Raises:
@@ -135,15 +161,15 @@ class Animator:
         with torch.no_grad():
             condition = self.generator.condition(mel[None])
         gate = torch.from_numpy(speech_gate(audio))
-        return self._chunks(generate(self.generator, condition, [seed]), gate)
+        return self._chunks(generate(self.generator, condition, [seed]), gate, controls or Controls())
 
     @staticmethod
-    def _chunks(chunks: Iterator[torch.Tensor], gate: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _chunks(chunks: Iterator[torch.Tensor], gate: torch.Tensor, controls: Controls) -> Iterator[torch.Tensor]:
         done, calm = 0, Calm()
         for chunk in chunks:
             motion = calm(chunk)[0, : len(gate) - done]
             motion[:, LOWER] *= gate[done : done + len(motion), None]
-            yield motion
+            yield controls(motion)
             done += len(motion)
 
 

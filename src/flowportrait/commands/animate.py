@@ -14,7 +14,18 @@ from flowportrait.outputs import check_output_file
 from flowportrait.terminal import progress, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
+    import torch
+
+    from flowportrait.animator import Animator
+
+PHOTO_ONLY = {
+    "--blink": 1.0, "--head-motion": 1.0, "--expression-scale": 1.0, "--gaze": "0,0", "--motion-out": None,
+    "--motion-in": None,
+}  # fmt: skip
+"""Options and their defaults that shape a performance."""
 
 SILENT_RMS = 1e-3
 LARGEST_SIDE = 1920
@@ -30,17 +41,35 @@ def register(commands: Commands) -> None:
     add.add_argument("--output", type=Path, required=True, help="mp4 to write")
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
     add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--size", type=int, default=512, help="side of the drawn face square in pixels")
+    add.add_argument(
+        "--size", type=int, help="side of the drawn face square in pixels (default: 512, more for large photos)"
+    )
     add.add_argument("--crop", action="store_true", help="write the face square alone instead of the whole photo")
+    add.add_argument("--face", type=int, metavar="N", help="which of several faces, counted from the left")
+    _add_controls(add)
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
+
+
+def _add_controls(add: argparse.ArgumentParser) -> None:
+    """What can be turned up or down without touching the lips, and performances as files."""
+    group = add.add_argument_group("performance (photos only; none of the scales moves the lips apart or together)")
+    group.add_argument("--blink", type=float, default=1.0, metavar="X", help="depth of blinks; 0: none")
+    group.add_argument("--head-motion", type=float, default=1.0, metavar="X", help="nods and turns; 0: still")
+    group.add_argument("--expression-scale", type=float, default=1.0, metavar="X", help="brows and smiles; 0: none")
+    group.add_argument("--gaze", default="0,0", metavar="X,Y", help="eyes to the viewer's right and up, in degrees")
+    group.add_argument("--motion-out", type=Path, metavar="FILE", help="also write the performance (.csv or .json)")
+    group.add_argument("--motion-in", type=Path, metavar="FILE", help="draw this performance instead of a new one")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Photo or video plus speech to mp4."""
     check_output_file(options.output)
-    if not 64 <= options.size <= 2048 or options.size % 2:
+    if options.size is not None and (not 64 <= options.size <= 2048 or options.size % 2):
         raise BadInput(f"--size {options.size} is not possible: give an even number from 64 to 2048.")
+    changed = [flag for flag, default in PHOTO_ONLY.items() if _value(options, flag) != default]
+    if options.video and changed:
+        raise BadInput(f"{changed[0]} works with --image only: a dubbed video keeps its own performance.")
     from flowportrait.media.audio import read_audio
     from flowportrait.media.image import read_image
     from flowportrait.media.video import FPS, write_video
@@ -59,11 +88,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     animator = Animator.from_pretrained(options.checkpoint)
     if image is not None:
+        motion, total = performance(options, animator, audio)
+        size = options.size or (512 if options.crop else None)
         name = str(options.image)
-        frames = animator.animate(image, audio, seed=options.seed, size=options.size, crop=options.crop, name=name)
-        total: int | None = -(-len(audio) // (16_000 // FPS))
+        frames = animator.draw(image, motion, size=size, crop=options.crop, name=name, face=options.face)
     else:
-        frames, total = animator.dub(options.video, audio, seed=options.seed), None
+        frames, total = animator.dub(options.video, audio, seed=options.seed, face=options.face), None
     with closing(progress(frames, total)) as shown:
         count = write_video(options.output, shown, audio)
     if options.video and len(audio) > (count + 1) * 16_000 // FPS:
@@ -74,6 +104,41 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": str(options.checkpoint), "seed": options.seed,
         "real_time_factor": round(seconds / (count / FPS), 3),
     }  # fmt: skip
+
+
+def performance(
+    options: argparse.Namespace, animator: Animator, audio: np.ndarray
+) -> tuple[Iterator[torch.Tensor], int | None]:
+    """Chunks of motion, from the generator or a file, as the options turn them; and how many frames they are."""
+    import torch
+
+    from flowportrait.codec.controls import Controls
+    from flowportrait.codec.motion_file import read_motion, write_motion
+    from flowportrait.media.mel import frame_count
+
+    controls = Controls(options.blink, options.head_motion, options.expression_scale, _gaze(options.gaze))
+    if options.motion_in:
+        given = controls(read_motion(options.motion_in))
+        motion, total = iter([given]), len(given)
+    else:
+        motion, total = animator.motion(audio, seed=options.seed, controls=controls), frame_count(audio)
+    if options.motion_out:
+        performed = torch.cat(list(motion))
+        write_motion(options.motion_out, performed)
+        motion = iter([performed])
+    return motion, total
+
+
+def _value(options: argparse.Namespace, flag: str) -> Any:
+    return getattr(options, flag[2:].replace("-", "_"))
+
+
+def _gaze(text: str) -> tuple[float, float]:
+    try:
+        right, up = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadInput(f"--gaze {text!r} is not possible: give two angles in degrees, such as 10,0.") from error
+    return right, up
 
 
 def fit_largest(image: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flowportrait.errors import BadInput
 from flowportrait.media.model_file import face_landmarker_path
 from flowportrait.media.quiet import native_chatter_silenced
 
@@ -34,10 +35,13 @@ class Faces:
 class FaceTracker:
     """Landmarks for a stream of frames of one video. Not shared between videos; use as a context manager.
 
-    Several faces: in the first frame the largest is taken, afterwards the one nearest to the last position.
+    Several faces: in the first frame the largest is taken, or the ``face``-th from the left, afterwards the one
+    nearest to the last position.
     """
 
-    def __init__(self, max_faces: int = 2, still: bool = False, model: str | None = None) -> None:
+    def __init__(
+        self, max_faces: int = 2, still: bool = False, model: str | None = None, face: int | None = None
+    ) -> None:
         from mediapipe.tasks.python.core.base_options import BaseOptions
         from mediapipe.tasks.python.vision import FaceLandmarker, FaceLandmarkerOptions, RunningMode
 
@@ -45,10 +49,11 @@ class FaceTracker:
         options = FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(face_landmarker_path(model))),
             running_mode=RunningMode.IMAGE if still else RunningMode.VIDEO,
-            num_faces=max_faces,
+            num_faces=max(max_faces, 4 if face else 1),
             output_face_blendshapes=True,
         )
         self._still = still
+        self._wanted = face
         with native_chatter_silenced():
             self._landmarker: Any = FaceLandmarker.create_from_options(options)
         self._warm = False
@@ -114,7 +119,11 @@ class FaceTracker:
 
     def _same_face(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         if self._last is None:
-            return found[0]
+            if self._wanted is None:
+                return found[0]
+            if not 1 <= self._wanted <= len(found):
+                raise BadInput(f"Where the video first shows faces there are {len(found)}, no number {self._wanted}.")
+            return sorted(found, key=lambda face: float(face[0][:, 0].mean()))[self._wanted - 1]
         centre = self._last[:, :2].mean(0)
         return min(found, key=lambda face: float(np.hypot(*(face[0][:, :2].mean(0) - centre))))
 

@@ -24,6 +24,12 @@ _HEAD_ABOVE = 0.04
 _MAX_FACES = 8
 _SEARCH_SIDE = 1024
 _MIN_FACE_PX = 24.0
+_SMALL_FACE_PX = 64.0
+_LARGEST_YAW = 60.0
+_SIZES = (512, 768, 1024)
+_ENLARGEMENT = 1.5
+"""A drawn square is picked so large that pasting it back enlarges it by no more than this."""
+
 _AGREEMENT = 0.05
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -45,30 +51,58 @@ class Portrait:
     to_crop: np.ndarray
 
     @classmethod
-    def from_image(cls, image: np.ndarray, size: int = 512, name: str = "the photo") -> Portrait:
-        """Portrait of the largest face of ``image`` ``[H, W, 3]`` uint8 RGB; ``name`` appears in messages.
+    def from_image(
+        cls, image: np.ndarray, size: int | None = 512, name: str = "the photo", face: int | None = None
+    ) -> Portrait:
+        """Portrait of a face of ``image`` ``[H, W, 3]`` uint8 RGB; ``name`` appears in messages.
 
-        Several faces are a warning, not an error.
+        size: side of the crop, or None for what the photo's own resolution asks for (512, 768 or 1024).
+        face: which one, counted from the left beginning at 1; the largest by default, with a warning if there are
+        several.
 
         Raises:
-            BadInput: no face is found, or it is smaller than 24 px.
+            BadInput: no face or no such face is found, it is smaller than 24 px or turned away over 60 degrees.
         """
-        faces = find_faces(image)
-        if not faces:
-            raise BadInput(f"No face found in {name}: give a photo with one clearly visible face.")
-        landmarks, blendshapes = faces[0]
-        if _extent(landmarks) < _MIN_FACE_PX:
-            raise BadInput(f"The face in {name} is only {_extent(landmarks):.0f} px high: give a larger one.")
-        if len(faces) > 1:
-            warnings.warn(f"{len(faces)} faces found in {name}: the largest one is used.", stacklevel=2)
+        landmarks, blendshapes = _chosen(find_faces(image), face, name)
+        height, aside = _extent(landmarks), abs(yaw(landmarks))
+        if height < _MIN_FACE_PX:
+            raise BadInput(f"The face in {name} is only {height:.0f} px high: give a larger one.")
+        if height < _SMALL_FACE_PX:
+            warnings.warn(f"The face in {name} is only {height:.0f} px high and will be soft.", stacklevel=2)
+        if aside > _LARGEST_YAW:
+            raise BadInput(f"The face in {name} is turned {aside:.0f} degrees away: give a photo that shows both eyes.")
+        if size is None:
+            side = 1 / np.sqrt(abs(np.linalg.det(crop_transform(landmarks, image.shape[:2], 1)[:, :2])))
+            size = next((s for s in _SIZES if s * _ENLARGEMENT >= side), _SIZES[-1])
         to_crop = crop_transform(landmarks, image.shape[:2], size)
-        crop = _sample(image, to_crop, size)
+        crop = sample_crop(image, to_crop, size)
         landmarks = apply_affine(to_crop, landmarks)
         with FaceTracker(still=True, max_faces=_MAX_FACES) as tracker:
             again = [face for face in tracker.detect(crop) if _same(face[0], landmarks)]
         if again:
             landmarks, blendshapes = again[0]
         return cls(image, crop, landmarks.astype(np.float32), blendshapes, to_crop)
+
+
+def _chosen(faces: list[Found], face: int | None, name: str) -> Found:
+    if not faces:
+        raise BadInput(f"No face found in {name}: give a photo with one clearly visible face.")
+    if face is None:
+        if len(faces) > 1:
+            warnings.warn(
+                f"{len(faces)} faces found in {name}: the largest one is used; --face N picks the N-th from the left.",
+                stacklevel=3,
+            )
+        return faces[0]
+    if not 1 <= face <= len(faces):
+        raise BadInput(f"There is no face number {face} in {name}, where {len(faces)} can be seen: give a smaller N.")
+    return sorted(faces, key=lambda found: float(found[0][:, 0].mean()))[face - 1]
+
+
+def yaw(landmarks: np.ndarray) -> float:
+    """How far a face with landmarks ``[478, 3]`` px is turned aside, in degrees: the slant of its eye line in depth."""
+    across = landmarks[263] - landmarks[33]
+    return float(np.degrees(np.arctan2(across[2], np.hypot(across[0], across[1]))))
 
 
 def find_faces(image: np.ndarray) -> list[Found]:
@@ -124,7 +158,7 @@ def _detect_window(tracker: FaceTracker, image: np.ndarray, x: int, y: int, side
     scale = min(1.0, _SEARCH_SIDE / side) if side > 256 else 512 / side
     size = round(side * scale)
     matrix = np.array([[scale, 0, -x * scale], [0, scale, -y * scale]])
-    faces = tracker.detect(_sample(image, matrix, size, border=cv2.BORDER_CONSTANT))
+    faces = tracker.detect(sample_crop(image, matrix, size, border=cv2.BORDER_CONSTANT))
     back = cv2.invertAffineTransform(matrix)
     return [(apply_affine(back, points), shapes) for points, shapes in faces]
 
@@ -161,7 +195,7 @@ def apply_affine(matrix: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return np.concatenate([flat, landmarks[..., 2:] * scale], -1).astype(np.float32)
 
 
-def _sample(image: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+def sample_crop(image: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
     """Square view of ``image`` under ``matrix``, area-averaged where it shrinks."""
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if scale < 0.75:

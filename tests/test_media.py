@@ -174,6 +174,84 @@ def with_offset(path: Path, picture: float, sound: float) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.aiff", "a.mkv", "a.webm", "a.avi", "a.mov"])
+def test_half_a_file_is_damaged_and_a_whole_one_is_not(tmp_path: Path, name: str) -> None:
+    path = noise(tmp_path / name)
+    read_audio(path)
+    cut = path.with_name(f"cut{path.suffix}")
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadInput, match=r"cut\.\w+ is damaged.*: copy or download it again") as told:
+        read_audio(cut)
+    assert str(told.value).count(". ") == 0
+    if path.suffix in (".mkv", ".webm", ".avi", ".mov"):
+        with pytest.raises(BadInput, match=r"cut\.\w+ is damaged, only 5.% of it is there"):
+            next(iter_frames(cut))
+
+
+def noise(path: Path) -> Path:
+    """Three seconds of noise, with as much picture where the container takes it."""
+    kinds = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".aiff": "pcm_s16be", ".webm": "libopus"}
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        if path.suffix not in (".wav", ".flac", ".mp3", ".aiff"):
+            video = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=25)
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream(kinds.get(path.suffix, "aac"), rate=48_000, layout="mono")
+        if path.suffix not in (".wav", ".flac", ".mp3", ".aiff"):
+            for _ in range(75):
+                image = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
+                container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(video.encode())
+        resampler = av.AudioResampler(format=sound.codec_context.format.name, layout="mono", rate=48_000)
+        for start in range(0, 144_000, 960):
+            block = rng.integers(-3000, 3000, (1, 960)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 48_000, start
+            for given in resampler.resample(frame):
+                container.mux(sound.encode(given))
+        container.mux(sound.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.wav", "a.mkv"])
+def test_a_file_without_a_byte_is_empty(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.touch()
+    for read in (read_audio, lambda given: next(iter_frames(given))):
+        with pytest.raises(BadInput, match=rf"{name} is empty"):
+            read(path)
+
+
+def test_sound_that_is_not_a_number_is_written_as_silence(tmp_path: Path) -> None:
+    audio = np.full(16_000, np.nan, np.float32)
+    audio[8000:] = 3.0 * np.sin(np.arange(8000) / 5)
+    write_video(tmp_path / "a.mp4", numbered(25), audio)
+    heard = read_audio(tmp_path / "a.mp4")
+    assert np.abs(heard[1000:6000]).max() < 0.01
+    assert np.abs(heard[9000:15_000]).max() > 0.7
+
+
+def test_frames_of_one_pixel_are_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="5x1 px is too small"):
+        write_video(tmp_path / "a.mp4", [np.zeros((1, 5, 3), np.uint8)], None)
+    assert write_video(tmp_path / "a.mp4", [np.zeros((2, 2, 3), np.uint8)], None) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_tags_are_written_and_a_failing_last_step_leaves_nothing(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered(3), None, tags={"comment": "who made this"})
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.metadata["comment"] == "who made this"
+
+    def fails(path: Path) -> None:
+        assert path.stat().st_size > 0
+        raise BadInput("no")
+
+    with pytest.raises(BadInput):
+        write_video(tmp_path / "b.mp4", numbered(3), None, finish=fails)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
 def test_sound_that_starts_late_stays_with_its_picture(tmp_path: Path) -> None:
     path = with_offset(tmp_path / "a.mkv", picture=0.0, sound=0.4)
     wave = read_audio(path)

@@ -9,9 +9,11 @@ import av
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.container import check_whole, origin
+from flowportrait.media.container import check_length, check_whole, origin
 
 SAMPLE_RATE = 16_000
+_COUNTED = ("flac", "mp3")
+"""Formats whose header counts the samples and whose length in bytes is nowhere to be read."""
 
 
 def read_audio(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -26,8 +28,8 @@ def read_audio(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"No audio file at {path}: check the path.")
-    if path.stat().st_size == 0:
-        raise BadInput(f"{path} is empty: give a recording with sound in it.")
+    check_length(path)
+    pieces: list[np.ndarray] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:
@@ -35,16 +37,26 @@ def read_audio(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
             resampler = av.AudioResampler(format="fltp", rate=rate)
             check_whole(container, path)
             stream = container.streams.audio[0]
-            pieces = [np.zeros(_late(container, stream, rate), np.float32)]
+            pieces.append(np.zeros(_late(container, stream, rate), np.float32))
             for frame in container.decode(stream):
                 frame.pts = None
                 pieces += [out.to_ndarray().mean(0) for out in resampler.resample(frame)]
             pieces += [out.to_ndarray().mean(0) for out in resampler.resample(None)]
+            promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
+            counted = container.format.name in _COUNTED
     except av.FFmpegError as error:
         reason = getattr(error, "strerror", None) or str(error)
+        if any(map(len, pieces[1:])):
+            reason = f"{reason} at {sum(map(len, pieces)) / rate:.1f} s"
+            raise BadInput(f"{path} is damaged ({reason}): copy or download it again.") from error
         raise BadInput(f"{path} cannot be read as audio ({reason}): give a wav, mp3, m4a, flac or ogg file.") from error
     if not any(map(len, pieces[1:])):
         raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
+    decoded = sum(map(len, pieces)) / rate
+    if counted and decoded < 0.98 * promised - 0.1:
+        raise BadInput(
+            f"{path} is damaged, only {decoded:.1f} s of {promised:.1f} s are there: copy or download it again."
+        )
     wave = np.concatenate(pieces).astype(np.float32, copy=False)
     return np.nan_to_num(wave, copy=False, posinf=0.0, neginf=0.0).clip(-1.0, 1.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.container import check_whole, origin
+from flowportrait.media.container import check_length, check_whole, origin
 
 FPS = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
@@ -29,11 +29,12 @@ def iter_frames(path: str | Path, fps: int = FPS) -> Iterator[np.ndarray]:
     """Yield RGB frames ``[H, W, 3]`` uint8 resampled in time to ``fps``.
 
     Raises:
-        BadInput: the file is missing, is not a video, is cut off, or holds frames that cannot be decoded.
+        BadInput: the file is missing, empty, is not a video, is cut off, or holds frames that cannot be decoded.
     """
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"No video file at {path}: check the path.")
+    check_length(path)
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
@@ -92,14 +93,20 @@ def write_video(
     fps: int = FPS,
     crf: int = 17,
     audio_rate: int = SAMPLE_RATE,
+    tags: Mapping[str, str] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> int:
     """Write frames (``[H, W, 3]`` uint8 RGB; odd sides lose a pixel) and mono audio; return how many frames.
 
-    H.264 and AAC in mp4. The audio is cut or padded with silence to exactly ``frames / fps`` seconds. The file
-    appears under its name only when complete: it is written beside it under a temporary name first.
+    H.264 and AAC in mp4. The audio is cut or padded with silence to exactly ``frames / fps`` seconds; samples that
+    are not numbers become silence, louder ones than full scale are cut to it. The file appears under its name only
+    when complete: it is written beside it under a temporary name first.
+
+    tags: container metadata (``title``, ``comment``, …). finish: called with the complete file under its temporary
+    name, to sign it for example.
 
     Raises:
-        BadInput: the folder does not exist or cannot be written.
+        BadInput: the folder does not exist or cannot be written, or the frames are under 2 × 2 px.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -108,7 +115,10 @@ def write_video(
     _claim(partial, path)
     try:
         with av.open(str(partial), "w", options={"movflags": "+faststart"}) as container:
+            container.metadata.update(tags or {})
             count = _mux(container, frames, audio, fps, crf, audio_rate)
+        if finish is not None:
+            finish(partial)
         os.replace(partial, path)
     except IsADirectoryError as error:
         raise BadInput(f"Cannot write {path}, it is a folder: choose another --output.") from error
@@ -135,6 +145,8 @@ def _mux(container: Any, frames: Iterable[np.ndarray], audio: np.ndarray | None,
     for given in frames:
         # H.264 with 4:2:0 colour needs even sides.
         image = given[: given.shape[0] // 2 * 2, : given.shape[1] // 2 * 2]
+        if min(image.shape[:2]) < 2:
+            raise BadInput(f"A frame of {given.shape[1]}x{given.shape[0]} px is too small for a video: 2x2 at least.")
         if video is not None and image.shape[:2] != (video.height, video.width):
             raise ValueError(f"frame {count} is {image.shape[1]}x{image.shape[0]}, not {video.width}x{video.height}")
         if video is None:
@@ -153,7 +165,8 @@ def _mux(container: Any, frames: Iterable[np.ndarray], audio: np.ndarray | None,
     container.mux(video.encode())
     if audio is not None and sound is not None:
         wave = np.zeros(round(count * rate / fps), np.float32)
-        wave[: len(audio)] = audio[: len(wave)]
+        heard = np.nan_to_num(audio[: len(wave)], posinf=0.0, neginf=0.0)
+        wave[: len(heard)] = heard.clip(-1.0, 1.0)
         for start in range(0, len(wave), 1024):
             block = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
             block.sample_rate, block.pts, block.time_base = rate, start, Fraction(1, rate)

@@ -103,6 +103,21 @@ def test_a_run_folder_is_not_overwritten_and_resumes_to_the_same_weights(
     )
 
 
+def test_a_run_looks_at_held_out_prompts_and_can_be_done_again(work: Path) -> None:
+    small = ["groups=1", "group_size=2", "frames=32", "updates=1", "plan.steps=3", "render_size=64"]
+    prompts, seen, again = str(work / "prompts"), work / "seen", work / "again"
+    command = ["posttrain", "--prompts", prompts, "--iterations", "2", "--held-out", prompts, "--track", "tensorboard"]
+    assert main([*command, "--output", str(seen), "--set", *small, "evaluate_every=2"]) == 0
+    records = [json.loads(line) for line in (seen / "metrics.jsonl").read_text().splitlines()]
+    assert [record["iteration"] for record in records] == [0, 1, 2]
+    assert ["evaluation/amplitude" in record for record in records] == [True, False, True]
+    assert sorted(path.name for path in (seen / "samples").iterdir()) == ["00000", "00002"]
+    assert list(seen.rglob("events.out.tfevents*"))
+    assert main(["posttrain", "--recipe", str(seen), "--prompts", prompts, "--output", str(again)]) == 0
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (seen / "latest", again / "checkpoint")]
+    assert weights[0] == weights[1]
+
+
 def test_dubbing_keeps_everything_but_the_mouth(work: Path) -> None:
     target = work / "dubbed.mp4"
     assert main(

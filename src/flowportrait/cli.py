@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from flowportrait.commands import animate, demo, evaluate, posttrain, prepare, pretrain
+from flowportrait.commands import animate, demo, doctor, evaluate, posttrain, prepare, pretrain, verify
 from flowportrait.errors import BadInput
 from flowportrait.terminal import say
 
-COMMANDS = (animate, prepare, pretrain, posttrain, evaluate, demo)
+COMMANDS = (animate, prepare, pretrain, posttrain, doctor, evaluate, demo, verify)
 
 
 class Parser(argparse.ArgumentParser):

@@ -29,7 +29,7 @@ from flowportrait.evaluate.sheets import contact_sheet
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.video import write_video
 from flowportrait.posttrain.recipes import flow_grpo
-from flowportrait.posttrain.run import train
+from flowportrait.posttrain.run import Job, train
 from flowportrait.prompts import Prompt
 
 TRAINING_SECONDS = 6.0
@@ -65,7 +65,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
         render(Animator.from_pretrained("sft"), photo, speech, output / "before.mp4")
     with stage(f"post-training: {recipe.name}, {recipe.iterations} iterations"):
         prompt = Prompt("demo", inputs / "portrait.png", inputs / "training_speech.wav")
-        checkpoint = train(recipe, [prompt], output / "run", report=curves.append)
+        checkpoint = train(recipe, [prompt], Job(output / "run", report=curves.append))
     with stage("after: the same seed"):
         render(Animator.from_pretrained(checkpoint), photo, speech, output / "after.mp4")
     with stage(f"{SEEDS} seeds of each on held-out speech"):

@@ -61,7 +61,14 @@ def collect(
 
 def join_scores(parts: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     """Scores of successive samples, as one per reward."""
-    return {name: Score(*(_glue(v) for v in zip(*(p[name] for p in parts), strict=True))) for name in parts[0]}
+    return {name: _join([part[name] for part in parts]) for name in parts[0]}
+
+
+def _join(scores: Sequence[Score]) -> Score:
+    # A piece without failures may leave the list out; rows must still line up.
+    if any(score.failures for score in scores):
+        scores = [s if s.failures else s._replace(failures=(None,) * len(s.value)) for s in scores]
+    return Score(*(_glue(values) for values in zip(*scores, strict=True)))
 
 
 def _glue(values: Sequence[Any]) -> Any:

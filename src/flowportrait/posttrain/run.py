@@ -1,119 +1,207 @@
-"""Post-training from prompts on disk to a run folder: set-up, live progress, checkpoints, resume.
+"""Post-training from prompts on disk to a run folder: set-up, live progress, looks ahead, checkpoints, resume.
 
-A run folder holds ``recipe.json`` (resolved), ``metrics.jsonl`` (one line per iteration), ``state.pt`` (to resume
-from) and ``checkpoint/`` (the averaged weights, ready for ``animate --checkpoint``).
+    recipe.json     the resolved recipe                    metrics.jsonl   one line per iteration
+    run.json        versions, seed, hashes of all inputs   samples/        held-out videos every k iterations
+    state.pt        to resume from                         checkpoint/     what to use: ``animate --checkpoint RUN``
+    latest/         the last averaged weights, where the held-out evaluation chose an earlier ``checkpoint``
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.config import override, save
+from flowportrait.config import override, save, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.interrupt import StopRequest
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
+from flowportrait.posttrain.board import board
 from flowportrait.posttrain.checkpoint import deliver, read, write
+from flowportrait.posttrain.doctor import examine
+from flowportrait.posttrain.drawing import Drawing
 from flowportrait.posttrain.items import Item, speech
+from flowportrait.posttrain.manifest import manifest, write_or_compare
+from flowportrait.posttrain.outlook import Outlook, liked_best, should_stop
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import named, read_recipe
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt, read_prompts
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Draw
+from flowportrait.terminal import say
 
 Report = Callable[[dict[str, float]], None]
+TRACKERS = ("tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is said about a run beside its recipe."""
+
+    output: Path
+    start: str = "sft"
+    """Checkpoint to start from."""
+    resume: bool = False
+    held_out: Sequence[Prompt] = ()
+    """Prompts to look at and never train on."""
+    track: str | None = None
+    """``tensorboard`` or ``wandb``, through accelerate."""
+    report: Report | None = None
+    """Called with every iteration's record."""
 
 
 def resolve(recipe: str, iterations: int | None, overrides: Sequence[str]) -> Recipe:
-    """A recipe by name with command-line changes applied.
+    """A recipe by name, or by the folder of a run that used it, with command-line changes applied.
 
     Raises:
         BadInput: unknown recipe, key or value.
     """
-    changes = list(overrides) + ([f"iterations={iterations}"] if iterations is not None else [])
-    return override(named(recipe), changes)
+    path = Path(recipe)
+    found = read_recipe(path / "recipe.json" if path.is_dir() else path) if path.exists() else named(recipe)
+    return override(found, list(overrides) + ([f"iterations={iterations}"] if iterations is not None else []))
 
 
 def posttrain(
-    recipe: str,
-    prompts: Path,
-    output: Path,
-    iterations: int | None = None,
-    resume: bool = False,
-    overrides: Sequence[str] = (),
-    start: str = "sft",
-    report: Report | None = None,
+    recipe: str, prompts: Path, job: Job, iterations: int | None = None, overrides: Sequence[str] = ()
 ) -> Path:
-    """Post-train ``start`` on the prompts of a folder; returns the checkpoint's folder.
+    """Post-train on the prompts of a folder; returns the checkpoint's folder.
 
     Raises:
-        BadInput: bad prompts or settings, or a run already in ``output`` that differs from what is asked.
+        BadInput: bad prompts or settings, or a run already in the output folder that differs from what is asked.
     """
-    chosen = resolve(recipe, iterations, overrides)
-    return train(chosen, read_prompts(prompts), output, resume, start, report)
+    return train(resolve(recipe, iterations, overrides), read_prompts(prompts), job)
 
 
-def train(
-    recipe: Recipe,
-    prompts: Sequence[Prompt],
-    output: Path,
-    resume: bool = False,
-    start: str = "sft",
-    report: Report | None = None,
-) -> Path:
+def train(recipe: Recipe, prompts: Sequence[Prompt], job: Job) -> Path:
     """Run a resolved recipe on prompts; see ``posttrain``."""
-    state, metrics = output / "state.pt", output / "metrics.jsonl"
-    if state.is_file() and not resume:
+    output, state = job.output, job.output / "state.pt"
+    if state.is_file() and not job.resume:
         raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
-    policy = load_generator(start)
+    accelerator = tracking(job)
+    policy = load_generator(job.start)
     items, codecs = stage(prompts, recipe)
-    task = TalkingTask(items, recipe.frames, small_drawing(codecs), policy.config.chunk)
-    trainer = Trainer(policy, task, recipe, Composite.default(recipe.rewards))
+
+    def draw_for(rows: Sequence[int]) -> Drawing:
+        return Drawing(codecs, rows, recipe.render_size)
+
+    task = TalkingTask(items, recipe.frames, draw_for, policy.config.chunk)
+    trainer = Trainer(policy, task, recipe, Composite.default(recipe.rewards), accelerator)
     output.mkdir(parents=True, exist_ok=True)
+    for change in write_or_compare(output / "run.json", manifest(job.start, prompts, recipe.seed)):
+        say(f"Warning: {change}; a resumed run may differ in its last bits.")
     if state.is_file():
         read(trainer, state)
-        _forget_after(metrics, trainer.iteration)
-        if json.loads((output / "recipe.json").read_text())["seed"] != recipe.seed:
-            raise BadInput(f"{output} was started with another seed: resume with the seed in its recipe.json.")
     save(recipe, output / "recipe.json")
-    with (
-        StopRequest() as stop,
-        metrics.open("a") as log,
-        Live(console=Console(stderr=True), refresh_per_second=2) as live,
-    ):
-        seconds: list[float] = []
-        while trainer.iteration < recipe.iterations and not stop.asked:
-            record = trainer.step()
-            seconds.append(sum(v for k, v in record.items() if k.startswith("seconds/")))
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            left = (recipe.iterations - trainer.iteration) * sum(seconds[-10:]) / len(seconds[-10:])
-            live.update(progress_table(record, recipe.iterations, left))
-            if report:
-                report(record)
-            if trainer.iteration % recipe.checkpoint_every == 0:
-                keep(trainer, output)
-        keep(trainer, output)
-    stop.obey()
+    if job.track:
+        accelerator.init_trackers("flowportrait", _flat(to_dict(recipe)))
+    Loop(trainer, job).run()
+    accelerator.end_training()
     return output / "checkpoint"
 
 
-def keep(trainer: Trainer, output: Path) -> None:
-    """Write what resuming needs and the averaged weights as a checkpoint to use."""
-    write(trainer, output / "state.pt")
-    deliver(trainer, output / "checkpoint")
+class Loop:
+    """Iterations of a trainer, watched."""
+
+    def __init__(self, trainer: Trainer, job: Job) -> None:
+        self.trainer = trainer
+        self.job = job
+        self.recipe = trainer.recipe
+        self.outlook = Outlook(job.held_out, job.output / "samples") if job.held_out else None
+        self.metrics = job.output / "metrics.jsonl"
+        self.records = _records_until(self.metrics, trainer.iteration)
+        self.main = trainer.accelerator.is_main_process
+
+    def run(self) -> None:
+        """Until the recipe's last iteration, a stop rule, or Ctrl-C, which finishes the step under way.
+
+        Raises:
+            KeyboardInterrupt: after everything is saved.
+        """
+        recipe, trainer, reason = self.recipe, self.trainer, None
+        with (
+            StopRequest() as stop,
+            self.metrics.open("a") as log,
+            Live(console=Console(stderr=True, quiet=not self.main), refresh_per_second=2) as live,
+        ):
+            if self.outlook and not any("evaluation/sync" in record for record in self.records):
+                self.note({"iteration": trainer.iteration, **self.outlook.look(trainer)}, log)
+                self.keep()
+            while trainer.iteration < recipe.iterations and not stop.asked and not reason:
+                record = trainer.step()
+                looked = self.outlook is not None and trainer.iteration % recipe.evaluate_every == 0
+                if self.outlook and looked:
+                    record |= self.outlook.look(trainer)
+                self.note(record, log)
+                findings = examine(self.records, to_dict(recipe))
+                live.update(board(record, recipe.iterations, self.seconds_left(), findings))
+                if looked:
+                    reason = should_stop(self.records, recipe.patience)
+                if trainer.iteration % recipe.checkpoint_every == 0 or looked:
+                    self.keep(looked)
+            self.keep()
+        if reason:
+            say(f"Stopped at iteration {trainer.iteration}: {reason.seen}; checkpoint/ is what evaluation liked best.")
+        stop.obey()
+
+    def note(self, record: dict[str, float], log: Any) -> None:
+        """Write down, track and report a record."""
+        self.records.append(record)
+        if not self.main:
+            return
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+        self.trainer.accelerator.log(record, step=int(record["iteration"]))
+        if self.job.report and "grad_norm" in record:
+            self.job.report(record)
+
+    def keep(self, looked: bool = False) -> None:
+        """Write what resuming needs and the averaged weights; as ``checkpoint`` if evaluation likes them best."""
+        output, best = self.job.output, self.job.output / "checkpoint"
+        write(self.trainer, output / "state.pt")
+        if self.outlook is None or not best.is_dir() or (looked and liked_best(self.records)):
+            deliver(self.trainer, best)
+        if self.outlook:
+            deliver(self.trainer, output / "latest")
+
+    def seconds_left(self) -> float:
+        """By the last iterations."""
+        recent = [sum(v for k, v in r.items() if k in SECONDS) for r in self.records[-10:] if "grad_norm" in r]
+        return (self.recipe.iterations - self.trainer.iteration) * sum(recent) / max(1, len(recent))
+
+
+SECONDS = ("seconds/rollout", "seconds/waiting", "seconds/update")
+"""What an iteration's wall-clock is made of."""
+
+
+def tracking(job: Job) -> Accelerator:
+    """The device and the processes, and where curves go.
+
+    Raises:
+        BadInput: an unknown tracker, or one that is not installed.
+    """
+    cpu = not torch.cuda.is_available()
+    if job.track is None:
+        return Accelerator(cpu=cpu)
+    from accelerate.utils import is_tensorboard_available, is_wandb_available
+
+    installed = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    if job.track not in TRACKERS:
+        raise BadInput(f"--track {job.track} is not known: choose {' or '.join(TRACKERS)}.")
+    if not installed[job.track]():
+        raise BadInput(f"--track {job.track} needs the package: run 'pip install {job.track}'.")
+    return Accelerator(cpu=cpu, log_with=job.track, project_dir=str(job.output))
 
 
 def stage(prompts: Sequence[Prompt], recipe: Recipe) -> tuple[list[Item], list[MotionCodec]]:
@@ -124,40 +212,29 @@ def stage(prompts: Sequence[Prompt], recipe: Recipe) -> tuple[list[Item], list[M
     return [Item(sounds[prompt.audio], images.index(prompt.image)) for prompt in prompts], codecs
 
 
-def small_drawing(codecs: Sequence[MotionCodec]) -> Callable[[Sequence[int]], Draw]:
-    """Rendering for rewards: each row of a batch on its own portrait."""
-
-    def draw_for(portraits: Sequence[int]) -> Draw:
-        def draw(motion: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
-            clips = []
-            for row, portrait in zip(motion, portraits, strict=True):
-                frames = [torch.from_numpy(frame.copy()) for frame in codecs[portrait].decode(row[list(indices)])]
-                clips.append(torch.stack(frames))
-            return torch.stack(clips).permute(0, 1, 4, 2, 3).float() / 255
-
-        return draw
-
-    return draw_for
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as trackers take them."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return result
 
 
-def progress_table(record: dict[str, float], iterations: int, seconds_left: float) -> Table:
-    """What the terminal shows: place, time left, and every reward apart."""
-    title = f"iteration {record['iteration']:.0f}/{iterations} · {seconds_left / 60:.1f} min left"
-    table = Table(title=title, title_justify="left")
-    for column in ("reward", "mean", "spread in groups"):
-        table.add_column(column, justify="left" if column == "reward" else "right")
-    for key, value in record.items():
-        if key.startswith("reward/"):
-            name = key.removeprefix("reward/")
-            table.add_row(name, f"{value:.4f}", f"{record[f'spread/{name}']:.4f}")
-    for key in ("ratio/mean", "ratio/std", "kl", "grad_norm", "noise_gap"):
-        if key in record:
-            table.add_row(f"[dim]{key}", f"[dim]{record[key]:.4g}", "")
-    return table
-
-
-def _forget_after(metrics: Path, iteration: int) -> None:
-    """Drop logged iterations that the saved state does not contain; they will be run again."""
+def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
+    """What was logged up to ``iteration``; later lines, and one cut off by a crash, are dropped: they come again."""
+    kept: list[dict[str, float]] = []
     if metrics.is_file():
-        lines = metrics.read_text().splitlines(keepends=True)
-        metrics.write_text("".join(line for line in lines if json.loads(line)["iteration"] <= iteration))
+        for line in metrics.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if record["iteration"] <= iteration:
+                kept.append(record)
+        partial = metrics.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(metrics)
+    return kept

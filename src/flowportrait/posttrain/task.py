@@ -16,6 +16,7 @@ from flowportrait.codec.basis import BROWS, GAZE, HEAD, LOWER
 from flowportrait.codec.calm import Calm
 from flowportrait.generator.arflow import ARFlow, Condition
 from flowportrait.posttrain.items import Item, draw_items
+from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.interface import Draw, RewardBatch
 
 DrawFor = Callable[[Sequence[int]], Draw]
@@ -49,8 +50,8 @@ class Task(Protocol):
         """What the policy is to know, one row per group."""
         ...
 
-    def batch(self, policy: Any, latents: torch.Tensor, prompts: Any) -> RewardBatch:
-        """Finished latents ``[B, N, D]`` as rewards see them, under one row of prompts per sample."""
+    def batch(self, policy: Any, trajectory: Trajectory, prompts: Any) -> RewardBatch:
+        """Finished latents as rewards see them, under one row of prompts per sample."""
         ...
 
 
@@ -70,9 +71,17 @@ class TalkingTask:
     def condition(self, policy: ARFlow, prompts: Prompts) -> Condition:
         return policy.condition(prompts.mel.to(next(policy.parameters()).device))
 
-    def batch(self, policy: ARFlow, latents: torch.Tensor, prompts: Prompts) -> RewardBatch:
-        motion = Calm()(policy.to_motion(latents).cpu())
-        return RewardBatch(motion, prompts.mel, self.draw_for(prompts.portraits) if self.draw_for else None)
+    def batch(self, policy: ARFlow, trajectory: Trajectory, prompts: Prompts) -> RewardBatch:
+        latents = trajectory.latents.to(next(policy.parameters()).device)
+        return RewardBatch(
+            Calm()(policy.to_motion(latents).cpu()),
+            prompts.mel,
+            self.draw_for(prompts.portraits) if self.draw_for else None,
+            group=trajectory.group,
+            policy=policy,
+            condition=trajectory.condition,
+            latents=latents,
+        )
 
 
 def _numbers(span: slice, chunk: int) -> torch.Tensor:

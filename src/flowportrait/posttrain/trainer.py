@@ -28,6 +28,7 @@ from flowportrait.posttrain.replay import Replay, check_noise
 from flowportrait.posttrain.roles import Roles
 from flowportrait.posttrain.rollout import rollout
 from flowportrait.posttrain.scale import Share, gather_scores
+from flowportrait.posttrain.signals import describe
 from flowportrait.posttrain.task import Task
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.composite import Composite
@@ -116,7 +117,7 @@ class Trainer:
 
         def score(trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
             own = prompts.select(groups.repeat_interleave(recipe.group_size))
-            return self.rewards(self.task.batch(self.policy, trajectory.latents.to(self.device), own))
+            return self.rewards(self.task.batch(self.policy, trajectory, own))
 
         pieces = [part for part in self.share.groups.tensor_split(recipe.pieces) if len(part)]
         with self.acting():
@@ -145,7 +146,7 @@ class Trainer:
         advantage = spread(
             credit, trajectory, self.recipe.allocation, self.task.regions, bool(plan.forks), self.recipe.credit.limit
         )
-        return advantage, credit.metrics
+        return advantage, {**credit.metrics, **describe(credit.parts)}
 
     def update(self, trajectory: Trajectory, advantage: Advantage) -> Metrics:
         """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
@@ -161,6 +162,8 @@ class Trainer:
             gap = 0.0
         collected = [self.learn(part) for part in parts]
         means = {key: sum(m[key] for m in collected) / len(collected) for key in collected[0]}
+        if "ratio/mean" in collected[0]:
+            means["ratio/first_error"] = max(abs(collected[0]["ratio/mean"] - 1), collected[0]["ratio/std"])
         return {**means, "noise_gap": gap}
 
     def learn(self, shards: Sequence[Shard]) -> Metrics:
@@ -175,6 +178,7 @@ class Trainer:
                     Evidence(shard.trajectory, shard.advantage, shard.points, live, shard.others)
                 )
                 part = len(shard.trajectory) / total
+                loss.metrics["velocity"] = float(live.detach().square().mean().sqrt())
                 self.accelerator.backward(loss.total * part)
             for key, value in loss.metrics.items():
                 metrics[key] = metrics.get(key, 0.0) + part * value

@@ -18,7 +18,7 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.corpus.motion_set import load_motion
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.run import small_drawing
+from flowportrait.posttrain.drawing import Drawing
 from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.liveliness import RealMotion
 from flowportrait.reward.pixels import Perceptual, Temporal
@@ -36,7 +36,7 @@ def measure(corpus: Path) -> RealMotion:
             tracks.setdefault(clip.speaker, []).append(clip.motion.unfold(0, FRAMES, FRAMES).mT)
     windows = [torch.cat(own) for own in tracks.values()]
     chosen = torch.cat([own[torch.linspace(0, len(own) - 1, PER_SPEAKER).long()] for own in windows])
-    draw = small_drawing([MotionCodec(Portrait.from_image(astronaut()), DRAWN_SIZE)])([0] * len(chosen))
+    draw = Drawing([MotionCodec(Portrait.from_image(astronaut()), DRAWN_SIZE)], [0] * len(chosen), DRAWN_SIZE)
     batch = RewardBatch(chosen, torch.zeros(len(chosen), FRAMES * MELS_PER_FRAME, N_MELS), draw)
     return RealMotion.measure(chosen, Perceptual.measure(batch), Temporal.measure(batch))
 

@@ -83,7 +83,7 @@ class ClippedRatio:
             away = evidence.live - evidence.others["ref"]
             kl = masked_mean(getattr(torch, self.reduce)(self._kl(trajectory, away), -1)[..., None], mask)
             total = total + self.kl_weight * kl
-            metrics["kl"] = float(kl.detach())
+            metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
         return Loss(total, metrics)
 
     def _weight(self, trajectory: Trajectory) -> torch.Tensor:

@@ -1,0 +1,64 @@
+"""What a run was made from, so that it can be made again: ``run.json`` beside ``recipe.json``.
+
+    python and package versions · seed · hashes of the starting weights and of every portrait and recording
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flowportrait.checkpoints import checkpoint_folder
+from flowportrait.errors import BadInput
+from flowportrait.prompts import Prompt
+
+PACKAGES = (
+    "flowportrait", "torch", "transformers", "accelerate", "peft", "numpy", "mediapipe", "opencv-contrib-python",
+)  # fmt: skip
+MUST_AGREE = {"seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts"}
+
+
+def manifest(start: str, prompts: Sequence[Prompt], seed: int) -> dict[str, Any]:
+    """What is about to be run."""
+    files = sorted({path for prompt in prompts for path in (prompt.image, prompt.audio)})
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "seed": seed,
+        "start": {"name": start, "sha256": _digest(checkpoint_folder(start) / "model.safetensors")},
+        "prompts": {prompt.id: [prompt.image.name, prompt.audio.name] for prompt in prompts},
+        "files": {path.name: _digest(path) for path in files},
+    }
+
+
+def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
+    """Write ``run.json``, or if it exists compare: returns what differs harmlessly (versions), in words.
+
+    Raises:
+        BadInput: a resumed run would start from other weights or see other data.
+    """
+    if not path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(current, indent=2) + "\n")
+        os.replace(partial, path)
+        return []
+    before = json.loads(path.read_text())
+    for key, what in MUST_AGREE.items():
+        if before[key] != current[key]:
+            raise BadInput(f"{path.parent} was begun with another {what}: resume with it, or choose another --output.")
+    return [
+        f"{name} was {before['packages'].get(name)}, is now {now}"
+        for name, now in current["packages"].items()
+        if before["packages"].get(name) != now
+    ]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

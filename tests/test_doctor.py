@@ -1,0 +1,172 @@
+"""The doctor names what was broken on purpose, and finds nothing where nothing is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowportrait.cli import main
+from flowportrait.config import save, to_dict
+from flowportrait.posttrain import trainer as trainer_module
+from flowportrait.posttrain.doctor import Record, examine
+from flowportrait.posttrain.objective.interface import Evidence, Loss
+from flowportrait.posttrain.objective.ratio import ClippedRatio
+from flowportrait.posttrain.outlook import liked_best, should_stop
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from tests.test_posttrain import RECIPE, Lift, trainer
+
+QUICK = replace(RECIPE, learning_rate=3e-4)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Says the same of everybody."""
+
+    name: str = "constant"
+    needs: frozenset[str] = frozenset({"motion"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        return all_valid(torch.full((len(batch.motion),), 3.0))
+
+
+def records(run: Trainer, iterations: int = 4) -> list[Record]:
+    return [run.step() for _ in range(iterations)]
+
+
+def ratio_off() -> list[Record]:
+    run = trainer(QUICK)
+    run.policy.head.register_forward_hook(lambda _, __, v: v + 1e-4 * torch.randn_like(v))
+    return records(run)
+
+
+def kl_without_gradient() -> list[Record]:
+    plain = ClippedRatio.__call__
+
+    def deaf(self: ClippedRatio, evidence: Evidence) -> Loss:
+        loss = plain(replace(self, kl_weight=0.0), evidence)
+        return Loss(loss.total, {**loss.metrics, "kl": 0.1, "kl/trains": 0.0})
+
+    run = trainer(QUICK)
+    run.recipe = replace(QUICK, objective=Called(deaf))
+    return records(run)
+
+
+@dataclass(frozen=True)
+class Called:
+    """An objective made of a function."""
+
+    call: Callable[[ClippedRatio, Evidence], Loss]
+    needs = frozenset({"old", "ref"})
+    whole_groups = False
+    points = ClippedRatio().points
+
+    def __call__(self, evidence: Evidence) -> Loss:
+        return self.call(ClippedRatio(), evidence)
+
+
+def starved_reward() -> list[Record]:
+    run = trainer(QUICK)
+    run.rewards = Composite((Lift(), Constant()), {"lift": 0.5, "constant": 0.5})
+    return records(run)
+
+
+def dead_groups() -> list[Record]:
+    run = trainer(QUICK)
+    run.rewards = Composite((Constant(),), {"constant": 1.0})
+    return records(run)
+
+
+def updates_skipped() -> list[Record]:
+    run = trainer(QUICK)
+    credit = run.credit
+
+    def overflown(*given):  # type: ignore[no-untyped-def]
+        advantage, metrics = credit(*given)
+        advantage.value[0] = float("inf")
+        return advantage, metrics
+
+    run.credit = overflown  # type: ignore[method-assign]
+    return records(run)
+
+
+def hacking() -> list[Record]:
+    run, seen = trainer(replace(QUICK, learning_rate=3e-3)), []
+    start = float(run.task.batch(run.policy, run.collect().trajectory, prompts(run)).motion[..., 0].mean())
+    for iteration in range(16):
+        record = run.step()
+        if iteration % 4 == 0:
+            # An evaluation that dislikes what the reward pays for.
+            record["evaluation/sync"] = 1.0 - 0.5 * (record["reward/lift"] - start)
+        seen.append(record)
+    return seen
+
+
+def prompts(run: Trainer):  # type: ignore[no-untyped-def]
+    drawn = run.task.draw(3, 0, 0)
+    return drawn.select(torch.arange(3).repeat_interleave(8))
+
+
+def velocity_inflation() -> list[Record]:
+    run = trainer(QUICK)
+    seen = [run.step()]
+    run.policy.head.write.weight.data *= 2
+    run.policy.head.write.bias.data *= 2
+    return [*seen, *records(run, 2)]
+
+
+BROKEN: dict[str, Callable[[], list[Record]]] = {
+    "ratio off": ratio_off, "KL without gradient": kl_without_gradient, "starved reward": starved_reward,
+    "dead groups": dead_groups, "updates skipped": updates_skipped, "hacking": hacking,
+    "velocity inflation": velocity_inflation,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_doctor_names_what_was_broken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "ratio off":
+        monkeypatch.setattr(trainer_module, "check_noise", lambda *_: 0.0)
+    found = examine(BROKEN[kind](), to_dict(RECIPE))
+    assert [finding.kind for finding in found][:1] == [kind]
+
+
+def test_a_healthy_run_has_no_findings_and_the_command_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = records(trainer(QUICK), 6)
+    assert examine(seen, to_dict(QUICK)) == []
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    save(QUICK, tmp_path / "recipe.json")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in seen))
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert "nothing found in 6 iterations" in capsys.readouterr().out
+
+
+def looks(*values: float, amplitude: float = 1.0) -> list[Record]:
+    rewards = {"spread/r": 1.0}
+    return [
+        {"iteration": i, "reward/r": 0.2 * i, **rewards,
+         **({"evaluation/sync": values[i // 5], "evaluation/amplitude": amplitude if i else 1.0} if i % 5 == 0 else {})}
+        for i in range(5 * len(values))
+    ]  # fmt: skip
+
+
+def test_a_run_stops_when_evaluation_stays_worse_while_rewards_rise() -> None:
+    assert should_stop(looks(1.0, 1.1, 0.8, 0.7, 0.6), patience=3)
+    assert not should_stop(looks(1.0, 1.1, 0.8, 0.95, 0.6), patience=3)
+    assert not should_stop(looks(1.0, 1.1, 1.2, 1.3, 1.2), patience=3)
+    flat = [{**record, "reward/r": 0.0} for record in looks(1.0, 0.8, 0.8, 0.7, 0.6)]
+    assert not should_stop(flat, patience=3)
+
+
+def test_the_best_look_is_evaluations_and_exaggeration_is_no_merit() -> None:
+    assert liked_best(looks(1.0, 1.1, 1.2))
+    assert not liked_best(looks(1.0, 1.3, 1.2))
+    assert not liked_best(looks(1.0, 1.1, 1.2, amplitude=2.5))

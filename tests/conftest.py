@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The certificate that videos are signed with is made in the user's configuration folder: not in the real one.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="flowportrait-tests-")
 
 import torch
 from hypothesis import settings

@@ -27,10 +27,12 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.evaluate.sheets import contact_sheet
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.media.video import write_video
 from flowportrait.posttrain.recipes import flow_grpo
 from flowportrait.posttrain.run import Job, train
 from flowportrait.prompts import Prompt
+from flowportrait.provenance.credential import find_credential
+from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.publish import Provenance, publish
 
 TRAINING_SECONDS = 6.0
 ITERATIONS = 24
@@ -61,13 +63,14 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     heard = round(TRAINING_SECONDS * SAMPLE_RATE)
     recipe = replace(flow_grpo(), groups=4, iterations=iterations or ITERATIONS)
     curves: list[dict[str, float]] = []
+    shown = Provenance(Origin("portrait"), find_credential())
     with stage("before: the supervised checkpoint"):
-        render(Animator.from_pretrained("sft"), photo, speech, output / "before.mp4")
+        render(Animator.from_pretrained("sft"), photo, speech, output / "before.mp4", shown=shown)
     with stage(f"post-training: {recipe.name}, {recipe.iterations} iterations"):
         prompt = Prompt("demo", inputs / "portrait.png", inputs / "training_speech.wav")
         checkpoint = train(recipe, [prompt], Job(output / "run", report=curves.append))
     with stage("after: the same seed"):
-        render(Animator.from_pretrained(checkpoint), photo, speech, output / "after.mp4")
+        render(Animator.from_pretrained(checkpoint), photo, speech, output / "after.mp4", shown=shown)
     with stage(f"{SEEDS} seeds of each on held-out speech"):
         systems = {
             name: [
@@ -121,10 +124,13 @@ def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return photo, speech
 
 
-def render(animator: Animator, photo: np.ndarray, speech: np.ndarray, path: Path, seed: int = 0) -> Path:
-    """One finished video."""
+def render(
+    animator: Animator, photo: np.ndarray, speech: np.ndarray, path: Path, seed: int = 0, shown: Provenance | None = None
+) -> Path:
+    """One finished video. What is shown says what it is; what is only measured carries no mark that could be measured
+    with it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, animator.animate(photo, speech, seed=seed), speech)
+    publish(path, animator.animate(photo, speech, seed=seed), speech, shown)
     return path
 
 

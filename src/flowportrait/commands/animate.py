@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
 from flowportrait.outputs import check_output_file
+from flowportrait.provenance.options import add_provenance_options, provenance_of
 from flowportrait.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def register(commands: Commands) -> None:
     add.add_argument("--crop", action="store_true", help="write the face square alone instead of the whole photo")
     add.add_argument("--face", type=int, metavar="N", help="which of several faces, counted from the left")
     _add_controls(add)
+    add_provenance_options(add)
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 
@@ -72,9 +74,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput(f"{changed[0]} works with --image only: a dubbed video keeps its own performance.")
     from flowportrait.media.audio import read_audio
     from flowportrait.media.image import read_image
-    from flowportrait.media.video import FPS, write_video
+    from flowportrait.media.video import FPS
+    from flowportrait.provenance.origin import Origin
+    from flowportrait.provenance.publish import publish
 
     started = time.monotonic()
+    provenance = provenance_of(options, Origin("portrait" if options.image else "footage"))
     audio = read_audio(options.audio)
     if float((audio.astype("float64") ** 2).mean()) ** 0.5 < SILENT_RMS:
         say(f"Warning: {options.audio} is silent; the face will rest.")
@@ -95,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     else:
         frames, total = animator.dub(options.video, audio, seed=options.seed, face=options.face), None
     with closing(progress(frames, total)) as shown:
-        count = write_video(options.output, shown, audio)
+        count = publish(options.output, shown, audio, provenance)
     if options.video and len(audio) > (count + 1) * 16_000 // FPS:
         say(f"Warning: {options.audio} is longer than {options.video}; it was cut at the end of the video.")
     seconds = time.monotonic() - started

@@ -1,0 +1,222 @@
+"""Claims about what a written video says of itself."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.data import astronaut
+
+from flowportrait.cli import main
+from flowportrait.errors import BadInput
+from flowportrait.media.video import iter_frames, write_video
+from flowportrait.provenance import credential as credentials
+from flowportrait.provenance.credential import Credential, find_credential, read_credential, self_signed
+from flowportrait.provenance.detect import FALSE_ALARM, find_watermark
+from flowportrait.provenance.manifest import read_signature, sign
+from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.pattern import pattern, tile
+from flowportrait.provenance.publish import Provenance, publish
+from flowportrait.provenance.watermark import Watermark, marked
+
+VOICE = (0.1 * np.sin(np.arange(6400) / 9)).astype(np.float32)
+
+
+def clip(count: int = 10, size: int = 512) -> Iterator[np.ndarray]:
+    """A photo that drifts, as a head does, before a wall that does not."""
+    photo = cv2.resize(astronaut(), (size, size), interpolation=cv2.INTER_AREA)
+    for index in range(count):
+        frame = photo.copy()
+        middle = slice(size // 4, 3 * size // 4)
+        frame[middle, middle] = np.roll(photo, index, 1)[middle, middle]
+        yield frame
+
+
+@pytest.fixture(scope="module")
+def own() -> Credential:
+    return self_signed()
+
+
+def rewritten(tmp_path: Path, frames: Iterator[np.ndarray], crf: int) -> Iterator[np.ndarray]:
+    """Frames as they come back from one more encoding."""
+    write_video(tmp_path / "again.mp4", frames, None, crf=crf)
+    return iter_frames(tmp_path / "again.mp4")
+
+
+def half(frame: np.ndarray) -> np.ndarray:
+    return cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def test_the_mark_is_three_steps_of_255_at_most_and_means_nothing_on_average() -> None:
+    frame = astronaut()
+    change = Watermark(512, 512)(frame).astype(int) - frame
+    assert 1 <= np.abs(change).max() <= 3
+    assert abs(change.mean()) < 0.05
+    assert 10 * np.log10(255**2 / (change**2).mean()) > 46
+
+
+@settings(max_examples=12)
+@given(height=st.integers(16, 300), width=st.integers(16, 300))
+def test_any_size_is_marked_in_place(height: int, width: int) -> None:
+    frame = np.full((height, width, 3), 128, np.uint8)
+    done = Watermark(height, width)(frame)
+    assert done.shape == frame.shape
+    assert (frame == 128).all()
+    assert 0.3 < (done.astype(int) - 128).std() < 1.5
+
+
+def test_the_pattern_is_the_same_in_every_size_of_a_picture() -> None:
+    large, small = pattern(1024, 1024), pattern(512, 512)
+    shrunk = cv2.resize(large, (512, 512), interpolation=cv2.INTER_AREA)
+    assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.98
+    assert tile().mean() == pytest.approx(0, abs=1e-3)
+
+
+def test_the_mark_outlives_encoding_and_scaling_to_half(tmp_path: Path) -> None:
+    assert find_watermark(rewritten(tmp_path, marked(clip()), 28)).found
+    found = find_watermark(rewritten(tmp_path, map(half, marked(clip())), 23))
+    assert found.found
+    assert found.zoom == 1.0
+
+
+def test_the_mark_outlives_a_crop_and_a_mirror_which_are_recognised(tmp_path: Path) -> None:
+    cropped = (np.ascontiguousarray(frame[90:474, 40:424][:, ::-1]) for frame in marked(clip()))
+    found = find_watermark(rewritten(tmp_path, cropped, 23))
+    assert found.found
+    assert found.mirrored
+    assert found.zoom == pytest.approx(512 / 384, rel=0.01)
+
+
+def test_a_video_without_the_mark_has_none_at_any_zoom(tmp_path: Path) -> None:
+    finding = find_watermark(rewritten(tmp_path, clip(), 23))
+    assert not finding.found
+    assert finding.score < finding.threshold - 1
+
+
+def test_without_the_mark_the_score_of_one_place_is_standard_normal() -> None:
+    from flowportrait.provenance.detect import _score, residual
+
+    rng, photo = np.random.default_rng(0), astronaut()
+    scores = []
+    for _ in range(60):
+        left, top, side = *rng.integers(0, 200, 2), int(rng.integers(150, 300))
+        view = np.ascontiguousarray(photo[top : top + side, left : left + side])
+        scores.append(_score(residual([view]), 1.0, mirrored=False, shifted=False).score)
+    assert np.mean(scores) == pytest.approx(0, abs=0.5)
+    assert 0.7 < np.std(scores) < 1.4
+    assert FALSE_ALARM <= 1e-6
+
+
+def test_a_published_video_carries_all_three_marks_and_the_same_pictures_twice(tmp_path: Path, own: Credential) -> None:
+    provenance = Provenance(Origin("portrait"), own)
+    paths = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+    for path in paths:
+        assert publish(path, clip(size=256), VOICE, provenance) == 10
+    assert np.array_equal(*(list(iter_frames(path)) for path in paths))
+    assert sorted(tmp_path.iterdir()) == paths
+    signature = read_signature(paths[0])
+    assert signature.intact
+    assert signature.self_signed
+    assert not signature.trusted
+    assert signature.generator.startswith("FlowPortrait")
+    assert signature.source_type.endswith("/trainedAlgorithmicMedia")
+    assert find_watermark(iter_frames(paths[0])).found
+
+
+def test_a_file_changed_after_signing_is_told(tmp_path: Path, own: Credential) -> None:
+    path = tmp_path / "a.mp4"
+    publish(path, clip(3, 64), None, Provenance(Origin("footage"), own))
+    data = bytearray(path.read_bytes())
+    data[data.rfind(b"mdat") + 400] ^= 1
+    path.write_bytes(data)
+    signature = read_signature(path)
+    assert signature.present
+    assert not signature.intact
+    assert signature.problems == ("assertion.bmffHash.mismatch",)
+
+
+def test_an_unmarked_video_carries_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(tmp_path / "a.mp4", clip(3, 64), VOICE, None)
+    assert not read_signature(tmp_path / "a.mp4").present
+    assert main(["verify", str(tmp_path / "a.mp4")]) == 0
+    said = capsys.readouterr().out
+    assert "No mark of FlowPortrait was found; that does not prove" in said
+    assert "no C2PA manifest" in said
+
+
+def test_verify_says_in_words_and_in_json_what_it_found(
+    tmp_path: Path, own: Credential, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path / "a.mp4", clip(), VOICE, Provenance(Origin("footage"), own))
+    assert main(["verify", str(tmp_path / "a.mp4")]) == 0
+    said = capsys.readouterr().out
+    assert "AI-generated with FlowPortrait, as its tags, its signature and its watermark say." in said
+    assert "the lips in this footage were redrawn by AI" in said
+    assert "nobody vouches for the signer" in said
+    write_video(tmp_path / "b.mp4", iter_frames(tmp_path / "a.mp4"), None, crf=28)
+    assert main(["verify", str(tmp_path / "b.mp4"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "AI-generated with FlowPortrait, as its watermark says."
+    assert told["details"]["watermark"]["found"]
+    assert not told["details"]["signature"]["present"]
+    assert main(["verify", str(tmp_path / "none.mp4")]) == 2
+
+
+def test_the_self_made_certificate_is_made_once_and_its_key_is_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert find_credential() == find_credential()
+    kept = list((tmp_path / "flowportrait").iterdir())
+    assert len(kept) == 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept} == {0o600}
+
+
+def test_where_nothing_can_be_kept_the_video_is_signed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    write_video(tmp_path / "a.mp4", clip(3, 64), None)
+    sign(tmp_path / "a.mp4", Origin("portrait"), find_credential())
+    assert read_signature(tmp_path / "a.mp4").intact
+    assert "no certificate can be kept" in capsys.readouterr().err
+
+
+def test_the_users_own_certificate_signs(tmp_path: Path, own: Credential, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "SELF_SIGNED", "Example News")
+    theirs = self_signed()
+    certificate, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate.write_text(theirs.certificates)
+    key.write_text(theirs.private_key)
+    monkeypatch.setenv("FLOWPORTRAIT_CERTIFICATE", str(certificate))
+    monkeypatch.setenv("FLOWPORTRAIT_PRIVATE_KEY", str(key))
+    write_video(tmp_path / "a.mp4", clip(3, 64), None)
+    sign(tmp_path / "a.mp4", Origin("portrait"), find_credential())
+    signature = read_signature(tmp_path / "a.mp4")
+    assert signature.intact
+    assert "Example News" in signature.signer
+    assert not signature.self_signed
+    key.write_text(own.private_key)
+    with pytest.raises(BadInput, match=r"key\.pem is not the key of the first certificate"):
+        find_credential()
+    with pytest.raises(BadInput, match="belong together"):
+        find_credential(certificate, None)
+    with pytest.raises(BadInput, match=r"No file at .*none\.pem"):
+        read_credential(certificate, tmp_path / "none.pem")
+    key.write_text("nothing")
+    with pytest.raises(BadInput, match="cannot be read"):
+        read_credential(certificate, key)
+
+
+def test_a_kind_of_key_that_c2pa_does_not_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="C2PA does not sign with"):
+        credentials._algorithm(ec.generate_private_key(ec.SECP224R1()), tmp_path / "key.pem")

@@ -125,7 +125,12 @@ def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render(
-    animator: Animator, photo: np.ndarray, speech: np.ndarray, path: Path, seed: int = 0, shown: Provenance | None = None
+    animator: Animator,
+    photo: np.ndarray,
+    speech: np.ndarray,
+    path: Path,
+    seed: int = 0,
+    shown: Provenance | None = None,
 ) -> Path:
     """One finished video. What is shown says what it is; what is only measured carries no mark that could be measured
     with it."""

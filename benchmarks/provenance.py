@@ -1,0 +1,158 @@
+"""Does the watermark survive, is it ever seen where it is not, and what does it cost?
+
+    python benchmarks/provenance.py --data FOOTAGE [--portraits 13] [--clips 60] [--unmarked 200]
+
+Marked material: portraits animated at 512 px (4 s), and real footage of 1 s, marked. Each is written as ``animate``
+writes it and then changed. Unmarked material: real footage, searched at every zoom and shift. Cost: processor time of
+one core for drawing and writing the same frames with and without everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from flowportrait.animator import Animator
+from flowportrait.errors import BadInput
+from flowportrait.media.audio import read_audio
+from flowportrait.media.image import read_image
+from flowportrait.media.video import iter_frames, write_video
+from flowportrait.provenance.credential import self_signed
+from flowportrait.provenance.detect import find_watermark
+from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.publish import Provenance, publish
+from flowportrait.provenance.watermark import marked
+
+Frames = Iterable[np.ndarray]
+
+
+def scaled(frames: Frames, share: float) -> Iterator[np.ndarray]:
+    """Every frame at ``share`` of its size."""
+    for frame in frames:
+        yield cv2.resize(frame, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+
+
+def cropped(frames: Frames, share: float) -> Iterator[np.ndarray]:
+    """A square of ``share`` of each side, off the middle."""
+    for frame in frames:
+        height, width = frame.shape[:2]
+        top, left = round(0.35 * (1 - share) * height), round(0.6 * (1 - share) * width)
+        yield np.ascontiguousarray(frame[top : top + round(share * height), left : left + round(share * width)])
+
+
+CHANGES: dict[str, tuple[Callable[[Frames], Frames], int]] = {
+    "as written": (lambda frames: frames, 0),
+    "H.264 crf 23": (lambda frames: frames, 23),
+    "H.264 crf 28": (lambda frames: frames, 28),
+    "H.264 crf 33": (lambda frames: frames, 33),
+    "half size, crf 23": (lambda frames: scaled(frames, 0.5), 23),
+    "half size, crf 28": (lambda frames: scaled(frames, 0.5), 28),
+    "cropped to 70 %, crf 23": (lambda frames: cropped(frames, 0.7), 23),
+    "cropped to 70 %, half size, crf 23": (lambda frames: scaled(cropped(frames, 0.7), 0.5), 23),
+}
+
+
+def survival(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
+    """Print the share of marked clips in which the mark is found, after every change."""
+    print(f"\n{name}: {len(clips)} clips of about {len(clips[0])} frames, {clips[0][0].shape[1]} px wide", flush=True)
+    psnr, largest, growth = [], 0, []
+    scores: dict[str, list[float]] = {change: [] for change in CHANGES}
+    found = dict.fromkeys(CHANGES, 0)
+    for frames in clips:
+        done = list(marked(frames))
+        change = np.stack(done).astype(np.int16) - np.stack(frames)
+        psnr.append(10 * np.log10(255**2 / np.square(change, dtype=np.float32).mean()))
+        largest = max(largest, int(np.abs(change).max()))
+        written, bare = folder / "written.mp4", folder / "bare.mp4"
+        write_video(written, done, None)
+        write_video(bare, frames, None)
+        growth.append(written.stat().st_size / bare.stat().st_size)
+        for title, (change_frames, crf) in CHANGES.items():
+            path = written
+            if crf:
+                path = folder / "changed.mp4"
+                write_video(path, change_frames(iter_frames(written)), None, crf=crf)
+            finding = find_watermark(iter_frames(path))
+            found[title] += finding.found
+            scores[title].append(finding.score - finding.threshold)
+    for title in CHANGES:
+        print(
+            f"  {title:36s} found {found[title]}/{len(clips)}   margin {np.median(scores[title]):+.1f} sigma",
+            flush=True,
+        )
+    print(f"  PSNR {np.mean(psnr):.1f} dB, at most {largest} steps of 255, file {np.mean(growth):.2f} times as large")
+
+
+def false_alarms(paths: list[Path]) -> None:
+    """Print how many unmarked videos are said to carry the mark, and how near the rest come."""
+    margins = []
+    for path in paths:
+        finding = find_watermark(iter_frames(path))
+        margins.append(finding.score - finding.threshold)
+    alarms = sum(margin > 0 for margin in margins)
+    print(f"\nunmarked real footage: {alarms}/{len(margins)} false alarms, the nearest at {max(margins):+.1f} sigma")
+
+
+def cost(animator: Animator, photo: np.ndarray, speech: np.ndarray, folder: Path) -> None:
+    """Print processor time of drawing and writing with and without provenance."""
+    provenance = Provenance(Origin("portrait"), self_signed())
+    spent: dict[str, list[float]] = {"without": [], "with": []}
+    count = 0
+    for _ in range(3):
+        for name, given in (("without", None), ("with", provenance)):
+            started = time.process_time()
+            frames = animator.animate(photo, speech, size=512)
+            count = publish(folder / "cost.mp4", frames, speech, given)
+            spent[name].append(time.process_time() - started)
+    before, after = min(spent["without"]), min(spent["with"])
+    print(
+        f"\ncost at 512 px: {1000 * before / count:.1f} ms a frame without, {1000 * after / count:.1f} with: "
+        f"{after / before - 1:+.1%} (tags, watermark, larger file, signature; {count} frames, best of three)"
+    )
+
+
+def main() -> None:
+    """Everything."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, default=os.environ.get("FLOWPORTRAIT_DATA"), required=False)
+    parser.add_argument("--portraits", type=int, default=13)
+    parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--unmarked", type=int, default=200)
+    options = parser.parse_args()
+    data = Path(options.data)
+    torch.set_num_threads(1)
+    animator = Animator.from_pretrained("rl")
+    speech = read_audio(sorted((data / "speech").glob("*.wav"))[0])[: 4 * 16_000]
+    photos = [read_image(path) for path in sorted((data / "portraits").glob("*.*"))[: options.portraits]]
+    footage = sorted(data.glob("anchors/*.mp4")) + sorted(data.glob("grid/*.mp4")) + sorted(data.glob("clips/*.mp4"))
+    random.Random(0).shuffle(footage)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cost(animator, photos[0], speech, folder)
+        performances = []
+        for photo in photos:
+            try:
+                performances.append(list(animator.animate(photo, speech, size=512)))
+            except BadInput as error:
+                print(f"skipped: {error}")
+        survival("animated portraits", performances, folder)
+        real = [list(islice(iter_frames(path), 25)) for path in footage[: options.clips]]
+        survival("real footage, marked", real, folder)
+        false_alarms(footage[options.clips : options.clips + options.unmarked])
+
+
+if __name__ == "__main__":
+    main()

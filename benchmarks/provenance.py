@@ -141,17 +141,20 @@ def main() -> None:
     random.Random(0).shuffle(footage)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cost(animator, photos[0], speech, folder)
+        if photos:
+            cost(animator, photos[0], speech, folder)
         performances = []
         for photo in photos:
             try:
                 performances.append(list(animator.animate(photo, speech, size=512)))
             except BadInput as error:
                 print(f"skipped: {error}")
-        survival("animated portraits", performances, folder)
         real = [list(islice(iter_frames(path), 25)) for path in footage[: options.clips]]
-        survival("real footage, marked", real, folder)
-        false_alarms(footage[options.clips : options.clips + options.unmarked])
+        for title, clips in (("animated portraits", performances), ("real footage, marked", real)):
+            if clips:
+                survival(title, clips, folder)
+        if options.unmarked:
+            false_alarms(footage[options.clips : options.clips + options.unmarked])
 
 
 if __name__ == "__main__":

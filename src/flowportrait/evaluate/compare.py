@@ -16,8 +16,9 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from flowportrait.evaluate.flicker import guarded_tfi
-from flowportrait.evaluate.measure import Row
 from flowportrait.evaluate.metrics import METRICS
+
+Row = dict[str, float | int | str | None]
 
 RESAMPLES = 4000
 MIN_PAIRS = 6
@@ -52,19 +53,26 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """rows[system][clip] → metrics; estimates[system][metric]; differences against ``baseline``; counts per
-    system."""
+    system; excluded: what could not be measured and why; remarks: what a reader should know about single files;
+    networks: which one each figure comes from."""
 
     rows: dict[str, dict[str, Row]]
     estimates: dict[str, dict[str, Estimate]]
     differences: list[Difference] = field(default_factory=list)
     baseline: str | None = None
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    excluded: list[dict[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    networks: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, object]:
         """JSON-able, without the single clips."""
         return {
             "baseline": self.baseline,
             "counts": self.counts,
+            "excluded": self.excluded,
+            "remarks": self.remarks,
+            "networks": self.networks,
             "metrics": {s: {m: asdict(e) for m, e in found.items()} for s, found in self.estimates.items()},
             "differences": [asdict(d) for d in self.differences],
         }
@@ -93,20 +101,18 @@ def _replace(path: Path, text: str) -> None:
 
 def compare(rows: dict[str, dict[str, Row]], baseline: str | None = None, seed: int = 0) -> Comparison:
     """Compare systems given each clip's metrics; ``baseline`` names the one the others are held against."""
-    rows = guard(rows)
+    rows = excess(guard(rows))
     estimates = {
         system: {
-            metric.key: bootstrap(values, seed)
-            for metric in METRICS
-            if len(values := column(found, metric.key)[1])
+            metric.key: bootstrap(values, seed) for metric in METRICS if len(values := column(found, metric.key)[1])
         }
         for system, found in rows.items()
     }
     counts = {
         system: {
             "clips": len(found),
-            "frames": sum(int(row["frames"] or 0) for row in found.values()),
-            "frames_without_face": sum(int(row["frames_without_face"] or 0) for row in found.values()),
+            "frames": sum(int(row.get("frames") or 0) for row in found.values()),
+            "frames_without_face": sum(int(row.get("frames_without_face") or 0) for row in found.values()),
             "sync_windows": sum(int(row.get("sync_windows") or 0) for row in found.values()),
             "clips_without_sync": sum(row.get("sync_windows") is None for row in found.values()),
         }
@@ -132,6 +138,20 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
     return Estimate(mean, float(low), float(high), len(values))
 
 
+def excess(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
+    """Add ``ler_excess`` where the real clip of the same name is among the systems: real footage has errors too."""
+    real = rows.get(REAL, {})
+
+    def over(clip: str, row: Row) -> Row:
+        own, floor = row.get("ler"), real.get(clip, {}).get("ler")
+        return row if own is None or floor is None else row | {"ler_excess": float(own) - float(floor)}
+
+    return {
+        system: {clip: row if system == REAL else over(clip, row) for clip, row in found.items()}
+        for system, found in rows.items()
+    }
+
+
 def guard(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
     """Add ``tfi_guarded`` where the real clip of the same name is among the systems."""
     real = rows.get(REAL, {})
@@ -147,9 +167,7 @@ def guard(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
         tfi, power, goal = (float(v) for v in (row["tfi"], row["flow_power"], same["flow_power"]))  # type: ignore[arg-type]
         return row | {"tfi_guarded": guarded_tfi(tfi, power, goal, worst)}
 
-    return {
-        system: {clip: guarded(clip, row) for clip, row in found.items()} for system, found in rows.items()
-    }
+    return {system: {clip: guarded(clip, row) for clip, row in found.items()} for system, found in rows.items()}
 
 
 def _differences(rows: dict[str, dict[str, Row]], baseline: str | None, seed: int) -> list[Difference]:
@@ -179,7 +197,4 @@ def _holm(found: list[Difference]) -> list[Difference]:
     for rank, difference in enumerate(tested):
         running = min(1.0, max(running, (difference.p or 0.0) * (len(tested) - rank)))
         corrected[id(difference)] = running
-    return [
-        Difference(d.metric, d.system, d.baseline, d.difference, d.change, corrected.get(id(d)))
-        for d in found
-    ]
+    return [Difference(d.metric, d.system, d.baseline, d.difference, d.change, corrected.get(id(d))) for d in found]

@@ -2,40 +2,106 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from flowportrait.codec.basis import EXPRESSION, MotionBasis
+from flowportrait.errors import BadInput
+from flowportrait.evaluate import steadiness, theval
 from flowportrait.evaluate.behaviour import blinks, gaze_std, head_range, silent_lip
-from flowportrait.evaluate.expression import ecs
+from flowportrait.evaluate.compare import Row
+from flowportrait.evaluate.expression import Samples, dynamics, likeness, real_reference
+from flowportrait.evaluate.features import Features, features
 from flowportrait.evaluate.flicker import amplitude, jerk, trembling
+from flowportrait.evaluate.networks import Networks, networks
 from flowportrait.evaluate.offsets import LONG_FRAMES, longest_run, measure_sync
-from flowportrait.evaluate.signals import actions, pose_free
-from flowportrait.evaluate.tracked import Tracked, track_file
+from flowportrait.evaluate.signals import GROUPS, actions, actions68, pose_free
+from flowportrait.evaluate.tracked import Tracked, content_hash, track_file
 from flowportrait.media.video import FPS
-
-Row = dict[str, float | int | str | None]
 
 LIPS = [61, 291, 0, 17, 13, 14, 37, 267, 84, 314, 39, 269, 181, 405]
 MIN_RUN = 12
 """Frames in a row with a face below which nothing about motion is said."""
+LOWEST_FPS = 20
 
 
-def measure(path: Path, cache: Path | None = None) -> Row:
+@dataclass(frozen=True)
+class Findings:
+    """row: the figures of one clip. dynamics: samples per action group, for the pooled ECS. expression ``[V, 24]``:
+    coefficients of the valid frames. network: which face network the dynamics come from. features: of the pretrained
+    networks. remarks: what a reader should know about this file."""
+
+    row: Row
+    dynamics: dict[str, Samples] | None
+    network: str
+    expression: np.ndarray
+    features: Features
+    remarks: tuple[str, ...] = ()
+
+
+def measure(path: Path, cache: Path | None = None, nets: Networks | None = None) -> Findings:
     """All metrics of a video file (``METRICS`` in ``flowportrait.evaluate.metrics`` names and orders them).
 
     Raises:
-        BadInput: the file is missing or cannot be decoded.
+        BadInput: the file is missing or cannot be decoded, or shows no face at all.
     """
     tracked = track_file(path, cache)
+    if not tracked.valid.any():
+        raise BadInput(f"{path} shows no face in any of its {len(tracked)} frames: nothing of it can be measured.")
     row: Row = {
         "file": path.name,
         "frames": len(tracked),
         "frames_without_face": int((~tracked.valid).sum()),
         "has_sound": int(len(tracked.audio) > 0),
+        "source_fps": float(tracked.source_fps),
     }
-    return row | _sync(tracked) | _face(tracked)
+    kept = None if cache is None else cache / content_hash(path)
+    seen = features(tracked, nets or networks(), kept)
+    turn = pose_free(tracked.landmarks[tracked.valid])[1]
+    network, samples = _dynamics(tracked)
+    row |= _sync(tracked) | _face(tracked) | _picture(tracked) | _identity(seen)
+    row |= {f"theval_{name}": value for name, value in theval.measures(tracked, turn).items()}
+    scores = likeness(samples, real_reference(network)) if samples else None
+    if scores:
+        row |= {"ecs" if group == "all" else f"ecs_{group}": score for group, score in scores.items()}
+    return Findings(row, samples, network, expression(tracked), seen, _remarks(path, tracked))
+
+
+def expression(tracked: Tracked) -> np.ndarray:
+    """Expression coefficients ``[V, 24]`` of the frames with a face, in standard deviations of real footage."""
+    motion, _ = MotionBasis.load().encode(
+        tracked.landmarks[tracked.valid], tracked.blendshapes[tracked.valid], smooth=False
+    )
+    return motion[:, EXPRESSION].numpy()
+
+
+def _dynamics(tracked: Tracked) -> tuple[str, dict[str, Samples] | None]:
+    run = longest_run(tracked.valid)
+    if len(tracked.points):
+        network, groups = "dlib68", actions68(tracked.points[run])
+    else:
+        network, groups = "mediapipe", actions(pose_free(tracked.landmarks[run])[0])
+    samples = {group: dynamics(groups[group]) for group in GROUPS}
+    return network, samples if all(samples.values()) else None
+
+
+def _remarks(path: Path, tracked: Tracked) -> tuple[str, ...]:
+    lost, found = int((~tracked.valid).sum()), []
+    if lost:
+        found.append(
+            f"{path.name}: no face in {lost} of {len(tracked)} frames; the longest stretch with one is measured"
+        )
+    if not len(tracked.audio):
+        found.append(f"{path.name}: no sound, so nothing about lip sync")
+    if 0 < tracked.source_fps < LOWEST_FPS:
+        found.append(
+            f"{path.name}: {float(tracked.source_fps):.3g} frames a second; pictures are repeated up to {FPS}, which "
+            "repeated frames, jerk and TFI show"
+        )
+    return tuple(found)
 
 
 def _sync(tracked: Tracked) -> Row:
@@ -74,13 +140,25 @@ def _face(tracked: Tracked) -> Row:
     }
     if len(shape) >= LONG_FRAMES:
         row |= {"blinks": blinks(shape), "blink_rate": 60 * FPS * blinks(shape) / len(shape)}
-    expression = ecs(actions(shape))
-    if expression:
-        row |= {"ecs" if group == "all" else f"ecs_{group}": score for group, score in expression.items()}
     trembled = trembling(tracked.flow[run.start : run.stop - 1])
     if trembled:
         row |= {"tfi": trembled[0], "flow_power": trembled[1]}
     return row
+
+
+def _picture(tracked: Tracked) -> Row:
+    return {
+        "colour_drift": steadiness.colour_drift(tracked.skin),
+        "flicker": steadiness.flicker(tracked.skin),
+        "repeated": steadiness.repeated(tracked.still),
+        "seam": steadiness.seam_energy(tracked.border),
+    }
+
+
+def _identity(seen: Features) -> Row:
+    if len(seen.identity) < 2:
+        return {}
+    return {"identity_kept": float((seen.identity[1:] @ seen.identity[0]).mean())}
 
 
 def sharpness(mouth: np.ndarray) -> float:

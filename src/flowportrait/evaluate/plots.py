@@ -3,54 +3,25 @@ colours."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from flowportrait.evaluate.compare import Comparison, Estimate
 from flowportrait.evaluate.metrics import METRICS
-
-INK = "#123456"
-"""Stands for the page's text colour until ``_svg`` replaces it."""
-SERIES = ("#2f6fde", "#e0662f", "#2a9d6f", "#a44fc4", "#c9a227", "#d0416b", "#4fa3c7", "#7a7f87")
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.linewidth": 0.6,
-    "savefig.transparent": True,
-}
+from flowportrait.evaluate.svg import SERIES, STYLE, svg
 
 
 def curves_svg(curves: list[dict[str, float]], step: str = "iteration") -> str:
     """One small panel per logged quantity over ``step`` (row number if absent), thin raw line and running
     mean."""
-    names = [
-        name
-        for name in dict.fromkeys(k for row in curves for k in row)
-        if name != step and _number(curves, name)
-    ]
+    names = [name for name in dict.fromkeys(k for row in curves for k in row) if name != step and _number(curves, name)]
     if not names:
         return ""
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 1.9 * rows), squeeze=False)
         for place, axis in enumerate(axes.flat):
             if place >= len(names):
@@ -60,22 +31,20 @@ def curves_svg(curves: list[dict[str, float]], step: str = "iteration") -> str:
         for axis in axes[-1]:
             axis.set_xlabel(step)
         figure.tight_layout()
-        return _svg(figure)
+        return svg(figure)
 
 
 def intervals_svg(comparison: Comparison) -> str:
     """Dot and 95 % interval of every system, one small panel per metric that at least two systems have."""
     systems = list(comparison.estimates)
     shown = [m for m in METRICS if sum(m.key in found for found in comparison.estimates.values()) > 1]
-    if not shown:
+    if not shown or len(systems) < 2:
         return ""
-    columns = 3
+    columns = 4
     rows = math.ceil(len(shown) / columns)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         height = 0.55 + 0.24 * len(systems)
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(10.2, rows * (height + 0.25)), squeeze=False, sharey=True
-        )
+        figure, axes = plt.subplots(rows, columns, figsize=(11.6, rows * (height + 0.25)), squeeze=False, sharey=True)
         for axis, metric in zip(axes.flat, shown, strict=False):
             for place, system in enumerate(systems):
                 estimate = comparison.estimates[system].get(metric.key)
@@ -90,7 +59,7 @@ def intervals_svg(comparison: Comparison) -> str:
         for axis in list(axes.flat)[len(shown) :]:
             axis.axis("off")
         figure.tight_layout()
-        return _svg(figure)
+        return svg(figure)
 
 
 def _dot(axis: Axes, place: int, estimate: Estimate, colour: str) -> None:
@@ -107,15 +76,12 @@ def _dot(axis: Axes, place: int, estimate: Estimate, colour: str) -> None:
 
 
 def _panel(axis: Axes, curves: list[dict[str, float]], name: str, step: str, colour: str) -> None:
-    points = [
-        (float(row.get(step, place)), float(row[name])) for place, row in enumerate(curves) if name in row
-    ]
+    points = [(float(row.get(step, place)), float(row[name])) for place, row in enumerate(curves) if name in row]
     points = [point for point in points if math.isfinite(point[1])]
     x, y = [p[0] for p in points], [p[1] for p in points]
     width = max(1, len(y) // 12)
     smooth = [
-        sum(y[max(0, i - width) : i + width + 1]) / len(y[max(0, i - width) : i + width + 1])
-        for i in range(len(y))
+        sum(y[max(0, i - width) : i + width + 1]) / len(y[max(0, i - width) : i + width + 1]) for i in range(len(y))
     ]
     axis.plot(x, y, color=colour, lw=0.7, alpha=0.35)
     axis.plot(x, smooth, color=colour, lw=1.8)
@@ -127,14 +93,3 @@ def _panel(axis: Axes, curves: list[dict[str, float]], name: str, step: str, col
 def _number(curves: list[dict[str, float]], name: str) -> bool:
     values = [row[name] for row in curves if name in row]
     return all(isinstance(v, int | float) for v in values) and any(math.isfinite(v) for v in values)
-
-
-def _svg(figure: plt.Figure) -> str:
-    """Inline SVG whose ink is the surrounding text's colour."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.12)
-    plt.close(figure)
-    svg = text.getvalue()
-    return re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1
-    ).replace(INK, "currentColor")

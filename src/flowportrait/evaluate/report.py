@@ -1,7 +1,7 @@
 """The report: one HTML file with everything in it, to read, to send, to print. No other file, no network.
 
-What it says first is what changed, in words; then the videos; then the table with intervals; then how it was
-measured.
+What it says first is what changed, in words; then the videos; then the table with intervals; then where to look; then
+how it was measured and what was left out.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import base64
 import html
 import os
-from importlib.resources import files
+from importlib.resources import files as package_files
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from flowportrait.evaluate.compare import REAL, Comparison, Difference, Estimate
-from flowportrait.evaluate.metrics import BY_KEY, METRICS, Metric
+from flowportrait.evaluate.compare import Comparison
+from flowportrait.evaluate.metrics import BY_KEY, METRICS
 from flowportrait.evaluate.plots import curves_svg, intervals_svg
+from flowportrait.evaluate.shapes import distributions_svg, radar_svg, strips_svg, truth
 from flowportrait.evaluate.sheets import contact_sheet
+from flowportrait.evaluate.table import SIGNIFICANT, table, verdict
+from flowportrait.evaluate.worst import jpeg, worst_clips
 
 LARGEST_VIDEO = 40_000_000
 """Bytes; larger files are named instead of embedded."""
-SIGNIFICANT = 0.05
 HEADLINE = ("ler", "sync_in_time", "sync_in_time_short", "ecs", "tfi", "silent_lip")
+MOST_REMARKS = 40
 
 
 def write_report(
@@ -34,29 +34,32 @@ def write_report(
     videos: dict[str, Path],
     curves: list[dict[str, float]] | None,
     notes: list[str],
+    files: dict[str, dict[str, Path]] | None = None,
 ) -> Path:
     """Write a self-contained HTML page and return its path.
 
-    videos: one example per system, shown side by side. curves: one dict per post-training iteration
-    (``iteration`` and any logged quantities). notes: sentences printed under the table.
+    videos: one example per system, shown side by side. curves: one dict per post-training iteration (``iteration`` and
+    any logged quantities). notes: sentences printed under the table. files[system][clip]: where worst clips lie.
     """
     sections = [
         _headline(comparison),
         _videos(videos),
-        _section("Measured", _table(comparison) + _notes(comparison, notes)),
-        _section("Intervals", intervals_svg(comparison), "Mean over clips and 95 % bootstrap interval."),
+        _section("Measured", table(comparison) + _notes(comparison, notes)),
+        _section("Against real footage", radar_svg(comparison), "1 − |m − real| / |real|: the rim is real footage."),
+        _section("Intervals", intervals_svg(comparison), "Mean over clips and 95 % interval."),
+        _section("Every clip", distributions_svg(comparison), "A dot is a clip, the bar their median."),
         _section(
-            "Post-training",
-            curves_svg(curves) if curves else "",
-            "Thin: each iteration. Thick: running mean.",
+            "Clip by clip", strips_svg(comparison), "A column is a clip; red is worse than the others, blue better."
         ),
+        _section("Worst first", worst_clips(comparison, files or {})),
+        _section("Post-training", curves_svg(curves) if curves else "", "Thin: each iteration. Thick: running mean."),
         _section("Frame by frame", _sheets(videos)),
-        _section("What the columns mean", _glossary(comparison)),
+        _section("Left out, and to know", _left_out(comparison)),
+        _section("Measured by", _networks(comparison)),
+        _section("What the rows mean", _glossary(comparison)),
     ]
-    page = (files("flowportrait.evaluate") / "report.html").read_text()
-    page = page.replace("{{title}}", html.escape(title)).replace(
-        "{{body}}", "\n".join(filter(None, sections))
-    )
+    page = (package_files("flowportrait.evaluate") / "report.html").read_text()
+    page = page.replace("{{title}}", html.escape(title)).replace("{{body}}", "\n".join(filter(None, sections)))
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     partial.write_text(page)
     os.replace(partial, output)
@@ -78,7 +81,7 @@ def _headline(comparison: Comparison) -> str:
     for difference in comparison.differences:
         if difference.metric in HEADLINE and difference.change is not None:
             metric = BY_KEY[difference.metric]
-            kind = _verdict(difference, metric)
+            kind = verdict(difference, metric)
             p = "" if difference.p is None else f" · p {_p(difference.p)}"
             cards.append(
                 f"<div class='card {kind}'><b>{difference.change:+.0%}</b><span>{metric.title}</span>"
@@ -88,92 +91,8 @@ def _headline(comparison: Comparison) -> str:
     return f"<section class=cards>{''.join(cards)}</section>" if cards else ""
 
 
-def _verdict(difference: Difference, metric: Metric) -> str:
-    gap = difference.difference
-    if metric.better == "real" or gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
-        return "even"
-    if difference.p is None or difference.p > SIGNIFICANT:
-        return "even"
-    return "good" if (gap.mean > 0) == (metric.better == "up") else "bad"
-
-
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
-def _table(comparison: Comparison) -> str:
-    systems = sorted(comparison.estimates, key=lambda name: name != REAL)
-    shown = [m for m in METRICS if any(m.key in comparison.estimates[s] for s in systems)]
-    head = "".join(f"<th class='{_look(s)}'>{html.escape(s)}</th>" for s in systems)
-    lines = []
-    for metric in shown:
-        arrow = {"up": "↑", "down": "↓", "real": "≈"}[metric.better]
-        best = _best(metric, comparison, systems)
-        cells = "".join(
-            f"<td class='{_look(s)} {'best' if s == best else ''}'>{_cell(comparison, s, metric)}</td>"
-            for s in systems
-        )
-        lines.append(
-            f"<tr><th title='{html.escape(metric.meaning)}'>{metric.title} <i>{arrow}</i></th>{cells}</tr>"
-        )
-    clips = "".join(f"<td class='{_look(s)}'>{_counts(comparison.counts.get(s, {}))}</td>" for s in systems)
-    return (
-        f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}"
-        f"<tr class=counts><th>measured</th>{clips}</tr></tbody></table></div>"
-    )
-
-
-def _look(system: str) -> str:
-    return "real" if system == REAL else ""
-
-
-def _cell(comparison: Comparison, system: str, metric: Metric) -> str:
-    estimate = comparison.estimates[system].get(metric.key)
-    if estimate is None:
-        return "<span class=none>–</span>"
-    text = f"<b>{_number(estimate.mean, metric)}</b>{_interval(estimate, metric)}"
-    for difference in comparison.differences:
-        if (difference.system, difference.metric) == (system, metric.key) and difference.change is not None:
-            star = "*" if difference.p is not None and difference.p < SIGNIFICANT else ""
-            text += f"<em class={_verdict(difference, metric)}>{difference.change:+.0%}{star}</em>"
-    return text
-
-
-def _number(value: float, metric: Metric) -> str:
-    return f"{value:.{metric.digits}f}".replace("-", "−")
-
-
-def _interval(estimate: Estimate, metric: Metric) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "<small>one clip</small>"
-    return f"<small>{_number(estimate.low, metric)} … {_number(estimate.high, metric)}</small>"
-
-
-def _best(metric: Metric, comparison: Comparison, systems: list[str]) -> str | None:
-    """The best system other than real footage, among at least two."""
-    means = {
-        s: comparison.estimates[s][metric.key].mean
-        for s in systems
-        if s != REAL and metric.key in comparison.estimates[s]
-    }
-    if len(means) < 2:
-        return None
-    if metric.better == "real":
-        real = comparison.estimates.get(REAL, {}).get(metric.key)
-        return min(means, key=lambda s: abs(means[s] - real.mean)) if real else None
-    return (max if metric.better == "up" else min)(means, key=lambda s: means[s])
-
-
-def _counts(counts: dict[str, int]) -> str:
-    if not counts:
-        return ""
-    lost = counts["frames_without_face"]
-    text = f"{counts['clips']} clips, {counts['frames']} frames"
-    return (
-        text
-        + (f", no face in {lost}" if lost else "")
-        + (f", no sync in {counts['clips_without_sync']}" if counts["clips_without_sync"] else "")
-    )
 
 
 def _notes(comparison: Comparison, notes: list[str]) -> str:
@@ -183,15 +102,26 @@ def _notes(comparison: Comparison, notes: list[str]) -> str:
             f"Percentages: relative to {comparison.baseline} on the same clips; * = Wilcoxon signed-rank, "
             f"Holm-corrected p < {SIGNIFICANT}."
         )
-    if REAL not in comparison.rows:
-        lines.append(
-            "No real footage was given, so the figures have no ground-truth column to be read against."
-        )
-    return (
-        "<ul class=notes>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
-        if lines
-        else ""
-    )
+    if truth(comparison) is None:
+        lines.append("No real footage was given, so the figures have no ground-truth column to be read against.")
+    return _list(lines)
+
+
+def _list(lines: list[str], kind: str = "notes") -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul class={kind}>{items}</ul>" if lines else ""
+
+
+def _left_out(comparison: Comparison) -> str:
+    excluded = [f"{e['system']}/{e['file']}, left out: {e['reason']}" for e in comparison.excluded]
+    more = len(comparison.remarks) - MOST_REMARKS
+    tail = [f"… and {more} more in metrics.json."] if more > 0 else []
+    return _list(excluded + comparison.remarks[:MOST_REMARKS] + tail)
+
+
+def _networks(comparison: Comparison) -> str:
+    rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in comparison.networks.items())
+    return f"<dl>{rows}</dl>" if rows else ""
 
 
 def _glossary(comparison: Comparison) -> str:
@@ -217,11 +147,6 @@ def _videos(videos: dict[str, Path]) -> str:
 def _sheets(videos: dict[str, Path]) -> str:
     return "".join(
         f"<figure class=sheet><figcaption>{html.escape(name)}</figcaption>"
-        f"<img alt='frames of {html.escape(name)}, mouths below' src='{_jpeg(contact_sheet(path))}'></figure>"
+        f"<img alt='frames of {html.escape(name)}, mouths below' src='{jpeg(contact_sheet(path), 88)}'></figure>"
         for name, path in videos.items()
     )
-
-
-def _jpeg(image: np.ndarray) -> str:
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,7 +1,7 @@
 """Facial actions as time signals, from landmarks alone: mouth, cheeks, eyes, brows.
 
-Heights and widths in the pose-free face, in outer-eye-corner distances. They come from geometry and not from
-the blendshape network that the rewards read.
+Heights and widths in the pose-free face, in outer-eye-corner distances. ``actions68`` reads the points of the
+evaluation's own face network (``points68``); ``actions`` those of the tracker, where that network is not installed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,45 @@ def actions(shape: np.ndarray) -> dict[str, np.ndarray]:
         "eyes": np.stack([distance(159, 145), distance(386, 374)], 1),
         "brows": np.stack([y[:, 55], y[:, 285], y[:, 105], y[:, 334], distance(55, 285)], 1),
     }
+
+
+RIGID68 = [36, 39, 42, 45, 27, 28, 29, 30, 33]
+"""Eye corners, nose bridge, nose base."""
+
+
+def actions68(points: np.ndarray) -> dict[str, np.ndarray]:
+    """Signals ``[T, n]`` of each group from 68 points ``[T, 68, 2]`` px. The 68 have no cheeks: the outline of the jaw
+    beside them and the wings of the nose stand for them."""
+    face = _upright(points.astype(np.float64))
+    x, y = face[..., 0], face[..., 1]
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(face[:, a] - face[:, b], axis=-1)
+
+    mouth = [distance(62, 66), distance(48, 54), y[:, 48] + y[:, 54] - y[:, 51] - y[:, 57], y[:, 57], y[:, 8]]
+    lids = [0.5 * (distance(37, 41) + distance(38, 40)), 0.5 * (distance(43, 47) + distance(44, 46))]
+    return {
+        "mouth": np.stack(mouth, 1),
+        "cheeks": np.stack([x[:, 12] - x[:, 4], x[:, 13] - x[:, 3], distance(31, 35), y[:, 31] + y[:, 35]], 1),
+        "eyes": np.stack(lids, 1),
+        "brows": np.stack([y[:, 19], y[:, 24], y[:, 21], y[:, 22], distance(21, 22)], 1),
+    }
+
+
+def _upright(points: np.ndarray) -> np.ndarray:
+    """Points with the head's place, size and roll taken out: each frame is laid on the clip's mean face by its rigid
+    points (least-squares similarity), in outer-eye-corner distances."""
+    middle = points[:, [36, 45]].mean(1, keepdims=True)
+    width = np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[:, None, None]
+    goal = ((points - middle) / width)[:, RIGID68].mean(0)
+    goal = goal - goal.mean(0)
+    centre = points[:, RIGID68].mean(1, keepdims=True)
+    source = points[:, RIGID68] - centre
+    power = (source**2).sum((1, 2))
+    cos = (source * goal).sum((1, 2)) / power
+    sin = (source[..., 0] * goal[:, 1] - source[..., 1] * goal[:, 0]).sum(1) / power
+    turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], 1)
+    return (points - centre) @ turn
 
 
 def eye_aperture(shape: np.ndarray) -> np.ndarray:

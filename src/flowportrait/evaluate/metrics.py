@@ -63,11 +63,11 @@ MOTION = _group(
 PICTURE = _group(
     "Picture and identity",
     ("sharpness", "Mouth sharpness", "real", 3, "Laplacian spread over picture spread"),
-    ("flicker", "Flicker", "down", 2, "jump of the cheeks' brightness between frames, levels of 255"),
-    ("colour_drift", "Colour drift", "down", 2, "swing of the cheeks between warm and cool, levels of 255"),
+    ("flicker", "Flicker", "real", 2, "jump of the cheeks' brightness between frames, levels of 255"),
+    ("colour_drift", "Colour drift", "real", 2, "swing of the cheeks between warm and cool, levels of 255"),
     ("seam", "Seam", "down", 2, "strongest straight step around the face, levels; background edges count, so read "
      "it against the same clip without paste-back"),
-    ("identity_kept", "Identity kept", "up", 3, "cosine of identity between later frames and the first"),
+    ("identity_kept", "Identity kept", "real", 3, "cosine of identity between later frames and the first"),
     ("csim", "CSIM", "up", 3, "cosine of identity with the real clip"),
     ("ssim", "SSIM", "up", 3, "structural similarity with the real clip, stabilised faces"),
     ("perceptual", "Perceptual distance", "down", 4, "LPIPS or its like, against the real clip, stabilised faces"),

@@ -53,7 +53,8 @@ def jackknife(clips: Clips, truth: Clips, figure: Callable[[Clips, Clips], float
     if len(values) < 2:
         return Estimate(mean, None, None, len(clips))
     reach = 1.96 * float(np.sqrt((len(values) - 1) * values.var()))
-    return Estimate(mean, mean - reach, mean + reach, len(clips))
+    low = max(0.0, mean - reach) if figure in DISTANCES else mean - reach
+    return Estimate(mean, low, mean + reach, len(clips))
 
 
 def ecs_of_set(clips: Clips, truth: Clips) -> float | None:
@@ -103,3 +104,4 @@ FIGURES: dict[str, Callable[[Clips, Clips], float | None]] = {
     "fvd": _distance(lambda clip: clip.features.video),
     "theval": theval_of_set,
 }
+DISTANCES = {FIGURES[key] for key in ("e_fid", "fid", "fvd")}

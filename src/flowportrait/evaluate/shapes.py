@@ -29,6 +29,7 @@ KEY_FIGURES = (
 RADAR = ("sync_in_time", "sync_in_time_short", "ecs_pooled", "amplitude", "blink_rate", "gaze_std", "head_range", "tfi",
          "sharpness", "flicker", "identity_kept", "theval_lip_dynamics")  # fmt: skip
 MOST_CLIPS = 60
+MOST_SPREADS = 9.0
 
 
 def truth(comparison: Comparison) -> str | None:
@@ -64,7 +65,7 @@ def radar_svg(comparison: Comparison) -> str:
         axis.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"])
         axis.grid(alpha=0.25)
         axis.legend(loc="upper left", bbox_to_anchor=(1.12, 1.05), frameon=False)
-        return svg(figure)
+        return f"<div class=half>{svg(figure)}</div>"
 
 
 def distributions_svg(comparison: Comparison) -> str:
@@ -144,6 +145,7 @@ def badness(comparison: Comparison, metric: Metric, value: float | int | str | N
     everything = np.concatenate([column(rows, metric.key)[1] for rows in comparison.rows.values()])
     real = column(comparison.rows.get(REAL, {}), metric.key)[1]
     middle = np.median(real if metric.better == "real" and len(real) else everything)
-    spread = 1.4826 * np.median(np.abs(everything - middle)) or 1e-9
-    off = (float(value) - middle) / spread
+    # Half of all clips may share one value (LER of short clips): then the plain spread has to do.
+    spread = 1.4826 * np.median(np.abs(everything - middle)) or everything.std() or 1.0
+    off = np.clip((float(value) - middle) / spread, -MOST_SPREADS, MOST_SPREADS)
     return float(abs(off) if metric.better == "real" else -off if metric.better == "up" else off)

@@ -1,0 +1,45 @@
+"""Answers by the address of their question: a run that was stopped asks only for what it does not have."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from flowportrait.judge.opinion import Reply
+
+
+def default_folder() -> Path:
+    """``$XDG_CACHE_HOME/flowportrait/judge`` (``~/.cache`` where that is not set)."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "flowportrait" / "judge"
+
+
+class Cache:
+    """One small file per answer, complete or absent. ``None`` for the folder: nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def get(self, address: str) -> Reply | None:
+        """The answer, if it was given before."""
+        if self._folder is None:
+            return None
+        try:
+            return Reply.from_dict(json.loads(self._path(address).read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, address: str, reply: Reply) -> None:
+        """Keep an answer that was found usable."""
+        if self._folder is None:
+            return
+        path = self._path(address)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(reply.to_dict()))
+        os.replace(partial, path)
+
+    def _path(self, address: str) -> Path:
+        assert self._folder is not None
+        return self._folder / address[:2] / f"{address}.json"

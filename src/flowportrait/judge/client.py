@@ -1,0 +1,202 @@
+"""Questions over HTTP to any OpenAI-compatible server, many at a time, through everything that can go wrong.
+
+question ─► wait for a turn ─► one request ─► ledger line ─► usable? ─► keep
+                     ▲                 │ busy, broken, cut, late: wait, again, at most ``attempts``
+                     └─────────────────┘ refused, malformed: again, at most ``answers``; then a failure with its reason
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+
+from flowportrait.errors import BadInput
+from flowportrait.judge.endpoint import Endpoint
+from flowportrait.judge.ledger import Entry, Ledger, Outcome
+from flowportrait.judge.opinion import Reply, Token, Unusable
+from flowportrait.judge.parts import content, text_part
+from flowportrait.judge.patience import Pace, backoff, retry_after
+from flowportrait.judge.question import Keep, Question
+from flowportrait.reward.batch import Failure
+
+_AGAIN = (408, 409, 425, 429)
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """A request without a reply: whether to try again, and when at the earliest."""
+
+    outcome: Outcome
+    detail: str
+    again: bool
+    status: int | None = None
+    wait: float | None = None
+    hopeless: str | None = None
+    """What the user has to change before any request can succeed."""
+
+
+class Server:
+    """A ``Backend`` at an address. The ledger has every request."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger | None = None) -> None:
+        self.endpoint = endpoint.checked()
+        self.ledger = ledger or Ledger()
+        self._logprobs = endpoint.top_logprobs
+
+    @property
+    def who(self) -> str:
+        return self.endpoint.who
+
+    def ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
+        """See ``Backend``.
+
+        Raises:
+            BadInput: the server knows neither this key nor this model.
+        """
+        if not questions:
+            return {}
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._ask(questions, keep))
+        # Inside somebody's event loop (a notebook): in a thread with a loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, self._ask(questions, keep)).result()
+
+    async def _ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
+        end, pace = self.endpoint, Pace(self.endpoint.per_minute)
+        room, failures = asyncio.Semaphore(end.concurrency), {}
+        client = openai.AsyncOpenAI(base_url=end.url, api_key=end.key(), max_retries=0, timeout=end.timeout)
+
+        async def one(place: int, question: Question) -> None:
+            async with room:
+                found = await self._answer(client, pace, question)
+            if isinstance(found, Failure):
+                failures[place] = found
+            else:
+                keep(place, found)
+
+        async with client:
+            tasks = [asyncio.create_task(one(place, question)) for place, question in enumerate(questions)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return failures
+
+    async def _answer(self, client: openai.AsyncOpenAI, pace: Pace, question: Question) -> Reply | Failure:
+        end, address = self.endpoint, question.address(self.who)
+        parts = await asyncio.to_thread(lambda: content(question.show(), end.shows))
+        messages: list[Any] = [
+            {"role": "system", "content": question.system},
+            {"role": "user", "content": [*parts, text_part(question.text)]},
+        ]
+        tries = lost = bad = 0
+        while True:
+            await pace.turn()
+            tries += 1
+            began = time.monotonic()
+            try:
+                found = await self._request(client, messages)
+            except asyncio.CancelledError:
+                self._note(address, tries, "unfinished", None, None, began, "stopped from this side")
+                raise
+            if isinstance(found, _Trouble):
+                self._note(address, tries, found.outcome, found.status, None, began, found.detail)
+                if found.hopeless:
+                    raise BadInput(found.hopeless)
+                if found.outcome == "rejected" and self._without_logprobs(found):
+                    continue
+                lost += 1
+                if found.wait is not None and found.wait > end.patience:
+                    return Failure("unavailable", f"asked to wait {found.wait:.0f} s, longer than {end.patience:g} s")
+                if not found.again:
+                    return Failure("refused", found.detail)
+                if lost >= end.attempts:
+                    return Failure("unavailable", f"{found.detail}, {lost} times")
+                if found.wait is not None:
+                    pace.hold(found.wait)
+                else:
+                    await asyncio.sleep(backoff(lost, end.first_wait, end.longest_wait))
+                continue
+            reply, usage = found
+            try:
+                question.check(reply)
+            except Unusable as error:
+                outcome: Outcome = "refused" if error.failure.kind == "refused" else "malformed"
+                self._note(address, tries, outcome, 200, usage, began, error.failure.detail)
+                bad += 1
+                if bad >= end.answers:
+                    return error.failure
+                continue
+            self._note(address, tries, "answered", 200, usage, began)
+            return reply
+
+    async def _request(
+        self, client: openai.AsyncOpenAI, messages: list[Any]
+    ) -> tuple[Reply, tuple[int, int] | None] | _Trouble:
+        end = self.endpoint
+        more: dict[str, Any] = {"logprobs": True, "top_logprobs": self._logprobs} if self._logprobs else {}
+        try:
+            # The client's own time-out starts anew with every byte; this one does not.
+            async with asyncio.timeout(end.timeout):
+                answer = await client.chat.completions.create(
+                    model=end.model, messages=messages, temperature=end.temperature, max_tokens=end.max_tokens, **more
+                )
+            return _read(answer)
+        except (TimeoutError, openai.APITimeoutError):
+            return _Trouble("timed_out", f"no answer in {end.timeout:g} s", True)
+        except openai.APIStatusError as error:
+            return _status(error, end)
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            return _Trouble("cut_off", f"connection lost ({error.__cause__ or error})", True)
+        except (openai.APIError, ValueError, TypeError, AttributeError, KeyError) as error:
+            return _Trouble("malformed", f"no readable completion ({type(error).__name__}: {error})", True, 200)
+
+    def _without_logprobs(self, found: _Trouble) -> bool:
+        """Some models have no log-probabilities and say so with a 400: from now on without."""
+        if self._logprobs and found.status == 400 and "logprob" in found.detail.lower():
+            self._logprobs = 0
+            return True
+        return False
+
+    def _note(self, address: str, tries: int, outcome: Outcome, status: int | None, usage: tuple[int, int] | None,
+              began: float, detail: str = "") -> None:  # fmt: skip
+        read, written = usage or (None, None)
+        dollars = ((read or 0) * self.endpoint.dollars_in + (written or 0) * self.endpoint.dollars_out) / 1e6
+        seconds = round(time.monotonic() - began, 3)
+        self.ledger.add(Entry(address, tries, outcome, status, read, written, dollars, seconds, detail[:200]))
+
+
+def _status(error: openai.APIStatusError, end: Endpoint) -> _Trouble:
+    status, said = error.status_code, str(error)[:200]
+    hopeless = {
+        401: f"{end.url} does not accept the key in {end.key_env} ({status}): set it to a valid one.",
+        403: f"{end.url} does not let the key in {end.key_env} do this ({status}): use another key or model.",
+        404: f"{end.url} knows no model {end.model!r} (404): check endpoint.url and endpoint.model.",
+    }.get(status)
+    wait = retry_after(error.response.headers)
+    if status == 429:
+        return _Trouble("rate_limited", "too many requests (429)", True, status, wait)
+    if status >= 500 or status in _AGAIN:
+        return _Trouble("server_error", f"the server failed ({status})", True, status, wait)
+    return _Trouble("rejected", f"the server would not take it: {said}", False, status, hopeless=hopeless)
+
+
+def _read(answer: Any) -> tuple[Reply, tuple[int, int] | None]:
+    choice = answer.choices[0]
+    message, usage = choice.message, answer.usage
+    pieces = choice.logprobs.content if choice.logprobs is not None and choice.logprobs.content else ()
+    tokens = tuple(Token(p.token, tuple((o.token, float(o.logprob)) for o in p.top_logprobs or ())) for p in pieces)
+    refusal = message.refusal or ("content filter" if choice.finish_reason == "content_filter" else None)
+    reply = Reply(message.content or "", tokens, refusal, choice.finish_reason != "length")
+    return reply, None if usage is None else (int(usage.prompt_tokens), int(usage.completion_tokens))

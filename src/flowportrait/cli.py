@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from flowportrait.commands import animate, demo, doctor, evaluate, posttrain, prepare, pretrain, verify
+from flowportrait.commands import animate, bench, demo, doctor, evaluate, posttrain, prepare, pretrain, verify
 from flowportrait.errors import BadInput
 from flowportrait.terminal import say
 
-COMMANDS = (animate, prepare, pretrain, posttrain, doctor, evaluate, demo, verify)
+COMMANDS = (animate, prepare, pretrain, posttrain, doctor, evaluate, bench, demo, verify)
 
 
 class Parser(argparse.ArgumentParser):

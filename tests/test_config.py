@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flowportrait.config import load, merge, override, save, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.recipes import flow_grpo, read_recipe
+from flowportrait.posttrain.recipes import named, read_recipe
 from flowportrait.prompts import read_prompts
 
 
@@ -25,10 +25,10 @@ def test_what_is_set_on_the_command_line_survives_the_disk(
 ) -> None:
     changes = [f"learning_rate={rate!r}", f"groups={groups}", f"plan.trained={steps}", f"same_start={start}",
                f"objective.kl_space={space}"]  # fmt: skip
-    recipe = override(flow_grpo(), changes)
+    recipe = override(named("flow-grpo"), changes)
     assert (recipe.learning_rate, recipe.groups, recipe.plan.trained) == (rate, groups, steps)
     assert (recipe.same_start, recipe.objective.kl_space) == (start, space)
-    assert merge(flow_grpo(), json.loads(json.dumps(to_dict(recipe)))) == recipe
+    assert merge(named("flow-grpo"), json.loads(json.dumps(to_dict(recipe)))) == recipe
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_what_is_set_on_the_command_line_survives_the_disk(
 )
 def test_a_bad_setting_is_named_with_what_would_be_right(change: str, sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
-        override(flow_grpo(), [change])
+        override(named("flow-grpo"), [change])
 
 
 def test_a_saved_configuration_loads_as_it_was_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
-    save(flow_grpo(), path)
-    assert read_recipe(path) == flow_grpo()
+    save(named("flow-grpo"), path)
+    assert read_recipe(path) == named("flow-grpo")
     for damaged in (b"{", b"\xff\xfe"):
         path.write_bytes(damaged)
         with pytest.raises(BadInput, match=r"recipe\.json"):

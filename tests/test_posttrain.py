@@ -22,7 +22,7 @@ from flowportrait.posttrain.objective.interface import Advantage, Evidence, Poin
 from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.plan import Branching, EveryStep, NoNoise, OneStep, Planner, SlidingWindow
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import flow_grpo
+from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.replay import ReplayMismatch, check_noise
 from flowportrait.posttrain.roles import Roles, SlowCopy
 from flowportrait.posttrain.task import TalkingTask
@@ -33,7 +33,7 @@ from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from tests.test_generator import TINY
 
 RECIPE: Recipe = replace(
-    flow_grpo(), groups=3, group_size=8, frames=16, plan=EveryStep(steps=4), learning_rate=3e-3, eta=0.7
+    named("flow-grpo"), groups=3, group_size=8, frames=16, plan=EveryStep(steps=4), learning_rate=3e-3, eta=0.7
 )
 
 

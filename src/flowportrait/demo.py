@@ -27,7 +27,7 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.evaluate.sheets import contact_sheet
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.posttrain.recipes import flow_grpo
+from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.run import Job, train
 from flowportrait.prompts import Prompt
 from flowportrait.provenance.credential import find_credential
@@ -61,7 +61,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     inputs = output / "inputs"
     photo, speech = write_inputs(inputs)
     heard = round(TRAINING_SECONDS * SAMPLE_RATE)
-    recipe = replace(flow_grpo(), groups=4, iterations=iterations or ITERATIONS)
+    recipe = replace(named("flow-grpo"), groups=4, iterations=iterations or ITERATIONS)
     curves: list[dict[str, float]] = []
     shown = Provenance(Origin("portrait"), find_credential())
     with stage("before: the supervised checkpoint"):

@@ -66,6 +66,18 @@ def spread(
     return Advantage(value.clamp(-limit, limit), masks)
 
 
+def extremes(score: torch.Tensor, group: torch.Tensor, count: int | None) -> torch.Tensor:
+    """Rows to train on: all, or of every group the best and the worst ``count // 2`` (DanceGRPO, 2505.07818)."""
+    if count is None:
+        return torch.arange(len(score))
+    chosen = []
+    for family in group.unique():
+        rows = (group == family).nonzero()[:, 0]
+        ranked = rows[score[rows].argsort(stable=True)]
+        chosen.append(torch.cat([ranked[: count // 2], ranked[-(count // 2) :]]) if count < len(rows) else rows)
+    return torch.cat(chosen).sort().values
+
+
 def _per_node(value: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
     """Leaf advantages ``[B, N, R, P]`` to those of the nodes passed, normalised among siblings at every place."""
     result = torch.zeros_like(value)

@@ -52,7 +52,7 @@ class Outlook:
                     audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
                     frames = Animator(policy).animate(read_image(prompt.image), audio, size=SIZE)  # type: ignore[arg-type]
                     write_video(target / f"{prompt.id}.mp4", frames, audio)
-                    rows.append(measure(target / f"{prompt.id}.mp4"))
+                    rows.append(measure(target / f"{prompt.id}.mp4").row)
         finally:
             policy.train()
         found: dict[str, float] = {}

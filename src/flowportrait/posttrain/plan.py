@@ -118,17 +118,19 @@ class OneStep:
 
 @dataclass(frozen=True)
 class NoNoise:
-    """The ODE throughout: for objectives that need only the samples."""
+    """The ODE throughout: for objectives that need only the samples, or with ``keep_path`` the way to them."""
 
     steps: int = 6
     shift: float = 1.0
+    keep_path: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, steps=1, shift=1e-3)
 
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
-        return Plan(shifted(self.steps, self.shift), stochastic, torch.zeros(groups, 0, dtype=torch.long))
+        record = torch.arange(self.steps if self.keep_path else 0).expand(groups, -1)
+        return Plan(shifted(self.steps, self.shift), stochastic, record)
 
 
 @dataclass(frozen=True)

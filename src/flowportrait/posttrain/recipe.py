@@ -15,6 +15,7 @@ from flowportrait.flow.kernel import KERNELS
 from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig
+from flowportrait.posttrain.explore import HistoryRouting
 from flowportrait.posttrain.objective.interface import Objective
 from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.plan import EveryStep, Planner
@@ -34,6 +35,10 @@ class Recipe:
     group_size: int = 16
     frames: int = 72
     """Length of a rollout, 25 frames a second."""
+    explore: HistoryRouting | None = None
+    """Explore through the past instead of through noise."""
+    train_on: int | None = None
+    """Samples of a group that are trained on: half of them its best, half its worst; none means all."""
     pieces: int = 2
     """A rollout comes in this many pieces; each is scored while the next is made."""
     stale: int = 0
@@ -73,5 +78,5 @@ class Recipe:
         if self.kernel not in KERNELS:
             raise BadInput(f"kernel={self.kernel} is not possible: choose one of {', '.join(KERNELS)}.")
         at_least(self, eta=0, groups=1, group_size=2, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
-        at_least(self, micro_batch=1, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)
+        at_least(self, micro_batch=1, train_on=2, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)
         at_least(self, evaluate_every=1, patience=1)

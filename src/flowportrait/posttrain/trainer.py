@@ -18,7 +18,7 @@ from torch import nn
 
 from flowportrait.flow.kernel import KERNELS
 from flowportrait.posttrain.adapter import insert
-from flowportrait.posttrain.advantage import spread
+from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
@@ -91,7 +91,8 @@ class Trainer:
         metrics: Metrics = {}
         if trajectory is not None:
             advantage, metrics = self.credit(trajectory, scores)
-            metrics |= self.update(trajectory, advantage)
+            rows = extremes(advantage.per_sample, trajectory.group, self.recipe.train_on)
+            metrics |= self.update(trajectory.select(rows), advantage.select(rows))
         self.roles.after_iteration(self.iteration)
         self.iteration += 1
         own = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
@@ -109,9 +110,11 @@ class Trainer:
             plan = recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
             group = groups.repeat_interleave(recipe.group_size)
             sample = group * recipe.group_size + torch.arange(recipe.group_size).repeat(len(groups))
+            key = (recipe.seed, self.iteration)
+            session = recipe.explore.session(self.policy, condition, sample, key) if recipe.explore else None
             made = rollout(
-                self.policy, condition, group, sample, plan, self.kernel, (recipe.seed, self.iteration),
-                recipe.same_start, recipe.group_size,
+                self.policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, recipe.group_size,
+                session,
             )  # fmt: skip
             return made.to("cpu") if recipe.offload else made
 

@@ -1,17 +1,42 @@
-"""Every post-training method as a recipe, by the name the command line takes."""
+"""Every post-training method as a recipe, one file each, by the name the command line takes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from flowportrait.config import merge
 from flowportrait.errors import BadInput
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes.flow_grpo import flow_grpo
+from flowportrait.posttrain.recipes import (
+    awm,
+    branch_grpo,
+    cps,
+    dance_grpo,
+    dppo,
+    flash_grpo,
+    flow_dpo,
+    flow_grpo,
+    flow_rwr,
+    guard,
+    kvpo,
+    longcat_grpo,
+    mix_grpo,
+    nft,
+    otca,
+    pref_grpo,
+    tempflow,
+    vipo,
+)
+from flowportrait.posttrain.recipes.card import Card
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"flow-grpo": flow_grpo}
+CARDS: dict[str, Card] = {
+    module.CARD.name: module.CARD
+    for module in (
+        flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft, awm,
+        flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo,
+    )
+}  # fmt: skip
 
 
 def named(name: str) -> Recipe:
@@ -20,9 +45,9 @@ def named(name: str) -> Recipe:
     Raises:
         BadInput: there is none of that name.
     """
-    if name not in RECIPES:
-        raise BadInput(f"No recipe named {name!r}: choose one of {', '.join(RECIPES)}.")
-    return RECIPES[name]()
+    if name not in CARDS:
+        raise BadInput(f"No recipe named {name!r}: choose one of {', '.join(CARDS)}.")
+    return CARDS[name].recipe
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -1,0 +1,16 @@
+"""Advantage-weighted matching."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.objective.awm import AWM
+from flowportrait.posttrain.plan import NoNoise
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+
+CARD = Card(
+    recipe=Recipe("awm", plan=NoNoise(), objective=AWM(), learning_rate=1e-4),
+    source="Advantage Weighted Matching, 2509.25050",
+    equation="L = -min(r A, clip(r) A),   r = exp(l - l_old),   l = -w(s) mean |v - (eps - x0)|^2",
+    paper="The matching loss of own samples as log-probability; clipped; KL in velocity space.",
+    reading="Six states per chunk, stratified, as in the paper; w = 1.",
+)

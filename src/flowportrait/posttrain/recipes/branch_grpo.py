@@ -1,0 +1,18 @@
+"""BranchGRPO."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.plan import Branching
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+
+CARD = Card(
+    recipe=Recipe("branch-grpo", plan=Branching(forks=2, elsewhere="sde"), eta=0.7),
+    source="BranchGRPO, 2509.06040",
+    equation="A[node] = (mean of its leaves - mean) / std, at every place of the tree",
+    paper=(
+        "Rollouts share their past up to forks; leaf rewards flow upward as means and are normalised per "
+        "depth."
+    ),
+    reading="Forks are denoising steps of chunks, two per rollout, four branches each; no pruning.",
+)

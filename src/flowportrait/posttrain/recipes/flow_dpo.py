@@ -1,0 +1,19 @@
+"""Flow-DPO, online."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.objective.dpo import DPO
+from flowportrait.posttrain.plan import NoNoise
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+
+CARD = Card(
+    recipe=Recipe("flow-dpo", plan=NoNoise(), objective=DPO(), learning_rate=2e-5, group_size=8, groups=12),
+    source="Improving Video Generation with Human Feedback, 2501.13918",
+    equation="L = -log sigmoid(-beta/2 [(E - E_ref)_winner - (E - E_ref)_loser]),   E = mean |v - (eps - x0)|^2",
+    paper="One shared noise and level per pair; constant beta.",
+    reading=(
+        "Pairs are made online: the best and the worst of a group under the composite reward; groups without "
+        "a difference make none."
+    ),
+)

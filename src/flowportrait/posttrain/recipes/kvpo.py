@@ -1,0 +1,26 @@
+"""KVPO."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.explore import HistoryRouting
+from flowportrait.posttrain.objective.kvpo import KVPO
+from flowportrait.posttrain.plan import NoNoise
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+
+CARD = Card(
+    recipe=Recipe(
+        "kvpo", plan=NoNoise(keep_path=True), explore=HistoryRouting(), objective=KVPO(), same_start=True, group_size=8,
+        groups=12,
+    ),
+    source="KVPO, 2605.14278",
+    equation="pi(branch) = softmax -E/tau,   E = mean |v(x | true past) - (x' - x)/dt|^2,   clipped ratio of pi",
+    paper=(
+        "Branches differ by which older entries of the history cache they see, from shared noise along the "
+        "ODE; the replay sees the true cache; discrete KL."
+    ),
+    reading=(
+        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. tau and the KL "
+        "weight are set for 120-number latents."
+    ),
+)

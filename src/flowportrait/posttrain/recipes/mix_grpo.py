@@ -1,0 +1,21 @@
+"""MixGRPO."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.objective.ratio import ClippedRatio
+from flowportrait.posttrain.plan import SlidingWindow
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+
+CARD = Card(
+    recipe=Recipe(
+        "mix-grpo", eta=0.7, plan=SlidingWindow(width=2, dwell=10), objective=ClippedRatio(kl_weight=0.0),
+    ),
+    source="MixGRPO, 2507.21802",
+    equation="as flow-grpo, noise and gradient only in a window of steps that slides from high to low noise",
+    paper="A window of SDE steps moves progressively, the ODE runs outside it, gradients only inside.",
+    reading=(
+        "Two of six steps; the window moves every ten iterations and begins again at the top, so that short "
+        "runs see all of it."
+    ),
+)

@@ -1,0 +1,22 @@
+"""DiffusionNFT."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.objective.nft import NFT
+from flowportrait.posttrain.plan import NoNoise
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+from flowportrait.posttrain.roles import SlowCopy
+
+CARD = Card(
+    recipe=Recipe(
+        "nft", plan=NoNoise(), objective=NFT(), old=SlowCopy(), learning_rate=1e-4,
+    ),
+    source="DiffusionNFT, 2509.16117",
+    equation="""\
+v+ = beta v + (1 - beta) v_old,   v- = (1 + beta) v_old - beta v,   r = clip(1/2 + A/2, 0, 1)
+L = r |x0(v+) - x0|^2 / w+  +  (1 - r) |x0(v-) - x0|^2 / w-
+""",
+    paper="Forward process only, any solver; a slow copy acts; adaptive weights; beta = 1.",
+    reading="Guidance stays in the policy, as it is delivered with it. Six noised states per chunk, stratified.",
+)

@@ -1,0 +1,20 @@
+"""Objective-wise credit over steps."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.advantage import Allocation
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+
+CARD = Card(
+    recipe=Recipe(
+        "otca", allocation=Allocation(steps={"sync": -0.5, "expressiveness": 0.5, "perceptual": -0.5}),
+    ),
+    source="after OTCA, 2604.19234",
+    equation="A[i, n, r] = sum over rewards of A_reward[i, n] (1 + t_reward (2 s_r - 1))",
+    paper="Reward weights vary over denoising steps.",
+    reading=(
+        "The paper's weights are not published with it; ours are linear in the noise level: what a clip does "
+        "is decided early, how exactly it does it late."
+    ),
+)

@@ -1,0 +1,18 @@
+"""Credit by region."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.advantage import Allocation
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+
+CARD = Card(
+    recipe=Recipe("vipo", allocation=Allocation(regions={"sync": "mouth"})),
+    source="after ViPO, 2511.18719",
+    equation="A[i, n, p] = sum of the rewards that region p is paid by;   one ratio per region",
+    paper="Latent positions get advantages of their own.",
+    reading=(
+        "The paper weighs positions by variance of backbone features; a motion latent knows what it moves, so "
+        "regions are named: lip sync pays the mouth's numbers only."
+    ),
+)

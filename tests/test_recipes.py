@@ -1,0 +1,175 @@
+"""Every recipe raises its reward; limits in which one method is another; cards that say what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flowportrait.config import to_dict
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.posttrain.advantage import Allocation, extremes
+from flowportrait.posttrain.explore import HistoryRouting
+from flowportrait.posttrain.objective.awm import AWM
+from flowportrait.posttrain.objective.dpo import DPO, pairs
+from flowportrait.posttrain.objective.interface import Advantage, Evidence, noised
+from flowportrait.posttrain.objective.nft import NFT
+from flowportrait.posttrain.objective.rwr import RWR
+from flowportrait.posttrain.plan import NoNoise, SlidingWindow
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes import CARDS, named
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.posttrain.trajectory import Trajectory
+from tests.test_posttrain import RECIPE, shake, trainer
+
+RATES = {"nft": 3e-3, "awm": 3e-3, "flow-rwr": 3e-3, "flow-dpo": 1e-3, "kvpo": 3e-3, "guard": 1e-2}
+"""Learning rates for the tiny policy; the others learn at 3e-3 as well."""
+
+
+def small(recipe: Recipe) -> Recipe:
+    """A recipe cut to the tiny policy and its one reward, called by the names of the real ones."""
+    allocation = Allocation(
+        {"lift": 0.5} if recipe.allocation.steps else {}, {"lift": "mouth"} if recipe.allocation.regions else {}
+    )
+    return replace(
+        recipe,
+        plan=replace(recipe.plan, steps=4),  # type: ignore[type-var]
+        groups=3,
+        group_size=9 if recipe.name == "branch-grpo" else 8,
+        frames=16,
+        explore=HistoryRouting(keep=1, chunks=3) if recipe.explore else None,
+        train_on=recipe.train_on and 6,
+        learning_rate=RATES.get(recipe.name, 3e-3),
+        allocation=allocation,
+    )
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_recipe_raises_its_reward(name: str) -> None:
+    run = trainer(small(named(name)))
+    history = [run.step()["reward/lift"] for _ in range(16)]
+    assert sum(history[-4:]) / 4 > sum(history[:4]) / 4 + 0.05
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_says_where_a_recipe_is_from_and_what_is_ours(name: str) -> None:
+    card = CARDS[name]
+    assert card.name == name
+    assert all(len(part) > 12 for part in (card.source, card.equation, card.paper, card.reading))
+    assert to_dict(card.recipe)["name"] == name
+
+
+def finished(run: Trainer) -> Trajectory:
+    run.recipe = replace(run.recipe, plan=NoNoise(steps=4))
+    return run.collect().trajectory
+
+
+def weigh(run: Trainer, objective: NFT | AWM | RWR | DPO, trajectory: Trajectory, value: torch.Tensor) -> torch.Tensor:
+    """The objective's gradient in the head's last layer."""
+    points = objective.points(trajectory, (0,))
+    with torch.no_grad():
+        others = {}
+        for role in ("ref", "old"):
+            with run.roles.use("ref"):
+                others[role] = run.velocity(trajectory, points)
+    live = run.velocity(trajectory, points)
+    evidence = Evidence(trajectory, Advantage(value[:, None, None, None]), points, live, others)
+    return torch.autograd.grad(objective(evidence).total, run.policy.head.write.weight)[0]
+
+
+def test_nft_with_only_good_samples_is_supervised_matching_of_them() -> None:
+    run = trainer()
+    trajectory = finished(run)
+    shake(run)
+    objective = NFT(reference=0.0)
+    contrast = weigh(run, objective, trajectory, torch.full((24,), 1e9))
+    points = objective.points(trajectory, (0,))
+    velocity = run.velocity(trajectory, points)
+    error = points.sigma[..., None] * (velocity - points.target)
+    supervised = (error.square() / error.detach().abs().mean(-1, keepdim=True)).mean()
+    expected = torch.autograd.grad(supervised, run.policy.head.write.weight)[0]
+    assert torch.allclose(contrast, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_nft_pushes_away_from_bad_samples_what_it_pulls_towards_when_good() -> None:
+    run = trainer()
+    trajectory = finished(run)
+    good = weigh(run, NFT(reference=0.0), trajectory, torch.full((24,), 1e9))
+    bad = weigh(run, NFT(reference=0.0), trajectory, torch.full((24,), -1e9))
+    assert torch.allclose(good, -bad, rtol=1e-4, atol=1e-7)
+
+
+def test_awm_at_the_old_weights_is_matching_weighted_by_the_advantage() -> None:
+    run = trainer()
+    trajectory, value = finished(run), torch.randn(24)
+    objective = AWM(kl_weight=0.0)
+    points = objective.points(trajectory, (0,))
+    velocity = run.velocity(trajectory, points)
+    matching = (value[:, None, None] * (velocity - points.target).square().mean(-1)).mean()
+    expected = torch.autograd.grad(matching, run.policy.head.write.weight)[0]
+    assert torch.allclose(weigh(run, objective, trajectory, value), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_rwr_without_differences_is_supervised_matching() -> None:
+    run = trainer()
+    trajectory = finished(run)
+    points = RWR().points(trajectory, (0,))
+    matching = (run.velocity(trajectory, points) - points.target).square().mean()
+    expected = torch.autograd.grad(matching, run.policy.head.write.weight)[0]
+    assert torch.allclose(weigh(run, RWR(), trajectory, torch.zeros(24)), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_pairs_noise_is_shared_and_ties_make_no_pair() -> None:
+    run = trainer()
+    trajectory = finished(run)
+    points = noised(trajectory, 3, (0,), by_group=True)
+    noise = points.target + trajectory.latents[:, :, None]
+    assert torch.allclose(noise[:8], noise[:1].expand(8, -1, -1, -1), atol=1e-5)
+    assert not torch.allclose(noise[0], noise[8], atol=1e-2)
+    score = torch.cat([torch.zeros(8), torch.arange(16.0)])
+    winners, losers = pairs(score, trajectory.group)
+    assert winners.tolist() == [15, 23]
+    assert losers.tolist() == [8, 16]
+    assert torch.equal(weigh(run, DPO(), trajectory, torch.zeros(24)), torch.zeros_like(run.policy.head.write.weight))
+
+
+def test_dpo_at_the_reference_weighs_winner_and_loser_alike_and_oppositely() -> None:
+    run = trainer()
+    trajectory = finished(run)
+    score = torch.randn(24)
+    assert torch.allclose(
+        weigh(run, DPO(beta=2.0), trajectory, score), -weigh(run, DPO(beta=2.0), trajectory, -score), atol=1e-6
+    )
+
+
+def test_one_window_over_every_noisy_step_is_flow_grpo() -> None:
+    whole, window = trainer(), trainer(replace(RECIPE, plan=SlidingWindow(steps=4, width=3, dwell=1)))
+    for run in (whole, window):
+        run.step()
+    for a, b in zip(whole.policy.parameters(), window.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_extremes_are_the_best_and_the_worst_of_every_group() -> None:
+    score, group = torch.tensor([5.0, 1, 3, 2, 4, 9, 8, 7, 6, 0]), torch.tensor([0] * 5 + [1] * 5)
+    assert extremes(score, group, 2).tolist() == [0, 1, 5, 9]
+    assert extremes(score, group, 99).tolist() == list(range(10))
+    assert extremes(score, group, None).tolist() == list(range(10))
+
+
+def test_a_routed_past_changes_what_comes_and_not_what_is_stored() -> None:
+    run = trainer(replace(RECIPE, frames=20))
+    policy: ARFlow = run.policy
+    condition = run.task.condition(policy, run.task.draw(3, 0, 0))
+    latents = torch.randn(3, condition.chunks, policy.latent_dim)
+    true = policy.session(condition)
+    routed = HistoryRouting(keep=1, chunks=2).session(policy, condition, torch.arange(3), (0, 0))
+    apart = []
+    with torch.no_grad():
+        for chunk in range(condition.chunks):
+            apart.append(float((true.context() - routed.context()).abs().max()))
+            true.append(latents[:, chunk])
+            routed.append(latents[:, chunk])
+    changed = [chunk for chunk, gap in enumerate(apart) if gap > 1e-6]
+    assert changed == [routed.first, routed.first + 1]

@@ -71,3 +71,6 @@ class Replay(nn.Module):
     def forward(self, trajectory: Trajectory, points: Points) -> torch.Tensor:
         """v ``[B, N, R, D]``."""
         return velocity_at(self.policy, trajectory, points)  # type: ignore[arg-type]
+
+    def wake(self) -> None:
+        """Nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""

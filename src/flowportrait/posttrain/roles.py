@@ -2,8 +2,8 @@
 
     live  is trained       ref  never moves       ema  follows and is what ships       old  follows slowly and acts
 
-Only trainable tensors are kept: of a model that trains adapters (LoRA), a role is the adapters, and ``ref`` is
-theirs before the first update, which change nothing.
+Of sharded weights every process keeps its shard of each role. Only trainable tensors are kept: of a model that trains
+adapters (LoRA), a role is the adapters, and ``ref`` is theirs before the first update, which change nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from flowportrait.config import at_least
+from flowportrait.posttrain.scale import shards
 
 Weights = dict[str, torch.Tensor]
 
@@ -35,8 +37,12 @@ class SlowCopy:
 class Roles:
     """Roles of one policy. ``with roles.use("ema"):`` puts that role's weights in the policy for a while."""
 
-    def __init__(self, policy: nn.Module, ema: float, old: SlowCopy | None = None) -> None:
+    def __init__(
+        self, policy: nn.Module, ema: float, old: SlowCopy | None = None, network: nn.Module | None = None
+    ) -> None:
+        """``network``: what holds the policy, where that is what was sharded."""
         self.policy = policy
+        self.network = network or policy
         self.decay = ema
         self.slow = old
         self.copies: dict[str, Weights] = {name: self._copy() for name in ("ref", "ema", *(("old",) if old else ()))}
@@ -47,8 +53,14 @@ class Roles:
         return "old" if self.slow else "live"
 
     def trained(self) -> Weights:
-        """The live trainable tensors by name."""
-        return {name: p.data for name, p in self.policy.named_parameters() if p.requires_grad}
+        """The live trainable tensors by name; what was gathered of them is forgotten, lest it outlive a change."""
+        return {name: parameter.data for name, parameter in self.parameters().items()}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, as the optimiser knows it."""
+        for unit in shards(self.network):
+            unit.reshard()
+        return {name: parameter for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
@@ -81,8 +93,8 @@ class Roles:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         self._write(state["live"])
-        for name in self.copies:
-            self.copies[name] = dict(state[name])
+        for role, copies in self.copies.items():
+            self.copies[role] = {name: state[role][name] for name in copies}
 
     def _copy(self) -> Weights:
         return {name: value.clone() for name, value in self.trained().items()}
@@ -90,8 +102,15 @@ class Roles:
     @torch.no_grad()
     def _write(self, weights: Weights) -> None:
         live = self.trained()
-        torch._foreach_copy_(list(live.values()), [weights[name] for name in live])
+        torch._foreach_copy_([here(value) for value in live.values()], [here(weights[name]) for name in live])
 
     def _follow(self, role: str, decay: float) -> None:
         live, copy = self.trained(), self.copies[role]
-        torch._foreach_lerp_([copy[name] for name in live], list(live.values()), 1 - decay)
+        torch._foreach_lerp_(
+            [here(copy[name]) for name in live], [here(value) for value in live.values()], 1 - decay
+        )
+
+
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

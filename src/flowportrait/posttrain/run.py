@@ -2,7 +2,7 @@
 
     recipe.json     the resolved recipe                    metrics.jsonl   one line per iteration
     run.json        versions, seed, hashes of all inputs   samples/        held-out videos every k iterations
-    state.pt        to resume from                         checkpoint/     what to use: ``animate --checkpoint RUN``
+    state/          to resume from                         checkpoint/     what to use: ``animate --checkpoint RUN``
     latest/         the last averaged weights, where the held-out evaluation chose an earlier ``checkpoint``
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.live import Live
@@ -28,7 +27,7 @@ from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.board import board
-from flowportrait.posttrain.checkpoint import deliver, read, write
+from flowportrait.posttrain.checkpoint import deliver, latest, read, write
 from flowportrait.posttrain.doctor import examine
 from flowportrait.posttrain.drawing import Drawing
 from flowportrait.posttrain.items import Item, speech
@@ -36,6 +35,7 @@ from flowportrait.posttrain.manifest import manifest, write_or_compare
 from flowportrait.posttrain.outlook import Outlook, liked_best, should_stop
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named, read_recipe
+from flowportrait.posttrain.scale import processes
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt, read_prompts
@@ -86,8 +86,8 @@ def posttrain(
 
 def train(recipe: Recipe, prompts: Sequence[Prompt], job: Job) -> Path:
     """Run a resolved recipe on prompts; see ``posttrain``."""
-    output, state = job.output, job.output / "state.pt"
-    if state.is_file() and not job.resume:
+    output, state = job.output, job.output / "state"
+    if latest(state) and not job.resume:
         raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
     accelerator = tracking(job)
     policy = load_generator(job.start)
@@ -101,7 +101,7 @@ def train(recipe: Recipe, prompts: Sequence[Prompt], job: Job) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     for change in write_or_compare(output / "run.json", manifest(job.start, prompts, recipe.seed)):
         say(f"Warning: {change}; a resumed run may differ in its last bits.")
-    if state.is_file():
+    if latest(state):
         read(trainer, state)
     save(recipe, output / "recipe.json")
     if job.track:
@@ -169,7 +169,7 @@ class Loop:
     def keep(self, looked: bool = False) -> None:
         """Write what resuming needs and the averaged weights; as ``checkpoint`` if evaluation likes them best."""
         output, best = self.job.output, self.job.output / "checkpoint"
-        write(self.trainer, output / "state.pt")
+        write(self.trainer, output / "state")
         if self.outlook is None or not best.is_dir() or (looked and liked_best(self.records)):
             deliver(self.trainer, best)
         if self.outlook:
@@ -191,9 +191,8 @@ def tracking(job: Job) -> Accelerator:
     Raises:
         BadInput: an unknown tracker, or one that is not installed.
     """
-    cpu = not torch.cuda.is_available()
     if job.track is None:
-        return Accelerator(cpu=cpu)
+        return processes()
     from accelerate.utils import is_tensorboard_available, is_wandb_available
 
     installed = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
@@ -201,7 +200,7 @@ def tracking(job: Job) -> Accelerator:
         raise BadInput(f"--track {job.track} is not known: choose {' or '.join(TRACKERS)}.")
     if not installed[job.track]():
         raise BadInput(f"--track {job.track} needs the package: run 'pip install {job.track}'.")
-    return Accelerator(cpu=cpu, log_with=job.track, project_dir=str(job.output))
+    return processes(log_with=job.track, project_dir=str(job.output))
 
 
 def stage(prompts: Sequence[Prompt], recipe: Recipe) -> tuple[list[Item], list[MotionCodec]]:

@@ -17,17 +17,19 @@ from accelerate import Accelerator
 from torch import nn
 
 from flowportrait.flow.kernel import KERNELS
+from flowportrait.posttrain import scale
 from flowportrait.posttrain.adapter import insert
-from flowportrait.posttrain.advantage import extremes, spread
+from flowportrait.posttrain.advantage import spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
+from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
 from flowportrait.posttrain.policy import module
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.replay import Replay, check_noise
 from flowportrait.posttrain.roles import Roles
 from flowportrait.posttrain.rollout import rollout
-from flowportrait.posttrain.scale import Share, gather_scores
+from flowportrait.posttrain.scale import Share
 from flowportrait.posttrain.signals import describe
 from flowportrait.posttrain.task import Task
 from flowportrait.posttrain.trajectory import Trajectory
@@ -61,12 +63,12 @@ class Trainer:
     def __init__(
         self, policy: Any, task: Task, recipe: Recipe, rewards: Composite, accelerator: Accelerator | None = None
     ) -> None:
-        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = accelerator or scale.processes()
         self.device = self.accelerator.device
         self.task = task
         self.recipe = recipe
         self.rewards = rewards
-        self.share = Share.of(self.accelerator, recipe.groups)
+        self.share = Share.of(self.accelerator, recipe.groups, recipe.updates if recipe.objective.whole_groups else 1)
         network = module(policy).to(self.device)
         if recipe.lora:
             insert(network, recipe.lora, recipe.seed)
@@ -74,10 +76,11 @@ class Trainer:
             policy.recompute_activations()
         network.train()
         self.policy = policy
-        self.roles = Roles(network, recipe.ema, recipe.old)
+        self.outline = scale.outline(network)
+        self.replay = scale.distribute(self.accelerator, Replay(policy))
+        self.roles = Roles(network, recipe.ema, recipe.old, self.replay)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
-        self.replay, self.optimizer = self.accelerator.prepare(Replay(policy), optimizer)
+        self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
         self.kernel = KERNELS[recipe.kernel](recipe.eta)
         self.iteration = 0
         self.updates = 0
@@ -91,12 +94,15 @@ class Trainer:
         metrics: Metrics = {}
         if trajectory is not None:
             advantage, metrics = self.credit(trajectory, scores)
-            rows = extremes(advantage.per_sample, trajectory.group, self.recipe.train_on)
-            metrics |= self.update(trajectory.select(rows), advantage.select(rows))
+            if any(scale.roll_call(self.accelerator, bool(numberless(trajectory).any()))) or unscored(metrics):
+                metrics |= {"skipped": 1.0, "grad_norm": 0.0}
+            else:
+                metrics |= self.update(trajectory, advantage)
         self.roles.after_iteration(self.iteration)
         self.iteration += 1
         own = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
-        return {"iteration": self.iteration, **metrics, **batch.seconds, "seconds/update": own}
+        seconds = batch.seconds | {"seconds/update": own}
+        return {"iteration": self.iteration, **scale.together(self.accelerator, metrics, seconds)}
 
     def collect(self) -> Batch:
         """Roll out and score this process's groups of this iteration."""
@@ -110,17 +116,15 @@ class Trainer:
             plan = recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
             group = groups.repeat_interleave(recipe.group_size)
             sample = group * recipe.group_size + torch.arange(recipe.group_size).repeat(len(groups))
-            key = (recipe.seed, self.iteration)
-            session = recipe.explore.session(self.policy, condition, sample, key) if recipe.explore else None
             made = rollout(
-                self.policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, recipe.group_size,
-                session,
+                self.policy, condition, group, sample, plan, self.kernel, (recipe.seed, self.iteration),
+                recipe.same_start, recipe.group_size,
             )  # fmt: skip
             return made.to("cpu") if recipe.offload else made
 
         def score(trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
-            own = prompts.select(groups.repeat_interleave(recipe.group_size))
-            return self.rewards(self.task.batch(self.policy, trajectory, own))
+            own, lost = prompts.select(groups.repeat_interleave(recipe.group_size)), numberless(trajectory)
+            return forget(self.rewards(self.task.batch(self.policy, blanked(trajectory, lost), own)), lost)
 
         pieces = [part for part in self.share.groups.tensor_split(recipe.pieces) if len(part)]
         with self.acting():
@@ -138,7 +142,7 @@ class Trainer:
 
     def credit(self, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, Metrics]:
         """Advantages of this process's samples; statistics are those of all processes' samples."""
-        everyone, group = gather_scores(self.accelerator, scores, trajectory.group)
+        everyone, group = scale.gather_scores(self.accelerator, scores, trajectory.group)
         chunks = trajectory.latents.shape[1]
         credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit)
         own = self.share.own_rows(group)
@@ -163,19 +167,22 @@ class Trainer:
             gap = max((check_noise(shard.trajectory, shard.others["old"], half) for shard in frozen), default=0.0)
         else:
             gap = 0.0
-        collected = [self.learn(part) for part in parts]
+        sizes = [sum(len(shard.trajectory) for shard in part) for part in parts]
+        everyone = torch.tensor(scale.roll_call(self.accelerator, sizes)).float().mean(0).tolist()
+        collected = [self.learn(part, size) for part, size in zip(parts, everyone, strict=True)]
         means = {key: sum(m[key] for m in collected) / len(collected) for key in collected[0]}
         if "ratio/mean" in collected[0]:
             means["ratio/first_error"] = max(abs(collected[0]["ratio/mean"] - 1), collected[0]["ratio/std"])
         return {**means, "noise_gap": gap}
 
-    def learn(self, shards: Sequence[Shard]) -> Metrics:
-        """One optimiser step on the shards together."""
-        total, metrics = sum(len(shard.trajectory) for shard in shards), Metrics()
+    def learn(self, shards: Sequence[Shard], total: float) -> Metrics:
+        """One optimiser step on the shards together; ``total``: how many samples the processes have for it on
+        average, by which torch's mean over processes becomes that over samples."""
+        metrics = Metrics()
         self.optimizer.zero_grad()
         for number, held in enumerate(shards):
             shard = held.to(self.device)
-            with self.summing(number < len(shards) - 1):
+            with scale.exchanging(self.replay, number == len(shards) - 1):
                 live = self.velocity(shard.trajectory, shard.points)
                 loss = self.recipe.objective(
                     Evidence(shard.trajectory, shard.advantage, shard.points, live, shard.others)
@@ -213,12 +220,11 @@ class Trainer:
     def parts(self, trajectory: Trajectory) -> list[torch.Tensor]:
         """Rows of every optimiser step: a share of every group, or where siblings are compared, of the groups."""
         updates = self.recipe.updates
-        if self.recipe.objective.whole_groups:
-            order = trajectory.group - trajectory.group.min()
-            updates = min(updates, len(trajectory.group.unique()))
-        else:
-            order = torch.arange(len(trajectory))
-        return [(order % updates == part).nonzero()[:, 0] for part in range(updates)]
+        group = trajectory.group
+        # Ids and places within a group, and not places in this process's batch: the same for any process count.
+        order = group if self.recipe.objective.whole_groups else (group[:, None] == group).tril(-1).sum(1)
+        parts = [(order % updates == part).nonzero()[:, 0] for part in range(updates)]
+        return [rows for rows in parts if len(rows)]
 
     def micro(self, trajectory: Trajectory, rows: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Rows of every backward pass."""
@@ -230,11 +236,12 @@ class Trainer:
         return list(rows.split(self.recipe.micro_batch))
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
-        """The acting role's weights, as they are delivered: in evaluation mode, without gradients."""
+    def acting(self, role: str | None = None) -> Iterator[None]:
+        """A role's weights (the acting one's), as they are delivered: whole, in evaluation mode, without gradients."""
+        role = role or self.roles.actor
         self.roles.policy.eval()
         try:
-            with torch.no_grad(), self.roles.use(self.roles.actor), self.precision():
+            with torch.no_grad(), self.roles.use(role), scale.gathered(self.replay), self.precision():
                 yield
         finally:
             self.roles.policy.train()
@@ -245,21 +252,34 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def summing(self, more: bool) -> AbstractContextManager[None]:
-        """Whether gradients of this backward pass wait for others before processes exchange them."""
-        return self.accelerator.no_sync(self.replay) if more and isinstance(self.replay, nn.Module) else nullcontext()
+    def any_condition(self) -> Any:
+        """One row of what the policy is told, to know the kind."""
+        with self.acting():
+            prompts = self.task.draw(self.recipe.groups, self.recipe.seed, self.iteration)
+            return self.task.condition(self.policy, prompts.select(self.share.groups[:1]))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; noise, prompts and plans are functions of the iteration and need none."""
-        return {
-            "roles": self.roles.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-            "updates": self.updates,
-        }
+    def whole(self) -> nn.Module | None:
+        """A copy of the policy as it is now, for the main process; all processes together."""
+        return scale.whole(self.accelerator, self.roles.policy, self.outline)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of ``state_dict``."""
-        self.roles.load_state_dict(state["roles"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration, self.updates = state["iteration"], state["updates"]
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Weights of all roles and the optimiser's moments, by name; noise, prompts and plans are functions of the
+        iteration and need none."""
+        roles = self.roles.state_dict()
+        state = {f"{role}/{name}": value for role, weights in roles.items() for name, value in weights.items()}
+        for name, parameter in self.roles.parameters().items():
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {f"optimizer.{moment}/{name}": value for moment, value in moments.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor], iteration: int, updates: int) -> None:
+        """Inverse of ``state_dict``, and where the run stood."""
+        kinds: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            kinds.setdefault(kind, {})[name] = value
+        self.roles.load_state_dict(kinds)
+        moments = {kind.removeprefix("optimizer."): kinds[kind] for kind in kinds if kind.startswith("optimizer.")}
+        for name, parameter in self.roles.parameters().items():
+            self.optimizer.state[parameter] = {kind: own[name] for kind, own in moments.items() if name in own}
+        self.iteration, self.updates = iteration, updates

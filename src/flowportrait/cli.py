@@ -15,19 +15,11 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-<<<<<<< Updated upstream
-from flowportrait.commands import animate, bench, demo, doctor, evaluate, posttrain, prepare, pretrain, verify
+from flowportrait.commands import animate, bench, demo, doctor, evaluate, posttrain, prepare, pretrain, recipes, verify
 from flowportrait.errors import BadInput
 from flowportrait.terminal import say
 
-COMMANDS = (animate, prepare, pretrain, posttrain, doctor, evaluate, bench, demo, verify)
-=======
-from flowportrait.commands import animate, demo, doctor, evaluate, posttrain, prepare, pretrain, recipes, verify
-from flowportrait.errors import BadInput
-from flowportrait.terminal import say
-
-COMMANDS = (animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, demo, verify)
->>>>>>> Stashed changes
+COMMANDS = (animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, bench, demo, verify)
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ from torch import nn
 from flowportrait.flow.kernel import KERNELS
 from flowportrait.posttrain import scale
 from flowportrait.posttrain.adapter import insert
-from flowportrait.posttrain.advantage import spread
+from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
@@ -94,10 +94,11 @@ class Trainer:
         metrics: Metrics = {}
         if trajectory is not None:
             advantage, metrics = self.credit(trajectory, scores)
+            rows = extremes(advantage.per_sample, trajectory.group, self.recipe.train_on)
             if any(scale.roll_call(self.accelerator, bool(numberless(trajectory).any()))) or unscored(metrics):
                 metrics |= {"skipped": 1.0, "grad_norm": 0.0}
             else:
-                metrics |= self.update(trajectory, advantage)
+                metrics |= self.update(trajectory.select(rows), advantage.select(rows))
         self.roles.after_iteration(self.iteration)
         self.iteration += 1
         own = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
@@ -116,9 +117,11 @@ class Trainer:
             plan = recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
             group = groups.repeat_interleave(recipe.group_size)
             sample = group * recipe.group_size + torch.arange(recipe.group_size).repeat(len(groups))
+            key = (recipe.seed, self.iteration)
+            session = recipe.explore.session(self.policy, condition, sample, key) if recipe.explore else None
             made = rollout(
-                self.policy, condition, group, sample, plan, self.kernel, (recipe.seed, self.iteration),
-                recipe.same_start, recipe.group_size,
+                self.policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, recipe.group_size,
+                session,
             )  # fmt: skip
             return made.to("cpu") if recipe.offload else made
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.prepare import read_clip
+from flowportrait.corpus.extract import read_clip
 from flowportrait.evaluate.acceptance import shifted_score
 from flowportrait.evaluate.baselines import must_lose
 from flowportrait.evaluate.contrast import contrastive_loss

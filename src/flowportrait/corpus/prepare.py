@@ -1,143 +1,165 @@
-"""Raw videos to a training corpus: tracked, resampled, quality-filtered, one safetensors per clip.
+"""Videos to a training corpus, over several processes, resumable.
 
-``clips.jsonl`` lists what was kept, ``rejected.jsonl`` what was not and why. Interrupted runs continue: clips
-already in the index are skipped.
+    videos ─► shots ─► face tracks ─► clips (landmarks, blendshapes, mouth, 16 kHz sound, speech) ─► gates ─► kept
+                                                                                                      └─► counted
+
+``clips/NAME.safetensors`` is what training reads, ``pictures/NAME.jpg`` what people look at, kept or not.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
+import signal
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
-from rich.progress import track
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flowportrait.corpus.clip import Clip
+from flowportrait.corpus.crops import write_crop
+from flowportrait.corpus.extract import extract
+from flowportrait.corpus.index import Index, Record, corpus_records, read_records, reasons
+from flowportrait.corpus.quality import Gates
+from flowportrait.corpus.shards import pack
+from flowportrait.corpus.sources import Source, find_sources
 from flowportrait.errors import BadInput
-from flowportrait.media.align import mouth_patch
-from flowportrait.media.audio import read_audio
-from flowportrait.media.face import FaceTracker, bridge
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".m4v"}
-MIN_FRAMES = 20
-MIN_EYE_DISTANCE_PX = 24.0
-MIN_VALID_SHARE = 0.98
-MAX_FRAMES = 1500
+AHEAD = 4
+"""Videos handed out per process."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A video to prepare: where it is, the name it gets, who speaks, which split it belongs to."""
+class Preparation:
+    """layout: whose face is where (``auto``, ``folders``, or a name of ``layouts``); hold_out: share of speakers for
+    the split ``dev``; gates; crops: side in pixels of face videos to write as well, 0 for none; shard_mb: size of
+    WebDataset shards to pack, 0 for none; workers: processes, by default one for each core."""
 
-    path: Path
-    name: str
-    speaker: str
-    split: str
-
-
-def find_sources(inputs: Sequence[Path]) -> list[Source]:
-    """Videos below files and folders. A folder with a ``split.tsv`` (file, speaker, split) uses its columns;
-    otherwise the parent folder's name is taken as the speaker and the split is ``train``.
-
-    Raises:
-        BadInput: an input does not exist, or nothing is found.
-    """
-    sources: list[Source] = []
-    for given in inputs:
-        if not given.exists():
-            raise BadInput(f"No video or folder at {given}: check the path.")
-        table = given / "split.tsv"
-        if table.is_file():
-            for line in table.read_text().splitlines()[1:]:
-                file, speaker, split = line.split("\t")
-                sources.append(Source(given / file, Path(file).with_suffix("").as_posix(), speaker, split))
-            continue
-        found = sorted(given.rglob("*")) if given.is_dir() else [given]
-        for video in found:
-            if video.suffix.lower() in VIDEO_SUFFIXES:
-                name = video.relative_to(given if given.is_dir() else given.parent).with_suffix("").as_posix()
-                sources.append(Source(video, name, video.parent.name, "train"))
-    if not sources:
-        raise BadInput(f"No videos found in {', '.join(map(str, inputs))}: give mp4, mov, mkv, webm or avi files.")
-    return sources
+    layout: str = "auto"
+    hold_out: float = 0.0
+    gates: Gates = field(default_factory=Gates)
+    crops: int = 0
+    shard_mb: int = 0
+    workers: int | None = None
 
 
-def read_clip(path: Path) -> Clip:
-    """Track one video.
+def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = None) -> dict[str, Any]:
+    """Prepare every video below ``inputs`` into ``output``.
+
+    Returns counts of ``clips`` and ``rejected``, the latter by reason, hours kept, and the speed of this run in seconds
+    of video per second.
 
     Raises:
-        BadInput: unreadable, without sound, or too poor for training (reason in the message).
+        BadInput: see ``find_sources``; or a process was killed, mostly for want of memory.
     """
-    points, shapes, patches, size = [], [], [], (0, 0)
-    with FaceTracker() as tracker:
-        for index, frame in enumerate(iter_frames(path)):
-            if index == MAX_FRAMES:
-                break
-            faces = tracker.track([frame])
-            size = frame.shape[:2]
-            points.append(faces.landmarks[0])
-            shapes.append(faces.blendshapes[0])
-            if faces.valid[0]:
-                patches.append(mouth_patch(frame, faces.landmarks[0]))
-            else:
-                patches.append(patches[-1] if patches else np.zeros((48, 64), np.uint8))
-    landmarks, blendshapes = _fill(np.array(points), np.array(shapes))
-    if len(landmarks) < MIN_FRAMES:
-        raise BadInput(f"{path} has {len(landmarks)} frames, fewer than {MIN_FRAMES}")
-    eyes = np.linalg.norm(landmarks[:, 33, :2] - landmarks[:, 263, :2], axis=1)
-    if eyes.min() < MIN_EYE_DISTANCE_PX:
-        raise BadInput(f"{path} shows a face of {eyes.min():.0f} px between the eyes, under {MIN_EYE_DISTANCE_PX:.0f}")
-    wave = read_audio(path)
-    audio = np.zeros(len(landmarks) * SAMPLES_PER_FRAME, np.float32)
-    audio[: len(wave)] = wave[: len(audio)]
-    return Clip(landmarks, blendshapes, np.array(patches), np.array(size), audio)
-
-
-def _fill(landmarks: np.ndarray, blendshapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bridge rare frames without a face by linear interpolation."""
-    valid = ~np.isnan(landmarks[:, 0, 0])
-    if valid.mean() < MIN_VALID_SHARE:
-        raise BadInput(f"a face is seen in only {valid.mean():.0%} of the frames")
-    return bridge(landmarks, valid), bridge(blendshapes, valid)
-
-
-def _work(job: tuple[Source, Path]) -> dict[str, object]:
-    source, target = job
-    record: dict[str, object] = {"name": source.name, "speaker": source.speaker, "split": source.split}
-    try:
-        clip = read_clip(source.path)
-    except BadInput as error:
-        return record | {"rejected": str(error)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    clip.save(target)
-    return record | {"frames": len(clip)}
-
-
-def prepare(inputs: Sequence[Path], output: Path, workers: int | None = None) -> dict[str, int]:
-    """Prepare every video below ``inputs`` into ``output``; return counts of kept and rejected clips."""
-    sources = find_sources(inputs)
+    plan = plan or Preparation()
+    sources = find_sources(inputs, plan.layout, plan.hold_out)
     output.mkdir(parents=True, exist_ok=True)
-    done = {record["name"] for name in ("clips", "rejected") for record in _records(output / f"{name}.jsonl")}
-    jobs = [(s, output / "clips" / f"{s.name}.safetensors") for s in sources if s.name not in done]
-    workers = workers or os.cpu_count() or 1
-    with (
-        multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=50) as pool,
-        (output / "clips.jsonl").open("a") as kept,
-        (output / "rejected.jsonl").open("a") as rejected,
-    ):
-        for record in track(pool.imap(_work, jobs), description="preparing", total=len(jobs)):
-            log = rejected if "rejected" in record else kept
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-    return {name: sum(1 for _ in _records(output / f"{name}.jsonl")) for name in ("clips", "rejected")}
+    started, footage = time.monotonic(), 0.0
+    with Index(output) as index:
+        todo = [source for source in sources if source.name not in index.done]
+        with _progress() as shown:
+            bar = shown.add_task("preparing", total=sum(map(_bytes, todo)), note="")
+            for source, (records, seconds) in _results(todo, output, plan):
+                index.add(source.name, seconds, records)
+                footage += seconds
+                speed = footage / (time.monotonic() - started)
+                shown.update(bar, advance=_bytes(source), note=f"{source.name}, {speed:.1f} × real time")
+    elapsed = time.monotonic() - started
+    kept = corpus_records(output)
+    result = {
+        "clips": len(kept),
+        "rejected": sum(1 for _ in read_records(output / "rejected.jsonl")),
+        "reasons": reasons(output),
+        "hours": round(sum(record["frames"] for record in kept) / 25 / 3600, 3),
+        "real_time": round(footage / elapsed, 2) if footage else None,
+    }
+    if plan.shard_mb:
+        result["shards"] = len(pack(output, plan.shard_mb))
+    return result
 
 
-def _records(path: Path) -> Iterator[dict[str, object]]:
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            yield json.loads(line)
+def _results(
+    todo: list[Source], output: Path, plan: Preparation
+) -> Iterator[tuple[Source, tuple[list[Record], float]]]:
+    """Each video's records in the order of the list, made by several processes."""
+    workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
+    pending: deque[tuple[Source, Future[tuple[list[Record], float]]]] = deque()
+    waiting = iter(todo)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
+    try:
+        for source in waiting:
+            pending.append((source, pool.submit(work, source, output, plan)))
+            if len(pending) < AHEAD * workers:
+                continue
+            done, future = pending.popleft()
+            yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    except BrokenProcessPool as error:
+        raise BadInput(
+            "A process was killed, mostly for want of memory: run the command again with fewer --workers; "
+            "what is done is kept."
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if pending:
+            # Interrupted: the videos under way are repeated next time, nobody needs to wait for them.
+            for process in multiprocessing.active_children():
+                process.terminate()
+
+
+def _start() -> None:
+    """One core per process; Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record], float]:
+    """Prepare one video; its records and its length in seconds. Whatever goes wrong with it is its own rejection."""
+    try:
+        candidates, seconds = extract(source, plan.gates)
+        for candidate in candidates:
+            name = str(candidate.record["name"])
+            if candidate.picture is not None:
+                _write_picture(output / "pictures" / f"{name}.jpg", candidate.picture)
+            if candidate.clip is not None and "rejected" not in candidate.record:
+                target = output / "clips" / f"{name}.safetensors"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                candidate.clip.save(target)
+                if plan.crops:
+                    start = round(candidate.record["start"] * 25)
+                    write_crop(source.path, candidate.clip, start, plan.crops, output / "crops" / f"{name}.mp4")
+    except Exception as error:
+        whose = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}
+        return [whose | {"reason": "failed", "rejected": f"{source.path}: {type(error).__name__}: {error}"}], 0.0
+    return [candidate.record for candidate in candidates], seconds
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, content = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    path.write_bytes(content.tobytes())
+
+
+def _bytes(source: Source) -> int:
+    return source.path.stat().st_size if source.path.is_file() else 0
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    share, note = TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), share, TimeRemainingColumn(), note)
+    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -6,7 +6,7 @@ the outer eye corners per frame, averaged over an 8 × 8 grid of face cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -98,14 +98,16 @@ def _second_pass(frames: Iterable[np.ndarray], landmarks: np.ndarray, valid: np.
     outline = points68.available()
     method, percent = flow_method(), 100 * FACE_SQUARE[2] / FLOW_SIDE
     probe, crops, moments, outlines = BorderProbe(landmarks[valid]), [], [], []
-    for index, (frame, before, now) in enumerate(_squares(frames, to_square)):
+    frame_before = last = None
+    for index, frame in enumerate(frames):
+        now = _warped(frame, to_square[index], FLOW_SIDE)
         grey = cv2.cvtColor(now, cv2.COLOR_RGB2GRAY)
-        if before is not None:
-            last = cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)
-            found["still"][index - 1] = np.abs(grey.astype(np.float32) - last).mean() < SAME_PICTURE
+        if frame_before is not None and last is not None:
+            found["still"][index - 1] = _change(frame_before, frame, around[index]) < SAME_PICTURE
             if valid[index] and valid[index - 1]:
                 field = method(last, grey) * percent
                 found["flow"][index - 1] = cv2.resize(field, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+        frame_before, last = frame, grey
         if valid[index]:
             found["skin"][index] = np.mean([now[CHEEKS[0], cheek].mean((0, 1)) for cheek in CHEEKS[1]], 0)
         if outline:
@@ -122,15 +124,11 @@ def _second_pass(frames: Iterable[np.ndarray], landmarks: np.ndarray, valid: np.
     return found
 
 
-def _squares(
-    frames: Iterable[np.ndarray], to_square: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-    """Each frame with the stabilised face ``[96, 96, 3]`` of the one before (``None`` at first) and its own."""
-    before = None
-    for frame, matrix in zip(frames, to_square, strict=False):
-        now = _warped(frame, matrix, FLOW_SIDE)
-        yield frame, before, now
-        before = now
+def _change(before: np.ndarray, now: np.ndarray, box: np.ndarray) -> float:
+    """Mean change in levels inside the face's box, as the picture is: no stabiliser moves it."""
+    left, top, right, bottom = (max(0, round(float(side))) for side in box)
+    one, other = (picture[top:bottom, left:right] for picture in (before, now))
+    return float(cv2.absdiff(one, other).mean()) if one.size else 0.0
 
 
 def _warped(frame: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from flowportrait.errors import BadInput
 from flowportrait.evaluate.optical import flow_method
 
-FORMAT = 4
+FORMAT = 5
 """Part of the cache name: raised when what is stored changes."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import has_audio, read_audio
 from flowportrait.media.face import FaceTracker, bridge
+from flowportrait.media.mel import level, log_mel
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME, iter_frames
 from flowportrait.reward.batch import Failure, RewardBatch
 
@@ -83,15 +84,32 @@ class Exhibit:
         """``[T, 478, 2]`` px, gaps filled in."""
         return self._tracked[0]
 
-    @property
+    @cached_property
     def batch(self) -> RewardBatch:
         """The same clip as rewards see it, one row."""
         return self.known or RewardBatch.from_frames([self.frames], [self.audio])
 
-    def trouble(self) -> Failure | None:
-        """Why no one can judge this, or None."""
+    def with_sound(self, audio: np.ndarray, name: str) -> Exhibit:
+        """The same pictures under another sound; what was found in the pictures is kept."""
+        made = Exhibit(self.frames, audio, name, self.generator, places=self.places)
+        seen = self.known or self.__dict__.get("batch")
+        if seen is not None:
+            mel = log_mel(level(made.audio))[None]
+            known = replace(seen, mel=mel, audio=torch.from_numpy(made.audio)[None])
+            made = replace(made, known=known)
+        return made
+
+    def shortness(self) -> Failure | None:
+        """Whether there is too little to judge."""
         if len(self) < SHORTEST:
             return Failure("too_short", f"{self.name} has {len(self)} frames, fewer than {SHORTEST}")
+        return None
+
+    def trouble(self) -> Failure | None:
+        """Why no one can judge this, or None."""
+        short = self.shortness()
+        if short is not None:
+            return short
         if self.known is not None and 0 in self.known.unseen:
             return self.known.unseen[0]
         if self._tracked[1] < LEAST_SEEN:

@@ -15,7 +15,7 @@ import numpy as np
 LEAST = 12.0
 """Mean change of the thumbnail, of 255, that a cut has at least."""
 RATIO = 5.0
-MEMORY = 12
+MEMORY, KNOWN = 12, 4
 _THUMBNAIL = (32, 18)
 
 
@@ -33,8 +33,10 @@ class CutDetector:
         if before is None:
             return False
         change = float(np.abs(thumbnail - before).mean())
-        # Nothing is known yet of how much this shot moves: assume a lot.
-        usual = float(np.median(self._changes)) if self._changes else LEAST / 2
+        usual = float(np.median(self._changes)) if self._changes else 0.0
+        if len(self._changes) < KNOWN:
+            # Too little was seen of how much this shot moves: assume a lot.
+            usual = max(usual, LEAST / 2)
         if change > LEAST and change > RATIO * usual:
             self._changes.clear()
             return True

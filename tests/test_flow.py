@@ -161,3 +161,36 @@ def test_schedules_run_from_one_to_zero_and_shift_spends_steps_at_high_noise() -
     assert plain[0] == high[0] == 1.0
     assert plain[-1] == high[-1] == 0.0
     assert (high[1:-1] > plain[1:-1]).all()
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20])
+def test_two_step_inversion_is_undone_to_rounding_and_eulers_is_not(steps: int) -> None:
+    from flowportrait.flow import inversion
+
+    weights = torch.randn(3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ weights[0]) @ weights[1] * (1 + sigma) + x @ weights[2]
+
+    x0 = torch.randn(4, 6, dtype=torch.float64)
+    sigmas = shifted(steps).double()
+    states = inversion.two_step(velocity, x0, sigmas)
+    back = inversion.undo_two_step(velocity, states[0], states[1], sigmas)
+    assert torch.allclose(back, x0, rtol=1e-6, atol=1e-6)
+    euler = solve(velocity, inversion.ode(velocity, x0, sigmas)[0], sigmas)
+    assert (euler - x0).norm() > 100 * (back - x0).norm()
+
+
+def test_inverting_a_straight_flow_is_exact_in_every_scheme() -> None:
+    from flowportrait.flow import inversion
+
+    x0, noise = torch.randn(2, 5, dtype=torch.float64)
+    sigmas = shifted(7).double()
+    for states in (
+        inversion.straight(x0, noise, sigmas),
+        inversion.ode(lambda x, s: noise - x0, x0, sigmas),
+        inversion.two_step(lambda x, s: noise - x0, x0, sigmas),
+    ):
+        assert len(states) == 8
+        assert torch.allclose(states[0], noise)
+        assert torch.allclose(states[-1], x0)

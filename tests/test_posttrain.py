@@ -57,7 +57,10 @@ def tiny_policy(size: float = 0.05) -> ARFlow:
 
 
 def trainer(recipe: Recipe = RECIPE, size: float = 0.05) -> Trainer:
-    items = [Item(torch.randn(80, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(5)]
+    draws = [torch.Generator().manual_seed(i) for i in range(5)]
+    rising = 0.15 * torch.arange(20.0)[:, None]
+    spoken = [rising + 0.05 * torch.randn(20, 30, generator=draw) if recipe.exemplars else None for draw in draws]
+    items = [Item(torch.randn(80, 80, generator=draw), 0, real) for draw, real in zip(draws, spoken, strict=True)]
     task = TalkingTask(items, recipe.frames, None, TINY.chunk)
     return Trainer(tiny_policy(size), task, recipe, Composite((Lift(),), {"lift": 1.0}))
 
@@ -278,6 +281,7 @@ def one_step(gain: float, noise: torch.Tensor, live: torch.Tensor, behaviour: to
         sigma=torch.full((batch, 1, 1), 0.5), coefficients=Step(torch.ones_like(s), gain * s, s),
         trainable=torch.ones(batch, 1, 1, dtype=torch.bool), owner=torch.zeros(batch, 1, 1, dtype=torch.long),
         x=torch.zeros(shape), x_next=torch.zeros(shape), noise=noise.reshape(shape),
+        real=torch.zeros(batch, dtype=torch.bool),
         v_behaviour=None if behaviour is None else behaviour.reshape(shape),
     )  # fmt: skip
     points = Points(trajectory.x, trajectory.sigma)

@@ -128,7 +128,7 @@ def test_a_pairs_noise_is_shared_and_ties_make_no_pair() -> None:
     assert torch.allclose(noise[:8], noise[:1].expand(8, -1, -1, -1), atol=1e-5)
     assert not torch.allclose(noise[0], noise[8], atol=1e-2)
     score = torch.cat([torch.zeros(8), torch.arange(16.0)])
-    winners, losers = pairs(score, trajectory.group)
+    winners, losers = pairs(score, trajectory.group, trajectory.real)
     assert winners.tolist() == [15, 23]
     assert losers.tolist() == [8, 16]
     assert torch.equal(weigh(run, DPO(), trajectory, torch.zeros(24)), torch.zeros_like(run.policy.head.write.weight))
@@ -149,6 +149,34 @@ def test_one_window_over_every_noisy_step_is_flow_grpo() -> None:
         run.step()
     for a, b in zip(whole.policy.parameters(), window.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_real_clip_stands_in_every_group_and_comes_back_from_its_latents() -> None:
+    run = trainer(small(named("exemplar-ratio")))
+    batch = run.collect()
+    trajectory = batch.trajectory
+    assert trajectory.real.sum() == 3
+    assert len(trajectory) == 3 * 9
+    spoken = run.task.draw(3, 0, 0).motion
+    shown = run.policy.to_motion(trajectory.latents, trajectory.condition.start)[trajectory.real]
+    assert torch.allclose(shown, spoken[:, 1:], atol=1e-3)
+    implied = trajectory.coefficients.noise(trajectory.x, trajectory.x_next, run.velocity(trajectory))
+    assert torch.allclose(implied[trajectory.real], trajectory.noise[trajectory.real], atol=1e-2)
+
+
+def test_a_group_normalised_by_its_own_samples_does_not_turn_them_all_negative() -> None:
+    negative = {}
+    for baseline in ("rollouts", "all"):
+        recipe = small(named("exemplar-ratio"))
+        run = trainer(replace(recipe, exemplars=replace(recipe.exemplars, baseline=baseline)))  # type: ignore[type-var]
+        batch = run.collect()
+        scores = {"lift": batch.scores["lift"]._replace(value=batch.scores["lift"].value + 9 * batch.trajectory.real)}
+        advantage, metrics = run.credit(batch.trajectory, scores)
+        negative[baseline] = metrics["exemplar/negative"]
+        assert (advantage.per_sample[batch.trajectory.real] > 0).all()
+        assert advantage.per_sample.max() <= recipe.exemplars.limit + 1e-6 or baseline == "rollouts"
+    assert negative["all"] > 0.95
+    assert 0.3 < negative["rollouts"] < 0.7
 
 
 def test_extremes_are_the_best_and_the_worst_of_every_group() -> None:

@@ -16,6 +16,7 @@ def register(commands: Commands) -> None:
     add.add_argument("--recipe", default="flow-grpo", help="a name, or the folder of a run to do again")
     add.add_argument("--prompts", type=Path, required=True, help="folder of images and audio files")
     add.add_argument("--held-out", type=Path, help="prompts to look at now and then and never train on")
+    add.add_argument("--exemplars", type=Path, help="prepared corpus whose real clips stand among the samples")
     add.add_argument("--output", type=Path, required=True)
     add.add_argument("--iterations", type=int)
     add.add_argument("--start", default="sft", help="checkpoint to start from (default sft)")
@@ -32,6 +33,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.prompts import read_prompts
 
     held_out = read_prompts(options.held_out) if options.held_out else ()
-    job = Job(options.output, options.start, options.resume, held_out, options.track)
+    job = Job(options.output, options.start, options.resume, held_out, options.exemplars, options.track)
     folder = posttrain(options.recipe, options.prompts, job, options.iterations, options.changes)
     return {"checkpoint": str(folder)}

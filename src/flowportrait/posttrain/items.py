@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +15,21 @@ from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
 
 @dataclass(frozen=True)
 class Item:
-    """Speech as log-mel ``[4T, 80]`` (T as long as the recording) and the index of a portrait."""
+    """Speech as log-mel ``[4T, 80]`` (T as long as the recording), the index of a portrait, and where it is known how
+    it was really spoken, that motion ``[T, 30]``."""
 
     mel: torch.Tensor
     portrait: int
+    motion: torch.Tensor | None = None
+
+
+class Windows(NamedTuple):
+    """mel ``[G, 4·frames, 80]``; portraits, one per row; motion ``[G, 1 + frames, 30]`` with the frame before, where
+    every item has one."""
+
+    mel: torch.Tensor
+    portraits: list[int]
+    motion: torch.Tensor | None
 
 
 def speech(audio: np.ndarray, frames: int) -> torch.Tensor:
@@ -27,16 +39,19 @@ def speech(audio: np.ndarray, frames: int) -> torch.Tensor:
     return mel.repeat(times, 1)
 
 
-def draw_items(
-    items: Sequence[Item], count: int, frames: int, seed: int, iteration: int
-) -> tuple[torch.Tensor, list[int]]:
-    """``count`` windows ``[count, 4·frames, 80]`` and their portraits; a function of seed and iteration alone."""
+def draw_items(items: Sequence[Item], count: int, frames: int, seed: int, iteration: int) -> Windows:
+    """``count`` windows of speech; a function of seed and iteration alone."""
     generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
     order = torch.randperm(len(items), generator=generator).tolist()
     chosen = [items[order[i % len(items)]] for i in range(count)]
-    windows = []
+    windows, motions = [], []
     for item in chosen:
-        last = len(item.mel) // MELS_PER_FRAME - frames
-        start = int(torch.randint(last + 1, (), generator=generator)) * MELS_PER_FRAME
-        windows.append(item.mel[start : start + frames * MELS_PER_FRAME])
-    return torch.stack(windows), [item.portrait for item in chosen]
+        # A real clip's window begins one frame in: the frame before it is where the motion continues from.
+        earliest = 0 if item.motion is None else 1
+        last = len(item.mel) // MELS_PER_FRAME - frames - earliest
+        first = earliest + int(torch.randint(last + 1, (), generator=generator))
+        windows.append(item.mel[first * MELS_PER_FRAME : (first + frames) * MELS_PER_FRAME])
+        if item.motion is not None:
+            motions.append(item.motion[first - 1 : first + frames])
+    real = torch.stack(motions) if len(motions) == count else None
+    return Windows(torch.stack(windows), [item.portrait for item in chosen], real)

@@ -15,6 +15,7 @@ from flowportrait.flow.kernel import KERNELS
 from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig
+from flowportrait.posttrain.exemplar import Exemplars
 from flowportrait.posttrain.explore import HistoryRouting
 from flowportrait.posttrain.objective.interface import Objective
 from flowportrait.posttrain.objective.ratio import ClippedRatio
@@ -37,6 +38,8 @@ class Recipe:
     """Length of a rollout, 25 frames a second."""
     explore: HistoryRouting | None = None
     """Explore through the past instead of through noise."""
+    exemplars: Exemplars | None = None
+    """Put a real clip of the same speech into every group."""
     train_on: int | None = None
     """Samples of a group that are trained on: half of them its best, half its worst; none means all."""
     pieces: int = 2

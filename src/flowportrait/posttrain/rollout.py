@@ -41,7 +41,7 @@ def rollout(
     noisy = plan.stochastic[group]
     record = plan.record[group]
     wanted = sorted(set(record.flatten().tolist()))
-    stepping = _coefficients(plan.sigmas, kernel, noisy)
+    stepping = step_table(plan.sigmas, kernel, noisy)
     device = _device(condition)
     stepping = Step(*(part.to(device) for part in stepping))
     states: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -88,10 +88,11 @@ def rollout(
         x=gathered(0),
         x_next=gathered(1),
         noise=gathered(2),
+        real=torch.zeros(len(group), dtype=torch.bool),
     )
 
 
-def _coefficients(sigmas: torch.Tensor, kernel: Kernel, noisy: torch.Tensor) -> Step:
+def step_table(sigmas: torch.Tensor, kernel: Kernel, noisy: torch.Tensor) -> Step:
     """(a, b, s) ``[B, N, K, 1]`` of every step: the kernel's where it is noisy, Euler's elsewhere."""
     euler = ode()(sigmas[:-1], sigmas[1:])
     sde = kernel(sigmas[:-1], sigmas[1:])

@@ -21,6 +21,7 @@ from rich.live import Live
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.config import override, save, to_dict
+from flowportrait.corpus.motion_set import load_motion
 from flowportrait.errors import BadInput
 from flowportrait.interrupt import StopRequest
 from flowportrait.media.audio import read_audio
@@ -43,6 +44,7 @@ from flowportrait.reward.composite import Composite
 from flowportrait.terminal import say
 
 Report = Callable[[dict[str, float]], None]
+TRAINING_SPLITS = ("reward", "evaluation")
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -56,6 +58,8 @@ class Job:
     resume: bool = False
     held_out: Sequence[Prompt] = ()
     """Prompts to look at and never train on."""
+    exemplars: Path | None = None
+    """A prepared corpus: its clips are the speech, and their real motion stands in the groups."""
     track: str | None = None
     """``tensorboard`` or ``wandb``, through accelerate."""
     report: Report | None = None
@@ -91,7 +95,7 @@ def train(recipe: Recipe, prompts: Sequence[Prompt], job: Job) -> Path:
         raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
     accelerator = tracking(job)
     policy = load_generator(job.start)
-    items, codecs = stage(prompts, recipe)
+    items, codecs = stage(prompts, recipe, job.exemplars)
 
     def draw_for(rows: Sequence[int]) -> Drawing:
         return Drawing(codecs, rows, recipe.render_size)
@@ -203,10 +207,23 @@ def tracking(job: Job) -> Accelerator:
     return processes(log_with=job.track, project_dir=str(job.output))
 
 
-def stage(prompts: Sequence[Prompt], recipe: Recipe) -> tuple[list[Item], list[MotionCodec]]:
-    """Load every portrait once and every recording once."""
+def stage(
+    prompts: Sequence[Prompt], recipe: Recipe, exemplars: Path | None = None
+) -> tuple[list[Item], list[MotionCodec]]:
+    """Load every portrait once and every recording once; with a corpus of exemplars, its clips are the recordings.
+
+    Raises:
+        BadInput: the recipe needs exemplars and there are none, or none long enough.
+    """
+    if recipe.exemplars and exemplars is None:
+        raise BadInput(f"The recipe {recipe.name} needs real clips: give a prepared corpus with --exemplars.")
     images = sorted({prompt.image for prompt in prompts})
     codecs = [MotionCodec(Portrait.from_image(read_image(image)), recipe.render_size) for image in images]
+    if exemplars is not None:
+        clips = [c for c in load_motion(exemplars, TRAINING_SPLITS) if len(c.motion) > recipe.frames]
+        if not clips:
+            raise BadInput(f"{exemplars} has no clip of more than {recipe.frames} frames: lower --set frames.")
+        return [Item(c.mel, number % len(images), c.motion) for number, c in enumerate(clips)], codecs
     sounds = {path: speech(read_audio(path), recipe.frames) for path in {prompt.audio for prompt in prompts}}
     return [Item(sounds[prompt.audio], images.index(prompt.image)) for prompt in prompts], codecs
 

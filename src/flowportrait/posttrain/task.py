@@ -24,14 +24,17 @@ DrawFor = Callable[[Sequence[int]], Draw]
 
 
 class Prompts(NamedTuple):
-    """One row per group: the speech ``[G, 4T, 80]`` and whose face it is."""
+    """One row per group: the speech ``[G, 4T, 80]``, whose face it is, and where it is known how it was really
+    spoken, ``[G, 1 + T, 30]`` with the frame before."""
 
     mel: torch.Tensor
     portraits: list[int]
+    motion: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> Prompts:
         """The rows at these indices."""
-        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows])
+        motion = None if self.motion is None else self.motion[rows]
+        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], motion)
 
 
 class Task(Protocol):
@@ -54,6 +57,10 @@ class Task(Protocol):
         """Finished latents as rewards see them, under one row of prompts per sample."""
         ...
 
+    def real(self, policy: Any, prompts: Any) -> torch.Tensor | None:
+        """Latents ``[G, N, D]`` of the real clips of the same prompts, where there are such."""
+        ...
+
 
 class TalkingTask:
     """Windows of speech, each spoken by one of the portraits."""
@@ -69,12 +76,22 @@ class TalkingTask:
         return Prompts(*draw_items(self.items, groups, self.frames, seed, iteration))
 
     def condition(self, policy: ARFlow, prompts: Prompts) -> Condition:
-        return policy.condition(prompts.mel.to(next(policy.parameters()).device))
+        device = next(policy.parameters()).device
+        start = None if prompts.motion is None else prompts.motion[:, 0].to(device)
+        return policy.condition(prompts.mel.to(device), start=start)
+
+    def real(self, policy: ARFlow, prompts: Prompts) -> torch.Tensor | None:
+        if prompts.motion is None:
+            return None
+        motion = prompts.motion.to(next(policy.parameters()).device)
+        chunks = motion[:, 1:].unflatten(1, (-1, policy.config.chunk))
+        before = torch.cat([motion[:, :1], chunks[:, :-1, -1]], 1)
+        return policy.space.encode(chunks, before)
 
     def batch(self, policy: ARFlow, trajectory: Trajectory, prompts: Prompts) -> RewardBatch:
         latents = trajectory.latents.to(next(policy.parameters()).device)
         return RewardBatch(
-            Calm()(policy.to_motion(latents).cpu()),
+            Calm()(policy.to_motion(latents, trajectory.condition.start).cpu()),
             prompts.mel,
             self.draw_for(prompts.portraits) if self.draw_for else None,
             group=trajectory.group,

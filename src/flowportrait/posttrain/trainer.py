@@ -16,14 +16,17 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS
 from flowportrait.posttrain import scale
 from flowportrait.posttrain.adapter import insert
 from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
+from flowportrait.posttrain.exemplar import invert, own_scores, pay
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
+from flowportrait.posttrain.plan import Plan
 from flowportrait.posttrain.policy import module
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.replay import Replay, check_noise
@@ -32,7 +35,7 @@ from flowportrait.posttrain.rollout import rollout
 from flowportrait.posttrain.scale import Share
 from flowportrait.posttrain.signals import describe
 from flowportrait.posttrain.task import Task
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.trajectory import Trajectory, join
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import Score
 
@@ -123,15 +126,34 @@ class Trainer:
                 self.policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, recipe.group_size,
                 session,
             )  # fmt: skip
+            if recipe.exemplars:
+                made = join([made, self.exemplars(prompts.select(groups), groups, plan)])
             return made.to("cpu") if recipe.offload else made
 
         def score(trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
-            own, lost = prompts.select(groups.repeat_interleave(recipe.group_size)), numberless(trajectory)
+            own, lost = prompts.select(trajectory.group), numberless(trajectory)
             return forget(self.rewards(self.task.batch(self.policy, blanked(trajectory, lost), own)), lost)
 
         pieces = [part for part in self.share.groups.tensor_split(recipe.pieces) if len(part)]
         with self.acting():
             return collect(pieces, act, score)
+
+    def exemplars(self, prompts: Any, groups: torch.Tensor, plan: Plan) -> Trajectory:
+        """The real clips of these groups, inverted under the acting weights.
+
+        Raises:
+            BadInput: the task has none.
+        """
+        recipe = self.recipe
+        assert recipe.exemplars is not None, "only recipes with exemplars ask for them"
+        latents = self.task.real(self.policy, prompts)
+        if latents is None:
+            raise BadInput(f"The recipe {recipe.name} needs real clips: give a prepared corpus with --exemplars.")
+        sample = recipe.groups * recipe.group_size + groups
+        return invert(
+            self.policy, self.task.condition(self.policy, prompts), latents, groups, sample, plan, self.kernel,
+            (recipe.seed, self.iteration), recipe.exemplars.inversion,
+        )  # fmt: skip
 
     def delayed(self, batch: Batch) -> tuple[Trajectory | None, dict[str, Score]]:
         """The batch to train on now: this one, or the one made ``stale`` iterations ago (none at first)."""
@@ -145,7 +167,10 @@ class Trainer:
 
     def credit(self, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, Metrics]:
         """Advantages of this process's samples; statistics are those of all processes' samples."""
-        everyone, group = scale.gather_scores(self.accelerator, scores, trajectory.group)
+        exemplars, judged = self.recipe.exemplars, scores
+        if exemplars and exemplars.baseline == "rollouts":
+            judged = own_scores(scores, trajectory.real)
+        everyone, group = scale.gather_scores(self.accelerator, judged, trajectory.group)
         chunks = trajectory.latents.shape[1]
         credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit)
         own = self.share.own_rows(group)
@@ -156,7 +181,11 @@ class Trainer:
         advantage = spread(
             credit, trajectory, self.recipe.allocation, self.task.regions, bool(plan.forks), self.recipe.credit.limit
         )
-        return advantage, {**credit.metrics, **describe(credit.parts)}
+        metrics = {**credit.metrics, **describe(credit.parts)}
+        if exemplars:
+            advantage, seen = pay(advantage, trajectory, scores, self.rewards.weights, exemplars)
+            metrics |= seen
+        return advantage, metrics
 
     def update(self, trajectory: Trajectory, advantage: Advantage) -> Metrics:
         """Optimiser steps on one batch of rollouts; metrics are means over the steps."""

@@ -18,7 +18,8 @@ class Trajectory:
     group ``[B]``, sample ``[B]`` ids; condition of each sample; latents ``[B, N, D]`` clean result; step ``[B, R]``
     recorded indices; sigma ``[B, 1, R]``; coefficients ``[B, N, R, 1]`` each; trainable ``[B, N, R]`` bool, false
     where the step was not stochastic; owner ``[B, N, R]`` whose noise it was; x, x_next, noise ``[B, N, R, D]``;
-    v_behaviour likewise, the velocity a rollout was made with if it is older than the weights now trained.
+    real ``[B]`` bool marks real clips; v_behaviour ``[B, N, R, D]``, the velocity a rollout was made with if it is
+    older than the weights now trained.
     """
 
     group: torch.Tensor
@@ -33,6 +34,7 @@ class Trajectory:
     x: torch.Tensor
     x_next: torch.Tensor
     noise: torch.Tensor
+    real: torch.Tensor
     v_behaviour: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -66,7 +68,7 @@ class Trajectory:
                 return type(value)(*(move(part) for part in value))
             return value
 
-        kept = ("group", "sample")
+        kept = ("group", "sample", "real")
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in kept})
 
 

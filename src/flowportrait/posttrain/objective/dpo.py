@@ -41,7 +41,7 @@ class DPO:
         assert points.target is not None, "forward-process points have a target"
         live = advantage.reduce((evidence.live - points.target).square(), "mean")
         reference = advantage.reduce((evidence.others["ref"] - points.target).square(), "mean")
-        winner, loser = pairs(advantage.per_sample, evidence.trajectory.group)
+        winner, loser = pairs(advantage.per_sample, evidence.trajectory.group, evidence.trajectory.real)
         if not len(winner):
             return Loss(live.sum() * 0, {"loss/policy": 0.0, "pairs": 0.0})
         margin = ((live - reference)[winner] - (live - reference)[loser]).sum(-1)
@@ -57,8 +57,9 @@ class DPO:
         return Loss(total, metrics)
 
 
-def pairs(score: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the best and the worst sample of every group in which there is a difference."""
+def pairs(score: torch.Tensor, group: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the best and the worst sample of every group in which there is a difference; a real clip is the best."""
+    score = torch.where(real, torch.inf, score)
     winners, losers = [], []
     for family in group.unique():
         rows = (group == family).nonzero()[:, 0]

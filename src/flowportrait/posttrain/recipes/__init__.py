@@ -14,6 +14,9 @@ from flowportrait.posttrain.recipes import (
     cps,
     dance_grpo,
     dppo,
+    exemplar_awm,
+    exemplar_dpo,
+    exemplar_ratio,
     flash_grpo,
     flow_dpo,
     flow_grpo,
@@ -34,7 +37,7 @@ CARDS: dict[str, Card] = {
     module.CARD.name: module.CARD
     for module in (
         flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft, awm,
-        flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo,
+        flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, exemplar_ratio, exemplar_awm, exemplar_dpo,
     )
 }  # fmt: skip
 

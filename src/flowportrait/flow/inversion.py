@@ -1,0 +1,52 @@
+"""From data back to noise: the states that a sampler would have passed on its way to a given sample.
+
+    straight    x_σ = (1−σ)·x₀ + σ·ε, one drawn ε                    exact at both ends, not the policy's own path
+    ode         x_{k} = x_{k+1} − dt·v(x_{k+1}, σ_{k+1})             Euler walked backwards; error of first order
+    two_step    x_{k} = x_{k+2} − (σ_{k+2} − σ_{k})·v(x_{k+1}, σ_{k+1})   leapfrog: sampling undoes it to the last bit
+
+The two-step scheme follows BELM's idea (2410.07273): a step that reads the velocity between its ends is the same
+step in both directions. States come in the order of sampling, from σ = 1 to 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from flowportrait.flow.path import interpolate
+from flowportrait.flow.solver import Velocity
+
+Inversion = Literal["straight", "ode", "two_step"]
+
+
+def straight(x0: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
+    """K+1 states of the straight path from ``noise`` to ``x0``."""
+    return [interpolate(x0, noise, sigma) for sigma in sigmas]
+
+
+def ode(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
+    """K+1 states of Euler's path walked backwards from ``x0``."""
+    states = [x0]
+    for k in range(len(sigmas) - 2, -1, -1):
+        states.append(states[-1] - (sigmas[k + 1] - sigmas[k]) * velocity(states[-1], sigmas[k + 1]))
+    return states[::-1]
+
+
+def two_step(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
+    """K+1 states of the leapfrog path walked backwards from ``x0``, its first step Euler's."""
+    last = len(sigmas) - 1
+    states = [x0, x0 - (sigmas[last] - sigmas[last - 1]) * velocity(x0, sigmas[last])]
+    for k in range(last - 2, -1, -1):
+        states.append(states[-2] - (sigmas[k + 2] - sigmas[k]) * velocity(states[-1], sigmas[k + 1]))
+    return states[::-1]
+
+
+def undo_two_step(
+    velocity: Velocity, first: torch.Tensor, second: torch.Tensor, sigmas: torch.Tensor
+) -> torch.Tensor:
+    """The sample whose leapfrog inversion ended in the states ``first`` and ``second``."""
+    before, now = first, second
+    for k in range(len(sigmas) - 2):
+        before, now = now, before + (sigmas[k + 2] - sigmas[k]) * velocity(now, sigmas[k + 1])
+    return now

@@ -102,14 +102,14 @@ def test_a_video_without_the_mark_has_none_at_any_zoom(tmp_path: Path) -> None:
 
 
 def test_without_the_mark_the_score_of_one_place_is_standard_normal() -> None:
-    from flowportrait.provenance.detect import _score, residual
+    from flowportrait.provenance.detect import _as_written, residual
 
     rng, photo = np.random.default_rng(0), astronaut()
     scores = []
     for _ in range(60):
         left, top, side = *rng.integers(0, 200, 2), int(rng.integers(150, 300))
         view = np.ascontiguousarray(photo[top : top + side, left : left + side])
-        scores.append(_score(residual([view]), 1.0, mirrored=False, shifted=False).score)
+        scores.append(_as_written(residual([view]), mirrored=False).score)
     assert np.mean(scores) == pytest.approx(0, abs=0.5)
     assert 0.7 < np.std(scores) < 1.4
     assert FALSE_ALARM <= 1e-6

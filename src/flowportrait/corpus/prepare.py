@@ -35,6 +35,8 @@ from flowportrait.errors import BadInput
 
 AHEAD = 4
 """Videos handed out per process."""
+RENEWED = 200
+"""Videos after which a process is replaced: even closed trackers leave about a megabyte behind each."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def _results(
     workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
     pending: deque[tuple[Source, Future[tuple[list[Record], float]]]] = deque()
     waiting = iter(todo)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start, max_tasks_per_child=RENEWED)
     try:
         for source in waiting:
             pending.append((source, pool.submit(work, source, output, plan)))

@@ -55,10 +55,8 @@ def find_watermark(frames: Iterable[np.ndarray]) -> Finding:
         ValueError: no frame.
     """
     seen = residual(frames)
-    plain = best([_score(seen, 1.0, mirrored, shifted=False) for mirrored in (False, True)])
-    if plain.found:
-        return plain
-    return best([_score(seen, float(zoom), mirrored, shifted=True) for zoom in ZOOMS for mirrored in (False, True)])
+    plain = best([_as_written(seen, mirrored) for mirrored in (False, True)])
+    return plain if plain.found else best([finding for zoom in ZOOMS for finding in _anywhere(seen, float(zoom))])
 
 
 def best(findings: list[Finding]) -> Finding:
@@ -83,20 +81,35 @@ def residual(frames: Iterable[np.ndarray]) -> np.ndarray:
     return total
 
 
-def _score(seen: np.ndarray, zoom: float, mirrored: bool, shifted: bool) -> Finding:
-    """Best score at one zoom, unshifted or at any shift."""
-    if mirrored:
-        seen = seen[:, ::-1]
-    if zoom != 1.0:
-        way = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
-        seen = cv2.resize(seen, None, fx=1 / zoom, fy=1 / zoom, interpolation=way)
-    spectrum = np.fft.rfft2(fold(seen))
+def _as_written(seen: np.ndarray, mirrored: bool) -> Finding:
+    """The score where an uncropped picture has its mark."""
+    spectrum = np.fft.rfft2(fold(seen[:, ::-1] if mirrored else seen))
+    return Finding(float(_surface(spectrum)[0, 0]), _threshold(2), 1.0, mirrored)
+
+
+def _anywhere(seen: np.ndarray, zoom: float) -> list[Finding]:
+    """The best score of any shift at one zoom, as it is and mirrored."""
+    way = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
+    spectrum = np.fft.rfft2(fold(cv2.resize(seen, None, fx=1 / zoom, fy=1 / zoom, interpolation=way)))
+    # A mirrored picture has the spectrum F(ky, −kx), which for real pictures is conj F(−ky, kx).
+    flipped = np.conj(np.roll(spectrum[::-1], 1, axis=0))
+    threshold = _threshold(2 * len(ZOOMS) * TILE * TILE)
+    return [
+        Finding(float(_surface(given).max()), threshold, zoom, mirrored)
+        for given, mirrored in ((spectrum, False), (flipped, True))
+    ]
+
+
+def _surface(spectrum: np.ndarray) -> np.ndarray:
+    """Scores ``[256, 256]`` of every shift of a folded picture with this spectrum ``[256, 129]``."""
     product = np.where(in_band(), spectrum / (np.abs(spectrum) + 1e-9), 0) * np.conj(tile_phases())
-    surface = np.fft.irfft2(product, (TILE, TILE)) * (TILE * TILE / np.sqrt(band_size()))
-    places = 2 * (len(ZOOMS) * TILE * TILE if shifted else 1)
-    # Both searches may raise an alarm, so each has half of the chance.
-    threshold = float(norm.isf(FALSE_ALARM / 2 / places))
-    return Finding(float(surface.max() if shifted else surface[0, 0]), threshold, zoom, mirrored)
+    return np.fft.irfft2(product, (TILE, TILE)) * (TILE * TILE / np.sqrt(band_size()))
+
+
+def _threshold(places: int) -> float:
+    """The score that chance exceeds anywhere in so many places once in two million videos: half of ``FALSE_ALARM``,
+    since there are two searches."""
+    return float(norm.isf(FALSE_ALARM / 2 / places))
 
 
 def fold(seen: np.ndarray) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""How fast videos become a corpus, and whom its sync gate turns away.
+
+    python benchmarks/prepare.py --data FOOTAGE [--workers 2]
+
+Speed: seconds of video per second of wall clock with start-up, on development footage; encoding alone (decoding and
+tracking) in frames per second of one process, against decoding alone; and memory after many videos, since a tracker
+left open leaks. Gate: speakers the expert never heard, with their own sound, with another sentence, and with their own
+sound late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import resource
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from flowportrait.corpus.clip import Clip
+from flowportrait.corpus.extract import extract
+from flowportrait.corpus.index import corpus_records
+from flowportrait.corpus.prepare import Preparation, prepare
+from flowportrait.corpus.quality import LIP_READABLE, Gates, sync_margin
+from flowportrait.corpus.sources import Source
+from flowportrait.media.face import FaceTracker
+from flowportrait.media.video import iter_frames
+
+
+def speed(footage: list[Path], workers: int) -> None:
+    """Print the speed of the command on a folder of these files."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        for path in footage:
+            shutil.copy(path, folder / "in" / path.name)
+        started = time.monotonic()
+        told = prepare([folder / "in"], folder / "out", Preparation(workers=workers))
+        elapsed = time.monotonic() - started
+    print(
+        f"prepare: {told['real_time']} × real time, {workers} processes, {elapsed:.0f} s, start-up included", flush=True
+    )
+    print(f"  {told['clips']} clips kept, rejected {told['reasons'] or 'none'}", flush=True)
+
+
+def encoding(path: Path, frames: int = 250) -> None:
+    """Print frames per second of decoding and of decoding with tracking, by processor time of one process."""
+    started = time.process_time()
+    count = sum(1 for _, _ in zip(range(frames), iter_frames(path), strict=False))
+    decode = (time.process_time() - started) / count
+    started = time.process_time()
+    with FaceTracker() as tracker:
+        tracker.track(frame for _, frame in zip(range(frames), iter_frames(path), strict=False))
+    encode = (time.process_time() - started) / count
+    height, width = next(iter(iter_frames(path))).shape[:2]
+    print(
+        f"encode {width}x{height}: {1 / encode:.0f} frames/s of one core, decoding alone {1 / decode:.0f}", flush=True
+    )
+
+
+def memory(path: Path, repeats: int = 40) -> None:
+    """Print how much the process grows per video once everything is loaded."""
+    sizes = []
+    for _ in range(repeats):
+        extract(Source(path, "a", "s", "train"), Gates())
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20)
+    print(
+        f"memory: {sizes[-1]:.0f} MB after {repeats} videos, {(sizes[-1] - sizes[9]) / (repeats - 10):+.2f} MB a video"
+    )
+
+
+def gate(corpus: Path) -> None:
+    """Print the share of clips that the sync gate turns away."""
+    records = [r for r in corpus_records(corpus) if r["split"] == "dev" and r["frames"] >= LIP_READABLE]
+    clips = [Clip.load(corpus / "clips" / f"{record['name']}.safetensors") for record in records]
+    least, half = Gates().sync, len(clips) // 2
+    late = [replace(clip, audio=np.roll(clip.audio, 6 * 640)) for clip in clips]
+    swapped = [
+        replace(clip, audio=np.resize(clips[(place + half) % len(clips)].audio, clip.audio.shape))
+        for place, clip in enumerate(clips)
+    ]
+    for name, group in (("own sound", clips), ("another clip's sound", swapped), ("own sound six frames late", late)):
+        margins = np.array([sync_margin(clip)[0] for clip in group])
+        print(f"  {name:28s} turned away {np.mean(margins < least):5.1%}   median margin {np.median(margins):.2f}")
+
+
+def main() -> None:
+    """Everything."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, default=os.environ.get("FLOWPORTRAIT_DATA"))
+    parser.add_argument("--corpus", type=Path, help="a prepared corpus with a split dev, for the gate")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    clips = sorted(options.data.glob("clips/*.mp4"))
+    footage = [
+        *clips,
+        *sorted(options.data.glob("grid/*.mp4"))[::30],
+        *sorted(options.data.glob("anchors/*.mp4"))[::30],
+    ]
+    if options.corpus:
+        print("sync gate, unseen speakers:")
+        gate(options.corpus)
+    for path in clips:
+        encoding(path)
+    memory(sorted(options.data.glob("anchors/*.mp4"))[0])
+    speed(footage, options.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ throughout, so that reading a state runs no code.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as packed
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from flowportrait.config import to_dict
@@ -40,17 +43,20 @@ def write(trainer: Trainer, folder: Path) -> Path:
     """
     accelerator, target = trainer.accelerator, folder / f"{trainer.iteration:06d}"
     partial = target.with_suffix(".partial")
-    if all(roll_call(accelerator, target.is_dir())):
-        return target
     try:
-        _together(trainer, lambda: _begin(trainer, partial))
-        _together(trainer, lambda: _write_own(trainer, partial))
-        _save_weights(trainer, partial / "weights")
-        _together(trainer, lambda: _finish(trainer, partial, target))
+        if not all(roll_call(accelerator, target.is_dir())):
+            _together(trainer, lambda: _begin(trainer, partial))
+            _together(trainer, lambda: _write_own(trainer, partial))
+            _save_weights(trainer, partial / "weights")
+            _together(trainer, lambda: _finish(trainer, partial, target))
     except OSError:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    if accelerator.is_main_process:
+        for other in folder.iterdir():
+            if other != target and other.name.removesuffix(".partial").isdigit():
+                shutil.rmtree(other, ignore_errors=True)
     return target
 
 
@@ -92,8 +98,7 @@ def deliver(trainer: Trainer, folder: Path, role: str = "ema") -> None:
     """
     with trainer.roles.use(role):
         policy = trainer.whole()
-    if policy is not None:
-        merged(policy).save_pretrained(folder)  # type: ignore[operator]
+    _together(trainer, lambda: _save_whole(policy, folder))
 
 
 def _blank(trainer: Trainer, sizes: Mapping[str, torch.Size], path: Path) -> dict[str, torch.Tensor]:
@@ -111,6 +116,14 @@ def _blank(trainer: Trainer, sizes: Mapping[str, torch.Size], path: Path) -> dic
     if expected:
         raise BadInput(f"The state in {path} is not of this model and recipe: they differ in {min(expected)}.")
     return state
+
+
+def _save_whole(policy: nn.Module | None, folder: Path) -> None:
+    if policy is not None:
+        try:
+            merged(policy).save_pretrained(folder)  # type: ignore[operator]
+        except SafetensorError as error:  # how a full disk is reported there
+            raise OSError(errno.EIO, str(error)) from error
 
 
 def _begin(trainer: Trainer, partial: Path) -> None:
@@ -156,9 +169,6 @@ def _finish(trainer: Trainer, partial: Path, target: Path) -> None:
             _flush_folder(folder)
         os.rename(partial, target)
         _flush_folder(target.parent)
-        for other in target.parent.iterdir():
-            if other != target and other.name.removesuffix(".partial").isdigit():
-                shutil.rmtree(other, ignore_errors=True)
 
 
 def _together(trainer: Trainer, act: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from flowportrait.animator import Animator
 from flowportrait.evaluate.measure import measure
@@ -20,6 +21,7 @@ from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.video import write_video
 from flowportrait.posttrain.doctor import TOLERANCE, Finding, hacking
+from flowportrait.posttrain.scale import gathered, on_main
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
 
@@ -40,21 +42,26 @@ class Outlook:
     folder: Path
 
     def look(self, trainer: Trainer) -> dict[str, float]:
-        """Draw and measure all prompts with the averaged weights; the first four seconds, one seed."""
-        rows = []
-        target = self.folder / f"{trainer.iteration:05d}"
-        target.mkdir(parents=True, exist_ok=True)
+        """Draw and measure all prompts with the averaged weights; the first four seconds, one seed. All processes
+        together."""
         policy = trainer.roles.policy
         policy.eval()
         try:
-            with trainer.roles.use("ema"):
-                for prompt in self.prompts:
-                    audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
-                    frames = Animator(policy).animate(read_image(prompt.image), audio, size=SIZE)  # type: ignore[arg-type]
-                    write_video(target / f"{prompt.id}.mp4", frames, audio)
-                    rows.append(measure(target / f"{prompt.id}.mp4").row)
+            with trainer.roles.use("ema"), gathered(trainer.replay):
+                return on_main(trainer.accelerator, lambda: self.measured(policy, trainer.iteration))
         finally:
             policy.train()
+
+    def measured(self, policy: nn.Module, iteration: int) -> dict[str, float]:
+        """Draw with the policy as it is, on one process."""
+        rows = []
+        target = self.folder / f"{iteration:05d}"
+        target.mkdir(parents=True, exist_ok=True)
+        for prompt in self.prompts:
+            audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
+            frames = Animator(policy).animate(read_image(prompt.image), audio, size=SIZE)  # type: ignore[arg-type]
+            write_video(target / f"{prompt.id}.mp4", frames, audio)
+            rows.append(measure(target / f"{prompt.id}.mp4").row)
         found: dict[str, float] = {}
         for name, keys in MEASURES.items():
             values = [next((row[key] for key in keys if isinstance(row.get(key), (int, float))), None) for row in rows]

@@ -74,6 +74,8 @@ class Recipe:
     """Iterations between looks at held-out prompts, where there are any."""
     patience: int = 3
     """Looks in a row that must be worse than the start, while rewards rise, before a run is stopped."""
+    give_up: int = 10
+    """Iterations in a row of which nothing was learned, or failed attempts in a row to save, before a run is ended."""
     render_size: int = 128
     seed: int = 0
 
@@ -82,4 +84,4 @@ class Recipe:
             raise BadInput(f"kernel={self.kernel} is not possible: choose one of {', '.join(KERNELS)}.")
         at_least(self, eta=0, groups=1, group_size=2, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
         at_least(self, micro_batch=1, train_on=2, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)
-        at_least(self, evaluate_every=1, patience=1)
+        at_least(self, evaluate_every=1, patience=1, give_up=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -87,6 +87,21 @@ def gather_scores(
 def roll_call(accelerator: Accelerator, own: Anything) -> list[Anything]:
     """What every process says, in the order of the processes; all must call it together."""
     return gather_object([own]) if accelerator.num_processes > 1 else [own]
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
+    """The main process's result, for all; what it raises, all raise. All must call it together."""
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except (BadInput, OSError) as error:
+            result[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
 
 
 def together(

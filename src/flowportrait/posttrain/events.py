@@ -1,0 +1,96 @@
+"""What happened to a run, one line each in ``events.jsonl``, and when going on makes no sense.
+
+    {"time": "2026-11-21T10:00:00Z", "iteration": 12, "event": "not saved", "detail": "No space left on device"}
+
+What an iteration is worth keeping for is in ``metrics.jsonl``; here is what a person asks about on Monday morning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SLOW = 1.5
+"""A process that takes this many times as long as the middle one holds up the others."""
+
+
+class Journal:
+    """Lines added to a file. What a full disk does not take waits in memory and goes first the next time; a line is
+    there whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[bytes] = []
+
+    def add(self, record: Mapping[str, Any]) -> bool:
+        """Append one record; returns whether everything is written now."""
+        self.waiting.append(json.dumps(record).encode() + b"\n")
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write(b"".join(self.waiting))
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, before)
+            return False
+        self.waiting.clear()
+        return True
+
+
+class Events:
+    """The run's ``events.jsonl``, and counts of what may happen now and then but not for ever.
+
+    ``write``: whether this process writes; all count alike, so that all stop alike. ``limit``: how often in a row.
+    """
+
+    def __init__(self, path: Path, limit: int, write: bool = True) -> None:
+        self.journal = Journal(path) if write else None
+        self.limit = limit
+        self.row = {"skipped": 0, "unsaved": 0, "slow": 0}
+
+    def note(self, event: str, iteration: int, detail: str = "") -> None:
+        """One line."""
+        if self.journal:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            self.journal.add({"time": now, "iteration": iteration, "event": event, "detail": detail})
+
+    def after_iteration(self, record: Mapping[str, float]) -> str | None:
+        """Note what was unusual about an iteration; returns why the run should stop, if it should."""
+        iteration = int(record["iteration"])
+        silent = {key.removeprefix("invalid/"): share for key, share in record.items() if key.startswith("invalid/")}
+        for name, share in silent.items():
+            if share > 0:
+                self.note("not scored", iteration, f"{name} could not score {share:.0%} of the samples")
+        skipped, deaf = record.get("skipped", 0.0) > 0, bool(silent) and min(silent.values()) == 1.0
+        why = "no reward scored anything" if deaf else "samples or gradients were not numbers"
+        self.row["skipped"] = self.row["skipped"] + 1 if skipped else 0
+        if skipped:
+            self.note("skipped", iteration, why)
+        self._pace(record, iteration)
+        if self.row["skipped"] >= self.limit:
+            return f"nothing was learned for {self.limit} iterations in a row, since {why}"
+        return None
+
+    def after_saving(self, iteration: int, where: Path, error: OSError | None) -> str | None:
+        """Note how saving went; returns why the run should stop, if it should."""
+        if error is None:
+            if self.row["unsaved"]:
+                self.note("saved again", iteration, str(where))
+            self.row["unsaved"] = 0
+            return None
+        self.row["unsaved"] += 1
+        self.note("not saved", iteration, str(error))
+        if self.row["unsaved"] >= self.limit:
+            return f"it could not be saved {self.limit} times in a row ({error.strerror or error})"
+        return None
+
+    def _pace(self, record: Mapping[str, float], iteration: int) -> None:
+        slow = record.get("slowest/times", 1.0) > SLOW
+        if slow and not self.row["slow"]:
+            process, times = int(record["slowest/process"]), record["slowest/times"]
+            self.note("slow process", iteration, f"process {process} takes {times:.1f} times as long as the middle one")
+        self.row["slow"] = self.row["slow"] + 1 if slow else 0

@@ -1,0 +1,214 @@
+"""The same work on one process and on two (gloo): run as a program, it leaves what each found in a folder.
+
+    python -m tests.processes FOLDER      →   FOLDER/one.pt, FOLDER/two-0.pt, FOLDER/two-1.pt
+
+Processes are forked from one that has imported everything, with the variables that torchrun would set.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint
+import torch.distributed.fsdp
+import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.posttrain import checkpoint
+from flowportrait.posttrain.adapter import Lora
+from flowportrait.posttrain.items import Item
+from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.scoring import Unavailable
+from tests.test_generator import TINY
+
+RECIPE = Recipe(
+    "tiny", groups=4, group_size=4, frames=32, plan=EveryStep(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1
+)
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lift:
+    """Pays for a large first coefficient. ``away``: iterations at which some process gets no answer."""
+
+    away: tuple[int, ...] = ()
+    process: int = 0
+    slow: float = 0.0
+    name: str = "lift"
+    needs: frozenset[str] = frozenset({"motion"})
+    calls: list[int] = None  # type: ignore[assignment]
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        own = int(os.environ.get("RANK", 0)) == self.process
+        time.sleep(self.slow if own else 0)
+        if self.calls is not None:
+            self.calls.append(1)
+            if own and len(self.calls) in self.away:
+                raise Unavailable("the server is away")
+        return all_valid(batch.motion[..., 0].mean(1))
+
+
+def trainer(recipe: Recipe = RECIPE, reward: Lift | None = None) -> Trainer:
+    torch.manual_seed(0)
+    policy = ARFlow(TINY)
+    for parameter in policy.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    items = [Item(torch.randn(160, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(5)]
+    task = TalkingTask(items, recipe.frames, None, TINY.chunk)
+    return Trainer(policy, task, recipe, Composite((reward or Lift(),), {"lift": 1.0}))
+
+
+def weights(run: Trainer) -> dict[str, dict[str, torch.Tensor]]:
+    """All roles, whole."""
+    def full(tensor: Any) -> torch.Tensor:
+        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+    roles = run.roles.state_dict()
+    return {role: {name: full(value).clone() for name, value in own.items()} for role, own in roles.items()}
+
+
+def state(run: Trainer, **more: Any) -> Found:
+    return {"weights": weights(run), "iteration": run.iteration, "updates": run.updates, **more}
+
+
+def iterate(run: Trainer, count: int) -> Found:
+    """Some iterations, with the samples of the last."""
+    seen: list[Any] = []
+    collect = run.collect
+    run.collect = lambda: (seen.append(collect()), seen[-1])[1]  # type: ignore[method-assign]
+    records = [run.step() for _ in range(count)]
+    last = seen[-1].trajectory
+    samples = {int(i): (last.noise[row], last.latents[row]) for row, i in enumerate(last.sample)}
+    return state(run, records=records, samples=samples)
+
+
+def sharded(work: Callable[[], Found]) -> Found:
+    """With the weights in shards, where there are processes to shard over."""
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    try:
+        return work()
+    finally:
+        del os.environ["ACCELERATE_USE_FSDP"]
+
+
+def resumed(recipe: Recipe, folder: Path, count: int) -> Found:
+    run = trainer(recipe)
+    checkpoint.read(run, folder)
+    return iterate(run, count)
+
+
+def kept(recipe: Recipe, folder: Path, count: int) -> Found:
+    run = trainer(recipe)
+    found = iterate(run, count)
+    checkpoint.write(run, folder)
+    checkpoint.deliver(run, folder / "checkpoint")
+    return found
+
+
+def nan_rollout(on: int) -> Found:
+    """A sample that is not numbers, on one process only."""
+    run = trainer()
+    run.step()
+    before = weights(run), run.updates, {k: v.clone() for k, v in run.state_dict().items() if "optimizer" in k}
+    condition = run.task.condition
+
+    def poisoned(policy: Any, prompts: Any) -> Any:
+        found = condition(policy, prompts)
+        if run.accelerator.process_index == on:
+            found.audio[0] = torch.nan
+        return found
+
+    run.task.condition = poisoned  # type: ignore[method-assign]
+    record = run.step()
+    after = weights(run), run.updates, {k: v for k, v in run.state_dict().items() if "optimizer" in k}
+    run.task.condition = condition  # type: ignore[method-assign]
+    return state(run, before=before, after=after, record=record, then=run.step())
+
+
+STALE = replace(RECIPE, stale=1)
+LORA = replace(RECIPE, lora=Lora(rank=2))
+
+
+def main(folder: Path, processes: int) -> None:
+    """Every scenario; what one process and what two write is kept apart."""
+    own = folder / ("one" if processes == 1 else "two")
+    found = {
+        "ddp": iterate(trainer(), 2),
+        "micro": iterate(trainer(replace(RECIPE, micro_batch=3, group_size=5)), 2),
+        "stale": kept(STALE, own / "stale", 3),
+        "fsdp": sharded(lambda: kept(RECIPE, own / "fsdp", 2)),
+        "fsdp_lora": sharded(lambda: kept(LORA, own / "lora", 2)),
+        "fsdp_micro": sharded(lambda: iterate(trainer(replace(RECIPE, micro_batch=3)), 1)),
+        "recompute": sharded(lambda: iterate(trainer(replace(RECIPE, checkpointing=True)), 1)),
+        "nan": nan_rollout(processes - 1),
+        "flaky": iterate(trainer(reward=Lift((3, 4), processes - 1, calls=[])), 2),
+        "slow": iterate(trainer(reward=Lift(slow=0.5, process=processes - 1)), 1),
+    }
+    rank = os.environ.get("RANK", "")
+    torch.save(found, folder / f"{own.name}{rank}.pt")
+
+
+def resume(folder: Path, processes: int) -> None:
+    """On as many processes what the other number of them left."""
+    other, own = ("two", "one") if processes == 1 else ("one", "two")
+    found = {
+        "stale": resumed(STALE, folder / other / "stale", 2),
+        "fsdp": sharded(lambda: resumed(RECIPE, folder / other / "fsdp", 1)),
+        "replicated": resumed(RECIPE, folder / other / "fsdp", 1),
+        "fsdp_lora": sharded(lambda: resumed(LORA, folder / other / "lora", 1)),
+    }
+    torch.save(found, folder / f"resumed-{own}{os.environ.get('RANK', '')}.pt")
+
+
+def fork(work: Callable[[], None], **environment: str) -> int:
+    """A process that does the work and ends; returns its id."""
+    sys.stdout.flush()
+    if process := os.fork():
+        return process
+    try:
+        os.environ.update(environment)
+        work()
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def joined(ids: list[int]) -> None:
+    for process in ids:
+        _, status = os.waitpid(process, 0)
+        if status:
+            raise SystemExit(f"a process ended with {status}")
+
+
+def together(work: Callable[[int], None]) -> list[int]:
+    """Two processes that know of each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [fork(lambda: work(2), RANK=str(r), LOCAL_RANK=str(r), **common) for r in range(2)]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = Path(sys.argv[1])
+    joined([fork(lambda: main(target, 1)), *together(lambda count: main(target, count))])
+    joined([fork(lambda: resume(target, 1)), *together(lambda count: resume(target, count))])

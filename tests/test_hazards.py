@@ -1,0 +1,394 @@
+"""A week-long run's hazards, compressed: what happens is written down, and nothing that was learned is lost."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.posttrain import checkpoint
+from flowportrait.posttrain.events import Events, Journal
+from flowportrait.posttrain.loop import Job, Loop
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.scoring import Unavailable
+from tests.processes import RECIPE, Lift, trainer
+
+SMALL = replace(RECIPE, groups=2, frames=16, iterations=4, checkpoint_every=1)
+STALE = replace(SMALL, stale=1)
+
+
+def weights(run: Trainer) -> list[torch.Tensor]:
+    return [value.clone() for own in run.roles.state_dict().values() for value in own.values()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def loop(folder: Path, run: Trainer | None = None, resume: bool = False) -> Loop:
+    run = run or trainer(SMALL)
+    if resume:
+        checkpoint.read(run, folder / "state")
+    return Loop(run, Job(folder))
+
+
+def events(folder: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight() -> list[torch.Tensor]:
+    """All weights after four iterations that nothing disturbed."""
+    run = trainer(SMALL)
+    for _ in range(4):
+        run.step()
+    return weights(run)
+
+
+FILE_WORK = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+
+
+def write_and_die(run: Trainer, folder: Path, at: int) -> bool:
+    """Write a state in a process of its own that is killed at its ``at``-th dealing with the file system; returns
+    whether it lived. Every second time what was last written is cut in half, as after a power failure."""
+    process = os.fork()
+    if process == 0:
+        count = itertools.count()
+
+        def die(event: str, arguments: Any) -> None:
+            if event in FILE_WORK and str(folder) in str(arguments[0]) and next(count) == at:
+                for path in folder.rglob("*.partial/**/*"):
+                    if at % 2 and path.is_file():
+                        os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(die)
+        checkpoint.write(run, folder)
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
+    return status == 0
+
+
+def test_killed_anywhere_while_saving_the_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    run, states = trainer(STALE), {}
+    for _ in range(3):
+        run.step()
+        states[run.iteration] = weights(run)
+        if run.iteration == 2:
+            checkpoint.write(run, tmp_path / "before")
+    found, again = [], trainer(STALE)
+    for at in itertools.count():
+        folder = tmp_path / str(at)
+        shutil.copytree(tmp_path / "before", folder)
+        lived = write_and_die(run, folder, at)
+        checkpoint.read(again, folder)
+        assert same(weights(again), states[again.iteration])
+        found.append(again.iteration)
+        if lived:
+            break
+    assert set(found) == {2, 3}
+    assert found == sorted(found)
+    assert len(found) > 10
+    run.step()
+    for name in ("0", str(found.index(3))):
+        again = trainer(STALE)
+        checkpoint.read(again, tmp_path / name)
+        while again.iteration < 4:
+            again.step()
+        assert same(weights(again), weights(run)), "what waited to be trained on came back too"
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, full: Callable[[int], bool]) -> None:
+    """``full``: whether the n-th flush to disk finds no room."""
+    count, flush = itertools.count(), os.fsync
+
+    def fsync(handle: int) -> None:
+        if full(next(count)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_wherever_the_disk_is_full_the_state_before_stays_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(STALE)
+    run.step()
+    before = weights(run)
+    checkpoint.write(run, tmp_path)
+    run.step()
+    codes = set()
+    for at in itertools.count():
+        with monkeypatch.context() as patch:
+            full_disk(patch, lambda n, at=at: n == at)
+            try:
+                checkpoint.write(run, tmp_path)
+                break
+            except OSError as error:
+                codes.add(error.errno)
+        if at < 6:  # up to the rename
+            assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+            again = trainer(STALE)
+            checkpoint.read(again, tmp_path)
+            assert same(weights(again), before)
+    assert at >= 6
+    assert codes == {errno.ENOSPC}
+    assert [path.name for path in tmp_path.iterdir()] == ["000002"]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: list[torch.Tensor]
+) -> None:
+    full_disk(monkeypatch, lambda n: n < 2)
+    watched = loop(tmp_path)
+    watched.run()
+    assert events(tmp_path) == ["started", "not saved", "not saved", "saved again", "ended"]
+    again = trainer(SMALL)
+    checkpoint.read(again, tmp_path / "state")
+    assert again.iteration == 4
+    assert same(weights(again), straight)
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_a_sentence_and_it_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: list[torch.Tensor]
+) -> None:
+    with monkeypatch.context() as patch:
+        full_disk(patch, lambda n: n >= 5)
+        with pytest.raises(BadInput) as error:
+            loop(tmp_path, trainer(replace(SMALL, give_up=2, iterations=9))).run()
+    said = str(error.value)
+    assert "it could not be saved 2 times in a row (No space left on device)" in said
+    assert "the state of iteration 1 is complete" in said
+    assert "\n" not in said
+    loop(tmp_path, resume=True).run()
+    assert [record["iteration"] for record in records(tmp_path)] == [1, 2, 3, 4]
+    again = trainer(SMALL)
+    checkpoint.read(again, tmp_path / "state")
+    assert same(weights(again), straight)
+
+
+def test_lines_that_find_no_room_are_written_later_and_never_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "lines.jsonl")
+    assert journal.add({"n": 1})
+
+    def half(path: Path, mode: str) -> Any:
+        file = open(path, mode, buffering=0)  # noqa: SIM115
+        write = file.write
+
+        class Full:
+            def __enter__(self) -> Full:
+                return self
+
+            def __exit__(self, *_: Any) -> None:
+                file.close()
+
+            def write(self, data: bytes) -> None:
+                write(data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "full")
+
+        return Full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", half)
+        assert not journal.add({"n": 2})
+    assert (tmp_path / "lines.jsonl").read_text() == '{"n": 1}\n'
+    assert journal.add({"n": 3})
+    assert [json.loads(line)["n"] for line in (tmp_path / "lines.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_an_iteration_that_no_reward_answers_changes_nothing_and_the_run_goes_on(tmp_path: Path) -> None:
+    pieces = SMALL.pieces
+    away = Lift(away=tuple(range(pieces + 1, 2 * pieces + 1)), calls=[])
+    run = trainer(replace(SMALL, iterations=3), away)
+    kept: list[Any] = []
+    step = run.step
+
+    def watched() -> dict[str, float]:
+        kept.append((weights(run), {k: v.clone() for k, v in run.state_dict().items()}))
+        return step()
+
+    run.step = watched  # type: ignore[method-assign]
+    Loop(run, Job(tmp_path)).run()
+    assert [record["skipped"] for record in records(tmp_path)] == [0.0, 1.0, 0.0]
+    assert events(tmp_path) == ["started", "not scored", "skipped", "ended"]
+    assert all(torch.equal(kept[1][1][key], kept[2][1][key]) for key in kept[1][1]), "moments are untouched too"
+    assert not same(kept[2][0], weights(run))
+
+
+def test_samples_that_one_reward_lost_learn_from_the_others(tmp_path: Path) -> None:
+    run = trainer(SMALL, Lift(away=(1,), calls=[]))
+    record = run.step()
+    assert record["invalid/lift"] == 0.5
+    assert record["skipped"] == 0.0
+    assert record["grad_norm"] > 0
+
+
+def test_a_reward_that_never_comes_back_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    run = trainer(replace(SMALL, give_up=3, iterations=50), Lift(away=tuple(range(200)), calls=[]))
+    before = weights(run)
+    with pytest.raises(BadInput, match="nothing was learned for 3 iterations in a row") as error:
+        Loop(run, Job(tmp_path)).run()
+    assert "the state of iteration 3 is complete" in str(error.value)
+    assert same(before, weights(run))
+
+
+def test_a_rollout_that_is_not_numbers_is_skipped_and_leaves_no_trace(tmp_path: Path) -> None:
+    run, condition = trainer(SMALL), TalkingCondition()
+    condition.poison(run, at=1)
+    run.step()
+    before = {key: value.clone() for key, value in run.state_dict().items()}
+    record = run.step()
+    assert record["skipped"] == 1.0
+    assert record["invalid/lift"] == pytest.approx(1 / SMALL.groups)
+    assert all(torch.equal(before[key], value) for key, value in run.state_dict().items())
+    assert run.step()["grad_norm"] > 0
+
+
+@dataclass
+class TalkingCondition:
+    """Puts a number that is none into one prompt's condition at one iteration."""
+
+    calls: list[int] = field(default_factory=list)
+
+    def poison(self, run: Trainer, at: int) -> None:
+        plain = run.task.condition
+
+        def poisoned(policy: Any, prompts: Any) -> Any:
+            found = plain(policy, prompts)
+            if run.iteration == at and run.iteration not in self.calls:
+                self.calls.append(at)
+                found.audio[0] = torch.nan
+            return found
+
+        run.task.condition = poisoned  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_terminated_like_interrupted_the_step_is_finished_and_saved(
+    tmp_path: Path, number: signal.Signals, ends: type[BaseException], straight: list[torch.Tensor]
+) -> None:
+    run = trainer(SMALL)
+    collect = run.collect
+
+    def terminated() -> Any:
+        # A launcher passes the signal on a second time.
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+        return collect()
+
+    run.collect = terminated  # type: ignore[method-assign]
+    with pytest.raises(ends) as ended:
+        Loop(run, Job(tmp_path)).run()
+    assert ends is KeyboardInterrupt or ended.value.code == 143  # type: ignore[attr-defined]
+    assert checkpoint.latest(tmp_path / "state") == tmp_path / "state" / "000001"
+    loop(tmp_path, resume=True).run()
+    again = trainer(SMALL)
+    checkpoint.read(again, tmp_path / "state")
+    assert same(weights(again), straight)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    from flowportrait.posttrain.adapter import Lora
+
+    run = trainer(SMALL)
+    checkpoint.write(run, tmp_path)
+    with pytest.raises(BadInput, match="not of this model and recipe"):
+        checkpoint.read(trainer(replace(SMALL, lora=Lora(rank=2))), tmp_path)
+    with pytest.raises(BadInput, match="no complete state"):
+        checkpoint.read(run, tmp_path / "elsewhere")
+
+
+def test_who_holds_up_the_others_is_said_once(tmp_path: Path) -> None:
+    noted = Events(tmp_path / "events.jsonl", 10)
+    for iteration, times in enumerate([1.1, 2.0, 2.1, 1.0, 3.0]):
+        noted.after_iteration({"iteration": iteration, "slowest/process": 3, "slowest/times": times})
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 4]
+    assert lines[0]["detail"].startswith("process 3 takes 2.0 times as long")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A reward on another machine, asked over HTTP."""
+
+    url: str
+    name: str = "remote"
+    needs: frozenset[str] = frozenset({"motion"})
+    retries: int = 0
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        assert threading.current_thread() is not threading.main_thread(), "scored while the next piece is made"
+        body = json.dumps(batch.motion[..., 0].mean(1).tolist()).encode()
+        try:
+            with urllib.request.urlopen(self.url, body, timeout=0.3) as answer:
+                return all_valid(torch.tensor(json.loads(answer.read())))
+        except OSError as error:
+            raise Unavailable(str(error)) from error
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    """Answers with what it was sent; hangs while ``hanging``."""
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.server.hanging:  # type: ignore[attr-defined]
+                time.sleep(0.6)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    running.hanging = False  # type: ignore[attr-defined]
+    running.handle_error = lambda *_: None  # type: ignore[method-assign, assignment]
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_reward_on_another_machine_is_asked_meanwhile_and_may_be_away(server: ThreadingHTTPServer) -> None:
+    run = trainer(SMALL)
+    remote = Remote(f"http://127.0.0.1:{server.server_address[1]}")
+    run.rewards = Composite((Lift(), remote), {"lift": 1.0, "remote": 1.0})
+    assert run.step()["invalid/remote"] == 0.0
+    server.hanging = True  # type: ignore[attr-defined]
+    started = time.monotonic()
+    record = run.step()
+    assert record["invalid/remote"] == 1.0
+    assert record["invalid/lift"] == 0.0
+    assert record["grad_norm"] > 0, "the other reward still teaches"
+    assert time.monotonic() - started < 30
+    server.hanging = False  # type: ignore[attr-defined]
+    assert run.step()["invalid/remote"] == 0.0

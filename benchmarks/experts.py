@@ -10,17 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from flowportrait.corpus.clip import Clip
 from flowportrait.evaluate.acceptance import acceptance, embed, shifted_score
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.evaluate.expert_data import load_items
 from flowportrait.evaluate.sides import SIDES, side_named
 from flowportrait.evaluate.svg import SERIES, STYLE, svg
+from flowportrait.reward.sync import lower_face
 
+VIEWS: dict[str, Callable[[Clip], list[torch.Tensor]]] = {
+    "evaluation": lambda clip: [torch.from_numpy(clip.mouth)],
+    "reward": lambda clip: [lower_face(clip.landmarks, clip.blendshapes)],
+}
 REACH = 12
 MIN_WINDOWS = 8
 
@@ -35,7 +43,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in SIDES:
         side = side_named(name)
-        items = [i for i in load_items(given.corpus, ["dev"], side.views) if i.speaker not in given.without]
+        items = [i for i in load_items(given.corpus, ["dev"], VIEWS[name]) if i.speaker not in given.without]
         net = side.network.load()
         table = acceptance(net, items)
         found[name] = {"clips": len(items), "speakers": len({i.speaker for i in items}), "tests": table["tests"],

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 from skimage import data
 
+from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.contours import EYES, INNER_LOWER, INNER_UPPER, RIGID, fill, opening
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
+from flowportrait.codec.far_side import FarSide
 from flowportrait.codec.mesh import HeadMesh, face_triangles, rigid_motion
+from flowportrait.codec.motion_codec import resting
 from flowportrait.codec.mouth_frame import MouthFrame
 from flowportrait.codec.mouth_model import MouthModel
 from flowportrait.codec.renderer import Renderer
@@ -210,3 +215,43 @@ def test_dubbing_changes_only_the_lower_face() -> None:
 def test_any_frame_size_can_be_drawn(size: int) -> None:
     frame = next(iter(Renderer(astronaut(), size=size)(turned(roll=3)[None])))
     assert frame.shape == (size, size, 3)
+
+
+def half_profile() -> Portrait:
+    """The astronaut as she is drawn turned by 30 degrees, taken for a photo."""
+    points = turned(yaw=30).astype(np.float32)
+    return dataclasses.replace(astronaut(), crop=draw(points), landmarks=points)
+
+
+def test_the_far_side_of_a_half_profile_is_the_near_sides_mirror_image() -> None:
+    portrait = half_profile()
+    mesh = HeadMesh(portrait.crop, portrait.landmarks)
+    assert not FarSide(HeadMesh(astronaut().crop, astronaut().landmarks), astronaut().crop).needed
+    side = FarSide(mesh, portrait.crop)
+    assert side.needed
+    vertices = mesh(astronaut().landmarks.astype(np.float64))
+    filled = np.zeros_like(portrait.crop)
+    side.draw(filled, vertices)
+    nose = astronaut().landmarks[1, 0]
+    columns = np.flatnonzero(filled.any((0, 2)))
+    assert len(columns) > 10
+    assert columns.min() > nose or columns.max() < nose
+
+
+def test_a_face_unlike_any_humans_keeps_its_shape_at_rest() -> None:
+    basis, person = MotionBasis.load(), astronaut()
+    strange = person.blendshapes.copy()
+    strange[[23, 33, 35, 38, 40, 44, 46]] = 1.0
+    odd = resting(basis, dataclasses.replace(person, blendshapes=strange))
+    taken_off = basis.encode(person.landmarks[None], strange[None], smooth=False)[1]
+    own = odd.pose.remove(torch.as_tensor(person.landmarks[None]))[0]
+    assert (odd.neutral - own).norm(dim=1).mean() < 0.5 * (taken_off.neutral - own).norm(dim=1).mean()
+    usual = basis.encode(person.landmarks[None], person.blendshapes[None], smooth=False)[1]
+    assert torch.equal(resting(basis, person).neutral, usual.neutral)
+
+
+def test_frames_drawn_at_once_are_the_frames_drawn_one_by_one() -> None:
+    poses = np.stack([turned(yaw=angle) for angle in (-6, 0, 6)])
+    alone = list(Renderer(astronaut(), size=128, workers=1)(poses))
+    together = list(Renderer(astronaut(), size=128, workers=3)(poses))
+    assert all((a == b).all() for a, b in zip(alone, together, strict=True))

@@ -128,12 +128,8 @@ class HeadMesh:
         return number[triangles[outer | (face[middle[:, 1], middle[:, 0]] == 0)]].astype(np.int32)
 
 
-def _flatten_hidden(points: np.ndarray) -> np.ndarray:
-    """Change of depth ``[468]`` px that brings vertices facing away to the depth of the nearest visible one.
-
-    A photo in half profile has no pixels of the far temple. With its own depth the temple would come forth
-    as smeared background when the head turns back; flattened, it stays behind the edge that is seen.
-    """
+def facing_camera(points: np.ndarray) -> np.ndarray:
+    """Cosine ``[468]`` between each face vertex's normal and the line of sight, for landmarks ``[468, 3]`` px."""
     triangles = face_triangles()
     a, b, c = (points[triangles[:, i]] for i in range(3))
     across = np.cross(b - a, c - a)
@@ -141,7 +137,16 @@ def _flatten_hidden(points: np.ndarray) -> np.ndarray:
     for corner in range(3):
         np.add.at(normal, triangles[:, corner], across)
     facing = normal[:, 2] / np.linalg.norm(normal, axis=1).clip(1e-9)
-    facing *= np.sign(np.median(facing))
+    return facing * np.sign(np.median(facing))
+
+
+def _flatten_hidden(points: np.ndarray) -> np.ndarray:
+    """Change of depth ``[468]`` px that brings vertices facing away to the depth of the nearest visible one.
+
+    A photo in half profile has no pixels of the far temple. With its own depth the temple would come forth
+    as smeared background when the head turns back; flattened, it stays behind the edge that is seen.
+    """
+    facing = facing_camera(points)
     seen = np.flatnonzero(facing >= 0)
     nearest = seen[cKDTree(points[seen]).query(points)[1]]
     hidden = np.clip(-facing / _TURNED_AWAY, 0, 1)

@@ -10,10 +10,26 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from flowportrait.codec.basis import Identity, MotionBasis
+from flowportrait.codec import lips
+from flowportrait.codec.basis import LOWER, Identity, MotionBasis
 from flowportrait.codec.renderer import Renderer
 from flowportrait.media.face import Faces
 from flowportrait.media.portrait import Portrait
+
+_HUMAN, _UNLIKE = 9.0, 13.0
+"""Up to which length of lower-face motion, in standard deviations, a photo's expression is believed and taken off;
+photos of people stay under the first, a drawn boy with doll's proportions reads as 13.5."""
+
+
+def resting(basis: MotionBasis, portrait: Portrait) -> Identity:
+    """Whose face it is. What looks like an impossible expression is how this face is made, and stays."""
+    motion, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
+    length = float(motion[0, LOWER].norm())
+    kept = min(max((length - _HUMAN) / (_UNLIKE - _HUMAN), 0.0), 1.0)
+    if kept == 0.0:
+        return identity
+    shape = identity.pose.remove(torch.as_tensor(portrait.landmarks[None]))[0]
+    return Identity(lips.close(identity.neutral + kept * (shape - identity.neutral)), identity.pose)
 
 
 class MotionCodec:
@@ -22,7 +38,7 @@ class MotionCodec:
     def __init__(self, portrait: Portrait, size: int | None = None, basis: MotionBasis | None = None) -> None:
         self.portrait = portrait
         self.basis = basis or MotionBasis.load()
-        _, self.identity = self.basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
+        self.identity = resting(self.basis, portrait)
         self.renderer = Renderer(portrait, size)
 
     def encode(self, faces: Faces) -> tuple[torch.Tensor, Identity]:

@@ -49,13 +49,17 @@ _GREY_SATURATION = 0.10
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
+def colourfulness(skin: np.ndarray) -> float:
+    """Zero for the skin colour ``[3]`` of a black-and-white picture, one for that of a colour photo."""
+    return min(float(np.ptp(skin) / skin.max()) / _GREY_SATURATION, 1.0)
+
+
 class Palette:
     """Colours of one portrait's mouth, from its skin colour ``[3]``."""
 
     def __init__(self, skin: np.ndarray) -> None:
         self._skin = skin.astype(np.float32)
-        saturation = float(np.ptp(self._skin) / self._skin.max())
-        self._colourful = min(saturation / _GREY_SATURATION, 1.0)
+        self._colourful = colourfulness(skin)
         self._base = 1 + self._colourful * (_BASE - 1)
         self._lower_shade = _LOWER_SHADE.mean() + self._colourful * (_LOWER_SHADE - _LOWER_SHADE.mean())
 

@@ -1,32 +1,44 @@
 """Landmarks to pictures: one portrait photo, drawn in any pose and expression.
 
-    frame = skin(mesh warp of the photo)  +  eyeballs seen between the lids  +  mouth interior between the
-    lips
+    frame = retouch( skin(mesh warp of the photo)  +  eyeballs seen between the lids  +  mouth interior between the
+    lips )
 
 Landmarks equal to the portrait's own give the photo back.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from flowportrait.codec.contours import EYES
 from flowportrait.codec.eyes import Eye
+from flowportrait.codec.far_side import FarSide
 from flowportrait.codec.mesh import HeadMesh
 from flowportrait.codec.mouth import Mouth
+from flowportrait.codec.retouch import Retouch
 from flowportrait.codec.skin import bare_skin
 from flowportrait.codec.warp import Rasterizer
 from flowportrait.media.portrait import Portrait
+
+
+class Interior(Protocol):
+    """What draws the inside of a mouth into a frame ``[S, S, 3]`` uint8 in place, for landmarks ``[478, 3]`` px."""
+
+    def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
+        """Draw."""
 
 
 class Renderer:
     """Draws one portrait; prepared once (about half a second), then called with any number of frames.
 
     size: side of the drawn square, the crop's own by default. Landmarks are in pixels of ``portrait.crop``
-    in every case.
+    in every case. retouch: let the network go over the lower face. workers: threads that draw frames at once.
 
     ::
 
@@ -34,7 +46,9 @@ class Renderer:
         frames = list(renderer(landmarks))          # [T, 478, 3] -> T x [512, 512, 3]
     """
 
-    def __init__(self, portrait: Portrait, size: int | None = None) -> None:
+    def __init__(
+        self, portrait: Portrait, size: int | None = None, retouch: bool = False, workers: int = 2
+    ) -> None:
         crop = portrait.crop
         self._scale = 1.0 if size is None else size / crop.shape[0]
         if self._scale != 1.0:
@@ -43,23 +57,41 @@ class Renderer:
         self._mesh = HeadMesh(crop, landmarks)
         self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0])
         self._eyes = [Eye(crop, landmarks, side) for side in range(len(EYES))]
-        self._mouth = Mouth(crop, landmarks)
+        self.mouth: Interior = Mouth(crop, landmarks)
+        self._retouch = Retouch(crop, landmarks) if retouch else None
+        self._workers = workers
         self._skin = bare_skin(crop, landmarks)
+        far_side = FarSide(self._mesh, self._skin)
+        self._far_side = far_side if far_side.needed else None
 
     def __call__(self, landmarks: np.ndarray) -> Iterator[np.ndarray]:
         """Yield a frame ``[S, S, 3]`` uint8 RGB for each of ``landmarks`` ``[T, 478, 3]``, in crop pixels."""
-        for target in landmarks:
-            yield self.draw(target)
+        if self._workers < 2:
+            yield from map(self.draw, landmarks)
+            return
+        with ThreadPoolExecutor(self._workers) as pool:
+            ahead: deque[Future[np.ndarray]] = deque()
+            for target in landmarks:
+                if len(ahead) > self._workers:
+                    yield ahead.popleft().result()
+                ahead.append(pool.submit(self.draw, target))
+            while ahead:
+                yield ahead.popleft().result()
 
     def draw(self, landmarks: np.ndarray) -> np.ndarray:
         """One frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
         target = self._scaled(landmarks)
-        source = self._rasterize(self._mesh(target))
+        vertices = self._mesh(target)
+        source = self._rasterize(vertices)
         # Cubic: what moves by half a pixel must not look softer than what stands still.
         frame = cv2.remap(self._skin, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        if self._far_side is not None:
+            self._far_side.draw(frame, vertices)
         for eye in self._eyes:
             eye.draw(frame, target)
-        self._mouth.draw(frame, target)
+        self.mouth.draw(frame, target)
+        if self._retouch is not None:
+            self._retouch.draw(frame, target)
         return frame
 
     def _scaled(self, landmarks: np.ndarray) -> np.ndarray:

@@ -25,14 +25,18 @@ class Rasterizer:
     part hides another its jump becomes a soft edge instead of a jagged one.
     """
 
-    def __init__(self, triangles: np.ndarray, source: np.ndarray, size: int) -> None:
+    def __init__(
+        self, triangles: np.ndarray, source: np.ndarray, size: int, share: np.ndarray | None = None
+    ) -> None:
         self._triangles = np.ascontiguousarray(triangles, np.int32)
         self._size = size
         self._half = size >= _HALF_FROM and size % 2 == 0
         small = size // 2 if self._half else size
-        # OpenCV interpolates colours in [0, 1] exactly; the third channel is unused.
+        # OpenCV interpolates colours in [0, 1] exactly; the third channel carries any share of each vertex.
         self._colours = np.zeros((len(source), 3), np.float32)
         self._colours[:, :2] = source / (size - 1)
+        if share is not None:
+            self._colours[:, 2] = share
         # A pixel no triangle covers (rounding along the border) shows itself.
         own = ((np.arange(small) + 0.5) * (size / small) - 0.5).astype(np.float32) / (size - 1)
         self._empty = np.dstack([*np.meshgrid(own, own), np.zeros((small, small), np.float32)])
@@ -41,11 +45,14 @@ class Rasterizer:
         self._settings = cv2.TriangleRasterizeSettings()
         self._settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
         self._settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
-        self._colour, self._depth = self._empty.copy(), self._far.copy()
 
     def __call__(self, vertices: np.ndarray) -> np.ndarray:
         """Source coordinates seen at each pixel for vertices ``[V, 3]`` px; pixels left empty map to
         themselves."""
+        return self.with_share(vertices)[0]
+
+    def with_share(self, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and the vertices' share ``[S, S]`` float32 at each pixel."""
         last = self._size - 1
         unit = _DISTANCE * np.tan(_HALF_ANGLE) / (self._size / 2)
         # Offsets are scaled by depth to undo the perspective of OpenCV's only camera.
@@ -54,13 +61,13 @@ class Rasterizer:
         world[:, 0] = (vertices[:, 0] - last / 2) * unit * away / _DISTANCE
         world[:, 1] = (last / 2 - vertices[:, 1]) * unit * away / _DISTANCE
         world[:, 2] = -away
-        np.copyto(self._colour, self._empty)
-        np.copyto(self._depth, self._far)
+        # Fresh each time, so that frames can be drawn at once in several threads.
+        colour, depth = self._empty.copy(), self._far.copy()
         cv2.triangleRasterize(
-            world, self._triangles, self._colours, self._colour, self._depth, self._camera,
+            world, self._triangles, self._colours, colour, depth, self._camera,
             2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, self._settings,
         )  # fmt: skip
-        source = self._colour[..., :2] * np.float32(last)
+        source = colour[..., :2] * np.float32(last)
         # Where one part hides another the map jumps along pixel steps: soften the steps, and only there.
         soft = cv2.GaussianBlur(source, (7, 7), 1.6)
         apart = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
@@ -79,4 +86,5 @@ class Rasterizer:
                 np.column_stack([0 * line, line]),
                 np.column_stack([0 * line + last, line]),
             )
-        return source
+        share = np.ascontiguousarray(colour[..., 2])
+        return source, cv2.resize(share, (self._size, self._size)) if self._half else share

@@ -1,0 +1,103 @@
+"""Retouch a drawn face with the shipped network: mouth, lips and folds around them, in the portrait's own palette.
+
+    frame ──cut to the window──► network ──► flow, residual ──laid back at the frame's own resolution──► frame
+
+The frame's detail is kept: it is moved by the flow, and only the change is as coarse as the window.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from flowportrait.codec.mouth_frame import MouthFrame, skin_colour
+from flowportrait.codec.mouth_look import colourfulness
+from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, mouth_state, to_window
+from flowportrait.codec.retouch_net import RetouchNet, Windows
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@lru_cache(maxsize=1)
+def shipped_network() -> RetouchNet:
+    """The network that comes with the package."""
+    path = Path(str(files("flowportrait") / "weights" / "retouch" / "model.safetensors"))
+    network = RetouchNet()
+    network.load_state_dict(load_file(str(path)))
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Retouch:
+    """Retouching of one portrait crop ``[S, S, 3]`` uint8 with landmarks ``[478, 3]`` px."""
+
+    def __init__(self, crop: np.ndarray, landmarks: np.ndarray, network: RetouchNet | None = None) -> None:
+        self._network = network or shipped_network()
+        self._frame = MouthFrame(landmarks)
+        skin = skin_colour(crop, landmarks)
+        self._skin = (skin / 255).astype(np.float32)
+        self._colourful = colourfulness(skin)
+        start = to_window(landmarks)
+        self._source = _picture(cut(crop, start))
+        self._source_inner = _plane(mouth_state(self._frame, landmarks, start).inner)
+
+    def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
+        """Retouch ``frame`` ``[S, S, 3]`` uint8, drawn for target landmarks ``[478, 3]`` px, in place."""
+        matrix = to_window(target)
+        state = mouth_state(self._frame, target, matrix)
+        windows = Windows(
+            base=_picture(cut(frame, matrix)),
+            source=self._source,
+            skin=torch.from_numpy(self._skin)[None],
+            inner=_plane(state.inner),
+            outer=_plane(state.outer),
+            source_inner=self._source_inner,
+            place=torch.from_numpy(state.place)[None],
+            drop=torch.tensor([[state.jaw, state.height]], dtype=torch.float32),
+        )
+        with torch.inference_mode():
+            flow, residual = (change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
+        self._lay(frame, matrix, flow, self._painted(residual))
+
+    def _painted(self, residual: np.ndarray) -> np.ndarray:
+        """Residual in 8-bit colours; a grey portrait stays grey."""
+        colour = residual * (255 * np.maximum(self._skin, 0.06))
+        grey = (colour @ _LUMA)[..., None]
+        return grey + self._colourful * (colour - grey)
+
+    @staticmethod
+    def _lay(frame: np.ndarray, matrix: np.ndarray, flow: np.ndarray, residual: np.ndarray) -> None:
+        """Move and repaint ``frame`` under the window."""
+        back = cv2.invertAffineTransform(matrix)
+        corners = np.array([[0, 0, 1], [WIDTH, 0, 1], [0, HEIGHT, 1], [WIDTH, HEIGHT, 1]]) @ back.T
+        size = frame.shape[0]
+        low = np.floor(corners.min(0)).astype(int).clip(0, size)
+        high = np.ceil(corners.max(0)).astype(int).clip(0, size)
+        width, height = (high - low).tolist()
+        if width < 2 or height < 2:
+            return
+        local = matrix.copy()
+        local[:, 2] += matrix[:, :2] @ low
+        shape = (width, height)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        moved = cv2.warpAffine(np.ascontiguousarray(flow), local, shape, flags=flags)
+        painted = cv2.warpAffine(np.ascontiguousarray(residual), local, shape, flags=flags)
+        place = cv2.transform(moved, back[:, :2])
+        place[..., 0] += np.arange(low[0], high[0], dtype=np.float32)
+        place[..., 1] += np.arange(low[1], high[1], dtype=np.float32)[:, None]
+        drawn = cv2.remap(frame, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        mixed = np.round(drawn + painted).clip(0, 255).astype(np.uint8)
+        frame[low[1] : high[1], low[0] : high[0]] = mixed
+
+
+def _picture(window: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(window).permute(2, 0, 1)[None].float() / 255
+
+
+def _plane(share: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(share)[None, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import torch.nn.functional as F
 
 from flowportrait.codec.basis import BROWS, HEAD, LOWER, MotionBasis
 from flowportrait.codec.mirror import mirror_matrix
-from flowportrait.corpus.clip import Clip
+from flowportrait.corpus.shards import read_clips
 from flowportrait.errors import BadInput
-from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, level, log_mel
+from flowportrait.media.mel import level, log_mel
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,11 @@ def load_motion(corpus: Path, splits: Collection[str]) -> list[MotionClip]:
     Raises:
         BadInput: ``corpus`` is not a prepared corpus, or has no clip in these splits.
     """
-    index = corpus / "clips.jsonl"
-    if not index.is_file():
-        raise BadInput(f"{corpus} is not a prepared corpus (no clips.jsonl): run 'flowportrait prepare' first.")
     basis = MotionBasis.load()
     found: dict[str, list[tuple[str, torch.Tensor, torch.Tensor]]] = defaultdict(list)
-    for line in index.read_text().splitlines():
-        record = json.loads(line)
-        if record["split"] in splits:
-            clip = Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
-            motion, _ = basis.encode(clip.landmarks, clip.blendshapes)
-            found[record["speaker"]].append((record["name"], motion, log_mel(level(clip.audio))))
+    for record, clip in read_clips(corpus, splits):
+        motion, _ = basis.encode(clip.landmarks, clip.blendshapes)
+        found[record["speaker"]].append((record["name"], motion, log_mel(level(clip.audio))))
     if not found:
         raise BadInput(f"{corpus} has no clips in the splits {', '.join(splits)}: check its clips.jsonl.")
     clips = []
@@ -82,10 +75,13 @@ class WindowSampler:
         self.mirror = mirror_matrix(MotionBasis.load())
 
     def draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Motion ``[B, 1 + T, 30]`` (with the frame before the window), mel ``[B, 4T, 80]``, style ``[B, 19]``."""
+        """Motion ``[B, 1 + T, 30]`` (with the frame before the window), mel ``[B, 4T, 80]`` (or
+        whatever clips hold in its place, at their rate per frame), style ``[B, 19]``."""
         picks = torch.multinomial(self.weights, batch, replacement=True, generator=self.generator).tolist()
         motion = torch.empty(batch, 1 + self.frames, self.clips[0].motion.shape[1])
-        mel = torch.empty(batch, self.frames * MELS_PER_FRAME, N_MELS)
+        rate = round(len(self.clips[0].mel) / len(self.clips[0].motion))
+        mel = torch.empty(batch, self.frames * rate, self.clips[0].mel.shape[1])
+        style = torch.stack([self.clips[pick].style for pick in picks])
         for row, pick in enumerate(picks):
             clip = self.clips[pick]
             tempo = TEMPO[0] + (TEMPO[1] - TEMPO[0]) * float(torch.rand((), generator=self.generator))
@@ -94,12 +90,13 @@ class WindowSampler:
             window = clip.motion[start - 1 : start + length]
             if torch.rand((), generator=self.generator) < 0.5:
                 window = window @ self.mirror
-            motion[row, 0], motion[row, 1:] = window[0], _stretch(window[1:], self.frames)
-            sound = clip.mel[start * MELS_PER_FRAME : (start + length) * MELS_PER_FRAME]
-            mel[row] = _stretch(sound, self.frames * MELS_PER_FRAME)
-        return motion, mel, torch.stack([self.clips[pick].style for pick in picks])
+                style[row, : LOWER.stop] = clip.style[: LOWER.stop] @ self.mirror[LOWER, LOWER]
+            motion[row, 0], motion[row, 1:] = window[0], stretch(window[1:], self.frames)
+            sound = clip.mel[start * rate : (start + length) * rate].float()
+            mel[row] = stretch(sound, self.frames * rate)
+        return motion, mel, style
 
 
-def _stretch(track: torch.Tensor, length: int) -> torch.Tensor:
+def stretch(track: torch.Tensor, length: int) -> torch.Tensor:
     """Linear interpolation of ``[T, D]`` to ``[length, D]``, sample centres aligned."""
     return F.interpolate(track.T[None], size=length, mode="linear", align_corners=False)[0].T

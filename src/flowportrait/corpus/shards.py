@@ -12,7 +12,7 @@ import json
 import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from flowportrait.corpus.clip import Clip
@@ -70,21 +70,23 @@ def read_shard(path: Path) -> Iterator[tuple[Record, Clip]]:
                 yield record, Clip.from_bytes(content.read())
 
 
-def read_clips(corpus: Path) -> Iterator[tuple[Record, Clip]]:
-    """Index records and clips of a corpus, from its files or, where only those were copied, from its shards.
+def read_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[tuple[Record, Clip]]:
+    """Index records and clips of a corpus, of all splits or these, from its files or, where only those were copied,
+    from its shards.
 
     Raises:
         BadInput: neither is there.
     """
     if (corpus / "clips").is_dir():
         for record in corpus_records(corpus):
-            yield record, Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
+            if splits is None or record["split"] in splits:
+                yield record, Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
         return
     shards = sorted((corpus / "shards").glob("*.tar")) or sorted(corpus.glob("*.tar"))
     if not shards:
         raise BadInput(f"{corpus} is not a prepared corpus (no clips, no shards): run 'flowportrait prepare' first.")
     for shard in shards:
-        yield from read_shard(shard)
+        yield from (pair for pair in read_shard(shard) if splits is None or pair[0]["split"] in splits)
 
 
 def _files(corpus: Path, record: Record) -> list[tuple[str, Path]]:

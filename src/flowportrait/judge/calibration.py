@@ -75,7 +75,7 @@ class Calibration:
         return found
 
 
-def learn(judge: Sequence[float], human: Sequence[float]) -> list[tuple[float, float]]:
+def learn(judge: Sequence[float] | np.ndarray, human: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:
     """Knots of the monotone map from ``judge`` to ``human`` scores, ``[N]`` each. Equal judge scores share a knot.
 
     Raises:

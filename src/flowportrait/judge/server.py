@@ -1,0 +1,166 @@
+"""``flowportrait judge serve``: the measured panel as an OpenAI-compatible model, and any scorer behind a plain route.
+
+    POST /v1/chat/completions    a clip as video_url (data:video/mp4), "Aspect: lip_sync" in the text ─► the answer
+    GET  /v1/models              POST /score/NAME    GET /scorers    GET /health
+
+It stays on this machine unless a key is set: on another address than loopback, requests carry it as a bearer token.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import math
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+
+from flowportrait.errors import BadInput
+from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.rubric import ASPECTS
+from flowportrait.judge.verdict import Judge, Verdict
+from flowportrait.reward.interface import Reward, traits
+from flowportrait.reward.scoring import Unavailable, score
+from flowportrait.reward.transport import MEDIA_TYPE, Wanted, pack_score, unpack_batch
+
+MODEL = "flowportrait-panel"
+LARGEST = 256 * 2**20
+"""Bytes of a request."""
+
+
+def create_app(judge: Judge, scorers: Mapping[str, Reward], key: str | None = None) -> FastAPI:
+    """The application; one clip or batch is worked on at a time."""
+    app = FastAPI(title="FlowPortrait judge", docs_url=None, redoc_url=None, openapi_url=None)
+    lock = threading.Lock()
+
+    @app.middleware("http")
+    async def guard(request: Request, call: Any) -> Response:
+        given = request.headers.get("authorization", "")
+        if key and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            return _error(401, "this server asks for its key as a bearer token")
+        if int(request.headers.get("content-length") or 0) > LARGEST:
+            return _error(413, f"more than {LARGEST // 2**20} MiB")
+        return await call(request)
+
+    @app.exception_handler(BadInput)
+    async def bad(_: Request, error: BadInput) -> Response:
+        return _error(400, str(error))
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return {"judge": judge.name, "kind": judge.kind, "scorers": sorted(scorers)}
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "flowportrait"}]}
+
+    @app.get("/scorers")
+    def offered() -> dict[str, Any]:
+        return {name: _described(reward) for name, reward in scorers.items()}
+
+    @app.post("/score/{name}")
+    async def scored(name: str, request: Request) -> Response:
+        if name not in scorers:
+            return _error(404, f"no scorer named {name!r}: choose from {', '.join(sorted(scorers))}")
+        data = await request.body()
+
+        def work() -> Response:
+            try:
+                batch = unpack_batch(data)
+                with lock:
+                    return Response(pack_score(score(scorers[name], batch)), media_type=MEDIA_TYPE)
+            except Wanted as wanted:
+                return JSONResponse({"wanted": {"frames": wanted.frames, "places": wanted.places}}, 409)
+            except Unavailable as error:
+                return _error(503, str(error))
+
+        return await run_in_threadpool(work)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        try:
+            body = json.loads(await request.body())
+            text, video = _asked(body)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return _error(400, f"not a chat completion request ({type(error).__name__})")
+        if body.get("model") != MODEL:
+            return _error(404, f"no model {body.get('model')!r} here: it is {MODEL}")
+        if body.get("stream"):
+            return _error(400, "answers are not streamed")
+        if body.get("logprobs"):
+            return _error(400, "logprobs are not supported: experts measure")
+        if video is None:
+            return _error(400, "send the clip as a video_url part with a data:video/mp4;base64 address")
+
+        def work() -> Verdict:
+            with lock:
+                return judge.judge([_exhibit(video)])[0]
+
+        return JSONResponse(_completion(await run_in_threadpool(work), text))
+
+    return app
+
+
+def _described(reward: Reward) -> dict[str, Any]:
+    own = traits(reward)
+    limits = [bound if math.isfinite(bound) else None for bound in own.range]
+    return {"name": reward.name, "needs": sorted(reward.needs), "scope": own.scope, "range": limits, "noise": own.noise}
+
+
+def _asked(body: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The words and the last video of the last user message."""
+    content = [message for message in body["messages"] if message["role"] == "user"][-1]["content"]
+    if isinstance(content, str):
+        return content, None
+    text = "\n".join(part["text"] for part in content if part["type"] == "text")
+    videos = [part["video_url"]["url"] for part in content if part["type"] == "video_url"]
+    return text, videos[-1] if videos else None
+
+
+def _exhibit(url: str) -> Exhibit:
+    head, _, data = url.partition(",")
+    if not head.startswith("data:video/") or not head.endswith(";base64"):
+        raise BadInput("The video is no data:video/…;base64 address: addresses elsewhere are not fetched.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        try:
+            path.write_bytes(base64.b64decode(data, validate=True))
+        except binascii.Error as error:
+            raise BadInput(f"The video is no base64 ({error}).") from error
+        return Exhibit.from_video(path)
+
+
+def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
+    """The verdict as an answer to the specialist who was asked; about all aspects where none is named."""
+    asked = [aspect for aspect in ASPECTS if f"Aspect: {aspect}" in text]
+    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+    if len(asked) == 1:
+        finding = verdict.findings[asked[0]]
+        if finding.score is None:
+            message["refusal"] = finding.failure.detail if finding.failure else "no score"
+        else:
+            errors = [flaw._asdict() for flaw in finding.flaws]
+            said = {"rationale": finding.rationale, "errors": errors, "score": finding.score, "kind": verdict.kind}
+            message["content"] = json.dumps(said)
+    else:
+        scores = {aspect: finding.score for aspect, finding in verdict.findings.items()}
+        message["content"] = json.dumps({"scores": scores, **verdict.to_dict()})
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": MODEL,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    }  # fmt: skip
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "code": status}}, status)

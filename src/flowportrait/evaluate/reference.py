@@ -47,7 +47,7 @@ def fit(videos: list[Path], output: Path, about: str) -> dict[str, Any]:
     row = {
         metric.key: [e.mean, e.low, e.high, e.clips]
         for metric in METRICS
-        if (e := comparison.estimates["real"].get(metric.key)) is not None
+        if metric.key != "tfi_guarded" and (e := comparison.estimates["real"].get(metric.key)) is not None
     }
     partial = output.with_suffix(".partial")
     partial.write_text(json.dumps({"about": about, "metrics": row}, indent=1) + "\n")

@@ -141,7 +141,7 @@ def _videos(videos: dict[str, Path]) -> str:
     if not figures:
         return ""
     both = "<button type=button onclick='playAll()'>Play together</button>" if len(figures) > 1 else ""
-    return f"<section><h2>See for yourself</h2>{both}<div class=videos>{''.join(figures)}</div></section>"
+    return f"<section class=seen><h2>See for yourself</h2>{both}<div class=videos>{''.join(figures)}</div></section>"
 
 
 def _sheets(videos: dict[str, Path]) -> str:

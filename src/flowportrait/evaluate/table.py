@@ -57,12 +57,12 @@ def _cell(comparison: Comparison, system: str, metric: Metric) -> str:
     estimate = comparison.estimates[system].get(metric.key)
     if estimate is None:
         return "<span class=none>–</span>"
-    text = f"<b>{number(estimate.mean, metric)}</b>{_interval(estimate, metric)}"
+    text = f"<b>{number(estimate.mean, metric)}</b>"
     for difference in comparison.differences:
         if (difference.system, difference.metric) == (system, metric.key) and difference.change is not None:
             star = "*" if difference.p is not None and difference.p < SIGNIFICANT else ""
             text += f"<em class={verdict(difference, metric)}>{difference.change:+.0%}{star}</em>"
-    return text
+    return text + _interval(estimate, metric)
 
 
 def _interval(estimate: Estimate, metric: Metric) -> str:

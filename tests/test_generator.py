@@ -25,7 +25,8 @@ def model() -> ARFlow:
     torch.manual_seed(0)
     model = ARFlow(TINY).eval()
     for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
     return model
 
 

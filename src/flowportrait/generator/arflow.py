@@ -1,7 +1,7 @@
 """AR-Flow: an autoregressive flow generator of motion latents.
 
     token_i = audio of chunk i  +  motion of chunk i−1  +  style       (chunk: 4 frames × 30 numbers)
-    h_i     = backbone(token_1 … token_i)                              (causal, KV cache)
+    h_i     = backbone(token_1 … token_i), where sound puts the lips   (causal, KV cache; see ``lip_reader``)
     z_i     = flow head integrated from noise, σ: 1 → 0, given h_i
     motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``chunk_space``)
 
@@ -21,18 +21,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flowportrait.codec.basis import MOTION_DIM
+from flowportrait.codec.basis import LOWER, MOTION_DIM
 from flowportrait.errors import BadInput
 from flowportrait.generator.audio_encoder import AudioEncoder
 from flowportrait.generator.backbone import Backbone
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import STYLE_DIM, GeneratorConfig
 from flowportrait.generator.flow_head import FlowHead
+from flowportrait.generator.lip_reader import N_LIPS, LipReader
+from flowportrait.generator.speech_encoder import SpeechEncoder
+from flowportrait.media.mel import MELS_PER_FRAME
 
 
 class Condition(NamedTuple):
-    """What is known before the first chunk: audio ``[B, N, chunk·d]`` and style ``[B, hidden]`` embeddings, and the
-    motion frame to start from ``[B, 30]``."""
+    """What is known before the first chunk: audio ``[B, N, chunk·d]`` (with an anchor, followed by where the sound puts
+    the lips, ``chunk·16``) and style ``[B, hidden]`` embeddings, and the motion frame to start from ``[B, 30]``."""
 
     audio: torch.Tensor
     style: torch.Tensor
@@ -58,15 +61,20 @@ class ARFlow(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.audio_encoder = AudioEncoder(config.audio_width)
+        self.speech = SpeechEncoder() if config.front_end == "whisper" else None
+        reader = LipReader(config.front_end, config.audio_width) if config.anchor else None
+        self.lip_reader = reader.requires_grad_(False) if reader else None
+        self.audio_encoder = AudioEncoder(config.front_end, config.audio_width)
         self.audio_in = nn.Linear(config.chunk * config.audio_width, config.hidden)
-        self.silence = nn.Parameter(torch.zeros(config.chunk * config.audio_width))
+        self.silence = nn.Parameter(torch.zeros(config.chunk * (config.audio_width + config.anchor * N_LIPS)))
         self.motion_in = nn.Linear(config.latent_dim, config.hidden)
         self.style_in = nn.Linear(STYLE_DIM, config.hidden)
         self.backbone = Backbone(config)
-        self.head = FlowHead(config.latent_dim, config.hidden, config.head_width, config.head_depth)
+        told = config.hidden + config.anchor * config.latent_dim
+        self.head = FlowHead(config.latent_dim, told, config.head_width, config.head_depth)
         self.space = ChunkSpace(config.chunk)
         self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
+        self.train()
 
     rest_style: torch.Tensor
 
@@ -74,6 +82,20 @@ class ARFlow(nn.Module):
     def latent_dim(self) -> int:
         """D, numbers per chunk."""
         return self.config.latent_dim
+
+    def train(self, mode: bool = True) -> ARFlow:
+        """As ``nn.Module.train``; what is frozen always hears the same."""
+        super().train(mode)
+        for frozen in (self.speech, self.lip_reader):
+            if frozen is not None:
+                frozen.eval()
+        return self
+
+    def listen(self, mel: torch.Tensor) -> torch.Tensor:
+        """What is heard, before anything is learned from it ``[B, T, features]``, from log-mel ``[B, 4T, 80]``."""
+        if self.speech is not None:
+            return self.speech(mel)
+        return mel.reshape(len(mel), -1, MELS_PER_FRAME * mel.shape[-1])
 
     def condition(
         self,
@@ -85,26 +107,50 @@ class ARFlow(nn.Module):
         """Encode log-mel ``[B, 4T, 80]`` (T a multiple of the chunk) and style ``[B, 19]`` (default: the typical
         speaker); ``start`` ``[B, 30]`` is the frame before the first (default: the resting face). ``drop_audio``
         ``[B]`` bool replaces the audio by the learned no-audio vector."""
-        features = self.audio_encoder(mel)
-        batch, frames, _ = features.shape
-        if frames % self.config.chunk:
-            raise ValueError(f"{frames} frames are not whole chunks of {self.config.chunk}")
-        audio = features.reshape(batch, frames // self.config.chunk, -1)
-        if drop_audio is not None:
-            audio = torch.where(drop_audio[:, None, None], self.silence, audio)
+        return self.condition_on(self.listen(mel), style, start, drop_audio)
+
+    def condition_on(
+        self,
+        heard: torch.Tensor,
+        style: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        drop_audio: torch.Tensor | None = None,
+    ) -> Condition:
+        """``condition`` for what ``listen`` returned ``[B, T, features]``."""
+        batch, frames, _ = heard.shape
+        chunk = self.config.chunk
+        if frames % chunk:
+            raise ValueError(f"{frames} frames are not whole chunks of {chunk}")
         if style is None:
             style = self.rest_style.expand(batch, -1)
         if start is None:
-            start = mel.new_zeros(batch, MOTION_DIM)
+            start = heard.new_zeros(batch, MOTION_DIM)
+        audio = self.audio_encoder(heard).reshape(batch, frames // chunk, -1)
+        if self.lip_reader is not None:
+            lips = self.lip_reader.lips(self.lip_reader(heard), style)
+            audio = torch.cat([audio, lips.reshape(batch, frames // chunk, -1)], -1)
+        if drop_audio is not None:
+            audio = torch.where(drop_audio[:, None, None], self.silence, audio)
         return Condition(audio, self.style_in(style), start)
 
     def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
         """Backbone input for chunks whose predecessors' embedded motion are ``previous`` ``[B, N, hidden]``."""
-        return self.audio_in(condition.audio) + previous + condition.style[:, None]
+        heard = condition.audio[..., : self.audio_in.in_features]
+        return self.audio_in(heard) + previous + condition.style[:, None]
+
+    def told(self, state: torch.Tensor, condition: Condition, last: torch.Tensor) -> torch.Tensor:
+        """A chunk's context: the backbone's state ``[B, N, hidden]`` and, with an anchor, the latents that would take
+        the lips from the frame before ``last`` ``[B, N, 30]`` to where the sound alone puts them."""
+        if not self.config.anchor:
+            return state
+        lips = condition.audio[..., self.audio_in.in_features :].unflatten(-1, (self.config.chunk, N_LIPS))
+        motion = last[..., None, :].repeat(*(1,) * (last.dim() - 1), self.config.chunk, 1)
+        motion[..., LOWER] = lips
+        return torch.cat([state, self.space.encode(motion, last)], -1)
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
-        """What ``velocity`` needs to know at every chunk ``[B, N, G, hidden]``, given the clean latents
-        ``[B, N, chunk·30]`` of all: h, and with guidance h without the audio (G = 1 or 2)."""
+        """What ``velocity`` needs to know at every chunk ``[B, N, G, C]``, given the clean latents
+        ``[B, N, chunk·30]`` of all: heard, and with guidance also not heard (G = 1 or 2)."""
         motion, chunk = self.to_motion(latents, condition.start), self.config.chunk
         stretches = []
         for first in range(0, latents.shape[1], self.config.horizon):
@@ -122,16 +168,18 @@ class ARFlow(nn.Module):
         return condition, condition._replace(audio=self.silence.expand_as(condition.audio))
 
     def contexts_after(self, condition: Condition, motion: torch.Tensor) -> torch.Tensor:
-        """h for every chunk, given the motion ``[B, (N−1)·chunk, 30]`` that all but the first follow."""
+        """Context of every chunk, given the motion ``[B, (N−1)·chunk, 30]`` that all but the first follow."""
         lead = condition.start[:, None].expand(-1, self.config.chunk, -1)
-        return self.backbone(self.tokens(condition, self.embed_motion(torch.cat([lead, motion], 1))))
+        before = torch.cat([lead, motion], 1)
+        state = self.backbone(self.tokens(condition, self.embed_motion(before)))
+        return self.told(state, condition, before[:, self.config.chunk - 1 :: self.config.chunk])
 
     def embed_motion(self, motion: torch.Tensor) -> torch.Tensor:
         """Motion ``[B, N·chunk, 30]`` to one vector per chunk ``[B, N, hidden]``."""
         return self.motion_in(motion.reshape(len(motion), -1, self.config.latent_dim))
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``), context ``[..., G, hidden]``.
+        """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``), context ``[..., G, C]``.
 
         With guidance w:  v = v_deaf + w (v_heard − v_deaf).
         """
@@ -200,13 +248,14 @@ class Session:
         self.previous = self.last[:, None].expand(-1, self.model.config.chunk, -1)
 
     def context(self) -> torch.Tensor:
-        """Context of the next chunk ``[B, G, hidden]``. Call once per chunk."""
+        """Context of the next chunk ``[B, G, C]``. Call once per chunk."""
         now = slice(self.position, self.position + 1)
         embedded = self.model.embed_motion(self.previous)
         states = []
         for branch, cache in zip(self.branches, self.caches, strict=True):
-            tokens = self.model.tokens(branch._replace(audio=branch.audio[:, now]), embedded)
-            states.append(self.model.backbone(tokens, cache)[:, 0])
+            heard = branch._replace(audio=branch.audio[:, now])
+            state = self.model.backbone(self.model.tokens(heard, embedded), cache)
+            states.append(self.model.told(state, heard, self.last[:, None])[:, 0])
         return torch.stack(states, -2)
 
     def append(self, latents: torch.Tensor) -> torch.Tensor:

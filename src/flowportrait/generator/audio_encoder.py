@@ -1,8 +1,11 @@
-"""Log-mel to one vector per video frame, looking at most 112 ms ahead.
+"""Sound to one vector per video frame, looking at most 120 ms ahead.
 
-    mel [B, 4T, 80] ─conv, stride 4─► [B, T, d] ─three residual convs (five frames wide)─► [B, T, d]
+    mel    [B, 4T, 80] ─conv, stride 4─► [B, T, d] ─┐
+                                                    ├─ three residual convs (five frames wide) ─► [B, T, d]
+    speech [B, T, 768] ─norm, linear───► [B, T, d] ─┘
 
-The look-ahead is two frames of convolution, two mel columns and half a mel window: 80 + 20 + 12 ms.
+The look-ahead is two frames of convolution (80 ms), and for log-mel two columns and half a window (20 + 12 ms), for
+speech features what ``speech_encoder`` looks ahead (37 ms).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flowportrait.generator.speech_encoder import SPEECH_DIM
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 
 LOOK_AHEAD_MEL = 2
@@ -19,21 +23,31 @@ _KERNEL = 5
 
 
 class AudioEncoder(nn.Module):
-    """Per-frame speech features from log-mel columns."""
+    """Per-frame features from what ``ARFlow.listen`` returns."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, front_end: str, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.stem = nn.Conv1d(N_MELS, width, _KERNEL)
-        self.stride = nn.Conv1d(width, width, MELS_PER_FRAME, stride=MELS_PER_FRAME)
+        self.front_end = front_end
+        if front_end == "mel":
+            self.stem = nn.Conv1d(N_MELS, width, _KERNEL)
+            self.stride = nn.Conv1d(width, width, MELS_PER_FRAME, stride=MELS_PER_FRAME)
+        else:
+            self.norm = nn.LayerNorm(SPEECH_DIM)
+            self.read = nn.Linear(SPEECH_DIM, width)
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_Residual(width, ahead) for ahead in LOOK_AHEAD_FRAMES)
 
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """``[B, 4T, 80]`` to ``[B, T, width]``."""
-        x = F.pad(mel.mT, (_KERNEL - 1 - LOOK_AHEAD_MEL, LOOK_AHEAD_MEL), mode="replicate")
-        x = self.stride(F.gelu(self.stem(x)))
+    def forward(self, heard: torch.Tensor) -> torch.Tensor:
+        """``[B, T, 320]`` (four log-mel columns a frame) or ``[B, T, 768]`` (speech features) to ``[B, T, width]``."""
+        if self.front_end == "mel":
+            mel = heard.unflatten(-1, (MELS_PER_FRAME, N_MELS)).flatten(1, 2)
+            x = F.pad(mel.mT, (_KERNEL - 1 - LOOK_AHEAD_MEL, LOOK_AHEAD_MEL), mode="replicate")
+            x = self.stride(F.gelu(self.stem(x)))
+        else:
+            x = self.read(self.dropout(self.norm(heard))).mT
         for block in self.blocks:
             x = block(x)
-        return x.mT
+        return self.dropout(x.mT)
 
 
 class _Residual(nn.Module):

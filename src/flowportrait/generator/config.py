@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from flowportrait.codec.basis import MOTION_DIM
 
@@ -23,6 +24,10 @@ class GeneratorConfig:
     horizon: int = 18
     """Chunks after which the backbone starts afresh from the last frame: the longest it was trained on. Layers of
     sliding attention see further back than one window, into positions never trained, and there the head wanders."""
+    front_end: Literal["whisper", "mel"] = "whisper"
+    """What is heard: speech features of Whisper's first layer, or log-mel."""
+    anchor: bool = True
+    """Draw around what a regression tells of the lips (``lip_reader``)."""
     audio_width: int = 128
     head_width: int = 320
     head_depth: int = 4

@@ -1,10 +1,11 @@
-"""Supervised training: conditional flow matching on real motion.
+"""Supervised training: what the lips do given the sound (``train_lips``), then conditional flow matching on motion.
 
     L = E ‖ w ⊙ ( v(x_σ, σ | h) − (ε − z) ) ‖²,   x_σ = (1−σ) z + σ ε,   h from noised history
 
 The history the backbone sees, and the frame each chunk continues from, are displaced by a random amount, so that
 at sampling time its own small errors look familiar and are undone (against exposure bias). The speech is dropped
-in a tenth of the items, for guidance.
+in a tenth of the items, for guidance. What the front end hears is computed once (``hearing``), in several voices and
+rooms. A run may start from another checkpoint (``start_from``): whatever fits is taken over.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ import math
 import os
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.config import at_least
-from flowportrait.corpus.motion_set import MotionClip, WindowSampler, load_motion
+from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.augment import augment
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import GeneratorConfig
+from flowportrait.generator.hearing import hear, recall, remember
+from flowportrait.generator.train_lips import train_lips
 from flowportrait.interrupt import StopRequest
 
 
@@ -45,6 +49,14 @@ class PretrainConfig:
     warmup: int = 200
     weight_decay: float = 0.05
     ema: float = 0.999
+    variants: int = 4
+    """Other voices and rooms that each clip is heard in, besides its own."""
+    lip_steps: int = 500
+    """Steps of the first stage; few, since it must predict speakers it has not seen."""
+    lip_residual: float = 0.5
+    """τ, the share that training targets keep of lip motion that sound does not tell; 1 is real motion."""
+    start_from: str = ""
+    """Checkpoint to inherit weights from."""
     history_noise: float = 0.7
     """Largest displacement of the history, in typical changes over a chunk."""
     drop_audio: float = 0.1
@@ -56,7 +68,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         at_least(self, steps=1, batch=1, learning_rate=0, warmup=0, weight_decay=0, ema=0, check_every=1)
-        at_least(self, history_noise=0, drop_audio=0, drop_style=0)
+        at_least(self, variants=0, lip_steps=1, lip_residual=0, history_noise=0, drop_audio=0, drop_style=0)
 
 
 MOTION_WEIGHT = (
@@ -66,16 +78,20 @@ MOTION_WEIGHT = (
 """Weight of each motion number in the loss: what carries the lips counts most."""
 
 
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+
+
 def flow_matching_loss(
     model: ARFlow,
     motion: torch.Tensor,
-    mel: torch.Tensor,
+    heard: torch.Tensor,
     style: torch.Tensor,
     config: PretrainConfig,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean loss over a batch: motion ``[B, 1 + T, 30]`` (the frame before comes first), mel ``[B, 4T, 80]``,
-    style ``[B, 19]``."""
+    """Mean loss over a batch: motion ``[B, 1 + T, 30]`` (the frame before comes first), what ``ARFlow.listen`` made of
+    the sound ``[B, T, features]``, style ``[B, 19]``."""
     batch = len(motion)
 
     def chance(share: float) -> torch.Tensor:
@@ -89,7 +105,7 @@ def flow_matching_loss(
     base = torch.cat([start[:, None], history[:, :-1, -1]], 1)
     latents = model.space.encode(motion, base)
     style = torch.where(chance(config.drop_style)[:, None], model.rest_style, style)
-    condition = model.condition(mel, style, start, drop_audio=chance(config.drop_audio))
+    condition = model.condition_on(heard, style, start, drop_audio=chance(config.drop_audio))
     context = model.contexts_after(condition, history[:, :-1].flatten(1, 2))
     # Logit-normal σ: the middle of the path is the hard part.
     sigma = torch.sigmoid(torch.randn(latents.shape[:2], generator=generator))
@@ -112,40 +128,59 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.mkldnn.set_flags(_deterministic=True)
     torch.manual_seed(config.seed)
-    clips = load_motion(corpus, config.splits)
-    held_out = load_held_out(corpus, config)
     generator = torch.Generator().manual_seed(config.seed)
-    samplers = [WindowSampler(clips, frames, generator) for frames in config.windows]
-    model = ARFlow(config.generator)
+    model = new_model(config)
+    state_path, memory, first, running = output / "state.pt", output / "heard.pt", 0, None
+    state = torch.load(state_path, weights_only=True) if resume and state_path.is_file() else None
+    if not (resume and memory.is_file()):
+        remember(memory, hear(model, corpus, config.splits, config.variants, config.seed))
+    clips = recall(memory)
+    held_out = load_held_out(model, corpus, config)
     model.rest_style.copy_(typical_style(clips))
-    model.space.fit(clip.motion for clip in clips)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
-    state_path, first, running = output / "state.pt", 0, None
-    if resume and state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
+    if state is None and not config.start_from:
+        model.space.fit(clip.motion for clip in clips)
+    if state is not None:
         model.load_state_dict(state["model"])
+    elif model.lip_reader is not None:
+        with Progress(*_COLUMNS, console=Console(stderr=True)) as progress:
+            bar = progress.add_task("lips from sound", total=config.lip_steps)
+            tick = partial(progress.update, bar, advance=1)
+            train_lips(model.lip_reader, clips, config.lip_steps, config.lip_residual, config.seed, lambda _: tick())
+        model.audio_encoder.load_state_dict(model.lip_reader.encoder.state_dict())
+    clips, held_out = (clearer(model, part, config.lip_residual) for part in (clips, held_out))
+    samplers = [WindowSampler(clips, frames, generator) for frames in config.windows]
+    average = copy.deepcopy(model).requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    if state is not None:
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         first, running = state["step"], state["running"]
+
+    def save(step: int) -> None:
+        _save_state(state_path, {
+            "model": model.state_dict(), "average": average.state_dict(), "step": step, "running": running,
+            "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
+        })  # fmt: skip
+
+    if state is None:
+        save(0)
     (output / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     history = (output / "history.jsonl").open("a" if first else "w")
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-               TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    with StopRequest() as stop, history, Progress(*columns, console=Console(stderr=True)) as progress:
+    with StopRequest() as stop, history, Progress(*_COLUMNS, console=Console(stderr=True)) as progress:
         bar = progress.add_task("pretrain", total=config.steps, completed=first)
         started = time.monotonic()
         for step in range(first, config.steps):
-            motion, mel, style = samplers[step % len(samplers)].draw(config.batch)
-            loss = flow_matching_loss(model, motion, augment(mel, generator), style, config, generator)
+            motion, heard, style = samplers[step % len(samplers)].draw(config.batch)
+            loss = flow_matching_loss(model, motion, heard, style, config, generator)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(step, config)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             decay = min(config.ema, (step + 1) / (step + 10))
             with torch.no_grad():
@@ -163,20 +198,57 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
                 history.write(json.dumps(record) + "\n")
                 history.flush()
                 average.save_pretrained(output / "checkpoint")
-                _save_state(state_path, {
-                    "model": model.state_dict(), "average": average.state_dict(), "step": step + 1, "running": running,
-                    "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                })  # fmt: skip
+                save(step + 1)
             if stop.asked:
                 break
     stop.obey()
     return output / "checkpoint"
 
 
-def load_held_out(corpus: Path, config: PretrainConfig) -> list[MotionClip]:
+def new_model(config: PretrainConfig) -> ARFlow:
+    """A generator to train: the front end's own weights, and what ``start_from`` has to give."""
+    model = ARFlow(config.generator)
+    if model.speech is not None:
+        model.speech.load_weights().eval()
+    if config.start_from:
+        inherit(model, load_generator(config.start_from))
+    return model
+
+
+_HEARING = ("speech.", "lip_reader.", "audio_", "silence")
+
+
+@torch.no_grad()
+def inherit(model: ARFlow, other: ARFlow) -> None:
+    """Take over parameters and buffers of the same name, except those that hear; where shapes differ, the common
+    corner, with zeros around it in the flow head (inputs it did not have must not disturb it)."""
+    theirs = other.state_dict()
+    for name, own in model.state_dict().items():
+        if name not in theirs or name.startswith(_HEARING):
+            continue
+        if name.startswith("head.") and own.shape != theirs[name].shape:
+            own.zero_()
+        corner = tuple(slice(min(a, b)) for a, b in zip(own.shape, theirs[name].shape, strict=True))
+        own[corner] = theirs[name][corner]
+
+
+def clearer(model: ARFlow, clips: list[MotionClip], share: float) -> list[MotionClip]:
+    """Clips with the lip motion that the generator is to learn (see ``lip_reader``)."""
+    reader = model.lip_reader
+    if reader is None or share == 1.0:
+        return clips
+
+    def target(clip: MotionClip) -> torch.Tensor:
+        heard = clip.mel[None, : len(clip.motion)].float()
+        return reader.clearer(clip.motion[None], heard, clip.style[None], share)[0]
+
+    return [replace(clip, motion=target(clip)) for clip in clips]
+
+
+def load_held_out(model: ARFlow, corpus: Path, config: PretrainConfig) -> list[MotionClip]:
     """Clips to watch the loss on; none, with a warning, if the corpus sets none apart."""
     try:
-        clips = load_motion(corpus, config.held_out)
+        clips = hear(model, corpus, config.held_out, 0, config.seed)
     except BadInput:
         warnings.warn(
             f"{corpus} has no clips in the split {', '.join(config.held_out)}: overfitting will not be seen.",
@@ -206,8 +278,8 @@ def held_out_loss(model: ARFlow, clips: list[MotionClip], config: PretrainConfig
     sampler = WindowSampler(clips, config.windows[0], generator)
     losses = []
     for _ in range(4):
-        motion, mel, style = sampler.draw(64)
-        losses.append(flow_matching_loss(model, motion, mel, style, config, generator).item())
+        motion, heard, style = sampler.draw(64)
+        losses.append(flow_matching_loss(model, motion, heard, style, config, generator).item())
     return sum(losses) / len(losses)
 
 

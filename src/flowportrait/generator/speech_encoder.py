@@ -1,0 +1,139 @@
+"""What a large speech recogniser hears: the first layer of Whisper, made streamable.
+
+    log-mel [4T, 80] ─two convs─► 2T tokens ─one transformer layer, local─► [T, 768]   (two tokens a video frame)
+
+Whisper (Radford et al. 2212.04356) listened to 680 000 hours of voices; footage with faces is minutes. Its encoder
+looks at thirty seconds at once. Here a token looks back on 64 to 128 tokens and ahead to one, in blocks of 64 with
+positions of their own, so that long speech costs no more per second than short. The look-ahead past the end of a
+frame is one token, three mel columns of convolution and half a mel window: 20 + 20 + 12 ms.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import WhisperConfig
+from transformers.audio_utils import hertz_to_mel
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+from flowportrait.errors import BadInput
+from flowportrait.media.mel import N_MELS
+
+WIDTH = 384
+TOKENS_PER_FRAME = 2
+SPEECH_DIM = TOKENS_PER_FRAME * WIDTH
+BLOCK = 64
+"""Tokens (20 ms each) that share one attention window, and how many before them they also see."""
+AHEAD = 1
+SILENCE = (float(np.log(1e-6)) + 9.5) / 4.0
+"""Log-mel of digital silence."""
+_LN_PER_UNIT, _LN_OFFSET = 4.0, 9.5
+_DENSER_BINS = float(np.log(512 / 400))
+
+
+class SpeechEncoder(nn.Module):
+    """Frozen speech features; weights by ``load_weights`` or from a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = WhisperConfig(
+            d_model=WIDTH, encoder_layers=1, encoder_attention_heads=6, encoder_ffn_dim=4 * WIDTH, num_mel_bins=N_MELS
+        )
+        config._attn_implementation = "sdpa"
+        self.conv1 = nn.Conv1d(N_MELS, WIDTH, 3)
+        self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2)
+        self.layer = WhisperEncoderLayer(config)
+        self.register_buffer("bands", _band_matrix(), persistent=False)
+        self.register_buffer("position", _sinusoids(2 * BLOCK + AHEAD), persistent=False)
+        self.register_buffer("typical", torch.zeros(BLOCK, WIDTH))
+        self.requires_grad_(False)
+
+    typical: torch.Tensor
+    bands: torch.Tensor
+    position: torch.Tensor
+
+    @torch.no_grad()
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        """``[B, 4T, 80]`` as ``media.mel`` makes it, to ``[B, T, 768]``; before and after it there is silence."""
+        batch, columns, _ = mel.shape
+        tokens = columns // 2
+        blocks = -(-tokens // BLOCK)
+        after = 2 * (blocks * BLOCK + AHEAD) + 3 - columns
+        heard = F.pad(mel, (0, 0, 2, after), value=SILENCE) @ self.bands.T
+        heard = (heard * _LN_PER_UNIT - _LN_OFFSET - _DENSER_BINS) / np.log(10.0)
+        x = ((heard.clamp_min(-7.5) + 4.0) / 4.0).mT
+        x = F.gelu(self.conv2(F.gelu(self.conv1(x)))).mT[:, : blocks * BLOCK + AHEAD]
+        quiet = x.new_zeros(batch, BLOCK, WIDTH)
+        windows = torch.cat([quiet, x], 1).unfold(1, 2 * BLOCK + AHEAD, BLOCK).mT.flatten(0, 1)
+        mask = self._mask(blocks, x.device).repeat(batch, 1, 1, 1)
+        out = self.layer(windows + self.position, attention_mask=mask)
+        out = out[0] if isinstance(out, tuple) else out
+        # Where in its block a token lies is not speech: what is typical of the place is taken off.
+        own = out[:, BLOCK : 2 * BLOCK] - self.typical
+        own = own.reshape(batch, blocks * BLOCK, WIDTH)[:, :tokens]
+        return own.reshape(batch, -1, SPEECH_DIM)
+
+    @staticmethod
+    def _mask(blocks: int, device: torch.device) -> torch.Tensor:
+        """What each window's tokens see ``[blocks, 1, Q, Q]``: up to their frame's end and one token more; nothing
+        before the first sound."""
+        place = torch.arange(2 * BLOCK + AHEAD, device=device)
+        end = place // TOKENS_PER_FRAME * TOKENS_PER_FRAME + TOKENS_PER_FRAME - 1 + AHEAD
+        seen = (place[None] <= end[:, None]).repeat(blocks, 1, 1)
+        # A row that sees nothing would be undefined; the padding rows see themselves and are thrown away.
+        seen[0] &= (place[None] >= BLOCK) | (place[None] == place[:, None])
+        return seen[:, None]
+
+    @torch.no_grad()
+    def fit_typical(self, mels: Iterable[torch.Tensor]) -> None:
+        """Learn the mean output at each place of a block from log-mels ``[4T, 80]``."""
+        self.typical.zero_()
+        total, count = torch.zeros_like(self.typical), torch.zeros(BLOCK, 1)
+        for mel in mels:
+            tokens = self(mel[None]).reshape(-1, WIDTH)
+            place = torch.arange(len(tokens)) % BLOCK
+            total.index_add_(0, place, tokens)
+            count.index_add_(0, place, torch.ones(len(tokens), 1))
+        self.typical.copy_(total / count.clamp_min(1))
+
+    def load_weights(self, path: Path | None = None) -> SpeechEncoder:
+        """Fill in the shipped weights, or those of a safetensors file that ``save`` wrote."""
+        path = path or Path(str(files("flowportrait") / "weights" / "speech" / "model.safetensors"))
+        if not path.is_file():
+            raise BadInput(f"No speech encoder at {path}: give a file that import_whisper wrote.")
+        self.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()})
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write float16 safetensors under a temporary name first."""
+        partial = path.with_suffix(".partial")
+        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, str(partial))
+        os.replace(partial, path)
+
+
+def _sinusoids(length: int) -> torch.Tensor:
+    """Whisper's positions ``[length, 384]``."""
+    rate = torch.exp(-np.log(10_000.0) / (WIDTH // 2 - 1) * torch.arange(WIDTH // 2))
+    angle = torch.arange(length)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def _band_matrix() -> torch.Tensor:
+    """Read ``media.mel``'s 80 bands (50–7600 Hz) at Whisper's band centres (0–8000 Hz) ``[80, 80]``."""
+    low, high, top = (float(hertz_to_mel(f, mel_scale="slaney")) for f in (50.0, 7600.0, 8000.0))
+    ours = np.linspace(low, high, N_MELS + 2)[1:-1]
+    theirs = np.linspace(0.0, top, N_MELS + 2)[1:-1]
+    place = np.interp(theirs, ours, np.arange(N_MELS))
+    lower = np.floor(place).astype(int).clip(0, N_MELS - 2)
+    matrix = np.zeros((N_MELS, N_MELS), np.float32)
+    matrix[np.arange(N_MELS), lower] = 1 - (place - lower)
+    matrix[np.arange(N_MELS), lower + 1] += place - lower
+    return torch.from_numpy(matrix)

@@ -7,7 +7,9 @@ Processes are forked from one that has imported everything, with the variables t
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import socket
 import sys
 import time
@@ -25,8 +27,10 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.items import Item
+from flowportrait.posttrain.loop import Job, Loop
 from flowportrait.posttrain.plan import EveryStep
 from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
@@ -35,7 +39,7 @@ from flowportrait.reward.scoring import Unavailable
 from tests.test_generator import TINY
 
 RECIPE = Recipe(
-    "tiny", groups=4, group_size=4, frames=32, plan=EveryStep(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1
+    "tiny", groups=2, group_size=4, frames=28, plan=EveryStep(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1
 )
 Found = dict[str, Any]
 
@@ -118,57 +122,82 @@ def kept(recipe: Recipe, folder: Path, count: int) -> Found:
     return found
 
 
-def nan_rollout(on: int) -> Found:
+def poisoned(on: int) -> Found:
     """A sample that is not numbers, on one process only."""
     run = trainer()
-    run.step()
-    before = weights(run), run.updates, {k: v.clone() for k, v in run.state_dict().items() if "optimizer" in k}
+    before = {key: value.clone() for key, value in run.state_dict().items()}
     condition = run.task.condition
 
-    def poisoned(policy: Any, prompts: Any) -> Any:
+    def broken(policy: Any, prompts: Any) -> Any:
         found = condition(policy, prompts)
         if run.accelerator.process_index == on:
             found.audio[0] = torch.nan
         return found
 
-    run.task.condition = poisoned  # type: ignore[method-assign]
+    run.task.condition = broken  # type: ignore[method-assign]
     record = run.step()
-    after = weights(run), run.updates, {k: v for k, v in run.state_dict().items() if "optimizer" in k}
+    untouched = all(torch.equal(before[key], value) for key, value in run.state_dict().items())
     run.task.condition = condition  # type: ignore[method-assign]
-    return state(run, before=before, after=after, record=record, then=run.step())
+    return {"record": record, "untouched": untouched, "then": run.step()}
+
+
+def troubled(folder: Path, on: int) -> Found:
+    """A run in shards of which one process is slow, finds the disk full for a while, and is told to stop."""
+    recipe = replace(RECIPE, iterations=9, checkpoint_every=1, frames=16)
+    run = trainer(recipe, Lift(slow=1.5, process=on))
+    step, flush = run.step, os.fsync
+
+    def fsync(handle: int) -> None:
+        if own and run.iteration == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(handle)
+
+    def stepped() -> dict[str, float]:
+        if own and run.iteration == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step()
+
+    own = run.accelerator.process_index == on
+    run.step, os.fsync = stepped, fsync  # type: ignore[method-assign]
+    ended = ""
+    try:
+        Loop(run, Job(folder)).run()
+    except SystemExit as error:
+        ended = f"exit {error.code}"
+    finally:
+        os.fsync = flush
+    return {"iteration": run.iteration, "ended": ended}
 
 
 STALE = replace(RECIPE, stale=1)
-LORA = replace(RECIPE, lora=Lora(rank=2))
+RECOMPUTED = replace(RECIPE, checkpointing=True, old=SlowCopy())
+LORA = replace(RECIPE, lora=Lora(rank=2), micro_batch=3)
 
 
 def main(folder: Path, processes: int) -> None:
     """Every scenario; what one process and what two write is kept apart."""
-    own = folder / ("one" if processes == 1 else "two")
+    own, last = folder / ("one" if processes == 1 else "two"), processes - 1
     found = {
-        "ddp": iterate(trainer(), 2),
-        "micro": iterate(trainer(replace(RECIPE, micro_batch=3, group_size=5)), 2),
+        "replicated": iterate(trainer(replace(RECIPE, micro_batch=3, group_size=5)), 2),
+        "sharded": sharded(lambda: kept(RECIPE, own / "sharded", 2)),
+        "adapters in shards": sharded(lambda: kept(LORA, own / "adapters", 2)),
+        "recomputed in shards": sharded(lambda: iterate(trainer(RECOMPUTED), 1)),
         "stale": kept(STALE, own / "stale", 3),
-        "fsdp": sharded(lambda: kept(RECIPE, own / "fsdp", 2)),
-        "fsdp_lora": sharded(lambda: kept(LORA, own / "lora", 2)),
-        "fsdp_micro": sharded(lambda: iterate(trainer(replace(RECIPE, micro_batch=3)), 1)),
-        "recompute": sharded(lambda: iterate(trainer(replace(RECIPE, checkpointing=True)), 1)),
-        "nan": nan_rollout(processes - 1),
-        "flaky": iterate(trainer(reward=Lift((3, 4), processes - 1, calls=[])), 2),
-        "slow": iterate(trainer(reward=Lift(slow=0.5, process=processes - 1)), 1),
+        "poisoned": poisoned(last),
+        "deaf": iterate(trainer(reward=Lift((1,), last, calls=[])), 1),
+        "troubled": sharded(lambda: troubled(own / "troubled", last)),
     }
-    rank = os.environ.get("RANK", "")
-    torch.save(found, folder / f"{own.name}{rank}.pt")
+    torch.save(found, folder / f"{own.name}{os.environ.get('RANK', '')}.pt")
 
 
 def resume(folder: Path, processes: int) -> None:
     """On as many processes what the other number of them left."""
     other, own = ("two", "one") if processes == 1 else ("one", "two")
     found = {
-        "stale": resumed(STALE, folder / other / "stale", 2),
-        "fsdp": sharded(lambda: resumed(RECIPE, folder / other / "fsdp", 1)),
-        "replicated": resumed(RECIPE, folder / other / "fsdp", 1),
-        "fsdp_lora": sharded(lambda: resumed(LORA, folder / other / "lora", 1)),
+        "stale": resumed(STALE, folder / other / "stale", 1),
+        "sharded": sharded(lambda: resumed(RECIPE, folder / other / "sharded", 1)),
+        "sharded, then replicated": resumed(RECIPE, folder / other / "sharded", 1),
+        "adapters in shards": sharded(lambda: resumed(LORA, folder / other / "adapters", 1)),
     }
     torch.save(found, folder / f"resumed-{own}{os.environ.get('RANK', '')}.pt")
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flowportrait.config import override
 from flowportrait.errors import BadInput
 from flowportrait.reward.composite import Composite, RewardWeights
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.reward.lip_sync import LipSync, margins
 from flowportrait.reward.liveliness import GROUPS, Expressiveness, RealMotion, Smoothness, log_flutter
-from flowportrait.reward.pixels import Perceptual, Temporal, pair_indices, structural_similarity
+from flowportrait.reward.perceptual import Perceptual
+from flowportrait.reward.pixels import pair_indices, structural_similarity
+from flowportrait.reward.real import Normal
+from flowportrait.reward.registry import register
+from flowportrait.reward.temporal import Temporal
 
 REAL = RealMotion.load()
 
@@ -79,6 +84,16 @@ def test_similarity_is_one_for_equal_pictures_and_less_for_noise() -> None:
     assert (structural_similarity(picture, torch.rand(2, 3, 32, 32)) < 0.3).all()
 
 
+class Panel:
+    """Judges everything alike."""
+
+    name = "panel of one"
+    needs: frozenset[str] = frozenset({"motion"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        return all_valid(torch.ones(len(batch)))
+
+
 def drawn(shake: float) -> RewardBatch:
     """A textured picture that moves by ``shake`` between frames, plus pixel noise growing with it."""
     generator = torch.Generator().manual_seed(0)
@@ -94,15 +109,31 @@ def drawn(shake: float) -> RewardBatch:
 
 
 def test_flickering_pixels_are_temporally_worse() -> None:
-    reward = Temporal(REAL.temporal_mean, REAL.temporal_std)
+    reward = Temporal({"temporal/dis/drawn": Normal(-3.0, 1.0)})
     assert reward(drawn(0.0)).value > reward(drawn(0.05)).value > reward(drawn(0.2)).value
 
 
+def test_colour_that_pumps_at_equal_brightness_is_seen() -> None:
+    steady = drawn(0.0).frames((0,)).expand(-1, 28, -1, -1, -1)
+    swing = 0.1 * torch.sin(torch.arange(28) / 4)[:, None, None, None] * torch.tensor([1.0, -0.4, -0.6])[:, None, None]
+    reward = Temporal({"temporal/dis/drawn": Normal(-3.0, 1.0)})
+    calm, pumping = (
+        RewardBatch(
+            torch.zeros(1, 28, 30), torch.zeros(1, 112, 80), lambda _, indices, clip=clip: clip[:, list(indices)]
+        )
+        for clip in (steady, (steady + swing).clamp(0, 1))
+    )
+    assert reward(calm).value > reward(pumping).value + 0.1
+
+
 def test_neither_a_frozen_nor_a_noisy_picture_is_perceptually_best() -> None:
-    frozen, noisy = Perceptual.measure(drawn(0.0)), Perceptual.measure(drawn(0.3))
-    reward = Perceptual(float(frozen + noisy) / 2, 0.05)
+    frozen, noisy = (sum(Perceptual().measure(drawn(shake)).values()) / 2 for shake in (0.0, 0.3))
+    middle = Normal(float(frozen + noisy) / 2, 1.0)
+    reward = Perceptual({"perceptual/ssim/frames/drawn": middle, "perceptual/ssim/median/drawn": middle})
     between = next(
-        shake for shake in torch.linspace(0.01, 0.3, 30) if Perceptual.measure(drawn(float(shake))) < reward.mean
+        shake
+        for shake in torch.linspace(0.01, 0.3, 30)
+        if sum(Perceptual().measure(drawn(float(shake))).values()) / 2 < middle.mean
     )
     best = reward(drawn(float(between))).value
     assert best > reward(drawn(0.0)).value
@@ -121,6 +152,25 @@ def test_the_default_weights_are_half_judge_and_sum_to_one() -> None:
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights["sync"] + weights["expressiveness"] + weights["smoothness"] == pytest.approx(0.5)
     assert (weights["perceptual"], weights["temporal"]) == (0.3, 0.2)
+
+
+def test_the_judges_weight_goes_to_whoever_judges() -> None:
+    register("panel of one", lambda _: Panel())
+    weights = Composite.default(RewardWeights(judge_by="panel of one", identity=0.1)).weights
+    assert weights == {"panel of one": 0.5, "perceptual": 0.3, "temporal": 0.2, "identity": 0.1}
+
+
+def test_rewards_are_chosen_by_name_and_unknown_names_list_the_choices() -> None:
+    assert Composite.of({"sync": 0.6, "head": 0.4, "eyes": 0.0}).weights == {"sync": 0.6, "head": 0.4}
+    with pytest.raises(BadInput, match="No reward named 'sink': choose from sync, silent_lip"):
+        Composite.of({"sink": 1.0})
+    with pytest.raises(BadInput, match="No reward named 'mine'"):
+        override(RewardWeights(), ["other.mine=0.3"])
+    with pytest.raises(BadInput, match="identity=-1"):
+        override(RewardWeights(), ["identity=-1"])
+    assert override(RewardWeights(), ["identity=0.2", "options.flow=raft"]).options.flow == "raft"
+    with pytest.raises(BadInput, match="Unknown key 'identiti': did you mean 'identity'"):
+        override(RewardWeights(), ["identiti=0.2"])
 
 
 def test_a_reward_without_weight_is_not_even_computed() -> None:

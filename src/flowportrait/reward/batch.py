@@ -53,7 +53,8 @@ class RewardBatch:
     motion ``[B, T, 30]``; mel ``[B, 4T, 80]``; draw and place: see the types; audio ``[B, 640 T]`` 16 kHz mono;
     portraits, one per sample (``crop`` and its ``landmarks``); transcript, one text per sample; reference
     ``[B, T, 30]`` motion of the real clip; group ``[B]`` ids of siblings; policy with ``contexts`` and ``velocity``,
-    its condition and the clean latents ``[B, N, D]``; unseen: rows in which no face could be followed, and why.
+    its condition (or a function that makes it) and the clean latents ``[B, N, D]``; domain: which real pictures to
+    compare with (``reward.real``); unseen: rows in which no face could be followed, and why.
     """
 
     fps: ClassVar[int] = FPS
@@ -70,6 +71,7 @@ class RewardBatch:
     policy: Any = None
     condition: Any = None
     latents: torch.Tensor | None = None
+    domain: Literal["drawn", "filmed"] = "drawn"
     unseen: Mapping[int, Failure] = field(default_factory=lambda: NO_FAILURES)
     _drawn: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
     _placed: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -132,7 +134,7 @@ class RewardBatch:
             if values[name] is not None:
                 values[name] = [values[name][row] for row in chosen]
         if self.condition is not None:
-            values["condition"] = self.condition.select(rows)
+            values["condition"] = (self.condition() if callable(self.condition) else self.condition).select(rows)
         if self.draw is not None:
             values["draw"] = lambda _, indices: self.frames(indices)[rows]
         if self.place is not None:

@@ -1,20 +1,25 @@
-"""The default composite: three groups of rewards and their weights.
+"""Which rewards a run has, and the weight of each.
 
     judge .5 (.7 of it lip sync, the rest expressiveness and smoothness alike) · perceptual .3 · temporal .2
 
-The groups and weights are FlowPortrait's (2603.00159). Nothing is summed here: rewards are normalised one by
-one inside their group of samples and combined by ``posttrain.credit``.
+The three groups and their weights are FlowPortrait's (2603.00159); more rewards are a weight away:
+``--set rewards.identity=0.2``. Nothing is summed here: rewards are normalised one by one inside their group of samples
+and combined by ``posttrain.credit``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Self
 
+from flowportrait.config import at_least
+from flowportrait.errors import BadInput
 from flowportrait.reward.interface import Reward, RewardBatch, Score
-from flowportrait.reward.lip_sync import LipSync
-from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
-from flowportrait.reward.pixels import Perceptual, Temporal
+from flowportrait.reward.registry import BUILT_IN, RewardOptions, build, known
 from flowportrait.reward.scoring import score
+
+MEASURED = "measured"
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,36 @@ class RewardWeights:
     judge: float = 0.5
     perceptual: float = 0.3
     temporal: float = 0.2
+    judge_by: str = MEASURED
+    """Who judges: ``measured`` (lip sync, expressiveness and smoothness), or a registered reward by its name."""
     sync_share: float = 0.7
-    """Of the judge's weight: lip sync. The rest is halved between expressiveness and smoothness."""
+    """Of the measured judge's weight: lip sync. The rest is halved between expressiveness and smoothness."""
+    sync: float = 0.0
+    expressiveness: float = 0.0
+    smoothness: float = 0.0
+    silent_lip: float = 0.0
+    eyes: float = 0.0
+    head: float = 0.0
+    identity: float = 0.0
+    sharpness: float = 0.0
+    realness: float = 0.0
+    self_confidence: float = 0.0
+    other: dict[str, float] = field(default_factory=dict)
+    """Weights of rewards that were registered by name: ``rewards.other.NAME=WEIGHT``."""
+    options: RewardOptions = field(default_factory=RewardOptions)
+
+    def __post_init__(self) -> None:
+        at_least(self, judge=0, **dict.fromkeys(BUILT_IN, 0))
+        known([*self.other, *([] if self.judge_by == MEASURED else [self.judge_by])])
+
+    def by_name(self) -> dict[str, float]:
+        """The weight of every reward that has one."""
+        weights = {part.name: getattr(self, part.name) for part in fields(self) if part.name in BUILT_IN} | self.other
+        rest = (1 - self.sync_share) / 2
+        shares = {"sync": self.sync_share, "expressiveness": rest, "smoothness": rest}
+        for name, share in (shares if self.judge_by == MEASURED else {self.judge_by: 1.0}).items():
+            weights[name] = weights.get(name, 0.0) + self.judge * share
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 @dataclass(frozen=True)
@@ -34,21 +67,35 @@ class Composite:
     weights: dict[str, float]
 
     @classmethod
-    def default(cls, weights: RewardWeights | None = None) -> Composite:
+    def default(cls, weights: RewardWeights | None = None) -> Self:
         """The composite described above, with the experts that ship."""
         weights = weights or RewardWeights()
-        real = RealMotion.load()
-        rest = weights.judge * (1 - weights.sync_share) / 2
-        parts: tuple[tuple[Reward, float], ...] = (
-            (LipSync.load(), weights.judge * weights.sync_share),
-            (Expressiveness(real), rest),
-            (Smoothness(real), rest),
-            (Perceptual(real.perceptual_mean, real.perceptual_std), weights.perceptual),
-            (Temporal(real.temporal_mean, real.temporal_std), weights.temporal),
-        )
-        kept = [part for part in parts if part[1] > 0]
-        return cls(tuple(reward for reward, _ in kept), {reward.name: weight for reward, weight in kept})
+        return cls.of(weights.by_name(), weights.options)
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float], options: RewardOptions | None = None) -> Self:
+        """Any registered rewards: ``Composite.of({"sync": 0.6, "identity": 0.4})``.
+
+        Raises:
+            BadInput: a name that is no reward, or one that cannot be loaded here.
+        """
+        known(weights)
+        kept = {name: weight for name, weight in weights.items() if weight > 0}
+        rewards = tuple(build(name, options) for name in kept)
+        for name, reward in zip(kept, rewards, strict=True):
+            if reward.name != name:
+                raise BadInput(f"The reward registered as {name!r} calls itself {reward.name!r}: give it one name.")
+        return cls(rewards, kept)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a batch must have for all of them."""
+        return frozenset().union(*(reward.needs for reward in self.rewards))
 
     def __call__(self, batch: RewardBatch) -> dict[str, Score]:
-        """Every reward's scores, apart."""
+        """Every reward's scores, apart.
+
+        Raises:
+            BadInput: the batch lacks what a reward needs.
+        """
         return {reward.name: score(reward, batch) for reward in self.rewards}

@@ -18,7 +18,7 @@ import torch
 
 from flowportrait.codec.basis import MOTION_DIM, MotionBasis
 from flowportrait.errors import BadInput
-from flowportrait.media.face import N_LANDMARKS, FaceTracker, bridge
+from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.media.portrait import Portrait, apply_affine, crop_transform
 from flowportrait.media.video import FPS
@@ -84,6 +84,7 @@ def from_frames(
         portraits=portraits,
         transcript=transcript,
         group=group,
+        domain="filmed",
         unseen={row: clip.failure for row, clip in enumerate(seen) if clip.failure is not None},
     )
 
@@ -115,8 +116,10 @@ def _look(clip: np.ndarray, side: int) -> _Seen:
     if lost > LOST:
         failure = Failure("no_face", f"no face in {lost:.0%} of {len(clip)} frames")
         black = np.zeros((len(clip), side, side, 3), np.uint8)
-        nowhere = np.zeros((len(clip), N_LANDMARKS, 2), np.float32)
-        return _Seen(torch.zeros(len(clip), MOTION_DIM), black, nowhere, failure)
+        # Some face somewhere: whatever is measured on it is marked invalid, but it should be measurable.
+        anywhere = MotionBasis.load().canonical.numpy()[:, :2] * side / 4 + side / 2
+        landmarks = np.broadcast_to(anywhere.astype(np.float32), (len(clip), *anywhere.shape))
+        return _Seen(torch.zeros(len(clip), MOTION_DIM), black, landmarks, failure)
     landmarks = bridge(faces.landmarks, faces.valid)
     motion, _ = MotionBasis.load().encode(landmarks, bridge(faces.blendshapes, faces.valid))
     to_crop = crop_transform(np.median(landmarks, 0), clip.shape[1:3], side)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.real import noises
 from flowportrait.reward.sync import SyncExpert
 
 NEAREST, FARTHEST = 3, 10
@@ -22,13 +23,15 @@ class LipSync:
     """Scores with the reward-side sync expert, never with the evaluation side's."""
 
     expert: SyncExpert
+    noise: float = 0.0
     name: str = "sync"
     needs: frozenset[str] = frozenset({"motion", "mel"})
+    range: tuple[float, float] = (-2.0, 2.0)
 
     @classmethod
     def load(cls) -> LipSync:
         """With the expert that ships."""
-        return cls(SyncExpert.load())
+        return cls(SyncExpert.load(), noises().get("sync", 0.0))
 
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
@@ -36,7 +39,7 @@ class LipSync:
         margin = margins(face @ voice.mT)
         edge = (batch.motion.shape[1] - margin.shape[1]) // 2
         dense = torch.nn.functional.pad(margin, (edge, batch.motion.shape[1] - margin.shape[1] - edge))
-        return all_valid(margin.mean(1), dense)
+        return all_valid(margin.mean(1), dense)._replace(regions={"mouth": dense})
 
 
 def margins(similarity: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER
 from flowportrait.media.video import FPS
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.real import noises
 
 CUTOFF_HZ = 6.0
 GROUPS: dict[str, slice] = {
@@ -44,11 +45,6 @@ class RealMotion:
     speed_std: list[float]
     flutter_mean: list[float]
     flutter_std: list[float]
-    perceptual_mean: float
-    perceptual_std: float
-    temporal_mean: float
-    temporal_std: float
-    """What the pixel rewards measure on real motion under the small rendering."""
 
     @classmethod
     @lru_cache(maxsize=1)
@@ -57,21 +53,14 @@ class RealMotion:
         return cls(**json.loads((files("flowportrait") / "weights" / "basis" / "real_motion.json").read_text()))
 
     @classmethod
-    def measure(cls, windows: torch.Tensor, perceptual: torch.Tensor, temporal: torch.Tensor) -> RealMotion:
-        """From real motion ``[B, T, 30]`` and what the pixel rewards measure on it ``[B]`` each."""
+    def measure(cls, windows: torch.Tensor) -> RealMotion:
+        """From real motion ``[B, T, 30]``."""
         values: dict[str, list[float]] = {}
         for name, of in (("amplitude", log_amplitude), ("speed", log_speed), ("flutter", log_flutter)):
             stats = of(windows)
             values[f"{name}_mean"] = stats.mean(0).tolist()
             values[f"{name}_std"] = stats.std(0).tolist()
-        return cls(
-            frames=windows.shape[1],
-            perceptual_mean=float(perceptual.mean()),
-            perceptual_std=float(perceptual.std()),
-            temporal_mean=float(temporal.mean()),
-            temporal_std=float(temporal.std()),
-            **values,
-        )
+        return cls(frames=windows.shape[1], **values)
 
     def over_windows(self, statistic: Callable[[torch.Tensor], torch.Tensor], motion: torch.Tensor) -> torch.Tensor:
         """Mean of ``statistic`` over half-overlapping windows of ``frames`` frames, ``[B, 5]``."""
@@ -113,8 +102,14 @@ class Expressiveness:
     """How close the face's liveliness is to that of real speakers."""
 
     real: RealMotion
+    noise: float = 0.0
     name: str = "expressiveness"
     needs: frozenset[str] = frozenset({"motion"})
+
+    @classmethod
+    def load(cls) -> Expressiveness:
+        """Against the real speakers that ship."""
+        return cls(RealMotion.load(), noises().get("expressiveness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         distance = torch.zeros(len(batch.motion))
@@ -132,8 +127,14 @@ class Smoothness:
     """Absence of flutter, with a guard: lips moving less than most real ones lose as much as they gain."""
 
     real: RealMotion
+    noise: float = 0.0
     name: str = "smoothness"
     needs: frozenset[str] = frozenset({"motion"})
+
+    @classmethod
+    def load(cls) -> Smoothness:
+        """Against the real speakers that ship."""
+        return cls(RealMotion.load(), noises().get("smoothness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         measured = self.real.over_windows(log_flutter, batch.motion)

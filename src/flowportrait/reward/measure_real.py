@@ -2,8 +2,7 @@
 
     python -m flowportrait.reward.measure_real CORPUS OUTPUT.json
 
-The pixel rewards are measured on real motion drawn by the same small rendering that post-training uses, on one
-public portrait.
+It also prints how often these speakers blink (``habits.BLINKS_PER_SECOND``).
 """
 
 from __future__ import annotations
@@ -12,33 +11,29 @@ import sys
 from pathlib import Path
 
 import torch
-from skimage.data import astronaut
 
-from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.codec.basis import BLINK
 from flowportrait.corpus.motion_set import load_motion
-from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
-from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.drawing import Drawing
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.media.video import FPS
+from flowportrait.reward.habits import blinks
 from flowportrait.reward.liveliness import RealMotion
-from flowportrait.reward.pixels import Perceptual, Temporal
 
 FRAMES = 28
-DRAWN_SIZE = 128
 PER_SPEAKER = 12
 
 
 def measure(corpus: Path) -> RealMotion:
     """Statistics of every training speaker's windows, the same number from each."""
     tracks: dict[str, list[torch.Tensor]] = {}
+    count, seconds = 0, 0.0
     for clip in load_motion(corpus, ("reward", "evaluation")):
         if len(clip.motion) >= FRAMES:
             tracks.setdefault(clip.speaker, []).append(clip.motion.unfold(0, FRAMES, FRAMES).mT)
+            count += blinks(clip.motion[:, BLINK].mean(-1).numpy())
+            seconds += len(clip.motion) / FPS
+    print(f"{count / seconds:.2f} blinks a second")
     windows = [torch.cat(own) for own in tracks.values()]
-    chosen = torch.cat([own[torch.linspace(0, len(own) - 1, PER_SPEAKER).long()] for own in windows])
-    draw = Drawing([MotionCodec(Portrait.from_image(astronaut()), DRAWN_SIZE)], [0] * len(chosen), DRAWN_SIZE)
-    batch = RewardBatch(chosen, torch.zeros(len(chosen), FRAMES * MELS_PER_FRAME, N_MELS), draw)
-    return RealMotion.measure(chosen, Perceptual.measure(batch), Temporal.measure(batch))
+    return RealMotion.measure(torch.cat([own[torch.linspace(0, len(own) - 1, PER_SPEAKER).long()] for own in windows]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ What a reward could not measure is NaN and not valid. A mistake in a reward's ow
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -115,11 +116,10 @@ def _checked(found: Score, reward: Reward, own: Traits, batch: RewardBatch) -> S
     if reward.needs & _PICTURE_NEEDS:
         failures |= batch.unseen
     low, high = own.range
-    for row in valid.nonzero()[:, 0].tolist():
-        number = float(value[row])
-        if not torch.isfinite(value[row]):
+    for row, number in enumerate(value.tolist()):
+        if not math.isfinite(number):
             failures.setdefault(row, Failure("not_finite", f"{reward.name} gave {number}"))
-        elif not low - _SLACK <= number <= high + _SLACK:
+        elif valid[row] and not low - _SLACK <= number <= high + _SLACK:
             failures[row] = Failure("malformed", f"{reward.name} gave {number:.4g}, outside [{low:g}, {high:g}]")
     valid[list(failures)] = False
     value[~valid] = torch.nan

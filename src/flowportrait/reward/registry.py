@@ -1,0 +1,94 @@
+"""Rewards by name: what ``--set rewards.…`` and a small dict choose from.
+
+    register("mine", lambda options: Mine())          REWARDS["mine"] is now as good as any other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowportrait.errors import BadInput
+from flowportrait.reward.backbones import BackboneName, backbone_named
+from flowportrait.reward.habits import Eyes, Head
+from flowportrait.reward.identity import Identity
+from flowportrait.reward.interface import Reward
+from flowportrait.reward.lip_sync import LipSync
+from flowportrait.reward.liveliness import Expressiveness, Smoothness
+from flowportrait.reward.optical_flow import FlowName, flow_named
+from flowportrait.reward.perceptual import Perceptual
+from flowportrait.reward.realness import Realness
+from flowportrait.reward.self_confidence import SelfConfidence
+from flowportrait.reward.sharpness import Sharpness
+from flowportrait.reward.silent_lip import SilentLip
+from flowportrait.reward.temporal import Temporal
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    backbone: BackboneName = "ssim"
+    """What ``perceptual`` compares pictures with."""
+    backbone_model: str | None = None
+    """Folder or hub name of the model behind ``clip`` or ``dino``."""
+    flow: FlowName = "dis"
+    """What ``temporal`` follows motion with."""
+    flow_weights: Path | None = None
+    """RAFT's weights, if they are not to be fetched."""
+
+
+Build = Callable[[RewardOptions], Reward]
+
+BUILT_IN: dict[str, Build] = {
+    "sync": lambda _: LipSync.load(),
+    "silent_lip": lambda _: SilentLip.load(),
+    "expressiveness": lambda _: Expressiveness.load(),
+    "eyes": lambda _: Eyes.load(),
+    "head": lambda _: Head.load(),
+    "smoothness": lambda _: Smoothness.load(),
+    "temporal": lambda options: Temporal.load(flow_named(options.flow, options.flow_weights)),
+    "perceptual": lambda options: Perceptual.load(backbone_named(options.backbone, options.backbone_model)),
+    "identity": lambda _: Identity.load(),
+    "sharpness": lambda _: Sharpness.load(),
+    "realness": lambda _: Realness.load(),
+    "self_confidence": lambda _: SelfConfidence.load(),
+}
+"""Every reward that comes with the package."""
+
+REWARDS: dict[str, Build] = dict(BUILT_IN)
+"""Every reward that can be named."""
+
+
+def register(name: str, build: Build) -> None:
+    """Make a reward of your own available by name.
+
+    Raises:
+        BadInput: there is one of that name already.
+    """
+    if name in REWARDS:
+        raise BadInput(f"There is a reward named {name!r} already: choose another name.")
+    REWARDS[name] = build
+
+
+def known(names: Iterable[str]) -> None:
+    """Raises ``BadInput`` listing the choices if one of ``names`` is no reward."""
+    for name in names:
+        if name not in REWARDS:
+            raise BadInput(f"No reward named {name!r}: choose from {', '.join(REWARDS)}.")
+
+
+def build(name: str, options: RewardOptions | None = None) -> Reward:
+    """The reward of that name.
+
+    Raises:
+        BadInput: no such reward, or what it is made of cannot be loaded.
+    """
+    known([name])
+    return REWARDS[name](options or RewardOptions())
+
+
+def noise_key(reward: Any) -> str:
+    """The name under which a reward's measured noise is kept: with its flow or backbone, where it has one."""
+    part = getattr(reward, "flow", None) or getattr(reward, "backbone", None)
+    return f"{reward.name}/{part.name}" if part else reward.name

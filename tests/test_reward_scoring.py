@@ -1,0 +1,162 @@
+"""Claims about asking a reward: what is missing, what is tried again, and what is never invented."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.reward.interface import Failure, RewardBatch, Score, all_valid, measured
+from flowportrait.reward.pairwise import PairwiseWins
+from flowportrait.reward.scoring import LONGEST_WAIT, Unavailable, score
+
+GROUP = torch.tensor([0, 0, 0, 1, 1, 1])
+
+
+def batch(**known: object) -> RewardBatch:
+    motion = torch.arange(6.0)[:, None, None].expand(-1, 8, 30).clone()
+    return RewardBatch(motion, torch.zeros(6, 32, 80), **known)  # type: ignore[arg-type]
+
+
+@dataclass
+class Flaky:
+    """Fails as the script says, row by row: one set of rows per call."""
+
+    script: list[set[int]]
+    retries: int = 2
+    scope: str = "sample"
+    asked: list[list[int]] = field(default_factory=list)
+    name: str = "flaky"
+    needs: frozenset[str] = frozenset({"motion"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        rows = batch.motion[:, 0, 0].int().tolist()
+        self.asked.append(rows)
+        down = self.script.pop(0) if self.script else set()
+        lost = {place: Failure("unavailable", "503") for place, row in enumerate(rows) if row in down}
+        return measured(batch.motion[:, 0, 0].clone(), lost)
+
+
+def test_only_what_failed_is_asked_again_and_nothing_is_lost() -> None:
+    waits: list[float] = []
+    reward = Flaky([{1, 4}, {4}])
+    found = score(reward, batch(), waits.append)
+    assert reward.asked == [[0, 1, 2, 3, 4, 5], [1, 4], [4]]
+    assert found.valid.all()
+    assert torch.equal(found.value, torch.arange(6.0))
+    assert waits == [0.5, 1.0]
+
+
+def test_after_the_last_try_a_sample_is_invalid_with_a_clear_last_word(caplog: pytest.LogCaptureFixture) -> None:
+    waits: list[float] = []
+    found = score(Flaky([{1, 4}] * 9, retries=7), batch(), waits.append)
+    assert found.valid.tolist() == [True, False, True, True, False, True]
+    assert found.value.isnan().tolist() == (~found.valid).tolist()
+    assert found.failures[4] == Failure("unavailable", "gave up after 8 tries: 503")
+    assert "flaky gave up on 2 of 6 samples after 8 tries: 503" in caplog.text
+    assert len(waits) == 7
+    assert max(waits) == LONGEST_WAIT
+
+
+def test_a_scorer_that_is_down_altogether_invalidates_and_does_not_raise() -> None:
+    class Down:
+        name, needs, retries = "down", frozenset({"motion"}), 1
+
+        def __call__(self, batch: RewardBatch) -> Score:
+            raise Unavailable("connection refused")
+
+    found = score(Down(), batch(), lambda _: None)
+    assert not found.valid.any()
+    assert {failure.kind for failure in found.reasons.values()} == {"unavailable"}
+
+
+def test_a_mistake_in_a_reward_is_not_hidden() -> None:
+    class Wrong:
+        name, needs, retries = "wrong", frozenset({"motion"}), 5
+
+        def __call__(self, batch: RewardBatch) -> Score:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        score(Wrong(), batch())
+
+
+def test_numbers_that_cannot_be_are_invalid() -> None:
+    class Odd:
+        name, needs, range = "odd", frozenset({"motion"}), (1.0, 5.0)
+
+        def __call__(self, batch: RewardBatch) -> Score:
+            return all_valid(torch.tensor([1.0, 5.0, 7.0, math.nan, math.inf, 3.0]))
+
+    found = score(Odd(), batch())
+    assert found.valid.tolist() == [True, True, False, False, False, True]
+    assert found.failures[2] == Failure("malformed", "odd gave 7, outside [1, 5]")
+    assert found.failures[3] is not None
+    assert found.failures[3].kind == "not_finite"
+
+
+def test_a_score_of_another_length_breaks_the_interface() -> None:
+    class Short:
+        name, needs = "short", frozenset({"motion"})
+
+        def __call__(self, batch: RewardBatch) -> Score:
+            return all_valid(torch.zeros(2))
+
+    with pytest.raises(ValueError, match="2,\\) scores for 6"):
+        score(Short(), batch())
+
+
+def test_a_missing_need_is_named() -> None:
+    class Picky:
+        name, needs = "picky", frozenset({"audio", "transcript"})
+
+        def __call__(self, batch: RewardBatch) -> Score:
+            raise AssertionError("never asked")
+
+    with pytest.raises(BadInput, match="'picky' needs audio, transcript, which this batch does not have"):
+        score(Picky(), batch())
+
+
+def test_where_no_face_was_seen_only_what_looks_at_faces_is_silent() -> None:
+    blind = batch(unseen={2: Failure("no_face", "turned away")})
+    assert score(Flaky([]), blind).valid.tolist() == [True, True, False, True, True, True]
+    deaf = Flaky([], needs=frozenset({"mel"}))
+    assert score(deaf, blind).valid.all()
+
+
+def test_group_scope_needs_groups_and_is_asked_about_whole_ones_again() -> None:
+    with pytest.raises(BadInput, match="needs group"):
+        score(Flaky([], scope="group"), batch())
+    reward = Flaky([{4}], scope="group")
+    assert score(reward, batch(group=GROUP), lambda _: None).valid.all()
+    assert reward.asked[1] == [3, 4, 5]
+
+
+def test_win_rates_come_from_settled_pairs_only() -> None:
+    def prefer(batch: RewardBatch, a: int, b: int) -> float:
+        return math.nan if {a, b} & {5} else float(a > b)
+
+    drawing = batch(group=GROUP, draw=lambda motion, indices: torch.zeros(6, len(indices), 3, 4, 4))
+    found = score(PairwiseWins(prefer), drawing)
+    assert found.value[:5].tolist() == [0.0, 0.5, 1.0, 0.0, 1.0]
+    assert found.valid.tolist() == [True] * 5 + [False]
+    assert found.failures[5] == Failure("refused", "no pair with this sample was settled")
+
+
+def test_a_selection_shares_what_has_been_drawn() -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    def draw(motion: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+        drawn.append(indices)
+        return motion[:, list(indices), :1, None, None].expand(-1, -1, 3, 4, 4)
+
+    whole = batch(draw=draw, unseen={4: Failure("no_face", "")}, transcript=list("abcdef"))
+    whole.frames((0, 3))
+    part = whole.select(torch.tensor([4, 1]))
+    assert part.frames((3, 5))[:, 0, 0, 0, 0].tolist() == [4.0, 1.0]
+    assert drawn == [(0, 3), (5,)]
+    assert list(part.unseen) == [0]
+    assert part.transcript == ["e", "b"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import cv2
@@ -31,7 +31,9 @@ from flowportrait.corpus.tracks import follow
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames, write_video
 
-GOOD = Quality(frames=75, eyes=60.0, seen=1.0, yaw=10.0, sharpness=0.4, light=120.0, speech=0.9, sync=0.3, delay=0)
+GOOD = Quality(
+    frames=75, eyes=60.0, seen=1.0, yaw=10.0, sharpness=0.4, light=120.0, speech=0.9, sync=0.3, delay=0, peak=0.3
+)
 LOOSE = Gates(sync=-2, speech=0)
 
 
@@ -180,7 +182,7 @@ def test_each_gate_names_itself(change: dict[str, float], reason: str) -> None:
 
 def test_gates_are_set_by_name_and_a_clip_too_short_for_lips_is_not_judged_by_them() -> None:
     assert judge(replace(GOOD, yaw=40.0), override(Gates(), ["yaw=30"])) is not None
-    assert judge(replace(GOOD, sync=None, delay=None), Gates()) is None
+    assert judge(replace(GOOD, sync=None, delay=None, peak=None), Gates()) is None
     with pytest.raises(BadInput, match="did you mean 'yaw'"):
         override(Gates(), ["yew=30"])
 
@@ -272,6 +274,28 @@ def test_sound_that_lies_apart_is_found(tmp_path: Path) -> None:
     found, _ = extract(source, LOOSE)
     assert found[0].clip is not None
     assert np.abs(found[0].clip.audio).max() > 0.1
+
+
+@pytest.mark.data
+def test_sound_that_is_clearly_late_is_put_right(tmp_path: Path) -> None:
+    path = Path(os.environ["FLOWPORTRAIT_DATA"]) / "clips" / "hdtf_pose_source2_60s.mp4"
+    from flowportrait.media.audio import read_audio
+
+    wave, frames = read_audio(path), list(islice(iter_frames(path), 100))
+    shown = read_clip(write(tmp_path / "right.mp4", frames, wave))
+    late = np.concatenate([np.zeros(6 * 640, np.float32), wave])
+    found, _ = extract(Source(write(tmp_path / "late.mp4", frames, late), "late", "s", "train"), Gates())
+    assert found[0].record["put_right"] == pytest.approx(6, abs=1)
+    assert "rejected" not in found[0].record
+    assert found[0].clip is not None
+    shift = (found[0].record["put_right"] - 6) * 640
+    same = slice(1000, -1000)
+    assert np.corrcoef(np.roll(found[0].clip.audio, shift)[same], shown.audio[same])[0, 1] > 0.95
+
+
+def write(path: Path, frames: list[np.ndarray], audio: np.ndarray) -> Path:
+    write_video(path, frames, audio)
+    return path
 
 
 @pytest.mark.data

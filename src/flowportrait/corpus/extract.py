@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.quality import Gates, judge, measure
+from flowportrait.corpus.quality import Gates, judge, measure, out_of_step
 from flowportrait.corpus.sources import Source
 from flowportrait.corpus.tracks import Track, follow
 from flowportrait.errors import BadInput
@@ -92,8 +92,13 @@ def _reason(error: BadInput) -> str:
 
 
 def _candidate(base: dict[str, Any], track: Track, wave: np.ndarray, gates: Gates) -> Candidate:
-    clip = _clip(track, wave)
+    clip = _clip(track, wave, late=0)
     quality = measure(clip, track)
+    late = out_of_step(quality, gates)
+    if late:
+        clip = _clip(track, wave, late)
+        quality = measure(clip, track)
+        base = base | {"put_right": late}
     record = base | {"start": round(track.start / FPS, 2), **quality.to_dict()}
     failed = judge(quality, gates)
     if failed:
@@ -101,7 +106,8 @@ def _candidate(base: dict[str, Any], track: Track, wave: np.ndarray, gates: Gate
     return Candidate(record, clip, track.picture)
 
 
-def _clip(track: Track, wave: np.ndarray) -> Clip:
+def _clip(track: Track, wave: np.ndarray, late: int) -> Clip:
+    """The track as a clip, with sound taken from ``late`` frames further on."""
     valid = np.array([points is not None for points in track.landmarks])
 
     def column(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -113,8 +119,9 @@ def _clip(track: Track, wave: np.ndarray) -> Clip:
     # A lost frame shows the mouth seen last.
     mouth = mouth[np.maximum.accumulate(np.where(valid, np.arange(len(valid)), 0))]
     audio = np.zeros(len(track) * SAMPLES_PER_FRAME, np.float32)
-    heard = wave[track.start * SAMPLES_PER_FRAME : track.stop * SAMPLES_PER_FRAME]
-    audio[: len(heard)] = heard
+    places = np.arange(len(audio)) + (track.start + late) * SAMPLES_PER_FRAME
+    there = (places >= 0) & (places < len(wave))
+    audio[there] = wave[places[there]]
     return Clip(
         landmarks,
         column(track.blendshapes, (52,)),

@@ -19,6 +19,8 @@ REACH = 10
 """Frames of delay between lips and sound that are tried."""
 LIP_READABLE = 30
 """Frames from which on lip sync can be judged."""
+SURE_FRAMES, SURE_PEAK = 75, 0.15
+"""Length and margin from which on a delay is believed and put right."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Gates:
 
 @dataclass(frozen=True)
 class Quality:
-    """Measured on one clip, in the units of ``Gates``; delay: frames by which the sound is late where it fits best.
-    sync and delay are None where the clip is too short to tell."""
+    """Measured on one clip, in the units of ``Gates``; delay: frames by which the sound is late where it fits best;
+    peak: the margin there. The last three are None where the clip is too short to tell."""
 
     frames: int
     eyes: float
@@ -63,6 +65,7 @@ class Quality:
     speech: float
     sync: float | None
     delay: int | None
+    peak: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, rounded for reading."""
@@ -73,7 +76,7 @@ def measure(clip: Clip, track: Track) -> Quality:
     """The quality of a clip and the track it was cut from."""
     eyes = np.linalg.norm(clip.landmarks[:, 33, :2] - clip.landmarks[:, 263, :2], axis=1)
     turned = np.abs([yaw(points) for points in clip.landmarks[::3]])
-    sync, delay = sync_margin(clip) if len(clip) >= LIP_READABLE else (None, None)
+    sync, delay, peak = sync_margin(clip) if len(clip) >= LIP_READABLE else (None, None, None)
     return Quality(
         frames=len(clip),
         eyes=float(np.quantile(eyes, 0.1)),
@@ -84,6 +87,7 @@ def measure(clip: Clip, track: Track) -> Quality:
         speech=float(clip.speech.mean()) if clip.speech is not None else 1.0,
         sync=sync,
         delay=delay,
+        peak=peak,
     )
 
 
@@ -106,8 +110,9 @@ def judge(quality: Quality, gates: Gates) -> tuple[str, str] | None:
 
 
 @torch.no_grad()
-def sync_margin(clip: Clip) -> tuple[float, int]:
-    """How much better lips and sound fit when in time (within two frames) than at other delays, and the best delay.
+def sync_margin(clip: Clip) -> tuple[float, int, float]:
+    """How much better lips and sound fit when in time (within two frames) than at other delays; the best delay, and
+    how much better they fit there.
 
     The expert is the reward's, which reads motion and not pixels: footage for the evaluation's own expert is not
     chosen by itself.
@@ -120,4 +125,14 @@ def sync_margin(clip: Clip) -> tuple[float, int]:
         lips, sound = face[max(0, -late) : length - max(0, late)], voice[max(0, late) : length - max(0, -late)]
         fits.append(float((lips * sound).sum(-1).mean()))
     table = np.array(fits)
-    return float(table[REACH - 2 : REACH + 3].max() - np.median(table)), int(table.argmax()) - REACH
+    usual = float(np.median(table))
+    return float(table[REACH - 2 : REACH + 3].max()) - usual, int(table.argmax()) - REACH, float(table.max()) - usual
+
+
+def out_of_step(quality: Quality, gates: Gates) -> int:
+    """Frames by which the sound is clearly late (early if negative) in footage that is else in sync: a clear peak away
+    from zero in a clip of three seconds or more. Zero where there is nothing to put right."""
+    if quality.sync is None or quality.delay is None or quality.peak is None or quality.frames < SURE_FRAMES:
+        return 0
+    clear = quality.sync < gates.sync and quality.peak > SURE_PEAK and abs(quality.delay) < REACH
+    return quality.delay if clear else 0

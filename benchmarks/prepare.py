@@ -2,7 +2,7 @@
 
     python benchmarks/prepare.py --data FOOTAGE [--workers 2]
 
-Speed: seconds of video per second of wall clock with start-up, on development footage; encoding alone (decoding and
+Speed: seconds of video per second, by the clock and by processor time over the cores used; encoding alone (decoding and
 tracking) in frames per second of one process, against decoding alone; and memory after many videos, since a tracker
 left open leaks. Gate: speakers the expert never heard, with their own sound, with another sentence, and with their own
 sound late.
@@ -15,6 +15,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 import resource
 import shutil
 import tempfile
@@ -41,12 +42,14 @@ def speed(footage: list[Path], workers: int) -> None:
         (folder / "in").mkdir()
         for path in footage:
             shutil.copy(path, folder / "in" / path.name)
-        started = time.monotonic()
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         told = prepare([folder / "in"], folder / "out", Preparation(workers=workers))
-        elapsed = time.monotonic() - started
-    print(
-        f"prepare: {told['real_time']} × real time, {workers} processes, {elapsed:.0f} s, start-up included", flush=True
-    )
+        elapsed, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        video = sum(json.loads(line)["seconds"] for line in (folder / "out" / "sources.jsonl").read_text().splitlines())
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"prepare: {video:.0f} s of video, {workers} processes, start-up included", flush=True)
+    print(f"  {video / elapsed:.1f} × real time by the clock ({elapsed:.0f} s, other work on the machine included)")
+    print(f"  {workers * video / busy:.1f} × real time by processor time ({busy:.0f} s over {workers} cores)")
     print(f"  {told['clips']} clips kept, rejected {told['reasons'] or 'none'}", flush=True)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.spatial.transform import Rotation
 from skimage import data
 
 from flowportrait.errors import BadInput
+from flowportrait.media import portrait as portrait_module
 from flowportrait.media.crop import feather, paste_back
-from flowportrait.media.portrait import Portrait, apply_affine, crop_transform
+from flowportrait.media.image import read_image
+from flowportrait.media.occlusion import mouth_covered
+from flowportrait.media.portrait import Portrait, apply_affine, crop_transform, yaw
 
 
 @lru_cache
@@ -109,3 +115,83 @@ def test_the_feather_is_zero_at_open_sides_only() -> None:
     assert weight[:, 0].max() == 0
     assert weight[0, 50] == 1
     assert weight[-1].max() == 0
+
+
+@lru_cache
+def two_faces() -> np.ndarray:
+    """The astronaut small on the left and large on the right."""
+    photo = data.astronaut()
+    two = np.full((512, 900, 3), 120, np.uint8)
+    two[100:460, 5:365] = cv2.resize(photo, (360, 360), interpolation=cv2.INTER_AREA)
+    two[:, 385:897] = photo
+    return two
+
+
+@pytest.mark.parametrize(("face", "low", "high"), [(1, 0, 365), (2, 385, 900)])
+def test_the_nth_face_from_the_left_is_taken_when_asked_for(face: int, low: int, high: int) -> None:
+    portrait = Portrait.from_image(two_faces(), face=face)
+    centre = apply_affine(cv2.invertAffineTransform(portrait.to_crop), portrait.landmarks)[:, 0].mean()
+    assert low < centre < high
+
+
+@pytest.mark.parametrize("face", [0, 3])
+def test_a_face_that_is_not_there_is_bad_input(face: int) -> None:
+    with pytest.raises(BadInput, match=f"no face number {face}"):
+        Portrait.from_image(two_faces(), face=face)
+
+
+@given(st.floats(-80, 80), st.floats(-20, 20))
+@settings(max_examples=30, deadline=None)
+def test_the_yaw_of_a_turned_face_is_read_from_its_eyes(angle: float, roll: float) -> None:
+    level = astronaut().landmarks.copy()
+    level = level @ Rotation.from_euler("y", yaw(level), degrees=True).as_matrix().T
+    turn = Rotation.from_euler("zy", [roll, -angle], degrees=True).as_matrix()
+    assert yaw(level @ turn.T) == pytest.approx(angle, abs=12)
+
+
+def found_as(monkeypatch: pytest.MonkeyPatch, landmarks: np.ndarray) -> None:
+    monkeypatch.setattr(portrait_module, "find_faces", lambda _: [(landmarks.astype(np.float32), np.zeros(52))])
+
+
+def test_a_profile_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = Rotation.from_euler("y", 70, degrees=True).as_matrix()
+    found_as(monkeypatch, (astronaut().landmarks - 200) @ turn.T + 200)
+    with pytest.raises(BadInput, match="degrees away: give a photo that shows both eyes"):
+        Portrait.from_image(data.astronaut(), name="profile.jpg")
+
+
+def test_a_face_of_fifty_pixels_is_taken_with_a_warning_and_one_of_ten_is_refused() -> None:
+    photo = cv2.resize(data.astronaut(), (200, 200), interpolation=cv2.INTER_AREA)
+    with pytest.warns(UserWarning, match="will be soft"):
+        assert Portrait.from_image(photo).crop.shape == (512, 512, 3)
+    with pytest.raises(BadInput, match=r"No face found|only \d+ px"):
+        Portrait.from_image(cv2.resize(photo, (40, 40), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize("colour", [(170, 200, 230), (25, 25, 30)])
+def test_a_mask_over_the_mouth_is_noticed_and_a_smile_is_none(colour: tuple[int, int, int]) -> None:
+    crop, points = astronaut().crop.copy(), astronaut().landmarks
+    assert not mouth_covered(crop, points)
+    around = [234, 132, 58, 172, 136, 150, 176, 152, 400, 379, 365, 397, 288, 361, 454, 4]
+    cv2.fillConvexPoly(crop, cv2.convexHull(np.round(points[around, :2]).astype(np.int32)), colour)
+    assert mouth_covered(cv2.GaussianBlur(crop, (0, 0), 2), points)
+
+
+@pytest.mark.parametrize("side", [300, 1100, 1900])
+def test_large_photos_are_drawn_larger_so_that_pasting_back_enlarges_little(side: int) -> None:
+    photo = cv2.resize(data.astronaut(), (side, side), interpolation=cv2.INTER_CUBIC)
+    portrait = Portrait.from_image(photo, size=None)
+    enlarged = 1 / np.sqrt(np.linalg.det(portrait.to_crop[:, :2]))
+    assert portrait.crop.shape[0] in (512, 768, 1024)
+    assert enlarged < 1.5 or portrait.crop.shape[0] == 1024
+    assert enlarged > 0.75 or portrait.crop.shape[0] == 512
+
+
+def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((20, 30, 3), value, np.uint8)) for value in (10, 200)]
+    for suffix in ("gif", "webp", "png"):
+        path = tmp_path / f"moving.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=40, lossless=True)
+        image = read_image(path)
+        assert image.shape == (20, 30, 3)
+        assert abs(int(image.mean()) - 10) < 4

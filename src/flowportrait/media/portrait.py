@@ -17,6 +17,7 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.face import FaceTracker
+from flowportrait.media.occlusion import mouth_covered
 
 _FACE_SHARE = 0.5
 _MAX_FACE_SHARE = 0.66
@@ -81,6 +82,8 @@ class Portrait:
             again = [face for face in tracker.detect(crop) if _same(face[0], landmarks)]
         if again:
             landmarks, blendshapes = again[0]
+        if mouth_covered(crop, landmarks):
+            warnings.warn(f"The mouth in {name} seems to be covered: lips will be drawn over it.", stacklevel=2)
         return cls(image, crop, landmarks.astype(np.float32), blendshapes, to_crop)
 
 

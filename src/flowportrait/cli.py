@@ -15,11 +15,23 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from flowportrait.commands import animate, bench, demo, doctor, evaluate, posttrain, prepare, pretrain, recipes, verify
+from flowportrait.commands import (
+    animate,
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    judge,
+    posttrain,
+    prepare,
+    pretrain,
+    recipes,
+    verify,
+)  # fmt: skip
 from flowportrait.errors import BadInput
-from flowportrait.terminal import say
+from flowportrait.terminal import say, speaks
 
-COMMANDS = (animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, bench, demo, verify)
+COMMANDS = (animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, judge, bench, demo, verify)
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("Interrupted; nothing half-written was left behind.")
         return 130
+    if not speaks():
+        return 0
     if getattr(options, "json", False):
         print(json.dumps(result))
     else:

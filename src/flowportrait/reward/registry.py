@@ -36,6 +36,8 @@ class RewardOptions:
     """What ``temporal`` follows motion with."""
     flow_weights: Path | None = None
     """RAFT's weights, if they are not to be fetched."""
+    judge: Path | None = None
+    """Settings of the judge behind ``panel``; the measured panel without them."""
 
 
 Build = Callable[[RewardOptions], Reward]
@@ -56,7 +58,15 @@ BUILT_IN: dict[str, Build] = {
 }
 """Every reward that comes with the package."""
 
-REWARDS: dict[str, Build] = dict(BUILT_IN)
+
+def _panel(options: RewardOptions) -> Reward:
+    # Imported when asked for: the judge is itself made of rewards.
+    from flowportrait.judge.reward import JudgeReward, read_settings
+
+    return JudgeReward.for_training(read_settings(options.judge))
+
+
+REWARDS: dict[str, Build] = {**BUILT_IN, "panel": _panel}
 """Every reward that can be named."""
 
 

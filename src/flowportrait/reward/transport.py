@@ -79,7 +79,7 @@ def pack_batch(batch: RewardBatch, needs: frozenset[str], sent: Sent) -> bytes:
         for place, portrait in enumerate(people):
             for name in ("crop", "landmarks", "blendshapes", "to_crop"):
                 tensors[f"portrait/{place}/{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(portrait, name)))
-    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     return save(flat, {"batch": json.dumps(head)})
 
 
@@ -115,7 +115,8 @@ def pack_score(score: Score) -> bytes:
         tensors["dense"] = score.dense
     tensors |= {f"region/{name}": value for name, value in (score.regions or {}).items()}
     head = {"failures": {row: list(why) for row, why in score.reasons.items()}, "noise": score.noise}
-    return save({name: value.contiguous() for name, value in tensors.items()}, {"score": json.dumps(head)})
+    # Cloned: a map may be another's view, which safetensors does not take.
+    return save({name: value.contiguous().clone() for name, value in tensors.items()}, {"score": json.dumps(head)})
 
 
 def unpack_score(data: bytes, rows: int) -> Score:

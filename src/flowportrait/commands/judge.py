@@ -1,0 +1,142 @@
+"""``flowportrait judge``: grade videos, examine and calibrate a judge, or serve one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowportrait.commands import Commands
+from flowportrait.errors import BadInput
+
+if TYPE_CHECKING:
+    from flowportrait.judge.judges import JudgeSettings
+
+KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
+
+
+def register(commands: Commands) -> None:
+    """Add the command and what it can do."""
+    add = commands.add_parser("judge", help="grade videos 1 to 5, examine or calibrate a judge, or serve one")
+    verbs = add.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=type(add))
+
+    score = verbs.add_parser("score", help="grade finished videos")
+    score.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files or folders of mp4")
+    score.add_argument("--output", type=Path, required=True, help="the report, a json file")
+    score.set_defaults(run=run_score)
+
+    check = verbs.add_parser("check", help="show a judge damage of known strength; only who passes is trained on")
+    check.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="real clips of people speaking")
+    check.set_defaults(run=run_check)
+
+    calibrate = verbs.add_parser("calibrate", help="compare with human scores and learn a map to them")
+    calibrate.add_argument("--human", type=Path, required=True, help="csv: file, generator, lip_sync, expressiveness, "
+                           "motion")  # fmt: skip
+    calibrate.add_argument("--scores", type=Path, help="a report of judge score")
+    calibrate.add_argument("--videos", type=Path, help="folder of the files, to be graded now")
+    calibrate.add_argument("--output", type=Path, required=True, help="the calibration, a json file")
+    calibrate.set_defaults(run=run_calibrate)
+
+    serve = verbs.add_parser("serve", help="offer the panel and scorers over HTTP")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8300)
+    serve.add_argument("--scorers", nargs="*", default=[], metavar="NAME", help="rewards to offer (default: all)")
+    serve.set_defaults(run=run_serve)
+    for verb in (score, check, calibrate, serve):
+        verb.add_argument("--judge", type=Path, help="file of judge settings (default: the measured panel)")
+        verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes")
+        verb.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run_score(options: argparse.Namespace) -> dict[str, Any]:
+    """Grade files into a report."""
+    _check_json(options.output)
+    from flowportrait.commands.evaluate import find_videos
+    from flowportrait.judge.judges import build_judge
+    from flowportrait.judge.report import grade_files, write_report
+
+    paths = find_videos(options.videos)
+    judge = build_judge(_settings(options))
+    report = grade_files(judge, paths)
+    write_report(report, options.output)
+    return {"report": str(options.output), **report["summary"]}
+
+
+def run_check(options: argparse.Namespace) -> dict[str, Any]:
+    """Examine a judge; what it did is kept where training looks."""
+    from flowportrait.commands.evaluate import find_videos
+    from flowportrait.judge.exhibit import Exhibit
+    from flowportrait.judge.judges import build_judge
+    from flowportrait.judge.sanity import examine, keep_certificate
+
+    settings = _settings(options)
+    clips = [Exhibit.from_video(path) for path in find_videos(options.videos)]
+    certificate = examine(build_judge(settings), clips)
+    path = keep_certificate(certificate, settings.kept_in / "checked")
+    cases = {
+        f"{result.aspect} / {result.damage}": " → ".join(f"{mean:.2f}" for mean in result.means)
+        + f"  order {result.order:.0%}{'' if result.passed else '  FAILED'}"
+        for result in certificate.results
+    }
+    verdict = "passed" if certificate.passed else f"failed: {certificate.failed()}; it is not trained on"
+    told: dict[str, Any] = certificate.to_dict() if options.json else cases
+    return {**told, "judge": f"{certificate.judge} ({certificate.kind})", "result": verdict, "certificate": str(path)}
+
+
+def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
+    """Learn the map from a judge's scores to human ones."""
+    if (options.scores is None) == (options.videos is None):
+        raise BadInput("flowportrait judge calibrate needs either --scores with a report or --videos with a folder.")
+    _check_json(options.output)
+    from flowportrait.judge.agreement import compare, read_human
+    from flowportrait.judge.figure import draw_histograms
+    from flowportrait.judge.judges import build_judge
+    from flowportrait.judge.report import grade_files, raw_scores, read_report
+
+    human = read_human(options.human)
+    if options.scores:
+        report = read_report(options.scores)
+    else:
+        paths = [options.videos / person.file for person in human]
+        report = grade_files(build_judge(_settings(options)), paths, [person.generator for person in human])
+    calibration, agreement = compare(raw_scores(report), human, report["judge"])
+    calibration.save(options.output, agreement)
+    picture = options.output.with_suffix(".png")
+    draw_histograms(agreement, picture)
+    return {"calibration": str(options.output), "histograms": str(picture), **agreement}
+
+
+def run_serve(options: argparse.Namespace) -> dict[str, Any]:
+    """Serve until stopped."""
+    key = os.environ.get(KEY_ENV)
+    if options.host not in ("127.0.0.1", "localhost", "::1") and not key:
+        raise BadInput(f"--host {options.host} can be reached from outside: set a key in {KEY_ENV} first.")
+    import uvicorn
+
+    from flowportrait.judge.judges import build_judge
+    from flowportrait.judge.served import servable
+    from flowportrait.judge.server import MODEL, create_app
+    from flowportrait.terminal import say
+
+    app = create_app(build_judge(_settings(options)), servable(options.scorers), key)
+    say(
+        f"{MODEL} at http://{options.host}:{options.port}/v1, scorers at http://{options.host}:{options.port}/score/NAME"
+    )
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+    return {}
+
+
+def _settings(options: argparse.Namespace) -> JudgeSettings:
+    from flowportrait.config import load, override
+    from flowportrait.judge.judges import JudgeSettings
+
+    settings = load(JudgeSettings, options.judge) if options.judge else JudgeSettings()
+    return override(settings, options.changes)
+
+
+def _check_json(path: Path) -> None:
+    if path.suffix != ".json":
+        raise BadInput(f"--output {path} must end in .json.")
+    if not path.parent.is_dir():
+        raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")

@@ -1,0 +1,112 @@
+"""The scales of the measured panel: known damage to real footage, graded by the rubric, measured by the experts.
+
+    python -m flowportrait.judge.fit_measured FOOTAGE weights/judge/measured.json
+
+    grade    5: best fifth of clean clips · 4.6: their median · 4, 3, 2: medians under growing damage · 1: broken
+
+FOOTAGE is a folder with ``split.tsv`` (file, speaker, split); only speakers of the split ``reward`` are used, none of
+which the panel is measured on. Medians that are out of order are pooled, so every scale is monotone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+
+from flowportrait.errors import BadInput
+from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.measured import EXPERTS, Knots, joined
+from flowportrait.judge.sanity import spoilt
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.registry import build
+from flowportrait.reward.scoring import score
+from flowportrait.terminal import progress
+
+GRADED: dict[str, tuple[str, dict[int, float]]] = {
+    "sync": ("offset", {4: 2.0, 3: 3.0, 2: 5.0}),
+    "expressiveness": ("slowed", {4: 0.25, 3: 0.5, 2: 0.75, 1: 1.0}),
+    "smoothness": ("jitter", {4: 0.5, 3: 1.5, 2: 4.0, 1: 8.0}),
+    "temporal": ("flicker", {4: 2.0, 3: 5.0, 2: 12.0, 1: 25.0}),
+}
+"""Per expert a damage, and the strength that stands for each grade. What is broken about lip sync is another's
+speech."""
+CLEAN, BEST, BEST_SHARE = 4.6, 5.0, 0.8
+PER_SPEAKER = 1
+
+
+def fit(clips: Sequence[Exhibit]) -> dict[str, Knots]:
+    """Scales from clips of one length, by expert."""
+    experts = {name: build(name) for names in EXPERTS.values() for name in names}
+    clean = joined([clip.batch for clip in clips])
+    found: dict[str, Knots] = {}
+    for name, (damage, strengths) in progress(GRADED.items(), len(GRADED)):
+        expert = experts[name]
+        figures = score(expert, clean).value.numpy()
+        points = [(BEST, float(np.nanquantile(figures, BEST_SHARE))), (CLEAN, float(np.nanmedian(figures)))]
+        for grade, strength in strengths.items():
+            batch = joined([spoilt(clip, damage, strength, place).batch for place, clip in enumerate(clips)])
+            points.append((float(grade), float(np.nanmedian(score(expert, batch).value.numpy()))))
+        if name == "sync":
+            other = RewardBatch(clean.motion, clean.mel.roll(1, 0))
+            points.append((1.0, float(torch.nanmedian(score(expert, other).value))))
+        found[name] = monotone(points)
+    return found
+
+
+def monotone(points: Sequence[tuple[float, float]]) -> Knots:
+    """(figure, grade) knots, both rising strictly, from (grade, figure) points; figures out of order are pooled."""
+    ordered = sorted(points)
+    pooled = isotonic_regression([figure for _, figure in ordered]).x
+    knots: dict[float, list[float]] = {}
+    for (grade, _), figure in zip(ordered, pooled, strict=True):
+        knots.setdefault(round(float(figure), 6), []).append(grade)
+    return [(figure, float(np.mean(grades))) for figure, grades in sorted(knots.items())]
+
+
+def training_clips(footage: Path, folder: str = "anchors", split: str = "reward") -> list[Exhibit]:
+    """``PER_SPEAKER`` clips of every speaker of a split, cut to one length.
+
+    Raises:
+        BadInput: no ``split.tsv``, or nothing of that split.
+    """
+    table = footage / "split.tsv"
+    if not table.is_file():
+        raise BadInput(f"{table} is missing: it says which speaker may be used for what.")
+    files: dict[str, list[str]] = {}
+    for row in csv.DictReader(table.open(), delimiter="\t"):
+        if row["split"] == split and row["file"].startswith(f"{folder}/"):
+            files.setdefault(row["speaker"], []).append(row["file"])
+    chosen = [name for names in files.values() for name in random.Random(0).sample(names, min(PER_SPEAKER, len(names)))]
+    clips = [Exhibit.from_video(footage / name) for name in chosen]
+    usable = [clip for clip in clips if clip.shortness() is None and not clip.silent()]
+    if not usable:
+        raise BadInput(f"{table} lists no usable clip of {folder} in the split {split}.")
+    least = min(len(clip) for clip in usable)
+    return [Exhibit(clip.frames[:least], clip.audio, clip.name) for clip in usable]
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("footage", type=Path)
+    parser.add_argument("output", type=Path)
+    options = parser.parse_args()
+    clips = training_clips(options.footage)
+    scales = fit(clips)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.output.with_suffix(".partial")
+    partial.write_text(json.dumps({"clips": len(clips), "graded_by": GRADED, "scales": scales}, indent=1) + "\n")
+    os.replace(partial, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The offline judge: no model looks; experts measure, and their figures are put on the rubric's scale.
+
+    grade(aspect) = min over its experts e of  map_e(figure_e),     map_e monotone: 1 … 5
+
+An aspect is as good as its worst expert says: a clip that is smooth but flickers is not steady. The maps are learned by
+``fit_measured`` from known damage to real footage of training speakers. Every report calls it "measured panel". The
+experts are those of the reward side, so a measured panel is a reward and never an evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowportrait.judge.calibration import Calibration
+from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST, RUBRIC, Aspect
+from flowportrait.judge.verdict import Finding, Kind, Verdict, missing
+from flowportrait.reward.batch import Failure, RewardBatch
+from flowportrait.reward.interface import Reward, Score
+from flowportrait.reward.registry import build
+from flowportrait.reward.scoring import score
+
+MEASURED = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json"))
+
+EXPERTS: dict[Aspect, tuple[str, ...]] = {
+    "lip_sync": ("sync",),
+    "expressiveness": ("expressiveness",),
+    "motion": ("smoothness", "temporal"),
+}
+"""Registered rewards by aspect."""
+
+Knots = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """knots: (an expert's figure, the grade it stands for), both rising; grades between are drawn straight."""
+
+    knots: Knots
+
+    def __call__(self, figure: float) -> float:
+        x, y = zip(*self.knots, strict=True)
+        return float(np.clip(np.interp(figure, x, y), LOWEST, HIGHEST))
+
+
+@lru_cache(maxsize=1)
+def shipped_scales() -> dict[str, Scale]:
+    """The scales that ship, by expert."""
+    return read_scales(MEASURED)
+
+
+def read_scales(path: Path) -> dict[str, Scale]:
+    """Scales written by ``fit_measured``."""
+    data = json.loads(path.read_text())
+    return {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
+
+
+class MeasuredPanel:
+    """A ``Judge`` whose specialists measure. Clips of one length are measured together."""
+
+    kind: Kind = "measured panel"
+    name = "measured panel"
+
+    def __init__(
+        self,
+        scales: Mapping[str, Scale] | None = None,
+        calibration: Calibration | None = None,
+        experts: Callable[[str], Reward] = build,
+    ) -> None:
+        self._scales = shipped_scales() if scales is None else scales
+        self.calibration = calibration
+        self._experts = {name: experts(name) for names in EXPERTS.values() for name in names}
+
+    @property
+    def fingerprint(self) -> str:
+        mapped = self.calibration.digest if self.calibration else "uncalibrated"
+        knots = {name: scale.knots for name, scale in sorted(self._scales.items())}
+        return hashlib.sha256(f"measured {json.dumps(knots)} {mapped}".encode()).hexdigest()[:16]
+
+    def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
+        """See ``Judge``."""
+        verdicts: list[Verdict | None] = [None] * len(exhibits)
+        lots: dict[int, list[int]] = {}
+        for place, exhibit in enumerate(exhibits):
+            short = exhibit.shortness()
+            if short is None:
+                lots.setdefault(len(exhibit), []).append(place)
+            else:
+                verdicts[place] = self._verdict(exhibit, {aspect: missing(aspect, short) for aspect in ASPECTS})
+        for places in lots.values():
+            lot = [exhibits[place] for place in places]
+            found = self.measure(joined([exhibit.batch for exhibit in lot]), [exhibit.silent() for exhibit in lot])
+            for place, findings in zip(places, found, strict=True):
+                verdicts[place] = self._verdict(exhibits[place], findings)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def measure(self, batch: RewardBatch, silent: Sequence[bool]) -> list[dict[Aspect, Finding]]:
+        """Findings for every row of a batch that can draw."""
+        scores = {name: score(expert, batch) for name, expert in self._experts.items()}
+        return [
+            {aspect: self._finding(aspect, scores, row, mute) for aspect in ASPECTS} for row, mute in enumerate(silent)
+        ]
+
+    def _finding(self, aspect: Aspect, scores: Mapping[str, Score], row: int, mute: bool) -> Finding:
+        if mute and aspect == "lip_sync":
+            return missing(aspect, Failure("no_sound", "the clip is silent"))
+        figures: dict[str, float] = {}
+        grades: dict[str, float] = {}
+        for expert in EXPERTS[aspect]:
+            found = scores[expert]
+            if not found.valid[row]:
+                return missing(aspect, found.reasons.get(row, Failure("not_finite", f"{expert} measured nothing")))
+            figures[expert] = float(found.value[row])
+            grades[expert] = self._scales[expert](figures[expert])
+        worst = min(grades, key=lambda expert: grades[expert])
+        raw = grades[worst]
+        told = ", ".join(f"{expert} {figure:.3f} → {grades[expert]:.1f}" for expert, figure in figures.items())
+        nearest = RUBRIC[aspect].grades[min(max(round(raw), LOWEST), HIGHEST) - 1]
+        return Finding(
+            aspect,
+            self.calibration.apply(aspect, raw) if self.calibration else raw,
+            raw,
+            "measurement",
+            (raw,),
+            rationale=f"Measured, not looked at: {told}. The rubric's nearest grade reads: {nearest}",
+            measured=figures,
+        )
+
+    def _verdict(self, exhibit: Exhibit, findings: dict[Aspect, Finding]) -> Verdict:
+        return Verdict(exhibit.name, exhibit.generator, self.name, self.kind, findings)
+
+
+def joined(batches: Sequence[RewardBatch]) -> RewardBatch:
+    """Batches of one row each as one batch, for scorers that look at one sample at a time."""
+
+    def frames(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+        return torch.cat([batch.frames(indices) for batch in batches])
+
+    def places(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+        return torch.cat([batch.places(indices) for batch in batches])
+
+    audio = [batch.audio for batch in batches if batch.audio is not None]
+    return RewardBatch(
+        torch.cat([batch.motion for batch in batches]),
+        torch.cat([batch.mel for batch in batches]),
+        frames if all("frames" in batch.has for batch in batches) else None,
+        places if all("places" in batch.has for batch in batches) else None,
+        torch.cat(audio) if len(audio) == len(batches) else None,
+        domain=batches[0].domain,
+        unseen={row: batch.unseen[0] for row, batch in enumerate(batches) if 0 in batch.unseen},
+    )

@@ -319,3 +319,27 @@ def test_prepare_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Captur
     assert main(["prepare", str(tmp_path), *out, "--crops", "33"]) == 2
     assert main(["prepare", str(tmp_path), *out, "--hold-out", "1.5"]) == 2
     assert capsys.readouterr().err.count("\n") == 4
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_its_processes_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import multiprocessing
+
+    from flowportrait.corpus import prepare as module
+
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"no video")
+    monkeypatch.setattr(module, "AHEAD", 1)
+    sources = find_sources([tmp_path])
+    results = module._results(sources, tmp_path / "out", Preparation(workers=1))
+    first, (records, _) = next(results)
+    assert first.name == "a"
+    assert records[0]["reason"] == "unreadable"
+    started = multiprocessing.active_children()
+    assert started
+    results.close()
+    for process in started:
+        process.join(20)
+    assert not any(process.is_alive() for process in started)

@@ -95,29 +95,28 @@ def _results(
     """Each video's records in the order of the list, made by several processes."""
     workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
     pending: deque[tuple[Source, Future[tuple[list[Record], float]]]] = deque()
-    waiting = iter(todo)
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start, max_tasks_per_child=RENEWED)
     try:
-        for source in waiting:
+        for source in todo:
             pending.append((source, pool.submit(work, source, output, plan)))
-            if len(pending) < AHEAD * workers:
-                continue
-            done, future = pending.popleft()
-            yield done, future.result()
+            if len(pending) == AHEAD * workers:
+                yield pending[0][0], pending[0][1].result()
+                pending.popleft()
         while pending:
-            done, future = pending.popleft()
-            yield done, future.result()
+            yield pending[0][0], pending[0][1].result()
+            pending.popleft()
     except BrokenProcessPool as error:
         raise BadInput(
-            "A process was killed, mostly for want of memory: run the command again with fewer --workers; "
-            "what is done is kept."
+            f"A process was killed at {pending[0][0].path} or a video after it, mostly for want of memory: run the "
+            "command again with fewer --workers, or without that video; what is done is kept."
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         if pending:
             # Interrupted: the videos under way are repeated next time, nobody needs to wait for them.
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator, Iterable
 from typing import TypeVar
@@ -9,9 +10,15 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
+def speaks() -> bool:
+    """Whether this is the one among several processes (as torchrun and accelerate number them) that says things."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(sentence: str) -> None:
     """One line on standard error."""
-    print(" ".join(sentence.split()), file=sys.stderr)
+    if speaks():
+        print(" ".join(sentence.split()), file=sys.stderr)
 
 
 def progress(items: Iterable[Item], total: int | None) -> Generator[Item, None, None]:

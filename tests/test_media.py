@@ -213,6 +213,14 @@ def noise(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("length", [0x7FFF_F024, 0x8000_0024, 0xFFFF_FFFF])
+def test_a_wav_from_a_pipe_is_whole(tmp_path: Path, length: int) -> None:
+    content = bytearray(noise(tmp_path / "a.wav").read_bytes())
+    content[4:8] = length.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(read_audio(tmp_path / "a.wav")) == pytest.approx(48_000, rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.wav", "a.mkv"])
 def test_a_file_without_a_byte_is_empty(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

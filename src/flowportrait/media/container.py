@@ -14,7 +14,6 @@ from av.stream import Disposition
 
 from flowportrait.errors import BadInput
 
-
 _STREAMED = 0x7FFF_0000
 """Recorders that write to a pipe put a length of about two or four gigabytes into the header of a wav file."""
 

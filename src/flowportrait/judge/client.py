@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -19,11 +21,13 @@ import openai
 
 from flowportrait.errors import BadInput
 from flowportrait.judge.endpoint import Endpoint
+from flowportrait.judge.evidence import Evidence
 from flowportrait.judge.ledger import Entry, Ledger, Outcome
 from flowportrait.judge.opinion import Reply, Token, Unusable
-from flowportrait.judge.parts import content, text_part
+from flowportrait.judge.parts import Shows, content, text_part
 from flowportrait.judge.patience import Pace, backoff, retry_after
 from flowportrait.judge.question import Keep, Question
+from flowportrait.judge.shared import Shared
 from flowportrait.reward.batch import Failure
 
 _AGAIN = (408, 409, 425, 429)
@@ -72,12 +76,15 @@ class Server:
 
     async def _ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
         end, pace = self.endpoint, Pace(self.endpoint.per_minute)
+        uses = Counter(question.show for question in questions)
+        # Samples of one aspect are shown the same: encoded once, kept until the last of them is on its way.
+        shown = {show: Shared(partial(_encoded, show, end.shows), count) for show, count in uses.items()}
         room, failures = asyncio.Semaphore(end.concurrency), {}
         client = openai.AsyncOpenAI(base_url=end.url, api_key=end.key(), max_retries=0, timeout=end.timeout)
 
         async def one(place: int, question: Question) -> None:
             async with room:
-                found = await self._answer(client, pace, question)
+                found = await self._answer(client, pace, question, shown[question.show])
             if isinstance(found, Failure):
                 failures[place] = found
             else:
@@ -93,9 +100,11 @@ class Server:
                 await asyncio.gather(*tasks, return_exceptions=True)
         return failures
 
-    async def _answer(self, client: openai.AsyncOpenAI, pace: Pace, question: Question) -> Reply | Failure:
+    async def _answer(
+        self, client: openai.AsyncOpenAI, pace: Pace, question: Question, shown: Shared[list[dict[str, Any]]]
+    ) -> Reply | Failure:
         end, address = self.endpoint, question.address(self.who)
-        parts = await asyncio.to_thread(lambda: content(question.show(), end.shows))
+        parts = await asyncio.to_thread(shown)
         messages: list[Any] = [
             {"role": "system", "content": question.system},
             {"role": "user", "content": [*parts, text_part(question.text)]},
@@ -175,6 +184,10 @@ class Server:
         dollars = ((read or 0) * self.endpoint.dollars_in + (written or 0) * self.endpoint.dollars_out) / 1e6
         seconds = round(time.monotonic() - began, 3)
         self.ledger.add(Entry(address, tries, outcome, status, read, written, dollars, seconds, detail[:200]))
+
+
+def _encoded(show: Callable[[], Evidence], shows: Shows) -> list[dict[str, Any]]:
+    return content(show(), shows)
 
 
 def _status(error: openai.APIStatusError, end: Endpoint) -> _Trouble:

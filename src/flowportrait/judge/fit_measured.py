@@ -63,17 +63,24 @@ def fit(clips: Sequence[Exhibit]) -> dict[str, Knots]:
 
 
 def monotone(points: Sequence[tuple[float, float]]) -> Knots:
-    """(figure, grade) knots, both rising strictly, from (grade, figure) points; figures out of order are pooled."""
+    """(figure, grade) knots, both rising strictly, from (grade, figure) points; figures out of order are pooled under
+    their mean grade, the lowest under its lowest."""
     ordered = sorted(points)
     pooled = isotonic_regression([figure for _, figure in ordered]).x
     knots: dict[float, list[float]] = {}
     for (grade, _), figure in zip(ordered, pooled, strict=True):
         knots.setdefault(round(float(figure), 6), []).append(grade)
-    return [(figure, float(np.mean(grades))) for figure, grades in sorted(knots.items())]
+    lowest = min(knots)
+    return [
+        (figure, min(grades) if figure == lowest else float(np.mean(grades)))
+        for figure, grades in sorted(knots.items())
+    ]
 
 
-def training_clips(footage: Path, folder: str = "anchors", split: str = "reward") -> list[Exhibit]:
-    """``PER_SPEAKER`` clips of every speaker of a split, cut to one length.
+def speakers_clips(
+    footage: Path, folder: str = "anchors", split: str = "reward", per_speaker: int = PER_SPEAKER
+) -> list[Exhibit]:
+    """``per_speaker`` clips of every speaker of a split, cut to one length.
 
     Raises:
         BadInput: no ``split.tsv``, or nothing of that split.
@@ -85,7 +92,7 @@ def training_clips(footage: Path, folder: str = "anchors", split: str = "reward"
     for row in csv.DictReader(table.open(), delimiter="\t"):
         if row["split"] == split and row["file"].startswith(f"{folder}/"):
             files.setdefault(row["speaker"], []).append(row["file"])
-    chosen = [name for names in files.values() for name in random.Random(0).sample(names, min(PER_SPEAKER, len(names)))]
+    chosen = [name for names in files.values() for name in random.Random(0).sample(names, min(per_speaker, len(names)))]
     clips = [Exhibit.from_video(footage / name) for name in chosen]
     usable = [clip for clip in clips if clip.shortness() is None and not clip.silent()]
     if not usable:
@@ -100,7 +107,7 @@ def main() -> None:
     parser.add_argument("footage", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
-    clips = training_clips(options.footage)
+    clips = speakers_clips(options.footage)
     scales = fit(clips)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     partial = options.output.with_suffix(".partial")

@@ -78,7 +78,10 @@ class Panel:
         seen = [place for place, why in enumerate(trouble) if why is None]
         asked = [(place, aspect, sample) for place in seen for aspect in ASPECTS for sample in
                  range(self.settings.samples) if not _unheard(exhibits[place], aspect)]  # fmt: skip
-        questions = [self._specialist(exhibits[place], aspect, sample) for place, aspect, sample in asked]
+        shown = {(place, aspect): self._shown(exhibits[place], aspect) for place, aspect, _ in asked}
+        questions = [
+            self._specialist(exhibits[place], aspect, sample, shown[place, aspect]) for place, aspect, sample in asked
+        ]
         replies, failures = self._ask(questions)
         opinions: dict[tuple[int, Aspect], list[Opinion]] = {}
         reasons: dict[tuple[int, Aspect], list[Failure]] = {}
@@ -116,10 +119,16 @@ class Panel:
         failures = self.backend.ask([questions[place] for place in todo], keep)
         return known, {todo[index]: failure for index, failure in failures.items()}
 
-    def _specialist(self, exhibit: Exhibit, aspect: Aspect, sample: int) -> Question:
+    def _specialist(
+        self, exhibit: Exhibit, aspect: Aspect, sample: int, shown: Callable[[], Evidence] | None = None
+    ) -> Question:
         system, text = specialist(aspect, exhibit.seconds)
-        return Question(system, text, aspect, f"{exhibit.digest} {self.settings.sheets}", sample,
-                        lambda reply: read_opinion(reply, exhibit.seconds), self._shown(exhibit, aspect))  # fmt: skip
+
+        def check(reply: Reply) -> Opinion:
+            return read_opinion(reply, exhibit.seconds)
+
+        content = f"{exhibit.digest} {self.settings.sheets}"
+        return Question(system, text, aspect, content, sample, check, shown or self._shown(exhibit, aspect))
 
     def _shown(self, exhibit: Exhibit, aspect: Aspect) -> Callable[[], Evidence]:
         return lambda: gather(exhibit, aspect, self.settings.sheets)

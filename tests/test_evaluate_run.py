@@ -17,6 +17,7 @@ from flowportrait.commands.evaluate import find_videos, named_systems
 from flowportrait.errors import BadInput
 from flowportrait.evaluate.compare import compare
 from flowportrait.evaluate.features import features
+from flowportrait.evaluate.groups import by_group, groups_table, read_labels
 from flowportrait.evaluate.networks import Networks, Scripted, networks
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.evaluate.sets import jackknife
@@ -158,6 +159,20 @@ def test_errors_over_those_of_real_footage_are_an_excess() -> None:
     found = compare(rows)
     assert found.estimates["x"]["ler_excess"].mean == pytest.approx(0.2)
     assert "ler_excess" not in found.estimates["real"]
+
+
+def test_groups_are_reported_apart_with_their_counts(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("clip,language\na,Arabic\nb,Arabic\nc,English\nlost,English\n")
+    labels = read_labels(tmp_path / "groups.csv")
+    rows = {"x": {c: {"frames": 30, "frames_without_face": n, "ler": n / 10} for n, c in enumerate("abc")}}
+    found = by_group(rows, labels, [{"system": "x", "file": "lost.mp4", "reason": "broken"}])["language"]
+    assert found["Arabic"]["x"]["clips"] == 2
+    assert found["Arabic"]["x"]["metrics"]["ler"][0] == pytest.approx(0.05)
+    assert (found["English"]["x"]["left_out"], found["English"]["x"]["frames_without_face"]) == (1, 2)
+    assert "Arabic" in groups_table({"language": found})
+    (tmp_path / "groups.csv").write_text("name,language\na,Arabic\n")
+    with pytest.raises(BadInput, match="column 'clip'"):
+        read_labels(tmp_path / "groups.csv")
 
 
 def test_systems_are_named_once_and_checkpoints_need_prompts(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def register(commands: Commands) -> None:
     add.add_argument("--baseline", help="a second checkpoint to compare with")
     add.add_argument("--prompts", type=Path, help="folder of images and audio files")
     add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--groups", type=Path, help="CSV of clip and labels (language, skin tone …) to report apart")
     add.add_argument("--title", default="Talking portraits, measured", help="heading of the report")
     add.add_argument("--cache", type=Path, help="folder of what was measured before (default: the user's cache)")
     add.add_argument("--workers", type=int, default=1, help="processes that look at videos")
@@ -48,8 +49,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.workers < 1:
         raise BadInput(f"--workers {options.workers} is not a number of processes: give 1 or more.")
     check_output_folder(options.output)
+    from flowportrait.evaluate.groups import read_labels
     from flowportrait.rendering import render_prompts, rendering_costs, system_names
 
+    labels = read_labels(options.groups) if options.groups else None
     sources = named_systems(options.system, options.prompts)
     checkpoints = [name for name in (options.checkpoint, options.baseline) if name]
     if checkpoints:
@@ -75,6 +78,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         extra=costs,
         cache=options.cache,
         workers=options.workers,
+        labels=labels,
     )
 
 

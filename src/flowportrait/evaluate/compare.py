@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -54,7 +55,7 @@ class Difference:
 class Comparison:
     """rows[system][clip] → metrics; estimates[system][metric]; differences against ``baseline``; counts per
     system; excluded: what could not be measured and why; remarks: what a reader should know about single files;
-    networks: which one each figure comes from."""
+    networks: which one each figure comes from; groups: figures per group of clips."""
 
     rows: dict[str, dict[str, Row]]
     estimates: dict[str, dict[str, Estimate]]
@@ -64,6 +65,7 @@ class Comparison:
     excluded: list[dict[str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     networks: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, object]:
         """JSON-able, without the single clips."""
@@ -73,6 +75,7 @@ class Comparison:
             "excluded": self.excluded,
             "remarks": self.remarks,
             "networks": self.networks,
+            "groups": self.groups,
             "metrics": {s: {m: asdict(e) for m, e in found.items()} for s, found in self.estimates.items()},
             "differences": [asdict(d) for d in self.differences],
         }

@@ -13,6 +13,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 
 from flowportrait.evaluate.compare import Comparison
+from flowportrait.evaluate.groups import groups_table
 from flowportrait.evaluate.metrics import BY_KEY, METRICS
 from flowportrait.evaluate.plots import curves_svg, intervals_svg
 from flowportrait.evaluate.shapes import distributions_svg, radar_svg, strips_svg, truth
@@ -45,6 +46,7 @@ def write_report(
         _headline(comparison),
         _videos(videos),
         _section("Measured", table(comparison) + _notes(comparison, notes)),
+        _section("By group", groups_table(comparison.groups)),
         _section("Against real footage", radar_svg(comparison), "1 − |m − real| / |real|: the rim is real footage."),
         _section("Intervals", intervals_svg(comparison), "Mean over clips and 95 % interval."),
         _section("Every clip", distributions_svg(comparison), "A dot is a clip, the bar their median."),

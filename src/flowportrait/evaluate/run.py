@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluate.compare import REAL, Comparison, Row, compare
+from flowportrait.evaluate.groups import Labels, by_group
 from flowportrait.evaluate.measure import Findings, measure
 from flowportrait.evaluate.networks import networks
 from flowportrait.evaluate.optical import flow_method
@@ -45,6 +46,7 @@ def evaluate_videos(
     videos: dict[str, Path] | None = None,
     cache: Path | None = None,
     workers: int = 1,
+    labels: Labels | None = None,
 ) -> dict[str, object]:
     """Measure every video and write metrics.json, metrics.csv and report.html into ``output``.
 
@@ -52,7 +54,8 @@ def evaluate_videos(
     that cannot be measured is named, counted and left out; the rest is reported. costs are seconds of work per second
     of video; extra[system][clip] are more figures of a clip; videos are shown side by side (default: one measured
     clip of each system). cache: folder of what was seen before (default: the user's cache). workers: processes that
-    look at videos. Returns a JSON-able summary with the paths written.
+    look at videos. labels[column][clip]: groups that are reported apart. Returns a JSON-able summary with the paths
+    written.
 
     Raises:
         BadInput: nothing to measure, an unknown baseline, two videos of one name in a system, or not one file that
@@ -66,6 +69,8 @@ def evaluate_videos(
         raise BadInput(f"None of the videos can be measured. {measured.excluded[0]['reason']}")
     rows = _rows(measured, systems, cache, costs or {}, extra or {})
     comparison = _completed(compare(rows, baseline), measured)
+    if labels:
+        comparison = replace(comparison, groups=by_group(comparison.rows, labels, comparison.excluded))
     comparison.write(output)
     report = write_report(
         output / "report.html",

@@ -21,6 +21,9 @@ from flowportrait.codec.mouth_look import colourfulness
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, mouth_state, to_window
 from flowportrait.codec.retouch_net import RetouchNet, Windows
 
+_TRAINED, _UNSEEN = 0.15, 0.22
+"""Openings in eye distances between which the network, which has seen no wider mouths, hands over to what was drawn."""
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -50,6 +53,9 @@ class Retouch:
         """Retouch ``frame`` ``[S, S, 3]`` uint8, drawn for target landmarks ``[478, 3]`` px, in place."""
         matrix = to_window(target)
         state = mouth_state(self._frame, target, matrix)
+        say = np.float32(min(max((_UNSEEN - state.height) / (_UNSEEN - _TRAINED), 0.0), 1.0))
+        if say == 0:
+            return
         windows = Windows(
             base=_picture(cut(frame, matrix)),
             source=self._source,
@@ -61,7 +67,7 @@ class Retouch:
             drop=torch.tensor([[state.jaw, state.height]], dtype=torch.float32),
         )
         with torch.inference_mode():
-            flow, residual = (change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
+            flow, residual = (say * change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
         self._lay(frame, matrix, flow, self._painted(residual))
 
     def _painted(self, residual: np.ndarray) -> np.ndarray:

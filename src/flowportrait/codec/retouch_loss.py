@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowportrait.codec.retouch_net import Windows
 
-_WEIGHTS = {"colour": 1.0, "edges": 1.0, "features": 0.12, "change": 0.6, "bend": 0.004}
+_WEIGHTS = {"colour": 1.0, "edges": 0.5, "features": 0.15, "change": 0.6, "bend": 0.004}
 _INSIDE = 2.0
 _LIPS = 1.0
 

@@ -122,9 +122,9 @@ def test_slow_full_or_told_to_stop_one_process_takes_the_other_along(folder: Pat
     assert [own["ended"] for own in two] == ["", "exit 143"]
     lines = [json.loads(line) for line in (folder / "two" / "troubled" / "events.jsonl").read_text().splitlines()]
     said = [line["event"] for line in lines]
-    assert said == ["started", "slow process", "not saved", "saved again", "ended"]
-    assert lines[1]["detail"].startswith("process 1 takes")
-    assert "No space left on device" in lines[2]["detail"]
+    assert said == ["started", "not saved", "saved again", "slow process", "ended"]
+    assert "No space left on device" in lines[1]["detail"]
+    assert lines[3]["detail"].startswith("process 1 takes")
     assert [path.name for path in (folder / "two" / "troubled" / "state").iterdir()] == ["000003"]
 
 

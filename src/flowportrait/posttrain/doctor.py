@@ -13,6 +13,8 @@ Record = Mapping[str, float]
 
 RECENT = 10
 """Iterations over which something is judged."""
+SLOW, SLOW_FOR = 1.5, 3
+"""A process holds up the others if it takes this many times as long as the middle one, this many iterations on end."""
 
 
 class Finding(NamedTuple):
@@ -112,14 +114,27 @@ def dead_groups(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding
 
 
 def skipped(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """Updates that gave no finite gradient."""
+    """Updates that were not made: see ``hazards``."""
     share = _mean(records[-RECENT:], "skipped")
     if share <= 0:
         return None
     return Finding(
         "updates skipped",
-        f"{share:.0%} of the last updates had a gradient that is not finite and were left out",
-        "lower learning_rate or the reward's range; with autocast, try without.",
+        f"{share:.0%} of the last updates were left out: no reward answered, or samples or gradients were not numbers",
+        "events.jsonl says which; for numbers, lower learning_rate or the reward's range, and try without autocast.",
+    )
+
+
+def held_up(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+    """One process that all others wait for."""
+    recent = records[-SLOW_FOR:]
+    if len(recent) < SLOW_FOR or any(record.get("slowest/times", 0.0) <= SLOW for record in recent):
+        return None
+    process, times = int(recent[-1]["slowest/process"]), recent[-1]["slowest/times"]
+    return Finding(
+        "slow process",
+        f"process {process} takes {times:.1f} times as long as the middle one, and the others wait for it",
+        "see what else runs on its machine; its groups are as many as everybody's.",
     )
 
 
@@ -169,7 +184,9 @@ def hacking(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | N
 TOLERANCE = 0.1
 """Share by which the held-out evaluation may fall before it counts."""
 
-RULES: tuple[Rule, ...] = (ratio_off, replay_off, kl_idle, skipped, dead_groups, starved, inflated, off_policy)
+RULES: tuple[Rule, ...] = (
+    ratio_off, replay_off, kl_idle, skipped, dead_groups, starved, inflated, off_policy, held_up,
+)  # fmt: skip
 
 
 def _mean(records: Sequence[Record], key: str) -> float:

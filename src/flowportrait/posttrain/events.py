@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SLOW = 1.5
-"""A process that takes this many times as long as the middle one holds up the others."""
+from flowportrait.posttrain.doctor import SLOW, SLOW_FOR
 
 
 class Journal:
@@ -89,8 +88,7 @@ class Events:
         return None
 
     def _pace(self, record: Mapping[str, float], iteration: int) -> None:
-        slow = record.get("slowest/times", 1.0) > SLOW
-        if slow and not self.row["slow"]:
+        self.row["slow"] = self.row["slow"] + 1 if record.get("slowest/times", 1.0) > SLOW else 0
+        if self.row["slow"] == SLOW_FOR:
             process, times = int(record["slowest/process"]), record["slowest/times"]
             self.note("slow process", iteration, f"process {process} takes {times:.1f} times as long as the middle one")
-        self.row["slow"] = self.row["slow"] + 1 if slow else 0

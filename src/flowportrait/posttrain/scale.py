@@ -40,10 +40,12 @@ PATIENCE = timedelta(hours=2)
 
 
 def processes(**more: Any) -> Accelerator:
-    """The device of this process and its part among all; ``more`` goes to ``Accelerator``."""
+    """The device of this process and its part among all; ``more`` goes to ``Accelerator``. What is rounded how is the
+    recipe's to say (``autocast``), not the launcher's."""
     return Accelerator(
-        cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **more
-    )
+        cpu=not torch.cuda.is_available(), mixed_precision="no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **more,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

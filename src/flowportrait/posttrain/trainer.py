@@ -221,7 +221,7 @@ class Trainer:
                 )
                 part = len(shard.trajectory) / total
                 loss.metrics["velocity"] = float(live.detach().square().mean().sqrt())
-                self.accelerator.backward(loss.total * part)
+                (loss.total * part).backward()
             for key, value in loss.metrics.items():
                 metrics[key] = metrics.get(key, 0.0) + part * value
         norm = float(self.accelerator.clip_grad_norm_(self.replay.parameters(), self.recipe.grad_clip))

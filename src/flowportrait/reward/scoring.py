@@ -72,8 +72,9 @@ def check_needs(reward: Reward, own: Traits, batch: RewardBatch) -> None:
 def _ask(reward: Reward, batch: RewardBatch) -> Score:
     try:
         return reward(batch)
-    except Unavailable as error:
-        failures = {row: Failure("unavailable", str(error)) for row in range(len(batch))}
+    except (Unavailable, ConnectionError, TimeoutError) as error:
+        reason = Failure("unavailable", str(error) or type(error).__name__)
+        failures = dict.fromkeys(range(len(batch)), reason)
         return measured(torch.full((len(batch),), torch.nan), failures)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py [--repeats 5]
 
-Same generator (the shipped ``sft``), same rollout, one process, one thread; variants take turns, medians are
-compared, and every variant's gradient must equal the first one's within 1e-5.
+Same generator (the shipped ``sft``), same rollout, one process, one thread; variants take turns, medians of processor
+time are compared, and every variant's gradient must equal the engine's within 1e-5.
 
     step loop, cache      for every recorded step: the backbone chunk by chunk through its KV cache, then the head
     step loop, parallel   for every recorded step: the backbone once over all chunks, then the head
@@ -125,9 +125,9 @@ def ladder(repeats: int, steps: int) -> dict[str, object]:
     apart: dict[str, float] = {}
     for _ in range(repeats):
         for name in VARIANTS:
-            begun = time.perf_counter()
+            begun = time.process_time()
             gradient = backward(run, trajectory, old, name)
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.process_time() - begun)
             apart[name] = float((gradient - reference).norm() / reference.norm())
     assert max(apart.values()) < 1e-5, apart
     times = {name: median(values) for name, values in seconds.items()}
@@ -147,13 +147,17 @@ def scaling(repeats: int) -> dict[str, dict[str, float]]:
     }
     result: dict[str, dict[str, float]] = {}
     for what, recipes in sweeps.items():
-        costs: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
+        costs: dict[str, list[tuple[float, float]]] = {name: [] for name in recipes}
         runs = {name: trainer(recipe, Slow(0.0)) for name, recipe in recipes.items()}
         for _ in range(repeats):
             for name, run in runs.items():
-                costs[name].append(run.step())
-        for phase in ("rollout", "update"):
-            times = {name: median(r[f"seconds/{phase}"] for r in rows) for name, rows in costs.items()}
+                begun = time.process_time()
+                batch = run.collect()
+                acted = time.process_time()
+                run.update(batch.trajectory, run.credit(batch.trajectory, batch.scores)[0])
+                costs[name].append((acted - begun, time.process_time() - acted))
+        for number, phase in enumerate(("rollout", "update")):
+            times = {name: median(row[number] for row in rows) for name, rows in costs.items()}
             first = next(iter(times.values()))
             result[f"{phase} against {what}"] = {name: round(value / first, 2) for name, value in times.items()}
     return result

@@ -25,7 +25,7 @@ from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.checkpoint import latest, read
 from flowportrait.posttrain.drawing import Drawing
-from flowportrait.posttrain.items import Item, speech
+from flowportrait.posttrain.items import Item, sound, speech
 from flowportrait.posttrain.loop import Job, Loop
 from flowportrait.posttrain.manifest import manifest, write_or_compare
 from flowportrait.posttrain.recipe import Recipe
@@ -143,8 +143,11 @@ def stage(
         if not clips:
             raise BadInput(f"{exemplars} has no clip of more than {recipe.frames} frames: lower --set frames.")
         return [Item(c.mel, number % len(images), c.motion) for number, c in enumerate(clips)], codecs
-    sounds = {path: speech(read_audio(path), recipe.frames) for path in {prompt.audio for prompt in prompts}}
-    return [Item(sounds[prompt.audio], images.index(prompt.image)) for prompt in prompts], codecs
+    heard = {path: read_audio(path) for path in {prompt.audio for prompt in prompts}}
+    said = {path: (speech(wave, recipe.frames), sound(wave, recipe.frames)) for path, wave in heard.items()}
+    return [
+        Item(said[prompt.audio][0], images.index(prompt.image), audio=said[prompt.audio][1]) for prompt in prompts
+    ], codecs
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

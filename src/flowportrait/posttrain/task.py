@@ -24,17 +24,19 @@ DrawFor = Callable[[Sequence[int]], Draw]
 
 
 class Prompts(NamedTuple):
-    """One row per group: the speech ``[G, 4T, 80]``, whose face it is, and where it is known how it was really
-    spoken, ``[G, 1 + T, 30]`` with the frame before."""
+    """One row per group: the speech ``[G, 4T, 80]``, whose face it is, where it is known how it was really spoken,
+    ``[G, 1 + T, 30]`` with the frame before, and the sound ``[G, 640 T]`` for judges that listen."""
 
     mel: torch.Tensor
     portraits: list[int]
     motion: torch.Tensor | None = None
+    audio: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> Prompts:
         """The rows at these indices."""
         motion = None if self.motion is None else self.motion[rows]
-        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], motion)
+        audio = None if self.audio is None else self.audio[rows]
+        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], motion, audio)
 
 
 class Task(Protocol):
@@ -94,6 +96,7 @@ class TalkingTask:
             Calm()(policy.to_motion(latents, trajectory.condition.start).cpu()),
             prompts.mel,
             self.draw_for(prompts.portraits) if self.draw_for else None,
+            audio=prompts.audio,
             group=trajectory.group,
             policy=policy,
             condition=trajectory.condition,

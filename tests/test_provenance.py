@@ -102,14 +102,14 @@ def test_a_video_without_the_mark_has_none_at_any_zoom(tmp_path: Path) -> None:
 
 
 def test_without_the_mark_the_score_of_one_place_is_standard_normal() -> None:
-    from flowportrait.provenance.detect import _as_written, residual
+    from flowportrait.provenance.detect import _scaled, residual
 
     rng, photo = np.random.default_rng(0), astronaut()
     scores = []
     for _ in range(60):
         left, top, side = *rng.integers(0, 200, 2), int(rng.integers(150, 300))
         view = np.ascontiguousarray(photo[top : top + side, left : left + side])
-        scores.append(_as_written(residual([view]), mirrored=False).score)
+        scores.append(_scaled(residual([view])[0], [1.0], reach=0)[0].score)
     assert np.mean(scores) == pytest.approx(0, abs=0.5)
     assert 0.7 < np.std(scores) < 1.4
     assert FALSE_ALARM <= 1e-6
@@ -144,7 +144,7 @@ def test_a_file_changed_after_signing_is_told(tmp_path: Path, own: Credential) -
 
 
 def test_an_unmarked_video_carries_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(tmp_path / "a.mp4", clip(3, 64), VOICE, None)
+    publish(tmp_path / "a.mp4", clip(3, 400), VOICE, None)
     assert not read_signature(tmp_path / "a.mp4").present
     assert main(["verify", str(tmp_path / "a.mp4")]) == 0
     said = capsys.readouterr().out

@@ -10,7 +10,7 @@ of a false alarm follows from how many places are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 from scipy.stats import norm
 
-from flowportrait.provenance.pattern import TILE, UNITS, band_size, in_band, tile_phases
+from flowportrait.provenance.pattern import SMALLEST, TILE, UNITS, band_size, in_band, tile_phases
 
 FALSE_ALARM = 1e-6
 """Chance that a video without the mark is said to carry it."""
-ZOOMS = np.geomspace(0.7, 2.2, 192)
-"""The shorter side may have been padded to 1 / 0.7 or cropped to 1 / 2.2 of what it was; steps of 0.6 %."""
+ZOOMS = np.geomspace(0.7, 3.0, 244)
+"""The shorter side may have been padded to 1 / 0.7 or cropped to a third of what it was; steps of 0.6 %."""
 FRAMES = 60
 """How many frames are looked at."""
 _SOFT, _WIDE, _LOCAL, _FLOOR = 0.8, 5.0, 15, 1.5
@@ -32,13 +32,14 @@ _FADE = 16
 
 @dataclass(frozen=True)
 class Finding:
-    """score in standard deviations; threshold it has to exceed; zoom of the pattern, 1 if the picture was only
-    scaled; mirrored or not."""
+    """score in standard deviations; threshold it has to exceed; zoom of the pattern, 1 in pictures of 384 px and more
+    that were only scaled; mirrored or not; moved: found where only a cropped or padded picture has it."""
 
     score: float
     threshold: float
     zoom: float
     mirrored: bool
+    moved: bool = False
 
     @property
     def found(self) -> bool:
@@ -48,28 +49,44 @@ class Finding:
 def find_watermark(frames: Iterable[np.ndarray]) -> Finding:
     """Look for the mark in frames ``[H, W, 3]`` uint8 RGB of one clip, of which the first 60 count.
 
-    Where the picture is as it was written, scaled or not, is tried first and needs no more than a fifth of a second;
-    then every zoom and shift, in about two.
+    Three searches, each where the one before found nothing: as it was written, which takes a fifth of a second; scaled
+    from another small size; and every zoom and shift, about two seconds.
 
     Raises:
         ValueError: no frame.
     """
-    seen = residual(frames)
-    plain = best([_as_written(seen, mirrored) for mirrored in (False, True)])
-    return plain if plain.found else best([finding for zoom in ZOOMS for finding in _anywhere(seen, float(zoom))])
+    seen, side = residual(frames)
+    # A picture of under 384 px was written so, with coarser waves than its size asks for, or larger and then scaled.
+    largest = max(1.0, SMALLEST / side)
+    as_written = sorted({1.0, largest})
+    between = [float(zoom) for zoom in ZOOMS if 1 < zoom < largest]
+    searches: tuple[Callable[[], list[Finding]], ...] = (
+        lambda: _scaled(seen, as_written, reach=0),
+        lambda: _scaled(seen, between, reach=1),
+        lambda: [finding for zoom in ZOOMS for finding in _anywhere(seen, float(zoom))],
+    )
+    tried = []
+    for search in searches:
+        tried += search()
+        if best(tried).found:
+            break
+    return best(tried)
 
 
 def best(findings: list[Finding]) -> Finding:
-    """The one with the highest score."""
-    return max(findings, key=lambda finding: finding.score)
+    """The one with the largest margin over its threshold."""
+    return max(findings, key=lambda finding: finding.score - finding.threshold)
 
 
-def residual(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """What is left of a clip ``[H', W']`` float32, shorter side 512, when everything smooth is taken off."""
+def residual(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
+    """What is left of a clip ``[H', W']`` float32, shorter side 512, when everything smooth is taken off; and how many
+    pixels the shorter side had."""
     total: np.ndarray | None = None
+    side = 0
     for frame in islice(frames, FRAMES):
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        scale = UNITS / min(grey.shape)
+        side = min(grey.shape)
+        scale = UNITS / side
         way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=way).astype(np.float32)
         band = cv2.GaussianBlur(grey, (0, 0), _SOFT) - cv2.GaussianBlur(grey, (0, 0), _WIDE)
@@ -78,24 +95,37 @@ def residual(frames: Iterable[np.ndarray]) -> np.ndarray:
         total = band if total is None or total.shape != band.shape else total + band
     if total is None:
         raise ValueError("a watermark is looked for in at least one frame")
-    return total
+    return total, side
 
 
-def _as_written(seen: np.ndarray, mirrored: bool) -> Finding:
-    """The score where an uncropped picture has its mark."""
-    spectrum = np.fft.rfft2(fold(seen[:, ::-1] if mirrored else seen))
-    return Finding(float(_surface(spectrum)[0, 0]), _threshold(2), 1.0, mirrored)
+def _scaled(seen: np.ndarray, zooms: list[float], reach: int) -> list[Finding]:
+    """The scores at these zooms where an uncropped picture has its mark, give or take ``reach`` pixels."""
+    width = 2 * reach + 1
+    threshold = _threshold(2 * max(1, len(zooms)) * width**2)
+    findings = []
+    for zoom in zooms:
+        for mirrored in (False, True):
+            surface = _surface(np.fft.rfft2(fold(_resized(seen[:, ::-1] if mirrored else seen, zoom))))
+            near = np.roll(surface, (reach, reach), (0, 1))[:width, :width]
+            findings.append(Finding(float(near.max()), threshold, zoom, mirrored))
+    return findings
+
+
+def _resized(seen: np.ndarray, zoom: float) -> np.ndarray:
+    if zoom == 1.0:
+        return seen
+    way = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
+    return cv2.resize(seen, None, fx=1 / zoom, fy=1 / zoom, interpolation=way)
 
 
 def _anywhere(seen: np.ndarray, zoom: float) -> list[Finding]:
     """The best score of any shift at one zoom, as it is and mirrored."""
-    way = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
-    spectrum = np.fft.rfft2(fold(cv2.resize(seen, None, fx=1 / zoom, fy=1 / zoom, interpolation=way)))
+    spectrum = np.fft.rfft2(fold(_resized(seen, zoom)))
     # A mirrored picture has the spectrum F(ky, −kx), which for real pictures is conj F(−ky, kx).
     flipped = np.conj(np.roll(spectrum[::-1], 1, axis=0))
     threshold = _threshold(2 * len(ZOOMS) * TILE * TILE)
     return [
-        Finding(float(_surface(given).max()), threshold, zoom, mirrored)
+        Finding(float(_surface(given).max()), threshold, zoom, mirrored, moved=True)
         for given, mirrored in ((spectrum, False), (flipped, True))
     ]
 
@@ -107,9 +137,9 @@ def _surface(spectrum: np.ndarray) -> np.ndarray:
 
 
 def _threshold(places: int) -> float:
-    """The score that chance exceeds anywhere in so many places once in two million videos: half of ``FALSE_ALARM``,
-    since there are two searches."""
-    return float(norm.isf(FALSE_ALARM / 2 / places))
+    """The score that chance exceeds anywhere in so many places once in three million videos: a third of
+    ``FALSE_ALARM``, since there are three searches."""
+    return float(norm.isf(FALSE_ALARM / 3 / places))
 
 
 def fold(seen: np.ndarray) -> np.ndarray:

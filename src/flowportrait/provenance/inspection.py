@@ -98,8 +98,8 @@ def _watermark(finding: Finding) -> str:
     how = []
     if finding.mirrored:
         how.append("mirrored")
-    if not 0.98 < finding.zoom < 1.02:
-        how.append(f"cropped to {1 / finding.zoom:.0%}" if finding.zoom > 1 else "padded")
+    if finding.moved:
+        how.append("cropped or padded")
     changed = f", {' and '.join(how)} since" if how else ""
     score = f"score {finding.score:.1f}, {finding.threshold:.1f} needed"
     return f"FlowPortrait's watermark is in the picture ({score}){changed}."

@@ -1,6 +1,6 @@
 """The watermark's pattern: one square tile of band-limited noise, repeated over the picture.
 
-    pattern(x) = tile(x / u mod 256),     u = max(shorter side, 256) / 512      pixels per unit
+    pattern(x) = tile(x / u mod 256),     u = max(shorter side, 384) / 512      pixels per unit
 
 Its waves are 8 to 24 units long, in proportion to the picture: coarse enough to outlive scaling to half and the
 quantiser of a video encoder, fine enough to hide in skin and hair. The tile comes out of a hash, so every version of
@@ -18,8 +18,8 @@ import numpy as np
 TILE = 256
 UNITS = 512
 """Shorter side of a picture in units."""
-SMALLEST = 256
-"""Pictures with a shorter side than this get the pattern of this size, or it would be finer than pixels."""
+SMALLEST = 384
+"""Pictures with a shorter side than this get the pattern of this size: finer waves would not outlive an encoder."""
 FINEST, COARSEST = 8.0, 24.0
 """Shortest and longest wavelength in units."""
 KEY = b"flowportrait watermark 1"

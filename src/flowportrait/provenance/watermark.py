@@ -14,9 +14,11 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from flowportrait.provenance.pattern import pattern, unit
+from flowportrait.provenance.pattern import UNITS, pattern, unit
 
 FLAT, GAIN, STRONGEST = 0.8, 0.06, 1.5
+SMALL_GAIN = 1.3
+"""Times the strength at most, in pictures under 512 px."""
 _STEPS = 32
 """Fixed-point steps per brightness level."""
 _DETAIL = 9
@@ -28,6 +30,8 @@ class Watermark:
 
     def __init__(self, height: int, width: int) -> None:
         wave = (pattern(height, width).clip(-2, 2) * _STEPS).round()
+        # Small pictures hold fewer waves of it, so each has to count for more.
+        self._curve = _curve(float(np.clip(UNITS / min(height, width), 1, SMALL_GAIN)))
         # Brighter and darker apart: saturating eight-bit sums are several times faster than signed ones.
         self._brighter, self._darker = (part.clip(0).astype(np.uint8) for part in (wave, -wave))
         self._reach = max(3, round(_DETAIL * unit(height, width) / 2) | 1)
@@ -46,11 +50,13 @@ class Watermark:
         small = cv2.resize(frame, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
         grey, reach = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (self._reach, self._reach)
         contrast = cv2.blur(cv2.absdiff(grey, cv2.blur(grey, reach)), reach)
-        strength = cv2.LUT(contrast, _CURVE)
+        strength = cv2.LUT(contrast, self._curve)
         return cv2.resize(strength, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-_CURVE = ((FLAT + GAIN * np.arange(256)).clip(max=STRONGEST) * _STEPS).round().astype(np.uint8)
+def _curve(gain: float) -> np.ndarray:
+    """Strength in steps for every local contrast ``[256]`` uint8."""
+    return (gain * (FLAT + GAIN * np.arange(256)).clip(max=STRONGEST) * _STEPS).round().astype(np.uint8)
 
 
 def marked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

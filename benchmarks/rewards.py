@@ -27,25 +27,26 @@ from scipy.stats import mannwhitneyu
 from skimage.data import astronaut
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER
+from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER, MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.media.align import to_canonical
-from flowportrait.media.mel import log_mel
-from flowportrait.media.portrait import Portrait
+from flowportrait.media.mel import level, log_mel
+from flowportrait.media.portrait import Portrait, apply_affine, crop_transform
 from flowportrait.media.video import iter_frames
 from flowportrait.posttrain.drawing import Drawing
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.face_net import FaceNet, align
+from flowportrait.reward.finished import SIDE, Recorded, cropped
 from flowportrait.reward.interface import Reward, RewardBatch
 from flowportrait.reward.registry import BUILT_IN, RewardOptions, build
 from flowportrait.reward.scoring import score
 from flowportrait.reward.silent_lip import silence
 
 FRAMES = 29
-PER_SPEAKER = 2
+PER_SPEAKER = 4
 MOST = 16
 """Clips per speaker whose motion is damaged."""
 Scores = dict[str, torch.Tensor]
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--known", action="store_true", help="matrix: landmarks as damaged, not tracked anew (faster)")
     parser.add_argument("--frames", type=int, default=28, help="length of the clips of motion, a multiple of 4")
     parser.add_argument("--rewards", nargs="+", choices=tuple(BUILT_IN))
     given = parser.parse_args()
@@ -96,8 +98,8 @@ def stranger(other: Footage) -> Callable[[Footage, float, int], Footage]:
     return damage
 
 
-def dev_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Footage]]:
-    """Speaker and footage of clips of speakers that nothing was trained or fitted on."""
+def dev_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Footage, np.ndarray]]:
+    """Speaker, footage and blendshapes of clips of speakers that nothing was trained or fitted on."""
     by_speaker: dict[str, list[str]] = defaultdict(list)
     for line in (corpus / "clips.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -107,12 +109,15 @@ def dev_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Footage]]:
         for place in np.linspace(0, len(names) - 1, PER_SPEAKER).astype(int):
             clip = Clip.load(corpus / "clips" / f"{names[place]}.safetensors")
             frames = [f for f, _ in zip(iter_frames(footage / f"{names[place]}.mp4"), range(FRAMES), strict=False)]
-            yield speaker, Footage(np.stack(frames), clip.audio[: FRAMES * 640], clip.landmarks[:FRAMES])
+            shapes = clip.blendshapes[:FRAMES]
+            yield speaker, Footage(np.stack(frames), clip.audio[: FRAMES * 640], clip.landmarks[:FRAMES]), shapes
 
 
 def matrix(given: argparse.Namespace) -> None:
     """Footage damaged by the catalogue, tracked and scored anew."""
-    clips = list(dev_clips(given.corpus, given.data))
+    found_clips = list(dev_clips(given.corpus, given.data))
+    clips = [(speaker, clip) for speaker, clip, _ in found_clips]
+    shapes = [shape for _, _, shape in found_clips]
     portraits = [Portrait.from_image(clip.frames[0]) for _, clip in clips]
     rewards = [build(name) for name in given.rewards or BUILT_IN if name != "self_confidence"]
     damages: dict[str, tuple[Callable[..., Footage], Sequence[float]]] = {
@@ -127,7 +132,11 @@ def matrix(given: argparse.Namespace) -> None:
     damages["stranger"] = (another, (0.2, 0.4, 0.8))
 
     def scores(damaged: Sequence[Footage]) -> Scores:
-        batch = RewardBatch.from_frames([c.frames for c in damaged], [c.audio for c in damaged], portraits=portraits)
+        if given.known:
+            batch = known_tracks(damaged, shapes, portraits)
+        else:
+            frames, sound = [clip.frames for clip in damaged], [clip.audio for clip in damaged]
+            batch = RewardBatch.from_frames(frames, sound, portraits=portraits)
         return {reward.name: score(reward, batch).value for reward in rewards}
 
     clean = scores([clip for _, clip in clips])
@@ -136,7 +145,27 @@ def matrix(given: argparse.Namespace) -> None:
         (name, strength): scores([damages[name][0](clip, strength, seed) for seed, (_, clip) in enumerate(clips)])
         for name, strength in track(jobs, "damaging and scoring")
     }
-    report("matrix", clean, found, given.output, f"{len(clips)} clips of {len({s for s, _ in clips})} dev speakers")
+    how = "tracks as damaged" if given.known else "tracked anew"
+    what = f"{len(clips)} clips of {len({s for s, _ in clips})} dev speakers, {how}"
+    report("matrix", clean, found, given.output, what)
+
+
+def known_tracks(
+    damaged: Sequence[Footage], shapes: Sequence[np.ndarray], portraits: Sequence[Portrait]
+) -> RewardBatch:
+    """As ``from_frames``, with the landmarks that came out of the damage instead of tracking the pictures anew."""
+    motions, crops, points = [], [], []
+    for clip, shape in zip(damaged, shapes, strict=True):
+        motion, _ = MotionBasis.load().encode(clip.landmarks, shape)
+        to_crop = crop_transform(np.median(clip.landmarks, 0), clip.frames.shape[1:3], SIDE)
+        motions.append(motion)
+        crops.append(np.stack([cropped(frame, to_crop, SIDE) for frame in clip.frames]))
+        points.append(apply_affine(to_crop, clip.landmarks)[..., :2])
+    sound = np.stack([clip.audio for clip in damaged])
+    return RewardBatch(
+        torch.stack(motions), torch.stack([log_mel(level(wave)) for wave in sound]),
+        Recorded(np.stack(crops), np.stack(points)), portraits=portraits, domain="filmed",
+    )  # fmt: skip
 
 
 # ── damaged motion ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -230,7 +259,7 @@ def _cell(changes: Sequence[float]) -> str:
 
 def people(given: argparse.Namespace) -> None:
     """AUC of same against different speaker by embedding cosine, dev speakers, by the side of the aligned face."""
-    clips = list(dev_clips(given.corpus, given.data))
+    clips = [(speaker, clip) for speaker, clip, _ in dev_clips(given.corpus, given.data)]
     frames = [torch.from_numpy(clip.frames[0]).permute(2, 0, 1).float() / 255 for _, clip in clips]
     places = [torch.from_numpy(clip.landmarks[0, :, :2]) for _, clip in clips]
     same = np.array([[a == b for a, _ in clips] for b, _ in clips])[np.triu_indices(len(clips), 1)]
@@ -238,9 +267,9 @@ def people(given: argparse.Namespace) -> None:
         faces = torch.cat([align(f[None], p[None], side) for f, p in zip(frames, places, strict=True)])
         with torch.no_grad():
             FaceNet.load()(faces[:2])
-            started = time.perf_counter()
+            started = time.process_time()
             found = FaceNet.load()(faces)
-            spent = (time.perf_counter() - started) / len(faces)
+            spent = (time.process_time() - started) / len(faces)
         cosine = (found @ found.T).numpy()[np.triu_indices(len(clips), 1)]
         auc = mannwhitneyu(cosine[same], cosine[~same]).statistic / (same.sum() * (~same).sum())
         print(f"{side} px: AUC {auc:.3f}, same {cosine[same].mean():.2f}, different {cosine[~same].mean():.2f}, "
@@ -248,7 +277,8 @@ def people(given: argparse.Namespace) -> None:
 
 
 def cost(given: argparse.Namespace) -> None:
-    """Every reward on a rollout of 6 × 16 samples of 72 frames; drawing is timed apart, since rewards share it."""
+    """Every reward on a rollout of 6 × 16 samples of 72 frames; drawing is timed apart, since rewards share it. Seconds
+    are those of one core (process time), so that a busy machine does not change them."""
     codec = MotionCodec(Portrait.from_image(astronaut()), 128)
     policy = load_generator("sft").eval()
     tracks = 0.5 * torch.randn(96, 72, 30, generator=torch.Generator().manual_seed(0)).cumsum(1) / 8
@@ -265,9 +295,9 @@ def cost(given: argparse.Namespace) -> None:
         )  # fmt: skip
 
     whole = batch(slice(0, 96))
-    started = time.perf_counter()
+    started = time.process_time()
     frames = whole.frames(_all_indices())
-    drawing = time.perf_counter() - started
+    drawing = time.process_time() - started
     whole.places(_all_indices())
     print(f"drawing 4 frames of 96 samples at 128 px: {drawing:.2f} s ({frames.shape[0] / drawing:.0f} samples/s)\n")
     print("| reward | samples/s, 96 at once | samples/s, one by one | ratio |\n|---|---|---|---|")
@@ -279,18 +309,18 @@ def cost(given: argparse.Namespace) -> None:
         for part in single:
             part.frames(_all_indices()), part.places(_all_indices())
         score(reward, single[0])
-        started = time.perf_counter()
+        started = time.process_time()
         score(reward, whole)
-        at_once = 96 / (time.perf_counter() - started)
-        started = time.perf_counter()
+        at_once = 96 / (time.process_time() - started)
+        started = time.process_time()
         for part in single:
             score(reward, part)
-        apart = len(single) / (time.perf_counter() - started)
+        apart = len(single) / (time.process_time() - started)
         print(f"| {name} | {at_once:.0f} | {apart:.0f} | {at_once / apart:.1f} |")
     composite, fresh = Composite.default(), batch(slice(0, 96))
-    started = time.perf_counter()
+    started = time.process_time()
     composite(fresh)
-    print(f"\ndefault composite on 96 fresh samples, drawing included: {time.perf_counter() - started:.2f} s")
+    print(f"\ndefault composite on 96 fresh samples, drawing included: {time.process_time() - started:.2f} s")
 
 
 def _all_indices() -> tuple[int, ...]:

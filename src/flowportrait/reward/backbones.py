@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from flowportrait.errors import BadInput
-from flowportrait.reward.face_net import FaceNet
+from flowportrait.reward.face_net import AT_ONCE, FaceNet
 from flowportrait.reward.pixels import structural_similarity
 
 BackboneName = Literal["ssim", "face", "lpips", "clip", "dino"]
@@ -47,9 +47,11 @@ class FaceFeatures:
 
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        net = FaceNet.load()
-        maps = zip(net.features(a), net.features(b), strict=True)
-        return torch.stack([F.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in maps]).mean(0)
+        net, found = FaceNet.load(), []
+        for some, others in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True):
+            maps = zip(net.features(some), net.features(others), strict=True)
+            found.append(torch.stack([F.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in maps]).mean(0))
+        return torch.cat(found)
 
 
 class Lpips:

@@ -32,6 +32,8 @@ _LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)
 """Channels and stride of the pairs of depthwise and pointwise convolutions."""
 _MEAN = (103.939, 116.779, 123.68)
 _MAPS = (0, 2, 4)
+AT_ONCE = 8
+"""Faces per pass: more of them leave the processor's cache, which costs twice the time."""
 
 
 class FaceNet(nn.Module):
@@ -51,12 +53,13 @@ class FaceNet(nn.Module):
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """Unit embeddings ``[N, 1024]`` of aligned RGB faces ``[N, 3, 128, 128]`` in [0, 1]."""
-        return F.normalize(self._walk(faces, len(self.pairs))[-1].mean((2, 3)), dim=-1)
+        pooled = [self._walk(part, len(self.pairs))[-1].mean((2, 3)) for part in faces.split(AT_ONCE)]
+        return F.normalize(torch.cat(pooled), dim=-1)
 
     def features(self, faces: torch.Tensor) -> list[torch.Tensor]:
         """Maps with 64, 128 and 256 channels at a half, a quarter and an eighth of the faces' side."""
-        maps = self._walk(faces, max(_MAPS) + 1)
-        return [maps[index] for index in _MAPS]
+        parts = [self._walk(part, max(_MAPS) + 1) for part in faces.split(AT_ONCE)]
+        return [torch.cat([maps[index] for maps in parts]) for index in _MAPS]
 
     def _walk(self, faces: torch.Tensor, depth: int) -> list[torch.Tensor]:
         x = faces.flip(1) * 255 - faces.new_tensor(_MEAN)[:, None, None]

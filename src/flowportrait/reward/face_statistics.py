@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from flowportrait.reward.face_net import FaceNet
+from flowportrait.reward.face_net import AT_ONCE, FaceNet
 
 SIDE = 96
 """Pixels of the aligned face these are measured on."""
@@ -31,7 +31,8 @@ def face_statistics(faces: torch.Tensor) -> torch.Tensor:
     grey = faces.mean(1, keepdim=True)
     across, down = grey.diff(dim=3).abs().mean((1, 2, 3)), grey.diff(dim=2).abs().mean((1, 2, 3))
     plain = [*_natural(grey), *_natural(F.avg_pool2d(grey, 2)), (across + down + 1e-4).log(), *_chroma(faces)]
-    return torch.cat([torch.stack(plain, 1), FaceNet.load().features(faces)[0].mean((2, 3))], 1)
+    first = [FaceNet.load().features(part)[0].mean((2, 3)) for part in faces.split(AT_ONCE)]
+    return torch.cat([torch.stack(plain, 1), torch.cat(first)], 1)
 
 
 def _natural(grey: torch.Tensor) -> list[torch.Tensor]:

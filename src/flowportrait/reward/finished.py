@@ -123,11 +123,13 @@ def _look(clip: np.ndarray, side: int) -> _Seen:
     landmarks = bridge(faces.landmarks, faces.valid)
     motion, _ = MotionBasis.load().encode(landmarks, bridge(faces.blendshapes, faces.valid))
     to_crop = crop_transform(np.median(landmarks, 0), clip.shape[1:3], side)
-    crops = np.stack([_cropped(frame, to_crop, side) for frame in clip])
+    crops = np.stack([cropped(frame, to_crop, side) for frame in clip])
     return _Seen(motion, crops, apply_affine(to_crop, landmarks)[..., :2], None)
 
 
-def _cropped(frame: np.ndarray, to_crop: np.ndarray, side: int) -> np.ndarray:
+def cropped(frame: np.ndarray, to_crop: np.ndarray, side: int) -> np.ndarray:
+    """Square view ``[side, side, 3]`` of a frame ``[H, W, 3]`` uint8 under ``to_crop`` ``[2, 3]``, averaged where it
+    shrinks."""
     scale = float(np.sqrt(abs(np.linalg.det(to_crop[:, :2]))))
     if scale < 0.75:
         # Averaged down to about the wanted size first: sampling alone would alias.

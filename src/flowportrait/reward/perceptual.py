@@ -59,14 +59,15 @@ class Perceptual:
         indices = pair_indices(batch.motion.shape[1])
         frames = batch.frames(indices)
         neighbours = self._alike(frames[:, 0::2], frames[:, 1::2])
-        seen, model, kind = frames, frames.median(1, keepdim=True).values, "median"
+        seen, kind = frames, "median"
         if "places" in batch.has:
-            side = frames.shape[-1]
             faces = align(frames.flatten(0, 1), batch.places(indices).flatten(0, 1), ALIGNED)
             seen = faces.unflatten(0, frames.shape[:2])
+            kind = "median" if batch.portraits is None else "portrait"
+        if kind == "portrait":
+            model = _portraits(batch, frames.shape[-1])[:, None]
+        else:
             model = seen.median(1, keepdim=True).values
-            if batch.portraits is not None:
-                kind, model = "portrait", _portraits(batch, side)[:, None]
         likeness = self._alike(seen, model.expand_as(seen))
         own = f"perceptual/{self.backbone.name}"
         return {f"{own}/frames": neighbours, f"{own}/{kind}": likeness}

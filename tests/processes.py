@@ -1,6 +1,7 @@
 """The same work on one process and on two (gloo): run as a program, it leaves what each found in a folder.
 
-    python -m tests.processes FOLDER      →   FOLDER/one.pt, FOLDER/two-0.pt, FOLDER/two-1.pt
+    python -m tests.processes FOLDER            →   FOLDER/one.pt, FOLDER/two0.pt, FOLDER/two1.pt
+    python -m tests.processes FOLDER --loop         a run without end, for launchers
 
 Processes are forked from one that has imported everything, with the variables that torchrun would set.
 """
@@ -22,6 +23,7 @@ import torch
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+from accelerate.state import AcceleratorState
 
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain import checkpoint
@@ -209,6 +211,7 @@ def fork(work: Callable[[], None], **environment: str) -> int:
         return process
     try:
         os.environ.update(environment)
+        AcceleratorState._reset_state(True)
         work()
         sys.stdout.flush()
         os._exit(0)
@@ -239,5 +242,8 @@ def together(work: Callable[[int], None]) -> list[int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
+    if "--loop" in sys.argv:
+        Loop(trainer(replace(RECIPE, iterations=1000, checkpoint_every=1000)), Job(target)).run()
+        raise SystemExit
     joined([fork(lambda: main(target, 1)), *together(lambda count: main(target, count))])
     joined([fork(lambda: resume(target, 1)), *together(lambda count: resume(target, count))])

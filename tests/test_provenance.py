@@ -220,3 +220,22 @@ def test_the_users_own_certificate_signs(tmp_path: Path, own: Credential, monkey
 def test_a_kind_of_key_that_c2pa_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="C2PA does not sign with"):
         credentials._algorithm(ec.generate_private_key(ec.SECP224R1()), tmp_path / "key.pem")
+
+
+def test_animate_marks_unless_told_not_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from scipy.io import wavfile
+
+    cv2.imwrite(str(tmp_path / "face.png"), astronaut()[..., ::-1])
+    wavfile.write(tmp_path / "speech.wav", 16_000, VOICE)
+    command = ["animate", "--image", str(tmp_path / "face.png"), "--audio", str(tmp_path / "speech.wav"),
+               "--checkpoint", "sft", "--size", "256", "--crop", "--output"]  # fmt: skip
+    assert main([*command, str(tmp_path / "marked.mp4")]) == 0
+    assert main([*command, str(tmp_path / "bare.mp4"), "--no-provenance"]) == 0
+    assert read_signature(tmp_path / "marked.mp4").intact
+    assert not read_signature(tmp_path / "bare.mp4").present
+    assert find_watermark(iter_frames(tmp_path / "marked.mp4")).found
+    assert find_watermark(iter_frames(tmp_path / "bare.mp4")).score < 6.5
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "x.mp4"), "--certificate", str(tmp_path / "none.pem")]) == 2
+    assert "belong together" in capsys.readouterr().err
+    assert not (tmp_path / "x.mp4").exists()

@@ -49,7 +49,10 @@ def find_credential(certificate: Path | None = None, private_key: Path | None = 
     if certificate is None and private_key is None:
         return _own(config_folder())
     if certificate is None or private_key is None:
-        raise BadInput(f"A certificate and its private key belong together: give both (flags, or {VARIABLES}).")
+        raise BadInput(
+            "A certificate and its private key belong together: give --certificate and --private-key, or set "
+            f"{' and '.join(VARIABLES)}."
+        )
     return read_credential(certificate, private_key)
 
 

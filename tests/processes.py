@@ -28,6 +28,7 @@ from accelerate.state import AcceleratorState
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.adapter import Lora
+from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.loop import Job, Loop
 from flowportrait.posttrain.plan import EveryStep
@@ -41,8 +42,9 @@ from flowportrait.reward.scoring import Unavailable
 from tests.test_generator import TINY
 
 RECIPE = Recipe(
-    "tiny", groups=2, group_size=4, frames=28, plan=EveryStep(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1
-)
+    "tiny", groups=2, group_size=4, frames=28, plan=EveryStep(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1,
+    credit=CreditConfig(std="largest"),
+)  # fmt: skip
 Found = dict[str, Any]
 
 

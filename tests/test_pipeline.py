@@ -18,7 +18,8 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.media.video import iter_frames
 
 TINY = ["generator.hidden=32", "generator.layers=1", "generator.heads=2", "generator.head_width=32",
-        "generator.head_depth=1", "generator.audio_width=16", "generator.steps=3", "batch=2", "windows=16"]  # fmt: skip
+        "generator.head_depth=1", "generator.audio_width=16", "generator.steps=3", "batch=2", "windows=16",
+        "lip_steps=3", "variants=1"]  # fmt: skip
 
 
 def babble(path: Path, seed: int, seconds: float = 1.4) -> Path:

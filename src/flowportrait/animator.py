@@ -14,18 +14,15 @@ import torch
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import LOWER, MotionBasis
-from flowportrait.codec.calm import Calm
 from flowportrait.codec.controls import Controls
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.sample import generate
-from flowportrait.generator.silence import speech_gate
+from flowportrait.generator.live import GenerationSession
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import paste_back
 from flowportrait.media.face import Faces, FaceTracker, bridge
-from flowportrait.media.mel import MELS_PER_FRAME, frame_count, level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 
@@ -153,24 +150,19 @@ class Animator:
         """
         if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
             raise _too_short(audio)
-        frames, chunk = frame_count(audio), self.generator.config.chunk
-        padded = -(-frames // chunk) * chunk
-        mel = log_mel(level(audio))
-        silence = torch.zeros(1, mel.shape[1]) + mel.min()
-        mel = torch.cat([mel, silence.expand(padded * MELS_PER_FRAME - len(mel), -1)])
-        with torch.no_grad():
-            condition = self.generator.condition(mel[None])
-        gate = torch.from_numpy(speech_gate(audio))
-        return self._chunks(generate(self.generator, condition, [seed]), gate, controls or Controls())
+        return self.live([audio], seed=seed, controls=controls)
 
-    @staticmethod
-    def _chunks(chunks: Iterator[torch.Tensor], gate: torch.Tensor, controls: Controls) -> Iterator[torch.Tensor]:
-        done, calm = 0, Calm()
-        for chunk in chunks:
-            motion = calm(chunk)[0, : len(gate) - done]
-            motion[:, LOWER] *= gate[done : done + len(motion), None]
-            yield controls(motion)
-            done += len(motion)
+    def live(
+        self, pieces: Iterable[np.ndarray], *, seed: int = 0, controls: Controls | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in, each chunk 120 ms of sound after
+        its end; how the sound is cut changes nothing."""
+        session, controlled = GenerationSession(self.generator, seed), controls or Controls()
+        for piece in pieces:
+            for motion in session.push(piece):
+                yield controlled(motion)
+        for motion in session.finish():
+            yield controlled(motion)
 
 
 def _too_short(audio: np.ndarray) -> BadInput:

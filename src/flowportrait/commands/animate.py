@@ -38,7 +38,12 @@ def register(commands: Commands) -> None:
     source = add.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", "--source_image", type=Path, help="portrait: photo, painting or drawing")
     source.add_argument("--video", type=Path, help="existing footage to dub: only its lips change")
-    add.add_argument("--audio", "--driven_audio", type=Path, required=True, help="speech (any audio or video file)")
+    sound = add.add_mutually_exclusive_group(required=True)
+    sound.add_argument("--audio", "--driven_audio", type=Path, help="speech (any audio or video file)")
+    sound.add_argument(
+        "--stream", action="store_true",
+        help="read wav or raw 16-bit mono 16 kHz samples from standard input as they come; --output - for a pipe",
+    )  # fmt: skip
     add.add_argument("--output", type=Path, required=True, help="mp4 to write")
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
     add.add_argument("--seed", type=int, default=0)
@@ -66,12 +71,17 @@ def _add_controls(add: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Photo or video plus speech to mp4."""
-    check_output_file(options.output)
+    if not options.stream or str(options.output) != "-":
+        check_output_file(options.output)
     if options.size is not None and (not 64 <= options.size <= 2048 or options.size % 2):
         raise BadInput(f"--size {options.size} is not possible: give an even number from 64 to 2048.")
     changed = [flag for flag, default in PHOTO_ONLY.items() if _value(options, flag) != default]
     if options.video and changed:
         raise BadInput(f"{changed[0]} works with --image only: a dubbed video keeps its own performance.")
+    if options.stream:
+        from flowportrait.commands.animate_stream import run_stream
+
+        return run_stream(options)
     from flowportrait.media.audio import read_audio
     from flowportrait.media.image import read_image
     from flowportrait.media.video import FPS
@@ -121,7 +131,7 @@ def performance(
     from flowportrait.codec.motion_file import read_motion, write_motion
     from flowportrait.media.mel import frame_count
 
-    controls = Controls(options.blink, options.head_motion, options.expression_scale, _gaze(options.gaze))
+    controls = Controls(options.blink, options.head_motion, options.expression_scale, gaze(options.gaze))
     if options.motion_in:
         given = controls(read_motion(options.motion_in))
         motion, total = iter([given]), len(given)
@@ -138,7 +148,7 @@ def _value(options: argparse.Namespace, flag: str) -> Any:
     return getattr(options, flag[2:].replace("-", "_"))
 
 
-def _gaze(text: str) -> tuple[float, float]:
+def gaze(text: str) -> tuple[float, float]:
     try:
         right, up = (float(part) for part in text.split(","))
     except ValueError as error:

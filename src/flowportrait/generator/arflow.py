@@ -233,12 +233,14 @@ class ARFlow(nn.Module):
 
 
 class Session:
-    """Generation under way: ``context`` of the next chunk, then ``append`` its latents; repeat."""
+    """Generation under way: ``context`` of the next chunk, then ``append`` its latents; repeat. ``extend`` adds sound
+    that was not there at the start."""
 
     def __init__(self, model: ARFlow, condition: Condition) -> None:
         self.model = model
         self.branches = model.branches(condition)
         self.position = 0
+        self.dropped = 0
         self.last = condition.start
         self._start_afresh()
 
@@ -247,9 +249,16 @@ class Session:
         self.caches = [self.model.backbone.new_cache() for _ in self.branches]
         self.previous = self.last[:, None].expand(-1, self.model.config.chunk, -1)
 
+    def extend(self, audio: torch.Tensor) -> None:
+        """More embedded audio ``[B, n, ·]`` after what is there; what was used up is let go."""
+        heard = self.branches[0]
+        left = heard.audio[:, self.position - self.dropped :]
+        self.dropped = self.position
+        self.branches = self.model.branches(heard._replace(audio=torch.cat([left, audio], 1)))
+
     def context(self) -> torch.Tensor:
         """Context of the next chunk ``[B, G, C]``. Call once per chunk."""
-        now = slice(self.position, self.position + 1)
+        now = slice(self.position - self.dropped, self.position - self.dropped + 1)
         embedded = self.model.embed_motion(self.previous)
         states = []
         for branch, cache in zip(self.branches, self.caches, strict=True):
@@ -260,9 +269,12 @@ class Session:
 
     def append(self, latents: torch.Tensor) -> torch.Tensor:
         """Accept the chunk's clean latents ``[B, chunk·30]``; returns its motion ``[B, chunk, 30]``."""
-        self.previous = self.model.space.decode(latents, self.last)
-        self.last = self.previous[:, -1]
-        motion, self.position = self.previous, self.position + 1
+        return self.accept(self.model.space.decode(latents, self.last))
+
+    def accept(self, motion: torch.Tensor) -> torch.Tensor:
+        """Go on after this motion ``[B, chunk, 30]`` of the chunk whose context was asked for last."""
+        self.previous, self.last = motion, motion[:, -1]
+        self.position += 1
         if self.position % self.model.config.horizon == 0:
             self._start_afresh()
         return motion

@@ -66,8 +66,12 @@ def level(audio: np.ndarray) -> np.ndarray:
     blocks = audio[: len(audio) // HOP * HOP].reshape(-1, HOP)
     if not len(blocks):
         return audio
-    power = np.sort((blocks.astype(np.float64) ** 2).mean(1))
-    rms = float(np.sqrt(power[len(power) // 2 :].mean()))
-    if rms < _SILENCE_RMS:
-        return audio
-    return (audio * min(_SPEECH_RMS / rms, 20.0)).clip(-1.0, 1.0).astype(np.float32)
+    wanted = gain((blocks.astype(np.float64) ** 2).mean(1))
+    return audio if wanted == 1.0 else (audio * wanted).clip(-1.0, 1.0).astype(np.float32)
+
+
+def gain(power: np.ndarray) -> float:
+    """Factor that ``level`` applies, from the mean power of 10 ms blocks ``[n]``; 1 for near-silence."""
+    ordered = np.sort(power)
+    rms = float(np.sqrt(ordered[len(ordered) // 2 :].mean()))
+    return 1.0 if rms < _SILENCE_RMS else min(_SPEECH_RMS / rms, 20.0)

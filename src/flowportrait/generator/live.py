@@ -1,0 +1,153 @@
+"""Speech in pieces, motion in chunks: generation while the sound is still coming.
+
+    session = GenerationSession(model, seed=3)
+    for piece in microphone: for motion in session.push(piece): draw(motion)
+    for motion in session.finish(): draw(motion)
+
+A chunk of four frames appears once the sound reaches 120 ms past its end. The pieces' lengths change nothing, and
+``Animator.motion`` is this session fed all at once. ``state`` is a small dictionary (about 100 kB) from which another
+process goes on; the backbone's cache is not in it but rebuilt from the chunks since its last fresh start.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowportrait.codec.basis import LOWER
+from flowportrait.codec.calm import Calm
+from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.schedule import shifted
+from flowportrait.flow.solver import solve
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.live_sound import LiveSound
+from flowportrait.generator.silence import SpeechGate
+from flowportrait.generator.speech_encoder import BLOCK, SILENCE
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME
+
+LOOK_AHEAD_FRAMES = 3
+"""Frames of sound after a chunk that it waits for: 120 ms."""
+_REACH_FRAMES = 10
+"""Frames that the audio encoder looks back."""
+_BLOCK_COLUMNS = 2 * BLOCK
+_MOST_CHUNKS = 16
+"""Chunks heard at once when much sound is there already."""
+
+
+class GenerationSession:
+    """One voice being listened to."""
+
+    def __init__(
+        self, model: ARFlow, seed: int = 0, style: torch.Tensor | None = None, state: dict[str, Any] | None = None
+    ) -> None:
+        """style ``[19]`` (default: the typical speaker); ``state`` goes on where another session stood."""
+        self.model = model
+        self.seed = seed
+        self.style = model.rest_style if style is None else style
+        self.sound, self.gate, self.calm = LiveSound(), SpeechGate(), Calm()
+        self.samples = 0
+        self.mel, self.mel_start = torch.zeros(0, N_MELS), 0
+        self.gates: list[float] = []
+        empty = torch.zeros(1, MELS_PER_FRAME * model.config.chunk, N_MELS)
+        with torch.no_grad():
+            nothing = model.condition(empty, self.style[None])
+        self.session = model.session(nothing._replace(audio=nothing.audio[:, :0]))
+        self.heard = nothing.audio[:, :0]
+        self.since: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.start = self.session.last
+        if state is not None:
+            self._restore(state)
+
+    def push(self, audio: np.ndarray) -> Iterator[torch.Tensor]:
+        """Take 16 kHz samples ``[N]`` float32 in [-1, 1]; yield motion ``[4, 30]`` of every chunk they complete."""
+        self.samples += len(audio)
+        self._hear(audio)
+        yield from self._ready()
+
+    def finish(self) -> Iterator[torch.Tensor]:
+        """The sound is over: yield what is still owed, the last chunk as short as the sound."""
+        chunk = self.model.config.chunk
+        frames = -(-self.samples // SAMPLES_PER_FRAME)
+        wanted = -(-frames // chunk) * chunk + LOOK_AHEAD_FRAMES
+        self._hear(np.zeros(wanted * SAMPLES_PER_FRAME - self.samples, np.float32), last=True)
+        self.gates += self.gate.finish()
+        for motion in self._ready():
+            left = frames - (self.session.position - 1) * chunk
+            yield motion[:left]
+
+    def _hear(self, audio: np.ndarray, last: bool = False) -> None:
+        columns, loudness = self.sound.push(audio, last)
+        self.mel = torch.cat([self.mel, columns])
+        for rms in loudness:
+            self.gates += self.gate.push(rms)
+
+    @torch.no_grad()
+    def _ready(self) -> Iterator[torch.Tensor]:
+        chunk, horizon = self.model.config.chunk, self.model.config.horizon
+        while True:
+            position = self.session.position
+            if not self.heard.shape[1]:
+                complete = (self.sound.frames - LOOK_AHEAD_FRAMES) // chunk
+                if complete <= position:
+                    return
+                self.heard = self._listen(position, min(complete, position + _MOST_CHUNKS))
+            now, self.heard = self.heard[:, :1], self.heard[:, 1:]
+            if position % horizon == 0:
+                self.start, self.since = self.session.last, []
+            self.session.extend(now)
+            drawn = self._draw(position)
+            self.since.append((now, drawn))
+            motion = self.calm(drawn)[0]
+            motion[:, LOWER] *= torch.tensor(self.gates[:chunk])[:, None]
+            del self.gates[:chunk]
+            yield motion
+
+    def _listen(self, first: int, last: int) -> torch.Tensor:
+        """Embedded sound of chunks ``first`` to ``last`` ``[1, n, ·]``, from no more past than reaches them."""
+        columns = MELS_PER_FRAME * self.model.config.chunk
+        reach = max(0, first * columns - _REACH_FRAMES * MELS_PER_FRAME)
+        begin = max(0, reach // _BLOCK_COLUMNS - 1) * _BLOCK_COLUMNS
+        self.mel, self.mel_start = self.mel[begin - self.mel_start :], begin
+        end = last * columns + LOOK_AHEAD_FRAMES * MELS_PER_FRAME - 1
+        mel = self.mel[: end - begin]
+        whole = -(-len(mel) // columns) * columns
+        mel = torch.cat([mel, torch.full((whole - len(mel), N_MELS), SILENCE)])
+        audio = self.model.condition(mel[None], self.style[None]).audio
+        return audio[:, first - begin // columns : last - begin // columns]
+
+    def _draw(self, position: int) -> torch.Tensor:
+        """Motion ``[1, chunk, 30]`` of the next chunk; its noise depends on seed and position alone."""
+        config = self.model.config
+        x = unit_noise(config.latent_dim, self.seed, position)[None]
+        velocity = partial(self.model.velocity, context=self.session.context())
+        return self.session.append(solve(velocity, x, shifted(config.steps, config.shift)))
+
+    def state(self) -> dict[str, Any]:
+        """Where the session stands, for ``torch.save``; later pushes do not change it."""
+        return copy.deepcopy({
+            "seed": self.seed, "style": self.style, "samples": self.samples, "mel": self.mel,
+            "mel_start": self.mel_start, "gates": self.gates, "heard": self.heard, "since": self.since,
+            "start": self.start, "position": self.session.position, "sound": vars(self.sound),
+            "gate": vars(self.gate), "calm": vars(self.calm),
+        })  # fmt: skip
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, Any]) -> None:
+        state = copy.deepcopy(state)
+        for name in ("seed", "style", "samples", "mel", "mel_start", "gates", "heard", "since", "start"):
+            setattr(self, name, state[name])
+        for part in ("sound", "gate", "calm"):
+            vars(getattr(self, part)).update(state[part])
+        # The cache holds nothing that the chunks since the last fresh start do not tell.
+        nothing = self.session.branches[0]._replace(start=self.start)
+        self.session = self.model.session(nothing)
+        self.session.position = self.session.dropped = state["position"] - len(self.since)
+        for heard, drawn in self.since:
+            self.session.extend(heard)
+            self.session.context()
+            self.session.accept(drawn)

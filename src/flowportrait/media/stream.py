@@ -1,0 +1,142 @@
+"""Sound that is still coming in, and video that can be watched while it is made.
+
+    stdin: wav, or raw 16-bit little-endian mono at 16 kHz ─► pieces at 16 kHz
+    frames + their sound ─► fragmented mp4 (H.264 + AAC): a new fragment every half second, no index to wait for
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+
+from flowportrait.errors import BadInput
+from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+
+PIECE_BYTES = 1280
+"""Read at a time: 40 ms of 16-bit mono at 16 kHz."""
+FRAGMENT_FRAMES = 12
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+
+
+def read_stream(source: BinaryIO) -> Iterator[np.ndarray]:
+    """Yield mono samples ``[n]`` float32 at 16 kHz as they arrive: a wav stream of any rate, or raw samples.
+
+    Raises:
+        BadInput: a wav stream that is neither 16-bit nor 32-bit float, or nothing at all.
+    """
+    head = _exactly(source, 12)
+    if not head:
+        raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        kind, channels, rate = _wav_format(source)
+        head = b""
+    else:
+        kind, channels, rate = np.dtype("<i2"), 1, SAMPLE_RATE
+    resampler = None if rate == SAMPLE_RATE else av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+    width = kind.itemsize * channels
+    rest = head
+    while True:
+        data = source.read(max(width, PIECE_BYTES // width * width))
+        rest += data or b""
+        whole = len(rest) // width * width
+        if whole:
+            samples = np.frombuffer(rest[:whole], kind).reshape(-1, channels)
+            scale = 32768.0 if kind.kind == "i" else 1.0
+            wave = np.nan_to_num((samples.astype(np.float32) / scale).mean(1)).clip(-1.0, 1.0)
+            rest = rest[whole:]
+            yield wave if resampler is None else _resample(resampler, wave, rate)
+        if not data:
+            break
+    if resampler is not None:
+        yield _resample(resampler, None, rate)
+
+
+def _exactly(source: BinaryIO, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (more := source.read(count - len(data))):
+        data += more
+    return data
+
+
+def _wav_format(source: BinaryIO) -> tuple[np.dtype[Any], int, int]:
+    """Sample type, channels and rate; leaves the stream at the first sample."""
+    found = None
+    while True:
+        name, size = struct.unpack("<4sI", _exactly(source, 8).ljust(8, b"\0"))
+        if name == b"data" and found:
+            return found
+        if name in (b"data", b"\0\0\0\0"):
+            raise BadInput("The wav stream on standard input has no format before its samples: send a whole wav.")
+        body = _exactly(source, size + size % 2)
+        if name == b"fmt ":
+            code, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)
+            if code == _EXTENSIBLE and len(body) >= 26:
+                (code,) = struct.unpack_from("<H", body, 24)
+            if (code, bits) not in ((_PCM, 16), (_FLOAT, 32)):
+                raise BadInput(f"The wav stream holds {bits}-bit samples of type {code}: send 16-bit or 32-bit float.")
+            found = np.dtype("<i2" if code == _PCM else "<f4"), channels, rate
+
+
+def _resample(resampler: Any, wave: np.ndarray | None, rate: int) -> np.ndarray:
+    frame = None
+    if wave is not None:
+        frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate = rate
+    pieces = [out.to_ndarray()[0] for out in resampler.resample(frame)]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def write_stream(
+    target: Path | BinaryIO,
+    frames: Iterable[np.ndarray],
+    sound: Callable[[int], np.ndarray],
+    crf: int = 20,
+    tags: Mapping[str, str] | None = None,
+) -> int:
+    """Write frames ``[H, W, 3]`` uint8 as they come, with ``sound(i)``, the up to 640 samples of frame i; returns how
+    many frames were written. What is written so far can be played at any moment.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    flags = {"movflags": "empty_moov+default_base_moof+frag_keyframe"}
+    where = str(target) if isinstance(target, Path) else target
+    try:
+        container = av.open(where, "w", format="mp4", options=flags)
+    except OSError as error:
+        raise BadInput(f"Cannot write {target} ({error.strerror}): choose another --output.") from error
+    count = 0
+    video: Any = None
+    voice: Any = None
+    with container:
+        container.metadata.update(tags or {})
+        for frame in frames:
+            image = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+            if video is None:
+                options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency", "g": str(FRAGMENT_FRAMES)}
+                video = container.add_stream("libx264", rate=FPS, options=options)
+                video.height, video.width = image.shape[:2]
+                video.pix_fmt = "yuv420p"
+                voice = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=128_000)
+            shown = av.VideoFrame.from_ndarray(image, format="rgb24")
+            shown.pts, shown.time_base = count, Fraction(1, FPS)
+            container.mux(video.encode(shown))
+            block = np.zeros(SAMPLES_PER_FRAME, np.float32)
+            heard = sound(count)[:SAMPLES_PER_FRAME]
+            block[: len(heard)] = heard
+            spoken = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
+            spoken.sample_rate, spoken.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
+            spoken.pts = count * SAMPLES_PER_FRAME
+            container.mux(voice.encode(spoken))
+            count += 1
+        if video is not None:
+            container.mux(video.encode())
+            container.mux(voice.encode())
+    return count

@@ -70,6 +70,11 @@ def test_a_black_and_white_portrait_stays_so() -> None:
     assert np.ptp(frame, axis=2).max() <= 1
 
 
+def test_the_photos_own_mouth_is_left_alone() -> None:
+    crop = astronaut().crop
+    assert (retouched(restless(), crop, astronaut().landmarks.astype(np.float64)) == crop).all()
+
+
 def test_mouths_wider_than_any_in_the_footage_are_left_as_drawn() -> None:
     crop = astronaut().crop
     assert (retouched(restless(), crop, opened(0.4)) == crop).all()
@@ -78,7 +83,7 @@ def test_mouths_wider_than_any_in_the_footage_are_left_as_drawn() -> None:
 def test_small_motion_makes_small_changes() -> None:
     crop, network = astronaut().crop, restless()
     one, other = (retouched(network, crop, opened(gap)).astype(int) for gap in (0.05, 0.0505))
-    assert np.abs(one - other).mean() < 0.05
+    assert np.abs(one - other).mean() < 0.1
 
 
 def test_the_window_is_the_same_for_every_size_of_the_picture() -> None:

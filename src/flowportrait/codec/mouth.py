@@ -16,7 +16,7 @@ from flowportrait.codec.mouth_frame import MouthFrame, Opening, skin_colour
 from flowportrait.codec.mouth_look import Palette, compose, enlarge
 from flowportrait.codec.mouth_model import MouthModel
 
-_PHOTO_OPENING = 0.025
+PHOTO_OPENING = 0.025
 """Opening, in eye distances, from which on a photo is taken to show the mouth's inside."""
 
 _TOUCHING = 2.0
@@ -48,7 +48,7 @@ class Mouth:
         points = self._landmarks[:, :2]
         outline = opening(points[INNER_UPPER], points[INNER_LOWER])
         self._own = self._frame.opening(self._landmarks)
-        self._photo = crop if keep_own and self._own.height > _PHOTO_OPENING else None
+        self._photo = crop if keep_own and self._own.height > PHOTO_OPENING else None
         self._photo_mask = fill(crop.shape[:2], outline, 0.8)
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:

@@ -47,7 +47,7 @@ class Renderer:
     """
 
     def __init__(
-        self, portrait: Portrait, size: int | None = None, retouch: bool = False, workers: int = 2
+        self, portrait: Portrait, size: int | None = None, retouch: bool = True, workers: int = 2
     ) -> None:
         crop = portrait.crop
         self._scale = 1.0 if size is None else size / crop.shape[0]

@@ -16,13 +16,22 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from flowportrait.codec.contours import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
+from flowportrait.codec.mouth import PHOTO_OPENING
 from flowportrait.codec.mouth_frame import MouthFrame, skin_colour
 from flowportrait.codec.mouth_look import colourfulness
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, mouth_state, to_window
 from flowportrait.codec.retouch_net import RetouchNet, Windows
 
+_LIPS = [*INNER_UPPER, *INNER_LOWER, *OUTER_UPPER, *OUTER_LOWER]
+
 _TRAINED, _UNSEEN = 0.15, 0.22
 """Openings in eye distances between which the network, which has seen no wider mouths, hands over to what was drawn."""
+
+_MOVED = 2.0
+"""Mean distance in window pixels from the photo's own lips at which the network has its full say; the photo needs none."""
+
+_OWN = 0.8
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -47,13 +56,18 @@ class Retouch:
         self._colourful = colourfulness(skin)
         start = to_window(landmarks)
         self._source = _picture(cut(crop, start))
-        self._source_inner = _plane(mouth_state(self._frame, landmarks, start).inner)
+        self._rest = _lips(landmarks, start)
+        own = mouth_state(self._frame, landmarks, start)
+        self._source_inner = _plane(own.inner)
+        self._own_teeth = own.height > PHOTO_OPENING
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
         """Retouch ``frame`` ``[S, S, 3]`` uint8, drawn for target landmarks ``[478, 3]`` px, in place."""
         matrix = to_window(target)
         state = mouth_state(self._frame, target, matrix)
-        say = np.float32(min(max((_UNSEEN - state.height) / (_UNSEEN - _TRAINED), 0.0), 1.0))
+        known = min(max((_UNSEEN - state.height) / (_UNSEEN - _TRAINED), 0.0), 1.0)
+        moved = float(np.linalg.norm(_lips(target, matrix) - self._rest, axis=1).mean())
+        say = np.float32(known * min(moved / _MOVED, 1.0))
         if say == 0:
             return
         windows = Windows(
@@ -68,6 +82,9 @@ class Retouch:
         )
         with torch.inference_mode():
             flow, residual = (say * change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
+        if self._own_teeth:
+            # Teeth that the photo shows are as light as they are.
+            residual = residual * (1 - _OWN * cv2.GaussianBlur(state.inner, (0, 0), 2.0))[..., None]
         self._lay(frame, matrix, flow, self._painted(residual))
 
     def _painted(self, residual: np.ndarray) -> np.ndarray:
@@ -99,6 +116,11 @@ class Retouch:
         drawn = cv2.remap(frame, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         mixed = np.round(drawn + painted).clip(0, 255).astype(np.uint8)
         frame[low[1] : high[1], low[0] : high[0]] = mixed
+
+
+def _lips(landmarks: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Lip points ``[40, 2]`` in the window."""
+    return landmarks[_LIPS, :2] @ matrix[:, :2].T + matrix[:, 2]
 
 
 def _picture(window: np.ndarray) -> torch.Tensor:

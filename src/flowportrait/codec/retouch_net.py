@@ -3,8 +3,8 @@
     out(x) = base(x + flow(x)) + skin · residual(x)
 
 base is what the warp and the mouth model drew. The flow mends where lips and folds are and keeps the photo's own
-detail; the residual paints what no warp can bring forth. Colours go in and out relative to the skin, so a painting
-or a grey photo is retouched in its own palette. Untrained, the network changes nothing.
+detail; the residual, kept soft, brings the light of an open mouth. Colours go in and out relative to the skin, so a
+painting or a grey photo is retouched in its own palette. Untrained, the network changes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ _LARGEST_FLOW = 6.0
 
 _FADE = 10
 """Pixels over which the network's say fades towards the window's border."""
+
+_SOFTNESS, _REACH = 2.0, 5
+"""Standard deviation and reach in pixels of the blur over the residual: free to paint edges, a network this small
+paints the mean of all the teeth it has seen, which is none."""
 
 _DARKEST = 0.06
 
@@ -73,6 +77,7 @@ class RetouchNet(nn.Module):
     """``flow [B, 2, H, W]`` in window pixels and ``residual [B, 3, H, W]`` in skin colours for ``Windows``."""
 
     fade: Tensor
+    taps: Tensor
     grid: Tensor
 
     def __init__(self, widths: tuple[int, ...] = _WIDTHS) -> None:
@@ -88,6 +93,8 @@ class RetouchNet(nn.Module):
                 parameter.zero_()
         ys, xs = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
         self.register_buffer("fade", _fade(), persistent=False)
+        taps = torch.exp(-0.5 * (torch.arange(-_REACH, _REACH + 1) / _SOFTNESS) ** 2)
+        self.register_buffer("taps", taps / taps.sum(), persistent=False)
         self.register_buffer("grid", torch.stack([xs, ys, torch.ones_like(xs)]).float(), persistent=False)
 
     def inputs(self, windows: Windows) -> Tensor:
@@ -114,7 +121,13 @@ class RetouchNet(nn.Module):
             x = F.interpolate(self.ups[level](x), scale_factor=2.0) + skips[level]
             x = self.decoders[level](x)
         out = F.pixel_shuffle(self.head(F.relu(x)), 2) * self.fade
-        return _LARGEST_FLOW * torch.tanh(out[:, :2] / _LARGEST_FLOW), out[:, 2:]
+        return _LARGEST_FLOW * torch.tanh(out[:, :2] / _LARGEST_FLOW), self._softened(out[:, 2:])
+
+    def _softened(self, residual: Tensor) -> Tensor:
+        """Gaussian blur: light and colour pass, edges stay what the warp and the mouth model drew."""
+        taps = self.taps.expand(3, 1, 1, -1)
+        across = F.conv2d(F.pad(residual, (_REACH, _REACH, 0, 0)), taps, groups=3)
+        return F.conv2d(F.pad(across, (0, 0, _REACH, _REACH)), taps.transpose(2, 3), groups=3)
 
     def retouched(self, windows: Windows) -> tuple[Tensor, Tensor]:
         """The retouched windows ``[B, 3, H, W]`` and the flow, differentiably."""

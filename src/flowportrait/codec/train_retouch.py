@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH
-from flowportrait.codec.retouch_critic import Critic, critic_loss, deception
 from flowportrait.codec.retouch_loss import RaftFeatures, misfit
 from flowportrait.codec.retouch_net import RetouchNet, Windows
 
@@ -44,8 +43,6 @@ class Config:
     learning_rate: float = 1.2e-3
     start: Path | None = None
     # weights to go on from
-    critic: float = 0.0
-    # weight of the critic's verdict; without it mouths come out as the mean of what they may be
     seed: int = 0
 
 
@@ -119,8 +116,6 @@ def train(config: Config) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-3)
-    critic = Critic()
-    critic_optimiser = torch.optim.AdamW(critic.parameters(), config.learning_rate, (0.5, 0.99))
     print(f"{len(data['base'])} pairs, {len(dev['base'])} held out", flush=True)
     started, step, spent = time.monotonic(), 0, 0.0
     while spent < 1:
@@ -131,14 +126,6 @@ def train(config: Config) -> None:
         windows, truth = draw(data, torch.randint(len(data["base"]), (config.batch,)))
         out, flow = network.retouched(windows)
         loss = misfit(out, flow, windows, truth, features).total()
-        if config.critic:
-            judged = critic_loss(critic, out, truth, windows)
-            critic_optimiser.zero_grad()
-            judged.backward()
-            critic_optimiser.step()
-            verdict, distance = deception(critic, out, truth, windows)
-            # The critic learns alone first.
-            loss = loss + config.critic * min(step / 150, 1.0) * (verdict + 2 * distance)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -148,8 +135,6 @@ def train(config: Config) -> None:
                 average[name].lerp_(value, 1 - min(_EMA, step / (step + 10)))
         step += 1
         if step % 250 == 0 or spent >= 1:
-            if config.critic:
-                print(f"critic {judged.item():.3f}, verdict {verdict.item():.3f}, distance {distance.item():.3f}")
             report(average, dev, features, step, spent)
             save(average, config.output)
 

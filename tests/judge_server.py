@@ -105,6 +105,12 @@ class FaultyServer:
             def no_logprobs(self, body: dict[str, Any]) -> None:
                 self._send(400, b'{"error": {"message": "logprobs are not supported by this model"}}')
 
+            def no_temperature(self, body: dict[str, Any]) -> None:
+                self._send(400, b'{"error": {"message": "Unsupported value: temperature"}}')
+
+            def no_max_tokens(self, body: dict[str, Any]) -> None:
+                self._send(400, b'{"error": {"message": "max_tokens: use max_completion_tokens instead"}}')
+
             def unauthorised(self, body: dict[str, Any]) -> None:
                 self._send(401, b'{"error": {"message": "bad key"}}')
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.ledger import Ledger
 from flowportrait.judge.panel import Panel, PanelSettings
+from flowportrait.judge.patience import Pace
 from flowportrait.judge.rubric import ASPECTS
 from tests.judge_server import USAGE, FaultyServer
 
@@ -131,22 +135,36 @@ def test_a_pause_longer_than_our_patience_is_not_waited_for() -> None:
     assert failure.kind == "unavailable"
 
 
-def test_no_more_requests_a_minute_than_allowed() -> None:
-    with FaultyServer(scripted([])) as server:
-        judge, _ = panel(server, per_minute=600)
-        judge.judge([clip(), clip(1)])
-    assert max(server.times) - min(server.times) >= 0.1 * 5 * 0.95
+def test_no_more_begin_in_a_minute_than_allowed() -> None:
+    async def begin() -> list[float]:
+        pace, begun = Pace(per_minute=1200), []
+
+        async def one() -> None:
+            await pace.turn()
+            begun.append(time.monotonic())
+
+        await asyncio.gather(*(one() for _ in range(5)))
+        return sorted(begun)
+
+    begun = asyncio.run(begin())
+    assert all(later - earlier >= 0.049 for earlier, later in pairwise(begun))
 
 
-def test_a_model_without_log_probabilities_is_asked_without() -> None:
+@pytest.mark.parametrize("at_once", [1, 6])
+def test_what_a_model_does_not_know_is_no_longer_asked_of_it(at_once: int) -> None:
     def script(number: int, body: dict[str, Any]) -> str:
-        return "no_logprobs" if body.get("logprobs") else "ok"
+        faults = {"logprobs": "no_logprobs", "temperature": "no_temperature", "max_tokens": "no_max_tokens"}
+        return next((fault for wish, fault in faults.items() if wish in body), "ok")
 
     with FaultyServer(script) as server:
-        judge, ledger = panel(server, concurrency=1)
+        judge, ledger = panel(server, concurrency=at_once)
         [verdict] = judge.judge([clip()])
     assert verdict.overall == pytest.approx(4.0)
-    assert ledger.totals()["outcomes"] == {"rejected": 1, "answered": 3}
+    assert ledger.totals()["outcomes"]["answered"] == 3
+    assert ledger.totals()["requests"] == sum(server.happened.values())
+    assert server.bodies[-1]["max_completion_tokens"] == 700
+    if at_once == 1:
+        assert ledger.totals()["outcomes"]["rejected"] == 3
 
 
 def test_a_wrong_key_is_said_at_once_and_in_the_ledger() -> None:

@@ -52,7 +52,9 @@ class Server:
     def __init__(self, endpoint: Endpoint, ledger: Ledger | None = None) -> None:
         self.endpoint = endpoint.checked()
         self.ledger = ledger or Ledger()
-        self._logprobs = endpoint.top_logprobs
+        self._wishes: dict[str, Any] = {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
+        if endpoint.top_logprobs:
+            self._wishes |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
 
     @property
     def who(self) -> str:
@@ -113,9 +115,9 @@ class Server:
         while True:
             await pace.turn()
             tries += 1
-            began = time.monotonic()
+            began, wishes = time.monotonic(), dict(self._wishes)
             try:
-                found = await self._request(client, messages)
+                found = await self._request(client, messages, wishes)
             except asyncio.CancelledError:
                 self._note(address, tries, "unfinished", None, None, began, "stopped from this side")
                 raise
@@ -123,7 +125,7 @@ class Server:
                 self._note(address, tries, found.outcome, found.status, None, began, found.detail)
                 if found.hopeless:
                     raise BadInput(found.hopeless)
-                if found.outcome == "rejected" and self._without_logprobs(found):
+                if found.status == 400 and self._wish_less(found.detail.lower(), wishes):
                     continue
                 lost += 1
                 if found.wait is not None and found.wait > end.patience:
@@ -151,16 +153,13 @@ class Server:
             return reply
 
     async def _request(
-        self, client: openai.AsyncOpenAI, messages: list[Any]
+        self, client: openai.AsyncOpenAI, messages: list[Any], wishes: dict[str, Any]
     ) -> tuple[Reply, tuple[int, int] | None] | _Trouble:
         end = self.endpoint
-        more: dict[str, Any] = {"logprobs": True, "top_logprobs": self._logprobs} if self._logprobs else {}
         try:
             # The client's own time-out starts anew with every byte; this one does not.
             async with asyncio.timeout(end.timeout):
-                answer = await client.chat.completions.create(
-                    model=end.model, messages=messages, temperature=end.temperature, max_tokens=end.max_tokens, **more
-                )
+                answer = await client.chat.completions.create(model=end.model, messages=messages, **wishes)
             return _read(answer)
         except (TimeoutError, openai.APITimeoutError):
             return _Trouble("timed_out", f"no answer in {end.timeout:g} s", True)
@@ -171,12 +170,20 @@ class Server:
         except (openai.APIError, ValueError, TypeError, AttributeError, KeyError) as error:
             return _Trouble("malformed", f"no readable completion ({type(error).__name__}: {error})", True, 200)
 
-    def _without_logprobs(self, found: _Trouble) -> bool:
-        """Some models have no log-probabilities and say so with a 400: from now on without."""
-        if self._logprobs and found.status == 400 and "logprob" in found.detail.lower():
-            self._logprobs = 0
-            return True
-        return False
+    def _wish_less(self, said: str, sent: dict[str, Any]) -> bool:
+        """Some models have no log-probabilities, no temperature, or another name for the length, and say so with a
+        400: from now on without. True if the request that was ``sent`` can be made again in another way."""
+        if "logprob" in said and "logprobs" in sent:
+            gone = {"logprobs", "top_logprobs"}
+        elif "max_completion_tokens" in said and "max_tokens" in sent:
+            gone = {"max_tokens"}
+            self._wishes["max_completion_tokens"] = self.endpoint.max_tokens
+        elif "temperature" in said and "temperature" in sent:
+            gone = {"temperature"}
+        else:
+            return False
+        self._wishes = {name: wish for name, wish in self._wishes.items() if name not in gone}
+        return True
 
     def _note(self, address: str, tries: int, outcome: Outcome, status: int | None, usage: tuple[int, int] | None,
               began: float, detail: str = "") -> None:  # fmt: skip

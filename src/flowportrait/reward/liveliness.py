@@ -8,7 +8,9 @@ the same length have a mean μ and deviation d of both. Expressiveness is the me
 so a dead face and a grimacing one both lose; longer samples are judged by overlapping windows of that length,
 statistics averaged first. Smoothness compares the share of motion energy above 6 Hz:
 
-    smoothness = − relu( ln h − μ_h ) − amplitude guard
+    smoothness = − softplus( (ln h − μ_h) / d_h ) − relu( (μ_a − d_a − ln lip amplitude) / d_a )
+
+the last term being a guard: lips that move less than five in six real clips' lose more than stillness earns.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ class Expressiveness:
 
 @dataclass(frozen=True)
 class Smoothness:
-    """Absence of flutter, with a guard: lips moving less than most real ones lose as much as they gain."""
+    """Absence of flutter, with a guard against stillness; within what real lips do, amplitude does not count."""
 
     real: RealMotion
     noise: float = 0.0
@@ -141,4 +143,4 @@ class Smoothness:
         flutter = (measured - torch.tensor(self.real.flutter_mean)) / torch.tensor(self.real.flutter_std)
         amplitude = self.real.over_windows(log_amplitude, batch.motion)[:, _LIP_GROUP]
         stillness = (self.real.amplitude_mean[_LIP_GROUP] - amplitude) / self.real.amplitude_std[_LIP_GROUP]
-        return all_valid(-F.softplus(flutter).mean(1) - F.relu(stillness))
+        return all_valid(-F.softplus(flutter).mean(1) - F.relu(stillness - 1))

@@ -1,6 +1,7 @@
 """The same work on one process and on two (gloo): run as a program, it leaves what each found in a folder.
 
     python -m tests.processes FOLDER            →   FOLDER/one.pt, FOLDER/two0.pt, FOLDER/two1.pt
+    python -m tests.processes FOLDER --recipes  →   one step of every recipe, on one and on two
     python -m tests.processes FOLDER --loop         a run without end, for launchers
 
 Processes are forked from one that has imported everything, with the variables that torchrun would set.
@@ -206,6 +207,21 @@ def resume(folder: Path, processes: int) -> None:
     torch.save(found, folder / f"resumed-{own}{os.environ.get('RANK', '')}.pt")
 
 
+def every_recipe(folder: Path, processes: int) -> None:
+    """One step of each, cut to the tiny policy; after one step, the first moment is a tenth of the gradient."""
+    from flowportrait.posttrain.recipes import CARDS, named
+    from tests.test_posttrain import trainer as with_real_clips
+    from tests.test_recipes import small
+
+    found = {}
+    for name in CARDS:
+        run = with_real_clips(replace(small(named(name)), groups=2, updates=1, grad_clip=1e9))
+        own = iterate(run, 1)
+        moments = [value.flatten() for key, value in run.state_dict().items() if key.startswith("optimizer.exp_avg/")]
+        found[name] = {"samples": own["samples"], "gradient": 10 * torch.cat(moments)}
+    torch.save(found, folder / f"recipes-{'one' if processes == 1 else 'two'}{os.environ.get('RANK', '')}.pt")
+
+
 def fork(work: Callable[[], None], **environment: str) -> int:
     """A process that does the work and ends; returns its id."""
     sys.stdout.flush()
@@ -246,6 +262,9 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     if "--loop" in sys.argv:
         Loop(trainer(replace(RECIPE, iterations=1000, checkpoint_every=1000)), Job(target)).run()
+        raise SystemExit
+    if "--recipes" in sys.argv:
+        joined([fork(lambda: every_recipe(target, 1)), *together(lambda count: every_recipe(target, count))])
         raise SystemExit
     joined([fork(lambda: main(target, 1)), *together(lambda count: main(target, count))])
     joined([fork(lambda: resume(target, 1)), *together(lambda count: resume(target, count))])

@@ -2,7 +2,7 @@
 the measured panel knows damage on speakers that nothing was fitted on.
 
     python benchmarks/judge.py cost FOOTAGE          ratios within one run; FOOTAGE as in split.tsv
-    python benchmarks/judge.py sanity FOOTAGE        the sanity set on the split ``dev``
+    python benchmarks/judge.py sanity FOOTAGE        the sanity set on the split ``dev``; the certificate that ships
     python benchmarks/judge.py panel                 the panel against a server that takes 50 ms per answer
 
 FOOTAGE may be left out where FLOWPORTRAIT_DATA is set.
@@ -28,11 +28,11 @@ from flowportrait.judge.client import Server
 from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.fit_measured import speakers_clips
-from flowportrait.judge.measured import MeasuredPanel, joined
+from flowportrait.judge.measured import MEASURED, MeasuredPanel, joined
 from flowportrait.judge.panel import Panel, PanelSettings
 from flowportrait.judge.remote import HttpReward
 from flowportrait.judge.reward import JudgeReward
-from flowportrait.judge.sanity import examine
+from flowportrait.judge.sanity import examine, keep_certificate
 from flowportrait.judge.served import servable
 from flowportrait.judge.server import create_app
 from flowportrait.reward.batch import RewardBatch
@@ -40,6 +40,7 @@ from flowportrait.reward.interface import Reward
 from flowportrait.reward.scoring import score
 
 ROWS = 16
+CERTIFICATES = MEASURED.parent / "checked"
 
 
 def rate(reward: Reward, batches: list[RewardBatch]) -> float:
@@ -89,7 +90,7 @@ def sanity(footage: Path) -> None:
         foreign = ", ".join(f"{name} {fall:+.2f}" for name, fall in result.foreign.items())
         print(f"{result.aspect:15} {result.damage:17} {means}   order {result.order:.0%}  lost {result.lost}"
               f"  falls of the others: {foreign}")  # fmt: skip
-    print(json.dumps(certificate.to_dict()))
+    print(keep_certificate(certificate, CERTIFICATES))
 
 
 def panel() -> None:

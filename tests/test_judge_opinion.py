@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.judge.agreement import compare, histogram, icc, read_human
 from flowportrait.judge.calibration import Calibration, learn
@@ -204,3 +205,25 @@ def test_a_judge_that_does_not_is_refused(tmp_path: Path, judge: Scripted, said:
 def test_a_judge_that_was_never_examined_is_not_trained_on(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="judge check"):
         require_sound(Scripted("unknown", 1.0), [tmp_path])
+
+
+def test_a_report_and_a_table_make_a_calibration_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    human = rng.uniform(1, 5, 12)
+    aspects = [{aspect: {"raw": 0.5 * score + 1} for aspect in ASPECTS} for score in human]
+    verdicts = [{"file": f"{i}.mp4", "aspects": found} for i, found in enumerate(aspects)]
+    (tmp_path / "r.json").write_text(json.dumps({"judge": "test", "verdicts": verdicts}))
+    rows = [f"{i}.mp4,{s:.2f},{s:.2f},{s:.2f}" for i, s in enumerate(human)]
+    (tmp_path / "h.csv").write_text("\n".join(["file,lip_sync,expressiveness,motion", *rows]))
+    words = ["--human", str(tmp_path / "h.csv"), "--output", str(tmp_path / "c.json")]
+    assert main(["judge", "calibrate", *words, "--scores", str(tmp_path / "r.json"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["motion"]["before"]["spearman"] == pytest.approx(1)
+    assert told["motion"]["before"]["by_generator"]["unknown"]["clips"] == 12
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    middle = Calibration.load(tmp_path / "c.json").apply("motion", 2.5)
+    assert middle == pytest.approx(3.0, abs=0.4)
+    assert main(["judge", "calibrate", *words]) == 2
+    assert main(["judge", "calibrate", *words, "--scores", str(tmp_path / "h.csv")]) == 2

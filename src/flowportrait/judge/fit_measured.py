@@ -1,6 +1,6 @@
 """The scales of the measured panel: known damage to real footage, graded by the rubric, measured by the experts.
 
-    python -m flowportrait.judge.fit_measured FOOTAGE weights/judge/measured.json
+    python -m flowportrait.judge.fit_measured FOOTAGE weights/judge/measured.json [--only EXPERT …]
 
     grade    5: best fifth of clean clips · 4.6: their median · 4, 3, 2: medians under growing damage · 1: broken
 
@@ -24,8 +24,9 @@ from scipy.optimize import isotonic_regression
 
 from flowportrait.errors import BadInput
 from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.measured import EXPERTS, Knots, joined
+from flowportrait.judge.measured import Knots, joined
 from flowportrait.judge.sanity import spoilt
+from flowportrait.judge.steadiness import Steadiness
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.registry import build
 from flowportrait.reward.scoring import score
@@ -34,7 +35,7 @@ from flowportrait.terminal import progress
 GRADED: dict[str, tuple[str, dict[int, float]]] = {
     "sync": ("offset", {4: 2.0, 3: 3.0, 2: 5.0}),
     "expressiveness": ("slowed", {4: 0.25, 3: 0.5, 2: 0.75, 1: 1.0}),
-    "smoothness": ("jitter", {4: 0.5, 3: 1.5, 2: 4.0, 1: 8.0}),
+    "steadiness": ("jitter", {4: 0.5, 3: 1.5, 2: 4.0, 1: 8.0}),
     "temporal": ("flicker", {4: 2.0, 3: 5.0, 2: 12.0, 1: 25.0}),
 }
 """Per expert a damage, and the strength that stands for each grade. What is broken about lip sync is another's
@@ -43,13 +44,13 @@ CLEAN, BEST, BEST_SHARE = 4.6, 5.0, 0.8
 PER_SPEAKER = 1
 
 
-def fit(clips: Sequence[Exhibit]) -> dict[str, Knots]:
-    """Scales from clips of one length, by expert."""
-    experts = {name: build(name) for names in EXPERTS.values() for name in names}
+def fit(clips: Sequence[Exhibit], names: Sequence[str], steadiness: Steadiness) -> dict[str, Knots]:
+    """Scales of the experts of these names from clips of one length."""
     clean = joined([clip.batch for clip in clips])
     found: dict[str, Knots] = {}
-    for name, (damage, strengths) in progress(GRADED.items(), len(GRADED)):
-        expert = experts[name]
+    for name in progress(names, len(names)):
+        damage, strengths = GRADED[name]
+        expert = steadiness if name == steadiness.name else build(name)
         figures = score(expert, clean).value.numpy()
         points = [(BEST, float(np.nanquantile(figures, BEST_SHARE))), (CLEAN, float(np.nanmedian(figures)))]
         for grade, strength in strengths.items():
@@ -106,12 +107,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("footage", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--only", nargs="+", choices=list(GRADED), metavar="EXPERT", help="keep the others' scales")
     options = parser.parse_args()
     clips = speakers_clips(options.footage)
-    scales = fit(clips)
+    before = json.loads(options.output.read_text())["scales"] if options.only else {}
+    every = tuple(range(len(clips[0])))
+    steadiness = Steadiness.of_real(torch.cat([clip.batch.places(every) for clip in clips]))
+    scales = before | fit(clips, options.only or list(GRADED), steadiness)
+    real = {"floor": steadiness.floor, "unmoved": steadiness.unmoved}
+    found = {"clips": len(clips), "graded_by": GRADED, "real": real, "scales": {name: scales[name] for name in GRADED}}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     partial = options.output.with_suffix(".partial")
-    partial.write_text(json.dumps({"clips": len(clips), "graded_by": GRADED, "scales": scales}, indent=1) + "\n")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
     os.replace(partial, options.output)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -23,6 +23,7 @@ import torch
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST, RUBRIC, Aspect
+from flowportrait.judge.steadiness import Steadiness
 from flowportrait.judge.verdict import Finding, Kind, Verdict, missing
 from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.interface import Reward, Score
@@ -34,9 +35,9 @@ MEASURED = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json
 EXPERTS: dict[Aspect, tuple[str, ...]] = {
     "lip_sync": ("sync",),
     "expressiveness": ("expressiveness",),
-    "motion": ("smoothness", "temporal"),
+    "motion": ("steadiness", "temporal"),
 }
-"""Registered rewards by aspect."""
+"""Experts by aspect: registered rewards, and ``Steadiness``."""
 
 Knots = list[tuple[float, float]]
 
@@ -52,16 +53,27 @@ class Scale:
         return float(np.clip(np.interp(figure, x, y), LOWEST, HIGHEST))
 
 
-@lru_cache(maxsize=1)
-def shipped_scales() -> dict[str, Scale]:
-    """The scales that ship, by expert."""
-    return read_scales(MEASURED)
+@dataclass(frozen=True)
+class Experts:
+    """rewards: by name; scales: their figures' grades."""
 
+    rewards: Mapping[str, Reward]
+    scales: Mapping[str, Scale]
 
-def read_scales(path: Path) -> dict[str, Scale]:
-    """Scales written by ``fit_measured``."""
-    data = json.loads(path.read_text())
-    return {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
+    @classmethod
+    @lru_cache(maxsize=1)
+    def load(cls) -> Experts:
+        """Those that ship."""
+        return cls.read(MEASURED)
+
+    @classmethod
+    def read(cls, path: Path) -> Experts:
+        """What ``fit_measured`` wrote."""
+        data = json.loads(path.read_text())
+        scales = {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
+        own = {"steadiness": Steadiness(**data["real"])}
+        named = {name for names in EXPERTS.values() for name in names}
+        return cls({name: own.get(name) or build(name) for name in named}, scales)
 
 
 class MeasuredPanel:
@@ -72,18 +84,16 @@ class MeasuredPanel:
 
     def __init__(
         self,
-        scales: Mapping[str, Scale] | None = None,
+        experts: Experts | None = None,
         calibration: Calibration | None = None,
-        experts: Callable[[str], Reward] = build,
     ) -> None:
-        self._scales = shipped_scales() if scales is None else scales
+        self.experts = experts or Experts.load()
         self.calibration = calibration
-        self._experts = {name: experts(name) for names in EXPERTS.values() for name in names}
 
     @property
     def fingerprint(self) -> str:
         mapped = self.calibration.digest if self.calibration else "uncalibrated"
-        knots = {name: scale.knots for name, scale in sorted(self._scales.items())}
+        knots = {name: scale.knots for name, scale in sorted(self.experts.scales.items())}
         return hashlib.sha256(f"measured {json.dumps(knots)} {mapped}".encode()).hexdigest()[:16]
 
     def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
@@ -105,7 +115,7 @@ class MeasuredPanel:
 
     def measure(self, batch: RewardBatch, silent: Sequence[bool]) -> list[dict[Aspect, Finding]]:
         """Findings for every row of a batch that can draw."""
-        scores = {name: score(expert, batch) for name, expert in self._experts.items()}
+        scores = {name: score(expert, batch) for name, expert in self.experts.rewards.items()}
         return [
             {aspect: self._finding(aspect, scores, row, mute) for aspect in ASPECTS} for row, mute in enumerate(silent)
         ]
@@ -120,7 +130,7 @@ class MeasuredPanel:
             if not found.valid[row]:
                 return missing(aspect, found.reasons.get(row, Failure("not_finite", f"{expert} measured nothing")))
             figures[expert] = float(found.value[row])
-            grades[expert] = self._scales[expert](figures[expert])
+            grades[expert] = self.experts.scales[expert](figures[expert])
         worst = min(grades, key=lambda expert: grades[expert])
         raw = grades[worst]
         told = ", ".join(f"{expert} {figure:.3f} → {grades[expert]:.1f}" for expert, figure in figures.items())

@@ -50,7 +50,7 @@ class JudgeReward:
     @property
     def needs(self) -> frozenset[str]:
         if isinstance(self.judge, MeasuredPanel):
-            return frozenset({"motion", "mel", "frames"})
+            return frozenset({"motion", "mel", "frames", "places"})
         return frozenset({"frames", "audio"})
 
     def __call__(self, batch: RewardBatch) -> Score:

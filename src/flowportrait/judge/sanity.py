@@ -28,7 +28,7 @@ from flowportrait.judge.verdict import Judge, Verdict
 from flowportrait.terminal import progress
 
 CASES: dict[Aspect, tuple[str, ...]] = {
-    "lip_sync": ("offset", "swapped segments"),
+    "lip_sync": ("offset", "time-warp"),
     "expressiveness": ("still", "slowed"),
     "motion": ("jitter", "frozen frames", "flicker"),
 }

@@ -23,15 +23,21 @@ from flowportrait.commands import (
     evaluate,
     judge,
     posttrain,
+    preferences,
     prepare,
     pretrain,
     recipes,
+    score,
+    study,
     verify,
 )  # fmt: skip
 from flowportrait.errors import BadInput
 from flowportrait.terminal import say, speaks
 
-COMMANDS = (animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, judge, bench, demo, verify)
+COMMANDS = (
+    animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, score, judge, bench, study, preferences,
+    demo, verify,
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

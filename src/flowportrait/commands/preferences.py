@@ -1,0 +1,68 @@
+"""``flowportrait preferences``: look at preference pairs, or make them from the judge's scores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flowportrait.commands import Commands
+from flowportrait.terminal import say
+
+
+def register(commands: Commands) -> None:
+    """Add the command and its options."""
+    add = commands.add_parser("preferences", help="look at preference pairs, or make them from the judge's scores")
+    steps = add.add_subparsers(dest="step", required=True, metavar="STEP")
+    inspect = steps.add_parser("inspect", help="counts, ties, agreement, contradictions, leaks between splits")
+    inspect.add_argument("pairs", type=Path, nargs="+", metavar="PAIRS.JSONL")
+    inspect.add_argument("--output", type=Path, help="write the pairs that can be learned from to this file")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    inspect.set_defaults(run=run_inspect)
+    judged = steps.add_parser("from-judge", help="pairs from the judge's scores of two systems on the same clips")
+    judged.add_argument("a", type=Path, metavar="A.JSON")
+    judged.add_argument("b", type=Path, metavar="B.JSON")
+    judged.add_argument("--folders", nargs=2, metavar=("A", "B"), default=("a", "b"), help="where their clips lie")
+    judged.add_argument("--tie-band", type=float, default=0.5, help="points within which it is a tie (default 0.5)")
+    judged.add_argument("--judge", default="judge", help="name of the judge")
+    judged.add_argument("--output", type=Path, required=True, metavar="PAIRS.JSONL")
+    judged.add_argument("--json", action="store_true", help="print one JSON object")
+    judged.set_defaults(run=run_judged)
+
+
+def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
+    """What is in the files, and what of it can be learned from."""
+    from flowportrait.preference.inspection import inspect_pairs
+    from flowportrait.preference.pairs import read_together, write_pairs
+
+    found = inspect_pairs(*read_together(options.pairs))
+    if options.output:
+        write_pairs(options.output, found.kept)
+    result = {**found.counts, "kept": len(found.kept), "excluded": found.excluded, "sentences": found.sentences}
+    if options.json:
+        return result
+    for sentence in found.sentences:
+        say(sentence)
+    for reason, count in found.excluded.items():
+        say(f"Left out: {count} of {found.counts['pairs']}: {reason}.")
+    lines = {key: value for key, value in result.items() if key not in ("aspects", "excluded", "sentences")}
+    for aspect, row in found.counts["aspects"].items():
+        alpha = "cannot be said" if row["alpha"] is None else f"{row['alpha']:.2f}"
+        lines[aspect] = (
+            f"{row['A']} A, {row['B']} B, {row['tie']} ties ({row['ties']:.0%}); alpha {alpha} "
+            f"on {row['judged_twice']} judged more than once, {row['disputed']} disputed"
+        )
+    return lines
+
+
+def run_judged(options: argparse.Namespace) -> dict[str, Any]:
+    """Two score tables to pairs."""
+    from flowportrait.preference.judged import pairs_from_scores, read_scores
+    from flowportrait.preference.pairs import write_pairs
+
+    tables = read_scores(options.a), read_scores(options.b)
+    pairs, alone = pairs_from_scores(*tables, options.tie_band, options.judge, tuple(options.folders))
+    if alone:
+        say(f"{len(alone)} clips are in one table only and left out: {', '.join(alone[:5])}{' …' * (len(alone) > 5)}")
+    write_pairs(options.output, pairs)
+    return {"pairs": len(pairs), "left_out": len(alone), "output": str(options.output)}

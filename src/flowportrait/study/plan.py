@@ -1,0 +1,134 @@
+"""``study.json``: what is compared, and what each participant gets to see.
+
+    trials(participant) = shuffle_key( their share of the pairs + all checks ),   side = coin_key(pair)
+    key = study seed, participant's link token
+
+Shares walk around a fixed random circle of pairs by the participant's number, so that every pair is judged equally
+often; order and sides are a function of the key, so that a reload shows what was shown before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from flowportrait.config import from_dict
+from flowportrait.errors import BadInput
+from flowportrait.preference.pairs import Aspect
+
+FORMAT, VERSION = "flowportrait study", 1
+PLAN, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
+
+QUESTIONS: dict[Aspect, str] = {
+    "sync": "Whose lips fit the speech better?",
+    "expression": "Whose face is more expressive and natural?",
+    "motion": "Which moves more smoothly and naturally?",
+    "overall": "Which video is better overall?",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two clips to be shown side by side. kind: a pair of systems, or a check: ``broken`` (a is intact, b is ruined),
+    ``identical`` (the same file twice). a, b: file names in ``media/``."""
+
+    key: str
+    kind: Literal["pair", "broken", "identical"]
+    clip: str
+    a: str
+    b: str
+    system_a: str = ""
+    system_b: str = ""
+    prompt: str = ""
+    speaker: str = ""
+    portrait: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One screen: the comparison, and whether its a is on the right."""
+
+    comparison: Comparison
+    flipped: bool
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study. share: pairs per participant, 0 for all; excluded: file → why it is not in it."""
+
+    identity: str
+    title: str
+    seed: str
+    systems: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    share: int = 0
+    excluded: dict[str, str] | None = None
+
+    @property
+    def pairs(self) -> list[Comparison]:
+        """What is compared, without the checks."""
+        return [one for one in self.comparisons if one.kind == "pair"]
+
+    @property
+    def checks(self) -> list[Comparison]:
+        """The attention checks."""
+        return [one for one in self.comparisons if one.kind != "pair"]
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Every file that may be served."""
+        return frozenset(name for one in self.comparisons for name in (one.a, one.b))
+
+    def trials(self, token: str, number: int) -> list[Trial]:
+        """The screens of the participant with this link, the ``number``-th (from 0) to begin."""
+        circle = self.pairs
+        random.Random(f"{self.seed} circle").shuffle(circle)
+        share = min(self.share or len(circle), len(circle))
+        own = [circle[(number * share + step) % len(circle)] for step in range(share)]
+        rng = random.Random(f"{self.seed} {token}")
+        rng.shuffle(own)
+        checks = self.checks
+        rng.shuffle(checks)
+        # Spread over the session, and never first: the first screen is where people find their way.
+        for index, check in enumerate(checks):
+            low = 1 + index * len(own) // len(checks)
+            high = max(low, (index + 1) * len(own) // len(checks))
+            own.insert(min(rng.randint(low, high) + index, len(own)), check)
+        return [Trial(one, rng.random() < 0.5) for one in own]
+
+    def save(self, folder: Path) -> None:
+        """Write ``study.json``, whole or not at all."""
+        partial = folder / f".{PLAN}.partial"
+        partial.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
+        os.replace(partial, folder / PLAN)
+
+    @classmethod
+    def load(cls, folder: Path) -> Study:
+        """Read a study that ``study make`` wrote.
+
+        Raises:
+            BadInput: there is none, of another version, incomplete, or with videos missing.
+        """
+        path = folder / PLAN
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{folder} holds no study ({PLAN}): run 'flowportrait study make' first.") from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise BadInput(f"{path} is not a study: run 'flowportrait study make' first.")
+        version = data.pop("version", None)
+        if version != VERSION:
+            raise BadInput(f"{path} has version {version}, this program reads {VERSION}: make the study again.")
+        comparisons = tuple(from_dict(Comparison, one) for one in data.pop("comparisons", []))
+        study = replace(from_dict(cls, {**data, "comparisons": []}), comparisons=comparisons)
+        if not study.pairs:
+            raise BadInput(f"{path} compares nothing: make the study again.")
+        for name in sorted(study.files):
+            if not (folder / MEDIA / name).is_file():
+                raise BadInput(f"{folder / MEDIA / name} is missing: copy the whole study folder or make it again.")
+        return study

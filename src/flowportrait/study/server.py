@@ -1,0 +1,158 @@
+"""The study as a small web application: one page, four calls, and videos that can be sought.
+
+    POST   /api/participants                        begin; the answer holds the link token
+    GET    /api/participants/TOKEN                  questions, how many screens, the first unfinished one
+    GET    /api/participants/TOKEN/trials/I         the two videos and what was answered so far
+    PUT    /api/participants/TOKEN/trials/I         one answer: aspect and left | same | right
+    DELETE /api/participants/TOKEN/answers          withdraw
+
+The browser learns neutral file names and sides, never a system or which screen is a check. Requests are not logged,
+there are no cookies, and nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from flowportrait.preference.pairs import Aspect, Label
+from flowportrait.study.plan import MEDIA, QUESTIONS, Study, Trial
+from flowportrait.study.store import Store
+
+PAGE = {"index.html": "text/html", "study.css": "text/css", "study.js": "text/javascript"}
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # The link is what lets somebody continue a session: it is not told to others.
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+Choice = Literal["left", "same", "right"]
+
+
+class Given(BaseModel, extra="forbid"):
+    """One answer as the page sends it."""
+
+    aspect: Aspect
+    choice: Choice
+
+
+def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """The application over a study folder; ``hosts``: names under which it may be called, ``*`` for any.
+
+    Raises:
+        BadInput: the folder holds no study, or its answers belong to another one.
+    """
+    study = Study.load(folder)
+    store = Store(folder, study)
+    app = FastAPI(title=study.title, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    page = Path(str(files("flowportrait") / "study" / "page"))
+
+    @app.middleware("http")
+    async def with_headers(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call(request)
+        response.headers.update(HEADERS)
+        if request.url.path.startswith("/api/"):
+            response.headers["Cache-Control"] = "no-store"
+        return response
+
+    def trials(token: str) -> list[Trial]:
+        number = store.number(token)
+        if number is None:
+            raise HTTPException(404, "Nobody has this link: begin a new session.")
+        return study.trials(token, number)
+
+    def trial(token: str, index: int) -> Trial:
+        planned = trials(token)
+        if not 0 <= index < len(planned):
+            raise HTTPException(404, f"There are {len(planned)} screens.")
+        return planned[index]
+
+    @app.get("/")
+    @app.get("/p/{token}")
+    def show(token: str = "") -> FileResponse:
+        return FileResponse(page / "index.html", media_type=PAGE["index.html"])
+
+    @app.get("/page/{name}")
+    def part(name: str) -> FileResponse:
+        if name not in PAGE:
+            raise HTTPException(404)
+        return FileResponse(page / name, media_type=PAGE[name])
+
+    @app.get("/media/{name}")
+    def video(name: str) -> FileResponse:
+        # FileResponse answers byte ranges, without which browsers cannot loop a video.
+        if name not in study.files:
+            raise HTTPException(404)
+        return FileResponse(
+            folder / MEDIA / name, media_type="video/mp4", headers={"Cache-Control": "private, max-age=86400"}
+        )
+
+    @app.get("/api/study")
+    def about() -> dict[str, Any]:
+        screens = min(study.share or len(study.pairs), len(study.pairs)) + len(study.checks)
+        return {"title": study.title, "screens": screens}
+
+    @app.post("/api/participants")
+    def begin() -> dict[str, str]:
+        return {"token": store.begin()}
+
+    @app.get("/api/participants/{token}")
+    def progress(token: str) -> dict[str, Any]:
+        planned, said = trials(token), store.answers(token)
+        finished = [said.get(one.comparison.key, {}).keys() >= QUESTIONS.keys() for one in planned]
+        return {
+            "questions": [{"aspect": aspect, "text": text} for aspect, text in QUESTIONS.items()],
+            "total": len(planned),
+            "finished": sum(finished),
+            "first": finished.index(False) if False in finished else len(planned),
+        }
+
+    @app.get("/api/participants/{token}/trials/{index}")
+    def screen(token: str, index: int) -> dict[str, Any]:
+        shown = trial(token, index)
+        sides = [f"/media/{name}" for name in (shown.comparison.a, shown.comparison.b)]
+        left, right = reversed(sides) if shown.flipped else sides
+        said = store.answers(token).get(shown.comparison.key, {})
+        return {
+            "left": left,
+            "right": right,
+            "answers": {aspect: to_choice(label, shown.flipped) for aspect, label in said.items()},
+        }
+
+    @app.put("/api/participants/{token}/trials/{index}")
+    def answer(token: str, index: int, given: Given) -> dict[str, bool]:
+        shown = trial(token, index)
+        store.answer(token, shown.comparison.key, given.aspect, to_label(given.choice, shown.flipped))
+        return {"kept": True}
+
+    @app.delete("/api/participants/{token}/answers")
+    def withdraw(token: str) -> dict[str, bool]:
+        trials(token)
+        store.withdraw(token)
+        return {"withdrawn": True}
+
+    return app
+
+
+def to_label(choice: Choice, flipped: bool) -> Label:
+    """What a side means for the comparison's a and b."""
+    if choice == "same":
+        return "tie"
+    return "A" if (choice == "left") != flipped else "B"
+
+
+def to_choice(label: Label, flipped: bool) -> Choice:
+    """Inverse of ``to_label``."""
+    if label == "tie":
+        return "same"
+    return "left" if (label == "A") != flipped else "right"

@@ -25,11 +25,11 @@ from flowportrait.codec.retouch_net import RetouchNet, Windows
 
 _LIPS = [*INNER_UPPER, *INNER_LOWER, *OUTER_UPPER, *OUTER_LOWER]
 
-_TRAINED, _UNSEEN = 0.15, 0.22
-"""Openings in eye distances between which the network, which has seen no wider mouths, hands over to what was drawn."""
+_TRAINED, _UNSEEN = 0.09, 0.17
+"""Openings in eye distances between which the network, which has seen few wider mouths, hands over to the drawing."""
 
 _MOVED = 2.0
-"""Mean distance in window pixels from the photo's own lips at which the network has its full say; the photo needs none."""
+"""Window pixels, on average, from the photo's own lips at which the network has its full say; the photo needs none."""
 
 _OWN = 0.8
 

@@ -30,7 +30,7 @@ from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames, write_video
 
 STRENGTHS = ("mild", "plain", "strong")
-COLUMNS = ("sync", "ler", "silent_lip", "ecs_mouth", "ecs_eyes", "ecs_brows", "gaze_std", "head_range", "tfi", "jerk",
+COLUMNS = ("sync", "ler", "ecs_mouth", "ecs_eyes", "ecs_brows", "lid_motion", "gaze_std", "head_range", "tfi", "jerk",
            "repeated", "amplitude", "sharpness", "flicker", "colour_drift", "seam", "identity_kept", "aed", "ssim",
            "perceptual")  # fmt: skip
 OWN = {
@@ -39,9 +39,9 @@ OWN = {
     "swapped segments": ("sync", "ler"),
     "frozen frames": ("repeated",),
     "jitter": ("tfi", "jerk"),
-    "frozen eyes": ("ecs_eyes", "gaze_std"),
+    "frozen eyes": ("lid_motion", "gaze_std"),
     "still": ("amplitude", "repeated"),
-    "slowed": ("sync", "amplitude"),
+    "slowed": ("sync", "ler"),
     "blur": ("sharpness", "perceptual"),
     "colour pumping": ("colour_drift",),
     "flicker": ("flicker",),

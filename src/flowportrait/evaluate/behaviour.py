@@ -45,6 +45,11 @@ def blinks(shape: np.ndarray) -> int:
     return len(find_peaks(-padded, prominence=depth, width=(None, FPS))[0])
 
 
+def lid_motion(shape: np.ndarray) -> float:
+    """Spread of the eye aperture, in % of the eye width: blinks, and the small movements between them."""
+    return float(100 * eye_aperture(shape).std())
+
+
 def gaze_std(shape: np.ndarray) -> float:
     """Spread of the iris position, in % of the eye width, while the eyes are open."""
     aperture = eye_aperture(shape)

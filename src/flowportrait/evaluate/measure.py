@@ -11,7 +11,7 @@ import numpy as np
 from flowportrait.codec.basis import EXPRESSION, MotionBasis
 from flowportrait.errors import BadInput
 from flowportrait.evaluate import steadiness, theval
-from flowportrait.evaluate.behaviour import blinks, gaze_std, head_range, silent_lip
+from flowportrait.evaluate.behaviour import blinks, gaze_std, head_range, lid_motion, silent_lip
 from flowportrait.evaluate.compare import Row
 from flowportrait.evaluate.expression import Samples, dynamics, likeness, real_reference
 from flowportrait.evaluate.features import Features, features
@@ -136,6 +136,7 @@ def _face(tracked: Tracked) -> Row:
         "jerk": jerk(shape),
         "head_range": head_range(turn),
         "gaze_std": gaze_std(shape),
+        "lid_motion": lid_motion(shape),
         "sharpness": sharpness(tracked.mouth[run]),
     }
     if len(shape) >= LONG_FRAMES:

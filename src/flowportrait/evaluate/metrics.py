@@ -48,6 +48,7 @@ EXPRESSION = _group(
     ("aed", "AED", "down", 3, "expression off the real clip, standard deviations (24 coefficients)"),
     ("apd", "APD", "down", 2, "head pose off the real clip, degrees"),
     ("blink_rate", "Blinks / min", "real", 1, "lid closures per minute (3 s and longer)"),
+    ("lid_motion", "Lid motion", "real", 2, "spread of the eye aperture, % of eye width"),
     ("gaze_std", "Gaze spread", "real", 2, "spread of the iris position, % of eye width"),
     ("head_range", "Head range", "real", 2, "degrees between 5th and 95th percentile"),
 )

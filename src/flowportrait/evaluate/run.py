@@ -20,7 +20,7 @@ from flowportrait.evaluate.optical import flow_method
 from flowportrait.evaluate.pairs import against_real, perceptual_name
 from flowportrait.evaluate.reference import SHIPPED, real_estimates, real_footage
 from flowportrait.evaluate.report import write_report
-from flowportrait.evaluate.sets import set_figures
+from flowportrait.evaluate.sets import FEWEST, set_figures
 from flowportrait.evaluate.theval import LEFT_OUT, TOTAL
 from flowportrait.evaluate.tracked import default_cache, track_file
 
@@ -163,6 +163,8 @@ def _completed(comparison: Comparison, measured: Measured) -> Comparison:
     if REAL not in comparison.rows and (shipped := real_estimates()):
         estimates[SHIPPED] = shipped
         remarks.append(f"No real clips were given: '{SHIPPED}' is {real_footage()['about']}.")
+    if 0 < len(comparison.rows.get(REAL, {})) < FEWEST:
+        remarks.append(f"Fewer than {FEWEST} real clips: ECS and THEval are held against the shipped footage instead.")
     dlib = any(found.network == "dlib68" for clips in measured.findings.values() for found in clips.values())
     used = {
         "face network of ECS": "dlib, 68 points" if dlib else "MediaPipe (the rewards' own: install dlib-bin)",

@@ -32,6 +32,12 @@ from flowportrait.reward.scoring import score
 
 MEASURED = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json"))
 
+READ_BY_EXPERTS = tuple(
+    MEASURED.parent.parent / name
+    for name in ("sync_reward/model.safetensors", "basis/real_motion.json", "reward/real.json")
+)
+"""Weights and constants with which the experts' figures change."""
+
 EXPERTS: dict[Aspect, tuple[str, ...]] = {
     "lip_sync": ("sync",),
     "expressiveness": ("expressiveness",),
@@ -94,7 +100,10 @@ class MeasuredPanel:
     def fingerprint(self) -> str:
         mapped = self.calibration.digest if self.calibration else "uncalibrated"
         knots = {name: scale.knots for name, scale in sorted(self.experts.scales.items())}
-        return hashlib.sha256(f"measured {json.dumps(knots)} {mapped}".encode()).hexdigest()[:16]
+        found = hashlib.sha256(f"measured {json.dumps(knots)} {self.experts.rewards['steadiness']} {mapped}".encode())
+        for path in READ_BY_EXPERTS:
+            found.update(path.read_bytes())
+        return found.hexdigest()[:16]
 
     def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
         """See ``Judge``."""

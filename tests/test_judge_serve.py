@@ -18,6 +18,7 @@ import pytest
 import torch
 import uvicorn
 
+from flowportrait.config import override
 from flowportrait.errors import BadInput
 from flowportrait.judge.client import Server
 from flowportrait.judge.endpoint import Endpoint
@@ -33,6 +34,7 @@ from flowportrait.judge.verdict import Finding, Kind, Verdict, missing
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.items import Item, draw_items, sound, speech
 from flowportrait.reward.batch import Failure, RewardBatch
+from flowportrait.reward.composite import Composite, RewardWeights
 from flowportrait.reward.interface import Score, all_valid, measured
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.scoring import score
@@ -179,6 +181,15 @@ def test_garbage_and_overload_on_the_way_back_are_not_scores() -> None:
     assert not answers
     assert not found.valid.any()
     assert {why.kind for why in found.reasons.values()} == {"unavailable"}
+
+
+def test_a_recipe_says_which_rewards_live_elsewhere() -> None:
+    with served(sync=LipSync.load()) as url:
+        weights = override(RewardWeights(), [f"options.elsewhere.sync={url}"])
+        composite = Composite.of({"sync": 1.0, "expressiveness": 1.0}, weights.options)
+        far = composite(batch())["sync"].value
+    assert isinstance(composite.rewards[0], HttpReward)
+    assert torch.allclose(far, Composite.of({"sync": 1.0})(batch())["sync"].value, atol=1e-6)
 
 
 def test_what_does_not_exist_is_said_by_name() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flowportrait.config import at_least
 from flowportrait.judge.cache import Cache, default_folder
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.client import Server
@@ -30,8 +31,14 @@ class JudgeSettings:
     omni: OmniSettings = field(default_factory=OmniSettings)
     calibration: Path | None = None
     """What ``flowportrait judge calibrate`` wrote."""
+    noise: float = 0.0
+    """Standard deviation of the overall score when the same clip is judged again; as a reward it says nothing about
+    siblings that differ by less."""
     folder: Path | None = None
     """Where answers, ledger and certificates are kept; the user's cache by default."""
+
+    def __post_init__(self) -> None:
+        at_least(self, noise=0)
 
     @property
     def kept_in(self) -> Path:

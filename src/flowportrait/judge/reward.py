@@ -45,7 +45,7 @@ class JudgeReward:
         settings = settings or JudgeSettings()
         judge = build_judge(settings)
         require_sound(judge, certificate_folders(settings))
-        return cls(judge, aspect)
+        return cls(judge, aspect, noise=settings.noise)
 
     @property
     def needs(self) -> frozenset[str]:

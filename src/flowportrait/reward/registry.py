@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class RewardOptions:
     """RAFT's weights, if they are not to be fetched."""
     judge: Path | None = None
     """Settings of the judge behind ``panel``; the measured panel without them."""
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Rewards that another machine scores, and its address: ``elsewhere.identity=http://gpu:8300``."""
 
 
 Build = Callable[[RewardOptions], Reward]
@@ -95,7 +97,12 @@ def build(name: str, options: RewardOptions | None = None) -> Reward:
         BadInput: no such reward, or what it is made of cannot be loaded.
     """
     known([name])
-    return REWARDS[name](options or RewardOptions())
+    options = options or RewardOptions()
+    if name in options.elsewhere:
+        from flowportrait.judge.remote import HttpReward
+
+        return HttpReward.at(options.elsewhere[name], name)
+    return REWARDS[name](options)
 
 
 def noise_key(reward: Any) -> str:

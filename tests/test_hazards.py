@@ -194,6 +194,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence_and_it_resumes(
 def test_lines_that_find_no_room_are_written_later_and_never_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"n": 0}\n{"n": cut o')
     journal = Journal(tmp_path / "lines.jsonl")
     assert journal.add({"n": 1})
 
@@ -217,9 +218,9 @@ def test_lines_that_find_no_room_are_written_later_and_never_in_part(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", half)
         assert not journal.add({"n": 2})
-    assert (tmp_path / "lines.jsonl").read_text() == '{"n": 1}\n'
+    assert (tmp_path / "lines.jsonl").read_text() == '{"n": 0}\n{"n": 1}\n'
     assert journal.add({"n": 3})
-    assert [json.loads(line)["n"] for line in (tmp_path / "lines.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["n"] for line in (tmp_path / "lines.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
 
 
 def test_an_iteration_that_no_reward_answers_changes_nothing_and_the_run_goes_on(tmp_path: Path) -> None:

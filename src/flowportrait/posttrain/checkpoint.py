@@ -194,6 +194,8 @@ def _flushed(path: Path, data: bytes) -> None:
 
 
 def _flush_folder(path: Path) -> None:
+    if os.name == "nt":  # where folders cannot be opened, and renames are written through
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -24,6 +24,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.waiting: list[bytes] = []
+        if path.exists():
+            written = path.read_bytes()
+            os.truncate(path, written.rfind(b"\n") + 1)  # a line that a crash cut off
 
     def add(self, record: Mapping[str, Any]) -> bool:
         """Append one record; returns whether everything is written now."""

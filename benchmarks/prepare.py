@@ -1,6 +1,6 @@
 """How fast videos become a corpus, and whom its sync gate turns away.
 
-    python benchmarks/prepare.py --data FOOTAGE [--workers 2]
+    python benchmarks/prepare.py --data FOOTAGE --corpus CORPUS [--workers 2] [--parts gate encode memory speed]
 
 Speed: seconds of video per second, by the clock and by processor time over the cores used; encoding alone (decoding and
 tracking) in frames per second of one process, against decoding alone; and memory after many videos, since a tracker
@@ -100,20 +100,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("FLOWPORTRAIT_DATA"))
     parser.add_argument("--corpus", type=Path, help="a prepared corpus with a split dev, for the gate")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", default=["gate", "encode", "memory", "speed"])
     options = parser.parse_args()
     clips = sorted(options.data.glob("clips/*.mp4"))
-    footage = [
-        *clips,
-        *sorted(options.data.glob("grid/*.mp4"))[::30],
-        *sorted(options.data.glob("anchors/*.mp4"))[::30],
-    ]
-    if options.corpus:
+    short = [*sorted(options.data.glob("grid/*.mp4"))[::30], *sorted(options.data.glob("anchors/*.mp4"))[::60]]
+    if "gate" in options.parts and options.corpus:
         print("sync gate, unseen speakers:")
         gate(options.corpus)
-    for path in clips:
-        encoding(path)
-    memory(sorted(options.data.glob("anchors/*.mp4"))[0])
-    speed(footage, options.workers)
+    if "encode" in options.parts:
+        for path in clips:
+            encoding(path)
+    if "memory" in options.parts:
+        memory(sorted(options.data.glob("anchors/*.mp4"))[0])
+    if "speed" in options.parts:
+        speed([path for path in clips if "60s" not in path.name] + short, options.workers)
 
 
 if __name__ == "__main__":

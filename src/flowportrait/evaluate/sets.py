@@ -33,7 +33,9 @@ def set_figures(systems: dict[str, dict[str, Findings]]) -> dict[str, dict[str, 
     for name, clips in systems.items():
         own, truth = list(clips.values()), real
         if name == REAL:
-            own, truth = own[::2], own[1::2]
+            # Shuffled, because prompts often take portraits in turn and every other clip would be of the same ones.
+            order = np.random.default_rng(0).permutation(len(own))
+            own, truth = [own[i] for i in order[::2]], [own[i] for i in order[1::2]]
         found[name] = {}
         for key, figure in FIGURES.items():
             estimate = jackknife(own, truth, figure)

@@ -113,7 +113,7 @@ def _results(
             "command again with fewer --workers, or without that video; what is done is kept."
         ) from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=not pending, cancel_futures=True)
         if pending:
             # Interrupted: the videos under way are repeated next time, nobody needs to wait for them.
             for process in set(multiprocessing.active_children()) - others:

@@ -25,20 +25,21 @@ _KERNEL = 5
 class AudioEncoder(nn.Module):
     """Per-frame features from what ``ARFlow.listen`` returns."""
 
-    def __init__(self, front_end: str, width: int, dropout: float = 0.0) -> None:
+    def __init__(self, front_end: str, width: int, dropout: float = 0.0, inputs: int = SPEECH_DIM) -> None:
         super().__init__()
         self.front_end = front_end
         if front_end == "mel":
             self.stem = nn.Conv1d(N_MELS, width, _KERNEL)
             self.stride = nn.Conv1d(width, width, MELS_PER_FRAME, stride=MELS_PER_FRAME)
         else:
-            self.norm = nn.LayerNorm(SPEECH_DIM)
-            self.read = nn.Linear(SPEECH_DIM, width)
+            self.norm = nn.LayerNorm(inputs)
+            self.read = nn.Linear(inputs, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_Residual(width, ahead) for ahead in LOOK_AHEAD_FRAMES)
 
     def forward(self, heard: torch.Tensor) -> torch.Tensor:
-        """``[B, T, 320]`` (four log-mel columns a frame) or ``[B, T, 768]`` (speech features) to ``[B, T, width]``."""
+        """``[B, T, 320]`` (four log-mel columns a frame) or ``[B, T, 768]`` (speech features, or ``inputs`` others)
+        to ``[B, T, width]``."""
         if self.front_end == "mel":
             mel = heard.unflatten(-1, (MELS_PER_FRAME, N_MELS)).flatten(1, 2)
             x = F.pad(mel.mT, (_KERNEL - 1 - LOOK_AHEAD_MEL, LOOK_AHEAD_MEL), mode="replicate")

@@ -15,6 +15,7 @@ from torch import nn
 
 from flowportrait.codec.basis import LOWER
 from flowportrait.generator.audio_encoder import AudioEncoder
+from flowportrait.generator.speech_encoder import SPEECH_DIM
 
 N_LIPS = LOWER.stop - LOWER.start
 STYLE_MEAN, STYLE_LIPS = slice(0, N_LIPS), N_LIPS
@@ -25,9 +26,9 @@ _LARGEST_GAIN = 2.0
 class LipReader(nn.Module):
     """Regression of the lower face; trained before the generator, then frozen."""
 
-    def __init__(self, front_end: str, width: int, dropout: float = 0.3) -> None:
+    def __init__(self, front_end: str, width: int, dropout: float = 0.3, inputs: int = SPEECH_DIM) -> None:
         super().__init__()
-        self.encoder = AudioEncoder(front_end, width, dropout)
+        self.encoder = AudioEncoder(front_end, width, dropout, inputs)
         self.out = nn.Linear(width, N_LIPS)
         self.register_buffer("scale", torch.ones(N_LIPS))
         self.register_buffer("gain", torch.ones(N_LIPS))

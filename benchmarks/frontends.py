@@ -1,0 +1,123 @@
+"""What an audio front end brings on speakers nobody trained on: lips regressed on its features, equal budgets.
+
+    python benchmarks/frontends.py --corpus CORPUS [--seeds 0 1] [--steps 300] [--only mel whisper wakeword]
+                                   [--wakeword FOLDER]
+
+Front ends: ``mel`` (log-mel, look-ahead 112 ms), ``whisper`` (first layer of Whisper tiny.en, streamable, 118 ms),
+``wakeword`` (the speech embedding of openWakeWord; FOLDER holds ``melspectrogram.onnx`` and ``embedding_model.onnx``,
+both in the wheel openwakeword 0.4.0; 76-column windows that end 100 ms after the frame, no further look-ahead).
+Each is followed by the same small convolutional reader (``generator.lip_reader``), trained without augmentation.
+Figures: correlation with real motion per clip, averaged; ``mean`` (loudness alone) is the row that must lose.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from generator import correlation, lip_gap
+
+from flowportrait.codec.basis import LOWER
+from flowportrait.corpus.clip import Clip
+from flowportrait.corpus.motion_set import MotionClip, load_motion
+from flowportrait.evaluate.expert_data import loudness
+from flowportrait.generator.lip_reader import LipReader
+from flowportrait.generator.speech_encoder import SPEECH_DIM, SpeechEncoder
+from flowportrait.generator.train_lips import train_lips
+from flowportrait.media.mel import level
+
+WIDTH = 128
+_PAST_COLUMNS, _AHEAD_COLUMNS = 76, 10
+
+Listen = Callable[[MotionClip], torch.Tensor]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--corpus", type=Path, required=True)
+    options.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--only", nargs="+", default=["mel", "whisper"])
+    options.add_argument("--wakeword", type=Path)
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    training = load_motion(given.corpus, ("reward", "evaluation", "train"))
+    dev = load_motion(given.corpus, ("dev",))
+    show("mean", dev, lambda clip: loud(given.corpus, clip))
+    encoder = SpeechEncoder().load_weights().eval()
+    front_ends: dict[str, tuple[Listen, int]] = {
+        "mel": (lambda clip: clip.mel.reshape(-1, 4 * clip.mel.shape[1]), 0),
+        "whisper": (lambda clip: encoder(clip.mel[None])[0], SPEECH_DIM),
+    }
+    if given.wakeword:
+        front_ends["wakeword"] = (wakeword(given.wakeword, given.corpus), 96)
+    for name in given.only:
+        listen, inputs = front_ends[name]
+        heard, held_out = ([replace(clip, mel=listen(clip)) for clip in part] for part in (training, dev))
+        for seed in given.seeds:
+            torch.manual_seed(seed)
+            reader = LipReader("mel" if name == "mel" else "features", WIDTH, inputs=inputs)
+            train_lips(reader, heard, given.steps, 1.0, seed, lambda loss: None)
+            show(f"{name} seed {seed}", held_out, lambda clip, reader=reader: read(reader, clip))  # type: ignore[misc]
+
+
+@torch.no_grad()
+def read(reader: LipReader, clip: MotionClip) -> torch.Tensor:
+    """Predicted motion ``[T, 30]`` of a clip, lips only."""
+    predicted = reader(clip.mel[None].float())[0, : len(clip.motion)]
+    motion = torch.zeros_like(clip.motion)
+    motion[:, LOWER] = reader.lips(predicted[None], clip.style[None])[0]
+    return motion
+
+
+def loud(corpus: Path, clip: MotionClip) -> torch.Tensor:
+    """All lips open as the sound gets louder."""
+    sound = Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio
+    track = torch.from_numpy(loudness(sound, len(clip.motion), 1.0)).float()
+    return track[:, None] * lip_gap()[None]
+
+
+def show(name: str, clips: list[MotionClip], predict: Callable[[MotionClip], torch.Tensor]) -> None:
+    """One row: by source, lip gap and lower face."""
+    opening, rows = lip_gap(), []
+    for source in ("anchors", "grid"):
+        values = []
+        for clip in (clip for clip in clips if clip.name.startswith(source)):
+            made = predict(clip)
+            lower = correlation(made[:, :8].T, clip.motion[:, :8].T).mean()
+            values.append((float(correlation(made @ opening, clip.motion @ opening)), float(lower)))
+        if values:
+            gap, low = np.mean(values, axis=0)
+            rows.append(f"{source} gap {gap:.3f} lower {low:.3f}")
+    print(f"{name:16s} {'  '.join(rows)}", flush=True)
+
+
+def wakeword(folder: Path, corpus: Path) -> Listen:
+    """openWakeWord's embedding, one overlapping window per video frame."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    mel, embed = (
+        onnxruntime.InferenceSession(folder / name, settings, providers=["CPUExecutionProvider"])
+        for name in ("melspectrogram.onnx", "embedding_model.onnx")
+    )
+
+    def listen(clip: MotionClip) -> torch.Tensor:
+        sound = level(Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio)
+        padded = np.pad(sound, (160 * _PAST_COLUMNS, 160 * 2 * _AHEAD_COLUMNS))[None].astype(np.float32) * 32767
+        columns = mel.run(None, {mel.get_inputs()[0].name: padded})[0].squeeze() / 10 + 2
+        ends = [4 * (t + 1) + _AHEAD_COLUMNS for t in range(len(clip.motion))]
+        windows = np.stack([columns[end : end + _PAST_COLUMNS] for end in ends])[..., None].astype(np.float32)
+        out = embed.run(None, {embed.get_inputs()[0].name: windows})[0]
+        return torch.from_numpy(out.reshape(len(windows), -1))
+
+    return listen
+
+
+if __name__ == "__main__":
+    main()

@@ -17,10 +17,11 @@ from flowportrait.errors import BadInput
 from flowportrait.judge.agreement import compare, histogram, icc, read_human
 from flowportrait.judge.calibration import Calibration, learn
 from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.opinion import Reply, Token, Unusable, expectation, read_opinion
 from flowportrait.judge.rubric import ASPECTS, RUBRIC, WEIGHTS, rubric_text
 from flowportrait.judge.sanity import CASES, examine, keep_certificate, require_sound
-from flowportrait.judge.verdict import Finding, Kind, Verdict
+from flowportrait.judge.verdict import Finding, Verdict
 from flowportrait.reward.batch import Failure
 from tests.test_judge_client import clip
 

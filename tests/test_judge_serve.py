@@ -23,6 +23,7 @@ from flowportrait.errors import BadInput
 from flowportrait.judge.client import Server
 from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.exhibit import Exhibit, exhibits_of
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.ledger import Ledger
 from flowportrait.judge.panel import Panel, PanelSettings
 from flowportrait.judge.parts import Shows, mp4_url
@@ -30,7 +31,7 @@ from flowportrait.judge.remote import HttpReward
 from flowportrait.judge.reward import JudgeReward
 from flowportrait.judge.rubric import ASPECTS
 from flowportrait.judge.server import MODEL, create_app
-from flowportrait.judge.verdict import Finding, Kind, Verdict, missing
+from flowportrait.judge.verdict import Finding, Verdict, missing
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.items import Item, draw_items, sound, speech
 from flowportrait.reward.batch import Failure, RewardBatch
@@ -205,12 +206,13 @@ def test_with_a_key_nobody_else_is_served(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_panel_client_works_against_our_own_server() -> None:
-    shows = Shows(images=False, audio="none", clip=True)
+    shows = Shows(images=False, audio="off", clip=True)
     black = Exhibit(np.zeros((12, 64, 64, 3), np.uint8), clip().audio, "black", places=clip().places)
     with served() as url:
         ledger = Ledger()
         backend = Server(Endpoint(url=f"{url}/v1", model=MODEL, shows=shows, answers=1, concurrency=1), ledger)
         bright, dark = Panel(backend, PanelSettings(samples=1)).judge([clip(), black])
+    assert bright.kind == "measured panel"
     expected = 1 + 4 * float(clip().frames.mean()) / 255
     for aspect in ASPECTS:
         assert bright.findings[aspect].score == pytest.approx(expected, abs=0.1)

@@ -20,8 +20,9 @@ import httpx2
 import openai
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.endpoint import Endpoint
+from flowportrait.judge.endpoint import OWN_MODEL, Endpoint
 from flowportrait.judge.evidence import Evidence
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.ledger import Entry, Ledger, Outcome
 from flowportrait.judge.opinion import Reply, Token, Unusable
 from flowportrait.judge.parts import Shows, content, text_part
@@ -59,6 +60,10 @@ class Server:
     @property
     def who(self) -> str:
         return self.endpoint.who
+
+    @property
+    def kind(self) -> Kind:
+        return "measured panel" if self.endpoint.model == OWN_MODEL else "multimodal LLM panel"
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
         """See ``Backend``.

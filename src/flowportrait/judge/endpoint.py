@@ -10,6 +10,8 @@ from flowportrait.errors import BadInput
 from flowportrait.judge.parts import Shows
 
 KEYLESS = "none"
+OWN_MODEL = "flowportrait-panel"
+"""What ``flowportrait judge serve`` calls its measured panel."""
 
 
 @dataclass(frozen=True)

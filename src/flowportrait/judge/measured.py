@@ -22,9 +22,10 @@ import torch
 
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST, RUBRIC, Aspect
 from flowportrait.judge.steadiness import Steadiness
-from flowportrait.judge.verdict import Finding, Kind, Verdict, missing
+from flowportrait.judge.verdict import Finding, Verdict, missing
 from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.interface import Reward, Score
 from flowportrait.reward.registry import build

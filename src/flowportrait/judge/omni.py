@@ -18,6 +18,7 @@ import torch
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.omni_inputs import Layout
 from flowportrait.judge.opinion import LEAST_MASS, Reply, Token, Unusable
 from flowportrait.judge.question import Keep, Question
@@ -58,6 +59,8 @@ class OmniSettings:
 
 class Omni:
     """A ``Backend`` in this process."""
+
+    kind: Kind = "multimodal LLM panel"
 
     def __init__(self, model: Any, layout: Layout, settings: OmniSettings) -> None:
         self.model = model.eval().requires_grad_(False)

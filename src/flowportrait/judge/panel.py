@@ -21,10 +21,11 @@ from flowportrait.judge.cache import Cache
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.evidence import Evidence, gather
 from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.opinion import Opinion, Reply, Unusable, read_opinion, read_review
 from flowportrait.judge.question import Backend, Question, reviewer, specialist
 from flowportrait.judge.rubric import ASPECTS, Aspect, rubric_version
-from flowportrait.judge.verdict import Finding, Kind, Verdict, missing
+from flowportrait.judge.verdict import Finding, Verdict, missing
 from flowportrait.reward.batch import Failure
 
 
@@ -44,8 +45,6 @@ class PanelSettings:
 class Panel:
     """A ``Judge``: any backend in the specialists' chairs."""
 
-    kind: Kind = "multimodal LLM panel"
-
     def __init__(
         self,
         backend: Backend,
@@ -61,6 +60,10 @@ class Panel:
     @property
     def name(self) -> str:
         return f"panel of {self.backend.who.split()[0]}"
+
+    @property
+    def kind(self) -> Kind:
+        return self.backend.kind
 
     @property
     def fingerprint(self) -> str:

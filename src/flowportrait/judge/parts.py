@@ -32,7 +32,7 @@ class Shows:
     """Sheets of close-ups, faces and differences as pictures."""
     video: bool = False
     """The aspect's close-ups as mp4."""
-    audio: Literal["input_audio", "audio_url", "none"] = "input_audio"
+    audio: Literal["input_audio", "audio_url", "off"] = "input_audio"
     clip: bool = False
     """The whole clip with its sound as mp4: what the panel served by ``flowportrait judge serve`` wants."""
 
@@ -50,7 +50,7 @@ def content(evidence: Evidence, shows: Shows) -> list[dict[str, Any]]:
     if shows.clip:
         url = mp4_url(evidence.clip.frames, evidence.clip.audio, FPS)
         parts += [text_part("The whole clip"), {"type": "video_url", "video_url": {"url": url}}]
-    if len(evidence.audio) and shows.audio != "none":
+    if len(evidence.audio) and shows.audio != "off":
         data = base64.b64encode(wav_bytes(evidence.audio)).decode()
         if shows.audio == "input_audio":
             heard: dict[str, Any] = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from flowportrait.judge.evidence import Evidence
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.opinion import Opinion, Reply
 from flowportrait.judge.rubric import Aspect, rubric_text, rubric_version
 from flowportrait.reward.batch import Failure
@@ -62,6 +63,11 @@ class Backend(Protocol):
     @property
     def who(self) -> str:
         """Model and settings that change its answers: part of every address."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """Whether a model looks or experts measure."""
         ...
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:

@@ -26,6 +26,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from flowportrait.errors import BadInput
+from flowportrait.judge.endpoint import OWN_MODEL
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.rubric import ASPECTS
 from flowportrait.judge.verdict import Judge, Verdict
@@ -33,7 +34,7 @@ from flowportrait.reward.interface import Reward, traits
 from flowportrait.reward.scoring import Unavailable, score
 from flowportrait.reward.transport import MEDIA_TYPE, Wanted, pack_score, unpack_batch
 
-MODEL = "flowportrait-panel"
+MODEL = OWN_MODEL
 LARGEST = 256 * 2**20
 """Bytes of a request."""
 

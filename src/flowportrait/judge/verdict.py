@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.kind import Kind
 from flowportrait.judge.opinion import Flaw
 from flowportrait.judge.rubric import ASPECTS, WEIGHTS, Aspect
 from flowportrait.reward.batch import Failure
-
-Kind = Literal["multimodal LLM panel", "measured panel"]
 
 Settled = Literal["agreement", "reviewer", "measurement", "nobody"]
 

@@ -279,7 +279,7 @@ def people(given: argparse.Namespace) -> None:
 def cost(given: argparse.Namespace) -> None:
     """Every reward on a rollout of 6 × 16 samples of 72 frames; drawing is timed apart, since rewards share it. Seconds
     are those of one core (process time), so that a busy machine does not change them."""
-    codec = MotionCodec(Portrait.from_image(astronaut()), 128)
+    codec = MotionCodec(Portrait.from_image(astronaut()), 128, retouch=False)
     policy = load_generator("sft").eval()
     tracks = 0.5 * torch.randn(96, 72, 30, generator=torch.Generator().manual_seed(0)).cumsum(1) / 8
     sound = torch.randn(640 * 72, generator=torch.Generator().manual_seed(1)) * 0.05

@@ -36,7 +36,7 @@ Damage = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 @lru_cache(maxsize=1)
 def clean() -> RewardBatch:
     """A portrait that speaks a little, 128 px."""
-    codec = MotionCodec(Portrait.from_image(astronaut()), 128)
+    codec = MotionCodec(Portrait.from_image(astronaut()), 128, retouch=False)
     time = torch.arange(28)[:, None] / 25
     motion = 0.6 * torch.sin(2 * torch.pi * (1.5 * time + torch.linspace(0, 1, 30)))
     return RewardBatch(motion[None], torch.zeros(1, 112, 80), Drawing([codec], [0], 128))

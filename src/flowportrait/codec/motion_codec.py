@@ -35,11 +35,13 @@ def resting(basis: MotionBasis, portrait: Portrait) -> Identity:
 class MotionCodec:
     """Draws one portrait in motion."""
 
-    def __init__(self, portrait: Portrait, size: int | None = None, basis: MotionBasis | None = None) -> None:
+    def __init__(
+        self, portrait: Portrait, size: int | None = None, basis: MotionBasis | None = None, retouch: bool = True
+    ) -> None:
         self.portrait = portrait
         self.basis = basis or MotionBasis.load()
         self.identity = resting(self.basis, portrait)
-        self.renderer = Renderer(portrait, size)
+        self.renderer = Renderer(portrait, size, retouch)
 
     def encode(self, faces: Faces) -> tuple[torch.Tensor, Identity]:
         """Motion ``[T, 30]`` of a tracked video and whose it is."""

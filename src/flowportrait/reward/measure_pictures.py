@@ -88,7 +88,7 @@ def filmed_again(frames: np.ndarray, seed: int) -> np.ndarray:
 
 def drawn(batch: RewardBatch, portraits: Sequence[Portrait]) -> RewardBatch:
     """The batch's real motion on other faces."""
-    codecs = [MotionCodec(portrait, RENDERED) for portrait in portraits]
+    codecs = [MotionCodec(portrait, RENDERED, retouch=False) for portrait in portraits]
     rows = [row % len(codecs) for row in range(len(batch))]
     return RewardBatch(batch.motion, batch.mel, Drawing(codecs, rows, RENDERED))
 

@@ -54,7 +54,7 @@ class Server:
         self.endpoint = endpoint.checked()
         self.ledger = ledger or Ledger()
         self._wishes: dict[str, Any] = {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
-        if endpoint.top_logprobs:
+        if endpoint.top_logprobs and self.kind != "measured panel":
             self._wishes |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import json
 import math
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +39,15 @@ from flowportrait.reward.transport import MEDIA_TYPE, Wanted, pack_score, unpack
 MODEL = OWN_MODEL
 LARGEST = 256 * 2**20
 """Bytes of a request."""
+REMEMBERED = 64
+"""Clips whose verdict is kept."""
 
 
 def create_app(judge: Judge, scorers: Mapping[str, Reward], key: str | None = None) -> FastAPI:
     """The application; one clip or batch is worked on at a time."""
     app = FastAPI(title="FlowPortrait judge", docs_url=None, redoc_url=None, openapi_url=None)
     lock = threading.Lock()
+    recent: OrderedDict[str, Verdict] = OrderedDict()
 
     @app.middleware("http")
     async def guard(request: Request, call: Any) -> Response:
@@ -104,8 +109,14 @@ def create_app(judge: Judge, scorers: Mapping[str, Reward], key: str | None = No
             return _error(400, "send the clip as a video_url part with a data:video/mp4;base64 address")
 
         def work() -> Verdict:
+            # Three specialists ask about the same clip: it is judged once.
+            digest = hashlib.sha256(video.encode()).hexdigest()
             with lock:
-                return judge.judge([_exhibit(video)])[0]
+                if digest not in recent:
+                    recent[digest] = judge.judge([_exhibit(video)])[0]
+                while len(recent) > REMEMBERED:
+                    recent.popitem(last=False)
+                return recent[digest]
 
         return JSONResponse(_completion(await run_in_threadpool(work), text))
 

@@ -56,7 +56,8 @@ def jackknife(clips: Clips, truth: Clips, figure: Callable[[Clips, Clips], float
         return Estimate(mean, None, None, len(clips))
     reach = 1.96 * float(np.sqrt((len(values) - 1) * values.var()))
     low = max(0.0, mean - reach) if figure in DISTANCES else mean - reach
-    return Estimate(mean, low, mean + reach, len(clips))
+    high = min(1.0, mean + reach) if figure in SCORES else mean + reach
+    return Estimate(mean, low, high, len(clips))
 
 
 def ecs_of_set(clips: Clips, truth: Clips) -> float | None:
@@ -107,3 +108,5 @@ FIGURES: dict[str, Callable[[Clips, Clips], float | None]] = {
     "theval": theval_of_set,
 }
 DISTANCES = {FIGURES[key] for key in ("e_fid", "fid", "fvd")}
+SCORES = {ecs_of_set, theval_of_set}
+"""Figures that cannot be above one."""

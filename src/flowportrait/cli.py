@@ -27,6 +27,7 @@ from flowportrait.commands import (
     prepare,
     pretrain,
     recipes,
+    reward,
     score,
     study,
     verify,
@@ -36,7 +37,7 @@ from flowportrait.terminal import say, speaks
 
 COMMANDS = (
     animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, score, judge, bench, study, preferences,
-    demo, verify,
+    reward, demo, verify,
 )  # fmt: skip
 
 

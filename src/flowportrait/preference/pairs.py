@@ -87,7 +87,7 @@ def read_pairs(path: Path) -> list[Pair]:
         BadInput: no such file, no pairs, or a line that is not a pair; the sentence names the line and the field.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as preference pairs: give a pairs.jsonl file.") from error
     pairs = [_parse(text, path, number) for number, text in enumerate(lines, 1) if text.strip()]

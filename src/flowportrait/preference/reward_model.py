@@ -1,0 +1,129 @@
+"""A small audio-visual reward model: three scores of a clip, each from what it may know.
+
+    sync        lower face + mel ─► the reward side's sync expert, frozen ─► agreement per channel ─► learned head
+    expression  lower face, brows, lids, gaze (no sound) ─► conv ─► mean and spread over time ─► score
+    motion      speed and acceleration of everything (no sound) ─► likewise
+
+The towers share nothing, so sound cannot reach ``motion``. Scores are standardised on real clips: 0 is ordinary
+footage, 1 is one standard deviation better.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowportrait.codec.basis import EXPRESSION, MOTION_DIM
+from flowportrait.preference.made_pairs import DIMENSIONS
+from flowportrait.reward.sync import SyncExpert
+
+WIDTH = 64
+START = 8.0
+"""Weight of the expert's own cosine before any training."""
+LEAST_FRAMES = SyncExpert.WINDOW
+
+
+class RewardModel(nn.Module):
+    """``[B, T, 30]`` motion and ``[B, 4T, 80]`` log-mel to scores ``[B, 3]`` in the order of ``DIMENSIONS``."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listener = SyncExpert()
+        self.agreement = nn.Conv1d(SyncExpert.DIM, 16, 3, padding=1)
+        self.sync = nn.Linear(2 * 16 + 2, 1)
+        self.expression = Tower(2 * EXPRESSION.stop)
+        self.steadiness = Tower(2 * MOTION_DIM)
+        self.register_buffer("mean", torch.zeros(len(DIMENSIONS)))
+        self.register_buffer("std", torch.ones(len(DIMENSIONS)))
+
+    @classmethod
+    def fresh(cls) -> RewardModel:
+        """Ready to train: the sync tower starts from the reward side's expert, at its own cosine."""
+        model = cls()
+        model.listener.load_state_dict(SyncExpert.load().state_dict())
+        nn.init.zeros_(model.sync.weight)
+        nn.init.zeros_(model.sync.bias)
+        with torch.no_grad():
+            model.sync.weight[0, -2] = START
+        model.listener.requires_grad_(False)
+        return model
+
+    def raw(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+        """Scores before standardising, ``[B, 3]``: what pairs train."""
+        with torch.no_grad():
+            self.listener.eval()
+            product = self.listener.embed_face(motion) * self.listener.embed_audio(mel)
+        hidden = nn.functional.gelu(self.agreement(10 * product.mT))
+        cosine = product.sum(-1)
+        told = torch.cat([hidden.mean(-1), hidden.amax(-1), cosine.mean(-1)[:, None], cosine.amin(-1)[:, None]], -1)
+        sync = self.sync(told)[:, 0]
+        expression = motion[..., EXPRESSION]
+        speed = motion.diff(dim=1)
+        return torch.stack(
+            [
+                sync,
+                self.expression(
+                    torch.cat([expression[:, 1:] - expression.mean(1, keepdim=True), expression.diff(dim=1)], -1)
+                ),
+                self.steadiness(torch.cat([3 * speed[:, 1:], 3 * speed.diff(dim=1)], -1)),
+            ],
+            -1,
+        )
+
+    def forward(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+        """Standardised scores ``[B, 3]``.
+
+        Raises:
+            ValueError: fewer than ``LEAST_FRAMES`` frames.
+        """
+        if motion.shape[1] < LEAST_FRAMES:
+            raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {LEAST_FRAMES}")
+        return (self.raw(motion, mel) - self.mean) / self.std
+
+    def standardise(self, scores: torch.Tensor) -> None:
+        """Make raw ``scores`` ``[N, 3]`` of real clips the yardstick."""
+        self.mean.copy_(scores.mean(0))
+        self.std.copy_(scores.std(0).clamp_min(1e-3))
+
+    def save(self, path: Path) -> None:
+        """Write float16 safetensors, whole or not at all."""
+        partial = path.with_suffix(".partial")
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        save_file(tensors, str(partial))
+        os.replace(partial, path)
+
+    @classmethod
+    def read(cls, path: Path) -> RewardModel:
+        """A model written by ``save``, ready to score."""
+        model = cls()
+        model.load_state_dict(load_file(str(path)))
+        return model.eval().requires_grad_(False)
+
+
+class Tower(nn.Module):
+    """Features over time ``[B, T, F]`` to one number per clip ``[B]``."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(features, WIDTH, 3, padding=1), nn.GELU(),
+            nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.GELU(),
+            nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.GELU(),
+        )  # fmt: skip
+        self.verdict = nn.Sequential(
+            nn.LayerNorm(2 * WIDTH + features), nn.Dropout(0.1), nn.Linear(2 * WIDTH + features, WIDTH), nn.GELU(),
+            nn.Linear(WIDTH, 1),
+        )  # fmt: skip
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean and spread over time, and the log amplitude of every feature, decide."""
+        hidden = self.layers(features.mT)
+        amplitude = (features.var(1) + 1e-4).log() / 2
+        return self.verdict(torch.cat([hidden.mean(-1), hidden.std(-1), amplitude], -1))[..., 0]

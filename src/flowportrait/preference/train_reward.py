@@ -1,0 +1,102 @@
+"""Train the reward model on pairs: made from a prepared corpus, read from ``pairs.jsonl``, or both.
+
+    batch = made pairs (curriculum coarse → subtle) + stated pairs ─► pair_loss ─► AdamW
+
+Of a corpus only the split ``reward`` is read: who measures on the others measures on strangers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.interrupt import StopRequest
+from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairBatch, PairMaker
+from flowportrait.preference.motion_damage import LEARNED
+from flowportrait.preference.pair_loss import Objective, pair_loss
+from flowportrait.preference.reward_model import RewardModel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the model is trained."""
+
+    objective: Objective = "ties"
+    steps: int = 300
+    batch: int = 42
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    curriculum: float = 0.6
+    """Share of the steps after which pairs are as subtle as they get."""
+    seed: int = 0
+
+
+def train_reward(
+    plan: Plan,
+    clips: Sequence[MotionClip],
+    stated: Sequence[PairBatch] = (),
+    report: Callable[[int, float, float], None] = lambda step, loss, left: None,
+) -> RewardModel:
+    """A trained model, standardised on ``clips``.
+
+    clips: of training speakers; stated: batches from annotators, mixed in one a step; report: step, loss, seconds left.
+
+    Raises:
+        BadInput: no clip is long enough.
+        KeyboardInterrupt: asked to stop, after the step under way.
+    """
+    torch.manual_seed(plan.seed)
+    model = RewardModel.fresh().train()
+    maker = PairMaker(clips, LEARNED, plan.seed)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learned, plan.learning_rate, weight_decay=plan.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, plan.learning_rate, total_steps=plan.steps + 1, pct_start=0.1
+    )
+    began = time.monotonic()
+    with StopRequest() as stop:
+        for step in range(plan.steps):
+            batch = maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps)))
+            loss = _loss(plan.objective, model, batch)
+            if stated:
+                loss = loss + _loss(plan.objective, model, stated[step % len(stated)])
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            if (step + 1) % 50 == 0:
+                left = (time.monotonic() - began) / (step + 1) * (plan.steps - step - 1)
+                report(step + 1, float(loss.detach()), left)
+            if stop.asked:
+                break
+    stop.obey()
+    model.eval().requires_grad_(False)
+    real = [(clip.motion[:FRAMES], clip.mel[: 4 * FRAMES].float()) for clip in clips if len(clip.motion) >= FRAMES]
+    motion, mel = (torch.stack(part) for part in zip(*real, strict=True))
+    model.standardise(model.raw(motion, mel))
+    return model
+
+
+def _loss(objective: Objective, model: RewardModel, batch: PairBatch) -> torch.Tensor:
+    scores = model.raw(
+        torch.cat([batch.a, batch.b]), torch.cat([batch.mel, batch.mel if batch.mel_b is None else batch.mel_b])
+    )
+    a, b = scores.chunk(2)
+    return pair_loss(objective, a, b, batch.labels, batch.points)
+
+
+def tie_thresholds(difference: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Per dimension the score difference ``[D]`` under which to say tie: the most accurate one for ``difference`` and
+    ``labels`` ``[N, D]``."""
+    found = []
+    for column in range(len(DIMENSIONS)):
+        own, truth = difference[:, column], labels[:, column]
+        candidates = own.abs().quantile(torch.linspace(0, 1, 101))
+        said = torch.where(own.abs()[None] <= candidates[:, None], 0, own.sign()[None]).long()
+        found.append(candidates[(said == truth).float().mean(1).argmax()])
+    return torch.stack(found)

@@ -1,0 +1,236 @@
+"""Claims about preference pairs: what a file may hold, what is left out of it, what damage teaches which score."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowportrait.cli import main
+from flowportrait.codec.basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER
+from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.errors import BadInput
+from flowportrait.preference.inspection import inspect_pairs, require_lesson
+from flowportrait.preference.judged import label, pairs_from_scores, read_scores
+from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairMaker
+from flowportrait.preference.motion_damage import LEARNED, UNSEEN, Window
+from flowportrait.preference.pair_loss import log_chances, pair_loss
+from flowportrait.preference.pairs import ASPECTS, LABELS, Pair, read_pairs, write_pairs
+from flowportrait.preference.reward_model import RewardModel
+from flowportrait.preference.train_reward import Plan, tie_thresholds, train_reward
+
+WORDS = st.text(min_size=1, max_size=8)
+SAID = st.dictionaries(st.sampled_from(ASPECTS), st.sampled_from(LABELS), min_size=1)
+POINTS = st.dictionaries(st.sampled_from(ASPECTS), st.floats(1, 5))
+PAIRS = st.builds(
+    Pair, prompt=WORDS, a=WORDS, b=WORDS, aspects=SAID, source=WORDS, annotator=WORDS, speaker=WORDS,
+    points=st.fixed_dictionaries({}, optional={"a": POINTS, "b": POINTS}),
+)  # fmt: skip
+
+
+def pair(a: str = "a", b: str = "b", said: str = "A", **more: Any) -> Pair:
+    return Pair("p", a, b, {"sync": said}, "study", **more)  # type: ignore[dict-item]
+
+
+@given(st.lists(PAIRS, min_size=1, max_size=4))
+@settings(max_examples=25)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, pairs: list[Pair]) -> None:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    assert write_pairs(path, pairs) == len(pairs)
+    assert read_pairs(path) == pairs
+    assert [one.swapped().swapped() for one in pairs] == pairs
+
+
+GOOD = {"prompt": "p", "a": "x", "b": "y", "aspects": {"sync": "A"}, "source": "study"}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", "line 2: this is not JSON"),
+        ("[1]", "line 2: a pair is an object"),
+        (json.dumps({**GOOD, "winner": "x"}), "line 2: unknown field 'winner'"),
+        (json.dumps({**GOOD, "a": ""}), "line 2: 'a' is missing"),
+        (json.dumps({**GOOD, "aspects": {"beauty": "A"}}), "line 2: unknown aspect 'beauty'"),
+        (json.dumps({**GOOD, "aspects": {"sync": "a"}}), "line 2: sync is 'a'"),
+        (json.dumps({**GOOD, "speaker": 3}), "line 2: 'speaker' must be text"),
+        (json.dumps({**GOOD, "points": {"a": {"sync": 6}}}), "line 2: a has 6 points for sync"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, sentence: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{line}\n")
+    assert main(["preferences", "inspect", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_what_must_not_be_learned_from_is_counted_and_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).touch()
+    pairs = [
+        pair("a", "b", "A", annotator="ann"),
+        pair("b", "a", "A", annotator="ann"),  # Ann said the opposite before
+        pair("b", "a", "A", annotator="bob"),  # Bob may disagree with her
+        pair("a", "gone", annotator="ann"),
+        pair("a", "a", annotator="ann"),
+        pair("a", "c", annotator="ann", split="train", speaker="s1"),
+        pair("c", "d", annotator="ann", split="train", speaker="s2"),
+        pair("d", "b", annotator="ann", split="dev", speaker="s1", portrait="x"),
+    ]
+    found = inspect_pairs(pairs, tmp_path)
+    assert found.kept == [pairs[2], pairs[7]]
+    assert found.excluded == {
+        "contradicted by the same annotator": 2,
+        "clip missing": 1,
+        "a clip preferred to itself": 1,
+        "leaked between splits": 2,
+    }
+    assert any("1 speaker of the training split also occurs" in sentence for sentence in found.sentences)
+    assert found.counts["aspects"]["sync"]["disputed"] == 1
+
+
+def test_one_annotator_and_nothing_but_ties_are_said() -> None:
+    found = inspect_pairs([pair(a=str(n), said="tie", annotator="ann") for n in range(3)])
+    assert any("One annotator only" in sentence for sentence in found.sentences)
+    assert any("100% ties" in sentence for sentence in found.sentences)
+    with pytest.raises(BadInput, match="All 3 judgements of sync are ties"):
+        require_lesson(found, ("sync",))
+    with pytest.raises(BadInput, match="None of the pairs"):
+        require_lesson(inspect_pairs([pair("a", "a")]), ("sync",))
+
+
+def test_agreement_does_not_depend_on_which_clip_was_called_a() -> None:
+    pairs = [one for n in range(4) for one in (pair(f"{n}", "z", "AB"[n % 2], annotator="x"),)]
+    others = [Pair(**{**vars(one.swapped()), "annotator": "y"}) for one in pairs]
+    assert inspect_pairs(pairs + others).counts["aspects"]["sync"]["alpha"] == 1
+
+
+def test_score_tables_become_pairs_with_a_band_of_ties(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, scores in (("a", {"1.mp4": 4.0, "2.mp4": 3.0, "3.mp4": 2.0}), ("b", {"1.mp4": 3.0, "2.mp4": 3.4})):
+        rows = [{"file": f, "overall": None, "aspects": {"lip_sync": {"score": s}}} for f, s in scores.items()]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    tables = [str(tmp_path / f"{name}.json") for name in ("a", "b")]
+    assert main(["preferences", "from-judge", *tables, "--output", str(tmp_path / "pairs.jsonl")]) == 0
+    assert "3.mp4" in capsys.readouterr().err
+    pairs = read_pairs(tmp_path / "pairs.jsonl")
+    assert [one.aspects for one in pairs] == [{"sync": "A"}, {"sync": "tie"}]
+    assert pairs[0].points == {"a": {"sync": 4.0}, "b": {"sync": 3.0}}
+    assert label(-0.6, 0.5) == "B"
+    (tmp_path / "a.json").write_text(json.dumps([{"file": "1.mp4", "aspects": {"lip_sync": 7}}]))
+    with pytest.raises(BadInput, match=r"entry 1: the score 7 of lip_sync"):
+        read_scores(tmp_path / "a.json")
+    with pytest.raises(BadInput, match="no clip name in common"):
+        pairs_from_scores({"x": {}}, {"y": {}}, 0.5, "judge")
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[MotionClip]:
+    """Faces in smooth motion under a sound whose loudness the jaw follows."""
+    made = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        walk = np.cumsum(rng.normal(size=(40, 30)), 0)
+        motion = np.apply_along_axis(lambda row: np.convolve(row, np.ones(5) / 5, "same"), 0, walk - walk.mean(0))
+        mel = rng.normal(size=(160, 80)) + np.repeat(motion[:, :1], 4, 0)
+        made.append(
+            MotionClip(str(seed), str(seed), torch.tensor(motion).float(), torch.tensor(mel).float(), torch.zeros(19))
+        )
+    return made
+
+
+CHANGES = {
+    "shift": EXPRESSION, "time-warp": EXPRESSION, "other speech": LOWER, "frozen eyes": slice(BROWS.start, GAZE.stop),
+    "dull": EXPRESSION, "jitter": HEAD, "sway": HEAD, "swapped segments": EXPRESSION, "loudness jaw": LOWER,
+    "dead face": HEAD, "smeared lips": LOWER, "stutter": EXPRESSION, "jump": HEAD,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(LEARNED | UNSEEN))
+def test_damage_grows_with_its_strength_and_leaves_the_rest_alone(name: str, clips: list[MotionClip]) -> None:
+    damage = (LEARNED | UNSEEN)[name]
+    motion = clips[0].motion.numpy().astype(float)
+    window = Window(motion, np.abs(motion[:, 0]), clips[1].motion.numpy(), 8, FRAMES)
+    before = motion.copy()
+
+    def change(strength: float) -> float:
+        drawn = [damage.damage(window, strength, np.random.default_rng(seed)) for seed in range(12)]
+        assert all(one.shape == (FRAMES, 30) for one in drawn)
+        return float(np.mean([np.abs(one - window.intact)[:, CHANGES[name]].mean() for one in drawn]))
+
+    assert change(damage.coarse) > change(damage.subtle) > 0
+    assert np.array_equal(motion, before)
+    eyes = damage.damage(window, damage.coarse, np.random.default_rng(0))[:, BLINK]
+    if name in ("other speech", "loudness jaw", "smeared lips", "jitter", "sway", "jump"):
+        assert np.array_equal(eyes, window.intact[:, BLINK])
+
+
+def test_made_pairs_prefer_the_intact_clip_only_where_it_is_better_and_grow_subtle(clips: list[MotionClip]) -> None:
+    maker = PairMaker(clips, {"jitter": LEARNED["jitter"]}, 0)
+    coarse, subtle = maker.draw(64, progress=0), maker.draw(64, progress=1)
+    column = DIMENSIONS.index("motion")
+    for batch in (coarse, subtle):
+        assert set(batch.labels[:, column].tolist()) == {1, -1}
+        assert not batch.labels[:, [0, 1]].any()
+        rough = [one.diff(dim=1).diff(dim=1).abs().mean((1, 2)) for one in (batch.a, batch.b)]
+        assert torch.equal((rough[1] > rough[0]).long() * 2 - 1, batch.labels[:, column])
+    assert (coarse.a - coarse.b).abs().mean() > 1.3 * (subtle.a - subtle.b).abs().mean()
+
+
+def test_the_three_answers_of_a_pair_sum_to_one_and_ties_pull_scores_together() -> None:
+    difference = torch.linspace(-6, 6, 13, requires_grad=True)
+    chances = log_chances(difference).exp()
+    assert torch.allclose(chances.sum(-1), torch.ones(13))
+    assert chances[6, 0].item() == pytest.approx(1 / 6)
+    zero = torch.zeros(1, 1)
+    none = torch.full((1, 2, 1), math.nan)
+    for d, said in ((1.5, 0), (-1.5, 0)):
+        score = torch.tensor([[d]], requires_grad=True)
+        pair_loss("ties", score, zero, torch.tensor([[said]]), none).backward()
+        assert score.grad is not None
+        assert score.grad.item() * d > 0
+    assert pair_loss("plain", zero, zero, torch.tensor([[1]]), none).item() == pytest.approx(math.log(2))
+    assert pair_loss("plain", zero, zero, torch.tensor([[0]]), none).item() == 0
+    assert pair_loss("ties", zero, zero, torch.tensor([[2]]), none).item() == 0
+    assert pair_loss("regression", zero, zero, torch.tensor([[1]]), torch.tensor([[[5.0], [3.0]]])).item() == 2
+
+
+def test_each_score_sees_only_what_it_may(clips: list[MotionClip]) -> None:
+    model = RewardModel.fresh().eval()
+    motion, mel = torch.stack([clip.motion for clip in clips]), torch.stack([clip.mel for clip in clips])
+    scores = model(motion, mel)
+    assert (model(motion, mel.roll(1, 0)) == scores).all(0).tolist() == [False, True, True]
+    nod = motion.clone()
+    nod[..., HEAD] += torch.randn(len(nod), 40, 6)
+    assert (model(nod, mel) == scores).all(0).tolist() == [True, True, False]
+    with pytest.raises(ValueError, match="too few"):
+        model(motion[:, :5], mel[:, :20])
+
+
+@pytest.mark.slow
+def test_a_few_steps_learn_to_tell_trembling_and_a_saved_model_says_the_same(
+    clips: list[MotionClip], tmp_path: Path
+) -> None:
+    model = train_reward(Plan(steps=25, batch=14, learning_rate=4e-3), clips)
+    batch = PairMaker(clips, {"jitter": LEARNED["jitter"]}, 9).draw(60, progress=0)
+    difference = model(batch.a, batch.mel) - model(batch.b, batch.mel)
+    column = DIMENSIONS.index("motion")
+    assert (difference[:, column].sign() == batch.labels[:, column]).float().mean() > 0.8
+    model.save(tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size < 8e6
+    again = RewardModel.read(tmp_path / "model.safetensors")
+    assert torch.allclose(again(batch.a, batch.mel), model(batch.a, batch.mel), atol=0.05)
+
+
+def test_the_tie_threshold_is_the_most_accurate_one() -> None:
+    difference = torch.tensor([[0.1], [-0.2], [2.0], [-3.0]]).expand(-1, 3)
+    labels = torch.tensor([[0], [0], [1], [-1]]).expand(-1, 3)
+    assert ((tie_thresholds(difference, labels) >= 0.2) & (tie_thresholds(difference, labels) < 2)).all()

@@ -1,9 +1,10 @@
 """A small audio-visual reward model: three scores of a clip, each from what it may know.
 
-    sync        lower face + mel ─► the reward side's sync expert, frozen ─► agreement per channel ─► learned head
+    sync        lower face + mel ─► the reward side's sync expert, frozen ─► mean cosine ─► learned scale
     expression  lower face, brows, lids, gaze (no sound) ─► conv ─► mean and spread over time ─► score
     motion      speed and acceleration of everything (no sound) ─► likewise
 
+A head on the expert's channels was tried: it learned the 12 training speakers and lost to the plain cosine on others.
 The towers share nothing, so sound cannot reach ``motion``. Scores are standardised on real clips: 0 is ordinary
 footage, 1 is one standard deviation better.
 """
@@ -36,8 +37,7 @@ class RewardModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.listener = SyncExpert()
-        self.agreement = nn.Conv1d(SyncExpert.DIM, 16, 3, padding=1)
-        self.sync = nn.Linear(2 * 16 + 2, 1)
+        self.sync = nn.Linear(1, 1)
         self.expression = Tower(2 * EXPRESSION.stop)
         self.steadiness = Tower(2 * MOTION_DIM)
         self.register_buffer("mean", torch.zeros(len(DIMENSIONS)))
@@ -48,10 +48,8 @@ class RewardModel(nn.Module):
         """Ready to train: the sync tower starts from the reward side's expert, at its own cosine."""
         model = cls()
         model.listener.load_state_dict(SyncExpert.load().state_dict())
-        nn.init.zeros_(model.sync.weight)
+        nn.init.constant_(model.sync.weight, START)
         nn.init.zeros_(model.sync.bias)
-        with torch.no_grad():
-            model.sync.weight[0, -2] = START
         model.listener.requires_grad_(False)
         return model
 
@@ -59,11 +57,8 @@ class RewardModel(nn.Module):
         """Scores before standardising, ``[B, 3]``: what pairs train."""
         with torch.no_grad():
             self.listener.eval()
-            product = self.listener.embed_face(motion) * self.listener.embed_audio(mel)
-        hidden = nn.functional.gelu(self.agreement(10 * product.mT))
-        cosine = product.sum(-1)
-        told = torch.cat([hidden.mean(-1), hidden.amax(-1), cosine.mean(-1)[:, None], cosine.amin(-1)[:, None]], -1)
-        sync = self.sync(told)[:, 0]
+            cosine = self.listener.score(motion, mel)[1]
+        sync = self.sync(cosine[:, None])[:, 0]
         expression = motion[..., EXPRESSION]
         speed = motion.diff(dim=1)
         return torch.stack(

@@ -68,7 +68,7 @@ def latency(model: ARFlow, codec: MotionCodec, sound: np.ndarray) -> None:
             motion_ms.append(1e3 * (made - started))
             for number in range(len(motion)):
                 before = time.process_time()
-                codec.decode(motion[number : number + 1])
+                list(codec.decode(motion[number : number + 1]))
                 drawing_ms.append(1e3 * (time.process_time() - before))
             started = time.process_time()
         if index in (len(pieces) // 10, len(pieces) - 1):

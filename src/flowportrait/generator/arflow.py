@@ -29,7 +29,7 @@ from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import STYLE_DIM, GeneratorConfig
 from flowportrait.generator.flow_head import FlowHead
 from flowportrait.generator.lip_reader import N_LIPS, LipReader
-from flowportrait.generator.speech_encoder import SpeechEncoder
+from flowportrait.generator.speech_encoder import BLOCK, TOKENS_PER_FRAME, SpeechEncoder
 from flowportrait.media.mel import MELS_PER_FRAME
 
 
@@ -91,11 +91,13 @@ class ARFlow(nn.Module):
                 frozen.eval()
         return self
 
-    def listen(self, mel: torch.Tensor) -> torch.Tensor:
-        """What is heard, before anything is learned from it ``[B, T, features]``, from log-mel ``[B, 4T, 80]``."""
+    def listen(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
+        """What is heard, before anything is learned from it ``[B, T, features]``, from log-mel ``[B, 4T, 80]``; the
+        first ``skip`` blocks of 32 frames are left out of the result."""
         if self.speech is not None:
-            return self.speech(mel)
-        return mel.reshape(len(mel), -1, MELS_PER_FRAME * mel.shape[-1])
+            return self.speech(mel, skip)
+        frames = mel.reshape(len(mel), -1, MELS_PER_FRAME * mel.shape[-1])
+        return frames[:, skip * BLOCK // TOKENS_PER_FRAME :]
 
     def condition(
         self,

@@ -111,14 +111,16 @@ class GenerationSession:
         """Embedded sound of chunks ``first`` to ``last`` ``[1, n, ·]``, from no more past than reaches them."""
         columns = MELS_PER_FRAME * self.model.config.chunk
         reach = max(0, first * columns - _REACH_FRAMES * MELS_PER_FRAME)
-        begin = max(0, reach // _BLOCK_COLUMNS - 1) * _BLOCK_COLUMNS
+        skip = min(1, reach // _BLOCK_COLUMNS)
+        begin = (reach // _BLOCK_COLUMNS - skip) * _BLOCK_COLUMNS
         self.mel, self.mel_start = self.mel[begin - self.mel_start :], begin
         end = last * columns + LOOK_AHEAD_FRAMES * MELS_PER_FRAME - 1
         mel = self.mel[: end - begin]
         whole = -(-len(mel) // columns) * columns
         mel = torch.cat([mel, torch.full((whole - len(mel), N_MELS), SILENCE)])
-        audio = self.model.condition(mel[None], self.style[None]).audio
-        return audio[:, first - begin // columns : last - begin // columns]
+        audio = self.model.condition_on(self.model.listen(mel[None], skip), self.style[None]).audio
+        known = (begin + skip * _BLOCK_COLUMNS) // columns
+        return audio[:, first - known : last - known]
 
     def _draw(self, position: int) -> torch.Tensor:
         """Motion ``[1, chunk, 30]`` of the next chunk; its noise depends on seed and position alone."""

@@ -61,8 +61,11 @@ class SpeechEncoder(nn.Module):
     position: torch.Tensor
 
     @torch.no_grad()
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """``[B, 4T, 80]`` as ``media.mel`` makes it, to ``[B, T, 768]``; before and after it there is silence."""
+    def forward(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
+        """``[B, 4T, 80]`` as ``media.mel`` makes it, to ``[B, T, 768]``; before and after it there is silence.
+
+        The first ``skip`` blocks are only looked back on: the result starts ``skip`` · 32 frames later.
+        """
         batch, columns, _ = mel.shape
         tokens = columns // 2
         blocks = -(-tokens // BLOCK)
@@ -72,13 +75,13 @@ class SpeechEncoder(nn.Module):
         x = ((heard.clamp_min(-7.5) + 4.0) / 4.0).mT
         x = F.gelu(self.conv2(F.gelu(self.conv1(x)))).mT[:, : blocks * BLOCK + AHEAD]
         quiet = x.new_zeros(batch, BLOCK, WIDTH)
-        windows = torch.cat([quiet, x], 1).unfold(1, 2 * BLOCK + AHEAD, BLOCK).mT.flatten(0, 1)
-        mask = self._mask(blocks, x.device).repeat(batch, 1, 1, 1)
+        windows = torch.cat([quiet, x], 1).unfold(1, 2 * BLOCK + AHEAD, BLOCK)[:, skip:].mT.flatten(0, 1)
+        mask = self._mask(blocks, x.device)[skip:].repeat(batch, 1, 1, 1)
         out = self.layer(windows + self.position, attention_mask=mask)
         out = out[0] if isinstance(out, tuple) else out
         # Where in its block a token lies is not speech: what is typical of the place is taken off.
         own = out[:, BLOCK : 2 * BLOCK] - self.typical
-        own = own.reshape(batch, blocks * BLOCK, WIDTH)[:, :tokens]
+        own = own.reshape(batch, (blocks - skip) * BLOCK, WIDTH)[:, : tokens - skip * BLOCK]
         return own.reshape(batch, -1, SPEECH_DIM)
 
     @staticmethod

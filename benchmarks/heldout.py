@@ -34,7 +34,6 @@ from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import write_video
 
-SPEAKER_CLIPS = 48
 PIECE_SECONDS = 4
 
 
@@ -45,26 +44,30 @@ def main() -> None:
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--checkpoints", nargs="+", default=["sft", "rl"])
     options.add_argument("--only", choices=("speakers", "voices"))
+    options.add_argument("--clips", type=int, default=48, help="of unseen speakers")
+    options.add_argument("--pieces", type=int, default=28, help="of other voices")
     given = options.parse_args()
     portraits = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
     codecs = [MotionCodec(Portrait.from_image(read_image(path), name=path.name)) for path in portraits]
     animators = {Path(name).name: Animator.from_pretrained(name) for name in given.checkpoints}
     if given.only != "voices":
-        table(given.output / "speakers", speakers(given.corpus, codecs, animators))
+        table(given.output / "speakers", speakers(given.corpus, given.clips, codecs, animators))
     if given.only != "speakers":
-        table(given.output / "voices", voices(given.data / "speech", codecs, animators))
+        table(given.output / "voices", voices(given.data / "speech", given.pieces, codecs, animators))
 
 
 Take = tuple[str, str, MotionCodec, torch.Tensor, np.ndarray]
 """System, clip name, whom to draw, motion, sound."""
 
 
-def speakers(corpus: Path, codecs: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Take]:
+def speakers(
+    corpus: Path, count: int, codecs: list[MotionCodec], animators: dict[str, Animator]
+) -> Iterator[Take]:
     """Every system on clips of dev speakers."""
     basis = MotionBasis.load()
     records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
     found = [r["name"] for r in records if r["split"] == "dev" and r["frames"] < 60]
-    names = [found[i] for i in np.linspace(0, len(found) - 1, SPEAKER_CLIPS).astype(int)]
+    names = [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
     clips = [Clip.load(corpus / "clips" / f"{name}.safetensors") for name in names]
     real = [basis.encode(clip.landmarks, clip.blendshapes)[0] for clip in clips]
     for index, (name, clip, motion) in enumerate(zip(names, clips, real, strict=True)):
@@ -76,7 +79,7 @@ def speakers(corpus: Path, codecs: list[MotionCodec], animators: dict[str, Anima
             yield system, stem, codec, torch.cat(list(animator.motion(clip.audio, seed=index))), clip.audio
 
 
-def voices(folder: Path, codecs: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Take]:
+def voices(folder: Path, count: int, codecs: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Take]:
     """Checkpoints and the loudness jaw on pieces of unseen voices."""
     pieces = []
     for path in sorted(folder.glob("*.wav")):
@@ -84,7 +87,8 @@ def voices(folder: Path, codecs: list[MotionCodec], animators: dict[str, Animato
         length = PIECE_SECONDS * SAMPLE_RATE
         for i in range(max(1, len(sound) // length)):
             pieces.append((f"{path.stem}_{i}", sound[i * length : (i + 1) * length]))
-    for index, (stem, sound) in enumerate(pieces):
+    chosen = np.linspace(0, len(pieces) - 1, min(count, len(pieces))).astype(int)
+    for index, (stem, sound) in enumerate(pieces[i] for i in chosen):
         codec = codecs[index % len(codecs)]
         made = {system: torch.cat(list(a.motion(sound, seed=index))) for system, a in animators.items()}
         for system, motion in made.items():

@@ -7,7 +7,7 @@ Front ends: ``mel`` (log-mel, look-ahead 112 ms), ``whisper`` (first layer of Wh
 ``wakeword`` (the speech embedding of openWakeWord; FOLDER holds ``melspectrogram.onnx`` and ``embedding_model.onnx``,
 both in the wheel openwakeword 0.4.0; 76-column windows that end 100 ms after the frame, no further look-ahead).
 Each is followed by the same small convolutional reader (``generator.lip_reader``), trained without augmentation.
-Figures: correlation with real motion per clip, averaged; ``mean`` (loudness alone) is the row that must lose.
+Figures: correlation with real motion per clip, averaged; ``loudness`` (lips open as it is loud) must lose.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     training = load_motion(given.corpus, ("reward", "evaluation", "train"))
     dev = load_motion(given.corpus, ("dev",))
-    show("mean", dev, lambda clip: loud(given.corpus, clip))
+    show("loudness", dev, lambda clip: loud(given.corpus, clip))
     encoder = SpeechEncoder().load_weights().eval()
     front_ends: dict[str, tuple[Listen, int]] = {
         "mel": (lambda clip: clip.mel.reshape(-1, 4 * clip.mel.shape[1]), 0),

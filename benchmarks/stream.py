@@ -39,7 +39,7 @@ def main() -> None:
     options.add_argument("--size", type=int, default=512)
     given = options.parse_args()
     torch.set_num_threads(1)
-    model = load_generator(given.checkpoint)
+    model = load_generator(given.checkpoint).requires_grad_(False)
     codec = MotionCodec(Portrait.from_image(astronaut(), given.size))
     sound = babble(given.seconds)
     for _ in GenerationSession(model).push(sound[: 40 * PIECE]):

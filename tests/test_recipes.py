@@ -173,7 +173,7 @@ def test_a_group_normalised_by_its_own_samples_does_not_turn_them_all_negative()
         recipe = small(named("exemplar-ratio"))
         run = trainer(replace(recipe, exemplars=replace(recipe.exemplars, baseline=baseline)))  # type: ignore[type-var]
         batch = run.collect()
-        scores = {"lift": batch.scores["lift"]._replace(value=batch.scores["lift"].value + 9 * batch.trajectory.real)}
+        scores = {"lift": batch.scores["lift"]._replace(value=batch.scores["lift"].value + 90 * batch.trajectory.real)}
         advantage, metrics = run.credit(batch.trajectory, scores)
         negative[baseline] = metrics["exemplar/negative"]
         assert (advantage.per_sample[batch.trajectory.real] > 0).all()

@@ -89,12 +89,19 @@ def run_serve(options: argparse.Namespace) -> dict[str, Any]:
         listener.close()
         raise BadInput(f"Cannot listen on {options.host}:{options.port} ({error}): choose another --port.") from error
     shown = f"[{options.host}]" if ":" in options.host else options.host
-    say(f"The study is at http://{shown}:{listener.getsockname()[1]}/ (Ctrl-C ends it; every answer is saved at once).")
-    if not local:
-        say("Others on the network can reach it. Requests are not logged.")
+    address = f"http://{shown}:{listener.getsockname()[1]}/"
+
+    class Server(uvicorn.Server):
+        """Says where it is once it can be reached, and stopped."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            say(f"The study is at {address} (Ctrl-C ends it; every answer is saved at once).")
+            if not local:
+                say("Others on the network can reach it. Requests are not logged.")
+
     # No access log: it would hold addresses.
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
-    server.run(sockets=[listener])
+    Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)).run(sockets=[listener])
     return {}
 
 

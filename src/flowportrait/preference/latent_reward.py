@@ -1,0 +1,223 @@
+"""A reward of *noisy latents*: sync, expression and motion of a chunk at any noise level, without decoding it.
+
+    past clean chunks ─► causal convolutions ─┐
+    last frame before the chunk ──────────────┼─► head(x_σ, σ | ·) ─► mean        (one tower per dimension)
+    what is heard now (sync alone) ───────────┘        variance  v(σ) = v₀ + c σ²
+
+    P(A better than B) = Φ( (mean_A − mean_B − τ) / √(v_A + v_B) )                (Thurstone, with ties: ``thurstone``)
+
+A chunk's score depends on the chunk as it is at σ, on ``REACH`` chunks before it and on nothing later, so that it can
+steer a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
+The towers share nothing: expression and motion never see the sound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowportrait.codec.basis import EXPRESSION, LOWER, MOTION_DIM
+from flowportrait.errors import BadInput
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.chunk_space import ChunkSpace
+from flowportrait.generator.flow_head import FlowHead
+from flowportrait.generator.lip_reader import N_LIPS
+from flowportrait.preference.made_pairs import DIMENSIONS
+
+KERNEL, DILATIONS = 3, (1, 2)
+REACH = 1 + (KERNEL - 1) * sum(DILATIONS)
+"""Chunks that a chunk's score looks back on."""
+TASTE = 0.5
+"""v₀, the variance of one clip's score without noise: the difference of two has variance 1, which sets the unit."""
+
+
+class Verdict(NamedTuple):
+    """mean and log_std ``[B, N, 3]`` of every chunk, in the order of ``DIMENSIONS``."""
+
+    mean: torch.Tensor
+    log_std: torch.Tensor
+
+    def clip(self) -> Verdict:
+        """Of whole clips ``[B, 3]``: the mean over chunks, with the mean of their variances."""
+        return Verdict(self.mean.mean(1), (2 * self.log_std).exp().mean(1).log() / 2)
+
+
+@dataclass(frozen=True)
+class LatentRewardConfig:
+    chunk: int = 4
+    heard: int = 576
+    """Numbers of a generator's ``Condition.audio`` per chunk."""
+    lips: bool = True
+    """Whether the last ``chunk · 16`` of them say where the sound puts the lips."""
+    width: int = 128
+    depth: int = 2
+
+
+class LatentReward(nn.Module):
+    """See the module. ``LatentReward.fresh(generator)`` is untrained, ``from_pretrained`` trained."""
+
+    def __init__(self, config: LatentRewardConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.space = ChunkSpace(config.chunk)
+        lower, expression = _rows(LOWER, config.chunk), _rows(EXPRESSION, config.chunk)
+        everything = _rows(slice(0, MOTION_DIM), config.chunk)
+        sound = config.heard + config.lips * len(lower)
+        self.sync = Tower(lower, LOWER, sound, config)
+        self.expression = Tower(expression, EXPRESSION, 0, config)
+        self.motion = Tower(everything, slice(0, 0), 0, config)
+        self.growth = nn.Parameter(torch.zeros(len(DIMENSIONS)))
+        """Softplus of it is c."""
+
+    @classmethod
+    def fresh(cls, generator: ARFlow, width: int = 128, depth: int = 2) -> LatentReward:
+        """Untrained, in the latent space and with the hearing of ``generator``."""
+        own = generator.config
+        heard = own.chunk * (own.audio_width + own.anchor * N_LIPS)
+        model = cls(LatentRewardConfig(own.chunk, heard, own.anchor, width, depth))
+        model.space.load_state_dict(generator.space.state_dict())
+        return model
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor | float,
+        heard: torch.Tensor,
+        start: torch.Tensor,
+        past: torch.Tensor | None = None,
+    ) -> Verdict:
+        """Scores of every chunk.
+
+        x ``[B, N, chunk·30]`` latents at noise level sigma (scalar, ``[B]`` or ``[B, N]``); heard ``[B, N, ·]``: the
+        generator's ``Condition.audio``; start ``[B, 30]`` the frame before the first chunk; past ``[B, N, chunk·30]``:
+        the *clean* latents that chunks follow (chunk i reads those before i alone, the last is not read). Without
+        past they are x itself: right at σ = 0, and where a whole clip is noised at once.
+
+        A live session gives the last ``REACH + 1`` chunks, past clean ones and the present one, and reads the last.
+        """
+        level = _per_chunk(sigma, x)
+        estimate = self.expected(x, level)
+        before, before_level = (estimate, level) if past is None else (past, torch.zeros_like(level))
+        ends = self.space.decode_track(before, start)[:, :, -1]
+        last = torch.cat([start[:, None], ends[:, :-1]], 1)
+        mean = torch.stack(
+            [
+                self.sync(estimate, level, before, before_level, last, self._sound(heard, last)),
+                self.expression(estimate, level, before, before_level, last),
+                self.motion(estimate, level, before, before_level, last),
+            ],
+            -1,
+        )
+        return Verdict(mean, self.log_std(level))
+
+    def log_std(self, level: torch.Tensor) -> torch.Tensor:
+        """½ ln(v₀ + c σ²) for σ ``[...]``, ``[..., 3]``."""
+        return (TASTE + F.softplus(self.growth) * level[..., None].square()).log() / 2
+
+    def expected(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """What clean latents of unit variance are to be expected at x: x (1−σ) / ((1−σ)² + σ²)."""
+        left = 1 - level
+        return x * (left / (left.square() + level.square()))[..., None]
+
+    def _sound(self, heard: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """What is heard, and the latents that would take the lips to where the sound puts them."""
+        if not self.config.lips:
+            return heard
+        lips = heard[..., -self.config.chunk * N_LIPS :].unflatten(-1, (self.config.chunk, N_LIPS))
+        motion = last[..., None, :].repeat(1, 1, self.config.chunk, 1)
+        motion[..., LOWER] = lips
+        told = self.space.encode(motion, last)[..., self.sync.rows]
+        return torch.cat([heard, told], -1)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and float16 ``model.safetensors``; each file appears only when complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        partial = folder / "model.partial"
+        save_file(weights, str(partial))
+        os.replace(partial, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> LatentReward:
+        """Read what ``save_pretrained`` wrote, in float32, ready to score.
+
+        Raises:
+            BadInput: the folder holds no latent reward, or one of another shape.
+        """
+        try:
+            model = cls(LatentRewardConfig(**json.loads((folder / "config.json").read_text())))
+            weights = load_file(str(folder / "model.safetensors"))
+            model.load_state_dict({name: value.float() for name, value in weights.items()})
+        except OSError as error:
+            raise BadInput(f"No latent reward in {folder}: it needs config.json and model.safetensors.") from error
+        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"The latent reward in {folder} does not fit this version: {reason}") from error
+        return model.eval().requires_grad_(False)
+
+    @classmethod
+    @lru_cache(maxsize=1)
+    def load(cls) -> LatentReward:
+        """The one that ships with the package."""
+        return cls.from_pretrained(Path(str(files("flowportrait") / "weights" / "latent_reward")))
+
+
+class Tower(nn.Module):
+    """One dimension: reads the latents ``rows`` of a chunk, the numbers ``place`` of the frame before it, and of sound
+    ``sound`` numbers per chunk."""
+
+    rows: torch.Tensor
+
+    def __init__(self, rows: list[int], place: slice, sound: int, config: LatentRewardConfig) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.place = place
+        width, placed = config.width, place.stop - place.start
+        self.listen = nn.Linear(sound, width) if sound else None
+        self.remember = nn.Linear(len(rows) + 1 + placed + width * bool(sound), width)
+        self.look_back = nn.ModuleList(nn.Conv1d(width, width, KERNEL, dilation=d) for d in DILATIONS)
+        self.head = FlowHead(len(rows), width + placed + width * bool(sound), width, config.depth)
+        self.head.write = nn.Linear(width, 1)
+
+    def forward(
+        self,
+        estimate: torch.Tensor,
+        level: torch.Tensor,
+        before: torch.Tensor,
+        before_level: torch.Tensor,
+        last: torch.Tensor,
+        sound: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Score of every chunk ``[B, N]``."""
+        known = [last[..., self.place]]
+        if self.listen is not None and sound is not None:
+            known.append(F.silu(self.listen(sound)))
+        seen = self.remember(torch.cat([before[..., self.rows], before_level[..., None], *known], -1))
+        # One chunk later: a chunk's memory ends with the chunk before it.
+        memory = F.pad(seen.mT, (1, -1))
+        for layer, dilation in zip(self.look_back, DILATIONS, strict=True):
+            memory = memory + F.silu(layer(F.pad(memory, ((KERNEL - 1) * dilation, 0))))
+        return self.head(estimate[..., self.rows], level, torch.cat([memory.mT, *known], -1))[..., 0]
+
+
+def _rows(span: slice, chunk: int) -> list[int]:
+    """Where a span of the motion numbers lies in a chunk's latents."""
+    return list(range(span.start * chunk, span.stop * chunk))
+
+
+def _per_chunk(sigma: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
+    """σ as ``[B, N]``."""
+    level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    return (level[:, None] if level.dim() == 1 else level).expand(x.shape[:2])

@@ -1,0 +1,170 @@
+"""What post-training has to beat with the same time: supervised training gone on, and sampling tuned on the reward.
+
+    continued   sft ─► flow matching on the corpus ─► as many processor seconds as a recipe gets
+    tuned       sft ─► guidance · temperature · steps · low-pass that the training reward likes best, best of 8
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.signal import butter, sosfiltfilt
+
+from flowportrait.checkpoints import load_generator
+from flowportrait.codec.basis import LOWER
+from flowportrait.codec.calm import Calm
+from flowportrait.corpus.motion_set import WindowSampler
+from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.schedule import shifted
+from flowportrait.flow.solver import solve
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.hearing import hear, recall, remember
+from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.pretrain import PretrainConfig, clearer, flow_matching_loss
+from flowportrait.media.mel import level, log_mel
+from flowportrait.media.video import FPS
+from flowportrait.posttrain.credit import CreditConfig, assign
+from flowportrait.posttrain.task import DrawFor, Prompts
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.interface import RewardBatch, Score
+
+BEST_OF = 8
+TAKES = 2
+"""Performances of every prompt that sampling is tuned on."""
+
+
+def continued(corpus: Path, memory: Path, seconds: float, seed: int, learning_rate: float = 1e-4) -> ARFlow:
+    """``sft`` trained on as it was trained, at a quarter of its peak learning rate. What it hears of the corpus, with
+    one variant per clip, is computed once into ``memory`` and is not counted."""
+    config = PretrainConfig(learning_rate=learning_rate, seed=seed)
+    model = load_generator("sft").train()
+    if not memory.is_file():
+        remember(memory, hear(model, corpus, config.splits, 1, 0))
+    clips = clearer(model, recall(memory), config.lip_residual)
+    generator = torch.Generator().manual_seed(seed)
+    samplers = [WindowSampler(clips, frames, generator) for frames in config.windows]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    begun, step = time.process_time(), 0
+    while time.process_time() - begun < seconds:
+        motion, heard, style = samplers[step % len(samplers)].draw(config.batch)
+        optimizer.zero_grad()
+        flow_matching_loss(model, motion, heard, style, config, generator).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step += 1
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(value, 1 - min(0.99, (step + 1) / (step + 10)))
+    return average.eval()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How performances are drawn from trained weights; ``low_pass``: Hz over the lower face, 0 for none."""
+
+    guidance: float
+    steps: int
+    temperature: float = 1.0
+    low_pass: float = 0.0
+
+
+CHOICES: dict[str, tuple[float | int, ...]] = {
+    "guidance": (1.0, 1.5, 2.0, 2.5, 3.0), "temperature": (0.7, 0.85, 1.0, 1.15), "steps": (4, 6, 10),
+    "low_pass": (0.0, 10.0, 8.0, 6.0),
+}  # fmt: skip
+
+
+class _Tempered(GenerationSession):
+    """The product's own session with hotter or colder starting noise."""
+
+    temperature = 1.0
+
+    def _draw(self, position: int) -> torch.Tensor:
+        config = self.model.config
+        x = self.temperature * unit_noise(config.latent_dim, self.seed, position)[None]
+        velocity = partial(self.model.velocity, context=self.session.context())
+        return self.session.append(solve(velocity, x, shifted(config.steps, config.shift)))
+
+
+def perform(model: ARFlow, sampling: Sampling, audio: np.ndarray, seed: int) -> torch.Tensor:
+    """Motion ``[T, 30]`` of speech ``[N]`` at 16 kHz."""
+    session = _Tempered(_set(model, sampling), seed)
+    session.temperature = sampling.temperature
+    motion = torch.cat([*session.push(audio), *session.finish()])
+    return _smoothed(motion[None], sampling.low_pass)[0]
+
+
+def best_of(
+    model: ARFlow, sampling: Sampling, audio: np.ndarray, seed: int, portrait: int, rewards: Composite, draw: DrawFor
+) -> torch.Tensor:
+    """The performance of eight that the training reward likes best."""
+    takes = torch.stack([perform(model, sampling, audio, BEST_OF * seed + take) for take in range(BEST_OF)])
+    mel = log_mel(level(audio))[: 4 * takes.shape[1]].expand(BEST_OF, -1, -1)
+    whole = 4 * (mel.shape[1] // 4)
+    scores = rewards(RewardBatch(takes[:, : whole // 4], mel[:, :whole], draw([portrait] * BEST_OF)))
+    credit = assign(scores, torch.zeros(BEST_OF, dtype=torch.long), 1, rewards.weights, CreditConfig(dense=0.0))
+    return takes[int(credit.advantage[:, 0].argmax())]
+
+
+def tuned(
+    model: ARFlow, prompts: Prompts, rewards: Composite, draw: DrawFor, say: Callable[[str], None]
+) -> Sampling:
+    """Settings found one after the other, each the one that the training reward likes best on ``prompts``."""
+    chosen = Sampling(model.config.guidance, model.config.steps)
+    base = _scored(model, chosen, prompts, rewards, draw)
+    for name, choices in CHOICES.items():
+        worth = {}
+        for choice in choices:
+            found = _scored(model, replace(chosen, **{name: choice}), prompts, rewards, draw)  # type: ignore[arg-type]
+            worth[choice] = sum(
+                weight * float((found[key].value - base[key].value).mean() / base[key].value.std())
+                for key, weight in rewards.weights.items()
+            )
+        best = max(worth, key=lambda choice: worth[choice])
+        chosen = replace(chosen, **{name: best})  # type: ignore[arg-type]
+        say(f"{name}: " + ", ".join(f"{choice:g} {value:+.3f}" for choice, value in worth.items()))
+    return chosen
+
+
+def _scored(
+    model: ARFlow, sampling: Sampling, prompts: Prompts, rewards: Composite, draw: DrawFor
+) -> dict[str, Score]:
+    mel, portraits = prompts.mel.repeat(TAKES, 1, 1), prompts.portraits * TAKES
+    motion = Calm()(_smoothed(generated(_set(model, sampling), mel, sampling.temperature), sampling.low_pass))
+    return rewards(RewardBatch(motion, mel, draw(portraits)))
+
+
+@torch.no_grad()
+def generated(model: ARFlow, mel: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Motion ``[B, T, 30]`` of log-mel ``[B, 4T, 80]``, row b from the noise of seed b."""
+    condition, config = model.condition(mel), model.config
+    session, motion = model.session(condition), []
+    for chunk in range(condition.chunks):
+        x = temperature * torch.stack([unit_noise(config.latent_dim, row, chunk) for row in range(len(mel))])
+        velocity = partial(model.velocity, context=session.context())
+        motion.append(session.append(solve(velocity, x, shifted(config.steps, config.shift))))
+    return torch.cat(motion, 1)
+
+
+def _set(model: ARFlow, sampling: Sampling) -> ARFlow:
+    model.config = replace(model.config, guidance=sampling.guidance, steps=sampling.steps)
+    return model
+
+
+def _smoothed(motion: torch.Tensor, cutoff: float) -> torch.Tensor:
+    """The lower face of ``[B, T, 30]`` without what is faster than ``cutoff`` Hz, not delayed."""
+    if not cutoff:
+        return motion
+    smooth = motion.clone()
+    passed = sosfiltfilt(butter(2, cutoff, fs=FPS, output="sos"), motion[..., LOWER].numpy(), axis=1)
+    smooth[..., LOWER] = torch.from_numpy(passed.copy()).float()
+    return smooth

@@ -1,0 +1,62 @@
+"""The guides, run as written: post-training on one's own voice and portraits, and a reward of one's own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import wavfile
+from skimage.data import astronaut
+
+from flowportrait.cli import main
+from flowportrait.reward.registry import REWARDS
+
+DOCS = Path(__file__).parents[1] / "docs"
+SMALL = ["--set", "groups=1", "group_size=2", "frames=28", "updates=1", "pieces=1", "render_size=64", "iterations=1"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A photo and a few seconds of sound, laid out as the guide lays them out."""
+    rng = np.random.default_rng(0)
+    for folder, count in (("mine", 2), ("kept", 1)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(astronaut()).save(tmp_path / folder / "me.png")
+        for number in range(count):
+            wave = (3000 * rng.standard_normal(20000)).astype(np.int16)
+            wavfile.write(tmp_path / folder / f"{number}.wav", 16000, wave)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def guide(name: str, heading: str, language: str) -> list[str]:
+    """Code blocks under a heading of a page."""
+    section = (DOCS / name).read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.S)
+
+
+@pytest.mark.slow
+def test_post_training_on_ones_own_voice_and_portrait_runs_as_written(home: Path) -> None:
+    (block,) = guide("posttraining.md", "On your own voice and portraits", "sh")
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "flowportrait"
+        more = SMALL if arguments[0] == "posttrain" else ["--size", "128"] if arguments[0] == "animate" else []
+        assert main([*arguments, *more]) == 0
+    assert (home / "me.mp4").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_a_reward_of_ones_own_is_trained_on_as_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = guide("rewards.md", "Write a reward", "python")
+    monkeypatch.setattr("flowportrait.cli.main", lambda arguments: main([*arguments, *SMALL[1:]]))
+    try:
+        exec(block, {})
+    finally:
+        REWARDS.pop("open_eyes", None)
+    metrics = (home / "run" / "metrics.jsonl").read_text()
+    assert "reward/open_eyes" in metrics

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
+from flowportrait.commands.animate_text import check_sound, said
 from flowportrait.errors import BadInput
 from flowportrait.outputs import check_output_file
 from flowportrait.provenance.options import add_provenance_options, provenance_of
@@ -38,11 +39,14 @@ def register(commands: Commands) -> None:
     source = add.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", "--source_image", type=Path, help="portrait: photo, painting or drawing")
     source.add_argument("--video", type=Path, help="existing footage to dub: only its lips change")
-    sound = add.add_mutually_exclusive_group(required=True)
+    sound = add.add_mutually_exclusive_group()
     sound.add_argument("--audio", "--driven_audio", type=Path, help="speech (any audio or video file)")
-    sound.add_argument(
+    sound.add_argument("--text", help="speak this; - reads text from standard input as it comes")
+    add.add_argument("--voice", help="with --text: heart (default, English), espeak:LANGUAGE or openai:NAME")
+    add.add_argument(
         "--stream", action="store_true",
-        help="read wav or raw 16-bit mono 16 kHz samples from standard input as they come; --output - for a pipe",
+        help="write video that plays while it grows, of --text or of wav or raw 16-bit mono 16 kHz samples from "
+        "standard input as they come; --output - for a pipe",
     )  # fmt: skip
     add.add_argument("--output", type=Path, required=True, help="mp4 to write")
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
@@ -71,6 +75,7 @@ def _add_controls(add: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Photo or video plus speech to mp4."""
+    check_sound(options)
     if not options.stream or str(options.output) != "-":
         check_output_file(options.output)
     if options.size is not None and (not 64 <= options.size <= 2048 or options.size % 2):
@@ -82,6 +87,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from flowportrait.commands.animate_stream import run_stream
 
         return run_stream(options)
+    import numpy as np
+
     from flowportrait.media.audio import read_audio
     from flowportrait.media.image import read_image
     from flowportrait.media.video import FPS
@@ -90,9 +97,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     started = time.monotonic()
     provenance = provenance_of(options, Origin("portrait" if options.image else "footage"))
-    audio = read_audio(options.audio)
+    audio = read_audio(options.audio) if options.audio else np.concatenate(list(said(options)))
     if float((audio.astype("float64") ** 2).mean()) ** 0.5 < SILENT_RMS:
-        say(f"Warning: {options.audio} is silent; the face will rest.")
+        say(f"Warning: {options.audio or 'the spoken text'} is silent; the face will rest.")
     image = fit_largest(read_image(options.image)) if options.image else None
 
     import torch
@@ -112,7 +119,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with closing(progress(frames, total)) as shown:
         count = publish(options.output, shown, audio, provenance)
     if options.video and len(audio) > (count + 1) * 16_000 // FPS:
-        say(f"Warning: {options.audio} is longer than {options.video}; it was cut at the end of the video.")
+        heard = options.audio or "the spoken text"
+        say(f"Warning: {heard} is longer than {options.video}; it was cut at the end of the video.")
     seconds = time.monotonic() - started
     return {
         "output": str(options.output), "frames": count, "fps": FPS, "seconds": round(count / FPS, 3),

@@ -1,4 +1,4 @@
-"""``flowportrait animate --stream``: sound from standard input, video that can be watched while it is made."""
+"""``flowportrait animate --stream``: text, or sound as it comes in, to video that can be watched while it is made."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     """Photo plus sound as it comes to fragmented mp4."""
     for name, flag in _NOT_LIVE.items():
         if getattr(options, name):
-            raise BadInput(f"--stream does not go with {flag}: give --image, and the sound on standard input.")
+            raise BadInput(f"--stream does not go with {flag}: give --image, and --text or sound on standard input.")
     if str(options.output) == "-" and options.json:
         raise BadInput("--output - writes the video to standard output: leave out --json.")
     import torch
@@ -49,19 +49,22 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.animator import Animator
     from flowportrait.codec.controls import Controls
     from flowportrait.commands.animate import fit_largest, gaze
+    from flowportrait.commands.animate_text import said
     from flowportrait.media.image import read_image
     from flowportrait.media.stream import read_stream, write_stream
     from flowportrait.media.video import FPS
     from flowportrait.provenance.options import provenance_of
     from flowportrait.provenance.origin import Origin
     from flowportrait.provenance.watermark import marked
+    from flowportrait.voice.speaker import ahead
 
     torch.set_num_threads(1)
     provenance = provenance_of(options, Origin("portrait"))
     image = fit_largest(read_image(options.image))
     animator = Animator.from_pretrained(options.checkpoint)
     controls = Controls(options.blink, options.head_motion, options.expression_scale, gaze(options.gaze))
-    tape = Tape(read_stream(sys.stdin.buffer))
+    pieces = read_stream(sys.stdin.buffer) if options.text is None else ahead(said(options))
+    tape = Tape(pieces)
     motion = animator.live(tape, seed=options.seed, controls=controls)
     size = options.size or (512 if options.crop else None)
     frames = animator.draw(image, motion, size=size, crop=options.crop, name=str(options.image), face=options.face)

@@ -1,0 +1,206 @@
+"""Claims about text to speech: sentences, scripts, voices, and words that do not wait for the last ones."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+import wave
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowportrait.cli import main
+from flowportrait.errors import BadInput
+from flowportrait.voice.scripts import runs
+from flowportrait.voice.sentences import LONGEST, sentences
+from flowportrait.voice.speaker import AFTER, BEFORE, BETWEEN, ahead, speak
+from flowportrait.voice.voices import voice_named
+
+
+class Beeps:
+    """Says a sentence as a second of tone."""
+
+    name = "beeps"
+
+    def reads(self, language: str) -> bool:
+        return True
+
+    def say(self, sentence: str) -> np.ndarray:
+        return np.sin(np.arange(16_000) * 0.2 + 0.1).astype(np.float32)
+
+
+def test_a_full_stop_inside_a_sentence_does_not_end_it() -> None:
+    text = 'Dr. Smith paid 3.5 dollars to J. Doe, e.g. in cash. "Really?" Yes! 你好。再见！\nA title\n...'
+    assert list(sentences([text])) == [
+        "Dr. Smith paid 3.5 dollars to J. Doe, e.g. in cash.", '"Really?"', "Yes!", "你好。", "再见！", "A title",
+    ]  # fmt: skip
+
+
+@given(st.text("aB .!?。」\n,é1", max_size=60), st.lists(st.integers(0, 60), max_size=5))
+def test_sentences_do_not_depend_on_how_the_text_comes_in(text: str, cuts: list[int]) -> None:
+    ends = [0, *sorted(cuts), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(ends)]
+    assert list(sentences(pieces)) == list(sentences([text]))
+
+
+def test_a_sentence_without_an_end_is_cut_where_one_breathes() -> None:
+    parts = list(sentences(["one two, three four " * 40]))
+    assert max(map(len, parts)) <= LONGEST
+    assert all(part.endswith(",") for part in parts[:-1])
+    assert " ".join(parts) == " ".join(("one two, three four " * 40).split())
+
+
+def test_words_are_told_apart_by_their_script() -> None:
+    assert runs("Say Привет to 東京. 3!") == [("en", "Say "), ("ru", "Привет "), ("en", "to "), ("cmn", "東京. 3!")]
+    assert runs("東京にいる") == [("ja", "東京にいる")]
+    assert runs("¡12 años!") == [("en", "¡12 años!")]
+
+
+@given(st.text(max_size=40))
+def test_no_character_is_lost_between_scripts(text: str) -> None:
+    assert "".join(words for _, words in runs(text)) == text
+
+
+def test_sentences_are_parted_by_silence() -> None:
+    pieces = list(speak(["One. Two. Three."], Beeps()))
+    assert len(pieces) == 4
+    seconds = [len(piece) / 16_000 for piece in pieces]
+    assert np.allclose(seconds, [BEFORE + 1, BETWEEN + 1, BETWEEN + 1, AFTER], atol=0.01)
+    with pytest.raises(BadInput, match="nothing to say"):
+        list(speak(["... !"], Beeps()))
+
+
+def test_the_first_sentence_is_heard_before_the_last_one_is_written() -> None:
+    said: list[str] = []
+
+    def typed() -> Iterator[str]:
+        for words in ("One. T", "wo. Th", "ree."):
+            said.append(words)
+            yield words
+
+    next(speak(typed(), Beeps()))
+    assert said == ["One. T"]
+
+
+def test_the_next_sentence_is_spoken_while_the_first_is_drawn() -> None:
+    def slow() -> Iterator[np.ndarray]:
+        for index in range(3):
+            time.sleep(0.05)
+            yield np.full(1, index)
+
+    drawn = ahead(slow())
+    assert next(drawn)[0] == 0
+    time.sleep(0.2)
+    began = time.monotonic()
+    assert [int(piece[0]) for piece in drawn] == [1, 2]
+    assert time.monotonic() - began < 0.05
+
+
+def test_what_goes_wrong_while_speaking_is_said_where_one_listens() -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield np.zeros(1)
+        raise BadInput("The server went away.")
+
+    drawn = ahead(broken())
+    next(drawn)
+    with pytest.raises(BadInput, match="went away"):
+        next(drawn)
+
+
+def test_who_stops_watching_stops_the_voice() -> None:
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            yield np.zeros(1)
+
+    before = threading.active_count()
+    drawn = ahead(endless())
+    next(drawn)
+    drawn.close()  # type: ignore[attr-defined]
+    time.sleep(0.3)
+    assert threading.active_count() == before
+
+
+def test_espeak_reads_languages_the_neural_voice_does_not() -> None:
+    pytest.importorskip("espeakng_loader")
+    german, chinese = voice_named("espeak:de"), voice_named("espeak:cmn")
+    assert 0.8 < len(german.say("Guten Morgen, liebe Freunde.")) / 16_000 < 4
+    assert len(chinese.say("你好")) > 3_000
+    assert not german.reads("ru")
+    assert chinese.reads("cmn")
+    with pytest.raises(BadInput, match="knows no language 'xx'"):
+        voice_named("espeak:xx")
+
+
+def test_the_default_voice_reads_english_and_leaves_other_scripts_to_espeak() -> None:
+    pytest.importorskip("hibari")
+    voice = voice_named()
+    assert np.array_equal(voice.say("Hello there."), voice.say("Hello there."))
+    english = next(speak(["Hello there."], voice))
+    mixed = next(speak(["Hello there, привет."], voice))
+    assert len(mixed) > len(english) + 0.3 * 16_000
+
+
+class _Speech(BaseHTTPRequestHandler):
+    asked: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+        out = io.BytesIO()
+        with wave.open(out, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(24_000)
+            file.writeframes((np.sin(np.arange(24_000) * 0.05) * 9000).astype("<i2").tobytes())
+        bad = b"nobody" in self.asked[-1]
+        self.send_response(400 if bad else 200)
+        self.end_headers()
+        self.wfile.write(b"{}" if bad else out.getvalue())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_speech_server_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(BadInput, match="OPENAI_BASE_URL"):
+        voice_named("openai:alloy")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Speech)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    try:
+        assert abs(len(voice_named("openai:alloy@tiny").say("Hello.")) / 16_000 - 1) < 0.02
+        assert b'"alloy"' in _Speech.asked[-1]
+        assert b'"tiny"' in _Speech.asked[-1]
+        with pytest.raises(BadInput, match="did not speak"):
+            voice_named("openai:nobody").say("Hello.")
+    finally:
+        server.shutdown()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr("flowportrait.voice.server._ATTEMPTS", 1)
+    with pytest.raises(BadInput, match="cannot be reached"):
+        voice_named("openai:alloy").say("Hello.")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "nothing to say"),
+        (["--stream", "--audio", "x.wav"], "leave out --audio"),
+        (["--stream", "--voice", "heart"], "give --text too"),
+        (["--text", "Hello.", "--voice", "nobody"], "no voice 'nobody'"),
+        (["--text", "Hello.", "--audio", "x.wav"], "not allowed with"),
+    ],
+)
+def test_a_wrong_wish_gets_a_sentence(
+    given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["animate", "--image", "p.jpg", "--output", str(tmp_path / "a.mp4"), *given]) == 2
+    assert said in capsys.readouterr().err

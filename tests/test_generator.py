@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowportrait.codec.basis import BROWS, HEAD, LOWER
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.augment import augment
@@ -95,3 +96,11 @@ def test_augmentation_changes_the_voice_but_not_the_timing() -> None:
     assert louder.all()
     step = (heard.mean(2).diff(dim=1).argmax(1) - 59).abs()
     assert step.max() == 0
+
+
+def test_what_is_to_move_more_starts_from_wider_noise_and_lips_do_not(model: ARFlow) -> None:
+    wider = ARFlow(replace(model.config, spread_head=2.0, spread_brows=1.5))
+    noise = torch.ones(3, model.latent_dim)
+    parts = wider.begin(noise).unflatten(-1, (-1, model.config.chunk))
+    assert (parts[:, HEAD] == 2).all() and (parts[:, BROWS] == 1.5).all() and (parts[:, LOWER] == 1).all()
+    assert torch.equal(model.begin(noise), noise)

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flowportrait.codec.basis import LOWER, MOTION_DIM
+from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM
 from flowportrait.errors import BadInput
 from flowportrait.generator.audio_encoder import AudioEncoder
 from flowportrait.generator.backbone import Backbone
@@ -179,6 +179,13 @@ class ARFlow(nn.Module):
     def embed_motion(self, motion: torch.Tensor) -> torch.Tensor:
         """Motion ``[B, N·chunk, 30]`` to one vector per chunk ``[B, N, hidden]``."""
         return self.motion_in(motion.reshape(len(motion), -1, self.config.latent_dim))
+
+    def begin(self, noise: torch.Tensor) -> torch.Tensor:
+        """What a chunk starts from at σ = 1, given unit noise ``[..., chunk·30]``: wider where the config says so."""
+        config, spread = self.config, noise.new_ones(MOTION_DIM)
+        spread[BROWS], spread[HEAD] = config.spread_brows, config.spread_head
+        spread[BLINK] = spread[GAZE] = config.spread_eyes
+        return noise * spread.repeat_interleave(config.chunk)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``), context ``[..., G, C]``.

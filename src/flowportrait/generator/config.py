@@ -38,6 +38,12 @@ class GeneratorConfig:
     guidance: float = 1.5
     """Classifier-free guidance on the audio; 1 is none and costs half."""
 
+    spread_brows: float = 1.0
+    """Standard deviation of the noise that brows start from. The sampler leaves brows, eyes and head stiller than real
+    ones; more noise gives the amplitude back. Lips start from 1."""
+    spread_eyes: float = 1.0
+    spread_head: float = 1.0
+
     @property
     def latent_dim(self) -> int:
         """Numbers per chunk."""

@@ -125,7 +125,7 @@ class GenerationSession:
     def _draw(self, position: int) -> torch.Tensor:
         """Motion ``[1, chunk, 30]`` of the next chunk; its noise depends on seed and position alone."""
         config = self.model.config
-        x = unit_noise(config.latent_dim, self.seed, position)[None]
+        x = self.model.begin(unit_noise(config.latent_dim, self.seed, position)[None])
         velocity = partial(self.model.velocity, context=self.session.context())
         return self.session.append(solve(velocity, x, shifted(config.steps, config.shift)))
 

@@ -20,7 +20,7 @@ def generate(model: ARFlow, condition: Condition, seeds: list[int]) -> Iterator[
     sigmas = shifted(config.steps, config.shift)
     session = model.session(condition)
     for chunk in range(condition.audio.shape[1]):
-        x = torch.stack([unit_noise(config.latent_dim, seed, chunk) for seed in seeds])
+        x = model.begin(torch.stack([unit_noise(config.latent_dim, seed, chunk) for seed in seeds]))
         context = session.context()
         yield session.append(solve(partial(model.velocity, context=context), x, sigmas))
 

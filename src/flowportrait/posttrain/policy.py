@@ -75,3 +75,10 @@ def module(policy: Policy) -> nn.Module:
     """The policy as the network that it is."""
     assert isinstance(policy, nn.Module), "a policy is an nn.Module"
     return policy
+
+
+def begin(policy: Any, noise: torch.Tensor) -> torch.Tensor:
+    """What sampling starts from at σ = 1, given unit noise ``[B, D]``: as this generator delivers, where it says so.
+    No ratio depends on it."""
+    own = getattr(policy, "begin", None)
+    return own(noise) if own else noise

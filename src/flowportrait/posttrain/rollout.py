@@ -9,7 +9,7 @@ import torch
 from flowportrait.flow.kernel import Kernel, Step, ode
 from flowportrait.flow.noise import unit_noise
 from flowportrait.posttrain.plan import Plan
-from flowportrait.posttrain.policy import Policy, Session
+from flowportrait.posttrain.policy import Policy, Session, begin
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.posttrain.tree import owners
 
@@ -49,7 +49,7 @@ def rollout(
     for chunk in range(chunks):
         context = session.context()
         starts = group if same_start else owner[:, chunk, 0]
-        x = _noise(size, key, starts, chunk, _START).to(device)
+        x = begin(policy, _noise(size, key, starts, chunk, _START).to(device))
         kept = []
         for k in range(steps):
             step = Step(*(part[:, chunk, k] for part in stepping))

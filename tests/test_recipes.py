@@ -48,7 +48,7 @@ def small(recipe: Recipe) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if card.recipe.given is None])
 def test_every_recipe_raises_its_reward(name: str) -> None:
     run = trainer(small(named(name)))
     history = [run.step()["reward/lift"] for _ in range(16)]
@@ -131,7 +131,7 @@ def test_a_pairs_noise_is_shared_and_ties_make_no_pair() -> None:
     assert torch.allclose(noise[:8], noise[:1].expand(8, -1, -1, -1), atol=1e-5)
     assert not torch.allclose(noise[0], noise[8], atol=1e-2)
     score = torch.cat([torch.zeros(8), torch.arange(16.0)])
-    winners, losers = pairs(score, trajectory.group, trajectory.real)
+    winners, losers, _ = pairs(score[:, None], trajectory.group, trajectory.real)
     assert winners.tolist() == [15, 23]
     assert losers.tolist() == [8, 16]
     assert torch.equal(weigh(run, DPO(), trajectory, torch.zeros(24)), torch.zeros_like(run.policy.head.write.weight))

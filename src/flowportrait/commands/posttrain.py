@@ -14,9 +14,13 @@ def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("posttrain", help="reinforcement learning on portraits and speech")
     add.add_argument("--recipe", default="flow-grpo", help="a name, or the folder of a run to do again")
-    add.add_argument("--prompts", type=Path, required=True, help="folder of images and audio files")
+    add.add_argument("--prompts", type=Path, help="folder of images and audio files")
+    add.add_argument(
+        "--pairs", type=Path, nargs="+", default=[], metavar="PAIRS.JSONL",
+        help="learn from stated pairs (flow-dpo, flow-rwr, …) or rated clips (threshold) instead of prompts",
+    )  # fmt: skip
     add.add_argument("--held-out", type=Path, help="prompts to look at now and then and never train on")
-    add.add_argument("--exemplars", type=Path, help="prepared corpus whose real clips stand among the samples")
+    add.add_argument("--exemplars", type=Path, help="prepared corpus whose clips join the samples, or are damaged")
     add.add_argument("--output", type=Path, required=True)
     add.add_argument("--iterations", type=int)
     add.add_argument("--start", default="sft", help="checkpoint to start from (default sft)")
@@ -33,6 +37,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.prompts import read_prompts
 
     held_out = read_prompts(options.held_out) if options.held_out else ()
-    job = Job(options.output, options.start, options.resume, held_out, options.exemplars, options.track)
+    job = Job(
+        options.output, options.start, options.resume, held_out, options.exemplars, options.pairs, options.track
+    )
     folder = posttrain(options.recipe, options.prompts, job, options.iterations, options.changes)
     return {"checkpoint": str(folder)}

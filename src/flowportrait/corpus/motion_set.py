@@ -16,6 +16,9 @@ from flowportrait.corpus.shards import read_clips
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import level, log_mel
 
+TRAINING_SPLITS = ("reward", "evaluation")
+"""What a generator may learn from."""
+
 
 @dataclass(frozen=True)
 class MotionClip:

@@ -54,10 +54,13 @@ def spread(
     if not (allocation.steps or allocation.regions or forked):
         return Advantage(credit.advantage[:, :, None, None])
     names = list(regions) if allocation.regions else [""]
-    value = torch.zeros(*trajectory.trainable.shape, len(names))
+    sigma = trajectory.sigma.cpu()
+    if not sigma.shape[-1]:  # only the end is known: every noise level counts alike
+        sigma = torch.full((len(trajectory), 1, 1), 0.5)
+    value = torch.zeros(*credit.advantage.shape, sigma.shape[-1], len(names))
     for reward, part in credit.parts.items():
         slope = allocation.steps.get(reward, 0.0)
-        weight = 1 + slope * (2 * trajectory.sigma.cpu() - 1)
+        weight = 1 + slope * (2 * sigma - 1)
         own = torch.tensor([allocation.regions.get(reward, name) == name for name in names])
         value += (part[:, :, None] * weight)[..., None] * own
     if forked:

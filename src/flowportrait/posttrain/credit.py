@@ -36,6 +36,8 @@ class CreditConfig:
     """Reward → score under which it does not get worse."""
     caps: dict[str, float] = field(default_factory=dict)
     """Reward → score beyond which more earns nothing: against over-optimising what is good enough."""
+    among: Literal["group", "batch"] = "group"
+    """Whom a sample is compared with: its siblings, or the whole batch, whose mean is one threshold for all prompts."""
     gate: float = 1.0
     """A reward says nothing in a group where its spread is at most this many times its measurement noise."""
     dense: float = 0.7
@@ -59,6 +61,7 @@ def assign(
 ) -> Credit:
     """Advantages of B samples of N = ``chunks`` chunks in groups ``[B]`` (any integer ids)."""
     metrics: dict[str, float] = {}
+    prompts, group = group, torch.zeros_like(group) if config.among == "batch" else group
     heard: dict[str, Score] = {}
     for name, score in scores.items():
         heard[name] = _bounded(score, config.floors.get(name, -math.inf), config.caps.get(name, math.inf))
@@ -75,7 +78,7 @@ def assign(
         parts = {name: weights[name] * _part(score, group, chunks, config, wins[name]) for name, score in heard.items()}
     total = torch.stack(list(parts.values())).sum(0) if parts else torch.zeros(len(group), chunks)
     metrics["dead_groups"] = float(
-        torch.stack([(total[group == g].abs().max() <= ZERO_SPREAD).float() for g in group.unique()]).mean()
+        torch.stack([(total[prompts == g].abs().max() <= ZERO_SPREAD).float() for g in prompts.unique()]).mean()
     )
     return Credit(total.clamp(-config.limit, config.limit), parts, metrics)
 

@@ -45,7 +45,9 @@ class Job:
     held_out: Sequence[Prompt] = ()
     """Prompts to look at and never train on."""
     exemplars: Path | None = None
-    """A prepared corpus: its clips are the speech, and their real motion stands in the groups."""
+    """A prepared corpus: its clips are the speech, and their real motion stands in the groups, or is damaged."""
+    pairs: Sequence[Path] = ()
+    """Stated pairs to learn from."""
     track: str | None = None
     """``tensorboard`` or ``wandb``, through accelerate."""
     report: Report | None = None

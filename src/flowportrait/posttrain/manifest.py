@@ -21,12 +21,14 @@ from flowportrait.prompts import Prompt
 PACKAGES = (
     "flowportrait", "torch", "transformers", "accelerate", "peft", "numpy", "mediapipe", "opencv-contrib-python",
 )  # fmt: skip
-MUST_AGREE = {"seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts"}
+MUST_AGREE = {
+    "seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts or clips",
+}  # fmt: skip
 
 
-def manifest(start: str, prompts: Sequence[Prompt], seed: int) -> dict[str, Any]:
-    """What is about to be run."""
-    files = sorted({path for prompt in prompts for path in (prompt.image, prompt.audio)})
+def manifest(start: str, prompts: Sequence[Prompt], seed: int, given: Sequence[Path] = ()) -> dict[str, Any]:
+    """What is about to be run; ``given``: files of clips to learn from."""
+    files = sorted({path for prompt in prompts for path in (prompt.image, prompt.audio)} | set(given))
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),

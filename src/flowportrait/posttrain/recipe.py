@@ -17,6 +17,7 @@ from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.exemplar import Exemplars
 from flowportrait.posttrain.explore import HistoryRouting
+from flowportrait.posttrain.given import Given
 from flowportrait.posttrain.objective.interface import Objective
 from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.plan import EveryStep, Planner
@@ -40,6 +41,8 @@ class Recipe:
     """Explore through the past instead of through noise."""
     exemplars: Exemplars | None = None
     """Put a real clip of the same speech into every group."""
+    given: Given | None = None
+    """Learn from clips that are there already instead of from rollouts; their scores come with them."""
     train_on: int | None = None
     """Samples of a group that are trained on: half of them its best, half its worst; none means all."""
     pieces: int = 2
@@ -82,6 +85,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise BadInput(f"kernel={self.kernel} is not possible: choose one of {', '.join(KERNELS)}.")
-        at_least(self, eta=0, groups=1, group_size=2, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
+        fewest = 1 if self.credit.among == "batch" else 2
+        at_least(self, eta=0, groups=1, group_size=fewest, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
         at_least(self, micro_batch=1, train_on=2, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)
         at_least(self, evaluate_every=1, patience=1, give_up=1)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from accelerate import Accelerator
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.config import override, save, to_dict
-from flowportrait.corpus.motion_set import load_motion
+from flowportrait.corpus.motion_set import TRAINING_SPLITS, load_motion
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.checkpoint import latest, read
 from flowportrait.posttrain.drawing import Drawing
+from flowportrait.posttrain.given import Given, GivenTask
+from flowportrait.posttrain.given_clips import given_task
 from flowportrait.posttrain.items import Item, sound, speech
 from flowportrait.posttrain.loop import Job, Loop
 from flowportrait.posttrain.manifest import manifest, write_or_compare
+from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named, read_recipe
+from flowportrait.posttrain.recipes import CARDS, named, read_recipe
 from flowportrait.posttrain.scale import on_main, processes, roll_call
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
@@ -37,7 +41,6 @@ from flowportrait.prompts import Prompt, read_prompts
 from flowportrait.reward.composite import Composite
 from flowportrait.terminal import say
 
-TRAINING_SPLITS = ("reward", "evaluation")
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -52,15 +55,41 @@ def resolve(recipe: str, iterations: int | None, overrides: Sequence[str]) -> Re
     return override(found, list(overrides) + ([f"iterations={iterations}"] if iterations is not None else []))
 
 
+def from_pairs(recipe: Recipe) -> Recipe:
+    """The recipe, learning from stated pairs, or from single rated clips if it compares with the whole batch.
+
+    Raises:
+        BadInput: it makes its own pairs, or needs the way to a sample, which a given clip does not have.
+    """
+    if not _needs_ends_alone(recipe):
+        able = [name for name in CARDS if _needs_ends_alone(named(name))]
+        raise BadInput(f"The recipe {recipe.name} does not go with --pairs: choose one of {', '.join(able)}.")
+    given = replace(recipe.given or Given(), clips="rated" if recipe.credit.among == "batch" else "pairs")
+    return replace(recipe, given=given, group_size=given.group_size)
+
+
+def _needs_ends_alone(recipe: Recipe) -> bool:
+    drawn_without_path = isinstance(recipe.plan, NoNoise) and not recipe.plan.keep_path
+    makes_its_own = recipe.exemplars or recipe.explore or (recipe.given and recipe.given.clips == "damaged")
+    return drawn_without_path and not makes_its_own
+
+
 def posttrain(
-    recipe: str, prompts: Path, job: Job, iterations: int | None = None, overrides: Sequence[str] = ()
+    recipe: str, prompts: Path | None, job: Job, iterations: int | None = None, overrides: Sequence[str] = ()
 ) -> Path:
-    """Post-train on the prompts of a folder; returns the checkpoint's folder.
+    """Post-train on the prompts of a folder, or on given clips; returns the checkpoint's folder.
 
     Raises:
         BadInput: bad prompts or settings, or a run already in the output folder that differs from what is asked.
     """
-    return train(resolve(recipe, iterations, overrides), read_prompts(prompts), job)
+    resolved = resolve(recipe, iterations, overrides)
+    if job.pairs:
+        resolved = from_pairs(resolved)
+    if resolved.given:
+        return train(resolved, (), job)
+    if prompts is None:
+        raise BadInput(f"The recipe {resolved.name} speaks prompts: give a folder of images and audio with --prompts.")
+    return train(resolved, read_prompts(prompts), job)
 
 
 def train(recipe: Recipe, prompts: Sequence[Prompt], job: Job) -> Path:
@@ -83,14 +112,21 @@ def _train(recipe: Recipe, prompts: Sequence[Prompt], job: Job, accelerator: Acc
     if any(roll_call(accelerator, latest(state) is not None)) and not job.resume:
         raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
     policy = load_generator(job.start)
-    items, codecs = stage(prompts, recipe, job.exemplars)
+    task: TalkingTask | GivenTask
+    files: list[Path] = []
+    if recipe.given:
+        task, files = given_task(recipe.given, recipe.frames, job.pairs, job.exemplars, policy.config.chunk)
+        rewards = Composite((), recipe.given.weights)
+    else:
+        items, codecs = stage(prompts, recipe, job.exemplars)
 
-    def draw_for(rows: Sequence[int]) -> Drawing:
-        return Drawing(codecs, rows, recipe.render_size)
+        def draw_for(rows: Sequence[int]) -> Drawing:
+            return Drawing(codecs, rows, recipe.render_size)
 
-    task = TalkingTask(items, recipe.frames, draw_for, policy.config.chunk)
-    trainer = Trainer(policy, task, recipe, Composite.default(recipe.rewards), accelerator)
-    for change in on_main(accelerator, lambda: _open(job, recipe, prompts)):
+        task = TalkingTask(items, recipe.frames, draw_for, policy.config.chunk)
+        rewards = Composite.default(recipe.rewards)
+    trainer = Trainer(policy, task, recipe, rewards, accelerator)
+    for change in on_main(accelerator, lambda: _open(job, recipe, prompts, files)):
         if accelerator.is_main_process:
             say(f"Warning: {change}; a resumed run may differ in its last bits.")
     if latest(state):
@@ -102,10 +138,10 @@ def _train(recipe: Recipe, prompts: Sequence[Prompt], job: Job, accelerator: Acc
     accelerator.end_training()
 
 
-def _open(job: Job, recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
+def _open(job: Job, recipe: Recipe, prompts: Sequence[Prompt], given: Sequence[Path]) -> list[str]:
     """Make the run folder, or see that it is this run's; returns what differs harmlessly."""
     job.output.mkdir(parents=True, exist_ok=True)
-    return write_or_compare(job.output / "run.json", manifest(job.start, prompts, recipe.seed))
+    return write_or_compare(job.output / "run.json", manifest(job.start, prompts, recipe.seed, given))
 
 
 def tracking(job: Job) -> Accelerator:

@@ -71,8 +71,7 @@ class TalkingTask:
         self.items = items
         self.frames = frames
         self.draw_for = draw_for
-        spans = {"mouth": LOWER, "eyes": slice(BROWS.start, GAZE.stop), "head": HEAD}
-        self.regions = {name: _numbers(span, chunk) for name, span in spans.items()}
+        self.regions = latent_regions(chunk)
 
     def draw(self, groups: int, seed: int, iteration: int) -> Prompts:
         return Prompts(*draw_items(self.items, groups, self.frames, seed, iteration))
@@ -85,10 +84,7 @@ class TalkingTask:
     def real(self, policy: ARFlow, prompts: Prompts) -> torch.Tensor | None:
         if prompts.motion is None:
             return None
-        motion = prompts.motion.to(next(policy.parameters()).device)
-        chunks = motion[:, 1:].unflatten(1, (-1, policy.config.chunk))
-        before = torch.cat([motion[:, :1], chunks[:, :-1, -1]], 1)
-        return policy.space.encode(chunks, before)
+        return encode_after(policy, prompts.motion.to(next(policy.parameters()).device))
 
     def batch(self, policy: ARFlow, trajectory: Trajectory, prompts: Prompts) -> RewardBatch:
         latents = trajectory.latents.to(next(policy.parameters()).device)
@@ -102,6 +98,19 @@ class TalkingTask:
             condition=trajectory.condition,
             latents=latents,
         )
+
+
+def encode_after(policy: ARFlow, motion: torch.Tensor) -> torch.Tensor:
+    """Latents ``[B, N, D]`` of real motion ``[B, 1 + T, 30]`` after its first frame."""
+    chunks = motion[:, 1:].unflatten(1, (-1, policy.config.chunk))
+    before = torch.cat([motion[:, :1], chunks[:, :-1, -1]], 1)
+    return policy.space.encode(chunks, before)
+
+
+def latent_regions(chunk: int) -> dict[str, torch.Tensor]:
+    """Latent numbers ``[D]`` (0 or 1) of mouth, eyes with brows, and head."""
+    spans = {"mouth": LOWER, "eyes": slice(BROWS.start, GAZE.stop), "head": HEAD}
+    return {name: _numbers(span, chunk) for name, span in spans.items()}
 
 
 def _numbers(span: slice, chunk: int) -> torch.Tensor:

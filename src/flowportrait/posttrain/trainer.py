@@ -24,6 +24,7 @@ from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
 from flowportrait.posttrain.exemplar import invert, own_scores, pay
+from flowportrait.posttrain.given import GivenTask
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
 from flowportrait.posttrain.plan import Plan
@@ -64,7 +65,12 @@ class Trainer:
     """Post-trains a policy on a task under a composite reward. Deterministic: all randomness is keyed."""
 
     def __init__(
-        self, policy: Any, task: Task, recipe: Recipe, rewards: Composite, accelerator: Accelerator | None = None
+        self,
+        policy: Any,
+        task: Task | GivenTask,
+        recipe: Recipe,
+        rewards: Composite,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.accelerator = accelerator or scale.processes()
         self.device = self.accelerator.device
@@ -109,13 +115,16 @@ class Trainer:
         return {"iteration": self.iteration, **scale.together(self.accelerator, metrics, seconds)}
 
     def collect(self) -> Batch:
-        """Roll out and score this process's groups of this iteration."""
-        recipe = self.recipe
-        prompts = self.task.draw(recipe.groups, recipe.seed, self.iteration)
+        """Roll out and score this process's groups of this iteration, or show what is given."""
+        recipe, task = self.recipe, self.task
+        prompts: Any = task.draw(recipe.groups, recipe.seed, self.iteration)
+        if isinstance(task, GivenTask):
+            with self.acting():
+                return task.show(self.policy, prompts.select(self.share.groups), self.share.groups)
         chunks: list[int] = []
 
         def act(groups: torch.Tensor) -> Trajectory:
-            condition = self.task.condition(self.policy, prompts.select(groups)).repeat(recipe.group_size)
+            condition = task.condition(self.policy, prompts.select(groups)).repeat(recipe.group_size)
             chunks.append(condition.chunks)
             plan = recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
             group = groups.repeat_interleave(recipe.group_size)
@@ -127,18 +136,18 @@ class Trainer:
                 session,
             )  # fmt: skip
             if recipe.exemplars:
-                made = join([made, self.exemplars(prompts.select(groups), groups, plan)])
+                made = join([made, self.exemplars(task, prompts.select(groups), groups, plan)])
             return made.to("cpu") if recipe.offload else made
 
         def score(trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
             own, lost = prompts.select(trajectory.group), numberless(trajectory)
-            return forget(self.rewards(self.task.batch(self.policy, blanked(trajectory, lost), own)), lost)
+            return forget(self.rewards(task.batch(self.policy, blanked(trajectory, lost), own)), lost)
 
         pieces = [part for part in self.share.groups.tensor_split(recipe.pieces) if len(part)]
         with self.acting():
             return collect(pieces, act, score)
 
-    def exemplars(self, prompts: Any, groups: torch.Tensor, plan: Plan) -> Trajectory:
+    def exemplars(self, task: Task, prompts: Any, groups: torch.Tensor, plan: Plan) -> Trajectory:
         """The real clips of these groups, inverted under the acting weights.
 
         Raises:
@@ -146,12 +155,12 @@ class Trainer:
         """
         recipe = self.recipe
         assert recipe.exemplars is not None, "only recipes with exemplars ask for them"
-        latents = self.task.real(self.policy, prompts)
+        latents = task.real(self.policy, prompts)
         if latents is None:
             raise BadInput(f"The recipe {recipe.name} needs real clips: give a prepared corpus with --exemplars.")
         sample = recipe.groups * recipe.group_size + groups
         return invert(
-            self.policy, self.task.condition(self.policy, prompts), latents, groups, sample, plan, self.kernel,
+            self.policy, task.condition(self.policy, prompts), latents, groups, sample, plan, self.kernel,
             (recipe.seed, self.iteration), recipe.exemplars.inversion,
         )  # fmt: skip
 
@@ -287,7 +296,7 @@ class Trainer:
     def any_condition(self) -> Any:
         """One row of what the policy is told, to know the kind."""
         with self.acting():
-            prompts = self.task.draw(self.recipe.groups, self.recipe.seed, self.iteration)
+            prompts: Any = self.task.draw(self.recipe.groups, self.recipe.seed, self.iteration)
             return self.task.condition(self.policy, prompts.select(self.share.groups[:1]))
 
     def whole(self) -> nn.Module | None:

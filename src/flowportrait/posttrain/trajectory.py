@@ -72,6 +72,20 @@ class Trajectory:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in kept})
 
 
+def finished(condition: Any, latents: torch.Tensor, group: torch.Tensor, sample: torch.Tensor) -> Trajectory:
+    """Samples ``[B, N, D]`` of which only the end is known, not the way there: no recorded step."""
+    batch, chunks, size = latents.shape
+    nowhere = torch.empty(batch, chunks, 0, dtype=torch.long)
+    path = latents.new_empty(batch, chunks, 0, size)
+    no_steps = latents.new_empty(batch, chunks, 0, 1)
+    return Trajectory(
+        group=group, sample=sample, condition=condition, latents=latents, step=nowhere[:, 0],
+        sigma=latents.new_empty(batch, 1, 0), coefficients=Step(no_steps, no_steps, no_steps),
+        trainable=nowhere.to(latents.device, torch.bool), owner=nowhere, x=path, x_next=path, noise=path,
+        real=torch.zeros(batch, dtype=torch.bool),
+    )  # fmt: skip
+
+
 def join(parts: Sequence[Trajectory]) -> Trajectory:
     """Trajectories of different samples under the same recorded step count, as one."""
 

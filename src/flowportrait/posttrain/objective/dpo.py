@@ -1,11 +1,13 @@
 """Flow-DPO (2501.13918): the better of two samples should become likelier, and the worse one less so.
 
     E = mean ‖v − (ε − x₀)‖²                     ε and σ shared by the pair
-    L = −log σ( −β/2 · [ (E − E_ref)_winner − (E − E_ref)_loser ] )
+    L = −log σ( −β/2 · [ (E − E_ref)_winner − (E − E_ref)_loser ] )  +  anchor · E_winner
 
-Online, a group's pair is its best and its worst sample; a group whose samples are all alike makes none. With regions,
-each has its own pair of errors and they add up. β is constant, which the paper found better at every value than the
-derived β·(1−σ)², offered as ``level``.
+A pair is the best and the worst sample of a group: of one's own online, of given clips offline (``given``). A group
+whose samples are all alike makes none. With regions, each has its own pair, and only its own numbers are compared: who
+has the better lips need not have the better head. β is constant, which the paper found better at every value than the
+derived β·(1−σ)², offered as ``level``. The anchor keeps the winner likely (RPO, 2404.19733): a margin can also grow
+while both fall.
 """
 
 from __future__ import annotations
@@ -27,45 +29,54 @@ class DPO:
     level: Literal["constant", "derived"] = "constant"
     states: int = 6
     """Noised states per chunk."""
+    anchor: float = 0.0
+    """Weight of matching the winner itself."""
     needs: frozenset[str] = frozenset({"ref"})
     whole_groups = True
 
     def __post_init__(self) -> None:
-        at_least(self, beta=0, states=1)
+        at_least(self, beta=0, states=1, anchor=0)
 
     def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
         return noised(trajectory, self.states, key, by_group=True)
 
     def __call__(self, evidence: Evidence) -> Loss:
-        points, advantage = evidence.points, evidence.advantage
+        points, advantage, trajectory = evidence.points, evidence.advantage, evidence.trajectory
         assert points.target is not None, "forward-process points have a target"
-        live = advantage.reduce((evidence.live - points.target).square(), "mean")
-        reference = advantage.reduce((evidence.others["ref"] - points.target).square(), "mean")
-        winner, loser = pairs(advantage.per_sample, evidence.trajectory.group, evidence.trajectory.real)
+        live = advantage.reduce((evidence.live - points.target).square(), "mean").movedim(-1, 1)
+        reference = advantage.reduce((evidence.others["ref"] - points.target).square(), "mean").movedim(-1, 1)
+        winner, loser, region = pairs(advantage.value.mean((1, 2)), trajectory.group, trajectory.real)
         if not len(winner):
             return Loss(live.sum() * 0, {"loss/policy": 0.0, "pairs": 0.0})
-        margin = ((live - reference)[winner] - (live - reference)[loser]).sum(-1)
-        weight = (1 - points.sigma.expand(*live.shape[:3])[winner]).square() if self.level == "derived" else 1.0
-        total = -logsigmoid(-self.beta / 2 * weight * margin).mean()
+        gain = reference - live
+        margin = gain[winner, region] - gain[loser, region]
+        weight = 1.0 if self.level == "constant" else (1 - points.sigma.expand(*live[:, 0].shape)[winner]).square()
+        total = -logsigmoid(self.beta / 2 * weight * margin).mean()
+        if self.anchor:
+            total = total + self.anchor * live[winner, region].mean()
         metrics = {
             "loss/policy": float(total.detach()),
             "pairs": float(len(winner)),
-            "margin": float(-margin.detach().mean()),
+            "margin": float(margin.detach().mean()),
             # Falls below zero where the winner itself became less likely: DPO's known failure.
-            "winner_gain": float((reference - live)[winner].detach().mean()),
+            "winner_gain": float(gain[winner, region].detach().mean()),
+            "loser_gain": float(gain[loser, region].detach().mean()),
         }
         return Loss(total, metrics)
 
 
-def pairs(score: torch.Tensor, group: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the best and the worst sample of every group in which there is a difference; a real clip is the best."""
-    score = torch.where(real, torch.inf, score)
-    winners, losers = [], []
+def pairs(
+    score: torch.Tensor, group: torch.Tensor, real: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of the best and the worst sample of every group in which there is a difference, and the region that it is
+    in, from scores ``[B, P]``; a real clip is the best."""
+    score = torch.where(real[:, None], torch.inf, score)
+    found = []
     for family in group.unique():
         rows = (group == family).nonzero()[:, 0]
-        best, worst = rows[score[rows].argmax()], rows[score[rows].argmin()]
-        if score[best] > score[worst]:
-            winners.append(best)
-            losers.append(worst)
-    empty = torch.empty(0, dtype=torch.long)
-    return (torch.stack(winners), torch.stack(losers)) if winners else (empty, empty)
+        for region in range(score.shape[1]):
+            best, worst = rows[score[rows, region].argmax()], rows[score[rows, region].argmin()]
+            if score[best, region] > score[worst, region]:
+                found.append((int(best), int(worst), region))
+    winner, loser, region_of = torch.tensor(found, dtype=torch.long).reshape(-1, 3).T
+    return winner, loser, region_of

@@ -28,7 +28,9 @@ from flowportrait.posttrain.recipes import (
     nft,
     otca,
     pref_grpo,
+    sync_dpo,
     tempflow,
+    threshold,
     vipo,
 )
 from flowportrait.posttrain.recipes.card import Card
@@ -38,6 +40,7 @@ CARDS: dict[str, Card] = {
     for module in (
         flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft, awm,
         flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, exemplar_ratio, exemplar_awm, exemplar_dpo,
+        sync_dpo, threshold,
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Flow-DPO, online."""
+"""Flow-DPO, online or from given pairs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ CARD = Card(
     paper="One shared noise and level per pair; constant beta.",
     reading=(
         "Pairs are made online: the best and the worst of a group under the composite reward; groups without "
-        "a difference make none."
+        "a difference make none. With --pairs they are the stated ones, in groups of two."
     ),
 )

@@ -92,13 +92,14 @@ class VaeCodec:
     @torch.no_grad()
     def decode(self, latents: VideoLatents) -> Iterator[np.ndarray]:
         """Frames ``[H, W, 3]`` uint8 of latents, as many and as large as were encoded."""
-        values = self.scale.restore(latents.values).to(self.autoencoder.dtype)
+        device = next(self.autoencoder.parameters()).device
+        values = self.scale.restore(latents.values).to(device, self.autoencoder.dtype)
         parts = [values.transpose(0, 1)[None]] if self.video else values.split(BATCH)
         for part in parts:
             pixels = self._decoded(part)
             if self.video:
                 pixels = pixels[0].transpose(0, 1)[: latents.frames]
-            shown = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            shown = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
             for frame in shown[..., : latents.height, : latents.width]:
                 yield np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
 
@@ -128,7 +129,7 @@ def _is_video(autoencoder: Any) -> bool:
 def _spatial(autoencoder: Any) -> int:
     config = autoencoder.config
     if "dim_mult" in config:
-        return int(2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1))
+        return int(2 ** (len(config.dim_mult) - 1) * (config.get("patch_size") or 1))
     if hasattr(autoencoder, "spatial_compression_ratio"):
         return int(autoencoder.spatial_compression_ratio)
     blocks = config.get("block_out_channels") or config.encoder_block_out_channels

@@ -20,7 +20,7 @@ class Lora:
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers, by the last part of their name."""
+    """Linear layers, by the end of their name."""
 
     def __post_init__(self) -> None:
         at_least(self, rank=1, alpha=0)
@@ -34,15 +34,27 @@ def insert(policy: nn.Module, lora: Lora, seed: int) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = {name.rpartition(".")[2] for name, part in policy.named_modules() if isinstance(part, nn.Linear)}
-    if unknown := [target for target in lora.targets if target not in names]:
-        raise BadInput(f"lora.targets: no linear layer is called {unknown[0]}; there are {', '.join(sorted(names))}.")
+    layers = [name for name, part in policy.named_modules() if isinstance(part, nn.Linear)]
+    for target in lora.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            names = sorted({_own_name(name) for name in layers})
+            raise BadInput(f"lora.targets: no linear layer is called {target}; there are {', '.join(names)}.")
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, policy)
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            # What is learned is far smaller than what a half-precision weight can be told apart by.
+            parameter.data = parameter.data.float()
+
+
+def _own_name(name: str) -> str:
+    """The last part that is no number, with the numbers after it: ``to_out.0``."""
+    parts = name.split(".")
+    first = max((place for place, part in enumerate(parts) if not part.isdigit()), default=0)
+    return ".".join(parts[first:])
 
 
 def merged(policy: nn.Module) -> nn.Module:

@@ -24,6 +24,7 @@ from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.plan import Plan
 from flowportrait.posttrain.policy import Policy
 from flowportrait.posttrain.rollout import step_table
+from flowportrait.posttrain.rows import over_steps
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.interface import Score
 
@@ -74,7 +75,7 @@ def invert(
     coefficients = type(table)(*(part[..., 0].gather(2, index)[..., None].to(path.device) for part in table))
     trainable = noisy.gather(2, index).to(path.device)
     x, x_next, sigma = states_at(0), states_at(1), plan.sigmas[record][:, None].to(path.device)
-    implied = coefficients.noise(x, x_next, policy.velocity(x, sigma, context[:, :, None]).float())
+    implied = coefficients.noise(x, x_next, policy.velocity(x, sigma, over_steps(context)).float())
     return Trajectory(
         group=group, sample=sample, condition=condition, latents=latents, step=record, sigma=sigma,
         coefficients=coefficients, trainable=trainable, owner=sample[:, None, None].expand(-1, chunks, record.shape[1]),

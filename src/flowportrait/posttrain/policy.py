@@ -9,10 +9,13 @@ A generator that is not autoregressive has one chunk. Nothing here says what a c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
+
+from flowportrait.posttrain.plan import Plan
 
 Self = TypeVar("Self", bound="Condition")
 
@@ -37,8 +40,8 @@ class Condition(Protocol):
 class Session(Protocol):
     """Generation under way: ``context`` of the next chunk, then ``append`` its latents; repeat."""
 
-    def context(self) -> torch.Tensor:
-        """Context of the next chunk ``[B, …]``; once per chunk."""
+    def context(self) -> Any:
+        """Context of the next chunk, a tensor ``[B, …]`` or nested tuples of such; once per chunk."""
         ...
 
     def append(self, latents: torch.Tensor) -> Any:
@@ -58,11 +61,11 @@ class Policy(Protocol):
         """Start generating."""
         ...
 
-    def contexts(self, condition: Any, latents: torch.Tensor) -> torch.Tensor:
-        """Contexts of all chunks ``[B, N, …]``, given the clean latents ``[B, N, D]``."""
+    def contexts(self, condition: Any, latents: torch.Tensor) -> Any:
+        """Contexts of all chunks ``[B, N, …]``, given the clean latents ``[B, N, D]``; of a session's kind."""
         ...
 
-    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: Any) -> torch.Tensor:
         """v ``[..., D]`` at x and noise level sigma (broadcastable to ``[...]``)."""
         ...
 
@@ -75,6 +78,12 @@ def module(policy: Policy) -> nn.Module:
     """The policy as the network that it is."""
     assert isinstance(policy, nn.Module), "a policy is an nn.Module"
     return policy
+
+
+def at_own_levels(policy: Any, plan: Plan) -> Plan:
+    """The plan at the noise levels at which this generator is used, where it has a schedule of its own."""
+    levels = getattr(policy, "levels", None)
+    return replace(plan, sigmas=levels(plan.sigmas)) if levels else plan
 
 
 def begin(policy: Any, noise: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 
 from flowportrait.posttrain.objective.interface import Points
 from flowportrait.posttrain.policy import Policy, module
+from flowportrait.posttrain.rows import over_steps
 from flowportrait.posttrain.trajectory import Trajectory
 
 NOISE_BOUND = 1e-2
@@ -30,7 +31,7 @@ class ReplayMismatch(RuntimeError):
 def velocity_at(policy: Policy, trajectory: Trajectory, points: Points) -> torch.Tensor:
     """v ``[B, N, R, D]`` of ``policy`` in float32 at ``points`` of every chunk, given the trajectory's history."""
     context = policy.contexts(trajectory.condition, trajectory.latents)
-    return policy.velocity(points.x, points.sigma, context[:, :, None]).float()
+    return policy.velocity(points.x, points.sigma, over_steps(context)).float()
 
 
 def replay_velocity(policy: Policy, trajectory: Trajectory) -> torch.Tensor:

@@ -10,6 +10,7 @@ from flowportrait.flow.kernel import Kernel, Step, ode
 from flowportrait.flow.noise import unit_noise
 from flowportrait.posttrain.plan import Plan
 from flowportrait.posttrain.policy import Policy, Session, begin
+from flowportrait.posttrain.rows import tensors
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.posttrain.tree import owners
 
@@ -105,4 +106,4 @@ def _noise(size: int, key: tuple[int, ...], ids: torch.Tensor, chunk: int, step:
 
 def _device(condition: Any) -> torch.device:
     """Where the condition's first tensor is."""
-    return next(part.device for part in condition if isinstance(part, torch.Tensor))
+    return next(tensors(condition)).device

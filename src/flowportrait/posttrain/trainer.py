@@ -28,7 +28,7 @@ from flowportrait.posttrain.given import GivenTask
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
 from flowportrait.posttrain.plan import Plan
-from flowportrait.posttrain.policy import module
+from flowportrait.posttrain.policy import at_own_levels, module
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.replay import Replay, check_noise
 from flowportrait.posttrain.roles import Roles
@@ -126,7 +126,9 @@ class Trainer:
         def act(groups: torch.Tensor) -> Trajectory:
             condition = task.condition(self.policy, prompts.select(groups)).repeat(recipe.group_size)
             chunks.append(condition.chunks)
-            plan = recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
+            plan = at_own_levels(
+                self.policy, recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
+            )
             group = groups.repeat_interleave(recipe.group_size)
             sample = group * recipe.group_size + torch.arange(recipe.group_size).repeat(len(groups))
             key = (recipe.seed, self.iteration)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from flowportrait.flow.kernel import Step
+from flowportrait.posttrain.rows import each
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,9 @@ class Trajectory:
     def to(self, device: torch.device | str) -> Trajectory:
         """Everything but the ids on a device: off-loaded between rollout and update, back for its shard."""
 
-        def move(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return value.to(device)
-            if isinstance(value, tuple):
-                return type(value)(*(move(part) for part in value))
-            return value
-
         kept = ("group", "sample", "real")
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in kept})
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in kept}
+        return replace(self, **{name: each(lambda part: part.to(device), value) for name, value in moved.items()})
 
 
 def finished(condition: Any, latents: torch.Tensor, group: torch.Tensor, sample: torch.Tensor) -> Trajectory:
@@ -89,13 +84,7 @@ def finished(condition: Any, latents: torch.Tensor, group: torch.Tensor, sample:
 def join(parts: Sequence[Trajectory]) -> Trajectory:
     """Trajectories of different samples under the same recorded step count, as one."""
 
-    def glue(values: list[Any]) -> Any:
-        first = values[0]
-        if isinstance(first, torch.Tensor):
-            return torch.cat(values)
-        if isinstance(first, tuple):
-            return type(first)(*(torch.cat(pieces) for pieces in zip(*values, strict=True)))
-        assert first is None, f"cannot join {type(first).__name__}"
-        return None
+    def glue(*pieces: torch.Tensor) -> torch.Tensor:
+        return torch.cat(pieces)
 
-    return Trajectory(*(glue([getattr(part, f.name) for part in parts]) for f in fields(Trajectory)))
+    return Trajectory(*(each(glue, *(getattr(part, f.name) for part in parts)) for f in fields(Trajectory)))

@@ -149,7 +149,8 @@ def clips() -> list[MotionClip]:
 
 CHANGES = {
     "shift": EXPRESSION, "time-warp": EXPRESSION, "other speech": LOWER, "frozen eyes": slice(BROWS.start, GAZE.stop),
-    "dull": EXPRESSION, "jitter": HEAD, "sway": HEAD, "swapped segments": EXPRESSION, "loudness jaw": LOWER,
+    "dull": EXPRESSION, "grimace": EXPRESSION,
+    "stiff head": HEAD, "jitter": HEAD, "sway": HEAD, "swapped segments": EXPRESSION, "loudness jaw": LOWER,
     "dead face": HEAD, "smeared lips": LOWER, "stutter": EXPRESSION, "jump": HEAD,
 }  # fmt: skip
 

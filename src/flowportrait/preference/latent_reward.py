@@ -4,7 +4,7 @@
     last frame before the chunk ──────────────┼─► head(x_σ, σ | ·) ─► mean        (one tower per dimension)
     what is heard now (sync alone) ───────────┘        variance  v(σ) = v₀ + c σ²
 
-    P(A better than B) = Φ( (mean_A − mean_B − τ) / √(v_A + v_B) )                (Thurstone, with ties: ``thurstone``)
+    P(A better than B) = Φ( (mean_A − mean_B − τ) / √(v_A + v_B) )             (Thurstone, with ties: ``thurstone``)
 
 A chunk's score depends on the chunk as it is at σ, on ``REACH`` chunks before it and on nothing later, so that it can
 steer a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
@@ -34,12 +34,13 @@ from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.flow_head import FlowHead
 from flowportrait.generator.lip_reader import N_LIPS
 from flowportrait.preference.made_pairs import DIMENSIONS
+from flowportrait.preference.thurstone import MARGIN, log_chances
 
 KERNEL, DILATIONS = 3, (1, 2)
 REACH = 1 + (KERNEL - 1) * sum(DILATIONS)
 """Chunks that a chunk's score looks back on."""
 TASTE = 0.5
-"""v₀, the variance of one clip's score without noise: the difference of two has variance 1, which sets the unit."""
+"""v₀, the variance of one clip's score without noise: the difference of two has variance 1, the unit of training."""
 
 
 class Verdict(NamedTuple):
@@ -65,7 +66,11 @@ class LatentRewardConfig:
 
 
 class LatentReward(nn.Module):
-    """See the module. ``LatentReward.fresh(generator)`` is untrained, ``from_pretrained`` trained."""
+    """See the module. ``LatentReward.fresh(generator)`` is untrained, ``load`` trained: then scores are standardised on
+    real clips, 0 is ordinary and 1 one standard deviation better."""
+
+    centre: torch.Tensor
+    spread: torch.Tensor
 
     def __init__(self, config: LatentRewardConfig) -> None:
         super().__init__()
@@ -77,8 +82,10 @@ class LatentReward(nn.Module):
         self.sync = Tower(lower, LOWER, sound, config)
         self.expression = Tower(expression, EXPRESSION, 0, config)
         self.motion = Tower(everything, slice(0, 0), 0, config)
-        self.growth = nn.Parameter(torch.zeros(len(DIMENSIONS)))
-        """Softplus of it is c."""
+        self.growth = nn.Parameter(torch.zeros(2, len(DIMENSIONS)))
+        """Softplus of it is c: where the past is noisy too, and where it is known."""
+        self.register_buffer("centre", torch.zeros(len(DIMENSIONS)))
+        self.register_buffer("spread", torch.ones(len(DIMENSIONS)))
 
     @classmethod
     def fresh(cls, generator: ARFlow, width: int = 128, depth: int = 2) -> LatentReward:
@@ -119,11 +126,22 @@ class LatentReward(nn.Module):
             ],
             -1,
         )
-        return Verdict(mean, self.log_std(level))
+        variance = TASTE + self.doubt(level, past is not None)
+        return Verdict((mean - self.centre) / self.spread, variance.log() / 2 - self.spread.log())
 
-    def log_std(self, level: torch.Tensor) -> torch.Tensor:
-        """½ ln(v₀ + c σ²) for σ ``[...]``, ``[..., 3]``."""
-        return (TASTE + F.softplus(self.growth) * level[..., None].square()).log() / 2
+    def doubt(self, level: torch.Tensor, past_is_known: bool) -> torch.Tensor:
+        """c σ² ``[B, N, 3]`` before standardising, for σ ``[B, N]``."""
+        return F.softplus(self.growth[int(past_is_known)]) * level[..., None].square()
+
+    def log_chances(self, a: Verdict, b: Verdict) -> torch.Tensor:
+        """ln P ``[…, 3, 3]`` that A is better, that they tie, that B is: per dimension, for verdicts ``[…, 3]``."""
+        variance = (2 * a.log_std).exp() + (2 * b.log_std).exp()
+        return log_chances(a.mean - b.mean, variance, MARGIN / self.spread)
+
+    def standardise(self, scores: torch.Tensor) -> None:
+        """Make scores ``[M, 3]`` of real clips, as they are now, the yardstick."""
+        self.centre.add_(self.spread * scores.mean(0))
+        self.spread.mul_(scores.std(0).clamp_min(1e-3))
 
     def expected(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """What clean latents of unit variance are to be expected at x: x (1−σ) / ((1−σ)² + σ²)."""

@@ -31,7 +31,8 @@ FRAMES = 22
 class PairBatch:
     """a, b ``[B, T, 30]`` motion under the same mel ``[B, 4T, 80]``; labels ``[B, 3]`` per dimension: 1 A, −1 B, 0 tie,
     2 not judged; points ``[B, 2, 3]`` 1–5 of a and b, NaN where there are none; kinds: what was done to the worse
-    one; mel_b: b's sound where it is not a's."""
+    one; mel_b: b's sound where it is not a's; origins: index of the clip each pair was made from, and where in it the
+    window starts."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -40,19 +41,24 @@ class PairBatch:
     points: torch.Tensor
     kinds: tuple[str, ...] = ()
     mel_b: torch.Tensor | None = None
+    origins: tuple[tuple[int, int], ...] = ()
 
 
 class PairMaker:
-    """Draws pairs from clips.
+    """Draws pairs of windows of ``frames`` frames from clips.
 
     Raises:
         BadInput: no clip is long enough.
     """
 
-    def __init__(self, clips: Sequence[MotionClip], damages: Mapping[str, MotionDamage], seed: int) -> None:
-        self.clips = [clip for clip in clips if len(clip.motion) >= FRAMES + 2]
+    def __init__(
+        self, clips: Sequence[MotionClip], damages: Mapping[str, MotionDamage], seed: int, frames: int = FRAMES
+    ) -> None:
+        self.frames = frames
+        self.places = [place for place, clip in enumerate(clips) if len(clip.motion) >= frames + 2]
+        self.clips = [clips[place] for place in self.places]
         if not self.clips:
-            raise BadInput(f"No clip has {FRAMES + 2} frames or more: preference pairs need longer clips.")
+            raise BadInput(f"No clip has {frames + 2} frames or more: preference pairs need longer clips.")
         self.damages = dict(damages)
         self.rng = np.random.default_rng(seed)
         counts: dict[str, int] = {}
@@ -68,20 +74,21 @@ class PairMaker:
         offset = int(self.rng.integers(len(names)))
         for index in range(batch):
             rows.append(self._pair(names[(offset + index) % len(names)], progress))
-        a, b, mel, labels, points, kinds = zip(*rows, strict=True)
+        a, b, mel, labels, points, kinds, origins = zip(*rows, strict=True)
         return PairBatch(
             torch.tensor(np.stack(a)).float(), torch.tensor(np.stack(b)).float(), torch.stack(mel).float(),
-            torch.tensor(labels), torch.tensor(np.array(points)).float(), tuple(kinds),
+            torch.tensor(labels), torch.tensor(np.array(points)).float(), tuple(kinds), origins=tuple(origins),
         )  # fmt: skip
 
     def _pair(
         self, name: str, progress: float
-    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, list[int], np.ndarray, str]:
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor, list[int], np.ndarray, str, tuple[int, int]]:
         damage = self.damages[name]
-        clip, other = (self.clips[i] for i in self.rng.choice(len(self.clips), 2, p=self.weights))
-        start = int(self.rng.integers(len(clip.motion) - FRAMES + 1))
+        chosen, another = self.rng.choice(len(self.clips), 2, p=self.weights).tolist()
+        clip, other = self.clips[chosen], self.clips[another]
+        start = int(self.rng.integers(len(clip.motion) - self.frames + 1))
         loudness = clip.mel[: MELS_PER_FRAME * len(clip.motion)].float().mean(1).reshape(-1, MELS_PER_FRAME).mean(1)
-        window = Window(clip.motion.numpy(), loudness.numpy(), other.motion.numpy(), start, FRAMES)
+        window = Window(clip.motion.numpy(), loudness.numpy(), other.motion.numpy(), start, self.frames)
         lowest = damage.coarse + progress * (damage.subtle - damage.coarse)
         strength = float(self.rng.uniform(lowest, damage.coarse))
         intact, worse = window.intact, damage.damage(window, strength, self.rng)
@@ -92,5 +99,5 @@ class PairMaker:
         if self.rng.random() < 0.5:
             intact, worse, label, points = worse, intact, OPPOSITE[label], points[::-1]
         labels = [CODES[label] if touched else CODES["tie"] for touched in hurt]
-        mel = clip.mel[MELS_PER_FRAME * start : MELS_PER_FRAME * (start + FRAMES)]
-        return intact, worse, mel, labels, points, name
+        mel = clip.mel[MELS_PER_FRAME * start : MELS_PER_FRAME * (start + self.frames)]
+        return intact, worse, mel, labels, points, name, (self.places[chosen], start)

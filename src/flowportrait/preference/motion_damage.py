@@ -120,6 +120,19 @@ def dull(window: Window, share: float, rng: np.random.Generator) -> np.ndarray:
     return result
 
 
+def grimace(window: Window, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Every expression stronger by ``share`` of its deviation from its own mean: more is not always better."""
+    return dull(window, -share, rng)
+
+
+def stiff_head(window: Window, share: float, rng: np.random.Generator) -> np.ndarray:
+    """The head's motion weaker by ``share``: what holds still has nothing to be smooth about."""
+    result = window.intact
+    mean = result[:, HEAD].mean(0)
+    result[:, HEAD] = mean + (1 - share) * (result[:, HEAD] - mean)
+    return result
+
+
 def dead_face(window: Window, share: float, rng: np.random.Generator) -> np.ndarray:
     """A photo with moving lips: brows, eyes and head weaker by ``share``; at 1 they stand still."""
     result = window.intact
@@ -181,15 +194,17 @@ LEARNED: dict[str, MotionDamage] = {
     "other speech": MotionDamage(other_speech, "share", 0.5, 1, ("sync",)),
     "frozen eyes": MotionDamage(frozen_eyes, "share", 0.6, 1, ("expression",)),
     "dull": MotionDamage(dull, "share", 0.4, 1, ("expression",)),
+    "grimace": MotionDamage(grimace, "share", 0.8, 3, ("expression",)),
     "jitter": MotionDamage(jitter, "deviations", 0.03, 0.3, ("motion",)),
     "sway": MotionDamage(sway, "deviations", 0.1, 0.6, ("motion",)),
+    "stiff head": MotionDamage(stiff_head, "share", 0.6, 1, ("motion",)),
 }
 """What the reward model learns from."""
 
 UNSEEN: dict[str, MotionDamage] = {
     "swapped segments": MotionDamage(swapped_segments, "frames", 4, 10, ("sync",)),
     "loudness jaw": MotionDamage(loudness_jaw, "share", 0.6, 1, ("sync",)),
-    "dead face": MotionDamage(dead_face, "share", 0.5, 1, ("expression",)),
+    "dead face": MotionDamage(dead_face, "share", 0.5, 1, ("expression", "motion")),
     "smeared lips": MotionDamage(smeared, "frames", 5, 15, ("expression",)),
     "stutter": MotionDamage(stutter, "frames", 1, 4, ("motion",)),
     "jump": MotionDamage(jump, "deviations", 0.3, 1.5, ("motion",)),

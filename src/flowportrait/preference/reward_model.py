@@ -4,7 +4,8 @@
     expression  lower face, brows, lids, gaze (no sound) ─► conv ─► mean and spread over time ─► score
     motion      speed and acceleration of everything (no sound) ─► likewise
 
-A head on the expert's channels was tried: it learned the 12 training speakers and lost to the plain cosine on others.
+Richer sync heads were tried, on the expert's channels and on the cosine's margin, worst moment and best other delay: on
+unseen speakers neither beat the plain cosine. Longer clips are scored in windows of ``FRAMES`` frames, as in training.
 The towers share nothing, so sound cannot reach ``motion``. Scores are standardised on real clips: 0 is ordinary
 footage, 1 is one standard deviation better.
 """
@@ -12,20 +13,26 @@ footage, 1 is one standard deviation better.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowportrait.codec.basis import EXPRESSION, MOTION_DIM
-from flowportrait.preference.made_pairs import DIMENSIONS
+from flowportrait.errors import BadInput
+from flowportrait.media.mel import MELS_PER_FRAME
+from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES
 from flowportrait.reward.sync import SyncExpert
 
 WIDTH = 64
 START = 8.0
 """Weight of the expert's own cosine before any training."""
 LEAST_FRAMES = SyncExpert.WINDOW
+STRIDE = FRAMES // 2
 
 
 class RewardModel(nn.Module):
@@ -48,29 +55,39 @@ class RewardModel(nn.Module):
         """Ready to train: the sync tower starts from the reward side's expert, at its own cosine."""
         model = cls()
         model.listener.load_state_dict(SyncExpert.load().state_dict())
-        nn.init.constant_(model.sync.weight, START)
         nn.init.zeros_(model.sync.bias)
+        nn.init.constant_(model.sync.weight, START)
         model.listener.requires_grad_(False)
         return model
 
     def raw(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Scores before standardising, ``[B, 3]``: what pairs train."""
+        return self.windows(motion, mel).mean(1)
+
+    def windows(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+        """Scores before standardising of each window ``[B, W, 3]``; windows start at ``window_starts``.
+
+        Raises:
+            ValueError: fewer than ``LEAST_FRAMES`` frames.
+        """
+        if motion.shape[1] < LEAST_FRAMES:
+            raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {LEAST_FRAMES}")
+        starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
+        own = torch.cat([motion[:, at : at + length] for at in starts])
+        sound = torch.cat([mel[:, MELS_PER_FRAME * at : MELS_PER_FRAME * (at + length)] for at in starts])
+        expression = own[..., EXPRESSION]
+        speed = own.diff(dim=1)
         with torch.no_grad():
             self.listener.eval()
-            cosine = self.listener.score(motion, mel)[1]
-        sync = self.sync(cosine[:, None])[:, 0]
-        expression = motion[..., EXPRESSION]
-        speed = motion.diff(dim=1)
-        return torch.stack(
-            [
-                sync,
-                self.expression(
-                    torch.cat([expression[:, 1:] - expression.mean(1, keepdim=True), expression.diff(dim=1)], -1)
-                ),
-                self.steadiness(torch.cat([3 * speed[:, 1:], 3 * speed.diff(dim=1)], -1)),
-            ],
-            -1,
-        )
+            cosine = self.listener.score(own, sound)[1]
+        scores = [
+            self.sync(cosine[:, None])[:, 0],
+            self.expression(
+                torch.cat([expression[:, 1:] - expression.mean(1, keepdim=True), expression.diff(dim=1)], -1)
+            ),
+            self.steadiness(torch.cat([3 * speed[:, 1:], 3 * speed.diff(dim=1)], -1)),
+        ]
+        return torch.stack(scores, -1).unflatten(0, (len(starts), -1)).transpose(0, 1)
 
     def forward(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Standardised scores ``[B, 3]``.
@@ -78,9 +95,16 @@ class RewardModel(nn.Module):
         Raises:
             ValueError: fewer than ``LEAST_FRAMES`` frames.
         """
-        if motion.shape[1] < LEAST_FRAMES:
-            raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {LEAST_FRAMES}")
         return (self.raw(motion, mel) - self.mean) / self.std
+
+    def moments(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+        """Standardised scores of every frame ``[B, T, 3]``: the mean over the windows that hold it."""
+        starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
+        held = torch.zeros(len(starts), motion.shape[1])
+        for row, at in enumerate(starts):
+            held[row, at : at + length] = 1
+        scores = (self.windows(motion, mel) - self.mean) / self.std
+        return torch.einsum("wt,bwd->btd", held / held.sum(0), scores)
 
     def standardise(self, scores: torch.Tensor) -> None:
         """Make raw ``scores`` ``[N, 3]`` of real clips the yardstick."""
@@ -96,10 +120,30 @@ class RewardModel(nn.Module):
 
     @classmethod
     def read(cls, path: Path) -> RewardModel:
-        """A model written by ``save``, ready to score."""
+        """A model written by ``save``, ready to score.
+
+        Raises:
+            BadInput: there is no such file, or it is of another shape.
+        """
         model = cls()
-        model.load_state_dict(load_file(str(path)))
+        try:
+            model.load_state_dict(load_file(str(path)))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"{path} cannot be read as a reward model ({reason}): train one first.") from error
         return model.eval().requires_grad_(False)
+
+    @classmethod
+    @lru_cache(maxsize=1)
+    def load(cls) -> RewardModel:
+        """The one that ships with the package."""
+        return cls.read(Path(str(files("flowportrait") / "weights" / "preference" / "model.safetensors")))
+
+
+def window_starts(frames: int) -> list[int]:
+    """First frames of the windows of a clip; the last window ends with the clip."""
+    last = max(0, frames - FRAMES)
+    return sorted({*range(0, last + 1, STRIDE), last})
 
 
 class Tower(nn.Module):

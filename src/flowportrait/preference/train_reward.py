@@ -27,7 +27,7 @@ class Plan:
 
     objective: Objective = "ties"
     steps: int = 300
-    batch: int = 42
+    batch: int = 45
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     curriculum: float = 0.6

@@ -1,0 +1,224 @@
+"""How well what was learned from pairs tells intact from damaged clips, on speakers and kinds of damage it never saw.
+
+    python benchmarks/preference.py CORPUS OUTPUT [--figure docs/preferences.png]
+
+The shipped reward model (Bradley–Terry with ties) beside every single scorer, beside the same network trained by plain
+Bradley–Terry and by regression (kept in OUTPUT), with and without ties; the matrix of damage × dimension; real clips
+against the generator's; the shipped latent reward as σ grows, with what it says of its own certainty. Speakers of
+``dev`` alone; thresholds for ties come from training speakers. About ten minutes of one core the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from flowportrait.checkpoints import load_generator
+from flowportrait.corpus.motion_set import MotionClip, load_motion
+from flowportrait.flow.path import interpolate
+from flowportrait.preference.heard_clips import listen, rehearse
+from flowportrait.preference.latent_pairs import LatentPairMaker, LatentPairs
+from flowportrait.preference.latent_reward import LatentReward
+from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairBatch, PairMaker
+from flowportrait.preference.motion_damage import LEARNED, UNSEEN
+from flowportrait.preference.pair_loss import Objective
+from flowportrait.preference.reward_model import RewardModel
+from flowportrait.preference.train_latent import split
+from flowportrait.preference.train_reward import Plan, tie_thresholds, train_reward
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.habits import Eyes, Head
+from flowportrait.reward.lip_sync import LipSync
+from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
+from flowportrait.reward.sync import SyncExpert
+
+PAIRS = 840
+SIGMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
+BASELINES: tuple[Objective, ...] = ("plain", "regression")
+Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Motion and log-mel to ``[B, 3]``, one column per dimension."""
+Rows = dict[str, dict[str, float]]
+
+
+def single_scorers(clips: list[MotionClip]) -> dict[str, Scores]:
+    """Each as an opinion on all three dimensions; statistics of real windows as long as the pairs."""
+    real = RealMotion.measure(torch.stack([clip.motion[:FRAMES] for clip in clips if len(clip.motion) >= FRAMES]))
+    rewards = {
+        "sync": LipSync(SyncExpert.load()), "expressiveness": Expressiveness(real), "eyes": Eyes(real),
+        "head": Head(real), "smoothness": Smoothness(real),
+    }  # fmt: skip
+    found: dict[str, Scores] = {
+        f"scorer {name}": lambda motion, mel, own=reward: own(RewardBatch(motion, mel)).value[:, None].expand(-1, 3)  # type: ignore[misc]
+        for name, reward in rewards.items()
+    }
+    found["scorer sync, plain cosine"] = lambda motion, mel: (
+        SyncExpert.load().score(motion, mel)[1][:, None].expand(-1, 3)
+    )
+    return found
+
+
+def accuracy(difference: torch.Tensor, batch: PairBatch, threshold: torch.Tensor) -> Rows:
+    """Per dimension: right on decided pairs (with half the width of its 95 % interval), and right with ties as a third
+    answer."""
+    found = {}
+    for column, dimension in enumerate(DIMENSIONS):
+        own, truth = difference[:, column], batch.labels[:, column]
+        said = torch.where(own.abs() <= threshold[column], 0, own.sign()).long()
+        decided = truth != 0
+        right = float((own[decided].sign() == truth[decided]).float().mean())
+        found[dimension] = {
+            "right": right,
+            "half_width": 1.96 * (right * (1 - right) / int(decided.sum())) ** 0.5,
+            "with_ties": float((said == truth).float().mean()),
+        }
+    return found
+
+
+def matrix(difference: torch.Tensor, intact_is_a: torch.Tensor, kinds: tuple[str, ...]) -> Rows:
+    """Damage → dimension → share of pairs in which the intact clip scores higher (½: it does not see the damage)."""
+    higher = (difference > 0) == intact_is_a[:, None]
+    rows = {kind: torch.tensor([own == kind for own in kinds]) for kind in dict.fromkeys(kinds)}
+    return {
+        kind: dict(zip(DIMENSIONS, higher[row].float().mean(0).tolist(), strict=True)) for kind, row in rows.items()
+    }
+
+
+@torch.no_grad()
+def latent_rows(model: LatentReward, pairs: LatentPairs) -> dict[str, dict[str, Rows]]:
+    """Past noisy or clean → σ → dimension → accuracy on decided pairs, and the chance it gave its own verdict there."""
+    clean, heard, start = pairs.both()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    found: dict[str, dict[str, Rows]] = {}
+    for name, past in (("whole clip noisy", None), ("past clean", clean)):
+        found[name] = {}
+        for sigma in SIGMAS:
+            a, b = split(model(interpolate(clean, noise, torch.tensor(sigma)), sigma, heard, start, past).clip())
+            win, _, loss = model.log_chances(a, b).exp().unbind(-1)
+            decided = pairs.labels != 0
+            right = (a.mean - b.mean).sign() == pairs.labels
+            sure = torch.maximum(win, loss) / (win + loss)
+            found[name][str(sigma)] = {
+                dimension: {
+                    "right": float(right[:, d][decided[:, d]].float().mean()),
+                    "says": float(sure[:, d][decided[:, d]].mean()),
+                }
+                for d, dimension in enumerate(DIMENSIONS)
+            }
+    return found
+
+
+def show(title: str, rows: dict[str, list[float]], columns: list[str]) -> None:
+    """One table on the screen."""
+    table = Table("", *columns, title=title, title_justify="left")
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.2f}" for value in values))
+    Console(width=150).print(table)
+
+
+def draw(path: Path, found: dict[str, dict[str, dict[str, Rows]]]) -> None:
+    """Accuracy of the latent reward against σ."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+    for panel, (test, by_past) in zip(panels, found.items(), strict=True):
+        for past, line in (("whole clip noisy", "-"), ("past clean", "--")):
+            for place, dimension in enumerate(DIMENSIONS):
+                values = [by_past[past][str(sigma)][dimension]["right"] for sigma in SIGMAS]
+                panel.plot(SIGMAS, values, line, color=f"C{place}", label=f"{dimension}, {past}")
+        panel.axhline(0.5, color="grey", lw=0.5)
+        panel.set(title=test, xlabel="σ", ylim=(0.4, 1.02))
+    panels[0].set_ylabel("pairs told right")
+    panels[1].legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(corpus: Path, output: Path, figure: Path | None) -> None:
+    """Train the baselines, measure, print."""
+    output.mkdir(parents=True, exist_ok=True)
+    clips, dev = load_motion(corpus, ("reward",)), load_motion(corpus, ("dev",))
+    models: dict[str, Scores] = {"reward model (shipped)": RewardModel.load()}
+    for objective in BASELINES:
+        path = output / f"{objective}.safetensors"
+        if not path.is_file():
+            train_reward(Plan(objective=objective), clips).save(path)
+        models[objective] = RewardModel.read(path)
+    calibration = PairMaker(clips, LEARNED, 77).draw(PAIRS)
+    damages = {"learned damage": LEARNED, "unseen damage": UNSEEN}
+    tests = {name: PairMaker(dev, own, seed).draw(PAIRS) for seed, (name, own) in enumerate(damages.items(), 1)}
+    result: dict[str, object] = {}
+    with torch.no_grad():
+        for test, batch in tests.items():
+            rows, cells = {}, {}
+            for name, scores in {**single_scorers(clips), **models}.items():
+                gaps = [scores(own.a, own.mel) - scores(own.b, own.mel) for own in (calibration, batch)]
+                rows[name] = accuracy(gaps[1], batch, tie_thresholds(gaps[0], calibration.labels))
+                if name in models:
+                    cells[name] = matrix(gaps[1], (batch.points[:, 0] > batch.points[:, 1]).any(1), batch.kinds)
+            keys = ("right", "with_ties")
+            show(
+                f"{test}: right on decided pairs, and with ties",
+                {name: [row[d][key] for key in keys for d in DIMENSIONS] for name, row in rows.items()},
+                [f"{d}{' +ties' * (key != 'right')}" for key in keys for d in DIMENSIONS],
+            )
+            shipped = cells["reward model (shipped)"]
+            show(f"{test} × dimension", {k: list(row.values()) for k, row in shipped.items()}, list(DIMENSIONS))
+            result[test] = {"accuracy": rows, "matrix": cells}
+    generator, latent = load_generator("sft"), LatentReward.load()
+    real = listen(generator, dev)
+    made = rehearse(generator, real)
+    by_test = {}
+    for seed, (test, own) in enumerate(damages.items(), 3):
+        by_test[test] = latent_rows(latent, LatentPairMaker(real, latent.space, own, seed, vary=False).draw(PAIRS))
+        for past, levels in by_test[test].items():
+            rows = {
+                f"σ {sigma}": [row[d][key] for key in ("right", "says") for d in DIMENSIONS]
+                for sigma, row in levels.items()
+            }
+            columns = [f"{d}{' it says' * (key == 'says')}" for key in ("right", "says") for d in DIMENSIONS]
+            show(f"latent reward, {test}, {past}", rows, columns)
+    of_made = latent_rows(latent, LatentPairMaker(made, latent.space, LEARNED, 5, vary=False).draw(PAIRS))
+    rows = {f"σ {sigma}": [row[d]["right"] for d in DIMENSIONS] for sigma, row in of_made["past clean"].items()}
+    show("latent reward on generated clips, learned damage, past clean", rows, list(DIMENSIONS))
+    result["latent"] = {**by_test, "generated clips": of_made}
+    result["real above generated"] = real_above_generated(dev, [own.clip for own in made], models)
+    (output / "preference.json").write_text(json.dumps(result, indent=1) + "\n")
+    if figure:
+        draw(figure, by_test)
+
+
+@torch.no_grad()
+def real_above_generated(dev: list[MotionClip], made: list[MotionClip], models: dict[str, Scores]) -> Rows:
+    """Share of sentences whose real motion scores above what the generator makes of the same sound: nothing was trained
+    on such pairs."""
+    by_name = {clip.name: clip for clip in dev}
+    pairs = [(by_name[own.name], own) for own in made if len(own.motion) > FRAMES]
+    real, drawn = (torch.stack([pair[side].motion[1 : 1 + FRAMES] for pair in pairs]) for side in (0, 1))
+    mel = torch.stack([own.mel[4 : 4 * (1 + FRAMES)].float() for own, _ in pairs])
+    found = {}
+    for name, scores in models.items():
+        above = (scores(real, mel) > scores(drawn, mel)).float().mean(0).tolist()
+        found[name] = dict(zip(DIMENSIONS, above, strict=True))
+    show(
+        f"real above generated, {len(pairs)} sentences",
+        {name: list(row.values()) for name, row in found.items()}, list(DIMENSIONS),
+    )  # fmt: skip
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--figure", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    main(given.corpus, given.output, given.figure)

@@ -1,0 +1,215 @@
+"""The reward model as a multimodal LLM: LoRA, and one special token per dimension (VideoReward, arXiv 2501.13918).
+
+    h = decoder( frames, text, <motion> <expression>, speech, <sync> )        s_d = w_d · h at the token of d
+
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL see the speech as a picture of its log-mel; the thinkers of Qwen2.5- and Qwen3-Omni
+hear it. Trained are the adapters of the decoder, the tokens' embeddings and w; only they are saved.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowportrait.config import at_least, load, save
+from flowportrait.errors import BadInput
+from flowportrait.judge.omni import FAMILIES as OMNI_FAMILIES
+from flowportrait.judge.omni import layout_for
+from flowportrait.judge.omni_inputs import Layout
+from flowportrait.posttrain.adapter import Lora, insert
+from flowportrait.preference.made_pairs import DIMENSIONS
+from flowportrait.preference.vlm_inputs import ORDER, Reader, Shown
+
+VL_FAMILIES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+"""Model type of a checkpoint's config to its class in transformers."""
+
+
+@dataclass(frozen=True)
+class VlmSettings:
+    model: str = "Qwen/Qwen2-VL-2B-Instruct"
+    """Folder or hub name."""
+    rank: int = 64
+    alpha: float = 128.0
+    frames: int = 16
+    """Of a clip, evenly spaced."""
+    side: int = 224
+    """Pixels of a frame."""
+    device: str = "auto"
+    """``auto``: a GPU if there is one."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, rank=1, alpha=0, frames=2, side=28, seed=0)
+
+
+class VlmReward(nn.Module):
+    """Clips to scores ``[B, 3]`` in the order of ``DIMENSIONS``."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: Any, reader: Reader, settings: VlmSettings) -> None:
+        super().__init__()
+        self.settings, self.reader = settings, reader
+        insert(model.model.language_model, _adapters(model.model.language_model, settings), settings.seed)
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        generator = torch.Generator().manual_seed(settings.seed)
+        words = model.get_input_embeddings()
+        self.tokens = ScoreTokens(words, reader.first_score, generator)
+        model.set_input_embeddings(self.tokens)
+        self.read_out = nn.Linear(self.tokens.width, len(ORDER), bias=False)
+        nn.init.normal_(self.read_out.weight, std=self.tokens.width**-0.5, generator=generator)
+        self.register_buffer("mean", torch.zeros(len(DIMENSIONS)))
+        self.register_buffer("std", torch.ones(len(DIMENSIONS)))
+        self.model = model
+
+    @classmethod
+    def from_name(cls, settings: VlmSettings) -> VlmReward:
+        """Untrained, around a checkpoint by folder or hub name.
+
+        Raises:
+            BadInput: it cannot be loaded, or is of another family.
+        """
+        import transformers
+
+        name = settings.model
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+            kind = config.model_type
+            if kind not in VL_FAMILIES and kind not in OMNI_FAMILIES:
+                raise BadInput(f"{name} is a {kind}: the reward model is a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or an Omni.")
+            own = VL_FAMILIES[kind] if kind in VL_FAMILIES else OMNI_FAMILIES[kind][1]
+            model = getattr(transformers, own).from_pretrained(name, dtype="auto")
+            pixels, _ = transformers.Qwen2VLImageProcessorPil.get_image_processor_dict(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            features = transformers.WhisperFeatureExtractor.from_pretrained(name) if kind in OMNI_FAMILIES else None
+        except (OSError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise BadInput(
+                f"{name} cannot be loaded as a reward model ({first}): give a folder or hub name."
+            ) from error
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        reader = reader_for(kind, model.config, tokenizer, features, pixels, settings.side)
+        return cls(model, reader, settings).to(device)
+
+    def raw(self, clips: Sequence[Shown]) -> torch.Tensor:
+        """Scores before standardising ``[B, 3]``: what pairs train."""
+        device, dtype = self.read_out.weight.device, self.model.dtype
+        inputs = {
+            name: value.to(device, dtype if value.is_floating_point() and name != "second_per_grid_ts" else None)
+            for name, value in self.reader(clips).items()
+        }
+        state = self.model.model(**inputs).last_hidden_state
+        places = inputs["input_ids"][..., None] == self.reader.first_score + torch.arange(len(ORDER), device=device)
+        at_tokens = torch.einsum("bth,btd->bdh", state.float(), places.float())
+        scores = torch.einsum("bdh,dh->bd", at_tokens, self.read_out.weight)
+        return scores[:, [ORDER.index(dimension) for dimension in DIMENSIONS]]
+
+    def forward(self, clips: Sequence[Shown]) -> torch.Tensor:
+        """Standardised scores ``[B, 3]``."""
+        return (self.raw(clips) - self.mean) / self.std
+
+    def standardise(self, scores: torch.Tensor) -> None:
+        """Make raw ``scores`` ``[N, 3]`` the yardstick."""
+        self.mean.copy_(scores.mean(0))
+        self.std.copy_(scores.std(0).clamp_min(1e-3))
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained and the settings, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "vlm.partial"
+        save_file(self._own(), str(partial))
+        os.replace(partial, folder / "vlm.safetensors")
+        save(self.settings, folder / "vlm.json")
+
+    @classmethod
+    def read(cls, folder: Path) -> VlmReward:
+        """What ``save`` wrote, around the model it names.
+
+        Raises:
+            BadInput: no such folder, or it does not fit the model.
+        """
+        reward = cls.from_name(load(VlmSettings, folder / "vlm.json"))
+        reward.restore(folder)
+        return reward.eval().requires_grad_(False)
+
+    def restore(self, folder: Path) -> None:
+        """Take over the trained part that ``save`` wrote.
+
+        Raises:
+            BadInput: it cannot be read or does not fit.
+        """
+        try:
+            found = load_file(str(folder / "vlm.safetensors"))
+        except OSError as error:
+            raise BadInput(f"No trained reward in {folder}: it needs vlm.json and vlm.safetensors.") from error
+        own = self._own()
+        if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in own.items()}:
+            raise BadInput(
+                f"The reward in {folder} does not fit {self.settings.model}: was it trained on another model?"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(found[name])
+
+    def _own(self) -> dict[str, torch.Tensor]:
+        named = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
+        trained = ("lora_", "tokens.own", "read_out.")
+        return {name: value.data for name, value in named.items() if name in ("mean", "std") or _any(trained, name)}
+
+
+class ScoreTokens(nn.Module):
+    """A vocabulary's embedding with three more ids after ``first``, whose vectors are learned."""
+
+    def __init__(self, words: nn.Embedding, first: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.words, self.first, self.width = words, first, words.embedding_dim
+        scale = float(words.weight.detach().float().std())
+        self.own = nn.Parameter(scale * torch.randn(len(ORDER), self.width, generator=generator))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids ``[…]`` to vectors ``[…, width]``."""
+        extra = ids >= self.first
+        vectors = self.words(ids.masked_fill(extra, 0))
+        own = self.own[(ids - self.first).clamp(0, len(ORDER) - 1)].to(vectors.dtype)
+        return torch.where(extra[..., None], own, vectors)
+
+
+def reader_for(family: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int) -> Reader:
+    """The inputs of a family's model with this config."""
+    first = (config.text_config if hasattr(config, "text_config") else config).vocab_size
+    if family in OMNI_FAMILIES:
+        layout = layout_for(OMNI_FAMILIES[family][0], config, tokenizer, features, pixels, side)
+    else:
+        vision, mean, std = config.vision_config, tuple(pixels["image_mean"]), tuple(pixels["image_std"])
+        layout = Layout(
+            tokenizer, None, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std,
+            lambda columns: columns, side,
+        )  # fmt: skip
+    return Reader(family, layout, config, first)
+
+
+def _adapters(decoder: nn.Module, settings: VlmSettings) -> Lora:
+    """On every linear layer there usually is; experts of a mixture are no linear layers and stay as they are."""
+    lora = Lora(settings.rank, settings.alpha)
+    there = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+    return replace(lora, targets=tuple(target for target in lora.targets if target in there))
+
+
+def _any(parts: Sequence[str], name: str) -> bool:
+    return any(part in name for part in parts)

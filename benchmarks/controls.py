@@ -10,24 +10,21 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt
 
+from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.calm import Calm
 from flowportrait.corpus.motion_set import WindowSampler
-from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.hearing import hear, recall, remember
-from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.pretrain import PretrainConfig, clearer, flow_matching_loss
+from flowportrait.generator.sample import generate_motion
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.video import FPS
 from flowportrait.posttrain.credit import CreditConfig, assign
@@ -83,23 +80,9 @@ CHOICES: dict[str, tuple[float | int, ...]] = {
 }  # fmt: skip
 
 
-class _Tempered(GenerationSession):
-    """The product's own session with hotter or colder starting noise."""
-
-    temperature = 1.0
-
-    def _draw(self, position: int) -> torch.Tensor:
-        config = self.model.config
-        x = self.temperature * unit_noise(config.latent_dim, self.seed, position)[None]
-        velocity = partial(self.model.velocity, context=self.session.context())
-        return self.session.append(solve(velocity, x, shifted(config.steps, config.shift)))
-
-
 def perform(model: ARFlow, sampling: Sampling, audio: np.ndarray, seed: int) -> torch.Tensor:
-    """Motion ``[T, 30]`` of speech ``[N]`` at 16 kHz."""
-    session = _Tempered(_set(model, sampling), seed)
-    session.temperature = sampling.temperature
-    motion = torch.cat([*session.push(audio), *session.finish()])
+    """Motion ``[T, 30]`` of speech ``[N]`` at 16 kHz, as the product performs it but for the sampling."""
+    motion = torch.cat(list(Animator(sampled(model, sampling)).motion(audio, seed=seed)))
     return _smoothed(motion[None], sampling.low_pass)[0]
 
 
@@ -139,25 +122,16 @@ def _scored(
     model: ARFlow, sampling: Sampling, prompts: Prompts, rewards: Composite, draw: DrawFor
 ) -> dict[str, Score]:
     mel, portraits = prompts.mel.repeat(TAKES, 1, 1), prompts.portraits * TAKES
-    motion = Calm()(_smoothed(generated(_set(model, sampling), mel, sampling.temperature), sampling.low_pass))
-    return rewards(RewardBatch(motion, mel, draw(portraits)))
+    motion = generate_motion(sampled(model, sampling), mel, list(range(len(mel))))
+    return rewards(RewardBatch(Calm()(_smoothed(motion, sampling.low_pass)), mel, draw(portraits)))
 
 
-@torch.no_grad()
-def generated(model: ARFlow, mel: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Motion ``[B, T, 30]`` of log-mel ``[B, 4T, 80]``, row b from the noise of seed b."""
-    condition, config = model.condition(mel), model.config
-    session, motion = model.session(condition), []
-    for chunk in range(condition.chunks):
-        x = temperature * torch.stack([unit_noise(config.latent_dim, row, chunk) for row in range(len(mel))])
-        velocity = partial(model.velocity, context=session.context())
-        motion.append(session.append(solve(velocity, x, shifted(config.steps, config.shift))))
-    return torch.cat(motion, 1)
-
-
-def _set(model: ARFlow, sampling: Sampling) -> ARFlow:
-    model.config = replace(model.config, guidance=sampling.guidance, steps=sampling.steps)
-    return model
+def sampled(model: ARFlow, sampling: Sampling) -> ARFlow:
+    """The same weights, drawn from otherwise."""
+    drawn = copy.copy(model)
+    drawn.config = replace(model.config, guidance=sampling.guidance, steps=sampling.steps)
+    drawn.begin = lambda noise: sampling.temperature * model.begin(noise)  # type: ignore[method-assign]
+    return drawn
 
 
 def _smoothed(motion: torch.Tensor, cutoff: float) -> torch.Tensor:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from contestants import CONTESTANTS, SMALL, STUDIES
-from controls import Sampling, best_of, continued, generated, tuned
+from controls import Sampling, best_of, continued, tuned
 from rich.console import Console
 
 from flowportrait.animator import Animator
@@ -35,6 +35,7 @@ from flowportrait.config import override
 from flowportrait.corpus.clip import Clip
 from flowportrait.evaluate.measure import measure
 from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.sample import generate_motion
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import write_video
@@ -92,7 +93,7 @@ class Bench:
         """All rewards on held-out prompts, performances as delivered; the same prompts and noise every time."""
         prompts = Prompts(*draw_items(held.items, WATCHED, held.frames, 0, 0))
         assert held.draw_for is not None, "these tasks draw"
-        motion = Calm()(generated(policy, prompts.mel))
+        motion = Calm()(generate_motion(policy, prompts.mel, list(range(WATCHED))))
         scores = self.everything(RewardBatch(motion, prompts.mel, held.draw_for(prompts.portraits)))
         return {f"held/{name}": float(score.value.mean()) for name, score in scores.items()}
 

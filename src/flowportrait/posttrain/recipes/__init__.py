@@ -26,6 +26,7 @@ from flowportrait.posttrain.recipes import (
     longcat_grpo,
     mix_grpo,
     nft,
+    nft_regions,
     otca,
     pref_grpo,
     sync_dpo,
@@ -38,8 +39,8 @@ from flowportrait.posttrain.recipes.card import Card
 CARDS: dict[str, Card] = {
     module.CARD.name: module.CARD
     for module in (
-        flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft, awm,
-        flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, exemplar_ratio, exemplar_awm, exemplar_dpo,
+        flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft,
+        nft_regions, awm, flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, exemplar_ratio, exemplar_awm, exemplar_dpo,
         sync_dpo, threshold,
     )
 }  # fmt: skip

@@ -1,0 +1,37 @@
+"""NFT, every reward paying the part of the face that it looks at: what the shipped ``rl`` was made with."""
+
+from __future__ import annotations
+
+from flowportrait.posttrain.advantage import Allocation
+from flowportrait.posttrain.objective.nft import NFT
+from flowportrait.posttrain.plan import NoNoise
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes.card import Card
+from flowportrait.posttrain.roles import SlowCopy
+from flowportrait.reward.composite import RewardWeights
+
+CARD = Card(
+    recipe=Recipe(
+        "nft-regions",
+        plan=NoNoise(),
+        objective=NFT(),
+        old=SlowCopy(),
+        groups=4,
+        group_size=8,
+        pieces=1,
+        updates=4,
+        learning_rate=1e-4,
+        ema=0.98,
+        rewards=RewardWeights(
+            judge=0.0, perceptual=0.0, temporal=0.0, sync=0.7, expressiveness=0.15, smoothness=0.3, head=0.2, eyes=0.3
+        ),
+        allocation=Allocation(regions={"sync": "mouth", "smoothness": "mouth", "head": "head", "eyes": "eyes"}),
+    ),
+    source="DiffusionNFT, 2509.16117, with regions after ViPO, 2511.18719",
+    equation="as nft, with r and the two errors per region: mouth, eyes, head;   A[region] = sum of what pays it",
+    paper="NFT as in nft; ViPO's point, that a place should answer for what is seen there.",
+    reading=(
+        "Rewards that read motion alone, so that an iteration costs 4 s on one core; small batches, many of them, and "
+        "a long average of the weights against their noise. Expressiveness pays everything."
+    ),
+)

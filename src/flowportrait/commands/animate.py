@@ -39,6 +39,11 @@ def register(commands: Commands) -> None:
     source = add.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", "--source_image", type=Path, help="portrait: photo, painting or drawing")
     source.add_argument("--video", type=Path, help="existing footage to dub: only its lips change")
+    source.add_argument(
+        "--speaker", action="append", metavar="N=PHOTO,AUDIO",
+        help="two people who talk: 1=…  and 2=…, side by side, or two faces of one photo, the left one first",
+    )  # fmt: skip
+    add.add_argument("--turns", action="store_true", help="with --speaker: play the recordings one after the other")
     sound = add.add_mutually_exclusive_group()
     sound.add_argument("--audio", "--driven_audio", type=Path, help="speech (any audio or video file)")
     sound.add_argument("--text", help="speak this; - reads text from standard input as it comes")
@@ -83,6 +88,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     changed = [flag for flag, default in PHOTO_ONLY.items() if _value(options, flag) != default]
     if options.video and changed:
         raise BadInput(f"{changed[0]} works with --image only: a dubbed video keeps its own performance.")
+    if options.speaker:
+        from flowportrait.commands.animate_speakers import run_speakers
+
+        return run_speakers(options)
     if options.stream:
         from flowportrait.commands.animate_stream import run_stream
 

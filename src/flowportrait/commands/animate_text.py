@@ -19,7 +19,7 @@ def check_sound(options: argparse.Namespace) -> None:
     Raises:
         BadInput: there is none, or more than one.
     """
-    if options.audio is None and options.text is None and not options.stream:
+    if options.audio is None and options.text is None and not options.stream and not options.speaker:
         raise BadInput("There is nothing to say: give --audio FILE, --text TEXT, or --stream with sound coming in.")
     if options.audio is not None and options.stream:
         raise BadInput("--stream reads sound from standard input: leave out --audio, or leave out --stream.")

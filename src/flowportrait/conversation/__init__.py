@@ -1,0 +1,1 @@
+"""Two people who talk with each other: who speaks when, how the other listens, and both in one picture."""

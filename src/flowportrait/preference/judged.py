@@ -25,8 +25,8 @@ Table = dict[str, dict[Aspect, float]]
 
 
 def read_scores(path: Path) -> Table:
-    """Clip → aspect → 1 … 5, from the judge's verdicts: a JSON list of ``{"file", "aspects": {name: {"score"}}}``
-    (or a plain number for the aspect). What could not be judged is left out.
+    """Clip → aspect → 1 … 5, from a report of ``judge score`` or its list of verdicts alone: ``{"file", "aspects":
+    {name: {"score"}}}`` (or a plain number for the aspect). What could not be judged is left out.
 
     Raises:
         BadInput: not such a file, a clip listed twice, or a score outside 1 … 5.
@@ -34,17 +34,22 @@ def read_scores(path: Path) -> Table:
     try:
         rows = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read as the judge's scores: give a JSON list of verdicts.") from error
+        raise BadInput(
+            f"{path} cannot be read as the judge's scores: give a report of `flowportrait judge score`."
+        ) from error
+    if isinstance(rows, dict):
+        rows = rows.get("verdicts")
     if not isinstance(rows, list):
-        raise BadInput(f"{path} is not a list of verdicts: give the JSON list that the judge wrote.")
+        raise BadInput(f"{path} holds no list of verdicts: give the report that `flowportrait judge score` wrote.")
     table: Table = {}
     for number, row in enumerate(rows, 1):
         whole = isinstance(row, dict) and isinstance(row.get("file"), str) and isinstance(row.get("aspects"), dict)
         if not whole:
             raise BadInput(f"{path}, entry {number}: a verdict has 'file' and 'aspects'.")
-        if row["file"] in table:
-            raise BadInput(f"{path}, entry {number}: {row['file']} is listed twice; keep one verdict of each clip.")
-        table[row["file"]] = _scores(row, path, number)
+        name = Path(row["file"]).name
+        if name in table:
+            raise BadInput(f"{path}, entry {number}: {name} is listed twice; keep one verdict of each clip.")
+        table[name] = _scores(row, path, number)
     return table
 
 

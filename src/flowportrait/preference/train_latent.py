@@ -1,6 +1,6 @@
 """Train the latent reward: pairs of clips at noise levels drawn at random.
 
-    σ ~ U(0, 1)      x = (1 − σ) z + σ ε
+    σ ~ U(0, 1), or 0      x = (1 − σ) z + σ ε
     L = − ln P(label | x_A, x_B)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]
 
 The first term is Thurstone's likelihood (``thurstone``). The second makes the variance mean something: c σ² is to be
@@ -26,6 +26,9 @@ from flowportrait.preference.motion_damage import LEARNED
 
 _LEAST = 0.02
 """Of the variance c σ² in the second term."""
+_FASTER = 30.0
+_CLEAN = 0.1
+"""Share of the pairs at σ = 0."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,13 @@ def train_latent(
     makers = [LatentPairMaker(clips, model.space, LEARNED, plan.seed)]
     if any(len(heard.clip.motion) > LONG * model.space.chunk + 2 for heard in clips):
         makers.append(LatentPairMaker(clips, model.space, LEARNED, plan.seed + 1, LONG))
-    optimiser = torch.optim.AdamW(model.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, plan.learning_rate, total_steps=plan.steps + 1, pct_start=0.1
+    weights = [value for name, value in model.named_parameters() if name != "growth"]
+    # c is one number for many weights and must go as far as they do together.
+    rates = [plan.learning_rate, _FASTER * plan.learning_rate]
+    optimiser = torch.optim.AdamW(
+        [{"params": weights}, {"params": [model.growth], "weight_decay": 0.0}], weight_decay=plan.weight_decay
     )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=plan.steps + 1, pct_start=0.1)
     began = time.monotonic()
     with StopRequest() as stop:
         for step in range(plan.steps):
@@ -103,7 +109,8 @@ def latent_loss(
 ) -> torch.Tensor:
     """The module's L, a scalar, with ε ``[2B, N, chunk·30]`` and σ drawn for every pair."""
     clean, heard, start = pairs.both()
-    sigma = torch.rand(len(pairs.a)).repeat(2)
+    sigma = torch.rand(len(pairs.a))
+    sigma = sigma.where(torch.rand(len(sigma)) > _CLEAN, 0).repeat(2)
     noisy = interpolate(clean, noise, sigma[:, None, None])
     verdict = model(noisy, sigma, heard, start, clean if past_is_known else None).clip()
     chances = model.log_chances(*split(verdict))

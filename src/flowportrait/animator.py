@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.crop import paste_back
+from flowportrait.media.crop import Paste
 from flowportrait.media.face import Faces, FaceTracker, bridge
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
@@ -81,18 +82,23 @@ class Animator:
         crop: bool = True,
         name: str = "the photo",
         face: int | None = None,
+        live: bool = False,
     ) -> Iterator[np.ndarray]:
-        """Yield the frames of a performance that exists already, chunks ``[t, 30]`` of motion; see ``animate``."""
+        """Yield the frames of a performance that exists already, chunks ``[t, 30]`` of motion; see ``animate``.
+
+        live: the next chunk may be long in coming, so no frame waits for it; without, drawing runs a chunk ahead.
+        """
         codec = MotionCodec(Portrait.from_image(image, size, name, face))
-        return cls._frames(codec, motion, crop)
+        return cls._frames(codec, motion, crop, live)
 
     @staticmethod
-    def _frames(codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool) -> Iterator[np.ndarray]:
-        portrait = codec.portrait
-        height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
-        for chunk in motion:
-            for frame in codec.decode(chunk):
-                yield frame if crop else paste_back(portrait.image, frame, portrait.to_crop)[:height, :width]
+    def _frames(codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool, live: bool) -> Iterator[np.ndarray]:
+        finish = None if crop else _pasting(codec.portrait)
+        if live:
+            for chunk in motion:
+                yield from codec.decode_all([chunk], finish)
+        else:
+            yield from codec.decode_all(motion, finish)
 
     def dub(
         self, video: Path, audio: np.ndarray, *, seed: int = 0, face: int | None = None
@@ -141,28 +147,47 @@ class Animator:
             yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
 
     def motion(
-        self, audio: np.ndarray, *, seed: int = 0, controls: Controls | None = None
+        self,
+        audio: np.ndarray,
+        *,
+        seed: int = 0,
+        controls: Controls | None = None,
+        steering: Steering | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` chunk by chunk for 16 kHz samples ``[N]``; in all ``frame_count(audio)`` frames.
+        ``steering``: a reward that has a say in every chunk.
 
         Raises:
             BadInput: audio under 0.2 s.
         """
         if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
             raise _too_short(audio)
-        return self.live([audio], seed=seed, controls=controls)
+        return self.live([audio], seed=seed, controls=controls, steering=steering)
 
     def live(
-        self, pieces: Iterable[np.ndarray], *, seed: int = 0, controls: Controls | None = None
+        self,
+        pieces: Iterable[np.ndarray],
+        *,
+        seed: int = 0,
+        controls: Controls | None = None,
+        steering: Steering | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in, each chunk 120 ms of sound after
         its end; how the sound is cut changes nothing."""
-        session, controlled = GenerationSession(self.generator, seed), controls or Controls()
+        session = GenerationSession(self.generator, seed, steering=steering)
+        controlled = controls or Controls()
         for piece in pieces:
             for motion in session.push(piece):
                 yield controlled(motion)
         for motion in session.finish():
             yield controlled(motion)
+
+
+def _pasting(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:
+    """Frames into the portrait's photo, sides cut to even numbers."""
+    height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
+    paste = Paste(portrait.image, portrait.to_crop, len(portrait.crop))
+    return lambda frame: paste(frame)[:height, :width]
 
 
 def _too_short(audio: np.ndarray) -> BadInput:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -53,4 +53,13 @@ class MotionCodec:
 
     def decode(self, motion: torch.Tensor) -> Iterator[np.ndarray]:
         """Frames ``[S, S, 3]`` uint8 for motion ``[T, 30]``."""
-        return self.renderer(self.landmarks(motion))
+        return self.decode_all([motion])
+
+    def decode_all(
+        self, chunks: Iterable[torch.Tensor], finish: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Frames ``[S, S, 3]`` uint8 for motion that comes in chunks ``[t, 30]``, each after ``finish``.
+
+        The first frames of a chunk are drawn while the next one is asked for, so a frame can come out a chunk late.
+        """
+        return self.renderer((points for chunk in chunks for points in self.landmarks(chunk)), finish)

@@ -8,9 +8,7 @@ Landmarks equal to the portrait's own give the photo back.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import cv2
@@ -23,8 +21,12 @@ from flowportrait.codec.mesh import HeadMesh
 from flowportrait.codec.mouth import Mouth
 from flowportrait.codec.retouch import Retouch
 from flowportrait.codec.skin import bare_skin
-from flowportrait.codec.warp import Rasterizer
+from flowportrait.codec.warp import Enlarged, Rasterizer
 from flowportrait.media.portrait import Portrait
+from flowportrait.media.workers import in_order
+
+_AHEAD = 4
+"""Frames under way at once: a chunk of motion."""
 
 
 class Interior(Protocol):
@@ -60,31 +62,24 @@ class Renderer:
         self.mouth: Interior = Mouth(crop, landmarks)
         self._retouch = Retouch(crop, landmarks) if retouch else None
         self._workers = workers
-        self._skin = bare_skin(crop, landmarks)
-        far_side = FarSide(self._mesh, self._skin)
+        skin = bare_skin(crop, landmarks)
+        self._skin = Enlarged(skin)
+        far_side = FarSide(self._mesh, skin)
         self._far_side = far_side if far_side.needed else None
 
-    def __call__(self, landmarks: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield a frame ``[S, S, 3]`` uint8 RGB for each of ``landmarks`` ``[T, 478, 3]``, in crop pixels."""
-        if self._workers < 2:
-            yield from map(self.draw, landmarks)
-            return
-        with ThreadPoolExecutor(self._workers) as pool:
-            ahead: deque[Future[np.ndarray]] = deque()
-            for target in landmarks:
-                if len(ahead) > self._workers:
-                    yield ahead.popleft().result()
-                ahead.append(pool.submit(self.draw, target))
-            while ahead:
-                yield ahead.popleft().result()
+    def __call__(
+        self, landmarks: Iterable[np.ndarray], finish: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield a frame ``[S, S, 3]`` uint8 RGB for each of ``landmarks`` ``[478, 3]``, in crop pixels; ``finish`` is
+        done to each in the thread that drew it."""
+        draw = self.draw if finish is None else lambda points: finish(self.draw(points))
+        return in_order(draw, landmarks, self._workers, _AHEAD)
 
     def draw(self, landmarks: np.ndarray) -> np.ndarray:
         """One frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
         target = self._scaled(landmarks)
         vertices = self._mesh(target)
-        source = self._rasterize(vertices)
-        # Cubic: what moves by half a pixel must not look softer than what stands still.
-        frame = cv2.remap(self._skin, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        frame = self._skin.at(self._rasterize(vertices))
         if self._far_side is not None:
             self._far_side.draw(frame, vertices)
         for eye in self._eyes:

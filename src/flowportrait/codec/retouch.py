@@ -7,21 +7,22 @@ The frame's detail is kept: it is moved by the flow, and only the change is as c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from flowportrait.codec.contours import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from flowportrait.codec.mouth import PHOTO_OPENING
 from flowportrait.codec.mouth_frame import MouthFrame, skin_colour
 from flowportrait.codec.mouth_look import colourfulness
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, mouth_state, to_window
-from flowportrait.codec.retouch_net import RetouchNet, Windows
+from flowportrait.codec.retouch_net import Windows
+from flowportrait.codec.retouch_onnx import FOLDER, ExportedNet
+
+Network = Callable[[Windows], tuple[torch.Tensor, torch.Tensor]]
 
 _LIPS = [*INNER_UPPER, *INNER_LOWER, *OUTER_UPPER, *OUTER_LOWER]
 
@@ -37,18 +38,15 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @lru_cache(maxsize=1)
-def shipped_network() -> RetouchNet:
+def shipped_network() -> Network:
     """The network that comes with the package."""
-    path = Path(str(files("flowportrait") / "weights" / "retouch" / "model.safetensors"))
-    network = RetouchNet()
-    network.load_state_dict(load_file(str(path)))
-    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ExportedNet(FOLDER / "model.onnx")
 
 
 class Retouch:
     """Retouching of one portrait crop ``[S, S, 3]`` uint8 with landmarks ``[478, 3]`` px."""
 
-    def __init__(self, crop: np.ndarray, landmarks: np.ndarray, network: RetouchNet | None = None) -> None:
+    def __init__(self, crop: np.ndarray, landmarks: np.ndarray, network: Network | None = None) -> None:
         self._network = network or shipped_network()
         self._frame = MouthFrame(landmarks)
         skin = skin_colour(crop, landmarks)

@@ -67,7 +67,9 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     tape = Tape(pieces)
     motion = animator.live(tape, seed=options.seed, controls=controls)
     size = options.size or (512 if options.crop else None)
-    frames = animator.draw(image, motion, size=size, crop=options.crop, name=str(options.image), face=options.face)
+    frames = animator.draw(
+        image, motion, size=size, crop=options.crop, name=str(options.image), face=options.face, live=True
+    )
     if provenance is not None:
         frames = marked(frames)
     started = time.monotonic()

@@ -13,36 +13,51 @@ import numpy as np
 _FEATHER = 0.06
 
 
+class Paste:
+    """The way back of frames into one photo ``[H, W, 3]`` uint8, prepared once for all of them.
+
+    to_crop: the affine map ``[2, 3]`` that took the square of side ``size`` from the photo. mask: ``[S, S]`` float in
+    [0, 1], where a frame replaces the photo; by default all of the crop, feathered over 6 % of its side, except along
+    sides where the crop reaches the photo's edge.
+    """
+
+    def __init__(self, image: np.ndarray, to_crop: np.ndarray, size: int, mask: np.ndarray | None = None) -> None:
+        self._image = image
+        height, width = image.shape[:2]
+        to_photo = cv2.invertAffineTransform(to_crop)
+        corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]]) @ to_photo.T
+        left, top = np.floor(corners.min(0)).astype(int).clip(0)
+        right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, [width, height])
+        self._box = None if right <= left or bottom <= top else np.s_[top:bottom, left:right]
+        if self._box is None:
+            return
+        self._local = to_photo.copy()
+        self._local[:, 2] -= (left, top)
+        self._shape = (int(right - left), int(bottom - top))
+        self._flags = cv2.INTER_CUBIC if np.linalg.det(to_photo[:, :2]) > 1 else cv2.INTER_LINEAR
+        if mask is None:
+            mask = feather(size, _open_sides(corners, width, height))
+        self._weight = cv2.warpAffine(
+            mask.astype(np.float32), self._local, self._shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        self._rest = 1 - self._weight
+        self._under = np.ascontiguousarray(image[self._box])
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """A copy of the photo with ``frame`` ``[S, S, 3]`` uint8 laid over the square."""
+        result = self._image.copy()
+        if self._box is not None:
+            drawn = cv2.warpAffine(
+                frame, self._local, self._shape, flags=self._flags, borderMode=cv2.BORDER_REPLICATE
+            )
+            result[self._box] = cv2.blendLinear(drawn, self._under, self._weight, self._rest)
+        return result
+
+
 def paste_back(image: np.ndarray, frame: np.ndarray, to_crop: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Photo ``[H, W, 3]`` uint8 with ``frame`` ``[S, S, 3]`` uint8 laid over the square ``to_crop`` took it
-    from.
-
-    mask: ``[S, S]`` float in [0, 1], where the frame replaces the photo; by default all of the crop,
-    feathered over 6 % of its side, except along sides where the crop reaches the photo's edge.
-    """
-    height, width = image.shape[:2]
-    size = frame.shape[0]
-    to_photo = cv2.invertAffineTransform(to_crop)
-    corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]]) @ to_photo.T
-    left, top = np.floor(corners.min(0)).astype(int).clip(0)
-    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, [width, height])
-    if right <= left or bottom <= top:
-        return image.copy()
-    local = to_photo.copy()
-    local[:, 2] -= (left, top)
-    box = (int(right - left), int(bottom - top))
-    enlarged = np.linalg.det(to_photo[:, :2]) > 1
-    flags = cv2.INTER_CUBIC if enlarged else cv2.INTER_LINEAR
-    drawn = cv2.warpAffine(frame, local, box, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    if mask is None:
-        mask = feather(size, _open_sides(corners, width, height))
-    weight = cv2.warpAffine(
-        mask.astype(np.float32), local, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    result = image.copy()
-    under = np.ascontiguousarray(result[top:bottom, left:right])
-    result[top:bottom, left:right] = cv2.blendLinear(drawn, under, weight, 1 - weight)
-    return result
+    from; see ``Paste``."""
+    return Paste(image, to_crop, frame.shape[0], mask)(frame)
 
 
 def feather(size: int, open_sides: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> np.ndarray:

@@ -17,6 +17,9 @@ from flowportrait.provenance.manifest import sign
 from flowportrait.provenance.origin import Origin
 from flowportrait.provenance.watermark import marked
 
+_WORKERS = 2
+"""Threads that mark frames."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -41,7 +44,7 @@ def publish(
         return write_video(path, frames, audio)
     return write_video(
         path,
-        marked(frames),
+        marked(frames, _WORKERS),
         audio,
         tags=provenance.origin.tags(),
         finish=lambda partial: sign(partial, provenance.origin, provenance.credential),

@@ -10,10 +10,12 @@ keeps the background.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
+from flowportrait.media.workers import in_order
 from flowportrait.provenance.pattern import UNITS, pattern, unit
 
 FLAT, GAIN, STRONGEST = 0.8, 0.06, 1.5
@@ -59,11 +61,11 @@ def _curve(gain: float) -> np.ndarray:
     return (gain * (FLAT + GAIN * np.arange(256)).clip(max=STRONGEST) * _STEPS).round().astype(np.uint8)
 
 
-def marked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Every frame with the watermark in it; frames of another size start another one."""
-    mark, shape = None, None
-    for frame in frames:
-        if mark is None or frame.shape != shape:
-            shape = frame.shape
-            mark = Watermark(*frame.shape[:2])
-        yield mark(frame)
+def marked(frames: Iterable[np.ndarray], workers: int = 1) -> Iterator[np.ndarray]:
+    """Every frame with the watermark in it; with more than one worker, up to as many frames late."""
+
+    @lru_cache(maxsize=1)
+    def mark(height: int, width: int) -> Watermark:
+        return Watermark(height, width)
+
+    return in_order(lambda frame: mark(*frame.shape[:2])(frame), frames, workers, workers)

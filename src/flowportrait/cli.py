@@ -22,6 +22,7 @@ from flowportrait.commands import (
     doctor,
     evaluate,
     judge,
+    portraitbench,
     posttrain,
     preferences,
     prepare,
@@ -37,7 +38,7 @@ from flowportrait.terminal import say, speaks
 
 COMMANDS = (
     animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, score, judge, bench, study, preferences,
-    reward, demo, verify,
+    reward, demo, verify, portraitbench,
 )  # fmt: skip
 
 

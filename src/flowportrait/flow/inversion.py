@@ -34,19 +34,30 @@ def ode(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torc
 
 
 def two_step(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
-    """K+1 states of the leapfrog path walked backwards from ``x0``, its first step Euler's."""
+    """K+1 states of the two-step path walked backwards from ``x0``, its first step Euler's."""
     last = len(sigmas) - 1
     states = [x0, x0 - (sigmas[last] - sigmas[last - 1]) * velocity(x0, sigmas[last])]
     for k in range(last - 2, -1, -1):
-        states.append(states[-2] - (sigmas[k + 2] - sigmas[k]) * velocity(states[-1], sigmas[k + 1]))
+        r, b = _coefficients(sigmas, k)
+        between = states[-1]
+        drift = b * velocity(between, sigmas[k + 1])
+        states.append((states[-2] - (1 - r.square()) * between - drift) / r.square())
     return states[::-1]
 
 
 def undo_two_step(
     velocity: Velocity, first: torch.Tensor, second: torch.Tensor, sigmas: torch.Tensor
 ) -> torch.Tensor:
-    """The sample whose leapfrog inversion ended in the states ``first`` and ``second``."""
+    """The sample whose two-step inversion ended in the states ``first`` and ``second``."""
     before, now = first, second
     for k in range(len(sigmas) - 2):
-        before, now = now, before + (sigmas[k + 2] - sigmas[k]) * velocity(now, sigmas[k + 1])
+        r, b = _coefficients(sigmas, k)
+        before, now = now, r.square() * before + (1 - r.square()) * now + b * velocity(now, sigmas[k + 1])
     return now
+
+
+def _coefficients(sigmas: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """r and h·(1+r) of the step from k and k+1 to k+2."""
+    h = sigmas[k + 2] - sigmas[k + 1]
+    r = h / (sigmas[k + 1] - sigmas[k])
+    return r, h * (1 + r)

@@ -34,7 +34,7 @@ class Evidence:
     """pictures: sheets ``[H, W, 3]`` uint8 with a caption each; video ``[K, S, S, 3]`` uint8 at ``fps``, seen from
     the beginning of the clip; audio ``[N]`` 16 kHz (empty where the aspect does without); clip: the whole exhibit."""
 
-    aspect: Aspect
+    aspect: str
     pictures: tuple[tuple[str, np.ndarray], ...]
     video: np.ndarray
     fps: float

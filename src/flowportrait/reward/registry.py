@@ -68,7 +68,19 @@ def _panel(options: RewardOptions) -> Reward:
     return JudgeReward.for_training(read_settings(options.judge))
 
 
-REWARDS: dict[str, Build] = {**BUILT_IN, "panel": _panel}
+def _omni_reward(options: RewardOptions) -> Reward:
+    from flowportrait.portraitgen.reward import StillReward
+
+    return StillReward.load("omni_reward", options.judge)
+
+
+def _ai_portrait(options: RewardOptions) -> Reward:
+    from flowportrait.portraitgen.reward import StillReward
+
+    return StillReward.load("ai_portrait", options.judge)
+
+
+REWARDS: dict[str, Build] = {**BUILT_IN, "panel": _panel, "omni_reward": _omni_reward, "ai_portrait": _ai_portrait}
 """Every reward that can be named."""
 
 

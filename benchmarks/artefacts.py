@@ -1,0 +1,121 @@
+"""What the artefact detectors accuse real pictures of, and what damage they see.
+
+    python benchmarks/artefacts.py --faces faces.safetensors [--photos FOLDER]
+
+Faces of people nobody learned from, framed at 115 px; landmarks are those of the undamaged picture. Per damage the
+share of pictures in which each detector fires, at three strengths: its own should rise to all, the others should stay
+where they are. Photos: a folder of portraits as people upload them, each listed with what it is accused of.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from flowportrait.media.image import read_image
+from flowportrait.portraitgen.faces import Faces
+from flowportrait.portraitgen.limits import Limits
+from flowportrait.portraitgen.look import Look, glance, look
+
+Damage = Callable[[np.ndarray, float], np.ndarray]
+STRENGTHS = (0.33, 0.67, 1.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is looked at."""
+
+    faces: Path
+    photos: Path | None = None
+    pictures: int = 60
+
+
+def coloured(face: np.ndarray, strength: float) -> np.ndarray:
+    """Chroma times 1 + strength."""
+    lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab[..., 1:] *= 1 + strength
+    return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
+
+
+def encoded(face: np.ndarray, strength: float) -> np.ndarray:
+    """JPEG of falling quality."""
+    _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, round(60 - 52 * strength)])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+
+def green(face: np.ndarray, strength: float) -> np.ndarray:
+    """The red channel moved towards the green one's place."""
+    return np.round((1 - strength) * face + strength * face[..., [1, 0, 2]]).astype(np.uint8)
+
+
+def shiny(face: np.ndarray, strength: float) -> np.ndarray:
+    """The brightest skin made brighter."""
+    lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    bright = cv2.GaussianBlur(lab[..., 0], (0, 0), 2)
+    lab[..., 0] += 40 * strength * np.clip((bright - np.percentile(bright, 85)) / 10, 0, 1)
+    return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
+
+
+DAMAGE: dict[str, tuple[str, Damage]] = {
+    "chroma × 2": ("over_saturated", coloured),
+    "airbrush": ("over_smooth", lambda face, k: cv2.bilateralFilter(face, 15, 150 * k, 8)),
+    "tint": ("skin_hue", green),
+    "shine": ("oily", shiny),
+    "blur": ("blur", lambda face, k: cv2.GaussianBlur(face, (0, 0), 2 * k)),
+    "jpeg": ("blocks", encoded),
+}
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    strangers = Faces.load(options.faces).strangers()
+    rows = np.random.default_rng(0).choice(np.flatnonzero(strangers.native >= 40), options.pictures, replace=False)
+    looks = [seen for seen in (glance(strangers.large[row]) for row in rows) if seen.landmarks is not None]
+    rates = {"as filmed": fired([seen.picture for seen in looks], looks)}
+    for name, (_, damage) in DAMAGE.items():
+        for strength in STRENGTHS:
+            rates[f"{name} {strength:g}"] = fired([damage(seen.picture, strength) for seen in looks], looks)
+    kinds = [name for name, value in rates["as filmed"].items() if value is not None]
+    table = Table(title=f"share of {len(looks)} pictures in which a detector fires (*: the one that should)")
+    for head in ("picture", *kinds):
+        table.add_column(head, justify="left" if head == "picture" else "right")
+    for name, own in rates.items():
+        meant = next((target for damage, (target, _) in DAMAGE.items() if name.startswith(damage)), "")
+        cells = (f"{own[kind] or 0:.0%}{'*' if kind == meant else ''}" for kind in kinds)
+        table.add_row(name, *cells)
+    console = Console(width=190)
+    console.print(table)
+    for path in sorted(options.photos.iterdir()) if options.photos else ():
+        found = Limits.load().beyond(look(read_image(path)))
+        accused = [f"{name} {value:.1f}" for name, value in found.items() if value is not None and value > 0]
+        console.print(f"{path.name}: {', '.join(accused) or 'nothing'}")
+
+
+def fired(pictures: list[np.ndarray], looks: list[Look]) -> dict[str, float | None]:
+    """Share of pictures beyond each limit, their faces where they were."""
+    limits, rows = Limits.load(), []
+    for picture, seen in zip(pictures, looks, strict=True):
+        assert seen.landmarks is not None, "only pictures with a face are asked about"
+        assert seen.blendshapes is not None, "a face has both"
+        rows.append(limits.beyond(Look.at(picture, [(seen.landmarks, seen.blendshapes)])))
+    shares: dict[str, float | None] = {}
+    for name in rows[0]:
+        known = [row[name] for row in rows if row[name] is not None]
+        shares[name] = float(np.mean([value > 0 for value in known if value is not None])) if known else None
+    return shares
+
+
+if __name__ == "__main__":
+    cv2.setNumThreads(1)
+    main(tyro.cli(Options))

@@ -1,0 +1,135 @@
+"""Round trips: real samples inverted to noise and drawn again, by three schemes.
+
+    python benchmarks/inversion.py --flow FLOW/clean --faces faces.safetensors --corpus CORPUS
+
+    error   rms difference between a real sample and what is drawn again from its inversion, over the rms of the sample
+    noise   rms of the inverted noise: 1 if the flow takes real samples for its own
+    path    rms of (x' − mean) / s under Flow-SDE: 1 if the inverted transitions were the policy's own samples
+
+``straight`` (one drawn ε) is drawn again from that ε by Euler's steps: its error says how far the policy would go from
+there to something else. ``two-step`` keeps the last two states; ``two-step, noise alone`` makes the second from the
+first by Euler's step. Fields: the small portrait flow on framed faces of unseen speakers, and AR-Flow on unseen clips.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from flowportrait.checkpoints import load_generator
+from flowportrait.corpus.motion_set import load_motion
+from flowportrait.flow import inversion
+from flowportrait.flow.kernel import flow_sde
+from flowportrait.flow.schedule import shifted
+from flowportrait.flow.solver import Velocity, solve
+from flowportrait.portraitgen.faces import Faces
+from flowportrait.portraitgen.picture_space import as_pictures
+from flowportrait.portraitgen.portrait_flow import PortraitFlow
+from flowportrait.posttrain.items import Item, draw_items
+from flowportrait.posttrain.task import Prompts, TalkingTask
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is inverted."""
+
+    flow: Path | None = None
+    # folder of a portrait flow
+    faces: Path | None = None
+    # framed faces
+    corpus: Path | None = None
+    # prepared corpus, for AR-Flow
+    generator: str = "sft"
+    steps: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32, 64)
+    shift: float = 1.0
+    samples: int = 64
+    output: Path | None = None
+    # JSON of all figures
+
+
+def rms(values: torch.Tensor) -> float:
+    """Root mean square."""
+    return float(values.square().mean().sqrt())
+
+
+def round_trips(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Error, noise and path by scheme."""
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    straight = inversion.straight(x0, noise, sigmas)
+    ode = inversion.ode(velocity, x0, sigmas)
+    two = inversion.two_step(velocity, x0, sigmas)
+    second = two[0] + (sigmas[1] - sigmas[0]) * velocity(two[0], sigmas[0])
+    paths = {
+        "straight": (straight, solve(velocity, straight[0], sigmas)),
+        "ode": (ode, solve(velocity, ode[0], sigmas)),
+        "two-step": (two, inversion.undo_two_step(velocity, two[0], two[1], sigmas)),
+        "two-step, noise alone": (two, inversion.undo_two_step(velocity, two[0], second, sigmas)),
+    }
+    kernel, found = flow_sde(0.5), {}
+    for name, (states, back) in paths.items():
+        residuals = []
+        for k in range(len(sigmas) - 2):
+            step = kernel(sigmas[k], sigmas[k + 1])
+            residuals.append(rms(step.noise(states[k], states[k + 1], velocity(states[k], sigmas[k]))))
+        found[name] = {
+            "error": rms(back - x0) / rms(x0),
+            "noise": rms(states[0]),
+            "path": float(np.sqrt(np.mean(np.square(residuals)))),
+        }
+    return found
+
+
+def fields(options: Options) -> Iterator[tuple[str, Velocity, torch.Tensor]]:
+    """Velocity fields with real samples."""
+    if options.flow and options.faces:
+        flow = PortraitFlow.from_pretrained(options.flow)
+        faces = Faces.load(options.faces).strangers()
+        chosen = np.random.default_rng(0).choice(len(faces), options.samples, replace=False)
+        x0 = flow.space.encode(as_pictures(faces.small[chosen]))
+        told = flow.told(flow.standardise(torch.from_numpy(faces.attributes[chosen])))
+        yield "portrait flow", partial(flow.velocity, context=told), x0
+    if options.corpus:
+        policy = load_generator(options.generator)
+        clips = [clip for clip in load_motion(options.corpus, ("dev",)) if len(clip.motion) > 28]
+        items = [Item(clip.mel, 0, clip.motion) for clip in clips]
+        task = TalkingTask(items, 28, None, policy.config.chunk)
+        prompts = Prompts(*draw_items(items, options.samples // 4, 28, 0, 0))
+        latents = task.real(policy, prompts)
+        assert latents is not None, "clips of a corpus have motion"
+        context = policy.contexts(task.condition(policy, prompts), latents)
+        yield "AR-Flow", partial(policy.velocity, context=context), latents
+
+
+@torch.no_grad()
+def main(options: Options) -> None:
+    """Measure and print."""
+    results = {}
+    for name, velocity, x0 in fields(options):
+        table = Table(title=f"{name}: round-trip error (noise, path) over {len(x0)} real samples")
+        rows = {steps: round_trips(velocity, x0, shifted(steps, options.shift)) for steps in options.steps}
+        for head in ("steps", *next(iter(rows.values()))):
+            table.add_column(head, justify="right")
+        for steps, found in rows.items():
+            cells = [f"{own['error']:.2g} ({own['noise']:.2f}, {own['path']:.2f})" for own in found.values()]
+            table.add_row(str(steps), *cells)
+        Console(width=140).print(table)
+        results[name] = {str(steps): found for steps, found in rows.items()}
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

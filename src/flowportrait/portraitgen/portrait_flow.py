@@ -1,0 +1,160 @@
+"""A portrait flow small enough to be trained on a laptop: noise to face, given what the portrait should be like.
+
+    attributes ─► context        v(x_σ, σ | context): residual blocks, scale and shift from (σ, context)
+
+A policy like any other (``posttrain.policy``), with one chunk: nothing comes before a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowportrait.config import from_dict
+from flowportrait.errors import BadInput
+from flowportrait.flow.schedule import shifted
+from flowportrait.flow.solver import solve
+from flowportrait.portraitgen.attributes import ATTRIBUTES
+from flowportrait.portraitgen.picture_space import LATENTS, PictureSpace
+
+
+@dataclass(frozen=True)
+class PortraitFlowConfig:
+    side: int = 48
+    latents: int = LATENTS
+    width: int = 256
+    blocks: int = 3
+    frequencies: int = 16
+    """Of the noise level's embedding."""
+
+
+class Wanted(NamedTuple):
+    """Attributes ``[B, 5]``, standardised by ``PortraitFlow.standardise``."""
+
+    attributes: torch.Tensor
+
+    @property
+    def chunks(self) -> int:
+        """A picture is one chunk."""
+        return 1
+
+    def select(self, rows: torch.Tensor) -> Wanted:
+        """The rows at these indices."""
+        return Wanted(self.attributes[rows])
+
+    def repeat(self, times: int) -> Wanted:
+        """Each row ``times`` times in a row."""
+        return Wanted(self.attributes.repeat_interleave(times, 0))
+
+
+class _Session:
+    """Generation of the one chunk."""
+
+    def __init__(self, context: torch.Tensor) -> None:
+        self._context = context
+
+    def context(self) -> torch.Tensor:
+        return self._context
+
+    def append(self, latents: torch.Tensor) -> None:
+        """Nothing comes after a picture."""
+
+
+class _Block(nn.Module):
+    """x + gate · MLP(norm(x) · (1 + scale) + shift), the three from the condition; the identity at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.told = nn.Linear(width, 2 * width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.told(told).chunk(2, -1)
+        return x + self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class PortraitFlow(nn.Module):
+    """A ``Policy``; see the module."""
+
+    def __init__(self, config: PortraitFlowConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or PortraitFlowConfig()
+        self.space = PictureSpace(config.side, config.latents)
+        self.register_buffer("usual", torch.zeros(2, len(ATTRIBUTES)))
+        self.usual: torch.Tensor
+        self.told = nn.Sequential(nn.Linear(len(ATTRIBUTES), config.width), nn.SiLU())
+        self.level = nn.Linear(2 * config.frequencies, config.width)
+        self.enter = nn.Linear(config.latents, config.width)
+        self.blocks = nn.ModuleList(_Block(config.width) for _ in range(config.blocks))
+        self.leave = nn.Linear(config.width, config.latents)
+
+    @property
+    def latent_dim(self) -> int:
+        """D."""
+        return self.config.latents
+
+    def standardise(self, attributes: torch.Tensor) -> torch.Tensor:
+        """Attributes ``[B, 5]`` as measured to deviations from what training portraits had."""
+        return (attributes - self.usual[0]) / self.usual[1]
+
+    def session(self, condition: Wanted) -> _Session:
+        """See ``Policy``."""
+        return _Session(self.told(condition.attributes))
+
+    def contexts(self, condition: Wanted, latents: torch.Tensor) -> torch.Tensor:
+        """See ``Policy``: ``[B, 1, W]``."""
+        return self.told(condition.attributes)[:, None]
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """See ``Policy``."""
+        octaves = torch.arange(self.config.frequencies, device=x.device) / 2
+        angles = sigma[..., None] * math.pi * 2**octaves
+        told = context + self.level(torch.cat([angles.sin(), angles.cos()], -1))
+        hidden = self.enter(x)
+        for block in self.blocks:
+            hidden = block(hidden, told)
+        return self.leave(hidden)
+
+    def recompute_activations(self) -> None:
+        """See ``Policy``: there are few, all are kept."""
+
+    @torch.no_grad()
+    def draw(self, attributes: torch.Tensor, seed: int = 0, steps: int = 20) -> torch.Tensor:
+        """Pictures ``[B, 3, S, S]`` in [0, 1] for attributes ``[B, 5]`` as measured, by Euler's steps."""
+        context = self.told(self.standardise(attributes))
+        noise = torch.randn(len(attributes), self.latent_dim, generator=torch.Generator().manual_seed(seed))
+        return self.space.decode(solve(lambda x, s: self.velocity(x, s, context), noise, shifted(steps)))
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        partial = folder / "model.partial"
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, str(partial))
+        os.replace(partial, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> PortraitFlow:
+        """Read what ``save_pretrained`` wrote, in evaluation mode.
+
+        Raises:
+            BadInput: it is not there, or another kind of model.
+        """
+        try:
+            found = cls(from_dict(PortraitFlowConfig, json.loads((folder / "config.json").read_text())))
+            found.load_state_dict(load_file(str(folder / "model.safetensors")))
+        except (OSError, ValueError, RuntimeError, BadInput) as error:
+            why = str(error).splitlines()[0]
+            raise BadInput(f"{folder} is no portrait flow ({why}): train one with portraitgen.train_flow.") from error
+        return found.eval()

@@ -1,0 +1,391 @@
+"""Claims about still portraits: what is measured of them, what judges say, the benchmark, and the flow that learns."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.data import astronaut
+
+from flowportrait.cli import main
+from flowportrait.errors import BadInput
+from flowportrait.flow import inversion
+from flowportrait.flow.schedule import shifted
+from flowportrait.judge.kind import Kind
+from flowportrait.judge.opinion import Reply, Unusable
+from flowportrait.judge.parts import Shows, content
+from flowportrait.judge.question import Keep, Question
+from flowportrait.portraitgen import bench, taxonomy
+from flowportrait.portraitgen.artefacts import BY_NAME, CATALOGUE
+from flowportrait.portraitgen.bench_compare import compare, holm, mcnemar
+from flowportrait.portraitgen.faces import Faces, photos
+from flowportrait.portraitgen.limits import Limits, artefacts
+from flowportrait.portraitgen.look import Look, look
+from flowportrait.portraitgen.measured import MeasuredStills, worth
+from flowportrait.portraitgen.opinion import read_still
+from flowportrait.portraitgen.panel import StillPanel
+from flowportrait.portraitgen.picture_space import PictureSpace
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, PortraitFlowConfig
+from flowportrait.portraitgen.rubric import DIMENSIONS, still_question
+from flowportrait.portraitgen.stills import still_batch
+from flowportrait.portraitgen.task import PortraitTask, pool
+from flowportrait.portraitgen.verdict import Still
+from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import Failure
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+
+# --- inversion
+
+
+def swirl(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """A velocity field that bends."""
+    return torch.sin(3 * x.roll(1, -1)) * (1 + sigma) - x
+
+
+@given(steps=st.integers(2, 24), shift=st.floats(0.5, 4.0), seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_two_step_inversion_is_undone_to_rounding_at_any_schedule(steps: int, shift: float, seed: int) -> None:
+    x0 = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    sigmas = shifted(steps, shift).double()
+    states = inversion.two_step(swirl, x0, sigmas)
+    back = inversion.undo_two_step(swirl, states[0], states[1], sigmas)
+    assert (back - x0).abs().max() < 1e-9
+    assert len(states) == steps + 1
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_two_step_path_is_of_second_order_and_eulers_of_first(shift: float) -> None:
+    x0 = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    truth = inversion.two_step(swirl, x0, shifted(1024, shift).double())[0]
+
+    def error(scheme: str, steps: int) -> float:
+        return float((getattr(inversion, scheme)(swirl, x0, shifted(steps, shift).double())[0] - truth).norm())
+
+    assert error("two_step", 32) / error("two_step", 128) > 10
+    assert 3 < error("ode", 32) / error("ode", 128) < 7
+
+
+# --- what is measured
+
+
+@lru_cache(maxsize=1)
+def person() -> Look:
+    return look(np.ascontiguousarray(astronaut()[:300, 80:380]))
+
+
+def damaged(picture: np.ndarray) -> dict[str, float | None]:
+    """Spreads beyond the limits, with the face where it was."""
+    whole = person()
+    assert whole.landmarks is not None
+    assert whole.blendshapes is not None
+    return Limits.load().beyond(Look.at(picture, [(whole.landmarks, whole.blendshapes)]))
+
+
+def coloured(picture: np.ndarray, times: float) -> np.ndarray:
+    lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab[..., 1:] *= times
+    return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("over_saturated", lambda p, k: coloured(p, 1 + k)),
+        ("over_smooth", lambda p, k: cv2.bilateralFilter(p, 41, 200 * k, 41 * k)),
+        ("blur", lambda p, k: cv2.GaussianBlur(p, (0, 0), 2 * k)),
+        ("skin_hue", lambda p, k: np.roll(p, 1, 2) if k > 0.9 else p),
+    ],
+)
+def test_a_detector_rises_with_its_damage_and_ends_beyond_the_limit(kind: str, damage: object) -> None:
+    values = [damaged(damage(person().picture, k))[kind] for k in (0.1, 0.5, 1.0)]  # type: ignore[operator]
+    assert values == sorted(values, key=lambda value: value or 0.0)
+    assert values[-1] is not None
+    assert values[-1] > 0
+
+
+def test_a_photo_has_few_artefacts_and_a_wall_has_no_face() -> None:
+    found = artefacts(person())
+    assert sum(bool(value) for value in found.values()) <= 1
+    assert found["missing_face"] is False
+    empty = artefacts(Look(np.full((64, 64, 3), 120, np.uint8), 0))
+    assert empty["missing_face"] is True
+    assert empty["over_saturated"] is None
+
+
+def test_blocks_are_seen_on_the_grid_and_not_off_it() -> None:
+    rough = cv2.resize(person().picture, (37, 37), interpolation=cv2.INTER_AREA).repeat(8, 0).repeat(8, 1)
+    from flowportrait.portraitgen.detectors import blocks
+
+    assert (blocks(Look(rough, 0)) or 0) > 5 * (blocks(Look(person().picture, 0)) or 0)
+    assert blocks(Look(rough[:64, :64], 0)) is None
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=8), st.floats(0.1, 5))
+@settings(max_examples=50, deadline=None)
+def test_a_worse_number_never_makes_a_better_grade(numbers: list[float], more: float) -> None:
+    before = worth({str(i): n for i, n in enumerate(numbers)})
+    after = worth({str(i): n + more * (i == 0) for i, n in enumerate(numbers)})
+    assert after[0] <= before[0]
+    assert 1 <= after[1] <= before[1] <= 5
+
+
+def test_rewards_prefer_the_photo_to_its_damage_and_to_no_face() -> None:
+    photo = cv2.resize(person().picture, (128, 128), interpolation=cv2.INTER_AREA)
+    rows = [photo, coloured(photo, 2.0), np.full_like(photo, 128)]
+    batch = still_batch(torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).float() / 255)
+    scores = Composite.of({"omni_reward": 0.5, "ai_portrait": 0.5})(batch)
+    portrait, omni = scores["ai_portrait"], scores["omni_reward"]
+    assert portrait.valid.all()
+    assert portrait.value[0] > portrait.value[1] > portrait.value[2]
+    assert omni.value[0] > omni.value[2]
+
+
+# --- what judges say
+
+
+def reply(**values: object) -> Reply:
+    return Reply(json.dumps(values))
+
+
+class Scripted:
+    """A backend that gives each sample its reply in turn, or None for a refusal."""
+
+    who, kind = "scripted 1", "multimodal LLM panel"
+    kind: Kind
+
+    def __init__(self, replies: Sequence[Reply | None]) -> None:
+        self.replies = replies
+        self.asked: list[Question] = []
+
+    def ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
+        failures = {}
+        for place, question in enumerate(questions):
+            self.asked.append(question)
+            given_reply = self.replies[question.sample]
+            if given_reply is None:
+                failures[place] = Failure("refused", "no")
+            else:
+                question.check(given_reply)
+                keep(place, given_reply)
+        return failures
+
+
+def test_an_artefact_counts_if_most_samples_name_it() -> None:
+    said = [{"type": "hands", "where": "left", "severity": 2}, {"type": "halo", "where": "hair", "severity": 1}]
+    backend = Scripted([
+        reply(rationale="a", artefacts=said, score=2),
+        reply(rationale="b", artefacts=said[:1], score=3),
+        reply(rationale="c", artefacts=[], score=4),
+    ])  # fmt: skip
+    verdict = StillPanel(backend).judge([Still(person().picture, "a nurse")], "ai_portrait")[0]
+    assert verdict.score == 3.0
+    assert verdict.artefacts["hands"] is True
+    assert sum(bool(value) for value in verdict.artefacts.values()) == 1
+    assert len({question.address("x") for question in backend.asked}) == 3
+    shown = content(backend.asked[0].show(), Shows(audio="off"))
+    assert sum(part["type"] == "image_url" for part in shown) == 4
+
+
+def test_a_picture_has_no_score_when_most_samples_are_lost() -> None:
+    good = reply(rationale="a", dimensions=dict.fromkeys(DIMENSIONS, 4), score=4)
+    lost = StillPanel(Scripted([good, None, None])).judge([Still(person().picture)], "omni_reward")[0]
+    assert lost.score is None
+    assert lost.failure is not None
+    assert lost.failure.kind == "refused"
+    kept = StillPanel(Scripted([good, good, None])).judge([Still(person().picture)], "omni_reward")[0]
+    assert kept.score == 4.0
+    assert kept.dimensions == dict.fromkeys(DIMENSIONS, 4.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"score": 6, "artefacts": []},
+        {"score": 3, "artefacts": [{"type": "hands"}]},
+        {"score": 3, "artefacts": [{"type": "hands", "severity": 4}]},
+        {"score": 3, "artefacts": "none"},
+    ],
+)
+def test_a_reply_that_breaks_the_form_is_no_opinion(values: dict[str, object]) -> None:
+    with pytest.raises(Unusable):
+        read_still(reply(rationale="a", **values), "ai_portrait")
+
+
+def test_each_rubric_asks_for_what_is_its_own() -> None:
+    omni, portrait = still_question("omni_reward", "a welder"), still_question("ai_portrait", "a welder")
+    assert "a welder" in omni
+    assert "a welder" not in portrait
+    assert all(artefact.name in portrait for artefact in CATALOGUE)
+    assert {artefact.part for artefact in CATALOGUE} >= {"skin", "eyes", "teeth", "hands", "biology"}
+    assert len(BY_NAME) == len(CATALOGUE)
+
+
+# --- the benchmark
+
+
+def test_the_prompts_that_ship_are_what_the_procedure_makes_even_and_possible() -> None:
+    made = taxonomy.prompts()
+    assert made == taxonomy.read()
+    assert taxonomy.digest(made) == "f49638ff440e"
+    for dimension, values in taxonomy.TAXONOMY.items():
+        counts = Counter(prompt.terms[dimension] for prompt in made)
+        assert set(counts) == set(values)
+        assert max(counts.values()) - min(counts.values()) <= 1
+    assert all(taxonomy.possible(prompt.terms) for prompt in made)
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("{", "line 2 is no prompt"),
+        ('{"id": "x"}', "'text' is missing"),
+        ('{"id": "a", "text": "again"}', "'a' twice"),
+        ('{"id": "../x", "text": "y"}', "cannot be used"),
+        ('{"id": "x", "text": "y", "terms": {"pose": "flying"}}', "pose='flying'"),
+    ],
+)
+def test_a_broken_prompt_line_is_named(
+    line: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": "a", "text": "a person"}\n' + line + "\n")
+    assert main(["portraitbench", "--images", str(tmp_path), "--prompts", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert part in said
+    assert said.count("\n") == 1
+
+
+def test_pictures_are_counted_with_intervals_and_results_compared(tmp_path: Path) -> None:
+    prompts = taxonomy.read()[:2]
+    for folder, second in (("a", person().picture), ("b", coloured(person().picture, 2.2))):
+        (tmp_path / folder).mkdir()
+        for prompt, picture in zip(prompts, (person().picture, second), strict=True):
+            cv2.imwrite(str(tmp_path / folder / f"{prompt.id}_0.png"), picture[..., ::-1])
+        named_pictures = bench.pictures_in(tmp_path / folder, prompts)
+        found = bench.run(named_pictures, MeasuredStills(), prompts, 2)
+        bench.write(found, tmp_path / f"{folder}.json")
+    assert found["artefacts"]["over_saturated"]["count"] == 1
+    assert found["artefacts"]["missing_face"]["of"] == 2
+    assert found["scores"]["ai_portrait"]["pictures"] == 2
+    assert str(tmp_path) not in (tmp_path / "b.json").read_text()
+    rows = {row["what"]: row for row in compare(tmp_path / "b.json", tmp_path / "a.json")}
+    assert rows["over_saturated"]["difference"] == 0.5
+    assert rows["ai_portrait"]["difference"] < 0
+    other = json.loads((tmp_path / "a.json").read_text()) | {"prompts": "another"}
+    (tmp_path / "c.json").write_text(json.dumps(other))
+    with pytest.raises(BadInput, match="another set of prompts"):
+        compare(tmp_path / "b.json", tmp_path / "c.json")
+
+
+def test_rates_and_tests_are_the_textbooks() -> None:
+    found = bench.rate(0, 10)
+    assert found["low"] == pytest.approx(0.0, abs=1e-12)
+    assert found["high"] == pytest.approx(0.2775, abs=1e-3)
+    p, gap = mcnemar([True] * 6 + [False] * 4 + [None], [False] * 10 + [True])
+    assert p == pytest.approx(2 / 2**6)
+    assert gap == pytest.approx(0.6)
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+
+
+# --- the flow that learns
+
+
+@lru_cache(maxsize=1)
+def faces() -> Faces:
+    rng = np.random.default_rng(0)
+    count = 24
+    return Faces(
+        rng.integers(0, 255, (count, 8, 8, 3), np.uint8), np.zeros((count, 1, 1, 3), np.uint8),
+        np.zeros((count, 478, 2), np.float32), np.ones(count, np.float32),
+        rng.normal(size=(count, 5)).astype(np.float32), (np.arange(count) % 4).astype(np.int32), np.zeros(count, bool),
+    )  # fmt: skip
+
+
+def tiny_flow() -> PortraitFlow:
+    torch.manual_seed(0)
+    flow = PortraitFlow(PortraitFlowConfig(side=8, latents=6, width=16, blocks=1, frequencies=2))
+    pictures = torch.from_numpy(faces().small).permute(0, 3, 1, 2).float() / 255
+    flow.space.load_state_dict(PictureSpace.fit(pictures, 6).state_dict())
+    flow.usual[1] = 1
+    for parameter in flow.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return flow
+
+
+class Bright:
+    """Pays for bright pictures."""
+
+    name = "bright"
+    needs = frozenset({"frames"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        return all_valid(batch.frames((0,)).mean((1, 2, 3, 4)))
+
+
+def run(recipe: str, exemplars: int = 0) -> Trainer:
+    found = named(recipe)
+    plan = EveryStep(steps=4) if isinstance(found.plan, EveryStep) else replace(found.plan, steps=4)  # type: ignore[type-var]
+    real = found.exemplars and replace(found.exemplars, inversion="two_step")
+    found = replace(found, plan=plan, groups=4, group_size=6, learning_rate=1e-2, exemplars=real)
+    return Trainer(tiny_flow(), PortraitTask(faces(), exemplars), found, Composite((Bright(),), {"bright": 1.0}))
+
+
+def test_a_portrait_flow_is_a_policy_like_any_other() -> None:
+    trainer = run("flow-grpo")
+    records = [trainer.step() for _ in range(12)]
+    assert records[0]["ratio/first_error"] < 1e-5
+    assert records[0]["noise_gap"] < 1e-3
+    assert np.mean([r["reward/bright"] for r in records[-3:]]) > np.mean([r["reward/bright"] for r in records[:3]])
+
+
+@pytest.mark.parametrize("recipe", ["exemplar-ratio", "exemplar-awm", "exemplar-dpo"])
+def test_real_faces_stand_in_the_groups_in_all_three_forms(recipe: str) -> None:
+    trainer = run(recipe, exemplars=8)
+    batch = trainer.collect()
+    assert batch.trajectory.real.sum() == 4
+    decoded = trainer.policy.space.decode(batch.trajectory.latents[batch.trajectory.real][:, 0])
+    pictures = torch.from_numpy(faces().small).permute(0, 3, 1, 2).float() / 255
+    near = (decoded[:, None] - trainer.policy.space.decode(trainer.policy.space.encode(pictures))[None]).abs()
+    assert near.flatten(2).amax(-1).amin(1).max() < 1e-4
+    assert "exemplar/negative" in trainer.step()
+
+
+def test_exemplars_are_shared_among_speakers() -> None:
+    chosen = pool(faces(), 8)
+    assert sorted(Counter(faces().speaker[chosen].tolist()).values()) == [2, 2, 2, 2]
+    assert len(pool(faces(), 0)) == 0
+
+
+def test_a_flow_is_saved_and_read_back(tmp_path: Path) -> None:
+    flow = tiny_flow()
+    flow.save_pretrained(tmp_path)
+    told = torch.randn(2, 5)
+    assert torch.equal(PortraitFlow.from_pretrained(tmp_path).draw(told), flow.eval().draw(told))
+    with pytest.raises(BadInput, match="no portrait flow"):
+        PortraitFlow.from_pretrained(tmp_path / "nowhere")
+
+
+def test_the_picture_space_keeps_what_it_learned() -> None:
+    pictures = torch.rand(10, 3, 4, 4)
+    space = PictureSpace.fit(pictures, 9)
+    assert torch.allclose(space.decode(space.encode(pictures)), pictures, atol=1e-3)
+    assert torch.allclose(space.encode(pictures).square().mean(0), torch.ones(9), atol=1e-3)
+
+
+def test_an_exemplar_without_a_face_is_named(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "wall.png"), np.full((100, 100, 3), 90, np.uint8))
+    with pytest.raises(BadInput, match=r"wall\.png shows no face"):
+        photos(tmp_path)

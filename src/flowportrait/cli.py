@@ -22,6 +22,7 @@ from flowportrait.commands import (
     doctor,
     evaluate,
     judge,
+    policies,
     portraitbench,
     posttrain,
     preferences,
@@ -37,7 +38,7 @@ from flowportrait.errors import BadInput
 from flowportrait.terminal import say, speaks
 
 COMMANDS = (
-    animate, prepare, pretrain, posttrain, recipes, doctor, evaluate, score, judge, bench, study, preferences,
+    animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, preferences,
     reward, demo, verify, portraitbench,
 )  # fmt: skip
 

@@ -23,6 +23,10 @@ def register(commands: Commands) -> None:
     add.add_argument("--exemplars", type=Path, help="prepared corpus whose clips join the samples, or are damaged")
     add.add_argument("--output", type=Path, required=True)
     add.add_argument("--iterations", type=int)
+    add.add_argument("--policy", help="another generator: a diffusers pipeline (folder or hub), or MODULE:CLASS")
+    add.add_argument("--policy-set", nargs="+", action="extend", default=[], metavar="key=value",
+                     help="arguments of that pipeline's calls (height, num_frames, guidance_scale, …) or of the class")
+    add.add_argument("--bf16", action="store_true", help="load that pipeline's weights in bfloat16")
     add.add_argument("--start", default="sft", help="checkpoint to start from (default sft)")
     add.add_argument("--resume", action="store_true")
     add.add_argument("--track", help="also write curves for tensorboard or wandb")
@@ -33,6 +37,8 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Reinforcement learning."""
     check_output_folder(options.output)
+    if options.policy:
+        return _another(options)
     from flowportrait.posttrain.run import Job, posttrain
     from flowportrait.prompts import read_prompts
 
@@ -42,3 +48,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     folder = posttrain(options.recipe, options.prompts, job, options.iterations, options.changes)
     return {"checkpoint": str(folder)}
+
+
+def _another(options: argparse.Namespace) -> dict[str, Any]:
+    """A generator that is not ours."""
+    from flowportrait.policies.items import read_items
+    from flowportrait.policies.loading import load_policy_generator
+    from flowportrait.policies.run import train_generator
+    from flowportrait.posttrain.run import Job, resolve
+
+    items = read_items(options.prompts)
+    recipe = resolve(options.recipe, options.iterations, options.changes)
+    generator = load_policy_generator(options.policy, options.policy_set, options.bf16)
+    job = Job(options.output, options.policy, options.resume, track=options.track)
+    return {"checkpoint": str(train_generator(generator, recipe, items, job))}

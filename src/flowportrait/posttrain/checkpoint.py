@@ -91,7 +91,8 @@ def read(trainer: Trainer, folder: Path) -> None:
 
 
 def deliver(trainer: Trainer, folder: Path, role: str = "ema") -> None:
-    """The averaged weights as a checkpoint to use, adapters merged; all processes together.
+    """The averaged weights as a checkpoint to use, adapters merged unless the policy keeps them apart; all processes
+    together.
 
     Raises:
         OSError: it could not be written; the one before is untouched.
@@ -121,7 +122,8 @@ def _blank(trainer: Trainer, sizes: Mapping[str, torch.Size], path: Path) -> dic
 def _save_whole(policy: nn.Module | None, folder: Path) -> None:
     if policy is not None:
         try:
-            merged(policy).save_pretrained(folder)  # type: ignore[operator]
+            own = policy if getattr(policy, "keeps_adapters", False) else merged(policy)
+            own.save_pretrained(folder)  # type: ignore[operator]
         except SafetensorError as error:  # how a full disk is reported there
             raise OSError(errno.EIO, str(error)) from error
 

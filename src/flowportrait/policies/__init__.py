@@ -1,0 +1,1 @@
+"""Other people's generators as policies: pipelines of diffusers by family, and whatever has three methods."""

@@ -1,0 +1,222 @@
+"""Whether a generator can be post-trained, and in one sentence what is wrong.
+
+    encode ─► velocity ─► rollout = replay ─► gradient ─► decode          each asked twice, alone and among others
+
+Every fault here is one that training would not show: rewards rise or do not, and nobody knows why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.flow.kernel import flow_sde
+from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.ratio import log_ratio
+from flowportrait.policies.interface import Generator, Item, Shown
+from flowportrait.policies.policy import Condition, GeneratorPolicy
+from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.replay import ReplayMismatch, check_noise, replay_velocity
+from flowportrait.posttrain.rollout import rollout
+from flowportrait.posttrain.rows import each, tensors
+from flowportrait.posttrain.trajectory import Trajectory
+
+CLOSE = 1e-3
+"""Largest relative gap between the same thing computed twice in other company; rounding stays under 1e-4."""
+STEPS = 4
+
+
+class Finding(NamedTuple):
+    """What was looked at, whether it holds, and if not what is wrong and what to do."""
+
+    name: str
+    holds: bool
+    sentence: str
+
+
+class _Wrong(Exception):
+    """A claim does not hold."""
+
+
+def check(generator: Generator, items: Sequence[Item]) -> list[Finding]:
+    """Findings in the order of the data, up to the first that does not hold: later ones would only follow from it.
+    Two or more items let it see whether they are told apart."""
+    policy = GeneratorPolicy(generator)
+    look = _Look(policy, list(items))
+    found = []
+    for name, claim in look.claims().items():
+        try:
+            sentence = claim()
+        except _Wrong as wrong:
+            return [*found, Finding(name, False, str(wrong))]
+        except BadInput:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return [*found, Finding(name, False, f"{name} raises {type(error).__name__} ({reason}).")]
+        found.append(Finding(name, True, sentence))
+    return found
+
+
+class _Look:
+    def __init__(self, policy: GeneratorPolicy, items: list[Item]) -> None:
+        self.policy = policy
+        self.generator = policy.generator
+        self.items = items
+        self.known: Any = None
+        self.made: Trajectory | None = None
+
+    def claims(self) -> dict[str, Callable[[], str]]:
+        return {
+            "encode": self.encodes, "velocity": self.moves, "condition": self.listens, "replay": self.replays,
+            "gradient": self.learns, "decode": self.shows, "delivery": self.delivers,
+        }  # fmt: skip
+
+    def encodes(self) -> str:
+        self.known = self.policy.encode(self.items)
+        if not isinstance(self.known, tuple):
+            raise _Wrong(f"encode returns a {type(self.known).__name__}: return a tuple of tensors.")
+        parts = list(tensors(self.known))
+        for part in parts:
+            if not isinstance(part, torch.Tensor):
+                raise _Wrong(f"encode returns a {type(part).__name__} inside its tuple: return tensors only.")
+            if part.ndim == 0 or len(part) != len(self.items):
+                raise _Wrong(f"encode returns {tuple(part.shape)} for {len(self.items)} items: give a row each.")
+        again = list(tensors(self.policy.encode(self.items)))
+        if not all(torch.equal(a, b) for a, b in zip(parts, again, strict=True)):
+            raise _Wrong("encode gives something else the second time: switch off dropout and draw nothing in it.")
+        alone = list(tensors(self.policy.encode(self.items[-1:])))
+        if not all(a[-1:].shape == b.shape and _gap(a[-1:], b) <= CLOSE for a, b in zip(parts, alone, strict=True)):
+            raise _Wrong("encode gives an item other rows alone than among others: fill up to a fixed length.")
+        return f"{len(parts)} tensors, the same each time and alone"
+
+    def moves(self) -> str:
+        shape = tuple(self.generator.shape)
+        x = torch.stack([unit_noise(shape, 1, row) for row in range(len(self.items))]).to(self.policy.device)
+        sigma = torch.linspace(0.9, 0.3, len(x)).to(x)
+        with torch.no_grad():
+            v, again = (self.generator.velocity(x, sigma, self.known) for _ in range(2))
+            if tuple(v.shape) != tuple(x.shape):
+                raise _Wrong(f"velocity returns {tuple(v.shape)} for x of {tuple(x.shape)}: return the shape of x.")
+            if not torch.isfinite(v).all():
+                raise _Wrong("velocity is not finite at ordinary noise: look for a division by σ or 1 − σ.")
+            if not torch.equal(v, again):
+                raise _Wrong("velocity gives something else the second time: draw nothing in it, and no dropout.")
+            last = each(lambda part: part[-1:], self.known)
+            alone = self.generator.velocity(x[-1:], sigma[-1:], last)
+        if _gap(v[-1:], alone) > CLOSE:
+            raise _Wrong("velocity of a sample depends on the others in its batch: no statistics over the batch.")
+        return f"shape {shape}, the same each time and alone"
+
+    def listens(self) -> str:
+        if len(self.items) < 2:
+            return "one item only: whether it is told apart from others was not looked at"
+        x = unit_noise(tuple(self.generator.shape), 2)[None].to(self.policy.device)
+        sigma = torch.full((1,), 0.7).to(x)
+        with torch.no_grad():
+            one, other = (
+                self.generator.velocity(x, sigma, each(lambda part, at=row: part[at : at + 1], self.known))
+                for row in (0, 1)
+            )
+        if torch.equal(one, other):
+            raise _Wrong("velocity is the same for two items: what is known of them does not reach it.")
+        return "two items move differently"
+
+    def replays(self) -> str:
+        rows = torch.arange(len(self.items))
+        plan = EveryStep(steps=STEPS)(0, 0, len(rows), 1)
+        plan = replace(plan, sigmas=self.policy.levels(plan.sigmas))
+        self.policy.eval()
+        self.made = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), (0, 0))
+        self.policy.train()
+        with torch.no_grad():
+            v, again = (replay_velocity(self.policy, self.made) for _ in range(2))
+        try:
+            gap = check_noise(self.made, v)
+        except ReplayMismatch as error:
+            raise _Wrong(f"{error}; in training mode it is another function (dropout, batch statistics).") from error
+        worst = float(log_ratio(self.made.gain, self.made.noise, again - v).abs().max())
+        if worst != 0:
+            raise _Wrong(f"the ratio before the first update is off 1 by {worst:.2g}: the velocity is not repeatable.")
+        return f"ratio exactly 1; noise recomputed within {gap:.1g}"
+
+    def learns(self) -> str:
+        assert self.made is not None
+        trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        if not trained:
+            raise _Wrong("no parameter requires a gradient: there is nothing to train.")
+        v = replay_velocity(self.policy, self.made)
+        if not v.requires_grad:
+            raise _Wrong("the velocity has no gradient: take torch.no_grad, detach or numpy out of it.")
+        v.square().mean().backward()
+        reached = [name for name, p in trained.items() if p.grad is not None and bool(p.grad.abs().sum() > 0)]
+        self.policy.zero_grad(set_to_none=True)
+        if not reached:
+            raise _Wrong("the gradient is zero everywhere: the last layer may be zero or cut off.")
+        return f"reaches {len(reached)} of {len(trained)} parameters"
+
+    def shows(self) -> str:
+        assert self.made is not None
+        condition, latents = Condition(self.known), self.made.latents
+        shown, again = (self.policy.decode(latents, condition) for _ in range(2))
+        _check_shown(shown, len(self.items))
+        if not _same(shown, again, 0):
+            raise _Wrong("decode gives something else the second time: draw nothing in it.")
+        last = torch.tensor([len(self.items) - 1])
+        if not _same(_last(shown), self.policy.decode(latents[-1:], condition.select(last)), 1):
+            raise _Wrong("decode gives a sample another picture alone than among others: decode samples one by one.")
+        return "the same each time and alone"
+
+    def delivers(self) -> str:
+        own = getattr(self.generator, "delivered", None)
+        if own is None:
+            return "no delivery of its own to compare with"
+        gap = own(self.items[0])
+        if gap is None:
+            return "its own pipeline cannot be asked for the same"
+        if gap > 1:
+            raise _Wrong(f"rewards see other pictures than its own pipeline delivers: they differ by {gap} of 255.")
+        return "its own pipeline delivers the same pictures"
+
+
+def _check_shown(shown: Shown, count: int) -> None:
+    if not isinstance(shown, Shown):
+        raise _Wrong(f"decode returns a {type(shown).__name__}: return flowportrait.policies.interface.Shown.")
+    if shown.motion is not None and (shown.motion.ndim != 3 or shown.motion.shape[::2] != (count, 30)):
+        raise _Wrong(f"decode returns motion of {tuple(shown.motion.shape)}: it is [{count}, T, 30].")
+    if shown.frames is None and shown.motion is None:
+        raise _Wrong("decode shows nothing: give frames or motion.")
+    for clip in shown.frames or ():
+        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
+            kind = f"{getattr(clip, 'dtype', type(clip).__name__)} {tuple(getattr(clip, 'shape', ()))}"
+            raise _Wrong(f"decode returns {kind}: frames are RGB uint8 [T, H, W, 3].")
+    if shown.frames is not None and len(shown.frames) != count:
+        raise _Wrong(f"decode returns {len(shown.frames)} clips for {count} samples.")
+
+
+def _last(shown: Shown) -> Shown:
+    return shown._replace(
+        frames=None if shown.frames is None else shown.frames[-1:],
+        motion=None if shown.motion is None else shown.motion[-1:],
+    )
+
+
+def _same(one: Shown, other: Shown, levels: int) -> bool:
+    pictures = all(
+        a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= levels
+        for a, b in zip(one.frames or (), other.frames or (), strict=True)
+    )
+    return pictures and (
+        one.motion is None or other.motion is None or _gap(one.motion, other.motion) <= levels * CLOSE
+    )
+
+
+def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative difference by norm."""
+    a, b = one.double(), other.double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-9))

@@ -1,0 +1,80 @@
+"""Post-training of a generator by name, from prompts to a run folder: the recipes, trainer and loop of ``posttrain``.
+
+    recipe.json · run.json · metrics.jsonl · events.jsonl · state/ · checkpoint/ (adapters as diffusers loads them)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from flowportrait.config import save
+from flowportrait.errors import BadInput
+from flowportrait.policies.interface import Generator, Item
+from flowportrait.policies.policy import GeneratorPolicy
+from flowportrait.policies.task import GeneratorTask
+from flowportrait.posttrain.checkpoint import latest, read
+from flowportrait.posttrain.loop import Job, Loop
+from flowportrait.posttrain.manifest import PACKAGES, write_or_compare
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.run import tracking
+from flowportrait.posttrain.scale import on_main, roll_call
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.composite import Composite
+
+
+def train_generator(
+    generator: Generator, recipe: Recipe, items: Sequence[Item], job: Job, rewards: Composite | None = None
+) -> Path:
+    """Run a recipe on a generator; ``job.start`` is what it is called. Returns the checkpoint's folder.
+
+    Raises:
+        BadInput: bad settings, or a run already in the output folder that differs from what is asked.
+    """
+    accelerator = tracking(job)
+    try:
+        _train(generator, recipe, items, job, rewards or Composite.default(recipe.rewards), accelerator)
+    except OSError as error:
+        raise BadInput(f"Cannot write {error.filename or job.output} ({error.strerror or error}).") from error
+    return job.output / "checkpoint"
+
+
+def _train(
+    generator: Generator, recipe: Recipe, items: Sequence[Item], job: Job, rewards: Composite, accelerator: Accelerator
+) -> None:
+    state = job.output / "state"
+    if any(roll_call(accelerator, latest(state) is not None)) and not job.resume:
+        raise BadInput(f"{job.output} already holds a run: add --resume to continue it or choose another --output.")
+    trainer = Trainer(GeneratorPolicy(generator), GeneratorTask(items, rewards.needs), recipe, rewards, accelerator)
+    on_main(accelerator, lambda: _open(job, recipe, items))
+    if latest(state):
+        read(trainer, state)
+    on_main(accelerator, lambda: save(recipe, job.output / "recipe.json"))
+    if job.track:
+        accelerator.init_trackers("flowportrait")
+    Loop(trainer, job).run()
+    accelerator.end_training()
+
+
+def _open(job: Job, recipe: Recipe, items: Sequence[Item]) -> None:
+    job.output.mkdir(parents=True, exist_ok=True)
+    write_or_compare(job.output / "run.json", _manifest(job.start, recipe.seed, items))
+
+
+def _manifest(start: str, seed: int, items: Sequence[Item]) -> dict[str, Any]:
+    files = sorted({path for item in items for path in (item.image, item.audio) if path is not None})
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "seed": seed,
+        "start": {"name": start},
+        "prompts": {item.id: item.text for item in items},
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }

@@ -1,0 +1,209 @@
+"""Claims about pipelines of diffusers as policies, on each family's own classes in miniature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import wavfile
+
+from flowportrait.cli import main
+from flowportrait.errors import BadInput
+from flowportrait.flow.schedule import shift_levels, shifted
+from flowportrait.policies.interface import Item
+from flowportrait.policies.items import read_items
+from flowportrait.policies.loading import load_policy_generator
+from flowportrait.policies.pipeline import PipelineGenerator
+from flowportrait.policies.policy import GeneratorPolicy
+from flowportrait.policies.task import GeneratorTask
+from flowportrait.posttrain import checkpoint
+from flowportrait.posttrain.adapter import Lora
+from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.replay import check_noise, replay_velocity
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+
+diffusers = pytest.importorskip("diffusers")
+from tests.small_pipelines import SMALL, VIDEO, small  # noqa: E402
+
+RECIPE = replace(
+    named("flow-grpo"), groups=2, group_size=6, plan=EveryStep(steps=3), learning_rate=0.02, eta=0.7, updates=1,
+    pieces=1, lora=Lora(4, 8.0, ("to_q", "to_k", "to_v", "to_out.0")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bright:
+    """Pays for light pictures."""
+
+    name: str = "bright"
+    needs: frozenset[str] = frozenset({"frames"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        return all_valid(batch.frames(tuple(range(batch.motion.shape[1]))).flatten(1).mean(1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two portraits and two recordings."""
+    made, draw = tmp_path_factory.mktemp("prompts"), np.random.default_rng(0)
+    for name in "ab":
+        Image.fromarray(draw.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(made / f"{name}.png")
+        wavfile.write(made / f"{name}.wav", 16000, (0.1 * draw.standard_normal(16000)).astype(np.float32))
+    return made
+
+
+def items(name: str, folder: Path) -> list[Item]:
+    image, audio = (folder if name in VIDEO else None), (folder if name == "ltx-2" else None)
+    return [Item(one, "", image and image / f"{one}.png", audio and audio / f"{one}.wav") for one in "ab"]
+
+
+def trainer(name: str, folder: Path, **changes: Any) -> Trainer:
+    policy = GeneratorPolicy(PipelineGenerator(*small(name)))
+    task = GeneratorTask(items(name, folder), Bright().needs)
+    return Trainer(policy, task, replace(RECIPE, **changes), Composite((Bright(),), {"bright": 1.0}))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "ltx-2"])
+def test_what_is_post_trained_is_what_the_pipeline_delivers(name: str, folder: Path) -> None:
+    """From the same noise: the same frames, by its own loop, schedule, guidance and decoding."""
+    generator = PipelineGenerator(*small(name))
+    gap = generator.delivered(items(name, folder)[0])
+    assert gap is not None
+    assert gap <= 1
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Path, tmp_path: Path) -> None:
+    run = trainer(name, folder)
+    batch = run.collect()
+    first = batch.trajectory
+    with torch.no_grad():
+        velocity = run.velocity(first)
+        assert check_noise(first, velocity) < 1e-3
+        if name in VIDEO:
+            others = first.condition.select(torch.arange(len(first)).roll(6))
+            assert not torch.allclose(run.velocity(replace(first, condition=others)), velocity, atol=1e-6)
+    records = [run.step() for _ in range(5)]
+    assert max(record["ratio/first_error"] for record in records) == 0.0
+    assert max(record["noise_gap"] for record in records) < 1e-3
+    run.iteration = 0
+    assert run.collect().scores["bright"].value.mean() > batch.scores["bright"].value.mean()
+    checkpoint.write(run, tmp_path / "state")
+    checkpoint.deliver(run, tmp_path / "made", role="live")
+
+    again = trainer(name, folder)
+    again.any_condition()
+    checkpoint.read(again, tmp_path / "state")
+    with torch.no_grad():
+        live = run.velocity(first)
+        assert torch.equal(again.velocity(first), live)
+    assert not torch.allclose(velocity, live, atol=1e-3)
+    pipeline, told = small(name)
+    if hasattr(pipeline, "load_lora_weights"):
+        pipeline.load_lora_weights(tmp_path / "made")
+    else:
+        pipeline.transformer.load_lora_adapter(
+            tmp_path / "made", prefix="transformer", weight_name="pytorch_lora_weights.safetensors"
+        )
+    loaded = GeneratorPolicy(PipelineGenerator(pipeline, told))
+    loaded.encode(items(name, folder)[:1])
+    with torch.no_grad():
+        assert torch.allclose(replay_velocity(loaded, first), live, atol=1e-4)
+
+
+def test_each_item_is_encoded_once(folder: Path) -> None:
+    run = trainer("sd3.5", folder)
+    asked, generator = [], run.policy.generator
+    encode = generator.encode
+    generator.encode = lambda items: (asked.extend(items), encode(items))[1]
+    for _ in range(2):
+        run.collect()
+    assert sorted(item.id for item in asked) == ["a", "b"]
+
+
+def test_sound_given_to_ltx2_is_heard(folder: Path) -> None:
+    """Two recordings under one portrait: another velocity for each, and none of its own noise in the sound."""
+    generator = PipelineGenerator(*small("ltx-2"))
+    known = generator.encode([Item(one, "", folder / "a.png", folder / f"{one}.wav") for one in "ab"])
+    x = torch.zeros(2, *generator.shape)
+    with torch.no_grad():
+        v = generator.velocity(x, torch.full((2,), 0.5), known)
+    assert (v[0] - v[1]).abs().max() > 1e-5
+    assert dict(zip(generator.names, known.prompted, strict=True))["audio_timestep"].abs().max() == 0
+
+
+def test_a_shift_asked_for_comes_on_top_of_the_models_own(folder: Path) -> None:
+    generator = PipelineGenerator(*small("sd3.5"))
+    generator.encode(items("sd3.5", folder)[:1])
+    own = generator.levels(shifted(4))
+    assert own[0] == 1
+    assert own[-1] == 0
+    assert torch.allclose(generator.levels(shifted(4, 2.0)), shift_levels(own, 2.0))
+
+
+def test_bad_input_is_one_clear_sentence(folder: Path, tmp_path: Path) -> None:
+    pipeline, told = small("sd3.5")
+    picture = Item("one", "a face", folder / "a.png")
+    refused: list[tuple[str, Any]] = [
+        ("StableDiffusion3Pipeline takes no image", lambda: PipelineGenerator(pipeline, told).encode([picture])),
+        ("needs an image", lambda: PipelineGenerator(*small("wan2.2")).encode([Item("one", "a face")])),
+        ("has no argument 'hight'", lambda: PipelineGenerator(pipeline, {"hight": 3})),
+        ("refuses what it is given", lambda: PipelineGenerator(pipeline, told | {"height": 30}).encode([Item("x")])),
+        ("No pipeline could be loaded from", lambda: load_policy_generator(str(tmp_path))),
+        ("cannot be imported", lambda: load_policy_generator("nowhere.to_be:Found")),
+        ("no method encode", lambda: load_policy_generator("pathlib:Path")),
+    ]
+    for sentence, act in refused:
+        with pytest.raises(BadInput, match=sentence):
+            act()
+    other, told = small("flux.1")
+    other.vae = small("qwen-image")[0].vae
+    other.vae.register_to_config(z_dim=7)
+    with pytest.raises(BadInput, match="makes 7 latent channels where the transformer works in 4"):
+        PipelineGenerator(other, told)
+    tiled, told = small("sd3.5")
+    tiled.vae.enable_tiling()
+    with pytest.raises(BadInput, match="decodes in tiles"):
+        PipelineGenerator(tiled, told)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"text": "a"', "line 2 is not JSON"),
+        ('{"text": "a", "picture": "b.png"}', "line 2 may have the keys"),
+        ('{"text": 3}', "line 2 has a value that is not a text"),
+        ('{"image": "none.png"}', "line 2 names .*none.png, which does not exist"),
+        ('{"text": "b", "id": "one"}', "two prompts with the id 'one'"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str, sentence: str) -> None:
+    listing = tmp_path / "prompts.jsonl"
+    listing.write_text('{"text": "a", "id": "one"}\n' + line + "\n")
+    with pytest.raises(BadInput, match=sentence):
+        read_items(listing)
+
+
+def test_guidance_that_cannot_be_replayed_is_refused(folder: Path) -> None:
+    pipeline, told = small("ltx-video")
+    with pytest.raises(BadInput, match="guides in a way that cannot be replayed"):
+        PipelineGenerator(pipeline, told | {"guidance_rescale": 0.9}).encode(items("ltx-video", folder)[:1])
+
+
+def test_a_saved_pipeline_is_found_by_its_folder_and_checked(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """And where a file lacks, a sentence says so."""
+    pipeline, _ = small("sd3.5")
+    pipeline.save_pretrained(tmp_path / "sd3")
+    generator = load_policy_generator(str(tmp_path / "sd3"), ["height=32", "width=32"])
+    assert isinstance(generator, PipelineGenerator)
+    (tmp_path / "sd3" / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert main(["policy", "check", str(tmp_path / "sd3")]) == 2
+    assert "No pipeline could be loaded from" in capsys.readouterr().err

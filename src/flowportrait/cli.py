@@ -21,6 +21,7 @@ from flowportrait.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     judge,
     policies,
     portraitbench,
@@ -31,6 +32,7 @@ from flowportrait.commands import (
     recipes,
     reward,
     score,
+    studio,
     study,
     verify,
 )  # fmt: skip
@@ -38,8 +40,8 @@ from flowportrait.errors import BadInput
 from flowportrait.terminal import say, speaks
 
 COMMANDS = (
-    animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, preferences,
-    reward, demo, verify, portraitbench,
+    animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, studio, preferences,
+    reward, demo, verify, portraitbench, export,
 )  # fmt: skip
 
 

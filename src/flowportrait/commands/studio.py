@@ -1,0 +1,34 @@
+"""``flowportrait studio``: speak, compare, train and ask people in a browser on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flowportrait.commands import Commands
+from flowportrait.outputs import check_output_folder
+from flowportrait.terminal import say
+
+
+def register(commands: Commands) -> None:
+    """Add the command and its options."""
+    add = commands.add_parser("studio", help="all of it in a browser, on this machine alone")
+    add.add_argument("--folder", type=Path, default=Path("studio"), help="where its files stay (default: ./studio)")
+    add.add_argument("--port", type=int, default=7860, help="0 picks a free one")
+    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a=b", dest="changes",
+                     help="limits: seconds, letters, megabytes, minutes, waiting")  # fmt: skip
+    add.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Serve until Ctrl-C."""
+    check_output_folder(options.folder)
+    from flowportrait.config import override
+    from flowportrait.studio.limits import Limits
+    from flowportrait.studio.server import Studio, serve
+
+    limits = override(Limits(), options.changes)
+    studio = Studio(options.folder, limits)
+    serve(studio, options.port, lambda address: say(f"The studio is at {address} (Ctrl-C ends it)."))
+    return {}

@@ -1,0 +1,94 @@
+"""One post-training run as a process of its own: started, watched through the files it writes, and asked to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flowportrait.errors import BadInput
+from flowportrait.posttrain.doctor import examine
+
+_LAST_LINES = 4
+
+
+class Training:
+    """The run that this studio started, if any; ``folder`` holds the runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(
+        self, name: str, prompts: str, recipe: str, start: str, iterations: int, changes: Sequence[str] = ()
+    ) -> Path:
+        """Begin a run, or go on with the one of this name; returns its folder.
+
+        Raises:
+            BadInput: one is running, the name is no name, or the prompts are no folder.
+        """
+        if self.running:
+            raise BadInput(f"A run is under way in {self.run}: stop it first.")
+        if not name or name != Path(name).name or name.startswith("."):
+            raise BadInput(f"{name!r} is no name for a run: use letters, digits, - and _.")
+        if not prompts or not Path(prompts).is_dir():
+            raise BadInput(f"There is no folder of prompts at {prompts!r}: give one that holds images and audio files.")
+        run = self.folder / name
+        run.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "flowportrait.cli", "posttrain", "--recipe", recipe, "--prompts", prompts,
+                   "--start", start, "--iterations", str(int(iterations)), "--output", str(run)]  # fmt: skip
+        if (run / "state").is_dir():
+            command.append("--resume")
+        if changes:
+            command += ["--set", *changes]
+        with (run / "log.txt").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.run = run
+        return run
+
+    def stop(self) -> None:
+        """Ask the run to finish its iteration and save; asked twice, it stops at once."""
+        if self._process is not None and self.running:
+            self._process.send_signal(signal.SIGINT)
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The exit code of the run, once it has ended; None before it was started.
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on.
+        """
+        return None if self._process is None else self._process.wait(seconds)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What was noted of every iteration."""
+        metrics = None if self.run is None else self.run / "metrics.jsonl"
+        if metrics is None or not metrics.is_file():
+            return []
+        lines = metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def told(self) -> str:
+        """How the run stands: iterations, what the doctor finds, and the last lines it said."""
+        if self.run is None:
+            return "No run was started here."
+        code = None if self._process is None else self._process.poll()
+        state = "under way" if self.running else "ended" if code == 0 else f"stopped ({code})"
+        recipe = self.run / "recipe.json"
+        records = self.records()
+        findings = examine(records, json.loads(recipe.read_text())) if records and recipe.is_file() else []
+        said = (self.run / "log.txt").read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        lines = [f"{self.run}: {state}, {len(records)} iterations."]
+        lines += [f"{finding.kind}: {finding.seen}; {finding.advice}" for finding in findings]
+        return "\n\n".join(lines + said)

@@ -23,6 +23,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.portraitgen.faces import Faces
 from flowportrait.portraitgen.limits import Limits
@@ -50,7 +51,7 @@ def coloured(face: np.ndarray, strength: float) -> np.ndarray:
 
 def encoded(face: np.ndarray, strength: float) -> np.ndarray:
     """JPEG of falling quality."""
-    _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, round(60 - 52 * strength)])
+    _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, round(75 - 68 * strength)])
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
@@ -81,7 +82,9 @@ def main(options: Options) -> None:
     """Measure and print."""
     strangers = Faces.load(options.faces).strangers()
     rows = np.random.default_rng(0).choice(np.flatnonzero(strangers.native >= 40), options.pictures, replace=False)
-    looks = [seen for seen in (glance(strangers.large[row]) for row in rows) if seen.landmarks is not None]
+    with FaceTracker(still=True) as tracker:
+        looks = [glance(strangers.large[row], tracker) for row in rows]
+    looks = [seen for seen in looks if seen.landmarks is not None]
     rates = {"as filmed": fired([seen.picture for seen in looks], looks)}
     for name, (_, damage) in DAMAGE.items():
         for strength in STRENGTHS:

@@ -246,7 +246,9 @@ def _against(found: dict[str, list[dict[str, Any]]], names: list[str], kinds: Se
     tests: dict[tuple[str, str], float] = {}
     gaps: dict[tuple[str, str], float] = {}
     for name in names:
-        pairs = list(zip(found[name], found[BASELINE], strict=False))
+        same_seed = {data["name"].partition("/")[2]: data for data in found[BASELINE]}
+        seeds = [(data, data["name"].partition("/")[2]) for data in found[name]]
+        pairs = [(data, same_seed[seed]) for data, seed in seeds if seed in same_seed]
         mine, theirs = (np.concatenate([_count(pair[side]) for pair in pairs]) for side in (0, 1))
         tests[name, "artefacts"] = float(wilcoxon(mine - theirs).pvalue) if np.any(mine != theirs) else 1.0
         gaps[name, "artefacts"] = float((mine - theirs).mean())

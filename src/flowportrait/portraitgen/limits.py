@@ -4,7 +4,7 @@
 
 limit = what 1 % of real pictures exceed; spread = their standard deviation. An artefact is a number beyond its limit,
 so about one real portrait in a hundred is accused of each: rates are to be read against real pictures' own. Eyes are
-closed by definition, because people who speak blink.
+closed by definition, because people who speak blink; blocks begin where an ordinary JPEG file ends.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from flowportrait.media.face import FaceTracker
 from flowportrait.portraitgen.artefacts import CATALOGUE
-from flowportrait.portraitgen.detectors import ratios
+from flowportrait.portraitgen.detectors import blocks, ratios
 from flowportrait.portraitgen.faces import Faces
-from flowportrait.portraitgen.look import Look, Scale, glance
+from flowportrait.portraitgen.look import NEAREST, Look, Scale, glance
 from flowportrait.portraitgen.quality import figures
 
 SHIPPED = Path(str(files("flowportrait") / "weights" / "portraitgen" / "limits.json"))
@@ -34,6 +35,8 @@ EXCEEDED = 0.01
 CLOSED = -0.10
 """Lid gap over eye width under which an eye is closed."""
 PER_SPEAKER = 20
+QUALITY = 75
+"""Of an ordinary JPEG file."""
 
 
 class Limit(NamedTuple):
@@ -100,12 +103,13 @@ def fit(faces: Faces) -> dict[str, object]:
     """Limits from the training speakers' faces, as stored."""
     looks: dict[Scale, list[Look]] = {"large": [], "small": []}
     rng = np.random.default_rng(0)
-    for speaker in np.unique(faces.speaker):
-        rows = np.flatnonzero((faces.speaker == speaker) & ~faces.dev)
-        for row in rng.choice(rows, min(len(rows), PER_SPEAKER), replace=False):
-            looks["small"].append(glance(faces.small[row]))
-            if faces.native[row] >= 40:
-                looks["large"].append(glance(faces.large[row]))
+    with FaceTracker(still=True) as tracker:
+        for speaker in np.unique(faces.speaker):
+            rows = np.flatnonzero((faces.speaker == speaker) & ~faces.dev)
+            for row in rng.choice(rows, min(len(rows), PER_SPEAKER), replace=False):
+                looks["small"].append(glance(faces.small[row], tracker))
+                if faces.native[row] >= NEAREST["large"]:
+                    looks["large"].append(glance(faces.large[row], tracker))
     shapes = np.stack([ratios(look.landmarks) for look in looks["large"] if look.landmarks is not None])
     normal = shapes.mean(0), shapes.std(0)
     bare = Limits({}, normal)
@@ -113,6 +117,9 @@ def fit(faces: Faces) -> dict[str, object]:
         scale: _limits([bare.measure(look) | figures(look) for look in track(own, scale)])
         for scale, own in looks.items()
     }
+    compressed = _limit(np.array([blocks(Look(ordinary(seen.picture), 0)) for seen in looks["large"]], float))
+    for own in table.values():
+        own["blocks"] = compressed
     return {
         "face": [values.tolist() for values in normal],
         "pictures": {scale: len(own) for scale, own in looks.items()},
@@ -126,9 +133,20 @@ def _limits(rows: list[dict[str, float | None]]) -> dict[str, list[float]]:
         values = np.array([row[name] for row in rows if row[name] is not None])
         if len(values) < 50:
             continue
-        limit = CLOSED if name == "closed_eyes" else float(np.quantile(values, 1 - EXCEEDED))
-        table[name] = [limit, float(values.mean()), float(values.std())]
+        table[name] = _limit(values)
+        if name == "closed_eyes":
+            table[name][0] = CLOSED
     return table
+
+
+def _limit(values: np.ndarray) -> list[float]:
+    return [float(np.quantile(values, 1 - EXCEEDED)), float(values.mean()), float(values.std())]
+
+
+def ordinary(picture: np.ndarray) -> np.ndarray:
+    """A picture ``[H, W, 3]`` as JPEG files mostly are."""
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
 if __name__ == "__main__":

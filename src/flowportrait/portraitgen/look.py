@@ -10,10 +10,9 @@ a judge that looks at all of it.
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
 
 import cv2
@@ -78,13 +77,15 @@ class Look:
 
 def look(picture: np.ndarray) -> Look:
     """Look at a picture ``[H, W, 3]`` uint8 RGB, everywhere in it."""
-    if min(picture.shape[:2]) < _TINY:
-        return glance(picture)
-    return Look.at(picture, find_faces(picture))
+    if min(picture.shape[:2]) >= _TINY:
+        return Look.at(picture, find_faces(picture))
+    with FaceTracker(still=True) as tracker:
+        return glance(picture, tracker)
 
 
-def glance(picture: np.ndarray) -> Look:
-    """Look at a picture that should be full of one face: a single search, quick enough for a reward."""
+def glance(picture: np.ndarray, tracker: FaceTracker) -> Look:
+    """Look at a picture that should be full of one face: a single search. Making a ``tracker`` (a still one) takes as
+    long as fifty searches."""
     scale = _ENLARGED / max(picture.shape[:2])
     flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=flags)
@@ -92,12 +93,4 @@ def glance(picture: np.ndarray) -> Look:
     large = cv2.copyMakeBorder(large, *(_BORDER,) * 4, cv2.BORDER_REPLICATE)
     offset = _BORDER + 0.5 * (scale - 1)
     back = np.array([[1 / scale, 0, -offset / scale], [0, 1 / scale, -offset / scale]])
-    return Look.at(picture, [(apply_affine(back, points), shapes) for points, shapes in _tracker().detect(large)])
-
-
-@lru_cache(maxsize=1)
-def _tracker() -> FaceTracker:
-    # Making one takes as long as fifty pictures.
-    tracker = FaceTracker(still=True)
-    atexit.register(tracker.__exit__, None, None, None)
-    return tracker
+    return Look.at(picture, [(apply_affine(back, points), shapes) for points, shapes in tracker.detect(large)])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from flowportrait.codec.basis import MOTION_DIM
-from flowportrait.media.face import N_BLENDSHAPES
+from flowportrait.media.face import N_BLENDSHAPES, FaceTracker
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.portraitgen.look import Look, glance
 from flowportrait.portraitgen.picture_space import as_frames
@@ -52,7 +52,8 @@ def still_batch(
 
 def looks_at(pictures: torch.Tensor) -> list[Look]:
     """A quick look at each of ``[B, 3, H, W]`` in [0, 1]."""
-    return [glance(np.ascontiguousarray(frame)) for frame in as_frames(pictures)]
+    with FaceTracker(still=True) as tracker:
+        return [glance(np.ascontiguousarray(frame), tracker) for frame in as_frames(pictures)]
 
 
 def looks_of(batch: RewardBatch) -> list[list[Look]]:
@@ -60,4 +61,5 @@ def looks_of(batch: RewardBatch) -> list[list[Look]]:
     if isinstance(batch, StillBatch):
         return [[look] for look in batch.looks]
     frames = batch.frames(pair_indices(batch.motion.shape[1])[1::2])
-    return [looks_at(own) for own in frames]
+    looks = looks_at(frames.flatten(0, 1))
+    return [looks[start : start + frames.shape[1]] for start in range(0, len(looks), frames.shape[1])]

@@ -1,4 +1,4 @@
-"""``flowportrait preferences``: look at preference pairs, or make them from the judge's scores."""
+"""``flowportrait preferences``: look at preference pairs, or make them: from the judge's scores, or by damage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
+from flowportrait.outputs import check_output_folder
 from flowportrait.terminal import say
 
 
 def register(commands: Commands) -> None:
     """Add the command and its options."""
-    add = commands.add_parser("preferences", help="look at preference pairs, or make them from the judge's scores")
+    add = commands.add_parser("preferences", help="look at preference pairs, or make them")
     steps = add.add_subparsers(dest="step", required=True, metavar="STEP")
     inspect = steps.add_parser("inspect", help="counts, ties, agreement, contradictions, leaks between splits")
     inspect.add_argument("pairs", type=Path, nargs="+", metavar="PAIRS.JSONL")
@@ -28,6 +29,15 @@ def register(commands: Commands) -> None:
     judged.add_argument("--output", type=Path, required=True, metavar="PAIRS.JSONL")
     judged.add_argument("--json", action="store_true", help="print one JSON object")
     judged.set_defaults(run=run_judged)
+    make = steps.add_parser("make", help="pairs of finished videos: intact against damaged, coarse to subtle")
+    make.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files or folders, people who speak")
+    make.add_argument("--output", type=Path, required=True, help="folder of media and pairs.jsonl")
+    make.add_argument("--per-video", type=int, default=3, help="pairs of each video (default 3)")
+    make.add_argument("--damage", nargs="+", metavar="NAME", help="corruptions to take in turn (default: all)")
+    make.add_argument("--split", default="", help="what to call them, for example train")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--json", action="store_true", help="print one JSON object")
+    make.set_defaults(run=run_make)
 
 
 def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
@@ -66,3 +76,20 @@ def run_judged(options: argparse.Namespace) -> dict[str, Any]:
         say(f"{len(alone)} clips are in one table only and left out: {', '.join(alone[:5])}{' …' * (len(alone) > 5)}")
     write_pairs(options.output, pairs)
     return {"pairs": len(pairs), "left_out": len(alone), "output": str(options.output)}
+
+
+def run_make(options: argparse.Namespace) -> dict[str, Any]:
+    """Videos to pairs."""
+    check_output_folder(options.output)
+    from flowportrait.commands.evaluate import find_videos
+    from flowportrait.corruption.catalogue import CORRUPTIONS
+    from flowportrait.preference.made_videos import PAIRS, make_videos
+    from flowportrait.preference.pairs import read_pairs
+
+    videos = find_videos(options.videos)
+    names = options.damage or list(CORRUPTIONS)
+    left_out = make_videos(videos, options.output, options.per_video, names, options.split, options.seed, say)
+    for name, why in left_out.items():
+        say(f"Left out: {name}: {why}")
+    made = read_pairs(options.output / PAIRS)
+    return {"pairs": len(made), "left_out": len(left_out), "output": str(options.output / PAIRS)}

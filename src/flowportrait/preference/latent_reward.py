@@ -39,8 +39,6 @@ from flowportrait.preference.thurstone import MARGIN, log_chances
 KERNEL, DILATIONS = 3, (1, 2)
 REACH = 1 + (KERNEL - 1) * sum(DILATIONS)
 """Chunks that a chunk's score looks back on."""
-DROPOUT = 0.2
-"""Of what is heard, in training: voices are few."""
 TASTE = 0.5
 """v₀, the variance of one clip's score without noise: the difference of two has variance 1, the unit of training."""
 
@@ -132,7 +130,7 @@ class LatentReward(nn.Module):
         return Verdict((mean - self.centre) / self.spread, variance.log() / 2 - self.spread.log())
 
     def doubt(self, level: torch.Tensor, past_is_known: bool) -> torch.Tensor:
-        """c σ² ``[B, N, 3]`` before standardising, for σ ``[B, N]``."""
+        """c σ² ``[…, 3]`` before standardising, for σ ``[…]``."""
         return F.softplus(self.growth[int(past_is_known)]) * level[..., None].square()
 
     def log_chances(self, a: Verdict, b: Verdict) -> torch.Tensor:
@@ -205,7 +203,7 @@ class Tower(nn.Module):
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
         self.place = place
         width, placed = config.width, place.stop - place.start
-        self.listen = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(sound, width), nn.SiLU()) if sound else None
+        self.listen = nn.Linear(sound, width) if sound else None
         self.remember = nn.Linear(len(rows) + 1 + placed + width * bool(sound), width)
         self.look_back = nn.ModuleList(nn.Conv1d(width, width, KERNEL, dilation=d) for d in DILATIONS)
         self.head = FlowHead(len(rows), width + placed + width * bool(sound), width, config.depth)
@@ -223,7 +221,7 @@ class Tower(nn.Module):
         """Score of every chunk ``[B, N]``."""
         known = [last[..., self.place]]
         if self.listen is not None and sound is not None:
-            known.append(self.listen(sound))
+            known.append(F.silu(self.listen(sound)))
         seen = self.remember(torch.cat([before[..., self.rows], before_level[..., None], *known], -1))
         # One chunk later: a chunk's memory ends with the chunk before it.
         memory = F.pad(seen.mT, (1, -1))

@@ -1,6 +1,6 @@
 """Train the latent reward: pairs of clips at noise levels drawn at random.
 
-    σ ~ U(0, 1), or 0      x = (1 − σ) z + σ ε
+    σ ~ U(0, 1)      x = (1 − σ) z + σ ε
     L = − ln P(label | x_A, x_B)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]
 
 The first term is Thurstone's likelihood (``thurstone``). The second makes the variance mean something: c σ² is to be
@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -21,14 +22,12 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.interrupt import StopRequest
 from flowportrait.preference.heard_clips import HeardClip
 from flowportrait.preference.latent_pairs import LONG, LatentPairMaker, LatentPairs
-from flowportrait.preference.latent_reward import LatentReward, Verdict
+from flowportrait.preference.latent_reward import TASTE, LatentReward, Verdict
 from flowportrait.preference.motion_damage import LEARNED
 
 _LEAST = 0.02
 """Of the variance c σ² in the second term."""
-_FASTER = 30.0
-_CLEAN = 0.1
-"""Share of the pairs at σ = 0."""
+_LOT, _LOTS, _FITTING_STEPS = 90, 8, 150
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,16 @@ def train_latent(
     makers = [LatentPairMaker(clips, model.space, LEARNED, plan.seed)]
     if any(len(heard.clip.motion) > LONG * model.space.chunk + 2 for heard in clips):
         makers.append(LatentPairMaker(clips, model.space, LEARNED, plan.seed + 1, LONG))
-    weights = [value for name, value in model.named_parameters() if name != "growth"]
-    # c is one number for many weights and must go as far as they do together.
-    rates = [plan.learning_rate, _FASTER * plan.learning_rate]
-    optimiser = torch.optim.AdamW(
-        [{"params": weights}, {"params": [model.growth], "weight_decay": 0.0}], weight_decay=plan.weight_decay
+    optimiser = torch.optim.AdamW(model.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, plan.learning_rate, total_steps=plan.steps + 1, pct_start=0.1
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=plan.steps + 1, pct_start=0.1)
     began = time.monotonic()
     with StopRequest() as stop:
         for step in range(plan.steps):
             maker = makers[-1] if step % plan.long_every == plan.long_every - 1 else makers[0]
             pairs = maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps)))
-            noise = torch.randn(2 * len(pairs.a), *pairs.a.shape[1:])
-            # A generator may start from wider noise than the path's own; both are met.
-            noise = noise if step % 4 < 2 else generator.begin(noise)
-            loss = latent_loss(model, pairs, noise, plan.calibration, past_is_known=step % 2 == 0)
+            loss = latent_loss(model, measure(model, pairs, past_is_known=step % 2 == 0), plan.calibration)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -96,7 +89,9 @@ def train_latent(
             if stop.asked:
                 break
     stop.obey()
-    model.eval().requires_grad_(False)
+    model.eval()
+    fit_doubt(model, makers[0], plan.calibration)
+    model.requires_grad_(False)
     real = LatentPairMaker(clips, model.space, LEARNED, plan.seed + 2).draw(512)
     intact = torch.where(real.intact_is_a[:, None, None], real.a, real.b)
     start = torch.where(real.intact_is_a[:, None], real.start_a, real.start_b)
@@ -104,23 +99,49 @@ def train_latent(
     return model
 
 
-def latent_loss(
-    model: LatentReward, pairs: LatentPairs, noise: torch.Tensor, calibration: float, past_is_known: bool
-) -> torch.Tensor:
-    """The module's L, a scalar, with ε ``[2B, N, chunk·30]`` and σ drawn for every pair."""
+class Measured(NamedTuple):
+    """Of all clips a, then all b: scores at σ and clean ``[2B, 3]``, σ ``[2B]``; labels ``[B, 3]``; whether the
+    past was known."""
+
+    mean: torch.Tensor
+    clean: torch.Tensor
+    sigma: torch.Tensor
+    labels: torch.Tensor
+    past_is_known: bool
+
+
+def measure(model: LatentReward, pairs: LatentPairs, past_is_known: bool) -> Measured:
+    """Scores of pairs at noise drawn anew for every clip and σ drawn for every pair."""
     clean, heard, start = pairs.both()
-    sigma = torch.rand(len(pairs.a))
-    sigma = sigma.where(torch.rand(len(sigma)) > _CLEAN, 0).repeat(2)
-    noisy = interpolate(clean, noise, sigma[:, None, None])
-    verdict = model(noisy, sigma, heard, start, clean if past_is_known else None).clip()
-    chances = model.log_chances(*split(verdict))
-    likelihood = -chances.gather(-1, (1 - pairs.labels)[..., None]).mean()
-    if not calibration:
-        return likelihood
-    known = model(clean, 0.0, heard, start).clip().mean.detach()
-    variance = model.doubt(sigma[:, None], past_is_known)[:, 0] + _LEAST
-    wrong = (known - verdict.mean).square()
-    return likelihood + calibration * (wrong / variance + variance.log()).mean() / 2
+    sigma = torch.rand(len(pairs.a)).repeat(2)
+    noisy = interpolate(clean, torch.randn_like(clean), sigma[:, None, None])
+    mean = model(noisy, sigma, heard, start, clean if past_is_known else None).clip().mean
+    with torch.no_grad():
+        known = model(clean, 0.0, heard, start).clip().mean
+    return Measured(mean, known, sigma, pairs.labels, past_is_known)
+
+
+def latent_loss(model: LatentReward, measured: Measured, calibration: float) -> torch.Tensor:
+    """The module's L, a scalar, for a model that is not yet standardised."""
+    doubt = model.doubt(measured.sigma, measured.past_is_known)
+    log_std = (TASTE + doubt).log() / 2
+    chances = model.log_chances(*split(Verdict(measured.mean, log_std)))
+    likelihood = -chances.gather(-1, (1 - measured.labels)[..., None]).mean()
+    wrong = (measured.clean - measured.mean).square()
+    return likelihood + calibration * (wrong / (doubt + _LEAST) + (doubt + _LEAST).log()).mean() / 2
+
+
+def fit_doubt(model: LatentReward, maker: LatentPairMaker, calibration: float) -> None:
+    """c alone, with the towers as they are: six numbers that an optimiser of a million moves too slowly."""
+    with torch.no_grad():
+        lots = [
+            measure(model, maker.draw(_LOT), past_is_known) for past_is_known in (False, True) for _ in range(_LOTS)
+        ]
+    optimiser = torch.optim.Adam([model.growth], 0.1)
+    for _ in range(_FITTING_STEPS):
+        optimiser.zero_grad()
+        torch.stack([latent_loss(model, lot, calibration) for lot in lots]).mean().backward()
+        optimiser.step()
 
 
 def split(verdict: Verdict) -> tuple[Verdict, Verdict]:

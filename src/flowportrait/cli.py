@@ -21,7 +21,6 @@ from flowportrait.commands import (
     demo,
     doctor,
     evaluate,
-    export,
     judge,
     policies,
     portraitbench,
@@ -40,8 +39,8 @@ from flowportrait.errors import BadInput
 from flowportrait.terminal import say, speaks
 
 COMMANDS = (
-    animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, studio, preferences,
-    reward, demo, verify, portraitbench, export,
+    animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, studio,
+    preferences, reward, demo, verify, portraitbench,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from flowportrait.reward.habits import Eyes, Head
 from flowportrait.reward.identity import Identity
 from flowportrait.reward.interface import Reward
 from flowportrait.reward.lip_sync import LipSync
-from flowportrait.reward.liveliness import Expressiveness, Smoothness
+from flowportrait.reward.liveliness import Expressiveness, Smoothness, Tremor
 from flowportrait.reward.optical_flow import FlowName, flow_named
 from flowportrait.reward.perceptual import Perceptual
 from flowportrait.reward.realness import Realness
@@ -38,6 +38,10 @@ class RewardOptions:
     """RAFT's weights, if they are not to be fetched."""
     judge: Path | None = None
     """Settings of the judge behind ``panel``; the measured panel without them."""
+    preference: Path | None = None
+    """Folder that ``flowportrait reward train`` wrote, for ``preference`` and its dimensions; what ships without it."""
+    latent_preference: Path | None = None
+    """Likewise for ``latent_preference``, by ``flowportrait reward train-latent``."""
     elsewhere: dict[str, str] = field(default_factory=dict)
     """Rewards that another machine scores, and its address: ``elsewhere.identity=http://gpu:8300``."""
 
@@ -80,7 +84,32 @@ def _ai_portrait(options: RewardOptions) -> Reward:
     return StillReward.load("ai_portrait", options.judge)
 
 
-REWARDS: dict[str, Build] = {**BUILT_IN, "panel": _panel, "omni_reward": _omni_reward, "ai_portrait": _ai_portrait}
+def _preference(name: str) -> Build:
+    def build(options: RewardOptions) -> Reward:
+        from flowportrait.preference.as_reward import learned, learned_latent
+
+        if name == "latent_preference":
+            return learned_latent(options.latent_preference)
+        return learned(name, options.preference)
+
+    return build
+
+
+PREFERENCES = (
+    "preference", "preference_sync", "preference_expression", "preference_motion", "latent_preference",
+)  # fmt: skip
+"""What was learned from pairs: all three dimensions, one of them, or all three from latents."""
+
+TREMOR: dict[str, Build] = {
+    "tremor_lips": lambda _: Tremor.of("tremor_lips", "lips"),
+    "tremor_eyes": lambda _: Tremor.of("tremor_eyes", "brows", "blink", "gaze"),
+}
+"""Fast motion of one part of the face, for recipes that pay parts."""
+
+REWARDS: dict[str, Build] = {
+    **BUILT_IN, **{name: _preference(name) for name in PREFERENCES}, "panel": _panel, "omni_reward": _omni_reward,
+    "ai_portrait": _ai_portrait, **TREMOR,
+}  # fmt: skip
 """Every reward that can be named."""
 
 

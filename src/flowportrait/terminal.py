@@ -21,11 +21,11 @@ def say(sentence: str) -> None:
         print(" ".join(sentence.split()), file=sys.stderr)
 
 
-def progress(items: Iterable[Item], total: int | None) -> Generator[Item, None, None]:
-    """A bar with a time estimate on standard error while frames are drawn; nothing where that is not a terminal."""
+def progress(items: Iterable[Item], total: int | None, doing: str = "drawing") -> Generator[Item, None, None]:
+    """A bar with a time estimate on standard error while items are worked on; nothing where that is not a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
     hidden = not console.is_terminal
-    yield from track(items, "drawing", total, console=console, transient=True, disable=hidden)
+    yield from track(items, doing, total, console=console, transient=True, disable=hidden)

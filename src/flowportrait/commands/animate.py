@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
+from flowportrait.commands.animate_reward import add_reward_options, check_reward_options, perform
 from flowportrait.commands.animate_text import check_sound, said
 from flowportrait.errors import BadInput
 from flowportrait.outputs import check_output_file
@@ -62,6 +63,7 @@ def register(commands: Commands) -> None:
     add.add_argument("--crop", action="store_true", help="write the face square alone instead of the whole photo")
     add.add_argument("--face", type=int, metavar="N", help="which of several faces, counted from the left")
     _add_controls(add)
+    add_reward_options(add)
     add_provenance_options(add)
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
@@ -81,6 +83,7 @@ def _add_controls(add: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Photo or video plus speech to mp4."""
     check_sound(options)
+    check_reward_options(options)
     if not options.stream or str(options.output) != "-":
         check_output_file(options.output)
     if options.size is not None and (not 64 <= options.size <= 2048 or options.size % 2):
@@ -153,7 +156,7 @@ def performance(
         given = controls(read_motion(options.motion_in))
         motion, total = iter([given]), len(given)
     else:
-        motion, total = animator.motion(audio, seed=options.seed, controls=controls), frame_count(audio)
+        motion, total = perform(options, animator, audio, controls), frame_count(audio)
     if options.motion_out:
         performed = torch.cat(list(motion))
         write_motion(options.motion_out, performed)

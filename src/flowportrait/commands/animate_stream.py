@@ -49,6 +49,7 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.animator import Animator
     from flowportrait.codec.controls import Controls
     from flowportrait.commands.animate import fit_largest, gaze
+    from flowportrait.commands.animate_reward import steering_of
     from flowportrait.commands.animate_text import said
     from flowportrait.media.image import read_image
     from flowportrait.media.stream import read_stream, write_stream
@@ -65,7 +66,8 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     controls = Controls(options.blink, options.head_motion, options.expression_scale, gaze(options.gaze))
     pieces = read_stream(sys.stdin.buffer) if options.text is None else ahead(said(options))
     tape = Tape(pieces)
-    motion = animator.live(tape, seed=options.seed, controls=controls)
+    steering = steering_of(options, animator.generator)
+    motion = animator.live(tape, seed=options.seed, controls=controls, steering=steering)
     size = options.size or (512 if options.crop else None)
     frames = animator.draw(
         image, motion, size=size, crop=options.crop, name=str(options.image), face=options.face, live=True

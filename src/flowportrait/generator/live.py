@@ -28,6 +28,7 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.silence import SpeechGate
 from flowportrait.generator.speech_encoder import BLOCK, SILENCE
+from flowportrait.generator.steering import Past, Steering
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME
 
 LOOK_AHEAD_FRAMES = 3
@@ -43,10 +44,17 @@ class GenerationSession:
     """One voice being listened to."""
 
     def __init__(
-        self, model: ARFlow, seed: int = 0, style: torch.Tensor | None = None, state: dict[str, Any] | None = None
+        self,
+        model: ARFlow,
+        seed: int = 0,
+        style: torch.Tensor | None = None,
+        state: dict[str, Any] | None = None,
+        steering: Steering | None = None,
     ) -> None:
-        """style ``[19]`` (default: the typical speaker); ``state`` goes on where another session stood."""
+        """style ``[19]`` (default: the typical speaker); ``state`` goes on where another session stood; ``steering``:
+        a reward that has a say in every chunk."""
         self.model = model
+        self.steering = steering
         self.seed = seed
         self.style = model.rest_style if style is None else style
         self.sound, self.gate, self.calm = LiveSound(), SpeechGate(), Calm()
@@ -100,7 +108,7 @@ class GenerationSession:
             if position % horizon == 0:
                 self.start, self.since = self.session.last, []
             self.session.extend(now)
-            drawn = self._draw(position)
+            drawn = self._draw(position, now)
             self.since.append((now, drawn))
             motion = self.calm(drawn)[0]
             motion[:, LOWER] *= torch.tensor(self.gates[:chunk])[:, None]
@@ -122,12 +130,29 @@ class GenerationSession:
         known = (begin + skip * _BLOCK_COLUMNS) // columns
         return audio[:, first - known : last - known]
 
-    def _draw(self, position: int) -> torch.Tensor:
+    def _draw(self, position: int, heard: torch.Tensor) -> torch.Tensor:
         """Motion ``[1, chunk, 30]`` of the next chunk; its noise depends on seed and position alone."""
         config = self.model.config
-        x = self.model.begin(unit_noise(config.latent_dim, self.seed, position)[None])
+        x = unit_noise(config.latent_dim, self.seed, position)[None]
         velocity = partial(self.model.velocity, context=self.session.context())
-        return self.session.append(solve(velocity, x, shifted(config.steps, config.shift)))
+        sigmas = shifted(config.steps, config.shift)
+        if self.steering is None:
+            return self.session.append(solve(velocity, self.model.begin(x), sigmas))
+        others = range(1, self.steering.candidates)
+        x = torch.cat([x, *(unit_noise(config.latent_dim, self.seed, position, i)[None] for i in others)])
+        past = self._past(self.steering.reach, heard)
+        return self.session.append(self.steering.draw(velocity, self.model.begin(x), sigmas, past))
+
+    def _past(self, reach: int, heard: torch.Tensor) -> Past:
+        """The last chunks since the last fresh start, and what is heard now."""
+        first = max(0, len(self.since) - reach)
+        start = self.since[first - 1][1][:, -1] if first else self.start
+        before, tracks = start, [torch.zeros(1, 0, self.model.config.latent_dim)]
+        for _, motion in self.since[first:]:
+            tracks.append(self.model.space.encode(motion, before)[:, None])
+            before = motion[:, -1]
+        sounds = [own for own, _ in self.since[first:]]
+        return Past(torch.cat(tracks, 1), torch.cat([*sounds, heard], 1), start)
 
     def state(self) -> dict[str, Any]:
         """Where the session stands, for ``torch.save``; later pushes do not change it."""

@@ -59,7 +59,7 @@ def read_families(paths: Sequence[Path], given: Given) -> tuple[list[Family], li
     lesson = [pair for pair in require_lesson(found, _in_question(found, given)) if pair.split in ("", TRAIN)]
     names = list(dict.fromkeys(name for pair in lesson for name in (pair.a, pair.b)))
     features: dict[str, Features] = {}
-    for name in progress(names, len(names)):
+    for name in progress(names, len(names), "reading clips"):
         try:
             features[name] = read_clip(folder / name)
         except BadInput as error:

@@ -1,0 +1,70 @@
+"""What a reward of noisy latents does while a chunk is drawn: bend its way, or choose among several.
+
+    bend      v ← v − min(σ/(1−σ), most) · ∇_x Σ_d w_d r_d(x_σ, σ)      Flow-NRG (2501.13918), see ``flow.guidance``
+    choose    n noises ─► n chunks ─► the one of largest Σ_d w_d r_d(x_0, 0)     pruning chunk by chunk
+                                                                          (Stream-T1, 2605.04461; one survivor)
+
+A chunk is judged as what follows its past, which the reward reads clean; so it works on live sound as on a file. The
+backbone runs once however many candidates there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from flowportrait.flow.guidance import guided
+from flowportrait.flow.solver import Velocity, solve
+
+LatentScore = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Any]
+"""``(x [B, N, D], sigma [B, N], heard [B, N, ·], start [B, 30])`` to something with ``mean [B, N, dimensions]``, the
+score of every chunk given those before it (``preference.latent_reward.LatentReward``)."""
+
+
+class Past(NamedTuple):
+    """What a chunk follows: clean latents ``[1, n, D]``, what is heard then and now ``[1, n + 1, ·]``, and the frame
+    before all of it ``[1, 30]``."""
+
+    latents: torch.Tensor
+    heard: torch.Tensor
+    start: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Steering:
+    """reward, and in the order of its dimensions the weights ``guide`` to bend by and ``choose`` to choose by."""
+
+    reward: LatentScore
+    guide: tuple[float, ...] = ()
+    choose: tuple[float, ...] = ()
+    candidates: int = 1
+    most: float = 2.0
+    """Largest σ/(1−σ): at six steps those at σ = 1 and 5/6 are clipped."""
+    reach: int = 7
+    """Chunks of the past that the reward is shown."""
+
+    def draw(self, velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor, past: Past) -> torch.Tensor:
+        """Latents ``[1, D]`` of the next chunk, from ``candidates`` noises ``[n, D]``."""
+        if any(self.guide):
+            velocity = guided(velocity, lambda x, sigma: self.score(x, sigma, past, self.guide), self.most)
+        drawn = solve(velocity, x, sigmas)
+        if len(drawn) == 1:
+            return drawn
+        best = self.score(drawn, sigmas[-1], past, self.choose).argmax()
+        return drawn[best][None]
+
+    def score(self, x: torch.Tensor, sigma: torch.Tensor, past: Past, weights: Sequence[float]) -> torch.Tensor:
+        """Weighted score ``[B]`` of chunks ``[B, D]`` at noise level sigma after this past."""
+        batch, length = len(x), past.heard.shape[1]
+        level = torch.zeros(batch, length).index_fill(1, torch.tensor([length - 1]), float(sigma))
+        track = torch.cat([past.latents.expand(batch, -1, -1), x[:, None]], 1)
+        verdict = self.reward(track, level, past.heard.expand(batch, -1, -1), past.start.expand(batch, -1))
+        return verdict.mean[:, -1] @ torch.tensor(weights)
+
+
+def in_order(weights: Mapping[str, float], dimensions: Sequence[str]) -> tuple[float, ...]:
+    """Weights by name in the order of a reward's dimensions; those not named are zero."""
+    return tuple(float(weights.get(name, 0.0)) for name in dimensions)

@@ -144,3 +144,31 @@ class Smoothness:
         amplitude = self.real.over_windows(log_amplitude, batch.motion)[:, _LIP_GROUP]
         stillness = (self.real.amplitude_mean[_LIP_GROUP] - amplitude) / self.real.amplitude_std[_LIP_GROUP]
         return all_valid(-F.softplus(flutter).mean(1) - F.relu(stillness - 1))
+
+
+@dataclass(frozen=True)
+class Tremor:
+    """Power of motion above 6 Hz in some action groups, as it is and not as a share: wider slow swings do not hide it.
+
+        tremor = − mean_j softplus( (ln h_j s_j² − μ_j) / d_j ),   h: share above 6 Hz, s: mean speed
+
+    μ and d are those of real speakers, share and speed taken as independent.
+    """
+
+    real: RealMotion
+    name: str
+    groups: tuple[str, ...]
+    noise: float = 0.0
+    needs: frozenset[str] = frozenset({"motion"})
+
+    @classmethod
+    def of(cls, name: str, *groups: str) -> Tremor:
+        """Against the real speakers that ship."""
+        return cls(RealMotion.load(), name, groups)
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        real, own = self.real, [list(GROUPS).index(name) for name in self.groups]
+        power = real.over_windows(lambda motion: log_flutter(motion) + 2 * log_speed(motion), batch.motion)
+        mean = torch.tensor(real.flutter_mean) + 2 * torch.tensor(real.speed_mean)
+        std = (torch.tensor(real.flutter_std).square() + 4 * torch.tensor(real.speed_std).square()).sqrt()
+        return all_valid(-F.softplus((power - mean) / std)[:, own].mean(1))

@@ -10,6 +10,8 @@ from flowportrait.posttrain.recipes.card import Card
 from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.reward.composite import RewardWeights
 
+REGIONS = {"sync": "mouth", "tremor_lips": "mouth", "eyes": "eyes", "tremor_eyes": "eyes", "head": "head"}
+
 CARD = Card(
     recipe=Recipe(
         "nft-regions",
@@ -23,9 +25,10 @@ CARD = Card(
         learning_rate=1e-4,
         ema=0.98,
         rewards=RewardWeights(
-            judge=0.0, perceptual=0.0, temporal=0.0, sync=0.7, expressiveness=0.15, smoothness=0.3, head=0.2, eyes=0.3
+            judge=0.0, perceptual=0.0, temporal=0.0, sync=0.7, expressiveness=0.2, head=0.2, eyes=0.2,
+            other={"tremor_lips": 0.4, "tremor_eyes": 0.2},
         ),
-        allocation=Allocation(regions={"sync": "mouth", "smoothness": "mouth", "head": "head", "eyes": "eyes"}),
+        allocation=Allocation(regions=REGIONS),
     ),
     source="DiffusionNFT, 2509.16117, with regions after ViPO, 2511.18719",
     equation="as nft, with r and the two errors per region: mouth, eyes, head;   A[region] = sum of what pays it",

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-_FREQUENCIES = 32
+FREQUENCIES = 32
 
 
 class FlowHead(nn.Module):
@@ -22,7 +22,7 @@ class FlowHead(nn.Module):
         super().__init__()
         self.read = nn.Linear(latent_dim, width)
         self.context = nn.Linear(context_dim, width)
-        self.level = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.write = nn.Linear(width, latent_dim)
@@ -31,7 +31,7 @@ class FlowHead(nn.Module):
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """x ``[..., latent_dim]``, sigma broadcastable to ``[...]``, context ``[..., context_dim]`` → v like x."""
-        condition = torch.nn.functional.silu(self.context(context) + self.level(_fourier(sigma)))
+        condition = torch.nn.functional.silu(self.context(context) + self.level(fourier(sigma)))
         y = self.read(x)
         for block in self.blocks:
             y = block(y, condition)
@@ -52,8 +52,8 @@ class _Block(nn.Module):
         return x + (1 + gate) * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
-def _fourier(sigma: torch.Tensor) -> torch.Tensor:
+def fourier(sigma: torch.Tensor) -> torch.Tensor:
     """Sines and cosines of σ ``[...]`` at 32 frequencies, ``[..., 64]``."""
-    exponent = torch.arange(_FREQUENCIES, device=sigma.device) / (_FREQUENCIES - 1)
+    exponent = torch.arange(FREQUENCIES, device=sigma.device) / (FREQUENCIES - 1)
     angle = sigma[..., None].float() * torch.exp(exponent * math.log(1000.0))
     return torch.cat([angle.sin(), angle.cos()], -1)

@@ -3,7 +3,8 @@
     L = E ‖ w ⊙ ( v(x_σ, σ | h) − (ε − z) ) ‖²,   x_σ = (1−σ) z + σ ε,   h from noised history
 
 The history the backbone sees, and the frame each chunk continues from, are displaced by a random amount, so that
-at sampling time its own small errors look familiar and are undone (against exposure bias). The speech is dropped
+at sampling time its own small errors look familiar and are undone (against exposure bias; ``own_history`` is the
+stronger remedy, for the end of a training). The speech is dropped
 in a tenth of the items, for guidance. What the front end hears is computed once (``hearing``), in several voices and
 rooms. A run may start from another checkpoint (``start_from``): whatever fits is taken over.
 """
@@ -34,6 +35,8 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.hearing import hear, recall, remember
+from flowportrait.generator.own_history import OwnHistory
+from flowportrait.generator.speech_encoder import SpeechEncoder
 from flowportrait.generator.train_lips import train_lips
 from flowportrait.interrupt import StopRequest
 
@@ -52,13 +55,17 @@ class PretrainConfig:
     variants: int = 4
     """Other voices and rooms that each clip is heard in, besides its own."""
     lip_steps: int = 500
-    """Steps of the first stage; few, since it must predict speakers it has not seen."""
+    """Steps of the first stage; few, since it must predict speakers it has not seen. 0 hears as ``start_from`` does."""
     lip_residual: float = 0.5
     """τ, the share that training targets keep of lip motion that sound does not tell; 1 is real motion."""
     start_from: str = ""
     """Checkpoint to inherit weights from."""
     history_noise: float = 0.7
     """Largest displacement of the history, in typical changes over a chunk."""
+    long_window: int = 0
+    """Frames of windows strung together from clips, in the place of ``windows`` (see ``own_history``); 0 is off."""
+    own_history: bool = True
+    """In long windows, go on from the generator's own motion and not from the real one."""
     drop_audio: float = 0.1
     drop_style: float = 0.2
     seed: int = 0
@@ -68,7 +75,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         at_least(self, steps=1, batch=1, learning_rate=0, warmup=0, weight_decay=0, ema=0, check_every=1)
-        at_least(self, variants=0, lip_steps=1, lip_residual=0, history_noise=0, drop_audio=0, drop_style=0)
+        at_least(self, variants=0, lip_steps=0, lip_residual=0, history_noise=0, drop_audio=0, drop_style=0)
+        at_least(self, long_window=0)
 
 
 MOTION_WEIGHT = (
@@ -93,17 +101,31 @@ def flow_matching_loss(
     """Mean loss over a batch: motion ``[B, 1 + T, 30]`` (the frame before comes first), what ``ARFlow.listen`` made of
     the sound ``[B, T, features]``, style ``[B, 19]``."""
     batch = len(motion)
-
-    def chance(share: float) -> torch.Tensor:
-        return torch.rand(batch, generator=generator) < share
-
     start, motion = motion[:, 0], motion[:, 1:].unflatten(1, (-1, model.config.chunk))
     level = config.history_noise * torch.rand(batch, 1, 1, 1, generator=generator)
     displacement = torch.randn(*motion.shape[:2], 1, MOTION_DIM, generator=generator)
     jitter = 0.3 * torch.randn(motion.shape, generator=generator)
     history = motion + level * model.space.step_size * (displacement + jitter)
+    return chunk_loss(model, start, history, motion, heard, style, config, generator)
+
+
+def chunk_loss(
+    model: ARFlow,
+    start: torch.Tensor,
+    history: torch.Tensor,
+    goal: torch.Tensor,
+    heard: torch.Tensor,
+    style: torch.Tensor,
+    config: PretrainConfig,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean loss of drawing the chunks ``goal`` ``[B, N, chunk, 30]``, each after those of ``history`` before it."""
+
+    def chance(share: float) -> torch.Tensor:
+        return torch.rand(len(start), generator=generator) < share
+
     base = torch.cat([start[:, None], history[:, :-1, -1]], 1)
-    latents = model.space.encode(motion, base)
+    latents = model.space.encode(goal, base)
     style = torch.where(chance(config.drop_style)[:, None], model.rest_style, style)
     condition = model.condition_on(heard, style, start, drop_audio=chance(config.drop_audio))
     context = model.contexts_after(condition, history[:, :-1].flatten(1, 2))
@@ -141,7 +163,7 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
         model.space.fit(clip.motion for clip in clips)
     if state is not None:
         model.load_state_dict(state["model"])
-    elif model.lip_reader is not None:
+    elif model.lip_reader is not None and config.lip_steps:
         with Progress(*_COLUMNS, console=Console(stderr=True)) as progress:
             bar = progress.add_task("lips from sound", total=config.lip_steps)
             tick = partial(progress.update, bar, advance=1)
@@ -149,6 +171,9 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
         model.audio_encoder.load_state_dict(model.lip_reader.encoder.state_dict())
     clips, held_out = (clearer(model, part, config.lip_residual) for part in (clips, held_out))
     samplers = [WindowSampler(clips, frames, generator) for frames in config.windows]
+    lessons = None
+    if config.long_window:
+        lessons = OwnHistory(clips, config.long_window, config.batch, config.own_history, generator)
     average = copy.deepcopy(model).requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -174,8 +199,11 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
         bar = progress.add_task("pretrain", total=config.steps, completed=first)
         started = time.monotonic()
         for step in range(first, config.steps):
-            motion, heard, style = samplers[step % len(samplers)].draw(config.batch)
-            loss = flow_matching_loss(model, motion, heard, style, config, generator)
+            if lessons is None:
+                motion, heard, style = samplers[step % len(samplers)].draw(config.batch)
+                loss = flow_matching_loss(model, motion, heard, style, config, generator)
+            else:
+                loss = chunk_loss(model, *lessons(model), config, generator)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(step, config)
             optimizer.zero_grad()
@@ -208,10 +236,10 @@ def pretrain(config: PretrainConfig, corpus: Path, output: Path, resume: bool = 
 def new_model(config: PretrainConfig) -> ARFlow:
     """A generator to train: the front end's own weights, and what ``start_from`` has to give."""
     model = ARFlow(config.generator)
-    if model.speech is not None:
+    if isinstance(model.speech, SpeechEncoder):
         model.speech.load_weights().eval()
     if config.start_from:
-        inherit(model, load_generator(config.start_from))
+        inherit(model, load_generator(config.start_from), hearing=not config.lip_steps)
     return model
 
 
@@ -219,12 +247,12 @@ _HEARING = ("speech.", "lip_reader.", "audio_", "silence")
 
 
 @torch.no_grad()
-def inherit(model: ARFlow, other: ARFlow) -> None:
-    """Take over parameters and buffers of the same name, except those that hear; where shapes differ, the common
-    corner, with zeros around it in the flow head (inputs it did not have must not disturb it)."""
+def inherit(model: ARFlow, other: ARFlow, hearing: bool = False) -> None:
+    """Take over parameters and buffers of the same name, those that hear only with ``hearing``; where shapes differ,
+    the common corner, with zeros around it in the flow head (inputs it did not have must not disturb it)."""
     theirs = other.state_dict()
     for name, own in model.state_dict().items():
-        if name not in theirs or name.startswith(_HEARING):
+        if name not in theirs or (name.startswith(_HEARING) and not hearing):
             continue
         if name.startswith("head.") and own.shape != theirs[name].shape:
             own.zero_()

@@ -1,0 +1,157 @@
+"""Generators as the evaluation side sees finished videos.
+
+    python benchmarks/generator_videos.py --corpus CORPUS --data FOOTAGE --output DIR [--clips 24] [--only NAME ...]
+                                          [options of generator.py]
+
+Videos of 256 px, portraits of FOOTAGE (with ``portraits/`` and ``speech/``) in turn, judged by the evaluation side's
+expert (LSE-C, at zero offset; LER; lips in silence), beside the real motion redrawn, a jaw driven by loudness, and the
+motion of another sentence. Voices that no video exists of, English and Chinese, have no row of real motion. What was
+judged stays in DIR, so that systems can be judged one call at a time. 95 % intervals: bootstrap over clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from generator import LANGUAGES, Heard, Material, estimate, options, prepared
+
+from flowportrait.animator import Animator
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.evaluate.baselines import loudness_jaw, other_sentence
+from flowportrait.evaluate.behaviour import silent_lip
+from flowportrait.evaluate.offsets import measure_sync
+from flowportrait.evaluate.tracked import Tracked
+from flowportrait.media.align import MOUTH_PATCH, mouth_patch
+from flowportrait.media.audio import SAMPLE_RATE, read_audio
+from flowportrait.media.face import FaceTracker
+from flowportrait.media.image import read_image
+from flowportrait.media.mel import SAMPLES_PER_FRAME, level
+from flowportrait.media.portrait import Portrait
+from flowportrait.media.video import iter_frames, write_video
+
+
+class Take(NamedTuple):
+    """One video to judge; ``clean`` is its sound."""
+
+    system: str
+    language: str
+    stem: str
+    codec: MotionCodec
+    motion: Callable[[], torch.Tensor]
+    clean: np.ndarray
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=24, help="of Arabic; of English half as many, but longer")
+    parser.add_argument("--only", nargs="+", help="draw nothing of other systems")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for take in takes(given, *prepared(given)):
+        judge(given.output / take.language / take.system / f"{take.stem}.json", take, given.only)
+    for language in sorted(given.output.iterdir()):
+        found = {
+            folder.name: {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+            for folder in sorted(language.iterdir())
+        }
+        print(f"\n{language.name}")
+        for system, rows in found.items():
+            print(f"  {system:24s} {len(rows):3d} clips  " + figures(rows, found.get("real motion")))
+
+
+def judge(path: Path, take: Take, only: list[str] | None) -> None:
+    """Draw one video and write down what it is worth, unless that is known."""
+    if path.is_file() or (only and take.system not in only):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video = path.with_suffix(".mp4")
+    write_video(video, take.codec.decode(take.motion()), take.clean)
+    seen = glance(video)
+    sync = measure_sync(seen)
+    if sync is not None:
+        row = {"LSE-C": sync.lse_c, "at 0": sync.in_time, "LER": sync.errors / max(1, sync.ler_windows),
+               "silent lip": silent_lip(seen.landmarks, seen.valid, seen.audio)[0]}  # fmt: skip
+        path.write_text(json.dumps(row))
+
+
+def figures(rows: dict[str, dict[str, float]], real: dict[str, dict[str, float]] | None) -> str:
+    """One line; the share of the real motion's LSE-C is over the clips that both have."""
+    parts = []
+    for name in ("LSE-C", "at 0", "LER", "silent lip"):
+        values = np.array([row[name] for row in rows.values() if row[name] is not None])
+        parts += [f"{name} {estimate(values)}"] if len(values) else []
+    if real:
+        pairs = np.array([(rows[stem]["LSE-C"], real[stem]["LSE-C"]) for stem in rows if stem in real])
+        picks = np.random.default_rng(0).integers(len(pairs), size=(4000, len(pairs)))
+        shares = pairs[picks, 0].mean(1) / pairs[picks, 1].mean(1)
+        low, high = np.quantile(shares, (0.025, 0.975))
+        parts.append(f"share of real {pairs[:, 0].mean() / pairs[:, 1].mean():.2f} ({low:.2f}–{high:.2f})")
+    return "  ".join(parts)
+
+
+def takes(given: argparse.Namespace, material: Material, systems: dict[str, Heard]) -> Iterator[Take]:
+    """Everything to judge; the same clip has the same portrait and seed in every system."""
+    paths = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
+    codecs = [MotionCodec(Portrait.from_image(read_image(path), 256, path.name)) for path in paths]
+
+    def performances(language: str, stem: str, index: int, wave: np.ndarray) -> Iterator[Take]:
+        for name, system in systems.items():
+            made = partial(performance, system, wave, index)
+            yield Take(name, language, stem, codecs[index % len(codecs)], made, wave)
+
+    for source, (language, _) in LANGUAGES.items():
+        of, count = material.of(source), given.clips if source == "anchors" else given.clips // 2
+        chosen = [of[i] for i in np.linspace(0, len(of) - 1, count).astype(int)]
+        for index, clip in enumerate(chosen):
+            wave, stem, codec = material.audio[clip.name], Path(clip.name).stem, codecs[index % len(codecs)]
+            known = {
+                "real motion": clip.motion,
+                "loudness jaw": loudness_jaw(clip.motion, wave),
+                "another sentence": other_sentence(clip.motion, chosen[index - 1].motion),
+            }
+            for name, motion in known.items():
+                yield Take(name, language, stem, codec, partial(torch.clone, motion), wave)
+            yield from performances(language, stem, index, wave)
+    recordings = sorted((given.data / "speech").glob("*.wav"))
+    for index, path in ((index, path) for index in range(given.clips // 6) for path in recordings):
+        chinese, wave, piece = "chinese" in path.name, level(read_audio(path)), 3 * SAMPLE_RATE
+        first = 0 if chinese else index * piece
+        if first + piece <= len(wave):
+            language = "Chinese, sound only" if chinese else "English, other voices, sound only"
+            yield from performances(language, f"{path.stem}_{index}", index, wave[first : first + piece])
+
+
+def performance(system: Heard, wave: np.ndarray, seed: int) -> torch.Tensor:
+    """Motion of a system."""
+    return torch.cat(list(Animator(system.model).motion(system.sound(wave), seed=seed)))
+
+
+def glance(video: Path) -> Tracked:
+    """What sync and silent lips are measured on; the rest of a ``Tracked`` stays empty."""
+    frames, heard = list(iter_frames(video)), read_audio(video)
+    with FaceTracker() as tracker:
+        faces = tracker.track(frames)
+    patches = [
+        mouth_patch(frame, points) if valid else np.zeros(MOUTH_PATCH, np.uint8)
+        for frame, points, valid in zip(frames, faces.landmarks, faces.valid, strict=True)
+    ]
+    none, sound = np.zeros(0), np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
+    sound[: len(heard)] = heard[: len(sound)]
+    return Tracked(
+        landmarks=faces.landmarks, blendshapes=faces.blendshapes, valid=faces.valid, mouth=np.array(patches),
+        audio=sound, points=none, flow=none, crops=none, crop_at=none, skin=none, still=none, border=none,
+        source_fps=none, size=np.array(frames[0].shape[:2]),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

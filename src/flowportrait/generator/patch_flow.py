@@ -1,0 +1,184 @@
+"""AR-Flow over the latents of an image autoencoder: a frame is a chunk, its patches are drawn together.
+
+    token_i = sound of frame i  +  patches of frame i−1  +  portrait        h_i = backbone(token_1 … token_i)
+    ẑ       = head(x_σ, σ | h_i, patches of frame i−1, patches of the portrait)
+    v       = (x_σ − ẑ) / max(σ, 0.1)                                       σ: 1 → 0, then the next frame
+
+The same policy as ``ARFlow`` to whoever trains it, but what it draws is free: nothing keeps the face this person's, the
+lips sharp, or the tenth second like the first. It is where perceptual rewards and failures are studied. Sound is heard
+by the (frozen) ears of a motion generator: ``hear``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowportrait.errors import BadInput
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.backbone import Backbone
+from flowportrait.generator.config import GeneratorConfig
+from flowportrait.generator.lip_reader import N_LIPS
+from flowportrait.generator.patch_head import PatchHead
+
+SHARPEST = 0.1
+"""σ below which the velocity no longer magnifies the error of ẑ."""
+
+
+@dataclass(frozen=True)
+class PatchFlowConfig:
+    grid: int = 6
+    """Patches along a side."""
+    depth: int = 128
+    """Numbers per patch."""
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    window: int = 16
+    """Frames that attention looks back on."""
+    audio_width: int = 128
+    """Width of the ears' features, before the lips they read."""
+    head_width: int = 192
+    head_depth: int = 5
+    steps: int = 4
+    shift: float = 1.0
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers per frame."""
+        return self.grid**2 * self.depth
+
+
+class PatchCondition(NamedTuple):
+    """Sound ``[B, N, hidden]`` and portrait ``[B, hidden]`` embedded, and the portrait itself ``[B, D]``."""
+
+    audio: torch.Tensor
+    style: torch.Tensor
+    portrait: torch.Tensor
+
+    def repeat(self, times: int) -> PatchCondition:
+        """Each item ``times`` times in a row."""
+        return PatchCondition(*(part.repeat_interleave(times, 0) for part in self))
+
+    def select(self, rows: torch.Tensor) -> PatchCondition:
+        """The items at ``rows``."""
+        return PatchCondition(*(part[rows] for part in self))
+
+    @property
+    def chunks(self) -> int:
+        """N, how many frames there are to generate."""
+        return self.audio.shape[1]
+
+
+class PatchFlow(nn.Module):
+    """The networks. A policy: ``condition``, ``contexts`` or ``session``, ``velocity``."""
+
+    def __init__(self, config: PatchFlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.latent_dim
+        self.audio_in = nn.Linear(config.audio_width + N_LIPS, config.hidden)
+        self.frame_in = nn.Linear(size, config.hidden)
+        self.portrait_in = nn.Linear(size, config.hidden)
+        self.backbone = Backbone(
+            GeneratorConfig(hidden=config.hidden, layers=config.layers, heads=config.heads, window=config.window)
+        )
+        self.head = PatchHead(config.grid**2, config.depth, config.hidden, config.head_width, config.head_depth)
+
+    @property
+    def latent_dim(self) -> int:
+        """D, numbers per frame."""
+        return self.config.latent_dim
+
+    def condition(self, heard: torch.Tensor, portrait: torch.Tensor) -> PatchCondition:
+        """From what ``hear`` returned ``[B, N, 144]`` and the portrait's latents ``[B, D]``."""
+        return PatchCondition(self.audio_in(heard), self.portrait_in(portrait), portrait)
+
+    def contexts(self, condition: PatchCondition, latents: torch.Tensor) -> torch.Tensor:
+        """What ``velocity`` needs at every frame ``[B, N, hidden + 2 D]``, given the clean latents ``[B, N, D]``."""
+        return self.contexts_after(condition, torch.cat([condition.portrait[:, None], latents[:, :-1]], 1))
+
+    def contexts_after(self, condition: PatchCondition, before: torch.Tensor) -> torch.Tensor:
+        """Contexts, given the frame ``[B, N, D]`` that each follows."""
+        state = self.backbone(self.frame_in(before) + condition.audio + condition.style[:, None])
+        return torch.cat([state, before, condition.portrait[:, None].expand_as(before)], -1)
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """v ``[..., D]`` at x and noise level sigma (scalar or ``[...]``)."""
+        level = sigma.expand(x.shape[:-1])
+        return (x - self.frame(x, level, context)) / level.clamp_min(SHARPEST)[..., None]
+
+    def frame(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """ẑ ``[..., D]``: the frame that x is taken for; the frame before plus what the head says has changed."""
+        state, before, portrait = context.split([self.config.hidden, self.latent_dim, self.latent_dim], -1)
+        parts = torch.broadcast_tensors(x, before, portrait)
+        cells = [part.unflatten(-1, (-1, self.config.depth)) for part in parts]
+        return before + self.head(torch.cat(cells, -1), sigma, state).flatten(-2)
+
+    def session(self, condition: PatchCondition) -> PatchSession:
+        """Start generating from the portrait."""
+        return PatchSession(self, condition)
+
+    def recompute_activations(self) -> None:
+        """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
+        self.backbone.decoder.activation_checkpointing_enable()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and float16 ``model.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "model.partial"
+        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, str(partial))
+        os.replace(partial, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> PatchFlow:
+        """Read what ``save_pretrained`` wrote, in float32.
+
+        Raises:
+            BadInput: the folder holds no such checkpoint.
+        """
+        try:
+            model = cls(PatchFlowConfig(**json.loads((folder / "config.json").read_text())))
+            weights = load_file(str(folder / "model.safetensors"))
+            model.load_state_dict({name: value.float() for name, value in weights.items()})
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"No picture generator in {folder} ({reason}): train one with train_patches.") from error
+        return model.eval()
+
+
+class PatchSession:
+    """Generation under way: ``context`` of the next frame, then ``append`` its latents; repeat."""
+
+    def __init__(self, model: PatchFlow, condition: PatchCondition) -> None:
+        self.model, self.condition = model, condition
+        self.cache, self.position, self.last = model.backbone.new_cache(), 0, condition.portrait
+
+    def context(self) -> torch.Tensor:
+        """Context of the next frame ``[B, hidden + 2 D]``. Call once per frame."""
+        token = self.model.frame_in(self.last) + self.condition.audio[:, self.position] + self.condition.style
+        state = self.model.backbone(token[:, None], self.cache)[:, 0]
+        return torch.cat([state, self.last, self.condition.portrait], -1)
+
+    def append(self, latents: torch.Tensor) -> torch.Tensor:
+        """Accept the frame's clean latents ``[B, D]``."""
+        self.last = latents
+        self.position += 1
+        return latents
+
+
+@torch.no_grad()
+def hear(ears: ARFlow, mel: torch.Tensor) -> torch.Tensor:
+    """What a motion generator with an anchor hears ``[B, T, audio_width + 16]`` in log-mel ``[B, 4T, 80]``, T whole
+    chunks: its features, and where the lips most likely are."""
+    audio = ears.condition(mel).audio
+    split = [ears.audio_in.in_features, audio.shape[-1] - ears.audio_in.in_features]
+    return torch.cat([p.unflatten(-1, (ears.config.chunk, -1)).flatten(1, 2) for p in audio.split(split, -1)], -1)

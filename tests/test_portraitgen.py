@@ -21,6 +21,9 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.flow import inversion
 from flowportrait.flow.schedule import shifted
+from flowportrait.judge.cache import Cache
+from flowportrait.judge.client import Server
+from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.kind import Kind
 from flowportrait.judge.opinion import Reply, Unusable
 from flowportrait.judge.parts import Shows, content
@@ -46,6 +49,7 @@ from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.batch import Failure
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from tests.judge_server import FaultyServer
 
 # --- inversion
 
@@ -197,6 +201,21 @@ def test_an_artefact_counts_if_most_samples_name_it() -> None:
     assert len({question.address("x") for question in backend.asked}) == 3
     shown = content(backend.asked[0].show(), Shows(audio="off"))
     assert sum(part["type"] == "image_url" for part in shown) == 4
+
+
+def test_a_server_is_shown_close_ups_and_asked_once_for_each_answer(tmp_path: Path) -> None:
+    good = json.dumps({"rationale": "a", "artefacts": [{"type": "oily", "where": "nose", "severity": 1}], "score": 3})
+    still = Still(person().picture, "a cook")
+    with FaultyServer(lambda number, body: "ok" if number else "busy", lambda body: good) as server:
+        backend = Server(Endpoint(url=server.url, model="test", first_wait=0.01, longest_wait=0.02))
+        for _ in range(2):
+            verdict = StillPanel(backend, 1, Cache(tmp_path)).judge([still], "ai_portrait")[0]
+    assert verdict.artefacts["oily"] is True
+    assert verdict.score == 3.0
+    assert server.happened == {"busy": 1, "ok": 1}
+    sent = json.dumps(server.bodies[-1])
+    assert sent.count("data:image/jpeg") == 4
+    assert "waxy or oily shine" in sent
 
 
 def test_a_picture_has_no_score_when_most_samples_are_lost() -> None:

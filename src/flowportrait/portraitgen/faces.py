@@ -118,10 +118,10 @@ def _add(
     rows["small"].append(small)
     rows["large"].append(large)
     rows["landmarks"].append(places[:, :2].astype(np.float32))
-    rows["native"].append(np.float32(eye_distance(points)))
+    rows["native"].append(np.array(eye_distance(points), np.float32))
     rows["attributes"].append(attributes(small, near, shapes))
-    rows["speaker"].append(np.int32(who))
-    rows["dev"].append(np.bool_(dev))
+    rows["speaker"].append(np.array(who, np.int32))
+    rows["dev"].append(np.array(dev))
 
 
 def _clips(corpus: Path) -> list[dict[str, str]]:

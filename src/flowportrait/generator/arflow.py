@@ -11,48 +11,26 @@ the latents come into being. Both agree up to rounding.
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM
 from flowportrait.errors import BadInput
+from flowportrait.generator import checkpoint
 from flowportrait.generator.audio_encoder import AudioEncoder
 from flowportrait.generator.backbone import Backbone
 from flowportrait.generator.chunk_space import ChunkSpace
+from flowportrait.generator.condition import Condition
 from flowportrait.generator.config import STYLE_DIM, GeneratorConfig
 from flowportrait.generator.flow_head import FlowHead
 from flowportrait.generator.lip_reader import N_LIPS, LipReader
-from flowportrait.generator.speech_encoder import BLOCK, TOKENS_PER_FRAME, SpeechEncoder
-from flowportrait.media.mel import MELS_PER_FRAME
-
-
-class Condition(NamedTuple):
-    """What is known before the first chunk: audio ``[B, N, chunk·d]`` (with an anchor, followed by where the sound puts
-    the lips, ``chunk·16``) and style ``[B, hidden]`` embeddings, and the motion frame to start from ``[B, 30]``."""
-
-    audio: torch.Tensor
-    style: torch.Tensor
-    start: torch.Tensor
-
-    def repeat(self, times: int) -> Condition:
-        """Each item ``times`` times in a row: siblings of a group share one encoding."""
-        return Condition(*(part.repeat_interleave(times, 0) for part in self))
-
-    def select(self, rows: torch.Tensor) -> Condition:
-        """The items at ``rows``."""
-        return Condition(*(part[rows] for part in self))
-
-    @property
-    def chunks(self) -> int:
-        """N, how many chunks there are to generate."""
-        return self.audio.shape[1]
+from flowportrait.generator.pretrained import AudioTower, Foundation, VisionTower, load_foundation
+from flowportrait.generator.session import Session
+from flowportrait.generator.speech_encoder import BLOCK, SPEECH_DIM, TOKENS_PER_FRAME, SpeechEncoder
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 
 
 class ARFlow(nn.Module):
@@ -61,16 +39,19 @@ class ARFlow(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.speech = SpeechEncoder() if config.front_end == "whisper" else None
-        reader = LipReader(config.front_end, config.audio_width) if config.anchor else None
+        foundation = load_foundation(config) if config.backbone else None
+        hidden = foundation.decoder.config.hidden_size if foundation else config.hidden
+        self.speech, features = front_end(config, foundation)
+        reader = LipReader(config.front_end, config.audio_width, inputs=features) if config.anchor else None
         self.lip_reader = reader.requires_grad_(False) if reader else None
-        self.audio_encoder = AudioEncoder(config.front_end, config.audio_width)
-        self.audio_in = nn.Linear(config.chunk * config.audio_width, config.hidden)
+        self.audio_encoder = AudioEncoder(config.front_end, config.audio_width, inputs=features)
+        self.audio_in = nn.Linear(config.chunk * config.audio_width, hidden)
         self.silence = nn.Parameter(torch.zeros(config.chunk * (config.audio_width + config.anchor * N_LIPS)))
-        self.motion_in = nn.Linear(config.latent_dim, config.hidden)
-        self.style_in = nn.Linear(STYLE_DIM, config.hidden)
-        self.backbone = Backbone(config)
-        told = config.hidden + config.anchor * config.latent_dim
+        self.motion_in = nn.Linear(config.latent_dim, hidden)
+        self.style_in = nn.Linear(STYLE_DIM, hidden)
+        self.backbone = Backbone(config, foundation.decoder if foundation else None)
+        self.vision = VisionTower(foundation.vision, config.portrait_side) if foundation and config.sees else None
+        told = hidden + config.anchor * config.latent_dim
         self.head = FlowHead(config.latent_dim, told, config.head_width, config.head_depth)
         self.space = ChunkSpace(config.chunk)
         self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
@@ -86,7 +67,7 @@ class ARFlow(nn.Module):
     def train(self, mode: bool = True) -> ARFlow:
         """As ``nn.Module.train``; what is frozen always hears the same."""
         super().train(mode)
-        for frozen in (self.speech, self.lip_reader):
+        for frozen in (self.speech, self.lip_reader, self.vision):
             if frozen is not None:
                 frozen.eval()
         return self
@@ -99,17 +80,29 @@ class ARFlow(nn.Module):
         frames = mel.reshape(len(mel), -1, MELS_PER_FRAME * mel.shape[-1])
         return frames[:, skip * BLOCK // TOKENS_PER_FRAME :]
 
+    def look(self, crops: list[np.ndarray]) -> torch.Tensor:
+        """Portrait crops ``[S, S, 3]`` uint8 to the tokens ``[B, P, hidden]`` that ``condition`` takes.
+
+        Raises:
+            BadInput: this model does not see.
+        """
+        if self.vision is None:
+            raise BadInput("This generator does not see: train one with sees=true over a backbone with a vision tower.")
+        return self.vision(crops)
+
     def condition(
         self,
         mel: torch.Tensor,
         style: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
         drop_audio: torch.Tensor | None = None,
+        portrait: torch.Tensor | None = None,
     ) -> Condition:
         """Encode log-mel ``[B, 4T, 80]`` (T a multiple of the chunk) and style ``[B, 19]`` (default: the typical
         speaker); ``start`` ``[B, 30]`` is the frame before the first (default: the resting face). ``drop_audio``
-        ``[B]`` bool replaces the audio by the learned no-audio vector."""
-        return self.condition_on(self.listen(mel), style, start, drop_audio)
+        ``[B]`` bool replaces the audio by the learned no-audio vector; ``portrait`` ``[B, P, hidden]`` is what ``look``
+        returned."""
+        return self.condition_on(self.listen(mel), style, start, drop_audio, portrait)
 
     def condition_on(
         self,
@@ -117,6 +110,7 @@ class ARFlow(nn.Module):
         style: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
         drop_audio: torch.Tensor | None = None,
+        portrait: torch.Tensor | None = None,
     ) -> Condition:
         """``condition`` for what ``listen`` returned ``[B, T, features]``."""
         batch, frames, _ = heard.shape
@@ -133,12 +127,15 @@ class ARFlow(nn.Module):
             audio = torch.cat([audio, lips.reshape(batch, frames // chunk, -1)], -1)
         if drop_audio is not None:
             audio = torch.where(drop_audio[:, None, None], self.silence, audio)
-        return Condition(audio, self.style_in(style), start)
+        told = self.style_in(style)
+        if portrait is not None:
+            told = torch.cat([told[:, None], portrait], 1)
+        return Condition(audio, told, start)
 
     def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
         """Backbone input for chunks whose predecessors' embedded motion are ``previous`` ``[B, N, hidden]``."""
         heard = condition.audio[..., : self.audio_in.in_features]
-        return self.audio_in(heard) + previous + condition.style[:, None]
+        return self.audio_in(heard) + previous + condition.speaker
 
     def told(self, state: torch.Tensor, condition: Condition, last: torch.Tensor) -> torch.Tensor:
         """A chunk's context: the backbone's state ``[B, N, hidden]`` and, with an anchor, the latents that would take
@@ -173,7 +170,8 @@ class ARFlow(nn.Module):
         """Context of every chunk, given the motion ``[B, (N−1)·chunk, 30]`` that all but the first follow."""
         lead = condition.start[:, None].expand(-1, self.config.chunk, -1)
         before = torch.cat([lead, motion], 1)
-        state = self.backbone(self.tokens(condition, self.embed_motion(before)))
+        tokens = torch.cat([condition.portrait, self.tokens(condition, self.embed_motion(before))], 1)
+        state = self.backbone(tokens)[:, condition.portrait.shape[1] :]
         return self.told(state, condition, before[:, self.config.chunk - 1 :: self.config.chunk])
 
     def embed_motion(self, motion: torch.Tensor) -> torch.Tensor:
@@ -192,16 +190,20 @@ class ARFlow(nn.Module):
 
         With guidance w:  v = v_deaf + w (v_heard − v_deaf).
         """
-        level = sigma.expand(x.shape[:-1])
-        heard = self.head(x, level, context[..., 0, :])
         if context.shape[-2] == 1:
-            return heard
-        deaf = self.head(x, level, context[..., 1, :])
+            return self.head(x, sigma.expand(x.shape[:-1]), context[..., 0, :])
+        both = x[..., None, :].expand(*context.shape[:-1], -1)
+        heard, deaf = self.head(both, sigma.expand(x.shape[:-1])[..., None].expand(both.shape[:-1]), context).unbind(-2)
         return deaf + self.config.guidance * (heard - deaf)
 
     def recompute_activations(self) -> None:
         """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
         self.backbone.decoder.activation_checkpointing_enable()
+
+    def compile_head(self) -> None:
+        """Let ``torch.compile`` fuse the flow head, most of what a sampler step costs; the first step then takes long,
+        and a C++ compiler has to be there. Checkpoints do not change."""
+        self.head.compile(dynamic=False)
 
     def session(self, condition: Condition) -> Session:
         """Start generating from nothing."""
@@ -214,76 +216,28 @@ class ARFlow(nn.Module):
         return self.space.decode_track(latents, start).flatten(1, 2)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write ``config.json`` and float16 ``model.safetensors``; each file appears only when complete."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / "model.partial"
-        save_file(weights, str(partial))
-        os.replace(partial, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        """Write ``config.json``, float16 ``model.safetensors`` and a model card (see ``checkpoint``)."""
+        checkpoint.save(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ARFlow:
         """Read what ``save_pretrained`` wrote, in float32.
 
         Raises:
-            BadInput: the folder holds no checkpoint or one of another shape.
+            BadInput: the folder holds no checkpoint or one of another shape, or its backbone cannot be loaded.
         """
-        if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-            raise BadInput(f"No checkpoint in {folder}: it needs config.json and model.safetensors.")
-        try:
-            model = cls(GeneratorConfig(**json.loads((folder / "config.json").read_text())))
-            weights = load_file(str(folder / "model.safetensors"))
-            model.load_state_dict({name: value.float() for name, value in weights.items()})
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise BadInput(f"The checkpoint in {folder} does not fit this version: {reason}") from error
+        model = cls(checkpoint.read_config(folder))
+        checkpoint.fill(model, folder)
         return model.eval()
 
 
-class Session:
-    """Generation under way: ``context`` of the next chunk, then ``append`` its latents; repeat. ``extend`` adds sound
-    that was not there at the start."""
-
-    def __init__(self, model: ARFlow, condition: Condition) -> None:
-        self.model = model
-        self.branches = model.branches(condition)
-        self.position = 0
-        self.dropped = 0
-        self.last = condition.start
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
-        """Forget everything but the last frame."""
-        self.caches = [self.model.backbone.new_cache() for _ in self.branches]
-        self.previous = self.last[:, None].expand(-1, self.model.config.chunk, -1)
-
-    def extend(self, audio: torch.Tensor) -> None:
-        """More embedded audio ``[B, n, ·]`` after what is there; what was used up is let go."""
-        heard = self.branches[0]
-        left = heard.audio[:, self.position - self.dropped :]
-        self.dropped = self.position
-        self.branches = self.model.branches(heard._replace(audio=torch.cat([left, audio], 1)))
-
-    def context(self) -> torch.Tensor:
-        """Context of the next chunk ``[B, G, C]``. Call once per chunk."""
-        now = slice(self.position - self.dropped, self.position - self.dropped + 1)
-        embedded = self.model.embed_motion(self.previous)
-        states = []
-        for branch, cache in zip(self.branches, self.caches, strict=True):
-            heard = branch._replace(audio=branch.audio[:, now])
-            state = self.model.backbone(self.model.tokens(heard, embedded), cache)
-            states.append(self.model.told(state, heard, self.last[:, None])[:, 0])
-        return torch.stack(states, -2)
-
-    def append(self, latents: torch.Tensor) -> torch.Tensor:
-        """Accept the chunk's clean latents ``[B, chunk·30]``; returns its motion ``[B, chunk, 30]``."""
-        return self.accept(self.model.space.decode(latents, self.last))
-
-    def accept(self, motion: torch.Tensor) -> torch.Tensor:
-        """Go on after this motion ``[B, chunk, 30]`` of the chunk whose context was asked for last."""
-        self.previous, self.last = motion, motion[:, -1]
-        self.position += 1
-        if self.position % self.model.config.horizon == 0:
-            self._start_afresh()
-        return motion
+def front_end(config: GeneratorConfig, foundation: Foundation | None) -> tuple[nn.Module | None, int]:
+    """What listens before anything is learned, None for plain log-mel, and its features per frame."""
+    if config.front_end == "mel":
+        return None, MELS_PER_FRAME * N_MELS
+    if config.front_end == "whisper":
+        return SpeechEncoder(), SPEECH_DIM
+    if foundation is None or foundation.audio is None:
+        raise BadInput("front_end=tower needs a backbone with an audio tower, such as backbone=Qwen/Qwen2.5-Omni-3B.")
+    tower = AudioTower(foundation.audio)
+    return tower, tower.features

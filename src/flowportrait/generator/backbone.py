@@ -1,6 +1,7 @@
 """The causal backbone: a ``transformers`` decoder over chunk tokens with sliding attention and a KV cache.
 
-A small Qwen3 decoder made from a config; nothing here depends on its size or on how its weights came to be.
+A small Qwen3 decoder made from a config, or a pretrained one (``pretrained``), whose attention is its own: the
+generator starts it afresh every ``horizon`` chunks.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from flowportrait.generator.config import GeneratorConfig
 class Backbone(nn.Module):
     """Tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``; state i depends on tokens i−window+1 … i."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, decoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.decoder = Qwen3Model(
+        self.decoder = decoder or Qwen3Model(
             Qwen3Config(
                 vocab_size=1,
                 hidden_size=config.hidden,
@@ -42,5 +43,5 @@ class Backbone(nn.Module):
     def forward(self, tokens: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
         """All tokens at once, or the next ones after those in ``cache``."""
         return self.decoder(
-            inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
+            inputs_embeds=tokens.to(self.decoder.dtype), past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state.to(tokens.dtype)

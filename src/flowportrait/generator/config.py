@@ -24,8 +24,18 @@ class GeneratorConfig:
     horizon: int = 18
     """Chunks after which the backbone starts afresh from the last frame: the longest it was trained on. Layers of
     sliding attention see further back than one window, into positions never trained, and there the head wanders."""
-    front_end: Literal["whisper", "mel"] = "whisper"
-    """What is heard: speech features of Whisper's first layer, or log-mel."""
+    backbone: str = ""
+    """Folder or hub name of a pretrained model whose decoder takes the place of the small one that ``hidden``,
+    ``layers``, ``heads`` and ``window`` describe, such as ``Qwen/Qwen3-0.6B`` or ``Qwen/Qwen2.5-Omni-3B``."""
+    adapt: Literal["frozen", "lora", "full"] = "lora"
+    """What of a pretrained decoder is trained."""
+    lora_rank: int = 16
+    sees: bool = False
+    """Let a portrait's tokens from the pretrained model's vision tower precede the speech."""
+    portrait_side: int = 112
+    """Pixels of the portrait that the vision tower sees; 112 are 16 tokens at patches of 14 px merged by 2."""
+    front_end: Literal["whisper", "mel", "tower"] = "whisper"
+    """What is heard: speech features of Whisper's first layer, log-mel, or the pretrained model's own audio tower."""
     anchor: bool = True
     """Draw around what a regression tells of the lips (``lip_reader``)."""
     audio_width: int = 128

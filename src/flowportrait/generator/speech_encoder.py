@@ -51,7 +51,7 @@ class SpeechEncoder(nn.Module):
         self.conv1 = nn.Conv1d(N_MELS, WIDTH, 3)
         self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2)
         self.layer = WhisperEncoderLayer(config)
-        self.register_buffer("bands", _band_matrix(), persistent=False)
+        self.register_buffer("bands", band_matrix(), persistent=False)
         self.register_buffer("position", _sinusoids(2 * BLOCK + AHEAD), persistent=False)
         self.register_buffer("typical", torch.zeros(BLOCK, WIDTH))
         self.requires_grad_(False)
@@ -70,9 +70,7 @@ class SpeechEncoder(nn.Module):
         tokens = columns // 2
         blocks = -(-tokens // BLOCK)
         after = 2 * (blocks * BLOCK + AHEAD) + 3 - columns
-        heard = F.pad(mel, (0, 0, 2, after), value=SILENCE) @ self.bands.T
-        heard = (heard * _LN_PER_UNIT - _LN_OFFSET - _DENSER_BINS) / np.log(10.0)
-        x = ((heard.clamp_min(-7.5) + 4.0) / 4.0).mT
+        x = whisper_scale(F.pad(mel, (0, 0, 2, after), value=SILENCE), self.bands).mT
         x = F.gelu(self.conv2(F.gelu(self.conv1(x)))).mT[:, : blocks * BLOCK + AHEAD]
         quiet = x.new_zeros(batch, BLOCK, WIDTH)
         windows = torch.cat([quiet, x], 1).unfold(1, 2 * BLOCK + AHEAD, BLOCK)[:, skip:].mT.flatten(0, 1)
@@ -129,14 +127,20 @@ def _sinusoids(length: int) -> torch.Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def _band_matrix() -> torch.Tensor:
-    """Read ``media.mel``'s 80 bands (50–7600 Hz) at Whisper's band centres (0–8000 Hz) ``[80, 80]``."""
+def whisper_scale(mel: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
+    """``media.mel``'s log-mel ``[..., 80]`` as Whisper and its kin are fed ``[..., n]``, given ``band_matrix(n)``."""
+    log10 = (mel @ bands.T * _LN_PER_UNIT - _LN_OFFSET - _DENSER_BINS) / np.log(10.0)
+    return (log10.clamp_min(-7.5) + 4.0) / 4.0
+
+
+def band_matrix(bands: int = N_MELS) -> torch.Tensor:
+    """Read ``media.mel``'s 80 bands (50–7600 Hz) at the centres of Whisper's (0–8000 Hz) ``[bands, 80]``."""
     low, high, top = (float(hertz_to_mel(f, mel_scale="slaney")) for f in (50.0, 7600.0, 8000.0))
     ours = np.linspace(low, high, N_MELS + 2)[1:-1]
-    theirs = np.linspace(0.0, top, N_MELS + 2)[1:-1]
+    theirs = np.linspace(0.0, top, bands + 2)[1:-1]
     place = np.interp(theirs, ours, np.arange(N_MELS))
     lower = np.floor(place).astype(int).clip(0, N_MELS - 2)
-    matrix = np.zeros((N_MELS, N_MELS), np.float32)
-    matrix[np.arange(N_MELS), lower] = 1 - (place - lower)
-    matrix[np.arange(N_MELS), lower + 1] += place - lower
+    matrix = np.zeros((bands, N_MELS), np.float32)
+    matrix[np.arange(bands), lower] = 1 - (place - lower)
+    matrix[np.arange(bands), lower + 1] += place - lower
     return torch.from_numpy(matrix)

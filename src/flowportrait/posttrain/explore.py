@@ -51,18 +51,17 @@ class RoutedSession(TrueSession):
     def context(self) -> torch.Tensor:
         """Context of the next chunk; the true past is stored either way."""
         chunk, exploring = self.position, self.first <= self.position < self.first + self.routing.chunks
-        before = copy.deepcopy(self.caches) if exploring else None
+        before = copy.deepcopy(self.cache) if exploring else None
         true = super().context()
-        if before is None or before[0].get_seq_length() <= self.routing.keep:
+        if before is None or before.get_seq_length() <= self.routing.keep:
             return true
-        kept, self.caches = self.caches, before
-        for cache in self.caches:
-            for layer in cache.layers:
-                index = self._route(layer.keys.shape[2], chunk).to(layer.keys.device)
-                index = index[:, None, :, None].expand_as(layer.keys)
-                layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
+        kept, self.cache = self.cache, before
+        for layer in self.cache.layers:
+            index = self._route(layer.keys.shape[2], chunk).to(layer.keys.device).repeat(len(self.branches), 1)
+            index = index[:, None, :, None].expand_as(layer.keys)
+            layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
         routed = super().context()
-        self.caches = kept
+        self.cache = kept
         return routed
 
     def _route(self, length: int, chunk: int) -> torch.Tensor:

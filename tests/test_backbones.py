@@ -1,0 +1,146 @@
+"""Claims about generators over pretrained models, on small configs of the real classes with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import Qwen3Config, Qwen3Model
+
+from flowportrait.errors import BadInput
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.config import GeneratorConfig
+from flowportrait.generator.live import GenerationSession
+from flowportrait.posttrain.adapter import merged
+from tests.test_judge_omni import thinker, tokenizer
+
+SMALL = GeneratorConfig(
+    horizon=3, audio_width=16, head_width=32, head_depth=1, steps=2, lora_rank=2, portrait_side=56
+)
+OMNI = replace(SMALL, front_end="tower", sees=True)
+KINDS = {"qwen3": replace(SMALL, front_end="mel"), "qwen2_5_omni": OMNI, "qwen3_omni_moe": OMNI}
+CROP = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pretrained models on disk, as from a hub."""
+    made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    torch.manual_seed(0)
+    Qwen3Model(
+        Qwen3Config(
+            vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8,
+        )
+    ).save_pretrained(made["qwen3"])  # fmt: skip
+    for kind in ("qwen2_5_omni", "qwen3_omni_moe"):
+        thinker(kind, tokenizer()).save_pretrained(made[kind])
+    return made
+
+
+def build(folders: dict[str, Path], kind: str, adapt: str = "lora") -> ARFlow:
+    torch.manual_seed(1)
+    model = ARFlow(replace(KINDS[kind], backbone=str(folders[kind]), adapt=adapt)).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def told(model: ARFlow, frames: int = 20, crop: np.ndarray = CROP) -> dict[str, torch.Tensor]:
+    mel = torch.randn(2, 4 * frames, 80, generator=torch.Generator().manual_seed(2))
+    portrait = {"portrait": model.look([crop, CROP])} if model.vision is not None else {}
+    return {"mel": mel, **portrait}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_and_teacher_forced_contexts_agree_and_hear_and_see(folders: dict[str, Path], kind: str) -> None:
+    model = build(folders, kind)
+    latents = torch.randn(2, 5, model.latent_dim, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        condition = model.condition(**told(model))
+        whole, session = model.contexts(condition, latents), model.session(condition)
+        for chunk in range(5):
+            assert torch.allclose(session.context(), whole[:, chunk], atol=1e-4)
+            session.append(latents[:, chunk])
+        louder = told(model) | {"mel": told(model)["mel"] + 1}
+        assert not torch.allclose(model.contexts(model.condition(**louder), latents), whole, atol=1e-3)
+        if model.vision is not None:
+            other = model.contexts(model.condition(**told(model, crop=255 - CROP)), latents)
+            assert not torch.allclose(other[0], whole[0], atol=1e-3)
+            assert torch.allclose(other[1], whole[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("adapt", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_step_changes_what_it_should_and_the_disk_keeps_that_alone(
+    folders: dict[str, Path], tmp_path: Path, kind: str, adapt: str
+) -> None:
+    model = build(folders, kind, adapt).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    condition = model.condition(**told(model, 12))
+    loss = model.velocity(torch.ones(2, 3, model.latent_dim), torch.tensor(0.5),
+                          model.contexts(condition, torch.ones(2, 3, model.latent_dim))).square().mean()  # fmt: skip
+    loss.backward()
+    torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    inside = {name for name in changed if name.startswith("backbone.")}
+    assert "motion_in.weight" in changed
+    assert not any(name.startswith(("speech.", "vision.")) for name in changed)
+    assert bool(inside) == (adapt != "frozen")
+    assert all("lora_" in name for name in inside) or adapt == "full"
+    model.eval().save_pretrained(tmp_path)
+    with safe_open(str(tmp_path / "model.safetensors"), "pt") as file:
+        names = set(file.keys())
+    assert not any(name.startswith("vision.") for name in names)
+    assert {name for name in names if name.startswith("backbone.")} >= inside
+    assert adapt == "full" or all("lora_" in name for name in names if name.startswith("backbone."))
+    again = ARFlow.from_pretrained(tmp_path)
+    latents = torch.randn(2, 3, model.latent_dim)
+    with torch.no_grad():
+        ours, theirs = (m.contexts(m.condition(**told(m, 12)), latents) for m in (model, again))
+    assert torch.allclose(ours, theirs, atol=0.05)
+
+
+def test_adapters_merged_into_the_backbone_are_written_with_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = build(folders, "qwen3")
+    merged(model).save_pretrained(tmp_path)
+    again = ARFlow.from_pretrained(tmp_path)
+    assert again.config.adapt == "full"
+    latents = torch.randn(2, 3, model.latent_dim)
+    with torch.no_grad():
+        ours, theirs = (m.contexts(m.condition(**told(m, 12)), latents) for m in (model, again))
+    assert torch.allclose(ours, theirs, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_the_audio_tower_can_be_streamed_with_120_ms_of_look_ahead(folders: dict[str, Path], kind: str) -> None:
+    model = build(folders, kind)
+    speech = np.random.default_rng(1).normal(size=640 * 61).astype(np.float32) * 0.05
+    whole, pieces = GenerationSession(model, seed=3), GenerationSession(model, seed=3)
+    together = torch.cat([*whole.push(speech), *whole.finish()])
+    parts = [motion for piece in np.array_split(speech, 7) for motion in pieces.push(piece)]
+    assert torch.allclose(together, torch.cat([*parts, *pieces.finish()]), atol=0.02)
+    mel = torch.randn(1, 160, 80)
+    changed = mel.clone()
+    changed[:, 4 * 24 + 3 :] += 1.0  # past the end of frame 23 and its 30 ms
+    ours, theirs = model.listen(mel), model.listen(changed)
+    assert torch.allclose(ours[:, :24], theirs[:, :24], atol=1e-4)
+    assert not torch.allclose(ours[:, 24], theirs[:, 24], atol=1e-3)
+
+
+def test_what_cannot_be_had_is_said_in_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+    for changes, reason in (
+        ({"backbone": str(tmp_path)}, "cannot be loaded"),
+        ({"backbone": str(folders["qwen3"]), "front_end": "tower"}, "no audio tower"),
+        ({"backbone": str(folders["qwen3"]), "sees": True}, "no vision tower"),
+        ({"front_end": "tower"}, "needs a backbone"),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            ARFlow(replace(SMALL, **changes))
+    with pytest.raises(BadInput, match="does not see"):
+        build(folders, "qwen3").look([CROP])

@@ -1,0 +1,110 @@
+"""Ways of learning from preferences at equal processor time, judged on finished mp4 of speakers nobody trained on.
+
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT train       # 15 s of processor time an arm
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT draw        # every system; and measure
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT table       # compare with sft, clip by clip
+
+Every arm starts from ``sft``, sees the same speakers and has the same processor seconds, acting and scoring included
+(wall-clock on a machine that does other things measures those). Guidance and best-of-n train nothing. Labels come from
+the reward side, verdicts from the evaluation side. What is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from preference_arms import ARMS, CHUNK, FRAMES, setup
+from preference_material import material
+
+from flowportrait.checkpoints import load_generator
+from flowportrait.corpus.motion_set import load_motion
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.posttrain.checkpoint import deliver
+from flowportrait.posttrain.given import Family, GivenTask, windows
+from flowportrait.posttrain.objective.dpo import DPO
+from flowportrait.posttrain.replay import velocity_at
+from flowportrait.posttrain.trainer import Trainer
+
+PROMPTS = 96
+HELD_OUT = 48
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("corpus", "footage", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("stage", choices=("train", "draw", "table"))
+    parser.add_argument("--seconds", type=float, default=15.0, help="of processor time per arm")
+    parser.add_argument("--clips", type=int, default=10)
+    parser.add_argument("--by", default="preference", help="what chooses among whole performances")
+    parser.add_argument("--only", nargs="*", help="of the arms or systems")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = options.only
+    if options.stage == "train":
+        train(options.corpus, options.output, options.seconds, ARMS if chosen is None else chosen)
+        return
+    from preference_judged import SWEEP, SYSTEMS, draw, table
+
+    systems = (*SYSTEMS, *SWEEP) if chosen is None else chosen
+    if options.stage == "table":
+        table(options.output, systems)
+        return
+    for system in systems:
+        draw(options.corpus, options.footage, options.output, options.clips, system, options.by)
+
+
+def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str]) -> None:
+    """Every arm to ``OUTPUT/arms/ARM``: checkpoint, curve.jsonl, likelihood.json."""
+    start = load_generator("sft")
+    clips = load_motion(corpus, ("reward",))
+    kept = output / "material.pt"
+    if not kept.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        held_out = material(start, load_motion(corpus, ("dev",)), HELD_OUT).pairs
+        torch.save((material(start, clips, PROMPTS), held_out), kept.with_suffix(".partial"))
+        kept.with_suffix(".partial").replace(kept)
+    made, held = torch.load(kept, weights_only=False)
+    for arm in arms:
+        folder = output / "arms" / arm.replace(" ", "_")
+        if (folder / "likelihood.json").is_file():
+            continue
+        trainer = Trainer(load_generator("sft"), *setup(arm, made, clips))
+        began, curve = time.process_time(), []
+        while time.process_time() - began < seconds:
+            curve.append({**trainer.step(), "seconds": time.process_time() - began})
+        folder.mkdir(parents=True, exist_ok=True)
+        deliver(trainer, folder / "checkpoint")
+        (folder / "curve.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curve))
+        found = likelihood(load_generator(folder / "checkpoint"), start, held)
+        (folder / "likelihood.json").write_text(json.dumps({"iterations": len(curve), **found}, indent=1) + "\n")
+        print(arm, len(curve), {key: round(value, 4) for key, value in found.items()}, flush=True)
+
+
+@torch.no_grad()
+def likelihood(policy: ARFlow, start: ARFlow, held: list[Family]) -> dict[str, float]:
+    """On pairs of unseen speakers: how much better than ``sft`` an arm matches winners and losers (their squared error
+    of velocity, falling is likelier), how often its margin is right, and the norm of its velocities over sft's."""
+    task = GivenTask(windows(held, FRAMES, ["sync"]), CHUNK)
+    groups = torch.arange(len(held))
+    trajectory = task.show(start, task.draw(len(held), 0, 0), groups).trajectory
+    points = DPO().points(trajectory, (7,))
+    now, before = velocity_at(policy, trajectory, points), velocity_at(start, trajectory, points)
+    assert points.target is not None, "noised points have a target"
+    gain = ((before - points.target).square() - (now - points.target).square()).flatten(1).mean(1)
+    winner, loser = gain[::2], gain[1::2]
+    return {
+        "winner_gain": float(winner.mean()),
+        "loser_gain": float(loser.mean()),
+        "margin_right": float((winner > loser).float().mean()),
+        "velocity": float(now.square().mean().sqrt() / before.square().mean().sqrt()),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from flowportrait.flow.schedule import shift_levels, shifted
 from flowportrait.policies.interface import Item
 from flowportrait.policies.items import read_items
 from flowportrait.policies.loading import load_policy_generator
+from flowportrait.policies.lora import FILES
 from flowportrait.policies.pipeline import PipelineGenerator
 from flowportrait.policies.policy import GeneratorPolicy
 from flowportrait.policies.task import GeneratorTask
@@ -109,9 +110,13 @@ def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Pa
     pipeline, told = small(name)
     if hasattr(pipeline, "load_lora_weights"):
         pipeline.load_lora_weights(tmp_path / "made")
+        if name == "wan2.2":
+            pipeline.load_lora_weights(
+                tmp_path / "made", weight_name=FILES["transformer_2"], load_into_transformer_2=True
+            )
     else:
         pipeline.transformer.load_lora_adapter(
-            tmp_path / "made", prefix="transformer", weight_name="pytorch_lora_weights.safetensors"
+            tmp_path / "made", prefix="transformer", weight_name=FILES["transformer"]
         )
     loaded = GeneratorPolicy(PipelineGenerator(pipeline, told))
     loaded.encode(items(name, folder)[:1])

@@ -54,8 +54,8 @@ def check(generator: Generator, items: Sequence[Item]) -> list[Finding]:
             sentence = claim()
         except _Wrong as wrong:
             return [*found, Finding(name, False, str(wrong))]
-        except BadInput:
-            raise
+        except BadInput as error:
+            return [*found, Finding(name, False, str(error))]
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return [*found, Finding(name, False, f"{name} raises {type(error).__name__} ({reason}).")]
@@ -79,8 +79,6 @@ class _Look:
 
     def encodes(self) -> str:
         self.known = self.policy.encode(self.items)
-        if not isinstance(self.known, tuple):
-            raise _Wrong(f"encode returns a {type(self.known).__name__}: return a tuple of tensors.")
         parts = list(tensors(self.known))
         for part in parts:
             if not isinstance(part, torch.Tensor):

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-ADAPTER = "default"
+ADAPTER, PREFIX = "default", "transformer"
+FILES = {
+    "transformer": "pytorch_lora_weights.safetensors",
+    "transformer_2": "pytorch_lora_weights_2.safetensors",
+}
+"""Where the adapters of a pipeline's networks are."""
 
 
 def adapters_of(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -41,11 +46,11 @@ def strength(network: nn.Module) -> dict[str, Any]:
 def write_adapters(
     adapters: Mapping[str, Mapping[str, torch.Tensor]], networks: Mapping[str, nn.Module], folder: Path
 ) -> None:
-    """One ``pytorch_lora_weights.safetensors`` for all networks."""
+    """One file per network; ``load_lora_weights`` finds the first by itself, the second one's network is said with
+    ``weight_name=FILES["transformer_2"], load_into_transformer_2=True``."""
     from diffusers.loaders.lora_base import LoraBaseMixin
 
-    LoraBaseMixin._save_lora_weights(
-        folder,
-        lora_layers={name: dict(weights) for name, weights in adapters.items()},
-        lora_metadata={name: strength(networks[name]) for name in adapters},
-    )
+    for name, weights in adapters.items():
+        LoraBaseMixin._save_lora_weights(
+            folder, {PREFIX: dict(weights)}, {PREFIX: strength(networks[name])}, weight_name=FILES[name]
+        )

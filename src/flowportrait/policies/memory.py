@@ -6,7 +6,7 @@
     acting       the same without gradients;   decoding: the autoencoder's, with its weights
     trajectory   latents × 4 bytes × (x, x', noise per trained step, and the sample)
 
-Blocks of a network are alike: peaks are counted with one block and with two, and the rest is the same block again.
+Blocks of a network are alike: peaks are counted with two and with three, and the rest is the same block again.
 """
 
 from __future__ import annotations
@@ -111,12 +111,29 @@ class _Alive(TorchDispatchMode):
         super().__init__()
         self.held = dict.fromkeys(known, 0)
         self.now = self.most = 0
+        self.inverted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = self._made(func, args, kwargs or {})
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor.untyped_storage())
+        return made
+
+    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result. Where it would depend on numbers, a mask selects everything, its inverse nothing, and a condition
+        is false."""
+        name, masked = func.name(), len(args) > 1 and _is_mask(args[1]) and args[0].is_meta
+        if name == "aten::_local_scalar_dense" and args[0].is_meta:
+            return 0
+        if "index_put" in name and masked:
+            return args[0]
+        if name == "aten::index.Tensor" and masked:
+            rows = 0 if args[1][0].untyped_storage()._cdata in self.inverted else len(args[0])
+            return args[0].new_empty(rows, *args[0].shape[1:])
+        made = func(*args, **kwargs)
+        if name == "aten::bitwise_not":
+            self.inverted.add(made.untyped_storage()._cdata)
         return made
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -129,13 +146,14 @@ class _Alive(TorchDispatchMode):
 
     def _let_go(self, key: int) -> None:
         self.now -= self.held.pop(key, 0)
+        self.inverted.discard(key)
 
 
 @contextmanager
-def _without_numbers() -> Iterator[None]:
-    """Tensors that have a shape and a type and no memory, in half precision where none is said."""
+def counted(kind: torch.dtype) -> Iterator[None]:
+    """Tensors that have a shape and a type and no memory, of this kind where none is said."""
     before, attention = torch.get_default_dtype(), nn.functional.scaled_dot_product_attention
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(kind)
     nn.functional.scaled_dot_product_attention = _fused
     try:
         with torch.device("meta"):
@@ -162,15 +180,20 @@ class _Attention(torch.autograd.Function):
         return tuple(torch.empty_like(part) for part in ctx.saved_tensors[:3])
 
 
+def _is_mask(indices: Any) -> bool:
+    first = indices[0] if isinstance(indices, list) and indices else None
+    return isinstance(first, torch.Tensor) and first.dtype == torch.bool
+
+
 def _deep(model: Model, count: Any) -> int:
-    """A count for the whole depth, from one and two of each kind of block."""
-    one = dict.fromkeys(model.depth, 1)
-    base = count(one)
-    return base + sum((count({**one, kind: 2}) - base) * (blocks - 1) for kind, blocks in model.depth.items())
+    """A count for the whole depth, from two and three of each kind of block: the first differs from all others."""
+    few = dict.fromkeys(model.depth, 2)
+    base = count(few)
+    return base + sum((count({**few, kind: 3}) - base) * (blocks - 2) for kind, blocks in model.depth.items())
 
 
 def _pass(model: Model, depth: dict[str, int], rank: int, checkpointing: bool, gradient: bool) -> int:
-    with _without_numbers():
+    with counted(torch.bfloat16):
         network = _network(model, depth)
         insert(network, Lora(rank, rank, ATTENTION), 0)
         if checkpointing:
@@ -181,7 +204,7 @@ def _pass(model: Model, depth: dict[str, int], rank: int, checkpointing: bool, g
 def _decoding(model: Model) -> int:
     import diffusers
 
-    with _without_numbers():
+    with counted(torch.bfloat16):
         vae = getattr(diffusers, model.autoencoder)(**model.autoencoder_config).eval()
         weights = sum(t.numel() * t.element_size() for t in vae.parameters())
         patch = 2 if model.autoencoder == "AutoencoderKLFlux2" else 1

@@ -89,8 +89,15 @@ class GeneratorPolicy(nn.Module):
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> Any:
-        """``known`` of items, detached."""
-        return each(lambda part: part.detach(), self.generator.encode(items))
+        """``known`` of items, detached.
+
+        Raises:
+            BadInput: it is no tuple.
+        """
+        known = self.generator.encode(items)
+        if not isinstance(known, tuple):
+            raise BadInput(f"encode returns a {type(known).__name__}: return a tuple of tensors.")
+        return each(lambda part: part.detach(), known)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, condition: Condition) -> Shown:

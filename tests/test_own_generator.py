@@ -1,0 +1,135 @@
+"""Claims about a generator of one's own: the example learns to be in sync, and every fault is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from examples.own_generator import Murmur, main
+from safetensors.torch import load_file
+from scipy.io import wavfile
+from torch import nn
+
+from flowportrait.cli import main as command
+from flowportrait.policies.check import check
+from flowportrait.policies.interface import Item, Shown
+from flowportrait.policies.policy import GeneratorPolicy
+from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.recipes import named
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four recordings of noise in syllables, each with its own rhythm."""
+    folder, draw = tmp_path_factory.mktemp("prompts"), np.random.default_rng(0)
+    lines = []
+    for rhythm in range(4):
+        time = np.arange(2 * 16000) / 16000
+        beat = np.clip(np.sin(2 * np.pi * (1.5 + 0.7 * rhythm) * time), 0, 1)
+        wave = 0.2 * beat * draw.standard_normal(len(time))
+        wavfile.write(folder / f"{rhythm}.wav", 16000, wave.astype(np.float32))
+        lines.append(json.dumps({"audio": f"{rhythm}.wav"}))
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_the_example_gets_into_sync_and_its_weights_are_delivered(prompts: Path, tmp_path: Path) -> None:
+    main(prompts, tmp_path / "run", iterations=8)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    earned = [record["reward/sync"] for record in records]
+    assert np.mean(earned[-2:]) > earned[0] + 0.01
+    assert max(record["ratio/first_error"] for record in records) == 0.0
+    weights = load_file(tmp_path / "run" / "checkpoint" / "model.safetensors")
+    learned = Murmur()
+    learned.load_state_dict({name.removeprefix("generator."): value for name, value in weights.items()})
+    assert not torch.equal(learned.out[1].weight, Murmur().out[1].weight)
+
+
+def test_the_example_passes_the_check_on_the_command_line(prompts: Path, capsys: Any) -> None:
+    name = "examples.own_generator:Murmur"
+    assert command(["policy", "check", name, "--prompts", str(prompts), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["encode", "velocity", "condition", "replay", "gradient", "decode", "delivery"]
+    assert command(["policy", "check", name]) == 2
+    assert "needs an audio" in capsys.readouterr().err
+
+
+class Sound(nn.Module):
+    """A generator with nothing wrong, for others to break."""
+
+    shape = (4, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        torch.nn.init.eye_(self.layer.weight)
+
+    def encode(self, items: Any) -> Any:
+        return (torch.tensor([[float(len(item.text))] * 3 for item in items]),)
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: Any) -> torch.Tensor:
+        return self.layer(x + known[0][:, None])
+
+    def decode(self, x: torch.Tensor, known: Any) -> Shown:
+        return Shown([(row.sigmoid() * 255).byte().numpy()[:, None, None] for row in x])
+
+
+def broken(**methods: Callable[..., Any]) -> Sound:
+    made = Sound()
+    for name, method in methods.items():
+        setattr(made, name, method.__get__(made))
+    return made
+
+
+def _late_dropout(self: Any, x: Any, sigma: Any, known: Any) -> Any:
+    return nn.functional.dropout(self.layer(x + known[0][:, None]), 0.5, self.training and x.ndim == 3 and len(x) > 2)
+
+
+FAULTS: dict[str, tuple[Sound, str]] = {
+    "list": (broken(encode=lambda self, items: [torch.zeros(len(items), 1)]), "encode returns a list"),
+    "one row": (broken(encode=lambda self, items: (torch.zeros(1, 3),)), "give a row each"),
+    "random": (broken(encode=lambda self, items: (torch.rand(len(items), 3),)), "something else the second time"),
+    "shape": (broken(velocity=lambda self, x, s, k: self.layer(x)[:, :2]), "velocity returns (2, 2, 3) for x of"),
+    "batch": (broken(velocity=lambda self, x, s, k: self.layer(x - x.mean(0)) + k[0][:, None]), "others in its batch"),
+    "infinite": (broken(velocity=lambda self, x, s, k: self.layer(x) / 0), "not finite"),
+    "deaf": (broken(velocity=lambda self, x, s, k: self.layer(x)), "does not reach it"),
+    "dropout": (broken(velocity=_late_dropout), "in training mode it is another function"),
+    "detached": (broken(velocity=lambda self, x, s, k: self.layer(x + k[0][:, None]).detach()), "has no gradient"),
+    "raises": (broken(velocity=lambda self, x, s, k: x @ torch.zeros(7, 7)), "velocity raises RuntimeError"),
+    "floats": (broken(decode=lambda self, x, k: Shown([row.numpy() for row in x])), "frames are RGB uint8"),
+    "nothing": (broken(decode=lambda self, x, k: Shown()), "decode shows nothing"),
+    "flicker": (
+        broken(decode=lambda self, x, k: Shown([np.random.default_rng().integers(0, 255, (1, 4, 4, 3)).astype("uint8")
+                                                for _ in x])), "something else the second time",
+    ),
+    "blend": (
+        broken(decode=lambda self, x, k: Sound.decode(self, x.mean(0).expand(x.shape) * len(x), k)),
+        "another picture alone than among others",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_said_in_a_sentence(fault: str) -> None:
+    made, sentence = FAULTS[fault]
+    last = check(made, [Item("a", "one"), Item("b", "three")])[-1]
+    assert not last.holds
+    assert sentence in last.sentence
+    assert last.sentence.endswith(".")
+
+
+def test_nothing_is_wrong_with_what_is_not_broken() -> None:
+    assert all(finding.holds for finding in check(Sound(), [Item("a", "one"), Item("b", "three")]))
+
+
+def test_a_generator_may_have_its_own_noise_levels() -> None:
+    policy = GeneratorPolicy(broken(levels=lambda self, sigmas: sigmas.square()))
+    plan = EveryStep(steps=4)(0, 0, 1, 1)
+    assert torch.equal(policy.levels(plan.sigmas), plan.sigmas.square())
+    assert replace(named("flow-grpo")).plan(0, 0, 1, 1).sigmas[0] == 1

@@ -1,0 +1,47 @@
+"""A pipeline of diffusers in shards (FSDP2) with recomputed activations, on two processes, gives what one gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+from flowportrait.posttrain import checkpoint
+from tests.processes import iterate, joined, sharded, together
+from tests.test_policies import trainer
+
+ROUNDING = 1e-4
+
+
+def work(folder: Path) -> Any:
+    """Two iterations, saved in between; what was learned."""
+    run = trainer("flux.1", folder, checkpointing=True)
+    iterate(run, 1)
+    checkpoint.write(run, folder / "state")
+    found = iterate(run, 1)
+    checkpoint.deliver(run, folder / "made")
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_in_shards_learn_what_one_learns_and_either_resumes(tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    for place in (two, one):
+        place.mkdir()
+    joined(together(lambda _: torch.save(sharded(lambda: work(two)), two / f"{os.environ['RANK']}.pt")))
+    alone = work(one)
+    found = [torch.load(two / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    for own in found:
+        for name, wanted in alone["weights"]["live"].items():
+            assert (own["weights"]["live"][name] - wanted).norm() <= ROUNDING * wanted.norm().clamp_min(1e-3), name
+    assert len(list((two / "state" / "000001" / "weights").iterdir())) == 2
+    assert (two / "made" / "pytorch_lora_weights.safetensors").is_file()
+    again = trainer("flux.1", tmp_path, checkpointing=True)
+    checkpoint.read(again, two / "state")
+    resumed = iterate(again, 1)
+    for name, wanted in alone["weights"]["live"].items():
+        assert (resumed["weights"]["live"][name] - wanted).norm() <= 2 * ROUNDING * wanted.norm().clamp_min(1e-3), name

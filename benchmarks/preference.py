@@ -3,17 +3,18 @@
     python benchmarks/preference.py CORPUS OUTPUT [--figure docs/preferences.png]
 
 The shipped reward model (Bradley–Terry with ties) beside every single scorer, beside the same network trained by plain
-Bradley–Terry and by regression (kept in OUTPUT), with and without ties; the matrix of damage × dimension; real clips
-against the generator's; the shipped latent reward as σ grows, with what it says of its own certainty. Speakers of
-``dev`` alone; thresholds for ties come from training speakers. About ten minutes of one core the first time.
+Bradley–Terry and by regression, with and without ties; the matrix of damage × dimension; real clips against the
+generator's; the shipped latent reward as σ grows, with what it says of its own certainty. Speakers of ``dev`` alone;
+thresholds for ties come from training speakers. About five minutes of one core; OUTPUT keeps what takes long.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -37,7 +38,8 @@ from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
 from flowportrait.reward.sync import SyncExpert
 
-PAIRS = 840
+PAIRS, LATENT_PAIRS = 840, 450
+PASTS = ("whole clip noisy", "past clean")
 SIGMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
 BASELINES: tuple[Objective, ...] = ("plain", "regression")
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -89,13 +91,13 @@ def matrix(difference: torch.Tensor, intact_is_a: torch.Tensor, kinds: tuple[str
 
 
 @torch.no_grad()
-def latent_rows(model: LatentReward, pairs: LatentPairs) -> dict[str, dict[str, Rows]]:
+def latent_rows(model: LatentReward, pairs: LatentPairs, pasts: Sequence[str] = PASTS) -> dict[str, dict[str, Rows]]:
     """Past noisy or clean → σ → dimension → accuracy on decided pairs, and the chance it gave its own verdict there."""
     clean, heard, start = pairs.both()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     found: dict[str, dict[str, Rows]] = {}
-    for name, past in (("whole clip noisy", None), ("past clean", clean)):
-        found[name] = {}
+    for name in pasts:
+        found[name], past = {}, clean if name == PASTS[1] else None
         for sigma in SIGMAS:
             a, b = split(model(interpolate(clean, noise, torch.tensor(sigma)), sigma, heard, start, past).clip())
             win, _, loss = model.log_chances(a, b).exp().unbind(-1)
@@ -110,6 +112,13 @@ def latent_rows(model: LatentReward, pairs: LatentPairs) -> dict[str, dict[str, 
                 for d, dimension in enumerate(DIMENSIONS)
             }
     return found
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What ``make`` returned, this time or an earlier one."""
+    if not path.is_file():
+        torch.save(make(), path)
+    return torch.load(path, weights_only=False)
 
 
 def show(title: str, rows: dict[str, list[float]], columns: list[str]) -> None:
@@ -129,7 +138,7 @@ def draw(path: Path, found: dict[str, dict[str, dict[str, Rows]]]) -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
     for panel, (test, by_past) in zip(panels, found.items(), strict=True):
-        for past, line in (("whole clip noisy", "-"), ("past clean", "--")):
+        for past, line in zip(PASTS, ("-", "--"), strict=True):
             for place, dimension in enumerate(DIMENSIONS):
                 values = [by_past[past][str(sigma)][dimension]["right"] for sigma in SIGMAS]
                 panel.plot(SIGMAS, values, line, color=f"C{place}", label=f"{dimension}, {past}")
@@ -144,7 +153,7 @@ def draw(path: Path, found: dict[str, dict[str, dict[str, Rows]]]) -> None:
 def main(corpus: Path, output: Path, figure: Path | None) -> None:
     """Train the baselines, measure, print."""
     output.mkdir(parents=True, exist_ok=True)
-    clips, dev = load_motion(corpus, ("reward",)), load_motion(corpus, ("dev",))
+    clips, dev = kept(output / "clips.pt", lambda: [load_motion(corpus, (split,)) for split in ("reward", "dev")])
     models: dict[str, Scores] = {"reward model (shipped)": RewardModel.load()}
     for objective in BASELINES:
         path = output / f"{objective}.safetensors"
@@ -173,11 +182,13 @@ def main(corpus: Path, output: Path, figure: Path | None) -> None:
             show(f"{test} × dimension", {k: list(row.values()) for k, row in shipped.items()}, list(DIMENSIONS))
             result[test] = {"accuracy": rows, "matrix": cells}
     generator, latent = load_generator("sft"), LatentReward.load()
-    real = listen(generator, dev)
-    made = rehearse(generator, real)
+    real = kept(output / "heard.pt", lambda: listen(generator, dev))
+    made = kept(output / "made.pt", lambda: rehearse(generator, real))
     by_test = {}
     for seed, (test, own) in enumerate(damages.items(), 3):
-        by_test[test] = latent_rows(latent, LatentPairMaker(real, latent.space, own, seed, vary=False).draw(PAIRS))
+        by_test[test] = latent_rows(
+            latent, LatentPairMaker(real, latent.space, own, seed, vary=False).draw(LATENT_PAIRS)
+        )
         for past, levels in by_test[test].items():
             rows = {
                 f"σ {sigma}": [row[d][key] for key in ("right", "says") for d in DIMENSIONS]
@@ -185,8 +196,10 @@ def main(corpus: Path, output: Path, figure: Path | None) -> None:
             }
             columns = [f"{d}{' it says' * (key == 'says')}" for key in ("right", "says") for d in DIMENSIONS]
             show(f"latent reward, {test}, {past}", rows, columns)
-    of_made = latent_rows(latent, LatentPairMaker(made, latent.space, LEARNED, 5, vary=False).draw(PAIRS))
-    rows = {f"σ {sigma}": [row[d]["right"] for d in DIMENSIONS] for sigma, row in of_made["past clean"].items()}
+    of_made = latent_rows(
+        latent, LatentPairMaker(made, latent.space, LEARNED, 5, vary=False).draw(LATENT_PAIRS), PASTS[1:]
+    )
+    rows = {f"σ {sigma}": [row[d]["right"] for d in DIMENSIONS] for sigma, row in of_made[PASTS[1]].items()}
     show("latent reward on generated clips, learned damage, past clean", rows, list(DIMENSIONS))
     result["latent"] = {**by_test, "generated clips": of_made}
     result["real above generated"] = real_above_generated(dev, [own.clip for own in made], models)

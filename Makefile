@@ -1,13 +1,14 @@
 # make demo   set up, then the main job on real input: before, post-training, after, report
 # make test   set up, then the tests
 # make lint   set up, then ruff and mypy
+# make docs   set up, then the documentation in build/site; a broken link fails
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 demo: install
 	$(BIN)/flowportrait demo --output demo
@@ -18,6 +19,9 @@ test: install
 lint: install
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 install: $(READY)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import wave
 from pathlib import Path
 
 import av
@@ -13,7 +14,6 @@ import pytest
 from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
-from flowportrait.media.video import write_video
 from flowportrait.studio.limits import Limits
 from flowportrait.studio.live import Show, Theatre
 from flowportrait.studio.training import Training
@@ -28,8 +28,10 @@ def photo(folder: Path) -> Path:
 
 
 def speech(folder: Path, seconds: float = 1.0) -> Path:
-    path = folder / "speech.mp4"
-    write_video(path, [np.zeros((16, 16, 3), np.uint8)] * round(25 * seconds), babble(seconds))
+    path = folder / "speech.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes((babble(seconds).clip(-1, 1) * 32767).astype("<i2").tobytes())
     return path
 
 

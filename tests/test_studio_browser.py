@@ -1,0 +1,82 @@
+"""Claims about the studio's page in a real Chromium: upload, a video that plays, compare, a sentence for a bad file."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowportrait.studio.limits import Limits
+from flowportrait.studio.server import Studio, serve
+from tests.study_browser import browser, small_study
+from tests.test_studio import photo, speech
+
+pytestmark = pytest.mark.slow
+PATIENCE = 180_000
+
+
+def plays(page: Any, count: int) -> None:
+    """That so many videos run."""
+    running = "[...document.querySelectorAll('video.show')].filter(v => v.currentTime > 0.3 && v.videoWidth > 100)"
+    page.wait_for_function(f"{running}.length == {count}", timeout=PATIENCE)
+
+
+def test_a_photo_and_speech_become_a_video_that_plays_and_is_compared(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    studio = Studio(tmp_path / "studio", Limits(seconds=1))
+    found: list[str] = []
+    there = threading.Event()
+
+    def ready(address: str) -> None:
+        found.append(address)
+        there.set()
+
+    threading.Thread(target=serve, args=(studio, 0, ready), daemon=True).start()
+    assert there.wait(60)
+    try:
+        with browser() as chromium:
+            page = chromium.new_context(viewport={"width": 1300, "height": 1000}).new_page()
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            page.set_default_timeout(PATIENCE)
+            page.goto(found[0])
+            page.click("#go")
+            page.wait_for_selector("#said:has-text('There is no photo yet')")
+            bad = tmp_path / "holiday.jpg"
+            bad.write_bytes(b"this is no picture")
+            page.set_input_files("#photo input[type=file]", str(bad))
+            page.wait_for_timeout(1500)
+            page.click("#go")
+            page.wait_for_selector("#said:has-text('holiday.jpg')")
+            page.click("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']")
+            page.set_input_files("#photo input[type=file]", str(photo(tmp_path)))
+            page.wait_for_selector("#photo img")
+            page.set_input_files("#audio input[type=file]", str(speech(tmp_path)))
+            page.wait_for_timeout(1500)
+            page.click("#go")
+            plays(page, 1)
+            page.wait_for_selector("#said:has-text('Done')")
+            page.click("#score")
+            page.wait_for_selector("#said table")
+            page.screenshot(path=tmp_path / "speak.png")
+            page.click("button[role=tab]:has-text('Compare')")
+            page.click("#compare")
+            plays(page, 2)
+            page.wait_for_selector("#compared:has-text('rl Done')")
+            page.screenshot(path=tmp_path / "compare.png")
+            page.click("button[role=tab]:has-text('Train')")
+            page.fill("#prompts textarea, #prompts input", "nowhere")
+            page.click("#train")
+            page.wait_for_selector("#run:has-text('no folder of prompts')")
+            page.click("button[role=tab]:has-text('Ask people')")
+            page.fill("#study textarea, #study input", str(small_study(tmp_path)))
+            page.click("#open-study")
+            page.wait_for_selector("#opened a")
+            page.goto(page.get_attribute("#opened a", "href"))
+            page.wait_for_selector("#begin")
+            assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in asked)
+    finally:
+        studio.close()
+    assert {path.parent.name for path in (tmp_path / "studio").rglob("*.mp4")} >= {"videos"}

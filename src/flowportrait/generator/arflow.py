@@ -190,10 +190,10 @@ class ARFlow(nn.Module):
 
         With guidance w:  v = v_deaf + w (v_heard − v_deaf).
         """
+        level = sigma.expand(x.shape[:-1])
         if context.shape[-2] == 1:
-            return self.head(x, sigma.expand(x.shape[:-1]), context[..., 0, :])
-        both = x[..., None, :].expand(*context.shape[:-1], -1)
-        heard, deaf = self.head(both, sigma.expand(x.shape[:-1])[..., None].expand(both.shape[:-1]), context).unbind(-2)
+            return self.head(x, level, context[..., 0, :])
+        heard, deaf = self.head(x[..., None, :], level[..., None], context).unbind(-2)
         return deaf + self.config.guidance * (heard - deaf)
 
     def recompute_activations(self) -> None:

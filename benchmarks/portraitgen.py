@@ -10,9 +10,9 @@ Every system starts from FLOW/spoilt (faces smoothed and over-coloured on purpos
 on prompts of held-out speakers' attributes with the same noise for all: the artefact detectors, which
 ``ai_portrait`` is made of, and two judges that took part in no training: the realness density (m, lower is more usual)
 and the Fréchet distance of the evaluation side's image network to faces of speakers nobody trained on. Ceilings: the
-clean flow, and held-out real faces through the flow's picture space. Per picture against GRPO alone: exact McNemar
-test per artefact and signed-rank test of the number of artefacts, Holm-corrected. Finished runs are kept; a stopped
-command goes on.
+clean flow, and held-out real faces through the flow's picture space. Per picture against GRPO alone, and against GRPO
+with the dual reward: exact McNemar test per artefact, signed-rank test of the number of artefacts and of m, Holm-
+corrected. Finished runs are kept; a stopped command goes on.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from flowportrait.reward.realness import FaceDensity
 OMNI = {"omni_reward": 1.0}
 DUAL = {"omni_reward": 0.5, "ai_portrait": 0.5}
 STEPS = 8
-BASELINE = "grpo"
+BASELINES = ("grpo", "grpo + dual")
 
 
 @dataclass(frozen=True)
@@ -236,32 +236,41 @@ def table(options: Options) -> None:
         )  # fmt: skip
     console = Console(width=190)
     console.print(shown)
-    if BASELINE in found:
-        _against(found, [name for name in order if name in SYSTEMS and name != BASELINE], kinds, console)
+    for baseline in BASELINES:
+        if baseline in found:
+            _against(found, baseline, [name for name in order if name in SYSTEMS and name != baseline], kinds, console)
     _groups(options.output, console)
 
 
-def _against(found: dict[str, list[dict[str, Any]]], names: list[str], kinds: Sequence[str], console: Console) -> None:
-    """Paired tests against GRPO alone, picture by picture: same prompt, same noise, same seed of training."""
+def _against(
+    found: dict[str, list[dict[str, Any]]], baseline: str, names: list[str], kinds: Sequence[str], console: Console
+) -> None:
+    """Paired tests against a baseline, picture by picture: same prompt, same noise, same seed of training."""
     tests: dict[tuple[str, str], float] = {}
     gaps: dict[tuple[str, str], float] = {}
+    same_seed = {_seed(data): data for data in found[baseline]}
     for name in names:
-        same_seed = {data["name"].partition("/")[2]: data for data in found[BASELINE]}
-        seeds = [(data, data["name"].partition("/")[2]) for data in found[name]]
-        pairs = [(data, same_seed[seed]) for data, seed in seeds if seed in same_seed]
-        mine, theirs = (np.concatenate([_count(pair[side]) for pair in pairs]) for side in (0, 1))
-        tests[name, "artefacts"] = float(wilcoxon(mine - theirs).pvalue) if np.any(mine != theirs) else 1.0
-        gaps[name, "artefacts"] = float((mine - theirs).mean())
+        pairs = [(data, same_seed[_seed(data)]) for data in found[name] if _seed(data) in same_seed]
+        columns = {"artefacts": _count, "realness": lambda data: np.array(data["realness"], float)}
+        for key, column in columns.items():
+            gap = np.concatenate([column(mine) - column(theirs) for mine, theirs in pairs])
+            gap = gap[np.isfinite(gap)]
+            tests[name, key], gaps[name, key] = float(wilcoxon(gap).pvalue) if gap.any() else 1.0, float(gap.mean())
         for kind in kinds:
             a, b = ([v for pair in pairs for v in pair[side]["artefacts"].get(kind, [])] for side in (0, 1))
             tests[name, kind], gaps[name, kind] = mcnemar(a, b)
     corrected = holm(tests)
-    shown = Table(title=f"against {BASELINE}: change per picture (Holm-corrected p)")
-    for head in ("system", "artefacts", *kinds):
+    shown = Table(title=f"against {baseline}: change per picture (Holm-corrected p)")
+    keys = ("artefacts", *kinds, "realness")
+    for head in ("system", *keys):
         shown.add_column(head, justify="left" if head == "system" else "right")
     for name in names:
-        shown.add_row(name, *(f"{gaps[name, k]:+.2f} ({corrected[name, k]:.2g})" for k in ("artefacts", *kinds)))
+        shown.add_row(name, *(f"{gaps[name, key]:+.2f} ({corrected[name, key]:.2g})" for key in keys))
     console.print(shown)
+
+
+def _seed(data: dict[str, Any]) -> str:
+    return str(data["name"]).partition("/")[2]
 
 
 def _groups(output: Path, console: Console) -> None:

@@ -38,7 +38,7 @@ from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
 from flowportrait.reward.sync import SyncExpert
 
-PAIRS, LATENT_PAIRS = 840, 450
+PAIRS, LATENT_PAIRS = 840, 360
 PASTS = ("whole clip noisy", "past clean")
 SIGMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
 BASELINES: tuple[Objective, ...] = ("plain", "regression")
@@ -72,7 +72,8 @@ def accuracy(difference: torch.Tensor, batch: PairBatch, threshold: torch.Tensor
         own, truth = difference[:, column], batch.labels[:, column]
         said = torch.where(own.abs() <= threshold[column], 0, own.sign()).long()
         decided = truth != 0
-        right = float((own[decided].sign() == truth[decided]).float().mean())
+        # A scorer that sees no difference tosses a coin.
+        right = float((0.5 + own[decided].sign() * truth[decided] / 2).mean())
         found[dimension] = {
             "right": right,
             "half_width": 1.96 * (right * (1 - right) / int(decided.sum())) ** 0.5,
@@ -83,11 +84,9 @@ def accuracy(difference: torch.Tensor, batch: PairBatch, threshold: torch.Tensor
 
 def matrix(difference: torch.Tensor, intact_is_a: torch.Tensor, kinds: tuple[str, ...]) -> Rows:
     """Damage → dimension → share of pairs in which the intact clip scores higher (½: it does not see the damage)."""
-    higher = (difference > 0) == intact_is_a[:, None]
+    higher = 0.5 + difference.sign() * (2 * intact_is_a[:, None].float() - 1) / 2
     rows = {kind: torch.tensor([own == kind for own in kinds]) for kind in dict.fromkeys(kinds)}
-    return {
-        kind: dict(zip(DIMENSIONS, higher[row].float().mean(0).tolist(), strict=True)) for kind, row in rows.items()
-    }
+    return {kind: dict(zip(DIMENSIONS, higher[row].mean(0).tolist(), strict=True)) for kind, row in rows.items()}
 
 
 @torch.no_grad()

@@ -1,6 +1,10 @@
-"""Preferences between two clips of the same prompt: what they look like, where they come from, what is wrong with them.
+"""Preferences between two clips of the same prompt: where they come from, what is wrong with them, what they teach.
 
-pairs.jsonl   one pair a line: prompt, a, b, per aspect A | B | tie, points 1–5, source, annotator, speaker, …
+pairs.jsonl    one pair a line: prompt, a, b, per aspect A | B | tie, points 1–5, source, annotator, speaker, …
+
+study · judged · made_videos ─► pairs ─► inspection ─► stated_pairs ─┐
+corpus ─► motion_damage ─► made_pairs · latent_pairs ────────────────┴─► reward_model · vlm_reward · latent_reward
+                                                                                       └─► as_reward
 """
 
 from flowportrait.preference.pairs import ASPECTS, Label, Pair, read_pairs, write_pairs

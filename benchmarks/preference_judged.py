@@ -7,6 +7,7 @@ clip has the same seed and portrait in every system; pictures are 256 px and not
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.evaluate.measure import measure
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.generator.steering import Steering, in_order
+from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import write_video
@@ -94,6 +96,26 @@ def draw(corpus: Path, footage: Path, output: Path, count: int, system: str, by:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, faces[index % len(faces)].decode(perform(clip.audio, index)), clip.audio)
         measure(path, output / "seen")
+
+
+@torch.no_grad()
+def cost(corpus: Path, output: Path, by: str) -> None:
+    """Processor seconds of motion per second of speech, and over that of ``sft``: OUTPUT/cost.json."""
+    name = next(
+        record["name"]
+        for record in map(json.loads, (corpus / "clips.jsonl").read_text().splitlines())
+        if record["split"] == "dev" and record["frames"] >= 60
+    )
+    audio = Clip.load(corpus / "clips" / f"{name}.safetensors").audio
+    found: dict[str, float] = {}
+    for system in ("sft", "guide sync=3,expression=1,motion=1", "pruned 8", "best of 8"):
+        perform = performer(system, output, by)
+        perform(audio, 0)
+        began = time.process_time()
+        perform(audio, 1)
+        found[system] = (time.process_time() - began) / (len(audio) / SAMPLE_RATE)
+        print(f"{system:36} {found[system]:.3f} s/s, {found[system] / found['sft']:.1f} times sft", flush=True)
+    (output / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def table(output: Path, systems: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT train       # 15 s of processor time an arm
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT draw        # every system; and measure
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT table       # compare with sft, clip by clip
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT cost        # of guiding and choosing
 
 Every arm starts from ``sft``, sees the same speakers and has the same processor seconds, acting and scoring included
 (wall-clock on a machine that does other things measures those). Guidance and best-of-n train nothing. Labels come from
@@ -38,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("corpus", "footage", "output"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("stage", choices=("train", "draw", "table"))
+    parser.add_argument("stage", choices=("train", "draw", "table", "cost"))
     parser.add_argument("--seconds", type=float, default=15.0, help="of processor time per arm")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--by", default="preference", help="what chooses among whole performances")
@@ -49,11 +50,14 @@ def main() -> None:
     if options.stage == "train":
         train(options.corpus, options.output, options.seconds, ARMS if chosen is None else chosen)
         return
-    from preference_judged import SWEEP, SYSTEMS, draw, table
+    from preference_judged import SWEEP, SYSTEMS, cost, draw, table
 
     systems = (*SYSTEMS, *SWEEP) if chosen is None else chosen
     if options.stage == "table":
         table(options.output, systems)
+        return
+    if options.stage == "cost":
+        cost(options.corpus, options.output, options.by)
         return
     for system in systems:
         draw(options.corpus, options.footage, options.output, options.clips, system, options.by)

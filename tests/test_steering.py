@@ -15,7 +15,8 @@ import torch
 from flowportrait.animator import Animator
 from flowportrait.best_of import best, takes
 from flowportrait.cli import main
-from flowportrait.commands.animate_reward import parse_weights, steering_of
+from flowportrait.codec.controls import Controls
+from flowportrait.commands.animate_reward import parse_weights, perform, steering_of
 from flowportrait.errors import BadInput
 from flowportrait.flow.guidance import guided
 from flowportrait.flow.schedule import shifted
@@ -184,6 +185,19 @@ def test_the_shipped_latent_reward_steers_the_shipped_generator_in_its_own_judge
 
     assert liked(steering) > liked(None)
     assert steering_of(argparse.Namespace(**{**vars(options), "guide": "sync=0"}), animator.generator) is None
+
+
+def test_the_command_performs_plainly_or_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    animator = Animator(MODEL)
+
+    def performed(count: int) -> torch.Tensor:
+        options = argparse.Namespace(guide=None, best_of=count, prune=False, by="sync", seed=5, checkpoint="tiny")
+        return torch.cat(list(perform(options, animator, SPEECH, Controls())))
+
+    plain = [torch.cat(list(animator.motion(SPEECH, seed=seed))) for seed in (5, 6)]
+    assert torch.equal(performed(1), plain[0])
+    assert any(torch.equal(performed(2), motion) for motion in plain)
+    assert "is the best of 2 by sync" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,21 @@ def wan22_5b() -> tuple[Any, dict[str, Any]]:
     return pipeline, dict(WAN)
 
 
+def reading_wan() -> Any:
+    """Wan 2.2 5B that reads texts itself, so that it can be saved and loaded whole."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "she": 2, "speaks": 3, "sings": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    reader = UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    torch.manual_seed(0)
+    return diffusers.WanImageToVideoPipeline(
+        tokenizer, reader, wan_vae(), EULER(shift=5.0), None, None, wan_transformer(4), expand_timesteps=True
+    )
+
+
 def hunyuan() -> tuple[Any, dict[str, Any]]:
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scipy.io import wavfile
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.flow.schedule import shift_levels, shifted
+from flowportrait.policies.check import check
 from flowportrait.policies.interface import Item
 from flowportrait.policies.items import read_items
 from flowportrait.policies.loading import load_policy_generator
@@ -32,7 +34,7 @@ from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 
 diffusers = pytest.importorskip("diffusers")
-from tests.small_pipelines import SMALL, VIDEO, small  # noqa: E402
+from tests.small_pipelines import SMALL, VIDEO, reading_wan, small  # noqa: E402
 
 RECIPE = replace(
     named("flow-grpo"), groups=2, group_size=6, plan=EveryStep(steps=3), learning_rate=0.02, eta=0.7, updates=1,
@@ -66,8 +68,12 @@ def items(name: str, folder: Path) -> list[Item]:
     return [Item(one, "", image and image / f"{one}.png", audio and audio / f"{one}.wav") for one in "ab"]
 
 
-def trainer(name: str, folder: Path, **changes: Any) -> Trainer:
-    policy = GeneratorPolicy(PipelineGenerator(*small(name)))
+def trainer(name: str, folder: Path, half: bool = False, **changes: Any) -> Trainer:
+    pipeline, told = small(name)
+    if half:
+        pipeline.to(torch.bfloat16)
+        told = {key: value.bfloat16() if isinstance(value, torch.Tensor) else value for key, value in told.items()}
+    policy = GeneratorPolicy(PipelineGenerator(pipeline, told))
     task = GeneratorTask(items(name, folder), Bright().needs)
     return Trainer(policy, task, replace(RECIPE, **changes), Composite((Bright(),), {"bright": 1.0}))
 
@@ -160,6 +166,7 @@ def test_bad_input_is_one_clear_sentence(folder: Path, tmp_path: Path) -> None:
     refused: list[tuple[str, Any]] = [
         ("StableDiffusion3Pipeline takes no image", lambda: PipelineGenerator(pipeline, told).encode([picture])),
         ("needs an image", lambda: PipelineGenerator(*small("wan2.2")).encode([Item("one", "a face")])),
+        ("changes guidance on the way", lambda: PipelineGenerator(pipeline, {"skip_guidance_layers": 3})),
         ("has no argument 'hight'", lambda: PipelineGenerator(pipeline, {"hight": 3})),
         ("refuses what it is given", lambda: PipelineGenerator(pipeline, told | {"height": 30}).encode([Item("x")])),
         ("No pipeline could be loaded from", lambda: load_policy_generator(str(tmp_path))),
@@ -203,12 +210,28 @@ def test_guidance_that_cannot_be_replayed_is_refused(folder: Path) -> None:
         PipelineGenerator(pipeline, told | {"guidance_rescale": 0.9}).encode(items("ltx-video", folder)[:1])
 
 
-def test_a_saved_pipeline_is_found_by_its_folder_and_checked(folder: Path, tmp_path: Path, capsys: Any) -> None:
-    """And where a file lacks, a sentence says so."""
-    pipeline, _ = small("sd3.5")
-    pipeline.save_pretrained(tmp_path / "sd3")
-    generator = load_policy_generator(str(tmp_path / "sd3"), ["height=32", "width=32"])
-    assert isinstance(generator, PipelineGenerator)
-    (tmp_path / "sd3" / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    assert main(["policy", "check", str(tmp_path / "sd3")]) == 2
-    assert "No pipeline could be loaded from" in capsys.readouterr().err
+def test_a_saved_pipeline_is_loaded_by_its_folder_and_checked(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """Texts, pictures and weights from files, through the command line; and a sentence where a file is missing."""
+    reading_wan().save_pretrained(tmp_path / "wan")
+    listing = folder / "prompts.jsonl"
+    listing.write_text('{"text": "she speaks", "image": "a.png"}\n{"text": "she sings", "image": "b.png"}\n')
+    ask = ["policy", "check", str(tmp_path / "wan"), "--prompts", str(listing), "--json", "--policy-set"]
+    settings = ["height=32", "width=32", "num_frames=5", "guidance_scale=2"]
+    assert main([*ask, *settings]) == 0
+    assert json.loads(capsys.readouterr().out)["delivery"] == "its own pipeline delivers the same pictures"
+    (tmp_path / "wan" / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert main([*ask, *settings]) == 2
+    said = capsys.readouterr().err
+    assert "No pipeline could be loaded from" in said
+    assert said.count("\n") == 1
+
+
+def test_the_check_holds_for_a_pipeline_and_sees_other_pictures_than_are_delivered(folder: Path) -> None:
+    generator = PipelineGenerator(*small("ltx-video"))
+    found = check(generator, items("ltx-video", folder))
+    assert [finding.name for finding in found if finding.holds][-1] == "delivery"
+    assert all(finding.holds for finding in found)
+    generator.codec.scale = replace(generator.codec.scale, std=generator.codec.scale.std * 1.1)
+    last = check(generator, items("ltx-video", folder))[-1]
+    assert not last.holds
+    assert "rewards see other pictures than its own pipeline delivers" in last.sentence

@@ -45,3 +45,16 @@ def test_two_processes_in_shards_learn_what_one_learns_and_either_resumes(tmp_pa
     resumed = iterate(again, 1)
     for name, wanted in alone["weights"]["live"].items():
         assert (resumed["weights"]["live"][name] - wanted).norm() <= 2 * ROUNDING * wanted.norm().clamp_min(1e-3), name
+
+
+@pytest.mark.slow
+def test_half_precision_weights_and_float32_adapters_share_their_shards(tmp_path: Path) -> None:
+    def work() -> Any:
+        return iterate(trainer("flux.1", tmp_path, half=True, checkpointing=True, autocast="bf16"), 1)
+
+    joined(together(lambda _: torch.save(sharded(work), tmp_path / f"{os.environ['RANK']}.pt")))
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    for own in found:
+        assert own["records"][0]["ratio/first_error"] == 0.0
+        assert own["records"][0]["noise_gap"] < 0.05
+        assert {value.dtype for value in own["weights"]["live"].values()} == {torch.float32}

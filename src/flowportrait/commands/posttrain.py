@@ -58,7 +58,9 @@ def _another(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.posttrain.run import Job, resolve
 
     items = read_items(options.prompts)
-    recipe = resolve(options.recipe, options.iterations, options.changes)
+    # Half-precision weights round as autocast does: replayed noise is compared accordingly.
+    changes = [*(["autocast=bf16"] if options.bf16 else []), *options.changes]
+    recipe = resolve(options.recipe, options.iterations, changes)
     generator = load_policy_generator(options.policy, options.policy_set, options.bf16)
     job = Job(options.output, options.policy, options.resume, track=options.track)
     return {"checkpoint": str(train_generator(generator, recipe, items, job))}

@@ -48,7 +48,7 @@ def check(generator: Generator, items: Sequence[Item]) -> list[Finding]:
     Two or more items let it see whether they are told apart."""
     policy = GeneratorPolicy(generator)
     look = _Look(policy, list(items))
-    found = []
+    found: list[Finding] = []
     for name, claim in look.claims().items():
         try:
             sentence = claim()

@@ -197,7 +197,7 @@ def _pass(model: Model, depth: dict[str, int], rank: int, checkpointing: bool, g
         network = _network(model, depth)
         insert(network, Lora(rank, rank, ATTENTION), 0)
         if checkpointing:
-            network.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
         return peak_of(network.train(gradient), _call(model), gradient)
 
 

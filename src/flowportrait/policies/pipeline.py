@@ -32,6 +32,9 @@ from flowportrait.posttrain.rows import each
 AGREES, AGREES_HALF = 1e-3, 0.1
 """Largest relative gap between the velocity that the pipeline used and ours, in float32 and half precision."""
 
+CHANGING = frozenset({"guidance_scale_2", "skip_guidance_layers", "cfg_truncation"})
+"""Arguments under which later steps are guided otherwise than the first, which is the one that is heard."""
+
 
 class Known(NamedTuple):
     """The transformer's arguments that have a row per item, in the order of their names: with the prompt, and where
@@ -105,7 +108,9 @@ class PipelineGenerator:
         return asked
 
     def _encode(self, item: Item) -> Known:
-        asked = self.asked(item)
+        asked, device = self.asked(item), next(self.networks["transformer"].parameters()).device
+        if self.pipeline.vae.device != device:
+            self.pipeline.to(device)
         heard = hear(self.pipeline, asked)
         self.weight = self.family.guidance(asked)
         x = self.family.sampled(heard.sample).float()
@@ -135,7 +140,7 @@ class PipelineGenerator:
             own = self.velocity(x, heard.time.reshape(1).to(x) / 1000, self._known(branches))
             wanted = self.family.sampled(heard.velocity).float()
             gap = float((own - wanted).norm() / wanted.norm().clamp_min(1e-9))
-        half = self.pipeline.transformer.dtype in (torch.bfloat16, torch.float16)
+        half = self.pipeline.transformer.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
         if not gap <= (AGREES_HALF if half else AGREES):
             raise BadInput(
                 f"{type(self.pipeline).__name__} guides in a way that cannot be replayed (its velocity differs by "
@@ -214,7 +219,7 @@ class PipelineGenerator:
             write_adapters(found, networks, folder)
         else:
             for name, network in networks.items():
-                network.save_pretrained(folder / name)
+                network.save_pretrained(folder / name)  # type: ignore[operator]
 
 
 def _branches(calls: Sequence[Call], prompted_first: bool) -> list[Call]:
@@ -256,6 +261,8 @@ def _check(pipeline: Any, channels: int, arguments: Mapping[str, Any]) -> None:
     if getattr(pipeline.vae, "use_tiling", False):
         raise BadInput(f"{name} decodes in tiles, whose seams rewards would learn from: call vae.disable_tiling().")
     known = inspect.signature(pipeline.__call__).parameters
+    if changing := sorted(CHANGING & arguments.keys()):
+        raise BadInput(f"{name}: {changing[0]} changes guidance on the way, which is not replayed: leave it out.")
     for argument in arguments:
         if argument not in known:
             raise BadInput(f"{name} has no argument {argument!r}: it has {', '.join(known)}.")

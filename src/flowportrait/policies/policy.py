@@ -55,6 +55,8 @@ class AllAtOnce:
 class GeneratorPolicy(nn.Module):
     """See the module. ``networks`` are what is trained: the generator itself, or what it names."""
 
+    generator: Generator
+
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         named = getattr(generator, "networks", None)
@@ -132,7 +134,7 @@ class GeneratorPolicy(nn.Module):
             BadInput: the generator cannot.
         """
         for network in self.networks.values():
-            network.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
         if not self.networks:
             own = getattr(self.generator, "recompute_activations", None)
             if own is None:

@@ -24,7 +24,7 @@ from flowportrait.posttrain.loop import Job, Loop
 from flowportrait.posttrain.manifest import PACKAGES, write_or_compare
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.run import tracking
-from flowportrait.posttrain.scale import on_main, roll_call
+from flowportrait.posttrain.scale import on_main, one_voice, roll_call
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 
@@ -38,10 +38,8 @@ def train_generator(
         BadInput: bad settings, or a run already in the output folder that differs from what is asked.
     """
     accelerator = tracking(job)
-    try:
+    with one_voice(accelerator, job.output):
         _train(generator, recipe, items, job, rewards or Composite.default(recipe.rewards), accelerator)
-    except OSError as error:
-        raise BadInput(f"Cannot write {error.filename or job.output} ({error.strerror or error}).") from error
     return job.output / "checkpoint"
 
 

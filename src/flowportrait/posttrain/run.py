@@ -34,7 +34,7 @@ from flowportrait.posttrain.manifest import manifest, write_or_compare
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import CARDS, named, read_recipe
-from flowportrait.posttrain.scale import on_main, processes, roll_call
+from flowportrait.posttrain.scale import on_main, one_voice, processes, roll_call
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt, read_prompts
@@ -95,15 +95,8 @@ def posttrain(
 def train(recipe: Recipe, prompts: Sequence[Prompt], job: Job) -> Path:
     """Run a resolved recipe on prompts; see ``posttrain``."""
     accelerator = tracking(job)
-    try:
+    with one_voice(accelerator, job.output):
         _train(recipe, prompts, job, accelerator)
-    except (BadInput, OSError) as error:
-        # The main process speaks for all.
-        if not accelerator.is_main_process:
-            raise SystemExit(2) from None
-        if isinstance(error, OSError):
-            raise BadInput(f"Cannot write {error.filename or job.output} ({error.strerror or error}).") from error
-        raise
     return job.output / "checkpoint"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from statistics import median_low
 from typing import Any, TypeVar
 
@@ -104,6 +105,23 @@ def on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
     if result[1] is not None:
         raise result[1]
     return result[0]
+
+
+@contextmanager
+def one_voice(accelerator: Accelerator, output: Path) -> Iterator[None]:
+    """What the user is told, the main process tells; the others end with the exit code of bad input.
+
+    Raises:
+        BadInput: from inside, or because ``output`` could not be written.
+    """
+    try:
+        yield
+    except (BadInput, OSError) as error:
+        if not accelerator.is_main_process:
+            raise SystemExit(2) from None
+        if isinstance(error, OSError):
+            raise BadInput(f"Cannot write {error.filename or output} ({error.strerror or error}).") from error
+        raise
 
 
 def together(

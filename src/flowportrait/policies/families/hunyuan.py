@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowportrait.errors import BadInput
 from flowportrait.policies.families.family import Family
 
 
@@ -21,4 +22,7 @@ class HunyuanVideo15(Family):
         return int(self.pipeline.transformer.config.out_channels)
 
     def guidance(self, arguments: dict[str, Any]) -> float:
-        return float(self.pipeline.guider.guidance_scale)
+        guider = self.pipeline.guider
+        if (guider._start, guider._stop) != (0.0, 1.0):
+            raise BadInput("The guider starts late or stops early, which is not replayed: let it guide at every step.")
+        return float(guider.guidance_scale)

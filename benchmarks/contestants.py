@@ -45,5 +45,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "noise": ("sft", "eta 0.1", "eta 0.25", "flow-grpo", "eta 1.0"),
     "credit": ("sft", "per clip", "nft-regions", "per window"),
     "hacks": ("sft", "sync alone", "temporal alone"),
+    "parts": ("sft", "share", "neither", "power", "rl"),
 }
-"""Contestants of every table of ``docs/results.md``."""
+"""Contestants of every table of ``docs/results.md``. ``parts`` are runs of ``flowportrait posttrain``, put into
+``RUNS/NAME/0/checkpoint`` by hand: the three that ``rl`` is the mean of."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ FIGURES = (
 BESIDE = ("identity_kept", "spread_lips", "spread_head")
 """Printed, not tested: identity, and how far two performances of the same speech are apart."""
 BASELINE, REAL = "sft", "real"
-HELD = "held/"
+HELD, EVALUATION, SPREAD = "held/", "evaluation/", "/spread"
 
 
 def collect(runs: Path) -> dict[str, Any]:
@@ -104,9 +104,22 @@ def curve(runs: Path, name: str) -> list[dict[str, float]]:
         point = {"seconds": float(np.mean([record["seconds"] for record in same])), "seeds": float(len(same))}
         for key in (key for key in same[0] if key.startswith(HELD)):
             values = [record[key] for record in same]
-            point |= {key: float(np.mean(values)), f"{key}/spread": over_seeds(values) or 0.0}
+            point |= {key: float(np.mean(values)), f"{key}{SPREAD}": over_seeds(values) or 0.0}
         points.append({key: round(value, 5) for key, value in point.items()})
     return points
+
+
+def looks(runs: Sequence[Path]) -> dict[str, list[dict[str, float]]]:
+    """What ``flowportrait posttrain`` saw on its held-out prompts, by run folder."""
+    found = {}
+    for run in runs:
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        seen = [record for record in records if "evaluation/sync" in record]
+        found[run.name] = [
+            {key: round(value, 4) for key, value in record.items() if key == "iteration" or key.startswith(EVALUATION)}
+            for record in seen
+        ]
+    return found
 
 
 def headline(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import BESIDE, FIGURES, HELD, REAL, collect, digits, gap_closed, headline
+from figures import BESIDE, EVALUATION, FIGURES, HELD, REAL, SPREAD, collect, digits, gap_closed, headline, looks
 
 from flowportrait.evaluate.metrics import METRICS
 from flowportrait.evaluate.reference import SHIPPED
@@ -42,24 +42,30 @@ HEADLINE_ROWS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, help="folder of recipes.py")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="folders of recipes.py")
+    parser.add_argument("--posttrained", type=Path, nargs="+", default=[], help="run folders of flowportrait posttrain")
     parser.add_argument("--headline", type=Path, help="folder of heldout.py")
     parser.add_argument("--noisy", type=Path, help="noisy.json of noisy.py")
     parser.add_argument("--output", type=Path, default=FOLDER.parent, help="folder of results.md (default docs)")
     given = parser.parse_args()
     kept = FOLDER / "figures.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-    if given.runs:
-        found |= collect(given.runs)
+    for runs in given.runs:
+        for part, own in collect(runs).items():
+            found[part] = {**found.get(part, {}), **own}
+    if given.posttrained:
+        found["looks"] = looks(given.posttrained)
     if given.headline:
         found["headline"] = headline(given.headline)
     if given.noisy:
         found["noisy"] = json.loads(given.noisy.read_text())
-    if given.runs or given.headline or given.noisy:
+    if given.runs or given.headline or given.noisy or given.posttrained:
         write(kept, json.dumps(found, indent=1) + "\n")
     pictures = given.output / "results"
     for study in found.get("studies", {}):
         draw_curves(pictures / f"{study}.svg", study, found)
+    if "looks" in found:
+        draw_looks(pictures / "looks.svg", found["looks"])
     write(given.output / "results.md", page(found, (FOLDER / "template.md").read_text()))
 
 
@@ -129,24 +135,37 @@ def noisy_table(found: Mapping[str, Any]) -> str:
 def draw_curves(path: Path, study: str, found: Mapping[str, Any]) -> None:
     """One panel per held-out reward, a line per contestant, the band its 95 % interval over seeds."""
     curves = {name: found["curves"][name] for name in found["studies"][study] if name in found.get("curves", {})}
-    if not curves:
-        return
-    rewards = [key for key in next(iter(curves.values()))[0] if key.startswith(HELD) and not key.endswith("/spread")]
-    with plt.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": study, "axes.spines.top": False,
-                         "axes.spines.right": False}):  # fmt: skip
-        figure, axes = plt.subplots(1, len(rewards), figsize=(2.4 * len(rewards), 2.3))
-        for axis, reward in zip(axes, rewards, strict=True):
-            for colour, (name, points) in zip(SERIES + SERIES, curves.items(), strict=False):
-                seconds = [point["seconds"] for point in points]
-                mean = [point[reward] for point in points]
-                spread = [point[f"{reward}/spread"] for point in points]
-                axis.plot(seconds, mean, color=colour, lw=1.4, label=name)
-                low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-                axis.fill_between(seconds, low, high, color=colour, alpha=0.12, lw=0)
-            axis.set_title(reward.removeprefix(HELD), loc="left", fontsize=9)
-            axis.set_xlabel("processor seconds")
+    if curves:
+        rewards = [key for key in next(iter(curves.values()))[0] if key.startswith(HELD) and not key.endswith(SPREAD)]
+        panels(path, curves, rewards, "seconds", "processor seconds")
+
+
+def draw_looks(path: Path, runs: Mapping[str, list[dict[str, float]]]) -> None:
+    """What the evaluation saw on held-out prompts while the parts of ``rl`` were trained."""
+    seen = [key for key in next(iter(runs.values()))[0] if key.startswith(EVALUATION)]
+    panels(path, runs, seen, "iteration", "iterations")
+
+
+def panels(
+    path: Path, lines: Mapping[str, list[dict[str, float]]], keys: Sequence[str], along: str, label: str
+) -> None:
+    """A row of small panels, one per key, a line per name."""
+    style = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": path.stem, "axes.spines.top": False,
+             "axes.spines.right": False}  # fmt: skip
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(1, len(keys), figsize=(2.4 * len(keys), 2.3), squeeze=False)
+        for axis, key in zip(axes[0], keys, strict=True):
+            for colour, (name, points) in zip(SERIES * 2, lines.items(), strict=False):
+                x, y = ([point[part] for point in points if key in point] for part in (along, key))
+                axis.plot(x, y, color=colour, lw=1.4, label=name)
+                if points and key + SPREAD in points[0]:
+                    reach = [point[key + SPREAD] for point in points]
+                    low, high = ([m + sign * r for m, r in zip(y, reach, strict=True)] for sign in (-1, 1))
+                    axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
+            axis.set_title(key.split("/")[-1].replace("_", " "), loc="left", fontsize=9)
+            axis.set_xlabel(label)
             axis.locator_params(nbins=4)
-        axes[0].legend(frameon=False, fontsize=6)
+        axes[0, 0].legend(frameon=False, fontsize=6)
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})

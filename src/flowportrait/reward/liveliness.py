@@ -132,18 +132,26 @@ class Smoothness:
     noise: float = 0.0
     name: str = "smoothness"
     needs: frozenset[str] = frozenset({"motion"})
+    groups: tuple[str, ...] = tuple(GROUPS)
+    """Action groups whose flutter counts."""
 
     @classmethod
     def load(cls) -> Smoothness:
         """Against the real speakers that ship."""
         return cls(RealMotion.load(), noises().get("smoothness", 0.0))
 
+    @classmethod
+    def only(cls, name: str, *groups: str) -> Smoothness:
+        """Of some action groups, under a name of its own: to pay the part of the face that flutters."""
+        return cls(RealMotion.load(), name=name, groups=groups)
+
     def __call__(self, batch: RewardBatch) -> Score:
         measured = self.real.over_windows(log_flutter, batch.motion)
         flutter = (measured - torch.tensor(self.real.flutter_mean)) / torch.tensor(self.real.flutter_std)
         amplitude = self.real.over_windows(log_amplitude, batch.motion)[:, _LIP_GROUP]
         stillness = (self.real.amplitude_mean[_LIP_GROUP] - amplitude) / self.real.amplitude_std[_LIP_GROUP]
-        return all_valid(-F.softplus(flutter).mean(1) - F.relu(stillness - 1))
+        own = [list(GROUPS).index(name) for name in self.groups]
+        return all_valid(-F.softplus(flutter[:, own]).mean(1) - F.relu(stillness - 1))
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,9 @@ PREFERENCES = (
 )  # fmt: skip
 """What was learned from pairs: all three dimensions, one of them, or all three from latents."""
 
-TREMOR: dict[str, Build] = {
+PARTS: dict[str, Build] = {
+    "steady_lips": lambda _: Smoothness.only("steady_lips", "lips"),
+    "steady_eyes": lambda _: Smoothness.only("steady_eyes", "brows", "blink", "gaze"),
     "tremor_lips": lambda _: Tremor.of("tremor_lips", "lips"),
     "tremor_eyes": lambda _: Tremor.of("tremor_eyes", "brows", "blink", "gaze"),
 }
@@ -108,7 +110,7 @@ TREMOR: dict[str, Build] = {
 
 REWARDS: dict[str, Build] = {
     **BUILT_IN, **{name: _preference(name) for name in PREFERENCES}, "panel": _panel, "omni_reward": _omni_reward,
-    "ai_portrait": _ai_portrait, **TREMOR,
+    "ai_portrait": _ai_portrait, **PARTS,
 }  # fmt: skip
 """Every reward that can be named."""
 

@@ -21,6 +21,7 @@ from flowportrait.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     judge,
     policies,
     portraitbench,
@@ -40,7 +41,7 @@ from flowportrait.terminal import say, speaks
 
 COMMANDS = (
     animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, studio,
-    preferences, reward, demo, verify, portraitbench,
+    preferences, reward, demo, verify, portraitbench, export,
 )  # fmt: skip
 
 

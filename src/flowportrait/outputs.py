@@ -8,16 +8,16 @@ from pathlib import Path
 from flowportrait.errors import BadInput
 
 
-def check_output_file(path: Path) -> None:
-    """That an mp4 can be written.
+def check_output_file(path: Path, kind: str = "mp4") -> None:
+    """That a file of this kind can be written.
 
     Raises:
-        BadInput: the folder is missing or not writable, the name is a folder, or it does not end in .mp4.
+        BadInput: the folder is missing or not writable, the name is a folder, or it does not end as the kind does.
     """
-    if path.suffix.lower() != ".mp4":
-        raise BadInput(f"--output {path} must end in .mp4.")
+    if path.suffix.lower() != f".{kind}":
+        raise BadInput(f"--output {path} must end in .{kind}.")
     if path.is_dir():
-        raise BadInput(f"--output {path} is a folder: give the name of an mp4 file.")
+        raise BadInput(f"--output {path} is a folder: give the name of an {kind} file.")
     if not path.parent.is_dir():
         raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
     _try_write(path.parent, path)

@@ -42,7 +42,7 @@ def walk(
     """
     steps = len(sigmas) - 1
     if stochastic is None:
-        stochastic = torch.full((steps,), kernel is not None)
+        stochastic = torch.tensor([kernel is not None] * steps)
     euler = ode()
     for i in range(steps):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]

@@ -50,7 +50,7 @@ class ChunkSpace(nn.Module):
 
     def encode(self, motion: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         """Chunks ``[..., chunk, 30]`` after a frame ``[..., 30]`` to latents ``[..., chunk · 30]``."""
-        change = (motion - base[..., None, :]).mT
+        change = (motion - base[..., None, :]).transpose(-1, -2)
         return (torch.einsum("...df,dfk->...dk", change, self.modes) / self.scale).flatten(-2)
 
     def decode(self, latents: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,28 @@
+"""``flowportrait export``: a generator's streaming step as ONNX."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flowportrait.commands import Commands
+from flowportrait.outputs import check_output_file
+
+
+def register(commands: Commands) -> None:
+    """Add the command and its options."""
+    add = commands.add_parser("export", help="write a generator's streaming step as ONNX")
+    add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
+    add.add_argument("--output", type=Path, required=True, help="onnx file to write; a json beside it says the sizes")
+    add.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Checkpoint to graph."""
+    check_output_file(options.output, "onnx")
+    from flowportrait.checkpoints import load_generator
+    from flowportrait.generator.onnx_step import export_step
+
+    export_step(load_generator(options.checkpoint), options.output)
+    return {"output": str(options.output), "bytes": options.output.stat().st_size}

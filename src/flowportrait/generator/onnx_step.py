@@ -1,0 +1,154 @@
+"""One streaming step of a generator as an ONNX graph, for runtimes without Python.
+
+    step(audio of the chunk, style, motion before it, noise, position, keys, values) ─► motion, keys', values'
+
+The KV cache goes in and comes out: ``[layers, G, heads, past, d]``, G the branches of guidance, ``past`` 0 at a fresh
+start (``position`` 0, every ``horizon`` chunks) and never more than the window reaches. The Euler steps are unrolled
+inside, so a call draws a whole chunk from unit noise. Folder: ``step.onnx`` and ``step.json``, which says the sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Cache
+
+from flowportrait.codec.basis import MOTION_DIM
+from flowportrait.errors import BadInput
+from flowportrait.flow.schedule import shifted
+from flowportrait.flow.solver import solve
+from flowportrait.generator.arflow import ARFlow, Condition
+
+INPUTS = ("audio", "style", "previous", "noise", "position", "keys", "values")
+OUTPUTS = ("motion", "new_keys", "new_values")
+
+
+class Step(nn.Module):
+    """The graph: one voice, one chunk."""
+
+    def __init__(self, model: ARFlow) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        audio: torch.Tensor,
+        style: torch.Tensor,
+        previous: torch.Tensor,
+        noise: torch.Tensor,
+        position: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """audio ``[1, 1, ·]``, style ``[1, hidden]`` (both of ``ARFlow.condition``), previous ``[1, chunk, 30]``, noise
+        ``[1, chunk·30]``, position ``[1]`` int64, keys and values ``[layers, G, heads, past, d]``."""
+        model, last = self.model, previous[:, -1]
+        branches = model.branches(Condition(audio, style, last))
+        embedded = model.embed_motion(previous)
+        tokens = torch.cat([model.tokens(branch, embedded) for branch in branches])
+        past = _Past(keys, values)
+        # A single new token sees all that is kept: no mask.
+        state = model.backbone.decoder(
+            inputs_embeds=tokens, past_key_values=past, use_cache=True, position_ids=position[None],
+            attention_mask=dict.fromkeys(("full_attention", "sliding_attention")),
+        ).last_hidden_state  # fmt: skip
+        told = [model.told(state[i : i + 1], branch, last[:, None])[:, 0] for i, branch in enumerate(branches)]
+        velocity = partial(model.velocity, context=torch.stack(told, -2))
+        latents = solve(velocity, model.begin(noise), shifted(model.config.steps, model.config.shift))
+        kept = model.config.window - 1
+        return (model.space.decode(latents, last), *(torch.stack(part)[..., -kept:, :] for part in past.grown()))
+
+
+class _Past(Cache):
+    """What the graph was given, and what came to it."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__(layers=[])
+        self.given = list(zip(keys, values, strict=True))
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
+        own = self.given[layer]
+        self.given[layer] = (torch.cat([own[0], keys], 2), torch.cat([own[1], values], 2))
+        return self.given[layer]
+
+    def grown(self) -> Iterator[list[torch.Tensor]]:
+        """Keys of all layers, then values."""
+        return ([pair[i] for pair in self.given] for i in range(2))
+
+
+def empty_cache(model: ARFlow, past: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of a fresh start."""
+    decoder, branches = model.backbone.decoder.config, 1 if model.config.guidance == 1.0 else 2
+    shape = (decoder.num_hidden_layers, branches, decoder.num_key_value_heads, past, decoder.head_dim)
+    return torch.zeros(shape), torch.zeros(shape)
+
+
+def export_step(model: ARFlow, path: Path) -> None:
+    """Write ``path`` (.onnx) and beside it a .json with the sizes; each appears only when complete.
+
+    Raises:
+        BadInput: a generator over a pretrained backbone, or ``onnx`` is not installed.
+    """
+    if model.config.backbone:
+        raise BadInput("Only generators with a decoder of their own can be exported, not those over a pretrained one.")
+    chunk, latent = model.config.chunk, model.latent_dim
+    with torch.no_grad():
+        condition = model.eval().condition(torch.zeros(1, 4 * chunk, 80))
+    example = (condition.audio, condition.style, torch.zeros(1, chunk, MOTION_DIM), torch.zeros(1, latent),
+               torch.tensor([3]), *empty_cache(model, past=3))  # fmt: skip
+    partial_path = path.with_suffix(".partial")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                Step(model), example, str(partial_path), input_names=list(INPUTS), output_names=list(OUTPUTS),
+                dynamic_axes={"keys": {3: "past"}, "values": {3: "past"}, "new_keys": {3: "kept"},
+                              "new_values": {3: "kept"}},
+                opset_version=17, dynamo=False,
+            )  # fmt: skip
+    except ImportError as error:
+        raise BadInput("Exporting needs onnx and onnxscript: pip install 'flowportrait[onnx]'.") from error
+    sizes = {name: list(tensor.shape) for name, tensor in zip(INPUTS, example, strict=True)}
+    sizes["keys"][3] = sizes["values"][3] = "past"
+    about = {"inputs": sizes, "horizon": model.config.horizon, "window": model.config.window, "chunk": chunk,
+             "rest_style": condition.style[0].tolist()}  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    os.replace(partial_path, path)
+
+
+class OnnxSteps:
+    """``Session`` and sampler over an exported step, as a reader in another language would write them."""
+
+    def __init__(self, path: Path, audio: np.ndarray, style: np.ndarray, threads: int = 1) -> None:
+        """audio ``[1, N, ·]`` and style ``[1, hidden]`` of ``ARFlow.condition``."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
+        about = json.loads(path.with_suffix(".json").read_text())
+        self.horizon, self.audio, self.style = about["horizon"], audio, style
+        self.shape = [0 if size == "past" else size for size in about["inputs"]["keys"]]
+        self.motion = np.zeros(about["inputs"]["previous"], np.float32)
+        self.position = 0
+
+    def __call__(self, noise: np.ndarray) -> np.ndarray:
+        """Motion ``[1, chunk, 30]`` of the next chunk from unit noise ``[1, chunk·30]``."""
+        place = self.position % self.horizon
+        if place == 0:
+            self.motion = np.repeat(self.motion[:, -1:], self.motion.shape[1], 1)
+            self.keys = self.values = np.zeros(self.shape, np.float32)
+        feed = (self.audio[:, self.position : self.position + 1], self.style, self.motion, noise,
+                np.array([place]), self.keys, self.values)  # fmt: skip
+        self.motion, self.keys, self.values = self.run(None, dict(zip(INPUTS, feed, strict=True)))
+        self.position += 1
+        return self.motion

@@ -1,7 +1,7 @@
 """Generators as the evaluation side sees finished videos.
 
     python benchmarks/generator_videos.py --corpus CORPUS --data FOOTAGE --output DIR [--clips 24] [--only NAME ...]
-                                          [options of generator.py]
+                                          [--language Arabic] [options of generator.py]
 
 Videos of 256 px, portraits of FOOTAGE (with ``portraits/`` and ``speech/``) in turn, judged by the evaluation side's
 expert (LSE-C, at zero offset; LER; lips in silence), beside the real motion redrawn, a jaw driven by loudness, and the
@@ -54,10 +54,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=24, help="of Arabic; of English half as many, but longer")
     parser.add_argument("--only", nargs="+", help="draw nothing of other systems")
+    parser.add_argument("--language", help="draw nothing of others, by the beginning of their name")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for take in takes(given, *prepared(given)):
-        judge(given.output / take.language / take.system / f"{take.stem}.json", take, given.only)
+        if take.language.startswith(given.language or ""):
+            judge(given.output / take.language / take.system / f"{take.stem}.json", take, given.only)
     for language in sorted(given.output.iterdir()):
         found = {
             folder.name: {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}

@@ -1,0 +1,75 @@
+"""Does a performance follow when the style asks for more or less of it, or does it take scaling afterwards?
+
+    python benchmarks/intensity.py --corpus CORPUS [--checkpoint sft] [--clips 24]
+
+Spread of lips (gap), brows and head over that at intensity 1, and reward-side sync, on sentences of ``dev`` speakers.
+``asked``: the factor's logarithm is added to the style's log amplitudes; ``scaled``: the neutral performance times the
+factor. 95 % intervals: bootstrap over clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from generator import LANGUAGES, Material, estimate
+
+from flowportrait.checkpoints import load_generator
+from flowportrait.codec.basis import BROWS, HEAD
+from flowportrait.corpus.clip import Clip
+from flowportrait.corpus.motion_set import load_motion
+from flowportrait.generator.course import lip_gap
+from flowportrait.generator.lip_reader import STYLE_LIPS
+from flowportrait.generator.perform import perform
+from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.reward.sync import SyncExpert
+
+INTENSITIES = (0.5, 0.75, 1.25, 1.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="sft")
+    parser.add_argument("--clips", type=int, default=24)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model, clips = load_generator(given.checkpoint).requires_grad_(False), load_motion(given.corpus, ("dev",))
+    audio = {clip.name: level(Clip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips}
+    for source, (language, frames) in LANGUAGES.items():
+        chosen = Material(clips, audio).of(source, frames)[: given.clips]
+        sounds = np.stack([audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
+        mel, seeds = torch.stack([log_mel(sound) for sound in sounds]), list(range(len(chosen)))
+        neutral = perform(model, sounds, seeds)
+        print(f"\n{language}: {len(chosen)} clips, {given.checkpoint}")
+        line("neutral", neutral, neutral, mel)
+        for intensity in INTENSITIES:
+            style = model.rest_style.clone()
+            style[STYLE_LIPS:] += math.log(intensity)
+            asked = perform(model, sounds, seeds, style)
+            line(f"asked {intensity:g}", asked, neutral, mel)
+            line(f"scaled {intensity:g}", intensity * neutral, neutral, mel)
+
+
+def line(name: str, made: torch.Tensor, neutral: torch.Tensor, mel: torch.Tensor) -> None:
+    """One row."""
+    ratios = {
+        part: (spread(made, part) / spread(neutral, part).mean()).numpy() for part in ("lips", "brows", "head")
+    }
+    sync = SyncExpert.load().score(made, mel)[1].numpy()
+    print(f"  {name:12s} " + "  ".join(f"{part} {estimate(values)}" for part, values in ratios.items())
+          + f"  sync {estimate(sync)}", flush=True)  # fmt: skip
+
+
+def spread(motion: torch.Tensor, part: str) -> torch.Tensor:
+    """Standard deviation over time ``[B]``."""
+    if part == "lips":
+        return (motion @ lip_gap()).std(1)
+    return motion[..., BROWS if part == "brows" else HEAD].std(1).mean(-1)
+
+
+if __name__ == "__main__":
+    main()

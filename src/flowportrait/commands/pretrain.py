@@ -16,6 +16,8 @@ def register(commands: Commands) -> None:
     add.add_argument("--corpus", type=Path, required=True)
     add.add_argument("--output", type=Path, required=True)
     add.add_argument("--resume", action="store_true")
+    add.add_argument("--held-out", type=Path, help="prompts to draw and judge now and then and never train on")
+    add.add_argument("--track", help="also write curves for tensorboard or wandb")
     add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes")
     add.set_defaults(run=run)
 
@@ -25,6 +27,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_output_folder(options.output)
     from flowportrait.config import override
     from flowportrait.generator.pretrain import PretrainConfig, pretrain
+    from flowportrait.prompts import read_prompts
 
     config = override(PretrainConfig(), options.changes)
-    return {"checkpoint": str(pretrain(config, options.corpus, options.output, options.resume))}
+    prompts = read_prompts(options.held_out) if options.held_out else ()
+    folder = pretrain(config, options.corpus, options.output, options.resume, prompts, options.track)
+    return {"checkpoint": str(folder)}

@@ -1,0 +1,149 @@
+"""Claims about supervised training, on a tiny generator and made-up clips."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowportrait.checkpoints import load_generator
+from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.errors import BadInput
+from flowportrait.generator.config import GeneratorConfig
+from flowportrait.generator.hearing import remember
+from flowportrait.generator.learner import learning_rate_factor
+from flowportrait.generator.pretrain import PretrainConfig, pretrain
+
+TINY = GeneratorConfig(
+    hidden=32, layers=1, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, front_end="mel"
+)
+CONFIG = PretrainConfig(
+    generator=TINY, steps=4, batch=4, accumulate=2, windows=(12, 16), lip_steps=2, check_every=2, warmup=2
+)
+
+
+def clips() -> list[MotionClip]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        MotionClip(f"c{i}", f"s{i % 2}", 0.2 * torch.randn(40, 30, generator=generator).cumsum(0),
+                   torch.randn(40, 320, generator=generator).half(), 0.1 * torch.randn(19, generator=generator))
+        for i in range(4)
+    ]  # fmt: skip
+
+
+def train(config: PretrainConfig, output: Path, **more: object) -> dict[str, torch.Tensor]:
+    output.mkdir(exist_ok=True)
+    remember(output / "heard.pt", clips())
+    with pytest.warns(UserWarning, match="overfitting"):
+        pretrain(config, output / "no corpus", output, resume=True, **more)  # type: ignore[arg-type]
+    return torch.load(output / "state.pt", weights_only=True)
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
+    whole = train(CONFIG, tmp_path / "whole", track="tensorboard")
+    # The same schedule, ended by hand in the middle: a state is written at every check.
+    halfway = tmp_path / "halfway"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowportrait.generator.pretrain.StopRequest", stopping_after(2))
+        train(CONFIG, halfway)
+    assert torch.load(halfway / "state.pt", weights_only=True)["step"] == 2
+    resumed = train(CONFIG, halfway)
+    assert same(whole, resumed)
+    assert not same(whole, train(replace(CONFIG, seed=1), tmp_path / "other"))
+    records = [json.loads(line) for line in (halfway / "history.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4]
+    assert list((tmp_path / "whole").rglob("events.out.tfevents*"))
+    model = load_generator(halfway)
+    assert model.config == TINY
+    card = (halfway / "checkpoint" / "README.md").read_text()
+    assert "4 clips of 2 speakers" in card
+
+
+def stopping_after(steps: int) -> type:
+    """A ``StopRequest`` that is asked after so many steps."""
+
+    class Asked:
+        left = steps
+
+        def __enter__(self) -> Asked:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        @property
+        def asked(self) -> bool:
+            self.left -= 1
+            return self.left <= 0
+
+        def obey(self) -> None:
+            pass
+
+    return Asked
+
+
+def test_bf16_learns_other_bits_and_finite_ones(tmp_path: Path) -> None:
+    plain, rough = (train(replace(CONFIG, precision=p), tmp_path / p) for p in ("fp32", "bf16"))
+    assert not same(plain["model"], rough["model"])
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in rough["average"].values())
+    assert abs(plain["running"] - rough["running"]) < 0.1 * plain["running"]
+
+
+def test_schedules_warm_up_and_end_at_a_twentieth() -> None:
+    for schedule in ("cosine", "wsd"):
+        config = PretrainConfig(steps=1000, warmup=100, schedule=schedule, decay_share=0.2)  # type: ignore[arg-type]
+        rates = np.array([learning_rate_factor(step, config) for step in range(1001)])
+        assert rates[49] == pytest.approx(0.5)
+        assert rates[100] == 1.0
+        assert rates[1000] == pytest.approx(0.05)
+        assert (np.diff(rates[100:]) <= 1e-12).all()
+        assert (rates[100:800] == 1.0).all() == (schedule == "wsd")
+
+
+def test_what_cannot_be_trained_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="equal parts"):
+        PretrainConfig(batch=5, accumulate=2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(BadInput, match="not sharded"):
+        train(CONFIG, tmp_path / "run")
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from tests.test_pretrain import CONFIG, clips
+from flowportrait.generator.pretrain import pretrain
+pretrain(CONFIG, Path(sys.argv[1]) / "no corpus", Path(sys.argv[1]), resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_average_their_gradients_and_resume(tmp_path: Path) -> None:
+    remember(tmp_path / "heard.pt", clips())
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    subprocess.run([*launch, str(script), str(tmp_path)], check=True, cwd=Path(__file__).parents[1],
+                   env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    alone = train(CONFIG, tmp_path / "alone")
+    assert state["step"] == 4
+    assert len(state["draws"]) == 2
+    assert not torch.equal(state["draws"][0], state["draws"][1])
+    assert not same(state["model"], alone["model"])

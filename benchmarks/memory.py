@@ -63,10 +63,11 @@ def _grown(name: str, checkpointing: bool) -> int:
     # Every block of more than 64 KiB is given back when it is freed: what is resident is what is alive.
     ctypes.CDLL(None).mallopt(-3, 65536)
     network, call = SMALL[name]()
-    _prepared(network, checkpointing)
+    _prepared(network, call, checkpointing)
     # What a first pass loads and never gives back is no activation.
-    network(**SMALL[name](256)[1], return_dict=False)[0].square().mean().backward()
-    network.zero_grad(set_to_none=True)
+    short = SMALL[name](256)[1]
+    short["hidden_states"].requires_grad_(True)
+    network(**short, return_dict=False)[0].square().mean().backward()
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     out = network(**call, return_dict=False)[0]
@@ -74,10 +75,10 @@ def _grown(name: str, checkpointing: bool) -> int:
     return _resident("VmHWM") - before
 
 
-def _prepared(network: nn.Module, checkpointing: bool) -> None:
-    """As LoRA leaves it: weights frozen, but everything after the first layer keeps what its gradient needs."""
+def _prepared(network: nn.Module, call: dict[str, Any], checkpointing: bool) -> None:
+    """Weights frozen, as under LoRA, while everything after the input keeps what its gradient needs."""
     network.requires_grad_(False)
-    next(network.parameters()).requires_grad_(True)
+    call["hidden_states"].requires_grad_(True)
     if checkpointing:
         network.enable_gradient_checkpointing()
 
@@ -91,19 +92,19 @@ def predicted(name: str, checkpointing: bool) -> int:
     """The same, counted on tensors without numbers."""
     with counted(torch.float32):
         network, call = SMALL[name]()
-        _prepared(network, checkpointing)
+        _prepared(network, call, checkpointing)
         return peak_of(network, call, gradient=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", nargs="*", metavar="MODEL", help="of these models, or of all")
     options = parser.parse_args()
-    if options.table:
+    if options.table is not None:
         print("| model | one sample | parameters | weights | adapters | activations | decoding | rollout | update |")
         print("|---|---|---|---|---|---|---|---|---|")
-        for model in MODELS.values():
-            own = need(model)
+        for name in options.table or MODELS:
+            own = need(MODELS[name])
             parts = (own.weights, own.adapter_states, own.activations, own.decoding, own.rollout, own.update)
             sizes = " | ".join(f"{part / GIB:.1f}" for part in parts)
             print(f"| {own.model} | {own.size} | {own.parameters / 1e9:.1f} G | {sizes} |", flush=True)

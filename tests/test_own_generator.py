@@ -58,6 +58,8 @@ def test_the_example_passes_the_check_on_the_command_line(prompts: Path, capsys:
     assert list(found) == ["encode", "velocity", "condition", "replay", "gradient", "decode", "delivery"]
     assert command(["policy", "check", name]) == 2
     assert "needs an audio" in capsys.readouterr().err
+    assert command(["posttrain", "--policy", name, "--output", str(prompts / "run")]) == 2
+    assert "--policy needs --prompts" in capsys.readouterr().err
 
 
 class Sound(nn.Module):

@@ -51,12 +51,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _another(options: argparse.Namespace) -> dict[str, Any]:
-    """A generator that is not ours."""
+    """A generator that is not ours.
+
+    Raises:
+        BadInput: without prompts, or with what only our own generator learns from.
+    """
+    from flowportrait.errors import BadInput
     from flowportrait.policies.items import read_items
     from flowportrait.policies.loading import load_policy_generator
     from flowportrait.policies.run import train_generator
     from flowportrait.posttrain.run import Job, resolve
 
+    if options.prompts is None or options.pairs or options.held_out or options.exemplars:
+        raise BadInput("--policy needs --prompts and goes without --pairs, --held-out and --exemplars.")
     items = read_items(options.prompts)
     # Half-precision weights round as autocast does: replayed noise is compared accordingly.
     changes = [*(["autocast=bf16"] if options.bf16 else []), *options.changes]

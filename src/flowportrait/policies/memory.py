@@ -2,7 +2,8 @@
 
     weights      parameters × 2 bytes (bfloat16, frozen)
     adapters     LoRA parameters × 4 bytes × (live, gradient, two moments, ref, ema)
-    activations  most that is alive at once in one forward and backward pass of one sample, beside the weights
+    activations  most that is alive at once in one forward and backward pass of one sample, beside the weights; where
+                 the model is guided by two branches, of both
     acting       the same without gradients;   decoding: the autoencoder's, with its weights
     trajectory   latents × 4 bytes × (x, x', noise per trained step, and the sample)
 
@@ -77,7 +78,7 @@ def need(model: Model, rank: int = 32, checkpointing: bool = True) -> Need:
         parameters = sum(p.numel() for p in whole.parameters()) * model.networks
         insert(whole, Lora(rank, rank, ATTENTION), 0)
     adapters = sum(p.numel() for p in whole.parameters() if p.requires_grad) * model.networks
-    updating = _deep(model, lambda depth: _pass(model, depth, rank, checkpointing, gradient=True))
+    updating = _deep(model, lambda depth: _pass(model, depth, rank, checkpointing, gradient=True), model.branches)
     acting = _deep(model, lambda depth: _pass(model, depth, rank, False, gradient=False))
     latents = torch.Size(model.latents).numel()
     return Need(
@@ -185,11 +186,13 @@ def _is_mask(indices: Any) -> bool:
     return isinstance(first, torch.Tensor) and first.dtype == torch.bool
 
 
-def _deep(model: Model, count: Any) -> int:
-    """A count for the whole depth, from two and three of each kind of block: the first differs from all others."""
+def _deep(model: Model, count: Any, branches: int = 1) -> int:
+    """A count for the whole depth, from two and three of each kind of block: the first differs from all others. What
+    blocks keep, each branch of guidance keeps; what one needs while it works, only one at a time."""
     few = dict.fromkeys(model.depth, 2)
     base = count(few)
-    return base + sum((count({**few, kind: 3}) - base) * (blocks - 2) for kind, blocks in model.depth.items())
+    kept = {kind: count({**few, kind: 3}) - base for kind in model.depth}
+    return base + sum(kept[kind] * (branches * blocks - 2) for kind, blocks in model.depth.items())
 
 
 def _pass(model: Model, depth: dict[str, int], rank: int, checkpointing: bool, gradient: bool) -> int:

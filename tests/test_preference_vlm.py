@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.video import write_video
+from flowportrait.preference.as_reward import BEST
 from flowportrait.preference.made_pairs import DIMENSIONS
 from flowportrait.preference.pairs import Pair
 from flowportrait.preference.train_vlm import VlmPlan, train_vlm
 from flowportrait.preference.vlm_inputs import Shown
 from flowportrait.preference.vlm_reward import VL_FAMILIES, VlmReward, VlmSettings, reader_for
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.registry import RewardOptions, build
 from tests.test_judge_omni import PIXELS, thinker, tokenizer
 
 SIDE = 56
@@ -112,6 +116,27 @@ def test_it_learns_a_preference_and_only_what_it_learned_is_saved(tmp_path: Path
         assert torch.allclose(again([clip()]), reward([clip()]), atol=1e-5)
     with pytest.raises(BadInput, match="does not fit"):
         reward_of("qwen2_vl", rank=2).restore(tmp_path / "trained")
+
+
+def test_a_trained_llm_is_a_reward_by_the_folder_it_was_written_to(tmp_path: Path) -> None:
+    words = tokenizer()
+    model_of("qwen2_vl", words).save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    settings = VlmSettings(model=str(tmp_path / "base"), rank=4, alpha=8, frames=4, side=SIDE, device="cpu")
+    trained = VlmReward.from_name(settings).eval()
+    trained.standardise(torch.randn(9, 3))
+    trained.save(tmp_path / "reward")
+    own = clip()
+    pictures = torch.from_numpy(own.frames).permute(0, 3, 1, 2)[None].float() / 255
+    batch = RewardBatch(
+        torch.zeros(1, 25, 30), torch.zeros(1, 100, 80), lambda _, places: pictures[:, : len(places)],
+        audio=torch.from_numpy(own.audio)[None],
+    )  # fmt: skip
+    reward = build("preference_motion", RewardOptions(preference=tmp_path / "reward"))
+    with torch.no_grad():
+        expected = trained([own])[:, DIMENSIONS.index("motion")].clamp_max(BEST)
+    assert torch.allclose(reward(batch).value, expected, atol=1e-4)
 
 
 def test_another_model_or_none_is_one_sentence(tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
 from flowportrait.reward.sync import SyncExpert
 
-PAIRS, LATENT_PAIRS = 840, 360
+PAIRS, LATENT_PAIRS = 840, 270
 PASTS = ("whole clip noisy", "past clean")
 SIGMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
+DAMAGES = {"learned damage": LEARNED, "unseen damage": UNSEEN}
+SHIPPED = "reward model (shipped)"
 BASELINES: tuple[Objective, ...] = ("plain", "regression")
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Motion and log-mel to ``[B, 3]``, one column per dimension."""
@@ -149,62 +151,72 @@ def draw(path: Path, found: dict[str, dict[str, dict[str, Rows]]]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(corpus: Path, output: Path, figure: Path | None) -> None:
-    """Train the baselines, measure, print."""
-    output.mkdir(parents=True, exist_ok=True)
-    clips, dev = kept(output / "clips.pt", lambda: [load_motion(corpus, (split,)) for split in ("reward", "dev")])
-    models: dict[str, Scores] = {"reward model (shipped)": RewardModel.load()}
-    for objective in BASELINES:
-        path = output / f"{objective}.safetensors"
-        if not path.is_file():
-            train_reward(Plan(objective=objective), clips).save(path)
-        models[objective] = RewardModel.read(path)
+def measure_scores(clips: list[MotionClip], dev: list[MotionClip], models: dict[str, Scores]) -> dict[str, Any]:
+    """Single scorers and models on damage learned from and not."""
     calibration = PairMaker(clips, LEARNED, 77).draw(PAIRS)
-    damages = {"learned damage": LEARNED, "unseen damage": UNSEEN}
-    tests = {name: PairMaker(dev, own, seed).draw(PAIRS) for seed, (name, own) in enumerate(damages.items(), 1)}
-    result: dict[str, object] = {}
-    with torch.no_grad():
-        for test, batch in tests.items():
-            rows, cells = {}, {}
-            for name, scores in {**single_scorers(clips), **models}.items():
-                gaps = [scores(own.a, own.mel) - scores(own.b, own.mel) for own in (calibration, batch)]
-                rows[name] = accuracy(gaps[1], batch, tie_thresholds(gaps[0], calibration.labels))
-                if name in models:
-                    cells[name] = matrix(gaps[1], (batch.points[:, 0] > batch.points[:, 1]).any(1), batch.kinds)
-            keys = ("right", "with_ties")
-            show(
-                f"{test}: right on decided pairs, and with ties",
-                {name: [row[d][key] for key in keys for d in DIMENSIONS] for name, row in rows.items()},
-                [f"{d}{' +ties' * (key != 'right')}" for key in keys for d in DIMENSIONS],
-            )
-            shipped = cells["reward model (shipped)"]
-            show(f"{test} × dimension", {k: list(row.values()) for k, row in shipped.items()}, list(DIMENSIONS))
-            result[test] = {"accuracy": rows, "matrix": cells}
+    scorers, result = single_scorers(clips), {}
+    for seed, (test, own) in enumerate(DAMAGES.items(), 1):
+        batch = PairMaker(dev, own, seed).draw(PAIRS)
+        rows, cells = {}, {}
+        for name, scores in {**scorers, **models}.items():
+            gaps = [scores(pairs.a, pairs.mel) - scores(pairs.b, pairs.mel) for pairs in (calibration, batch)]
+            rows[name] = accuracy(gaps[1], batch, tie_thresholds(gaps[0], calibration.labels))
+            if name in models:
+                cells[name] = matrix(gaps[1], (batch.points[:, 0] > batch.points[:, 1]).any(1), batch.kinds)
+        keys = ("right", "with_ties")
+        show(
+            f"{test}: right on decided pairs, and with ties",
+            {name: [row[d][key] for key in keys for d in DIMENSIONS] for name, row in rows.items()},
+            [f"{d}{' +ties' * (key != 'right')}" for key in keys for d in DIMENSIONS],
+        )
+        show(f"{test} × dimension", {k: list(row.values()) for k, row in cells[SHIPPED].items()}, list(DIMENSIONS))
+        result[test] = {"accuracy": rows, "matrix": cells}
+    return result
+
+
+def measure_latent(output: Path, dev: list[MotionClip], models: dict[str, Scores]) -> dict[str, Any]:
+    """The latent reward on real and generated clips; what scores say of real against generated."""
     generator, latent = load_generator("sft"), LatentReward.load()
     real = kept(output / "heard.pt", lambda: listen(generator, dev))
-    made = kept(output / "made.pt", lambda: rehearse(generator, real))
-    by_test = {}
-    for seed, (test, own) in enumerate(damages.items(), 3):
-        by_test[test] = latent_rows(
-            latent, LatentPairMaker(real, latent.space, own, seed, vary=False).draw(LATENT_PAIRS)
-        )
-        for past, levels in by_test[test].items():
+    found = {}
+    for seed, (test, own) in enumerate(DAMAGES.items(), 3):
+        found[test] = latent_rows(latent, LatentPairMaker(real, latent.space, own, seed, vary=False).draw(LATENT_PAIRS))
+        for past, levels in found[test].items():
             rows = {
                 f"σ {sigma}": [row[d][key] for key in ("right", "says") for d in DIMENSIONS]
                 for sigma, row in levels.items()
             }
             columns = [f"{d}{' it says' * (key == 'says')}" for key in ("right", "says") for d in DIMENSIONS]
             show(f"latent reward, {test}, {past}", rows, columns)
-    of_made = latent_rows(
-        latent, LatentPairMaker(made, latent.space, LEARNED, 5, vary=False).draw(LATENT_PAIRS), PASTS[1:]
-    )
-    rows = {f"σ {sigma}": [row[d]["right"] for d in DIMENSIONS] for sigma, row in of_made[PASTS[1]].items()}
+    made = kept(output / "made.pt", lambda: rehearse(generator, real))
+    pairs = LatentPairMaker(made, latent.space, LEARNED, 5, vary=False).draw(LATENT_PAIRS)
+    found["generated clips"] = latent_rows(latent, pairs, PASTS[1:])
+    rows = {
+        f"σ {sigma}": [row[d]["right"] for d in DIMENSIONS] for sigma, row in found["generated clips"][PASTS[1]].items()
+    }
     show("latent reward on generated clips, learned damage, past clean", rows, list(DIMENSIONS))
-    result["latent"] = {**by_test, "generated clips": of_made}
-    result["real above generated"] = real_above_generated(dev, [own.clip for own in made], models)
-    (output / "preference.json").write_text(json.dumps(result, indent=1) + "\n")
-    if figure:
-        draw(figure, by_test)
+    return {"latent": found, "real above generated": real_above_generated(dev, [own.clip for own in made], models)}
+
+
+@torch.no_grad()
+def main(corpus: Path, output: Path, only: str, figure: Path | None) -> None:
+    """Train the baselines, measure, print."""
+    output.mkdir(parents=True, exist_ok=True)
+    clips, dev = kept(output / "clips.pt", lambda: [load_motion(corpus, (split,)) for split in ("reward", "dev")])
+    models: dict[str, Scores] = {SHIPPED: RewardModel.load()}
+    for objective in BASELINES:
+        path = output / f"{objective}.safetensors"
+        if not path.is_file():
+            with torch.enable_grad():
+                train_reward(Plan(objective=objective), clips).save(path)
+        models[objective] = RewardModel.read(path)
+    if only != "latent":
+        (output / "scores.json").write_text(json.dumps(measure_scores(clips, dev, models), indent=1) + "\n")
+    if only != "scores":
+        found = measure_latent(output, dev, models)
+        (output / "latent.json").write_text(json.dumps(found, indent=1) + "\n")
+        if figure:
+            draw(figure, {test: found["latent"][test] for test in DAMAGES})
 
 
 @torch.no_grad()
@@ -230,7 +242,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--only", choices=("scores", "latent"), default="")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    main(given.corpus, given.output, given.figure)
+    main(given.corpus, given.output, given.only, given.figure)

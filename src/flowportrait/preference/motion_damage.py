@@ -56,13 +56,12 @@ class MotionDamage(NamedTuple):
 
 
 def shift(window: Window, frames: float, rng: np.random.Generator) -> np.ndarray:
-    """Lips early or late by ``frames``, with motion that was really there; the other way where the clip ends."""
-    amount = round(frames)
-    room = [
-        sign * amount for sign in (-1, 1) if 0 <= window.start + sign * amount <= len(window.motion) - window.frames
-    ]
-    moved = int(rng.choice(room)) if room else 0
-    return window.motion[window.start + moved : window.start + moved + window.frames].copy()
+    """Lips early or late by ``frames``, with motion that was really there; by less where the clip is shorter."""
+    rooms = (window.start, len(window.motion) - window.frames - window.start)
+    amount = min(round(frames), max(rooms))
+    sides = [sign for sign, room in zip((-1, 1), rooms, strict=True) if room >= amount]
+    first = window.start + int(rng.choice(sides)) * amount
+    return window.motion[first : first + window.frames].copy()
 
 
 def time_warp(window: Window, frames: float, rng: np.random.Generator) -> np.ndarray:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from flowportrait.checkpoints import load_generator
+from flowportrait.config import override
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 
@@ -46,8 +47,12 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", help="names, or folders of runs or checkpoints")
     parser.add_argument("--shares", type=float, nargs="+", help="of each (default alike)")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="changes",
+                        help="how to draw from the mean: keys of config.json")  # fmt: skip
     given = parser.parse_args()
-    soup([load_generator(name) for name in given.checkpoints], given.shares).save_pretrained(given.output)
+    mixed = soup([load_generator(name) for name in given.checkpoints], given.shares)
+    mixed.config = override(mixed.config, given.changes)
+    mixed.save_pretrained(given.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""What making a video costs, stage by stage, and how soon a live one begins.
+
+    python benchmarks/speed.py [--image PHOTO] [--checkpoint rl] [--seconds 8] [--size 512] [--crop]
+                               [--against OTHER_SRC] [--live 60] [--compile]
+
+Stages are timed alone, in processor time of one core, which other work on the machine changes least; ``two cores`` is
+their sum over two, what a quiet machine would give if nothing waited. ``whole`` is one call of everything as
+``animate`` does it, in processor time of all its threads (and by the clock). ``--against`` runs the same in a process
+with another version of the package (a folder with ``flowportrait`` in it), before and after ours, and prints ratios.
+``--live``: sound in pieces of 40 ms; 95 % quantile per frame, time to the first frame, memory at a tenth and the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from skimage.data import astronaut
+from stream import PIECE, babble, per_chunk
+
+from flowportrait.animator import Animator
+from flowportrait.checkpoints import load_generator
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.generator.live import GenerationSession
+from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.crop import paste_back
+from flowportrait.media.image import read_image
+from flowportrait.media.portrait import Portrait
+from flowportrait.media.video import write_video
+from flowportrait.provenance.credential import self_signed
+from flowportrait.provenance.manifest import sign
+from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.publish import Provenance, publish
+from flowportrait.provenance.watermark import Watermark
+
+PROVENANCE = ("watermark", "signing")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--image", type=Path)
+    options.add_argument("--checkpoint", default="rl")
+    options.add_argument("--seconds", type=float, default=8)
+    options.add_argument("--size", type=int, default=512)
+    options.add_argument("--crop", action="store_true", help="the face square alone, not pasted back")
+    options.add_argument("--against", type=Path)
+    options.add_argument("--live", type=float, default=0, metavar="SECONDS")
+    options.add_argument("--compile", action="store_true", help="also time the flow head compiled")
+    options.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    if given.json:
+        print(json.dumps(stages(given)))
+        return
+    others = [elsewhere(given)] if given.against else []
+    ours = stages(given)
+    if given.against:
+        others.append(elsewhere(given))
+    show(ours, others)
+    model = load_generator(given.checkpoint).requires_grad_(False)
+    cached, anew = per_chunk(model, cached=True), per_chunk(model, cached=False)
+    print(f"generator per chunk: {1e3 * cached:.1f} ms, without the cache {1e3 * anew:.1f} ms ({anew / cached:.1f} x)")
+    if given.compile:
+        model.compile_head()
+        per_chunk(model, cached=True)
+        print(f"  with a compiled flow head: {1e3 * per_chunk(model, cached=True):.1f} ms")
+    if given.live:
+        live(model, photo(given), given)
+
+
+def photo(given: argparse.Namespace) -> np.ndarray:
+    return read_image(given.image) if given.image else astronaut()
+
+
+def stages(given: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds per frame by stage; ``whole`` and ``clock`` of everything together."""
+    animator, image = Animator.from_pretrained(given.checkpoint), photo(given)
+    sound = babble(round(given.seconds))
+    list(animator.motion(sound[: 2 * SAMPLE_RATE]))
+    table: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any], frames: int) -> Any:
+        began = time.process_time()
+        result = work()
+        table[name] = 1e3 * (time.process_time() - began) / frames
+        return result
+
+    frames = len(sound) * 25 // SAMPLE_RATE
+    motion = timed("features and generation", lambda: torch.cat(list(animator.motion(sound))), frames)
+    portrait = Portrait.from_image(image, given.size)
+    renderer = MotionCodec(portrait).renderer
+    plain = MotionCodec(portrait, retouch=False)
+    points = plain.landmarks(motion)
+    renderer.draw(points[0])
+    bare = timed("rendering", lambda: [plain.renderer.draw(target) for target in points], frames)
+    drawn = timed("retouch", lambda: [renderer.draw(target) for target in points], frames)
+    table["retouch"] = max(0.0, table["retouch"] - table["rendering"])
+    del bare
+    if not given.crop:
+        paste = paster(portrait)
+        drawn = timed("paste-back", lambda: [paste(frame) for frame in drawn], frames)
+    mark = Watermark(*drawn[0].shape[:2])
+    marked = timed("watermark", lambda: [mark(frame) for frame in drawn], frames)
+    origin, credential = Origin("portrait"), self_signed()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mp4"
+        timed("encoding", lambda: write_video(path, marked, sound, tags=origin.tags()), frames)
+        timed("signing", lambda: sign(path, origin, credential), frames)
+        began = time.monotonic()
+        made = animator.animate(image, sound, size=given.size, crop=given.crop)
+        timed("whole", lambda: publish(path, made, sound, Provenance(origin, credential)), frames)
+        table["clock"] = 1e3 * (time.monotonic() - began) / frames
+    return table
+
+
+def paster(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:
+    """As ``animate`` pastes, in this version of the package or an older one."""
+    height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
+    try:
+        from flowportrait.media.crop import Paste
+    except ImportError:
+        return lambda frame: paste_back(portrait.image, frame, portrait.to_crop)[:height, :width]
+    paste = Paste(portrait.image, portrait.to_crop, len(portrait.crop))
+    return lambda frame: paste(frame)[:height, :width]
+
+
+def elsewhere(given: argparse.Namespace) -> dict[str, float]:
+    """The same by another version of the package."""
+    words = [word for word in sys.argv if word != "--compile"] + ["--json"]
+    where = os.environ | {"PYTHONPATH": str(given.against.resolve())}
+    told = subprocess.run([sys.executable, *words], env=where, check=True, capture_output=True, text=True)
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def show(ours: dict[str, float], others: list[dict[str, float]]) -> None:
+    """A row per stage; provenance is a share of all stages."""
+    print(f"load {os.getloadavg()[0]:.0f}; ms per frame")
+    for name, took in ours.items():
+        before = [other[name] for other in others if name in other]
+        ratio = f"   before {np.mean(before):6.1f}  ({np.mean(before) / took:.1f} x)" if before else ""
+        print(f"  {name:26s} {took:6.1f}{ratio}")
+    parts = {name: took for name, took in ours.items() if name not in ("whole", "clock")}
+    total = sum(parts.values())
+    drawing = parts["rendering"] + parts["retouch"]
+    share = sum(parts[name] for name in PROVENANCE) / total
+    print(f"  sum {total:.1f} ms: {2000 / total:.0f} frames/s on two cores; drawing alone {2000 / drawing:.0f}")
+    print(f"  provenance {share:.1%}; by the clock {1000 / ours['clock']:.1f} frames/s")
+
+
+@torch.no_grad()
+def live(model: Any, image: np.ndarray, given: argparse.Namespace) -> None:
+    """A stream, in processor time of everything done for a chunk over its frames."""
+    codec = MotionCodec(Portrait.from_image(image, given.size))
+    sound = babble(round(given.live))
+    list(codec.decode(torch.zeros(4, 30)))
+    session, taken, memory = GenerationSession(model), [], []
+    pieces = np.split(sound, range(PIECE, len(sound), PIECE))
+    for index, piece in enumerate(pieces):
+        began = time.process_time()
+        frames = sum(1 for motion in session.push(piece) for _ in codec.decode(motion))
+        if frames:
+            taken.append(1e3 * (time.process_time() - began) / frames)
+        if index in (len(pieces) // 10, len(pieces) - 1):
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    per = np.array(taken)
+    print(f"live: per frame median {np.median(per):.1f} ms, 95 % {np.quantile(per, 0.95):.1f} ms; first chunk of 4 "
+          f"{4 * per[0]:.0f} ms after enough sound; memory {memory[0]:.0f} MB after a tenth, {memory[-1]:.0f} MB after "
+          f"{len(sound) / SAMPLE_RATE:.0f} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

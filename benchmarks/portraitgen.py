@@ -71,6 +71,7 @@ class System:
     rewards: dict[str, float]
     exemplars: int = 0
     baseline: Literal["rollouts", "all"] = "rollouts"
+    push: float = 1.5
 
 
 SYSTEMS: dict[str, System] = {
@@ -82,6 +83,9 @@ SYSTEMS: dict[str, System] = {
     "same, in the mean": System("exemplar-ratio", DUAL, 1000, "all"),
     "awm + exemplars + dual": System("exemplar-awm", DUAL, 1000),
     "dpo + exemplars + dual": System("exemplar-dpo", DUAL, 1000),
+    "grpo + exemplars + dual, never away": System("exemplar-ratio", DUAL, 1000, push=0.0),
+    "same, 8 exemplars, never away": System("exemplar-ratio", DUAL, 8, push=0.0),
+    "awm + exemplars + dual, never away": System("exemplar-awm", DUAL, 1000, push=0.0),
 }
 
 
@@ -106,7 +110,9 @@ def recipe_of(system: System, seed: int, iterations: int) -> Recipe:
     """The named recipe at this size: the same groups, rollouts and learning rate for all."""
     found = named(system.recipe)
     plan = NoNoise(steps=STEPS) if isinstance(found.plan, NoNoise) else EveryStep(steps=STEPS)
-    exemplars = found.exemplars and replace(found.exemplars, inversion="two_step", baseline=system.baseline)
+    exemplars = found.exemplars and replace(
+        found.exemplars, inversion="two_step", baseline=system.baseline, push=system.push
+    )
     return replace(
         found, plan=plan, eta=0.7, groups=4, group_size=8, pieces=1, learning_rate=3e-4, exemplars=exemplars,
         iterations=iterations, seed=seed,

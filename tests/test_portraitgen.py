@@ -382,6 +382,19 @@ def test_real_faces_stand_in_the_groups_in_all_three_forms(recipe: str) -> None:
     assert "exemplar/negative" in trainer.step()
 
 
+def test_nothing_is_pushed_away_from_a_real_face_where_a_recipe_says_so() -> None:
+    trainer = run("exemplar-ratio", exemplars=8)
+    batch = trainer.collect()
+    real = batch.trajectory.real
+    pushed, _ = trainer.credit(batch.trajectory, batch.scores)
+    exemplars = replace(trainer.recipe.exemplars, push=0.0)  # type: ignore[type-var]
+    trainer.recipe = replace(trainer.recipe, exemplars=exemplars)
+    kept, _ = trainer.credit(batch.trajectory, batch.scores)
+    assert (pushed.value[real] < 0).any()
+    assert (kept.value[real] >= 0).all()
+    assert torch.equal(pushed.value[~real], kept.value[~real])
+
+
 def test_exemplars_are_shared_among_speakers() -> None:
     chosen = pool(faces(), 8)
     assert sorted(Counter(faces().speaker[chosen].tolist()).values()) == [2, 2, 2, 2]

@@ -39,6 +39,9 @@ class Exemplars:
     fall below the mean and a step only pushes away."""
     limit: float = 1.5
     """Largest advantage of a real clip."""
+    push: float = 1.5
+    """Largest negative advantage of a real clip. Where samples come to be paid better than what is real, to push away
+    from what no policy draws has no end; with 0 nothing is ever pushed away from a real clip."""
 
 
 @torch.no_grad()
@@ -116,7 +119,7 @@ def pay(
     if exemplars.baseline == "rollouts":
         earned = against_rollouts(scores, weights, trajectory.group, real, exemplars.limit)
         value[real] = earned[real].reshape(-1, *(1,) * (value.ndim - 1))
-    value[real] = value[real].clamp(-exemplars.limit, exemplars.limit)
+    value[real] = value[real].clamp(-exemplars.push, exemplars.limit)
     paid = Advantage(value, advantage.regions)
     metrics = {
         "exemplar/advantage": float(paid.per_sample[real].mean()),

@@ -104,3 +104,12 @@ def test_the_filter_passes_a_slow_nod_and_stops_a_tremor() -> None:
     assert calm[:, HEAD.start].std() > 0.95 * motion[0, 50:, HEAD.start].std()
     assert calm[:, HEAD.start + 1].std() < 0.1 * motion[0, 50:, HEAD.start + 1].std()
     assert torch.equal(calm[:, EXPRESSION][:, :16], motion[0, 50:, EXPRESSION][:, :16])
+
+
+def test_a_head_that_wanders_off_is_held_and_one_that_does_not_is_left_alone() -> None:
+    far = torch.zeros(1, 50, 30)
+    far[..., HEAD] = 7.0
+    held = Calm()(far)[..., HEAD]
+    assert held.min() > 3
+    assert held.max() <= 3.5
+    assert torch.allclose(Calm()(far / 5), far / 5, atol=1e-5)

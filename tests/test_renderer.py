@@ -19,7 +19,7 @@ from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.contours import EYES, INNER_LOWER, INNER_UPPER, RIGID, fill, opening
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.far_side import FarSide
-from flowportrait.codec.mesh import HeadMesh, face_triangles, rigid_motion
+from flowportrait.codec.mesh import N_FACE, HeadMesh, face_triangles, rigid_motion
 from flowportrait.codec.motion_codec import resting
 from flowportrait.codec.mouth_frame import MouthFrame
 from flowportrait.codec.mouth_model import MouthModel
@@ -255,3 +255,16 @@ def test_frames_drawn_at_once_are_the_frames_drawn_one_by_one() -> None:
     alone = list(Renderer(astronaut(), size=128, workers=1)(poses))
     together = list(Renderer(astronaut(), size=128, workers=3)(poses))
     assert all((a == b).all() for a, b in zip(alone, together, strict=True))
+
+
+def test_a_head_that_leans_far_to_the_side_covers_what_is_behind_it() -> None:
+    portrait = astronaut()
+    mesh = HeadMesh(portrait.crop, portrait.landmarks)
+    lean = np.array([-0.09 * portrait.crop.shape[0], 0, 0])
+    seen = Rasterizer(mesh.triangles, mesh.source, portrait.crop.shape[0])(mesh(portrait.landmarks + lean))
+    outside = mesh.source[N_FACE:]
+    hair = outside[(mesh._weight > 0.99) & (outside[:, 1] < portrait.landmarks[:, 1].mean())]
+    at = np.round(hair + lean[:2]).astype(int)
+    shown = seen[at[:, 1], at[:, 0]]
+    assert len(hair) > 50
+    assert np.linalg.norm(shown - hair, axis=1).max() < 0.03 * portrait.crop.shape[0]

@@ -92,7 +92,7 @@ class HeadMesh:
         self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
         self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
         self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
-        self._behind = height * 0.05
+        self._height, self._behind = height, height * 0.05
 
     def __call__(self, target: np.ndarray) -> np.ndarray:
         """Vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
@@ -103,7 +103,9 @@ class HeadMesh:
         outline[:, 2] += self._flatter[self._outline]
         residual = face[self._outline, :2] - (outline @ matrix.T + shift)[:, :2]
         place = self._grid[:, :2] + self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
-        outer = np.column_stack([place, self._grid[:, 2] + self._behind])
+        # Where the head moves further than its fade is wide the mesh folds: what moves with it is in front.
+        depth = self._grid[:, 2] + self._behind + (1 - self._weight) * self._height
+        outer = np.column_stack([place, depth])
         return np.concatenate([face, outer])
 
     @staticmethod

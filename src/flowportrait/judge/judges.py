@@ -16,16 +16,22 @@ from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.client import Server
 from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.ledger import Ledger
+from flowportrait.judge.locating import LocatingPanel
 from flowportrait.judge.omni import Omni, OmniSettings
 from flowportrait.judge.panel import Panel, PanelSettings
 from flowportrait.judge.question import Backend
+from flowportrait.judge.thinking import ThinkingPanel
 from flowportrait.judge.verdict import Judge
+
+METHODS: dict[str, type[Panel]] = {"panel": Panel, "think": ThinkingPanel, "locate": LocatingPanel}
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
     by: Literal["measured", "server", "omni"] = "measured"
     """Who judges: experts that measure, a model behind an address, or a model in this process."""
+    method: Literal["panel", "think", "locate"] = "panel"
+    """How a model comes to a grade: at once, by thinking first, or by finding moment and place first."""
     panel: PanelSettings = field(default_factory=PanelSettings)
     endpoint: Endpoint = field(default_factory=Endpoint)
     omni: OmniSettings = field(default_factory=OmniSettings)
@@ -63,7 +69,7 @@ def build_judge(settings: JudgeSettings | None = None) -> Judge:
         backend = Server(settings.endpoint, Ledger(settings.kept_in / "ledger.jsonl"))
     else:
         backend = Omni.from_pretrained(settings.omni)
-    return Panel(backend, settings.panel, Cache(settings.kept_in / "answers"), calibration)
+    return METHODS[settings.method](backend, settings.panel, Cache(settings.kept_in / "answers"), calibration)
 
 
 def ledger_of(judge: Judge) -> Ledger | None:

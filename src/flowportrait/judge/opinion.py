@@ -91,7 +91,7 @@ def read_opinion(reply: Reply, seconds: float) -> Opinion:
     rationale = found.get("rationale")
     if not isinstance(rationale, str) or not rationale.strip():
         raise Unusable(Failure("malformed", "no rationale"))
-    flaws, impossible = _flaws(found.get("errors", []), seconds)
+    flaws, impossible = read_flaws(found.get("errors", []), seconds)
     expected = expectation(reply.tokens, score)
     return Opinion(score if expected is None else expected, score, expected is not None, rationale.strip(), flaws,
                    impossible)  # fmt: skip
@@ -112,8 +112,8 @@ def read_review(reply: Reply, disputed: tuple[Aspect, ...]) -> tuple[dict[Aspect
     )
 
 
-def read_object(reply: Reply) -> dict[str, Any]:
-    """The last JSON object in a reply.
+def read_object(reply: Reply, wanted: tuple[str, ...] = ("score", "scores")) -> dict[str, Any]:
+    """The last JSON object in a reply, which has one of the ``wanted`` keys.
 
     Raises:
         Unusable: there is none, the model refused, or the answer was cut off.
@@ -129,13 +129,13 @@ def read_object(reply: Reply) -> dict[str, Any]:
             place += 1
             continue
         found, place = value, end
-    if isinstance(found, dict) and ("score" in found or "scores" in found):
+    if isinstance(found, dict) and any(key in found for key in wanted):
         return found
     if not reply.whole:
         raise Unusable(Failure("malformed", f"the answer was cut off: {_short(text)}"))
     if _DECLINED.search(text):
         raise Unusable(Failure("refused", _short(text)))
-    raise Unusable(Failure("malformed", f"no JSON with a score in {_short(text)}"))
+    raise Unusable(Failure("malformed", f"no JSON with a {wanted[0]} in {_short(text)}"))
 
 
 def number(value: Any, name: str) -> float:
@@ -180,7 +180,12 @@ def expectation(tokens: tuple[Token, ...], written: float) -> float | None:
     return sum(grade * p for grade, p in share.items()) / mass
 
 
-def _flaws(reported: Any, seconds: float) -> tuple[tuple[Flaw, ...], int]:
+def read_flaws(reported: Any, seconds: float) -> tuple[tuple[Flaw, ...], int]:
+    """Reported errors of a clip of ``seconds``, and how many have times that it does not have.
+
+    Raises:
+        Unusable: no list of start, end and what.
+    """
     if not isinstance(reported, list):
         raise Unusable(Failure("malformed", "errors is not a list"))
     flaws, impossible = [], 0

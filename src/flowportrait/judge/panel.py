@@ -23,10 +23,13 @@ from flowportrait.judge.evidence import Evidence, gather
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.kind import Kind
 from flowportrait.judge.opinion import Opinion, Reply, Unusable, read_opinion, read_review
-from flowportrait.judge.question import Backend, Question, reviewer, specialist
-from flowportrait.judge.rubric import ASPECTS, Aspect, rubric_version
+from flowportrait.judge.question import SYSTEM, Backend, Question, reviewer, specialist
+from flowportrait.judge.rubric import ASPECTS, Aspect, rubric_text, rubric_version
 from flowportrait.judge.verdict import Finding, Verdict, missing
 from flowportrait.reward.batch import Failure
+
+Asked = tuple[int, Aspect, int]
+"""Place of the clip, aspect, and the how-manieth time."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Panel:
     @property
     def fingerprint(self) -> str:
         mapped = self.calibration.digest if self.calibration else "uncalibrated"
-        text = f"{self.backend.who}|{self.settings}|{rubric_version()}|{mapped}"
+        text = f"{type(self).__name__}|{self.backend.who}|{self.settings}|{rubric_version()}|{mapped}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
@@ -81,19 +84,13 @@ class Panel:
         seen = [place for place, why in enumerate(trouble) if why is None]
         asked = [(place, aspect, sample) for place in seen for aspect in ASPECTS for sample in
                  range(self.settings.samples) if not _unheard(exhibits[place], aspect)]  # fmt: skip
-        shown = {(place, aspect): self._shown(exhibits[place], aspect) for place, aspect, _ in asked}
-        questions = [
-            self._specialist(exhibits[place], aspect, sample, shown[place, aspect]) for place, aspect, sample in asked
-        ]
-        replies, failures = self._ask(questions)
         opinions: dict[tuple[int, Aspect], list[Opinion]] = {}
         reasons: dict[tuple[int, Aspect], list[Failure]] = {}
-        for index, (place, aspect, _) in enumerate(asked):
-            if index in replies:
-                opinion = read_opinion(replies[index], exhibits[place].seconds)
-                opinions.setdefault((place, aspect), []).append(opinion)
+        for (place, aspect, _), said in zip(asked, self._opine(exhibits, asked), strict=True):
+            if isinstance(said, Opinion):
+                opinions.setdefault((place, aspect), []).append(said)
             else:
-                reasons.setdefault((place, aspect), []).append(failures[index])
+                reasons.setdefault((place, aspect), []).append(said)
         reviews = self._review(exhibits, opinions)
         verdicts = []
         for place, exhibit in enumerate(exhibits):
@@ -108,6 +105,17 @@ class Panel:
                 )  # fmt: skip
             verdicts.append(Verdict(exhibit.name, exhibit.generator, self.name, self.kind, findings))
         return verdicts
+
+    def _opine(self, exhibits: list[Exhibit], asked: Sequence[Asked]) -> list[Opinion | Failure]:
+        """What each specialist says, in order: one question each, answered with a score."""
+        shown = self._shows(exhibits, asked)
+        replies, failures = self._ask([
+            self._specialist(exhibits[place], aspect, sample, shown[place, aspect]) for place, aspect, sample in asked
+        ])  # fmt: skip
+        return [
+            read_opinion(replies[index], exhibits[place].seconds) if index in replies else failures[index]
+            for index, (place, _, _) in enumerate(asked)
+        ]
 
     def _ask(self, questions: Sequence[Question]) -> tuple[dict[int, Reply], dict[int, Failure]]:
         """Replies by place: those known already, and those that the backend gives now."""
@@ -132,6 +140,21 @@ class Panel:
 
         content = f"{exhibit.digest} {self.settings.sheets}"
         return Question(system, text, aspect, content, sample, check, shown or self._shown(exhibit, aspect))
+
+    def _step(
+        self, exhibit: Exhibit, aspect: Aspect, sample: int, tag: str, words: str, check: Callable[[Reply], object],
+        show: Callable[[], Evidence],
+    ) -> Question:  # fmt: skip
+        """One of several questions on the way to a grade: the rubric, and ``words`` that say what is wanted of it."""
+        text = f"Aspect: {aspect}\nThe clip lasts {exhibit.seconds:.2f} s.\n{rubric_text(aspect)}\n{words}"
+        content = f"{exhibit.digest} {self.settings.sheets}"
+        return Question(SYSTEM, text, tag, content, sample, check, show)
+
+    def _shows(
+        self, exhibits: list[Exhibit], asked: Sequence[Asked]
+    ) -> dict[tuple[int, Aspect], Callable[[], Evidence]]:
+        """What is shown, one value for all samples of an aspect: a backend encodes it once."""
+        return {(place, aspect): self._shown(exhibits[place], aspect) for place, aspect, _ in asked}
 
     def _shown(self, exhibit: Exhibit, aspect: Aspect) -> Callable[[], Evidence]:
         return lambda: gather(exhibit, aspect, self.settings.sheets)

@@ -1,7 +1,8 @@
 """Ways of learning from preferences at equal processor time, judged on finished mp4 of speakers nobody trained on.
 
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT train       # 15 s of processor time an arm
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT draw        # every system; and measure
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT rate        # motion of every system, quickly
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT draw        # finished mp4 of every system, measured
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT table       # compare with sft, clip by clip
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT cost        # of guiding and choosing
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("corpus", "footage", "output"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("stage", choices=("train", "draw", "table", "cost"))
+    parser.add_argument("stage", choices=("train", "draw", "table", "cost", "rate"))
     parser.add_argument("--seconds", type=float, default=15.0, help="of processor time per arm")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--by", default="preference", help="what chooses among whole performances")
@@ -49,6 +50,12 @@ def main() -> None:
     chosen = options.only
     if options.stage == "train":
         train(options.corpus, options.output, options.seconds, ARMS if chosen is None else chosen)
+        return
+    if options.stage == "rate":
+        from preference_motion import SYSTEMS as RATED
+        from preference_motion import rated
+
+        rated(options.corpus, options.output, RATED if chosen is None else chosen)
         return
     from preference_judged import SWEEP, SYSTEMS, cost, draw, table
 

@@ -47,11 +47,12 @@ class Steering:
     """Chunks of the past that the reward is shown."""
 
     def draw(self, velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor, past: Past) -> torch.Tensor:
-        """Latents ``[1, D]`` of the next chunk, from ``candidates`` noises ``[n, D]``."""
+        """Latents ``[1, D]`` of the next chunk from ``candidates`` noises ``[n, D]``; with one candidate, of as many
+        clips as the past and the noises are of."""
         if any(self.guide):
             velocity = guided(velocity, lambda x, sigma: self.score(x, sigma, past, self.guide), self.most)
         drawn = solve(velocity, x, sigmas)
-        if len(drawn) == 1:
+        if self.candidates == 1:
             return drawn
         best = self.score(drawn, sigmas[-1], past, self.choose).argmax()
         return drawn[best][None]

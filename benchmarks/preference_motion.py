@@ -1,0 +1,93 @@
+"""Every system's motion on unseen speakers, rated without drawing it: quick, but by the reward side.
+
+Sync is the reward side's expert, expressiveness and smoothness are closed-form statistics of real motion; no network
+of the evaluation has looked. Same clips and seeds in every system; differences from ``sft`` per clip, with a bootstrap
+95 % interval over clips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from preference_arms import ARMS
+from preference_material import FRAMES, rate
+
+from flowportrait.checkpoints import load_generator
+from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
+from flowportrait.corpus.motion_set import MotionClip, load_motion
+from flowportrait.evaluate.compare import bootstrap
+from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.schedule import shifted
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.steering import Past, Steering, in_order
+from flowportrait.media.mel import MELS_PER_FRAME
+from flowportrait.preference.latent_reward import LatentReward
+from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.registry import build
+
+CLIPS, TAKES, FOLD = 48, 8, 1000
+WEIGHTS = (1, 3, 10)
+SWEEP = tuple(f"guide {dimension}={weight}" for dimension in DIMENSIONS for weight in WEIGHTS)
+SYSTEMS = ("sft", *ARMS, *SWEEP, "guide sync=3,expression=1,motion=1", "best of 8", "pruned 8")
+
+
+def speech(corpus: Path) -> torch.Tensor:
+    """Log-mel ``[48, 4·28, 80]`` of clips of unseen speakers, evenly taken."""
+    clips: list[MotionClip] = [clip for clip in load_motion(corpus, ("dev",)) if len(clip.motion) >= FRAMES]
+    chosen = [clips[i] for i in torch.linspace(0, len(clips) - 1, CLIPS).long().tolist()]
+    return torch.stack([clip.mel[: MELS_PER_FRAME * FRAMES].float() for clip in chosen])
+
+
+@torch.no_grad()
+def perform(model: ARFlow, mel: torch.Tensor, seeds: Sequence[int], steering: Steering) -> torch.Tensor:
+    """Motion ``[B, T, 30]`` of many clips with one candidate of each chunk, or of one clip with several."""
+    size, condition = model.config.latent_dim, model.condition(mel)
+    sigmas, session = shifted(model.config.steps, model.config.shift), model.session(condition)
+    made = torch.zeros(len(mel), 0, size)
+    for chunk in range(condition.chunks):
+        rivals = [unit_noise(size, seeds[0], chunk, i) for i in range(1, steering.candidates)]
+        x = model.begin(torch.stack([unit_noise(size, seed, chunk) for seed in seeds] + rivals))
+        past = Past(made, condition.audio[:, : chunk + 1], condition.start)
+        drawn = steering.draw(partial(model.velocity, context=session.context()), x, sigmas, past)
+        session.append(drawn)
+        made = torch.cat([made, drawn[:, None]], 1)
+    return model.to_motion(made, condition.start)
+
+
+def scores(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
+    """Ratings ``[48, 3]`` of a system."""
+    model = load_generator(output / "arms" / system.replace(" ", "_") / "checkpoint" if system in ARMS else "sft")
+    seeds, reward = list(range(len(mel))), LatentReward.load()
+    if system == "pruned 8":
+        steering = Steering(reward, choose=(1.0, 1.0, 1.0), candidates=TAKES)
+        rows = [perform(model, mel[row : row + 1], [seed], steering) for row, seed in enumerate(seeds)]
+        return rate(torch.cat(rows), mel)
+    if system == "best of 8":
+        takes = [perform(model, mel, [seed + FOLD * take for seed in seeds], Steering(reward)) for take in range(TAKES)]
+        liked = torch.stack([build("preference")(RewardBatch(motion, mel)).value for motion in takes])
+        return rate(torch.stack(takes)[liked.argmax(0), torch.arange(len(mel))], mel)
+    weights = parse_weights(system.removeprefix("guide ")) if system.startswith("guide ") else {}
+    return rate(perform(model, mel, seeds, Steering(reward, in_order(weights, DIMENSIONS))), mel)
+
+
+def rated(corpus: Path, output: Path, systems: Sequence[str]) -> None:
+    """Ratings of every system, kept in OUTPUT/rated.json, and their differences from sft."""
+    kept = output / "rated.json"
+    known: dict[str, list[list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    mel = speech(corpus)
+    for system in dict.fromkeys(("sft", *systems)):
+        if system not in known:
+            known[system] = scores(system, output, mel).tolist()
+            output.mkdir(parents=True, exist_ok=True)
+            kept.with_suffix(".partial").write_text(json.dumps(known) + "\n")
+            kept.with_suffix(".partial").replace(kept)
+        difference = torch.tensor(known[system]) - torch.tensor(known["sft"])
+        cells = []
+        for column, dimension in enumerate(("sync", "expressiveness", "smoothness")):
+            found = bootstrap(difference[:, column].double().numpy())
+            cells.append(f"{dimension} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+        print(f"{system:36}", "   ".join(cells), flush=True)

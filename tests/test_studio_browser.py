@@ -25,7 +25,7 @@ def plays(page: Any, count: int) -> None:
 
 def test_a_photo_and_speech_become_a_video_that_plays_and_is_compared(tmp_path: Path) -> None:
     pytest.importorskip("gradio")
-    studio = Studio(tmp_path / "studio", Limits(seconds=1))
+    studio = Studio(tmp_path / "studio", Limits(seconds=1.6))
     found: list[str] = []
     there = threading.Event()
 
@@ -53,7 +53,7 @@ def test_a_photo_and_speech_become_a_video_that_plays_and_is_compared(tmp_path: 
             page.click("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']")
             page.set_input_files("#photo input[type=file]", str(photo(tmp_path)))
             page.wait_for_selector("#photo img")
-            page.set_input_files("#audio input[type=file]", str(speech(tmp_path)))
+            page.set_input_files("#audio input[type=file]", str(speech(tmp_path, 2.0)))
             page.wait_for_timeout(1500)
             page.click("#go")
             plays(page, 1)

@@ -12,6 +12,7 @@ import gradio as gr
 from flowportrait.checkpoints import SHIPPED
 from flowportrait.codec.controls import Controls
 from flowportrait.errors import BadInput
+from flowportrait.media.video import FPS
 from flowportrait.studio.live import Show
 from flowportrait.studio.server import Studio
 from flowportrait.studio.wish import Wish
@@ -23,6 +24,8 @@ LOOK: dict[str, Any] = {
     "css": "video.show {width: 100%; max-height: 70vh; background: #222; border-radius: 8px}",
 }
 VOICES = [DEFAULT, "espeak:en", "espeak:de", "espeak:fr", "espeak:es", "espeak:ru", "espeak:ar", "espeak:cmn"]
+SHORTEST_SCORED = 1.5
+"""Seconds; the experts' windows are a little shorter."""
 _EMPTY = "<video class='show'></video>"
 
 
@@ -224,6 +227,8 @@ def _scores(studio: Studio, names: list[str | None]) -> str:
     shows = [studio.theatre.shows[name] for name in names if name in studio.theatre.shows]
     if not shows or not all(show.done.is_set() and show.frames for show in shows):
         return "There is no finished video yet: make one first."
+    if any(show.frames < SHORTEST_SCORED * FPS for show in shows):
+        return f"The panel's experts need {SHORTEST_SCORED} seconds of video: let it say more."
     panel = _panel()
     head = f"| {panel.name} ({panel.kind}) | " + " | ".join(ASPECTS) + " |\n" + "|---" * (len(ASPECTS) + 1) + "|\n"
     rows = []

@@ -21,7 +21,7 @@ from flowportrait.media.workers import in_order
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.square(a.astype(np.float64) - b).mean()))
+    return float(10 * np.log10(255**2 / max(1e-9, np.square(a.astype(np.float64) - b).mean())))
 
 
 def test_the_exported_network_is_the_trained_one() -> None:

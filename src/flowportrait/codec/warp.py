@@ -49,10 +49,16 @@ class Rasterizer:
     def __call__(self, vertices: np.ndarray) -> np.ndarray:
         """Source coordinates seen at each pixel for vertices ``[V, 3]`` px; pixels left empty map to
         themselves."""
-        return self.with_share(vertices)[0]
+        return self._source(self._coloured(vertices))
 
     def with_share(self, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same, and the vertices' share ``[S, S]`` float32 at each pixel."""
+        colour = self._coloured(vertices)
+        share = np.ascontiguousarray(colour[..., 2])
+        return self._source(colour), cv2.resize(share, (self._size, self._size)) if self._half else share
+
+    def _coloured(self, vertices: np.ndarray) -> np.ndarray:
+        """The mesh, each pixel in the colour of its place in the source ``[s, s, 3]``."""
         last = self._size - 1
         unit = _DISTANCE * np.tan(_HALF_ANGLE) / (self._size / 2)
         # Offsets are scaled by depth to undo the perspective of OpenCV's only camera.
@@ -67,6 +73,10 @@ class Rasterizer:
             world, self._triangles, self._colours, colour, depth, self._camera,
             2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, self._settings,
         )  # fmt: skip
+        return colour
+
+    def _source(self, colour: np.ndarray) -> np.ndarray:
+        last = self._size - 1
         source = colour[..., :2] * np.float32(last)
         # Where one part hides another the map jumps along pixel steps: soften the steps, and only there.
         soft = cv2.GaussianBlur(source, (7, 7), 1.6)
@@ -86,8 +96,7 @@ class Rasterizer:
                 np.column_stack([0 * line, line]),
                 np.column_stack([0 * line + last, line]),
             )
-        share = np.ascontiguousarray(colour[..., 2])
-        return source, cv2.resize(share, (self._size, self._size)) if self._half else share
+        return source
 
 
 class Enlarged:

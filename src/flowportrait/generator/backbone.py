@@ -6,6 +6,8 @@ generator starts it afresh every ``horizon`` chunks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import DynamicCache, Qwen3Config, Qwen3Model
@@ -16,7 +18,9 @@ from flowportrait.generator.config import GeneratorConfig
 class Backbone(nn.Module):
     """Tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``; state i depends on tokens i−window+1 … i."""
 
-    def __init__(self, config: GeneratorConfig, decoder: nn.Module | None = None) -> None:
+    decoder: Any
+
+    def __init__(self, config: GeneratorConfig, decoder: Any = None) -> None:
         super().__init__()
         self.decoder = decoder or Qwen3Model(
             Qwen3Config(

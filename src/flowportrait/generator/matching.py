@@ -89,7 +89,7 @@ class Matching(nn.Module):
     def forward(self, drawn: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
         """Mean loss; see ``flow_matching_loss`` and ``chunk_loss``."""
         loss = flow_matching_loss if len(drawn) == 3 else chunk_loss
-        return loss(self.model, *drawn, self.config, generator)  # type: ignore[arg-type, call-arg, misc]
+        return loss(self.model, *drawn, self.config, generator)  # type: ignore[arg-type, call-arg]
 
 
 @torch.no_grad()

@@ -65,7 +65,8 @@ class Step(nn.Module):
         velocity = partial(model.velocity, context=torch.stack(told, -2))
         latents = solve(velocity, model.begin(noise), shifted(model.config.steps, model.config.shift))
         kept = model.config.window - 1
-        return (model.space.decode(latents, last), *(torch.stack(part)[..., -kept:, :] for part in past.grown()))
+        grown_keys, grown_values = (torch.stack(part)[..., -kept:, :] for part in past.grown())
+        return model.space.decode(latents, last), grown_keys, grown_values
 
 
 class _Past(Cache):
@@ -117,7 +118,7 @@ def export_step(model: ARFlow, path: Path) -> None:
             )  # fmt: skip
     except ImportError as error:
         raise BadInput("Exporting needs onnx and onnxscript: pip install 'flowportrait[onnx]'.") from error
-    sizes = {name: list(tensor.shape) for name, tensor in zip(INPUTS, example, strict=True)}
+    sizes: dict[str, list[Any]] = {name: list(tensor.shape) for name, tensor in zip(INPUTS, example, strict=True)}
     sizes["keys"][3] = sizes["values"][3] = "past"
     about = {"inputs": sizes, "horizon": model.config.horizon, "window": model.config.window, "chunk": chunk,
              "rest_style": condition.style[0].tolist()}  # fmt: skip

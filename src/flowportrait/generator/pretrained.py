@@ -35,11 +35,12 @@ _AHEAD_COLUMNS = 2
 
 
 class Foundation(NamedTuple):
-    """The parts of a pretrained model that a generator uses; a plain decoder has no towers."""
+    """The parts of a pretrained model that a generator uses, networks of transformers; a plain decoder has no towers,
+    which are None then."""
 
-    decoder: nn.Module
-    audio: nn.Module | None
-    vision: nn.Module | None
+    decoder: Any
+    audio: Any
+    vision: Any
 
 
 def load_foundation(config: GeneratorConfig) -> Foundation:
@@ -84,12 +85,13 @@ class AudioTower(nn.Module):
     it: that can be streamed, and costs a pass of the tower over 24 frames for each frame.
     """
 
-    def __init__(self, tower: nn.Module) -> None:
+    tower: Any
+    bands: torch.Tensor
+
+    def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.register_buffer("bands", band_matrix(tower.config.num_mel_bins), persistent=False)
-
-    bands: torch.Tensor
 
     @property
     def features(self) -> int:
@@ -115,7 +117,9 @@ class AudioTower(nn.Module):
 class VisionTower(nn.Module):
     """A portrait as tokens of the decoder."""
 
-    def __init__(self, tower: nn.Module, side: int) -> None:
+    tower: Any
+
+    def __init__(self, tower: Any, side: int) -> None:
         super().__init__()
         from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 

@@ -28,7 +28,7 @@ FIGURES = (
 """Compared and corrected together, per study."""
 BESIDE = ("identity_kept", "spread_lips", "spread_head")
 """Printed, not tested: identity, and how far two performances of the same speech are apart."""
-BASELINE, REAL = "sft", "real"
+BASELINE, POST_TRAINED, REAL = "sft", "rl", "real"
 HELD, EVALUATION, SPREAD = "held/", "evaluation/", "/spread"
 
 
@@ -129,7 +129,8 @@ def headline(folder: Path) -> dict[str, Any]:
         path = folder / name / "metrics.json"
         if path.is_file():
             found = json.loads(path.read_text())
-            result[name] = {"metrics": found["metrics"], "differences": found["differences"]}
+            differences = [entry for entry in found["differences"] if entry["system"] == POST_TRAINED]
+            result[name] = {"metrics": found["metrics"], "differences": differences}
     return result
 
 
@@ -143,7 +144,7 @@ def _names() -> list[str]:
 
 
 def _there(runs: Path, names: tuple[str, ...]) -> bool:
-    return any(_rows(runs, name) for name in names if name != BASELINE)
+    return sum(bool(_rows(runs, name)) for name in names if name != BASELINE) > 1
 
 
 def _rows(runs: Path, name: str) -> list[dict[str, Row]]:
@@ -155,5 +156,6 @@ def _mean(rows: Mapping[str, Row], key: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _sampling(runs: Path) -> list[dict[str, float]]:
-    return [json.loads(path.read_text()) for path in sorted((runs / "sft_tuned").glob("*/sampling.json"))]
+def _sampling(runs: Path) -> dict[str, Any]:
+    paths = sorted((runs / "sft_tuned").glob("*/sampling.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in paths}

@@ -97,7 +97,7 @@ def main() -> None:
 
 def heard_as(speech: np.ndarray, others: list[np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """What reaches the generator, by name."""
-    sounds = {"clean": speech, "clean, denoised": denoised(speech)}
+    sounds = {"clean": speech}
     damages: dict[str, Damage] = {"babble": babble, "room": room}
     for name, damage in damages.items():
         heard = damage(speech, others, np.random.default_rng(seed))

@@ -173,7 +173,7 @@ def panels(
 
 
 def row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
 
 
 def write(path: Path, text: str) -> None:

@@ -38,6 +38,8 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 CONTROLS = ("sft", "supervised on", "sft tuned")
+PARTS = ("share", "neither", "power", "rl")
+"""Runs of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what ``rl`` is the mean of."""
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "recipes": (*CONTROLS, "flow-grpo", "flash-grpo", "longcat-grpo", "nft", "awm", "nft-regions"),
@@ -45,7 +47,6 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "noise": ("sft", "eta 0.1", "eta 0.25", "flow-grpo", "eta 1.0"),
     "credit": ("sft", "per clip", "nft-regions", "per window"),
     "hacks": ("sft", "sync alone", "temporal alone"),
-    "parts": ("sft", "share", "neither", "power", "rl"),
+    "parts": ("sft", *PARTS),
 }
-"""Contestants of every table of ``docs/results.md``. ``parts`` are runs of ``flowportrait posttrain``, put into
-``RUNS/NAME/0/checkpoint`` by hand: the three that ``rl`` is the mean of."""
+"""Contestants of every table of ``docs/results.md``."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from contestants import CONTESTANTS, SMALL, STUDIES
+from contestants import CONTESTANTS, PARTS, SMALL, STUDIES
 from controls import Sampling, best_of, continued, tuned
 from rich.console import Console
 
@@ -128,7 +128,7 @@ def main() -> None:
 def train(bench: Bench, name: str, seed: int) -> None:
     """Leave a contestant's checkpoint and curve in its folder, unless they are there."""
     folder = bench.folder(name, seed)
-    if (folder / "checkpoint" / "config.json").is_file() or name == "sft":
+    if (folder / "checkpoint" / "config.json").is_file() or name in ("sft", *PARTS):
         return
     folder.mkdir(parents=True, exist_ok=True)
     _OUT.print(f"{name}, seed {seed}")

@@ -62,7 +62,7 @@ def test_every_contestant_is_a_recipe_that_exists() -> None:
     for name, contestant in contestants.CONTESTANTS.items():
         recipe = override(named(contestant.recipe), [*contestants.SMALL, *contestant.settings])
         assert recipe.group_size == 8, name
-    known = {*contestants.CONTESTANTS, *contestants.CONTROLS}
+    known = {*contestants.CONTESTANTS, *contestants.CONTROLS, *contestants.PARTS}
     assert {name for names in contestants.STUDIES.values() for name in names} <= known
 
 

@@ -57,6 +57,8 @@ def cold(photo: Path, voice: str) -> tuple[float, float]:
             seen = (seen + data)[-1 << 16 :] if first else seen + data
             if not first and b"mdat" in seen:
                 first = time.monotonic() - began
+    if process.returncode or not first:
+        raise SystemExit(f"animate ended with {process.returncode} and {len(seen)} bytes: run it without --output -.")
     return first, time.monotonic() - began
 
 

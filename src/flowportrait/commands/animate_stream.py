@@ -5,36 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from flowportrait.errors import BadInput
 
 _NOT_LIVE = {"video": "--video", "motion_in": "--motion-in", "motion_out": "--motion-out"}
-
-
-class Tape:
-    """Sound on its way to the generator, kept until the frames it belongs to are written."""
-
-    def __init__(self, pieces: Iterator[np.ndarray]) -> None:
-        self.pieces = pieces
-        self.kept = np.zeros(0, np.float32)
-        self.start = 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for piece in self.pieces:
-            self.kept = np.concatenate([self.kept, piece])
-            yield piece
-
-    def frame(self, index: int) -> np.ndarray:
-        """Samples ``[≤ 640]`` of a video frame; those before it are let go."""
-        from flowportrait.media.video import SAMPLES_PER_FRAME
-
-        self.kept = self.kept[index * SAMPLES_PER_FRAME - self.start :]
-        self.start = index * SAMPLES_PER_FRAME
-        return self.kept[:SAMPLES_PER_FRAME]
 
 
 def run_stream(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,6 +28,7 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.commands.animate_text import said
     from flowportrait.media.image import read_image
     from flowportrait.media.stream import read_stream, write_stream
+    from flowportrait.media.tape import Tape
     from flowportrait.media.video import FPS
     from flowportrait.provenance.options import provenance_of
     from flowportrait.provenance.origin import Origin

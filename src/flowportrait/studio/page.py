@@ -29,22 +29,9 @@ SHORTEST_SCORED = 1.5
 _EMPTY = "<video class='show'></video>"
 
 
-class Photo(gr.Image):
-    """An image as it was uploaded: whether it can be read is said in our words."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-
-class Speech(gr.Audio):
-    """A recording as it was uploaded."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+def as_uploaded(payload: Any) -> str | None:
+    """In place of gradio's own reading of uploads: whether a file can be read is said in our words."""
+    return None if payload is None else payload.path
 
 
 def page(studio: Studio) -> gr.Blocks:
@@ -53,10 +40,11 @@ def page(studio: Studio) -> gr.Blocks:
         gr.Markdown("# FlowPortrait studio\nEverything stays on this machine. Animate only people who agreed to it.")
         with gr.Row():
             with gr.Column(scale=1):
-                photo = Photo(label="Photo", sources=["upload", "clipboard"], height=260, elem_id="photo")
+                photo = gr.Image(label="Photo", sources=["upload", "clipboard"], height=260, elem_id="photo")
                 text = gr.Textbox(label="Say", lines=3, elem_id="text", placeholder="Type what the portrait says …")
                 voice = gr.Dropdown(VOICES, value=DEFAULT, label="Voice", allow_custom_value=True)
-                audio = Speech(label="… or speak", sources=["upload", "microphone"], elem_id="audio")
+                audio = gr.Audio(label="… or speak", sources=["upload", "microphone"], elem_id="audio")
+                photo.preprocess = audio.preprocess = as_uploaded
                 with gr.Accordion("Performance", open=False):
                     expression = gr.Slider(0, 3, 1, label="Expression")
                     head = gr.Slider(0, 3, 1, label="Head motion")

@@ -69,7 +69,7 @@ def single_scorers(clips: list[MotionClip]) -> dict[str, Scores]:
 def accuracy(difference: torch.Tensor, batch: PairBatch, threshold: torch.Tensor) -> Rows:
     """Per dimension: right on decided pairs (with half the width of its 95 % interval), and right with ties as a third
     answer."""
-    found = {}
+    found: Rows = {}
     for column, dimension in enumerate(DIMENSIONS):
         own, truth = difference[:, column], batch.labels[:, column]
         said = torch.where(own.abs() <= threshold[column], 0, own.sign()).long()
@@ -227,7 +227,7 @@ def real_above_generated(dev: list[MotionClip], made: list[MotionClip], models: 
     pairs = [(by_name[own.name], own) for own in made if len(own.motion) > FRAMES]
     real, drawn = (torch.stack([pair[side].motion[1 : 1 + FRAMES] for pair in pairs]) for side in (0, 1))
     mel = torch.stack([own.mel[4 : 4 * (1 + FRAMES)].float() for own, _ in pairs])
-    found = {}
+    found: Rows = {}
     for name, scores in models.items():
         above = (scores(real, mel) > scores(drawn, mel)).float().mean(0).tolist()
         found[name] = dict(zip(DIMENSIONS, above, strict=True))

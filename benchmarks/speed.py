@@ -3,12 +3,14 @@
     python benchmarks/speed.py [--image PHOTO] [--checkpoint rl] [--seconds 8] [--size 512] [--crop]
                                [--against OTHER_SRC] [--live 60] [--compile]
     python benchmarks/speed.py --video CLIP
+    python benchmarks/speed.py --onnx [--checkpoint rl]
 
 Stages are timed alone, in processor time of one core, which other work on the machine changes least; ``two cores`` is
 their sum over two, what a quiet machine would give if nothing waited. ``whole`` is one call of everything as
 ``animate`` does it, in processor time of all its threads (and by the clock). ``--against`` runs the same in a process
 with another version of the package (a folder with ``flowportrait`` in it), before and after ours, and prints ratios.
-``--video``: from a video to motion instead (decoding, tracking, the 30 numbers).
+``--video``: from a video to motion instead (decoding, tracking, the 30 numbers). ``--onnx``: the exported step beside the
+generator itself.
 ``--live``: sound in pieces of 40 ms; 95 % quantile per frame, time to the first frame, memory at a tenth and the end.
 """
 
@@ -39,7 +41,11 @@ from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.flow.noise import unit_noise
+from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.onnx_step import OnnxSteps, export_step
+from flowportrait.generator.sample import generate
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import paste_back
 from flowportrait.media.face import FaceTracker
@@ -66,12 +72,16 @@ def main() -> None:
     options.add_argument("--live", type=float, default=0, metavar="SECONDS")
     options.add_argument("--compile", action="store_true", help="also time the flow head compiled")
     options.add_argument("--video", type=Path, help="time encoding of this clip, and nothing else")
+    options.add_argument("--onnx", action="store_true", help="time the exported step, and nothing else")
     options.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if given.video:
         encoding(given.video)
+        return
+    if given.onnx:
+        exported(load_generator(given.checkpoint).requires_grad_(False))
         return
     if given.json:
         print(json.dumps(stages(given)))
@@ -181,6 +191,24 @@ def encoding(video: Path) -> None:
     frames, each = len(faces.valid), 1e3 * (time.process_time() - opened)
     print(f"{frames} frames: {each / frames:.1f} ms each, {1e3 * frames / each:.0f} frames/s on one core, "
           f"{2e3 * frames / each:.0f} on two; the tracker starts in {1e3 * (opened - began):.0f} ms")  # fmt: skip
+
+
+@torch.no_grad()
+def exported(model: ARFlow, chunks: int = 22) -> None:
+    """The step as ONNX Runtime runs it, from the same noise."""
+    condition = model.condition(torch.randn(1, 4 * model.config.chunk * chunks, 80))
+    began = time.process_time()
+    ours = torch.cat(list(generate(model, condition, [7])), 1).numpy()
+    taken = time.process_time() - began
+    with tempfile.TemporaryDirectory() as folder:
+        export_step(model, Path(folder) / "step.onnx")
+        steps = OnnxSteps(Path(folder) / "step.onnx", condition.audio.numpy(), condition.style.numpy())
+        began = time.process_time()
+        theirs = [steps(unit_noise(model.latent_dim, 7, chunk)[None].numpy()) for chunk in range(chunks)]
+        exported_taken = time.process_time() - began
+    apart = np.abs(ours - np.concatenate(theirs, 1)).max()
+    print(f"chunk: {1e3 * taken / chunks:.1f} ms, exported {1e3 * exported_taken / chunks:.1f} ms "
+          f"({taken / exported_taken:.1f} x); {apart:.1e} deviations apart at most")  # fmt: skip
 
 
 @torch.no_grad()

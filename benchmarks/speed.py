@@ -9,8 +9,8 @@ Stages are timed alone, in processor time of one core, which other work on the m
 their sum over two, what a quiet machine would give if nothing waited. ``whole`` is one call of everything as
 ``animate`` does it, in processor time of all its threads (and by the clock). ``--against`` runs the same in a process
 with another version of the package (a folder with ``flowportrait`` in it), before and after ours, and prints ratios.
-``--video``: from a video to motion instead (decoding, tracking, the 30 numbers). ``--onnx``: the exported step beside the
-generator itself.
+``--video``: from a video to motion instead (decoding, tracking, the 30 numbers). ``--onnx``: the exported step beside
+the generator itself.
 ``--live``: sound in pieces of 40 ms; 95 % quantile per frame, time to the first frame, memory at a tenth and the end.
 """
 

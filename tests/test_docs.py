@@ -31,9 +31,9 @@ def fenced(page: Path) -> list[str]:
 
 
 def commands(program: str) -> list[tuple[str, str]]:
-    """Commands on all pages that begin with ``program``: the page and the line; an ellipsis stands for options."""
+    """Commands on all pages that begin with ``program``: the page and the line; lines with an ellipsis or [--options] are forms, not commands."""
     return [
-        (page.name, line) for page in PAGES for line in fenced(page) if line.startswith(program) and "…" not in line
+        (page.name, line) for page in PAGES for line in fenced(page) if line.startswith(program) and not re.search(r"…| \[--", line)
     ]
 
 

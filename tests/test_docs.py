@@ -31,9 +31,14 @@ def fenced(page: Path) -> list[str]:
 
 
 def commands(program: str) -> list[tuple[str, str]]:
-    """Commands on all pages that begin with ``program``: the page and the line; lines with an ellipsis or [--options] are forms, not commands."""
+    """Commands on all pages that begin with ``program``: the page and the line. Lines with an ellipsis or an option in
+    brackets are forms, not commands."""
+    form = re.compile(r"…| \[--")
     return [
-        (page.name, line) for page in PAGES for line in fenced(page) if line.startswith(program) and not re.search(r"…| \[--", line)
+        (page.name, line)
+        for page in PAGES
+        for line in fenced(page)
+        if line.startswith(program) and not form.search(line)
     ]
 
 

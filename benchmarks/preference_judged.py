@@ -32,9 +32,6 @@ from flowportrait.preference.latent_reward import REACH, LatentReward
 from flowportrait.reward.registry import build
 
 SIZE, TAKES, FOLD, PORTRAITS = 256, 8, 100, 3
-SYSTEMS = ("sft", *ARMS, "guide sync=3,expression=1,motion=1", "best of 8", "pruned 8")
-WEIGHTS = (1, 3, 10)
-SWEEP = tuple(f"guide {dimension}={weight}" for dimension in DIMENSIONS for weight in WEIGHTS)
 READ = {
     "sync": ("sync_in_time_short", "lse_d_short"), "expression": ("ecs", "amplitude"), "motion": ("tfi", "jerk"),
 }  # fmt: skip

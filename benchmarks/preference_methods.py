@@ -51,15 +51,14 @@ def main() -> None:
     if options.stage == "train":
         train(options.corpus, options.output, options.seconds, ARMS if chosen is None else chosen)
         return
+    from preference_motion import SYSTEMS, rated
+
+    systems = SYSTEMS if chosen is None else chosen
     if options.stage == "rate":
-        from preference_motion import SYSTEMS as RATED
-        from preference_motion import rated
-
-        rated(options.corpus, options.output, RATED if chosen is None else chosen)
+        rated(options.corpus, options.output, systems)
         return
-    from preference_judged import SWEEP, SYSTEMS, cost, draw, table
+    from preference_judged import cost, draw, table
 
-    systems = (*SYSTEMS, *SWEEP) if chosen is None else chosen
     if options.stage == "table":
         table(options.output, systems)
         return

@@ -146,7 +146,7 @@ def _limit(values: np.ndarray) -> list[float]:
 def ordinary(picture: np.ndarray) -> np.ndarray:
     """A picture ``[H, W, 3]`` as JPEG files mostly are."""
     _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from flowportrait.errors import BadInput
 from flowportrait.reward.composite import Composite, RewardWeights
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.reward.lip_sync import LipSync, margins
-from flowportrait.reward.liveliness import GROUPS, Expressiveness, RealMotion, Smoothness, log_flutter
+from flowportrait.reward.liveliness import GROUPS, Expressiveness, RealMotion, Smoothness, log_amplitude, log_flutter
 from flowportrait.reward.perceptual import Perceptual
 from flowportrait.reward.pixels import pair_indices, structural_similarity
 from flowportrait.reward.real import Normal
@@ -179,3 +179,8 @@ def test_a_reward_without_weight_is_not_even_computed() -> None:
     assert set(scores) == {"sync", "expressiveness", "smoothness"}
     with pytest.raises(BadInput, match="cannot draw"):
         Composite.default()(batch(lively()))
+
+
+def test_a_clip_shorter_than_the_window_of_the_statistics_is_one_window() -> None:
+    real, motion = RealMotion.load(), torch.randn(2, 20, 30)
+    assert torch.equal(real.over_windows(log_amplitude, motion), log_amplitude(motion))

@@ -65,8 +65,8 @@ class RealMotion:
         return cls(frames=windows.shape[1], **values)
 
     def over_windows(self, statistic: Callable[[torch.Tensor], torch.Tensor], motion: torch.Tensor) -> torch.Tensor:
-        """Mean of ``statistic`` over half-overlapping windows of ``frames`` frames, ``[B, 5]``; a clip shorter than that
-        is one window."""
+        """Mean of ``statistic`` over half-overlapping windows of ``frames`` frames, ``[B, 5]``; a clip shorter than
+        that is one window."""
         frames = min(self.frames, motion.shape[1])
         windows = motion.unfold(1, frames, frames // 2).mT
         return statistic(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]).mean(1)

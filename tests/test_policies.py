@@ -42,6 +42,10 @@ RECIPE = replace(
 )  # fmt: skip
 
 
+LEARNS = {"wan2.1": (10, 0.03), "ltx-video": (10, 0.03)}
+"""Iterations and learning rate of small networks that need more than five at 0.02 to be seen to learn."""
+
+
 @dataclass(frozen=True)
 class Bright:
     """Pays for light pictures."""
@@ -89,7 +93,8 @@ def test_what_is_post_trained_is_what_the_pipeline_delivers(name: str, folder: P
 
 @pytest.mark.parametrize("name", SMALL)
 def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Path, tmp_path: Path) -> None:
-    run = trainer(name, folder)
+    steps, rate = LEARNS.get(name, (5, 0.02))
+    run = trainer(name, folder, learning_rate=rate)
     batch = run.collect()
     first = batch.trajectory
     with torch.no_grad():
@@ -98,7 +103,7 @@ def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Pa
         if name in VIDEO:
             others = first.condition.select(torch.arange(len(first)).roll(6))
             assert not torch.allclose(run.velocity(replace(first, condition=others)), velocity, atol=1e-6)
-    records = [run.step() for _ in range(5)]
+    records = [run.step() for _ in range(steps)]
     assert max(record["ratio/first_error"] for record in records) == 0.0
     assert max(record["noise_gap"] for record in records) < 1e-3
     run.iteration = 0
@@ -106,7 +111,7 @@ def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Pa
     checkpoint.write(run, tmp_path / "state")
     checkpoint.deliver(run, tmp_path / "made", role="live")
 
-    again = trainer(name, folder)
+    again = trainer(name, folder, learning_rate=rate)
     again.any_condition()
     checkpoint.read(again, tmp_path / "state")
     with torch.no_grad():

@@ -9,7 +9,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,8 +73,27 @@ def _pipeline(name: str, told: dict[str, Any], half: bool) -> Generator:
     from flowportrait.policies.pipeline import PipelineGenerator
 
     try:
-        pipeline = DiffusionPipeline.from_pretrained(name, torch_dtype=torch.bfloat16 if half else torch.float32)
+        with _quiet():
+            pipeline = DiffusionPipeline.from_pretrained(name, torch_dtype=torch.bfloat16 if half else torch.float32)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(f"No pipeline could be loaded from {name} ({reason}): check the name and its files.") from error
     return PipelineGenerator(pipeline, told)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What is wrong is said once, by us: the libraries' bars and messages are not shown meanwhile."""
+    from diffusers.utils import logging as diffusers_notes
+    from transformers.utils import logging as transformers_notes
+
+    before = diffusers_notes.get_verbosity()
+    diffusers_notes.set_verbosity(diffusers_notes.FATAL)
+    diffusers_notes.disable_progress_bar()
+    transformers_notes.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_notes.set_verbosity(before)
+        diffusers_notes.enable_progress_bar()
+        transformers_notes.enable_progress_bar()

@@ -53,8 +53,9 @@ class Training:
             command += ["--set", *changes]
         with (run / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=_interruptible,
+            )  # fmt: skip
         self.run = run
         return run
 
@@ -92,3 +93,8 @@ class Training:
         lines = [f"{self.run}: {state}, {len(records)} iterations."]
         lines += [f"{finding.kind}: {finding.seen}; {finding.advice}" for finding in findings]
         return "\n\n".join(lines + said)
+
+
+def _interruptible() -> None:
+    """A studio started in the background ignores Ctrl-C, and so would the run; it is how the run is stopped."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from flowportrait.judge.asking import ask_for
 from flowportrait.judge.evidence import gather
 from flowportrait.judge.exhibit import SHORTEST, Exhibit
 from flowportrait.judge.opinion import Flaw, Opinion, Reply, Unusable, read_flaws, read_object, read_opinion
@@ -55,10 +56,12 @@ class LocatingPanel(Panel):
             return self._step(exhibits[place], aspect, sample, tag or aspect, words, check, shown[place, aspect])
 
         readers = [partial(read_windows, seconds=exhibits[place].seconds) for place, _, _ in asked]
-        replies, failures = self._ask([step(i, "windows", _WHEN, reader) for i, reader in enumerate(readers)])
+        when = [step(i, "windows", _WHEN, reader) for i, reader in enumerate(readers)]
+        replies, failures = ask_for(when, self.backend, self._cache)
         named = {index: readers[index](reply) for index, reply in replies.items()}
         looks = [(index, flaw) for index in sorted(named) for flaw in named[index]]
-        boxes, _ = self._ask([self._where(exhibits[asked[index][0]], *asked[index][1:], flaw) for index, flaw in looks])
+        where = [self._where(exhibits[asked[index][0]], *asked[index][1:], flaw) for index, flaw in looks]
+        boxes, _ = ask_for(where, self.backend, self._cache)
         kept: dict[int, list[Located]] = {}
         for order, (index, flaw) in enumerate(looks):
             if order in boxes and (box := read_box(boxes[order])) is not None:
@@ -69,7 +72,7 @@ class LocatingPanel(Panel):
             words = f"Found, and found again when looked at alone: {json.dumps(told, ensure_ascii=False)}\n"
             check = partial(read_opinion, seconds=exhibits[asked[index][0]].seconds)
             questions.append(step(index, None, f"{words}Grade by the rubric. {ANSWER}", check))
-        grades, ungraded = self._ask(questions)
+        grades, ungraded = ask_for(questions, self.backend, self._cache)
         said: dict[int, Opinion | Failure] = dict(failures)
         for order, index in enumerate(going):
             seconds = exhibits[asked[index][0]].seconds

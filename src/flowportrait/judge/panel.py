@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flowportrait.config import at_least
+from flowportrait.judge.asking import ask_for
 from flowportrait.judge.cache import Cache
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.evidence import Evidence, gather
@@ -109,26 +110,14 @@ class Panel:
     def _opine(self, exhibits: list[Exhibit], asked: Sequence[Asked]) -> list[Opinion | Failure]:
         """What each specialist says, in order: one question each, answered with a score."""
         shown = self._shows(exhibits, asked)
-        replies, failures = self._ask([
+        questions = [
             self._specialist(exhibits[place], aspect, sample, shown[place, aspect]) for place, aspect, sample in asked
-        ])  # fmt: skip
+        ]
+        replies, failures = ask_for(questions, self.backend, self._cache)
         return [
             read_opinion(replies[index], exhibits[place].seconds) if index in replies else failures[index]
             for index, (place, _, _) in enumerate(asked)
         ]
-
-    def _ask(self, questions: Sequence[Question]) -> tuple[dict[int, Reply], dict[int, Failure]]:
-        """Replies by place: those known already, and those that the backend gives now."""
-        addresses = [question.address(self.backend.who) for question in questions]
-        known = {place: reply for place, address in enumerate(addresses) if (reply := self._cache.get(address))}
-        todo = [place for place in range(len(questions)) if place not in known]
-
-        def keep(index: int, reply: Reply) -> None:
-            known[todo[index]] = reply
-            self._cache.put(addresses[todo[index]], reply)
-
-        failures = self.backend.ask([questions[place] for place in todo], keep)
-        return known, {todo[index]: failure for index, failure in failures.items()}
 
     def _specialist(
         self, exhibit: Exhibit, aspect: Aspect, sample: int, shown: Callable[[], Evidence] | None = None
@@ -168,7 +157,7 @@ class Panel:
                 disputes.setdefault(place, {})[aspect] = said
         places = list(disputes)
         questions = [self._reviewer(exhibits[place], disputes[place]) for place in places]
-        replies, failures = self._ask(questions)
+        replies, failures = ask_for(questions, self.backend, self._cache)
         result: dict[tuple[int, Aspect], tuple[float, str] | Failure] = {}
         for index, place in enumerate(places):
             if index in replies:

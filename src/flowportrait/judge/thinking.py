@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from flowportrait.judge.asking import ask_for
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.opinion import Opinion, Reply, Unusable, read_object, read_opinion
 from flowportrait.judge.panel import Asked, Panel
@@ -30,10 +31,11 @@ class ThinkingPanel(Panel):
     def _opine(self, exhibits: list[Exhibit], asked: Sequence[Asked]) -> list[Opinion | Failure]:
         """See ``Panel``: two questions each."""
         shown = self._shows(exhibits, asked)
-        replies, failures = self._ask([
+        thinking = [
             self._step(exhibits[place], aspect, sample, "thoughts", _THINK, read_thoughts, shown[place, aspect])
             for place, aspect, sample in asked
-        ])  # fmt: skip
+        ]
+        replies, failures = ask_for(thinking, self.backend, self._cache)
         said: dict[int, Opinion | Failure] = dict(failures)
         thought = sorted(replies)
         questions = []
@@ -42,7 +44,7 @@ class ThinkingPanel(Panel):
             words = f"What was noted before grading:\n{read_thoughts(replies[index])}\nGrade by the rubric. {ANSWER}"
             check = partial(read_opinion, seconds=exhibits[place].seconds)
             questions.append(self._step(exhibits[place], aspect, sample, aspect, words, check, shown[place, aspect]))
-        grades, unanswered = self._ask(questions)
+        grades, unanswered = ask_for(questions, self.backend, self._cache)
         for order, index in enumerate(thought):
             place = asked[index][0]
             graded = order in grades

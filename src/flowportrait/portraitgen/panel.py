@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from flowportrait.codec.contours import EYES, OUTER_LOWER, OUTER_UPPER
+from flowportrait.judge.asking import ask_for
 from flowportrait.judge.cache import Cache
 from flowportrait.judge.evidence import Evidence
 from flowportrait.judge.exhibit import Exhibit
@@ -57,25 +57,13 @@ class StillPanel:
             BadInput: the backend cannot be used at all (key, model, address).
         """
         questions = [self._question(still, rubric, sample) for still in stills for sample in range(self.samples)]
-        replies, failures = self._ask(questions)
+        replies, failures = ask_for(questions, self.backend, self._cache)
         verdicts = []
         for place in range(len(stills)):
             own = range(place * self.samples, (place + 1) * self.samples)
             said = [read_still(replies[index], rubric) for index in own if index in replies]
             verdicts.append(self._verdict(rubric, said, [failures[index] for index in own if index in failures]))
         return verdicts
-
-    def _ask(self, questions: Sequence[Question]) -> tuple[dict[int, Reply], dict[int, Failure]]:
-        addresses = [question.address(self.backend.who) for question in questions]
-        known = {place: reply for place, address in enumerate(addresses) if (reply := self._cache.get(address))}
-        todo = [place for place in range(len(questions)) if place not in known]
-
-        def keep(index: int, reply: Reply) -> None:
-            known[todo[index]] = reply
-            self._cache.put(addresses[todo[index]], reply)
-
-        failures = self.backend.ask([questions[place] for place in todo], keep)
-        return known, {todo[index]: failure for index, failure in failures.items()}
 
     def _question(self, still: Still, rubric: RubricName, sample: int) -> Question:
         def check(reply: Reply) -> StillOpinion:

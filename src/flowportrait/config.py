@@ -15,11 +15,14 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowportrait.errors import BadInput
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def override(config: Config, changes: Sequence[str]) -> Config:
@@ -47,15 +50,15 @@ def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
             current = part()
         if isinstance(current, dict) and len(path) == 2:
             entry = _parse(text, typing.get_args(part)[1], full)
-            return dataclasses.replace(config, **{name: {**current, path[1]: entry}})  # type: ignore[type-var]
-        if not dataclasses.is_dataclass(current):
+            return dataclasses.replace(config, **{name: {**current, path[1]: entry}})
+        if not dataclasses.is_dataclass(current) or isinstance(current, type):
             raise BadInput(f"--set {full}: {name} has no parts; write {name}=value.")
         value: Any = _replace(current, path[1:], text, full)
     elif dataclasses.is_dataclass(current):
         raise BadInput(f"--set {full} needs one of its parts: {', '.join(f'{full}.{k}' for k in _fields(current))}.")
     else:
         value = _parse(text, hints[name], full)
-    return dataclasses.replace(config, **{name: value})  # type: ignore[type-var]
+    return dataclasses.replace(config, **{name: value})
 
 
 def at_least(config: Any, **least: float) -> None:
@@ -106,7 +109,7 @@ def merge(config: Config, data: dict[str, Any]) -> Config:
         current = getattr(config, key)
         deep = dataclasses.is_dataclass(current) and isinstance(value, dict)
         values[key] = merge(current, value) if deep else _convert(value, hints[key], key)
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    return dataclasses.replace(config, **values)
 
 
 def save(config: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
+from flowportrait.commands.animate_options import controls_of, photo, told
 from flowportrait.commands.animate_reward import add_reward_options, check_reward_options, perform
 from flowportrait.commands.animate_text import check_sound, said
 from flowportrait.errors import BadInput
@@ -31,7 +32,6 @@ PHOTO_ONLY = {
 """Options and their defaults that shape a performance."""
 
 SILENT_RMS = 1e-3
-LARGEST_SIDE = 1920
 
 
 def register(commands: Commands) -> None:
@@ -102,7 +102,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from flowportrait.media.audio import read_audio
-    from flowportrait.media.image import read_image
     from flowportrait.media.video import FPS
     from flowportrait.provenance.origin import Origin
     from flowportrait.provenance.publish import publish
@@ -112,7 +111,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     audio = read_audio(options.audio) if options.audio else np.concatenate(list(said(options)))
     if float((audio.astype("float64") ** 2).mean()) ** 0.5 < SILENT_RMS:
         say(f"Warning: {options.audio or 'the spoken text'} is silent; the face will rest.")
-    image = fit_largest(read_image(options.image)) if options.image else None
+    image = photo(options.image) if options.image else None
 
     import torch
 
@@ -133,12 +132,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.video and len(audio) > (count + 1) * 16_000 // FPS:
         heard = options.audio or "the spoken text"
         say(f"Warning: {heard} is longer than {options.video}; it was cut at the end of the video.")
-    seconds = time.monotonic() - started
-    return {
-        "output": str(options.output), "frames": count, "fps": FPS, "seconds": round(count / FPS, 3),
-        "checkpoint": str(options.checkpoint), "seed": options.seed,
-        "real_time_factor": round(seconds / (count / FPS), 3),
-    }  # fmt: skip
+    return told(options, count, started)
 
 
 def performance(
@@ -147,11 +141,10 @@ def performance(
     """Chunks of motion, from the generator or a file, as the options turn them; and how many frames they are."""
     import torch
 
-    from flowportrait.codec.controls import Controls
     from flowportrait.codec.motion_file import read_motion, write_motion
     from flowportrait.media.mel import frame_count
 
-    controls = Controls(options.blink, options.head_motion, options.expression_scale, gaze(options.gaze))
+    controls = controls_of(options)
     if options.motion_in:
         given = controls(read_motion(options.motion_in))
         motion, total = iter([given]), len(given)
@@ -166,22 +159,3 @@ def performance(
 
 def _value(options: argparse.Namespace, flag: str) -> Any:
     return getattr(options, flag[2:].replace("-", "_"))
-
-
-def gaze(text: str) -> tuple[float, float]:
-    try:
-        right, up = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise BadInput(f"--gaze {text!r} is not possible: give two angles in degrees, such as 10,0.") from error
-    return right, up
-
-
-def fit_largest(image: np.ndarray) -> np.ndarray:
-    """The photo, scaled down if a side exceeds what ordinary video players take (1920 px)."""
-    side = max(image.shape[:2])
-    if side <= LARGEST_SIDE:
-        return image
-    import cv2
-
-    scale = LARGEST_SIDE / side
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from flowportrait.commands.animate_options import controls_of, photo, told
 from flowportrait.errors import BadInput
 from flowportrait.provenance.options import provenance_of
 from flowportrait.terminal import progress
@@ -25,10 +26,10 @@ def parse_speaker(given: str) -> tuple[int, Path, Path]:
         BadInput: it is not of this form.
     """
     number, _, files = given.partition("=")
-    photo, _, audio = files.rpartition(",")
-    if number not in ("1", "2") or not photo or not audio:
+    image, _, audio = files.rpartition(",")
+    if number not in ("1", "2") or not image or not audio:
         raise BadInput(f"--speaker {given!r} is not possible: give 1=PHOTO,AUDIO and 2=PHOTO,AUDIO.")
-    return int(number) - 1, Path(photo), Path(audio)
+    return int(number) - 1, Path(image), Path(audio)
 
 
 def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
@@ -37,23 +38,19 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
         if getattr(options, name):
             raise BadInput(f"--speaker does not go with {flag}: each speaker brings a photo and a recording.")
     given = [parse_speaker(one) for one in options.speaker]
-    photos = {speaker: photo for speaker, photo, _ in given}
+    photos = {speaker: path for speaker, path, _ in given}
     if sorted(photos) != [0, 1]:
         raise BadInput("A conversation needs two speakers: give --speaker 1=PHOTO,AUDIO and --speaker 2=PHOTO,AUDIO.")
     if len(given) > 2 and not options.turns:
         raise BadInput("A speaker has more than one recording: add --turns to play them one after the other.")
-    if any(photo != photos[speaker] for speaker, photo, _ in given):
+    if any(path != photos[speaker] for speaker, path, _ in given):
         raise BadInput("A speaker has two photos: give the same one with each of the speaker's recordings.")
     import torch
 
     from flowportrait.animator import Animator
-    from flowportrait.codec.controls import Controls
-    from flowportrait.commands.animate import fit_largest, gaze
     from flowportrait.conversation.stage import Person, in_one_photo, performances, side_by_side
     from flowportrait.conversation.turns import tracks
     from flowportrait.media.audio import read_audio
-    from flowportrait.media.image import read_image
-    from flowportrait.media.video import FPS
     from flowportrait.provenance.origin import Origin
     from flowportrait.provenance.publish import publish
 
@@ -61,10 +58,10 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     provenance = provenance_of(options, Origin("portrait"))
     together = photos[0].resolve() == photos[1].resolve()
-    images = [fit_largest(read_image(photos[index])) for index in (0, 1)]
+    images = [photo(photos[index]) for index in (0, 1)]
     people = [Person(images[index], str(photos[index]), index + 1 if together else None) for index in (0, 1)]
     voices = tracks([(speaker, read_audio(audio)) for speaker, _, audio in given], options.turns)
-    controls = Controls(options.blink, options.head_motion, options.expression_scale, gaze(options.gaze))
+    controls = controls_of(options)
     animator = Animator.from_pretrained(options.checkpoint)
     motions = performances(animator, voices, options.seed, controls)
     if together:
@@ -73,9 +70,4 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
         frames = side_by_side(people, motions, options.size or 512)
     with closing(progress(frames, len(motions[0]))) as shown:
         count = publish(options.output, shown, voices.sum(0).clip(-1.0, 1.0), provenance)
-    seconds = time.monotonic() - started
-    return {
-        "output": str(options.output), "frames": count, "fps": FPS, "seconds": round(count / FPS, 3),
-        "checkpoint": str(options.checkpoint), "seed": options.seed,
-        "real_time_factor": round(seconds / (count / FPS), 3),
-    }  # fmt: skip
+    return told(options, count, started)

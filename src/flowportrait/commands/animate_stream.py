@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from flowportrait.commands.animate_options import controls_of, photo, told
 from flowportrait.errors import BadInput
 
 _NOT_LIVE = {"video": "--video", "motion_in": "--motion-in", "motion_out": "--motion-out"}
@@ -22,14 +23,10 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from flowportrait.animator import Animator
-    from flowportrait.codec.controls import Controls
-    from flowportrait.commands.animate import fit_largest, gaze
     from flowportrait.commands.animate_reward import steering_of
     from flowportrait.commands.animate_text import said
-    from flowportrait.media.image import read_image
     from flowportrait.media.stream import read_stream, write_stream
     from flowportrait.media.tape import Tape
-    from flowportrait.media.video import FPS
     from flowportrait.provenance.options import provenance_of
     from flowportrait.provenance.origin import Origin
     from flowportrait.provenance.watermark import marked
@@ -37,9 +34,9 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     provenance = provenance_of(options, Origin("portrait"))
-    image = fit_largest(read_image(options.image))
+    image = photo(options.image)
     animator = Animator.from_pretrained(options.checkpoint)
-    controls = Controls(options.blink, options.head_motion, options.expression_scale, gaze(options.gaze))
+    controls = controls_of(options)
     pieces = read_stream(sys.stdin.buffer) if options.text is None else ahead(said(options))
     tape = Tape(pieces)
     steering = steering_of(options, animator.generator)
@@ -57,9 +54,4 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
     if str(options.output) == "-":
         return {}
-    seconds = time.monotonic() - started
-    return {
-        "output": str(options.output), "frames": count, "fps": FPS, "seconds": round(count / FPS, 3),
-        "checkpoint": str(options.checkpoint), "seed": options.seed,
-        "real_time_factor": round(seconds / (count / FPS), 3),
-    }  # fmt: skip
+    return told(options, count, started)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,15 +71,18 @@ def bench(
     tracks = real_motion(made)
     driven = tracks or next(iter(motions.values()))
     jobs: dict[str, Callable[[int], Draw]] = {}
+
+    def moved_by(found: Sequence[torch.Tensor]) -> Callable[[int], Draw]:
+        return lambda i: drawn(codecs[i], found[i], made[i].audio)
+
+    def losing_by(name: str) -> Callable[[int], Draw]:
+        return lambda i: drawn(codecs[i], losing_motion(name, driven, made, i, protocol), made[i].audio)
+
     if tracks:
         jobs[FOOTAGE] = lambda i: lambda: (cropped(made[i], protocol.size), made[i].audio)
-        jobs[REAL] = lambda i: drawn(codecs[i], tracks[i], made[i].audio)
-    for name, found in motions.items():
-        jobs[name] = lambda i, found=found: drawn(codecs[i], found[i], made[i].audio)  # type: ignore[misc]
-    for name in LOSERS:
-        jobs[name] = lambda i, name=name: drawn(
-            codecs[i], losing_motion(name, driven, made, i, protocol), made[i].audio
-        )  # type: ignore[misc]
+        jobs[REAL] = moved_by(tracks)
+    jobs |= {name: moved_by(found) for name, found in motions.items()}
+    jobs |= {name: losing_by(name) for name in LOSERS}
     for name, job in jobs.items():
         origin = json.dumps([fingerprint(protocol, made), weights_of(checkpoints, name), version("flowportrait")])
         systems[name] = written(output / "videos" / name.replace(" ", "_"), name, job, made, protocol, origin)

@@ -126,8 +126,13 @@ def compare(rows: dict[str, dict[str, Row]], baseline: str | None = None, seed: 
 
 def column(rows: dict[str, Row], key: str) -> tuple[list[str], np.ndarray]:
     """Clips that have the metric, and its values."""
-    found = {clip: float(row[key]) for clip, row in rows.items() if row.get(key) is not None}  # type: ignore[arg-type]
+    found = {clip: value for clip, row in rows.items() if (value := _figure(row, key)) is not None}
     return list(found), np.array(list(found.values()))
+
+
+def _figure(row: Row, key: str) -> float | None:
+    value = row.get(key)
+    return None if value is None else float(value)
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
@@ -158,16 +163,16 @@ def excess(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
 def guard(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
     """Add ``tfi_guarded`` where the real clip of the same name is among the systems."""
     real = rows.get(REAL, {})
-    measured = [row for found in rows.values() for row in found.values() if row.get("tfi") is not None]
+    measured = [tfi for found in rows.values() for row in found.values() if (tfi := _figure(row, "tfi")) is not None]
     if not real or not measured:
         return rows
-    worst = max(float(row["tfi"]) for row in measured)  # type: ignore[arg-type]
+    worst = max(measured)
 
     def guarded(clip: str, row: Row) -> Row:
-        same = real.get(clip, {})
-        if row.get("tfi") is None or same.get("flow_power") is None:
+        tfi, power = _figure(row, "tfi"), _figure(row, "flow_power")
+        goal = _figure(real.get(clip, {}), "flow_power")
+        if tfi is None or power is None or goal is None:
             return row
-        tfi, power, goal = (float(v) for v in (row["tfi"], row["flow_power"], same["flow_power"]))  # type: ignore[arg-type]
         return row | {"tfi_guarded": guarded_tfi(tfi, power, goal, worst)}
 
     return {system: {clip: guarded(clip, row) for clip, row in found.items()} for system, found in rows.items()}
@@ -179,13 +184,12 @@ def _differences(rows: dict[str, dict[str, Row]], baseline: str | None, seed: in
     found: list[Difference] = []
     for system in rows:
         for metric in METRICS if system not in (baseline, REAL) else ():
-            here, there = rows[system], rows[baseline]
-            clips = [c for c in column(here, metric.key)[0] if there.get(c, {}).get(metric.key) is not None]
-            if not clips:
+            (names, values), (others, theirs) = (column(rows[one], metric.key) for one in (system, baseline))
+            _, here, there = np.intersect1d(names, others, return_indices=True)
+            if not len(here):
                 continue
-            mine = np.array([float(here[c][metric.key]) for c in clips])  # type: ignore[arg-type]
-            other = np.array([float(there[c][metric.key]) for c in clips])  # type: ignore[arg-type]
-            gap = mine - other
+            other = theirs[there]
+            gap = values[here] - other
             p = float(wilcoxon(gap).pvalue) if len(gap) >= MIN_PAIRS and np.any(gap) else None
             change = float(gap.mean() / abs(other.mean())) if abs(other.mean()) > 1e-9 else None
             found.append(Difference(metric.key, system, baseline, bootstrap(gap, seed), change, p))

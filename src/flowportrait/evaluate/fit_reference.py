@@ -97,7 +97,11 @@ def _sampled(clips: list[Signals]) -> list[dict[str, Samples]]:
 
 def _halves(clips: list[Signals]) -> tuple[Reference, Reference]:
     one, other = (_sampled(clips[start::2]) for start in (0, 1))
-    return tuple({g: quantiles([c[g] for c in half]) for g in GROUPS} for half in (one, other))  # type: ignore[return-value]
+    return _reference(one), _reference(other)
+
+
+def _reference(half: list[dict[str, Samples]]) -> Reference:
+    return {g: quantiles([clip[g] for clip in half]) for g in GROUPS}
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def draw(clips: list[Film], generator: torch.Generator) -> tuple[torch.Tensor, t
         clip = clips[pick]
         first = int(torch.randint(1, len(clip.latents) - WINDOW + 1, (), generator=generator))
         rows.append((clip.latents[first - 1 : first + WINDOW], clip.heard[first : first + WINDOW], clip.latents[0]))
-    return tuple(torch.stack(part).float() for part in zip(*rows, strict=True))  # type: ignore[return-value]
+    windows, heard, portraits = (torch.stack(part).float() for part in zip(*rows, strict=True))
+    return windows, heard, portraits
 
 
 def loss(model: PatchFlow, clips: list[Film], generator: torch.Generator) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ FPS = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 
-def iter_frames(path: str | Path, fps: int = FPS) -> Iterator[np.ndarray]:
+def iter_frames(path: str | Path, fps: int = FPS) -> Generator[np.ndarray, None, None]:
     """Yield RGB frames ``[H, W, 3]`` uint8 resampled in time to ``fps``.
 
     Raises:

@@ -68,7 +68,7 @@ def inspect(path: Path) -> Inspection:
     except ValueError as error:
         raise BadInput(f"{path} holds no decodable frame: give another file.") from error
     finally:
-        frames.close()  # type: ignore[attr-defined]
+        frames.close()
     with av.open(str(path)) as container:
         tags = {str(key): str(value) for key, value in container.metadata.items()}
     return Inspection(tags, read_signature(path), found)

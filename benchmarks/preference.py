@@ -34,6 +34,7 @@ from flowportrait.preference.train_latent import split
 from flowportrait.preference.train_reward import Plan, tie_thresholds, train_reward
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.habits import Eyes, Head
+from flowportrait.reward.interface import Reward
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
 from flowportrait.reward.sync import SyncExpert
@@ -49,17 +50,19 @@ Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Rows = dict[str, dict[str, float]]
 
 
+def everywhere(reward: Reward) -> Scores:
+    """One reward as an opinion on all three dimensions."""
+    return lambda motion, mel: reward(RewardBatch(motion, mel)).value[:, None].expand(-1, 3)
+
+
 def single_scorers(clips: list[MotionClip]) -> dict[str, Scores]:
     """Each as an opinion on all three dimensions; statistics of real windows as long as the pairs."""
     real = RealMotion.measure(torch.stack([clip.motion[:FRAMES] for clip in clips if len(clip.motion) >= FRAMES]))
-    rewards = {
+    rewards: dict[str, Reward] = {
         "sync": LipSync(SyncExpert.load()), "expressiveness": Expressiveness(real), "eyes": Eyes(real),
         "head": Head(real), "smoothness": Smoothness(real),
     }  # fmt: skip
-    found: dict[str, Scores] = {
-        f"scorer {name}": lambda motion, mel, own=reward: own(RewardBatch(motion, mel)).value[:, None].expand(-1, 3)  # type: ignore[misc]
-        for name, reward in rewards.items()
-    }
+    found = {f"scorer {name}": everywhere(reward) for name, reward in rewards.items()}
     found["scorer sync, plain cosine"] = lambda motion, mel: (
         SyncExpert.load().score(motion, mel)[1][:, None].expand(-1, 3)
     )

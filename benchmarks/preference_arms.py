@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from preference_material import FRAMES as WHOLE
 from preference_material import WEIGHTS, Material
@@ -24,12 +23,23 @@ FRAMES, CHUNK = 24, 4
 ONLINE = {"sync": 0.7, "expressiveness": 0.15, "smoothness": 0.15}
 Setup = tuple[TalkingTask | GivenTask, Recipe, Composite]
 
-ARMS = (
-    "supervised", "flow-dpo", "flow-dpo derived", "flow-dpo online", "sync-dpo", "flow-rwr", "threshold",
-    "flow-dpo hard", "flow-dpo hard anchored",
-)  # fmt: skip
 HARD = 2e-4
-"""A learning rate at which flow-dpo is expected to fail, ten times its own."""
+"""A learning rate at which DPO is expected to fail, ten times its own."""
+CHANGES: dict[str, Callable[[Recipe], Recipe]] = {
+    "derived": lambda recipe: replace(recipe, objective=DPO(level="derived")),
+    "anchored": lambda recipe: replace(recipe, objective=DPO(anchor=1.0)),
+    "hard": lambda recipe: replace(recipe, learning_rate=HARD),
+    "hard anchored": lambda recipe: replace(recipe, learning_rate=HARD, objective=DPO(anchor=1.0)),
+}
+"""What comes after the name of a recipe."""
+ARMS = (
+    "supervised", "flow-dpo", "flow-dpo derived", "flow-dpo anchored", "flow-dpo online", "sync-dpo",
+    "sync-dpo anchored", "flow-rwr", "threshold", "flow-dpo hard", "flow-dpo hard anchored",
+)  # fmt: skip
+WITH_REAL = ("flow-grpo", "exemplar-ratio", "awm", "exemplar-awm", "exemplar-dpo")
+"""Real clips in the groups, in the ratio, in matching and as winners, beside the same without (for winners:
+``flow-dpo online``)."""
+TRAINED = (*ARMS, *WITH_REAL)
 
 
 def setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
@@ -41,21 +51,17 @@ def setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
             frames=FRAMES, learning_rate=5e-5,
         )  # fmt: skip
         return GivenTask(windows(made.real, FRAMES, ["sync"]), CHUNK), recipe, offline
-    if arm == "sync-dpo":
-        recipe = replace(named("sync-dpo"), groups=24)
+    name, _, change = arm.partition(" ")
+    changed = CHANGES.get(change, lambda recipe: recipe)
+    if name == "sync-dpo":
+        recipe = changed(replace(named(name), groups=24))
         assert recipe.given is not None, "it damages clips"
         return GivenTask(damaged(clips, recipe.given, recipe.frames), CHUNK), recipe, offline
-    if arm in ("flow-dpo online", "flow-rwr"):
-        items = [Item(clip.mel.float(), 0) for clip in clips if len(clip.motion) >= WHOLE]
-        recipe = replace(named(arm.split()[0]), frames=WHOLE, groups=6, group_size=8)
+    if arm in ("flow-dpo online", "flow-rwr", *WITH_REAL):
+        items = [Item(clip.mel.float(), 0, clip.motion) for clip in clips if len(clip.motion) > WHOLE]
+        recipe = replace(named(name), frames=WHOLE, groups=6, group_size=8)
         return TalkingTask(items, WHOLE, None, CHUNK), recipe, Composite.of(ONLINE)
-    given = partial(windows, frames=FRAMES, aspects=list(WEIGHTS))
-    recipe = replace(from_pairs(named(arm.split()[0])), frames=FRAMES, groups=24)
-    if arm == "threshold":
-        return GivenTask(given(made.rated), CHUNK), replace(recipe, groups=48), offline
-    changes = {
-        "flow-dpo derived": {"objective": DPO(level="derived")},
-        "flow-dpo hard": {"learning_rate": HARD},
-        "flow-dpo hard anchored": {"learning_rate": HARD, "objective": DPO(anchor=1.0)},
-    }.get(arm, {})
-    return GivenTask(given(made.pairs), CHUNK), replace(recipe, **changes), offline  # type: ignore[arg-type]
+    rated = name == "threshold"
+    families = made.rated if rated else made.pairs
+    recipe = replace(from_pairs(named(name)), frames=FRAMES, groups=48 if rated else 24)
+    return GivenTask(windows(families, FRAMES, list(WEIGHTS)), CHUNK), changed(recipe), offline

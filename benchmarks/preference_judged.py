@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from preference_arms import ARMS
+from preference_arms import TRAINED
 
 from flowportrait.animator import Animator
 from flowportrait.best_of import best, takes
@@ -42,7 +42,7 @@ Perform = Callable[[np.ndarray, int], torch.Tensor]
 def performer(system: str, output: Path, by: str) -> Perform:
     """Motion ``[T, 30]`` of 16 kHz sound and a seed."""
     trained = output / "arms" / system.replace(" ", "_")
-    animator = Animator.from_pretrained(trained / "checkpoint" if system in ARMS else "sft")
+    animator = Animator.from_pretrained(trained / "checkpoint" if system in TRAINED else "sft")
     steering = None
     if system.startswith("guide "):
         weights = in_order(parse_weights(system.removeprefix("guide ")), DIMENSIONS)
@@ -116,11 +116,29 @@ def cost(corpus: Path, output: Path, by: str) -> None:
 
 
 def table(output: Path, systems: Sequence[str]) -> None:
-    """Compare what is drawn: OUTPUT/judged, and the sweep's figures in OUTPUT/sweep.json."""
+    """Compare what is drawn with sft, clip by clip, into OUTPUT/judged; the figures that are named above are printed
+    as rows of a table."""
     drawn = {system: sorted(videos(output, system).glob("*.mp4")) for system in systems}
     drawn = {system: files for system, files in drawn.items() if files}
-    summary = evaluate_videos(drawn, output / "judged", "sft", cache=output / "seen", title="Preference methods")
-    metrics = summary["metrics"]
-    keys = [key for keys in READ.values() for key in keys]
-    for system, row in metrics.items():  # type: ignore[attr-defined]
-        print(f"{system:36}", {key: [round(row[key][end], 4) for end in ("mean", "low", "high")] for key in keys})
+    evaluate_videos(drawn, output / "judged", "sft", cache=output / "seen", title="Preference methods")
+    found = json.loads((output / "judged" / "metrics.json").read_text())
+    keys = [key for own in READ.values() for key in own]
+    print("| | " + " | ".join(keys) + " |\n" + "|---" * (len(keys) + 1) + "|")
+    for key in keys:
+        print(f"| `sft` {key} | {interval(found['metrics']['sft'][key], '')} |")
+    gaps = {(gap["system"], gap["metric"]): gap for gap in found["differences"]}
+    for system in drawn:
+        own = [gaps.get((system, key)) for key in keys]
+        if any(own):
+            cells = [f"{interval(gap['difference'])}{stars(gap['p'])}" if gap else "–" for gap in own]
+            print(f"| `{system}` | " + " | ".join(cells) + " |")
+
+
+def interval(estimate: Mapping[str, float], sign: str = "+") -> str:
+    """Mean with its interval."""
+    return f"{estimate['mean']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+
+
+def stars(p: float | None) -> str:
+    """One where the corrected p is below 0.05."""
+    return " *" if p is not None and p < 0.05 else ""

@@ -1,6 +1,6 @@
 """Ways of learning from preferences at equal processor time, judged on finished mp4 of speakers nobody trained on.
 
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT train       # 15 s of processor time an arm
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT train       # 60 s of processor time an arm
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT rate        # motion of every system, quickly
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT draw        # finished mp4 of every system, measured
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT table       # compare with sft, clip by clip
@@ -27,13 +27,23 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import load_motion
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain.checkpoint import deliver
-from flowportrait.posttrain.given import Family, GivenTask, windows
+from flowportrait.posttrain.given import Given, GivenTask, Source, damaged, windows
 from flowportrait.posttrain.objective.dpo import DPO
+from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.replay import velocity_at
-from flowportrait.posttrain.trainer import Trainer
+from flowportrait.posttrain.task import latent_regions
+from flowportrait.posttrain.trainer import Metrics, Trainer
+from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.reward.interface import Score
 
 PROMPTS = 96
 HELD_OUT = 48
+SHORT = 20
+"""Frames of a damaged clip."""
+MOUTH = latent_regions(CHUNK)["mouth"].bool()
+"""Where the pairs that are looked at differ most: they are labelled by sync."""
+LOOKS = 4
+"""At an arm on held-out pairs while it trains, evenly in its time and outside it."""
 
 
 def main() -> None:
@@ -41,7 +51,7 @@ def main() -> None:
     for name in ("corpus", "footage", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("stage", choices=("train", "draw", "table", "cost", "rate"))
-    parser.add_argument("--seconds", type=float, default=15.0, help="of processor time per arm")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of processor time per arm")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--by", default="preference", help="what chooses among whole performances")
     parser.add_argument("--only", nargs="*", help="of the arms or systems")
@@ -70,7 +80,7 @@ def main() -> None:
 
 
 def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str]) -> None:
-    """Every arm to ``OUTPUT/arms/ARM``: checkpoint, curve.jsonl, likelihood.json."""
+    """Every arm to ``OUTPUT/arms/ARM``: checkpoint, curve.jsonl, and likelihood.json of its looks."""
     start = load_generator("sft")
     clips = load_motion(corpus, ("reward",))
     kept = output / "material.pt"
@@ -79,36 +89,62 @@ def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str]) -> No
         held_out = material(start, load_motion(corpus, ("dev",)), HELD_OUT).pairs
         torch.save((material(start, clips, PROMPTS), held_out), kept.with_suffix(".partial"))
         kept.with_suffix(".partial").replace(kept)
-    made, held = torch.load(kept, weights_only=False)
+    made, own = torch.load(kept, weights_only=False)
+    held = {
+        "performances": windows(own, FRAMES, ["sync"]),
+        "real and out of time": damaged(load_motion(corpus, ("dev",)), Given(curriculum=1), SHORT),
+    }
     for arm in arms:
         folder = output / "arms" / arm.replace(" ", "_")
         if (folder / "likelihood.json").is_file():
             continue
-        trainer = Trainer(load_generator("sft"), *setup(arm, made, clips))
-        began, curve = time.process_time(), []
-        while time.process_time() - began < seconds:
-            curve.append({**trainer.step(), "seconds": time.process_time() - began})
+        trainer, spent = Watched(load_generator("sft"), *setup(arm, made, clips)), 0.0
+        curve: list[Metrics] = []
+        looks: list[dict[str, object]] = []
+        for look in range(1, LOOKS + 1):
+            while spent < seconds * look / LOOKS:
+                began = time.process_time()
+                record = trainer.step()
+                spent += time.process_time() - began
+                curve.append({**record, "seconds": spent})
+            with trainer.roles.use("ema"):
+                found = {name: likelihood(trainer.policy.eval(), start, source) for name, source in held.items()}
+            trainer.policy.train()
+            looks.append({"seconds": spent, "iterations": len(curve), **found})
+            print(arm, json.dumps(looks[-1]), flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         deliver(trainer, folder / "checkpoint")
         (folder / "curve.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curve))
-        found = likelihood(load_generator(folder / "checkpoint"), start, held)
-        (folder / "likelihood.json").write_text(json.dumps({"iterations": len(curve), **found}, indent=1) + "\n")
-        print(arm, len(curve), {key: round(value, 4) for key, value in found.items()}, flush=True)
+        (folder / "likelihood.json").write_text(json.dumps(looks, indent=1) + "\n")
+
+
+class Watched(Trainer):
+    """Also logs ``negative``, the share of own samples that a step pushes away from."""
+
+    def credit(self, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, Metrics]:
+        advantage, metrics = super().credit(trajectory, scores)
+        own = advantage.per_sample[~trajectory.real]
+        return advantage, metrics | {"negative": float((own < 0).float().mean())}
 
 
 @torch.no_grad()
-def likelihood(policy: ARFlow, start: ARFlow, held: list[Family]) -> dict[str, float]:
+def likelihood(policy: ARFlow, start: ARFlow, source: Source) -> dict[str, float]:
     """On pairs of unseen speakers: how much better than ``sft`` an arm matches winners and losers (their squared error
-    of velocity, falling is likelier), how often its margin is right, and the norm of its velocities over sft's."""
-    task = GivenTask(windows(held, FRAMES, ["sync"]), CHUNK)
-    groups = torch.arange(len(held))
-    trajectory = task.show(start, task.draw(len(held), 0, 0), groups).trajectory
+    of velocity; below zero they are less likely than they were), how often its margin is right, and the norm of its
+    velocities over sft's."""
+    task = GivenTask(source, CHUNK)
+    shown = task.draw(HELD_OUT, 0, 1)
+    trajectory = task.show(start, shown, torch.arange(HELD_OUT)).trajectory
     points = DPO().points(trajectory, (7,))
     now, before = velocity_at(policy, trajectory, points), velocity_at(start, trajectory, points)
     assert points.target is not None, "noised points have a target"
-    gain = ((before - points.target).square() - (now - points.target).square()).flatten(1).mean(1)
-    winner, loser = gain[::2], gain[1::2]
+    gain = ((before - points.target).square() - (now - points.target).square())[..., MOUTH].flatten(1).mean(1)
+    first, second = gain.view(-1, 2).T
+    a_won = shown.scores["sync"][:, 0] > shown.scores["sync"][:, 1]
+    decided = shown.scores["sync"][:, 0] != shown.scores["sync"][:, 1]
+    winner, loser = torch.where(a_won, first, second)[decided], torch.where(a_won, second, first)[decided]
     return {
+        "pairs": int(decided.sum()),
         "winner_gain": float(winner.mean()),
         "loser_gain": float(loser.mean()),
         "margin_right": float((winner > loser).float().mean()),

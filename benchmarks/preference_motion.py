@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from preference_arms import ARMS
+from preference_arms import ARMS, TRAINED
 from preference_material import FRAMES, rate
 
 from flowportrait.checkpoints import load_generator
@@ -60,7 +60,7 @@ def perform(model: ARFlow, mel: torch.Tensor, seeds: Sequence[int], steering: St
 
 def scores(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
     """Ratings ``[48, 3]`` of a system."""
-    model = load_generator(output / "arms" / system.replace(" ", "_") / "checkpoint" if system in ARMS else "sft")
+    model = load_generator(output / "arms" / system.replace(" ", "_") / "checkpoint" if system in TRAINED else "sft")
     seeds, reward = list(range(len(mel))), LatentReward.load()
     if system == "pruned 8":
         steering = Steering(reward, choose=(1.0, 1.0, 1.0), candidates=TAKES)

@@ -9,7 +9,7 @@ perfect agreement, 0 is chance, below 0 is systematic disagreement.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
 
@@ -18,7 +18,7 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
 
     None where no unit has two values, or where everybody always said the same one thing (no variation to explain).
     """
-    together: Counter[tuple[Hashable, Hashable]] = Counter()
+    together: defaultdict[tuple[Hashable, Hashable], float] = defaultdict(float)
     for values in units:
         if len(values) < 2:
             continue
@@ -26,8 +26,8 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
         for one, often in counted.items():
             for other, as_often in counted.items():
                 pairs = often * (as_often - (one == other))
-                together[one, other] += pairs / (len(values) - 1)  # type: ignore[assignment]
-    margin: Counter[Hashable] = Counter()
+                together[one, other] += pairs / (len(values) - 1)
+    margin: defaultdict[Hashable, float] = defaultdict(float)
     for (one, _), weight in together.items():
         margin[one] += weight
     total = sum(margin.values())

@@ -10,8 +10,7 @@ clean past, as a live generator does; in the others the whole clip is noised.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import torch
 
 from flowportrait.flow.path import interpolate
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.interrupt import StopRequest
+from flowportrait.preference.descend import Report, descend, silent
 from flowportrait.preference.heard_clips import HeardClip
 from flowportrait.preference.latent_pairs import LONG, LatentPairMaker, LatentPairs
 from flowportrait.preference.latent_reward import TASTE, LatentReward, Verdict
@@ -55,7 +54,7 @@ def train_latent(
     plan: LatentPlan,
     generator: ARFlow,
     clips: Sequence[HeardClip],
-    report: Callable[[int, float, float], None] = lambda step, loss, left: None,
+    report: Report = silent,
 ) -> LatentReward:
     """A trained latent reward, standardised on ``clips``; report: step, loss, seconds left.
 
@@ -68,27 +67,13 @@ def train_latent(
     makers = [LatentPairMaker(clips, model.space, LEARNED, plan.seed)]
     if any(len(heard.clip.motion) > LONG * model.space.chunk + 2 for heard in clips):
         makers.append(LatentPairMaker(clips, model.space, LEARNED, plan.seed + 1, LONG))
-    optimiser = torch.optim.AdamW(model.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, plan.learning_rate, total_steps=plan.steps + 1, pct_start=0.1
-    )
-    began = time.monotonic()
-    with StopRequest() as stop:
-        for step in range(plan.steps):
-            maker = makers[-1] if step % plan.long_every == plan.long_every - 1 else makers[0]
-            pairs = maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps)))
-            loss = latent_loss(model, measure(model, pairs, past_is_known=step % 2 == 0), plan.calibration)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            if (step + 1) % 50 == 0:
-                left = (time.monotonic() - began) / (step + 1) * (plan.steps - step - 1)
-                report(step + 1, float(loss.detach()), left)
-            if stop.asked:
-                break
-    stop.obey()
+
+    def loss(step: int) -> torch.Tensor:
+        maker = makers[-1] if step % plan.long_every == plan.long_every - 1 else makers[0]
+        pairs = maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps)))
+        return latent_loss(model, measure(model, pairs, past_is_known=step % 2 == 0), plan.calibration)
+
+    descend(model.parameters(), loss, plan.steps, plan.learning_rate, plan.weight_decay, report)
     model.eval()
     fit_doubt(model, makers[0], plan.calibration)
     model.requires_grad_(False)

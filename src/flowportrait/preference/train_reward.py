@@ -7,14 +7,13 @@ Of a corpus only the split ``reward`` is read: who measures on the others measur
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from flowportrait.corpus.motion_set import MotionClip
-from flowportrait.interrupt import StopRequest
+from flowportrait.preference.descend import Report, descend, silent
 from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairBatch, PairMaker
 from flowportrait.preference.motion_damage import LEARNED
 from flowportrait.preference.pair_loss import Objective, pair_loss
@@ -39,7 +38,7 @@ def train_reward(
     plan: Plan,
     clips: Sequence[MotionClip],
     stated: Sequence[PairBatch] = (),
-    report: Callable[[int, float, float], None] = lambda step, loss, left: None,
+    report: Report = silent,
 ) -> RewardModel:
     """A trained model, standardised on ``clips``.
 
@@ -52,29 +51,12 @@ def train_reward(
     torch.manual_seed(plan.seed)
     model = RewardModel.fresh().train()
     maker = PairMaker(clips, LEARNED, plan.seed)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learned, plan.learning_rate, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, plan.learning_rate, total_steps=plan.steps + 1, pct_start=0.1
-    )
-    began = time.monotonic()
-    with StopRequest() as stop:
-        for step in range(plan.steps):
-            batch = maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps)))
-            loss = _loss(plan.objective, model, batch)
-            if stated:
-                loss = loss + _loss(plan.objective, model, stated[step % len(stated)])
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            if (step + 1) % 50 == 0:
-                left = (time.monotonic() - began) / (step + 1) * (plan.steps - step - 1)
-                report(step + 1, float(loss.detach()), left)
-            if stop.asked:
-                break
-    stop.obey()
+
+    def loss(step: int) -> torch.Tensor:
+        own = _loss(plan.objective, model, maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps))))
+        return own + _loss(plan.objective, model, stated[step % len(stated)]) if stated else own
+
+    descend(model.parameters(), loss, plan.steps, plan.learning_rate, plan.weight_decay, report)
     model.eval().requires_grad_(False)
     real = [(clip.motion[:FRAMES], clip.mel[: 4 * FRAMES].float()) for clip in clips if len(clip.motion) >= FRAMES]
     motion, mel = (torch.stack(part) for part in zip(*real, strict=True))

@@ -15,6 +15,7 @@ from flowportrait.flow.kernel import KERNELS
 from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig
+from flowportrait.posttrain.distil import TEACHER, Teacher
 from flowportrait.posttrain.exemplar import Exemplars
 from flowportrait.posttrain.explore import HistoryRouting
 from flowportrait.posttrain.given import Given
@@ -41,6 +42,8 @@ class Recipe:
     """Explore through the past instead of through noise."""
     exemplars: Exemplars | None = None
     """Put a real clip of the same speech into every group."""
+    teacher: Teacher | None = None
+    """Learn to draw in the plan's steps, without guidance, what the start draws in many with it."""
     given: Given | None = None
     """Learn from clips that are there already instead of from rollouts; their scores come with them."""
     train_on: int | None = None
@@ -57,6 +60,8 @@ class Recipe:
     learning_rate: float = 5e-5
     updates: int = 2
     """Optimiser steps per rollout; each sees an equal share of every group, or of the groups."""
+    epochs: int = 1
+    """How often all of them are taken on one rollout."""
     micro_batch: int | None = None
     """Samples per backward pass; gradients add up to those of the whole."""
     grad_clip: float = 1.0
@@ -88,4 +93,8 @@ class Recipe:
         fewest = 1 if self.credit.among == "batch" else 2
         at_least(self, eta=0, groups=1, group_size=fewest, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
         at_least(self, micro_batch=1, train_on=2, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)
-        at_least(self, evaluate_every=1, patience=1, give_up=1)
+        at_least(self, evaluate_every=1, patience=1, give_up=1, epochs=1)
+        if (TEACHER in self.objective.needs) != (self.teacher is not None):
+            raise BadInput("A recipe has a teacher if, and only if, its objective learns from one (objective=Distil).")
+        if self.teacher and (self.exemplars or self.explore or self.given):
+            raise BadInput("A teacher goes with rollouts alone: leave out exemplars, explore and given.")

@@ -28,10 +28,18 @@ class ReplayMismatch(RuntimeError):
     """The replay does not see what the rollout saw."""
 
 
-def velocity_at(policy: Policy, trajectory: Trajectory, points: Points) -> torch.Tensor:
-    """v ``[B, N, R, D]`` of ``policy`` in float32 at ``points`` of every chunk, given the trajectory's history."""
-    context = policy.contexts(trajectory.condition, trajectory.latents)
-    return policy.velocity(points.x, points.sigma, over_steps(context)).float()
+def velocity_at(policy: Policy, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
+    """v ``[B, N, R, D]`` of ``policy`` in float32 at ``points`` of every chunk, given the trajectory's history; with
+    ``strides`` its mean over so many Euler steps from there down to ``points.until``."""
+    context = over_steps(policy.contexts(trajectory.condition, trajectory.latents))
+    if not strides:
+        return policy.velocity(points.x, points.sigma, context).float()
+    assert points.until is not None, "a mean velocity is one over a way"
+    x, sigma, stride = points.x, points.sigma, (points.until - points.sigma) / strides
+    for _ in range(strides):
+        x = x + stride[..., None] * policy.velocity(x, sigma, context).float()
+        sigma = sigma + stride
+    return (x - points.x) / (points.until - points.sigma)[..., None]
 
 
 def replay_velocity(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
@@ -69,9 +77,9 @@ class Replay(nn.Module):
         super().__init__()
         self.policy = module(policy)
 
-    def forward(self, trajectory: Trajectory, points: Points) -> torch.Tensor:
+    def forward(self, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
         """v ``[B, N, R, D]``."""
-        return velocity_at(self.policy, trajectory, points)  # type: ignore[arg-type]
+        return velocity_at(self.policy, trajectory, points, strides)  # type: ignore[arg-type]
 
     def wake(self) -> None:
         """Nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from flowportrait.posttrain.adapter import insert
 from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
+from flowportrait.posttrain.distil import TEACHER, Pace, apart, beside, compared, gated
 from flowportrait.posttrain.exemplar import invert, own_scores, pay
 from flowportrait.posttrain.given import GivenTask
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
-from flowportrait.posttrain.plan import Plan
+from flowportrait.posttrain.plan import NoNoise, Plan, Planner
 from flowportrait.posttrain.policy import at_own_levels, module
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.replay import Replay, check_noise
@@ -54,8 +56,11 @@ class Shard:
 
     def to(self, device: torch.device | str) -> Shard:
         """The same on a device."""
-        x, sigma, target = self.points
-        points = Points(x.to(device), sigma.to(device), None if target is None else target.to(device))
+        x, sigma, target, until = self.points
+        points = Points(
+            x.to(device), sigma.to(device), None if target is None else target.to(device),
+            None if until is None else until.to(device),
+        )  # fmt: skip
         others = {name: velocity.to(device) for name, velocity in self.others.items()}
         value, regions = self.advantage.value.to(device), self.advantage.regions
         return Shard(self.trajectory.to(device), points, others, Advantage(value, regions))
@@ -78,6 +83,7 @@ class Trainer:
         self.recipe = recipe
         self.rewards = rewards
         self.share = Share.of(self.accelerator, recipe.groups, recipe.updates if recipe.objective.whole_groups else 1)
+        self.pace = Pace(policy, recipe.plan.steps) if recipe.teacher else None
         network = module(policy).to(self.device)
         if recipe.lora:
             insert(network, recipe.lora, recipe.seed)
@@ -121,22 +127,17 @@ class Trainer:
         if isinstance(task, GivenTask):
             with self.acting():
                 return task.show(self.policy, prompts.select(self.share.groups), self.share.groups)
-        chunks: list[int] = []
 
-        def act(groups: torch.Tensor) -> Trajectory:
-            condition = task.condition(self.policy, prompts.select(groups)).repeat(recipe.group_size)
-            chunks.append(condition.chunks)
-            plan = at_own_levels(
-                self.policy, recipe.plan(recipe.seed, self.iteration, recipe.groups, condition.chunks)
-            )
-            group = groups.repeat_interleave(recipe.group_size)
-            sample = group * recipe.group_size + torch.arange(recipe.group_size).repeat(len(groups))
+        def act(groups: torch.Tensor, planner: Planner = recipe.plan, size: int = recipe.group_size) -> Trajectory:
+            condition = task.condition(self.policy, prompts.select(groups)).repeat(size)
+            plan = at_own_levels(self.policy, planner(recipe.seed, self.iteration, recipe.groups, condition.chunks))
+            group = groups.repeat_interleave(size)
+            sample = group * recipe.group_size + torch.arange(size).repeat(len(groups))
             key = (recipe.seed, self.iteration)
             session = recipe.explore.session(self.policy, condition, sample, key) if recipe.explore else None
             made = rollout(
-                self.policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, recipe.group_size,
-                session,
-            )  # fmt: skip
+                self.policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, size, session
+            )
             if recipe.exemplars:
                 made = join([made, self.exemplars(task, prompts.select(groups), groups, plan)])
             return made.to("cpu") if recipe.offload else made
@@ -147,7 +148,12 @@ class Trainer:
 
         pieces = [part for part in self.share.groups.tensor_split(recipe.pieces) if len(part)]
         with self.acting():
-            return collect(pieces, act, score)
+            made = collect(pieces, act, score)
+        if not (recipe.teacher and recipe.teacher.witnesses):
+            return made
+        slowly = partial(act, planner=NoNoise(recipe.teacher.steps), size=recipe.teacher.witnesses)
+        with self.acting(TEACHER):
+            return beside(made, collect(pieces, slowly, score))
 
     def exemplars(self, task: Task, prompts: Any, groups: torch.Tensor, plan: Plan) -> Trajectory:
         """The real clips of these groups, inverted under the acting weights.
@@ -178,12 +184,18 @@ class Trainer:
 
     def credit(self, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, Metrics]:
         """Advantages of this process's samples; statistics are those of all processes' samples."""
+        scores, shown = apart(scores)
         exemplars, judged = self.recipe.exemplars, scores
         if exemplars and exemplars.baseline == "rollouts":
             judged = own_scores(scores, trajectory.real)
         everyone, group = scale.gather_scores(self.accelerator, judged, trajectory.group)
         chunks = trajectory.latents.shape[1]
-        credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit)
+        better = None
+        if shown:
+            theirs = scale.gather_scores(self.accelerator, shown, trajectory.group)[0]
+            credit, better = compared(everyone, group, theirs, chunks, self.rewards.weights, self.recipe.credit)
+        else:
+            credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit)
         own = self.share.own_rows(group)
         credit = replace(
             credit, advantage=credit.advantage[own], parts={name: part[own] for name, part in credit.parts.items()}
@@ -193,6 +205,8 @@ class Trainer:
             credit, trajectory, self.recipe.allocation, self.task.regions, bool(plan.forks), self.recipe.credit.limit
         )
         metrics = {**credit.metrics, **describe(credit.parts)}
+        if better is not None:
+            advantage = gated(advantage, better[own])
         if exemplars:
             advantage, seen = pay(advantage, trajectory, scores, self.rewards.weights, exemplars)
             metrics |= seen
@@ -212,7 +226,8 @@ class Trainer:
             gap = 0.0
         sizes = [sum(len(shard.trajectory) for shard in part) for part in parts]
         everyone = torch.tensor(scale.roll_call(self.accelerator, sizes)).float().mean(0).tolist()
-        collected = [self.learn(part, size) for part, size in zip(parts, everyone, strict=True)]
+        again = list(zip(parts, everyone, strict=True)) * self.recipe.epochs
+        collected = [self.learn(part, size) for part, size in again]
         means = {key: sum(m[key] for m in collected) / len(collected) for key in collected[0]}
         if "ratio/mean" in collected[0]:
             means["ratio/first_error"] = max(abs(collected[0]["ratio/mean"] - 1), collected[0]["ratio/std"])
@@ -250,15 +265,27 @@ class Trainer:
         points = objective.points(trajectory, (self.recipe.seed, self.iteration, 2))
         others = {}
         for role in sorted(objective.needs):
-            with self.roles.use(role):
-                others[role] = self.velocity(trajectory, points)
+            with self.being(role):
+                others[role] = self.velocity(trajectory, points, self.strides if role == TEACHER else 0)
         shard = Shard(trajectory, points, others, advantage)
         return shard.to("cpu") if self.recipe.offload else shard
 
-    def velocity(self, trajectory: Trajectory, points: Points | None = None) -> torch.Tensor:
+    def velocity(self, trajectory: Trajectory, points: Points | None = None, strides: int = 0) -> torch.Tensor:
         """Float32 velocities of the weights now in the policy, at ``points`` or the recorded states."""
         with self.precision():
-            return self.replay(trajectory, points or Points(trajectory.x, trajectory.sigma))
+            return self.replay(trajectory, points or Points(trajectory.x, trajectory.sigma), strides)
+
+    @property
+    def strides(self) -> int:
+        """Of the teacher within a step of the student; 0 without a teacher."""
+        return self.recipe.teacher.strides(self.recipe.plan.steps) if self.recipe.teacher else 0
+
+    @contextmanager
+    def being(self, role: str) -> Iterator[None]:
+        """A role's weights inside the block; the teacher is the start at its own pace."""
+        slowly = self.pace.slow() if self.pace and role == TEACHER else nullcontext()
+        with self.roles.use("ref" if role == TEACHER else role), slowly:
+            yield
 
     def parts(self, trajectory: Trajectory) -> list[torch.Tensor]:
         """Rows of every optimiser step: a share of every group, or where siblings are compared, of the groups."""
@@ -284,7 +311,7 @@ class Trainer:
         role = role or self.roles.actor
         self.roles.policy.eval()
         try:
-            with torch.no_grad(), self.roles.use(role), scale.gathered(self.replay), self.precision():
+            with torch.no_grad(), self.being(role), scale.gathered(self.replay), self.precision():
                 yield
         finally:
             self.roles.policy.train()

@@ -24,11 +24,13 @@ Reduce = Literal["sum", "mean"]
 
 class Points(NamedTuple):
     """States ``[B, N, R, D]`` and their noise levels, broadcastable to ``[B, N, R]``; where the states were made by
-    noising a clean sample, target is the velocity ε − x₀ there."""
+    noising a clean sample, target is the velocity ε − x₀ there; until, like sigma, is how far a teacher is to go from
+    there."""
 
     x: torch.Tensor
     sigma: torch.Tensor
     target: torch.Tensor | None = None
+    until: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Objective(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Roles beside ``live``: ``old`` (the weights that acted), ``ref`` (the start)."""
+        """Roles beside ``live``: ``old`` (the weights that acted), ``ref`` (the start), ``teacher`` (the start in
+        many steps, guided: its mean velocity down to ``until``)."""
         ...
 
     @property

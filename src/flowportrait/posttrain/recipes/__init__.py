@@ -13,6 +13,7 @@ from flowportrait.posttrain.recipes import (
     branch_grpo,
     cps,
     dance_grpo,
+    distil,
     dppo,
     exemplar_awm,
     exemplar_dpo,
@@ -41,7 +42,7 @@ CARDS: dict[str, Card] = {
     for module in (
         flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft,
         nft_regions, awm, flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, exemplar_ratio, exemplar_awm, exemplar_dpo,
-        sync_dpo, threshold,
+        sync_dpo, threshold, distil,
     )
 }  # fmt: skip
 

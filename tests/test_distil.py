@@ -1,0 +1,108 @@
+"""A student comes to draw in one step what its teacher draws in many, guided; and is taught only what is better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.schedule import shifted
+from flowportrait.flow.solver import solve
+from flowportrait.posttrain.credit import CreditConfig
+from flowportrait.posttrain.distil import TEACHER, Pace, Teacher, compared, gated
+from flowportrait.posttrain.objective.distil import Distil
+from flowportrait.posttrain.objective.interface import Advantage, Points
+from flowportrait.posttrain.objective.ratio import ClippedRatio
+from flowportrait.posttrain.plan import NoNoise
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.interface import all_valid
+from tests.test_posttrain import trainer
+
+SMALL = replace(
+    named("distil"), plan=NoNoise(steps=1, keep_path=True), groups=3, group_size=4, frames=16, learning_rate=3e-3,
+    updates=2,
+)  # fmt: skip
+
+
+def taught(recipe: Recipe = SMALL) -> Trainer:
+    return trainer(recipe, size=0.3)
+
+
+def test_a_teachers_mean_velocity_is_where_its_own_solver_ends() -> None:
+    run = taught(replace(SMALL, plan=NoNoise(steps=2, keep_path=True)))
+    trajectory = run.collect().trajectory
+    points = Distil().points(trajectory, (0,))
+    with torch.no_grad(), run.being(TEACHER):
+        assert run.policy.config.guidance == 1.5
+        mean = run.velocity(trajectory, points, 4)
+        context = run.policy.contexts(trajectory.condition, trajectory.latents)
+        for step, (high, low) in enumerate(((1.0, 0.5), (0.5, 0.0))):
+            levels = torch.linspace(high, low, 5)
+            end = solve(partial(run.policy.velocity, context=context), trajectory.x[:, :, step], levels)
+            assert torch.allclose(trajectory.x[:, :, step] + (low - high) * mean[:, :, step], end, atol=1e-5)
+
+
+def test_a_student_without_guidance_comes_to_draw_in_one_step_what_its_teacher_draws_in_many() -> None:
+    run = taught(replace(SMALL, teacher=Teacher(witnesses=0), groups=1, frames=8, learning_rate=1e-2))
+    batch = run.collect()
+    lesson = run.freeze(batch.trajectory, run.credit(batch.trajectory, batch.scores)[0])
+    gap = [run.learn([lesson], len(batch.trajectory))["apart"] for _ in range(50)]
+    assert gap[-1] < 0.02 * gap[0]
+    assert (run.policy.config.steps, run.policy.config.guidance) == (1, 1.0)
+
+
+def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
+    run = taught()
+    batch = run.collect()
+    condition = run.task.condition(run.policy, run.task.draw(3, 0, 0))
+    with torch.no_grad(), run.being(TEACHER):
+        session, made = run.policy.session(condition), []
+        for chunk in range(condition.chunks):
+            noise = torch.stack([unit_noise(run.policy.latent_dim, 0, 0, group * 4, chunk, -1) for group in range(3)])
+            field = partial(run.policy.velocity, context=session.context())
+            x = solve(field, run.policy.begin(noise), shifted(8))
+            made.append(session.append(x))
+    lift = torch.cat(made, 1)[..., 0].mean(1)
+    assert torch.allclose(batch.scores["teacher/lift"].value[::2], lift, atol=0.05)
+
+
+def test_only_what_the_teacher_does_better_is_learned() -> None:
+    own, shown = all_valid(torch.tensor([0.0, 3.0, 5.0, 1.0])), all_valid(torch.tensor([1.0, 2.0]))
+    group = torch.tensor([0, 0, 1, 1])
+    credit, better = compared({"lift": own}, group, {"lift": shown}, 2, {"lift": 1.0}, CreditConfig())
+    assert better.tolist() == [[True] * 2, [False] * 2, [False] * 2, [True] * 2]
+    assert credit.metrics["reward/lift"] == 2.25
+    assert credit.metrics["teacher/lift"] == 1.5
+    weight = gated(Advantage(credit.advantage[:, :, None, None]), better).value.exp()
+    assert (weight[1] == 0).all()
+    assert (weight[0] > 0).all()
+
+
+def test_a_start_is_drawn_as_delivered_once_it_has_taught() -> None:
+    policy = taught().policy
+    pace = Pace(policy, 2)
+    assert policy.config.steps == 2
+    with pace.slow():
+        assert policy.config.steps == 1, "what was delivered last is the next teacher"
+    with pytest.raises(BadInput, match="cannot be distilled"):
+        Pace(torch.nn.Linear(1, 1), 1)
+
+
+def test_an_objective_that_needs_a_teacher_has_one() -> None:
+    with pytest.raises(BadInput, match="teacher"):
+        replace(named("flow-grpo"), objective=Distil())
+    with pytest.raises(BadInput, match="teacher"):
+        replace(SMALL, objective=ClippedRatio())
+
+
+def test_a_teacher_needs_to_be_told_how_far_to_go() -> None:
+    run = taught()
+    trajectory = run.collect().trajectory
+    with pytest.raises(AssertionError, match="over a way"):
+        run.velocity(trajectory, Points(trajectory.x, trajectory.sigma), 2)

@@ -12,6 +12,7 @@ from typing import Any
 
 from flowportrait.errors import BadInput
 from flowportrait.reward.backbones import BackboneName, backbone_named
+from flowportrait.reward.crowd import Crowd
 from flowportrait.reward.habits import Eyes, Head
 from flowportrait.reward.identity import Identity
 from flowportrait.reward.interface import Reward
@@ -105,8 +106,11 @@ PARTS: dict[str, Build] = {
     "steady_eyes": lambda _: Smoothness.only("steady_eyes", "brows", "blink", "gaze"),
     "tremor_lips": lambda _: Tremor.of("tremor_lips", "lips"),
     "tremor_eyes": lambda _: Tremor.of("tremor_eyes", "brows", "blink", "gaze"),
+    "crowd_mouth": lambda _: Crowd.of("crowd_mouth", "lips"),
+    "crowd_eyes": lambda _: Crowd.of("crowd_eyes", "brows", "blink", "gaze"),
+    "crowd_head": lambda _: Crowd.of("crowd_head", "head"),
 }
-"""Fast motion of one part of the face, for recipes that pay parts."""
+"""Fast motion, and likeness to real motion, of one part of the face, for recipes that pay parts."""
 
 REWARDS: dict[str, Build] = {
     **BUILT_IN, **{name: _preference(name) for name in PREFERENCES}, "panel": _panel, "omni_reward": _omni_reward,

@@ -23,7 +23,7 @@ ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objec
 CONTESTANTS: dict[str, Contestant] = {
     **{
         name: Contestant(name)
-        for name in ("flow-grpo", "mix-grpo", "flash-grpo", "longcat-grpo", "guard", "nft", "awm", "nft-regions")
+        for name in ("flow-grpo", "flash-grpo", "longcat-grpo", "nft", "awm", "nft-regions")
     },
     "no judge": Contestant("nft", ("rewards.judge=0",)),
     "no perceptual": Contestant("nft", ("rewards.perceptual=0",)),

@@ -20,6 +20,7 @@ from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.calm import Calm
+from flowportrait.config import override
 from flowportrait.corpus.motion_set import WindowSampler
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.hearing import hear, recall, remember
@@ -107,13 +108,13 @@ def tuned(
     for name, choices in CHOICES.items():
         worth = {}
         for choice in choices:
-            found = _scored(model, replace(chosen, **{name: choice}), prompts, rewards, draw)  # type: ignore[arg-type]
+            found = _scored(model, override(chosen, [f"{name}={choice}"]), prompts, rewards, draw)
             worth[choice] = sum(
                 weight * float((found[key].value - base[key].value).mean() / base[key].value.std())
                 for key, weight in rewards.weights.items()
             )
         best = max(worth, key=lambda choice: worth[choice])
-        chosen = replace(chosen, **{name: best})  # type: ignore[arg-type]
+        chosen = override(chosen, [f"{name}={best}"])
         say(f"{name}: " + ", ".join(f"{choice:g} {value:+.3f}" for choice, value in worth.items()))
     return chosen
 
@@ -130,7 +131,8 @@ def sampled(model: ARFlow, sampling: Sampling) -> ARFlow:
     """The same weights, drawn from otherwise."""
     drawn = copy.copy(model)
     drawn.config = replace(model.config, guidance=sampling.guidance, steps=sampling.steps)
-    drawn.begin = lambda noise: sampling.temperature * model.begin(noise)  # type: ignore[method-assign]
+    # Hides the method in this copy alone.
+    vars(drawn)["begin"] = lambda noise: sampling.temperature * model.begin(noise)
     return drawn
 
 

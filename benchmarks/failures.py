@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from figures import SYNC
+from figures import SYNC, number
 from recipes import SIZE, test_clips
 from rich.console import Console
 from rich.progress import track
@@ -55,7 +55,7 @@ def main() -> None:
                 path = Path(folder) / "clip.mp4"
                 write_video(path, frames[name][stem], clip.audio)
                 rows[name][stem] = measure(path).row
-    before, after = ({stem: float(row[SYNC] or 0) for stem, row in rows[name].items()} for name in given.checkpoints)
+    before, after = ({stem: number(row, SYNC) or 0.0 for stem, row in rows[name].items()} for name in given.checkpoints)
     worst = sorted(before, key=lambda stem: before[stem])[:WORST]
     spoilt = min((stem for stem in after if stem not in worst), key=lambda stem: after[stem] - before[stem])
     sheet = np.vstack([
@@ -71,7 +71,8 @@ def main() -> None:
 
 def strip(title: str, frames: list[np.ndarray], row: Row) -> np.ndarray:
     """Eight moments side by side under what was measured."""
-    told = ", ".join(f"{word} {float(row[key]):.3g}" for key, word in SHOWN.items() if row.get(key) is not None)  # type: ignore[arg-type]
+    known = {word: value for key, word in SHOWN.items() if (value := number(row, key)) is not None}
+    told = ", ".join(f"{word} {value:.3g}" for word, value in known.items())
     label = np.full((STRIP, MOMENTS * TILE, 3), 255, np.uint8)
     cv2.putText(label, f"{title}   {told}", (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (60, 60, 60), 1, cv2.LINE_AA)
     chosen = [frames[place] for place in np.linspace(2, len(frames) - 2, MOMENTS).astype(int)]

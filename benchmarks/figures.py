@@ -81,6 +81,12 @@ def average(seeds: list[dict[str, Row]]) -> dict[str, Row]:
     return result
 
 
+def number(row: Row, key: str) -> float | None:
+    """A figure of a clip, where it was measured."""
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
 def over_seeds(values: list[float]) -> float | None:
     """Half of the 95 % interval of the mean of a few runs, by Student's t."""
     if len(values) < 2:
@@ -152,7 +158,7 @@ def _rows(runs: Path, name: str) -> list[dict[str, Row]]:
 
 
 def _mean(rows: Mapping[str, Row], key: str) -> float | None:
-    values = [float(row[key]) for row in rows.values() if isinstance(row.get(key), int | float)]  # type: ignore[arg-type]
+    values = [value for row in rows.values() if (value := number(row, key)) is not None]
     return float(np.mean(values)) if values else None
 
 

@@ -107,7 +107,9 @@ def table(output: Path, takes: Iterator[Take]) -> None:
         systems.setdefault(system, []).append(path)
     baseline = "sft" if "sft" in systems else None
     summary = evaluate_videos(systems, output, baseline, title=f"Held-out {output.name}")
-    for system, metrics in summary["metrics"].items():  # type: ignore[attr-defined]
+    found = summary["metrics"]
+    assert isinstance(found, dict)
+    for system, metrics in found.items():
         print(system, {key: round(value["mean"], 4) for key, value in metrics.items()})
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import ECS, LER, SYNC
+from figures import ECS, LER, SYNC, number
 from noisereduce import reduce_noise
 from recipes import SIZE, test_clips
 from results import write
@@ -85,7 +85,8 @@ def main() -> None:
                 write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
                 row = measure(path).row
                 for key in (SYNC, LER, ECS):
-                    own.setdefault(kind, {}).setdefault(key, []).append(float(row[key]))  # type: ignore[arg-type]
+                    if (value := number(row, key)) is not None:
+                        own.setdefault(kind, {}).setdefault(key, []).append(value)
     summary = {
         system: {kind: {key: vars(bootstrap(np.array(values))) for key, values in figures.items()}
                  for kind, figures in kinds.items()}

@@ -1,14 +1,15 @@
 """Recipes and controls after equal processor time, on speakers that nothing was trained on.
 
     python benchmarks/recipes.py --corpus CORPUS --data FOOTAGE --prompts DIR --held-out DIR2 --output RUNS
-        [--study recipes] [--seeds 0 1 2] [--seconds 120] [--only NAME ...]
+        [--study recipes hacks …] [--seeds 0 1 2] [--seconds 120] [--only NAME ...]
 
     RUNS/NAME/SEED/   checkpoint/   curve.jsonl: rewards on held-out prompts by processor seconds
                       videos/       rows.json: the evaluation's figures of finished mp4, unseen speakers
 
 Every contestant starts from ``sft`` and gets the same number of processor seconds for acting, scoring and learning.
 Processor time and not wall-clock: on a machine that does other things, wall-clock measures those. Held-out looks are
-not counted. What is there already is not done again. ``results.py`` makes the page from the folder.
+not counted. Seed by seed, so that an evening cut short leaves every contestant with as many; what is there already is
+not done again. ``results.py`` makes the page from the folder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,16 +79,28 @@ class Bench:
         """The composite that all are watched with, whatever they were trained on."""
         return Composite.default()
 
+    @cached_property
+    def portraits(self) -> list[MotionCodec]:
+        """Who speaks in the videos, in turn."""
+        images = sorted(path for path in (self.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
+        used = images[: self.clips]
+        return [MotionCodec(Portrait.from_image(read_image(path), SIZE, path.name)) for path in used]
+
+    @cached_property
+    def test(self) -> dict[str, Clip]:
+        """What is spoken in the videos."""
+        return test_clips(self.corpus, self.clips)
+
     def small(self, recipe: Recipe) -> tuple[TalkingTask, TalkingTask]:
         """Training and held-out prompts as tasks."""
         tasks = []
         for folder in (self.prompts, self.held_out):
             items, codecs = stage(read_prompts(folder), recipe)
 
-            def draw(rows: list[int], codecs: list[MotionCodec] = codecs) -> Drawing:
+            def draw(rows: Sequence[int], codecs: list[MotionCodec] = codecs) -> Drawing:
                 return Drawing(codecs, rows, recipe.render_size)
 
-            tasks.append(TalkingTask(items, recipe.frames, draw, chunk=4))  # type: ignore[arg-type]
+            tasks.append(TalkingTask(items, recipe.frames, draw, chunk=4))
         return tasks[0], tasks[1]
 
     def watch(self, policy: ARFlow, held: TalkingTask) -> dict[str, float]:
@@ -105,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("corpus", "data", "prompts", "held-out", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--study", choices=tuple(STUDIES), default="recipes")
+    parser.add_argument("--study", choices=tuple(STUDIES), nargs="+", default=["recipes"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--clips", type=int, default=24)
@@ -116,13 +130,16 @@ def main() -> None:
     bench = Bench(
         given.corpus, given.data, given.prompts, given.held_out, given.output, given.seconds, given.clips
     )
-    wanted = [name for name in STUDIES[given.study] if not given.only or name in given.only]
-    if given.stage != "evaluate":
-        for seed in given.seeds:
-            for name in wanted:
+    names = dict.fromkeys(name for study in given.study for name in STUDIES[study])
+    wanted = [name for name in names if not given.only or name in given.only]
+    for seed in given.seeds:
+        for name in wanted:
+            if given.stage != "evaluate":
                 train(bench, name, seed)
+            if given.stage != "train":
+                evaluate(bench, name, seed)
     if given.stage != "train":
-        evaluate(bench, wanted, given.seeds)
+        evaluate(bench, "real", 0)
 
 
 def train(bench: Bench, name: str, seed: int) -> None:
@@ -180,44 +197,39 @@ def tune(bench: Bench, folder: Path, seed: int) -> None:
     load_generator("sft").save_pretrained(folder / "checkpoint")
 
 
-def evaluate(bench: Bench, names: list[str], seeds: list[int]) -> None:
-    """Finished videos of unseen speakers' speech and the evaluation's figures of them; the real motion, too."""
-    basis = MotionBasis.load()
-    images = sorted(p for p in (bench.data / "portraits").iterdir() if p.suffix in (".jpg", ".png"))
-    codecs = [MotionCodec(Portrait.from_image(read_image(path), SIZE, path.name)) for path in images]
-    clips = test_clips(bench.corpus, bench.clips)
-    for name, seed in [("real", 0), *((name, seed) for seed in seeds for name in names)]:
-        folder = bench.folder(name, seed)
-        if (folder / "rows.json").is_file() or not (name in ("real", "sft") or (folder / "checkpoint").is_dir()):
-            continue
-        _OUT.print(f"measuring {name}, seed {seed}")
-        act, rows = Act(bench, name, folder, seed, codecs), {}
-        for index, (stem, clip) in enumerate(clips.items()):
-            if name == "real":
-                motion, spread = basis.encode(clip.landmarks, clip.blendshapes)[0], None
-            else:
-                motion = act(clip.audio, index)
-                spread = torch.stack([motion, act(clip.audio, index, again=True)]).std(0).mean(0)
-            path = folder / "videos" / f"{stem}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
-            rows[stem] = measure(path).row
-            if spread is not None:
-                rows[stem] |= {"spread_lips": float(spread[LOWER].mean()), "spread_head": float(spread[HEAD].mean())}
-        (folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+def evaluate(bench: Bench, name: str, seed: int) -> None:
+    """Finished videos of unseen speakers' speech and the evaluation's figures of them; ``real``: their own motion."""
+    folder, codecs = bench.folder(name, seed), bench.portraits
+    if (folder / "rows.json").is_file() or not (name in ("real", "sft") or (folder / "checkpoint").is_dir()):
+        return
+    _OUT.print(f"measuring {name}, seed {seed}")
+    act, rows = Act(bench, name, folder, seed), {}
+    for index, (stem, clip) in enumerate(bench.test.items()):
+        if name == "real":
+            motion, spread = MotionBasis.load().encode(clip.landmarks, clip.blendshapes)[0], None
+        else:
+            motion = act(clip.audio, index)
+            spread = torch.stack([motion, act(clip.audio, index, again=True)]).std(0).mean(0)
+        path = folder / "videos" / f"{stem}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
+        rows[stem] = measure(path).row
+        if spread is not None:
+            rows[stem] |= {"spread_lips": float(spread[LOWER].mean()), "spread_head": float(spread[HEAD].mean())}
+    (folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 class Act:
     """A contestant's performance of one clip's speech."""
 
-    def __init__(self, bench: Bench, name: str, folder: Path, seed: int, codecs: list[MotionCodec]) -> None:
+    def __init__(self, bench: Bench, name: str, folder: Path, seed: int) -> None:
         self.bench, self.seed, self.sampling = bench, seed, None
         if name == "real":
             return
         self.model = load_generator("sft" if name == "sft" else folder / "checkpoint")
         if (folder / "sampling.json").is_file():
             self.sampling = Sampling(**json.loads((folder / "sampling.json").read_text()))
-            self.small = [MotionCodec(codec.portrait, 96, retouch=False) for codec in codecs]
+            self.small = [MotionCodec(codec.portrait, 96, retouch=False) for codec in bench.portraits]
 
     def __call__(self, audio: np.ndarray, index: int, again: bool = False) -> torch.Tensor:
         """Motion ``[T, 30]``; ``again``: with other noise."""

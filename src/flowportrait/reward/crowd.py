@@ -7,8 +7,8 @@ distribution towards X's. A reward per clip, the likelihood of y say, is greates
 clip there: since half of all seconds pass without a blink, nobody blinks. Here the second blinker of a batch is
 welcome while the batch blinks too little, and not after.
 
-Statistics, of windows of 28 frames: log amplitude and log pace (change over 160 ms) of every action group; for lips, lids
-and gaze the share of motion above 6 Hz. Tracked brows and heads tremble more than real ones: theirs is no model.
+Statistics, of windows of 28 frames: log amplitude and log pace (change over 160 ms) of every action group; for lips,
+lids and gaze the share of motion above 6 Hz. Tracked brows and heads tremble more than real ones: theirs is no model.
 """
 
 from __future__ import annotations

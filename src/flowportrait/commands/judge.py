@@ -12,6 +12,7 @@ from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
     from flowportrait.judge.judges import JudgeSettings
+    from flowportrait.judge.sanity import Certificate
 
 KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
 
@@ -27,7 +28,8 @@ def register(commands: Commands) -> None:
     score.set_defaults(run=run_score)
 
     check = verbs.add_parser("check", help="show a judge damage of known strength; only who passes is trained on")
-    check.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="real clips of people speaking")
+    check.add_argument("videos", type=Path, nargs="+", metavar="FILE", help="real clips of people speaking")
+    check.add_argument("--stills", action="store_true", help="the files are portraits: examine the judge of stills")
     check.set_defaults(run=run_check)
 
     calibrate = verbs.add_parser("calibrate", help="compare with human scores and learn a map to them")
@@ -38,12 +40,24 @@ def register(commands: Commands) -> None:
     calibrate.add_argument("--output", type=Path, required=True, help="the calibration, a json file")
     calibrate.set_defaults(run=run_calibrate)
 
+    agree = verbs.add_parser("agree", help="how often a judge says what people said about two clips")
+    agree.add_argument("pairs", type=Path, metavar="PAIRS.JSONL")
+    agree.set_defaults(run=run_agree)
+
+    learn = verbs.add_parser("learn", help="let preferences improve what a judge goes by")
+    learn.add_argument("pairs", type=Path, metavar="PAIRS.JSONL", help="about a hundred preferences")
+    learn.add_argument("--rounds", type=int, default=10, help="revisions to try (default 10)")
+    learn.add_argument("--output", type=Path, required=True, help="the library, a json file for --set library=FILE")
+    learn.set_defaults(run=run_learn)
+
     serve = verbs.add_parser("serve", help="offer the panel and scorers over HTTP")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8300)
     serve.add_argument("--scorers", nargs="*", default=[], metavar="NAME", help="rewards to offer (default: all)")
     serve.set_defaults(run=run_serve)
-    for verb in (score, check, calibrate, serve):
+    for verb in (agree, learn):
+        verb.add_argument("--band", type=float, default=0.1, help="margin under which it cannot tell (default 0.1)")
+    for verb in (score, check, calibrate, agree, learn, serve):
         verb.add_argument("--judge", type=Path, help="file of judge settings (default: the measured panel)")
         verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes")
         verb.add_argument("--json", action="store_true", help="print one JSON object")
@@ -65,14 +79,10 @@ def run_score(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_check(options: argparse.Namespace) -> dict[str, Any]:
     """Examine a judge; what it did is kept where training looks."""
-    from flowportrait.commands.evaluate import find_videos
-    from flowportrait.judge.exhibit import Exhibit
-    from flowportrait.judge.judges import build_judge
-    from flowportrait.judge.sanity import examine, keep_certificate
+    from flowportrait.judge.sanity import keep_certificate
 
     settings = _settings(options)
-    clips = [Exhibit.from_video(path) for path in find_videos(options.videos)]
-    certificate = examine(build_judge(settings), clips)
+    certificate = (_examine_stills if options.stills else _examine_clips)(settings, options.videos)
     path = keep_certificate(certificate, settings.kept_in / "checked")
     cases = {
         f"{result.aspect} / {result.damage}": " → ".join(f"{mean:.2f}" for mean in result.means)
@@ -82,6 +92,22 @@ def run_check(options: argparse.Namespace) -> dict[str, Any]:
     verdict = "passed" if certificate.passed else f"failed: {certificate.failed()}; it is not trained on"
     told: dict[str, Any] = certificate.to_dict() if options.json else cases
     return {**told, "judge": f"{certificate.judge} ({certificate.kind})", "result": verdict, "certificate": str(path)}
+
+
+def _examine_clips(settings: JudgeSettings, paths: list[Path]) -> Certificate:
+    from flowportrait.commands.evaluate import find_videos
+    from flowportrait.judge.exhibit import Exhibit
+    from flowportrait.judge.judges import build_judge
+    from flowportrait.judge.sanity import examine
+
+    return examine(build_judge(settings), [Exhibit.from_video(path) for path in find_videos(paths)])
+
+
+def _examine_stills(settings: JudgeSettings, paths: list[Path]) -> Certificate:
+    from flowportrait.portraitgen.judges import build_still_judge
+    from flowportrait.portraitgen.sanity import examine_stills, read_stills
+
+    return examine_stills(build_still_judge(settings), read_stills(paths))
 
 
 def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
@@ -105,6 +131,47 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
     picture = options.output.with_suffix(".png")
     draw_histograms(agreement, picture)
     return {"calibration": str(options.output), "histograms": str(picture), **agreement}
+
+
+def run_agree(options: argparse.Namespace) -> dict[str, Any]:
+    """A judge beside stated preferences."""
+    from flowportrait.judge.judges import build_judge
+    from flowportrait.judge.preferring import agreement, stated_from
+    from flowportrait.preference.pairs import read_pairs
+
+    judge = build_judge(_settings(options))
+    found = agreement(judge, stated_from(read_pairs(options.pairs), options.pairs.parent), options.band)[0]
+    return {"judge": f"{judge.name} ({judge.kind})", **found.to_dict()}
+
+
+def run_learn(options: argparse.Namespace) -> dict[str, Any]:
+    """Revise a library as long as held-out preferences are better agreed with."""
+    _check_json(options.output)
+    from flowportrait.judge.cache import Cache
+    from flowportrait.judge.improving import Editor, Proposer, Toggles, improve
+    from flowportrait.judge.judges import backend_of, judge_with
+    from flowportrait.judge.library import Library
+    from flowportrait.judge.preferring import stated_from
+    from flowportrait.preference.pairs import read_pairs
+
+    settings = _settings(options)
+    stated = stated_from(read_pairs(options.pairs), options.pairs.parent)
+    start = Library.load(settings.library) if settings.library else None
+    propose: Proposer
+    if settings.by == "measured":
+        from flowportrait.judge.measured import EXPERTS, Experts
+
+        backend, start = None, start or Library(EXPERTS)
+        propose = Toggles(tuple(Experts.load().scales))
+    else:
+        backend = backend_of(settings)
+        propose = Editor(backend, Cache(settings.kept_in / "answers"))
+    learned = improve(
+        lambda library: judge_with(settings, library, backend), stated, propose, options.rounds, start, options.band
+    )
+    report = learned.to_dict()
+    learned.library.save(options.output, report)
+    return {"library": str(options.output), "entries": dict(learned.library.entries), **report}
 
 
 def run_serve(options: argparse.Namespace) -> dict[str, Any]:

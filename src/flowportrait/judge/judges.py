@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from flowportrait.config import at_least
+from flowportrait.errors import BadInput
 from flowportrait.judge.cache import Cache, default_folder
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.client import Server
+from flowportrait.judge.comparing import ComparingPanel
 from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.ledger import Ledger
+from flowportrait.judge.library import Library
 from flowportrait.judge.locating import LocatingPanel
 from flowportrait.judge.omni import Omni, OmniSettings
 from flowportrait.judge.panel import Panel, PanelSettings
@@ -23,18 +26,25 @@ from flowportrait.judge.question import Backend
 from flowportrait.judge.thinking import ThinkingPanel
 from flowportrait.judge.verdict import Judge
 
-METHODS: dict[str, type[Panel]] = {"panel": Panel, "think": ThinkingPanel, "locate": LocatingPanel}
+METHODS: dict[str, type[Panel]] = {
+    "panel": Panel, "think": ThinkingPanel, "locate": LocatingPanel, "compare": ComparingPanel,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
     by: Literal["measured", "server", "omni"] = "measured"
     """Who judges: experts that measure, a model behind an address, or a model in this process."""
-    method: Literal["panel", "think", "locate"] = "panel"
-    """How a model comes to a grade: at once, by thinking first, or by finding moment and place first."""
+    method: Literal["panel", "think", "locate", "compare"] = "panel"
+    """How a model comes to a grade: at once, by thinking first, or by finding moment and place first. ``compare``
+    grades at once, and where two clips are to be told apart looks at both."""
     panel: PanelSettings = field(default_factory=PanelSettings)
     endpoint: Endpoint = field(default_factory=Endpoint)
     omni: OmniSettings = field(default_factory=OmniSettings)
+    pose: bool = False
+    """Let a head that bends or turns as heads do not cap the grade of motion."""
+    library: Path | None = None
+    """What ``flowportrait judge learn`` wrote."""
     calibration: Path | None = None
     """What ``flowportrait judge calibrate`` wrote."""
     noise: float = 0.0
@@ -59,17 +69,36 @@ def build_judge(settings: JudgeSettings | None = None) -> Judge:
         BadInput: a model, address or calibration that cannot be used.
     """
     settings = settings or JudgeSettings()
+    judge = judge_with(settings, Library.load(settings.library) if settings.library else Library())
+    if not settings.pose:
+        return judge
+    from flowportrait.judge.posed import PoseChecked
+
+    return PoseChecked(judge)
+
+
+def judge_with(settings: JudgeSettings, library: Library, backend: Backend | None = None) -> Judge:
+    """The judge with a library of one's own, before any check of poses; ``backend``: one that is there already."""
     calibration = Calibration.load(settings.calibration) if settings.calibration else None
     if settings.by == "measured":
-        from flowportrait.judge.measured import MeasuredPanel
+        from flowportrait.judge.measured import Experts, MeasuredPanel
 
-        return MeasuredPanel(calibration=calibration)
-    backend: Backend
+        return MeasuredPanel(Experts.load().asking(library), calibration)
+    cache = Cache(settings.kept_in / "answers")
+    return METHODS[settings.method](backend or backend_of(settings), settings.panel, cache, calibration, library)
+
+
+def backend_of(settings: JudgeSettings) -> Backend:
+    """The model behind an address, or in this process.
+
+    Raises:
+        BadInput: it cannot be used, or ``settings`` name none.
+    """
     if settings.by == "server":
-        backend = Server(settings.endpoint, Ledger(settings.kept_in / "ledger.jsonl"))
-    else:
-        backend = Omni.from_pretrained(settings.omni)
-    return METHODS[settings.method](backend, settings.panel, Cache(settings.kept_in / "answers"), calibration)
+        return Server(settings.endpoint, Ledger(settings.kept_in / "ledger.jsonl"))
+    if settings.by == "omni":
+        return Omni.from_pretrained(settings.omni)
+    raise BadInput("The measured panel has no model: set by=server or by=omni.")
 
 
 def ledger_of(judge: Judge) -> Ledger | None:

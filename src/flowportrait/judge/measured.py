@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowportrait.errors import BadInput
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.kind import Kind
+from flowportrait.judge.library import Library
+from flowportrait.judge.pose import HeadPose
 from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST, RUBRIC, Aspect
 from flowportrait.judge.steadiness import Steadiness
 from flowportrait.judge.verdict import Finding, Verdict, missing
@@ -32,6 +35,7 @@ from flowportrait.reward.registry import build
 from flowportrait.reward.scoring import score
 
 MEASURED = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json"))
+POSE = MEASURED.with_name("pose.json")
 
 READ_BY_EXPERTS = tuple(
     MEASURED.parent.parent / name
@@ -62,10 +66,11 @@ class Scale:
 
 @dataclass(frozen=True)
 class Experts:
-    """rewards: by name; scales: their figures' grades."""
+    """rewards: by name; scales: their figures' grades; asked: who is asked about an aspect."""
 
     rewards: Mapping[str, Reward]
     scales: Mapping[str, Scale]
+    asked: Mapping[Aspect, tuple[str, ...]] = field(default_factory=lambda: EXPERTS)
 
     @classmethod
     @lru_cache(maxsize=1)
@@ -78,9 +83,26 @@ class Experts:
         """What ``fit_measured`` wrote."""
         data = json.loads(path.read_text())
         scales = {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
-        own = {"steadiness": Steadiness(**data["real"])}
-        named = {name for names in EXPERTS.values() for name in names}
-        return cls({name: own.get(name) or build(name) for name in named}, scales)
+        head = json.loads(POSE.read_text())
+        scales[HeadPose.name] = Scale([(float(x), float(y)) for x, y in head["scale"]])
+        own: dict[str, Reward] = {"steadiness": Steadiness(**data["real"]), HeadPose.name: HeadPose(**head["real"])}
+        return cls({name: own.get(name) or build(name) for name in scales}, scales)
+
+    def asking(self, library: Library) -> Experts:
+        """The same experts, asked as a library says.
+
+        Raises:
+            BadInput: it names an expert that there is not.
+        """
+        for aspect in ASPECTS:
+            if unknown := set(library.of(aspect)) - set(self.scales):
+                raise BadInput(f"No expert named {', '.join(unknown)}: a measured panel has {', '.join(self.scales)}.")
+        return replace(self, asked={aspect: library.of(aspect) or EXPERTS[aspect] for aspect in ASPECTS})
+
+    @property
+    def named(self) -> set[str]:
+        """Those that are asked at all."""
+        return {name for names in self.asked.values() for name in names}
 
 
 class MeasuredPanel:
@@ -100,8 +122,10 @@ class MeasuredPanel:
     @property
     def fingerprint(self) -> str:
         mapped = self.calibration.digest if self.calibration else "uncalibrated"
-        knots = {name: scale.knots for name, scale in sorted(self.experts.scales.items())}
+        knots = {name: self.experts.scales[name].knots for name in sorted(self.experts.named)}
         found = hashlib.sha256(f"measured {json.dumps(knots)} {self.experts.rewards['steadiness']} {mapped}".encode())
+        if self.experts.asked != EXPERTS:
+            found.update(f"{sorted(self.experts.asked.items())} {self.experts.rewards[HeadPose.name]}".encode())
         for path in READ_BY_EXPERTS:
             found.update(path.read_bytes())
         return found.hexdigest()[:16]
@@ -125,7 +149,7 @@ class MeasuredPanel:
 
     def measure(self, batch: RewardBatch, silent: Sequence[bool]) -> list[dict[Aspect, Finding]]:
         """Findings for every row of a batch that can draw."""
-        scores = {name: score(expert, batch) for name, expert in self.experts.rewards.items()}
+        scores = {name: score(self.experts.rewards[name], batch) for name in self.experts.named}
         return [
             {aspect: self._finding(aspect, scores, row, mute) for aspect in ASPECTS} for row, mute in enumerate(silent)
         ]
@@ -135,7 +159,7 @@ class MeasuredPanel:
             return missing(aspect, Failure("no_sound", "the clip is silent"))
         figures: dict[str, float] = {}
         grades: dict[str, float] = {}
-        for expert in EXPERTS[aspect]:
+        for expert in self.experts.asked[aspect]:
             found = scores[expert]
             if not found.valid[row]:
                 return missing(aspect, found.reasons.get(row, Failure("not_finite", f"{expert} measured nothing")))

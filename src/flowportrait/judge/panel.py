@@ -23,8 +23,9 @@ from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.evidence import Evidence, gather
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.kind import Kind
+from flowportrait.judge.library import Library
 from flowportrait.judge.opinion import Opinion, Reply, Unusable, read_opinion, read_review
-from flowportrait.judge.question import SYSTEM, Backend, Question, reviewer, specialist
+from flowportrait.judge.question import ANSWER, SYSTEM, Backend, Question, reviewer
 from flowportrait.judge.rubric import ASPECTS, Aspect, rubric_text, rubric_version
 from flowportrait.judge.verdict import Finding, Verdict, missing
 from flowportrait.reward.batch import Failure
@@ -55,8 +56,10 @@ class Panel:
         settings: PanelSettings | None = None,
         cache: Cache | None = None,
         calibration: Calibration | None = None,
+        library: Library | None = None,
     ) -> None:
         self.backend = backend
+        self.library = library or Library()
         self.settings = settings or PanelSettings()
         self.calibration = calibration
         self._cache = cache or Cache(None)
@@ -73,7 +76,12 @@ class Panel:
     def fingerprint(self) -> str:
         mapped = self.calibration.digest if self.calibration else "uncalibrated"
         text = f"{type(self).__name__}|{self.backend.who}|{self.settings}|{rubric_version()}|{mapped}"
+        text += f"|{self.library.digest}" if self.library.digest else ""
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def rubric(self, aspect: Aspect) -> str:
+        """What a specialist goes by."""
+        return rubric_text(aspect, self.library.of(aspect))
 
     def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
         """See ``Judge``. Clips that show no face are not sent anywhere.
@@ -122,20 +130,17 @@ class Panel:
     def _specialist(
         self, exhibit: Exhibit, aspect: Aspect, sample: int, shown: Callable[[], Evidence] | None = None
     ) -> Question:
-        system, text = specialist(aspect, exhibit.seconds)
-
         def check(reply: Reply) -> Opinion:
             return read_opinion(reply, exhibit.seconds)
 
-        content = f"{exhibit.digest} {self.settings.sheets}"
-        return Question(system, text, aspect, content, sample, check, shown or self._shown(exhibit, aspect))
+        return self._step(exhibit, aspect, sample, aspect, ANSWER, check, shown or self._shown(exhibit, aspect))
 
     def _step(
         self, exhibit: Exhibit, aspect: Aspect, sample: int, tag: str, words: str, check: Callable[[Reply], object],
         show: Callable[[], Evidence],
     ) -> Question:  # fmt: skip
         """One of several questions on the way to a grade: the rubric, and ``words`` that say what is wanted of it."""
-        text = f"Aspect: {aspect}\nThe clip lasts {exhibit.seconds:.2f} s.\n{rubric_text(aspect)}\n{words}"
+        text = f"Aspect: {aspect}\nThe clip lasts {exhibit.seconds:.2f} s.\n{self.rubric(aspect)}\n{words}"
         content = f"{exhibit.digest} {self.settings.sheets}"
         return Question(SYSTEM, text, tag, content, sample, check, show)
 
@@ -168,7 +173,7 @@ class Panel:
         return result
 
     def _reviewer(self, exhibit: Exhibit, disputed: dict[Aspect, Sequence[Opinion]]) -> Question:
-        system, text = reviewer(disputed, exhibit.seconds)
+        system, text = reviewer(disputed, exhibit.seconds, self.rubric)
 
         def check(reply: Reply) -> None:
             scores, _ = read_review(reply, tuple(disputed))

@@ -75,13 +75,9 @@ class Backend(Protocol):
         ...
 
 
-def specialist(aspect: Aspect, seconds: float) -> tuple[str, str]:
-    """System and user words for one aspect of a clip of ``seconds``."""
-    text = f"Aspect: {aspect}\nThe clip lasts {seconds:.2f} s.\n{rubric_text(aspect)}\n{ANSWER}"
-    return SYSTEM, text
-
-
-def reviewer(disputed: dict[Aspect, Sequence[Opinion]], seconds: float) -> tuple[str, str]:
+def reviewer(
+    disputed: dict[Aspect, Sequence[Opinion]], seconds: float, rubric: Callable[[Aspect], str] = rubric_text
+) -> tuple[str, str]:
     """System and user words about the aspects on which specialists disagree."""
     blocks = []
     for aspect, opinions in disputed.items():
@@ -89,7 +85,7 @@ def reviewer(disputed: dict[Aspect, Sequence[Opinion]], seconds: float) -> tuple
             {"score": opinion.written, "rationale": opinion.rationale, "errors": [f._asdict() for f in opinion.flaws]}
             for opinion in opinions
         ]
-        blocks.append(f"{rubric_text(aspect)}\nSpecialists on {aspect}:\n{json.dumps(said, ensure_ascii=False)}")
+        blocks.append(f"{rubric(aspect)}\nSpecialists on {aspect}:\n{json.dumps(said, ensure_ascii=False)}")
     wanted = json.dumps(dict.fromkeys(disputed, "1 to 5"))
     text = (
         f"Aspect: review\nThe clip lasts {seconds:.2f} s.\n" + "\n\n".join(blocks) + "\nAnswer with one JSON object "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -69,13 +70,14 @@ RUBRIC: dict[Aspect, Criterion] = {
 }
 
 
-def rubric_text(aspect: Aspect) -> str:
-    """The criterion as a specialist reads it."""
+def rubric_text(aspect: Aspect, rules: Sequence[str] = ()) -> str:
+    """The criterion as a specialist reads it, with what a library adds to it."""
     criterion = RUBRIC[aspect]
     grades = "\n".join(f"{grade} = {text}" for grade, text in enumerate(criterion.grades, LOWEST))
+    learned = "\nRules:\n" + "\n".join(f"- {rule}" for rule in rules) if rules else ""
     return (
         f"Question: {criterion.question}\nYou are shown {criterion.shown}.\nLeave aside {criterion.ignore}.\n"
-        f"Grades:\n{grades}"
+        f"Grades:\n{grades}{learned}"
     )
 
 

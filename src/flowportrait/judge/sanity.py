@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,10 +40,10 @@ SHORTEST_SECONDS = 1.1
 
 @dataclass(frozen=True)
 class CaseResult:
-    """strengths: 0 and the catalogue's three; means: mean score at each, over ``clips`` that were judged at all of
-    them; order: share of pairs in the right order; foreign: how much the other aspects fell at the strongest."""
+    """strengths: 0 and three that grow; means: mean score at each, over ``clips`` that were judged at all of them;
+    order: share of pairs in the right order; foreign: how much the other aspects fell at the strongest."""
 
-    aspect: Aspect
+    aspect: str
     damage: str
     unit: str
     strengths: tuple[float, ...]
@@ -52,6 +52,7 @@ class CaseResult:
     lost: int
     order: float
     foreign: dict[str, float]
+    least_drop: float = LEAST_DROP
 
     @property
     def drop(self) -> float:
@@ -63,7 +64,7 @@ class CaseResult:
         """See the module."""
         judged = self.clips + self.lost
         enough = judged > 0 and self.lost <= MOST_LOST * judged
-        return enough and self.order >= LEAST_ORDER and self.drop >= LEAST_DROP
+        return enough and self.order >= LEAST_ORDER and self.drop >= self.least_drop
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,6 @@ def examine(judge: Judge, clips: Sequence[Exhibit], seed: int = 0) -> Certificat
 def case(aspect: Aspect, damage: str, levels: Sequence[Sequence[Verdict]]) -> CaseResult:
     """One case from the verdicts at strength 0 and the three of the catalogue."""
     scores = np.array([[_number(verdict, aspect) for verdict in level] for level in levels])
-    judged = np.isfinite(scores).all(0)
-    kept = scores[:, judged]
-    pairs = [np.sign(kept[a] - kept[b]) / 2 + 0.5 for a, b in combinations(range(len(levels)), 2)]
-    order = float(np.mean(pairs)) if kept.size else 0.0
-    means = tuple(float(mean) for mean in kept.mean(1)) if kept.size else (0.0,) * len(levels)
     foreign: dict[str, float] = {}
     for other in ASPECTS:
         if other != aspect:
@@ -129,8 +125,22 @@ def case(aspect: Aspect, damage: str, levels: Sequence[Sequence[Verdict]]) -> Ca
             fall = np.array(first) - np.array(last)
             foreign[other] = float(np.nanmean(fall)) if np.isfinite(fall).any() else 0.0
     entry = CORRUPTIONS[damage]
-    return CaseResult(aspect, damage, entry.unit, (0.0, *entry.strengths), means, int(judged.sum()),
-                      int((~judged).sum()), order, foreign)  # fmt: skip
+    return outcome(aspect, damage, entry.unit, (0.0, *entry.strengths), scores, foreign)
+
+
+def outcome(
+    aspect: str, damage: str, unit: str, strengths: tuple[float, ...], scores: np.ndarray, foreign: dict[str, float],
+    least_drop: float = LEAST_DROP,
+) -> CaseResult:  # fmt: skip
+    """One case from the scores ``[L, N]`` of N clips at L strengths, NaN where there was none."""
+    judged = np.isfinite(scores).all(0)
+    kept = scores[:, judged]
+    pairs = [np.sign(kept[a] - kept[b]) / 2 + 0.5 for a, b in combinations(range(len(scores)), 2)]
+    order = float(np.mean(pairs)) if kept.size else 0.0
+    means = tuple(float(mean) for mean in kept.mean(1)) if kept.size else (0.0,) * len(scores)
+    return CaseResult(
+        aspect, damage, unit, strengths, means, int(judged.sum()), int((~judged).sum()), order, foreign, least_drop
+    )
 
 
 def keep_certificate(certificate: Certificate, folder: Path) -> Path:
@@ -143,8 +153,18 @@ def keep_certificate(certificate: Certificate, folder: Path) -> Path:
     return path
 
 
-def require_sound(judge: Judge, folders: Sequence[Path]) -> None:
-    """That this very judge has passed.
+class Examined(Protocol):
+    """Whoever can have a certificate."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def require_sound(judge: Examined, folders: Sequence[Path], how: str = "flowportrait judge check") -> None:
+    """That this very judge has passed; ``how`` it would be examined.
 
     Raises:
         BadInput: it was never examined, or failed; nothing is trained on it.
@@ -160,7 +180,7 @@ def require_sound(judge: Judge, folders: Sequence[Path]) -> None:
         raise BadInput(
             f"The {judge.name} failed the sanity set ({failed}) and is not trained on: calibrate or change it."
         )
-    raise BadInput(f"The {judge.name} as it is set has not passed the sanity set: run flowportrait judge check first.")
+    raise BadInput(f"The {judge.name} as it is set has not passed the sanity set: run {how} first.")
 
 
 def spoilt(clip: Exhibit, damage: str, strength: float, seed: int = 0) -> Exhibit:

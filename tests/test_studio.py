@@ -11,11 +11,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
+from flowportrait.steered import steering_by
 from flowportrait.studio.limits import Limits
-from flowportrait.studio.live import Show, Theatre
+from flowportrait.studio.live import Show, Theatre, animator
 from flowportrait.studio.training import Training
 from flowportrait.studio.wish import Wish
 from tests.test_animator import babble
@@ -48,6 +50,19 @@ def test_a_wish_is_drawn_no_longer_than_allowed_and_can_be_followed(tmp_path: Pa
         assert "the first frame after" in show.told()
     finally:
         theatre.close()
+
+
+def test_guidance_reaches_every_chunk_and_none_is_none(tmp_path: Path) -> None:
+    generator = animator("sft").generator
+    assert steering_by(generator, {"sync": 0.0, "expression": 0.0}) is None
+    steering = steering_by(generator, {"expression": 3.0})
+    assert steering is not None
+    assert steering.guide == (0.0, 3.0, 0.0)
+    plain, bent = (
+        torch.cat(list(animator("sft").motion(babble(0.7), seed=1, steering=one))) for one in (None, steering)
+    )
+    assert not torch.allclose(plain, bent, atol=1e-3)
+    assert Wish(None, guide={"expression": 3.0}).guide["expression"] == 3.0
 
 
 def test_mistakes_get_a_sentence_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -61,11 +61,16 @@ def test_a_photo_and_speech_become_a_video_that_plays_and_is_compared(tmp_path: 
             page.click("#score")
             page.wait_for_selector("#said table")
             page.screenshot(path=tmp_path / "speak.png")
+            page.click("button:has-text('Guidance')")
+            page.fill("#guide-expression input[type=number]", "3")
+            page.press("#guide-expression input[type=number]", "Tab")
             page.click("button[role=tab]:has-text('Compare')")
             page.click("#compare")
             plays(page, 2)
             page.wait_for_selector("#compared:has-text('rl Done')")
             page.screenshot(path=tmp_path / "compare.png")
+            guided = [show.wish.guide["expression"] for show in studio.theatre.shows.values()]
+            assert guided == [0, 3, 3]
             page.click("button[role=tab]:has-text('Train')")
             page.fill("#prompts textarea, #prompts input", "nowhere")
             page.click("#train")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flowportrait.errors import BadInput
+from flowportrait.steered import DIMENSIONS, HEAVIEST, steering_by
 from flowportrait.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from flowportrait.generator.arflow import ARFlow
     from flowportrait.generator.steering import Steering
 
-HEAVIEST = 20.0
 MOST_TAKES = 64
-DIMENSIONS = ("sync", "expression", "motion")
 ALIASES = {"reward": "preference", "expression": "preference_expression", "motion": "preference_motion"}
 """Short names of ``--by`` and the rewards that they stand for."""
 
@@ -86,20 +85,8 @@ def steering_of(options: argparse.Namespace, generator: ARFlow) -> Steering | No
     Raises:
         BadInput: the latent reward hears otherwise than this generator.
     """
-    weights = parse_weights(options.guide)
     candidates = options.best_of if options.prune else 1
-    if candidates == 1 and not any(weights.values()):
-        return None
-    from flowportrait.generator.steering import Steering, in_order
-    from flowportrait.preference.latent_reward import REACH, LatentReward
-
-    reward = LatentReward.load()
-    own = generator.config
-    if reward.config.heard != LatentReward.fresh(generator).config.heard or reward.config.chunk != own.chunk:
-        raise BadInput(f"--guide and --prune do not fit {options.checkpoint}: the latent reward hears otherwise.")
-    wanted = (options.by,) if options.by in DIMENSIONS else DIMENSIONS
-    chosen_by = in_order(dict.fromkeys(wanted, 1.0), DIMENSIONS)
-    return Steering(reward, in_order(weights, DIMENSIONS), chosen_by, candidates, reach=REACH)
+    return steering_by(generator, parse_weights(options.guide), candidates, options.by, options.checkpoint)
 
 
 def perform(

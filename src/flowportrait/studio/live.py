@@ -26,6 +26,7 @@ from flowportrait.media.tape import Tape
 from flowportrait.media.video import FPS
 from flowportrait.provenance.origin import Origin
 from flowportrait.provenance.watermark import marked
+from flowportrait.steered import steering_by
 from flowportrait.studio.limits import Limits
 from flowportrait.studio.wish import Wish
 
@@ -117,7 +118,9 @@ class Theatre:
         try:
             torch.set_num_threads(1)
             tape = Tape(sound)
-            motion = animator(show.wish.checkpoint).live(tape, seed=show.wish.seed, controls=show.wish.controls)
+            wish, performer = show.wish, animator(show.wish.checkpoint)
+            steering = steering_by(performer.generator, wish.guide, name=wish.checkpoint)
+            motion = performer.live(tape, seed=wish.seed, controls=wish.controls, steering=steering)
             codec = MotionCodec(portrait)
             frames = marked(frame for chunk in motion for frame in codec.decode(chunk))
             # Unbuffered: what is written can be watched.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class Wish:
     checkpoint: str = "rl"
     seed: int = 0
     controls: Controls = field(default_factory=Controls)
+    guide: Mapping[str, float] = field(default_factory=dict)
+    """Weights of sync, expression and motion that every chunk is bent by."""
 
     def portrait(self) -> Portrait:
         """The face.

@@ -1,0 +1,36 @@
+"""A performance that the latent reward has a say in: weights by name, for the command line and the studio alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flowportrait.errors import BadInput
+
+if TYPE_CHECKING:
+    from flowportrait.generator.arflow import ARFlow
+    from flowportrait.generator.steering import Steering
+
+DIMENSIONS = ("sync", "expression", "motion")
+HEAVIEST = 20.0
+
+
+def steering_by(
+    generator: ARFlow, guide: Mapping[str, float], candidates: int = 1, by: str | None = None, name: str = "it"
+) -> Steering | None:
+    """Bend every chunk by ``guide`` (0 … 20 by name), or choose the best of ``candidates`` by one dimension or all;
+    None where nothing is asked. ``name`` stands for the generator in messages.
+
+    Raises:
+        BadInput: the latent reward hears otherwise than this generator.
+    """
+    if candidates == 1 and not any(guide.values()):
+        return None
+    from flowportrait.generator.steering import Steering, in_order
+    from flowportrait.preference.latent_reward import REACH, LatentReward
+
+    reward, fresh = LatentReward.load(), LatentReward.fresh(generator)
+    if (reward.config.heard, reward.config.chunk) != (fresh.config.heard, generator.config.chunk):
+        raise BadInput(f"Guiding and pruning do not fit {name}: the latent reward hears otherwise.")
+    chosen_by = in_order(dict.fromkeys((by,) if by in DIMENSIONS else DIMENSIONS, 1.0), DIMENSIONS)
+    return Steering(reward, in_order(guide, DIMENSIONS), chosen_by, candidates, reach=REACH)

@@ -238,6 +238,24 @@ def test_the_far_side_of_a_half_profile_is_the_near_sides_mirror_image() -> None
     assert columns.min() > nose or columns.max() < nose
 
 
+def test_a_far_side_in_shadow_is_filled_in_shadow() -> None:
+    portrait = half_profile()
+    mesh = HeadMesh(portrait.crop, portrait.landmarks)
+    nose, near = portrait.landmarks[1, 0], portrait.landmarks[[127, 356], 0]
+    far = np.sign(near[np.abs(near - nose).argmin()] - nose)
+    shade = 1 - 0.5 / (1 + np.exp(-far * (np.arange(512) - nose) / 8))
+    shadowed = np.round(portrait.crop * shade[:, None]).astype(np.uint8)
+    vertices = mesh(astronaut().landmarks.astype(np.float64))
+    light, dark = np.zeros_like(portrait.crop), np.zeros_like(portrait.crop)
+    FarSide(mesh, portrait.crop).draw(light, vertices)
+    side = FarSide(mesh, shadowed)
+    side.draw(dark, vertices)
+    assert side.needed
+    inside = light.min(2) > 60
+    assert np.median(dark[inside] / light[inside]) == pytest.approx(0.5, abs=0.08)
+
+
+
 def test_a_face_unlike_any_humans_keeps_its_shape_at_rest() -> None:
     basis, person = MotionBasis.load(), astronaut()
     strange = person.blendshapes.copy()

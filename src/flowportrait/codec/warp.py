@@ -14,6 +14,9 @@ _HALF_ANGLE = 0.05
 _DEPTH = 0.1
 _HALF_FROM = 384
 _JUMP = 2.0
+_SOFT = 1.0
+"""Pixels of the rasterised map over which a share ends."""
+
 _CROSS = np.ones((3, 3), np.uint8)
 
 
@@ -52,10 +55,19 @@ class Rasterizer:
         return self._source(self._coloured(vertices))
 
     def with_share(self, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same, and the vertices' share ``[S, S]`` float32 at each pixel."""
+        """The same where vertices have a share, and that share ``[S, S]`` float32, ending softly."""
         colour = self._coloured(vertices)
         share = np.ascontiguousarray(colour[..., 2])
-        return self._source(colour), cv2.resize(share, (self._size, self._size)) if self._half else share
+        known = (share > 0).astype(np.float32)
+        # Carried on beyond its end, so that the soft edge is not drawn from somewhere in between.
+        place = np.dstack([colour[..., :2] * known[..., None], known])
+        beyond = cv2.GaussianBlur(place, (9, 9), _SOFT)
+        beyond = beyond[..., :2] / np.maximum(beyond[..., 2:], 1e-6)
+        source = np.where(known[..., None] > 0, colour[..., :2], beyond) * np.float32(self._size - 1)
+        share = cv2.GaussianBlur(share, (0, 0), _SOFT)
+        if self._half:
+            return cv2.resize(source, (self._size, self._size)), cv2.resize(share, (self._size, self._size))
+        return source, share
 
     def _coloured(self, vertices: np.ndarray) -> np.ndarray:
         """The mesh, each pixel in the colour of its place in the source ``[s, s, 3]``."""

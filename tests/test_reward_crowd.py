@@ -43,3 +43,14 @@ def test_every_frame_is_scored_by_the_windows_that_saw_it() -> None:
     assert score.dense.shape == (40, 70)
     assert torch.equal(score.dense[:, -1], score.dense[:, 60])
     assert not torch.allclose(score.dense[:, 0], score.dense[:, -1])
+
+
+def test_a_stiff_start_is_not_made_good_by_a_wild_end() -> None:
+    generator = torch.Generator().manual_seed(1)
+    size = torch.linspace(0.6, 1.4, 16)[:, None, None]
+    ramp = torch.where(torch.arange(3 * FRAMES) < FRAMES, 0.3, 3.0)[:, None]
+    motion = size * ramp * torch.randn(16, 3 * FRAMES, 30, generator=generator)
+    dense = build("crowd_head")(RewardBatch(motion, torch.zeros(16, 12 * FRAMES, 80))).dense
+    assert dense is not None
+    assert dense[-1, 0] > dense[0, 0] + 0.1
+    assert dense[-1, -1] < dense[0, -1] - 0.1

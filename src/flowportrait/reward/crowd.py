@@ -56,8 +56,10 @@ class Crowd:
     def __call__(self, batch: RewardBatch) -> Score:
         own = [column for column, group in enumerate(COLUMNS) if group in self.groups]
         made, real = statistics(batch.motion)[..., own], self.real[:, own]
-        apart = _distance(made, made.flatten(0, 1)) - _distance(made, real)
-        witness = (apart / _distance(real, real).mean(0)).mean(-1)
+        # Against the others at the same moment: pooled, a start too stiff and an end too wild would pass for lively.
+        moments = made.transpose(0, 1)
+        crowd = _distance(moments, moments[:, None]).transpose(0, 1)
+        witness = ((crowd - _distance(made, real)) / _distance(real, real).mean(0)).mean(-1)
         return all_valid(witness.mean(1), _per_frame(witness, batch.motion.shape[1]))
 
 

@@ -10,7 +10,7 @@ from flowportrait.posttrain.recipes.card import Card
 from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.reward.composite import RewardWeights
 
-REGIONS = {"sync": "mouth", "tremor_lips": "mouth", "eyes": "eyes", "tremor_eyes": "eyes", "head": "head"}
+REGIONS = {"sync": "mouth", "crowd_mouth": "mouth", "crowd_eyes": "eyes", "crowd_head": "head"}
 
 CARD = Card(
     recipe=Recipe(
@@ -25,8 +25,8 @@ CARD = Card(
         learning_rate=1e-4,
         ema=0.98,
         rewards=RewardWeights(
-            judge=0.0, perceptual=0.0, temporal=0.0, sync=0.7, expressiveness=0.2, head=0.2, eyes=0.2,
-            other={"tremor_lips": 0.4, "tremor_eyes": 0.2},
+            judge=0.0, perceptual=0.0, temporal=0.0, sync=0.7,
+            other={"crowd_mouth": 0.6, "crowd_eyes": 0.4, "crowd_head": 0.4},
         ),
         allocation=Allocation(regions=REGIONS),
     ),
@@ -35,6 +35,7 @@ CARD = Card(
     paper="NFT as in nft; ViPO's point, that a place should answer for what is seen there.",
     reading=(
         "Rewards that read motion alone, so that an iteration costs 4 s on one core; small batches, many of them, and "
-        "a long average of the weights against their noise. Expressiveness pays everything."
+        "a long average of the weights against their noise. Sync pays the mouth; mouth, eyes and head are each paid "
+        "for making the batch more like a crowd of real people. One piece: a crowd is scored whole."
     ),
 )

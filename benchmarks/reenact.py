@@ -37,7 +37,7 @@ from tiny_autoencoder import TinyAutoencoder
 from flowportrait.codec.basis import LOWER, MotionBasis
 from flowportrait.codec.contours import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER, fill, opening
 from flowportrait.codec.mouth_frame import skin_colour
-from flowportrait.codec.mouth_window import cut, to_window
+from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.renderer import Renderer
 from flowportrait.codec.self_reenactment import own_motion, portrait_of
 from flowportrait.corpus.clip import Clip
@@ -123,26 +123,30 @@ def track_video(path: Path, longest: int) -> Scene:
     return Scene(path.stem, frames[part], points, shapes)
 
 
+def features(windows: list[np.ndarray]) -> list[torch.Tensor]:
+    """Three maps of unit vectors of windows ``[72, 96, 3]`` uint8."""
+    images = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        maps = FaceNet.load().features(torch.nn.functional.interpolate(images, (144, 192), mode="bicubic").clamp(0, 1))
+    return [torch.nn.functional.normalize(m, dim=1) for m in maps]
+
+
+def distance(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """Mouth error between the maps of as many windows."""
+    gaps = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(one, other, strict=True)]
+    return float(torch.stack(gaps).mean())
+
+
 class Measures:
     """Compares drawn frames, in the portrait's crop, with a scene's true ones."""
 
     def __init__(self, scene: Scene, portrait: Portrait) -> None:
-        self._net = FaceNet.load()
         self._to_crop = np.vstack([portrait.to_crop, [0, 0, 1]])
         self._scene = scene
         self._matrices = [to_window(points) for points in scene.landmarks]
         self._true = [cut(frame, matrix) for frame, matrix in zip(scene.frames, self._matrices, strict=True)]
-        self._inside = [
-            fill(self._true[0].shape[:2], opening(*(points[chain, :2] @ m[:, :2].T + m[:, 2] for chain in LIPS)))
-            for points, m in zip(scene.landmarks, self._matrices, strict=True)
-        ]
-        self._maps = self._features(self._true)
-
-    def _features(self, windows: list[np.ndarray]) -> list[torch.Tensor]:
-        images = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).float() / 255
-        with torch.inference_mode():
-            maps = self._net.features(torch.nn.functional.interpolate(images, (144, 192), mode="bicubic").clamp(0, 1))
-        return [torch.nn.functional.normalize(m, dim=1) for m in maps]
+        self._inside = [between(p, m, INNER) for p, m in zip(scene.landmarks, self._matrices, strict=True)]
+        self._maps = features(self._true)
 
     def __call__(self, drawn: list[np.ndarray], in_crop: bool = True) -> dict[str, float]:
         """Figures of frames drawn in the crop, or given in the video's own pixels."""
@@ -152,12 +156,11 @@ class Measures:
             cut(frame, (np.vstack([m, [0, 0, 1]]) @ back)[:2])
             for frame, m in zip(drawn, self._matrices, strict=True)
         ]
-        gaps = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(self._features(windows), self._maps, strict=True)]
         colour = [np.abs(a.astype(float) - b).mean() / 255 for a, b in zip(windows, self._true, strict=True)]
         with FaceTracker() as tracker:
             faces = tracker.track(drawn)
         seen = faces.valid
-        result = {"mouth": float(torch.stack(gaps).mean()), "colour": float(np.mean(colour))}
+        result = {"mouth": distance(features(windows), self._maps), "colour": float(np.mean(colour))}
         result["seen"] = float(seen.mean())
         if seen.sum() > 2:
             points = faces.landmarks[seen]
@@ -167,16 +170,23 @@ class Measures:
             off = np.linalg.norm(there[:, MOUTH] - true[:, MOUTH, :2], axis=-1).mean(1)
             result["landmarks"] = float((off / eyes).mean() * 100)
             result["amplitude"] = _opening(there).std() / _opening(true).std()
-        result["flicker"] = self._change(windows) / self._change(self._true)
+        result["flicker"] = change(windows, self._inside) / change(self._true, self._inside)
         return result
 
-    def _change(self, windows: list[np.ndarray]) -> float:
-        weight = np.stack(self._inside)[1:, ..., None]
-        change = np.abs(np.diff(np.stack(windows).astype(np.float32), axis=0))
-        return float((change * weight).sum() / weight.sum().clip(1))
+
+def change(windows: list[np.ndarray], inside: list[np.ndarray]) -> float:
+    """Mean change of colour from one window to the next where ``inside`` ``[72, 96]`` is one."""
+    weight = np.stack(inside)[1:, ..., None]
+    apart = np.abs(np.diff(np.stack(windows).astype(np.float32), axis=0))
+    return float((apart * weight).sum() / weight.sum().clip(1))
 
 
-LIPS = (INNER_UPPER, INNER_LOWER)
+INNER, OUTER = (INNER_UPPER, INNER_LOWER), (OUTER_UPPER, OUTER_LOWER)
+
+
+def between(points: np.ndarray, matrix: np.ndarray, lips: tuple[list[int], list[int]]) -> np.ndarray:
+    """Share ``[72, 96]`` of each pixel of the window under ``matrix`` that is between the ``lips``."""
+    return fill((HEIGHT, WIDTH), opening(*(points[chain, :2] @ matrix[:, :2].T + matrix[:, 2] for chain in lips)))
 
 
 def _opening(points: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from flowportrait.codec.motion_codec import resting
 from flowportrait.codec.mouth_frame import MouthFrame
 from flowportrait.codec.mouth_model import MouthModel
 from flowportrait.codec.renderer import Renderer
+from flowportrait.codec.retouch_net import Windows
 from flowportrait.codec.warp import Rasterizer
 from flowportrait.media.portrait import Portrait
 
@@ -199,9 +200,24 @@ def test_the_mouth_model_is_dark_inside_and_brighter_on_teeth() -> None:
     assert lower.mean() > cavity.mean()
 
 
+def louder(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+    """A network that brightens everything."""
+    return torch.zeros_like(windows.base[:, :2]), torch.full_like(windows.base, 0.3)
+
+
+def test_dubbing_retouches_what_it_moves() -> None:
+    photo, points = astronaut().crop, astronaut().landmarks.astype(np.float64)
+    plain, bright = (
+        redraw_mouth(photo, points, lips(0.0), MouthMemory.from_video([photo], points[None], network))
+        for network in (None, louder)
+    )
+    chin = points[199, :2].round().astype(int)
+    assert (bright[chin[1], chin[0]].astype(int) - plain[chin[1], chin[0]]).mean() > 20
+
+
 def test_dubbing_changes_only_the_lower_face() -> None:
     photo, points = astronaut().crop, astronaut().landmarks.astype(np.float64)
-    memory = MouthMemory.from_video([photo], points[None])
+    memory = MouthMemory.from_video([photo], points[None], louder)
     same = redraw_mouth(photo, points, points, memory)
     changed = redraw_mouth(photo, points, lips(0.0), memory)
     eyes = int(points[[33, 263], 1].mean())

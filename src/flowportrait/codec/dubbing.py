@@ -1,6 +1,6 @@
 """Dubbing: give the person in a video other lips, and leave everything else of each frame alone.
 
-    frame ──warp of mouth and jaw, interior from the model──► drawn
+    frame ──warp of mouth and jaw, interior from the model, retouching──► drawn
     result = frame + m (drawn − frame),      m = 1 around the mouth, 0 from the cheekbones up
 
 Each frame is its own portrait, so light, colour and sharpness stay true; only what must not flicker comes
@@ -9,7 +9,7 @@ from the video as a whole and is kept in a ``MouthMemory``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -19,7 +19,10 @@ from flowportrait.codec.contours import FACE_OVAL, fill
 from flowportrait.codec.mesh import HeadMesh, rigid_motion
 from flowportrait.codec.mouth import Mouth
 from flowportrait.codec.mouth_frame import skin_colour
+from flowportrait.codec.mouth_look import Palette
+from flowportrait.codec.retouch import Network, Retouch
 from flowportrait.codec.skin import bare_skin
+from flowportrait.codec.teeth_light import lit_teeth, shown_teeth
 from flowportrait.codec.warp import Rasterizer
 
 _FEATHER = 0.06
@@ -28,19 +31,25 @@ _MARGIN = 0.45
 
 @dataclass(frozen=True)
 class MouthMemory:
-    """What one video tells about a mouth: landmarks ``[478, 3]`` px of its most closed frame and the median
-    skin colour ``[3]``."""
+    """What one video tells about a mouth: landmarks ``[478, 3]`` px of its most closed frame, its colours, and the
+    retouching that has seen that frame."""
 
     closed: np.ndarray
-    skin: np.ndarray
+    palette: Palette
+    retouch: Retouch
 
     @classmethod
-    def from_video(cls, frames: Iterable[np.ndarray], landmarks: np.ndarray) -> MouthMemory:
+    def from_video(
+        cls, frames: Sequence[np.ndarray], landmarks: np.ndarray, network: Network | None = None
+    ) -> MouthMemory:
         """Memory of frames ``[H, W, 3]`` uint8 with landmarks ``[T, 478, 3]`` px (a sample will do)."""
-        colours = [skin_colour(frame, points) for frame, points in zip(frames, landmarks, strict=False)]
         eyes = np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=1)
         gap = np.linalg.norm(landmarks[:, 14] - landmarks[:, 13], axis=1) / eyes
-        return cls(landmarks[int(gap.argmin())].astype(np.float64), np.median(colours, axis=0))
+        closed = int(gap.argmin())
+        skin = np.median([skin_colour(f, p) for f, p in zip(frames, landmarks, strict=True)], axis=0)
+        retouch = Retouch(frames[closed], landmarks[closed], network, keep_own=False, skin=skin)
+        teeth = shown_teeth(frames, landmarks, skin) or lit_teeth(frames[closed], landmarks[closed], skin)
+        return cls(landmarks[closed].astype(np.float64), Palette(skin, teeth), retouch)
 
 
 def redraw_mouth(frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, mouth_memory: MouthMemory) -> np.ndarray:
@@ -60,8 +69,9 @@ def redraw_mouth(frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, m
     skin = bare_skin(crop, own, eyes=False)
     drawn = cv2.remap(skin, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     closed = _carried(mouth_memory.closed, own)
-    mouth = Mouth(crop, closed, keep_own=False, skin=mouth_memory.skin)
+    mouth = Mouth(crop, closed, keep_own=False, palette=mouth_memory.palette)
     mouth.draw(drawn, goal)
+    mouth_memory.retouch.draw(drawn, goal, own)
     mask = _lower_face(own, goal, size)[..., None]
     mixed = np.round(crop + mask * (drawn.astype(np.float32) - crop)).clip(0, 255).astype(np.uint8)
     result = frame.copy()

@@ -15,6 +15,7 @@ from flowportrait.codec.mesh import rigid_motion
 from flowportrait.codec.mouth_frame import MouthFrame, Opening, skin_colour
 from flowportrait.codec.mouth_look import Palette, compose, enlarge
 from flowportrait.codec.mouth_model import MouthModel
+from flowportrait.codec.teeth_light import lit_teeth
 
 PHOTO_OPENING = 0.025
 """Opening, in eye distances, from which on a photo is taken to show the mouth's inside."""
@@ -34,16 +35,17 @@ _STRIDE = 3
 class Mouth:
     """Mouth interior of one portrait crop ``[S, S, 3]`` uint8 with landmarks ``[478, 3]`` px.
 
-    keep_own: show the crop's own interior where its mouth is open. skin: colour ``[3]`` the interior is
-    relative to; measured in the crop by default.
+    keep_own: show the crop's own interior where its mouth is open. palette: the colours inside; from the crop by
+    default.
     """
 
     def __init__(
-        self, crop: np.ndarray, landmarks: np.ndarray, keep_own: bool = True, skin: np.ndarray | None = None
+        self, crop: np.ndarray, landmarks: np.ndarray, keep_own: bool = True, palette: Palette | None = None
     ) -> None:
         self._frame = MouthFrame(landmarks)
         self._model = MouthModel.shipped()
-        self._palette = Palette(skin_colour(crop, landmarks) if skin is None else skin)
+        skin = skin_colour(crop, landmarks)
+        self._palette = palette or Palette(skin, lit_teeth(crop, landmarks, skin))
         self._landmarks = landmarks.astype(np.float64)
         points = self._landmarks[:, :2]
         outline = opening(points[INNER_UPPER], points[INNER_LOWER])

@@ -55,10 +55,12 @@ def colourfulness(skin: np.ndarray) -> float:
 
 
 class Palette:
-    """Colours of one portrait's mouth, from its skin colour ``[3]``."""
+    """Colours of one portrait's mouth, from its skin colour ``[3]`` and how much lighter its teeth are than the
+    model has them beside such skin."""
 
-    def __init__(self, skin: np.ndarray) -> None:
+    def __init__(self, skin: np.ndarray, teeth: float = 1.0) -> None:
         self._skin = skin.astype(np.float32)
+        self._gain = (_GAIN * np.array([1.0, teeth, teeth], np.float32))[:, None]
         self._colourful = colourfulness(skin)
         self._base = 1 + self._colourful * (_BASE - 1)
         self._lower_shade = _LOWER_SHADE.mean() + self._colourful * (_LOWER_SHADE - _LOWER_SHADE.mean())
@@ -66,7 +68,7 @@ class Palette:
     def colours(self, ratios: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Layer colours ``[N, 9]`` from their ratios to the skin ``[N, 9]`` at places ``[N, 5]``."""
         across, above, below = place[:, 0], place[:, 3], place[:, 4]
-        layers = ratios.reshape(-1, 3, 3) * _GAIN[:, None]
+        layers = ratios.reshape(-1, 3, 3) * self._gain
         peak = _CAVITY_PEAK * (0.55 + 0.45 * np.exp(-((across / _TONGUE_WIDTH) ** 2)))
         layers[:, 0] *= np.minimum(1, peak / layers[:, 0].mean(1))[:, None]
         layers = self._tinted(layers * self._skin)

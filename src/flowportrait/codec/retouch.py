@@ -44,12 +44,23 @@ def shipped_network() -> Network:
 
 
 class Retouch:
-    """Retouching of one portrait crop ``[S, S, 3]`` uint8 with landmarks ``[478, 3]`` px."""
+    """Retouching of one portrait crop ``[S, S, 3]`` uint8 with landmarks ``[478, 3]`` px.
 
-    def __init__(self, crop: np.ndarray, landmarks: np.ndarray, network: Network | None = None) -> None:
+    keep_own: what is retouched shows the crop's own mouth interior where that is open. skin: colour ``[3]``; measured
+    in the crop by default.
+    """
+
+    def __init__(
+        self,
+        crop: np.ndarray,
+        landmarks: np.ndarray,
+        network: Network | None = None,
+        keep_own: bool = True,
+        skin: np.ndarray | None = None,
+    ) -> None:
         self._network = network or shipped_network()
         self._frame = MouthFrame(landmarks)
-        skin = skin_colour(crop, landmarks)
+        skin = skin_colour(crop, landmarks) if skin is None else skin
         self._skin = (skin / 255).astype(np.float32)
         self._colourful = colourfulness(skin)
         start = to_window(landmarks)
@@ -57,14 +68,18 @@ class Retouch:
         self._rest = _lips(landmarks, start)
         own = mouth_state(self._frame, landmarks, start)
         self._source_inner = _plane(own.inner)
-        self._own_teeth = own.height > PHOTO_OPENING
+        self._own_teeth = keep_own and own.height > PHOTO_OPENING
 
-    def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
-        """Retouch ``frame`` ``[S, S, 3]`` uint8, drawn for target landmarks ``[478, 3]`` px, in place."""
+    def draw(self, frame: np.ndarray, target: np.ndarray, own: np.ndarray | None = None) -> None:
+        """Retouch ``frame`` ``[S, S, 3]`` uint8, drawn for target landmarks ``[478, 3]`` px, in place.
+
+        own: landmarks of the picture it was drawn from; the portrait's by default.
+        """
         matrix = to_window(target)
+        rest = self._rest if own is None else _lips(own, to_window(own))
         state = mouth_state(self._frame, target, matrix)
         known = min(max((_UNSEEN - state.height) / (_UNSEEN - _TRAINED), 0.0), 1.0)
-        moved = float(np.linalg.norm(_lips(target, matrix) - self._rest, axis=1).mean())
+        moved = float(np.linalg.norm(_lips(target, matrix) - rest, axis=1).mean())
         say = np.float32(known * min(moved / _MOVED, 1.0))
         if say == 0:
             return

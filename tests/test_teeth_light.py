@@ -1,0 +1,70 @@
+"""Teeth are as light as the light, not as the skin."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from skimage import data
+
+from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, fill, opening
+from flowportrait.codec.mouth_frame import skin_colour
+from flowportrait.codec.mouth_look import Palette
+from flowportrait.codec.teeth_light import lit_teeth, shown_teeth
+from flowportrait.media.portrait import Portrait
+
+
+@lru_cache
+def astronaut() -> Portrait:
+    return Portrait.from_image(data.astronaut())
+
+
+def darker(picture: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    return np.round(picture * (1 - 0.6 * share)).astype(np.uint8)
+
+
+def dark_skinned() -> np.ndarray:
+    """Her photo with skin of half the brightness, and eyes as they are."""
+    points = astronaut().landmarks[:, :2].astype(np.float64)
+    face = fill((512, 512), points[FACE_OVAL])
+    for upper, lower, _ in EYES:
+        face -= fill((512, 512), opening(points[upper], points[lower]))
+    return darker(astronaut().crop, face.clip(0)[..., None])
+
+
+def lit(picture: np.ndarray) -> float:
+    return lit_teeth(picture, astronaut().landmarks, skin_colour(picture, astronaut().landmarks))
+
+
+def test_teeth_do_not_darken_with_the_skin() -> None:
+    assert lit(dark_skinned()) > 1.4 * lit(astronaut().crop)
+
+
+def test_teeth_darken_with_the_light() -> None:
+    assert lit(darker(astronaut().crop, 1.0)) == pytest.approx(lit(astronaut().crop), abs=0.03)
+
+
+def test_a_video_tells_how_light_its_teeth_are() -> None:
+    points, crop = astronaut().landmarks.astype(np.float64), astronaut().crop
+    points[INNER_LOWER[1:-1], 1] += 0.1 * np.linalg.norm(points[33] - points[263])
+    mask = fill((512, 512), opening(points[INNER_UPPER, :2], points[INNER_LOWER, :2]), 1.0)[..., None]
+    skin = skin_colour(crop, points)
+
+    def shown(colour: float) -> float | None:
+        frame = np.round(crop + mask * (colour - crop)).astype(np.uint8)
+        return shown_teeth([frame] * 4, np.stack([points] * 4), skin)
+
+    light, dim = shown(250.0), shown(150.0)
+    assert light is not None
+    assert dim is not None
+    assert light > dim
+    assert shown_teeth([crop] * 2, np.stack([points] * 2), skin) is None
+
+
+def test_only_teeth_get_lighter_not_the_cavity() -> None:
+    ratios, places = np.full((1, 9), 0.4, np.float32), np.array([[0.0, 0.05, 0.0, 0.05, 0.05]], np.float32)
+    skin = np.array([150.0, 110.0, 90.0])
+    plain, light = (Palette(skin, teeth).colours(ratios, places)[0] for teeth in (1.0, 1.5))
+    np.testing.assert_allclose(light[:3], plain[:3])
+    assert (light[3:] > 1.2 * plain[3:]).all()

@@ -13,7 +13,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +24,11 @@ from rich.table import Table
 
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
+from flowportrait.portraitgen import damage
+from flowportrait.portraitgen.damage import STRENGTHS, Damage
 from flowportrait.portraitgen.faces import Faces
 from flowportrait.portraitgen.limits import Limits
 from flowportrait.portraitgen.look import Look, glance, look
-
-Damage = Callable[[np.ndarray, float], np.ndarray]
-STRENGTHS = (0.33, 0.67, 1.0)
 
 
 @dataclass(frozen=True)
@@ -42,40 +40,11 @@ class Options:
     pictures: int = 60
 
 
-def coloured(face: np.ndarray, strength: float) -> np.ndarray:
-    """Chroma times 1 + strength."""
-    lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    lab[..., 1:] *= 1 + strength
-    return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
-
-
-def encoded(face: np.ndarray, strength: float) -> np.ndarray:
-    """JPEG of falling quality."""
-    _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, round(75 - 68 * strength)])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
-
-
-def green(face: np.ndarray, strength: float) -> np.ndarray:
-    """The red channel moved towards the green one's place."""
-    return np.round((1 - strength) * face + strength * face[..., [1, 0, 2]]).astype(np.uint8)
-
-
-def shiny(face: np.ndarray, strength: float) -> np.ndarray:
-    """The brightest skin made brighter."""
-    lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    bright = cv2.GaussianBlur(lab[..., 0], (0, 0), 2)
-    lab[..., 0] += 40 * strength * np.clip((bright - np.percentile(bright, 85)) / 10, 0, 1)
-    return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
-
-
-DAMAGE: dict[str, tuple[str, Damage]] = {
-    "chroma × 2": ("over_saturated", coloured),
-    "airbrush": ("over_smooth", lambda face, k: cv2.bilateralFilter(face, 15, 150 * k, 8)),
-    "tint": ("skin_hue", green),
-    "shine": ("oily", shiny),
-    "blur": ("blur", lambda face, k: cv2.GaussianBlur(face, (0, 0), 2 * k)),
-    "jpeg": ("blocks", encoded),
-}
+DAMAGE: dict[Damage, str] = {
+    damage.chroma: "over_saturated", damage.airbrush: "over_smooth", damage.tint: "skin_hue", damage.shine: "oily",
+    damage.blur: "blur", damage.jpeg: "blocks",
+}  # fmt: skip
+"""And the detector that it is meant for."""
 
 
 def main(options: Options) -> None:
@@ -86,15 +55,15 @@ def main(options: Options) -> None:
         looks = [glance(strangers.large[row], tracker) for row in rows]
     looks = [seen for seen in looks if seen.landmarks is not None]
     rates = {"as filmed": fired([seen.picture for seen in looks], looks)}
-    for name, (_, damage) in DAMAGE.items():
+    for act in DAMAGE:
         for strength in STRENGTHS:
-            rates[f"{name} {strength:g}"] = fired([damage(seen.picture, strength) for seen in looks], looks)
+            rates[f"{act.__name__} {strength:g}"] = fired([act(seen, strength) for seen in looks], looks)
     kinds = [name for name, value in rates["as filmed"].items() if value is not None]
     table = Table(title=f"share of {len(looks)} pictures in which a detector fires (*: the one that should)")
     for head in ("picture", *kinds):
         table.add_column(head, justify="left" if head == "picture" else "right")
     for name, own in rates.items():
-        meant = next((target for damage, (target, _) in DAMAGE.items() if name.startswith(damage)), "")
+        meant = next((target for act, target in DAMAGE.items() if name.startswith(act.__name__)), "")
         cells = (f"{own[kind] or 0:.0%}{'*' if kind == meant else ''}" for kind in kinds)
         table.add_row(name, *cells)
     console = Console(width=190)

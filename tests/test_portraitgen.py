@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from flowportrait.judge.kind import Kind
 from flowportrait.judge.opinion import Reply, Unusable
 from flowportrait.judge.parts import Shows, content
 from flowportrait.judge.question import Keep, Question
+from flowportrait.judge.sanity import keep_certificate
 from flowportrait.portraitgen import bench, taxonomy
 from flowportrait.portraitgen.artefacts import BY_NAME, CATALOGUE
 from flowportrait.portraitgen.bench_compare import compare, holm, mcnemar
@@ -39,11 +40,13 @@ from flowportrait.portraitgen.opinion import read_still
 from flowportrait.portraitgen.panel import StillPanel
 from flowportrait.portraitgen.picture_space import PictureSpace
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, PortraitFlowConfig
-from flowportrait.portraitgen.rubric import DIMENSIONS, still_question
+from flowportrait.portraitgen.reward import StillReward
+from flowportrait.portraitgen.rubric import DIMENSIONS, RubricName, still_question
+from flowportrait.portraitgen.sanity import examine_stills
 from flowportrait.portraitgen.stills import still_batch
 from flowportrait.portraitgen.task import PortraitTask, pool
-from flowportrait.portraitgen.verdict import Still
-from flowportrait.posttrain.plan import EveryStep
+from flowportrait.portraitgen.verdict import Still, StillVerdict
+from flowportrait.posttrain.plan import EveryStep, NoNoise
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.batch import Failure
@@ -113,8 +116,10 @@ def coloured(picture: np.ndarray, times: float) -> np.ndarray:
         ("skin_hue", lambda p, k: np.roll(p, 1, 2) if k > 0.9 else p),
     ],
 )
-def test_a_detector_rises_with_its_damage_and_ends_beyond_the_limit(kind: str, damage: object) -> None:
-    values = [damaged(damage(person().picture, k))[kind] for k in (0.1, 0.5, 1.0)]  # type: ignore[operator]
+def test_a_detector_rises_with_its_damage_and_ends_beyond_the_limit(
+    kind: str, damage: Callable[[np.ndarray, float], np.ndarray]
+) -> None:
+    values = [damaged(damage(person().picture, k))[kind] for k in (0.1, 0.5, 1.0)]
     assert values == sorted(values, key=lambda value: value or 0.0)
     assert values[-1] is not None
     assert values[-1] > 0
@@ -185,6 +190,45 @@ class Scripted:
                 question.check(given_reply)
                 keep(place, given_reply)
         return failures
+
+
+class Grader:
+    """A judge of stills by a rule."""
+
+    kind: Kind = "multimodal LLM panel"
+    name = "grader"
+    fingerprint = "grader"
+
+    def __init__(self, grade: Callable[[np.ndarray], float]) -> None:
+        self.grade = grade
+
+    def judge(self, stills: list[Still], rubric: RubricName) -> list[StillVerdict]:
+        return [StillVerdict(rubric, self.grade(still.picture)) for still in stills]
+
+
+def test_who_does_not_put_damage_in_order_is_no_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [Still(person().picture)] * 6
+    seen = person().picture.astype(float)
+    shrewd = Grader(lambda picture: 5 - 0.5 * float(np.abs(picture - seen).mean()) ** 0.5)
+    assert examine_stills(shrewd, whole).passed
+    blind = examine_stills(Grader(lambda picture: 3.0), whole)
+    assert not blind.passed
+    assert all(case.order == 0.5 for case in blind.results)
+    with pytest.raises(BadInput, match="too few to examine"):
+        examine_stills(shrewd, whole[:3])
+    with pytest.raises(BadInput, match="cannot be in the sanity set"):
+        examine_stills(shrewd, [Still(np.zeros((200, 200, 3), np.uint8))] * 6)
+
+    monkeypatch.setattr("flowportrait.portraitgen.reward.build_still_judge", lambda settings: shrewd)
+    settings = tmp_path / "judge.json"
+    settings.write_text(json.dumps({"folder": str(tmp_path)}))
+    with pytest.raises(BadInput, match="run flowportrait judge check --stills first"):
+        StillReward.load("ai_portrait", settings)
+    keep_certificate(blind, tmp_path / "checked")
+    with pytest.raises(BadInput, match=r"failed the sanity set .*is not trained on"):
+        StillReward.load("ai_portrait", settings)
+    keep_certificate(examine_stills(shrewd, whole), tmp_path / "checked")
+    assert StillReward.load("ai_portrait", settings).judge is shrewd
 
 
 def test_an_artefact_counts_if_most_samples_name_it() -> None:
@@ -356,7 +400,7 @@ class Bright:
 
 def run(recipe: str, exemplars: int = 0) -> Trainer:
     found = named(recipe)
-    plan = EveryStep(steps=4) if isinstance(found.plan, EveryStep) else replace(found.plan, steps=4)  # type: ignore[type-var]
+    plan = EveryStep(steps=4) if isinstance(found.plan, EveryStep) else NoNoise(steps=4)
     real = found.exemplars and replace(found.exemplars, inversion="two_step")
     found = replace(found, plan=plan, groups=4, group_size=6, learning_rate=1e-2, exemplars=real)
     return Trainer(tiny_flow(), PortraitTask(faces(), exemplars), found, Composite((Bright(),), {"bright": 1.0}))
@@ -387,8 +431,8 @@ def test_nothing_is_pushed_away_from_a_real_face_where_a_recipe_says_so() -> Non
     batch = trainer.collect()
     real = batch.trajectory.real
     pushed, _ = trainer.credit(batch.trajectory, batch.scores)
-    exemplars = replace(trainer.recipe.exemplars, push=0.0)  # type: ignore[type-var]
-    trainer.recipe = replace(trainer.recipe, exemplars=exemplars)
+    assert trainer.recipe.exemplars is not None
+    trainer.recipe = replace(trainer.recipe, exemplars=replace(trainer.recipe.exemplars, push=0.0))
     kept, _ = trainer.credit(batch.trajectory, batch.scores)
     assert (pushed.value[real] < 0).any()
     assert (kept.value[real] >= 0).all()

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import torch
 
+from flowportrait.judge.judges import certificate_folders
 from flowportrait.judge.reward import read_settings
+from flowportrait.judge.sanity import require_sound
 from flowportrait.portraitgen.judges import build_still_judge
 from flowportrait.portraitgen.measured import MeasuredStills
 from flowportrait.portraitgen.rubric import RubricName
+from flowportrait.portraitgen.sanity import HOW
 from flowportrait.portraitgen.stills import StillBatch, looks_of
 from flowportrait.portraitgen.verdict import Still, StillJudge, StillVerdict
 from flowportrait.reward.batch import Failure, RewardBatch
@@ -34,12 +37,15 @@ class StillReward:
 
     @classmethod
     def load(cls, rubric: RubricName, settings: Path | None = None) -> StillReward:
-        """By the judge in a settings file; measured without one.
+        """By the judge in a settings file, measured without one; it has passed the sanity set for stills.
 
         Raises:
-            BadInput: the judge cannot be built.
+            BadInput: it has not, or cannot be built.
         """
-        return cls(build_still_judge(read_settings(settings)), rubric)
+        known = read_settings(settings)
+        judge = build_still_judge(known)
+        require_sound(judge, certificate_folders(known), HOW)
+        return cls(judge, rubric)
 
     def __call__(self, batch: RewardBatch) -> Score:
         rows = looks_of(batch)

@@ -4,6 +4,8 @@ the measured panel knows damage on speakers that nothing was fitted on.
     python benchmarks/judge.py cost FOOTAGE          ratios within one run; FOOTAGE as in split.tsv
     python benchmarks/judge.py sanity FOOTAGE        the sanity set on the split ``dev``; the certificate that ships
     python benchmarks/judge.py panel                 the panel against a server that takes 50 ms per answer
+    python benchmarks/judge.py methods FOOTAGE       ways of judging side by side: agreement with known preferences on
+                                                     ``dev`` clips, order of impossible heads, what a clip costs
 
 FOOTAGE may be left out where FLOWPORTRAIT_DATA is set.
 """
@@ -16,7 +18,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,15 +28,23 @@ import numpy as np
 import torch
 import uvicorn
 
+from flowportrait.corruption import CORRUPTIONS, face, head
 from flowportrait.judge.client import Server
+from flowportrait.judge.comparing import Comparer
 from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.fit_measured import speakers_clips
-from flowportrait.judge.measured import MEASURED, MeasuredPanel, joined
+from flowportrait.judge.fit_pose import bent
+from flowportrait.judge.improving import Toggles, improve, parts
+from flowportrait.judge.judges import METHODS
+from flowportrait.judge.library import Library
+from flowportrait.judge.measured import EXPERTS, MEASURED, Experts, MeasuredPanel, joined
 from flowportrait.judge.panel import Panel, PanelSettings
+from flowportrait.judge.preferring import Stated, agreement
 from flowportrait.judge.remote import HttpReward
 from flowportrait.judge.reward import JudgeReward
-from flowportrait.judge.sanity import examine, keep_certificate
+from flowportrait.judge.rubric import ASPECTS, Aspect
+from flowportrait.judge.sanity import examine, keep_certificate, outcome, spoilt
 from flowportrait.judge.served import servable
 from flowportrait.judge.server import create_app
 from flowportrait.reward.batch import RewardBatch
@@ -93,17 +105,100 @@ def sanity(footage: Path) -> None:
     print(keep_certificate(certificate, CERTIFICATES))
 
 
-def panel() -> None:
-    """Answers per second of the client and its ledger."""
-    answer = json.dumps({"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [{
-        "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps(
-            {"rationale": "r", "errors": [], "score": 4})}}], "usage": {
-                "prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}).encode()  # fmt: skip
+PREFERENCES: dict[Aspect, tuple[str, ...]] = {
+    "lip_sync": ("offset", "time-warp", "swapped segments"),
+    "expressiveness": ("still", "slowed", "frozen eyes"),
+    "motion": ("jitter", "frozen frames", "flicker", "stretched", "whipped"),
+}
+"""Damage that decides a pair for the intact clip, by aspect."""
+HEADS = {"stretched": (head.stretched, (0.03, 0.08, 0.16)), "whipped": (head.whipped, (3.0, 8.0, 15.0))}
 
-    class Slow(BaseHTTPRequestHandler):
+
+def methods(footage: Path) -> None:
+    """Ways of judging side by side. No model is at hand: what they agree on is measured for the experts, what they ask
+    is counted for all."""
+    clips = speakers_clips(footage, split="dev", per_speaker=2)
+    clips = [replace(clip, places=clip.landmarks) for clip in clips]
+    heads = {
+        damage: [clips, *([bent(clip, hurt, level) for clip in clips] for level in strengths)]
+        for damage, (hurt, strengths) in HEADS.items()
+    }
+    stated = preferences(clips)
+    asked = Experts.load()
+    posed = Library({"motion": (*EXPERTS["motion"], "pose")})
+    learned = improve(
+        lambda library: MeasuredPanel(asked.asking(library)), stated, Toggles(tuple(asked.scales)),
+        len(ASPECTS) * len(asked.scales), Library(EXPERTS),
+    )  # fmt: skip
+    for one in learned.rounds:
+        print(f"  {'kept' if one.kept else '    '} {one.before:.3f} → {one.after:.3f}  {one.entries}")
+    systems = {"measured panel": Library(), "with the pose check": posed, "learned library": learned.library}
+    rest = parts(stated)[2]
+    for name, library in systems.items():
+        judge = MeasuredPanel(asked.asking(library))
+        for what, pairs in (("all pairs", stated), ("pairs that decided nothing", rest)):
+            found = agreement(judge, pairs)[0]
+            low, high = found.interval
+            by = ", ".join(f"{aspect} {share:.2f} of {count}" for aspect, (share, count) in found.by_aspect.items())
+            print(f"{name:22} {what:28} {found.right:.3f} ({low:.3f}–{high:.3f}) of {found.decided}: {by}")
+        for damage, levels in heads.items():
+            found_at = [[verdict.findings["motion"].score or np.nan for verdict in judge.judge(own)] for own in levels]
+            result = outcome("motion", damage, "", (0.0, *HEADS[damage][1]), np.array(found_at), {})
+            grades = " → ".join(f"{mean:.2f}" for mean in result.means)
+            print(f"{name:22} {damage:10} {grades}  order {result.order:.0%}")
+    costs(clips[:4])
+
+
+def preferences(clips: list[Exhibit]) -> list[Stated]:
+    """Every clip beside itself damaged, one pair per damage, strengths and sides drawn; pairs of a clip together."""
+    rng, found = np.random.default_rng(0), []
+    for clip in clips:
+        for aspect, damages in PREFERENCES.items():
+            for damage in damages:
+                level = int(rng.integers(3))
+                if damage in HEADS:
+                    worse = bent(clip, HEADS[damage][0], HEADS[damage][1][level])
+                elif damage == "frozen eyes":
+                    worse = bent(clip, face.frozen_eyes, CORRUPTIONS[damage].strengths[level])
+                else:
+                    worse = spoilt(clip, damage, CORRUPTIONS[damage].strengths[level])
+                first = bool(rng.integers(2))
+                found.append(Stated((clip, worse) if first else (worse, clip), {aspect: "A" if first else "B"}))
+    return found
+
+
+def costs(clips: list[Exhibit]) -> None:
+    """What every method asks a server, and what making it takes here; the server answers at once."""
+    flaw = {"start": 0.1, "end": 0.3, "what": "soft"}
+    said = {"rationale": "r", "errors": [], "score": 4, "thoughts": "t", "windows": [flaw, flaw], "seen": True,
+            "box": [0, 0, 1, 1], "better": "first"}  # fmt: skip
+    with answering(json.dumps(said)) as url:
+        for name, method in METHODS.items():
+            judge = method(Server(Endpoint(url=url, model="m")), PanelSettings(samples=1))
+            began = time.process_time()
+            judge.judge(clips)
+            taken, totals = time.process_time() - began, judge.backend.ledger.totals()  # type: ignore[attr-defined]
+            line = f"{totals['requests'] / len(clips):.1f} requests, {taken / len(clips):.2f} s of processor a clip"
+            if isinstance(judge, Comparer):
+                judge.prefer([(clips[0], clips[1])])
+                line += f"; a pair {judge.backend.ledger.totals()['requests'] - totals['requests']} requests"  # type: ignore[attr-defined]
+            print(f"{name:10} {line}")
+    began = time.process_time()
+    MeasuredPanel().judge([replace(clip, places=None) for clip in clips])
+    print(f"measured   {(time.process_time() - began) / len(clips):.2f} s of processor a clip, tracking included")
+
+
+@contextmanager
+def answering(text: str, seconds: float = 0.0) -> Iterator[str]:
+    """A server on loopback that says the same to everybody; its address."""
+    answer = json.dumps({"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": [{
+        "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}], "usage": {
+            "prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}).encode()  # fmt: skip
+
+    class Parrot(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(0.05)
+            time.sleep(seconds)
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -112,31 +207,36 @@ def panel() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Parrot)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    face = np.stack(np.meshgrid(np.linspace(64, 192, 22), np.linspace(60, 200, 22)), -1).reshape(-1, 2)[:478]
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+
+
+def panel() -> None:
+    """Answers per second of the client and its ledger."""
+    points = np.stack(np.meshgrid(np.linspace(64, 192, 22), np.linspace(60, 200, 22)), -1).reshape(-1, 2)[:478]
     rng = np.random.default_rng(0)
     clips = [
         Exhibit(rng.integers(0, 255, (30, 256, 256, 3), np.uint8), rng.normal(0, 0.1, 19200), f"{i}",
-                places=np.repeat(face[None], 30, 0)) for i in range(4)
+                places=np.repeat(points[None], 30, 0)) for i in range(4)
     ]  # fmt: skip
     times: dict[int, float] = {}
-    for at_once in (1, 8):
-        end = Endpoint(url=f"http://127.0.0.1:{server.server_address[1]}/v1", model="m", concurrency=at_once)
-        judge = Panel(Server(end), PanelSettings(samples=3))
-        began = time.perf_counter()
-        judge.judge(clips)
-        times[at_once] = time.perf_counter() - began
-        answers = judge.backend.ledger.totals()["requests"]
-        print(f"{at_once} at once: {answers} answers in {times[at_once]:.2f} s")
+    with answering(json.dumps({"rationale": "r", "errors": [], "score": 4}), 0.05) as url:
+        for at_once in (1, 8):
+            judge = Panel(Server(Endpoint(url=url, model="m", concurrency=at_once)), PanelSettings(samples=3))
+            began = time.perf_counter()
+            judge.judge(clips)
+            times[at_once] = time.perf_counter() - began
+            answers = judge.backend.ledger.totals()["requests"]
+            print(f"{at_once} at once: {answers} answers in {times[at_once]:.2f} s")
     print(f"8 at once are {times[1] / times[8]:.1f}x as fast as one by one")
-    server.shutdown()
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "sanity", "panel"])
+    parser.add_argument("what", choices=["cost", "sanity", "panel", "methods"])
     parser.add_argument("footage", nargs="?", type=Path, default=os.environ.get("FLOWPORTRAIT_DATA"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -144,7 +244,7 @@ def main() -> None:
         return panel()
     if options.footage is None:
         parser.error("give the folder of the footage")
-    work: dict[str, Callable[[Path], None]] = {"cost": cost, "sanity": sanity}
+    work: dict[str, Callable[[Path], None]] = {"cost": cost, "sanity": sanity, "methods": methods}
     return work[options.what](Path(options.footage))
 
 

@@ -128,7 +128,7 @@ def dark_rule(question: Question) -> dict[str, object]:
 
 def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: Path) -> None:
     bright, dark = two()
-    stated = [Stated((bright, dark), {"motion": "B"})] * 5
+    stated = [Stated((bright, dark), {"motion": "B"})] * 10
     backend = Scripted(dark_rule)
     learned = improve(lambda library: Panel(backend, ONE, library=library), stated, Editor(backend, Cache(None)), 3)
     assert [(one.before, one.after, one.kept) for one in learned.rounds] == [(0, 0, False), (0, 1, True)]
@@ -137,6 +137,8 @@ def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: 
     learned.library.save(tmp_path / "library.json", learned.to_dict())
     assert Library.load(tmp_path / "library.json") == learned.library
     assert "agreement" not in (tmp_path / "library.json").read_text()
+    with pytest.raises(BadInput, match="9 pairs are too few"):
+        improve(lambda library: Panel(backend, ONE), stated[1:], Toggles(()), 1)
     (tmp_path / "wrong.json").write_text('{"entries": {"beauty": []}}')
     with pytest.raises(BadInput, match="beauty is no aspect"):
         Library.load(tmp_path / "wrong.json")

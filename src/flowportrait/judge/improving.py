@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Protocol
 
+from flowportrait.errors import BadInput
 from flowportrait.judge.asking import ask_for
 from flowportrait.judge.cache import Cache
 from flowportrait.judge.comparing import both
@@ -29,6 +30,8 @@ from flowportrait.reward.batch import Failure
 
 SHOWN, HELD = 0.4, 0.4
 """Shares of the pairs; the rest is asked before and after."""
+FEWEST = 10
+"""Pairs."""
 MOST_TOLD = 6
 _LONGEST = 300
 _EDITOR = (
@@ -81,7 +84,13 @@ def improve(
     judge_with: Callable[[Library], Judge], stated: Sequence[Stated], propose: Proposer, rounds: int,
     start: Library | None = None, band: float = BAND,
 ) -> Learned:
-    """Up to ``rounds`` revisions of ``start``. Pairs of one clip should stand together: the parts are cut in order."""
+    """Up to ``rounds`` revisions of ``start``. Pairs of one clip should stand together: the parts are cut in order.
+
+    Raises:
+        BadInput: too few pairs, or none that is decided among those to learn from or to decide by.
+    """
+    if len(stated) < FEWEST:
+        raise BadInput(f"{len(stated)} pairs are too few to learn from: give at least {FEWEST}, a hundred are good.")
     library = start or Library()
     shown, held, rest = parts(stated)
     first = agreement(judge_with(library), rest, band)[0] if rest else None

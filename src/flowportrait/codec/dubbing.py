@@ -19,10 +19,10 @@ from flowportrait.codec.contours import FACE_OVAL, fill
 from flowportrait.codec.mesh import HeadMesh, rigid_motion
 from flowportrait.codec.mouth import Mouth
 from flowportrait.codec.mouth_frame import skin_colour
+from flowportrait.codec.mouth_light import light_of, shown_teeth
 from flowportrait.codec.mouth_look import Palette
 from flowportrait.codec.retouch import Network, Retouch
 from flowportrait.codec.skin import bare_skin
-from flowportrait.codec.teeth_light import lit_teeth, shown_teeth
 from flowportrait.codec.warp import Rasterizer
 
 _FEATHER = 0.06
@@ -48,8 +48,9 @@ class MouthMemory:
         closed = int(gap.argmin())
         skin = np.median([skin_colour(f, p) for f, p in zip(frames, landmarks, strict=True)], axis=0)
         retouch = Retouch(frames[closed], landmarks[closed], network, keep_own=False, skin=skin)
-        teeth = shown_teeth(frames, landmarks, skin) or lit_teeth(frames[closed], landmarks[closed], skin)
-        return cls(landmarks[closed].astype(np.float64), Palette(skin, teeth), retouch)
+        light = light_of(frames[closed], landmarks[closed], skin)
+        teeth = shown_teeth(frames, landmarks, skin) or light.teeth
+        return cls(landmarks[closed].astype(np.float64), Palette(skin, light._replace(teeth=teeth)), retouch)
 
 
 def redraw_mouth(frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, mouth_memory: MouthMemory) -> np.ndarray:

@@ -92,7 +92,7 @@ def _light(skin: np.ndarray, points: np.ndarray, other: np.ndarray, facing: np.n
     colour = np.log(smooth[index[:, 1], index[:, 0]].astype(np.float64) + _DARK)
     ratio = (colour - colour[other])[both].clip(-_LARGEST, _LARGEST)
     place = points[other[both], :2]
-    reach = _SMOOTH * np.linalg.norm(points[33] - points[263])
+    reach = _SMOOTH * float(np.linalg.norm(points[33] - points[263]))
     line = (np.arange(_FIELD) + 0.5) * size / _FIELD - 0.5
     field = _smoothed(place, ratio, np.stack(np.meshgrid(line, line), -1).reshape(-1, 2), reach)
     light = cv2.resize(np.exp(field).reshape(_FIELD, _FIELD, 3).astype(np.float32), (size, size))

@@ -13,9 +13,9 @@ import numpy as np
 from flowportrait.codec.contours import INNER_LOWER, INNER_UPPER, fill, opening
 from flowportrait.codec.mesh import rigid_motion
 from flowportrait.codec.mouth_frame import MouthFrame, Opening, skin_colour
+from flowportrait.codec.mouth_light import light_of
 from flowportrait.codec.mouth_look import Palette, compose, enlarge
 from flowportrait.codec.mouth_model import MouthModel
-from flowportrait.codec.teeth_light import lit_teeth
 
 PHOTO_OPENING = 0.025
 """Opening, in eye distances, from which on a photo is taken to show the mouth's inside."""
@@ -45,7 +45,7 @@ class Mouth:
         self._frame = MouthFrame(landmarks)
         self._model = MouthModel.shipped()
         skin = skin_colour(crop, landmarks)
-        self._palette = palette or Palette(skin, lit_teeth(crop, landmarks, skin))
+        self._palette = palette or Palette(skin, light_of(crop, landmarks, skin))
         self._landmarks = landmarks.astype(np.float64)
         points = self._landmarks[:, :2]
         outline = opening(points[INNER_UPPER], points[INNER_LOWER])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from flowportrait.codec.mouth_light import Light
 from flowportrait.codec.mouth_model import MouthModel
 
 _UPPER_TEETH = np.array([0.0, 8.5, 15.2, 22.2, 27.7, 32.2]) / 90
@@ -33,14 +34,14 @@ _CAVITY_PEAK, _TONGUE_WIDTH = 0.5, 0.12
 """The cavity's brightest ratio to the skin, in the middle, and where the round tongue darkens sideways."""
 
 _CAVITY_HUE, _TOOTH_HUE = 0.45, 0.4
-_BASE = np.array([[1.28, 0.9, 0.88], [1.06, 1.0, 0.92], [1.06, 1.0, 0.92]], np.float32)
+_BASE = np.array([[1.28, 0.91, 0.8], [1.06, 1.0, 0.92], [1.06, 1.0, 0.92]], np.float32)
 """How much of the learned hue shows, and the hue of the rest: tongue and gums red, enamel nearly white."""
 
 _NARROW, _NARROW_BELOW = 0.55, 0.035
 """Light lost between lips that are close together."""
 
 _LIP_SHADE_WIDTH, _UPPER_SHADE = 0.02, 0.25
-_LOWER_SHADE = np.array([0.2, 0.42, 0.4], np.float32)
+_LOWER_SHADE = np.array([0.2, 0.42, 0.5], np.float32)
 """Light lost behind the upper lip, and behind the lower one, where gums begin."""
 
 _GREY_SATURATION = 0.10
@@ -55,14 +56,13 @@ def colourfulness(skin: np.ndarray) -> float:
 
 
 class Palette:
-    """Colours of one portrait's mouth, from its skin colour ``[3]`` and how much lighter its teeth are than the
-    model has them beside such skin."""
+    """Colours of one portrait's mouth, from its skin colour ``[3]`` and its light."""
 
-    def __init__(self, skin: np.ndarray, teeth: float = 1.0) -> None:
+    def __init__(self, skin: np.ndarray, light: Light) -> None:
         self._skin = skin.astype(np.float32)
-        self._gain = (_GAIN * np.array([1.0, teeth, teeth], np.float32))[:, None]
+        self._gain = (_GAIN * np.array([1.0, light.teeth, light.teeth], np.float32))[:, None]
         self._colourful = colourfulness(skin)
-        self._base = 1 + self._colourful * (_BASE - 1)
+        self._base = (1 + self._colourful * (_BASE * light.hue - 1)).astype(np.float32)
         self._lower_shade = _LOWER_SHADE.mean() + self._colourful * (_LOWER_SHADE - _LOWER_SHADE.mean())
 
     def colours(self, ratios: np.ndarray, place: np.ndarray) -> np.ndarray:

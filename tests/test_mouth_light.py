@@ -10,8 +10,8 @@ from skimage import data
 
 from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, fill, opening
 from flowportrait.codec.mouth_frame import skin_colour
+from flowportrait.codec.mouth_light import Light, light_of, shown_teeth
 from flowportrait.codec.mouth_look import Palette
-from flowportrait.codec.teeth_light import lit_teeth, shown_teeth
 from flowportrait.media.portrait import Portrait
 
 
@@ -34,7 +34,7 @@ def dark_skinned() -> np.ndarray:
 
 
 def lit(picture: np.ndarray) -> float:
-    return lit_teeth(picture, astronaut().landmarks, skin_colour(picture, astronaut().landmarks))
+    return light_of(picture, astronaut().landmarks, skin_colour(picture, astronaut().landmarks)).teeth
 
 
 def test_teeth_do_not_darken_with_the_skin() -> None:
@@ -65,6 +65,15 @@ def test_a_video_tells_how_light_its_teeth_are() -> None:
 def test_only_teeth_get_lighter_not_the_cavity() -> None:
     ratios, places = np.full((1, 9), 0.4, np.float32), np.array([[0.0, 0.05, 0.0, 0.05, 0.05]], np.float32)
     skin = np.array([150.0, 110.0, 90.0])
-    plain, light = (Palette(skin, teeth).colours(ratios, places)[0] for teeth in (1.0, 1.5))
+    plain, light = (Palette(skin, Light(teeth, np.ones(3))).colours(ratios, places)[0] for teeth in (1.0, 1.5))
     np.testing.assert_allclose(light[:3], plain[:3])
     assert (light[3:] > 1.2 * plain[3:]).all()
+
+
+def test_a_yellowed_picture_has_a_yellow_white_and_a_grey_one_none() -> None:
+    crop, points = astronaut().crop, astronaut().landmarks
+    yellow = np.round(crop * np.array([1.0, 0.9, 0.5])).astype(np.uint8)
+    plain, warm = (light_of(picture, points, skin_colour(picture, points)).hue for picture in (crop, yellow))
+    assert warm[2] < 0.9 * plain[2]
+    grey = np.repeat(crop.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+    np.testing.assert_allclose(light_of(grey, points, skin_colour(grey, points)).hue, 1.0, atol=1e-6)

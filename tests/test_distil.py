@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -24,18 +25,19 @@ from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.interface import all_valid
 from tests.test_posttrain import trainer
 
-SMALL = replace(
-    named("distil"), plan=NoNoise(steps=1, keep_path=True), groups=3, group_size=4, frames=16, learning_rate=3e-3,
-    updates=2,
-)  # fmt: skip
+
+def small(name: str, **changes: Any) -> Recipe:
+    """A recipe cut to the tiny policy."""
+    cut: dict[str, Any] = {"plan": NoNoise(steps=1, keep_path=True), "groups": 3, "group_size": 4, "frames": 16}
+    return replace(named(name), updates=2, **(cut | changes))
 
 
-def taught(recipe: Recipe = SMALL) -> Trainer:
-    return trainer(recipe, size=0.3)
+def taught(name: str, **changes: Any) -> Trainer:
+    return trainer(small(name, **changes), size=0.3)
 
 
 def test_a_teachers_mean_velocity_is_where_its_own_solver_ends() -> None:
-    run = taught(replace(SMALL, plan=NoNoise(steps=2, keep_path=True)))
+    run = taught("distil", plan=NoNoise(steps=2, keep_path=True))
     trajectory = run.collect().trajectory
     points = Distil().points(trajectory, (0,))
     with torch.no_grad(), run.being(TEACHER):
@@ -49,7 +51,7 @@ def test_a_teachers_mean_velocity_is_where_its_own_solver_ends() -> None:
 
 
 def test_a_student_without_guidance_comes_to_draw_in_one_step_what_its_teacher_draws_in_many() -> None:
-    run = taught(replace(SMALL, teacher=Teacher(witnesses=0), groups=1, frames=8, learning_rate=1e-2))
+    run = taught("distil", teacher=Teacher(witnesses=0), groups=1, frames=8, learning_rate=1e-2)
     batch = run.collect()
     lesson = run.freeze(batch.trajectory, run.credit(batch.trajectory, batch.scores)[0])
     gap = [run.learn([lesson], len(batch.trajectory))["apart"] for _ in range(50)]
@@ -58,7 +60,7 @@ def test_a_student_without_guidance_comes_to_draw_in_one_step_what_its_teacher_d
 
 
 def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
-    run = taught()
+    run = taught("distil")
     batch = run.collect()
     condition = run.task.condition(run.policy, run.task.draw(3, 0, 0))
     with torch.no_grad(), run.being(TEACHER):
@@ -85,7 +87,7 @@ def test_only_what_the_teacher_does_better_is_learned() -> None:
 
 
 def test_a_start_is_drawn_as_delivered_once_it_has_taught() -> None:
-    policy = taught().policy
+    policy = taught("distil").policy
     pace = Pace(policy, 2)
     assert policy.config.steps == 2
     with pace.slow():
@@ -98,11 +100,11 @@ def test_an_objective_that_needs_a_teacher_has_one() -> None:
     with pytest.raises(BadInput, match="teacher"):
         replace(named("flow-grpo"), objective=Distil())
     with pytest.raises(BadInput, match="teacher"):
-        replace(SMALL, objective=ClippedRatio())
+        small("distil", objective=ClippedRatio())
 
 
 def test_a_teacher_needs_to_be_told_how_far_to_go() -> None:
-    run = taught()
+    run = taught("distil")
     trajectory = run.collect().trajectory
     with pytest.raises(AssertionError, match="over a way"):
         run.velocity(trajectory, Points(trajectory.x, trajectory.sigma), 2)

@@ -63,7 +63,8 @@ def main(options: Options) -> None:
         if found:
             rows.append(np.median(found, axis=0))
             skin, *others = rows[-1]
-            print(f"{speaker:10s} skin {skin:4.0f}; teeth, eye white, brightest over it", np.divide(others, skin).round(2))
+            over = " ".join(f"{luma / skin:.2f}" for luma in others)
+            print(f"{speaker:10s} skin {skin:4.0f}; teeth, eye white, brightest over it: {over}")
     table = np.log(rows)
     print(f"{len(rows)} speakers, medians", np.exp(np.median(table[:, 1:] - table[:, :1], axis=0)).round(2))
     print(f"teeth follow the skin's power {np.polyfit(table[:, 0], table[:, 1], 1)[0]:.2f}")

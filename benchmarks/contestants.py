@@ -38,8 +38,8 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 CONTROLS = ("sft", "supervised on", "sft tuned")
-PARTS = ("share", "neither", "power", "rl")
-"""Runs of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what ``rl`` is the mean of."""
+PARTS = ("share", "neither", "power", "half power", "crowd, pooled", "rl")
+"""Checkpoints of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, and ``rl``."""
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "recipes": (*CONTROLS, "flow-grpo", "flash-grpo", "longcat-grpo", "nft", "awm", "nft-regions"),

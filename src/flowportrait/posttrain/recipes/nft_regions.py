@@ -22,11 +22,11 @@ CARD = Card(
         group_size=8,
         pieces=1,
         updates=4,
-        learning_rate=1e-4,
+        learning_rate=1.5e-4,
         ema=0.98,
         rewards=RewardWeights(
             judge=0.0, perceptual=0.0, temporal=0.0, sync=0.7,
-            other={"crowd_mouth": 0.6, "crowd_eyes": 0.4, "crowd_head": 0.4},
+            other={"crowd_mouth": 0.35, "crowd_eyes": 0.4, "crowd_head": 0.4},
         ),
         allocation=Allocation(regions=REGIONS),
     ),

@@ -60,6 +60,7 @@ class Palette:
 
     def __init__(self, skin: np.ndarray, light: Light) -> None:
         self._skin = skin.astype(np.float32)
+        self._teeth = np.float32(light.teeth)
         self._gain = (_GAIN * np.array([1.0, light.teeth, light.teeth], np.float32))[:, None]
         self._colourful = colourfulness(skin)
         self._base = (1 + self._colourful * (_BASE * light.hue - 1)).astype(np.float32)
@@ -81,6 +82,8 @@ class Palette:
         grey = (layers @ _LUMA)[..., None]
         # Enamel is white in light and takes the mouth's colour in shadow.
         hue = (1.25 - grey / (self._skin @ _LUMA)).clip(0, 1) * (1 - _TOOTH_HUE) + _TOOTH_HUE
+        # The darker skin is beside its light, the less of its hue is the light's.
+        hue = hue / self._teeth
         hue[:, 0] = _CAVITY_HUE
         return grey * self._base + self._colourful * hue * (layers - grey)
 

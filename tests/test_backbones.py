@@ -14,8 +14,11 @@ from transformers import Qwen3Config, Qwen3Model
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
+from flowportrait.generator.learner import Learner
 from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.posttrain.adapter import merged
+from flowportrait.posttrain.scale import processes
 from tests.test_judge_omni import thinker, tokenizer
 
 SMALL = GeneratorConfig(
@@ -104,6 +107,18 @@ def test_a_training_step_changes_what_it_should_and_the_disk_keeps_that_alone(
     with torch.no_grad():
         ours, theirs = (m.contexts(m.condition(**told(m, 12)), latents) for m in (model, again))
     assert torch.allclose(ours, theirs, atol=0.05)
+
+
+@pytest.mark.parametrize("adapt", ["lora", "full"])
+def test_what_a_training_delivers_holds_what_it_trained(folders: dict[str, Path], tmp_path: Path, adapt: str) -> None:
+    learner = Learner(build(folders, "qwen3", adapt), PretrainConfig(), processes())
+    averaged = learner.averaged()
+    assert averaged is not None
+    averaged.save_pretrained(tmp_path)
+    again = dict(ARFlow.from_pretrained(tmp_path).backbone.named_parameters())
+    trained = {name: value for name, value in learner.model.backbone.named_parameters() if value.requires_grad}
+    assert trained
+    assert all(torch.allclose(value, again[name], atol=1e-2) for name, value in trained.items())
 
 
 def test_adapters_merged_into_the_backbone_are_written_with_it(folders: dict[str, Path], tmp_path: Path) -> None:

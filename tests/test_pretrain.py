@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,34 +119,79 @@ def test_schedules_warm_up_and_end_at_a_twentieth() -> None:
         assert (rates[100:800] == 1.0).all() == (schedule == "wsd")
 
 
-def test_what_cannot_be_trained_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_trained_is_said() -> None:
     with pytest.raises(BadInput, match="equal parts"):
         PretrainConfig(batch=5, accumulate=2)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(BadInput, match="not sharded"):
-        train(CONFIG, tmp_path / "run")
 
+
+LEVEL: dict[str, Any] = {"schedule": "wsd", "decay_share": 0.01}
+"""A learning rate that does not ask how many steps there will be."""
 
 WORKER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
-from tests.test_pretrain import CONFIG, clips
+from tests.test_pretrain import CONFIG, LEVEL, clips
 from flowportrait.generator.pretrain import pretrain
-pretrain(CONFIG, Path(sys.argv[1]) / "no corpus", Path(sys.argv[1]), resume=True)
+config = replace(CONFIG, steps=int(sys.argv[2]), long_window=int(sys.argv[3]), **LEVEL)
+pretrain(config, Path(sys.argv[1]) / "no corpus", Path(sys.argv[1]), resume=True)
 """
 
 
-@pytest.mark.slow
-def test_two_processes_average_their_gradients_and_resume(tmp_path: Path) -> None:
-    remember(tmp_path / "heard.pt", clips())
-    script = tmp_path / "worker.py"
+def launch(output: Path, *more: str, shards: bool = False) -> dict[str, torch.Tensor]:
+    """The state that two processes leave."""
+    output.mkdir(exist_ok=True)
+    remember(output / "heard.pt", clips())
+    script, root = output / "worker.py", Path(__file__).parents[1]
     script.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
-    subprocess.run([*launch, str(script), str(tmp_path)], check=True, cwd=Path(__file__).parents[1],
-                   env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    alone = train(CONFIG, tmp_path / "alone")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611",
+         str(script), str(output), *more], check=True, cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_FSDP": str(shards).lower()},
+    )  # fmt: skip
+    return torch.load(output / "state.pt", weights_only=True)
+
+
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference of two sets of weights, each tensor by its norm."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-6)) for name in a)
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes, each with whole weights."""
+    folder = tmp_path_factory.mktemp("replicated")
+    launch(folder, "4", "0")
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_average_their_gradients(replicated: Path, tmp_path: Path) -> None:
+    state = torch.load(replicated / "state.pt", weights_only=True)
+    alone = train(replace(CONFIG, **LEVEL), tmp_path)
     assert state["step"] == 4
     assert len(state["draws"]) == 2
     assert not torch.equal(state["draws"][0], state["draws"][1])
     assert not same(state["model"], alone["model"])
+
+
+@pytest.mark.slow
+def test_on_their_own_past_two_learn_in_shards_what_they_learn_with_whole_weights(tmp_path: Path) -> None:
+    whole, sharded = (launch(tmp_path / str(shards), "4", "24", shards=shards) for shards in (False, True))
+    for part in ("model", "average"):
+        assert apart(sharded[part], whole[part]) < 1e-4
+    assert apart(whole["model"], whole["average"]) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_state_of_shards_is_whole_and_any_number_goes_on(replicated: Path, tmp_path: Path) -> None:
+    launch(tmp_path / "run", "2", "0", shards=True)
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    state, straight = launch(tmp_path / "run", "4", "0", shards=True), torch.load(replicated / "state.pt")
+    assert state["step"] == straight["step"] == 4
+    for part in ("model", "average"):
+        assert apart(state[part], straight[part]) < 1e-4
+    assert train(replace(CONFIG, **LEVEL), tmp_path / "alone")["step"] == 4
+    model, other = (load_generator(folder).state_dict() for folder in (tmp_path / "run", replicated))
+    assert apart(model, other) < 1e-2

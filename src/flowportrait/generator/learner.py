@@ -2,7 +2,8 @@
 
     gradient = mean over processes and parts of a batch        average ← average + (1 − d)(weights − average)
 
-``state`` goes to disk at every check; from it a run goes on to the same bits on a CPU.
+A state goes to disk at every check; from it a run goes on to the same bits on a CPU. Where the launcher asks for shards
+(FSDP2), weights, average and moments are in shards; a state on disk is whole, so that any number of processes goes on.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.matching import Matching
 from flowportrait.generator.pretrain_config import PretrainConfig
-from flowportrait.posttrain.scale import distribute, exchanging, roll_call
+from flowportrait.posttrain.scale import distribute, exchanging, gathered, outline, roll_call, shards, whole
 
 Draw = Callable[[int], tuple[torch.Tensor, ...]]
 """A batch of so many windows, or a lesson."""
@@ -31,14 +33,13 @@ class Learner:
     """One process of a training; the others do the same with windows of their own."""
 
     def __init__(self, model: ARFlow, config: PretrainConfig, accelerator: Accelerator) -> None:
-        """Raises BadInput where the launcher asks for shards: what trains here is replicated."""
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            raise BadInput("Supervised training is not sharded: launch it without --use_fsdp.")
         self.config, self.accelerator = config, accelerator
-        self.model = model.to(accelerator.device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.model, self.outline = model.to(accelerator.device), outline(model)
+        self.average = copy.deepcopy(self.model)
         self.network = distribute(accelerator, Matching(self.model, config))
+        if shards(self.network):
+            distribute(accelerator, Matching(self.average, config))
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
@@ -59,7 +60,8 @@ class Learner:
             group["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
         self.optimizer.zero_grad()
         for part in range(parts):
-            drawn = tuple(tensor.to(device) for tensor in draw(config.batch // parts))
+            with gathered(self.network):
+                drawn = tuple(tensor.to(device) for tensor in draw(config.batch // parts))
             with exchanging(self.network, now=part == parts - 1):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     loss = self.network(drawn, self.generator)
@@ -75,15 +77,22 @@ class Learner:
         self.running = total if self.running is None else 0.98 * self.running + 0.02 * total
         return total
 
+    def averaged(self) -> ARFlow | None:
+        """A copy with the averaged weights, on the main process; all processes together."""
+        found = whole(self.accelerator, self.average, self.outline)
+        assert found is None or isinstance(found, ARFlow)
+        return found
+
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all; all processes together."""
         draws = roll_call(self.accelerator, self.generator.get_state())
+        state = _joined({
+            "model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step,
+            "running": self.running, "optimizer": self.optimizer.state_dict(), "draws": draws,
+        })  # fmt: skip
         if self.accelerator.is_main_process:
             partial = path.with_suffix(".partial")
-            torch.save({
-                "model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step,
-                "running": self.running, "optimizer": self.optimizer.state_dict(), "draws": draws,
-            }, partial)  # fmt: skip
+            torch.save(state, partial)
             os.replace(partial, path)
 
     def go_on(self, state: dict[str, Any]) -> None:
@@ -96,8 +105,12 @@ class Learner:
         """
         if "draws" not in state:
             raise BadInput("The state to resume from was written by an earlier version: begin the training anew.")
-        self.average.load_state_dict(state["average"])
+        with torch.no_grad():
+            for name, tensor in self.average.state_dict().items():
+                tensor.copy_(_divided(state["average"][name], tensor))
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            moments |= {name: _divided(value, parameter) for name, value in moments.items() if value.shape}
         self.step, self.running = state["step"], state["running"]
         own = self.accelerator.process_index
         if len(state["draws"]) == self.accelerator.num_processes:
@@ -115,3 +128,19 @@ def learning_rate_factor(step: int, config: PretrainConfig) -> float:
         return 0.05 + 0.95 * min(1.0, left)
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _joined(tree: Any) -> Any:
+    """The same with every tensor whole; all processes together."""
+    if isinstance(tree, dict):
+        return {key: _joined(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_joined(value) for value in tree]
+    return tree.full_tensor() if isinstance(tree, DTensor) else tree
+
+
+def _divided(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, in shards where ``like`` is; all processes together."""
+    if not isinstance(like.data, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.data.device_mesh, like.data.placements)

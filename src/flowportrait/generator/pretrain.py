@@ -62,7 +62,7 @@ def pretrain(
     ``tensorboard`` or ``wandb``.
 
     Raises:
-        BadInput: see ``load_motion``; an unknown tracker; a launcher that asks for shards.
+        BadInput: see ``load_motion``; an unknown tracker.
     """
     output.mkdir(parents=True, exist_ok=True)
     accelerator = tracking(Job(output, track=track))
@@ -111,13 +111,15 @@ def pretrain(
             if learner.step % config.check_every and not last:
                 continue
 
-            def check(last: bool = last) -> None:
+            average = learner.averaged()
+
+            def check(average: ARFlow | None = average, last: bool = last) -> None:
+                assert average is not None
                 found: dict[str, float] = {}
                 if held_out:
-                    found["held_out"] = held_out_loss(learner.average, held_out, config)
+                    found["held_out"] = held_out_loss(average, held_out, config)
                 if outlook is not None and (learner.step % config.look_every == 0 or last):
-                    found |= outlook.measured(learner.average.eval(), learner.step)
-                    learner.average.train()
+                    found |= outlook.measured(average.eval(), learner.step)
                 record = {"step": learner.step, "loss": learner.running, "held_out": None, **found,
                           "seconds": time.monotonic() - started}  # fmt: skip
                 with (output / "history.jsonl").open("a") as history:
@@ -125,7 +127,7 @@ def pretrain(
                 if track:
                     shown = {key: value for key, value in record.items() if isinstance(value, float)}
                     accelerator.log(shown, step=learner.step)
-                _deliver(learner.average, output / "checkpoint", data, found)
+                _deliver(average, output / "checkpoint", data, found)
 
             on_main(accelerator, check)
             learner.save(path)

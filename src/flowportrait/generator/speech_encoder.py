@@ -75,12 +75,18 @@ class SpeechEncoder(nn.Module):
         quiet = x.new_zeros(batch, BLOCK, WIDTH)
         windows = torch.cat([quiet, x], 1).unfold(1, 2 * BLOCK + AHEAD, BLOCK)[:, skip:].mT.flatten(0, 1)
         mask = self._mask(blocks, x.device)[skip:].repeat(batch, 1, 1, 1)
-        out = self.layer(windows + self.position, attention_mask=mask)
-        out = out[0] if isinstance(out, tuple) else out
         # Where in its block a token lies is not speech: what is typical of the place is taken off.
-        own = out[:, BLOCK : 2 * BLOCK] - self.typical
+        own = self._attended(windows + self.position, mask) - self.typical
         own = own.reshape(batch, (blocks - skip) * BLOCK, WIDTH)[:, : tokens - skip * BLOCK]
         return own.reshape(batch, -1, SPEECH_DIM)
+
+    def _attended(self, windows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The layer's output ``[W, 64, 384]`` for each window's own tokens alone; the others are only looked at."""
+        layer, own = self.layer, slice(BLOCK, 2 * BLOCK)
+        seen = layer.self_attn_layer_norm(windows)
+        attended = layer.self_attn(seen[:, own], key_value_states=seen, attention_mask=mask[:, :, own])[0]
+        tokens = windows[:, own] + attended
+        return tokens + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(tokens))))
 
     @staticmethod
     def _mask(blocks: int, device: torch.device) -> torch.Tensor:

@@ -35,13 +35,14 @@ MEMORY_FRAMES = 50
 class Animator:
     """A generator and a codec: speech to motion, motion to frames."""
 
-    def __init__(self, generator: ARFlow) -> None:
-        self.generator = generator
+    def __init__(self, generator: ARFlow, intensity: float = 1.0) -> None:
+        """intensity: how expressive its performances are, 0.6 to 1.6 (see ``generator.intensity``)."""
+        self.generator, self.intensity = generator, intensity
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "rl") -> Animator:
+    def from_pretrained(cls, name: str | Path = "rl", intensity: float = 1.0) -> Animator:
         """With a shipped checkpoint (``rl``, ``sft``) or one in a folder."""
-        return cls(load_generator(name))
+        return cls(load_generator(name), intensity)
 
     def __call__(self, image: np.ndarray, audio: np.ndarray, *, seed: int = 0, size: int = 512) -> np.ndarray:
         """All frames at once ``[T, H, W, 3]`` uint8; see ``animate``."""
@@ -174,7 +175,7 @@ class Animator:
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in, each chunk 120 ms of sound after
         its end; how the sound is cut changes nothing."""
-        session = GenerationSession(self.generator, seed, steering=steering)
+        session = GenerationSession(self.generator, seed, steering=steering, intensity=self.intensity)
         controlled = controls or Controls()
         for piece in pieces:
             for motion in session.push(piece):

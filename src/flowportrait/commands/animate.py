@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from flowportrait.animator import Animator
 
 PHOTO_ONLY = {
-    "--blink": 1.0, "--head-motion": 1.0, "--expression-scale": 1.0, "--gaze": "0,0", "--motion-out": None,
-    "--motion-in": None,
+    "--intensity": 1.0, "--blink": 1.0, "--head-motion": 1.0, "--expression-scale": 1.0, "--gaze": "0,0",
+    "--motion-out": None, "--motion-in": None,
 }  # fmt: skip
 """Options and their defaults that shape a performance."""
 
@@ -57,6 +57,7 @@ def register(commands: Commands) -> None:
     add.add_argument("--output", type=Path, required=True, help="mp4 to write")
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
     add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--intensity", type=float, default=1.0, metavar="X", help="how expressive: 0.6 to 1.6")
     add.add_argument(
         "--size", type=int, help="side of the drawn face square in pixels (default: 512, more for large photos)"
     )
@@ -119,7 +120,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     # The networks are small: on a busy machine threads that wait for each other cost far more than they bring.
     torch.set_num_threads(1)
-    animator = Animator.from_pretrained(options.checkpoint)
+    animator = Animator.from_pretrained(options.checkpoint, options.intensity)
     if image is not None:
         motion, total = performance(options, animator, audio)
         size = options.size or (512 if options.crop else None)
@@ -146,6 +147,8 @@ def performance(
 
     controls = controls_of(options)
     if options.motion_in:
+        if options.intensity != 1.0:
+            raise BadInput("--intensity shapes a new performance: leave out --motion-in, or use --expression-scale.")
         given = controls(read_motion(options.motion_in))
         motion, total = iter([given]), len(given)
     else:

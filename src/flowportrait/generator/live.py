@@ -25,6 +25,7 @@ from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.intensity import intensify
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.silence import SpeechGate
 from flowportrait.generator.speech_encoder import BLOCK, SILENCE
@@ -50,20 +51,22 @@ class GenerationSession:
         style: torch.Tensor | None = None,
         state: dict[str, Any] | None = None,
         steering: Steering | None = None,
+        intensity: float = 1.0,
     ) -> None:
         """style ``[19]`` (default: the typical speaker); ``state`` goes on where another session stood; ``steering``:
-        a reward that has a say in every chunk."""
+        a reward that has a say in every chunk; ``intensity``: how expressive, see ``intensify``."""
         self.model = model
         self.steering = steering
         self.seed = seed
         self.style = model.rest_style if style is None else style
+        self.intensity = intensity if state is None else state["intensity"]
         self.sound, self.gate, self.calm = LiveSound(), SpeechGate(), Calm()
         self.samples = 0
         self.mel, self.mel_start = torch.zeros(0, N_MELS), 0
         self.gates: list[float] = []
         empty = torch.zeros(1, MELS_PER_FRAME * model.config.chunk, N_MELS)
         with torch.no_grad():
-            nothing = model.condition(empty, self.style[None])
+            nothing = intensify(model.condition(empty, self.style[None]), self.intensity)
         self.session = model.session(nothing._replace(audio=nothing.audio[:, :0]))
         self.heard = nothing.audio[:, :0]
         self.since: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -157,10 +160,10 @@ class GenerationSession:
     def state(self) -> dict[str, Any]:
         """Where the session stands, for ``torch.save``; later pushes do not change it."""
         return copy.deepcopy({
-            "seed": self.seed, "style": self.style, "samples": self.samples, "mel": self.mel,
-            "mel_start": self.mel_start, "gates": self.gates, "heard": self.heard, "since": self.since,
-            "start": self.start, "position": self.session.position, "sound": vars(self.sound),
-            "gate": vars(self.gate), "calm": vars(self.calm),
+            "seed": self.seed, "style": self.style, "intensity": self.intensity, "samples": self.samples,
+            "mel": self.mel, "mel_start": self.mel_start, "gates": self.gates, "heard": self.heard,
+            "since": self.since, "start": self.start, "position": self.session.position,
+            "sound": vars(self.sound), "gate": vars(self.gate), "calm": vars(self.calm),
         })  # fmt: skip
 
     @torch.no_grad()

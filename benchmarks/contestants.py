@@ -21,15 +21,11 @@ class Contestant(NamedTuple):
 ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objective.reference=0", "learning_rate=2e-4")
 
 CONTESTANTS: dict[str, Contestant] = {
-    **{
-        name: Contestant(name)
-        for name in ("flow-grpo", "flash-grpo", "longcat-grpo", "nft", "awm", "nft-regions")
-    },
+    **{name: Contestant(name) for name in ("flow-grpo", "nft", "nft-regions")},
     "no judge": Contestant("nft", ("rewards.judge=0",)),
     "no perceptual": Contestant("nft", ("rewards.perceptual=0",)),
     "no temporal": Contestant("nft", ("rewards.temporal=0",)),
     "eta 0.1": Contestant("flow-grpo", ("eta=0.1",)),
-    "eta 0.25": Contestant("flow-grpo", ("eta=0.25",)),
     "eta 1.0": Contestant("flow-grpo", ("eta=1.0",)),
     "per clip": Contestant("nft-regions", ("credit.dense=0",)),
     "per window": Contestant("nft-regions", ("credit.dense=1",)),
@@ -38,13 +34,13 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 CONTROLS = ("sft", "supervised on", "sft tuned")
-PARTS = ("share", "neither", "power", "half power", "crowd, pooled", "rl")
-"""Checkpoints of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, and ``rl``."""
+PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "rl")
+"""Results of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, and ``rl``."""
 
 STUDIES: dict[str, tuple[str, ...]] = {
-    "recipes": (*CONTROLS, "flow-grpo", "flash-grpo", "longcat-grpo", "nft", "awm", "nft-regions"),
+    "recipes": (*CONTROLS, "flow-grpo", "nft", "nft-regions"),
     "rewards": ("sft", "nft", "no judge", "no perceptual", "no temporal"),
-    "noise": ("sft", "eta 0.1", "eta 0.25", "flow-grpo", "eta 1.0"),
+    "noise": ("sft", "eta 0.1", "flow-grpo", "eta 1.0"),
     "credit": ("sft", "per clip", "nft-regions", "per window"),
     "hacks": ("sft", "sync alone", "temporal alone"),
     "parts": ("sft", *PARTS),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ BASELINE, POST_TRAINED, REAL = "sft", "rl", "real"
 HELD, EVALUATION, SPREAD = "held/", "evaluation/", "/spread"
 
 
-def collect(runs: Path) -> dict[str, Any]:
-    """Everything of a folder of ``recipes.py``."""
+def collect(runs: Path, studies: Iterable[str] = tuple(STUDIES)) -> dict[str, Any]:
+    """Everything of a folder of ``recipes.py`` that belongs to some studies."""
+    there = {study: STUDIES[study] for study in studies if _there(runs, STUDIES[study])}
     return {
-        "studies": {study: table(runs, names) for study, names in STUDIES.items() if _there(runs, names)},
-        "curves": {name: points for name in _names() if (points := curve(runs, name))},
+        "studies": {study: table(runs, names) for study, names in there.items()},
+        "curves": {
+            study: {name: points for name in names if (points := curve(runs, name))} for study, names in there.items()
+        },
         "sampling": _sampling(runs),
     }
 
@@ -143,10 +146,6 @@ def headline(folder: Path) -> dict[str, Any]:
 def digits(key: str) -> int:
     """How many a figure is printed with."""
     return next((metric.digits for metric in METRICS if metric.key == key), 3)
-
-
-def _names() -> list[str]:
-    return list(dict.fromkeys(name for names in STUDIES.values() for name in names))
 
 
 def _there(runs: Path, names: tuple[str, ...]) -> bool:

@@ -20,6 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from contestants import STUDIES
 from figures import BESIDE, EVALUATION, FIGURES, HELD, REAL, SPREAD, collect, digits, gap_closed, headline, looks
 
 from flowportrait.evaluate.metrics import METRICS
@@ -43,23 +44,27 @@ HEADLINE_ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="folders of recipes.py")
+    parser.add_argument("--studies", nargs="+", choices=tuple(STUDIES), default=list(STUDIES), help="of those folders")
     parser.add_argument("--posttrained", type=Path, nargs="+", default=[], help="run folders of flowportrait posttrain")
     parser.add_argument("--headline", type=Path, help="folder of heldout.py")
     parser.add_argument("--noisy", type=Path, help="noisy.json of noisy.py")
+    parser.add_argument("--proxy", type=Path, help="proxy.json of proxy.py")
     parser.add_argument("--output", type=Path, default=FOLDER.parent, help="folder of results.md (default docs)")
     given = parser.parse_args()
     kept = FOLDER / "figures.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     for runs in given.runs:
-        for part, own in collect(runs).items():
+        for part, own in collect(runs, given.studies).items():
             found[part] = {**found.get(part, {}), **own}
     if given.posttrained:
         found["looks"] = looks(given.posttrained)
     if given.headline:
         found["headline"] = headline(given.headline)
     if given.noisy:
-        found["noisy"] = json.loads(given.noisy.read_text())
-    if given.runs or given.headline or given.noisy or given.posttrained:
+        found["noisy"] = {**found.get("noisy", {}), **json.loads(given.noisy.read_text())}
+    if given.proxy:
+        found["proxy"] = json.loads(given.proxy.read_text())
+    if given.runs or given.headline or given.noisy or given.posttrained or given.proxy:
         write(kept, json.dumps(found, indent=1) + "\n")
     pictures = given.output / "results"
     for study in found.get("studies", {}):
@@ -70,7 +75,8 @@ def main() -> None:
 
 
 def page(found: Mapping[str, Any], template: str) -> str:
-    """The template with its ``{{places}}`` filled: ``{{study NAME}}``, ``{{headline NAME}}``, ``{{noisy}}``.
+    """The template with its ``{{places}}`` filled: ``{{study NAME}}``, ``{{headline NAME}}``, ``{{noisy}}``,
+    ``{{proxy}}``.
 
     Raises:
         KeyError: the template asks for what has not been measured.
@@ -79,10 +85,11 @@ def page(found: Mapping[str, Any], template: str) -> str:
     def fill(place: re.Match[str]) -> str:
         kind, _, name = place[1].partition(" ")
         if kind == "study":
-            curves = any(contestant in found["curves"] for contestant in found["studies"][name])
-            picture = f"\n\n![Rewards on held-out prompts by processor seconds](results/{name}.svg)" if curves else ""
-            return study_table(found["studies"][name]) + picture
-        return headline_table(found["headline"][name]) if kind == "headline" else noisy_table(found[kind])
+            picture = f"\n\n![Rewards on held-out prompts by processor seconds](results/{name}.svg)"
+            return study_table(found["studies"][name]) + picture * bool(found["curves"].get(name))
+        if kind == "headline":
+            return headline_table(found["headline"][name])
+        return noisy_table(found[kind]) if kind == "noisy" else proxy_table(found[kind])
 
     return re.sub(r"\{\{([^}]+)\}\}", fill, template)
 
@@ -132,9 +139,18 @@ def noisy_table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def proxy_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """A row per reward: how it agrees with the evaluation inside eight takes, and what choosing by it brings."""
+    lines = [row("chosen by", "agrees with the evaluation (r)", "best of eight adds to LSE-C at 0"), "|---|---|---|"]
+    for name, own in found.items():
+        cells = (f"{own[k][0]:+.{n}f} ({own[k][1]:+.{n}f} … {own[k][2]:+.{n}f})" for k, n in (("r", 2), ("gain", 3)))
+        lines.append(row(name, *cells))
+    return "\n".join(lines)
+
+
 def draw_curves(path: Path, study: str, found: Mapping[str, Any]) -> None:
     """One panel per held-out reward, a line per contestant, the band its 95 % interval over seeds."""
-    curves = {name: found["curves"][name] for name in found["studies"][study] if name in found.get("curves", {})}
+    curves = found["curves"].get(study)
     if curves:
         rewards = [key for key in next(iter(curves.values()))[0] if key.startswith(HELD) and not key.endswith(SPREAD)]
         panels(path, curves, rewards, "seconds", "processor seconds")

@@ -69,14 +69,12 @@ class FarSide:
 
     def draw(self, frame: np.ndarray, vertices: np.ndarray) -> None:
         """Fill the far side of ``frame`` ``[S, S, 3]`` uint8 in place, for mesh vertices ``[V, 3]`` px."""
-        source, share = self._rasterize.with_share(vertices[:N_FACE])
-        rows, columns = np.flatnonzero(share.max(1) > 0.01), np.flatnonzero(share.max(0) > 0.01)
-        if not len(rows):
+        part = self._rasterize.with_share(vertices[:N_FACE])
+        if part is None:
             return
-        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        drawn = cv2.remap(self._skin, source[box], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        weight = np.ascontiguousarray(share[box])
-        frame[box] = cv2.blendLinear(drawn, np.ascontiguousarray(frame[box]), weight, 1 - weight)
+        box, source, share = part
+        drawn = cv2.remap(self._skin, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        frame[box] = cv2.blendLinear(drawn, np.ascontiguousarray(frame[box]), share, 1 - share)
 
 
 def _light(skin: np.ndarray, points: np.ndarray, other: np.ndarray, facing: np.ndarray) -> tuple[np.ndarray, float]:

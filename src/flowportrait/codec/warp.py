@@ -14,8 +14,8 @@ _HALF_ANGLE = 0.05
 _DEPTH = 0.1
 _HALF_FROM = 384
 _JUMP = 2.0
-_SOFT = 1.0
-"""Pixels of the rasterised map over which a share ends."""
+_SOFT, _ROOM = 1.0, 5
+"""Pixels of the rasterised map over which a share ends, and room for that."""
 
 _CROSS = np.ones((3, 3), np.uint8)
 
@@ -54,20 +54,26 @@ class Rasterizer:
         themselves."""
         return self._source(self._coloured(vertices))
 
-    def with_share(self, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same where vertices have a share, and that share ``[S, S]`` float32, ending softly."""
+    def with_share(self, vertices: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
+        """The same where vertices have a share: rows and columns of that part, its source ``[h, w, 2]`` and its share
+        ``[h, w]``, both float32; the share ends softly. None where nothing has one."""
         colour = self._coloured(vertices)
-        share = np.ascontiguousarray(colour[..., 2])
-        known = (share > 0).astype(np.float32)
+        known = (colour[..., 2] > 0).astype(np.uint8)
+        left, top, width, height = cv2.boundingRect(known)
+        if not width:
+            return None
+        top, left, bottom, right = max(top - _ROOM, 0), max(left - _ROOM, 0), top + height + _ROOM, left + width + _ROOM
+        colour, known = np.ascontiguousarray(colour[top:bottom, left:right]), known[top:bottom, left:right]
         # Carried on beyond its end, so that the soft edge is not drawn from somewhere in between.
-        place = np.dstack([colour[..., :2] * known[..., None], known])
-        beyond = cv2.GaussianBlur(place, (9, 9), _SOFT)
-        beyond = beyond[..., :2] / np.maximum(beyond[..., 2:], 1e-6)
-        source = np.where(known[..., None] > 0, colour[..., :2], beyond) * np.float32(self._size - 1)
-        share = cv2.GaussianBlur(share, (0, 0), _SOFT)
-        if self._half:
-            return cv2.resize(source, (self._size, self._size)), cv2.resize(share, (self._size, self._size))
-        return source, share
+        beyond = cv2.GaussianBlur(cv2.copyTo(colour, known), (0, 0), _SOFT)
+        weight = np.maximum(cv2.GaussianBlur(known.astype(np.float32), (0, 0), _SOFT), 1e-6)
+        source = cv2.copyTo(colour, known, beyond / weight[..., None])[..., :2] * np.float32(self._size - 1)
+        share = beyond[..., 2]
+        times = self._size // len(self._far)
+        if times > 1:
+            share, source = (cv2.resize(part, None, fx=times, fy=times) for part in (share, source))
+        top, left = times * top, times * left
+        return np.s_[top : top + share.shape[0], left : left + share.shape[1]], source, share
 
     def _coloured(self, vertices: np.ndarray) -> np.ndarray:
         """The mesh, each pixel in the colour of its place in the source ``[s, s, 3]``."""

@@ -1,7 +1,7 @@
 """What becomes of a face that is drawn freely, second by second: drift, blur, and people who were not there.
 
     python benchmarks/picture_generator.py CORPUS FOOTAGE ENCODER DECODER CHECKPOINT --output DIR
-                                           [--seconds 8] [--clips 6]
+                                           [--seconds 8] [--clips 6] [--photo IMAGE]
 
 ``patches``: the picture generator of ``generator.train_patches`` goes on from the first frame of ``dev`` speakers'
 clips, while their clips are heard one after another. Beside it the same first frame moved by ``sft`` (same sound,
@@ -12,6 +12,8 @@ shift      of the second's mean latents from the first frame's, in their standar
 face       share of frames in which the tracker finds one                      colour      farthest mean, in levels
 
 LSE-C is the evaluation side's, of the whole. DIR gets videos and a sheet of each clip: pictures of people, to keep.
+With ``--photo`` only that picture is drawn, to ``photo.png``: the frame at each second's beginning, ``patches`` above
+and ``motion`` below.
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ from flowportrait.evaluate.offsets import measure_sync
 from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
-from flowportrait.generator.face_film import WIDTH, framed, patches, pictures
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.face_film import WIDTH, framed, framing, patches, pictures
 from flowportrait.generator.patch_flow import PatchFlow, hear
 from flowportrait.generator.perform import perform
 from flowportrait.media.face import FaceTracker
+from flowportrait.media.image import read_image
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
-from flowportrait.media.portrait import Portrait
+from flowportrait.media.portrait import Portrait, sample_crop
 from flowportrait.media.video import FPS, write_video
 
 CENTRAL = 2.0 / WIDTH
@@ -58,12 +62,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--photo", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.output.mkdir(parents=True, exist_ok=True)
     codec = VaeCodec(TinyAutoencoder.read(given.encoder, given.decoder))
     model, ears = PatchFlow.from_pretrained(given.checkpoint).requires_grad_(False), load_generator("sft")
     side = model.config.grid * 2 * codec.spatial
+    if given.photo:
+        _, _, sound = material(given)[0]
+        cv2.imwrite(str(given.output / "photo.png"), strips(model, ears, codec, given.photo, sound, side)[..., ::-1])
+        return
     rows: dict[str, list[list[dict[str, float]]]] = defaultdict(list)
     sync: dict[str, list[float]] = defaultdict(list)
     for number, (name, clip, sound) in enumerate(material(given)):
@@ -71,7 +80,8 @@ def main() -> None:
         first = patches(codec.encode(real[:1]).values)
         systems = {"real, autoencoder": np.stack(list(codec.decode(codec.encode(real))))}
         systems["patches"] = paint(model, hear(ears, log_mel(sound)[None]), first, codec, side, number)
-        brought = motion(given.footage / f"{name}.mp4", clip, perform(ears, sound[None], [number])[0], side)
+        large = next(iter(framed(given.footage / f"{name}.mp4", clip, LARGE, 1)))
+        brought = motion(large, name, perform(ears, sound[None], [number])[0], side)
         systems |= {"motion": brought} if brought is not None else {}
         for system, frames in systems.items():
             seconds = np.split(frames, range(FPS, len(frames), FPS))
@@ -82,8 +92,8 @@ def main() -> None:
             found = measure_sync(glance(path)) if len(frames) > FPS else None
             if found is not None:
                 sync[system].append(found.lse_c)
-        strips = [np.concatenate(list(frames[::FPS]), 1) for frames in systems.values() if len(frames) > FPS]
-        cv2.imwrite(str(given.output / f"{number}.png"), np.concatenate(strips)[..., ::-1])
+        sheet = [np.concatenate(list(frames[::FPS]), 1) for frames in systems.values() if len(frames) > FPS]
+        cv2.imwrite(str(given.output / f"{number}.png"), np.concatenate(sheet)[..., ::-1])
     for system, clips in rows.items():
         print(f"{system}: {len(clips)} clips" + (f", LSE-C {estimate(np.array(sync[system]))}" if sync[system] else ""))
         for second in range(max(map(len, clips))):
@@ -125,11 +135,23 @@ def paint(
     return np.stack(list(pictures(torch.cat(drawn), codec, side)))
 
 
-def motion(video: Path, clip: Clip, track: torch.Tensor, side: int) -> np.ndarray | None:
-    """The clip's first frame brought to motion, in the same crop; None where no face is found in it."""
-    large = next(iter(framed(video, clip, LARGE, 1)))
+def strips(
+    model: PatchFlow, ears: ARFlow, codec: VaeCodec, photo: Path, sound: np.ndarray, side: int
+) -> np.ndarray:
+    """A photo's face drawn to sound both ways, a column a second ``[2 S, seconds · S, 3]``."""
+    portrait = Portrait.from_image(read_image(photo), 512, photo.name)
+    large, small = (sample_crop(portrait.crop, framing(portrait.landmarks, s), s) for s in (LARGE, side))
+    first = patches(codec.encode(small[None]).values)
+    rows = [paint(model, hear(ears, log_mel(sound)[None]), first, codec, side, 0)]
+    brought = motion(large, photo.name, perform(ears, sound[None], [0])[0], side)
+    rows += [brought] if brought is not None else []
+    return np.concatenate([np.concatenate(list(frames[::FPS]), 1) for frames in rows])
+
+
+def motion(picture: np.ndarray, name: str, track: torch.Tensor, side: int) -> np.ndarray | None:
+    """A framed face brought to motion, in the same crop; None where no face is found in it."""
     try:
-        codec = MotionCodec(Portrait.from_image(large, LARGE, video.name))
+        codec = MotionCodec(Portrait.from_image(picture, LARGE, name))
     except BadInput:
         return None
     return np.stack([cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in codec.decode(track)])

@@ -38,10 +38,16 @@ class Film:
     speaker: str
 
 
+def framing(landmarks: np.ndarray, side: int) -> np.ndarray:
+    """Affine map ``[2, 3]`` from a picture with these landmarks ``[478, 3]`` to the crop of ``side`` pixels."""
+    matrix = to_canonical(landmarks) * (side / WIDTH)
+    matrix[:, 2] += side / 2 - np.array(CENTRE) * side / WIDTH - 0.5
+    return matrix
+
+
 def framed(video: Path, clip: Clip, side: int, frames: int) -> Iterator[np.ndarray]:
     """The first ``frames`` frames of a prepared clip's video, cut to the face ``[side, side, 3]`` uint8."""
-    matrix = to_canonical(np.median(clip.landmarks, 0)) * (side / WIDTH)
-    matrix[:, 2] += side / 2 - np.array(CENTRE) * side / WIDTH - 0.5
+    matrix = framing(np.median(clip.landmarks, 0), side)
     for _, frame in zip(range(min(frames, len(clip))), iter_frames(video), strict=False):
         yield sample_crop(frame, matrix, side, cv2.BORDER_REPLICATE)
 

@@ -20,11 +20,10 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.generator.sample import generate
 from flowportrait.posttrain.task import encode_after
 from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.made_pairs import DIMENSIONS
+from flowportrait.preference.slope import SYNC
 from flowportrait.reward.sync import SyncExpert
 
 TAKES, STEPS = 6, (0.5, 1.0, 2.0, 4.0)
-SYNC = DIMENSIONS.index("sync")
 Score = Callable[[torch.Tensor], torch.Tensor]
 
 

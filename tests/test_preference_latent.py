@@ -13,13 +13,16 @@ from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
+from flowportrait.preference.descend import descend
 from flowportrait.preference.heard_clips import listen, rehearse
 from flowportrait.preference.latent_pairs import LatentPairMaker
 from flowportrait.preference.latent_reward import REACH, LatentReward
 from flowportrait.preference.made_pairs import DIMENSIONS, PairMaker
 from flowportrait.preference.motion_damage import LEARNED
+from flowportrait.preference.slope import expert_slope, slope_loss
 from flowportrait.preference.thurstone import MARGIN, log_chances
 from flowportrait.preference.train_latent import LatentPlan, train_latent
+from flowportrait.reward.sync import SyncExpert
 
 SYNC = DIMENSIONS.index("sync")
 CHUNKS = REACH + 3
@@ -156,6 +159,30 @@ def test_clips_are_heard_as_the_generator_hears_them_and_pairs_keep_their_motion
     for latents, start, motion in ((pairs.a, pairs.start_a, same.a), (pairs.b, pairs.start_b, same.b)):
         assert torch.allclose(generator.to_motion(latents, start), motion[:, 1:], atol=1e-4)
     assert pairs.heard.shape == (8, 5, 4 * (8 + 16))
+
+
+def test_the_sync_score_learns_to_rise_where_the_expert_rises(generator: ARFlow, clips: list[MotionClip]) -> None:
+    torch.manual_seed(4)
+    expert, model = SyncExpert.load(), LatentReward.fresh(generator, width=32, depth=1)
+    pairs = LatentPairMaker(listen(generator, clips), generator.space, LEARNED, 0, vary=False).draw(9)
+    clean, start = pairs.intact()
+    slope = expert_slope(model, clean, start, pairs.mel, expert)
+    lips = model.sync.rows.tolist()
+    assert not slope[..., [row for row in range(120) if row not in lips]].any()
+
+    def heard(x: torch.Tensor) -> torch.Tensor:
+        return expert.score(generator.to_motion(x, start), pairs.mel)[1]
+
+    assert (heard(clean + 0.1 * slope / slope.norm(dim=(1, 2), keepdim=True)) > heard(clean)).all()
+    losses: list[float] = []
+
+    def loss(step: int) -> torch.Tensor:
+        now = slope_loss(model, pairs, expert)
+        losses.append(float(now.detach()))
+        return now
+
+    descend(model.parameters(), loss, 40, 6e-3, 0.0)
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
 @pytest.mark.slow

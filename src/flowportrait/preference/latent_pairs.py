@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from flowportrait.generator.chunk_space import ChunkSpace
+from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.preference.heard_clips import HeardClip
 from flowportrait.preference.made_pairs import PairMaker
 from flowportrait.preference.motion_damage import MotionDamage
@@ -20,14 +21,16 @@ SHORT, LONG = 5, 13
 
 
 class LatentPairs(NamedTuple):
-    """a, b ``[B, N, chunk·30]`` clean latents after the frames start_a, start_b ``[B, 30]``; heard ``[B, N, ·]``;
-    labels ``[B, 3]`` as in ``PairBatch``; intact_is_a ``[B]``; kinds: what was done to the other one."""
+    """a, b ``[B, N, chunk·30]`` clean latents after the frames start_a, start_b ``[B, 30]``; heard ``[B, N, ·]``; mel
+    ``[B, 4T, 80]`` of their frames; labels ``[B, 3]`` as in ``PairBatch``; intact_is_a ``[B]``; kinds: what was done to
+    the other one."""
 
     a: torch.Tensor
     b: torch.Tensor
     start_a: torch.Tensor
     start_b: torch.Tensor
     heard: torch.Tensor
+    mel: torch.Tensor
     labels: torch.Tensor
     intact_is_a: torch.Tensor
     kinds: tuple[str, ...]
@@ -35,6 +38,11 @@ class LatentPairs(NamedTuple):
     def both(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents, sound and first frames of all a, then all b ``[2B, …]``."""
         return torch.cat([self.a, self.b]), torch.cat([self.heard] * 2), torch.cat([self.start_a, self.start_b])
+
+    def intact(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and first frames of the intact clips ``[B, …]``."""
+        left = self.intact_is_a[:, None]
+        return torch.where(left[..., None], self.a, self.b), torch.where(left, self.start_a, self.start_b)
 
 
 class LatentPairMaker:
@@ -67,7 +75,7 @@ class LatentPairMaker:
             heard.append(own.condition(start + 1, frames, chunk, voice, style))
         return LatentPairs(
             self._encode(pairs.a), self._encode(pairs.b), pairs.a[:, 0], pairs.b[:, 0], torch.stack(heard).float(),
-            pairs.labels, (pairs.points[:, 0] > pairs.points[:, 1]).any(1), pairs.kinds,
+            pairs.mel[:, MELS_PER_FRAME:], pairs.labels, (pairs.points[:, 0] > pairs.points[:, 1]).any(1), pairs.kinds,
         )  # fmt: skip
 
     def _encode(self, motion: torch.Tensor) -> torch.Tensor:

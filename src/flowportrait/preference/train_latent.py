@@ -1,11 +1,12 @@
 """Train the latent reward: pairs of clips at noise levels drawn at random.
 
     σ ~ U(0, 1)      x = (1 − σ) z + σ ε
-    L = − ln P(label | x_A, x_B)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]
+    L = − ln P(label | x_A, x_B)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]  +  μ · (1 − cos of slopes)
 
 The first term is Thurstone's likelihood (``thurstone``). The second makes the variance mean something: c σ² is to be
 what the score of the clean clip, s₀, differs by from the score of its noisy latents, s_σ. Half of the batches know the
-clean past, as a live generator does; in the others the whole clip is noised.
+clean past, as a live generator does, and there the third has its say: the sync score is to rise where the sync expert
+does (``slope``). In the others the whole clip is noised.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from flowportrait.preference.heard_clips import HeardClip
 from flowportrait.preference.latent_pairs import LONG, LatentPairMaker, LatentPairs
 from flowportrait.preference.latent_reward import TASTE, LatentReward, Verdict
 from flowportrait.preference.motion_damage import LEARNED
+from flowportrait.preference.slope import slope_loss
+from flowportrait.reward.sync import SyncExpert
 
 _LEAST = 0.02
 """Of the variance c σ² in the second term."""
@@ -41,6 +44,8 @@ class LatentPlan:
     depth: int = 2
     calibration: float = 0.1
     """λ."""
+    slope: float = 1.0
+    """μ; 0: sync learns from pairs alone."""
     curriculum: float = 0.6
     """Share of the steps after which pairs are as subtle as they get."""
     voices: int = 3
@@ -63,7 +68,7 @@ def train_latent(
         KeyboardInterrupt: asked to stop, after the step under way.
     """
     torch.manual_seed(plan.seed)
-    model = LatentReward.fresh(generator, plan.width, plan.depth).train()
+    model, expert = LatentReward.fresh(generator, plan.width, plan.depth).train(), SyncExpert.load()
     makers = [LatentPairMaker(clips, model.space, LEARNED, plan.seed)]
     if any(len(heard.clip.motion) > LONG * model.space.chunk + 2 for heard in clips):
         makers.append(LatentPairMaker(clips, model.space, LEARNED, plan.seed + 1, LONG))
@@ -71,15 +76,16 @@ def train_latent(
     def loss(step: int) -> torch.Tensor:
         maker = makers[-1] if step % plan.long_every == plan.long_every - 1 else makers[0]
         pairs = maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps)))
-        return latent_loss(model, measure(model, pairs, past_is_known=step % 2 == 0), plan.calibration)
+        past_is_known = step % 2 == 0
+        own = latent_loss(model, measure(model, pairs, past_is_known), plan.calibration)
+        return own + plan.slope * slope_loss(model, pairs, expert) if plan.slope and past_is_known else own
 
     descend(model.parameters(), loss, plan.steps, plan.learning_rate, plan.weight_decay, report)
     model.eval()
     fit_doubt(model, makers[0], plan.calibration)
     model.requires_grad_(False)
     real = LatentPairMaker(clips, model.space, LEARNED, plan.seed + 2).draw(512)
-    intact = torch.where(real.intact_is_a[:, None, None], real.a, real.b)
-    start = torch.where(real.intact_is_a[:, None], real.start_a, real.start_b)
+    intact, start = real.intact()
     model.standardise(model(intact, 0.0, real.heard, start).clip().mean)
     return model
 

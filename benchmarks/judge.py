@@ -4,8 +4,9 @@ the measured panel knows damage on speakers that nothing was fitted on.
     python benchmarks/judge.py cost FOOTAGE          ratios within one run; FOOTAGE as in split.tsv
     python benchmarks/judge.py sanity FOOTAGE        the sanity set on the split ``dev``; the certificate that ships
     python benchmarks/judge.py panel                 the panel against a server that takes 50 ms per answer
-    python benchmarks/judge.py methods FOOTAGE       ways of judging side by side: agreement with known preferences on
-                                                     ``dev`` clips, order of impossible heads, what a clip costs
+    python benchmarks/judge.py learning FOOTAGE      agreement with known preferences on ``dev``, and what is learned
+    python benchmarks/judge.py heads FOOTAGE         order of impossible heads under the pose check
+    python benchmarks/judge.py asking FOOTAGE        requests and processor time of every method for a clip and a pair
 
 FOOTAGE may be left out where FLOWPORTRAIT_DATA is set.
 """
@@ -34,8 +35,8 @@ from flowportrait.judge.comparing import Comparer
 from flowportrait.judge.endpoint import Endpoint
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.fit_measured import speakers_clips
-from flowportrait.judge.fit_pose import bent
-from flowportrait.judge.improving import Toggles, improve, parts
+from flowportrait.judge.fit_pose import bent, places_of
+from flowportrait.judge.improving import Toggles, improve
 from flowportrait.judge.judges import METHODS
 from flowportrait.judge.library import Library
 from flowportrait.judge.measured import EXPERTS, MEASURED, Experts, MeasuredPanel, joined
@@ -47,6 +48,7 @@ from flowportrait.judge.rubric import ASPECTS, Aspect
 from flowportrait.judge.sanity import examine, keep_certificate, outcome, spoilt
 from flowportrait.judge.served import servable
 from flowportrait.judge.server import create_app
+from flowportrait.judge.steadiness import track_statistics
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.interface import Reward
 from flowportrait.reward.scoring import score
@@ -114,39 +116,42 @@ PREFERENCES: dict[Aspect, tuple[str, ...]] = {
 HEADS = {"stretched": (head.stretched, (0.03, 0.08, 0.16)), "whipped": (head.whipped, (3.0, 8.0, 15.0))}
 
 
-def methods(footage: Path) -> None:
-    """Ways of judging side by side. No model is at hand: what they agree on is measured for the experts, what they ask
-    is counted for all."""
+def learning(footage: Path) -> None:
+    """Agreement of the measured panel with known preferences, and what a library learned from them brings."""
     clips = speakers_clips(footage, split="dev", per_speaker=2)
-    clips = [replace(clip, places=clip.landmarks) for clip in clips]
-    heads = {
-        damage: [clips, *([bent(clip, hurt, level) for clip in clips] for level in strengths)]
-        for damage, (hurt, strengths) in HEADS.items()
-    }
-    stated = preferences(clips)
-    asked = Experts.load()
-    posed = Library({"motion": (*EXPERTS["motion"], "pose")})
+    stated = preferences([replace(clip, places=clip.landmarks) for clip in clips])
+    experts = Experts.load()
     learned = improve(
-        lambda library: MeasuredPanel(asked.asking(library)), stated, Toggles(tuple(asked.scales)),
-        len(ASPECTS) * len(asked.scales), Library(EXPERTS),
+        lambda library: MeasuredPanel(experts.asking(library)), stated, Toggles(tuple(experts.scales)),
+        len(ASPECTS) * len(experts.scales), Library(EXPERTS),
     )  # fmt: skip
     for one in learned.rounds:
         print(f"  {'kept' if one.kept else '    '} {one.before:.3f} → {one.after:.3f}  {one.entries}")
-    systems = {"measured panel": Library(), "with the pose check": posed, "learned library": learned.library}
-    rest = parts(stated)[2]
-    for name, library in systems.items():
-        judge = MeasuredPanel(asked.asking(library))
-        for what, pairs in (("all pairs", stated), ("pairs that decided nothing", rest)):
-            found = agreement(judge, pairs)[0]
+    whole = agreement(MeasuredPanel(), stated)[0]
+    rows = {"all pairs": whole, "pairs kept apart, before": learned.first, "pairs kept apart, after": learned.last}
+    for name, found in rows.items():
+        if found is not None:
             low, high = found.interval
             by = ", ".join(f"{aspect} {share:.2f} of {count}" for aspect, (share, count) in found.by_aspect.items())
-            print(f"{name:22} {what:28} {found.right:.3f} ({low:.3f}–{high:.3f}) of {found.decided}: {by}")
-        for damage, levels in heads.items():
-            found_at = [[verdict.findings["motion"].score or np.nan for verdict in judge.judge(own)] for own in levels]
-            result = outcome("motion", damage, "", (0.0, *HEADS[damage][1]), np.array(found_at), {})
-            grades = " → ".join(f"{mean:.2f}" for mean in result.means)
-            print(f"{name:22} {damage:10} {grades}  order {result.order:.0%}")
-    costs(clips[:4])
+            print(f"{name:24} {found.right:.3f} ({low:.3f}–{high:.3f}) of {found.decided}: {by}")
+
+
+def heads(footage: Path) -> None:
+    """What the pose check leaves of a grade of 5 for heads that cannot be, and of steadiness beside it."""
+    clips = [replace(clip, places=clip.landmarks) for clip in speakers_clips(footage, "anchors", "dev", 2)]
+    experts = Experts.load()
+    for damage, (hurt, strengths) in HEADS.items():
+        levels = [clips, *([bent(clip, hurt, level) for clip in clips] for level in strengths)]
+        places = [places_of(own) for own in levels]
+        began = time.process_time()
+        posed = [experts.rewards["pose"].figures(own) for own in places]  # type: ignore[attr-defined]
+        taken = (time.process_time() - began) / sum(map(len, levels))
+        steady = [-track_statistics(own)[0] for own in places]
+        for name, figures in (("pose", posed), ("steadiness", steady)):
+            grades = np.array([[experts.scales[name](float(one)) for one in own] for own in figures])
+            result = outcome("motion", damage, "", (0.0, *strengths), grades, {})
+            means = " → ".join(f"{mean:.2f}" for mean in result.means)
+            print(f"{damage:10} {strengths} {name:11} {means}  order {result.order:.0%}  {1e3 * taken:.1f} ms a clip")
 
 
 def preferences(clips: list[Exhibit]) -> list[Stated]:
@@ -167,8 +172,9 @@ def preferences(clips: list[Exhibit]) -> list[Stated]:
     return found
 
 
-def costs(clips: list[Exhibit]) -> None:
+def asking(footage: Path) -> None:
     """What every method asks a server, and what making it takes here; the server answers at once."""
+    clips = [replace(clip, places=clip.landmarks) for clip in speakers_clips(footage, "anchors", "dev")]
     flaw = {"start": 0.1, "end": 0.3, "what": "soft"}
     said = {"rationale": "r", "errors": [], "score": 4, "thoughts": "t", "windows": [flaw, flaw], "seen": True,
             "box": [0, 0, 1, 1], "better": "first"}  # fmt: skip
@@ -236,7 +242,7 @@ def panel() -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "sanity", "panel", "methods"])
+    parser.add_argument("what", choices=["cost", "sanity", "panel", "learning", "heads", "asking"])
     parser.add_argument("footage", nargs="?", type=Path, default=os.environ.get("FLOWPORTRAIT_DATA"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -244,7 +250,9 @@ def main() -> None:
         return panel()
     if options.footage is None:
         parser.error("give the folder of the footage")
-    work: dict[str, Callable[[Path], None]] = {"cost": cost, "sanity": sanity, "methods": methods}
+    work: dict[str, Callable[[Path], None]] = {
+        "cost": cost, "sanity": sanity, "learning": learning, "heads": heads, "asking": asking,
+    }  # fmt: skip
     return work[options.what](Path(options.footage))
 
 

@@ -33,8 +33,8 @@ CHANGES: dict[str, Callable[[Recipe], Recipe]] = {
 }
 """What comes after the name of a recipe."""
 ARMS = (
-    "supervised", "flow-dpo", "flow-dpo derived", "flow-dpo anchored", "flow-dpo online", "sync-dpo",
-    "sync-dpo anchored", "flow-rwr", "threshold", "flow-dpo hard", "flow-dpo hard anchored",
+    "supervised", "flow-dpo", "flow-dpo derived", "flow-dpo online", "sync-dpo", "sync-dpo anchored", "flow-rwr",
+    "threshold", "flow-dpo hard", "flow-dpo hard anchored",
 )  # fmt: skip
 WITH_REAL = ("flow-grpo", "exemplar-ratio", "awm", "exemplar-awm", "exemplar-dpo")
 """Real clips in the groups, in the ratio, in matching and as winners, beside the same without (for winners:

@@ -14,6 +14,7 @@ from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.preference.descend import descend
+from flowportrait.preference.graft import graft
 from flowportrait.preference.heard_clips import listen, rehearse
 from flowportrait.preference.latent_pairs import LatentPairMaker
 from flowportrait.preference.latent_reward import REACH, LatentReward
@@ -132,6 +133,20 @@ def test_what_is_saved_is_read_and_what_is_not_there_is_one_sentence(
     (tmp_path / "latent" / "model.safetensors").write_bytes(b"no")
     with pytest.raises(BadInput, match="does not fit"):
         LatentReward.from_pretrained(tmp_path / "latent")
+
+
+def test_a_grafted_dimension_is_the_other_rewards_and_the_rest_stays(generator: ARFlow, reward: LatentReward) -> None:
+    torch.manual_seed(5)
+    mixed = LatentReward.fresh(generator, width=16, depth=1).eval().requires_grad_(False)
+    x, heard, start = inputs(generator)
+    before, wanted = mixed(x, 0.3, heard, start), reward(x, 0.3, heard, start)
+    graft(mixed, reward, "sync")
+    after = mixed(x, 0.3, heard, start)
+    for found, old, new in zip(after, before, wanted, strict=True):
+        assert torch.equal(found[..., SYNC], new[..., SYNC])
+        assert torch.equal(found[..., SYNC + 1 :], old[..., SYNC + 1 :])
+    with pytest.raises(BadInput, match="Cannot take over beauty"):
+        graft(mixed, reward, "beauty")
 
 
 @pytest.fixture(scope="module")

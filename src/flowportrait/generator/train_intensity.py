@@ -71,7 +71,7 @@ def learn(model: ARFlow, sampler: WindowSampler, seconds: float) -> Dial:
     windows = [sampler.draw(BATCH) for _ in range(8)]
     usual = torch.cat([level(motion[:, 1:], style) for motion, _, style in windows]).mean()
     dial = Dial(model.style_in, model.config.hidden)
-    model.style_in = dial  # type: ignore[assignment]
+    model.register_module("style_in", dial)
     optimizer, began, step, spent = torch.optim.Adam([dial.direction], betas=(0.9, 0.98)), time.process_time(), 0, 0.0
     while spent < seconds:
         motion, heard, style = sampler.draw(BATCH)

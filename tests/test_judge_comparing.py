@@ -137,7 +137,7 @@ def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: 
     learned.library.save(tmp_path / "library.json", learned.to_dict())
     assert Library.load(tmp_path / "library.json") == learned.library
     assert "agreement" not in (tmp_path / "library.json").read_text()
-    with pytest.raises(BadInput, match="9 pairs are too few"):
+    with pytest.raises(BadInput, match="9 pairs that people decided"):
         improve(lambda library: Panel(backend, ONE), stated[1:], Toggles(()), 1)
     (tmp_path / "wrong.json").write_text('{"entries": {"beauty": []}}')
     with pytest.raises(BadInput, match="beauty is no aspect"):

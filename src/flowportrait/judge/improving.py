@@ -87,10 +87,12 @@ def improve(
     """Up to ``rounds`` revisions of ``start``. Pairs of one clip should stand together: the parts are cut in order.
 
     Raises:
-        BadInput: too few pairs, or none that is decided among those to learn from or to decide by.
+        BadInput: too few pairs that people decided.
     """
+    stated = [one for one in stated if any(label != "tie" for label in one.labels.values())]
     if len(stated) < FEWEST:
-        raise BadInput(f"{len(stated)} pairs are too few to learn from: give at least {FEWEST}, a hundred are good.")
+        few = f"{len(stated)} pairs that people decided in sync, expression or motion are too few to learn from"
+        raise BadInput(f"{few}: give at least {FEWEST}, a hundred are good.")
     library = start or Library()
     shown, held, rest = parts(stated)
     first = agreement(judge_with(library), rest, band)[0] if rest else None

@@ -124,8 +124,7 @@ def table(output: Path, systems: Sequence[str]) -> None:
     found = json.loads((output / "judged" / "metrics.json").read_text())
     keys = [key for own in READ.values() for key in own]
     print("| | " + " | ".join(keys) + " |\n" + "|---" * (len(keys) + 1) + "|")
-    for key in keys:
-        print(f"| `sft` {key} | {interval(found['metrics']['sft'][key], '')} |")
+    print("| `sft` itself | " + " | ".join(interval(found["metrics"]["sft"][key], "") for key in keys) + " |")
     gaps = {(gap["system"], gap["metric"]): gap for gap in found["differences"]}
     for system in drawn:
         own = [gaps.get((system, key)) for key in keys]

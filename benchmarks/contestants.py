@@ -41,9 +41,6 @@ ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objec
 
 CONTESTANTS: dict[str, Contestant] = {
     **{name: Contestant(name) for name in ("flow-grpo", "nft", "nft-regions")},
-    "no judge": Contestant("nft", ("rewards.judge=0",)),
-    "no perceptual": Contestant("nft", ("rewards.perceptual=0",)),
-    "no temporal": Contestant("nft", ("rewards.temporal=0",)),
     "eta 0.1": Contestant("flow-grpo", ("eta=0.1",)),
     "eta 1.0": Contestant("flow-grpo", ("eta=1.0",)),
     "per clip": Contestant("nft-regions", ("credit.dense=0",)),
@@ -59,7 +56,6 @@ PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "r
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "recipes": (*CONTROLS, "flow-grpo", "nft", "nft-regions"),
-    "rewards": ("sft", "nft", "no judge", "no perceptual", "no temporal"),
     "noise": ("sft", "eta 0.1", "flow-grpo", "eta 1.0"),
     "credit": ("sft", "per clip", "nft-regions", "per window"),
     "hacks": ("sft", "sync alone", "temporal alone", "chance alone"),

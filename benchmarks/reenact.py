@@ -60,7 +60,7 @@ class Options:
     models: Path | None = None
     # folder with taef2_encoder.pth and taef2_decoder.pth, for the ceiling
     clips: int = 16
-    # short clips of unseen speakers
+    # short clips of unseen speakers; none of them with 0
     frames: int = 20
     # per clip
     large: Path | None = None
@@ -276,9 +276,11 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     cavity, amplitude = (options.tuned[:3], options.tuned[3]) if options.tuned else tuned(options)
     print(f"tuned on training speakers: cavity {cavity} of the skin, amplitude {amplitude}")
-    scenes = read_scenes(options, "dev", options.clips)
-    results = [rows(s, cavity, amplitude, options.models) for s in track(scenes, "drawing", options.clips)]
-    summary = {"unseen speakers": table(results, f"{len(results)} clips of unseen speakers, drawn at 512")}
+    summary = {}
+    if options.clips:
+        scenes = read_scenes(options, "dev", options.clips)
+        results = [rows(s, cavity, amplitude, options.models) for s in track(scenes, "drawing", options.clips)]
+        summary["unseen speakers"] = table(results, f"{len(results)} clips of unseen speakers, drawn at 512")
     if options.large:
         scene = track_video(options.large, 2 * options.frames)
         summary["large"] = table([rows(scene, cavity, amplitude, options.models)], f"{options.large.name}")

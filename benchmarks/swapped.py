@@ -1,0 +1,75 @@
+"""Which part of the face a change of lip sync comes from: lips of one checkpoint on the head and eyes of another.
+
+    python benchmarks/swapped.py --corpus CORPUS --data FOOTAGE [--checkpoints sft rl] [--seeds 3] [--headline]
+
+The evaluation's sync expert reads pixels of the mouth, and a head that turns moves those too: LSE-C at offset zero of
+the four mixtures says how much of a difference is the lips' own. Several performances of every sentence, of ``dev``
+speakers, without the clips of the headline table, or those alone; their seeds are not the table's. Differences from
+the first checkpoint are per sentence, means over its performances; 95 % bootstrap over sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from proxy import judge
+from recipes import HEADLINE_CLIPS, SIZE, test_clips
+from rich.progress import track
+
+from flowportrait.animator import Animator
+from flowportrait.codec.basis import LOWER
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.corpus.clip import Clip
+from flowportrait.evaluate.compare import bootstrap
+from flowportrait.media.image import read_image
+from flowportrait.media.mel import level, log_mel
+from flowportrait.media.portrait import Portrait
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("corpus", "data"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--checkpoints", nargs=2, default=["sft", "rl"])
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=3, help="performances of every sentence")
+    parser.add_argument("--headline", action="store_true", help="the clips of the headline table instead")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    images = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
+    codecs = [MotionCodec(Portrait.from_image(read_image(path), SIZE, path.name)) for path in images[: given.clips]]
+    animators = {name: Animator.from_pretrained(name) for name in given.checkpoints}
+    found: dict[tuple[str, str], list[float]] = {}
+    clips = headline(given.corpus) if given.headline else list(test_clips(given.corpus, given.clips).values())
+    for index, clip in enumerate(track(clips * given.seeds, description="performances")):
+        mel = log_mel(level(clip.audio))
+        seed = 1000 + index
+        motions = {name: torch.cat(list(one.motion(clip.audio, seed=seed))) for name, one in animators.items()}
+        for lips, below in motions.items():
+            for rest, motion in motions.items():
+                mixed = motion.clone()
+                mixed[:, LOWER] = below[:, LOWER]
+                score = judge(codecs[index % len(codecs)], mixed, mel[: 4 * len(mixed)])
+                found.setdefault((lips, rest), []).append(score)
+    first = found[given.checkpoints[0], given.checkpoints[0]]
+    print(f"lips of · rest of   LSE-C at 0, change from {given.checkpoints[0]}; {given.seeds} × {len(clips)} sentences")
+    for (lips, rest), scores in found.items():
+        change = bootstrap((np.array(scores) - first).reshape(given.seeds, -1).mean(0))
+        shown = f"{change.mean:+.4f} ({change.low:+.4f} … {change.high:+.4f})"
+        print(f"{lips:>7s} · {rest:7s}  {np.mean(scores):.3f}   {shown}")
+
+
+def headline(corpus: Path) -> list[Clip]:
+    """The clips of ``heldout.py``'s table of speakers."""
+    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
+    names = [record["name"] for record in records if record["split"] == "dev" and record["frames"] < 60]
+    places = np.linspace(0, len(names) - 1, HEADLINE_CLIPS).astype(int)
+    return [Clip.load(corpus / "clips" / f"{names[place]}.safetensors") for place in places]
+
+
+if __name__ == "__main__":
+    main()

@@ -51,7 +51,7 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 CONTROLS = ("sft", "supervised on", "sft tuned")
-PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "rl")
+PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "three quarters", "rl")
 """Results of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, and ``rl``."""
 
 STUDIES: dict[str, tuple[str, ...]] = {

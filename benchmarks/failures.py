@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 import torch
 from figures import SYNC, number
-from recipes import SIZE, test_clips
+from recipes import SIZE
 from rich.console import Console
 from rich.progress import track
 from skimage.data import astronaut
+from unseen import test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec

@@ -15,18 +15,17 @@ The same prompt has the same seed in every system.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.progress import track
+from unseen import headline
 
 from flowportrait.animator import Animator
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.corpus.clip import Clip
 from flowportrait.evaluate.baselines import loudness_jaw, must_lose
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
@@ -65,12 +64,9 @@ def speakers(
 ) -> Iterator[Take]:
     """Every system on clips of dev speakers."""
     basis = MotionBasis.load()
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
-    found = [r["name"] for r in records if r["split"] == "dev" and r["frames"] < 60]
-    names = [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
-    clips = [Clip.load(corpus / "clips" / f"{name}.safetensors") for name in names]
-    real = [basis.encode(clip.landmarks, clip.blendshapes)[0] for clip in clips]
-    for index, (name, clip, motion) in enumerate(zip(names, clips, real, strict=True)):
+    clips = headline(corpus, count)
+    real = [basis.encode(clip.landmarks, clip.blendshapes)[0] for clip in clips.values()]
+    for index, ((name, clip), motion) in enumerate(zip(clips.items(), real, strict=True)):
         codec, stem = codecs[index % len(codecs)], Path(name).stem
         yield "real", stem, codec, motion, clip.audio
         for system, track_ in must_lose(motion, clip.audio, real[index - 1]).items():

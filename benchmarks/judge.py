@@ -41,6 +41,7 @@ from flowportrait.judge.judges import METHODS
 from flowportrait.judge.library import Library
 from flowportrait.judge.measured import EXPERTS, MEASURED, Experts, MeasuredPanel, joined
 from flowportrait.judge.panel import Panel, PanelSettings
+from flowportrait.judge.pose import HeadPose
 from flowportrait.judge.preferring import Stated, agreement
 from flowportrait.judge.remote import HttpReward
 from flowportrait.judge.reward import JudgeReward
@@ -140,11 +141,13 @@ def heads(footage: Path) -> None:
     """What the pose check leaves of a grade of 5 for heads that cannot be, and of steadiness beside it."""
     clips = [replace(clip, places=clip.landmarks) for clip in speakers_clips(footage, "anchors", "dev", 2)]
     experts = Experts.load()
+    pose = experts.rewards["pose"]
+    assert isinstance(pose, HeadPose), "experts know poses by landmarks alone"
     for damage, (hurt, strengths) in HEADS.items():
         levels = [clips, *([bent(clip, hurt, level) for clip in clips] for level in strengths)]
         places = [places_of(own) for own in levels]
         began = time.process_time()
-        posed = [experts.rewards["pose"].figures(own) for own in places]  # type: ignore[attr-defined]
+        posed = [pose.figures(own) for own in places]
         taken = (time.process_time() - began) / sum(map(len, levels))
         steady = [-track_statistics(own)[0] for own in places]
         for name, figures in (("pose", posed), ("steadiness", steady)):
@@ -180,14 +183,15 @@ def asking(footage: Path) -> None:
             "box": [0, 0, 1, 1], "better": "first"}  # fmt: skip
     with answering(json.dumps(said)) as url:
         for name, method in METHODS.items():
-            judge = method(Server(Endpoint(url=url, model="m")), PanelSettings(samples=1))
+            server = Server(Endpoint(url=url, model="m"))
+            judge = method(server, PanelSettings(samples=1))
             began = time.process_time()
             judge.judge(clips)
-            taken, totals = time.process_time() - began, judge.backend.ledger.totals()  # type: ignore[attr-defined]
+            taken, totals = time.process_time() - began, server.ledger.totals()
             line = f"{totals['requests'] / len(clips):.1f} requests, {taken / len(clips):.2f} s of processor a clip"
             if isinstance(judge, Comparer):
                 judge.prefer([(clips[0], clips[1])])
-                line += f"; a pair {judge.backend.ledger.totals()['requests'] - totals['requests']} requests"  # type: ignore[attr-defined]
+                line += f"; a pair {server.ledger.totals()['requests'] - totals['requests']} requests"
             print(f"{name:10} {line}")
     began = time.process_time()
     MeasuredPanel().judge([replace(clip, places=None) for clip in clips])

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from figures import ECS, LER, SYNC, number
 from noisereduce import reduce_noise
-from recipes import SIZE, test_clips
+from recipes import SIZE
 from results import write
 from rich.console import Console
 from rich.progress import track
 from scipy.signal import fftconvolve
+from unseen import test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recipes import SIZE, test_clips
+from recipes import SIZE
 from rich.progress import track
+from unseen import test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec

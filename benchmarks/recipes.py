@@ -27,6 +27,7 @@ import torch
 from contestants import CONTESTANTS, PARTS, SMALL, STUDIES
 from controls import Sampling, best_of, continued, tuned
 from rich.console import Console
+from unseen import test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
@@ -53,9 +54,6 @@ from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch
 
 SIZE = 256
-HEADLINE_CLIPS = 32
-"""Clips of unseen speakers that ``heldout.py`` takes for the shipped checkpoints: left out here, where recipes are
-chosen."""
 LOOKS = 3
 WATCHED = 16
 """Held-out performances per look."""
@@ -240,16 +238,6 @@ class Act:
             self.model, self.sampling, audio, seed, index % len(self.small), self.bench.everything,
             lambda rows: Drawing(self.small, rows, 96),
         )  # fmt: skip
-
-
-def test_clips(corpus: Path, count: int) -> dict[str, Clip]:
-    """Clips of ``dev`` speakers that the headline table does not use."""
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
-    found = [record["name"] for record in records if record["split"] == "dev" and record["frames"] < 60]
-    taken = set(np.linspace(0, len(found) - 1, HEADLINE_CLIPS).astype(int).tolist())
-    rest = [name for place, name in enumerate(found) if place not in taken]
-    names = [rest[place] for place in np.linspace(0, len(rest) - 1, count).astype(int)]
-    return {Path(name).name: Clip.load(corpus / "clips" / f"{name}.safetensors") for name in names}
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ the first checkpoint are per sentence, means over its performances; 95 % bootstr
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from proxy import judge
-from recipes import HEADLINE_CLIPS, SIZE, test_clips
+from recipes import SIZE
 from rich.progress import track
+from unseen import headline, test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.corpus.clip import Clip
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import level, log_mel
@@ -44,7 +43,8 @@ def main() -> None:
     codecs = [MotionCodec(Portrait.from_image(read_image(path), SIZE, path.name)) for path in images[: given.clips]]
     animators = {name: Animator.from_pretrained(name) for name in given.checkpoints}
     found: dict[tuple[str, str], list[float]] = {}
-    clips = headline(given.corpus) if given.headline else list(test_clips(given.corpus, given.clips).values())
+    found_clips = headline(given.corpus) if given.headline else test_clips(given.corpus, given.clips)
+    clips = list(found_clips.values())
     for index, clip in enumerate(track(clips * given.seeds, description="performances")):
         mel = log_mel(level(clip.audio))
         seed = 1000 + index
@@ -61,14 +61,6 @@ def main() -> None:
         change = bootstrap((np.array(scores) - first).reshape(given.seeds, -1).mean(0))
         shown = f"{change.mean:+.4f} ({change.low:+.4f} … {change.high:+.4f})"
         print(f"{lips:>7s} · {rest:7s}  {np.mean(scores):.3f}   {shown}")
-
-
-def headline(corpus: Path) -> list[Clip]:
-    """The clips of ``heldout.py``'s table of speakers."""
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
-    names = [record["name"] for record in records if record["split"] == "dev" and record["frames"] < 60]
-    places = np.linspace(0, len(names) - 1, HEADLINE_CLIPS).astype(int)
-    return [Clip.load(corpus / "clips" / f"{names[place]}.safetensors") for place in places]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,8 +42,8 @@ ONE = PanelSettings(samples=1)
 
 def two(brightness: tuple[int, int] = (90, 60)) -> tuple[Exhibit, Exhibit]:
     """A brighter clip and a darker one."""
-    first, second = (clip(frames=12) for _ in range(2))
-    return tuple(replace(c, frames=np.full_like(c.frames, b)) for c, b in zip((first, second), brightness, strict=True))  # type: ignore[return-value]
+    first, second = (replace(one, frames=np.full_like(one.frames, b)) for b in brightness for one in (clip(frames=12),))
+    return first, second
 
 
 def brighter(question: Question) -> dict[str, object]:
@@ -133,7 +133,9 @@ def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: 
     learned = improve(lambda library: Panel(backend, ONE, library=library), stated, Editor(backend, Cache(None)), 3)
     assert [(one.before, one.after, one.kept) for one in learned.rounds] == [(0, 0, False), (0, 1, True)]
     assert learned.library.of("motion") == ("Dark is better.",)
-    assert (learned.first.right, learned.last.right) == (0, 1)  # type: ignore[union-attr]
+    assert learned.first
+    assert learned.last
+    assert (learned.first.right, learned.last.right) == (0, 1)
     learned.library.save(tmp_path / "library.json", learned.to_dict())
     assert Library.load(tmp_path / "library.json") == learned.library
     assert "agreement" not in (tmp_path / "library.json").read_text()
@@ -145,9 +147,9 @@ def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: 
 
 
 def test_what_is_reported_was_not_decided_by() -> None:
-    shown, held, rest = parts(list(range(100)))  # type: ignore[arg-type]
+    shown, held, rest = parts(list(range(100)))
     assert (len(shown), len(held), len(rest)) == (40, 40, 20)
-    assert sorted([*shown, *held, *rest]) == list(range(100))  # type: ignore[type-var]
+    assert sorted([*shown, *held, *rest]) == list(range(100))
 
 
 def test_a_library_changes_the_question_and_the_fingerprint_and_an_empty_one_neither() -> None:
@@ -155,8 +157,10 @@ def test_a_library_changes_the_question_and_the_fingerprint_and_an_empty_one_nei
     plain, empty = build_judge(settings), judge_with(settings, Library({"motion": ()}))
     ruled = judge_with(settings, Library({"motion": ("Look at the ears.",)}))
     assert plain.fingerprint == empty.fingerprint != ruled.fingerprint
-    assert ruled.rubric("motion") == plain.rubric("motion") + "\nRules:\n- Look at the ears."  # type: ignore[attr-defined]
-    assert ruled.rubric("lip_sync") == plain.rubric("lip_sync")  # type: ignore[attr-defined]
+    assert isinstance(plain, Panel)
+    assert isinstance(ruled, Panel)
+    assert ruled.rubric("motion") == plain.rubric("motion") + "\nRules:\n- Look at the ears."
+    assert ruled.rubric("lip_sync") == plain.rubric("lip_sync")
 
 
 @pytest.mark.parametrize("said", [
@@ -194,12 +198,14 @@ def test_a_rigid_head_does_not_bend_however_it_turns_and_its_turn_is_measured() 
 
 
 @pytest.mark.parametrize(("damage", "strength"), [(stretched, 0.1), (whipped, 10.0)])
-def test_a_head_that_cannot_be_caps_the_grade_and_another_changes_nothing(damage: object, strength: float) -> None:
+def test_a_head_that_cannot_be_caps_the_grade_and_another_changes_nothing(
+    damage: Callable[[Footage, float], Footage], strength: float
+) -> None:
     places = head((1, 2, 0.5))[0].numpy()
     frames = np.zeros((20, 64, 64, 3), np.uint8)
     whole = Exhibit(frames, np.ones(20 * 640, np.float32), places=places)
     track = Footage(None, landmarks=np.concatenate([places, places[..., :1]], -1))
-    hurt = replace(whole, places=damage(track, strength).landmarks[..., :2])  # type: ignore[operator]
+    hurt = replace(whole, places=damage(track, strength).landmarks[..., :2])
     given, capped = PoseChecked(Panel(Scripted(lambda question: graded(5)), ONE)).judge([whole, hurt])
     assert (given.findings["motion"].score or 0) > 4.5
     assert (capped.findings["motion"].score or 5) < 3.5

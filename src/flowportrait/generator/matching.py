@@ -88,8 +88,11 @@ class Matching(nn.Module):
 
     def forward(self, drawn: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
         """Mean loss; see ``flow_matching_loss`` and ``chunk_loss``."""
-        loss = flow_matching_loss if len(drawn) == 3 else chunk_loss
-        return loss(self.model, *drawn, self.config, generator)  # type: ignore[arg-type, call-arg]
+        if len(drawn) == 3:
+            motion, heard, style = drawn
+            return flow_matching_loss(self.model, motion, heard, style, self.config, generator)
+        start, history, goal, heard, style = drawn
+        return chunk_loss(self.model, start, history, goal, heard, style, self.config, generator)
 
     def wake(self) -> None:
         """Nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from flowportrait.errors import BadInput
 from flowportrait.judge.asking import ask_for
@@ -111,7 +111,10 @@ def improve(
     return Learned(library, tuple(done), first, agreement(judge_with(library), rest, band)[0] if rest else None)
 
 
-def parts(stated: Sequence[Stated]) -> tuple[Sequence[Stated], Sequence[Stated], Sequence[Stated]]:
+Pair = TypeVar("Pair")
+
+
+def parts(stated: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair], Sequence[Pair]]:
     """Pairs to learn from, to decide by, and to report on."""
     one, two = round(SHOWN * len(stated)), round((SHOWN + HELD) * len(stated))
     return stated[:one], stated[one:two], stated[two:]

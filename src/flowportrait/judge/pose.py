@@ -17,10 +17,9 @@ import torch
 
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.pose import RIGID_POINTS
-from flowportrait.reward.batch import Failure
-from flowportrait.reward.interface import RewardBatch, Score, measured
+from flowportrait.judge.tracks import from_tracks
+from flowportrait.reward.interface import RewardBatch, Score
 
-SHORTEST = 4
 _USUAL = 0.8
 _FAST = 0.95
 _TINY = 1e-4
@@ -36,11 +35,7 @@ class HeadPose:
     needs: frozenset[str] = frozenset({"places"})
 
     def __call__(self, batch: RewardBatch) -> Score:
-        length = batch.motion.shape[1]
-        if length < SHORTEST:
-            why = Failure("too_short", f"{length} frames have no pose to follow")
-            return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
-        return measured(self.figures(batch.places(tuple(range(length)))), {})
+        return from_tracks(batch, self.figures, "pose to follow")
 
     def figures(self, places: torch.Tensor) -> torch.Tensor:
         """Of tracks ``[B, T, 478, 2]`` px, ``[B]``."""

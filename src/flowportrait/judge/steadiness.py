@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from flowportrait.reward.batch import Failure
-from flowportrait.reward.interface import RewardBatch, Score, measured
+from flowportrait.judge.tracks import from_tracks
+from flowportrait.reward.interface import RewardBatch, Score
 
 OUTER_CORNERS = (33, 263)
 HELD = 4.0
-SHORTEST = 4
 _TINY = 1e-5
 
 
@@ -32,13 +31,12 @@ class Steadiness:
     needs: frozenset[str] = frozenset({"places"})
 
     def __call__(self, batch: RewardBatch) -> Score:
-        length = batch.motion.shape[1]
-        if length < SHORTEST:
-            why = Failure("too_short", f"{length} frames have no steadiness")
-            return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
-        shaking, speed = track_statistics(batch.places(tuple(range(length))))
-        held = (speed < self.unmoved).float().mean(1)
-        return measured(-shaking.clamp_min(self.floor) - HELD * held, {})
+        return from_tracks(batch, self.figures, "steadiness")
+
+    def figures(self, places: torch.Tensor) -> torch.Tensor:
+        """Of tracks ``[B, T, 478, 2]`` px, ``[B]``."""
+        shaking, speed = track_statistics(places)
+        return -shaking.clamp_min(self.floor) - HELD * (speed < self.unmoved).float().mean(1)
 
     @classmethod
     def of_real(cls, places: torch.Tensor) -> Steadiness:

@@ -8,6 +8,8 @@ at 1. The noise does not stay.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -79,7 +81,7 @@ class Replay(nn.Module):
 
     def forward(self, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
         """v ``[B, N, R, D]``."""
-        return velocity_at(self.policy, trajectory, points, strides)  # type: ignore[arg-type]
+        return velocity_at(cast(Policy, self.policy), trajectory, points, strides)
 
     def wake(self) -> None:
         """Nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ from flowportrait.posttrain.replay import Replay, check_noise
 from flowportrait.posttrain.roles import Roles
 from flowportrait.posttrain.rollout import rollout
 from flowportrait.posttrain.scale import Share
+from flowportrait.posttrain.shard import Shard, divided, micro
 from flowportrait.posttrain.signals import describe
 from flowportrait.posttrain.task import Task
 from flowportrait.posttrain.trajectory import Trajectory, join
@@ -43,27 +44,6 @@ from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import Score
 
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Samples of one backward pass, with everything that is fixed before the first update."""
-
-    trajectory: Trajectory
-    points: Points
-    others: dict[str, torch.Tensor]
-    advantage: Advantage
-
-    def to(self, device: torch.device | str) -> Shard:
-        """The same on a device."""
-        x, sigma, target, until = self.points
-        points = Points(
-            x.to(device), sigma.to(device), None if target is None else target.to(device),
-            None if until is None else until.to(device),
-        )  # fmt: skip
-        others = {name: velocity.to(device) for name, velocity in self.others.items()}
-        value, regions = self.advantage.value.to(device), self.advantage.regions
-        return Shard(self.trajectory.to(device), points, others, Advantage(value, regions))
 
 
 class Trainer:
@@ -178,7 +158,7 @@ class Trainer:
             return batch.trajectory, batch.scores
         made = batch.trajectory
         with self.acting():
-            behaviour = torch.cat([self.velocity(made.select(rows)) for rows in self.micro(made)])
+            behaviour = torch.cat([self.velocity(made.select(rows)) for rows in micro(made, self.recipe)])
         self.waiting.append((replace(made, v_behaviour=behaviour), batch.scores))
         return self.waiting.pop(0) if len(self.waiting) > self.recipe.stale else (None, {})
 
@@ -214,9 +194,10 @@ class Trainer:
 
     def update(self, trajectory: Trajectory, advantage: Advantage) -> Metrics:
         """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
+        recipe = self.recipe
         parts = [
-            [self.freeze(trajectory.select(rows), advantage.select(rows)) for rows in self.micro(trajectory, part)]
-            for part in self.parts(trajectory)
+            [self.freeze(trajectory.select(rows), advantage.select(rows)) for rows in micro(trajectory, recipe, part)]
+            for part in divided(trajectory, recipe)
         ]
         if trajectory.v_behaviour is None:
             half = self.recipe.autocast == "bf16"
@@ -286,24 +267,6 @@ class Trainer:
         slowly = self.pace.slow() if self.pace and role == TEACHER else nullcontext()
         with self.roles.use("ref" if role == TEACHER else role), slowly:
             yield
-
-    def parts(self, trajectory: Trajectory) -> list[torch.Tensor]:
-        """Rows of every optimiser step: a share of every group, or where siblings are compared, of the groups."""
-        updates = self.recipe.updates
-        group = trajectory.group
-        # Ids and places within a group, and not places in this process's batch: the same for any process count.
-        order = group if self.recipe.objective.whole_groups else (group[:, None] == group).tril(-1).sum(1)
-        parts = [(order % updates == part).nonzero()[:, 0] for part in range(updates)]
-        return [rows for rows in parts if len(rows)]
-
-    def micro(self, trajectory: Trajectory, rows: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Rows of every backward pass."""
-        rows = torch.arange(len(trajectory)) if rows is None else rows
-        if self.recipe.micro_batch is None:
-            return [rows]
-        if self.recipe.objective.whole_groups:
-            return [rows[trajectory.group[rows] == group] for group in trajectory.group[rows].unique()]
-        return list(rows.split(self.recipe.micro_batch))
 
     @contextmanager
     def acting(self, role: str | None = None) -> Iterator[None]:

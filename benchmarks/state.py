@@ -17,7 +17,6 @@ import torch
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.posttrain import checkpoint
-from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
@@ -25,6 +24,7 @@ from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.training.adapter import Lora
 
 TIMES = 5
 

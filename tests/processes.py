@@ -28,7 +28,6 @@ from accelerate.state import AcceleratorState
 
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain import checkpoint
-from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.loop import Job, Loop
@@ -40,6 +39,7 @@ from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.reward.scoring import Unavailable
+from flowportrait.training.adapter import Lora
 from tests.test_generator import TINY
 
 RECIPE = Recipe(

@@ -17,8 +17,8 @@ from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.learner import Learner
 from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.pretrain_config import PretrainConfig
-from flowportrait.posttrain.adapter import merged
-from flowportrait.posttrain.scale import processes
+from flowportrait.training.adapter import merged
+from flowportrait.training.processes import processes
 from tests.test_judge_omni import thinker, tokenizer
 
 SMALL = GeneratorConfig(

@@ -315,7 +315,7 @@ def test_terminated_like_interrupted_the_step_is_finished_and_saved(
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    from flowportrait.posttrain.adapter import Lora
+    from flowportrait.training.adapter import Lora
 
     run = trainer(SMALL)
     checkpoint.write(run, tmp_path)

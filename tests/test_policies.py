@@ -25,13 +25,13 @@ from flowportrait.policies.pipeline import PipelineGenerator
 from flowportrait.policies.policy import GeneratorPolicy
 from flowportrait.policies.task import GeneratorTask
 from flowportrait.posttrain import checkpoint
-from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.plan import EveryStep
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.replay import check_noise, replay_velocity
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.training.adapter import Lora
 
 diffusers = pytest.importorskip("diffusers")
 from tests.small_pipelines import SMALL, VIDEO, reading_wan, small  # noqa: E402

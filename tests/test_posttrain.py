@@ -14,7 +14,6 @@ from flowportrait.flow.kernel import KERNELS, Step
 from flowportrait.flow.ratio import log_ratio
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain import checkpoint
-from flowportrait.posttrain.adapter import Lora, merged
 from flowportrait.posttrain.advantage import Allocation, spread
 from flowportrait.posttrain.credit import Credit, CreditConfig, assign
 from flowportrait.posttrain.items import Item
@@ -30,6 +29,7 @@ from flowportrait.posttrain.trainer import Trainer
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.training.adapter import Lora, merged
 from tests.test_generator import TINY
 
 RECIPE: Recipe = replace(

@@ -30,22 +30,23 @@ def augment_wave(audio: np.ndarray, others: Sequence[np.ndarray], rng: np.random
     place = np.arange(0, len(audio) - 1, speed)
     wave = np.interp(place, np.arange(len(audio)), audio)
     if rng.random() < 0.4:
-        wave = _reverberate(wave, rng)
+        wave = reverberate(wave, rng)
     if rng.random() < 0.6:
-        babble = len(others) > 0 and rng.random() < 0.5
-        noise = _babble(others, len(wave), rng) if babble else _coloured(len(wave), rng)
+        voices = len(others) > 0 and rng.random() < 0.5
+        noise = babble(others, len(wave), rng) if voices else coloured(len(wave), rng)
         below = 10 ** (-rng.uniform(*NOISE_DB) / 20)
-        wave = wave + noise * (_rms(wave) / max(_rms(noise), 1e-9)) * below
+        wave = wave + noise * (loudness(wave) / max(loudness(noise), 1e-9)) * below
     if rng.random() < 0.3:
         wave = _line(wave, rng)
     return (wave * 10 ** (rng.uniform(-6, 6) / 20)).clip(-1, 1).astype(np.float32), speed
 
 
-def _rms(wave: np.ndarray) -> float:
+def loudness(wave: np.ndarray) -> float:
+    """Root mean square."""
     return float(np.sqrt(np.mean(np.square(wave))))
 
 
-def _reverberate(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def reverberate(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A room: exponentially decaying noise after the direct sound (RT60 0.15–0.7 s)."""
     decay = rng.uniform(0.15, 0.7)
     length = int(decay * SAMPLE_RATE)
@@ -56,14 +57,14 @@ def _reverberate(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return fftconvolve(wave, tail)[: len(wave)]
 
 
-def _coloured(length: int, rng: np.random.Generator) -> np.ndarray:
+def coloured(length: int, rng: np.random.Generator) -> np.ndarray:
     """Noise whose power falls with frequency as f^−a, a from 0 (white) to 2 (brown)."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
     frequency = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 20.0)
     return np.fft.irfft(spectrum * frequency ** (-rng.uniform(0, 2) / 2), length)
 
 
-def _babble(others: Sequence[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
+def babble(others: Sequence[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
     """Three to six other people talking at once."""
     total = np.zeros(length)
     for index in rng.integers(len(others), size=int(rng.integers(3, 7))):

@@ -23,7 +23,8 @@ from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.matching import Matching
 from flowportrait.generator.pretrain_config import PretrainConfig
-from flowportrait.posttrain.scale import distribute, exchanging, gathered, outline, roll_call, shards, whole
+from flowportrait.training.processes import roll_call
+from flowportrait.training.shards import distribute, exchanging, gathered, outline, shards, whole
 
 Draw = Callable[[int], tuple[torch.Tensor, ...]]
 """A batch of so many windows, or a lesson."""

@@ -36,11 +36,9 @@ from flowportrait.generator.own_history import OwnHistory
 from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.generator.train_lips import train_lips
 from flowportrait.interrupt import StopRequest
-from flowportrait.posttrain.loop import Job
-from flowportrait.posttrain.outlook import Outlook
-from flowportrait.posttrain.run import tracking
-from flowportrait.posttrain.scale import on_main, roll_call
 from flowportrait.prompts import Prompt
+from flowportrait.training.processes import on_main, roll_call, tracking
+from flowportrait.training.samples import draw_and_measure
 
 __all__ = ["PretrainConfig", "chunk_loss", "clearer", "flow_matching_loss", "pretrain"]
 
@@ -65,7 +63,7 @@ def pretrain(
         BadInput: see ``load_motion``; an unknown tracker.
     """
     output.mkdir(parents=True, exist_ok=True)
-    accelerator = tracking(Job(output, track=track))
+    accelerator = tracking(track, output)
     # Without this a convolution's gradient depends on where memory happens to lie, in the last bit.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.mkldnn.set_flags(_deterministic=True)
@@ -94,7 +92,6 @@ def pretrain(
         learner.go_on(state)
     if track:
         accelerator.init_trackers("flowportrait", {"config": json.dumps(to_dict(config))})
-    outlook = Outlook(prompts, output / "samples") if prompts else None
     if accelerator.is_main_process:
         save_config(config, output / "config.json")
         if learner.step == 0:
@@ -118,8 +115,9 @@ def pretrain(
                 found: dict[str, float] = {}
                 if held_out:
                     found["held_out"] = held_out_loss(average, held_out, config)
-                if outlook is not None and (learner.step % config.look_every == 0 or last):
-                    found |= outlook.measured(average.eval(), learner.step)
+                if prompts and (learner.step % config.look_every == 0 or last):
+                    samples = output / "samples" / f"{learner.step:05d}"
+                    found |= draw_and_measure(average.eval(), prompts, samples)
                 record = {"step": learner.step, "loss": learner.running, "held_out": None, **found,
                           "seconds": time.monotonic() - started}  # fmt: skip
                 with (output / "history.jsonl").open("a") as history:

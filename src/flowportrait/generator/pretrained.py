@@ -20,7 +20,7 @@ from flowportrait.errors import BadInput
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.speech_encoder import BLOCK, SILENCE, TOKENS_PER_FRAME, band_matrix, whisper_scale
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.posttrain.adapter import Lora, insert
+from flowportrait.training.adapter import Lora, insert
 
 THINKERS = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",

@@ -60,7 +60,6 @@ class SpeechEncoder(nn.Module):
     bands: torch.Tensor
     position: torch.Tensor
 
-    @torch.no_grad()
     def forward(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
         """``[B, 4T, 80]`` as ``media.mel`` makes it, to ``[B, T, 768]``; before and after it there is silence.
 

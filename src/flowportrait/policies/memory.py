@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flowportrait.policies.models import Model
-from flowportrait.posttrain.adapter import Lora, insert
+from flowportrait.training.adapter import Lora, insert
 
 GIB = 2**30
 COPIES = 6

@@ -23,10 +23,9 @@ from flowportrait.posttrain.checkpoint import latest, read
 from flowportrait.posttrain.loop import Job, Loop
 from flowportrait.posttrain.manifest import PACKAGES, write_or_compare
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.run import tracking
-from flowportrait.posttrain.scale import on_main, one_voice, roll_call
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
+from flowportrait.training.processes import on_main, one_voice, roll_call, tracking
 
 
 def train_generator(
@@ -37,7 +36,7 @@ def train_generator(
     Raises:
         BadInput: bad settings, or a run already in the output folder that differs from what is asked.
     """
-    accelerator = tracking(job)
+    accelerator = tracking(job.track, job.output)
     with one_voice(accelerator, job.output):
         _train(generator, recipe, items, job, rewards or Composite.default(recipe.rewards), accelerator)
     return job.output / "checkpoint"

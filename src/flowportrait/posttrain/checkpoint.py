@@ -30,9 +30,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.posttrain import backlog
-from flowportrait.posttrain.adapter import merged
-from flowportrait.posttrain.scale import roll_call
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.training.adapter import merged
+from flowportrait.training.processes import roll_call
 
 
 def write(trainer: Trainer, folder: Path) -> Path:

@@ -23,10 +23,10 @@ from flowportrait.posttrain.checkpoint import deliver, latest, write
 from flowportrait.posttrain.doctor import examine
 from flowportrait.posttrain.events import Events, Journal
 from flowportrait.posttrain.outlook import Outlook, liked_best, should_stop
-from flowportrait.posttrain.scale import on_main, roll_call
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
 from flowportrait.terminal import say
+from flowportrait.training.processes import on_main, roll_call
 
 Report = Callable[[dict[str, float]], None]
 

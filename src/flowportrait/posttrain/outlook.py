@@ -1,9 +1,7 @@
-"""The held-out look at a run: prompts it never trains on, drawn with the averaged weights and judged by evaluation.
+"""What the evaluation thinks of a run while it runs: prompts it never trains on, drawn with the averaged weights.
 
-    every k iterations:   samples/0010/<prompt>.mp4 ─► evaluation experts ─► sync, amplitude, trembling, …
-
-What trains is never what judges: the checkpoint that is delivered is the one that these experts liked best, and a
-run whose rewards rise while they fall is stopped.
+The checkpoint that is delivered is the one that the evaluation's experts liked best, and a run whose rewards rise while
+they fall is stopped.
 """
 
 from __future__ import annotations
@@ -12,26 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from torch import nn
-
-from flowportrait.animator import Animator
-from flowportrait.evaluate.measure import measure
-from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.media.image import read_image
-from flowportrait.media.video import write_video
 from flowportrait.posttrain.doctor import TOLERANCE, Finding, hacking
-from flowportrait.posttrain.scale import gathered, on_main
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
-
-SIZE = 256
-SECONDS = 4.0
-MEASURES = {
-    "sync": ("sync_in_time", "sync_in_time_short"), "amplitude": ("mouth_amplitude",), "trembling": ("tfi",),
-    "expression": ("ecs",), "head": ("head_range",), "silent_lip": ("silent_lip",),
-}  # fmt: skip
-"""What is logged as ``evaluation/…`` and the evaluation's figures it is taken from, the first that exists."""
+from flowportrait.training.processes import on_main
+from flowportrait.training.samples import draw_and_measure
+from flowportrait.training.shards import gathered
 
 
 @dataclass(frozen=True)
@@ -42,33 +26,14 @@ class Outlook:
     folder: Path
 
     def look(self, trainer: Trainer) -> dict[str, float]:
-        """Draw and measure all prompts with the averaged weights; the first four seconds, one seed. All processes
-        together."""
-        policy = trainer.roles.policy
+        """Draw and measure all prompts with the averaged weights. All processes together."""
+        policy, folder = trainer.roles.policy, self.folder / f"{trainer.iteration:05d}"
         policy.eval()
         try:
             with trainer.roles.use("ema"), gathered(trainer.replay):
-                return on_main(trainer.accelerator, lambda: self.measured(policy, trainer.iteration))
+                return on_main(trainer.accelerator, lambda: draw_and_measure(policy, self.prompts, folder))
         finally:
             policy.train()
-
-    def measured(self, policy: nn.Module, iteration: int) -> dict[str, float]:
-        """Draw with the policy as it is, on one process."""
-        rows = []
-        target = self.folder / f"{iteration:05d}"
-        target.mkdir(parents=True, exist_ok=True)
-        for prompt in self.prompts:
-            audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
-            frames = Animator(policy).animate(read_image(prompt.image), audio, size=SIZE)  # type: ignore[arg-type]
-            write_video(target / f"{prompt.id}.mp4", frames, audio)
-            rows.append(measure(target / f"{prompt.id}.mp4").row)
-        found: dict[str, float] = {}
-        for name, keys in MEASURES.items():
-            values = [next((row[key] for key in keys if isinstance(row.get(key), (int, float))), None) for row in rows]
-            known = [float(value) for value in values if isinstance(value, (int, float)) and np.isfinite(value)]
-            if known:
-                found[f"evaluation/{name}"] = float(np.mean(known))
-        return found
 
 
 def liked_best(records: Sequence[Mapping[str, float]]) -> bool:

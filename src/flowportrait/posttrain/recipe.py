@@ -12,7 +12,6 @@ from typing import Literal
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS
-from flowportrait.posttrain.adapter import Lora
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.distil import TEACHER, Teacher
@@ -24,6 +23,7 @@ from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.plan import EveryStep, Planner
 from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.reward.composite import RewardWeights
+from flowportrait.training.adapter import Lora
 
 
 @dataclass(frozen=True)

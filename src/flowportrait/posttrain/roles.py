@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from flowportrait.config import at_least
-from flowportrait.posttrain.scale import shards
+from flowportrait.training.shards import shards
 
 Weights = dict[str, torch.Tensor]
 

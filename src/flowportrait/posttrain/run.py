@@ -34,14 +34,12 @@ from flowportrait.posttrain.manifest import manifest, write_or_compare
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import CARDS, named, read_recipe
-from flowportrait.posttrain.scale import on_main, one_voice, processes, roll_call
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt, read_prompts
 from flowportrait.reward.composite import Composite
 from flowportrait.terminal import say
-
-TRACKERS = ("tensorboard", "wandb")
+from flowportrait.training.processes import on_main, one_voice, roll_call, tracking
 
 
 def resolve(recipe: str, iterations: int | None, overrides: Sequence[str]) -> Recipe:
@@ -94,7 +92,7 @@ def posttrain(
 
 def train(recipe: Recipe, prompts: Sequence[Prompt], job: Job) -> Path:
     """Run a resolved recipe on prompts; see ``posttrain``."""
-    accelerator = tracking(job)
+    accelerator = tracking(job.track, job.output)
     with one_voice(accelerator, job.output):
         _train(recipe, prompts, job, accelerator)
     return job.output / "checkpoint"
@@ -135,24 +133,6 @@ def _open(job: Job, recipe: Recipe, prompts: Sequence[Prompt], given: Sequence[P
     """Make the run folder, or see that it is this run's; returns what differs harmlessly."""
     job.output.mkdir(parents=True, exist_ok=True)
     return write_or_compare(job.output / "run.json", manifest(job.start, prompts, recipe.seed, given))
-
-
-def tracking(job: Job) -> Accelerator:
-    """The device and the processes, and where curves go.
-
-    Raises:
-        BadInput: an unknown tracker, or one that is not installed.
-    """
-    if job.track is None:
-        return processes()
-    from accelerate.utils import is_tensorboard_available, is_wandb_available
-
-    installed = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
-    if job.track not in TRACKERS:
-        raise BadInput(f"--track {job.track} is not known: choose {' or '.join(TRACKERS)}.")
-    if not installed[job.track]():
-        raise BadInput(f"--track {job.track} needs the package: run 'pip install {job.track}'.")
-    return processes(log_with=job.track, project_dir=str(job.output))
 
 
 def stage(

@@ -3,50 +3,26 @@
     groups 0 1 2 3 4 5  on two processes:  0 1 2 | 3 4 5
 
 Group and sample ids are global and noise is keyed by them, so every process count draws the same samples. Credit
-is computed from everybody's scores; gradients are averaged by torch, over whole weights (DDP) or shards (FSDP2).
+is computed from everybody's scores; gradients are averaged by torch, over whole weights or shards
+(``training/shards.py``).
 """
 
 from __future__ import annotations
 
-import copy
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 from statistics import median_low
-from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from flowportrait.errors import BadInput
 from flowportrait.posttrain.collect import join_scores
 from flowportrait.reward.interface import Score
-
-Anything = TypeVar("Anything")
+from flowportrait.training.processes import roll_call
 
 WORST = frozenset({"noise_gap", "ratio/first_error", "skipped"})
 """Metrics of which the largest of any process counts."""
-
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for the slowest one: a reward server may be away for a while."""
-
-
-def processes(**more: Any) -> Accelerator:
-    """The device of this process and its part among all; ``more`` goes to ``Accelerator``. What is rounded how is the
-    recipe's to say (``autocast``), not the launcher's."""
-    return Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision="no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **more,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,43 +63,6 @@ def gather_scores(
     return join_scores([own for own, _ in everyone]), torch.cat([own for _, own in everyone])
 
 
-def roll_call(accelerator: Accelerator, own: Anything) -> list[Anything]:
-    """What every process says, in the order of the processes; all must call it together."""
-    return gather_object([own]) if accelerator.num_processes > 1 else [own]
-
-
-def on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
-    """The main process's result, for all; what it raises, all raise. All must call it together."""
-    result: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            result[0] = work()
-        except (BadInput, OSError) as error:
-            result[1] = error
-    if accelerator.num_processes > 1:
-        broadcast_object_list(result)
-    if result[1] is not None:
-        raise result[1]
-    return result[0]
-
-
-@contextmanager
-def one_voice(accelerator: Accelerator, output: Path) -> Iterator[None]:
-    """What the user is told, the main process tells; the others end with the exit code of bad input.
-
-    Raises:
-        BadInput: from inside, or because ``output`` could not be written.
-    """
-    try:
-        yield
-    except (BadInput, OSError) as error:
-        if not accelerator.is_main_process:
-            raise SystemExit(2) from None
-        if isinstance(error, OSError):
-            raise BadInput(f"Cannot write {error.filename or output} ({error.strerror or error}).") from error
-        raise
-
-
 def together(
     accelerator: Accelerator, metrics: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, float]:
@@ -141,87 +80,3 @@ def together(
         slowest = max(range(len(alone)), key=alone.__getitem__)
         found |= {"slowest/process": slowest, "slowest/times": alone[slowest] / max(median_low(alone), 1e-9)}
     return found
-
-
-def distribute(accelerator: Accelerator, network: nn.Module) -> nn.Module:
-    """The network as this process trains it: as it is, replicated (DDP), or where the launcher asks for FSDP, sharded
-    in place over all processes, with a unit for each block that the network's parts say not to split."""
-    if accelerator.num_processes == 1:
-        return network.to(accelerator.device)
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        # What conditions are encoded with is not reached by the replay: its parameters are unused.
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-        return accelerator.prepare(network)
-    for tensor in (*network.parameters(), *network.buffers()):
-        torch.distributed.broadcast(tensor.data, 0)
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    whole = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    for part in network.modules():
-        if type(part).__name__ in whole:
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
-    fully_shard(network, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(network, "wake")
-    return network
-
-
-def shards(network: nn.Module) -> list[FSDPModule]:
-    """Units of the network that are sharded, outermost first; none unless it was sharded."""
-    return [part for part in network.modules() if isinstance(part, FSDPModule)]
-
-
-@contextmanager
-def gathered(network: nn.Module) -> Iterator[None]:
-    """Whole weights on every process inside the block, so that acting, which calls the policy's parts by themselves
-    and often, exchanges nothing: a rollout gathers them once and not once per denoising step."""
-    units = shards(network)
-    if units:
-        network.wake()  # type: ignore[operator]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
-    try:
-        yield
-    finally:
-        for unit in units:
-            unit.set_reshard_after_forward(unit is not units[0], recurse=False)
-            unit.reshard()
-
-
-def outline(network: nn.Module) -> nn.Module:
-    """The network without its numbers: what to pour gathered weights into."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): _empty(tensor) for tensor in tensors})
-
-
-def whole(accelerator: Accelerator, network: nn.Module, outline: nn.Module) -> nn.Module | None:
-    """A plain copy of a network that may be sharded, on the main process; all processes together."""
-    if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
-        return copy.deepcopy(network) if accelerator.is_main_process else None
-    state = {}
-    for name, value in network.state_dict().items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
-        if accelerator.is_main_process:
-            state[name] = full.cpu()
-    if not accelerator.is_main_process:
-        return None
-    result = copy.deepcopy(outline)
-    result.load_state_dict(state, assign=True)
-    return result
-
-
-def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
-@contextmanager
-def exchanging(network: nn.Module, now: bool) -> Iterator[None]:
-    """Whether this backward pass exchanges gradients, or adds to what a later one will."""
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(now)
-        yield
-    elif isinstance(network, DistributedDataParallel) and not now:
-        with network.no_sync():
-            yield
-    else:
-        yield

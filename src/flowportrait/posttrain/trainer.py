@@ -19,8 +19,6 @@ from torch import nn
 
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS
-from flowportrait.posttrain import scale
-from flowportrait.posttrain.adapter import insert
 from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
@@ -35,13 +33,16 @@ from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.replay import Replay, check_noise
 from flowportrait.posttrain.roles import Roles
 from flowportrait.posttrain.rollout import rollout
-from flowportrait.posttrain.scale import Share
+from flowportrait.posttrain.scale import Share, gather_scores, together
 from flowportrait.posttrain.shard import Shard, divided, micro
 from flowportrait.posttrain.signals import describe
 from flowportrait.posttrain.task import Task
 from flowportrait.posttrain.trajectory import Trajectory, join
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import Score
+from flowportrait.training.adapter import insert
+from flowportrait.training.processes import processes, roll_call
+from flowportrait.training.shards import distribute, exchanging, gathered, outline, whole
 
 Metrics = dict[str, float]
 
@@ -57,7 +58,7 @@ class Trainer:
         rewards: Composite,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.accelerator = accelerator or scale.processes()
+        self.accelerator = accelerator or processes()
         self.device = self.accelerator.device
         self.task = task
         self.recipe = recipe
@@ -71,8 +72,8 @@ class Trainer:
             policy.recompute_activations()
         network.train()
         self.policy = policy
-        self.outline = scale.outline(network)
-        self.replay = scale.distribute(self.accelerator, Replay(policy))
+        self.outline = outline(network)
+        self.replay = distribute(self.accelerator, Replay(policy))
         self.roles = Roles(network, recipe.ema, recipe.old, self.replay)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
@@ -90,7 +91,7 @@ class Trainer:
         if trajectory is not None:
             advantage, metrics = self.credit(trajectory, scores)
             rows = extremes(advantage.per_sample, trajectory.group, self.recipe.train_on)
-            if any(scale.roll_call(self.accelerator, bool(numberless(trajectory).any()))) or unscored(metrics):
+            if any(roll_call(self.accelerator, bool(numberless(trajectory).any()))) or unscored(metrics):
                 metrics |= {"skipped": 1.0, "grad_norm": 0.0}
             else:
                 metrics |= self.update(trajectory.select(rows), advantage.select(rows))
@@ -98,7 +99,7 @@ class Trainer:
         self.iteration += 1
         own = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
         seconds = batch.seconds | {"seconds/update": own}
-        return {"iteration": self.iteration, **scale.together(self.accelerator, metrics, seconds)}
+        return {"iteration": self.iteration, **together(self.accelerator, metrics, seconds)}
 
     def collect(self) -> Batch:
         """Roll out and score this process's groups of this iteration, or show what is given."""
@@ -168,11 +169,11 @@ class Trainer:
         exemplars, judged = self.recipe.exemplars, scores
         if exemplars and exemplars.baseline == "rollouts":
             judged = own_scores(scores, trajectory.real)
-        everyone, group = scale.gather_scores(self.accelerator, judged, trajectory.group)
+        everyone, group = gather_scores(self.accelerator, judged, trajectory.group)
         chunks = trajectory.latents.shape[1]
         better = None
         if shown:
-            theirs = scale.gather_scores(self.accelerator, shown, trajectory.group)[0]
+            theirs = gather_scores(self.accelerator, shown, trajectory.group)[0]
             credit, better = compared(everyone, group, theirs, chunks, self.rewards.weights, self.recipe.credit)
         else:
             credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit)
@@ -206,7 +207,7 @@ class Trainer:
         else:
             gap = 0.0
         sizes = [sum(len(shard.trajectory) for shard in part) for part in parts]
-        everyone = torch.tensor(scale.roll_call(self.accelerator, sizes)).float().mean(0).tolist()
+        everyone = torch.tensor(roll_call(self.accelerator, sizes)).float().mean(0).tolist()
         again = list(zip(parts, everyone, strict=True)) * self.recipe.epochs
         collected = [self.learn(part, size) for part, size in again]
         means = {key: sum(m[key] for m in collected) / len(collected) for key in collected[0]}
@@ -221,7 +222,7 @@ class Trainer:
         self.optimizer.zero_grad()
         for number, held in enumerate(shards):
             shard = held.to(self.device)
-            with scale.exchanging(self.replay, number == len(shards) - 1):
+            with exchanging(self.replay, number == len(shards) - 1):
                 live = self.velocity(shard.trajectory, shard.points)
                 loss = self.recipe.objective(
                     Evidence(shard.trajectory, shard.advantage, shard.points, live, shard.others)
@@ -274,7 +275,7 @@ class Trainer:
         role = role or self.roles.actor
         self.roles.policy.eval()
         try:
-            with torch.no_grad(), self.being(role), scale.gathered(self.replay), self.precision():
+            with torch.no_grad(), self.being(role), gathered(self.replay), self.precision():
                 yield
         finally:
             self.roles.policy.train()
@@ -293,7 +294,7 @@ class Trainer:
 
     def whole(self) -> nn.Module | None:
         """A copy of the policy as it is now, for the main process; all processes together."""
-        return scale.whole(self.accelerator, self.roles.policy, self.outline)
+        return whole(self.accelerator, self.roles.policy, self.outline)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Weights of all roles and the optimiser's moments, by name; noise, prompts and plans are functions of the

@@ -23,9 +23,9 @@ from flowportrait.errors import BadInput
 from flowportrait.judge.omni import FAMILIES as OMNI_FAMILIES
 from flowportrait.judge.omni import layout_for
 from flowportrait.judge.omni_inputs import Layout
-from flowportrait.posttrain.adapter import Lora, insert
 from flowportrait.preference.made_pairs import DIMENSIONS
 from flowportrait.preference.vlm_inputs import ORDER, Reader, Shown
+from flowportrait.training.adapter import Lora, insert
 
 VL_FAMILIES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,26 +25,41 @@ class Contestant(NamedTuple):
     settings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
 class Chance:
     """Pays at random: what a run that learns from it becomes is the objective's own drift."""
 
-    name = "chance"
+    name: str
     needs = frozenset({"motion"})
 
     def __call__(self, batch: RewardBatch) -> Score:
-        seed = int(batch.motion.double().abs().sum() * 1e6) % 2**31
-        return all_valid(torch.rand(len(batch), generator=torch.Generator().manual_seed(seed)))
+        seed = int(batch.motion.double().abs().sum() * 1e6) + zlib.crc32(self.name.encode())
+        return all_valid(torch.rand(len(batch), generator=torch.Generator().manual_seed(seed % 2**31)))
 
 
-if Chance.name not in REWARDS:
-    register(Chance.name, lambda options: Chance())
+CHANCES = ("chance", "chance_mouth", "chance_eyes", "chance_head")
+for _name in CHANCES:
+    if _name not in REWARDS:
+        register(_name, lambda options, name=_name: Chance(name))
 
 ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objective.reference=0", "learning_rate=2e-4")
+GRPO = (
+    "flow-grpo", "dance-grpo", "mix-grpo", "flash-grpo", "longcat-grpo", "cps", "guard", "dppo", "branch-grpo",
+    "tempflow", "otca", "vipo", "pref-grpo", "kvpo",
+)  # fmt: skip
+FORWARD = ("nft", "nft-regions", "awm", "flow-rwr", "exemplar-ratio", "exemplar-awm")
+"""The rest of those that need neither pairs nor a teacher: learning from finished clips, or from real ones."""
+SOLACE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "rewards.self_confidence=1")
 
 CONTESTANTS: dict[str, Contestant] = {
-    **{name: Contestant(name) for name in ("flow-grpo", "nft", "nft-regions")},
-    "eta 0.1": Contestant("flow-grpo", ("eta=0.1",)),
-    "eta 1.0": Contestant("flow-grpo", ("eta=1.0",)),
+    **{name: Contestant(name) for name in (*GRPO, *FORWARD)},
+    "solace": Contestant("flow-grpo", SOLACE),
+    **{f"eta {eta}": Contestant("flow-grpo", (f"eta={eta}",)) for eta in (0.1, 0.3, 0.7, 1.0)},
+    **{
+        f"{recipe}, no {group}": Contestant(recipe, (f"rewards.{group}=0",))
+        for recipe in ("flow-grpo", "nft")
+        for group in ("judge", "perceptual", "temporal")
+    },
     "per clip": Contestant("nft-regions", ("credit.dense=0",)),
     "per window": Contestant("nft-regions", ("credit.dense=1",)),
     "sync alone": Contestant("nft", (*ALONE, "rewards.sync=1")),
@@ -53,12 +70,19 @@ CONTESTANTS: dict[str, Contestant] = {
 CONTROLS = ("sft", "supervised on", "sft tuned")
 PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "three quarters", "rl")
 """Results of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, and ``rl``."""
+PAID = ("crowd", "paid at random", "without crowd_eyes", "without crowd_head", "without crowd_mouth", "without sync")
+"""The shipped recipe and what ``shipped.py`` changes in its rewards."""
 
 STUDIES: dict[str, tuple[str, ...]] = {
-    "recipes": (*CONTROLS, "flow-grpo", "nft", "nft-regions"),
-    "noise": ("sft", "eta 0.1", "flow-grpo", "eta 1.0"),
+    "recipes": (*CONTROLS, *GRPO, "solace", *FORWARD),
+    "noise": ("sft", "eta 0.1", "eta 0.3", "flow-grpo", "eta 0.7", "eta 1.0"),
+    "groups": (
+        "sft", "flow-grpo", "flow-grpo, no judge", "flow-grpo, no perceptual", "flow-grpo, no temporal", "nft",
+        "nft, no judge", "nft, no perceptual", "nft, no temporal",
+    ),
     "credit": ("sft", "per clip", "nft-regions", "per window"),
     "hacks": ("sft", "sync alone", "temporal alone", "chance alone"),
     "parts": ("sft", *PARTS),
-}
+    "paid": ("sft", *PAID),
+}  # fmt: skip
 """Contestants of every table of ``docs/results.md``."""

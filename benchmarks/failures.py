@@ -17,8 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from arena import SIZE
 from figures import SYNC, number
-from recipes import SIZE
 from rich.console import Console
 from rich.progress import track
 from skimage.data import astronaut

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arena import SIZE
 from figures import ECS, LER, SYNC, number
 from noisereduce import reduce_noise
-from recipes import SIZE
 from results import write
 from rich.console import Console
 from rich.progress import track

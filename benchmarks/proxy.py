@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recipes import SIZE
+from arena import SIZE
 from rich.progress import track
 from unseen import test_clips
 

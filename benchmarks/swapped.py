@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arena import SIZE
 from proxy import judge
-from recipes import SIZE
 from rich.progress import track
 from unseen import headline, test_clips
 

@@ -11,14 +11,15 @@ import controls
 import figures
 import pytest
 import results
+import shipped
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowportrait.checkpoints import load_generator
+from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
 from flowportrait.generator.sample import generate_motion
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import named, read_recipe
 
 ROOT = Path(__file__).parents[1]
 NUMBER = st.floats(-10, 10)
@@ -62,7 +63,7 @@ def test_every_contestant_is_a_recipe_that_exists() -> None:
     for name, contestant in contestants.CONTESTANTS.items():
         recipe = override(named(contestant.recipe), [*contestants.SMALL, *contestant.settings])
         assert recipe.group_size == 8, name
-    known = {*contestants.CONTESTANTS, *contestants.CONTROLS, *contestants.PARTS}
+    known = {*contestants.CONTESTANTS, *contestants.CONTROLS, *contestants.PARTS, *contestants.PAID}
     assert {name for names in contestants.STUDIES.values() for name in names} <= known
 
 
@@ -86,3 +87,17 @@ def test_the_page_in_the_repository_is_what_its_figures_say() -> None:
 def test_a_table_that_was_not_measured_cannot_be_shown() -> None:
     with pytest.raises(KeyError):
         results.page({"studies": {}}, "{{study recipes}}")
+
+
+def test_what_is_left_out_of_the_shipped_recipe_is_not_paid_and_chance_is_paid_as_much() -> None:
+    recipe = read_recipe(checkpoint_folder("rl") / "recipe.json")
+    whole = recipe.rewards.by_name()
+    for name in contestants.PAID:
+        found = shipped.paid(recipe, name)
+        weights = found.rewards.by_name()
+        assert set(found.allocation.regions) == set(weights), name
+        if name == "paid at random":
+            assert sum(weights.values()) == pytest.approx(sum(whole.values()))
+            assert set(found.allocation.regions.values()) == set(recipe.allocation.regions.values())
+        elif name.startswith("without "):
+            assert weights == {reward: w for reward, w in whole.items() if reward != name.removeprefix("without ")}

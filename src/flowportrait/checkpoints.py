@@ -10,7 +10,7 @@ from flowportrait.generator.arflow import ARFlow
 
 SHIPPED = {
     "sft": "supervised flow matching on real footage",
-    "rl": "sft, post-trained with flow-grpo under the composite reward",
+    "rl": "the lips of sft; head, eyes and lids post-trained with nft-regions",
 }
 
 

@@ -100,6 +100,15 @@ def graft(lips: ARFlow, rest: ARFlow, sampler: WindowSampler, steps: int) -> ARF
     return student
 
 
+def grafted(lips: ARFlow, rest: ARFlow, corpus: Path, heard: Path | None = None, steps: int = 400) -> ARFlow:
+    """``graft`` on the training clips of a prepared corpus; ``heard``: what a supervised run remembered of them, else
+    they are listened to first."""
+    clips = recall(heard) if heard else hear(lips, corpus, TRAINING_SPLITS, 0, CONFIG.seed)
+    clips = clearer(lips, clips, CONFIG.lip_residual)
+    sampler = WindowSampler(clips, FRAMES, torch.Generator().manual_seed(CONFIG.seed))
+    return graft(lips, rest, sampler, steps)
+
+
 def _alike(one: ARFlow, other: ARFlow) -> bool:
     shapes = ({name: value.shape for name, value in model.state_dict().items()} for model in (one, other))
     return next(shapes) == next(shapes)
@@ -116,10 +125,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     lips, rest = load_generator(given.lips), load_generator(given.rest)
-    clips = recall(given.heard) if given.heard else hear(lips, given.corpus, TRAINING_SPLITS, 0, CONFIG.seed)
-    clips = clearer(lips, clips, CONFIG.lip_residual)
-    sampler = WindowSampler(clips, FRAMES, torch.Generator().manual_seed(CONFIG.seed))
-    graft(lips, rest, sampler, given.steps).save_pretrained(given.output)
+    grafted(lips, rest, given.corpus, given.heard, given.steps).save_pretrained(given.output)
 
 
 if __name__ == "__main__":

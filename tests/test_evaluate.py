@@ -119,6 +119,21 @@ def test_the_interval_holds_the_mean_and_shrinks_with_clips() -> None:
     assert bootstrap(np.array([3.0])).low is None
 
 
+def test_runs_that_differ_widen_the_interval_and_runs_that_are_alike_do_not() -> None:
+    rng = np.random.default_rng(0)
+    clips, runs = rng.normal(size=40), 3 * rng.normal(size=(5, 1))
+
+    def width(values: np.ndarray) -> float:
+        found = bootstrap(values)
+        assert found.low is not None
+        assert found.high is not None
+        return found.high - found.low
+
+    assert width(np.tile(clips, (5, 1))) == pytest.approx(width(clips), rel=0.1)
+    apart = 3.92 * np.sqrt(clips.var() / 40 + runs.var() / 5)
+    assert width(clips + runs) == pytest.approx(apart, rel=0.1)
+
+
 def test_paired_differences_are_signed_and_corrected() -> None:
     base = [0.5 + 0.01 * i for i in range(20)]
     found = compare({"before": rows(base), "after": rows([v - 0.1 for v in base])}, baseline="before")

@@ -136,14 +136,18 @@ def _figure(row: Row, key: str) -> float | None:
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of ``[n]`` with a percentile interval over resampled clips."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Estimate(mean, None, None, len(values))
+    """Mean of clips ``[n]`` with a percentile interval over resampled clips; of several runs on the same clips
+    ``[runs, n]`` over resampled runs and, independently, clips (both are samples; Owen 2007, The pigeonhole bootstrap).
+    """
+    mean, table = float(values.mean()), np.atleast_2d(values)
+    runs, clips = table.shape
+    if clips < 2:
+        return Estimate(mean, None, None, clips)
     rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(mean, float(low), float(high), len(values))
+    columns = rng.integers(clips, size=(RESAMPLES, 1, clips))
+    rows = rng.integers(runs, size=(RESAMPLES, runs, 1))
+    low, high = np.quantile(table[rows, columns].mean((1, 2)), [0.025, 0.975])
+    return Estimate(mean, float(low), float(high), clips)
 
 
 def excess(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:

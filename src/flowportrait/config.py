@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowportrait.errors import BadInput
+from flowportrait.written import write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -114,9 +114,7 @@ def merge(config: Config, data: dict[str, Any]) -> Config:
 
 def save(config: Any, path: Path) -> None:
     """Write as JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(path, to_dict(config), indent=2)
 
 
 def load(kind: type[Config], path: Path) -> Config:

@@ -8,8 +8,6 @@ Post-training hears only the first six seconds; the table compares both models o
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -33,6 +31,7 @@ from flowportrait.prompts import Prompt
 from flowportrait.provenance.credential import find_credential
 from flowportrait.provenance.origin import Origin
 from flowportrait.provenance.publish import Provenance, publish
+from flowportrait.written import write_json
 
 TRAINING_SECONDS = 6.0
 ITERATIONS = 24
@@ -97,9 +96,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
         sheets = [contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
         cv2.imwrite(str(output / "sheet.jpg"), np.vstack(sheets)[..., ::-1])
     result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(curves), **summary}
-    partial = output / "summary.json.partial"
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, output / "summary.json")
+    write_json(output / "summary.json", result, indent=2)
     return {"report": str(output / "report.html"), "summary": str(output / "summary.json"), "seconds": seconds}
 
 

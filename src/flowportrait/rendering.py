@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.video import FPS, write_video
 from flowportrait.prompts import read_prompts
+from flowportrait.written import write_json
 
 RECORD = "rendered.json"
 
@@ -67,9 +67,7 @@ def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, 
         frames = animator.animate(read_image(prompt.image), audio, seed=seed, size=size, name=str(prompt.image))
         write_video(target, watch(frames), audio)
         made[prompt.id] = {"origin": origin, "cost": watch.cost()}
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps(made, indent=1))
-        os.replace(partial, record)
+        write_json(record, made)
     return videos
 
 

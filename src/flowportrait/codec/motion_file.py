@@ -15,7 +15,6 @@ import difflib
 import io
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from flowportrait.codec import blendshapes
 from flowportrait.codec.basis import EXPRESSION, HEAD, MotionBasis
 from flowportrait.errors import BadInput
 from flowportrait.media.video import FPS
+from flowportrait.written import write_text
 
 HEAD_NAMES = ("headYaw", "headPitch", "headRoll", "headX", "headY", "headScale")
 _DETAIL = tuple(f"detail{i}" for i in range(EXPRESSION.stop))
@@ -45,12 +45,9 @@ def write_motion(path: Path, motion: torch.Tensor) -> None:
     head = _head_to_file(motion[:, HEAD])
     columns = np.concatenate([weights, head, detail.numpy()], 1)
     text = _as_csv(columns) if path.suffix.lower() == ".csv" else _as_json(columns)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text)
-        os.replace(partial, path)
+        write_text(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise BadInput(f"Cannot write {path} ({error.strerror}): choose another name.") from error
 
 

@@ -8,7 +8,6 @@ what is in front of what, and where teeth end, is geometry fixed to skull and ja
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save_file
+
+from flowportrait.written import complete
 
 FEATURES = 12
 HIDDEN = 40
@@ -54,9 +55,8 @@ class MouthModel:
         for index, (weight, bias) in enumerate(self._layers):
             tensors |= {f"weight_{index}": weight, f"bias_{index}": bias}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}, str(partial))
-        os.replace(partial, path)
+        with complete(path) as partial:
+            save_file({name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}, str(partial))
 
     @classmethod
     @lru_cache(maxsize=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load, save
+
+from flowportrait.written import complete
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Clip:
 
     def save(self, path: Path) -> None:
         """Write as safetensors (audio as int16), under a temporary name first."""
-        partial = path.with_suffix(".partial")
         tensors = {
             "landmarks": self.landmarks.astype(np.float32),
             "blendshapes": self.blendshapes.astype(np.float16),
@@ -44,8 +44,8 @@ class Clip:
             tensors["speech"] = self.speech.astype(np.uint8)
         if self.crop is not None:
             tensors["crop"] = self.crop.astype(np.int32)
-        partial.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
-        os.replace(partial, path)
+        with complete(path) as partial:
+            partial.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
 
     @classmethod
     def load(cls, path: Path) -> Clip:

@@ -7,7 +7,6 @@ A video's clips count only once its own line is written, so that an interrupted 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from flowportrait.errors import BadInput
+from flowportrait.written import write_text
 
 Record = dict[str, Any]
 KEPT, REJECTED, DONE = "clips.jsonl", "rejected.jsonl", "sources.jsonl"
@@ -87,6 +87,4 @@ class Index:
 
 
 def _rewrite(path: Path, records: Iterable[Record]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.index import REJECTED, Record, corpus_records, read_records
 from flowportrait.media.video import FPS
+from flowportrait.written import write_text
 
 FACES = 40
 EXAMPLES = 8
@@ -60,9 +60,8 @@ def write_report(corpus: Path) -> dict[str, Any]:
         _speakers(kept),
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Corpus</title><style>{STYLE}</style>{''.join(parts)}"
-    target, partial = corpus / "report.html", corpus / "report.partial"
-    partial.write_text(page)
-    os.replace(partial, target)
+    target = corpus / "report.html"
+    write_text(target, page)
     return {"report": str(target), "clips": len(kept), "hours": round(hours, 3), "rejected": dict(reasons)}
 
 

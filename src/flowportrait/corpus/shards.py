@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.index import Record, corpus_records
 from flowportrait.errors import BadInput
+from flowportrait.written import complete
 
 PARTS = (("clips", ".safetensors"), ("pictures", ".jpg"), ("crops", ".mp4"))
 
@@ -95,13 +95,11 @@ def _files(corpus: Path, record: Record) -> list[tuple[str, Path]]:
 
 
 def _write(corpus: Path, target: Path, records: list[Record]) -> Path:
-    partial = target.with_suffix(".partial")
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with complete(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in records:
             _add(tar, f"{key(record['name'])}.json", json.dumps(record).encode())
             for suffix, path in _files(corpus, record):
                 _add(tar, f"{key(record['name'])}{suffix}", path.read_bytes())
-    os.replace(partial, target)
     return target
 
 

@@ -41,6 +41,7 @@ from flowportrait.evaluate.compare import Estimate, Row, bootstrap
 from flowportrait.evaluate.protocol import Case, Protocol, fingerprint
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.rendering import rendering_costs
+from flowportrait.written import write_json
 
 ORDER_BY = ("sync_in_time", "sync_in_time_short", "ler")
 PACKAGES = ("flowportrait", "torch", "mediapipe", "opencv-contrib-python", "av", "dlib-bin", "numpy")
@@ -111,9 +112,7 @@ def bench(
         "excluded": summary["excluded"],
         "clips": rows,
     }
-    partial = output / ".results.json.partial"
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(partial, output / "results.json")
+    write_json(output / "results.json", results)
     return {
         "results": str(output / "results.json"),
         "report": str(output / "report.html"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.portrait import Portrait, crop_transform, sample_crop
 from flowportrait.media.video import iter_frames, write_video
 from flowportrait.rendering import RECORD, Stopwatch
+from flowportrait.written import write_json
 
 FOOTAGE, REAL = "footage", "real"
 LOSERS = ("shifted", "other sentence", "loudness jaw", "still")
@@ -124,9 +124,7 @@ def written(
         frames, audio = job(index)()
         write_video(path, watch(frames), audio, crf=protocol.crf)
         known[case.id] = {"origin": origin, "cost": watch.cost()}
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps(known))
-        os.replace(partial, record)
+        write_json(record, known, indent=None)
     return files
 
 

@@ -9,7 +9,6 @@ found in the footage. In the same file: what held-out speakers, noise and stilln
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from flowportrait.evaluate import points68
 from flowportrait.evaluate.expression import Reference, Samples, dynamics, ecs, pooled_ecs, quantiles
 from flowportrait.evaluate.signals import GROUPS, actions, actions68, pose_free
 from flowportrait.media.video import iter_frames
+from flowportrait.written import write_json
 
 FITTED_ON = ("reward", "evaluation")
 Signals = dict[str, np.ndarray]
@@ -44,9 +44,7 @@ def fit(corpus: Path, data: Path, output: Path, every: int = 1) -> None:
         found["groups"][network] = reference
         found["clips"][network] = {part: len(clips) for part, clips in parts.items()}
         found["check"][network] = _check(parts["dev"], reference)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(found) + "\n")
-    os.replace(partial, output)
+    write_json(output, found, indent=None)
     print(json.dumps({"clips": found["clips"], "check": found["check"]}, indent=1))
 
 

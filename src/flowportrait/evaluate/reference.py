@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from flowportrait.evaluate.compare import Estimate, compare
 from flowportrait.evaluate.metrics import METRICS
+from flowportrait.written import write_json
 
 SHIPPED = "real footage (shipped)"
 
@@ -49,9 +49,7 @@ def fit(videos: list[Path], output: Path, about: str) -> dict[str, Any]:
         for metric in METRICS
         if metric.key != "tfi_guarded" and (e := comparison.estimates["real"].get(metric.key)) is not None
     }
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps({"about": about, "metrics": row}, indent=1) + "\n")
-    os.replace(partial, output)
+    write_json(output, {"about": about, "metrics": row})
     return row
 
 

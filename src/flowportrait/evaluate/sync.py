@@ -9,15 +9,16 @@ only, and speakers the reward side never saw. Nothing is zero-padded in time: T 
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
+
+from flowportrait.written import write_weights
 
 CROP = (40, 56)
 """The part of the 48 × 64 mouth patch that is looked at; the rest is room for training jitter."""
@@ -71,10 +72,7 @@ class SyncExpert(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write float16 safetensors under a temporary name first."""
-        partial = path.with_suffix(".partial")
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_file(tensors, str(partial))
-        os.replace(partial, path)
+        write_weights(path, self.state_dict())
 
     @classmethod
     def read(cls, path: Path) -> SyncExpert:

@@ -10,7 +10,6 @@ continues from ``checkpoint.pt`` in the output folder.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from flowportrait.evaluate.augment import jitter_mel
 from flowportrait.evaluate.contrast import contrastive_loss
 from flowportrait.evaluate.expert_data import PIECE, Item, draw_batch, load_items
 from flowportrait.evaluate.sides import Side, side_named
+from flowportrait.written import complete
 
 REALIGN = 3
 """Frames: clips further off than this are dropped."""
@@ -71,7 +71,6 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint under a temporary name first."""
-        partial = path.with_suffix(".partial")
         state = {
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -81,8 +80,8 @@ class Training:
             "delays": self.delays,
             "step": self.step,
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with complete(path) as partial:
+            torch.save(state, partial)
 
     def restore(self, path: Path) -> None:
         """Continue where ``save`` left off."""

@@ -7,17 +7,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from flowportrait.errors import BadInput
 from flowportrait.generator import model_card
 from flowportrait.generator.config import GeneratorConfig
+from flowportrait.written import write_json, write_text, write_weights
 
 if TYPE_CHECKING:
     from flowportrait.generator.arflow import ARFlow
@@ -29,12 +29,10 @@ def save(model: ARFlow, folder: Path) -> None:
     """Write a checkpoint; each file appears only when complete, and a card that is there already is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(model.config, adapt="full") if _merged(model) else model.config
-    partial = folder / "model.partial"
-    save_file({name: value.half().contiguous() for name, value in own_weights(model).items()}, str(partial))
-    os.replace(partial, folder / "model.safetensors")
-    _write(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+    write_weights(folder / "model.safetensors", own_weights(model))
+    write_json(folder / "config.json", asdict(config), indent=2)
     if not (folder / CARD).exists():
-        _write(folder / CARD, model_card.card(model))
+        write_text(folder / CARD, model_card.card(model))
 
 
 def read_config(folder: Path) -> GeneratorConfig:
@@ -88,9 +86,3 @@ def _merged(model: ARFlow) -> bool:
 
 def _misfit(folder: Path, error: Exception) -> BadInput:
     return BadInput(f"The checkpoint in {folder} does not fit this version: {str(error).splitlines()[0]}")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -6,7 +6,6 @@ variants per clip. Every variant is a clip of its own, with motion as fast as it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from flowportrait.corpus.motion_set import MotionClip, load_motion, stretch
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.augment import augment, augment_wave
 from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
+from flowportrait.written import complete
 
 _BABBLE = 40
 
@@ -53,9 +53,8 @@ def hear(model: ARFlow, corpus: Path, splits: Collection[str], variants: int, se
 
 def remember(path: Path, clips: list[MotionClip]) -> None:
     """Write what was heard, so that a resumed run need not listen again."""
-    partial = path.with_suffix(".partial")
-    torch.save([asdict(clip) for clip in clips], partial)
-    os.replace(partial, path)
+    with complete(path) as partial:
+        torch.save([asdict(clip) for clip in clips], partial)
 
 
 def recall(path: Path) -> list[MotionClip]:

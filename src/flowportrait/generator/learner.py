@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from flowportrait.generator.matching import Matching
 from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.training.processes import roll_call
 from flowportrait.training.shards import distribute, exchanging, gathered, outline, shards, whole
+from flowportrait.written import complete
 
 Draw = Callable[[int], tuple[torch.Tensor, ...]]
 """A batch of so many windows, or a lesson."""
@@ -92,9 +92,8 @@ class Learner:
             "running": self.running, "optimizer": self.optimizer.state_dict(), "draws": draws,
         })  # fmt: skip
         if self.accelerator.is_main_process:
-            partial = path.with_suffix(".partial")
-            torch.save(state, partial)
-            os.replace(partial, path)
+            with complete(path) as partial:
+                torch.save(state, partial)
 
     def go_on(self, state: dict[str, Any]) -> None:
         """Continue from what ``save`` wrote; the model's own weights are there already.

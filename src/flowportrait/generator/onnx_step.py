@@ -10,7 +10,6 @@ inside, so a call draws a whole chunk from unit noise. Folder: ``step.onnx`` and
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow, Condition
+from flowportrait.written import complete, write_json
 
 INPUTS = ("audio", "style", "previous", "noise", "position", "keys", "values")
 OUTPUTS = ("motion", "new_keys", "new_values")
@@ -106,24 +106,22 @@ def export_step(model: ARFlow, path: Path) -> None:
         condition = model.eval().condition(torch.zeros(1, 4 * chunk, 80))
     example = (condition.audio, condition.style, torch.zeros(1, chunk, MOTION_DIM), torch.zeros(1, latent),
                torch.tensor([3]), *empty_cache(model, past=3))  # fmt: skip
-    partial_path = path.with_suffix(".partial")
+    sizes: dict[str, list[Any]] = {name: list(tensor.shape) for name, tensor in zip(INPUTS, example, strict=True)}
+    sizes["keys"][3] = sizes["values"][3] = "past"
+    about = {"inputs": sizes, "horizon": model.config.horizon, "window": model.config.window, "chunk": chunk,
+             "rest_style": condition.style[0].tolist()}  # fmt: skip
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with complete(path) as partial, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                Step(model), example, str(partial_path), input_names=list(INPUTS), output_names=list(OUTPUTS),
+                Step(model), example, str(partial), input_names=list(INPUTS), output_names=list(OUTPUTS),
                 dynamic_axes={"keys": {3: "past"}, "values": {3: "past"}, "new_keys": {3: "kept"},
                               "new_values": {3: "kept"}},
                 opset_version=17, dynamo=False,
             )  # fmt: skip
     except ImportError as error:
         raise BadInput("Exporting needs onnx and onnxscript: pip install 'flowportrait[onnx]'.") from error
-    sizes: dict[str, list[Any]] = {name: list(tensor.shape) for name, tensor in zip(INPUTS, example, strict=True)}
-    sizes["keys"][3] = sizes["values"][3] = "past"
-    about = {"inputs": sizes, "horizon": model.config.horizon, "window": model.config.window, "chunk": chunk,
-             "rest_style": condition.style[0].tolist()}  # fmt: skip
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
-    os.replace(partial_path, path)
+    write_json(path.with_suffix(".json"), about)
 
 
 class OnnxSteps:

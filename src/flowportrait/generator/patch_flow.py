@@ -12,13 +12,12 @@ by the (frozen) ears of a motion generator: ``hear``.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.errors import BadInput
@@ -27,6 +26,7 @@ from flowportrait.generator.backbone import Backbone
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.lip_reader import N_LIPS
 from flowportrait.generator.patch_head import PatchHead
+from flowportrait.written import write_weights
 
 SHARPEST = 0.1
 """σ below which the velocity no longer magnifies the error of ẑ."""
@@ -133,9 +133,7 @@ class PatchFlow(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and float16 ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "model.partial"
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, str(partial))
-        os.replace(partial, folder / "model.safetensors")
+        write_weights(folder / "model.safetensors", self.state_dict())
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod

@@ -11,7 +11,6 @@ evaluation side, say what people would see.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -39,6 +38,7 @@ from flowportrait.interrupt import StopRequest
 from flowportrait.prompts import Prompt
 from flowportrait.training.processes import on_main, roll_call, tracking
 from flowportrait.training.samples import draw_and_measure
+from flowportrait.written import write_text
 
 __all__ = ["PretrainConfig", "chunk_loss", "clearer", "flow_matching_loss", "pretrain"]
 
@@ -170,6 +170,4 @@ def _deliver(model: ARFlow, folder: Path, data: str, found: dict[str, float]) ->
     """The checkpoint, with a card of now."""
     model.save_pretrained(folder)
     figures = "\n".join(f"* {name.removeprefix('evaluation/')}: {value:.4g}" for name, value in found.items())
-    partial_card = folder / "README.partial"
-    partial_card.write_text(card(model, data, figures))
-    os.replace(partial_card, folder / CARD)
+    write_text(folder / CARD, card(model, data, figures))

@@ -10,7 +10,6 @@ frame is one token, three mel columns of convolution and half a mel window: 20 +
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import WhisperConfig
 from transformers.audio_utils import hertz_to_mel
@@ -26,6 +25,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import N_MELS
+from flowportrait.written import write_weights
 
 WIDTH = 384
 TOKENS_PER_FRAME = 2
@@ -120,9 +120,7 @@ class SpeechEncoder(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write float16 safetensors under a temporary name first."""
-        partial = path.with_suffix(".partial")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, str(partial))
-        os.replace(partial, path)
+        write_weights(path, self.state_dict())
 
 
 def _sinusoids(length: int) -> torch.Tensor:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from flowportrait.generator.matching import flow_matching_loss
 from flowportrait.generator.material import clearer
 from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.generator.sample import generate
+from flowportrait.written import complete
 
 FRAMES, BATCH = 28, 32
 LEARNING_RATE = 2e-2
@@ -122,9 +122,8 @@ def main() -> None:
     dial = learn(model, sampler, given.seconds)
     calibrate(model, dial, sampler)
     given.output.mkdir(parents=True, exist_ok=True)
-    partial = given.output / "model.partial"
-    save_file({"direction": dial.direction.detach()}, str(partial))
-    os.replace(partial, given.output / "model.safetensors")
+    with complete(given.output / "model.safetensors") as partial:
+        save_file({"direction": dial.direction.detach()}, str(partial))
 
 
 if __name__ == "__main__":

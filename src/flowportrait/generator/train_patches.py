@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -34,6 +33,7 @@ from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.generator.face_film import PATCH, Film, film
 from flowportrait.generator.patch_flow import PatchFlow, PatchFlowConfig
 from flowportrait.interrupt import StopRequest
+from flowportrait.written import complete
 
 FRAMES = 72
 """Frames of a clip that are used."""
@@ -134,12 +134,12 @@ def train(clips: list[Film], output: Path, minutes: float, side: int, spatial: i
             if step % 100 == 0 or spent >= 60 * minutes or stop.asked:
                 print(f"step {step}  loss {running:.4f}  {spent / 60:.1f} of {minutes:g} min", flush=True)
                 average.save_pretrained(output / "checkpoint")
-                partial = state_path.with_suffix(".partial")
-                torch.save({
+                state = {
                     "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
                     "generator": generator.get_state(), "step": step, "spent": spent, "running": running,
-                }, partial)  # fmt: skip
-                os.replace(partial, state_path)
+                }  # fmt: skip
+                with complete(state_path) as partial:
+                    torch.save(state, partial)
     stop.obey()
 
 

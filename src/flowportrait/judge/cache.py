@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from flowportrait.judge.opinion import Reply
+from flowportrait.written import write_json
 
 
 def default_folder() -> Path:
@@ -36,9 +37,7 @@ class Cache:
             return
         path = self._path(address)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(reply.to_dict()))
-        os.replace(partial, path)
+        write_json(path, reply.to_dict(), indent=None)
 
     def _path(self, address: str) -> Path:
         assert self._folder is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from scipy.optimize import isotonic_regression
 
 from flowportrait.errors import BadInput
 from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST, Aspect
+from flowportrait.written import write_json
 
 FEWEST = 8
 """Clips with both scores below which nothing is learned."""
@@ -51,9 +51,7 @@ class Calibration:
 
     def save(self, path: Path, report: dict[str, Any]) -> None:
         """Write with the report it comes from."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({**self.to_dict(), "report": report}, indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, {**self.to_dict(), "report": report})
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST
+from flowportrait.written import complete
 
 
 def draw_histograms(report: dict[str, Any], path: Path) -> None:
@@ -32,6 +32,5 @@ def draw_histograms(report: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("score")
         axes.set_ylabel("clips")
         axes.legend()
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    os.replace(partial, path)
+    with complete(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.registry import build
 from flowportrait.reward.scoring import score
 from flowportrait.terminal import progress
+from flowportrait.written import write_json
 
 GRADED: dict[str, tuple[str, dict[int, float]]] = {
     "sync": ("offset", {4: 2.0, 3: 3.0, 2: 5.0}),
@@ -117,9 +117,7 @@ def main() -> None:
     real = {"floor": steadiness.floor, "unmoved": steadiness.unmoved}
     found = {"clips": len(clips), "graded_by": GRADED, "real": real, "scales": {name: scales[name] for name in GRADED}}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.output.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(partial, options.output)
+    write_json(options.output, found)
 
 
 if __name__ == "__main__":

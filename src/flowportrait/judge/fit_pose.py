@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from flowportrait.corruption.head import stretched
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.fit_measured import BEST, BEST_SHARE, CLEAN, monotone, speakers_clips
 from flowportrait.judge.pose import HeadPose
+from flowportrait.written import write_json
 
 STRENGTHS = {4: 0.02, 3: 0.05, 2: 0.1, 1: 0.2}
 """Grade → share by which a head grows wider."""
@@ -55,9 +55,7 @@ def main() -> None:
         hurt = pose.figures(places_of([bent(clip, stretched, share) for clip in clips]))
         points.append((float(grade), float(hurt.median())))
     found = {"clips": len(clips), "real": {"bend": pose.bend, "turn": pose.turn}, "scale": monotone(points)}
-    partial = options.output.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(partial, options.output)
+    write_json(options.output, found)
     print(json.dumps(found))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from flowportrait.errors import BadInput
 from flowportrait.judge.rubric import ASPECTS, Aspect
+from flowportrait.written import write_json
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ class Library:
 
     def save(self, path: Path, report: Mapping[str, Any]) -> None:
         """Write with the report of how it came to be."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"entries": dict(self.entries), "report": report}, indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, {"entries": dict(self.entries), "report": report})
 
     @classmethod
     def load(cls, path: Path) -> Library:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +14,7 @@ from flowportrait.judge.judges import ledger_of
 from flowportrait.judge.rubric import ASPECTS, Aspect, rubric_version
 from flowportrait.judge.verdict import Judge
 from flowportrait.terminal import progress
+from flowportrait.written import write_json
 
 LOT = 8
 """Files in memory at a time."""
@@ -54,9 +54,7 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
 
 def write_report(report: dict[str, Any], path: Path) -> None:
     """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, report)
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ multimodal LLMs are near chance on lip sync (52.6 % in FantasyTalking2, 2508.112
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -26,6 +25,7 @@ from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.rubric import ASPECTS, Aspect
 from flowportrait.judge.verdict import Judge, Verdict
 from flowportrait.terminal import progress
+from flowportrait.written import write_json
 
 CASES: dict[Aspect, tuple[str, ...]] = {
     "lip_sync": ("offset", "time-warp"),
@@ -147,9 +147,7 @@ def keep_certificate(certificate: Certificate, folder: Path) -> Path:
     """Write it where ``require_sound`` looks."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{certificate.fingerprint}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(certificate.to_dict(), indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, certificate.to_dict())
     return path
 
 

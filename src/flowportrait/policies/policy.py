@@ -17,6 +17,7 @@ from torch import nn
 from flowportrait.errors import BadInput
 from flowportrait.policies.interface import Generator, Item, Shown
 from flowportrait.posttrain.rows import each
+from flowportrait.written import complete
 
 
 class Condition(NamedTuple):
@@ -150,6 +151,5 @@ class GeneratorPolicy(nn.Module):
         elif hasattr(self.generator, "save_pretrained"):
             self.generator.save_pretrained(folder)
         else:
-            partial = folder / "model.partial"
-            save_file({k: v.contiguous() for k, v in self.generator.state_dict().items()}, str(partial))  # type: ignore[attr-defined]
-            partial.replace(folder / "model.safetensors")
+            with complete(folder / "model.safetensors") as partial:
+                save_file({k: v.contiguous() for k, v in self.generator.state_dict().items()}, str(partial))  # type: ignore[attr-defined]

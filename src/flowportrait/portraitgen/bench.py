@@ -8,8 +8,6 @@ holds no path and no machine: two of them are comparable if prompts, version and
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from flowportrait.portraitgen.rubric import RUBRICS
 from flowportrait.portraitgen.taxonomy import TAXONOMY, VERSION, BenchPrompt, digest
 from flowportrait.portraitgen.verdict import Still, StillJudge
 from flowportrait.terminal import progress
+from flowportrait.written import complete, write_json
 
 Draw = Callable[[BenchPrompt, int], np.ndarray]
 """``(prompt, seed) -> picture [H, W, 3] uint8 RGB``."""
@@ -60,9 +59,8 @@ def drawn(draw: Draw, prompts: Sequence[BenchPrompt], per_prompt: int, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     todo = [(p, seed, folder / f"{p.id}_{seed}.png") for p in prompts for seed in range(per_prompt)]
     for prompt, seed, path in progress((job for job in todo if not job[2].is_file()), len(todo)):
-        partial = path.with_suffix(".partial")
-        Image.fromarray(draw(prompt, seed)).save(partial, "PNG")
-        os.replace(partial, path)
+        with complete(path) as partial:
+            Image.fromarray(draw(prompt, seed)).save(partial, "PNG")
 
 
 def run(
@@ -165,6 +163,4 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
 def write(found: Mapping[str, Any], path: Path) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, found)

@@ -9,7 +9,6 @@ people: it stays where the footage stays.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from flowportrait.media.video import iter_frames
 from flowportrait.portraitgen.attributes import attributes
 from flowportrait.portraitgen.framing import eye_distance, framed
 from flowportrait.portraitgen.look import look
+from flowportrait.written import complete
 
 SIDE, LARGE = 48, 115
 """Pixels of the small flow's pictures, and of the larger ones on which limits are learned."""
@@ -60,9 +60,8 @@ class Faces:
 
     def save(self, path: Path) -> None:
         """As safetensors, under a temporary name first."""
-        partial = path.with_suffix(".partial")
-        save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, str(partial))
-        os.replace(partial, path)
+        with complete(path) as partial:
+            save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, str(partial))
 
     @classmethod
     def load(cls, path: Path) -> Faces:

@@ -10,7 +10,6 @@ closed by definition, because people who speak blink; blocks begin where an ordi
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from flowportrait.portraitgen.detectors import blocks, ratios
 from flowportrait.portraitgen.faces import Faces
 from flowportrait.portraitgen.look import NEAREST, Look, Scale, glance
 from flowportrait.portraitgen.quality import figures
+from flowportrait.written import write_json
 
 SHIPPED = Path(str(files("flowportrait") / "weights" / "portraitgen" / "limits.json"))
 EXCEEDED = 0.01
@@ -153,6 +153,4 @@ if __name__ == "__main__":
     cv2.setNumThreads(1)
     target = Path(sys.argv[2])
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(fit(Faces.load(Path(sys.argv[1]))), indent=1) + "\n")
-    os.replace(partial, target)
+    write_json(target, fit(Faces.load(Path(sys.argv[1]))))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.portraitgen.attributes import ATTRIBUTES
 from flowportrait.portraitgen.picture_space import LATENTS, PictureSpace
+from flowportrait.written import complete
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,8 @@ class PortraitFlow(nn.Module):
         """Write config.json and model.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        partial = folder / "model.partial"
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, str(partial))
-        os.replace(partial, folder / "model.safetensors")
+        with complete(folder / "model.safetensors") as partial:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, str(partial))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> PortraitFlow:

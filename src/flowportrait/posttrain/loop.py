@@ -27,6 +27,7 @@ from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
 from flowportrait.terminal import say
 from flowportrait.training.processes import on_main, roll_call
+from flowportrait.written import write_text
 
 Report = Callable[[dict[str, float]], None]
 
@@ -163,7 +164,5 @@ def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
                 break
             if record["iteration"] <= iteration:
                 kept.append(record)
-        partial = metrics.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(metrics)
+        write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
     return kept

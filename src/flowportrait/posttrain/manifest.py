@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from typing import Any
 from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.errors import BadInput
 from flowportrait.prompts import Prompt
+from flowportrait.written import write_json
 
 PACKAGES = (
     "flowportrait", "torch", "transformers", "accelerate", "peft", "numpy", "mediapipe", "opencv-contrib-python",
@@ -47,9 +47,7 @@ def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
         BadInput: a resumed run would start from other weights or see other data.
     """
     if not path.is_file():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(current, indent=2) + "\n")
-        os.replace(partial, path)
+        write_json(path, current, indent=2)
         return []
     before = json.loads(path.read_text())
     for key, what in MUST_AGREE.items():

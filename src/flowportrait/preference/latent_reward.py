@@ -14,7 +14,6 @@ The towers share nothing: expression and motion never see the sound.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -24,7 +23,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.codec.basis import EXPRESSION, LOWER, MOTION_DIM
@@ -35,6 +34,7 @@ from flowportrait.generator.flow_head import FlowHead
 from flowportrait.generator.lip_reader import N_LIPS
 from flowportrait.preference.made_pairs import DIMENSIONS
 from flowportrait.preference.thurstone import MARGIN, log_chances
+from flowportrait.written import write_json, write_weights
 
 KERNEL, DILATIONS = 3, (1, 2)
 REACH = 1 + (KERNEL - 1) * sum(DILATIONS)
@@ -161,11 +161,8 @@ class LatentReward(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and float16 ``model.safetensors``; each file appears only when complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
-        partial = folder / "model.partial"
-        save_file(weights, str(partial))
-        os.replace(partial, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        write_weights(folder / "model.safetensors", self.state_dict())
+        write_json(folder / "config.json", asdict(self.config), indent=2)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> LatentReward:

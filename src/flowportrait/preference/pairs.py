@@ -12,13 +12,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from flowportrait.errors import BadInput
+from flowportrait.written import complete
 
 Aspect = Literal["sync", "expression", "motion", "overall"]
 Label = Literal["A", "B", "tie"]
@@ -65,18 +65,14 @@ class Pair:
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
     """Write, whole or not at all; returns how many. Unknown fields are left out."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
     try:
-        with partial.open("w") as file:
+        with complete(path) as partial, partial.open("w") as file:
             for pair in pairs:
                 file.write(json.dumps({k: v for k, v in asdict(pair).items() if v}, ensure_ascii=False) + "\n")
                 count += 1
-        os.replace(partial, path)
     except OSError as error:
         raise BadInput(f"Cannot write {path} ({error.strerror}): choose another --output.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return count
 
 

@@ -12,14 +12,13 @@ footage, 1 is one standard deviation better.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.codec.basis import EXPRESSION, MOTION_DIM
@@ -27,6 +26,7 @@ from flowportrait.errors import BadInput
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES
 from flowportrait.reward.sync import SyncExpert
+from flowportrait.written import write_weights
 
 WIDTH = 64
 START = 8.0
@@ -113,10 +113,7 @@ class RewardModel(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write float16 safetensors, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_file(tensors, str(partial))
-        os.replace(partial, path)
+        write_weights(path, self.state_dict())
 
     @classmethod
     def read(cls, path: Path) -> RewardModel:

@@ -8,7 +8,6 @@ hear it. Trained are the adapters of the decoder, the tokens' embeddings and w; 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from flowportrait.judge.omni_inputs import Layout
 from flowportrait.preference.made_pairs import DIMENSIONS
 from flowportrait.preference.vlm_inputs import ORDER, Reader, Shown
 from flowportrait.training.adapter import Lora, insert
+from flowportrait.written import complete
 
 VL_FAMILIES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -132,9 +132,8 @@ class VlmReward(nn.Module):
     def save(self, folder: Path) -> None:
         """Write what was trained and the settings, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "vlm.partial"
-        save_file(self._own(), str(partial))
-        os.replace(partial, folder / "vlm.safetensors")
+        with complete(folder / "vlm.safetensors") as partial:
+            save_file(self._own(), str(partial))
         save(self.settings, folder / "vlm.json")
 
     @classmethod

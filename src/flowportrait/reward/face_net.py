@@ -8,7 +8,6 @@ folded in. It learned from celebrities' photos and from nobody here. Reward side
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,10 +16,11 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.media.align import to_canonical
+from flowportrait.written import write_weights
 
 SIDE = 128
 """Pixels of the aligned face. Trained at 224; at 128 unseen speakers are told apart nearly as well in a third of the
@@ -88,9 +88,7 @@ class FaceNet(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write float16 safetensors under a temporary name first."""
-        partial = path.with_suffix(".partial")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, str(partial))
-        os.replace(partial, path)
+        write_weights(path, self.state_dict())
 
 
 class _Layer(nn.Conv2d):

@@ -10,7 +10,6 @@ time: T frames give T − 8 windows.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.codec.basis import LOWER, MotionBasis
+from flowportrait.written import write_weights
 
 
 class SyncExpert(nn.Module):
@@ -76,10 +76,7 @@ class SyncExpert(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write float16 safetensors under a temporary name first."""
-        partial = path.with_suffix(".partial")
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_file(tensors, str(partial))
-        os.replace(partial, path)
+        write_weights(path, self.state_dict())
 
     @classmethod
     def read(cls, path: Path) -> SyncExpert:

@@ -11,7 +11,6 @@ disagree, believe the one by person. p values are Holm-corrected over all rows o
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from flowportrait.study.attention import why_left_out
 from flowportrait.study.bradley_terry import Vote, davidson
 from flowportrait.study.plan import ANSWERS, MEDIA, QUESTIONS, Study
 from flowportrait.study.store import Answers, Store
+from flowportrait.written import write_text
 
 PAIRS = "pairs.jsonl"
 
@@ -94,9 +94,7 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
 
     output.mkdir(parents=True, exist_ok=True)
     for name, text in (("analysis.json", json.dumps(analysis, indent=2)), ("analysis.html", render_report(analysis))):
-        partial = output / f".{name}.partial"
-        partial.write_text(text + "\n")
-        os.replace(partial, output / name)
+        write_text(output / name, text + "\n")
     return analysis
 
 

@@ -10,7 +10,6 @@ often; order and sides are a function of the key, so that a reload shows what wa
 from __future__ import annotations
 
 import json
-import os
 import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Literal
 from flowportrait.config import from_dict
 from flowportrait.errors import BadInput
 from flowportrait.preference.pairs import Aspect
+from flowportrait.written import write_json
 
 FORMAT, VERSION = "flowportrait study", 1
 PLAN, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
@@ -103,9 +103,7 @@ class Study:
 
     def save(self, folder: Path) -> None:
         """Write ``study.json``, whole or not at all."""
-        partial = folder / f".{PLAN}.partial"
-        partial.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
-        os.replace(partial, folder / PLAN)
+        write_json(folder / PLAN, {"format": FORMAT, "version": VERSION, **asdict(self)})
 
     @classmethod
     def load(cls, folder: Path) -> Study:

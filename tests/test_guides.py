@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main
+from flowportrait.posttrain.recipes import CARDS
 from flowportrait.reward.registry import REWARDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -60,3 +63,22 @@ def test_a_reward_of_ones_own_is_trained_on_as_written(home: Path, monkeypatch: 
         REWARDS.pop("open_eyes", None)
     metrics = (home / "run" / "metrics.jsonl").read_text()
     assert "reward/open_eyes" in metrics
+
+
+@pytest.mark.slow
+def test_a_recipe_of_ones_own_is_trained_by_as_written_in_under_sixty_lines(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = guide("posttraining.md", "Write a recipe", "python")
+    assert len(block.splitlines()) < 60
+    (home / "recipe.py").write_text(block)
+    monkeypatch.setattr("flowportrait.cli.main", lambda arguments: main([*arguments, *SMALL]))
+    try:
+        runpy.run_path(str(home / "recipe.py"))
+    finally:
+        CARDS.pop("better-half", None)
+    assert json.loads((home / "half" / "recipe.json").read_text())["name"] == "better-half"
+    first = json.loads((home / "half" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss/policy"] > 0
+    assert first["skipped"] == 0
+    assert (home / "half" / "checkpoint" / "model.safetensors").is_file()

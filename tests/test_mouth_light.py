@@ -9,6 +9,7 @@ import pytest
 from skimage import data
 
 from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, fill, opening
+from flowportrait.codec.mouth import Mouth
 from flowportrait.codec.mouth_frame import skin_colour
 from flowportrait.codec.mouth_light import Light, light_of, shown_teeth
 from flowportrait.codec.mouth_look import Palette
@@ -77,3 +78,23 @@ def test_a_yellowed_picture_has_a_yellow_white_and_a_grey_one_none() -> None:
     assert warm[2] < 0.9 * plain[2]
     grey = np.repeat(crop.mean(2, keepdims=True), 3, 2).astype(np.uint8)
     np.testing.assert_allclose(light_of(grey, points, skin_colour(grey, points)).hue, 1.0, atol=1e-6)
+
+
+def half_closed(picture: np.ndarray) -> np.ndarray:
+    """Mean colour ``[3]`` between lips that have come down to a third of the photo's opening."""
+    points = astronaut().landmarks.astype(np.float64)
+    for upper, lower in zip(INNER_UPPER, INNER_LOWER, strict=True):
+        points[lower] += 0.67 * (points[upper] - points[lower])
+    frame = picture.copy()
+    Mouth(picture, astronaut().landmarks).draw(frame, points)
+    inside = fill(frame.shape[:2], opening(points[INNER_UPPER, :2], points[INNER_LOWER, :2])) > 0.9
+    return frame[inside].mean(0)
+
+
+def test_teeth_behind_nearly_closed_lips_lie_in_red_light() -> None:
+    picture, points = astronaut().crop, astronaut().landmarks[:, :2]
+    smile = picture[fill((512, 512), opening(points[INNER_UPPER], points[INNER_LOWER])) > 0.9].mean(0)
+    shaded = half_closed(picture)
+    assert shaded[0] / shaded[2] > 1.2 * smile[0] / smile[2]
+    grey = np.repeat(picture.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+    assert np.ptp(half_closed(grey)) < 2

@@ -28,6 +28,9 @@ _SHADOW, _SHADOW_BELOW = 0.35, 0.6
 """Darkness of the line closed lips meet in; light left on photographed teeth behind them; both set in below
 this share of the photo's own opening."""
 
+_REDDENING = np.array([-0.2, 0.06, 0.18], np.float32)
+"""Light between nearly closed lips has passed through them: how much faster than its mean each channel fades."""
+
 _STRIDE = 3
 """Pixels between samples of the smooth layers."""
 
@@ -111,5 +114,6 @@ class Mouth:
         photo = cv2.warpAffine(self._photo, forward, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         known = cv2.warpAffine(self._photo_mask, forward, box, flags=cv2.INTER_LINEAR)[..., None]
         # Lips that close put the teeth behind them into shadow.
-        light = min(shape.height / (_SHADOW_BELOW * self._own.height), 1.0)
-        return inside + known * (photo * np.float32(_SHADOW + (1 - _SHADOW) * light) - inside)
+        light = _SHADOW + (1 - _SHADOW) * min(shape.height / (_SHADOW_BELOW * self._own.height), 1.0)
+        shade = light ** (1 + self._palette.colourful * _REDDENING)
+        return inside + known * (photo * shade - inside)

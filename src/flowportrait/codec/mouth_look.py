@@ -62,9 +62,9 @@ class Palette:
         self._skin = skin.astype(np.float32)
         self._teeth = np.float32(light.teeth)
         self._gain = (_GAIN * np.array([1.0, light.teeth, light.teeth], np.float32))[:, None]
-        self._colourful = colourfulness(skin)
-        self._base = (1 + self._colourful * (_BASE * light.hue - 1)).astype(np.float32)
-        self._lower_shade = _LOWER_SHADE.mean() + self._colourful * (_LOWER_SHADE - _LOWER_SHADE.mean())
+        self.colourful = colourfulness(skin)
+        self._base = (1 + self.colourful * (_BASE * light.hue - 1)).astype(np.float32)
+        self._lower_shade = _LOWER_SHADE.mean() + self.colourful * (_LOWER_SHADE - _LOWER_SHADE.mean())
 
     def colours(self, ratios: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Layer colours ``[N, 9]`` from their ratios to the skin ``[N, 9]`` at places ``[N, 5]``."""
@@ -85,7 +85,7 @@ class Palette:
         # The darker skin is beside its light, the less of its hue is the light's.
         hue = hue / self._teeth
         hue[:, 0] = _CAVITY_HUE
-        return grey * self._base + self._colourful * hue * (layers - grey)
+        return grey * self._base + self.colourful * hue * (layers - grey)
 
 
 def compose(layers: np.ndarray, place: np.ndarray, model: MouthModel, pixel: float) -> np.ndarray:

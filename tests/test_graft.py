@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from flowportrait.corpus.motion_set import MotionClip, WindowSampler
+from flowportrait.codec.basis import MotionBasis
+from flowportrait.corpus.clip import Clip
+from flowportrait.corpus.motion_set import TRAINING_SPLITS, MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.graft import FRAMES, Graft, graft
+from flowportrait.generator.hearing import hear, remember
+from flowportrait.media.mel import SAMPLES_PER_FRAME
+from flowportrait.posttrain.graft import FRAMES, Graft, graft, grafted
 from tests.test_posttrain import TINY, tiny_policy
 
 
@@ -46,9 +53,9 @@ def test_a_graft_comes_nearer_to_one_in_the_lips_and_stays_with_the_other_elsewh
     lips = tiny_policy()
     rest = another(lips)
     rest.config = replace(rest.config, guidance=1.5)
-    grafted = graft(lips, rest, sampler(lips), steps=60)
-    assert grafted.config == rest.config, "it is drawn as the rest is"
-    loss = Graft(grafted, lips, rest, sampler(lips))
+    student = graft(lips, rest, sampler(lips), steps=60)
+    assert student.config == rest.config, "it is drawn as the rest is"
+    loss = Graft(student, lips, rest, sampler(lips))
     with torch.no_grad():
         shares = torch.stack([(loss(step), loss.apart)[1] for step in range(4)]).mean(0)
     assert shares[0] < 0.8
@@ -58,3 +65,22 @@ def test_a_graft_comes_nearer_to_one_in_the_lips_and_stays_with_the_other_elsewh
 def test_different_architectures_are_not_grafted() -> None:
     with pytest.raises(BadInput, match="one architecture"):
         graft(tiny_policy(), ARFlow(replace(TINY, hidden=2 * TINY.hidden)), sampler(tiny_policy()), 1)
+
+
+def test_without_what_was_heard_a_corpus_is_listened_to_and_learned_from_alike(tmp_path: Path) -> None:
+    lips, basis = tiny_policy(), MotionBasis.load()
+    rest, draws = another(lips), np.random.default_rng(0)
+    records = []
+    for name in ("one", "two"):
+        faces = 100 * basis.shape(torch.zeros(60, 30), basis.canonical).numpy() + draws.normal(size=(60, 478, 3))
+        sound = draws.uniform(-0.1, 0.1, 60 * SAMPLES_PER_FRAME).astype(np.float32)
+        mouth, size = np.zeros((60, 48, 64), np.uint8), np.array([256, 256])
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        Clip(faces, np.zeros((60, 52)), mouth, size, sound).save(tmp_path / "clips" / f"{name}.safetensors")
+        records.append({"name": name, "speaker": name, "split": "reward", "frames": 60})
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    remember(tmp_path / "heard.pt", hear(lips, tmp_path, TRAINING_SPLITS, 0, 0))
+    listened, recalled = (grafted(lips, rest, tmp_path, heard, 2) for heard in (None, tmp_path / "heard.pt"))
+    for one, other in zip(listened.parameters(), recalled.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert any(not torch.equal(a, b) for a, b in zip(listened.parameters(), rest.parameters(), strict=True))

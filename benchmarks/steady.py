@@ -1,13 +1,15 @@
 """Ten minutes of talking: does the head wander, the face freeze, the colour change, the memory grow?
 
     python benchmarks/steady.py --corpus CORPUS --data FOOTAGE [--checkpoints sft rl] [--minutes 10] [--streams 6]
-                                [--horizons 18 0] [--live [--portrait IMAGE]]
+                                [--horizons 18 0] [--intensity 1.4] [--portrait IMAGE] [--live]
 
 Half of the streams talk English (recordings one after another), half Arabic (clips of speakers nobody trained on),
 each in an order and with a seed of its own. A row is a minute: mean over streams, then the change from the second
 minute to the last with its 95 % interval (bootstrap over streams); see ``generator.course`` for the figures. A horizon
-of 0 never starts the backbone afresh: what the restart is for. ``sync`` is the reward side's expert. ``--live`` sends
-one stream through ``GenerationSession`` instead, for the memory, and with ``--portrait`` the colour of the picture.
+of 0 never starts the backbone afresh: what the restart is for. ``sync`` is the reward side's expert. With
+``--portrait`` a frame a second is drawn at 128 px: ``colour`` is how far its mean colour lies from the first minute's,
+in levels of 255, and ``sharpness`` the mean size of its gradients. ``--live`` sends one stream through
+``GenerationSession`` instead, for the memory.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ import numpy as np
 import torch
 
 from flowportrait.checkpoints import load_generator
+from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import load_motion
+from flowportrait.evaluate.behaviour import blinks
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.course import course, liveliness
@@ -39,6 +43,8 @@ from flowportrait.media.video import FPS
 from flowportrait.reward.sync import SyncExpert
 
 MINUTE = 60 * FPS
+DRAWN = 128
+"""Side in pixels of what is drawn for its colour."""
 PAUSE = np.zeros(SAMPLE_RATE // 5, np.float32)
 
 
@@ -50,13 +56,16 @@ def main() -> None:
     options.add_argument("--horizons", nargs="+", type=int, default=[18])
     options.add_argument("--minutes", type=int, default=10)
     options.add_argument("--streams", type=int, default=6)
+    options.add_argument("--intensity", type=float, default=1.0)
     options.add_argument("--live", action="store_true")
     options.add_argument("--portrait", type=Path)
     given = options.parse_args()
     torch.set_num_threads(1)
     if given.live:
-        memory(load_generator(given.checkpoints[0]), stream(given, 0), given.portrait)
+        memory(load_generator(given.checkpoints[0]), stream(given, 0))
         return
+    face = given.portrait
+    codec = MotionCodec(Portrait.from_image(read_image(face), DRAWN, face.name)) if face else None
     sounds = np.stack([stream(given, number) for number in range(given.streams)])
     real = [clip.motion for clip in load_motion(given.corpus, ("dev",)) if len(clip.motion) >= FPS]
     usual = float(torch.cat([liveliness(motion[None])[0] for motion in real]).median())
@@ -67,7 +76,7 @@ def main() -> None:
             model = load_generator(name)
             model.config = replace(model.config, horizon=horizon or given.minutes * MINUTE)
             print(f"\n{name}, {'afresh every ' + str(horizon) + ' chunks' if horizon else 'never afresh'}", flush=True)
-            table(model, sounds, usual)
+            table(perform(model, sounds, list(range(len(sounds))), intensity=given.intensity), sounds, usual, codec)
 
 
 def stream(given: argparse.Namespace, number: int) -> np.ndarray:
@@ -88,14 +97,20 @@ def stream(given: argparse.Namespace, number: int) -> np.ndarray:
     raise AssertionError("a cycle has no end")
 
 
-def table(model: ARFlow, sounds: np.ndarray, usual: float) -> None:
-    """Minute by minute, over streams."""
-    motion = perform(model, sounds, list(range(len(sounds))))
+def table(motion: torch.Tensor, sounds: np.ndarray, usual: float, codec: MotionCodec | None) -> None:
+    """Minute by minute, over streams ``[B, T, 30]``."""
     figures = course(motion, MINUTE, usual)
     expert = SyncExpert.load()
     heard = torch.stack([log_mel(sound) for sound in sounds])
     parts = zip(motion.split(MINUTE, 1), heard.split(4 * MINUTE, 1), strict=True)
     figures["sync"] = torch.stack([expert.score(made, mel)[1] for made, mel in parts], 1)
+    basis = MotionBasis.load()
+    figures["blinks a minute"] = torch.tensor([
+        [60 * FPS / MINUTE * blinks(basis.shape(part, basis.canonical).numpy()) for part in own.split(MINUTE)]
+        for own in motion
+    ])  # fmt: skip
+    if codec is not None:
+        figures |= looks(motion, codec)
     minutes = range(1, figures["still"].shape[1] + 1)
     print(f"{'minute':20s}" + "".join(f"{minute:7d}" for minute in minutes) + "   last − 2nd")
     for name, values in figures.items():
@@ -105,23 +120,27 @@ def table(model: ARFlow, sounds: np.ndarray, usual: float) -> None:
         print(f"{name:20s}{row}   {change.mean:+.3f}{spread}", flush=True)
 
 
-def memory(model: ARFlow, sound: np.ndarray, portrait: Path | None) -> None:
+def looks(motion: torch.Tensor, codec: MotionCodec) -> dict[str, torch.Tensor]:
+    """Colour and sharpness of the picture ``[B, M]``, from a frame a second."""
+    colour, sharp = [], []
+    for own in motion:
+        frames = np.stack(list(codec.decode(own[FPS - 1 :: FPS]))).astype(np.float32)
+        means = torch.from_numpy(frames.mean((1, 2))).unflatten(0, (-1, 60)).mean(1)
+        colour.append((means - means[0]).abs().amax(-1))
+        across, down = np.abs(np.diff(frames, axis=2)).mean((1, 2, 3)), np.abs(np.diff(frames, axis=1)).mean((1, 2, 3))
+        sharp.append(torch.from_numpy(across + down).unflatten(0, (-1, 60)).mean(1))
+    return {"colour": torch.stack(colour), "sharpness": torch.stack(sharp)}
+
+
+def memory(model: ARFlow, sound: np.ndarray) -> None:
     """One live stream, second by second."""
-    session = GenerationSession(model.requires_grad_(False))
-    codec = MotionCodec(Portrait.from_image(read_image(portrait), 256, portrait.name)) if portrait else None
-    resident, colours = [], []
+    session, resident = GenerationSession(model.requires_grad_(False)), []
     for second in range(len(sound) // SAMPLE_RATE):
-        made = list(session.push(sound[second * SAMPLE_RATE : (second + 1) * SAMPLE_RATE]))
-        if codec is not None and made:
-            colours.append(next(iter(codec.decode(made[-1][-1:]))).mean((0, 1)))
+        for _ in session.push(sound[second * SAMPLE_RATE : (second + 1) * SAMPLE_RATE]):
+            pass
         if second % 60 == 59:
             resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
     print("live session, resident MB at each minute's end: " + " ".join(f"{value:.0f}" for value in resident))
-    if colours:
-        whole = np.array(colours)
-        means = np.stack([part.mean(0) for part in np.array_split(whole, len(resident))])
-        farthest = np.abs(means - means[0]).max()
-        print(f"picture's mean colour, farthest of a minute from the first: {farthest:.2f} levels of 255")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from functools import partial
 
 import numpy as np
 import torch
@@ -96,7 +95,7 @@ def per_chunk(model: ARFlow, cached: bool, chunks: int = 17) -> float:
         else:
             known = torch.stack([*latents, x], 1)
             context = model.contexts(condition._replace(audio=condition.audio[:, : chunk + 1]), known)[:, -1]
-        latents.append(solve(partial(model.velocity, context=context), x, sigmas))
+        latents.append(solve(model.field(sigmas, context), x, sigmas))
         if cached:
             session.append(latents[-1])
     return (time.process_time() - started) / chunks

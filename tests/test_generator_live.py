@@ -12,6 +12,7 @@ import torch
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.live_ears import ears
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.silence import speech_gate
 from flowportrait.media.mel import log_mel
@@ -112,3 +113,27 @@ def test_the_gate_opens_before_a_sound_and_closes_after_it() -> None:
     assert gate[20:36].min() == 1
     assert gate[39:].max() == 0
     assert 0 < gate[18] < gate[19] < 1
+
+
+def test_ears_hear_bit_by_bit_what_the_front_end_hears_at_once(model: ARFlow, speech: np.ndarray) -> None:
+    mel = torch.cat([log_mel(speech)] * 2)[: 4 * 200]
+    whole, hearing, at = model.listen(mel[None])[0], ears(model), 0
+    exact = 1e-4 if model.speech is not None else 0.05
+    for chunk, frames in enumerate(range(7, 200, 4)):
+        hearing.push(mel[at : 4 * frames - 1])
+        first, end, at = max(0, 4 * chunk - 12), 4 * chunk + 7, 4 * frames - 1
+        heard = hearing.heard(first, end)[0]
+        assert len(heard) == end - first
+        # Ears that are new in the middle lack the two columns before their oldest token.
+        assert (heard[:-1] - whole[first : end - 1]).abs().max() < (exact if chunk < 12 else 0.1)
+        assert len(hearing.mel) < 4 * 100
+        if chunk in (11, 25):
+            hearing = ears(model, hearing.mel, hearing.start)
+
+
+def test_a_field_is_the_velocity_of_its_levels(model: ARFlow) -> None:
+    context, x = torch.randn(2, 2, model.head.context.in_features), torch.randn(2, model.latent_dim)
+    sigmas = torch.linspace(1, 0, 4)
+    field = model.field(sigmas, context)
+    for sigma in sigmas[:3]:
+        assert torch.allclose(field(x, sigma), model.velocity(x, sigma, context), atol=1e-5)

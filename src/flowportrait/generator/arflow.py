@@ -19,6 +19,7 @@ from torch import nn
 
 from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM
 from flowportrait.errors import BadInput
+from flowportrait.flow.solver import Velocity
 from flowportrait.generator import checkpoint
 from flowportrait.generator.audio_encoder import AudioEncoder
 from flowportrait.generator.backbone import Backbone
@@ -191,9 +192,20 @@ class ARFlow(nn.Module):
         With guidance w:  v = v_deaf + w (v_heard − v_deaf).
         """
         level = sigma.expand(x.shape[:-1])
-        if context.shape[-2] == 1:
-            return self.head(x, level, context[..., 0, :])
-        heard, deaf = self.head(x[..., None, :], level[..., None], context).unbind(-2)
+        return self._guided(self.head(x[..., None, :], level[..., None], context))
+
+    def field(self, sigmas: torch.Tensor, context: torch.Tensor) -> Velocity:
+        """``velocity`` of one context for a walk along the levels ``sigmas`` ``[K]``: what the head is told at each is
+        computed for all of them at once, a third of what a step costs."""
+        told = self.head.told(sigmas.reshape(-1, *(1,) * (context.dim() - 1)), context[None])
+        steps = {float(sigma): part for sigma, *part in zip(sigmas, *told, strict=True)}
+        return lambda x, sigma: self._guided(self.head.draw(x[..., None, :], steps[float(sigma)]))
+
+    def _guided(self, branches: torch.Tensor) -> torch.Tensor:
+        """Velocities ``[..., G, chunk·30]`` heard, and not heard, to one."""
+        if branches.shape[-2] == 1:
+            return branches[..., 0, :]
+        heard, deaf = branches.unbind(-2)
         return deaf + self.config.guidance * (heard - deaf)
 
     def recompute_activations(self) -> None:

@@ -8,6 +8,8 @@ A chunk is small enough (120 numbers) that an MLP sees it whole; see MAR (2406.1
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +19,8 @@ FREQUENCIES = 32
 
 class FlowHead(nn.Module):
     """Velocity field over chunk latents."""
+
+    blocks: Any
 
     def __init__(self, latent_dim: int, context_dim: int, width: int, depth: int) -> None:
         super().__init__()
@@ -31,11 +35,25 @@ class FlowHead(nn.Module):
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """x ``[..., latent_dim]``, sigma broadcastable to ``[...]``, context ``[..., context_dim]`` → v like x."""
-        condition = torch.nn.functional.silu(self.context(context) + self.level(fourier(sigma)))
-        y = self.read(x)
+        condition, y = self._condition(sigma, context), self.read(x)
         for block in self.blocks:
             y = block(y, condition)
         return self.write(self.norm(y))
+
+    def told(self, sigma: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
+        """What each block is told ``[..., 3 width]``: all of ``forward`` that does not depend on x."""
+        condition = self._condition(sigma, context)
+        return [block.modulate(condition) for block in self.blocks]
+
+    def draw(self, x: torch.Tensor, told: Iterable[torch.Tensor]) -> torch.Tensor:
+        """The rest of ``forward``, given what ``told`` returned."""
+        y = self.read(x)
+        for block, modulation in zip(self.blocks, told, strict=True):
+            y = block.draw(y, modulation)
+        return self.write(self.norm(y))
+
+    def _condition(self, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(self.context(context) + self.level(fourier(sigma)))
 
 
 class _Block(nn.Module):
@@ -48,7 +66,10 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulate.bias)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        scale, shift, gate = self.modulate(condition).chunk(3, -1)
+        return self.draw(x, self.modulate(condition))
+
+    def draw(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        scale, shift, gate = modulation.chunk(3, -1)
         return x + (1 + gate) * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.calm import Calm
@@ -25,10 +25,11 @@ from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.enhancer import Enhancer, Hearing
 from flowportrait.generator.intensity import intensify
+from flowportrait.generator.live_ears import ears
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.silence import SpeechGate
-from flowportrait.generator.speech_encoder import BLOCK, SILENCE
 from flowportrait.generator.steering import Past, Steering
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME
 
@@ -36,7 +37,6 @@ LOOK_AHEAD_FRAMES = 3
 """Frames of sound after a chunk that it waits for: 120 ms."""
 _REACH_FRAMES = 10
 """Frames that the audio encoder looks back."""
-_BLOCK_COLUMNS = 2 * BLOCK
 _MOST_CHUNKS = 16
 """Chunks heard at once when much sound is there already."""
 
@@ -52,17 +52,20 @@ class GenerationSession:
         state: dict[str, Any] | None = None,
         steering: Steering | None = None,
         intensity: float = 1.0,
+        enhancer: Enhancer | None = None,
     ) -> None:
         """style ``[19]`` (default: the typical speaker); ``state`` goes on where another session stood; ``steering``:
-        a reward that has a say in every chunk; ``intensity``: how expressive, see ``intensify``."""
+        a reward that has a say in every chunk; ``intensity``: how expressive, see ``intensify``; ``enhancer``: takes
+        noise off what is heard."""
         self.model = model
         self.steering = steering
         self.seed = seed
         self.style = model.rest_style if style is None else style
         self.intensity = intensity if state is None else state["intensity"]
-        self.sound, self.gate, self.calm = LiveSound(), SpeechGate(), Calm()
+        self.enhancer = enhancer
+        self.sound, self.hearing, self.gate, self.calm = LiveSound(), Hearing(), SpeechGate(), Calm()
         self.samples = 0
-        self.mel, self.mel_start = torch.zeros(0, N_MELS), 0
+        self.ears = ears(model)
         self.gates: list[float] = []
         empty = torch.zeros(1, MELS_PER_FRAME * model.config.chunk, N_MELS)
         with torch.no_grad():
@@ -93,7 +96,10 @@ class GenerationSession:
 
     def _hear(self, audio: np.ndarray, last: bool = False) -> None:
         columns, loudness = self.sound.push(audio, last)
-        self.mel = torch.cat([self.mel, columns])
+        if self.enhancer is not None:
+            columns, softer = self.hearing(self.enhancer, columns)
+            loudness = [rms * share for rms, share in zip(loudness, softer, strict=True)]
+        self.ears.push(columns)
         for rms in loudness:
             self.gates += self.gate.push(rms)
 
@@ -120,25 +126,18 @@ class GenerationSession:
 
     def _listen(self, first: int, last: int) -> torch.Tensor:
         """Embedded sound of chunks ``first`` to ``last`` ``[1, n, ·]``, from no more past than reaches them."""
-        columns = MELS_PER_FRAME * self.model.config.chunk
-        reach = max(0, first * columns - _REACH_FRAMES * MELS_PER_FRAME)
-        skip = min(1, reach // _BLOCK_COLUMNS)
-        begin = (reach // _BLOCK_COLUMNS - skip) * _BLOCK_COLUMNS
-        self.mel, self.mel_start = self.mel[begin - self.mel_start :], begin
-        end = last * columns + LOOK_AHEAD_FRAMES * MELS_PER_FRAME - 1
-        mel = self.mel[: end - begin]
-        whole = -(-len(mel) // columns) * columns
-        mel = torch.cat([mel, torch.full((whole - len(mel), N_MELS), SILENCE)])
-        audio = self.model.condition_on(self.model.listen(mel[None], skip), self.style[None]).audio
-        known = (begin + skip * _BLOCK_COLUMNS) // columns
-        return audio[:, first - known : last - known]
+        chunk = self.model.config.chunk
+        begin = max(0, first - -(-_REACH_FRAMES // chunk))
+        features = self.ears.heard(begin * chunk, last * chunk + LOOK_AHEAD_FRAMES)
+        whole = F.pad(features, (0, 0, 0, -features.shape[1] % chunk))
+        return self.model.condition_on(whole, self.style[None]).audio[:, first - begin : last - begin]
 
     def _draw(self, position: int, heard: torch.Tensor) -> torch.Tensor:
         """Motion ``[1, chunk, 30]`` of the next chunk; its noise depends on seed and position alone."""
         config = self.model.config
         x = unit_noise(config.latent_dim, self.seed, position)[None]
-        velocity = partial(self.model.velocity, context=self.session.context())
         sigmas = shifted(config.steps, config.shift)
+        velocity = self.model.field(sigmas, self.session.context())
         if self.steering is None:
             return self.session.append(solve(velocity, self.model.begin(x), sigmas))
         others = range(1, self.steering.candidates)
@@ -161,17 +160,18 @@ class GenerationSession:
         """Where the session stands, for ``torch.save``; later pushes do not change it."""
         return copy.deepcopy({
             "seed": self.seed, "style": self.style, "intensity": self.intensity, "samples": self.samples,
-            "mel": self.mel, "mel_start": self.mel_start, "gates": self.gates, "heard": self.heard,
+            "mel": self.ears.mel, "mel_start": self.ears.start, "gates": self.gates, "heard": self.heard,
             "since": self.since, "start": self.start, "position": self.session.position,
-            "sound": vars(self.sound), "gate": vars(self.gate), "calm": vars(self.calm),
+            "sound": vars(self.sound), "hearing": vars(self.hearing), "gate": vars(self.gate), "calm": vars(self.calm),
         })  # fmt: skip
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
         state = copy.deepcopy(state)
-        for name in ("seed", "style", "samples", "mel", "mel_start", "gates", "heard", "since", "start"):
+        for name in ("seed", "style", "samples", "gates", "heard", "since", "start"):
             setattr(self, name, state[name])
-        for part in ("sound", "gate", "calm"):
+        self.ears = ears(self.model, state["mel"], state["mel_start"])
+        for part in ("sound", "hearing", "gate", "calm"):
             vars(getattr(self, part)).update(state[part])
         # The cache holds nothing that the chunks since the last fresh start do not tell.
         nothing = self.session.branches[0]._replace(start=self.start)

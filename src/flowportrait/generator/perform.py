@@ -8,6 +8,7 @@ import torch
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.calm import Calm
 from flowportrait.generator.arflow import ARFlow, Condition
+from flowportrait.generator.enhancer import Enhancer, clearer
 from flowportrait.generator.intensity import intensify
 from flowportrait.generator.sample import generate
 from flowportrait.generator.silence import speech_gate
@@ -16,15 +17,25 @@ from flowportrait.media.mel import level, log_mel
 
 @torch.no_grad()
 def perform(
-    model: ARFlow, sounds: np.ndarray, seeds: list[int], style: torch.Tensor | None = None, intensity: float = 1.0
+    model: ARFlow,
+    sounds: np.ndarray,
+    seeds: list[int],
+    style: torch.Tensor | None = None,
+    intensity: float = 1.0,
+    enhancer: Enhancer | None = None,
 ) -> torch.Tensor:
     """Motion ``[B, T, 30]``, calmed and with lips at rest in silence, for 16 kHz sounds ``[B, N]``, N whole chunks;
     style ``[19]``, intensity as ``intensify`` takes it. ``GenerationSession`` for many at once, but for its gain, which
     here is one for the whole sound."""
     own = None if style is None else style[None]
-    known = [model.condition(log_mel(level(sound))[None], own) for sound in sounds]
+    mels: list[torch.Tensor] = [log_mel(level(sound)) for sound in sounds]
+    softer: list[list[float] | None] = [None] * len(mels)
+    if enhancer is not None:
+        heard = [clearer(enhancer, mel) for mel in mels]
+        mels, softer = [mel for mel, _ in heard], [share for _, share in heard]
+    known = [model.condition(mel[None], own) for mel in mels]
     condition = Condition(*(torch.cat(parts) for parts in zip(*known, strict=True)))
     motion = Calm()(torch.cat(list(generate(model, intensify(condition, intensity), seeds)), 1))
-    gates = np.stack([speech_gate(sound) for sound in sounds])
+    gates = np.stack([speech_gate(sound, share) for sound, share in zip(sounds, softer, strict=True)])
     motion[..., LOWER] *= torch.from_numpy(gates)[..., None]
     return motion

@@ -59,12 +59,15 @@ class SpeechGate:
         return float(max(opening, min(1.0, max(0.0, closing))))
 
 
-def speech_gate(audio: np.ndarray) -> np.ndarray:
-    """Gate ``[T]`` float32 in [0, 1] for 16 kHz samples ``[N]``, T = ``frame_count(audio)``."""
+def speech_gate(audio: np.ndarray, softer: list[float] | None = None) -> np.ndarray:
+    """Gate ``[T]`` float32 in [0, 1] for 16 kHz samples ``[N]``, T = ``frame_count(audio)``; ``softer`` ``[T]``: the
+    share of each frame's loudness that is speech."""
     frames = frame_count(audio)
     padded = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
     padded[: len(audio)] = level(audio)
     loudness = np.sqrt((padded.reshape(frames, -1).astype(np.float64) ** 2).mean(1))
+    if softer is not None:
+        loudness *= softer
     gate = SpeechGate()
     values = [value for rms in loudness for value in gate.push(float(rms))]
     return np.array(values + gate.finish(), np.float32)

@@ -33,6 +33,8 @@ SPEECH_DIM = TOKENS_PER_FRAME * WIDTH
 BLOCK = 64
 """Tokens (20 ms each) that share one attention window, and how many before them they also see."""
 AHEAD = 1
+COLUMNS_PER_TOKEN, LEAD = 2, 2
+"""A token's convolutions read the columns from ``LEAD`` before its own to ``LEAD`` after."""
 SILENCE = (float(np.log(1e-6)) + 9.5) / 4.0
 """Log-mel of digital silence."""
 _LN_PER_UNIT, _LN_OFFSET = 4.0, 9.5
@@ -68,22 +70,36 @@ class SpeechEncoder(nn.Module):
         batch, columns, _ = mel.shape
         tokens = columns // 2
         blocks = -(-tokens // BLOCK)
-        after = 2 * (blocks * BLOCK + AHEAD) + 3 - columns
-        x = whisper_scale(F.pad(mel, (0, 0, 2, after), value=SILENCE), self.bands).mT
-        x = F.gelu(self.conv2(F.gelu(self.conv1(x)))).mT[:, : blocks * BLOCK + AHEAD]
+        after = COLUMNS_PER_TOKEN * (blocks * BLOCK + AHEAD) + LEAD + 1 - columns
+        x = self.convolve(F.pad(mel, (0, 0, LEAD, after), value=SILENCE))[:, : blocks * BLOCK + AHEAD]
         quiet = x.new_zeros(batch, BLOCK, WIDTH)
         windows = torch.cat([quiet, x], 1).unfold(1, 2 * BLOCK + AHEAD, BLOCK)[:, skip:].mT.flatten(0, 1)
-        mask = self._mask(blocks, x.device)[skip:].repeat(batch, 1, 1, 1)
+        mask = self._mask(blocks, x.device)[skip:, :, BLOCK : 2 * BLOCK].repeat(batch, 1, 1, 1)
         # Where in its block a token lies is not speech: what is typical of the place is taken off.
-        own = self._attended(windows + self.position, mask) - self.typical
+        own = self._attended(windows + self.position, mask, slice(BLOCK, 2 * BLOCK)) - self.typical
         own = own.reshape(batch, (blocks - skip) * BLOCK, WIDTH)[:, : tokens - skip * BLOCK]
         return own.reshape(batch, -1, SPEECH_DIM)
 
-    def _attended(self, windows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The layer's output ``[W, 64, 384]`` for each window's own tokens alone; the others are only looked at."""
-        layer, own = self.layer, slice(BLOCK, 2 * BLOCK)
+    def convolve(self, mel: torch.Tensor) -> torch.Tensor:
+        """Tokens ``[B, n, 384]`` of log-mel ``[B, C, 80]``; the first is that of column 2, one every second column."""
+        x = whisper_scale(mel, self.bands).mT
+        return F.gelu(self.conv2(F.gelu(self.conv1(x)))).mT
+
+    def attend(self, window: torch.Tensor, start: int, own: slice, block: int) -> torch.Tensor:
+        """Output ``[1, n, 384]`` of the n tokens ``own`` of a block, given those from token ``start`` to one past them
+        ``[1, K, 384]``: what ``forward`` says of them, for those whose sound is there."""
+        before = (block - 1) * BLOCK
+        place = torch.arange(start - before, start - before + window.shape[1], device=window.device)
+        asked = slice(own.start - start, own.stop - start)
+        mask = place[None] <= _frame_end(place[asked])[:, None]
+        found = self._attended(window + self.position[place], mask[None, None], asked)
+        return found - self.typical[own.start - block * BLOCK : own.stop - block * BLOCK]
+
+    def _attended(self, windows: torch.Tensor, mask: torch.Tensor, own: slice) -> torch.Tensor:
+        """The layer's output ``[W, n, 384]`` for each window's own tokens alone; the others are only looked at."""
+        layer = self.layer
         seen = layer.self_attn_layer_norm(windows)
-        attended = layer.self_attn(seen[:, own], key_value_states=seen, attention_mask=mask[:, :, own])[0]
+        attended = layer.self_attn(seen[:, own], key_value_states=seen, attention_mask=mask)[0]
         tokens = windows[:, own] + attended
         return tokens + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(tokens))))
 
@@ -92,8 +108,7 @@ class SpeechEncoder(nn.Module):
         """What each window's tokens see ``[blocks, 1, Q, Q]``: up to their frame's end and one token more; nothing
         before the first sound."""
         place = torch.arange(2 * BLOCK + AHEAD, device=device)
-        end = place // TOKENS_PER_FRAME * TOKENS_PER_FRAME + TOKENS_PER_FRAME - 1 + AHEAD
-        seen = (place[None] <= end[:, None]).repeat(blocks, 1, 1)
+        seen = (place[None] <= _frame_end(place)[:, None]).repeat(blocks, 1, 1)
         # A row that sees nothing would be undefined; the padding rows see themselves and are thrown away.
         seen[0] &= (place[None] >= BLOCK) | (place[None] == place[:, None])
         return seen[:, None]
@@ -121,6 +136,11 @@ class SpeechEncoder(nn.Module):
     def save(self, path: Path) -> None:
         """Write float16 safetensors under a temporary name first."""
         write_weights(path, self.state_dict())
+
+
+def _frame_end(place: torch.Tensor) -> torch.Tensor:
+    """The last token that those at ``place`` see: one past their frame's end."""
+    return place // TOKENS_PER_FRAME * TOKENS_PER_FRAME + TOKENS_PER_FRAME - 1 + AHEAD
 
 
 def _sinusoids(length: int) -> torch.Tensor:

@@ -1,0 +1,124 @@
+"""Claims about taking noise off what the generator hears: clean speech untouched, live as offline."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, clearer
+from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.live_sound import LiveSound
+from flowportrait.generator.perform import perform
+from flowportrait.generator.train_enhancer import FRAMES, losses_of, mixture, music, told
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel
+from tests.test_generator_live import TINY, build, together
+
+
+def syllables(seconds: float = 3.2) -> np.ndarray:
+    clock = np.arange(int(16_000 * seconds)) / 16_000
+    loud = 0.05 * (1 + np.sin(8 * np.pi * clock)) * np.random.default_rng(0).normal(size=len(clock))
+    return loud.astype(np.float32)
+
+
+def deciding(level: float) -> Enhancer:
+    """Random weights that believe in so many decibels."""
+    torch.manual_seed(0)
+    enhancer = Enhancer()
+    torch.nn.init.normal_(enhancer.added_out.weight, std=0.1)
+    torch.nn.init.zeros_(enhancer.level_out.weight)
+    torch.nn.init.constant_(enhancer.level_out.bias, level / 10)
+    return enhancer.requires_grad_(False).eval()
+
+
+CLEAN, NOISY = deciding(CLEANEST), deciding(0.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> ARFlow:
+    return build(TINY)
+
+
+def test_what_is_clean_is_heard_to_the_bit(model: ARFlow) -> None:
+    mel = log_mel(syllables())
+    columns, softer = clearer(CLEAN, mel)
+    assert torch.equal(columns, mel)
+    assert softer == [1.0] * (len(mel) // 4)
+    sound = syllables()
+    plain, heard = (together(GenerationSession(model, 3, enhancer=e), [sound]) for e in (None, CLEAN))
+    assert torch.equal(plain, heard)
+
+
+def test_noise_is_taken_off_little_by_little_and_then_wholly() -> None:
+    hearing = Hearing()
+    shares = [hearing._weight(0.0) for _ in range(60)]
+    assert shares[0] == 0.0
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert hearing.estimate < FULL
+    back = [hearing._weight(CLEANEST) for _ in range(400)]
+    assert back[-1] == 0.0
+
+
+def test_columns_in_pieces_are_cleared_as_the_whole_is() -> None:
+    sound, hearing = LiveSound(), Hearing()
+    pieces = [sound.push(piece)[0] for piece in np.split(syllables(), 80)]
+    made = [hearing(NOISY, columns) for columns in pieces]
+    columns, softer = torch.cat([part for part, _ in made]), [share for _, part in made for share in part]
+    whole, all_softer = Hearing()(NOISY, torch.cat(pieces))
+    assert torch.allclose(columns, whole, atol=1e-5)
+    assert np.allclose(softer, all_softer, atol=1e-4)
+    assert not torch.allclose(columns, torch.cat(pieces), atol=0.05)
+
+
+def test_a_noisy_stream_is_performed_as_the_whole_recording_and_survives_a_state(model: ARFlow) -> None:
+    sound = syllables()
+    whole = together(GenerationSession(model, 3, enhancer=NOISY), [sound])
+    cuts = np.sort(np.random.default_rng(1).integers(0, len(sound), 15))
+    pieces = together(GenerationSession(model, 3, enhancer=NOISY), np.split(sound, cuts))
+    assert torch.allclose(whole, pieces, atol=0.02)
+    first = GenerationSession(model, 3, enhancer=NOISY)
+    before = list(first.push(sound[:20_000]))
+    second = GenerationSession(model, state=copy.deepcopy(first.state()), enhancer=NOISY)
+    after = together(second, [sound[20_000:]])
+    assert torch.allclose(whole, torch.cat([*before, after]), atol=0.02)
+    assert not torch.allclose(whole, together(GenerationSession(model, 3), [sound]), atol=0.1)
+
+
+def test_many_at_once_hear_what_one_hears(model: ARFlow) -> None:
+    sounds = np.stack([syllables(), syllables()[::-1]])
+    many = perform(model, sounds, [3, 4], enhancer=NOISY)
+    one = perform(model, sounds[1:], [4], enhancer=NOISY)
+    assert torch.allclose(many[1:], one, atol=1e-3)
+
+
+def test_no_frame_is_cleared_by_what_comes_after_it() -> None:
+    mel = log_mel(syllables())
+    other = mel.clone()
+    other[43:] += 0.3
+    one, two = (Hearing()(NOISY, columns[:-1])[0] for columns in (mel, other))
+    assert torch.allclose(one[:43], two[:43], atol=1e-6)
+    assert not torch.allclose(one[43:], two[43:] - 0.3, atol=1e-3)
+
+
+def test_training_speech_is_mixed_as_loud_as_said_and_its_loss_reaches_every_weight(model: ARFlow) -> None:
+    rng, sounds = np.random.default_rng(0), [syllables(5.0), syllables(2.0)]
+    for _ in range(8):
+        heard, clean, level = mixture(sounds, rng)
+        assert len(heard) == len(clean) == FRAMES * SAMPLES_PER_FRAME
+        if level < CLEANEST:
+            assert 10 * np.log10((clean**2).mean() / ((heard - clean) ** 2).mean()) == pytest.approx(level, abs=1e-6)
+        else:
+            assert np.abs(heard - clean).max() < 0.05 * np.abs(clean).max()
+    assert np.isfinite(music(16_000, rng)).all()
+    enhancer, mel = Enhancer(), torch.stack([log_mel(heard.astype(np.float32)), log_mel(clean.astype(np.float32))])
+    spread = told(model, mel).flatten(0, 1).std(0).clamp_min(1e-3)
+    found = losses_of(enhancer, model, spread, mel, mel.flip(0), torch.tensor([5.0, 10.0]))
+    found.sum().backward()
+    assert (found > 0).all()
+    for learns in (enhancer.added_out.weight, enhancer.level_out.weight):
+        assert learns.grad is not None
+        assert learns.grad.abs().sum() > 0

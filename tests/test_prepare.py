@@ -223,6 +223,14 @@ def test_a_cut_is_found_and_motion_is_not_one() -> None:
     assert not any(cut(255 - frame) for frame in reversed(moving))
 
 
+def test_a_large_picture_is_cut_where_a_small_one_is() -> None:
+    photo = astronaut()[:320, :400]
+    shots = [np.roll(photo, step, 1) // darker for darker in (1, 2, 3) for step in range(8)]
+    small, large = CutDetector(), CutDetector()
+    found = [(small(frame), large(np.repeat(np.repeat(frame, 3, 0), 3, 1))) for frame in shots]
+    assert found == [(index in (8, 16),) * 2 for index in range(24)]
+
+
 @pytest.mark.parametrize(
     ("layout", "path", "speaker", "split"),
     [

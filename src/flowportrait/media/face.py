@@ -35,8 +35,8 @@ class Faces:
 class FaceTracker:
     """Landmarks for a stream of frames of one video. Not shared between videos; use as a context manager.
 
-    Several faces: in the first frame the largest is taken, or the ``face``-th from the left, afterwards the one
-    nearest to the last position.
+    Several faces: in the first frame (of each shot, see ``new_shot``) the largest is taken, or the ``face``-th from the
+    left, afterwards the one nearest to the last position.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class FaceTracker:
             output_face_blendshapes=True,
         )
         self._still = still
-        self._wanted = face
+        self._wanted, self._first_shot = face, True
         with native_chatter_silenced():
             self._landmarker: Any = FaceLandmarker.create_from_options(options)
         self._warm = False
@@ -117,9 +117,15 @@ class FaceTracker:
             np.array(count, int),
         )
 
+    def new_shot(self) -> None:
+        """Forget where the face was: the next frame comes after a cut. Where fewer faces are seen then than the wanted
+        one's number, the largest is taken."""
+        if self._last is not None:
+            self._last, self._first_shot = None, False
+
     def _same_face(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         if self._last is None:
-            if self._wanted is None:
+            if self._wanted is None or (self._wanted > len(found) and not self._first_shot):
                 return found[0]
             if not 1 <= self._wanted <= len(found):
                 raise BadInput(f"Where the video first shows faces there are {len(found)}, no number {self._wanted}.")
@@ -135,6 +141,8 @@ def face_height(landmarks: np.ndarray) -> float:
 
 def bridge(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Tracks ``[T, ...]`` with the frames that are not valid filled in linearly, held at the ends."""
+    if valid.all():
+        return values.astype(np.float32)
     known = np.flatnonzero(valid)
     flat = values.reshape(len(values), -1)
     filled = np.stack([np.interp(np.arange(len(values)), known, column[known]) for column in flat.T], 1)

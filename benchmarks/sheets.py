@@ -1,7 +1,9 @@
 """Contact sheets to be looked at: ``python benchmarks/sheets.py FOLDER --output sheets``.
 
 Every portrait of a folder, and skimage's astronaut, in nine states made of ARKit shapes: the photo, silence, /a/, /m/,
-/i/, a smile, a blink, and the head turned 20 degrees to either side. One PNG for every four portraits.
+/i/, a smile, a blink, and the head turned 20 degrees to either side. One PNG for every four portraits. With ``--loops``
+also one video of each portrait, NAME.mp4: the states come and go beside each other without end, the head turns from
+side to side and nods. ``--part`` shows a part of the picture, larger.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,6 +27,7 @@ from flowportrait.codec.blendshapes import SHAPES, to_motion
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
+from flowportrait.media.video import write_video
 
 _PER_SHEET = 4
 
@@ -37,6 +41,8 @@ STATES: dict[str, dict[str, float]] = {
     "blink": {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0},
     "left": {"headYaw": -20.0, "jawOpen": 0.2},
     "right": {"headYaw": 20.0, "jawOpen": 0.2},
+    "up": {"headPitch": 15.0},
+    "down": {"headPitch": -15.0},
 }  # fmt: skip
 
 
@@ -48,8 +54,20 @@ class Options:
     output: Path = Path("sheets")
     size: int = 512
     tile: int = 320
-    mouth: bool = False
-    # only the lower face, larger
+    part: Literal["all", "mouth", "eyes", "hair", "top", "left", "right"] = "all"
+    # only that part, larger
+    loops: bool = False
+    # looping clips, and sheets of their frames
+    only: tuple[str, ...] = ()
+    # names of the portraits to draw; all by default
+
+
+LOOPS = {name: [name] for name in ("silence", "a", "m", "smile", "blink")} | {
+    "turn": ["right", "silence", "left", "silence"], "nod": ["up", "silence", "down", "silence"]
+}  # fmt: skip
+LOOP_FRAMES = 24
+_FROM_LOOP = 8
+"""Frames of a loop that its sheet shows."""
 
 
 def motion(state: dict[str, float]) -> torch.Tensor:
@@ -57,33 +75,65 @@ def motion(state: dict[str, float]) -> torch.Tensor:
     weights = np.array([[state.get(name, 0.0) for name in SHAPES]])
     head = torch.zeros(1, 6)
     head[0, 1] = -np.radians(state.get("headYaw", 0.0)) / MotionBasis.load().head_std[1]
+    head[0, 0] = -np.radians(state.get("headPitch", 0.0)) / MotionBasis.load().head_std[0]
     assert HEAD.stop - HEAD.start == head.shape[1]
     return torch.cat([to_motion(weights), head], 1)
 
 
-def row(image: np.ndarray, options: Options) -> np.ndarray:
+def loop(names: list[str]) -> torch.Tensor:
+    """Motion ``[24, 30]`` from rest to each state and back, without a jump where it begins anew."""
+    rest, span = motion({}), LOOP_FRAMES // len(names)
+    swell = (0.5 - 0.5 * torch.cos(torch.arange(span) / span * 2 * np.pi))[:, None]
+    return torch.cat([rest + swell * (motion(STATES[name]) - rest) for name in names])
+
+
+def part(frame: np.ndarray, points: np.ndarray, options: Options) -> np.ndarray:
+    """The wanted part of a frame of a portrait with landmarks ``[478, 3]`` px, at the tile's size."""
+    last, eyes = frame.shape[0], float(np.linalg.norm(points[33] - points[263]))
+    middle = {
+        "mouth": points[13, :2], "eyes": points[168, :2], "hair": points[10, :2], "top": (points[10, 0], 0.65 * eyes),
+        "left": (0.65 * eyes, points[4, 1]), "right": (last - 0.65 * eyes, points[4, 1]),
+    }.get(options.part)  # fmt: skip
+    if middle is not None:
+        low, high = (np.array(middle) - 0.65 * eyes).astype(int).clip(0), (np.array(middle) + 0.65 * eyes).astype(int)
+        frame = frame[low[1] : high[1], low[0] : high[0]]
+    return cv2.resize(frame, (options.tile, options.tile), interpolation=cv2.INTER_AREA)
+
+
+def row(codec: MotionCodec, options: Options) -> np.ndarray:
     """One portrait in all states, ``[tile, 9 tile, 3]``."""
-    codec = MotionCodec(Portrait.from_image(image, options.size))
-    frames = [codec.portrait.crop, *codec.decode(torch.cat([motion(state) for state in STATES.values()]))]
-    if options.mouth:
-        points = codec.portrait.landmarks
-        middle, reach = points[13, :2], 0.65 * np.linalg.norm(points[33] - points[263])
-        low, high = (middle - reach).astype(int).clip(0), (middle + reach).astype(int)
-        frames = [frame[low[1] : high[1], low[0] : high[0]] for frame in frames]
-    size = (options.tile, options.tile)
-    return np.hstack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    states = (state for name, state in STATES.items() if name not in ("up", "down"))
+    frames = [codec.portrait.crop, *codec.decode(torch.cat([motion(state) for state in states]))]
+    return np.hstack([part(frame, codec.portrait.landmarks, options) for frame in frames])
+
+
+def looped(codec: MotionCodec, target: Path, options: Options) -> np.ndarray:
+    """Write all loops of a portrait side by side as ``target``; returns frames of each, a row a loop."""
+    tiles = [
+        [part(frame, codec.portrait.landmarks, options) for frame in codec.decode(loop(names))]
+        for names in LOOPS.values()
+    ]
+    frames = [np.hstack(list(at_once)) for at_once in zip(*tiles, strict=True)]
+    write_video(target, frames, None)
+    return np.vstack([np.hstack(each[:: LOOP_FRAMES // _FROM_LOOP]) for each in tiles])
 
 
 def main(options: Options) -> None:
     """Draw and write."""
     options.output.mkdir(parents=True, exist_ok=True)
     paths = sorted(p for p in options.folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
-    rows = [row(read_image(path), options) for path in paths] + [row(data.astronaut(), options)]
-    for start in range(0, len(rows), _PER_SHEET):
-        sheet = np.vstack(rows[start : start + _PER_SHEET])
+    images = {path.stem: lambda path=path: read_image(path) for path in paths} | {"astronaut": data.astronaut}
+    names = [name for name in images if name in options.only or not options.only]
+    codecs = {name: MotionCodec(Portrait.from_image(images[name](), options.size)) for name in names}
+    for start in range(0, len(names), _PER_SHEET):
+        shown = names[start : start + _PER_SHEET]
         target = options.output / f"sheet_{start // _PER_SHEET}.png"
-        cv2.imwrite(str(target), sheet[..., ::-1])
-        print(target, [path.stem for path in paths[start : start + _PER_SHEET]] or ["astronaut"])
+        cv2.imwrite(str(target), np.vstack([row(codecs[name], options) for name in shown])[..., ::-1])
+        print(target, shown)
+    for name in names if options.loops else ():
+        sheet = looped(codecs[name], options.output / f"{name}.mp4", options)
+        cv2.imwrite(str(options.output / f"{name}.png"), sheet[..., ::-1])
+        print(options.output / f"{name}.mp4")
 
 
 if __name__ == "__main__":

@@ -53,12 +53,14 @@ class MouthMemory:
         return cls(landmarks[closed].astype(np.float64), Palette(skin, light._replace(teeth=teeth)), retouch)
 
 
-def redraw_mouth(frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, mouth_memory: MouthMemory) -> np.ndarray:
+def redraw_mouth(
+    frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, mouth_memory: MouthMemory, share: float = 1.0
+) -> np.ndarray:
     """Frame ``[H, W, 3]`` uint8 with the lower face moved from ``landmarks`` to ``target`` (both ``[478,
     3]`` px).
 
     The two must agree in the upper face. Pixels outside mouth, jaw and the skin just around them are
-    returned unchanged.
+    returned unchanged. share: how much of the drawing is seen.
     """
     landmarks, target = landmarks.astype(np.float64), target.astype(np.float64)
     left, top, size = _window(landmarks)
@@ -73,7 +75,7 @@ def redraw_mouth(frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, m
     mouth = Mouth(crop, closed, keep_own=False, palette=mouth_memory.palette)
     mouth.draw(drawn, goal)
     mouth_memory.retouch.draw(drawn, goal, own)
-    mask = _lower_face(own, goal, size)[..., None]
+    mask = share * _lower_face(own, goal, size)[..., None]
     mixed = np.round(crop + mask * (drawn.astype(np.float32) - crop)).clip(0, 255).astype(np.uint8)
     result = frame.copy()
     height, width = frame.shape[:2]

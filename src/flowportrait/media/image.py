@@ -25,6 +25,8 @@ def read_image(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"No image file at {path}: check the path.")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path} is empty (0 bytes): copy or download it again.")
     try:
         with Image.open(path) as opened:
             if opened.width * opened.height > _MAX_PIXELS:

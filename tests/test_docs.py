@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import importlib.util
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tyro
 
 from flowportrait.cli import main, parser
+from tests.doc_commands import PAGES, ROOT, commands, fenced, words
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 QUICK = (
     "flowportrait recipes", "flowportrait recipes show longcat-grpo", "flowportrait policies",
     "flowportrait portraitbench --list",
@@ -23,33 +27,51 @@ QUICK = (
 """Commands of the pages that need no input and a moment."""
 
 
-def fenced(page: Path) -> list[str]:
-    """Lines of code on a page, continued lines joined, comments off."""
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(), re.S | re.M)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [re.split(r"\s+#", line)[0] for line in lines]
-
-
-def commands(program: str) -> list[tuple[str, str]]:
-    """Commands on all pages that begin with ``program``: the page and the line. Lines with an ellipsis or an option in
-    brackets are forms, not commands."""
-    form = re.compile(r"…| \[--")
-    return [
-        (page.name, line)
-        for page in PAGES
-        for line in fenced(page)
-        if line.startswith(program) and not form.search(line)
-    ]
-
-
 @pytest.mark.parametrize(("page", "line"), commands("flowportrait "))
 def test_the_program_takes_what_the_pages_say(page: str, line: str) -> None:
-    words = shlex.split(re.split(r"\s(?:[|<>&]|2>|&&)(?=\s|$)", line)[0])
-    assert callable(parser().parse_args(words[1:]).run)
+    assert callable(parser().parse_args(words(line)).run)
+
+
+class Parsed(Exception):
+    """A script's own parser took the words."""
+
+
+@pytest.mark.parametrize(("page", "line"), commands("python "))
+def test_scripts_and_modules_take_what_the_pages_say(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *given = words(line)
+    name = given.pop(0) if first == "-m" else Path(first).stem
+    found = importlib.util.find_spec(name)
+    assert found is not None
+    assert found.origin is not None
+    source = Path(found.origin).read_text()
+    if "parse_args" not in source and "tyro" not in source:
+        assert len(given) == places(source)
+        return
+    parse_args, cli = argparse.ArgumentParser.parse_args, tyro.cli
+
+    def parsed(own: argparse.ArgumentParser) -> None:
+        raise Parsed(parse_args(own))
+
+    def parsed_by_type(shape: Callable[..., object], **more: str) -> None:
+        quiet = shape if isinstance(shape, type) else functools.wraps(shape)(lambda *_, **__: None)
+        raise Parsed(cli(quiet, **more))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(tyro, "cli", parsed_by_type)
+    monkeypatch.setattr(sys, "argv", [name, *given])
+    with pytest.raises(Parsed):
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def places(source: str) -> int:
+    """How many words a script without a parser reads."""
+    single = [int(index) for index in re.findall(r"sys\.argv\[(\d+)\]", source)]
+    return max([*single, *(int(end) - 1 for end in re.findall(r"sys\.argv\[\d:(\d)\]", source))], default=0)
 
 
 def test_the_pages_have_commands() -> None:
-    assert len(commands("flowportrait ")) > 30
+    assert len(commands("flowportrait ")) > 100
+    assert len(commands("python ")) > 80
     assert {line for _, line in commands("flowportrait ")} >= set(QUICK)
 
 

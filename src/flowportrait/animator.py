@@ -173,8 +173,8 @@ class Animator:
         controls: Controls | None = None,
         steering: Steering | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in, each chunk 120 ms of sound after
-        its end; how the sound is cut changes nothing."""
+        """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in, each chunk but its last
+        frame 120 ms of sound after its end; how the sound is cut changes nothing."""
         session = GenerationSession(self.generator, seed, steering=steering, intensity=self.intensity)
         controlled = controls or Controls()
         for piece in pieces:

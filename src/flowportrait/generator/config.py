@@ -48,6 +48,9 @@ class GeneratorConfig:
     guidance: float = 1.5
     """Classifier-free guidance on the audio; 1 is none and costs half."""
 
+    ease: float = 0.15
+    """How far chunks are joined without a jolt (see ``codec/ease.py``); 0 leaves them as they are drawn."""
+
     spread_brows: float = 1.0
     """Standard deviation of the noise that brows start from. The sampler leaves brows, eyes and head stiller than real
     ones; more noise gives the amplitude back. Lips start from 1."""

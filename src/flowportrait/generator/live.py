@@ -4,7 +4,8 @@
     for piece in microphone: for motion in session.push(piece): draw(motion)
     for motion in session.finish(): draw(motion)
 
-A chunk of four frames appears once the sound reaches 120 ms past its end. The pieces' lengths change nothing, and
+A chunk of four frames is drawn once the sound reaches 120 ms past its end; its last frame waits for the next chunk,
+which it is joined to (``codec/ease.py``). The pieces' lengths change nothing, and
 ``Animator.motion`` is this session fed all at once. ``state`` is a small dictionary (about 100 kB) from which another
 process goes on; the backbone's cache is not in it but rebuilt from the chunks since its last fresh start.
 """
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.calm import Calm
+from flowportrait.codec.ease import Ease
 from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
@@ -64,6 +66,7 @@ class GenerationSession:
         self.intensity = intensity if state is None else state["intensity"]
         self.enhancer = enhancer
         self.sound, self.hearing, self.gate, self.calm = LiveSound(), Hearing(), SpeechGate(), Calm()
+        self.ease = Ease(model.config.ease if model.config.chunk > 1 else 0.0)
         self.samples = 0
         self.ears = ears(model)
         self.gates: list[float] = []
@@ -78,10 +81,11 @@ class GenerationSession:
             self._restore(state)
 
     def push(self, audio: np.ndarray) -> Iterator[torch.Tensor]:
-        """Take 16 kHz samples ``[N]`` float32 in [-1, 1]; yield motion ``[4, 30]`` of every chunk they complete."""
+        """Take 16 kHz samples ``[N]`` float32 in [-1, 1]; yield motion ``[≤ 4, 30]`` for every chunk they complete: its
+        frames but the last, which waits for the next chunk (see ``Ease``), after the one that waited."""
         self.samples += len(audio)
         self._hear(audio)
-        yield from self._ready()
+        yield from map(self.ease, self._ready())
 
     def finish(self) -> Iterator[torch.Tensor]:
         """The sound is over: yield what is still owed, the last chunk as short as the sound."""
@@ -92,7 +96,8 @@ class GenerationSession:
         self.gates += self.gate.finish()
         for motion in self._ready():
             left = frames - (self.session.position - 1) * chunk
-            yield motion[:left]
+            yield self.ease(motion[:left])
+        yield self.ease.finish()
 
     def _hear(self, audio: np.ndarray, last: bool = False) -> None:
         columns, loudness = self.sound.push(audio, last)
@@ -163,6 +168,7 @@ class GenerationSession:
             "mel": self.ears.mel, "mel_start": self.ears.start, "gates": self.gates, "heard": self.heard,
             "since": self.since, "start": self.start, "position": self.session.position,
             "sound": vars(self.sound), "hearing": vars(self.hearing), "gate": vars(self.gate), "calm": vars(self.calm),
+            "ease": vars(self.ease),
         })  # fmt: skip
 
     @torch.no_grad()
@@ -171,7 +177,7 @@ class GenerationSession:
         for name in ("seed", "style", "samples", "gates", "heard", "since", "start"):
             setattr(self, name, state[name])
         self.ears = ears(self.model, state["mel"], state["mel_start"])
-        for part in ("sound", "hearing", "gate", "calm"):
+        for part in ("sound", "hearing", "gate", "calm", "ease"):
             vars(getattr(self, part)).update(state[part])
         # The cache holds nothing that the chunks since the last fresh start do not tell.
         nothing = self.session.branches[0]._replace(start=self.start)

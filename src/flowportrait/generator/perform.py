@@ -7,6 +7,7 @@ import torch
 
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.calm import Calm
+from flowportrait.codec.ease import ease
 from flowportrait.generator.arflow import ARFlow, Condition
 from flowportrait.generator.enhancer import Enhancer, clearer
 from flowportrait.generator.intensity import intensify
@@ -24,9 +25,9 @@ def perform(
     intensity: float = 1.0,
     enhancer: Enhancer | None = None,
 ) -> torch.Tensor:
-    """Motion ``[B, T, 30]``, calmed and with lips at rest in silence, for 16 kHz sounds ``[B, N]``, N whole chunks;
-    style ``[19]``, intensity as ``intensify`` takes it. ``GenerationSession`` for many at once, but for its gain, which
-    here is one for the whole sound."""
+    """Motion ``[B, T, 30]``, calmed, with lips at rest in silence and chunks joined, for 16 kHz sounds ``[B, N]``, N
+    whole chunks; style ``[19]``, intensity as ``intensify`` takes it. ``GenerationSession`` for many at once, but for
+    its gain, which here is one for the whole sound."""
     own = None if style is None else style[None]
     mels: list[torch.Tensor] = [log_mel(level(sound)) for sound in sounds]
     softer: list[list[float] | None] = [None] * len(mels)
@@ -38,4 +39,4 @@ def perform(
     motion = Calm()(torch.cat(list(generate(model, intensify(condition, intensity), seeds)), 1))
     gates = np.stack([speech_gate(sound, share) for sound, share in zip(sounds, softer, strict=True)])
     motion[..., LOWER] *= torch.from_numpy(gates)[..., None]
-    return motion
+    return ease(motion, model.config.chunk, model.config.ease)

@@ -30,6 +30,7 @@ from flowportrait.posttrain.recipes import (
     nft_regions,
     otca,
     pref_grpo,
+    solace,
     sync_dpo,
     tempflow,
     threshold,
@@ -41,8 +42,8 @@ CARDS: dict[str, Card] = {
     module.CARD.name: module.CARD
     for module in (
         flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft,
-        nft_regions, awm, flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, exemplar_ratio, exemplar_awm, exemplar_dpo,
-        sync_dpo, threshold, distil,
+        nft_regions, awm, flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, solace, exemplar_ratio, exemplar_awm,
+        exemplar_dpo, sync_dpo, threshold, distil,
     )
 }  # fmt: skip
 

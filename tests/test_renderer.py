@@ -65,10 +65,22 @@ def test_the_portraits_own_landmarks_give_the_photo_back() -> None:
     assert np.percentile(difference, 99.5) <= 3
 
 
-def test_the_frame_border_never_moves() -> None:
-    frame = draw(turned(yaw=10, pitch=5, roll=5))
+def test_the_frame_border_never_moves_where_the_photo_goes_on() -> None:
+    below = astronaut().to_crop - np.array([[0, 0, 0], [0, 0, 50]])
+    frame = Renderer(dataclasses.replace(astronaut(), to_crop=below)).draw(turned(yaw=10, pitch=5, roll=5))
     for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         assert np.abs(frame[side].astype(int) - astronaut().crop[side]).max() <= 1
+
+
+def test_hair_that_the_photo_cuts_off_leaves_it_with_a_rising_head_and_stays_with_a_sinking_one() -> None:
+    portrait = Portrait.from_image(np.ascontiguousarray(data.astronaut()[24:]))
+    renderer, crop = Renderer(portrait, retouch=False), portrait.crop.astype(int)
+    raised, sunk = (renderer.draw(portrait.landmarks + np.array([0, y, 0], np.float32)).astype(int) for y in (-14, 14))
+    hair = slice(220, 280)
+    assert np.abs(raised[:40, hair] - crop[14:54, hair]).mean() < 5
+    assert np.abs(raised[:40, hair] - crop[:40, hair]).mean() > 10
+    assert np.abs(sunk[0, hair] - crop[0, hair]).mean() < 2
+    assert np.abs(sunk[60:100, hair] - crop[46:86, hair]).mean() < 5
 
 
 def test_the_background_stays_while_the_head_turns() -> None:

@@ -5,7 +5,8 @@ it.
     grid vertices   p + w(p) (rigid(p) - p) + sum_i k_i(p) residual_i
 
 w is the head weight (one on hair, zero on the background), ``rigid`` the head's similarity motion in 3-D,
-and residual_i what the jaw line does beyond it, felt only close by. The grid's border never moves.
+and residual_i what the jaw line does beyond it, felt only close by. The grid's border never moves, except at the top of
+the picture itself: hair that is cut off there rises with the head and leaves the picture.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _REACH = 0.22
 _HIDDEN = 0.03
 _TURNED_AWAY = 0.25
 _STILL = 0.01
+_TOP = 0.07
+"""Share of the picture's height over which what is near its top does not sink: there is nothing above to come down."""
 
 
 @lru_cache(maxsize=1)
@@ -62,10 +65,12 @@ class HeadMesh:
 
     ``source`` ``[V, 2]`` are the vertices' places in the crop, ``triangles`` ``[F, 3]`` int32; calling the
     mesh with target landmarks gives the vertices' new places. weight: the head weight, any square size;
-    found in the crop by default.
+    found in the crop by default. free_top: the crop ends there because the picture does.
     """
 
-    def __init__(self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None) -> None:
+    def __init__(
+        self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None, free_top: bool = False
+    ) -> None:
         size = crop.shape[0]
         self.landmarks = landmarks.astype(np.float64)
         self._flatter = _flatten_hidden(self.landmarks[:N_FACE])
@@ -79,7 +84,7 @@ class HeadMesh:
         height = np.ptp(outline[:, 1])
         depth = self._blend @ outline[:, 2]
         self._grid = np.column_stack([grid, depth])
-        weight = head_weight(crop, landmarks) if weight is None else weight
+        weight = head_weight(crop, landmarks, free_top) if weight is None else weight
         shrunk = (grid * weight.shape[0] / size).astype(np.float32)
         self._weight = cv2.remap(
             weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -88,8 +93,12 @@ class HeadMesh:
         self._weight = (self._weight - _STILL).clip(0) / (1 - _STILL)
         fade = np.exp(-((distance.min(1) / (_REACH * height)) ** 2))
         edge = np.minimum(grid, size - 1 - grid).min(1)
+        if free_top:
+            edge = np.minimum(size - 1 - grid, grid[:, :1]).min(1)
         fade = (fade - _STILL).clip(0) / (1 - _STILL)
         self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
+        near_top = np.clip(grid[:, 1] / (_TOP * size), 0, 1)
+        self._sinks = near_top * near_top * (3 - 2 * near_top) if free_top else np.ones(len(grid))
         self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
         self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
         self._height, self._behind = height, height * 0.05
@@ -102,7 +111,9 @@ class HeadMesh:
         outline = self.landmarks[self._outline]
         outline[:, 2] += self._flatter[self._outline]
         residual = face[self._outline, :2] - (outline @ matrix.T + shift)[:, :2]
-        place = self._grid[:, :2] + self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
+        shift = self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
+        shift[:, 1] = np.where(shift[:, 1] > 0, self._sinks * shift[:, 1], shift[:, 1])
+        place = self._grid[:, :2] + shift
         # Where the head moves further than its fade is wide the mesh folds: what moves with it is in front.
         depth = self._grid[:, 2] + self._behind + (1 - self._weight) * self._height
         outer = np.column_stack([place, depth])

@@ -25,6 +25,7 @@ from flowportrait.codec.warp import Enlarged, Rasterizer
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.workers import in_order
 
+_EXACT = 1e-3
 _AHEAD = 4
 """Frames under way at once: a chunk of motion."""
 
@@ -56,8 +57,9 @@ class Renderer:
         if self._scale != 1.0:
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
         landmarks = self._scaled(portrait.landmarks)
-        self._mesh = HeadMesh(crop, landmarks)
-        self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0])
+        free_top = _ends_at_top(portrait)
+        self._mesh = HeadMesh(crop, landmarks, free_top=free_top)
+        self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0], free_top=free_top)
         self._eyes = [Eye(crop, landmarks, side) for side in range(len(EYES))]
         self.mouth: Interior = Mouth(crop, landmarks)
         self._retouch = Retouch(crop, landmarks) if retouch else None
@@ -94,3 +96,9 @@ class Renderer:
         # Pixel centres, not corners, carry integer coordinates.
         points[..., :2] += 0.5 * (self._scale - 1)
         return points
+
+
+def _ends_at_top(portrait: Portrait) -> bool:
+    """Whether the crop's top is the photo's, so that nothing above it needs to fit."""
+    scale, offset = portrait.to_crop[1, 1:]
+    return bool(offset > 0.5 * scale - 0.5 - _EXACT)

@@ -17,8 +17,9 @@ _BORDER = 0.07
 _NECK = 0.62
 
 
-def head_weight(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """How much each pixel of ``crop`` ``[S, S, 3]`` moves with the head: ``[160, 160]`` float32 in [0, 1]."""
+def head_weight(crop: np.ndarray, landmarks: np.ndarray, free_top: bool = False) -> np.ndarray:
+    """How much each pixel of ``crop`` ``[S, S, 3]`` moves with the head: ``[160, 160]`` float32 in [0, 1]; nothing at
+    the crop's border, but at its top with ``free_top``."""
     scale = _SIDE / crop.shape[0]
     small = cv2.resize(crop, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     points = landmarks[:, :2] * scale
@@ -34,7 +35,8 @@ def head_weight(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     # Beside the face the fade starts at the jaw's height, under the chin at the chin.
     start = -0.12 * height * _smoothstep(sideways / (0.5 * height))
     neck = _smoothstep(1 - (below - start) / (_NECK * height))
-    edge = np.minimum(np.minimum(xs, _SIDE - 1 - xs), np.minimum(ys, _SIDE - 1 - ys))
+    edge = np.minimum(np.minimum(xs, _SIDE - 1 - xs), _SIDE - 1 - ys)
+    edge = edge if free_top else np.minimum(edge, ys)
     border = _smoothstep(edge / (_BORDER * _SIDE))
     return cv2.GaussianBlur((near * neck * border).astype(np.float32), (0, 0), 1.5) * (edge > 0)
 

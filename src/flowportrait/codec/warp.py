@@ -29,10 +29,11 @@ class Rasterizer:
     """
 
     def __init__(
-        self, triangles: np.ndarray, source: np.ndarray, size: int, share: np.ndarray | None = None
-    ) -> None:
+        self, triangles: np.ndarray, source: np.ndarray, size: int, share: np.ndarray | None = None,
+        free_top: bool = False,
+    ) -> None:  # fmt: skip
         self._triangles = np.ascontiguousarray(triangles, np.int32)
-        self._size = size
+        self._size, self._free_top = size, free_top
         self._half = size >= _HALF_FROM and size % 2 == 0
         small = size // 2 if self._half else size
         # OpenCV interpolates colours in [0, 1] exactly; the third channel carries any share of each vertex.
@@ -104,12 +105,10 @@ class Rasterizer:
         source = cv2.copyTo(soft, cv2.dilate(cv2.compare(apart, _JUMP, cv2.CMP_GT), _CROSS), source)
         if self._half:
             source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)
-            # Enlarging cannot extrapolate; the border is the fixed frame of the picture.
+            # Enlarging cannot extrapolate; the border is the fixed frame of the picture, but for a top that moves.
             line = np.arange(self._size, dtype=np.float32)
-            source[0], source[-1] = (
-                np.column_stack([line, 0 * line]),
-                np.column_stack([line, 0 * line + last]),
-            )
+            top = 2 * source[1] - source[2] if self._free_top else np.column_stack([line, 0 * line])
+            source[0], source[-1] = top, np.column_stack([line, 0 * line + last])
             source[:, 0], source[:, -1] = (
                 np.column_stack([0 * line, line]),
                 np.column_stack([0 * line + last, line]),

@@ -45,15 +45,14 @@ for _name in CHANCES:
 ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objective.reference=0", "learning_rate=2e-4")
 GRPO = (
     "flow-grpo", "dance-grpo", "mix-grpo", "flash-grpo", "longcat-grpo", "cps", "guard", "dppo", "branch-grpo",
-    "tempflow", "otca", "vipo", "pref-grpo", "kvpo",
+    "tempflow", "otca", "vipo", "pref-grpo", "solace", "kvpo",
 )  # fmt: skip
 FORWARD = ("nft", "nft-regions", "awm", "flow-rwr", "exemplar-ratio", "exemplar-awm")
 """The rest of those that need neither pairs nor a teacher: learning from finished clips, or from real ones."""
-SOLACE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "rewards.self_confidence=1")
 
 CONTESTANTS: dict[str, Contestant] = {
     **{name: Contestant(name) for name in (*GRPO, *FORWARD)},
-    "solace": Contestant("flow-grpo", SOLACE),
+    "branch-grpo": Contestant("branch-grpo", ("plan.forks=3",)),  # eight leaves part in two, three times
     **{f"eta {eta}": Contestant("flow-grpo", (f"eta={eta}",)) for eta in (0.1, 0.3, 0.7, 1.0)},
     **{
         f"{recipe}, no {group}": Contestant(recipe, (f"rewards.{group}=0",))
@@ -74,7 +73,7 @@ PAID = ("crowd", "paid at random", "without crowd_eyes", "without crowd_head", "
 """The shipped recipe and what ``shipped.py`` changes in its rewards."""
 
 STUDIES: dict[str, tuple[str, ...]] = {
-    "recipes": (*CONTROLS, *GRPO, "solace", *FORWARD),
+    "recipes": (*CONTROLS, *GRPO, *FORWARD),
     "noise": ("sft", "eta 0.1", "eta 0.3", "flow-grpo", "eta 0.7", "eta 1.0"),
     "groups": (
         "sft", "flow-grpo", "flow-grpo, no judge", "flow-grpo, no perceptual", "flow-grpo, no temporal", "nft",

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 import torch
 from arena import SIZE
-from figures import SYNC, number
+from figures import SYNC
+from over_runs import number
 from rich.console import Console
 from rich.progress import track
 from skimage.data import astronaut

@@ -1,24 +1,22 @@
 """From run folders to the few numbers and points that the results page shows: ``docs/results/figures.json``.
 
-    RUNS/NAME/SEED/rows.json    ─► per figure: mean, 95 % over clips, 95 % over seeds, change from sft, Holm-corrected p
-    RUNS/NAME/SEED/curve.jsonl  ─► rewards on held-out prompts by processor seconds, mean and spread over seeds
-
-Clips are compared after averaging each over its seeds, so that seeds do not pass for clips.
+    RUNS/NAME/SEED/rows.json    ─► per figure: mean and change from sft, 95 % over seeds and clips, Holm-corrected p
+    RUNS/NAME/SEED/held.json    ─► rewards on held-out prompts at the end, likewise, over seeds and performances
+    RUNS/NAME/SEED/curve.jsonl  ─► the same by processor seconds, mean and spread over seeds
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contestants import STUDIES
-from scipy.stats import t
+from over_runs import change, holm, paired
 
-from flowportrait.evaluate.compare import Row, compare
+from flowportrait.evaluate.compare import Row
 from flowportrait.evaluate.metrics import METRICS
 
 SYNC, LER, ECS, TFI = "sync_in_time_short", "ler", "ecs", "tfi"
@@ -34,86 +32,62 @@ HELD, EVALUATION, SPREAD = "held/", "evaluation/", "/spread"
 
 def collect(runs: Path, studies: Iterable[str] = tuple(STUDIES)) -> dict[str, Any]:
     """Everything of a folder of ``recipes.py`` that belongs to some studies."""
-    there = {study: STUDIES[study] for study in studies if _there(runs, STUDIES[study])}
+    names = {study: STUDIES[study] for study in studies}
+    curves = {study: {name: points for name in own if (points := curve(runs, name))} for study, own in names.items()}
+    watched = {study: held(runs, own) for study, own in names.items()}
     return {
-        "studies": {study: table(runs, names) for study, names in there.items()},
-        "curves": {
-            study: {name: points for name in names if (points := curve(runs, name))} for study, names in there.items()
-        },
+        "studies": {study: table(runs, own) for study, own in names.items() if _there(runs, own)},
+        "curves": {study: own for study, own in curves.items() if len(own) > 1},
+        "held": {study: own for study, own in watched.items() if len(own) > 1},
         "sampling": _sampling(runs),
     }
 
 
 def table(runs: Path, names: tuple[str, ...]) -> dict[str, Any]:
     """A study's contestants that were measured, and the real motion."""
-    seeds = {name: _rows(runs, name) for name in (REAL, *names)}
-    seeds = {name: own for name, own in seeds.items() if own}
-    averaged = {name: average(own) for name, own in seeds.items()}
-    tested = {name: {c: {k: row.get(k) for k in FIGURES} for c, row in rows.items()} for name, rows in averaged.items()}
-    found = compare(tested, BASELINE if BASELINE in tested else None)
-    differences = {(d.system, d.metric): d for d in found.differences}
-    result: dict[str, Any] = {}
+    seeds = {name: own for name in (REAL, *names) if (own := _rows(runs, name))}
+    starts, result = seeds.get(BASELINE, {}), dict[str, Any]()
     for name, own in seeds.items():
-        result[name] = {"seeds": len(own), "clips": len(averaged[name]), "figures": {}}
-        for key in (*FIGURES, *BESIDE):
-            values = [_mean(rows, key) for rows in own]
-            known = [value for value in values if value is not None]
-            if not known:
-                continue
-            entry: dict[str, Any] = {"mean": float(np.mean(known)), "over_seeds": over_seeds(known)}
-            estimate = found.estimates[name].get(key)
-            if estimate is not None:
-                entry |= {"low": estimate.low, "high": estimate.high}
-            difference = differences.get((name, key))
-            if difference is not None:
-                entry |= {"change": difference.change, "p": difference.p}
-            result[name]["figures"][key] = entry
+        compared = name not in (REAL, BASELINE) and bool(starts)
+        after = list(own.values())
+        before = list(starts.values())[:1] if compared else after
+        figures = {key: change(found) for key in (*FIGURES, *BESIDE) if (found := paired(after, before, key))}
+        for key, entry in figures.items():
+            if key in BESIDE or not compared:
+                entry["p"] = None
+        result[name] = {"seeds": len(after), "clips": len(after[0]), "figures": figures}
+    holm([entry for own in result.values() for entry in own["figures"].values()])
     return result
 
 
-def average(seeds: list[dict[str, Row]]) -> dict[str, Row]:
-    """Every clip's figures, averaged over the seeds that have them."""
-    result: dict[str, Row] = {}
-    for clip in seeds[0]:
-        values: dict[str, list[float]] = defaultdict(list)
-        for rows in seeds:
-            for key, value in rows.get(clip, {}).items():
-                if isinstance(value, int | float) and np.isfinite(value):
-                    values[key].append(float(value))
-        result[clip] = {key: float(np.mean(own)) for key, own in values.items()}
+def held(runs: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """What every contestant's rewards became on held-out prompts, performance by performance, and in how many
+    iterations."""
+    start, result = _folder(runs, BASELINE) / "0" / "held.json", dict[str, Any]()
+    for name in names if start.is_file() else ():
+        folders = sorted(path.parent for path in _folder(runs, name).glob("*/held.json"))
+        if name == BASELINE or not folders:
+            continue
+        before, after = _performances(start), [_performances(folder / "held.json") for folder in folders]
+        found = {key: pairs for key in before["0"] if (pairs := paired(after, [before], key))}
+        last = [json.loads((folder / "curve.jsonl").read_text().splitlines()[-1])["iteration"] for folder in folders]
+        rewards = {key: change(pairs) for key, pairs in found.items()}
+        result[name] = {"seeds": len(after), "iterations": float(np.mean(last)), "rewards": rewards}
+    holm([entry for own in result.values() for entry in own["rewards"].values()])
     return result
-
-
-def number(row: Row, key: str) -> float | None:
-    """A figure of a clip, where it was measured."""
-    value = row.get(key)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def over_seeds(values: list[float]) -> float | None:
-    """Half of the 95 % interval of the mean of a few runs, by Student's t."""
-    if len(values) < 2:
-        return None
-    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def gap_closed(before: float, after: float, real: float) -> float | None:
-    """Share of the distance to real motion that is gone; going past it counts as distance again. None where there was
-    none to speak of (2 % of the real figure)."""
-    gap = abs(real - before)
-    return None if gap <= 0.02 * abs(real) else 1 - abs(real - after) / gap
 
 
 def curve(runs: Path, name: str) -> list[dict[str, float]]:
-    """Means over seeds of the held-out rewards at every look, which all runs take at the same shares of their time."""
-    folders = sorted((runs / name.replace(" ", "_")).glob("*/curve.jsonl"))
+    """Means over seeds of the held-out rewards, and half of what lies between them, at every look, which all runs take
+    at the same shares of their time."""
+    folders = sorted(_folder(runs, name).glob("*/curve.jsonl"))
     looks = [[r for r in map(json.loads, path.read_text().splitlines()) if f"{HELD}sync" in r] for path in folders]
     points = []
     for same in zip(*looks, strict=False):
         point = {"seconds": float(np.mean([record["seconds"] for record in same])), "seeds": float(len(same))}
         for key in (key for key in same[0] if key.startswith(HELD)):
             values = [record[key] for record in same]
-            point |= {key: float(np.mean(values)), f"{key}{SPREAD}": over_seeds(values) or 0.0}
+            point |= {key: float(np.mean(values)), f"{key}{SPREAD}": float(np.ptp(values)) / 2}
         points.append({key: round(value, 5) for key, value in point.items()})
     return points
 
@@ -152,13 +126,21 @@ def _there(runs: Path, names: tuple[str, ...]) -> bool:
     return sum(bool(_rows(runs, name)) for name in names if name != BASELINE) > 1
 
 
-def _rows(runs: Path, name: str) -> list[dict[str, Row]]:
-    return [json.loads(path.read_text()) for path in sorted((runs / name.replace(" ", "_")).glob("*/rows.json"))]
+def _folder(runs: Path, name: str) -> Path:
+    return runs / name.replace(" ", "_")
 
 
-def _mean(rows: Mapping[str, Row], key: str) -> float | None:
-    values = [value for row in rows.values() if (value := number(row, key)) is not None]
-    return float(np.mean(values)) if values else None
+def _rows(runs: Path, name: str) -> dict[str, dict[str, Row]]:
+    """Clips' figures by seed."""
+    paths = sorted(_folder(runs, name).glob("*/rows.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+def _performances(path: Path) -> dict[str, Row]:
+    """Rewards of every held-out performance, by its number."""
+    seen: dict[str, list[float]] = json.loads(path.read_text())
+    count = len(next(iter(seen.values())))
+    return {str(place): {name: values[place] for name, values in seen.items()} for place in range(count)}
 
 
 def _sampling(runs: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Supervised against post-trained on speakers, voices and portraits that nothing was trained on.
 
-    python benchmarks/heldout.py --corpus CORPUS --data FOOTAGE --output DIR [--checkpoints sft rl]
+    python benchmarks/heldout.py --corpus CORPUS --data FOOTAGE --output DIR [--checkpoints sft rl NAME=FOLDER …]
 
 Two tables, each with metrics.json, metrics.csv and report.html, all measured on finished mp4 files:
 
@@ -41,18 +41,24 @@ def main() -> None:
     options.add_argument("--corpus", type=Path, required=True)
     options.add_argument("--data", type=Path, required=True, help="footage folder with portraits/ and speech/")
     options.add_argument("--output", type=Path, required=True)
-    options.add_argument("--checkpoints", nargs="+", default=["sft", "rl"])
+    options.add_argument("--checkpoints", nargs="+", default=["sft", "rl"], help="each a name, a folder or NAME=FOLDER")
     options.add_argument("--only", choices=("speakers", "voices"))
     options.add_argument("--clips", type=int, default=48, help="of unseen speakers")
     options.add_argument("--pieces", type=int, default=28, help="of other voices")
     given = options.parse_args()
     portraits = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
     codecs = [MotionCodec(Portrait.from_image(read_image(path), name=path.name)) for path in portraits]
-    animators = {Path(name).name: Animator.from_pretrained(name) for name in given.checkpoints}
+    animators = dict(map(called, given.checkpoints))
     if given.only != "voices":
         table(given.output / "speakers", speakers(given.corpus, given.clips, codecs, animators))
     if given.only != "speakers":
         table(given.output / "voices", voices(given.data / "speech", given.pieces, codecs, animators))
+
+
+def called(checkpoint: str) -> tuple[str, Animator]:
+    """A system by the name that is asked for, or that its checkpoint has."""
+    name, is_named, folder = checkpoint.partition("=")
+    return (name, Animator.from_pretrained(folder)) if is_named else (Path(name).name, Animator.from_pretrained(name))
 
 
 Take = tuple[str, str, MotionCodec, torch.Tensor, np.ndarray]

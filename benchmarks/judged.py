@@ -22,9 +22,10 @@ from flowportrait.posttrain.drawing import Drawing
 def evaluate(bench: Bench, name: str, seed: int) -> None:
     """Leave ``rows.json`` in the contestant's folder, unless it is there; ``real``: the speakers' own motion."""
     folder, codecs = bench.folder(name, seed), bench.portraits
-    if (folder / "rows.json").is_file() or not (name in ("real", "sft") or (folder / "checkpoint").is_dir()):
+    is_there = (folder / "checkpoint").is_dir() or (name in ("real", "sft") and seed == 0)
+    if (folder / "rows.json").is_file() or not is_there:
         return
-    act, rows = Act(bench, name, folder, seed), {}
+    act, rows = Act(bench, name, folder), {}
     for index, (stem, clip) in enumerate(bench.test.items()):
         if name == "real":
             motion, spread = MotionBasis.load().encode(clip.landmarks, clip.blendshapes)[0], None
@@ -43,8 +44,8 @@ def evaluate(bench: Bench, name: str, seed: int) -> None:
 class Act:
     """A contestant's performance of one clip's speech."""
 
-    def __init__(self, bench: Bench, name: str, folder: Path, seed: int) -> None:
-        self.bench, self.seed, self.sampling = bench, seed, None
+    def __init__(self, bench: Bench, name: str, folder: Path) -> None:
+        self.bench, self.sampling = bench, None
         if name == "real":
             return
         self.model = load_generator("sft" if name == "sft" else folder / "checkpoint")
@@ -53,8 +54,8 @@ class Act:
             self.small = [MotionCodec(codec.portrait, 96, retouch=False) for codec in bench.portraits]
 
     def __call__(self, audio: np.ndarray, index: int, again: bool = False) -> torch.Tensor:
-        """Motion ``[T, 30]``; ``again``: with other noise."""
-        seed = index + 1000 * self.seed + 500 * again
+        """Motion ``[T, 30]``; ``again``: with other noise. A clip has one noise, whoever performs it."""
+        seed = index + 500 * again
         if self.sampling is None:
             return torch.cat(list(Animator(self.model).motion(audio, seed=seed)))
         return best_of(

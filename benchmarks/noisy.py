@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from arena import SIZE
-from figures import ECS, LER, SYNC, number
+from figures import ECS, LER, SYNC
 from noisereduce import reduce_noise
+from over_runs import number
 from results import write
 from rich.console import Console
 from rich.progress import track

@@ -9,15 +9,18 @@ from pathlib import Path
 import contestants
 import controls
 import figures
+import over_runs
 import pytest
 import results
 import shipped
+import tables
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
+from flowportrait.evaluate.compare import Row
 from flowportrait.generator.sample import generate_motion
 from flowportrait.posttrain.recipes import named, read_recipe
 
@@ -28,35 +31,73 @@ NUMBER = st.floats(-10, 10)
 @given(NUMBER, NUMBER)
 def test_reaching_real_motion_closes_the_gap_and_standing_still_closes_nothing(before: float, real: float) -> None:
     if abs(real - before) > 0.02 * abs(real):
-        assert figures.gap_closed(before, real, real) == 1
-        assert figures.gap_closed(before, before, real) == 0
+        assert over_runs.gap_closed(before, real, real) == 1
+        assert over_runs.gap_closed(before, before, real) == 0
     else:
-        assert figures.gap_closed(before, real, real) is None
+        assert over_runs.gap_closed(before, real, real) is None
 
 
 def test_going_past_real_motion_is_distance_again() -> None:
-    assert figures.gap_closed(1.0, 4.0, 3.0) == pytest.approx(0.5)
-    assert figures.gap_closed(1.0, 5.0, 3.0) == pytest.approx(0.0)
-    assert figures.gap_closed(1.0, 6.0, 3.0) == pytest.approx(-0.5)
+    assert over_runs.gap_closed(1.0, 4.0, 3.0) == pytest.approx(0.5)
+    assert over_runs.gap_closed(1.0, 5.0, 3.0) == pytest.approx(0.0)
+    assert over_runs.gap_closed(1.0, 6.0, 3.0) == pytest.approx(-0.5)
+
+
+def put(runs: Path, name: str, seed: int, shift: float) -> None:
+    """A run's figures of eight clips that differ by more than it shifts them."""
+    rows = {f"c{i}": {"ecs": 0.1 * i + shift * (1 + 0.1 * i), "identity_kept": 0.9} for i in range(8)}
+    path = runs / name.replace(" ", "_") / str(seed) / "rows.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(rows))
 
 
 def test_three_seeds_of_the_same_clips_do_not_pass_for_three_times_the_clips(tmp_path: Path) -> None:
-    def put(name: str, seed: int, shift: float) -> None:
-        rows = {f"c{i}": {"ecs": 0.1 * i + shift, "identity_kept": 0.9} for i in range(5)}
-        path = tmp_path / name.replace(" ", "_") / str(seed) / "rows.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(rows))
+    put(tmp_path, "sft", 0, 0.0)
+    for seed in range(3):
+        put(tmp_path, "nft", seed, 0.1)
+    put(tmp_path, "awm", 0, 0.1)
+    found = figures.table(tmp_path, ("sft", "nft", "awm"))
+    thrice, once = (found[name]["figures"]["ecs"] for name in ("nft", "awm"))
+    assert (found["nft"]["seeds"], found["nft"]["clips"]) == (3, 8)
+    assert thrice["gap"] == pytest.approx(once["gap"])
+    assert thrice["p"] == once["p"], "eight clips, however many seeds"
+    width, alone = (entry["gap_high"] - entry["gap_low"] for entry in (thrice, once))
+    assert width == pytest.approx(alone, rel=0.1)
+    assert found["nft"]["figures"]["identity_kept"]["p"] is None
 
-    for seed, wobble in enumerate((-0.01, 0.0, 0.01)):
-        put("sft", seed, wobble)
-        put("nft", seed, 0.1 + wobble)
-    found = figures.table(tmp_path, ("sft", "nft"))
-    own = found["nft"]["figures"]["ecs"]
-    assert (found["nft"]["seeds"], found["nft"]["clips"]) == (3, 5)
-    assert own["change"] == pytest.approx(0.5)
-    assert own["p"] is None, "five clips are too few to test, however many seeds"
-    assert own["over_seeds"] == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
-    assert "p" not in found["nft"]["figures"]["identity_kept"]
+
+def test_runs_that_disagree_widen_the_interval_until_nothing_is_claimed(tmp_path: Path) -> None:
+    put(tmp_path, "sft", 0, 0.0)
+    for seed, wobble in enumerate((-0.3, 0.0, 0.6)):
+        put(tmp_path, "nft", seed, 0.1)
+        put(tmp_path, "awm", seed, 0.1 + wobble)
+    found = figures.table(tmp_path, ("sft", "nft", "awm"))
+    entry = found["awm"]["figures"]["ecs"]
+    assert entry["gap_low"] < 0 < entry["gap"] < entry["gap_high"]
+    lines = tables.study_table(found).splitlines()
+    assert "*" in next(line for line in lines if line.startswith("| nft"))
+    assert "*" not in next(line for line in lines if line.startswith("| awm"))
+
+
+def test_a_gap_that_every_clip_and_run_closes_is_closed_without_doubt() -> None:
+    start: dict[str, Row] = {f"c{i}": {"ecs": 0.1 * i} for i in range(8)}
+    real: dict[str, Row] = {f"c{i}": {"ecs": 0.1 * i + 1} for i in range(8)}
+    pairs = over_runs.paired([real, real, real], [start], "ecs")
+    assert pairs is not None
+    found = over_runs.closed(pairs, real, "ecs")
+    assert (found["closed"], found["closed_low"], found["closed_high"]) == pytest.approx((1, 1, 1))
+
+
+def test_what_is_watched_is_compared_performance_by_performance(tmp_path: Path) -> None:
+    for name, gain in (("sft", 0.0), ("nft", 0.02), ("awm", -0.02)):
+        folder = tmp_path / name / "0"
+        folder.mkdir(parents=True)
+        (folder / "held.json").write_text(json.dumps({"sync": [0.1 * i + gain for i in range(16)]}))
+        (folder / "curve.jsonl").write_text(json.dumps({"iteration": 7}) + "\n")
+    found = figures.held(tmp_path, ("sft", "nft", "awm"))
+    assert found["nft"]["iterations"] == 7
+    assert found["nft"]["rewards"]["sync"]["gap"] == pytest.approx(0.02)
+    assert "-0.020*" in tables.held_table(found), "the same loss sixteen times is one"
 
 
 def test_every_contestant_is_a_recipe_that_exists() -> None:

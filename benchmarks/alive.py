@@ -1,6 +1,6 @@
 """Do eyes and head live as real ones do, in speech and in silence?
 
-    python benchmarks/alive.py --corpus CORPUS [--checkpoints sft rl]
+    python benchmarks/alive.py --corpus CORPUS [--checkpoints sft rl] [--steps 4 6]
 
 Blinks a minute and frames a blink lasts (lids less than half open), spread of gaze (% of the eye's width), range of
 the head (5–95 %, degrees), its speed (degrees a second, median), share of its motion faster than 1 Hz. Real: clips
@@ -12,6 +12,8 @@ over clips.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--checkpoints", nargs="+", default=["sft", "rl"])
+    parser.add_argument("--steps", nargs="+", type=int, default=[0], help="sampling steps, 0: the checkpoint's own")
     given = parser.parse_args()
     torch.set_num_threads(1)
     clips = load_motion(given.corpus, ("dev",))
@@ -45,8 +48,10 @@ def main() -> None:
     chosen = {source: Material(clips, audio).of(source, frames) for source, (_, frames) in LANGUAGES.items()}
     for source, (language, frames) in LANGUAGES.items():
         line(f"real, {language}", [clip.motion[:frames] for clip in chosen[source]])
-    for name in given.checkpoints:
-        model = load_generator(name).requires_grad_(False)
+    for checkpoint, steps in product(given.checkpoints, given.steps):
+        model = load_generator(checkpoint).requires_grad_(False)
+        model.config = replace(model.config, steps=steps or model.config.steps)
+        name = f"{checkpoint} {steps} steps" if steps else checkpoint
         for source, (language, frames) in LANGUAGES.items():
             sounds = np.stack([audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen[source]])
             line(f"{name}, {language}", list(perform(model, sounds, list(range(len(sounds))))))

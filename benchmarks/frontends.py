@@ -1,11 +1,13 @@
 """What an audio front end brings on speakers nobody trained on: lips regressed on its features, equal budgets.
 
-    python benchmarks/frontends.py --corpus CORPUS [--seeds 0 1] [--steps 300] [--only mel whisper wakeword]
+    python benchmarks/frontends.py --corpus CORPUS [--seeds 0 1] [--steps 300] [--only mel whisper phones wakeword]
                                    [--wakeword FOLDER]
 
 Front ends: ``mel`` (log-mel, look-ahead 112 ms), ``whisper`` (first layer of Whisper tiny.en, streamable, 118 ms),
 ``wakeword`` (the speech embedding of openWakeWord; FOLDER holds ``melspectrogram.onnx`` and ``embedding_model.onnx``,
-both in the wheel openwakeword 0.4.0; 76-column windows that end 100 ms after the frame, no further look-ahead).
+both in the wheel openwakeword 0.4.0; 76-column windows that end 100 ms after the frame, no further look-ahead),
+``phones`` (posteriors of the 42 phones of PocketSphinx's American English model, ``pip install pocketsphinx``;
+its features reach 40 ms ahead, and their mean is the whole clip's).
 Each is followed by the same small convolutional reader (``generator.lip_reader``), trained without augmentation.
 Figures: correlation with real motion per clip, averaged; ``loudness`` (lips open as it is loud) must lose.
 """
@@ -13,6 +15,7 @@ Figures: correlation with real motion per clip, averaged; ``loudness`` (lips ope
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +31,14 @@ from flowportrait.evaluate.expert_data import loudness
 from flowportrait.generator.lip_reader import LipReader
 from flowportrait.generator.speech_encoder import SPEECH_DIM, SpeechEncoder
 from flowportrait.generator.train_lips import train_lips
-from flowportrait.media.mel import level
+from flowportrait.media.mel import MELS_PER_FRAME, level
 
 WIDTH = 128
+PHONES = 42
+SCORE = 1024 * float(np.log(1.0001))
+"""One unit of a logged cost as a natural log-likelihood."""
+SOFTENED = 5.0
+"""Likelihoods of neighbouring columns are not independent: taken at full weight they would say yes or no."""
 _PAST_COLUMNS, _AHEAD_COLUMNS = 76, 10
 
 Listen = Callable[[MotionClip], torch.Tensor]
@@ -55,6 +63,8 @@ def main() -> None:
     }
     if given.wakeword:
         front_ends["wakeword"] = (wakeword(given.wakeword, given.corpus), 96)
+    if "phones" in given.only:
+        front_ends["phones"] = (phones(given.corpus), MELS_PER_FRAME * PHONES)
     for name in given.only:
         listen, inputs = front_ends[name]
         heard, held_out = ([replace(clip, mel=listen(clip)) for clip in part] for part in (training, dev))
@@ -117,6 +127,40 @@ def wakeword(folder: Path, corpus: Path) -> Listen:
         return torch.from_numpy(out.reshape(len(windows), -1))
 
     return listen
+
+
+def phones(corpus: Path) -> Listen:
+    """Log posteriors of PocketSphinx's phones: the best of each phone's three context-free states, over all phones."""
+    from pocketsphinx import Config, Decoder, get_model_path
+
+    model, logs = Path(get_model_path()) / "en-us", Path(tempfile.mkdtemp())
+    decoder = Decoder(Config(
+        hmm=str(model / "en-us"), allphone=str(model / "en-us-phone.lm.bin"), lm=None, dict=None, compallsen=True,
+        senlogdir=str(logs), loglevel="ERROR", dither=False,
+    ))  # fmt: skip
+
+    def listen(clip: MotionClip) -> torch.Tensor:
+        sound = level(Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio)
+        decoder.start_utt()
+        decoder.process_raw((sound * 32767).astype(np.int16).tobytes(), full_utt=True)
+        decoder.end_utt()
+        [log] = logs.iterdir()
+        scores = senone_scores(log.read_bytes())[:, : 3 * PHONES]
+        log.unlink()
+        likely = torch.from_numpy(-SCORE * scores.reshape(len(scores), PHONES, 3).min(2))
+        columns = (likely / SOFTENED).log_softmax(1).clamp_min(-10) / 5 + 1
+        wanted = MELS_PER_FRAME * len(clip.motion)
+        whole = torch.cat([columns, columns[-1:].repeat(max(0, wanted - len(columns)), 1)])[:wanted]
+        return whole.reshape(len(clip.motion), -1)
+
+    return listen
+
+
+def senone_scores(log: bytes) -> np.ndarray:
+    """Costs ``[T, senones]`` that PocketSphinx logged with ``compallsen``: a header, then a count and as many int16."""
+    head = log.index(b"endhdr\n")
+    senones = int(log[:head].split(b"n_sen ")[1].split()[0])
+    return np.frombuffer(log[head + 11 :], np.int16).reshape(-1, 1 + senones)[:, 1:].astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 """Generators on speakers nobody trained on, in motion: steps, guidance, noise, rooms, seeds.
 
     python benchmarks/generator.py --corpus CORPUS [--checkpoints sft rl] [--steps 2 4 6] [--guidance 1.5]
-                                   [--sounds clean babble room] [--seeds 6]
+                                   [--sounds clean babble20 babble babble5 babble0 room] [--as-heard]
+                                   [--enhancer FOLDER] [--seeds 6]
 
 Every clip of ``dev`` speakers by language: correlation of the lip gap and of the lower face with the real motion of
 that sentence, amplitude over real amplitude, reward-side sync, and what generating costs.
 English is GRID's one man, whose other sentences were trained on; Arabic are four speakers of whom nothing was.
-``babble`` hears four other people 10 dB below the speech, ``room`` an RT60 of 0.6 s at 5 dB; what is measured is always
-against the clean sound. ``--seeds`` adds how far performances of one sentence lie apart. 95 % intervals: bootstrap over
-clips. ``generator_videos.py`` takes the same options and judges finished videos.
+``babble`` hears four other people 10 dB below the speech (or as many as it says), ``room`` an RT60 of 0.6 s at 5 dB;
+what is measured is always against the clean sound. ``--as-heard`` adds each system without the enhancer (with it,
+``untouched`` counts the clips whose sound it left as it was, to the bit). Of systems after a checkpoint's first the
+share of that one's sync is printed. ``--seeds`` adds how far performances of one sentence lie apart. 95 % intervals:
+bootstrap over clips. ``generator_videos.py`` takes the same options and judges finished videos.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +37,7 @@ from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.course import lip_gap
+from flowportrait.generator.enhancer import Enhancer, clearer, shipped
 from flowportrait.generator.perform import perform
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
@@ -39,6 +45,7 @@ from flowportrait.reward.sync import SyncExpert
 
 LANGUAGES = {"anchors": ("Arabic", 28), "grid": ("English", 72)}
 """Sources of dev clips: their language and the frames that are compared."""
+SOUNDS = ("clean", "babble20", "babble", "babble5", "babble0", "room")
 
 
 class Heard(NamedTuple):
@@ -46,6 +53,7 @@ class Heard(NamedTuple):
 
     model: ARFlow
     sound: Callable[[np.ndarray], np.ndarray]
+    enhancer: Enhancer | None
 
 
 class Material(NamedTuple):
@@ -66,7 +74,9 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--checkpoints", nargs="+", default=["sft", "rl"])
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--guidance", nargs="+", type=float)
-    parser.add_argument("--sounds", nargs="+", default=["clean"], choices=("clean", "babble", "room"))
+    parser.add_argument("--sounds", nargs="+", default=["clean"], choices=SOUNDS)
+    parser.add_argument("--as-heard", action="store_true", help="add each system without the enhancer")
+    parser.add_argument("--enhancer", type=Path, help="folder of another than the shipped one")
     return parser
 
 
@@ -75,18 +85,23 @@ def prepared(given: argparse.Namespace) -> tuple[Material, dict[str, Heard]]:
     clips = load_motion(given.corpus, ("dev",))
     audio = {clip.name: level(Clip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips}
     others = list(audio.values())[::7]
-    hear = {"clean": lambda wave: wave, "babble": lambda wave: babble(wave, others), "room": room}
+    hear: dict[str, Callable[[np.ndarray], np.ndarray]] = {"clean": lambda wave: wave, "room": room}
+    hear |= {name: partial(babble, others=others, level=float(name[6:] or 10)) for name in SOUNDS if "babble" in name}
+    enhancer = Enhancer.load(given.enhancer) if given.enhancer else shipped()
     systems: dict[str, Heard] = {}
-    for name in given.checkpoints:
-        config = load_generator(name).config
+    for checkpoint in given.checkpoints:
+        config = load_generator(checkpoint).config
         for steps in given.steps or [config.steps]:
             for guidance in given.guidance or [config.guidance]:
-                model = load_generator(name).requires_grad_(False)
+                model = load_generator(checkpoint).requires_grad_(False)
                 model.config = replace(config, steps=steps, guidance=guidance)
-                label = f"{Path(name).name} {steps} steps"
+                label = f"{Path(checkpoint).name} {steps} steps"
                 label += f" guidance {guidance:g}" if given.guidance else ""
                 for sound in given.sounds:
-                    systems[label if sound == "clean" else f"{label} {sound}"] = Heard(model, hear[sound])
+                    name = label if sound == "clean" else f"{label} {sound}"
+                    systems[name] = Heard(model, hear[sound], enhancer)
+                    if given.as_heard:
+                        systems[f"{name} as heard"] = Heard(model, hear[sound], None)
     return Material(clips, audio), systems
 
 
@@ -96,19 +111,23 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     material, systems = prepared(given)
+    clean: dict[tuple[ARFlow, str], np.ndarray] = {}
     for name, system in systems.items():
         for source in LANGUAGES:
-            in_motion(name, system, source, material)
+            sync = in_motion(name, system, source, material)
+            whole = clean.setdefault((system.model, source), sync)
+            if sync is not whole:
+                print(f"    sync of the first sound's {share(sync, whole)}")
             if given.seeds:
                 diversity(system.model, source, material, given.seeds)
 
 
-def babble(wave: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
-    """Four other people talking, together 10 dB below the speech."""
-    rng = np.random.default_rng(len(wave))
+def babble(wave: np.ndarray, others: list[np.ndarray], level: float) -> np.ndarray:
+    """Four other people talking, together so many decibels below the speech."""
+    rng = np.random.default_rng(zlib.crc32(wave.tobytes()))
     chosen = [others[i] for i in rng.integers(len(others), size=4)]
     noise = np.sum([np.resize(np.roll(other, int(rng.integers(SAMPLE_RATE))), len(wave)) for other in chosen], 0)
-    return (wave + noise * np.std(wave) / np.std(noise) * 10 ** (-10 / 20)).astype(np.float32)
+    return (wave + noise * np.std(wave) / np.std(noise) * 10 ** (-level / 20)).astype(np.float32)
 
 
 def room(wave: np.ndarray) -> np.ndarray:
@@ -120,8 +139,8 @@ def room(wave: np.ndarray) -> np.ndarray:
     return fftconvolve(wave, tail)[: len(wave)].astype(np.float32)
 
 
-def in_motion(name: str, system: Heard, source: str, material: Material) -> None:
-    """Print the figures of one generator on one language."""
+def in_motion(name: str, system: Heard, source: str, material: Material) -> np.ndarray:
+    """Print the figures of one generator on one language; returns its sync clip by clip."""
     expert, (language, frames) = SyncExpert.load(), LANGUAGES[source]
     chosen = material.of(source, frames)
     clean = np.stack([material.audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
@@ -129,7 +148,7 @@ def in_motion(name: str, system: Heard, source: str, material: Material) -> None
     mel = torch.stack([log_mel(wave) for wave in clean])
     real = torch.stack([clip.motion[:frames] for clip in chosen])
     started = time.process_time()
-    made = perform(system.model, heard, list(range(len(chosen))))
+    made = perform(system.model, heard, list(range(len(chosen))), enhancer=system.enhancer)
     spent = 1e3 * (time.process_time() - started) / made[..., 0].numel()
     gaps = [motion @ lip_gap() for motion in (made, real)]
     spreads = [motion[..., LOWER].std(1).mean(-1) for motion in (made, real)]
@@ -139,7 +158,12 @@ def in_motion(name: str, system: Heard, source: str, material: Material) -> None
         "sync": expert.score(made, mel)[1], "of real": expert.score(real, mel)[1],
     }  # fmt: skip
     line = "  ".join(f"{key} {estimate(value.numpy())}" for key, value in values.items())
+    if system.enhancer:
+        known = [log_mel(level(wave)) for wave in heard]
+        same = sum(torch.equal(clearer(system.enhancer, mel)[0], mel) for mel in known)
+        line += f"  untouched {same}"
     print(f"{name:22s} {language:8s} {len(chosen)} clips  {line}  {spent:.2f} ms a frame", flush=True)
+    return values["sync"].numpy()
 
 
 def diversity(model: ARFlow, source: str, material: Material, seeds: int) -> None:
@@ -157,6 +181,13 @@ def diversity(model: ARFlow, source: str, material: Material, seeds: int) -> Non
     print(f"    heads of two seeds apart {estimate(apart.numpy())}, size of one {estimate(spread.numpy())}; "
           f"lip gap of two seeds correlates {estimate(same.numpy())}, of two sentences {estimate(across.numpy())}",
           flush=True)  # fmt: skip
+
+
+def share(values: np.ndarray, whole: np.ndarray) -> str:
+    """Mean over mean, and interval over clips."""
+    picks = np.random.default_rng(0).integers(len(whole), size=(4000, len(whole)))
+    low, high = np.quantile(values[picks].mean(1) / whole[picks].mean(1), (0.025, 0.975))
+    return f"{values.mean() / whole.mean():.2f} ({low:.2f}–{high:.2f})"
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,10 @@
 
 Videos of 256 px, portraits of FOOTAGE (with ``portraits/`` and ``speech/``) in turn, judged by the evaluation side's
 expert (LSE-C, at zero offset; LER; lips in silence), beside the real motion redrawn, a jaw driven by loudness, and the
-motion of another sentence. Voices that no video exists of, English and Chinese, have no row of real motion. What was
-judged stays in DIR, so that systems can be judged one call at a time. 95 % intervals: bootstrap over clips.
+motion of another sentence. Voices that no video exists of, English and Chinese, have no row of real motion: their jaw
+and other sentence are made from what the first system performs. Chinese is one person's sentence on several portraits,
+and ten sentences of a synthetic voice (``pip install 'flowportrait[voice]'``). What was judged stays in DIR, so that
+systems can be judged one call at a time. 95 % intervals: bootstrap over clips.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from generator import LANGUAGES, Heard, Material, estimate, options, prepared
+from generator import LANGUAGES, Heard, Material, estimate, options, prepared, share
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec
@@ -35,6 +37,15 @@ from flowportrait.media.image import read_image
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames, write_video
+from flowportrait.voice.speaker import speak
+from flowportrait.voice.voices import voice_named
+
+MANDARIN = (
+    "今天天气很好，我们去公园散步吧。", "请问火车站怎么走？", "这本书我已经看了三遍了。", "他每天早上六点起床跑步。",
+    "妈妈做的菜比饭店的好吃。", "明天下午三点我们开会讨论计划。", "你能帮我把窗户打开吗？", "北京的冬天又冷又干燥。",
+    "孩子们在操场上高兴地踢足球。", "学习一门新语言需要很多时间。",
+)  # fmt: skip
+"""Everyday sentences."""
 
 
 class Take(NamedTuple):
@@ -93,10 +104,7 @@ def figures(rows: dict[str, dict[str, float]], real: dict[str, dict[str, float]]
         parts += [f"{name} {estimate(values)}"] if len(values) else []
     if real:
         pairs = np.array([(rows[stem]["LSE-C"], real[stem]["LSE-C"]) for stem in rows if stem in real])
-        picks = np.random.default_rng(0).integers(len(pairs), size=(4000, len(pairs)))
-        shares = pairs[picks, 0].mean(1) / pairs[picks, 1].mean(1)
-        low, high = np.quantile(shares, (0.025, 0.975))
-        parts.append(f"share of real {pairs[:, 0].mean() / pairs[:, 1].mean():.2f} ({low:.2f}–{high:.2f})")
+        parts.append(f"share of real {share(*pairs.T)}")
     return "  ".join(parts)
 
 
@@ -123,18 +131,37 @@ def takes(given: argparse.Namespace, material: Material, systems: dict[str, Hear
             for name, motion in known.items():
                 yield Take(name, language, stem, codec, partial(torch.clone, motion), wave)
             yield from performances(language, stem, index, wave)
-    recordings = sorted((given.data / "speech").glob("*.wav"))
-    for index, path in ((index, path) for index in range(given.clips // 6) for path in recordings):
-        chinese, wave, piece = "chinese" in path.name, level(read_audio(path)), 3 * SAMPLE_RATE
+    before = None
+    for index, (language, stem, wave) in enumerate(unseen_voices(given.data / "speech", given.clips // 6)):
+        if not language.startswith(given.language or ""):
+            continue
+        codec, drawn = codecs[index % len(codecs)], list(performances(language, stem, index, wave))
+        first = drawn[0].motion()
+        yield Take("loudness jaw", language, stem, codec, partial(loudness_jaw, first, wave), wave)
+        if before is not None:
+            yield Take("another sentence", language, stem, codec, partial(other_sentence, first, before), wave)
+        yield from drawn
+        before = first
+
+
+def unseen_voices(folder: Path, pieces: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Language, name and sound of speech that there is no video of."""
+    piece = 3 * SAMPLE_RATE
+    for index, path in ((index, path) for index in range(pieces) for path in sorted(folder.glob("*.wav"))):
+        chinese, wave = "chinese" in path.name, level(read_audio(path))
         first = 0 if chinese else index * piece
         if first + piece <= len(wave):
             language = "Chinese, sound only" if chinese else "English, other voices, sound only"
-            yield from performances(language, f"{path.stem}_{index}", index, wave[first : first + piece])
+            yield language, f"{path.stem}_{index}", wave[first : first + piece]
+    for index, sentence in enumerate(MANDARIN):
+        sound = np.concatenate(list(speak([sentence], voice_named("espeak:cmn"))))
+        yield "Chinese, synthetic voice", f"mandarin_{index}", level(sound)
 
 
 def performance(system: Heard, wave: np.ndarray, seed: int) -> torch.Tensor:
     """Motion of a system."""
-    return torch.cat(list(Animator(system.model).motion(system.sound(wave), seed=seed)))
+    animator = Animator(system.model, enhancer=system.enhancer)
+    return torch.cat(list(animator.motion(system.sound(wave), seed=seed)))
 
 
 def glance(video: Path) -> Tracked:

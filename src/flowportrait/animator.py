@@ -19,6 +19,7 @@ from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.enhancer import Enhancer, shipped
 from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE
@@ -35,14 +36,16 @@ MEMORY_FRAMES = 50
 class Animator:
     """A generator and a codec: speech to motion, motion to frames."""
 
-    def __init__(self, generator: ARFlow, intensity: float = 1.0) -> None:
-        """intensity: how expressive its performances are, 0.6 to 1.6 (see ``generator.intensity``)."""
-        self.generator, self.intensity = generator, intensity
+    def __init__(self, generator: ARFlow, intensity: float = 1.0, enhancer: Enhancer | None = None) -> None:
+        """intensity: how expressive its performances are, 0.6 to 1.6 (see ``generator.intensity``); enhancer: takes
+        noise off what it hears (see ``generator.enhancer``)."""
+        self.generator, self.intensity, self.enhancer = generator, intensity, enhancer
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "rl", intensity: float = 1.0) -> Animator:
-        """With a shipped checkpoint (``rl``, ``sft``) or one in a folder."""
-        return cls(load_generator(name), intensity)
+    def from_pretrained(cls, name: str | Path = "rl", intensity: float = 1.0, as_heard: bool = False) -> Animator:
+        """With a shipped checkpoint (``rl``, ``sft``) or one in a folder, and the shipped enhancer unless the sound is
+        to be taken ``as_heard``."""
+        return cls(load_generator(name), intensity, None if as_heard else shipped())
 
     def __call__(self, image: np.ndarray, audio: np.ndarray, *, seed: int = 0, size: int = 512) -> np.ndarray:
         """All frames at once ``[T, H, W, 3]`` uint8; see ``animate``."""
@@ -175,7 +178,9 @@ class Animator:
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in, each chunk but its last
         frame 120 ms of sound after its end; how the sound is cut changes nothing."""
-        session = GenerationSession(self.generator, seed, steering=steering, intensity=self.intensity)
+        session = GenerationSession(
+            self.generator, seed, steering=steering, intensity=self.intensity, enhancer=self.enhancer
+        )
         controlled = controls or Controls()
         for piece in pieces:
             for motion in session.push(piece):

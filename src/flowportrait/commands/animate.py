@@ -58,6 +58,7 @@ def register(commands: Commands) -> None:
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--intensity", type=float, default=1.0, metavar="X", help="how expressive: 0.6 to 1.6")
+    add.add_argument("--as-heard", action="store_true", help="listen to noise too: take none off before listening")
     add.add_argument(
         "--size", type=int, help="side of the drawn face square in pixels (default: 512, more for large photos)"
     )
@@ -120,7 +121,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     # The networks are small: on a busy machine threads that wait for each other cost far more than they bring.
     torch.set_num_threads(1)
-    animator = Animator.from_pretrained(options.checkpoint, options.intensity)
+    animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)
     if image is not None:
         motion, total = performance(options, animator, audio)
         size = options.size or (512 if options.crop else None)

@@ -62,7 +62,7 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
     people = [Person(images[index], str(photos[index]), index + 1 if together else None) for index in (0, 1)]
     voices = tracks([(speaker, read_audio(audio)) for speaker, _, audio in given], options.turns)
     controls = controls_of(options)
-    animator = Animator.from_pretrained(options.checkpoint, options.intensity)
+    animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)
     motions = performances(animator, voices, options.seed, controls)
     if together:
         frames = in_one_photo(people, motions, options.size)

@@ -35,7 +35,7 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     provenance = provenance_of(options, Origin("portrait"))
     image = photo(options.image)
-    animator = Animator.from_pretrained(options.checkpoint, options.intensity)
+    animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)
     controls = controls_of(options)
     pieces = read_stream(sys.stdin.buffer) if options.text is None else ahead(said(options))
     tape = Tape(pieces)

@@ -5,7 +5,8 @@
 Sound arrives in pieces of 40 ms; the processor time from a piece's arrival to its frames being drawn counts (wall time
 says more about the neighbours than about us; on a quiet machine the two agree). ``without cache`` computes every chunk
 anew from the sound and motion since the last fresh start. The roofline: floating-point operations counted per chunk
-over what a matrix product of 1024² reaches on this machine.
+over what a matrix product of 1024² reaches on this machine, and bytes that matrix products and convolutions read and
+write over what a sum of 256 MB reaches: no chunk can be faster than the larger of the two, but for what caches hold.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from skimage.data import astronaut
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowportrait.checkpoints import load_generator
@@ -101,23 +105,48 @@ def per_chunk(model: ARFlow, cached: bool, chunks: int = 17) -> float:
     return (time.process_time() - started) / chunks
 
 
+class BytesMoved(TorchDispatchMode):
+    """Counts operands and results of matrix products and convolutions, as if nothing stayed in a cache."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(name in str(func) for name in ("mm", "convolution", "attention")):
+            tensors = [x for x in tree_leaves((args, result)) if isinstance(x, torch.Tensor)]
+            self.total += sum(x.numel() * x.element_size() for x in tensors)
+        return result
+
+
 def roofline(model: ARFlow, sound: np.ndarray) -> None:
-    """Counted operations over the machine's rate, beside the time taken."""
+    """Counted operations and bytes over the machine's rates, beside the time taken without counting."""
     size = 1024
-    a = torch.randn(size, size)
+    a, large = torch.randn(size, size), torch.randn(1 << 26)
     started = time.process_time()
     for _ in range(5):
         a @ a
     rate = 5 * 2 * size**3 / (time.process_time() - started)
-    session = GenerationSession(model)
-    list(session.push(sound[: 40 * PIECE]))
+    started = time.process_time()
+    for _ in range(3):
+        large.sum()
+    bandwidth = 3 * large.numel() * large.element_size() / (time.process_time() - started)
+    session, pieces = GenerationSession(model), np.split(sound[: 136 * PIECE], 136)
+
+    def chunks(first: int, last: int) -> int:
+        return sum(1 for piece in pieces[first:last] for _ in session.push(piece))
+
+    chunks(0, 40)
+    began = time.process_time()
+    made = chunks(40, 72)
+    taken = 1e3 * (time.process_time() - began) / made
     with FlopCounterMode(display=False) as counter:
-        began = time.process_time()
-        chunks = sum(1 for piece in np.split(sound[40 * PIECE : 72 * PIECE], 32) for _ in session.push(piece))
-        taken = time.process_time() - began
-    operations, per = counter.get_total_flops(), 1e3 / chunks
-    print(f"{operations / chunks / 1e9:.2f} GFLOP per chunk; at {rate / 1e9:.0f} GFLOP/s that is "
-          f"{per * operations / rate:.1f} ms, taken {per * taken:.1f} ms (counting included)")  # fmt: skip
+        counted = chunks(72, 104)
+    with BytesMoved() as moved:
+        moving = chunks(104, 136)
+    operations, bytes_ = counter.get_total_flops() / counted, moved.total / moving
+    print(f"a chunk: {operations / 1e9:.2f} GFLOP, at {rate / 1e9:.0f} GFLOP/s {1e3 * operations / rate:.1f} ms; "
+          f"{bytes_ / 1e6:.0f} MB, at {bandwidth / 1e9:.1f} GB/s {1e3 * bytes_ / bandwidth:.1f} ms; "
+          f"taken {taken:.1f} ms")  # fmt: skip
 
 
 if __name__ == "__main__":

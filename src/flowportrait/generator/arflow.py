@@ -213,8 +213,8 @@ class ARFlow(nn.Module):
         self.backbone.decoder.activation_checkpointing_enable()
 
     def compile_head(self) -> None:
-        """Let ``torch.compile`` fuse the flow head, most of what a sampler step costs; the first step then takes long,
-        and a C++ compiler has to be there. Checkpoints do not change."""
+        """Let ``torch.compile`` fuse the flow head as ``velocity`` calls it, most of what a sampler step costs; the
+        first step then takes long, and a C++ compiler has to be there. Checkpoints do not change."""
         self.head.compile(dynamic=False)
 
     def session(self, condition: Condition) -> Session:

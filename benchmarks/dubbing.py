@@ -44,7 +44,7 @@ from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.retouch_net import Windows
 from flowportrait.media.face import bridge
 from flowportrait.media.image import read_image
-from flowportrait.media.portrait import Portrait, yaw
+from flowportrait.media.portrait import Portrait, apply_affine, yaw
 from flowportrait.media.video import iter_frames, write_video
 
 NEAR = 4
@@ -150,6 +150,14 @@ def rows(scene: Scene) -> tuple[dict[str, dict[str, float]], np.ndarray]:
     return result, cv2.resize(np.hstack(picture), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
 
 
+def square(scene: Scene) -> Scene:
+    """The scene at 256 x 256 px, so that any two fit into one video."""
+    scale = np.array([256 / scene.frames[0].shape[1], 256 / scene.frames[0].shape[0]])
+    frames = [cv2.resize(frame, (256, 256), interpolation=cv2.INTER_AREA) for frame in scene.frames]
+    matrix = np.column_stack([np.diag(scale), (scale - 1) / 2])
+    return replace(scene, frames=frames, landmarks=apply_affine(matrix, scene.landmarks))
+
+
 def cut_rows(pair: tuple[Scene, Scene], folder: Path) -> dict[str, dict[str, float]]:
     """Figures of one video of two speakers."""
     goals, basis = [Goal(scene) for scene in pair], MotionBasis.load()
@@ -226,7 +234,7 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.cuts:
-            scenes = list(read_scenes(footage, "dev", 2 * options.cuts))
+            scenes = [square(scene) for scene in read_scenes(footage, "dev", 2 * options.cuts)]
             pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
             cuts = [cut_rows(pair, folder) for pair in track(pairs, "dubbing through cuts")]
             show(cuts, "each part by itself", f"{len(cuts)} cuts")

@@ -61,6 +61,9 @@ def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not a picture")
     with pytest.raises(BadInput, match="is not a picture"):
         read_image(tmp_path / "notes.jpg")
+    (tmp_path / "nothing.png").touch()
+    with pytest.raises(BadInput, match="is empty"):
+        read_image(tmp_path / "nothing.png")
     with pytest.raises(BadInput, match="check the path"):
         read_image(tmp_path / "missing.png")
     Image.new("RGB", (64, 64)).save(tmp_path / "whole.jpg")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +11,33 @@ from torch import Tensor
 
 from flowportrait.codec.retouch_net import Windows
 
-_WEIGHTS = {"colour": 1.0, "edges": 0.5, "features": 0.15, "change": 0.6, "bend": 0.004}
+_WEIGHTS = {
+    "colours": {"colour": 1.0, "edges": 0.5, "features": 0.15, "look": 0.0, "change": 0.6, "bend": 0.004},
+    "look": {"colour": 0.3, "edges": 0.15, "features": 0.05, "look": 1.0, "change": 0.2, "bend": 0.001},
+}
+"""What is trained on: mostly colours, or mostly the distance that the benchmark measures (with other features)."""
+
 _INSIDE = 2.0
 _LIPS = 1.0
 
 
+Objective = Literal["colours", "look"]
+
+
 class Misfit(NamedTuple):
-    """Mean distances: colour and edges in [0, 1], features of RAFT, change from a frame to the next, flow's bend."""
+    """Mean distances: colour and edges in [0, 1], features of RAFT, the same as unit vectors squared (LPIPS's formula
+    without learned weights), change from a frame to the next, flow's bend."""
 
     colour: Tensor
     edges: Tensor
     features: Tensor
+    look: Tensor
     change: Tensor
     bend: Tensor
 
-    def total(self) -> Tensor:
+    def total(self, objective: Objective = "colours") -> Tensor:
         """The weighted sum that is trained on."""
-        return torch.stack([_WEIGHTS[name] * value for name, value in self._asdict().items()]).sum()
+        return torch.stack([_WEIGHTS[objective][name] * value for name, value in self._asdict().items()]).sum()
 
 
 class RaftFeatures:
@@ -75,7 +85,9 @@ def misfit(out: Tensor, flow: Tensor, windows: Windows, truth: Tensor, features:
     gap = weight * (out - truth)
     mine, true = features(out), features(truth)
     deep = torch.stack([(a - b).abs().mean() for a, b in zip(mine, true, strict=True)]).sum()
+    unit = [F.normalize(a, dim=1) - F.normalize(b, dim=1) for a, b in zip(mine, true, strict=True)]
+    look = torch.stack([part.square().sum(1).mean() for part in unit]).mean()
     now, then = gap.chunk(2)
     bend = flow.diff(dim=-1).abs().mean() + flow.diff(dim=-2).abs().mean() + 0.1 * flow.abs().mean()
     edges = gap.diff(dim=-1).abs().mean() + gap.diff(dim=-2).abs().mean()
-    return Misfit(gap.abs().mean(), edges, deep, (then - now).abs().mean(), bend)
+    return Misfit(gap.abs().mean(), edges, deep, look, (then - now).abs().mean(), bend)

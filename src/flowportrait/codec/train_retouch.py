@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH
-from flowportrait.codec.retouch_loss import RaftFeatures, misfit
+from flowportrait.codec.retouch_loss import Objective, RaftFeatures, misfit
 from flowportrait.codec.retouch_net import RetouchNet, Windows
 
 _EMA = 0.998
@@ -43,6 +43,8 @@ class Config:
     learning_rate: float = 1.2e-3
     start: Path | None = None
     # weights to go on from
+    objective: Objective = "colours"
+    # or "look": mostly the features' distance as unit vectors
     seed: int = 0
 
 
@@ -125,7 +127,7 @@ def train(config: Config) -> None:
             group["lr"] = config.learning_rate * rate
         windows, truth = draw(data, torch.randint(len(data["base"]), (config.batch,)))
         out, flow = network.retouched(windows)
-        loss = misfit(out, flow, windows, truth, features).total()
+        loss = misfit(out, flow, windows, truth, features).total(config.objective)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -149,7 +151,7 @@ def report(weights: dict[str, Tensor], dev: dict[str, Tensor], features: RaftFea
             windows, truth = draw(dev, rows, recolour=False)
             mine = misfit(*network.retouched(windows), windows, truth, features)
             base = misfit(windows.base, torch.zeros(len(truth), 2, HEIGHT, WIDTH), windows, truth, features)
-            sums.append(torch.tensor([mine[:4], base[:4]]))
+            sums.append(torch.tensor([mine[:5], base[:5]]))
     mine_sum, base_sum = torch.stack(sums).mean(0)
     shares = " ".join(f"{name} {share:.3f}" for name, share in zip(mine._fields, mine_sum / base_sum, strict=False))
     print(f"{step} ({spent:.0%}): held-out share of the base's misfit: {shares}", flush=True)

@@ -7,7 +7,7 @@
       + ‖what the generator is told − what the speech alone would tell it‖²             in the last part of the time
 
 The last term goes through the frozen ears of the checkpoint: Whisper's layer, the lip reader and the audio encoder. A
-state beside the weights is written every minute; the same command goes on from it.
+state is written every minute, which the same command goes on from; it goes when the weights are there.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FRAMES, BATCH = 76, 12
 SPEED = (0.85, 1.2)
 """Voices made deeper and higher; no lips need to follow."""
 LEARNING_RATE = 1.5e-3
+STATE = "state.pt"
 TOLD_FROM = 0.4
 """Share of the time after which what the generator is told counts too."""
 
@@ -171,8 +172,9 @@ def main() -> None:
     sounds = [level(clip.audio) for _, clip in read_clips(given.corpus, TRAINING_SPLITS)]
     enhancer = Enhancer()
     model = load_generator(given.checkpoint).requires_grad_(False)
-    learn(enhancer, model, sounds, given.minutes, given.output / "state.pt")
+    learn(enhancer, model, sounds, given.minutes, given.output / STATE)
     enhancer.save(given.output)
+    (given.output / STATE).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.io import wavfile
 
 from flowportrait.errors import BadInput
-from flowportrait.media.align import to_canonical
+from flowportrait.media.align import RIGID, mouth_patch, to_canonical
 from flowportrait.media.audio import read_audio
 from flowportrait.media.face import bridge
 from flowportrait.media.mel import frame_count, level, log_mel
@@ -389,6 +390,23 @@ def test_the_stabilised_view_ignores_shift_turn_and_size() -> None:
         return points[:, :2] @ matrix[:, :2].T + matrix[:, 2]
 
     assert np.allclose(seen(face), seen(moved), atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [-300, 0, 40, 300])
+def test_looking_only_around_the_mouth_shows_what_looking_everywhere_does(shift: int) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (420, 640, 3), np.uint8)
+    frame = cv2.GaussianBlur(frame, (0, 0), 3)
+    points = np.zeros((478, 3), np.float32)
+    points[RIGID, :2] = np.array([300 + shift, 150 + shift / 2]) + 130 * np.array(
+        [[-0.5, 0], [-0.17, 0.02], [0.17, 0.02], [0.5, 0], [0, -0.06], [0, 0.1], [0, 0.24], [0, 0.56]]
+    )
+    far = np.full((1260, 1920, 3), 0, np.uint8)
+    far[420:840, 640:1280] = frame
+    far[:420], far[840:] = far[420], far[839]
+    far[:, :640], far[:, 1280:] = far[:, 640:641], far[:, 1279:1280]
+    patch = mouth_patch(frame, points)
+    # The same picture with its edge repeated all around: nothing that is cut away takes part.
+    assert np.abs(patch.astype(int) - mouth_patch(far, points + np.float32([640, 420, 0]))).max() <= 1
 
 
 def test_native_chatter_is_silenced_while_our_own_words_arrive() -> None:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from flowportrait.corpus.shots import CutDetector
-from flowportrait.media.align import mouth_patch
+from flowportrait.media.align import around, mouth_patch
 from flowportrait.media.face import FaceTracker
 
 MAX_FACES = 3
@@ -150,7 +150,10 @@ def _ended(tracks: list[Track], over: Callable[[Track], bool]) -> Iterator[Track
 def _square(frame: np.ndarray, centre: np.ndarray, side: float, size: int) -> np.ndarray:
     """The square of ``side`` px around ``centre`` at ``size`` px, the frame's edge repeated beyond it."""
     scale = size / max(side, 1.0)
+    reach = max(1, int(0.5 / scale))
+    frame, corner = around(frame, np.array([centre - side / 2, centre + side / 2]), reach + 2)
+    centre = centre - corner
     matrix = np.array([[scale, 0, size / 2 - scale * centre[0]], [0, scale, size / 2 - scale * centre[1]]])
     if scale < 0.5:
-        frame = cv2.blur(frame, (max(1, int(0.5 / scale)),) * 2)
+        frame = cv2.blur(frame, (reach, reach))
     return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -41,5 +41,17 @@ def mouth_patch(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     pixels = width / _PATCH_WIDTH
     matrix = to_canonical(landmarks) * pixels
     matrix[:, 2] += np.array([width, height]) / 2 - np.array(_PATCH_CENTRE) * pixels
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    back = cv2.invertAffineTransform(matrix)
+    near, (left, top) = around(frame, np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]) @ back.T)
+    matrix[:, 2] += matrix[:, :2] @ (left, top)
+    grey = cv2.cvtColor(near, cv2.COLOR_RGB2GRAY)
     return cv2.warpAffine(grey, matrix, (width, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+
+
+def around(frame: np.ndarray, places: np.ndarray, room: float = 2.0) -> tuple[np.ndarray, tuple[int, int]]:
+    """The part of a frame ``[H, W, 3]`` that holds ``places`` ``[N, 2]`` px and ``room`` px around them, at least one
+    pixel of it, and its left and top: of a large picture only what is looked at needs to be touched."""
+    height, width = frame.shape[:2]
+    low, high = np.floor(places.min(0) - room).astype(int), np.ceil(places.max(0) + room).astype(int)
+    left, top = min(max(int(low[0]), 0), width - 1), min(max(int(low[1]), 0), height - 1)
+    return frame[top : max(int(high[1]) + 1, top + 1), left : max(int(high[0]) + 1, left + 1)], (left, top)

@@ -1,8 +1,9 @@
 """How fast videos become a corpus, and whom its sync gate turns away.
 
-    python benchmarks/prepare.py --data FOOTAGE --corpus CORPUS [--workers 2] [--parts gate encode memory speed]
+    python benchmarks/prepare.py --data FOOTAGE --corpus CORPUS [--workers 2] [--parts gate encode memory speed warm]
 
-Speed: seconds of video per second, by the clock and by processor time over the cores used; encoding alone (decoding and
+Speed: seconds of video per second, by the clock and by processor time over the cores used, and without the start by kind
+of video (warm); encoding alone (decoding and
 tracking) in frames per second of one process, against decoding alone; and memory after many videos, since a tracker
 left open leaks. Gate: speakers the expert never heard, with their own sound, with another sentence, and with their own
 sound late.
@@ -28,7 +29,7 @@ import numpy as np
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.extract import extract
 from flowportrait.corpus.index import corpus_records
-from flowportrait.corpus.prepare import Preparation, prepare
+from flowportrait.corpus.prepare import Preparation, prepare, work
 from flowportrait.corpus.quality import LIP_READABLE, Gates, sync_margin
 from flowportrait.corpus.sources import Source
 from flowportrait.media.face import FaceTracker
@@ -51,6 +52,22 @@ def speed(footage: list[Path], workers: int) -> None:
     print(f"  {video / elapsed:.1f} × real time by the clock ({elapsed:.0f} s, other work on the machine included)")
     print(f"  {workers * video / busy:.1f} × real time by processor time ({busy:.0f} s over {workers} cores)")
     print(f"  {told['clips']} clips kept, rejected {told['reasons'] or 'none'}", flush=True)
+
+
+def warm(groups: dict[str, list[Path]]) -> None:
+    """Print the speed of one process that has begun, by kind of video, for two cores."""
+    seconds, busy = 0.0, 0.0
+    with tempfile.TemporaryDirectory() as name:
+        first = next(iter(groups.values()))[0]
+        work(Source(first, "first", "s", "train"), Path(name), Preparation())
+        for kind, paths in groups.items():
+            started, length = time.process_time(), 0.0
+            for path in paths:
+                length += work(Source(path, path.stem, "s", "train"), Path(name), Preparation())[1]
+            spent = time.process_time() - started
+            print(f"prepare, warm, {kind}: {2 * length / spent:.2f} × real time on two cores ({length:.0f} s)", flush=True)
+            seconds, busy = seconds + length, busy + spent
+    print(f"prepare, warm, all: {2 * seconds / busy:.2f} ×")
 
 
 def encoding(path: Path, frames: int = 250) -> None:
@@ -100,7 +117,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("FLOWPORTRAIT_DATA"))
     parser.add_argument("--corpus", type=Path, help="a prepared corpus with a split dev, for the gate")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", default=["gate", "encode", "memory", "speed"])
+    parser.add_argument("--parts", nargs="+", default=["gate", "encode", "memory", "speed", "warm"])
     options = parser.parse_args()
     clips = sorted(options.data.glob("clips/*.mp4"))
     short = [*sorted(options.data.glob("grid/*.mp4"))[::30], *sorted(options.data.glob("anchors/*.mp4"))[::60]]
@@ -112,6 +129,9 @@ def main() -> None:
             encoding(path)
     if "memory" in options.parts:
         memory(sorted(options.data.glob("anchors/*.mp4"))[0])
+    if "warm" in options.parts:
+        folders = {name: sorted(options.data.glob(f"{name}/*.mp4"))[::150] for name in ("anchors", "grid")}
+        warm(folders | {path.stem: [path] for path in clips if "60s" not in path.name})
     if "speed" in options.parts:
         speed([path for path in clips if "60s" not in path.name] + short, options.workers)
 

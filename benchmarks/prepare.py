@@ -2,9 +2,9 @@
 
     python benchmarks/prepare.py --data FOOTAGE --corpus CORPUS [--workers 2] [--parts gate encode memory speed warm]
 
-Speed: seconds of video per second, by the clock and by processor time over the cores used, and without the start by kind
-of video (warm); encoding alone (decoding and
-tracking) in frames per second of one process, against decoding alone; and memory after many videos, since a tracker
+Speed: seconds of video per second, by the clock and by processor time over the cores used; the same without the start,
+by kind of video (warm); encoding alone (decoding and tracking) in frames per second of one process, against decoding
+alone; and memory after many videos, since a tracker
 left open leaks. Gate: speakers the expert never heard, with their own sound, with another sentence, and with their own
 sound late.
 """
@@ -65,7 +65,7 @@ def warm(groups: dict[str, list[Path]]) -> None:
             for path in paths:
                 length += work(Source(path, path.stem, "s", "train"), Path(name), Preparation())[1]
             spent = time.process_time() - started
-            print(f"prepare, warm, {kind}: {2 * length / spent:.2f} × real time on two cores ({length:.0f} s)", flush=True)
+            print(f"prepare, warm, {kind}: {2 * length / spent:.2f} × on two cores ({length:.0f} s of video)", flush=True)
             seconds, busy = seconds + length, busy + spent
     print(f"prepare, warm, all: {2 * seconds / busy:.2f} ×")
 

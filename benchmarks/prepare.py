@@ -65,7 +65,7 @@ def warm(groups: dict[str, list[Path]]) -> None:
             for path in paths:
                 length += work(Source(path, path.stem, "s", "train"), Path(name), Preparation())[1]
             spent = time.process_time() - started
-            print(f"prepare, warm, {kind}: {2 * length / spent:.2f} × on two cores ({length:.0f} s of video)", flush=True)
+            print(f"prepare, warm, {kind}: {2 * length / spent:.2f} × ({length:.0f} s of video)", flush=True)
             seconds, busy = seconds + length, busy + spent
     print(f"prepare, warm, all: {2 * seconds / busy:.2f} ×")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/generator.py --corpus CORPUS [--checkpoints sft rl] [--steps 2 4 6] [--guidance 1.5]
                                    [--sounds clean babble20 babble babble5 babble0 room] [--as-heard]
-                                   [--enhancer FOLDER] [--seeds 6]
+                                   [--lead] [--enhancer FOLDER] [--seeds 6]
 
 Every clip of ``dev`` speakers by language: correlation of the lip gap and of the lower face with the real motion of
 that sentence, amplitude over real amplitude, reward-side sync, and what generating costs.
@@ -11,7 +11,8 @@ English is GRID's one man, whose other sentences were trained on; Arabic are fou
 what is measured is always against the clean sound. ``--as-heard`` adds each system without the enhancer (with it,
 ``untouched`` counts the clips whose sound it left as it was, to the bit). Of systems after a checkpoint's first the
 share of that one's sync is printed. ``--seeds`` adds how far performances of one sentence lie apart. 95 % intervals:
-bootstrap over clips. ``generator_videos.py`` takes the same options and judges finished videos.
+bootstrap over clips. ``--lead`` lets another sentence be heard first, damaged likewise: what is measured is then speech
+under way. ``generator_videos.py`` takes the same options and judges finished videos.
 """
 
 from __future__ import annotations
@@ -108,13 +109,14 @@ def prepared(given: argparse.Namespace) -> tuple[Material, dict[str, Heard]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--lead", action="store_true", help="another sentence is heard first, damaged likewise")
     given = parser.parse_args()
     torch.set_num_threads(1)
     material, systems = prepared(given)
     clean: dict[tuple[ARFlow, str], np.ndarray] = {}
     for name, system in systems.items():
         for source in LANGUAGES:
-            sync = in_motion(name, system, source, material)
+            sync = in_motion(name, system, source, material, given.lead)
             whole = clean.setdefault((system.model, source), sync)
             if sync is not whole:
                 print(f"    sync of the first sound's {share(sync, whole)}")
@@ -139,17 +141,20 @@ def room(wave: np.ndarray) -> np.ndarray:
     return fftconvolve(wave, tail)[: len(wave)].astype(np.float32)
 
 
-def in_motion(name: str, system: Heard, source: str, material: Material) -> np.ndarray:
-    """Print the figures of one generator on one language; returns its sync clip by clip."""
+def in_motion(name: str, system: Heard, source: str, material: Material, lead: bool) -> np.ndarray:
+    """Print the figures of one generator on one language; returns its sync clip by clip. ``lead``: every sentence comes
+    after another one, which is not measured."""
     expert, (language, frames) = SyncExpert.load(), LANGUAGES[source]
     chosen = material.of(source, frames)
     clean = np.stack([material.audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
-    heard = np.stack([system.sound(wave) for wave in clean])
+    sounds = np.concatenate([np.roll(clean, 1, 0), clean], 1) if lead else clean
+    heard = np.stack([system.sound(wave) for wave in sounds])
     mel = torch.stack([log_mel(wave) for wave in clean])
     real = torch.stack([clip.motion[:frames] for clip in chosen])
     started = time.process_time()
     made = perform(system.model, heard, list(range(len(chosen))), enhancer=system.enhancer)
     spent = 1e3 * (time.process_time() - started) / made[..., 0].numel()
+    made = made[:, -frames:]
     gaps = [motion @ lip_gap() for motion in (made, real)]
     spreads = [motion[..., LOWER].std(1).mean(-1) for motion in (made, real)]
     values = {

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, clearer
+from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, clearer, shipped
 from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.perform import perform
 from flowportrait.generator.train_enhancer import FRAMES, losses_of, mixture, music, told
-from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel
+from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.voice.speaker import speak
+from flowportrait.voice.voices import voice_named
 from tests.test_generator_live import TINY, build, together
 
 
@@ -122,3 +124,24 @@ def test_training_speech_is_mixed_as_loud_as_said_and_its_loss_reaches_every_wei
     for learns in (enhancer.added_out.weight, enhancer.level_out.weight):
         assert learns.grad is not None
         assert learns.grad.abs().sum() > 0
+
+
+def test_the_shipped_one_leaves_clean_speech_and_brings_noisy_speech_nearer_to_it() -> None:
+    pytest.importorskip("espeakng_loader")
+
+    def say(text: str, language: str) -> np.ndarray:
+        sound = np.concatenate(list(speak([text], voice_named(f"espeak:{language}"))))
+        return level(np.resize(sound, 640 * 100))
+
+    speech = say("The birch canoe slid on the smooth planks, and glue held the sheet to the board.", "en-us")
+    crowd = sum(say(text, language) for text, language in (
+        ("Am Abend sitzen wir gerne noch lange im Garten.", "de"), ("Il fait beau ce matin dans la ville.", "fr"),
+        ("Mañana por la tarde vamos todos al mercado.", "es"), ("Domani andiamo tutti insieme al mare.", "it"),
+    ))  # fmt: skip
+    noisy = level((speech + crowd * np.std(speech) / np.std(crowd) * 10 ** (-5 / 20)).astype(np.float32))
+    clean, heard = log_mel(speech), log_mel(noisy)
+    assert torch.equal(clearer(shipped(), clean)[0], clean)
+    made = clearer(shipped(), heard)[0]
+    late = slice(4 * 40, None)
+    before, after = ((mel - clean)[late].abs().mean() for mel in (heard, made))
+    assert after < 0.92 * before

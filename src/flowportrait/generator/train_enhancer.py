@@ -1,6 +1,6 @@
 """Learn to take noise off what the generator hears (``enhancer``), from training speakers alone.
 
-    python -m flowportrait.generator.train_enhancer CORPUS OUTPUT [--minutes 18] [--checkpoint sft]
+    python -m flowportrait.generator.train_enhancer CORPUS OUTPUT [--minutes 12] [--checkpoint sft]
 
     noisy = speech + babble, coloured noise or music at 0–20 dB, in a room or not       target: the speech alone
     L = |log-mel − log-mel of the speech| + ‖level − level of the speech over the noise‖²
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("output", type=Path, help="folder to write model.safetensors into")
-    parser.add_argument("--minutes", type=float, default=18)
+    parser.add_argument("--minutes", type=float, default=12, help="of processor time")
     parser.add_argument("--checkpoint", default="sft")
     given = parser.parse_args()
     torch.set_num_threads(1)

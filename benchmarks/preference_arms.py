@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from preference_material import FRAMES as WHOLE
 from preference_material import WEIGHTS, Material
@@ -40,10 +41,37 @@ WITH_REAL = ("flow-grpo", "exemplar-ratio", "awm", "exemplar-awm", "exemplar-dpo
 """Real clips in the groups, in the ratio, in matching and as winners, beside the same without (for winners:
 ``flow-dpo online``)."""
 TRAINED = (*ARMS, *WITH_REAL)
+CHOSEN = ("best of 2", "pruned 8", "best of 8", "pruned 48")
+"""Two and two of about equal cost."""
 
 
-def setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
-    """What a trainer of this arm is made of, beside the policy."""
+def again(arm: str, seed: int) -> str:
+    """The name of an arm trained with a seed: the first one's is the arm's own."""
+    return f"{arm}@{seed}" if seed else arm
+
+
+def trained(output: Path, system: str) -> Path:
+    """Where what was trained lies."""
+    return output / "arms" / system.replace(" ", "_")
+
+
+def is_trained(system: str) -> bool:
+    """Whether a system is an arm, of whatever seed."""
+    return system.split("@")[0] in TRAINED
+
+
+def several(system: str) -> int:
+    """Of how many performances, or candidates of every chunk, the best is taken."""
+    return int(system.rpartition(" ")[2])
+
+
+def setup(arm: str, made: Material, clips: Sequence[MotionClip], seed: int = 0) -> Setup:
+    """What a trainer of this arm is made of, beside the policy; the clips are the same for all seeds."""
+    task, recipe, rewards = _setup(arm, made, clips)
+    return task, replace(recipe, seed=seed), rewards
+
+
+def _setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
     offline = Composite((), WEIGHTS)
     if arm == "supervised":
         recipe = replace(

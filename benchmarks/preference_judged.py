@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from preference_arms import TRAINED
+from preference_arms import CHOSEN, is_trained, several, trained
 
 from flowportrait.animator import Animator
 from flowportrait.best_of import best, takes
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
 from flowportrait.corpus.clip import Clip
+from flowportrait.evaluate.compare import Estimate, Row, bootstrap, column
 from flowportrait.evaluate.measure import measure
-from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.generator.steering import Steering, in_order
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
@@ -31,24 +31,23 @@ from flowportrait.media.video import write_video
 from flowportrait.preference.latent_reward import REACH, LatentReward
 from flowportrait.reward.registry import build
 
-SIZE, TAKES, FOLD, PORTRAITS = 256, 8, 100, 3
-READ = {
-    "sync": ("sync_in_time_short", "lse_d_short"), "expression": ("ecs", "amplitude"), "motion": ("tfi", "jerk"),
-}  # fmt: skip
-"""Dimension → the evaluation's figures that a weight on it should move."""
+SIZE, FOLD, PORTRAITS = 256, 100, 3
+READ = ("sync_in_time_short", "lse_d_short", "ecs", "amplitude", "tfi", "jerk")
+MOVED = ("sync_in_time_short", "mouth_amplitude", "ecs_brows", "theval_brow_dynamics", "lid_motion", "gaze_std",
+         "head_range", "tfi", "jerk")  # fmt: skip
+"""The evaluation's figures of ways to learn, and those that a weight of guidance may move."""
 Perform = Callable[[np.ndarray, int], torch.Tensor]
 
 
 def performer(system: str, output: Path, by: str) -> Perform:
     """Motion ``[T, 30]`` of 16 kHz sound and a seed."""
-    trained = output / "arms" / system.replace(" ", "_")
-    animator = Animator.from_pretrained(trained / "checkpoint" if system in TRAINED else "sft")
+    animator = Animator.from_pretrained(trained(output, system) / "checkpoint" if is_trained(system) else "sft")
     steering = None
     if system.startswith("guide "):
         weights = in_order(parse_weights(system.removeprefix("guide ")), DIMENSIONS)
         steering = Steering(LatentReward.load(), weights, reach=REACH)
     if system.startswith("pruned"):
-        steering = Steering(LatentReward.load(), choose=(1.0, 1.0, 1.0), candidates=TAKES, reach=REACH)
+        steering = Steering(LatentReward.load(), choose=(1.0, 1.0, 1.0), candidates=several(system), reach=REACH)
 
     def once(audio: np.ndarray, seed: int) -> torch.Tensor:
         return torch.cat(list(animator.motion(audio, seed=seed, steering=steering)))
@@ -58,7 +57,7 @@ def performer(system: str, output: Path, by: str) -> Perform:
     reward = build(by)
 
     def chosen(audio: np.ndarray, seed: int) -> torch.Tensor:
-        seeds = [seed + FOLD * take for take in range(TAKES)]
+        seeds = [seed + FOLD * take for take in range(several(system))]
         return best(takes(lambda own: once(audio, own), seeds, audio, reward)).motion
 
     return chosen
@@ -105,7 +104,7 @@ def cost(corpus: Path, output: Path, by: str) -> None:
     )
     audio = Clip.load(corpus / "clips" / f"{name}.safetensors").audio
     found: dict[str, float] = {}
-    for system in ("sft", "guide sync=3,expression=1,motion=1", "pruned 8", "best of 8"):
+    for system in ("sft", "guide sync=3,expression=1,motion=1", *CHOSEN):
         perform = performer(system, output, by)
         perform(audio, 0)
         began = time.process_time()
@@ -115,29 +114,40 @@ def cost(corpus: Path, output: Path, by: str) -> None:
     (output / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def table(output: Path, systems: Sequence[str]) -> None:
-    """Compare what is drawn with sft, clip by clip, into OUTPUT/judged; the figures that are named above are printed
-    as rows of a table."""
-    drawn = {system: sorted(videos(output, system).glob("*.mp4")) for system in systems}
-    drawn = {system: files for system, files in drawn.items() if files}
-    evaluate_videos(drawn, output / "judged", "sft", cache=output / "seen", title="Preference methods")
-    found = json.loads((output / "judged" / "metrics.json").read_text())
-    keys = [key for own in READ.values() for key in own]
-    print("| | " + " | ".join(keys) + " |\n" + "|---" * (len(keys) + 1) + "|")
-    print("| `sft` itself | " + " | ".join(interval(found["metrics"]["sft"][key], "") for key in keys) + " |")
-    gaps = {(gap["system"], gap["metric"]): gap for gap in found["differences"]}
-    for system in drawn:
-        own = [gaps.get((system, key)) for key in keys]
-        if any(own):
-            cells = [f"{interval(gap['difference'])}{stars(gap['p'])}" if gap else "–" for gap in own]
-            print(f"| `{system}` | " + " | ".join(cells) + " |")
+def table(output: Path, systems: Sequence[str], keys: Sequence[str], percent: bool) -> None:
+    """What is drawn beside sft, clip by clip: a row per system, of an arm over all its seeds; the arm's own interval is
+    over seeds and clips. ``percent``: of sft's mean."""
+    drawn = {system: sorted(videos(output, system).glob("*.mp4")) for system in dict.fromkeys(("sft", *systems))}
+    rows = {
+        system: {path.stem: measure(path, output / "seen").row for path in files} for system, files in drawn.items()
+    }
+    families: dict[str, list[str]] = {}
+    for system in systems:
+        if drawn[system] and system != "sft":
+            families.setdefault(system.split("@")[0], []).append(system)
+    print("| | seeds | " + " | ".join(keys) + " |\n" + "|---" * (len(keys) + 2) + "|")
+    own = {key: float(column(rows["sft"], key)[1].mean()) for key in keys}
+    print("| `sft` itself | | " + " | ".join(f"{mean:.3g}" for mean in own.values()) + " |")
+    for family, runs in families.items():
+        found = {key: gaps([rows[run] for run in runs], rows["sft"], key) for key in keys}
+        cells = [
+            interval(bootstrap(100 / own[key] * gap), 0) if percent else interval(bootstrap(gap), 3)
+            for key, gap in found.items()
+        ]
+        print(f"| `{family}` | {len(runs)} | " + " | ".join(cells) + " |")
 
 
-def interval(estimate: Mapping[str, float], sign: str = "+") -> str:
-    """Mean with its interval."""
-    return f"{estimate['mean']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+def gaps(runs: Sequence[dict[str, Row]], start: dict[str, Row], key: str) -> np.ndarray:
+    """Figure of every run minus that of ``start`` ``[runs, clips]``, for clips that all have it."""
+    found = [dict(zip(*column(rows, key), strict=True)) for rows in (*runs, start)]
+    common = sorted(set.intersection(*(set(own) for own in found)))
+    values = np.array([[own[clip] for clip in common] for own in found])
+    return values[:-1] - values[-1]
 
 
-def stars(p: float | None) -> str:
-    """One where the corrected p is below 0.05."""
-    return " *" if p is not None and p < 0.05 else ""
+def interval(found: Estimate, digits: int) -> str:
+    """Mean with its interval, bold where that does not hold 0."""
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.{digits}f}"
+    text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    return f"**{text}**" if found.low * found.high > 0 else text

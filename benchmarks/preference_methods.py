@@ -1,7 +1,9 @@
 """Ways of learning from preferences at equal processor time, judged on finished mp4 of speakers nobody trained on.
 
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT train       # 60 s of processor time an arm
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT likelihood  # what became of winners and losers
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT rate        # motion of every system, quickly
+    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT parts       # which part of the face a weight moves
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT draw        # finished mp4 of every system, measured
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT table       # compare with sft, clip by clip
     python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT cost        # of guiding and choosing
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from preference_arms import ARMS, CHUNK, FRAMES, setup
+from preference_arms import ARMS, CHUNK, FRAMES, again, setup, trained
 from preference_material import material
 
 from flowportrait.checkpoints import load_generator
@@ -36,6 +38,7 @@ from flowportrait.posttrain.trainer import Metrics, Trainer
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.interface import Score
 
+SEEDS = 3
 PROMPTS = 96
 HELD_OUT = 48
 SHORT = 20
@@ -50,27 +53,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("corpus", "footage", "output"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("stage", choices=("train", "draw", "table", "cost", "rate"))
+    parser.add_argument("stage", choices=("train", "draw", "table", "cost", "rate", "parts", "likelihood"))
     parser.add_argument("--seconds", type=float, default=60.0, help="of processor time per arm")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--by", default="preference", help="what chooses among whole performances")
     parser.add_argument("--only", nargs="*", help="of the arms or systems")
+    parser.add_argument("--moved", action="store_true", help="table: what guidance moves, part by part of the face")
+    parser.add_argument("--seed", type=int, default=0, help="of the training; systems of it are called ARM@SEED")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = options.only
     if options.stage == "train":
-        train(options.corpus, options.output, options.seconds, ARMS if chosen is None else chosen)
+        train(options.corpus, options.output, options.seconds, ARMS if chosen is None else chosen, options.seed)
         return
-    from preference_motion import SYSTEMS, rated
+    if options.stage == "likelihood":
+        likelihoods(options.output, ARMS if chosen is None else chosen)
+        return
+    from preference_motion import SWEEP, SYSTEMS, parts, rated
+
+    if options.stage == "parts":
+        parts(options.corpus, options.output, SWEEP if chosen is None else chosen)
+        return
 
     systems = SYSTEMS if chosen is None else chosen
     if options.stage == "rate":
         rated(options.corpus, options.output, systems)
         return
-    from preference_judged import cost, draw, table
+    from preference_judged import MOVED, READ, cost, draw, table
 
     if options.stage == "table":
-        table(options.output, systems)
+        every = dict.fromkeys(again(system, seed) for system in systems for seed in range(SEEDS))
+        table(options.output, list(every), MOVED if options.moved else READ, options.moved)
         return
     if options.stage == "cost":
         cost(options.corpus, options.output, options.by)
@@ -79,8 +92,8 @@ def main() -> None:
         draw(options.corpus, options.footage, options.output, options.clips, system, options.by)
 
 
-def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str]) -> None:
-    """Every arm to ``OUTPUT/arms/ARM``: checkpoint, curve.jsonl, and likelihood.json of its looks."""
+def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str], seed: int) -> None:
+    """Every arm to ``trained(OUTPUT, ARM@SEED)``: checkpoint, curve.jsonl, and likelihood.json of its looks."""
     start = load_generator("sft")
     clips = load_motion(corpus, ("reward",))
     kept = output / "material.pt"
@@ -95,10 +108,10 @@ def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str]) -> No
         "real and out of time": damaged(load_motion(corpus, ("dev",)), Given(curriculum=1), SHORT),
     }
     for arm in arms:
-        folder = output / "arms" / arm.replace(" ", "_")
+        folder = trained(output, again(arm, seed))
         if (folder / "likelihood.json").is_file():
             continue
-        trainer, spent = Watched(load_generator("sft"), *setup(arm, made, clips)), 0.0
+        trainer, spent = Watched(load_generator("sft"), *setup(arm, made, clips, seed)), 0.0
         curve: list[Metrics] = []
         looks: list[dict[str, object]] = []
         for look in range(1, LOOKS + 1):
@@ -111,7 +124,7 @@ def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str]) -> No
                 found = {name: likelihood(trainer.policy.eval(), start, source) for name, source in held.items()}
             trainer.policy.train()
             looks.append({"seconds": spent, "iterations": len(curve), **found})
-            print(arm, json.dumps(looks[-1]), flush=True)
+            print(again(arm, seed), json.dumps(looks[-1]), flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         deliver(trainer, folder / "checkpoint")
         (folder / "curve.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curve))
@@ -150,6 +163,19 @@ def likelihood(policy: ARFlow, start: ARFlow, source: Source) -> dict[str, float
         "margin_right": float((winner > loser).float().mean()),
         "velocity": float(now.square().mean().sqrt() / before.square().mean().sqrt()),
     }
+
+
+def likelihoods(output: Path, arms: Sequence[str]) -> None:
+    """The last look of every arm, mean over its seeds and their range."""
+    for arm in arms:
+        kept = [trained(output, again(arm, seed)) / "likelihood.json" for seed in range(SEEDS)]
+        looks = [json.loads(path.read_text())[-1] for path in kept if path.is_file()]
+        for pairs in ("performances", "real and out of time") if looks else ():
+            cells = []
+            for figure in ("winner_gain", "loser_gain", "margin_right", "velocity"):
+                found = [look[pairs][figure] for look in looks]
+                cells.append(f"{figure} {sum(found) / len(found):+.3f} [{min(found):+.3f}, {max(found):+.3f}]")
+            print(f"{arm:20} {len(looks)} seeds, {pairs:22}", "  ".join(cells))
 
 
 if __name__ == "__main__":

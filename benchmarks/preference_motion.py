@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from preference_arms import ARMS, TRAINED
+from preference_arms import ARMS, CHOSEN, is_trained, several, trained
 from preference_material import FRAMES, rate
 
 from flowportrait.checkpoints import load_generator
@@ -27,12 +28,13 @@ from flowportrait.generator.steering import Past, Steering, in_order
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.liveliness import GROUPS, log_amplitude, log_flutter, log_speed
 from flowportrait.reward.registry import build
 
-CLIPS, TAKES, FOLD = 48, 8, 1000
+CLIPS, FOLD = 48, 1000
 WEIGHTS = (1, 3, 10)
 SWEEP = tuple(f"guide {dimension}={weight}" for dimension in DIMENSIONS for weight in WEIGHTS)
-SYSTEMS = ("sft", *ARMS, *SWEEP, "guide sync=3,expression=1,motion=1", "best of 8", "pruned 8")
+SYSTEMS = ("sft", *ARMS, *SWEEP, "guide sync=3,expression=1,motion=1", *CHOSEN)
 
 
 def speech(corpus: Path) -> torch.Tensor:
@@ -58,20 +60,42 @@ def perform(model: ARFlow, mel: torch.Tensor, seeds: Sequence[int], steering: St
     return model.to_motion(made, condition.start)
 
 
-def scores(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
-    """Ratings ``[48, 3]`` of a system."""
-    model = load_generator(output / "arms" / system.replace(" ", "_") / "checkpoint" if system in TRAINED else "sft")
+def played(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
+    """Motion ``[48, 28, 30]`` of a system."""
+    model = load_generator(trained(output, system) / "checkpoint" if is_trained(system) else "sft")
     seeds, reward = list(range(len(mel))), LatentReward.load()
-    if system == "pruned 8":
-        steering = Steering(reward, choose=(1.0, 1.0, 1.0), candidates=TAKES)
+    if system.startswith("pruned"):
+        steering = Steering(reward, choose=(1.0, 1.0, 1.0), candidates=several(system))
         rows = [perform(model, mel[row : row + 1], [seed], steering) for row, seed in enumerate(seeds)]
-        return rate(torch.cat(rows), mel)
-    if system == "best of 8":
-        takes = [perform(model, mel, [seed + FOLD * take for seed in seeds], Steering(reward)) for take in range(TAKES)]
+        return torch.cat(rows)
+    if system.startswith("best of"):
+        folds = range(0, FOLD * several(system), FOLD)
+        takes = [perform(model, mel, [seed + fold for seed in seeds], Steering(reward)) for fold in folds]
         liked = torch.stack([build("preference")(RewardBatch(motion, mel)).value for motion in takes])
-        return rate(torch.stack(takes)[liked.argmax(0), torch.arange(len(mel))], mel)
+        return torch.stack(takes)[liked.argmax(0), torch.arange(len(mel))]
     weights = parse_weights(system.removeprefix("guide ")) if system.startswith("guide ") else {}
-    return rate(perform(model, mel, seeds, Steering(reward, in_order(weights, DIMENSIONS))), mel)
+    return perform(model, mel, seeds, Steering(reward, in_order(weights, DIMENSIONS)))
+
+
+def parts(corpus: Path, output: Path, systems: Sequence[str]) -> None:
+    """How much more each part of the face moves than with sft, and how the head's power above 6 Hz changes, as it is
+    and as a share of all its power: factors, with intervals."""
+    mel = speech(corpus)
+    start = played("sft", output, mel)
+    for system in systems:
+        motion, cells = played(system, output, mel), []
+        for column, part in enumerate(GROUPS):
+            cells.append(factor(part, (log_amplitude(motion) - log_amplitude(start))[:, column]))
+        share = (log_flutter(motion) - log_flutter(start))[:, -1]
+        faster = 2 * (log_speed(motion) - log_speed(start))[:, -1]
+        cells += [factor("head's power > 6 Hz", share + faster), factor("its share", share)]
+        print(f"{system:36}", "  ".join(cells), flush=True)
+
+
+def factor(name: str, logs: torch.Tensor) -> str:
+    """Of differences of logarithms ``[clips]``."""
+    found = bootstrap(logs.double().numpy())
+    return f"{name} {np.exp(found.mean):.2f} [{np.exp(found.low):.2f}, {np.exp(found.high):.2f}]"
 
 
 def rated(corpus: Path, output: Path, systems: Sequence[str]) -> None:
@@ -81,13 +105,20 @@ def rated(corpus: Path, output: Path, systems: Sequence[str]) -> None:
     mel = speech(corpus)
     for system in dict.fromkeys(("sft", *systems)):
         if system not in known:
-            known[system] = scores(system, output, mel).tolist()
+            known[system] = rate(played(system, output, mel), mel).tolist()
             output.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".partial").write_text(json.dumps(known) + "\n")
             kept.with_suffix(".partial").replace(kept)
-        difference = torch.tensor(known[system]) - torch.tensor(known["sft"])
-        cells = []
-        for column, dimension in enumerate(("sync", "expressiveness", "smoothness")):
-            found = bootstrap(difference[:, column].double().numpy())
-            cells.append(f"{dimension} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
-        print(f"{system:36}", "   ".join(cells), flush=True)
+        print(f"{system:36}", differences([known[system]], known["sft"]), flush=True)
+    for arm in dict.fromkeys(system.split("@")[0] for system in systems if "@" in system):
+        runs = [known[name] for name in known if name.split("@")[0] == arm]
+        print(f"{arm + f', {len(runs)} seeds':36}", differences(runs, known["sft"]), flush=True)
+
+
+def differences(runs: Sequence[list[list[float]]], start: list[list[float]]) -> str:
+    """Of runs ``[runs, clips, 3]`` from ``start``, with intervals over both."""
+    gap, cells = torch.tensor(runs) - torch.tensor(start), []
+    for column, dimension in enumerate(("sync", "expressiveness", "smoothness")):
+        found = bootstrap(gap[..., column].double().numpy())
+        cells.append(f"{dimension} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+    return "   ".join(cells)

@@ -204,9 +204,9 @@ def test_the_command_performs_plainly_or_the_best(capsys: pytest.CaptureFixture[
     ("options", "says"),
     [
         (["--guide", "lips=1"], "knows no 'lips'"),
-        (["--guide", "sync=loud"], "give a weight from 0 to 20"),
-        (["--guide", "sync=-1"], "give a weight from 0 to 20"),
-        (["--guide", "sync=nan"], "give a weight from 0 to 20"),
+        (["--guide", "sync=loud"], "give a weight from 0 to 10"),
+        (["--guide", "sync=-1"], "give a weight from 0 to 10"),
+        (["--guide", "sync=nan"], "give a weight from 0 to 10"),
         (["--guide", "sync=1,sync=2"], "twice"),
         (["--best-of", "0"], "from 1 to 64"),
         (["--by", "sync"], "give --best-of N"),

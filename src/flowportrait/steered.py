@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from flowportrait.generator.steering import Steering
 
 DIMENSIONS = ("sync", "expression", "motion")
-HEAVIEST = 20.0
+HEAVIEST = 10.0
+"""The most that was measured, of any weight (docs/preference_methods.md)."""
+USEFUL = {"sync": 10.0, "expression": 3.0, "motion": 3.0}
+"""The most that helps: beyond, a weight costs more than it moves."""
 
 
 def steering_by(
     generator: ARFlow, guide: Mapping[str, float], candidates: int = 1, by: str | None = None, name: str = "it"
 ) -> Steering | None:
-    """Bend every chunk by ``guide`` (0 … 20 by name), or choose the best of ``candidates`` by one dimension or all;
+    """Bend every chunk by ``guide`` (0 … 10 by name), or choose the best of ``candidates`` by one dimension or all;
     None where nothing is asked. ``name`` stands for the generator in messages.
 
     Raises:

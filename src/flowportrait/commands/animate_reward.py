@@ -28,7 +28,9 @@ ALIASES = {"reward": "preference", "expression": "preference_expression", "motio
 def add_reward_options(add: argparse.ArgumentParser) -> None:
     """What rewards may do while a performance is made."""
     group = add.add_argument_group("rewards (photos only)")
-    group.add_argument("--guide", metavar="sync=W,…", help="bend every chunk towards sync, expression and motion")
+    group.add_argument("--guide", metavar="sync=W,…",
+                       help="bend every chunk: sync moves the mouth (W up to 10), motion the head (up to 3), "
+                       "expression brows and lids a little (up to 3)")  # fmt: skip
     group.add_argument("--best-of", type=int, default=1, metavar="N", help="make N performances and keep the best")
     group.add_argument("--by", metavar="REWARD", help="with --best-of: reward (default), sync, expression, motion, …")
     group.add_argument(
@@ -60,7 +62,7 @@ def parse_weights(text: str | None) -> dict[str, float]:
     """``sync=1,motion=0.3`` as weights; none of them is named twice.
 
     Raises:
-        BadInput: an unknown name, or a weight that is no number from 0 to 20.
+        BadInput: an unknown name, or a weight that is no number from 0 to 10.
     """
     weights: dict[str, float] = {}
     for part in text.split(",") if text else ():

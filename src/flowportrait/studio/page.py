@@ -13,7 +13,7 @@ from flowportrait.checkpoints import SHIPPED
 from flowportrait.codec.controls import Controls
 from flowportrait.errors import BadInput
 from flowportrait.media.video import FPS
-from flowportrait.steered import DIMENSIONS
+from flowportrait.steered import DIMENSIONS, USEFUL
 from flowportrait.studio.live import Show
 from flowportrait.studio.server import Studio
 from flowportrait.studio.wish import Wish
@@ -25,8 +25,8 @@ LOOK: dict[str, Any] = {
     "css": "video.show {width: 100%; max-height: 70vh; background: #222; border-radius: 8px}",
 }
 VOICES = [DEFAULT, "espeak:en", "espeak:de", "espeak:fr", "espeak:es", "espeak:ru", "espeak:ar", "espeak:cmn"]
-MEASURED_TO = 10
-"""Weight of guidance; see ``docs/preference_methods.md``."""
+MOVES = {"sync": "mouth", "expression": "brows and lids, a little", "motion": "head"}
+"""What a weight of guidance is seen to move; see ``docs/preference_methods.md``."""
 SHORTEST_SCORED = 1.5
 """Seconds; the experts' windows are a little shorter."""
 _EMPTY = "<video class='show'></video>"
@@ -54,9 +54,9 @@ def page(studio: Studio) -> gr.Blocks:
                     blink = gr.Slider(0, 3, 1, label="Blinks")
                     seed = gr.Number(0, label="Seed", precision=0)
                 with gr.Accordion("Guidance", open=False):
-                    gr.Markdown("How much a reward bends every chunk: 0 is off, 10 the most that was measured.")
-                    guide = [gr.Slider(0, MEASURED_TO, 0, label=name.capitalize(), elem_id=f"guide-{name}")
-                             for name in DIMENSIONS]  # fmt: skip
+                    gr.Markdown("How much a reward bends every chunk: 0 is off, the right end the most that helps.")
+                    guide = [gr.Slider(0, USEFUL[name], 0, label=f"{name.capitalize()} ({MOVES[name]})",
+                                       elem_id=f"guide-{name}") for name in DIMENSIONS]  # fmt: skip
             with gr.Column(scale=2):
                 inputs = [photo, audio, text, voice, seed, expression, head, blink, *guide]
                 with gr.Tab("Speak"):

@@ -100,7 +100,7 @@ def seam(drawn: list[np.ndarray], frames: list[np.ndarray]) -> float:
             step = np.abs(np.diff(image.astype(int), axis=0)).mean(2)[:, :-1]
             step = step + np.abs(np.diff(image.astype(int), axis=1)).mean(2)[:-1]
             sums[place] += step[band[:-1, :-1]].sum()
-    return float(sums[0] / sums[1])
+    return float(sums[0] / sums[1]) if sums[1] else 1.0
 
 
 class Goal:
@@ -126,7 +126,7 @@ class Goal:
         told = {
             "mouth": distance(features(windows), features(self.true)),
             "flicker": change(windows, self._inside) / self._true_change,
-            "seam": 1.0 if drawn is self.frames else seam(drawn, self.frames),
+            "seam": seam(drawn, self.frames),
         }
         if near is not None:
             told["mouth, near"] = distance(features(windows[near]), features(self.true[near]))

@@ -3,8 +3,8 @@
 PAIRS is what ``retouch_pairs`` writes. The flow from each drawing to its truth (``gap.py``), on a grid of 24 x 18, is
 predicted from what a retouching network is given (lips, jaw and head as shapes; drawing and source, coarse) by a small
 network trained on it directly, with the least squares that favour a mean. Printed: the share of the flow's energy
-that its best affine part holds (mostly registration: where the tracker put the eyes), and the share foreseen on
-speakers held out.
+that its best affine part holds (mostly registration: where the tracker put the eyes), the share foreseen on speakers
+held out, and the mouth error (``reenact.py``) of their drawings moved as foreseen, and as they should be.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import cv2
 import numpy as np
 import torch
 import tyro
-from gap import affine, flow
+from gap import affine, flow, moved
+from reenact import distance, features
 from torch import Tensor, nn
 
+from flowportrait.codec.mouth_window import HEIGHT, WIDTH
 from flowportrait.codec.train_retouch import load_pairs
 
 _GRID, _COARSE = (24, 18), (12, 9)
@@ -53,10 +55,13 @@ def known(data: dict[str, Tensor], row: int) -> np.ndarray:
     return np.concatenate([*relative, *shares, data["place"][row, 0].numpy().ravel(), data["drop"][row, 0].numpy()])
 
 
-def read(folder: Path, pattern: str, count: int) -> tuple[np.ndarray, np.ndarray, float]:
+def chosen(data: dict[str, Tensor], count: int) -> np.ndarray:
+    """Rows that are looked at."""
+    return np.random.default_rng(0).permutation(len(data["base"]))[:count]
+
+
+def read(data: dict[str, Tensor], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Inputs ``[N, K]``, flows ``[N, 864]`` and the affine share of the flows' energy."""
-    data = load_pairs(folder, pattern)
-    rows = np.random.default_rng(0).permutation(len(data["base"]))[:count]
     inputs, flows, left, whole = [], [], 0.0, 0.0
     for row in rows:
         field = flow(data["truth"][row, 0].numpy(), data["base"][row, 0].numpy())
@@ -67,13 +72,22 @@ def read(folder: Path, pattern: str, count: int) -> tuple[np.ndarray, np.ndarray
     return np.array(inputs), np.array(flows), 1 - left / whole
 
 
+def error(data: dict[str, Tensor], rows: np.ndarray, flows: np.ndarray) -> float:
+    """Mouth error of drawings moved by flows ``[N, 864]``."""
+    fields = [cv2.resize(f.reshape(*_GRID[::-1], 2).astype(np.float32), (WIDTH, HEIGHT)) for f in flows]
+    drawn = [moved(data["base"][row, 0].numpy(), field) for row, field in zip(rows, fields, strict=True)]
+    return distance(features(drawn), features([data["truth"][row, 0].numpy() for row in rows]))
+
+
 def main(options: Options) -> None:
     """Measure and print."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    inputs, flows, _ = read(options.pairs, "pairs-*", options.train)
-    held, true, share = read(options.pairs, "dev-*", options.train)
+    data, dev = load_pairs(options.pairs, "pairs-*"), load_pairs(options.pairs, "dev-*")
+    inputs, flows, _ = read(data, chosen(data, options.train))
+    rows = chosen(dev, options.train)
+    held, true, share = read(dev, rows)
     middle, scale = inputs.mean(0), inputs.std(0) + 1e-3
     mean = flows.mean(0)
     _, sizes, parts = np.linalg.svd(flows - mean, full_matrices=False)
@@ -87,8 +101,8 @@ def main(options: Options) -> None:
     )  # fmt: skip
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=1e-2)
     for _ in range(_STEPS):
-        rows = torch.randint(len(told), (256,))
-        loss = (network(told[rows]) * spread - goal[rows]).square().mean()
+        batch = torch.randint(len(told), (256,))
+        loss = (network(told[batch]) * spread - goal[batch]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -99,6 +113,9 @@ def main(options: Options) -> None:
     print(f"  affine            {share:.0%} of its energy")
     print(f"  mean of the flows {1 - ((true - mean) ** 2).sum() / (true**2).sum():.0%}")
     print(f"  foreseen          {1 - ((true - foreseen) ** 2).sum() / (true**2).sum():.0%}")
+    still = error(dev, rows, 0 * true)
+    for name, flow_used in (("moved as foreseen", foreseen), ("moved as it should be, by so coarse a flow", true)):
+        print(f"  mouth error {name}: {error(dev, rows, flow_used) / still:.2f} of the drawing's")
 
 
 if __name__ == "__main__":

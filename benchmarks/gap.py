@@ -7,7 +7,10 @@ here is tracked again, so it is quick. Rows say what their window shows; shares 
     true interior, lips             the truth pasted between the inner (outer) lips
     true light                      what a blur of σ window pixels leaves of truth − drawing, added
     best flow                       the drawing's pixels moved to the truth by optical flow that knows it (DIS); smooth:
-                                    that flow blurred by σ; affine: only its best affine part, mostly registration
+                                    that flow blurred by σ; affine: only its best affine part, mostly registration;
+                                    so much of its energy foreseen: the rest is left as it is
+    best 30 numbers                 those that bring the mesh's points nearest to where the best flow takes them: what
+                                    an encoder could reach that knows the picture and how it will be drawn
     nearest other frame             of the same clip, at least three frames away, by the lips' landmarks
 """
 
@@ -18,6 +21,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +35,10 @@ from reenact import Options as Footage
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
-from flowportrait.codec.basis import MotionBasis
+from flowportrait.codec.basis import MOTION_DIM, Identity, MotionBasis
+from flowportrait.codec.mesh import N_FACE
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.renderer import Renderer
 from flowportrait.codec.self_reenactment import own_motion
@@ -40,6 +46,13 @@ from flowportrait.media.portrait import apply_affine
 
 _GRID = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), -1).astype(np.float32)
 _FINER = 2
+_ROUNDS, _STIFF, _TRUST, _STEP = 4, 2.0, 0.01, 0.01
+"""Rounds of drawing and fitting; blur of the flow in window pixels; what a number's change costs, in pixels²; step of
+the slopes."""
+
+_FORESEEN = (0.22, 0.5, 0.75)
+"""Shares of the flow's energy; the first is what ``foreseeable.py`` finds."""
+
 _APART = 3
 
 
@@ -78,6 +91,42 @@ def affine(field: np.ndarray) -> np.ndarray:
     return (place @ np.linalg.lstsq(place, field.reshape(-1, 2), rcond=None)[0]).reshape(field.shape).astype(np.float32)
 
 
+def best_numbers(
+    drawn: Callable[[np.ndarray], list[np.ndarray]], motion: Tensor, identity: Identity, true: list[np.ndarray],
+    to_windows: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Landmarks ``[T, 478, 3]`` of the motion near ``motion`` ``[T, 30]`` whose drawing is nearest to the true windows.
+
+    drawn: landmarks to windows; to_windows: ``[T, 2, 3]``, crop pixels to window pixels.
+    """
+    basis, goal = MotionBasis.load(), features(true)
+    least, kept = np.inf, np.zeros(0)
+
+    def places(numbers: Tensor) -> np.ndarray:
+        points = basis.decode(numbers, identity)[:, :N_FACE, :2].numpy()
+        return points @ to_windows[:, :, :2].swapaxes(1, 2) + to_windows[:, None, :, 2]
+
+    for _ in range(_ROUNDS):
+        points = basis.decode(motion, identity).numpy()
+        windows = drawn(points)
+        error = distance(features(windows), goal)
+        if error < least:
+            least, kept = error, points
+        here = places(motion)
+        slopes = np.stack([(places(motion + _STEP * unit) - here) / _STEP for unit in torch.eye(MOTION_DIM)], -1)
+        motion = motion.clone()
+        for number, (t, w) in enumerate(zip(true, windows, strict=True)):
+            x, y = here[number].T
+            inside = (x > 0) & (x < WIDTH - 1) & (y > 0) & (y < HEIGHT - 1)
+            field = blurred(flow(t, w), _STIFF)
+            off = -field[y[inside].round().astype(int), x[inside].round().astype(int)]
+            slope = slopes[number, inside].reshape(-1, MOTION_DIM)
+            # Gauss and Newton: what the drawing shows at p, the truth shows at p − flow(p).
+            matrix = slope.T @ slope / len(slope) + _TRUST * np.eye(MOTION_DIM)
+            motion[number] += torch.from_numpy(np.linalg.solve(matrix, slope.T @ off.ravel() / len(slope))).float()
+    return kept
+
+
 def moved(window: np.ndarray, field: np.ndarray) -> np.ndarray:
     """The window's pixels under a flow."""
     return cv2.remap(window, _GRID + field, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
@@ -107,7 +156,8 @@ def rows(scene: Scene) -> dict[str, float]:
     true = [cut(frame, m) for frame, m in zip(scene.frames, matrices, strict=True)]
     basis = MotionBasis.load()
     _, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
-    goals = basis.decode(own_motion(scene.landmarks, scene.blendshapes), identity).numpy()
+    motion = own_motion(scene.landmarks, scene.blendshapes)
+    goals = basis.decode(motion, identity).numpy()
 
     def drawn(goals: np.ndarray, retouch: bool) -> list[np.ndarray]:
         frames = Renderer(portrait, retouch=retouch, workers=1)(goals)
@@ -125,6 +175,8 @@ def rows(scene: Scene) -> dict[str, float]:
     base, tracked = drawn(goals, False), drawn(apply_affine(portrait.to_crop, scene.landmarks), False)
     flows = [flow(t, w) for w, t in zip(base, true, strict=True)]
     best = [moved(w, f) for w, f in zip(base, flows, strict=True)]
+    to_windows = np.stack([(np.vstack([m, [0, 0, 1]]) @ back)[:2] for m in matrices])
+    fitted = best_numbers(lambda points: drawn(points, False), motion, identity, true, to_windows)
     shown = {
         "30 numbers: warp + mouth layers": base,
         "  retouched, as it ships": drawn(goals, True),
@@ -141,7 +193,13 @@ def rows(scene: Scene) -> dict[str, float]:
         "  best flow, smooth σ 8": [moved(w, blurred(f, 8)) for w, f in zip(base, flows, strict=True)],
         "  best flow, affine": [moved(w, affine(f)) for w, f in zip(base, flows, strict=True)],
         "  best flow, true interior, light σ 4": pasted(lit(best, 4), inner),
+        "best 30 numbers": drawn(fitted, False),
+        "  those, retouched as it ships": drawn(fitted, True),
+        "  those and true interior": pasted(drawn(fitted, False), inner),
     }  # fmt: skip
+    for share in _FORESEEN:
+        part = 1 - (1 - share) ** 0.5
+        shown[f"  {share:.0%} of the flow's energy"] = [moved(w, part * f) for w, f in zip(base, flows, strict=True)]
     lips = np.stack([p[MOUTH, :2] @ m[:, :2].T + m[:, 2] for p, m in zip(scene.landmarks, matrices, strict=True)])
     apart = np.linalg.norm(lips[:, None] - lips, axis=-1).mean(-1)
     steps = np.arange(len(true))

@@ -4,7 +4,7 @@
 The first frame of a clip is the portrait, the clip's own motion drives it, and every frame has a true one beside it.
 Rows, from what must lose to the ceiling: the still portrait; the mesh warp without anything learned in it (its cavity
 colour and its amplitude tuned on training speakers); the same with the learned mouth layers; with the retouching
-network over it; and the true frames through a tiny autoencoder (taef2), which knows them.
+network over it; and the true frames' lower faces through a tiny autoencoder (taef2), which knows them.
 
     mouth        features of a face network nobody trained here (the shipped FaceNet), unit length per place, mean
                  squared distance over three maps, of the lower-face window: LPIPS's formula without its learned
@@ -244,7 +244,21 @@ def rows(scene: Scene, cavity: tuple[float, float, float], amplitude: float, mod
         # The autoencoder is slow, and every fourth frame says as much.
         net, fewer = TinyAutoencoder.load(models), sparse(scene)
         measure = Measures(fewer, portrait)
-        result["taef2 (knows the truth)"] = measure([net.reconstruct(f) for f in fewer.frames], in_crop=False)
+        drawn = [through(net, *each) for each in zip(fewer.frames, fewer.landmarks, strict=True)]
+        result["taef2 (knows the truth)"] = measure(drawn, in_crop=False)
+    return result
+
+
+def through(net: TinyAutoencoder, frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """The frame with what lies under the mouth window, and as much again around it, through the autoencoder."""
+    back = cv2.invertAffineTransform(to_window(landmarks))
+    corners = np.array([[0, 0, 1], [WIDTH, 0, 1], [0, HEIGHT, 1], [WIDTH, HEIGHT, 1]]) @ back.T
+    low, high = corners.min(0), corners.max(0)
+    room = (high - low) / 2
+    left, top = np.floor(low - room).astype(int).clip(0)
+    right, bottom = np.ceil(high + room).astype(int)
+    result = frame.copy()
+    result[top:bottom, left:right] = net.reconstruct(frame[top:bottom, left:right])
     return result
 
 

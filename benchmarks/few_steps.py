@@ -1,23 +1,27 @@
 """One or two bare steps beside the six guided ones of their teacher: what is seen of it, and what it saves.
 
     python benchmarks/few_steps.py --corpus CORPUS --data FOOTAGE --output DIR --students one=RUN … [--clips 16]
+    python benchmarks/few_steps.py --corpus CORPUS --students one=RUN …           # motion alone, 48 clips, quickly
 
 Systems: the speakers' own motion redrawn, the teacher, the teacher in one guided step, and every student as it is
 delivered. Short clips of unseen speakers, portraits in turn, 256 px, measured on finished mp4 by the evaluation side:
 means with 95 % intervals over clips, and each system's difference from the teacher on the same clip. ``ms``: processor
-time of motion alone, a frame. What is drawn is kept, so that systems can be added.
+time of motion alone, a frame. What is drawn is kept, so that systems can be added. Quickly: what a frame costs, how far
+each part of the face moves (as a factor of the teacher's), and the ratings of the reward side.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from preference_material import rate
+from preference_motion import differences, factor, speech
 from unseen import headline
 
 from flowportrait.animator import Animator
@@ -26,9 +30,12 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluate.compare import Estimate, Row, bootstrap, column, compare
 from flowportrait.evaluate.measure import measure
 from flowportrait.evaluate.metrics import BY_KEY
+from flowportrait.generator.sample import generate_motion
+from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import write_video
+from flowportrait.reward.liveliness import GROUPS, log_amplitude
 
 SIZE = 256
 KEYS = ("lse_c_short", "sync_in_time_short", "ler", "ecs", "tfi", "mouth_amplitude", "head_range", "lid_motion")
@@ -39,19 +46,25 @@ Perform = Callable[[np.ndarray, int], torch.Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="footage folder with portraits/")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="footage folder with portraits/")
+    parser.add_argument("--output", type=Path, help="folder of videos; without, motion alone is looked at")
     parser.add_argument("--teacher", default="rl")
     parser.add_argument("--students", nargs="+", default=[], metavar="NAME=RUN")
     parser.add_argument("--clips", type=int, default=16)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.output is None:
+        quickly(given.corpus, systems(given.teacher, given.students))
+        return
+    if given.data is None:
+        parser.error("to draw, give --data")
     paths = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
     codecs = [MotionCodec(Portrait.from_image(read_image(path), SIZE), SIZE) for path in paths[: given.clips]]
     clips, basis = headline(given.corpus, given.clips), MotionBasis.load()
     rows: dict[str, dict[str, Row]] = {}
     costs: dict[str, float] = {}
-    for system, perform in systems(given.teacher, given.students):
+    acting = {name: performer(one) for name, one in systems(given.teacher, given.students).items()}
+    for system, perform in ((REAL, None), *acting.items()):
         own = rows.setdefault(system, {})
         began = time.process_time()
         made = {name: perform(clip.audio, seed) for seed, (name, clip) in enumerate(clips.items())} if perform else {}
@@ -66,21 +79,34 @@ def main() -> None:
     table(rows, costs)
 
 
-def systems(teacher: str, students: list[str]) -> Iterator[tuple[str, Perform | None]]:
-    """Each with how it performs sound under a seed; the speakers themselves need not."""
-    yield REAL, None
-    yield TEACHER, performer(Animator.from_pretrained(teacher))
-    hurried = Animator.from_pretrained(teacher)
-    hurried.generator.config = replace(hurried.generator.config, steps=1)
-    yield "one guided step", performer(hurried)
-    for entry in students:
-        name, _, run = entry.partition("=")
-        yield name, performer(Animator.from_pretrained(run))
+def systems(teacher: str, students: list[str]) -> dict[str, Animator]:
+    """The teacher as it is and in one step, and its students."""
+    found = {TEACHER: Animator.from_pretrained(teacher), "one guided step": Animator.from_pretrained(teacher)}
+    hurried = found["one guided step"].generator
+    hurried.config = replace(hurried.config, steps=1)
+    return found | {name: Animator.from_pretrained(run) for name, _, run in (one.partition("=") for one in students)}
+
+
+@torch.no_grad()
+def quickly(corpus: Path, found: dict[str, Animator]) -> None:
+    """See the module; the same noise for all."""
+    for name, one in found.items():
+        perform = performer(one)
+        began = time.process_time()
+        frames = len(perform(0.1 * np.random.default_rng(0).normal(size=5 * SAMPLE_RATE).astype(np.float32), 0))
+        print(f"{name:20} {1e3 * (time.process_time() - began) / frames:.1f} ms a frame", flush=True)
+    mel = speech(corpus)
+    made = {name: generate_motion(one.generator.eval(), mel, list(range(len(mel)))) for name, one in found.items()}
+    teacher = made.pop(TEACHER)
+    for name, motion in made.items():
+        more = (log_amplitude(motion) - log_amplitude(teacher)).T
+        print(name, *(factor(part, logs) for part, logs in zip(GROUPS, more, strict=True)), sep="  ")
+        print(name, differences([rate(motion, mel).tolist()], rate(teacher, mel).tolist()), sep="  ")
 
 
 def performer(animator: Animator) -> Perform:
     """Warm: what the first call loads is not timed."""
-    list(animator.motion(np.zeros(16_000, np.float32)))
+    list(animator.motion(np.zeros(SAMPLE_RATE, np.float32)))
     return lambda audio, seed: torch.cat(list(animator.motion(audio, seed=seed)))
 
 

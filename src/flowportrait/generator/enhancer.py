@@ -3,9 +3,9 @@
     mel [4T, 80] ─► GRU over frames ─► what noise added to each column,  how far below the speech it lies (dB)
     heard = mel − w · added            w = 0 above 13.5 dB, 1 below 12.5 dB, of the estimate so far
 
-Where the estimate says clean, w is 0 and the generator hears the very bits it heard before: so it is with all 230 clips of
-people it was not trained on. A frame takes the four columns that end one column before its own last one, which is what
-live sound can tell at the frame's end; nothing is looked ahead to, so the generator's look-ahead stays what it was. The
+Where the estimate says clean, w is 0 and the generator hears the very bits it heard before, as with all 230 clips of
+people nobody trained on. A frame takes the four columns that end one column before its own last one, which is what live
+sound can tell at the frame's end; nothing is looked ahead to, so the generator's look-ahead stays what it was. The
 estimate begins at "clean" and is a mean over the last four seconds; noise at 10 dB is believed after one and a half.
 """
 

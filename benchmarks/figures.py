@@ -18,6 +18,7 @@ from over_runs import change, holm, paired
 
 from flowportrait.evaluate.compare import Row
 from flowportrait.evaluate.metrics import METRICS
+from flowportrait.reward.composite import RewardWeights
 
 SYNC, LER, ECS, TFI = "sync_in_time_short", "ler", "ecs", "tfi"
 FIGURES = (
@@ -27,6 +28,7 @@ FIGURES = (
 BESIDE = ("identity_kept", "spread_lips", "spread_head")
 """Printed, not tested: identity, and how far two performances of the same speech are apart."""
 BASELINE, POST_TRAINED, REAL = "sft", "rl", "real"
+COMPOSITE = "composite"
 HELD, EVALUATION, SPREAD = "held/", "evaluation/", "/spread"
 
 
@@ -68,7 +70,7 @@ def held(runs: Path, names: tuple[str, ...]) -> dict[str, Any]:
         folders = sorted(path.parent for path in _folder(runs, name).glob("*/held.json"))
         if name == BASELINE or not folders:
             continue
-        before, after = _performances(start), [_performances(folder / "held.json") for folder in folders]
+        before, after = _performances(start, start), [_performances(folder / "held.json", start) for folder in folders]
         found = {key: pairs for key in before["0"] if (pairs := paired(after, [before], key))}
         last = [json.loads((folder / "curve.jsonl").read_text().splitlines()[-1])["iteration"] for folder in folders]
         rewards = {key: change(pairs) for key, pairs in found.items()}
@@ -136,11 +138,15 @@ def _rows(runs: Path, name: str) -> dict[str, dict[str, Row]]:
     return {path.parent.name: json.loads(path.read_text()) for path in paths}
 
 
-def _performances(path: Path) -> dict[str, Row]:
-    """Rewards of every held-out performance, by its number."""
-    seen: dict[str, list[float]] = json.loads(path.read_text())
-    count = len(next(iter(seen.values())))
-    return {str(place): {name: values[place] for name, values in seen.items()} for place in range(count)}
+def _performances(path: Path, start: Path) -> dict[str, Row]:
+    """Rewards of every held-out performance, by its number; ``composite``: their weighted sum, each in standard
+    deviations of the start."""
+    seen, first = ({k: np.array(v) for k, v in json.loads(one.read_text()).items()} for one in (path, start))
+    weights = RewardWeights().by_name()
+    total = sum(weights[name] * (seen[name] - first[name].mean()) / first[name].std() for name in weights)
+    columns = {COMPOSITE: np.asarray(total), **seen}
+    places = range(len(columns[COMPOSITE]))
+    return {str(place): {name: float(values[place]) for name, values in columns.items()} for place in places}
 
 
 def _sampling(runs: Path) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from flowportrait.evaluate.compare import MIN_PAIRS, Row
 from flowportrait.evaluate.metrics import METRICS
 
 RESAMPLES = 4000
-RUNS, CONTROLS = ("rl", "rl_1", "rl_2"), ("supervised_on", "paid_at_random")
+RUNS, CONTROLS = ("rl", "rl_1", "rl_2"), ("sft_wide", "supervised_on", "paid_at_random")
 """Systems of ``heldout.py`` that are the shipped recipe from three seeds, and what it is held against."""
+CHANCE, BEYOND = CONTROLS[-1], "rl against paid_at_random"
 POOLED = ("ecs_pooled", "theval")
 """Figures of a whole system, not of its clips."""
 
@@ -121,7 +122,10 @@ def headline_runs(folder: Path) -> dict[str, Any]:
             continue
         systems = {"rl": runs} | {name: [rows[name]] for name in CONTROLS if name in rows}
         result[part] = {name: _against(rows, own) for name, own in systems.items()}
-        for name, own in result[part].items():
+        pooled = dict(result[part])
+        if CHANCE in rows:
+            result[part][BEYOND] = _against(rows, runs, CHANCE)
+        for name, own in pooled.items():
             members = [whole[member] for member in (RUNS if name == "rl" else (name,)) if member in whole]
             for key in POOLED:
                 each, before = [member[key]["mean"] for member in members], whole["sft"][key]["mean"]
@@ -130,10 +134,12 @@ def headline_runs(folder: Path) -> dict[str, Any]:
     return result
 
 
-def _against(rows: Mapping[str, Mapping[str, Row]], own: Sequence[Mapping[str, Row]]) -> dict[str, Any]:
+def _against(
+    rows: Mapping[str, Mapping[str, Row]], own: Sequence[Mapping[str, Row]], start: str = "sft"
+) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for metric in METRICS:
-        found = paired(own, [rows["sft"]], metric.key)
+        found = paired(own, [rows[start]], metric.key)
         if found is not None:
             each = [float(run.mean()) for run in found.after]
             result[metric.key] = change(found) | closed(found, rows.get("real", {}), metric.key) | {"each": each}

@@ -20,7 +20,7 @@ from contestants import STUDIES
 from curves import draw_curves, draw_looks
 from figures import collect, headline, looks
 from over_runs import headline_runs
-from tables import headline_table, held_table, noisy_table, proxy_table, runs_table, study_table
+from tables import controls_table, headline_table, held_table, noisy_table, proxy_table, runs_table, study_table
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 
@@ -52,26 +52,36 @@ def main() -> None:
     if given.proxy:
         found["proxy"] = json.loads(given.proxy.read_text())
     if any((given.runs, given.headline, given.seeds, given.noisy, given.posttrained, given.proxy)):
+        found = rounded(found)
         write(kept, json.dumps(found, indent=1) + "\n")
-    pictures = given.output / "results"
+    template, pictures = (FOLDER / "template.md").read_text(), given.output / "results"
     for study, curves in found.get("curves", {}).items():
-        if curves:
+        if f"results/{study}.svg" in template:
             draw_curves(pictures / f"{study}.svg", curves)
     if "looks" in found:
         draw_looks(pictures / "looks.svg", found["looks"])
-    write(given.output / "results.md", page(found, (FOLDER / "template.md").read_text()))
+    write(given.output / "results.md", page(found, template))
+
+
+def rounded(found: Any) -> Any:
+    """Floats to six digits, all the way down."""
+    if isinstance(found, dict):
+        return {key: rounded(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [rounded(value) for value in found]
+    return float(f"{found:.6g}") if isinstance(found, float) else found
 
 
 def page(found: Mapping[str, Any], template: str) -> str:
     """The template with its ``{{places}}`` filled: ``{{study NAME}}``, ``{{held NAME}}``, ``{{headline PART}}``,
-    ``{{seeds PART}}``, ``{{noisy}}``, ``{{proxy}}``.
+    ``{{seeds PART}}``, ``{{controls PART}}``, ``{{noisy}}``, ``{{proxy}}``.
 
     Raises:
         KeyError: the template asks for what has not been measured.
     """
     whole = {"noisy": noisy_table, "proxy": proxy_table}
     named = {"study": ("studies", study_table), "held": ("held", held_table), "headline": ("headline", headline_table),
-             "seeds": ("seeds", runs_table)}  # fmt: skip
+             "seeds": ("seeds", runs_table), "controls": ("seeds", controls_table)}  # fmt: skip
 
     def fill(place: re.Match[str]) -> str:
         kind, _, name = place[1].partition(" ")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from figures import BESIDE, FIGURES, REAL, digits
-from over_runs import gap_closed
+from figures import BESIDE, COMPOSITE, FIGURES, REAL, digits
+from over_runs import BEYOND, CONTROLS, POOLED, gap_closed
 
 from flowportrait.evaluate.metrics import METRICS
 from flowportrait.evaluate.reference import SHIPPED
@@ -28,18 +28,22 @@ HEADLINE_ROWS = (
 
 
 def runs_table(found: Mapping[str, Any]) -> str:
-    """The shipped recipe over its runs, and what it is held against, all as changes from ``sft``."""
-    rl, controls = found["rl"], [name for name in found if name != "rl"]
-    heads = [f"{name.replace('_', ' ')}: change" for name in controls]
-    lines = [row("", "sft", "rl", "change", "gap to real motion closed", *heads, "real")]
-    lines.append("|---" * (6 + len(controls)) + "|")
-    for key in HEADLINE_ROWS:
-        if key not in rl:
-            continue
-        own, n = rl[key], digits(key)
+    """The shipped recipe over its runs, against ``sft`` and real motion."""
+    lines = [row("", "sft", "rl", "change", "gap to real motion closed", "real"), "|---" * 6 + "|"]
+    for key in _measured(found):
+        own, n = found["rl"][key], digits(key)
         cells = [f"{own['before']:.{n}f}", _with_interval(own, "mean", "low", "high", n), _change(own, n)]
-        cells += [_share(own, key), *(_change(found[name].get(key), n) for name in controls)]
-        lines.append(row(_label(key), *cells, f"{own['real']:.{n}f}" if "real" in own else "–"))
+        lines.append(row(_label(key), *cells, _share(own, key), f"{own['real']:.{n}f}" if "real" in own else "–"))
+    return "\n".join(lines)
+
+
+def controls_table(found: Mapping[str, Any]) -> str:
+    """What else the same time, or none, brings: changes from ``sft``, and of ``rl`` from who is paid at random."""
+    names = [*(name for name in CONTROLS if name in found), "rl", BEYOND]
+    lines = [row("", *(name.replace("_", " ") for name in names)), "|---" * (len(names) + 1) + "|"]
+    for key in _measured(found):
+        if key not in POOLED:
+            lines.append(row(_label(key), *(_change(found[name].get(key), digits(key)) for name in names)))
     return "\n".join(lines)
 
 
@@ -76,10 +80,10 @@ def study_table(contestants: Mapping[str, Any]) -> str:
 
 
 def held_table(contestants: Mapping[str, Any]) -> str:
-    """A row per contestant: what its rewards on held-out prompts gained over ``sft``, and the interval of that."""
+    """A row per contestant, the best first: what its rewards on held-out prompts gained over ``sft``."""
     rewards = list(next(iter(contestants.values()))["rewards"])
     lines = [row("", "seeds", "iterations", *rewards), "|---" * (len(rewards) + 3) + "|"]
-    for name, own in contestants.items():
+    for name, own in sorted(contestants.items(), key=lambda entry: -entry[1]["rewards"][COMPOSITE]["gap"]):
         cells = (_gain(own["rewards"][reward]) for reward in rewards)
         lines.append(row(name, str(own["seeds"]), f"{own['iterations']:.0f}", *cells))
     return "\n".join(lines)
@@ -108,6 +112,10 @@ def proxy_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 def row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
+
+
+def _measured(found: Mapping[str, Any]) -> list[str]:
+    return [key for key in HEADLINE_ROWS if key in found["rl"]]
 
 
 def _label(key: str) -> str:

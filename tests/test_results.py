@@ -23,6 +23,7 @@ from flowportrait.config import override
 from flowportrait.evaluate.compare import Row
 from flowportrait.generator.sample import generate_motion
 from flowportrait.posttrain.recipes import named, read_recipe
+from flowportrait.reward.composite import RewardWeights
 
 ROOT = Path(__file__).parents[1]
 NUMBER = st.floats(-10, 10)
@@ -92,11 +93,14 @@ def test_what_is_watched_is_compared_performance_by_performance(tmp_path: Path) 
     for name, gain in (("sft", 0.0), ("nft", 0.02), ("awm", -0.02)):
         folder = tmp_path / name / "0"
         folder.mkdir(parents=True)
-        (folder / "held.json").write_text(json.dumps({"sync": [0.1 * i + gain for i in range(16)]}))
+        watched = {key: [0.1 * i + gain for i in range(16)] for key in RewardWeights().by_name()}
+        (folder / "held.json").write_text(json.dumps(watched))
         (folder / "curve.jsonl").write_text(json.dumps({"iteration": 7}) + "\n")
     found = figures.held(tmp_path, ("sft", "nft", "awm"))
     assert found["nft"]["iterations"] == 7
     assert found["nft"]["rewards"]["sync"]["gap"] == pytest.approx(0.02)
+    spread = sum((0.1 * i - 0.75) ** 2 for i in range(16)) / 16
+    assert found["nft"]["rewards"]["composite"]["gap"] == pytest.approx(0.02 / spread**0.5), "weights add to one"
     assert "-0.020*" in tables.held_table(found), "the same loss sixteen times is one"
 
 

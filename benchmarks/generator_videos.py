@@ -131,17 +131,17 @@ def takes(given: argparse.Namespace, material: Material, systems: dict[str, Hear
             for name, motion in known.items():
                 yield Take(name, language, stem, codec, partial(torch.clone, motion), wave)
             yield from performances(language, stem, index, wave)
-    before = None
+    before: tuple[np.ndarray, torch.Tensor] | None = None
     for index, (language, stem, wave) in enumerate(unseen_voices(given.data / "speech", given.clips // 6)):
         if not language.startswith(given.language or ""):
             continue
         codec, drawn = codecs[index % len(codecs)], list(performances(language, stem, index, wave))
         first = drawn[0].motion()
         yield Take("loudness jaw", language, stem, codec, partial(loudness_jaw, first, wave), wave)
-        if before is not None:
-            yield Take("another sentence", language, stem, codec, partial(other_sentence, first, before), wave)
+        if before is not None and not np.array_equal(wave, before[0]):
+            yield Take("another sentence", language, stem, codec, partial(other_sentence, first, before[1]), wave)
         yield from drawn
-        before = first
+        before = wave, first
 
 
 def unseen_voices(folder: Path, pieces: int) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import LOWER, MotionBasis
 from flowportrait.codec.controls import Controls
-from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
+from flowportrait.codec.dubbed_video import dubbed, track_footage
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
@@ -24,13 +22,10 @@ from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import Paste
-from flowportrait.media.face import Faces, FaceTracker, bridge
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import SAMPLES_PER_FRAME
 
 SHORTEST_SECONDS = 0.2
-MEMORY_FRAMES = 50
-"""How many frames of a video its mouth is learned from."""
 
 
 class Animator:
@@ -110,45 +105,18 @@ class Animator:
         """Yield the video's frames (25 fps, even sides) with lips that follow ``audio`` ``[N]`` at 16 kHz.
 
         Pose, eyes, light and background stay the video's own; frames without a face pass unchanged. Lasts as long
-        as the video: past the end of the speech the lips rest.
+        as the video: past the end of the speech the lips rest. face: the N-th from the left where a shot begins, by
+        default the largest.
 
         Raises:
             BadInput: unreadable video, no face in it, or audio under 0.2 s; before the first frame is asked for.
         """
-        with FaceTracker(face=face) as tracker:
-            faces = tracker.track(iter_frames(video))
-        if not faces.valid.any():
-            raise BadInput(f"No face found in {video}: give a video with one clearly visible face.")
-        if face is None and (faces.count > 1).mean() > 0.5:
-            warnings.warn(
-                f"Several faces found in {video}: the one largest at the start is dubbed; --face N picks another.",
-                stacklevel=2,
-            )
-        frames = len(faces.valid)
-        speech = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
+        footage = track_footage(video, face)
+        speech = np.zeros(len(footage) * SAMPLES_PER_FRAME, np.float32)
         speech[: len(audio)] = audio[: len(speech)]
         if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
             raise _too_short(audio)
-        lips = torch.cat(list(self.motion(speech, seed=seed)))
-        return self._redraw(video, faces, lips)
-
-    @staticmethod
-    def _redraw(video: Path, faces: Faces, lips: torch.Tensor) -> Iterator[np.ndarray]:
-        basis = MotionBasis.load()
-        landmarks = bridge(faces.landmarks, faces.valid)
-        own, identity = basis.encode(landmarks, bridge(faces.blendshapes, faces.valid))
-        spoken = own.clone()
-        spoken[:, LOWER] = lips[:, LOWER]
-        # What the basis cannot express of the tracked face stays as tracked: only the difference is applied.
-        target = landmarks + (basis.decode(spoken, identity) - basis.decode(own, identity)).numpy()
-        sampled = np.flatnonzero(faces.valid)[:: max(1, int(faces.valid.sum()) // MEMORY_FRAMES)]
-        wanted = set(sampled.tolist())
-        kept = [frame for index, frame in enumerate(iter_frames(video)) if index in wanted]
-        memory = MouthMemory.from_video(kept, landmarks[sampled])
-        for index, frame in enumerate(iter_frames(video)):
-            if faces.valid[index]:
-                frame = redraw_mouth(frame, landmarks[index], target[index], memory)
-            yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+        return dubbed(footage, torch.cat(list(self.motion(speech, seed=seed))))
 
     def motion(
         self,

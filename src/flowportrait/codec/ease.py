@@ -31,7 +31,7 @@ class Ease:
         self._held = torch.zeros(0, MOTION_DIM)
 
     def __call__(self, chunk: torch.Tensor) -> torch.Tensor:
-        """The next frames ``[n, 30]``; returns those that are ready: the one held back, and all of these but the last."""
+        """The next frames ``[n, 30]``; returns what is ready: the one held back, and all of these but the last."""
         known = torch.cat([self._held, chunk])
         ready, first = known.clone(), len(self._held)
         for t in (first - 1, first):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from flowportrait.errors import BadInput
 from flowportrait.codec.ease import ease
+from flowportrait.errors import BadInput
 from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve

@@ -67,14 +67,17 @@ def finished(
 ) -> Figures:
     """Figures of finished videos, a value per clip; files that are there already are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    found: dict[str, list[float]] = {key: [] for key in SHOWN}
     jobs = list(enumerate(zip(clips.items(), takes, strict=True)))
     for index, ((name, clip), motion) in track(jobs, description=folder.name):
         path = folder / f"{name}.mp4"
         if not path.is_file():
             write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
-        rows.append(measure(path).row)
-    return {key: np.array([float(row.get(key, np.nan)) for row in rows]) for key in SHOWN}  # type: ignore[arg-type]
+        row = measure(path).row
+        for key, values in found.items():
+            value = row.get(key)
+            values.append(np.nan if value is None else float(value))
+    return {key: np.array(values) for key, values in found.items()}
 
 
 def show(

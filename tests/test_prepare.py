@@ -25,10 +25,10 @@ from flowportrait.corpus.prepare import Preparation, work
 from flowportrait.corpus.quality import Gates, Quality, judge
 from flowportrait.corpus.report import write_report
 from flowportrait.corpus.shards import key, pack, read_clips, read_shard
-from flowportrait.corpus.shots import CutDetector
 from flowportrait.corpus.sources import Source, find_sources
 from flowportrait.corpus.tracks import follow
 from flowportrait.errors import BadInput
+from flowportrait.media.shots import CutDetector
 from flowportrait.media.video import iter_frames, write_video
 
 GOOD = Quality(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from flowportrait.corpus.shots import CutDetector
 from flowportrait.media.align import around, mouth_patch
 from flowportrait.media.face import FaceTracker
+from flowportrait.media.shots import CutDetector
 
 MAX_FACES = 3
 LONGEST = 1500

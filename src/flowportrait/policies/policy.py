@@ -151,5 +151,7 @@ class GeneratorPolicy(nn.Module):
         elif hasattr(self.generator, "save_pretrained"):
             self.generator.save_pretrained(folder)
         else:
+            assert isinstance(self.generator, nn.Module), "what names no networks is one"
+            weights = {name: value.contiguous() for name, value in self.generator.state_dict().items()}
             with complete(folder / "model.safetensors") as partial:
-                save_file({k: v.contiguous() for k, v in self.generator.state_dict().items()}, str(partial))  # type: ignore[attr-defined]
+                save_file(weights, partial)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain.doctor import TOLERANCE, Finding, hacking
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
@@ -28,6 +29,7 @@ class Outlook:
     def look(self, trainer: Trainer) -> dict[str, float]:
         """Draw and measure all prompts with the averaged weights. All processes together."""
         policy, folder = trainer.roles.policy, self.folder / f"{trainer.iteration:05d}"
+        assert isinstance(policy, ARFlow), "portraits and speech are held out for nothing else"
         policy.eval()
         try:
             with trainer.roles.use("ema"), gathered(trainer.replay):

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from flowportrait.animator import Animator
 from flowportrait.evaluate.measure import measure
+from flowportrait.generator.arflow import ARFlow
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.video import write_video
@@ -29,13 +29,13 @@ MEASURES = {
 """What is logged as ``evaluation/…`` and the evaluation's figures it is taken from, the first that exists."""
 
 
-def draw_and_measure(policy: nn.Module, prompts: Sequence[Prompt], folder: Path) -> dict[str, float]:
+def draw_and_measure(generator: ARFlow, prompts: Sequence[Prompt], folder: Path) -> dict[str, float]:
     """Draw every prompt's first four seconds into ``folder``, one seed, on one process; means over the prompts."""
     rows = []
     folder.mkdir(parents=True, exist_ok=True)
     for prompt in prompts:
         audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
-        frames = Animator(policy).animate(read_image(prompt.image), audio, size=SIZE)  # type: ignore[arg-type]
+        frames = Animator(generator).animate(read_image(prompt.image), audio, size=SIZE)
         write_video(folder / f"{prompt.id}.mp4", frames, audio)
         rows.append(measure(folder / f"{prompt.id}.mp4").row)
     found: dict[str, float] = {}

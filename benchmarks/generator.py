@@ -38,7 +38,7 @@ from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.course import lip_gap
-from flowportrait.generator.enhancer import Enhancer, clearer, shipped
+from flowportrait.generator.enhancer import Enhancer, shipped
 from flowportrait.generator.perform import perform
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
@@ -165,7 +165,7 @@ def in_motion(name: str, system: Heard, source: str, material: Material, lead: b
     line = "  ".join(f"{key} {estimate(value.numpy())}" for key, value in values.items())
     if system.enhancer:
         known = [log_mel(level(wave)) for wave in heard]
-        same = sum(torch.equal(clearer(system.enhancer, mel)[0], mel) for mel in known)
+        same = sum(torch.equal(enhanced(system.enhancer, mel)[0], mel) for mel in known)
         line += f"  untouched {same}"
     print(f"{name:22s} {language:8s} {len(chosen)} clips  {line}  {spent:.2f} ms a frame", flush=True)
     return values["sync"].numpy()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, clearer, shipped
+from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, shipped
 from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.perform import perform
@@ -46,7 +46,7 @@ def model() -> ARFlow:
 
 def test_what_is_clean_is_heard_to_the_bit(model: ARFlow) -> None:
     mel = log_mel(syllables())
-    columns, softer = clearer(CLEAN, mel)
+    columns, softer = enhanced(CLEAN, mel)
     assert torch.equal(columns, mel)
     assert softer == [1.0] * (len(mel) // 4)
     sound = syllables()
@@ -140,8 +140,8 @@ def test_the_shipped_one_leaves_clean_speech_and_brings_noisy_speech_nearer_to_i
     ))  # fmt: skip
     noisy = level((speech + crowd * np.std(speech) / np.std(crowd) * 10 ** (-5 / 20)).astype(np.float32))
     clean, heard = log_mel(speech), log_mel(noisy)
-    assert torch.equal(clearer(shipped(), clean)[0], clean)
-    made = clearer(shipped(), heard)[0]
+    assert torch.equal(enhanced(shipped(), clean)[0], clean)
+    made = enhanced(shipped(), heard)[0]
     late = slice(4 * 40, None)
     before, after = ((mel - clean)[late].abs().mean() for mel in (heard, made))
     assert after < 0.92 * before

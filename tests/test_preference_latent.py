@@ -13,7 +13,6 @@ from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.preference.descend import descend
 from flowportrait.preference.graft import graft
 from flowportrait.preference.heard_clips import listen, rehearse
 from flowportrait.preference.latent_pairs import LatentPairMaker
@@ -24,6 +23,7 @@ from flowportrait.preference.slope import expert_slope, slope_loss
 from flowportrait.preference.thurstone import MARGIN, log_chances
 from flowportrait.preference.train_latent import LatentPlan, train_latent
 from flowportrait.reward.sync import SyncExpert
+from flowportrait.training.descend import descend
 
 SYNC = DIMENSIONS.index("sync")
 CHUNKS = REACH + 3

@@ -109,7 +109,7 @@ class Hearing:
         return min(1.0, max(0.0, (OPEN - self.estimate) / (OPEN - FULL)))
 
 
-def clearer(enhancer: Enhancer, mel: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
+def enhanced(enhancer: Enhancer, mel: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
     """A whole recording's log-mel ``[4T, 80]`` as a stream would hear it; the very last column as it is."""
     columns, softer = Hearing()(enhancer, mel[:-1])
     return torch.cat([columns, mel[-1:]]), softer

@@ -9,7 +9,7 @@ from flowportrait.codec.basis import LOWER
 from flowportrait.codec.calm import Calm
 from flowportrait.codec.ease import ease
 from flowportrait.generator.arflow import ARFlow, Condition
-from flowportrait.generator.enhancer import Enhancer, clearer
+from flowportrait.generator.enhancer import Enhancer, enhanced
 from flowportrait.generator.intensity import intensify
 from flowportrait.generator.sample import generate
 from flowportrait.generator.silence import speech_gate
@@ -32,7 +32,7 @@ def perform(
     mels: list[torch.Tensor] = [log_mel(level(sound)) for sound in sounds]
     softer: list[list[float] | None] = [None] * len(mels)
     if enhancer is not None:
-        heard = [clearer(enhancer, mel) for mel in mels]
+        heard = [enhanced(enhancer, mel) for mel in mels]
         mels, softer = [mel for mel, _ in heard], [share for _, share in heard]
     known = [model.condition(mel[None], own) for mel in mels]
     condition = Condition(*(torch.cat(parts) for parts in zip(*known, strict=True)))

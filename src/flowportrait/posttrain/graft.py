@@ -28,7 +28,7 @@ from flowportrait.generator.hearing import hear, recall
 from flowportrait.generator.matching import latent_weight
 from flowportrait.generator.material import clearer
 from flowportrait.generator.pretrain_config import PretrainConfig
-from flowportrait.preference.descend import descend
+from flowportrait.training.descend import descend
 
 FRAMES, BATCH = 48, 16
 LEARNING_RATE = 3e-4

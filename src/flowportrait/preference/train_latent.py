@@ -19,13 +19,13 @@ import torch
 
 from flowportrait.flow.path import interpolate
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.preference.descend import Report, descend, silent
 from flowportrait.preference.heard_clips import HeardClip
 from flowportrait.preference.latent_pairs import LONG, LatentPairMaker, LatentPairs
 from flowportrait.preference.latent_reward import TASTE, LatentReward, Verdict
 from flowportrait.preference.motion_damage import LEARNED
 from flowportrait.preference.slope import slope_loss
 from flowportrait.reward.sync import SyncExpert
+from flowportrait.training.descend import Report, descend, silent
 
 _LEAST = 0.02
 """Of the variance c σ² in the second term."""

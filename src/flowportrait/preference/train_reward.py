@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from flowportrait.corpus.motion_set import MotionClip
-from flowportrait.preference.descend import Report, descend, silent
 from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairBatch, PairMaker
 from flowportrait.preference.motion_damage import LEARNED
 from flowportrait.preference.pair_loss import Objective, pair_loss
 from flowportrait.preference.reward_model import RewardModel
+from flowportrait.training.descend import Report, descend, silent
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.course import lip_gap
-from flowportrait.generator.enhancer import Enhancer, shipped
+from flowportrait.generator.enhancer import Enhancer, enhanced, shipped
 from flowportrait.generator.perform import perform
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, shipped
+from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, enhanced, shipped
 from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.perform import perform

@@ -37,6 +37,7 @@ from flowportrait.generator.train_lips import train_lips
 from flowportrait.interrupt import StopRequest
 from flowportrait.prompts import Prompt
 from flowportrait.training.processes import on_main, roll_call, tracking
+from flowportrait.training.repeatable import repeatable
 from flowportrait.training.samples import draw_and_measure
 from flowportrait.written import write_text
 
@@ -64,9 +65,7 @@ def pretrain(
     """
     output.mkdir(parents=True, exist_ok=True)
     accelerator = tracking(track, output)
-    # Without this a convolution's gradient depends on where memory happens to lie, in the last bit.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.mkldnn.set_flags(_deterministic=True)
+    repeatable()
     torch.manual_seed(config.seed)
     model = new_model(config)
     path, memory = output / "state.pt", output / "heard.pt"

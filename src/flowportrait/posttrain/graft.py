@@ -29,6 +29,7 @@ from flowportrait.generator.matching import latent_weight
 from flowportrait.generator.material import clearer
 from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.training.descend import descend
+from flowportrait.training.repeatable import repeatable
 
 FRAMES, BATCH = 48, 16
 LEARNING_RATE = 3e-4
@@ -103,6 +104,7 @@ def graft(lips: ARFlow, rest: ARFlow, sampler: WindowSampler, steps: int) -> ARF
 def grafted(lips: ARFlow, rest: ARFlow, corpus: Path, heard: Path | None = None, steps: int = 400) -> ARFlow:
     """``graft`` on the training clips of a prepared corpus; ``heard``: what a supervised run remembered of them, else
     they are listened to first."""
+    repeatable()
     clips = recall(heard) if heard else hear(lips, corpus, TRAINING_SPLITS, 0, CONFIG.seed)
     clips = clearer(lips, clips, CONFIG.lip_residual)
     sampler = WindowSampler(clips, FRAMES, torch.Generator().manual_seed(CONFIG.seed))

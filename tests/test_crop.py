@@ -16,7 +16,7 @@ from skimage import data
 
 from flowportrait.errors import BadInput
 from flowportrait.media import portrait as portrait_module
-from flowportrait.media.crop import feather, paste_back
+from flowportrait.media.crop import feather, paste_back, photo_square
 from flowportrait.media.image import read_image
 from flowportrait.media.occlusion import mouth_covered
 from flowportrait.media.portrait import Portrait, apply_affine, crop_transform, yaw
@@ -195,3 +195,34 @@ def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
         image = read_image(path)
         assert image.shape == (20, 30, 3)
         assert abs(int(image.mean()) - 10) < 4
+
+
+@given(top=st.integers(0, 60), left=st.integers(0, 70), bottom=st.integers(230, 512), right=st.integers(300, 512))
+@settings(max_examples=20, deadline=None)
+def test_the_square_that_is_shown_alone_is_photo_from_edge_to_edge_and_has_the_whole_face(
+    top: int, left: int, bottom: int, right: int
+) -> None:
+    photo = data.astronaut()[top:bottom, left:right]
+    points = whole_astronaut_landmarks() - [left, top, 0]
+    to_crop = crop_transform(points, photo.shape[:2], 512)
+    face = apply_affine(to_crop, points)
+    x, y, side = photo_square(to_crop, photo.shape, face, 512)
+    assert x >= 0 and y >= 0 and x + side <= 512 and y + side <= 512
+    filled = cv2.warpAffine(np.ones(photo.shape[:2], np.float32), to_crop, (512, 512), flags=cv2.INTER_NEAREST)
+    if side > np.ceil(np.ptp(face[:, :2], axis=0).max()):
+        assert filled[y : y + side, x : x + side].min() == 1
+        rows, columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
+        assert side >= min(len(rows), len(columns)) - 1, "a larger square was to be had"
+    inside = (face[:, :2] >= [x - 1, y - 1]) & (face[:, :2] <= [x + side + 1, y + side + 1])
+    within_photo = (points[:, :2] >= 0) & (points[:, :2] < [photo.shape[1], photo.shape[0]])
+    assert inside[within_photo].all()
+
+
+def test_a_photo_with_room_around_the_face_is_shown_as_it_was_cut() -> None:
+    portrait = astronaut()
+    assert photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, 512) == (0, 0, 512)
+
+
+@lru_cache
+def whole_astronaut_landmarks() -> np.ndarray:
+    return apply_affine(cv2.invertAffineTransform(astronaut().to_crop), astronaut().landmarks)

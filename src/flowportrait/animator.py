@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -21,7 +22,7 @@ from flowportrait.generator.enhancer import Enhancer, shipped
 from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.crop import Paste
+from flowportrait.media.crop import Paste, photo_square
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import SAMPLES_PER_FRAME
 
@@ -58,8 +59,8 @@ class Animator:
         face: int | None = None,
         controls: Controls | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield frames at 25 fps while they are made: ``[size, size, 3]`` uint8 RGB of the face, or with ``crop``
-        off the whole picture with the face pasted back (sides cut to even numbers).
+        """Yield frames at 25 fps while they are made: ``[size, size, 3]`` uint8 RGB of the face and as much around it
+        as the photo shows, or with ``crop`` off the whole picture with the face pasted back (sides cut to even numbers).
 
         image ``[H, W, 3]`` uint8 RGB; audio ``[N]`` float32 at 16 kHz; ``name`` stands for the image in messages.
         size: None draws as large as the photo's own resolution asks for, up to 1024. face: the N-th from the left, by
@@ -92,7 +93,7 @@ class Animator:
 
     @staticmethod
     def _frames(codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool, live: bool) -> Iterator[np.ndarray]:
-        finish = None if crop else _pasting(codec.portrait)
+        finish = _framing(codec.portrait) if crop else _pasting(codec.portrait)
         if live:
             for chunk in motion:
                 yield from codec.decode_all([chunk], finish)
@@ -155,6 +156,16 @@ class Animator:
                 yield controlled(motion)
         for motion in session.finish():
             yield controlled(motion)
+
+
+def _framing(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Frames without what the photo does not show, enlarged to their size again; None where it shows everything."""
+    size = len(portrait.crop)
+    left, top, side = photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, size)
+    if side == size:
+        return None
+    window = np.s_[top : top + side, left : left + side]
+    return lambda frame: cv2.resize(frame[window], (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _pasting(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,7 +2,8 @@
 
     photo'(x) = (1 - m(x)) photo(x) + m(x) frame(to_crop x)
 
-where m is one in the crop's middle and falls smoothly to zero at its border.
+where m is one in the crop's middle and falls smoothly to zero at its border. Or, where the crop alone is wanted and
+reaches past the photo, take the largest square of it that the photo fills.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import cv2
 import numpy as np
 
 _FEATHER = 0.06
+_WHOLE = 1e-3
+"""A border this near to a pixel's own, in px, is that pixel's: rounding of the affine map."""
 
 
 class Paste:
@@ -58,6 +61,23 @@ def paste_back(image: np.ndarray, frame: np.ndarray, to_crop: np.ndarray, mask: 
     """Photo ``[H, W, 3]`` uint8 with ``frame`` ``[S, S, 3]`` uint8 laid over the square ``to_crop`` took it
     from; see ``Paste``."""
     return Paste(image, to_crop, frame.shape[0], mask)(frame)
+
+
+def photo_square(to_crop: np.ndarray, shape: tuple[int, ...], landmarks: np.ndarray, size: int) -> tuple[int, int, int]:
+    """Left, top and side, in px of a crop of side ``size``, of its largest square that the photo of ``shape`` fills.
+
+    The square holds the whole face (``landmarks`` ``[478, ≥ 2]`` in crop px), even where the photo does not: then what
+    repeats the photo's edge stays in view. ``(0, 0, size)`` where the photo fills the crop.
+    """
+    height, width = shape[:2]
+    corners = np.array([[-0.5, -0.5, 1], [width - 0.5, height - 0.5, 1]]) @ to_crop.T + 0.5
+    low = np.ceil(corners[0].clip(0, size) - _WHOLE)
+    high = np.floor(corners[1].clip(0, size) + _WHOLE)
+    face_low, face_high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
+    side = min(max((high - low).min(), np.ceil((face_high - face_low).max())), size)
+    room = np.maximum(high - side, low)
+    corner = ((face_low + face_high - side) / 2).clip(low, room).clip(0, size - side)
+    return int(corner[0]), int(corner[1]), int(side)
 
 
 def feather(size: int, open_sides: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> np.ndarray:

@@ -207,7 +207,8 @@ def test_the_square_that_is_shown_alone_is_photo_from_edge_to_edge_and_has_the_w
     to_crop = crop_transform(points, photo.shape[:2], 512)
     face = apply_affine(to_crop, points)
     x, y, side = photo_square(to_crop, photo.shape, face, 512)
-    assert x >= 0 and y >= 0 and x + side <= 512 and y + side <= 512
+    assert 0 <= x <= 512 - side
+    assert 0 <= y <= 512 - side
     filled = cv2.warpAffine(np.ones(photo.shape[:2], np.float32), to_crop, (512, 512), flags=cv2.INTER_NEAREST)
     if side > np.ceil(np.ptp(face[:, :2], axis=0).max()):
         assert filled[y : y + side, x : x + side].min() == 1

@@ -59,8 +59,8 @@ class Animator:
         face: int | None = None,
         controls: Controls | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield frames at 25 fps while they are made: ``[size, size, 3]`` uint8 RGB of the face and as much around it
-        as the photo shows, or with ``crop`` off the whole picture with the face pasted back (sides cut to even numbers).
+        """Yield frames at 25 fps while they are made: ``[size, size, 3]`` uint8 RGB of the face, with as much around it
+        as the photo shows, or with ``crop`` off the whole picture, the face pasted back (sides cut to even numbers).
 
         image ``[H, W, 3]`` uint8 RGB; audio ``[N]`` float32 at 16 kHz; ``name`` stands for the image in messages.
         size: None draws as large as the photo's own resolution asks for, up to 1024. face: the N-th from the left, by

@@ -78,6 +78,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--sounds", nargs="+", default=["clean"], choices=SOUNDS)
     parser.add_argument("--as-heard", action="store_true", help="add each system without the enhancer")
     parser.add_argument("--enhancer", type=Path, help="folder of another than the shipped one")
+    parser.add_argument("--lead", action="store_true", help="another sentence is heard first, damaged likewise")
     return parser
 
 
@@ -109,7 +110,6 @@ def prepared(given: argparse.Namespace) -> tuple[Material, dict[str, Heard]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--lead", action="store_true", help="another sentence is heard first, damaged likewise")
     given = parser.parse_args()
     torch.set_num_threads(1)
     material, systems = prepared(given)

@@ -1,14 +1,17 @@
 """Generators as the evaluation side sees finished videos.
 
-    python benchmarks/generator_videos.py --corpus CORPUS --data FOOTAGE --output DIR [--clips 24] [--only NAME ...]
-                                          [--language Arabic] [options of generator.py]
+    python benchmarks/generator_videos.py --corpus CORPUS --data FOOTAGE --output DIR [--clips 24] [--pieces 4]
+                                          [--only NAME ...] [--language Arabic] [--against NAME ...]
+                                          [options of generator.py]
 
 Videos of 256 px, portraits of FOOTAGE (with ``portraits/`` and ``speech/``) in turn, judged by the evaluation side's
 expert (LSE-C, at zero offset; LER; lips in silence), beside the real motion redrawn, a jaw driven by loudness, and the
 motion of another sentence. Voices that no video exists of, English and Chinese, have no row of real motion: their jaw
 and other sentence are made from what the first system performs. Chinese is one person's sentence on several portraits,
 and ten sentences of a synthetic voice (``pip install 'flowportrait[voice]'``). What was judged stays in DIR, so that
-systems can be judged one call at a time. 95 % intervals: bootstrap over clips.
+systems can be judged one call at a time (with ``--lead`` or another number of clips: in a DIR of its own).
+``--against`` adds what systems gain on those, video by video, and over all languages together. 95 % intervals:
+bootstrap over clips.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +51,11 @@ MANDARIN = (
 """Everyday sentences."""
 
 
+Motion = Callable[[], torch.Tensor]
+Rows = dict[str, dict[str, float]]
+"""Figures of one system's videos, by language and clip."""
+
+
 class Take(NamedTuple):
     """One video to judge; ``clean`` is its sound."""
 
@@ -55,7 +63,7 @@ class Take(NamedTuple):
     language: str
     stem: str
     codec: MotionCodec
-    motion: Callable[[], torch.Tensor]
+    motion: Motion
     clean: np.ndarray
 
 
@@ -64,21 +72,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=24, help="of Arabic; of English half as many, but longer")
+    parser.add_argument("--pieces", type=int, default=4, help="of each recording that no video exists of")
     parser.add_argument("--only", nargs="+", help="draw nothing of other systems")
+    parser.add_argument("--against", nargs="+", default=[], help="systems to compare the others with")
     parser.add_argument("--language", help="draw nothing of others, by the beginning of their name")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for take in takes(given, *prepared(given)):
         if take.language.startswith(given.language or ""):
             judge(given.output / take.language / take.system / f"{take.stem}.json", take, given.only)
+    everywhere: dict[str, Rows] = {}
     for language in sorted(given.output.iterdir()):
-        found = {
-            folder.name: {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-            for folder in sorted(language.iterdir())
-        }
+        found = {folder.name: judged(folder) for folder in sorted(language.iterdir())}
         print(f"\n{language.name}")
         for system, rows in found.items():
             print(f"  {system:24s} {len(rows):3d} clips  " + figures(rows, found.get("real motion")))
+            everywhere.setdefault(system, {}).update(rows)
+        gains(found, given.against)
+    print("\nall languages")
+    gains(everywhere, given.against)
 
 
 def judge(path: Path, take: Take, only: list[str] | None) -> None:
@@ -96,7 +108,12 @@ def judge(path: Path, take: Take, only: list[str] | None) -> None:
         path.write_text(json.dumps(row))
 
 
-def figures(rows: dict[str, dict[str, float]], real: dict[str, dict[str, float]] | None) -> str:
+def judged(folder: Path) -> Rows:
+    """What ``judge`` wrote down of one system."""
+    return {f"{folder.parent.name}/{path.stem}": json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def figures(rows: Rows, real: Rows | None) -> str:
     """One line; the share of the real motion's LSE-C is over the clips that both have."""
     parts = []
     for name in ("LSE-C", "at 0", "LER", "silent lip"):
@@ -108,14 +125,24 @@ def figures(rows: dict[str, dict[str, float]], real: dict[str, dict[str, float]]
     return "  ".join(parts)
 
 
+def gains(found: dict[str, Rows], against: list[str]) -> None:
+    """Print how much more the same videos are worth in one system than in another."""
+    for base in (name for name in against if name in found):
+        for system in (name for name in found if name != base):
+            both = sorted(found[system].keys() & found[base].keys())
+            for name in ("LSE-C", "at 0") if both else ():
+                values = np.array([found[system][stem][name] - found[base][stem][name] for stem in both])
+                print(f"    {system} − {base}, {len(both)} clips  {name} {estimate(values)}")
+
+
 def takes(given: argparse.Namespace, material: Material, systems: dict[str, Heard]) -> Iterator[Take]:
     """Everything to judge; the same clip has the same portrait and seed in every system."""
     paths = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
     codecs = [MotionCodec(Portrait.from_image(read_image(path), 256, path.name)) for path in paths]
 
-    def performances(language: str, stem: str, index: int, wave: np.ndarray) -> Iterator[Take]:
+    def performances(language: str, stem: str, index: int, wave: np.ndarray, lead: np.ndarray) -> Iterator[Take]:
         for name, system in systems.items():
-            made = partial(performance, system, wave, index)
+            made = partial(performance, system, wave, index, lead if given.lead else lead[:0])
             yield Take(name, language, stem, codecs[index % len(codecs)], made, wave)
 
     for source, (language, _) in LANGUAGES.items():
@@ -130,16 +157,20 @@ def takes(given: argparse.Namespace, material: Material, systems: dict[str, Hear
             }
             for name, motion in known.items():
                 yield Take(name, language, stem, codec, partial(torch.clone, motion), wave)
-            yield from performances(language, stem, index, wave)
-    before: tuple[np.ndarray, torch.Tensor] | None = None
-    for index, (language, stem, wave) in enumerate(unseen_voices(given.data / "speech", given.clips // 6)):
+            yield from performances(language, stem, index, wave, material.audio[chosen[index - 1].name])
+    voices = list(unseen_voices(given.data / "speech", given.pieces))
+    before: tuple[np.ndarray, Motion] | None = None
+    for index, (language, stem, wave) in enumerate(voices):
         if not language.startswith(given.language or ""):
             continue
-        codec, drawn = codecs[index % len(codecs)], list(performances(language, stem, index, wave))
-        first = drawn[0].motion()
-        yield Take("loudness jaw", language, stem, codec, partial(loudness_jaw, first, wave), wave)
+        codec, lead = codecs[index % len(codecs)], voices[index - 1][2]
+        drawn = list(performances(language, stem, index, wave, lead))
+        first = cache(drawn[0].motion)
+        jaw = partial(lambda own, sound: loudness_jaw(own(), sound), first, wave)
+        yield Take("loudness jaw", language, stem, codec, jaw, wave)
         if before is not None and not np.array_equal(wave, before[0]):
-            yield Take("another sentence", language, stem, codec, partial(other_sentence, first, before[1]), wave)
+            stranger = partial(lambda own, other: other_sentence(own(), other()), first, before[1])
+            yield Take("another sentence", language, stem, codec, stranger, wave)
         yield from drawn
         before = wave, first
 
@@ -158,10 +189,12 @@ def unseen_voices(folder: Path, pieces: int) -> Iterator[tuple[str, str, np.ndar
         yield "Chinese, synthetic voice", f"mandarin_{index}", level(sound)
 
 
-def performance(system: Heard, wave: np.ndarray, seed: int) -> torch.Tensor:
-    """Motion of a system."""
+def performance(system: Heard, wave: np.ndarray, seed: int, lead: np.ndarray) -> torch.Tensor:
+    """Motion of a system, without that of what it heard first."""
     animator = Animator(system.model, enhancer=system.enhancer)
-    return torch.cat(list(animator.motion(system.sound(wave), seed=seed)))
+    before = len(lead) // SAMPLES_PER_FRAME
+    sound = system.sound(np.concatenate([lead[: before * SAMPLES_PER_FRAME], wave]))
+    return torch.cat(list(animator.motion(sound, seed=seed)))[before:]
 
 
 def glance(video: Path) -> Tracked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -179,6 +180,20 @@ def test_how_the_work_is_cut_does_not_change_the_gradient(change: dict[str, int]
     assert (whole - cut).norm() < 1e-5 * whole.norm()
 
 
+@pytest.mark.parametrize("name", ["flow-dpo", "threshold"])
+def test_neither_does_it_where_a_group_is_tied(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = replace(named(name), groups=3, group_size=4, frames=16, updates=1, grad_clip=1e9)
+    credit = Trainer.credit
+
+    def tied(run: Trainer, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, dict[str, float]]:
+        advantage, metrics = credit(run, trajectory, scores)
+        return replace(advantage, value=advantage.value * (trajectory.group > 0)[:, None, None, None]), metrics
+
+    monkeypatch.setattr(Trainer, "credit", tied)
+    whole, cut = gradient(trainer(base)), gradient(trainer(replace(base, micro_batch=4)))
+    assert (whole - cut).norm() < 1e-5 * whole.norm()
+
+
 def test_the_order_of_samples_does_not_change_the_loss() -> None:
     run = trainer()
     trajectory = run.collect().trajectory
@@ -270,10 +285,12 @@ def test_a_stale_rollout_is_weighted_by_how_likely_the_old_weights_made_it() -> 
     assert sum(history[-5:]) > sum(history[:5])
 
 
-def one_step(gain: float, noise: torch.Tensor, live: torch.Tensor, behaviour: torch.Tensor | None = None) -> Evidence:
+def one_step(
+    gain: float, noise: torch.Tensor, live: torch.Tensor, behaviour: torch.Tensor | None = None, deviation: float = 0.5
+) -> Evidence:
     """A transition of one chunk at one step with v_old = 0, so that everything has a closed form."""
     batch, size = noise.shape
-    s = torch.full((batch, 1, 1, 1), 0.5)
+    s = torch.full((batch, 1, 1, 1), deviation)
     shape = (batch, 1, 1, size)
     trajectory = Trajectory(
         group=torch.zeros(batch, dtype=torch.long), sample=torch.arange(batch), condition=None,
@@ -313,12 +330,14 @@ def test_the_divergence_mask_leaves_out_what_moved_far_in_the_asked_direction_on
     assert slope[1] != 0.0
 
 
-def test_rectified_steps_have_the_same_gradient_whatever_their_gain() -> None:
+@pytest.mark.parametrize("form", ["exact", "guard"])
+def test_rectified_steps_have_the_same_gradient_whatever_their_gain_and_noise(form: Literal["exact", "guard"]) -> None:
     slopes = []
-    for gain in (0.5, 4.0):
+    for gain, deviation in ((0.5, 0.4), (4.0, 0.1)):
         live = torch.zeros(64, 3, requires_grad=True)
         noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
-        loss = ClippedRatio(step_weight="rectified", kl_weight=0.0)(one_step(gain, noise, live))
+        objective = ClippedRatio(form=form, step_weight="rectified", kl_weight=0.0)
+        loss = objective(one_step(gain, noise, live, deviation=deviation))
         slopes.append(torch.autograd.grad(loss.total, live)[0])
     assert torch.allclose(slopes[0], slopes[1], atol=1e-7)
 

@@ -1,13 +1,14 @@
 """Flow-DPO (2501.13918): the better of two samples should become likelier, and the worse one less so.
 
-    E = mean ‖v − (ε − x₀)‖²                     ε and σ shared by the pair
+    E = mean ‖v − (ε − x₀)‖²                     of a chunk at one noised state; ε and σ shared by the pair
     L = −log σ( −β/2 · [ (E − E_ref)_winner − (E − E_ref)_loser ] )  +  anchor · E_winner
 
 A pair is the best and the worst sample of a group: of one's own online, of given clips offline (``given``). A group
-whose samples are all alike makes none. With regions, each has its own pair, and only its own numbers are compared: who
-has the better lips need not have the better head. β is constant, which the paper found better at every value than the
-derived β·(1−σ)², offered as ``level``. The anchor keeps the winner likely (RPO, 2404.19733): a margin can also grow
-while both fall.
+whose samples are all alike makes none and adds nothing: L is a mean over groups, and does not depend on how they are
+cut into backward passes. With regions, each has its own pair, and only its own numbers are compared (their losses add
+up): who has the better lips need not have the better head. β is constant, which the paper found better at every value
+than the derived β·(1−σ)², offered as ``level``. The anchor keeps the winner likely (RPO, 2404.19733): a margin can also
+grow while both fall.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class DPO:
         gain = reference - live
         margin = gain[winner, region] - gain[loser, region]
         weight = 1.0 if self.level == "constant" else (1 - points.sigma.expand(*live[:, 0].shape)[winner]).square()
-        total = -logsigmoid(self.beta / 2 * weight * margin).mean()
+        per_group = len(winner) / len(trajectory.group.unique())
+        total = -logsigmoid(self.beta / 2 * weight * margin).mean() * per_group
         if self.anchor:
-            total = total + self.anchor * live[winner, region].mean()
+            total = total + self.anchor * live[winner, region].mean() * per_group
         metrics = {
             "loss/policy": float(total.detach()),
             "pairs": float(len(winner)),

@@ -32,8 +32,8 @@ class ClippedRatio:
     out once its divergence ½k²Δv² exceeds ``divergence``, whatever its ratio."""
     divergence: float = 0.02
     step_weight: Literal["even", "rectified", "noise"] = "even"
-    """``rectified``: w = s/|b|, which takes the step's own gradient scale out (Flash-GRPO, LongCat-Video);
-    ``noise``: w = s, more to steps that explore more (TempFlow-GRPO)."""
+    """``rectified``: w = s/|b|, which takes the step's own gradient scale out (Flash-GRPO, LongCat-Video), and 1/|b|
+    of ``guard``'s ratio; ``noise``: w = s, more to steps that explore more (TempFlow-GRPO)."""
     kl_weight: float = 0.02
     kl_space: Literal["v", "x", "exact"] = "exact"
     """``exact``: ½k²‖v − v_ref‖², the KL of the transition; ``x``: b²‖v − v_ref‖²; ``v``: ‖v − v_ref‖². Reduced like
@@ -90,7 +90,9 @@ class ClippedRatio:
         if self.step_weight == "even":
             return torch.ones(())
         _, b, s = trajectory.coefficients
-        return s if self.step_weight == "noise" else s / b.abs()
+        if self.step_weight == "noise":
+            return s
+        return (1 if self.form == "guard" else s) / b.abs()
 
     def _kl(self, trajectory: Trajectory, away: torch.Tensor) -> torch.Tensor:
         if self.kl_space == "exact":

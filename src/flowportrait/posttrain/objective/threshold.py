@@ -1,6 +1,6 @@
 """Threshold-guided optimisation (TGO, 2605.04653): single rated clips, no pairs.
 
-    E = mean ‖v − (ε − x₀)‖²        z = sign(r − τ)        w = |r − τ|, of mean 1
+    E = mean ‖v − (ε − x₀)‖²        z = sign(r − τ)        w = |r − τ|
     L = mean  w · −log σ( z · β/2 · (E_ref − E) )
 
 The best policy near a reference has log p/p_ref = (r − V)/β, V being what its prompt is worth; one threshold τ for all
@@ -18,8 +18,6 @@ from torch.nn.functional import logsigmoid
 from flowportrait.config import at_least
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points, noised
 from flowportrait.posttrain.trajectory import Trajectory
-
-_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,7 @@ class Threshold:
         live = advantage.reduce((evidence.live - points.target).square(), "mean")
         gain = advantage.reduce((evidence.others["ref"] - points.target).square(), "mean") - live
         above = advantage.value
-        weight = above.abs() / above.abs().mean().clamp_min(_SMALLEST)
-        total = (weight * -logsigmoid(above.sign() * self.beta / 2 * gain)).mean()
+        total = (above.abs() * -logsigmoid(above.sign() * self.beta / 2 * gain)).mean()
         moved = gain.detach().mean((1, 2))
         liked = above.mean((1, 2)) > 0
         metrics = {"loss/policy": float(total.detach())}

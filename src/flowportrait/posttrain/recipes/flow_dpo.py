@@ -14,6 +14,6 @@ CARD = Card(
     paper="One shared noise and level per pair; constant beta.",
     reading=(
         "Pairs are made online: the best and the worst of a group under the composite reward; groups without "
-        "a difference make none. With --pairs they are the stated ones, in groups of two."
+        "a difference make none. Every chunk has its own margin. With --pairs they are the stated ones, two a group."
     ),
 )

@@ -20,5 +20,5 @@ CARD = Card(
         "RatioNorm: the quadratic bias is taken out of the log-ratio, which is scaled by the step's "
         "deviation; gradients are balanced over steps."
     ),
-    reading="Clip range 2e-3 for 120 latent numbers; step weights s/|b| play the part of the paper's 1/dt.",
+    reading="Clip range 2e-3 for 120 latent numbers; step weights 1/|b|, the paper's 1/dt but for a constant.",
 )

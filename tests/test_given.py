@@ -94,6 +94,8 @@ def test_a_tie_makes_no_pair() -> None:
     assert run(tied).step()["pairs"] == 0
     unjudged = [family._replace(scores={"sync": score_pair(torch.tensor(2))}) for family in preferred(2)]
     assert run(preferred(2) + unjudged).step()["pairs"] == 1.0  # two pairs of four, over two updates
+    alone = run(preferred(1) + [unjudged[0]] * 3)
+    assert [alone.step()["pairs"] for _ in range(6)] == [0.5] * 6  # whichever of the two updates it falls into
 
 
 def test_the_derived_beta_is_the_constant_one_shrunk_with_the_noise() -> None:

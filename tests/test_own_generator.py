@@ -12,16 +12,24 @@ import numpy as np
 import pytest
 import torch
 from examples.own_generator import Murmur, main
+from PIL import Image
 from safetensors.torch import load_file
 from scipy.io import wavfile
+from skimage.data import astronaut
 from torch import nn
 
 from flowportrait.cli import main as command
+from flowportrait.errors import BadInput
 from flowportrait.policies.check import check
 from flowportrait.policies.interface import Item, Shown
 from flowportrait.policies.policy import GeneratorPolicy
+from flowportrait.policies.run import ours_alone, train_generator
+from flowportrait.policies.task import GeneratorTask
+from flowportrait.posttrain.loop import Job
 from flowportrait.posttrain.plan import EveryStep
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import CARDS, named
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.identity import Identity
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +132,24 @@ def test_every_fault_is_said_in_a_sentence(fault: str) -> None:
     assert not last.holds
     assert sentence in last.sentence
     assert last.sentence.endswith(".")
+
+
+def test_recipes_that_need_more_than_three_methods_say_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"kvpo needs a history of chunks to explore, .* choose one of flow-grpo, "):
+        train_generator(Sound(), named("kvpo"), [Item("a", "one")], Job(tmp_path / "run"), Composite((), {}))
+    own = {name for name, card in CARDS.items() if ours_alone(card.recipe)}
+    real = {"exemplar-ratio", "exemplar-awm", "exemplar-dpo", "sync-dpo"}
+    assert own == real | {"nft-regions", "kvpo", "vipo", "distil"}
+
+
+def test_the_image_of_an_item_is_the_portrait_where_a_reward_compares_with_it(tmp_path: Path) -> None:
+    Image.fromarray(astronaut()).save(tmp_path / "face.png")
+    items = [Item("a", image=tmp_path / "face.png"), Item("b", image=tmp_path / "face.png")]
+    faces = GeneratorTask(items, Identity().needs).portraits(items)
+    assert faces is not None
+    assert faces[0] is faces[1]
+    assert GeneratorTask(items, frozenset({"frames", "places"})).portraits(items) is None
+    assert GeneratorTask(items, Identity().needs).portraits([Item("c", "no image")]) is None
 
 
 def test_nothing_is_wrong_with_what_is_not_broken() -> None:

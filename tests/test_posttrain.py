@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS, Step
 from flowportrait.flow.ratio import log_ratio
 from flowportrait.generator.arflow import ARFlow
@@ -461,6 +462,12 @@ def test_an_allocation_pays_a_reward_where_and_when_it_says() -> None:
     assert torch.allclose(advantage.value[..., 1 - region], expected, atol=1e-5)
     assert torch.allclose(advantage.value[..., region], expected + mouth[..., None], atol=1e-5)
     assert torch.equal(advantage.regions.sum(0), torch.ones(TINY.latent_dim))  # type: ignore[union-attr]
+    with_more = replace(allocation, steps={"early": 1.0, "sync": -1.0})
+    assert torch.equal(spread(credit, trajectory, with_more, run.task.regions, limit=1e9).value, advantage.value)
+    with pytest.raises(BadInput, match="allocation names the reward 'mouht'; this run has early, mouth"):
+        spread(credit, trajectory, Allocation(regions={"mouht": "mouth"}), run.task.regions)
+    with pytest.raises(BadInput, match="allocation cannot divide"):
+        replace(RECIPE, credit=CreditConfig(when="summed"), allocation=allocation)
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))

@@ -189,6 +189,13 @@ def test_flow_points_back_to_where_a_pixel_was() -> None:
     assert np.allclose(Dis()(before, after)[0, 20:-20, 20:-20].mean((0, 1)), (2, -3), atol=0.15)
 
 
+def test_a_flow_without_statistics_of_its_own_is_compared_with_dis() -> None:
+    class Raft(Dis):
+        name = "raft"
+
+    assert one(Temporal.load(Raft()), clean()) == one(Temporal.load(), clean())
+
+
 def test_raft_reads_its_authors_names(tmp_path: Path) -> None:
     optical_flow = pytest.importorskip("torchvision.models.optical_flow", exc_type=(ImportError, RuntimeError))
     stored = {f"module.{place}": value for place, value in enumerate(optical_flow.raft_small().state_dict().values())}

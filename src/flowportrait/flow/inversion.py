@@ -2,10 +2,11 @@
 
     straight    x_σ = (1−σ)·x₀ + σ·ε, one drawn ε                    exact at both ends, not the policy's own path
     ode         x_{k} = x_{k+1} − dt·v(x_{k+1}, σ_{k+1})             Euler walked backwards; error of first order
-    two_step    x_{k} = x_{k+2} − (σ_{k+2} − σ_{k})·v(x_{k+1}, σ_{k+1})   leapfrog: sampling undoes it to the last bit
+    two_step    r²·x_{k} = x_{k+2} − (1−r²)·x_{k+1} − h·(1+r)·v(x_{k+1}, σ_{k+1})    sampling undoes it but for rounding
 
-The two-step scheme follows BELM's idea (2410.07273): a step that reads the velocity between its ends is the same
-step in both directions. States come in the order of sampling, from σ = 1 to 0.
+with h = σ_{k+2} − σ_{k+1} and r = h / (σ_{k+1} − σ_{k}); steps of equal length make it leapfrog. The two-step scheme
+follows BELM (2410.07273): a step that reads the velocity between its ends is the same step in both directions. States
+come in the order of sampling, from σ = 1 to 0.
 """
 
 from __future__ import annotations

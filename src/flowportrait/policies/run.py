@@ -23,6 +23,7 @@ from flowportrait.posttrain.checkpoint import latest, read
 from flowportrait.posttrain.loop import Job, Loop
 from flowportrait.posttrain.manifest import PACKAGES, write_or_compare
 from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes import CARDS
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.training.processes import on_main, one_voice, roll_call, tracking
@@ -34,12 +35,30 @@ def train_generator(
     """Run a recipe on a generator; ``job.start`` is what it is called. Returns the checkpoint's folder.
 
     Raises:
-        BadInput: bad settings, or a run already in the output folder that differs from what is asked.
+        BadInput: bad settings, a recipe for our own generator alone, or a run already in the output folder that differs
+            from what is asked.
     """
+    if needed := ours_alone(recipe):
+        able = [name for name, card in CARDS.items() if not ours_alone(card.recipe)]
+        raise BadInput(
+            f"The recipe {recipe.name} needs {needed}, which another generator does not have: choose one of "
+            f"{', '.join(able)}."
+        )
     accelerator = tracking(job.track, job.output)
     with one_voice(accelerator, job.output):
         _train(generator, recipe, items, job, rewards or Composite.default(recipe.rewards), accelerator)
     return job.output / "checkpoint"
+
+
+def ours_alone(recipe: Recipe) -> str:
+    """What a recipe asks that a generator of three methods cannot give; empty where there is nothing."""
+    asked = {
+        "a history of chunks to explore": recipe.explore,
+        "real clips in our own latents": recipe.exemplars or recipe.given,
+        "a teacher's own number of steps": recipe.teacher,
+        "latents with named regions": recipe.allocation.regions,
+    }
+    return next((what for what, part in asked.items() if part), "")
 
 
 def _train(

@@ -1,13 +1,15 @@
 """Items for a generator, and what rewards see of its samples.
 
     motion it made itself                  ─► rewards as they are
-    frames, and rewards look at a face     ─► tracked face, crop and landmarks (``reward.finished``)
+    frames, and rewards look at a face     ─► tracked face, crop and landmarks (``reward.finished``); the item's image
+                                              is the portrait, where one compares with it
     frames, and rewards look at pictures   ─► the whole frames
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,9 @@ import torch
 from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.flow.noise import seed_of
 from flowportrait.media.audio import read_audio
+from flowportrait.media.image import read_image
 from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.policies.interface import Item, Shown
 from flowportrait.policies.policy import Condition, GeneratorPolicy
@@ -46,8 +50,10 @@ class GeneratorTask:
     def __init__(self, items: Sequence[Item], needs: frozenset[str]) -> None:
         self.items = list(items)
         self.tracked = not needs <= WITHOUT_FACE
+        self.compared = "portrait" in needs
         self.known: dict[str, Any] = {}
         self.sounds: dict[str, np.ndarray] = {}
+        self.faces: dict[Path, Portrait] = {}
 
     def draw(self, groups: int, seed: int, iteration: int) -> Asked:
         """A function of its arguments alone."""
@@ -87,9 +93,23 @@ class GeneratorTask:
         count = max(1, round(len(shown.frames[0]) / shown.fps * FPS))
         sound = self.sound(items, count)
         if self.tracked:
-            return RewardBatch.from_frames(shown.frames, list(sound), shown.fps, transcript=texts)
+            return RewardBatch.from_frames(shown.frames, list(sound), shown.fps, self.portraits(items), texts)
         still = torch.zeros(len(items), count, MOTION_DIM)
         return RewardBatch(still, _heard(sound), _whole(shown, count), audio=torch.from_numpy(sound), transcript=texts)
+
+    def portraits(self, items: Sequence[Item]) -> list[Portrait] | None:
+        """Whose face each item is to be, where a reward compares with it and every item has an image.
+
+        Raises:
+            BadInput: an image without a face.
+        """
+        images = [item.image for item in items if item.image is not None]
+        if not self.compared or len(images) < len(items):
+            return None
+        for image in images:
+            if image not in self.faces:
+                self.faces[image] = Portrait.from_image(read_image(image), name=str(image))
+        return [self.faces[image] for image in images]
 
     def sound(self, items: Sequence[Item], frames: int) -> np.ndarray:
         """The speech of each item ``[B, 640 T]``, cut or followed by silence; silence where there is none."""

@@ -19,6 +19,7 @@ from flowportrait.posttrain.credit import Credit
 from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.posttrain.tree import node_means
+from flowportrait.reward.registry import REWARDS
 
 _ZERO_SPREAD = 1e-6
 
@@ -96,8 +97,10 @@ def _per_node(value: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
 
 def _check(allocation: Allocation, credit: Credit, regions: Mapping[str, torch.Tensor]) -> None:
     for name in (*allocation.steps, *allocation.regions):
-        if name not in credit.parts:
+        # One that this run gives no weight to is a recipe's reward left out, and not a mistake.
+        if name not in credit.parts and name not in REWARDS:
             raise BadInput(f"allocation names the reward {name!r}; this run has {', '.join(credit.parts)}.")
     for region in allocation.regions.values():
         if region not in regions:
-            raise BadInput(f"allocation.regions names {region!r}; the generator has {', '.join(regions)}.")
+            known = ", ".join(regions) or "no regions of its own"
+            raise BadInput(f"allocation.regions names {region!r}; the generator has {known}.")

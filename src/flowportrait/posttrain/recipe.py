@@ -94,6 +94,8 @@ class Recipe:
         at_least(self, eta=0, groups=1, group_size=fewest, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
         at_least(self, micro_batch=1, train_on=2, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)
         at_least(self, evaluate_every=1, patience=1, give_up=1, epochs=1)
+        if self.credit.when == "summed" and (self.allocation.steps or self.allocation.regions):
+            raise BadInput("credit.when=summed leaves one sum, which allocation cannot divide: leave one of them out.")
         if (TEACHER in self.objective.needs) != (self.teacher is not None):
             raise BadInput("A recipe has a teacher if, and only if, its objective learns from one (objective=Distil).")
         if self.teacher and (self.exemplars or self.explore or self.given):

@@ -47,6 +47,12 @@ from flowportrait.training.shards import distribute, exchanging, gathered, outli
 Metrics = dict[str, float]
 
 
+def averaged(records: Sequence[Metrics]) -> Metrics:
+    """Means over those that have each key: a step without pairs has no margin."""
+    known = {key: [record[key] for record in records if key in record] for record in records for key in record}
+    return {key: sum(values) / len(values) for key, values in known.items()}
+
+
 class Trainer:
     """Post-trains a policy on a task under a composite reward. Deterministic: all randomness is keyed."""
 
@@ -210,7 +216,7 @@ class Trainer:
         everyone = torch.tensor(roll_call(self.accelerator, sizes)).float().mean(0).tolist()
         again = list(zip(parts, everyone, strict=True)) * self.recipe.epochs
         collected = [self.learn(part, size) for part, size in again]
-        means = {key: sum(m[key] for m in collected) / len(collected) for key in collected[0]}
+        means = averaged(collected)
         if "ratio/mean" in collected[0]:
             means["ratio/first_error"] = max(abs(collected[0]["ratio/mean"] - 1), collected[0]["ratio/std"])
         return {**means, "noise_gap": gap}

@@ -2,9 +2,9 @@
 
     z = (measured − mean of real speakers) / their standard deviation
 
-Kept beside the experts' weights, made by ``flowportrait.reward.measure_real`` and ``measure_noise`` on training
-speakers. Two domains, because a drawn portrait is cleaner than a compressed broadcast: ``drawn`` by the small rendering
-of post-training, and ``filmed``.
+Kept beside the experts' weights, made by ``flowportrait.reward.measure_pictures`` on training speakers. Two domains,
+because a drawn portrait is cleaner than a compressed broadcast: ``drawn`` by the small rendering of post-training, and
+``filmed``.
 """
 
 from __future__ import annotations

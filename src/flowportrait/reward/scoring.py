@@ -65,7 +65,7 @@ def check_needs(reward: Reward, own: Traits, batch: RewardBatch) -> None:
         cannot = "; it cannot draw" if "frames" in missing else ""
         raise BadInput(
             f"The reward {reward.name!r} needs {', '.join(missing)}, which this batch does not have{cannot}: "
-            f"it has {', '.join(sorted(batch.has))}."
+            f"it has {', '.join(sorted(batch.has))}. Leave the reward out (weight 0), or give what it needs."
         )
 
 

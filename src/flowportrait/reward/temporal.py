@@ -43,7 +43,9 @@ class Temporal:
         return cls(flow=flow, noise=noises().get(f"temporal/{flow.name}", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
-        real = self.real[f"temporal/{self.flow.name}/{batch.domain}"]
+        # A flow that was never measured on real footage is compared with what DIS leaves there.
+        usual = self.real[f"temporal/dis/{batch.domain}"]
+        real = self.real.get(f"temporal/{self.flow.name}/{batch.domain}", usual)
         value, parts = self._measured(batch)
         regions = {name: -F.softplus(real.z(part)) for name, part in parts.items()}
         return all_valid(-F.softplus(real.z(value)))._replace(regions=regions or None)

@@ -325,6 +325,18 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
         checkpoint.read(run, tmp_path / "elsewhere")
 
 
+def test_another_recipe_is_refused_and_other_settings_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.write(trainer(SMALL), tmp_path / "run" / "state")
+    with pytest.raises(BadInput, match=f"was begun with the recipe {SMALL.name}, not nft: resume it with --recipe"):
+        checkpoint.read(trainer(replace(SMALL, name="nft")), tmp_path / "run" / "state")
+    other = replace(SMALL, iterations=9, micro_batch=2, eta=0.25, objective=replace(SMALL.objective, clip_low=0.3))
+    checkpoint.read(trainer(other), tmp_path / "run" / "state")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in said] == ["eta", "objective.clip_low"]
+
+
 def test_who_holds_up_the_others_is_said_once(tmp_path: Path) -> None:
     noted = Events(tmp_path / "events.jsonl", 10)
     for iteration, times in enumerate([1.1, 2.0, 2.1, 1.0, 3.0, 2.0, 1.8, 1.7, 4.0]):

@@ -30,7 +30,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.posttrain import backlog
+from flowportrait.posttrain.manifest import changed
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.terminal import say
 from flowportrait.training.adapter import merged
 from flowportrait.training.processes import roll_call
 
@@ -67,15 +69,17 @@ def latest(folder: Path) -> Path | None:
 
 
 def read(trainer: Trainer, folder: Path) -> None:
-    """Continue from the last complete state, on however many processes.
+    """Continue from the last complete state, on however many processes; other settings than its own are said.
 
     Raises:
-        BadInput: there is none, or its weights are not those of this recipe's model.
+        BadInput: there is none, or it is another recipe's, or of another model.
     """
     path = latest(folder)
     if path is None:
         raise BadInput(f"There is no complete state in {folder} to resume from.")
     progress = json.loads((path / "progress.json").read_text())
+    for change in changed(progress["recipe"], to_dict(trainer.recipe), folder.parent):
+        say(f"Warning: {change}, from iteration {progress['iteration']} on.")
     reader = dcp.HuggingFaceStorageReader(str(path / "weights"))
     found = reader.read_metadata().state_dict_metadata
     sizes = {name: entry.size for name, entry in found.items() if isinstance(entry, dcp.TensorStorageMetadata)}

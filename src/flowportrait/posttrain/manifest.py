@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ PACKAGES = (
 MUST_AGREE = {
     "seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts or clips",
 }  # fmt: skip
+
+FREE = frozenset({
+    "iterations", "checkpoint_every", "evaluate_every", "patience", "give_up", "micro_batch", "checkpointing",
+    "offload",
+})  # fmt: skip
+"""Settings that do not change what is learned in an iteration."""
 
 
 def manifest(start: str, prompts: Sequence[Prompt], seed: int, given: Sequence[Path] = ()) -> dict[str, Any]:
@@ -58,6 +64,36 @@ def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
         for name, now in current["packages"].items()
         if before["packages"].get(name) != now
     ]
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> list[str]:
+    """What a resumed run's settings, as ``config.to_dict`` gives them, differ in from those of its state, in words.
+
+    Raises:
+        BadInput: it was begun with another recipe.
+    """
+    if before["name"] != now["name"]:
+        raise BadInput(
+            f"{run} was begun with the recipe {before['name']}, not {now['name']}: resume it with --recipe {run}, "
+            "which repeats its settings, or choose another --output."
+        )
+    old, new = flat(before), flat(now)
+    return [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for key in dict.fromkeys((*old, *new))
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names; what is neither a number nor a truth value is text."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return result
 
 
 def _digest(path: Path) -> str:

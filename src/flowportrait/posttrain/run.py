@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -30,7 +29,7 @@ from flowportrait.posttrain.given import Given, GivenTask
 from flowportrait.posttrain.given_clips import given_task
 from flowportrait.posttrain.items import Item, sound, speech
 from flowportrait.posttrain.loop import Job, Loop
-from flowportrait.posttrain.manifest import manifest, write_or_compare
+from flowportrait.posttrain.manifest import flat, manifest, write_or_compare
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import CARDS, named, read_recipe
@@ -124,7 +123,7 @@ def _train(recipe: Recipe, prompts: Sequence[Prompt], job: Job, accelerator: Acc
         read(trainer, state)
     on_main(accelerator, lambda: save(recipe, output / "recipe.json"))
     if job.track:
-        accelerator.init_trackers("flowportrait", _flat(to_dict(recipe)))
+        accelerator.init_trackers("flowportrait", flat(to_dict(recipe)))
     Loop(trainer, job).run()
     accelerator.end_training()
 
@@ -159,14 +158,3 @@ def stage(
     return [
         Item(said[prompt.audio][0], images.index(prompt.image), audio=said[prompt.audio][1]) for prompt in prompts
     ], codecs
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as trackers take them."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return result

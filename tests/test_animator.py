@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -71,3 +73,9 @@ def test_half_a_minute_does_not_carry_the_head_away(animator: Animator) -> None:
 def test_sound_too_short_to_speak_is_refused(animator: Animator) -> None:
     with pytest.raises(BadInput, match="longer recording"):
         animator.motion(np.zeros(1000, np.float32))
+
+
+def test_a_photo_is_no_video_to_dub(animator: Animator, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "me.jpg"), astronaut()[..., ::-1])
+    with pytest.raises(BadInput, match="a photo is given as --image"):
+        animator.dub(tmp_path / "me.jpg", babble(1.0))

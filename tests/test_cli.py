@@ -87,6 +87,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     [
         (["animate"], "required"),
         (["animate", "--image", "a.png", "--audio", "b.wav", "--output", "c.mp4", "--sped", "2"], "--sped"),
+        (["animate", "--video", "a.mp4", "--audio", "b.wav", "--output", "c.mp4", "--crop"], "keeps its own picture"),
         (["dance"], "dance"),
         (["evaluate", "--output", "x"], "needs either videos or --checkpoint"),
         (["evaluate", "--checkpoint", "rl", "--output", "x"], "needs --prompts"),
@@ -122,6 +123,17 @@ def test_a_damaged_video_cannot_be_dubbed(files: Path, capsys: pytest.CaptureFix
     assert code == 2
     assert "broken.mp4" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_is_not_written_over(files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mine = shutil.copy(files / "broken.mp4", tmp_path / "mine.mp4")
+    before = mine.read_bytes()
+    for sound in (files / "speech.wav", mine):
+        source = ["--image", files / "face.png"] if sound == mine else ["--video", mine]
+        code, _, err = run(capsys, "animate", *source, "--audio", sound, "--output", mine, "--checkpoint", "sft")
+        assert code == 2
+        assert "give another name" in err
+    assert mine.read_bytes() == before
 
 
 @pytest.mark.parametrize(

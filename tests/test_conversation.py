@@ -96,6 +96,8 @@ def test_lips_do_not_cross_over_and_both_are_drawn() -> None:
     moved = np.abs(apart - none).max((0, 2))
     assert moved[:300].max() > 20
     assert moved[340:].max() == 0
+    with pytest.raises(BadInput, match="does not show two faces"):
+        in_one_photo([Person(photo, "alone", 1), Person(photo, "alone", 2)], [still, still], 128)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,7 @@ def test_lips_do_not_cross_over_and_both_are_drawn() -> None:
         (["1=a.jpg,a.wav", "2=b.jpg,b.wav", "1=c.jpg,c.wav", "--turns"], "two photos"),
         (["3=a.jpg,a.wav"], "give 1=PHOTO,AUDIO"),
         (["1=a.jpg,a.wav", "2=b.jpg,b.wav", "--face", "1"], "does not go with --face"),
+        (["1=a.jpg,a.wav", "2=a.jpg,b.wav", "--crop"], "give each speaker a photo"),
     ],
 )
 def test_a_wrong_wish_gets_a_sentence(

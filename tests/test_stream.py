@@ -58,6 +58,9 @@ def test_nothing_and_unknown_formats_are_refused() -> None:
     header = b"RIFF" + struct.pack("<I", 0) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8)
     with pytest.raises(BadInput, match="8-bit"):
         list(read_stream(io.BytesIO(header)))
+    for beginning in (b"ID3\4\0\0\0\0\0\0\0\0", b"\0\0\0\x20ftypM4A ", b"OggS\0\2\0\0\0\0\0\0"):
+        with pytest.raises(BadInput, match="compressed file"):
+            list(read_stream(io.BytesIO(beginning + bytes(640))))
     with pytest.raises(BadInput, match="no format"):
         list(read_stream(io.BytesIO(b"RIFF0000WAVEdata0000")))
 

@@ -14,7 +14,10 @@ import pytest
 import torch
 from skimage.data import astronaut
 
+from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
+from flowportrait.media.portrait import Portrait
+from flowportrait.media.video import iter_frames
 from flowportrait.steered import steering_by
 from flowportrait.studio.limits import Limits
 from flowportrait.studio.live import Show, Theatre, animator
@@ -50,6 +53,21 @@ def test_a_wish_is_drawn_no_longer_than_allowed_and_can_be_followed(tmp_path: Pa
         assert "the first frame after" in show.told()
     finally:
         theatre.close()
+
+
+def test_a_tight_photo_is_framed_as_on_the_command_line(tmp_path: Path) -> None:
+    tight = astronaut()[60:230, 120:275]
+    cv2.imwrite(str(tmp_path / "tight.png"), cv2.cvtColor(tight, cv2.COLOR_RGB2BGR))
+    theatre = Theatre(tmp_path / "videos", Limits())
+    try:
+        show = theatre.put_on(Wish(tmp_path / "tight.png", speech(tmp_path, 0.4), checkpoint="sft"))
+        b"".join(show.follow())
+        seen = next(iter_frames(show.path)).astype(int)
+    finally:
+        theatre.close()
+    portrait = Portrait.from_image(tight)
+    expected = next(Animator.show(portrait, [torch.zeros(1, 30)])).astype(int)
+    assert np.abs(seen - expected).mean() < 6 < np.abs(portrait.crop - expected).mean()
 
 
 def test_guidance_reaches_every_chunk_and_none_is_none(tmp_path: Path) -> None:

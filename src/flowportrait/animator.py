@@ -88,8 +88,14 @@ class Animator:
 
         live: the next chunk may be long in coming, so no frame waits for it; without, drawing runs a chunk ahead.
         """
-        codec = MotionCodec(Portrait.from_image(image, size, name, face))
-        return cls._frames(codec, motion, crop, live)
+        return cls.show(Portrait.from_image(image, size, name, face), motion, crop=crop, live=live)
+
+    @classmethod
+    def show(
+        cls, portrait: Portrait, motion: Iterable[torch.Tensor], *, crop: bool = True, live: bool = False
+    ) -> Iterator[np.ndarray]:
+        """``draw`` for a portrait that was found before."""
+        return cls._frames(MotionCodec(portrait), motion, crop, live)
 
     @staticmethod
     def _frames(codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool, live: bool) -> Iterator[np.ndarray]:
@@ -110,13 +116,16 @@ class Animator:
         default the largest.
 
         Raises:
-            BadInput: unreadable video, no face in it, or audio under 0.2 s; before the first frame is asked for.
+            BadInput: unreadable video, no face in it, or it or the audio under 0.2 s; before the first frame is asked
+                for.
         """
-        footage = track_footage(video, face)
-        speech = np.zeros(len(footage) * SAMPLES_PER_FRAME, np.float32)
-        speech[: len(audio)] = audio[: len(speech)]
         if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
             raise _too_short(audio)
+        footage = track_footage(video, face)
+        speech = np.zeros(len(footage) * SAMPLES_PER_FRAME, np.float32)
+        if len(speech) < SHORTEST_SECONDS * SAMPLE_RATE:
+            raise BadInput(f"{video} has {len(footage)} frames at 25 fps, too few to dub: a photo is given as --image.")
+        speech[: len(audio)] = audio[: len(speech)]
         return dubbed(footage, torch.cat(list(self.motion(speech, seed=seed))))
 
     def motion(

@@ -31,6 +31,9 @@ PHOTO_ONLY = {
 }  # fmt: skip
 """Options and their defaults that shape a performance."""
 
+WHOLE_PICTURE = {"--crop": False, "--size": None}
+"""Options and their defaults that a dubbed video has no use for."""
+
 SILENT_RMS = 1e-3
 
 
@@ -93,6 +96,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     changed = [flag for flag, default in PHOTO_ONLY.items() if _value(options, flag) != default]
     if options.video and changed:
         raise BadInput(f"{changed[0]} works with --image only: a dubbed video keeps its own performance.")
+    cut = [flag for flag, default in WHOLE_PICTURE.items() if _value(options, flag) != default]
+    if options.video and cut:
+        raise BadInput(f"{cut[0]} works with --image only: a dubbed video keeps its own picture.")
+    _check_not_read(options)
     if options.speaker:
         from flowportrait.commands.animate_speakers import run_speakers
 
@@ -112,7 +119,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     provenance = provenance_of(options, Origin("portrait" if options.image else "footage"))
     audio = read_audio(options.audio) if options.audio else np.concatenate(list(said(options)))
     if float((audio.astype("float64") ** 2).mean()) ** 0.5 < SILENT_RMS:
-        say(f"Warning: {options.audio or 'the spoken text'} is silent; the face will rest.")
+        heard = options.audio or "the spoken text"
+        say(f"Warning: {heard} is silent or nearly so, and the face will rest: speech has to be louder.")
     image = photo(options.image) if options.image else None
 
     import torch
@@ -159,6 +167,18 @@ def performance(
         write_motion(options.motion_out, performed)
         motion = iter([performed])
     return motion, total
+
+
+def _check_not_read(options: argparse.Namespace) -> None:
+    """That the output does not take the place of what it is made from.
+
+    Raises:
+        BadInput: it would.
+    """
+    for flag in ("--video", "--audio"):
+        given = _value(options, flag)
+        if given and given.is_file() and options.output.is_file() and given.samefile(options.output):
+            raise BadInput(f"--output {options.output} would take the place of {flag}: give another name.")
 
 
 def _value(options: argparse.Namespace, flag: str) -> Any:

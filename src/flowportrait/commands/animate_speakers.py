@@ -58,6 +58,8 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     provenance = provenance_of(options, Origin("portrait"))
     together = photos[0].resolve() == photos[1].resolve()
+    if together and options.crop:
+        raise BadInput("--crop shows one face alone: leave it out, or give each speaker a photo.")
     images = [photo(photos[index]) for index in (0, 1)]
     people = [Person(images[index], str(photos[index]), index + 1 if together else None) for index in (0, 1)]
     voices = tracks([(speaker, read_audio(audio)) for speaker, _, audio in given], options.turns)

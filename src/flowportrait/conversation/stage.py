@@ -15,7 +15,9 @@ import torch
 from flowportrait.animator import Animator
 from flowportrait.codec.controls import Controls
 from flowportrait.conversation.listening import Listener
+from flowportrait.errors import BadInput
 from flowportrait.generator.silence import speech_gate
+from flowportrait.media.portrait import find_faces
 
 _SECOND = 7919
 """Added to the seed for the second speaker: two people do not move alike."""
@@ -68,6 +70,8 @@ def in_one_photo(people: list[Person], motions: list[torch.Tensor], size: int | 
         BadInput: the photo does not show both faces; before the first frame is asked for.
     """
     photo = people[0].image
+    if len(find_faces(photo)) < len(people):
+        raise BadInput(f"{people[0].name} does not show two faces: give a photo of both speakers, or one of each.")
     height, width = (side // 2 * 2 for side in photo.shape[:2])
     rest = photo[:height, :width].astype(np.int16)
     drawn = [

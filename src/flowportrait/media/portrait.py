@@ -98,7 +98,7 @@ def _chosen(faces: list[Found], face: int | None, name: str) -> Found:
             )
         return faces[0]
     if not 1 <= face <= len(faces):
-        raise BadInput(f"There is no face number {face} in {name}, where {len(faces)} can be seen: give a smaller N.")
+        raise BadInput(f"There is no face number {face} in {name}: give a number from 1 to {len(faces)}.")
     return sorted(faces, key=lambda found: float(found[0][:, 0].mean()))[face - 1]
 
 

@@ -23,17 +23,22 @@ PIECE_BYTES = 1280
 """Read at a time: 40 ms of 16-bit mono at 16 kHz."""
 FRAGMENT_FRAMES = 12
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_FILES = {b"ID3": 0, b"fLaC": 0, b"OggS": 0, b"ftyp": 4, b"\x1aE\xdf\xa3": 0}
+"""What files of other kinds (mp3, flac, ogg, m4a and mp4, webm) hold near their beginning, and at which byte: taken for
+raw samples they would be noise."""
 
 
 def read_stream(source: BinaryIO) -> Iterator[np.ndarray]:
     """Yield mono samples ``[n]`` float32 at 16 kHz as they arrive: a wav stream of any rate, or raw samples.
 
     Raises:
-        BadInput: a wav stream that is neither 16-bit nor 32-bit float, or nothing at all.
+        BadInput: a wav stream that is neither 16-bit nor 32-bit float, a file of another kind, or nothing at all.
     """
     head = _exactly(source, 12)
     if not head:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
+    if any(head.startswith(mark, at) for mark, at in _FILES.items()):
+        raise BadInput("Standard input holds a compressed file, not a wav: give it as --audio FILE without --stream.")
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
         kind, channels, rate = _wav_format(source)
         head = b""

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from flowportrait.animator import Animator
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.stream import write_stream
@@ -121,8 +120,7 @@ class Theatre:
             wish, performer = show.wish, animator(show.wish.checkpoint)
             steering = steering_by(performer.generator, wish.guide, name=wish.checkpoint)
             motion = performer.live(tape, seed=wish.seed, controls=wish.controls, steering=steering)
-            codec = MotionCodec(portrait)
-            frames = marked(frame for chunk in motion for frame in codec.decode(chunk))
+            frames = marked(Animator.show(portrait, motion, live=True))
             # Unbuffered: what is written can be watched.
             with show.path.open("wb", buffering=0) as file:
                 write_stream(file, self._timed(show, frames), tape.frame, tags=Origin("portrait").tags())

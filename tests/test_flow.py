@@ -14,7 +14,7 @@ from flowportrait.flow.noise import seed_of, unit_noise
 from flowportrait.flow.path import interpolate, predict_data, predict_noise, target_velocity
 from flowportrait.flow.ratio import gaussian_kl, log_ratio
 from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve, solve_heun, walk
+from flowportrait.flow.solver import solve, walk
 
 levels = st.floats(0.05, 0.95)
 
@@ -101,15 +101,14 @@ def test_the_last_step_is_never_stochastic() -> None:
     assert all(float(t.step.s) > 0 for t in transitions[:-1])
 
 
-def test_the_ode_is_solved_exactly_where_velocity_is_constant_and_better_by_heun_elsewhere() -> None:
+def test_the_ode_is_solved_exactly_where_velocity_is_constant_and_to_first_order_elsewhere() -> None:
     x = torch.tensor([0.4, -1.2])
     assert torch.allclose(solve(lambda x, s: torch.full_like(x, 2.0), x, shifted(3)), x - 2.0)
     field = _gaussian_field(1.5, 0.3)
     # The ODE maps N(0, 1) onto N(1.5, 0.3²) monotonically: x ↦ 1.5 + 0.3 x.
     exact = 1.5 + 0.3 * x
-    euler = (solve(field, x, shifted(20)) - exact).abs().max()
-    heun = (solve_heun(field, x, shifted(20)) - exact).abs().max()
-    assert heun < euler / 3
+    error = {steps: float((solve(field, x, shifted(steps)) - exact).abs().max()) for steps in (50, 100)}
+    assert error[50] == pytest.approx(2 * error[100], rel=0.1)
 
 
 @given(sigma=levels)

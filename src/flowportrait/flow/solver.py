@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -59,14 +58,4 @@ def solve(velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Te
     """The ODE's end point from ``x`` at ``sigmas[0]`` by Euler steps."""
     for transition in walk(velocity, x, sigmas):
         x = transition.x_next
-    return x
-
-
-def solve_heun(velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """The ODE's end point by Heun's second-order steps (two evaluations a step, the last one Euler)."""
-    for sigma, sigma_next in pairwise(sigmas):
-        dt = sigma_next - sigma
-        slope = velocity(x, sigma)
-        ahead = x + dt * slope
-        x = ahead if sigma_next == 0 else x + dt / 2 * (slope + velocity(ahead, sigma_next))
     return x

@@ -20,7 +20,7 @@ from safetensors.numpy import load
 from scipy.spatial import Delaunay, cKDTree
 
 from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, RIGID
-from flowportrait.codec.silhouette import head_weight
+from flowportrait.codec.silhouette import head_weight, person
 
 N_FACE = 468
 _GRID = 32
@@ -84,7 +84,8 @@ class HeadMesh:
         height = np.ptp(outline[:, 1])
         depth = self._blend @ outline[:, 2]
         self._grid = np.column_stack([grid, depth])
-        weight = head_weight(crop, landmarks, free_top) if weight is None else weight
+        if weight is None:
+            weight = head_weight(person(crop, landmarks), landmarks, size, free_top)
         shrunk = (grid * weight.shape[0] / size).astype(np.float32)
         self._weight = cv2.remap(
             weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE

@@ -1,7 +1,7 @@
 """Landmarks to pictures: one portrait photo, drawn in any pose and expression.
 
-    frame = retouch( skin(mesh warp of the photo)  +  eyeballs seen between the lids  +  mouth interior between the
-    lips )
+    frame = retouch( skin(mesh warp of the person)  before the backdrop  +  eyeballs seen between the lids  +  mouth
+    interior between the lips )
 
 Landmarks equal to the portrait's own give the photo back.
 """
@@ -14,14 +14,16 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from flowportrait.codec.backdrop import Backdrop
 from flowportrait.codec.contours import EYES
 from flowportrait.codec.eyes import Eye
 from flowportrait.codec.far_side import FarSide
 from flowportrait.codec.mesh import HeadMesh
 from flowportrait.codec.mouth import Mouth
 from flowportrait.codec.retouch import Retouch
+from flowportrait.codec.silhouette import head_weight, matte, person
 from flowportrait.codec.skin import bare_skin
-from flowportrait.codec.warp import Enlarged, Rasterizer
+from flowportrait.codec.warp import Rasterizer
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.workers import in_order
 
@@ -58,14 +60,16 @@ class Renderer:
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
         landmarks = self._scaled(portrait.landmarks)
         free_top = _ends_at_top(portrait)
-        self._mesh = HeadMesh(crop, landmarks, free_top=free_top)
+        mask = person(crop, landmarks)
+        weight = head_weight(mask, landmarks, crop.shape[0], free_top)
+        self._mesh = HeadMesh(crop, landmarks, weight, free_top)
         self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0], free_top=free_top)
         self._eyes = [Eye(crop, landmarks, side) for side in range(len(EYES))]
         self.mouth: Interior = Mouth(crop, landmarks)
         self._retouch = Retouch(crop, landmarks) if retouch else None
         self._workers = workers
         skin = bare_skin(crop, landmarks)
-        self._skin = Enlarged(skin)
+        self.picture = Backdrop(skin, matte(mask, crop.shape[0]))
         far_side = FarSide(self._mesh, skin)
         self._far_side = far_side if far_side.needed else None
 
@@ -81,7 +85,7 @@ class Renderer:
         """One frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
         target = self._scaled(landmarks)
         vertices = self._mesh(target)
-        frame = self._skin.at(self._rasterize(vertices))
+        frame = self.picture.at(self._rasterize(vertices))
         if self._far_side is not None:
             self._far_side.draw(frame, vertices)
         for eye in self._eyes:

@@ -1,30 +1,94 @@
-"""Where the person is in a portrait crop, found once per portrait with GrabCut (Rother et al. 2004).
+"""Where the person is in a portrait crop, and what of it moves with the head; found once per portrait.
 
-The result is a weight, not a cut-out: one on the head, fading to zero just outside its outline and down the
-neck, so that whatever is drawn with it bends no background further away than the fade.
+    person    MediaPipe's selfie segmentation (weights/person), the part that holds the face
+    matte     how much of each pixel is the person: one inside the outline, ending softly just outside it
+    weight    how much each pixel moves with the head: one as far as the matte reaches, fading beyond and down the neck
 """
 
 from __future__ import annotations
+
+from importlib.resources import files
 
 import cv2
 import numpy as np
 
 from flowportrait.codec.contours import FACE_OVAL
 
+_SEEN = 256
+"""Side of the square that the network looks at."""
+
 _SIDE = 160
 _BAND = 0.075
 _BORDER = 0.07
 _NECK = 0.62
+_EDGE = 0.012
+"""Share of the crop's side over which the matte ends, beyond the outline."""
+
+_DOUBT = 6
+"""Pixels of that square on either side of the network's outline among which colours decide."""
+
+_KNOWN = 0.5
+_ASIDE = 0.8
+"""How far beside the face, in its widths, hair is its own; further away it is somebody else's."""
 
 
-def head_weight(crop: np.ndarray, landmarks: np.ndarray, free_top: bool = False) -> np.ndarray:
-    """How much each pixel of ``crop`` ``[S, S, 3]`` moves with the head: ``[160, 160]`` float32 in [0, 1]; nothing at
-    the crop's border, but at its top with ``free_top``."""
-    scale = _SIDE / crop.shape[0]
-    small = cv2.resize(crop, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    points = landmarks[:, :2] * scale
-    person = _person(small, points)
-    outside = cv2.distanceTransform(1 - person, cv2.DIST_L2, 5)
+def person(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Mask ``[256, 256]`` uint8 of head, hair and body of the face with ``landmarks`` ``[478, 3]`` in ``crop`` ``[S, S,
+    3]`` uint8."""
+    network = cv2.dnn.readNetFromTFLite(str(files("flowportrait") / "weights/person/selfie_segmentation.tflite"))
+    seen = cv2.resize(crop, (_SEEN, _SEEN), interpolation=cv2.INTER_AREA)
+    network.setInput(cv2.dnn.blobFromImage(seen, 1 / 255))
+    mask = _by_colour(seen, (network.forward().reshape(_SEEN, _SEEN) > 0.5).astype(np.uint8))
+    oval = landmarks[FACE_OVAL, :2] * (_SEEN / crop.shape[0])
+    low, high = oval.min(0), oval.max(0)
+    centre, extent = (low + high) / 2, high - low
+    above = int(np.clip(high[1], 1, _SEEN))
+    mask[:above, : max(int(low[0] - _ASIDE * extent[0]), 0)] = 0
+    mask[:above, min(int(high[0] + _ASIDE * extent[0]), _SEEN) :] = 0
+    face = np.zeros_like(mask)
+    cv2.fillConvexPoly(face, cv2.convexHull(np.round(oval).astype(np.int32)), 1)
+    if mask[face > 0].mean() < _KNOWN:
+        # A face that the network takes for background: a head of the usual shape.
+        cv2.ellipse(mask, ((centre[0], centre[1] - 0.12 * extent[1]), (1.6 * extent[0], 1.75 * extent[1]), 0), 1, -1)
+    mask |= face
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
+    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), cv2.MORPH_OPEN, disc)
+    _, labels = cv2.connectedComponents(mask)
+    row, column = centre[::-1].clip(0, _SEEN - 1).astype(int)
+    return (labels == labels[row, column]).astype(np.uint8)
+
+
+def _by_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The mask with its outline where colours change, within a few pixels (GrabCut, Rother et al. 2004)."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _DOUBT + 1, 2 * _DOUBT + 1))
+    sure, possible = cv2.erode(mask, disc), cv2.dilate(mask, disc)
+    if sure.all() or not sure.any() or possible.all():
+        return mask
+    known = np.where(mask > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    known[sure > 0], known[possible == 0] = cv2.GC_FGD, cv2.GC_BGD
+    models = np.zeros((2, 1, 65))
+    cv2.setRNGSeed(0)
+    try:
+        cv2.grabCut(picture, known, None, models[0], models[1], 2, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:
+        # A picture of one flat colour has no colour model to fit.
+        return mask
+    return ((known == cv2.GC_FGD) | (known == cv2.GC_PR_FGD)).astype(np.uint8)
+
+
+def matte(mask: np.ndarray, size: int) -> np.ndarray:
+    """Share ``[size, size]`` float32 of the person in each pixel, for a mask ``[256, 256]``."""
+    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
+    soft = _smoothstep(1 - (outside - 1) / (_EDGE * _SEEN)).astype(np.float32)
+    return cv2.resize(cv2.GaussianBlur(soft, (0, 0), 1.0), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def head_weight(mask: np.ndarray, landmarks: np.ndarray, size: int, free_top: bool = False) -> np.ndarray:
+    """How much each pixel of a crop of side ``size`` moves with the head: ``[160, 160]`` float32 in [0, 1], for its
+    person's mask and landmarks in its pixels; nothing at the crop's border, but at its top with ``free_top``."""
+    points = landmarks[:, :2] * (_SIDE / size)
+    inside = cv2.resize(mask, (_SIDE, _SIDE), interpolation=cv2.INTER_NEAREST)
+    outside = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5) - 2 * _EDGE * _SIDE
     near = _smoothstep(1 - (outside - 2) / (_BAND * _SIDE))
     ys, xs = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
     up = points[10] - points[152]
@@ -39,42 +103,6 @@ def head_weight(crop: np.ndarray, landmarks: np.ndarray, free_top: bool = False)
     edge = edge if free_top else np.minimum(edge, ys)
     border = _smoothstep(edge / (_BORDER * _SIDE))
     return cv2.GaussianBlur((near * neck * border).astype(np.float32), (0, 0), 1.5) * (edge > 0)
-
-
-def _person(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Mask ``[160, 160]`` uint8 of head, hair and body."""
-    oval = points[FACE_OVAL]
-    low, high = oval.min(0), oval.max(0)
-    centre, extent = (low + high) / 2, high - low
-    mask = np.full(image.shape[:2], cv2.GC_PR_BGD, np.uint8)
-    probable = np.zeros_like(mask)
-    head = (centre[0], centre[1] - 0.12 * extent[1])
-    cv2.ellipse(probable, (head, (1.6 * extent[0], 1.75 * extent[1]), 0), 1, -1)
-    shoulders = int(min(high[1] + 0.25 * extent[1], image.shape[0] - 1))
-    probable[shoulders:, int(max(centre[0] - extent[0], 0)) : int(centre[0] + extent[0])] = 1
-    mask[probable > 0] = cv2.GC_PR_FGD
-    cv2.ellipse(mask, (head, (2.9 * extent[0], 2.9 * extent[1]), 0), cv2.GC_BGD, 2)
-    above = max(shoulders - int(0.3 * extent[1]), 1)
-    mask[:above, : max(int(low[0] - 0.8 * extent[0]), 3)] = cv2.GC_BGD
-    mask[:above, min(int(high[0] + 0.8 * extent[0]), image.shape[1] - 3) :] = cv2.GC_BGD
-    sure = np.zeros_like(mask)
-    cv2.fillConvexPoly(sure, cv2.convexHull(np.round(oval).astype(np.int32)), 1)
-    cv2.ellipse(sure, (head, (1.05 * extent[0], 1.3 * extent[1]), 0), 1, -1)
-    mask[sure > 0] = cv2.GC_FGD
-    cv2.setRNGSeed(0)
-    models = np.zeros((2, 1, 65))
-    try:
-        cv2.grabCut(image, mask, None, models[0], models[1], 4, cv2.GC_INIT_WITH_MASK)
-        person = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.uint8)
-    except cv2.error:
-        # A picture of one flat colour has no colour model to fit.
-        person = probable
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
-    person = cv2.morphologyEx(cv2.morphologyEx(person, cv2.MORPH_CLOSE, disc), cv2.MORPH_OPEN, disc)
-    _, labels = cv2.connectedComponents(person)
-    label = labels[int(centre[1].clip(0, image.shape[0] - 1)), int(centre[0].clip(0, image.shape[1] - 1))]
-    person = (labels == label).astype(np.uint8)
-    return person | sure
 
 
 def _smoothstep(x: np.ndarray) -> np.ndarray:

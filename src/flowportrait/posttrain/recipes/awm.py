@@ -10,7 +10,10 @@ from flowportrait.posttrain.recipes.card import Card
 CARD = Card(
     recipe=Recipe("awm", plan=NoNoise(), objective=AWM(), learning_rate=1e-4),
     source="Advantage Weighted Matching, 2509.25050",
-    equation="L = -min(r A, clip(r) A),   r = exp(l - l_old),   l = -w(s) mean |v - (eps - x0)|^2",
+    equation="L = -min(r A, clip(r) A) + c |v - v_ref|^2,   r = exp(l - l_old),   l = -w(s) mean |v - (eps - x0)|^2",
     paper="The matching loss of own samples as log-probability; clipped; KL in velocity space.",
-    reading="Six states per chunk, stratified, as in the paper; w = 1.",
+    reading=(
+        "Six states per chunk, stratified, as in the paper; w = 1. The ratio is a chunk's at one state, clipped at "
+        "0.2; the paper's second pull, to a slow average of the weights, is left out."
+    ),
 )

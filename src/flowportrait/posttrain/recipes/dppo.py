@@ -11,7 +11,7 @@ CARD = Card(
     source="Flow-DPPO (a divergence in the clip's place)",
     equation=(
         "L = -mean r A, leaving out transitions with k^2 dv^2 / 2 > delta that move on in the direction "
-        "A asks for"
+        "A asks for;  + beta KL(v || v_ref)"
     ),
     paper="The trust region is the divergence of the transition, not the ratio of one draw from it.",
     reading=(

@@ -14,13 +14,17 @@ CARD = Card(
         groups=12,
     ),
     source="KVPO, 2605.14278",
-    equation="pi(branch) = softmax -E/tau,   E = mean |v(x | true past) - (x' - x)/dt|^2,   clipped ratio of pi",
+    equation="""\
+pi(branch) = softmax -E/tau,   E = mean |v(x | true past) - (x' - x)/dt|^2
+L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
+""",
     paper=(
         "Branches differ by which older entries of the history cache they see, from shared noise along the "
         "ODE; the replay sees the true cache; discrete KL."
     ),
     reading=(
-        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. tau and the KL "
+        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. A branch is compared "
+        "with the mean of its siblings, where the paper compares with one that did not explore. tau and the KL "
         "weight are set for 120-number latents."
     ),
 )

@@ -15,8 +15,11 @@ CARD = Card(
     source="DiffusionNFT, 2509.16117",
     equation="""\
 v+ = beta v + (1 - beta) v_old,   v- = (1 + beta) v_old - beta v,   r = clip(1/2 + A/2, 0, 1)
-L = r |x0(v+) - x0|^2 / w+  +  (1 - r) |x0(v-) - x0|^2 / w-
+L = ( r |x0(v+) - x0|^2 / w+  +  (1 - r) |x0(v-) - x0|^2 / w- ) / beta  +  1e-4 |v - v_ref|^2
 """,
     paper="Forward process only, any solver; a slow copy acts; adaptive weights; beta = 1.",
-    reading="Guidance stays in the policy, as it is delivered with it. Six noised states per chunk, stratified.",
+    reading=(
+        "Guidance stays in the policy, as it is delivered with it. Six noised states per chunk, stratified. A sample "
+        "counts as all good from A = 1 on, where the authors' code divides A by 5."
+    ),
 )

@@ -12,13 +12,13 @@ CARD = Card(
         "tempflow", plan=Branching(forks=1, elsewhere="ode"), eta=0.7, objective=ClippedRatio(step_weight="noise"),
     ),
     source="TempFlow-GRPO, 2508.04324",
-    equation="the ODE everywhere but at one fork, which is credited with all the difference it made; weight s",
+    equation="the ODE everywhere but at one fork, which is credited with the difference that it made; weight s",
     paper=(
         "One stochastic branch on a deterministic path, credit to that step, weights proportional to its "
         "noise."
     ),
     reading=(
         "The fork is a step of one chunk: later chunks share their initial noise, so that the difference is "
-        "the fork's own."
+        "the fork's own. Of lip sync, the fork's own chunk counts 70 % (credit.dense) and the whole clip the rest."
     ),
 )

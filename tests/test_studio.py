@@ -51,6 +51,7 @@ def test_a_wish_is_drawn_no_longer_than_allowed_and_can_be_followed(tmp_path: Pa
         with av.open(str(show.path)) as made:
             assert sum(1 for _ in made.decode(video=0)) == 25
         assert "the first frame after" in show.told()
+        assert "left out" in show.told()
     finally:
         theatre.close()
 
@@ -62,12 +63,22 @@ def test_a_tight_photo_is_framed_as_on_the_command_line(tmp_path: Path) -> None:
     try:
         show = theatre.put_on(Wish(tmp_path / "tight.png", speech(tmp_path, 0.4), checkpoint="sft"))
         b"".join(show.follow())
+        assert "left out" not in show.told()
         seen = next(iter_frames(show.path)).astype(int)
     finally:
         theatre.close()
     portrait = Portrait.from_image(tight)
     expected = next(Animator.show(portrait, [torch.zeros(1, 30)])).astype(int)
     assert np.abs(seen - expected).mean() < 6 < np.abs(portrait.crop - expected).mean()
+
+
+def test_as_much_as_allowed_is_not_called_cut(tmp_path: Path) -> None:
+    called: list[bool] = []
+    wish = Wish(None, speech(tmp_path, 2.0))
+    for seconds, cut in ((2.0, 0), (1.0, 1)):
+        pieces = list(wish.sound(Limits(seconds=seconds), lambda: called.append(True)))
+        assert sum(map(len, pieces)) == seconds * 16_000
+        assert len(called) == cut
 
 
 def test_guidance_reaches_every_chunk_and_none_is_none(tmp_path: Path) -> None:

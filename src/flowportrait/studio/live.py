@@ -45,6 +45,8 @@ class Show:
     frames: int = 0
     ended: float | None = None
     trouble: str | None = None
+    cut: threading.Event = field(default_factory=threading.Event)
+    """Set where there was more to say than a video may last."""
     done: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -61,7 +63,8 @@ class Show:
             return "Beginning …"
         seconds = (self.ended or time.monotonic()) - self.asked
         drawn = f"{self.frames / FPS:.1f} s of video in {seconds:.1f} s, the first frame after {self.first:.1f} s."
-        return f"{'Done' if self.done.is_set() else 'Drawing'}: {drawn}"
+        rest = " The rest of what is said was left out: it is too long." if self.cut.is_set() else ""
+        return f"{'Done' if self.done.is_set() else 'Drawing'}: {drawn}{rest}"
 
     def follow(self) -> Iterator[bytes]:
         """The file's bytes from the beginning, as they come, until it is complete."""
@@ -97,8 +100,8 @@ class Theatre:
         """
         if sum(not show.done.is_set() for show in self.shows.values()) > self.limits.waiting:
             raise BadInput("Too many videos are waiting: wait for one, or stop it.")
-        portrait, sound = wish.portrait(), wish.sound(self.limits)
         show = Show(self.folder / f"{uuid.uuid4().hex}.mp4", wish)
+        portrait, sound = wish.portrait(), wish.sound(self.limits, show.cut.set)
         self.shows[show.name] = show
         self._worker.submit(self._draw, show, portrait, sound)
         return show

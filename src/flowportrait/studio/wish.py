@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,8 +45,9 @@ class Wish:
             raise BadInput("There is no photo yet: drop one on the left.")
         return Portrait.from_image(read_image(self.photo), SIZE, "the photo")
 
-    def sound(self, limits: Limits) -> Iterator[np.ndarray]:
-        """Speech at 16 kHz in pieces, as it is spoken; no more of it than allowed.
+    def sound(self, limits: Limits, cut: Callable[[], None]) -> Iterator[np.ndarray]:
+        """Speech at 16 kHz in pieces, as it is spoken; no more of it than allowed, and ``cut`` is called where there
+        would be more.
 
         Raises:
             BadInput: nothing to say, too much of it, or no such voice.
@@ -60,12 +61,14 @@ class Wish:
             raise BadInput(f"The text has {len(self.text)} letters, more than {limits.letters}: shorten it.")
         else:
             pieces = ahead(speak([self.text], voice_named(self.voice)))
-        return _up_to(pieces, round(limits.seconds * SAMPLE_RATE))
+        return _up_to(pieces, round(limits.seconds * SAMPLE_RATE), cut)
 
 
-def _up_to(pieces: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+def _up_to(pieces: Iterator[np.ndarray], samples: int, cut: Callable[[], None]) -> Iterator[np.ndarray]:
     for piece in pieces:
-        yield piece[:samples]
-        samples -= len(piece)
-        if samples <= 0:
+        if samples:
+            yield piece[:samples]
+        if len(piece) > samples:
+            cut()
             return
+        samples -= len(piece)

@@ -63,6 +63,8 @@ def test_longcat_never_exceeds_its_cap_and_puts_the_cap_into_the_drift() -> None
 
 
 def test_flow_sde_starts_at_pure_noise_without_diverging() -> None:
+    nearly, exactly = (flow_sde(0.5)(torch.tensor(start), torch.tensor(0.94)) for start in (0.999999, 1.0))
+    assert torch.allclose(torch.stack(nearly), torch.stack(exactly), atol=1e-4)
     step = flow_sde(0.7)(torch.tensor(1.0), torch.tensor(0.9))
     assert all(torch.isfinite(c) for c in step)
 

@@ -69,11 +69,15 @@ def sde(
     return kernel
 
 
+NEAR = 0.01
+
+
 def flow_diffusion(eta: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Flow-GRPO's g = η·√(σ/(1−σ)). At σ = 1, where it diverges, g is taken at the schedule's next σ."""
+    """Flow-GRPO's g = η·√(σ/(1−σ)). At σ = 1, where it diverges, g is taken at the schedule's next σ; and as well where σ
+    is nearer to 1 than ``NEAR`` of the step: some schedules (UniPC's, which Wan ships with) begin at 0.999999."""
 
     def diffusion(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        at = torch.where(sigma >= 1, sigma_next, sigma)
+        at = torch.where(1 - sigma < NEAR * (sigma - sigma_next), sigma_next, sigma)
         return eta * (at / (1 - at)).sqrt()
 
     return diffusion

@@ -9,6 +9,8 @@ import diffusers
 import torch
 
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
+UNIPC = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+"""As Wan is published."""
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 
 
@@ -141,7 +143,7 @@ def wan22() -> tuple[Any, dict[str, Any]]:
 
 def wan22_5b() -> tuple[Any, dict[str, Any]]:
     pipeline = diffusers.WanImageToVideoPipeline(
-        None, None, wan_vae(), EULER(shift=5.0), None, None, wan_transformer(4), expand_timesteps=True
+        None, None, wan_vae(), UNIPC, None, None, wan_transformer(4), expand_timesteps=True
     )
     return pipeline, dict(WAN)
 

@@ -73,8 +73,10 @@ NEAR = 0.01
 
 
 def flow_diffusion(eta: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Flow-GRPO's g = η·√(σ/(1−σ)). At σ = 1, where it diverges, g is taken at the schedule's next σ; and as well where σ
-    is nearer to 1 than ``NEAR`` of the step: some schedules (UniPC's, which Wan ships with) begin at 0.999999."""
+    """Flow-GRPO's g = η·√(σ/(1−σ)). At σ = 1, where it diverges, g is taken at the schedule's next σ.
+
+    So it is where σ is nearer to 1 than ``NEAR`` of the step: UniPC's schedule, which Wan has, begins at 0.999999.
+    """
 
     def diffusion(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
         at = torch.where(1 - sigma < NEAR * (sigma - sigma_next), sigma_next, sigma)

@@ -124,7 +124,8 @@ class Animator:
         footage = track_footage(video, face)
         speech = np.zeros(len(footage) * SAMPLES_PER_FRAME, np.float32)
         if len(speech) < SHORTEST_SECONDS * SAMPLE_RATE:
-            raise BadInput(f"{video} has {len(footage)} frames at 25 fps, too few to dub: a photo is given as --image.")
+            seconds = len(speech) / SAMPLE_RATE
+            raise BadInput(f"{video} lasts {seconds:.2f} s, too short to dub: a photo is given as --image.")
         speech[: len(audio)] = audio[: len(speech)]
         return dubbed(footage, torch.cat(list(self.motion(speech, seed=seed))))
 

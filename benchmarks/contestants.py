@@ -67,8 +67,9 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 CONTROLS = ("sft", "supervised on", "sft tuned")
-PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "three quarters", "rl")
-"""Results of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, and ``rl``."""
+PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "three quarters", "rl_0", "rl")
+"""Results of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, what became of
+seed 0, and ``rl``, the mean of three seeds."""
 PAID = ("crowd", "paid at random", "without crowd_eyes", "without crowd_head", "without crowd_mouth", "without sync")
 """The shipped recipe and what ``shipped.py`` changes in its rewards."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from contestants import STUDIES
-from over_runs import change, holm, paired
+from over_runs import POST_TRAINED, change, holm, paired
 
 from flowportrait.evaluate.compare import Row
 from flowportrait.evaluate.metrics import METRICS
@@ -27,7 +27,7 @@ FIGURES = (
 """Compared and corrected together, per study."""
 BESIDE = ("identity_kept", "spread_lips", "spread_head")
 """Printed, not tested: identity, and how far two performances of the same speech are apart."""
-BASELINE, POST_TRAINED, REAL = "sft", "rl", "real"
+BASELINE, REAL = "sft", "real"
 COMPOSITE = "composite"
 HELD, EVALUATION, SPREAD = "held/", "evaluation/", "/spread"
 

@@ -22,15 +22,27 @@ from flowportrait.evaluate.compare import MIN_PAIRS, Row
 from flowportrait.evaluate.metrics import METRICS
 
 RESAMPLES = 4000
-RUNS, CONTROLS = ("rl", "rl_1", "rl_2"), ("sft_wide", "supervised_on", "paid_at_random")
-"""Systems of ``heldout.py`` that are the shipped recipe from three seeds, and what it is held against."""
-CHANCE, BEYOND = CONTROLS[-1], "rl against paid_at_random"
+POST_TRAINED, RUNS, CHANCE, CHANCE_MEAN = "rl", "three runs", "paid at random", "their mean"
+SYSTEMS = {
+    POST_TRAINED: ("rl",), RUNS: ("rl_0", "rl_1", "rl_2"),
+    "sft wide": ("sft_wide",), "supervised on": ("supervised_on",),
+    CHANCE: ("paid_at_random_0", "paid_at_random_1", "paid_at_random_2"), CHANCE_MEAN: ("paid_at_random",),
+}  # fmt: skip
+"""What ships, the runs that it is the mean of, what they are held against: systems of ``heldout.py``, run by run."""
+OWN_RUNS = f"{POST_TRAINED} against its runs"
+PAIRS = {
+    OWN_RUNS: (POST_TRAINED, RUNS),
+    f"runs against {CHANCE}": (RUNS, CHANCE),
+    f"{POST_TRAINED} against {CHANCE_MEAN}": (POST_TRAINED, CHANCE_MEAN),
+}
+"""What is held against something other than ``sft``. As many runs against as many are paired by seed: the same seed is
+the same prompts and the same noise."""
 POOLED = ("ecs_pooled", "theval")
 """Figures of a whole system, not of its clips."""
 
 
 class Paired(NamedTuple):
-    """A figure of the same clips after ``runs`` runs ``[S, n]`` and before ``[S, n]`` or ``[1, n]``."""
+    """A figure of the same clips after some runs ``[S, n]`` and before, either perhaps one for all ``[1, n]``."""
 
     after: np.ndarray
     before: np.ndarray
@@ -111,39 +123,43 @@ def closed(found: Paired, real: Mapping[str, Row], key: str) -> dict[str, Any]:
 
 
 def headline_runs(folder: Path) -> dict[str, Any]:
-    """``heldout.py``'s two tables: the shipped recipe over its runs, and the controls, all against ``sft``."""
+    """``heldout.py``'s two tables: ``SYSTEMS`` that are there against ``sft``, and ``PAIRS`` against each other."""
     result: dict[str, Any] = {}
     for part in ("speakers", "voices"):
         path = folder / part / "metrics.json"
         found = json.loads(path.read_text()) if path.is_file() else {"clips": {}}
         rows, whole = found["clips"], found.get("metrics", {})
-        runs = [rows[name] for name in RUNS if name in rows]
-        if len(runs) < 2:
+        there = {name: members for name, members in SYSTEMS.items() if all(member in rows for member in members)}
+        if POST_TRAINED not in there or RUNS not in there:
             continue
-        systems = {"rl": runs} | {name: [rows[name]] for name in CONTROLS if name in rows}
-        result[part] = {name: _against(rows, own) for name, own in systems.items()}
-        pooled = dict(result[part])
-        if CHANCE in rows:
-            result[part][BEYOND] = _against(rows, runs, CHANCE)
-        for name, own in pooled.items():
-            members = [whole[member] for member in (RUNS if name == "rl" else (name,)) if member in whole]
-            for key in POOLED:
-                each, before = [member[key]["mean"] for member in members], whole["sft"][key]["mean"]
-                own[key] = {"each": each, "mean": float(np.mean(each)), "before": before}
-                own[key] |= {"real": whole["real"][key]["mean"]} if "real" in whole else {}
+        result[part] = {name: _against(rows, members) | _pooled(whole, members) for name, members in there.items()}
+        for name, (one, other) in PAIRS.items():
+            if one in there and other in there:
+                result[part][name] = _against(rows, there[one], there[other])
     return result
 
 
 def _against(
-    rows: Mapping[str, Mapping[str, Row]], own: Sequence[Mapping[str, Row]], start: str = "sft"
+    rows: Mapping[str, Mapping[str, Row]], own: Sequence[str], starts: Sequence[str] = ("sft",)
 ) -> dict[str, Any]:
+    """Figures clip by clip of some systems, and their change from others."""
     result: dict[str, Any] = {}
     for metric in METRICS:
-        found = paired(own, [rows[start]], metric.key)
+        found = paired([rows[name] for name in own], [rows[name] for name in starts], metric.key)
         if found is not None:
             each = [float(run.mean()) for run in found.after]
             result[metric.key] = change(found) | closed(found, rows.get("real", {}), metric.key) | {"each": each}
     holm(list(result.values()))
+    return result
+
+
+def _pooled(whole: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """Figures of whole systems, and of ``sft`` and real motion."""
+    result: dict[str, Any] = {}
+    for key in POOLED:
+        each = [whole[name][key]["mean"] for name in own]
+        result[key] = {"each": each, "mean": float(np.mean(each)), "before": whole["sft"][key]["mean"]}
+        result[key] |= {"real": whole["real"][key]["mean"]} if "real" in whole else {}
     return result
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--studies", nargs="+", choices=tuple(STUDIES), default=list(STUDIES), help="of those folders")
     parser.add_argument("--posttrained", type=Path, nargs="+", default=[], help="run folders of flowportrait posttrain")
     parser.add_argument("--headline", type=Path, help="folder of heldout.py")
-    parser.add_argument("--seeds", type=Path, help="folder of heldout.py with rl_1, rl_2 and the controls")
+    parser.add_argument("--seeds", type=Path, help="folder of heldout.py with every run and the controls")
     parser.add_argument("--noisy", type=Path, help="noisy.json of noisy.py")
     parser.add_argument("--proxy", type=Path, help="proxy.json of proxy.py")
     parser.add_argument("--output", type=Path, default=FOLDER.parent, help="folder of results.md (default docs)")

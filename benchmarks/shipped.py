@@ -1,11 +1,12 @@
-"""The shipped recipe once more: from other seeds, paid at random, and with one of its rewards left out.
+"""The runs that ``rl`` is the mean of, and the same paid at random or with one reward left out.
 
-    python benchmarks/shipped.py --corpus CORPUS --prompts DIR --output RUNS [--only NAME …] [--seeds 1 2]
+    python benchmarks/shipped.py --corpus CORPUS --prompts DIR --output RUNS [--only NAME …] [--seeds 0 1 2]
         [--iterations 60] [--finish [--heard FILE]]
 
     RUNS/NAME/SEED/run/          the run folder of ``flowportrait posttrain``
     RUNS/NAME/SEED/checkpoint/   its weights, for ``recipes.py --study paid --stage evaluate``
-    RUNS/NAME/SEED/finished/     with --finish: what ``rl`` is made of ``crowd`` by, for ``heldout.py``
+    RUNS/NAME/SEED/finished/     with --finish: for ``heldout.py``; of ``crowd``, from three seeds, ``rl`` is the mean
+                                 (``python -m flowportrait.posttrain.soup RUNS/crowd/*/finished --output rl``)
 
 Finishing is ¼ ``sft`` and ¾ of the run, wider noise for the eyes, then the lips of ``sft`` (``posttrain.graft``).
 ``paid at random`` has the same regions and weights, and its pay knows nothing: what that run becomes is drift.
@@ -41,7 +42,7 @@ def main() -> None:
     for name in ("corpus", "prompts", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=PAID, default=list(PAID))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--finish", action="store_true")
     parser.add_argument("--heard", type=Path, help="what a supervised run remembered, to save listening")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from figures import BESIDE, COMPOSITE, FIGURES, REAL, digits
-from over_runs import BEYOND, CONTROLS, POOLED, gap_closed
+from over_runs import OWN_RUNS, PAIRS, POOLED, POST_TRAINED, RUNS, SYSTEMS, gap_closed
 
 from flowportrait.evaluate.metrics import METRICS
 from flowportrait.evaluate.reference import SHIPPED
@@ -28,19 +28,28 @@ HEADLINE_ROWS = (
 
 
 def runs_table(found: Mapping[str, Any]) -> str:
-    """The shipped recipe over its runs, against ``sft`` and real motion."""
-    lines = [row("", "sft", "rl", "change", "gap to real motion closed", "real"), "|---" * 6 + "|"]
+    """What ships and the runs that it is the mean of, against ``sft`` and real motion."""
+    has_real = any("real" in entry for entry in found[POST_TRAINED].values())
+    heads = ["", "sft", POST_TRAINED, "change", RUNS, "change", OWN_RUNS]
+    heads += ["real", f"gap closed by {POST_TRAINED}"] * has_real
+    lines = [row(*heads), "|---" * len(heads) + "|"]
     for key in _measured(found):
-        own, n = found["rl"][key], digits(key)
-        cells = [f"{own['before']:.{n}f}", _with_interval(own, "mean", "low", "high", n), _change(own, n)]
-        lines.append(row(_label(key), *cells, _share(own, key), f"{own['real']:.{n}f}" if "real" in own else "–"))
+        own, runs, n = found[POST_TRAINED][key], found[RUNS][key], digits(key)
+        cells = [f"{own['before']:.{n}f}"]
+        for entry in (own, runs):
+            cells += [_with_interval(entry, "mean", "low", "high", n), _change(entry, n)]
+        cells.append(_change(found[OWN_RUNS].get(key), n))
+        if has_real:
+            cells += [f"{own['real']:.{n}f}" if "real" in own else "–", _share(own, key)]
+        lines.append(row(_label(key), *cells))
     return "\n".join(lines)
 
 
 def controls_table(found: Mapping[str, Any]) -> str:
-    """What else the same time, or none, brings: changes from ``sft``, and of ``rl`` from who is paid at random."""
-    names = [*(name for name in CONTROLS if name in found), "rl", BEYOND]
-    lines = [row("", *(name.replace("_", " ") for name in names)), "|---" * (len(names) + 1) + "|"]
+    """What else the same time, or none, brings: changes from ``sft``, and of the runs from those paid at random."""
+    controls = (name for name in SYSTEMS if name not in (POST_TRAINED, RUNS))
+    names = [name for name in (*controls, RUNS, *PAIRS) if name in found and name != OWN_RUNS]
+    lines = [row("", *names), "|---" * (len(names) + 1) + "|"]
     for key in _measured(found):
         if key not in POOLED:
             lines.append(row(_label(key), *(_change(found[name].get(key), digits(key)) for name in names)))
@@ -115,7 +124,7 @@ def row(*cells: str) -> str:
 
 
 def _measured(found: Mapping[str, Any]) -> list[str]:
-    return [key for key in HEADLINE_ROWS if key in found["rl"]]
+    return [key for key in HEADLINE_ROWS if key in found[POST_TRAINED]]
 
 
 def _label(key: str) -> str:

@@ -89,6 +89,25 @@ def test_a_gap_that_every_clip_and_run_closes_is_closed_without_doubt() -> None:
     assert (found["closed"], found["closed_low"], found["closed_high"]) == pytest.approx((1, 1, 1))
 
 
+def test_a_mean_of_runs_is_held_against_them_and_runs_against_those_of_the_same_seed(tmp_path: Path) -> None:
+    gains = {"sft": 0.0, "rl": 0.2, "rl_0": 0.0, "rl_1": 0.1, "rl_2": 0.5} | {
+        f"paid_at_random_{seed}": gain for seed, gain in enumerate((-0.1, 0.0, 0.4))
+    }
+    clips = {name: {f"c{i}": {"ecs": 0.1 * i + gain} for i in range(8)} for name, gain in gains.items()}
+    whole = {name: {key: {"mean": 0.5 + gain} for key in over_runs.POOLED} for name, gain in gains.items()}
+    (tmp_path / "voices").mkdir()
+    (tmp_path / "voices" / "metrics.json").write_text(json.dumps({"clips": clips, "metrics": whole}))
+    found = over_runs.headline_runs(tmp_path)["voices"]
+    assert found[over_runs.RUNS]["ecs"]["gap"] == pytest.approx(0.2)
+    assert found[over_runs.RUNS]["ecs"]["gap_low"] < 0.05 < found["rl"]["ecs"]["gap_low"], "the mean is one"
+    assert found[over_runs.OWN_RUNS]["ecs"]["gap"] == pytest.approx(0)
+    beyond = found["runs against paid at random"]["ecs"]
+    assert (beyond["gap_low"], beyond["gap_high"]) == pytest.approx((0.1, 0.1)), "seed by seed"
+    assert over_runs.CHANCE_MEAN not in found, "not measured"
+    assert "| ECS ↑ |" in tables.runs_table(found)
+    assert "paid at random" in tables.controls_table(found).splitlines()[0]
+
+
 def test_what_is_watched_is_compared_performance_by_performance(tmp_path: Path) -> None:
     for name, gain in (("sft", 0.0), ("nft", 0.02), ("awm", -0.02)):
         folder = tmp_path / name / "0"

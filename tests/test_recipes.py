@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flowportrait.config import to_dict
+from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain.advantage import Allocation, extremes
 from flowportrait.posttrain.explore import HistoryRouting
@@ -203,6 +204,8 @@ def test_a_routed_past_changes_what_comes_and_not_what_is_stored() -> None:
             routed.append(latents[:, chunk])
     changed = [chunk for chunk, gap in enumerate(apart) if gap > 1e-6]
     assert changed == [routed.first, routed.first + 1]
+    with pytest.raises(BadInput, match="5 chunks leave no past to explore beyond the 4 nearest: raise frames"):
+        HistoryRouting().session(policy, condition, torch.arange(3), (0, 0))
 
 
 def test_the_guides_own_recipe_raises_its_reward_too(monkeypatch: pytest.MonkeyPatch) -> None:

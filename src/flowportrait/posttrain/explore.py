@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from flowportrait.config import at_least
+from flowportrait.errors import BadInput
 from flowportrait.flow.noise import seed_of
 from flowportrait.generator.arflow import ARFlow, Condition
 from flowportrait.generator.arflow import Session as TrueSession
@@ -30,7 +31,16 @@ class HistoryRouting:
         at_least(self, keep=1, chunks=1)
 
     def session(self, policy: ARFlow, condition: Condition, sample: torch.Tensor, key: tuple[int, ...]) -> TrueSession:
-        """A session whose contexts look at a routed past where they explore."""
+        """A session whose contexts look at a routed past where they explore.
+
+        Raises:
+            BadInput: no chunk has a past beyond what is left alone.
+        """
+        if condition.chunks <= self.keep + 1:
+            raise BadInput(
+                f"{condition.chunks} chunks leave no past to explore beyond the {self.keep} nearest: raise frames or "
+                "lower explore.keep."
+            )
         return RoutedSession(policy, condition, self, sample, key)
 
 

@@ -31,8 +31,8 @@ PHOTO_ONLY = {
 }  # fmt: skip
 """Options and their defaults that shape a performance."""
 
-WHOLE_PICTURE = {"--crop": False, "--size": None}
-"""Options and their defaults that a dubbed video has no use for."""
+FRAMING = {"--crop": False, "--size": None}
+"""Options and their defaults that say how much of a photo is shown."""
 
 SILENT_RMS = 1e-3
 
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     changed = [flag for flag, default in PHOTO_ONLY.items() if _value(options, flag) != default]
     if options.video and changed:
         raise BadInput(f"{changed[0]} works with --image only: a dubbed video keeps its own performance.")
-    cut = [flag for flag, default in WHOLE_PICTURE.items() if _value(options, flag) != default]
+    cut = [flag for flag, default in FRAMING.items() if _value(options, flag) != default]
     if options.video and cut:
         raise BadInput(f"{cut[0]} works with --image only: a dubbed video keeps its own picture.")
     _check_not_read(options)

@@ -126,13 +126,18 @@ def figures(rows: Rows, real: Rows | None) -> str:
 
 
 def gains(found: dict[str, Rows], against: list[str]) -> None:
-    """Print how much more the same videos are worth in one system than in another."""
+    """Print how much more the same videos are worth in one system than in another, and their share of its LSE-C."""
     for base in (name for name in against if name in found):
         for system in (name for name in found if name != base):
-            both = sorted(found[system].keys() & found[base].keys())
-            for name in ("LSE-C", "at 0") if both else ():
-                values = np.array([found[system][stem][name] - found[base][stem][name] for stem in both])
-                print(f"    {system} − {base}, {len(both)} clips  {name} {estimate(values)}")
+            parts = []
+            both = [(rows, found[base][stem]) for stem, rows in found[system].items() if stem in found[base]]
+            for name in ("LSE-C", "at 0", "silent lip"):
+                pairs = [(ours[name], theirs[name]) for ours, theirs in both]
+                change = np.array([ours - theirs for ours, theirs in pairs if None not in (ours, theirs)])
+                parts += [f"{name} {estimate(change)}, {len(change)} clips"] if len(change) else []
+            if both:
+                part = share(*np.array([(ours["LSE-C"], theirs["LSE-C"]) for ours, theirs in both]).T)
+                print(f"    {system} − {base}: " + "; ".join(parts) + f"; share of its LSE-C {part}")
 
 
 def takes(given: argparse.Namespace, material: Material, systems: dict[str, Heard]) -> Iterator[Take]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from flowportrait.cli import main as command
 from flowportrait.errors import BadInput
 from flowportrait.policies.check import check
 from flowportrait.policies.interface import Item, Shown
-from flowportrait.policies.policy import GeneratorPolicy
+from flowportrait.policies.policy import Condition, GeneratorPolicy
 from flowportrait.policies.run import ours_alone, train_generator
 from flowportrait.policies.task import GeneratorTask
 from flowportrait.posttrain.loop import Job
@@ -150,6 +153,31 @@ def test_the_image_of_an_item_is_the_portrait_where_a_reward_compares_with_it(tm
     assert faces[0] is faces[1]
     assert GeneratorTask(items, frozenset({"frames", "places"})).portraits(items) is None
     assert GeneratorTask(items, Identity().needs).portraits([Item("c", "no image")]) is None
+
+
+def test_one_piece_is_not_encoded_while_another_is_decoded() -> None:
+    busy, together = [0], []
+
+    def slowly(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: Any, *given: Any) -> Any:
+            busy[0] += 1
+            together.append(busy[0])
+            time.sleep(0.02)
+            busy[0] -= 1
+            return method(self, *given)
+
+        return run
+
+    policy = GeneratorPolicy(broken(encode=slowly(Sound.encode), decode=slowly(Sound.decode)))
+    items = [Item("a", "one")]
+    condition, latents = Condition(policy.encode(items)), torch.zeros(1, 1, 12)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(policy.encode, items), pool.submit(policy.decode, latents, condition)] * 3
+        asked += [pool.submit(policy.decode, latents, condition), pool.submit(policy.encode, items)]
+        for answer in asked:
+            answer.result()
+    assert together == [1] * 5
+    assert copy.deepcopy(policy).encode(items)[0].shape == (1, 3)
 
 
 def test_nothing_is_wrong_with_what_is_not_broken() -> None:

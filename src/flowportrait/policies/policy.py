@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -67,12 +68,16 @@ class GeneratorPolicy(nn.Module):
         self.networks = nn.ModuleDict(named or {})
         self.keeps_adapters = named is not None
         """Whether adapters are saved by themselves instead of merged into the weights."""
+        # One piece of a rollout is decoded in a thread of its own while the next is encoded, and autoencoders of video
+        # (Wan's) keep what they work on in themselves.
+        self.alone = Lock()
         blocks = [getattr(part, "_no_split_modules", None) or getattr(part, "_repeated_blocks", None) or ()
                   for part in self.networks.values()]  # fmt: skip
         self._no_split_modules = [name for names in blocks for name in names]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GeneratorPolicy:
         # Encoders and autoencoders of a pipeline are frozen: copies share them.
+        memo[id(self.alone)] = self.alone
         if self.networks:
             memo[id(self.generator)] = self.generator
         result = self.__class__.__new__(self.__class__)
@@ -97,7 +102,8 @@ class GeneratorPolicy(nn.Module):
         Raises:
             BadInput: it is no tuple.
         """
-        known = self.generator.encode(items)
+        with self.alone:
+            known = self.generator.encode(items)
         if not isinstance(known, tuple):
             raise BadInput(f"encode returns a {type(known).__name__}: return a tuple of tensors.")
         return each(lambda part: part.detach(), known)
@@ -105,7 +111,8 @@ class GeneratorPolicy(nn.Module):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, condition: Condition) -> Shown:
         """Latents ``[B, 1, D]`` as rewards see them."""
-        return self.generator.decode(latents.reshape(-1, *self.generator.shape), condition.known)
+        with self.alone:
+            return self.generator.decode(latents.reshape(-1, *self.generator.shape), condition.known)
 
     def session(self, condition: Condition) -> AllAtOnce:
         """Start generating."""

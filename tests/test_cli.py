@@ -210,7 +210,8 @@ def test_stopped_in_the_middle_nothing_half_written_stays(
 
 @pytest.mark.slow
 def test_the_program_writes_one_json_object_and_keeps_standard_error_clean(files: Path, tmp_path: Path) -> None:
-    arguments = ["--image", files / "face.png", "--audio", files / "speech.wav", "--output", tmp_path / "o.mp4",
+    cv2.imwrite(str(tmp_path / "me.png"), astronaut()[:300, 60:360, ::-1])
+    arguments = ["--image", tmp_path / "me.png", "--audio", files / "speech.wav", "--output", tmp_path / "o.mp4",
                  "--checkpoint", "sft", "--size", "128", "--crop", "--json"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "flowportrait.cli", "animate", *map(str, arguments)],

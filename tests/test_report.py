@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flowportrait.evaluate.compare import compare
+from flowportrait.evaluate.moving import moving_picture
 from flowportrait.evaluate.report import write_report
 from flowportrait.evaluate.sheets import contact_sheet
 from flowportrait.media.video import write_video
@@ -57,6 +59,18 @@ def test_without_real_footage_the_page_says_so(tmp_path) -> None:
     ).read_text()
     assert "No real footage was given" in page
     assert "<video" not in page.split("</style>")[1].split("<script>")[0]
+
+
+def test_a_moving_picture_shows_videos_beside_each_other_at_their_own_pace(video, tmp_path) -> None:
+    target = tmp_path / "moving.webp"
+    moving_picture([video, video], target, side=64, seconds=0.4)
+    with Image.open(target) as picture:
+        assert picture.size == (128, 64)
+        assert picture.n_frames == 5
+        for number in range(5):
+            picture.seek(number)
+            assert np.abs(np.asarray(picture.convert("RGB"), int) - (40 + 5 * 2 * number)).mean() < 4
+        assert picture.info["duration"] == 80
 
 
 def test_a_contact_sheet_has_a_column_per_frame_even_without_a_face(video) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
+from flowportrait.evaluate.moving import moving_picture
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.evaluate.sheets import contact_sheet
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
@@ -95,6 +96,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
         )
         sheets = [contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
         cv2.imwrite(str(output / "sheet.jpg"), np.vstack(sheets)[..., ::-1])
+        moving_picture([output / "before.mp4", output / "after.mp4"], output / "moving.webp")
     result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(curves), **summary}
     write_json(output / "summary.json", result, indent=2)
     return {"report": str(output / "report.html"), "summary": str(output / "summary.json"), "seconds": seconds}

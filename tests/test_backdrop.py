@@ -13,6 +13,7 @@ from skimage import data
 
 from flowportrait.codec.backdrop import Backdrop
 from flowportrait.codec.contours import FACE_OVAL
+from flowportrait.codec.mesh import N_FACE, HeadMesh
 from flowportrait.codec.renderer import Renderer
 from flowportrait.codec.silhouette import head_weight, matte, person
 from flowportrait.media.portrait import Portrait
@@ -62,7 +63,7 @@ def test_stripes_behind_a_moving_disc_neither_bend_nor_follow(shift: int) -> Non
 def test_hair_that_is_darker_than_the_wall_stays_as_dark_where_it_moves() -> None:
     wall = np.full((SIZE, SIZE, 3), 230, np.uint8)
     wall[SIZE // 2, 70:98] = 20
-    thin = np.where(np.abs(HERE[..., 1] - SIZE // 2) < 4, np.float32(0.1), np.float32(0)) * (HERE[..., 0] > 60)
+    thin = np.where(np.abs(HERE[..., 1] - SIZE // 2) < 4, np.float32(0.4), np.float32(0)) * (HERE[..., 0] > 60)
     lifted = Backdrop(wall, thin).at(HERE + np.float32([0, 3]))
     assert lifted[SIZE // 2 - 3, 75:90].max() < 40
     assert lifted[SIZE // 2, 75:90].min() > 200, "its place is wall again"
@@ -115,3 +116,19 @@ def test_a_head_that_leans_leaves_the_flag_behind_it_straight() -> None:
     free = (cv2.dilate(share, np.ones((9, 9))) == 0) & (cv2.dilate(moved, np.ones((9, 9))) == 0)
     assert free[:256].mean() > 0.2
     assert np.abs(frame - portrait.crop)[:256][free[:256]].max() <= 1
+
+
+def test_hair_under_the_pictures_top_comes_down_whole_and_hair_that_it_cuts_off_stays() -> None:
+    portrait = astronaut()
+    mask = person(portrait.crop, portrait.landmarks)
+    weight = head_weight(mask, portrait.landmarks, 512, free_top=True)
+    sunk = portrait.landmarks + np.array([0, 12, 0], np.float32)
+    under, through = (
+        HeadMesh(portrait.crop, portrait.landmarks, weight, free_top=True, cut_off=np.full(256, cut))
+        for cut in (False, True)
+    )
+    above_the_face = (np.abs(under.source[N_FACE:] - [portrait.landmarks[10, 0], 16]) < 20).all(1)
+    down = [(mesh(sunk)[N_FACE:, 1] - mesh.source[N_FACE:, 1])[above_the_face] for mesh in (under, through)]
+    assert np.abs(down[0] - 12).max() < 1
+    assert down[1].min() < 1
+    assert down[1].mean() < 8

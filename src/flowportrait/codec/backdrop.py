@@ -17,14 +17,14 @@ from flowportrait.codec.warp import Enlarged
 _FILLED = 160
 """Side at which the colours behind the person are guessed: only a crescent of them is ever seen."""
 
-_CLEAR = 0.016
+_CLEAR = 0.008
 """Share of the side by which the guess begins outside the matte, so that no hair is spread over it."""
 
 _GRAIN, _GRAIN_DEPTH = 0.01, 0.05
 """Finer detail than this share of the side is carried over from the mirror image beyond the outline, this far in."""
 
-_THIN = 20
-"""Where less than a twentieth of a pixel is the person, the photo itself begins to stand for what is behind."""
+_GUESSED = 2.5
+"""The guess stands alone where over 1 / 2.5 of a pixel is the person; with less, the photo shows what is behind."""
 
 
 class Backdrop:
@@ -64,7 +64,7 @@ def _behind(picture: np.ndarray, matte: np.ndarray) -> np.ndarray:
     led_in = cv2.inpaint(small, unknown, 3, cv2.INPAINT_TELEA)
     led_in = cv2.resize(led_in, (size, size), interpolation=cv2.INTER_CUBIC)
     guess = (led_in + _grain(picture, hidden)).clip(0, 255)
-    share = np.clip(_THIN * matte, 0, 1)[..., None]
+    share = np.clip(_GUESSED * matte, 0, 1)[..., None]
     return np.round(picture + share * (guess - picture)).astype(np.uint8)
 
 

@@ -30,7 +30,8 @@ _HIDDEN = 0.03
 _TURNED_AWAY = 0.25
 _STILL = 0.01
 _TOP = 0.07
-"""Share of the picture's height over which what is near its top does not sink: there is nothing above to come down."""
+"""Share of the picture's height over which hair that its top cuts off does not sink: there is nothing above to come
+down."""
 
 
 @lru_cache(maxsize=1)
@@ -65,12 +66,14 @@ class HeadMesh:
 
     ``source`` ``[V, 2]`` are the vertices' places in the crop, ``triangles`` ``[F, 3]`` int32; calling the
     mesh with target landmarks gives the vertices' new places. weight: the head weight, any square size;
-    found in the crop by default. free_top: the crop ends there because the picture does.
+    found in the crop by default. free_top: the crop ends there because the picture does. cut_off: where along its top
+    it cuts through the person ``[n]`` bool; everywhere by default.
     """
 
     def __init__(
-        self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None, free_top: bool = False
-    ) -> None:
+        self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None, free_top: bool = False,
+        cut_off: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         size = crop.shape[0]
         self.landmarks = landmarks.astype(np.float64)
         self._flatter = _flatten_hidden(self.landmarks[:N_FACE])
@@ -98,8 +101,9 @@ class HeadMesh:
             edge = np.minimum(size - 1 - grid, grid[:, :1]).min(1)
         fade = (fade - _STILL).clip(0) / (1 - _STILL)
         self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
-        near_top = np.clip(grid[:, 1] / (_TOP * size), 0, 1)
-        self._sinks = near_top * near_top * (3 - 2 * near_top) if free_top else np.ones(len(grid))
+        near_top = _distance_to_cut(grid, size, cut_off) / (_TOP * size) if free_top else np.ones(len(grid))
+        near_top = near_top.clip(0, 1)
+        self._sinks = near_top * near_top * (3 - 2 * near_top)
         self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
         self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
         self._height, self._behind = height, height * 0.05
@@ -140,6 +144,16 @@ class HeadMesh:
             cv2.fillConvexPoly(face, triangle, 1)
         middle = np.round(points[triangles].mean(1)).astype(int).clip(0, np.array(face.shape[::-1]) - 1)
         return number[triangles[outer | (face[middle[:, 1], middle[:, 0]] == 0)]].astype(np.int32)
+
+
+def _distance_to_cut(points: np.ndarray, size: int, cut_off: np.ndarray | None) -> np.ndarray:
+    """Px ``[N]`` from points ``[N, 2]`` to where the picture's top cuts through the person."""
+    if cut_off is None:
+        return points[:, 1]
+    columns = (np.flatnonzero(cut_off) + 0.5) * size / len(cut_off)
+    if not len(columns):
+        return np.full(len(points), np.inf)
+    return np.hypot(np.abs(points[:, :1] - columns).min(1), points[:, 1])
 
 
 def facing_camera(points: np.ndarray) -> np.ndarray:

@@ -19,7 +19,9 @@ _SEEN = 256
 
 _SIDE = 160
 _BAND = 0.075
-_BORDER = 0.07
+_BORDER, _TOUCHING = 0.07, 3.0
+"""Share of the side over which a person at the crop's border comes to rest; how near to it that is, in pixels."""
+
 _NECK = 0.62
 _EDGE = 0.012
 """Share of the crop's side over which the matte ends, beyond the outline."""
@@ -85,7 +87,8 @@ def matte(mask: np.ndarray, size: int) -> np.ndarray:
 
 def head_weight(mask: np.ndarray, landmarks: np.ndarray, size: int, free_top: bool = False) -> np.ndarray:
     """How much each pixel of a crop of side ``size`` moves with the head: ``[160, 160]`` float32 in [0, 1], for its
-    person's mask and landmarks in its pixels; nothing at the crop's border, but at its top with ``free_top``."""
+    person's mask and landmarks in its pixels; nothing on the crop's border and near where the person crosses it, except
+    at its top with ``free_top``."""
     points = landmarks[:, :2] * (_SIDE / size)
     inside = cv2.resize(mask, (_SIDE, _SIDE), interpolation=cv2.INTER_NEAREST)
     outside = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5) - 2 * _EDGE * _SIDE
@@ -101,7 +104,9 @@ def head_weight(mask: np.ndarray, landmarks: np.ndarray, size: int, free_top: bo
     neck = _smoothstep(1 - (below - start) / (_NECK * height))
     edge = np.minimum(np.minimum(xs, _SIDE - 1 - xs), _SIDE - 1 - ys)
     edge = edge if free_top else np.minimum(edge, ys)
-    border = _smoothstep(edge / (_BORDER * _SIDE))
+    # Only a person who goes on beyond the crop is held there; a wall stays by itself.
+    held = ((edge == 0) & (outside < _TOUCHING - 2 * _EDGE * _SIDE)).astype(np.uint8)
+    border = _smoothstep(cv2.distanceTransform(1 - held, cv2.DIST_L2, 5) / (_BORDER * _SIDE)) if held.any() else 1.0
     return cv2.GaussianBlur((near * neck * border).astype(np.float32), (0, 0), 1.5) * (edge > 0)
 
 

@@ -7,7 +7,8 @@ import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The certificate that videos are signed with is made in the user's configuration folder: not in the real one.
-os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="flowportrait-tests-")
+_CONFIG = tempfile.TemporaryDirectory(prefix="flowportrait-tests-")
+os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
 
 import torch
 from hypothesis import settings

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The certificate that videos are signed with is made in the user's configuration folder: not in the real one.
-_CONFIG = tempfile.TemporaryDirectory(prefix="flowportrait-tests-")
-os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="flowportrait-tests-")
 
 import torch
 from hypothesis import settings
 
+atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 # A busy machine is no reason to fail.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")

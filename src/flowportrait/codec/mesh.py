@@ -66,14 +66,17 @@ class HeadMesh:
 
     ``source`` ``[V, 2]`` are the vertices' places in the crop, ``triangles`` ``[F, 3]`` int32; calling the
     mesh with target landmarks gives the vertices' new places. weight: the head weight, any square size;
-    found in the crop by default. free_top: the crop ends there because the picture does. cut_off: where along its top
-    it cuts through the person ``[n]`` bool; everywhere by default.
+    found in the crop by default. cut_off: of a crop that ends at the top because the picture does, where along it that
+    cuts through the person, ``[n]`` bool; None where the picture goes on.
     """
 
     def __init__(
-        self, crop: np.ndarray, landmarks: np.ndarray, weight: np.ndarray | None = None, free_top: bool = False,
+        self,
+        crop: np.ndarray,
+        landmarks: np.ndarray,
+        weight: np.ndarray | None = None,
         cut_off: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         size = crop.shape[0]
         self.landmarks = landmarks.astype(np.float64)
         self._flatter = _flatten_hidden(self.landmarks[:N_FACE])
@@ -88,7 +91,7 @@ class HeadMesh:
         depth = self._blend @ outline[:, 2]
         self._grid = np.column_stack([grid, depth])
         if weight is None:
-            weight = head_weight(person(crop, landmarks), landmarks, size, free_top)
+            weight = head_weight(person(crop, landmarks), landmarks, size, free_top=cut_off is not None)
         shrunk = (grid * weight.shape[0] / size).astype(np.float32)
         self._weight = cv2.remap(
             weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -97,12 +100,11 @@ class HeadMesh:
         self._weight = (self._weight - _STILL).clip(0) / (1 - _STILL)
         fade = np.exp(-((distance.min(1) / (_REACH * height)) ** 2))
         edge = np.minimum(grid, size - 1 - grid).min(1)
-        if free_top:
+        if cut_off is not None:
             edge = np.minimum(size - 1 - grid, grid[:, :1]).min(1)
         fade = (fade - _STILL).clip(0) / (1 - _STILL)
         self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
-        near_top = _distance_to_cut(grid, size, cut_off) / (_TOP * size) if free_top else np.ones(len(grid))
-        near_top = near_top.clip(0, 1)
+        near_top = (_distance_to_cut(grid, size, cut_off) / (_TOP * size)).clip(0, 1)
         self._sinks = near_top * near_top * (3 - 2 * near_top)
         self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
         self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
@@ -148,11 +150,9 @@ class HeadMesh:
 
 def _distance_to_cut(points: np.ndarray, size: int, cut_off: np.ndarray | None) -> np.ndarray:
     """Px ``[N]`` from points ``[N, 2]`` to where the picture's top cuts through the person."""
-    if cut_off is None:
-        return points[:, 1]
-    columns = (np.flatnonzero(cut_off) + 0.5) * size / len(cut_off)
-    if not len(columns):
+    if cut_off is None or not cut_off.any():
         return np.full(len(points), np.inf)
+    columns = (np.flatnonzero(cut_off) + 0.5) * size / len(cut_off)
     return np.hypot(np.abs(points[:, :1] - columns).min(1), points[:, 1])
 
 

@@ -62,7 +62,7 @@ class Renderer:
         free_top = _ends_at_top(portrait)
         mask = person(crop, landmarks)
         weight = head_weight(mask, landmarks, crop.shape[0], free_top)
-        self._mesh = HeadMesh(crop, landmarks, weight, free_top, cut_off=mask[0] > 0)
+        self._mesh = HeadMesh(crop, landmarks, weight, cut_off=mask[0] > 0 if free_top else None)
         self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0], free_top=free_top)
         self._eyes = [Eye(crop, landmarks, side) for side in range(len(EYES))]
         self.mouth: Interior = Mouth(crop, landmarks)

@@ -33,6 +33,7 @@ from flowportrait.posttrain.plan import EveryStep
 from flowportrait.posttrain.recipes import CARDS, named
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.identity import Identity
+from flowportrait.training.adapter import Lora
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,14 @@ def test_the_example_passes_the_check_on_the_command_line(prompts: Path, capsys:
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["encode", "velocity", "condition", "replay", "gradient", "decode", "delivery"]
     assert command(["policy", "check", name]) == 2
-    assert "needs an audio" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "needs an audio" in said
+    assert "it was tried on two texts alone" in said
     assert command(["posttrain", "--policy", name, "--output", str(prompts / "run")]) == 2
     assert "--policy needs --prompts" in capsys.readouterr().err
+    wanted = ["--prompts", str(prompts), "--output", str(prompts / "run"), "--recipe", "kvpo"]
+    assert command(["posttrain", "--policy", "no.such:Generator", *wanted]) == 2, "refused before it is looked for"
+    assert "kvpo needs a history of chunks" in capsys.readouterr().err
 
 
 class Sound(nn.Module):
@@ -143,6 +149,26 @@ def test_recipes_that_need_more_than_three_methods_say_so(tmp_path: Path) -> Non
     own = {name for name, card in CARDS.items() if ours_alone(card.recipe)}
     real = {"exemplar-ratio", "exemplar-awm", "exemplar-dpo", "sync-dpo"}
     assert own == real | {"nft-regions", "kvpo", "vipo", "distil"}
+
+
+@pytest.mark.parametrize("lora", [None, Lora(2, 2, ("layer",))])
+def test_a_run_goes_on_with_the_weights_that_it_left_as_they_were_and_no_others(
+    lora: Lora | None, tmp_path: Path
+) -> None:
+    recipe = replace(named("flow-grpo"), iterations=1, groups=1, group_size=2, lora=lora)
+
+    def train(bias: float) -> None:
+        generator = Sound()
+        torch.nn.init.constant_(generator.layer.bias, bias)
+        train_generator(generator, recipe, [Item("a", "one")], Job(tmp_path, "Sound", resume=True), Composite((), {}))
+
+    train(0.1)
+    train(0.1)
+    if lora:
+        with pytest.raises(BadInput, match="begun with another starting checkpoint: resume with it, or choose"):
+            train(0.1001)
+    else:
+        train(0.1001)
 
 
 def test_the_image_of_an_item_is_the_portrait_where_a_reward_compares_with_it(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def register(commands: Commands) -> None:
     add = commands.add_parser("policies", aliases=["policy"], help="other generators that can be post-trained")
     add.add_argument("action", nargs="?", choices=("list", "memory", "check"), default="list")
     add.add_argument("name", nargs="*", help="what to check, or the models to count")
-    add.add_argument("--prompts", type=Path, help="check: items to try it on, as for posttrain (two are best)")
+    add.add_argument("--prompts", type=Path,
+                     help="check: items to try it on, as for posttrain (two are best; default: two texts)")
     add.add_argument("--policy-set", nargs="+", action="extend", default=[], metavar="key=value")
     add.add_argument("--bf16", action="store_true", help="load weights in bfloat16")
     add.add_argument("--json", action="store_true", help="print one JSON object")
@@ -60,8 +61,14 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
 
     items = read_items(options.prompts)[:2] if options.prompts else [Item("one", "A face."), Item("two", "A street.")]
     found = check(load_policy_generator(options.name[0], options.policy_set, options.bf16), items)
-    if not found[-1].holds:
-        raise BadInput(f"{options.name[0]}: {found[-1].sentence}")
+    last = found[-1]
+    if not last.holds and last.name == "encode" and not options.prompts:
+        raise BadInput(
+            f"{options.name[0]}: {last.sentence.removesuffix('.')}; it was tried on two texts alone: if it needs "
+            "images or speech, give some with --prompts."
+        )
+    if not last.holds:
+        raise BadInput(f"{options.name[0]}: {last.sentence}")
     return {finding.name: finding.sentence for finding in found}
 
 

@@ -59,7 +59,7 @@ def _another(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.errors import BadInput
     from flowportrait.policies.items import read_items
     from flowportrait.policies.loading import load_policy_generator
-    from flowportrait.policies.run import train_generator
+    from flowportrait.policies.run import check_fits, train_generator
     from flowportrait.posttrain.run import Job, resolve
 
     if options.prompts is None or options.pairs or options.held_out or options.exemplars:
@@ -68,6 +68,7 @@ def _another(options: argparse.Namespace) -> dict[str, Any]:
     # Half-precision weights round as autocast does: replayed noise is compared accordingly.
     changes = [*(["autocast=bf16"] if options.bf16 else []), *options.changes]
     recipe = resolve(options.recipe, options.iterations, changes)
+    check_fits(recipe)  # a model may take minutes to load
     generator = load_policy_generator(options.policy, options.policy_set, options.bf16)
     job = Job(options.output, options.policy, options.resume, track=options.track)
     return {"checkpoint": str(train_generator(generator, recipe, items, job))}

@@ -51,10 +51,12 @@ def pages() -> dict[str, str]:
 def _page(name: str, claims: list[str]) -> str:
     card = CARDS[name]
     settings = json.dumps(to_dict(card.recipe), indent=2)
-    verified = [f"* {claim}" for claim in claims] or ["No claim of its own: what all recipes must pass, it passes."]
+    tested = [f"* {claim}" for claim in claims] or ["No claim of its own: what all recipes must pass, it passes."]
+    why = [f"| `{setting}` | {card.settings.get(setting, '')} | {because} |" for setting, because in card.why.items()]
     return "\n".join([
         f"# {name}", "", card.source, "", "```", card.equation.strip(), "```", "", "## From the paper", "", card.paper,
-        "", "## Our reading", "", card.reading, "", "## What is verified", "", *verified, "",
+        "", f"Seen where: {card.verified}", "", "## Our reading", "", card.reading, "", "## Why it is set so", "",
+        "| setting | value | why |", "|---|---|---|", *why, "", "## What is verified", "", *tested, "",
         "And [what every recipe must pass](index.md).", "", "## Run it", "", "```bash",
         f"flowportrait posttrain --recipe {name} --prompts DIR --output RUN", "```", "", "## Settings", "", "```json",
         settings, "```", "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowportrait.cli import main
 from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
@@ -56,11 +58,27 @@ def test_every_recipe_raises_its_reward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_says_where_a_recipe_is_from_and_what_is_ours(name: str) -> None:
+def test_a_card_says_where_a_recipe_is_from_what_was_seen_what_is_ours_and_why(name: str) -> None:
     card = CARDS[name]
     assert card.name == name
-    assert all(len(part) > 12 for part in (card.source, card.equation, card.paper, card.reading))
+    assert all(len(part) > 12 for part in (card.source, card.equation, card.paper, card.verified, card.reading))
     assert to_dict(card.recipe)["name"] == name
+    of = {setting: {why for why in card.why if f"{setting}.".startswith(f"{why}.")} for setting in card.settings}
+    assert [setting for setting in card.chosen if not of[setting]] == []
+    assert set(card.why) == set().union(*of.values())
+
+
+def test_a_card_is_listed_and_shown_with_its_values_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert main(["recipes", "show", "longcat-grpo"]) == 0
+    shown = capsys.readouterr().out
+    card = CARDS["longcat-grpo"]
+    assert all(part in text for part in (card.source, card.verified, card.reading) for text in (listed, shown))
+    assert "plan.shared: True, the paper's" in shown
+    assert len(re.findall(r"^    verified: ", listed, re.M)) == len(CARDS)
+    assert main(["recipes", "show", "longcat-grpo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["why"] == card.why
 
 
 def finished(run: Trainer) -> Trajectory:

@@ -19,7 +19,7 @@ def register(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All recipes with their sources, or one with its equation and every default.
+    """All recipes with their sources, or one with its equation, every default and why.
 
     Raises:
         BadInput: no such recipe, or ``show`` without a name.
@@ -29,17 +29,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.posttrain.recipes import CARDS, named
 
     if options.action == "list":
-        return {name: card.source for name, card in CARDS.items()}
+        listed = {
+            name: {"source": card.source, "verified": card.verified, "our reading": card.reading}
+            for name, card in CARDS.items()
+        }
+        return listed if options.json else {name: _indented(parts) for name, parts in listed.items()}
     if options.name is None:
         raise BadInput(f"flowportrait recipes show needs a name: {', '.join(CARDS)}.")
-    recipe = named(options.name)
-    card = CARDS[recipe.name]
-    settings = to_dict(recipe)
+    card = CARDS[named(options.name).name]
+    settings = to_dict(card.recipe)
+    why = {name: _given(card.settings, name) + because for name, because in card.why.items()}
     return {
         "name": card.name,
         "source": card.source,
         "equation": card.equation if options.json else "\n    " + card.equation.strip().replace("\n", "\n    "),
         "from the paper": card.paper,
+        "verified": card.verified,
         "our reading": card.reading,
+        "why": dict(card.why) if options.json else _indented(why),
         "settings": settings if options.json else "\n" + json.dumps(settings, indent=2),
     }
+
+
+def _indented(parts: dict[str, str]) -> str:
+    return "".join(f"\n    {name}: {text}" for name, text in parts.items())
+
+
+def _given(settings: dict[str, Any], name: str) -> str:
+    """The value of a setting in front of its reason; of a part with settings of its own nothing."""
+    return f"{settings[name]}, " if name in settings else ""

@@ -14,5 +14,11 @@ CARD = Card(
         "Rollouts share their past up to forks; leaf rewards flow upward as means and are normalised per "
         "depth."
     ),
+    verified="Splits, means of leaves and normalising per depth in the authors' code.",
     reading="Forks are denoising steps of chunks, two per rollout, four branches each; no pruning.",
+    why={
+        "plan.forks": "sixteen leaves by two forks of four",
+        "plan.elsewhere": "the method",
+        "eta": "siblings differ from a fork on only, so it should matter",
+    },
 )

@@ -13,5 +13,10 @@ CARD = Card(
         "Fresh noise replaces part of the predicted noise, so that rollouts carry no more noise than their "
         "level says."
     ),
+    verified="The kernel and its log-probability in other authors' code; not the paper itself.",
     reading="Over the flow-grpo objective with exact log-ratios; the authors drop the variance from theirs.",
+    why={
+        "kernel": "the method",
+        "eta": "0.9, which others take, contracts what is drawn more",
+    },
 )

@@ -31,9 +31,24 @@ u = (x_s' - x_s) / (s' - s),   x_s' = teacher's many guided steps from x_s
 L = [r_teacher > r_student] exp(A / tau) |v(x_s, s) - u|^2
 """,
     paper="Weights exp(reward); a gate that lets only the better teacher teach; training on one's own rollouts.",
+    verified="Weights and rollouts in the papers or their code; of RATS the abstract.",
     reading=(
         "Regression on the teacher's way from the same noise in the place of distribution matching: chunks are small "
         "enough for it, and it needs no critic. The teacher is guided and the student is not, so that guidance is "
         "distilled as well. Rewards that read motion alone; plan.steps is what the student is delivered with."
     ),
+    why={
+        "plan.steps": "what the student is delivered with",
+        "plan.keep_path": "the teacher starts where the student stood",
+        "teacher": "eight guided steps, two witnesses",
+        "rewards": "motion alone is read: nothing needs drawing",
+        "groups": "a rollout is learned from often",
+        "group_size": "the same",
+        "updates": "the same",
+        "epochs": "the same",
+        "frames": "six seconds, so that the past is the student's own",
+        "learning_rate": "regression bears more than a ratio",
+        "ema": "a long average",
+        "iterations": "students catch up within a few, docs/few-steps.md",
+    },
 )

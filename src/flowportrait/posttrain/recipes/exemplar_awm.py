@@ -20,5 +20,11 @@ CARD = Card(
     source="PortraitGen, 2606.26930",
     equation="as awm, with the real clip as one more sample: noised directly, it needs no path and no ratio",
     paper=("Real examples, inverted, stand among the samples of a group; dual reward, no reconstruction loss."),
+    verified="The abstract, and what one reader notes of the paper.",
     reading=("No inversion where none is needed: the forward process noises the real clip as it noises samples."),
+    why={
+        "exemplars": "the method",
+        "frames": "real clips are short",
+        "learning_rate": "as in awm",
+    },
 )

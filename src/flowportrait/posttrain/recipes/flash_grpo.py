@@ -21,5 +21,13 @@ CARD = Card(
         "All samples of a prompt share one stochastic step from the first half; the gradient is rectified by "
         "1/k(t)."
     ),
+    verified="One step per group, its rectification and settings in the authors' code.",
     reading="Flow-SDE noise instead of the paper's linear schedule of s, so that kernels stay exchangeable.",
+    why={
+        "eta": "Flow-GRPO's: one noisy step must tell siblings apart",
+        "same_start": "ours: siblings then differ by the one step's noise alone",
+        "plan.among": "the first half, as the paper's ten of twenty",
+        "objective.step_weight": "the paper's 1/k",
+        "objective.kl_weight": "the paper has none",
+    },
 )

@@ -22,9 +22,18 @@ L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
         "Branches differ by which older entries of the history cache they see, from shared noise along the "
         "ODE; the replay sees the true cache; discrete KL."
     ),
+    verified="Routing, energies, clip and settings in the authors' code.",
     reading=(
         "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. A branch is compared "
         "with the mean of its siblings, where the paper compares with one that did not explore. tau and the KL "
         "weight are set for 120-number latents."
     ),
+    why={
+        "plan.keep_path": "the way a branch went is what is learned",
+        "explore": "the authors': four kept, five routed",
+        "same_start": "the authors'",
+        "group_size": "the authors' eight branches",
+        "groups": "96 clips an iteration",
+        "objective.clip_low": "the authors' 0.9 … 1.2",
+    },
 )

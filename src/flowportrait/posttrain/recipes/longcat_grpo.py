@@ -20,5 +20,17 @@ CARD = Card(
         "Same start in a group, one early SDE step with s capped in the drift as well, largest-std "
         "normalisation per reward, reweighted policy loss."
     ),
+    verified="All of it in the paper's section 3.3 and appendix A.1.",
     reading="The paper reweights the KL too; a KL in velocity space is what that amounts to.",
+    why={
+        "kernel": "the paper's",
+        "eta": "the paper's",
+        "same_start": "the paper's",
+        "plan.shared": "the paper's",
+        "plan.among": "the first three of six; the paper has the first six of sixteen",
+        "credit.std": "the paper's",
+        "objective.step_weight": "the paper's, up to a constant",
+        "objective.kl_weight": "the paper's",
+        "objective.kl_space": "what the reweighted KL is, up to a factor of 1.1",
+    },
 )

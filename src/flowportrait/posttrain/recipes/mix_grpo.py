@@ -14,8 +14,14 @@ CARD = Card(
     source="MixGRPO, 2507.21802",
     equation="as flow-grpo, noise and gradient only in a window of steps that slides from high to low noise",
     paper="A window of SDE steps moves progressively, the ODE runs outside it, gradients only inside.",
+    verified="Window, strategies and gains in the paper and the authors' code; eta and width from memory.",
     reading=(
         "Two of six steps; the window moves every ten iterations and begins again at the top, so that short "
         "runs see all of it."
     ),
+    why={
+        "eta": "remembered of the paper: noise in two steps must do what noise in five does",
+        "plan.width": "a third of the steps; the paper's four of 25 would be one",
+        "objective.kl_weight": "none that we know of in the paper",
+    },
 )

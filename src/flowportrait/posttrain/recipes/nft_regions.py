@@ -33,9 +33,24 @@ CARD = Card(
     source="DiffusionNFT, 2509.16117, with regions after ViPO, 2511.18719",
     equation="as nft, with r and the two errors per region: mouth, eyes, head;   A[region] = sum of what pays it",
     paper="NFT as in nft; ViPO's point, that a place should answer for what is seen there.",
+    verified="NFT as in nft; of ViPO the abstract.",
     reading=(
         "Rewards that read motion alone, so that an iteration costs 4 s on one core; small batches, many of them, and "
         "a long average of the weights against their noise. Sync pays the mouth; mouth, eyes and head are each paid "
         "for making the batch more like a crowd of real people. One piece: a crowd is scored whole."
     ),
+    why={
+        "old": "as in nft",
+        "groups": "small batches, many of them",
+        "group_size": "the same",
+        "updates": "the same",
+        "pieces": "a crowd is scored whole",
+        "learning_rate": "with the long average below, over nft's",
+        "ema": "the average of fifty updates: small batches are noisy",
+        "rewards": (
+            "motion alone is read, so that an iteration costs 4 s of one core; weights by trial, "
+            "docs/results.md"
+        ),
+        "allocation.regions": "each reward pays what it looks at",
+    },
 )

@@ -1,4 +1,4 @@
-"""Objective-wise credit over steps."""
+"""Objective-aware credit over steps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ CARD = Card(
     ),
     source="after OTCA, 2604.19234",
     equation="A[i, n, r] = sum over rewards of A_reward[i, n] (1 + t_reward (2 s_r - 1))",
-    paper="Reward weights vary over denoising steps.",
+    paper="Denoising steps have weights of their own, and the weights of rewards vary over them.",
+    verified="The abstract alone.",
     reading=(
-        "The paper's weights are not published with it; ours are linear in the noise level: what a clip does "
-        "is decided early, how exactly it does it late."
+        "The paper estimates its weights by formulas that were not at hand; ours are linear in the noise level: what "
+        "a clip does is decided early, how exactly it does it late."
     ),
+    why={
+        "allocation.steps": "half as much again at one end, half as much at the other; not tuned",
+    },
 )

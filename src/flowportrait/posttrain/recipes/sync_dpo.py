@@ -27,8 +27,17 @@ CARD = Card(
         "The loser is the winner itself, distorted in time by rule, made on the fly, from coarse to subtle: no "
         "annotator and no sampling."
     ),
+    verified="The abstract alone.",
     reading=(
         "Shifts of 8 down to 2 frames, time-warps, swapped segments; both clips go on from the frame that they "
         "really followed, and only the mouth is compared, so that what is learned is timing."
     ),
+    why={
+        "given": "the method",
+        "allocation.regions": "timing is in the lips",
+        "group_size": "a clip and its damage",
+        "groups": "many cheap pairs",
+        "frames": "a real clip of 28 has room for a shift of 8",
+        "learning_rate": "as in flow-dpo",
+    },
 )

@@ -17,8 +17,15 @@ CARD = Card(
         "One stochastic branch on a deterministic path, credit to that step, weights proportional to its "
         "noise."
     ),
+    verified="At second hand: no code was to be had.",
     reading=(
-        "The fork is a step of one chunk: later chunks share their initial noise, so that the difference is "
-        "the fork's own. Of lip sync, the fork's own chunk counts 70 % (credit.dense) and the whole clip the rest."
+        "The fork is a step of one chunk: later chunks share their initial noise, so that the difference is the fork's "
+        "own. The paper credits it with the difference of the whole sample's reward; here a reward that knows when it "
+        "was earned (lip sync) pays 70 % (credit.dense) for the fork's own chunk and the rest for the whole clip. "
+        "credit.dense=0 is the paper's."
     ),
+    why={
+        "eta": "one fork alone tells siblings apart",
+        "objective.step_weight": "the paper's s, for more is explored there",
+    },
 )

@@ -11,8 +11,12 @@ CARD = Card(
     source="after ViPO, 2511.18719",
     equation="A[i, n, p] = sum of the rewards that region p is paid by;   one ratio per region",
     paper="Latent positions get advantages of their own.",
+    verified="The abstract alone.",
     reading=(
         "The paper weighs positions by variance of backbone features; a motion latent knows what it moves, so "
         "regions are named: lip sync pays the mouth's numbers only."
     ),
+    why={
+        "allocation.regions": "lips are what sync looks at",
+    },
 )

@@ -42,9 +42,10 @@ from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.retouch_net import Windows
-from flowportrait.media.face import bridge
+from flowportrait.media.crop import apply_affine
+from flowportrait.media.face import bridge, yaw
 from flowportrait.media.image import read_image
-from flowportrait.media.portrait import Portrait, apply_affine, yaw
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames, write_video
 
 NEAR = 4

@@ -42,7 +42,7 @@ from flowportrait.codec.mesh import N_FACE
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.renderer import Renderer
 from flowportrait.codec.self_reenactment import own_motion
-from flowportrait.media.portrait import apply_affine
+from flowportrait.media.crop import apply_affine
 
 _GRID = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), -1).astype(np.float32)
 _FINER = 2

@@ -44,10 +44,11 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.face_film import WIDTH, framed, framing, patches, pictures
 from flowportrait.generator.patch_flow import PatchFlow, hear
 from flowportrait.generator.perform import perform
+from flowportrait.media.crop import sample_crop
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
-from flowportrait.media.portrait import Portrait, sample_crop
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS, write_video
 
 CENTRAL = 2.0 / WIDTH

@@ -33,8 +33,9 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.media.align import to_canonical
+from flowportrait.media.crop import apply_affine, crop_transform
 from flowportrait.media.mel import level, log_mel
-from flowportrait.media.portrait import Portrait, apply_affine, crop_transform
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.posttrain.drawing import Drawing
 from flowportrait.reward.composite import Composite

@@ -16,10 +16,11 @@ from skimage import data
 
 from flowportrait.errors import BadInput
 from flowportrait.media import portrait as portrait_module
-from flowportrait.media.crop import feather, paste_back, photo_square
+from flowportrait.media.crop import apply_affine, crop_transform, feather, paste_back, photo_square
+from flowportrait.media.face import yaw
 from flowportrait.media.image import read_image
 from flowportrait.media.occlusion import mouth_covered
-from flowportrait.media.portrait import Portrait, apply_affine, crop_transform, yaw
+from flowportrait.media.portrait import Portrait
 
 
 @lru_cache
@@ -158,6 +159,18 @@ def test_a_profile_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     found_as(monkeypatch, (astronaut().landmarks - 200) @ turn.T + 200)
     with pytest.raises(BadInput, match="degrees away: give a photo that shows both eyes"):
         Portrait.from_image(data.astronaut(), name="profile.jpg")
+
+
+@pytest.mark.parametrize("quarters", [1, 3])
+def test_a_photo_that_lies_on_its_side_is_refused_in_one_sentence(
+    quarters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sideways = np.ascontiguousarray(np.rot90(data.astronaut(), quarters))
+    with pytest.raises(BadInput, match=r"in me\.jpg lies on its side, by \d+ degrees: rotate the photo upright"):
+        Portrait.from_image(sideways, name="me.jpg")
+    monkeypatch.setattr(portrait_module, "find_faces", lambda _: [])
+    with pytest.raises(BadInput, match="but one would if it were turned: rotate the photo upright"):
+        Portrait.from_image(sideways)
 
 
 def test_a_face_of_fifty_pixels_is_taken_with_a_warning_and_one_of_ten_is_refused() -> None:

@@ -13,8 +13,7 @@ from skimage import data
 from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.codec.dubbed_video import Footage, dubbed, track_footage
 from flowportrait.errors import BadInput
-from flowportrait.media.face import Faces, FaceTracker
-from flowportrait.media.portrait import yaw
+from flowportrait.media.face import Faces, FaceTracker, yaw
 from flowportrait.media.video import iter_frames, write_video
 
 PHOTO = np.ascontiguousarray(data.astronaut()[:256, 90:346])

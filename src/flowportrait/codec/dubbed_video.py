@@ -19,8 +19,7 @@ import torch
 from flowportrait.codec.basis import LOWER, MotionBasis
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.errors import BadInput
-from flowportrait.media.face import Faces, FaceTracker, bridge
-from flowportrait.media.portrait import yaw
+from flowportrait.media.face import Faces, FaceTracker, bridge, yaw
 from flowportrait.media.shots import CutDetector
 from flowportrait.media.video import iter_frames
 

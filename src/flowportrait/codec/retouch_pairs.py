@@ -27,7 +27,7 @@ from flowportrait.codec.mouth_window import cut, mouth_state, to_window
 from flowportrait.codec.renderer import Renderer
 from flowportrait.codec.self_reenactment import own_motion, portrait_of
 from flowportrait.corpus.clip import Clip
-from flowportrait.media.portrait import apply_affine
+from flowportrait.media.crop import apply_affine
 from flowportrait.media.video import iter_frames
 
 _SIZE = 384

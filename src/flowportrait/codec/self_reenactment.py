@@ -10,7 +10,8 @@ import torch
 
 from flowportrait.codec.basis import EXPRESSION, HEAD, MotionBasis
 from flowportrait.codec.pose import fit_pose, from_vector, to_vector
-from flowportrait.media.portrait import Portrait, apply_affine, crop_transform, sample_crop
+from flowportrait.media.crop import apply_affine, crop_transform, sample_crop
+from flowportrait.media.portrait import Portrait
 
 
 def portrait_of(frame: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarray, size: int) -> Portrait:

@@ -17,7 +17,7 @@ from flowportrait.codec.controls import Controls
 from flowportrait.conversation.listening import Listener
 from flowportrait.errors import BadInput
 from flowportrait.generator.silence import speech_gate
-from flowportrait.media.portrait import find_faces
+from flowportrait.media.search import find_faces
 
 _SECOND = 7919
 """Added to the seed for the second speaker: two people do not move alike."""

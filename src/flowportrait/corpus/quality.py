@@ -11,8 +11,8 @@ import torch
 from flowportrait.config import at_least
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.tracks import Track
+from flowportrait.media.face import yaw
 from flowportrait.media.mel import level, log_mel
-from flowportrait.media.portrait import yaw
 from flowportrait.reward.sync import SyncExpert, lower_face
 
 REACH = 10

@@ -20,8 +20,9 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluate.baselines import loudness_jaw, other_sentence, shifted, still
 from flowportrait.evaluate.protocol import Case, Protocol
 from flowportrait.evaluate.tracked import content_hash
+from flowportrait.media.crop import crop_transform, sample_crop
 from flowportrait.media.face import FaceTracker, bridge
-from flowportrait.media.portrait import Portrait, crop_transform, sample_crop
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames, write_video
 from flowportrait.rendering import RECORD, Stopwatch
 from flowportrait.written import write_json

@@ -19,8 +19,8 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.patch_flow import hear
 from flowportrait.media.align import to_canonical
+from flowportrait.media.crop import sample_crop
 from flowportrait.media.mel import level, log_mel
-from flowportrait.media.portrait import sample_crop
 from flowportrait.media.video import iter_frames
 
 WIDTH, CENTRE = 2.8, (0.0, 0.45)

@@ -1,9 +1,9 @@
-"""Put a drawn crop back into the photo it was cut from, at the photo's own resolution.
+"""The square around a face: cut out of a photo, and put back into it when it was drawn.
 
-    photo'(x) = (1 - m(x)) photo(x) + m(x) frame(to_crop x)
+    crop(x) = photo(to_crop⁻¹ x)            photo'(x) = (1 − m(x)) photo(x) + m(x) frame(to_crop x)
 
 where m is one in the crop's middle and falls smoothly to zero at its border. Or, where the crop alone is wanted and
-reaches past the photo, take the largest square of it that the photo fills.
+reaches past the photo, the largest square of it that the photo fills.
 """
 
 from __future__ import annotations
@@ -11,9 +11,60 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from flowportrait.media.face import extent
+
+_FACE_SHARE = 0.5
+_MAX_FACE_SHARE = 0.66
+_HEAD_ABOVE = 0.04
 _FEATHER = 0.06
 _WHOLE = 1e-3
 """A border this near to a pixel's own, in px, is that pixel's: rounding of the affine map."""
+
+
+def crop_transform(landmarks: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
+    """Affine ``[2, 3]`` from photo to a square of ``size`` px around the face of ``landmarks``.
+
+    The square is kept inside the photo where that leaves the face at most two thirds of its side; a face
+    that fills the photo is given room by repeating the photo's edge.
+    """
+    height, width = shape
+    face = extent(landmarks)
+    side = face / _FACE_SHARE
+    if side > min(shape):
+        side = max(float(min(shape)), face / _MAX_FACE_SHARE)
+    low, high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
+    centre = (low + high) / 2 - np.array([0, _HEAD_ABOVE * side])
+    corner = centre - side / 2
+    for axis, length in enumerate((width, height)):
+        if side <= length:
+            corner[axis] = np.clip(corner[axis], 0, length - side)
+        else:
+            corner[axis] = (length - side) / 2 if side < 1.15 * length else corner[axis]
+    scale = size / side
+    # Pixel centres sit at half-integers of the edge coordinates that corner and side are measured in.
+    offset = (0.5 - corner) * scale - 0.5
+    return np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
+
+
+def apply_affine(matrix: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks ``[..., 3]`` under an affine map of x and y; z follows its scale."""
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    flat = landmarks[..., :2] @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([flat, landmarks[..., 2:] * scale], -1).astype(np.float32)
+
+
+def sample_crop(image: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+    """Square view of ``image`` under ``matrix``, area-averaged where it shrinks."""
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    if scale < 0.75:
+        # One exact area reduction over the needed window, then the sub-pixel remainder.
+        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        ratio = np.array([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]])
+        shrink = np.array([[ratio[0], 0, 0.5 * ratio[0] - 0.5], [0, ratio[1], 0.5 * ratio[1] - 0.5], [0, 0, 1]])
+        matrix = (np.vstack([matrix, [0, 0, 1]]) @ np.linalg.inv(shrink))[:2]
+        image = small
+    flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
+    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=border)
 
 
 class Paste:

@@ -1,4 +1,4 @@
-"""Faces in pixels: 478 landmarks, 52 ARKit blendshapes and head pose from MediaPipe, one face per frame.
+"""Faces in pixels: 478 landmarks and 52 ARKit blendshapes from MediaPipe, one face per frame, and how they are turned.
 
 Landmarks are ``(x, y, z)`` in pixels of the given frame; z is depth relative to the face centre on the same
 scale as x, smaller is nearer. Frames without a face carry NaN and ``valid`` is False there.
@@ -137,6 +137,24 @@ class FaceTracker:
 def face_height(landmarks: np.ndarray) -> float:
     """Vertical extent of the landmarks in pixels."""
     return float(np.ptp(landmarks[:, 1]))
+
+
+def extent(landmarks: np.ndarray) -> float:
+    """The longer side in pixels of the box that holds landmarks ``[478, ≥ 2]``."""
+    return float(np.ptp(landmarks[:, :2], axis=0).max())
+
+
+def yaw(landmarks: np.ndarray) -> float:
+    """How far a face with landmarks ``[478, 3]`` px is turned aside, in degrees: the slant of its eye line in depth."""
+    across = landmarks[263] - landmarks[33]
+    return float(np.degrees(np.arctan2(across[2], np.hypot(across[0], across[1]))))
+
+
+def roll(landmarks: np.ndarray) -> float:
+    """How far a face with landmarks ``[478, ≥ 2]`` px lies on its side, in degrees from −180 to 180: the slant of its
+    eye line in the picture."""
+    across = landmarks[263] - landmarks[33]
+    return float(np.degrees(np.arctan2(across[1], across[0])))
 
 
 def bridge(values: np.ndarray, valid: np.ndarray) -> np.ndarray:

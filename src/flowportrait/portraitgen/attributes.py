@@ -12,7 +12,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from flowportrait.media.portrait import yaw
+from flowportrait.media.face import yaw
 from flowportrait.portraitgen.framing import eye_distance
 
 ATTRIBUTES = ("yaw", "opening", "smile", "tone", "light")

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from flowportrait.media.align import to_canonical
-from flowportrait.media.portrait import apply_affine, sample_crop
+from flowportrait.media.crop import apply_affine, sample_crop
 
 WIDTH, CENTRE = 2.4, (0.0, 0.4)
 CORNERS = (33, 263)

@@ -19,8 +19,9 @@ import cv2
 import numpy as np
 import torch
 
+from flowportrait.media.crop import apply_affine
 from flowportrait.media.face import FaceTracker
-from flowportrait.media.portrait import apply_affine, find_faces
+from flowportrait.media.search import find_faces
 from flowportrait.portraitgen.framing import eye_distance, framed
 from flowportrait.reward.regions import masks
 

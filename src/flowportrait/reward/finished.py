@@ -18,9 +18,10 @@ import torch
 
 from flowportrait.codec.basis import MOTION_DIM, MotionBasis
 from flowportrait.errors import BadInput
+from flowportrait.media.crop import apply_affine, crop_transform
 from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
-from flowportrait.media.portrait import Portrait, apply_affine, crop_transform
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.reward.batch import Failure, RewardBatch
 

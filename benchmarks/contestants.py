@@ -43,6 +43,7 @@ for _name in CHANCES:
         register(_name, lambda options, name=_name: Chance(name))
 
 ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objective.reference=0", "learning_rate=2e-4")
+AT_RANDOM = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "rewards.other.chance=1")
 GRPO = (
     "flow-grpo", "dance-grpo", "mix-grpo", "flash-grpo", "longcat-grpo", "cps", "guard", "dppo", "branch-grpo",
     "tempflow", "otca", "vipo", "pref-grpo", "solace", "kvpo",
@@ -53,6 +54,7 @@ FORWARD = ("nft", "nft-regions", "awm", "flow-rwr", "exemplar-ratio", "exemplar-
 CONTESTANTS: dict[str, Contestant] = {
     **{name: Contestant(name) for name in (*GRPO, *FORWARD)},
     "branch-grpo": Contestant("branch-grpo", ("plan.forks=3",)),  # eight leaves part in two, three times
+    **{f"{recipe} at random": Contestant(recipe, AT_RANDOM) for recipe in ("flow-grpo", "nft")},
     **{f"eta {eta}": Contestant("flow-grpo", (f"eta={eta}",)) for eta in (0.1, 0.3, 0.7, 1.0)},
     **{
         f"{recipe}, no {group}": Contestant(recipe, (f"rewards.{group}=0",))
@@ -66,7 +68,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "chance alone": Contestant("nft", (*ALONE, "rewards.other.chance=1")),
 }
 
-CONTROLS = ("sft", "supervised on", "sft tuned")
+CONTROLS = ("sft", "supervised on", "sft tuned", "flow-grpo at random", "nft at random")
 PARTS = ("share", "neither", "power", "half power", "eyes and head", "crowd", "three quarters", "rl_0", "rl")
 """Results of ``flowportrait posttrain``, put into ``RUNS/NAME/0/checkpoint`` by hand: what was tried, what became of
 seed 0, and ``rl``, the mean of three seeds."""

@@ -20,7 +20,16 @@ from contestants import STUDIES
 from curves import draw_curves, draw_looks
 from figures import collect, headline, looks
 from over_runs import headline_runs
-from tables import controls_table, headline_table, held_table, noisy_table, proxy_table, runs_table, study_table
+from tables import (
+    controls_table,
+    headline_table,
+    held_table,
+    noisy_table,
+    preferred_table,
+    proxy_table,
+    runs_table,
+    study_table,
+)
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 
@@ -34,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=Path, help="folder of heldout.py with every run and the controls")
     parser.add_argument("--noisy", type=Path, help="noisy.json of noisy.py")
     parser.add_argument("--proxy", type=Path, help="proxy.json of proxy.py")
+    parser.add_argument("--preferred", type=Path, help="what preferred.py wrote")
     parser.add_argument("--output", type=Path, default=FOLDER.parent, help="folder of results.md (default docs)")
     given = parser.parse_args()
     kept = FOLDER / "figures.json"
@@ -51,7 +61,9 @@ def main() -> None:
         found["noisy"] = {**found.get("noisy", {}), **json.loads(given.noisy.read_text())}
     if given.proxy:
         found["proxy"] = json.loads(given.proxy.read_text())
-    if any((given.runs, given.headline, given.seeds, given.noisy, given.posttrained, given.proxy)):
+    if given.preferred:
+        found["preferred"] = json.loads(given.preferred.read_text())["shares"]
+    if any((given.runs, given.headline, given.seeds, given.noisy, given.posttrained, given.proxy, given.preferred)):
         found = rounded(found)
         write(kept, json.dumps(found, indent=1) + "\n")
     template, pictures = (FOLDER / "template.md").read_text(), given.output / "results"
@@ -74,12 +86,13 @@ def rounded(found: Any) -> Any:
 
 def page(found: Mapping[str, Any], template: str) -> str:
     """The template with its ``{{places}}`` filled: ``{{study NAME}}``, ``{{held NAME}}``, ``{{headline PART}}``,
-    ``{{seeds PART}}``, ``{{controls PART}}``, ``{{noisy}}``, ``{{proxy}}``.
+    ``{{seeds PART}}``, ``{{controls PART}}``, ``{{noisy}}``, ``{{proxy}}``,
+    ``{{preferred}}``.
 
     Raises:
         KeyError: the template asks for what has not been measured.
     """
-    whole = {"noisy": noisy_table, "proxy": proxy_table}
+    whole = {"noisy": noisy_table, "proxy": proxy_table, "preferred": preferred_table}
     named = {"study": ("studies", study_table), "held": ("held", held_table), "headline": ("headline", headline_table),
              "seeds": ("seeds", runs_table), "controls": ("seeds", controls_table)}  # fmt: skip
 

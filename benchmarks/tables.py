@@ -119,6 +119,16 @@ def proxy_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines)
 
 
+def preferred_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """A row per system: the share of pairs in which each judge prefers it to ``sft``."""
+    keys = list(next(iter(found.values())))
+    lines = [row("", *keys), "|---" * (len(keys) + 1) + "|"]
+    for name, own in found.items():
+        cells = (f"{own[key][0]:.0%} ({own[key][1]:.0%} … {own[key][2]:.0%})" for key in keys)
+        lines.append(row(name.replace("_", " "), *cells))
+    return "\n".join(lines)
+
+
 def row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
 

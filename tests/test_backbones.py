@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import Qwen3Config, Qwen3Model
 
+from flowportrait.animator import Animator
+from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
+from flowportrait.generator.hearing import remember
 from flowportrait.generator.learner import Learner
 from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.pretrain import pretrain
 from flowportrait.generator.pretrain_config import PretrainConfig
+from flowportrait.generator.sight import seen, with_portraits
+from flowportrait.media.portrait import Portrait
+from flowportrait.posttrain.items import Item
+from flowportrait.posttrain.task import TalkingTask
 from flowportrait.training.adapter import merged
 from flowportrait.training.processes import processes
 from tests.test_judge_omni import thinker, tokenizer
@@ -146,6 +155,96 @@ def test_the_audio_tower_can_be_streamed_with_120_ms_of_look_ahead(folders: dict
     ours, theirs = model.listen(mel), model.listen(changed)
     assert torch.allclose(ours[:, :24], theirs[:, :24], atol=1e-4)
     assert not torch.allclose(ours[:, 24], theirs[:, 24], atol=1e-3)
+
+
+def face(seed: int) -> Portrait:
+    """Somebody, as far as a vision tower of random weights can tell."""
+    rng = np.random.default_rng(seed)
+    crop = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (128, 128))
+    points = rng.uniform(40, 90, (478, 3)).astype(np.float32)
+    return Portrait(crop, crop, points, np.zeros(52, np.float32), np.eye(2, 3))
+
+
+def test_a_generator_that_sees_speaks_for_whom_it_sees_and_goes_on_with_it(folders: dict[str, Path]) -> None:
+    speech = np.random.default_rng(1).normal(size=640 * 21).astype(np.float32) * 0.05
+    model, deaf = build(folders, "qwen2_5_omni"), build(folders, "qwen3")
+
+    def spoken(model: ARFlow, portrait: Portrait | None) -> torch.Tensor:
+        return torch.cat(list(Animator(model).motion(speech, portrait=portrait)))
+
+    ours, theirs, nobodys = (spoken(model, portrait) for portrait in (face(0), face(1), None))
+    assert torch.equal(ours, spoken(model, face(0)))
+    assert not torch.allclose(ours, theirs, atol=1e-3)
+    assert not torch.allclose(ours, nobodys, atol=1e-3)
+    assert torch.equal(spoken(deaf, face(0)), spoken(deaf, None))
+    session = GenerationSession(model, portrait=seen(model, [face(0)]))
+    before = list(session.push(speech[: 640 * 13]))
+    resumed = GenerationSession(model, state=session.state())
+    after = [*resumed.push(speech[640 * 13 :]), *resumed.finish()]
+    assert torch.allclose(torch.cat(before + after), ours, atol=0.02)
+
+
+def test_a_clip_comes_with_its_speaker_at_another_moment(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = build(folders, "qwen2_5_omni")
+    nothing = torch.zeros(30, 30), torch.zeros(30, 8), torch.zeros(19)
+    clips = [MotionClip(name, "a", *nothing) for name in ("a1", "a2")]
+    with pytest.raises(BadInput, match="no picture of a"):
+        with_portraits(model, tmp_path, clips)
+    (tmp_path / "pictures").mkdir()
+    for seed, clip in enumerate(clips):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{clip.name}.jpg"), face(seed).crop)
+    first, second = with_portraits(model, tmp_path, clips)
+    assert first.portrait is not None
+    own = model.look([cv2.imread(str(tmp_path / "pictures" / "a2.jpg"))[..., ::-1]])[0]
+    assert torch.allclose(first.portrait[0].float(), own, atol=1e-2)
+    assert not torch.allclose(first.portrait[1].float(), own, atol=1e-2)
+    assert second.portrait is not None
+    assert not torch.allclose(second.portrait[0].float(), own, atol=1e-2)
+    *_, shown = WindowSampler([first], 8, torch.Generator().manual_seed(0)).draw(20)
+    sides = [any(torch.equal(row, side.float()) for row in shown) for side in first.portrait]
+    assert sides == [True, True]
+
+
+@pytest.mark.parametrize("long_window", [0, 24])
+def test_portraits_are_learned_from_and_reach_the_decoder(
+    folders: dict[str, Path], tmp_path: Path, long_window: int
+) -> None:
+    generator = replace(KINDS["qwen2_5_omni"], backbone=str(folders["qwen2_5_omni"]))
+    draws = torch.Generator().manual_seed(0)
+
+    def clip(number: int, portrait: float) -> MotionClip:
+        motion = 0.2 * torch.randn(40, 30, generator=draws).cumsum(0)
+        heard = torch.randn(40, 32, generator=draws).half()
+        return MotionClip(f"c{number}", "s", motion, heard, torch.zeros(19), torch.full((2, 4, 32), portrait).half())
+
+    def trained(portrait: float) -> dict[str, torch.Tensor]:
+        draws.manual_seed(0)
+        output = tmp_path / str(portrait)
+        output.mkdir()
+        remember(output / "heard.pt", [clip(number, portrait) for number in range(3)])
+        config = PretrainConfig(
+            generator, steps=4, batch=4, windows=(12,), lip_steps=2, warmup=0, drop_style=0.0, long_window=long_window
+        )
+        with pytest.warns(UserWarning, match="overfitting"):
+            pretrain(config, output / "no corpus", output, resume=True)
+        return torch.load(output / "state.pt", weights_only=True)["model"]
+
+    one, other = trained(0.5), trained(-0.5)
+    differing = {name for name in one if not torch.equal(one[name], other[name])}
+    assert "motion_in.weight" in differing
+    assert any("lora_" in name for name in differing)
+
+
+def test_a_policy_that_sees_is_post_trained_on_the_face_that_it_speaks_for(folders: dict[str, Path]) -> None:
+    policy = build(folders, "qwen2_5_omni")
+    looks = seen(policy, [face(0), face(1)])
+    assert looks is not None
+    items = [Item(torch.zeros(80, 80), number % 2) for number in range(3)]
+    task = TalkingTask(items, 12, None, policy.config.chunk, looks)
+    prompts = task.draw(3, seed=0, iteration=0)
+    shown = task.condition(policy, prompts).portrait
+    assert sorted(prompts.portraits) == [0, 0, 1]
+    assert torch.equal(shown, looks[prompts.portraits])
 
 
 def test_what_cannot_be_had_is_said_in_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:

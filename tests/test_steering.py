@@ -8,9 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.io import wavfile
+from skimage.data import astronaut
 
 from flowportrait.animator import Animator
 from flowportrait.best_of import best, takes
@@ -218,12 +221,8 @@ def test_the_command_performs_plainly_or_the_best(capsys: pytest.CaptureFixture[
 def test_what_a_reward_cannot_do_is_said_in_a_sentence(
     options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from scipy.io import wavfile
-
     wavfile.write(tmp_path / "a.wav", 16_000, SPEECH)
-    import cv2
-
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 64, 3), 127, np.uint8))
+    cv2.imwrite(str(tmp_path / "a.png"), astronaut()[..., ::-1])
     command = ["animate", "--image", str(tmp_path / "a.png"), "--audio", str(tmp_path / "a.wav")]
     assert main([*command, "--output", str(tmp_path / "o.mp4"), *options]) == 2
     assert says in capsys.readouterr().err

@@ -20,6 +20,7 @@ from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.enhancer import Enhancer, shipped
 from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.sight import seen
 from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import Paste, photo_square
@@ -69,8 +70,9 @@ class Animator:
         Raises:
             BadInput: no face in the picture, or audio under 0.2 s; before the first frame is asked for.
         """
-        motion = self.motion(audio, seed=seed, controls=controls)
-        return self.draw(image, motion, size=size, crop=crop, name=name, face=face)
+        portrait = Portrait.from_image(image, size, name, face)
+        motion = self.motion(audio, seed=seed, controls=controls, portrait=portrait)
+        return self.show(portrait, motion, crop=crop)
 
     @classmethod
     def draw(
@@ -136,16 +138,17 @@ class Animator:
         seed: int = 0,
         controls: Controls | None = None,
         steering: Steering | None = None,
+        portrait: Portrait | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` chunk by chunk for 16 kHz samples ``[N]``; in all ``frame_count(audio)`` frames.
-        ``steering``: a reward that has a say in every chunk.
+        ``steering``: a reward that has a say in every chunk; ``portrait``: who speaks, for a generator that sees.
 
         Raises:
             BadInput: audio under 0.2 s.
         """
         if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
             raise _too_short(audio)
-        return self.live([audio], seed=seed, controls=controls, steering=steering)
+        return self.live([audio], seed=seed, controls=controls, steering=steering, portrait=portrait)
 
     def live(
         self,
@@ -154,12 +157,14 @@ class Animator:
         seed: int = 0,
         controls: Controls | None = None,
         steering: Steering | None = None,
+        portrait: Portrait | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in, each chunk but its last
         frame 120 ms of sound after its end; how the sound is cut changes nothing."""
         session = GenerationSession(
-            self.generator, seed, steering=steering, intensity=self.intensity, enhancer=self.enhancer
-        )
+            self.generator, seed, steering=steering, intensity=self.intensity, enhancer=self.enhancer,
+            portrait=seen(self.generator, [portrait] if portrait else []),
+        )  # fmt: skip
         controlled = controls or Controls()
         for piece in pieces:
             for motion in session.push(piece):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from flowportrait.animator import Animator
+    from flowportrait.media.portrait import Portrait
 
 PHOTO_ONLY = {
     "--intensity": 1.0, "--blink": 1.0, "--head-motion": 1.0, "--expression-scale": 1.0, "--gaze": "0,0",
@@ -118,23 +119,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     provenance = provenance_of(options, Origin("portrait" if options.image else "footage"))
     audio = read_audio(options.audio) if options.audio else np.concatenate(list(said(options)))
-    if float((audio.astype("float64") ** 2).mean()) ** 0.5 < SILENT_RMS:
-        heard = options.audio or "the spoken text"
-        say(f"Warning: {heard} is silent or nearly so, and the face will rest: speech has to be louder.")
+    if float((audio.astype("float64") ** 2).mean()) ** 0.5 < SILENT_RMS and not options.motion_in:
+        from flowportrait.generator.silence import rest_share
+
+        heard, share = options.audio or "the spoken text", rest_share(audio)
+        say(f"Warning: {heard} is all but silent, and the lips rest for {share:.0%} of it: speech has to be louder.")
     image = photo(options.image) if options.image else None
 
     import torch
 
     from flowportrait.animator import Animator
+    from flowportrait.media.portrait import Portrait
 
     # The networks are small: on a busy machine threads that wait for each other cost far more than they bring.
     torch.set_num_threads(1)
     animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)
     if image is not None:
-        motion, total = performance(options, animator, audio)
         size = options.size or (512 if options.crop else None)
-        name = str(options.image)
-        frames = animator.draw(image, motion, size=size, crop=options.crop, name=name, face=options.face)
+        portrait = Portrait.from_image(image, size, str(options.image), options.face)
+        motion, total = performance(options, animator, audio, portrait)
+        frames = animator.show(portrait, motion, crop=options.crop)
     else:
         frames, total = animator.dub(options.video, audio, seed=options.seed, face=options.face), None
     with closing(progress(frames, total)) as shown:
@@ -146,7 +150,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def performance(
-    options: argparse.Namespace, animator: Animator, audio: np.ndarray
+    options: argparse.Namespace, animator: Animator, audio: np.ndarray, portrait: Portrait
 ) -> tuple[Iterator[torch.Tensor], int | None]:
     """Chunks of motion, from the generator or a file, as the options turn them; and how many frames they are."""
     import torch
@@ -161,7 +165,7 @@ def performance(
         given = controls(read_motion(options.motion_in))
         motion, total = iter([given]), len(given)
     else:
-        motion, total = perform(options, animator, audio, controls), frame_count(audio)
+        motion, total = perform(options, animator, audio, controls, portrait), frame_count(audio)
     if options.motion_out:
         performed = torch.cat(list(motion))
         write_motion(options.motion_out, performed)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flowportrait.codec.controls import Controls
     from flowportrait.generator.arflow import ARFlow
     from flowportrait.generator.steering import Steering
+    from flowportrait.media.portrait import Portrait
 
 MOST_TAKES = 64
 ALIASES = {"reward": "preference", "expression": "preference_expression", "motion": "preference_motion"}
@@ -92,16 +93,24 @@ def steering_of(options: argparse.Namespace, generator: ARFlow) -> Steering | No
 
 
 def perform(
-    options: argparse.Namespace, animator: Animator, audio: np.ndarray, controls: Controls
+    options: argparse.Namespace,
+    animator: Animator,
+    audio: np.ndarray,
+    controls: Controls,
+    portrait: Portrait | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Chunks of the performance, or the whole of the best one.
+    """Chunks of the performance, or the whole of the best one, spoken by this portrait.
 
     Raises:
         BadInput: no such reward, or one that cannot choose among performances.
     """
     steering = steering_of(options, animator.generator)
+
+    def motion(seed: int) -> Iterator[torch.Tensor]:
+        return animator.motion(audio, seed=seed, controls=controls, steering=steering, portrait=portrait)
+
     if options.best_of == 1 or options.prune:
-        return animator.motion(audio, seed=options.seed, controls=controls, steering=steering)
+        return motion(options.seed)
     import torch
 
     from flowportrait.best_of import best, takes
@@ -111,7 +120,7 @@ def perform(
     seeds = progress(range(options.seed, options.seed + options.best_of), options.best_of, "performing")
 
     def take(seed: int) -> torch.Tensor:
-        return torch.cat(list(animator.motion(audio, seed=seed, controls=controls, steering=steering)))
+        return torch.cat(list(motion(seed)))
 
     with torch.no_grad():
         found = takes(take, seeds, audio, build(ALIASES.get(by, by)))

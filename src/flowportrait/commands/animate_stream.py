@@ -25,6 +25,7 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.animator import Animator
     from flowportrait.commands.animate_reward import steering_of
     from flowportrait.commands.animate_text import said
+    from flowportrait.media.portrait import Portrait
     from flowportrait.media.stream import read_stream, write_stream
     from flowportrait.media.tape import Tape
     from flowportrait.provenance.options import provenance_of
@@ -40,11 +41,10 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     pieces = read_stream(sys.stdin.buffer) if options.text is None else ahead(said(options))
     tape = Tape(pieces)
     steering = steering_of(options, animator.generator)
-    motion = animator.live(tape, seed=options.seed, controls=controls, steering=steering)
     size = options.size or (512 if options.crop else None)
-    frames = animator.draw(
-        image, motion, size=size, crop=options.crop, name=str(options.image), face=options.face, live=True
-    )
+    portrait = Portrait.from_image(image, size, str(options.image), options.face)
+    motion = animator.live(tape, seed=options.seed, controls=controls, steering=steering, portrait=portrait)
+    frames = animator.show(portrait, motion, crop=options.crop, live=True)
     if provenance is not None:
         frames = marked(frames)
     started = time.monotonic()

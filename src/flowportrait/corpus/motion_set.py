@@ -22,13 +22,15 @@ TRAINING_SPLITS = ("reward", "evaluation")
 
 @dataclass(frozen=True)
 class MotionClip:
-    """motion ``[T, 30]``, mel ``[4T, 80]``, style ``[19]`` of the speaker."""
+    """motion ``[T, 30]``, mel ``[4T, 80]``, style ``[19]`` of the speaker; portrait ``[2, P, hidden]``: for a generator
+    that sees, what it sees of the speaker, upright and mirrored."""
 
     name: str
     speaker: str
     motion: torch.Tensor
     mel: torch.Tensor
     style: torch.Tensor
+    portrait: torch.Tensor | None = None
 
 
 def load_motion(corpus: Path, splits: Collection[str]) -> list[MotionClip]:
@@ -77,27 +79,32 @@ class WindowSampler:
         self.weights = torch.tensor(weights)
         self.mirror = mirror_matrix(MotionBasis.load())
 
-    def draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(self, batch: int) -> tuple[torch.Tensor, ...]:
         """Motion ``[B, 1 + T, 30]`` (with the frame before the window), mel ``[B, 4T, 80]`` (or
-        whatever clips hold in its place, at their rate per frame), style ``[B, 19]``."""
+        whatever clips hold in its place, at their rate per frame), style ``[B, 19]``, and where clips have them
+        portraits ``[B, P, hidden]``."""
         picks = torch.multinomial(self.weights, batch, replacement=True, generator=self.generator).tolist()
         motion = torch.empty(batch, 1 + self.frames, self.clips[0].motion.shape[1])
         rate = round(len(self.clips[0].mel) / len(self.clips[0].motion))
         mel = torch.empty(batch, self.frames * rate, self.clips[0].mel.shape[1])
         style = torch.stack([self.clips[pick].style for pick in picks])
+        portraits = []
         for row, pick in enumerate(picks):
             clip = self.clips[pick]
             tempo = TEMPO[0] + (TEMPO[1] - TEMPO[0]) * float(torch.rand((), generator=self.generator))
             length = min(round(self.frames * tempo), len(clip.motion) - 1)
             start = 1 + int(torch.randint(len(clip.motion) - length, (), generator=self.generator))
             window = clip.motion[start - 1 : start + length]
-            if torch.rand((), generator=self.generator) < 0.5:
+            mirrored = bool(torch.rand((), generator=self.generator) < 0.5)
+            if mirrored:
                 window = window @ self.mirror
                 style[row, : LOWER.stop] = clip.style[: LOWER.stop] @ self.mirror[LOWER, LOWER]
             motion[row, 0], motion[row, 1:] = window[0], stretch(window[1:], self.frames)
             sound = clip.mel[start * rate : (start + length) * rate].float()
             mel[row] = stretch(sound, self.frames * rate)
-        return motion, mel, style
+            if clip.portrait is not None:
+                portraits.append(clip.portrait[int(mirrored)].float())
+        return (motion, mel, style, torch.stack(portraits)) if portraits else (motion, mel, style)
 
 
 def stretch(track: torch.Tensor, length: int) -> torch.Tensor:

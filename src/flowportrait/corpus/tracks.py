@@ -89,7 +89,13 @@ class Track:
         self.sharpness.append(float(cv2.Laplacian(grey, cv2.CV_32F).std()) / contrast)
         self.light.append(float(grey.mean()))
         if self.picture is None or len(self) == 2 * LOOK_EVERY:
-            self.picture = _square(frame, centre, 1.7 * side, PICTURE)
+            self.picture = picture(frame, points)
+
+
+def picture(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The face with landmarks ``[478, ≥ 2]`` px in ``frame``, with some room, ``[128, 128, 3]`` uint8."""
+    low, high = points[:, :2].min(0), points[:, :2].max(0)
+    return _square(frame, (low + high) / 2, 1.7 * float((high - low).max()), PICTURE)
 
 
 def follow(frames: Iterable[np.ndarray]) -> Iterator[Track]:

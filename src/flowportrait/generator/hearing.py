@@ -19,6 +19,7 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import MotionClip, load_motion, stretch
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.augment import augment, augment_wave
+from flowportrait.generator.sight import with_portraits
 from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
 from flowportrait.written import complete
 
@@ -27,12 +28,14 @@ _BABBLE = 40
 
 def hear(model: ARFlow, corpus: Path, splits: Collection[str], variants: int, seed: int) -> list[MotionClip]:
     """Clips of the splits with ``mel`` replaced by what ``model.listen`` returns ``[T, features]`` in half precision:
-    first all of them clean, then ``variants`` times augmented.
+    first all of them clean, then ``variants`` times augmented. For a model that sees, with portraits.
 
     Raises:
-        BadInput: see ``load_motion``.
+        BadInput: see ``load_motion`` and ``with_portraits``.
     """
     clips = load_motion(corpus, splits)
+    if model.vision is not None:
+        clips = with_portraits(model, corpus, clips)
     heard = [replace(clip, mel=_listen(model, clip.mel)) for clip in clips]
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)

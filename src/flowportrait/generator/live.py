@@ -55,15 +55,17 @@ class GenerationSession:
         steering: Steering | None = None,
         intensity: float = 1.0,
         enhancer: Enhancer | None = None,
+        portrait: torch.Tensor | None = None,
     ) -> None:
         """style ``[19]`` (default: the typical speaker); ``state`` goes on where another session stood; ``steering``:
         a reward that has a say in every chunk; ``intensity``: how expressive, see ``intensify``; ``enhancer``: takes
-        noise off what is heard."""
+        noise off what is heard; ``portrait``: what a model that sees saw of the speaker, see ``sight.seen``."""
         self.model = model
         self.steering = steering
         self.seed = seed
         self.style = model.rest_style if style is None else style
         self.intensity = intensity if state is None else state["intensity"]
+        self.portrait = portrait if state is None else state["portrait"]
         self.enhancer = enhancer
         self.sound, self.hearing, self.gate, self.calm = LiveSound(), Hearing(), SpeechGate(), Calm()
         self.ease = Ease(model.config.ease if model.config.chunk > 1 else 0.0)
@@ -72,7 +74,7 @@ class GenerationSession:
         self.gates: list[float] = []
         empty = torch.zeros(1, MELS_PER_FRAME * model.config.chunk, N_MELS)
         with torch.no_grad():
-            nothing = intensify(model.condition(empty, self.style[None]), self.intensity)
+            nothing = intensify(model.condition(empty, self.style[None], portrait=self.portrait), self.intensity)
         self.session = model.session(nothing._replace(audio=nothing.audio[:, :0]))
         self.heard = nothing.audio[:, :0]
         self.since: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -164,7 +166,8 @@ class GenerationSession:
     def state(self) -> dict[str, Any]:
         """Where the session stands, for ``torch.save``; later pushes do not change it."""
         return copy.deepcopy({
-            "seed": self.seed, "style": self.style, "intensity": self.intensity, "samples": self.samples,
+            "seed": self.seed, "style": self.style, "intensity": self.intensity, "portrait": self.portrait,
+            "samples": self.samples,
             "mel": self.ears.mel, "mel_start": self.ears.start, "gates": self.gates, "heard": self.heard,
             "since": self.since, "start": self.start, "position": self.session.position,
             "sound": vars(self.sound), "hearing": vars(self.hearing), "gate": vars(self.gate), "calm": vars(self.calm),

@@ -33,16 +33,18 @@ def flow_matching_loss(
     style: torch.Tensor,
     config: PretrainConfig,
     generator: torch.Generator,
+    portrait: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean loss over a batch: motion ``[B, 1 + T, 30]`` (the frame before comes first), what ``ARFlow.listen`` made of
-    the sound ``[B, T, features]``, style ``[B, 19]``."""
+    the sound ``[B, T, features]``, style ``[B, 19]``, and of a model that sees what ``ARFlow.look`` made of portraits
+    ``[B, P, hidden]``."""
     batch = len(motion)
     start, motion = motion[:, 0], motion[:, 1:].unflatten(1, (-1, model.config.chunk))
     level = config.history_noise * torch.rand(batch, 1, 1, 1, generator=generator).to(motion.device)
     displacement = torch.randn(*motion.shape[:2], 1, MOTION_DIM, generator=generator).to(motion.device)
     jitter = 0.3 * torch.randn(motion.shape, generator=generator).to(motion.device)
     history = motion + level * model.space.step_size * (displacement + jitter)
-    return chunk_loss(model, start, history, motion, heard, style, config, generator)
+    return chunk_loss(model, start, history, motion, heard, style, config, generator, portrait)
 
 
 def chunk_loss(
@@ -54,8 +56,10 @@ def chunk_loss(
     style: torch.Tensor,
     config: PretrainConfig,
     generator: torch.Generator,
+    portrait: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean loss of drawing the chunks ``goal`` ``[B, N, chunk, 30]``, each after those of ``history`` before it."""
+    """Mean loss of drawing the chunks ``goal`` ``[B, N, chunk, 30]``, each after those of ``history`` before it.
+    Portraits are left out of whole batches as often as styles: without one it has to speak too."""
 
     def chance(share: float) -> torch.Tensor:
         return (torch.rand(len(start), generator=generator) < share).to(start.device)
@@ -63,7 +67,9 @@ def chunk_loss(
     base = torch.cat([start[:, None], history[:, :-1, -1]], 1)
     latents = model.space.encode(goal, base)
     style = torch.where(chance(config.drop_style)[:, None], model.rest_style, style)
-    condition = model.condition_on(heard, style, start, drop_audio=chance(config.drop_audio))
+    if portrait is not None and torch.rand((), generator=generator) < config.drop_style:
+        portrait = None
+    condition = model.condition_on(heard, style, start, chance(config.drop_audio), portrait)
     context = model.contexts_after(condition, history[:, :-1].flatten(1, 2))
     # Logit-normal σ: the middle of the path is the hard part.
     sigma = torch.sigmoid(torch.randn(latents.shape[:2], generator=generator)).to(latents.device)
@@ -80,7 +86,8 @@ def latent_weight(space: ChunkSpace) -> torch.Tensor:
 
 
 class Matching(nn.Module):
-    """The loss as a network, for what wraps networks: a window's three tensors, or a lesson's five."""
+    """The loss as a network, for what wraps networks: a window's three tensors, or a lesson's five; portraits follow
+    them where there are any."""
 
     def __init__(self, model: ARFlow, config: PretrainConfig) -> None:
         super().__init__()
@@ -88,11 +95,11 @@ class Matching(nn.Module):
 
     def forward(self, drawn: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
         """Mean loss; see ``flow_matching_loss`` and ``chunk_loss``."""
-        if len(drawn) == 3:
-            motion, heard, style = drawn
-            return flow_matching_loss(self.model, motion, heard, style, self.config, generator)
-        start, history, goal, heard, style = drawn
-        return chunk_loss(self.model, start, history, goal, heard, style, self.config, generator)
+        if len(drawn) < 5:
+            motion, heard, style, *portrait = drawn
+            return flow_matching_loss(self.model, motion, heard, style, self.config, generator, *portrait)
+        start, history, goal, heard, style, *portrait = drawn
+        return chunk_loss(self.model, start, history, goal, heard, style, self.config, generator, *portrait)
 
     def wake(self) -> None:
         """Nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""
@@ -105,6 +112,6 @@ def held_out_loss(model: ARFlow, clips: list[MotionClip], config: PretrainConfig
     sampler = WindowSampler(clips, config.windows[0], generator)
     losses, device = [], model.rest_style.device
     for _ in range(4):
-        motion, heard, style = (part.to(device) for part in sampler.draw(64))
-        losses.append(flow_matching_loss(model, motion, heard, style, config, generator).item())
+        motion, heard, style, *portrait = (part.to(device) for part in sampler.draw(64))
+        losses.append(flow_matching_loss(model, motion, heard, style, config, generator, *portrait).item())
     return sum(losses) / len(losses)

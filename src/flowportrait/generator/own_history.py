@@ -22,7 +22,7 @@ from flowportrait.codec.basis import BROWS, HEAD, LOWER, MOTION_DIM
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
-from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.arflow import ARFlow, Condition
 
 RETURN = torch.full((MOTION_DIM,), 0.7)
 """ρ, what is left after a frame of the distance to real motion."""
@@ -32,8 +32,8 @@ STEPS = 4
 REUSE = 6
 """Gradient steps taken on one history, each with noise of its own."""
 
-Lesson = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""start ``[B, 30]``, history and goal ``[B, N, chunk, 30]``, what is heard, style."""
+Lesson = tuple[torch.Tensor, ...]
+"""start ``[B, 30]``, history and goal ``[B, N, chunk, 30]``, what is heard, style, and portraits if it sees."""
 
 
 def rejoin(real: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -82,16 +82,16 @@ class OwnHistory:
 
     @torch.no_grad()
     def _draw(self, model: ARFlow) -> Lesson:
-        motion, heard, style = self.sampler.draw(self.batch)
+        motion, heard, style, *portrait = self.sampler.draw(self.batch)
         start, real = motion[:, 0], motion[:, 1:].unflatten(1, (-1, model.config.chunk))
-        history = self._perform(model, start, heard, style) if self.own else real
+        history = self._perform(model, model.condition_on(heard, style, start, None, *portrait)) if self.own else real
         own_before = torch.cat([start[:, None], history[:, :-1, -1]], 1)
         real_before = torch.cat([start[:, None], real[:, :-1, -1]], 1)
-        return start, history, rejoin(real, own_before - real_before), heard, style
+        return start, history, rejoin(real, own_before - real_before), heard, style, *portrait
 
-    def _perform(self, model: ARFlow, start: torch.Tensor, heard: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        """Own motion ``[B, N, chunk, 30]`` from ``start``, never afresh."""
-        condition, horizon = model.condition_on(heard, style, start), model.config.horizon
+    def _perform(self, model: ARFlow, condition: Condition) -> torch.Tensor:
+        """Own motion ``[B, N, chunk, 30]``, never afresh."""
+        horizon = model.config.horizon
         model.config = replace(model.config, horizon=condition.chunks + 1)
         session, drawn = model.session(condition), []
         sigmas = shifted(STEPS, model.config.shift)

@@ -34,7 +34,7 @@ def train_lips(
         progress = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * progress
-        motion, heard, style = sampler.draw(BATCH)
+        motion, heard, style, *_ = sampler.draw(BATCH)
         loss = ((reader(heard) - reader.standardise(motion[:, 1:], style)).square() * WEIGHT).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -68,10 +68,19 @@ class Task(Protocol):
 class TalkingTask:
     """Windows of speech, each spoken by one of the portraits."""
 
-    def __init__(self, items: Sequence[Item], frames: int, draw_for: DrawFor | None, chunk: int) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        frames: int,
+        draw_for: DrawFor | None,
+        chunk: int,
+        looks: torch.Tensor | None = None,
+    ) -> None:
+        """looks ``[portraits, P, hidden]``: what a policy that sees saw of them."""
         self.items = items
         self.frames = frames
         self.draw_for = draw_for
+        self.looks = looks
         self.regions = latent_regions(chunk)
 
     def draw(self, groups: int, seed: int, iteration: int) -> Prompts:
@@ -80,7 +89,8 @@ class TalkingTask:
     def condition(self, policy: ARFlow, prompts: Prompts) -> Condition:
         device = next(policy.parameters()).device
         start = None if prompts.motion is None else prompts.motion[:, 0].to(device)
-        return policy.condition(prompts.mel.to(device), start=start)
+        portrait = None if self.looks is None else self.looks[prompts.portraits].to(device)
+        return policy.condition(prompts.mel.to(device), start=start, portrait=portrait)
 
     def real(self, policy: ARFlow, prompts: Prompts) -> torch.Tensor | None:
         if prompts.motion is None:

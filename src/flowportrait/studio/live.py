@@ -122,7 +122,9 @@ class Theatre:
             tape = Tape(sound)
             wish, performer = show.wish, animator(show.wish.checkpoint)
             steering = steering_by(performer.generator, wish.guide, name=wish.checkpoint)
-            motion = performer.live(tape, seed=wish.seed, controls=wish.controls, steering=steering)
+            motion = performer.live(
+                tape, seed=wish.seed, controls=wish.controls, steering=steering, portrait=portrait
+            )
             frames = marked(Animator.show(portrait, motion, live=True))
             # Unbuffered: what is written can be watched.
             with show.path.open("wb", buffering=0) as file:

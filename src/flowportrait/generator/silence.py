@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from flowportrait.generator.live_sound import LiveSound
 from flowportrait.media.mel import SAMPLES_PER_FRAME, frame_count, level
 
 QUIETEST, LOUDEST = 0.004, 0.012
@@ -71,3 +72,11 @@ def speech_gate(audio: np.ndarray, softer: list[float] | None = None) -> np.ndar
     gate = SpeechGate()
     values = [value for rms in loudness for value in gate.push(float(rms))]
     return np.array(values + gate.finish(), np.float32)
+
+
+def rest_share(audio: np.ndarray) -> float:
+    """Share of the frames of 16 kHz samples ``[N]`` through which a ``GenerationSession`` keeps the lips at rest."""
+    sound, gate = LiveSound(), SpeechGate()
+    _, loudness = sound.push(np.pad(audio, (0, -len(audio) % SAMPLES_PER_FRAME)), last=True)
+    values = [value for rms in loudness for value in gate.push(rms)] + gate.finish()
+    return sum(value == 0 for value in values) / max(1, len(values))

@@ -31,7 +31,7 @@ from flowportrait.preference.motion_damage import LEARNED, UNSEEN
 from flowportrait.preference.pair_loss import Objective
 from flowportrait.preference.reward_model import RewardModel
 from flowportrait.preference.train_latent import split
-from flowportrait.preference.train_reward import Plan, tie_thresholds, train_reward
+from flowportrait.preference.train_reward import Plan, train_reward
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.habits import Eyes, Head
 from flowportrait.reward.interface import Reward
@@ -85,6 +85,18 @@ def accuracy(difference: torch.Tensor, batch: PairBatch, threshold: torch.Tensor
             "with_ties": float((said == truth).float().mean()),
         }
     return found
+
+
+def tie_thresholds(difference: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Per dimension the score difference ``[D]`` under which to say tie: the most accurate one for ``difference`` and
+    ``labels`` ``[N, D]``."""
+    found = []
+    for column in range(len(DIMENSIONS)):
+        own, truth = difference[:, column], labels[:, column]
+        candidates = own.abs().quantile(torch.linspace(0, 1, 101))
+        said = torch.where(own.abs()[None] <= candidates[:, None], 0, own.sign()[None]).long()
+        found.append(candidates[(said == truth).float().mean(1).argmax()])
+    return torch.stack(found)
 
 
 def matrix(difference: torch.Tensor, intact_is_a: torch.Tensor, kinds: tuple[str, ...]) -> Rows:

@@ -24,7 +24,7 @@ from flowportrait.preference.motion_damage import LEARNED, UNSEEN, Window
 from flowportrait.preference.pair_loss import log_chances, pair_loss
 from flowportrait.preference.pairs import ASPECTS, LABELS, Pair, read_pairs, write_pairs
 from flowportrait.preference.reward_model import RewardModel
-from flowportrait.preference.train_reward import Plan, tie_thresholds, train_reward
+from flowportrait.preference.train_reward import Plan, train_reward
 
 WORDS = st.text(min_size=1, max_size=8)
 SAID = st.dictionaries(st.sampled_from(ASPECTS), st.sampled_from(LABELS), min_size=1)
@@ -229,9 +229,3 @@ def test_a_few_steps_learn_to_tell_trembling_and_a_saved_model_says_the_same(
     assert (tmp_path / "model.safetensors").stat().st_size < 8e6
     again = RewardModel.read(tmp_path / "model.safetensors")
     assert torch.allclose(again(batch.a, batch.mel), model(batch.a, batch.mel), atol=0.05)
-
-
-def test_the_tie_threshold_is_the_most_accurate_one() -> None:
-    difference = torch.tensor([[0.1], [-0.2], [2.0], [-3.0]]).expand(-1, 3)
-    labels = torch.tensor([[0], [0], [1], [-1]]).expand(-1, 3)
-    assert ((tie_thresholds(difference, labels) >= 0.2) & (tie_thresholds(difference, labels) < 2)).all()

@@ -148,7 +148,7 @@ def stage(
         raise BadInput(f"The recipe {recipe.name} needs real clips: give a prepared corpus with --exemplars.")
     images = sorted({prompt.image for prompt in prompts})
     # Rewards ask what the motion does to a face; a network's touch-up costs five times the drawing itself.
-    portraits = [Portrait.from_image(read_image(image)) for image in images]
+    portraits = [Portrait.from_image(read_image(image), name=str(image)) for image in images]
     codecs = [MotionCodec(portrait, recipe.render_size, retouch=False) for portrait in portraits]
     if exemplars is not None:
         clips = [c for c in load_motion(exemplars, TRAINING_SPLITS) if len(c.motion) > recipe.frames]

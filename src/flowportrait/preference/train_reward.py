@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from flowportrait.corpus.motion_set import MotionClip
-from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairBatch, PairMaker
+from flowportrait.preference.made_pairs import FRAMES, PairBatch, PairMaker
 from flowportrait.preference.motion_damage import LEARNED
 from flowportrait.preference.pair_loss import Objective, pair_loss
 from flowportrait.preference.reward_model import RewardModel
@@ -70,15 +70,3 @@ def _loss(objective: Objective, model: RewardModel, batch: PairBatch) -> torch.T
     )
     a, b = scores.chunk(2)
     return pair_loss(objective, a, b, batch.labels, batch.points)
-
-
-def tie_thresholds(difference: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Per dimension the score difference ``[D]`` under which to say tie: the most accurate one for ``difference`` and
-    ``labels`` ``[N, D]``."""
-    found = []
-    for column in range(len(DIMENSIONS)):
-        own, truth = difference[:, column], labels[:, column]
-        candidates = own.abs().quantile(torch.linspace(0, 1, 101))
-        said = torch.where(own.abs()[None] <= candidates[:, None], 0, own.sign()[None]).long()
-        found.append(candidates[(said == truth).float().mean(1).argmax()])
-    return torch.stack(found)

@@ -52,6 +52,14 @@ class Advantage:
         weights = self.regions.to(elements) if how == "sum" else self.regions / self.regions.sum(1, keepdim=True)
         return elements @ weights.to(elements).T
 
+    def whole(self, parts: torch.Tensor, how: Reduce) -> torch.Tensor:
+        """What regions ``[B, N, R, P]`` come to together ``[B, N, R, 1]``, so that paying all of them alike is having
+        none: their sum, or where each is a mean over its numbers, their mean by how many those are."""
+        if self.regions is None or how == "sum":
+            return parts.sum(-1, keepdim=True)
+        size = self.regions.to(parts).sum(1)
+        return (parts * size / size.sum()).sum(-1, keepdim=True)
+
     @property
     def per_sample(self) -> torch.Tensor:
         """One number per sample ``[B]``."""

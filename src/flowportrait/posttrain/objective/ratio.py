@@ -4,7 +4,7 @@
 
 ``reduce`` acts over the latent elements of one transition (a chunk at one denoising step: the unit that the
 policy chooses at once). ``mean`` is what the published clip ranges of 1e-5…1e-3 assume; ``sum`` gives the true
-ratio of that action, for which PPO's 0.2 is natural.
+ratio of that action, for which PPO's 0.2 is natural. Regions have a ratio and a clip each, and their terms add up.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ClippedRatio:
             apart = advantage.reduce(gaussian_kl(gain, delta.detach()), self.reduce)
             outside = (apart > self.divergence) & ((ratio - 1) * signed > 0)
             gained = torch.where(outside, 0, ratio * signed)
-        policy = -masked_mean(self._weight(trajectory) * stale * gained, mask)
+        policy = -masked_mean(advantage.whole(self._weight(trajectory) * stale * gained, self.reduce), mask)
         metrics = self._report(trajectory, ratio, outside, signed, delta)
         metrics["loss/policy"] = float(policy.detach())
         if trajectory.v_behaviour is not None:

@@ -9,7 +9,10 @@ from flowportrait.posttrain.recipes.card import Card
 CARD = Card(
     recipe=Recipe("vipo", allocation=Allocation(regions={"sync": "mouth"})),
     source="after ViPO, 2511.18719",
-    equation="A[i, n, p] = sum of the rewards that region p is paid by;   one ratio per region",
+    equation="""\
+A[i, n, p] = sum of the rewards that region p is paid by
+L = -mean sum_p min(r_p A_p, clip(r_p) A_p) + beta KL(v || v_ref),   r = product of r_p
+""",
     paper="Latent positions get advantages of their own.",
     verified="The abstract alone.",
     reading=(

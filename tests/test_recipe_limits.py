@@ -1,0 +1,167 @@
+"""Limits in which one method is another, as equalities: of parameters after a step, of gradients, of advantages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+
+from flowportrait.flow.kernel import flow_sde, longcat_sde
+from flowportrait.posttrain.advantage import Allocation
+from flowportrait.posttrain.credit import CreditConfig, assign
+from flowportrait.posttrain.normalise import deviations
+from flowportrait.posttrain.objective.interface import Advantage
+from flowportrait.posttrain.objective.kvpo import KVPO
+from flowportrait.posttrain.objective.nft import NFT
+from flowportrait.posttrain.objective.ratio import ClippedRatio
+from flowportrait.posttrain.plan import EveryStep, OneStep, SlidingWindow
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes import named
+from flowportrait.reward.composite import RewardWeights
+from flowportrait.reward.interface import Score
+from tests.test_posttrain import RECIPE, evidence, one_step, shake, trainer
+from tests.test_recipes import finished, small
+
+WIDE = ClippedRatio(clip_low=1.0, clip_high=1e9)
+
+
+def after_a_step(recipe: Recipe) -> torch.Tensor:
+    run = trainer(recipe)
+    run.step()
+    return torch.cat([parameter.detach().flatten() for parameter in run.policy.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (RECIPE, replace(RECIPE, allocation=Allocation(steps={"lift": 0.0}))),
+        (replace(RECIPE, objective=WIDE), replace(RECIPE, objective=replace(WIDE, trust="divergence", divergence=1e9))),
+        (RECIPE, replace(RECIPE, plan=EveryStep(steps=4, trained=3), train_on=8)),
+        (replace(RECIPE, plan=SlidingWindow(4, width=1)), replace(RECIPE, plan=OneStep(4, among=1, shared=True))),
+        (replace(RECIPE, groups=1), replace(RECIPE, groups=1, credit=CreditConfig(std="largest"))),
+    ],
+    ids=["otca flat", "dppo wide", "dance whole", "first step", "largest of one"],
+)
+def test_a_method_at_its_limit_is_another(one: Recipe, other: Recipe) -> None:
+    assert torch.equal(after_a_step(one), after_a_step(other))
+
+
+def test_who_won_of_two_is_all_that_two_scores_say() -> None:
+    value, group = torch.randn(8, generator=torch.Generator().manual_seed(0)), torch.arange(4).repeat_interleave(2)
+    score = {"r": Score(value, torch.ones(8, dtype=torch.bool))}
+    by_score, by_wins = (
+        assign(score, group, 2, {"r": 1.0}, CreditConfig(win_rate=names)).advantage for names in ((), ("all",))
+    )
+    assert torch.allclose(by_score, by_wins, atol=1e-6)
+
+
+def slope(recipe: Recipe, regions: torch.Tensor | None) -> torch.Tensor:
+    """The first gradient in the head's last layer, every region paid alike."""
+    run = trainer(recipe)
+    trajectory, value = run.collect().trajectory, torch.randn(24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        old = run.velocity(trajectory)
+    seen = evidence(run, trajectory, value, old)
+    seen = replace(seen, advantage=Advantage(seen.advantage.value, regions))
+    return torch.autograd.grad(recipe.objective(seen).total, run.policy.head.write.weight)[0]
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_a_flat_map_of_regions_is_none(reduce: Literal["sum", "mean"]) -> None:
+    recipe = replace(RECIPE, objective=ClippedRatio(reduce=reduce))
+    masks = torch.stack(list(trainer().task.regions.values()))
+    assert torch.allclose(slope(recipe, masks), slope(recipe, None), rtol=1e-4, atol=1e-8)
+
+
+def test_one_region_over_everything_is_none_to_nft() -> None:
+    run = trainer()
+    trajectory = finished(run)
+    with torch.no_grad():
+        old = run.velocity(trajectory, NFT().points(trajectory, (0,)))
+    shake(run)
+    losses = []
+    for regions in (None, torch.ones(1, trajectory.latents.shape[-1])):
+        seen = replace(
+            evidence(run, trajectory, torch.randn(24, generator=torch.Generator().manual_seed(1)), old),
+            points=NFT().points(trajectory, (0,)),
+        )
+        live = run.velocity(trajectory, seen.points)
+        paid = replace(seen.advantage, regions=regions)
+        seen = replace(seen, live=live, others={"old": old, "ref": old}, advantage=paid)
+        losses.append(float(NFT()(seen).total.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def first_slope(objective: ClippedRatio, gain: float, deviation: float) -> torch.Tensor:
+    live = torch.zeros(64, 3, requires_grad=True)
+    noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad(objective(one_step(gain, noise, live, deviation=deviation)).total, live)[0]
+
+
+def test_rectified_guard_begins_as_the_rectified_plain_ratio() -> None:
+    plain, guard = (ClippedRatio(form=form, step_weight="rectified", kl_weight=0.0) for form in ("exact", "guard"))
+    assert torch.allclose(first_slope(plain, 3.0, 0.2), first_slope(guard, 3.0, 0.2), atol=1e-7)
+
+
+def test_tempflows_weight_is_the_steps_own_deviation() -> None:
+    even, noise = (ClippedRatio(step_weight=weight, kl_weight=0.0) for weight in ("even", "noise"))
+    assert torch.allclose(first_slope(noise, 3.0, 0.2), 0.2 * first_slope(even, 3.0, 0.2), atol=1e-7)
+
+
+def test_longcats_kernel_without_its_cap_is_flow_sde() -> None:
+    levels = torch.tensor([1.0, 0.8, 0.5]), torch.tensor([0.8, 0.5, 0.2])
+    for one, other in zip(longcat_sde(0.7, float("inf"))(*levels), flow_sde(0.7)(*levels), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_siblings_are_drawn_and_credited_as_if_the_real_clip_were_not_there() -> None:
+    beside, alone = (trainer(small(named("exemplar-ratio"))) for _ in range(2))
+    alone.recipe = replace(alone.recipe, exemplars=None)
+    own = []
+    for run in (alone, beside):
+        batch = run.collect()
+        drawn = ~batch.trajectory.real
+        own.append((batch.trajectory.latents[drawn], run.credit(batch.trajectory, batch.scores)[0].value[drawn]))
+    assert all(torch.equal(a, b) for a, b in zip(*own, strict=True))
+
+
+def test_kvpo_learns_nothing_where_no_branch_looks_at_another_past() -> None:
+    run = trainer(replace(small(named("kvpo")), explore=None))
+    latents = run.collect().trajectory.latents.unflatten(0, (3, 8))
+    assert torch.allclose(latents, latents[:, :1].expand_as(latents), atol=1e-5)
+    assert run.step()["grad_norm"] < 1e-5
+
+
+def test_kvpo_between_two_branches_is_a_logistic_choice() -> None:
+    """L = −½ A₁ π₁/π₁ at the old weights, so dL/dE = (1 − π₁, −π₂) / 2τ, with E = mean v² and π₁ = σ((E₂ − E₁)/τ)."""
+    objective, energy = KVPO(kl_weight=0.0), torch.tensor([0.03, 0.08])
+    live = energy.sqrt()[:, None].repeat(1, 4).requires_grad_()
+    seen = one_step(1.0, torch.zeros(2, 4), live)
+    seen = replace(
+        seen,
+        points=seen.points._replace(target=torch.zeros(2, 1, 1, 4)),
+        advantage=Advantage(torch.tensor([1.0, 0.0])[:, None, None, None]),
+        others={"old": seen.live.detach(), "ref": seen.live.detach()},
+    )
+    (slope,) = torch.autograd.grad(objective(seen).total, live)
+    better = torch.sigmoid((energy[1] - energy[0]) / objective.temperature)
+    by_energy = torch.stack([1 - better, -(1 - better)]) / (2 * objective.temperature)
+    assert torch.allclose(slope, by_energy[:, None] * live.detach() / 2, rtol=1e-4)
+
+
+def test_solace_without_its_weight_is_the_usual_composite() -> None:
+    assert RewardWeights(self_confidence=0.0).by_name() == RewardWeights().by_name()
+
+
+def test_credit_is_the_clips_share_everywhere_and_the_chunks_share_where_it_was_earned() -> None:
+    group, valid = torch.tensor([0, 0, 0, 0]), torch.ones(4, dtype=torch.bool)
+    dense = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    score = Score(dense.mean(1), valid, dense)
+    clip = deviations(score.value, valid, group).value
+    for share in (0.0, 0.7, 1.0):
+        found = assign({"r": score}, group, 3, {"r": 2.0}, CreditConfig(dense=share, limit=99.0)).advantage
+        for chunk in range(3):
+            own = deviations(dense[:, 4 * chunk : 4 * chunk + 4].mean(1), valid, group).value
+            assert torch.allclose(found[:, chunk], 2 * ((1 - share) * clip + share * own), atol=1e-5)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from flowportrait.evaluate.expert_data import Item
+from flowportrait.training.joint_embedding import JointEmbedding
 
 SHIFTS = (2, 3, 5, 8, 15)
 MIN_WINDOWS = 12
@@ -21,7 +22,7 @@ SHORT_CURVE, LONG_CURVE = 8, 15
 
 
 @torch.no_grad()
-def embed(net: Any, face: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def embed(net: JointEmbedding, face: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings ``[W, D]`` of one clip's face ``[T, …]`` and sound ``[4T, 80]``."""
     return net.embed_face(face[None])[0], net.embed_audio(mel[None])[0]
 
@@ -33,13 +34,13 @@ def shifted_score(face: torch.Tensor, voice: torch.Tensor, shift: int) -> float:
     return float((face[start : start + count] * voice[start + shift : start + shift + count]).sum(-1).mean())
 
 
-def shift_curve(net: Any, face: torch.Tensor, mel: torch.Tensor, reach: int) -> dict[int, float]:
+def shift_curve(net: JointEmbedding, face: torch.Tensor, mel: torch.Tensor, reach: int) -> dict[int, float]:
     """Score per shift −reach … reach of one clip."""
     pair = embed(net, face, mel)
     return {shift: shifted_score(*pair, shift) for shift in range(-reach, reach + 1)}
 
 
-def acceptance(net: Any, items: list[Item]) -> dict[str, Any]:
+def acceptance(net: JointEmbedding, items: list[Item]) -> dict[str, Any]:
     """The acceptance table over ``items``, with clip counts, each speaker apart as well."""
     rng = np.random.default_rng(0)
     pairs = [embed(net, item.views[0], item.mel) for item in items]

@@ -14,9 +14,7 @@ from flowportrait.evaluate.augment import jitter_motion, jitter_patches, reencod
 from flowportrait.evaluate.sync import SyncExpert as PixelExpert
 from flowportrait.reward.sync import SyncExpert as MotionExpert
 from flowportrait.reward.sync import lower_face
-
-Expert = PixelExpert | MotionExpert
-"""Both offer WINDOW, embed_face, embed_audio, log_scale, save and read."""
+from flowportrait.training.joint_embedding import JointEmbedding
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Side:
     split: str
     views: Callable[[Clip], list[torch.Tensor]]
     jitter: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
-    network: type[Expert]
+    network: type[JointEmbedding]
     steps: int
     clips: int
 

@@ -15,16 +15,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
-from flowportrait.written import write_weights
+from flowportrait.training.joint_embedding import JointEmbedding
 
 CROP = (40, 56)
 """The part of the 48 × 64 mouth patch that is looked at; the rest is room for training jitter."""
 
 
-class SyncExpert(nn.Module):
+class SyncExpert(JointEmbedding):
     """Joint embedding of mouth patches and log-mel, unit length, ``DIM`` numbers per window."""
 
     WINDOW = 5
@@ -50,10 +49,10 @@ class SyncExpert(nn.Module):
         self.voice_out = nn.Sequential(nn.Dropout(0.2), nn.Linear(128 * 5, self.DIM))
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
-    def embed_face(self, mouth: torch.Tensor) -> torch.Tensor:
+    def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
         """``[B, T, 40, 56]`` or ``[B, T, 48, 64]`` grey patches of any range to ``[B, T - 4, DIM]``."""
-        top, left = ((size - crop) // 2 for size, crop in zip(mouth.shape[-2:], CROP, strict=True))
-        mouth = mouth[..., top : top + CROP[0], left : left + CROP[1]].float()
+        top, left = ((size - crop) // 2 for size, crop in zip(lips.shape[-2:], CROP, strict=True))
+        mouth = lips[..., top : top + CROP[0], left : left + CROP[1]].float()
         windows = take_out_shading(mouth).unfold(1, self.WINDOW, 1).movedim(-1, 2)
         batch, count = windows.shape[:2]
         flat = windows.reshape(batch * count, *windows.shape[2:])
@@ -64,22 +63,6 @@ class SyncExpert(nn.Module):
         """``[B, 4T, 80]`` log-mel to ``[B, T - 4, DIM]``; each window hears exactly its own 20 columns."""
         sound = self.voice((mel - 1.0)[:, None])
         return F.normalize(self.voice_out(sound.permute(0, 2, 1, 3).flatten(2)), dim=-1)
-
-    def score(self, mouth: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine per window ``[B, T - 4]`` and its mean per clip ``[B]``."""
-        cosine = (self.embed_face(mouth) * self.embed_audio(mel)).sum(-1)
-        return cosine, cosine.mean(-1)
-
-    def save(self, path: Path) -> None:
-        """Write float16 safetensors under a temporary name first."""
-        write_weights(path, self.state_dict())
-
-    @classmethod
-    def read(cls, path: Path) -> SyncExpert:
-        """An expert written by ``save``, ready to judge (no dropout, no gradients)."""
-        expert = cls()
-        expert.load_state_dict(load_file(str(path)))
-        return expert.eval().requires_grad_(False)
 
     @classmethod
     @lru_cache(maxsize=1)

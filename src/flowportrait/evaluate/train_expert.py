@@ -25,7 +25,7 @@ from flowportrait.evaluate.augment import jitter_mel
 from flowportrait.evaluate.contrast import contrastive_loss
 from flowportrait.evaluate.expert_data import PIECE, Item, draw_batch, load_items
 from flowportrait.evaluate.sides import Side, side_named
-from flowportrait.written import complete
+from flowportrait.written import complete, write_json
 
 REALIGN = 3
 """Frames: clips further off than this are dropped."""
@@ -164,7 +164,7 @@ def train(plan: Plan) -> dict[str, object]:
         "steps": training.steps
     }
     table = {"training": record | {"clips": len(items), "delays": _tally(training.delays)}} | table
-    (plan.output / "acceptance.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_json(plan.output / "acceptance.json", table)
     checkpoint.unlink()
     return table
 

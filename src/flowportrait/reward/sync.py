@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.codec.basis import LOWER, MotionBasis
-from flowportrait.written import write_weights
+from flowportrait.training.joint_embedding import JointEmbedding
 
 
-class SyncExpert(nn.Module):
+class SyncExpert(JointEmbedding):
     """Joint embedding of lower-face motion and log-mel, unit length, ``DIM`` numbers per window."""
 
     WINDOW = 9
@@ -53,12 +52,12 @@ class SyncExpert(nn.Module):
         )
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
-    def embed_face(self, motion: torch.Tensor) -> torch.Tensor:
+    def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
         """``[B, T, ≥16]`` motion (the first 16 coefficients count) to ``[B, T - 8, DIM]``.
 
         The mean over the clip is taken off: whose resting mouth it is says nothing about sync.
         """
-        lower = motion[..., LOWER]
+        lower = lips[..., LOWER]
         lower = lower - lower.mean(1, keepdim=True)
         speed = lower[:, 1:] - lower[:, :-1]
         features = torch.cat([lower[:, 1:], 2 * speed], -1)
@@ -68,23 +67,6 @@ class SyncExpert(nn.Module):
         """``[B, 4T, 80]`` log-mel to ``[B, T - 8, DIM]``; each window hears exactly its own 36 columns."""
         return F.normalize(self.voice((mel - 1.0).mT).mT, dim=-1)
 
-    def score(self, motion: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine per window ``[B, T - 8]`` and its mean per clip ``[B]``; window t is centred on frame t +
-        4."""
-        cosine = (self.embed_face(motion) * self.embed_audio(mel)).sum(-1)
-        return cosine, cosine.mean(-1)
-
-    def save(self, path: Path) -> None:
-        """Write float16 safetensors under a temporary name first."""
-        write_weights(path, self.state_dict())
-
-    @classmethod
-    def read(cls, path: Path) -> SyncExpert:
-        """An expert written by ``save``, ready to score (no dropout, weights frozen)."""
-        expert = cls()
-        expert.load_state_dict(load_file(str(path)))
-        return expert.eval().requires_grad_(False)
-
     @classmethod
     @lru_cache(maxsize=1)
     def load(cls) -> SyncExpert:
@@ -93,8 +75,8 @@ class SyncExpert(nn.Module):
 
 
 def _block(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    return [nn.Conv1d(before, after, kernel, stride, groups=groups), nn.BatchNorm1d(after),
-    nn.ReLU(inplace=True)]
+    layer = nn.Conv1d(before, after, kernel, stride, groups=groups)
+    return [layer, nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
 
 
 def lower_face(landmarks: np.ndarray, blendshapes: np.ndarray) -> torch.Tensor:

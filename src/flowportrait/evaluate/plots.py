@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from flowportrait.evaluate.compare import Comparison, Estimate
 from flowportrait.evaluate.metrics import METRICS
-from flowportrait.evaluate.svg import SERIES, STYLE, svg
+from flowportrait.evaluate.svg import SERIES, STYLE, panels, svg
 
 
 def curves_svg(curves: list[dict[str, float]], step: str = "iteration") -> str:
@@ -40,24 +40,14 @@ def intervals_svg(comparison: Comparison) -> str:
     shown = [m for m in METRICS if sum(m.key in found for found in comparison.estimates.values()) > 1]
     if not shown or len(systems) < 2:
         return ""
-    columns = 4
-    rows = math.ceil(len(shown) / columns)
+    arrows = {"up": "↑", "down": "↓", "real": "≈ real"}
     with plt.rc_context(STYLE):
-        height = 0.55 + 0.24 * len(systems)
-        figure, axes = plt.subplots(rows, columns, figsize=(11.6, rows * (height + 0.25)), squeeze=False, sharey=True)
-        for axis, metric in zip(axes.flat, shown, strict=False):
+        figure, axes = panels([f"{m.title} {arrows[m.better]}" for m in shown], systems, 0.24)
+        for axis, metric in zip(axes, shown, strict=True):
             for place, system in enumerate(systems):
                 estimate = comparison.estimates[system].get(metric.key)
                 if estimate is not None:
                     _dot(axis, place, estimate, SERIES[place % len(SERIES)])
-            arrow = {"up": "↑", "down": "↓", "real": "≈ real"}[metric.better]
-            axis.set_title(f"{metric.title} {arrow}", loc="left")
-            axis.set_yticks(range(len(systems)), systems)
-            axis.set_ylim(len(systems) - 0.5, -0.5)
-            axis.locator_params(axis="x", nbins=4)
-            axis.grid(axis="x", alpha=0.15)
-        for axis in list(axes.flat)[len(shown) :]:
-            axis.axis("off")
         figure.tight_layout()
         return svg(figure)
 

@@ -10,7 +10,7 @@ import numpy as np
 from flowportrait.evaluate.compare import REAL, Comparison, column
 from flowportrait.evaluate.metrics import BY_KEY, METRICS, Metric
 from flowportrait.evaluate.reference import SHIPPED
-from flowportrait.evaluate.svg import SERIES, STYLE, svg
+from flowportrait.evaluate.svg import SERIES, STYLE, panels, svg
 
 KEY_FIGURES = (
     "sync_in_time",
@@ -74,14 +74,10 @@ def distributions_svg(comparison: Comparison) -> str:
     shown = _with_values(comparison)
     if not shown:
         return ""
-    columns = 4
-    rows = math.ceil(len(shown) / columns)
     rng = np.random.default_rng(0)
     with plt.rc_context(STYLE):
-        height = 0.5 + 0.34 * len(systems)
-        size = (11.6, rows * (height + 0.3))
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
-        for axis, metric in zip(axes.flat, shown, strict=False):
+        figure, axes = panels([metric.title for metric in shown], systems, 0.34)
+        for axis, metric in zip(axes, shown, strict=True):
             for place, system in enumerate(systems):
                 values = column(comparison.rows[system], metric.key)[1]
                 if not len(values):
@@ -91,13 +87,6 @@ def distributions_svg(comparison: Comparison) -> str:
                     values, place + rng.uniform(-0.22, 0.22, len(values)), "o", ms=2.6, alpha=0.45, color=colour, mew=0
                 )
                 axis.plot([np.median(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2)
-            axis.set_title(metric.title, loc="left")
-            axis.set_yticks(range(len(systems)), systems)
-            axis.set_ylim(len(systems) - 0.5, -0.5)
-            axis.locator_params(axis="x", nbins=4)
-            axis.grid(axis="x", alpha=0.15)
-        for axis in list(axes.flat)[len(shown) :]:
-            axis.axis("off")
         figure.tight_layout()
         return svg(figure)
 

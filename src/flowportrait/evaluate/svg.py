@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+from collections.abc import Sequence
 
 import matplotlib
+from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -30,6 +33,25 @@ STYLE = {
     "axes.linewidth": 0.6,
     "savefig.transparent": True,
 }
+
+COLUMNS = 4
+"""Panels side by side."""
+
+
+def panels(titles: Sequence[str], systems: Sequence[str], row: float) -> tuple[plt.Figure, list[Axes]]:
+    """A figure with a small panel for each title, a row of ``row`` inches for each system in it."""
+    count = math.ceil(len(titles) / COLUMNS)
+    size = (11.6, count * (0.8 + row * len(systems)))
+    figure, axes = plt.subplots(count, COLUMNS, figsize=size, squeeze=False, sharey=True)
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title, loc="left")
+        axis.set_yticks(range(len(systems)), systems)
+        axis.set_ylim(len(systems) - 0.5, -0.5)
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(axis="x", alpha=0.15)
+    for axis in list(axes.flat)[len(titles) :]:
+        axis.axis("off")
+    return figure, list(axes.flat)[: len(titles)]
 
 
 def svg(figure: plt.Figure) -> str:

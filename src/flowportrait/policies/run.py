@@ -70,6 +70,7 @@ def ours_alone(recipe: Recipe) -> str:
         "real clips in our own latents": recipe.exemplars or recipe.given,
         "a teacher's own number of steps": recipe.teacher,
         "latents with named regions": recipe.allocation.regions,
+        "our own hearing of disturbed speech": recipe.disturbance,
     }
     return next((what for what, part in asked.items() if part), "")
 

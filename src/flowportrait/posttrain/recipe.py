@@ -15,6 +15,7 @@ from flowportrait.flow.kernel import KERNELS
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.distil import TEACHER, Teacher
+from flowportrait.posttrain.disturbance import Disturbance
 from flowportrait.posttrain.exemplar import Exemplars
 from flowportrait.posttrain.explore import HistoryRouting
 from flowportrait.posttrain.given import Given
@@ -38,6 +39,8 @@ class Recipe:
     group_size: int = 16
     frames: int = 72
     """Length of a rollout, 25 frames a second."""
+    disturbance: Disturbance | None = None
+    """Let the policy hear noise and rooms where rewards hear the clean track."""
     explore: HistoryRouting | None = None
     """Explore through the past instead of through noise."""
     exemplars: Exemplars | None = None
@@ -98,5 +101,7 @@ class Recipe:
             raise BadInput("credit.when=summed leaves one sum, which allocation cannot divide: leave one of them out.")
         if (TEACHER in self.objective.needs) != (self.teacher is not None):
             raise BadInput("A recipe has a teacher if, and only if, its objective learns from one (objective=Distil).")
+        if self.disturbance and (self.exemplars or self.given):
+            raise BadInput("A disturbance is of the speech of prompts: leave out exemplars and given.")
         if self.teacher and (self.exemplars or self.explore or self.given):
             raise BadInput("A teacher goes with rollouts alone: leave out exemplars, explore and given.")

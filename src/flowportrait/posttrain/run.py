@@ -142,7 +142,7 @@ def stage(
     """Load every portrait once and every recording once; with a corpus of exemplars, its clips are the recordings.
 
     Raises:
-        BadInput: the recipe needs exemplars and there are none, or none long enough.
+        BadInput: the recipe needs exemplars and there are none, or none long enough; or clips are to be disturbed.
     """
     if recipe.exemplars and exemplars is None:
         raise BadInput(f"The recipe {recipe.name} needs real clips: give a prepared corpus with --exemplars.")
@@ -151,12 +151,16 @@ def stage(
     portraits = [Portrait.from_image(read_image(image), name=str(image)) for image in images]
     codecs = [MotionCodec(portrait, recipe.render_size, retouch=False) for portrait in portraits]
     if exemplars is not None:
+        if recipe.disturbance:
+            raise BadInput("A disturbance is of the speech of prompts: leave out --exemplars.")
         clips = [c for c in load_motion(exemplars, TRAINING_SPLITS) if len(c.motion) > recipe.frames]
         if not clips:
             raise BadInput(f"{exemplars} has no clip of more than {recipe.frames} frames: lower --set frames.")
         return [Item(c.mel, number % len(images), c.motion) for number, c in enumerate(clips)], codecs
-    heard = {path: read_audio(path) for path in {prompt.audio for prompt in prompts}}
-    said = {path: (speech(wave, recipe.frames), sound(wave, recipe.frames)) for path, wave in heard.items()}
+    waves = {path: read_audio(path) for path in sorted({prompt.audio for prompt in prompts})}
+    said = {path: (speech(wave, recipe.frames), sound(wave, recipe.frames)) for path, wave in waves.items()}
+    disturbed = dict(recipe.disturbance.heard(waves, recipe.frames, recipe.seed)) if recipe.disturbance else {}
     return [
-        Item(said[prompt.audio][0], images.index(prompt.image), audio=said[prompt.audio][1]) for prompt in prompts
+        Item(said[audio][0], images.index(image), audio=said[audio][1], disturbed=disturbed.get(audio, ()))
+        for image, audio in ((prompt.image, prompt.audio) for prompt in prompts)
     ], codecs

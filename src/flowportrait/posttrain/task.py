@@ -26,18 +26,19 @@ DrawFor = Callable[[Sequence[int]], Draw]
 
 class Prompts(NamedTuple):
     """One row per group: the speech ``[G, 4T, 80]``, whose face it is, where it is known how it was really spoken,
-    ``[G, 1 + T, 30]`` with the frame before, and the sound ``[G, 640 T]`` for judges that listen."""
+    ``[G, 1 + T, 30]`` with the frame before, the sound ``[G, 640 T]`` for judges that listen, and where the policy is
+    to hear it disturbed, what it hears ``[G, 4T, 80]``."""
 
     mel: torch.Tensor
     portraits: list[int]
     motion: torch.Tensor | None = None
     audio: torch.Tensor | None = None
+    heard: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> Prompts:
         """The rows at these indices."""
-        motion = None if self.motion is None else self.motion[rows]
-        audio = None if self.audio is None else self.audio[rows]
-        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], motion, audio)
+        known = (None if part is None else part[rows] for part in (self.motion, self.audio, self.heard))
+        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], *known)
 
 
 class Task(Protocol):
@@ -90,7 +91,8 @@ class TalkingTask:
         device = next(policy.parameters()).device
         start = None if prompts.motion is None else prompts.motion[:, 0].to(device)
         portrait = None if self.looks is None else self.looks[prompts.portraits].to(device)
-        return policy.condition(prompts.mel.to(device), start=start, portrait=portrait)
+        heard = prompts.mel if prompts.heard is None else prompts.heard
+        return policy.condition(heard.to(device), start=start, portrait=portrait)
 
     def real(self, policy: ARFlow, prompts: Prompts) -> torch.Tensor | None:
         if prompts.motion is None:

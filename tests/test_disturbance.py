@@ -1,0 +1,125 @@
+"""Claims about post-training in noise: the policy hears it, rewards do not, and it is as loud as asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowportrait.config import override
+from flowportrait.errors import BadInput
+from flowportrait.policies.run import ours_alone
+from flowportrait.posttrain.disturbance import Disturbance
+from flowportrait.posttrain.items import Item, draw_items, speech
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.composite import Composite
+from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from tests.test_generator import TINY
+from tests.test_posttrain import RECIPE, tiny_policy
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Keeps the sound that it is shown."""
+
+    shown: list[torch.Tensor] = field(default_factory=list)
+    name: str = "listener"
+    needs: frozenset[str] = frozenset({"motion", "mel"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        self.shown.append(batch.mel)
+        return all_valid(batch.motion[..., 0].mean(1))
+
+
+def columns(seed: int) -> torch.Tensor:
+    return torch.randn(80, 80, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_policy_hears_the_disturbance_and_rewards_the_clean_track() -> None:
+    items = [Item(columns(number), 0, disturbed=(columns(100 + number), columns(200 + number))) for number in range(5)]
+    task = TalkingTask(items, 16, None, TINY.chunk)
+    recipe, listener = replace(RECIPE, groups=5, group_size=2, pieces=1), Listener()
+    run = Trainer(tiny_policy(), task, recipe, Composite((listener,), {"listener": 1.0}))
+    prompts = task.draw(5, recipe.seed, 0)
+    heard = prompts.heard
+    assert heard is not None
+    assert not torch.equal(heard, prompts.mel)
+    known = [(item.mel, *item.disturbed) for item in items]
+    for clean, disturbed in zip(prompts.mel, heard, strict=True):
+        places = [
+            [start for start in range(0, 17, 4) if any(torch.equal(mel[start : start + 64], part) for mel in choices)]
+            for choices in known
+            for part in (clean, disturbed)
+        ]
+        assert any(places[2 * item] and places[2 * item] == places[2 * item + 1] for item in range(5))
+    metrics = run.step()
+    assert metrics["noise_gap"] < 1e-3
+    assert torch.equal(listener.shown[0], prompts.mel.repeat_interleave(2, 0))
+    condition = run.policy.condition(heard)
+    for mine, asked in zip(task.condition(run.policy, prompts), condition, strict=True):
+        assert mine is asked or torch.equal(mine, asked)
+
+
+def test_prompts_are_drawn_as_before_where_nothing_is_disturbed() -> None:
+    drawn = draw_items([Item(columns(number), number) for number in range(5)], 3, 16, 1, 2)
+    assert drawn.heard is None
+    generator = torch.Generator().manual_seed(0)
+    assert len(draw_items([Item(torch.rand(80, 80, generator=generator), 0)], 2, 16, 0, 0).mel) == 2
+
+
+def tone(seconds: float = 2.0) -> np.ndarray:
+    time = np.arange(int(16000 * seconds)) / 16000
+    return (0.1 * np.sin(2 * np.pi * 220 * time) * (1 + np.sin(2 * np.pi * 3 * time))).astype(np.float32)
+
+
+@given(decibels=st.floats(-5, 20), seed=st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_noise_is_as_far_below_the_speech_as_asked(decibels: float, seed: int) -> None:
+    speaker, crowd = tone(), [tone()[::-1].copy()]
+    config = Disturbance(room=0.0, lowest=decibels, highest=decibels)
+    added = config.sound(speaker, crowd, np.random.default_rng(seed)) - speaker
+    assert 10 * np.log10(np.square(speaker).mean() / np.square(added).mean()) == pytest.approx(decibels, abs=0.1)
+
+
+def test_a_room_keeps_the_direct_sound_and_adds_what_follows_it() -> None:
+    click = np.zeros(16000, np.float32)
+    click[4000] = 1.0
+    heard = Disturbance(room=1.0).sound(click, [], np.random.default_rng(0))
+    assert heard[4000] == pytest.approx(1.0, abs=1e-4)
+    assert np.abs(heard[:4000]).max() < 1e-4
+    assert 0.01 <= np.square(heard[4001:]).sum() <= 1.0
+
+
+def test_what_is_heard_is_a_function_of_the_seed_as_long_as_the_speech_and_denoised_if_asked() -> None:
+    waves = {Path("a.wav"): tone(), Path("b.wav"): tone(1.0)}
+    bare = Disturbance(variants=2, room=0.0, lowest=-5.0, highest=0.0, enhanced=False)
+    once, again, other = (dict(bare.heard(waves, 40, seed)) for seed in (0, 0, 1))
+    denoised = dict(replace(bare, enhanced=True).heard(waves, 40, 0))
+    for path, wave in waves.items():
+        clean = speech(wave, 40)
+        assert [mel.shape for mel in once[path]] == [clean.shape] * 2
+        for mine, same, else_, clearer in zip(once[path], again[path], other[path], denoised[path], strict=True):
+            assert torch.equal(mine, same)
+            assert not torch.equal(mine, else_)
+            assert not torch.equal(mine, clean)
+            assert float((clearer - mine).mean()) <= 0
+    assert any(not torch.equal(a, b) for path in waves for a, b in zip(once[path], denoised[path], strict=True))
+
+
+def test_what_cannot_be_disturbed_says_so() -> None:
+    recipe: Recipe = override(named("nft"), ["disturbance.enhanced=false"])
+    assert recipe.disturbance == Disturbance(enhanced=False)
+    assert ours_alone(recipe)
+    for name in ("exemplar-awm", "sync-dpo"):
+        with pytest.raises(BadInput, match="of the speech of prompts"):
+            override(named(name), ["disturbance.variants=2"])
+    with pytest.raises(BadInput, match=r"disturbance\.highest=1\.0 no less than"):
+        Disturbance(lowest=5.0, highest=1.0)

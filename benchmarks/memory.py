@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowportrait.policies.memory import GIB, counted, need, peak_of
+from flowportrait.policies.memory import GIB, need
 from flowportrait.policies.models import MODELS
+from flowportrait.policies.peak import counted, peak_of
 
 TOKENS, TEXT, MIB = 3072, 64, 2**20
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,27 +23,13 @@ from flowportrait.judge.endpoint import OWN_MODEL, Endpoint
 from flowportrait.judge.evidence import Evidence
 from flowportrait.judge.kind import Kind
 from flowportrait.judge.ledger import Entry, Ledger, Outcome
-from flowportrait.judge.opinion import Reply, Token, Unusable
+from flowportrait.judge.opinion import Reply, Unusable
 from flowportrait.judge.parts import Shows, content, text_part
-from flowportrait.judge.patience import Pace, backoff, retry_after
+from flowportrait.judge.patience import Pace, backoff
 from flowportrait.judge.question import Keep, Question
+from flowportrait.judge.response import Trouble, read_answer, trouble_of
 from flowportrait.judge.shared import Shared
 from flowportrait.reward.batch import Failure
-
-_AGAIN = (408, 409, 425, 429)
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """A request without a reply: whether to try again, and when at the earliest."""
-
-    outcome: Outcome
-    detail: str
-    again: bool
-    status: int | None = None
-    wait: float | None = None
-    hopeless: str | None = None
-    """What the user has to change before any request can succeed."""
 
 
 class Server:
@@ -126,7 +111,7 @@ class Server:
             except asyncio.CancelledError:
                 self._note(address, tries, "unfinished", None, None, began, "stopped from this side")
                 raise
-            if isinstance(found, _Trouble):
+            if isinstance(found, Trouble):
                 self._note(address, tries, found.outcome, found.status, None, began, found.detail)
                 if found.hopeless:
                     raise BadInput(found.hopeless)
@@ -159,21 +144,21 @@ class Server:
 
     async def _request(
         self, client: openai.AsyncOpenAI, messages: list[Any], wishes: dict[str, Any]
-    ) -> tuple[Reply, tuple[int, int] | None] | _Trouble:
+    ) -> tuple[Reply, tuple[int, int] | None] | Trouble:
         end = self.endpoint
         try:
             # The client's own time-out starts anew with every byte; this one does not.
             async with asyncio.timeout(end.timeout):
                 answer = await client.chat.completions.create(model=end.model, messages=messages, **wishes)
-            return _read(answer)
+            return read_answer(answer)
         except (TimeoutError, openai.APITimeoutError):
-            return _Trouble("timed_out", f"no answer in {end.timeout:g} s", True)
+            return Trouble("timed_out", f"no answer in {end.timeout:g} s", True)
         except openai.APIStatusError as error:
-            return _status(error, end)
+            return trouble_of(error, end)
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
-            return _Trouble("cut_off", f"connection lost ({error.__cause__ or error})", True)
+            return Trouble("cut_off", f"connection lost ({error.__cause__ or error})", True)
         except (openai.APIError, ValueError, TypeError, AttributeError, KeyError) as error:
-            return _Trouble("malformed", f"no readable completion ({type(error).__name__}: {error})", True, 200)
+            return Trouble("malformed", f"no readable completion ({type(error).__name__}: {error})", True, 200)
 
     def _wish_less(self, said: str, sent: dict[str, Any]) -> bool:
         """Some models have no log-probabilities, no temperature, or another name for the length, and say so with a
@@ -200,28 +185,3 @@ class Server:
 
 def _encoded(show: Callable[[], Evidence], shows: Shows) -> list[dict[str, Any]]:
     return content(show(), shows)
-
-
-def _status(error: openai.APIStatusError, end: Endpoint) -> _Trouble:
-    status, said = error.status_code, str(error)[:200]
-    hopeless = {
-        401: f"{end.url} does not accept the key in {end.key_env} ({status}): set it to a valid one.",
-        403: f"{end.url} does not let the key in {end.key_env} do this ({status}): use another key or model.",
-        404: f"{end.url} knows no model {end.model!r} (404): check endpoint.url and endpoint.model.",
-    }.get(status)
-    wait = retry_after(error.response.headers)
-    if status == 429:
-        return _Trouble("rate_limited", "too many requests (429)", True, status, wait)
-    if status >= 500 or status in _AGAIN:
-        return _Trouble("server_error", f"the server failed ({status})", True, status, wait)
-    return _Trouble("rejected", f"the server would not take it: {said}", False, status, hopeless=hopeless)
-
-
-def _read(answer: Any) -> tuple[Reply, tuple[int, int] | None]:
-    choice = answer.choices[0]
-    message, usage = choice.message, answer.usage
-    pieces = choice.logprobs.content if choice.logprobs is not None and choice.logprobs.content else ()
-    tokens = tuple(Token(p.token, tuple((o.token, float(o.logprob)) for o in p.top_logprobs or ())) for p in pieces)
-    refusal = message.refusal or ("content filter" if choice.finish_reason == "content_filter" else None)
-    reply = Reply(message.content or "", tokens, refusal, choice.finish_reason != "length")
-    return reply, None if usage is None else (int(usage.prompt_tokens), int(usage.completion_tokens))

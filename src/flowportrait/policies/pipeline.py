@@ -23,6 +23,7 @@ from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shift_levels, shift_of, shifted
 from flowportrait.flow.solver import solve
 from flowportrait.media.image import read_image
+from flowportrait.policies.calls import alike, is_row, taken_apart
 from flowportrait.policies.families import family_of
 from flowportrait.policies.families.family import Call
 from flowportrait.policies.hearing import Heard, eulerian, hear
@@ -114,18 +115,18 @@ class PipelineGenerator:
         heard = hear(self.pipeline, asked)
         self.weight = self.family.guidance(asked)
         x = self.family.sampled(heard.sample).float()
-        branches = [self.family.rows(call, x) for call in _branches(heard.calls, self.family.prompted_first)]
-        names = tuple(sorted(name for name, value in branches[0].items() if _is_row(value)))
+        branches = [self.family.rows(call, x) for call in taken_apart(heard.calls, self.family.prompted_first)]
+        names = tuple(sorted(name for name, value in branches[0].items() if is_row(value)))
         shared = {name: value for name, value in branches[0].items() if name not in names}
         if self.heard is None:
             self.heard = heard._replace(calls=[])
             self.names, self.shared, self._shape = names, shared, tuple(x.shape[1:])
-        elif tuple(x.shape[1:]) != self._shape or not _alike(shared, self.shared):
+        elif tuple(x.shape[1:]) != self._shape or not alike(shared, self.shared):
             raise BadInput(f"Prompt {item.id!r} makes another size than those before it: give all the same size.")
         self.names = names
         self._agrees(heard, branches, x)
         driven = [self.family.drive({**shared, **branch}, item) for branch in branches]
-        self.names = tuple(sorted(name for name, value in driven[0].items() if _is_row(value)))
+        self.names = tuple(sorted(name for name, value in driven[0].items() if is_row(value)))
         return self._known(driven)
 
     def _known(self, branches: Sequence[Call]) -> Known:
@@ -210,7 +211,7 @@ class PipelineGenerator:
         theirs = (np.asarray(made[0], np.float32) * 255).round().astype(int)
         return int(np.abs(theirs.reshape(clip.shape) - clip).max()) if theirs.size == clip.size else 255
 
-    def save(self, folder: Path, networks: Mapping[str, nn.Module]) -> None:
+    def save(self, folder: Path, networks: Mapping[str, Any]) -> None:
         """Adapters of the trained networks as diffusers loads them, or networks trained in full."""
         from flowportrait.policies.lora import adapters_of, write_adapters
 
@@ -219,34 +220,7 @@ class PipelineGenerator:
             write_adapters(found, networks, folder)
         else:
             for name, network in networks.items():
-                network.save_pretrained(folder / name)  # type: ignore[operator]
-
-
-def _branches(calls: Sequence[Call], prompted_first: bool) -> list[Call]:
-    """One call per branch with one row each, the prompted one first; calls made one after the other begin with it."""
-    made = []
-    for call in calls:
-        rows = len(call["x"] if "x" in call else call["hidden_states"])
-        made += [{name: _row(value, rows, at) for name, value in call.items()} for at in range(rows)]
-    together = len(calls) == 1 and len(made) > 1
-    return made[::-1] if together and not prompted_first else made
-
-
-def _row(value: Any, rows: int, at: int) -> Any:
-    if isinstance(value, (torch.Tensor, list)) and len(value) == rows:
-        return value[at : at + 1]
-    return value
-
-
-def _is_row(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == 1
-
-
-def _alike(one: Call, other: Call) -> bool:
-    def same(a: Any, b: Any) -> bool:
-        return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-
-    return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+                network.save_pretrained(folder / name)
 
 
 def _check(pipeline: Any, channels: int, arguments: Mapping[str, Any]) -> None:

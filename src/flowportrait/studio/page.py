@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import gradio as gr
 from flowportrait.checkpoints import SHIPPED
 from flowportrait.codec.controls import Controls
 from flowportrait.errors import BadInput
-from flowportrait.media.video import FPS
 from flowportrait.steered import DIMENSIONS, USEFUL
 from flowportrait.studio.live import Show
+from flowportrait.studio.scores import scores
 from flowportrait.studio.server import Studio
 from flowportrait.studio.wish import Wish
 from flowportrait.voice.voices import DEFAULT
@@ -27,8 +26,6 @@ LOOK: dict[str, Any] = {
 VOICES = [DEFAULT, "espeak:en", "espeak:de", "espeak:fr", "espeak:es", "espeak:ru", "espeak:ar", "espeak:cmn"]
 MOVES = {"sync": "mouth", "expression": "brows and lids, a little", "motion": "head"}
 """What a weight of guidance is seen to move; see ``docs/preference_methods.md``."""
-SHORTEST_SCORED = 1.5
-"""Seconds; the experts' windows are a little shorter."""
 _EMPTY = "<video class='show'></video>"
 
 
@@ -94,7 +91,7 @@ def _speak_tab(studio: Studio, inputs: list[Any]) -> None:
 
     go.click(speak, [checkpoint, *inputs], [screen, said, shown], show_progress="hidden")
     stop.click(studio.theatre.stop, None, None)
-    judge.click(lambda name: _scores(studio, [name]), shown, said)
+    judge.click(lambda name: scores(studio.theatre.shows, [name]), shown, said)
 
 
 def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
@@ -122,7 +119,7 @@ def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
         yield gr.skip(), gr.skip(), _told(shows), names
 
     go.click(compare, [first, second, *inputs], [left, right, said, shown], show_progress="hidden")
-    judge.click(lambda names: _scores(studio, names), shown, said)
+    judge.click(lambda names: scores(studio.theatre.shows, names), shown, said)
 
 
 def _train_tab(studio: Studio) -> None:
@@ -205,30 +202,3 @@ def _video(show: Show) -> str:
 
 def _told(shows: list[Show]) -> str:
     return "\n\n".join(f"**{show.wish.checkpoint}** {show.told()}" for show in shows)
-
-
-@lru_cache(maxsize=1)
-def _panel() -> Any:
-    from flowportrait.judge.judges import build_judge
-
-    return build_judge()
-
-
-def _scores(studio: Studio, names: list[str | None]) -> str:
-    """What the measured panel says of finished videos, as a table."""
-    from flowportrait.judge.report import grade_files
-    from flowportrait.judge.rubric import ASPECTS
-
-    shows = [studio.theatre.shows[name] for name in names if name in studio.theatre.shows]
-    if not shows or not all(show.done.is_set() and show.frames for show in shows):
-        return "There is no finished video yet: make one first."
-    if any(show.frames < SHORTEST_SCORED * FPS for show in shows):
-        return f"The panel's experts need {SHORTEST_SCORED} seconds of video: let it say more."
-    panel = _panel()
-    head = f"| {panel.name} ({panel.kind}) | " + " | ".join(ASPECTS) + " |\n" + "|---" * (len(ASPECTS) + 1) + "|\n"
-    rows = []
-    for show in shows:
-        summary = grade_files(panel, [show.path])["summary"]
-        cells = (summary[aspect] for aspect in ASPECTS)
-        rows.append(f"| {show.wish.checkpoint} | " + " | ".join("–" if c is None else f"{c:.2f}" for c in cells) + " |")
-    return head + "\n".join(rows)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -63,6 +66,99 @@ def test_nothing_and_unknown_formats_are_refused() -> None:
             list(read_stream(io.BytesIO(beginning + bytes(640))))
     with pytest.raises(BadInput, match="no format"):
         list(read_stream(io.BytesIO(b"RIFF0000WAVEdata0000")))
+
+
+def header(code: int = 1, channels: int = 1, rate: int = 16_000, size: int = 32_000, riff: bytes = b"RIFF") -> bytes:
+    form = struct.pack("<HHIIHH", code, channels, rate, 2 * rate * channels, 2 * channels, 16)
+    return riff + b"\xff" * 4 + b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", size)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        header(),
+        header(size=0),
+        header(size=0x8000_0000),  # arecord
+        header(size=0xFFFF_FFFF),  # ffmpeg -f wav -
+        header(size=0xFFFF_FFFF, riff=b"RF64"),
+        header()[:-8] + b"LIST" + struct.pack("<I", 5) + b"INFOx\0" + header()[-8:],
+    ],
+)
+def test_headers_written_before_anybody_knew_the_length_are_read(beginning: bytes) -> None:
+    samples = (TONE * 32767).astype("<i2").tobytes()
+    heard = np.concatenate(list(read_stream(io.BytesIO(beginning + samples))))
+    assert len(heard) == 16_000
+    assert np.abs(heard - TONE).max() < 1e-3
+
+
+def test_what_follows_the_samples_is_not_heard() -> None:
+    tags = b"LIST" + struct.pack("<I", 4000) + bytes(range(250)) * 16
+    samples = (TONE * 32767).astype("<i2").tobytes()
+    assert sum(len(piece) for piece in read_stream(io.BytesIO(header() + samples + tags))) == 16_000
+
+
+def test_damaged_headers_are_refused_in_a_sentence() -> None:
+    for damaged, says in (
+        (header()[:30], "ends within its header"),
+        (header(channels=0), "0 channels"),
+        (header(rate=0), "at 0 Hz"),
+        (header(code=6), "of type 6"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            list(read_stream(io.BytesIO(damaged)))
+
+
+def played(path: Path) -> int:
+    """How many frames a player would show of a file, however it ends."""
+    count = 0
+    try:
+        with av.open(str(path)) as video:
+            for _ in video.decode(video=0):
+                count += 1
+    except av.FFmpegError:
+        pass
+    return count
+
+
+def test_a_file_can_be_watched_while_it_grows_and_after_an_interruption(tmp_path: Path) -> None:
+    path, seen = tmp_path / "live.mp4", []
+
+    def frames() -> Iterator[np.ndarray]:
+        for number in range(40):
+            seen.append(played(path) if path.is_file() else 0)
+            yield np.full((64, 80, 3), 4 * number, np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_stream(path, frames(), lambda i: TONE[:640])
+    # Never more behind than a fragment and what the encoders hold.
+    assert all(number - count <= 18 for number, count in enumerate(seen))
+    assert played(path) == 40
+
+
+def test_nothing_is_written_of_nothing_and_a_closed_player_ends_the_stream(tmp_path: Path) -> None:
+    assert write_stream(tmp_path / "none.mp4", iter(()), lambda i: TONE[:640]) == 0
+    assert not (tmp_path / "none.mp4").exists()
+    with pytest.raises(BadInput, match="Cannot write"):
+        write_stream(tmp_path / "no" / "folder.mp4", [np.zeros((8, 8, 3), np.uint8)], lambda i: TONE[:640])
+    reading, writing = os.pipe()
+    player, video = os.fdopen(reading, "rb"), os.fdopen(writing, "wb", buffering=0)
+
+    def frames() -> Iterator[np.ndarray]:
+        for number in range(500):
+            if number == 5:
+                player.close()
+            yield np.full((64, 80, 3), number % 250, np.uint8)
+
+    with video:
+        assert write_stream(video, frames(), lambda i: TONE[:640]) < 40
+
+    class Full(io.RawIOBase):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(BadInput, match="No space left"):
+        write_stream(Full(), frames(), lambda i: TONE[:640])  # type: ignore[arg-type]
 
 
 def test_what_is_written_so_far_can_be_played() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from io import FileIO
 from typing import Any
 
 from flowportrait.commands.animate_options import controls_of, photo, told
 from flowportrait.errors import BadInput
+from flowportrait.terminal import say
 
 _NOT_LIVE = {"video": "--video", "motion_in": "--motion-in", "motion_out": "--motion-out"}
 
@@ -48,10 +50,16 @@ def run_stream(options: argparse.Namespace) -> dict[str, Any]:
     if provenance is not None:
         frames = marked(frames)
     started = time.monotonic()
-    target = sys.stdout.buffer if str(options.output) == "-" else options.output
-    count = write_stream(target, frames, tape.frame, tags=provenance.origin.tags() if provenance else None)
+    # Not through Python's buffer: a player that is closed would leave it something to complain of at the end.
+    piped = str(options.output) == "-"
+    target = FileIO(sys.stdout.fileno(), "wb", closefd=False) if piped else options.output
+    try:
+        count = write_stream(target, frames, tape.frame, tags=provenance.origin.tags() if provenance else None)
+    except KeyboardInterrupt:
+        say("Interrupted: the video ends here, and plays.")
+        raise SystemExit(130) from None
     if count == 0:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
-    if str(options.output) == "-":
+    if piped:
         return {}
     return told(options, count, started)

@@ -14,7 +14,7 @@ from av.stream import Disposition
 
 from flowportrait.errors import BadInput
 
-_STREAMED = 0x7FFF_0000
+STREAMED = 0x7FFF_0000
 """Recorders that write to a pipe put a length of about two or four gigabytes into the header of a wav file."""
 
 
@@ -63,7 +63,7 @@ def _claimed_length(file: BinaryIO, size: int) -> int:
     head = file.read(12)
     if head[:4] in (b"RIFF", b"FORM"):
         claimed = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-        return 0 if claimed >= _STREAMED else claimed + 8
+        return 0 if claimed >= STREAMED else claimed + 8
     if head[4:8] == b"ftyp":
         return max(_box_ends(file, size))
     if head[:4] == b"\x1a\x45\xdf\xa3":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.container import STREAMED
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
 
 PIECE_BYTES = 1280
@@ -39,17 +42,19 @@ def read_stream(source: BinaryIO) -> Iterator[np.ndarray]:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
     if any(head.startswith(mark, at) for mark, at in _FILES.items()):
         raise BadInput("Standard input holds a compressed file, not a wav: give it as --audio FILE without --stream.")
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        kind, channels, rate = _wav_format(source)
+    if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
+        kind, channels, rate, left = _wav_format(source)
         head = b""
     else:
-        kind, channels, rate = np.dtype("<i2"), 1, SAMPLE_RATE
+        kind, channels, rate, left = np.dtype("<i2"), 1, SAMPLE_RATE, None
     resampler = None if rate == SAMPLE_RATE else av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     width = kind.itemsize * channels
     rest = head
     while True:
-        data = source.read(max(width, PIECE_BYTES // width * width))
-        rest += data or b""
+        wanted = max(width, PIECE_BYTES // width * width)
+        data = source.read(wanted if left is None else min(wanted, left)) or b""
+        left = None if left is None else left - len(data)
+        rest += data
         whole = len(rest) // width * width
         if whole:
             samples = np.frombuffer(rest[:whole], kind).reshape(-1, channels)
@@ -70,22 +75,27 @@ def _exactly(source: BinaryIO, count: int) -> bytes:
     return data
 
 
-def _wav_format(source: BinaryIO) -> tuple[np.dtype[Any], int, int]:
-    """Sample type, channels and rate; leaves the stream at the first sample."""
+def _wav_format(source: BinaryIO) -> tuple[np.dtype[Any], int, int, int | None]:
+    """Sample type, channels, rate, and how many bytes of samples there are, None where the header was written before
+    anybody knew; leaves the stream at the first sample."""
     found = None
     while True:
         name, size = struct.unpack("<4sI", _exactly(source, 8).ljust(8, b"\0"))
         if name == b"data" and found:
-            return found
+            return *found, size if 0 < size < STREAMED else None
         if name in (b"data", b"\0\0\0\0"):
             raise BadInput("The wav stream on standard input has no format before its samples: send a whole wav.")
         body = _exactly(source, size + size % 2)
         if name == b"fmt ":
+            if len(body) < 16:
+                raise BadInput("The wav stream on standard input ends within its header: send a whole wav.")
             code, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)
             if code == _EXTENSIBLE and len(body) >= 26:
                 (code,) = struct.unpack_from("<H", body, 24)
             if (code, bits) not in ((_PCM, 16), (_FLOAT, 32)):
                 raise BadInput(f"The wav stream holds {bits}-bit samples of type {code}: send 16-bit or 32-bit float.")
+            if not channels or not rate:
+                raise BadInput(f"The wav stream says it has {channels} channels at {rate} Hz: send a whole wav.")
             found = np.dtype("<i2" if code == _PCM else "<f4"), channels, rate
 
 
@@ -98,6 +108,25 @@ def _resample(resampler: Any, wave: np.ndarray | None, rate: int) -> np.ndarray:
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
+class _Sink:
+    """Where a stream is written: all of every piece at once, and what goes wrong is kept for later, since FFmpeg, which
+    calls this, would forget what it was."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self.target = target
+        self.trouble: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left and self.trouble is None:
+                left = left[self.target.write(left) :]
+            self.target.flush()
+        except OSError as error:
+            self.trouble = error
+        return len(data)
+
+
 def write_stream(
     target: Path | BinaryIO,
     frames: Iterable[np.ndarray],
@@ -106,23 +135,50 @@ def write_stream(
     tags: Mapping[str, str] | None = None,
 ) -> int:
     """Write frames ``[H, W, 3]`` uint8 as they come, with ``sound(i)``, the up to 640 samples of frame i; returns how
-    many frames were written. What is written so far can be played at any moment.
+    many frames were written. What is written so far can be played at any moment. A file is made with the first frame;
+    a pipe whose reader has gone ends the stream.
 
     Raises:
         BadInput: the file cannot be written.
     """
-    flags = {"movflags": "empty_moov+default_base_moof+frag_keyframe"}
-    where = str(target) if isinstance(target, Path) else target
+    coming = iter(frames)
+    first = next(coming, None)
+    if first is None:
+        return 0
     try:
-        container = av.open(where, "w", format="mp4", options=flags)
+        # Unbuffered: what a fragment holds is there once it is complete.
+        opened = target.open("wb", buffering=0) if isinstance(target, Path) else nullcontext(target)
     except OSError as error:
-        raise BadInput(f"Cannot write {target} ({error.strerror}): choose another --output.") from error
+        raise _unwritable(target, error) from error
+    with opened as file:
+        sink = _Sink(file)
+        count = _mux(sink, chain([first], coming), sound, crf, tags)
+    if sink.trouble is not None and not isinstance(sink.trouble, BrokenPipeError):
+        raise _unwritable(target, sink.trouble) from sink.trouble
+    return count
+
+
+def _unwritable(target: Path | BinaryIO, error: OSError) -> BadInput:
+    where = target if isinstance(target, Path) else "the video"
+    return BadInput(f"Cannot write {where} ({error.strerror}): choose another --output.")
+
+
+def _mux(
+    sink: _Sink,
+    frames: Iterable[np.ndarray],
+    sound: Callable[[int], np.ndarray],
+    crf: int,
+    tags: Mapping[str, str] | None,
+) -> int:
+    flags = {"movflags": "empty_moov+default_base_moof+frag_keyframe"}
     count = 0
     video: Any = None
     voice: Any = None
-    with container:
+    with av.open(sink, "w", format="mp4", options=flags) as container:
         container.metadata.update(tags or {})
         for frame in frames:
+            if sink.trouble is not None:
+                break
             image = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
             if video is None:
                 options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency", "g": str(FRAGMENT_FRAMES)}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flowportrait.flow.kernel import flow_sde, longcat_sde
+from flowportrait.flow.ratio import log_ratio
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig, assign
 from flowportrait.posttrain.normalise import deviations
@@ -16,6 +17,7 @@ from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.objective.kvpo import KVPO
 from flowportrait.posttrain.objective.nft import NFT
 from flowportrait.posttrain.objective.ratio import ClippedRatio
+from flowportrait.posttrain.objective.sequence import SequenceRatio
 from flowportrait.posttrain.plan import EveryStep, OneStep, SlidingWindow
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
@@ -108,6 +110,28 @@ def test_rectified_guard_begins_as_the_rectified_plain_ratio() -> None:
 def test_tempflows_weight_is_the_steps_own_deviation() -> None:
     even, noise = (ClippedRatio(step_weight=weight, kl_weight=0.0) for weight in ("even", "noise"))
     assert torch.allclose(first_slope(noise, 3.0, 0.2), 0.2 * first_slope(even, 3.0, 0.2), atol=1e-7)
+
+
+def test_gspo_begins_as_flow_grpo_and_then_clips_whole_clips() -> None:
+    plain, whole = replace(RECIPE, objective=ClippedRatio(kl_weight=0.0)), replace(RECIPE, objective=SequenceRatio())
+    assert torch.allclose(slope(whole, None), slope(plain, None), rtol=1e-4, atol=1e-8)
+    run = trainer(whole)
+    trajectory, value = run.collect().trajectory, torch.randn(24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        old = run.velocity(trajectory)
+    shake(run, 0.02)
+    seen = evidence(run, trajectory, value, old)
+    logs = log_ratio(trajectory.gain, trajectory.noise, seen.live - old).sum(-1)
+    sequence = logs.mean((1, 2)).exp()
+    objective = SequenceRatio(*((sequence.detach().quantile(share) - 1).abs().item() for share in (0.3, 0.7)))
+    bounds = 1 - objective.clip_low, 1 + objective.clip_high
+    direct = -torch.minimum(sequence * value, sequence.clamp(*bounds) * value).mean()
+    head = run.policy.head.write.weight
+    expected = torch.autograd.grad(direct, head, retain_graph=True)[0]
+    found = objective(seen)
+    assert float(found.total.detach()) == pytest.approx(float(direct.detach()), rel=1e-4)
+    assert torch.allclose(torch.autograd.grad(found.total, head)[0], expected, rtol=1e-3, atol=1e-6)
+    assert found.metrics["clip/share"] > 0
 
 
 def test_longcats_kernel_without_its_cap_is_flow_sde() -> None:

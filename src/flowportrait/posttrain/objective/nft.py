@@ -1,7 +1,7 @@
 """DiffusionNFT (2509.16117): the forward process, contrasted.
 
     v⁺ = β·v + (1−β)·v_old        v⁻ = (1+β)·v_old − β·v        r = clip(½ + A / 2·span, 0, 1)
-    L  = r·‖x̂₀(v⁺) − x₀‖² / w⁺ + (1−r)·‖x̂₀(v⁻) − x₀‖² / w⁻,   all over β;    w = sg mean |x̂₀ − x₀|
+    L  = (r·‖x̂₀(v⁺) − x₀‖² / w⁺ + (1−r)·‖x̂₀(v⁻) − x₀‖² / w⁻) / β + reference·‖v − v_ref‖²,   w = sg mean |x̂₀ − x₀|
 
 Needs only finished samples and any solver. With r = 1 and β = 1 it is supervised matching of one's own samples.
 """

@@ -22,6 +22,7 @@ from flowportrait.posttrain.recipes import (
     flow_dpo,
     flow_grpo,
     flow_rwr,
+    gspo,
     guard,
     kvpo,
     longcat_grpo,
@@ -41,8 +42,8 @@ from flowportrait.posttrain.recipes.card import Card
 CARDS: dict[str, Card] = {
     module.CARD.name: module.CARD
     for module in (
-        flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, branch_grpo, tempflow, nft,
-        nft_regions, awm, flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, solace, exemplar_ratio, exemplar_awm,
+        flow_grpo, dance_grpo, mix_grpo, flash_grpo, longcat_grpo, cps, guard, dppo, gspo, branch_grpo, tempflow,
+        nft, nft_regions, awm, flow_rwr, flow_dpo, kvpo, otca, vipo, pref_grpo, solace, exemplar_ratio, exemplar_awm,
         exemplar_dpo, sync_dpo, threshold, distil,
     )
 }  # fmt: skip

@@ -13,8 +13,8 @@ CARD = Card(
     ),
     source="GRPO-Guard, 2510.22319",
     equation=(
-        "r = exp mean b eps (v - v_old): centred at 1 and alike at every step, so that the clip binds "
-        "on both sides"
+        "as flow-grpo, its steps weighted by 1/|b|, with r = exp mean b eps (v - v_old): centred at 1 and alike at "
+        "every step, so that the clip binds on both sides"
     ),
     paper=(
         "RatioNorm: the quadratic bias is taken out of the log-ratio, which is scaled by the step's "

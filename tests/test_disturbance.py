@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.config import override
+from flowportrait.config import override, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.policies.run import ours_alone
 from flowportrait.posttrain.disturbance import Disturbance
 from flowportrait.posttrain.items import Item, draw_items, speech
+from flowportrait.posttrain.manifest import changed
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.task import TalkingTask
@@ -112,6 +113,14 @@ def test_what_is_heard_is_a_function_of_the_seed_as_long_as_the_speech_and_denoi
             assert not torch.equal(mine, clean)
             assert float((clearer - mine).mean()) <= 0
     assert any(not torch.equal(a, b) for path in waves for a, b in zip(once[path], denoised[path], strict=True))
+
+
+def test_a_run_that_knew_of_no_disturbance_goes_on_without_a_word_and_one_that_begins_to_is_told() -> None:
+    plain = to_dict(named("nft"))
+    disturbed = to_dict(override(named("nft"), ["disturbance.variants=2"]))
+    older = {key: value for key, value in plain.items() if key != "disturbance"}
+    assert changed(older, plain, Path("run")) == []
+    assert "disturbance.variants was None, is 2" in changed(plain, disturbed, Path("run"))
 
 
 def test_what_cannot_be_disturbed_says_so() -> None:

@@ -78,10 +78,10 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> lis
             "which repeats its settings, or choose another --output."
         )
     old, new = flat(before), flat(now)
+    # A setting that a run did not know yet, or whose part is left out, is none.
+    values = {key: (old.get(key, "None"), new.get(key, "None")) for key in dict.fromkeys((*old, *new))}
     return [
-        f"{key} was {old.get(key)}, is {new.get(key)}"
-        for key in dict.fromkeys((*old, *new))
-        if old.get(key) != new.get(key) and key not in FREE
+        f"{key} was {was}, is {given}" for key, (was, given) in values.items() if was != given and key not in FREE
     ]
 
 

@@ -60,7 +60,7 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     add.add_argument("--output", type=Path, required=True, help="mp4 to write")
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
-    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--seed", type=int, default=0, help="another number is another performance")
     add.add_argument("--intensity", type=float, default=1.0, metavar="X", help="how expressive: 0.6 to 1.6")
     add.add_argument("--as-heard", action="store_true", help="listen to noise too: take none off before listening")
     add.add_argument(

@@ -13,7 +13,7 @@ from flowportrait.outputs import check_output_folder
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("demo", help="the main job on real input, with a report")
-    add.add_argument("--output", type=Path, required=True)
+    add.add_argument("--output", type=Path, required=True, help="folder of the videos and the report")
     add.add_argument("--iterations", type=int, help="post-training iterations (default: as many as fit)")
     add.set_defaults(run=run)
 

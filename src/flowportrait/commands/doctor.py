@@ -14,7 +14,7 @@ from flowportrait.errors import BadInput
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("doctor", help="say what is wrong with a post-training run")
-    add.add_argument("folder", type=Path, metavar="RUN")
+    add.add_argument("folder", type=Path, metavar="RUN", help="folder that posttrain wrote")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 

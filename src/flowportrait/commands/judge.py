@@ -41,7 +41,7 @@ def register(commands: Commands) -> None:
     calibrate.set_defaults(run=run_calibrate)
 
     agree = verbs.add_parser("agree", help="how often a judge says what people said about two clips")
-    agree.add_argument("pairs", type=Path, metavar="PAIRS.JSONL")
+    agree.add_argument("pairs", type=Path, metavar="PAIRS.JSONL", help="what people said")
     agree.set_defaults(run=run_agree)
 
     learn = verbs.add_parser("learn", help="let preferences improve what a judge goes by")
@@ -51,15 +51,16 @@ def register(commands: Commands) -> None:
     learn.set_defaults(run=run_learn)
 
     serve = verbs.add_parser("serve", help="offer the panel and scorers over HTTP")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8300)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    serve.add_argument("--port", type=int, default=8300, help="(default 8300)")
     serve.add_argument("--scorers", nargs="*", default=[], metavar="NAME", help="rewards to offer (default: all)")
     serve.set_defaults(run=run_serve)
     for verb in (agree, learn):
         verb.add_argument("--band", type=float, default=0.1, help="margin under which it cannot tell (default 0.1)")
     for verb in (score, check, calibrate, agree, learn, serve):
         verb.add_argument("--judge", type=Path, help="file of judge settings (default: the measured panel)")
-        verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes")
+        verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes",
+                          help="judge settings, over those of the file")
         verb.add_argument("--json", action="store_true", help="print one JSON object")
 
 

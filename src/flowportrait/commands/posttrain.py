@@ -21,16 +21,17 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     add.add_argument("--held-out", type=Path, help="prompts to look at now and then and never train on")
     add.add_argument("--exemplars", type=Path, help="prepared corpus whose clips join the samples, or are damaged")
-    add.add_argument("--output", type=Path, required=True)
-    add.add_argument("--iterations", type=int)
+    add.add_argument("--output", type=Path, required=True, help="folder of the run")
+    add.add_argument("--iterations", type=int, help="how many (default: the recipe's)")
     add.add_argument("--policy", help="another generator: a diffusers pipeline (folder or hub), or MODULE:CLASS")
     add.add_argument("--policy-set", nargs="+", action="extend", default=[], metavar="key=value",
                      help="arguments of that pipeline's calls (height, num_frames, guidance_scale, …) or of the class")
     add.add_argument("--bf16", action="store_true", help="load that pipeline's weights in bfloat16")
     add.add_argument("--start", default="sft", help="checkpoint to start from (default sft)")
-    add.add_argument("--resume", action="store_true")
-    add.add_argument("--track", help="also write curves for tensorboard or wandb")
-    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes")
+    add.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    add.add_argument("--track", metavar="TRACKER", help="also write curves for tensorboard or wandb")
+    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes",
+                     help="settings of the recipe, as 'flowportrait recipes show NAME' lists them")
     add.set_defaults(run=run)
 
 

@@ -14,7 +14,7 @@ from flowportrait.outputs import check_output_folder
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("prepare", help="turn videos into a training corpus, or look at one")
-    add.add_argument("inputs", type=Path, nargs="*", metavar="VIDEO_OR_DIR")
+    add.add_argument("inputs", type=Path, nargs="*", metavar="VIDEO_OR_DIR", help="footage")
     add.add_argument("--output", type=Path, help="folder of the corpus; continues one that was begun")
     add.add_argument("--inspect", type=Path, metavar="CORPUS", help="write a report with pictures into this corpus")
     layouts = "whose face is in which file: auto, folders, voxceleb2, lrs3, hdtf, mead or grid"
@@ -23,7 +23,8 @@ def register(commands: Commands) -> None:
     add.add_argument("--crops", type=int, default=0, metavar="PX", help="also write face videos of this size")
     add.add_argument("--shards", type=int, default=0, metavar="MB", help="also pack WebDataset shards of this size")
     add.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    add.add_argument("--set", nargs="+", default=[], metavar="GATE=VALUE", help="quality gates, such as yaw=30 eyes=60")
+    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="GATE=VALUE",
+                     help="quality gates, such as yaw=30 eyes=60")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 

@@ -13,12 +13,13 @@ from flowportrait.outputs import check_output_folder
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("pretrain", help="supervised training on a corpus")
-    add.add_argument("--corpus", type=Path, required=True)
-    add.add_argument("--output", type=Path, required=True)
-    add.add_argument("--resume", action="store_true")
+    add.add_argument("--corpus", type=Path, required=True, help="folder that prepare wrote")
+    add.add_argument("--output", type=Path, required=True, help="folder of the run")
+    add.add_argument("--resume", action="store_true", help="go on with the run in --output")
     add.add_argument("--held-out", type=Path, help="prompts to draw and judge now and then and never train on")
-    add.add_argument("--track", help="also write curves for tensorboard or wandb")
-    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes")
+    add.add_argument("--track", metavar="TRACKER", help="also write curves for tensorboard or wandb")
+    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes",
+                     help="settings, such as steps=500 generator.guidance=2 (docs/generator.md)")
     add.set_defaults(run=run)
 
 

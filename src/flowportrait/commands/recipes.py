@@ -12,7 +12,7 @@ from flowportrait.commands import Commands
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("recipes", help="list the post-training methods, or show one")
-    add.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    add.add_argument("action", nargs="?", choices=("list", "show"), default="list", help="all (default), or one whole")
     add.add_argument("name", nargs="?", help="of the recipe to show")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)

@@ -12,7 +12,7 @@ from flowportrait.commands import Commands
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("score", help="score finished videos with the rewards of post-training")
-    add.add_argument("videos", type=Path, nargs="+", metavar="VIDEO")
+    add.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="finished videos, of any generator")
     add.add_argument("--portrait", type=Path, help="the photo they were made from: allows identity, sharpens others")
     add.add_argument("--rewards", help="names, separated by commas (default: all that can be measured)")
     add.add_argument("--json", action="store_true", help="print one JSON object")

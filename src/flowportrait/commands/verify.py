@@ -12,7 +12,7 @@ from flowportrait.commands import Commands
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("verify", help="say whether a video was made with FlowPortrait, and who signed it")
-    add.add_argument("video", type=Path, metavar="FILE")
+    add.add_argument("video", type=Path, metavar="FILE", help="an mp4")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import torch
 from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.errors import BadInput
+from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.hearing import remember
 from flowportrait.generator.learner import learning_rate_factor
 from flowportrait.generator.pretrain import PretrainConfig, pretrain
+from flowportrait.prompts import Prompt
 
 TINY = GeneratorConfig(
     hidden=32, layers=1, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, front_end="mel"
@@ -99,6 +102,26 @@ def stopping_after(steps: int) -> type:
             pass
 
     return Asked
+
+
+def test_held_out_prompts_are_drawn_with_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[tuple[str, ARFlow]] = []
+
+    def look(generator: ARFlow, prompts: Sequence[Prompt], folder: Path) -> dict[str, float]:
+        assert [prompt.id for prompt in prompts] == ["someone"]
+        assert not generator.training
+        looks.append((folder.name, generator))
+        return {"evaluation/sync": 0.25 * len(looks)}
+
+    monkeypatch.setattr("flowportrait.generator.pretrain.draw_and_measure", look)
+    prompts = [Prompt("someone", tmp_path / "a.png", tmp_path / "a.wav")]
+    state = train(replace(CONFIG, steps=6, look_every=4), tmp_path / "run", prompts=prompts)
+    assert [name for name, _ in looks] == ["00004", "00006"]
+    shown = looks[-1][1].state_dict()
+    assert all(torch.equal(value, state["average"][name]) for name, value in shown.items())
+    records = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [record.get("evaluation/sync") for record in records] == [None, 0.25, 0.5]
+    assert "* sync: 0.5" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
 
 
 def test_bf16_learns_other_bits_and_finite_ones(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objec
 AT_RANDOM = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "rewards.other.chance=1")
 GRPO = (
     "flow-grpo", "dance-grpo", "mix-grpo", "flash-grpo", "longcat-grpo", "cps", "guard", "dppo", "branch-grpo",
-    "tempflow", "otca", "vipo", "pref-grpo", "solace", "kvpo",
+    "tempflow", "otca", "vipo", "pref-grpo", "solace", "kvpo", "gspo",
 )  # fmt: skip
 FORWARD = ("nft", "nft-regions", "awm", "flow-rwr", "exemplar-ratio", "exemplar-awm")
 """The rest of those that need neither pairs nor a teacher: learning from finished clips, or from real ones."""

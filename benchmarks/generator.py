@@ -164,8 +164,9 @@ def in_motion(name: str, system: Heard, source: str, material: Material, lead: b
     }  # fmt: skip
     line = "  ".join(f"{key} {estimate(value.numpy())}" for key, value in values.items())
     if system.enhancer:
-        known = [log_mel(level(wave)) for wave in heard]
-        same = sum(torch.equal(enhanced(system.enhancer, mel)[0], mel) for mel in known)
+        waves = [level(wave) for wave in heard]
+        known = [(log_mel(wave), wave) for wave in waves]
+        same = sum(torch.equal(enhanced(system.enhancer, mel, wave)[0], mel) for mel, wave in known)
         line += f"  untouched {same}"
     print(f"{name:22s} {language:8s} {len(chosen)} clips  {line}  {spent:.2f} ms a frame", flush=True)
     return values["sync"].numpy()

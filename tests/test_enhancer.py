@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, enhanced, shipped
+from flowportrait.generator.isolator import HOP, WINDOW, Isolator, window
 from flowportrait.generator.live import GenerationSession
 from flowportrait.generator.live_sound import LiveSound
 from flowportrait.generator.perform import perform
@@ -36,7 +38,14 @@ def deciding(level: float) -> Enhancer:
     return enhancer.requires_grad_(False).eval()
 
 
-CLEAN, NOISY = deciding(CLEANEST), deciding(0.0)
+def beside(enhancer: Enhancer) -> Enhancer:
+    """With an isolator of random weights."""
+    torch.manual_seed(1)
+    enhancer.isolator = Isolator().requires_grad_(False).eval()
+    return enhancer
+
+
+CLEAN, NOISY, BESIDE = deciding(CLEANEST), deciding(0.0), beside(deciding(0.0))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,7 @@ def model() -> ARFlow:
 
 def test_what_is_clean_is_heard_to_the_bit(model: ARFlow) -> None:
     mel = log_mel(syllables())
-    columns, softer = enhanced(CLEAN, mel)
+    columns, softer = enhanced(CLEAN, mel, syllables())
     assert torch.equal(columns, mel)
     assert softer == [1.0] * (len(mel) // 4)
     sound = syllables()
@@ -65,26 +74,28 @@ def test_noise_is_taken_off_little_by_little_and_then_wholly() -> None:
     assert back[-1] == 0.0
 
 
-def test_columns_in_pieces_are_cleared_as_the_whole_is() -> None:
+@pytest.mark.parametrize("both", [NOISY, BESIDE])
+def test_columns_in_pieces_are_cleared_as_the_whole_is(both: Enhancer) -> None:
     sound, hearing = LiveSound(), Hearing()
-    pieces = [sound.push(piece)[0] for piece in np.split(syllables(), 80)]
-    made = [hearing(NOISY, columns) for columns in pieces]
+    pieces = [sound.push(piece) for piece in np.split(syllables(), 80)]
+    made = [hearing(both, columns, levelled) for columns, _, levelled in pieces]
     columns, softer = torch.cat([part for part, _ in made]), [share for _, part in made for share in part]
-    whole, all_softer = Hearing()(NOISY, torch.cat(pieces))
+    heard = torch.cat([columns for columns, *_ in pieces])
+    whole, all_softer = Hearing()(both, heard, np.concatenate([levelled for *_, levelled in pieces]))
     assert torch.allclose(columns, whole, atol=1e-5)
     assert np.allclose(softer, all_softer, atol=1e-4)
-    assert not torch.allclose(columns, torch.cat(pieces), atol=0.05)
+    assert not torch.allclose(columns, heard, atol=0.05)
 
 
 def test_a_noisy_stream_is_performed_as_the_whole_recording_and_survives_a_state(model: ARFlow) -> None:
     sound = syllables()
-    whole = together(GenerationSession(model, 3, enhancer=NOISY), [sound])
+    whole = together(GenerationSession(model, 3, enhancer=BESIDE), [sound])
     cuts = np.sort(np.random.default_rng(1).integers(0, len(sound), 15))
-    pieces = together(GenerationSession(model, 3, enhancer=NOISY), np.split(sound, cuts))
+    pieces = together(GenerationSession(model, 3, enhancer=BESIDE), np.split(sound, cuts))
     assert torch.allclose(whole, pieces, atol=0.02)
-    first = GenerationSession(model, 3, enhancer=NOISY)
+    first = GenerationSession(model, 3, enhancer=BESIDE)
     before = list(first.push(sound[:20_000]))
-    second = GenerationSession(model, state=copy.deepcopy(first.state()), enhancer=NOISY)
+    second = GenerationSession(model, state=copy.deepcopy(first.state()), enhancer=BESIDE)
     after = together(second, [sound[20_000:]])
     assert torch.allclose(whole, torch.cat([*before, after]), atol=0.02)
     assert not torch.allclose(whole, together(GenerationSession(model, 3), [sound]), atol=0.1)
@@ -98,10 +109,12 @@ def test_many_at_once_hear_what_one_hears(model: ARFlow) -> None:
 
 
 def test_no_frame_is_cleared_by_what_comes_after_it() -> None:
-    mel = log_mel(syllables())
+    sound = syllables()
+    mel, changed = log_mel(sound), sound.copy()
     other = mel.clone()
     other[43:] += 0.3
-    one, two = (Hearing()(NOISY, columns[:-1])[0] for columns in (mel, other))
+    changed[44 * 160 :] *= 0.5
+    one, two = (Hearing()(BESIDE, c[:-1], wave)[0] for c, wave in ((mel, sound), (other, changed)))
     assert torch.allclose(one[:43], two[:43], atol=1e-6)
     assert not torch.allclose(one[43:], two[43:] - 0.3, atol=1e-3)
 
@@ -140,8 +153,39 @@ def test_the_shipped_one_leaves_clean_speech_and_brings_noisy_speech_nearer_to_i
     ))  # fmt: skip
     noisy = level((speech + crowd * np.std(speech) / np.std(crowd) * 10 ** (-5 / 20)).astype(np.float32))
     clean, heard = log_mel(speech), log_mel(noisy)
-    assert torch.equal(enhanced(shipped(), clean)[0], clean)
-    made = enhanced(shipped(), heard)[0]
+    assert torch.equal(enhanced(shipped(), clean, speech)[0], clean)
+    made = enhanced(shipped(), heard, noisy)[0]
+    alone = copy.deepcopy(shipped())
+    alone.isolator = None
     late = slice(4 * 40, None)
-    before, after = ((mel - clean)[late].abs().mean() for mel in (heard, made))
+    before, after, less = ((mel - clean)[late].abs().mean() for mel in (heard, made, enhanced(alone, heard, noisy)[0]))
     assert after < 0.92 * before
+    assert after < less
+
+
+def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(tmp_path: Path) -> None:
+    assert BESIDE.isolator is not None
+    model, sound = BESIDE.isolator, torch.from_numpy(syllables())
+    assert torch.allclose(window()[:HOP].square() + window()[HOP:].square(), torch.ones(HOP), atol=1e-6)
+    state = model.begin()
+    pieces = torch.cat([model(part, state) for part in sound.split(640 * 3)])
+    assert torch.allclose(pieces, model(sound, model.begin()), atol=1e-4)
+    state = model.begin()
+    model(sound, state)
+    assert sum(value.untyped_storage().nbytes() for value in state.values()) < 20_000
+    model.save(tmp_path / "isolator.safetensors")
+    kept = Isolator.load(tmp_path / "isolator.safetensors")
+    spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * window()) / WINDOW
+    ours, theirs = (net.kept(spectra, net.begin()) for net in (model, kept))
+    assert (ours - theirs).abs().square().mean() < 1e-3 * ours.abs().square().mean()
+
+
+def test_clean_speech_never_wakes_the_isolator_and_noise_wakes_it_once() -> None:
+    sound = syllables()
+    quiet, noisy = Hearing(), Hearing()
+    quiet(beside(deciding(CLEANEST)), log_mel(sound)[:-1], sound)
+    noisy(BESIDE, log_mel(sound)[:-1], sound)
+    assert quiet.isolated is None
+    assert len(quiet.past) == 25 * SAMPLES_PER_FRAME
+    assert noisy.isolated is not None
+    assert not len(noisy.past)

@@ -102,9 +102,9 @@ class GenerationSession:
         yield self.ease.finish()
 
     def _hear(self, audio: np.ndarray, last: bool = False) -> None:
-        columns, loudness = self.sound.push(audio, last)
+        columns, loudness, levelled = self.sound.push(audio, last)
         if self.enhancer is not None:
-            columns, softer = self.hearing(self.enhancer, columns)
+            columns, softer = self.hearing(self.enhancer, columns, levelled)
             loudness = [rms * share for rms, share in zip(loudness, softer, strict=True)]
         self.ears.push(columns)
         for rms in loudness:

@@ -35,8 +35,9 @@ class LiveSound:
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """Levelled samples of the last two frames."""
 
-    def push(self, samples: np.ndarray, last: bool = False) -> tuple[torch.Tensor, list[float]]:
-        """Take 16 kHz samples ``[N]``; returns the new log-mel columns ``[C, 80]`` and loudness of new frames.
+    def push(self, samples: np.ndarray, last: bool = False) -> tuple[torch.Tensor, list[float], np.ndarray]:
+        """Take 16 kHz samples ``[N]``; returns the new log-mel columns ``[C, 80]``, and the loudness and levelled
+        samples ``[640 F]`` of new frames.
 
         After F frames, 4 F − 1 columns are known. ``last`` releases the first frames even if they are fewer than
         seven.
@@ -45,10 +46,10 @@ class LiveSound:
         count = len(waiting) // SAMPLES_PER_FRAME
         if self.frames == 0 and count < FIRST_FRAMES and not last:
             self.pending = waiting
-            return torch.zeros(0, 80), []
+            return torch.zeros(0, 80), [], waiting[:0]
         self.pending = waiting[count * SAMPLES_PER_FRAME :]
         if count == 0:
-            return torch.zeros(0, 80), []
+            return torch.zeros(0, 80), [], waiting[:0]
         levelled = self._level(waiting[: count * SAMPLES_PER_FRAME].reshape(count, SAMPLES_PER_FRAME))
         before = len(self.tail) // SAMPLES_PER_FRAME
         heard = np.concatenate([self.tail, levelled.ravel()])
@@ -58,7 +59,7 @@ class LiveSound:
         columns = log_mel(heard)[known - start : (self.frames * MELS_PER_FRAME - _UNSEEN) - start]
         self.tail = heard[-2 * SAMPLES_PER_FRAME :]
         loudness = np.sqrt((levelled.astype(np.float64) ** 2).mean(1))
-        return columns, loudness.tolist()
+        return columns, loudness.tolist(), levelled.ravel()
 
     def _level(self, frames: np.ndarray) -> np.ndarray:
         """Frames ``[F, 640]`` at speech's common loudness; within a frame the gain moves linearly."""

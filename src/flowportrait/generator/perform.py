@@ -29,10 +29,11 @@ def perform(
     whole chunks; style ``[19]``, intensity as ``intensify`` takes it. ``GenerationSession`` for many at once, but for
     its gain, which here is one for the whole sound."""
     own = None if style is None else style[None]
-    mels: list[torch.Tensor] = [log_mel(level(sound)) for sound in sounds]
+    waves = [level(sound) for sound in sounds]
+    mels: list[torch.Tensor] = [log_mel(wave) for wave in waves]
     softer: list[list[float] | None] = [None] * len(mels)
     if enhancer is not None:
-        heard = [enhanced(enhancer, mel) for mel in mels]
+        heard = [enhanced(enhancer, mel, wave) for mel, wave in zip(mels, waves, strict=True)]
         mels, softer = [mel for mel, _ in heard], [share for _, share in heard]
     known = [model.condition(mel[None], own) for mel in mels]
     condition = Condition(*(torch.cat(parts) for parts in zip(*known, strict=True)))

@@ -77,6 +77,6 @@ def speech_gate(audio: np.ndarray, softer: list[float] | None = None) -> np.ndar
 def rest_share(audio: np.ndarray) -> float:
     """Share of the frames of 16 kHz samples ``[N]`` through which a ``GenerationSession`` keeps the lips at rest."""
     sound, gate = LiveSound(), SpeechGate()
-    _, loudness = sound.push(np.pad(audio, (0, -len(audio) % SAMPLES_PER_FRAME)), last=True)
+    _, loudness, _ = sound.push(np.pad(audio, (0, -len(audio) % SAMPLES_PER_FRAME)), last=True)
     values = [value for rms in loudness for value in gate.push(rms)] + gate.finish()
     return sum(value == 0 for value in values) / max(1, len(values))

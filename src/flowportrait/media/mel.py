@@ -26,7 +26,7 @@ _SILENCE_RMS = 1e-3
 
 
 @lru_cache(maxsize=1)
-def _filters() -> torch.Tensor:
+def filters() -> torch.Tensor:
     from transformers.audio_utils import mel_filter_bank
 
     bank = mel_filter_bank(
@@ -58,7 +58,7 @@ def log_mel(audio: np.ndarray | torch.Tensor) -> torch.Tensor:
     right = (columns - 1) * HOP + centre + WINDOW // 2 - wave.shape[-1]
     frames = F.pad(wave, (left, right)).unfold(-1, WINDOW, HOP)
     spectrum = torch.fft.rfft(frames * torch.hann_window(WINDOW), n=512).abs().square()
-    return (torch.log(spectrum @ _filters() + _FLOOR) + 9.5) / 4.0
+    return (torch.log(spectrum @ filters() + _FLOOR) + 9.5) / 4.0
 
 
 def level(audio: np.ndarray) -> np.ndarray:

@@ -70,6 +70,7 @@ class Disturbance:
             mels = []
             for variant in range(self.variants):
                 wave = self.sound(speech, others, np.random.default_rng(seed_of(seed, number, variant)))
-                mel = log_mel(level(wave))
-                mels.append(filled(enhanced(shipped(), mel)[0] if self.enhanced else mel, frames))
+                wave = level(wave)
+                mel = log_mel(wave)
+                mels.append(filled(enhanced(shipped(), mel, wave)[0] if self.enhanced else mel, frames))
             yield path, tuple(mels)

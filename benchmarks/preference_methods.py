@@ -30,11 +30,12 @@ from flowportrait.corpus.motion_set import load_motion
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain.checkpoint import deliver
 from flowportrait.posttrain.given import Given, GivenTask, Source, damaged, windows
+from flowportrait.posttrain.learner import Metrics
 from flowportrait.posttrain.objective.dpo import DPO
 from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.replay import velocity_at
 from flowportrait.posttrain.task import latent_regions
-from flowportrait.posttrain.trainer import Metrics, Trainer
+from flowportrait.posttrain.trainer import Trainer
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.interface import Score
 

@@ -1,0 +1,179 @@
+"""The weights that a run trains: in their roles, replayed under any of them, and an optimiser step on a batch.
+
+    rollouts, advantages ─► freeze: points, and velocities of old, ref, teacher ─► learn: live, loss, gradient, step
+
+Nothing in here knows where rollouts come from or what paid them; see ``trainer``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from flowportrait.posttrain.distil import TEACHER, Pace
+from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
+from flowportrait.posttrain.policy import module
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.replay import Replay, check_noise
+from flowportrait.posttrain.roles import Roles
+from flowportrait.posttrain.shard import Shard, divided, micro
+from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.training.adapter import insert
+from flowportrait.training.processes import processes, roll_call
+from flowportrait.training.shards import distribute, exchanging, gathered, outline, whole
+
+Metrics = dict[str, float]
+
+
+def averaged(records: Sequence[Metrics]) -> Metrics:
+    """Means over those that have each key: a step without pairs has no margin."""
+    known = {key: [record[key] for record in records if key in record] for record in records for key in record}
+    return {key: sum(values) / len(values) for key, values in known.items()}
+
+
+class Learner:
+    """A policy under a recipe. Deterministic: all randomness is keyed."""
+
+    def __init__(self, policy: Any, recipe: Recipe, accelerator: Accelerator | None = None) -> None:
+        self.accelerator = accelerator or processes()
+        self.device = self.accelerator.device
+        self.recipe = recipe
+        self.pace = Pace(policy, recipe.plan.steps) if recipe.teacher else None
+        network = module(policy).to(self.device)
+        if recipe.lora:
+            insert(network, recipe.lora, recipe.seed)
+        if recipe.checkpointing:
+            policy.recompute_activations()
+        network.train()
+        self.policy = policy
+        self.outline = outline(network)
+        self.replay = distribute(self.accelerator, Replay(policy))
+        self.roles = Roles(network, recipe.ema, recipe.old, self.replay)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
+        self.iteration = 0
+        self.updates = 0
+
+    def update(self, trajectory: Trajectory, advantage: Advantage) -> Metrics:
+        """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
+        recipe = self.recipe
+        parts = [
+            [self.freeze(trajectory.select(rows), advantage.select(rows)) for rows in micro(trajectory, recipe, part)]
+            for part in divided(trajectory, recipe)
+        ]
+        gap = 0.0
+        if trajectory.v_behaviour is None:
+            half = recipe.autocast == "bf16"
+            frozen = [shard for part in parts for shard in part if "old" in shard.others]
+            gap = max((check_noise(shard.trajectory, shard.others["old"], half) for shard in frozen), default=0.0)
+        sizes = [sum(len(shard.trajectory) for shard in part) for part in parts]
+        everyone = torch.tensor(roll_call(self.accelerator, sizes)).float().mean(0).tolist()
+        again = list(zip(parts, everyone, strict=True)) * recipe.epochs
+        collected = [self.learn(part, size) for part, size in again]
+        means = averaged(collected)
+        if "ratio/mean" in collected[0]:
+            means["ratio/first_error"] = max(abs(collected[0]["ratio/mean"] - 1), collected[0].get("ratio/std", 0.0))
+        return {**means, "noise_gap": gap}
+
+    def learn(self, shards: Sequence[Shard], total: float) -> Metrics:
+        """One optimiser step on the shards together; ``total``: how many samples the processes have for it on
+        average, by which torch's mean over processes becomes that over samples."""
+        metrics = Metrics()
+        self.optimizer.zero_grad()
+        for number, held in enumerate(shards):
+            shard = held.to(self.device)
+            with exchanging(self.replay, number == len(shards) - 1):
+                live = self.velocity(shard.trajectory, shard.points)
+                loss = self.recipe.objective(
+                    Evidence(shard.trajectory, shard.advantage, shard.points, live, shard.others)
+                )
+                part = len(shard.trajectory) / total
+                loss.metrics["velocity"] = float(live.detach().square().mean().sqrt())
+                (loss.total * part).backward()
+            for key, value in loss.metrics.items():
+                metrics[key] = metrics.get(key, 0.0) + part * value
+        norm = float(self.accelerator.clip_grad_norm_(self.replay.parameters(), self.recipe.grad_clip))
+        learned = math.isfinite(norm)
+        if learned:
+            self.optimizer.step()
+            self.updates += 1
+            self.roles.after_update(self.updates)
+        return {**metrics, "grad_norm": norm if learned else 0.0, "skipped": float(not learned)}
+
+    @torch.no_grad()
+    def freeze(self, trajectory: Trajectory, advantage: Advantage) -> Shard:
+        """Points, and the other roles' velocities there, before any update of this iteration."""
+        objective = self.recipe.objective
+        points = objective.points(trajectory, (self.recipe.seed, self.iteration, 2))
+        others = {}
+        for role in sorted(objective.needs):
+            with self.being(role):
+                others[role] = self.velocity(trajectory, points, self.strides if role == TEACHER else 0)
+        shard = Shard(trajectory, points, others, advantage)
+        return shard.to("cpu") if self.recipe.offload else shard
+
+    def velocity(self, trajectory: Trajectory, points: Points | None = None, strides: int = 0) -> torch.Tensor:
+        """Float32 velocities of the weights now in the policy, at ``points`` or the recorded states."""
+        with self.precision():
+            return self.replay(trajectory, points or Points(trajectory.x, trajectory.sigma), strides)
+
+    @property
+    def strides(self) -> int:
+        """Of the teacher within a step of the student; 0 without a teacher."""
+        return self.recipe.teacher.strides(self.recipe.plan.steps) if self.recipe.teacher else 0
+
+    @contextmanager
+    def being(self, role: str) -> Iterator[None]:
+        """A role's weights inside the block; the teacher is the start at its own pace."""
+        slowly = self.pace.slow() if self.pace and role == TEACHER else nullcontext()
+        with self.roles.use("ref" if role == TEACHER else role), slowly:
+            yield
+
+    @contextmanager
+    def acting(self, role: str | None = None) -> Iterator[None]:
+        """A role's weights (the acting one's), as they are delivered: whole, in evaluation mode, without gradients."""
+        role = role or self.roles.actor
+        self.roles.policy.eval()
+        try:
+            with torch.no_grad(), self.being(role), gathered(self.replay), self.precision():
+                yield
+        finally:
+            self.roles.policy.train()
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Autocast, if the recipe asks for it."""
+        if self.recipe.autocast == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def whole(self) -> nn.Module | None:
+        """A copy of the policy as it is now, for the main process; all processes together."""
+        return whole(self.accelerator, self.roles.policy, self.outline)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Weights of all roles and the optimiser's moments, by name; noise, prompts and plans are functions of the
+        iteration and need none."""
+        roles = self.roles.state_dict()
+        state = {f"{role}/{name}": value for role, weights in roles.items() for name, value in weights.items()}
+        for name, parameter in self.roles.parameters().items():
+            moments = self.optimizer.state.get(parameter, {})
+            state |= {f"optimizer.{moment}/{name}": value for moment, value in moments.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor], iteration: int, updates: int) -> None:
+        """Inverse of ``state_dict``, and where the run stood."""
+        kinds: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            kinds.setdefault(kind, {})[name] = value
+        self.roles.load_state_dict(kinds)
+        moments = {kind.removeprefix("optimizer."): kinds[kind] for kind in kinds if kind.startswith("optimizer.")}
+        for name, parameter in self.roles.parameters().items():
+            self.optimizer.state[parameter] = {kind: own[name] for kind, own in moments.items() if name in own}
+        self.iteration, self.updates = iteration, updates

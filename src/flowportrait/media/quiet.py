@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -39,8 +40,8 @@ def native_chatter_silenced() -> Iterator[None]:
         os.close(null)
 
 
-def _is_descriptor_two(stream: object) -> bool:
+def _is_descriptor_two(stream: Any) -> bool:
     try:
-        return stream.fileno() == 2  # type: ignore[attr-defined]
+        return bool(stream.fileno() == 2)
     except (AttributeError, OSError, ValueError):
         return False

@@ -154,7 +154,8 @@ class GeneratorPolicy(nn.Module):
         """What was trained, in the way of the generator, else as ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.networks:
-            self.generator.save(folder, dict(self.networks))  # type: ignore[attr-defined]
+            pipeline: Any = self.generator
+            pipeline.save(folder, dict(self.networks))
         elif hasattr(self.generator, "save_pretrained"):
             self.generator.save_pretrained(folder)
         else:

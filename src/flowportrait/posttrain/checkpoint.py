@@ -18,6 +18,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -126,8 +127,8 @@ def _blank(trainer: Trainer, sizes: Mapping[str, torch.Size], path: Path) -> dic
 def _save_whole(policy: nn.Module | None, folder: Path) -> None:
     if policy is not None:
         try:
-            own = policy if getattr(policy, "keeps_adapters", False) else merged(policy)
-            own.save_pretrained(folder)  # type: ignore[operator]
+            own: Any = policy if getattr(policy, "keeps_adapters", False) else merged(policy)
+            own.save_pretrained(folder)
         except SafetensorError as error:  # how a full disk is reported there
             raise OSError(errno.EIO, str(error)) from error
 

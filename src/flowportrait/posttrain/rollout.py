@@ -45,7 +45,7 @@ def rollout(
     stepping = step_table(plan.sigmas, kernel, noisy)
     device = _device(condition)
     stepping = Step(*(part.to(device) for part in stepping))
-    states: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    states: list[list[torch.Tensor]] = []
     latents = []
     for chunk in range(chunks):
         context = session.context()
@@ -64,7 +64,7 @@ def rollout(
                 kept.append((x, x_next, eps))
             x = x_next
         empty = x.new_zeros(len(x), 0, size)
-        states.append(tuple(torch.stack(part, 1) for part in zip(*kept, strict=True)) if kept else (empty,) * 3)  # type: ignore[arg-type]
+        states.append([torch.stack(part, 1) for part in zip(*kept, strict=True)] if kept else [empty] * 3)
         latents.append(x)
         session.append(x)
     index = torch.searchsorted(torch.tensor(wanted), record) if wanted else record

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from flowportrait.errors import BadInput
 from flowportrait.study.plan import ANSWERS, MEDIA, PLAN, Comparison, Study
@@ -119,7 +120,8 @@ def _pairs(ready: Mapping[str, Mapping[str, str]], facts: Mapping[str, Mapping[s
     for clip, files in ready.items():
         for one, other in combinations(files, 2):
             made = Comparison(f"p{len(found)}", "pair", clip, files[one], files[other], one, other, prompt=clip)
-            found.append(replace(made, **facts.get(clip, {})))  # type: ignore[arg-type]
+            told: Mapping[str, Any] = facts.get(clip, {})
+            found.append(replace(made, **told))
     return found
 
 

@@ -8,8 +8,7 @@ Better = Literal["up", "down", "real"]
 
 
 class Metric(NamedTuple):
-    """better: up, down, or real (closest to real footage). group: heading in the report. of_set: a figure of the
-    whole system and not of single clips."""
+    """better: up, down, or real (closest to real footage). group: heading in the report."""
 
     key: str
     title: str
@@ -17,11 +16,10 @@ class Metric(NamedTuple):
     digits: int
     meaning: str
     group: str
-    of_set: bool = False
 
 
-def _group(name: str, *rows: tuple[str, str, Better, int, str], of_set: bool = False) -> tuple[Metric, ...]:
-    return tuple(Metric(*row, name, of_set) for row in rows)
+def _group(name: str, *rows: tuple[str, str, Better, int, str]) -> tuple[Metric, ...]:
+    return tuple(Metric(*row, name) for row in rows)
 
 
 SYNC = _group(
@@ -80,7 +78,6 @@ OF_SET = _group(
     ("fid", "FID-style", "down", 3, "Fréchet distance of image features of faces from the real clips"),
     ("fvd", "FVD-style", "down", 3, "Fréchet distance of video features of faces from the real clips"),
     ("theval", "THEval-5", "up", 3, "mean of five of THEval's eight scores, 1 − |m − GT| / |GT|"),
-    of_set=True,
 )
 THEVAL = _group(
     "THEval measures",

@@ -123,4 +123,4 @@ def read_windows(reply: Reply, seconds: float) -> tuple[Flaw, ...]:
     Raises:
         Unusable: no list of start, end and what.
     """
-    return read_flaws(read_object(reply, ("windows",))["windows"], seconds)[0][:MOST_WINDOWS]
+    return read_flaws(read_object(reply, ("windows",))["windows"], seconds)[:MOST_WINDOWS]

@@ -62,14 +62,13 @@ class Flaw(NamedTuple):
 @dataclass(frozen=True)
 class Opinion:
     """written: the score as it stands in the answer; score: its expectation where log-probabilities allow, else the
-    written one; expected: which of the two; impossible: reported errors at times that the clip does not have."""
+    written one; expected: which of the two."""
 
     score: float
     written: float
     expected: bool
     rationale: str
     flaws: tuple[Flaw, ...]
-    impossible: int = 0
 
 
 class Unusable(Exception):
@@ -91,10 +90,9 @@ def read_opinion(reply: Reply, seconds: float) -> Opinion:
     rationale = found.get("rationale")
     if not isinstance(rationale, str) or not rationale.strip():
         raise Unusable(Failure("malformed", "no rationale"))
-    flaws, impossible = read_flaws(found.get("errors", []), seconds)
+    flaws = read_flaws(found.get("errors", []), seconds)
     expected = expectation(reply.tokens, score)
-    return Opinion(score if expected is None else expected, score, expected is not None, rationale.strip(), flaws,
-                   impossible)  # fmt: skip
+    return Opinion(score if expected is None else expected, score, expected is not None, rationale.strip(), flaws)
 
 
 def read_review(reply: Reply, disputed: tuple[Aspect, ...]) -> tuple[dict[Aspect, float], str]:
@@ -180,15 +178,15 @@ def expectation(tokens: tuple[Token, ...], written: float) -> float | None:
     return sum(grade * p for grade, p in share.items()) / mass
 
 
-def read_flaws(reported: Any, seconds: float) -> tuple[tuple[Flaw, ...], int]:
-    """Reported errors of a clip of ``seconds``, and how many have times that it does not have.
+def read_flaws(reported: Any, seconds: float) -> tuple[Flaw, ...]:
+    """Reported errors of a clip of ``seconds``, but for those at times that it does not have.
 
     Raises:
         Unusable: no list of start, end and what.
     """
     if not isinstance(reported, list):
         raise Unusable(Failure("malformed", "errors is not a list"))
-    flaws, impossible = [], 0
+    flaws = []
     for item in reported:
         try:
             start, end, what = float(item["start"]), float(item["end"]), str(item["what"])
@@ -196,9 +194,7 @@ def read_flaws(reported: Any, seconds: float) -> tuple[tuple[Flaw, ...], int]:
             raise Unusable(Failure("malformed", f"an error without start, end and what: {item!r:.80}")) from error
         if 0 <= start <= end <= seconds + _SLACK:
             flaws.append(Flaw(start, end, what))
-        else:
-            impossible += 1
-    return tuple(flaws), impossible
+    return tuple(flaws)
 
 
 def _short(text: str) -> str:

@@ -132,6 +132,6 @@ class Enlarged:
     def at(self, source: np.ndarray) -> np.ndarray:
         """Colours ``[h, w, 3]`` uint8 at places ``[h, w, 2]`` float32 px of the picture."""
         # Pixel centres, not corners, carry integer coordinates.
-        place = cv2.multiply(source, (self._TIMES,) * 4, dtype=cv2.CV_32F)
-        place = cv2.add(place, ((self._TIMES - 1) / 2,) * 4, dst=place)
+        place = source * np.float32(self._TIMES)
+        place += np.float32((self._TIMES - 1) / 2)
         return cv2.remap(self._samples, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

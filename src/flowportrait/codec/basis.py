@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.signal import savgol_filter
 
 from flowportrait.codec import lips
 from flowportrait.codec.pose import Pose, fit_pose, from_vector, median_pose, to_vector
+from flowportrait.written import write_weights
 
 LOWER, BROWS, BLINK, GAZE, HEAD = slice(0, 16), slice(16, 20), slice(20, 22), slice(22, 24), slice(24, 30)
 EXPRESSION = slice(0, 24)
@@ -65,7 +66,7 @@ class MotionBasis:
 
     def save(self, path: Path) -> None:
         """Write as float16 safetensors (relative error 5e-4, under landmark noise)."""
-        save_file({f.name: getattr(self, f.name).half().contiguous() for f in fields(self)}, str(path))
+        write_weights(path, {f.name: getattr(self, f.name) for f in fields(self)})
 
     def neutral(self, shape: torch.Tensor, blendshapes: torch.Tensor) -> torch.Tensor:
         """Resting face ``[478, 3]`` behind pose-free shapes ``[T, 478, 3]``: what is left when the displacement

@@ -29,6 +29,7 @@ from flowportrait.codec.self_reenactment import own_motion, portrait_of
 from flowportrait.corpus.clip import Clip
 from flowportrait.media.crop import apply_affine
 from flowportrait.media.video import iter_frames
+from flowportrait.written import complete
 
 _SIZE = 384
 """Crop side at which footage faces have about the window's resolution."""
@@ -80,7 +81,8 @@ def main(config: Config) -> None:
                 columns.setdefault(name, []).append(value)
     config.output.mkdir(parents=True, exist_ok=True)
     name = f"{'dev' if config.dev else 'pairs'}-{config.part}.safetensors"
-    save_file({name: np.stack(values) for name, values in columns.items()}, str(config.output / name))
+    with complete(config.output / name) as partial:
+        save_file({name: np.stack(values) for name, values in columns.items()}, str(partial))
 
 
 def clip_pairs(clip: Clip, video: Path, per_source: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:

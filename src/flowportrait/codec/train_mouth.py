@@ -27,6 +27,7 @@ from flowportrait.codec.mouth_frame import MouthFrame, skin_colour
 from flowportrait.codec.mouth_model import FEATURES, HIDDEN, LAYERS, MouthModel, features
 from flowportrait.corpus.clip import Clip
 from flowportrait.media.video import iter_frames
+from flowportrait.written import complete
 
 _MIN_OPENING = 0.035
 _SHARP = 0.006
@@ -125,7 +126,9 @@ def train(config: Config) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     if not config.samples.is_file():
-        save_file(collect(config.corpus, Path(os.environ["FLOWPORTRAIT_DATA"])), str(config.samples))
+        found = collect(config.corpus, Path(os.environ["FLOWPORTRAIT_DATA"]))
+        with complete(config.samples) as partial:
+            save_file(found, str(partial))
     samples = load_torch(str(config.samples))
     held_out = samples.pop("dev")
     dev = {name: value[held_out] for name, value in samples.items()}

@@ -32,6 +32,7 @@ from flowportrait.corpus.quality import Gates
 from flowportrait.corpus.shards import pack
 from flowportrait.corpus.sources import Source, find_sources
 from flowportrait.errors import BadInput
+from flowportrait.written import complete
 
 AHEAD = 4
 """Videos handed out per process."""
@@ -153,7 +154,8 @@ def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record],
 def _write_picture(path: Path, picture: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _, content = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-    path.write_bytes(content.tobytes())
+    with complete(path) as partial:
+        partial.write_bytes(content.tobytes())
 
 
 def _bytes(source: Source) -> int:

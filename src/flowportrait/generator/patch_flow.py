@@ -26,7 +26,7 @@ from flowportrait.generator.backbone import Backbone
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.lip_reader import N_LIPS
 from flowportrait.generator.patch_head import PatchHead
-from flowportrait.written import write_weights
+from flowportrait.written import write_json, write_weights
 
 SHARPEST = 0.1
 """σ below which the velocity no longer magnifies the error of ẑ."""
@@ -134,7 +134,7 @@ class PatchFlow(nn.Module):
         """Write ``config.json`` and float16 ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(folder / "model.safetensors", self.state_dict())
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        write_json(folder / "config.json", asdict(self.config), indent=2)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> PatchFlow:

@@ -156,7 +156,8 @@ def main() -> None:
     codec, kept = VaeCodec(TinyAutoencoder.read(given.encoder, given.decoder)), given.output / "films.pt"
     if not kept.is_file():
         made = films(given.corpus, given.footage, codec, given.side, given.clips, SPLITS)
-        torch.save([(clip.latents.half(), clip.heard.half(), clip.speaker) for clip in made], kept)
+        with complete(kept) as partial:
+            torch.save([(clip.latents.half(), clip.heard.half(), clip.speaker) for clip in made], partial)
     clips = [Film(*parts) for parts in torch.load(kept, weights_only=True)]
     train(clips, given.output, given.minutes, given.side, codec.spatial)
 

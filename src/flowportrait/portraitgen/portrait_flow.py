@@ -23,7 +23,7 @@ from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.portraitgen.attributes import ATTRIBUTES
 from flowportrait.portraitgen.picture_space import LATENTS, PictureSpace
-from flowportrait.written import complete
+from flowportrait.written import complete, write_json
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class PortraitFlow(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        write_json(folder / "config.json", asdict(self.config), indent=2)
         with complete(folder / "model.safetensors") as partial:
             save_file({name: value.contiguous() for name, value in self.state_dict().items()}, str(partial))
 

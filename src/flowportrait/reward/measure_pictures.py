@@ -46,6 +46,7 @@ from flowportrait.reward.scoring import score
 from flowportrait.reward.self_confidence import SelfConfidence
 from flowportrait.reward.sharpness import Sharpness
 from flowportrait.reward.temporal import Temporal
+from flowportrait.written import write_json
 
 FRAMES = 29
 CLIPS = 4
@@ -125,11 +126,11 @@ def measure(corpus: Path, footage: Path, output: Path) -> None:
                 found |= strangers(looked, statistics, photos)
             for name, value in found.items():
                 real[f"{name}/{domain}"] = [float(value.mean()), float(value.std())]
-    (output / "real.json").write_text(json.dumps(real, indent=1) + "\n")
-    (output / "noise.json").write_text("{}\n")
+    write_json(output / "real.json", real)
+    write_json(output / "noise.json", {})
     rewards = [*(build(name) for name in BUILT_IN), build("perceptual", RewardOptions(backbone="face"))]
     noise = repeatability(rewards, clips, portraits) | {"self_confidence": seed_noise(batch)}
-    (output / "noise.json").write_text(json.dumps(noise, indent=1) + "\n")
+    write_json(output / "noise.json", noise)
 
 
 def strangers(batch: RewardBatch, statistics: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:

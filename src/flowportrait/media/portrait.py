@@ -17,7 +17,7 @@ from flowportrait.errors import BadInput
 from flowportrait.media.crop import apply_affine, crop_transform, sample_crop
 from flowportrait.media.face import FaceTracker, extent, roll, yaw
 from flowportrait.media.occlusion import mouth_covered
-from flowportrait.media.search import MOST_FACES, SMALLEST_PX, Found, find_faces, same_face, stands_elsewise
+from flowportrait.media.search import MOST_FACES, SMALLEST_PX, Found, find_faces, same_face, stands_when_turned
 
 _SMALL_FACE_PX = 64.0
 _LARGEST_YAW = 60.0
@@ -83,7 +83,7 @@ class Portrait:
 
 def _found(image: np.ndarray, name: str) -> list[Found]:
     faces = find_faces(image)
-    if not faces and stands_elsewise(image):
+    if not faces and stands_when_turned(image):
         raise BadInput(f"No face stands upright in {name}, but one would if it were turned: rotate the photo upright.")
     if not faces:
         raise BadInput(f"No face found in {name}: give a photo with one clearly visible face.")

@@ -44,7 +44,7 @@ def find_faces(image: np.ndarray) -> list[Found]:
     return []
 
 
-def stands_elsewise(image: np.ndarray) -> bool:
+def stands_when_turned(image: np.ndarray) -> bool:
     """Whether a face stands upright in ``image`` once it is turned by one, two or three quarters."""
     with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
         return any(_stands(tracker, np.rot90(image, quarters)) for quarters in (1, 3, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,10 @@ from flowportrait.posttrain.advantage import Allocation, extremes
 from flowportrait.posttrain.explore import HistoryRouting
 from flowportrait.posttrain.objective.awm import AWM
 from flowportrait.posttrain.objective.dpo import DPO, pairs
-from flowportrait.posttrain.objective.interface import Advantage, Evidence, noised
+from flowportrait.posttrain.objective.interface import Advantage, Evidence, Loss, noised
 from flowportrait.posttrain.objective.nft import NFT
 from flowportrait.posttrain.objective.rwr import RWR
+from flowportrait.posttrain.objective.sequence import SequenceRatio
 from flowportrait.posttrain.plan import NoNoise, SlidingWindow
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import CARDS, named
@@ -251,6 +252,19 @@ def test_a_routed_past_changes_what_comes_and_not_what_is_stored() -> None:
     assert changed == [routed.first, routed.first + 1]
     with pytest.raises(BadInput, match="5 chunks leave no past to explore beyond the 4 nearest: raise frames"):
         HistoryRouting().session(policy, condition, torch.arange(3), (0, 0))
+
+
+@dataclass(frozen=True)
+class Terse(SequenceRatio):
+    """Says of its ratio the mean and nothing else, as a first objective of one's own does."""
+
+    def __call__(self, evidence: Evidence) -> Loss:
+        found = super().__call__(evidence)
+        return Loss(found.total, {"ratio/mean": found.metrics["ratio/mean"]})
+
+
+def test_what_an_objective_logs_is_its_own_affair() -> None:
+    assert trainer(replace(RECIPE, objective=Terse())).step()["ratio/first_error"] == 0.0
 
 
 def test_the_guides_own_recipe_raises_its_reward_too(monkeypatch: pytest.MonkeyPatch) -> None:

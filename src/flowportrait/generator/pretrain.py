@@ -65,6 +65,7 @@ def pretrain(
     """
     output.mkdir(parents=True, exist_ok=True)
     accelerator = tracking(track, output)
+    hidden = not accelerator.is_main_process
     repeatable()
     torch.manual_seed(config.seed)
     model = new_model(config)
@@ -78,7 +79,7 @@ def pretrain(
     on_main(accelerator, listen)
     clips, held_out = recall(memory), load_held_out(model, corpus, config)
     if state is None:
-        _begin(model, clips, config)
+        _begin(model, clips, config, hidden)
     else:
         model.load_state_dict(state["model"])
     data = _said_of(clips)
@@ -95,7 +96,6 @@ def pretrain(
         save_config(config, output / "config.json")
         if learner.step == 0:
             (output / "history.jsonl").write_text("")
-    hidden = not accelerator.is_main_process
     with StopRequest() as stop, Progress(*_COLUMNS, console=Console(stderr=True), disable=hidden) as progress:
         bar = progress.add_task("pretrain", total=config.steps, completed=learner.step)
         started, asked = time.monotonic(), False
@@ -134,14 +134,14 @@ def pretrain(
     return output / "checkpoint"
 
 
-def _begin(model: ARFlow, clips: list[MotionClip], config: PretrainConfig) -> None:
+def _begin(model: ARFlow, clips: list[MotionClip], config: PretrainConfig, hidden: bool) -> None:
     """What is fitted before anything is drawn: the typical speaker, the chunk's space, the lips from sound."""
     model.rest_style.copy_(typical_style(clips))
     if not config.start_from:
         model.space.fit(clip.motion for clip in clips)
     if model.lip_reader is None or not config.lip_steps:
         return
-    with Progress(*_COLUMNS, console=Console(stderr=True)) as progress:
+    with Progress(*_COLUMNS, console=Console(stderr=True), disable=hidden) as progress:
         bar = progress.add_task("lips from sound", total=config.lip_steps)
         tick = partial(progress.update, bar, advance=1)
         train_lips(model.lip_reader, clips, config.lip_steps, config.lip_residual, config.seed, lambda _: tick())

@@ -61,6 +61,7 @@ CONTESTANTS: dict[str, Contestant] = {
         for recipe in ("flow-grpo", "nft")
         for group in ("judge", "perceptual", "temporal")
     },
+    "flow-rwr, slower": Contestant("flow-rwr", ("learning_rate=2e-5",)),
     "per clip": Contestant("nft-regions", ("credit.dense=0",)),
     "per window": Contestant("nft-regions", ("credit.dense=1",)),
     "sync alone": Contestant("nft", (*ALONE, "rewards.sync=1")),
@@ -76,7 +77,7 @@ PAID = ("crowd", "paid at random", "without crowd_eyes", "without crowd_head", "
 """The shipped recipe and what ``shipped.py`` changes in its rewards."""
 
 STUDIES: dict[str, tuple[str, ...]] = {
-    "recipes": (*CONTROLS, *GRPO, *FORWARD),
+    "recipes": (*CONTROLS, *GRPO, *FORWARD, "flow-rwr, slower"),
     "noise": ("sft", "eta 0.1", "eta 0.3", "flow-grpo", "eta 0.7", "eta 1.0"),
     "groups": (
         "sft", "flow-grpo", "flow-grpo, no judge", "flow-grpo, no perceptual", "flow-grpo, no temporal", "nft",

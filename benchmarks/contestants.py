@@ -78,6 +78,9 @@ PAID = ("crowd", "paid at random", "without crowd_eyes", "without crowd_head", "
 
 STUDIES: dict[str, tuple[str, ...]] = {
     "recipes": (*CONTROLS, *GRPO, *FORWARD, "flow-rwr, slower"),
+    "leaders": (
+        "flow-grpo", "gspo", "vipo", "dppo", "kvpo", "nft", "awm", "flow-grpo at random", "nft at random",
+    ),
     "noise": ("sft", "eta 0.1", "eta 0.3", "flow-grpo", "eta 0.7", "eta 1.0"),
     "groups": (
         "sft", "flow-grpo", "flow-grpo, no judge", "flow-grpo, no perceptual", "flow-grpo, no temporal", "nft",

@@ -12,7 +12,7 @@ import torch
 
 from flowportrait.cli import main
 from flowportrait.config import save, to_dict
-from flowportrait.posttrain import trainer as trainer_module
+from flowportrait.posttrain import learner as learner_module
 from flowportrait.posttrain.doctor import Record, examine
 from flowportrait.posttrain.objective.interface import Evidence, Loss
 from flowportrait.posttrain.objective.ratio import ClippedRatio
@@ -131,7 +131,7 @@ BROKEN: dict[str, Callable[[], list[Record]]] = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_the_doctor_names_what_was_broken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "ratio off":
-        monkeypatch.setattr(trainer_module, "check_noise", lambda *_: 0.0)
+        monkeypatch.setattr(learner_module, "check_noise", lambda *_: 0.0)
     found = examine(BROKEN[kind](), to_dict(RECIPE))
     assert [finding.kind for finding in found][:1] == [kind]
 

@@ -70,6 +70,7 @@ class Animator:
         Raises:
             BadInput: no face in the picture, or audio under 0.2 s; before the first frame is asked for.
         """
+        long_enough(audio)
         portrait = Portrait.from_image(image, size, name, face)
         motion = self.motion(audio, seed=seed, controls=controls, portrait=portrait)
         return self.show(portrait, motion, crop=crop)
@@ -121,8 +122,7 @@ class Animator:
             BadInput: unreadable video, no face in it, or it or the audio under 0.2 s; before the first frame is asked
                 for.
         """
-        if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
-            raise _too_short(audio)
+        long_enough(audio)
         footage = track_footage(video, face)
         speech = np.zeros(len(footage) * SAMPLES_PER_FRAME, np.float32)
         if len(speech) < SHORTEST_SECONDS * SAMPLE_RATE:
@@ -146,8 +146,7 @@ class Animator:
         Raises:
             BadInput: audio under 0.2 s.
         """
-        if len(audio) < SHORTEST_SECONDS * SAMPLE_RATE:
-            raise _too_short(audio)
+        long_enough(audio)
         return self.live([audio], seed=seed, controls=controls, steering=steering, portrait=portrait)
 
     def live(
@@ -190,6 +189,12 @@ def _pasting(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:
     return lambda frame: paste(frame)[:height, :width]
 
 
-def _too_short(audio: np.ndarray) -> BadInput:
+def long_enough(audio: np.ndarray) -> None:
+    """Whether 16 kHz samples ``[N]`` can be spoken, before anything else is looked at.
+
+    Raises:
+        BadInput: audio under 0.2 s.
+    """
     seconds = len(audio) / SAMPLE_RATE
-    return BadInput(f"The audio lasts {seconds:.2f} s, under {SHORTEST_SECONDS} s: give a longer recording.")
+    if seconds < SHORTEST_SECONDS:
+        raise BadInput(f"The audio lasts {seconds:.2f} s, under {SHORTEST_SECONDS} s: give a longer recording.")

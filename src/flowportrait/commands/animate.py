@@ -128,9 +128,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
-    from flowportrait.animator import Animator
+    from flowportrait.animator import Animator, long_enough
     from flowportrait.media.portrait import Portrait
 
+    if not options.motion_in:
+        long_enough(audio)
     # The networks are small: on a busy machine threads that wait for each other cost far more than they bring.
     torch.set_num_threads(1)
     animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)

@@ -77,7 +77,7 @@ PAID = ("crowd", "paid at random", "without crowd_eyes", "without crowd_head", "
 """The shipped recipe and what ``shipped.py`` changes in its rewards."""
 
 STUDIES: dict[str, tuple[str, ...]] = {
-    "recipes": (*CONTROLS, *GRPO, *FORWARD, "flow-rwr, slower"),
+    "recipes": (*CONTROLS, *GRPO, *FORWARD, "flow-rwr, slower", "rl"),
     "leaders": (
         "flow-grpo", "gspo", "vipo", "dppo", "kvpo", "nft", "awm", "flow-grpo at random", "nft at random",
     ),

@@ -30,7 +30,7 @@ from flowportrait.evaluate.measure import measure
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 MOVED, EVERY = 8, 5
 SHOWN = {

@@ -22,7 +22,8 @@ from flowportrait.conversation.turns import tracks
 from flowportrait.generator.silence import speech_gate
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.video import FPS, iter_frames, write_video
+from flowportrait.media.video import FPS, iter_frames
+from flowportrait.media.write_video import write_video
 from flowportrait.voice.speaker import speak
 from flowportrait.voice.voices import voice_named
 

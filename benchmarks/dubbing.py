@@ -46,7 +46,8 @@ from flowportrait.media.crop import apply_affine
 from flowportrait.media.face import bridge, yaw
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 
 NEAR = 4
 """Frames before and after a cut that are told apart."""

@@ -29,7 +29,7 @@ from flowportrait.evaluate.compare import bootstrap
 from flowportrait.evaluate.measure import measure
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 Figures = dict[str, np.ndarray]
 

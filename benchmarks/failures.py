@@ -30,7 +30,7 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluate.compare import Row
 from flowportrait.evaluate.measure import measure
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 WORST, MOMENTS, TILE, STRIP = 2, 8, 144, 20
 SHOWN = {SYNC: "sync", "ler": "LER", "tfi": "TFI", "head_range": "head", "gaze_std": "gaze"}

@@ -36,7 +36,7 @@ from flowportrait.generator.sample import generate_motion
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.reward.liveliness import GROUPS, log_amplitude
 
 SIZE = 256

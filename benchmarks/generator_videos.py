@@ -39,7 +39,8 @@ from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 from flowportrait.voice.speaker import speak
 from flowportrait.voice.voices import voice_named
 

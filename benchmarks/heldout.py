@@ -31,7 +31,7 @@ from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 PIECE_SECONDS = 4
 

@@ -15,7 +15,7 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluate.measure import measure
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.posttrain.drawing import Drawing
 
 

@@ -27,7 +27,8 @@ from flowportrait.evaluate.svg import STYLE, svg
 from flowportrait.evaluate.tracked import track_file
 from flowportrait.media.audio import read_audio
 from flowportrait.media.face import FaceTracker, bridge
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames, write_video
+from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.write_video import write_video
 
 STRENGTHS = ("mild", "plain", "strong")
 COLUMNS = ("sync", "ler", "ecs_mouth", "ecs_eyes", "ecs_brows", "lid_motion", "gaze_std", "head_range", "tfi", "jerk",

@@ -34,7 +34,7 @@ from flowportrait.evaluate.measure import measure
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 DECAY = 0.6
 """Seconds in which the room's echo falls by 60 dB."""

@@ -49,7 +49,8 @@ from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import FPS, write_video
+from flowportrait.media.video import FPS
+from flowportrait.media.write_video import write_video
 
 CENTRAL = 2.0 / WIDTH
 """Share of the crop that the identity network sees."""

@@ -27,7 +27,7 @@ from flowportrait.generator.steering import Steering, in_order
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.preference.latent_reward import REACH, LatentReward
 from flowportrait.reward.registry import build
 

@@ -29,7 +29,8 @@ from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 from flowportrait.provenance.credential import self_signed
 from flowportrait.provenance.detect import find_watermark
 from flowportrait.provenance.manifest import sign

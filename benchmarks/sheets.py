@@ -27,7 +27,7 @@ from flowportrait.codec.blendshapes import SHAPES, to_motion
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 _PER_SHEET = 4
 

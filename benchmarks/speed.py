@@ -51,7 +51,8 @@ from flowportrait.media.crop import paste_back
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 from flowportrait.provenance.credential import self_signed
 from flowportrait.provenance.manifest import sign
 from flowportrait.provenance.origin import Origin

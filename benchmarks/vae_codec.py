@@ -24,7 +24,8 @@ import torch
 from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
 from flowportrait.codec.vae_codec import VaeCodec
 from flowportrait.media.face import FaceTracker
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 
 
 def decibels(before: np.ndarray, after: np.ndarray) -> float:

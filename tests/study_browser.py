@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from skimage.data import astronaut
 
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.study.make import make_study
 from flowportrait.study.server import study_app
 

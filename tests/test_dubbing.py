@@ -14,7 +14,8 @@ from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.codec.dubbed_video import Footage, dubbed, track_footage
 from flowportrait.errors import BadInput
 from flowportrait.media.face import Faces, FaceTracker, yaw
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 
 PHOTO = np.ascontiguousarray(data.astronaut()[:256, 90:346])
 OPEN = torch.full((30, MOTION_DIM), 1.5)

@@ -22,7 +22,7 @@ from flowportrait.evaluate.networks import Networks, Scripted, networks
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.evaluate.sets import jackknife
 from flowportrait.evaluate.tracked import default_cache, track_file
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 FRAMES = 30
 

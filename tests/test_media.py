@@ -24,7 +24,8 @@ from flowportrait.media.audio import read_audio
 from flowportrait.media.face import bridge
 from flowportrait.media.mel import frame_count, level, log_mel
 from flowportrait.media.quiet import native_chatter_silenced
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 
 
 def numbered(count: int, size: tuple[int, int] = (64, 48)) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ import torch
 from flowportrait.cli import main
 from flowportrait.corruption.catalogue import CORRUPTIONS
 from flowportrait.errors import BadInput
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.preference.as_reward import BEST
 from flowportrait.preference.inspection import inspect_pairs
 from flowportrait.preference.judged import read_scores

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.preference.as_reward import BEST
 from flowportrait.preference.made_pairs import DIMENSIONS
 from flowportrait.preference.pairs import Pair

@@ -29,7 +29,8 @@ from flowportrait.corpus.sources import Source, find_sources
 from flowportrait.corpus.tracks import follow
 from flowportrait.errors import BadInput
 from flowportrait.media.shots import CutDetector
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 
 GOOD = Quality(
     frames=75, eyes=60.0, seen=1.0, yaw=10.0, sharpness=0.4, light=120.0, speech=0.9, sync=0.3, delay=0, peak=0.3

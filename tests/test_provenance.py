@@ -17,7 +17,8 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 from flowportrait.provenance import credential as credentials
 from flowportrait.provenance.credential import Credential, find_credential, read_credential, self_signed
 from flowportrait.provenance.detect import FALSE_ALARM, find_watermark

@@ -12,7 +12,7 @@ from flowportrait.evaluate.compare import compare
 from flowportrait.evaluate.moving import moving_picture
 from flowportrait.evaluate.report import write_report
 from flowportrait.evaluate.sheets import contact_sheet
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 
 
 @pytest.fixture

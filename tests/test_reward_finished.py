@@ -15,7 +15,7 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.commands.score import run
 from flowportrait.errors import BadInput
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch
 

@@ -24,7 +24,8 @@ from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.video import FPS, write_video
+from flowportrait.media.video import FPS
+from flowportrait.media.write_video import write_video
 from flowportrait.prompts import read_prompts
 from flowportrait.written import write_json
 

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from flowportrait.corpus.clip import Clip
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 
 
 def write_crop(video: Path, clip: Clip, start: int, size: int, target: Path) -> None:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from flowportrait.codec.basis import LOWER, MotionBasis
 from flowportrait.codec.mirror import mirror_matrix
 from flowportrait.evaluate.sync import CROP
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 
 
 def reencoded(mouth: np.ndarray, crf: int) -> np.ndarray:

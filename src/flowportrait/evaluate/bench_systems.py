@@ -23,7 +23,8 @@ from flowportrait.evaluate.tracked import content_hash
 from flowportrait.media.crop import crop_transform, sample_crop
 from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 from flowportrait.rendering import RECORD, Stopwatch
 from flowportrait.written import write_json
 

@@ -70,6 +70,7 @@ class GenerationSession:
         self.sound, self.hearing, self.gate, self.calm = LiveSound(), Hearing(), SpeechGate(), Calm()
         self.ease = Ease(model.config.ease if model.config.chunk > 1 else 0.0)
         self.samples = 0
+        self.waiting = np.zeros(0, np.float32)
         self.ears = ears(model)
         self.gates: list[float] = []
         empty = torch.zeros(1, MELS_PER_FRAME * model.config.chunk, N_MELS)
@@ -86,7 +87,12 @@ class GenerationSession:
         """Take 16 kHz samples ``[N]`` float32 in [-1, 1]; yield motion ``[≤ 4, 30]`` for every chunk they complete: its
         frames but the last, which waits for the next chunk (see ``Ease``), after the one that waited."""
         self.samples += len(audio)
-        self._hear(audio)
+        self.waiting = np.concatenate([self.waiting, audio.astype(np.float32, copy=False)])
+        # Processed when a chunk is complete: called for every frame, the isolator costs two and a half times as much.
+        before, now = self.samples - len(self.waiting), self.samples
+        if self._complete(now // SAMPLES_PER_FRAME) > self._complete(before // SAMPLES_PER_FRAME):
+            self._hear(self.waiting)
+            self.waiting = self.waiting[:0]
         yield from map(self.ease, self._ready())
 
     def finish(self) -> Iterator[torch.Tensor]:
@@ -94,12 +100,16 @@ class GenerationSession:
         chunk = self.model.config.chunk
         frames = -(-self.samples // SAMPLES_PER_FRAME)
         wanted = -(-frames // chunk) * chunk + LOOK_AHEAD_FRAMES
-        self._hear(np.zeros(wanted * SAMPLES_PER_FRAME - self.samples, np.float32), last=True)
+        self._hear(np.pad(self.waiting, (0, wanted * SAMPLES_PER_FRAME - self.samples)), last=True)
         self.gates += self.gate.finish()
         for motion in self._ready():
             left = frames - (self.session.position - 1) * chunk
             yield self.ease(motion[:left])
         yield self.ease.finish()
+
+    def _complete(self, frames: int) -> int:
+        """Chunks that the sound of so many frames completes, look-ahead and all."""
+        return (frames - LOOK_AHEAD_FRAMES) // self.model.config.chunk
 
     def _hear(self, audio: np.ndarray, last: bool = False) -> None:
         columns, loudness, levelled = self.sound.push(audio, last)
@@ -113,10 +123,10 @@ class GenerationSession:
     @torch.no_grad()
     def _ready(self) -> Iterator[torch.Tensor]:
         chunk, horizon = self.model.config.chunk, self.model.config.horizon
+        complete = self._complete(self.sound.frames)
         while True:
             position = self.session.position
             if not self.heard.shape[1]:
-                complete = (self.sound.frames - LOOK_AHEAD_FRAMES) // chunk
                 if complete <= position:
                     return
                 self.heard = self._listen(position, min(complete, position + _MOST_CHUNKS))
@@ -167,7 +177,7 @@ class GenerationSession:
         """Where the session stands, for ``torch.save``; later pushes do not change it."""
         return copy.deepcopy({
             "seed": self.seed, "style": self.style, "intensity": self.intensity, "portrait": self.portrait,
-            "samples": self.samples,
+            "samples": self.samples, "waiting": self.waiting,
             "mel": self.ears.mel, "mel_start": self.ears.start, "gates": self.gates, "heard": self.heard,
             "since": self.since, "start": self.start, "position": self.session.position,
             "sound": vars(self.sound), "hearing": vars(self.hearing), "gate": vars(self.gate), "calm": vars(self.calm),
@@ -179,6 +189,8 @@ class GenerationSession:
         state = copy.deepcopy(state)
         for name in ("seed", "style", "samples", "gates", "heard", "since", "start"):
             setattr(self, name, state[name])
+        # States written before samples were collected per chunk have none waiting.
+        self.waiting = state.get("waiting", np.zeros(0, np.float32))
         self.ears = ears(self.model, state["mel"], state["mel_start"])
         for part in ("sound", "hearing", "gate", "calm", "ease"):
             vars(getattr(self, part)).update(state[part])

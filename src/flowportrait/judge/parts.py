@@ -19,7 +19,8 @@ import numpy as np
 
 from flowportrait.judge.evidence import Evidence
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.video import FPS, write_video
+from flowportrait.media.video import FPS
+from flowportrait.media.write_video import write_video
 
 _JPEG = 90
 

@@ -18,7 +18,7 @@ from flowportrait.corruption import Footage, corrupt
 from flowportrait.corruption.catalogue import CORRUPTIONS
 from flowportrait.errors import BadInput
 from flowportrait.media.face import FaceTracker, bridge
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.preference.pairs import Aspect, Pair, write_pairs
 from flowportrait.study.playable import load
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.provenance.credential import Credential
 from flowportrait.provenance.manifest import sign
 from flowportrait.provenance.origin import Origin

@@ -30,7 +30,8 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.media.audio import read_audio
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import iter_frames, write_video
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
 from flowportrait.posttrain.drawing import Drawing
 from flowportrait.reward.backbones import FaceFeatures
 from flowportrait.reward.batch import RewardBatch

@@ -15,7 +15,8 @@ import numpy as np
 from flowportrait.corruption import Footage, corrupt
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames, write_video
+from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.write_video import write_video
 
 RUINED = (("still", 1.0), ("blur", 6.0), ("colour pumping", 60.0))
 """Damage of the broken check: a still, blurred face that changes colour. Nobody who looks prefers it."""

@@ -7,6 +7,7 @@ The reward's and the evaluation's expert know nothing of each other; they share 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +18,7 @@ from torch import nn
 from flowportrait.written import write_weights
 
 
-class JointEmbedding(nn.Module):
+class JointEmbedding(nn.Module, ABC):
     """Unit vectors ``[B, T − WINDOW + 1, DIM]`` of lips seen for ``WINDOW`` frames, and of the sound meanwhile."""
 
     WINDOW: int
@@ -25,13 +26,13 @@ class JointEmbedding(nn.Module):
     log_scale: nn.Parameter
     """ln of how sharply training tells pairs apart."""
 
+    @abstractmethod
     def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
         """Of lips ``[B, T, …]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
         """Of log-mel ``[B, 4T, 80]``; each window hears exactly its own ``4 · WINDOW`` columns."""
-        raise NotImplementedError
 
     def score(self, lips: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine per window ``[B, T − WINDOW + 1]``, the t-th centred on frame t + WINDOW // 2, and its mean per clip

@@ -17,7 +17,7 @@ from flowportrait.evaluate.measure import measure
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.video import write_video
+from flowportrait.media.write_video import write_video
 from flowportrait.prompts import Prompt
 
 SIZE = 256

@@ -201,11 +201,18 @@ def test_the_sync_score_learns_to_rise_where_the_expert_rises(generator: ARFlow,
 
 
 @pytest.mark.slow
-def test_a_few_steps_tell_trembling_from_steady_latents_under_noise(generator: ARFlow, clips: list[MotionClip]) -> None:
+def test_a_few_steps_tell_trembling_from_steady_latents(generator: ARFlow) -> None:
+    # Motion of standard deviation 1 that changes over half a second and more, as a head does.
+    torch.manual_seed(3)
+    smooth = torch.nn.AvgPool1d(21, 1)
+    clips = []
+    for name in "abcdef":
+        motion = smooth(smooth(torch.randn(1, 30, 80)))[0].T
+        clips.append(MotionClip(name, name, motion / motion.std(), torch.randn(160, 80), torch.zeros(19)))
     heard = listen(generator, clips)
-    model = train_latent(LatentPlan(steps=60, batch=18, width=32, learning_rate=4e-3), generator, heard)
-    pairs = LatentPairMaker(heard, generator.space, {"jitter": LEARNED["jitter"]}, 9).draw(60, progress=0)
+    model = train_latent(LatentPlan(steps=150, batch=45, width=32, learning_rate=4e-3, slope=0), generator, heard)
+    pairs = LatentPairMaker(heard, generator.space, {"jitter": LEARNED["jitter"]}, 9).draw(200, progress=0)
     clean, sound, start = pairs.both()
     a, b = model(clean, 0.0, sound, start).clip().mean.chunk(2)
     column = DIMENSIONS.index("motion")
-    assert ((a - b)[:, column].sign() == pairs.labels[:, column]).float().mean() > 0.8
+    assert ((a - b)[:, column].sign() == pairs.labels[:, column]).float().mean() > 0.85

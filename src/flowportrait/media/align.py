@@ -7,8 +7,12 @@ a stabilised patch is the mouth and not the head.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
+
+from flowportrait.media.crop import sample_crop
 
 RIGID = np.array([33, 133, 362, 263, 168, 6, 197, 2])
 """Outer and inner eye corners, nose bridge (three points), nose base."""
@@ -33,6 +37,34 @@ def to_canonical(landmarks: np.ndarray) -> np.ndarray:
     sin = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() * scale
     turn = np.array([[cos, -sin], [sin, cos]])
     return np.hstack([turn, (goal - turn @ centre)[:, None]])
+
+
+@dataclass(frozen=True)
+class CanonicalView:
+    """A square window on the canonical frame: ``size`` px, ``scale`` px a unit, its corner at ``(left, top)`` units."""
+
+    left: float
+    top: float
+    size: int
+    scale: float
+
+    def pixels(self, places: np.ndarray) -> np.ndarray:
+        """Pixel coordinates ``[..., 2]`` of canonical ``places`` ``[..., 2]``."""
+        return (np.asarray(places) - (self.left, self.top)) * self.scale - 0.5
+
+    def matrix(self, landmarks: np.ndarray) -> np.ndarray:
+        """Affine map ``[2, 3]`` from the pixels of an image with ``landmarks`` ``[478, ≥ 2]`` to those of the view."""
+        result = to_canonical(landmarks) * self.scale
+        result[:, 2] -= np.array([self.left, self.top]) * self.scale + 0.5
+        return result
+
+    def cut(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+        """The view ``[size, size, 3]`` uint8 of ``image`` ``[H, W, 3]``, whose edge is repeated beyond it."""
+        matrix = self.matrix(landmarks)
+        corners = np.array([[0, 0, 1], [self.size, 0, 1], [0, self.size, 1], [self.size, self.size, 1]])
+        near, (left, top) = around(image, corners @ cv2.invertAffineTransform(matrix).T)
+        matrix[:, 2] += matrix[:, :2] @ (left, top)
+        return sample_crop(near, matrix, self.size)
 
 
 def mouth_patch(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

@@ -1,7 +1,14 @@
-"""Speech in: any audio (or the sound of a video) to 16 kHz mono float32 in [-1, 1]."""
+"""Speech in: any audio, or the sound of a video.
+
+``read_audio`` gives what the generator hears, 16 kHz mono; ``read_sound`` what was recorded, with its own rate and
+channels, for the sound of the finished video. Both count from the same moment as the picture.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,69 +16,267 @@ import av
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.container import check_length, check_whole, origin
+from flowportrait.media.container import (
+    check_is_file,
+    check_length,
+    check_whole,
+    file_url,
+    open_media,
+    origin,
+    sound_stream,
+)
+from flowportrait.media.downmix import layout_name, to_mono
+from flowportrait.media.image import is_picture
+from flowportrait.media.mp3 import Mp3Check
 
 SAMPLE_RATE = 16_000
-_COUNTED = ("flac", "mp3")
-"""Formats whose header counts the samples and whose length in bytes is nowhere to be read."""
+
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 1_536_000
+"""Hz; others are damage, and a rate of 1 would make 16,000 samples of each."""
+_LONGEST_DELAY = 3600.0
+"""Seconds by which sound may start after the picture; more is a broken clock."""
+_FIRST_SAMPLES = 1 << 16
 
 
-def read_audio(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Decode ``path`` to mono samples ``[N]`` at ``rate`` Hz, channels averaged, any source rate resampled.
+@dataclass(frozen=True)
+class Sound:
+    """A recording with its own rate and channels.
 
-    Sound that starts after the picture of a video is preceded by silence, so that it stays with its picture.
-    Samples that are not numbers become silence, louder ones than full scale are cut to it.
+    samples ``[C, N]`` float32 in [-1, 1] (a view of interleaved memory); rate in Hz; layout as FFmpeg names it
+    (``mono``, ``stereo``, ``5.1``, …); codec: what the file holds it as (``aac``, ``pcm_s16le``, …); delay: seconds of
+    silence at the beginning of ``samples`` that stand for a late start and are not in the file.
+    """
 
-    Raises:
-        BadInput: missing, not audio, without an audio stream, cut off, or empty.
+    samples: np.ndarray
+    rate: int
+    layout: str
+    codec: str = ""
+    delay: float = 0.0
+
+
+def read_sound(path: str | Path, longest: float | None = None) -> Sound:
+    """Decode ``path`` with its own rate and channels; aligned, cleaned and refused as by ``read_audio``.
+
+    A file whose rate or channels change on the way keeps those it begins with.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"No audio file at {path}: check the path.")
-    check_length(path)
-    pieces: list[np.ndarray] = []
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise BadInput(f"{path} holds no audio stream: give a file with sound.")
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            check_whole(container, path)
-            stream = container.streams.audio[0]
-            pieces.append(np.zeros(_late(container, stream, rate), np.float32))
-            for frame in container.decode(stream):
-                frame.pts = None
-                pieces += [out.to_ndarray().mean(0) for out in resampler.resample(frame)]
-            pieces += [out.to_ndarray().mean(0) for out in resampler.resample(None)]
-            promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
-            counted = container.format.name in _COUNTED
-    except av.FFmpegError as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        if any(map(len, pieces[1:])):
-            reason = f"{reason} at {sum(map(len, pieces)) / rate:.1f} s"
-            raise BadInput(f"{path} is damaged ({reason}): copy or download it again.") from error
-        raise BadInput(f"{path} cannot be read as audio ({reason}): give a wav, mp3, m4a, flac or ogg file.") from error
-    if not any(map(len, pieces[1:])):
-        raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
-    decoded = sum(map(len, pieces)) / rate
-    if counted and decoded < 0.98 * promised - 0.1:
-        raise BadInput(
-            f"{path} is damaged, only {decoded:.1f} s of {promised:.1f} s are there: copy or download it again."
-        )
-    wave = np.concatenate(pieces).astype(np.float32, copy=False)
-    return np.nan_to_num(wave, copy=False, posinf=0.0, neginf=0.0).clip(-1.0, 1.0)
+    with _open_sound(path) as (container, stream):
+        collected: _Samples | None = None
+        layout, delay = "", 0.0
+        for frame in _decoded(path, container, stream, None, longest):
+            if collected is None:
+                layout, rate = frame.layout.name, frame.sample_rate
+                late = _delay(container, stream, rate)
+                collected, delay = _Samples(frame.layout.nb_channels, rate, late), late / rate
+            collected.append(_interleaved(frame))
+        if collected is None or collected.empty:
+            raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
+        codec = stream.codec_context.codec.canonical_name
+        return Sound(collected.finished().T, collected.rate, layout, codec, delay)
+
+
+def iter_sound(path: str | Path) -> Iterator[Sound]:
+    """Yield what ``read_sound`` gives piece by piece, so that a long recording is never in memory as a whole.
+
+    Raises:
+        BadInput: see ``read_audio``; where it shows.
+    """
+    path = Path(path)
+    with _open_sound(path) as (container, stream):
+        delay = 0
+        for index, frame in enumerate(_decoded(path, container, stream, None, None)):
+            rate, layout = frame.sample_rate, layout_name(frame.layout)
+            if index == 0 and (delay := _delay(container, stream, rate)):
+                yield Sound(np.zeros((frame.layout.nb_channels, delay), np.float32), rate, layout, delay=delay / rate)
+            samples = np.nan_to_num(_interleaved(frame), posinf=0.0, neginf=0.0)
+            yield Sound(samples.clip(-1.0, 1.0).T, rate, layout)
+
+
+def read_audio(path: str | Path, rate: int = SAMPLE_RATE, longest: float | None = None) -> np.ndarray:
+    """Decode ``path`` to mono samples ``[N]`` float32 at ``rate`` Hz, any source rate resampled.
+
+    The channels of stereo are averaged, more are mixed as ITU-R BS.775 says (``media.downmix``). Sound that starts
+    after the picture of a video is preceded by silence, so that it stays with its picture. Samples that are not
+    numbers become silence, louder ones than full scale are cut to it.
+
+    Args:
+        path: the file.
+        rate: of the result, in Hz.
+        longest: seconds; more is refused as soon as it shows.
+
+    Raises:
+        BadInput: missing, not audio, without an audio stream, cut off, empty, or too long.
+    """
+    path = Path(path)
+    with _open_sound(path) as (container, stream):
+        collected = _Samples(1, rate, _delay(container, stream, rate))
+        mixed = False
+        for frame in _decoded(path, container, stream, rate, longest):
+            mixed |= frame.layout.nb_channels > 2
+            collected.append(to_mono(_interleaved(frame), frame.layout)[:, None])
+        if collected.empty:
+            raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
+        # The sum of many loud channels may exceed full scale.
+        return collected.finished(turn_down=mixed)[:, 0]
 
 
 def has_audio(path: str | Path) -> bool:
     """Whether the file opens and carries an audio stream."""
     try:
-        with av.open(str(path)) as container:
-            return bool(container.streams.audio)
-    except (av.FFmpegError, OSError):
+        with open_media(path) as container:
+            return sound_stream(container) is not None
+    except (av.FFmpegError, OSError, BadInput):
         return False
 
 
-def _late(container: Any, stream: Any, rate: int) -> int:
-    """Samples of silence before the sound, none where the file has no moving picture."""
+@contextmanager
+def _open_sound(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The opened file and its stream of sound, after the checks that need no decoding.
+
+    Raises:
+        BadInput: see ``read_audio``.
+    """
+    check_is_file(path, "audio")
+    check_length(path)
+    try:
+        container = open_media(path)
+    except (av.FFmpegError, OSError) as error:
+        if is_picture(path):
+            raise BadInput(f"{path} is a picture, not sound: give it as --image.") from error
+        raise BadInput(
+            f"{path} cannot be read as audio ({_reason(error)}): give a wav, mp3, m4a, flac or ogg file."
+        ) from error
+    with container:
+        stream = sound_stream(container)
+        if stream is None:
+            raise BadInput(f"{path} holds no audio stream: give a file with sound.")
+        check_whole(container, path)
+        yield container, stream
+
+
+def _decoded(path: Path, container: Any, stream: Any, rate: int | None, longest: float | None) -> Iterator[Any]:
+    """Frames of interleaved floats of a stream at ``rate`` Hz in the channels they come in; None: as the first one is.
+
+    Raises:
+        BadInput: the stream cannot be decoded, ends early, or is longer than ``longest`` seconds.
+    """
+    resampler: Any = None
+    source: tuple[str, str, int] | None = None
+    layout: Any = None
+    seconds = 0.0
+    mp3 = Mp3Check(path) if container.format.name == "mp3" else None
+    try:
+        for packet in container.demux(stream):
+            for frame in _frames(packet, mp3):
+                frame.pts = None
+                setup = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if not _LOWEST_RATE <= frame.sample_rate <= _HIGHEST_RATE:
+                    raise BadInput(f"{path} is damaged, its rate is {frame.sample_rate} Hz: copy or download it again.")
+                if setup != source:
+                    if resampler is not None:
+                        yield from resampler.resample(None)
+                    elif rate is None:
+                        # Named, where the file says no more than how many channels it has.
+                        rate, layout = frame.sample_rate, layout_name(frame.layout)
+                    resampler, source = av.AudioResampler(format="flt", layout=layout, rate=rate), setup
+                seconds += frame.samples / frame.sample_rate
+                if longest is not None and seconds > longest:
+                    raise BadInput(f"{path} is longer than {longest:g} s: give a shorter recording.")
+                yield from resampler.resample(frame)
+        if resampler is not None:
+            yield from resampler.resample(None)
+    except av.FFmpegError as error:
+        if seconds:
+            reason = f"{_reason(error)} at {seconds:.1f} s"
+            raise BadInput(f"{path} is damaged ({reason}): copy or download it again.") from error
+        raise BadInput(
+            f"{path} cannot be read as audio ({_reason(error)}): give a wav, mp3, m4a, flac or ogg file."
+        ) from error
+    missing = mp3.missing(seconds) if mp3 else _missing(container, stream, seconds)
+    if missing:
+        raise BadInput(f"{path} is damaged, {missing}: copy or download it again.")
+
+
+def _frames(packet: Any, mp3: Mp3Check | None) -> list[Any]:
+    """The frames of a packet; none of what lies between the frames of an mp3."""
+    if mp3 is None or not packet.size:
+        return packet.decode()
+    header = mp3.header(packet)
+    try:
+        frames = packet.decode()
+    except av.FFmpegError:
+        if header is not None:
+            raise
+        return []
+    for frame in frames:
+        if header is not None:
+            # Of joined files FFmpeg calls the first frame's rate what it saw last while it looked ahead.
+            frame.sample_rate = header.rate
+    return frames
+
+
+def _missing(container: Any, stream: Any, decoded: float) -> str | None:
+    """What a flac lacks after ``decoded`` seconds: its header counts the samples, but nothing says its length."""
+    if container.format.name != "flac" or not stream.duration:
+        return None
+    promised = float(stream.duration * stream.time_base)
+    return f"only {decoded:.1f} s of {promised:.1f} s are there" if decoded < 0.98 * promised - 0.1 else None
+
+
+def _interleaved(frame: Any) -> np.ndarray:
+    """Samples ``[N, C]``. Planar frames would not do: PyAV 18 reads beyond the last of eight planes."""
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+
+
+class _Samples:
+    """Interleaved samples ``[N, C]`` that grow in place: an hour of sound is held once, not twice."""
+
+    def __init__(self, channels: int, rate: int, silence: int) -> None:
+        self.rate = rate
+        self._buffer = np.zeros((silence + _FIRST_SAMPLES, channels), np.float32)
+        self._silence = self._used = silence
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._used == self._silence
+
+    def append(self, block: np.ndarray) -> None:
+        """Add a block ``[n, C]``."""
+        end = self._used + len(block)
+        if end > len(self._buffer):
+            self._buffer.resize((max(end, len(self._buffer) * 5 // 4), self._buffer.shape[1]), refcheck=False)
+        self._buffer[self._used : end] = block
+        self._used = end
+
+    def finished(self, turn_down: bool = False) -> np.ndarray:
+        """All of it ``[N, C]`` in [-1, 1], what is no number as zero; the object is used up.
+
+        turn_down: what exceeds full scale is scaled down with all the rest, not cut.
+        """
+        samples = self._buffer
+        samples.resize((self._used, samples.shape[1]), refcheck=False)
+        for start in range(0, len(samples), _FIRST_SAMPLES):
+            np.nan_to_num(samples[start : start + _FIRST_SAMPLES], copy=False, posinf=0.0, neginf=0.0)
+        if turn_down:
+            samples /= max(1.0, float(samples.max()), -float(samples.min()))
+        return np.clip(samples, -1.0, 1.0, out=samples)
+
+
+def _delay(container: Any, stream: Any, rate: int) -> int:
+    """Samples of silence before the sound, none where the file has no moving picture.
+
+    Raises:
+        BadInput: it would be hours of them.
+    """
     if stream.start_time is None:
         return 0
-    return round((float(stream.start_time * stream.time_base) - origin(container)) * rate)
+    seconds = float(stream.start_time * stream.time_base) - origin(container)
+    if seconds > _LONGEST_DELAY:
+        name = container.name.removeprefix(file_url(""))
+        raise BadInput(f"{name} is damaged, its sound starts at {seconds:.0f} s: copy or download it again.")
+    return round(seconds * rate)
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)

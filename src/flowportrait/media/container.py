@@ -1,15 +1,21 @@
-"""What holds for a media file as a whole: when it begins, and whether all of it is there.
+"""Opening media files, which of their streams count, when they begin, and whether all of them is there.
 
-FFmpeg plays a file that was cut off to where it ends and reports nothing: a broken download would become a frozen
+FFmpeg takes a name with a colon for a network address, and some files (playlists, session descriptions) for an order
+to open others. Here a name is a file and nothing else, and a file is read alone.
+
+It also plays a file that was cut off to where it ends and reports nothing: a broken download would become a frozen
 picture, half a recording half a video. So the length a file claims is compared with the length it has.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import av
 from av.stream import Disposition
 
 from flowportrait.errors import BadInput
@@ -17,17 +23,104 @@ from flowportrait.errors import BadInput
 STREAMED = 0x7FFF_0000
 """Recorders that write to a pipe put a length of about two or four gigabytes into the header of a wav file."""
 
+CONTAINERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,"
+    "mpegvideo,mxf,nut,obu,ogg,rm,tta,w64,wav,wv,y4m,yuv4mpegpipe,apng"
+)
+"""Formats that hold their own pictures and sound. Not among them: what names further files or addresses (hls, dash,
+concat, sdp, rtsp, imf, image2) and what runs as a script (avisynth, vapoursynth)."""
+
+_IMAGE_CODECS = {"mjpeg", "png", "bmp", "tiff", "webp", "gif"}
+_THUMBNAIL = Disposition.attached_pic | Disposition.timed_thumbnails
+_PLAYLIST = re.compile(
+    rb"\s*(#EXTM3U|ffconcat version|v=0\r?\n|\[playlist\]|RTSPtext|(<\?xml[^>]*>\s*)?<(MPD|smil|asx)\b)", re.IGNORECASE
+)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]{1,2}[^/\\]")
+
+
+def file_url(path: str | Path) -> str:
+    """The name of a file as FFmpeg takes it, for reading and writing: never a protocol, whatever the path contains."""
+    return f"file:{os.fspath(path)}"
+
+
+def open_media(path: str | Path) -> Any:
+    """An ``av`` container of a media file, to read; close it or use it as a context manager.
+
+    The file alone is read: playlists and other formats that name further files are refused, as is every protocol.
+    Text tags that are not UTF-8 are read with replacements.
+
+    Raises:
+        av.FFmpegError, OSError: FFmpeg cannot open it.
+        BadInput: it is a list of other files.
+    """
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    try:
+        return av.open(file_url(path), "r", options=options, metadata_errors="replace")
+    except (av.FFmpegError, OSError):
+        with open(path, "rb") as file:
+            head = file.read(512).removeprefix(b"\xef\xbb\xbf")
+        if _PLAYLIST.match(head):
+            raise BadInput(f"{path} is a list of other files or addresses: give the recording itself.") from None
+        raise
+
+
+def check_is_file(path: Path, kind: str) -> None:
+    """That there is a file to read, before anything opens it.
+
+    Args:
+        path: what the user gave.
+        kind: ``audio``, ``video`` or ``image``, for the message.
+
+    Raises:
+        BadInput: there is none; an address is told from a path.
+    """
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: give one {kind} file.")
+    # A Path has one slash where the address had two.
+    if _URL.match(str(path)):
+        address = re.sub(r":[/\\]+", "://", str(path), count=1)
+        raise BadInput(f"{address} is an address, not a file: download it first and give the {kind} file's path.")
+    raise BadInput(f"No {kind} file at {path}: check the path.")
+
+
+def video_stream(container: Any) -> Any | None:
+    """The stream of an opened file that is its moving picture; None where it has no picture or only a cover.
+
+    A cover or a track of thumbnails may come first, and not every writer marks it as such.
+    """
+    videos = [stream for stream in container.streams.video if not stream.disposition & _THUMBNAIL]
+    videos = [stream for stream in videos if stream.codec_context is not None]
+    return max(videos, key=_prominence, default=None)
+
+
+def sound_stream(container: Any) -> Any | None:
+    """The stream of an opened file that players play: the default one, else the first; None without sound."""
+    sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    return max(sounds, key=lambda stream: bool(stream.disposition & Disposition.default), default=None)
+
 
 def origin(container: Any) -> float:
     """The moment an opened file begins in seconds: where its picture or its sound starts, whichever comes first.
 
     Picture and sound both count from here, so that a track that starts late stays where it belongs.
     """
-    # The cover of a song is a video stream too, of one picture at time zero.
-    videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    played = [*videos[:1], *container.streams.audio[:1]]
+    played = [stream for stream in (video_stream(container), sound_stream(container)) if stream is not None]
     starts = [float(stream.start_time * stream.time_base) for stream in played if stream.start_time is not None]
     return min(starts, default=0.0)
+
+
+def _prominence(stream: Any) -> tuple[bool, bool, int, int]:
+    """What makes a stream the main picture, most important first; of equals the first is taken."""
+    context = stream.codec_context
+    entries = max(stream.frames, len(stream.index_entries))
+    return (
+        context.name not in _IMAGE_CODECS,
+        bool(stream.disposition & Disposition.default),
+        entries,
+        context.width * context.height,
+    )
 
 
 def check_length(path: Path) -> None:

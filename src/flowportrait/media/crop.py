@@ -53,14 +53,20 @@ def apply_affine(matrix: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return np.concatenate([flat, landmarks[..., 2:] * scale], -1).astype(np.float32)
 
 
+def resize_transform(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+    """Affine ``[2, 3]`` between the pixels of a picture of shape ``before`` and of the same scaled to ``after``: their
+    outer edges meet, not the centres of their corner pixels."""
+    down, across = after[0] / before[0], after[1] / before[1]
+    return np.array([[across, 0, 0.5 * across - 0.5], [0, down, 0.5 * down - 0.5]])
+
+
 def sample_crop(image: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
     """Square view of ``image`` under ``matrix``, area-averaged where it shrinks."""
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if scale < 0.75:
         # One exact area reduction over the needed window, then the sub-pixel remainder.
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        ratio = np.array([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]])
-        shrink = np.array([[ratio[0], 0, 0.5 * ratio[0] - 0.5], [0, ratio[1], 0.5 * ratio[1] - 0.5], [0, 0, 1]])
+        shrink = np.vstack([resize_transform(image.shape, small.shape), [0, 0, 1]])
         matrix = (np.vstack([matrix, [0, 0, 1]]) @ np.linalg.inv(shrink))[:2]
         image = small
     flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR

@@ -6,7 +6,7 @@ scale as x, smaller is nearer. Frames without a face carry NaN and ``valid`` is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flowportrait.errors import BadInput
+from flowportrait.media.landmarker_api import landmarker_api
 from flowportrait.media.model_file import face_landmarker_path
 from flowportrait.media.quiet import native_chatter_silenced
 
@@ -42,20 +43,18 @@ class FaceTracker:
     def __init__(
         self, max_faces: int = 2, still: bool = False, model: str | None = None, face: int | None = None
     ) -> None:
-        from mediapipe.tasks.python.core.base_options import BaseOptions
-        from mediapipe.tasks.python.vision import FaceLandmarker, FaceLandmarkerOptions, RunningMode
-
+        api = landmarker_api()
         # With more than one face allowed MediaPipe does no temporal smoothing of its own, so lips have no lag.
-        options = FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(face_landmarker_path(model))),
-            running_mode=RunningMode.IMAGE if still else RunningMode.VIDEO,
+        options = api.FaceLandmarkerOptions(
+            base_options=api.BaseOptions(model_asset_path=str(face_landmarker_path(model))),
+            running_mode=api.RunningMode.IMAGE if still else api.RunningMode.VIDEO,
             num_faces=max(max_faces, 4 if face else 1),
             output_face_blendshapes=True,
         )
         self._still = still
         self._wanted, self._first_shot = face, True
         with native_chatter_silenced():
-            self._landmarker: Any = FaceLandmarker.create_from_options(options)
+            self._landmarker: Any = api.FaceLandmarker.create_from_options(options)
         self._warm = False
         self._time_ms = 0
         self._last: np.ndarray | None = None
@@ -68,9 +67,8 @@ class FaceTracker:
 
     def detect(self, frame: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """All faces of one RGB frame, largest first, as (landmarks ``[478, 3]`` px, blendshapes ``[52]``)."""
-        import mediapipe as mp
-
-        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+        api = landmarker_api()
+        image = api.Image(image_format=api.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
         if self._warm:
             result = self._run(image)
         else:
@@ -95,8 +93,13 @@ class FaceTracker:
         self._time_ms += 40
         return self._landmarker.detect_for_video(image, self._time_ms)
 
-    def track(self, frames: Iterable[np.ndarray]) -> Faces:
-        """Follow one face through ``frames`` (``[H, W, 3]`` uint8 RGB)."""
+    def track(
+        self, frames: Iterable[np.ndarray], inspect: Callable[[np.ndarray, np.ndarray | None], None] | None = None
+    ) -> Faces:
+        """Follow one face through ``frames`` (``[H, W, 3]`` uint8 RGB).
+
+        inspect: called with each frame and the landmarks ``[478, 3]`` px of the face, None where there is none.
+        """
         landmarks, blendshapes, valid, count = [], [], [], []
         for frame in frames:
             found = self.detect(frame)
@@ -107,6 +110,8 @@ class FaceTracker:
             else:
                 points = np.full((N_LANDMARKS, 3), np.nan, np.float32)
                 shapes = np.full(N_BLENDSHAPES, np.nan, np.float32)
+            if inspect is not None:
+                inspect(frame, points if found else None)
             landmarks.append(points)
             blendshapes.append(shapes)
             valid.append(bool(found))

@@ -1,52 +1,152 @@
-"""Photos in: any picture file to upright 8-bit RGB, transparency laid over white."""
+"""Photos in: any picture file to upright 8-bit sRGB, transparency laid over a colour."""
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
+import av
 import numpy as np
 
 from flowportrait.errors import BadInput
+from flowportrait.media.container import check_is_file, open_media, sound_stream, video_stream
+from flowportrait.media.icc import to_srgb
 
-_MAX_PIXELS = 200_000_000
+if TYPE_CHECKING:
+    from PIL import Image
+
+MOST_PIXELS = 200_000_000
+WHITE = (255, 255, 255)
+
+_FORMATS = {
+    "JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "ICO", "TGA", "PCX", "SGI", "PSD",
+}  # fmt: skip
+"""Formats by Pillow's names. Not among them: what is run as a program (EPS) or is made of further files."""
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif"}
+_HEAD = 1 << 16
+_BAND_PIXELS = 4_000_000
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np.ndarray:
     """Decode ``path`` to ``[H, W, 3]`` uint8 RGB.
 
-    Camera rotation (EXIF) is applied, transparency is blended over white, 16-bit samples are scaled to 8
-    bit, grey, palette and CMYK pictures become RGB; of animations the first frame is taken.
+    Colours are converted to sRGB from what the file says they are (``media.icc``), camera rotation (EXIF) is applied,
+    transparency is blended over ``background``, 16-bit samples are scaled to 8 bit, grey, palette and CMYK pictures
+    become RGB; of animations and bursts the first frame is taken.
 
     Raises:
         BadInput: the file is missing, empty, not a picture, damaged, or beyond 200 megapixels.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"No image file at {path}: check the path.")
+    check_is_file(path, "image")
     if path.stat().st_size == 0:
         raise BadInput(f"{path} is empty (0 bytes): copy or download it again.")
     try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                raise BadInput(f"{path} has over {_MAX_PIXELS // 10**6} megapixels: give a smaller picture.")
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):
-                return _deep_grey(np.asarray(image, np.float64))
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise BadInput(f"{path} is not a picture: give a jpg, png, webp, bmp or tiff file.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path} cannot be read as a picture ({error}): it may be damaged.") from error
+        with path.open("rb") as file:
+            opened = _open(file)
+            if opened is not None:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise BadInput(
+                        f"{path} has {opened.width}x{opened.height} px, over {MOST_PIXELS // 10**6} megapixels: "
+                        "give a smaller picture."
+                    )
+                file.seek(0)
+                return _decoded(opened, file.read(_HEAD), background)
+    except BadInput:
+        raise
+    except Exception as error:
+        # Decoders of damaged files raise nearly anything, in several lines at times.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, struct.error):
+            reason = "it ends within its header"
+        raise BadInput(f"{path} cannot be read as a picture ({reason}): it may be damaged.") from error
+    raise BadInput(_no_picture(path))
 
 
-def _deep_grey(samples: np.ndarray) -> np.ndarray:
-    """Grey samples deeper than 8 bit (16-bit integers, or floats in [0, 1]) to RGB."""
+def is_picture(path: str | Path) -> bool:
+    """Whether a file is a picture by its first bytes, whole or damaged."""
+    try:
+        with open(path, "rb") as file:
+            return _open(file) is not None
+    except Exception:
+        return False
+
+
+def _open(file: BinaryIO) -> Image.Image | None:
+    """The picture in an open file, not yet decoded; None if it is none.
+
+    As ``PIL.Image.open``, whose limit of pixels is one number for the whole process and half of ours.
+    """
+    from PIL import Image
+
+    head = file.read(16)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        from pi_heif import HeifImageFile
+
+        file.seek(0)
+        return HeifImageFile(file)
+    tried: set[str] = set()
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        for name in sorted(_FORMATS.intersection(Image.OPEN) - tried, key=Image.ID.index):
+            tried.add(name)
+            if name == "TGA" and not str(file.name).lower().endswith(".tga"):
+                # It has no mark of its own: much that is no picture would pass.
+                continue
+            make, accepts = Image.OPEN[name]
+            found = accepts(head) if accepts else True
+            if not found or isinstance(found, str):
+                continue
+            file.seek(0)
+            try:
+                return make(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+    return None
+
+
+def _decoded(opened: Image.Image, head: bytes, background: tuple[int, int, int]) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    # Of 200 megapixels every copy takes 800 MB.
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = opened
+    if image.mode.startswith(("I", "F")):
+        deep, image = image, Image.fromarray(_eight_bits(np.asarray(image, np.float64)))
+        image.info = {key: value for key, value in deep.info.items() if key != "transparency"}
+    image = to_srgb(image, head)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba)
+    return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """``[H, W, 3]`` uint8, converted band by band: the whole at once would be held three times."""
+    result = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result[top : top + rows] = np.asarray(band.convert("RGB"))
+    return result
+
+
+def _no_picture(path: Path) -> str:
+    """What to say of a file that is none: people give their video or their speech as a photo."""
+    try:
+        with open_media(path) as container:
+            if video_stream(container) is not None:
+                return f"{path} is a video, not a picture: give it as --video, or a frame of it as a picture."
+            if sound_stream(container) is not None:
+                return f"{path} is sound, not a picture: give it as --audio."
+    except (av.FFmpegError, OSError, BadInput):
+        pass
+    return f"{path} is not a picture: give a jpg, png, webp, heic, avif, bmp or tiff file."
+
+
+def _eight_bits(samples: np.ndarray) -> np.ndarray:
+    """Grey samples deeper than 8 bit (16-bit integers, or floats in [0, 1]) to uint8."""
     peak = samples.max(initial=0.0)
     full = 1.0 if peak <= 1.0 else 255.0 if peak <= 255.0 else 65535.0
-    grey = np.round(samples.clip(0, full) * (255.0 / full)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    return np.round(samples.clip(0, full) * (255.0 / full)).astype(np.uint8)

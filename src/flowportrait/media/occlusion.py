@@ -1,38 +1,103 @@
-"""Is there a mouth to move? Landmarks are found on a mask as readily as on lips; colour tells.
+"""Is there a mouth to move? What is before it, and what of the face the picture does not show.
 
-    covered  ⇔  |lips − forehead| > 14  and  |lips − chin| < 0.35 |lips − forehead|        (CIELAB, medians)
+    face ──canonical view, 64 px──► network ──► covered share of 16 x 16 cells ──mean over mouth and jaw──► share
 
-A mask is one colour from lips to chin and not the skin's; on faces the second ratio is 0.6 and more, bearded or not. A
-hand is skin and passes unseen.
+The tracker finds landmarks on a hand or a mask as readily as on lips, so the picture itself is looked at, frame by
+frame. The network (``train_occlusion``) has seen many things before many faces: hands, cups, microphones, masks, hair.
 """
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
+
 import cv2
 import numpy as np
 
-_LIPS = [0, 17, 13, 14, 37, 267, 84, 314, 61, 291]
-_CHIN = [199, 200, 201, 421, 208, 428, 32, 262]
-_FOREHEAD = [9, 151, 108, 337, 107, 336, 6, 168]
-_APART = 14.0
-_ALIKE = 0.35
+from flowportrait.media.align import CanonicalView
+
+VIEW = CanonicalView(left=-1.0, top=-0.45, size=64, scale=32.0)
+"""What of a face the network is shown: from above the brows to below the chin."""
+
+CELL = 4
+"""Pixels of a side of the cells that it judges."""
+
+MODEL = Path(str(files("flowportrait") / "weights" / "occlusion" / "model.onnx"))
+
+COVERED = 0.3
+"""Share of mouth and jaw from which on something is before them, where a single picture is judged."""
+
+_MOUTH = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
+_JAW = [61, 291, 98, 327, 2, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397]
+_CHIN = [176, 148, 152, 377, 400]
+_OVAL = [10, 297, 284, 389, 454, 361, 397, 378, 152, 149, 172, 132, 234, 162, 54, 67]
+_MOUTH_SHARE = 0.5
+
+
+class OcclusionDetector:
+    """The network, loaded once; may be used by several threads."""
+
+    def __init__(self, model: Path = MODEL) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # so small that threads would only wait for each other
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def covered_cells(self, view: np.ndarray) -> np.ndarray:
+        """Covered share ``[16, 16]`` of the cells of a view ``[64, 64, 3]`` uint8 RGB of a face."""
+        picture = view.transpose(2, 0, 1)[None].astype(np.float32) / 255
+        result: np.ndarray = self._session.run(None, {"picture": picture})[0][0, 0]
+        return result
+
+    def covered_share(self, image: np.ndarray, landmarks: np.ndarray) -> float:
+        """How much of mouth and jaw of the face with ``landmarks`` ``[478, 3]`` px is hidden in ``image`` ``[H, W, 3]``
+        uint8 RGB, from 0 to 1; the mouth counts as much as all the rest."""
+        return self.view_share(VIEW.cut(image, landmarks), landmarks)
+
+    def view_share(self, view: np.ndarray, landmarks: np.ndarray) -> float:
+        """``covered_share`` of a face whose ``view`` ``[64, 64, 3]`` was cut already."""
+        return lower_face_share(np.kron(self.covered_cells(view), np.ones((CELL, CELL), np.float32)), landmarks)
+
+
+def lower_face_share(covered: np.ndarray, landmarks: np.ndarray) -> float:
+    """Mean of ``covered`` ``[64, 64]`` over mouth and jaw, half of it the mouth's.
+
+    landmarks: ``[478, ≥ 2]`` px of the picture that the view was cut from.
+    """
+    matrix = VIEW.matrix(landmarks)
+    points = landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+    shares = []
+    for group in (_MOUTH, _JAW):
+        inside = np.zeros((VIEW.size, VIEW.size), np.float32)
+        cv2.fillConvexPoly(inside, cv2.convexHull(np.round(points[group]).astype(np.int32)), 1.0)
+        shares.append(float((covered * inside).sum()) / max(float(inside.sum()), 1.0))
+    return _MOUTH_SHARE * shares[0] + (1 - _MOUTH_SHARE) * shares[1]
 
 
 def mouth_covered(image: np.ndarray, landmarks: np.ndarray) -> bool:
-    """Whether the mouth of the face with landmarks ``[478, 3]`` px in ``image`` ``[H, W, 3]`` uint8 seems hidden."""
-    radius = max(1, round(0.02 * float(np.ptp(landmarks[:, 1]))))
-    lips, chin, forehead = (_colour(image, landmarks[group, :2], radius) for group in (_LIPS, _CHIN, _FOREHEAD))
-    strange = float(np.linalg.norm(lips - forehead))
-    return strange > _APART and float(np.linalg.norm(lips - chin)) < _ALIKE * strange
+    """Whether something is before the mouth of the face with landmarks ``[478, 3]`` px in ``image`` ``[H, W, 3]``
+    uint8."""
+    return OcclusionDetector().covered_share(image, landmarks) > COVERED
 
 
-def _colour(image: np.ndarray, places: np.ndarray, radius: int) -> np.ndarray:
-    """Median CIELAB colour ``[3]`` of small squares around ``places`` ``[N, 2]`` px."""
-    height, width = image.shape[:2]
-    samples = []
-    for x, y in np.round(places).astype(int):
-        patch = image[max(y - radius, 0) : min(y + radius + 1, height), max(x - radius, 0) : min(x + radius + 1, width)]
-        if patch.size:
-            samples.append(np.median(patch.reshape(-1, 3), axis=0))
-    lab = cv2.cvtColor(np.array(samples, np.float32)[None] / 255, cv2.COLOR_RGB2LAB)[0]
-    return np.median(lab, axis=0)
+def mouth_outside(shape: tuple[int, ...], landmarks: np.ndarray) -> bool:
+    """Whether lips of ``landmarks`` ``[478, ≥ 2]`` px lie beyond the edge of a picture of ``shape``."""
+    return _outside(shape, landmarks[_MOUTH]) > 0.1
+
+
+def cut_by_edge(shape: tuple[int, ...], landmarks: np.ndarray) -> str | None:
+    """What of a face with ``landmarks`` ``[478, ≥ 2]`` px lies beyond the edge of a picture of ``shape``: ``"mouth"``,
+    ``"chin"`` or ``"face"``; None where hardly anything does."""
+    if mouth_outside(shape, landmarks):
+        return "mouth"
+    if _outside(shape, landmarks[_CHIN]) > 0.5:
+        return "chin"
+    return "face" if _outside(shape, landmarks[_OVAL]) > 0.15 else None
+
+
+def _outside(shape: tuple[int, ...], points: np.ndarray) -> float:
+    """Share of ``points`` ``[N, ≥ 2]`` px beyond the edge of a picture of ``shape``."""
+    height, width = shape[:2]
+    return float(((points[:, :2] < 0) | (points[:, :2] > [width - 1, height - 1])).any(1).mean())

@@ -46,13 +46,18 @@ def find_faces(image: np.ndarray) -> list[Found]:
 
 def stands_when_turned(image: np.ndarray) -> bool:
     """Whether a face stands upright in ``image`` once it is turned by one, two or three quarters."""
+    return any(True for _ in faces_when_turned(image))
+
+
+def faces_when_turned(image: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """``image`` turned by one, three and two quarters, with the landmarks ``[478, 3]`` px of each face that stands
+    upright in it then."""
     with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
-        return any(_stands(tracker, np.rot90(image, quarters)) for quarters in (1, 3, 2))
-
-
-def _stands(tracker: FaceTracker, image: np.ndarray) -> bool:
-    faces = _detect_window(tracker, image, 0, 0, max(image.shape[:2]))
-    return any(abs(roll(points)) < _UPRIGHT and _confirmed(tracker, image, points) for points, _ in faces)
+        for quarters in (1, 3, 2):
+            turned = np.ascontiguousarray(np.rot90(image, quarters))
+            for points, _ in _detect_window(tracker, turned, 0, 0, max(turned.shape[:2])):
+                if abs(roll(points)) < _UPRIGHT and _confirmed(tracker, turned, points):
+                    yield turned, points
 
 
 def _confirmed(tracker: FaceTracker, image: np.ndarray, landmarks: np.ndarray) -> bool:

@@ -1,7 +1,7 @@
 """Sound that is still coming in, and video that can be watched while it is made.
 
-    stdin: wav, or raw 16-bit little-endian mono at 16 kHz ─► pieces at 16 kHz
-    frames + their sound ─► fragmented mp4 (H.264 + AAC): a new fragment every half second, no index to wait for
+    stdin: wav, or raw 16-bit little-endian mono at 16 kHz ─► pieces with their own rate and channels
+    frames + their sound ─► fragmented mp4 or live webm: a new fragment every half second, no index to wait for
 """
 
 from __future__ import annotations
@@ -9,103 +9,177 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import av
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.container import STREAMED
-from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.media.output_formats import FORMATS, OutputFormat, output_format
+from flowportrait.media.picture_track import PictureTrack
+from flowportrait.media.sound_track import EncodedSound
+from flowportrait.media.tape import speech_of
+from flowportrait.media.video import FPS
 
-PIECE_BYTES = 1280
-"""Read at a time: 40 ms of 16-bit mono at 16 kHz."""
+PIECE_MILLISECONDS = 40
+"""Sound read at a time."""
 FRAGMENT_FRAMES = 12
+_LIVE = {
+    "mp4": {"movflags": "empty_moov+default_base_moof+frag_keyframe"},
+    "webm": {"live": "1", "cluster_time_limit": "500", "flush_packets": "1"},
+}
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_SAMPLES = {(_PCM, 1), (_PCM, 2), (_PCM, 3), (_PCM, 4), (_FLOAT, 4), (_FLOAT, 8)}
+"""Type and bytes of the samples that are read."""
+_MOST_CHANNELS = 64
+_RATES = range(1000, 768_001)
+"""Sample rates that are believed: a header that says 1 Hz would make hours of a few bytes."""
+_MOST_CHUNKS, _LONGEST_CHUNK = 1000, 1 << 16
+_USUAL = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+_MASKS = {
+    0x4: "mono", 0x3: "stereo", 0xB: "2.1", 0x7: "3.0", 0x107: "4.0", 0x33: "quad", 0x37: "5.0", 0x607: "5.0(side)",
+    0x3F: "5.1", 0x60F: "5.1(side)", 0x70F: "6.1", 0x63F: "7.1",
+}  # fmt: skip
+"""FFmpeg's names of the speaker positions in WAVEFORMATEXTENSIBLE."""
 _FILES = {b"ID3": 0, b"fLaC": 0, b"OggS": 0, b"ftyp": 4, b"\x1aE\xdf\xa3": 0}
 """What files of other kinds (mp3, flac, ogg, m4a and mp4, webm) hold near their beginning, and at which byte: taken for
 raw samples they would be noise."""
 
 
 def read_stream(source: BinaryIO) -> Iterator[np.ndarray]:
-    """Yield mono samples ``[n]`` float32 at 16 kHz as they arrive: a wav stream of any rate, or raw samples.
+    """Yield mono samples ``[n]`` float32 at 16 kHz as they arrive; see ``iter_stream``."""
+    return speech_of(iter_stream(source))
+
+
+def iter_stream(source: BinaryIO) -> Iterator[Sound]:
+    """Yield sound as it arrives, with its own rate and channels: a wav stream, or raw 16-bit mono samples at 16 kHz.
 
     Raises:
-        BadInput: a wav stream that is neither 16-bit nor 32-bit float, a file of another kind, or nothing at all.
+        BadInput: a wav stream of samples that are neither linear nor of a size that wav has, a file of another kind,
+            or nothing at all.
     """
     head = _exactly(source, 12)
     if not head:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
     if any(head.startswith(mark, at) for mark, at in _FILES.items()):
         raise BadInput("Standard input holds a compressed file, not a wav: give it as --audio FILE without --stream.")
-    if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
-        kind, channels, rate, left = _wav_format(source)
-        head = b""
+    if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE":
+        form, left = _wav_format(source)
+        rest = b""
     else:
-        kind, channels, rate, left = np.dtype("<i2"), 1, SAMPLE_RATE, None
-    resampler = None if rate == SAMPLE_RATE else av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-    width = kind.itemsize * channels
-    rest = head
+        form, left = _Format("i", 2, 1, SAMPLE_RATE, "mono"), None
+        rest = head
+    width = form.size * form.channels
+    piece = max(1, PIECE_MILLISECONDS * form.rate // 1000) * width
     while True:
-        wanted = max(width, PIECE_BYTES // width * width)
-        data = source.read(wanted if left is None else min(wanted, left)) or b""
+        data = source.read(piece if left is None else min(piece, left)) or b""
         left = None if left is None else left - len(data)
         rest += data
         whole = len(rest) // width * width
         if whole:
-            samples = np.frombuffer(rest[:whole], kind).reshape(-1, channels)
-            scale = 32768.0 if kind.kind == "i" else 1.0
-            wave = np.nan_to_num((samples.astype(np.float32) / scale).mean(1)).clip(-1.0, 1.0)
+            samples = form.decode(rest[:whole]).reshape(-1, form.channels)
             rest = rest[whole:]
-            yield wave if resampler is None else _resample(resampler, wave, rate)
+            yield Sound(np.nan_to_num(samples, posinf=0.0, neginf=0.0).clip(-1.0, 1.0).T, form.rate, form.layout)
         if not data:
             break
-    if resampler is not None:
-        yield _resample(resampler, None, rate)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """kind: ``i`` integers, ``f`` floats; size: bytes of a sample; rate in Hz; layout: FFmpeg's name of it."""
+
+    kind: str
+    size: int
+    channels: int
+    rate: int
+    layout: str
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Samples ``[n]`` float32, full scale 1."""
+        if self.kind == "f":
+            return np.frombuffer(data, f"<f{self.size}").astype(np.float32)
+        if self.size == 1:
+            # Bytes alone are unsigned.
+            return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
+        if self.size == 3:
+            # The highest three bytes of 32-bit samples.
+            wide = np.zeros((len(data) // 3, 4), np.uint8)
+            wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+            return wide.view("<i4")[:, 0].astype(np.float32) / 2**31
+        return np.frombuffer(data, f"<i{self.size}").astype(np.float32) / 2 ** (8 * self.size - 1)
 
 
 def _exactly(source: BinaryIO, count: int) -> bytes:
-    data = b""
-    while len(data) < count and (more := source.read(count - len(data))):
+    """The next bytes of a stream, fewer only where it ends."""
+    data = bytearray()
+    while len(data) < count and (more := source.read(min(count - len(data), 1 << 16))):
         data += more
-    return data
+    return bytes(data)
 
 
-def _wav_format(source: BinaryIO) -> tuple[np.dtype[Any], int, int, int | None]:
-    """Sample type, channels, rate, and how many bytes of samples there are, None where the header was written before
-    anybody knew; leaves the stream at the first sample."""
-    found = None
-    while True:
+def _wav_format(source: BinaryIO) -> tuple[_Format, int | None]:
+    """The format, and how many bytes of samples there are, None where the header was written before anybody knew;
+    leaves the stream at the first sample."""
+    found, long_size = None, None
+    for _ in range(_MOST_CHUNKS):
         name, size = struct.unpack("<4sI", _exactly(source, 8).ljust(8, b"\0"))
         if name == b"data" and found:
-            return *found, size if 0 < size < STREAMED else None
+            if size == 0xFFFF_FFFF and long_size:
+                return found, long_size
+            return found, size if 0 < size < STREAMED else None
         if name in (b"data", b"\0\0\0\0"):
-            raise BadInput("The wav stream on standard input has no format before its samples: send a whole wav.")
+            break
+        if name not in (b"fmt ", b"ds64"):
+            _skip(source, size + size % 2)
+            continue
+        if size > _LONGEST_CHUNK:
+            break
         body = _exactly(source, size + size % 2)
+        if name == b"ds64" and len(body) >= 16:
+            # RF64 (EBU Tech 3306) and BW64: lengths of files over four gigabytes.
+            (long_size,) = struct.unpack_from("<Q", body, 8)
         if name == b"fmt ":
-            if len(body) < 16:
-                raise BadInput("The wav stream on standard input ends within its header: send a whole wav.")
-            code, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)
-            if code == _EXTENSIBLE and len(body) >= 26:
-                (code,) = struct.unpack_from("<H", body, 24)
-            if (code, bits) not in ((_PCM, 16), (_FLOAT, 32)):
-                raise BadInput(f"The wav stream holds {bits}-bit samples of type {code}: send 16-bit or 32-bit float.")
-            if not channels or not rate:
-                raise BadInput(f"The wav stream says it has {channels} channels at {rate} Hz: send a whole wav.")
-            found = np.dtype("<i2" if code == _PCM else "<f4"), channels, rate
+            found = _sample_format(body)
+    raise BadInput("The wav stream on standard input has no format before its samples: send a whole wav.")
 
 
-def _resample(resampler: Any, wave: np.ndarray | None, rate: int) -> np.ndarray:
-    frame = None
-    if wave is not None:
-        frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
-        frame.sample_rate = rate
-    pieces = [out.to_ndarray()[0] for out in resampler.resample(frame)]
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+def _skip(source: BinaryIO, count: int) -> None:
+    while count > 0 and (data := source.read(min(count, 1 << 16))):
+        count -= len(data)
+
+
+def _sample_format(body: bytes) -> _Format:
+    """The format that the chunk ``fmt`` of a wav describes."""
+    if len(body) < 16:
+        raise BadInput("The wav stream on standard input ends within its header: send a whole wav.")
+    code, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", body)
+    mask = 0
+    if code == _EXTENSIBLE and len(body) >= 26:
+        mask, code = struct.unpack_from("<IH", body, 20)
+    # Samples of 20 bits lie in three bytes.
+    size = align // channels if channels and align % channels == 0 else 0
+    size = size or -(-bits // 8)
+    if (code, size) not in _SAMPLES or bits > 8 * size:
+        raise BadInput(
+            f"The wav stream holds {bits}-bit samples of type {code}: send integers of 8 to 32 bits, or floats of 32 "
+            "or 64."
+        )
+    if not 0 < channels <= _MOST_CHANNELS or rate not in _RATES:
+        raise BadInput(f"The wav stream says it has {channels} channels at {rate} Hz: send a whole wav.")
+    return _Format("f" if code == _FLOAT else "i", size, channels, rate, _layout(channels, mask))
+
+
+def _layout(channels: int, mask: int) -> str:
+    """FFmpeg's name of the channels that a wav's mask names; without a mask, of the usual ones for their number."""
+    if mask.bit_count() == channels and (known := _MASKS.get(mask)):
+        return known
+    return _USUAL.get(channels, f"{channels} channels")
 
 
 class _Sink:
@@ -130,17 +204,30 @@ class _Sink:
 def write_stream(
     target: Path | BinaryIO,
     frames: Iterable[np.ndarray],
-    sound: Callable[[int], np.ndarray],
+    sound: Callable[[int], Sound | np.ndarray],
     crf: int = 20,
     tags: Mapping[str, str] | None = None,
 ) -> int:
-    """Write frames ``[H, W, 3]`` uint8 as they come, with ``sound(i)``, the up to 640 samples of frame i; returns how
-    many frames were written. What is written so far can be played at any moment. A file is made with the first frame;
-    a pipe whose reader has gone ends the stream.
+    """Write frames as they come, with their sound; what is written so far can be played at any moment.
+
+    Fragmented mp4, or webm where the file is named so. A file is made with the first frame; a pipe whose reader has
+    gone ends the stream.
+
+    Args:
+        target: a file, or something to write to.
+        frames: ``[H, W, 3]`` uint8 RGB at 25 frames a second; odd sides lose a pixel.
+        sound: gives the sound of frame i, up to 40 ms: with its own rate and channels, always the same, or samples
+            ``[n]`` mono at 16 kHz. Where it is shorter, silence follows.
+        crf: quality as H.264 counts it, lower is better.
+        tags: container metadata.
+
+    Returns:
+        How many frames were written.
 
     Raises:
         BadInput: the file cannot be written.
     """
+    form = output_format(target) if isinstance(target, Path) else FORMATS[".mp4"]
     coming = iter(frames)
     first = next(coming, None)
     if first is None:
@@ -152,7 +239,7 @@ def write_stream(
         raise _unwritable(target, error) from error
     with opened as file:
         sink = _Sink(file)
-        count = _mux(sink, chain([first], coming), sound, crf, tags)
+        count = _mux(sink, form, chain([first], coming), first.shape, sound, crf, tags)
     if sink.trouble is not None and not isinstance(sink.trouble, BrokenPipeError):
         raise _unwritable(target, sink.trouble) from sink.trouble
     return count
@@ -165,39 +252,37 @@ def _unwritable(target: Path | BinaryIO, error: OSError) -> BadInput:
 
 def _mux(
     sink: _Sink,
+    form: OutputFormat,
     frames: Iterable[np.ndarray],
-    sound: Callable[[int], np.ndarray],
+    shape: tuple[int, ...],
+    sound: Callable[[int], Sound | np.ndarray],
     crf: int,
     tags: Mapping[str, str] | None,
 ) -> int:
-    flags = {"movflags": "empty_moov+default_base_moof+frag_keyframe"}
-    count = 0
-    video: Any = None
-    voice: Any = None
-    with av.open(sink, "w", format="mp4", options=flags) as container:
+    with av.open(sink, "w", format=form.muxer, options=_LIVE[form.muxer]) as container:
         container.metadata.update(tags or {})
+        options = {"g": str(FRAGMENT_FRAMES)} | ({"tune": "zerolatency"} if form.video_codec == "libx264" else {})
+        pictures = PictureTrack(container, form.video_codec, Fraction(FPS), crf, shape, options)
+        voice: EncodedSound | None = None
         for frame in frames:
             if sink.trouble is not None:
                 break
-            image = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
-            if video is None:
-                options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency", "g": str(FRAGMENT_FRAMES)}
-                video = container.add_stream("libx264", rate=FPS, options=options)
-                video.height, video.width = image.shape[:2]
-                video.pix_fmt = "yuv420p"
-                voice = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=128_000)
-            shown = av.VideoFrame.from_ndarray(image, format="rgb24")
-            shown.pts, shown.time_base = count, Fraction(1, FPS)
-            container.mux(video.encode(shown))
-            block = np.zeros(SAMPLES_PER_FRAME, np.float32)
-            heard = sound(count)[:SAMPLES_PER_FRAME]
-            block[: len(heard)] = heard
-            spoken = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
-            spoken.sample_rate, spoken.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
-            spoken.pts = count * SAMPLES_PER_FRAME
-            container.mux(voice.encode(spoken))
-            count += 1
-        if video is not None:
-            container.mux(video.encode())
-            container.mux(voice.encode())
-    return count
+            heard = sound(pictures.count)
+            piece = heard if isinstance(heard, Sound) else Sound(heard[None], SAMPLE_RATE, "mono")
+            if voice is None:
+                # Before the first packet: streams are added to an empty container.
+                voice = EncodedSound(container, str(form.audio_codec), piece.rate, piece.layout)
+            pictures.write(frame)
+            voice.write(_lasting_until(piece, voice.written, pictures.count))
+        pictures.close()
+        if voice is not None:
+            voice.close()
+    return pictures.count
+
+
+def _lasting_until(piece: Sound, written: int, frame: int) -> np.ndarray:
+    """Samples ``[C, n]``, cut or padded with silence so that those before and these end with a frame."""
+    block = np.zeros((len(piece.samples), round(frame * piece.rate / FPS) - written), np.float32)
+    heard = piece.samples[:, : block.shape[1]]
+    block[:, : heard.shape[1]] = heard
+    return block

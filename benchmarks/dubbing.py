@@ -37,8 +37,9 @@ from rich.table import Table
 from sheets import motion
 
 from flowportrait.codec.basis import LOWER, MotionBasis
-from flowportrait.codec.dubbed_video import dubbed, track_footage
+from flowportrait.codec.dubbed_video import DubbedVideo
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
+from flowportrait.codec.footage import track_footage
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.retouch_net import Windows
@@ -169,7 +170,7 @@ def cut_rows(pair: tuple[Scene, Scene], folder: Path) -> dict[str, dict[str, flo
         write_video(folder / "video.mp4", frames, None, crf=8)
         footage = track_footage(folder / "video.mp4")
         found.append(footage.starts)
-        return list(dubbed(replace(footage, starts=[0]) if one_shot else footage, spoken))
+        return list(DubbedVideo(replace(footage, starts=[0]) if one_shot else footage, [spoken]))
 
     found: list[list[int]] = []
     both, change_at = [*goals[0].frames, *goals[1].frames], len(goals[0].frames)
@@ -200,7 +201,7 @@ def turned_figures(portrait: Portrait, spoken: torch.Tensor, folder: Path) -> di
     write_video(folder / "turning.mp4", codec.decode(torch.cat(turns)), None, crf=8)
     frames = list(iter_frames(folder / "turning.mp4"))
     footage = track_footage(folder / "turning.mp4")
-    drawn = list(dubbed(footage, spoken))
+    drawn = list(DubbedVideo(footage, [spoken]))
     landmarks = bridge(footage.faces.landmarks, footage.faces.valid)
     matrices = [to_window(points) for points in landmarks]
     whole = [np.ones((HEIGHT, WIDTH), np.float32)] * len(frames)

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from scipy.signal import savgol_filter
 
 from flowportrait.codec import lips
 from flowportrait.codec.pose import Pose, fit_pose, from_vector, median_pose, to_vector
@@ -107,4 +106,6 @@ class MotionBasis:
 
 
 def _filter(values: torch.Tensor, window: int) -> torch.Tensor:
+    from scipy.signal import savgol_filter
+
     return torch.from_numpy(savgol_filter(values.numpy(), window, 2, axis=0)).float()

@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from flowportrait.codec.basis import BLINK, BROWS, EXPRESSION, GAZE, LOWER, MotionBasis
 from flowportrait.codec.contours import EYES
@@ -69,6 +68,8 @@ def to_motion(weights: np.ndarray) -> torch.Tensor:
 
 def from_motion(expression: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
     """Weights ``[T, 51]`` in [0, 1] and detail ``[T, 24]`` with ``to_motion(weights) + detail == expression``."""
+    from scipy.optimize import nnls
+
     columns = table().double().numpy().T
     left = np.vstack([columns, _RIDGE * np.eye(len(SHAPES))])
     zeros = np.zeros(len(SHAPES))

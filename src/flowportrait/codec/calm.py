@@ -9,16 +9,55 @@ whole.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from scipy.signal import butter, sosfilt, sosfilt_zi
 
 from flowportrait.codec.basis import BROWS, HEAD
-from flowportrait.media.video import FPS
 
 _FREE, _FARTHEST = 2.0, 3.5
 
-_BANDS = ((HEAD, butter(2, 3.0, fs=FPS, output="sos")), (BROWS, butter(2, 5.0, fs=FPS, output="sos")))
+
+class Biquad(NamedTuple):
+    """A second-order section: y ← b₀ x + z₀,  z₀ ← b₁ x − a₁ y + z₁,  z₁ ← b₂ x − a₂ y.
+
+    As ``scipy.signal.butter(2, cutoff, fs=25, output="sos")`` and ``sosfilt_zi`` give it; scipy's own takes longer to
+    import than a second of motion takes to draw.
+    """
+
+    numerator: tuple[float, float, float]
+    feedback: tuple[float, float]
+    settled: tuple[float, float]
+    """State after a long time of ones."""
+
+    def begin(self, first: np.ndarray) -> np.ndarray:
+        """State ``[2, B, C]`` as if values ``first`` ``[B, C]`` had always been there."""
+        return np.stack([np.float64(z) * first for z in self.settled])
+
+    def run(self, track: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Filter ``track`` ``[B, T, C]``; ``state`` is brought to its end in place."""
+        (b0, b1, b2), (a1, a2) = self.numerator, self.feedback
+        result = np.empty(track.shape)
+        for frame, x in enumerate(np.moveaxis(track, 1, 0).astype(np.float64)):
+            y = b0 * x + state[0]
+            state[0] = b1 * x - a1 * y + state[1]
+            state[1] = b2 * x - a2 * y
+            result[:, frame] = y
+        return result
+
+
+HEAD_3_HZ = Biquad(
+    (0.09131490043583196, 0.18262980087166392, 0.09131490043583196),
+    (-0.9824057931083952, 0.34766539485172315),
+    (0.9086850995641673, -0.256350494415891),
+)
+BROWS_5_HZ = Biquad(
+    (0.20657208382614792, 0.41314416765229584, 0.20657208382614792),
+    (-0.3695273773512414, 0.19581571265583306),
+    (0.793427916173852, 0.01075637117031485),
+)
+_BANDS = ((HEAD, HEAD_3_HZ), (BROWS, BROWS_5_HZ))
 
 
 class Calm:
@@ -31,12 +70,10 @@ class Calm:
         """Motion ``[B, T, 30]``, filtered; the first call starts as if its first frame had always been there."""
         track = motion.numpy()
         if self._state is None:
-            self._state = [
-                sosfilt_zi(sos)[:, None, :, None] * track[None, :, None, 0, part] for part, sos in _BANDS
-            ]
+            self._state = [biquad.begin(track[:, 0, part]) for part, biquad in _BANDS]
         result = track.copy()
-        for band, (part, sos) in enumerate(_BANDS):
-            result[..., part], self._state[band] = sosfilt(sos, track[..., part], axis=1, zi=self._state[band])
+        for (part, biquad), state in zip(_BANDS, self._state, strict=True):
+            result[..., part] = biquad.run(track[..., part], state)
         result[..., HEAD] = _within(result[..., HEAD])
         return torch.from_numpy(result)
 

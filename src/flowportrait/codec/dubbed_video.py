@@ -1,6 +1,7 @@
-"""A whole video with other lips, shot by shot.
+"""A whole video with other lips, shot by shot, at the video's own frame rate.
 
-    frames ─► cut? ─► face of the shot ─► its own motion, identity and mouth ─► lips exchanged ─► frames
+    motion at 25 a second ─► at the video's rate ─┐
+    shot ─► its own motion, identity and mouth ───┴─► lips exchanged ─► frames
 
 At a cut everything known about the face is forgotten: whose it is, where it is, in what light. A second person's mouth
 would else be drawn into the first one's face, and a filter over time would mix the frames before and after.
@@ -8,113 +9,223 @@ would else be drawn into the first one's face, and a filter over time would mix 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain, groupby, islice, pairwise
 
 import numpy as np
 import torch
 
-from flowportrait.codec.basis import LOWER, MotionBasis
+from flowportrait.codec.basis import LOWER, Identity, MotionBasis
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
-from flowportrait.errors import BadInput
-from flowportrait.media.face import Faces, FaceTracker, bridge, yaw
-from flowportrait.media.shots import CutDetector
-from flowportrait.media.video import iter_frames
+from flowportrait.codec.footage import Footage, Progress, no_progress
+from flowportrait.media.face import bridge
+from flowportrait.media.video import FPS, iter_frames
 
 MEMORY_FRAMES = 50
-"""How many frames of a shot its mouth is learned from."""
+"""How many frames of a shot its mouth is learned from, at least, where they fit into ``MEMORY_BYTES``."""
 
-_WHOLE, _GONE = 32.0, 46.0
-"""Degrees of yaw between which the new lips give way to the video's own."""
+MEMORY_BYTES = 640 * 2**20
+
 _SOON = 2.5
 """Lips come near the video's own first; only then is one picture mixed with the other, or two mouths would show."""
 
+_BLOCK = 64
+"""Frames whose landmarks are computed together."""
 
-@dataclass(frozen=True)
-class Footage:
-    """A tracked video: its faces, and where its shots begin (zero, then every cut)."""
+_BACKWARD_BYTES = 256 * 2**20
+"""What a video that is played backwards may hold of its pictures at a time."""
 
-    video: Path
-    faces: Faces
-    starts: list[int]
+
+class DubbedVideo:
+    """The frames of a video ``[H, W, 3]`` uint8 RGB (even sides) with the lower face of other motion; iterate it once.
+
+    Args:
+        footage: the tracked video.
+        lips: motion ``[t, 30]`` at 25 frames a second, chunk by chunk; held where it ends before the video.
+        count: how many frames; past its end the video plays backwards, then forwards again. By default the video's own.
+        progress: shows that mouths are being learned, before the first frame is asked for.
+
+    Attributes:
+        fps: the video's own frame rate.
+    """
+
+    def __init__(
+        self,
+        footage: Footage,
+        lips: Iterable[torch.Tensor],
+        count: int | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.fps = footage.fps
+        self._footage, self._lips = footage, lips
+        self._order = pendulum(len(footage), len(footage) if count is None else count)
+        self._mouths = _learn_mouths(footage, progress)
 
     def __len__(self) -> int:
-        return len(self.faces.valid)
+        return len(self._order)
 
-    def shots(self) -> Iterator[slice]:
-        """Frames of each shot."""
-        for start, stop in zip(self.starts, [*self.starts[1:], len(self)], strict=True):
-            yield slice(start, stop)
+    @property
+    def own_lips(self) -> int:
+        """How many frames keep their own lips."""
+        return int((self._footage.share[self._order] == 0).sum())
+
+    def summary(self) -> str | None:
+        """One sentence on how many frames keep their own lips and why; None if all have new ones."""
+        return self._footage.summary(self._order)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        pictures, lips = _play(self._footage, self._order), at_rate(self._lips, self.fps)
+        shot_of = np.searchsorted(self._footage.starts, self._order, side="right") - 1
+        shots = list(self._footage.shots())
+        for number, places in groupby(range(len(self._order)), key=lambda place: shot_of[place]):
+            mouth = self._mouths[number]
+            face = None if mouth is None else _ShotFace(self._footage, shots[number])
+            while block := list(islice(places, _BLOCK)):
+                spoken = torch.stack(list(islice(lips, len(block))))
+                if mouth is None or face is None:
+                    yield from (_even(next(pictures)) for _ in block)
+                    continue
+                yield from self._draw(face, mouth, self._order[block] - shots[number].start, spoken, pictures)
+
+    def _draw(
+        self,
+        face: _ShotFace,
+        mouth: MouthMemory,
+        frames: np.ndarray,
+        lips: torch.Tensor,
+        pictures: Iterator[np.ndarray],
+    ) -> Iterator[np.ndarray]:
+        for frame, goal in zip(frames, face.target(frames, lips), strict=True):
+            picture, share, points = next(pictures), float(face.share[frame]), face.landmarks[frame]
+            if share > 0:
+                goal = points + share * (goal - points)
+                picture = redraw_mouth(picture, points, goal, mouth, min(1.0, _SOON * share))
+            yield _even(picture)
 
 
-def track_footage(video: Path, face: int | None = None) -> Footage:
-    """Follow one face through each shot of a video: the largest where the shot begins, or the ``face``-th from the
-    left where that many are seen.
+class _ShotFace:
+    """The face of one shot: landmarks ``[t, 478, 3]`` px without gaps, and the share ``[t]`` of new lips it takes."""
 
-    Raises:
-        BadInput: an unreadable video, no face in it, or no such face where it first shows any.
+    def __init__(self, footage: Footage, shot: slice) -> None:
+        faces, usable = footage.faces, footage.usable[shot]
+        # What the tracker makes of a face that something is before says nothing about the person.
+        known = usable if usable.any() else faces.valid[shot]
+        self.landmarks, self.share = bridge(faces.landmarks[shot], known), footage.share[shot]
+        self._basis = MotionBasis.load()
+        self._own: torch.Tensor
+        self._identity: Identity
+        self._own, self._identity = self._basis.encode(self.landmarks, bridge(faces.blendshapes[shot], known))
+
+    def target(self, frames: np.ndarray, lips: torch.Tensor) -> np.ndarray:
+        """Landmarks ``[n, 478, 3]`` px of ``frames`` ``[n]`` (numbers in the shot) with the lower face of ``lips``
+        ``[n, 30]``."""
+        own = self._own[torch.from_numpy(frames)]
+        spoken = own.clone()
+        spoken[:, LOWER] = lips[:, LOWER]
+        # What the basis cannot express of the tracked face stays as tracked: only the difference is applied.
+        moved = self._basis.decode(spoken, self._identity) - self._basis.decode(own, self._identity)
+        result: np.ndarray = self.landmarks[frames] + moved.numpy()
+        return result
+
+
+def at_rate(chunks: Iterable[torch.Tensor], fps: Fraction) -> Iterator[torch.Tensor]:
+    """Motion ``[30]`` frame by frame at ``fps`` from chunks ``[t, 30]`` at 25 a second, the last one held without end.
+
+    Each frame gets the motion of its middle. Between two given frames motion runs on a monotone cubic (Fritsch and
+    Carlson 1980): lips that meet in one of them do not pass through each other beside it. At 25 frames a second the
+    motion passes unchanged.
     """
-    cut, starts = CutDetector(), [0]
-
-    def watched() -> Iterator[np.ndarray]:
-        for index, frame in enumerate(iter_frames(video)):
-            if cut(frame):
-                starts.append(index)
-                tracker.new_shot()
-            yield frame
-
-    with FaceTracker(face=face) as tracker:
-        faces = tracker.track(watched())
-    if not faces.valid.any():
-        raise BadInput(f"No face found in {video}: give a video with one clearly visible face.")
-    if face is None and (faces.count > 1).mean() > 0.5:
-        warnings.warn(
-            f"Several faces found in {video}: the largest at the start of each shot is dubbed; --face N picks another.",
-            stacklevel=3,
-        )
-    return Footage(video, faces, starts)
+    rows = (row for chunk in chunks for row in chunk)
+    first = next(rows)
+    known, start, ended = [first, first], -1, False
+    number = 0
+    while True:
+        place = (number + Fraction(1, 2)) * FPS / fps - Fraction(1, 2)
+        before = int(place // 1)
+        while start + len(known) < before + 3:
+            row = None if ended else next(rows, None)
+            ended = row is None
+            known.append(known[-1] if row is None else row)
+        drop = max(0, before - 1 - start)
+        known, start = known[drop:], start + drop
+        # Before the first frame there is as much of it as is asked for.
+        four = [known[max(before + step - start, 0)] for step in (-1, 0, 1, 2)]
+        yield _between(four, float(place - before))
+        number += 1
 
 
-def dubbed(footage: Footage, lips: torch.Tensor) -> Iterator[np.ndarray]:
-    """Yield the video's frames ``[H, W, 3]`` uint8 (even sides) with the lower face of motion ``lips`` ``[T, 30]``;
-    frames without a face pass unchanged."""
-    # Read twice, a shot apart: its mouth must be known before its first frame is drawn.
-    ahead, frames = iter_frames(footage.video), iter_frames(footage.video)
-    for shot in footage.shots():
-        valid = footage.faces.valid[shot]
-        sampled = np.flatnonzero(valid)[:: max(1, int(valid.sum()) // MEMORY_FRAMES)]
-        kept = [frame for index, frame in zip(range(len(valid)), ahead, strict=False) if index in sampled]
-        if not kept:
-            yield from (_even(next(frames)) for _ in valid)
+def _between(four: list[torch.Tensor], t: float) -> torch.Tensor:
+    if t == 0:
+        return four[1]
+    slopes = [after - before for before, after in pairwise(four)]
+    a, b = (_monotone(*pair) for pair in pairwise(slopes))
+    rise = slopes[1]
+    return four[1] + t * (a + t * (3 * rise - 2 * a - b + t * (a + b - 2 * rise)))
+
+
+def _monotone(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Slope where two pieces meet: their harmonic mean, zero where they run against each other."""
+    product = before * after
+    return torch.where(product > 0, 2 * product / (before + after).where(product > 0, torch.ones(())), 0.0)
+
+
+def pendulum(frames: int, count: int) -> np.ndarray:
+    """Numbers ``[count]`` of frames played forwards and backwards in turn, the first and the last once each time."""
+    place = np.arange(count) % max(2 * frames - 2, 1)
+    return np.minimum(place, 2 * frames - 2 - place) if frames > 1 else np.zeros(count, int)
+
+
+def _play(footage: Footage, order: np.ndarray) -> Iterator[np.ndarray]:
+    """Pictures of a video in the given order, each the neighbour of the one before; few of them are held."""
+    place = 0
+    while place < len(order):
+        forwards = place + 1 >= len(order) or order[place + 1] > order[place]
+        step = 1 if forwards else -1
+        turn = place + 1
+        while turn < len(order) and order[turn] - order[turn - 1] == step:
+            turn += 1
+        first, last = int(order[place]), int(order[turn - 1])
+        if forwards:
+            yield from islice(iter_frames(footage.video, footage.fps, first), last - first + 1)
+        else:
+            yield from _play_backwards(footage, first, last)
+        place = turn
+
+
+def _play_backwards(footage: Footage, first: int, last: int) -> Iterator[np.ndarray]:
+    """Pictures number ``first`` down to ``last``, read piece by piece."""
+    stop, size = first + 1, 1
+    while stop > last:
+        start = max(last, stop - size)
+        piece = list(islice(iter_frames(footage.video, footage.fps, start), stop - start))
+        size = max(1, _BACKWARD_BYTES // piece[0].nbytes)
+        yield from reversed(piece)
+        stop = start
+
+
+def _learn_mouths(footage: Footage, progress: Progress) -> list[MouthMemory | None]:
+    """What each shot tells about its mouth; None for shots that take no new lips."""
+    shots = list(footage.shots())
+    result: list[MouthMemory | None] = []
+    frames = iter(progress(iter_frames(footage.video, footage.fps), len(footage), "learning the mouth"))
+    first = next(frames)
+    frames = chain([first], frames)
+    for shot in shots:
+        usable = footage.usable[shot]
+        count = int(usable.sum())
+        step = max(1, count // MEMORY_FRAMES, math.ceil(count * first.nbytes / MEMORY_BYTES))
+        sampled = np.flatnonzero(usable)[::step]
+        kept = [frame for index, frame in zip(range(len(usable)), frames, strict=False) if index in sampled]
+        if not footage.share[shot].any():
+            result.append(None)
             continue
-        own, target = _exchanged(footage.faces, shot, lips[shot])
-        memory = MouthMemory.from_video(kept, own[sampled])
-        for seen, points, goal in zip(valid, own, target, strict=True):
-            frame, share = next(frames), _share(points)
-            if seen and share > 0:
-                frame = redraw_mouth(frame, points, points + share * (goal - points), memory, min(1.0, _SOON * share))
-            yield _even(frame)
-
-
-def _exchanged(faces: Faces, shot: slice, lips: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Landmarks ``[t, 478, 3]`` px of a shot, tracked and with the lips exchanged."""
-    basis, valid = MotionBasis.load(), faces.valid[shot]
-    landmarks = bridge(faces.landmarks[shot], valid)
-    own, identity = basis.encode(landmarks, bridge(faces.blendshapes[shot], valid))
-    spoken = own.clone()
-    spoken[:, LOWER] = lips[:, LOWER]
-    # What the basis cannot express of the tracked face stays as tracked: only the difference is applied.
-    return landmarks, landmarks + (basis.decode(spoken, identity) - basis.decode(own, identity)).numpy()
-
-
-def _share(landmarks: np.ndarray) -> float:
-    """How much of the new lips a face shows: all from the front, none in profile, where a mesh that was seen from the
-    front would draw them over the cheek's edge."""
-    turned = abs(yaw(landmarks))
-    rest = min(max((_GONE - turned) / (_GONE - _WHOLE), 0.0), 1.0)
-    return rest * rest * (3 - 2 * rest)
+        landmarks = footage.faces.landmarks[shot][sampled].astype(np.float32)
+        result.append(MouthMemory.from_video(kept, landmarks))
+    for _ in frames:
+        pass
+    return result
 
 
 def _even(frame: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def lower_share(canonical: torch.Tensor) -> torch.Tensor:
 def load_clips(corpus: Path) -> dict[str, list[Clip]]:
     """Clips of every non-dev speaker."""
     clips: dict[str, list[Clip]] = defaultdict(list)
-    for line in (corpus / "clips.jsonl").read_text().splitlines():
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev":
             clips[record["speaker"]].append(Clip.load(corpus / "clips" / f"{record['name']}.safetensors"))

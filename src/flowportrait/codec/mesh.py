@@ -17,7 +17,6 @@ from importlib.resources import files
 import cv2
 import numpy as np
 from safetensors.numpy import load
-from scipy.spatial import Delaunay, cKDTree
 
 from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, RIGID
 from flowportrait.codec.silhouette import head_weight, person
@@ -136,6 +135,8 @@ class HeadMesh:
 
     def _outer_triangles(self, grid: np.ndarray) -> np.ndarray:
         """Delaunay triangles from the outline to the grid, as vertex numbers of the whole mesh."""
+        from scipy.spatial import Delaunay
+
         number = np.concatenate([self._outline, N_FACE + np.arange(len(grid))])
         points = np.concatenate([self.landmarks[self._outline, :2], grid])
         triangles = Delaunay(points).simplices
@@ -174,6 +175,8 @@ def _flatten_hidden(points: np.ndarray) -> np.ndarray:
     A photo in half profile has no pixels of the far temple. With its own depth the temple would come forth
     as smeared background when the head turns back; flattened, it stays behind the edge that is seen.
     """
+    from scipy.spatial import cKDTree
+
     facing = facing_camera(points)
     seen = np.flatnonzero(facing >= 0)
     nearest = seen[cKDTree(points[seen]).query(points)[1]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from scipy.spatial.transform import Rotation
 
 RIGID_POINTS = [
     33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 2, 98, 327, 10, 109, 338, 67, 297, 151, 9, 127, 356, 234, 454, 21, 251,
@@ -50,6 +49,8 @@ def fit_pose(landmarks: torch.Tensor, canonical: torch.Tensor) -> Pose:
 def to_vector(pose: Pose, base: Pose) -> torch.Tensor:
     """Motion of the head relative to ``base`` (one pose): rotation vector (rad), shift / base scale,
     log scale ratio: ``[T, 6]``."""
+    from scipy.spatial.transform import Rotation
+
     turn = (pose.rotation @ base.rotation.mT).numpy()
     vector = torch.from_numpy(Rotation.from_matrix(turn).as_rotvec()).float()
     shift = (pose.shift[:, :2] - base.shift[:, :2]) / base.scale[:, None]
@@ -58,6 +59,8 @@ def to_vector(pose: Pose, base: Pose) -> torch.Tensor:
 
 def from_vector(vector: torch.Tensor, base: Pose) -> Pose:
     """Inverse of ``to_vector``; depth shift stays that of ``base``."""
+    from scipy.spatial.transform import Rotation
+
     turn = torch.from_numpy(Rotation.from_rotvec(vector[:, :3].double().numpy()).as_matrix()).float()
     shift = base.shift.expand(len(vector), 3).clone()
     shift[:, :2] += vector[:, 3:5] * base.scale
@@ -66,6 +69,8 @@ def from_vector(vector: torch.Tensor, base: Pose) -> Pose:
 
 def median_pose(pose: Pose) -> Pose:
     """A single representative pose (leading dimension 1): mean rotation, median shift and scale."""
+    from scipy.spatial.transform import Rotation
+
     mean = Rotation.from_matrix(pose.rotation.numpy()).mean().as_matrix()
     return Pose(
         torch.from_numpy(mean).float()[None],

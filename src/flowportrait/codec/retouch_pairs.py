@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     footage = Path(os.environ["FLOWPORTRAIT_DATA"])
     seen: dict[str, int] = {}
     chosen = []
-    for line in (config.corpus / "clips.jsonl").read_text().splitlines():
+    for line in (config.corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         seen[record["speaker"]] = seen.get(record["speaker"], 0) + 1
         if (record["split"] == "dev") == config.dev and seen[record["speaker"]] <= config.longest_speaker:

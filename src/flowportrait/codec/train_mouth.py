@@ -8,6 +8,7 @@ brightness, which are learned along and averaged away at the end.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -27,6 +28,7 @@ from flowportrait.codec.mouth_frame import MouthFrame, skin_colour
 from flowportrait.codec.mouth_model import FEATURES, HIDDEN, LAYERS, MouthModel, features
 from flowportrait.corpus.clip import Clip
 from flowportrait.media.video import iter_frames
+from flowportrait.training.descend import GuardedStep
 from flowportrait.written import complete
 
 _MIN_OPENING = 0.035
@@ -54,7 +56,7 @@ def collect(corpus: Path, footage: Path) -> dict[str, np.ndarray]:
     """Pixels inside open mouths: coordinates ``[N, 5]``, shape ``[N, 2]`` (height, width), colour ratio to
     the skin ``[N, 3]``, clip number ``[N]``, whether its speaker is held out ``[N]``."""
     rng = np.random.default_rng(0)
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("place", "shape", "ratio", "clip", "dev")}
     for number, record in enumerate(track(records, description="cutting mouths")):
         clip = Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
@@ -137,6 +139,7 @@ def train(config: Config) -> None:
     print(f"{len(data['clip'])} pixels of {len(numbers)} clips, {len(dev['clip'])} held out")
     model = Footage(len(numbers))
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
+    guarded_step = GuardedStep(model.parameters(), optimiser, math.inf)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate * 2, total_steps=config.steps)
     for step in range(config.steps):
         rows = torch.randint(len(data["clip"]), (config.batch,))
@@ -147,7 +150,7 @@ def train(config: Config) -> None:
         prior = 2.0 * model.clip_line.weight.square().mean() + 0.02 * model.clip_gain.weight.square().mean()
         optimiser.zero_grad()
         (misfit + prior).backward()
-        optimiser.step()
+        guarded_step(step + 1)
         schedule.step()
         if step % 500 == 0 or step == config.steps - 1:
             print(f"{step}: misfit {misfit.item():.4f}, tooth lines {model.line.tolist()}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH
 from flowportrait.codec.retouch_loss import Objective, RaftFeatures, misfit
 from flowportrait.codec.retouch_net import RetouchNet, Windows
+from flowportrait.training.descend import GuardedStep
 
 _EMA = 0.998
 _IMAGES = ("base", "source", "truth")
@@ -118,6 +119,7 @@ def train(config: Config) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-3)
+    guarded_step = GuardedStep(network.parameters(), optimiser)
     print(f"{len(data['base'])} pairs, {len(dev['base'])} held out", flush=True)
     started, step, spent = time.monotonic(), 0, 0.0
     while spent < 1:
@@ -130,8 +132,7 @@ def train(config: Config) -> None:
         loss = misfit(out, flow, windows, truth, features).total(config.objective)
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
+        guarded_step(step + 1)
         with torch.no_grad():
             for name, value in network.state_dict().items():
                 average[name].lerp_(value, 1 - min(_EMA, step / (step + 10)))

@@ -1,6 +1,6 @@
 """Does the watermark survive, is it ever seen where it is not, and what does it cost?
 
-    python benchmarks/provenance.py --data FOOTAGE [--portraits 13] [--clips 60] [--unmarked 200]
+    python benchmarks/provenance.py --data FOOTAGE [--portraits 13] [--clips 60] [--unmarked 200] [--formats]
 
 Marked material: portraits animated at 512 px (4 s), and real footage of 1 s, marked. Each is written as ``animate``
 writes it and then changed. Unmarked material: real footage, searched at every zoom and shift. Cost: processor time of
@@ -29,13 +29,16 @@ from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
+from flowportrait.media.output_formats import FORMATS
+from flowportrait.media.stream import write_stream
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.provenance.credential import self_signed
 from flowportrait.provenance.detect import find_watermark
-from flowportrait.provenance.manifest import sign
+from flowportrait.provenance.inspection import inspect
+from flowportrait.provenance.manifest import sidecar_path, sign
 from flowportrait.provenance.origin import Origin
-from flowportrait.provenance.publish import Provenance
+from flowportrait.provenance.publish import Provenance, publish
 from flowportrait.provenance.watermark import marked
 
 Frames = Iterable[np.ndarray]
@@ -98,6 +101,28 @@ def survival(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
     print(f"  PSNR {np.mean(psnr):.1f} dB, at most {largest} steps of 255, file {np.mean(growth):.2f} times as large")
 
 
+def formats(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
+    """Print what each kind of output carries: tags, manifest, and the share of clips in which the mark is found."""
+    print(f"\n{name}, by format: {len(clips)} clips, {clips[0][0].shape[1]} px wide", flush=True)
+    provenance = Provenance(Origin("portrait"), self_signed())
+    for title in (*FORMATS, "stream .mp4", "stream .webm"):
+        path, found = folder / f"format{title.split()[-1]}", []
+        for frames in clips:
+            if title.startswith("stream"):
+                sidecar_path(path).unlink(missing_ok=True)
+                write_stream(path, marked(frames), lambda i: np.zeros(640, np.float32), tags=provenance.origin.tags())
+            else:
+                publish(path, frames, None, provenance)
+            found.append(inspect(path))
+        signature = found[0].signature
+        signed = "none" if not signature.intact else "beside it" if signature.sidecar else "in it"
+        margin = np.median([one.watermark.score - one.watermark.threshold for one in found])
+        seen = sum(one.watermark.found for one in found)
+        tags = "yes" if all(one.tagged for one in found) else "no"
+        mark = f"mark {seen}/{len(clips)} {margin:+.1f} sigma"
+        print(f"  {title:12s} tags {tags}  manifest {signed:9s}  {mark}", flush=True)
+
+
 def false_alarms(paths: list[Path]) -> None:
     """Print how many unmarked videos are said to carry the mark, and how near the rest come."""
     margins = []
@@ -146,6 +171,7 @@ def main() -> None:
     parser.add_argument("--portraits", type=int, default=13)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--unmarked", type=int, default=200)
+    parser.add_argument("--formats", action="store_true", help="only what each kind of output carries")
     options = parser.parse_args()
     data = Path(options.data)
     torch.set_num_threads(1)
@@ -156,7 +182,7 @@ def main() -> None:
     random.Random(0).shuffle(footage)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if photos:
+        if photos and not options.formats:
             cost(animator, photos[0], speech, folder)
         performances = []
         for photo in photos:
@@ -167,8 +193,10 @@ def main() -> None:
         real = [list(islice(iter_frames(path), 25)) for path in footage[: options.clips]]
         for title, clips in (("animated portraits", performances), ("real footage, marked", real)):
             if clips:
-                survival(title, clips, folder)
-        if options.unmarked:
+                formats(title, clips, folder)
+                if not options.formats:
+                    survival(title, clips, folder)
+        if options.unmarked and not options.formats:
             false_alarms(footage[options.clips : options.clips + options.unmarked])
 
 

@@ -17,11 +17,13 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import Sound
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.provenance import credential as credentials
 from flowportrait.provenance.credential import Credential, find_credential, read_credential, self_signed
 from flowportrait.provenance.detect import FALSE_ALARM, find_watermark
+from flowportrait.provenance.inspection import inspect
 from flowportrait.provenance.manifest import read_signature, sign
 from flowportrait.provenance.origin import Origin
 from flowportrait.provenance.pattern import pattern, tile
@@ -185,7 +187,7 @@ def test_where_nothing_can_be_kept_the_video_is_signed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(credentials, "config_folder", lambda: tmp_path / "file" / "flowportrait")
     write_video(tmp_path / "a.mp4", clip(3, 64), None)
     sign(tmp_path / "a.mp4", Origin("portrait"), find_credential())
     assert read_signature(tmp_path / "a.mp4").intact
@@ -240,3 +242,85 @@ def test_animate_marks_unless_told_not_to(tmp_path: Path, capsys: pytest.Capture
     assert main([*command, str(tmp_path / "x.mp4"), "--certificate", str(tmp_path / "none.pem")]) == 2
     assert "belong together" in capsys.readouterr().err
     assert not (tmp_path / "x.mp4").exists()
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "webm", "gif"])
+def test_every_format_carries_tags_watermark_and_a_manifest_that_notices_a_changed_byte(
+    tmp_path: Path, own: Credential, suffix: str
+) -> None:
+    path = tmp_path / f"talk.{suffix}"
+    publish(path, clip(), Sound(np.stack([VOICE, VOICE]), 16_000, "stereo"), Provenance(Origin("portrait"), own))
+    found = inspect(path)
+    assert found.tagged
+    assert found.signature.intact
+    assert found.signature.source_type.endswith("/trainedAlgorithmicMedia")
+    assert found.watermark.found
+    beside = [tmp_path / "talk.c2pa"] if suffix == "webm" else []
+    assert sorted(tmp_path.iterdir()) == sorted([path, *beside])
+    assert found.signature.sidecar == bool(beside)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    changed = read_signature(path)
+    assert changed.present
+    assert not changed.intact
+
+
+def test_the_manifest_of_another_webm_does_not_fit(tmp_path: Path, own: Credential) -> None:
+    for name, size in (("a", 128), ("b", 160)):
+        publish(tmp_path / f"{name}.webm", clip(3, size), None, Provenance(Origin("portrait"), own))
+    (tmp_path / "a.c2pa").replace(tmp_path / "b.c2pa")
+    assert read_signature(tmp_path / "b.webm").problems == ("assertion.dataHash.mismatch",)
+    assert not read_signature(tmp_path / "a.webm").present
+
+
+def test_a_folder_is_verified_file_by_file(
+    tmp_path: Path, own: Credential, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path / "marked.mp4", clip(), VOICE, Provenance(Origin("portrait"), own))
+    publish(tmp_path / "signed.webm", clip(), VOICE, Provenance(Origin("portrait"), own))
+    publish(tmp_path / "plain.mp4", clip(3, 400), VOICE, None)
+    (tmp_path / "broken.mov").write_bytes(b"no video")
+    (tmp_path / "notes.txt").write_text("not a video")
+    assert main(["verify", str(tmp_path)]) == 0
+    printed, messages = capsys.readouterr()
+    lines = {line.split()[0]: line for line in printed.splitlines()}
+    assert "intact, self-signed" in lines["marked.mp4"]
+    assert "intact, self-signed" in lines["signed.webm"]
+    assert "no mark" in lines["plain.mp4"]
+    assert "cannot be read" in lines["broken.mov"]
+    assert "broken.mov cannot be opened" in messages
+    assert "notes.txt" not in lines
+    assert "2 of 4" in printed
+    assert main(["verify", str(tmp_path), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files["marked.mp4"]["details"]["watermark"]["found"]
+    assert "error" in files["broken.mov"]
+    (tmp_path / "empty").mkdir()
+    assert main(["verify", str(tmp_path / "empty")]) == 2
+    assert "holds no video" in capsys.readouterr().err
+
+
+def test_without_provenance_no_format_carries_a_mark(tmp_path: Path) -> None:
+    for suffix in ("mp4", "mov", "webm", "gif"):
+        publish(tmp_path / f"a.{suffix}", clip(10, 400), VOICE, None)
+        assert not inspect(tmp_path / f"a.{suffix}").marked
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_pictures_that_would_fill_the_memory_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    """A gif of 60 bytes that claims 65535 x 65535 pixels."""
+    bomb = b"GIF89a" + b"\xff" * 4 + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + b"\xff" * 4 + b"\0\x02\x02D\x01\0;"
+    (tmp_path / "bomb.gif").write_bytes(bomb)
+    with pytest.raises(BadInput):
+        inspect(tmp_path / "bomb.gif")
+
+
+def test_a_video_without_provenance_leaves_no_manifest_of_the_one_it_replaced(tmp_path: Path, own: Credential) -> None:
+    path = tmp_path / "a.webm"
+    publish(path, clip(3, 128), None, Provenance(Origin("portrait"), own))
+    publish(path, clip(4, 128), None, None)
+    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "a.c2pa").write_bytes(b"somebody else's")
+    publish(path, clip(4, 128), None, None)
+    assert (tmp_path / "a.c2pa").read_bytes() == b"somebody else's"

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flowportrait.errors import BadInput
+from flowportrait.folders import config_folder
 from flowportrait.terminal import say
 
 SELF_SIGNED = "self-signed by FlowPortrait"
@@ -56,11 +57,6 @@ def find_credential(certificate: Path | None = None, private_key: Path | None = 
     return read_credential(certificate, private_key)
 
 
-def config_folder() -> Path:
-    """Where the self-made pair lives: ``flowportrait`` below ``$XDG_CONFIG_HOME`` or ``~/.config``."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "flowportrait"
-
-
 def read_credential(certificate: Path, private_key: Path) -> Credential:
     """A pair from two PEM files.
 
@@ -80,7 +76,8 @@ def read_credential(certificate: Path, private_key: Path) -> Credential:
     kinds = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if chain[0].public_key().public_bytes(*kinds) != key.public_key().public_bytes(*kinds):
         raise BadInput(f"{private_key} is not the key of the first certificate in {certificate}.")
-    return Credential(certificate.read_text(), private_key.read_text(), _algorithm(key, private_key))
+    certificates, secret = (path.read_text(encoding="utf-8") for path in (certificate, private_key))
+    return Credential(certificates, secret, _algorithm(key, private_key))
 
 
 def _algorithm(key: object, path: Path) -> str:
@@ -110,7 +107,7 @@ def _own(folder: Path) -> Credential:
 
 def _write_secret(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(partial, path)
 

@@ -9,9 +9,16 @@ from typing import Any
 import av
 
 from flowportrait.errors import BadInput
+from flowportrait.media.container import check_is_file, open_media
+from flowportrait.media.output_formats import FORMATS
 from flowportrait.media.video import iter_frames
 from flowportrait.provenance.detect import Finding, find_watermark
 from flowportrait.provenance.manifest import Signature, read_signature
+
+_LARGEST_PICTURE = 64_000_000
+"""Pixels: twice 8K. A file of a few kilobytes can claim pictures of gigabytes."""
+_LONGEST_TAG = 1000
+_VIDEOS = {*FORMATS, ".m4v", ".mkv", ".avi"}
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,29 @@ class Inspection:
         """The tags name FlowPortrait."""
         return "FlowPortrait" in self.tags.get("comment", "")
 
-    def _verdict(self) -> str:
+    @property
+    def marked(self) -> bool:
+        """Any of the three marks names FlowPortrait."""
+        return any(self._marks().values())
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """What a table says of the file: made with FlowPortrait or not, tags, signature, watermark."""
+        signature = self.signature
+        if not signature.present:
+            signed = "none"
+        elif not signature.intact:
+            signed = "does not fit the file"
+        else:
+            signed = "intact, self-signed" if signature.self_signed else f"intact, {signature.signer or 'unnamed'}"
+        watermark = f"{'found' if self.watermark.found else 'none'} ({self.watermark.score:.1f})"
+        return ("yes" if self.marked else "no mark", "yes" if self.tagged else "none", signed, watermark)
+
+    def _marks(self) -> dict[str, bool]:
         signed = self.signature.intact and "FlowPortrait" in self.signature.generator
-        seen = {"tags": self.tagged, "signature": signed, "watermark": self.watermark.found}
-        marks = [f"its {name}" for name, there in seen.items() if there]
+        return {"tags": self.tagged, "signature": signed, "watermark": self.watermark.found}
+
+    def _verdict(self) -> str:
+        marks = [f"its {name}" for name, there in self._marks().items() if there]
         if marks:
             return f"AI-generated with FlowPortrait, as {_joined(marks)} {'say' if len(marks) > 1 else 'says'}."
         return "No mark of FlowPortrait was found; that does not prove that the video is real."
@@ -60,8 +86,10 @@ def inspect(path: Path) -> Inspection:
     """Read all three marks of a video file.
 
     Raises:
-        BadInput: the file is missing or cannot be decoded.
+        BadInput: the file is missing, cannot be decoded, or its pictures are larger than 64 megapixels.
     """
+    check_is_file(path, "video")
+    tags = container_tags(path)
     frames = iter_frames(path)
     try:
         found = find_watermark(frames)
@@ -69,14 +97,39 @@ def inspect(path: Path) -> Inspection:
         raise BadInput(f"{path} holds no decodable frame: give another file.") from error
     finally:
         frames.close()
-    with av.open(str(path)) as container:
-        tags = {str(key): str(value) for key, value in container.metadata.items()}
     return Inspection(tags, read_signature(path), found)
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """The files of a folder that are named as videos, by name; hidden ones are left out.
+
+    Raises:
+        BadInput: there is none.
+    """
+    found = [path for path in folder.iterdir() if path.suffix.lower() in _VIDEOS and not path.name.startswith(".")]
+    if not found:
+        raise BadInput(f"{folder} holds no video ({', '.join(sorted(_VIDEOS))}): give another folder, or a file.")
+    return sorted(path for path in found if path.is_file())
+
+
+def container_tags(path: Path) -> dict[str, str]:
+    """The tags of a file, names in lower case (Matroska has upper case), after a look at the size of its pictures."""
+    try:
+        with open_media(path) as container:
+            for stream in container.streams.video:
+                context = stream.codec_context
+                if context is not None and context.width * context.height > _LARGEST_PICTURE:
+                    size = f"{context.width}x{context.height}"
+                    raise BadInput(f"{path} has pictures of {size} px, more than 64 megapixels: give a smaller video.")
+            return {str(key).lower(): str(value)[:_LONGEST_TAG] for key, value in container.metadata.items()}
+    except (av.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(f"{path} cannot be opened as a video ({reason}): give an mp4, mov, webm or gif file.") from error
 
 
 def _signature(signature: Signature) -> str:
     if not signature.present:
-        return "There is no C2PA manifest (re-encoding drops it)."
+        return "There is no C2PA manifest in the file or beside it (re-encoding drops it)."
     if not signature.intact:
         return (
             f"There is a C2PA manifest, but it does not fit the file ({', '.join(signature.problems)}): changed since."
@@ -89,7 +142,8 @@ def _signature(signature: Signature) -> str:
     else:
         trust = "the signer is on no trust list known here"
     kind = signature.source_type.rsplit("/", 1)[-1] or "no source type"
-    return f"The C2PA manifest is intact, made with {signature.generator}, {who}, states {kind}; {trust}."
+    where = " beside the file" if signature.sidecar else ""
+    return f"The C2PA manifest{where} is intact, made with {signature.generator}, {who}, states {kind}; {trust}."
 
 
 def _watermark(finding: Finding) -> str:

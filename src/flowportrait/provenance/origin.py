@@ -39,8 +39,9 @@ class Origin:
             "keywords": "AI-generated, synthetic media, FlowPortrait",
         }
 
-    def manifest(self) -> dict[str, Any]:
-        """C2PA manifest definition (specification 2.2): who made it and what was done."""
+    def manifest(self, mime: str = "video/mp4") -> dict[str, Any]:
+        """C2PA manifest definition (specification 2.2) of a file of media type ``mime``: who made it and what was
+        done."""
         agent = {"name": "FlowPortrait", "version": __version__}
         actions = [
             {
@@ -54,6 +55,6 @@ class Origin:
         return {
             "claim_generator_info": [agent],
             "title": "Talking portrait",
-            "format": "video/mp4",
+            "format": mime,
             "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": actions}}],
         }

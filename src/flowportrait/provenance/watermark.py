@@ -39,7 +39,9 @@ class Watermark:
         self._reach = max(3, round(_DETAIL * unit(height, width) / 2) | 1)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """A marked copy of ``frame`` ``[H, W, 3]`` uint8 RGB."""
+        """A marked copy of ``frame`` ``[H, W, 3]`` uint8 RGB; of ``[H, W, 4]`` the alpha stays as it is."""
+        if frame.shape[2] == 4:
+            return np.dstack([self(np.ascontiguousarray(frame[..., :3])), frame[..., 3]])
         strength = self._strength(frame)
         for change, wave in ((cv2.add, self._brighter), (cv2.subtract, self._darker)):
             step = cv2.multiply(wave, strength, scale=1 / _STEPS**2)

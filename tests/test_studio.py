@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -16,11 +20,16 @@ from skimage.data import astronaut
 
 from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import read_sound
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
+from flowportrait.provenance.manifest import read_signature
 from flowportrait.steered import steering_by
+from flowportrait.studio import live, training_process
 from flowportrait.studio.limits import Limits
 from flowportrait.studio.live import Show, Theatre, animator
+from flowportrait.studio.photo import find_portrait
+from flowportrait.studio.storage import prune
 from flowportrait.studio.training import Training
 from flowportrait.studio.wish import Wish
 from tests.test_animator import babble
@@ -77,8 +86,24 @@ def test_as_much_as_allowed_is_not_called_cut(tmp_path: Path) -> None:
     wish = Wish(None, speech(tmp_path, 2.0))
     for seconds, cut in ((2.0, 0), (1.0, 1)):
         pieces = list(wish.sound(Limits(seconds=seconds), lambda: called.append(True)))
-        assert sum(map(len, pieces)) == seconds * 16_000
+        assert sum(piece.samples.shape[1] for piece in pieces) == seconds * 16_000
         assert len(called) == cut
+
+
+def test_the_video_plays_the_recording_at_its_own_rate_and_in_stereo(tmp_path: Path) -> None:
+    theatre, path = Theatre(tmp_path / "videos", Limits()), tmp_path / "stereo.wav"
+    left = np.repeat(babble(0.6), 3)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, 48_000, 0, "NONE", ""))
+        file.writeframes((np.stack([left, 0 * left], 1).clip(-1, 1) * 32767).astype("<i2").tobytes())
+    try:
+        show = theatre.put_on(Wish(photo(tmp_path), path))
+        b"".join(show.follow())
+        played = read_sound(show.path)
+    finally:
+        theatre.close()
+    assert (played.rate, played.layout) == (48_000, "stereo")
+    assert np.abs(played.samples[1]).mean() < 0.02 * np.abs(played.samples[0]).mean()
 
 
 def test_guidance_reaches_every_chunk_and_none_is_none(tmp_path: Path) -> None:
@@ -155,3 +180,184 @@ def test_a_run_is_started_watched_and_stopped(tmp_path: Path, monkeypatch: pytes
     assert training.wait(10) == 130
     assert "stopped (130)" in training.told()
     assert "saved" in training.told()
+
+
+def until(true: Callable[[], object]) -> None:
+    for _ in range(2400):
+        if true():
+            return
+        time.sleep(0.05)
+    raise AssertionError("never true")
+
+
+def test_stop_ends_what_its_own_tab_asked_for_and_says_so(tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path / "videos", Limits())
+    face, sound = photo(tmp_path), speech(tmp_path, 3.0)
+    try:
+        first = theatre.put_on(Wish(face, sound), owner="one tab")
+        second = theatre.put_on(Wish(face, sound), owner="another")
+        theatre.stop("another")
+        assert second.done.wait(1), "nobody waits for a video that was stopped before it began"
+        assert second.told() == "Stopped before it began."
+        until(lambda: first.frames)
+        theatre.stop("another")
+        theatre.stop("one tab")
+        assert first.done.wait(30)
+        assert first.told().startswith("Stopped: ")
+        assert 0 < first.frames < 75
+        third = theatre.put_on(Wish(face, speech(tmp_path, 0.4)), owner="one tab")
+        theatre.stop("another")
+        assert third.done.wait(60)
+        assert third.told().startswith("Done: ")
+        theatre.stop("one tab")
+        assert third.told().startswith("Done: "), "what was done already stays done"
+    finally:
+        theatre.close()
+
+
+def test_a_failure_nobody_foresaw_is_one_sentence_on_the_page_and_a_traceback_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str) -> Animator:
+        raise RuntimeError("no weights\nin /srv/secret/rl")
+
+    monkeypatch.setattr(live, "animator", broken)
+    theatre = Theatre(tmp_path / "videos", Limits())
+    try:
+        show = theatre.put_on(Wish(photo(tmp_path), speech(tmp_path)))
+        assert show.done.wait(60)
+        assert show.told() == "Drawing failed (RuntimeError: no weights in rl): the terminal has more."
+        assert "Traceback" in caplog.text
+        assert list(show.follow()) == []
+    finally:
+        theatre.close()
+
+
+def test_what_waits_when_the_studio_closes_is_done(tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path / "videos", Limits())
+    shows = [theatre.put_on(Wish(photo(tmp_path), speech(tmp_path, 2.0))) for _ in range(2)]
+    theatre.close()
+    assert all(show.done.is_set() and show.stopped for show in shows)
+
+
+def test_old_files_go_by_age_and_size_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    def aged(name: str, hours: float, kilobytes: int = 1) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * 1024 * kilobytes)
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+        return path
+
+    old, used, upload = aged("old.mp4", 30), aged("used.mp4", 30), aged("upload/photo.jpg", 30)
+    large, newer, fresh = aged("large.mp4", 3, 900), aged("newer.mp4", 2, 900), aged("fresh.mp4", 0, 900)
+    assert set(prune(tmp_path, 24, 2, [used])) == {old, upload, large}
+    assert used.exists()
+    assert newer.exists()
+    assert fresh.exists()
+    assert not upload.parent.exists()
+    assert prune(tmp_path, 24, 0.1, [used]) == [newer], "a file of this minute may be about to be used"
+
+
+def test_a_video_that_went_is_forgotten(tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path / "videos", Limits())
+    show = Show(theatre.folder / "a.mp4", Wish(None), ended=time.monotonic() - 4000)
+    show.done.set()
+    show.path.write_bytes(b"x")
+    os.utime(show.path, (0, 0))
+    theatre.shows["a"] = show
+    theatre.tidy()
+    assert theatre.shows == {}
+    assert theatre.signed("a") is None
+    theatre.close()
+
+
+def two_faces(folder: Path) -> Path:
+    """The same person twice, the right one smaller."""
+    face = astronaut()[:300, 60:360]
+    canvas = np.full((300, 600, 3), 200, np.uint8)
+    canvas[:, :300] = face
+    canvas[:220, 300:520] = cv2.resize(face, (220, 220), interpolation=cv2.INTER_AREA)
+    path = folder / "two.png"
+    cv2.imwrite(str(path), cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+    return path
+
+
+def test_the_page_says_what_the_terminal_did_and_lets_one_choose_a_face(tmp_path: Path) -> None:
+    path = two_faces(tmp_path)
+    largest, left, right = (find_portrait(path, face) for face in (None, 1, 2))
+    assert largest.faces == 2
+    assert "2 faces: the largest one speaks" in largest.notes[0]
+    assert np.array_equal(largest.portrait.crop, left.portrait.crop)
+    assert "number 2 from the left" in right.notes[0]
+    assert not np.array_equal(right.portrait.crop, left.portrait.crop)
+    with pytest.raises(BadInput, match="no face number 3"):
+        find_portrait(path, 3)
+    small = tmp_path / "small.png"
+    canvas = np.full((400, 400, 3), 200, np.uint8)
+    canvas[150:250, 150:250] = cv2.resize(astronaut()[:300, 60:360], (100, 100), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(small), cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+    assert "will be soft" in find_portrait(small).notes[0]
+    assert find_portrait(photo(tmp_path)).notes == ()
+
+
+def test_a_covered_mouth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowportrait.studio.photo.mouth_covered", lambda image, landmarks: True)
+    path = photo(tmp_path)
+    os.utime(path, (5, 5))
+    assert find_portrait(path).notes == ("The mouth seems to be covered: lips will be drawn over it.",)
+
+
+def test_the_whole_photo_is_shown_and_the_finished_file_is_signed(tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path / "videos", Limits())
+    try:
+        show = theatre.put_on(Wish(two_faces(tmp_path), speech(tmp_path, 0.8), face=2, whole=True))
+        assert theatre.signed(show.name) is None, "not before it is done"
+        drawn = b"".join(show.follow())
+        assert drawn
+        assert next(iter_frames(show.path)).shape == (300, 600, 3)
+        path = theatre.signed(show.name)
+        assert path is not None
+        assert path == theatre.signed(show.name)
+        found = read_signature(path)
+        assert found.present
+        assert found.intact
+        for was, now in zip(iter_frames(show.path), iter_frames(path), strict=True):
+            assert np.array_equal(was, now), "the very pictures that were watched"
+        with av.open(str(path)) as made:
+            assert "Synthetic video" in made.metadata["comment"]
+    finally:
+        theatre.close()
+    assert not list((tmp_path / "videos").glob(".*"))
+
+
+def test_a_run_can_be_interrupted_whoever_started_the_studio(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def command(arguments: list[str]) -> int:
+        given.extend([arguments, signal.getsignal(signal.SIGINT)])
+        return 3
+
+    monkeypatch.setattr("flowportrait.cli.main", command)
+    monkeypatch.setattr(sys, "argv", ["training_process", "recipes"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert training_process.main() == 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert given == [["recipes"], signal.default_int_handler]
+
+
+def test_a_run_is_started_without_code_between_fork_and_exec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, object]] = []
+
+    class Recorded:
+        def __init__(self, command: list[str], **options: object) -> None:
+            started.append({"command": command, **options})
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    Training(tmp_path / "runs").start("mine", str(tmp_path), "flow-grpo", "sft", 1)
+    assert "preexec_fn" not in started[0]
+    assert "flowportrait.studio.training_process" in started[0]["command"]  # type: ignore[operator]

@@ -196,6 +196,36 @@ def test_the_last_answer_counts_and_withdrawing_forgets_all(fresh: Path) -> None
         study_app(fresh)
 
 
+@pytest.mark.parametrize("name", ["../answers.sqlite", "..", "/etc/passwd", "..\\study.json", "a/b.mp4", ""])
+def test_a_study_from_elsewhere_cannot_name_files_outside(fresh: Path, name: str) -> None:
+    plan = json.loads((fresh / "study.json").read_text())
+    plan["comparisons"][0]["a"] = name
+    (fresh / "study.json").write_text(json.dumps(plan))
+    with pytest.raises(BadInput, match="no name of a file"):
+        study_app(fresh)
+
+
+def test_no_more_begin_than_may_and_who_has_begun_goes_on(fresh: Path) -> None:
+    web = TestClient(study_app(fresh, participants=2), base_url="http://localhost")
+    tokens = [web.post("/api/participants").json()["token"] for _ in range(2)]
+    full = web.post("/api/participants")
+    assert full.status_code == 403
+    assert "all the participants" in full.json()["detail"]
+    assert web.get(f"/api/participants/{tokens[0]}").status_code == 200
+    assert main(["study", "serve", str(fresh), "--participants", "0"]) == 2
+
+
+def test_a_request_reads_the_answers_of_its_own_participant_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web, store = client(fresh), Store(fresh, Study.load(fresh))
+    mine, others = (web.post("/api/participants").json()["token"] for _ in range(2))
+    store.answer(others, "p0", "sync", "B")
+    monkeypatch.setattr(Store, "everything", lambda self: pytest.fail("all answers were read"))
+    put = web.put(f"/api/participants/{mine}/trials/0", json={"aspect": "sync", "choice": "same"})
+    assert put.status_code == 200
+    assert web.get(f"/api/participants/{mine}").json()["finished"] == 0
+    assert web.get(f"/api/participants/{mine}/trials/0").json()["answers"] == {"sync": "same"}
+
+
 def test_who_does_not_look_does_not_count() -> None:
     plan = planned(1, checks=1)
     assert why_left_out(plan, {"b0": {"overall": "A"}}) == ""

@@ -19,22 +19,28 @@ from hypothesis import strategies as st
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import Sound
 from flowportrait.voice.scripts import runs
 from flowportrait.voice.sentences import LONGEST, sentences
-from flowportrait.voice.speaker import AFTER, BEFORE, BETWEEN, ahead, speak
+from flowportrait.voice.speaker import AFTER, BEFORE, BETWEEN, ahead, speak, speak_sound
 from flowportrait.voice.voices import voice_named
+
+
+def seconds(sound: Sound) -> float:
+    return sound.samples.shape[1] / sound.rate
 
 
 class Beeps:
     """Says a sentence as a second of tone."""
 
     name = "beeps"
+    rate = 16_000
 
     def reads(self, language: str) -> bool:
         return True
 
-    def say(self, sentence: str) -> np.ndarray:
-        return np.sin(np.arange(16_000) * 0.2 + 0.1).astype(np.float32)
+    def say(self, sentence: str) -> Sound:
+        return Sound(np.sin(np.arange(self.rate) * 0.2 + 0.1).astype(np.float32)[None], self.rate, "mono")
 
 
 def test_a_full_stop_inside_a_sentence_does_not_end_it() -> None:
@@ -76,6 +82,20 @@ def test_sentences_are_parted_by_silence() -> None:
     assert np.allclose(seconds, [BEFORE + 1, BETWEEN + 1, BETWEEN + 1, AFTER], atol=0.01)
     with pytest.raises(BadInput, match="nothing to say"):
         list(speak(["... !"], Beeps()))
+
+
+def test_a_voice_keeps_its_own_rate_and_another_in_the_same_text_follows_it() -> None:
+    """What the video plays is not cut off at 8 kHz because the generator hears no more."""
+
+    class High(Beeps):
+        rate = 24_000
+
+    pieces = list(speak_sound(["One. Two."], High()))
+    assert {piece.rate for piece in pieces} == {24_000}
+    lengths = [seconds(piece) for piece in pieces]
+    assert np.allclose(lengths, [BEFORE + 1, BETWEEN + 1, AFTER], atol=0.01)
+    spoken = np.concatenate(list(speak(["One. Two."], High())))
+    assert len(spoken) / 16_000 == pytest.approx(sum(lengths), abs=0.01)
 
 
 def test_the_first_sentence_is_heard_before_the_last_one_is_written() -> None:
@@ -131,8 +151,8 @@ def test_who_stops_watching_stops_the_voice() -> None:
 def test_espeak_reads_languages_the_neural_voice_does_not() -> None:
     pytest.importorskip("espeakng_loader")
     german, chinese = voice_named("espeak:de"), voice_named("espeak:cmn")
-    assert 0.8 < len(german.say("Guten Morgen, liebe Freunde.")) / 16_000 < 4
-    assert len(chinese.say("你好")) > 3_000
+    assert 0.8 < seconds(german.say("Guten Morgen, liebe Freunde.")) < 4
+    assert seconds(chinese.say("你好")) > 0.2
     assert not german.reads("ru")
     assert chinese.reads("cmn")
     with pytest.raises(BadInput, match="knows no language 'xx'"):
@@ -142,7 +162,7 @@ def test_espeak_reads_languages_the_neural_voice_does_not() -> None:
 def test_the_default_voice_reads_english_and_leaves_other_scripts_to_espeak() -> None:
     pytest.importorskip("hibari")
     voice = voice_named()
-    assert np.array_equal(voice.say("Hello there."), voice.say("Hello there."))
+    assert np.array_equal(voice.say("Hello there.").samples, voice.say("Hello there.").samples)
     english = next(speak(["Hello there."], voice))
     mixed = next(speak(["Hello there, привет."], voice))
     assert len(mixed) > len(english) + 0.3 * 16_000
@@ -176,7 +196,8 @@ def test_a_speech_server_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
     try:
-        assert abs(len(voice_named("openai:alloy@tiny").say("Hello.")) / 16_000 - 1) < 0.02
+        spoken = voice_named("openai:alloy@tiny").say("Hello.")
+        assert (spoken.rate, seconds(spoken)) == (24_000, 1.0)
         assert b'"alloy"' in _Speech.asked[-1]
         assert b'"tiny"' in _Speech.asked[-1]
         with pytest.raises(BadInput, match="did not speak"):

@@ -49,7 +49,7 @@ def read_human(path: Path) -> list[Human]:
         BadInput: missing file or column, or a rating that is none.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read ({error}): give a csv file with human scores.") from error

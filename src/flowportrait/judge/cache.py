@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from flowportrait.folders import cache_folder
 from flowportrait.judge.opinion import Reply
 from flowportrait.written import write_json
 
 
 def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/flowportrait/judge`` (``~/.cache`` where that is not set)."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "flowportrait" / "judge"
+    """``judge`` in the user's cache."""
+    return cache_folder() / "judge"
 
 
 class Cache:
@@ -27,7 +26,7 @@ class Cache:
         if self._folder is None:
             return None
         try:
-            return Reply.from_dict(json.loads(self._path(address).read_text()))
+            return Reply.from_dict(json.loads(self._path(address).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

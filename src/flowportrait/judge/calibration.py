@@ -61,7 +61,7 @@ class Calibration:
             BadInput: missing, not a calibration, or not monotone.
         """
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             knots = {str(a): [(float(x), float(y)) for x, y in k] for a, k in data["knots"].items()}
             found = cls(str(data["judge"]), knots)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

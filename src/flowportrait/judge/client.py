@@ -30,6 +30,7 @@ from flowportrait.judge.question import Keep, Question
 from flowportrait.judge.response import Trouble, read_answer, trouble_of
 from flowportrait.judge.shared import Shared
 from flowportrait.reward.batch import Failure
+from flowportrait.web_client import make_async_client
 
 
 class Server:
@@ -72,7 +73,9 @@ class Server:
         # Samples of one aspect are shown the same: encoded once, kept until the last of them is on its way.
         shown = {show: Shared(partial(_encoded, show, end.shows), count) for show, count in uses.items()}
         room, failures = asyncio.Semaphore(end.concurrency), {}
-        client = openai.AsyncOpenAI(base_url=end.url, api_key=end.key(), max_retries=0, timeout=end.timeout)
+        # The library's own client follows redirects, and would take the clip elsewhere.
+        client = openai.AsyncOpenAI(base_url=end.url, api_key=end.key(), max_retries=0, timeout=end.timeout,
+                                    http_client=make_async_client(end.timeout))  # fmt: skip
 
         async def one(place: int, question: Question) -> None:
             async with room:
@@ -157,7 +160,8 @@ class Server:
             return trouble_of(error, end)
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             return Trouble("cut_off", f"connection lost ({error.__cause__ or error})", True)
-        except (openai.APIError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (openai.APIError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+                RecursionError) as error:  # fmt: skip
             return Trouble("malformed", f"no readable completion ({type(error).__name__}: {error})", True, 200)
 
     def _wish_less(self, said: str, sent: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from flowportrait.judge.asking import ask_for
 from flowportrait.judge.evidence import Evidence, gather
 from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.opinion import Reply, Unusable, read_object
+from flowportrait.judge.opinion import Reply, Unusable, describe_value, read_object, text_or_empty
 from flowportrait.judge.panel import Panel
 from flowportrait.judge.question import SYSTEM, Question
 from flowportrait.judge.rubric import ASPECTS, Aspect
@@ -155,7 +155,8 @@ def read_choice(reply: Reply) -> tuple[float, str]:
         Unusable: no such answer.
     """
     found: dict[str, Any] = read_object(reply, ("better",))
-    better, why = found["better"], str(found.get("rationale", "")).strip()
+    better, why = text_or_empty(found["better"]), text_or_empty(found.get("rationale"))
     if better not in _WORTH or not why:
-        raise Unusable(Failure("malformed", f"better is {better!r:.20}, not first, second or same with a rationale"))
+        said = describe_value(found["better"])
+        raise Unusable(Failure("malformed", f"better is {said}, not first, second or same with a rationale"))
     return _WORTH[better], why

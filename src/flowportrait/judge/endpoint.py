@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
+from flowportrait.api_keys import check_address, key_for
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.judge.parts import Shows
@@ -19,8 +19,9 @@ class Endpoint:
     url: str = "http://127.0.0.1:8000/v1"
     """Base address of an OpenAI-compatible server: vLLM, SGLang, a hosted one, or ``flowportrait judge serve``."""
     model: str = ""
-    key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; servers of one's own mostly need none."""
+    key_env: str = ""
+    """Environment variable that holds the key, FLOWPORTRAIT_…_KEY, with the host it is for in FLOWPORTRAIT_…_HOST;
+    empty: OPENAI_API_KEY where ``url`` is OpenAI's, and no key elsewhere. See ``api_keys``."""
     shows: Shows = field(default_factory=Shows)
     temperature: float = 0.7
     max_tokens: int = 700
@@ -54,17 +55,21 @@ class Endpoint:
         return f"{self.model} {self.temperature:g} {self.max_tokens} {self.top_logprobs} {self.shows}"
 
     def key(self) -> str:
-        """The key, from the environment."""
-        return os.environ.get(self.key_env, KEYLESS)
+        """The key, from the environment.
+
+        Raises:
+            BadInput: it is not meant for this server.
+        """
+        return key_for(self.url, self.key_env) or KEYLESS
 
     def checked(self) -> Endpoint:
         """Itself.
 
         Raises:
-            BadInput: no model is named, or the address is none.
+            BadInput: no model is named, the address is none or not safe, or the key is not meant for it.
         """
         if not self.model:
             raise BadInput("A judge by server needs the model's name: --set endpoint.model=NAME.")
-        if not self.url.startswith(("http://", "https://")):
-            raise BadInput(f"endpoint.url={self.url} is no address: give http://HOST:PORT/v1.")
+        check_address(self.url, "endpoint.url")
+        self.key()
         return self

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import has_audio, read_audio
+from flowportrait.media.bounded import LOCAL, ClipLimits, read_clip
 from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.mel import level, log_mel
-from flowportrait.media.video import FPS, SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
 from flowportrait.reward.batch import Failure, RewardBatch
 
 LEAST_SEEN = 0.8
@@ -45,15 +45,14 @@ class Exhibit:
         object.__setattr__(self, "audio", fitted)
 
     @classmethod
-    def from_video(cls, path: Path, generator: str = "") -> Exhibit:
+    def from_video(cls, path: Path, generator: str = "", limits: ClipLimits = LOCAL) -> Exhibit:
         """A finished file; without a sound track it is silent.
 
         Raises:
-            BadInput: the file cannot be read.
+            BadInput: the file cannot be read, or exceeds the limits.
         """
-        frames = np.stack(list(iter_frames(path)))
-        audio = read_audio(path) if has_audio(path) else np.zeros(0, np.float32)
-        return cls(frames, audio, path.name, generator)
+        frames, audio = read_clip(path, limits)
+        return cls(frames, np.zeros(0, np.float32) if audio is None else audio, path.name, generator)
 
     def __len__(self) -> int:
         return len(self.frames)

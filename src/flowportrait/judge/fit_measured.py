@@ -48,7 +48,7 @@ def fit(clips: Sequence[Exhibit], names: Sequence[str], steadiness: Steadiness) 
     """Scales of the experts of these names from clips of one length."""
     clean = joined([clip.batch for clip in clips])
     found: dict[str, Knots] = {}
-    for name in progress(names, len(names)):
+    for name in progress(names, len(names), "measuring"):
         damage, strengths = GRADED[name]
         expert = steadiness if name == steadiness.name else build(name)
         figures = score(expert, clean).value.numpy()
@@ -90,7 +90,7 @@ def speakers_clips(
     if not table.is_file():
         raise BadInput(f"{table} is missing: it says which speaker may be used for what.")
     files: dict[str, list[str]] = {}
-    for row in csv.DictReader(table.open(), delimiter="\t"):
+    for row in csv.DictReader(table.open(encoding="utf-8"), delimiter="\t"):
         if row["split"] == split and row["file"].startswith(f"{folder}/"):
             files.setdefault(row["speaker"], []).append(row["file"])
     chosen = [name for names in files.values() for name in random.Random(0).sample(names, min(per_speaker, len(names)))]
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(GRADED), metavar="EXPERT", help="keep the others' scales")
     options = parser.parse_args()
     clips = speakers_clips(options.footage)
-    before = json.loads(options.output.read_text())["scales"] if options.only else {}
+    before = json.loads(options.output.read_text(encoding="utf-8"))["scales"] if options.only else {}
     every = tuple(range(len(clips[0])))
     steadiness = Steadiness.of_real(torch.cat([clip.batch.places(every) for clip in clips]))
     scales = before | fit(clips, options.only or list(GRADED), steadiness)

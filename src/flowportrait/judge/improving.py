@@ -21,7 +21,7 @@ from flowportrait.judge.cache import Cache
 from flowportrait.judge.comparing import both
 from flowportrait.judge.evidence import Evidence
 from flowportrait.judge.library import Library
-from flowportrait.judge.opinion import Reply, Unusable, read_object
+from flowportrait.judge.opinion import Reply, Unusable, describe_value, read_object
 from flowportrait.judge.preferring import BAND, Agreement, Miss, Stated, agreement
 from flowportrait.judge.question import Backend, Question
 from flowportrait.judge.rubric import ASPECTS, rubric_text
@@ -196,6 +196,6 @@ def read_rule(reply: Reply, entries: int) -> tuple[str, int | None]:
     rule, replaces = found["rule"], found.get("replaces")
     if not isinstance(rule, str) or not rule.strip() or len(rule) > _LONGEST:
         raise Unusable(Failure("malformed", f"no rule of at most {_LONGEST} letters"))
-    if replaces is not None and replaces not in range(entries):
-        raise Unusable(Failure("malformed", f"replaces is {replaces!r}, no number of a rule"))
+    if replaces is not None and (type(replaces) is not int or not 0 <= replaces < entries):
+        raise Unusable(Failure("malformed", f"replaces is {describe_value(replaces)}, no number of a rule"))
     return rule.strip(), replaces

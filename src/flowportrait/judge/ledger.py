@@ -79,7 +79,7 @@ def read_ledger(path: Path) -> list[Entry]:
     if not path.is_file():
         return []
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             data = json.loads(line)
             data.pop("at")

@@ -60,7 +60,7 @@ class Library:
             BadInput: missing, or no library.
         """
         try:
-            entries = json.loads(path.read_text())["entries"]
+            entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
             found = {aspect: tuple(map(str, own)) for aspect, own in entries.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} is no rubric library ({error}): make one with judge learn.") from error

@@ -16,7 +16,16 @@ from functools import partial
 from flowportrait.judge.asking import ask_for
 from flowportrait.judge.evidence import gather
 from flowportrait.judge.exhibit import SHORTEST, Exhibit
-from flowportrait.judge.opinion import Flaw, Opinion, Reply, Unusable, read_flaws, read_object, read_opinion
+from flowportrait.judge.opinion import (
+    Flaw,
+    Opinion,
+    Reply,
+    Unusable,
+    describe_value,
+    read_flaws,
+    read_object,
+    read_opinion,
+)
 from flowportrait.judge.panel import Asked, Panel
 from flowportrait.judge.question import ANSWER, Question
 from flowportrait.judge.rubric import Aspect
@@ -110,10 +119,10 @@ def read_box(reply: Reply) -> tuple[float, float, float, float] | None:
         raise Unusable(Failure("malformed", "no seen and box"))
     try:
         left, top, right, bottom = (float(side) for side in box)
-    except (TypeError, ValueError) as error:
-        raise Unusable(Failure("malformed", f"no box: {box!r:.60}")) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Unusable(Failure("malformed", f"no box: {describe_value(box)}")) from error
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise Unusable(Failure("malformed", f"no box: {box!r:.60}"))
+        raise Unusable(Failure("malformed", f"no box: {describe_value(box)}"))
     return left, top, right, bottom
 
 

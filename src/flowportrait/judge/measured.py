@@ -81,9 +81,9 @@ class Experts:
     @classmethod
     def read(cls, path: Path) -> Experts:
         """What ``fit_measured`` wrote."""
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         scales = {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
-        head = json.loads(POSE.read_text())
+        head = json.loads(POSE.read_text(encoding="utf-8"))
         scales[HeadPose.name] = Scale([(float(x), float(y)) for x, y in head["scale"]])
         own: dict[str, Reward] = {"steadiness": Steadiness(**data["real"]), HeadPose.name: HeadPose(**head["real"])}
         return cls({name: own.get(name) or build(name) for name in scales}, scales)

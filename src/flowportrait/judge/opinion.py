@@ -15,12 +15,16 @@ from typing import Any, NamedTuple
 from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST, Aspect
 from flowportrait.reward.batch import Failure
 
+LONGEST_REPLY = 64 * 2**10
+"""Characters of a reply; no answer that was asked for is as long."""
+_MOST_WASTED = 8 * LONGEST_REPLY
+"""Characters that are read as JSON in vain before the rest of a reply is given up."""
 LEAST_MASS = 0.5
 """Of the score token's probability that must fall on 1 … 5 for the expectation to be taken."""
 _SLACK = 0.2
 """Seconds past the end at which an error may still be reported."""
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _DECLINED = re.compile(r"\b(I'?m sorry|I can(?:no|')t|I am unable|I'm unable|I won't|as an AI)\b", re.IGNORECASE)
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SCORE = re.compile(r'"score"\s*:\s*"?')
 
 
@@ -105,8 +109,8 @@ def read_review(reply: Reply, disputed: tuple[Aspect, ...]) -> tuple[dict[Aspect
     scores = found.get("scores")
     if not isinstance(scores, dict):
         raise Unusable(Failure("malformed", "no scores"))
-    return {aspect: number(scores.get(aspect), aspect) for aspect in ASPECTS if aspect in disputed}, str(
-        found.get("rationale", "")
+    return {aspect: number(scores.get(aspect), aspect) for aspect in ASPECTS if aspect in disputed}, text_or_empty(
+        found.get("rationale")
     )
 
 
@@ -114,21 +118,16 @@ def read_object(reply: Reply, wanted: tuple[str, ...] = ("score", "scores")) -> 
     """The last JSON object in a reply, which has one of the ``wanted`` keys.
 
     Raises:
-        Unusable: there is none, the model refused, or the answer was cut off.
+        Unusable: there is none, the model refused, or the answer was cut off or is longer than ``LONGEST_REPLY``.
     """
     if reply.refusal:
         raise Unusable(Failure("refused", _short(reply.refusal)))
-    text = _THOUGHT.sub("", reply.text)
-    decoder, place, found = json.JSONDecoder(), 0, None
-    while (place := text.find("{", place)) >= 0:
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except ValueError:
-            place += 1
-            continue
-        found, place = value, end
+    if len(reply.text) > LONGEST_REPLY:
+        raise Unusable(Failure("malformed", f"an answer of {len(reply.text)} characters: {_short(reply.text[:200])}"))
+    text = _without_thoughts(reply.text)
+    found = _last_object(text)
     if isinstance(found, dict) and any(key in found for key in wanted):
-        return found
+        return _encodable(found)
     if not reply.whole:
         raise Unusable(Failure("malformed", f"the answer was cut off: {_short(text)}"))
     if _DECLINED.search(text):
@@ -142,10 +141,11 @@ def number(value: Any, name: str) -> float:
     Raises:
         Unusable: anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise Unusable(Failure("malformed", f"{name} is {value!r}, not a number"))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Unusable(Failure("malformed", f"{name} is {describe_value(value)}, not a number"))
+    # Python reads integers of any length, and NaN.
     if not LOWEST <= value <= HIGHEST:
-        raise Unusable(Failure("malformed", f"{name} {value:g} is outside {LOWEST} … {HIGHEST}"))
+        raise Unusable(Failure("malformed", f"{name} {describe_value(value)} is outside {LOWEST} … {HIGHEST}"))
     return float(value)
 
 
@@ -171,6 +171,8 @@ def expectation(tokens: tuple[Token, ...], written: float) -> float | None:
     for word, log in tokens[index].alternatives:
         digit = word.strip().strip('"')
         if digit in {str(grade) for grade in range(LOWEST, HIGHEST + 1)}:
+            if not log <= 1e-6:
+                return None  # a log-probability that is none
             share[int(digit)] = share.get(int(digit), 0.0) + math.exp(log)
     mass = sum(share.values())
     if mass < LEAST_MASS or int(written) not in share:
@@ -189,12 +191,67 @@ def read_flaws(reported: Any, seconds: float) -> tuple[Flaw, ...]:
     flaws = []
     for item in reported:
         try:
-            start, end, what = float(item["start"]), float(item["end"]), str(item["what"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise Unusable(Failure("malformed", f"an error without start, end and what: {item!r:.80}")) from error
+            start, end, what = float(item["start"]), float(item["end"]), item["what"]
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            said = describe_value(item)
+            raise Unusable(Failure("malformed", f"an error without start, end and what: {said}")) from error
         if 0 <= start <= end <= seconds + _SLACK:
-            flaws.append(Flaw(start, end, what))
+            flaws.append(Flaw(start, end, text_or_empty(what) or describe_value(what)))
     return tuple(flaws)
+
+
+def text_or_empty(value: Any) -> str:
+    """Text as it is, nothing for any other value."""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def describe_value(value: Any) -> str:
+    """A value of a reply as a sentence shows it, at most 80 characters."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        return type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _encodable(found: dict[str, Any]) -> dict[str, Any]:
+    """Half a surrogate pair, which JSON can spell and no file can hold, becomes a question mark."""
+    try:
+        written = json.dumps(found, ensure_ascii=False)
+    except RecursionError:
+        raise Unusable(Failure("malformed", "JSON that is nested too deeply")) from None
+    if not _HALF_PAIR.search(written):
+        return found
+    return dict(json.loads(written.encode("utf-8", "replace")))
+
+
+def _last_object(text: str) -> Any:
+    """The last JSON value that begins with a brace and is no part of another one; None where there is none."""
+    decoder, place, found, wasted = json.JSONDecoder(), 0, None, 0
+    while (place := text.find("{", place)) >= 0:
+        try:
+            found, place = decoder.raw_decode(text, place)
+            continue
+        except json.JSONDecodeError as error:
+            wasted += error.pos - place
+        except ValueError:
+            wasted += len(text) - place  # a number of thousands of digits
+        except RecursionError:
+            break
+        # Braces that open and never close would be read to the end again and again.
+        if wasted > _MOST_WASTED:
+            break
+        place += 1
+    return found
+
+
+def _without_thoughts(text: str) -> str:
+    """Without what stands between ``<think>`` and ``</think>``; a thought that does not end is left."""
+    kept, place = [], 0
+    while (begin := text.find("<think>", place)) >= 0 and (end := text.find("</think>", begin)) >= 0:
+        kept.append(text[place:begin])
+        place = end + len("</think>")
+    return "".join(kept) + text[place:]
 
 
 def _short(text: str) -> str:

@@ -30,7 +30,7 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
     ledger = ledger_of(judge)
     before = ledger.totals() if ledger else None
     verdicts = []
-    for first in progress(range(0, len(paths), LOT), -(-len(paths) // LOT)):
+    for first in progress(range(0, len(paths), LOT), -(-len(paths) // LOT), "judging"):
         lot = zip(paths[first : first + LOT], makers[first : first + LOT], strict=True)
         verdicts += judge.judge([Exhibit.from_video(path, maker) for path, maker in lot])
     summary: dict[str, Any] = {"judge": f"{judge.name} ({judge.kind})", "files": len(paths)}
@@ -64,7 +64,7 @@ def read_report(path: Path) -> dict[str, Any]:
         BadInput: it is something else.
     """
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         raw_scores(report)
         str(report["judge"])
     except (OSError, ValueError, KeyError, TypeError) as error:

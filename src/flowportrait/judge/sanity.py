@@ -100,18 +100,23 @@ def examine(judge: Judge, clips: Sequence[Exhibit], seed: int = 0) -> Certificat
     """
     if len(clips) < FEWEST_CLIPS:
         raise BadInput(f"{len(clips)} clips are too few to examine a judge: give at least {FEWEST_CLIPS} real ones.")
-    for clip in clips:
+    for clip in progress(clips, len(clips), "looking for faces"):
         if clip.seconds < SHORTEST_SECONDS or clip.silent() or clip.trouble() is not None:
             raise BadInput(
                 f"{clip.name} cannot be in the sanity set: give clips of 1.2 s or more with a face and speech."
             )
-    clean = judge.judge(list(clips))
-    results = []
-    for aspect, damage in progress([(a, d) for a in ASPECTS for d in CASES[a]], None):
-        levels = [clean]
-        for strength in CORRUPTIONS[damage].strengths:
-            levels.append(judge.judge([spoilt(clip, damage, strength, seed) for clip in clips]))
-        results.append(case(aspect, damage, levels))
+    cases = [(aspect, damage) for aspect in ASPECTS for damage in CASES[aspect]]
+    steps = [(case, strength) for case in cases for strength in CORRUPTIONS[case[1]].strengths]
+    levels: dict[tuple[Aspect, str], list[list[Verdict]]] = {}
+    clean: list[Verdict] = []
+    for step in progress([None, *steps], 1 + len(steps), "judging"):
+        if step is None:
+            clean = judge.judge(list(clips))
+            continue
+        found, strength = step
+        levels.setdefault(found, [clean])
+        levels[found].append(judge.judge([spoilt(clip, found[1], strength, seed) for clip in clips]))
+    results = [case(*found, levels[found]) for found in cases]
     return Certificate(judge.name, judge.kind, judge.fingerprint, tuple(results))
 
 
@@ -171,7 +176,7 @@ def require_sound(judge: Examined, folders: Sequence[Path], how: str = "flowport
         path = folder / f"{judge.fingerprint}.json"
         if not path.is_file():
             continue
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if found["passed"]:
             return
         failed = ", ".join(f"{c['aspect']}/{c['damage']} ({c['order']:.0%})" for c in found["cases"] if not c["passed"])

@@ -4,6 +4,8 @@
     GET  /v1/models              POST /score/NAME    GET /scorers    GET /health
 
 It stays on this machine unless a key is set: on another address than loopback, requests carry it as a bearer token.
+Requests, clips and batches are bounded (``web_server``, ``media.bounded.SERVED``, ``reward.transport``), and no answer
+says where anything lies on this machine.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import hmac
 import json
 import math
 import tempfile
@@ -19,7 +20,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,52 +33,60 @@ from flowportrait.judge.endpoint import OWN_MODEL
 from flowportrait.judge.exhibit import Exhibit
 from flowportrait.judge.rubric import ASPECTS
 from flowportrait.judge.verdict import Judge, Verdict
+from flowportrait.media.bounded import SERVED
 from flowportrait.reward.interface import Reward, traits
 from flowportrait.reward.scoring import Unavailable, score
-from flowportrait.reward.transport import MEDIA_TYPE, Wanted, pack_score, unpack_batch
+from flowportrait.reward.transport import LARGEST_BATCH, MEDIA_TYPE, Wanted, pack_score, unpack_batch
+from flowportrait.web_server import LOOPBACK, RequestGuard, without_paths
 
 MODEL = OWN_MODEL
-LARGEST = 256 * 2**20
+LARGEST = LARGEST_BATCH
 """Bytes of a request."""
+CONTENT_TYPES = {"/v1/": ("application/json",), "/score/": (MEDIA_TYPE, "application/octet-stream")}
+_VIDEO_HEADS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"))
+"""Where and how mp4 and mov, webm and mkv, and avi files begin. FFmpeg would also take playlists that name other files
+and addresses."""
 REMEMBERED = 64
 """Clips whose verdict is kept."""
 
 
-def create_app(judge: Judge, scorers: Mapping[str, Reward], key: str | None = None) -> FastAPI:
-    """The application; one clip or batch is worked on at a time."""
+def create_app(
+    judge: Judge, scorers: Mapping[str, Reward], key: str | None = None, hosts: Sequence[str] = LOOPBACK
+) -> FastAPI:
+    """The application; one clip or batch is worked on at a time. hosts: names under which it may be called."""
     app = FastAPI(title="FlowPortrait judge", docs_url=None, redoc_url=None, openapi_url=None)
     lock = threading.Lock()
     recent: OrderedDict[str, Verdict] = OrderedDict()
 
-    @app.middleware("http")
-    async def guard(request: Request, call: Any) -> Response:
-        given = request.headers.get("authorization", "")
-        if key and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
-            return _error(401, "this server asks for its key as a bearer token")
-        if int(request.headers.get("content-length") or 0) > LARGEST:
-            return _error(413, f"more than {LARGEST // 2**20} MiB")
-        return await call(request)
+    app.add_middleware(
+        RequestGuard, hosts=hosts, largest_body=LARGEST, content_types=CONTENT_TYPES, key=key or None
+    )  # fmt: skip
 
     @app.exception_handler(BadInput)
     async def bad(_: Request, error: BadInput) -> Response:
         return _error(400, str(error))
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        # What happened is in the log of the server, which is not the client's to read.
+        return _error(500, f"the server failed ({type(error).__name__})")
+
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         return {"judge": judge.name, "kind": judge.kind, "scorers": sorted(scorers)}
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "flowportrait"}]}
 
     @app.get("/scorers")
-    def offered() -> dict[str, Any]:
+    async def offered() -> dict[str, Any]:
         return {name: _described(reward) for name, reward in scorers.items()}
 
     @app.post("/score/{name}")
     async def scored(name: str, request: Request) -> Response:
         if name not in scorers:
-            return _error(404, f"no scorer named {name!r}: choose from {', '.join(sorted(scorers))}")
+            return _error(404, f"no scorer named {name[:80]!r}: choose from {', '.join(sorted(scorers))}")
         data = await request.body()
 
         def work() -> Response:
@@ -97,10 +106,10 @@ def create_app(judge: Judge, scorers: Mapping[str, Reward], key: str | None = No
         try:
             body = json.loads(await request.body())
             text, video = _asked(body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             return _error(400, f"not a chat completion request ({type(error).__name__})")
         if body.get("model") != MODEL:
-            return _error(404, f"no model {body.get('model')!r} here: it is {MODEL}")
+            return _error(404, f"no model {str(body.get('model'))[:80]!r} here: it is {MODEL}")
         if body.get("stream"):
             return _error(400, "answers are not streamed")
         if body.get("logprobs"):
@@ -136,6 +145,8 @@ def _asked(body: Mapping[str, Any]) -> tuple[str, str | None]:
         return content, None
     text = "\n".join(part["text"] for part in content if part["type"] == "text")
     videos = [part["video_url"]["url"] for part in content if part["type"] == "video_url"]
+    if not all(isinstance(url, str) for url in videos):
+        raise TypeError
     return text, videos[-1] if videos else None
 
 
@@ -146,10 +157,16 @@ def _exhibit(url: str) -> Exhibit:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         try:
-            path.write_bytes(base64.b64decode(data, validate=True))
-        except binascii.Error as error:
+            video = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError) as error:
             raise BadInput(f"The video is no base64 ({error}).") from error
-        return Exhibit.from_video(path)
+        if not any(video[place:].startswith(head) for place, head in _VIDEO_HEADS):
+            raise BadInput("The video is no mp4, mov, webm, mkv or avi file: convert it first.")
+        path.write_bytes(video)
+        try:
+            return Exhibit.from_video(path, limits=SERVED)
+        except BadInput as error:
+            raise BadInput(without_paths(str(error), path)) from error
 
 
 def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
@@ -175,4 +192,5 @@ def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
 
 
 def _error(status: int, message: str) -> JSONResponse:
+    message = without_paths(message)
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "code": status}}, status)

@@ -7,13 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import has_audio, read_audio
+from flowportrait.media.bounded import read_clip
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.media.video import iter_frames
 from flowportrait.preference.made_pairs import CODES, DIMENSIONS, NOT_JUDGED, PairBatch
 from flowportrait.preference.pairs import Pair
 from flowportrait.preference.reward_model import LEAST_FRAMES
@@ -40,12 +38,12 @@ def clip_features(path: Path) -> Features:
     """Motion ``[T, 30]`` and log-mel ``[4T, 80]`` of a video.
 
     Raises:
-        BadInput: unreadable, silent, too short, or without a face.
+        BadInput: unreadable, silent, too short, too large (``media.bounded.LOCAL``), or without a face.
     """
-    frames = np.stack(list(iter_frames(path)))
-    if not has_audio(path):
+    frames, audio = read_clip(path)
+    if audio is None:
         raise BadInput(f"{path} has no sound: lip sync cannot be told.")
-    batch = RewardBatch.from_frames([frames], [read_audio(path)])
+    batch = RewardBatch.from_frames([frames], [audio])
     if batch.unseen:
         raise BadInput(f"{path}: {batch.unseen[0].detail}.")
     if len(frames) < LEAST_FRAMES:

@@ -4,25 +4,39 @@
 
 Frames are drawn only when the far side asks for them; it asks once, and the client remembers. They travel as 8 bit,
 which is what a rendering has. Policies and latents do not travel.
+
+What arrives is checked before a scorer sees it: every tensor's kind and shape against the number of samples and frames,
+and both against ``MOST_SAMPLES`` and ``MOST_FRAMES``. A tensor without elements can claim any shape.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 
 from flowportrait.errors import BadInput
+from flowportrait.media.face import N_BLENDSHAPES, N_LANDMARKS
+from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.media.portrait import Portrait
-from flowportrait.reward.batch import Failure, RewardBatch
+from flowportrait.media.video import SAMPLES_PER_FRAME
+from flowportrait.reward.batch import Failure, FailureKind, RewardBatch
 from flowportrait.reward.interface import Score, per_row
 
 MEDIA_TYPE = "application/x-safetensors"
+LARGEST_BATCH = 256 * 2**20
+"""Bytes of a batch."""
+LARGEST_HEADER = 4 * 2**20
+"""Bytes of its header: names, shapes and the JSON beside them."""
+MOST_SAMPLES, MOST_FRAMES = 4096, 100_000
+MOTION_SIZE, MEL_BANDS = 30, 80
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 TRAVELS = frozenset(
     {"motion", "mel", "frames", "places", "fps", "audio", "portrait", "transcript", "reference", "group"}
 )
@@ -87,25 +101,104 @@ def unpack_batch(data: bytes) -> RewardBatch:
     """The batch at the far side; asking for frames that did not come raises ``Wanted``.
 
     Raises:
-        BadInput: the bytes are no batch.
+        BadInput: the bytes are no batch, or more than the limits of this module allow.
     """
+    if len(data) > LARGEST_BATCH:
+        raise BadInput(f"The batch is larger than {LARGEST_BATCH // 2**20} MiB: send fewer samples.")
     try:
-        tensors, head = load(data), _head(data)
-        people = [_portrait(tensors, place) for place in sorted(set(head.get("portraits", [])))]
-        return RewardBatch(
-            tensors["motion"], tensors["mel"],
-            _arrived(tensors.get("frames"), head["frames"], "frames") if head["draws"] else None,
-            _arrived(tensors.get("places"), head["places"], "places") if head["lands"] else None,
-            tensors.get("audio"), [people[place] for place in head["portraits"]] if people else None,
-            head.get("transcript"), tensors.get("reference"), tensors.get("group"), domain=head["domain"],
-            unseen={int(row): Failure(*why) for row, why in head["unseen"].items()},
-        )  # fmt: skip
-    except Wanted:
+        head = _head(data)
+        parts = _Parts(load(data), head)
+        return parts.batch()
+    except BadInput:
         raise
     except Exception as error:
         raise BadInput(
             f"The body is no batch of samples ({type(error).__name__}): send what pack_batch makes."
         ) from error
+
+
+class _Parts:
+    """The tensors of a batch that arrived, each taken out by its expected kind and shape."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], head: Mapping[str, Any]) -> None:
+        self.tensors, self.head = tensors, head
+        motion = tensors["motion"]
+        if motion.dim() != 3 or not 1 <= len(motion) <= MOST_SAMPLES or not 1 <= motion.shape[1] <= MOST_FRAMES:
+            _wrong(f"motion has the shape {tuple(motion.shape)}")
+        self.rows, self.frames = motion.shape[:2]
+
+    def batch(self) -> RewardBatch:
+        """All of it."""
+        head, rows, frames = self.head, self.rows, self.frames
+        portraits, transcript = head.get("portraits"), head.get("transcript")
+        if portraits is not None:
+            people = [self.portrait(place) for place in range(1 + max(self.indices(portraits, "portraits", rows)))]
+            portraits = [people[place] for place in portraits]
+        if transcript is not None and not all(isinstance(text, str) for text in transcript):
+            _wrong("the transcript is no list of texts")
+        if any(given is not None and len(given) != rows for given in (portraits, transcript)):
+            _wrong(f"portraits or transcripts are not {rows}")
+        if head["domain"] not in ("drawn", "filmed"):
+            _wrong("the domain is neither drawn nor filmed")
+        return RewardBatch(
+            self.tensor("motion", (rows, frames, MOTION_SIZE)),
+            self.tensor("mel", (rows, MELS_PER_FRAME * frames, MEL_BANDS)),
+            self.drawing("frames", (3, None, None), (torch.uint8,)) if head["draws"] else None,
+            self.drawing("places", (N_LANDMARKS, 2), _FLOATS) if head["lands"] else None,
+            self.optional("audio", (rows, SAMPLES_PER_FRAME * frames)), portraits, transcript,
+            self.optional("reference", (rows, frames, MOTION_SIZE)), self.optional("group", (rows,), _INTEGERS),
+            domain=head["domain"], unseen=_failures(head["unseen"], rows),
+        )  # fmt: skip
+
+    def tensor(
+        self, name: str, shape: Sequence[int | None], kinds: Sequence[torch.dtype] = _FLOATS
+    ) -> torch.Tensor:  # fmt: skip
+        """The tensor of that name; a None in ``shape`` stands for any length from 1 on."""
+        found = self.tensors[name]
+        fits = found.dim() == len(shape) and all(
+            length == wanted if wanted is not None else length > 0
+            for length, wanted in zip(found.shape, shape, strict=True)
+        )
+        if not fits or found.dtype not in kinds:
+            _wrong(f"{name} is {found.dtype} {tuple(found.shape)}, not {tuple(shape)}")
+        return found
+
+    def optional(
+        self, name: str, shape: Sequence[int | None], kinds: Sequence[torch.dtype] = _FLOATS
+    ) -> torch.Tensor | None:
+        """The same, None where it was not sent."""
+        return self.tensor(name, shape, kinds) if name in self.tensors else None
+
+    def indices(self, given: Any, what: str, most: int) -> list[int]:
+        """Whole numbers from 0 to under ``most``, at most ``most`` of them."""
+        if not isinstance(given, list) or len(given) > most or not all(type(i) is int and 0 <= i < most for i in given):
+            _wrong(f"{what} are no numbers from 0 to {most - 1}")
+        return given
+
+    def drawing(self, what: str, shape: Sequence[int | None], kinds: Sequence[torch.dtype]) -> Any:
+        """A ``Draw`` or ``Place`` of what was sent."""
+        sent = self.indices(self.head[what], what, self.frames)
+        place = {index: at for at, index in enumerate(sent)}
+        tensor = self.tensor(what, (self.rows, len(sent), *shape), kinds) if sent else None
+
+        def look(_: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
+            absent = tuple(index for index in wanted if index not in place)
+            if absent or tensor is None:
+                raise Wanted(**{what: absent})
+            chosen = tensor[:, [place[index] for index in wanted]]
+            return chosen.float() / 255 if what == "frames" else chosen
+
+        return look
+
+    def portrait(self, place: int) -> Portrait:
+        """Number ``place`` of the people; the whole photo does not travel, the crop stands for it."""
+        prefix = f"portrait/{place}/"
+        crop = self.tensor(f"{prefix}crop", (None, None, 3), (torch.uint8,)).numpy()
+        landmarks = self.tensor(f"{prefix}landmarks", (N_LANDMARKS, 3))
+        blendshapes, to_crop = (
+            self.tensor(f"{prefix}blendshapes", (N_BLENDSHAPES,)), self.tensor(f"{prefix}to_crop", (2, 3)),
+        )  # fmt: skip
+        return Portrait(crop, crop, landmarks.numpy(), blendshapes.numpy(), to_crop.numpy())
 
 
 def pack_score(score: Score) -> bytes:
@@ -126,40 +219,43 @@ def unpack_score(data: bytes, rows: int) -> Score:
         ValueError: cut off, or not for this many rows.
     """
     try:
-        tensors, head = load(data), _head(data)
-        failures = {int(row): Failure(*why) for row, why in head["failures"].items()}
-        value, valid = tensors["value"], tensors["valid"].bool()
+        head, tensors = _head(data), load(data)
+        failures, noise = _failures(head["failures"], rows), float(head["noise"])
+        value, valid = tensors["value"].float(), tensors["valid"].bool()
+        dense = tensors.get("dense")
     except Exception as error:
         raise ValueError(f"no scores in the answer ({type(error).__name__})") from error
     if value.shape != (rows,) or valid.shape != (rows,):
         raise ValueError(f"{tuple(value.shape)} scores for {rows} samples")
+    if not 0 <= noise <= 1e6:
+        raise ValueError(f"a noise of {noise}")
     regions = {name.removeprefix("region/"): part for name, part in tensors.items() if name.startswith("region/")}
-    return Score(value, valid, tensors.get("dense"), regions or None, per_row(failures, rows), float(head["noise"]))
+    for part in (*regions.values(), *(() if dense is None else (dense,))):
+        if part.dtype not in _FLOATS or part.dim() not in (1, 2) or len(part) != rows or not part.numel():
+            raise ValueError(f"a map of the shape {tuple(part.shape)} for {rows} samples")
+    return Score(value, valid, dense, regions or None, per_row(failures, rows), noise)
 
 
 def _head(data: bytes) -> dict[str, Any]:
     """The JSON in a safetensors header: 8 bytes of length, then the header with ``__metadata__``."""
     size = int.from_bytes(data[:8], "little")
+    if size > LARGEST_HEADER:
+        raise BadInput(f"The header of the batch is larger than {LARGEST_HEADER // 2**20} MiB: send fewer samples.")
     metadata: Mapping[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
-    return json.loads(next(iter(metadata.values())))
+    head = json.loads(next(iter(metadata.values())))
+    if not isinstance(head, dict):
+        _wrong("its description is no object")
+    return head
 
 
-def _arrived(tensor: torch.Tensor | None, indices: list[int], what: str) -> Any:
-    """A ``Draw`` or ``Place`` of what was sent."""
-    place = {index: at for at, index in enumerate(indices)}
-
-    def look(_: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
-        absent = tuple(index for index in wanted if index not in place)
-        if absent or tensor is None:
-            raise Wanted(**{what: absent})
-        chosen = tensor[:, [place[index] for index in wanted]]
-        return chosen.float() / 255 if what == "frames" else chosen
-
-    return look
+def _failures(given: Mapping[str, Any], rows: int) -> dict[int, Failure]:
+    """Why rows have no score: row → kind and sentence."""
+    found = {int(row): Failure(*why) for row, why in given.items()}
+    for row, why in found.items():
+        if not 0 <= row < rows or why.kind not in get_args(FailureKind) or not isinstance(why.detail, str):
+            _wrong("a failure is of no sample or of an unknown kind")
+    return found
 
 
-def _portrait(tensors: Mapping[str, torch.Tensor], place: int) -> Portrait:
-    part = {
-        name: tensors[f"portrait/{place}/{name}"].numpy() for name in ("crop", "landmarks", "blendshapes", "to_crop")
-    }
-    return Portrait(part["crop"], part["crop"], part["landmarks"], part["blendshapes"], part["to_crop"])
+def _wrong(what: str) -> NoReturn:
+    raise BadInput(f"The body is no batch of samples ({what}): send what pack_batch makes.")

@@ -19,6 +19,11 @@ class Limits:
     """That one video may be drawn for."""
     waiting: int = 4
     """Videos asked for and not begun."""
+    hours: float = 24.0
+    """That uploads and videos are kept; they show people."""
+    kept_megabytes: int = 2000
+    """Of uploads, and of videos; the oldest go first."""
 
     def __post_init__(self) -> None:
-        at_least(self, seconds=1, letters=1, megabytes=1, minutes=0.1, waiting=1)
+        at_least(self, seconds=1, letters=1, megabytes=1, minutes=0.1, waiting=1, hours=0.1,
+                 kept_megabytes=1)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from flowportrait.codec.controls import Controls
 from flowportrait.errors import BadInput
 from flowportrait.steered import DIMENSIONS, USEFUL
 from flowportrait.studio.live import Show
+from flowportrait.studio.photo import find_portrait
 from flowportrait.studio.scores import scores
 from flowportrait.studio.server import Studio
 from flowportrait.studio.wish import Wish
 from flowportrait.voice.voices import DEFAULT
+from flowportrait.web_server import without_paths
 
 LOOK: dict[str, Any] = {
     "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
@@ -26,6 +29,10 @@ LOOK: dict[str, Any] = {
 VOICES = [DEFAULT, "espeak:en", "espeak:de", "espeak:fr", "espeak:es", "espeak:ru", "espeak:ar", "espeak:cmn"]
 MOVES = {"sync": "mouth", "expression": "brows and lids, a little", "motion": "head"}
 """What a weight of guidance is seen to move; see ``docs/preference_methods.md``."""
+LARGEST = "the largest"
+_TABS = 32
+"""Tabs that can wait for their videos at once."""
+_LOG = logging.getLogger(__name__)
 _EMPTY = "<video class='show'></video>"
 
 
@@ -45,6 +52,9 @@ def page(studio: Studio) -> gr.Blocks:
                 voice = gr.Dropdown(VOICES, value=DEFAULT, label="Voice", allow_custom_value=True)
                 audio = gr.Audio(label="… or speak", sources=["upload", "microphone"], elem_id="audio")
                 photo.preprocess = audio.preprocess = as_uploaded
+                face = gr.Dropdown([LARGEST], value=LARGEST, label="Face", visible=False, elem_id="face")
+                whole = gr.Checkbox(label="Show the whole photo", elem_id="whole")
+                notes = gr.Markdown(elem_id="photo-notes")
                 with gr.Accordion("Performance", open=False):
                     expression = gr.Slider(0, 3, 1, label="Expression")
                     head = gr.Slider(0, 3, 1, label="Head motion")
@@ -55,7 +65,7 @@ def page(studio: Studio) -> gr.Blocks:
                     guide = [gr.Slider(0, USEFUL[name], 0, label=f"{name.capitalize()} ({MOVES[name]})",
                                        elem_id=f"guide-{name}") for name in DIMENSIONS]  # fmt: skip
             with gr.Column(scale=2):
-                inputs = [photo, audio, text, voice, seed, expression, head, blink, *guide]
+                inputs = [photo, audio, text, voice, seed, expression, head, blink, face, whole, *guide]
                 with gr.Tab("Speak"):
                     _speak_tab(studio, inputs)
                 with gr.Tab("Compare"):
@@ -64,34 +74,61 @@ def page(studio: Studio) -> gr.Blocks:
                     _train_tab(studio)
                 with gr.Tab("Ask people"):
                     _study_tab(studio)
+        photo.change(_look_at_photo, photo, [face, notes])
+        face.input(_look_at_face, [photo, face], notes)
     return blocks
+
+
+def _look_at_photo(photo: str | None) -> tuple[Any, str]:
+    """Which faces can be chosen, and what the photo's owner should know."""
+    faces, notes = 1, ""
+    if photo:
+        try:
+            found = find_portrait(Path(photo))
+            faces, notes = found.faces, "\n\n".join(found.notes)
+        except Exception as error:
+            notes = _sentence(error)
+    choices = [LARGEST, *(f"{number} from the left" for number in range(1, faces + 1))]
+    return gr.Dropdown(choices, value=LARGEST, visible=faces > 1), notes
+
+
+def _look_at_face(photo: str | None, face: str) -> str:
+    try:
+        return "\n\n".join(find_portrait(Path(photo), _face_number(face)).notes) if photo else ""
+    except Exception as error:
+        return _sentence(error)
+
+
+def _face_number(face: str | None) -> int | None:
+    return None if not face or face == LARGEST else int(face.split()[0])
 
 
 def _speak_tab(studio: Studio, inputs: list[Any]) -> None:
     checkpoint = _checkpoints("Checkpoint", "rl")
     with gr.Row():
         go = gr.Button("Speak", variant="primary", elem_id="go")
-        stop = gr.Button("Stop")
+        stop = gr.Button("Stop", elem_id="stop")
         judge = gr.Button("Score", elem_id="score")
     said = gr.Markdown(elem_id="said")
     screen = gr.HTML(_EMPTY)
     shown: Any = gr.State(None)
 
-    def speak(name: str, *wished: Any) -> Iterator[tuple[Any, str, str | None]]:
+    def speak(request: gr.Request, name: str, *wished: Any) -> Iterator[tuple[Any, str, str | None]]:
+        yield _EMPTY, "Looking at the photo …", None
         try:
-            show = studio.theatre.put_on(_wish(name, wished))
-        except BadInput as error:
-            yield _EMPTY, str(error), None
+            show = studio.theatre.put_on(_wish(name, wished), _tab(request))
+        except Exception as error:
+            yield _EMPTY, _sentence(error), None
             return
         yield _video(show), show.told(), show.name
         # The screen is left alone from here on: a video that is set again begins again.
         while not show.done.wait(0.5):
             yield gr.skip(), show.told(), show.name
-        yield gr.skip(), show.told(), show.name
+        yield gr.skip(), _ended(show), show.name
 
-    go.click(speak, [checkpoint, *inputs], [screen, said, shown], show_progress="hidden")
-    stop.click(studio.theatre.stop, None, None)
-    judge.click(lambda name: scores(studio.theatre.shows, [name]), shown, said)
+    go.click(speak, [checkpoint, *inputs], [screen, said, shown], show_progress="hidden", concurrency_limit=_TABS)
+    stop.click(_stopping(studio), None, None)
+    judge.click(_answered(lambda name: scores(studio.theatre.shows, [name])), shown, said)
 
 
 def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
@@ -99,17 +136,19 @@ def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
         first, second = _checkpoints("Left", "sft"), _checkpoints("Right", "rl")
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare")
+        stop = gr.Button("Stop", elem_id="stop-both")
         judge = gr.Button("Score both", elem_id="score-both")
     said = gr.Markdown(elem_id="compared")
     with gr.Row():
         left, right = gr.HTML(_EMPTY), gr.HTML(_EMPTY)
     shown: Any = gr.State([])
 
-    def compare(a: str, b: str, *wished: Any) -> Iterator[tuple[Any, Any, str, list[str]]]:
+    def compare(request: gr.Request, a: str, b: str, *wished: Any) -> Iterator[tuple[Any, Any, str, list[str]]]:
+        yield _EMPTY, _EMPTY, "Looking at the photo …", []
         try:
-            shows = [studio.theatre.put_on(_wish(name, wished)) for name in (a, b)]
-        except BadInput as error:
-            yield _EMPTY, _EMPTY, str(error), []
+            shows = [studio.theatre.put_on(_wish(name, wished), _tab(request)) for name in (a, b)]
+        except Exception as error:
+            yield _EMPTY, _EMPTY, _sentence(error), []
             return
         names = [show.name for show in shows]
         yield _video(shows[0]), _video(shows[1]), "Beginning …", names
@@ -118,8 +157,10 @@ def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
                 yield gr.skip(), gr.skip(), _told(shows), names
         yield gr.skip(), gr.skip(), _told(shows), names
 
-    go.click(compare, [first, second, *inputs], [left, right, said, shown], show_progress="hidden")
-    judge.click(lambda names: scores(studio.theatre.shows, names), shown, said)
+    go.click(compare, [first, second, *inputs], [left, right, said, shown], show_progress="hidden",
+             concurrency_limit=_TABS)  # fmt: skip
+    stop.click(_stopping(studio), None, None)
+    judge.click(_answered(lambda names: scores(studio.theatre.shows, names)), shown, said)
 
 
 def _train_tab(studio: Studio) -> None:
@@ -176,10 +217,31 @@ def _answered(act: Callable[..., str]) -> Callable[..., str]:
     def answer(*given: Any) -> str:
         try:
             return act(*given)
-        except BadInput as error:
-            return str(error)
+        except Exception as error:
+            return _sentence(error)
 
     return answer
+
+
+def _sentence(error: Exception) -> str:
+    """What the page says of an error; one that nobody foresaw is logged as well."""
+    if isinstance(error, BadInput):
+        return without_paths(str(error))
+    _LOG.error("The studio's page failed", exc_info=error)
+    return f"That failed ({type(error).__name__}): the terminal has more."
+
+
+def _tab(request: gr.Request | None) -> str:
+    return (request.session_hash if request else None) or ""
+
+
+def _stopping(studio: Studio) -> Callable[..., None]:
+    """What a Stop button does: it ends what its own tab asked for."""
+
+    def stop(request: gr.Request) -> None:
+        studio.theatre.stop(_tab(request))
+
+    return stop
 
 
 def _checkpoints(label: str, value: str) -> Any:
@@ -187,18 +249,24 @@ def _checkpoints(label: str, value: str) -> Any:
 
 
 def _wish(checkpoint: str, wished: tuple[Any, ...]) -> Wish:
-    photo, audio, text, voice, seed, expression, head, blink, *guide = wished
+    photo, audio, text, voice, seed, expression, head, blink, face, whole, *guide = wished
     return Wish(
         Path(photo) if photo else None, Path(audio) if audio else None, text or "", voice, checkpoint, int(seed or 0),
         Controls(blink=blink, head_motion=head, expression_scale=expression), dict(zip(DIMENSIONS, guide, strict=True)),
+        _face_number(face), bool(whole),
     )  # fmt: skip
 
 
 def _video(show: Show) -> str:
-    address = f"/live/{show.name}.mp4"
-    screen = f"<video class='show' src='{address}' controls autoplay playsinline></video>"
-    return f"{screen}<a href='{address}' download>mp4</a>"
+    return f"<video class='show' src='/live/{show.name}.mp4' controls autoplay playsinline></video>"
+
+
+def _ended(show: Show) -> str:
+    """How it stands, and where the file is once it is complete."""
+    if not show.done.is_set() or not show.frames:
+        return show.told()
+    return f"{show.told()}\n\n[Download the signed mp4](/signed/{show.name}.mp4)"
 
 
 def _told(shows: list[Show]) -> str:
-    return "\n\n".join(f"**{show.wish.checkpoint}** {show.told()}" for show in shows)
+    return "\n\n".join(f"**{show.wish.checkpoint}** {_ended(show)}" for show in shows)

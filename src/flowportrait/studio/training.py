@@ -12,8 +12,16 @@ from typing import Any
 
 from flowportrait.errors import BadInput
 from flowportrait.posttrain.doctor import examine
+from flowportrait.web_server import without_paths
+
+if sys.platform == "win32":
+    _GROUP, _INTERRUPT = subprocess.CREATE_NEW_PROCESS_GROUP, signal.CTRL_BREAK_EVENT
+else:
+    _GROUP, _INTERRUPT = 0, signal.SIGINT
 
 _LAST_LINES = 4
+_LOG_END = 16 * 2**10
+"""Bytes of a run's log that are read for its last lines."""
 
 
 class Training:
@@ -38,31 +46,31 @@ class Training:
             BadInput: one is running, the name is no name, or the prompts are no folder.
         """
         if self.running:
-            raise BadInput(f"A run is under way in {self.run}: stop it first.")
+            raise BadInput(f"The run {self.run and self.run.name!r} is under way: stop it first.")
         if not name or name != Path(name).name or name.startswith("."):
             raise BadInput(f"{name!r} is no name for a run: use letters, digits, - and _.")
         if not prompts or not Path(prompts).is_dir():
             raise BadInput(f"There is no folder of prompts at {prompts!r}: give one that holds images and audio files.")
         run = self.folder / name
         run.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "flowportrait.cli", "posttrain", "--recipe", recipe, "--prompts", prompts,
-                   "--start", start, "--iterations", str(int(iterations)), "--output", str(run)]  # fmt: skip
+        command = [sys.executable, "-m", "flowportrait.studio.training_process", "posttrain", "--recipe", recipe,
+                   "--prompts", prompts, "--start", start, "--iterations", str(int(iterations)),
+                   "--output", str(run)]  # fmt: skip
         if (run / "state").is_dir():
             command.append("--resume")
         if changes:
             command += ["--set", *changes]
         with (run / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=_interruptible,
-            )  # fmt: skip
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, creationflags=_GROUP
+            )
         self.run = run
         return run
 
     def stop(self) -> None:
         """Ask the run to finish its iteration and save; asked twice, it stops at once."""
         if self._process is not None and self.running:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(_INTERRUPT)
 
     def wait(self, seconds: float | None = None) -> int | None:
         """The exit code of the run, once it has ended; None before it was started.
@@ -77,7 +85,7 @@ class Training:
         metrics = None if self.run is None else self.run / "metrics.jsonl"
         if metrics is None or not metrics.is_file():
             return []
-        lines = metrics.read_text().splitlines(keepends=True)
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def told(self) -> str:
@@ -88,13 +96,15 @@ class Training:
         state = "under way" if self.running else "ended" if code == 0 else f"stopped ({code})"
         recipe = self.run / "recipe.json"
         records = self.records()
-        findings = examine(records, json.loads(recipe.read_text())) if records and recipe.is_file() else []
-        said = (self.run / "log.txt").read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
-        lines = [f"{self.run}: {state}, {len(records)} iterations."]
+        judged = bool(records) and recipe.is_file()
+        findings = examine(records, json.loads(recipe.read_text(encoding="utf-8"))) if judged else []
+        lines = [f"{self.run.name}: {state}, {len(records)} iterations."]
         lines += [f"{finding.kind}: {finding.seen}; {finding.advice}" for finding in findings]
-        return "\n\n".join(lines + said)
+        return "\n\n".join(lines + self._last_lines(self.run / "log.txt"))
 
-
-def _interruptible() -> None:
-    """A studio started in the background ignores Ctrl-C, and so would the run; it is how the run is stopped."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    @staticmethod
+    def _last_lines(log: Path) -> list[str]:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LOG_END))
+            lines = file.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        return [without_paths(line) for line in lines]

@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from flowportrait.codec.controls import Controls
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.media.image import read_image
+from flowportrait.media.audio import Sound, read_sound
 from flowportrait.media.portrait import Portrait
 from flowportrait.studio.limits import Limits
-from flowportrait.voice.speaker import ahead, speak
+from flowportrait.studio.photo import find_portrait
+from flowportrait.voice.speaker import ahead, speak_sound
 from flowportrait.voice.voices import DEFAULT, voice_named
 
 PIECE_SECONDS = 0.5
-SIZE = 512
+LONGEST_UPLOAD = 3600.0
+"""Seconds of recorded speech that are decoded; a few bytes could otherwise become gigabytes of silence."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,10 @@ class Wish:
     controls: Controls = field(default_factory=Controls)
     guide: Mapping[str, float] = field(default_factory=dict)
     """Weights of sync, expression and motion that every chunk is bent by."""
+    face: int | None = None
+    """Which face of the photo, counted from the left beginning at 1; None: the largest."""
+    whole: bool = False
+    """Whether the whole photo is shown, and not the face alone."""
 
     def portrait(self) -> Portrait:
         """The face.
@@ -43,32 +46,39 @@ class Wish:
         """
         if self.photo is None:
             raise BadInput("There is no photo yet: drop one on the left.")
-        return Portrait.from_image(read_image(self.photo), SIZE, "the photo")
+        return find_portrait(self.photo, self.face, self.whole).portrait
 
-    def sound(self, limits: Limits, cut: Callable[[], None]) -> Iterator[np.ndarray]:
-        """Speech at 16 kHz in pieces, as it is spoken; no more of it than allowed, and ``cut`` is called where there
-        would be more.
+    def sound(self, limits: Limits, cut: Callable[[], None]) -> Iterator[Sound]:
+        """Speech in pieces as it is spoken, with its own rate and channels; no more of it than allowed, and ``cut`` is
+        called where there would be more.
 
         Raises:
             BadInput: nothing to say, too much of it, or no such voice.
         """
         if self.audio is not None:
-            heard = read_audio(self.audio)
-            pieces = iter(np.array_split(heard, max(1, round(len(heard) / PIECE_SECONDS / SAMPLE_RATE))))
+            pieces = _pieces(read_sound(self.audio, longest=LONGEST_UPLOAD))
         elif not self.text.strip():
             raise BadInput("There is nothing to say yet: type a text, or record or drop speech.")
         elif len(self.text) > limits.letters:
             raise BadInput(f"The text has {len(self.text)} letters, more than {limits.letters}: shorten it.")
         else:
-            pieces = ahead(speak([self.text], voice_named(self.voice)))
-        return _up_to(pieces, round(limits.seconds * SAMPLE_RATE), cut)
+            pieces = ahead(speak_sound([self.text], voice_named(self.voice)))
+        return _up_to(pieces, limits.seconds, cut)
 
 
-def _up_to(pieces: Iterator[np.ndarray], samples: int, cut: Callable[[], None]) -> Iterator[np.ndarray]:
+def _pieces(sound: Sound) -> Iterator[Sound]:
+    length = max(1, round(PIECE_SECONDS * sound.rate))
+    for start in range(0, sound.samples.shape[1], length):
+        yield Sound(sound.samples[:, start : start + length], sound.rate, sound.layout)
+
+
+def _up_to(pieces: Iterator[Sound], seconds: float, cut: Callable[[], None]) -> Iterator[Sound]:
+    taken = 0
     for piece in pieces:
-        if samples:
-            yield piece[:samples]
-        if len(piece) > samples:
+        left, length = round(seconds * piece.rate) - taken, piece.samples.shape[1]
+        if left > 0:
+            yield Sound(piece.samples[:, :left], piece.rate, piece.layout)
+        if length > left:
             cut()
             return
-        samples -= len(piece)
+        taken += length

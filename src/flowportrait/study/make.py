@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.errors import BadInput
+from flowportrait.prompts import VIDEO_SUFFIXES
 from flowportrait.study.plan import ANSWERS, MEDIA, PLAN, Comparison, Study
 from flowportrait.study.playable import make_playable, make_ruined
 
-SUFFIXES = {".mp4", ".mov", ".webm", ".avi", ".mkv", ".m4v", ".mpg"}
 ABOUT = ("prompt", "speaker", "portrait", "split")
 
 
@@ -105,7 +105,7 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _videos(folder: Path) -> dict[str, Path]:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
     if not files:
         raise BadInput(f"No videos (mp4, mov, webm, avi, mkv) in {folder}.")
     return {path.stem: path for path in files}
@@ -150,12 +150,12 @@ def _facts(about: Path | None) -> dict[str, dict[str, str]]:
         return {}
     facts = {}
     try:
-        for number, line in enumerate(about.read_text().splitlines(), 1):
+        for number, line in enumerate(about.read_text(encoding="utf-8").splitlines(), 1):
             row = json.loads(line)
             if unknown := sorted(set(row) - {"name", *ABOUT}):
                 known = ", ".join(("name", *ABOUT))
                 raise BadInput(f"{about}, line {number}: unknown key '{unknown[0]}'; known are {known}.")
             facts[row["name"]] = {key: str(row[key]) for key in ABOUT if row.get(key)}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadInput(f"{about} cannot be read: give JSON lines with 'name' and any of {', '.join(ABOUT)}.") from error
     return facts

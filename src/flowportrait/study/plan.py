@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,8 @@ from flowportrait.written import write_json
 
 FORMAT, VERSION = "flowportrait study", 1
 PLAN, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
+MOST_PARTICIPANTS = 1000
+"""Who may begin a study, unless its owner says otherwise: nobody fills the disk."""
 
 QUESTIONS: dict[Aspect, str] = {
     "sync": "Whose lips fit the speech better?",
@@ -114,19 +117,24 @@ class Study:
         """
         path = folder / PLAN
         try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise BadInput(f"{folder} holds no study ({PLAN}): run 'flowportrait study make' first.") from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise BadInput(f"{path} is not a study: run 'flowportrait study make' first.")
         version = data.pop("version", None)
         if version != VERSION:
             raise BadInput(f"{path} has version {version}, this program reads {VERSION}: make the study again.")
-        comparisons = tuple(from_dict(Comparison, one) for one in data.pop("comparisons", []))
+        listed = data.pop("comparisons", [])
+        if not isinstance(listed, list):
+            raise BadInput(f"{path} compares nothing: make the study again.")
+        comparisons = tuple(from_dict(Comparison, one) for one in listed)
         study = replace(from_dict(cls, {**data, "comparisons": []}), comparisons=comparisons)
         if not study.pairs:
             raise BadInput(f"{path} compares nothing: make the study again.")
         for name in sorted(study.files):
+            if re.fullmatch(r"[\w-][\w.-]*", name) is None:
+                raise BadInput(f"{path} names a video {name[:80]!r}, which is no name of a file: make the study again.")
             if not (folder / MEDIA / name).is_file():
                 raise BadInput(f"{folder / MEDIA / name} is missing: copy the whole study folder or make it again.")
         return study

@@ -15,7 +15,10 @@ import numpy as np
 from flowportrait.corruption import Footage, corrupt
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.bounded import LOCAL, bounded_frames, read_clip
+from flowportrait.media.container import open_media, sound_stream, video_stream
+from flowportrait.media.remux import remux
+from flowportrait.media.video import SAMPLES_PER_FRAME
 from flowportrait.media.write_video import write_video
 
 RUINED = (("still", 1.0), ("blur", 6.0), ("colour pumping", 60.0))
@@ -30,9 +33,8 @@ def make_playable(source: Path, target: Path) -> bool:
     """
     if _copied(source, target):
         return False
-    footage = load(source)
-    assert footage.frames is not None
-    write_video(target, iter(footage.frames), footage.audio)
+    sound = read_audio(source, longest=LOCAL.seconds + 1) if has_audio(source) else None
+    write_video(target, bounded_frames(source), sound)
     return True
 
 
@@ -50,36 +52,33 @@ def make_ruined(source: Path, target: Path) -> None:
 
 
 def load(path: Path) -> Footage:
-    """Frames and, where there is sound, audio cut or padded to them."""
-    frames = np.stack(list(iter_frames(path)))
-    if not has_audio(path):
+    """Frames and, where there is sound, audio cut or padded to them.
+
+    Raises:
+        BadInput: the file cannot be read, or holds more than ``media.bounded.LOCAL`` allows.
+    """
+    frames, heard = read_clip(path)
+    if heard is None:
         return Footage(frames)
-    audio, heard = np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32), read_audio(path)
+    audio = np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
     audio[: len(heard)] = heard[: len(audio)]
     return Footage(frames, audio)
 
 
 def _copied(source: Path, target: Path) -> bool:
     """Packets into a fresh mp4, where browsers can play them as they are."""
-    for _ in iter_frames(source):
+    for _ in bounded_frames(source):
         pass  # a file that does not play to its end is found now, not by a participant
     partial = target.with_name(f".{target.name}.partial.mp4")
     try:
-        with av.open(str(source)) as given:
-            video = given.streams.video[0]
-            sound = given.streams.audio[0] if given.streams.audio else None
+        with open_media(source) as given:
+            video, sound = video_stream(given), sound_stream(given)
+            assert video is not None
             tracks = [video] if sound is None else [video, sound]
             plays = video.codec_context.name == "h264" and video.codec_context.pix_fmt == "yuv420p"
             if not plays or (sound is not None and sound.codec_context.name != "aac") or _turned(video):
                 return False
-            with av.open(str(partial), "w", options={"movflags": "+faststart"}) as fresh:
-                streams = {track.index: fresh.add_stream_from_template(track) for track in tracks}
-                for stream in streams.values():
-                    stream.metadata.clear()
-                for packet in given.demux(*tracks):
-                    if packet.dts is not None:
-                        packet.stream = streams[packet.stream.index]
-                        fresh.mux(packet)
+            remux(given, tracks, partial)
         os.replace(partial, target)
         return True
     except (av.FFmpegError, OSError) as error:

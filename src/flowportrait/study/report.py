@@ -35,7 +35,7 @@ def render_report(analysis: dict[str, Any]) -> str:
     if notes:
         body += ["<h2>Left out</h2><ul>", *(f"<li>{note}</li>" for note in notes), "</ul>"]
     title = escape(analysis["study"])
-    style = (files("flowportrait") / "study" / "page" / "analysis.css").read_text()
+    style = (files("flowportrait") / "study" / "page" / "analysis.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
         f"<title>{title}</title><style>{style}</style><h1>{title}</h1>{''.join(body)}</html>"

@@ -12,28 +12,27 @@ there are no cookies, and nothing is loaded from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flowportrait.preference.pairs import Aspect, Label
-from flowportrait.study.plan import MEDIA, QUESTIONS, Study, Trial
-from flowportrait.study.store import Store
+from flowportrait.study.plan import MEDIA, MOST_PARTICIPANTS, QUESTIONS, Study, Trial
+from flowportrait.study.store import Store, StudyFull
+from flowportrait.web_server import LOOPBACK, RequestGuard
 
 PAGE = {"index.html": "text/html", "study.css": "text/css", "study.js": "text/javascript"}
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+LARGEST_ANSWER = 4096
+"""Bytes of a request's body."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    # The link is what lets somebody continue a session: it is not told to others.
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
 }
 Choice = Literal["left", "same", "right"]
 
@@ -45,8 +44,9 @@ class Given(BaseModel, extra="forbid"):
     choice: Choice
 
 
-def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
-    """The application over a study folder; ``hosts``: names under which it may be called, ``*`` for any.
+def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int = MOST_PARTICIPANTS) -> FastAPI:
+    """The application over a study folder; ``hosts``: names under which it may be called; ``participants``: how many
+    may begin.
 
     Raises:
         BadInput: the folder holds no study, or its answers belong to another one.
@@ -54,16 +54,11 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
     study = Study.load(folder)
     store = Store(folder, study)
     app = FastAPI(title=study.title, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(
+        RequestGuard, hosts=hosts, largest_body=LARGEST_ANSWER, content_types={"/api/": ("application/json",)},
+        headers=HEADERS,
+    )  # fmt: skip
     page = Path(str(files("flowportrait") / "study" / "page"))
-
-    @app.middleware("http")
-    async def with_headers(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call(request)
-        response.headers.update(HEADERS)
-        if request.url.path.startswith("/api/"):
-            response.headers["Cache-Control"] = "no-store"
-        return response
 
     def trials(token: str) -> list[Trial]:
         number = store.number(token)
@@ -104,7 +99,10 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
 
     @app.post("/api/participants")
     def begin() -> dict[str, str]:
-        return {"token": store.begin()}
+        try:
+            return {"token": store.begin(participants)}
+        except StudyFull:
+            raise HTTPException(403, "This study has all the participants that it can take.") from None
 
     @app.get("/api/participants/{token}")
     def progress(token: str) -> dict[str, Any]:

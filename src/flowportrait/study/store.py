@@ -29,6 +29,10 @@ Answers = dict[str, dict[Aspect, Label]]
 """Comparison → aspect → label, A meaning the comparison's a whatever side it was shown on."""
 
 
+class StudyFull(Exception):
+    """Nobody else may begin."""
+
+
 class Store:
     """The answers of one study.
 
@@ -57,13 +61,19 @@ class Store:
             with base:
                 yield base
 
-    def begin(self) -> str:
-        """A new participant's link token."""
+    def begin(self, most: int | None = None) -> str:
+        """A new participant's link token.
+
+        Raises:
+            StudyFull: ``most`` have begun already.
+        """
         token = secrets.token_urlsafe(12)
         with self._open() as base:
             # Taking the lock before counting gives two who begin at once two numbers.
             base.execute("BEGIN IMMEDIATE")
             number = base.execute("SELECT COALESCE(MAX(number), -1) + 1 FROM participants").fetchone()[0]
+            if most is not None and number >= most:
+                raise StudyFull
             base.execute("INSERT INTO participants VALUES (?, ?)", (token, number))
         return token
 
@@ -79,8 +89,13 @@ class Store:
             base.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", (token, comparison, aspect, label))
 
     def answers(self, token: str) -> Answers:
-        """What one participant said so far."""
-        return self.everything().get(self.number(token), {})
+        """What one participant said so far; the answers of others are not read."""
+        found: Answers = {}
+        with self._open() as base:
+            rows = base.execute("SELECT comparison, aspect, label FROM answers WHERE token = ?", (token,)).fetchall()
+        for comparison, aspect, label in rows:
+            found.setdefault(comparison, {})[aspect] = label
+        return found
 
     def withdraw(self, token: str) -> None:
         """Forget what a participant answered; the number stays taken."""

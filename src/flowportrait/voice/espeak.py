@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 import threading
 from functools import lru_cache
-from math import gcd
 from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import Sound
 from flowportrait.voice.scripts import LANGUAGE, LATIN
 
 NAME = "espeak"
@@ -49,7 +48,7 @@ class Espeak:
         own = self.language.split("+")[0].split("-")[0]
         return language == own or (language == LATIN and own not in LANGUAGE.values())
 
-    def say(self, sentence: str) -> np.ndarray:
+    def say(self, sentence: str) -> Sound:
         """See ``Voice``."""
         pieces: list[np.ndarray] = []
 
@@ -64,11 +63,8 @@ class Espeak:
             self._choose()
             self._library.espeak_SetSynthCallback(heard)
             self._library.espeak_Synth(text, len(text), 0, 0, 0, _UTF8, None, None)
-        if not pieces:
-            return np.zeros(0, np.float32)
-        wave = np.concatenate(pieces).astype(np.float32) / 32768.0
-        common = gcd(16_000, self._rate)
-        return np.asarray(resample_poly(wave, 16_000 // common, self._rate // common), np.float32)
+        wave = np.concatenate([np.zeros(0, np.int16), *pieces]).astype(np.float32) / 32768.0
+        return Sound(wave[None], self._rate, "mono")
 
     def _choose(self) -> None:
         if self._library.espeak_SetVoiceByName(self.language.encode()) != 0:

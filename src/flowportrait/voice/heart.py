@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import Sound
 from flowportrait.voice.scripts import LATIN
 
 NAME = "heart"
@@ -35,7 +35,6 @@ class Heart:
         """See ``Voice``."""
         return language == LATIN
 
-    def say(self, sentence: str) -> np.ndarray:
+    def say(self, sentence: str) -> Sound:
         """See ``Voice``."""
-        spoken = self._speech(sentence, seed=0)
-        return np.asarray(resample_poly(spoken, 16_000, _RATE), np.float32) if len(spoken) else np.zeros(0, np.float32)
+        return Sound(np.asarray(self._speech(sentence, seed=0), np.float32).reshape(1, -1), _RATE, "mono")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
+from flowportrait.media.audio import Sound
 
 
 class Voice(Protocol):
@@ -17,8 +17,8 @@ class Voice(Protocol):
     def reads(self, language: str) -> bool:
         """Whether text in this language's script (``en``, ``ru``, ``cmn``, …) comes out as speech."""
 
-    def say(self, sentence: str) -> np.ndarray:
-        """Samples ``[N]`` float32 at 16 kHz; none for a sentence without anything to say.
+    def say(self, sentence: str) -> Sound:
+        """One channel at the voice's own rate; no samples for a sentence without anything to say.
 
         Raises:
             BadInput: the voice cannot be reached.

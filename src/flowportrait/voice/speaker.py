@@ -1,6 +1,6 @@
 """Text to sound, sentence by sentence, so that a portrait speaks the first words while the rest is still to come.
 
-    text ─► sentences ─► stretches of one script ─► voice ─► level ─► 16 kHz pieces, with a pause after each sentence
+    text ─► sentences ─► stretches of one script ─► voice ─► level ─► pieces, with a pause after each sentence
 
 A stretch in a script that the voice does not read is read by espeak in the language the script stands for.
 """
@@ -11,16 +11,22 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from math import gcd
+from typing import TypeVar
 
 import numpy as np
+from scipy.signal import resample_poly
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.mel import level
+from flowportrait.media.tape import speech_of
 from flowportrait.voice.espeak import Espeak
 from flowportrait.voice.interface import Voice
 from flowportrait.voice.scripts import runs
 from flowportrait.voice.sentences import sentences
+
+Piece = TypeVar("Piece")
 
 BEFORE, BETWEEN, AFTER = 0.2, 0.3, 0.5
 """Seconds of silence before the first word, between sentences, and after the last one, while the face comes to rest."""
@@ -30,29 +36,40 @@ _EDGE_RMS = 1e-3
 
 
 def speak(pieces: Iterable[str], voice: Voice) -> Iterator[np.ndarray]:
-    """Yield 16 kHz samples ``[N]`` float32, one array per sentence of the text that comes in ``pieces``.
+    """Yield 16 kHz samples ``[N]`` float32 of what ``speak_sound`` says.
+
+    Raises:
+        BadInput: see ``speak_sound``.
+    """
+    return speech_of(speak_sound(pieces, voice))
+
+
+def speak_sound(pieces: Iterable[str], voice: Voice) -> Iterator[Sound]:
+    """Yield the spoken text, one piece per sentence, in one channel at the voice's own rate, 16 kHz at least.
 
     Raises:
         BadInput: the text holds nothing to say, or a voice fails.
     """
-    spoken = 0
+    rate = 0
     for sentence in sentences(pieces):
-        sound = _sentence(sentence, voice)
-        if not len(sound):
+        stretches = _stretches(sentence, voice)
+        if not any(len(wave) for wave, _ in stretches):
             continue
-        yield np.concatenate([_silence(BETWEEN if spoken else BEFORE), sound])
-        spoken += 1
-    if not spoken:
+        pause = BETWEEN if rate else BEFORE
+        rate = rate or max(SAMPLE_RATE, stretches[0][1])
+        waves = [_resampled(wave, own_rate, rate) for wave, own_rate in stretches]
+        yield Sound(np.concatenate([_silence(pause, rate), *waves])[None], rate, "mono")
+    if not rate:
         raise BadInput("The text holds nothing to say: give words.")
-    yield _silence(AFTER)
+    yield Sound(_silence(AFTER, rate)[None], rate, "mono")
 
 
-def ahead(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def ahead(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """The same pieces, made by a thread up to two in advance: who speaks does not wait for who draws."""
-    waiting: queue.Queue[np.ndarray | BaseException | None] = queue.Queue(_AHEAD)
+    waiting: queue.Queue[Piece | BaseException | None] = queue.Queue(_AHEAD)
     stopped = threading.Event()
 
-    def put(item: np.ndarray | BaseException | None) -> None:
+    def put(item: Piece | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 return waiting.put(item, timeout=0.1)
@@ -79,11 +96,18 @@ def ahead(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         stopped.set()
 
 
-def _sentence(sentence: str, voice: Voice) -> np.ndarray:
-    stretches = [
-        (voice if voice.reads(language) else _espeak(language)).say(words) for language, words in runs(sentence)
-    ]
-    return np.concatenate([np.zeros(0, np.float32), *(_trimmed(level(wave)) for wave in stretches)])
+def _stretches(sentence: str, voice: Voice) -> list[tuple[np.ndarray, int]]:
+    """What a sentence sounds like, stretch by stretch of one script: samples ``[n]``, at speech's loudness and without
+    the silence around them, and their rate."""
+    spoken = [(voice if voice.reads(language) else _espeak(language)).say(words) for language, words in runs(sentence)]
+    return [(_trimmed(level(one.samples[0], one.rate // 100)), one.rate) for one in spoken]
+
+
+def _resampled(wave: np.ndarray, given: int, wanted: int) -> np.ndarray:
+    if given == wanted or not len(wave):
+        return wave
+    common = gcd(given, wanted)
+    return np.asarray(resample_poly(wave, wanted // common, given // common), np.float32)
 
 
 @lru_cache(maxsize=16)
@@ -97,5 +121,5 @@ def _trimmed(wave: np.ndarray) -> np.ndarray:
     return wave[loud[0] : loud[-1] + 1] if len(loud) else wave[:0]
 
 
-def _silence(seconds: float) -> np.ndarray:
-    return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+def _silence(seconds: float, rate: int) -> np.ndarray:
+    return np.zeros(round(seconds * rate), np.float32)

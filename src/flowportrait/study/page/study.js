@@ -23,7 +23,10 @@ function show(name) {
 }
 
 function lost(error) {
-  if (error.status !== 404) {
+  if (error.status === 403) {
+    $("lost-title").textContent = "The study is complete";
+    $("lost-text").textContent = "It has all the participants that it can take. Thank you for coming.";
+  } else if (error.status !== 404) {
     $("lost-title").textContent = "The study cannot be reached";
     $("lost-text").textContent = "Your answers so far are saved. Please reload this page in a moment.";
   }

@@ -1,0 +1,363 @@
+"""Checks that every web server of the package makes before a request reaches it, and the way each of them is run.
+
+    connection ─► whole head within 15 s? ─► Host? Origin? key? content type? ─► body, counted as it arrives ─► app
+
+The checks are one pure ASGI middleware, ``RequestGuard``. A page of another site can neither read from these servers
+nor make them act (``Host`` defeats DNS rebinding; ``Origin`` and ``Sec-Fetch-Site`` defeat forged requests), and no
+request takes more memory or time than is stated here, whether it declares a length or is sent in chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import ipaddress
+import json
+import os
+import re
+import socket
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from flowportrait.errors import BadInput
+
+if TYPE_CHECKING:
+    import uvicorn
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HEADER_SECONDS = 15.0
+"""A connection that has sent no complete request head by then is closed."""
+BODY_SECONDS = 30.0
+"""A body has this long, and a second more for every ``SLOWEST_BODY`` bytes that have arrived."""
+SLOWEST_BODY = 64 * 2**10
+"""Bytes a second below which an upload is given up."""
+BODIES_AT_ONCE = 4
+"""Largest bodies that all requests under way may hold together; one more is answered with 503."""
+MOST_CONNECTIONS = 128
+"""Connections that are served; as many again are answered with 503, any further are closed at once."""
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
+_PATH = re.compile(r"(?:file://|(?<![\w:/.<]))(?:[A-Za-z]:[\\/]|\\\\|~?/)(?=[^\s/])(?:[^'\"/\\:;,\n]+[\\/])*[^\s'\":;,)]*")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class _Refused(Exception):
+    """A body that is too long or too slow; the guard answers."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RequestGuard:
+    """ASGI middleware with the checks of this module; add it last, so that it is asked first.
+
+    Args:
+        app: the application behind it.
+        hosts: names by which the server may be called, without a port. Besides these, the address that the connection
+            was made to is accepted; a page can only use a name that its owner controls.
+        largest_body: bytes of a request's body.
+        content_types: path prefix → media types that a body sent there may have; the first prefix that fits counts.
+        key: a bearer token that every request must carry; None for none.
+        headers: response headers of every answer that does not set them itself.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        hosts: Collection[str] = LOOPBACK,
+        largest_body: int,
+        content_types: Mapping[str, Collection[str]],
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._app, self._key, self._largest = app, key, largest_body
+        self._hosts = frozenset(host.lower().strip("[]") for host in hosts)
+        self._types = dict(content_types)
+        added = {
+            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin", **(headers or {}),
+        }  # fmt: skip
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in added.items()]
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer why not."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await self._answer(send, *refusal)
+        else:
+            await self._pass_on(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and sentence for a request whose head is not acceptable."""
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        if any(len(headers.get(name, ())) > 1 for name in ("host", "origin", "content-type", "authorization")):
+            return 400, "A header of the request is given twice."
+        first = {name: values[0] for name, values in headers.items()}
+        host = _HOST.fullmatch(first.get("host", "").lower())
+        if host is None or not self._is_own_name(host[1].strip("[]"), scope.get("server")):
+            name = first.get("host", "")[:80]
+            return 400, f"This server does not go by the name {name!r}: start it with that name as a public name."
+        if not self._is_own_page(first, first["host"].lower(), scope["method"]):
+            return 403, "Pages of other sites may not use this server."
+        if self._key is not None:
+            given = first.get("authorization", "").encode("latin-1")
+            if not hmac.compare_digest(given, f"Bearer {self._key}".encode()):
+                return 401, "This server asks for its key as a bearer token."
+        length = first.get("content-length", "")
+        if length and (not length.isdigit() or len(length) > 15 or int(length) > self._largest):
+            return 413, self._too_large()
+        if scope["method"] not in _SAFE_METHODS:
+            wanted = next((types for prefix, types in self._types.items() if scope["path"].startswith(prefix)), ())
+            given_type = first.get("content-type", "").partition(";")[0].strip().lower()
+            has_body = "transfer-encoding" in first or length not in ("", "0")
+            if (given_type or has_body) and given_type not in wanted:
+                return 415, f"A body sent here must be of the type {' or '.join(wanted) or 'none'}."
+        return None
+
+    def _is_own_name(self, name: str, server: Sequence[Any] | None) -> bool:
+        if name in self._hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+            return server is not None and address == ipaddress.ip_address(str(server[0]).partition("%")[0])
+        except ValueError:
+            return False
+
+    def _is_own_page(self, headers: Mapping[str, str], host: str, method: str) -> bool:
+        """Whether a browser says that the request comes from a page of this server, or no browser sent it."""
+        site = headers.get("sec-fetch-site", "").lower()
+        if site not in ("", "none", "same-origin"):
+            # Following a link from elsewhere is no misuse; everything else that a foreign page can start is.
+            follows_link = method == "GET" and headers.get("sec-fetch-mode", "").lower() == "navigate"
+            if not follows_link or headers.get("sec-fetch-dest", "").lower() != "document":
+                return False
+        origin = headers.get("origin")
+        if origin is None:
+            return True
+        if origin == "null":
+            # A page whose Referrer-Policy is no-referrer may hide its origin even from itself.
+            return site == "same-origin"
+        try:
+            place = urlsplit(origin.lower())
+            name = place.hostname or ""
+        except ValueError:
+            return False
+        # Behind a proxy the Host may be the server's own name while the page was opened under the public one.
+        return place.netloc == host or (name in self._hosts and name not in LOOPBACK)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        names = {name for name, value in scope["headers"] if name == b"transfer-encoding" or value != b"0"}
+        complete = not names & {b"transfer-encoding", b"content-length"}
+        began, received, started = loop.time(), 0, False
+        refused: _Refused | None = None
+
+        def refuse(status: int, message: str) -> _Refused:
+            nonlocal refused
+            refused = _Refused(status, message)
+            return refused
+
+        async def receive_bounded() -> MutableMapping[str, Any]:
+            nonlocal received, complete
+            if refused is not None:
+                raise refused
+            if complete:
+                return await receive()
+            left = BODY_SECONDS + received / SLOWEST_BODY - (loop.time() - began)
+            try:
+                message = await asyncio.wait_for(receive(), max(left, 0.001))
+            except TimeoutError:
+                raise refuse(408, "The body of the request arrives too slowly.") from None
+            if message["type"] == "http.request":
+                size = len(message.get("body", b""))
+                received, self._held = received + size, self._held + size
+                complete = not message.get("more_body", False)
+                if received > self._largest:
+                    raise refuse(413, self._too_large())
+                if self._held > BODIES_AT_ONCE * self._largest:
+                    raise refuse(503, "Too many large requests at once: try again in a moment.")
+            return message
+
+        async def send_guarded(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            if refused is not None and not started:
+                return
+            if message["type"] == "http.response.start":
+                started = True
+                headers = self._with_added(message.get("headers", ()))
+                if not complete:
+                    # The application does not want the rest of the body: it is not waited for.
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive_bounded, send_guarded)
+        except Exception:
+            if refused is None:
+                raise
+        finally:
+            self._held -= received
+        if refused is not None and not started:
+            await self._answer(send, refused.status, str(refused))
+
+    def _with_added(self, headers: Any) -> list[tuple[bytes, bytes]]:
+        given = [(bytes(name).lower(), bytes(value)) for name, value in headers]
+        present = {name for name, _ in given}
+        return given + [pair for pair in self._headers if pair[0] not in present]
+
+    async def _answer(self, send: Send, status: int, message: str) -> None:
+        """An error in the form that OpenAI's clients and FastAPI's read; what is left of the body is not read."""
+        error = {"message": message, "type": "invalid_request_error", "code": status}
+        body = json.dumps({"error": error, "detail": message}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+                   (b"connection", b"close")]  # fmt: skip
+        if status == 503:
+            headers.append((b"retry-after", b"2"))
+        await send({"type": "http.response.start", "status": status, "headers": self._with_added(headers)})
+        await send({"type": "http.response.body", "body": body})
+
+    def _too_large(self) -> str:
+        return f"The body of the request is larger than {self._largest / 2**20:.3g} MiB."
+
+
+def without_paths(sentence: str, *folders: Path) -> str:
+    """A sentence for a client: each absolute path in it is cut to its last part, so that nobody learns where files are.
+
+    folders: paths that may hold blanks or quotes and are known to occur; these are found exactly.
+    """
+    for folder in folders:
+        for form in {str(folder), str(folder.absolute())}:
+            sentence = sentence.replace(form + os.sep, "").replace(form, folder.name)
+    return _PATH.sub(lambda found: re.split(r"[\\/]", found[0].rstrip("\\/"))[-1], sentence)
+
+
+def public_names(host: str, names: Sequence[str]) -> list[str]:
+    """Names by which a server that listens on ``host`` may be called: loopback's, this computer's where others can
+    reach it, and those that its owner gives.
+
+    Raises:
+        BadInput: one of ``names`` is no name of a host.
+    """
+    for name in names:
+        found = _HOST.fullmatch(name.lower())
+        if found is None or found[2]:
+            raise BadInput(f"--public-name {name} is no host name: give it without https:// and without a port.")
+    if host in LOOPBACK:
+        return [*LOOPBACK, *names]
+    computer = socket.gethostname().lower()
+    every = host in ("0.0.0.0", "::", "")
+    return [*LOOPBACK, computer, f"{computer}.local", *([] if every else [host]), *names]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        BadInput: the address cannot be listened on.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    if os.name == "posix":
+        # Elsewhere this option would let two servers share a port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise BadInput(f"Cannot listen on {host}:{port} ({error}): choose another --port.") from error
+    return listener
+
+
+def address_of(listener: socket.socket, scheme: str = "http") -> str:
+    """``http://HOST:PORT`` of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def make_server(
+    app: Any,
+    ready: Callable[[], None] = lambda: None,
+    certificate: Path | None = None,
+    private_key: Path | None = None,
+    **options: Any,
+) -> uvicorn.Server:
+    """A uvicorn server with the limits of this module; ``.run(sockets=[listener])`` serves until Ctrl-C.
+
+    ready: called once connections are accepted; certificate and private_key: PEM files, for https. Nothing is logged
+    but faults.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+    given: dict[str, Any] = {
+        "http": _timed_protocol(), "ws": "none", "limit_concurrency": MOST_CONNECTIONS, "log_level": "warning",
+        "access_log": False, "server_header": False, "ssl_certfile": certificate, "ssl_keyfile": private_key,
+    }  # fmt: skip
+    return Server(uvicorn.Config(app, **given | options))
+
+
+@functools.cache
+def _timed_protocol() -> Any:
+    """uvicorn's HTTP/1.1 protocol, which by itself waits for a request's head for ever."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class TimedProtocol(H11Protocol):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self._head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > 2 * MOST_CONNECTIONS:
+                transport.abort()
+                return
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._cancel_head_timer()
+            elif self._head_timer is None and not self.transport.is_closing():
+                self._await_head()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # A next request that was already begun must be completed in time as well.
+            if self.cycle is None or self.cycle.response_complete:
+                self._cancel_head_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cancel_head_timer()
+            super().connection_lost(exc)
+
+        def _await_head(self) -> None:
+            self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+        def _cancel_head_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return TimedProtocol

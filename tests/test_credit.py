@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
+from flowportrait.posttrain.advantage import Allocation, extremes, spread
 from flowportrait.posttrain.credit import CreditConfig, assign
 from flowportrait.posttrain.normalise import deviations, win_rates
+from flowportrait.posttrain.objective.dpo import pairs
+from flowportrait.posttrain.trajectory import finished
 from flowportrait.reward.interface import Score, all_valid
 
 GROUP = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
@@ -149,3 +154,127 @@ def test_settings_are_typed() -> None:
     assert (chosen.std, chosen.win_rate, chosen.caps) == ("batch", ("judge", "sync"), {"sync": 0.3})
     with pytest.raises(BadInput, match="choose one of group, batch, largest, none"):
         override(CreditConfig(), ["std=median"])
+
+
+def partial(valid: list[bool], value: list[float]) -> Score:
+    known = torch.tensor(valid)
+    return Score(torch.tensor(value).where(known, torch.tensor(torch.nan)), known)
+
+
+def advantages(scores: dict[str, Score], group: torch.Tensor, allocation: Allocation | None = None, **settings: Any):  # type: ignore[no-untyped-def]
+    """Advantages as objectives get them."""
+    credit = assign(scores, group, 1, dict.fromkeys(scores, 1.0), CreditConfig(**settings))
+    rollout = finished(None, torch.zeros(len(group), 1, 4), group, torch.arange(len(group)))
+    halves = {"upper": torch.tensor([1.0, 1, 0, 0]), "lower": torch.tensor([0.0, 0, 1, 1])}
+    return spread(credit, rollout, allocation or Allocation(), halves)
+
+
+def test_a_clip_that_one_reward_could_not_judge_wins_no_pair_though_its_sum_is_the_largest() -> None:
+    group = torch.zeros(4, dtype=torch.long)
+    scores = {
+        "a": partial([False, True, True, True], [0.0, 3.0, 2.0, 1.0]),
+        "b": partial([True] * 4, [2.0, 0.0, 1.0, 1.0]),
+    }
+    advantage = advantages(scores, group)
+    value = advantage.value[:, 0, 0]
+    assert int(value[:, 0].argmax()) == 0
+    assert advantage.is_judged.tolist() == [False, True, True, True]
+    real = torch.zeros(4, dtype=torch.bool)
+    winner, loser, _ = pairs(value, group, real, advantage.valid[:, 0, 0])
+    assert 0 not in (*winner.tolist(), *loser.tolist())
+    assert pairs(value, group, real)[0].tolist() == [0], "without the mask it would have won"
+
+
+def test_a_clip_that_nothing_judged_is_left_out_and_one_that_is_average_is_not() -> None:
+    group = torch.zeros(4, dtype=torch.long)
+    advantage = advantages({"a": partial([False, True, True, True], [0.0, 1.0, 2.0, 3.0])}, group)
+    assert advantage.value[:, 0, 0, 0].tolist() == [0.0, -1.0, 0.0, 1.0]
+    assert advantage.is_judged.tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("when", ["apart", "summed"])
+def test_a_reward_that_tells_a_group_nothing_leaves_nobody_out(when: str) -> None:
+    """A scorer that was away, one that scored a single sibling, and one whose spread is within its noise."""
+    group = torch.zeros(4, dtype=torch.long)
+    some = [False, True, True, True]
+    scores = {
+        "a": partial([True] * 4, [4.0, 3.0, 2.0, 1.0]), "away": partial([False] * 4, [0.0] * 4),
+        "single": partial([True, False, False, False], [1.0] * 4),
+        "noisy": partial(some, [1.0, 1.1, 1.0, 1.0])._replace(noise=1.0),
+    }  # fmt: skip
+    assert advantages(scores, group, when=when).is_judged.all()
+
+
+def test_groups_of_one_learn_from_the_aspects_that_were_rated() -> None:
+    """Rated clips are compared with the whole batch: no sibling has what one of them lacks."""
+    scores = {
+        "a": partial([True, True, True, False], [5.0, 3, 1, 1]),
+        "b": partial([True, True, False, True], [1.0] * 4),
+    }
+    assert advantages(scores, torch.arange(4), among="batch").is_judged.all()
+
+
+def test_a_region_is_left_out_where_what_pays_it_could_not_judge() -> None:
+    group = torch.zeros(4, dtype=torch.long)
+    scores = {"a": partial([False, True, True, True], [0.0, 1, 2, 3]), "b": partial([True] * 4, [4.0, 3, 2, 1])}
+    advantage = advantages(scores, group, Allocation(regions={"a": "upper", "b": "lower"}))
+    assert advantage.valid[:, 0, 0].tolist() == [[False, True], [True, True], [True, True], [True, True]]
+    assert advantage.is_judged.all()
+
+
+def test_the_best_and_the_worst_of_a_group_were_judged_while_there_are_enough_of_them() -> None:
+    score, group = torch.tensor([9.0, 5, 1, 3, 2, -9]), torch.zeros(6, dtype=torch.long)
+    valid = torch.tensor([False, True, True, True, True, False])
+    assert extremes(score, group, 2, valid).tolist() == [1, 2]
+    assert extremes(score, group, 4, valid).tolist() == [1, 2, 3, 4]
+    few = torch.tensor([False, True, True, False, False, False])
+    assert {1, 2} <= set(extremes(score, group, 4, few).tolist())
+    assert len(extremes(score, group, 4, few)) == 4
+
+
+REFERENCE = torch.tensor([True, True, True, True, False])
+"""Four samples of a group's own and a real clip."""
+
+
+@pytest.mark.parametrize("std", ["group", "batch", "largest", "none"])
+@pytest.mark.parametrize("win_rate", [(), ("r",)])
+def test_what_is_measured_against_a_group_leaves_it_as_it_was(std: str, win_rate: tuple[str, ...]) -> None:
+    group = torch.zeros(5, dtype=torch.long)
+    config = CreditConfig(std=std, win_rate=win_rate, baseline="leave_one_out")  # type: ignore[arg-type]
+    value = torch.tensor([1.0, 2, 3, 5, 40])
+    whole = assign({"r": all_valid(value)}, group, 1, {"r": 1.0}, config, REFERENCE)
+    alone = assign({"r": all_valid(value[:4])}, group[:4], 1, {"r": 1.0}, config)
+    assert torch.equal(whole.advantage[:4], alone.advantage)
+    assert whole.advantage[4] > (0 if win_rate else whole.advantage[:4].max())
+    assert whole.metrics == alone.metrics
+
+
+def exemplar(value: float, noise: float = 0.0, own: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0), **settings: Any) -> float:
+    """The advantage of a real clip with this score beside four samples."""
+    score = all_valid(torch.tensor([*own, value]))._replace(noise=noise)
+    config = CreditConfig(limit=1e9, **settings)
+    group = torch.zeros(5, dtype=torch.long)
+    return float(assign({"r": score}, group, 1, {"r": 1.0}, config, REFERENCE).advantage[4, 0])
+
+
+def test_a_real_clip_is_credited_through_gate_caps_floors_and_win_rates() -> None:
+    spread_ = torch.tensor([1.0, 2, 3, 4]).std()
+    assert exemplar(22.1) == pytest.approx(float((22.1 - 2.5) / spread_))
+    assert exemplar(22.1) > 15
+    assert exemplar(22.1, caps={"r": 4.0}) == pytest.approx(float((4.0 - 2.5) / spread_))
+    assert exemplar(-20.0, floors={"r": 1.0}) == pytest.approx(float((1.0 - 2.5) / spread_))
+    assert exemplar(22.1, noise=2.0) == 0.0
+    # It beats everybody, as the best of the samples does among the others.
+    assert exemplar(22.1, win_rate=("r",), std="none") == pytest.approx(0.5)
+    assert exemplar(4.1, win_rate=("r",), std="none") == pytest.approx(0.5)
+    assert exemplar(2.5, win_rate=("r",), std="none") == pytest.approx(0.0)
+
+
+def test_a_real_clip_is_credited_chunk_by_chunk_too() -> None:
+    dense = torch.zeros(5, 6)
+    dense[:4] = torch.tensor([1.0, 2, 3, 4])[:, None]
+    dense[4, :3], dense[4, 3:] = 2.5, 10.0
+    score = Score(dense.mean(1), torch.ones(5, dtype=torch.bool), dense)
+    config = CreditConfig(dense=1.0, limit=1e9)
+    own = assign({"r": score}, torch.zeros(5, dtype=torch.long), 2, {"r": 1.0}, config, REFERENCE).advantage[4]
+    assert own.tolist() == pytest.approx([0.0, float(7.5 / torch.tensor([1.0, 2, 3, 4]).std())])

@@ -11,7 +11,7 @@ import torch
 
 from flowportrait.codec.ease import ease
 from flowportrait.errors import BadInput
-from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.posttrain.credit import CreditConfig
@@ -40,7 +40,7 @@ def taught(name: str, **changes: Any) -> Trainer:
 def test_a_teachers_mean_velocity_is_where_its_own_solver_ends() -> None:
     run = taught("distil", plan=NoNoise(steps=2, keep_path=True))
     trajectory = run.collect().trajectory
-    points = Distil().points(trajectory, (0,))
+    points = Distil().points(trajectory, NoiseKey(0))
     with torch.no_grad(), run.being(TEACHER):
         assert run.policy.config.guidance == 1.5
         mean = run.velocity(trajectory, points, 4)
@@ -67,7 +67,8 @@ def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
     with torch.no_grad(), run.being(TEACHER):
         session, made = run.policy.session(condition), []
         for chunk in range(condition.chunks):
-            noise = torch.stack([unit_noise(run.policy.latent_dim, 0, 0, group * 4, chunk, -1) for group in range(3)])
+            drawn = (run.noise_key.normal(run.policy.latent_dim, "start", 4 * group, chunk) for group in range(3))
+            noise = torch.stack(list(drawn))
             field = partial(run.policy.velocity, context=session.context())
             x = solve(field, run.policy.begin(noise), shifted(8))
             made.append(session.append(x))
@@ -86,6 +87,14 @@ def test_only_what_the_teacher_does_better_is_learned() -> None:
     weight = gated(Advantage(credit.advantage[:, :, None, None]), better).value.exp()
     assert (weight[1] == 0).all()
     assert (weight[0] > 0).all()
+
+
+def test_a_witness_that_could_not_be_judged_teaches_nothing() -> None:
+    """Its zero would pass for an average performance and be better than the worst of the student's."""
+    own, group = all_valid(torch.tensor([0.0, 3.0, 0.0, 3.0])), torch.tensor([0, 0, 1, 1])
+    shown = all_valid(torch.tensor([torch.nan, torch.nan, torch.nan, 2.0]))
+    better = compared({"lift": own}, group, {"lift": shown}, 1, {"lift": 1.0}, CreditConfig())[1]
+    assert better[:, 0].tolist() == [False, False, True, False]
 
 
 def test_a_start_is_drawn_as_delivered_once_it_has_taught() -> None:

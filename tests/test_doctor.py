@@ -166,6 +166,24 @@ def test_a_run_stops_when_evaluation_stays_worse_while_rewards_rise() -> None:
     assert not should_stop(flat, patience=3)
 
 
+@pytest.mark.parametrize(
+    ("values", "worse"),
+    [
+        ((-0.5, -0.49, -0.48, -0.47, -0.47), False), ((-0.5, -0.4, -0.2, 0.1, 0.2), False),
+        ((-0.5, -0.6, -0.7, -0.7, -0.7), True), ((-0.01, -0.008, -0.012, -0.01, -0.012), False),
+        ((0.0, 0.001, -0.002, -0.003, -0.001), False), ((0.02, -0.1, -0.1, -0.2, -0.1), True),
+        ((0.5, 0.46, 0.47, 0.46, 0.47), False), ((0.5, 0.44, 0.43, 0.44, 0.43), True),
+    ],
+    ids=["better", "across zero", "worse", "noise", "from zero", "through zero", "within", "beyond"],
+)  # fmt: skip
+def test_an_evaluation_of_either_sign_is_worse_when_it_falls_and_not_when_it_rises(
+    values: tuple[float, ...], worse: bool
+) -> None:
+    seen = looks(*values)
+    assert (should_stop(seen, patience=3) is not None) == worse
+    assert ("hacking" in [finding.kind for finding in examine(seen, {})]) == worse
+
+
 def test_the_best_look_is_evaluations_and_exaggeration_is_no_merit() -> None:
     assert liked_best(looks(1.0, 1.1, 1.2))
     assert not liked_best(looks(1.0, 1.3, 1.2))

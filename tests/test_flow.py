@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowportrait.flow.kernel import KERNELS, Step, cps, dance_sde, flow_sde, longcat_sde, ode
-from flowportrait.flow.noise import seed_of, unit_noise
+from flowportrait.flow.kernel import KERNELS, Step, cps, dance_sde, flow_sde, kernel_named, longcat_sde, ode
+from flowportrait.flow.noise import _USES, NoiseKey, Use, seed_of, unit_noise
 from flowportrait.flow.path import interpolate, predict_data, predict_noise, target_velocity
 from flowportrait.flow.ratio import gaussian_kl, log_ratio
 from flowportrait.flow.schedule import shifted
@@ -67,6 +68,23 @@ def test_flow_sde_starts_at_pure_noise_without_diverging() -> None:
     assert torch.allclose(torch.stack(nearly), torch.stack(exactly), atol=1e-4)
     step = flow_sde(0.7)(torch.tensor(1.0), torch.tensor(0.9))
     assert all(torch.isfinite(c) for c in step)
+
+
+@pytest.mark.parametrize("steps", [2, 6, 10, 25])
+@pytest.mark.parametrize("name", ["flow-sde", "longcat-sde"])
+def test_the_first_step_is_the_authors_and_version_1_keeps_its_own(name: str, steps: int) -> None:
+    """Flow-GRPO's code: std = η·√(σ/(1 − where(σ == 1, σ₂, σ)))·√−dt. In version 1 the first s is √σ₂ of that."""
+    sigmas = shifted(steps).double()
+    first, second = sigmas[:2]
+    authors = 0.3 * torch.sqrt(first / (1 - second)) * torch.sqrt(first - second)
+    now, then = (kernel_named(name, 0.3, version)(first, second).s for version in (2, 1))
+    assert float(now) == pytest.approx(float(authors))
+    assert float(then) == pytest.approx(float(authors * second.sqrt()))
+    if steps == 6:
+        assert float(then / now) == pytest.approx(0.913, abs=5e-4)
+    for later, following in itertools.pairwise(sigmas[1:-1]):
+        one, other = (kernel_named(name, 0.3, version)(later, following) for version in (2, 1))
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _gaussian_field(mean: float, std: float):  # type: ignore[no-untyped-def]
@@ -155,6 +173,67 @@ def test_the_expected_ratio_under_the_old_policy_is_one() -> None:
 def test_noise_is_a_function_of_its_key(key: list[int]) -> None:
     assert torch.equal(unit_noise(8, *key), unit_noise(8, *key))
     assert seed_of(*key) != seed_of(*key[:-1], key[-1] + 1)
+
+
+SAMPLES, CHUNKS, STEPS = 48 * 24, 40, 25
+"""More than any recipe has in an iteration: the authors' 48 groups of 24, 6.4 s, 25 steps."""
+
+
+def test_no_two_places_of_an_iteration_have_a_number_in_common() -> None:
+    """The counters of all places differ, none of their first words is used, and Philox permutes counters."""
+    key = NoiseKey(0, 7)
+    places = {
+        key.counter(use, sample, chunk, step)
+        for use in _USES for sample in range(0, SAMPLES, 13) for chunk in range(CHUNKS) for step in range(STEPS)
+    }  # fmt: skip
+    assert len(places) == len(_USES) * len(range(0, SAMPLES, 13)) * CHUNKS * STEPS
+    assert all(position == 0 for position, *_ in places)
+    drawn = {
+        tuple(key.normal(4, use, sample, chunk, step).tolist())
+        for use in _USES for sample in range(96) for chunk in range(6) for step in range(6)
+    }  # fmt: skip
+    assert len(drawn) == len(_USES) * 96 * 6 * 6
+
+
+Places = st.tuples(
+    st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.sampled_from(_USES), st.integers(0, 2**63 - 1),
+    st.integers(0, 2**31), st.integers(0, 2**31),
+)  # fmt: skip
+
+
+@given(Places, Places)
+def test_different_places_have_different_keys_or_counters(
+    one: tuple[int, int, Use, int, int, int], other: tuple[int, int, Use, int, int, int]
+) -> None:
+    """For every seed, iteration, use, sample (63 bits: those of a tree are hashes), chunk and step."""
+    keys = [(place[:2], NoiseKey(*place[:2]).counter(*place[2:])) for place in (one, other)]
+    assert (keys[0] == keys[1]) == (one == other)
+    same = NoiseKey(*one[:2]).normal(3, *one[2:])
+    assert torch.equal(same, NoiseKey(*one[:2]).normal(3, *one[2:]))
+    assert torch.equal(same, NoiseKey(*other[:2]).normal(3, *other[2:])) == (one == other)
+
+
+def test_version_1_gave_two_places_the_same_noise_and_is_kept_as_it_was() -> None:
+    old, new = NoiseKey(5, 3, version=1), NoiseKey(5, 3)
+    assert torch.equal(old.normal(8, "forward", 4), old.normal(8, "step", 2, 4, 1))
+    assert not torch.equal(new.normal(8, "forward", 4), new.normal(8, "step", 2, 4, 1))
+    assert torch.equal(old.normal(8, "start", 9, 2), unit_noise(8, 5, 3, 9, 2, -1))
+    # torch's generators read 32 bits of a seed, so that version 1 repeats itself within an iteration of the authors'.
+    seeds = [seed_of(5, 3, sample, chunk, step) & 0xFFFFFFFF
+             for sample in range(1152) for chunk in range(18) for step in range(10)]  # fmt: skip
+    assert len(set(seeds)) < len(seeds)
+
+
+def test_keyed_noise_is_standard_normal_and_its_places_are_uncorrelated() -> None:
+    draws = torch.stack([NoiseKey(1, i).normal(2000, "step", 3, 1, 4) for i in range(50)])
+    assert float(draws.mean()) == pytest.approx(0.0, abs=0.015)
+    assert float(draws.std()) == pytest.approx(1.0, abs=0.01)
+    correlation = torch.corrcoef(draws) - torch.eye(50)
+    assert correlation.abs().max() < 5 / 2000**0.5
+    level = NoiseKey(1).uniform(20_000, "level", 2)
+    assert level.dtype == draws.dtype == torch.float32
+    assert (float(level.min()), float(level.max())) == pytest.approx((0.0, 1.0), abs=1e-3)
+    assert set(NoiseKey(1).integers(4, 200, "history").tolist()) == {0, 1, 2, 3}
 
 
 def test_schedules_run_from_one_to_zero_and_shift_spends_steps_at_high_noise() -> None:

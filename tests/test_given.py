@@ -16,6 +16,7 @@ from flowportrait.cli import main
 from flowportrait.codec.motion_file import write_motion
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.errors import BadInput
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.posttrain.given import Family, Given, GivenTask, damaged, score_pair, windows
 from flowportrait.posttrain.given_clips import read_families
@@ -58,7 +59,7 @@ def run(families: list[Family], recipe: Recipe | None = None, learning_rate: flo
 def weigh(trainer: Trainer, objective: DPO | Threshold, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and its gradient in the head, on the first batch, at the weights now in the policy."""
     trajectory = trainer.collect().trajectory
-    points = objective.points(trajectory, (0,))
+    points = objective.points(trajectory, NoiseKey(0))
     with torch.no_grad(), trainer.roles.use("ref"):
         reference = trainer.velocity(trajectory, points)
     live = trainer.velocity(trajectory, points)
@@ -101,7 +102,7 @@ def test_a_tie_makes_no_pair() -> None:
 def test_the_derived_beta_is_the_constant_one_shrunk_with_the_noise() -> None:
     trainer = run(preferred())
     trajectory = trainer.collect().trajectory
-    points = DPO().points(trajectory, (0,))
+    points = DPO().points(trajectory, NoiseKey(0))
     level = 0.3
     points = Points(points.x, torch.full_like(points.sigma, level), points.target)
     live, reference = torch.randn(2, *points.x.shape)
@@ -114,7 +115,7 @@ def test_the_derived_beta_is_the_constant_one_shrunk_with_the_noise() -> None:
 def test_each_region_has_its_own_winner_and_sees_its_own_numbers() -> None:
     trainer = run(preferred())
     trajectory = trainer.collect().trajectory
-    points = DPO().points(trajectory, (0,))
+    points = DPO().points(trajectory, NoiseKey(0))
     live, reference = torch.randn(2, *points.x.shape)
     mouth = trainer.task.regions["mouth"]
     regions = torch.stack([mouth, 1 - mouth])
@@ -133,7 +134,7 @@ def test_each_region_has_its_own_winner_and_sees_its_own_numbers() -> None:
 def test_the_anchor_is_matching_of_the_winner() -> None:
     trainer = run(preferred())
     trajectory = trainer.collect().trajectory
-    points = DPO().points(trajectory, (0,))
+    points = DPO().points(trajectory, NoiseKey(0))
     live, reference = torch.randn(2, *points.x.shape)
     evidence = Evidence(trajectory, Advantage(BETTER[:, None, None, None]), points, live, {"ref": reference})
     matching = (live - points.target).square()[::2].mean()
@@ -147,7 +148,7 @@ def test_what_was_preferred_becomes_likelier(name: str, rate: float) -> None:
     def gap() -> float:
         """How much better the preferred clips are matched than the others."""
         trajectory = trainer.collect().trajectory
-        points = DPO(states=4).points(trajectory, (1,))
+        points = DPO(states=4).points(trajectory, NoiseKey(1))
         with torch.no_grad():
             error = (trainer.velocity(trajectory, points) - points.target).square().flatten(1).mean(1)
         return float(error[1::2].mean() - error[::2].mean())

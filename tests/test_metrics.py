@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowportrait.evaluate import steadiness, theval
 from flowportrait.evaluate.expression import dynamics, pooled_ecs, quantiles
 from flowportrait.evaluate.frechet import frechet
-from flowportrait.evaluate.optical import Dis, torchvision_name
+from flowportrait.evaluate.optical import Dis
 from flowportrait.evaluate.signals import GROUPS, actions68, pose_free
 from flowportrait.evaluate.tracked import track_file
 from flowportrait.media.video import FPS
@@ -141,27 +141,10 @@ def test_optical_flow_is_signed_and_in_pixels() -> None:
     np.testing.assert_allclose(np.median(field, 0), [2.0, -1.0], atol=0.2)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "torchvisions"),
-    [
-        ("module.fnet.conv1.weight", "feature_encoder.convnormrelu.0.weight"),
-        ("module.cnet.conv2.bias", "context_encoder.conv.bias"),
-        ("module.fnet.layer2.0.conv3.weight", "feature_encoder.layer2.0.convnormrelu3.0.weight"),
-        ("module.fnet.layer3.0.downsample.0.bias", "feature_encoder.layer3.0.downsample.0.bias"),
-        ("module.update_block.encoder.convf2.weight", "update_block.motion_encoder.convflow2.0.weight"),
-        ("module.update_block.gru.convq.bias", "update_block.recurrent_block.convgru1.convq.bias"),
-        ("update_block.flow_head.conv1.weight", "update_block.flow_head.conv1.weight"),
-    ],
-)
-def test_the_authors_raft_weights_find_their_place(theirs: str, torchvisions: str) -> None:
-    assert torchvision_name(theirs) == torchvisions
-    assert torchvision_name(torchvisions) == torchvisions
-
-
 @pytest.mark.data
 def test_theval_on_real_clips_is_what_a_loop_over_frames_gives(tmp_path: Path) -> None:
     """The formulae written out once more, point by point, on three real clips; the truth scores one."""
-    data = Path(os.environ.get("FLOWPORTRAIT_DATA", ""))
+    data = Path(os.environ["FLOWPORTRAIT_DATA"])
     clips = sorted((data / "grid").glob("*.mp4"))[:3]
     if not clips:
         pytest.skip("FLOWPORTRAIT_DATA does not hold the development footage")

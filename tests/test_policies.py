@@ -42,7 +42,7 @@ RECIPE = replace(
 )  # fmt: skip
 
 
-LEARNS = {"wan2.1": (10, 0.03), "ltx-video": (10, 0.03)}
+LEARNS = {"wan2.1": (20, 0.03), "hunyuan-video-1.5": (15, 0.02), "ltx-video": (30, 0.03)}
 """Iterations and learning rate of small networks that need more than five at 0.02 to be seen to learn."""
 
 

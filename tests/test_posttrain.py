@@ -132,7 +132,7 @@ def test_noise_does_not_depend_on_the_batch_it_is_drawn_in() -> None:
     rows = torch.tensor([5, 17])
     part = rollout(
         run.policy, whole.condition.select(rows), whole.group[rows], whole.sample[rows],
-        RECIPE.plan(RECIPE.seed, 0, RECIPE.groups, 4), run.kernel, (RECIPE.seed, 0),
+        RECIPE.plan(RECIPE.seed, 0, RECIPE.groups, 4), run.kernel, run.noise_key,
     )  # fmt: skip
     assert torch.equal(part.noise, whole.noise[rows])
     assert torch.allclose(part.latents, whole.latents[rows], atol=1e-4)

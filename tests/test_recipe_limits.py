@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Literal
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from flowportrait.flow.kernel import flow_sde, longcat_sde
-from flowportrait.flow.ratio import log_ratio
+from flowportrait.flow.noise import NoiseKey
+from flowportrait.flow.ratio import gaussian_kl, log_ratio
+from flowportrait.flow.schedule import shifted
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig, assign
 from flowportrait.posttrain.normalise import deviations
@@ -20,7 +23,7 @@ from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.objective.sequence import SequenceRatio
 from flowportrait.posttrain.plan import EveryStep, OneStep, SlidingWindow
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import CARDS, named
 from flowportrait.reward.composite import RewardWeights
 from flowportrait.reward.interface import Score
 from tests.test_posttrain import RECIPE, evidence, one_step, shake, trainer
@@ -81,13 +84,13 @@ def test_one_region_over_everything_is_none_to_nft() -> None:
     run = trainer()
     trajectory = finished(run)
     with torch.no_grad():
-        old = run.velocity(trajectory, NFT().points(trajectory, (0,)))
+        old = run.velocity(trajectory, NFT().points(trajectory, NoiseKey(0)))
     shake(run)
     losses = []
     for regions in (None, torch.ones(1, trajectory.latents.shape[-1])):
         seen = replace(
             evidence(run, trajectory, torch.randn(24, generator=torch.Generator().manual_seed(1)), old),
-            points=NFT().points(trajectory, (0,)),
+            points=NFT().points(trajectory, NoiseKey(0)),
         )
         live = run.velocity(trajectory, seen.points)
         paid = replace(seen.advantage, regions=regions)
@@ -189,3 +192,45 @@ def test_credit_is_the_clips_share_everywhere_and_the_chunks_share_where_it_was_
         for chunk in range(3):
             own = deviations(dense[:, 4 * chunk : 4 * chunk + 4].mean(1), valid, group).value
             assert torch.allclose(found[:, chunk], 2 * ((1 - share) * clip + share * own), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [6, 10])
+def test_the_kl_pulls_one_over_dt_times_as_hard_as_the_authors(steps: int) -> None:
+    """Flow-GRPO's code: ‖μ − μ_ref‖² / 2g², where the transition's variance is g²·|dt|; the card has the factors."""
+    shift = 1.0 if steps == 6 else 3.0
+    sigmas = shifted(steps, shift).double()
+    factors = []
+    for sigma, following in itertools.pairwise(sigmas[:-1]):
+        step, apart = flow_sde(0.7)(sigma, following), torch.tensor(0.3, dtype=torch.float64)
+        g = step.s / (sigma - following).sqrt()
+        authors = (step.b * apart).square() / (2 * g.square())
+        factors.append(float(gaussian_kl(step.gain, apart)) / float(authors))
+    assert factors == pytest.approx([float(1 / (a - b)) for a, b in itertools.pairwise(sigmas[:-1])], rel=1e-5)
+    assert (round(min(factors)), round(max(factors))) == ((6, 6) if steps == 6 else (6, 28))
+    reading = CARDS["flow-grpo"].reading
+    assert "6 times at six even steps and 6 to 28 times on their ten steps" in reading
+    assert "0.913 of it at six even steps" in reading
+
+
+def test_longcats_weights_are_not_the_papers_where_its_cap_binds() -> None:
+    sigmas = shifted(6).double()
+    ours, paper = [], []
+    for sigma, following in itertools.pairwise(sigmas[:4]):
+        step = longcat_sde()(sigma, following)
+        assert float(step.s) == pytest.approx(0.45)
+        ours.append(float(step.s / step.b.abs()))
+        paper.append(float((sigma / ((sigma - following) * (1 - sigma))).sqrt()))
+    assert ours == pytest.approx([2.7, 2.407, 2.071], abs=1e-3)
+    assert paper == pytest.approx([float("inf"), 5.477, 3.464], abs=1e-3)
+    free = longcat_sde(largest_std=float("inf"))(sigmas[2], sigmas[3])
+    assert paper[2] / float(free.s / free.b.abs()) == pytest.approx(1.5)
+    assert "2.7, 2.4 and 2.1" in CARDS["longcat-grpo"].reading
+
+
+def test_a_depth_of_a_tree_is_divided_by_the_spread_of_its_leaves() -> None:
+    """Four nodes of four leaves each: the std over leaves is √(4·3/15) of that over nodes, which the authors take."""
+    nodes = torch.tensor([1.0, 2.0, 4.0, 9.0])
+    leaves = nodes.repeat_interleave(4)
+    ratio = float(nodes.std() / leaves.std())
+    assert ratio == pytest.approx(1.25**0.5)
+    assert f"{ratio - 1:.0%}".replace("%", " %") in CARDS["branch-grpo"].reading

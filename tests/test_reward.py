@@ -7,6 +7,7 @@ import torch
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
+from flowportrait.posttrain.credit import CreditConfig, assign
 from flowportrait.reward.composite import Composite, RewardWeights
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.reward.lip_sync import LipSync, margins
@@ -64,6 +65,35 @@ def test_a_margin_is_own_fit_less_the_neighbourhoods() -> None:
     similarity = 0.2 * torch.ones(1, 30, 30) + 0.5 * torch.eye(30)
     assert torch.allclose(margins(similarity), torch.full((1, 30), 0.5))
     assert torch.allclose(margins(torch.full((1, 30, 30), 0.7)), torch.zeros(1, 30), atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [28, 29, 72])
+def test_lip_sync_credits_every_frame_with_a_window_that_it_is_part_of(frames: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    seen = RewardBatch(torch.randn(3, frames, 30, generator=draw), torch.randn(3, 4 * frames, 80, generator=draw))
+    reward = LipSync.load()
+    score = reward(seen)
+    with torch.no_grad():
+        margin = margins(reward.expert.embed_face(seen.motion) @ reward.expert.embed_audio(seen.mel).mT)
+    width = reward.expert.WINDOW
+    assert margin.shape[1] == frames - width + 1
+    for frame in range(frames):
+        window = min(max(frame - width // 2, 0), frames - width)
+        assert window <= frame < window + width
+        assert torch.equal(score.dense[:, frame], margin[:, window])  # type: ignore[index]
+    assert torch.allclose(score.value, margin.mean(1))
+
+
+def test_every_chunk_gets_its_full_share_of_the_sync_weight() -> None:
+    """28 frames are seven chunks; each is credited 0.3 of the clip's deviation and 0.7 of its own, of unit spread."""
+    draw = torch.Generator().manual_seed(0)
+    score = LipSync.load()(
+        RewardBatch(torch.randn(16, 28, 30, generator=draw), torch.randn(16, 112, 80, generator=draw))
+    )
+    group, weights = torch.zeros(16, dtype=torch.long), {"sync": 2.0}
+    own = assign({"sync": score}, group, 7, weights, CreditConfig(limit=99.0)).advantage
+    clip = assign({"sync": score}, group, 7, weights, CreditConfig(limit=99.0, dense=0.0)).advantage
+    assert torch.allclose((own - 0.3 * clip).std(0), torch.full((7,), 0.7 * 2.0), rtol=1e-4)
 
 
 def test_lip_sync_does_not_care_about_head_or_resting_mouth() -> None:

@@ -20,7 +20,7 @@ from flowportrait.reward.backbones import backbone_named
 from flowportrait.reward.face_net import FaceNet
 from flowportrait.reward.identity import Identity
 from flowportrait.reward.interface import Reward, RewardBatch, Score
-from flowportrait.reward.optical_flow import Dis, flow_named
+from flowportrait.reward.optical_flow import Dis, flow_named, tensors_by_name, torchvision_name
 from flowportrait.reward.perceptual import Perceptual
 from flowportrait.reward.real import noises, normals
 from flowportrait.reward.realness import Realness
@@ -196,9 +196,9 @@ def test_a_flow_without_statistics_of_its_own_is_compared_with_dis() -> None:
     assert one(Temporal.load(Raft()), clean()) == one(Temporal.load(), clean())
 
 
-def test_raft_reads_its_authors_names(tmp_path: Path) -> None:
+def test_raft_reads_a_file_whatever_the_order_of_its_tensors(tmp_path: Path) -> None:
     optical_flow = pytest.importorskip("torchvision.models.optical_flow", exc_type=(ImportError, RuntimeError))
-    stored = {f"module.{place}": value for place, value in enumerate(optical_flow.raft_small().state_dict().values())}
+    stored = dict(reversed(optical_flow.raft_small().state_dict().items()))
     torch.save(stored, tmp_path / "raft-small.pth")
     picture = torch.rand(1, 3, 128, 128)
     assert flow_named("raft", tmp_path / "raft-small.pth")(picture, picture).shape == (1, 128, 128, 2)
@@ -226,3 +226,47 @@ def test_scores_do_not_depend_on_the_batch() -> None:
     for reward in (Temporal.load(), Perceptual.load(), Identity.load(), Sharpness.load(), Realness.load()):
         found: Score = reward(both)
         assert float(found.value[0]) == pytest.approx(one(reward, whole), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "torchvisions"),
+    [
+        ("module.fnet.conv1.weight", "feature_encoder.convnormrelu.0.weight"),
+        ("module.cnet.conv2.bias", "context_encoder.conv.bias"),
+        ("module.fnet.layer2.0.conv3.weight", "feature_encoder.layer2.0.convnormrelu3.0.weight"),
+        ("module.fnet.layer3.0.downsample.0.bias", "feature_encoder.layer3.0.downsample.0.bias"),
+        ("module.update_block.encoder.convf2.weight", "update_block.motion_encoder.convflow2.0.weight"),
+        ("module.update_block.gru.convq.bias", "update_block.recurrent_block.convgru1.convq.bias"),
+        ("update_block.flow_head.conv1.weight", "update_block.flow_head.conv1.weight"),
+    ],
+)
+def test_the_authors_raft_weights_find_their_place(theirs: str, torchvisions: str) -> None:
+    assert torchvision_name(theirs) == torchvisions
+    assert torchvision_name(torchvisions) == torchvisions
+
+
+def test_raft_weights_are_taken_by_name_and_checked() -> None:
+    """Version 0.1 paired tensors with names by their order in the file."""
+    expected = {
+        "feature_encoder.layer1.0.convnormrelu1.0.weight": torch.zeros(8, 32, 1, 1),
+        "update_block.flow_head.conv1.bias": torch.zeros(9),
+    }
+    stored = {
+        "module.update_block.flow_head.conv1.bias": torch.arange(9.0),
+        "module.fnet.layer1.0.conv1.weight": torch.ones(8, 32, 1, 1),
+    }
+    path = Path("raft.pth")
+    found = tensors_by_name(stored, expected, path)
+    assert torch.equal(found["update_block.flow_head.conv1.bias"], torch.arange(9.0))
+    assert found.keys() == expected.keys()
+    assert tensors_by_name(found, expected, path).keys() == expected.keys()
+    short = dict(list(stored.items())[:1])
+    with pytest.raises(BadInput, match=r"lacks feature_encoder\.layer1\.0\.convnormrelu1\.0\.weight"):
+        tensors_by_name(short, expected, path)
+    with pytest.raises(BadInput, match=r"has an unknown extra\.weight"):
+        tensors_by_name(stored | {"extra.weight": torch.zeros(1)}, expected, path)
+    turned = stored | {"module.fnet.layer1.0.conv1.weight": torch.ones(32, 8, 1, 1)}
+    with pytest.raises(BadInput, match=r"weight is \(32, 8, 1, 1\), not \(8, 32, 1, 1\)"):
+        tensors_by_name(turned, expected, path)
+    with pytest.raises(BadInput, match="not tensors by name"):
+        tensors_by_name([1, 2], expected, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -19,20 +18,10 @@ import cv2
 import numpy as np
 import torch
 
+from flowportrait.errors import BadInput
+from flowportrait.reward.optical_flow import tensors_by_name
+
 RAFT_FILE = "raft_small_C_T_V2-01064c6d.pth"
-AUTHORS_NAMES = (
-    (r"^module\.", ""),
-    (r"^fnet\.", "feature_encoder."),
-    (r"^cnet\.", "context_encoder."),
-    (r"^(\w+_encoder)\.conv1\.", r"\1.convnormrelu.0."),
-    (r"^(\w+_encoder)\.conv2\.", r"\1.conv."),
-    (r"(layer\d\.\d)\.conv(\d)\.", r"\1.convnormrelu\2.0."),
-    (r"^update_block\.encoder\.convc1\.", "update_block.motion_encoder.convcorr1.0."),
-    (r"^update_block\.encoder\.convf(\d)\.", r"update_block.motion_encoder.convflow\1.0."),
-    (r"^update_block\.encoder\.conv\.", "update_block.motion_encoder.conv.0."),
-    (r"^update_block\.gru\.", "update_block.recurrent_block.convgru1."),
-)
-"""How the authors' file calls what torchvision calls otherwise."""
 RAFT_SIDE = 192
 """RAFT looks at pictures of at least 128 pixels; faces are enlarged to this."""
 
@@ -67,7 +56,7 @@ class Raft:
 
         self._net = raft_small(weights=None)
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        self._net.load_state_dict({torchvision_name(name): tensor for name, tensor in state.items()})
+        self._net.load_state_dict(tensors_by_name(state, self._net.state_dict(), weights))
         self._net.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -82,13 +71,6 @@ class Raft:
         return cv2.resize(field, (side, side), interpolation=cv2.INTER_AREA) * (side / RAFT_SIDE)
 
 
-def torchvision_name(name: str) -> str:
-    """What torchvision calls a weight of the authors' file; its own names stay."""
-    for pattern, replacement in AUTHORS_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 @lru_cache(maxsize=1)
 def flow_method() -> FlowMethod:
     """The best that is installed and works."""
@@ -97,7 +79,7 @@ def flow_method() -> FlowMethod:
         return Dis()
     try:
         return Raft(weights)
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, BadInput) as error:
         # A torchvision that was built for another torch fails here and not when it is looked for.
         warnings.warn(f"RAFT cannot be used, DIS measures the flow ({str(error).splitlines()[0]}).", stacklevel=2)
         return Dis()

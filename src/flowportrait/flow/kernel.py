@@ -72,22 +72,25 @@ def sde(
 NEAR = 0.01
 
 
-def flow_diffusion(eta: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Flow-GRPO's g = η·√(σ/(1−σ)). At σ = 1, where it diverges, g is taken at the schedule's next σ.
+def flow_diffusion(eta: float, version: int = 2) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Flow-GRPO's g = η·√(σ/(1−σ)), which diverges at σ = 1.
 
-    So it is where σ is nearer to 1 than ``NEAR`` of the step: UniPC's schedule, which Wan has, begins at 0.999999.
+    There the authors' code replaces σ by the schedule's second level σ₂ in the denominator alone, g = η·√(1/(1−σ₂)),
+    and so does version 2. Version 1 (FlowPortrait 0.1) replaced it in both places, g = η·√(σ₂/(1−σ₂)): the first step's
+    s is √σ₂ of the authors', .913 at six even steps. Both hold where σ is nearer to 1 than ``NEAR`` of the step:
+    UniPC's schedule, which Wan has, begins at 0.999999.
     """
 
     def diffusion(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        at = torch.where(1 - sigma < NEAR * (sigma - sigma_next), sigma_next, sigma)
-        return eta * (at / (1 - at)).sqrt()
+        finite = torch.where(1 - sigma < NEAR * (sigma - sigma_next), sigma_next, sigma)
+        return eta * ((finite if version == 1 else sigma) / (1 - finite)).sqrt()
 
     return diffusion
 
 
-def flow_sde(eta: float = 0.7) -> Kernel:
+def flow_sde(eta: float = 0.7, version: int = 2) -> Kernel:
     """Flow-GRPO's kernel."""
-    return sde(flow_diffusion(eta))
+    return sde(flow_diffusion(eta, version))
 
 
 def dance_sde(eta: float = 0.3) -> Kernel:
@@ -95,9 +98,9 @@ def dance_sde(eta: float = 0.3) -> Kernel:
     return sde(lambda sigma, _: torch.full_like(sigma, eta))
 
 
-def longcat_sde(eta: float = 1.0, largest_std: float = 0.45) -> Kernel:
+def longcat_sde(eta: float = 1.0, largest_std: float = 0.45, version: int = 2) -> Kernel:
     """Flow-SDE with s capped, the cap entering the drift as well."""
-    return sde(flow_diffusion(eta), largest_std)
+    return sde(flow_diffusion(eta, version), largest_std)
 
 
 def cps(eta: float = 0.9) -> Kernel:
@@ -122,3 +125,13 @@ KERNELS: dict[str, Callable[[float], Kernel]] = {
     "cps": cps,
 }
 """Stochastic kernels by name, each from its η."""
+
+
+def kernel_named(name: str, eta: float, version: int = 2) -> Kernel:
+    """The stochastic kernel of that name; ``version`` 1 has the first step of FlowPortrait 0.1, which runs that began
+    with it keep."""
+    if version == 1 and name == "flow-sde":
+        return flow_sde(eta, version)
+    if version == 1 and name == "longcat-sde":
+        return longcat_sde(eta, version=version)
+    return KERNELS[name](eta)

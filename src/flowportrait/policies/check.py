@@ -16,7 +16,7 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import flow_sde
-from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.noise import NoiseKey, unit_noise
 from flowportrait.flow.ratio import log_ratio
 from flowportrait.policies.interface import Generator, Item, Shown
 from flowportrait.policies.policy import Condition, GeneratorPolicy
@@ -130,7 +130,7 @@ class _Look:
         plan = EveryStep(steps=STEPS)(0, 0, len(rows), 1)
         plan = replace(plan, sigmas=self.policy.levels(plan.sigmas))
         self.policy.eval()
-        self.made = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), (0, 0))
+        self.made = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), NoiseKey(0))
         self.policy.train()
         with torch.no_grad():
             v, again = (replay_velocity(self.policy, self.made) for _ in range(2))

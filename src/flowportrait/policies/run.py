@@ -22,7 +22,7 @@ from flowportrait.policies.policy import GeneratorPolicy
 from flowportrait.policies.task import GeneratorTask
 from flowportrait.posttrain.checkpoint import latest, read
 from flowportrait.posttrain.loop import Job, Loop
-from flowportrait.posttrain.manifest import PACKAGES, write_or_compare
+from flowportrait.posttrain.manifest import FORMAT, PACKAGES, hashes, relative_names, write_or_compare
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import CARDS
 from flowportrait.posttrain.trainer import Trainer
@@ -87,7 +87,7 @@ def _train(
     on_main(accelerator, lambda: _open(job, recipe, items, start))
     if latest(state):
         read(trainer, state)
-    on_main(accelerator, lambda: save(recipe, job.output / "recipe.json"))
+    on_main(accelerator, lambda: save(trainer.recipe, job.output / "recipe.json"))
     if job.track:
         accelerator.init_trackers("flowportrait")
     Loop(trainer, job).run()
@@ -113,13 +113,18 @@ def fingerprint(policy: GeneratorPolicy, adapted: bool) -> str:
 
 
 def _manifest(start: dict[str, str], seed: int, items: Sequence[Item]) -> dict[str, Any]:
-    files = sorted({path for item in items for path in (item.image, item.audio) if path is not None})
+    names = relative_names(path for item in items for path in (item.image, item.audio) if path is not None)
     return {
+        "manifest": FORMAT,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in PACKAGES},
         "seed": seed,
         "start": start,
-        "prompts": {item.id: item.text for item in items},
-        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "prompts": {
+            item.id: {"text": item.text, "image": item.image and names[item.image],
+                      "audio": item.audio and names[item.audio]}
+            for item in items
+        },
+        "files": hashes(names),
     }

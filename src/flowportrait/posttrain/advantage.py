@@ -9,7 +9,7 @@ they share earns the mean of what came of it, normalised per place (BranchGRPO, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,15 +45,17 @@ def spread(
     regions: Mapping[str, torch.Tensor],
     forked: bool = False,
     limit: float = 5.0,
+    equal_regions: bool = False,
 ) -> Advantage:
-    """Advantages of a batch; ``regions``: latent numbers ``[D]`` (0 or 1) of every region the generator knows.
+    """Advantages of a batch; ``regions``: latent numbers ``[D]`` (0 or 1) of every region the generator knows;
+    ``equal_regions``: see ``Advantage``.
 
     Raises:
         BadInput: a reward or a region that does not exist is named.
     """
     _check(allocation, credit, regions)
     if not (allocation.steps or allocation.regions or forked):
-        return Advantage(credit.advantage[:, :, None, None])
+        return Advantage(credit.advantage[:, :, None, None], valid=_valid(credit, allocation, [""]))
     names = list(regions) if allocation.regions else [""]
     sigma = trajectory.sigma.cpu()
     if not sigma.shape[-1]:  # only the end is known: every noise level counts alike
@@ -67,17 +69,37 @@ def spread(
     if forked:
         value = _per_node(value, trajectory)
     masks = torch.stack([regions[name] for name in names]) if allocation.regions else None
-    return Advantage(value.clamp(-limit, limit), masks)
+    return Advantage(value.clamp(-limit, limit), masks, _valid(credit, allocation, names), equal_regions)
 
 
-def extremes(score: torch.Tensor, group: torch.Tensor, count: int | None) -> torch.Tensor:
-    """Rows to train on: all, or of every group the best and the worst ``count // 2`` (DanceGRPO, 2505.07818)."""
+def _valid(credit: Credit, allocation: Allocation, names: Sequence[str]) -> torch.Tensor | None:
+    """Whether each sample can be compared with its siblings in every region ``[B, 1, 1, P]``: by all rewards that pay
+    it, and at all."""
+    if not credit.valid:
+        return None
+    any_valid = torch.stack(list(credit.valid.values())).any(0)
+    columns = []
+    for region in names:
+        paying = (own for reward, own in credit.valid.items() if allocation.regions.get(reward, region) == region)
+        columns.append(torch.stack([any_valid, *paying]).all(0))
+    return torch.stack(columns, -1)[:, None, None]
+
+
+def extremes(
+    score: torch.Tensor, group: torch.Tensor, count: int | None, valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rows to train on: all, or of every group the best and the worst ``count // 2`` (DanceGRPO, 2505.07818). Those
+    that are not ``valid`` ``[B]`` are taken only where there are too few others."""
     if count is None:
         return torch.arange(len(score))
+    valid = torch.ones_like(group, dtype=torch.bool) if valid is None else valid
     chosen = []
     for family in group.unique():
         rows = (group == family).nonzero()[:, 0]
         ranked = rows[score[rows].argsort(stable=True)]
+        known, unknown = ranked[valid[ranked]], ranked[~valid[ranked]]
+        middle = (len(known) + 1) // 2
+        ranked = torch.cat([known[:middle], unknown, known[middle:]])
         chosen.append(torch.cat([ranked[: count // 2], ranked[-(count // 2) :]]) if count < len(rows) else rows)
     return torch.cat(chosen).sort().values
 

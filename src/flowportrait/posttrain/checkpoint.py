@@ -17,6 +17,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.posttrain import backlog
 from flowportrait.posttrain.manifest import changed
+from flowportrait.posttrain.recipe import FIRST_VERSION
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.terminal import say
 from flowportrait.training.adapter import merged
@@ -70,7 +72,8 @@ def latest(folder: Path) -> Path | None:
 
 
 def read(trainer: Trainer, folder: Path) -> None:
-    """Continue from the last complete state, on however many processes; other settings than its own are said.
+    """Continue from the last complete state, on however many processes, with the noise keys and the kernel that it
+    began with (``Recipe.version``); other settings than its own print a warning.
 
     Raises:
         BadInput: there is none, or it is another recipe's, or of another model.
@@ -78,8 +81,10 @@ def read(trainer: Trainer, folder: Path) -> None:
     path = latest(folder)
     if path is None:
         raise BadInput(f"There is no complete state in {folder} to resume from.")
-    progress = json.loads((path / "progress.json").read_text())
-    for change in changed(progress["recipe"], to_dict(trainer.recipe), folder.parent):
+    progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    before = {"version": FIRST_VERSION, **progress["recipe"]}
+    trainer.recipe = replace(trainer.recipe, version=before["version"])
+    for change in changed(before, to_dict(trainer.recipe), folder.parent):
         say(f"Warning: {change}, from iteration {progress['iteration']} on.")
     reader = dcp.HuggingFaceStorageReader(str(path / "weights"))
     found = reader.read_metadata().state_dict_metadata

@@ -3,8 +3,9 @@
     A[i, n] = Σ_r w_r · (r_i − mean_group r) / std_group r          (``normalise`` holds the other ways)
 
 An invalid score takes part in nothing, and neither does a reward in a group that it cannot tell apart: where its spread
-is no larger than its own measurement noise. A reward that knows when it was earned (lip sync does) pays part of its
-weight to the chunk n that earned it, normalised among the siblings' same chunk.
+is no larger than its own measurement noise. A sample is ``valid`` where every reward that tells its siblings apart has
+judged it, and some reward has: its zero would otherwise pass for an average score. A reward that knows when it was
+earned (lip sync does) pays part of its weight to the chunk n that earned it, normalised among the siblings' same chunk.
 """
 
 from __future__ import annotations
@@ -48,50 +49,79 @@ class CreditConfig:
 
 @dataclass(frozen=True)
 class Credit:
-    """Advantage ``[B, N]`` of every chunk, what each reward brought to it (their sum before the limit), and what to
-    log."""
+    """Advantage ``[B, N]`` of every chunk, what each reward brought to it (their sum before the limit), what to log,
+    and by reward whether each sample ``[B]`` can be compared with its siblings (without a name, it can)."""
 
     advantage: torch.Tensor
     parts: dict[str, torch.Tensor]
     metrics: dict[str, float]
+    valid: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def select(self, rows: torch.Tensor | slice) -> Credit:
+        """The samples at ``rows``; metrics stay those of all."""
+        parts, valid = ({name: own[rows] for name, own in of.items()} for of in (self.parts, self.valid))
+        return Credit(self.advantage[rows], parts, self.metrics, valid)
 
 
 def assign(
-    scores: Mapping[str, Score], group: torch.Tensor, chunks: int, weights: Mapping[str, float], config: CreditConfig
+    scores: Mapping[str, Score],
+    group: torch.Tensor,
+    chunks: int,
+    weights: Mapping[str, float],
+    config: CreditConfig,
+    reference: torch.Tensor | None = None,
 ) -> Credit:
-    """Advantages of B samples of N = ``chunks`` chunks in groups ``[B]`` (any integer ids)."""
+    """Advantages of B samples of N = ``chunks`` chunks in groups ``[B]`` (any integer ids).
+
+    ``reference`` ``[B]``: the samples that all statistics are of (without it all); the others are credited by the same
+    rules against them.
+    """
+    reference = torch.ones(len(group), dtype=torch.bool) if reference is None else reference
     metrics: dict[str, float] = {}
     prompts, group = group, torch.zeros_like(group) if config.among == "batch" else group
     heard: dict[str, Score] = {}
     for name, score in scores.items():
         heard[name] = _bounded(score, config.floors.get(name, -math.inf), config.caps.get(name, math.inf))
-        own = normalise(heard[name], group, config, name in config.win_rate or EVERY in config.win_rate)
-        known = score.value[score.valid]
+        own = normalise(heard[name], group, config, name in config.win_rate or EVERY in config.win_rate, reference)
+        known = score.value[score.valid & reference]
         metrics[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
         metrics[f"spread/{name}"] = own.spread
         metrics[f"silent/{name}"] = own.silent
-        metrics[f"invalid/{name}"] = float((~score.valid).float().mean())
+        metrics[f"invalid/{name}"] = float((~score.valid[reference]).float().mean())
+    any_valid = torch.stack([score.valid for score in heard.values()]).any(0) if heard else torch.zeros_like(reference)
     if config.when == "summed":
-        parts = {"total": _part(_summed(heard, group, weights, config), group, chunks, config, False)}
+        heard = {"total": _summed(heard, group, weights, config, reference)}
+        parts = {"total": _part(heard["total"], group, chunks, config, False, reference)}
     else:
         wins = {name: name in config.win_rate or EVERY in config.win_rate for name in heard}
-        parts = {name: weights[name] * _part(score, group, chunks, config, wins[name]) for name, score in heard.items()}
+        parts = {
+            name: weights[name] * _part(score, group, chunks, config, wins[name], reference)
+            for name, score in heard.items()
+        }
+    valid = {name: any_valid & (score.valid | _degenerate(parts[name], prompts)) for name, score in heard.items()}
     total = torch.stack(list(parts.values())).sum(0) if parts else torch.zeros(len(group), chunks)
-    metrics["dead_groups"] = float(
-        torch.stack([(total[prompts == g].abs().max() <= ZERO_SPREAD).float() for g in prompts.unique()]).mean()
-    )
-    return Credit(total.clamp(-config.limit, config.limit), parts, metrics)
+    largest = [total[reference & (prompts == own)].abs().max() for own in prompts[reference].unique()]
+    metrics["dead_groups"] = float((torch.stack(largest) <= ZERO_SPREAD).float().mean())
+    return Credit(total.clamp(-config.limit, config.limit), parts, metrics, valid)
 
 
-def normalise(score: Score, group: torch.Tensor, config: CreditConfig, wins: bool = False) -> Normalised:
+def normalise(
+    score: Score, group: torch.Tensor, config: CreditConfig, wins: bool = False, reference: torch.Tensor | None = None
+) -> Normalised:
     """One reward's clip scores among siblings."""
     floor = config.gate * score.noise
     if not wins:
-        return deviations(score.value, score.valid, group, config.std, config.baseline, floor)
-    raw = deviations(score.value, score.valid, group, "none", "mean", floor)
-    rates = win_rates(score.value, score.valid, group, floor)
+        return deviations(score.value, score.valid, group, config.std, config.baseline, floor, reference)
+    raw = deviations(score.value, score.valid, group, "none", "mean", floor, reference)
+    rates = win_rates(score.value, score.valid, group, floor, reference)
     heard = score.valid & torch.isin(group, group[raw.value != 0])
-    return Normalised(deviations(rates, heard, group, config.std, config.baseline).value, raw.spread, raw.silent)
+    value = deviations(rates, heard, group, config.std, config.baseline, reference=reference).value
+    return Normalised(value, raw.spread, raw.silent)
+
+
+def _degenerate(part: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+    """Samples ``[B]`` in whose group a reward's part ``[B, N]`` is zero throughout: it does not tell them apart."""
+    return ~torch.isin(prompts, prompts[(part != 0).any(1)])
 
 
 def _bounded(score: Score, low: float, high: float) -> Score:
@@ -101,21 +131,27 @@ def _bounded(score: Score, low: float, high: float) -> Score:
     return score._replace(value=score.value.clamp(low, high), dense=dense)
 
 
-def _part(score: Score, group: torch.Tensor, chunks: int, config: CreditConfig, wins: bool) -> torch.Tensor:
+def _part(
+    score: Score, group: torch.Tensor, chunks: int, config: CreditConfig, wins: bool, reference: torch.Tensor
+) -> torch.Tensor:
     """Advantage ``[B, N]`` of one reward at weight 1: its share for the clip and that for single chunks."""
     share = 0.0 if score.dense is None else config.dense
-    part = (1 - share) * normalise(score, group, config, wins).value[:, None].expand(-1, chunks).clone()
+    part = (1 - share) * normalise(score, group, config, wins, reference).value[:, None].expand(-1, chunks).clone()
     if score.dense is None or share == 0:
         return part
     for chunk, earned in enumerate(score.dense.chunk(chunks, 1)):
         # The noise of a mean over 1/N of the clip is √N times that of the clip's.
         own = Score(earned.mean(1), score.valid, noise=score.noise * math.sqrt(chunks))
-        part[:, chunk] += share * normalise(own, group, config, wins).value
+        part[:, chunk] += share * normalise(own, group, config, wins, reference).value
     return part
 
 
 def _summed(
-    scores: Mapping[str, Score], group: torch.Tensor, weights: Mapping[str, float], config: CreditConfig
+    scores: Mapping[str, Score],
+    group: torch.Tensor,
+    weights: Mapping[str, float],
+    config: CreditConfig,
+    reference: torch.Tensor,
 ) -> Score:
     """Raw scores weighted and added; a reward that is silent in a group adds nothing there, and a sample without one of
     the others' scores has no sum."""
@@ -125,7 +161,7 @@ def _summed(
     for name, score in scores.items():
         for own in group.unique():
             rows = group == own
-            known = rows & score.valid
+            known = rows & score.valid & reference
             if known.sum() < 2 or float(score.value[known].std()) <= max(config.gate * score.noise, ZERO_SPREAD):
                 continue
             valid &= score.valid | ~rows

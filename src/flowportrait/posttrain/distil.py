@@ -87,9 +87,13 @@ def compared(
     witnesses = len(next(iter(shown.values())).value) // len(families)
     everyone = torch.cat([group, families.repeat_interleave(witnesses)])
     credit = assign(join_scores([own, shown]), everyone, chunks, weights, config)
-    theirs = credit.advantage[mine:].unflatten(0, (len(families), witnesses)).mean(1)
-    theirs = theirs[torch.searchsorted(families, group)]
-    better = theirs > credit.advantage[:mine]
+    # A witness that could not be judged says nothing; where none could, nothing is taught.
+    valid = torch.stack(list(credit.valid.values())).all(0)
+    known, theirs = (own[mine:].unflatten(0, (len(families), witnesses)) for own in (valid[:, None], credit.advantage))
+    theirs = (theirs * known).sum(1) / known.sum(1).clamp_min(1)
+    place = torch.searchsorted(families, group)
+    theirs = theirs[place]
+    better = (theirs > credit.advantage[:mine]) & known.any(1)[place]
     metrics = credit.metrics | {
         f"{TEACHER}/better": float(better.float().mean()),
         f"{TEACHER}/ahead": float((theirs - credit.advantage[:mine]).mean()),
@@ -97,8 +101,7 @@ def compared(
     for name, score in own.items():
         metrics[f"reward/{name}"] = float(score.value[score.valid].mean())
         metrics[f"{TEACHER}/{name}"] = float(shown[name].value[shown[name].valid].mean())
-    parts = {name: part[:mine] for name, part in credit.parts.items()}
-    return Credit(credit.advantage[:mine], parts, metrics), better
+    return replace(credit.select(slice(mine)), metrics=metrics), better
 
 
 def gated(advantage: Advantage, better: torch.Tensor) -> Advantage:

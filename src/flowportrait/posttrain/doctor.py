@@ -170,7 +170,7 @@ def hacking(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | N
         return None
     first, last = looks[0]["evaluation/sync"], _mean(looks[-2:], "evaluation/sync")
     gain = _gain(scored)
-    if last < (1 - TOLERANCE) * first and gain > 0.2:
+    if is_worse(first, last) and gain > 0.2:
         return Finding(
             "hacking",
             f"the rewards rose by {gain:.1f} group spreads while the held-out evaluation fell from {first:.3f} to "
@@ -182,7 +182,17 @@ def hacking(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | N
 
 
 TOLERANCE = 0.1
-"""Share by which the held-out evaluation may fall before it counts."""
+"""By how much the held-out evaluation may fall before it counts, as a share of its size."""
+REAL_SYNC = 0.1
+"""About what the held-out evaluation's sync is of real motion: the least size that the tolerance is a share of, since
+a start near zero has no size of its own."""
+
+
+def is_worse(first: float, last: float) -> bool:
+    """Whether an evaluation of either sign fell by more than the tolerance; for a start well above zero, below 90 % of
+    it."""
+    return first - last > TOLERANCE * max(abs(first), abs(last), REAL_SYNC)
+
 
 RULES: tuple[Rule, ...] = (
     ratio_off, replay_off, kl_idle, skipped, dead_groups, starved, inflated, off_policy, held_up,

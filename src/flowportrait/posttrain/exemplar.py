@@ -9,8 +9,7 @@ path and have no such bias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,24 +18,22 @@ import torch
 from flowportrait.flow import inversion
 from flowportrait.flow.inversion import Inversion
 from flowportrait.flow.kernel import Kernel
-from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.plan import Plan
 from flowportrait.posttrain.policy import Policy
 from flowportrait.posttrain.rollout import step_table
 from flowportrait.posttrain.rows import over_steps
 from flowportrait.posttrain.trajectory import Trajectory
-from flowportrait.reward.interface import Score
-
-_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
 class Exemplars:
     inversion: Inversion = "straight"
     baseline: Literal["rollouts", "all"] = "rollouts"
-    """What a group is normalised by: its own samples alone, or the real clip as well. With ``all`` most own samples
-    fall below the mean and a step only pushes away."""
+    """What a group is normalised by: its own samples alone, or the real clip as well. Either way a real clip is
+    credited by the same rules as they are (gate, floors, caps, win rate, chunks). With ``all`` most own samples fall
+    below the mean and a step only pushes away."""
     limit: float = 1.5
     """Largest advantage of a real clip."""
     push: float = 1.5
@@ -53,7 +50,7 @@ def invert(
     sample: torch.Tensor,
     plan: Plan,
     kernel: Kernel,
-    key: tuple[int, ...],
+    key: NoiseKey,
     how: Inversion,
 ) -> Trajectory:
     """Real latents ``[B, N, D]`` as a trajectory; the recorded noise is what the transitions imply under ``policy``."""
@@ -62,7 +59,7 @@ def invert(
     context = policy.contexts(condition, latents)
     velocity = partial(policy.velocity, context=context)
     if how == "straight":
-        noise = [[unit_noise(size, *key, int(i), chunk, -1) for chunk in range(chunks)] for i in sample]
+        noise = [[key.normal(size, "real", int(i), chunk) for chunk in range(chunks)] for i in sample]
         states = inversion.straight(latents, torch.stack([torch.stack(row) for row in noise]).to(latents), sigmas)
     else:
         states = getattr(inversion, how)(velocity, latents, sigmas)
@@ -87,40 +84,13 @@ def invert(
     )  # fmt: skip
 
 
-def own_scores(scores: Mapping[str, Score], real: torch.Tensor) -> dict[str, Score]:
-    """Scores with real clips taken out of every statistic: invalid, so that they take part in nothing."""
-    return {name: score._replace(valid=score.valid & ~real) for name, score in scores.items()}
-
-
-def against_rollouts(
-    scores: Mapping[str, Score], weights: Mapping[str, float], group: torch.Tensor, real: torch.Tensor, limit: float
-) -> torch.Tensor:
-    """Advantages ``[B]`` of real clips, in standard deviations of their group's own samples; zero elsewhere."""
-    result = torch.zeros(len(group))
-    for row in real.nonzero()[:, 0].tolist():
-        for name, score in scores.items():
-            own = score.value[(group == group[row]) & ~real & score.valid].float()
-            if score.valid[row] and len(own) > 1 and own.std() > _SMALLEST:
-                result[row] += weights[name] * float((score.value[row] - own.mean()) / own.std())
-    return result.clamp(-limit, limit)
-
-
-def pay(
-    advantage: Advantage,
-    trajectory: Trajectory,
-    scores: Mapping[str, Score],
-    weights: Mapping[str, float],
-    exemplars: Exemplars,
-) -> tuple[Advantage, dict[str, float]]:
-    """Advantages with those of the real clips in their rows, and what to log: ``residual``, the mean square of real
-    clips' noise (1 if they were samples of the policy); ``advantage`` of the real clips; ``negative``, the share of own
-    samples that this step pushes away from."""
+def pay(advantage: Advantage, trajectory: Trajectory, exemplars: Exemplars) -> tuple[Advantage, dict[str, float]]:
+    """Advantages with those of the real clips inside their bounds, and what to log: ``residual``, the mean square of
+    real clips' noise (1 if they were samples of the policy); ``advantage`` of the real clips; ``negative``, the share
+    of own samples that this step pushes away from."""
     real, value = trajectory.real, advantage.value.clone()
-    if exemplars.baseline == "rollouts":
-        earned = against_rollouts(scores, weights, trajectory.group, real, exemplars.limit)
-        value[real] = earned[real].reshape(-1, *(1,) * (value.ndim - 1))
     value[real] = value[real].clamp(-exemplars.push, exemplars.limit)
-    paid = Advantage(value, advantage.regions)
+    paid = replace(advantage, value=value)
     metrics = {
         "exemplar/advantage": float(paid.per_sample[real].mean()),
         "exemplar/negative": float((paid.per_sample[~real] < 0).float().mean()),

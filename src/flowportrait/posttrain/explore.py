@@ -15,7 +15,7 @@ import torch
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
-from flowportrait.flow.noise import seed_of
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.arflow import ARFlow, Condition
 from flowportrait.generator.arflow import Session as TrueSession
 
@@ -30,7 +30,7 @@ class HistoryRouting:
     def __post_init__(self) -> None:
         at_least(self, keep=1, chunks=1)
 
-    def session(self, policy: ARFlow, condition: Condition, sample: torch.Tensor, key: tuple[int, ...]) -> TrueSession:
+    def session(self, policy: ARFlow, condition: Condition, sample: torch.Tensor, key: NoiseKey) -> TrueSession:
         """A session whose contexts look at a routed past where they explore.
 
         Raises:
@@ -48,15 +48,14 @@ class RoutedSession(TrueSession):
     """Generation under way, exploring."""
 
     def __init__(
-        self, policy: ARFlow, condition: Condition, routing: HistoryRouting, sample: torch.Tensor, key: tuple[int, ...]
+        self, policy: ARFlow, condition: Condition, routing: HistoryRouting, sample: torch.Tensor, key: NoiseKey
     ) -> None:
         super().__init__(policy, condition)
         self.routing = routing
         self.sample = sample.tolist()
         self.key = key
-        draw = torch.Generator().manual_seed(seed_of(*key, 3))
         last = max(1, condition.chunks - routing.chunks - routing.keep)
-        self.first = routing.keep + 1 + int(torch.randint(last, (), generator=draw))
+        self.first = routing.keep + 1 + int(key.integers(last, 1, "window"))
 
     def context(self) -> torch.Tensor:
         """Context of the next chunk; the true past is stored either way."""
@@ -78,8 +77,7 @@ class RoutedSession(TrueSession):
         """Which stored chunk stands at each place ``[B, length]``."""
         rows = []
         for sample in self.sample:
-            draw = torch.Generator().manual_seed(seed_of(*self.key, sample, chunk, 4))
             older = max(0, length - self.routing.keep)
-            chosen = torch.randint(max(1, older), (older,), generator=draw).sort().values
+            chosen = self.key.integers(max(1, older), older, "history", sample, chunk).sort().values
             rows.append(torch.cat([chosen, torch.arange(older, length)]))
         return torch.stack(rows)

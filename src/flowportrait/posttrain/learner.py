@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.distil import TEACHER, Pace
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
 from flowportrait.posttrain.policy import module
@@ -59,6 +60,11 @@ class Learner:
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
         self.iteration = 0
         self.updates = 0
+
+    @property
+    def noise_key(self) -> NoiseKey:
+        """The key of all noise of this iteration."""
+        return NoiseKey(self.recipe.seed, self.iteration, self.recipe.version)
 
     def update(self, trajectory: Trajectory, advantage: Advantage) -> Metrics:
         """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
@@ -110,7 +116,7 @@ class Learner:
     def freeze(self, trajectory: Trajectory, advantage: Advantage) -> Shard:
         """Points, and the other roles' velocities there, before any update of this iteration."""
         objective = self.recipe.objective
-        points = objective.points(trajectory, (self.recipe.seed, self.iteration, 2))
+        points = objective.points(trajectory, self.noise_key)
         others = {}
         for role in sorted(objective.needs):
             with self.being(role):

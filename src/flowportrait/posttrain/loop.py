@@ -157,7 +157,7 @@ def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
     """What was logged up to ``iteration``; later lines, and one cut off by a crash, are dropped: they come again."""
     kept: list[dict[str, float]] = []
     if metrics.is_file():
-        for line in metrics.read_text().splitlines():
+        for line in metrics.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:

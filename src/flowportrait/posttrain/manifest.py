@@ -1,14 +1,18 @@
 """What a run was made from, so that it can be made again: ``run.json`` beside ``recipe.json``.
 
     python and package versions · seed · hashes of the starting weights and of every portrait and recording
+
+Files are named by their path below the folder that holds all of them, so that a whole folder may be moved and two
+recordings of one name in different folders are two. Version 0.1 had file names alone; its manifests are still read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,9 @@ MUST_AGREE = {
     "seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts or clips",
 }  # fmt: skip
 
+FORMAT = 2
+"""Version of ``run.json``; one without it is of version 0.1."""
+
 FREE = frozenset({
     "iterations", "checkpoint_every", "evaluate_every", "patience", "give_up", "micro_batch", "checkpointing",
     "offload",
@@ -34,20 +41,40 @@ FREE = frozenset({
 
 def manifest(start: str, prompts: Sequence[Prompt], seed: int, given: Sequence[Path] = ()) -> dict[str, Any]:
     """What is about to be run; ``given``: files of clips to learn from."""
-    files = sorted({path for prompt in prompts for path in (prompt.image, prompt.audio)} | set(given))
+    names = relative_names({path for prompt in prompts for path in (prompt.image, prompt.audio)} | set(given))
     return {
+        "manifest": FORMAT,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in PACKAGES},
         "seed": seed,
         "start": {"name": start, "sha256": _digest(checkpoint_folder(start) / "model.safetensors")},
-        "prompts": {prompt.id: [prompt.image.name, prompt.audio.name] for prompt in prompts},
-        "files": {path.name: _digest(path) for path in files},
+        "prompts": {prompt.id: [names[prompt.image], names[prompt.audio]] for prompt in prompts},
+        "files": hashes(names),
     }
+
+
+def relative_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """A name of each file by which no other of them is called: its path below their common folder, with ``/``."""
+    known = sorted(set(paths))
+    whole = {path: path.absolute() for path in known}
+    try:
+        folder = os.path.commonpath([path.parent for path in whole.values()]) if known else ""
+    except ValueError:  # on Windows: files on different drives
+        return {path: place.as_posix() for path, place in whole.items()}
+    return {path: place.relative_to(folder).as_posix() for path, place in whole.items()}
+
+
+def hashes(names: Mapping[Path, str]) -> dict[str, str]:
+    """SHA-256 of every file by its name."""
+    return {name: _digest(path) for path, name in names.items()}
 
 
 def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
     """Write ``run.json``, or if it exists compare: returns what differs harmlessly (versions), in words.
+
+    A manifest of version 0.1 is compared by what it holds and then replaced by one of this version, which tells files
+    of one name apart.
 
     Raises:
         BadInput: a resumed run would start from other weights or see other data.
@@ -55,15 +82,44 @@ def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
     if not path.is_file():
         write_json(path, current, indent=2)
         return []
-    before = json.loads(path.read_text())
+    before = json.loads(path.read_text(encoding="utf-8"))
+    old = "manifest" not in before
+    now = _by_name(current) if old else current
     for key, what in MUST_AGREE.items():
-        if before[key] != current[key]:
-            raise BadInput(f"{path.parent} was begun with another {what}: resume with it, or choose another --output.")
+        if before[key] != now[key]:
+            file = "" if key in ("seed", "start") else _difference(before[key], now[key])
+            raise BadInput(
+                f"{path.parent} was begun with another {what}{file}: resume with it, or choose another --output."
+            )
+    if old:
+        write_json(path, before | {key: current[key] for key in ("manifest", "prompts", "files")}, indent=2)
     return [
         f"{name} was {before['packages'].get(name)}, is now {now}"
         for name, now in current["packages"].items()
         if before["packages"].get(name) != now
     ]
+
+
+def _by_name(current: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest as version 0.1 wrote it: of files of one name it kept the hash of the last."""
+
+    def name(path: str | None) -> str:
+        return (path or "").rpartition("/")[2]
+
+    prompts = {
+        key: value["text"] if isinstance(value, dict) else [name(path) for path in value]
+        for key, value in current["prompts"].items()
+    }
+    files = {name(path): digest for path, digest in current["files"].items()}
+    return {**current, "prompts": prompts, "files": files}
+
+
+def _difference(before: Any, now: Any) -> str:
+    """The first thing by which two entries differ, in brackets, where they have parts with names."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return ""
+    different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return f" ({different[0]} is not as it was)"
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> list[str]:

@@ -31,20 +31,32 @@ class Normalised(NamedTuple):
     silent: float
 
 
-def siblings(valid: torch.Tensor, group: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows of the valid members of every group."""
+def siblings(
+    valid: torch.Tensor, group: torch.Tensor, reference: torch.Tensor | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows of the valid members of every group, and those of them that its statistics are of: the ``reference`` ones
+    (all, if none is given)."""
+    reference = torch.ones_like(valid) if reference is None else reference
     for own in group.unique():
-        yield ((group == own) & valid).nonzero()[:, 0]
+        rows = ((group == own) & valid).nonzero()[:, 0]
+        yield rows, rows[reference[rows]]
 
 
-def win_rates(value: torch.Tensor, valid: torch.Tensor, group: torch.Tensor, noise: float) -> torch.Tensor:
-    """Share of siblings that each score ``[B]`` beats, differences within the ``noise`` counting half."""
+def win_rates(
+    value: torch.Tensor,
+    valid: torch.Tensor,
+    group: torch.Tensor,
+    noise: float,
+    reference: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Share of the reference siblings that each score ``[B]`` beats, differences within the ``noise`` counting half."""
     result = torch.zeros(len(value))
-    for rows in siblings(valid, group):
-        if len(rows) > 1:
-            apart = value[rows, None].float() - value[None, rows].float()
-            beats = torch.where(apart.abs() <= noise, 0.5, (apart > 0).float())
-            result[rows] = (beats.sum(1) - 0.5) / (len(rows) - 1)
+    for rows, base in siblings(valid, group, reference):
+        if len(base) > 1:
+            apart = value[rows, None].float() - value[None, base].float()
+            wins = torch.where(apart.abs() <= noise, 0.5, (apart > 0).float()).sum(1)
+            itself = torch.isin(rows, base).float()
+            result[rows] = (wins - 0.5 * itself) / (len(base) - itself)
     return result
 
 
@@ -55,25 +67,30 @@ def deviations(
     divisor: Divisor = "group",
     baseline: Baseline = "mean",
     noise: float = 0.0,
+    reference: torch.Tensor | None = None,
 ) -> Normalised:
-    """Scores ``[B]`` as deviations from their group's mean, divided as asked; see the module."""
+    """Scores ``[B]`` as deviations from their group's mean, divided as asked; see the module.
+
+    ``reference`` ``[B]`` marks the scores that means and spreads are of; the others are measured against them, as a
+    real clip is against a group's own samples.
+    """
     result, spreads, loudest, families = torch.zeros(len(group)), [], 0.0, 0
     heard: list[torch.Tensor] = []
-    for rows in siblings(valid, group):
+    for rows, base in siblings(valid, group, reference):
         families += 1
-        if len(rows) < 2:
+        if len(base) < 2:
             continue
-        values = value[rows].float()
-        spread = float(values.std())
+        known = value[base].float()
+        spread = float(known.std())
         spreads.append(spread)
         if spread <= max(noise, ZERO_SPREAD):
             continue
-        deviation = values - values.mean()
+        deviation = value[rows].float() - known.mean()
         if baseline == "leave_one_out":
-            deviation = deviation * len(rows) / (len(rows) - 1)
+            deviation = torch.where(torch.isin(rows, base), deviation * len(base) / (len(base) - 1), deviation)
         result[rows] = deviation / spread if divisor == "group" else deviation
         loudest = max(loudest, spread)
-        heard.append(rows)
+        heard.append(base)
     if heard and divisor == "largest":
         result /= loudest
     if heard and divisor == "batch":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.doctor import TOLERANCE, Finding, hacking
+from flowportrait.posttrain.doctor import Finding, hacking, is_worse
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
 from flowportrait.training.processes import on_main
@@ -52,6 +52,6 @@ def liked_best(records: Sequence[Mapping[str, float]]) -> bool:
 def should_stop(records: Sequence[Mapping[str, float]], patience: int) -> Finding | None:
     """The finding that ends a run: it has been hacking for ``patience`` looks in a row."""
     looks = [record["evaluation/sync"] for record in records if "evaluation/sync" in record]
-    if len(looks) <= patience or any(look >= (1 - TOLERANCE) * looks[0] for look in looks[-patience:]):
+    if len(looks) <= patience or not all(is_worse(looks[0], look) for look in looks[-patience:]):
         return None
     return hacking(records, {})

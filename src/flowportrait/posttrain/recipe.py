@@ -12,6 +12,7 @@ from typing import Literal
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS
+from flowportrait.flow.noise import KEY_VERSION
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.distil import TEACHER, Teacher
@@ -25,6 +26,9 @@ from flowportrait.posttrain.plan import EveryStep, Planner
 from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.reward.composite import RewardWeights
 from flowportrait.training.adapter import Lora
+
+FIRST_VERSION = 1
+"""The version of a recipe or state that names none: FlowPortrait 0.1 wrote none."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,18 @@ class Recipe:
     """Iterations in a row of which nothing was learned, or failed attempts in a row to save, before a run is ended."""
     render_size: int = 128
     seed: int = 0
+    version: int = KEY_VERSION
+    """Of what a run must keep to go on as it began: 1 is FlowPortrait 0.1 (noise keys, the first step of flow-sde, and
+    regions that all weigh alike). A ``recipe.json`` or a state that names none is of version 1."""
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise BadInput(f"kernel={self.kernel} is not possible: choose one of {', '.join(KERNELS)}.")
+        if not FIRST_VERSION <= self.version <= KEY_VERSION:
+            raise BadInput(
+                f"version={self.version} is not possible: this FlowPortrait knows {FIRST_VERSION} to {KEY_VERSION}; a "
+                "run of a later one needs a later FlowPortrait."
+            )
         fewest = 1 if self.credit.among == "batch" else 2
         at_least(self, eta=0, groups=1, group_size=fewest, frames=4, learning_rate=0, updates=1, pieces=1, stale=0)
         at_least(self, micro_batch=1, train_on=2, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)

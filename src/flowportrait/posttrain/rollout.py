@@ -7,14 +7,12 @@ from typing import Any
 import torch
 
 from flowportrait.flow.kernel import Kernel, Step, ode
-from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.noise import NoiseKey, Use
 from flowportrait.posttrain.plan import Plan
 from flowportrait.posttrain.policy import Policy, Session, begin
 from flowportrait.posttrain.rows import tensors
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.posttrain.tree import owners
-
-_START = -1
 
 
 @torch.no_grad()
@@ -25,7 +23,7 @@ def rollout(
     sample: torch.Tensor,
     plan: Plan,
     kernel: Kernel,
-    key: tuple[int, ...],
+    key: NoiseKey,
     same_start: bool = False,
     group_size: int = 1,
     session: Session | None = None,
@@ -50,7 +48,7 @@ def rollout(
     for chunk in range(chunks):
         context = session.context()
         starts = group if same_start else owner[:, chunk, 0]
-        x = begin(policy, _noise(size, key, starts, chunk, _START).to(device))
+        x = begin(policy, _noise(size, key, "start", starts, chunk).to(device))
         kept = []
         for k in range(steps):
             step = Step(*(part[:, chunk, k] for part in stepping))
@@ -58,7 +56,7 @@ def rollout(
             eps = torch.zeros_like(x)
             rows = noisy[:, chunk, k]
             if rows.any():
-                eps[rows] = _noise(size, key, owner[rows, chunk, k + 1], chunk, k).to(device)
+                eps[rows] = _noise(size, key, "step", owner[rows, chunk, k + 1], chunk, k).to(device)
             x_next = step.mean(x, velocity) + step.s * eps
             if k in wanted:
                 kept.append((x, x_next, eps))
@@ -100,8 +98,8 @@ def step_table(sigmas: torch.Tensor, kernel: Kernel, noisy: torch.Tensor) -> Ste
     return Step(*(torch.where(noisy, s, e)[..., None] for s, e in zip(sde, euler, strict=True)))
 
 
-def _noise(size: int, key: tuple[int, ...], ids: torch.Tensor, chunk: int, step: int) -> torch.Tensor:
-    return torch.stack([unit_noise(size, *key, int(i), chunk, step) for i in ids])
+def _noise(size: int, key: NoiseKey, use: Use, ids: torch.Tensor, chunk: int, step: int = 0) -> torch.Tensor:
+    return torch.stack([key.normal(size, use, int(i), chunk, step) for i in ids])
 
 
 def _device(condition: Any) -> torch.device:

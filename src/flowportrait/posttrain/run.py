@@ -123,7 +123,7 @@ def _train(recipe: Recipe, prompts: Sequence[Prompt], job: Job, accelerator: Acc
             say(f"Warning: {change}; a resumed run may differ in its last bits.")
     if latest(state):
         read(trainer, state)
-    on_main(accelerator, lambda: save(recipe, output / "recipe.json"))
+    on_main(accelerator, lambda: save(trainer.recipe, output / "recipe.json"))
     if job.track:
         accelerator.init_trackers("flowportrait", flat(to_dict(recipe)))
     Loop(trainer, job).run()

@@ -31,8 +31,7 @@ class Shard:
             None if until is None else until.to(device),
         )  # fmt: skip
         others = {name: velocity.to(device) for name, velocity in self.others.items()}
-        value, regions = self.advantage.value.to(device), self.advantage.regions
-        return Shard(self.trajectory.to(device), points, others, Advantage(value, regions))
+        return Shard(self.trajectory.to(device), points, others, self.advantage.to(device))
 
 
 def divided(trajectory: Trajectory, recipe: Recipe) -> list[torch.Tensor]:

@@ -14,19 +14,19 @@ import torch
 from accelerate import Accelerator
 
 from flowportrait.errors import BadInput
-from flowportrait.flow.kernel import KERNELS
+from flowportrait.flow.kernel import Kernel, kernel_named
 from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
 from flowportrait.posttrain.distil import TEACHER, apart, beside, compared, gated
-from flowportrait.posttrain.exemplar import invert, own_scores, pay
+from flowportrait.posttrain.exemplar import invert, pay
 from flowportrait.posttrain.given import GivenTask
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.learner import Learner, Metrics
 from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.plan import NoNoise, Plan, Planner
 from flowportrait.posttrain.policy import at_own_levels
-from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipe import FIRST_VERSION, Recipe
 from flowportrait.posttrain.rollout import rollout
 from flowportrait.posttrain.scale import Share, gather_scores, together
 from flowportrait.posttrain.shard import micro
@@ -53,8 +53,12 @@ class Trainer(Learner):
         self.task = task
         self.rewards = rewards
         self.share = Share.of(self.accelerator, recipe.groups, recipe.updates if recipe.objective.whole_groups else 1)
-        self.kernel = KERNELS[recipe.kernel](recipe.eta)
         self.waiting: list[tuple[Trajectory, dict[str, Score]]] = []
+
+    @property
+    def kernel(self) -> Kernel:
+        """The recipe's stochastic kernel."""
+        return kernel_named(self.recipe.kernel, self.recipe.eta, self.recipe.version)
 
     def step(self) -> Metrics:
         """One iteration; returns what to log."""
@@ -64,7 +68,7 @@ class Trainer(Learner):
         metrics: Metrics = {}
         if trajectory is not None:
             advantage, metrics = self.credit(trajectory, scores)
-            rows = extremes(advantage.per_sample, trajectory.group, self.recipe.train_on)
+            rows = extremes(advantage.per_sample, trajectory.group, self.recipe.train_on, advantage.is_judged)
             if any(roll_call(self.accelerator, bool(numberless(trajectory).any()))) or unscored(metrics):
                 metrics |= {"skipped": 1.0, "grad_norm": 0.0}
             else:
@@ -88,8 +92,8 @@ class Trainer(Learner):
             plan = at_own_levels(self.policy, planner(recipe.seed, self.iteration, recipe.groups, condition.chunks))
             group = groups.repeat_interleave(size)
             sample = group * recipe.group_size + torch.arange(size).repeat(len(groups))
-            key = (recipe.seed, self.iteration)
-            session = recipe.explore.session(self.policy, condition, sample, key) if recipe.explore else None
+            explore, key = recipe.explore, self.noise_key
+            session = explore.session(self.policy, condition, sample, key) if explore else None
             made = rollout(
                 self.policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, size, session
             )
@@ -124,7 +128,7 @@ class Trainer(Learner):
         sample = recipe.groups * recipe.group_size + groups
         return invert(
             self.policy, task.condition(self.policy, prompts), latents, groups, sample, plan, self.kernel,
-            (recipe.seed, self.iteration), recipe.exemplars.inversion,
+            self.noise_key, recipe.exemplars.inversion,
         )  # fmt: skip
 
     def delayed(self, batch: Batch) -> tuple[Trajectory | None, dict[str, Score]]:
@@ -140,30 +144,30 @@ class Trainer(Learner):
     def credit(self, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, Metrics]:
         """Advantages of this process's samples; statistics are those of all processes' samples."""
         scores, shown = apart(scores)
-        exemplars, judged = self.recipe.exemplars, scores
+        exemplars, reference = self.recipe.exemplars, None
+        everyone, group = gather_scores(self.accelerator, scores, trajectory.group)
         if exemplars and exemplars.baseline == "rollouts":
-            judged = own_scores(scores, trajectory.real)
-        everyone, group = gather_scores(self.accelerator, judged, trajectory.group)
+            reference = ~torch.cat(roll_call(self.accelerator, trajectory.real))
         chunks = trajectory.latents.shape[1]
         better = None
         if shown:
             theirs = gather_scores(self.accelerator, shown, trajectory.group)[0]
             credit, better = compared(everyone, group, theirs, chunks, self.rewards.weights, self.recipe.credit)
         else:
-            credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit)
+            credit = assign(everyone, group, chunks, self.rewards.weights, self.recipe.credit, reference)
         own = self.share.own_rows(group)
-        credit = replace(
-            credit, advantage=credit.advantage[own], parts={name: part[own] for name, part in credit.parts.items()}
-        )
+        credit = credit.select(own)
         plan = self.recipe.plan(self.recipe.seed, self.iteration, self.recipe.groups, chunks)
         advantage = spread(
-            credit, trajectory, self.recipe.allocation, self.task.regions, bool(plan.forks), self.recipe.credit.limit
-        )
+            credit, trajectory, self.recipe.allocation, self.task.regions, bool(plan.forks), self.recipe.credit.limit,
+            equal_regions=self.recipe.version == FIRST_VERSION,
+        )  # fmt: skip
         metrics = {**credit.metrics, **describe(credit.parts)}
+        metrics["invalid_samples"] = float((~advantage.is_judged).float().mean())
         if better is not None:
             advantage = gated(advantage, better[own])
         if exemplars:
-            advantage, seen = pay(advantage, trajectory, scores, self.rewards.weights, exemplars)
+            advantage, seen = pay(advantage, trajectory, exemplars)
             metrics |= seen
         return advantage, metrics
 

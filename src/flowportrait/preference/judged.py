@@ -32,7 +32,7 @@ def read_scores(path: Path) -> Table:
         BadInput: not such a file, a clip listed twice, or a score outside 1 … 5.
     """
     try:
-        rows = json.loads(path.read_text())
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{path} cannot be read as the judge's scores: give a report of `flowportrait judge score`."

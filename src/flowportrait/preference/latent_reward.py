@@ -172,7 +172,7 @@ class LatentReward(nn.Module):
             BadInput: the folder holds no latent reward, or one of another shape.
         """
         try:
-            model = cls(LatentRewardConfig(**json.loads((folder / "config.json").read_text())))
+            model = cls(LatentRewardConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
             weights = load_file(str(folder / "model.safetensors"))
             model.load_state_dict({name: value.float() for name, value in weights.items()})
         except OSError as error:

@@ -29,6 +29,9 @@ OPPOSITE: Mapping[Label, Label] = {"A": "B", "B": "A", "tie": "tie"}
 
 OTHER: Mapping[Literal["a", "b"], Literal["a", "b"]] = {"a": "b", "b": "a"}
 
+LARGEST_FILE, LONGEST_LINE = 256 * 2**20, 2**20
+"""Bytes of a pairs.jsonl, and characters of a line: some hundred thousand pairs of a few hundred characters."""
+
 _REQUIRED = ("prompt", "a", "b", "aspects", "source")
 _TEXT = ("prompt", "a", "b", "source", "annotator", "speaker", "portrait", "split")
 
@@ -67,7 +70,7 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
     """Write, whole or not at all; returns how many. Unknown fields are left out."""
     count = 0
     try:
-        with complete(path) as partial, partial.open("w") as file:
+        with complete(path) as partial, partial.open("w", encoding="utf-8") as file:
             for pair in pairs:
                 file.write(json.dumps({k: v for k, v in asdict(pair).items() if v}, ensure_ascii=False) + "\n")
                 count += 1
@@ -77,16 +80,26 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read and check every line.
+    """Read and check every line; one is in memory at a time.
 
     Raises:
-        BadInput: no such file, no pairs, or a line that is not a pair; the sentence names the line and the field.
+        BadInput: no such file, no pairs, a line that is not a pair, or too much of either; the sentence names the line
+            and the field.
     """
+    pairs = []
     try:
-        lines = path.read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.stat().st_size > LARGEST_FILE:
+            raise BadInput(f"{path} is larger than {LARGEST_FILE // 2**20} MiB: split it.")
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            number = 0
+            while text := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(text) > LONGEST_LINE:
+                    raise BadInput(f"{path}, line {number}: longer than {LONGEST_LINE} characters.")
+                if text.strip():
+                    pairs.append(_parse(text, path, number))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as preference pairs: give a pairs.jsonl file.") from error
-    pairs = [_parse(text, path, number) for number, text in enumerate(lines, 1) if text.strip()]
     if not pairs:
         raise BadInput(f"{path} holds no pairs: give a pairs.jsonl file with one pair a line.")
     return pairs
@@ -116,25 +129,27 @@ def _parse(text: str, path: Path, number: int) -> Pair:
 
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         wrong("this is not JSON (is the line cut off?)")
     if not isinstance(data, dict):
         wrong("a pair is an object with keys")
     known = [part.name for part in fields(Pair)]
     if unknown := sorted(set(data) - set(known)):
-        wrong(f"unknown field '{unknown[0]}'; the fields are {', '.join(known)}")
+        wrong(f"unknown field {_short(unknown[0])}; the fields are {', '.join(known)}")
     if missing := [key for key in _REQUIRED if not data.get(key)]:
         wrong(f"'{missing[0]}' is missing")
     for key in _TEXT:
-        if not isinstance(data.get(key, ""), str):
-            wrong(f"'{key}' must be text, not {data[key]!r}")
+        if not isinstance(value := data.get(key, ""), str):
+            wrong(f"'{key}' must be text, not {_short(value)}")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            wrong(f"'{key}' holds half a character, which no file can")
     if not isinstance(data["aspects"], dict):
         wrong('\'aspects\' must be an object such as {"sync": "A"}')
     for aspect, label in data["aspects"].items():
         if aspect not in ASPECTS:
-            wrong(f"unknown aspect '{aspect}'; the aspects are {', '.join(ASPECTS)}")
+            wrong(f"unknown aspect {_short(aspect)}; the aspects are {', '.join(ASPECTS)}")
         if label not in LABELS:
-            wrong(f"{aspect} is {label!r}, but must be one of {', '.join(LABELS)}")
+            wrong(f"{aspect} is {_short(label)}, but must be one of {', '.join(LABELS)}")
     if problem := _wrong_points(data.get("points", {})):
         wrong(problem)
     return Pair(**data)
@@ -148,8 +163,14 @@ def _wrong_points(points: Any) -> str:
             return f'the points of {side} must be an object such as {{"sync": 4}}'
         for aspect, value in given.items():
             if aspect not in ASPECTS:
-                return f"unknown aspect '{aspect}' in the points of {side}; the aspects are {', '.join(ASPECTS)}"
+                return f"unknown aspect {_short(aspect)} in the points of {side}; the aspects are {', '.join(ASPECTS)}"
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not LOWEST <= value <= HIGHEST:
-                return f"{side} has {value!r} points for {aspect}, but points lie between 1 and 5"
+                return f"{side} has {_short(value)} points for {aspect}, but points lie between 1 and 5"
     return ""
+
+
+def _short(value: Any) -> str:
+    """A value as it appears in a sentence, which may go to a terminal of any encoding."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -15,14 +15,15 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.interrupt import StopRequest
-from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.video import FPS, iter_frames
+from flowportrait.media.bounded import read_clip
+from flowportrait.media.video import FPS
 from flowportrait.preference.made_pairs import CODES, DIMENSIONS, NOT_JUDGED
 from flowportrait.preference.pair_loss import Objective, pair_loss
 from flowportrait.preference.pairs import Pair
 from flowportrait.preference.stated_pairs import SIDES
 from flowportrait.preference.vlm_inputs import Shown
 from flowportrait.preference.vlm_reward import VlmReward, VlmSettings
+from flowportrait.training.descend import GuardedStep
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def train_vlm(
         raise BadInput(f"None of {len(pairs)} pairs can be shown: {next(iter(unread.values()))}")
     learned = [parameter for parameter in reward.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learned, plan.learning_rate, weight_decay=0.0)
+    guarded_step = GuardedStep(learned, optimiser)
     rng = np.random.default_rng(plan.seed)
     order = np.concatenate([rng.permutation(len(usable)) for _ in range(plan.epochs)])
     steps = [order[at : at + plan.batch] for at in range(0, len(order), plan.batch)]
@@ -79,8 +81,7 @@ def train_vlm(
                 loss = _loss(plan, reward, chosen, folder) * len(chosen) / len(rows)
                 loss.backward()
                 total += float(loss.detach())
-            torch.nn.utils.clip_grad_norm_(learned, 1.0)
-            optimiser.step()
+            guarded_step(step + 1)
             report(step + 1, total, (time.monotonic() - began) / (step + 1) * (len(steps) - step - 1))
             if stop.asked:
                 break
@@ -96,13 +97,13 @@ def show(path: Path, frames: int) -> Shown:
     """A video as the model is shown it.
 
     Raises:
-        BadInput: unreadable, or without sound.
+        BadInput: unreadable, too large (``media.bounded.LOCAL``), or without sound.
     """
-    if not has_audio(path):
+    video, audio = read_clip(path)
+    if audio is None:
         raise BadInput(f"{path} has no sound: lip sync cannot be told.")
-    video = list(iter_frames(path))
     places = np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int)
-    return Shown(np.stack([video[place] for place in places]), FPS * len(places) / len(video), read_audio(path))
+    return Shown(video[places], FPS * len(places) / len(video), audio)
 
 
 def _loss(plan: VlmPlan, reward: VlmReward, pairs: Sequence[Pair], folder: Path) -> torch.Tensor:

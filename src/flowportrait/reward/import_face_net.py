@@ -21,7 +21,7 @@ from flowportrait.reward.face_net import FaceNet
 
 def convert(model: Path) -> FaceNet:
     """The network with the published weights."""
-    graph = json.loads(model.read_text())
+    graph = json.loads(model.read_text(encoding="utf-8"))
     constants = _constants(graph, model.parent)
     net = FaceNet()
     layers = iter(net.layers())

@@ -1,8 +1,11 @@
 """The lip-sync reward: how much better the lips fit this moment of the speech than its neighbourhood.
 
-    dense[t] = cos(f_t, a_t) − mean_{3 ≤ |k| ≤ 10} cos(f_t, a_{t+k})
+    margin[w] = cos(f_w, a_w) − mean_{3 ≤ |k| ≤ 10} cos(f_w, a_{w+k})         of the window of frames w … w + 8
+    dense[t]  = margin of the window whose middle is nearest to frame t
 
-Against shifted speech as the baseline, lips that fit any speech a little earn nothing.
+Against shifted speech as the baseline, lips that fit any speech a little earn nothing. A clip of T frames has T − 8
+windows; its first and last four frames have the margin of the first and the last window, to which they belong, so that
+every chunk is credited in full.
 """
 
 from __future__ import annotations
@@ -37,9 +40,15 @@ class LipSync:
     def __call__(self, batch: RewardBatch) -> Score:
         face, voice = self.expert.embed_face(batch.motion), self.expert.embed_audio(batch.mel)
         margin = margins(face @ voice.mT)
-        edge = (batch.motion.shape[1] - margin.shape[1]) // 2
-        dense = torch.nn.functional.pad(margin, (edge, batch.motion.shape[1] - margin.shape[1] - edge))
+        dense = by_frame(margin, batch.motion.shape[1])
         return all_valid(margin.mean(1), dense)._replace(regions={"mouth": dense})
+
+
+def by_frame(windows: torch.Tensor, frames: int) -> torch.Tensor:
+    """Numbers of windows ``[B, W]`` in the middle of a clip to numbers of its frames ``[B, frames]``: that of the
+    window whose middle is nearest."""
+    edge = (frames - windows.shape[1]) // 2
+    return windows[:, (torch.arange(frames) - edge).clamp(0, windows.shape[1] - 1)]
 
 
 def margins(similarity: torch.Tensor) -> torch.Tensor:

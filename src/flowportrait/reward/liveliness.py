@@ -52,7 +52,8 @@ class RealMotion:
     @lru_cache(maxsize=1)
     def load(cls) -> RealMotion:
         """The statistics that ship with the package."""
-        return cls(**json.loads((files("flowportrait") / "weights" / "basis" / "real_motion.json").read_text()))
+        text = (files("flowportrait") / "weights" / "basis" / "real_motion.json").read_text(encoding="utf-8")
+        return cls(**json.loads(text))
 
     @classmethod
     def measure(cls, windows: torch.Tensor) -> RealMotion:

@@ -60,7 +60,7 @@ PORTRAITS = 6
 def training_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Path]]:
     """Speaker and video of up to ``CLIPS`` clips of every training speaker."""
     by_speaker: dict[str, list[str]] = defaultdict(list)
-    for line in (corpus / "clips.jsonl").read_text().splitlines():
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev" and record["frames"] >= FRAMES:
             by_speaker[record["speaker"]].append(record["name"])

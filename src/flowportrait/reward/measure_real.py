@@ -40,5 +40,5 @@ def real_windows(corpus: Path) -> torch.Tensor:
 
 if __name__ == "__main__":
     real = real_windows(Path(sys.argv[1]))
-    Path(sys.argv[2]).write_text(RealMotion.measure(real).to_json() + "\n")
+    Path(sys.argv[2]).write_text(RealMotion.measure(real).to_json() + "\n", encoding="utf-8")
     crowd.keep(real)

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -70,11 +73,51 @@ def _raft(weights: Path | None) -> Any:
     net = raft_small(weights=None)
     try:
         stored = torch.load(weights, map_location="cpu", weights_only=True)
-        # The authors' own file has the same tensors in the same order under other names.
-        net.load_state_dict(dict(zip(net.state_dict(), stored.values(), strict=True)))
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise BadInput(f"{weights} holds no RAFT-small weights: {str(error).splitlines()[0]}.") from error
+    net.load_state_dict(tensors_by_name(stored, net.state_dict(), weights))
     return net.eval().requires_grad_(False)
+
+
+def tensors_by_name(stored: Any, expected: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of RAFT-small's weights by torchvision's names; ``expected``: the network's own.
+
+    Raises:
+        BadInput: the file lacks a tensor, has one too many, or one of another shape.
+    """
+    if not isinstance(stored, Mapping):
+        raise BadInput(f"{path} holds no RAFT-small weights: it is a {type(stored).__name__} and not tensors by name.")
+    found = {torchvision_name(str(name)): tensor for name, tensor in stored.items()}
+    if different := sorted(found.keys() ^ expected.keys()):
+        what = "lacks" if different[0] in expected else "has an unknown"
+        raise BadInput(f"{path} holds no RAFT-small weights: it {what} {different[0]}.")
+    for name, tensor in expected.items():
+        shape = tuple(getattr(found[name], "shape", ()))
+        if shape != tuple(tensor.shape):
+            raise BadInput(f"{path} holds no RAFT-small weights: {name} is {shape}, not {tuple(tensor.shape)}.")
+    return found
+
+
+AUTHORS_NAMES = (
+    (r"^module\.", ""),
+    (r"^fnet\.", "feature_encoder."),
+    (r"^cnet\.", "context_encoder."),
+    (r"^(\w+_encoder)\.conv1\.", r"\1.convnormrelu.0."),
+    (r"^(\w+_encoder)\.conv2\.", r"\1.conv."),
+    (r"(layer\d\.\d)\.conv(\d)\.", r"\1.convnormrelu\2.0."),
+    (r"^update_block\.encoder\.convc1\.", "update_block.motion_encoder.convcorr1.0."),
+    (r"^update_block\.encoder\.convf(\d)\.", r"update_block.motion_encoder.convflow\1.0."),
+    (r"^update_block\.encoder\.conv\.", "update_block.motion_encoder.conv.0."),
+    (r"^update_block\.gru\.", "update_block.recurrent_block.convgru1."),
+)
+"""Patterns of the names in the authors' file (princeton-vl/RAFT), and what torchvision calls the same."""
+
+
+def torchvision_name(name: str) -> str:
+    """What torchvision calls a weight of the authors' file; torchvision's own names stay as they are."""
+    for pattern, replacement in AUTHORS_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def flow_named(name: str, weights: Path | None = None) -> Flow:

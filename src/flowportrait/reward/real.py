@@ -34,10 +34,11 @@ class Normal(NamedTuple):
 @lru_cache(maxsize=1)
 def normals() -> dict[str, Normal]:
     """Every measurement by ``name/domain``."""
-    return {name: Normal(*values) for name, values in json.loads((FOLDER / "real.json").read_text()).items()}
+    found = json.loads((FOLDER / "real.json").read_text(encoding="utf-8"))
+    return {name: Normal(*values) for name, values in found.items()}
 
 
 @lru_cache(maxsize=1)
 def noises() -> dict[str, float]:
     """Standard deviation of each reward when the same clip is filmed, encoded and tracked again."""
-    return json.loads((FOLDER / "noise.json").read_text())
+    return json.loads((FOLDER / "noise.json").read_text(encoding="utf-8"))

@@ -1,22 +1,63 @@
-"""How the small models learn: AdamW on a learning rate that rises over a tenth of the steps and falls to nothing.
+"""The step that every supervised training takes, and how the small models learn: AdamW on a learning rate that rises
+over a tenth of the steps and falls to nothing.
 
-    θ ← AdamW(θ, lr(t), ∇L_t),   ‖∇L_t‖ ≤ 1
+    θ ← AdamW(θ, lr(t), ∇L_t),   ‖∇L_t‖ ≤ 1,   left out where ∇L_t is not finite
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from flowportrait.errors import BadInput
 from flowportrait.interrupt import StopRequest
+from flowportrait.terminal import say as log
 
 Report = Callable[[int, float, float], None]
 """Told the step, its loss and the seconds left, every ``EVERY`` steps."""
 EVERY = 50
 RISE, LONGEST = 0.1, 1.0
+GIVE_UP = 20
+"""Steps in a row without a finite gradient after which a training is ended."""
+
+
+class GuardedStep:
+    """An optimiser's step with the gradient clipped to ``longest``; one that is not finite changes nothing.
+
+    Gradients are those of all processes together, so that all of them decide alike.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, longest: float = LONGEST
+    ) -> None:
+        self.parameters, self.optimizer, self.longest = list(parameters), optimizer, longest
+        self.left_out = 0
+        """Steps in a row."""
+
+    def __call__(self, step: int) -> bool:
+        """Take the step, named by its number in messages; returns whether it was taken.
+
+        Raises:
+            BadInput: the gradient was not finite ``GIVE_UP`` times in a row.
+        """
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.longest)
+        if math.isfinite(float(norm.full_tensor() if isinstance(norm, DTensor) else norm)):
+            self.left_out = 0
+            self.optimizer.step()
+            return True
+        self.left_out += 1
+        if self.left_out == GIVE_UP:
+            raise BadInput(
+                f"The gradient was not finite in {GIVE_UP} steps in a row, up to step {step}: lower the learning rate, "
+                "train in fp32, or look for damaged clips; the last state saved is kept."
+            )
+        log(f"Warning: step {step} was left out: its gradient is not finite.")
+        return False
 
 
 def silent(step: int, loss: float, left: float) -> None:
@@ -34,10 +75,12 @@ def descend(
     """Take ``steps`` steps down ``loss(step)`` with those parameters that want gradients.
 
     Raises:
+        BadInput: the gradient stays infinite.
         KeyboardInterrupt: asked to stop, after the step under way.
     """
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learned, learning_rate, weight_decay=weight_decay)
+    guarded = GuardedStep(learned, optimiser)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1, pct_start=RISE)
     began = time.monotonic()
     with StopRequest() as stop:
@@ -45,10 +88,9 @@ def descend(
             now = loss(step)
             optimiser.zero_grad()
             now.backward()
-            nn.utils.clip_grad_norm_(learned, LONGEST)
-            optimiser.step()
-            schedule.step()
             done = step + 1
+            guarded(done)
+            schedule.step()
             if done % EVERY == 0:
                 report(done, float(now.detach()), (time.monotonic() - began) / done * (steps - done))
             if stop.asked:

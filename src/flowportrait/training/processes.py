@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,10 +36,14 @@ PATIENCE = timedelta(hours=2)
 def processes(**more: Any) -> Accelerator:
     """The device of this process and its part among all; ``more`` goes to ``Accelerator``. What is rounded how is the
     recipe's to say (``autocast``), not the launcher's."""
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **more,
     )  # fmt: skip
+    if accelerator.num_processes > 1:
+        # A process that ends with the threads of its group still running is aborted at times.
+        atexit.register(accelerator.state.destroy_process_group)
+    return accelerator
 
 
 def tracking(track: str | None, output: Path) -> Accelerator:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from flowportrait.policies.hearing import Heard
-from flowportrait.policies.interface import Item
+    from flowportrait.policies.hearing import Heard
+    from flowportrait.policies.interface import Item
 
 Call = dict[str, Any]
 """Arguments of the transformer by name."""
@@ -62,6 +63,8 @@ class Family:
 
     def call(self, x: torch.Tensor, kept: Call) -> Call:
         """Inverse of ``rows`` for any x."""
+        import torch
+
         hidden = torch.cat([x.to(kept["hidden_states"].dtype), kept["hidden_states"]], 1)
         return {**kept, "hidden_states": hidden}
 

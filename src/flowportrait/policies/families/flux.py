@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from flowportrait.policies.families.family import Call, Family
-from flowportrait.policies.hearing import Heard
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowportrait.policies.hearing import Heard
 
 
 class Flux(Family):

@@ -7,15 +7,15 @@ the picture is made to it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, Any
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.policies.families.family import Call, Family
-from flowportrait.policies.interface import Item
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowportrait.policies.interface import Item
 
 FFT = 1024
 """Samples of a window of the sound autoencoder's spectrogram."""
@@ -35,6 +35,8 @@ class LTX(Family):
         return {**call, "hidden_states": call["hidden_states"][:, :given]}
 
     def call(self, x: torch.Tensor, kept: Call) -> Call:
+        import torch
+
         first = kept["hidden_states"]
         return {**kept, "hidden_states": torch.cat([first, self.packed(x).to(first.dtype)], 1)}
 
@@ -42,6 +44,8 @@ class LTX(Family):
         return self.unpacked(output[:, kept["hidden_states"].shape[1] :], x.shape[2:])
 
     def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
+        import torch
+
         first = self.unpacked(kept["hidden_states"], (1, *x.shape[3:]))
         return torch.cat([first.to(x.dtype), x], 2)
 
@@ -81,6 +85,10 @@ class LTX2(LTX):
         return None
 
     def drive(self, kept: Call, item: Item) -> Call:
+        import torch
+
+        from flowportrait.media.audio import read_audio
+
         assert item.audio is not None
         length = kept["audio_hidden_states"].shape[1]
         sound = self.listen(torch.from_numpy(read_audio(item.audio)), length).to(kept["audio_hidden_states"])
@@ -89,6 +97,8 @@ class LTX2(LTX):
 
     def listen(self, wave: torch.Tensor, length: int) -> torch.Tensor:
         """Normalised sound tokens ``[1, length, C]`` of 16 kHz speech ``[N]``, cut or followed by silence."""
+        import torch.nn.functional as F
+
         encoder, hop = self.pipeline.audio_vae, self.pipeline.audio_hop_length
         samples = length * self.pipeline.audio_vae_temporal_compression_ratio * hop
         wave = F.pad(wave[:samples], (0, max(0, samples - len(wave))))
@@ -101,7 +111,10 @@ class LTX2(LTX):
 
 def spectrogram(wave: torch.Tensor, rate: int, hop: int, bands: int) -> torch.Tensor:
     """Log-mel magnitudes ``[1 + N / hop, bands]`` as LTX-2's sound autoencoder was trained on."""
+    import torch
     from transformers.audio_utils import mel_filter_bank
+
+    from flowportrait.media.audio import SAMPLE_RATE
 
     if rate != SAMPLE_RATE:
         raise BadInput(f"The sound autoencoder wants {rate} Hz, where {SAMPLE_RATE} Hz are given: take LTX-2's own.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
 
 from flowportrait.policies.families.family import Call, Family
+
+if TYPE_CHECKING:
+    import torch
 
 LONGEST = 512
 """Text tokens that rows are filled up to; a batch is cut to its own longest."""
@@ -23,6 +25,9 @@ class QwenImage(Family):
         return int(self.pipeline.transformer.config.in_channels) // 4
 
     def rows(self, call: Call, x: torch.Tensor) -> Call:
+        import torch
+        import torch.nn.functional as F
+
         text, mask = call["encoder_hidden_states"], call.get("encoder_hidden_states_mask")
         mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask is None else mask.bool()
         missing = max(0, LONGEST - text.shape[1])

@@ -3,11 +3,12 @@ two networks, one for high and one for low noise (2.2, 14B)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from flowportrait.policies.families.family import Call, Family
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Wan(Family):
@@ -37,12 +38,16 @@ class Wan(Family):
         return super().rows(call, x)
 
     def call(self, x: torch.Tensor, kept: Call) -> Call:
+        import torch
+
         if self.first_given:
             first = kept["hidden_states"]
             return {**kept, "hidden_states": torch.cat([first, x.to(first.dtype)], 2)}
         return super().call(x, kept)
 
     def network(self, call: Call, sigma: torch.Tensor) -> Any:
+        import torch
+
         ratio = self.pipeline.config.boundary_ratio
         if ratio is None:
             return super().network(call, sigma)
@@ -60,6 +65,8 @@ class Wan(Family):
         return output[:, :, 1:] if self.first_given else super().read(output, x, kept)
 
     def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
+        import torch
+
         return torch.cat([kept["hidden_states"].to(x.dtype), x], 2) if self.first_given else x
 
     def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, Any
 
 from flowportrait.policies.families.family import Call, Family
+
+if TYPE_CHECKING:
+    import torch
 
 LONGEST = 512
 """Text tokens that rows are filled up to; the network gets each text at its own length."""
@@ -21,6 +21,9 @@ class ZImage(Family):
     prompted_first = True
 
     def rows(self, call: Call, x: torch.Tensor) -> Call:
+        import torch
+        import torch.nn.functional as F
+
         (text,) = call["cap_feats"]
         length = torch.tensor([len(text)], device=text.device)
         padded = F.pad(text, (0, 0, 0, max(0, LONGEST - len(text))))[None]
@@ -37,6 +40,8 @@ class ZImage(Family):
         return 1 - sigma
 
     def read(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
+        import torch
+
         return -torch.stack(list(output)).float().squeeze(2)
 
     def guide(self, prompted: torch.Tensor, unprompted: torch.Tensor, weight: float) -> torch.Tensor:

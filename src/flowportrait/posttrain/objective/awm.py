@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points, noised
 from flowportrait.posttrain.trajectory import Trajectory
 
@@ -32,7 +33,7 @@ class AWM:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"} if self.kl_weight > 0 else {"old"})
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         return noised(trajectory, self.states, key)
 
     def __call__(self, evidence: Evidence) -> Loss:
@@ -42,7 +43,7 @@ class AWM:
         ratio = (self._level(points.sigma)[..., None] * advantage.reduce(gain, "mean")).exp()
         signed = advantage.value.expand_as(ratio)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        policy = -torch.minimum(ratio * signed, clipped * signed).mean()
+        policy = -advantage.average(torch.minimum(ratio * signed, clipped * signed))
         known = ratio.detach()
         metrics = {
             "loss/policy": float(policy.detach()),
@@ -52,7 +53,7 @@ class AWM:
         }
         total = policy
         if self.kl_weight > 0:
-            kl = (evidence.live - evidence.others["ref"]).square().mean()
+            kl = advantage.average_elements((evidence.live - evidence.others["ref"]).square())
             total = total + self.kl_weight * kl
             metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
         return Loss(total, metrics)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points
 from flowportrait.posttrain.trajectory import Trajectory
 
@@ -26,14 +27,14 @@ class Distil:
     def __post_init__(self) -> None:
         at_least(self, temperature=1e-3, most=1)
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         # Of an Euler step b is σ' − σ.
         return Points(trajectory.x, trajectory.sigma, until=trajectory.sigma + trajectory.coefficients.b[..., 0])
 
     def __call__(self, evidence: Evidence) -> Loss:
         weight = (evidence.advantage.value / self.temperature).exp().clamp_max(self.most)
         error = evidence.advantage.reduce((evidence.live - evidence.others["teacher"]).square(), "mean")
-        total = (weight * error).mean()
+        total = evidence.advantage.average(weight * error)
         apart = float(error.detach().mean())
         metrics = {"loss/policy": float(total.detach()), "weight": float(weight.mean()), "apart": apart}
         return Loss(total, metrics)

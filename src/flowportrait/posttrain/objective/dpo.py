@@ -5,8 +5,10 @@
 
 A pair is the best and the worst sample of a group: of one's own online, of given clips offline (``given``). A group
 whose samples are all alike makes none and adds nothing: L is a mean over groups, and does not depend on how they are
-cut into backward passes. With regions, each has its own pair, and only its own numbers are compared (their losses add
-up): who has the better lips need not have the better head. β is constant, which the paper found better at every value
+cut into backward passes. A sample that could not be judged is in no pair; a real clip is the better one whatever it was
+judged to be. With regions, each has its own best and worst: who has the better lips need not have the better head.
+Regions with the same two samples are one pair, whose margin is that of their latent numbers together, and a pair weighs
+by the share of these numbers: regions paid alike are none. β is constant, which the paper found better at every value
 than the derived β·(1−σ)², offered as ``level``. The anchor keeps the winner likely (RPO, 2404.19733): a margin can also
 grow while both fall.
 """
@@ -20,6 +22,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points, noised
 from flowportrait.posttrain.trajectory import Trajectory
 
@@ -38,7 +41,7 @@ class DPO:
     def __post_init__(self) -> None:
         at_least(self, beta=0, states=1, anchor=0)
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         return noised(trajectory, self.states, key, by_group=True)
 
     def __call__(self, evidence: Evidence) -> Loss:
@@ -46,37 +49,50 @@ class DPO:
         assert points.target is not None, "forward-process points have a target"
         live = advantage.reduce((evidence.live - points.target).square(), "mean").movedim(-1, 1)
         reference = advantage.reduce((evidence.others["ref"] - points.target).square(), "mean").movedim(-1, 1)
-        winner, loser, region = pairs(advantage.value.mean((1, 2)), trajectory.group, trajectory.real)
+        valid = None if advantage.valid is None else advantage.valid[:, 0, 0]
+        winner, loser, region = pairs(advantage.value.mean((1, 2)), trajectory.group, trajectory.real, valid)
         if not len(winner):
             return Loss(live.sum() * 0, {"loss/policy": 0.0, "pairs": 0.0})
-        gain = reference - live
-        margin = gain[winner, region] - gain[loser, region]
-        weight = 1.0 if self.level == "constant" else (1 - points.sigma.expand(*live[:, 0].shape)[winner]).square()
-        per_group = len(winner) / len(trajectory.group.unique())
-        total = -logsigmoid(self.beta / 2 * weight * margin).mean() * per_group
+        (winner, loser), pair = torch.stack([winner, loser]).unique(dim=1, return_inverse=True)
+        # [pairs, N, R] of the latent numbers of all regions of a pair together.
+        size = live.new_ones(1) if advantage.regions is None else advantage.regions.to(live).sum(1)
+        share = live.new_zeros(len(winner), len(size)).index_put((pair, region), size[region] / size.sum())
+        weight = share.sum(1)[:, None, None]
+        winner_gain, loser_gain, error = (
+            torch.einsum("mp,mpnr->mnr", share, own) / weight
+            for own in ((reference - live)[winner], (reference - live)[loser], live[winner])
+        )
+        margin = winner_gain - loser_gain
+        level = 1.0 if self.level == "constant" else (1 - points.sigma.expand(*live[:, 0].shape)[winner]).square()
+        groups = len(trajectory.group.unique())
+        total = -(weight * logsigmoid(self.beta / 2 * level * margin)).mean((1, 2)).sum() / groups
         if self.anchor:
-            total = total + self.anchor * live[winner, region].mean() * per_group
+            total = total + self.anchor * (weight * error).mean((1, 2)).sum() / groups
         metrics = {
             "loss/policy": float(total.detach()),
             "pairs": float(len(winner)),
             "margin": float(margin.detach().mean()),
             # Falls below zero where the winner itself became less likely: DPO's known failure.
-            "winner_gain": float(gain[winner, region].detach().mean()),
-            "loser_gain": float(gain[loser, region].detach().mean()),
+            "winner_gain": float(winner_gain.detach().mean()),
+            "loser_gain": float(loser_gain.detach().mean()),
         }
         return Loss(total, metrics)
 
 
 def pairs(
-    score: torch.Tensor, group: torch.Tensor, real: torch.Tensor
+    score: torch.Tensor, group: torch.Tensor, real: torch.Tensor, valid: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows of the best and the worst sample of every group in which there is a difference, and the region that it is
-    in, from scores ``[B, P]``; a real clip is the best."""
+    in, from scores ``[B, P]``; a real clip is the best, and rows that are not ``valid`` ``[B, P or 1]`` are left
+    out."""
+    known = torch.ones_like(score, dtype=torch.bool) if valid is None else (valid | real[:, None]).expand_as(score)
     score = torch.where(real[:, None], torch.inf, score)
     found = []
     for family in group.unique():
-        rows = (group == family).nonzero()[:, 0]
         for region in range(score.shape[1]):
+            rows = ((group == family) & known[:, region]).nonzero()[:, 0]
+            if not len(rows):
+                continue
             best, worst = rows[score[rows, region].argmax()], rows[score[rows, region].argmin()]
             if score[best, region] > score[worst, region]:
                 found.append((int(best), int(worst), region))

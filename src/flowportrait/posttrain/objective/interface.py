@@ -10,12 +10,12 @@ equal shares on several processes, average to the loss of the whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 
-from flowportrait.flow.noise import seed_of, unit_noise
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.posttrain.trajectory import Trajectory
 
@@ -35,15 +35,48 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True)
 class Advantage:
-    """value ``[B, N, R, P]`` (N, R and P may be 1) of every sample, chunk, step and region; regions ``[P, D]`` says
-    which latent numbers belong to which region (none: all to one)."""
+    """What every sample earned, and whether it was judged at all.
+
+    value ``[B, N, R, P]`` (N, R and P may be 1) of every sample, chunk, step and region; regions ``[P, D]`` says which
+    latent numbers belong to which region (none: all to one); valid ``[B, 1, 1, P]`` (P may be 1) is false where a
+    sample could not be judged: its zero is no opinion, so that it wins and loses nothing and has no weight (none: all
+    were judged). A region weighs as much as it has latent numbers, so that paying all of them alike is having none;
+    with ``equal_regions`` all weigh alike in means, as they did in version 0.1.
+    """
 
     value: torch.Tensor
     regions: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
+    equal_regions: bool = False
 
     def select(self, rows: torch.Tensor) -> Advantage:
         """The samples at ``rows``."""
-        return Advantage(self.value[rows], self.regions)
+        return replace(self, value=self.value[rows], valid=None if self.valid is None else self.valid[rows])
+
+    def to(self, device: torch.device | str) -> Advantage:
+        """The same on a device; what belongs to which region stays where it is."""
+        return replace(self, value=self.value.to(device), valid=None if self.valid is None else self.valid.to(device))
+
+    def mask_invalid(self, parts: torch.Tensor) -> torch.Tensor:
+        """Numbers ``[B, N, R, P]``, zero where the sample was not judged in the region."""
+        return parts if self.valid is None else torch.where(self.valid, parts, 0)
+
+    @property
+    def is_judged(self) -> torch.Tensor:
+        """Samples ``[B]`` that were judged in some region."""
+        if self.valid is None:
+            return torch.ones(len(self.value), dtype=torch.bool, device=self.value.device)
+        return self.valid.flatten(1).any(1)
+
+    def average(self, parts: torch.Tensor) -> torch.Tensor:
+        """The mean of a loss ``[B, N, R, P]`` over samples, chunks, states and regions. Samples that were not judged
+        add nothing and count in the number it is divided by, so that it does not depend on how a batch is cut."""
+        parts = self.mask_invalid(parts)
+        return parts.mean() if self.equal_regions else self.whole(parts, "mean").mean()
+
+    def average_elements(self, elements: torch.Tensor) -> torch.Tensor:
+        """The same of a loss of latent elements ``[B, N, R, D]`` that no region pays, as a pull to a reference."""
+        return (elements.mean(-1) * self.is_judged[:, None, None]).mean()
 
     def reduce(self, elements: torch.Tensor, how: Reduce) -> torch.Tensor:
         """Numbers per latent element ``[B, N, R, D]`` to numbers per region ``[B, N, R, P]``."""
@@ -98,7 +131,7 @@ class Objective(Protocol):
         """Whether it compares siblings, so that groups must not be divided."""
         ...
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         """Where velocities are needed; all randomness comes from ``key``."""
         ...
 
@@ -113,16 +146,15 @@ def masked_mean(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(where, value, 0).sum() / where.sum().clamp_min(1)
 
 
-def noised(trajectory: Trajectory, count: int, key: tuple[int, ...], by_group: bool = False) -> Points:
+def noised(trajectory: Trajectory, count: int, key: NoiseKey, by_group: bool = False) -> Points:
     """``count`` noised states of every clean chunk: σ stratified over (0, 1) per sample, noise per sample, chunk and
     state, or with ``by_group`` shared by siblings."""
     ids = (trajectory.group if by_group else trajectory.sample).tolist()
     chunks, size = trajectory.latents.shape[1:]
     sigma, noise = [], []
     for i in ids:
-        own = torch.Generator().manual_seed(seed_of(*key, i))
-        sigma.append((torch.arange(count) + torch.rand(count, generator=own)) / count)
-        noise.append(unit_noise((chunks, count, size), *key, i, 1))
+        sigma.append((torch.arange(count) + key.uniform(count, "level", i)) / count)
+        noise.append(key.normal((chunks, count, size), "forward", i))
     x0 = trajectory.latents[:, :, None]
     level = torch.stack(sigma)[:, None].to(x0.device)
     eps = torch.stack(noise).to(x0.device)

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points
 from flowportrait.posttrain.trajectory import Trajectory
+
+_NEVER = 1e6
+"""An energy at which a branch has no probability."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class KVPO:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"})
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         went = (trajectory.x_next - trajectory.x) / trajectory.coefficients.b
         return Points(trajectory.x, trajectory.sigma, went)
 
@@ -43,8 +47,10 @@ class KVPO:
             self._log_policy(velocity, evidence)
             for velocity in (evidence.live, evidence.others["old"], evidence.others["ref"])
         )
-        advantage = evidence.advantage.value.flatten(2).mean(-1).expand_as(live)
-        ratio = (live - old).exp()
+        valid = evidence.advantage.is_judged[:, None]
+        earned = evidence.advantage.whole(evidence.advantage.mask_invalid(evidence.advantage.value), "mean")
+        advantage = earned.flatten(2).mean(-1).expand_as(live)
+        ratio = torch.where(valid, live - old, 0).exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         policy = -torch.minimum(ratio * advantage, clipped * advantage).mean()
         kl = (reference.exp() * (reference - live)).sum() / live.shape[1] / len(evidence.trajectory.group.unique())
@@ -58,9 +64,10 @@ class KVPO:
         return Loss(policy + self.kl_weight * kl, metrics)
 
     def _log_policy(self, velocity: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-        """log π ``[B, N]`` of every branch among its siblings, chunk by chunk."""
+        """log π ``[B, N]`` of every branch among its siblings, chunk by chunk; one that was not judged is no choice."""
         assert evidence.points.target is not None, "points carry the way each branch went"
         energy = (velocity - evidence.points.target).square().mean((2, 3))
+        energy = torch.where(evidence.advantage.is_judged[:, None], energy, _NEVER)
         group = evidence.trajectory.group
         families, index = group.unique(return_inverse=True)
         # Siblings of equal number side by side: [families, size, N].

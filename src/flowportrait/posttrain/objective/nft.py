@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.path import predict_data
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points, noised
 from flowportrait.posttrain.trajectory import Trajectory
@@ -36,7 +37,7 @@ class NFT:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"} if self.reference > 0 else {"old"})
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         return noised(trajectory, self.states, key)
 
     def __call__(self, evidence: Evidence) -> Loss:
@@ -49,7 +50,7 @@ class NFT:
             error = predict_data(points.x, velocity, points.sigma[..., None]) - evidence.trajectory.latents[:, :, None]
             scale = error.detach().abs().mean(-1, keepdim=True).clamp_min(_SMALLEST)
             sides.append(advantage.reduce(error.square() / scale, "mean"))
-        contrast = (good * sides[0] + (1 - good) * sides[1]).mean() / self.beta
+        contrast = advantage.average(good * sides[0] + (1 - good) * sides[1]) / self.beta
         metrics = {
             "loss/policy": float(contrast.detach()),
             "good": float(good.mean()),
@@ -57,7 +58,7 @@ class NFT:
         }
         total = contrast
         if self.reference > 0:
-            kl = (evidence.live - evidence.others["ref"]).square().mean()
+            kl = advantage.average_elements((evidence.live - evidence.others["ref"]).square())
             total = total + self.reference * kl
             metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
         return Loss(total, metrics)

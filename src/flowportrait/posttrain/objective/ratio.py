@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.ratio import gaussian_kl, log_ratio
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points, Reduce, masked_mean
 from flowportrait.posttrain.trajectory import Trajectory
@@ -49,7 +50,7 @@ class ClippedRatio:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"} if self.kl_weight > 0 else {"old"})
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         return Points(trajectory.x, trajectory.sigma)
 
     def __call__(self, evidence: Evidence) -> Loss:
@@ -59,7 +60,9 @@ class ClippedRatio:
         stale = torch.ones(())
         if trajectory.v_behaviour is not None:
             moved = old - trajectory.v_behaviour
-            stale = advantage.reduce(log_ratio(gain, noise, moved), self.reduce).exp().clamp_max(self.truncation)
+            # The likelihood of the whole transition, summed whatever ``reduce`` is: a mean would correct nothing.
+            likelier = torch.where(mask[..., None], log_ratio(gain, noise, moved), 0).sum(-1, keepdim=True)
+            stale = likelier.exp().clamp_max(self.truncation)
             noise = noise - gain * moved
         guard = self.form == "guard"
         exponent = trajectory.coefficients.b * noise * delta if guard else log_ratio(gain, noise, delta)
@@ -73,7 +76,8 @@ class ClippedRatio:
             apart = advantage.reduce(gaussian_kl(gain, delta.detach()), self.reduce)
             outside = (apart > self.divergence) & ((ratio - 1) * signed > 0)
             gained = torch.where(outside, 0, ratio * signed)
-        policy = -masked_mean(advantage.whole(self._weight(trajectory) * stale * gained, self.reduce), mask)
+        weighted = advantage.mask_invalid(self._weight(trajectory) * stale * gained)
+        policy = -masked_mean(advantage.whole(weighted, self.reduce), mask)
         metrics = self._report(trajectory, ratio, outside, signed, delta)
         metrics["loss/policy"] = float(policy.detach())
         if trajectory.v_behaviour is not None:
@@ -81,7 +85,8 @@ class ClippedRatio:
         total = policy
         if self.kl_weight > 0:
             away = evidence.live - evidence.others["ref"]
-            kl = masked_mean(getattr(torch, self.reduce)(self._kl(trajectory, away), -1)[..., None], mask)
+            apart = getattr(torch, self.reduce)(self._kl(trajectory, away), -1) * advantage.is_judged[:, None, None]
+            kl = masked_mean(apart[..., None], mask)
             total = total + self.kl_weight * kl
             metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
         return Loss(total, metrics)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points, noised
 from flowportrait.posttrain.trajectory import Trajectory
 
@@ -24,12 +25,12 @@ class RWR:
     def __post_init__(self) -> None:
         at_least(self, temperature=1e-3, most=1, states=1)
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         return noised(trajectory, self.states, key)
 
     def __call__(self, evidence: Evidence) -> Loss:
         assert evidence.points.target is not None, "forward-process points have a target"
         weight = (evidence.advantage.value / self.temperature).exp().clamp_max(self.most)
         error = evidence.advantage.reduce((evidence.live - evidence.points.target).square(), "mean")
-        total = (weight * error).mean()
+        total = evidence.advantage.average(weight * error)
         return Loss(total, {"loss/policy": float(total.detach()), "weight": float(weight.mean())})

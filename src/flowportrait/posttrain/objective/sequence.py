@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.ratio import log_ratio
 from flowportrait.posttrain.objective.interface import Evidence, Loss, Points, masked_mean
 from flowportrait.posttrain.trajectory import Trajectory
@@ -26,7 +27,7 @@ class SequenceRatio:
     def __post_init__(self) -> None:
         at_least(self, clip_low=0, clip_high=0)
 
-    def points(self, trajectory: Trajectory, key: tuple[int, ...]) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
         return Points(trajectory.x, trajectory.sigma)
 
     def __call__(self, evidence: Evidence) -> Loss:
@@ -38,7 +39,8 @@ class SequenceRatio:
         ratio = (clip[:, None, None, None] - logs).detach().add(logs).exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         signed = advantage.value.expand_as(ratio)
-        total = -masked_mean(advantage.whole((ratio * signed).minimum(clipped * signed), "sum"), known)
+        gained = advantage.mask_invalid((ratio * signed).minimum(clipped * signed))
+        total = -masked_mean(advantage.whole(gained, "sum"), known)
         sequence = clip.detach().exp()
         metrics = {
             "loss/policy": float(total.detach()),

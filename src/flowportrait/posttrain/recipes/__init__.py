@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowportrait.config import merge
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipe import FIRST_VERSION, Recipe
 from flowportrait.posttrain.recipes import (
     awm,
     branch_grpo,
@@ -67,9 +67,9 @@ def read_recipe(path: Path) -> Recipe:
         BadInput: not such a file, or settings that the recipe does not have.
     """
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as a recipe: {error}.") from error
     if not isinstance(data, dict) or "name" not in data:
         raise BadInput(f"{path} is not a recipe: it has no name.")
-    return merge(named(data["name"]), data)
+    return merge(named(data["name"]), {"version": FIRST_VERSION, **data})

@@ -15,7 +15,9 @@ CARD = Card(
     verified="Loss, weightings and settings in the authors' code; the clip at second hand.",
     reading=(
         "Six states per chunk, as in the paper, but stratified; w = 1. The ratio is a chunk's at one state, clipped at "
-        "0.2; the paper's second pull, to a slow average of the weights, is left out."
+        "0.2. Three parts of the authors' code are missing: the second pull, of weight 1, to a slow average of the "
+        "weights (decay min(0.3, 0.001 step)), which they call its main regulariser; the generalised Huber weight "
+        "(ghuber, power 0.25) among those of l; and advantages clipped at 5 and then divided by 5."
     ),
     why={
         "objective.kl_weight": "alone here; the authors have 0.001 to 0.003 and the second pull",

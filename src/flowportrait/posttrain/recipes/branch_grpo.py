@@ -15,7 +15,11 @@ CARD = Card(
         "depth."
     ),
     verified="Splits, means of leaves and normalising per depth in the authors' code.",
-    reading="Forks are denoising steps of chunks, two per rollout, four branches each; no pruning.",
+    reading=(
+        "Forks are denoising steps of chunks, two per rollout, four branches each; no pruning. The std of a depth is "
+        "taken over its leaves, each with its node's mean (n - 1 of sixteen); the authors take it over the nodes, each "
+        "once: behind the first fork, with four nodes, our advantages are 12 % larger, behind the last they agree."
+    ),
     why={
         "plan.forks": "sixteen leaves by two forks of four",
         "plan.elsewhere": "the method",

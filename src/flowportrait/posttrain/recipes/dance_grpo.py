@@ -19,7 +19,10 @@ CARD = Card(
         "steps, best and worst of a group."
     ),
     verified="All of it in the authors' code.",
-    reading="Three of five stochastic steps, drawn per iteration; 12 of 16 samples (the paper keeps 8 of 24).",
+    reading=(
+        "Three of five stochastic steps, drawn per iteration; 12 of 16 samples (the paper keeps 8 of 24). With several "
+        "rewards, their weighted sum is clipped at 5; the authors clip each reward's advantage at 5 and then add them."
+    ),
     why={
         "kernel": "the paper's",
         "eta": "the paper's for pictures; it has 0.25 for video",

@@ -15,9 +15,12 @@ CARD = Card(
     ),
     verified="Kernel, log-probability, loss and settings in the authors' code.",
     reading=(
-        "The ratio is that of a whole chunk's step (log-ratios summed, clip 0.2), where the paper takes the "
-        "mean over latent numbers and clips at 1e-4; lip sync pays single chunks. Denoising reduction is moot "
-        "at six steps."
+        "The ratio is that of a whole chunk's step (log-ratios summed, clip 0.2), where the paper takes the mean over "
+        "latent numbers and clips at 1e-4; lip sync pays single chunks. Denoising reduction is moot at six steps. The "
+        "first step has the authors' noise: g = eta sqrt(1/(1 - s2)) at s = 1, where s2 is the second level; version 1 "
+        "had g = eta sqrt(s2/(1 - s2)), 0.913 of it at six even steps. The KL is that of the transition, divided by "
+        "2 g^2 |dt|, where the authors' code divides by 2 g^2: at one weight it pulls 1/|dt| times as hard as theirs, "
+        "6 times at six even steps and 6 to 28 times on their ten steps shifted by 3."
     ),
     why={
         "eta": "less than the authors' 0.7; what other values earn is in docs/results.md",
@@ -27,7 +30,8 @@ CARD = Card(
         "learning_rate": "all weights are trained: between DanceGRPO's 1e-5 for that and 3e-4 for adapters",
         "objective.clip_low": "PPO's own range, the ratio being a whole action's",
         "objective.kl_weight": (
-            "within the authors' 0.01 to 0.04; ratio and KL are both sums, so their proportion is the paper's"
+            "ours; with the factor 1/|dt| = 6 it pulls like 0.12 of the authors', whose 0.01 to 0.04 is a twelfth to a "
+            "third of that; 0.0017 to 0.0067 would be theirs"
         ),
     },
 )

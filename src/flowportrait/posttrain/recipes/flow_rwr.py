@@ -12,7 +12,7 @@ CARD = Card(
     source="Improving Video Generation with Human Feedback, 2501.13918",
     equation="L = mean exp(A / tau) |v - (eps - x0)|^2",
     paper="The matching loss weighted by the exponential of the reward.",
-    verified="The paper and the authors' code.",
+    verified="The paper; there is no authors' code of it (KwaiVGI/VideoAlign has the reward model alone).",
     reading="Online: the group-normalised advantage stands for the reward, tau = 0.5, weights no more than 10.",
     why={
         "learning_rate": "as nft's and awm's, which match samples as well",

@@ -22,11 +22,14 @@ L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
         "Branches differ by which older entries of the history cache they see, from shared noise along the "
         "ODE; the replay sees the true cache; discrete KL."
     ),
-    verified="Routing, energies, clip and settings in the authors' code.",
+    verified="Routing, energies, KL, anchor, clip and settings in the authors' code.",
     reading=(
-        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. A branch is compared "
-        "with the mean of its siblings, where the paper compares with one that did not explore. tau and the KL "
-        "weight are set for 120-number latents."
+        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. Energies are of "
+        "velocities, a mean over steps and numbers, against the straight way of each step, over tau; the authors' "
+        "are of clean samples, |x0 - x0hat|^2 / 2 s^2, summed over blocks and steps. Our KL is KL(pi_ref || pi), "
+        "the authors' KL(pi || pi_ref). A branch is compared with the mean of its siblings and their std; the "
+        "authors' anchor, a branch that did not explore, is missing: theirs is (r - r_anchor) over the std with the "
+        "anchor among them. tau and the KL weight are set for 120-number latents."
     ),
     why={
         "plan.keep_path": "the way a branch went is what is learned",

@@ -16,8 +16,9 @@ CARD = Card(
     paper="A window of SDE steps moves progressively, the ODE runs outside it, gradients only inside.",
     verified="Window, strategies and gains in the paper and the authors' code; eta and width from memory.",
     reading=(
-        "Two of six steps; the window moves every ten iterations and begins again at the top, so that short "
-        "runs see all of it."
+        "Two of six steps; the window moves every ten iterations and begins again at the top, so that short runs see "
+        "all of it. Siblings start from noise of their own, where the authors' share one start (same_start=true); "
+        "outside the window runs Euler, where MixGRPO-Flash has a second-order solver after it."
     ),
     why={
         "eta": "remembered of the paper: noise in two steps must do what noise in five does",

@@ -21,10 +21,12 @@ L = ( r |x0(v+) - x0|^2 / w+  +  (1 - r) |x0(v-) - x0|^2 / w- ) / beta  +  1e-4 
     verified="Loss, weights, decay and settings in the authors' code.",
     reading=(
         "Guidance stays in the policy, as it is delivered with it. Six noised states per chunk, stratified. A sample "
-        "counts as all good from A = 1 on, where the authors' code divides A by 5."
+        "counts as all good from A = 1 on, where the authors' code divides A by 5. The decay of the slow copy counts "
+        "iterations; the authors' counts optimiser steps and is applied once an epoch, so that with two updates an "
+        "iteration theirs grows twice as fast."
     ),
     why={
-        "old": "the authors' decay, min(0.001 i, 0.5)",
+        "old": "the authors' decay, min(0.001 i, 0.5), but i counts iterations and theirs optimiser steps",
         "objective.reference": "the authors', whose other term is five times ours: the pull is five times theirs",
         "learning_rate": "all weights are trained; the authors' 3e-4 is for adapters",
     },

@@ -35,12 +35,14 @@ CARD = Card(
     paper="NFT as in nft; ViPO's point, that a place should answer for what is seen there.",
     verified="NFT as in nft; of ViPO the abstract.",
     reading=(
-        "Rewards that read motion alone, so that an iteration costs 4 s on one core; small batches, many of them, and "
-        "a long average of the weights against their noise. Sync pays the mouth; mouth, eyes and head are each paid "
-        "for making the batch more like a crowd of real people. One piece: a crowd is scored whole."
+        "Rewards that read motion alone, so that an iteration costs 4 s on one core; small batches, many of them, "
+        "and a long average of the weights against their noise. Sync pays the mouth; mouth, eyes and head are each "
+        "paid for making the batch more like a crowd of real people. A region weighs by its latent numbers (mouth "
+        ".533, eyes .267, head .2), so that regions paid alike are nft; in version 1, which the shipped rl was made "
+        "with, each weighed a third. One piece: a crowd is scored whole."
     ),
     why={
-        "old": "as in nft",
+        "old": "as in nft; with four updates an iteration the authors' would grow four times as fast",
         "groups": "small batches, many of them",
         "group_size": "the same",
         "updates": "the same",

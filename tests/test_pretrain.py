@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
 from flowportrait.generator.hearing import remember
-from flowportrait.generator.learner import learning_rate_factor
+from flowportrait.generator.learner import Draw, Learner, learning_rate_factor
 from flowportrait.generator.pretrain import PretrainConfig, pretrain
 from flowportrait.prompts import Prompt
+from flowportrait.training.descend import GIVE_UP, descend
 
 TINY = GeneratorConfig(
     hidden=32, layers=1, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, front_end="mel"
@@ -102,6 +106,63 @@ def stopping_after(steps: int) -> type:
             pass
 
     return Asked
+
+
+def learner(config: PretrainConfig = CONFIG) -> Learner:
+    torch.manual_seed(0)
+    return Learner(ARFlow(config.generator), config, Accelerator(cpu=True))
+
+
+def poisoned(own: Learner, steps: Container[int]) -> Draw:
+    """Batches of the made-up clips; in these steps one of their numbers is infinite."""
+    sampler = WindowSampler(clips(), 12, own.generator)
+
+    def draw(batch: int) -> tuple[torch.Tensor, ...]:
+        first, *rest = sampler.draw(batch)
+        if own.step in steps:
+            first = first.clone()
+            first.flatten()[0] = torch.inf
+        return first, *rest
+
+    return draw
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_training_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    own = learner()
+    draw = poisoned(own, {1})
+    own.learn(draw)
+
+    def learned() -> list[object]:
+        return [own.model.state_dict(), own.average.state_dict(), own.optimizer.state_dict()["state"]]
+
+    before = copy.deepcopy(learned())
+    running = own.running
+    own.learn(draw)
+    assert same(before, learned())
+    assert (own.step, own.running) == (2, running)
+    assert "step 2 was left out: its gradient is not finite" in capsys.readouterr().err
+    assert math.isfinite(own.learn(draw))
+    assert all(torch.isfinite(parameter).all() for parameter in own.model.parameters())
+    assert not same(before[0], own.model.state_dict())
+
+
+def test_small_models_leave_out_a_step_whose_gradient_is_not_finite() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    descend([weight], lambda step: (weight * (math.inf if step == 2 else 1.0)).sum(), 6, 0.1, 0.0)
+    assert weight.isfinite().all()
+    assert (weight < 0.9).all()
+    with pytest.raises(BadInput, match="not finite in 20 steps in a row, up to step 20"):
+        descend([weight], lambda step: (weight * math.nan).sum(), 40, 0.1, 0.0)
+    assert weight.isfinite().all()
+
+
+def test_a_training_whose_gradients_stay_infinite_ends_with_a_sentence() -> None:
+    own = learner(replace(CONFIG, batch=2, accumulate=1))
+    draw = poisoned(own, range(1000))
+    for _ in range(GIVE_UP - 1):
+        own.learn(draw)
+    with pytest.raises(BadInput, match=f"not finite in {GIVE_UP} steps in a row, up to step {GIVE_UP}: lower"):
+        own.learn(draw)
 
 
 def test_held_out_prompts_are_drawn_with_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,7 @@ class ARFlow(nn.Module):
 
     def recompute_activations(self) -> None:
         """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
-        self.backbone.decoder.activation_checkpointing_enable()
+        self.backbone.recompute_activations()
 
     def compile_head(self) -> None:
         """Let ``torch.compile`` fuse the flow head as ``velocity`` calls it, most of what a sampler step costs; the

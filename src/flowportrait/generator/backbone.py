@@ -1,7 +1,6 @@
-"""The causal backbone: a ``transformers`` decoder over chunk tokens with sliding attention and a KV cache.
-
-A small Qwen3 decoder made from a config, or a pretrained one (``pretrained``), whose attention is its own: the
-generator starts it afresh every ``horizon`` chunks.
+"""The causal backbone: a decoder over chunk tokens with a KV cache, a small one (``decoder``) or a pretrained one of
+``transformers`` (``pretrained``), whose attention reaches back as far as it likes: the generator starts it afresh every
+``horizon`` chunks.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache, Qwen3Config, Qwen3Model
 
 from flowportrait.generator.config import GeneratorConfig
+from flowportrait.generator.decoder import Decoder
 
 
 class Backbone(nn.Module):
@@ -22,30 +21,28 @@ class Backbone(nn.Module):
 
     def __init__(self, config: GeneratorConfig, decoder: Any = None) -> None:
         super().__init__()
-        self.decoder = decoder or Qwen3Model(
-            Qwen3Config(
-                vocab_size=1,
-                hidden_size=config.hidden,
-                intermediate_size=3 * config.hidden,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.heads,
-                head_dim=config.hidden // config.heads,
-                layer_types=["sliding_attention"] * config.layers,
-                use_sliding_window=True,
-                sliding_window=config.window,
-                max_window_layers=0,
-                attention_dropout=0.0,
-                tie_word_embeddings=True,
-            )
-        )
+        self.pretrained = decoder is not None
+        self.decoder = decoder or Decoder(config.hidden, config.heads, config.layers, config.window)
 
-    def new_cache(self) -> DynamicCache:
+    def new_cache(self) -> Any:
         """An empty cache that forgets what the window no longer reaches."""
-        return DynamicCache(config=self.decoder.config)
+        if self.pretrained:
+            from transformers import DynamicCache
 
-    def forward(self, tokens: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
+            return DynamicCache(config=self.decoder.config)
+        return self.decoder.new_cache()
+
+    def recompute_activations(self) -> None:
+        """Trade the memory of activations for a second forward pass, in training mode only."""
+        if self.pretrained:
+            self.decoder.activation_checkpointing_enable()
+        else:
+            self.decoder.recompute_activations()
+
+    def forward(self, tokens: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """All tokens at once, or the next ones after those in ``cache``."""
+        if not self.pretrained:
+            return self.decoder(tokens, cache)
         return self.decoder(
             inputs_embeds=tokens.to(self.decoder.dtype), past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state.to(tokens.dtype)

@@ -44,7 +44,7 @@ def read_config(folder: Path) -> GeneratorConfig:
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         raise BadInput(f"No checkpoint in {folder}: it needs config.json and model.safetensors.")
     try:
-        return GeneratorConfig(**json.loads((folder / "config.json").read_text()))
+        return GeneratorConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise _misfit(folder, error) from error
 

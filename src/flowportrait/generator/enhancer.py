@@ -124,6 +124,12 @@ class Hearing:
         softer = (_power(clearer) / _power(groups)).sqrt()[0].tolist()
         return clearer.reshape(-1, N_MELS)[1 if first else 0 :], softer
 
+    def settle(self) -> None:
+        """Round what is remembered to single precision, as it is kept between pushes of a session."""
+        if self.isolated is not None:
+            self.isolated = {name: value.to(value.dtype if value.is_complex() else torch.float32)
+                             for name, value in self.isolated.items()}  # fmt: skip
+
     def _beside(self, isolator: Isolator, sound: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the isolator finds that noise added ``[F, 320]``; nothing in frames before noise is first believed."""
         first = 0

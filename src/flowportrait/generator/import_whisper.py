@@ -83,7 +83,7 @@ def from_transformers(name: str) -> dict[str, torch.Tensor]:
 
 
 def _voices(corpus: Path) -> Iterator[torch.Tensor]:
-    for line in (corpus / "clips.jsonl").read_text().splitlines():
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev":
             yield log_mel(level(Clip.load(corpus / "clips" / f"{record['name']}.safetensors").audio))

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from scipy.signal import lfilter
 from torch import nn
 
 from flowportrait.media.audio import SAMPLE_RATE
@@ -165,10 +164,13 @@ def remembering(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
 
 def running(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
     """Mean so far of rows ``[K, B]``: s ← 0.99 s + 0.01 x."""
-    mean, _ = lfilter([1 - FORGET], [1, -FORGET], x.double().numpy(), 0, FORGET * state[name].double().numpy()[None])
-    found = torch.from_numpy(mean).float()
-    state[name] = found[-1].clone()
-    return found
+    mean, kept = np.empty(x.shape), FORGET * state[name].double().numpy()
+    for row, new in enumerate((1 - FORGET) * x.double().numpy()):
+        mean[row] = new + kept
+        kept = FORGET * mean[row]
+    # In double: sound that is processed in portions gives the bits of sound that is not.
+    state[name] = torch.from_numpy(mean[-1].copy())
+    return torch.from_numpy(mean).float()
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:

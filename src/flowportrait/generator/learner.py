@@ -22,6 +22,7 @@ from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.matching import Matching
 from flowportrait.generator.pretrain_config import PretrainConfig
+from flowportrait.training.descend import GuardedStep
 from flowportrait.training.processes import roll_call
 from flowportrait.training.shards import distribute, exchanging, gathered, outline, shards, whole
 from flowportrait.written import complete
@@ -47,6 +48,7 @@ class Learner:
         self.generator = torch.Generator().manual_seed(config.seed + 1_000_003 * accelerator.process_index)
         self.step = 0
         self.running: float | None = None
+        self.guarded_step = GuardedStep(self.trained, self.optimizer)
 
     @property
     def bf16(self) -> bool:
@@ -55,7 +57,11 @@ class Learner:
         return self.config.precision == "bf16" or (self.config.precision == "auto" and able)
 
     def learn(self, draw: Draw) -> float:
-        """One step; returns its loss."""
+        """Take one step; a gradient that is not finite changes nothing. Returns the loss.
+
+        Raises:
+            BadInput: the gradient was not finite ``GIVE_UP`` times in a row.
+        """
         config, device, parts, total = self.config, self.accelerator.device, self.config.accumulate, 0.0
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
@@ -68,9 +74,9 @@ class Learner:
                     loss = self.network(drawn, self.generator)
                 (loss / parts).backward()
             total += loss.item() / parts
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
         self.step += 1
+        if not self.guarded_step(self.step):
+            return total
         decay = min(config.ema, self.step / (self.step + 9))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):

@@ -13,6 +13,7 @@ process goes on; the backbone's cache is not in it but rebuilt from the chunks s
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,10 @@ _REACH_FRAMES = 10
 """Frames that the audio encoder looks back."""
 _MOST_CHUNKS = 16
 """Chunks heard at once when much sound is there already."""
+_ROOM_FRAMES = 8
+"""Frames after the look-ahead that the audio encoder and the gate may already know of a recording."""
+_PORTION = 128 * SAMPLES_PER_FRAME
+"""Samples of a recording that are processed at once."""
 
 
 class GenerationSession:
@@ -71,6 +76,7 @@ class GenerationSession:
         self.ease = Ease(model.config.ease if model.config.chunk > 1 else 0.0)
         self.samples = 0
         self.waiting = np.zeros(0, np.float32)
+        self.due = 0
         self.ears = ears(model)
         self.gates: list[float] = []
         empty = torch.zeros(1, MELS_PER_FRAME * model.config.chunk, N_MELS)
@@ -91,8 +97,7 @@ class GenerationSession:
         # Processed when a chunk is complete: called for every frame, the isolator costs two and a half times as much.
         before, now = self.samples - len(self.waiting), self.samples
         if self._complete(now // SAMPLES_PER_FRAME) > self._complete(before // SAMPLES_PER_FRAME):
-            self._hear(self.waiting)
-            self.waiting = self.waiting[:0]
+            self.due = len(self.waiting)
         yield from map(self.ease, self._ready())
 
     def finish(self) -> Iterator[torch.Tensor]:
@@ -107,9 +112,24 @@ class GenerationSession:
             yield self.ease(motion[:left])
         yield self.ease.finish()
 
+    def _known(self) -> int:
+        """Samples that were processed."""
+        return self.samples - len(self.waiting)
+
     def _complete(self, frames: int) -> int:
         """Chunks that the sound of so many frames completes, look-ahead and all."""
         return (frames - LOOK_AHEAD_FRAMES) // self.model.config.chunk
+
+    def _hear_until(self, frames: float) -> None:
+        """Take what is due until so many frames are known: a long recording portion by portion, so that its first
+        frames come soon and memory stays flat. No portion is so short that matrix products take another path, which
+        would change the last bits."""
+        while self.due and self.sound.frames < frames:
+            count = _PORTION if self.due >= 2 * _PORTION else self.due
+            self._hear(self.waiting[:count])
+            self.waiting, self.due = self.waiting[count:], self.due - count
+            if not self.due:
+                self.hearing.settle()
 
     def _hear(self, audio: np.ndarray, last: bool = False) -> None:
         columns, loudness, levelled = self.sound.push(audio, last)
@@ -123,13 +143,16 @@ class GenerationSession:
     @torch.no_grad()
     def _ready(self) -> Iterator[torch.Tensor]:
         chunk, horizon = self.model.config.chunk, self.model.config.horizon
-        complete = self._complete(self.sound.frames)
+        complete = self._complete(max(self.sound.frames, (self._known() + self.due) // SAMPLES_PER_FRAME))
         while True:
             position = self.session.position
             if not self.heard.shape[1]:
                 if complete <= position:
+                    self._hear_until(math.inf)
                     return
-                self.heard = self._listen(position, min(complete, position + _MOST_CHUNKS))
+                last = min(complete, position + _MOST_CHUNKS)
+                self._hear_until(last * chunk + LOOK_AHEAD_FRAMES + _ROOM_FRAMES)
+                self.heard = self._listen(position, last)
             now, self.heard = self.heard[:, :1], self.heard[:, 1:]
             if position % horizon == 0:
                 self.start, self.since = self.session.last, []

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Cache
 
 from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.errors import BadInput
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow, Condition
+from flowportrait.generator.decoder import CachedLayer, KeyValueCache
 from flowportrait.written import complete, write_json
 
 INPUTS = ("audio", "style", "previous", "noise", "position", "keys", "values")
@@ -55,41 +54,22 @@ class Step(nn.Module):
         branches = model.branches(Condition(audio, style, last))
         embedded = model.embed_motion(previous)
         tokens = torch.cat([model.tokens(branch, embedded) for branch in branches])
-        past = _Past(keys, values)
-        # A single new token sees all that is kept: no mask.
-        state = model.backbone.decoder(
-            inputs_embeds=tokens, past_key_values=past, use_cache=True, position_ids=position[None],
-            attention_mask=dict.fromkeys(("full_attention", "sliding_attention")),
-        ).last_hidden_state  # fmt: skip
+        past = KeyValueCache(model.config.layers, model.config.window)
+        past.layers = [CachedLayer(*pair) for pair in zip(keys, values, strict=True)]
+        state = model.backbone.decoder(tokens, past, position)
         told = [model.told(state[i : i + 1], branch, last[:, None])[:, 0] for i, branch in enumerate(branches)]
         velocity = partial(model.velocity, context=torch.stack(told, -2))
         latents = solve(velocity, model.begin(noise), shifted(model.config.steps, model.config.shift))
-        kept = model.config.window - 1
-        grown_keys, grown_values = (torch.stack(part)[..., -kept:, :] for part in past.grown())
+        grown = [layer for layer in past.layers if layer is not None]
+        grown_keys = torch.stack([layer.keys for layer in grown])
+        grown_values = torch.stack([layer.values for layer in grown])
         return model.space.decode(latents, last), grown_keys, grown_values
-
-
-class _Past(Cache):
-    """What the graph was given, and what came to it."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__(layers=[])
-        self.given = list(zip(keys, values, strict=True))
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
-        own = self.given[layer]
-        self.given[layer] = (torch.cat([own[0], keys], 2), torch.cat([own[1], values], 2))
-        return self.given[layer]
-
-    def grown(self) -> Iterator[list[torch.Tensor]]:
-        """Keys of all layers, then values."""
-        return ([pair[i] for pair in self.given] for i in range(2))
 
 
 def empty_cache(model: ARFlow, past: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of a fresh start."""
-    decoder, branches = model.backbone.decoder.config, 1 if model.config.guidance == 1.0 else 2
-    shape = (decoder.num_hidden_layers, branches, decoder.num_key_value_heads, past, decoder.head_dim)
+    config, branches = model.config, 1 if model.config.guidance == 1.0 else 2
+    shape = (config.layers, branches, config.heads, past, config.hidden // config.heads)
     return torch.zeros(shape), torch.zeros(shape)
 
 
@@ -134,7 +114,7 @@ class OnnxSteps:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
-        about = json.loads(path.with_suffix(".json").read_text())
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         self.horizon, self.audio, self.style = about["horizon"], audio, style
         self.shape = [0 if size == "past" else size for size in about["inputs"]["keys"]]
         self.motion = np.zeros(about["inputs"]["previous"], np.float32)

@@ -128,7 +128,7 @@ class PatchFlow(nn.Module):
 
     def recompute_activations(self) -> None:
         """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
-        self.backbone.decoder.activation_checkpointing_enable()
+        self.backbone.recompute_activations()
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and float16 ``model.safetensors``."""
@@ -144,7 +144,7 @@ class PatchFlow(nn.Module):
             BadInput: the folder holds no such checkpoint.
         """
         try:
-            model = cls(PatchFlowConfig(**json.loads((folder / "config.json").read_text())))
+            model = cls(PatchFlowConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
             weights = load_file(str(folder / "model.safetensors"))
             model.load_state_dict({name: value.float() for name, value in weights.items()})
         except (OSError, TypeError, ValueError, RuntimeError) as error:

@@ -11,6 +11,7 @@ evaluation side, say what people would see.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -95,13 +96,13 @@ def pretrain(
     if accelerator.is_main_process:
         save_config(config, output / "config.json")
         if learner.step == 0:
-            (output / "history.jsonl").write_text("")
+            (output / "history.jsonl").write_text("", encoding="utf-8")
     with StopRequest() as stop, Progress(*_COLUMNS, console=Console(stderr=True), disable=hidden) as progress:
         bar = progress.add_task("pretrain", total=config.steps, completed=learner.step)
         started, asked = time.monotonic(), False
         while learner.step < config.steps and not asked:
             learner.learn(draw)
-            progress.update(bar, advance=1, description=f"pretrain  loss {learner.running:.3f}")
+            progress.update(bar, advance=1, description=f"pretrain  loss {learner.running or math.nan:.3f}")
             asked = any(roll_call(accelerator, stop.asked))
             last = asked or learner.step == config.steps
             if learner.step % config.check_every and not last:
@@ -119,7 +120,7 @@ def pretrain(
                     found |= draw_and_measure(average.eval(), prompts, samples)
                 record = {"step": learner.step, "loss": learner.running, "held_out": None, **found,
                           "seconds": time.monotonic() - started}  # fmt: skip
-                with (output / "history.jsonl").open("a") as history:
+                with (output / "history.jsonl").open("a", encoding="utf-8") as history:
                     history.write(json.dumps(record) + "\n")
                 if track:
                     shown = {key: value for key, value in record.items() if isinstance(value, float)}

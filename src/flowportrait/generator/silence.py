@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flowportrait.generator.live_sound import LiveSound
-from flowportrait.media.mel import SAMPLES_PER_FRAME, frame_count, level
+from flowportrait.media.mel import SAMPLES_PER_FRAME, frame_count, level, raise_quiet
 
 QUIETEST, LOUDEST = 0.004, 0.012
 """Bounds of the loudness (RMS after levelling; speech has 0.05) below which a frame counts as a pause."""
@@ -76,7 +76,7 @@ def speech_gate(audio: np.ndarray, softer: list[float] | None = None) -> np.ndar
 
 def rest_share(audio: np.ndarray) -> float:
     """Share of the frames of 16 kHz samples ``[N]`` through which a ``GenerationSession`` keeps the lips at rest."""
-    sound, gate = LiveSound(), SpeechGate()
+    sound, gate, audio = LiveSound(), SpeechGate(), raise_quiet(audio)
     _, loudness, _ = sound.push(np.pad(audio, (0, -len(audio) % SAMPLES_PER_FRAME)), last=True)
     values = [value for rms in loudness for value in gate.push(rms)] + gate.finish()
     return sum(value == 0 for value in values) / max(1, len(values))

@@ -19,15 +19,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from transformers import WhisperConfig
-from transformers.audio_utils import hertz_to_mel
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from flowportrait.errors import BadInput
-from flowportrait.media.mel import N_MELS
+from flowportrait.media.mel import N_MELS, slaney_mel
 from flowportrait.written import write_weights
 
 WIDTH = 384
+HEADS = 6
 TOKENS_PER_FRAME = 2
 SPEECH_DIM = TOKENS_PER_FRAME * WIDTH
 BLOCK = 64
@@ -41,18 +39,51 @@ _LN_PER_UNIT, _LN_OFFSET = 4.0, 9.5
 _DENSER_BINS = float(np.log(512 / 400))
 
 
+class CrossAttention(nn.Module):
+    """Whisper's attention of six heads: what ``queried`` asks of ``seen``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_proj = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.v_proj, self.q_proj, self.out_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, queried: torch.Tensor, seen: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        # Whisper scales the queries, not their products.
+        queries = self._by_head(self.q_proj(queried) * (WIDTH // HEADS) ** -0.5)
+        keys, values = self._by_head(self.k_proj(seen)), self._by_head(self.v_proj(seen))
+        attended = F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _by_head(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2).contiguous()
+
+
+class EncoderLayer(nn.Module):
+    """A layer of Whisper's encoder, weights under the names and with the numbers of ``transformers``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn = CrossAttention()
+        self.self_attn_layer_norm = nn.LayerNorm(WIDTH)
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.final_layer_norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, windows: torch.Tensor, mask: torch.Tensor, own: slice) -> torch.Tensor:
+        """Tokens ``[W, K, 384]`` to the output of those in ``own`` ``[W, n, 384]``; mask ``[W, 1, n, K]``."""
+        seen = self.self_attn_layer_norm(windows)
+        tokens = windows[:, own] + self.self_attn(seen[:, own], seen, mask)
+        return tokens + self.fc2(F.gelu(self.fc1(self.final_layer_norm(tokens))))
+
+
 class SpeechEncoder(nn.Module):
     """Frozen speech features; weights by ``load_weights`` or from a checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()
-        config = WhisperConfig(
-            d_model=WIDTH, encoder_layers=1, encoder_attention_heads=6, encoder_ffn_dim=4 * WIDTH, num_mel_bins=N_MELS
-        )
-        config._attn_implementation = "sdpa"
         self.conv1 = nn.Conv1d(N_MELS, WIDTH, 3)
         self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2)
-        self.layer = WhisperEncoderLayer(config)
+        self.layer = EncoderLayer()
         self.register_buffer("bands", band_matrix(), persistent=False)
         self.register_buffer("position", _sinusoids(2 * BLOCK + AHEAD), persistent=False)
         self.register_buffer("typical", torch.zeros(BLOCK, WIDTH))
@@ -97,11 +128,7 @@ class SpeechEncoder(nn.Module):
 
     def _attended(self, windows: torch.Tensor, mask: torch.Tensor, own: slice) -> torch.Tensor:
         """The layer's output ``[W, n, 384]`` for each window's own tokens alone; the others are only looked at."""
-        layer = self.layer
-        seen = layer.self_attn_layer_norm(windows)
-        attended = layer.self_attn(seen[:, own], key_value_states=seen, attention_mask=mask)[0]
-        tokens = windows[:, own] + attended
-        return tokens + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(tokens))))
+        return self.layer(windows, mask, own)
 
     @staticmethod
     def _mask(blocks: int, device: torch.device) -> torch.Tensor:
@@ -158,7 +185,7 @@ def whisper_scale(mel: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
 
 def band_matrix(bands: int = N_MELS) -> torch.Tensor:
     """Read ``media.mel``'s 80 bands (50–7600 Hz) at the centres of Whisper's (0–8000 Hz) ``[bands, 80]``."""
-    low, high, top = (float(hertz_to_mel(f, mel_scale="slaney")) for f in (50.0, 7600.0, 8000.0))
+    low, high, top = slaney_mel(np.array([50.0, 7600.0, 8000.0]))
     ours = np.linspace(low, high, N_MELS + 2)[1:-1]
     theirs = np.linspace(0.0, top, bands + 2)[1:-1]
     place = np.interp(theirs, ours, np.arange(N_MELS))

@@ -29,6 +29,7 @@ from flowportrait.generator.enhancer import CLEANEST, Enhancer
 from flowportrait.generator.speech_encoder import SILENCE
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import HOP, N_MELS, SAMPLES_PER_FRAME, gain, level, log_mel
+from flowportrait.training.descend import GuardedStep
 from flowportrait.written import complete
 
 FRAMES, BATCH = 76, 12
@@ -106,6 +107,7 @@ def told(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
 def learn(enhancer: Enhancer, model: ARFlow, sounds: list[np.ndarray], minutes: float, state: Path) -> None:
     """Train in place for so many minutes of processor time in all, going on from ``state``."""
     optimizer = torch.optim.AdamW(enhancer.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    guarded_step = GuardedStep(enhancer.parameters(), optimizer)
     spent, step = 0.0, 0
     if state.is_file():
         kept = torch.load(state, weights_only=True)
@@ -121,8 +123,7 @@ def learn(enhancer: Enhancer, model: ARFlow, sounds: list[np.ndarray], minutes: 
         losses = losses_of(enhancer, model if share > TOLD_FROM else None, spread, *batch(sounds, rng))
         optimizer.zero_grad()
         losses.sum().backward()
-        torch.nn.utils.clip_grad_norm_(enhancer.parameters(), 1.0)
-        optimizer.step()
+        guarded_step(step + 1)
         running += 0.02 * (losses.detach().numpy() - running)
         step, spent = step + 1, spent + time.process_time() - began
         if time.process_time() - told_at > 60:

@@ -31,6 +31,7 @@ from flowportrait.generator.matching import flow_matching_loss
 from flowportrait.generator.material import clearer
 from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.generator.sample import generate
+from flowportrait.training.descend import GuardedStep
 from flowportrait.written import complete
 
 FRAMES, BATCH = 28, 32
@@ -73,6 +74,7 @@ def learn(model: ARFlow, sampler: WindowSampler, seconds: float) -> Dial:
     dial = Dial(model.style_in, model.config.hidden)
     model.register_module("style_in", dial)
     optimizer, began, step, spent = torch.optim.Adam([dial.direction], betas=(0.9, 0.98)), time.process_time(), 0, 0.0
+    guarded_step = GuardedStep([dial.direction], optimizer, math.inf)
     while spent < seconds:
         motion, heard, style = sampler.draw(BATCH)
         dial.level = level(motion[:, 1:], style) - usual
@@ -80,7 +82,7 @@ def learn(model: ARFlow, sampler: WindowSampler, seconds: float) -> Dial:
         loss = flow_matching_loss(model, motion, heard, style, CONFIG, generator)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        guarded_step(step + 1)
         step, spent = step + 1, time.process_time() - began
     print(f"{step} steps; direction {dial.direction.norm():.2f} long")
     return dial

@@ -12,6 +12,7 @@ import torch
 
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.generator.lip_reader import N_LIPS, LipReader
+from flowportrait.training.descend import GuardedStep
 
 WINDOW = 28
 BATCH = 48
@@ -30,6 +31,7 @@ def train_lips(
     sampler = WindowSampler(clips, WINDOW, generator)
     reader.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(reader.parameters(), LEARNING_RATE, weight_decay=0.05)
+    guarded_step = GuardedStep(reader.parameters(), optimizer, math.inf)
     for step in range(steps):
         progress = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
@@ -38,7 +40,7 @@ def train_lips(
         loss = ((reader(heard) - reader.standardise(motion[:, 1:], style)).square() * WEIGHT).mean()
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        guarded_step(step + 1)
         tick(loss.item())
     reader.requires_grad_(False).eval()
     with torch.no_grad():

@@ -33,6 +33,7 @@ from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.generator.face_film import PATCH, Film, film
 from flowportrait.generator.patch_flow import PatchFlow, PatchFlowConfig
 from flowportrait.interrupt import StopRequest
+from flowportrait.training.descend import GuardedStep
 from flowportrait.written import complete
 
 FRAMES = 72
@@ -52,7 +53,7 @@ def films(corpus: Path, footage: Path, codec: VaeCodec, side: int, most: int, sp
         BadInput: the corpus has no such clips.
     """
     found: dict[str, list[str]] = defaultdict(list)
-    for line in (corpus / "clips.jsonl").read_text().splitlines():
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] in splits and record["frames"] > WINDOW:
             found[record["speaker"]].append(record["name"])
@@ -106,6 +107,7 @@ def train(clips: list[Film], output: Path, minutes: float, side: int, spatial: i
     average = PatchFlow(model.config).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.02)
+    guarded_step = GuardedStep(model.parameters(), optimizer)
     state_path, step, spent, running = output / "state.pt", 0, 0.0, math.nan
     if state_path.is_file():
         state = torch.load(state_path, weights_only=True)
@@ -123,8 +125,7 @@ def train(clips: list[Film], output: Path, minutes: float, side: int, spatial: i
             value = loss(model, usable, generator)
             optimizer.zero_grad()
             value.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            guarded_step(step + 1)
             decay = min(AVERAGE, (step + 1) / (step + 10))
             with torch.no_grad():
                 for mean, now in zip(average.parameters(), model.parameters(), strict=True):

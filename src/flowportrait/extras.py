@@ -1,0 +1,61 @@
+"""Packages that only some commands need, by the extra that installs them: ``pip install 'flowportrait[judge]'``.
+
+    openai = require("judge", "openai")        the module, or one sentence that names the extra
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+
+from flowportrait.errors import BadInput
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("accelerate", "peft", "transformers", "tyro"),
+    "judge": ("openai", "httpx2"),
+    "serve": ("fastapi", "starlette", "pydantic", "uvicorn"),
+    "report": ("matplotlib",),
+    "evaluate": ("dlib", "face_recognition_models", "skimage", "torchmetrics"),
+    "studio": ("gradio", "pandas"),
+    "voice": ("hibari", "espeakng_loader"),
+    "vae": ("diffusers", "ftfy"),
+    "onnx": ("onnx", "onnxscript"),
+    "track": ("tensorboard",),
+}
+"""Each extra and the top-level modules of the packages that it installs."""
+
+
+def require(extra: str, *modules: str) -> ModuleType:
+    """Import the first of ``modules`` and return it, once all of them, which the extra installs, are seen to be there.
+
+    Raises:
+        BadInput: one of them is not installed; the sentence names the extra.
+    """
+    for name in modules:
+        package = name.partition(".")[0]
+        if package not in sys.modules and not _is_installed(package):
+            raise BadInput(missing_sentence(package, extra))
+    return importlib.import_module(modules[0])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """The sentence for an import that failed because an extra is not installed; None for any other module."""
+    package = (error.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if package in modules:
+            return missing_sentence(package, extra)
+    return None
+
+
+def missing_sentence(module: str, extra: str) -> str:
+    """What is missing and what to do."""
+    return f"This needs the package {module}: run pip install 'flowportrait[{extra}]'."

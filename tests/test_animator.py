@@ -15,6 +15,7 @@ from flowportrait.codec import lips
 from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
 from flowportrait.errors import BadInput
 from flowportrait.generator.silence import rest_share, speech_gate
+from flowportrait.media.write_video import write_video
 
 BASIS = MotionBasis.load()
 
@@ -82,7 +83,18 @@ def test_sound_too_short_to_speak_is_refused(animator: Animator) -> None:
         animator.motion(np.zeros(1000, np.float32))
 
 
+def test_a_looped_video_lasts_as_long_as_the_speech_and_without_as_long_as_it_lasts(
+    animator: Animator, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "me.mp4", [astronaut()[:256, 90:346]] * 8, None, 30)
+    for seconds, frames in ((0.2, 8), (1.0, 30), (1.01, 31)):
+        dub = animator.dub(tmp_path / "me.mp4", babble(seconds), loop=True)
+        assert (len(dub), dub.fps) == (frames, 30)
+    assert len(animator.dub(tmp_path / "me.mp4", babble(1.0))) == 8
+    assert len(list(dub)) == 31
+
+
 def test_a_photo_is_no_video_to_dub(animator: Animator, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "me.jpg"), astronaut()[..., ::-1])
-    with pytest.raises(BadInput, match="a photo is given as --image"):
+    with pytest.raises(BadInput, match="as --image"):
         animator.dub(tmp_path / "me.jpg", babble(1.0))

@@ -204,7 +204,7 @@ def test_stopped_in_the_middle_nothing_half_written_stays(
     out, err = program.communicate(timeout=30)
     assert program.returncode == code
     assert out == ""
-    assert len(err.splitlines()) == lines
+    assert len([line for line in err.splitlines() if not line.startswith("Warning: The face in")]) == lines
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -16,8 +16,9 @@ from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER, MotionBasis
 from flowportrait.commands.animate_speakers import parse_speaker
 from flowportrait.conversation.listening import Listener, pauses_of
 from flowportrait.conversation.stage import Person, in_one_photo, performances, side_by_side
-from flowportrait.conversation.turns import tracks, without_crosstalk
+from flowportrait.conversation.turns import conversation_sound, tracks, without_crosstalk
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import Sound
 from tests.test_animator import babble
 
 BASIS = MotionBasis.load()
@@ -123,3 +124,25 @@ def test_a_photo_name_may_hold_a_comma() -> None:
     assert parse_speaker("2=me, last summer.jpg,b.wav") == (1, Path("me, last summer.jpg"), Path("b.wav"))
     with pytest.raises(BadInput):
         parse_speaker("1=a.jpg")
+
+
+def test_the_sound_of_a_conversation_keeps_rate_and_channels_and_is_what_its_tracks_say() -> None:
+    """Two turns, one recorded in stereo at 48 kHz, one in mono at 44.1 kHz, with pitches that 16 kHz cannot hold."""
+
+    def pitch(frequency: float, rate: int, channels: int) -> Sound:
+        wave = 0.1 * np.sin(2 * np.pi * frequency * np.arange(rate) / rate)
+        return Sound(np.repeat(wave[None], channels, 0).astype(np.float32), rate, "stereo" if channels == 2 else "mono")
+
+    sounds = [pitch(9000, 48_000, 2), pitch(10_000, 44_100, 1)]
+    recordings = [(0, babble(1.0)), (1, babble(1.0, 1))]
+    played = conversation_sound(recordings, sounds, in_turn=True)
+    assert (played.rate, played.layout) == (48_000, "stereo")
+    voices = tracks(recordings, in_turn=True)
+    assert played.samples.shape == (2, 3 * voices.shape[1])
+    for start, frequency in ((0, 9000), (round(1.3 * 48_000), 10_000)):
+        turn = played.samples[1, start + 9600 : start + 38_400]
+        spectrum = np.abs(np.fft.rfft(turn * np.hanning(len(turn))))
+        assert spectrum.argmax() * 48_000 / len(turn) == pytest.approx(frequency, abs=5)
+    assert np.abs(played.samples[:, round(1.05 * 48_000) : round(1.25 * 48_000)]).max() < 1e-3
+    same = conversation_sound(recordings, [Sound(wave[None], 16_000, "mono") for _, wave in recordings], in_turn=True)
+    assert np.allclose(same.samples[0], voices.sum(0), atol=1e-6)

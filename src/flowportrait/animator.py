@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.controls import Controls
-from flowportrait.codec.dubbed_video import dubbed, track_footage
+from flowportrait.codec.dubbed_video import DubbedVideo
+from flowportrait.codec.footage import Progress, no_progress, track_footage
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
@@ -24,8 +26,9 @@ from flowportrait.generator.sight import seen
 from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import Paste, photo_square
-from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import SAMPLES_PER_FRAME
+from flowportrait.media.mel import raise_quiet
+from flowportrait.media.portrait import Photo, Portrait
+from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
 
 SHORTEST_SECONDS = 0.2
 
@@ -50,7 +53,7 @@ class Animator:
 
     def animate(
         self,
-        image: np.ndarray,
+        image: np.ndarray | Photo,
         audio: np.ndarray,
         *,
         seed: int = 0,
@@ -63,7 +66,8 @@ class Animator:
         """Yield frames at 25 fps while they are made: ``[size, size, 3]`` uint8 RGB of the face, with as much around it
         as the photo shows, or with ``crop`` off the whole picture, the face pasted back (sides cut to even numbers).
 
-        image ``[H, W, 3]`` uint8 RGB; audio ``[N]`` float32 at 16 kHz; ``name`` stands for the image in messages.
+        image ``[H, W, 3]`` uint8 RGB or a ``Photo``; audio ``[N]`` float32 at 16 kHz; ``name`` stands for the image in
+        messages.
         size: None draws as large as the photo's own resolution asks for, up to 1024. face: the N-th from the left, by
         default the largest. controls: turn blinks, head, expression and gaze up or down.
 
@@ -78,7 +82,7 @@ class Animator:
     @classmethod
     def draw(
         cls,
-        image: np.ndarray,
+        image: np.ndarray | Photo,
         motion: Iterable[torch.Tensor],
         *,
         size: int | None = 512,
@@ -110,26 +114,38 @@ class Animator:
             yield from codec.decode_all(motion, finish)
 
     def dub(
-        self, video: Path, audio: np.ndarray, *, seed: int = 0, face: int | None = None
-    ) -> Iterator[np.ndarray]:
-        """Yield the video's frames (25 fps, even sides) with lips that follow ``audio`` ``[N]`` at 16 kHz.
+        self,
+        video: Path,
+        audio: np.ndarray,
+        *,
+        seed: int = 0,
+        face: int | None = None,
+        loop: bool = False,
+        progress: Progress = no_progress,
+    ) -> DubbedVideo:
+        """The video's frames (even sides, at its own rate ``fps``) with lips that follow ``audio`` ``[N]`` at 16 kHz.
 
-        Pose, eyes, light and background stay the video's own; frames without a face pass unchanged. Lasts as long
-        as the video: past the end of the speech the lips rest. face: the N-th from the left where a shot begins, by
-        default the largest.
+        Pose, eyes, light and background stay the video's own; frames keep their own lips where there is no face or
+        something is before the mouth, see ``DubbedVideo.summary``. Past the end of the speech the lips rest.
+
+        Args:
+            face: the N-th from the left where a shot begins, by default the largest.
+            loop: play the video backwards and forwards in turn until the speech ends, if it is longer; without, the
+                result lasts as long as the video.
+            progress: shows the work before the first frame: ``progress(items, total, what is done)`` yields the items.
 
         Raises:
-            BadInput: unreadable video, no face in it, or it or the audio under 0.2 s; before the first frame is asked
-                for.
+            BadInput: unreadable video, no face in it that could be dubbed, or it or the audio under 0.2 s.
         """
         long_enough(audio)
-        footage = track_footage(video, face)
-        speech = np.zeros(len(footage) * SAMPLES_PER_FRAME, np.float32)
-        if len(speech) < SHORTEST_SECONDS * SAMPLE_RATE:
-            seconds = len(speech) / SAMPLE_RATE
+        footage = track_footage(video, face, progress)
+        seconds = len(footage) / float(footage.fps)
+        if seconds < SHORTEST_SECONDS:
             raise BadInput(f"{video} lasts {seconds:.2f} s, too short to dub: a photo is given as --image.")
+        count = max(len(footage), math.ceil(len(audio) * footage.fps / SAMPLE_RATE)) if loop else len(footage)
+        speech = np.zeros(math.ceil(count * FPS / footage.fps) * SAMPLES_PER_FRAME, np.float32)
         speech[: len(audio)] = audio[: len(speech)]
-        return dubbed(footage, torch.cat(list(self.motion(speech, seed=seed))))
+        return DubbedVideo(footage, self.motion(speech, seed=seed), count, progress)
 
     def motion(
         self,
@@ -147,7 +163,7 @@ class Animator:
             BadInput: audio under 0.2 s.
         """
         long_enough(audio)
-        return self.live([audio], seed=seed, controls=controls, steering=steering, portrait=portrait)
+        return self.live([raise_quiet(audio)], seed=seed, controls=controls, steering=steering, portrait=portrait)
 
     def live(
         self,

@@ -124,7 +124,7 @@ def load(kind: type[Config], path: Path) -> Config:
         BadInput: no such file, not JSON, or keys that ``kind`` does not have.
     """
     try:
-        return from_dict(kind, json.loads(path.read_text()))
+        return from_dict(kind, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as a configuration: {error}.") from error
 

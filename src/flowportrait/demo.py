@@ -1,4 +1,4 @@
-"""The main job, end to end, on real input that installed packages carry.
+"""The main job, end to end, on a portrait that scikit-image carries and a recording of speech.
 
     photo + speech ─► before.mp4 ─► GRPO on the first seconds of the speech ─► after.mp4 ─► report.html
 
@@ -7,7 +7,6 @@ Post-training hears only the first six seconds; the table compares both models o
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ import numpy as np
 from rich.console import Console
 
 from flowportrait.animator import Animator
-from flowportrait.errors import BadInput
 from flowportrait.evaluate.moving import moving_picture
 from flowportrait.evaluate.run import evaluate_videos
 from flowportrait.evaluate.sheets import contact_sheet
@@ -32,21 +30,16 @@ from flowportrait.prompts import Prompt
 from flowportrait.provenance.credential import find_credential
 from flowportrait.provenance.origin import Origin
 from flowportrait.provenance.publish import Provenance, publish
+from flowportrait.samples import SPEECH
 from flowportrait.written import write_json
 
 TRAINING_SECONDS = 6.0
 ITERATIONS = 24
 SEEDS = 8
-SPEECH = ("moonshine_onnx", "assets/beckett.wav")
-"""A reading of a line of Beckett that the package useful-moonshine-onnx carries (MIT licence)."""
 
 
 def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
-    """Run the demo into ``output``; returns what ``summary.json`` holds.
-
-    Raises:
-        BadInput: the package that carries the speech is not installed.
-    """
+    """Run the demo into ``output``; returns what ``summary.json`` holds."""
     console, seconds = Console(stderr=True), {}
 
     @contextmanager
@@ -87,7 +80,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
             title="Before and after post-training",
             curves=curves,
             notes=[
-                f"Portrait: skimage.data.astronaut(). Speech: {SPEECH[1].split('/')[-1]} of {SPEECH[0]}.",
+                f"Portrait: skimage.data.astronaut(). Speech: {SPEECH.name} of useful-moonshine-onnx.",
                 f"Post-training heard the first {TRAINING_SECONDS:.0f} s of the speech; every figure in the table is "
                 f"measured on the rest, {SEEDS} seeds per model, by experts that took no part in training.",
                 "One portrait and one voice: an illustration of the machinery, not a benchmark.",
@@ -103,20 +96,12 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
 
 
 def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The portrait and the speech as files and as arrays: ``[512, 512, 3]`` uint8, ``[N]`` at 16 kHz.
-
-    Raises:
-        BadInput: the package that carries the speech is not installed.
-    """
+    """The portrait and the speech as files and as arrays: ``[512, 512, 3]`` uint8, ``[N]`` at 16 kHz."""
     from scipy.io import wavfile
     from skimage.data import astronaut
 
-    package, inside = SPEECH
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise BadInput("The demo's speech is not installed: run 'pip install --no-deps useful-moonshine-onnx'.")
     folder.mkdir(parents=True, exist_ok=True)
-    photo, speech = astronaut(), read_audio(Path(next(iter(spec.submodule_search_locations))) / inside)
+    photo, speech = astronaut(), read_audio(SPEECH)
     cv2.imwrite(str(folder / "portrait.png"), photo[..., ::-1])
     for name, part in (("speech", speech), ("training_speech", speech[: round(TRAINING_SECONDS * SAMPLE_RATE)])):
         wavfile.write(folder / f"{name}.wav", SAMPLE_RATE, part)

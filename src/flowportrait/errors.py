@@ -1,5 +1,9 @@
 """User-facing errors: one sentence that says what is wrong, where, and what to do."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class BadInput(Exception):
     """Something the user gave cannot be used.
@@ -7,3 +11,11 @@ class BadInput(Exception):
     The command line prints the message on standard error and exits with code 2; from Python it is an
     ordinary exception. The message is one sentence with the offending path or key in it.
     """
+
+
+class PartialFailure(BadInput):
+    """Some of several inputs could not be used; ``result`` is what the command returns for the others."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result

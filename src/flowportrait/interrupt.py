@@ -1,4 +1,5 @@
-"""Ctrl-C or SIGTERM in long work: the step under way is finished and saved; asked again, it stops at once.
+"""Signals that end a command, and Ctrl-C or SIGTERM in long work: the step under way is finished and saved; asked
+again, it stops at once.
 
     with StopRequest() as stop:
         while not done and not stop.asked:
@@ -15,11 +16,31 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 SAME_REQUEST = 2.0
 """Seconds within which signals are one request: launchers of several processes pass on what these got already."""
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that half-written files are removed: SystemExit(143) and
+    (129). Handlers are those of before again afterwards. A SIGHUP that is ignored (``nohup``) stays so; outside the
+    main thread, where signals cannot be caught, nothing changes."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: set by something that is not Python; it cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class StopRequest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +24,7 @@ from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
+from flowportrait.media.mel import frame_count
 from flowportrait.media.video import FPS
 from flowportrait.media.write_video import write_video
 from flowportrait.prompts import read_prompts
@@ -66,7 +67,7 @@ def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, 
         audio = read_audio(prompt.audio)
         watch = Stopwatch()
         frames = animator.animate(read_image(prompt.image), audio, seed=seed, size=size, name=str(prompt.image))
-        write_video(target, watch(frames), audio)
+        write_video(target, watch(frames), prompt.audio, frame_total=frame_count(audio))
         made[prompt.id] = {"origin": origin, "cost": watch.cost()}
         write_json(record, made)
     return videos
@@ -94,20 +95,27 @@ class Stopwatch:
             yield frame
 
     def cost(self) -> dict[str, float]:
-        """frames_per_second, seconds_per_second (of video), first_frame (seconds), peak_memory (MB, of the process)."""
+        """frames_per_second, seconds_per_second (of video), first_frame (seconds), peak_memory (MB, of the process;
+        left out on Windows, which does not report it)."""
         seconds = time.monotonic() - self._began
-        return {
+        found = {
             "frames_per_second": round(self._frames / seconds, 2),
             "seconds_per_second": round(seconds * FPS / max(1, self._frames), 3),
             "first_frame": round(self._first or seconds, 3),
-            "peak_memory": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
+        if sys.platform != "win32":
+            import resource
+
+            # Kilobytes on Linux, bytes on macOS.
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            found["peak_memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+        return found
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
     record = folder / RECORD
     try:
-        found = json.loads(record.read_text()) if record.is_file() else {}
+        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     except json.JSONDecodeError:
         return {}
     return {name: entry for name, entry in found.items() if isinstance(entry, dict)}

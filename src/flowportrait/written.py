@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     import torch
 
 
+LONGEST_NAME = 255
+"""Bytes of a file name on the usual file systems."""
+
+
+def partial_path(path: Path, suffix: str = "") -> Path:
+    """The hidden name beside ``path`` under which it is written first, no longer than file systems allow; ``suffix``
+    (such as ``.mp4``) tells libraries its format by the end of the name."""
+    tail = f".{os.getpid()}.partial{suffix}"
+    name = f".{path.name}{tail}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{tail}"
+    return path.with_name(name)
+
+
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
     """A name to write to, beside ``path``; it becomes ``path`` when the block ends well, and goes when it does not.
@@ -23,7 +38,7 @@ def complete(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as writing and renaming do.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -34,7 +49,7 @@ def complete(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with complete(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:

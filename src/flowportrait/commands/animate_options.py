@@ -1,34 +1,45 @@
-"""What the options of ``flowportrait animate`` mean, whichever way the video is made; and what is told at its end."""
+"""What the options of ``flowportrait animate`` mean, whichever way the video is made, and what it prints at its end."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from flowportrait.codec.controls import Controls
+    from flowportrait.media.portrait import Photo
 
-LARGEST_SIDE = 1920
+
+def photo(path: Path, background: str | None = None) -> Photo:
+    """The photo with its own pixels, shown as large as ordinary video players take it.
+
+    Raises:
+        BadInput: it cannot be read, or ``background`` is no colour.
+    """
+    from flowportrait.media.image import WHITE, read_image
+    from flowportrait.media.portrait import Photo
+
+    return Photo.for_video(read_image(path, colour(background) if background else WHITE))
 
 
-def photo(path: Path) -> np.ndarray:
-    """The photo, scaled down if a side exceeds what ordinary video players take (1920 px)."""
-    from flowportrait.media.image import read_image
+def colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour's name in CSS or of ``#rrggbb``.
 
-    image = read_image(path)
-    side = max(image.shape[:2])
-    if side <= LARGEST_SIDE:
-        return image
-    import cv2
+    Raises:
+        BadInput: it is neither.
+    """
+    from PIL import ImageColor
 
-    scale = LARGEST_SIDE / side
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(text)
+    except ValueError as error:
+        raise BadInput(f"--background {text!r} is no colour: give a name such as green, or #00ff00.") from error
+    return red, green, blue
 
 
 def controls_of(options: argparse.Namespace) -> Controls:
@@ -42,15 +53,19 @@ def controls_of(options: argparse.Namespace) -> Controls:
     return Controls(options.blink, options.head_motion, options.expression_scale, _gaze(options.gaze))
 
 
-def told(options: argparse.Namespace, count: int, started: float) -> dict[str, Any]:
-    """What the command prints of a video of ``count`` frames, begun at ``time.monotonic() == started``."""
+def result_summary(
+    options: argparse.Namespace, count: int, started: float, fps: Fraction | None = None
+) -> dict[str, Any]:
+    """What the command prints of a video of ``count`` frames, begun at ``time.monotonic() == started``; ``fps`` a
+    second, 25 by default."""
     from flowportrait.media.video import FPS
 
+    rate = FPS if fps is None or fps == FPS else round(float(fps), 3)
     seconds = time.monotonic() - started
     return {
-        "output": str(options.output), "frames": count, "fps": FPS, "seconds": round(count / FPS, 3),
+        "output": str(options.output), "frames": count, "fps": rate, "seconds": round(count / rate, 3),
         "checkpoint": str(options.checkpoint), "seed": options.seed,
-        "real_time_factor": round(seconds / (count / FPS), 3),
+        "real_time_factor": round(seconds / (count / rate), 3),
     }  # fmt: skip
 
 

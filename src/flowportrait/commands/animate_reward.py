@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flowportrait.errors import BadInput
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from flowportrait.animator import Animator
+    from flowportrait.best_of import Take
     from flowportrait.codec.controls import Controls
     from flowportrait.generator.arflow import ARFlow
     from flowportrait.generator.steering import Steering
@@ -92,6 +94,19 @@ def steering_of(options: argparse.Namespace, generator: ARFlow) -> Steering | No
     return steering_by(generator, parse_weights(options.guide), candidates, options.by, options.checkpoint)
 
 
+def comparison_of(chosen: Take, found: Sequence[Take], by: str) -> str:
+    """How the chosen performance compares with the others, in a sentence: more is better for every reward."""
+    scores = [take.score for take in found if math.isfinite(take.score)]
+    if not scores:
+        return f"Warning: none of {len(found)} performances could be measured by {by}; seed {chosen.seed} is used."
+    unmeasured = len(found) - len(scores)
+    return (
+        f"Seed {chosen.seed} is the best of {len(found)} by {by}, where higher is better: {chosen.score:.3f}; "
+        f"the worst has {min(scores):.3f}, the median is {statistics.median(scores):.3f}"
+        + (f"; {unmeasured} could not be measured." if unmeasured else ".")
+    )
+
+
 def perform(
     options: argparse.Namespace,
     animator: Animator,
@@ -125,6 +140,5 @@ def perform(
     with torch.no_grad():
         found = takes(take, seeds, audio, build(ALIASES.get(by, by)))
     chosen = best(found)
-    middle = sorted(take.score for take in found)[len(found) // 2]
-    say(f"Seed {chosen.seed} is the best of {len(found)} by {by}: {chosen.score:.3f}, the middle one {middle:.3f}.")
+    say(comparison_of(chosen, found, by))
     return iter([chosen.motion])

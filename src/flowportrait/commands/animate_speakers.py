@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from flowportrait.commands.animate_options import controls_of, photo, told
+from flowportrait.commands.animate_options import controls_of, photo, result_summary
 from flowportrait.errors import BadInput
 from flowportrait.provenance.options import provenance_of
-from flowportrait.terminal import progress
+from flowportrait.terminal import progress, waiting
 
 _ALONE = {
     "audio": "--audio", "text": "--text", "stream": "--stream", "face": "--face", "motion_in": "--motion-in",
@@ -49,8 +49,8 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
 
     from flowportrait.animator import Animator
     from flowportrait.conversation.stage import Person, in_one_photo, performances, side_by_side
-    from flowportrait.conversation.turns import tracks
-    from flowportrait.media.audio import read_audio
+    from flowportrait.conversation.turns import conversation_sound, tracks
+    from flowportrait.media.audio import read_audio, read_sound
     from flowportrait.provenance.origin import Origin
     from flowportrait.provenance.publish import publish
 
@@ -60,16 +60,22 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
     together = photos[0].resolve() == photos[1].resolve()
     if together and options.crop:
         raise BadInput("--crop shows one face alone: leave it out, or give each speaker a photo.")
-    images = [photo(photos[index]) for index in (0, 1)]
+    images = [photo(photos[index], options.background) for index in (0, 1)]
     people = [Person(images[index], str(photos[index]), index + 1 if together else None) for index in (0, 1)]
-    voices = tracks([(speaker, read_audio(audio)) for speaker, _, audio in given], options.turns)
+    with waiting("reading the speech"):
+        recordings = [(speaker, read_audio(audio)) for speaker, _, audio in given]
+        voices = tracks(recordings, options.turns)
+        sound = conversation_sound(recordings, [read_sound(audio) for _, _, audio in given], options.turns)
     controls = controls_of(options)
-    animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)
+    with waiting("loading the model"):
+        animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)
     motions = performances(animator, voices, options.seed, controls)
     if together:
         frames = in_one_photo(people, motions, options.size)
     else:
         frames = side_by_side(people, motions, options.size or 512)
     with closing(progress(frames, len(motions[0]))) as shown:
-        count = publish(options.output, shown, voices.sum(0).clip(-1.0, 1.0), provenance)
-    return told(options, count, started)
+        count = publish(
+            options.output, shown, sound, provenance, frame_total=len(motions[0]), progress=progress
+        )
+    return result_summary(options, count, started)

@@ -1,4 +1,4 @@
-"""``flowportrait animate --text``: where the sound comes from, and a text as sound."""
+"""``flowportrait animate --text``: where the sound comes from, a text as sound, and what is said of quiet speech."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flowportrait.errors import BadInput
+from flowportrait.terminal import say
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from flowportrait.media.audio import Sound
+
+_ALL_BUT_SILENT = 0.9
+"""Share of a recording through which the lips rest."""
 
 
 def check_sound(options: argparse.Namespace) -> None:
@@ -27,10 +33,29 @@ def check_sound(options: argparse.Namespace) -> None:
         raise BadInput("--voice reads a text: give --text too.")
 
 
-def said(options: argparse.Namespace) -> Iterator[np.ndarray]:
-    """The options' text as 16 kHz sound, a sentence at a time."""
-    from flowportrait.voice.speaker import speak
+def synthesize_speech(options: argparse.Namespace) -> Iterator[Sound]:
+    """The options' text as sound at the voice's own rate, a sentence at a time."""
+    from flowportrait.voice.speaker import speak_sound
     from flowportrait.voice.voices import DEFAULT, voice_named
 
     voice = voice_named(options.voice or DEFAULT)
-    return speak(sys.stdin if options.text == "-" else [options.text], voice)
+    return speak_sound(sys.stdin if options.text == "-" else [options.text], voice)
+
+
+def warn_of_quiet_speech(speech: np.ndarray, name: str) -> None:
+    """Say that ``speech`` ``[N]`` at 16 kHz, from ``name``, is silent, or that it is raised for the lips."""
+    import numpy as np
+
+    from flowportrait.generator.silence import rest_share
+    from flowportrait.media.mel import QUIET_RMS
+
+    rms = float(np.sqrt((speech.astype(np.float64) ** 2).mean()))
+    if rms >= QUIET_RMS:
+        return
+    share = rest_share(speech)
+    if share > _ALL_BUT_SILENT:
+        say(f"Warning: {name} is all but silent, and the lips rest for {share:.0%} of it: speech has to be louder.")
+    else:
+        decibels = 20 * np.log10(max(rms, 1e-9))
+        say(f"Note: {name} is quiet, {-decibels:.0f} dB below full scale: it is raised for the lips; the video's sound "
+            "is the given one.")  # fmt: skip

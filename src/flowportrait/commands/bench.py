@@ -9,6 +9,7 @@ from typing import Any
 from flowportrait.commands import Commands
 from flowportrait.commands.evaluate import find_videos
 from flowportrait.errors import BadInput
+from flowportrait.extras import require
 from flowportrait.outputs import check_output_folder
 
 
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.output is None:
         raise BadInput("flowportrait bench needs --output FOLDER, or --compare with two results.json.")
     check_output_folder(options.output)
+    require("report", "matplotlib")
     from flowportrait.evaluate.bench import bench
     from flowportrait.evaluate.protocol import Protocol, cases, quick
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
+from flowportrait.extras import require
 from flowportrait.outputs import check_output_folder
 
 
@@ -21,6 +22,7 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The main job end to end."""
     check_output_folder(options.output)
+    require("demo", "accelerate", "peft", "matplotlib", "skimage", "torchmetrics")
     from flowportrait.demo import demo
 
     return demo(options.output, options.iterations)

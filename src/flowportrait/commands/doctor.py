@@ -5,16 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
+
+if TYPE_CHECKING:
+    from flowportrait.posttrain.doctor import Finding
+
+METRICS, RECIPE = FILES = ("metrics.jsonl", "recipe.json")
+"""What makes a folder a run of post-training."""
 
 
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("doctor", help="say what is wrong with a post-training run")
-    add.add_argument("folder", type=Path, metavar="RUN", help="folder that posttrain wrote")
+    add.add_argument("folder", type=Path, metavar="RUN", help="folder that posttrain or demo wrote")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 
@@ -25,19 +31,54 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BadInput: the folder holds no run, or its files are damaged.
     """
+    runs = find_runs(options.folder)
+    found = {str(run): _examine(run) for run in runs}
+    if len(runs) == 1:
+        (count, findings), together = found[str(runs[0])], options.folder != runs[0]
+        if options.json:
+            return {"iterations": count, "findings": [finding._asdict() for finding in findings]}
+        return ({"run": str(runs[0])} if together else {}) | _readable(count, findings)
+    if options.json:
+        return {
+            run: {"iterations": count, "findings": [finding._asdict() for finding in findings]}
+            for run, (count, findings) in found.items()
+        }
+    return {
+        run: "".join(f"\n    {kind}: {text}" for kind, text in _readable(count, findings).items())
+        for run, (count, findings) in found.items()
+    }
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders that are meant: the folder itself, or those in it.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"No folder at {folder}: give one that 'flowportrait posttrain' or 'flowportrait demo' wrote.")
+    candidates = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    found = [path for path in candidates if all((path / name).is_file() for name in FILES)]
+    if found:
+        return found[:1] if found[0] == folder else found
+    if (folder / METRICS).is_file():
+        raise BadInput(f"{folder} holds no post-training run, it has no {RECIPE}: pretraining is not examined.")
+    raise BadInput(f"{folder} holds no run, neither itself nor in its folders: a run has {METRICS} and {RECIPE}.")
+
+
+def _examine(run: Path) -> tuple[int, list[Finding]]:
+    """Iterations and findings of one run."""
     from flowportrait.posttrain.doctor import examine
 
-    metrics, recipe = options.folder / "metrics.jsonl", options.folder / "recipe.json"
-    for path in (metrics, recipe):
-        if not path.is_file():
-            raise BadInput(f"{options.folder} holds no run: it has no {path.name}.")
     try:
-        records = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
-        findings = examine(records, json.loads(recipe.read_text()))
-    except ValueError as error:
-        raise BadInput(f"A file of {options.folder} is damaged: {error}.") from error
-    if options.json:
-        return {"iterations": len(records), "findings": [finding._asdict() for finding in findings]}
+        lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines if line.strip()]
+        return len(records), examine(records, json.loads((run / RECIPE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"A file of {run} is damaged: {error}.") from error
+
+
+def _readable(count: int, findings: list[Finding]) -> dict[str, str]:
     if not findings:
-        return {"healthy": f"nothing found in {len(records)} iterations"}
+        return {"healthy": f"nothing found in {count} iterations"}
     return {finding.kind: f"{finding.seen}; {finding.advice}" for finding in findings}

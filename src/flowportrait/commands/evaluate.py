@@ -9,9 +9,13 @@ from typing import Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
-from flowportrait.outputs import check_output_folder
+from flowportrait.extras import require
+from flowportrait.outputs import check_not_an_input, check_output_folder
+from flowportrait.prompts import VIDEO_SUFFIXES
+from flowportrait.terminal import print_table, say
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".webm", ".avi", ".mkv", ".m4v", ".mpg"}
+MOST_REMARKS = 5
+"""Remarks that are printed; the report has all."""
 
 
 def register(commands: Commands) -> None:
@@ -49,6 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.workers < 1:
         raise BadInput(f"--workers {options.workers} is not a number of processes: give 1 or more.")
     check_output_folder(options.output)
+    require("report", "matplotlib")
     from flowportrait.evaluate.groups import read_labels
     from flowportrait.rendering import render_prompts, rendering_costs, system_names
 
@@ -59,10 +64,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         sources |= dict(zip(system_names(checkpoints), checkpoints, strict=True))
     systems: dict[str, list[Path]] = {"videos": find_videos(options.videos)} if options.videos else {}
     costs = {}
+    folders = [source for source in sources.values() if isinstance(source, Path)]
     for name, source in sources.items():
         if isinstance(source, Path):
             systems[name] = find_videos([source])
         else:
+            check_not_an_input(options.output / name, [*options.videos, *folders])
             systems[name] = render_prompts(source, options.prompts, options.output / name, options.seed)
             costs[name] = rendering_costs(options.output / name)
     if options.real:
@@ -70,7 +77,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     against = options.against or (system_names(checkpoints)[1] if options.baseline else None)
     from flowportrait.evaluate.run import evaluate_videos
 
-    return evaluate_videos(
+    found = evaluate_videos(
         systems,
         options.output,
         against,
@@ -80,6 +87,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         workers=options.workers,
         labels=labels,
     )
+    if options.json:
+        return found
+    from flowportrait.evaluate.table import text_table
+
+    print_table(text_table(found))
+    for remark in found["remarks"][:MOST_REMARKS]:
+        say(f"Note: {remark}")
+    for entry in found["excluded"]:
+        say(f"Left out: {entry['system']}/{entry['file']}: {entry['reason']}")
+    return {name: found[name] for name in ("report", "metrics.json", "metrics.csv")}
 
 
 def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path | str]:

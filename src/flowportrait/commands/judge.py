@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
+from flowportrait.extras import require
 
 if TYPE_CHECKING:
     from flowportrait.judge.judges import JudgeSettings
     from flowportrait.judge.sanity import Certificate
+    from flowportrait.judge.verdict import Judge
 
 KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
 
@@ -53,6 +55,10 @@ def register(commands: Commands) -> None:
     serve = verbs.add_parser("serve", help="offer the panel and scorers over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     serve.add_argument("--port", type=int, default=8300, help="(default 8300)")
+    serve.add_argument("--public-name", action="append", default=[], metavar="NAME",
+                       help="name by which others reach this computer; its own names and addresses are known")
+    serve.add_argument("--certificate", type=Path, help="PEM file, to serve https")
+    serve.add_argument("--private-key", type=Path, help="its private key")
     serve.add_argument("--scorers", nargs="*", default=[], metavar="NAME", help="rewards to offer (default: all)")
     serve.set_defaults(run=run_serve)
     for verb in (agree, learn):
@@ -68,11 +74,10 @@ def run_score(options: argparse.Namespace) -> dict[str, Any]:
     """Grade files into a report."""
     _check_json(options.output)
     from flowportrait.commands.evaluate import find_videos
-    from flowportrait.judge.judges import build_judge
     from flowportrait.judge.report import grade_files, write_report
 
     paths = find_videos(options.videos)
-    judge = build_judge(_settings(options))
+    judge = _judge(options)
     report = grade_files(judge, paths)
     write_report(report, options.output)
     return {"report": str(options.output), **report["summary"]}
@@ -97,18 +102,27 @@ def run_check(options: argparse.Namespace) -> dict[str, Any]:
 
 def _examine_clips(settings: JudgeSettings, paths: list[Path]) -> Certificate:
     from flowportrait.commands.evaluate import find_videos
-    from flowportrait.judge.exhibit import Exhibit
-    from flowportrait.judge.judges import build_judge
-    from flowportrait.judge.sanity import examine
+    from flowportrait.terminal import progress, waiting
 
-    return examine(build_judge(settings), [Exhibit.from_video(path) for path in find_videos(paths)])
+    found = find_videos(paths)
+    with waiting("loading the judge"):
+        from flowportrait.judge.exhibit import Exhibit
+        from flowportrait.judge.judges import build_judge
+        from flowportrait.judge.sanity import examine
+
+        judge = build_judge(settings)
+    return examine(judge, [Exhibit.from_video(path) for path in progress(found, len(found), "reading clips")])
 
 
 def _examine_stills(settings: JudgeSettings, paths: list[Path]) -> Certificate:
-    from flowportrait.portraitgen.judges import build_still_judge
-    from flowportrait.portraitgen.sanity import examine_stills, read_stills
+    from flowportrait.terminal import waiting
 
-    return examine_stills(build_still_judge(settings), read_stills(paths))
+    with waiting("loading the judge"):
+        from flowportrait.portraitgen.judges import build_still_judge
+        from flowportrait.portraitgen.sanity import examine_stills, read_stills
+
+        judge = build_still_judge(settings)
+    return examine_stills(judge, read_stills(paths))
 
 
 def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
@@ -116,9 +130,9 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
     if (options.scores is None) == (options.videos is None):
         raise BadInput("flowportrait judge calibrate needs either --scores with a report or --videos with a folder.")
     _check_json(options.output)
+    require("report", "matplotlib")  # for the histograms, which are drawn after all grading
     from flowportrait.judge.agreement import compare, read_human
     from flowportrait.judge.figure import draw_histograms
-    from flowportrait.judge.judges import build_judge
     from flowportrait.judge.report import grade_files, raw_scores, read_report
 
     human = read_human(options.human)
@@ -126,7 +140,7 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
         report = read_report(options.scores)
     else:
         paths = [options.videos / person.file for person in human]
-        report = grade_files(build_judge(_settings(options)), paths, [person.generator for person in human])
+        report = grade_files(_judge(options), paths, [person.generator for person in human])
     calibration, agreement = compare(raw_scores(report), human, report["judge"])
     calibration.save(options.output, agreement)
     picture = options.output.with_suffix(".png")
@@ -136,12 +150,13 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_agree(options: argparse.Namespace) -> dict[str, Any]:
     """A judge beside stated preferences."""
-    from flowportrait.judge.judges import build_judge
     from flowportrait.judge.preferring import agreement, stated_from
     from flowportrait.preference.pairs import read_pairs
+    from flowportrait.terminal import waiting
 
-    judge = build_judge(_settings(options))
-    found = agreement(judge, stated_from(read_pairs(options.pairs), options.pairs.parent), options.band)[0]
+    judge = _judge(options)
+    with waiting("judging the clips of the pairs"):
+        found = agreement(judge, stated_from(read_pairs(options.pairs), options.pairs.parent), options.band)[0]
     return {"judge": f"{judge.name} ({judge.kind})", **found.to_dict()}
 
 
@@ -154,6 +169,7 @@ def run_learn(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.judge.library import Library
     from flowportrait.judge.preferring import stated_from
     from flowportrait.preference.pairs import read_pairs
+    from flowportrait.terminal import waiting
 
     settings = _settings(options)
     stated = stated_from(read_pairs(options.pairs), options.pairs.parent)
@@ -167,9 +183,10 @@ def run_learn(options: argparse.Namespace) -> dict[str, Any]:
     else:
         backend = backend_of(settings)
         propose = Editor(backend, Cache(settings.kept_in / "answers"))
-    learned = improve(
-        lambda library: judge_with(settings, library, backend), stated, propose, options.rounds, start, options.band
-    )
+    with waiting(f"judging the clips of {len(stated)} pairs with up to {options.rounds} revisions"):
+        learned = improve(
+            lambda library: judge_with(settings, library, backend), stated, propose, options.rounds, start, options.band
+        )
     report = learned.to_dict()
     learned.library.save(options.output, report)
     return {"library": str(options.output), "entries": dict(learned.library.entries), **report}
@@ -177,22 +194,44 @@ def run_learn(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_serve(options: argparse.Namespace) -> dict[str, Any]:
     """Serve until stopped."""
-    key = os.environ.get(KEY_ENV)
-    if options.host not in ("127.0.0.1", "localhost", "::1") and not key:
-        raise BadInput(f"--host {options.host} can be reached from outside: set a key in {KEY_ENV} first.")
-    import uvicorn
-
-    from flowportrait.judge.judges import build_judge
-    from flowportrait.judge.served import servable
-    from flowportrait.judge.server import MODEL, create_app
     from flowportrait.terminal import say
+    from flowportrait.web_server import LOOPBACK, address_of, bind, make_server, public_names
 
-    app = create_app(build_judge(_settings(options)), servable(options.scorers), key)
-    say(
-        f"{MODEL} at http://{options.host}:{options.port}/v1, scorers at http://{options.host}:{options.port}/score/NAME"
-    )
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+    key, local = os.environ.get(KEY_ENV), options.host in LOOPBACK
+    if not local and not key:
+        raise BadInput(f"--host {options.host} can be reached from outside: set a key in {KEY_ENV} first.")
+    for path in (options.certificate, options.private_key):
+        if path is not None and not path.is_file():
+            raise BadInput(f"No file at {path}: give a certificate and its private key in PEM format.")
+    if (options.certificate is None) != (options.private_key is None):
+        raise BadInput("A certificate and its private key belong together: give --certificate and --private-key.")
+    names = public_names(options.host, options.public_name)
+    with bind(options.host, options.port) as listener:
+        from flowportrait.judge.judges import build_judge
+        from flowportrait.judge.served import servable
+        from flowportrait.judge.server import MODEL, create_app
+
+        app = create_app(build_judge(_settings(options)), servable(options.scorers), key, names)
+        address = address_of(listener, "https" if options.certificate else "http")
+
+        def ready() -> None:
+            say(f"{MODEL} at {address}/v1, scorers at {address}/score/NAME (Ctrl-C ends it)")
+            if not local and options.certificate is None:
+                say("Clients send no key over an unencrypted network: give --certificate and --private-key, or let "
+                    "them come through an SSH tunnel.")  # fmt: skip
+
+        make_server(app, ready, options.certificate, options.private_key).run(sockets=[listener])
     return {}
+
+
+def _judge(options: argparse.Namespace) -> Judge:
+    """The judge of the options, ready."""
+    from flowportrait.terminal import waiting
+
+    with waiting("loading the judge"):
+        from flowportrait.judge.judges import build_judge
+
+        return build_judge(_settings(options))
 
 
 def _settings(options: argparse.Namespace) -> JudgeSettings:

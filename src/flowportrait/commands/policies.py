@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
+from flowportrait.terminal import progress, waiting
 
 
 def register(commands: Commands) -> None:
@@ -75,9 +76,10 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
-    from flowportrait.policies.memory import need
+    with waiting("loading diffusers"):
+        from flowportrait.policies.memory import need
     from flowportrait.policies.models import MODELS, model_named
 
     chosen = [model_named(name) for name in options.name or MODELS]
-    needs = {model.name: need(model) for model in chosen}
+    needs = {model.name: need(model) for model in progress(chosen, len(chosen), "counting")}
     return {name: own.as_dict() if options.json else str(own) for name, own in needs.items()}

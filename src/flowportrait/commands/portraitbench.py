@@ -29,7 +29,7 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Judge, compare or list."""
-    from flowportrait.portraitgen import bench, taxonomy
+    from flowportrait.portraitgen import taxonomy
 
     if options.compare:
         from flowportrait.portraitgen.bench_compare import compare
@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.output:
         check_output_folder(options.output)
     from flowportrait.judge.reward import read_settings
+    from flowportrait.portraitgen import bench
     from flowportrait.portraitgen.judges import build_still_judge
 
     judge = build_still_judge(read_settings(options.judge))

@@ -9,6 +9,7 @@ from typing import Any
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
 from flowportrait.outputs import check_output_folder
+from flowportrait.terminal import waiting
 
 
 def register(commands: Commands) -> None:
@@ -34,9 +35,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.inspect is not None:
         if options.inputs or options.output:
             raise BadInput("flowportrait prepare --inspect CORPUS takes no videos and no --output.")
-        from flowportrait.corpus.report import write_report
+        with waiting("drawing the report"):
+            from flowportrait.corpus.report import write_report
 
-        return write_report(options.inspect)
+            return write_report(options.inspect)
     if not options.inputs or not options.output:
         raise BadInput("flowportrait prepare needs videos and --output, or --inspect with a corpus.")
     if options.crops and (not 64 <= options.crops <= 2048 or options.crops % 2):
@@ -44,9 +46,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= options.hold_out < 1:
         raise BadInput(f"--hold-out {options.hold_out} is not possible: give a share from 0 to below 1.")
     check_output_folder(options.output)
-    from flowportrait.config import override
-    from flowportrait.corpus.prepare import Preparation, prepare
-    from flowportrait.corpus.quality import Gates
+    with waiting("starting"):
+        from flowportrait.config import override
+        from flowportrait.corpus.prepare import Preparation, prepare
+        from flowportrait.corpus.quality import Gates
 
     plan = Preparation(
         options.layout,

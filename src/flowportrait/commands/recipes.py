@@ -24,18 +24,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BadInput: no such recipe, or ``show`` without a name.
     """
-    from flowportrait.config import to_dict
     from flowportrait.errors import BadInput
-    from flowportrait.posttrain.recipes import CARDS, named
+    from flowportrait.posttrain.recipe_list import recipe_texts
 
+    texts = recipe_texts()
     if options.action == "list":
         listed = {
-            name: {"source": card.source, "verified": card.verified, "our reading": card.reading}
-            for name, card in CARDS.items()
+            name: {"source": text["source"], "verified": text["verified"], "our reading": text["reading"]}
+            for name, text in texts.items()
         }
         return listed if options.json else {name: _indented(parts) for name, parts in listed.items()}
     if options.name is None:
-        raise BadInput(f"flowportrait recipes show needs a name: {', '.join(CARDS)}.")
+        raise BadInput(f"flowportrait recipes show needs a name: {', '.join(texts)}.")
+    from flowportrait.config import to_dict
+    from flowportrait.posttrain.recipes import CARDS, named
+
     card = CARDS[named(options.name).name]
     settings = to_dict(card.recipe)
     why = {name: _given(card.settings, name) + because for name, because in card.why.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
 from flowportrait.outputs import check_output_folder
+from flowportrait.study.plan import MOST_PARTICIPANTS
 from flowportrait.terminal import say
 
 
@@ -30,13 +31,16 @@ def register(commands: Commands) -> None:
     serve.add_argument("study", type=Path, help="folder that make wrote")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     serve.add_argument("--port", type=int, default=8000, help="0 for a free one")
-    serve.add_argument("--public-name", action="append", default=[], help="name under which others reach this computer")
+    serve.add_argument("--public-name", action="append", default=[], metavar="NAME",
+                       help="name under which others reach this computer; its own names and addresses are known")
+    serve.add_argument("--participants", type=int, default=MOST_PARTICIPANTS, metavar="N",
+                       help=f"how many may take part (default {MOST_PARTICIPANTS})")  # fmt: skip
     serve.set_defaults(run=run_serve)
     analyse = steps.add_parser("analyse", help="who is preferred, and how sure is that")
     analyse.add_argument("study", type=Path, help="folder that make wrote")
     analyse.add_argument("--output", type=Path, help="folder of analysis.json and analysis.html (default: the study's)")
     analyse.add_argument("--json", action="store_true", help="print one JSON object")
-    analyse.set_defaults(run=run_analyse)
+    analyse.set_defaults(run=run_analyse, updates=("study",))
 
 
 def run_make(options: argparse.Namespace) -> dict[str, Any]:
@@ -58,6 +62,16 @@ def run_make(options: argparse.Namespace) -> dict[str, Any]:
     for name, why in (study.excluded or {}).items():
         say(f"Left out: {name}: {why}")
     screens = min(study.share or len(study.pairs), len(study.pairs)) + len(study.checks)
+    if not options.json:
+        return {
+            "study": str(options.output),
+            "systems": ", ".join(study.systems),
+            "comparisons": f"{len(study.pairs)} of two systems on one of {len({p.clip for p in study.pairs})} clips",
+            "attention checks": f"{len(study.checks)}: a video that is broken, or the same video on both sides",
+            "screens per participant": f"{screens}, checks included",
+            "left out": f"{len(study.excluded or {})} videos" if study.excluded else "nothing",
+            "next": f"flowportrait study serve {options.output}",
+        }
     return {
         "study": str(options.output),
         "systems": list(study.systems),
@@ -71,37 +85,23 @@ def run_make(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_serve(options: argparse.Namespace) -> dict[str, Any]:
     """The page, until Ctrl-C."""
-    import socket
+    from flowportrait.study.server import study_app
+    from flowportrait.web_server import LOOPBACK, address_of, bind, make_server, public_names
 
-    import uvicorn
+    if options.participants < 1:
+        raise BadInput(f"--participants {options.participants} is not possible: somebody must be able to take part.")
+    names = public_names(options.host, options.public_name)
+    app = study_app(options.study, names, options.participants)
+    with bind(options.host, options.port) as listener:
 
-    from flowportrait.study.server import LOOPBACK, study_app
+        def ready() -> None:
+            say(f"The study is at {address_of(listener)}/ (Ctrl-C ends it; every answer is saved at once).")
+            if options.host not in LOOPBACK:
+                known = ", ".join(dict.fromkeys(name for name in names if name not in LOOPBACK))
+                say(f"Others on the network can reach it, by its address or as {known}. Requests are not logged.")
 
-    local = options.host in ("127.0.0.1", "localhost", "::1")
-    names = [*LOOPBACK, *options.public_name] if local or options.public_name else ["*"]
-    app = study_app(options.study, names)
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((options.host, options.port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise BadInput(f"Cannot listen on {options.host}:{options.port} ({error}): choose another --port.") from error
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{shown}:{listener.getsockname()[1]}/"
-
-    class Server(uvicorn.Server):
-        """Says where it is once it can be reached, and stopped."""
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            say(f"The study is at {address} (Ctrl-C ends it; every answer is saved at once).")
-            if not local:
-                say("Others on the network can reach it. Requests are not logged.")
-
-    # No access log: it would hold addresses.
-    Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)).run(sockets=[listener])
+        # No access log: it would hold addresses.
+        make_server(app, ready).run(sockets=[listener])
     return {}
 
 

@@ -1,25 +1,62 @@
-"""``flowportrait verify``: what a video says about itself."""
+"""``flowportrait verify``: what videos say about themselves."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
+
+if TYPE_CHECKING:
+    from flowportrait.provenance.inspection import Inspection
 
 
 def register(commands: Commands) -> None:
     """Add the command and its options."""
-    add = commands.add_parser("verify", help="say whether a video was made with FlowPortrait, and who signed it")
-    add.add_argument("video", type=Path, metavar="FILE", help="an mp4")
+    add = commands.add_parser("verify", help="say whether videos were made with FlowPortrait, and who signed them")
+    add.add_argument("video", type=Path, metavar="FILE", help="mp4, mov, webm or gif, or a folder of them")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Tags, signature and watermark of one file."""
-    from flowportrait.provenance.inspection import inspect
+    """Tags, signature and watermark of one file, or of every video in a folder."""
+    from flowportrait.provenance.inspection import inspect, videos_in
+    from flowportrait.terminal import progress
 
-    found = inspect(options.video)
+    if options.video.is_dir():
+        return _verify_folder(videos_in(options.video), options.json)
+    (found,) = [inspect(path) for path in progress([options.video], 1, "looking for the watermark")]
     return found.to_dict() if options.json else found.sentences()
+
+
+def _verify_folder(paths: list[Path], as_json: bool) -> dict[str, Any]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flowportrait.errors import BadInput
+    from flowportrait.provenance.inspection import inspect
+    from flowportrait.terminal import print_table, progress, say
+
+    found: dict[str, Inspection | str] = {}
+    for path in progress(paths, len(paths), "looking for the watermark"):
+        try:
+            found[path.name] = inspect(path)
+        except BadInput as error:
+            found[path.name] = str(error)
+    if as_json:
+        return {
+            "files": {name: {"error": one} if isinstance(one, str) else one.to_dict() for name, one in found.items()}
+        }
+    table = Table(box=None, pad_edge=False)
+    for column in ("file", "made with FlowPortrait", "tags", "signature", "watermark"):
+        table.add_column(column, overflow="fold")
+    for name, one in found.items():
+        table.add_row(escape(name), *(["cannot be read"] if isinstance(one, str) else map(escape, one.cells())))
+    print_table(table)
+    for one in found.values():
+        if isinstance(one, str):
+            say(one)
+    marked = sum(one.marked for one in found.values() if not isinstance(one, str))
+    return {"made with FlowPortrait": f"{marked} of {len(found)}"}

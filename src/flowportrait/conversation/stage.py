@@ -17,6 +17,7 @@ from flowportrait.codec.controls import Controls
 from flowportrait.conversation.listening import Listener
 from flowportrait.errors import BadInput
 from flowportrait.generator.silence import speech_gate
+from flowportrait.media.portrait import Photo
 from flowportrait.media.search import find_faces
 
 _SECOND = 7919
@@ -25,9 +26,10 @@ _SECOND = 7919
 
 @dataclass(frozen=True)
 class Person:
-    """Who takes part: a photo ``[H, W, 3]`` uint8, its name in messages, and which of its faces from the left."""
+    """Who takes part: a photo or its pixels ``[H, W, 3]`` uint8, its name in messages, and which of its faces from the
+    left."""
 
-    image: np.ndarray
+    image: np.ndarray | Photo
     name: str
     face: int | None = None
 
@@ -69,7 +71,8 @@ def in_one_photo(people: list[Person], motions: list[torch.Tensor], size: int | 
     Raises:
         BadInput: the photo does not show both faces; before the first frame is asked for.
     """
-    photo = people[0].image
+    image = people[0].image
+    photo = image.shown if isinstance(image, Photo) else image
     if len(find_faces(photo)) < len(people):
         raise BadInput(f"{people[0].name} does not show two faces: give a photo of both speakers, or one of each.")
     height, width = (side // 2 * 2 for side in photo.shape[:2])

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import av
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level
+from flowportrait.media.audio import SAMPLE_RATE, Sound
+from flowportrait.media.mel import SAMPLES_PER_FRAME, level, level_gain
 
 SPEAKERS = 2
 BETWEEN = 0.3
@@ -30,20 +31,57 @@ _FLOOR = 1e-4
 
 def tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool = False) -> np.ndarray:
     """Tracks ``[2, N]`` of 16 kHz from ``(speaker 0 or 1, samples)``, at a common loudness, without crosstalk."""
-    placed: list[tuple[int, int, np.ndarray]] = []
-    start = 0
-    for speaker, samples in recordings:
-        placed.append((speaker, start, level(samples)))
-        if in_turn:
-            start += len(samples) + round(BETWEEN * SAMPLE_RATE)
-    result = np.zeros((SPEAKERS, max(start + len(samples) for _, start, samples in placed)), np.float32)
-    for speaker, start, samples in placed:
-        result[speaker, start : start + len(samples)] += samples
-    return without_crosstalk(result)
+    return without_crosstalk(_placed(recordings, in_turn))
+
+
+def conversation_sound(
+    recordings: Sequence[tuple[int, np.ndarray]], sounds: Sequence[Sound], in_turn: bool = False
+) -> Sound:
+    """What the video of a conversation plays: ``tracks`` mixed, at the highest rate of the recordings, in stereo where
+    one of them is.
+
+    Args:
+        recordings: as for ``tracks``.
+        sounds: the same recordings with their own rate and channels.
+        in_turn: as for ``tracks``.
+    """
+    rate = max(SAMPLE_RATE, *(sound.rate for sound in sounds))
+    layout = "mono" if all(sound.layout == "mono" for sound in sounds) else "stereo"
+    weight = _own_share(_placed(recordings, in_turn))
+    total = round(weight.shape[1] * rate / SAMPLE_RATE)
+    mixed = np.zeros((1 if layout == "mono" else 2, total), np.float32)
+    starts = _starts(recordings, in_turn)
+    for (speaker, samples), sound, start in zip(recordings, sounds, starts, strict=True):
+        place = round(start * rate / SAMPLE_RATE)
+        played = _converted(sound, rate, layout)[:, : total - place] * level_gain(samples)
+        moments = np.arange(place, place + played.shape[1]) * SAMPLE_RATE // rate
+        mixed[:, place : place + played.shape[1]] += played * weight[speaker, moments]
+    return Sound(mixed, rate, layout)
 
 
 def without_crosstalk(heard: np.ndarray) -> np.ndarray:
     """Tracks ``[2, N]`` with silence wherever the other is more than 9 dB louder around it."""
+    return (heard * _own_share(heard)).astype(np.float32)
+
+
+def _starts(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> list[int]:
+    """At which sample of 16 kHz every recording begins."""
+    lengths = [len(samples) + round(BETWEEN * SAMPLE_RATE) if in_turn else 0 for _, samples in recordings]
+    return [sum(lengths[:index]) for index in range(len(lengths))]
+
+
+def _placed(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> np.ndarray:
+    """Tracks ``[2, N]`` of the levelled recordings."""
+    starts = _starts(recordings, in_turn)
+    ends = [start + len(samples) for start, (_, samples) in zip(starts, recordings, strict=True)]
+    result = np.zeros((SPEAKERS, max(ends)), np.float32)
+    for start, end, (speaker, samples) in zip(starts, ends, recordings, strict=True):
+        result[speaker, start:end] += level(samples)
+    return result
+
+
+def _own_share(heard: np.ndarray) -> np.ndarray:
+    """How much of each track ``[2, N]`` is its owner's voice at every sample, 0 to 1."""
     frames = -(-heard.shape[1] // SAMPLES_PER_FRAME)
     padded = np.zeros((SPEAKERS, frames * SAMPLES_PER_FRAME))
     padded[:, : heard.shape[1]] = heard
@@ -52,4 +90,17 @@ def without_crosstalk(heard: np.ndarray) -> np.ndarray:
     own = (around >= _CROSSTALK * around[::-1]).repeat(SAMPLES_PER_FRAME, axis=1)
     # Where a track begins or ends, 40 ms of fading: a cut would click.
     weight = np.stack([np.convolve(row, np.full(SAMPLES_PER_FRAME, 1 / SAMPLES_PER_FRAME), "same") for row in own])
-    return (heard * weight[:, : heard.shape[1]]).astype(np.float32)
+    return weight[:, : heard.shape[1]]
+
+
+def _converted(sound: Sound, rate: int, layout: str) -> np.ndarray:
+    """Samples ``[C, N]`` of a sound at another rate and in other channels."""
+    if (sound.rate, sound.layout) == (rate, layout):
+        return sound.samples
+    resampler = av.AudioResampler(format="flt", layout=layout, rate=rate)
+    interleaved = np.ascontiguousarray(sound.samples.T, np.float32).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=sound.layout)
+    frame.sample_rate = sound.rate
+    frames = [*resampler.resample(frame), *resampler.resample(None)]
+    channels = av.AudioLayout(layout).nb_channels
+    return np.concatenate([part.to_ndarray().reshape(-1, channels) for part in frames]).T

@@ -5,7 +5,7 @@ Of faces that are seen at the same time only the one whose lips fit the sound be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,18 @@ class Candidate:
     picture: np.ndarray | None
 
 
-def extract(source: Source, gates: Gates) -> tuple[list[Candidate], float]:
+def extract(
+    source: Source, gates: Gates, on_frame: Callable[[], None] = lambda: None
+) -> tuple[list[Candidate], float]:
     """Every face track of a video, kept or rejected, and how many seconds the video lasts; one rejection where it is
-    of no use as a whole."""
+    of no use as a whole. ``on_frame`` is called for every frame that was read."""
     shown = 0
 
     def counted() -> Iterator[np.ndarray]:
         nonlocal shown
         for frame in iter_frames(source.path):
             shown += 1
+            on_frame()
             yield frame
 
     base = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}

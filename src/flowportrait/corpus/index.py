@@ -23,7 +23,7 @@ KEPT, REJECTED, DONE = "clips.jsonl", "rejected.jsonl", "sources.jsonl"
 def read_records(path: Path) -> Iterator[Record]:
     """Lines of an index file; none where it does not exist. A last line that was cut off is left out."""
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except ValueError:
@@ -68,7 +68,7 @@ class Index:
 
     def __enter__(self) -> Index:
         for name in (KEPT, REJECTED, DONE):
-            self._files[name] = (self.corpus / name).open("a")
+            self._files[name] = (self.corpus / name).open("a", encoding="utf-8")
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

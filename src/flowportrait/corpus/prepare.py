@@ -18,12 +18,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from flowportrait.corpus.crops import write_crop
 from flowportrait.corpus.extract import extract
@@ -32,12 +33,22 @@ from flowportrait.corpus.quality import Gates
 from flowportrait.corpus.shards import pack
 from flowportrait.corpus.sources import Source, find_sources
 from flowportrait.errors import BadInput
+from flowportrait.media.video import FPS
 from flowportrait.written import complete
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+Counter: TypeAlias = "Synchronized[int]"
+"""A number that the processes of a run share."""
 
 AHEAD = 4
 """Videos handed out per process."""
 RENEWED = 200
 """Videos after which a process is replaced: even closed trackers leave about a megabyte behind each."""
+_SPAWN = multiprocessing.get_context("spawn")
+_seen: Counter | None = None
+"""In a worker: frames read so far, by all of them."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,10 @@ def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = Non
     started, footage = time.monotonic(), 0.0
     with Index(output) as index:
         todo = [source for source in sources if source.name not in index.done]
-        with _progress() as shown:
+        seen = _SPAWN.Value("q", 0)
+        with _progress(seen) as shown:
             bar = shown.add_task("preparing", total=sum(map(_bytes, todo)), note="")
-            for source, (records, seconds) in _results(todo, output, plan):
+            for source, (records, seconds) in _results(todo, output, plan, seen):
                 index.add(source.name, seconds, records)
                 footage += seconds
                 speed = footage / (time.monotonic() - started)
@@ -91,14 +103,14 @@ def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = Non
 
 
 def _results(
-    todo: list[Source], output: Path, plan: Preparation
+    todo: list[Source], output: Path, plan: Preparation, seen: Counter | None = None
 ) -> Iterator[tuple[Source, tuple[list[Record], float]]]:
-    """Each video's records in the order of the list, made by several processes."""
+    """Each video's records in the order of the list, made by several processes, which add the frames that they read to
+    ``seen``."""
     workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
     pending: deque[tuple[Source, Future[tuple[list[Record], float]]]] = deque()
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start, max_tasks_per_child=RENEWED)
+    pool = ProcessPoolExecutor(workers, _SPAWN, _start, (seen,), max_tasks_per_child=RENEWED)
     try:
         for source in todo:
             pending.append((source, pool.submit(work, source, output, plan)))
@@ -121,8 +133,10 @@ def _results(
                 process.terminate()
 
 
-def _start() -> None:
+def _start(seen: Counter | None) -> None:
     """One core per process; Ctrl-C is the parent's business."""
+    global _seen
+    _seen = seen
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -130,10 +144,17 @@ def _start() -> None:
     cv2.setNumThreads(1)
 
 
+def _count_frame() -> None:
+    """Add one to what the processes of this run have read."""
+    if _seen is not None:
+        with _seen.get_lock():
+            _seen.value += 1
+
+
 def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record], float]:
     """Prepare one video; its records and its length in seconds. Whatever goes wrong with it is its own rejection."""
     try:
-        candidates, seconds = extract(source, plan.gates)
+        candidates, seconds = extract(source, plan.gates, _count_frame)
         for candidate in candidates:
             name = str(candidate.record["name"])
             if candidate.picture is not None:
@@ -162,8 +183,20 @@ def _bytes(source: Source) -> int:
     return source.path.stat().st_size if source.path.is_file() else 0
 
 
-def _progress() -> Progress:
+class _SecondsSeen(ProgressColumn):
+    """Seconds of video that all processes together have read: what moves while a long video is worked on."""
+
+    def __init__(self, seen: Counter) -> None:
+        super().__init__()
+        self._frames = seen
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self._frames.value / FPS:.0f} s of video seen")
+
+
+def _progress(seen: Counter) -> Progress:
     console = Console(stderr=True)
     share, note = TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[note]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), share, TimeRemainingColumn(), note)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), share, TimeRemainingColumn(),
+               _SecondsSeen(seen), note)  # fmt: skip
     return Progress(*columns, console=console, disable=not console.is_terminal)

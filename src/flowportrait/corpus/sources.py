@@ -63,7 +63,7 @@ def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float =
 
 def _listed(folder: Path) -> list[Source]:
     sources = []
-    for number, line in enumerate((folder / "split.tsv").read_text().splitlines()[1:], 2):
+    for number, line in enumerate((folder / "split.tsv").read_text(encoding="utf-8").splitlines()[1:], 2):
         columns = line.split("\t")
         if len(columns) != 3:
             raise BadInput(f"{folder / 'split.tsv'} line {number} needs three columns: file, speaker, split.")

@@ -29,7 +29,7 @@ def export(corpus: Path, output: Path) -> int:
     """Write up to twelve recordings per training speaker; returns how many there are in all."""
     output.mkdir(parents=True, exist_ok=True)
     own: dict[str, list[Path]] = defaultdict(list)
-    for line in (corpus / "clips.jsonl").read_text().splitlines():
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev":
             own[record["speaker"]].append(corpus / "clips" / f"{record['name']}.safetensors")

@@ -101,7 +101,7 @@ def bench(
         cache=cache,
         workers=workers,
     )
-    rows = json.loads((output / "metrics.json").read_text())["clips"]
+    rows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["clips"]
     results = {
         "protocol": fingerprint(protocol, made),
         "machine": machine(),

@@ -23,7 +23,7 @@ def read_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(f"No results at {path}: give the results.json that flowportrait bench wrote.")
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise BadInput(f"{path} is not JSON ({error.msg}): give the results.json of flowportrait bench.") from error
     if not isinstance(found, dict) or not {"protocol", "metrics", "machine"} <= set(found):

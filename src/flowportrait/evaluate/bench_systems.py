@@ -115,7 +115,7 @@ def written(
     """A system's videos; those that are there from the same origin are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / RECORD
-    known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    known: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     files = []
     for index, case in enumerate(track(made, description=f"{name}: drawing", console=Console(stderr=True))):
         path = folder / f"{case.id}.mp4"

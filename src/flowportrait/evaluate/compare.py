@@ -88,7 +88,7 @@ class Comparison:
             for row in rows.values():
                 columns += [key for key in row if key not in columns]
         partial = folder / f".metrics.{os.getpid()}.csv"
-        with partial.open("w", newline="") as stream:
+        with partial.open("w", newline="", encoding="utf-8") as stream:
             table = csv.DictWriter(stream, columns)
             table.writeheader()
             for system, rows in self.rows.items():
@@ -98,7 +98,7 @@ class Comparison:
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -82,7 +82,7 @@ def load_items(
     index = corpus / "clips.jsonl"
     if not index.is_file():
         raise BadInput(f"No corpus at {corpus}: prepare one first (clips.jsonl is missing).")
-    records = [json.loads(line) for line in index.read_text().splitlines()]
+    records = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
     wanted = [r for r in records if r["split"] in splits and r["frames"] >= PIECE]
     if not wanted:
         raise BadInput(

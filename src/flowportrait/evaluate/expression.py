@@ -78,7 +78,7 @@ def quantiles(samples: Sequence[Samples]) -> dict[str, list[float]]:
 def reference_file() -> dict[str, Any]:
     """What ``flowportrait.evaluate.fit_reference`` measured on the footage of training speakers."""
     source = files("flowportrait") / "weights" / "sync_eval" / "expression_reference.json"
-    return json.loads(source.read_text())
+    return json.loads(source.read_text(encoding="utf-8"))
 
 
 def real_reference(network: str) -> Reference:

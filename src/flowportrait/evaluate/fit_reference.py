@@ -29,7 +29,7 @@ Signals = dict[str, np.ndarray]
 
 def fit(corpus: Path, data: Path, output: Path, every: int = 1) -> None:
     """Write the reference from every ``every``-th clip of the corpus."""
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()][::every]
+    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines()][::every]
     signals: dict[str, dict[str, list[Signals]]] = {n: {"train": [], "dev": []} for n in ("mediapipe", "dlib68")}
     for record in track(records, description="reading"):
         clip = Clip.load(corpus / "clips" / f"{record['name']}.safetensors")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 from scipy.signal import savgol_filter
@@ -20,6 +19,7 @@ from flowportrait.evaluate.steadiness import BorderProbe
 from flowportrait.evaluate.tracked import Tracked
 from flowportrait.media.align import MOUTH_PATCH, mouth_patch, to_canonical
 from flowportrait.media.audio import has_audio, read_audio
+from flowportrait.media.container import open_media, video_stream
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 
@@ -148,6 +148,7 @@ def stabiliser(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _source_fps(path: Path) -> float:
-    with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
+    with open_media(path) as container:
+        stream = video_stream(container)
+        rate = stream.average_rate if stream else None
     return float(rate) if rate else 0.0

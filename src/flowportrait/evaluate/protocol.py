@@ -5,7 +5,6 @@ machines or two years can be compared; whatever changes here changes ``VERSION``
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from flowportrait.evaluate.tracked import content_hash
 from flowportrait.media.audio import SAMPLE_RATE, has_audio, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.prompts import read_prompts
+from flowportrait.samples import SPEECH
 
 VERSION = "1"
-SPEECH = ("moonshine_onnx", "assets/beckett.wav")
-"""Ten seconds of reading in the package useful-moonshine-onnx (MIT licence)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def cases(protocol: Protocol, prompts: Path | None, real: list[Path]) -> list[Ca
     """What is to be made: pieces of the prompts' speech, or with real clips, their speech; portraits in turn.
 
     Raises:
-        BadInput: the prompts cannot be read, no real clip has sound, or the package with the speech is missing.
+        BadInput: the prompts cannot be read, or no real clip has sound.
     """
     portraits, voices = _prompted(prompts)
     if real:
@@ -91,11 +89,7 @@ def _prompted(folder: Path | None) -> tuple[list[np.ndarray], list[tuple[str, np
         return [read_image(path) for path in images], [(path.stem, read_audio(path)) for path in sounds]
     from skimage.data import astronaut
 
-    spec = importlib.util.find_spec(SPEECH[0])
-    if spec is None or not spec.submodule_search_locations:
-        raise BadInput("The benchmark's speech is not installed: run 'pip install --no-deps useful-moonshine-onnx'.")
-    speech = Path(next(iter(spec.submodule_search_locations))) / SPEECH[1]
-    return [astronaut()], [(speech.stem, read_audio(speech))]
+    return [astronaut()], [(SPEECH.stem, read_audio(SPEECH))]
 
 
 def fingerprint(protocol: Protocol, made: list[Case]) -> dict[str, object]:

@@ -23,7 +23,7 @@ SHIPPED = "real footage (shipped)"
 def real_footage() -> dict[str, Any]:
     """``{"about": …, "metrics": {key: [mean, low, high, clips]}}``; empty where it was not made yet."""
     source = files("flowportrait") / "weights" / "sync_eval" / "real_footage.json"
-    return json.loads(source.read_text()) if source.is_file() else {"about": "", "metrics": {}}
+    return json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"about": "", "metrics": {}}
 
 
 def real_estimates() -> dict[str, Estimate]:

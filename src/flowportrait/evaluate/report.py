@@ -60,10 +60,10 @@ def write_report(
         _section("Measured by", _networks(comparison)),
         _section("What the rows mean", _glossary(comparison)),
     ]
-    page = (package_files("flowportrait.evaluate") / "report.html").read_text()
+    page = (package_files("flowportrait.evaluate") / "report.html").read_text(encoding="utf-8")
     page = page.replace("{{title}}", html.escape(title)).replace("{{body}}", "\n".join(filter(None, sections)))
     partial = output.with_name(f".{output.name}.{os.getpid()}")
-    partial.write_text(page)
+    partial.write_text(page, encoding="utf-8")
     os.replace(partial, output)
     return output
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,7 +48,7 @@ def evaluate_videos(
     cache: Path | None = None,
     workers: int = 1,
     labels: Labels | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Measure every video and write metrics.json, metrics.csv and report.html into ``output``.
 
     Videos of the same file name in different systems are pairs; a system named ``real`` is the ground truth. A file

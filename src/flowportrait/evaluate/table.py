@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from flowportrait.evaluate.compare import REAL, Comparison, Difference, Estimate
 from flowportrait.evaluate.metrics import METRICS, Metric
 from flowportrait.evaluate.reference import SHIPPED
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 SIGNIFICANT = 0.05
+ARROWS = {"up": "↑", "down": "↓", "real": "≈"}
 
 
 def table(comparison: Comparison) -> str:
@@ -21,17 +27,57 @@ def table(comparison: Comparison) -> str:
         if metric.group != heading:
             heading = metric.group
             lines.append(f"<tr class=group><th colspan={len(systems) + 1}>{heading}</th></tr>")
-        arrow = {"up": "↑", "down": "↓", "real": "≈"}[metric.better]
         best = _best(metric, comparison, systems)
         cells = "".join(
             f"<td class='{_look(s)} {'best' if s == best else ''}'>{_cell(comparison, s, metric)}</td>" for s in systems
         )
-        lines.append(f"<tr><th title='{html.escape(metric.meaning)}'>{metric.title} <i>{arrow}</i></th>{cells}</tr>")
+        title = f"{metric.title} <i>{ARROWS[metric.better]}</i>"
+        lines.append(f"<tr><th title='{html.escape(metric.meaning)}'>{title}</th>{cells}</tr>")
     clips = "".join(f"<td class='{_look(s)}'>{_counts(comparison, s)}</td>" for s in systems)
     return (
         f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}"
         f"<tr class=counts><th>measured</th>{clips}</tr></tbody></table></div>"
     )
+
+
+def text_table(summary: Mapping[str, Any]) -> Table:
+    """The table for a terminal: a row per figure with its direction and meaning, a column per system with intervals and
+    changes from the baseline; ``summary`` as ``Comparison.summary`` gives it."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    metrics, baseline = summary["metrics"], summary["baseline"]
+    systems = sorted(metrics, key=lambda name: name not in (REAL, SHIPPED))
+    changes = {(d["system"], d["metric"]): d for d in summary["differences"]}
+    title = "↑ higher is better · ↓ lower is better · ≈ closest to real footage · in brackets 95 % intervals over clips"
+    if baseline:
+        title += f" · % from {escape(baseline)}, * p < {SIGNIFICANT}"
+    result = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for name in ("figure", "", *systems, "meaning"):
+        result.add_column(escape(name), justify="right" if name in systems else "left")
+    heading = ""
+    for metric in METRICS:
+        if not any(metric.key in metrics[system] for system in systems):
+            continue
+        if metric.group != heading:
+            heading = metric.group
+            result.add_row(f"[bold]{heading}")
+        cells = [_text_cell(metrics[s].get(metric.key), changes.get((s, metric.key)), metric) for s in systems]
+        result.add_row(f"  {metric.title}", ARROWS[metric.better], *cells, metric.meaning)
+    counts = summary["counts"]
+    result.add_row("measured", "", *(f"{counts[s]['clips']} clips" if s in counts else "" for s in systems), "")
+    return result
+
+
+def _text_cell(estimate: Mapping[str, Any] | None, change: Mapping[str, Any] | None, metric: Metric) -> str:
+    if estimate is None:
+        return "–"
+    text = number(estimate["mean"], metric)
+    if change is not None and change["change"] is not None:
+        text += f" {change['change']:+.0%}{'*' if change['p'] is not None and change['p'] < SIGNIFICANT else ''}"
+    if estimate["low"] is not None:
+        text += f" ({number(estimate['low'], metric)} … {number(estimate['high'], metric)})"
+    return text
 
 
 def verdict(difference: Difference, metric: Metric) -> str:

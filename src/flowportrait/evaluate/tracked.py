@@ -15,6 +15,7 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluate.optical import flow_method
+from flowportrait.folders import cache_folder
 
 FORMAT = 5
 """Part of the cache name: raised when what is stored changes."""
@@ -49,9 +50,8 @@ class Tracked:
 
 
 def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/flowportrait/tracked`` (``~/.cache`` where that is not set)."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "flowportrait" / "tracked"
+    """``tracked`` in the user's cache."""
+    return cache_folder() / "tracked"
 
 
 def content_hash(path: Path) -> str:

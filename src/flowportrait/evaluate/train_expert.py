@@ -25,6 +25,7 @@ from flowportrait.evaluate.augment import jitter_mel
 from flowportrait.evaluate.contrast import contrastive_loss
 from flowportrait.evaluate.expert_data import PIECE, Item, draw_batch, load_items
 from flowportrait.evaluate.sides import Side, side_named
+from flowportrait.training.descend import GuardedStep
 from flowportrait.written import complete, write_json
 
 REALIGN = 3
@@ -62,6 +63,7 @@ class Training:
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), plan.learning_rate, weight_decay=plan.weight_decay, fused=True
         )
+        self.guarded_step = GuardedStep(self.net.parameters(), self.optimiser, 5.0)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, plan.learning_rate, total_steps=self.steps, pct_start=0.1
         )
@@ -105,10 +107,9 @@ class Training:
         loss = contrastive_loss(face, voice, torch.stack([puppet, still]), scale)
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
-        self.optimiser.step()
-        self.schedule.step()
         self.step += 1
+        self.guarded_step(self.step)
+        self.schedule.step()
         return float(loss.detach())
 
     def realign(self, items: list[Item]) -> None:

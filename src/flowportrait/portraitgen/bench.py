@@ -24,13 +24,12 @@ from flowportrait.portraitgen.artefacts import CATALOGUE
 from flowportrait.portraitgen.rubric import RUBRICS
 from flowportrait.portraitgen.taxonomy import TAXONOMY, VERSION, BenchPrompt, digest
 from flowportrait.portraitgen.verdict import Still, StillJudge
+from flowportrait.prompts import IMAGE_SUFFIXES
 from flowportrait.terminal import progress
 from flowportrait.written import complete, write_json
 
 Draw = Callable[[BenchPrompt, int], np.ndarray]
 """``(prompt, seed) -> picture [H, W, 3] uint8 RGB``."""
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def pictures_in(folder: Path, prompts: Sequence[BenchPrompt]) -> list[tuple[BenchPrompt, str, Path]]:
@@ -45,7 +44,7 @@ def pictures_in(folder: Path, prompts: Sequence[BenchPrompt]) -> list[tuple[Benc
     found = []
     for path in sorted(folder.iterdir()):
         name = path.stem if path.stem in by_id else path.stem.rpartition("_")[0]
-        if path.suffix.lower() in _SUFFIXES and name in by_id:
+        if path.suffix.lower() in IMAGE_SUFFIXES and name in by_id:
             found.append((by_id[name], path.stem, path))
     if not found:
         raise BadInput(f"{folder} has no picture named after a prompt: name them {prompts[0].id}.png and so on.")
@@ -68,7 +67,7 @@ def run(
 ) -> dict[str, Any]:
     """Judge pictures; see the module for what comes back."""
     rows: dict[str, dict[str, Any]] = {}
-    for prompt, name, path in progress(named, total):
+    for prompt, name, path in progress(named, total, "judging"):
         still = Still(read_image(path), prompt.text, name)
         verdicts = {rubric: judge.judge([still], rubric)[0] for rubric in RUBRICS}
         scores: dict[str, float | None] = {rubric: verdict.score for rubric, verdict in verdicts.items()}

@@ -69,7 +69,7 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         data["pictures"], data["artefacts"], data["scores"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is no result of portraitbench: give a results.json that it wrote.") from error

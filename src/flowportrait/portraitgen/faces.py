@@ -125,7 +125,7 @@ def _add(
 
 def _clips(corpus: Path) -> list[dict[str, str]]:
     by_speaker: dict[tuple[str, bool], list[dict[str, str]]] = defaultdict(list)
-    for line in (corpus / "clips.jsonl").read_text().splitlines():
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         by_speaker[record["speaker"], record["split"] == "dev"].append(record)
     most = PER_SPEAKER // PER_CLIP

@@ -67,7 +67,7 @@ class Limits:
     @classmethod
     def read(cls, path: Path) -> Limits:
         """What ``fit`` wrote."""
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         table = {scale: {name: Limit(*values) for name, values in own.items()} for scale, own in data["limits"].items()}
         return cls(table, (np.array(data["face"][0]), np.array(data["face"][1])))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flowportrait.judge.opinion import Reply, Unusable, expectation, number, read_object
+from flowportrait.judge.opinion import Reply, Unusable, describe_value, expectation, number, read_object, text_or_empty
 from flowportrait.portraitgen.artefacts import BY_NAME
 from flowportrait.portraitgen.rubric import DIMENSIONS, RubricName
 from flowportrait.reward.batch import Failure
@@ -34,7 +34,7 @@ def read_still(reply: Reply, rubric: RubricName) -> StillOpinion:
     written = number(found.get("score"), "score")
     expected = expectation(reply.tokens, written)
     score = written if expected is None else expected
-    rationale = str(found.get("rationale", "")).strip()
+    rationale = text_or_empty(found.get("rationale"))
     if rubric == "omni_reward":
         return StillOpinion(score, rationale, dimensions=_dimensions(found.get("dimensions")))
     named, unknown = _artefacts(found.get("artefacts"))
@@ -59,8 +59,9 @@ def _artefacts(reported: Any) -> tuple[dict[str, int] | None, int]:
     for item in reported:
         try:
             kind, severity = str(item["type"]), int(item["severity"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise Unusable(Failure("malformed", f"an artefact without type and severity: {item!r:.80}")) from error
+        except (TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
+            said = describe_value(item)
+            raise Unusable(Failure("malformed", f"an artefact without type and severity: {said}")) from error
         if not 1 <= severity <= 3:
             raise Unusable(Failure("malformed", f"severity {severity} is outside 1 … 3"))
         if kind in BY_NAME:

@@ -152,7 +152,7 @@ class PortraitFlow(nn.Module):
             BadInput: it is not there, or another kind of model.
         """
         try:
-            found = cls(from_dict(PortraitFlowConfig, json.loads((folder / "config.json").read_text())))
+            found = cls(from_dict(PortraitFlowConfig, json.loads((folder / "config.json").read_text(encoding="utf-8"))))
             found.load_state_dict(load_file(str(folder / "model.safetensors")))
         except (OSError, ValueError, RuntimeError, BadInput) as error:
             why = str(error).splitlines()[0]

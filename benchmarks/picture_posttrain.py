@@ -33,6 +33,7 @@ from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
 from flowportrait.codec.vae_codec import VaeCodec
 from flowportrait.corpus.clip import Clip
 from flowportrait.flow.kernel import KERNELS
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.face_film import Film, film, pictures
 from flowportrait.generator.patch_flow import PatchFlow
 from flowportrait.posttrain.film_task import FilmTask, Scenes
@@ -99,7 +100,7 @@ def drawn(model: PatchFlow, task: FilmTask, scenes: Scenes) -> torch.Tensor:
     rows = torch.arange(len(scenes.portrait))
     condition = task.condition(model, scenes)
     plan = NoNoise(model.config.steps)(0, 0, len(rows), condition.chunks)
-    return rollout(model, condition, rows, rows, plan, KERNELS["flow-sde"](0.5), (0,)).latents
+    return rollout(model, condition, rows, rows, plan, KERNELS["flow-sde"](0.5), NoiseKey(0)).latents
 
 
 def show(

@@ -27,6 +27,7 @@ from preference_material import material
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import load_motion
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain.checkpoint import deliver
 from flowportrait.posttrain.given import Given, GivenTask, Source, damaged, windows
@@ -149,7 +150,7 @@ def likelihood(policy: ARFlow, start: ARFlow, source: Source) -> dict[str, float
     task = GivenTask(source, CHUNK)
     shown = task.draw(HELD_OUT, 0, 1)
     trajectory = task.show(start, shown, torch.arange(HELD_OUT)).trajectory
-    points = DPO().points(trajectory, (7,))
+    points = DPO().points(trajectory, NoiseKey(7))
     now, before = velocity_at(policy, trajectory, points), velocity_at(start, trajectory, points)
     assert points.target is not None, "noised points have a target"
     gain = ((before - points.target).square() - (now - points.target).square())[..., MOUTH].flatten(1).mean(1)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from flowportrait.animator import Animator
+from flowportrait.media.audio import Sound
 from flowportrait.media.image import read_image
 from flowportrait.voice.speaker import ahead, speak
 from flowportrait.voice.voices import voice_named
@@ -40,9 +41,9 @@ class Slow:
     def reads(self, language: str) -> bool:
         return self.voice.reads(language)
 
-    def say(self, sentence: str) -> np.ndarray:
+    def say(self, sentence: str) -> Sound:
         sound = self.voice.say(sentence)
-        time.sleep(len(sound) / 16_000)
+        time.sleep(sound.samples.shape[1] / sound.rate)
         return sound
 
 

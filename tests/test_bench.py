@@ -21,7 +21,6 @@ def made() -> list[Case]:
 
 
 def test_the_cases_are_the_same_every_time_and_their_fingerprint_knows_every_input() -> None:
-    pytest.importorskip("moonshine_onnx")
     first, again = (cases(Protocol(), None, []) for _ in range(2))
     assert [case.id for case in first] == [case.id for case in again]
     assert fingerprint(Protocol(), first) == fingerprint(Protocol(), again)

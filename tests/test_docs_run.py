@@ -43,11 +43,12 @@ ONLY_PARSED = {
 """Reason → commands that no small world suffices for."""
 EVERY = [line for _, line in commands("flowportrait ")]
 RUN = [line for line in EVERY if not any(re.search(part, line) for part in ONLY_PARSED.values())]
-PHOTOS = ("photo", "me", "anna", "ben", "a", "b")
-SOUNDS = ("speech", "me", "anna", "ben", "a", "b", "a1", "a2", "b1", "live")
+PHOTOS = ("photo", "me", "anna", "ben", "a", "b", "photos/one", "photos/two")
+SOUNDS = ("speech", "me", "anna", "ben", "a", "b", "a1", "a2", "b1", "live", "translation", "recordings/one",
+          "recordings/two")  # fmt: skip
 PROMPTS = ("DIR", "DIR2", "PROMPTS", "prompts")
 VIDEOS = {"VIDEOS": 3, "clips": 8, "videos/a": 1, "videos/b": 1, "videos/ours": 1, "videos/theirs": 1, "out": 1,
-          "wav2lip": 1}  # fmt: skip
+          "wav2lip": 1, "folder": 1}  # fmt: skip
 DAMAGE = ["--per-video", "4", "--damage", "offset", "still", "jitter", "slowed"]
 
 
@@ -75,6 +76,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the pages take for granted."""
     folder = tmp_path_factory.mktemp("world")
     face = np.ascontiguousarray(astronaut()[:300, 60:360])
+    for name in ("photos", "recordings"):
+        (folder / name).mkdir()
+    cv2.imwrite(str(folder / "logo.png"), np.dstack([face[..., ::-1], np.full(face.shape[:2], 255, np.uint8)]))
     for name in PHOTOS:
         cv2.imwrite(str(folder / f"{name}.jpg"), face[..., ::-1])
     cv2.imwrite(str(folder / "both.jpg"), np.concatenate([face, face], 1)[..., ::-1])

@@ -109,9 +109,9 @@ def test_the_same_content_is_looked_at_once_under_any_name(
     assert len(looked) == 2
 
 
-def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(default_cache()) == "/somewhere/flowportrait/tracked"
+def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "flowportrait" / "tracked"
 
 
 class Tiny(torch.nn.Module):

@@ -17,6 +17,7 @@ from flowportrait.codec.vae_codec import VaeCodec
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS
+from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow
@@ -176,7 +177,7 @@ def test_a_painter_is_post_trained_as_any_policy(painter: PatchFlow) -> None:
     with torch.no_grad():
         condition = task.condition(painter, prompts)
     group, sample = torch.tensor([0, 0, 1, 1]), torch.arange(4)
-    made = rollout(painter, condition, group, sample, plan, KERNELS["flow-sde"](0.5), (7,))
+    made = rollout(painter, condition, group, sample, plan, KERNELS["flow-sde"](0.5), NoiseKey(7))
     with torch.no_grad():
         check_noise(made, replay_velocity(painter, made))
     batch = task.batch(painter, made, prompts)

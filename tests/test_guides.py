@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.posttrain.recipes import CARDS
+from flowportrait.posttrain.run import Job, posttrain
 from flowportrait.reward.registry import REWARDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -34,6 +36,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             wavfile.write(tmp_path / folder / f"{number}.wav", 16000, wave)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``posttrain`` do the least that is a run."""
+
+    def small(recipe: str, prompts: Path, job: Job, overrides: Sequence[str] = ()) -> Path:
+        return posttrain(recipe, prompts, job, overrides=[*overrides, *SMALL[1:]])
+
+    monkeypatch.setattr("flowportrait.posttrain.run.posttrain", small)
 
 
 def guide(name: str, heading: str, language: str) -> list[str]:
@@ -56,7 +67,7 @@ def test_post_training_on_ones_own_voice_and_portrait_runs_as_written(home: Path
 @pytest.mark.slow
 def test_a_reward_of_ones_own_is_trained_on_as_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = guide("rewards.md", "Write a reward", "python")
-    monkeypatch.setattr("flowportrait.cli.main", lambda arguments: main([*arguments, *SMALL[1:]]))
+    shrink(monkeypatch)
     try:
         exec(block, {})
     finally:
@@ -72,7 +83,7 @@ def test_a_recipe_of_ones_own_is_trained_by_as_written_in_under_sixty_lines(
     (block,) = guide("posttraining.md", "Write a recipe", "python")
     assert len(block.splitlines()) < 60
     (home / "recipe.py").write_text(block)
-    monkeypatch.setattr("flowportrait.cli.main", lambda arguments: main([*arguments, *SMALL]))
+    shrink(monkeypatch)
     try:
         runpy.run_path(str(home / "recipe.py"))
     finally:

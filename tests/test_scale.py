@@ -172,9 +172,9 @@ def test_every_recipe_has_the_gradient_of_one_process_on_two(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_launched_by_accelerate_in_shards_and_terminated_it_is_saved_whole(tmp_path: Path) -> None:
     launcher = subprocess.Popen(
-        ["accelerate", "launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--num_machines", "1",
-         "--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", "0",
-         "-m", "tests.processes", str(tmp_path), "--loop"],
+        [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
+         "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no",
+         "--main_process_port", "0", "-m", "tests.processes", str(tmp_path), "--loop"],
         cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     metrics, until = tmp_path / "metrics.jsonl", time.monotonic() + 240

@@ -365,7 +365,7 @@ def test_the_command_keeps_the_frame_rate_loops_and_says_which_frames_keep_their
     assert (report["frames"], report["fps"]) == (30, 29.97)
     assert frame_rate(tmp_path / "out.mp4") == (NTSC, 30)
     assert "6 of 30 frames kept their own lips: in 6 no face is found." in err
-    assert report["own_lips"] == 6
+    assert report["undubbed_frames"] == 6
     output = str(tmp_path / "photo.mp4")
     assert main(["animate", "--image", "a.jpg", "--audio", "b.wav", "--output", output, "--loop"]) == 2
     assert "--loop works with --video only" in capsys.readouterr().err

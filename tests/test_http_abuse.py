@@ -579,6 +579,9 @@ def test_a_judge_for_others_needs_a_key_and_what_belongs_together(
     (tmp_path / "c.pem").write_text("")
     assert main(["judge", "serve", "--certificate", str(tmp_path / "c.pem")]) == 2
     assert "belong together" in capsys.readouterr().err
+    for path in (tmp_path / "c.pem", tmp_path / "gone.pem"):
+        assert main(["judge", "serve", "--certificate", str(path), "--private-key", str(path)]) == 2
+        assert "in PEM format" in capsys.readouterr().err
 
 
 def test_a_wrong_batch_is_one_sentence_and_the_next_is_scored() -> None:

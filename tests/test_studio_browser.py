@@ -44,7 +44,7 @@ def studio_at(folder: Path, limits: Limits) -> Iterator[tuple[Studio, str]]:
         studio.close()
 
 
-def given_speech(page: Any, address: str, image: Path, sound: Path) -> None:
+def upload_photo_and_speech(page: Any, address: str, image: Path, sound: Path) -> None:
     """The page with a photo and speech."""
     page.set_default_timeout(PATIENCE)
     page.goto(address)
@@ -58,7 +58,7 @@ def test_stop_ends_ones_own_video_and_not_that_of_another_tab(tmp_path: Path) ->
     with studio_at(tmp_path / "studio", Limits()) as (studio, address), browser() as chromium:
         pages = [chromium.new_context().new_page() for _ in range(2)]
         for page in pages:
-            given_speech(page, address, photo(tmp_path), speech(tmp_path, 4.0))
+            upload_photo_and_speech(page, address, photo(tmp_path), speech(tmp_path, 4.0))
             page.click("#go")
             page.wait_for_selector("#said:has-text('Drawing'), #said:has-text('Waiting')")
         pages[1].click("#stop")
@@ -76,7 +76,7 @@ def test_stop_ends_ones_own_video_and_not_that_of_another_tab(tmp_path: Path) ->
 def test_the_page_says_what_a_photo_shows_and_a_face_can_be_chosen(tmp_path: Path) -> None:
     with studio_at(tmp_path / "studio", Limits()) as (studio, address), browser() as chromium:
         page = chromium.new_page()
-        given_speech(page, address, two_faces(tmp_path), speech(tmp_path, 0.6))
+        upload_photo_and_speech(page, address, two_faces(tmp_path), speech(tmp_path, 0.6))
         page.wait_for_selector("#photo-notes:has-text('2 faces: the largest one speaks')")
         page.click("#face input")
         page.click("text=2 from the left")

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,6 +291,29 @@ def address_of(listener: socket.socket, scheme: str = "http") -> str:
     """``http://HOST:PORT`` of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def check_certificate(certificate: Path | None, private_key: Path | None) -> None:
+    """That a server can be run with this certificate and its key, PEM files, or with neither.
+
+    Raises:
+        BadInput: one of them is missing, or they cannot be used together.
+    """
+    if (certificate is None) != (private_key is None):
+        raise BadInput("A certificate and its private key belong together: give --certificate and --private-key.")
+    if certificate is None or private_key is None:
+        return
+    for path in (certificate, private_key):
+        if not path.is_file():
+            raise BadInput(f"No file at {path}: give a certificate and its private key in PEM format.")
+    try:
+        # Without the callback an encrypted key would be asked for on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, lambda: b"")
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{certificate} and {private_key} cannot be used for https: give a certificate and its own private key, "
+            "without a password, in PEM format."
+        ) from error
 
 
 def make_server(

@@ -67,7 +67,7 @@ class DubbedVideo:
         return len(self._order)
 
     @property
-    def own_lips(self) -> int:
+    def undubbed_frames(self) -> int:
         """How many frames keep their own lips."""
         return int((self._footage.share[self._order] == 0).sum())
 

@@ -245,7 +245,7 @@ def _make(
 
         write_motion(options.motion_out, torch.cat(performed))
     if dubbed is not None:
-        more = {"own_lips": dubbed.own_lips}
+        more = {"undubbed_frames": dubbed.undubbed_frames}
         if sentence := dubbed.summary():
             say(sentence)
         if len(given.speech) > (count + 1) * SAMPLE_RATE / fps:

@@ -195,16 +195,12 @@ def run_learn(options: argparse.Namespace) -> dict[str, Any]:
 def run_serve(options: argparse.Namespace) -> dict[str, Any]:
     """Serve until stopped."""
     from flowportrait.terminal import say
-    from flowportrait.web_server import LOOPBACK, address_of, bind, make_server, public_names
+    from flowportrait.web_server import LOOPBACK, address_of, bind, check_certificate, make_server, public_names
 
     key, local = os.environ.get(KEY_ENV), options.host in LOOPBACK
     if not local and not key:
         raise BadInput(f"--host {options.host} can be reached from outside: set a key in {KEY_ENV} first.")
-    for path in (options.certificate, options.private_key):
-        if path is not None and not path.is_file():
-            raise BadInput(f"No file at {path}: give a certificate and its private key in PEM format.")
-    if (options.certificate is None) != (options.private_key is None):
-        raise BadInput("A certificate and its private key belong together: give --certificate and --private-key.")
+    check_certificate(options.certificate, options.private_key)
     names = public_names(options.host, options.public_name)
     with bind(options.host, options.port) as listener:
         from flowportrait.judge.judges import build_judge

@@ -47,7 +47,7 @@ def conversation_sound(
     """
     rate = max(SAMPLE_RATE, *(sound.rate for sound in sounds))
     layout = "mono" if all(sound.layout == "mono" for sound in sounds) else "stereo"
-    weight = _own_share(_placed(recordings, in_turn))
+    weight = _owner_weight(_placed(recordings, in_turn))
     total = round(weight.shape[1] * rate / SAMPLE_RATE)
     mixed = np.zeros((1 if layout == "mono" else 2, total), np.float32)
     starts = _starts(recordings, in_turn)
@@ -61,7 +61,7 @@ def conversation_sound(
 
 def without_crosstalk(heard: np.ndarray) -> np.ndarray:
     """Tracks ``[2, N]`` with silence wherever the other is more than 9 dB louder around it."""
-    return (heard * _own_share(heard)).astype(np.float32)
+    return (heard * _owner_weight(heard)).astype(np.float32)
 
 
 def _starts(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> list[int]:
@@ -80,7 +80,7 @@ def _placed(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> np.n
     return result
 
 
-def _own_share(heard: np.ndarray) -> np.ndarray:
+def _owner_weight(heard: np.ndarray) -> np.ndarray:
     """How much of each track ``[2, N]`` is its owner's voice at every sample, 0 to 1."""
     frames = -(-heard.shape[1] // SAMPLES_PER_FRAME)
     padded = np.zeros((SPEAKERS, frames * SAMPLES_PER_FRAME))

@@ -13,6 +13,7 @@ Sources: Flow-GRPO (2505.05470), DanceGRPO (2505.07818), LongCat-Video (2510.222
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -127,11 +128,14 @@ KERNELS: dict[str, Callable[[float], Kernel]] = {
 """Stochastic kernels by name, each from its η."""
 
 
+VERSION_1_KERNELS: dict[str, Callable[[float], Kernel]] = {
+    **KERNELS,
+    "flow-sde": partial(flow_sde, version=1),
+    "longcat-sde": partial(longcat_sde, version=1),
+}
+"""The same with the first step of FlowPortrait 0.1, which runs that began with it keep."""
+
+
 def kernel_named(name: str, eta: float, version: int = 2) -> Kernel:
-    """The stochastic kernel of that name; ``version`` 1 has the first step of FlowPortrait 0.1, which runs that began
-    with it keep."""
-    if version == 1 and name == "flow-sde":
-        return flow_sde(eta, version)
-    if version == 1 and name == "longcat-sde":
-        return longcat_sde(eta, version=version)
-    return KERNELS[name](eta)
+    """The stochastic kernel of that name, as runs of that ``version`` use it."""
+    return (VERSION_1_KERNELS if version == 1 else KERNELS)[name](eta)

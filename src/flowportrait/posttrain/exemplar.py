@@ -84,7 +84,9 @@ def invert(
     )  # fmt: skip
 
 
-def pay(advantage: Advantage, trajectory: Trajectory, exemplars: Exemplars) -> tuple[Advantage, dict[str, float]]:
+def set_exemplar_advantage(
+    advantage: Advantage, trajectory: Trajectory, exemplars: Exemplars
+) -> tuple[Advantage, dict[str, float]]:
     """Advantages with those of the real clips inside their bounds, and what to log: ``residual``, the mean square of
     real clips' noise (1 if they were samples of the policy); ``advantage`` of the real clips; ``negative``, the share
     of own samples that this step pushes away from."""

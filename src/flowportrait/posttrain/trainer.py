@@ -19,7 +19,7 @@ from flowportrait.posttrain.advantage import extremes, spread
 from flowportrait.posttrain.collect import Batch, collect
 from flowportrait.posttrain.credit import assign
 from flowportrait.posttrain.distil import TEACHER, apart, beside, compared, gated
-from flowportrait.posttrain.exemplar import invert, pay
+from flowportrait.posttrain.exemplar import invert, set_exemplar_advantage
 from flowportrait.posttrain.given import GivenTask
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.learner import Learner, Metrics
@@ -167,7 +167,7 @@ class Trainer(Learner):
         if better is not None:
             advantage = gated(advantage, better[own])
         if exemplars:
-            advantage, seen = pay(advantage, trajectory, exemplars)
+            advantage, seen = set_exemplar_advantage(advantage, trajectory, exemplars)
             metrics |= seen
         return advantage, metrics
 

@@ -1,6 +1,6 @@
 """What ``recipes.py`` compares: every contestant is a recipe and what is changed in it.
 
-    name ─► (recipe, settings)        studies: which contestants stand on one table
+name ─► (recipe, settings)        studies: which contestants stand on one table
 """
 
 from __future__ import annotations

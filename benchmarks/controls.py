@@ -1,7 +1,7 @@
 """What post-training has to beat with the same time: supervised training gone on, and sampling tuned on the reward.
 
-    continued   sft ─► flow matching on the corpus ─► as many processor seconds as a recipe gets
-    tuned       sft ─► guidance · temperature · steps · low-pass that the training reward likes best, best of 8
+continued   sft ─► flow matching on the corpus ─► as many processor seconds as a recipe gets
+tuned       sft ─► guidance · temperature · steps · low-pass that the training reward likes best, best of 8
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ def best_of(
     return takes[int(credit.advantage[:, 0].argmax())]
 
 
-def tuned(
-    model: ARFlow, prompts: Prompts, rewards: Composite, draw: DrawFor, say: Callable[[str], None]
-) -> Sampling:
+def tuned(model: ARFlow, prompts: Prompts, rewards: Composite, draw: DrawFor, say: Callable[[str], None]) -> Sampling:
     """Settings found one after the other, each the one that the training reward likes best on ``prompts``."""
     chosen = Sampling(model.config.guidance, model.config.steps)
     base = _scored(model, chosen, prompts, rewards, draw)
@@ -119,9 +117,7 @@ def tuned(
     return chosen
 
 
-def _scored(
-    model: ARFlow, sampling: Sampling, prompts: Prompts, rewards: Composite, draw: DrawFor
-) -> dict[str, Score]:
+def _scored(model: ARFlow, sampling: Sampling, prompts: Prompts, rewards: Composite, draw: DrawFor) -> dict[str, Score]:
     mel, portraits = prompts.mel.repeat(TAKES, 1, 1), prompts.portraits * TAKES
     motion = generate_motion(sampled(model, sampling), mel, list(range(len(mel))))
     return rewards(RewardBatch(Calm()(_smoothed(motion, sampling.low_pass)), mel, draw(portraits)))

@@ -62,9 +62,7 @@ def main() -> None:
             first = first or figures
 
 
-def finished(
-    folder: Path, takes: Sequence[torch.Tensor], clips: dict[str, Clip], codecs: list[MotionCodec]
-) -> Figures:
+def finished(folder: Path, takes: Sequence[torch.Tensor], clips: dict[str, Clip], codecs: list[MotionCodec]) -> Figures:
     """Figures of finished videos, a value per clip; files that are there already are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[float]] = {key: [] for key in SHOWN}
@@ -80,9 +78,7 @@ def finished(
     return {key: np.array(values) for key, values in found.items()}
 
 
-def show(
-    name: str, takes: Sequence[torch.Tensor], figures: Figures, first: Figures | None = None
-) -> None:
+def show(name: str, takes: Sequence[torch.Tensor], figures: Figures, first: Figures | None = None) -> None:
     """Print a row."""
     parts = [f"{name:10s}"]
     for what, part in (("lips", LOWER), ("lids", BLINK)):

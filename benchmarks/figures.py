@@ -1,8 +1,8 @@
 """From run folders to the few numbers and points that the results page shows: ``docs/results/figures.json``.
 
-    RUNS/NAME/SEED/rows.json    ─► per figure: mean and change from sft, 95 % over seeds and clips, Holm-corrected p
-    RUNS/NAME/SEED/held.json    ─► rewards on held-out prompts at the end, likewise, over seeds and performances
-    RUNS/NAME/SEED/curve.jsonl  ─► the same by processor seconds, mean and spread over seeds
+RUNS/NAME/SEED/rows.json    ─► per figure: mean and change from sft, 95 % over seeds and clips, Holm-corrected p
+RUNS/NAME/SEED/held.json    ─► rewards on held-out prompts at the end, likewise, over seeds and performances
+RUNS/NAME/SEED/curve.jsonl  ─► the same by processor seconds, mean and spread over seeds
 """
 
 from __future__ import annotations

@@ -207,5 +207,6 @@ def estimate(values: np.ndarray) -> str:
     found = bootstrap(values)
     return f"{found.mean:.3f} ({found.low:.3f}–{found.high:.3f})" if found.low is not None else f"{found.mean:.3f}"
 
+
 if __name__ == "__main__":
     main()

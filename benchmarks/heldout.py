@@ -65,9 +65,7 @@ Take = tuple[str, str, MotionCodec, torch.Tensor, np.ndarray]
 """System, clip name, whom to draw, motion, sound."""
 
 
-def speakers(
-    corpus: Path, count: int, codecs: list[MotionCodec], animators: dict[str, Animator]
-) -> Iterator[Take]:
+def speakers(corpus: Path, count: int, codecs: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Take]:
     """Every system on clips of dev speakers."""
     basis = MotionBasis.load()
     clips = headline(corpus, count)

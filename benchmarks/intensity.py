@@ -56,9 +56,7 @@ def main() -> None:
 
 def line(name: str, made: torch.Tensor, neutral: torch.Tensor, mel: torch.Tensor) -> None:
     """One row."""
-    ratios = {
-        part: (spread(made, part) / spread(neutral, part).mean()).numpy() for part in ("lips", "brows", "head")
-    }
+    ratios = {part: (spread(made, part) / spread(neutral, part).mean()).numpy() for part in ("lips", "brows", "head")}
     sync = SyncExpert.load().score(made, mel)[1].numpy()
     print(f"  {name:14s} " + "  ".join(f"{part} {estimate(values)}" for part, values in ratios.items())
           + f"  sync {estimate(sync)}", flush=True)  # fmt: skip

@@ -137,9 +137,7 @@ def paint(
     return np.stack(list(pictures(torch.cat(drawn), codec, side)))
 
 
-def strips(
-    model: PatchFlow, ears: ARFlow, codec: VaeCodec, photo: Path, sound: np.ndarray, side: int
-) -> np.ndarray:
+def strips(model: PatchFlow, ears: ARFlow, codec: VaeCodec, photo: Path, sound: np.ndarray, side: int) -> np.ndarray:
     """A photo's face drawn to sound both ways, a column a second ``[2 S, seconds · S, 3]``."""
     portrait = Portrait.from_image(read_image(photo), 512, photo.name)
     large, small = (sample_crop(portrait.crop, framing(portrait.landmarks, s), s) for s in (LARGE, side))

@@ -1,9 +1,9 @@
 """What the preference methods learn from, all of it of training speakers and rated by the reward side alone.
 
-    speech of a real clip ─► four performances of ``sft`` ─► sync, expressiveness, smoothness, each standardised
-        pairs    the best against the worst, per aspect A, B or tie (within a quarter of a standard deviation)
-        rated    every performance by itself, 1 to 5 points per aspect
-        real     real clips, all rated alike: matching them is supervised training
+speech of a real clip ─► four performances of ``sft`` ─► sync, expressiveness, smoothness, each standardised
+    pairs    the best against the worst, per aspect A, B or tie (within a quarter of a standard deviation)
+    rated    every performance by itself, 1 to 5 points per aspect
+    real     real clips, all rated alike: matching them is supervised training
 """
 
 from __future__ import annotations

@@ -51,9 +51,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=("train", "evaluate", "both"), default="both")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(
-        given.corpus, given.data, given.prompts, given.held_out, given.output, given.seconds, given.clips
-    )
+    bench = Bench(given.corpus, given.data, given.prompts, given.held_out, given.output, given.seconds, given.clips)
     names = dict.fromkeys(name for study in given.study for name in STUDIES[study])
     wanted = [name for name in names if not given.only or name in given.only]
     for seed in given.seeds:

@@ -153,8 +153,7 @@ class Measures:
         to_crop = self._to_crop if in_crop else np.eye(3)
         back = np.linalg.inv(to_crop)
         windows = [
-            cut(frame, (np.vstack([m, [0, 0, 1]]) @ back)[:2])
-            for frame, m in zip(drawn, self._matrices, strict=True)
+            cut(frame, (np.vstack([m, [0, 0, 1]]) @ back)[:2]) for frame, m in zip(drawn, self._matrices, strict=True)
         ]
         colour = [np.abs(a.astype(float) - b).mean() / 255 for a, b in zip(windows, self._true, strict=True)]
         with FaceTracker() as tracker:

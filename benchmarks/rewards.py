@@ -227,9 +227,7 @@ def motion(given: argparse.Namespace) -> None:
     report(f"motion_{frames}", clean, found, given.output, what)
 
 
-def report(
-    title: str, clean: Scores, found: dict[tuple[str, float], Scores], folder: Path | None, of: str
-) -> None:
+def report(title: str, clean: Scores, found: dict[tuple[str, float], Scores], folder: Path | None, of: str) -> None:
     """Print the table of standardised changes and keep it as JSON and Markdown."""
     table: Table = defaultdict(lambda: defaultdict(list))
     for (damage, _), scores in found.items():

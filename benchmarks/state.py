@@ -1,6 +1,6 @@
 """What saving a run costs: a state that survives anything, against one plain ``torch.save``, same weights and disk.
 
-    python benchmarks/state.py [FOLDER] [--lora]
+python benchmarks/state.py [FOLDER] [--lora]
 """
 
 from __future__ import annotations

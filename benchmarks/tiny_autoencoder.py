@@ -1,7 +1,7 @@
 """taef2, the tiny autoencoder for FLUX.2 latents (madebyollin/taesd, MIT), run from its published weights.
 
-    encoder: conv, block, three times (stride-2 conv, three blocks), conv       decoder: the way back
-    block:   relu(x + conv relu conv relu conv);  at an eighth of the size x first gains its global statistics
+encoder: conv, block, three times (stride-2 conv, three blocks), conv       decoder: the way back
+block:   relu(x + conv relu conv relu conv);  at an eighth of the size x first gains its global statistics
 """
 
 from __future__ import annotations

@@ -82,6 +82,7 @@ def trainer(recipe: Recipe = RECIPE, reward: Lift | None = None) -> Trainer:
 
 def weights(run: Trainer) -> dict[str, dict[str, torch.Tensor]]:
     """All roles, whole."""
+
     def full(tensor: Any) -> torch.Tensor:
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 

@@ -30,9 +30,7 @@ from flowportrait.training.adapter import merged
 from flowportrait.training.processes import processes
 from tests.test_judge_omni import thinker, tokenizer
 
-SMALL = GeneratorConfig(
-    horizon=3, audio_width=16, head_width=32, head_depth=1, steps=2, lora_rank=2, portrait_side=56
-)
+SMALL = GeneratorConfig(horizon=3, audio_width=16, head_width=32, head_depth=1, steps=2, lora_rank=2, portrait_side=56)
 OMNI = replace(SMALL, front_end="tower", sees=True)
 KINDS = {"qwen3": replace(SMALL, front_end="mel"), "qwen2_5_omni": OMNI, "qwen3_omni_moe": OMNI}
 CROP = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)

@@ -124,8 +124,7 @@ def test_hair_under_the_pictures_top_comes_down_whole_and_hair_that_it_cuts_off_
     weight = head_weight(mask, portrait.landmarks, 512, free_top=True)
     sunk = portrait.landmarks + np.array([0, 12, 0], np.float32)
     under, through = (
-        HeadMesh(portrait.crop, portrait.landmarks, weight, cut_off=np.full(256, cut))
-        for cut in (False, True)
+        HeadMesh(portrait.crop, portrait.landmarks, weight, cut_off=np.full(256, cut)) for cut in (False, True)
     )
     above_the_face = (np.abs(under.source[N_FACE:] - [portrait.landmarks[10, 0], 16]) < 20).all(1)
     down = [(mesh(sunk)[N_FACE:, 1] - mesh.source[N_FACE:, 1])[above_the_face] for mesh in (under, through)]

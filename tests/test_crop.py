@@ -96,9 +96,7 @@ def test_nothing_outside_the_crop_changes_and_no_border_shows() -> None:
     shape=st.tuples(st.integers(100, 500), st.integers(100, 700)),
 )
 @settings(max_examples=40, deadline=None)
-def test_the_crop_always_holds_the_whole_face(
-    x: float, y: float, face: float, shape: tuple[int, int]
-) -> None:
+def test_the_crop_always_holds_the_whole_face(x: float, y: float, face: float, shape: tuple[int, int]) -> None:
     landmarks = np.zeros((478, 3))
     landmarks[:, 0] = np.linspace(x, x + 0.8 * face, 478).clip(0, shape[1] - 1)
     landmarks[:, 1] = np.linspace(y, y + face, 478).clip(0, shape[0] - 1)

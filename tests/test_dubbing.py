@@ -173,9 +173,7 @@ def test_ordinary_footage_takes_new_lips_in_every_frame(video: Path) -> None:
     assert DubbedVideo(footage, [OPEN]).summary() is None
 
 
-def test_a_video_whose_mouth_is_always_hidden_is_refused(
-    tmp_path: Path, found: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_a_video_whose_mouth_is_always_hidden_is_refused(tmp_path: Path, found: tuple[np.ndarray, np.ndarray]) -> None:
     hidden = PHOTO.copy()
     microphone(hidden, found[0], np.zeros(3))
     write_video(tmp_path / "singer.mp4", [hidden] * COUNT, None, crf=0)

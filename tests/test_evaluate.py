@@ -106,9 +106,7 @@ def test_silence_is_where_nobody_speaks() -> None:
 
 
 def rows(values: list[float], **more: float) -> dict:
-    return {
-        f"clip{i}": {"frames": 75, "frames_without_face": 0, "ler": v, **more} for i, v in enumerate(values)
-    }
+    return {f"clip{i}": {"frames": 75, "frames_without_face": 0, "ler": v, **more} for i, v in enumerate(values)}
 
 
 def test_the_interval_holds_the_mean_and_shrinks_with_clips() -> None:

@@ -244,7 +244,6 @@ def test_roles_come_back_as_they_were_even_when_something_breaks() -> None:
     run.step()
     live = weights(run, "live")
 
-
     def breaks() -> None:
         with run.roles.use("ref"):
             assert not all(torch.equal(a, b) for a, b in zip(live, weights(run, "live"), strict=True))
@@ -303,9 +302,7 @@ def one_step(
         v_behaviour=None if behaviour is None else behaviour.reshape(shape),
     )  # fmt: skip
     points = Points(trajectory.x, trajectory.sigma)
-    return Evidence(
-        trajectory, one(torch.ones(batch)), points, live.reshape(shape), {"old": torch.zeros(shape)}
-    )
+    return Evidence(trajectory, one(torch.ones(batch)), points, live.reshape(shape), {"old": torch.zeros(shape)})
 
 
 def test_guards_ratio_is_centred_and_the_plain_one_is_not() -> None:

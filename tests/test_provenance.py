@@ -274,9 +274,7 @@ def test_the_manifest_of_another_webm_does_not_fit(tmp_path: Path, own: Credenti
     assert not read_signature(tmp_path / "a.webm").present
 
 
-def test_a_folder_is_verified_file_by_file(
-    tmp_path: Path, own: Credential, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_is_verified_file_by_file(tmp_path: Path, own: Credential, capsys: pytest.CaptureFixture[str]) -> None:
     publish(tmp_path / "marked.mp4", clip(), VOICE, Provenance(Origin("portrait"), own))
     publish(tmp_path / "signed.webm", clip(), VOICE, Provenance(Origin("portrait"), own))
     publish(tmp_path / "plain.mp4", clip(3, 400), VOICE, None)

@@ -283,7 +283,6 @@ def test_a_far_side_in_shadow_is_filled_in_shadow() -> None:
     assert np.median(dark[inside] / light[inside]) == pytest.approx(0.5, abs=0.08)
 
 
-
 def test_a_face_unlike_any_humans_keeps_its_shape_at_rest() -> None:
     basis, person = MotionBasis.load(), astronaut()
     strange = person.blendshapes.copy()

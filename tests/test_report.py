@@ -23,9 +23,7 @@ def video(tmp_path):
 
 
 def rows(shift: float) -> dict:
-    return {
-        f"c{i}": {"frames": 75, "frames_without_face": 1, "ler": 0.3 + 0.01 * i + shift} for i in range(12)
-    }
+    return {f"c{i}": {"frames": 75, "frames_without_face": 1, "ler": 0.3 + 0.01 * i + shift} for i in range(12)}
 
 
 def test_the_page_is_self_contained_and_complete(tmp_path, video) -> None:

@@ -130,9 +130,7 @@ def test_require_returns_the_module_or_names_the_extra() -> None:
     assert len(set(modules)) == len(modules)
 
 
-def test_a_broken_package_is_not_taken_for_one_that_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_package_is_not_taken_for_one_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "flowportrait_broken.py").write_text("import flowportrait_lacks_this")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="flowportrait_lacks_this"):

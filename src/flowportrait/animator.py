@@ -1,6 +1,6 @@
 """The main job: a portrait and speech in, talking frames out.
 
-    Animator.from_pretrained("rl")(image, audio) -> frames at 25 fps
+Animator.from_pretrained("rl")(image, audio) -> frames at 25 fps
 """
 
 from __future__ import annotations

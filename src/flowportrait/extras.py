@@ -1,6 +1,6 @@
 """Packages that only some commands need, by the extra that installs them: ``pip install 'flowportrait[judge]'``.
 
-    openai = require("judge", "openai")        the module, or one sentence that names the extra
+openai = require("judge", "openai")        the module, or one sentence that names the extra
 """
 
 from __future__ import annotations

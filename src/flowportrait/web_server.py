@@ -41,7 +41,9 @@ MOST_CONNECTIONS = 128
 """Connections that are served; as many again are answered with 503, any further are closed at once."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
-_PATH = re.compile(r"(?:file://|(?<![\w:/.<]))(?:[A-Za-z]:[\\/]|\\\\|~?/)(?=[^\s/])(?:[^'\"/\\:;,\n]+[\\/])*[^\s'\":;,)]*")
+_PATH = re.compile(
+    r"(?:file://|(?<![\w:/.<]))(?:[A-Za-z]:[\\/]|\\\\|~?/)(?=[^\s/])(?:[^'\"/\\:;,\n]+[\\/])*[^\s'\":;,)]*"
+)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

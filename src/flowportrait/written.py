@@ -1,6 +1,6 @@
 """Files that are complete or not there: written under a temporary name beside their own, then renamed.
 
-    with complete(path) as partial:  …write partial…      ─►  path, or nothing and no trace
+with complete(path) as partial:  …write partial…      ─►  path, or nothing and no trace
 """
 
 from __future__ import annotations

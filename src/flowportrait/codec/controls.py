@@ -1,8 +1,8 @@
 """What a person may turn up or down in a performance, each leaving the lips' opening exactly as it was.
 
-    blink, gaze, head     their own coordinates:  motion[part] · scale (+ offset)
-    expression            brows, and the part N of the lower face that opens and closes no lips (smile, width):
-                          motion + (scale − 1) · motion N,     N = projection on the null space of the lip gap
+blink, gaze, head     their own coordinates:  motion[part] · scale (+ offset)
+expression            brows, and the part N of the lower face that opens and closes no lips (smile, width):
+                      motion + (scale − 1) · motion N,     N = projection on the null space of the lip gap
 """
 
 from __future__ import annotations

@@ -122,10 +122,16 @@ def fit(corpus: Path) -> MotionBasis:
     for name, region in (("lips", LIPS), ("all", list(range(478)))):
         missed = (rebuilt - moved)[:, region]
         print(f"variance held, {name}: {1 - missed.var(0).sum() / centred[:, region].var(0).sum():.4f}")
-    print("lip gap percentiles 5/10/25/50:", np.percentile(
-        torch.cat([lips.gap(shape)[:, 4] for shape, _ in shapes]).numpy(), [5, 10, 25, 50]).round(4))
+    print(
+        "lip gap percentiles 5/10/25/50:",
+        np.percentile(torch.cat([lips.gap(shape)[:, 4] for shape, _ in shapes]).numpy(), [5, 10, 25, 50]).round(4),
+    )
     return MotionBasis(
-        canonical, share, directions * std[:, None, None], readout / std[:, None], from_blendshapes,
+        canonical,
+        share,
+        directions * std[:, None, None],
+        readout / std[:, None],
+        from_blendshapes,
         torch.cat(heads).std(0),
     )
 

@@ -1,6 +1,6 @@
 """MotionCodec: a portrait and 30 numbers a frame ⇄ video.
 
-    encode: video → landmarks → motion [T, 30]        decode: motion → landmarks of this face → warped portrait
+encode: video → landmarks → motion [T, 30]        decode: motion → landmarks of this face → warped portrait
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Head pose: the weak-perspective similarity that carries the canonical head onto landmarks in pixels.
 
-    landmarks ≈ scale · R · canonical + shift        (R a rotation, scale in px per eye distance)
+landmarks ≈ scale · R · canonical + shift        (R a rotation, scale in px per eye distance)
 """
 
 from __future__ import annotations

@@ -51,9 +51,7 @@ class Renderer:
         frames = list(renderer(landmarks))          # [T, 478, 3] -> T x [512, 512, 3]
     """
 
-    def __init__(
-        self, portrait: Portrait, size: int | None = None, retouch: bool = True, workers: int = 2
-    ) -> None:
+    def __init__(self, portrait: Portrait, size: int | None = None, retouch: bool = True, workers: int = 2) -> None:
         crop = portrait.crop
         self._scale = 1.0 if size is None else size / crop.shape[0]
         if self._scale != 1.0:

@@ -1,6 +1,6 @@
 """One frame of a clip as the portrait, driven by the clip's own motion: the truth is then known.
 
-    motion[t] = expression of frame t, and its head pose relative to the portrait's frame
+motion[t] = expression of frame t, and its head pose relative to the portrait's frame
 """
 
 from __future__ import annotations

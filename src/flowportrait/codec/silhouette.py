@@ -1,8 +1,8 @@
 """Where the person is in a portrait crop, and what of it moves with the head; found once per portrait.
 
-    person    MediaPipe's selfie segmentation (weights/person), the part that holds the face
-    matte     how much of each pixel is the person: one inside the outline, ending softly just outside it
-    weight    how much each pixel moves with the head: one as far as the matte reaches, fading beyond and down the neck
+person    MediaPipe's selfie segmentation (weights/person), the part that holds the face
+matte     how much of each pixel is the person: one inside the outline, ending softly just outside it
+weight    how much each pixel moves with the head: one as far as the matte reaches, fading beyond and down the neck
 """
 
 from __future__ import annotations

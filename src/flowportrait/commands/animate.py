@@ -45,10 +45,23 @@ def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("animate", help="make a talking video from a photo, or dub a video")
     source = add.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", "--source_image", type=Path, nargs="+", action="extend", metavar="FILE",
-                        help="portrait: photo, painting or drawing; several, or a folder of them")
-    source.add_argument("--video", type=Path, nargs="+", action="extend", metavar="FILE",
-                        help="existing footage to dub: only its lips change; several, or a folder")
+    source.add_argument(
+        "--image",
+        "--source_image",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="portrait: photo, painting or drawing; several, or a folder of them",
+    )
+    source.add_argument(
+        "--video",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="existing footage to dub: only its lips change; several, or a folder",
+    )
     source.add_argument(
         "--speaker", action="append", metavar="N=PHOTO,AUDIO",
         help="two people who talk: 1=…  and 2=…, side by side, or two faces of one photo, the left one first",
@@ -59,8 +72,15 @@ def register(commands: Commands) -> None:
         help="with --video: where the speech is longer, play the video backwards and forwards in turn until it ends",
     )  # fmt: skip
     sound = add.add_mutually_exclusive_group()
-    sound.add_argument("--audio", "--driven_audio", type=Path, nargs="+", action="extend", metavar="FILE",
-                       help="speech (any audio or video file); several, or a folder")
+    sound.add_argument(
+        "--audio",
+        "--driven_audio",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="speech (any audio or video file); several, or a folder",
+    )
     sound.add_argument("--text", help="speak this; - reads text from standard input as it comes")
     add.add_argument("--voice", help="with --text: heart (default, English), espeak:LANGUAGE or openai:NAME")
     add.add_argument(
@@ -68,10 +88,17 @@ def register(commands: Commands) -> None:
         help="write video that plays while it grows, of --text or of wav or raw 16-bit mono 16 kHz samples from "
         "standard input as they come; --output - for a pipe",
     )  # fmt: skip
-    add.add_argument("--output", type=Path, required=True, help="video to write: .mp4, .mov, .webm or .gif (without "
-                     "sound); with several inputs a folder")
-    add.add_argument("--format", choices=[suffix[1:] for suffix in FORMATS],
-                     help="with several inputs: what to write into the folder (default mp4)")
+    add.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="video to write: .mp4, .mov, .webm or .gif (without sound); with several inputs a folder",
+    )
+    add.add_argument(
+        "--format",
+        choices=[suffix[1:] for suffix in FORMATS],
+        help="with several inputs: what to write into the folder (default mp4)",
+    )
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
     add.add_argument("--seed", type=int, default=0, help="another number is another performance")
     add.add_argument("--intensity", type=float, default=1.0, metavar="X", help="how expressive: 0.6 to 1.6")
@@ -80,8 +107,11 @@ def register(commands: Commands) -> None:
         "--size", type=int, help="side of the drawn face square in pixels (default: 512, more for large photos)"
     )
     add.add_argument("--crop", action="store_true", help="write the face square alone instead of the whole photo")
-    add.add_argument("--background", metavar="COLOR", help="what shows through a transparent photo, by name or as "
-                     "#rrggbb (default: white)")
+    add.add_argument(
+        "--background",
+        metavar="COLOR",
+        help="what shows through a transparent photo, by name or as #rrggbb (default: white)",
+    )
     add.add_argument("--face", type=int, metavar="N", help="which of several faces, counted from the left")
     _add_controls(add)
     add_reward_options(add)

@@ -97,9 +97,7 @@ def run_batch(
     return result
 
 
-def _job(
-    options: argparse.Namespace, source: str, path: Path, sound: Path | None, output: Path
-) -> argparse.Namespace:
+def _job(options: argparse.Namespace, source: str, path: Path, sound: Path | None, output: Path) -> argparse.Namespace:
     job = copy.copy(options)
     setattr(job, source, path)
     job.audio, job.output = sound, output

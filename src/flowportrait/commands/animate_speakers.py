@@ -75,7 +75,5 @@ def run_speakers(options: argparse.Namespace) -> dict[str, Any]:
     else:
         frames = side_by_side(people, motions, options.size or 512)
     with closing(progress(frames, len(motions[0]))) as shown:
-        count = publish(
-            options.output, shown, sound, provenance, frame_total=len(motions[0]), progress=progress
-        )
+        count = publish(options.output, shown, sound, provenance, frame_total=len(motions[0]), progress=progress)
     return result_summary(options, count, started)

@@ -55,8 +55,13 @@ def register(commands: Commands) -> None:
     serve = verbs.add_parser("serve", help="offer the panel and scorers over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     serve.add_argument("--port", type=int, default=8300, help="(default 8300)")
-    serve.add_argument("--public-name", action="append", default=[], metavar="NAME",
-                       help="name by which others reach this computer; its own names and addresses are known")
+    serve.add_argument(
+        "--public-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name by which others reach this computer; its own names and addresses are known",
+    )
     serve.add_argument("--certificate", type=Path, help="PEM file, to serve https")
     serve.add_argument("--private-key", type=Path, help="its private key")
     serve.add_argument("--scorers", nargs="*", default=[], metavar="NAME", help="rewards to offer (default: all)")
@@ -65,8 +70,15 @@ def register(commands: Commands) -> None:
         verb.add_argument("--band", type=float, default=0.1, help="margin under which it cannot tell (default 0.1)")
     for verb in (score, check, calibrate, agree, learn, serve):
         verb.add_argument("--judge", type=Path, help="file of judge settings (default: the measured panel)")
-        verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes",
-                          help="judge settings, over those of the file")
+        verb.add_argument(
+            "--set",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="a.b=c",
+            dest="changes",
+            help="judge settings, over those of the file",
+        )
         verb.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -1,8 +1,8 @@
 """``flowportrait policies``: which generators can be post-trained, what each needs, and whether one of yours can.
 
-    policies                    families of diffusers pipelines and what their prompts have
-    policies memory [NAME …]    parameters and peak memory of the published models, counted
-    policy check NAME           a pipeline's folder or hub name, or MODULE:CLASS
+policies                    families of diffusers pipelines and what their prompts have
+policies memory [NAME …]    parameters and peak memory of the published models, counted
+policy check NAME           a pipeline's folder or hub name, or MODULE:CLASS
 """
 
 from __future__ import annotations
@@ -18,13 +18,25 @@ from flowportrait.terminal import progress, waiting
 def register(commands: Commands) -> None:
     """Add the command and its options."""
     add = commands.add_parser("policies", aliases=["policy"], help="other generators that can be post-trained")
-    add.add_argument("action", nargs="?", choices=("list", "memory", "check"), default="list",
-                     help="families (default), what published models need, or whether one can be trained")
+    add.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "memory", "check"),
+        default="list",
+        help="families (default), what published models need, or whether one can be trained",
+    )
     add.add_argument("name", nargs="*", help="what to check, or the models to count")
-    add.add_argument("--prompts", type=Path,
-                     help="check: items to try it on, as for posttrain (two are best; default: two texts)")
-    add.add_argument("--policy-set", nargs="+", action="extend", default=[], metavar="key=value",
-                     help="check: arguments of the pipeline's calls, or of the class")
+    add.add_argument(
+        "--prompts", type=Path, help="check: items to try it on, as for posttrain (two are best; default: two texts)"
+    )
+    add.add_argument(
+        "--policy-set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key=value",
+        help="check: arguments of the pipeline's calls, or of the class",
+    )
     add.add_argument("--bf16", action="store_true", help="load weights in bfloat16")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)

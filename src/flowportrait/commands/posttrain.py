@@ -24,14 +24,27 @@ def register(commands: Commands) -> None:
     add.add_argument("--output", type=Path, required=True, help="folder of the run")
     add.add_argument("--iterations", type=int, help="how many (default: the recipe's)")
     add.add_argument("--policy", help="another generator: a diffusers pipeline (folder or hub), or MODULE:CLASS")
-    add.add_argument("--policy-set", nargs="+", action="extend", default=[], metavar="key=value",
-                     help="arguments of that pipeline's calls (height, num_frames, guidance_scale, …) or of the class")
+    add.add_argument(
+        "--policy-set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key=value",
+        help="arguments of that pipeline's calls (height, num_frames, guidance_scale, …) or of the class",
+    )
     add.add_argument("--bf16", action="store_true", help="load that pipeline's weights in bfloat16")
     add.add_argument("--start", default="sft", help="checkpoint to start from (default sft)")
     add.add_argument("--resume", action="store_true", help="go on with the run in --output")
     add.add_argument("--track", metavar="TRACKER", help="also write curves for tensorboard or wandb")
-    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes",
-                     help="settings of the recipe, as 'flowportrait recipes show NAME' lists them")
+    add.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="a.b=c",
+        dest="changes",
+        help="settings of the recipe, as 'flowportrait recipes show NAME' lists them",
+    )
     add.set_defaults(run=run)
 
 
@@ -44,9 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.prompts import read_prompts
 
     held_out = read_prompts(options.held_out) if options.held_out else ()
-    job = Job(
-        options.output, options.start, options.resume, held_out, options.exemplars, options.pairs, options.track
-    )
+    job = Job(options.output, options.start, options.resume, held_out, options.exemplars, options.pairs, options.track)
     folder = posttrain(options.recipe, options.prompts, job, options.iterations, options.changes)
     return {"checkpoint": str(folder)}
 

@@ -24,8 +24,14 @@ def register(commands: Commands) -> None:
     add.add_argument("--crops", type=int, default=0, metavar="PX", help="also write face videos of this size")
     add.add_argument("--shards", type=int, default=0, metavar="MB", help="also pack WebDataset shards of this size")
     add.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="GATE=VALUE",
-                     help="quality gates, such as yaw=30 eyes=60")
+    add.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GATE=VALUE",
+        help="quality gates, such as yaw=30 eyes=60",
+    )
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 

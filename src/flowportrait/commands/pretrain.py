@@ -18,8 +18,15 @@ def register(commands: Commands) -> None:
     add.add_argument("--resume", action="store_true", help="go on with the run in --output")
     add.add_argument("--held-out", type=Path, help="prompts to draw and judge now and then and never train on")
     add.add_argument("--track", metavar="TRACKER", help="also write curves for tensorboard or wandb")
-    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=c", dest="changes",
-                     help="settings, such as steps=500 generator.guidance=2 (docs/generator.md)")
+    add.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="a.b=c",
+        dest="changes",
+        help="settings, such as steps=500 generator.guidance=2 (docs/generator.md)",
+    )
     add.set_defaults(run=run)
 
 

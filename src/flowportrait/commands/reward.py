@@ -27,16 +27,18 @@ def register(commands: Commands) -> None:
         help="a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Omni by folder or hub name, in place of the small network",
     )  # fmt: skip
     train.add_argument("--output", type=Path, required=True, help="folder to write")
-    train.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                       help="for example objective=plain")
+    train.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for example objective=plain"
+    )
     train.add_argument("--json", action="store_true", help="print one JSON object")
     train.set_defaults(run=run)
     latent = steps.add_parser("train-latent", help="the same three scores of noisy latents, for guidance and pruning")
     latent.add_argument("--corpus", type=Path, required=True, help="prepared corpus that pairs are made from")
     latent.add_argument("--checkpoint", default="sft", help="generator whose latents and hearing are meant")
     latent.add_argument("--output", type=Path, required=True, help="folder to write")
-    latent.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="for example steps=1000")
+    latent.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for example steps=1000"
+    )
     latent.add_argument("--json", action="store_true", help="print one JSON object")
     latent.set_defaults(run=run_latent)
 

@@ -31,8 +31,13 @@ def register(commands: Commands) -> None:
     serve.add_argument("study", type=Path, help="folder that make wrote")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     serve.add_argument("--port", type=int, default=8000, help="0 for a free one")
-    serve.add_argument("--public-name", action="append", default=[], metavar="NAME",
-                       help="name under which others reach this computer; its own names and addresses are known")
+    serve.add_argument(
+        "--public-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which others reach this computer; its own names and addresses are known",
+    )
     serve.add_argument("--participants", type=int, default=MOST_PARTICIPANTS, metavar="N",
                        help=f"how many may take part (default {MOST_PARTICIPANTS})")  # fmt: skip
     serve.set_defaults(run=run_serve)

@@ -1,7 +1,7 @@
 """Both speakers in one picture: side by side, or in the photo they were taken in.
 
-    side by side     [ face square 1 | face square 2 ]
-    one photo        photo + (drawn 1 − photo) + (drawn 2 − photo):  each moves only what is around its own face
+side by side     [ face square 1 | face square 2 ]
+one photo        photo + (drawn 1 − photo) + (drawn 2 − photo):  each moves only what is around its own face
 """
 
 from __future__ import annotations

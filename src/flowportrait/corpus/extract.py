@@ -38,9 +38,7 @@ class Candidate:
     picture: np.ndarray | None
 
 
-def extract(
-    source: Source, gates: Gates, on_frame: Callable[[], None] = lambda: None
-) -> tuple[list[Candidate], float]:
+def extract(source: Source, gates: Gates, on_frame: Callable[[], None] = lambda: None) -> tuple[list[Candidate], float]:
     """Every face track of a video, kept or rejected, and how many seconds the video lasts; one rejection where it is
     of no use as a whole. ``on_frame`` is called for every frame that was read."""
     shown = 0

@@ -48,9 +48,9 @@ def jitter_patches(mouth: torch.Tensor, rng: np.random.Generator) -> torch.Tenso
     blended[:, 1:-1] = 0.25 * image[:, :-2] + 0.5 * image[:, 1:-1] + 0.25 * image[:, 2:]
     image = torch.where(some(0.15), blended, image)
     image = 255 * (image.clamp(0, 255) / 255) ** torch.exp(uniform(-0.5, 0.5))
-    across = torch.linspace(-1, 1, CROP[1]) * uniform(-0.5, 0.5) + torch.linspace(-1, 1, CROP[0])[
-        :, None
-    ] * uniform(-0.4, 0.4)
+    across = torch.linspace(-1, 1, CROP[1]) * uniform(-0.5, 0.5) + torch.linspace(-1, 1, CROP[0])[:, None] * uniform(
+        -0.4, 0.4
+    )
     image = (image - 128) * uniform(0.6, 1.3) + 128 + uniform(-40, 40)
     image = image * (1 + across)
     noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
@@ -89,17 +89,14 @@ def jitter_mel(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     batch, _, bands = mel.shape
     position = torch.linspace(0, math.pi, bands)
     ripple = sum(
-        torch.from_numpy(rng.normal(0, 0.12 / k, (batch, 1))).float() * torch.cos(k * position)
-        for k in (1, 2, 3)
+        torch.from_numpy(rng.normal(0, 0.12 / k, (batch, 1))).float() * torch.cos(k * position) for k in (1, 2, 3)
     )
     gain = torch.from_numpy(rng.normal(0, 0.18, (batch, 1))).float()
     energy = torch.exp(4 * (mel + (ripple + gain)[:, None]) - 9.5)
     colour = torch.from_numpy(rng.normal(0, 0.8, (batch, 1))).float() * torch.cos(position)
     floor = torch.from_numpy(rng.uniform(-13.5, -6.0, (batch, 1))).float() + colour
     noisy = (torch.log(energy + torch.exp(floor)[:, None]) + 9.5) / 4
-    for row, width, start in zip(
-        noisy, rng.integers(0, 13, batch), rng.integers(0, bands - 12, batch), strict=True
-    ):
+    for row, width, start in zip(noisy, rng.integers(0, 13, batch), rng.integers(0, bands - 12, batch), strict=True):
         row[:, start : start + width] = row[:, start : start + width].mean()
     return noisy
 

@@ -17,9 +17,7 @@ NEVER = -1e4
 """Similarity of a pair that does not count; finite, because 0 · ∞ would spoil the gradient of the scale."""
 
 
-def contrastive_loss(
-    face: torch.Tensor, voice: torch.Tensor, fake: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
+def contrastive_loss(face: torch.Tensor, voice: torch.Tensor, fake: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Scalar loss from unit embeddings: face and voice ``[B, W, D]``; fake ``[K, P, W, D]``: K kinds of wrong
     mouths for the first P clips' sound."""
     batch, windows, _ = face.shape

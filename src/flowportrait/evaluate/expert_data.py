@@ -71,9 +71,7 @@ def loudness_puppet(clip: Clip, smooth: float = 1.0) -> np.ndarray:
     return order
 
 
-def load_items(
-    corpus: Path, splits: Sequence[str], views: Callable[[Clip], list[torch.Tensor]]
-) -> list[Item]:
+def load_items(corpus: Path, splits: Sequence[str], views: Callable[[Clip], list[torch.Tensor]]) -> list[Item]:
     """All clips of ``splits`` in a corpus made by ``flowportrait.corpus.prepare``.
 
     Raises:
@@ -85,9 +83,7 @@ def load_items(
     records = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
     wanted = [r for r in records if r["split"] in splits and r["frames"] >= PIECE]
     if not wanted:
-        raise BadInput(
-            f"{index} lists no clip of split {' or '.join(splits)}: prepare a corpus with a split.tsv."
-        )
+        raise BadInput(f"{index} lists no clip of split {' or '.join(splits)}: prepare a corpus with a split.tsv.")
     return [
         item
         for record in track(wanted, description=f"reading {'/'.join(splits)}")

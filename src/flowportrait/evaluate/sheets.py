@@ -38,20 +38,14 @@ def contact_sheet(path: Path, columns: int = 10) -> np.ndarray:
 
 
 def _cell(frame: np.ndarray, landmarks: np.ndarray | None, seconds: float) -> np.ndarray:
-    picture = (
-        _face_view(frame, landmarks) if landmarks is not None else cv2.resize(_square(frame), (CELL, CELL))
-    )
+    picture = _face_view(frame, landmarks) if landmarks is not None else cv2.resize(_square(frame), (CELL, CELL))
     zoom = np.full((round(CELL * 0.62), CELL, 3), 255, np.uint8)
     if landmarks is not None:
         matrix = to_canonical(landmarks) * (CELL / MOUTH_WIDTH)
         matrix[:, 2] += np.array([CELL / 2, zoom.shape[0] / 2]) - np.array([0.0, 0.84]) * CELL / MOUTH_WIDTH
-        zoom = cv2.warpAffine(
-            frame, matrix, zoom.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-        )
+        zoom = cv2.warpAffine(frame, matrix, zoom.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     label = np.full((_STRIP, CELL, 3), 255, np.uint8)
-    cv2.putText(
-        label, f"{seconds:.2f} s", (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (90, 90, 90), 1, cv2.LINE_AA
-    )
+    cv2.putText(label, f"{seconds:.2f} s", (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (90, 90, 90), 1, cv2.LINE_AA)
     return np.vstack([label, picture, np.full((GAP, CELL, 3), 255, np.uint8), zoom])
 
 

@@ -152,18 +152,14 @@ def train(plan: Plan) -> dict[str, object]:
             training.realign(items)
             print(f"delays: {_tally(training.delays)}", flush=True)
         if training.step % 50 == 0 or training.step == training.steps:
-            minutes = (
-                (time.monotonic() - began) / 60 / (training.step - first) * (training.steps - training.step)
-            )
+            minutes = (time.monotonic() - began) / 60 / (training.step - first) * (training.steps - training.step)
             loss = np.mean(losses[-50:])
             print(f"step {training.step}/{training.steps} loss {loss:.3f} left {minutes:.1f} min", flush=True)
             training.save(checkpoint)
     training.net.eval()
     training.net.save(plan.output / "model.safetensors")
     table = acceptance(training.net, load_items(plan.corpus, ["dev"], side.views))
-    record = {k: v for k, v in asdict(plan).items() if k not in ("corpus", "output")} | {
-        "steps": training.steps
-    }
+    record = {k: v for k, v in asdict(plan).items() if k not in ("corpus", "output")} | {"steps": training.steps}
     table = {"training": record | {"clips": len(items), "delays": _tally(training.delays)}} | table
     write_json(plan.output / "acceptance.json", table)
     checkpoint.unlink()
@@ -173,8 +169,7 @@ def train(plan: Plan) -> dict[str, object]:
 def _tally(delays: dict[str, int | None]) -> dict[str, int]:
     values = list(delays.values())
     return {
-        "dropped" if value is None else f"{value:+d}": values.count(value)
-        for value in sorted(set(values), key=str)
+        "dropped" if value is None else f"{value:+d}": values.count(value) for value in sorted(set(values), key=str)
     }
 
 

@@ -46,9 +46,7 @@ def two_step(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list
     return states[::-1]
 
 
-def undo_two_step(
-    velocity: Velocity, first: torch.Tensor, second: torch.Tensor, sigmas: torch.Tensor
-) -> torch.Tensor:
+def undo_two_step(velocity: Velocity, first: torch.Tensor, second: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """The sample whose two-step inversion ended in the states ``first`` and ``second``."""
     before, now = first, second
     for k in range(len(sigmas) - 2):

@@ -53,9 +53,7 @@ def ode() -> Kernel:
     return kernel
 
 
-def sde(
-    diffusion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], largest_std: float = float("inf")
-) -> Kernel:
+def sde(diffusion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], largest_std: float = float("inf")) -> Kernel:
     """The reverse SDE whose marginals are the ODE's, with diffusion coefficient g = ``diffusion(σ, σ')``.
 
     ``largest_std`` caps s = g·√−dt; the capped g also drives the drift (LongCat-Video, appendix A.1).

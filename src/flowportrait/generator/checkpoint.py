@@ -1,7 +1,7 @@
 """A generator on disk: ``config.json``, float16 ``model.safetensors``, and a model card.
 
-    frozen or LoRA over a pretrained backbone      only what was trained is written; the backbone is found by its name
-    adapters merged into the backbone              all of it is written, and the config says ``adapt: full``
+frozen or LoRA over a pretrained backbone      only what was trained is written; the backbone is found by its name
+adapters merged into the backbone              all of it is written, and the config says ``adapt: full``
 """
 
 from __future__ import annotations

@@ -68,5 +68,3 @@ def recall(path: Path) -> list[MotionClip]:
 @torch.no_grad()
 def _listen(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
     return model.listen(mel[None])[0].half()
-
-

@@ -44,9 +44,7 @@ class _Block(nn.Module):
         self.norm_patches = nn.LayerNorm(width, elementwise_affine=False)
         self.norm_numbers = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = nn.Linear(width, 4 * width)
-        self.over_patches = nn.Sequential(
-            nn.Linear(patches, 2 * patches), nn.SiLU(), nn.Linear(2 * patches, patches)
-        )
+        self.over_patches = nn.Sequential(nn.Linear(patches, 2 * patches), nn.SiLU(), nn.Linear(2 * patches, patches))
         self.over_numbers = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)

@@ -1,6 +1,6 @@
 """First stage of supervised training: regress the lower face on sound, before anything is drawn.
 
-    L = E w ⊙ ( μ(sound) − standardised lips )²
+L = E w ⊙ ( μ(sound) − standardised lips )²
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ask a backend for what is not known yet.
 
-    questions ─► cache ─► known replies
-                  └─ the rest ─► backend ─► replies, kept as they come, and failures
+questions ─► cache ─► known replies
+              └─ the rest ─► backend ─► replies, kept as they come, and failures
 """
 
 from __future__ import annotations

@@ -81,8 +81,12 @@ class Learned:
 
 
 def improve(
-    judge_with: Callable[[Library], Judge], stated: Sequence[Stated], propose: Proposer, rounds: int,
-    start: Library | None = None, band: float = BAND,
+    judge_with: Callable[[Library], Judge],
+    stated: Sequence[Stated],
+    propose: Proposer,
+    rounds: int,
+    start: Library | None = None,
+    band: float = BAND,
 ) -> Learned:
     """Up to ``rounds`` revisions of ``start``. Pairs of one clip should stand together: the parts are cut in order.
 

@@ -107,9 +107,7 @@ class Paste:
         """A copy of the photo with ``frame`` ``[S, S, 3]`` uint8 laid over the square."""
         result = self._image.copy()
         if self._box is not None:
-            drawn = cv2.warpAffine(
-                frame, self._local, self._shape, flags=self._flags, borderMode=cv2.BORDER_REPLICATE
-            )
+            drawn = cv2.warpAffine(frame, self._local, self._shape, flags=self._flags, borderMode=cv2.BORDER_REPLICATE)
             result[self._box] = cv2.blendLinear(drawn, self._under, self._weight, self._rest)
         return result
 

@@ -186,9 +186,7 @@ SHAPES: dict[str, Callable[[CanonicalView, Rng], tuple[np.ndarray, np.ndarray]]]
 """What may be before a mouth: alpha ``[H, W]`` and −1 … 1 across the thing, for its shading."""
 
 
-def _surface(
-    picture: np.ndarray, view: CanonicalView, rng: Rng, others: np.ndarray | None, skin: bool
-) -> np.ndarray:
+def _surface(picture: np.ndarray, view: CanonicalView, rng: Rng, others: np.ndarray | None, skin: bool) -> np.ndarray:
     """Colour of the thing at each pixel, ``[H, W, 3]``."""
     shape = picture.shape
     pick = rng.random()

@@ -1,7 +1,7 @@
 """The network that sees what is before a face: 64 x 64 px of it in, how much of each 4 x 4 px is covered out.
 
-    picture ─► 32² × 16 ─► 16² × 32 ─► 8² × 64 ─► 4² × 64 ─► mean of all
-                              └──────── + ◄─────── + ◄──────────┘            one logit a cell of the 16² map
+picture ─► 32² × 16 ─► 16² × 32 ─► 8² × 64 ─► 4² × 64 ─► mean of all
+                          └──────── + ◄─────── + ◄──────────┘            one logit a cell of the 16² map
 """
 
 from __future__ import annotations

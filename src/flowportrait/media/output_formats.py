@@ -1,9 +1,9 @@
 """Kinds of video file that can be written, by the ending of the name.
 
-    .mp4  H.264 + AAC      plays everywhere
-    .mov  H.264 + AAC      for editors
-    .webm VP9 + Opus       for web pages; may be transparent
-    .gif  256 colours      for chats; silent; may be transparent
+.mp4  H.264 + AAC      plays everywhere
+.mov  H.264 + AAC      for editors
+.webm VP9 + Opus       for web pages; may be transparent
+.gif  256 colours      for chats; silent; may be transparent
 """
 
 from __future__ import annotations

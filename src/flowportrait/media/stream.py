@@ -1,7 +1,7 @@
 """Sound that is still coming in, and video that can be watched while it is made.
 
-    stdin: wav, or raw 16-bit little-endian mono at 16 kHz ─► pieces with their own rate and channels
-    frames + their sound ─► fragmented mp4 or live webm: a new fragment every half second, no index to wait for
+stdin: wav, or raw 16-bit little-endian mono at 16 kHz ─► pieces with their own rate and channels
+frames + their sound ─► fragmented mp4 or live webm: a new fragment every half second, no index to wait for
 """
 
 from __future__ import annotations

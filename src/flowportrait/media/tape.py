@@ -1,7 +1,7 @@
 """Sound on its way to the generator, kept as it came until the frames it belongs to are written.
 
-    pieces, own rate and channels ─┬─► mono at 16 kHz ─► generator
-                                   └─► kept ─► frame(i), own rate and channels ─► video
+pieces, own rate and channels ─┬─► mono at 16 kHz ─► generator
+                               └─► kept ─► frame(i), own rate and channels ─► video
 """
 
 from __future__ import annotations

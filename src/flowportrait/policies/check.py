@@ -209,9 +209,7 @@ def _same(one: Shown, other: Shown, levels: int) -> bool:
         a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= levels
         for a, b in zip(one.frames or (), other.frames or (), strict=True)
     )
-    return pictures and (
-        one.motion is None or other.motion is None or _gap(one.motion, other.motion) <= levels * CLOSE
-    )
+    return pictures and (one.motion is None or other.motion is None or _gap(one.motion, other.motion) <= levels * CLOSE)
 
 
 def _gap(one: torch.Tensor, other: torch.Tensor) -> float:

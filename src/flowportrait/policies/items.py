@@ -1,6 +1,6 @@
 """Prompts of a generator: ``prompts.jsonl``, a line each, or a folder of portraits and speech.
 
-    {"text": "a woman speaks to the camera", "image": "a.png", "audio": "b.wav", "id": "optional"}
+{"text": "a woman speaks to the camera", "image": "a.png", "audio": "b.wav", "id": "optional"}
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A generator by name: a pipeline of diffusers in a folder or on the hub, or a class of one's own.
 
-    Wan-AI/Wan2.1-I2V-14B-480P-Diffusers        models/my-pipeline        my_package.generators:Mine
+Wan-AI/Wan2.1-I2V-14B-480P-Diffusers        models/my-pipeline        my_package.generators:Mine
 """
 
 from __future__ import annotations

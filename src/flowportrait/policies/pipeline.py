@@ -1,8 +1,8 @@
 """A pipeline of diffusers as a generator: its own code encodes and decodes, its family says how to call its network.
 
-    encode     hear the pipeline's first step ─► the transformer's arguments, without x        (once per item)
-    velocity   the transformer again, at any x and σ, both branches where it guides
-    decode     its autoencoder, whole, as the pipeline would
+encode     hear the pipeline's first step ─► the transformer's arguments, without x        (once per item)
+velocity   the transformer again, at any x and σ, both branches where it guides
+decode     its autoencoder, whole, as the pipeline would
 """
 
 from __future__ import annotations
@@ -154,9 +154,7 @@ class PipelineGenerator:
         kept = {**self.shared, **dict(zip(self.names, rows, strict=True))}
         time = float(self.heard.time)
         kept |= {
-            name: self.family.times(sigma, kept[name], time)
-            for name in self.family.timed
-            if kept.get(name) is not None
+            name: self.family.times(sigma, kept[name], time) for name in self.family.timed if kept.get(name) is not None
         }
         return kept, self.family.call(x, kept)
 

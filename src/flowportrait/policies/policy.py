@@ -1,6 +1,6 @@
 """A generator of three methods as a policy: all of a sample is one chunk.
 
-    x [..., D]  ⇄  [B, *shape],    a context is what is known, with the leading sizes of x
+x [..., D]  ⇄  [B, *shape],    a context is what is known, with the leading sizes of x
 """
 
 from __future__ import annotations

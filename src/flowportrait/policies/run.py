@@ -1,6 +1,6 @@
 """Post-training of a generator by name, from prompts to a run folder: the recipes, trainer and loop of ``posttrain``.
 
-    recipe.json · run.json · metrics.jsonl · events.jsonl · state/ · checkpoint/ (adapters as diffusers loads them)
+recipe.json · run.json · metrics.jsonl · events.jsonl · state/ · checkpoint/ (adapters as diffusers loads them)
 """
 
 from __future__ import annotations
@@ -122,8 +122,11 @@ def _manifest(start: dict[str, str], seed: int, items: Sequence[Item]) -> dict[s
         "seed": seed,
         "start": start,
         "prompts": {
-            item.id: {"text": item.text, "image": item.image and names[item.image],
-                      "audio": item.audio and names[item.audio]}
+            item.id: {
+                "text": item.text,
+                "image": item.image and names[item.image],
+                "audio": item.audio and names[item.audio],
+            }
             for item in items
         },
         "files": hashes(names),

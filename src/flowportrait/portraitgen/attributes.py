@@ -1,10 +1,10 @@
 """What can be said of a portrait by measuring it: the condition of the small flow, and what a prompt asked for.
 
-    yaw       slant of the eye line in depth, right of the picture positive, degrees
-    opening   gap between the inner lips over the distance of the eye corners
-    smile     mean of the two smile blendshapes
-    tone      individual typology angle of the cheeks, arctan((L* − 50) / b*) in degrees: 55 very light … −30 dark
-    light     mean L* of the face
+yaw       slant of the eye line in depth, right of the picture positive, degrees
+opening   gap between the inner lips over the distance of the eye corners
+smile     mean of the two smile blendshapes
+tone      individual typology angle of the cheeks, arctan((L* − 50) / b*) in degrees: 55 very light … −30 dark
+light     mean L* of the face
 """
 
 from __future__ import annotations

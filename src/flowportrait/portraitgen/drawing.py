@@ -1,7 +1,7 @@
 """Generators that PortraitBench can call: a portrait flow, or a function of the user's own.
 
-    --policy FOLDER                      a flow of ``portrait_flow``: of a prompt it knows pose, tone, light, expression
-    --policy package.module:function     function(text, seed) -> [H, W, 3] uint8 RGB
+--policy FOLDER                      a flow of ``portrait_flow``: of a prompt it knows pose, tone, light, expression
+--policy package.module:function     function(text, seed) -> [H, W, 3] uint8 RGB
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """How a face is framed: the square around it, in distances between the outer corners of the eyes.
 
-    ┌────────────┐  ─┐
-    │            │   │ 2.4 units        the corners lie on a level line, one unit apart,
-    │   ◉----◉   │   │                  the square's middle 0.4 units below it
-    │     ▽      │   │
-    │    ───     │   │
-    └────────────┘  ─┘
+┌────────────┐  ─┐
+│            │   │ 2.4 units        the corners lie on a level line, one unit apart,
+│   ◉----◉   │   │                  the square's middle 0.4 units below it
+│     ▽      │   │
+│    ───     │   │
+└────────────┘  ─┘
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model looks at still portraits: any backend of ``judge`` in the chair.
 
-    score = mean of the samples     artefact: named by more than half of them     none, if fewer than half are usable
+score = mean of the samples     artefact: named by more than half of them     none, if fewer than half are usable
 """
 
 from __future__ import annotations

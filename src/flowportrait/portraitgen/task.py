@@ -1,7 +1,7 @@
 """Portraits by attributes as a task for the one trainer, with real faces as exemplars.
 
-    draw ─► attributes of a training face ─► rollout ─► pictures ─► rewards
-                     └─► the exemplar: of the pool's faces the one most alike
+draw ─► attributes of a training face ─► rollout ─► pictures ─► rewards
+                 └─► the exemplar: of the pool's faces the one most alike
 """
 
 from __future__ import annotations
@@ -81,4 +81,3 @@ def pool(faces: Faces, count: int, seed: int = 0) -> np.ndarray:
     longest = max((len(own) for own in turns), default=0)
     order = [int(own[turn]) for turn in range(longest) for own in turns if turn < len(own)]
     return np.array(order[:count], int)
-

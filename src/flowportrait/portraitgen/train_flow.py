@@ -1,9 +1,9 @@
 """Teach the portrait flow faces, and then on purpose what post-training is to undo.
 
-    python -m flowportrait.portraitgen.train_flow faces.safetensors FOLDER
+python -m flowportrait.portraitgen.train_flow faces.safetensors FOLDER
 
-    FOLDER/clean    L = E ‖ v(x_σ, σ | attributes) − (ε − z) ‖²      on faces as filmed, mirrored at random
-    FOLDER/spoilt   the same, continued on smoothed and over-coloured faces: the start of post-training
+FOLDER/clean    L = E ‖ v(x_σ, σ | attributes) − (ε − z) ‖²      on faces as filmed, mirrored at random
+FOLDER/spoilt   the same, continued on smoothed and over-coloured faces: the start of post-training
 """
 
 from __future__ import annotations

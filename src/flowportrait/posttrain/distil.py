@@ -78,8 +78,12 @@ def apart(scores: Mapping[str, Score]) -> tuple[dict[str, Score], dict[str, Scor
 
 
 def compared(
-    own: Mapping[str, Score], group: torch.Tensor, shown: Mapping[str, Score], chunks: int,
-    weights: Mapping[str, float], config: CreditConfig,
+    own: Mapping[str, Score],
+    group: torch.Tensor,
+    shown: Mapping[str, Score],
+    chunks: int,
+    weights: Mapping[str, float],
+    config: CreditConfig,
 ) -> tuple[Credit, torch.Tensor]:
     """Credit of the student's samples in groups ``[B]``, normalised together with the teacher's, and where ``[B, N]``
     the teacher's mean in the group is better. Witnesses come in the order of the groups, equally many in each."""

@@ -100,4 +100,3 @@ def set_exemplar_advantage(
     if trajectory.trainable[real].any():
         metrics["exemplar/residual"] = float(trajectory.noise[real][trajectory.trainable[real]].square().mean())
     return paid, metrics
-

@@ -136,9 +136,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> lis
     old, new = flat(before), flat(now)
     # A setting that a run did not know yet, or whose part is left out, is none.
     values = {key: (old.get(key, "None"), new.get(key, "None")) for key in dict.fromkeys((*old, *new))}
-    return [
-        f"{key} was {was}, is {given}" for key, (was, given) in values.items() if was != given and key not in FREE
-    ]
+    return [f"{key} was {was}, is {given}" for key, (was, given) in values.items() if was != given and key not in FREE]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

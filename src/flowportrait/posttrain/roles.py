@@ -106,9 +106,7 @@ class Roles:
 
     def _follow(self, role: str, decay: float) -> None:
         live, copy = self.trained(), self.copies[role]
-        torch._foreach_lerp_(
-            [here(copy[name]) for name in live], [here(value) for value in live.values()], 1 - decay
-        )
+        torch._foreach_lerp_([here(copy[name]) for name in live], [here(value) for value in live.values()], 1 - decay)
 
 
 def here(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Nested tuples of tensors, one row per sample: what conditions and contexts are made of.
 
-    each(act, (a, (b, None)))  =  (act(a), (act(b), None))          named tuples keep their kind
+each(act, (a, (b, None)))  =  (act(a), (act(b), None))          named tuples keep their kind
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Post-training from prompts on disk to a run folder: set-up, and resuming what is there.
 
-    recipe.json     the resolved recipe                    metrics.jsonl   one line per iteration
-    run.json        versions, seed, hashes of all inputs   samples/        held-out videos every k iterations
-    state/          to resume from                         checkpoint/     what to use: ``animate --checkpoint RUN``
-    events.jsonl    what happened to the run               latest/         the last averaged weights, where the
-                                                           held-out evaluation chose an earlier ``checkpoint``
+recipe.json     the resolved recipe                    metrics.jsonl   one line per iteration
+run.json        versions, seed, hashes of all inputs   samples/        held-out videos every k iterations
+state/          to resume from                         checkpoint/     what to use: ``animate --checkpoint RUN``
+events.jsonl    what happened to the run               latest/         the last averaged weights, where the
+                                                       held-out evaluation chose an earlier ``checkpoint``
 """
 
 from __future__ import annotations

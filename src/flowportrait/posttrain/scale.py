@@ -63,9 +63,7 @@ def gather_scores(
     return join_scores([own for own, _ in everyone]), torch.cat([own for _, own in everyone])
 
 
-def together(
-    accelerator: Accelerator, metrics: Mapping[str, float], seconds: Mapping[str, float]
-) -> dict[str, float]:
+def together(accelerator: Accelerator, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
     """Every process's metrics of an iteration as one: means, but the largest of errors and times; among several
     processes also who was slowest before they met, and how much slower than the middle one."""
     everyone = roll_call(accelerator, dict(metrics))

@@ -1,6 +1,6 @@
 """What one optimiser step sees of a batch of rollouts: which samples, and everything about them that stays fixed.
 
-    batch ─ divided: a share of every group ─► optimiser steps ─ micro: as many as fit ─► backward passes
+batch ─ divided: a share of every group ─► optimiser steps ─ micro: as many as fit ─► backward passes
 """
 
 from __future__ import annotations

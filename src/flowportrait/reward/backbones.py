@@ -1,9 +1,9 @@
 """How alike two pictures are, by name. All give 1 for equal pictures and less for others.
 
-    ssim    structural similarity                      always there, fastest          (Wang 2004)
-    face    cosine of a face network's feature maps    ships with the package
-    lpips   1 − LPIPS                                  torchmetrics + torchvision     (Zhang, 1801.03924)
-    clip, dino   cosine of image embeddings            transformers, a model folder or hub name
+ssim    structural similarity                      always there, fastest          (Wang 2004)
+face    cosine of a face network's feature maps    ships with the package
+lpips   1 − LPIPS                                  torchmetrics + torchvision     (Zhang, 1801.03924)
+clip, dino   cosine of image embeddings            transformers, a model folder or hub name
 """
 
 from __future__ import annotations

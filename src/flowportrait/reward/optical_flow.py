@@ -1,6 +1,6 @@
 """Optical flow by name: DIS (always there) or RAFT (when torchvision and its weights are).
 
-    flow(before, after)[:, y, x] = where the pixel (x, y) of ``after`` came from in ``before``, minus (x, y)
+flow(before, after)[:, y, x] = where the pixel (x, y) of ``after`` came from in ``before``, minus (x, y)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rewards by name: what ``--set rewards.…`` and a small dict choose from.
 
-    register("mine", lambda options: Mine())          REWARDS["mine"] is now as good as any other
+register("mine", lambda options: Mine())          REWARDS["mine"] is now as good as any other
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Videos that are watched while they are drawn: one is drawn at a time, into a file that grows.
 
-    wish ─► queue ─► one worker ─► folder/ID.mp4 (a fragment every half second) ─► GET /live/ID.mp4 follows the file
-                                             └─► when it is done, GET /signed/ID.mp4: an ordinary mp4 with a manifest
+wish ─► queue ─► one worker ─► folder/ID.mp4 (a fragment every half second) ─► GET /live/ID.mp4 follows the file
+                                         └─► when it is done, GET /signed/ID.mp4: an ordinary mp4 with a manifest
 """
 
 from __future__ import annotations
@@ -205,9 +205,7 @@ class Theatre:
             tape = Tape(sound)
             wish, performer = show.wish, animator(show.wish.checkpoint)
             steering = steering_by(performer.generator, wish.guide, name=wish.checkpoint)
-            motion = performer.live(
-                tape, seed=wish.seed, controls=wish.controls, steering=steering, portrait=portrait
-            )
+            motion = performer.live(tape, seed=wish.seed, controls=wish.controls, steering=steering, portrait=portrait)
             frames = marked(Animator.show(portrait, motion, crop=not wish.whole, live=True))
             # Unbuffered: what is written can be watched.
             with show.path.open("wb", buffering=0) as file:

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, 2106.09685) in place of all weights, through ``peft``.
 
-    W x  ─►  W x + (α/r)·B A x,      only A and B are trained; B starts at zero
+W x  ─►  W x + (α/r)·B A x,      only A and B are trained; B starts at zero
 """
 
 from __future__ import annotations

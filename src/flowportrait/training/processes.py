@@ -1,7 +1,7 @@
 """Several processes that train as one: who they are, what each says, what one decides for all, where curves go.
 
-    roll_call   every process says something     ─► all of it, to each
-    on_main     one process does it              ─► its result or its error, to each
+roll_call   every process says something     ─► all of it, to each
+on_main     one process does it              ─► its result or its error, to each
 """
 
 from __future__ import annotations

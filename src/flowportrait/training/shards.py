@@ -1,6 +1,6 @@
 """A network as one of several processes holds it: whole on one, replicated (DDP), or in shards (FSDP2).
 
-    distribute ─► step: exchanging ─► act: gathered ─► deliver: whole
+distribute ─► step: exchanging ─► act: gathered ─► deliver: whole
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Heart:
 
     def __init__(self) -> None:
         """Raises:
-            BadInput: the package is not installed.
+        BadInput: the package is not installed.
         """
         try:
             from hibari import Hibari

@@ -29,7 +29,7 @@ class SpeechServer:
 
     def __init__(self, voice: str, model: str = MODEL) -> None:
         """Raises:
-            BadInput: no address is set, it is none, or not safe.
+        BadInput: no address is set, it is none, or not safe.
         """
         address = os.environ.get(OPENAI_ADDRESS, "")
         if not address:

@@ -1,8 +1,8 @@
 """Voices by name.
 
-    heart              English, neural, in a package (the default)
-    espeak             about a hundred languages, mechanical;  espeak:de, espeak:fr, espeak:pt-br+f2, …
-    openai:NAME        a speech server; openai:NAME@MODEL
+heart              English, neural, in a package (the default)
+espeak             about a hundred languages, mechanical;  espeak:de, espeak:fr, espeak:pt-br+f2, …
+openai:NAME        a speech server; openai:NAME@MODEL
 """
 
 from __future__ import annotations

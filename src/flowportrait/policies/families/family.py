@@ -1,8 +1,8 @@
 """What the families of pipelines have in common, and where they may differ.
 
-    hidden_states = x, followed in dimension 1 by what the model is shown beside it (masks, first frame, references)
-    timestep      = what was heard at time t, times σ·1000 / t                       (0 where the picture is given)
-    v             = v⁻ + w (v⁺ − v⁻), of the first ``x.shape[1]`` entries of the output
+hidden_states = x, followed in dimension 1 by what the model is shown beside it (masks, first frame, references)
+timestep      = what was heard at time t, times σ·1000 / t                       (0 where the picture is given)
+v             = v⁻ + w (v⁺ − v⁻), of the first ``x.shape[1]`` entries of the output
 """
 
 from __future__ import annotations

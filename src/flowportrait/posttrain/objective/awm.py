@@ -1,6 +1,6 @@
 """Advantage-weighted matching (2509.25050): the supervised loss of one's own samples as a log-probability.
 
-    ℓ = −w(σ)·mean ‖v − (ε − x₀)‖²,      L = −mean min( ρ·A, clip(ρ)·A ),   ρ = exp(ℓ − ℓ_old)
+ℓ = −w(σ)·mean ‖v − (ε − x₀)‖²,      L = −mean min( ρ·A, clip(ρ)·A ),   ρ = exp(ℓ − ℓ_old)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Flow-RWR (2501.13918): matching of one's own samples, each weighted by exp(A / τ).
 
-    L = mean  w·‖v − (ε − x₀)‖²,      w = exp(A/τ), no more than ``most``
+L = mean  w·‖v − (ε − x₀)‖²,      w = exp(A/τ), no more than ``most``
 """
 
 from __future__ import annotations

@@ -10,10 +10,7 @@ CARD = Card(
     recipe=Recipe("branch-grpo", plan=Branching(forks=2, elsewhere="sde"), eta=0.7),
     source="BranchGRPO, 2509.06040",
     equation="A[node] = (mean of its leaves - mean) / std, at every place of the tree",
-    paper=(
-        "Rollouts share their past up to forks; leaf rewards flow upward as means and are normalised per "
-        "depth."
-    ),
+    paper=("Rollouts share their past up to forks; leaf rewards flow upward as means and are normalised per depth."),
     verified="Splits, means of leaves and normalising per depth in the authors' code.",
     reading=(
         "Forks are denoising steps of chunks, two per rollout, four branches each; no pruning. The std of a depth is "

@@ -1,7 +1,7 @@
 """A recipe with what one should know of it: its source, its equation, what of the paper we saw and what is our reading.
 
-    flowportrait recipes              source, verified, reading            of every card
-    flowportrait recipes show NAME    the card, and why each setting that it chooses is what it is
+flowportrait recipes              source, verified, reading            of every card
+flowportrait recipes show NAME    the card, and why each setting that it chooses is what it is
 """
 
 from __future__ import annotations

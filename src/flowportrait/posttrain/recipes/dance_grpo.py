@@ -9,7 +9,12 @@ from flowportrait.posttrain.recipes.card import Card
 
 CARD = Card(
     recipe=Recipe(
-        "dance-grpo", kernel="dance-sde", eta=0.3, same_start=True, train_on=12, plan=EveryStep(trained=3),
+        "dance-grpo",
+        kernel="dance-sde",
+        eta=0.3,
+        same_start=True,
+        train_on=12,
+        plan=EveryStep(trained=3),
         objective=ClippedRatio(kl_weight=0.0),
     ),
     source="DanceGRPO, 2505.07818",

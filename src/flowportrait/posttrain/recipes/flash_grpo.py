@@ -9,7 +9,10 @@ from flowportrait.posttrain.recipes.card import Card
 
 CARD = Card(
     recipe=Recipe(
-        "flash-grpo", eta=0.7, same_start=True, plan=OneStep(among=3),
+        "flash-grpo",
+        eta=0.7,
+        same_start=True,
+        plan=OneStep(among=3),
         objective=ClippedRatio(step_weight="rectified", kl_weight=0.0),
     ),
     source="Flash-GRPO, 2605.15980",
@@ -18,8 +21,7 @@ CARD = Card(
         "on the step drawn"
     ),
     paper=(
-        "All samples of a prompt share one stochastic step from the first half; the gradient is rectified by "
-        "1/k(t)."
+        "All samples of a prompt share one stochastic step from the first half; the gradient is rectified by 1/k(t)."
     ),
     verified="One step per group, its rectification and settings in the authors' code.",
     reading="Flow-SDE noise instead of the paper's linear schedule of s, so that kernels stay exchangeable.",

@@ -26,8 +26,7 @@ CARD = Card(
         "objective.form": "the method",
         "objective.reduce": "the paper's; its clip is one of means",
         "objective.clip_low": (
-            "the spread of a mean falls with the root of the count: 1e-4 of FLUX's 262144 numbers is 5e-3 "
-            "of our 120"
+            "the spread of a mean falls with the root of the count: 1e-4 of FLUX's 262144 numbers is 5e-3 of our 120"
         ),
         "objective.clip_high": "the same",
         "objective.step_weight": "the paper's 1/dt",

@@ -10,7 +10,12 @@ from flowportrait.posttrain.recipes.card import Card
 
 CARD = Card(
     recipe=Recipe(
-        "kvpo", plan=NoNoise(keep_path=True), explore=HistoryRouting(), objective=KVPO(), same_start=True, group_size=8,
+        "kvpo",
+        plan=NoNoise(keep_path=True),
+        explore=HistoryRouting(),
+        objective=KVPO(),
+        same_start=True,
+        group_size=8,
         groups=12,
     ),
     source="KVPO, 2605.14278",

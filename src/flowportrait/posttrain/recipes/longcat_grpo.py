@@ -10,7 +10,11 @@ from flowportrait.posttrain.recipes.card import Card
 
 CARD = Card(
     recipe=Recipe(
-        "longcat-grpo", kernel="longcat-sde", eta=1.0, same_start=True, plan=OneStep(among=3, shared=True),
+        "longcat-grpo",
+        kernel="longcat-sde",
+        eta=1.0,
+        same_start=True,
+        plan=OneStep(among=3, shared=True),
         credit=CreditConfig(std="largest"),
         objective=ClippedRatio(step_weight="rectified", kl_weight=3e-4, kl_space="v"),
     ),

@@ -9,7 +9,10 @@ from flowportrait.posttrain.recipes.card import Card
 
 CARD = Card(
     recipe=Recipe(
-        "mix-grpo", eta=0.7, plan=SlidingWindow(width=2, dwell=10), objective=ClippedRatio(kl_weight=0.0),
+        "mix-grpo",
+        eta=0.7,
+        plan=SlidingWindow(width=2, dwell=10),
+        objective=ClippedRatio(kl_weight=0.0),
     ),
     source="MixGRPO, 2507.21802",
     equation="as flow-grpo, noise and gradient only in a window of steps that slides from high to low noise",

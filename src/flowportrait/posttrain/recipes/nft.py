@@ -10,7 +10,11 @@ from flowportrait.posttrain.roles import SlowCopy
 
 CARD = Card(
     recipe=Recipe(
-        "nft", plan=NoNoise(), objective=NFT(), old=SlowCopy(), learning_rate=1e-4,
+        "nft",
+        plan=NoNoise(),
+        objective=NFT(),
+        old=SlowCopy(),
+        learning_rate=1e-4,
     ),
     source="DiffusionNFT, 2509.16117",
     equation="""\

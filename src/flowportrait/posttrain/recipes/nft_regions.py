@@ -25,7 +25,10 @@ CARD = Card(
         learning_rate=1.5e-4,
         ema=0.98,
         rewards=RewardWeights(
-            judge=0.0, perceptual=0.0, temporal=0.0, sync=0.7,
+            judge=0.0,
+            perceptual=0.0,
+            temporal=0.0,
+            sync=0.7,
             other={"crowd_mouth": 0.35, "crowd_eyes": 0.4, "crowd_head": 0.4},
         ),
         allocation=Allocation(regions=REGIONS),
@@ -50,8 +53,7 @@ CARD = Card(
         "learning_rate": "with the long average below, over nft's",
         "ema": "the average of fifty updates: small batches are noisy",
         "rewards": (
-            "motion alone is read, so that an iteration costs 4 s of one core; weights by trial, "
-            "docs/results.md"
+            "motion alone is read, so that an iteration costs 4 s of one core; weights by trial, docs/results.md"
         ),
         "allocation.regions": "each reward pays what it looks at",
     },

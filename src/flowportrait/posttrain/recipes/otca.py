@@ -8,7 +8,8 @@ from flowportrait.posttrain.recipes.card import Card
 
 CARD = Card(
     recipe=Recipe(
-        "otca", allocation=Allocation(steps={"sync": -0.5, "expressiveness": 0.5, "perceptual": -0.5}),
+        "otca",
+        allocation=Allocation(steps={"sync": -0.5, "expressiveness": 0.5, "perceptual": -0.5}),
     ),
     source="after OTCA, 2604.19234",
     equation="A[i, n, r] = sum over rewards of A_reward[i, n] (1 + t_reward (2 s_r - 1))",

@@ -9,14 +9,14 @@ from flowportrait.posttrain.recipes.card import Card
 
 CARD = Card(
     recipe=Recipe(
-        "tempflow", plan=Branching(forks=1, elsewhere="ode"), eta=0.7, objective=ClippedRatio(step_weight="noise"),
+        "tempflow",
+        plan=Branching(forks=1, elsewhere="ode"),
+        eta=0.7,
+        objective=ClippedRatio(step_weight="noise"),
     ),
     source="TempFlow-GRPO, 2508.04324",
     equation="the ODE everywhere but at one fork, which is credited with the difference that it made; weight s",
-    paper=(
-        "One stochastic branch on a deterministic path, credit to that step, weights proportional to its "
-        "noise."
-    ),
+    paper=("One stochastic branch on a deterministic path, credit to that step, weights proportional to its noise."),
     verified="At second hand: no code was to be had.",
     reading=(
         "The fork is a step of one chunk: later chunks share their initial noise, so that the difference is the fork's "

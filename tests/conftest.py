@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +19,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from flowportrait import plugins
 from tests import required
 
 FOOTAGE = Path(os.environ.setdefault("FLOWPORTRAIT_DATA", str(Path(__file__).parents[2] / "shared" / "data")))
@@ -63,3 +66,26 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and required.skips_fail() and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, which FLOWPORTRAIT_CI forbids for this test: {report.longrepr}"
+
+
+@pytest.fixture(scope="session")
+def _installed_plugin_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tests/plugin_package`` as pip installs it, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("plugins")
+    source = folder / "source"
+    shutil.copytree(Path(__file__).parent / "plugin_package", source)
+    words = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder / "site")]
+    subprocess.run([sys.executable, "-m", "pip", *words, str(source)], check=True)
+    return folder / "site"
+
+
+@pytest.fixture
+def plugin_package(_installed_plugin_package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of somebody else that adds a part of every kind, installed while the test runs; also on PYTHONPATH,
+    for commands that the test starts. Returns the folder that it is installed in."""
+    monkeypatch.syspath_prepend(_installed_plugin_package)
+    monkeypatch.setenv("PYTHONPATH", str(_installed_plugin_package), prepend=os.pathsep)
+    plugins.forget_installed()
+    yield _installed_plugin_package
+    plugins.forget_installed()
+    sys.modules.pop("flowportrait_plugin_example", None)

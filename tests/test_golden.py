@@ -20,6 +20,7 @@ from skimage.data import astronaut
 from flowportrait.cli import main
 from flowportrait.codec.motion_file import read_motion
 from flowportrait.media.video import iter_frames
+from tests.golden_inputs import speech
 
 GOLDEN = Path(__file__).parent / "golden"
 SECONDS, SIZE = 2.0, 256
@@ -30,27 +31,10 @@ LEAST_PSNR = 34.0
 """dB: the same frame has 42 to 43, the video codec and JPEG between them; another frame has 27 at most."""
 
 
-def speech() -> np.ndarray:
-    """A voice without anybody's rights in it: a glottal buzz through three moving formants, in syllables."""
-    rate = 16_000
-    time = np.arange(round(SECONDS * rate)) / rate
-    pitch = 2 * np.pi * np.cumsum(120 + 15 * np.sin(2 * np.pi * 0.7 * time)) / rate
-    wave = np.zeros(len(time))
-    for harmonic in range(1, 30):
-        hertz = 120.0 * harmonic
-        gain = sum(
-            level * np.exp(-(((hertz - centre - swing * np.sin(2 * np.pi * 1.7 * time)) / 160) ** 2))
-            for level, centre, swing in ((1.0, 550, 250), (0.6, 1500, 500), (0.3, 2500, 200))
-        )
-        wave += gain * np.sin(harmonic * pitch) / harmonic**0.5
-    syllables = np.clip(np.sin(2 * np.pi * 2.3 * time) + 0.3, 0, 1)
-    return (0.12 * wave * syllables).astype(np.float32)
-
-
 def render(folder: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     """Motion ``[T, 30]`` and the five frames ``[256, 256, 3]`` of the video that the command writes."""
     Image.fromarray(astronaut()).save(folder / "photo.png")
-    wavfile.write(folder / "speech.wav", 16_000, (32767 * speech()).astype(np.int16))
+    wavfile.write(folder / "speech.wav", 16_000, (32767 * speech(SECONDS)).astype(np.int16))
     words = {"--image": "photo.png", "--audio": "speech.wav", "--output": "video.mp4", "--motion-out": "motion.json"}
     arguments = [part for flag, name in words.items() for part in (flag, str(folder / name))]
     assert main(["animate", *arguments, "--checkpoint", "rl", "--seed", "3", "--crop", "--size", str(SIZE)]) == 0

@@ -9,6 +9,7 @@ The table has blocks; names are relative to ``flowportrait``:
         codec.basis codec.motion_file
     rename codec.basis:Identity -> FaceIdentity
     file evaluate/report.html -> evaluation/report.html
+    word loudest -> max_std                     an attribute, method, field or keyword, wherever it stands in code
 
 Behaviour does not change: bodies are kept, in an order in which what is needed at import comes first; imports, dotted names
 in strings and documents, and paths follow. Private names that clash get the old module's name; public ones must be renamed by the
@@ -18,9 +19,11 @@ table. Names inside functions are looked up as Python does, so a parameter that 
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +55,7 @@ class Table:
     blocks: list[Block] = field(default_factory=list)
     renames: dict[tuple[str, str], str] = field(default_factory=dict)
     files: list[tuple[str, str]] = field(default_factory=list)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,6 +87,8 @@ def read_table(path: Path) -> Table:
             continue
         if found := re.fullmatch(r"rename (\S+):(\S+) -> (\S+)", text):
             table.renames[found[1], found[2]] = found[3]
+        elif found := re.fullmatch(r"word (\S+) -> (\S+)", text):
+            table.words[found[1]] = found[2]
         elif found := re.fullmatch(r"file (\S+) -> (\S+)", text):
             table.files.append((found[1], found[2]))
         elif text[0].isspace():
@@ -655,6 +661,7 @@ class Restructure:
         for path, content in others.items():
             path.write_bytes(content)
         self._packages()
+        self._words()
         for pattern in TEXT:
             for path in ROOT.glob(pattern):
                 if path.is_file() and "layout" not in path.name:
@@ -694,6 +701,26 @@ class Restructure:
                 text = re.sub(rf"(?<=``){re.escape(old)}(?=``|\.[A-Za-z_]+``)", blocked(new), text)
                 text = re.sub(rf"(?<=`){re.escape(old)}(?=`)", blocked(new), text)
         return text.replace("\0", "")
+
+    def _words(self) -> None:
+        """Replace words of the table where they stand in code, and in double backticks."""
+        if not self.table.words:
+            return
+        quoted = re.compile(rf"(?<=``)({'|'.join(map(re.escape, self.table.words))})(?=``|\()")
+        for folder in PYTHON_FOLDERS:
+            for path in sorted((ROOT / folder).rglob("*.py")):
+                if path == Path(__file__).resolve():
+                    continue
+                text = path.read_text(encoding="utf-8")
+                lines = text.splitlines(keepends=True)
+                tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+                for token in reversed([t for t in tokens if t.type == tokenize.NAME and t.string in self.table.words]):
+                    row, start = token.start[0] - 1, token.start[1]
+                    line = lines[row]
+                    lines[row] = line[:start] + self.table.words[token.string] + line[start + len(token.string) :]
+                changed = quoted.sub(lambda found: self.table.words[found[1]], "".join(lines))
+                if changed != text:
+                    path.write_text(changed, encoding="utf-8")
 
     def _packages(self) -> None:
         """Every folder with modules is a package; folders without files go."""

@@ -1,0 +1,64 @@
+"""What the golden outputs are made from: photos, recordings and a video, from an installed package and arithmetic."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import wavfile
+from skimage.data import astronaut
+
+RATE = 16_000
+ROOT = Path(__file__).parents[1]
+
+
+def speech(seconds: float = 2.0) -> np.ndarray:
+    """A voice without anybody's rights in it: a glottal buzz through three moving formants, in syllables."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    pitch = 2 * np.pi * np.cumsum(120 + 15 * np.sin(2 * np.pi * 0.7 * time)) / RATE
+    wave = np.zeros(len(time))
+    for harmonic in range(1, 30):
+        hertz = 120.0 * harmonic
+        gain = sum(
+            level * np.exp(-(((hertz - centre - swing * np.sin(2 * np.pi * 1.7 * time)) / 160) ** 2))
+            for level, centre, swing in ((1.0, 550, 250), (0.6, 1500, 500), (0.3, 2500, 200))
+        )
+        wave += gain * np.sin(harmonic * pitch) / harmonic**0.5
+    syllables = np.clip(np.sin(2 * np.pi * 2.3 * time) + 0.3, 0, 1)
+    return (0.12 * wave * syllables).astype(np.float32)
+
+
+def write_speech(path: Path, seconds: float, first: float = 0.0) -> None:
+    """``seconds`` of the voice from ``first`` on, as a wav file."""
+    wave = speech(first + seconds)[round(first * RATE) :]
+    wavfile.write(path, RATE, (32767 * wave).astype(np.int16))
+
+
+def write_inputs(folder: Path, seconds: float = 1.2) -> None:
+    """``photo.png``, ``mirrored.png`` and ``both.png`` (two faces), ``first.wav`` and ``second.wav``, ``video.mp4`` (a
+    face that sways)."""
+    from flowportrait.media.write_video import write_video
+
+    photo = astronaut()
+    face = np.ascontiguousarray(photo[:320, 60:380])
+    pictures = {"photo": photo, "mirrored": photo[:, ::-1], "both": np.concatenate([face, face[:, ::-1]], 1)}
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{name}.png")
+    write_speech(folder / "first.wav", seconds)
+    write_speech(folder / "second.wav", seconds, 0.5)
+    write_video(folder / "video.mp4", [np.roll(face, abs(n % 16 - 8), axis=1) for n in range(20)], None, crf=10)
+
+
+def run_command(
+    folder: Path, *words: str, stdin: bytes | None = None, source: str | Path = ROOT / "src"
+) -> subprocess.CompletedProcess[bytes]:
+    """``flowportrait WORDS`` with the package in ``source``, as a process of its own in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "flowportrait", *words], cwd=folder, env=environment, input=stdin, capture_output=True,
+        check=False,
+    )  # fmt: skip

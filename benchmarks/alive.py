@@ -26,7 +26,7 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import load_motion
 from flowportrait.evaluate.behaviour import blinks, gaze_std, head_range
 from flowportrait.evaluate.signals import eye_aperture
-from flowportrait.generator.perform import perform
+from flowportrait.generator.sampler import sample_motion
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level
 from flowportrait.media.video import FPS
@@ -54,9 +54,9 @@ def main() -> None:
         name = f"{checkpoint} {steps} steps" if steps else checkpoint
         for source, (language, frames) in LANGUAGES.items():
             sounds = np.stack([audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen[source]])
-            line(f"{name}, {language}", list(perform(model, sounds, list(range(len(sounds))))))
+            line(f"{name}, {language}", list(sample_motion(model, sounds, list(range(len(sounds))))))
         silence = np.zeros((SILENCES, SILENT_SECONDS * SAMPLE_RATE), np.float32)
-        line(f"{name}, silence", list(perform(model, silence, list(range(SILENCES)))))
+        line(f"{name}, silence", list(sample_motion(model, silence, list(range(SILENCES)))))
 
 
 def line(name: str, motions: list[torch.Tensor]) -> None:

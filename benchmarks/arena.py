@@ -11,12 +11,12 @@ from pathlib import Path
 from contestants import SMALL
 from unseen import test_clips
 
-from flowportrait.codec.calm import Calm
+from flowportrait.codec.delivery import MotionLowPass
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.config import override
 from flowportrait.corpus.clip import Clip
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.sample import generate_motion
+from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.drawing import Drawing
@@ -83,7 +83,7 @@ class Bench:
         held = self.held
         prompts = Prompts(*draw_items(held.items, WATCHED, held.frames, 0, 0))
         assert held.draw_for is not None, "these tasks draw"
-        motion = Calm()(generate_motion(policy, prompts.mel, list(range(WATCHED))))
+        motion = MotionLowPass()(sample_mel(policy, prompts.mel, list(range(WATCHED))))
         scores = self.everything(RewardBatch(motion, prompts.mel, held.draw_for(prompts.portraits)))
         return {name: [round(value, 6) for value in score.value.tolist()] for name, score in scores.items()}
 

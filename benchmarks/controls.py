@@ -19,13 +19,13 @@ from scipy.signal import butter, sosfiltfilt
 from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import LOWER
-from flowportrait.codec.calm import Calm
+from flowportrait.codec.delivery import MotionLowPass
 from flowportrait.config import override
 from flowportrait.corpus.motion_set import WindowSampler
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.hearing import hear, recall, remember
-from flowportrait.generator.pretrain import PretrainConfig, clearer, flow_matching_loss
-from flowportrait.generator.sample import generate_motion
+from flowportrait.generator.pretrain import PretrainConfig, flow_matching_loss, with_lip_targets
+from flowportrait.generator.sampler import sample_mel
+from flowportrait.generator.training_clips import extract_features, load_clips, save_clips
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.video import FPS
 from flowportrait.posttrain.credit import CreditConfig, assign
@@ -44,8 +44,8 @@ def continued(corpus: Path, memory: Path, seconds: float, seed: int, learning_ra
     config = PretrainConfig(learning_rate=learning_rate, seed=seed)
     model = load_generator("sft").train()
     if not memory.is_file():
-        remember(memory, hear(model, corpus, config.splits, 1, 0))
-    clips = clearer(model, recall(memory), config.lip_residual)
+        save_clips(memory, extract_features(model, corpus, config.splits, 1, 0))
+    clips = with_lip_targets(model, load_clips(memory), config.lip_residual)
     generator = torch.Generator().manual_seed(seed)
     samplers = [WindowSampler(clips, frames, generator) for frames in config.windows]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -119,8 +119,8 @@ def tuned(model: ARFlow, prompts: Prompts, rewards: Composite, draw: DrawFor, sa
 
 def _scored(model: ARFlow, sampling: Sampling, prompts: Prompts, rewards: Composite, draw: DrawFor) -> dict[str, Score]:
     mel, portraits = prompts.mel.repeat(TAKES, 1, 1), prompts.portraits * TAKES
-    motion = generate_motion(sampled(model, sampling), mel, list(range(len(mel))))
-    return rewards(RewardBatch(Calm()(_smoothed(motion, sampling.low_pass)), mel, draw(portraits)))
+    motion = sample_mel(sampled(model, sampling), mel, list(range(len(mel))))
+    return rewards(RewardBatch(MotionLowPass()(_smoothed(motion, sampling.low_pass)), mel, draw(portraits)))
 
 
 def sampled(model: ARFlow, sampling: Sampling) -> ARFlow:

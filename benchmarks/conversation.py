@@ -19,7 +19,7 @@ from flowportrait.animator import Animator
 from flowportrait.codec.basis import BLINK
 from flowportrait.conversation.stage import Person, performances, side_by_side
 from flowportrait.conversation.turns import tracks
-from flowportrait.generator.silence import speech_gate
+from flowportrait.generator.speech_stream import speech_gate
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.video import FPS, iter_frames

@@ -1,4 +1,4 @@
-"""Do chunks show where they meet? Before and after ``codec/ease.py``, beside the motion of real people.
+"""Do chunks show where they meet? Before and after ``codec/delivery.py``, beside the motion of real people.
 
     python benchmarks/easing.py --corpus CORPUS --data FOOTAGE --output DIR [--checkpoints sft rl] [--shares 0 0.15]
 

@@ -32,7 +32,7 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluate.compare import Estimate, Row, bootstrap, column, compare
 from flowportrait.evaluate.measure import measure
 from flowportrait.evaluate.metrics import BY_KEY
-from flowportrait.generator.sample import generate_motion
+from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
@@ -117,7 +117,7 @@ def quickly(corpus: Path, found: dict[str, Animator]) -> None:
         frames = len(perform(0.1 * np.random.default_rng(0).normal(size=5 * SAMPLE_RATE).astype(np.float32), 0))
         print(f"{name:20} {1e3 * (time.process_time() - began) / frames:.1f} ms a frame", flush=True)
     mel = speech(corpus)
-    made = {name: generate_motion(one.generator.eval(), mel, list(range(len(mel)))) for name, one in found.items()}
+    made = {name: sample_mel(one.generator.eval(), mel, list(range(len(mel)))) for name, one in found.items()}
     teacher = made.pop(TEACHER)
     for name, motion in made.items():
         more = (log_amplitude(motion) - log_amplitude(teacher)).T

@@ -8,7 +8,7 @@ Front ends: ``mel`` (log-mel, look-ahead 112 ms), ``whisper`` (first layer of Wh
 both in the wheel openwakeword 0.4.0; 76-column windows that end 100 ms after the frame, no further look-ahead),
 ``phones`` (posteriors of the 42 phones of PocketSphinx's American English model, ``pip install pocketsphinx``;
 its features reach 40 ms ahead, and their mean is the whole clip's).
-Each is followed by the same small convolutional reader (``generator.lip_reader``), trained without augmentation.
+Each is followed by the same small convolutional reader (``audio_encoder.LipReader``), trained without augmentation.
 Figures: correlation with real motion per clip, averaged; ``loudness`` (lips open as it is loud) must lose.
 """
 
@@ -28,7 +28,7 @@ from flowportrait.codec.basis import LOWER
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.evaluate.expert_data import loudness
-from flowportrait.generator.lip_reader import LipReader
+from flowportrait.generator.audio_encoder import LipReader
 from flowportrait.generator.speech_encoder import SPEECH_DIM, SpeechEncoder
 from flowportrait.generator.train_lips import train_lips
 from flowportrait.media.mel import MELS_PER_FRAME, level

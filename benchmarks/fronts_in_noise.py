@@ -26,8 +26,8 @@ from noisereduce import reduce_noise
 from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import load_motion
-from flowportrait.generator.enhancer import Enhancer, enhanced, shipped
-from flowportrait.generator.perform import perform
+from flowportrait.generator.enhancer import Enhancer, denoise_mel, load_enhancer
+from flowportrait.generator.sampler import sample_motion
 from flowportrait.generator.train_enhancer import told
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
@@ -43,9 +43,9 @@ MOST_PIECES = 20
 
 def fronts() -> dict[str, Enhancer | None]:
     """By name; what is gated is the sound."""
-    alone = copy.deepcopy(shipped())
+    alone = copy.deepcopy(load_enhancer())
     alone.isolator = None
-    return {"as heard": None, "gated": None, "GRU alone": alone, "shipped": shipped()}
+    return {"as heard": None, "gated": None, "GRU alone": alone, "shipped": load_enhancer()}
 
 
 @torch.no_grad()
@@ -67,14 +67,14 @@ def main() -> None:
     spoken = torch.stack([log_mel(wave) for wave in voices[: given.pieces]])
 
     def sync(heard: np.ndarray, front: Enhancer | None) -> np.ndarray:
-        made = perform(model, heard, list(range(len(heard))), enhancer=front)[:, -FRAMES:]
+        made = sample_motion(model, heard, list(range(len(heard))), enhancer=front)[:, -FRAMES:]
         return expert.score(made, spoken)[1].numpy()
 
     def hears(heard: np.ndarray, front: Enhancer | None) -> torch.Tensor:
         waves = [level(wave) for wave in heard]
         mels = [log_mel(wave) for wave in waves]
         if front is not None:
-            mels = [enhanced(front, mel, wave)[0] for mel, wave in zip(mels, waves, strict=True)]
+            mels = [denoise_mel(front, mel, wave)[0] for mel, wave in zip(mels, waves, strict=True)]
         return torch.cat([told(model, mel[None])[:, -FRAMES:] for mel in mels])
 
     clean, whole = hears(sounds, None), sync(sounds, None)

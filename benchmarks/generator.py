@@ -37,9 +37,9 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.course import lip_gap
-from flowportrait.generator.enhancer import Enhancer, enhanced, shipped
-from flowportrait.generator.perform import perform
+from flowportrait.generator.drift import lip_gap
+from flowportrait.generator.enhancer import Enhancer, denoise_mel, load_enhancer
+from flowportrait.generator.sampler import sample_motion
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.reward.sync import SyncExpert
@@ -77,7 +77,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--guidance", nargs="+", type=float)
     parser.add_argument("--sounds", nargs="+", default=["clean"], choices=SOUNDS)
     parser.add_argument("--as-heard", action="store_true", help="add each system without the enhancer")
-    parser.add_argument("--enhancer", type=Path, help="folder of another than the shipped one")
+    parser.add_argument("--enhancer", type=Path, help="folder of another than the load_enhancer one")
     parser.add_argument("--lead", action="store_true", help="another sentence is heard first, damaged likewise")
     return parser
 
@@ -89,7 +89,7 @@ def prepared(given: argparse.Namespace) -> tuple[Material, dict[str, Heard]]:
     others = list(audio.values())[::7]
     hear: dict[str, Callable[[np.ndarray], np.ndarray]] = {"clean": lambda wave: wave, "room": room}
     hear |= {name: partial(babble, others=others, level=float(name[6:] or 10)) for name in SOUNDS if "babble" in name}
-    enhancer = Enhancer.load(given.enhancer) if given.enhancer else shipped()
+    enhancer = Enhancer.load(given.enhancer) if given.enhancer else load_enhancer()
     systems: dict[str, Heard] = {}
     for checkpoint in given.checkpoints:
         config = load_generator(checkpoint).config
@@ -152,7 +152,7 @@ def in_motion(name: str, system: Heard, source: str, material: Material, lead: b
     mel = torch.stack([log_mel(wave) for wave in clean])
     real = torch.stack([clip.motion[:frames] for clip in chosen])
     started = time.process_time()
-    made = perform(system.model, heard, list(range(len(chosen))), enhancer=system.enhancer)
+    made = sample_motion(system.model, heard, list(range(len(chosen))), enhancer=system.enhancer)
     spent = 1e3 * (time.process_time() - started) / made[..., 0].numel()
     made = made[:, -frames:]
     gaps = [motion @ lip_gap() for motion in (made, real)]
@@ -166,7 +166,7 @@ def in_motion(name: str, system: Heard, source: str, material: Material, lead: b
     if system.enhancer:
         waves = [level(wave) for wave in heard]
         known = [(log_mel(wave), wave) for wave in waves]
-        same = sum(torch.equal(enhanced(system.enhancer, mel, wave)[0], mel) for mel, wave in known)
+        same = sum(torch.equal(denoise_mel(system.enhancer, mel, wave)[0], mel) for mel, wave in known)
         line += f"  untouched {same}"
     print(f"{name:22s} {language:8s} {len(chosen)} clips  {line}  {spent:.2f} ms a frame", flush=True)
     return values["sync"].numpy()
@@ -178,7 +178,7 @@ def diversity(model: ARFlow, source: str, material: Material, seeds: int) -> Non
     chosen = material.of(source, frames)[:24]
     sounds = np.stack([material.audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
     rows = range(len(chosen))
-    takes = torch.stack([perform(model, sounds, [1000 * seed + row for row in rows]) for seed in range(seeds)])
+    takes = torch.stack([sample_motion(model, sounds, [1000 * seed + row for row in rows]) for seed in range(seeds)])
     head, lips, pairs = takes[..., HEAD], takes @ lip_gap(), list(combinations(range(seeds), 2))
     apart = torch.stack([(head[a] - head[b]).square().mean((-1, -2)).sqrt() for a, b in pairs]).mean(0)
     same = torch.stack([correlation(lips[a], lips[b]) for a, b in pairs]).mean(0)

@@ -21,9 +21,9 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import BROWS, HEAD
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import load_motion
-from flowportrait.generator.course import lip_gap
-from flowportrait.generator.lip_reader import STYLE_LIPS
-from flowportrait.generator.perform import perform
+from flowportrait.generator.audio_encoder import STYLE_LIPS
+from flowportrait.generator.drift import lip_gap
+from flowportrait.generator.sampler import sample_motion
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.reward.sync import SyncExpert
 
@@ -43,14 +43,14 @@ def main() -> None:
         chosen = Material(clips, audio).of(source, frames)[: given.clips]
         sounds = np.stack([audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
         mel, seeds = torch.stack([log_mel(sound) for sound in sounds]), list(range(len(chosen)))
-        neutral = perform(model, sounds, seeds)
+        neutral = sample_motion(model, sounds, seeds)
         print(f"\n{language}: {len(chosen)} clips, {given.checkpoint}")
         line("neutral", neutral, neutral, mel)
         for intensity in INTENSITIES:
             style = model.rest_style.clone()
             style[STYLE_LIPS:] += math.log(intensity)
-            line(f"intensity {intensity:g}", perform(model, sounds, seeds, intensity=intensity), neutral, mel)
-            line(f"style {intensity:g}", perform(model, sounds, seeds, style), neutral, mel)
+            line(f"intensity {intensity:g}", sample_motion(model, sounds, seeds, intensity=intensity), neutral, mel)
+            line(f"style {intensity:g}", sample_motion(model, sounds, seeds, style=style), neutral, mel)
             line(f"scaled {intensity:g}", intensity * neutral, neutral, mel)
 
 

@@ -23,7 +23,7 @@ from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
 from flowportrait.corpus.clip import Clip
 from flowportrait.evaluate.compare import Estimate, Row, bootstrap, column
 from flowportrait.evaluate.measure import measure
-from flowportrait.generator.steering import Steering, in_order
+from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
@@ -44,10 +44,12 @@ def performer(system: str, output: Path, by: str) -> Perform:
     animator = Animator.from_pretrained(trained(output, system) / "checkpoint" if is_trained(system) else "sft")
     steering = None
     if system.startswith("guide "):
-        weights = in_order(parse_weights(system.removeprefix("guide ")), DIMENSIONS)
-        steering = Steering(LatentReward.load(), weights, reach=REACH)
+        weights = ordered_weights(parse_weights(system.removeprefix("guide ")), DIMENSIONS)
+        steering = Steering(LatentReward.load(), weights, history_chunks=REACH)
     if system.startswith("pruned"):
-        steering = Steering(LatentReward.load(), choose=(1.0, 1.0, 1.0), candidates=several(system), reach=REACH)
+        steering = Steering(
+            LatentReward.load(), choose=(1.0, 1.0, 1.0), candidates=several(system), history_chunks=REACH
+        )
 
     def once(audio: np.ndarray, seed: int) -> torch.Tensor:
         return torch.cat(list(animator.motion(audio, seed=seed, steering=steering)))

@@ -15,7 +15,7 @@ import torch
 
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.sample import generate_motion
+from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.posttrain.given import Family, score_pair
 from flowportrait.reward.interface import RewardBatch
@@ -43,7 +43,7 @@ def material(policy: ARFlow, clips: Sequence[MotionClip], prompts: int) -> Mater
     usable = [clip for clip in clips if len(clip.motion) >= FRAMES]
     chosen = [usable[i] for i in torch.linspace(0, len(usable) - 1, min(prompts, len(usable))).long().tolist()]
     mel = torch.stack([clip.mel[: MELS_PER_FRAME * FRAMES].float() for clip in chosen])
-    takes = [generate_motion(policy, mel, [1000 * take + i for i in range(len(mel))]) for take in range(TAKES)]
+    takes = [sample_mel(policy, mel, [1000 * take + i for i in range(len(mel))]) for take in range(TAKES)]
     motion = torch.stack(takes, 1)
     scores = torch.stack([rate(motion[:, take], mel) for take in range(TAKES)], 1)
     scores = (scores - scores.mean((0, 1))) / scores.std((0, 1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,8 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
 from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.evaluate.compare import bootstrap
-from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.schedule import shifted
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.steering import Past, Steering, in_order
+from flowportrait.generator.sampler import sample_mel
+from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.reward.interface import RewardBatch
@@ -44,37 +41,21 @@ def speech(corpus: Path) -> torch.Tensor:
     return torch.stack([clip.mel[: MELS_PER_FRAME * FRAMES].float() for clip in chosen])
 
 
-@torch.no_grad()
-def perform(model: ARFlow, mel: torch.Tensor, seeds: Sequence[int], steering: Steering) -> torch.Tensor:
-    """Motion ``[B, T, 30]`` of many clips with one candidate of each chunk, or of one clip with several."""
-    size, condition = model.config.latent_dim, model.condition(mel)
-    sigmas, session = shifted(model.config.steps, model.config.shift), model.session(condition)
-    made = torch.zeros(len(mel), 0, size)
-    for chunk in range(condition.chunks):
-        rivals = [unit_noise(size, seeds[0], chunk, i) for i in range(1, steering.candidates)]
-        x = model.begin(torch.stack([unit_noise(size, seed, chunk) for seed in seeds] + rivals))
-        past = Past(made, condition.audio[:, : chunk + 1], condition.start)
-        drawn = steering.draw(partial(model.velocity, context=session.context()), x, sigmas, past)
-        session.append(drawn)
-        made = torch.cat([made, drawn[:, None]], 1)
-    return model.to_motion(made, condition.start)
-
-
 def played(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
     """Motion ``[48, 28, 30]`` of a system."""
     model = load_generator(trained(output, system) / "checkpoint" if is_trained(system) else "sft")
     seeds, reward = list(range(len(mel))), LatentReward.load()
     if system.startswith("pruned"):
         steering = Steering(reward, choose=(1.0, 1.0, 1.0), candidates=several(system))
-        rows = [perform(model, mel[row : row + 1], [seed], steering) for row, seed in enumerate(seeds)]
+        rows = [sample_mel(model, mel[row : row + 1], [seed], steering=steering) for row, seed in enumerate(seeds)]
         return torch.cat(rows)
     if system.startswith("best of"):
         folds = range(0, FOLD * several(system), FOLD)
-        takes = [perform(model, mel, [seed + fold for seed in seeds], Steering(reward)) for fold in folds]
+        takes = [sample_mel(model, mel, [seed + fold for seed in seeds]) for fold in folds]
         liked = torch.stack([build("preference")(RewardBatch(motion, mel)).value for motion in takes])
         return torch.stack(takes)[liked.argmax(0), torch.arange(len(mel))]
     weights = parse_weights(system.removeprefix("guide ")) if system.startswith("guide ") else {}
-    return perform(model, mel, seeds, Steering(reward, in_order(weights, DIMENSIONS)))
+    return sample_mel(model, mel, seeds, steering=Steering(reward, ordered_weights(weights, DIMENSIONS)))
 
 
 def parts(corpus: Path, output: Path, systems: Sequence[str]) -> None:

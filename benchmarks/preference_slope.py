@@ -17,7 +17,7 @@ import torch
 from preference_motion import speech
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.generator.sample import generate
+from flowportrait.generator.sampler import sample_chunks
 from flowportrait.posttrain.task import encode_after
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.preference.slope import SYNC
@@ -33,7 +33,7 @@ def main(corpus: Path, folder: Path | None) -> None:
     reward = LatentReward.from_pretrained(folder) if folder else LatentReward.load()
     with torch.no_grad():
         condition = generator.condition(mel)
-        takes = [torch.cat([*generate(generator, condition, seeds(take, len(mel)))], 1) for take in range(TAKES)]
+        takes = [torch.cat([*sample_chunks(generator, condition, seeds(take, len(mel)))], 1) for take in range(TAKES)]
         start = condition.start
         latents = [encode_after(generator, torch.cat([start[:, None], motion], 1)) for motion in takes]
 

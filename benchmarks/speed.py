@@ -41,11 +41,9 @@ from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.flow.noise import unit_noise
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.onnx_step import OnnxSteps, export_step
-from flowportrait.generator.sample import generate
+from flowportrait.generator.onnx_step import OnnxStep, export_step
+from flowportrait.generator.sampler import GenerationSession, sample_chunks
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import paste_back
 from flowportrait.media.face import FaceTracker
@@ -201,15 +199,15 @@ def exported(model: ARFlow, chunks: int = 22) -> None:
     """The step as ONNX Runtime runs it, from the same noise."""
     condition = model.condition(torch.randn(1, 4 * model.config.chunk * chunks, 80))
     began = time.process_time()
-    ours = torch.cat(list(generate(model, condition, [7])), 1).numpy()
+    ours = torch.cat(list(sample_chunks(model, condition, [7])), 1)
     taken = time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:
         export_step(model, Path(folder) / "step.onnx")
-        steps = OnnxSteps(Path(folder) / "step.onnx", condition.audio.numpy(), condition.style.numpy())
+        step = OnnxStep(Path(folder) / "step.onnx")
         began = time.process_time()
-        theirs = [steps(unit_noise(model.latent_dim, 7, chunk)[None].numpy()) for chunk in range(chunks)]
+        theirs = torch.cat(list(sample_chunks(model, condition, [7], step=step)), 1)
         exported_taken = time.process_time() - began
-    apart = np.abs(ours - np.concatenate(theirs, 1)).max()
+    apart = (ours - theirs).abs().max()
     print(f"chunk: {1e3 * taken / chunks:.1f} ms, exported {1e3 * exported_taken / chunks:.1f} ms "
           f"({taken / exported_taken:.1f} x); {apart:.1e} deviations apart at most")  # fmt: skip
 

@@ -32,9 +32,8 @@ from flowportrait.corpus.motion_set import load_motion
 from flowportrait.evaluate.behaviour import blinks
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.course import course, liveliness
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.perform import perform
+from flowportrait.generator.drift import drift_figures, liveliness
+from flowportrait.generator.sampler import GenerationSession, sample_motion
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import level, log_mel
@@ -76,7 +75,9 @@ def main() -> None:
             model = load_generator(name)
             model.config = replace(model.config, horizon=horizon or given.minutes * MINUTE)
             print(f"\n{name}, {'afresh every ' + str(horizon) + ' chunks' if horizon else 'never afresh'}", flush=True)
-            table(perform(model, sounds, list(range(len(sounds))), intensity=given.intensity), sounds, usual, codec)
+            table(
+                sample_motion(model, sounds, list(range(len(sounds))), intensity=given.intensity), sounds, usual, codec
+            )
 
 
 def stream(given: argparse.Namespace, number: int) -> np.ndarray:
@@ -99,7 +100,7 @@ def stream(given: argparse.Namespace, number: int) -> np.ndarray:
 
 def table(motion: torch.Tensor, sounds: np.ndarray, usual: float, codec: MotionCodec | None) -> None:
     """Minute by minute, over streams ``[B, T, 30]``."""
-    figures = course(motion, MINUTE, usual)
+    figures = drift_figures(motion, MINUTE, usual)
     expert = SyncExpert.load()
     heard = torch.stack([log_mel(sound) for sound in sounds])
     parts = zip(motion.split(MINUTE, 1), heard.split(4 * MINUTE, 1), strict=True)

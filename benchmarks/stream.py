@@ -30,7 +30,7 @@ from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.sampler import GenerationSession
 from flowportrait.media.portrait import Portrait
 
 PIECE = 640
@@ -100,7 +100,7 @@ def per_chunk(model: ARFlow, cached: bool, ahead: bool = True, chunks: int = 17)
         else:
             known = torch.stack([*latents, x], 1)
             context = model.contexts(condition._replace(audio=condition.audio[:, : chunk + 1]), known)[:, -1]
-        velocity = model.field(sigmas, context) if ahead else partial(model.velocity, context=context)
+        velocity = model.velocity_field(sigmas, context) if ahead else partial(model.velocity, context=context)
         latents.append(solve(velocity, x, sigmas))
         if cached:
             session.append(latents[-1])

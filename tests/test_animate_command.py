@@ -24,9 +24,8 @@ from flowportrait.cli import main, parser
 from flowportrait.codec.basis import LOWER
 from flowportrait.commands.animate_batch import jobs_of
 from flowportrait.errors import BadInput
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.live_sound import LiveSound
-from flowportrait.generator.silence import rest_share
+from flowportrait.generator.sampler import GenerationSession
+from flowportrait.generator.speech_stream import LevelledSound, closed_lips_share
 from flowportrait.media.mel import QUIET_RMS, gain, raise_quiet
 from flowportrait.media.video import iter_frames
 
@@ -219,7 +218,7 @@ def test_a_stream_is_raised_by_what_was_heard_alone() -> None:
     quiet = at_level(babble(4.0), -60)
     other = quiet.copy()
     other[3 * RATE :] = babble(1.0, 5)
-    heard = [LiveSound().push(wave)[2][: 3 * RATE] for wave in (quiet, other)]
+    heard = [LevelledSound().push(wave)[2][: 3 * RATE] for wave in (quiet, other)]
     np.testing.assert_array_equal(*heard)
 
 
@@ -241,9 +240,9 @@ def test_hiss_is_not_speech(decibels: float, colour: float) -> None:
     frequency = np.arange(len(spectrum)) / 12
     spectrum[frequency < 20] = 0
     hiss = at_level(np.fft.irfft(spectrum / np.maximum(frequency, 1) ** colour), decibels)
-    assert rest_share(hiss) == 1.0
+    assert closed_lips_share(hiss) == 1.0
     speech = np.concatenate([hiss, at_level(babble(2.0), -26)])
-    assert rest_share(speech) < 0.9
+    assert closed_lips_share(speech) < 0.9
 
 
 @pytest.mark.parametrize(
@@ -269,7 +268,7 @@ def test_portions_change_no_bit(animator: Animator, monkeypatch: pytest.MonkeyPa
         return torch.cat(list(animator.motion(speech.astype(np.float32), seed=2)))
 
     found = performed()
-    monkeypatch.setattr("flowportrait.generator.live._PORTION", 10**9)
+    monkeypatch.setattr("flowportrait.generator.speech_stream.PORTION", 10**9)
     assert torch.equal(found, performed())
 
 
@@ -279,14 +278,14 @@ def test_a_long_recording_begins_at_once_and_takes_no_more_memory(animator: Anim
     session = GenerationSession(animator.generator, enhancer=animator.enhancer)
     drawn = session.push(speech)
     next(drawn)
-    assert session.sound.frames <= 2 * 128
+    assert session.streams[0].sound.frames <= 2 * 128
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(120):
         next(drawn)
-    assert session.sound.frames < 120 * 4 + 3 * 128
+    assert session.streams[0].sound.frames < 120 * 4 + 3 * 128
     unit = 1024 if sys.platform != "darwin" else 1024**2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * unit
-    assert len(session.ears.mel) < 4 * 800
+    assert len(session.streams[0].feature_stream.mel) < 4 * 800
 
 
 @pytest.mark.slow

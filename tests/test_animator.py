@@ -14,7 +14,7 @@ from flowportrait import Animator
 from flowportrait.codec import lips
 from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
 from flowportrait.errors import BadInput
-from flowportrait.generator.silence import rest_share, speech_gate
+from flowportrait.generator.speech_stream import closed_lips_share, speech_gate
 from flowportrait.media.write_video import write_video
 
 BASIS = MotionBasis.load()
@@ -69,7 +69,7 @@ def test_the_gate_ignores_short_pauses_and_follows_the_noise_floor() -> None:
 def test_the_lips_rest_for_as_long_as_a_user_is_told(animator: Animator, loudness: float) -> None:
     audio = loudness * np.concatenate([np.zeros(24_000, np.float32), babble(2.0), np.zeros(16_000, np.float32)])
     resting = (motion(animator, audio)[:, LOWER] == 0).all(1)
-    assert rest_share(audio) == pytest.approx(float(resting.float().mean()), abs=0.05)
+    assert closed_lips_share(audio) == pytest.approx(float(resting.float().mean()), abs=0.05)
 
 
 def test_half_a_minute_does_not_carry_the_head_away(animator: Animator) -> None:

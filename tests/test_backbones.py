@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,17 @@ from safetensors import safe_open
 from transformers import Qwen3Config, Qwen3Model
 
 from flowportrait.animator import Animator
+from flowportrait.config import from_dict, override
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.hearing import remember
 from flowportrait.generator.learner import Learner
-from flowportrait.generator.live import GenerationSession
+from flowportrait.generator.portrait_tokens import encode_portraits, with_portraits
 from flowportrait.generator.pretrain import pretrain
 from flowportrait.generator.pretrain_config import PretrainConfig
-from flowportrait.generator.sight import seen, with_portraits
+from flowportrait.generator.sampler import GenerationSession
+from flowportrait.generator.training_clips import save_clips
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.task import TalkingTask
@@ -31,7 +33,7 @@ from flowportrait.training.processes import processes
 from tests.test_judge_omni import thinker, tokenizer
 
 SMALL = GeneratorConfig(horizon=3, audio_width=16, head_width=32, head_depth=1, steps=2, lora_rank=2, portrait_side=56)
-OMNI = replace(SMALL, front_end="tower", sees=True)
+OMNI = replace(SMALL, front_end="tower", use_vision=True)
 KINDS = {"qwen3": replace(SMALL, front_end="mel"), "qwen2_5_omni": OMNI, "qwen3_omni_moe": OMNI}
 CROP = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 
@@ -63,7 +65,7 @@ def build(folders: dict[str, Path], kind: str, adapt: str = "lora") -> ARFlow:
 
 def told(model: ARFlow, frames: int = 20, crop: np.ndarray = CROP) -> dict[str, torch.Tensor]:
     mel = torch.randn(2, 4 * frames, 80, generator=torch.Generator().manual_seed(2))
-    portrait = {"portrait": model.look([crop, CROP])} if model.vision is not None else {}
+    portrait = {"portrait": model.encode_portrait([crop, CROP])} if model.vision is not None else {}
     return {"mel": mel, **portrait}
 
 
@@ -150,7 +152,7 @@ def test_the_audio_tower_can_be_streamed_with_120_ms_of_look_ahead(folders: dict
     mel = torch.randn(1, 160, 80)
     changed = mel.clone()
     changed[:, 4 * 24 + 3 :] += 1.0  # past the end of frame 23 and its 30 ms
-    ours, theirs = model.listen(mel), model.listen(changed)
+    ours, theirs = model.audio_features(mel), model.audio_features(changed)
     assert torch.allclose(ours[:, :24], theirs[:, :24], atol=1e-4)
     assert not torch.allclose(ours[:, 24], theirs[:, 24], atol=1e-3)
 
@@ -175,7 +177,7 @@ def test_a_generator_that_sees_speaks_for_whom_it_sees_and_goes_on_with_it(folde
     assert not torch.allclose(ours, theirs, atol=1e-3)
     assert not torch.allclose(ours, nobodys, atol=1e-3)
     assert torch.equal(spoken(deaf, face(0)), spoken(deaf, None))
-    session = GenerationSession(model, portrait=seen(model, [face(0)]))
+    session = GenerationSession(model, portrait=encode_portraits(model, [face(0)]))
     before = list(session.push(speech[: 640 * 13]))
     resumed = GenerationSession(model, state=session.state())
     after = [*resumed.push(speech[640 * 13 :]), *resumed.finish()]
@@ -193,7 +195,7 @@ def test_a_clip_comes_with_its_speaker_at_another_moment(folders: dict[str, Path
         cv2.imwrite(str(tmp_path / "pictures" / f"{clip.name}.jpg"), face(seed).crop)
     first, second = with_portraits(model, tmp_path, clips)
     assert first.portrait is not None
-    own = model.look([cv2.imread(str(tmp_path / "pictures" / "a2.jpg"))[..., ::-1]])[0]
+    own = model.encode_portrait([cv2.imread(str(tmp_path / "pictures" / "a2.jpg"))[..., ::-1]])[0]
     assert torch.allclose(first.portrait[0].float(), own, atol=1e-2)
     assert not torch.allclose(first.portrait[1].float(), own, atol=1e-2)
     assert second.portrait is not None
@@ -219,7 +221,7 @@ def test_portraits_are_learned_from_and_reach_the_decoder(
         draws.manual_seed(0)
         output = tmp_path / str(portrait)
         output.mkdir()
-        remember(output / "heard.pt", [clip(number, portrait) for number in range(3)])
+        save_clips(output / "heard.pt", [clip(number, portrait) for number in range(3)])
         config = PretrainConfig(
             generator, steps=4, batch=4, windows=(12,), lip_steps=2, warmup=0, drop_style=0.0, long_window=long_window
         )
@@ -235,7 +237,7 @@ def test_portraits_are_learned_from_and_reach_the_decoder(
 
 def test_a_policy_that_sees_is_post_trained_on_the_face_that_it_speaks_for(folders: dict[str, Path]) -> None:
     policy = build(folders, "qwen2_5_omni")
-    looks = seen(policy, [face(0), face(1)])
+    looks = encode_portraits(policy, [face(0), face(1)])
     assert looks is not None
     items = [Item(torch.zeros(80, 80), number % 2) for number in range(3)]
     task = TalkingTask(items, 12, None, policy.config.chunk, looks)
@@ -249,10 +251,23 @@ def test_what_cannot_be_had_is_said_in_one_sentence(folders: dict[str, Path], tm
     for changes, reason in (
         ({"backbone": str(tmp_path)}, "cannot be loaded"),
         ({"backbone": str(folders["qwen3"]), "front_end": "tower"}, "no audio tower"),
-        ({"backbone": str(folders["qwen3"]), "sees": True}, "no vision tower"),
+        ({"backbone": str(folders["qwen3"]), "use_vision": True}, "no vision tower"),
         ({"front_end": "tower"}, "needs a backbone"),
     ):
         with pytest.raises(BadInput, match=reason):
             ARFlow(replace(SMALL, **changes))
     with pytest.raises(BadInput, match="does not see"):
-        build(folders, "qwen3").look([CROP])
+        build(folders, "qwen3").encode_portrait([CROP])
+
+
+def test_a_checkpoint_and_settings_of_version_0_1_still_say_that_a_generator_has_vision(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = build(folders, "qwen2_5_omni")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["sees"] = config.pop("use_vision")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ARFlow.from_pretrained(tmp_path).vision is not None
+    assert override(PretrainConfig(), ["generator.sees=true"]).generator.use_vision
+    assert from_dict(GeneratorConfig, {"sees": True}).use_vision

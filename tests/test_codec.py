@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from flowportrait.codec import lips
 from flowportrait.codec.basis import BLINK, EXPRESSION, GAZE, HEAD, LOWER, Identity, MotionBasis
-from flowportrait.codec.calm import Calm
+from flowportrait.codec.delivery import MotionLowPass
 from flowportrait.codec.mirror import mirror_matrix, partners
 from flowportrait.codec.pose import Pose, fit_pose, from_vector, to_vector
 
@@ -88,9 +88,9 @@ def test_a_mirror_seen_in_a_mirror_is_no_mirror() -> None:
 
 def test_the_filter_gives_the_same_streamed_and_whole_and_never_touches_lips() -> None:
     motion = torch.randn(2, 40, 30)
-    calm = Calm()
+    calm = MotionLowPass()
     streamed = torch.cat([calm(part) for part in motion.split(4, dim=1)], 1)
-    assert torch.allclose(streamed, Calm()(motion), atol=1e-6)
+    assert torch.allclose(streamed, MotionLowPass()(motion), atol=1e-6)
     kept = [*range(16), *range(20, 24)]
     assert torch.equal(streamed[..., kept], motion[..., kept])
 
@@ -100,7 +100,7 @@ def test_the_filter_passes_a_slow_nod_and_stops_a_tremor() -> None:
     motion = torch.zeros(1, 200, 30)
     motion[0, :, HEAD.start] = torch.sin(2 * torch.pi * 0.5 * time)
     motion[0, :, HEAD.start + 1] = torch.sin(2 * torch.pi * 9.0 * time)
-    calm = Calm()(motion)[0, 50:]
+    calm = MotionLowPass()(motion)[0, 50:]
     assert calm[:, HEAD.start].std() > 0.95 * motion[0, 50:, HEAD.start].std()
     assert calm[:, HEAD.start + 1].std() < 0.1 * motion[0, 50:, HEAD.start + 1].std()
     assert torch.equal(calm[:, EXPRESSION][:, :16], motion[0, 50:, EXPRESSION][:, :16])
@@ -109,7 +109,7 @@ def test_the_filter_passes_a_slow_nod_and_stops_a_tremor() -> None:
 def test_a_head_that_wanders_off_is_held_and_one_that_does_not_is_left_alone() -> None:
     far = torch.zeros(1, 50, 30)
     far[..., HEAD] = 7.0
-    held = Calm()(far)[..., HEAD]
+    held = MotionLowPass()(far)[..., HEAD]
     assert held.min() > 3
     assert held.max() <= 3.5
-    assert torch.allclose(Calm()(far / 5), far / 5, atol=1e-5)
+    assert torch.allclose(MotionLowPass()(far / 5), far / 5, atol=1e-5)

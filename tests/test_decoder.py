@@ -10,8 +10,8 @@ from transformers import DynamicCache, Qwen3Config, Qwen3Model, WhisperConfig
 from transformers.audio_utils import hertz_to_mel, mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-from flowportrait.codec.calm import BROWS_5_HZ, HEAD_3_HZ, Biquad
-from flowportrait.generator.decoder import Decoder, sliding_mask
+from flowportrait.codec.delivery import BROWS_5_HZ, HEAD_3_HZ, Biquad
+from flowportrait.generator.backbone import Decoder, sliding_mask
 from flowportrait.generator.isolator import FORGET, running
 from flowportrait.generator.speech_encoder import WIDTH, EncoderLayer
 from flowportrait.media.mel import filters, slaney_hertz, slaney_mel

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowportrait.codec.ease import ease
+from flowportrait.codec.delivery import join_chunks
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedule import shifted
@@ -73,7 +73,7 @@ def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
             x = solve(field, run.policy.begin(noise), shifted(8))
             made.append(session.append(x))
     config = run.policy.config
-    lift = ease(torch.cat(made, 1), config.chunk, config.ease)[..., 0].mean(1)
+    lift = join_chunks(torch.cat(made, 1), config.chunk, config.ease)[..., 0].mean(1)
     assert torch.allclose(batch.scores["teacher/lift"].value[::2], lift, atol=0.05)
 
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, Hearing, enhanced, shipped
+from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, NoiseRemoval, denoise_mel, load_enhancer
 from flowportrait.generator.isolator import HOP, WINDOW, Isolator, window
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.live_sound import LiveSound
-from flowportrait.generator.perform import perform
+from flowportrait.generator.sampler import GenerationSession, sample_motion
+from flowportrait.generator.speech_stream import LevelledSound
 from flowportrait.generator.train_enhancer import FRAMES, losses_of, mixture, music, told
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.voice.speaker import speak
@@ -55,7 +54,7 @@ def model() -> ARFlow:
 
 def test_what_is_clean_is_heard_to_the_bit(model: ARFlow) -> None:
     mel = log_mel(syllables())
-    columns, softer = enhanced(CLEAN, mel, syllables())
+    columns, softer = denoise_mel(CLEAN, mel, syllables())
     assert torch.equal(columns, mel)
     assert softer == [1.0] * (len(mel) // 4)
     sound = syllables()
@@ -64,7 +63,7 @@ def test_what_is_clean_is_heard_to_the_bit(model: ARFlow) -> None:
 
 
 def test_noise_is_taken_off_little_by_little_and_then_wholly() -> None:
-    hearing = Hearing()
+    hearing = NoiseRemoval()
     shares = [hearing._weight(0.0) for _ in range(60)]
     assert shares[0] == 0.0
     assert shares == sorted(shares)
@@ -76,12 +75,12 @@ def test_noise_is_taken_off_little_by_little_and_then_wholly() -> None:
 
 @pytest.mark.parametrize("both", [NOISY, BESIDE])
 def test_columns_in_pieces_are_cleared_as_the_whole_is(both: Enhancer) -> None:
-    sound, hearing = LiveSound(), Hearing()
+    sound, hearing = LevelledSound(), NoiseRemoval()
     pieces = [sound.push(piece) for piece in np.split(syllables(), 80)]
     made = [hearing(both, columns, levelled) for columns, _, levelled in pieces]
     columns, softer = torch.cat([part for part, _ in made]), [share for _, part in made for share in part]
     heard = torch.cat([columns for columns, *_ in pieces])
-    whole, all_softer = Hearing()(both, heard, np.concatenate([levelled for *_, levelled in pieces]))
+    whole, all_softer = NoiseRemoval()(both, heard, np.concatenate([levelled for *_, levelled in pieces]))
     assert torch.allclose(columns, whole, atol=1e-5)
     assert np.allclose(softer, all_softer, atol=1e-4)
     assert not torch.allclose(columns, heard, atol=0.05)
@@ -103,8 +102,8 @@ def test_a_noisy_stream_is_performed_as_the_whole_recording_and_survives_a_state
 
 def test_many_at_once_hear_what_one_hears(model: ARFlow) -> None:
     sounds = np.stack([syllables(), syllables()[::-1]])
-    many = perform(model, sounds, [3, 4], enhancer=NOISY)
-    one = perform(model, sounds[1:], [4], enhancer=NOISY)
+    many = sample_motion(model, sounds, [3, 4], enhancer=NOISY)
+    one = sample_motion(model, sounds[1:], [4], enhancer=NOISY)
     assert torch.allclose(many[1:], one, atol=1e-3)
 
 
@@ -114,7 +113,7 @@ def test_no_frame_is_cleared_by_what_comes_after_it() -> None:
     other = mel.clone()
     other[43:] += 0.3
     changed[44 * 160 :] *= 0.5
-    one, two = (Hearing()(BESIDE, c[:-1], wave)[0] for c, wave in ((mel, sound), (other, changed)))
+    one, two = (NoiseRemoval()(BESIDE, c[:-1], wave)[0] for c, wave in ((mel, sound), (other, changed)))
     assert torch.allclose(one[:43], two[:43], atol=1e-6)
     assert not torch.allclose(one[43:], two[43:] - 0.3, atol=1e-3)
 
@@ -153,12 +152,14 @@ def test_the_shipped_one_leaves_clean_speech_and_brings_noisy_speech_nearer_to_i
     ))  # fmt: skip
     noisy = level((speech + crowd * np.std(speech) / np.std(crowd) * 10 ** (-5 / 20)).astype(np.float32))
     clean, heard = log_mel(speech), log_mel(noisy)
-    assert torch.equal(enhanced(shipped(), clean, speech)[0], clean)
-    made = enhanced(shipped(), heard, noisy)[0]
-    alone = copy.deepcopy(shipped())
+    assert torch.equal(denoise_mel(load_enhancer(), clean, speech)[0], clean)
+    made = denoise_mel(load_enhancer(), heard, noisy)[0]
+    alone = copy.deepcopy(load_enhancer())
     alone.isolator = None
     late = slice(4 * 40, None)
-    before, after, less = ((mel - clean)[late].abs().mean() for mel in (heard, made, enhanced(alone, heard, noisy)[0]))
+    before, after, less = (
+        (mel - clean)[late].abs().mean() for mel in (heard, made, denoise_mel(alone, heard, noisy)[0])
+    )
     assert after < 0.92 * before
     assert after < less
 
@@ -182,7 +183,7 @@ def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(
 
 def test_clean_speech_never_wakes_the_isolator_and_noise_wakes_it_once() -> None:
     sound = syllables()
-    quiet, noisy = Hearing(), Hearing()
+    quiet, noisy = NoiseRemoval(), NoiseRemoval()
     quiet(beside(deciding(CLEANEST)), log_mel(sound)[:-1], sound)
     noisy(BESIDE, log_mel(sound)[:-1], sound)
     assert quiet.isolated is None

@@ -13,7 +13,7 @@ from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.augment import augment
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.sample import generate_motion
+from flowportrait.generator.sampler import sample_mel
 
 TINY = GeneratorConfig(
     hidden=32, layers=2, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, steps=3
@@ -51,14 +51,14 @@ def test_no_chunk_hears_more_than_120_ms_ahead(model: ARFlow, mel: torch.Tensor)
     changed = mel.clone()
     first = 4 * 24 + 12  # 120 ms after the end of the chunk that ends with frame 23
     changed[:, first:] += 1.0
-    before, after = generate_motion(model, mel, [3, 4]), generate_motion(model, changed, [3, 4])
+    before, after = sample_mel(model, mel, [3, 4]), sample_mel(model, changed, [3, 4])
     assert torch.equal(before[:, :24], after[:, :24])
     assert not torch.equal(before[:, 24:], after[:, 24:])
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(model: ARFlow, mel: torch.Tensor) -> None:
-    together = generate_motion(model, mel, [3, 4])
-    alone = generate_motion(model, mel[1:], [4])
+    together = sample_mel(model, mel, [3, 4])
+    alone = sample_mel(model, mel[1:], [4])
     assert torch.allclose(together[1:], alone, atol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_guidance_of_one_is_no_guidance_and_zero_forgets_the_audio(model: ARFlow
     def at(guidance: float) -> torch.Tensor:
         twin = ARFlow(replace(TINY, guidance=guidance)).eval()
         twin.load_state_dict(model.state_dict())
-        return generate_motion(twin, mel, [3, 3])
+        return sample_mel(twin, mel, [3, 3])
 
     plain, deaf = at(1.0), at(0.0)
     assert torch.allclose(plain, at(1.000001), atol=1e-3)
@@ -77,7 +77,7 @@ def test_guidance_of_one_is_no_guidance_and_zero_forgets_the_audio(model: ARFlow
 def test_a_checkpoint_survives_the_disk_to_half_precision(model: ARFlow, mel: torch.Tensor, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = ARFlow.from_pretrained(tmp_path)
-    assert torch.allclose(generate_motion(model, mel, [1, 2]), generate_motion(loaded, mel, [1, 2]), atol=0.05)
+    assert torch.allclose(sample_mel(model, mel, [1, 2]), sample_mel(loaded, mel, [1, 2]), atol=0.05)
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:

@@ -11,10 +11,8 @@ import torch
 
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.live_ears import ears
-from flowportrait.generator.live_sound import LiveSound
-from flowportrait.generator.silence import speech_gate
+from flowportrait.generator.sampler import GenerationSession
+from flowportrait.generator.speech_stream import LevelledSound, feature_stream, speech_gate
 from flowportrait.media.mel import log_mel
 
 TINY = GeneratorConfig(
@@ -90,18 +88,18 @@ def test_another_process_goes_on_from_a_small_state(model: ARFlow, speech: np.nd
 
 
 def test_mel_of_pieces_is_mel_of_the_whole(speech: np.ndarray) -> None:
-    sound = LiveSound()
+    sound = LevelledSound()
     columns = torch.cat([sound.push(piece)[0] for piece in np.split(speech[: 640 * 60], 17 * np.arange(1, 2000))])
-    whole = LiveSound()
+    whole = LevelledSound()
     assert torch.allclose(columns, whole.push(speech[: 640 * 60])[0], atol=1e-4)
     steady = np.random.default_rng(2).normal(size=640 * 50).astype(np.float32) * 0.05
-    own, *_ = LiveSound().push(steady)
+    own, *_ = LevelledSound().push(steady)
     assert len(own) == 199
     assert (own - log_mel(steady)[:199]).abs().mean() < 0.05
 
 
 def test_quiet_recordings_are_heard_as_loud_as_others(speech: np.ndarray) -> None:
-    loud, quiet = (LiveSound().push(speech * factor)[0] for factor in (1.0, 0.1))
+    loud, quiet = (LevelledSound().push(speech * factor)[0] for factor in (1.0, 0.1))
     assert (loud - quiet).abs().max() < 0.05
 
 
@@ -117,23 +115,23 @@ def test_the_gate_opens_before_a_sound_and_closes_after_it() -> None:
 
 def test_ears_hear_bit_by_bit_what_the_front_end_hears_at_once(model: ARFlow, speech: np.ndarray) -> None:
     mel = torch.cat([log_mel(speech)] * 2)[: 4 * 200]
-    whole, hearing, at = model.listen(mel[None])[0], ears(model), 0
+    whole, stream, at = model.audio_features(mel[None])[0], feature_stream(model), 0
     exact = 1e-4 if model.speech is not None else 0.05
     for chunk, frames in enumerate(range(7, 200, 4)):
-        hearing.push(mel[at : 4 * frames - 1])
+        stream.push(mel[at : 4 * frames - 1])
         first, end, at = max(0, 4 * chunk - 12), 4 * chunk + 7, 4 * frames - 1
-        heard = hearing.heard(first, end)[0]
+        heard = stream.features(first, end)[0]
         assert len(heard) == end - first
-        # Ears that are new in the middle lack the two columns before their oldest token.
+        # A stream that is new in the middle lacks the two columns before its oldest token.
         assert (heard[:-1] - whole[first : end - 1]).abs().max() < (exact if chunk < 12 else 0.1)
-        assert len(hearing.mel) < 4 * 100
+        assert len(stream.mel) < 4 * 100
         if chunk in (11, 25):
-            hearing = ears(model, hearing.mel, hearing.start)
+            stream = feature_stream(model, stream.mel, stream.start)
 
 
 def test_a_field_is_the_velocity_of_its_levels(model: ARFlow) -> None:
     context, x = torch.randn(2, 2, model.head.context.in_features), torch.randn(2, model.latent_dim)
     sigmas = torch.linspace(1, 0, 4)
-    field = model.field(sigmas, context)
+    field = model.velocity_field(sigmas, context)
     for sigma in sigmas[:3]:
         assert torch.allclose(field(x, sigma), model.velocity(x, sigma, context), atol=1e-5)

@@ -21,11 +21,11 @@ from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.course import course, lip_gap
+from flowportrait.generator.drift import drift_figures, lip_gap
 from flowportrait.generator.face_film import Film, patches, pictures
-from flowportrait.generator.own_history import OwnHistory, rejoin, strung
 from flowportrait.generator.patch_flow import PatchFlow, PatchFlowConfig
 from flowportrait.generator.pretrain import PretrainConfig, chunk_loss
+from flowportrait.generator.rollout_history import RolloutHistory, approach_real, concatenate_clips
 from flowportrait.generator.train_patches import loss
 from flowportrait.posttrain.film_task import FilmTask
 from flowportrait.posttrain.plan import EveryStep
@@ -54,7 +54,7 @@ def test_a_wandering_head_shifts_and_one_that_returns_does_not() -> None:
     steady = torch.randn(1, 1000, 30, generator=draws())
     wandering = steady.clone()
     wandering[..., HEAD] += torch.linspace(0, 5, 1000)[:, None]
-    shift = [course(motion, 250, 1.0)["shift of head"][0] for motion in (steady, wandering)]
+    shift = [drift_figures(motion, 250, 1.0)["shift of head"][0] for motion in (steady, wandering)]
     assert shift[0].max() < 0.3
     assert (shift[1].diff() > 0.5).all()
 
@@ -62,16 +62,16 @@ def test_a_wandering_head_shifts_and_one_that_returns_does_not() -> None:
 def test_a_face_that_stops_is_still_from_then_on() -> None:
     motion = torch.randn(1, 500, 30, generator=draws())
     motion[:, 250:] = motion[:, 250:251]
-    assert course(motion, 250, 1.0)["still"].tolist() == [[0.0, 1.0]]
+    assert drift_figures(motion, 250, 1.0)["still"].tolist() == [[0.0, 1.0]]
 
 
 def test_real_motion_is_approached_from_where_one_is_lips_first() -> None:
     real, offset = torch.randn(25, 30, generator=draws()), torch.ones(30)
-    left = rejoin(real, offset) - real
+    left = approach_real(real, offset) - real
     assert (left[0] < 1).all()
     assert (left.diff(dim=0) < 0).all()
     assert left[12, LOWER].max() < 0.01 < 0.5 < left[12, HEAD].min()
-    assert torch.equal(rejoin(real, torch.zeros(30)), real)
+    assert torch.equal(approach_real(real, torch.zeros(30)), real)
 
 
 def clip(speaker: str, seed: int, features: int, frames: int = 60) -> MotionClip:
@@ -81,7 +81,7 @@ def clip(speaker: str, seed: int, features: int, frames: int = 60) -> MotionClip
 
 def test_clips_strung_together_do_not_jump() -> None:
     clips = [clip("a", seed, 8) for seed in range(4)] + [clip("b", 9, 8)]
-    [long] = strung(clips, 160, 0)
+    [long] = concatenate_clips(clips, 160, 0)
     assert len(long.motion) == len(long.mel) == 240
     within = max(float(c.motion.diff(dim=0).abs().max()) for c in clips)
     assert float(long.motion.diff(dim=0).abs().max()) < within + 0.5 * 4
@@ -95,9 +95,9 @@ def model() -> ARFlow:
 
 def test_an_own_past_differs_from_the_real_one_and_is_followed_by_the_way_back(model: ARFlow) -> None:
     clips = [clip("a", seed, 768) for seed in range(3)]
-    _, history, goal, *_ = OwnHistory(clips, 80, 2, own=False, generator=draws())(model)
+    _, history, goal, *_ = RolloutHistory(clips, 80, 2, sampled=False, generator=draws())(model)
     assert torch.equal(history, goal)
-    lesson = OwnHistory(clips, 80, 2, own=True, generator=draws())(model)
+    lesson = RolloutHistory(clips, 80, 2, sampled=True, generator=draws())(model)
     _, own, back, *_ = lesson
     assert torch.allclose(back[:, 0], goal[:, 0], atol=1e-5)
     away, home = (own[:, :-1, -1] - goal[:, :-1, -1]).abs(), (back[:, 1:, -1] - goal[:, 1:, -1]).abs()

@@ -16,7 +16,7 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import TRAINING_SPLITS, MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.hearing import hear, remember
+from flowportrait.generator.training_clips import extract_features, save_clips
 from flowportrait.media.mel import SAMPLES_PER_FRAME
 from flowportrait.posttrain.graft import FRAMES, Graft, graft, grafted
 from tests.test_posttrain import TINY, tiny_policy
@@ -24,7 +24,7 @@ from tests.test_posttrain import TINY, tiny_policy
 
 def sampler(model: ARFlow) -> WindowSampler:
     draws = torch.Generator().manual_seed(0)
-    heard = model.listen(torch.randn(2, 8 * FRAMES, 80, generator=draws))
+    heard = model.audio_features(torch.randn(2, 8 * FRAMES, 80, generator=draws))
     clips = [
         MotionClip(str(i), f"s{i}", torch.randn(2 * FRAMES, 30, generator=draws), heard[i], torch.zeros(19))
         for i in range(2)
@@ -79,7 +79,7 @@ def test_without_what_was_heard_a_corpus_is_listened_to_and_learned_from_alike(t
         Clip(faces, np.zeros((60, 52)), mouth, size, sound).save(tmp_path / "clips" / f"{name}.safetensors")
         records.append({"name": name, "speaker": name, "split": "reward", "frames": 60})
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    remember(tmp_path / "heard.pt", hear(lips, tmp_path, TRAINING_SPLITS, 0, 0))
+    save_clips(tmp_path / "heard.pt", extract_features(lips, tmp_path, TRAINING_SPLITS, 0, 0))
     listened, recalled = (grafted(lips, rest, tmp_path, heard, 2) for heard in (None, tmp_path / "heard.pt"))
     for one, other in zip(listened.parameters(), recalled.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -10,9 +10,8 @@ from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.course import lip_gap
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.perform import perform
+from flowportrait.generator.drift import lip_gap
+from flowportrait.generator.sampler import GenerationSession, sample_motion
 from flowportrait.generator.train_intensity import amplitudes
 from tests.test_generator import TINY
 
@@ -28,7 +27,7 @@ def syllables() -> np.ndarray:
 @pytest.mark.parametrize("name", ["sft", "rl"])
 def test_a_livelier_performance_is_livelier_and_its_lips_keep_time(name: str) -> None:
     model, sounds = load_generator(name).requires_grad_(False), np.stack([syllables()] * 4)
-    calm, usual, lively = (perform(model, sounds, [0, 1, 2, 3], intensity=x) for x in (0.6, 1.0, 1.6))
+    calm, usual, lively = (sample_motion(model, sounds, [0, 1, 2, 3], intensity=x) for x in (0.6, 1.0, 1.6))
     sizes = torch.stack([amplitudes(motion).mean(0) for motion in (calm, usual, lively)])
     assert (sizes.diff(dim=0) > 0).all()
     assert float((sizes[2] - sizes[0]).mean()) > 0.2

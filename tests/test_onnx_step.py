@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from flowportrait.cli import main
-from flowportrait.flow.noise import unit_noise
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.onnx_step import OnnxSteps, export_step
-from flowportrait.generator.sample import generate
+from flowportrait.generator.onnx_step import OnnxStep, export_step
+from flowportrait.generator.sampler import Sampler, sample_chunks
 
 pytest.importorskip("onnx")
 SMALL = GeneratorConfig(
@@ -37,11 +36,10 @@ def test_the_graph_draws_what_the_generator_draws_beyond_window_and_horizon(tmp_
     export_step(model, path)
     with torch.no_grad():
         condition = model.condition(torch.randn(1, 16 * 14, 80))
-        ours = torch.cat(list(generate(model, condition, [7])), 1).numpy()
-    steps = OnnxSteps(path, condition.audio.numpy(), condition.style.numpy())
-    theirs = [steps(unit_noise(model.latent_dim, 7, chunk)[None].numpy()) for chunk in range(14)]
-    assert np.abs(ours - np.concatenate(theirs, 1)).max() < 1e-3
-    assert np.abs(ours).max() > 0.1
+        ours = torch.cat(list(sample_chunks(model, condition, [7])), 1)
+        theirs = torch.cat(list(sample_chunks(model, condition, [7], step=OnnxStep(path))), 1)
+    assert (ours - theirs).abs().max() < 1e-3
+    assert ours.abs().max() > 0.1
 
 
 @pytest.mark.slow
@@ -49,9 +47,9 @@ def test_a_compiled_head_draws_the_same() -> None:
     model = restless(2.0)
     with torch.no_grad():
         condition = model.condition(torch.randn(1, 64, 80))
-        plain = torch.cat(list(generate(model, condition, [7])), 1)
+        plain = torch.cat(list(sample_chunks(model, condition, [7])), 1)
         model.compile_head()
-        assert torch.allclose(torch.cat(list(generate(model, condition, [7])), 1), plain, atol=1e-4)
+        assert torch.allclose(torch.cat(list(sample_chunks(model, condition, [7])), 1), plain, atol=1e-4)
 
 
 def test_the_command_writes_a_graph_or_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,3 +58,17 @@ def test_the_command_writes_a_graph_or_says_what_is_wrong(tmp_path: Path, capsys
     assert {file.name for file in tmp_path.iterdir()} == {"run", "a.onnx", "a.json"}
     assert main(["export", "--output", str(tmp_path / "a.bin")]) == 2
     assert "must end in .onnx" in capsys.readouterr().err
+
+
+def test_a_sampler_draws_with_an_exported_step_and_goes_on_from_a_state(tmp_path: Path) -> None:
+    model, path = restless(2.0), tmp_path / "step.onnx"
+    export_step(model, path)
+    sound = (0.1 * np.random.default_rng(0).normal(size=640 * 50)).astype(np.float32)
+    ours, theirs = (Sampler(model, [3], step=step) for step in (None, OnnxStep(path)))
+    begun = [torch.cat(list(sampler.push(sound[: 640 * 33])), 1) for sampler in (ours, theirs)]
+    assert torch.allclose(*begun, atol=1e-3)
+    resumed = Sampler(model, state=theirs.state(), step=OnnxStep(path))
+    rest = [torch.cat([*sampler.push(sound[640 * 33 :]), *sampler.finish()], 1) for sampler in (ours, theirs, resumed)]
+    assert torch.allclose(rest[0], rest[1], atol=1e-3)
+    assert torch.allclose(rest[1], rest[2], atol=1e-3)
+    assert rest[0].abs().max() > 0.1

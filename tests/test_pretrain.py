@@ -24,9 +24,9 @@ from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.hearing import remember
 from flowportrait.generator.learner import Draw, Learner, learning_rate_factor
 from flowportrait.generator.pretrain import PretrainConfig, pretrain
+from flowportrait.generator.training_clips import save_clips
 from flowportrait.prompts import Prompt
 from flowportrait.training.descend import GIVE_UP, descend
 
@@ -49,7 +49,7 @@ def clips() -> list[MotionClip]:
 
 def train(config: PretrainConfig, output: Path, **more: object) -> dict[str, torch.Tensor]:
     output.mkdir(exist_ok=True)
-    remember(output / "heard.pt", clips())
+    save_clips(output / "heard.pt", clips())
     with pytest.warns(UserWarning, match="overfitting"):
         pretrain(config, output / "no corpus", output, resume=True, **more)  # type: ignore[arg-type]
     return torch.load(output / "state.pt", weights_only=True)
@@ -225,7 +225,7 @@ pretrain(config, Path(sys.argv[1]) / "no corpus", Path(sys.argv[1]), resume=True
 def launch(output: Path, *more: str, shards: bool = False) -> dict[str, torch.Tensor]:
     """The state that two processes leave."""
     output.mkdir(exist_ok=True)
-    remember(output / "heard.pt", clips())
+    save_clips(output / "heard.pt", clips())
     script, root = output / "worker.py", Path(__file__).parents[1]
     script.write_text(WORKER)
     subprocess.run(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
 from flowportrait.evaluate.compare import Row
-from flowportrait.generator.sample import generate_motion
+from flowportrait.generator.sampler import sample_mel
 from flowportrait.posttrain.recipes import named, read_recipe
 from flowportrait.reward.composite import RewardWeights
 
@@ -134,12 +134,12 @@ def test_every_contestant_is_a_recipe_that_exists() -> None:
 def test_sampling_otherwise_leaves_the_model_as_it_was() -> None:
     model = load_generator("sft")
     mel = torch.randn(2, 32, 80)
-    as_delivered = generate_motion(model, mel, [0, 1])
+    as_delivered = sample_mel(model, mel, [0, 1])
     own = controls.Sampling(model.config.guidance, model.config.steps)
-    assert torch.equal(generate_motion(controls.sampled(model, own), mel, [0, 1]), as_delivered)
+    assert torch.equal(sample_mel(controls.sampled(model, own), mel, [0, 1]), as_delivered)
     cold = controls.sampled(model, replace(own, temperature=0.5))
-    assert not torch.equal(generate_motion(cold, mel, [0, 1]), as_delivered)
-    assert torch.equal(generate_motion(model, mel, [0, 1]), as_delivered)
+    assert not torch.equal(sample_mel(cold, mel, [0, 1]), as_delivered)
+    assert torch.equal(sample_mel(model, mel, [0, 1]), as_delivered)
 
 
 def test_the_page_in_the_repository_is_what_its_figures_say() -> None:

@@ -24,8 +24,8 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.guidance import guided
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.steering import Past, Steering, in_order
+from flowportrait.generator.sampler import GenerationSession
+from flowportrait.generator.steering import GuidanceContext, Steering, ordered_weights
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from tests.test_generator_live import TINY, build, together
@@ -92,7 +92,7 @@ def test_a_weight_of_zero_and_one_candidate_change_no_bit() -> None:
 def test_more_weight_steers_further_and_only_where_the_reward_looks() -> None:
     def reached(**weights: float) -> tuple[float, float]:
         reward = First()
-        drawn(Steering(reward, guide=in_order(weights, ("a", "b", "c")), choose=(1.0, 0.0, 0.0)))
+        drawn(Steering(reward, guide=ordered_weights(weights, ("a", "b", "c")), choose=(1.0, 0.0, 0.0)))
         last = torch.stack([x[0, -1] for x, sigma, _, _ in reward.seen])
         return float(last[:, 0].mean()), float(last[:, 1].mean())
 
@@ -103,7 +103,7 @@ def test_more_weight_steers_further_and_only_where_the_reward_looks() -> None:
 
 def test_a_chunk_is_judged_noisy_after_a_clean_past_and_the_sound_of_both() -> None:
     reward = First()
-    drawn(Steering(reward, guide=(0.1, 0.0, 0.0), reach=3))
+    drawn(Steering(reward, guide=(0.1, 0.0, 0.0), history_chunks=3))
     lengths = [x.shape[1] for x, *_ in reward.seen]
     assert max(lengths) == 4
     for x, sigma, heard, start in reward.seen:
@@ -117,9 +117,9 @@ def test_the_past_that_the_reward_sees_is_what_was_drawn() -> None:
     session = GenerationSession(MODEL, seed=3, steering=Steering(First(), guide=(0.1, 0.0, 0.0)))
     motion = list(session.push(SPEECH))
     assert len(motion) > 3
-    past = session._past(2, session.since[-1][0])
-    assert isinstance(past, Past)
-    expected = torch.cat([frames for _, frames in session.since[-2:]], 1)
+    past = session.chunks.guidance_context(2, session.chunks.history[-1][0])
+    assert isinstance(past, GuidanceContext)
+    expected = torch.cat([frames for _, frames in session.chunks.history[-2:]], 1)
     assert torch.allclose(MODEL.to_motion(past.latents, past.start), expected, atol=1e-4)
 
 
@@ -182,8 +182,8 @@ def test_the_shipped_latent_reward_steers_the_shipped_generator_in_its_own_judge
     def liked(steering: Steering | None) -> float:
         session = GenerationSession(animator.generator, seed=0, steering=steering)
         list(session.push(audio))
-        past = session._past(8, session.since[-1][0])
-        verdict = reward(past.latents, 0.0, past.heard[:, :-1], past.start)
+        past = session.chunks.guidance_context(8, session.chunks.history[-1][0])
+        verdict = reward(past.latents, 0.0, past.audio[:, :-1], past.start)
         return float(verdict.mean[..., 0].mean())
 
     assert liked(steering) > liked(None)
@@ -231,4 +231,4 @@ def test_what_a_reward_cannot_do_is_said_in_a_sentence(
 def test_weights_are_read_by_name() -> None:
     assert parse_weights("motion=0.3, sync=1") == {"motion": 0.3, "sync": 1.0}
     assert parse_weights(None) == {}
-    assert in_order({"motion": 0.3}, ("sync", "expression", "motion")) == (0.0, 0.0, 0.3)
+    assert ordered_weights({"motion": 0.3}, ("sync", "expression", "motion")) == (0.0, 0.0, 0.3)

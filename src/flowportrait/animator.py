@@ -20,9 +20,9 @@ from flowportrait.codec.footage import Progress, no_progress, track_footage
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import Enhancer, shipped
-from flowportrait.generator.live import GenerationSession
-from flowportrait.generator.sight import seen
+from flowportrait.generator.enhancer import Enhancer, load_enhancer
+from flowportrait.generator.portrait_tokens import encode_portraits
+from flowportrait.generator.sampler import GenerationSession
 from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import Paste, photo_square
@@ -45,7 +45,7 @@ class Animator:
     def from_pretrained(cls, name: str | Path = "rl", intensity: float = 1.0, as_heard: bool = False) -> Animator:
         """With a shipped checkpoint (``rl``, ``sft``) or one in a folder, and the shipped enhancer unless the sound is
         to be taken ``as_heard``."""
-        return cls(load_generator(name), intensity, None if as_heard else shipped())
+        return cls(load_generator(name), intensity, None if as_heard else load_enhancer())
 
     def __call__(self, image: np.ndarray, audio: np.ndarray, *, seed: int = 0, size: int = 512) -> np.ndarray:
         """All frames at once ``[T, H, W, 3]`` uint8; see ``animate``."""
@@ -178,7 +178,7 @@ class Animator:
         frame 120 ms of sound after its end; how the sound is cut changes nothing."""
         session = GenerationSession(
             self.generator, seed, steering=steering, intensity=self.intensity, enhancer=self.enhancer,
-            portrait=seen(self.generator, [portrait] if portrait else []),
+            portrait=encode_portraits(self.generator, [portrait] if portrait else []),
         )  # fmt: skip
         controlled = controls or Controls()
         for piece in pieces:

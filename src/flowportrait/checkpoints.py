@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+import torch
+
+from flowportrait.devices import Device
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 
@@ -29,6 +32,6 @@ def checkpoint_folder(name: str | Path) -> Path:
     raise BadInput(f"No checkpoint named {name}: use {' or '.join(SHIPPED)}, or a folder with model.safetensors.")
 
 
-def load_generator(name: str | Path) -> ARFlow:
-    """The generator of a checkpoint, in evaluation mode."""
-    return ARFlow.from_pretrained(checkpoint_folder(name))
+def load_generator(name: str | Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
+    """Load the generator of a checkpoint, in evaluation mode; see ``devices`` for device and dtype."""
+    return ARFlow.from_pretrained(checkpoint_folder(name), device, dtype)

@@ -41,7 +41,7 @@ def override(config: Config, changes: Sequence[str]) -> Config:
 
 def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
     hints = _fields(config)
-    name = path[0]
+    name = _current_key(type(config), path[0])
     _check_key(name, hints, full)
     current = getattr(config, name)
     if len(path) > 1:
@@ -59,6 +59,11 @@ def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
     else:
         value = _parse(text, hints[name], full)
     return dataclasses.replace(config, **{name: value})
+
+
+def _current_key(kind: type, key: str) -> str:
+    """Today's name of a key, where ``kind`` says that it had another."""
+    return dict(getattr(kind, "earlier_keys", ())).get(key, key)
 
 
 def at_least(config: Any, **least: float) -> None:
@@ -89,8 +94,9 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in data.items():
-        _check_key(key, hints, key)
-        values[key] = _convert(value, hints[key], key)
+        name = _current_key(kind, key)
+        _check_key(name, hints, key)
+        values[name] = _convert(value, hints[name], key)
     try:
         return kind(**values)
     except TypeError as error:
@@ -105,10 +111,11 @@ def merge(config: Config, data: dict[str, Any]) -> Config:
     """
     hints, values = _fields(config), {}
     for key, value in data.items():
-        _check_key(key, hints, key)
-        current = getattr(config, key)
+        name = _current_key(type(config), key)
+        _check_key(name, hints, key)
+        current = getattr(config, name)
         deep = dataclasses.is_dataclass(current) and isinstance(value, dict)
-        values[key] = merge(current, value) if deep else _convert(value, hints[key], key)
+        values[name] = merge(current, value) if deep else _convert(value, hints[name], key)
     return dataclasses.replace(config, **values)
 
 

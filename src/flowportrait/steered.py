@@ -29,11 +29,11 @@ def steering_by(
     """
     if candidates == 1 and not any(guide.values()):
         return None
-    from flowportrait.generator.steering import Steering, in_order
+    from flowportrait.generator.steering import Steering, ordered_weights
     from flowportrait.preference.latent_reward import REACH, LatentReward
 
     reward, fresh = LatentReward.load(), LatentReward.fresh(generator)
     if (reward.config.heard, reward.config.chunk) != (fresh.config.heard, generator.config.chunk):
         raise BadInput(f"Guiding and pruning do not fit {name}: the latent reward hears otherwise.")
-    chosen_by = in_order(dict.fromkeys((by,) if by in DIMENSIONS else DIMENSIONS, 1.0), DIMENSIONS)
-    return Steering(reward, in_order(guide, DIMENSIONS), chosen_by, candidates, reach=REACH)
+    chosen_by = ordered_weights(dict.fromkeys((by,) if by in DIMENSIONS else DIMENSIONS, 1.0), DIMENSIONS)
+    return Steering(reward, ordered_weights(guide, DIMENSIONS), chosen_by, candidates, history_chunks=REACH)

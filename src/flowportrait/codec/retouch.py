@@ -8,7 +8,6 @@ The frame's detail is kept: it is moved by the flow, and only the change is as c
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from flowportrait.codec.mouth_look import colourfulness
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, mouth_state, to_window
 from flowportrait.codec.retouch_net import Windows
 from flowportrait.codec.retouch_onnx import FOLDER, ExportedNet
+from flowportrait.devices import once_per_device
 
 Network = Callable[[Windows], tuple[torch.Tensor, torch.Tensor]]
 
@@ -37,7 +37,7 @@ _OWN = 0.8
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-@lru_cache(maxsize=1)
+@once_per_device
 def shipped_network() -> Network:
     """The network that comes with the package."""
     return ExportedNet(FOLDER / "model.onnx")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH
 from flowportrait.codec.retouch_net import RetouchNet, Windows
+from flowportrait.devices import Device, onnx_providers
 
 FOLDER = Path(str(files("flowportrait") / "weights" / "retouch"))
 
@@ -27,11 +28,11 @@ FOLDER = Path(str(files("flowportrait") / "weights" / "retouch"))
 class ExportedNet:
     """``RetouchNet`` from an ONNX file, for one window at a time; may be called from several threads at once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: Device | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # frames are drawn side by side; threads within one would only wait
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
 
     def __call__(self, windows: Windows) -> tuple[Tensor, Tensor]:
         """Flow and residual; see ``RetouchNet``."""

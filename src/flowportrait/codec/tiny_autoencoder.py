@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from flowportrait.devices import Device, default_device
 from flowportrait.errors import BadInput
 
 WIDTH = 64
@@ -77,8 +78,10 @@ class TinyAutoencoder(nn.Module):
         )
 
     @classmethod
-    def read(cls, encoder: Path, decoder: Path) -> TinyAutoencoder:
-        """From the two weight files, ``.pth`` or ``.safetensors``; what they hold tells the kind.
+    def read(
+        cls, encoder: Path, decoder: Path, device: Device | None = None, dtype: torch.dtype | None = None
+    ) -> TinyAutoencoder:
+        """Load the two weight files, ``.pth`` or ``.safetensors``; what they hold tells the kind.
 
         Raises:
             BadInput: a file is missing or holds something else.
@@ -96,7 +99,7 @@ class TinyAutoencoder(nn.Module):
             model.decoder.load_state_dict(states[1])
         except (RuntimeError, ValueError, KeyError) as error:
             raise BadInput(f"{encoder} and {decoder} are not the two halves of a tiny autoencoder.") from error
-        return model
+        return model.to(*default_device(device, dtype))
 
     @property
     def dtype(self) -> torch.dtype:

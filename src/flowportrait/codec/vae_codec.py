@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from flowportrait.codec.latent_scale import LatentScale
+from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
 
 BATCH = 4
@@ -55,7 +56,13 @@ class VaeCodec:
         """Frames per latent after the first, which stands for one frame alone."""
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, subfolder: str | None = None) -> VaeCodec:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        subfolder: str | None = None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> VaeCodec:
         """With an autoencoder saved by diffusers, in a folder or on the Hugging Face hub.
 
         Raises:
@@ -73,7 +80,7 @@ class VaeCodec:
             raise BadInput(f"No autoencoder could be loaded from {where} ({reason}): check the name.") from error
         if not hasattr(autoencoder, "encode"):
             raise BadInput(f"{where} holds a {type(autoencoder).__name__}, which is no autoencoder.")
-        return cls(autoencoder)
+        return cls(autoencoder.to(*default_device(device, dtype)))
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> VideoLatents:
@@ -87,7 +94,7 @@ class VaeCodec:
             values = self._mean(whole.transpose(0, 1)[None])[0].transpose(0, 1)
         else:
             values = torch.cat([self._mean(self._padded(part)) for part in pixels.split(BATCH)])
-        return VideoLatents(self.scale.normalise(values.float()), count, height, width)
+        return VideoLatents(self.scale.normalise(values.float().cpu()), count, height, width)
 
     @torch.no_grad()
     def decode(self, latents: VideoLatents) -> Iterator[np.ndarray]:
@@ -107,7 +114,9 @@ class VaeCodec:
         """Bytes ``[T, 3, H, W]`` to [−1, 1], sides filled up to whole cells by repeating the edge."""
         down, right = (-side % self.spatial for side in pixels.shape[-2:])
         scaled = pixels.float() / 127.5 - 1
-        return F.pad(scaled, (0, right, 0, down), mode="replicate").to(self.autoencoder.dtype)
+        return F.pad(scaled, (0, right, 0, down), mode="replicate").to(
+            device_of(self.autoencoder), self.autoencoder.dtype
+        )
 
     def _mean(self, pixels: torch.Tensor) -> torch.Tensor:
         encoded = self.autoencoder.encode(pixels)
@@ -116,7 +125,7 @@ class VaeCodec:
     def _decoded(self, values: torch.Tensor) -> torch.Tensor:
         if getattr(self.autoencoder.config, "timestep_conditioning", False):
             # LTX decoders of the distilled kind can also denoise; at time zero they only decode.
-            return self.autoencoder.decode(values, torch.zeros(len(values), dtype=values.dtype)).sample
+            return self.autoencoder.decode(values, values.new_zeros(len(values))).sample
         return self.autoencoder.decode(values).sample
 
 

@@ -46,13 +46,13 @@ def warn_of_quiet_speech(speech: np.ndarray, name: str) -> None:
     """Say that ``speech`` ``[N]`` at 16 kHz, from ``name``, is silent, or that it is raised for the lips."""
     import numpy as np
 
-    from flowportrait.generator.silence import rest_share
+    from flowportrait.generator.speech_stream import closed_lips_share
     from flowportrait.media.mel import QUIET_RMS
 
     rms = float(np.sqrt((speech.astype(np.float64) ** 2).mean()))
     if rms >= QUIET_RMS:
         return
-    share = rest_share(speech)
+    share = closed_lips_share(speech)
     if share > _ALL_BUT_SILENT:
         say(f"Warning: {name} is all but silent, and the lips rest for {share:.0%} of it: speech has to be louder.")
     else:

@@ -16,7 +16,7 @@ from flowportrait.animator import Animator
 from flowportrait.codec.controls import Controls
 from flowportrait.conversation.listening import Listener
 from flowportrait.errors import BadInput
-from flowportrait.generator.silence import speech_gate
+from flowportrait.generator.speech_stream import speech_gate
 from flowportrait.media.portrait import Photo
 from flowportrait.media.search import find_faces
 

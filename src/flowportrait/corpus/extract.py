@@ -17,7 +17,7 @@ from flowportrait.corpus.quality import Gates, judge, measure, out_of_step
 from flowportrait.corpus.sources import Source
 from flowportrait.corpus.tracks import Track, follow
 from flowportrait.errors import BadInput
-from flowportrait.generator.silence import speech_gate
+from flowportrait.generator.speech_stream import speech_gate
 from flowportrait.media.audio import has_audio, read_audio
 from flowportrait.media.face import bridge
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME, iter_frames

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +22,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
+from flowportrait.devices import default_device, device_of, once_per_device, onnx_providers, place, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.evaluate.points68 import model_path
 
@@ -85,7 +84,7 @@ class ArcFace:
         import onnxruntime
 
         self.name = f"ArcFace ({path.name})"
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(path), providers=onnx_providers())
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
@@ -108,7 +107,7 @@ class MobileNet:
     @torch.no_grad()
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
-        return self._layers(_normal(picture)).mean((2, 3)).numpy()
+        return self._layers(_normal(picture).to(device_of(self._layers))).mean((2, 3)).cpu().numpy()
 
 
 class Scripted:
@@ -116,7 +115,8 @@ class Scripted:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._net = torch.jit.load(str(path), map_location="cpu").eval()
+            self._device, _ = default_device()
+            self._net = torch.jit.load(str(path), map_location=self._device).eval()
         except (RuntimeError, OSError, ValueError) as error:
             raise BadInput(
                 f"{path} is not a TorchScript network: give the file FID or FVD is measured with."
@@ -126,7 +126,7 @@ class Scripted:
     @torch.no_grad()
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)
-        return self._net(picture, return_features=True).numpy()
+        return self._net(picture.to(self._device), return_features=True).cpu().numpy()
 
     @torch.no_grad()
     def clip(self, crops: np.ndarray) -> np.ndarray:
@@ -134,10 +134,10 @@ class Scripted:
         picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float()
         picture = F.interpolate(picture, size=(224, 224), mode="bilinear", align_corners=False)
         film = (picture / 127.5 - 1).permute(1, 0, 2, 3)[None]
-        return self._net(film, rescale=False, resize=False, return_features=True).numpy()
+        return self._net(film.to(self._device), rescale=False, resize=False, return_features=True).cpu().numpy()
 
 
-@lru_cache(maxsize=1)
+@once_per_device
 def networks() -> Networks:
     """The best of each kind that is installed.
 
@@ -159,12 +159,12 @@ def perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]]:
     layers = _mobilenet()
 
     def stages(picture: torch.Tensor) -> list[torch.Tensor]:
-        found = _normal(picture)
+        found = _normal(picture).to(device_of(layers))
         maps = []
         for index, layer in enumerate(layers, 1):
             found = layer(found)
             if index in PERCEPTUAL_STAGES:
-                maps.append(found)
+                maps.append(found.cpu())
         return maps
 
     return stages
@@ -183,12 +183,12 @@ def _given(variable: str) -> Path | None:
     return Path(value)
 
 
-@lru_cache(maxsize=1)
+@once_per_device
 def _mobilenet() -> torch.nn.Sequential:
     from flowportrait.evaluate.mobilenet import mobilenet_v2
 
     net = mobilenet_v2(PERCEPTUAL_STAGES[-1])
-    state = load_file(str(files("flowportrait") / "weights" / "image_features" / "model.safetensors"))
+    state = read_weights(Path(str(files("flowportrait") / "weights" / "image_features" / "model.safetensors")))
     # The file leaves out only the batch counters of normalisation, which are not used here.
     net.load_state_dict(net.state_dict() | state)
-    return net.eval().requires_grad_(False)
+    return place(net.eval().requires_grad_(False))

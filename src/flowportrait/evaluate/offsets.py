@@ -73,8 +73,8 @@ def measure_sync(tracked: Tracked, expert: SyncExpert | None = None) -> LipSync 
     if not len(tracked.audio) or frames - expert.WINDOW + 1 - 2 * reach < MIN_WINDOWS:
         return None
     mel = log_mel(level(tracked.audio))[4 * run.start : 4 * run.stop]
-    face = expert.embed_face(torch.from_numpy(tracked.mouth[run])[None])[0].numpy()
-    voice = expert.embed_audio(mel[None])[0].numpy()
+    face = expert.embed_face(torch.from_numpy(tracked.mouth[run])[None])[0].cpu().numpy()
+    voice = expert.embed_audio(mel[None])[0].cpu().numpy()
     return sync_from_embeddings(face, voice, reach)
 
 

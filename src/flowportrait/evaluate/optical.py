@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 
+from flowportrait.devices import device_of, once_per_device, place
 from flowportrait.errors import BadInput
 from flowportrait.reward.optical_flow import tensors_by_name
 
@@ -57,7 +57,7 @@ class Raft:
         self._net = raft_small(weights=None)
         state = torch.load(weights, map_location="cpu", weights_only=True)
         self._net.load_state_dict(tensors_by_name(state, self._net.state_dict(), weights))
-        self._net.eval().requires_grad_(False)
+        place(self._net.eval().requires_grad_(False))
 
     @torch.no_grad()
     def __call__(self, before: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -66,12 +66,12 @@ class Raft:
             torch.from_numpy(cv2.resize(grey, (RAFT_SIDE, RAFT_SIDE), interpolation=cv2.INTER_CUBIC)).float()
             for grey in (before, now)
         ]
-        first, second = (picture.div(127.5).sub(1).expand(1, 3, -1, -1) for picture in pair)
-        field = self._net(first, second)[-1][0].permute(1, 2, 0).numpy()
+        first, second = (picture.to(device_of(self._net)).div(127.5).sub(1).expand(1, 3, -1, -1) for picture in pair)
+        field = self._net(first, second)[-1][0].permute(1, 2, 0).cpu().numpy()
         return cv2.resize(field, (side, side), interpolation=cv2.INTER_AREA) * (side / RAFT_SIDE)
 
 
-@lru_cache(maxsize=1)
+@once_per_device
 def flow_method() -> FlowMethod:
     """The best that is installed and works."""
     weights = raft_weights()

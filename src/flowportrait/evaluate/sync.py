@@ -9,7 +9,6 @@ only, and speakers the reward side never saw. Nothing is zero-padded in time: T 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flowportrait.devices import device_of, once_per_device
 from flowportrait.training.joint_embedding import JointEmbedding
 
 CROP = (40, 56)
@@ -52,7 +52,7 @@ class SyncExpert(JointEmbedding):
     def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
         """``[B, T, 40, 56]`` or ``[B, T, 48, 64]`` grey patches of any range to ``[B, T - 4, DIM]``."""
         top, left = ((size - crop) // 2 for size, crop in zip(lips.shape[-2:], CROP, strict=True))
-        mouth = lips[..., top : top + CROP[0], left : left + CROP[1]].float()
+        mouth = lips[..., top : top + CROP[0], left : left + CROP[1]].to(device_of(self)).float()
         windows = take_out_shading(mouth).unfold(1, self.WINDOW, 1).movedim(-1, 2)
         batch, count = windows.shape[:2]
         flat = windows.reshape(batch * count, *windows.shape[2:])
@@ -61,11 +61,11 @@ class SyncExpert(JointEmbedding):
 
     def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
         """``[B, 4T, 80]`` log-mel to ``[B, T - 4, DIM]``; each window hears exactly its own 20 columns."""
-        sound = self.voice((mel - 1.0)[:, None])
+        sound = self.voice((mel.to(device_of(self)) - 1.0)[:, None])
         return F.normalize(self.voice_out(sound.permute(0, 2, 1, 3).flatten(2)), dim=-1)
 
     @classmethod
-    @lru_cache(maxsize=1)
+    @once_per_device
     def load(cls) -> SyncExpert:
         """The expert that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "sync_eval" / "model.safetensors")))

@@ -1,41 +1,76 @@
 """AR-Flow: an autoregressive flow generator of motion latents.
 
     token_i = audio of chunk i  +  motion of chunk i−1  +  style       (chunk: 4 frames × 30 numbers)
-    h_i     = backbone(token_1 … token_i), where sound puts the lips   (causal, KV cache; see ``lip_reader``)
+    h_i     = backbone(token_1 … token_i), where sound puts the lips   (causal, KV cache; see ``LipReader``)
     z_i     = flow head integrated from noise, σ: 1 → 0, given h_i
     motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``chunk_space``)
 
-``contexts`` gives all h_i in one teacher-forced pass over known latents; ``Session`` gives them one by one while
-the latents come into being. Both agree up to rounding.
+``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``Session`` computes them one by
+one while the latents are being drawn. Both agree up to rounding. ``sampler`` draws motion for sound.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM
+from flowportrait.devices import Device, place
 from flowportrait.errors import BadInput
 from flowportrait.flow.solver import Velocity
 from flowportrait.generator import checkpoint
-from flowportrait.generator.audio_encoder import AudioEncoder
+from flowportrait.generator.audio_encoder import N_LIPS, AudioEncoder, LipReader
 from flowportrait.generator.backbone import Backbone
 from flowportrait.generator.chunk_space import ChunkSpace
-from flowportrait.generator.condition import Condition
 from flowportrait.generator.config import STYLE_DIM, GeneratorConfig
 from flowportrait.generator.flow_head import FlowHead
-from flowportrait.generator.lip_reader import N_LIPS, LipReader
 from flowportrait.generator.pretrained import AudioTower, Foundation, VisionTower, load_foundation
-from flowportrait.generator.session import Session
 from flowportrait.generator.speech_encoder import BLOCK, SPEECH_DIM, TOKENS_PER_FRAME, SpeechEncoder
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 
 
+class Condition(NamedTuple):
+    """What is known before the first chunk, one row per sample.
+
+    audio ``[B, N, chunk·d]``: the encoded sound; with an anchor, followed by where the sound alone puts the lips
+    (``chunk·16``). style ``[B, hidden]``: the encoded speaking style; of a model with vision ``[B, 1 + P, hidden]``,
+    where the portrait's P tokens follow. start ``[B, 30]``: the motion frame before the first.
+    """
+
+    audio: torch.Tensor
+    style: torch.Tensor
+    start: torch.Tensor
+
+    def repeat(self, times: int) -> Condition:
+        """Each row ``times`` times in a row: the samples of a group share one encoding."""
+        return Condition(*(part.repeat_interleave(times, 0) for part in self))
+
+    def select(self, rows: torch.Tensor) -> Condition:
+        """The rows at these indices."""
+        return Condition(*(part[rows] for part in self))
+
+    @property
+    def chunks(self) -> int:
+        """N, how many chunks there are to generate."""
+        return self.audio.shape[1]
+
+    @property
+    def speaker(self) -> torch.Tensor:
+        """The style ``[B, 1, hidden]``, added to every token."""
+        return self.style[:, None] if self.style.dim() == 2 else self.style[:, :1]
+
+    @property
+    def portrait(self) -> torch.Tensor:
+        """The tokens ``[B, P, hidden]`` that precede the first chunk; P is 0 for a model without vision."""
+        return self.speaker[:, :0] if self.style.dim() == 2 else self.style[:, 1:]
+
+
 class ARFlow(nn.Module):
-    """The generator's networks. A policy: ``condition``, ``contexts`` or ``session``, ``velocity``."""
+    """The generator's networks, and a policy for post-training."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -51,9 +86,9 @@ class ARFlow(nn.Module):
         self.motion_in = nn.Linear(config.latent_dim, hidden)
         self.style_in = nn.Linear(STYLE_DIM, hidden)
         self.backbone = Backbone(config, foundation.decoder if foundation else None)
-        self.vision = VisionTower(foundation.vision, config.portrait_side) if foundation and config.sees else None
-        told = hidden + config.anchor * config.latent_dim
-        self.head = FlowHead(config.latent_dim, told, config.head_width, config.head_depth)
+        self.vision = VisionTower(foundation.vision, config.portrait_side) if foundation and config.use_vision else None
+        context_dim = hidden + config.anchor * config.latent_dim
+        self.head = FlowHead(config.latent_dim, context_dim, config.head_width, config.head_depth)
         self.space = ChunkSpace(config.chunk)
         self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
         self.train()
@@ -66,29 +101,33 @@ class ARFlow(nn.Module):
         return self.config.latent_dim
 
     def train(self, mode: bool = True) -> ARFlow:
-        """As ``nn.Module.train``; what is frozen always hears the same."""
+        """Switch to training mode as ``nn.Module.train`` does; frozen parts stay in evaluation mode."""
         super().train(mode)
         for frozen in (self.speech, self.lip_reader, self.vision):
             if frozen is not None:
                 frozen.eval()
         return self
 
-    def listen(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
-        """What is heard, before anything is learned from it ``[B, T, features]``, from log-mel ``[B, 4T, 80]``; the
-        first ``skip`` blocks of 32 frames are left out of the result."""
+    def audio_features(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
+        """Features of the frozen front end ``[B, T, features]`` for log-mel ``[B, 4T, 80]``; the first ``skip`` blocks
+        of 32 frames are left out of the result."""
+        mel = mel.to(self.rest_style.device)
         if self.speech is not None:
             return self.speech(mel, skip)
         frames = mel.reshape(len(mel), -1, MELS_PER_FRAME * mel.shape[-1])
         return frames[:, skip * BLOCK // TOKENS_PER_FRAME :]
 
-    def look(self, crops: list[np.ndarray]) -> torch.Tensor:
-        """Portrait crops ``[S, S, 3]`` uint8 to the tokens ``[B, P, hidden]`` that ``condition`` takes.
+    def encode_portrait(self, crops: list[np.ndarray]) -> torch.Tensor:
+        """Encode portrait crops ``[S, S, 3]`` uint8 to the tokens ``[B, P, hidden]`` that ``condition`` takes.
 
         Raises:
-            BadInput: this model does not see.
+            BadInput: this model has no vision tower.
         """
         if self.vision is None:
-            raise BadInput("This generator does not see: train one with sees=true over a backbone with a vision tower.")
+            raise BadInput(
+                "This generator does not see portraits: train one with use_vision=true over a backbone that has a "
+                "vision tower."
+            )
         return self.vision(crops)
 
     def condition(
@@ -99,48 +138,55 @@ class ARFlow(nn.Module):
         drop_audio: torch.Tensor | None = None,
         portrait: torch.Tensor | None = None,
     ) -> Condition:
-        """Encode log-mel ``[B, 4T, 80]`` (T a multiple of the chunk) and style ``[B, 19]`` (default: the typical
-        speaker); ``start`` ``[B, 30]`` is the frame before the first (default: the resting face). ``drop_audio``
-        ``[B]`` bool replaces the audio by the learned no-audio vector; ``portrait`` ``[B, P, hidden]`` is what ``look``
-        returned."""
-        return self.condition_on(self.listen(mel), style, start, drop_audio, portrait)
+        """Encode what is known before generation.
 
-    def condition_on(
+        Args:
+            mel: log-mel ``[B, 4T, 80]``, T a multiple of the chunk.
+            style: ``[B, 19]``; the typical speaker by default.
+            start: the frame before the first ``[B, 30]``; the neutral pose by default.
+            drop_audio: ``[B]`` bool, where the audio is replaced by the learned no-audio vector.
+            portrait: what ``encode_portrait`` returned ``[B, P, hidden]``.
+        """
+        return self.condition_from_features(self.audio_features(mel), style, start, drop_audio, portrait)
+
+    def condition_from_features(
         self,
-        heard: torch.Tensor,
+        features: torch.Tensor,
         style: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
         drop_audio: torch.Tensor | None = None,
         portrait: torch.Tensor | None = None,
     ) -> Condition:
-        """``condition`` for what ``listen`` returned ``[B, T, features]``."""
-        batch, frames, _ = heard.shape
+        """Do as ``condition`` for what ``audio_features`` returned ``[B, T, features]``."""
+        features = features.to(self.rest_style.device)
+        batch, frames, _ = features.shape
         chunk = self.config.chunk
         if frames % chunk:
             raise ValueError(f"{frames} frames are not whole chunks of {chunk}")
         if style is None:
             style = self.rest_style.expand(batch, -1)
         if start is None:
-            start = heard.new_zeros(batch, MOTION_DIM)
-        audio = self.audio_encoder(heard).reshape(batch, frames // chunk, -1)
+            start = features.new_zeros(batch, MOTION_DIM)
+        style, start = style.to(features), start.to(features)
+        audio = self.audio_encoder(features).reshape(batch, frames // chunk, -1)
         if self.lip_reader is not None:
-            lips = self.lip_reader.lips(self.lip_reader(heard), style)
+            lips = self.lip_reader.lips(self.lip_reader(features), style)
             audio = torch.cat([audio, lips.reshape(batch, frames // chunk, -1)], -1)
         if drop_audio is not None:
             audio = torch.where(drop_audio[:, None, None], self.silence, audio)
-        told = self.style_in(style)
+        speaker = self.style_in(style)
         if portrait is not None:
-            told = torch.cat([told[:, None], portrait], 1)
-        return Condition(audio, told, start)
+            speaker = torch.cat([speaker[:, None], portrait], 1)
+        return Condition(audio, speaker, start)
 
     def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
-        """Backbone input for chunks whose predecessors' embedded motion are ``previous`` ``[B, N, hidden]``."""
-        heard = condition.audio[..., : self.audio_in.in_features]
-        return self.audio_in(heard) + previous + condition.speaker
+        """Input tokens of the backbone; ``previous`` ``[B, N, hidden]`` is the embedded motion of the chunks before."""
+        encoded = condition.audio[..., : self.audio_in.in_features]
+        return self.audio_in(encoded) + previous + condition.speaker
 
-    def told(self, state: torch.Tensor, condition: Condition, last: torch.Tensor) -> torch.Tensor:
-        """A chunk's context: the backbone's state ``[B, N, hidden]`` and, with an anchor, the latents that would take
-        the lips from the frame before ``last`` ``[B, N, 30]`` to where the sound alone puts them."""
+    def context_features(self, state: torch.Tensor, condition: Condition, last: torch.Tensor) -> torch.Tensor:
+        """Contexts ``[B, N, C]`` of chunks: the backbone's states ``[B, N, hidden]`` and, with an anchor, the latents
+        that would take the lips from the frame before, ``last`` ``[B, N, 30]``, to where the sound alone puts them."""
         if not self.config.anchor:
             return state
         lips = condition.audio[..., self.audio_in.in_features :].unflatten(-1, (self.config.chunk, N_LIPS))
@@ -149,8 +195,8 @@ class ARFlow(nn.Module):
         return torch.cat([state, self.space.encode(motion, last)], -1)
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
-        """What ``velocity`` needs to know at every chunk ``[B, N, G, C]``, given the clean latents
-        ``[B, N, chunk·30]`` of all: heard, and with guidance also not heard (G = 1 or 2)."""
+        """Contexts of all chunks ``[B, N, G, C]`` for ``velocity``, given their clean latents ``[B, N, chunk·30]``:
+        with the sound, and for guidance also without it (G = 1 or 2)."""
         motion, chunk = self.to_motion(latents, condition.start), self.config.chunk
         stretches = []
         for first in range(0, latents.shape[1], self.config.horizon):
@@ -173,40 +219,41 @@ class ARFlow(nn.Module):
         before = torch.cat([lead, motion], 1)
         tokens = torch.cat([condition.portrait, self.tokens(condition, self.embed_motion(before))], 1)
         state = self.backbone(tokens)[:, condition.portrait.shape[1] :]
-        return self.told(state, condition, before[:, self.config.chunk - 1 :: self.config.chunk])
+        return self.context_features(state, condition, before[:, self.config.chunk - 1 :: self.config.chunk])
 
     def embed_motion(self, motion: torch.Tensor) -> torch.Tensor:
         """Motion ``[B, N·chunk, 30]`` to one vector per chunk ``[B, N, hidden]``."""
         return self.motion_in(motion.reshape(len(motion), -1, self.config.latent_dim))
 
     def begin(self, noise: torch.Tensor) -> torch.Tensor:
-        """What a chunk starts from at σ = 1, given unit noise ``[..., chunk·30]``: wider where the config says so."""
-        config, spread = self.config, noise.new_ones(MOTION_DIM)
+        """Scale unit noise ``[..., chunk·30]`` to what a chunk starts from at σ = 1: wider where the config says so."""
+        config, spread = self.config, torch.ones(MOTION_DIM)
         spread[BROWS], spread[HEAD] = config.spread_brows, config.spread_head
         spread[BLINK] = spread[GAZE] = config.spread_eyes
-        return noise * spread.repeat_interleave(config.chunk)
+        return noise * spread.repeat_interleave(config.chunk).to(noise)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``), context ``[..., G, C]``.
+        """Velocity v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``), context ``[..., G, C]``.
 
-        With guidance w:  v = v_deaf + w (v_heard − v_deaf).
+        With guidance w:  v = v_silent + w (v_audio − v_silent).
         """
-        level = sigma.expand(x.shape[:-1])
+        level = sigma.to(x.device).expand(x.shape[:-1])
         return self._guided(self.head(x[..., None, :], level[..., None], context))
 
-    def field(self, sigmas: torch.Tensor, context: torch.Tensor) -> Velocity:
-        """``velocity`` of one context for a walk along the levels ``sigmas`` ``[K]``: what the head is told at each is
-        computed for all of them at once, a third of what a step costs."""
-        told = self.head.told(sigmas.reshape(-1, *(1,) * (context.dim() - 1)), context[None])
-        steps = {float(sigma): part for sigma, *part in zip(sigmas, *told, strict=True)}
-        return lambda x, sigma: self._guided(self.head.draw(x[..., None, :], steps[float(sigma)]))
+    def velocity_field(self, sigmas: torch.Tensor, context: torch.Tensor) -> Velocity:
+        """``velocity`` as a function of x and sigma for one context and the levels ``sigmas`` ``[K]``, on the CPU: the
+        head's modulations are computed for all levels at once, which saves a third of a step."""
+        levels = sigmas.to(context.device).reshape(-1, *(1,) * (context.dim() - 1))
+        modulations = self.head.modulations(levels, context[None])
+        steps = {float(sigma): part for sigma, *part in zip(sigmas, *modulations, strict=True)}
+        return lambda x, sigma: self._guided(self.head.modulated(x[..., None, :], steps[float(sigma)]))
 
     def _guided(self, branches: torch.Tensor) -> torch.Tensor:
-        """Velocities ``[..., G, chunk·30]`` heard, and not heard, to one."""
+        """Combine velocities with and without the sound ``[..., G, chunk·30]`` to one."""
         if branches.shape[-2] == 1:
             return branches[..., 0, :]
-        heard, deaf = branches.unbind(-2)
-        return deaf + self.config.guidance * (heard - deaf)
+        conditional, unconditional = branches.unbind(-2)
+        return unconditional + self.config.guidance * (conditional - unconditional)
 
     def recompute_activations(self) -> None:
         """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
@@ -218,11 +265,11 @@ class ARFlow(nn.Module):
         self.head.compile(dynamic=False)
 
     def session(self, condition: Condition) -> Session:
-        """Start generating from nothing."""
+        """Start generating."""
         return Session(self, condition)
 
     def to_motion(self, latents: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
-        """Latents ``[B, N, chunk·30]`` to motion ``[B, T, 30]`` after the frame ``start`` (default: at rest)."""
+        """Decode latents ``[B, N, chunk·30]`` to motion ``[B, T, 30]`` after ``start`` (default: the neutral pose)."""
         if start is None:
             start = latents.new_zeros(len(latents), MOTION_DIM)
         return self.space.decode_track(latents, start).flatten(1, 2)
@@ -232,19 +279,19 @@ class ARFlow(nn.Module):
         checkpoint.save(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> ARFlow:
-        """Read what ``save_pretrained`` wrote, in float32.
+    def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
+        """Load what ``save_pretrained`` wrote, placed as ``devices.place`` does.
 
         Raises:
             BadInput: the folder holds no checkpoint or one of another shape, or its backbone cannot be loaded.
         """
         model = cls(checkpoint.read_config(folder))
         checkpoint.fill(model, folder)
-        return model.eval()
+        return place(model.eval(), device, dtype)
 
 
 def front_end(config: GeneratorConfig, foundation: Foundation | None) -> tuple[nn.Module | None, int]:
-    """What listens before anything is learned, None for plain log-mel, and its features per frame."""
+    """The frozen front end, None for plain log-mel, and its features per frame."""
     if config.front_end == "mel":
         return None, MELS_PER_FRAME * N_MELS
     if config.front_end == "whisper":
@@ -253,3 +300,62 @@ def front_end(config: GeneratorConfig, foundation: Foundation | None) -> tuple[n
         raise BadInput("front_end=tower needs a backbone with an audio tower, such as backbone=Qwen/Qwen2.5-Omni-3B.")
     tower = AudioTower(foundation.audio)
     return tower, tower.features
+
+
+class Session:
+    """Autoregressive state of B samples, with the backbone's cache: ``context`` of the next chunk, then ``append`` its
+    latents; repeat. ``extend`` adds sound that was not there at the start."""
+
+    def __init__(self, model: ARFlow, condition: Condition) -> None:
+        self.model = model
+        self.branches = model.branches(condition)
+        self.position = 0
+        self.dropped = 0
+        self.last = condition.start
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Empty the cache: everything but the last frame is forgotten."""
+        self.cache = self.model.backbone.new_cache()
+        if self.branches[0].portrait.shape[1]:
+            self.model.backbone(torch.cat([branch.portrait for branch in self.branches]), self.cache)
+        self.previous = self.last[:, None].expand(-1, self.model.config.chunk, -1)
+
+    def extend(self, audio: torch.Tensor) -> None:
+        """Add encoded audio ``[B, n, ·]`` after what is there; what was used is dropped."""
+        condition = self.branches[0]
+        left = condition.audio[:, self.position - self.dropped :]
+        self.dropped = self.position
+        self.branches = self.model.branches(condition._replace(audio=torch.cat([left, audio], 1)))
+
+    def audio(self) -> torch.Tensor:
+        """Encoded audio of the next chunk ``[B, 1, ·]``."""
+        at = self.position - self.dropped
+        return self.branches[0].audio[:, at : at + 1]
+
+    def context(self) -> torch.Tensor:
+        """Context of the next chunk ``[B, G, C]``, to be called once per chunk."""
+        now = slice(self.position - self.dropped, self.position - self.dropped + 1)
+        embedded = self.model.embed_motion(self.previous)
+        branches = [branch._replace(audio=branch.audio[:, now]) for branch in self.branches]
+        # All branches in one pass: what a small decoder costs is hardly more for two rows than for one.
+        states = self.model.backbone(
+            torch.cat([self.model.tokens(branch, embedded) for branch in branches]), self.cache
+        )
+        contexts = [
+            self.model.context_features(state, branch, self.last[:, None])[:, 0]
+            for state, branch in zip(states.chunk(len(branches)), branches, strict=True)
+        ]
+        return torch.stack(contexts, -2)
+
+    def append(self, latents: torch.Tensor) -> torch.Tensor:
+        """Accept the chunk's clean latents ``[B, chunk·30]``; returns its motion ``[B, chunk, 30]``."""
+        return self.accept(self.model.space.decode(latents, self.last))
+
+    def accept(self, motion: torch.Tensor) -> torch.Tensor:
+        """Go on after this motion ``[B, chunk, 30]`` of the chunk whose context was asked for last."""
+        self.previous, self.last = motion, motion[:, -1]
+        self.position += 1
+        if self.position % self.model.config.horizon == 0:
+            self._start_afresh()
+        return motion

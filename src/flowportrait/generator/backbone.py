@@ -1,17 +1,30 @@
-"""The causal backbone: a decoder over chunk tokens with a KV cache, a small one (``decoder``) or a pretrained one of
-``transformers`` (``pretrained``), whose attention reaches back as far as it likes: the generator starts it afresh every
-``horizon`` chunks.
+"""The causal backbone: a decoder over chunk tokens with a cache of keys and values, a small one written out here, or a
+pretrained one of ``transformers`` (``pretrained``), whose attention reaches back as far as it likes: the generator
+starts it afresh every ``horizon`` chunks. The small one has Qwen3's architecture with sliding attention:
+
+    x ← x + W_o attention(rope(norm(W_q u)), rope(norm(W_k u)), W_v u),   u = norm(x)
+    x ← x + W_down (silu(W_gate u) · W_up u),                             u = norm(x)
+
+The same numbers to the bit, weights under the same names and the same initialisation as ``transformers.Qwen3Model``
+with its default settings: checkpoints fit either. It is written out here because importing that class takes longer than
+loading everything else that a video needs; pretrained backbones (``pretrained``) remain those of ``transformers``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.decoder import Decoder
+
+ROPE_BASE = 10_000.0
+NORM_EPS = 1e-6
+INITIAL_STD = 0.02
 
 
 class Backbone(nn.Module):
@@ -46,3 +59,185 @@ class Backbone(nn.Module):
         return self.decoder(
             inputs_embeds=tokens.to(self.decoder.dtype), past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state.to(tokens.dtype)
+
+
+@dataclass
+class CachedLayer:
+    """Keys and values ``[B, heads, N, d]`` of one layer."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class KeyValueCache:
+    """Keys and values of the tokens that a window of ``window`` tokens still reaches, for each layer; with the
+    attributes that ``transformers.DynamicCache`` has."""
+
+    def __init__(self, layers: int, window: int) -> None:
+        self.layers: list[CachedLayer | None] = [None] * layers
+        self.window = window
+        self.seen = 0
+        """Tokens that went through all layers."""
+
+    def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values ``[B, heads, N, d]`` of new tokens; returns them after those that were kept."""
+        kept = self.layers[layer]
+        if kept is not None:
+            keys, values = torch.cat([kept.keys, keys], 2), torch.cat([kept.values, values], 2)
+        kept_next = slice(1 - self.window, None) if self.window > 1 else slice(0)
+        self.layers[layer] = CachedLayer(keys[:, :, kept_next], values[:, :, kept_next])
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens that went through all layers, kept or not."""
+        return self.seen
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε), scaled."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Attention of several heads over rotated, normalised queries and keys."""
+
+    def __init__(self, hidden: int, heads: int, layer: int) -> None:
+        super().__init__()
+        self.head_dim, self.layer = hidden // heads, layer
+        width = heads * self.head_dim
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(hidden, width, bias=False) for _ in range(3))
+        self.o_proj = nn.Linear(width, hidden, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(self.head_dim), RMSNorm(self.head_dim)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], window: int, cache: KeyValueCache | None
+    ) -> torch.Tensor:
+        batch, tokens, _ = x.shape
+        by_head = (batch, tokens, -1, self.head_dim)
+        queries = rotate(self.q_norm(self.q_proj(x).view(by_head)).transpose(1, 2), rotation)
+        keys = rotate(self.k_norm(self.k_proj(x).view(by_head)).transpose(1, 2), rotation)
+        values = self.v_proj(x).view(by_head).transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.update(self.layer, keys, values)
+        mask = sliding_mask(tokens, keys.shape[2], window, x.device)
+        causal = bool(mask is None and tokens > 1)
+        attended = F.scaled_dot_product_attention(
+            queries, keys, values, mask, scale=self.head_dim**-0.5, is_causal=causal
+        )
+        return self.o_proj(attended.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class GatedNetwork(nn.Module):
+    """silu(gate) · up, brought back to the width of the tokens."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(hidden, inner, bias=False), nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and gated network, each after a norm and around a residual connection."""
+
+    def __init__(self, hidden: int, heads: int, layer: int) -> None:
+        super().__init__()
+        self.recompute = False
+        self.self_attn = Attention(hidden, heads, layer)
+        self.mlp = GatedNetwork(hidden, 3 * hidden)
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(hidden), RMSNorm(hidden)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], window: int, cache: KeyValueCache | None
+    ) -> torch.Tensor:
+        # Inside ``forward``, so that hooks of the module (FSDP's) run once and not again in the backward pass.
+        if self.recompute and self.training and cache is None:
+            return checkpoint(self._forward, x, rotation, window, None, use_reentrant=False)
+        return self._forward(x, rotation, window, cache)
+
+    def _forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], window: int, cache: KeyValueCache | None
+    ) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, window, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``; each sees itself and ``window`` − 1 tokens before it."""
+
+    _no_split_modules = ("DecoderLayer",)
+    """Units that FSDP shards (see ``training.shards``)."""
+
+    inverse_frequencies: torch.Tensor
+
+    def __init__(self, hidden: int, heads: int, layers: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.embed_tokens = nn.Embedding(1, hidden)
+        """Never read; every checkpoint has it."""
+        self.layers = nn.ModuleList(DecoderLayer(hidden, heads, layer) for layer in range(layers))
+        self.norm = RMSNorm(hidden)
+        dims = hidden // heads
+        frequencies = 1.0 / (ROPE_BASE ** (torch.arange(0, dims, 2, dtype=torch.float) / dims))
+        self.register_buffer("inverse_frequencies", frequencies, persistent=False)
+        for part in self.modules():
+            if isinstance(part, nn.Linear | nn.Embedding):
+                nn.init.normal_(part.weight, std=INITIAL_STD)
+
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache."""
+        return KeyValueCache(len(self.layers), self.window)
+
+    def recompute_activations(self) -> None:
+        """Keep no activations inside the layers in training mode; the backward pass computes them again."""
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.recompute = True
+
+    def forward(
+        self, tokens: torch.Tensor, cache: KeyValueCache | None = None, place: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """All tokens at once, or the next ones after those in ``cache``. ``place`` ``[N]``: their positions, by default
+        counted on from what the cache has seen."""
+        if place is None:
+            place = torch.arange(tokens.shape[1], device=tokens.device) + (cache.seen if cache else 0)
+        rotation = self._rotation(place, tokens.dtype)
+        x = tokens
+        for layer in self.layers:
+            x = layer(x, rotation, self.window, cache)
+        if cache is not None:
+            cache.seen += tokens.shape[1]
+        return self.norm(x)
+
+    @torch.no_grad()
+    def _rotation(self, place: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine ``[1, 1, N, d]`` of the angle at each position."""
+        angles = place[None, :, None].float() * self.inverse_frequencies.float()
+        both = torch.cat([angles, angles], -1)
+        return both.cos().to(dtype)[:, None], both.sin().to(dtype)[:, None]
+
+
+def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotary position embedding of ``[B, heads, N, d]``: the halves of d are the two coordinates of each plane."""
+    cosine, sine = rotation
+    half = x.shape[-1] // 2
+    return x * cosine + torch.cat([-x[..., half:], x[..., :half]], -1) * sine
+
+
+def sliding_mask(tokens: int, keys: int, window: int, device: torch.device) -> torch.Tensor | None:
+    """Which of ``keys`` the last ``tokens`` of them see ``[1, 1, tokens, keys]``; None where plainly causal attention
+    says the same, and for a single token: what a cache keeps, all of it is seen."""
+    if tokens == 1 or (keys < window and tokens == keys):
+        return None
+    own = torch.arange(keys - tokens, keys, device=device)[:, None]
+    other = torch.arange(keys, device=device)[None]
+    return ((other <= own) & (other > own - window))[None, None]

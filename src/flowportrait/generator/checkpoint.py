@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 
+from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
 from flowportrait.generator import model_card
 from flowportrait.generator.config import GeneratorConfig
@@ -44,8 +44,10 @@ def read_config(folder: Path) -> GeneratorConfig:
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         raise BadInput(f"No checkpoint in {folder}: it needs config.json and model.safetensors.")
     try:
-        return GeneratorConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        today = dict(GeneratorConfig.earlier_keys)
+        return GeneratorConfig(**{today.get(key, key): value for key, value in stored.items()})
+    except (TypeError, ValueError, AttributeError) as error:
         raise _misfit(folder, error) from error
 
 
@@ -56,8 +58,7 @@ def fill(model: ARFlow, folder: Path) -> None:
         BadInput: they are of another shape, or some are missing.
     """
     try:
-        weights = load_file(str(folder / "model.safetensors"))
-        missing, unknown = model.load_state_dict({name: w.float() for name, w in weights.items()}, strict=False)
+        missing, unknown = model.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)
         own = own_weights(model)
         lost = [*unknown, *(name for name in missing if name in own)]
         if lost:

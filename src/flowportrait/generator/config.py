@@ -13,6 +13,11 @@ STYLE_DIM = 19
 
 @dataclass(frozen=True)
 class GeneratorConfig:
+    """The settings of a generator's networks and of sampling from it."""
+
+    earlier_keys = (("sees", "use_vision"),)
+    """Keys of version 0.1, and today's."""
+
     hidden: int = 192
     """Width of the causal backbone."""
     layers: int = 4
@@ -30,14 +35,14 @@ class GeneratorConfig:
     adapt: Literal["frozen", "lora", "full"] = "lora"
     """What of a pretrained decoder is trained."""
     lora_rank: int = 16
-    sees: bool = False
+    use_vision: bool = False
     """Let a portrait's tokens from the pretrained model's vision tower precede the speech."""
     portrait_side: int = 112
     """Pixels of the portrait that the vision tower sees; 112 are 16 tokens at patches of 14 px merged by 2."""
     front_end: Literal["whisper", "mel", "tower"] = "whisper"
-    """What is heard: speech features of Whisper's first layer, log-mel, or the pretrained model's own audio tower."""
+    """The audio front end: Whisper's first layer, plain log-mel, or the pretrained model's own audio tower."""
     anchor: bool = True
-    """Draw around what a regression tells of the lips (``lip_reader``)."""
+    """Draw around what a regression tells of the lips (``LipReader``)."""
     audio_width: int = 128
     head_width: int = 320
     head_depth: int = 4
@@ -49,7 +54,7 @@ class GeneratorConfig:
     """Classifier-free guidance on the audio; 1 is none and costs half."""
 
     ease: float = 0.15
-    """How far chunks are joined without a jolt (see ``codec/ease.py``); 0 leaves them as they are drawn."""
+    """How far chunks are joined without a jolt (see ``codec/delivery.py``); 0 leaves them as they are drawn."""
 
     spread_brows: float = 1.0
     """Standard deviation of the noise that brows start from. The sampler leaves brows, eyes and head stiller than real

@@ -1,4 +1,4 @@
-"""The flow head: velocity of one chunk's latents, given what the backbone knows before it.
+"""The flow head: velocity of one chunk's latents, given the backbone's context.
 
     v(x_σ, σ | h): residual MLP blocks whose normalisation is shifted and scaled by h and σ (adaptive layer norm).
 
@@ -40,16 +40,16 @@ class FlowHead(nn.Module):
             y = block(y, condition)
         return self.write(self.norm(y))
 
-    def told(self, sigma: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
-        """What each block is told ``[..., 3 width]``: all of ``forward`` that does not depend on x."""
+    def modulations(self, sigma: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
+        """Shift, scale and gate of each block ``[..., 3 width]``: all of ``forward`` that does not depend on x."""
         condition = self._condition(sigma, context)
         return [block.modulate(condition) for block in self.blocks]
 
-    def draw(self, x: torch.Tensor, told: Iterable[torch.Tensor]) -> torch.Tensor:
-        """The rest of ``forward``, given what ``told`` returned."""
+    def modulated(self, x: torch.Tensor, modulations: Iterable[torch.Tensor]) -> torch.Tensor:
+        """The rest of ``forward``, given what ``modulations`` returned."""
         y = self.read(x)
-        for block, modulation in zip(self.blocks, told, strict=True):
-            y = block.draw(y, modulation)
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            y = block.modulated(y, modulation)
         return self.write(self.norm(y))
 
     def _condition(self, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -66,9 +66,9 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulate.bias)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        return self.draw(x, self.modulate(condition))
+        return self.modulated(x, self.modulate(condition))
 
-    def draw(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+    def modulated(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         scale, shift, gate = modulation.chunk(3, -1)
         return x + (1 + gate) * self.mlp(self.norm(x) * (1 + scale) + shift)
 

@@ -1,4 +1,4 @@
-"""How expressive a performance is asked to be: one direction among a generator's tokens.
+"""How expressive the motion is: one direction among a generator's tokens.
 
     token ← token + ln(intensity) · d          1: nothing is added, to the bit       1.5: brows move 1.5 times as far
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
-from flowportrait.generator.condition import Condition
+from flowportrait.generator.arflow import Condition
 
 LEAST, MOST = 0.6, 1.6
 
@@ -25,11 +26,11 @@ LEAST, MOST = 0.6, 1.6
 @lru_cache(maxsize=1)
 def direction() -> torch.Tensor:
     """d ``[hidden]``."""
-    return load_file(str(files("flowportrait") / "weights" / "intensity" / "model.safetensors"))["direction"]
+    return read_weights(Path(str(files("flowportrait") / "weights" / "intensity" / "model.safetensors")))["direction"]
 
 
 def intensify(condition: Condition, intensity: float) -> Condition:
-    """The condition of a performance that is to be so many times as expressive as usual.
+    """The condition of motion that is so many times as expressive as usual.
 
     Raises:
         BadInput: outside 0.6 to 1.6, or a generator of another width than the direction was learned for.
@@ -40,4 +41,4 @@ def intensify(condition: Condition, intensity: float) -> Condition:
         raise BadInput(f"intensity={intensity} is not possible: give a number from {LEAST:g} to {MOST:g}.")
     if condition.style.shape[1:] != direction().shape:
         raise BadInput("intensity was learned for the shipped generators: leave it at 1 for this checkpoint.")
-    return condition._replace(style=condition.style + math.log(intensity) * direction())
+    return condition._replace(style=condition.style + math.log(intensity) * direction().to(condition.style))

@@ -1,4 +1,4 @@
-"""One voice taken out of other voices and noise, as a stream: what of a short-time spectrum is the nearest talker's.
+"""Separates the nearest talker's voice from other voices and noise, as a stream.
 
     X [K, 161] ─► powers of 32 ERB bands, 64 phasors ─► convolutions over bands, GRUs over time ─► gains m, filters c
     kept = Σ_i c_i X_{k−4+i}  below 3.2 kHz,  m X  above                       windows of 20 ms every 10, none ahead
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
+from flowportrait.devices import Device, device_of, place, read_weights
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import HOP, MELS_PER_FRAME, filters
 from flowportrait.written import write_weights
@@ -33,7 +33,7 @@ _LN_PER_UNIT = 4.0
 
 
 class Isolator(nn.Module):
-    """The network; a dictionary from ``begin`` is one stream through it."""
+    """The network; a dictionary from ``begin`` is the state of one stream through it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,21 +57,24 @@ class Isolator(nn.Module):
         self.filter_path = nn.Sequential(nn.Conv2d(CHANNELS, 2 * TAPS, 1), nn.ReLU())
 
     def begin(self) -> State:
-        """Of a stream that nothing was heard of."""
+        """State of a stream before its first sample."""
         state = {name: torch.zeros(layers, 1, WIDTH) for name, layers in (("seen", 1), ("gain", 1), ("filter", 3))}
-        return state | {
+        state |= {
             "sound": torch.zeros(HOP), "spectra": torch.zeros(TAPS - 1, FILTERED, dtype=torch.complex64),
             "powers": torch.zeros(1, 1, 2, BANDS), "phasors": torch.zeros(1, 2, 2, FILTERED),
             "decibels": torch.linspace(-60, -90, BANDS), "sizes": torch.linspace(1e-3, 1e-4, FILTERED),
             "mel": torch.zeros(2, 1, filters().shape[1]),
         }  # fmt: skip
+        return {name: value.to(device_of(self)) for name, value in state.items()}
 
     def forward(self, sound: torch.Tensor, state: State) -> torch.Tensor:
         """What to take off the log-mel of each frame of samples ``[640 F]``: ``[F, 320]`` for the four columns that end
         one before the frame's last. ``state`` is moved on."""
-        sound = torch.cat([state["sound"], sound])
+        for name, value in state.items():
+            state[name] = value.to(device_of(self))
+        sound = torch.cat([state["sound"], sound.to(device_of(self))])
         state["sound"] = sound[-HOP:].clone()
-        spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * window()) / WINDOW
+        spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * window().to(sound)) / WINDOW
         mel = torch.stack([self.mel(spectra), self.mel(self.kept(spectra, state))])
         mel = torch.cat([state["mel"], mel], 1)
         state["mel"] = mel[:, -1:].clone()
@@ -82,13 +85,13 @@ class Isolator(nn.Module):
     @staticmethod
     def mel(spectra: torch.Tensor) -> torch.Tensor:
         """Mel energies ``[K, 80]`` of what spectra ``[K, 161]`` sound like, on the grid of ``log_mel``."""
-        sound = torch.fft.irfft(spectra * WINDOW, WINDOW) * window()
-        return torch.fft.rfft(sound, n=512).abs().square() @ filters()
+        sound = torch.fft.irfft(spectra * WINDOW, WINDOW)
+        return torch.fft.rfft(sound * window().to(sound), n=512).abs().square() @ filters().to(sound)
 
     def kept(self, spectra: torch.Tensor, state: State) -> torch.Tensor:
         """The voice's part of spectra ``[K, 161]``."""
         low = spectra[:, :FILTERED]
-        decibels = 10 * torch.log10(spectra.abs().square() @ bands() + 1e-10)
+        decibels = 10 * torch.log10(spectra.abs().square() @ bands().to(spectra.device) + 1e-10)
         powers = (decibels - running(decibels, state, "decibels")) / 40
         phasors = torch.view_as_real(low / running(low.abs(), state, "sizes").sqrt()).permute(2, 0, 1)
         levels = [self.coarse[0](remembering(powers[None, None], state, "powers"))]
@@ -109,7 +112,7 @@ class Isolator(nn.Module):
         past = torch.cat([state["spectra"], low])
         state["spectra"] = past[1 - TAPS :].clone()
         kept = (past.unfold(0, TAPS, 1) * taps).sum(-1)
-        return torch.cat([kept, (spectra * (gains @ (bands().T > 0).float()))[:, FILTERED:]], 1)
+        return torch.cat([kept, (spectra * (gains @ (bands().T > 0).float().to(gains)))[:, FILTERED:]], 1)
 
     def save(self, path: Path) -> None:
         """Write matrices as whole numbers with a scale for each row, the rest as float16."""
@@ -123,12 +126,12 @@ class Isolator(nn.Module):
         write_weights(path, tensors)
 
     @classmethod
-    def load(cls, path: Path) -> Isolator:
-        """What ``save`` wrote, in float32 and frozen."""
-        tensors = {name: value.float() for name, value in load_file(str(path)).items()}
+    def load(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> Isolator:
+        """Load what ``save`` wrote, frozen."""
+        tensors = read_weights(path)
         model = cls()
         model.load_state_dict({name: tensors[name] * tensors.get(f"{name}.scale", 1) for name in model.state_dict()})
-        return model.requires_grad_(False).eval()
+        return place(model.requires_grad_(False).eval(), device, dtype)
 
 
 class Groups(nn.Module):
@@ -164,13 +167,13 @@ def remembering(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
 
 def running(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
     """Mean so far of rows ``[K, B]``: s ← 0.99 s + 0.01 x."""
-    mean, kept = np.empty(x.shape), FORGET * state[name].double().numpy()
-    for row, new in enumerate((1 - FORGET) * x.double().numpy()):
+    mean, kept = np.empty(x.shape), FORGET * state[name].double().cpu().numpy()
+    for row, new in enumerate((1 - FORGET) * x.double().cpu().numpy()):
         mean[row] = new + kept
         kept = FORGET * mean[row]
     # In double: sound that is processed in portions gives the bits of sound that is not.
-    state[name] = torch.from_numpy(mean[-1].copy())
-    return torch.from_numpy(mean).float()
+    state[name] = torch.from_numpy(mean[-1].copy()).to(x.device)
+    return torch.from_numpy(mean).to(x)
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,8 @@
     L = E ‖ w ⊙ ( v(x_σ, σ | h) − (ε − z) ) ‖²,   x_σ = (1−σ) z + σ ε,   h from noised history
 
 The history the backbone sees, and the frame each chunk continues from, are displaced by a random amount, so that
-at sampling time its own small errors look familiar and are undone (against exposure bias; ``own_history`` is the
-stronger remedy, for the end of a training). The speech is dropped in a tenth of the items, for guidance.
+at sampling time its own small errors look familiar and are undone (against exposure bias; ``rollout_history`` is
+the stronger remedy, for the end of a training). The speech is dropped in a tenth of the items, for guidance.
 """
 
 from __future__ import annotations
@@ -29,22 +29,27 @@ MOTION_WEIGHT = (
 def flow_matching_loss(
     model: ARFlow,
     motion: torch.Tensor,
-    heard: torch.Tensor,
+    features: torch.Tensor,
     style: torch.Tensor,
     config: PretrainConfig,
     generator: torch.Generator,
     portrait: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean loss over a batch: motion ``[B, 1 + T, 30]`` (the frame before comes first), what ``ARFlow.listen`` made of
-    the sound ``[B, T, features]``, style ``[B, 19]``, and of a model that sees what ``ARFlow.look`` made of portraits
-    ``[B, P, hidden]``."""
+    """Mean loss over a batch.
+
+    Args:
+        motion: ``[B, 1 + T, 30]``, the frame before first.
+        features: of the sound ``[B, T, features]``, see ``ARFlow.audio_features``.
+        style: ``[B, 19]``.
+        portrait: for a model with vision ``[B, P, hidden]``, see ``ARFlow.encode_portrait``.
+    """
     batch = len(motion)
     start, motion = motion[:, 0], motion[:, 1:].unflatten(1, (-1, model.config.chunk))
     level = config.history_noise * torch.rand(batch, 1, 1, 1, generator=generator).to(motion.device)
     displacement = torch.randn(*motion.shape[:2], 1, MOTION_DIM, generator=generator).to(motion.device)
     jitter = 0.3 * torch.randn(motion.shape, generator=generator).to(motion.device)
     history = motion + level * model.space.step_size * (displacement + jitter)
-    return chunk_loss(model, start, history, motion, heard, style, config, generator, portrait)
+    return chunk_loss(model, start, history, motion, features, style, config, generator, portrait)
 
 
 def chunk_loss(
@@ -52,7 +57,7 @@ def chunk_loss(
     start: torch.Tensor,
     history: torch.Tensor,
     goal: torch.Tensor,
-    heard: torch.Tensor,
+    features: torch.Tensor,
     style: torch.Tensor,
     config: PretrainConfig,
     generator: torch.Generator,
@@ -69,7 +74,7 @@ def chunk_loss(
     style = torch.where(chance(config.drop_style)[:, None], model.rest_style, style)
     if portrait is not None and torch.rand((), generator=generator) < config.drop_style:
         portrait = None
-    condition = model.condition_on(heard, style, start, chance(config.drop_audio), portrait)
+    condition = model.condition_from_features(features, style, start, chance(config.drop_audio), portrait)
     context = model.contexts_after(condition, history[:, :-1].flatten(1, 2))
     # Logit-normal σ: the middle of the path is the hard part.
     sigma = torch.sigmoid(torch.randn(latents.shape[:2], generator=generator)).to(latents.device)
@@ -86,8 +91,8 @@ def latent_weight(space: ChunkSpace) -> torch.Tensor:
 
 
 class Matching(nn.Module):
-    """The loss as a network, for what wraps networks: a window's three tensors, or a lesson's five; portraits follow
-    them where there are any."""
+    """The loss as a network, for what wraps networks: three tensors of a window, or the five of a ``HistoryBatch``;
+    portraits follow them where there are any."""
 
     def __init__(self, model: ARFlow, config: PretrainConfig) -> None:
         super().__init__()
@@ -96,10 +101,10 @@ class Matching(nn.Module):
     def forward(self, drawn: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
         """Mean loss; see ``flow_matching_loss`` and ``chunk_loss``."""
         if len(drawn) < 5:
-            motion, heard, style, *portrait = drawn
-            return flow_matching_loss(self.model, motion, heard, style, self.config, generator, *portrait)
-        start, history, goal, heard, style, *portrait = drawn
-        return chunk_loss(self.model, start, history, goal, heard, style, self.config, generator, *portrait)
+            motion, features, style, *portrait = drawn
+            return flow_matching_loss(self.model, motion, features, style, self.config, generator, *portrait)
+        start, history, goal, features, style, *portrait = drawn
+        return chunk_loss(self.model, start, history, goal, features, style, self.config, generator, *portrait)
 
     def wake(self) -> None:
         """Nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""
@@ -112,6 +117,6 @@ def held_out_loss(model: ARFlow, clips: list[MotionClip], config: PretrainConfig
     sampler = WindowSampler(clips, config.windows[0], generator)
     losses, device = [], model.rest_style.device
     for _ in range(4):
-        motion, heard, style, *portrait = (part.to(device) for part in sampler.draw(64))
-        losses.append(flow_matching_loss(model, motion, heard, style, config, generator, *portrait).item())
+        motion, features, style, *portrait = (part.to(device) for part in sampler.draw(64))
+        losses.append(flow_matching_loss(model, motion, features, style, config, generator, *portrait).item())
     return sum(losses) / len(losses)

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from flowportrait.codec.basis import MOTION_DIM
+from flowportrait.devices import Device, onnx_providers
 from flowportrait.errors import BadInput
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow, Condition
-from flowportrait.generator.decoder import CachedLayer, KeyValueCache
+from flowportrait.generator.backbone import CachedLayer, KeyValueCache
 from flowportrait.written import complete, write_json
 
 INPUTS = ("audio", "style", "previous", "noise", "position", "keys", "values")
@@ -57,8 +58,10 @@ class Step(nn.Module):
         past = KeyValueCache(model.config.layers, model.config.window)
         past.layers = [CachedLayer(*pair) for pair in zip(keys, values, strict=True)]
         state = model.backbone.decoder(tokens, past, position)
-        told = [model.told(state[i : i + 1], branch, last[:, None])[:, 0] for i, branch in enumerate(branches)]
-        velocity = partial(model.velocity, context=torch.stack(told, -2))
+        contexts = [
+            model.context_features(state[i : i + 1], branch, last[:, None])[:, 0] for i, branch in enumerate(branches)
+        ]
+        velocity = partial(model.velocity, context=torch.stack(contexts, -2))
         latents = solve(velocity, model.begin(noise), shifted(model.config.steps, model.config.shift))
         grown = [layer for layer in past.layers if layer is not None]
         grown_keys = torch.stack([layer.keys for layer in grown])
@@ -104,30 +107,37 @@ def export_step(model: ARFlow, path: Path) -> None:
     write_json(path.with_suffix(".json"), about)
 
 
-class OnnxSteps:
-    """``Session`` and sampler over an exported step, as a reader in another language would write them."""
+class OnnxStep:
+    """An exported step as a ``Sampler`` uses it in place of the model's networks, for one stream."""
 
-    def __init__(self, path: Path, audio: np.ndarray, style: np.ndarray, threads: int = 1) -> None:
-        """audio ``[1, N, ·]`` and style ``[1, hidden]`` of ``ARFlow.condition``."""
+    def __init__(self, path: Path, threads: int = 1, device: Device | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self.run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run
+        self.run = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device)).run
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        self.horizon, self.audio, self.style = about["horizon"], audio, style
-        self.shape = [0 if size == "past" else size for size in about["inputs"]["keys"]]
-        self.motion = np.zeros(about["inputs"]["previous"], np.float32)
-        self.position = 0
+        self.cache_shape = [0 if size == "past" else size for size in about["inputs"]["keys"]]
 
-    def __call__(self, noise: np.ndarray) -> np.ndarray:
-        """Motion ``[1, chunk, 30]`` of the next chunk from unit noise ``[1, chunk·30]``."""
-        place = self.position % self.horizon
+    def __call__(
+        self, audio: torch.Tensor, style: torch.Tensor, previous: torch.Tensor, noise: torch.Tensor, place: int,
+        cache: Any,
+    ) -> tuple[torch.Tensor, Any]:  # fmt: skip
+        """Draw a chunk.
+
+        Args:
+            audio: encoded sound of the chunk ``[1, 1, ·]``.
+            style: encoded style ``[1, hidden]``.
+            previous: the motion before it ``[1, chunk, 30]``.
+            noise: unit noise ``[1, chunk·30]``.
+            place: chunks since the cache was emptied.
+            cache: what the last call returned.
+
+        Returns:
+            Motion ``[1, chunk, 30]``, and the cache for the next call.
+        """
         if place == 0:
-            self.motion = np.repeat(self.motion[:, -1:], self.motion.shape[1], 1)
-            self.keys = self.values = np.zeros(self.shape, np.float32)
-        feed = (self.audio[:, self.position : self.position + 1], self.style, self.motion, noise,
-                np.array([place]), self.keys, self.values)  # fmt: skip
-        self.motion, self.keys, self.values = self.run(None, dict(zip(INPUTS, feed, strict=True)))
-        self.position += 1
-        return self.motion
+            cache = (np.zeros(self.cache_shape, np.float32),) * 2
+        tensors = [part.float().cpu().numpy() for part in (audio, style, previous, noise)]
+        motion, *cache = self.run(None, dict(zip(INPUTS, (*tensors, np.array([place]), *cache), strict=True)))
+        return torch.from_numpy(motion), cache

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from flowportrait.devices import Device, place, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.audio_encoder import N_LIPS
 from flowportrait.generator.backbone import Backbone
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.lip_reader import N_LIPS
 from flowportrait.generator.patch_head import PatchHead
 from flowportrait.written import write_json, write_weights
 
@@ -112,7 +112,7 @@ class PatchFlow(nn.Module):
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """v ``[..., D]`` at x and noise level sigma (scalar or ``[...]``)."""
-        level = sigma.expand(x.shape[:-1])
+        level = sigma.to(x.device).expand(x.shape[:-1])
         return (x - self.frame(x, level, context)) / level.clamp_min(SHARPEST)[..., None]
 
     def frame(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -137,20 +137,19 @@ class PatchFlow(nn.Module):
         write_json(folder / "config.json", asdict(self.config), indent=2)
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> PatchFlow:
-        """Read what ``save_pretrained`` wrote, in float32.
+    def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> PatchFlow:
+        """Load what ``save_pretrained`` wrote, placed as ``devices.place`` does.
 
         Raises:
             BadInput: the folder holds no such checkpoint.
         """
         try:
             model = cls(PatchFlowConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-            weights = load_file(str(folder / "model.safetensors"))
-            model.load_state_dict({name: value.float() for name, value in weights.items()})
+            model.load_state_dict(read_weights(folder / "model.safetensors"))
         except (OSError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"No picture generator in {folder} ({reason}): train one with train_patches.") from error
-        return model.eval()
+        return place(model.eval(), device, dtype)
 
 
 class PatchSession:

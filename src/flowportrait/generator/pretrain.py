@@ -26,15 +26,21 @@ from flowportrait.config import to_dict
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.checkpoint import CARD
-from flowportrait.generator.hearing import hear, recall, remember
-from flowportrait.generator.inheritance import new_model
+from flowportrait.generator.initial_weights import initial_model
 from flowportrait.generator.learner import Draw, Learner
 from flowportrait.generator.matching import chunk_loss, flow_matching_loss, held_out_loss
-from flowportrait.generator.material import clearer, load_held_out, typical_style
 from flowportrait.generator.model_card import card
-from flowportrait.generator.own_history import OwnHistory
 from flowportrait.generator.pretrain_config import PretrainConfig
+from flowportrait.generator.rollout_history import RolloutHistory
 from flowportrait.generator.train_lips import train_lips
+from flowportrait.generator.training_clips import (
+    extract_features,
+    load_clips,
+    load_held_out,
+    save_clips,
+    typical_style,
+    with_lip_targets,
+)
 from flowportrait.interrupt import StopRequest
 from flowportrait.prompts import Prompt
 from flowportrait.training.processes import on_main, roll_call, tracking
@@ -42,7 +48,7 @@ from flowportrait.training.repeatable import repeatable
 from flowportrait.training.samples import draw_and_measure
 from flowportrait.written import write_text
 
-__all__ = ["PretrainConfig", "chunk_loss", "clearer", "flow_matching_loss", "pretrain"]
+__all__ = ["PretrainConfig", "chunk_loss", "flow_matching_loss", "pretrain", "with_lip_targets"]
 
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
@@ -69,22 +75,22 @@ def pretrain(
     hidden = not accelerator.is_main_process
     repeatable()
     torch.manual_seed(config.seed)
-    model = new_model(config)
+    model = initial_model(config)
     path, memory = output / "state.pt", output / "heard.pt"
     state = torch.load(path, weights_only=True) if resume and path.is_file() else None
 
     def listen() -> None:
         if not (resume and memory.is_file()):
-            remember(memory, hear(model, corpus, config.splits, config.variants, config.seed))
+            save_clips(memory, extract_features(model, corpus, config.splits, config.variants, config.seed))
 
     on_main(accelerator, listen)
-    clips, held_out = recall(memory), load_held_out(model, corpus, config)
+    clips, held_out = load_clips(memory), load_held_out(model, corpus, config)
     if state is None:
         _begin(model, clips, config, hidden)
     else:
         model.load_state_dict(state["model"])
     data = _said_of(clips)
-    clips, held_out = (clearer(model, part, config.lip_residual) for part in (clips, held_out))
+    clips, held_out = (with_lip_targets(model, part, config.lip_residual) for part in (clips, held_out))
     learner = Learner(model, config, accelerator)
     draw = _lessons(clips, config, learner)
     if state is None:
@@ -153,7 +159,7 @@ def _lessons(clips: list[MotionClip], config: PretrainConfig, learner: Learner) 
     """Where batches come from."""
     if config.long_window:
         batch = config.batch // config.accumulate
-        lessons = OwnHistory(clips, config.long_window, batch, config.own_history, learner.generator)
+        lessons = RolloutHistory(clips, config.long_window, batch, config.own_history, learner.generator)
         return lambda _: lessons(learner.model)
     samplers = [WindowSampler(clips, frames, learner.generator) for frames in config.windows]
     return lambda batch: samplers[learner.step % len(samplers)].draw(batch)

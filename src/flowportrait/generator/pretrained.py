@@ -65,8 +65,8 @@ def load_foundation(config: GeneratorConfig) -> Foundation:
         raise BadInput(f"The backbone {name} cannot be loaded ({first}): give a folder or a hub name.") from error
     if config.front_end == "tower" and found.audio is None:
         raise BadInput(f"front_end=tower is not possible: {name} has no audio tower; choose whisper or mel.")
-    if config.sees and found.vision is None:
-        raise BadInput(f"sees=true is not possible: {name} has no vision tower.")
+    if config.use_vision and found.vision is None:
+        raise BadInput(f"use_vision=true is not possible: {name} has no vision tower.")
     decoder = found.decoder.requires_grad_(config.adapt == "full")
     # Words are never read: their embedding would be the largest part of a small decoder.
     decoder.set_input_embeddings(nn.Embedding(1, decoder.config.hidden_size).requires_grad_(False))

@@ -10,18 +10,19 @@ frame is one token, three mel columns of convolution and half a mel window: 20 +
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
+from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
-from flowportrait.media.mel import N_MELS, slaney_mel
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, slaney_mel
 from flowportrait.written import write_weights
 
 WIDTH = 384
@@ -40,17 +41,17 @@ _DENSER_BINS = float(np.log(512 / 400))
 
 
 class CrossAttention(nn.Module):
-    """Whisper's attention of six heads: what ``queried`` asks of ``seen``."""
+    """Whisper's attention of six heads, from ``queried`` to ``context``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.k_proj = nn.Linear(WIDTH, WIDTH, bias=False)
         self.v_proj, self.q_proj, self.out_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
 
-    def forward(self, queried: torch.Tensor, seen: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, queried: torch.Tensor, context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         # Whisper scales the queries, not their products.
         queries = self._by_head(self.q_proj(queried) * (WIDTH // HEADS) ** -0.5)
-        keys, values = self._by_head(self.k_proj(seen)), self._by_head(self.v_proj(seen))
+        keys, values = self._by_head(self.k_proj(context)), self._by_head(self.v_proj(context))
         attended = F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -71,8 +72,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, windows: torch.Tensor, mask: torch.Tensor, own: slice) -> torch.Tensor:
         """Tokens ``[W, K, 384]`` to the output of those in ``own`` ``[W, n, 384]``; mask ``[W, 1, n, K]``."""
-        seen = self.self_attn_layer_norm(windows)
-        tokens = windows[:, own] + self.self_attn(seen[:, own], seen, mask)
+        context = self.self_attn_layer_norm(windows)
+        tokens = windows[:, own] + self.self_attn(context[:, own], context, mask)
         return tokens + self.fc2(F.gelu(self.fc1(self.final_layer_norm(tokens))))
 
 
@@ -117,14 +118,14 @@ class SpeechEncoder(nn.Module):
         return F.gelu(self.conv2(F.gelu(self.conv1(x)))).mT
 
     def attend(self, window: torch.Tensor, start: int, own: slice, block: int) -> torch.Tensor:
-        """Output ``[1, n, 384]`` of the n tokens ``own`` of a block, given those from token ``start`` to one past them
-        ``[1, K, 384]``: what ``forward`` says of them, for those whose sound is there."""
+        """Output ``[1, n, 384]`` of the n tokens ``own`` of a block, given the tokens from ``start`` to one past them
+        ``[1, K, 384]``; equal to what ``forward`` computes for them."""
         before = (block - 1) * BLOCK
         place = torch.arange(start - before, start - before + window.shape[1], device=window.device)
         asked = slice(own.start - start, own.stop - start)
         mask = place[None] <= _frame_end(place[asked])[:, None]
-        found = self._attended(window + self.position[place], mask[None, None], asked)
-        return found - self.typical[own.start - block * BLOCK : own.stop - block * BLOCK]
+        output = self._attended(window + self.position[place], mask[None, None], asked)
+        return output - self.typical[own.start - block * BLOCK : own.stop - block * BLOCK]
 
     def _attended(self, windows: torch.Tensor, mask: torch.Tensor, own: slice) -> torch.Tensor:
         """The layer's output ``[W, n, 384]`` for each window's own tokens alone; the others are only looked at."""
@@ -132,13 +133,13 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def _mask(blocks: int, device: torch.device) -> torch.Tensor:
-        """What each window's tokens see ``[blocks, 1, Q, Q]``: up to their frame's end and one token more; nothing
-        before the first sound."""
+        """Which tokens each window's tokens attend to ``[blocks, 1, Q, Q]``: up to their frame's end and one token
+        more; nothing before the first sound."""
         place = torch.arange(2 * BLOCK + AHEAD, device=device)
-        seen = (place[None] <= _frame_end(place)[:, None]).repeat(blocks, 1, 1)
+        visible = (place[None] <= _frame_end(place)[:, None]).repeat(blocks, 1, 1)
         # A row that sees nothing would be undefined; the padding rows see themselves and are thrown away.
-        seen[0] &= (place[None] >= BLOCK) | (place[None] == place[:, None])
-        return seen[:, None]
+        visible[0] &= (place[None] >= BLOCK) | (place[None] == place[:, None])
+        return visible[:, None]
 
     @torch.no_grad()
     def fit_typical(self, mels: Iterable[torch.Tensor]) -> None:
@@ -157,7 +158,7 @@ class SpeechEncoder(nn.Module):
         path = path or Path(str(files("flowportrait") / "weights" / "speech" / "model.safetensors"))
         if not path.is_file():
             raise BadInput(f"No speech encoder at {path}: give a file that import_whisper wrote.")
-        self.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()})
+        self.load_state_dict(read_weights(path))
         return self
 
     def save(self, path: Path) -> None:
@@ -194,3 +195,104 @@ def band_matrix(bands: int = N_MELS) -> torch.Tensor:
     matrix[np.arange(bands), lower] = 1 - (place - lower)
     matrix[np.arange(bands), lower + 1] += place - lower
     return torch.from_numpy(matrix)
+
+
+BLOCK_FRAMES = BLOCK // TOKENS_PER_FRAME
+_BLOCK_COLUMNS = BLOCK_FRAMES * MELS_PER_FRAME
+
+
+class FeatureStream(Protocol):
+    """Front-end features of sound that still comes in, equal to those of the whole sound.
+
+    mel ``[C, 80]``: the columns kept, from column ``start`` on: all that another stream needs to go on.
+    """
+
+    mel: torch.Tensor
+    start: int
+
+    def push(self, columns: torch.Tensor) -> None:
+        """Add log-mel columns ``[c, 80]``."""
+
+    def features(self, first: int, end: int) -> torch.Tensor:
+        """Features ``[1, end − first, D]`` of frames, the last of which may lack its last column; frames before
+        ``first`` are not asked for again."""
+
+
+class _MelBuffer:
+    """Log-mel columns from the block before the one that is asked for."""
+
+    def __init__(self, start: int, device: torch.device) -> None:
+        self.mel, self.start = torch.zeros(0, N_MELS, device=device), start
+
+    def push(self, columns: torch.Tensor) -> None:
+        self.mel = torch.cat([self.mel, columns.to(self.mel.device)])
+
+    def _drop_before(self, first: int) -> None:
+        """Keep what frame ``first`` still reaches back to."""
+        start = max(self.start, (first // BLOCK_FRAMES - 1) * _BLOCK_COLUMNS)
+        self.mel, self.start = self.mel[start - self.start :], start
+
+
+class WindowedFeatures(_MelBuffer):
+    """Features of any front end, which is run anew over the last blocks each time."""
+
+    def __init__(
+        self, encode: Callable[[torch.Tensor, int], torch.Tensor], chunk: int, start: int, device: torch.device
+    ) -> None:
+        """encode: ``ARFlow.audio_features``; chunk: frames that its input has to be a multiple of."""
+        super().__init__(start, device)
+        self.encode, self.chunk = encode, chunk
+
+    def features(self, first: int, end: int) -> torch.Tensor:
+        self._drop_before(first)
+        mel = self.mel[: end * MELS_PER_FRAME - 1 - self.start]
+        mel = F.pad(mel, (0, 0, 0, -len(mel) % (MELS_PER_FRAME * self.chunk)), value=SILENCE)
+        skip = 1 if self.start + _BLOCK_COLUMNS <= first * MELS_PER_FRAME else 0
+        known = self.start // MELS_PER_FRAME + skip * BLOCK_FRAMES
+        return self.encode(mel[None], skip)[:, first - known : end - known]
+
+
+class StreamingWhisperFeatures(_MelBuffer):
+    """Whisper's layer, each token computed once: its convolutions, attention and network depend on nothing later than
+    one token after its frame. Frames that are not complete are zero: no chunk reaches that far."""
+
+    def __init__(self, encoder: SpeechEncoder, start: int) -> None:
+        super().__init__(start, encoder.typical.device)
+        self.encoder = encoder
+        self.first_token = start // COLUMNS_PER_TOKEN
+        self.tokens = self.mel.new_zeros(0, WIDTH)
+        self.first_frame = start // MELS_PER_FRAME + (BLOCK_FRAMES if start else 0)
+        self.computed = self.mel.new_zeros(0, SPEECH_DIM)
+
+    def features(self, first: int, end: int) -> torch.Tensor:
+        self._convolve(end * MELS_PER_FRAME + LEAD + 1)
+        read = self.first_token + len(self.tokens)
+        complete = min(end, (read - AHEAD) // TOKENS_PER_FRAME)
+        done = self.first_frame + len(self.computed)
+        if complete > done:
+            new = self._attend(done * TOKENS_PER_FRAME, complete * TOKENS_PER_FRAME)
+            self.computed = torch.cat([self.computed, new.reshape(-1, SPEECH_DIM)])
+        self.computed, self.first_frame = self.computed[first - self.first_frame :], first
+        needed = max(self.first_token, (complete * TOKENS_PER_FRAME // BLOCK - 1) * BLOCK)
+        self.tokens, self.first_token = self.tokens[needed - self.first_token :], needed
+        self._drop_before(first)
+        return F.pad(self.computed[: end - first], (0, 0, 0, max(0, end - complete)))[None]
+
+    def _convolve(self, end: int) -> None:
+        """Compute the tokens of the columns before ``end`` that are there."""
+        read = self.first_token + len(self.tokens)
+        column = COLUMNS_PER_TOKEN * read - LEAD
+        mel = self.mel[max(0, column - self.start) : end - self.start]
+        mel = F.pad(mel, (0, 0, max(0, self.start - column), 0), value=SILENCE)
+        if len(mel) > 2 * LEAD:
+            self.tokens = torch.cat([self.tokens, self.encoder.convolve(mel[None])[0]])
+
+    def _attend(self, first: int, end: int) -> torch.Tensor:
+        """The layer's output ``[end − first, 384]`` for tokens, block by block."""
+        outputs = []
+        for block in range(first // BLOCK, -(-end // BLOCK)):
+            own = slice(max(first, block * BLOCK), min(end, (block + 1) * BLOCK))
+            reach = slice(max(self.first_token, (block - 1) * BLOCK), own.stop + AHEAD)
+            window = self.tokens[reach.start - self.first_token : reach.stop - self.first_token]
+            outputs.append(self.encoder.attend(window[None], reach.start, own, block)[0])
+        return torch.cat(outputs)

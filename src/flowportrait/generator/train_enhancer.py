@@ -99,7 +99,7 @@ def batch(sounds: list[np.ndarray], rng: np.random.Generator) -> tuple[torch.Ten
 def told(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
     """What the generator is told ``[B, T, 16 + width]``: where the lips are, and what its tokens hear."""
     assert model.lip_reader is not None
-    features = model.listen(mel)
+    features = model.audio_features(mel)
     lips, heard = model.lip_reader(features), model.audio_encoder(features)
     return torch.cat([lips, heard], -1)
 

@@ -25,12 +25,11 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import BROWS, LOWER
 from flowportrait.corpus.motion_set import TRAINING_SPLITS, WindowSampler
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.hearing import hear, recall
-from flowportrait.generator.lip_reader import STYLE_LIPS
+from flowportrait.generator.audio_encoder import STYLE_LIPS
 from flowportrait.generator.matching import flow_matching_loss
-from flowportrait.generator.material import clearer
 from flowportrait.generator.pretrain_config import PretrainConfig
-from flowportrait.generator.sample import generate
+from flowportrait.generator.sampler import sample_chunks
+from flowportrait.generator.training_clips import extract_features, load_clips, with_lip_targets
 from flowportrait.training.descend import GuardedStep
 from flowportrait.written import complete
 
@@ -95,8 +94,8 @@ def calibrate(model: ARFlow, dial: Dial, sampler: WindowSampler) -> None:
 
     def drawn(asked: float) -> float:
         dial.level = torch.tensor([math.log(asked)])
-        condition = model.condition_on(heard, style)
-        motion = torch.cat(list(generate(model, condition, list(range(PERFORMANCES)))), 1)
+        condition = model.condition_from_features(heard, style)
+        motion = torch.cat(list(sample_chunks(model, condition, list(range(PERFORMANCES)))), 1)
         return float(amplitudes(motion)[:, 1].mean())
 
     still = drawn(1.0)
@@ -118,8 +117,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = load_generator(given.checkpoint).requires_grad_(False)
-    clips = recall(given.heard) if given.heard else hear(model, given.corpus, TRAINING_SPLITS, 0, CONFIG.seed)
-    clips = clearer(model, clips, CONFIG.lip_residual)
+    clips = (
+        load_clips(given.heard)
+        if given.heard
+        else extract_features(model, given.corpus, TRAINING_SPLITS, 0, CONFIG.seed)
+    )
+    clips = with_lip_targets(model, clips, CONFIG.lip_residual)
     sampler = WindowSampler(clips, FRAMES, torch.Generator().manual_seed(0))
     dial = learn(model, sampler, given.seconds)
     calibrate(model, dial, sampler)

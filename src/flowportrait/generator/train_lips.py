@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler
-from flowportrait.generator.lip_reader import N_LIPS, LipReader
+from flowportrait.devices import device_of
+from flowportrait.generator.audio_encoder import N_LIPS, LipReader
 from flowportrait.training.descend import GuardedStep
 
 WINDOW = 28
@@ -25,7 +26,8 @@ def train_lips(
     reader: LipReader, clips: list[MotionClip], steps: int, share: float, seed: int, tick: Callable[[float], None]
 ) -> None:
     """Fit ``reader`` in place, with its scale and gain, and freeze it; ``tick`` gets every step's loss."""
-    everything = [reader.standardise(clip.motion, clip.style) for clip in clips]
+    device = device_of(reader)
+    everything = [reader.standardise(clip.motion.to(device), clip.style.to(device)) for clip in clips]
     reader.fit_scale(torch.cat(everything))
     generator = torch.Generator().manual_seed(seed)
     sampler = WindowSampler(clips, WINDOW, generator)
@@ -36,13 +38,15 @@ def train_lips(
         progress = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * progress
-        motion, heard, style, *_ = sampler.draw(BATCH)
-        loss = ((reader(heard) - reader.standardise(motion[:, 1:], style)).square() * WEIGHT).mean()
+        motion, features, style, *_ = (part.to(device) for part in sampler.draw(BATCH))
+        error = reader(features) - reader.standardise(motion[:, 1:], style)
+        loss = (error.square() * WEIGHT.to(device)).mean()
         optimizer.zero_grad()
         loss.backward()
         guarded_step(step + 1)
         tick(loss.item())
     reader.requires_grad_(False).eval()
     with torch.no_grad():
-        predicted = torch.cat([reader(clip.mel[None].float())[0, : len(clip.motion)] for clip in clips])
-        reader.fit_gain(torch.cat([reader.standardise(c.motion, c.style) for c in clips]), predicted, share)
+        predicted = torch.cat([reader(c.mel[None].float().to(device))[0, : len(c.motion)] for c in clips])
+        real = [reader.standardise(c.motion.to(device), c.style.to(device)) for c in clips]
+        reader.fit_gain(torch.cat(real), predicted, share)

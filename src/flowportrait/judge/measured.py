@@ -13,13 +13,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from flowportrait.devices import once_per_device
 from flowportrait.errors import BadInput
 from flowportrait.judge.calibration import Calibration
 from flowportrait.judge.exhibit import Exhibit
@@ -73,7 +73,7 @@ class Experts:
     asked: Mapping[Aspect, tuple[str, ...]] = field(default_factory=lambda: EXPERTS)
 
     @classmethod
-    @lru_cache(maxsize=1)
+    @once_per_device
     def load(cls) -> Experts:
         """Those that ship."""
         return cls.read(MEASURED)

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from flowportrait.media.align import CanonicalView
+
+if TYPE_CHECKING:
+    from flowportrait.devices import Device
 
 VIEW = CanonicalView(left=-1.0, top=-0.45, size=64, scale=32.0)
 """What of a face the network is shown: from above the brows to below the chin."""
@@ -37,13 +41,15 @@ _MOUTH_SHARE = 0.5
 class OcclusionDetector:
     """The network, loaded once; may be used by several threads."""
 
-    def __init__(self, model: Path = MODEL) -> None:
+    def __init__(self, model: Path = MODEL, device: Device | None = None) -> None:
         import onnxruntime
+
+        from flowportrait.devices import onnx_providers
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # so small that threads would only wait for each other
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=onnx_providers(device))
 
     def covered_cells(self, view: np.ndarray) -> np.ndarray:
         """Covered share ``[16, 16]`` of the cells of a view ``[64, 64, 3]`` uint8 RGB of a face."""

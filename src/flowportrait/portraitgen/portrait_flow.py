@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from flowportrait.config import from_dict
+from flowportrait.devices import Device, place, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
@@ -120,7 +121,7 @@ class PortraitFlow(nn.Module):
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """See ``Policy``."""
         octaves = torch.arange(self.config.frequencies, device=x.device) / 2
-        angles = sigma[..., None] * math.pi * 2**octaves
+        angles = sigma.to(x.device)[..., None] * math.pi * 2**octaves
         told = context + self.level(torch.cat([angles.sin(), angles.cos()], -1))
         hidden = self.enter(x)
         for block in self.blocks:
@@ -133,8 +134,9 @@ class PortraitFlow(nn.Module):
     @torch.no_grad()
     def draw(self, attributes: torch.Tensor, seed: int = 0, steps: int = 20) -> torch.Tensor:
         """Pictures ``[B, 3, S, S]`` in [0, 1] for attributes ``[B, 5]`` as measured, by Euler's steps."""
-        context = self.told(self.standardise(attributes))
+        context = self.told(self.standardise(attributes.to(self.usual.device)))
         noise = torch.randn(len(attributes), self.latent_dim, generator=torch.Generator().manual_seed(seed))
+        noise = noise.to(context)
         return self.space.decode(solve(lambda x, s: self.velocity(x, s, context), noise, shifted(steps)))
 
     def save_pretrained(self, folder: Path) -> None:
@@ -145,16 +147,18 @@ class PortraitFlow(nn.Module):
             save_file({name: value.contiguous() for name, value in self.state_dict().items()}, str(partial))
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> PortraitFlow:
-        """Read what ``save_pretrained`` wrote, in evaluation mode.
+    def from_pretrained(
+        cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None
+    ) -> PortraitFlow:
+        """Load what ``save_pretrained`` wrote, in evaluation mode, placed as ``devices.place`` does.
 
         Raises:
             BadInput: it is not there, or another kind of model.
         """
         try:
             found = cls(from_dict(PortraitFlowConfig, json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-            found.load_state_dict(load_file(str(folder / "model.safetensors")))
+            found.load_state_dict(read_weights(folder / "model.safetensors"))
         except (OSError, ValueError, RuntimeError, BadInput) as error:
             why = str(error).splitlines()[0]
             raise BadInput(f"{folder} is no portrait flow ({why}): train one with portraitgen.train_flow.") from error
-        return found.eval()
+        return place(found.eval(), device, dtype)

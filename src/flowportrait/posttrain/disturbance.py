@@ -22,7 +22,7 @@ from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import seed_of
 from flowportrait.generator.augment import babble, coloured, loudness, reverberate
-from flowportrait.generator.enhancer import enhanced, shipped
+from flowportrait.generator.enhancer import denoise_mel, load_enhancer
 from flowportrait.media.mel import level, log_mel
 from flowportrait.posttrain.items import filled
 
@@ -72,5 +72,5 @@ class Disturbance:
                 wave = self.sound(speech, others, np.random.default_rng(seed_of(seed, number, variant)))
                 wave = level(wave)
                 mel = log_mel(wave)
-                mels.append(filled(enhanced(shipped(), mel, wave)[0] if self.enhanced else mel, frames))
+                mels.append(filled(denoise_mel(load_enhancer(), mel, wave)[0] if self.enhanced else mel, frames))
             yield path, tuple(mels)

@@ -24,10 +24,9 @@ from flowportrait.corpus.motion_set import TRAINING_SPLITS, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.flow.path import interpolate
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.hearing import hear, recall
 from flowportrait.generator.matching import latent_weight
-from flowportrait.generator.material import clearer
 from flowportrait.generator.pretrain_config import PretrainConfig
+from flowportrait.generator.training_clips import extract_features, load_clips, with_lip_targets
 from flowportrait.training.descend import descend
 from flowportrait.training.repeatable import repeatable
 
@@ -77,7 +76,7 @@ class Graft:
         x, silent = interpolate(latents, noise, sigma[..., None]), torch.rand(BATCH, generator=draws) < UNHEARD
 
         def ask(model: ARFlow) -> torch.Tensor:
-            condition = model.condition_on(heard, style, start, drop_audio=silent)
+            condition = model.condition_from_features(heard, style, start, drop_audio=silent)
             return model.head(x, sigma, model.contexts_after(condition, history[:, :-1].flatten(1, 2)))
 
         return ask
@@ -105,8 +104,8 @@ def grafted(lips: ARFlow, rest: ARFlow, corpus: Path, heard: Path | None = None,
     """``graft`` on the training clips of a prepared corpus; ``heard``: what a supervised run remembered of them, else
     they are listened to first."""
     repeatable()
-    clips = recall(heard) if heard else hear(lips, corpus, TRAINING_SPLITS, 0, CONFIG.seed)
-    clips = clearer(lips, clips, CONFIG.lip_residual)
+    clips = load_clips(heard) if heard else extract_features(lips, corpus, TRAINING_SPLITS, 0, CONFIG.seed)
+    clips = with_lip_targets(lips, clips, CONFIG.lip_residual)
     sampler = WindowSampler(clips, FRAMES, torch.Generator().manual_seed(CONFIG.seed))
     return graft(lips, rest, sampler, steps)
 

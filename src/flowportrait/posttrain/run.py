@@ -20,7 +20,7 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.config import override, save, to_dict
 from flowportrait.corpus.motion_set import TRAINING_SPLITS, load_motion
 from flowportrait.errors import BadInput
-from flowportrait.generator.sight import seen
+from flowportrait.generator.portrait_tokens import encode_portraits
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
@@ -114,7 +114,7 @@ def _train(recipe: Recipe, prompts: Sequence[Prompt], job: Job, accelerator: Acc
         def draw_for(rows: Sequence[int]) -> Drawing:
             return Drawing(codecs, rows, recipe.render_size)
 
-        looks = seen(policy, [codec.portrait for codec in codecs])
+        looks = encode_portraits(policy, [codec.portrait for codec in codecs])
         task = TalkingTask(items, recipe.frames, draw_for, policy.config.chunk, looks)
         rewards = Composite.default(recipe.rewards)
     trainer = Trainer(policy, task, recipe, rewards, accelerator)

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from flowportrait.codec.basis import BROWS, GAZE, HEAD, LOWER
-from flowportrait.codec.calm import Calm
-from flowportrait.codec.ease import ease
+from flowportrait.codec.delivery import deliver
 from flowportrait.generator.arflow import ARFlow, Condition
 from flowportrait.posttrain.items import Item, draw_items
 from flowportrait.posttrain.trajectory import Trajectory
@@ -101,9 +100,9 @@ class TalkingTask:
 
     def batch(self, policy: ARFlow, trajectory: Trajectory, prompts: Prompts) -> RewardBatch:
         latents = trajectory.latents.to(next(policy.parameters()).device)
-        motion = Calm()(policy.to_motion(latents, trajectory.condition.start).cpu())
+        motion = policy.to_motion(latents, trajectory.condition.start).cpu()
         return RewardBatch(
-            ease(motion, policy.config.chunk, policy.config.ease),
+            deliver(motion, policy.config.chunk, policy.config.ease),
             prompts.mel,
             self.draw_for(prompts.portraits) if self.draw_for else None,
             audio=prompts.audio,

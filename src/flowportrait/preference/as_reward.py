@@ -45,8 +45,8 @@ class LearnedPreference:
             why = Failure("too_short", f"{frames} frames, {LEAST_FRAMES} are needed")
             return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
         weights = torch.tensor(self.weights)
-        value = self.model(batch.motion, batch.mel).clamp_max(BEST) @ weights
-        return all_valid(value, self.model.moments(batch.motion, batch.mel).clamp_max(BEST) @ weights)
+        value = self.model(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights
+        return all_valid(value, self.model.moments(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LearnedLatentPreference:
         assert batch.latents is not None
         known = batch.condition() if callable(batch.condition) else batch.condition
         verdict = self.model(batch.latents.cpu(), 0.0, known.audio.cpu(), known.start.cpu())
-        chunks = verdict.mean.clamp_max(BEST) @ torch.tensor(self.weights)
+        chunks = verdict.mean.cpu().clamp_max(BEST) @ torch.tensor(self.weights)
         frames = batch.motion.shape[1]
         dense = chunks.repeat_interleave(frames // chunks.shape[1], 1) if frames % chunks.shape[1] == 0 else None
         return all_valid(chunks.mean(1), dense)

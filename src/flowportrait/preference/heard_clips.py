@@ -14,7 +14,7 @@ import torch
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.generator.arflow import ARFlow, Condition
 from flowportrait.generator.augment import augment
-from flowportrait.generator.sample import generate
+from flowportrait.generator.sampler import sample_chunks
 
 _AT_ONCE = 64
 
@@ -44,7 +44,7 @@ def listen(generator: ARFlow, clips: Sequence[MotionClip], voices: int = 1, seed
         frames = len(clip.motion)
         mel = clip.mel[: 4 * frames].float()
         sounds = torch.stack([mel, *(augment(mel[None], drawn)[0] for _ in range(voices - 1))])
-        heard = generator.listen(sounds)
+        heard = generator.audio_features(sounds)
         audio = generator.audio_encoder(heard)
         lips = audio.new_zeros(voices, 2, frames, 0)
         if generator.lip_reader is not None:
@@ -71,7 +71,7 @@ def rehearse(generator: ARFlow, clips: Sequence[HeardClip], seed: int = 0) -> li
             style = generator.style_in(generator.rest_style.expand(len(lot), -1))
             start = torch.stack([own.clip.motion[0] for own in chosen])
             seeds = [seed + place for place in lot]
-            made = torch.cat([start[:, None], *generate(generator, Condition(audio, style, start), seeds)], 1)
+            made = torch.cat([start[:, None], *sample_chunks(generator, Condition(audio, style, start), seeds)], 1)
             found += [
                 replace(own, clip=replace(own.clip, motion=motion)) for own, motion in zip(chosen, made, strict=True)
             ]

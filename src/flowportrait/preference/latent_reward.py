@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +22,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.codec.basis import EXPRESSION, LOWER, MOTION_DIM
+from flowportrait.devices import Device, once_per_device, place, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.audio_encoder import N_LIPS
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.flow_head import FlowHead
-from flowportrait.generator.lip_reader import N_LIPS
 from flowportrait.preference.made_pairs import DIMENSIONS
 from flowportrait.preference.thurstone import MARGIN, log_chances
 from flowportrait.written import write_json, write_weights
@@ -113,6 +112,8 @@ class LatentReward(nn.Module):
 
         A live session gives the last ``REACH + 1`` chunks, past clean ones and the present one, and reads the last.
         """
+        x, heard, start = (part.to(self.centre.device) for part in (x, heard, start))
+        past = None if past is None else past.to(x.device)
         level = _per_chunk(sigma, x)
         estimate = self.expected(x, level)
         before, before_level = (estimate, level) if past is None else (past, torch.zeros_like(level))
@@ -165,25 +166,26 @@ class LatentReward(nn.Module):
         write_json(folder / "config.json", asdict(self.config), indent=2)
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> LatentReward:
-        """Read what ``save_pretrained`` wrote, in float32, ready to score.
+    def from_pretrained(
+        cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None
+    ) -> LatentReward:
+        """Load what ``save_pretrained`` wrote, ready to score, placed as ``devices.place`` does.
 
         Raises:
             BadInput: the folder holds no latent reward, or one of another shape.
         """
         try:
             model = cls(LatentRewardConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-            weights = load_file(str(folder / "model.safetensors"))
-            model.load_state_dict({name: value.float() for name, value in weights.items()})
+            model.load_state_dict(read_weights(folder / "model.safetensors"))
         except OSError as error:
             raise BadInput(f"No latent reward in {folder}: it needs config.json and model.safetensors.") from error
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"The latent reward in {folder} does not fit this version: {reason}") from error
-        return model.eval().requires_grad_(False)
+        return place(model.eval().requires_grad_(False), device, dtype)
 
     @classmethod
-    @lru_cache(maxsize=1)
+    @once_per_device
     def load(cls) -> LatentReward:
         """The one that ships with the package."""
         return cls.from_pretrained(Path(str(files("flowportrait") / "weights" / "latent_reward")))

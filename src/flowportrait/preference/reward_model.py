@@ -12,16 +12,15 @@ footage, 1 is one standard deviation better.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from flowportrait.codec.basis import EXPRESSION, MOTION_DIM
+from flowportrait.devices import Device, once_per_device, place, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES
@@ -72,6 +71,7 @@ class RewardModel(nn.Module):
         """
         if motion.shape[1] < LEAST_FRAMES:
             raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {LEAST_FRAMES}")
+        motion, mel = motion.to(self.mean.device), mel.to(self.mean.device)
         starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
         own = torch.cat([motion[:, at : at + length] for at in starts])
         sound = torch.cat([mel[:, MELS_PER_FRAME * at : MELS_PER_FRAME * (at + length)] for at in starts])
@@ -100,7 +100,7 @@ class RewardModel(nn.Module):
     def moments(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Standardised scores of every frame ``[B, T, 3]``: the mean over the windows that hold it."""
         starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
-        held = torch.zeros(len(starts), motion.shape[1])
+        held = self.mean.new_zeros(len(starts), motion.shape[1])
         for row, at in enumerate(starts):
             held[row, at : at + length] = 1
         scores = (self.windows(motion, mel) - self.mean) / self.std
@@ -116,22 +116,22 @@ class RewardModel(nn.Module):
         write_weights(path, self.state_dict())
 
     @classmethod
-    def read(cls, path: Path) -> RewardModel:
-        """A model written by ``save``, ready to score.
+    def read(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
+        """Load a model written by ``save``, ready to score.
 
         Raises:
             BadInput: there is no such file, or it is of another shape.
         """
         model = cls()
         try:
-            model.load_state_dict(load_file(str(path)))
+            model.load_state_dict(read_weights(path))
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"{path} cannot be read as a reward model ({reason}): train one first.") from error
-        return model.eval().requires_grad_(False)
+        return place(model.eval().requires_grad_(False), device, dtype)
 
     @classmethod
-    @lru_cache(maxsize=1)
+    @once_per_device
     def load(cls) -> RewardModel:
         """The one that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "preference" / "model.safetensors")))

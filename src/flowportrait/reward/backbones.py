@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 
+from flowportrait.devices import device_of, place
 from flowportrait.errors import BadInput
 from flowportrait.reward.face_net import AT_ONCE, FaceNet
 from flowportrait.reward.pixels import structural_similarity
@@ -51,7 +52,7 @@ class FaceFeatures:
         for some, others in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True):
             maps = zip(net.features(some), net.features(others), strict=True)
             found.append(torch.stack([F.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in maps]).mean(0))
-        return torch.cat(found)
+        return torch.cat(found).cpu()
 
 
 class Lpips:
@@ -63,14 +64,16 @@ class Lpips:
         try:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-            self._distance: Any = LearnedPerceptualImagePatchSimilarity(net, reduction="none", normalize=True)
+            distance = LearnedPerceptualImagePatchSimilarity(net, reduction="none", normalize=True)
+            self._distance: Any = place(distance)
         except (ImportError, ModuleNotFoundError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"Backbone 'lpips' cannot be loaded ({reason}): use ssim or face.") from error
 
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return 1 - self._distance.net(2 * a - 1, 2 * b - 1).flatten()
+        a, b = (2 * picture.to(device_of(self._distance)) - 1 for picture in (a, b))
+        return 1 - self._distance.net(a, b).flatten().cpu()
 
 
 class Embedding:
@@ -78,15 +81,16 @@ class Embedding:
 
     def __init__(self, name: str, model: str) -> None:
         self.name = name
-        self._net, self._side, self._mean, self._std = _image_model(model)
+        net, self._side, self._mean, self._std = _image_model(model)
+        self._net: Any = place(net)
 
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return F.cosine_similarity(self._embed(a), self._embed(b), dim=-1)
+        return F.cosine_similarity(self._embed(a), self._embed(b), dim=-1).cpu()
 
     def _embed(self, pictures: torch.Tensor) -> torch.Tensor:
         sized = F.interpolate(pictures, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 1)
-        normed = (sized - self._mean) / self._std
+        normed = ((sized - self._mean) / self._std).to(device_of(self._net))
         if hasattr(self._net, "get_image_features"):
             found = self._net.get_image_features(pixel_values=normed)
             return found if isinstance(found, torch.Tensor) else found.pooler_output

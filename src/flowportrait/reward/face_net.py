@@ -8,7 +8,6 @@ folded in. It learned from celebrities' photos and from nobody here. Reward side
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
+from flowportrait.devices import device_of, once_per_device, place, read_weights
 from flowportrait.media.align import to_canonical
 from flowportrait.written import write_weights
 
@@ -62,6 +61,7 @@ class FaceNet(nn.Module):
         return [torch.cat([maps[index] for maps in parts]) for index in _MAPS]
 
     def _walk(self, faces: torch.Tensor, depth: int) -> list[torch.Tensor]:
+        faces = faces.to(device_of(self))
         x = faces.flip(1) * 255 - faces.new_tensor(_MEAN)[:, None, None]
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         maps = []
@@ -71,16 +71,16 @@ class FaceNet(nn.Module):
         return maps
 
     @classmethod
-    @lru_cache(maxsize=1)
+    @once_per_device
     def load(cls) -> FaceNet:
         """The network that ships with the package, frozen."""
         net = cls()
         path = Path(str(files("flowportrait") / "weights" / "face_net" / "model.safetensors"))
-        net.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()})
+        net.load_state_dict(read_weights(path))
         for layer in net.layers():
             # A third faster on a CPU than rows of pixels.
             layer.weight.data = layer.weight.contiguous(memory_format=torch.channels_last)
-        return net.eval().requires_grad_(False)
+        return place(net.eval().requires_grad_(False))
 
     def layers(self) -> list[nn.Conv2d]:
         """Its convolutions in the order they are applied."""

@@ -39,7 +39,7 @@ class Identity:
         net, indices = FaceNet.load(), pair_indices(batch.motion.shape[1])[1::2]
         frames = batch.frames(indices)
         faces = align(frames.flatten(0, 1), batch.places(indices).flatten(0, 1))
-        seen = net(faces).unflatten(0, frames.shape[:2])
+        seen = net(faces).cpu().unflatten(0, frames.shape[:2])
         people = {id(portrait): portrait for portrait in batch.portraits}
         own = {key: _embedding(*shrunk(portrait, frames.shape[-1])) for key, portrait in people.items()}
         wanted = torch.stack([own[id(portrait)] for portrait in batch.portraits])
@@ -47,4 +47,4 @@ class Identity:
 
 
 def _embedding(picture: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    return FaceNet.load()(align(picture[None], points[None]))[0]
+    return FaceNet.load()(align(picture[None], points[None]))[0].cpu()

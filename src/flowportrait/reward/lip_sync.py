@@ -39,7 +39,7 @@ class LipSync:
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         face, voice = self.expert.embed_face(batch.motion), self.expert.embed_audio(batch.mel)
-        margin = margins(face @ voice.mT)
+        margin = margins((face @ voice.mT).cpu())
         dense = by_frame(margin, batch.motion.shape[1])
         return all_valid(margin.mean(1), dense)._replace(regions={"mouth": dense})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from flowportrait.devices import device_of, once_per_device, place
 from flowportrait.errors import BadInput
 
 FlowName = Literal["dis", "raft"]
@@ -51,11 +51,12 @@ class Raft:
 
     @torch.no_grad()
     def __call__(self, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
-        flow = self._net(2 * after - 1, 2 * before - 1, num_flow_updates=8)[-1]
-        return flow.permute(0, 2, 3, 1).numpy()
+        before, after = (2 * frames.to(device_of(self._net)) - 1 for frames in (before, after))
+        flow = self._net(after, before, num_flow_updates=8)[-1]
+        return flow.permute(0, 2, 3, 1).cpu().numpy()
 
 
-@lru_cache(maxsize=1)
+@once_per_device
 def _raft(weights: Path | None) -> Any:
     try:
         from torchvision.models.optical_flow import Raft_Small_Weights, raft_small
@@ -65,7 +66,7 @@ def _raft(weights: Path | None) -> Any:
         ) from error
     if weights is None:
         try:
-            return raft_small(weights=Raft_Small_Weights.DEFAULT, progress=False).eval()
+            return place(raft_small(weights=Raft_Small_Weights.DEFAULT, progress=False).eval())
         except OSError as error:
             raise BadInput(f"RAFT's weights cannot be fetched ({error}): give their file as flow_weights.") from error
     if not weights.is_file():
@@ -76,7 +77,7 @@ def _raft(weights: Path | None) -> Any:
     except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise BadInput(f"{weights} holds no RAFT-small weights: {str(error).splitlines()[0]}.") from error
     net.load_state_dict(tensors_by_name(stored, net.state_dict(), weights))
-    return net.eval().requires_grad_(False)
+    return place(net.eval().requires_grad_(False))
 
 
 def tensors_by_name(stored: Any, expected: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:

@@ -10,7 +10,6 @@ time: T frames give T − 8 windows.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowportrait.codec.basis import LOWER, MotionBasis
+from flowportrait.devices import device_of, once_per_device
 from flowportrait.training.joint_embedding import JointEmbedding
 
 
@@ -57,7 +57,7 @@ class SyncExpert(JointEmbedding):
 
         The mean over the clip is taken off: whose resting mouth it is says nothing about sync.
         """
-        lower = lips[..., LOWER]
+        lower = lips[..., LOWER].to(device_of(self))
         lower = lower - lower.mean(1, keepdim=True)
         speed = lower[:, 1:] - lower[:, :-1]
         features = torch.cat([lower[:, 1:], 2 * speed], -1)
@@ -65,10 +65,10 @@ class SyncExpert(JointEmbedding):
 
     def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
         """``[B, 4T, 80]`` log-mel to ``[B, T - 8, DIM]``; each window hears exactly its own 36 columns."""
-        return F.normalize(self.voice((mel - 1.0).mT).mT, dim=-1)
+        return F.normalize(self.voice((mel.to(device_of(self)) - 1.0).mT).mT, dim=-1)
 
     @classmethod
-    @lru_cache(maxsize=1)
+    @once_per_device
     def load(cls) -> SyncExpert:
         """The expert that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "sync_reward" / "model.safetensors")))

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from flowportrait.devices import Device, place, read_weights
 from flowportrait.written import write_weights
 
 
@@ -45,8 +45,8 @@ class JointEmbedding(nn.Module, ABC):
         write_weights(path, self.state_dict())
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """An expert written by ``save``, ready to score (no dropout, weights frozen)."""
+    def read(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Load an expert written by ``save``, ready to score (no dropout, weights frozen)."""
         expert = cls()
-        expert.load_state_dict(load_file(str(path)))
-        return expert.eval().requires_grad_(False)
+        expert.load_state_dict(read_weights(path))
+        return place(expert.eval().requires_grad_(False), device, dtype)

@@ -1,4 +1,4 @@
-"""The course of long performances: does a face that talks for minutes stay the face it was?
+"""Drift of long motion sequences: does a face that talks for minutes stay the face it was?
 
     place of a group g in stretch m      p[m] = mean over its frames of motion[g]
     shift                                ‖p[m] − p[1]‖ / √dim g            grows with m where motion drifts
@@ -35,7 +35,7 @@ def liveliness(motion: torch.Tensor) -> torch.Tensor:
     return seconds.std(2).mean(-1)
 
 
-def course(motion: torch.Tensor, stretch: int, usual: float) -> dict[str, torch.Tensor]:
+def drift_figures(motion: torch.Tensor, stretch: int, usual: float) -> dict[str, torch.Tensor]:
     """Figures ``[B, M]`` by name of every stretch of so many frames of motion ``[B, T, 30]``; ``usual`` is the
     liveliness that ``still`` is told by."""
     parts = motion[:, : motion.shape[1] // stretch * stretch].unflatten(1, (-1, stretch))

@@ -1,6 +1,6 @@
-"""What a generator that sees is shown of a person: framed alike in training and at work, looked at once.
+"""Portraits as tokens for a generator with vision: framed alike in training and inference, encoded once.
 
-    photo ─► picture of the face ─► look ─► P tokens, before the first chunk
+    photo ─► picture of the face ─► vision tower ─► P tokens, before the first chunk
 
 A training clip comes with a picture of another clip of the same person: it tells whose face it is, not what this clip's
 lips are doing.
@@ -24,15 +24,15 @@ from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 
 
-def seen(model: ARFlow, portraits: Sequence[Portrait]) -> torch.Tensor | None:
-    """Tokens ``[N, P, hidden]`` of N portraits; None of none, and for a model that does not see."""
+def encode_portraits(model: ARFlow, portraits: Sequence[Portrait]) -> torch.Tensor | None:
+    """Encode N portraits to tokens ``[N, P, hidden]``; None for none, and for a model without vision."""
     if not portraits or model.vision is None:
         return None
-    return model.look([picture(portrait.crop, portrait.landmarks) for portrait in portraits])
+    return model.encode_portrait([picture(portrait.crop, portrait.landmarks) for portrait in portraits])
 
 
 def with_portraits(model: ARFlow, corpus: Path, clips: Sequence[MotionClip]) -> list[MotionClip]:
-    """The clips with what ``model`` sees of their speakers, upright and mirrored ``[2, P, hidden]``.
+    """Add to clips the tokens of a portrait of their speaker, upright and mirrored ``[2, P, hidden]``.
 
     Raises:
         BadInput: a speaker has no picture in the corpus.
@@ -43,12 +43,14 @@ def with_portraits(model: ARFlow, corpus: Path, clips: Sequence[MotionClip]) -> 
     found = []
     for speaker, own in speakers.items():
         paths = [corpus / "pictures" / f"{clip.name}.jpg" for clip in own]
-        tokens = [_both(model, read_image(path)) for path in paths if path.is_file()]
+        tokens = [_upright_and_mirrored(model, read_image(path)) for path in paths if path.is_file()]
         if not tokens:
-            raise BadInput(f"{corpus} has no picture of {speaker}, and sees=true needs one: prepare the videos anew.")
+            raise BadInput(
+                f"{corpus} has no picture of {speaker}, and use_vision=true needs one: prepare the videos anew."
+            )
         found += [replace(clip, portrait=tokens[(place + 1) % len(tokens)]) for place, clip in enumerate(own)]
     return found
 
 
-def _both(model: ARFlow, face: np.ndarray) -> torch.Tensor:
-    return model.look([face, np.ascontiguousarray(face[:, ::-1])]).half()
+def _upright_and_mirrored(model: ARFlow, face: np.ndarray) -> torch.Tensor:
+    return model.encode_portrait([face, np.ascontiguousarray(face[:, ::-1])]).half().cpu()

@@ -27,8 +27,8 @@ from flowportrait.media.image import read_image
 from flowportrait.portraitgen import damage
 from flowportrait.portraitgen.damage import STRENGTHS, Damage
 from flowportrait.portraitgen.faces import Faces
-from flowportrait.portraitgen.limits import Limits
 from flowportrait.portraitgen.look import Look, glance, look
+from flowportrait.portraitgen.measured_stills import Limits
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ from flowportrait.flow.kernel import flow_sde
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import Velocity, solve
 from flowportrait.portraitgen.faces import Faces
-from flowportrait.portraitgen.picture_space import as_pictures
-from flowportrait.portraitgen.portrait_flow import PortraitFlow
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_pictures
 from flowportrait.posttrain.items import Item, draw_items
 from flowportrait.posttrain.task import Prompts, TalkingTask
 

@@ -30,32 +30,26 @@ import torch
 import uvicorn
 
 from flowportrait.corruption import CORRUPTIONS, face, head
-from flowportrait.judge.client import Server
-from flowportrait.judge.comparing import Comparer
-from flowportrait.judge.endpoint import Endpoint
-from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.fit_measured import speakers_clips
-from flowportrait.judge.fit_pose import bent, places_of
-from flowportrait.judge.improving import Toggles, improve
-from flowportrait.judge.judges import METHODS
-from flowportrait.judge.library import Library
-from flowportrait.judge.measured import EXPERTS, MEASURED, Experts, MeasuredPanel, joined
+from flowportrait.judge.client import ChatClient
+from flowportrait.judge.clips import JudgedClip
+from flowportrait.judge.fit_scales import damage_head, speakers_clips, stack_landmarks
+from flowportrait.judge.judges import METHODS, JudgeReward
+from flowportrait.judge.landmark_rewards import HeadPose, track_statistics
+from flowportrait.judge.learning import ExpertToggles, LabelledPair, agreement, improve
+from flowportrait.judge.measured import EXPERTS, SCALES_FILE, Experts, MeasuredPanel, concatenate_batches
+from flowportrait.judge.messages import Endpoint
+from flowportrait.judge.methods import PairJudge
 from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.pose import HeadPose
-from flowportrait.judge.preferring import Stated, agreement
-from flowportrait.judge.remote import HttpReward
-from flowportrait.judge.reward import JudgeReward
-from flowportrait.judge.rubric import ASPECTS, Aspect
-from flowportrait.judge.sanity import examine, keep_certificate, outcome, spoilt
-from flowportrait.judge.served import servable
-from flowportrait.judge.server import create_app
-from flowportrait.judge.steadiness import track_statistics
+from flowportrait.judge.rubric import ASPECTS, Aspect, Library
+from flowportrait.judge.sanity import CLIP_SANITY, corrupt_clip, examine, order_result, save_certificate
+from flowportrait.judge.server import create_app, servable_rewards
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.interface import Reward
+from flowportrait.reward.remote import HttpReward
 from flowportrait.reward.scoring import score
 
 ROWS = 16
-CERTIFICATES = MEASURED.parent / "checked"
+CERTIFICATES = SCALES_FILE.parent / "checked"
 
 
 def rate(reward: Reward, batches: list[RewardBatch]) -> float:
@@ -73,9 +67,9 @@ def rate(reward: Reward, batches: list[RewardBatch]) -> float:
 def cost(footage: Path) -> None:
     """The table of the module."""
     clips = speakers_clips(footage, split="dev", per_speaker=1)
-    lot = joined([clip.batch for clip in clips])
+    lot = concatenate_batches([clip.batch for clip in clips])
     many = lot.select(torch.arange(ROWS) % len(clips))
-    scorers: dict[str, Reward] = {**servable([]), "panel (measured)": JudgeReward(MeasuredPanel())}
+    scorers: dict[str, Reward] = {**servable_rewards([]), "panel (measured)": JudgeReward(MeasuredPanel())}
     scorers = {name: scorer for name, scorer in scorers.items() if scorer.needs <= many.has}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -98,14 +92,14 @@ def cost(footage: Path) -> None:
 def sanity(footage: Path) -> None:
     """The measured panel on speakers that neither its experts nor its scales were fitted on."""
     clips = speakers_clips(footage, split="dev", per_speaker=2)
-    certificate = examine(MeasuredPanel(), clips)
+    certificate = examine(MeasuredPanel(), clips, CLIP_SANITY)
     print(f"{len(clips)} clips of the split dev; {'passed' if certificate.passed else certificate.failed()}")
     for result in certificate.results:
         means = " → ".join(f"{mean:.2f}" for mean in result.means)
         foreign = ", ".join(f"{name} {fall:+.2f}" for name, fall in result.foreign.items())
         print(f"{result.aspect:15} {result.damage:17} {means}   order {result.order:.0%}  lost {result.lost}"
               f"  falls of the others: {foreign}")  # fmt: skip
-    print(keep_certificate(certificate, CERTIFICATES))
+    print(save_certificate(certificate, CERTIFICATES))
 
 
 PREFERENCES: dict[Aspect, tuple[str, ...]] = {
@@ -120,10 +114,10 @@ HEADS = {"stretched": (head.stretched, (0.03, 0.08, 0.16)), "whipped": (head.whi
 def learning(footage: Path) -> None:
     """Agreement of the measured panel with known preferences, and what a library learned from them brings."""
     clips = speakers_clips(footage, split="dev", per_speaker=2)
-    stated = preferences([replace(clip, places=clip.landmarks) for clip in clips])
+    stated = preferences([replace(clip, known_landmarks=clip.landmarks) for clip in clips])
     experts = Experts.load()
     learned = improve(
-        lambda library: MeasuredPanel(experts.asking(library)), stated, Toggles(tuple(experts.scales)),
+        lambda library: MeasuredPanel(experts.with_library(library)), stated, ExpertToggles(tuple(experts.scales)),
         len(ASPECTS) * len(experts.scales), Library(EXPERTS),
     )  # fmt: skip
     for one in learned.rounds:
@@ -134,30 +128,30 @@ def learning(footage: Path) -> None:
         if found is not None:
             low, high = found.interval
             by = ", ".join(f"{aspect} {share:.2f} of {count}" for aspect, (share, count) in found.by_aspect.items())
-            print(f"{name:24} {found.right:.3f} ({low:.3f}–{high:.3f}) of {found.decided}: {by}")
+            print(f"{name:24} {found.accuracy:.3f} ({low:.3f}–{high:.3f}) of {found.decided}: {by}")
 
 
 def heads(footage: Path) -> None:
     """What the pose check leaves of a grade of 5 for heads that cannot be, and of steadiness beside it."""
-    clips = [replace(clip, places=clip.landmarks) for clip in speakers_clips(footage, "anchors", "dev", 2)]
+    clips = [replace(clip, known_landmarks=clip.landmarks) for clip in speakers_clips(footage, "anchors", "dev", 2)]
     experts = Experts.load()
     pose = experts.rewards["pose"]
     assert isinstance(pose, HeadPose), "experts know poses by landmarks alone"
     for damage, (hurt, strengths) in HEADS.items():
-        levels = [clips, *([bent(clip, hurt, level) for clip in clips] for level in strengths)]
-        places = [places_of(own) for own in levels]
+        levels = [clips, *([damage_head(clip, hurt, level) for clip in clips] for level in strengths)]
+        places = [stack_landmarks(own) for own in levels]
         began = time.process_time()
-        posed = [pose.figures(own) for own in places]
+        posed = [pose.measure(own) for own in places]
         taken = (time.process_time() - began) / sum(map(len, levels))
         steady = [-track_statistics(own)[0] for own in places]
         for name, figures in (("pose", posed), ("steadiness", steady)):
             grades = np.array([[experts.scales[name](float(one)) for one in own] for own in figures])
-            result = outcome("motion", damage, "", (0.0, *strengths), grades, {})
+            result = order_result("motion", damage, "", (0.0, *strengths), grades, {})
             means = " → ".join(f"{mean:.2f}" for mean in result.means)
             print(f"{damage:10} {strengths} {name:11} {means}  order {result.order:.0%}  {1e3 * taken:.1f} ms a clip")
 
 
-def preferences(clips: list[Exhibit]) -> list[Stated]:
+def preferences(clips: list[JudgedClip]) -> list[LabelledPair]:
     """Every clip beside itself damaged, one pair per damage, strengths and sides drawn; pairs of a clip together."""
     rng, found = np.random.default_rng(0), []
     for clip in clips:
@@ -165,36 +159,36 @@ def preferences(clips: list[Exhibit]) -> list[Stated]:
             for damage in damages:
                 level = int(rng.integers(3))
                 if damage in HEADS:
-                    worse = bent(clip, HEADS[damage][0], HEADS[damage][1][level])
+                    worse = damage_head(clip, HEADS[damage][0], HEADS[damage][1][level])
                 elif damage == "frozen eyes":
-                    worse = bent(clip, face.frozen_eyes, CORRUPTIONS[damage].strengths[level])
+                    worse = damage_head(clip, face.frozen_eyes, CORRUPTIONS[damage].strengths[level])
                 else:
-                    worse = spoilt(clip, damage, CORRUPTIONS[damage].strengths[level])
+                    worse = corrupt_clip(clip, damage, CORRUPTIONS[damage].strengths[level])
                 first = bool(rng.integers(2))
-                found.append(Stated((clip, worse) if first else (worse, clip), {aspect: "A" if first else "B"}))
+                found.append(LabelledPair((clip, worse) if first else (worse, clip), {aspect: "A" if first else "B"}))
     return found
 
 
 def asking(footage: Path) -> None:
     """What every method asks a server, and what making it takes here; the server answers at once."""
-    clips = [replace(clip, places=clip.landmarks) for clip in speakers_clips(footage, "anchors", "dev")]
+    clips = [replace(clip, known_landmarks=clip.landmarks) for clip in speakers_clips(footage, "anchors", "dev")]
     flaw = {"start": 0.1, "end": 0.3, "what": "soft"}
     said = {"rationale": "r", "errors": [], "score": 4, "thoughts": "t", "windows": [flaw, flaw], "seen": True,
             "box": [0, 0, 1, 1], "better": "first"}  # fmt: skip
     with answering(json.dumps(said)) as url:
         for name, method in METHODS.items():
-            server = Server(Endpoint(url=url, model="m"))
+            server = ChatClient(Endpoint(url=url, model="m"))
             judge = method(server, PanelSettings(samples=1))
             began = time.process_time()
             judge.judge(clips)
             taken, totals = time.process_time() - began, server.ledger.totals()
             line = f"{totals['requests'] / len(clips):.1f} requests, {taken / len(clips):.2f} s of processor a clip"
-            if isinstance(judge, Comparer):
-                judge.prefer([(clips[0], clips[1])])
+            if isinstance(judge, PairJudge):
+                judge.compare([(clips[0], clips[1])])
                 line += f"; a pair {server.ledger.totals()['requests'] - totals['requests']} requests"
             print(f"{name:10} {line}")
     began = time.process_time()
-    MeasuredPanel().judge([replace(clip, places=None) for clip in clips])
+    MeasuredPanel().judge([replace(clip, known_landmarks=None) for clip in clips])
     print(f"measured   {(time.process_time() - began) / len(clips):.2f} s of processor a clip, tracking included")
 
 
@@ -228,13 +222,13 @@ def panel() -> None:
     points = np.stack(np.meshgrid(np.linspace(64, 192, 22), np.linspace(60, 200, 22)), -1).reshape(-1, 2)[:478]
     rng = np.random.default_rng(0)
     clips = [
-        Exhibit(rng.integers(0, 255, (30, 256, 256, 3), np.uint8), rng.normal(0, 0.1, 19200), f"{i}",
-                places=np.repeat(points[None], 30, 0)) for i in range(4)
+        JudgedClip(rng.integers(0, 255, (30, 256, 256, 3), np.uint8), rng.normal(0, 0.1, 19200), f"{i}",
+                known_landmarks=np.repeat(points[None], 30, 0)) for i in range(4)
     ]  # fmt: skip
     times: dict[int, float] = {}
     with answering(json.dumps({"rationale": "r", "errors": [], "score": 4}), 0.05) as url:
         for at_once in (1, 8):
-            judge = Panel(Server(Endpoint(url=url, model="m", concurrency=at_once)), PanelSettings(samples=3))
+            judge = Panel(ChatClient(Endpoint(url=url, model="m", concurrency=at_once)), PanelSettings(samples=3))
             began = time.perf_counter()
             judge.judge(clips)
             times[at_once] = time.perf_counter() - began

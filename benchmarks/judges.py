@@ -28,16 +28,13 @@ from judge import HEADS, preferences
 
 from flowportrait.corruption import CORRUPTIONS
 from flowportrait.evaluate.compare import bootstrap
-from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.fit_measured import speakers_clips
-from flowportrait.judge.fit_pose import bent
-from flowportrait.judge.library import Library
-from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel
-from flowportrait.judge.posed import PoseChecked
-from flowportrait.judge.preferring import agreement
-from flowportrait.judge.rubric import ASPECTS, Aspect
-from flowportrait.judge.sanity import CASES, spoilt
-from flowportrait.judge.verdict import Judge
+from flowportrait.judge.clips import JudgedClip
+from flowportrait.judge.fit_scales import damage_head, speakers_clips
+from flowportrait.judge.learning import agreement
+from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel, PoseChecked
+from flowportrait.judge.rubric import ASPECTS, Aspect, Library
+from flowportrait.judge.sanity import CASES, corrupt_clip
+from flowportrait.judge.verdicts import Judge
 
 LEARNED = Library(
     {**EXPERTS, "expressiveness": ("expressiveness", "sync"), "motion": ("steadiness", "temporal", "pose")}
@@ -46,7 +43,7 @@ COLUMNS: dict[str, tuple[Aspect, tuple[str, ...]]] = {
     **{aspect: (aspect, CASES[aspect]) for aspect in ASPECTS}, "heads": ("motion", tuple(HEADS)),
 }  # fmt: skip
 """Column → what is graded under which damage."""
-Levels = list[list[Exhibit]]
+Levels = list[list[JudgedClip]]
 """Strength by strength the same clips."""
 
 
@@ -75,41 +72,41 @@ def main() -> None:
         cells = [f"{one.mean:.0%} ({one.low or 0:.0%}–{one.high or 0:.0%})" for one in found]
         said = agreement(judge, stated)[0]
         low, high = said.interval
-        cells += [f"{said.right:.0%} ({low:.0%}–{high:.0%})", f"{seconds[name] / shown:.3f}"]
+        cells += [f"{said.accuracy:.0%} ({low:.0%}–{high:.0%})", f"{seconds[name] / shown:.3f}"]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def judges(library: Library) -> dict[str, Judge]:
     """Those of the module."""
     experts = Experts.load()
-    taught = MeasuredPanel(experts.asking(library))
-    alone = MeasuredPanel(experts.asking(Library(dict.fromkeys(ASPECTS, ("sync",)))))
+    taught = MeasuredPanel(experts.with_library(library))
+    alone = MeasuredPanel(experts.with_library(Library(dict.fromkeys(ASPECTS, ("sync",)))))
     return {
         "measured": MeasuredPanel(), "measured, pose": PoseChecked(MeasuredPanel()), "measured, library": taught,
         "measured, pose and library": PoseChecked(taught), "sync for everything": alone,
     }  # fmt: skip
 
 
-def damaged(clips: Sequence[Exhibit], damage: str) -> Levels:
+def damaged(clips: Sequence[JudgedClip], damage: str) -> Levels:
     """Clean, and at three strengths."""
     if damage in HEADS:
         hurt, strengths = HEADS[damage]
-        return [list(clips), *([seen(bent(clip, hurt, level)) for clip in clips] for level in strengths)]
-    bare, strengths = [replace(clip, places=None) for clip in clips], CORRUPTIONS[damage].strengths
-    return [list(clips), *([seen(spoilt(clip, damage, level)) for clip in bare] for level in strengths)]
+        return [list(clips), *([seen(damage_head(clip, hurt, level)) for clip in clips] for level in strengths)]
+    bare, strengths = [replace(clip, known_landmarks=None) for clip in clips], CORRUPTIONS[damage].strengths
+    return [list(clips), *([seen(corrupt_clip(clip, damage, level)) for clip in bare] for level in strengths)]
 
 
-def seen(clip: Exhibit) -> Exhibit:
+def seen(clip: JudgedClip) -> JudgedClip:
     """With its face found, once for everybody."""
     batch = clip.batch
-    places = batch.places(tuple(range(len(clip))))[0].numpy() if clip.places is None else clip.places
-    return replace(clip, known=batch, places=places)
+    places = batch.places(tuple(range(len(clip))))[0].numpy() if clip.known_landmarks is None else clip.known_landmarks
+    return replace(clip, known_batch=batch, known_landmarks=places)
 
 
 def order(judge: Judge, aspect: Aspect, levels: Levels) -> list[np.ndarray]:
     """Whether each two strengths of each clip ``[N]`` are graded the right way; no grade stands at one half."""
     verdicts = [judge.judge(clips) for clips in levels]
-    scores = np.array([[one.findings[aspect].score or np.nan for one in level] for level in verdicts])
+    scores = np.array([[one.aspects[aspect].score or np.nan for one in level] for level in verdicts])
     pairs = [np.sign(scores[a] - scores[b]) / 2 + 0.5 for a, b in combinations(range(len(scores)), 2)]
     return [np.nan_to_num(pair, nan=0.5) for pair in pairs]
 

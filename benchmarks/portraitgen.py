@@ -42,10 +42,8 @@ from flowportrait.evaluate.frechet import frechet
 from flowportrait.evaluate.networks import networks
 from flowportrait.portraitgen.bench_compare import holm, mcnemar
 from flowportrait.portraitgen.faces import Faces
-from flowportrait.portraitgen.limits import Limits
-from flowportrait.portraitgen.measured import MeasuredStills
-from flowportrait.portraitgen.picture_space import as_frames, as_pictures
-from flowportrait.portraitgen.portrait_flow import PortraitFlow
+from flowportrait.portraitgen.measured_stills import Limits, MeasuredStills
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames, as_pictures
 from flowportrait.portraitgen.stills import looks_at
 from flowportrait.portraitgen.task import PortraitTask
 from flowportrait.posttrain.plan import EveryStep, NoNoise
@@ -149,8 +147,8 @@ def measure(pictures: torch.Tensor, held_out: np.ndarray) -> dict[str, Any]:
             for name in beyond[0]
             if any(row[name] is not None for row in beyond)
         },
-        "ai_portrait": [judge.verdict(look, "ai_portrait").value for look in looks],
-        "omni_reward": [judge.verdict(look, "omni_reward").value for look in looks],
+        "ai_portrait": [judge.measure(look, "ai_portrait").reward for look in looks],
+        "omni_reward": [judge.measure(look, "omni_reward").reward for look in looks],
         "realness": unusual(pictures, [look.landmarks for look in looks]),
         "frechet": frechet(features(pictures), held_out),
     }

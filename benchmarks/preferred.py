@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.progress import track
 
 from flowportrait.evaluate.compare import bootstrap
+from flowportrait.judge.learning import BAND
 from flowportrait.judge.measured import MeasuredPanel
-from flowportrait.judge.preferring import BAND
 from flowportrait.judge.rubric import ASPECTS, WEIGHTS
 from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames

@@ -111,6 +111,12 @@ class FaultyServer:
             def no_max_tokens(self, body: dict[str, Any]) -> None:
                 self._send(400, b'{"error": {"message": "max_tokens: use max_completion_tokens instead"}}')
 
+            def no_schema(self, body: dict[str, Any]) -> None:
+                self._send(400, b'{"error": {"message": "response_format of type json_schema is not available"}}')
+
+            def unprocessable(self, body: dict[str, Any]) -> None:
+                self._send(422, b'{"error": {"message": "extra fields not permitted"}}')
+
             def unauthorised(self, body: dict[str, Any]) -> None:
                 self._send(401, b'{"error": {"message": "bad key"}}')
 

@@ -14,7 +14,7 @@ import torch
 from skimage.data import astronaut
 
 from flowportrait import Animator
-from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.clips import JudgedClip
 from flowportrait.judge.judges import build_judge
 from flowportrait.media.face import FaceTracker
 from flowportrait.reward.batch import RewardBatch
@@ -43,7 +43,7 @@ def animate_score_judge(animator: Animator, seed: int) -> Work:
     batch = RewardBatch.from_frames([frames], [audio])
     with torch.no_grad():
         scores = {name: float(score(build(name), batch).value) for name in REWARDS}
-    verdict = build_judge().judge([Exhibit(frames, audio, f"seed {seed}")])[0]
+    verdict = build_judge().judge([JudgedClip(frames, audio, f"seed {seed}")])[0]
     return Work(motion.numpy(), frames, scores, verdict.to_dict())
 
 

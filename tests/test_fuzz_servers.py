@@ -20,13 +20,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.comparing import read_choice
-from flowportrait.judge.improving import read_rule
-from flowportrait.judge.locating import read_box, read_windows
-from flowportrait.judge.opinion import HIGHEST, LOWEST, Reply, Token, Unusable, read_opinion, read_review
-from flowportrait.judge.response import read_answer
-from flowportrait.judge.thinking import read_thoughts
-from flowportrait.portraitgen.opinion import read_still
+from flowportrait.judge.answers import (
+    read_box,
+    read_choice,
+    read_grade,
+    read_review,
+    read_rule,
+    read_still_grade,
+    read_thoughts,
+    read_windows,
+)
+from flowportrait.judge.replies import Reply, Token, UnusableReply, read_completion
+from flowportrait.judge.rubric import HIGHEST, LOWEST
+from flowportrait.portraitgen.detectors import BY_NAME
+from flowportrait.portraitgen.judging import DIMENSIONS
 from flowportrait.preference.pairs import ASPECTS, LABELS, read_pairs
 from flowportrait.reward.batch import FailureKind
 from flowportrait.reward.interface import measured
@@ -144,16 +151,16 @@ REPLY_TEXTS = st.one_of(
 )  # fmt: skip
 REPLIES = st.builds(Reply, REPLY_TEXTS, TOKENS, st.none() | TEXTS, st.booleans())
 READERS: tuple[Callable[[Reply], Any], ...] = (
-    lambda reply: read_opinion(reply, 2.0), lambda reply: read_review(reply, ("lip_sync", "motion")), read_choice,
+    lambda reply: read_grade(reply, 2.0), lambda reply: read_review(reply, ("lip_sync", "motion")), read_choice,
     lambda reply: read_rule(reply, 2), read_box, lambda reply: read_windows(reply, 2.0), read_thoughts,
-    lambda reply: read_still(reply, "omni_reward"), lambda reply: read_still(reply, "ai_portrait"),
+    lambda reply: read_still_grade(reply, tuple(DIMENSIONS)), lambda reply: read_still_grade(reply, (), BY_NAME),
 )  # fmt: skip
 
 
 @both_sizes(REPLIES)
 def test_replies_are_read_or_called_unusable(reply: Reply, folder: Path) -> None:
     for read in READERS:
-        found, error = outcome(partial(read, reply), Unusable)
+        found, error = outcome(partial(read, reply), UnusableReply)
         if error is not None:
             assert error.failure.kind in ("refused", "malformed")
             assert len(error.failure.detail) < 1000
@@ -194,9 +201,9 @@ COMPLETIONS = st.fixed_dictionaries({
 def test_a_completion_of_any_types_is_a_reply_of_text_or_an_error_that_the_client_expects(
     value: Any, folder: Path
 ) -> None:
-    # These are what ``Server`` takes for a malformed completion.
+    # These are what ``ChatClient`` takes for a malformed completion.
     malformed = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
-    found, error = outcome(lambda: read_answer(loose(value)), malformed)
+    found, error = outcome(lambda: read_completion(loose(value)), malformed)
     if error is not None:
         return
     reply, usage = found
@@ -204,7 +211,7 @@ def test_a_completion_of_any_types_is_a_reply_of_text_or_an_error_that_the_clien
     assert all(isinstance(token.text, str) for token in reply.tokens)
     assert usage is None or all(0 <= count < 2**53 for count in usage)
     for read in READERS:
-        outcome(partial(read, reply), Unusable)
+        outcome(partial(read, reply), UnusableReply)
 
 
 NEEDS = frozenset({"motion", "mel", "audio", "frames", "places", "portrait"})
@@ -352,6 +359,6 @@ def test_lines_that_broke_the_reader(tmp_path: Path, line: bytes) -> None:
 ])  # fmt: skip
 def test_replies_that_broke_the_reader(text: str) -> None:
     began = time.process_time()
-    _, error = outcome(lambda: read_opinion(Reply(text), 1.0), Unusable)
+    _, error = outcome(lambda: read_grade(Reply(text), 1.0), UnusableReply)
     assert error is None or error.failure.kind == "malformed"
     assert time.process_time() - began < SECONDS

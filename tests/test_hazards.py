@@ -376,7 +376,7 @@ def served(reward: Far, port: int) -> Iterator[None]:
 
 
 def test_a_reward_on_another_machine_is_asked_meanwhile_and_may_hang_or_be_gone() -> None:
-    from flowportrait.judge.remote import HttpReward
+    from flowportrait.reward.remote import HttpReward
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

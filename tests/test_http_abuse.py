@@ -26,13 +26,13 @@ import flowportrait.web_server as web
 from flowportrait.api_keys import check_address, key_for
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.judge.client import Server
-from flowportrait.judge.endpoint import Endpoint
-from flowportrait.judge.remote import HttpReward
+from flowportrait.judge.client import ChatClient
+from flowportrait.judge.messages import Endpoint
 from flowportrait.judge.server import MODEL, create_app
 from flowportrait.media.bounded import ClipLimits, bounded_frames, check_clip, read_clip
 from flowportrait.media.write_video import write_video
 from flowportrait.reward.lip_sync import LipSync
+from flowportrait.reward.remote import HttpReward
 from flowportrait.reward.transport import MEDIA_TYPE
 from flowportrait.study.server import study_app
 from flowportrait.voice.server import SpeechServer
@@ -462,7 +462,7 @@ def test_nothing_is_sent_unencrypted_to_another_computer_unless_its_owner_says_s
     for url in ("http://127.0.0.1:1/v1", "http://localhost/v1", "http://[::1]:8/v1", "https://far.example/v1"):
         check_address(url, "endpoint.url")
     ends: list[Callable[[], Any]] = [
-        lambda: Server(Endpoint(url="http://far.example/v1", model="m")),
+        lambda: ChatClient(Endpoint(url="http://far.example/v1", model="m")),
         lambda: HttpReward.at("http://far.example", "sync"),
     ]
     for end in ends:
@@ -472,7 +472,7 @@ def test_nothing_is_sent_unencrypted_to_another_computer_unless_its_owner_says_s
     with pytest.raises(BadInput, match=r"FLOWPORTRAIT_PLAIN_HTTP=far\.example"):
         SpeechServer("alloy")
     monkeypatch.setenv("FLOWPORTRAIT_PLAIN_HTTP", "far.example")
-    Server(Endpoint(url="http://far.example/v1", model="m"))
+    ChatClient(Endpoint(url="http://far.example/v1", model="m"))
     monkeypatch.setenv("OPENAI_API_KEY", "open")
     with pytest.raises(BadInput, match="unencrypted"):
         SpeechServer("alloy")
@@ -515,7 +515,7 @@ def test_redirects_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
         with redirecting(thief.getsockname()[1]) as port:
             end = Endpoint(url=f"http://127.0.0.1:{port}/v1", model="m", key_env="FLOWPORTRAIT_JUDGE_KEY", attempts=1)
             with pytest.raises(BadInput, match="sends requests on to"):
-                Panel(Server(end), PanelSettings(samples=1)).judge([clip()])
+                Panel(ChatClient(end), PanelSettings(samples=1)).judge([clip()])
             with pytest.raises(BadInput, match="No scorers are served"):
                 HttpReward.at(f"http://127.0.0.1:{port}", "sync")
             monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")

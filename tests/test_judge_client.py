@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -15,15 +16,25 @@ import numpy as np
 import pytest
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.cache import Cache
-from flowportrait.judge.client import Server
-from flowportrait.judge.endpoint import Endpoint
-from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.ledger import Ledger
+from flowportrait.judge.answers import (
+    BOX,
+    CHOICE,
+    THOUGHTS,
+    Grade,
+    grade_format,
+    review_format,
+    rule_format,
+    still_grade_format,
+    windows_format,
+)
+from flowportrait.judge.client import ChatClient, RequestPacer
+from flowportrait.judge.clips import JudgedClip
+from flowportrait.judge.messages import Endpoint
 from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.patience import Pace
+from flowportrait.judge.questions import Ledger, ReplyCache
+from flowportrait.judge.replies import Reply
 from flowportrait.judge.rubric import ASPECTS
-from tests.judge_server import USAGE, FaultyServer
+from tests.judge_server import GOOD, USAGE, FaultyServer
 
 OUTCOME = {
     "ok": "answered", "slow": "timed_out", "busy": "rate_limited", "broken": "server_error", "cut": "cut_off",
@@ -32,13 +43,13 @@ OUTCOME = {
 }  # fmt: skip
 
 
-def clip(seed: int = 0, frames: int = 12) -> Exhibit:
+def clip(seed: int = 0, frames: int = 12) -> JudgedClip:
     """A small noisy clip with a known face: no tracker is needed to judge it."""
     rng = np.random.default_rng(seed)
     face = np.stack(np.meshgrid(np.linspace(16, 48, 22), np.linspace(14, 50, 22)), -1).reshape(-1, 2)[:478]
-    return Exhibit(
+    return JudgedClip(
         rng.integers(0, 255, (frames, 64, 64, 3), dtype=np.uint8), rng.uniform(-0.3, 0.3, frames * 640), f"clip {seed}",
-        places=np.repeat(face[None], frames, 0),
+        known_landmarks=np.repeat(face[None], frames, 0),
     )  # fmt: skip
 
 
@@ -50,7 +61,9 @@ def endpoint(server: FaultyServer, **changes: Any) -> Endpoint:
 
 def panel(server: FaultyServer, folder: Path | None = None, samples: int = 1, **changes: Any) -> tuple[Panel, Ledger]:
     ledger = Ledger(folder / "ledger.jsonl" if folder else None)
-    return Panel(Server(endpoint(server, **changes), ledger), PanelSettings(samples=samples), Cache(folder)), ledger
+    return Panel(
+        ChatClient(endpoint(server, **changes), ledger), PanelSettings(samples=samples), ReplyCache(folder)
+    ), ledger
 
 
 def scripted(names: Sequence[str]) -> Callable[[int, dict[str, Any]], str]:
@@ -63,7 +76,7 @@ def test_through_every_fault_all_scores_arrive_and_every_request_is_in_the_ledge
     with FaultyServer(scripted(faults)) as server:
         judge, ledger = panel(server, tmp_path, samples=2)
         verdicts = judge.judge([clip(seed) for seed in range(4)])
-    assert all(verdict.findings[aspect].score == 4.0 for verdict in verdicts for aspect in ASPECTS)
+    assert all(verdict.aspects[aspect].score == 4.0 for verdict in verdicts for aspect in ASPECTS)
     expected: dict[str, int] = {}
     for fault, count in server.happened.items():
         expected[OUTCOME[fault]] = expected.get(OUTCOME[fault], 0) + count
@@ -88,7 +101,7 @@ def test_a_fault_that_never_ends_is_a_typed_failure_and_no_score(fault: str, kin
         judge, ledger = panel(server, attempts=2, answers=2, timeout=0.3 if fault == "slow" else 5.0)
         [verdict] = judge.judge([clip()])
     assert verdict.overall is None
-    for finding in verdict.findings.values():
+    for finding in verdict.aspects.values():
         assert finding.score is None
         assert finding.failure is not None
         assert finding.failure.kind == kind
@@ -103,8 +116,8 @@ def test_a_server_that_dies_and_returns_loses_nothing_and_is_not_asked_twice(tmp
         port = server.port
     gone = panel(server, tmp_path, attempts=2)[0].judge(clips)
     assert [verdict.overall is None for verdict in gone] == [False, True, True]
-    assert gone[1].findings["motion"].failure is not None
-    assert gone[1].findings["motion"].failure.kind == "unavailable"
+    assert gone[1].aspects["motion"].failure is not None
+    assert gone[1].aspects["motion"].failure.kind == "unavailable"
 
     returned: list[FaultyServer] = []
     later = threading.Timer(0.3, lambda: returned.append(FaultyServer(scripted([]), port=port)))
@@ -130,17 +143,17 @@ def test_a_pause_longer_than_our_patience_is_not_waited_for() -> None:
         judge, _ = panel(server, patience=0.1)
         [verdict] = judge.judge([clip()])
     assert len(server.times) == 3
-    failure = verdict.findings["motion"].failure
+    failure = verdict.aspects["motion"].failure
     assert failure is not None
     assert failure.kind == "unavailable"
 
 
 def test_no_more_begin_in_a_minute_than_allowed() -> None:
     async def begin() -> list[float]:
-        pace, begun = Pace(per_minute=1200), []
+        pace, begun = RequestPacer(per_minute=1200), []
 
         async def one() -> None:
-            await pace.turn()
+            await pace.wait_turn()
             begun.append(time.monotonic())
 
         await asyncio.gather(*(one() for _ in range(5)))
@@ -165,6 +178,64 @@ def test_what_a_model_does_not_know_is_no_longer_asked_of_it(at_once: int) -> No
     assert server.bodies[-1]["max_completion_tokens"] == 700
     if at_once == 1:
         assert ledger.totals()["outcomes"]["rejected"] == 3
+
+
+def test_answers_are_asked_for_by_their_json_schema() -> None:
+    with FaultyServer(scripted([])) as server:
+        panel(server)[0].judge([clip()])
+    for body in server.bodies:
+        asked = body["response_format"]
+        assert asked["type"] == "json_schema"
+        schema = asked["json_schema"]["schema"]
+        assert list(schema["properties"]) == ["rationale", "errors", "score"]
+        assert schema["required"] == list(schema["properties"])
+        assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("fault", ["no_schema", "unprocessable"])
+def test_a_server_without_schemas_is_asked_without_from_then_on_and_read_from_its_words(fault: str) -> None:
+    def script(number: int, body: dict[str, Any]) -> str:
+        return fault if "response_format" in body else "ok"
+
+    with FaultyServer(script, lambda body: f"I looked closely.\n```json\n{GOOD}\n```\nThat is all.") as server:
+        judge, ledger = panel(server, concurrency=1, attempts=1, answers=1)
+        first, second = judge.judge([clip()]), judge.judge([clip(1)])
+    assert first[0].overall == second[0].overall == pytest.approx(4.0)
+    assert ledger.totals()["outcomes"] == {"rejected": 1, "answered": 6}
+
+
+def test_no_schema_is_asked_for_where_settings_say_so() -> None:
+    with FaultyServer(scripted([])) as server:
+        panel(server, json_schema=False)[0].judge([clip()])
+    assert all("response_format" not in body for body in server.bodies)
+
+
+def test_a_request_that_is_refused_for_another_reason_is_not_repeated_for_ever() -> None:
+    with FaultyServer(lambda number, body: "unprocessable") as server:
+        judge, ledger = panel(server, concurrency=1)
+        [verdict] = judge.judge([clip()])
+    failure = verdict.aspects["motion"].failure
+    assert failure is not None
+    assert failure.kind == "refused"
+    assert ledger.totals()["outcomes"] == {"rejected": 4} == {"rejected": server.happened["unprocessable"]}
+
+
+def test_every_answer_that_the_schemas_describe_is_read() -> None:
+    review = review_format({"motion": [Grade(3, 3, False, "r")]})
+    stills = still_grade_format(("light",)), still_grade_format((), ("oily",))
+    formats = [grade_format(2.0), *stills, CHOICE, THOUGHTS, BOX, windows_format(2.0), rule_format(1), review]
+    for form in formats:
+        form.read(Reply(json.dumps(_example(form.schema))))
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    """A value that a schema allows."""
+    if schema["type"] == "object":
+        return {name: _example(part) for name, part in schema["properties"].items()}
+    if schema["type"] == "array":
+        return [0.1, 0.2, 0.5, 0.6] if schema["items"]["type"] == "number" else [_example(schema["items"])]
+    examples: dict[str, Any] = {"number": 3, "integer": 2, "string": "Some words.", "boolean": True}
+    return schema["enum"][0] if "enum" in schema else examples.get(str(schema["type"]))
 
 
 def test_a_wrong_key_is_said_at_once_and_in_the_ledger() -> None:
@@ -206,10 +277,10 @@ def test_disputes_go_to_the_reviewer_who_must_stay_between_the_specialists() -> 
     with FaultyServer(scripted([]), reply) as server:
         judge, ledger = panel(server, samples=2, concurrency=1)
         [verdict] = judge.judge([clip()])
-    finding = verdict.findings["lip_sync"]
-    assert (finding.settled, finding.score, finding.samples) == ("reviewer", 4.0, (2.0, 5.0))
+    finding = verdict.aspects["lip_sync"]
+    assert (finding.decided_by, finding.score, finding.samples) == ("reviewer", 4.0, (2.0, 5.0))
     assert finding.rationale == "The second is right."
-    assert verdict.findings["motion"].settled == "agreement"
+    assert verdict.aspects["motion"].decided_by == "agreement"
     assert ledger.totals()["outcomes"] == {"answered": 7, "malformed": 1}
 
 

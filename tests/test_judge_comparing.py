@@ -19,20 +19,27 @@ from flowportrait.config import override
 from flowportrait.corruption.footage import Footage
 from flowportrait.corruption.head import stretched, whipped
 from flowportrait.errors import BadInput
-from flowportrait.judge.cache import Cache
-from flowportrait.judge.comparing import Choice, Comparer, ComparingPanel, both, choose, read_choice
-from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.improving import Editor, Toggles, improve, parts, read_rule
-from flowportrait.judge.judges import JudgeSettings, build_judge, judge_with
-from flowportrait.judge.library import Library
-from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel
-from flowportrait.judge.opinion import Reply, Unusable
+from flowportrait.judge.answers import read_choice, read_rule
+from flowportrait.judge.clips import JudgedClip, pair_input
+from flowportrait.judge.judges import JudgeSettings, build_judge, build_with_library
+from flowportrait.judge.landmark_rewards import HeadPose, affine_camera, pose_statistics, rotation
+from flowportrait.judge.learning import (
+    ExpertToggles,
+    LabelledPair,
+    Miss,
+    RuleEditor,
+    agreement,
+    count_agreement,
+    improve,
+    split_pairs,
+    wilson,
+)
+from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel, PoseChecked
+from flowportrait.judge.methods import ComparingPanel, PairChoice, PairJudge, compare_pairs
 from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.pose import HeadPose, affine_camera, pose_statistics, rotation
-from flowportrait.judge.posed import PoseChecked
-from flowportrait.judge.preferring import Miss, Stated, agreement, counted, wilson
-from flowportrait.judge.question import Question
-from flowportrait.judge.rubric import ASPECTS
+from flowportrait.judge.questions import Question, ReplyCache
+from flowportrait.judge.replies import Reply, UnusableReply
+from flowportrait.judge.rubric import ASPECTS, Library
 from tests.judge_server import FaultyServer
 from tests.test_judge_client import clip
 from tests.test_judge_staged import Scripted, graded
@@ -40,7 +47,7 @@ from tests.test_judge_staged import Scripted, graded
 ONE = PanelSettings(samples=1)
 
 
-def two(brightness: tuple[int, int] = (90, 60)) -> tuple[Exhibit, Exhibit]:
+def two(brightness: tuple[int, int] = (90, 60)) -> tuple[JudgedClip, JudgedClip]:
     """A brighter clip and a darker one."""
     first, second = (replace(one, frames=np.full_like(one.frames, b)) for b in brightness for one in (clip(frames=12),))
     return first, second
@@ -48,7 +55,7 @@ def two(brightness: tuple[int, int] = (90, 60)) -> tuple[Exhibit, Exhibit]:
 
 def brighter(question: Question) -> dict[str, object]:
     """Prefers what is brighter, and looks at what it is shown to know."""
-    frames = question.show().clip.frames
+    frames = question.make_input().clip.frames
     half = len(frames) // 2
     return {"rationale": "Brighter.", "better": "first" if frames[:half].mean() > frames[half:].mean() else "second"}
 
@@ -56,39 +63,39 @@ def brighter(question: Question) -> dict[str, object]:
 def test_who_compares_says_the_same_in_either_order() -> None:
     panel = ComparingPanel(Scripted(brighter), ONE)
     bright, dark = two()
-    (one, other) = panel.prefer([(bright, dark), (dark, bright)])
-    assert all(one[aspect].margin == 1 and one[aspect].turned == 0 for aspect in ASPECTS)
+    (one, other) = panel.compare([(bright, dark), (dark, bright)])
+    assert all(one[aspect].margin == 1 and one[aspect].position_bias == 0 for aspect in ASPECTS)
     assert all(other[aspect].margin == -1 for aspect in ASPECTS)
 
 
 def test_who_prefers_what_comes_first_has_no_opinion_and_is_told_apart() -> None:
     panel = ComparingPanel(Scripted(lambda question: {"rationale": "It came first.", "better": "first"}), ONE)
-    (choices,) = panel.prefer([two()])
-    assert all(choice == Choice(0.0, 1.0, "It came first.") for choice in choices.values())
+    (choices,) = panel.compare([two()])
+    assert all(choice == PairChoice(0.0, 1.0, "It came first.") for choice in choices.values())
 
 
 def test_an_answer_without_its_counterpart_does_not_count() -> None:
     answers = iter([{"better": "maybe"}, *[{"rationale": "So.", "better": "same"}] * 5])
-    (choices,) = ComparingPanel(Scripted(lambda question: next(answers)), ONE).prefer([two()])
+    (choices,) = ComparingPanel(Scripted(lambda question: next(answers)), ONE).compare([two()])
     assert choices["lip_sync"].margin is None
-    assert "both orders" in choices["lip_sync"].why
+    assert "both orders" in choices["lip_sync"].rationale
     assert choices["motion"].margin == 0
 
 
 def test_both_clips_are_shown_with_whose_they_are_and_a_pause_between_the_sounds() -> None:
     bright, dark = two()
-    seen = both(bright, dark, "lip_sync", 4)
+    seen = pair_input(bright, dark, "lip_sync", 4)
     assert [caption.split(".")[0] for caption, _ in seen.pictures] == ["First clip", "Second clip"]
     assert len(seen.video) == len(seen.clip) == 24
     assert len(seen.audio) == 2 * 12 * 640 + 8000
 
 
 def test_who_only_grades_is_asked_for_two_grades_and_each_clip_once() -> None:
-    backend = Scripted(lambda question: graded(4 if question.show().clip.frames.mean() > 75 else 2))
+    backend = Scripted(lambda question: graded(4 if question.make_input().clip.frames.mean() > 75 else 2))
     bright, dark = two()
     panel = Panel(backend, ONE)
-    assert not isinstance(panel, Comparer)
-    (one, other) = choose(panel, [(bright, dark), (dark, bright)])
+    assert not isinstance(panel, PairJudge)
+    (one, other) = compare_pairs(panel, [(bright, dark), (dark, bright)])
     assert [one[aspect].margin for aspect in ASPECTS] == [2] * 3
     assert [other[aspect].margin for aspect in ASPECTS] == [-2] * 3
     assert len(backend.asked) == 6
@@ -96,17 +103,17 @@ def test_who_only_grades_is_asked_for_two_grades_and_each_clip_once() -> None:
 
 def test_agreement_counts_what_people_decided_and_refusing_gains_nothing() -> None:
     pair = two()
-    stated = [Stated(pair, {"lip_sync": "A", "motion": "tie"}), Stated(pair, {"lip_sync": "B"}),
-              Stated(pair, {"motion": "A"})]  # fmt: skip
-    sure = {aspect: Choice(1.0) for aspect in ASPECTS}
-    found, misses = counted(stated, [sure, sure, {aspect: Choice(None) for aspect in ASPECTS}], 0.1)
-    assert found.right == 0.5
+    stated = [LabelledPair(pair, {"lip_sync": "A", "motion": "tie"}), LabelledPair(pair, {"lip_sync": "B"}),
+              LabelledPair(pair, {"motion": "A"})]  # fmt: skip
+    sure = {aspect: PairChoice(1.0) for aspect in ASPECTS}
+    found, misses = count_agreement(stated, [sure, sure, {aspect: PairChoice(None) for aspect in ASPECTS}], 0.1)
+    assert found.accuracy == 0.5
     assert found.decided == 3
     assert found.by_aspect == {"lip_sync": (0.5, 2), "motion": (0.5, 1)}
     assert [miss.aspect for miss in misses] == ["lip_sync", "motion"]
-    assert found.untold == pytest.approx(1 / 3)
+    assert found.no_opinion == pytest.approx(1 / 3)
     with pytest.raises(BadInput, match="No pair is decided"):
-        counted([Stated(pair, {"motion": "tie"})], [sure], 0.1)
+        count_agreement([LabelledPair(pair, {"motion": "tie"})], [sure], 0.1)
 
 
 @settings(deadline=None)
@@ -122,40 +129,42 @@ def dark_rule(question: Question) -> dict[str, object]:
     if question.aspect == "edit":
         good = question.sample == 1
         return {"rule": "Dark is better." if good else "Green is better.", "replaces": None}
-    bright = question.show().clip.frames.mean() > 75
+    bright = question.make_input().clip.frames.mean() > 75
     return graded(4 if bright != ("Dark is better" in question.text) else 2)
 
 
 def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: Path) -> None:
     bright, dark = two()
-    stated = [Stated((bright, dark), {"motion": "B"})] * 10
+    stated = [LabelledPair((bright, dark), {"motion": "B"})] * 10
     backend = Scripted(dark_rule)
-    learned = improve(lambda library: Panel(backend, ONE, library=library), stated, Editor(backend, Cache(None)), 3)
+    learned = improve(
+        lambda library: Panel(backend, ONE, library=library), stated, RuleEditor(backend, ReplyCache(None)), 3
+    )
     assert [(one.before, one.after, one.kept) for one in learned.rounds] == [(0, 0, False), (0, 1, True)]
     assert learned.library.of("motion") == ("Dark is better.",)
     assert learned.first
     assert learned.last
-    assert (learned.first.right, learned.last.right) == (0, 1)
+    assert (learned.first.accuracy, learned.last.accuracy) == (0, 1)
     learned.library.save(tmp_path / "library.json", learned.to_dict())
     assert Library.load(tmp_path / "library.json") == learned.library
     assert "agreement" not in (tmp_path / "library.json").read_text()
     with pytest.raises(BadInput, match="9 pairs that people decided"):
-        improve(lambda library: Panel(backend, ONE), stated[1:], Toggles(()), 1)
+        improve(lambda library: Panel(backend, ONE), stated[1:], ExpertToggles(()), 1)
     (tmp_path / "wrong.json").write_text('{"entries": {"beauty": []}}')
     with pytest.raises(BadInput, match="beauty is no aspect"):
         Library.load(tmp_path / "wrong.json")
 
 
 def test_what_is_reported_was_not_decided_by() -> None:
-    shown, held, rest = parts(list(range(100)))
+    shown, held, rest = split_pairs(list(range(100)))
     assert (len(shown), len(held), len(rest)) == (40, 40, 20)
     assert sorted([*shown, *held, *rest]) == list(range(100))
 
 
 def test_a_library_changes_the_question_and_the_fingerprint_and_an_empty_one_neither() -> None:
     settings = override(JudgeSettings(), ["by=server", "endpoint.model=some"])
-    plain, empty = build_judge(settings), judge_with(settings, Library({"motion": ()}))
-    ruled = judge_with(settings, Library({"motion": ("Look at the ears.",)}))
+    plain, empty = build_judge(settings), build_with_library(settings, Library({"motion": ()}))
+    ruled = build_with_library(settings, Library({"motion": ("Look at the ears.",)}))
     assert plain.fingerprint == empty.fingerprint != ruled.fingerprint
     assert isinstance(plain, Panel)
     assert isinstance(ruled, Panel)
@@ -168,13 +177,13 @@ def test_a_library_changes_the_question_and_the_fingerprint_and_an_empty_one_nei
 ])  # fmt: skip
 def test_a_rule_is_one_sentence_in_a_place_that_exists(said: dict[str, object]) -> None:
     assert read_rule(Reply('{"rule": "Be kind.", "replaces": 1}'), 2) == ("Be kind.", 1)
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableReply):
         read_rule(Reply(json.dumps(said)), 2)
 
 
 def test_toggles_try_every_expert_in_every_aspect_and_leave_none_without() -> None:
     library = Library(EXPERTS)
-    tried = [Toggles(("sync", "pose"))(library, (), number) for number in range(6)]
+    tried = [ExpertToggles(("sync", "pose"))(library, (), number) for number in range(6)]
     assert all(own is not None and all(own.of(aspect) for aspect in ASPECTS) for own in tried)
     assert any("pose" in own.of("motion") for own in tried if own)
 
@@ -203,24 +212,24 @@ def test_a_head_that_cannot_be_caps_the_grade_and_another_changes_nothing(
 ) -> None:
     places = head((1, 2, 0.5))[0].numpy()
     frames = np.zeros((20, 64, 64, 3), np.uint8)
-    whole = Exhibit(frames, np.ones(20 * 640, np.float32), places=places)
+    whole = JudgedClip(frames, np.ones(20 * 640, np.float32), known_landmarks=places)
     track = Footage(None, landmarks=np.concatenate([places, places[..., :1]], -1))
-    hurt = replace(whole, places=damage(track, strength).landmarks[..., :2])
+    hurt = replace(whole, known_landmarks=damage(track, strength).landmarks[..., :2])
     given, capped = PoseChecked(Panel(Scripted(lambda question: graded(5)), ONE)).judge([whole, hurt])
-    assert (given.findings["motion"].score or 0) > 4.5
-    assert (capped.findings["motion"].score or 5) < 3.5
-    assert "no head" in capped.findings["motion"].rationale
-    assert capped.findings["lip_sync"].score == 5
+    assert (given.aspects["motion"].score or 0) > 4.5
+    assert (capped.aspects["motion"].score or 5) < 3.5
+    assert "no head" in capped.aspects["motion"].rationale
+    assert capped.aspects["lip_sync"].score == 5
 
 
 def test_a_measured_panel_is_the_same_until_a_library_says_otherwise() -> None:
     plain = MeasuredPanel()
-    assert MeasuredPanel(Experts.load().asking(Library())).fingerprint == plain.fingerprint
-    posed = MeasuredPanel(Experts.load().asking(Library({"motion": ("steadiness", "pose")})))
+    assert MeasuredPanel(Experts.load().with_library(Library())).fingerprint == plain.fingerprint
+    posed = MeasuredPanel(Experts.load().with_library(Library({"motion": ("steadiness", "pose")})))
     assert posed.fingerprint != plain.fingerprint
-    assert posed.experts.named == {"sync", "expressiveness", "steadiness", "pose"}
+    assert posed.experts.used == {"sync", "expressiveness", "steadiness", "pose"}
     with pytest.raises(BadInput, match="No expert named beauty"):
-        Experts.load().asking(Library({"motion": ("beauty",)}))
+        Experts.load().with_library(Library({"motion": ("beauty",)}))
 
 
 def test_a_server_is_asked_in_both_orders_and_answers_are_kept(tmp_path: Path) -> None:
@@ -230,17 +239,17 @@ def test_a_server_is_asked_in_both_orders_and_answers_are_kept(tmp_path: Path) -
                    f"folder={tmp_path}"]  # fmt: skip
         for _ in range(2):
             judge = build_judge(override(JudgeSettings(), changes))
-            found, _ = agreement(judge, [Stated(two(), {"motion": "A"})])
+            found, _ = agreement(judge, [LabelledPair(two(), {"motion": "A"})])
         assert len(server.bodies) == 6
-    assert found.turned == 1
-    assert found.right == 0.5
+    assert found.position_bias == 1
+    assert found.accuracy == 0.5
     assert read_choice(Reply(said)) == (-1.0, "Clear.")
 
 
 def test_misses_are_told_in_words() -> None:
-    from flowportrait.judge.improving import told_of
+    from flowportrait.judge.learning import describe_miss
 
-    miss = Miss(Stated(two(), {"motion": "B"}), "motion", 0.7, "Smooth.")
-    assert told_of(miss) == {"people preferred": "second", "the panel": "first", "because": "Smooth."}
-    assert told_of(miss._replace(margin=0.0))["the panel"] == "same"
+    miss = Miss(LabelledPair(two(), {"motion": "B"}), "motion", 0.7, "Smooth.")
+    assert describe_miss(miss) == {"people preferred": "second", "the panel": "first", "because": "Smooth."}
+    assert describe_miss(miss._replace(margin=0.0))["the panel"] == "same"
     assert HeadPose.name == "pose"

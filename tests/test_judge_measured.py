@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowportrait.judge.fit_measured import monotone
-from flowportrait.judge.judges import JudgeSettings, build_judge, certificate_folders
-from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel, joined
-from flowportrait.judge.reward import JudgeReward
+from flowportrait.judge.fit_scales import monotone
+from flowportrait.judge.judges import JudgeReward, JudgeSettings, build_judge, certificate_folders
+from flowportrait.judge.landmark_rewards import Steadiness
+from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel, concatenate_batches
 from flowportrait.judge.rubric import ASPECTS
-from flowportrait.judge.sanity import require_sound
-from flowportrait.judge.steadiness import Steadiness
+from flowportrait.judge.sanity import require_certificate
 from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.registry import build
 from flowportrait.reward.scoring import score
@@ -83,7 +82,7 @@ def test_the_panel_says_that_it_measures_and_what() -> None:
         finding = findings[aspect]
         assert finding.score is not None
         assert 1 <= finding.score <= 5
-        assert finding.settled == "measurement"
+        assert finding.decided_by == "measurement"
         assert finding.rationale.startswith("Measured, not looked at")
         assert finding.measured is not None
         assert set(finding.measured) == set(EXPERTS[aspect])
@@ -105,13 +104,13 @@ def test_nobody_grades_how_lips_fit_a_silence_or_a_face_that_is_not_there() -> N
 def test_rows_keep_their_place_when_batches_are_joined() -> None:
     rng = np.random.default_rng(1)
     batches = [seen(nod()), seen(nod() + rng.normal(0, 2, (56, 2))), seen(nod(), 0.05 * lively())]
-    together = JudgeReward(MeasuredPanel())(joined(batches)).value
+    together = JudgeReward(MeasuredPanel())(concatenate_batches(batches)).value
     alone = torch.cat([JudgeReward(MeasuredPanel())(batch).value for batch in batches])
     assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_the_shipped_panel_has_passed_and_is_a_reward_by_name() -> None:
-    require_sound(build_judge(), certificate_folders(JudgeSettings()))
+    require_certificate(build_judge(), certificate_folders(JudgeSettings()))
     reward = build("panel")
     assert reward.name == "panel"
     found = score(reward, seen(nod()))

@@ -11,9 +11,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.omni import NO_REASONS, OPENING, Omni, OmniSettings, layout_for
-from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.question import Question
+from flowportrait.judge.clips import clip_input
+from flowportrait.judge.omni import NO_REASONS, OPENING, Omni, OmniSettings, inputs_for
+from flowportrait.judge.panel import CLIPS, Panel, PanelSettings
+from flowportrait.judge.questions import Question
 from tests.test_judge_client import clip
 
 SPECIAL = {
@@ -78,14 +79,16 @@ def omni(family: str, **settings: Any) -> Omni:
     model = thinker(family, words)
     features = WhisperFeatureExtractor(feature_size=16)
     chosen = OmniSettings(model=family, side=56, max_tokens=16, **settings)
-    return Omni(model, layout_for(family, model.config, words, features, PIXELS, 56), chosen)
+    return Omni(model, inputs_for(family, model.config, words, features, PIXELS, 56), chosen)
 
 
-def asked(backend: Omni, aspect: Any = "lip_sync", **changes: Any) -> Question:
+def asked(backend: Omni, aspect: Any = "lip_sync", **changes: Any) -> Question[Any]:
     from dataclasses import replace
 
-    exhibit = replace(clip(), **changes)
-    return Panel(backend, PanelSettings(samples=1))._specialist(exhibit, aspect, 0)
+    shown = replace(clip(), **changes)
+    text = CLIPS.question(shown, aspect, CLIPS.rubric(aspect), CLIPS.instruction(aspect))
+    answer = CLIPS.answer(shown, aspect)
+    return Question(CLIPS.system, text, aspect, shown.digest, 0, answer, lambda: clip_input(shown, aspect))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,13 +119,13 @@ def test_a_model_that_knows_nothing_gives_no_score(ask_for: Any) -> None:
     backend = omni("qwen2_5_omni", ask_for=ask_for)
     [verdict] = Panel(backend, PanelSettings(samples=1)).judge([clip()])
     assert verdict.overall is None
-    assert {finding.failure.kind for finding in verdict.findings.values() if finding.failure} == {"malformed"}
+    assert {finding.failure.kind for finding in verdict.aspects.values() if finding.failure} == {"malformed"}
 
 
 def test_a_score_is_the_expectation_over_the_grades() -> None:
     backend = omni("qwen2_5_omni", ask_for="scores")
     weights = torch.tensor([0.05, 0.05, 0.2, 0.4, 0.3])
-    ids = [backend.layout.tokenizer(str(grade))["input_ids"][-1] for grade in range(1, 6)]
+    ids = [backend.make_inputs.tokenizer(str(grade))["input_ids"][-1] for grade in range(1, 6)]
     head = backend.model.lm_head
     # Logits that do not depend on the state: p is exactly the grades' share.
     head.bias = torch.nn.Parameter(torch.full((head.out_features,), -30.0), requires_grad=False)
@@ -130,7 +133,7 @@ def test_a_score_is_the_expectation_over_the_grades() -> None:
     head.bias[ids] = weights.log()
     [verdict] = Panel(backend, PanelSettings(samples=1)).judge([clip()])
     expected = float((weights * torch.arange(1, 6)).sum())
-    for finding in verdict.findings.values():
+    for finding in verdict.aspects.values():
         assert finding.score == pytest.approx(expected, abs=1e-4)
         assert finding.rationale == NO_REASONS
     assert OPENING.endswith(": ")
@@ -139,8 +142,8 @@ def test_a_score_is_the_expectation_over_the_grades() -> None:
 def test_what_was_saved_is_loaded_by_name(tmp_path: Path) -> None:
     backend = omni("qwen2_5_omni")
     backend.model.save_pretrained(tmp_path)
-    backend.layout.tokenizer.save_pretrained(tmp_path)
-    backend.layout.features.save_pretrained(tmp_path)
+    backend.make_inputs.tokenizer.save_pretrained(tmp_path)
+    backend.make_inputs.features.save_pretrained(tmp_path)
     settings = tmp_path / "preprocessor_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | PIXELS))
     loaded = Omni.from_pretrained(OmniSettings(model=str(tmp_path), side=56, device="cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,21 @@ from scipy.stats import spearmanr
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.judge.agreement import compare, histogram, icc, read_human
-from flowportrait.judge.calibration import Calibration, learn
-from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.kind import Kind
-from flowportrait.judge.opinion import Reply, Token, Unusable, expectation, read_opinion
-from flowportrait.judge.rubric import ASPECTS, RUBRIC, WEIGHTS, rubric_text
-from flowportrait.judge.sanity import CASES, examine, keep_certificate, require_sound
-from flowportrait.judge.verdict import Finding, Verdict
+from flowportrait.judge.answers import read_grade
+from flowportrait.judge.calibration import (
+    Calibration,
+    compare_with_humans,
+    fit_monotone,
+    histogram,
+    icc,
+    read_human_scores,
+)
+from flowportrait.judge.clips import JudgedClip
+from flowportrait.judge.questions import Kind
+from flowportrait.judge.replies import Reply, Token, UnusableReply, expected_score
+from flowportrait.judge.rubric import ASPECTS, RUBRIC, WEIGHTS, Aspect, rubric_text
+from flowportrait.judge.sanity import CASES, CLIP_SANITY, examine, require_certificate, save_certificate
+from flowportrait.judge.verdicts import AspectVerdict, Verdict
 from flowportrait.reward.batch import Failure
 from tests.test_judge_client import clip
 
@@ -37,12 +45,12 @@ def told(text: str, **rest: object) -> Reply:
     f"First I look. Then: {json.dumps(GOOD)} That is all.",
 ])  # fmt: skip
 def test_the_answer_is_found_in_what_surrounds_it(text: str) -> None:
-    assert read_opinion(told(text), 1.0).score == 4
+    assert read_grade(told(text), 1.0).score == 4
 
 
 @pytest.mark.parametrize(("reply", "kind"), [
     (told("I'm sorry, I can't judge people."), "refused"), (told("", refusal="no"), "refused"),
-    (told('{"rationale": "Fi', whole=False), "malformed"), (told("four"), "malformed"), (told(""), "malformed"),
+    (told('{"rationale": "Fi', complete=False), "malformed"), (told("four"), "malformed"), (told(""), "malformed"),
     (told('{"rationale": "r", "errors": [], "score": 0}'), "malformed"),
     (told('{"rationale": "r", "errors": [], "score": 5.5}'), "malformed"),
     (told('{"rationale": "r", "errors": [], "score": true}'), "malformed"),
@@ -53,8 +61,8 @@ def test_the_answer_is_found_in_what_surrounds_it(text: str) -> None:
     (told('{"rationale": "r", "errors": [{"what": "x"}], "score": 4}'), "malformed"),
 ])  # fmt: skip
 def test_what_is_no_opinion_is_a_failure_of_its_kind(reply: Reply, kind: str) -> None:
-    with pytest.raises(Unusable) as caught:
-        read_opinion(reply, 1.0)
+    with pytest.raises(UnusableReply) as caught:
+        read_grade(reply, 1.0)
     assert caught.value.failure.kind == kind
 
 
@@ -63,15 +71,15 @@ def test_whatever_stands_for_the_score_only_1_to_5_is_one(value: object) -> None
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 5
     reply = told(json.dumps({**GOOD, "score": value}))
     if fits:
-        assert read_opinion(reply, 1.0).score == value
+        assert read_grade(reply, 1.0).score == value
     else:
-        with pytest.raises(Unusable):
-            read_opinion(reply, 1.0)
+        with pytest.raises(UnusableReply):
+            read_grade(reply, 1.0)
 
 
 def test_errors_at_times_that_the_clip_does_not_have_are_not_believed() -> None:
     errors = [{"start": 0.2, "end": 0.4, "what": "late"}, {"start": 7, "end": 8, "what": "imagined"}]
-    opinion = read_opinion(told(json.dumps({**GOOD, "errors": errors})), 1.0)
+    opinion = read_grade(told(json.dumps({**GOOD, "errors": errors})), 1.0)
     assert [flaw.what for flaw in opinion.flaws] == ["late"]
 
 
@@ -82,14 +90,14 @@ def scored(shares: dict[str, float], blank: bool = False) -> tuple[Token, ...]:
 
 @pytest.mark.parametrize("blank", [True, False])
 def test_a_score_is_the_mean_of_the_grades_by_their_probability(blank: bool) -> None:
-    found = expectation(scored({"4": 0.5, "3": 0.2, " 5": 0.2, "x": 0.1}, blank), 4)
+    found = expected_score(scored({"4": 0.5, "3": 0.2, " 5": 0.2, "x": 0.1}, blank), 4)
     assert found == pytest.approx((4 * 0.5 + 3 * 0.2 + 5 * 0.2) / 0.9)
 
 
 def test_little_probability_on_the_grades_is_no_expectation() -> None:
-    assert expectation(scored({"4": 0.3, "seven": 0.7}), 4) is None
-    assert expectation((), 4) is None
-    assert expectation(scored({"4": 0.9}), 3.5) is None
+    assert expected_score(scored({"4": 0.3, "seven": 0.7}), 4) is None
+    assert expected_score((), 4) is None
+    assert expected_score(scored({"4": 0.9}), 3.5) is None
 
 
 def test_every_grade_of_every_aspect_is_said_in_words() -> None:
@@ -101,7 +109,9 @@ def test_every_grade_of_every_aspect_is_said_in_words() -> None:
 @given(st.lists(st.tuples(st.floats(1, 5), st.integers(1, 5)), min_size=8, max_size=30))
 def test_a_calibration_never_changes_an_order(pairs: list[tuple[float, int]]) -> None:
     judge, human = np.array(pairs).T
-    mapped = [Calibration("j", {"motion": learn(judge, human)}).apply("motion", score) for score in np.sort(judge)]
+    mapped = [
+        Calibration("j", {"motion": fit_monotone(judge, human)}).apply("motion", score) for score in np.sort(judge)
+    ]
     assert (np.diff(mapped) >= -1e-9).all()
     assert all(1 <= score <= 5 for score in mapped)
 
@@ -114,7 +124,7 @@ def test_a_biased_judge_is_put_right_on_clips_it_was_not_fitted_on(tmp_path: Pat
     lines = [f"{i}.mp4,{'a' if i % 2 else 'b'},{h:.3f},{h:.3f},{h:.3f}" for i, h in enumerate(human)]
     path.write_text("\n".join(["file,generator,lip_sync,expressiveness,motion", *lines]))
     raw = {f"{i}.mp4": dict.fromkeys(ASPECTS, float(score)) for i, score in enumerate(judge)}
-    calibration, report = compare(raw, read_human(path), "test")
+    calibration, report = compare_with_humans(raw, read_human_scores(path), "test")
     before, after = report["lip_sync"]["before"], report["lip_sync"]["after_on_unseen_clips"]
     assert after["mean_error"] < 0.4 * before["mean_error"]
     assert after["icc"] > before["icc"]
@@ -145,7 +155,7 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path: Path, text: str, said: s
     path = tmp_path / "h.csv"
     path.write_text(text)
     with pytest.raises(BadInput, match=said):
-        read_human(path)
+        read_human_scores(path)
 
 
 class Scripted:
@@ -157,37 +167,37 @@ class Scripted:
     def __init__(self, fingerprint: str, fall: float, deaf: bool = False, lost: float = 0.0) -> None:
         self.fingerprint, self.fall, self.deaf, self.lost = fingerprint, fall, deaf, lost
 
-    def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
+    def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
         verdicts = []
-        for place, exhibit in enumerate(exhibits):
+        for place, shown in enumerate(clips):
             level = 0
             for aspect in ASPECTS:
                 for damage in CASES[aspect]:
-                    if f" {damage} " in exhibit.name:
-                        level = 0 if self.deaf and aspect == "lip_sync" else float(exhibit.name.split()[-1])
+                    if f" {damage} " in shown.name:
+                        level = 0 if self.deaf and aspect == "lip_sync" else float(shown.name.split()[-1])
             score = 5 - self.fall * math.log1p(level)
-            gone = place < self.lost * len(exhibits)
+            gone = place < self.lost * len(clips)
             finding = (
-                Finding("motion", None, None, "nobody", failure=Failure("refused", "no"))
+                AspectVerdict("motion", None, None, "nobody", failure=Failure("refused", "no"))
                 if gone
-                else Finding("motion", score, score, "agreement")
+                else AspectVerdict("motion", score, score, "agreement")
             )
-            verdicts.append(Verdict(exhibit.name, "", self.name, self.kind, dict.fromkeys(ASPECTS, finding)))
+            verdicts.append(Verdict(shown.name, "", self.name, self.kind, dict.fromkeys(ASPECTS, finding)))
         return verdicts
 
 
-def sane_clips() -> list[Exhibit]:
+def sane_clips() -> list[JudgedClip]:
     return [clip(seed, 30) for seed in range(4)]
 
 
 def test_a_judge_that_orders_all_damage_passes_and_may_be_trained_on(tmp_path: Path) -> None:
     judge = Scripted("good", 1.5)
-    certificate = examine(judge, sane_clips())
+    certificate = examine(judge, sane_clips(), CLIP_SANITY)
     assert certificate.passed
     assert {result.damage for result in certificate.results} == {name for names in CASES.values() for name in names}
     assert all(result.order == 1 for result in certificate.results)
-    keep_certificate(certificate, tmp_path)
-    require_sound(judge, [tmp_path])
+    save_certificate(certificate, tmp_path)
+    require_certificate(judge, [tmp_path])
 
 
 @pytest.mark.parametrize(("judge", "said"), [
@@ -195,16 +205,16 @@ def test_a_judge_that_orders_all_damage_passes_and_may_be_trained_on(tmp_path: P
     (Scripted("upside down", -0.5), "0%"), (Scripted("refuses", 1.5, lost=0.5), "failed"),
 ])  # fmt: skip
 def test_a_judge_that_does_not_is_refused(tmp_path: Path, judge: Scripted, said: str) -> None:
-    certificate = examine(judge, sane_clips())
+    certificate = examine(judge, sane_clips(), CLIP_SANITY)
     assert not certificate.passed
-    keep_certificate(certificate, tmp_path)
+    save_certificate(certificate, tmp_path)
     with pytest.raises(BadInput, match=said):
-        require_sound(judge, [tmp_path])
+        require_certificate(judge, [tmp_path])
 
 
 def test_a_judge_that_was_never_examined_is_not_trained_on(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="judge check"):
-        require_sound(Scripted("unknown", 1.0), [tmp_path])
+        require_certificate(Scripted("unknown", 1.0), [tmp_path])
 
 
 def test_a_report_and_a_table_make_a_calibration_on_the_command_line(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,24 +20,22 @@ import uvicorn
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
-from flowportrait.judge.client import Server
-from flowportrait.judge.endpoint import Endpoint
-from flowportrait.judge.exhibit import Exhibit, exhibits_of
-from flowportrait.judge.kind import Kind
-from flowportrait.judge.ledger import Ledger
+from flowportrait.judge.client import ChatClient
+from flowportrait.judge.clips import JudgedClip, clips_from_batch
+from flowportrait.judge.judges import JudgeReward
+from flowportrait.judge.messages import Endpoint, MediaFormats, mp4_url
 from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.parts import Shows, mp4_url
-from flowportrait.judge.remote import HttpReward
-from flowportrait.judge.reward import JudgeReward
-from flowportrait.judge.rubric import ASPECTS
+from flowportrait.judge.questions import Kind, Ledger
+from flowportrait.judge.rubric import ASPECTS, Aspect
 from flowportrait.judge.server import MODEL, create_app
-from flowportrait.judge.verdict import Finding, Verdict, missing
+from flowportrait.judge.verdicts import AspectVerdict, Verdict, missing_verdict
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.items import Item, draw_items, sound, speech
 from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.composite import Composite, RewardWeights
 from flowportrait.reward.interface import Score, all_valid, measured
 from flowportrait.reward.lip_sync import LipSync
+from flowportrait.reward.remote import HttpReward
 from flowportrait.reward.scoring import score
 from tests.test_judge_client import clip
 
@@ -69,18 +67,18 @@ class Grey:
     fingerprint = "grey"
     judged = 0
 
-    def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
+    def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
         verdicts = []
-        Grey.judged += len(exhibits)
-        for exhibit in exhibits:
-            light = float(exhibit.frames.mean()) / 255
+        Grey.judged += len(clips)
+        for shown in clips:
+            light = float(shown.frames.mean()) / 255
             findings = {
-                aspect: missing(aspect, Failure("no_face", "black"))
+                aspect: missing_verdict(aspect, Failure("no_face", "black"))
                 if light < 0.1
-                else Finding(aspect, 1 + 4 * light, 1 + 4 * light, "measurement", rationale="grey is grey")
+                else AspectVerdict(aspect, 1 + 4 * light, 1 + 4 * light, "measurement", rationale="grey is grey")
                 for aspect in ASPECTS
             }
-            verdicts.append(Verdict(exhibit.name, "", self.name, self.kind, findings))
+            verdicts.append(Verdict(shown.name, "", self.name, self.kind, findings))
         return verdicts
 
 
@@ -208,20 +206,22 @@ def test_with_a_key_nobody_else_is_served(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_panel_client_works_against_our_own_server() -> None:
-    shows = Shows(images=False, audio="off", clip=True)
-    black = Exhibit(np.zeros((12, 64, 64, 3), np.uint8), clip().audio, "black", places=clip().places)
+    shows = MediaFormats(images=False, audio="off", clip=True)
+    black = JudgedClip(
+        np.zeros((12, 64, 64, 3), np.uint8), clip().audio, "black", known_landmarks=clip().known_landmarks
+    )
     Grey.judged = 0
     with served() as url:
         ledger = Ledger()
-        backend = Server(Endpoint(url=f"{url}/v1", model=MODEL, shows=shows, answers=1, concurrency=1), ledger)
+        backend = ChatClient(Endpoint(url=f"{url}/v1", model=MODEL, shows=shows, answers=1, concurrency=1), ledger)
         bright, dark = Panel(backend, PanelSettings(samples=1)).judge([clip(), black])
     assert bright.kind == "measured panel"
     assert Grey.judged == 2
     expected = 1 + 4 * float(clip().frames.mean()) / 255
     for aspect in ASPECTS:
-        assert bright.findings[aspect].score == pytest.approx(expected, abs=0.1)
-        assert bright.findings[aspect].rationale == "grey is grey"
-        failure = dark.findings[aspect].failure
+        assert bright.aspects[aspect].score == pytest.approx(expected, abs=0.1)
+        assert bright.aspects[aspect].rationale == "grey is grey"
+        failure = dark.aspects[aspect].failure
         assert failure is not None
         assert failure.kind == "refused"
     assert ledger.totals()["outcomes"] == {"answered": 3, "refused": 3}
@@ -251,7 +251,7 @@ def test_a_judge_is_a_reward_and_its_failures_are_the_rewards() -> None:
     assert found.reasons[0].kind == "no_face"
     light = torch.linspace(0.05, 0.9, 3)
     assert torch.allclose(found.value[1:], 1 + 4 * light[1:], atol=0.02)
-    assert len(exhibits_of(batch())) == 3
+    assert len(clips_from_batch(batch())) == 3
     assert isinstance(all_valid(light), Score)
 
 

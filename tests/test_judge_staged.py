@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from flowportrait.config import override
+from flowportrait.judge.answers import Flaw, read_box
 from flowportrait.judge.judges import JudgeSettings, build_judge
-from flowportrait.judge.kind import Kind
-from flowportrait.judge.locating import LocatingPanel, read_box, window
-from flowportrait.judge.opinion import Flaw, Reply, Unusable
+from flowportrait.judge.methods import LocatingPanel, ThinkingPanel, cut_window
 from flowportrait.judge.panel import PanelSettings
-from flowportrait.judge.question import Keep, Question
+from flowportrait.judge.questions import Accept, Kind, Question
+from flowportrait.judge.replies import Reply, UnusableReply
 from flowportrait.judge.rubric import ASPECTS
-from flowportrait.judge.thinking import ThinkingPanel
 from flowportrait.reward.batch import Failure
 from tests.test_judge_client import clip
 
@@ -24,22 +23,21 @@ from tests.test_judge_client import clip
 class Scripted:
     """Answers by rule; what cannot be read comes back as a failure, as from a server."""
 
-    who = "scripted"
+    model_id = "scripted"
     kind: Kind = "multimodal LLM panel"
 
     def __init__(self, answer: Callable[[Question], dict[str, object]]) -> None:
         self.answer = answer
         self.asked: list[Question] = []
 
-    def ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question], accept: Accept) -> dict[int, Failure]:
         failures = {}
         for place, question in enumerate(questions):
             self.asked.append(question)
             reply = Reply(json.dumps(self.answer(question)))
             try:
-                question.check(reply)
-                keep(place, reply)
-            except Unusable as error:
+                accept(place, reply)
+            except UnusableReply as error:
                 failures[place] = error.failure
         return failures
 
@@ -57,7 +55,7 @@ def test_the_grade_is_given_by_who_has_read_the_thoughts() -> None:
 
     backend = Scripted(answer)
     (verdict,) = ThinkingPanel(backend, PanelSettings(samples=2)).judge([clip()])
-    assert [verdict.findings[aspect].score for aspect in ASPECTS] == [1, 5, 5]
+    assert [verdict.aspects[aspect].score for aspect in ASPECTS] == [1, 5, 5]
     assert [question.aspect for question in backend.asked[:6]] == ["thoughts"] * 6
     assert len(backend.asked) == 12
 
@@ -65,8 +63,8 @@ def test_the_grade_is_given_by_who_has_read_the_thoughts() -> None:
 def test_without_thoughts_there_is_no_grade_and_it_is_said_why() -> None:
     backend = Scripted(lambda question: {"thoughts": ""} if question.aspect == "thoughts" else graded(3))
     (verdict,) = ThinkingPanel(backend, PanelSettings(samples=1)).judge([clip()])
-    assert all(verdict.findings[aspect].score is None for aspect in ASPECTS)
-    assert "no thoughts" in str(verdict.findings["motion"].failure)
+    assert all(verdict.aspects[aspect].score is None for aspect in ASPECTS)
+    assert "no thoughts" in str(verdict.aspects["motion"].failure)
     assert len(backend.asked) == 3
 
 
@@ -84,7 +82,7 @@ def test_a_flaw_that_is_not_found_again_does_not_count() -> None:
 
     backend = Scripted(answer)
     (verdict,) = LocatingPanel(backend, PanelSettings(samples=1)).judge([clip()])
-    assert [verdict.findings[aspect].score for aspect in ASPECTS] == [2, 2, 2]
+    assert [verdict.aspects[aspect].score for aspect in ASPECTS] == [2, 2, 2]
     assert sum(question.aspect == "box" for question in backend.asked) == 6
 
 
@@ -97,11 +95,11 @@ def test_nothing_wrong_needs_two_questions_and_no_third() -> None:
 
 def test_a_window_is_shown_alone_with_its_own_sound() -> None:
     whole = clip(frames=40)
-    part = window(whole, Flaw(0.8, 1.2, "soft p"))
+    part = cut_window(whole, Flaw(0.8, 1.2, "soft p"))
     assert np.array_equal(part.frames, whole.frames[20:31])
     assert np.array_equal(part.audio, whole.audio[20 * 640 : 31 * 640])
     assert np.array_equal(part.landmarks, whole.landmarks[20:31])
-    assert len(window(whole, Flaw(1.6, 1.6, "the end"))) == 10
+    assert len(cut_window(whole, Flaw(1.6, 1.6, "the end"))) == 10
 
 
 @pytest.mark.parametrize("said", [
@@ -111,7 +109,7 @@ def test_a_window_is_shown_alone_with_its_own_sound() -> None:
 def test_a_box_is_inside_the_picture_or_no_box(said: dict[str, object]) -> None:
     assert read_box(Reply('{"seen": false}')) is None
     assert read_box(Reply('{"seen": true, "box": [0, 0.5, 1, 1]}')) == (0, 0.5, 1, 1)
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableReply):
         read_box(Reply(json.dumps(said)))
 
 

@@ -37,7 +37,8 @@ def test_a_wrong_reference_is_told_in_one_sentence(name: str, reason: str) -> No
 
 
 def test_an_unknown_name_lists_what_there_is(plugin_package: Path) -> None:
-    with pytest.raises(BadInput, match=r"No reward named 'sinc': choose from sync, quiet_motion, or give MODULE:NAME"):
+    choices = "sync, loud_speech, quiet_motion, or give MODULE:NAME"
+    with pytest.raises(BadInput, match=rf"No reward named 'sinc': choose from {choices}"):
         load_plugin("rewards", "sinc", ["sync"])
 
 

@@ -21,31 +21,25 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.flow import inversion
 from flowportrait.flow.schedule import shifted
-from flowportrait.judge.cache import Cache
-from flowportrait.judge.client import Server
-from flowportrait.judge.endpoint import Endpoint
-from flowportrait.judge.kind import Kind
-from flowportrait.judge.opinion import Reply, Unusable
-from flowportrait.judge.parts import Shows, content
-from flowportrait.judge.question import Keep, Question
-from flowportrait.judge.sanity import keep_certificate
+from flowportrait.judge.answers import read_still_grade
+from flowportrait.judge.client import ChatClient
+from flowportrait.judge.messages import Endpoint, MediaFormats, message_parts
+from flowportrait.judge.panel import Panel, PanelSettings
+from flowportrait.judge.questions import Accept, Kind, Question, ReplyCache
+from flowportrait.judge.replies import Reply, UnusableReply
+from flowportrait.judge.rubric import Aspect
+from flowportrait.judge.sanity import examine, save_certificate
+from flowportrait.judge.verdicts import AspectVerdict, Verdict
 from flowportrait.portraitgen import bench, taxonomy
-from flowportrait.portraitgen.artefacts import BY_NAME, CATALOGUE
 from flowportrait.portraitgen.bench_compare import compare, holm, mcnemar
+from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE
 from flowportrait.portraitgen.faces import Faces, photos
-from flowportrait.portraitgen.limits import Limits, artefacts
+from flowportrait.portraitgen.judging import DIMENSIONS, STILL_SANITY, STILLS, StillReward
 from flowportrait.portraitgen.look import Look, look
-from flowportrait.portraitgen.measured import MeasuredStills, worth
-from flowportrait.portraitgen.opinion import read_still
-from flowportrait.portraitgen.panel import StillPanel
-from flowportrait.portraitgen.picture_space import PictureSpace
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, PortraitFlowConfig
-from flowportrait.portraitgen.reward import StillReward
-from flowportrait.portraitgen.rubric import DIMENSIONS, RubricName, still_question
-from flowportrait.portraitgen.sanity import examine_stills
-from flowportrait.portraitgen.stills import still_batch
+from flowportrait.portraitgen.measured_stills import Limits, MeasuredStills, artefacts, worth
+from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig
+from flowportrait.portraitgen.stills import Still, still_batch
 from flowportrait.portraitgen.task import PortraitTask, pool
-from flowportrait.portraitgen.verdict import Still, StillVerdict
 from flowportrait.posttrain.plan import EveryStep, NoNoise
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.trainer import Trainer
@@ -172,14 +166,14 @@ def reply(**values: object) -> Reply:
 class Scripted:
     """A backend that gives each sample its reply in turn, or None for a refusal."""
 
-    who, kind = "scripted 1", "multimodal LLM panel"
+    model_id, kind = "scripted 1", "multimodal LLM panel"
     kind: Kind
 
     def __init__(self, replies: Sequence[Reply | None]) -> None:
         self.replies = replies
         self.asked: list[Question] = []
 
-    def ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question], accept: Accept) -> dict[int, Failure]:
         failures = {}
         for place, question in enumerate(questions):
             self.asked.append(question)
@@ -187,8 +181,7 @@ class Scripted:
             if given_reply is None:
                 failures[place] = Failure("refused", "no")
             else:
-                question.check(given_reply)
-                keep(place, given_reply)
+                accept(place, given_reply)
         return failures
 
 
@@ -202,32 +195,45 @@ class Grader:
     def __init__(self, grade: Callable[[np.ndarray], float]) -> None:
         self.grade = grade
 
-    def judge(self, stills: list[Still], rubric: RubricName) -> list[StillVerdict]:
-        return [StillVerdict(rubric, self.grade(still.picture)) for still in stills]
+    def judge(self, stills: Sequence[Still], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
+        found = []
+        for still in stills:
+            grade = self.grade(still.picture)
+            own = {a: AspectVerdict(a, grade, grade, "agreement") for a in aspects or STILLS.aspects}
+            found.append(Verdict(still.name, "", self.name, self.kind, own))
+        return found
+
+
+def graded(
+    backend: Scripted | ChatClient, still: Still, aspect: Aspect, samples: int = 3, cache: ReplyCache | None = None
+) -> AspectVerdict:
+    """The verdict of a panel on one aspect of one still."""
+    judge: Panel[Still] = Panel(backend, PanelSettings(samples=samples), cache, subject=STILLS)
+    return judge.judge([still], (aspect,))[0].aspects[aspect]
 
 
 def test_who_does_not_put_damage_in_order_is_no_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [Still(person().picture)] * 6
     seen = person().picture.astype(float)
     shrewd = Grader(lambda picture: 5 - 0.5 * float(np.abs(picture - seen).mean()) ** 0.5)
-    assert examine_stills(shrewd, whole).passed
-    blind = examine_stills(Grader(lambda picture: 3.0), whole)
+    assert examine(shrewd, whole, STILL_SANITY).passed
+    blind = examine(Grader(lambda picture: 3.0), whole, STILL_SANITY)
     assert not blind.passed
     assert all(case.order == 0.5 for case in blind.results)
     with pytest.raises(BadInput, match="too few to examine"):
-        examine_stills(shrewd, whole[:3])
+        examine(shrewd, whole[:3], STILL_SANITY)
     with pytest.raises(BadInput, match="cannot be in the sanity set"):
-        examine_stills(shrewd, [Still(np.zeros((200, 200, 3), np.uint8))] * 6)
+        examine(shrewd, [Still(np.zeros((200, 200, 3), np.uint8))] * 6, STILL_SANITY)
 
-    monkeypatch.setattr("flowportrait.portraitgen.reward.build_still_judge", lambda settings: shrewd)
+    monkeypatch.setattr("flowportrait.portraitgen.judging.build_still_judge", lambda settings: shrewd)
     settings = tmp_path / "judge.json"
     settings.write_text(json.dumps({"folder": str(tmp_path)}))
     with pytest.raises(BadInput, match="run flowportrait judge check --stills first"):
         StillReward.load("ai_portrait", settings)
-    keep_certificate(blind, tmp_path / "checked")
+    save_certificate(blind, tmp_path / "checked")
     with pytest.raises(BadInput, match=r"failed the sanity set .*is not trained on"):
         StillReward.load("ai_portrait", settings)
-    keep_certificate(examine_stills(shrewd, whole), tmp_path / "checked")
+    save_certificate(examine(shrewd, whole, STILL_SANITY), tmp_path / "checked")
     assert StillReward.load("ai_portrait", settings).judge is shrewd
 
 
@@ -238,12 +244,12 @@ def test_an_artefact_counts_if_most_samples_name_it() -> None:
         reply(rationale="b", artefacts=said[:1], score=3),
         reply(rationale="c", artefacts=[], score=4),
     ])  # fmt: skip
-    verdict = StillPanel(backend).judge([Still(person().picture, "a nurse")], "ai_portrait")[0]
+    verdict = graded(backend, Still(person().picture, "a nurse"), "ai_portrait")
     assert verdict.score == 3.0
     assert verdict.artefacts["hands"] is True
     assert sum(bool(value) for value in verdict.artefacts.values()) == 1
     assert len({question.address("x") for question in backend.asked}) == 3
-    shown = content(backend.asked[0].show(), Shows(audio="off"))
+    shown = message_parts(backend.asked[0].make_input(), MediaFormats(audio="off"))
     assert sum(part["type"] == "image_url" for part in shown) == 4
 
 
@@ -251,9 +257,9 @@ def test_a_server_is_shown_close_ups_and_asked_once_for_each_answer(tmp_path: Pa
     good = json.dumps({"rationale": "a", "artefacts": [{"type": "oily", "where": "nose", "severity": 1}], "score": 3})
     still = Still(person().picture, "a cook")
     with FaultyServer(lambda number, body: "ok" if number else "busy", lambda body: good) as server:
-        backend = Server(Endpoint(url=server.url, model="test", first_wait=0.01, longest_wait=0.02))
+        backend = ChatClient(Endpoint(url=server.url, model="test", first_wait=0.01, longest_wait=0.02))
         for _ in range(2):
-            verdict = StillPanel(backend, 1, Cache(tmp_path)).judge([still], "ai_portrait")[0]
+            verdict = graded(backend, still, "ai_portrait", 1, ReplyCache(tmp_path))
     assert verdict.artefacts["oily"] is True
     assert verdict.score == 3.0
     assert server.happened == {"busy": 1, "ok": 1}
@@ -264,11 +270,11 @@ def test_a_server_is_shown_close_ups_and_asked_once_for_each_answer(tmp_path: Pa
 
 def test_a_picture_has_no_score_when_most_samples_are_lost() -> None:
     good = reply(rationale="a", dimensions=dict.fromkeys(DIMENSIONS, 4), score=4)
-    lost = StillPanel(Scripted([good, None, None])).judge([Still(person().picture)], "omni_reward")[0]
+    lost = graded(Scripted([good, None, None]), Still(person().picture), "omni_reward")
     assert lost.score is None
     assert lost.failure is not None
     assert lost.failure.kind == "refused"
-    kept = StillPanel(Scripted([good, good, None])).judge([Still(person().picture)], "omni_reward")[0]
+    kept = graded(Scripted([good, good, None]), Still(person().picture), "omni_reward")
     assert kept.score == 4.0
     assert kept.dimensions == dict.fromkeys(DIMENSIONS, 4.0)
 
@@ -283,12 +289,15 @@ def test_a_picture_has_no_score_when_most_samples_are_lost() -> None:
     ],
 )
 def test_a_reply_that_breaks_the_form_is_no_opinion(values: dict[str, object]) -> None:
-    with pytest.raises(Unusable):
-        read_still(reply(rationale="a", **values), "ai_portrait")
+    with pytest.raises(UnusableReply):
+        read_still_grade(reply(rationale="a", **values), artefacts=tuple(BY_NAME))
 
 
 def test_each_rubric_asks_for_what_is_its_own() -> None:
-    omni, portrait = still_question("omni_reward", "a welder"), still_question("ai_portrait", "a welder")
+    still = Still(np.zeros((8, 8, 3), np.uint8), "a welder")
+    omni, portrait = (
+        STILLS.question(still, aspect, STILLS.rubric(aspect), STILLS.instruction(aspect)) for aspect in STILLS.aspects
+    )
     assert "a welder" in omni
     assert "a welder" not in portrait
     assert all(artefact.name in portrait for artefact in CATALOGUE)

@@ -20,7 +20,7 @@ from flowportrait import terminal
 from flowportrait.corpus import prepare as preparing
 from flowportrait.corpus.prepare import Preparation, work
 from flowportrait.corpus.sources import Source
-from flowportrait.judge.sanity import examine
+from flowportrait.judge.sanity import CLIP_SANITY, examine
 from flowportrait.media.write_video import write_video
 from tests.test_judge_opinion import Scripted, sane_clips
 from tests.test_prepare import room, syllables
@@ -36,7 +36,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 def test_the_examination_of_a_judge_shows_each_of_its_steps(screen: io.StringIO) -> None:
-    assert examine(Scripted("good", 1.5), sane_clips()).passed
+    assert examine(Scripted("good", 1.5), sane_clips(), CLIP_SANITY).passed
     shown = screen.getvalue()
     assert "looking for faces" in shown
     assert "judging" in shown

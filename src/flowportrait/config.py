@@ -48,9 +48,9 @@ def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
         part = _plain(hints[name])
         if current is None and isinstance(part, type) and dataclasses.is_dataclass(part):
             current = part()
-        if isinstance(current, dict) and len(path) == 2:
+        if isinstance(current, dict):
             entry = _parse(text, typing.get_args(part)[1], full)
-            return dataclasses.replace(config, **{name: {**current, path[1]: entry}})
+            return dataclasses.replace(config, **{name: {**current, ".".join(path[1:]): entry}})
         if not dataclasses.is_dataclass(current) or isinstance(current, type):
             raise BadInput(f"--set {full}: {name} has no parts; write {name}=value.")
         value: Any = _replace(current, path[1:], text, full)

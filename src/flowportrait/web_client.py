@@ -26,11 +26,14 @@ def make_client(timeout: float | None = None) -> httpx2.Client:
     )  # fmt: skip
 
 
-def make_async_client(timeout: float | None = None) -> httpx2.AsyncClient:
-    """A client for an event loop, such as OpenAI's library takes."""
-    return httpx2.AsyncClient(
-        event_hooks={"response": [_bound_async]}, follow_redirects=False, timeout=timeout, headers=_PLAIN
-    )  # fmt: skip
+def async_client_options(timeout: float | None = None) -> dict[str, Any]:
+    """Return the options of an ``httpx2.AsyncClient`` for an event loop, such as OpenAI's library takes."""
+    return {
+        "event_hooks": {"response": [_bound_async]},
+        "follow_redirects": False,
+        "timeout": timeout,
+        "headers": _PLAIN,
+    }
 
 
 def _bound(answer: httpx2.Response) -> None:

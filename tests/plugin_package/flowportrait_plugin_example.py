@@ -2,8 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from flowportrait.judge.clips import JudgedClip
+from flowportrait.judge.judges import JudgeSettings
+from flowportrait.judge.questions import Kind
+from flowportrait.judge.rubric import ASPECTS, Aspect
+from flowportrait.judge.verdicts import AspectVerdict, Verdict
+from flowportrait.media.audio import Sound
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
+
 
 class QuietMotion:
-    """Prefers little motion; stands for a reward of somebody's own."""
+    """A reward: the less a face moves from frame to frame, the better."""
 
     name = "quiet_motion"
+    needs = frozenset({"motion"})
+    range = (-10.0, 0.0)
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        """Return minus the mean speed of the motion coefficients."""
+        return all_valid(-batch.motion.diff(dim=1).abs().mean((1, 2)).clamp_max(10.0))
+
+
+def loud_speech(batch: RewardBatch) -> torch.Tensor:
+    """Return the mean log-mel energy ``[B]``: a reward may be a plain function."""
+    return batch.mel.mean((1, 2))
+
+
+class BrightnessJudge:
+    """A judge: the brighter a clip, the better in every aspect."""
+
+    kind: Kind = "measured panel"
+    name = "brightness"
+    fingerprint = "brightness 1"
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        self.settings = settings
+
+    def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
+        """Return grades from 1 (black) to 5 (white)."""
+        verdicts = []
+        for clip in clips:
+            grade = 1 + 4 * float(clip.frames.mean()) / 255
+            found = {aspect: AspectVerdict(aspect, grade, grade, "measurement") for aspect in aspects or ASPECTS}
+            verdicts.append(Verdict(clip.name, clip.generator, self.name, self.kind, found))
+        return verdicts
+
+
+class Hum:
+    """A voice: hums half a second for every sentence, at a pitch in Hz."""
+
+    def __init__(self, pitch: str = "120") -> None:
+        self.pitch = float(pitch)
+
+    @property
+    def name(self) -> str:
+        """As it is asked for."""
+        return f"hum:{self.pitch:g}"
+
+    def reads(self, language: str) -> bool:
+        """Return True: every language is hummed alike."""
+        return True
+
+    def say(self, sentence: str) -> Sound:
+        """Return half a second of hum."""
+        time = np.arange(8000) / 16_000
+        wave = sum(np.sin(2 * np.pi * self.pitch * k * time) / k for k in (1, 2, 3, 4))
+        return Sound((0.2 * np.asarray(wave, np.float32))[None], 16_000, "mono")

@@ -14,7 +14,7 @@ from flowportrait.extras import require
 if TYPE_CHECKING:
     from flowportrait.judge.judges import JudgeSettings
     from flowportrait.judge.sanity import Certificate
-    from flowportrait.judge.verdict import Judge
+    from flowportrait.judge.verdicts import Judge
 
 KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
 
@@ -86,7 +86,7 @@ def run_score(options: argparse.Namespace) -> dict[str, Any]:
     """Grade files into a report."""
     _check_json(options.output)
     from flowportrait.commands.evaluate import find_videos
-    from flowportrait.judge.report import grade_files, write_report
+    from flowportrait.judge.judges import grade_files, write_report
 
     paths = find_videos(options.videos)
     judge = _judge(options)
@@ -97,11 +97,11 @@ def run_score(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_check(options: argparse.Namespace) -> dict[str, Any]:
     """Examine a judge; what it did is kept where training looks."""
-    from flowportrait.judge.sanity import keep_certificate
+    from flowportrait.judge.sanity import save_certificate
 
     settings = _settings(options)
     certificate = (_examine_stills if options.stills else _examine_clips)(settings, options.videos)
-    path = keep_certificate(certificate, settings.kept_in / "checked")
+    path = save_certificate(certificate, settings.kept_in / "checked")
     cases = {
         f"{result.aspect} / {result.damage}": " → ".join(f"{mean:.2f}" for mean in result.means)
         + f"  order {result.order:.0%}{'' if result.passed else '  FAILED'}"
@@ -118,23 +118,24 @@ def _examine_clips(settings: JudgeSettings, paths: list[Path]) -> Certificate:
 
     found = find_videos(paths)
     with waiting("loading the judge"):
-        from flowportrait.judge.exhibit import Exhibit
+        from flowportrait.judge.clips import JudgedClip
         from flowportrait.judge.judges import build_judge
-        from flowportrait.judge.sanity import examine
+        from flowportrait.judge.sanity import CLIP_SANITY, examine
 
         judge = build_judge(settings)
-    return examine(judge, [Exhibit.from_video(path) for path in progress(found, len(found), "reading clips")])
+    clips = [JudgedClip.from_video(path) for path in progress(found, len(found), "reading clips")]
+    return examine(judge, clips, CLIP_SANITY)
 
 
 def _examine_stills(settings: JudgeSettings, paths: list[Path]) -> Certificate:
     from flowportrait.terminal import waiting
 
     with waiting("loading the judge"):
-        from flowportrait.portraitgen.judges import build_still_judge
-        from flowportrait.portraitgen.sanity import examine_stills, read_stills
+        from flowportrait.judge.sanity import examine
+        from flowportrait.portraitgen.judging import STILL_SANITY, build_still_judge, read_stills
 
         judge = build_still_judge(settings)
-    return examine_stills(judge, read_stills(paths))
+    return examine(judge, read_stills(paths), STILL_SANITY)
 
 
 def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
@@ -143,17 +144,16 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput("flowportrait judge calibrate needs either --scores with a report or --videos with a folder.")
     _check_json(options.output)
     require("report", "matplotlib")  # for the histograms, which are drawn after all grading
-    from flowportrait.judge.agreement import compare, read_human
-    from flowportrait.judge.figure import draw_histograms
-    from flowportrait.judge.report import grade_files, raw_scores, read_report
+    from flowportrait.judge.calibration import compare_with_humans, draw_histograms, read_human_scores
+    from flowportrait.judge.judges import grade_files, raw_scores, read_report
 
-    human = read_human(options.human)
+    human = read_human_scores(options.human)
     if options.scores:
         report = read_report(options.scores)
     else:
         paths = [options.videos / person.file for person in human]
         report = grade_files(_judge(options), paths, [person.generator for person in human])
-    calibration, agreement = compare(raw_scores(report), human, report["judge"])
+    calibration, agreement = compare_with_humans(raw_scores(report), human, report["judge"])
     calibration.save(options.output, agreement)
     picture = options.output.with_suffix(".png")
     draw_histograms(agreement, picture)
@@ -162,42 +162,46 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_agree(options: argparse.Namespace) -> dict[str, Any]:
     """A judge beside stated preferences."""
-    from flowportrait.judge.preferring import agreement, stated_from
+    from flowportrait.judge.learning import agreement, read_labelled_pairs
     from flowportrait.preference.pairs import read_pairs
     from flowportrait.terminal import waiting
 
     judge = _judge(options)
     with waiting("judging the clips of the pairs"):
-        found = agreement(judge, stated_from(read_pairs(options.pairs), options.pairs.parent), options.band)[0]
+        found = agreement(judge, read_labelled_pairs(read_pairs(options.pairs), options.pairs.parent), options.band)[0]
     return {"judge": f"{judge.name} ({judge.kind})", **found.to_dict()}
 
 
 def run_learn(options: argparse.Namespace) -> dict[str, Any]:
     """Revise a library as long as held-out preferences are better agreed with."""
     _check_json(options.output)
-    from flowportrait.judge.cache import Cache
-    from flowportrait.judge.improving import Editor, Proposer, Toggles, improve
-    from flowportrait.judge.judges import backend_of, judge_with
-    from flowportrait.judge.library import Library
-    from flowportrait.judge.preferring import stated_from
+    from flowportrait.judge.judges import build_backend, build_with_library
+    from flowportrait.judge.learning import ExpertToggles, Proposer, RuleEditor, improve, read_labelled_pairs
+    from flowportrait.judge.questions import ReplyCache
+    from flowportrait.judge.rubric import Library
     from flowportrait.preference.pairs import read_pairs
     from flowportrait.terminal import waiting
 
     settings = _settings(options)
-    stated = stated_from(read_pairs(options.pairs), options.pairs.parent)
+    stated = read_labelled_pairs(read_pairs(options.pairs), options.pairs.parent)
     start = Library.load(settings.library) if settings.library else None
     propose: Proposer
     if settings.by == "measured":
         from flowportrait.judge.measured import EXPERTS, Experts
 
         backend, start = None, start or Library(EXPERTS)
-        propose = Toggles(tuple(Experts.load().scales))
+        propose = ExpertToggles(tuple(Experts.load().scales))
     else:
-        backend = backend_of(settings)
-        propose = Editor(backend, Cache(settings.kept_in / "answers"))
+        backend = build_backend(settings)
+        propose = RuleEditor(backend, ReplyCache(settings.kept_in / "answers"))
     with waiting(f"judging the clips of {len(stated)} pairs with up to {options.rounds} revisions"):
         learned = improve(
-            lambda library: judge_with(settings, library, backend), stated, propose, options.rounds, start, options.band
+            lambda library: build_with_library(settings, library, backend),
+            stated,
+            propose,
+            options.rounds,
+            start,
+            options.band,
         )
     report = learned.to_dict()
     learned.library.save(options.output, report)
@@ -216,10 +220,9 @@ def run_serve(options: argparse.Namespace) -> dict[str, Any]:
     names = public_names(options.host, options.public_name)
     with bind(options.host, options.port) as listener:
         from flowportrait.judge.judges import build_judge
-        from flowportrait.judge.served import servable
-        from flowportrait.judge.server import MODEL, create_app
+        from flowportrait.judge.server import MODEL, create_app, servable_rewards
 
-        app = create_app(build_judge(_settings(options)), servable(options.scorers), key, names)
+        app = create_app(build_judge(_settings(options)), servable_rewards(options.scorers), key, names)
         address = address_of(listener, "https" if options.certificate else "http")
 
         def ready() -> None:

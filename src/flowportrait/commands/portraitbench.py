@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput(f"--per-prompt {options.per_prompt} is not possible: it must be at least 1.")
     if options.output:
         check_output_folder(options.output)
-    from flowportrait.judge.reward import read_settings
+    from flowportrait.judge.judges import read_settings
     from flowportrait.portraitgen import bench
-    from flowportrait.portraitgen.judges import build_still_judge
+    from flowportrait.portraitgen.judging import build_still_judge
 
     judge = build_still_judge(read_settings(options.judge))
     folder = options.images

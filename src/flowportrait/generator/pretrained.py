@@ -123,11 +123,11 @@ class VisionTower(nn.Module):
         super().__init__()
         from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-        from flowportrait.judge.omni_inputs import Layout
+        from flowportrait.judge.omni import OmniInputs
 
         config = tower.config
         self.tower = tower.requires_grad_(False)
-        self.layout = Layout(
+        self.layout = OmniInputs(
             None, None, config.patch_size, config.spatial_merge_size, config.temporal_patch_size,
             tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD), lambda columns: columns, side,
         )  # fmt: skip

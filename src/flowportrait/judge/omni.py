@@ -5,24 +5,34 @@
 
 ``scores`` costs a hundredth and is for post-training; it says so in place of a rationale. Where less than half of the
 probability falls on 1 … 5 the model has not understood the question, and there is no score.
+
+What a specialist is shown becomes patches of video, log-mel of sound, and ids that hold their places:
+
+    <|im_start|>user  V…V  A…A  text <|im_end|> <|im_start|>assistant …      V: one id per merged patch of two frames
+                                                                           A: one id per audio token
+
+Patches are laid out as in the models' own processor, [grid t, h / m, w / m, m, m] × [colour, time, p, p]; it is done
+here because the library's video processor needs torchvision, which this package does without. Rows are padded on the
+left, so that every answer begins at the last column.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
+import numpy as np
 import torch
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
-from flowportrait.judge.kind import Kind
-from flowportrait.judge.omni_inputs import Layout
-from flowportrait.judge.opinion import LEAST_MASS, Reply, Token, Unusable
-from flowportrait.judge.question import Keep, Question
+from flowportrait.judge.questions import Accept, Kind, Question
+from flowportrait.judge.replies import MIN_GRADE_MASS, Reply, Token, UnusableReply
 from flowportrait.judge.rubric import HIGHEST, LOWEST
+from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.reward.batch import Failure
 
 FAMILIES = {
@@ -39,6 +49,8 @@ _TOP = 10
 
 @dataclass(frozen=True)
 class OmniSettings:
+    """Which model judges in this process, and how it is asked."""
+
     model: str = "Qwen/Qwen2.5-Omni-3B"
     """Folder or hub name."""
     ask_for: Literal["reasons", "scores"] = "reasons"
@@ -62,14 +74,14 @@ class Omni:
 
     kind: Kind = "multimodal LLM panel"
 
-    def __init__(self, model: Any, layout: Layout, settings: OmniSettings) -> None:
+    def __init__(self, model: Any, make_inputs: OmniInputs, settings: OmniSettings) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.layout = layout
+        self.make_inputs = make_inputs
         self.settings = settings
 
     @classmethod
     def from_pretrained(cls, settings: OmniSettings) -> Omni:
-        """The thinker of a checkpoint with its tokenizer and features.
+        """Load the thinker of a checkpoint with its tokenizer and features.
 
         Raises:
             BadInput: it cannot be loaded, or is of another family.
@@ -94,48 +106,47 @@ class Omni:
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        layout = layout_for(module, model.config, tokenizer, features, pixels, settings.side)
-        return cls(model.to(device), layout, settings)
+        make_inputs = inputs_for(module, model.config, tokenizer, features, pixels, settings.side)
+        return cls(model.to(device), make_inputs, settings)
 
     @property
-    def who(self) -> str:
+    def model_id(self) -> str:
+        """See ``Backend``."""
         s = self.settings
         return f"{s.model} {s.ask_for} {s.dtype} {s.side} {s.temperature:g} {s.max_tokens} {s.seed}"
 
-    def ask(self, questions: Sequence[Question], keep: Keep) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
         """See ``Backend``."""
         failures: dict[int, Failure] = {}
         # Alike in length together, so that little is padding.
         order = sorted(range(len(questions)), key=lambda place: (questions[place].aspect, place))
         for first in range(0, len(order), self.settings.batch):
             places = order[first : first + self.settings.batch]
-            lot = [questions[place] for place in places]
-            scoring = self.settings.ask_for == "scores" and all(question.aspect != "review" for question in lot)
-            for place, found in zip(places, self._scored(lot) if scoring else self._told(lot), strict=True):
+            batch = [questions[place] for place in places]
+            scoring = self.settings.ask_for == "scores" and all(question.aspect != "review" for question in batch)
+            for place, found in zip(places, self._score(batch) if scoring else self._generate(batch), strict=True):
                 try:
                     if isinstance(found, Failure):
-                        raise Unusable(found)
-                    questions[place].check(found)
-                except Unusable as error:
+                        raise UnusableReply(found)
+                    accept(place, found)
+                except UnusableReply as error:
                     failures[place] = error.failure
-                else:
-                    keep(place, found)
         return failures
 
     @torch.inference_mode()
-    def grade_logits(self, questions: Sequence[Question]) -> torch.Tensor:
-        """Log-probabilities ``[B, V]`` of the token after ``OPENING``."""
+    def grade_logits(self, questions: Sequence[Question[Any]]) -> torch.Tensor:
+        """Return log-probabilities ``[B, V]`` of the token after ``OPENING``."""
         inputs = self._inputs(questions, OPENING)
         return self.model(**inputs).logits[:, -1].float().log_softmax(-1).cpu()
 
-    def _scored(self, questions: Sequence[Question]) -> list[Reply | Failure]:
+    def _score(self, questions: Sequence[Question[Any]]) -> list[Reply | Failure]:
         log = self.grade_logits(questions)
         grades = range(LOWEST, HIGHEST + 1)
-        ids = [self.layout.tokenizer(str(grade), add_special_tokens=False)["input_ids"][-1] for grade in grades]
+        ids = [self.make_inputs.tokenizer(str(grade), add_special_tokens=False)["input_ids"][-1] for grade in grades]
         found: list[Reply | Failure] = []
         for row in log[:, ids]:
             mass = float(row.exp().sum())
-            if mass < LEAST_MASS:
+            if mass < MIN_GRADE_MASS:
                 found.append(Failure("malformed", f"only {mass:.1%} of the probability is on 1 to 5"))
                 continue
             likeliest = LOWEST + int(row.argmax())
@@ -146,25 +157,25 @@ class Omni:
         return found
 
     @torch.inference_mode()
-    def _told(self, questions: Sequence[Question]) -> list[Reply | Failure]:
-        s, tokenizer = self.settings, self.layout.tokenizer
+    def _generate(self, questions: Sequence[Question[Any]]) -> list[Reply | Failure]:
+        s, tokenizer = self.settings, self.make_inputs.tokenizer
         inputs = self._inputs(questions, "")
         torch.manual_seed(s.seed + sum(question.sample for question in questions))
         sampling: dict[str, Any] = {"do_sample": True, "temperature": s.temperature} if s.temperature else {
             "do_sample": False
         }  # fmt: skip
-        made = self.model.generate(
+        output = self.model.generate(
             **inputs, **sampling, max_new_tokens=s.max_tokens, output_logits=True, return_dict_in_generate=True,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
         )  # fmt: skip
-        ids = made.sequences[:, inputs["input_ids"].shape[1] :].cpu()
-        log = torch.stack(made.logits, 1).float().log_softmax(-1).cpu()
+        ids = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
+        log = torch.stack(output.logits, 1).float().log_softmax(-1).cpu()
         return [self._reply(row, logs) for row, logs in zip(ids, log, strict=True)]
 
     def _reply(self, ids: torch.Tensor, log: torch.Tensor) -> Reply:
-        tokenizer = self.layout.tokenizer
+        tokenizer = self.make_inputs.tokenizer
         end = (ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).nonzero()[:, 0].tolist()
-        whole, length = bool(end), end[0] if end else len(ids)
+        complete, length = bool(end), end[0] if end else len(ids)
         best = log[:length].topk(min(_TOP, log.shape[-1]), -1)
         tokens = tuple(
             Token(tokenizer.decode([token]), tuple((tokenizer.decode([w]), p) for w, p in zip(words, ps, strict=True)))
@@ -172,10 +183,10 @@ class Omni:
                 ids[:length].tolist(), best.indices.tolist(), best.values.tolist(), strict=True
             )
         )  # fmt: skip
-        return Reply(tokenizer.decode(ids[:length]), tokens, None, whole)
+        return Reply(tokenizer.decode(ids[:length]), tokens, None, complete)
 
-    def _inputs(self, questions: Sequence[Question], opening: str) -> dict[str, Any]:
-        inputs = self.layout(questions, opening)
+    def _inputs(self, questions: Sequence[Question[Any]], opening: str) -> dict[str, Any]:
+        inputs = self.make_inputs(questions, opening)
         dtype = self.model.dtype
         return {
             name: value.to(self.model.device, dtype if name in ("pixel_values_videos", "input_features") else None)
@@ -183,8 +194,10 @@ class Omni:
         }
 
 
-def layout_for(module: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int) -> Layout:
-    """The layout of a family's thinker with this config."""
+def inputs_for(
+    module: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int
+) -> OmniInputs:
+    """Return what makes the inputs of a family's thinker with this config."""
     processing = importlib.import_module(f"transformers.models.{module}.processing_{module}")
     audio_tokens = processing._get_feat_extract_output_lengths
     vision = config.vision_config
@@ -195,7 +208,94 @@ def layout_for(module: str, config: Any, tokenizer: Any, features: Any, pixels: 
             return audio_tokens(columns, window)
     else:
         counted = audio_tokens
-    return Layout(
+    return OmniInputs(
         tokenizer, features, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size,
         tuple(pixels["image_mean"]), tuple(pixels["image_std"]), counted, side,
     )  # fmt: skip
+
+
+# --- inputs
+
+
+@dataclass(frozen=True)
+class OmniInputs:
+    """Makes the tensors that a thinker reads.
+
+    Args:
+        tokenizer: of the model.
+        features: log-mel of the model.
+        patch: pixels of a video patch's side.
+        merge: patches a side that become one token.
+        temporal: frames in a patch.
+        mean: ``[3]`` of the model's pixels.
+        std: ``[3]`` likewise.
+        audio_tokens: mel columns ``[N]`` to numbers of tokens.
+        side: pixels of a video frame, rounded to whole patches.
+    """
+
+    tokenizer: Any
+    features: Any
+    patch: int
+    merge: int
+    temporal: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    audio_tokens: Callable[[torch.Tensor], torch.Tensor]
+    side: int = 224
+
+    def __call__(self, questions: Sequence[Question[Any]], opening: str = "") -> dict[str, torch.Tensor]:
+        """Return the inputs of one batch; ``opening`` begins the assistant's turn."""
+        inputs = [question.make_input() for question in questions]
+        videos = [self.patches(evidence.video) for evidence in inputs]
+        sounds = [evidence.audio for evidence in inputs if len(evidence.audio)]
+        tensors: dict[str, torch.Tensor] = {
+            "pixel_values_videos": torch.cat([patches for patches, _ in videos]),
+            "video_grid_thw": torch.tensor([grid for _, grid in videos]),
+            "video_second_per_grid": torch.tensor([self.temporal / evidence.fps for evidence in inputs]),
+        }
+        counts: list[int] = []
+        if sounds:
+            mel = self.features(
+                sounds, sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt", truncation=False,
+                padding="longest",
+            )  # fmt: skip
+            tensors["input_features"], mask = mel["input_features"], mel["attention_mask"]
+            tensors["feature_attention_mask"] = mask.long()
+            counts = self.audio_tokens(mask.sum(-1)).tolist()
+        audio_counts = iter(counts)
+        rows = []
+        for question, evidence, (_, grid) in zip(questions, inputs, videos, strict=True):
+            video_tokens = int(np.prod(grid)) // self.merge**2
+            rows.append(self._ids(question, video_tokens, next(audio_counts) if len(evidence.audio) else 0, opening))
+        return tensors | self._padded(rows)
+
+    def patches(self, video: np.ndarray) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """Return video ``[K, H, W, 3]`` uint8 as patches ``[N, 3 · temporal · p · p]``, and the grid (t, h, w)."""
+        step = self.patch * self.merge
+        side = max(step, round(self.side / step) * step)
+        frames = np.stack([cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in video])
+        frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % self.temporal, 0)])
+        pixels = (torch.from_numpy(frames).float() / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)
+        grid = (len(frames) // self.temporal, side // self.patch, side // self.patch)
+        cut = pixels.permute(0, 3, 1, 2).reshape(
+            grid[0], self.temporal, 3, grid[1] // self.merge, self.merge, self.patch,
+            grid[2] // self.merge, self.merge, self.patch,
+        )  # fmt: skip
+        return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid[0] * grid[1] * grid[2], -1), grid
+
+    def _ids(self, question: Question[Any], video_tokens: int, audio_tokens: int, opening: str) -> list[int]:
+        t = self.tokenizer
+        media = f"{t.vision_bos_token}{t.video_token * video_tokens}{t.vision_eos_token}"
+        if audio_tokens:
+            media += f"{t.audio_bos_token}{t.audio_token * audio_tokens}{t.audio_eos_token}"
+        text = (
+            f"<|im_start|>system\n{question.system}<|im_end|>\n<|im_start|>user\n{media}{question.text}<|im_end|>\n"
+            f"<|im_start|>assistant\n{opening}"
+        )
+        return list(t(text, add_special_tokens=False)["input_ids"])
+
+    def _padded(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        longest, pad = max(map(len, rows)), self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        return {"input_ids": ids, "attention_mask": mask}

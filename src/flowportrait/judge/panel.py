@@ -5,33 +5,47 @@ averaged.
           = the reviewer's             otherwise, within the specialists' range
     no score at all                    if fewer than half of the samples could be used, or a dispute was not settled
 
-Three specialists, a reviewer and an aggregator: FlowPortrait (2603.00159).
+Three specialists, a reviewer and an aggregator: FlowPortrait (2603.00159). What is judged, in which words and by which
+pictures, is a ``Subject``: ``CLIPS`` here, still portraits in ``portraitgen.judging``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 from flowportrait.config import at_least
-from flowportrait.judge.asking import ask_for
-from flowportrait.judge.cache import Cache
+from flowportrait.judge.answers import AnswerFormat, Grade, grade_format, review_format
 from flowportrait.judge.calibration import Calibration
-from flowportrait.judge.evidence import Evidence, gather
-from flowportrait.judge.exhibit import Exhibit
-from flowportrait.judge.kind import Kind
-from flowportrait.judge.library import Library
-from flowportrait.judge.opinion import Opinion, Reply, Unusable, read_opinion, read_review
-from flowportrait.judge.question import ANSWER, SYSTEM, Backend, Question, reviewer
-from flowportrait.judge.rubric import ASPECTS, Aspect, rubric_text, rubric_version
-from flowportrait.judge.verdict import Finding, Verdict, missing
+from flowportrait.judge.clips import JudgedClip, JudgeInput, clip_input
+from flowportrait.judge.questions import Backend, Kind, Question, ReplyCache, ask_all
+from flowportrait.judge.rubric import (
+    ASPECTS,
+    INSTRUCTION,
+    REVIEWER_SYSTEM,
+    SYSTEM,
+    Aspect,
+    Library,
+    rubric_text,
+    rubric_version,
+)
+from flowportrait.judge.verdicts import AspectVerdict, Item, Verdict, missing_verdict
 from flowportrait.reward.batch import Failure
 
-Asked = tuple[int, Aspect, int]
-"""Place of the clip, aspect, and the how-manieth time."""
+Answer = TypeVar("Answer")
+MakeInput = Callable[[], JudgeInput]
+AspectKey = tuple[int, Aspect]
+"""Index of the item, and aspect."""
+SampleKey = tuple[int, Aspect, int]
+"""Index of the item, aspect, and sample."""
+Review = tuple[float, str]
+"""Score and reasons."""
 
 
 @dataclass(frozen=True)
@@ -47,179 +61,302 @@ class PanelSettings:
         at_least(self, samples=1, sheets=1, dispute=0.0)
 
 
-class Panel:
-    """A ``Judge``: any backend in the specialists' chairs."""
+class Subject(ABC, Generic[Item]):
+    """What is judged: its aspects, and the words and pictures of a question about it."""
+
+    name: ClassVar[str]
+    aspects: ClassVar[tuple[Aspect, ...]]
+    system: ClassVar[str]
+    reviewed: ClassVar[bool] = False
+    """Whether a reviewer settles disputes."""
+    artefacts: ClassVar[tuple[str, ...]] = ()
+    """What specialists may name from a catalogue."""
+
+    @abstractmethod
+    def rubric(self, aspect: Aspect, rules: Sequence[str] = ()) -> str:
+        """Return the criterion of an aspect in words."""
+
+    @abstractmethod
+    def context(self, item: Item, aspect: Aspect) -> str:
+        """Return what is told of the item before the criterion: whole lines, or nothing."""
+
+    @abstractmethod
+    def instruction(self, aspect: Aspect) -> str:
+        """Return the words that ask for the answer."""
+
+    @abstractmethod
+    def answer(self, item: Item, aspect: Aspect) -> AnswerFormat[Grade]:
+        """Return the form of a grade."""
+
+    @abstractmethod
+    def content(self, item: Item, settings: PanelSettings) -> str:
+        """Return what identifies the pictures that are shown; part of a question's address."""
+
+    @abstractmethod
+    def make_input(self, item: Item, aspect: Aspect, settings: PanelSettings) -> JudgeInput:
+        """Return what is shown."""
+
+    @abstractmethod
+    def fingerprint_text(self, panel: Panel[Item]) -> str:
+        """Return everything that changes a panel's verdicts."""
+
+    def aspect_error(self, item: Item, aspect: Aspect) -> Failure | None:
+        """Return why nobody is asked about an aspect, or None."""
+        return None
+
+    def question(self, item: Item, aspect: Aspect, rubric: str, instruction: str) -> str:
+        """Return the user's message of a question."""
+        return f"Aspect: {aspect}\n{self.context(item, aspect)}{rubric}\n{instruction}"
+
+
+class ClipSubject(Subject[JudgedClip]):
+    """Clips of talking faces: lip sync, expressiveness and motion."""
+
+    name = "clips"
+    aspects = ASPECTS
+    system = SYSTEM
+    reviewed = True
+
+    def rubric(self, aspect: Aspect, rules: Sequence[str] = ()) -> str:
+        """See ``Subject``."""
+        return rubric_text(aspect, rules)
+
+    def context(self, item: JudgedClip, aspect: Aspect) -> str:
+        """See ``Subject``."""
+        return f"The clip lasts {item.seconds:.2f} s.\n"
+
+    def instruction(self, aspect: Aspect) -> str:
+        """See ``Subject``."""
+        return INSTRUCTION
+
+    def answer(self, item: JudgedClip, aspect: Aspect) -> AnswerFormat[Grade]:
+        """See ``Subject``."""
+        return grade_format(item.seconds)
+
+    def content(self, item: JudgedClip, settings: PanelSettings) -> str:
+        """See ``Subject``."""
+        return f"{item.digest} {settings.sheets}"
+
+    def make_input(self, item: JudgedClip, aspect: Aspect, settings: PanelSettings) -> JudgeInput:
+        """See ``Subject``."""
+        return clip_input(item, aspect, settings.sheets)
+
+    def fingerprint_text(self, panel: Panel[JudgedClip]) -> str:
+        """See ``Subject``."""
+        calibration = panel.calibration.digest if panel.calibration else "uncalibrated"
+        text = f"{type(panel).__name__}|{panel.backend.model_id}|{panel.settings}|{rubric_version()}|{calibration}"
+        return text + (f"|{panel.library.digest}" if panel.library.digest else "")
+
+    def aspect_error(self, item: JudgedClip, aspect: Aspect) -> Failure | None:
+        """See ``Subject``: nobody is asked how lips fit a silence."""
+        if aspect == "lip_sync" and item.is_silent():
+            return Failure("no_sound", f"{item.name} is silent")
+        return None
+
+
+CLIPS = ClipSubject()
+
+
+class Panel(Generic[Item]):
+    """A judge that asks a model: several samples per aspect, their mean, and a reviewer for disputes."""
 
     def __init__(
         self,
         backend: Backend,
         settings: PanelSettings | None = None,
-        cache: Cache | None = None,
+        cache: ReplyCache | None = None,
         calibration: Calibration | None = None,
         library: Library | None = None,
+        subject: Subject[Item] | None = None,
     ) -> None:
         self.backend = backend
         self.library = library or Library()
         self.settings = settings or PanelSettings()
         self.calibration = calibration
-        self._cache = cache or Cache(None)
+        self.subject: Subject[Any] = subject or CLIPS
+        self._cache = cache or ReplyCache(None)
 
     @property
     def name(self) -> str:
-        return f"panel of {self.backend.who.split()[0]}"
+        """See ``ItemJudge``."""
+        return f"panel of {self.backend.model_id.split()[0]}"
 
     @property
     def kind(self) -> Kind:
+        """See ``ItemJudge``."""
         return self.backend.kind
 
     @property
     def fingerprint(self) -> str:
-        mapped = self.calibration.digest if self.calibration else "uncalibrated"
-        text = f"{type(self).__name__}|{self.backend.who}|{self.settings}|{rubric_version()}|{mapped}"
-        text += f"|{self.library.digest}" if self.library.digest else ""
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """See ``ItemJudge``."""
+        return hashlib.sha256(self.subject.fingerprint_text(self).encode()).hexdigest()[:16]
 
     def rubric(self, aspect: Aspect) -> str:
-        """What a specialist goes by."""
-        return rubric_text(aspect, self.library.of(aspect))
+        """Return what a specialist goes by."""
+        return self.subject.rubric(aspect, self.library.of(aspect))
 
-    def judge(self, exhibits: list[Exhibit]) -> list[Verdict]:
-        """See ``Judge``. Clips that show no face are not sent anywhere.
+    def judge(self, items: Sequence[Item], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
+        """See ``ItemJudge``. What cannot be judged, such as a clip without a face, is not sent anywhere.
 
         Raises:
             BadInput: the backend cannot be used at all (key, model, address).
         """
-        trouble = [exhibit.trouble() for exhibit in exhibits]
-        seen = [place for place, why in enumerate(trouble) if why is None]
-        asked = [(place, aspect, sample) for place in seen for aspect in ASPECTS for sample in
-                 range(self.settings.samples) if not _unheard(exhibits[place], aspect)]  # fmt: skip
-        opinions: dict[tuple[int, Aspect], list[Opinion]] = {}
-        reasons: dict[tuple[int, Aspect], list[Failure]] = {}
-        for (place, aspect, _), said in zip(asked, self._opine(exhibits, asked), strict=True):
-            if isinstance(said, Opinion):
-                opinions.setdefault((place, aspect), []).append(said)
+        aspects = self.subject.aspects if aspects is None else aspects
+        errors = [self._errors(item, aspects) for item in items]
+        samples = range(self.settings.samples)
+        open_aspects = [
+            (index, aspect) for index, by_aspect in enumerate(errors) for aspect in aspects if by_aspect[aspect] is None
+        ]
+        requests = [(index, aspect, sample) for index, aspect in open_aspects for sample in samples]
+        grades: dict[AspectKey, list[Grade]] = {}
+        failures: dict[AspectKey, list[Failure]] = {}
+        for (index, aspect, _), found in zip(requests, self._grade(items, requests), strict=True):
+            if isinstance(found, Grade):
+                grades.setdefault((index, aspect), []).append(found)
             else:
-                reasons.setdefault((place, aspect), []).append(said)
-        reviews = self._review(exhibits, opinions)
+                failures.setdefault((index, aspect), []).append(found)
+        reviews = self._review(items, grades) if self.subject.reviewed else {}
         verdicts = []
-        for place, exhibit in enumerate(exhibits):
-            findings: dict[Aspect, Finding] = {}
-            for aspect in ASPECTS:
-                why = trouble[place]
-                if why is None and _unheard(exhibit, aspect):
-                    why = Failure("no_sound", f"{exhibit.name} is silent")
-                at = (place, aspect)
-                findings[aspect] = missing(aspect, why) if why else self._settle(
-                    aspect, opinions.get(at, []), reasons.get(at, []), reviews.get(at)
+        for index, item in enumerate(items):
+            found_aspects = {}
+            for aspect in aspects:
+                error, at = errors[index][aspect], (index, aspect)
+                found_aspects[aspect] = missing_verdict(aspect, error) if error else self._aggregate(
+                    aspect, grades.get(at, []), failures.get(at, []), reviews.get(at)
                 )  # fmt: skip
-            verdicts.append(Verdict(exhibit.name, exhibit.generator, self.name, self.kind, findings))
+            verdicts.append(Verdict(item.name, item.generator, self.name, self.kind, found_aspects))
         return verdicts
 
-    def _opine(self, exhibits: list[Exhibit], asked: Sequence[Asked]) -> list[Opinion | Failure]:
-        """What each specialist says, in order: one question each, answered with a score."""
-        shown = self._shows(exhibits, asked)
-        questions = [
-            self._specialist(exhibits[place], aspect, sample, shown[place, aspect]) for place, aspect, sample in asked
-        ]
-        replies, failures = ask_for(questions, self.backend, self._cache)
-        return [
-            read_opinion(replies[index], exhibits[place].seconds) if index in replies else failures[index]
-            for index, (place, _, _) in enumerate(asked)
-        ]
+    def _errors(self, item: Item, aspects: Sequence[Aspect]) -> dict[Aspect, Failure | None]:
+        """Return per aspect why nobody is asked, or None."""
+        error = item.validation_error()
+        return {aspect: error or self.subject.aspect_error(item, aspect) for aspect in aspects}
 
-    def _specialist(
-        self, exhibit: Exhibit, aspect: Aspect, sample: int, shown: Callable[[], Evidence] | None = None
-    ) -> Question:
-        def check(reply: Reply) -> Opinion:
-            return read_opinion(reply, exhibit.seconds)
+    def _grade(self, items: Sequence[Item], requests: Sequence[SampleKey]) -> list[Grade | Failure]:
+        """Return each specialist's grade, or why there is none, in order. Here one question each; other methods ask
+        more before."""
+        words = {place: self.subject.instruction(aspect) for place, (_, aspect, _) in enumerate(requests)}
+        return self._ask_for_grades(items, requests, words, {})
 
-        return self._step(exhibit, aspect, sample, aspect, ANSWER, check, shown or self._shown(exhibit, aspect))
+    def _ask_for_grades(
+        self, items: Sequence[Item], requests: Sequence[SampleKey], instructions: Mapping[int, str],
+        failures: Mapping[int, Failure],
+    ) -> list[Grade | Failure]:  # fmt: skip
+        """Ask for grades in the words of ``instructions``; ``failures`` are of those that came to none before."""
+        inputs, questions = self._inputs(items, requests), []
+        places = sorted(instructions)
+        for place in places:
+            index, aspect, sample = requests[place]
+            answer, make_input = self.subject.answer(items[index], aspect), inputs[index, aspect]
+            questions.append(
+                self._question(items[index], aspect, sample, aspect, instructions[place], answer, make_input)
+            )  # fmt: skip
+        grades, ungraded = ask_all(questions, self.backend, self._cache)
+        found: dict[int, Grade | Failure] = dict(failures)
+        for order, place in enumerate(places):
+            found[place] = grades[order] if order in grades else ungraded[order]
+        return [found[place] for place in range(len(requests))]
 
-    def _step(
-        self, exhibit: Exhibit, aspect: Aspect, sample: int, tag: str, words: str, check: Callable[[Reply], object],
-        show: Callable[[], Evidence],
-    ) -> Question:  # fmt: skip
-        """One of several questions on the way to a grade: the rubric, and ``words`` that say what is wanted of it."""
-        text = f"Aspect: {aspect}\nThe clip lasts {exhibit.seconds:.2f} s.\n{self.rubric(aspect)}\n{words}"
-        content = f"{exhibit.digest} {self.settings.sheets}"
-        return Question(SYSTEM, text, tag, content, sample, check, show)
+    def _question(
+        self, item: Item, aspect: Aspect, sample: int, tag: str, instruction: str, answer: AnswerFormat[Answer],
+        make_input: MakeInput,
+    ) -> Question[Answer]:  # fmt: skip
+        """Return one of the questions on the way to a grade: the rubric, and ``instruction`` on what to answer."""
+        text = self.subject.question(item, aspect, self.rubric(aspect), instruction)
+        content = self.subject.content(item, self.settings)
+        return Question(self.subject.system, text, tag, content, sample, answer, make_input)
 
-    def _shows(
-        self, exhibits: list[Exhibit], asked: Sequence[Asked]
-    ) -> dict[tuple[int, Aspect], Callable[[], Evidence]]:
-        """What is shown, one value for all samples of an aspect: a backend encodes it once."""
-        return {(place, aspect): self._shown(exhibits[place], aspect) for place, aspect, _ in asked}
+    def _inputs(self, items: Sequence[Item], requests: Sequence[SampleKey]) -> dict[AspectKey, MakeInput]:
+        """Return what is shown, one function for all samples of an aspect: a backend encodes it once."""
+        return {(index, aspect): self._input(items[index], aspect) for index, aspect, _ in requests}
 
-    def _shown(self, exhibit: Exhibit, aspect: Aspect) -> Callable[[], Evidence]:
-        return lambda: gather(exhibit, aspect, self.settings.sheets)
+    def _input(self, item: Item, aspect: Aspect) -> MakeInput:
+        return lambda: self.subject.make_input(item, aspect, self.settings)
 
     def _review(
-        self, exhibits: list[Exhibit], opinions: dict[tuple[int, Aspect], list[Opinion]]
-    ) -> dict[tuple[int, Aspect], tuple[float, str] | Failure]:
-        disputes: dict[int, dict[Aspect, Sequence[Opinion]]] = {}
-        for (place, aspect), said in opinions.items():
-            if len(said) >= self._quorum and _spread(said) >= self.settings.dispute:
-                disputes.setdefault(place, {})[aspect] = said
+        self, items: Sequence[Item], grades: Mapping[AspectKey, Sequence[Grade]]
+    ) -> dict[AspectKey, Review | Failure]:
+        """Return the reviewer's scores of disputed aspects, or why there are none."""
+        disputes: dict[int, dict[Aspect, Sequence[Grade]]] = {}
+        for (index, aspect), found in grades.items():
+            if len(found) >= self._quorum and _spread(found) >= self.settings.dispute:
+                disputes.setdefault(index, {})[aspect] = found
         places = list(disputes)
-        questions = [self._reviewer(exhibits[place], disputes[place]) for place in places]
-        replies, failures = ask_for(questions, self.backend, self._cache)
-        result: dict[tuple[int, Aspect], tuple[float, str] | Failure] = {}
-        for index, place in enumerate(places):
-            if index in replies:
-                scores, why = read_review(replies[index], tuple(disputes[place]))
-                result |= {(place, aspect): (score, why) for aspect, score in scores.items()}
+        questions = [self._review_question(items[index], disputes[index]) for index in places]
+        answers, failures = ask_all(questions, self.backend, self._cache)
+        result: dict[AspectKey, Review | Failure] = {}
+        for place, index in enumerate(places):
+            if place in answers:
+                scores, rationale = answers[place]
+                result |= {(index, aspect): (score, rationale) for aspect, score in scores.items()}
             else:
-                result |= {(place, aspect): failures[index] for aspect in disputes[place]}
+                result |= {(index, aspect): failures[place] for aspect in disputes[index]}
         return result
 
-    def _reviewer(self, exhibit: Exhibit, disputed: dict[Aspect, Sequence[Opinion]]) -> Question:
-        system, text = reviewer(disputed, exhibit.seconds, self.rubric)
-
-        def check(reply: Reply) -> None:
-            scores, _ = read_review(reply, tuple(disputed))
-            for aspect, score in scores.items():
-                written = [opinion.written for opinion in disputed[aspect]]
-                if not min(written) <= score <= max(written):
-                    between = f"{min(written):g} … {max(written):g}"
-                    raise Unusable(Failure("malformed", f"the review's {aspect} {score:g} is not in {between}"))
-
+    def _review_question(self, item: Item, disputed: dict[Aspect, Sequence[Grade]]) -> Question[Any]:
+        blocks = []
+        for aspect, grades in disputed.items():
+            opinions = [
+                {"score": one.written_score, "rationale": one.rationale, "errors": [f._asdict() for f in one.flaws]}
+                for one in grades
+            ]
+            blocks.append(
+                f"{self.rubric(aspect)}\nSpecialists on {aspect}:\n{json.dumps(opinions, ensure_ascii=False)}"
+            )
+        wanted = json.dumps(dict.fromkeys(disputed, "1 to 5"))
         first = next(iter(disputed))
-        return Question(system, text, "review", exhibit.digest, 0, check, self._shown(exhibit, first))
+        text = (
+            f"Aspect: review\n{self.subject.context(item, first)}" + "\n\n".join(blocks) + "\nAnswer with one JSON "
+            f'object and nothing else: {{"rationale": "two or three sentences", "scores": {wanted}}}.'
+        )
+        answer = review_format(disputed)
+        return Question(REVIEWER_SYSTEM, text, "review", item.digest, 0, answer, self._input(item, first))
 
     @property
     def _quorum(self) -> int:
         return -(-self.settings.samples // 2)
 
-    def _settle(
-        self, aspect: Aspect, said: list[Opinion], reasons: list[Failure], review: tuple[float, str] | Failure | None
-    ) -> Finding:
-        if len(said) < self._quorum:
-            kind = Counter(reason.kind for reason in reasons).most_common(1)[0][0]
-            detail = next(reason.detail for reason in reasons if reason.kind == kind)
-            return missing(aspect, Failure(kind, f"{len(said)} of {self.settings.samples} answers usable: {detail}"))
+    def _aggregate(
+        self, aspect: Aspect, grades: Sequence[Grade], failures: Sequence[Failure], review: Review | Failure | None
+    ) -> AspectVerdict:
+        """Return the verdict on an aspect from its samples and, if they were disputed, the review."""
+        if len(grades) < self._quorum:
+            kind = Counter(failure.kind for failure in failures).most_common(1)[0][0]
+            detail = next(failure.detail for failure in failures if failure.kind == kind)
+            usable = f"{len(grades)} of {self.settings.samples} answers usable: {detail}"
+            return missing_verdict(aspect, Failure(kind, usable))
         if isinstance(review, Failure):
-            unsettled = f"disputed by {_spread(said):.1f} and not settled: {review.detail}"
-            return missing(aspect, Failure(review.kind, unsettled))
-        scores = tuple(opinion.score for opinion in said)
+            unsettled = f"disputed by {_spread(grades):.1f} and not settled: {review.detail}"
+            return missing_verdict(aspect, Failure(review.kind, unsettled))
+        scores = tuple(grade.score for grade in grades)
         raw, rationale = (statistics.fmean(scores), "") if review is None else review
-        nearest = min(said, key=lambda opinion: abs(opinion.score - raw))
-        return Finding(
+        nearest = min(grades, key=lambda grade: abs(grade.score - raw))
+        return AspectVerdict(
             aspect,
             self.calibration.apply(aspect, raw) if self.calibration else raw,
             raw,
             "agreement" if review is None else "reviewer",
             scores,
-            _spread(said),
+            _spread(grades),
             rationale or nearest.rationale,
             nearest.flaws,
+            dimensions=_mean_dimensions(grades),
+            artefacts=_majority_artefacts(grades, self.subject.artefacts),
         )
 
 
-def _spread(said: Sequence[Opinion]) -> float:
-    scores = [opinion.score for opinion in said]
+def _spread(grades: Sequence[Grade]) -> float:
+    scores = [grade.score for grade in grades]
     return max(scores) - min(scores)
 
 
-def _unheard(exhibit: Exhibit, aspect: Aspect) -> bool:
-    """Nobody is asked how lips fit a silence."""
-    return aspect == "lip_sync" and exhibit.silent()
+def _mean_dimensions(grades: Sequence[Grade]) -> dict[str, float]:
+    """Return the mean of each dimension over the samples that graded them."""
+    known = [grade.dimensions for grade in grades if grade.dimensions is not None]
+    return {name: statistics.fmean(own[name] for own in known) for name in (known[0] if known else {})}
+
+
+def _majority_artefacts(grades: Sequence[Grade], catalogue: Sequence[str]) -> dict[str, bool | None]:
+    """Return whether more than half of the samples with a list name each artefact of the catalogue."""
+    known = [grade.artefacts for grade in grades if grade.artefacts is not None]
+    return {name: 2 * sum(name in own for own in known) > len(known) for name in catalogue} if known else {}

@@ -1,4 +1,4 @@
-"""What a grade means, in words: the one text that specialists, reviewer and human raters go by.
+"""What a grade means, in words: the one text that specialists, reviewer and human raters go by, and rules learned.
 
 5 like a filmed person · 4 a flaw that one must look for · 3 a flaw that one sees · 2 disturbing · 1 broken
 """
@@ -6,27 +6,66 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-Aspect = Literal["lip_sync", "expressiveness", "motion"]
-ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+from flowportrait.errors import BadInput
+from flowportrait.written import write_json
+
+Aspect = str
+"""What one specialist grades: of clips one of ``ASPECTS``; stills have their own."""
+ASPECTS: tuple[Aspect, ...] = ("lip_sync", "expressiveness", "motion")
 LOWEST, HIGHEST = 1, 5
 
 WEIGHTS: dict[Aspect, float] = {"lip_sync": 0.7, "expressiveness": 0.15, "motion": 0.15}
 """Shares of the aspects in one overall score; those of the default composite's judge group."""
 
+SYSTEM = (
+    "You are one of several specialists who grade videos of talking faces for research. You judge one aspect only, by "
+    "the rubric, from what you are shown, and say nothing that you cannot see or hear in it."
+)
+INSTRUCTION = (
+    "First look and listen, then answer with one JSON object and nothing else: "
+    '{"rationale": "two or three sentences", "errors": [{"start": seconds, "end": seconds, "what": "a few words"}], '
+    '"score": 1 to 5}. Leave the list empty if there are no errors.'
+)
+REVIEWER_SYSTEM = (
+    "You are the reviewer of a panel that grades videos of talking faces. Specialists were asked independently, "
+    "several times each, and disagree. Weigh what they say against what you are shown and settle each disputed aspect. "
+    "Your score lies between the lowest and the highest of the specialists'."
+)
+
 
 @dataclass(frozen=True)
 class Criterion:
-    """question: what is asked; shown: what the specialist gets to see; ignore: what belongs to others; grades:
-    the meaning of 1 … 5."""
+    """What one specialist goes by, for clips and for stills.
+
+    Args:
+        question: what is asked.
+        shown: what the specialist gets to see.
+        ignore: what belongs to other aspects.
+        grades: the meaning of 1 … 5.
+        catalogue: what else is explained.
+    """
 
     question: str
     shown: str
     ignore: str
     grades: tuple[str, str, str, str, str]
+    catalogue: str = ""
+
+    def text(self, rules: Sequence[str] = ()) -> str:
+        """Return the criterion as a specialist reads it, with the rules that a library adds."""
+        grades = "\n".join(f"{grade} = {text}" for grade, text in enumerate(self.grades, LOWEST))
+        learned = "\nRules:\n" + "\n".join(f"- {rule}" for rule in rules) if rules else ""
+        catalogue = f"{self.catalogue}\n" if self.catalogue else ""
+        return (
+            f"Question: {self.question}\nYou are shown {self.shown}.\nLeave aside {self.ignore}.\n"
+            f"{catalogue}Grades:\n{grades}{learned}"
+        )
 
 
 RUBRIC: dict[Aspect, Criterion] = {
@@ -71,17 +110,66 @@ RUBRIC: dict[Aspect, Criterion] = {
 
 
 def rubric_text(aspect: Aspect, rules: Sequence[str] = ()) -> str:
-    """The criterion as a specialist reads it, with what a library adds to it."""
-    criterion = RUBRIC[aspect]
-    grades = "\n".join(f"{grade} = {text}" for grade, text in enumerate(criterion.grades, LOWEST))
-    learned = "\nRules:\n" + "\n".join(f"- {rule}" for rule in rules) if rules else ""
-    return (
-        f"Question: {criterion.question}\nYou are shown {criterion.shown}.\nLeave aside {criterion.ignore}.\n"
-        f"Grades:\n{grades}{learned}"
-    )
+    """Return the criterion of an aspect of clips as a specialist reads it."""
+    return RUBRIC[aspect].text(rules)
 
 
 def rubric_version() -> str:
-    """12 hexadecimal digits that change with any word of the rubric: part of every cached answer's address."""
+    """Return 12 hexadecimal digits that change with any word of the rubric: part of every cached reply's address."""
     text = "\n\n".join(rubric_text(aspect) for aspect in ASPECTS)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Library:
+    """What a rubric has learned: entries by aspect.
+
+    For a model in the chair these are rules that its specialists read below the grades; for the measured panel the
+    names of the experts whose lowest grade counts. ``learning`` says how entries come and go.
+    """
+
+    entries: Mapping[Aspect, tuple[str, ...]] = field(default_factory=dict)
+
+    def of(self, aspect: Aspect) -> tuple[str, ...]:
+        """Return the entries of an aspect."""
+        return self.entries.get(aspect, ())
+
+    def with_entry(self, aspect: Aspect, entry: str, replaces: int | None = None) -> Library:
+        """Return a library with one entry more, or with another in the place of number ``replaces``."""
+        own = list(self.of(aspect))
+        if replaces is None:
+            own.append(entry)
+        else:
+            own[replaces] = entry
+        return Library({**self.entries, aspect: tuple(own)})
+
+    def without(self, aspect: Aspect, entry: str) -> Library:
+        """Return a library with one entry less."""
+        return Library({**self.entries, aspect: tuple(other for other in self.of(aspect) if other != entry)})
+
+    @property
+    def digest(self) -> str:
+        """Changes with any entry; empty without any."""
+        if not any(self.entries.values()):
+            return ""
+        return hashlib.sha256(json.dumps({a: self.of(a) for a in ASPECTS}).encode()).hexdigest()[:12]
+
+    def save(self, path: Path, report: Mapping[str, Any]) -> None:
+        """Write the entries, with a report of how they came to be."""
+        write_json(path, {"entries": dict(self.entries), "report": report})
+
+    @classmethod
+    def load(cls, path: Path) -> Library:
+        """Read what ``save`` wrote.
+
+        Raises:
+            BadInput: missing, or no library.
+        """
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+            found = {aspect: tuple(map(str, own)) for aspect, own in entries.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{path} is no rubric library ({error}): make one with judge learn.") from error
+        if unknown := set(found) - set(ASPECTS):
+            raise BadInput(f"{path} is no rubric library: {', '.join(sorted(unknown))} is no aspect.")
+        return cls(found)

@@ -29,37 +29,46 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.endpoint import OWN_MODEL
-from flowportrait.judge.exhibit import Exhibit
+from flowportrait.judge.clips import JudgedClip
+from flowportrait.judge.messages import OWN_MODEL
 from flowportrait.judge.rubric import ASPECTS
-from flowportrait.judge.verdict import Judge, Verdict
+from flowportrait.judge.verdicts import Judge, Verdict
 from flowportrait.media.bounded import SERVED
 from flowportrait.reward.interface import Reward, traits
+from flowportrait.reward.registry import REWARDS, build, known
 from flowportrait.reward.scoring import Unavailable, score
-from flowportrait.reward.transport import LARGEST_BATCH, MEDIA_TYPE, Wanted, pack_score, unpack_batch
+from flowportrait.reward.transport import LARGEST_BATCH, MEDIA_TYPE, TRAVELS, Wanted, pack_score, unpack_batch
+from flowportrait.terminal import say
 from flowportrait.web_server import LOOPBACK, RequestGuard, without_paths
 
 MODEL = OWN_MODEL
-LARGEST = LARGEST_BATCH
+MAX_BODY = LARGEST_BATCH
 """Bytes of a request."""
 CONTENT_TYPES = {"/v1/": ("application/json",), "/score/": (MEDIA_TYPE, "application/octet-stream")}
 _VIDEO_HEADS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"))
 """Where and how mp4 and mov, webm and mkv, and avi files begin. FFmpeg would also take playlists that name other files
 and addresses."""
-REMEMBERED = 64
+MAX_CACHED_VERDICTS = 64
 """Clips whose verdict is kept."""
 
 
 def create_app(
     judge: Judge, scorers: Mapping[str, Reward], key: str | None = None, hosts: Sequence[str] = LOOPBACK
 ) -> FastAPI:
-    """The application; one clip or batch is worked on at a time. hosts: names under which it may be called."""
+    """Return the application; one clip or batch is worked on at a time.
+
+    Args:
+        judge: answers chat completions.
+        scorers: rewards by the name under which they are served.
+        key: of clients; None serves everybody who reaches the address.
+        hosts: names under which the server may be called.
+    """
     app = FastAPI(title="FlowPortrait judge", docs_url=None, redoc_url=None, openapi_url=None)
     lock = threading.Lock()
     recent: OrderedDict[str, Verdict] = OrderedDict()
 
     app.add_middleware(
-        RequestGuard, hosts=hosts, largest_body=LARGEST, content_types=CONTENT_TYPES, key=key or None
+        RequestGuard, hosts=hosts, largest_body=MAX_BODY, content_types=CONTENT_TYPES, key=key or None
     )  # fmt: skip
 
     @app.exception_handler(BadInput)
@@ -81,7 +90,7 @@ def create_app(
 
     @app.get("/scorers")
     async def offered() -> dict[str, Any]:
-        return {name: _described(reward) for name, reward in scorers.items()}
+        return {name: _describe(reward) for name, reward in scorers.items()}
 
     @app.post("/score/{name}")
     async def scored(name: str, request: Request) -> Response:
@@ -105,7 +114,7 @@ def create_app(
     async def chat(request: Request) -> Response:
         try:
             body = json.loads(await request.body())
-            text, video = _asked(body)
+            text, video = _read_request(body)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             return _error(400, f"not a chat completion request ({type(error).__name__})")
         if body.get("model") != MODEL:
@@ -122,8 +131,8 @@ def create_app(
             digest = hashlib.sha256(video.encode()).hexdigest()
             with lock:
                 if digest not in recent:
-                    recent[digest] = judge.judge([_exhibit(video)])[0]
-                while len(recent) > REMEMBERED:
+                    recent[digest] = judge.judge([_read_clip(video)])[0]
+                while len(recent) > MAX_CACHED_VERDICTS:
                     recent.popitem(last=False)
                 return recent[digest]
 
@@ -132,14 +141,14 @@ def create_app(
     return app
 
 
-def _described(reward: Reward) -> dict[str, Any]:
+def _describe(reward: Reward) -> dict[str, Any]:
     own = traits(reward)
     limits = [bound if math.isfinite(bound) else None for bound in own.range]
     return {"name": reward.name, "needs": sorted(reward.needs), "scope": own.scope, "range": limits, "noise": own.noise}
 
 
-def _asked(body: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The words and the last video of the last user message."""
+def _read_request(body: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the words and the last video of the last user message."""
     content = [message for message in body["messages"] if message["role"] == "user"][-1]["content"]
     if isinstance(content, str):
         return content, None
@@ -150,7 +159,7 @@ def _asked(body: Mapping[str, Any]) -> tuple[str, str | None]:
     return text, videos[-1] if videos else None
 
 
-def _exhibit(url: str) -> Exhibit:
+def _read_clip(url: str) -> JudgedClip:
     head, _, data = url.partition(",")
     if not head.startswith("data:video/") or not head.endswith(";base64"):
         raise BadInput("The video is no data:video/…;base64 address: addresses elsewhere are not fetched.")
@@ -164,25 +173,25 @@ def _exhibit(url: str) -> Exhibit:
             raise BadInput("The video is no mp4, mov, webm, mkv or avi file: convert it first.")
         path.write_bytes(video)
         try:
-            return Exhibit.from_video(path, limits=SERVED)
+            return JudgedClip.from_video(path, limits=SERVED)
         except BadInput as error:
             raise BadInput(without_paths(str(error), path)) from error
 
 
 def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
-    """The verdict as an answer to the specialist who was asked; about all aspects where none is named."""
+    """Return the verdict as a completion: on the aspect that was asked about, on all where none is named."""
     asked = [aspect for aspect in ASPECTS if f"Aspect: {aspect}" in text]
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     if len(asked) == 1:
-        finding = verdict.findings[asked[0]]
-        if finding.score is None:
-            message["refusal"] = finding.failure.detail if finding.failure else "no score"
+        graded = verdict.aspects[asked[0]]
+        if graded.score is None:
+            message["refusal"] = graded.failure.detail if graded.failure else "no score"
         else:
-            errors = [flaw._asdict() for flaw in finding.flaws]
-            said = {"rationale": finding.rationale, "errors": errors, "score": finding.score, "kind": verdict.kind}
-            message["content"] = json.dumps(said)
+            errors = [flaw._asdict() for flaw in graded.flaws]
+            answer = {"rationale": graded.rationale, "errors": errors, "score": graded.score, "kind": verdict.kind}
+            message["content"] = json.dumps(answer)
     else:
-        scores = {aspect: finding.score for aspect, finding in verdict.findings.items()}
+        scores = {aspect: graded.score for aspect, graded in verdict.aspects.items()}
         message["content"] = json.dumps({"scores": scores, **verdict.to_dict()})
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": MODEL,
@@ -194,3 +203,29 @@ def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
 def _error(status: int, message: str) -> JSONResponse:
     message = without_paths(message)
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "code": status}}, status)
+
+
+def servable_rewards(names: Sequence[str]) -> dict[str, Reward]:
+    """Return the rewards of these names; without names every one that can travel and be loaded here.
+
+    Raises:
+        BadInput: no such reward, or a named one cannot be served.
+    """
+    known(names)
+    offered: dict[str, Reward] = {}
+    for name in names or [name for name in REWARDS if name != "panel"]:
+        try:
+            reward = build(name)
+        except BadInput as error:
+            if names:
+                raise
+            say(f"{name} is not offered: {error}")
+            continue
+        left = reward.needs - TRAVELS
+        if left and names:
+            raise BadInput(
+                f"The reward {name!r} needs {', '.join(sorted(left))}, which does not travel: use it in process."
+            )
+        if not left:
+            offered[name] = reward
+    return offered

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowportrait.portraitgen.attributes import ATTRIBUTES, attributes
-from flowportrait.portraitgen.framing import CORNERS
-from flowportrait.portraitgen.look import Look
+from flowportrait.portraitgen.look import ATTRIBUTES, CORNERS, Look, attributes
 
 _TONES = {"very light": (35, 90), "light": (15, 65), "tan": (-5, 45), "brown": (-40, 25), "dark": (-90, 0)}
 _WHITE = ("soft daylight", "hard sun", "studio")

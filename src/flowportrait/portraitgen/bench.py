@@ -20,10 +20,10 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluate.compare import bootstrap
 from flowportrait.media.image import read_image
 from flowportrait.portraitgen.agreement import agreement
-from flowportrait.portraitgen.artefacts import CATALOGUE
-from flowportrait.portraitgen.rubric import RUBRICS
+from flowportrait.portraitgen.detectors import CATALOGUE
+from flowportrait.portraitgen.judging import StillJudge
+from flowportrait.portraitgen.stills import Still
 from flowportrait.portraitgen.taxonomy import TAXONOMY, VERSION, BenchPrompt, digest
-from flowportrait.portraitgen.verdict import Still, StillJudge
 from flowportrait.prompts import IMAGE_SUFFIXES
 from flowportrait.terminal import progress
 from flowportrait.written import complete, write_json
@@ -69,7 +69,7 @@ def run(
     rows: dict[str, dict[str, Any]] = {}
     for prompt, name, path in progress(named, total, "judging"):
         still = Still(read_image(path), prompt.text, name)
-        verdicts = {rubric: judge.judge([still], rubric)[0] for rubric in RUBRICS}
+        verdicts = judge.judge([still])[0].aspects
         scores: dict[str, float | None] = {rubric: verdict.score for rubric, verdict in verdicts.items()}
         scores |= {f"omni_reward/{key}": value for key, value in verdicts["omni_reward"].dimensions.items()}
         met = agreement(still.look, prompt.terms)

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.portraitgen.framing import WIDTH, eye_distance
-from flowportrait.portraitgen.look import SIDES, Look
+from flowportrait.portraitgen.look import SIDES, WIDTH, Look, eye_distance
 from flowportrait.reward.regions import masks
 
 Damage = Callable[[Look, float], np.ndarray]

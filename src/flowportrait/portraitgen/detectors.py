@@ -1,4 +1,4 @@
-"""What can be measured of a portrait's flaws: one number each, larger is worse, None where it does not apply.
+"""The flaws of generated portraits, and what is measured of them: larger is worse, None where it does not apply.
 
     saturation   mean chroma C* of the skin                       smoothness   −ln of the quartiles' gap of L* − G ∗ L*
     hue          |h − 50°| of the skin's colour                   oil          99th percentile − median of the skin's L*
@@ -7,20 +7,28 @@
     crossed      difference of the irises' places in their eyes   teeth        L* of the brightest of the mouth − skin
     proportions  largest |z| of six ratios of the face
 
-Whether a number is a flaw is for ``limits`` to say: it is where real pictures end.
+A number is a flaw where real pictures end, which ``measured_stills`` knows. The catalogue says in words, for a judge,
+what goes wrong with generated portraits, type by type (skin · eyes · teeth · hands · biology · picture), and which
+detector measures it, if any does.
+
+    detail            −softness of mouth and eyes                contrast      standard deviation of L*
+    colourfulness     √(σ_rg² + σ_yb²) + 0.3 √(μ_rg² + μ_yb²)    brightness    mean L*
+
+General quality is these four; colourfulness is that of Hasler and Süsstrunk (2003).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 
 from flowportrait.codec.contours import EYES, INNER_LOWER, INNER_UPPER
-from flowportrait.portraitgen.framing import CORNERS, eye_distance
-from flowportrait.portraitgen.look import Look
+from flowportrait.portraitgen.look import CORNERS, Look, eye_distance
 from flowportrait.reward.sharpness import detail
 
 Detector = Callable[[Look], float | None]
@@ -160,3 +168,59 @@ def ratios(landmarks: np.ndarray) -> np.ndarray:
     takes part, so that turning the head changes them little."""
     unit = np.linalg.norm(landmarks[CORNERS[0]] - landmarks[CORNERS[1]])
     return np.array([np.log(np.linalg.norm(landmarks[a] - landmarks[b]) / unit) for a, b in _PAIRS])
+
+
+def quality(look: Look) -> dict[str, float | None]:
+    """Return detail, contrast, colourfulness and brightness of the framed face, or of the whole picture without one."""
+    picture = look.picture if look.face is None else look.face
+    lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    soft = softness(look)
+    red, green, blue = picture.astype(np.float64).transpose(2, 0, 1)
+    across, down = red - green, (red + green) / 2 - blue
+    colour = np.hypot(across.std(), down.std()) + 0.3 * np.hypot(across.mean(), down.mean())
+    return {
+        "detail": None if soft is None else -soft,
+        "contrast": float(lab[..., 0].std()),
+        "colourfulness": float(np.log(colour + 1.0)),
+        "brightness": float(lab[..., 0].mean()),
+    }
+
+
+# --- the catalogue
+
+Part = Literal["skin", "eyes", "teeth", "hands", "biology", "picture"]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One kind of flaw: of which part, in words for a judge, and the detector that measures it, if any does."""
+
+    name: str
+    part: Part
+    words: str
+    detector: Detector | None = None
+
+
+CATALOGUE: tuple[Artefact, ...] = (
+    Artefact("over_saturated", "skin", "skin or lips more colourful than any light makes them", saturation),
+    Artefact("skin_hue", "skin", "skin of a colour that skin does not have under any plausible light", hue),
+    Artefact("over_smooth", "skin", "skin without pores, lines or down, as if airbrushed", smoothness),
+    Artefact("oily", "skin", "waxy or oily shine where real skin is matt", oil),
+    Artefact("closed_eyes", "eyes", "eyes closed or half closed though not asked for", closed),
+    Artefact("unequal_eyes", "eyes", "one eye open wider, larger or placed higher than the other", unequal),
+    Artefact("crossed_gaze", "eyes", "eyes that look in different directions", crossed),
+    Artefact("iris", "eyes", "pupils that are not round, irises or reflections that differ between the eyes"),
+    Artefact("glowing_teeth", "teeth", "teeth brighter than everything around them", teeth),
+    Artefact("merged_teeth", "teeth", "teeth without borders, too many, too small, or in more than one row"),
+    Artefact("hands", "hands", "a wrong number of fingers, joints that bend the wrong way, hands grown into things"),
+    Artefact("proportions", "biology", "a face whose parts do not go together in size or place"),
+    Artefact("ears_and_hair", "biology", "ears that differ, are missing or melt into hair; hair growing from nowhere"),
+    Artefact("anatomy", "biology", "neck, shoulders or limbs that cannot be so; jewellery or glasses grown into skin"),
+    Artefact("missing_face", "biology", "no face where the prompt asks for a portrait"),
+    Artefact("second_face", "biology", "another face where one person was asked for"),
+    Artefact("blur", "picture", "eyes and mouth out of focus", softness),
+    Artefact("blocks", "picture", "squares from compression", blocks),
+)
+"""``proportions``, ``missing_face`` and ``second_face`` are measured in ``measured_stills``, which knows real faces."""
+
+BY_NAME = {artefact.name: artefact for artefact in CATALOGUE}

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.portraitgen.attributes import ATTRIBUTES
 from flowportrait.portraitgen.bench import Draw
-from flowportrait.portraitgen.picture_space import as_frames
-from flowportrait.portraitgen.portrait_flow import PortraitFlow
+from flowportrait.portraitgen.look import ATTRIBUTES
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames
 from flowportrait.portraitgen.taxonomy import BenchPrompt
 
 STEPS = 20

@@ -23,9 +23,7 @@ from flowportrait.corpus.clip import Clip
 from flowportrait.errors import BadInput
 from flowportrait.media.image import read_image
 from flowportrait.media.video import iter_frames
-from flowportrait.portraitgen.attributes import attributes
-from flowportrait.portraitgen.framing import eye_distance, framed
-from flowportrait.portraitgen.look import look
+from flowportrait.portraitgen.look import attributes, eye_distance, framed, look
 from flowportrait.written import complete
 
 SIDE, LARGE = 48, 115

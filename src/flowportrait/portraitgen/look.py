@@ -1,11 +1,24 @@
-"""One look at a picture: is there a face, where, how large, and framed at a size at which real ones are known.
+"""Where a face is in a picture, how it is framed, and what can be said of it by measuring.
 
     picture ─► largest face ─► eye corners ≥ 40 px apart: framed at 115 px ("large")
                                             ≥ 16 px       framed at  48 px ("small")
                                             below         too small to say anything about skin
 
+    ┌────────────┐  ─┐
+    │            │   │ 2.4 units        the outer corners of the eyes lie on a level line, one unit apart,
+    │   ◉----◉   │   │                  the square's middle 0.4 units below it
+    │     ▽      │   │
+    │    ───     │   │
+    └────────────┘  ─┘
+
 A detail that is not there cannot be judged, so limits are known per size; what only a larger picture shows is left to
-a judge that looks at all of it.
+a judge that looks at all of it. Five attributes are the condition of the small flow, and what a prompt asked for:
+
+    yaw       slant of the eye line in depth, right of the picture positive, degrees
+    opening   gap between the inner lips over the distance of the eye corners
+    smile     mean of the two smile blendshapes
+    tone      individual typology angle of the cheeks, arctan((L* − 50) / b*) in degrees: 55 very light … −30 dark
+    light     mean L* of the face
 """
 
 from __future__ import annotations
@@ -19,12 +32,15 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.media.crop import apply_affine
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.align import to_canonical
+from flowportrait.media.crop import apply_affine, sample_crop
+from flowportrait.media.face import FaceTracker, yaw
 from flowportrait.media.search import find_faces
-from flowportrait.portraitgen.framing import eye_distance, framed
 from flowportrait.reward.regions import masks
 
+WIDTH, CENTRE = 2.4, (0.0, 0.4)
+CORNERS = (33, 263)
+"""Outer corners of the eyes."""
 Scale = Literal["large", "small"]
 SIDES: dict[Scale, int] = {"large": 115, "small": 48}
 NEAREST: dict[Scale, float] = {"large": 40.0, "small": 16.0}
@@ -34,6 +50,23 @@ _DARKER = 12.0
 _ENLARGED, _BORDER = 192, 32
 _TINY = 128
 """A picture with a shorter side is enlarged before faces are looked for."""
+ATTRIBUTES = ("yaw", "opening", "smile", "tone", "light")
+_CHEEKS = ([117, 118, 101, 36, 205, 187, 123], [346, 347, 330, 266, 425, 411, 352])
+_INNER_LIPS = (13, 14)
+_SMILES = slice(44, 46)
+"""mouthSmileLeft and mouthSmileRight among the 52 blendshapes."""
+
+
+def framed(image: np.ndarray, landmarks: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The face ``[side, side, 3]`` uint8 of a picture ``[H, W, 3]``, and its landmarks ``[478, 3]`` px there."""
+    matrix = to_canonical(landmarks) * (side / WIDTH)
+    matrix[:, 2] += side / 2 - np.array(CENTRE) * side / WIDTH - 0.5
+    return sample_crop(image, matrix, side, cv2.BORDER_REPLICATE), apply_affine(matrix, landmarks)
+
+
+def eye_distance(landmarks: np.ndarray) -> float:
+    """Pixels between the outer corners of the eyes of landmarks ``[478, …]``."""
+    return float(np.linalg.norm(landmarks[CORNERS[0], :2] - landmarks[CORNERS[1], :2]))
 
 
 @dataclass(frozen=True)
@@ -95,3 +128,26 @@ def glance(picture: np.ndarray, tracker: FaceTracker) -> Look:
     offset = _BORDER + 0.5 * (scale - 1)
     back = np.array([[1 / scale, 0, -offset / scale], [0, 1 / scale, -offset / scale]])
     return Look.at(picture, [(apply_affine(back, points), shapes) for points, shapes in tracker.detect(large)])
+
+
+def attributes(picture: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
+    """``[5]`` in the order of ``ATTRIBUTES``, of a picture ``[H, W, 3]`` uint8 with landmarks ``[478, 3]`` px in it and
+    blendshapes ``[52]``."""
+    lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    cheeks = lab[cheek_mask(picture.shape[:2], landmarks)]
+    skin = cheeks.mean(0) if len(cheeks) else lab.reshape(-1, 3).mean(0)
+    low, high = landmarks[:, :2].min(0).astype(int).clip(0), landmarks[:, :2].max(0).astype(int) + 1
+    face = lab[low[1] : high[1], low[0] : high[0], 0]
+    gap = float(np.linalg.norm(landmarks[_INNER_LIPS[0], :2] - landmarks[_INNER_LIPS[1], :2]))
+    tone = float(np.degrees(np.arctan2(skin[0] - 50, max(float(skin[2]), 1e-3))))
+    return np.array(
+        [yaw(landmarks), gap / eye_distance(landmarks), blendshapes[_SMILES].mean(), tone, face.mean()], np.float32
+    )
+
+
+def cheek_mask(shape: tuple[int, int], landmarks: np.ndarray) -> np.ndarray:
+    """Pixels ``[H, W]`` bool of both cheeks."""
+    canvas = np.zeros(shape, np.uint8)
+    for cheek in _CHEEKS:
+        cv2.fillConvexPoly(canvas, cv2.convexHull(np.round(landmarks[cheek, :2]).astype(np.int32)), 1)
+    return canvas.astype(bool)

@@ -1,7 +1,8 @@
-"""Still pictures as rewards see samples: a clip of one frame without sound."""
+"""Still pictures: as a judge sees them, and as rewards see samples (a clip of one frame without sound)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,37 @@ import torch
 from flowportrait.codec.basis import MOTION_DIM
 from flowportrait.media.face import N_BLENDSHAPES, FaceTracker
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
-from flowportrait.portraitgen.look import Look, glance
-from flowportrait.portraitgen.picture_space import as_frames
-from flowportrait.reward.batch import RewardBatch
+from flowportrait.portraitgen.look import Look, glance, look
+from flowportrait.portraitgen.portrait_flow import as_frames
+from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.pixels import pair_indices
+
+STILL_ASPECTS = ("omni_reward", "ai_portrait")
+"""What is graded of a still: the picture, and the person in it."""
+
+
+@dataclass(frozen=True)
+class Still:
+    """A picture ``[H, W, 3]`` uint8 RGB, the prompt it was made for (empty: unknown) and a name for reports."""
+
+    picture: np.ndarray
+    prompt: str = ""
+    name: str = "picture"
+    generator: str = ""
+
+    @cached_property
+    def look(self) -> Look:
+        """The face in the picture, looked for once."""
+        return look(self.picture)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the picture, in hexadecimal."""
+        return hashlib.sha256(self.picture.tobytes() + repr(self.picture.shape).encode()).hexdigest()
+
+    def validation_error(self) -> Failure | None:
+        """Return None: every picture is judged, with a face or without."""
+        return None
 
 
 @dataclass
@@ -33,8 +61,8 @@ class StillBatch(RewardBatch):
         pictures = self.frames((0,))[:, 0]
         if not self.framed:
             return looks_at(pictures)
-        told = zip(as_frames(pictures), self.framed, strict=True)
-        return [Look.at(picture, [(points, np.zeros(N_BLENDSHAPES, np.float32))]) for picture, points in told]
+        framed = zip(as_frames(pictures), self.framed, strict=True)
+        return [Look.at(picture, [(points, np.zeros(N_BLENDSHAPES, np.float32))]) for picture, points in framed]
 
 
 def still_batch(

@@ -14,8 +14,7 @@ import torch
 
 from flowportrait.flow.noise import seed_of
 from flowportrait.portraitgen.faces import LARGE, Faces
-from flowportrait.portraitgen.picture_space import as_pictures
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, Wanted
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, Wanted, as_pictures
 from flowportrait.portraitgen.stills import StillBatch, still_batch
 from flowportrait.posttrain.trajectory import Trajectory
 

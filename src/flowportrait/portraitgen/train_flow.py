@@ -21,8 +21,7 @@ from rich.progress import track
 from flowportrait.config import at_least
 from flowportrait.flow.path import interpolate, target_velocity
 from flowportrait.portraitgen.faces import Faces
-from flowportrait.portraitgen.picture_space import PictureSpace, as_pictures
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, PortraitFlowConfig
+from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, as_pictures
 from flowportrait.training.descend import GuardedStep
 
 _MIRRORED = torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowportrait.judge.omni_inputs import Layout
+from flowportrait.judge.omni import OmniInputs
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import level, log_mel
 from flowportrait.preference.pairs import Aspect
@@ -41,7 +41,7 @@ class Reader:
     first_score: id of the first of three score tokens, after the model's own vocabulary."""
 
     family: str
-    layout: Layout
+    layout: OmniInputs
     ids: Any
     first_score: int
 

@@ -20,8 +20,7 @@ from torch import nn
 from flowportrait.config import at_least, load, save
 from flowportrait.errors import BadInput
 from flowportrait.judge.omni import FAMILIES as OMNI_FAMILIES
-from flowportrait.judge.omni import layout_for
-from flowportrait.judge.omni_inputs import Layout
+from flowportrait.judge.omni import OmniInputs, inputs_for
 from flowportrait.preference.made_pairs import DIMENSIONS
 from flowportrait.preference.vlm_inputs import ORDER, Reader, Shown
 from flowportrait.training.adapter import Lora, insert
@@ -193,10 +192,10 @@ def reader_for(family: str, config: Any, tokenizer: Any, features: Any, pixels: 
     """The inputs of a family's model with this config."""
     first = (config.text_config if hasattr(config, "text_config") else config).vocab_size
     if family in OMNI_FAMILIES:
-        layout = layout_for(OMNI_FAMILIES[family][0], config, tokenizer, features, pixels, side)
+        layout = inputs_for(OMNI_FAMILIES[family][0], config, tokenizer, features, pixels, side)
     else:
         vision, mean, std = config.vision_config, tuple(pixels["image_mean"]), tuple(pixels["image_std"])
-        layout = Layout(
+        layout = OmniInputs(
             tokenizer, None, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std,
             lambda columns: columns, side,
         )  # fmt: skip

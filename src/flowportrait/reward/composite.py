@@ -42,7 +42,7 @@ class RewardWeights:
     realness: float = 0.0
     self_confidence: float = 0.0
     other: dict[str, float] = field(default_factory=dict)
-    """Weights of rewards that were registered by name: ``rewards.other.NAME=WEIGHT``."""
+    """Weights of any other rewards, by name or as MODULE:NAME: ``rewards.other.NAME=WEIGHT``."""
     options: RewardOptions = field(default_factory=RewardOptions)
 
     def __post_init__(self) -> None:

@@ -1,21 +1,30 @@
 """Rewards by name: what ``--set rewards.…`` and a small dict choose from.
 
+build("sync")                          a reward that comes with the package
+build("quiet_motion")                  one that another package announces as an entry point ``flowportrait.rewards``
+build("my_module:MyReward")            a class (made by ``load()``, or without arguments), an object, or a function
+                                       ``batch -> values [B]``
 register("mine", lambda options: Mine())          REWARDS["mine"] is now as good as any other
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowportrait.errors import BadInput
+from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.reward.backbones import BackboneName, backbone_named
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.crowd import Crowd
 from flowportrait.reward.habits import Eyes, Head
 from flowportrait.reward.identity import Identity
-from flowportrait.reward.interface import Reward
+from flowportrait.reward.interface import Reward, Score, all_valid
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, Smoothness, Tremor
 from flowportrait.reward.optical_flow import FlowName, flow_named
@@ -66,25 +75,6 @@ BUILT_IN: dict[str, Build] = {
 """Every reward that comes with the package."""
 
 
-def _panel(options: RewardOptions) -> Reward:
-    # Imported when asked for: the judge is itself made of rewards.
-    from flowportrait.judge.reward import JudgeReward, read_settings
-
-    return JudgeReward.for_training(read_settings(options.judge))
-
-
-def _omni_reward(options: RewardOptions) -> Reward:
-    from flowportrait.portraitgen.reward import StillReward
-
-    return StillReward.load("omni_reward", options.judge)
-
-
-def _ai_portrait(options: RewardOptions) -> Reward:
-    from flowportrait.portraitgen.reward import StillReward
-
-    return StillReward.load("ai_portrait", options.judge)
-
-
 def _preference(name: str) -> Build:
     def build(options: RewardOptions) -> Reward:
         from flowportrait.preference.as_reward import learned, learned_latent
@@ -112,11 +102,17 @@ PARTS: dict[str, Build] = {
 }
 """Fast motion, and likeness to real motion, of one part of the face, for recipes that pay parts."""
 
-REWARDS: dict[str, Build] = {
-    **BUILT_IN, **{name: _preference(name) for name in PREFERENCES}, "panel": _panel, "omni_reward": _omni_reward,
-    "ai_portrait": _ai_portrait, **PARTS,
+JUDGES: dict[str, str] = {
+    "panel": "flowportrait.judge.judges:panel_reward",
+    "omni_reward": "flowportrait.portraitgen.judging:omni_reward",
+    "ai_portrait": "flowportrait.portraitgen.judging:ai_portrait_reward",
+}
+"""Judges as rewards: the function that builds each, imported when it is asked for, as judges are made of rewards."""
+
+REWARDS: dict[str, Build | str] = {
+    **BUILT_IN, **{name: _preference(name) for name in PREFERENCES}, **JUDGES, **PARTS,
 }  # fmt: skip
-"""Every reward that can be named."""
+"""Every reward that comes with the package or was registered; strings are ``module:function``."""
 
 
 def register(name: str, build: Build) -> None:
@@ -131,14 +127,19 @@ def register(name: str, build: Build) -> None:
 
 
 def known(names: Iterable[str]) -> None:
-    """Raises ``BadInput`` listing the choices if one of ``names`` is no reward."""
+    """Check that every name is a reward: registered, an entry point, or MODULE:NAME (which is not imported).
+
+    Raises:
+        BadInput: one is not, with the choices.
+    """
     for name in names:
-        if name not in REWARDS:
-            raise BadInput(f"No reward named {name!r}: choose from {', '.join(REWARDS)}.")
+        if name not in REWARDS and not is_reference(name) and name not in plugin_names("rewards"):
+            choices = ", ".join([*REWARDS, *plugin_names("rewards")])
+            raise BadInput(f"No reward named {name!r}: choose from {choices}, or give MODULE:NAME.")
 
 
 def build(name: str, options: RewardOptions | None = None) -> Reward:
-    """The reward of that name.
+    """Return the reward of that name.
 
     Raises:
         BadInput: no such reward, or what it is made of cannot be loaded.
@@ -146,10 +147,58 @@ def build(name: str, options: RewardOptions | None = None) -> Reward:
     known([name])
     options = options or RewardOptions()
     if name in options.elsewhere:
-        from flowportrait.judge.remote import HttpReward
+        from flowportrait.reward.remote import HttpReward
 
         return HttpReward.at(options.elsewhere[name], name)
-    return REWARDS[name](options)
+    if name not in REWARDS:
+        return _plugin_reward(load_plugin("rewards", name, REWARDS), name)
+    builder = REWARDS[name]
+    if isinstance(builder, str):
+        module, _, function = builder.partition(":")
+        builder = getattr(importlib.import_module(module), function)
+    reward: Reward = builder(options)
+    return reward
+
+
+@dataclass(frozen=True)
+class PluginReward:
+    """A reward of another package or script under the name by which it was asked for.
+
+    What it declares beside its name (``scope``, ``range``, ``noise``, ``retries``) is the other's. A function that
+    declares no ``needs`` is shown what every batch has.
+    """
+
+    name: str
+    reward: Callable[[RewardBatch], Score | torch.Tensor]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads of a batch."""
+        return frozenset(getattr(self.reward, "needs", ("motion", "mel")))
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__") or attribute == "reward":
+            raise AttributeError(attribute)
+        return getattr(self.reward, attribute)
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        """Score every sample of the batch."""
+        found = self.reward(batch)
+        return all_valid(found) if isinstance(found, torch.Tensor) else found
+
+
+def _plugin_reward(found: Any, name: str) -> Reward:
+    """Return what was found under a name as a reward.
+
+    Raises:
+        BadInput: it cannot be called with a batch.
+    """
+    if isinstance(found, type):
+        made: Any = found
+        found = made.load() if hasattr(made, "load") else made()
+    if not callable(found):
+        raise BadInput(f"The reward {name!r} cannot be called: give a class or function that takes a batch.")
+    return PluginReward(name, found)
 
 
 def noise_key(reward: Any) -> str:

@@ -22,7 +22,7 @@ def _panel() -> Any:
 
 def scores(made: Mapping[str, Show], names: Sequence[str | None]) -> str:
     """A table in Markdown, or the sentence that says why there is none."""
-    from flowportrait.judge.report import grade_files
+    from flowportrait.judge.judges import grade_files
     from flowportrait.judge.rubric import ASPECTS
 
     shows = [made[name] for name in names if name and name in made]

@@ -1,0 +1,321 @@
+"""Judges of still portraits: the panel and the sanity set of ``judge``, with the words and pictures of stills.
+
+    omni_reward   composition, light, colour, detail and the prompt, each 1 to 5, and a score for all of it
+    ai_portrait   the person, artefact by artefact, and a score for how real they look
+
+The two names and what each is for are PortraitGen's (2606.26930); its wording is not public, this one is ours. As
+rewards they are measured, unless the settings of a judge by server or model are given:
+
+    Composite.of({"omni_reward": 0.5, "ai_portrait": 0.5})
+    --set rewards.other.ai_portrait=0.3 rewards.options.judge=FILE
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from flowportrait.codec.contours import EYES, OUTER_LOWER, OUTER_UPPER
+from flowportrait.errors import BadInput
+from flowportrait.judge.answers import AnswerFormat, Grade, still_grade_format
+from flowportrait.judge.clips import JudgedClip, JudgeInput
+from flowportrait.judge.judges import (
+    BUILT_IN,
+    JudgeSettings,
+    build_backend,
+    build_plugin,
+    certificate_folders,
+    read_settings,
+)
+from flowportrait.judge.panel import Panel, PanelSettings, Subject
+from flowportrait.judge.questions import ReplyCache
+from flowportrait.judge.rubric import Aspect, Criterion
+from flowportrait.judge.sanity import KnownDamage, SanitySet, require_certificate
+from flowportrait.judge.verdicts import AspectVerdict, ItemJudge
+from flowportrait.media.image import read_image
+from flowportrait.portraitgen import damage
+from flowportrait.portraitgen.damage import STRENGTHS, Damage, enlarged
+from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE
+from flowportrait.portraitgen.measured_stills import MeasuredStills
+from flowportrait.portraitgen.stills import STILL_ASPECTS, Still, StillBatch, looks_of
+from flowportrait.reward.batch import Failure, RewardBatch
+from flowportrait.reward.interface import Score, measured
+from flowportrait.reward.registry import RewardOptions
+
+StillJudge = ItemJudge[Still]
+"""A judge of stills."""
+
+DIMENSIONS: dict[str, str] = {
+    "composition": "framing, balance, and a background that serves the person",
+    "light": "exposure and light that could fall so",
+    "colour": "colours that belong together and to the scene; strong is not better",
+    "detail": "resolution and focus where one looks",
+    "prompt": "everything that the prompt asks for, and nothing that contradicts it",
+}
+"""Of omni_reward."""
+_SHOWN = "the whole picture, and close-ups of face, eyes and mouth where there is a face"
+
+STILL_RUBRIC: dict[Aspect, Criterion] = {
+    "omni_reward": Criterion(
+        "How good is this picture, as a photograph of what the prompt asks for?",
+        _SHOWN,
+        "whether skin, eyes, teeth, hands and anatomy are right",
+        (
+            "Unusable: nothing of what was asked for, or no picture one would look at.",
+            "Poor: badly framed, lit or coloured, or much of the prompt is missing.",
+            "Fair: an ordinary snapshot, or one clear part of the prompt is missing.",
+            "Good: a careful photograph; something small could be better.",
+            "Excellent: a photographer would put it into a portfolio, and the prompt is met in full.",
+        ),
+        "Dimensions:\n" + "\n".join(f"{name}: {words}" for name, words in DIMENSIONS.items()),
+    ),
+    "ai_portrait": Criterion(
+        "Is this a real person in front of a camera? Go through the list and report every artefact that you can see.",
+        _SHOWN,
+        "composition, taste and the prompt; a real person badly photographed is still real",
+        (
+            "Nobody would take this for a person: broken anatomy or a mask instead of a face.",
+            "Plainly generated: one grave artefact, or several that one cannot overlook.",
+            "Doubtful: an artefact that one sees at once, or the airbrushed shine of generated skin.",
+            "Nearly real: one must look closely to find something wrong.",
+            "Real: pores, asymmetries and light as a camera finds them; nothing to report.",
+        ),
+        "Artefacts:\n" + "\n".join(f"{a.name} ({a.part}): {a.words}" for a in CATALOGUE),
+    ),
+}
+_FORM: dict[Aspect, str] = {
+    "omni_reward": '{"rationale": "two or three sentences", "dimensions": {'
+    + ", ".join(f'"{name}": 1 to 5' for name in DIMENSIONS)
+    + '}, "score": 1 to 5}',
+    "ai_portrait": '{"rationale": "two or three sentences", "artefacts": [{"type": "one of the list", "where": "a few '
+    'words", "severity": 1 slight, 2 clear or 3 grave}], "score": 1 to 5}. Leave the list empty if there are none',
+}
+
+_WHOLE, _CLOSE = 768, 448
+_EYES = [point for upper, lower, _ in EYES for point in upper + lower]
+_MOUTH = OUTER_UPPER + OUTER_LOWER
+
+
+class StillSubject(Subject[Still]):
+    """Still portraits: the picture, and the person in it."""
+
+    name = "stills"
+    aspects = STILL_ASPECTS
+    system = (
+        "You examine generated portraits for research. You judge by the rubric alone, from what you are shown, and "
+        "report nothing that you cannot point at."
+    )
+    artefacts = tuple(BY_NAME)
+
+    def rubric(self, aspect: Aspect, rules: Sequence[str] = ()) -> str:
+        """See ``Subject``."""
+        return STILL_RUBRIC[aspect].text(rules)
+
+    def context(self, item: Still, aspect: Aspect) -> str:
+        """See ``Subject``: the prompt, for the rubric that asks whether it was met."""
+        if aspect != "omni_reward":
+            return ""
+        known = f"The prompt was: {item.prompt}\n"
+        return known if item.prompt else "The prompt is not known: leave it out of account.\n"
+
+    def instruction(self, aspect: Aspect) -> str:
+        """See ``Subject``."""
+        return f"Answer with one JSON object and nothing else: {_FORM[aspect]}."
+
+    def answer(self, item: Still, aspect: Aspect) -> AnswerFormat[Grade]:
+        """See ``Subject``."""
+        if aspect == "omni_reward":
+            return still_grade_format(dimensions=tuple(DIMENSIONS))
+        return still_grade_format(artefacts=self.artefacts)
+
+    def content(self, item: Still, settings: PanelSettings) -> str:
+        """See ``Subject``."""
+        return item.digest
+
+    def make_input(self, item: Still, aspect: Aspect, settings: PanelSettings) -> JudgeInput:
+        """See ``Subject``."""
+        return still_input(item, aspect)
+
+    def fingerprint_text(self, panel: Panel[Still]) -> str:
+        """See ``Subject``."""
+        nothing = Still(np.zeros((1, 1, 3), np.uint8))
+        texts = [self.question(nothing, a, self.rubric(a), self.instruction(a)) for a in self.aspects]
+        version = hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:12]
+        return f"{panel.backend.model_id}|{panel.settings.samples}|{version}"
+
+
+STILLS = StillSubject()
+
+
+def build_still_judge(settings: JudgeSettings | None = None) -> StillJudge:
+    """Return the judge of stills that ``settings`` describe: measured, or a panel of a model.
+
+    Raises:
+        BadInput: a model or address that cannot be used, or no judge of that name.
+    """
+    settings = settings or JudgeSettings()
+    if settings.by == "measured":
+        return MeasuredStills()
+    if settings.by not in BUILT_IN:
+        judge: StillJudge = build_plugin(settings, "stills")
+        return judge
+    cache = ReplyCache(settings.kept_in / "answers")
+    return Panel(build_backend(settings), settings.panel, cache, subject=STILLS)
+
+
+# --- what is shown
+
+
+def still_input(still: Still, aspect: Aspect) -> JudgeInput:
+    """Return the whole picture, and close-ups of face, eyes and mouth of its largest face."""
+    landmarks = still.look.landmarks
+    views = [("The whole picture", _shrink(still.picture, _WHOLE))]
+    if landmarks is not None:
+        points = landmarks[:, :2]
+        places = (("The face", points, 1.5), ("The eyes", points[_EYES], 1.4), ("The mouth", points[_MOUTH], 1.6))
+        views += [(caption, _close_up(still.picture, own, room)) for caption, own, room in places]
+    video = np.stack([_square(view) for _, view in views])
+    clip = JudgedClip(still.picture[None], np.zeros(0, np.float32), still.name)
+    return JudgeInput(aspect, tuple(views), video, 1.0, np.zeros(0, np.float32), clip)
+
+
+def _shrink(picture: np.ndarray, longest: int) -> np.ndarray:
+    scale = longest / max(picture.shape[:2])
+    return picture if scale >= 1 else cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def _close_up(picture: np.ndarray, points: np.ndarray, room: float) -> np.ndarray:
+    low, high = points.min(0), points.max(0)
+    half, middle = room * float((high - low).max()) / 2, (low + high) / 2
+    scale = _CLOSE / max(2 * half, 1.0)
+    matrix = np.array([[scale, 0, _CLOSE / 2 - scale * middle[0]], [0, scale, _CLOSE / 2 - scale * middle[1]]])
+    flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    return cv2.warpAffine(picture, matrix, (_CLOSE, _CLOSE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _square(view: np.ndarray) -> np.ndarray:
+    """Return a view in a square, for models that watch views as a video."""
+    small = _shrink(view, _CLOSE)
+    square = np.zeros((_CLOSE, _CLOSE, 3), np.uint8)
+    square[: small.shape[0], : small.shape[1]] = small
+    return square
+
+
+# --- the sanity set
+
+CHECK_COMMAND = "flowportrait judge check --stills"
+MAX_FACE_SIZE = 2.0
+"""Times 115 px to which larger faces are brought, that filters stay affordable."""
+STILL_CASES: dict[Aspect, tuple[Damage, ...]] = {
+    "omni_reward": (damage.blur, damage.faded, damage.dark),
+    "ai_portrait": (
+        damage.chroma, damage.airbrush, damage.tint, damage.shine, damage.blur, damage.jpeg,
+    ),
+}  # fmt: skip
+
+
+def read_stills(paths: Sequence[Path]) -> list[Still]:
+    """Read the pictures of files and folders.
+
+    Raises:
+        BadInput: one cannot be read.
+    """
+    found = [own for path in paths for own in (sorted(path.glob("[!.]*")) if path.is_dir() else [path])]
+    return [Still(read_image(path), name=path.stem) for path in found]
+
+
+def _fit_faces(stills: Sequence[Still]) -> list[Still]:
+    """Return the stills with faces no larger than ``MAX_FACE_SIZE``."""
+    found = []
+    for still in stills:
+        scale = MAX_FACE_SIZE / enlarged(_require_face(still).look)
+        if scale < 1:
+            small = cv2.resize(still.picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            still = _require_face(Still(small, still.prompt, still.name))
+        found.append(still)
+    return found
+
+
+def _require_face(still: Still) -> Still:
+    if still.look.landmarks is None or still.look.scale is None:
+        raise BadInput(f"{still.name} cannot be in the sanity set: give portraits of one clearly visible person.")
+    return still
+
+
+def _still_damage(act: Damage) -> KnownDamage[Still]:
+    def apply(still: Still, strength: float, _: int) -> Still:
+        return Still(act(still.look, strength), still.prompt, f"{still.name} {act.__name__} {strength:g}")
+
+    return KnownDamage(act.__name__, "of its full strength", STRENGTHS, apply)
+
+
+STILL_SANITY = SanitySet(
+    {aspect: [_still_damage(act) for act in acts] for aspect, acts in STILL_CASES.items()}, _fit_faces, 6,
+    "portraits", min_drop=0.2,
+)  # fmt: skip
+"""A grade may fall by less than of clips: one artefact is one of a long list."""
+
+
+# --- the judge as a reward
+
+
+@dataclass(frozen=True)
+class StillReward:
+    """One aspect of a judge of stills; of a clip the mean over the frames that were looked at."""
+
+    judge: StillJudge
+    name: Aspect
+    needs: frozenset[str] = frozenset({"frames"})
+
+    @classmethod
+    def load(cls, aspect: Aspect, settings: Path | None = None) -> StillReward:
+        """Return the reward of the judge in a settings file, measured without one.
+
+        Raises:
+            BadInput: it has not passed the sanity set for stills, or cannot be built.
+        """
+        known = read_settings(settings)
+        judge = build_still_judge(known)
+        require_certificate(judge, certificate_folders(known), CHECK_COMMAND)
+        return cls(judge, aspect)
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        """Score every sample of the batch."""
+        rows = looks_of(batch)
+        prompts = batch.prompts if isinstance(batch, StillBatch) and batch.prompts else [""] * len(rows)
+        if isinstance(self.judge, MeasuredStills):
+            found = [[self.judge.measure(look, self.name) for look in own] for own in rows]
+        else:
+            stills = [Still(look.picture, prompt) for own, prompt in zip(rows, prompts, strict=True) for look in own]
+            verdicts = iter(self.judge.judge(stills, (self.name,)))
+            found = [[next(verdicts).aspects[self.name] for _ in own] for own in rows]
+        return _mean_score(found)
+
+
+def _mean_score(found: list[list[AspectVerdict]]) -> Score:
+    values, failures = torch.full((len(found),), torch.nan), {}
+    for row, verdicts in enumerate(found):
+        known = [verdict.reward for verdict in verdicts if verdict.reward is not None]
+        if len(known) == len(verdicts):
+            values[row] = statistics.fmean(known)
+        else:
+            why = next((verdict.failure for verdict in verdicts if verdict.failure), None)
+            failures[row] = why or Failure("not_finite", "a frame has no score")
+    return measured(values, failures)
+
+
+def omni_reward(options: RewardOptions) -> StillReward:
+    """Return the reward of the picture."""
+    return StillReward.load("omni_reward", options.judge)
+
+
+def ai_portrait_reward(options: RewardOptions) -> StillReward:
+    """Return the reward of the person in the picture."""
+    return StillReward.load("ai_portrait", options.judge)

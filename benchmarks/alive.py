@@ -24,8 +24,8 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import HEAD, MotionBasis
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import load_motion
-from flowportrait.evaluate.behaviour import blinks, gaze_std, head_range
-from flowportrait.evaluate.signals import eye_aperture
+from flowportrait.evaluation.behaviour import blinks, gaze_std, head_range
+from flowportrait.evaluation.signals import eye_aperture
 from flowportrait.generator.sampler import sample_motion
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level

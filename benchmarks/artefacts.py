@@ -22,10 +22,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from flowportrait.corruption import corruptions
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.portraitgen import damage
-from flowportrait.portraitgen.damage import STRENGTHS, Damage
 from flowportrait.portraitgen.faces import Faces
 from flowportrait.portraitgen.look import Look, glance, look
 from flowportrait.portraitgen.measured_stills import Limits
@@ -40,11 +39,8 @@ class Options:
     pictures: int = 60
 
 
-DAMAGE: dict[Damage, str] = {
-    damage.chroma: "over_saturated", damage.airbrush: "over_smooth", damage.tint: "skin_hue", damage.shine: "oily",
-    damage.blur: "blur", damage.jpeg: "blocks",
-}  # fmt: skip
-"""And the detector that it is meant for."""
+DAMAGE = [corruptions("still")[name] for name in ("chroma", "airbrush", "tint", "shine", "blur", "jpeg")]
+"""Each hurts what one detector looks for."""
 
 
 def main(options: Options) -> None:
@@ -56,14 +52,14 @@ def main(options: Options) -> None:
     looks = [seen for seen in looks if seen.landmarks is not None]
     rates = {"as filmed": fired([seen.picture for seen in looks], looks)}
     for act in DAMAGE:
-        for strength in STRENGTHS:
-            rates[f"{act.__name__} {strength:g}"] = fired([act(seen, strength) for seen in looks], looks)
+        for strength in act.strengths:
+            rates[f"{act.name} {strength:g}"] = fired([act.damage(seen, strength) for seen in looks], looks)
     kinds = [name for name, value in rates["as filmed"].items() if value is not None]
     table = Table(title=f"share of {len(looks)} pictures in which a detector fires (*: the one that should)")
     for head in ("picture", *kinds):
         table.add_column(head, justify="left" if head == "picture" else "right")
     for name, own in rates.items():
-        meant = next((target for act, target in DAMAGE.items() if name.startswith(act.__name__)), "")
+        meant = next((act.hurts[0] for act in DAMAGE if name.startswith(act.name)), "")
         cells = (f"{own[kind] or 0:.0%}{'*' if kind == meant else ''}" for kind in kinds)
         table.add_row(name, *cells)
     console = Console(width=190)

@@ -25,8 +25,8 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.codec.silhouette import head_weight, matte, person
 from flowportrait.codec.skin import bare_skin
 from flowportrait.codec.warp import Rasterizer
-from flowportrait.evaluate.compare import bootstrap
-from flowportrait.evaluate.measure import measure
+from flowportrait.evaluation.measure import measure_video
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
@@ -67,14 +67,14 @@ def main() -> None:
             video = given.output / system.replace(" ", "_") / f"{path.stem}.mp4"
             video.parent.mkdir(parents=True, exist_ok=True)
             write_video(video, frames, sound)
-            row = measure(video).row
+            row = measure_video(video).row
             found[system].append({key: float(row[key] or np.nan) for key in SHOWN})
     for system, rows in behind.items():
         share, mean = np.nanmean(rows, axis=0)
         print(f"{system:>11}   behind: {share:.1%} of pixels differ by over {MOVED}, in the mean by {mean:.2f} of 255")
     for key, name in SHOWN.items():
         one, two = (np.array([row[key] for row in found[system]]) for system in found)
-        change = bootstrap(two - one)
+        change = bootstrap_mean(two - one)
         print(f"{name:>16}   {one.mean():.3f} → {two.mean():.3f}   ({change.low or 0:+.4f} … {change.high or 0:+.4f})")
 
 

@@ -43,6 +43,7 @@ from flowportrait.codec.footage import track_footage
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.retouch_net import Windows
+from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.media.crop import apply_affine
 from flowportrait.media.face import bridge, yaw
 from flowportrait.media.image import read_image
@@ -212,14 +213,13 @@ def turned_figures(portrait: Portrait, spoken: torch.Tensor, folder: Path) -> di
 
 def show(results: list[dict[str, dict[str, float]]], against: str, title: str) -> None:
     """Print means with bootstrap 95 % intervals over clips."""
-    picks = np.random.default_rng(0).integers(len(results), size=(1000, len(results)))
     base = np.array([r[against]["mouth"] for r in results])
     others = [key for key in results[0][against] if key != "mouth"]
     shown = Table("", "mouth ↓", f"of {against}", *others, title=title)
     for name in results[0]:
         column = {key: np.array([r[name][key] for r in results]) for key in results[0][name]}
-        low, high = np.percentile(column["mouth"][picks].mean(1) / base[picks].mean(1), [2.5, 97.5])
-        share = f"{column['mouth'].mean() / base.mean():.2f} ({low:.2f}–{high:.2f})"
+        ratio = bootstrap_ratio(column["mouth"], base, 1000)
+        share = f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
         figures = [f"{np.median(column[key]):.3f}" if "mouth" in key else f"{np.median(column[key]):.2f}"
                    for key in others]  # fmt: skip
         shown.add_row(name, f"{column['mouth'].mean():.4f}", share, *figures)

@@ -25,8 +25,8 @@ from flowportrait.animator import Animator
 from flowportrait.codec.basis import BLINK, LOWER, MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.corpus.clip import Clip
-from flowportrait.evaluate.compare import bootstrap
-from flowportrait.evaluate.measure import measure
+from flowportrait.evaluation.measure import measure_video
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
@@ -71,7 +71,7 @@ def finished(folder: Path, takes: Sequence[torch.Tensor], clips: dict[str, Clip]
         path = folder / f"{name}.mp4"
         if not path.is_file():
             write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
-        row = measure(path).row
+        row = measure_video(path).row
         for key, values in found.items():
             value = row.get(key)
             values.append(np.nan if value is None else float(value))
@@ -89,7 +89,7 @@ def show(name: str, takes: Sequence[torch.Tensor], figures: Figures, first: Figu
         parts.append(f"{title} {np.nanmean(values):.4f}")
         if first:
             change = values - first[key]
-            estimate = bootstrap(change[np.isfinite(change)])
+            estimate = bootstrap_mean(change[np.isfinite(change)])
             parts.append(f"({estimate.mean:+.4f}, {estimate.low or 0:+.4f} … {estimate.high or 0:+.4f})")
     print(" ".join(parts), flush=True)
 

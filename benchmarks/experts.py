@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from flowportrait.corpus.clip import Clip
-from flowportrait.evaluate.acceptance import acceptance, embed, shifted_score
-from flowportrait.evaluate.compare import bootstrap
-from flowportrait.evaluate.expert_data import load_items
-from flowportrait.evaluate.sides import SIDES, side_named
-from flowportrait.evaluate.svg import SERIES, STYLE, svg
+from flowportrait.evaluation.expert_data import load_expert_clips
+from flowportrait.evaluation.plots import SERIES, STYLE, to_svg
+from flowportrait.evaluation.statistics import bootstrap_mean
+from flowportrait.evaluation.train_expert import SIDES, acceptance_table, embed_clip, expert_side, shifted_score
 from flowportrait.reward.sync import lower_face
 
 VIEWS: dict[str, Callable[[Clip], list[torch.Tensor]]] = {
@@ -42,10 +41,10 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for name in SIDES:
-        side = side_named(name)
-        items = [i for i in load_items(given.corpus, ["dev"], VIEWS[name]) if i.speaker not in given.without]
+        side = expert_side(name)
+        items = [i for i in load_expert_clips(given.corpus, ["dev"], VIEWS[name]) if i.speaker not in given.without]
         net = side.network.load()
-        table = acceptance(net, items)
+        table = acceptance_table(net, items)
         found[name] = {"clips": len(items), "speakers": len({i.speaker for i in items}), "tests": table["tests"],
                        "curve": curve(net, items)}  # fmt: skip
         show(name, found[name])
@@ -56,11 +55,11 @@ def main() -> None:
 def curve(net: Any, items: list[Any]) -> dict[str, list[float]]:
     """Mean score with its 95 % interval over clips per shift −REACH … REACH; every clip counts at every shift it
     leaves enough windows for."""
-    pairs = [embed(net, item.views[0], item.mel) for item in items]
+    pairs = [embed_clip(net, item.views[0], item.mel) for item in items]
     result = {}
     for shift in range(-REACH, REACH + 1):
         scores = np.array([shifted_score(*p, shift) for p in pairs if len(p[0]) - abs(shift) >= MIN_WINDOWS])
-        estimate = bootstrap(scores)
+        estimate = bootstrap_mean(scores)
         result[f"{shift:+d}"] = [round(float(v), 3) for v in (estimate.mean, estimate.low or 0, estimate.high or 0)]
     return result
 
@@ -87,7 +86,7 @@ def drawn(found: dict[str, Any]) -> str:
         axis.set_ylabel("score (cosine)")
         axis.legend(frameon=False)
         axis.grid(alpha=0.15)
-        return svg(figure)
+        return to_svg(figure)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from unseen import test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.compare import Row
-from flowportrait.evaluate.measure import measure
+from flowportrait.evaluation.measure import measure_video
+from flowportrait.evaluation.metrics import Row
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
 
@@ -56,7 +56,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "clip.mp4"
                 write_video(path, frames[name][stem], clip.audio)
-                rows[name][stem] = measure(path).row
+                rows[name][stem] = measure_video(path).row
     before, after = ({stem: number(row, SYNC) or 0.0 for stem, row in rows[name].items()} for name in given.checkpoints)
     worst = sorted(before, key=lambda stem: before[stem])[:WORST]
     spoilt = min((stem for stem in after if stem not in worst), key=lambda stem: after[stem] - before[stem])

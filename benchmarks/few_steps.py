@@ -29,9 +29,10 @@ from unseen import headline
 from flowportrait.animator import Animator
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.compare import Estimate, Row, bootstrap, column, compare
-from flowportrait.evaluate.measure import measure
-from flowportrait.evaluate.metrics import BY_KEY
+from flowportrait.evaluation.comparison import compare_systems, metric_values
+from flowportrait.evaluation.measure import measure_video
+from flowportrait.evaluation.metrics import BY_KEY, Row
+from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
@@ -81,7 +82,7 @@ def main() -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 motion = made[name] if made else basis.encode(clip.landmarks, clip.blendshapes)[0]
                 write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
-            own[path.stem] = measure(path, given.output / "seen").row
+            own[path.stem] = measure_video(path, given.output / "seen").row
     table(rows, costs)
 
 
@@ -135,10 +136,10 @@ def table(rows: dict[str, dict[str, Row]], costs: dict[str, float]) -> None:
     """Means, then differences from the teacher."""
     print("| | ms | " + " | ".join(BY_KEY[key].title for key in KEYS) + " |\n" + "|---" * (len(KEYS) + 2) + "|")
     for system, own in rows.items():
-        cells = [shown(bootstrap(column(own, key)[1]), "") for key in KEYS]
+        cells = [shown(bootstrap_mean(metric_values(own, key)[1]), "") for key in KEYS]
         print(f"| {system} | {costs[system]:.1f} | " + " | ".join(cells) + " |")
     print("\nminus the teacher, same clip (p: Wilcoxon, Holm-corrected over everything here)")
-    for gap in compare(rows, TEACHER).differences:
+    for gap in compare_systems(rows, TEACHER).differences:
         if gap.metric in KEYS and gap.system != TEACHER:
             p = "" if gap.p is None else f"  p {gap.p:.3f}"
             print(f"{gap.system:24} {BY_KEY[gap.metric].title:20} {shown(gap.difference, '+')}{p}")

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from contestants import STUDIES
-from over_runs import POST_TRAINED, change, holm, paired
+from over_runs import POST_TRAINED, change, correct, paired
 
-from flowportrait.evaluate.compare import Row
-from flowportrait.evaluate.metrics import METRICS
+from flowportrait.evaluation.metrics import METRICS, Row
 from flowportrait.reward.composite import RewardWeights
 
 SYNC, LER, ECS, TFI = "sync_in_time_short", "ler", "ecs", "tfi"
@@ -58,7 +57,7 @@ def table(runs: Path, names: tuple[str, ...]) -> dict[str, Any]:
             if key in BESIDE or not compared:
                 entry["p"] = None
         result[name] = {"seeds": len(after), "clips": len(after[0]), "figures": figures}
-    holm([entry for own in result.values() for entry in own["figures"].values()])
+    correct([entry for own in result.values() for entry in own["figures"].values()])
     return result
 
 
@@ -75,7 +74,7 @@ def held(runs: Path, names: tuple[str, ...]) -> dict[str, Any]:
         last = [json.loads((folder / "curve.jsonl").read_text().splitlines()[-1])["iteration"] for folder in folders]
         rewards = {key: change(pairs) for key, pairs in found.items()}
         result[name] = {"seeds": len(after), "iterations": float(np.mean(last)), "rewards": rewards}
-    holm([entry for own in result.values() for entry in own["rewards"].values()])
+    correct([entry for own in result.values() for entry in own["rewards"].values()])
     return result
 
 

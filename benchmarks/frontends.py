@@ -27,7 +27,7 @@ from generator import correlation, lip_gap
 from flowportrait.codec.basis import LOWER
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import MotionClip, load_motion
-from flowportrait.evaluate.expert_data import loudness
+from flowportrait.evaluation.signals import loudness
 from flowportrait.generator.audio_encoder import LipReader
 from flowportrait.generator.speech_encoder import SPEECH_DIM, SpeechEncoder
 from flowportrait.generator.train_lips import train_lips

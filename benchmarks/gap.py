@@ -42,6 +42,7 @@ from flowportrait.codec.mesh import N_FACE
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.renderer import Renderer
 from flowportrait.codec.self_reenactment import own_motion
+from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.media.crop import apply_affine
 
 _GRID = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), -1).astype(np.float32)
@@ -222,13 +223,12 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     footage = Footage(options.corpus, options.data, clips=options.clips, frames=options.frames)
     results = [rows(s) for s in track(read_scenes(footage, "dev", options.clips), "drawing", options.clips)]
-    picks = np.random.default_rng(0).integers(len(results), size=(1000, len(results)))
     base = np.array([next(iter(result.values())) for result in results])
     table = Table("", "mouth ↓", "share", title=f"{len(results)} clips of unseen speakers")
     for name in results[0]:
         column = np.array([result[name] for result in results])
-        low, high = np.percentile(column[picks].mean(1) / base[picks].mean(1), [2.5, 97.5])
-        table.add_row(name, f"{column.mean():.4f}", f"{column.mean() / base.mean():.2f} ({low:.2f}–{high:.2f})")
+        ratio = bootstrap_ratio(column, base, 1000)
+        table.add_row(name, f"{column.mean():.4f}", f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})")
     Console(width=100).print(table)
 
 

@@ -35,7 +35,7 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import HEAD, LOWER
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import MotionClip, load_motion
-from flowportrait.evaluate.compare import bootstrap
+from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.drift import lip_gap
 from flowportrait.generator.enhancer import Enhancer, denoise_mel, load_enhancer
@@ -191,9 +191,8 @@ def diversity(model: ARFlow, source: str, material: Material, seeds: int) -> Non
 
 def share(values: np.ndarray, whole: np.ndarray) -> str:
     """Mean over mean, and interval over clips."""
-    picks = np.random.default_rng(0).integers(len(whole), size=(4000, len(whole)))
-    low, high = np.quantile(values[picks].mean(1) / whole[picks].mean(1), (0.025, 0.975))
-    return f"{values.mean() / whole.mean():.2f} ({low:.2f}–{high:.2f})"
+    ratio = bootstrap_ratio(values, whole)
+    return f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -204,7 +203,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def estimate(values: np.ndarray) -> str:
     """Mean and interval."""
-    found = bootstrap(values)
+    found = bootstrap_mean(values)
     return f"{found.mean:.3f} ({found.low:.3f}–{found.high:.3f})" if found.low is not None else f"{found.mean:.3f}"
 
 

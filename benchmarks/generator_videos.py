@@ -29,10 +29,10 @@ from generator import LANGUAGES, Heard, Material, estimate, options, prepared, s
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.baselines import loudness_jaw, other_sentence
-from flowportrait.evaluate.behaviour import silent_lip
-from flowportrait.evaluate.offsets import measure_sync
-from flowportrait.evaluate.tracked import Tracked
+from flowportrait.corruption.motion import loudness_driven_jaw, other_sentence
+from flowportrait.evaluation.behaviour import silent_lip
+from flowportrait.evaluation.lip_sync import measure_sync
+from flowportrait.evaluation.tracking import VideoTracks
 from flowportrait.media.align import MOUTH_PATCH, mouth_patch
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.face import FaceTracker
@@ -158,7 +158,7 @@ def takes(given: argparse.Namespace, material: Material, systems: dict[str, Hear
             wave, stem, codec = material.audio[clip.name], Path(clip.name).stem, codecs[index % len(codecs)]
             known = {
                 "real motion": clip.motion,
-                "loudness jaw": loudness_jaw(clip.motion, wave),
+                "loudness jaw": loudness_driven_jaw(clip.motion, wave),
                 "another sentence": other_sentence(clip.motion, chosen[index - 1].motion),
             }
             for name, motion in known.items():
@@ -172,7 +172,7 @@ def takes(given: argparse.Namespace, material: Material, systems: dict[str, Hear
         codec, lead = codecs[index % len(codecs)], voices[index - 1][2]
         drawn = list(performances(language, stem, index, wave, lead))
         first = cache(drawn[0].motion)
-        jaw = partial(lambda own, sound: loudness_jaw(own(), sound), first, wave)
+        jaw = partial(lambda own, sound: loudness_driven_jaw(own(), sound), first, wave)
         yield Take("loudness jaw", language, stem, codec, jaw, wave)
         if before is not None and not np.array_equal(wave, before[0]):
             stranger = partial(lambda own, other: other_sentence(own(), other()), first, before[1])
@@ -203,8 +203,8 @@ def performance(system: Heard, wave: np.ndarray, seed: int, lead: np.ndarray) ->
     return torch.cat(list(animator.motion(sound, seed=seed)))[before:]
 
 
-def glance(video: Path) -> Tracked:
-    """What sync and silent lips are measured on; the rest of a ``Tracked`` stays empty."""
+def glance(video: Path) -> VideoTracks:
+    """What sync and silent lips are measured on; the rest of a ``VideoTracks`` stays empty."""
     frames, heard = list(iter_frames(video)), read_audio(video)
     with FaceTracker() as tracker:
         faces = tracker.track(frames)
@@ -214,7 +214,7 @@ def glance(video: Path) -> Tracked:
     ]
     none, sound = np.zeros(0), np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
     sound[: len(heard)] = heard[: len(sound)]
-    return Tracked(
+    return VideoTracks(
         landmarks=faces.landmarks, blendshapes=faces.blendshapes, valid=faces.valid, mouth=np.array(patches),
         audio=sound, points=none, flow=none, crops=none, crop_at=none, skin=none, still=none, border=none,
         source_fps=none, size=np.array(frames[0].shape[:2]),

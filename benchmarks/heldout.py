@@ -26,8 +26,8 @@ from unseen import headline
 from flowportrait.animator import Animator
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.baselines import loudness_jaw, must_lose
-from flowportrait.evaluate.run import evaluate_videos
+from flowportrait.corruption.motion import loudness_driven_jaw, negative_controls
+from flowportrait.evaluation.api import evaluate
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
@@ -73,7 +73,7 @@ def speakers(corpus: Path, count: int, codecs: list[MotionCodec], animators: dic
     for index, ((name, clip), motion) in enumerate(zip(clips.items(), real, strict=True)):
         codec, stem = codecs[index % len(codecs)], Path(name).stem
         yield "real", stem, codec, motion, clip.audio
-        for system, track_ in must_lose(motion, clip.audio, real[index - 1]).items():
+        for system, track_ in negative_controls(motion, clip.audio, real[index - 1]).items():
             yield system, stem, codec, track_, clip.audio
         for system, animator in animators.items():
             yield system, stem, codec, torch.cat(list(animator.motion(clip.audio, seed=index))), clip.audio
@@ -93,7 +93,7 @@ def voices(folder: Path, count: int, codecs: list[MotionCodec], animators: dict[
         made = {system: torch.cat(list(a.motion(sound, seed=index))) for system, a in animators.items()}
         for system, motion in made.items():
             yield system, stem, codec, motion, sound
-        yield "loudness jaw", stem, codec, loudness_jaw(next(iter(made.values())), sound), sound
+        yield "loudness jaw", stem, codec, loudness_driven_jaw(next(iter(made.values())), sound), sound
 
 
 def table(output: Path, takes: Iterator[Take]) -> None:
@@ -106,7 +106,7 @@ def table(output: Path, takes: Iterator[Take]) -> None:
             write_video(path, codec.decode(motion), sound)
         systems.setdefault(system, []).append(path)
     baseline = "sft" if "sft" in systems else None
-    summary = evaluate_videos(systems, output, baseline, title=f"Held-out {output.name}")
+    summary = evaluate(systems, baseline=baseline, title=f"Held-out {output.name}").write(output)
     found = summary["metrics"]
     assert isinstance(found, dict)
     for system, metrics in found.items():

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 import uvicorn
 
-from flowportrait.corruption import CORRUPTIONS, face, head
+from flowportrait.corruption import CORRUPTIONS, corruptions
+from flowportrait.corruption.clips import freeze_eyes
 from flowportrait.judge.client import ChatClient
 from flowportrait.judge.clips import JudgedClip
 from flowportrait.judge.fit_scales import damage_head, speakers_clips, stack_landmarks
@@ -108,7 +109,7 @@ PREFERENCES: dict[Aspect, tuple[str, ...]] = {
     "motion": ("jitter", "frozen frames", "flicker", "stretched", "whipped"),
 }
 """Damage that decides a pair for the intact clip, by aspect."""
-HEADS = {"stretched": (head.stretched, (0.03, 0.08, 0.16)), "whipped": (head.whipped, (3.0, 8.0, 15.0))}
+HEADS = {name: (entry.damage, entry.strengths) for name, entry in corruptions("head").items()}
 
 
 def learning(footage: Path) -> None:
@@ -161,7 +162,7 @@ def preferences(clips: list[JudgedClip]) -> list[LabelledPair]:
                 if damage in HEADS:
                     worse = damage_head(clip, HEADS[damage][0], HEADS[damage][1][level])
                 elif damage == "frozen eyes":
-                    worse = damage_head(clip, face.frozen_eyes, CORRUPTIONS[damage].strengths[level])
+                    worse = damage_head(clip, freeze_eyes, CORRUPTIONS[damage].strengths[level])
                 else:
                     worse = corrupt_clip(clip, damage, CORRUPTIONS[damage].strengths[level])
                 first = bool(rng.integers(2))

@@ -14,7 +14,7 @@ from flowportrait.animator import Animator
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.measure import measure
+from flowportrait.evaluation.measure import measure_video
 from flowportrait.media.write_video import write_video
 from flowportrait.posttrain.drawing import Drawing
 
@@ -35,7 +35,7 @@ def evaluate(bench: Bench, name: str, seed: int) -> None:
         path = folder / "videos" / f"{stem}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
-        rows[stem] = measure(path).row
+        rows[stem] = measure_video(path).row
         if spread is not None:
             rows[stem] |= {"spread_lips": float(spread[LOWER].mean()), "spread_head": float(spread[HEAD].mean())}
     (folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")

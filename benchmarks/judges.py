@@ -27,7 +27,7 @@ import torch
 from judge import HEADS, preferences
 
 from flowportrait.corruption import CORRUPTIONS
-from flowportrait.evaluate.compare import bootstrap
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.judge.clips import JudgedClip
 from flowportrait.judge.fit_scales import damage_head, speakers_clips
 from flowportrait.judge.learning import agreement
@@ -68,7 +68,7 @@ def main() -> None:
     stated = preferences(clips)
     print("| | " + " | ".join(COLUMNS) + " | agreement | seconds a clip |\n" + "|---" * (len(COLUMNS) + 3) + "|")
     for name, judge in panels.items():
-        found = [bootstrap(np.mean(own, 0)) for own in shares[name].values()]
+        found = [bootstrap_mean(np.mean(own, 0)) for own in shares[name].values()]
         cells = [f"{one.mean:.0%} ({one.low or 0:.0%}–{one.high or 0:.0%})" for one in found]
         said = agreement(judge, stated)[0]
         low, high = said.interval

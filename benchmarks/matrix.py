@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from flowportrait.commands.evaluate import find_videos
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
-from flowportrait.evaluate.compare import Row, bootstrap
-from flowportrait.evaluate.pairs import against_real
-from flowportrait.evaluate.run import Measured, measure_all
-from flowportrait.evaluate.svg import STYLE, svg
-from flowportrait.evaluate.tracked import track_file
+from flowportrait.evaluation.api import Measurements, measure_videos
+from flowportrait.evaluation.measure import compare_with_real
+from flowportrait.evaluation.metrics import Row
+from flowportrait.evaluation.plots import STYLE, to_svg
+from flowportrait.evaluation.statistics import bootstrap_mean
+from flowportrait.evaluation.tracking import track_file
 from flowportrait.media.audio import read_audio
 from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 from flowportrait.media.write_video import write_video
+from flowportrait.prompts import find_videos
 
 STRENGTHS = ("mild", "plain", "strong")
 COLUMNS = ("sync", "ler", "ecs_mouth", "ecs_eyes", "ecs_brows", "lid_motion", "gaze_std", "head_range", "tfi", "jerk",
@@ -63,10 +64,10 @@ def main() -> None:
     files = written(chosen, given.output / f"videos_{given.strength}", STRENGTHS.index(given.strength))
     cache = given.output / "cache"
     began = time.monotonic()
-    measured = measure_all(files, cache)
+    measured = measure_videos(files, cache)
     fresh = time.monotonic() - began
     began = time.monotonic()
-    measure_all(files, cache)
+    measure_videos(files, cache)
     again = time.monotonic() - began
     rows = with_real(measured, files, cache)
     cells = table(rows)
@@ -110,7 +111,7 @@ def read(clip: Path) -> Footage:
     return Footage(frames, wave, bridge(faces.landmarks, faces.valid))
 
 
-def with_real(measured: Measured, files: dict[str, list[Path]], cache: Path) -> dict[str, dict[str, Row]]:
+def with_real(measured: Measurements, files: dict[str, list[Path]], cache: Path) -> dict[str, dict[str, Row]]:
     """Rows with the figures that compare with the undamaged clip, and LSE-C at 0 of either reach as ``sync``."""
     rows: dict[str, dict[str, Row]] = {}
     for name, paths in files.items():
@@ -121,7 +122,7 @@ def with_real(measured: Measured, files: dict[str, list[Path]], cache: Path) -> 
             row = finding.row | {"sync": finding.row.get("sync_in_time", finding.row.get("sync_in_time_short"))}
             if name != PLAIN:
                 mine, truth = (track_file(p, cache) for p in (path, files[PLAIN][paths.index(path)]))
-                row |= against_real(mine, truth, finding.features, real.features)
+                row |= compare_with_real(mine, truth, finding.features, real.features)
             rows.setdefault(name, {})[path.stem] = row
     return rows
 
@@ -139,9 +140,9 @@ def table(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, dict[str, floa
             known = np.array([(float(a), float(b)) for a, b in pairs if a is not None and b is not None])
             if len(known) < 3:
                 continue
-            gap = bootstrap(known[:, 0] - known[:, 1])
+            gap = bootstrap_mean(known[:, 0] - known[:, 1])
             spread = max(float(known[:, 1].std()), 0.02 * abs(float(known[:, 1].mean())), SMALLEST.get(key, 1e-3))
-            sure = gap.low is not None and gap.high is not None and not gap.low <= 0 <= gap.high
+            sure = gap.excludes_zero
             cells[name][key] = {"change": round(gap.mean / spread, 2), "sure": sure,
                                 "before": round(float(known[:, 1].mean()), 4),
                                 "after": round(float(known[:, 0].mean()), 4)}  # fmt: skip
@@ -180,7 +181,7 @@ def drawn(cells: dict[str, dict[str, dict[str, float | bool]]]) -> str:
                     axis.text(x, y, f"{row[key]['change']:.1f}", ha="center", va="center", fontsize=7, weight=weight)
         axis.set_xticks(range(len(COLUMNS)), COLUMNS, rotation=45, ha="right")
         axis.set_yticks(range(len(cells)), list(cells))
-        return svg(figure)
+        return to_svg(figure)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from unseen import test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.compare import bootstrap
-from flowportrait.evaluate.measure import measure
+from flowportrait.evaluation.measure import measure_video
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
@@ -85,12 +85,12 @@ def main() -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 motion = torch.cat(list(animator.motion(heard, seed=index)))
                 write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
-                row = measure(path).row
+                row = measure_video(path).row
                 for key in (SYNC, LER, ECS):
                     if (value := number(row, key)) is not None:
                         own.setdefault(kind, {}).setdefault(key, []).append(value)
     summary = {
-        system: {kind: {key: vars(bootstrap(np.array(values))) for key, values in figures.items()}
+        system: {kind: {key: vars(bootstrap_mean(np.array(values))) for key, values in figures.items()}
                  for kind, figures in kinds.items()}
         for system, kinds in found.items()
     }  # fmt: skip

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import wilcoxon
 
-from flowportrait.evaluate.compare import MIN_PAIRS, Row
-from flowportrait.evaluate.metrics import METRICS
+from flowportrait.evaluation.metrics import METRICS, Row
+from flowportrait.evaluation.statistics import (
+    holm_correction,
+    percentile_interval,
+    resample,
+    resampled_means,
+    signed_rank_p,
+)
 
-RESAMPLES = 4000
 POST_TRAINED, RUNS, CHANCE, CHANCE_MEAN = "rl", "three runs", "paid at random", "their mean"
 SYSTEMS = {
     POST_TRAINED: ("rl",), RUNS: ("rl_0", "rl_1", "rl_2"),
@@ -61,40 +65,23 @@ def paired(runs: Sequence[Mapping[str, Row]], starts: Sequence[Mapping[str, Row]
     return Paired(after, before, clips)
 
 
-def draws(shape: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which runs ``[R, S]`` and which clips ``[R, n]`` every resampling takes."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(shape[0], size=(RESAMPLES, shape[0])), rng.integers(shape[1], size=(RESAMPLES, shape[1]))
-
-
-def crossed(values: np.ndarray) -> np.ndarray:
-    """Resampled means ``[R]`` of ``[S, n]``."""
-    seeds, clips = draws((values.shape[0], values.shape[1]))
-    return np.asarray(values[seeds[:, :, None], clips[:, None, :]].mean((1, 2)))
-
-
 def change(found: Paired) -> dict[str, Any]:
     """Mean after with its interval, and the change: relative, its interval, and p (None on fewer than six clips)."""
     gap, base = found.after - found.before, float(found.before.mean())
-    low, high = interval(crossed(found.after))
+    low, high = percentile_interval(resampled_means(found.after))
     result: dict[str, Any] = {"mean": float(found.after.mean()), "low": low, "high": high, "before": base}
-    result |= {"gap": float(gap.mean())} | dict(zip(("gap_low", "gap_high"), interval(crossed(gap)), strict=True))
-    tested = gap.shape[1] >= MIN_PAIRS and bool(np.any(gap.mean(0)))
-    return result | {"p": float(wilcoxon(gap.mean(0)).pvalue) if tested else None}
+    result |= {"gap": float(gap.mean())} | dict(
+        zip(("gap_low", "gap_high"), percentile_interval(resampled_means(gap)), strict=True)
+    )
+    return result | {"p": signed_rank_p(gap.mean(0))}
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def holm(entries: Sequence[dict[str, Any]]) -> None:
-    """Correct the p of all entries together, in place (step-down, Holm 1979)."""
-    tested = sorted((entry for entry in entries if entry.get("p") is not None), key=lambda entry: entry["p"])
-    running = 0.0
-    for rank, entry in enumerate(tested):
-        running = min(1.0, max(running, entry["p"] * (len(tested) - rank)))
-        entry["p"] = running
+def correct(entries: Sequence[dict[str, Any]]) -> None:
+    """Holm's correction of the p of all entries together, in place."""
+    corrected = holm_correction([entry.get("p") for entry in entries])
+    for entry, p in zip(entries, corrected, strict=True):
+        if p is not None:
+            entry["p"] = p
 
 
 def gap_closed(before: float, after: float, real: float) -> float | None:
@@ -115,11 +102,13 @@ def closed(found: Paired, real: Mapping[str, Row], key: str) -> dict[str, Any]:
     share = gap_closed(float(before.mean()), float(after.mean()), float(truth.mean()))
     if share is None:
         return result
-    seeds, clips = draws((after.shape[0], after.shape[1]))
+    seeds, clips = resample(after.shape[1], after.shape[0])
     afters = after[seeds[:, :, None], clips[:, None, :]].mean((1, 2))
     gaps = np.abs(truth[clips].mean(1) - before[clips].mean(1))
     shares = 1 - np.abs(truth[clips].mean(1) - afters) / np.maximum(gaps, 1e-9)
-    return result | {"closed": share} | dict(zip(("closed_low", "closed_high"), interval(shares), strict=True))
+    return (
+        result | {"closed": share} | dict(zip(("closed_low", "closed_high"), percentile_interval(shares), strict=True))
+    )
 
 
 def headline_runs(folder: Path) -> dict[str, Any]:
@@ -149,7 +138,7 @@ def _against(
         if found is not None:
             each = [float(run.mean()) for run in found.after]
             result[metric.key] = change(found) | closed(found, rows.get("real", {}), metric.key) | {"each": each}
-    holm(list(result.values()))
+    correct(list(result.values()))
     return result
 
 

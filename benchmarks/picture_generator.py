@@ -35,8 +35,8 @@ from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
 from flowportrait.codec.vae_codec import VaeCodec
 from flowportrait.corpus.clip import Clip
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.networks import networks
-from flowportrait.evaluate.offsets import measure_sync
+from flowportrait.evaluation.lip_sync import measure_sync
+from flowportrait.evaluation.networks import load_networks
 from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
@@ -159,7 +159,7 @@ def motion(picture: np.ndarray, name: str, track: torch.Tensor, side: int) -> np
 
 def figures(frames: np.ndarray, portrait: np.ndarray, first: torch.Tensor, codec: VaeCodec) -> dict[str, float]:
     """Of one second."""
-    look = networks().identity
+    look = load_networks().identity
     middle = frames[len(frames) // 2]
     with FaceTracker(still=True) as tracker:
         seen = [len(tracker.detect(cv2.resize(frame, (LARGE, LARGE)))) > 0 for frame in frames[::5]]

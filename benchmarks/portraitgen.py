@@ -34,13 +34,11 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import wilcoxon
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.compare import bootstrap
-from flowportrait.evaluate.frechet import frechet
-from flowportrait.evaluate.networks import networks
-from flowportrait.portraitgen.bench_compare import holm, mcnemar
+from flowportrait.evaluation.comparison import frechet_distance
+from flowportrait.evaluation.networks import load_networks
+from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar, signed_rank_p
 from flowportrait.portraitgen.faces import Faces
 from flowportrait.portraitgen.measured_stills import Limits, MeasuredStills
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames, as_pictures
@@ -150,7 +148,7 @@ def measure(pictures: torch.Tensor, held_out: np.ndarray) -> dict[str, Any]:
         "ai_portrait": [judge.measure(look, "ai_portrait").reward for look in looks],
         "omni_reward": [judge.measure(look, "omni_reward").reward for look in looks],
         "realness": unusual(pictures, [look.landmarks for look in looks]),
-        "frechet": frechet(features(pictures), held_out),
+        "frechet": frechet_distance(features(pictures), held_out),
     }
 
 
@@ -168,7 +166,7 @@ def unusual(pictures: torch.Tensor, landmarks: Sequence[np.ndarray | None]) -> l
 
 def features(pictures: torch.Tensor) -> np.ndarray:
     """The evaluation side's image features of pictures enlarged to its crops."""
-    image = networks().image
+    image = load_networks().image
     if image is None:
         raise BadInput("No image network is installed: see docs/evaluation.md for those that can be.")
     crops = [cv2.resize(frame, (128, 128), interpolation=cv2.INTER_CUBIC) for frame in as_frames(pictures)]
@@ -230,7 +228,7 @@ def table(options: Options) -> None:
         shown.add_column(head, justify="left" if head == "system" else "right")
     for name in order:
         sets = found[name]
-        total = bootstrap(np.concatenate([_count(data) for data in sets]))
+        total = bootstrap_mean(np.concatenate([_count(data) for data in sets]))
         rates = [_rate([value for data in sets for value in data["artefacts"].get(kind, [])]) for kind in kinds]
         figures = [_mean([v for data in sets for v in data[k]]) for k in ("ai_portrait", "omni_reward", "realness")]
         distance = float(np.mean([data["frechet"] for data in sets]))
@@ -259,11 +257,12 @@ def _against(
         for key, column in columns.items():
             gap = np.concatenate([column(mine) - column(theirs) for mine, theirs in pairs])
             gap = gap[np.isfinite(gap)]
-            tests[name, key], gaps[name, key] = float(wilcoxon(gap).pvalue) if gap.any() else 1.0, float(gap.mean())
+            p = signed_rank_p(gap)
+            tests[name, key], gaps[name, key] = 1.0 if p is None else p, float(gap.mean())
         for kind in kinds:
             a, b = ([v for pair in pairs for v in pair[side]["artefacts"].get(kind, [])] for side in (0, 1))
             tests[name, kind], gaps[name, kind] = mcnemar(a, b)
-    corrected = holm(tests)
+    corrected = dict(zip(tests, holm_correction(list(tests.values())), strict=True))
     shown = Table(title=f"against {baseline}: change per picture (Holm-corrected p)")
     keys = ("artefacts", *kinds, "realness")
     for head in ("system", *keys):

@@ -22,12 +22,12 @@ from rich.table import Table
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import MotionClip, load_motion
+from flowportrait.corruption import HELD_OUT_MOTION_CORRUPTIONS, MOTION_CORRUPTIONS
 from flowportrait.flow.path import interpolate
 from flowportrait.preference.heard_clips import listen, rehearse
 from flowportrait.preference.latent_pairs import LatentPairMaker, LatentPairs
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairBatch, PairMaker
-from flowportrait.preference.motion_damage import LEARNED, UNSEEN
 from flowportrait.preference.pair_loss import Objective
 from flowportrait.preference.reward_model import RewardModel
 from flowportrait.preference.train_latent import split
@@ -42,7 +42,7 @@ from flowportrait.reward.sync import SyncExpert
 PAIRS, LATENT_PAIRS = 840, 270
 PASTS = ("whole clip noisy", "past clean")
 SIGMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
-DAMAGES = {"learned damage": LEARNED, "unseen damage": UNSEEN}
+DAMAGES = {"learned damage": MOTION_CORRUPTIONS, "unseen damage": HELD_OUT_MOTION_CORRUPTIONS}
 SHIPPED = "reward model (shipped)"
 BASELINES: tuple[Objective, ...] = ("plain", "regression")
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -168,7 +168,7 @@ def draw(path: Path, found: dict[str, dict[str, dict[str, Rows]]]) -> None:
 
 def measure_scores(clips: list[MotionClip], dev: list[MotionClip], models: dict[str, Scores]) -> dict[str, Any]:
     """Single scorers and models on damage learned from and not."""
-    calibration = PairMaker(clips, LEARNED, 77).draw(PAIRS)
+    calibration = PairMaker(clips, MOTION_CORRUPTIONS, 77).draw(PAIRS)
     scorers, result = single_scorers(clips), {}
     for seed, (test, own) in enumerate(DAMAGES.items(), 1):
         batch = PairMaker(dev, own, seed).draw(PAIRS)
@@ -204,7 +204,7 @@ def measure_latent(output: Path, dev: list[MotionClip], models: dict[str, Scores
             columns = [f"{d}{' it says' * (key == 'says')}" for key in ("right", "says") for d in DIMENSIONS]
             show(f"latent reward, {test}, {past}", rows, columns)
     made = kept(output / "made.pt", lambda: rehearse(generator, real))
-    pairs = LatentPairMaker(made, latent.space, LEARNED, 5, vary=False).draw(LATENT_PAIRS)
+    pairs = LatentPairMaker(made, latent.space, MOTION_CORRUPTIONS, 5, vary=False).draw(LATENT_PAIRS)
     found["generated clips"] = latent_rows(latent, pairs, PASTS[1:])
     rows = {
         f"σ {sigma}": [row[d]["right"] for d in DIMENSIONS] for sigma, row in found["generated clips"][PASTS[1]].items()

@@ -21,8 +21,10 @@ from flowportrait.best_of import best, takes
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
 from flowportrait.corpus.clip import Clip
-from flowportrait.evaluate.compare import Estimate, Row, bootstrap, column
-from flowportrait.evaluate.measure import measure
+from flowportrait.evaluation.comparison import metric_values
+from flowportrait.evaluation.measure import measure_video
+from flowportrait.evaluation.metrics import Row
+from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
@@ -93,7 +95,7 @@ def draw(corpus: Path, footage: Path, output: Path, count: int, system: str, by:
             clip = Clip.load(corpus / "clips" / f"{name}.safetensors")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, faces[index % len(faces)].decode(perform(clip.audio, index)), clip.audio)
-        measure(path, output / "seen")
+        measure_video(path, output / "seen")
 
 
 @torch.no_grad()
@@ -121,19 +123,20 @@ def table(output: Path, systems: Sequence[str], keys: Sequence[str], percent: bo
     over seeds and clips. ``percent``: of sft's mean."""
     drawn = {system: sorted(videos(output, system).glob("*.mp4")) for system in dict.fromkeys(("sft", *systems))}
     rows = {
-        system: {path.stem: measure(path, output / "seen").row for path in files} for system, files in drawn.items()
+        system: {path.stem: measure_video(path, output / "seen").row for path in files}
+        for system, files in drawn.items()
     }
     families: dict[str, list[str]] = {}
     for system in systems:
         if drawn[system] and system != "sft":
             families.setdefault(system.split("@")[0], []).append(system)
     print("| | seeds | " + " | ".join(keys) + " |\n" + "|---" * (len(keys) + 2) + "|")
-    own = {key: float(column(rows["sft"], key)[1].mean()) for key in keys}
+    own = {key: float(metric_values(rows["sft"], key)[1].mean()) for key in keys}
     print("| `sft` itself | | " + " | ".join(f"{mean:.3g}" for mean in own.values()) + " |")
     for family, runs in families.items():
         found = {key: gaps([rows[run] for run in runs], rows["sft"], key) for key in keys}
         cells = [
-            interval(bootstrap(100 / own[key] * gap), 0) if percent else interval(bootstrap(gap), 3)
+            interval(bootstrap_mean(100 / own[key] * gap), 0) if percent else interval(bootstrap_mean(gap), 3)
             for key, gap in found.items()
         ]
         print(f"| `{family}` | {len(runs)} | " + " | ".join(cells) + " |")
@@ -141,7 +144,7 @@ def table(output: Path, systems: Sequence[str], keys: Sequence[str], percent: bo
 
 def gaps(runs: Sequence[dict[str, Row]], start: dict[str, Row], key: str) -> np.ndarray:
     """Figure of every run minus that of ``start`` ``[runs, clips]``, for clips that all have it."""
-    found = [dict(zip(*column(rows, key), strict=True)) for rows in (*runs, start)]
+    found = [dict(zip(*metric_values(rows, key), strict=True)) for rows in (*runs, start)]
     common = sorted(set.intersection(*(set(own) for own in found)))
     values = np.array([[own[clip] for clip in common] for own in found])
     return values[:-1] - values[-1]

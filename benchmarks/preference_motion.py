@@ -19,7 +19,7 @@ from preference_material import FRAMES, rate
 from flowportrait.checkpoints import load_generator
 from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
 from flowportrait.corpus.motion_set import MotionClip, load_motion
-from flowportrait.evaluate.compare import bootstrap
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.generator.sampler import sample_mel
 from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.mel import MELS_PER_FRAME
@@ -75,7 +75,7 @@ def parts(corpus: Path, output: Path, systems: Sequence[str]) -> None:
 
 def factor(name: str, logs: torch.Tensor) -> str:
     """Of differences of logarithms ``[clips]``."""
-    found = bootstrap(logs.double().numpy())
+    found = bootstrap_mean(logs.double().numpy())
     return f"{name} {np.exp(found.mean):.2f} [{np.exp(found.low):.2f}, {np.exp(found.high):.2f}]"
 
 
@@ -100,6 +100,6 @@ def differences(runs: Sequence[list[list[float]]], start: list[list[float]]) -> 
     """Of runs ``[runs, clips, 3]`` from ``start``, with intervals over both."""
     gap, cells = torch.tensor(runs) - torch.tensor(start), []
     for column, dimension in enumerate(("sync", "expressiveness", "smoothness")):
-        found = bootstrap(gap[..., column].double().numpy())
+        found = bootstrap_mean(gap[..., column].double().numpy())
         cells.append(f"{dimension} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
     return "   ".join(cells)

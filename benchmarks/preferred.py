@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from flowportrait.evaluate.compare import bootstrap
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.judge.learning import BAND
 from flowportrait.judge.measured import MeasuredPanel
 from flowportrait.judge.rubric import ASPECTS, WEIGHTS
@@ -84,7 +84,7 @@ def share(ours: Grades, theirs: Grades, key: str) -> tuple[float, float, float]:
     pairs = [name for name in ours if key in ours[name] and key in theirs.get(name, {})]
     margins = np.array([ours[name][key] - theirs[name][key] for name in pairs])
     won = np.where(np.abs(margins) <= (BAND if key.startswith("panel") else 0), 0.5, margins > 0)
-    found = bootstrap(won.astype(float))
+    found = bootstrap_mean(won.astype(float))
     return found.mean, found.low, found.high
 
 

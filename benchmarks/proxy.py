@@ -26,9 +26,8 @@ from unseen import test_clips
 
 from flowportrait.animator import Animator
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.compare import bootstrap
-from flowportrait.evaluate.offsets import SHORT_REACH, sync_from_embeddings
-from flowportrait.evaluate.sync import SyncExpert as Judge
+from flowportrait.evaluation.lip_sync import SHORT_REACH, PixelSyncExpert, sync_from_embeddings
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.align import mouth_patch
 from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
@@ -95,7 +94,7 @@ def judge(codec: MotionCodec, motion: torch.Tensor, mel: torch.Tensor) -> float:
     if not all(face.valid[0] for face in faces):
         return float("nan")
     mouths = np.array([mouth_patch(frame, face.landmarks[0]) for frame, face in zip(frames, faces, strict=True)])
-    expert = Judge.load()
+    expert = PixelSyncExpert.load()
     face, voice = expert.embed_face(torch.from_numpy(mouths)[None])[0], expert.embed_audio(mel[None])[0]
     return sync_from_embeddings(face.numpy(), voice.numpy(), SHORT_REACH).in_time
 
@@ -128,7 +127,7 @@ def worth(judged: np.ndarray, scores: np.ndarray) -> dict[str, list[float]]:
 
 
 def _interval(values: np.ndarray) -> list[float]:
-    estimate = bootstrap(values)
+    estimate = bootstrap_mean(values)
     return [round(float(value), 4) for value in (estimate.mean, estimate.low or 0, estimate.high or 0)]
 
 

@@ -41,6 +41,7 @@ from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
 from flowportrait.codec.renderer import Renderer
 from flowportrait.codec.self_reenactment import own_motion, portrait_of
 from flowportrait.corpus.clip import Clip
+from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
@@ -264,18 +265,15 @@ def through(net: TinyAutoencoder, frame: np.ndarray, landmarks: np.ndarray) -> n
 def table(results: list[dict[str, dict]], title: str) -> dict[str, dict]:
     """Print means with bootstrap 95 % intervals over clips; return them."""
     shown = Table("", "mouth ↓", "of tuned warp", "landmarks % ↓", "colour ↓", "amplitude", "flicker", title=title)
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(results), size=(1000, len(results)))
     base = np.array([r["warp, tuned"]["mouth"] for r in results])
     summary = {}
     for name in results[0]:
         column = {key: np.array([r[name].get(key, np.nan) for r in results]) for key in results[0][name]}
-        share = column["mouth"][picks].mean(1) / base[picks].mean(1)
-        spread = np.percentile(share, [2.5, 97.5])
+        ratio = bootstrap_ratio(column["mouth"], base, 1000)
         summary[name] = {key: float(np.nanmean(value)) for key, value in column.items()}
-        summary[name] |= {"of_warp": float(column["mouth"].mean() / base.mean()), "interval": spread.tolist()}
+        summary[name] |= {"of_warp": ratio.mean, "interval": [ratio.low, ratio.high]}
         shown.add_row(
-            name, f"{summary[name]['mouth']:.4f}", f"{summary[name]['of_warp']:.2f} ({spread[0]:.2f}–{spread[1]:.2f})",
+            name, f"{summary[name]['mouth']:.4f}", f"{summary[name]['of_warp']:.2f} ({ratio.low:.2f}–{ratio.high:.2f})",
             *(f"{summary[name].get(key, np.nan):.{digits}f}" for key, digits in
               (("landmarks", 2), ("colour", 4), ("amplitude", 2), ("flicker", 2))),
         )  # fmt: skip

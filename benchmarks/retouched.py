@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 from reenact import features
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from flowportrait.codec.retouch_net import RetouchNet, Windows
 from flowportrait.codec.train_retouch import draw, load_pairs
+from flowportrait.evaluation.statistics import bootstrap_ratio
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ def main(options: Options) -> None:
     windows, truth = draw(dev, torch.arange(0, len(dev["base"]), options.every), recolour=False)
     goal = features(list((truth.permute(0, 2, 3, 1) * 255).round().byte().numpy()))
     base, true_step = error(windows.base, goal), sharpness(truth, windows)
-    picks = np.random.default_rng(0).integers(len(base), size=(1000, len(base)))
     drawing_step = sharpness(windows.base, windows) / true_step
     print(f"{len(base)} held-out drawings: mouth error {base.mean():.4f}, sharpness {drawing_step:.2f}")
     for path in options.networks:
@@ -69,9 +68,9 @@ def main(options: Options) -> None:
         skin = windows.skin.clamp_min(0.06)[..., None, None]
         for name, drawn in (("flow alone", whole - skin * residual), ("flow and residual", whole)):
             mine = error(drawn, goal)
-            low, high = np.percentile(mine[picks].mean(1) / base[picks].mean(1), [2.5, 97.5])
+            ratio = bootstrap_ratio(mine, base, 1000)
             step = sharpness(drawn, windows) / true_step
-            share = f"{mine.mean() / base.mean():.3f} ({low:.3f}–{high:.3f})"
+            share = f"{ratio.mean:.3f} ({ratio.low:.3f}–{ratio.high:.3f})"
             print(f"{path.stem}, {name}: {share} of it, sharpness {step:.2f}")
 
 

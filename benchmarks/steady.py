@@ -29,8 +29,8 @@ from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.motion_set import load_motion
-from flowportrait.evaluate.behaviour import blinks
-from flowportrait.evaluate.compare import bootstrap
+from flowportrait.evaluation.behaviour import blinks
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.drift import drift_figures, liveliness
 from flowportrait.generator.sampler import GenerationSession, sample_motion
@@ -115,7 +115,7 @@ def table(motion: torch.Tensor, sounds: np.ndarray, usual: float, codec: MotionC
     minutes = range(1, figures["still"].shape[1] + 1)
     print(f"{'minute':20s}" + "".join(f"{minute:7d}" for minute in minutes) + "   last − 2nd")
     for name, values in figures.items():
-        change = bootstrap((values[:, -1] - values[:, min(1, values.shape[1] - 1)]).numpy())
+        change = bootstrap_mean((values[:, -1] - values[:, min(1, values.shape[1] - 1)]).numpy())
         spread = "" if change.low is None else f" ({change.low:+.3f} … {change.high:+.3f})"
         row = "".join(f"{value:7.3f}" for value in values.mean(0).tolist())
         print(f"{name:20s}{row}   {change.mean:+.3f}{spread}", flush=True)

@@ -23,7 +23,7 @@ from unseen import headline, test_clips
 from flowportrait.animator import Animator
 from flowportrait.codec.basis import LOWER
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.evaluate.compare import bootstrap
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
@@ -58,7 +58,7 @@ def main() -> None:
     first = found[given.checkpoints[0], given.checkpoints[0]]
     print(f"lips of · rest of   LSE-C at 0, change from {given.checkpoints[0]}; {given.seeds} × {len(clips)} sentences")
     for (lips, rest), scores in found.items():
-        change = bootstrap((np.array(scores) - first).reshape(given.seeds, -1).mean(0))
+        change = bootstrap_mean((np.array(scores) - first).reshape(given.seeds, -1).mean(0))
         shown = f"{change.mean:+.4f} ({change.low:+.4f} … {change.high:+.4f})"
         print(f"{lips:>7s} · {rest:7s}  {np.mean(scores):.3f}   {shown}")
 

@@ -11,8 +11,7 @@ from typing import Any
 from figures import BESIDE, COMPOSITE, FIGURES, REAL, digits
 from over_runs import OWN_RUNS, PAIRS, POOLED, POST_TRAINED, RUNS, SYSTEMS, gap_closed
 
-from flowportrait.evaluate.metrics import METRICS
-from flowportrait.evaluate.reference import SHIPPED
+from flowportrait.evaluation.metrics import METRICS, SHIPPED
 
 TITLES = {metric.key: metric.title for metric in METRICS} | {
     "identity_kept": "Identity", "spread_lips": "Spread, lips", "spread_head": "Spread, head",

@@ -17,19 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.commands.evaluate import find_videos
-from flowportrait.evaluate import points68, theval
-from flowportrait.evaluate.behaviour import blinks, silent_lip
-from flowportrait.evaluate.features import features
-from flowportrait.evaluate.look import stabiliser
-from flowportrait.evaluate.networks import Networks, networks
-from flowportrait.evaluate.offsets import measure_sync
-from flowportrait.evaluate.optical import flow_method
-from flowportrait.evaluate.run import measure_all
-from flowportrait.evaluate.signals import actions68, pose_free
-from flowportrait.evaluate.tracked import track_file
+from flowportrait.evaluation import theval
+from flowportrait.evaluation.api import measure_videos
+from flowportrait.evaluation.behaviour import blinks, silent_lip
+from flowportrait.evaluation.lip_sync import measure_sync
+from flowportrait.evaluation.networks import Networks, clip_features, load_networks
+from flowportrait.evaluation.signals import action_signals68, remove_pose
+from flowportrait.evaluation.tracking import face_boxes, landmarks68, stabilizing_transforms, track_file
 from flowportrait.media.face import FaceTracker
+from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.media.video import iter_frames
+from flowportrait.prompts import find_videos
 
 
 def main() -> None:
@@ -40,34 +38,34 @@ def main() -> None:
     given = options.parse_args()
     found = find_videos(given.inputs)
     clips = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, given.clips).astype(int))]
-    networks()
+    load_networks()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        fresh, again = (seconds(lambda: measure_all({"a": clips}, cache)) for _ in range(2))
+        fresh, again = (seconds(lambda: measure_videos({"a": clips}, cache)) for _ in range(2))
         tracked = [track_file(clip, cache) for clip in clips]
         began = time.monotonic()
-        measure_all({"a": clips}, cache / "other", given.workers)
+        measure_videos({"a": clips}, cache / "other", given.workers)
         parallel = time.monotonic() - began
     frames = sum(map(len, tracked))
     print(f"{len(clips)} clips, {frames} frames, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-          f"flow by {flow_method().name}")  # fmt: skip
+          f"flow by {best_installed_flow().name}")  # fmt: skip
     show("everything, nothing cached", fresh, len(clips))
     show(f"everything, nothing cached, {given.workers} processes, by the clock", parallel, len(clips))
     show("everything, from the cache", again, len(clips))
     look = seconds(lambda: [follow(clip) for clip in clips])
     show("decoding and tracking alone", look, len(clips))
-    nets = networks()
+    nets = load_networks()
     parts: dict[str, Callable[[], object]] = {
         "LSE-C/D, offset, LER": lambda: [measure_sync(t) for t in tracked],
         "TFI (flow)": lambda: [flow(clip, t) for clip, t in zip(clips, tracked, strict=True)],
         "ECS (68 points)": lambda: [outline(clip, t) for clip, t in zip(clips, tracked, strict=True)],
         "silent lip, blinks, gaze, head": lambda: [
-            (silent_lip(t.landmarks, t.valid, t.audio), blinks(pose_free(t.landmarks[t.valid])[0])) for t in tracked
+            (silent_lip(t.landmarks, t.valid, t.audio), blinks(remove_pose(t.landmarks[t.valid])[0])) for t in tracked
         ],
-        "THEval-5": lambda: [theval.measures(t, pose_free(t.landmarks[t.valid])[1]) for t in tracked],
-        "CSIM": lambda: [features(t, Networks(nets.identity, None, None, None)) for t in tracked],
+        "THEval-5": lambda: [theval.measures(t, remove_pose(t.landmarks[t.valid])[1]) for t in tracked],
+        "CSIM": lambda: [clip_features(t, Networks(nets.identity, None, None, None)) for t in tracked],
         "FID- and FVD-style": lambda: [
-            features(t, Networks(None, nets.image, nets.texture, nets.video)) for t in tracked
+            clip_features(t, Networks(None, nets.image, nets.texture, nets.video)) for t in tracked
         ],
     }
     for name, part in parts.items():
@@ -82,17 +80,17 @@ def follow(clip: Path) -> None:
 def flow(clip: Path, tracked: object) -> None:
     import cv2
 
-    matrices, method, before = stabiliser(tracked.landmarks, tracked.valid), flow_method(), None  # type: ignore[attr-defined]
+    matrices, method, before = stabilizing_transforms(tracked.landmarks, tracked.valid), best_installed_flow(), None  # type: ignore[attr-defined]
     for frame, matrix in zip(iter_frames(clip), matrices, strict=True):
         now = cv2.warpAffine(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), matrix, (96, 96), flags=cv2.INTER_AREA)
         if before is not None:
-            method(before, now)
+            method.between(before, now)
         before = now
 
 
 def outline(clip: Path, tracked: object) -> None:
-    around = points68.boxes(tracked.landmarks, tracked.valid)  # type: ignore[attr-defined]
-    actions68(np.array([points68.points(f, box) for f, box in zip(iter_frames(clip), around, strict=True)]))
+    around = face_boxes(tracked.landmarks, tracked.valid)  # type: ignore[attr-defined]
+    action_signals68(np.array([landmarks68(f, box) for f, box in zip(iter_frames(clip), around, strict=True)]))
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -11,9 +11,8 @@ import pytest
 from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.bench import bench, ordering
-from flowportrait.evaluate.bench_compare import compare_results
-from flowportrait.evaluate.protocol import Case, Protocol, cases, fingerprint, quick
+from flowportrait.evaluation.bench import check_ordering, compare_results, run_benchmark
+from flowportrait.evaluation.protocol import Case, Protocol, cases, fingerprint, quick
 
 
 def made() -> list[Case]:
@@ -40,7 +39,9 @@ def rows(**sync: float) -> dict:
 
 
 def test_a_still_face_that_wins_is_noticed() -> None:
-    found = {(w, loser, m): holds for w, loser, m, _, holds in ordering(rows(real=0.3, still=0.0, shifted=0.4), [])}
+    found = {
+        (w, loser, m): holds for w, loser, m, _, holds in check_ordering(rows(real=0.3, still=0.0, shifted=0.4), [])
+    }
     assert found[("real", "still", "sync_in_time")]
     assert found[("real", "still", "ler")]
     assert not found[("real", "shifted", "sync_in_time")]
@@ -81,11 +82,11 @@ def test_a_small_run_makes_every_row_and_keeps_what_is_there(tmp_path: Path) -> 
     voice = np.random.default_rng(0).normal(0, 0.1, (2, 20_000)).astype(np.float32)
     speech = [Case(f"c{i}", astronaut(), voice[i], i) for i in range(2)]
     protocol = quick(Protocol())
-    found = bench({"sft": "sft"}, {}, speech, protocol, tmp_path / "out", tmp_path / "cache")
+    found = run_benchmark({"sft": "sft"}, {}, speech, protocol, tmp_path / "out", tmp_path / "cache")
     written = json.loads(Path(found["results"]).read_text())
     assert set(written["clips"]) == {"sft", "shifted", "other sentence", "loudness jaw", "still"}
     assert written["clips"]["sft"]["c0"]["first_frame"] > 0
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.mp4")}
-    bench({"sft": "sft"}, {}, speech, protocol, tmp_path / "out", tmp_path / "cache")
+    run_benchmark({"sft": "sft"}, {}, speech, protocol, tmp_path / "out", tmp_path / "cache")
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.mp4")}
     assert compare_results(Path(found["results"]), Path(found["results"]))["different"] == 0

@@ -16,9 +16,9 @@ from flowportrait.commands.animate_reward import comparison_of
 from flowportrait.commands.doctor import find_runs
 from flowportrait.commands.score import MEANINGS, score_table
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.compare import compare
-from flowportrait.evaluate.metrics import BY_KEY
-from flowportrait.evaluate.table import text_table
+from flowportrait.evaluation.comparison import compare_systems
+from flowportrait.evaluation.metrics import BY_KEY
+from flowportrait.evaluation.tables import text_table
 from flowportrait.reward.registry import BUILT_IN
 
 
@@ -75,7 +75,7 @@ def test_an_evaluation_is_a_table_with_direction_units_and_changes() -> None:
         "ours": {f"c{i}": {"lse_c": 0.4, "lse_d": 1.0 + i / 100, "frames": 25} for i in range(8)},
         "theirs": {f"c{i}": {"lse_c": 0.2 + i / 1000, "lse_d": 1.2, "frames": 25} for i in range(8)},
     }
-    summary = json.loads(json.dumps(compare(rows, "theirs").summary()))
+    summary = json.loads(json.dumps(compare_systems(rows, "theirs").summary()))
     text = printed(text_table(summary), 200)
     up, down = (next(line for line in text.splitlines() if f" {name} " in line) for name in ("LSE-C", "LSE-D"))
     assert "↑" in up

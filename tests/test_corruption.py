@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowportrait.codec.basis import BLINK, GAZE, LOWER
-from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
-from flowportrait.corruption.picture import paste_square
+from flowportrait.corruption import (
+    CATALOGUE,
+    CORRUPTIONS,
+    HELD_OUT_MOTION_CORRUPTIONS,
+    MOTION_CORRUPTIONS,
+    Footage,
+    MotionWindow,
+    corrupt,
+    corruptions,
+)
+from flowportrait.corruption.catalogue import CLIP_KINDS, KINDS
+from flowportrait.corruption.clips import paste_square
 from flowportrait.errors import BadInput
 from flowportrait.media.video import SAMPLES_PER_FRAME
 
@@ -113,3 +125,42 @@ def test_what_a_clip_lacks_is_asked_for() -> None:
         corrupt(Footage(np.zeros((9, 64, 64, 3), np.uint8)), "seam", 1.0)
     with pytest.raises(BadInput, match="Unknown corruption 'bluur'"):
         corrupt(footage(9), "bluur", 1.0)
+
+
+def test_the_catalogue_has_every_kind_and_a_name_means_one_thing_for_one_subject() -> None:
+    assert {entry.kind for entry in CATALOGUE} == set(KINDS)
+    for kinds in ((*CLIP_KINDS, "head"), ("motion",), ("still",)):
+        names = [entry.name for entry in CATALOGUE if entry.kind in kinds]
+        assert len(set(names)) == len(names)
+    assert not MOTION_CORRUPTIONS.keys() & HELD_OUT_MOTION_CORRUPTIONS.keys()
+    assert corruptions("motion") == MOTION_CORRUPTIONS | HELD_OUT_MOTION_CORRUPTIONS
+
+
+def test_one_function_damages_clips_motion_and_stills() -> None:
+    @dataclass
+    class Portrait:
+        picture: np.ndarray
+        landmarks: np.ndarray | None
+
+    clip = footage()
+    assert clip.motion is not None
+    window = MotionWindow(clip.motion, np.ones(FRAMES), clip.motion, 8, 20)
+    assert corrupt(window, "frozen eyes", 1.0).shape == (20, 30)
+    assert np.ptp(corrupt(window, "frozen eyes", 1.0)[:, GAZE], axis=0).max() == 0
+    assert clip.frames is not None
+    assert clip.landmarks is not None
+    portrait = Portrait(clip.frames[0], clip.landmarks[0])
+    assert corrupt(portrait, "dark", 1.0).mean() < 0.5 * portrait.picture.mean()
+    with pytest.raises(BadInput, match="Unknown corruption 'offset': choose from shift"):
+        corrupt(window, "offset", 1.0)
+
+
+@pytest.mark.parametrize("name", corruptions("motion"))
+def test_the_same_generator_damages_motion_the_same_way(name: str) -> None:
+    clip = footage()
+    assert clip.motion is not None
+    window = MotionWindow(clip.motion, np.arange(FRAMES, dtype=float), clip.motion[::-1], 8, 20)
+    strength = corruptions("motion")[name].coarse
+    one, same = (corrupt(window, name, strength, np.random.default_rng(3)) for _ in range(2))
+    np.testing.assert_array_equal(one, same)
+    np.testing.assert_array_equal(one, corrupt(window, name, strength, 3))

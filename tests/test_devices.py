@@ -22,8 +22,8 @@ from flowportrait.codec.retouch_net import RetouchNet, Windows
 from flowportrait.codec.retouch_onnx import blank_windows
 from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
 from flowportrait.devices import default_device, device_of, onnx_providers, place, use_device
-from flowportrait.evaluate import networks as evaluation
-from flowportrait.evaluate.sync import SyncExpert as EvaluationSync
+from flowportrait.evaluation import networks as evaluation
+from flowportrait.evaluation.lip_sync import SyncExpert as EvaluationSync
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.enhancer import load_enhancer
 from flowportrait.generator.isolator import Isolator

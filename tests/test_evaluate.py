@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.behaviour import silent_frames
-from flowportrait.evaluate.compare import bootstrap, compare
-from flowportrait.evaluate.expression import autocorrelation, dynamics, ecs, quantiles
-from flowportrait.evaluate.flicker import guarded_tfi, trembling
-from flowportrait.evaluate.offsets import longest_run, sync_from_embeddings
-from flowportrait.evaluate.run import evaluate_videos
-from flowportrait.evaluate.signals import GROUPS
+from flowportrait.evaluation.api import evaluate
+from flowportrait.evaluation.behaviour import guarded_tfi, silent_frames, tfi_and_flow_power
+from flowportrait.evaluation.comparison import compare_systems
+from flowportrait.evaluation.expression import autocorrelation, dynamics_samples, ecs, reference_quantiles
+from flowportrait.evaluation.lip_sync import sync_from_embeddings
+from flowportrait.evaluation.signals import GROUPS, longest_run
+from flowportrait.evaluation.statistics import bootstrap_mean
 
 
 def unit(rng: np.random.Generator, windows: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_the_longest_run_ignores_gaps() -> None:
 def test_only_motion_above_the_cutoff_trembles(hertz: float, trembles: bool) -> None:
     wave = np.sin(2 * np.pi * hertz * np.arange(140) / 25)
     flow = np.broadcast_to(wave[:, None, None, None], (140, 8, 8, 2))
-    tfi, power = trembling(flow)
+    tfi, power = tfi_and_flow_power(flow)
     assert power == pytest.approx(0.5, rel=0.1)
     assert (tfi > 0.9 * power) if trembles else (tfi < 0.05 * power)
 
@@ -77,7 +77,7 @@ def lively(seed: int, frames: int = 150) -> dict[str, np.ndarray]:
 
 def test_expression_ranks_alike_above_noise_above_still() -> None:
     clips = [lively(seed) for seed in range(20)]
-    reference = {group: quantiles([dynamics(clip[group]) for clip in clips]) for group in GROUPS}
+    reference = {group: reference_quantiles([dynamics_samples(clip[group]) for clip in clips]) for group in GROUPS}
     rng = np.random.default_rng(0)
     alike = lively(99)
     noise = {group: rng.permuted(x, axis=0) for group, x in alike.items()}
@@ -111,10 +111,10 @@ def rows(values: list[float], **more: float) -> dict:
 
 def test_the_interval_holds_the_mean_and_shrinks_with_clips() -> None:
     rng = np.random.default_rng(0)
-    few, many = bootstrap(rng.normal(size=10)), bootstrap(rng.normal(size=1000))
+    few, many = bootstrap_mean(rng.normal(size=10)), bootstrap_mean(rng.normal(size=1000))
     assert few.low < few.mean < few.high
     assert many.high - many.low < 0.3 * (few.high - few.low)
-    assert bootstrap(np.array([3.0])).low is None
+    assert bootstrap_mean(np.array([3.0])).low is None
 
 
 def test_runs_that_differ_widen_the_interval_and_runs_that_are_alike_do_not() -> None:
@@ -122,7 +122,7 @@ def test_runs_that_differ_widen_the_interval_and_runs_that_are_alike_do_not() ->
     clips, runs = rng.normal(size=40), 3 * rng.normal(size=(5, 1))
 
     def width(values: np.ndarray) -> float:
-        found = bootstrap(values)
+        found = bootstrap_mean(values)
         assert found.low is not None
         assert found.high is not None
         return found.high - found.low
@@ -134,19 +134,19 @@ def test_runs_that_differ_widen_the_interval_and_runs_that_are_alike_do_not() ->
 
 def test_paired_differences_are_signed_and_corrected() -> None:
     base = [0.5 + 0.01 * i for i in range(20)]
-    found = compare({"before": rows(base), "after": rows([v - 0.1 for v in base])}, baseline="before")
+    found = compare_systems({"before": rows(base), "after": rows([v - 0.1 for v in base])}, baseline="before")
     (difference,) = [d for d in found.differences if d.metric == "ler"]
     assert difference.difference.mean == pytest.approx(-0.1)
     assert difference.change == pytest.approx(-0.1 / np.mean(base))
     assert difference.p is not None
     assert difference.p < 0.001
-    same = compare({"before": rows(base), "after": rows(base)}, baseline="before").differences[0]
+    same = compare_systems({"before": rows(base), "after": rows(base)}, baseline="before").differences[0]
     assert same.p is None
     assert same.difference.mean == 0
 
 
 def test_what_was_not_measured_is_left_out_not_made_up() -> None:
-    found = compare({"a": {"x": {"frames": 10, "frames_without_face": 10, "ler": None}}})
+    found = compare_systems({"a": {"x": {"frames": 10, "frames_without_face": 10, "ler": None}}})
     assert "ler" not in found.estimates["a"]
     assert found.counts["a"]["clips_without_sync"] == 1
     assert found.counts["a"]["frames_without_face"] == 10
@@ -154,6 +154,6 @@ def test_what_was_not_measured_is_left_out_not_made_up() -> None:
 
 def test_evaluating_nothing_or_against_nobody_is_refused(tmp_path) -> None:
     with pytest.raises(BadInput, match="nothing to evaluate"):
-        evaluate_videos({"videos": []}, tmp_path)
+        evaluate({"videos": []})
     with pytest.raises(BadInput, match="baseline 'x'"):
-        evaluate_videos({"videos": [tmp_path / "a.mp4"]}, tmp_path, baseline="x")
+        evaluate({"videos": [tmp_path / "a.mp4"]}, baseline="x")

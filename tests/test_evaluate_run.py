@@ -12,17 +12,17 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-import flowportrait.evaluate.look as look_module
-from flowportrait.commands.evaluate import find_videos, named_systems
+from flowportrait.commands.evaluate import named_systems
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.compare import compare
-from flowportrait.evaluate.features import features
-from flowportrait.evaluate.groups import by_group, groups_table, read_labels
-from flowportrait.evaluate.networks import Networks, Scripted, networks
-from flowportrait.evaluate.run import evaluate_videos
-from flowportrait.evaluate.sets import jackknife
-from flowportrait.evaluate.tracked import default_cache, track_file
+from flowportrait.evaluation import tracking
+from flowportrait.evaluation.api import evaluate
+from flowportrait.evaluation.comparison import compare_systems, metrics_by_group, read_labels
+from flowportrait.evaluation.networks import Networks, TorchScriptNetwork, clip_features, load_networks
+from flowportrait.evaluation.statistics import jackknife
+from flowportrait.evaluation.tables import html_groups_table
+from flowportrait.evaluation.tracking import default_cache, track_file
 from flowportrait.media.write_video import write_video
+from flowportrait.prompts import find_videos
 
 FRAMES = 30
 
@@ -62,7 +62,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bad_files_are_named_counted_and_left_out_and_the_rest_is_reported(clips: Path, tmp_path: Path) -> None:
     systems = {name: sorted((clips / name).glob("*.mp4")) for name in ("real", "ours")}
-    summary = evaluate_videos(systems, tmp_path / "out", cache=tmp_path / "cache")
+    summary = evaluate(systems, cache=tmp_path / "cache").write(tmp_path / "out")
     excluded = {entry["file"]: entry["reason"] for entry in summary["excluded"]}
     assert set(excluded) == {"broken.mp4", "wall.mp4"}
     assert "no face in any of its 12 frames" in excluded["wall.mp4"]
@@ -89,15 +89,15 @@ def test_bad_files_are_named_counted_and_left_out_and_the_rest_is_reported(clips
 
 def test_when_nothing_can_be_measured_the_first_reason_is_given(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"None of the videos.*wall\.mp4 shows no face"):
-        evaluate_videos({"a": [clips / "ours" / "wall.mp4"]}, tmp_path / "out", cache=tmp_path / "cache")
+        evaluate({"a": [clips / "ours" / "wall.mp4"]}, cache=tmp_path / "cache")
 
 
 def test_the_same_content_is_looked_at_once_under_any_name(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
-    real_look = look_module.look
-    monkeypatch.setattr(look_module, "look", lambda path: looked.append(path) or real_look(path))
+    real_look = tracking.extract_tracks
+    monkeypatch.setattr(tracking, "extract_tracks", lambda path: looked.append(path) or real_look(path))
     first = track_file(clips / "ours" / "short.mp4", tmp_path)
     other = shutil.copy(clips / "ours" / "short.mp4", tmp_path / "elsewhere.mp4")
     again = track_file(Path(other), tmp_path)
@@ -124,39 +124,39 @@ def test_a_given_network_is_used_and_named_and_another_kind_of_file_refused(
 ) -> None:
     torch.jit.script(Tiny()).save(tmp_path / "inception.pt")
     monkeypatch.setenv("FLOWPORTRAIT_INCEPTION", str(tmp_path / "inception.pt"))
-    networks.cache_clear()
+    load_networks.cache_clear()
     try:
-        nets = networks()
+        nets = load_networks()
         assert nets.names()["image features (FID)"] == "inception.pt"
         crops = np.full((3, 128, 128, 3), 7, np.uint8)
         np.testing.assert_allclose(nets.image(crops), np.full((3, 3), 7.0))
         monkeypatch.setenv("FLOWPORTRAIT_INCEPTION", str(tmp_path / "missing.pt"))
-        networks.cache_clear()
+        load_networks.cache_clear()
         with pytest.raises(BadInput, match=r"missing\.pt, which does not exist"):
-            networks()
+            load_networks()
     finally:
-        networks.cache_clear()
+        load_networks.cache_clear()
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(BadInput, match="not a TorchScript network"):
-        Scripted(tmp_path / "text.pt")
+        TorchScriptNetwork(tmp_path / "text.pt")
 
 
 def test_without_networks_their_figures_are_empty_and_never_made_up(clips: Path, tmp_path: Path) -> None:
     tracked = track_file(clips / "ours" / "short.mp4", tmp_path)
-    found = features(tracked, Networks(None, None, None, None))
+    found = clip_features(tracked, Networks(None, None, None, None))
     assert not len(found.identity) + len(found.image) + len(found.video)
     assert set(Networks(None, None, None, None).names().values()) == {"not installed"}
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = list(np.random.default_rng(0).normal(size=10))
-    estimate = jackknife(values, [], lambda clips, truth: float(np.mean(clips)))  # type: ignore[arg-type]
+    estimate = jackknife(values, lambda clips: float(np.mean(clips)))
     assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * np.std(values, ddof=1) / np.sqrt(10))
 
 
 def test_errors_over_those_of_real_footage_are_an_excess() -> None:
     rows = {s: {"a": {"frames": 30, "frames_without_face": 0, "ler": v}} for s, v in (("real", 0.3), ("x", 0.5))}
-    found = compare(rows)
+    found = compare_systems(rows)
     assert found.estimates["x"]["ler_excess"].mean == pytest.approx(0.2)
     assert "ler_excess" not in found.estimates["real"]
 
@@ -165,11 +165,11 @@ def test_groups_are_reported_apart_with_their_counts(tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text("clip,language\na,Arabic\nb,Arabic\nc,English\nlost,English\n")
     labels = read_labels(tmp_path / "groups.csv")
     rows = {"x": {c: {"frames": 30, "frames_without_face": n, "ler": n / 10} for n, c in enumerate("abc")}}
-    found = by_group(rows, labels, [{"system": "x", "file": "lost.mp4", "reason": "broken"}])["language"]
+    found = metrics_by_group(rows, labels, [{"system": "x", "file": "lost.mp4", "reason": "broken"}])["language"]
     assert found["Arabic"]["x"]["clips"] == 2
     assert found["Arabic"]["x"]["metrics"]["ler"][0] == pytest.approx(0.05)
     assert (found["English"]["x"]["left_out"], found["English"]["x"]["frames_without_face"]) == (1, 2)
-    assert "Arabic" in groups_table({"language": found})
+    assert "Arabic" in html_groups_table({"language": found})
     (tmp_path / "groups.csv").write_text("name,language\na,Arabic\n")
     with pytest.raises(BadInput, match="column 'clip'"):
         read_labels(tmp_path / "groups.csv")

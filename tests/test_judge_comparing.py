@@ -16,8 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.config import override
-from flowportrait.corruption.footage import Footage
-from flowportrait.corruption.head import stretched, whipped
+from flowportrait.corruption.clips import Footage, shake_head, stretch_head
 from flowportrait.errors import BadInput
 from flowportrait.judge.answers import read_choice, read_rule
 from flowportrait.judge.clips import JudgedClip, pair_input
@@ -206,7 +205,9 @@ def test_a_rigid_head_does_not_bend_however_it_turns_and_its_turn_is_measured() 
     assert np.allclose(found[0].numpy(), truth, atol=1e-5)
 
 
-@pytest.mark.parametrize(("damage", "strength"), [(stretched, 0.1), (whipped, 10.0)])
+@pytest.mark.parametrize(
+    ("damage", "strength"), [(stretch_head, 0.1), (shake_head, 10.0)], ids=["stretched-0.1", "whipped-10.0"]
+)
 def test_a_head_that_cannot_be_caps_the_grade_and_another_changes_nothing(
     damage: Callable[[Footage, float], Footage], strength: float
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 from scipy.io import wavfile
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.look import _source_fps
+from flowportrait.evaluation.tracking import _source_fps
 from flowportrait.media.audio import has_audio, read_audio, read_sound
 from flowportrait.media.container import file_url, open_media
 from flowportrait.media.downmix import mono_weights

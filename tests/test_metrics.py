@@ -11,21 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.evaluate import steadiness, theval
-from flowportrait.evaluate.expression import dynamics, pooled_ecs, quantiles
-from flowportrait.evaluate.frechet import frechet
-from flowportrait.evaluate.optical import Dis
-from flowportrait.evaluate.signals import GROUPS, actions68, pose_free
-from flowportrait.evaluate.tracked import track_file
+from flowportrait.evaluation import theval
+from flowportrait.evaluation.behaviour import brightness_flicker, colour_drift, seam_energy
+from flowportrait.evaluation.comparison import frechet_distance
+from flowportrait.evaluation.expression import dynamics_samples, pooled_ecs, reference_quantiles
+from flowportrait.evaluation.signals import GROUPS, action_signals68, remove_pose
+from flowportrait.evaluation.tracking import BorderProbe, track_file
+from flowportrait.media.optical_flow import Dis
 from flowportrait.media.video import FPS
 
 
 def test_the_frechet_distance_of_shifted_and_of_widened_normals_is_known() -> None:
     rows = np.random.default_rng(0).normal(size=(20_000, 3))
-    assert frechet(rows, rows) == pytest.approx(0, abs=1e-6)
-    assert frechet(rows, rows + np.array([2.0, 0, 0])) == pytest.approx(4.0, rel=1e-3)
+    assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(rows, rows + np.array([2.0, 0, 0])) == pytest.approx(4.0, rel=1e-3)
     # (σ₁ − σ₂)² a dimension
-    assert frechet(rows, 3 * rows) == pytest.approx(3 * 4.0, rel=0.02)
+    assert frechet_distance(rows, 3 * rows) == pytest.approx(3 * 4.0, rel=0.02)
 
 
 def test_the_score_of_theval_is_one_for_the_truth_itself_and_falls_by_the_relative_error() -> None:
@@ -73,7 +74,7 @@ def test_where_and_how_large_the_head_is_does_not_change_its_actions(scale: floa
     rng = np.random.default_rng(0)
     face = rng.uniform(0, 100, (1, 68, 2)) + rng.normal(0, 1, (20, 68, 2))
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    before, after = actions68(face), actions68(face @ turn.T + x)
+    before, after = action_signals68(face), action_signals68(face @ turn.T + x)
     for group in ("mouth", "eyes"):
         lengths = slice(0, 2)
         np.testing.assert_allclose(after[group][:, lengths], before[group][:, lengths], rtol=1e-6, atol=1e-9)
@@ -92,11 +93,11 @@ def walk(seed: int, frames: int = 90) -> dict[str, np.ndarray]:
 def test_pooled_real_footage_split_in_half_is_near_one_and_noise_with_its_marginals_far_below() -> None:
     real, others = [walk(s) for s in range(40)], [walk(s) for s in range(100, 140)]
     rng = np.random.default_rng(0)
-    samples = [{g: dynamics(clip[g]) for g in GROUPS} for clip in real]
-    reference = {g: quantiles([s[g] for s in samples]) for g in GROUPS}
+    samples = [{g: dynamics_samples(clip[g]) for g in GROUPS} for clip in real]
+    reference = {g: reference_quantiles([s[g] for s in samples]) for g in GROUPS}
 
     def score(clips: list[dict[str, np.ndarray]]) -> float:
-        return pooled_ecs([{g: dynamics(clip[g]) for g in GROUPS} for clip in clips], reference)["all"]
+        return pooled_ecs([{g: dynamics_samples(clip[g]) for g in GROUPS} for clip in clips], reference)["all"]
 
     assert score(others) > 0.85
     assert score([{g: rng.permuted(x, axis=0) for g, x in clip.items()} for clip in others]) < 0.5
@@ -109,13 +110,13 @@ def test_colour_that_swings_drifts_and_light_that_jumps_flickers_and_neither_is_
     skin = np.full((100, 3), 120.0)
     warm = skin + (10 * np.sin(2 * np.pi * times))[:, None] * np.array([1, 0, -1])
     jumping = skin + rng.normal(0, 4, 100)[:, None]
-    assert steadiness.colour_drift(skin) == steadiness.flicker(skin) == 0
-    assert steadiness.colour_drift(warm) == pytest.approx(20 / np.sqrt(2), rel=0.01)
-    assert steadiness.flicker(warm) < 1.0
-    assert steadiness.flicker(jumping) == pytest.approx(4 * np.sqrt(2), rel=0.2)
-    assert steadiness.colour_drift(jumping) == pytest.approx(0)
+    assert colour_drift(skin) == brightness_flicker(skin) == 0
+    assert colour_drift(warm) == pytest.approx(20 / np.sqrt(2), rel=0.01)
+    assert brightness_flicker(warm) < 1.0
+    assert brightness_flicker(jumping) == pytest.approx(4 * np.sqrt(2), rel=0.2)
+    assert colour_drift(jumping) == pytest.approx(0)
     skin[10:90] = np.nan
-    assert steadiness.flicker(skin[5:95]) is None
+    assert brightness_flicker(skin[5:95]) is None
 
 
 @pytest.mark.parametrize("levels", [0, 6, 25])
@@ -124,12 +125,12 @@ def test_a_paste_back_border_shows_with_its_levels(levels: int) -> None:
     rng = np.random.default_rng(0)
     landmarks = np.zeros((1, 478, 3))
     landmarks[0, :, :2] = rng.uniform(96, 160, (478, 2))
-    probe = steadiness.BorderProbe(landmarks)
+    probe = BorderProbe(landmarks)
     for _ in range(20):
         frame = 60 + 0.3 * x + 0.2 * y + 8 * np.sin((x + y) / 9) + rng.normal(0, 3, x.shape)
         frame[60:200, 60:200] += levels
         probe.add(np.repeat(frame.clip(0, 255).astype(np.uint8)[..., None], 3, -1))
-    assert steadiness.seam_energy(probe.jumps()) == pytest.approx(levels, abs=2.0)
+    assert seam_energy(probe.jumps()) == pytest.approx(levels, abs=2.0)
 
 
 def test_optical_flow_is_signed_and_in_pixels() -> None:
@@ -137,7 +138,7 @@ def test_optical_flow_is_signed_and_in_pixels() -> None:
     picture = cv2.GaussianBlur(rng.uniform(0, 255, (96, 96)).astype(np.float32), (0, 0), 3)
     picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     moved = cv2.warpAffine(picture, np.array([[1, 0, 2.0], [0, 1, -1.0]]), (96, 96), borderMode=cv2.BORDER_REPLICATE)
-    field = Dis()(picture, moved)[16:-16, 16:-16].reshape(-1, 2)
+    field = Dis("medium").between(picture, moved)[16:-16, 16:-16].reshape(-1, 2)
     np.testing.assert_allclose(np.median(field, 0), [2.0, -1.0], atol=0.2)
 
 
@@ -150,7 +151,7 @@ def test_theval_on_real_clips_is_what_a_loop_over_frames_gives(tmp_path: Path) -
         pytest.skip("FLOWPORTRAIT_DATA does not hold the development footage")
     for clip in clips:
         tracked = track_file(clip, tmp_path)
-        turn = pose_free(tracked.landmarks[tracked.valid])[1]
+        turn = remove_pose(tracked.landmarks[tracked.valid])[1]
         found = theval.measures(tracked, turn)
         points = tracked.landmarks[..., :2] * 256 / max(tracked.size)
         spreads = []

@@ -68,7 +68,7 @@ def metadata(wheel: Path) -> Message:
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_below_weights_and_nothing_of_the_tests(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("weights", "samples", "study/page", "portraitgen", "evaluate"):
+    for folder in ("weights", "samples", "study/page", "portraitgen", "evaluation"):
         files = [path for path in (ROOT / "src" / "flowportrait" / folder).rglob("*") if path.is_file()]
         wanted = {path.relative_to(ROOT / "src").as_posix() for path in files if path.suffix != ".pyc"}
         assert wanted <= held, wanted - held

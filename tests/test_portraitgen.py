@@ -19,6 +19,7 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.statistics import holm_correction, mcnemar
 from flowportrait.flow import inversion
 from flowportrait.flow.schedule import shifted
 from flowportrait.judge.answers import read_still_grade
@@ -31,7 +32,7 @@ from flowportrait.judge.rubric import Aspect
 from flowportrait.judge.sanity import examine, save_certificate
 from flowportrait.judge.verdicts import AspectVerdict, Verdict
 from flowportrait.portraitgen import bench, taxonomy
-from flowportrait.portraitgen.bench_compare import compare, holm, mcnemar
+from flowportrait.portraitgen.bench_compare import compare
 from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE
 from flowportrait.portraitgen.faces import Faces, photos
 from flowportrait.portraitgen.judging import DIMENSIONS, STILL_SANITY, STILLS, StillReward
@@ -369,7 +370,7 @@ def test_rates_and_tests_are_the_textbooks() -> None:
     p, gap = mcnemar([True] * 6 + [False] * 4 + [None], [False] * 10 + [True])
     assert p == pytest.approx(2 / 2**6)
     assert gap == pytest.approx(0.6)
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
 # --- the flow that learns

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
@@ -18,7 +19,6 @@ from flowportrait.preference.heard_clips import listen, rehearse
 from flowportrait.preference.latent_pairs import LatentPairMaker
 from flowportrait.preference.latent_reward import REACH, LatentReward
 from flowportrait.preference.made_pairs import DIMENSIONS, PairMaker
-from flowportrait.preference.motion_damage import LEARNED
 from flowportrait.preference.slope import expert_slope, slope_loss
 from flowportrait.preference.thurstone import MARGIN, log_chances
 from flowportrait.preference.train_latent import LatentPlan, train_latent
@@ -169,8 +169,8 @@ def test_clips_are_heard_as_the_generator_hears_them_and_pairs_keep_their_motion
     made = rehearse(generator, heard)
     assert [clip.clip.name for clip in made] == [clip.name for clip in clips]
     assert torch.equal(made[0].clip.motion[0], clips[0].motion[0])
-    pairs = LatentPairMaker(heard, generator.space, {"jitter": LEARNED["jitter"]}, 0, vary=False).draw(8)
-    same = PairMaker(clips, {"jitter": LEARNED["jitter"]}, 0, frames=21).draw(8)
+    pairs = LatentPairMaker(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0, vary=False).draw(8)
+    same = PairMaker(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0, frames=21).draw(8)
     for latents, start, motion in ((pairs.a, pairs.start_a, same.a), (pairs.b, pairs.start_b, same.b)):
         assert torch.allclose(generator.to_motion(latents, start), motion[:, 1:], atol=1e-4)
     assert pairs.heard.shape == (8, 5, 4 * (8 + 16))
@@ -179,7 +179,7 @@ def test_clips_are_heard_as_the_generator_hears_them_and_pairs_keep_their_motion
 def test_the_sync_score_learns_to_rise_where_the_expert_rises(generator: ARFlow, clips: list[MotionClip]) -> None:
     torch.manual_seed(4)
     expert, model = SyncExpert.load(), LatentReward.fresh(generator, width=32, depth=1)
-    pairs = LatentPairMaker(listen(generator, clips), generator.space, LEARNED, 0, vary=False).draw(9)
+    pairs = LatentPairMaker(listen(generator, clips), generator.space, MOTION_CORRUPTIONS, 0, vary=False).draw(9)
     clean, start = pairs.intact()
     slope = expert_slope(model, clean, start, pairs.mel, expert)
     lips = model.sync.rows.tolist()
@@ -211,7 +211,7 @@ def test_a_few_steps_tell_trembling_from_steady_latents(generator: ARFlow) -> No
         clips.append(MotionClip(name, name, motion / motion.std(), torch.randn(160, 80), torch.zeros(19)))
     heard = listen(generator, clips)
     model = train_latent(LatentPlan(steps=150, batch=45, width=32, learning_rate=4e-3, slope=0), generator, heard)
-    pairs = LatentPairMaker(heard, generator.space, {"jitter": LEARNED["jitter"]}, 9).draw(200, progress=0)
+    pairs = LatentPairMaker(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(200, progress=0)
     clean, sound, start = pairs.both()
     a, b = model(clean, 0.0, sound, start).clip().mean.chunk(2)
     column = DIMENSIONS.index("motion")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowportrait.cli import main
-from flowportrait.corruption.catalogue import CORRUPTIONS
+from flowportrait.corruption import CORRUPTIONS
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
 from flowportrait.preference.as_reward import BEST

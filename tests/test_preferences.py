@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from flowportrait.cli import main
 from flowportrait.codec.basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER
 from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.corruption import MOTION_CORRUPTIONS, MotionWindow, corruptions
 from flowportrait.errors import BadInput
 from flowportrait.preference.inspection import inspect_pairs, require_lesson
 from flowportrait.preference.judged import label, pairs_from_scores, read_scores
 from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairMaker
-from flowportrait.preference.motion_damage import LEARNED, UNSEEN, Window
 from flowportrait.preference.pair_loss import log_chances, pair_loss
 from flowportrait.preference.pairs import ASPECTS, LABELS, Pair, read_pairs, write_pairs
 from flowportrait.preference.reward_model import RewardModel
@@ -155,11 +155,11 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(LEARNED | UNSEEN))
+@pytest.mark.parametrize("name", corruptions("motion"))
 def test_damage_grows_with_its_strength_and_leaves_the_rest_alone(name: str, clips: list[MotionClip]) -> None:
-    damage = (LEARNED | UNSEEN)[name]
+    damage = corruptions("motion")[name]
     motion = clips[0].motion.numpy().astype(float)
-    window = Window(motion, np.abs(motion[:, 0]), clips[1].motion.numpy(), 8, FRAMES)
+    window = MotionWindow(motion, np.abs(motion[:, 0]), clips[1].motion.numpy(), 8, FRAMES)
     before = motion.copy()
 
     def change(strength: float) -> float:
@@ -175,7 +175,7 @@ def test_damage_grows_with_its_strength_and_leaves_the_rest_alone(name: str, cli
 
 
 def test_made_pairs_prefer_the_intact_clip_only_where_it_is_better_and_grow_subtle(clips: list[MotionClip]) -> None:
-    maker = PairMaker(clips, {"jitter": LEARNED["jitter"]}, 0)
+    maker = PairMaker(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0)
     coarse, subtle = maker.draw(64, progress=0), maker.draw(64, progress=1)
     column = DIMENSIONS.index("motion")
     for batch in (coarse, subtle):
@@ -221,7 +221,7 @@ def test_a_few_steps_learn_to_tell_trembling_and_a_saved_model_says_the_same(
     clips: list[MotionClip], tmp_path: Path
 ) -> None:
     model = train_reward(Plan(steps=25, batch=14, learning_rate=4e-3), clips)
-    batch = PairMaker(clips, {"jitter": LEARNED["jitter"]}, 9).draw(60, progress=0)
+    batch = PairMaker(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(60, progress=0)
     difference = model(batch.a, batch.mel) - model(batch.b, batch.mel)
     column = DIMENSIONS.index("motion")
     assert (difference[:, column].sign() == batch.labels[:, column]).float().mean() > 0.8

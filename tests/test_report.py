@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowportrait.evaluate.compare import compare
-from flowportrait.evaluate.moving import moving_picture
-from flowportrait.evaluate.report import write_report
-from flowportrait.evaluate.sheets import contact_sheet
+from flowportrait.evaluation.comparison import compare_systems
+from flowportrait.evaluation.contact_sheet import contact_sheet, write_animated_webp
+from flowportrait.evaluation.report import write_report
 from flowportrait.media.write_video import write_video
 
 
@@ -27,7 +26,7 @@ def rows(shift: float) -> dict:
 
 
 def test_the_page_is_self_contained_and_complete(tmp_path, video) -> None:
-    comparison = compare({"real": rows(-0.2), "before": rows(0.0), "a<b": rows(-0.1)}, baseline="before")
+    comparison = compare_systems({"real": rows(-0.2), "before": rows(0.0), "a<b": rows(-0.1)}, baseline="before")
     curves = [{"iteration": i, "reward": 0.1 * i, "kl": 0.0} for i in range(5)]
     path = write_report(
         tmp_path / "report.html",
@@ -51,7 +50,7 @@ def test_the_page_is_self_contained_and_complete(tmp_path, video) -> None:
 
 
 def test_without_real_footage_the_page_says_so(tmp_path) -> None:
-    comparison = compare({"only": rows(0.0)})
+    comparison = compare_systems({"only": rows(0.0)})
     page = write_report(
         tmp_path / "r.html", title="t", comparison=comparison, videos={}, curves=None, notes=[]
     ).read_text()
@@ -61,7 +60,7 @@ def test_without_real_footage_the_page_says_so(tmp_path) -> None:
 
 def test_a_moving_picture_shows_videos_beside_each_other_at_their_own_pace(video, tmp_path) -> None:
     target = tmp_path / "moving.webp"
-    moving_picture([video, video], target, side=64, seconds=0.4)
+    write_animated_webp([video, video], target, side=64, seconds=0.4)
     with Image.open(target) as picture:
         assert picture.size == (128, 64)
         assert picture.n_frames == 5

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
-from flowportrait.evaluate.compare import Row
+from flowportrait.evaluation.metrics import Row
 from flowportrait.generator.sampler import sample_mel
 from flowportrait.posttrain.recipes import named, read_recipe
 from flowportrait.reward.composite import RewardWeights

@@ -14,13 +14,13 @@ from skimage.data import astronaut
 
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
+from flowportrait.media.optical_flow import Dis, build_flow, tensors_by_name, torchvision_name
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.drawing import Drawing
 from flowportrait.reward.backbones import backbone_named
 from flowportrait.reward.face_net import FaceNet
 from flowportrait.reward.identity import Identity
 from flowportrait.reward.interface import Reward, RewardBatch, Score
-from flowportrait.reward.optical_flow import Dis, flow_named, tensors_by_name, torchvision_name
 from flowportrait.reward.perceptual import Perceptual
 from flowportrait.reward.real import noises, normals
 from flowportrait.reward.realness import Realness
@@ -176,9 +176,9 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be loaded"):
         backbone_named("clip", str(tmp_path))
     with pytest.raises(BadInput, match="No optical flow named 'sea': choose dis or raft"):
-        flow_named("sea")
+        build_flow("sea")
     with pytest.raises(BadInput, match=r"'raft' needs a torchvision|No RAFT weights at"):
-        flow_named("raft", tmp_path / "none.pth")
+        build_flow("raft", tmp_path / "none.pth")
 
 
 def test_flow_points_back_to_where_a_pixel_was() -> None:
@@ -201,7 +201,7 @@ def test_raft_reads_a_file_whatever_the_order_of_its_tensors(tmp_path: Path) -> 
     stored = dict(reversed(optical_flow.raft_small().state_dict().items()))
     torch.save(stored, tmp_path / "raft-small.pth")
     picture = torch.rand(1, 3, 128, 128)
-    assert flow_named("raft", tmp_path / "raft-small.pth")(picture, picture).shape == (1, 128, 128, 2)
+    assert build_flow("raft", tmp_path / "raft-small.pth")(picture, picture).shape == (1, 128, 128, 2)
 
 
 def test_the_face_network_embeds_on_the_unit_sphere() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.networks import perceptual_stages
+from flowportrait.evaluation.networks import perceptual_stages
 from flowportrait.media.audio import read_audio
 from flowportrait.media.model_file import SHA256, face_landmarker_path
 from flowportrait.samples import SPEECH

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.corpus.clip import Clip
 from flowportrait.corpus.extract import read_clip
-from flowportrait.evaluate.acceptance import shifted_score
-from flowportrait.evaluate.baselines import must_lose
-from flowportrait.evaluate.contrast import contrastive_loss
-from flowportrait.evaluate.sync import SyncExpert as PixelExpert
+from flowportrait.corruption.motion import negative_controls
+from flowportrait.evaluation.lip_sync import PixelSyncExpert
+from flowportrait.evaluation.train_expert import contrastive_loss, shifted_score
 from flowportrait.media.mel import level, log_mel
 from flowportrait.reward.sync import SyncExpert as MotionExpert
 
@@ -38,7 +37,7 @@ def patches(seed: int = 2) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, size=(48, 64), mode="bicubic").clamp(0, 255)
 
 
-@pytest.mark.parametrize(("expert", "face"), [(PixelExpert, patches), (MotionExpert, motion)])
+@pytest.mark.parametrize(("expert", "face"), [(PixelSyncExpert, patches), (MotionExpert, motion)])
 def test_scores_are_cosines_and_windows_are_never_padded(expert, face) -> None:
     cosine, clip = expert.load().score(face(), mel())
     assert cosine.shape == (2, FRAMES - expert.WINDOW + 1)
@@ -46,7 +45,7 @@ def test_scores_are_cosines_and_windows_are_never_padded(expert, face) -> None:
     torch.testing.assert_close(clip, cosine.mean(1))
 
 
-@pytest.mark.parametrize(("expert", "face"), [(PixelExpert, patches), (MotionExpert, motion)])
+@pytest.mark.parametrize(("expert", "face"), [(PixelSyncExpert, patches), (MotionExpert, motion)])
 def test_a_window_hears_exactly_its_own_frames(expert, face) -> None:
     net, sound = expert.load(), mel()
     changed = sound.clone()
@@ -57,7 +56,7 @@ def test_a_window_hears_exactly_its_own_frames(expert, face) -> None:
 
 
 def test_the_pixel_expert_sees_exactly_five_frames() -> None:
-    net, picture = PixelExpert.load(), patches()
+    net, picture = PixelSyncExpert.load(), patches()
     changed = picture.clone()
     changed[:, :6] = 255 - changed[:, :6]
     before, after = net.embed_face(picture), net.embed_face(changed)
@@ -68,7 +67,7 @@ def test_the_pixel_expert_sees_exactly_five_frames() -> None:
 @settings(max_examples=10, deadline=None)
 @given(gain=st.floats(0.5, 1.5), offset=st.floats(-40, 40))
 def test_exposure_does_not_change_what_the_pixel_expert_sees(gain: float, offset: float) -> None:
-    net, picture = PixelExpert.load(), patches()
+    net, picture = PixelSyncExpert.load(), patches()
     similarity = (net.embed_face(picture) * net.embed_face(gain * picture + offset)).sum(-1)
     assert similarity.min() > 0.99
 
@@ -126,12 +125,12 @@ def test_both_experts_rank_real_above_every_baseline() -> None:
     clips = _clips("dev", 5)
     basis = MotionBasis.load()
     moving = [basis.encode(clip.landmarks, clip.blendshapes)[0] for clip in clips]
-    motion_expert, pixel_expert = MotionExpert.load(), PixelExpert.load()
+    motion_expert, pixel_expert = MotionExpert.load(), PixelSyncExpert.load()
     real, lost, curve = [], {}, {0: [], 3: [], 8: [], "still": []}
     for place, clip in enumerate(clips):
         sound = log_mel(level(clip.audio))
         real.append(float(motion_expert.score(moving[place][None], sound[None])[1]))
-        for name, fake in must_lose(moving[place], clip.audio, moving[place - 1]).items():
+        for name, fake in negative_controls(moving[place], clip.audio, moving[place - 1]).items():
             lost.setdefault(name, []).append(float(motion_expert.score(fake[None], sound[None])[1]))
         mouth = torch.from_numpy(clip.mouth)
         voice = pixel_expert.embed_audio(sound[None])[0]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowportrait.animator import Animator
+    from flowportrait.evaluation.api import evaluate
 
 __version__ = "0.1.0"
-__all__ = ["Animator", "__version__"]
+__all__ = ["Animator", "__version__", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from flowportrait.animator import Animator
 
         return Animator
+    if name == "evaluate":
+        from flowportrait.evaluation.api import evaluate
+
+        return evaluate
     raise AttributeError(f"module 'flowportrait' has no attribute {name!r}")

@@ -20,9 +20,8 @@ import numpy as np
 from rich.console import Console
 
 from flowportrait.animator import Animator
-from flowportrait.evaluate.moving import moving_picture
-from flowportrait.evaluate.run import evaluate_videos
-from flowportrait.evaluate.sheets import contact_sheet
+from flowportrait.evaluation.api import evaluate
+from flowportrait.evaluation.contact_sheet import contact_sheet, write_animated_webp
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.run import Job, train
@@ -73,9 +72,8 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
             for name, source in (("before", "sft"), ("after", checkpoint))
         }
     with stage("evaluation"):
-        summary = evaluate_videos(
+        summary = evaluate(
             systems,
-            output,
             baseline="before",
             title="Before and after post-training",
             curves=curves,
@@ -85,11 +83,11 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
                 f"measured on the rest, {SEEDS} seeds per model, by experts that took no part in training.",
                 "One portrait and one voice: an illustration of the machinery, not a benchmark.",
             ],
-            videos={"before": output / "before.mp4", "after": output / "after.mp4"},
-        )
+            examples={"before": output / "before.mp4", "after": output / "after.mp4"},
+        ).write(output)
         sheets = [contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
         cv2.imwrite(str(output / "sheet.jpg"), np.vstack(sheets)[..., ::-1])
-        moving_picture([output / "before.mp4", output / "after.mp4"], output / "moving.webp")
+        write_animated_webp([output / "before.mp4", output / "after.mp4"], output / "moving.webp")
     result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(curves), **summary}
     write_json(output / "summary.json", result, indent=2)
     return {"report": str(output / "report.html"), "summary": str(output / "summary.json"), "seconds": seconds}

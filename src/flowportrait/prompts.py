@@ -7,6 +7,7 @@ A folder of images and audio files. With a ``prompts.jsonl`` in it, one line per
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def read_prompts(folder: Path) -> list[Prompt]:
     return _told_apart(
         [Prompt(f"{image.stem}-{sound.stem}", image, sound) for image in images for sound in sounds], folder
     )
+
+
+def find_videos(inputs: Sequence[Path]) -> list[Path]:
+    """Videos among files and folders.
+
+    Raises:
+        BadInput: something does not exist, or nothing is found.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        if not given.exists():
+            raise BadInput(f"No video or folder at {given}: check the path.")
+        inside = (p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
+        found += sorted(inside) if given.is_dir() else [given]
+    if not found:
+        raise BadInput(f"No videos (mp4, mov, webm, avi, mkv) in {', '.join(map(str, inputs))}.")
+    return found
 
 
 def _listed(listing: Path) -> list[Prompt]:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
-from flowportrait.commands.evaluate import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.extras import require
 from flowportrait.outputs import check_output_folder
+from flowportrait.prompts import find_videos
 
 
 def register(commands: Commands) -> None:
     """Add the command and its options."""
-    add = commands.add_parser("bench", help="the benchmark: systems between what must lose and what must win")
+    add = commands.add_parser("bench", help="benchmark with negative controls and a ground-truth ceiling")
     add.add_argument("--output", type=Path, help="folder for videos, results.json and report.html")
     add.add_argument(
         "--system",
@@ -25,7 +25,7 @@ def register(commands: Commands) -> None:
         help="a checkpoint, or a folder of another tool's videos of the same cases (default: sft and rl)",
     )
     add.add_argument("--prompts", type=Path, help="folder of portraits and speech (default: from installed packages)")
-    add.add_argument("--real", type=Path, help="folder of real clips with sound: the ceiling, and what must lose")
+    add.add_argument("--real", type=Path, help="folder of real clips with sound: ceiling and negative controls")
     add.add_argument("--quick", action="store_true", help="few and small videos, to see whether everything works")
     add.add_argument("--cache", type=Path, help="folder of what was measured before (default: the user's cache)")
     add.add_argument("--workers", type=int, default=1, help="processes that look at videos")
@@ -36,7 +36,7 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark, or compare two results."""
-    from flowportrait.evaluate.bench_compare import compare_results
+    from flowportrait.evaluation.bench import compare_results
 
     if options.compare:
         found = compare_results(*options.compare)
@@ -45,13 +45,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput("flowportrait bench needs --output FOLDER, or --compare with two results.json.")
     check_output_folder(options.output)
     require("report", "matplotlib")
-    from flowportrait.evaluate.bench import bench
-    from flowportrait.evaluate.protocol import Protocol, cases, quick
+    from flowportrait.evaluation.bench import run_benchmark
+    from flowportrait.evaluation.protocol import Protocol, cases, quick
 
     checkpoints, others = _systems(options.system or ["sft=sft", "rl=rl"])
     protocol = quick(Protocol()) if options.quick else Protocol()
     made = cases(protocol, options.prompts, find_videos([options.real]) if options.real else [])
-    found = bench(checkpoints, others, made, protocol, options.output, options.cache, options.workers)
+    found = run_benchmark(checkpoints, others, made, protocol, options.output, options.cache, options.workers)
     if options.json:
         return found
     return found | {_claim(check): _outcome(check) for check in found.pop("checks")}
@@ -68,7 +68,7 @@ def _outcome(check: dict[str, Any]) -> str:
 def _systems(given: list[str]) -> tuple[dict[str, str], dict[str, list[Path]]]:
     """Checkpoints and folders of videos by name."""
     from flowportrait.commands.evaluate import named_systems
-    from flowportrait.evaluate.bench import FOOTAGE, LOSERS
+    from flowportrait.evaluation.bench import FOOTAGE, LOSERS
 
     checkpoints: dict[str, str] = {}
     others: dict[str, list[Path]] = {}

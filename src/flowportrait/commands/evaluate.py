@@ -10,8 +10,8 @@ from typing import Any
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
 from flowportrait.extras import require
-from flowportrait.outputs import check_not_an_input, check_output_folder
-from flowportrait.prompts import VIDEO_SUFFIXES
+from flowportrait.outputs import check_output_folder
+from flowportrait.prompts import find_videos
 from flowportrait.terminal import print_table, say
 
 MOST_REMARKS = 5
@@ -54,44 +54,30 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput(f"--workers {options.workers} is not a number of processes: give 1 or more.")
     check_output_folder(options.output)
     require("report", "matplotlib")
-    from flowportrait.evaluate.groups import read_labels
-    from flowportrait.rendering import render_prompts, rendering_costs, system_names
+    from flowportrait.evaluation.api import Videos, evaluate
+    from flowportrait.rendering import system_names
 
-    labels = read_labels(options.groups) if options.groups else None
-    sources = named_systems(options.system, options.prompts)
+    systems: dict[str, Videos] = {"videos": find_videos(options.videos)} if options.videos else {}
+    systems |= named_systems(options.system, options.prompts)
     checkpoints = [name for name in (options.checkpoint, options.baseline) if name]
     if checkpoints:
-        sources |= dict(zip(system_names(checkpoints), checkpoints, strict=True))
-    systems: dict[str, list[Path]] = {"videos": find_videos(options.videos)} if options.videos else {}
-    costs = {}
-    folders = [source for source in sources.values() if isinstance(source, Path)]
-    for name, source in sources.items():
-        if isinstance(source, Path):
-            systems[name] = find_videos([source])
-        else:
-            check_not_an_input(options.output / name, [*options.videos, *folders])
-            systems[name] = render_prompts(source, options.prompts, options.output / name, options.seed)
-            costs[name] = rendering_costs(options.output / name)
-    if options.real:
-        systems["real"] = find_videos([options.real])
-    against = options.against or (system_names(checkpoints)[1] if options.baseline else None)
-    from flowportrait.evaluate.run import evaluate_videos
-
-    found = evaluate_videos(
+        systems |= dict(zip(system_names(checkpoints), checkpoints, strict=True))
+    report = evaluate(
         systems,
-        options.output,
-        against,
+        options.real,
+        prompts=options.prompts,
+        baseline=options.against or (system_names(checkpoints)[1] if options.baseline else None),
+        output=options.output,
+        seed=options.seed,
+        groups=options.groups,
         title=options.title,
-        extra=costs,
         cache=options.cache,
         workers=options.workers,
-        labels=labels,
     )
+    found = report.write(options.output)
     if options.json:
         return found
-    from flowportrait.evaluate.table import text_table
-
-    print_table(text_table(found))
+    print_table(report.table)
     for remark in found["remarks"][:MOST_REMARKS]:
         say(f"Note: {remark}")
     for entry in found["excluded"]:
@@ -123,21 +109,4 @@ def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path 
         if prompts is None:
             raise BadInput(f"--system {entry} is a checkpoint: give --prompts with a folder of images and audio files.")
         found[name] = where
-    return found
-
-
-def find_videos(inputs: Sequence[Path]) -> list[Path]:
-    """Videos among files and folders.
-
-    Raises:
-        BadInput: something does not exist, or nothing is found.
-    """
-    found: list[Path] = []
-    for given in inputs:
-        if not given.exists():
-            raise BadInput(f"No video or folder at {given}: check the path.")
-        inside = (p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
-        found += sorted(inside) if given.is_dir() else [given]
-    if not found:
-        raise BadInput(f"No videos (mp4, mov, webm, avi, mkv) in {', '.join(map(str, inputs))}.")
     return found

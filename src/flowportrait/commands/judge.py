@@ -85,8 +85,8 @@ def register(commands: Commands) -> None:
 def run_score(options: argparse.Namespace) -> dict[str, Any]:
     """Grade files into a report."""
     _check_json(options.output)
-    from flowportrait.commands.evaluate import find_videos
     from flowportrait.judge.judges import grade_files, write_report
+    from flowportrait.prompts import find_videos
 
     paths = find_videos(options.videos)
     judge = _judge(options)
@@ -113,7 +113,7 @@ def run_check(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _examine_clips(settings: JudgeSettings, paths: list[Path]) -> Certificate:
-    from flowportrait.commands.evaluate import find_videos
+    from flowportrait.prompts import find_videos
     from flowportrait.terminal import progress, waiting
 
     found = find_videos(paths)

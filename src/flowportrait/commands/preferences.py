@@ -81,10 +81,10 @@ def run_judged(options: argparse.Namespace) -> dict[str, Any]:
 def run_make(options: argparse.Namespace) -> dict[str, Any]:
     """Videos to pairs."""
     check_output_folder(options.output)
-    from flowportrait.commands.evaluate import find_videos
-    from flowportrait.corruption.catalogue import CORRUPTIONS
+    from flowportrait.corruption import CORRUPTIONS
     from flowportrait.preference.made_videos import PAIRS, make_videos
     from flowportrait.preference.pairs import read_pairs
+    from flowportrait.prompts import find_videos
 
     videos = find_videos(options.videos)
     names = options.damage or list(CORRUPTIONS)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
-from flowportrait.terminal import print_table, progress, say
+from flowportrait.terminal import print_table, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flowportrait.media.portrait import Portrait
-    from flowportrait.reward.interface import Reward
-
-Scores = dict[str, float | str]
-"""A video's score by reward, or why there is none."""
+    from flowportrait.evaluation.api import RewardScores
 
 MEANINGS = {
     "sync": ("lips fit this moment of the speech better than the seconds around it", "−2 … 2, 0 is chance"),
@@ -55,26 +51,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BadInput: a video that cannot be read, or none of several.
     """
-    from flowportrait.commands.evaluate import find_videos
-    from flowportrait.media.image import read_image
-    from flowportrait.media.portrait import Portrait
-    from flowportrait.reward.registry import BUILT_IN, build
+    from flowportrait.evaluation.api import score_videos
 
-    videos = find_videos(options.videos)
-    rewards = [build(name.strip()) for name in (options.rewards.split(",") if options.rewards else BUILT_IN)]
-    person = None
-    if options.portrait:
-        person = Portrait.from_image(read_image(options.portrait), name=str(options.portrait))
-    found: dict[str, Scores] = {}
-    for video in progress(videos, len(videos), "scoring"):
-        try:
-            found[str(video)] = _scores(video, rewards, person, bool(options.rewards))
-        except BadInput as error:
-            if len(videos) == 1:
-                raise
-            say(f"Left out: {error}")
+    names = options.rewards.split(",") if options.rewards else None
+    found, left_out = score_videos(options.videos, names, options.portrait)
+    for reason in left_out.values():
+        say(f"Left out: {reason}")
     if not found:
-        raise BadInput(f"None of {len(videos)} videos can be scored.")
+        raise BadInput(f"None of {len(left_out)} videos can be scored.")
     if options.json:
         return found
     print_table(score_table(found))
@@ -86,26 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _scores(video: Path, rewards: Sequence[Reward], person: Portrait | None, all_named: bool) -> Scores:
-    import numpy as np
-
-    from flowportrait.media.audio import read_audio
-    from flowportrait.media.video import iter_frames
-    from flowportrait.reward.interface import RewardBatch
-    from flowportrait.reward.scoring import score
-
-    people = None if person is None else [person]
-    batch = RewardBatch.from_frames([np.stack(list(iter_frames(video)))], [read_audio(video)], portraits=people)
-    scores: Scores = {}
-    for reward in rewards:
-        if all_named or reward.needs <= batch.has:
-            given = score(reward, batch)
-            why = given.reasons.get(0)
-            scores[reward.name] = why.detail if why else round(float(given.value), 4)
-    return scores
-
-
-def score_table(found: Mapping[str, Scores]) -> Table:
+def score_table(found: Mapping[str, RewardScores]) -> Table:
     """A row for each reward: the videos' scores, or mean and worst of many; what it measures, and its scale."""
     from rich.markup import escape
     from rich.table import Table
@@ -124,7 +89,7 @@ def score_table(found: Mapping[str, Scores]) -> Table:
     return table
 
 
-def _cells(found: Mapping[str, Scores], name: str) -> list[str]:
+def _cells(found: Mapping[str, RewardScores], name: str) -> list[str]:
     values = {video: value for video, scores in found.items() if isinstance(value := scores.get(name), float)}
     if len(found) <= MOST_COLUMNS:
         return [_number(values.get(video)) for video in found]

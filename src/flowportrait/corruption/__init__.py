@@ -1,11 +1,30 @@
-"""Damage with a known cause and a known strength: what a judge or a reward must notice, and nothing else.
+"""Damage with a known cause and a known strength, to clips, motion and stills: what a judge or a reward must notice.
 
-    clip' = damage(clip, strength)          strength in natural units (frames, pixels, levels); 0 is the clip itself
+    damaged = corrupt(clip, "offset", 5.0)          strength in natural units (frames, pixels, levels)
 
-``CORRUPTIONS`` in ``flowportrait.corruption.catalogue`` lists them all by name.
+``CATALOGUE`` lists every kind of damage; ``corruptions("motion")`` gives those of one kind by name.
 """
 
-from flowportrait.corruption.catalogue import CORRUPTIONS, Corruption, corrupt
-from flowportrait.corruption.footage import Footage
+from flowportrait.corruption.catalogue import (
+    CATALOGUE,
+    CORRUPTIONS,
+    HELD_OUT_MOTION_CORRUPTIONS,
+    MOTION_CORRUPTIONS,
+    Corruption,
+    corrupt,
+    corruptions,
+)
+from flowportrait.corruption.clips import Footage
+from flowportrait.corruption.motion import MotionWindow
 
-__all__ = ["CORRUPTIONS", "Corruption", "Footage", "corrupt"]
+__all__ = [
+    "CATALOGUE",
+    "CORRUPTIONS",
+    "HELD_OUT_MOTION_CORRUPTIONS",
+    "MOTION_CORRUPTIONS",
+    "Corruption",
+    "Footage",
+    "MotionWindow",
+    "corrupt",
+    "corruptions",
+]

@@ -1,55 +1,155 @@
-"""Every corruption by name, with its unit and three strengths from hardly visible to plain."""
+"""Every kind of damage by name: what it does, in which unit, how strong, and what it hurts.
+
+kind      takes             gives                made for
+timing    ``Footage``       ``Footage``          judges, rewards and metrics of clips; preference pairs of videos
+face      ``Footage``       ``Footage``          the same
+picture   ``Footage``       ``Footage``          the same
+head      ``Footage``       ``Footage``          checks of the head's pose
+motion    ``MotionWindow``  motion ``[T, 30]``   preference pairs in motion space
+still     ``FacePicture``   picture ``[H, W, 3]``  judges of portraits
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, overload
 
-from flowportrait.corruption import face, picture, timing
-from flowportrait.corruption.footage import Footage
+import numpy as np
+
+from flowportrait.corruption import clips, motion, stills
+from flowportrait.corruption.clips import Footage, Seed
+from flowportrait.corruption.motion import MotionWindow
+from flowportrait.corruption.stills import FacePicture
 from flowportrait.errors import BadInput
 
-
-class Damage(Protocol):
-    """``(clip, strength, seed)`` to a new clip of the same length; the given one stays as it is."""
-
-    def __call__(self, clip: Footage, strength: float, seed: int = 0, /) -> Footage: ...
+Kind = Literal["timing", "face", "picture", "head", "motion", "still"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CLIP_KINDS: tuple[Kind, ...] = ("timing", "face", "picture")
 
 
-class Corruption(NamedTuple):
-    """damage and unit of its strength; strengths: mild, plain, strong; hurts: what a judge should notice
-    (``sync``, ``liveliness``, ``steadiness``, ``picture``); needs: the tracks of the clip it cannot do without."""
+@dataclass(frozen=True)
+class Corruption:
+    """One kind of damage.
 
-    damage: Damage
+    ``damage(subject, strength, rng)`` returns a damaged copy; strength 0 of a clip's damage is the clip itself.
+    """
+
+    name: str
+    kind: Kind
+    damage: Callable[..., Any]
     unit: str
-    strengths: tuple[float, float, float]
-    hurts: str
-    needs: tuple[str, ...] = ("frames",)
+    """Unit of the strengths."""
+    strengths: tuple[float, ...]
+    """From hardly visible to plain."""
+    hurts: tuple[str, ...]
+    """Aspects in which the intact one is better: sync, expression, motion, picture; of a still, the detector."""
+    needs: tuple[str, ...] = ()
+    """Tracks that a clip must have: frames, audio, landmarks."""
+    held_out: bool = False
+    """Motion damage that reward models are measured on and never trained on."""
+
+    @property
+    def subtle(self) -> float:
+        """The mildest strength."""
+        return self.strengths[0]
+
+    @property
+    def coarse(self) -> float:
+        """The strongest strength."""
+        return self.strengths[-1]
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    "offset": Corruption(timing.offset_audio, "frames", (2.0, 5.0, 10.0), "sync", ("audio",)),
-    "time-warp": Corruption(timing.warp_time, "frames", (2.0, 4.0, 7.0), "sync", ()),
-    "swapped segments": Corruption(timing.swap_segments, "frames", (6.0, 10.0, 15.0), "sync", ()),
-    "frozen frames": Corruption(timing.freeze_frames, "frames", (2.0, 5.0, 10.0), "steadiness", ()),
-    "jitter": Corruption(face.jitter, "px", (0.5, 1.5, 4.0), "steadiness"),
-    "frozen eyes": Corruption(
-        face.frozen_eyes, "share of clip", (0.5, 0.8, 1.0), "liveliness", ("frames", "landmarks")
+FRAMES, LANDMARKS = ("frames",), ("frames", "landmarks")
+STILL_STRENGTHS = (0.33, 0.67, 1.0)
+
+
+def _still(name: str, damage: Callable[..., Any], hurts: str) -> Corruption:
+    return Corruption(name, "still", damage, "of its full strength", STILL_STRENGTHS, (hurts,))
+
+
+CATALOGUE: tuple[Corruption, ...] = (
+    Corruption("offset", "timing", clips.offset_audio, "frames", (2.0, 5.0, 10.0), ("sync",), ("audio",)),
+    Corruption("time-warp", "timing", clips.warp_time, "frames", (2.0, 4.0, 7.0), ("sync",)),
+    Corruption("swapped segments", "timing", clips.swap_segments, "frames", (6.0, 10.0, 15.0), ("sync",)),
+    Corruption("frozen frames", "timing", clips.freeze_frames, "frames", (2.0, 5.0, 10.0), ("motion",)),
+    Corruption("jitter", "face", clips.jitter, "px", (0.5, 1.5, 4.0), ("motion",), FRAMES),
+    Corruption("frozen eyes", "face", clips.freeze_eyes, "share of clip", (0.5, 0.8, 1.0), ("expression",), LANDMARKS),
+    Corruption("still", "face", clips.freeze_picture, "share of clip", (0.5, 0.8, 1.0), ("expression",)),
+    Corruption("slowed", "face", clips.slow_down, "share of speed", (0.25, 0.5, 0.75), ("expression",)),
+    Corruption("blur", "picture", clips.blur, "px", (1.0, 2.0, 4.0), ("picture",), FRAMES),
+    Corruption("colour pumping", "picture", clips.pump_colour, "levels", (6.0, 12.0, 25.0), ("picture",), FRAMES),
+    Corruption("flicker", "picture", clips.flicker, "levels", (2.0, 5.0, 12.0), ("picture",), FRAMES),
+    Corruption("seam", "picture", clips.seam, "levels", (5.0, 12.0, 30.0), ("picture",), LANDMARKS),
+    Corruption("stretched", "head", clips.stretch_head, "share of width", (0.03, 0.08, 0.16), ("motion",), LANDMARKS),
+    Corruption("whipped", "head", clips.shake_head, "degrees", (3.0, 8.0, 15.0), ("motion",), LANDMARKS),
+    Corruption("shift", "motion", motion.shift, "frames", (2, 8), ("sync",)),
+    Corruption("time-warp", "motion", motion.warp_time, "frames", (2, 5), ("sync",)),
+    Corruption("other speech", "motion", motion.replace_speech, "share", (0.5, 1), ("sync",)),
+    Corruption("frozen eyes", "motion", motion.freeze_eyes, "share", (0.6, 1), ("expression",)),
+    Corruption("dull", "motion", motion.weaken_expression, "share", (0.4, 1), ("expression",)),
+    Corruption("grimace", "motion", motion.exaggerate_expression, "share", (0.8, 3), ("expression",)),
+    Corruption("jitter", "motion", motion.jitter, "deviations", (0.03, 0.3), ("motion",)),
+    Corruption("sway", "motion", motion.sway, "deviations", (0.1, 0.6), ("motion",)),
+    Corruption("stiff head", "motion", motion.weaken_head, "share", (0.6, 1), ("motion",)),
+    Corruption("swapped segments", "motion", motion.swap_segments, "frames", (4, 10), ("sync",), held_out=True),
+    Corruption("loudness jaw", "motion", motion.follow_loudness, "share", (0.6, 1), ("sync",), held_out=True),
+    Corruption(
+        "dead face", "motion", motion.weaken_all_but_lips, "share", (0.5, 1), ("expression", "motion"), held_out=True
     ),
-    "still": Corruption(face.still, "share of clip", (0.5, 0.8, 1.0), "liveliness", ()),
-    "slowed": Corruption(face.less_lively, "share of speed", (0.25, 0.5, 0.75), "liveliness", ()),
-    "blur": Corruption(picture.blur, "px", (1.0, 2.0, 4.0), "picture"),
-    "colour pumping": Corruption(picture.pump_colour, "levels", (6.0, 12.0, 25.0), "picture"),
-    "flicker": Corruption(picture.flicker, "levels", (2.0, 5.0, 12.0), "picture"),
-    "seam": Corruption(picture.seam, "levels", (5.0, 12.0, 30.0), "picture", ("frames", "landmarks")),
-}
+    Corruption("smeared lips", "motion", motion.smooth_lips, "frames", (5, 15), ("expression",), held_out=True),
+    Corruption("stutter", "motion", motion.stutter, "frames", (1, 4), ("motion",), held_out=True),
+    Corruption("jump", "motion", motion.jump, "deviations", (0.3, 1.5), ("motion",), held_out=True),
+    _still("chroma", stills.chroma, "over_saturated"),
+    _still("airbrush", stills.airbrush, "over_smooth"),
+    _still("tint", stills.tint, "skin_hue"),
+    _still("shine", stills.shine, "oily"),
+    _still("blur", stills.blur, "blur"),
+    _still("jpeg", stills.jpeg, "blocks"),
+    _still("faded", stills.fade, "contrast"),
+    _still("dark", stills.underexpose, "exposure"),
+)
 
 
-def corrupt(clip: Footage, name: str, strength: float, seed: int = 0) -> Footage:
-    """``clip`` damaged by the corruption of that name.
+def corruptions(*kinds: Kind, held_out: bool | None = None) -> dict[str, Corruption]:
+    """Entries of the catalogue by name, of these kinds.
+
+    Args:
+        kinds: of one subject (clip, motion or still), as names are unique within it.
+        held_out: only those that are held out of training, or only those that are not (default: both).
+    """
+    return {
+        entry.name: entry
+        for entry in CATALOGUE
+        if entry.kind in kinds and (held_out is None or entry.held_out == held_out)
+    }
+
+
+CORRUPTIONS = corruptions(*CLIP_KINDS)
+"""Damage to clips."""
+MOTION_CORRUPTIONS = corruptions("motion", held_out=False)
+"""Damage to motion that reward models learn from."""
+HELD_OUT_MOTION_CORRUPTIONS = corruptions("motion", held_out=True)
+"""Damage to motion that reward models are only measured on."""
+
+
+@overload
+def corrupt(subject: Footage, name: str, strength: float, rng: Seed = 0) -> Footage: ...
+@overload
+def corrupt(subject: MotionWindow | FacePicture, name: str, strength: float, rng: Seed = 0) -> np.ndarray: ...
+def corrupt(
+    subject: Footage | MotionWindow | FacePicture, name: str, strength: float, rng: Seed = 0
+) -> Footage | np.ndarray:
+    """A clip, a window of motion or a still, damaged by the corruption of that name.
 
     Raises:
-        BadInput: no such corruption, or the clip lacks what it needs.
+        BadInput: no such corruption of this subject, or a clip lacks what it needs.
     """
-    if name not in CORRUPTIONS:
-        raise BadInput(f"Unknown corruption '{name}': choose from {', '.join(CORRUPTIONS)}.")
-    return CORRUPTIONS[name].damage(clip, strength, seed)
+    if isinstance(subject, Footage):
+        known = corruptions(*CLIP_KINDS, "head")
+    else:
+        known = corruptions("motion" if isinstance(subject, MotionWindow) else "still")
+    if name not in known:
+        raise BadInput(f"Unknown corruption '{name}': choose from {', '.join(known)}.")
+    damaged: Footage | np.ndarray = known[name].damage(subject, strength, np.random.default_rng(rng))
+    return damaged

@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
-from flowportrait.corruption.footage import Footage
-from flowportrait.corruption.head import stretched
+from flowportrait.corruption.clips import Footage, stretch_head
 from flowportrait.errors import BadInput
 from flowportrait.judge.clips import JudgedClip
 from flowportrait.judge.landmark_rewards import HeadPose, Steadiness
@@ -143,7 +142,7 @@ def fit_pose(footage: Path) -> dict[str, object]:
     clean = pose.measure(stack_landmarks(clips)).numpy()
     points = [(BEST, float(np.quantile(clean, BEST_SHARE))), (CLEAN, float(np.median(clean)))]
     for grade, share in STRETCHED.items():
-        hurt = pose.measure(stack_landmarks([damage_head(clip, stretched, share) for clip in clips]))
+        hurt = pose.measure(stack_landmarks([damage_head(clip, stretch_head, share) for clip in clips]))
         points.append((float(grade), float(hurt.median())))
     return {"clips": len(clips), "real": {"bend": pose.bend, "turn": pose.turn}, "scale": monotone(points)}
 

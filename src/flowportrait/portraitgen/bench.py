@@ -17,7 +17,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.compare import bootstrap
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image
 from flowportrait.portraitgen.agreement import agreement
 from flowportrait.portraitgen.detectors import CATALOGUE
@@ -111,7 +111,7 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for key in sorted({key for row in rows.values() for key in row["scores"]}):
         values = np.array([row["scores"][key] for row in rows.values() if row["scores"].get(key) is not None], float)
         if len(values):
-            found = bootstrap(values)
+            found = bootstrap_mean(values)
             scores[key] = {"mean": found.mean, "low": found.low, "high": found.high, "pictures": found.clips}
     free = [sum(bool(v) for v in row["artefacts"].values()) == 0 for row in rows.values() if row["artefacts"]]
     clean = rate(sum(free), len(free)) if free else None

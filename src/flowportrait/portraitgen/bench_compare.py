@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, wilcoxon
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluate.compare import MIN_PAIRS
+from flowportrait.evaluation.statistics import holm_correction, mcnemar, signed_rank_p
 
-Key = TypeVar("Key", bound=Hashable)
 SAME = {"version": "version of the benchmark", "prompts": "set of prompts", "judge": "judge"}
-
-
-def mcnemar(first: Sequence[bool | None], second: Sequence[bool | None]) -> tuple[float, float]:
-    """Exact p that two pictures of a prompt are as often at fault as each other, and the difference of the rates, over
-    the pairs in which both could be told."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    only_first, only_second = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    apart = only_first + only_second
-    p = float(binomtest(only_first, apart).pvalue) if apart else 1.0
-    return p, (only_first - only_second) / max(len(pairs), 1)
-
-
-def holm(tests: Mapping[Key, float]) -> dict[Key, float]:
-    """p values corrected for how many there are, step by step (Holm 1979)."""
-    corrected, running = {}, 0.0
-    for rank, (key, p) in enumerate(sorted(tests.items(), key=lambda test: test[1])):
-        running = min(1.0, max(running, p * (len(tests) - rank)))
-        corrected[key] = running
-    return corrected
 
 
 def compare(first: Path, second: Path) -> list[dict[str, Any]]:
@@ -60,10 +38,10 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
         a, b = ([row["scores"].get(score) for row in side] for side in (mine, theirs))
         gaps = np.array([x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None])
         if len(gaps):
-            testable = len(gaps) >= MIN_PAIRS and np.any(gaps)
-            tests[score] = float(wilcoxon(gaps).pvalue) if testable else 1.0
+            p = signed_rank_p(gaps)
+            tests[score] = 1.0 if p is None else p
             rows[score] = {"what": score, "difference": float(gaps.mean())}
-    corrected = holm(tests)
+    corrected = dict(zip(tests, holm_correction(list(tests.values())), strict=True))
     return [row | {"pictures": len(shared), "p": corrected[name]} for name, row in rows.items()]
 
 

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 from flowportrait.codec.contours import EYES, OUTER_LOWER, OUTER_UPPER
+from flowportrait.corruption import Corruption, corruptions
+from flowportrait.corruption.stills import relative_face_size
 from flowportrait.errors import BadInput
 from flowportrait.judge.answers import AnswerFormat, Grade, still_grade_format
 from flowportrait.judge.clips import JudgedClip, JudgeInput
@@ -40,8 +42,6 @@ from flowportrait.judge.rubric import Aspect, Criterion
 from flowportrait.judge.sanity import KnownDamage, SanitySet, require_certificate
 from flowportrait.judge.verdicts import AspectVerdict, ItemJudge
 from flowportrait.media.image import read_image
-from flowportrait.portraitgen import damage
-from flowportrait.portraitgen.damage import STRENGTHS, Damage, enlarged
 from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE
 from flowportrait.portraitgen.measured_stills import MeasuredStills
 from flowportrait.portraitgen.stills import STILL_ASPECTS, Still, StillBatch, looks_of
@@ -213,12 +213,10 @@ def _square(view: np.ndarray) -> np.ndarray:
 CHECK_COMMAND = "flowportrait judge check --stills"
 MAX_FACE_SIZE = 2.0
 """Times 115 px to which larger faces are brought, that filters stay affordable."""
-STILL_CASES: dict[Aspect, tuple[Damage, ...]] = {
-    "omni_reward": (damage.blur, damage.faded, damage.dark),
-    "ai_portrait": (
-        damage.chroma, damage.airbrush, damage.tint, damage.shine, damage.blur, damage.jpeg,
-    ),
-}  # fmt: skip
+STILL_CASES: dict[Aspect, tuple[str, ...]] = {
+    "omni_reward": ("blur", "faded", "dark"),
+    "ai_portrait": ("chroma", "airbrush", "tint", "shine", "blur", "jpeg"),
+}
 
 
 def read_stills(paths: Sequence[Path]) -> list[Still]:
@@ -235,7 +233,7 @@ def _fit_faces(stills: Sequence[Still]) -> list[Still]:
     """Return the stills with faces no larger than ``MAX_FACE_SIZE``."""
     found = []
     for still in stills:
-        scale = MAX_FACE_SIZE / enlarged(_require_face(still).look)
+        scale = MAX_FACE_SIZE / relative_face_size(_require_face(still).look)
         if scale < 1:
             small = cv2.resize(still.picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             still = _require_face(Still(small, still.prompt, still.name))
@@ -249,15 +247,16 @@ def _require_face(still: Still) -> Still:
     return still
 
 
-def _still_damage(act: Damage) -> KnownDamage[Still]:
+def _still_damage(act: Corruption) -> KnownDamage[Still]:
     def apply(still: Still, strength: float, _: int) -> Still:
-        return Still(act(still.look, strength), still.prompt, f"{still.name} {act.__name__} {strength:g}")
+        return Still(act.damage(still.look, strength), still.prompt, f"{still.name} {act.name} {strength:g}")
 
-    return KnownDamage(act.__name__, "of its full strength", STRENGTHS, apply)
+    return KnownDamage(act.name, act.unit, act.strengths, apply)
 
 
 STILL_SANITY = SanitySet(
-    {aspect: [_still_damage(act) for act in acts] for aspect, acts in STILL_CASES.items()}, _fit_faces, 6,
+    {aspect: [_still_damage(corruptions("still")[name]) for name in names] for aspect, names in STILL_CASES.items()},
+    _fit_faces, 6,
     "portraits", min_drop=0.2,
 )  # fmt: skip
 """A grade may fall by less than of clips: one artefact is one of a long list."""

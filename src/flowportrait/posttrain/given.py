@@ -19,6 +19,7 @@ import torch
 
 from flowportrait.config import at_least
 from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.corruption import corruptions
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import seed_of
 from flowportrait.generator.arflow import ARFlow, Condition
@@ -27,11 +28,10 @@ from flowportrait.posttrain.collect import Batch
 from flowportrait.posttrain.task import encode_after, latent_regions
 from flowportrait.posttrain.trajectory import finished
 from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, NOT_JUDGED, PairMaker
-from flowportrait.preference.motion_damage import LEARNED, UNSEEN
 from flowportrait.preference.pairs import ASPECTS
 from flowportrait.reward.interface import Score, all_valid
 
-DAMAGES = LEARNED | UNSEEN
+DAMAGES = corruptions("motion")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 pairs.jsonl    one pair a line: prompt, a, b, per aspect A | B | tie, points 1–5, source, annotator, speaker, …
 
 study · judged · made_videos ─► pairs ─► inspection ─► stated_pairs ─┐
-corpus ─► motion_damage ─► made_pairs · latent_pairs ────────────────┴─► reward_model · vlm_reward · latent_reward
+corpus ─► corruption    ─► made_pairs · latent_pairs ────────────────┴─► reward_model · vlm_reward · latent_reward
                                                                                        └─► as_reward
 """
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+from flowportrait.corruption import Corruption
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.preference.heard_clips import HeardClip
 from flowportrait.preference.made_pairs import PairMaker
-from flowportrait.preference.motion_damage import MotionDamage
 
 SHORT, LONG = 5, 13
 """Chunks of a window: what fits clips of 1.2 s, and what shows the latent reward all that it looks back on."""
@@ -56,7 +56,7 @@ class LatentPairMaker:
         self,
         clips: Sequence[HeardClip],
         space: ChunkSpace,
-        damages: Mapping[str, MotionDamage],
+        damages: Mapping[str, Corruption],
         seed: int,
         chunks: int = SHORT,
         vary: bool = True,

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.corruption import Corruption, MotionWindow
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.preference.motion_damage import MotionDamage, Window
 from flowportrait.preference.pairs import OPPOSITE, Aspect, Label
 
 DIMENSIONS: tuple[Aspect, ...] = ("sync", "expression", "motion")
@@ -52,7 +52,7 @@ class PairMaker:
     """
 
     def __init__(
-        self, clips: Sequence[MotionClip], damages: Mapping[str, MotionDamage], seed: int, frames: int = FRAMES
+        self, clips: Sequence[MotionClip], damages: Mapping[str, Corruption], seed: int, frames: int = FRAMES
     ) -> None:
         self.frames = frames
         self.places = [place for place, clip in enumerate(clips) if len(clip.motion) >= frames + 2]
@@ -88,7 +88,7 @@ class PairMaker:
         clip, other = self.clips[chosen], self.clips[another]
         start = int(self.rng.integers(len(clip.motion) - self.frames + 1))
         loudness = clip.mel[: MELS_PER_FRAME * len(clip.motion)].float().mean(1).reshape(-1, MELS_PER_FRAME).mean(1)
-        window = Window(clip.motion.numpy(), loudness.numpy(), other.motion.numpy(), start, self.frames)
+        window = MotionWindow(clip.motion.numpy(), loudness.numpy(), other.motion.numpy(), start, self.frames)
         lowest = damage.coarse + progress * (damage.subtle - damage.coarse)
         strength = float(self.rng.uniform(lowest, damage.coarse))
         intact, worse = window.intact, damage.damage(window, strength, self.rng)

@@ -8,25 +8,19 @@ the picture (blur, colour pumping) is no matter of sync, expression or motion: i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from flowportrait.corruption import Footage, corrupt
-from flowportrait.corruption.catalogue import CORRUPTIONS
+from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.errors import BadInput
 from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.write_video import write_video
-from flowportrait.preference.pairs import Aspect, Pair, write_pairs
+from flowportrait.preference.pairs import ASPECTS, Aspect, Pair, write_pairs
 from flowportrait.study.playable import load
 
-HURTS: Mapping[str, tuple[Aspect, ...]] = {
-    "sync": ("sync", "overall"), "liveliness": ("expression", "overall"), "steadiness": ("motion", "overall"),
-    "picture": ("overall",),
-}  # fmt: skip
-"""What the catalogue says is hurt, as the aspects of a pair."""
 MEDIA, PAIRS = "media", "pairs.jsonl"
 SOURCE = "corruption"
 
@@ -73,7 +67,7 @@ def make_videos(
             file = f"{MEDIA}/{stem}-{extra}.mp4"
             _write(output / file, damaged)
             pair = Pair(
-                path.stem, f"{MEDIA}/{stem}.mp4", file, dict.fromkeys(HURTS[CORRUPTIONS[name].hurts], "A"), SOURCE,
+                path.stem, f"{MEDIA}/{stem}.mp4", file, dict.fromkeys(aspects_hurt(name), "A"), SOURCE,
                 annotator=name, split=split,
             )  # fmt: skip
             pairs.append(pair if rng.random() < 0.5 else pair.swapped())
@@ -82,6 +76,11 @@ def make_videos(
         raise BadInput(f"None of {len(videos)} videos can be used ({next(iter(left_out.values()))})")
     write_pairs(output / PAIRS, pairs)
     return left_out
+
+
+def aspects_hurt(name: str) -> list[Aspect]:
+    """Aspects of a pair that a corruption decides: those that it hurts, and ``overall``."""
+    return [aspect for aspect in ASPECTS if aspect == "overall" or aspect in CORRUPTIONS[name].hurts]
 
 
 def strength(name: str, progress: float) -> float:

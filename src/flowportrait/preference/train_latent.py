@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import torch
 
+from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.flow.path import interpolate
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.preference.heard_clips import HeardClip
 from flowportrait.preference.latent_pairs import LONG, LatentPairMaker, LatentPairs
 from flowportrait.preference.latent_reward import TASTE, LatentReward, Verdict
-from flowportrait.preference.motion_damage import LEARNED
 from flowportrait.preference.slope import slope_loss
 from flowportrait.reward.sync import SyncExpert
 from flowportrait.training.descend import Report, descend, silent
@@ -69,9 +69,9 @@ def train_latent(
     """
     torch.manual_seed(plan.seed)
     model, expert = LatentReward.fresh(generator, plan.width, plan.depth).train(), SyncExpert.load()
-    makers = [LatentPairMaker(clips, model.space, LEARNED, plan.seed)]
+    makers = [LatentPairMaker(clips, model.space, MOTION_CORRUPTIONS, plan.seed)]
     if any(len(heard.clip.motion) > LONG * model.space.chunk + 2 for heard in clips):
-        makers.append(LatentPairMaker(clips, model.space, LEARNED, plan.seed + 1, LONG))
+        makers.append(LatentPairMaker(clips, model.space, MOTION_CORRUPTIONS, plan.seed + 1, LONG))
 
     def loss(step: int) -> torch.Tensor:
         maker = makers[-1] if step % plan.long_every == plan.long_every - 1 else makers[0]
@@ -84,7 +84,7 @@ def train_latent(
     model.eval()
     fit_doubt(model, makers[0], plan.calibration)
     model.requires_grad_(False)
-    real = LatentPairMaker(clips, model.space, LEARNED, plan.seed + 2).draw(512)
+    real = LatentPairMaker(clips, model.space, MOTION_CORRUPTIONS, plan.seed + 2).draw(512)
     intact, start = real.intact()
     model.standardise(model(intact, 0.0, real.heard, start).clip().mean)
     return model

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.preference.made_pairs import FRAMES, PairBatch, PairMaker
-from flowportrait.preference.motion_damage import LEARNED
 from flowportrait.preference.pair_loss import Objective, pair_loss
 from flowportrait.preference.reward_model import RewardModel
 from flowportrait.training.descend import Report, descend, silent
@@ -50,7 +50,7 @@ def train_reward(
     """
     torch.manual_seed(plan.seed)
     model = RewardModel.fresh().train()
-    maker = PairMaker(clips, LEARNED, plan.seed)
+    maker = PairMaker(clips, MOTION_CORRUPTIONS, plan.seed)
 
     def loss(step: int) -> torch.Tensor:
         own = _loss(plan.objective, model, maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps))))

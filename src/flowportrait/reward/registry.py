@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.media.optical_flow import FlowName, build_flow
 from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.reward.backbones import BackboneName, backbone_named
 from flowportrait.reward.batch import RewardBatch
@@ -27,7 +28,6 @@ from flowportrait.reward.identity import Identity
 from flowportrait.reward.interface import Reward, Score, all_valid
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, Smoothness, Tremor
-from flowportrait.reward.optical_flow import FlowName, flow_named
 from flowportrait.reward.perceptual import Perceptual
 from flowportrait.reward.realness import Realness
 from flowportrait.reward.self_confidence import SelfConfidence
@@ -65,7 +65,7 @@ BUILT_IN: dict[str, Build] = {
     "eyes": lambda _: Eyes.load(),
     "head": lambda _: Head.load(),
     "smoothness": lambda _: Smoothness.load(),
-    "temporal": lambda options: Temporal.load(flow_named(options.flow, options.flow_weights)),
+    "temporal": lambda options: Temporal.load(build_flow(options.flow, options.flow_weights)),
     "perceptual": lambda options: Perceptual.load(backbone_named(options.backbone, options.backbone_model)),
     "identity": lambda _: Identity.load(),
     "sharpness": lambda _: Sharpness.load(),

@@ -4,7 +4,7 @@
 
 It reads motion coefficients, not pixels, so it is differentiable in what the generator makes and costs next
 to nothing: hundreds of clips per second on one core. Trained by contrast
-(``flowportrait.evaluate.train_expert``) on speakers the evaluation side never sees. Nothing is zero-padded in
+(``flowportrait.evaluation.train_expert``) on speakers the evaluation side never sees. Nothing is zero-padded in
 time: T frames give T − 8 windows.
 """
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from flowportrait.media.optical_flow import Dis, OpticalFlow
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
-from flowportrait.reward.optical_flow import Dis, Flow
 from flowportrait.reward.pixels import pair_indices
 from flowportrait.reward.real import Normal, noises, normals
 from flowportrait.reward.regions import masks, mean_over
@@ -31,13 +31,13 @@ class Temporal:
     """Unexplained change over two frame pairs; with landmarks known, also by region."""
 
     real: Mapping[str, Normal] = field(default_factory=normals)
-    flow: Flow = field(default_factory=Dis)
+    flow: OpticalFlow = field(default_factory=Dis)
     noise: float = 0.0
     name: str = "temporal"
     needs: frozenset[str] = frozenset({"frames"})
 
     @classmethod
-    def load(cls, flow: Flow | None = None) -> Temporal:
+    def load(cls, flow: OpticalFlow | None = None) -> Temporal:
         """With what real footage measures, by this flow."""
         flow = flow or Dis()
         return cls(flow=flow, noise=noises().get(f"temporal/{flow.name}", 0.0))

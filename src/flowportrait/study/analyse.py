@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.statistics import holm_correction
 from flowportrait.preference.agreement import krippendorff_alpha
 from flowportrait.preference.pairs import Aspect, Pair, write_pairs
 from flowportrait.study.attention import why_left_out
@@ -111,12 +112,8 @@ def export(study: Study, kept: dict[int, Answers]) -> list[Pair]:
 
 def holm(rows: Sequence[Row]) -> list[Row]:
     """Holm's step-down correction over all rows."""
-    order = sorted(range(len(rows)), key=lambda index: rows[index].p)
-    corrected, so_far = {}, 0.0
-    for rank, index in enumerate(order):
-        so_far = max(so_far, min(1.0, rows[index].p * (len(rows) - rank)))
-        corrected[index] = so_far
-    return [Row(**{**asdict(row), "p_holm": corrected[index]}) for index, row in enumerate(rows)]
+    corrected = holm_correction([row.p for row in rows])
+    return [replace(row, p_holm=p or 0.0) for row, p in zip(rows, corrected, strict=True)]
 
 
 def _votes(study: Study, kept: dict[int, Answers], aspect: Aspect) -> list[Vote]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flowportrait.animator import Animator
-from flowportrait.evaluate.measure import measure
+from flowportrait.evaluation.measure import measure_video
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
@@ -37,7 +37,7 @@ def draw_and_measure(generator: ARFlow, prompts: Sequence[Prompt], folder: Path)
         audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
         frames = Animator(generator).animate(read_image(prompt.image), audio, size=SIZE)
         write_video(folder / f"{prompt.id}.mp4", frames, audio)
-        rows.append(measure(folder / f"{prompt.id}.mp4").row)
+        rows.append(measure_video(folder / f"{prompt.id}.mp4").row)
     found: dict[str, float] = {}
     for name, keys in MEASURES.items():
         values = [next((row[key] for key in keys if isinstance(row.get(key), (int, float))), None) for row in rows]

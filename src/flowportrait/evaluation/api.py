@@ -1,0 +1,453 @@
+"""One way to score videos: ``evaluate`` for figures and a report, ``score_videos`` for the rewards of post-training.
+
+    systems ─► videos ─► measure_video, once per file ─► compare_systems ─► EvaluationReport
+
+A system is a folder of videos (any tool's), a checkpoint, or something to call that animates a portrait.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flowportrait.checkpoints import checkpoint_folder
+from flowportrait.errors import BadInput
+from flowportrait.evaluation.comparison import (
+    FEWEST,
+    Comparison,
+    Labels,
+    compare_systems,
+    metrics_by_group,
+    read_labels,
+    set_estimates,
+)
+from flowportrait.evaluation.measure import VideoMetrics, compare_with_real, measure_video, perceptual_name
+from flowportrait.evaluation.metrics import REAL, SHIPPED, Row, shipped_estimates, shipped_reference
+from flowportrait.evaluation.networks import load_networks
+from flowportrait.evaluation.tables import text_table
+from flowportrait.evaluation.theval import LEFT_OUT, TOTAL
+from flowportrait.evaluation.tracking import default_cache, track_file
+from flowportrait.media.optical_flow import best_installed_flow
+from flowportrait.outputs import check_not_an_input
+from flowportrait.prompts import find_videos, read_prompts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flowportrait.media.portrait import Portrait
+    from flowportrait.reward.interface import Reward
+
+TITLE = "Talking portraits, measured"
+Videos: TypeAlias = str | Path | Sequence[str | Path]
+"""A folder of videos, a file, or several of them."""
+System: TypeAlias = Videos | Callable[[Path, Path], Any]
+"""Videos, the name or folder of a checkpoint, or a callable such as an ``AnimatePipeline``: called with the paths of a
+portrait and a recording, it returns frames ``[H, W, 3]`` uint8 at 25 a second, or an object that has them as
+``frames``."""
+RewardScores: TypeAlias = dict[str, float | str]
+"""A video's score by reward, or why there is none."""
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What was measured, compared and left out; to print, to read from Python, or to write.
+
+    Attributes:
+        comparison: every figure of every clip and system, intervals and differences.
+        files: the measured video of each system and clip.
+        title: heading of the page.
+        notes: sentences under the page's table.
+        curves: logged quantities per iteration of post-training, drawn on the page.
+        examples: a video of each system that the page shows.
+    """
+
+    comparison: Comparison
+    files: Mapping[str, Mapping[str, Path]]
+    title: str = TITLE
+    notes: Sequence[str] = ()
+    curves: Sequence[Mapping[str, float]] | None = None
+    examples: Mapping[str, Path] = field(default_factory=dict)
+    _temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def rows(self) -> dict[str, dict[str, Row]]:
+        """Metrics of each system and clip: ``rows["ours"]["clip1"]["ler"]``."""
+        return self.comparison.rows
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Means, intervals, differences, counts and remarks as plain values, without the single clips."""
+        return self.comparison.summary()
+
+    @property
+    def table(self) -> Table:
+        """A table for the terminal: a row per metric, a column per system."""
+        return text_table(self.summary)
+
+    def __str__(self) -> str:
+        console = Console(width=140)
+        with console.capture() as captured:
+            console.print(self.table)
+        return captured.get()
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write everything that was measured, clip by clip, and return the path."""
+        return self.comparison.to_json(Path(path))
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write a line of metrics per system and clip, and return the path."""
+        return self.comparison.to_csv(Path(path))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one self-contained page with tables, plots and example videos, and return its path."""
+        from flowportrait.extras import require
+
+        require("report", "matplotlib")
+        from flowportrait.evaluation.report import write_report
+
+        return write_report(
+            Path(path),
+            title=self.title,
+            comparison=self.comparison,
+            videos=dict(self.examples),
+            curves=None if self.curves is None else [dict(row) for row in self.curves],
+            notes=list(self.notes),
+            files={system: dict(files) for system, files in self.files.items()},
+        )
+
+    def write(self, folder: str | Path) -> dict[str, Any]:
+        """Write metrics.json, metrics.csv and report.html into a folder; returns the summary with their paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {"metrics.json": self.to_json, "metrics.csv": self.to_csv}
+        paths = {name: str(write(folder / name)) for name, write in written.items()}
+        return self.summary | {"report": str(self.to_html(folder / "report.html")), **paths}
+
+
+def evaluate(
+    systems: Mapping[str, System] | str | Path,
+    real: Videos | None = None,
+    *,
+    prompts: str | Path | None = None,
+    baseline: str | None = None,
+    output: str | Path | None = None,
+    seed: int = 0,
+    groups: str | Path | Labels | None = None,
+    extra_metrics: Mapping[str, Mapping[str, Row]] | None = None,
+    title: str = TITLE,
+    notes: Sequence[str] = (),
+    curves: Sequence[Mapping[str, float]] | None = None,
+    examples: Mapping[str, Path] | None = None,
+    cache: str | Path | None = None,
+    workers: int = 1,
+) -> EvaluationReport:
+    """Measure videos of one or several systems and compare them.
+
+        fp.evaluate({"ours": "out/", "theirs": "other/"}, real="clips/").to_html("report.html")
+
+    Videos of the same file name in different systems are pairs. A file that cannot be measured is named, counted and
+    left out; the rest is reported. What was tracked in a file is cached under the hash of its content.
+
+    Args:
+        systems: what is compared, by name; or one folder of videos.
+        real: real clips, named like the systems' videos: the ground truth.
+        prompts: folder of portraits and recordings that checkpoints and callables animate.
+        baseline: the system that the others are tested against.
+        output: folder for the videos of checkpoints and callables (default: a temporary one).
+        seed: of what checkpoints draw.
+        groups: a CSV file of clips and labels (language, skin tone …) to report apart, or ``labels[column][clip]``.
+        extra_metrics: more metrics of each system and clip, such as what a clip cost.
+        title: heading of the report.
+        notes: sentences printed under the report's table.
+        curves: one row per post-training iteration, drawn in the report.
+        examples: videos that the report shows side by side (default: one measured clip of each system).
+        cache: folder of what was tracked before (default: the user's cache).
+        workers: processes that look at videos.
+
+    Raises:
+        BadInput: nothing to measure, an unknown baseline, two videos of one name in a system, a checkpoint without
+            prompts, or not one file that can be measured.
+    """
+    if not isinstance(systems, Mapping):
+        systems = {"videos": systems}
+    if real is not None and REAL in systems:
+        raise BadInput(f"Real clips are given twice, as real=… and as the system '{REAL}': leave one out.")
+    if workers < 1:
+        raise BadInput(f"{workers} is not a number of processes: give 1 or more workers.")
+    labels = read_labels(Path(groups)) if isinstance(groups, str | Path) else groups
+    temporary = None
+    if output is None and any(_is_animated(system) for system in systems.values()):
+        temporary = tempfile.TemporaryDirectory(prefix="flowportrait-")
+        output = temporary.name
+    files, extra = _system_videos(systems, prompts, output, seed)
+    if real is not None:
+        files[REAL] = _list_videos(real)
+    for system, own in (extra_metrics or {}).items():
+        extra[system] = {clip: extra.get(system, {}).get(clip, {}) | row for clip, row in own.items()}
+    _check(files, baseline)
+    cache = default_cache() if cache is None else Path(cache)
+    measured = measure_videos(files, cache, workers)
+    if not any(measured.metrics.values()):
+        raise BadInput(f"None of the videos can be measured. {measured.excluded[0]['reason']}")
+    comparison = _complete(compare_systems(_rows(measured, files, cache, extra), baseline), measured)
+    if labels:
+        comparison = replace(comparison, groups=metrics_by_group(comparison.rows, labels, comparison.excluded))
+    kept = {s: [path for path in paths if path.stem in measured.metrics[s]] for s, paths in files.items()}
+    by_clip = {system: {path.stem: path for path in paths} for system, paths in files.items()}
+    return EvaluationReport(
+        comparison, by_clip, title, tuple(notes), curves, examples or example_videos(kept), temporary
+    )
+
+
+def score_videos(
+    videos: Sequence[str | Path], rewards: Sequence[str | Reward] | None = None, portrait: str | Path | None = None
+) -> tuple[dict[str, RewardScores], dict[str, str]]:
+    """Score finished videos of any generator with the rewards of post-training.
+
+    Args:
+        videos: files or folders.
+        rewards: names or rewards; all built-in ones that can be measured if not given.
+        portrait: the photo that they were made from, which ``identity`` needs.
+
+    Returns:
+        Scores by video and reward, and the reason for each video that is left out.
+
+    Raises:
+        BadInput: an unknown reward, or a single video that cannot be read.
+    """
+    from flowportrait.media.image import read_image
+    from flowportrait.media.portrait import Portrait
+    from flowportrait.reward.registry import BUILT_IN, build
+    from flowportrait.terminal import progress
+
+    paths = find_videos([Path(video) for video in videos])
+    built = [build(reward.strip()) if isinstance(reward, str) else reward for reward in rewards or BUILT_IN]
+    person = Portrait.from_image(read_image(Path(portrait)), name=str(portrait)) if portrait else None
+    scores: dict[str, RewardScores] = {}
+    left_out: dict[str, str] = {}
+    for path in progress(paths, len(paths), "scoring"):
+        try:
+            scores[str(path)] = _score_video(path, built, person, rewards is not None)
+        except BadInput as error:
+            if len(paths) == 1:
+                raise
+            left_out[str(path)] = str(error)
+    return scores, left_out
+
+
+def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None, all_of_them: bool) -> RewardScores:
+    """Scores of a video; with ``all_of_them`` also reasons of rewards that lack an input."""
+    import numpy as np
+
+    from flowportrait.media.audio import read_audio
+    from flowportrait.media.video import iter_frames
+    from flowportrait.reward.interface import RewardBatch
+    from flowportrait.reward.scoring import score
+
+    people = None if person is None else [person]
+    batch = RewardBatch.from_frames([np.stack(list(iter_frames(path)))], [read_audio(path)], portraits=people)
+    scores: RewardScores = {}
+    for reward in rewards:
+        if all_of_them or reward.needs <= batch.has:
+            result = score(reward, batch)
+            reason = result.reasons.get(0)
+            scores[reward.name] = reason.detail if reason else round(float(result.value), 4)
+    return scores
+
+
+def _is_animated(system: System) -> bool:
+    """Whether a system must draw its videos first: a callable or a checkpoint."""
+    if callable(system):
+        return True
+    if not isinstance(system, str | Path):
+        return False
+    try:
+        checkpoint_folder(system)
+    except BadInput:
+        return False
+    return True
+
+
+def _list_videos(videos: Videos) -> list[Path]:
+    if isinstance(videos, str | Path):
+        return find_videos([Path(videos)])
+    return [file for path in map(Path, videos) for file in (find_videos([path]) if path.is_dir() else [path])]
+
+
+def _system_videos(
+    systems: Mapping[str, System], prompts: str | Path | None, output: str | Path | None, seed: int
+) -> tuple[dict[str, list[Path]], dict[str, Mapping[str, Row]]]:
+    """Videos of every system, drawn where that is needed, and what each drawn clip cost."""
+    from flowportrait.rendering import render_prompts, rendering_costs
+
+    inputs = [path for system in systems.values() if not _is_animated(system) for path in _paths(system)]
+    files: dict[str, list[Path]] = {}
+    costs: dict[str, Mapping[str, Row]] = {}
+    for name, system in systems.items():
+        if not _is_animated(system):
+            files[name] = _list_videos(system)  # type: ignore[arg-type]
+            continue
+        if prompts is None:
+            raise BadInput(f"System '{name}' must draw its videos: give prompts, a folder of images and audio files.")
+        if Path(name).name != name:
+            raise BadInput(f"System '{name}' cannot be the name of a folder: leave out slashes.")
+        assert output is not None, "a temporary folder stands in for a missing one"
+        target = Path(output) / name
+        check_not_an_input(target, inputs)
+        if callable(system):
+            files[name] = _animate_prompts(system, Path(prompts), target)
+        else:
+            files[name] = render_prompts(str(system), Path(prompts), target, seed)
+            costs[name] = rendering_costs(target)
+    return files, costs
+
+
+def _paths(system: System) -> list[str | Path]:
+    if callable(system):
+        return []
+    return [system] if isinstance(system, str | Path) else list(system)
+
+
+def _animate_prompts(animate: Callable[[Path, Path], Any], prompts: Path, folder: Path) -> list[Path]:
+    """A video per prompt of a callable, named after the prompt."""
+    from flowportrait.media.write_video import write_video
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for prompt in read_prompts(prompts):
+        result = animate(prompt.image, prompt.audio)
+        files.append(folder / f"{prompt.id}.mp4")
+        write_video(files[-1], iter(getattr(result, "frames", result)), prompt.audio)
+    return files
+
+
+@dataclass
+class Measurements:
+    """Metrics by system and clip, and system, file and reason of what could not be measured."""
+
+    metrics: dict[str, dict[str, VideoMetrics]] = field(default_factory=dict)
+    excluded: list[dict[str, str]] = field(default_factory=list)
+
+
+def _check(systems: dict[str, list[Path]], baseline: str | None) -> None:
+    if not any(systems.values()):
+        raise BadInput("There is nothing to evaluate: give at least one video file.")
+    if baseline is not None and baseline not in systems:
+        raise BadInput(f"The baseline '{baseline}' is not among the systems {', '.join(systems)}.")
+    for system, files in systems.items():
+        names = [file.stem for file in files]
+        twice = next((file.name for file in files if names.count(file.stem) > 1), None)
+        if twice:
+            raise BadInput(f"System '{system}' has two videos named {twice}: rename one, names tell clips apart.")
+
+
+def measure_videos(systems: dict[str, list[Path]], cache: Path, workers: int = 1) -> Measurements:
+    """Measure every video that can be measured, and name the rest."""
+    measured = Measurements({system: {} for system in systems})
+    jobs = [(system, file) for system, files in systems.items() for file in files]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("measuring", total=len(jobs))
+        for (system, file), found in zip(jobs, _measure_each([file for _, file in jobs], cache, workers), strict=True):
+            if isinstance(found, str):
+                measured.excluded.append({"system": system, "file": file.name, "reason": found})
+            else:
+                measured.metrics[system][file.stem] = found
+            progress.advance(bar)
+    return measured
+
+
+def _measure_each(files: list[Path], cache: Path, workers: int) -> Iterator[VideoMetrics | str]:
+    if workers <= 1 or len(files) < 2:
+        yield from (_measure_or_reason(file, cache) for file in files)
+        return
+    # Spawned, because threads of torch and mediapipe do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_measure_or_reason, files, [cache] * len(files))
+
+
+def _measure_or_reason(file: Path, cache: Path) -> VideoMetrics | str:
+    """Metrics of a video, or the reason why there are none."""
+    try:
+        return measure_video(file, cache)
+    except BadInput as error:
+        return str(error)
+
+
+def _rows(
+    measured: Measurements,
+    files: Mapping[str, list[Path]],
+    cache: Path,
+    extra: Mapping[str, Mapping[str, Row]],
+) -> dict[str, dict[str, Row]]:
+    """Metrics per system and clip, with those that need the real clip."""
+    paths = {system: {path.stem: path for path in own} for system, own in files.items()}
+    real = measured.metrics.get(REAL, {})
+    rows: dict[str, dict[str, Row]] = {}
+    for system, clips in measured.metrics.items():
+        rows[system] = {}
+        for clip, found in clips.items():
+            row = found.row | extra.get(system, {}).get(clip, {})
+            if system != REAL and clip in real:
+                mine, truth = (track_file(paths[name][clip], cache) for name in (system, REAL))
+                row |= compare_with_real(mine, truth, found.features, real[clip].features)
+            rows[system][clip] = row
+    return rows
+
+
+def _complete(comparison: Comparison, measured: Measurements) -> Comparison:
+    """Add metrics of whole systems, the ground-truth row, what was left out, and the networks that measured."""
+    whole = set_estimates(measured.metrics)
+    estimates = {system: found | whole.get(system, {}) for system, found in comparison.estimates.items()}
+    remarks = [r for clips in measured.metrics.values() for found in clips.values() for r in found.remarks]
+    remarks += _length_remarks(comparison.rows)
+    if REAL not in comparison.rows and (shipped := shipped_estimates()):
+        estimates[SHIPPED] = shipped
+        remarks.append(f"No real clips were given: '{SHIPPED}' is {shipped_reference()['about']}.")
+    if 0 < len(comparison.rows.get(REAL, {})) < FEWEST:
+        remarks.append(f"Fewer than {FEWEST} real clips: ECS and THEval are held against the shipped footage instead.")
+    dlib = any(found.network == "dlib68" for clips in measured.metrics.values() for found in clips.values())
+    used = {
+        "face network of ECS": "dlib, 68 points" if dlib else "MediaPipe (the rewards' own: install dlib-bin)",
+        "optical flow (TFI)": best_installed_flow().name.upper(),
+        "perceptual distance": perceptual_name(),
+        "left out of THEval": f"{', '.join(LEFT_OUT)}; the total is {TOTAL}",
+    }
+    return replace(
+        comparison,
+        estimates=estimates,
+        excluded=measured.excluded,
+        remarks=remarks,
+        networks=load_networks().names() | used,
+    )
+
+
+def _length_remarks(rows: dict[str, dict[str, Row]]) -> list[str]:
+    """Remarks on clips that are not as long as the real one of their name."""
+    found = []
+    for system, clips in rows.items():
+        for clip, row in clips.items():
+            real = rows.get(REAL, {}).get(clip)
+            if real and system != REAL and real["frames"] != row["frames"]:
+                found.append(f"{system}/{clip}: {row['frames']} frames, the real clip has {real['frames']}")
+    return found
+
+
+def example_videos(systems: dict[str, list[Path]]) -> dict[str, Path]:
+    """One video of each system, of the same clip where all have one."""
+    stems = [{file.stem for file in files} for files in systems.values() if files]
+    common = sorted(set.intersection(*stems)) if stems else []
+    chosen = {}
+    for system, files in systems.items():
+        same = [file for file in files if common and file.stem == common[0]]
+        if files:
+            chosen[system] = (same or files)[0]
+    return chosen

@@ -1,0 +1,149 @@
+"""The videos of the benchmark: real footage in its crop, its motion drawn, checkpoints, and what must lose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from flowportrait.animator import Animator
+from flowportrait.checkpoints import checkpoint_folder
+from flowportrait.codec.basis import MotionBasis
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.corruption.motion import late_motion, loudness_driven_jaw, other_sentence, still_motion
+from flowportrait.errors import BadInput
+from flowportrait.evaluation.protocol import Case, Protocol
+from flowportrait.evaluation.tracking import content_hash
+from flowportrait.media.crop import crop_transform, sample_crop
+from flowportrait.media.face import FaceTracker, bridge
+from flowportrait.media.portrait import Portrait
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
+from flowportrait.rendering import RECORD, Stopwatch
+from flowportrait.written import write_json
+
+FOOTAGE, REAL = "footage", "real"
+LOSERS = ("shifted", "other sentence", "loudness jaw", "still")
+
+Draw = Callable[[], tuple[Iterator[np.ndarray], np.ndarray]]
+"""Frames and sound of one clip, made when called."""
+
+
+def codecs_of(made: list[Case], size: int) -> list[MotionCodec]:
+    """One per portrait, shared by its cases, drawing squares of ``size`` pixels."""
+    found: dict[int, MotionCodec] = {}
+    for case in made:
+        if id(case.portrait) not in found:
+            portrait = Portrait.from_image(case.portrait, size, name=f"the portrait of {case.id}")
+            found[id(case.portrait)] = MotionCodec(portrait, size)
+    return [found[id(case.portrait)] for case in made]
+
+
+def motions_of(checkpoints: dict[str, str], made: list[Case]) -> dict[str, list[torch.Tensor]]:
+    found = {}
+    for name, where in checkpoints.items():
+        animator = Animator.from_pretrained(where)
+        bar = track(made, description=f"{name}: motion", console=Console(stderr=True))
+        found[name] = [torch.cat(list(animator.motion(case.audio, seed=case.seed))) for case in bar]
+    return found
+
+
+def real_motion(made: list[Case]) -> list[torch.Tensor]:
+    """Motion of the real clips, empty without them.
+
+    Raises:
+        BadInput: a clip shows no face.
+    """
+    if made[0].footage is None:
+        return []
+    found = []
+    for case in track(made, description="real clips: motion", console=Console(stderr=True)):
+        assert case.footage is not None
+        with FaceTracker() as tracker:
+            faces = tracker.track(iter_frames(case.footage))
+        if not faces.valid.any():
+            raise BadInput(f"{case.footage} shows no face: leave it out of --real.")
+        points, shapes = (bridge(values, faces.valid) for values in (faces.landmarks, faces.blendshapes))
+        found.append(MotionBasis.load().encode(points, shapes)[0])
+    return found
+
+
+def losing_motion(
+    name: str, driven: list[torch.Tensor], made: list[Case], index: int, protocol: Protocol
+) -> torch.Tensor:
+    motion, audio = driven[index], made[index].audio
+    if name == "still":
+        return still_motion(motion, audio)
+    if name == "loudness jaw":
+        return loudness_driven_jaw(motion, audio)
+    if name == "shifted":
+        return late_motion(motion, audio, min(protocol.late, len(motion) - 1))
+    other = next((m for c, m in zip(made, driven, strict=True) if not np.array_equal(c.audio, audio)), motion.flip(0))
+    following = [
+        m for c, m in zip(made[index + 1 :], driven[index + 1 :], strict=True) if not np.array_equal(c.audio, audio)
+    ]
+    return other_sentence(motion, following[0] if following else other)
+
+
+def drawn(codec: MotionCodec, motion: torch.Tensor, audio: np.ndarray) -> Draw:
+    return lambda: (codec.decode(motion), audio)
+
+
+def cropped(case: Case, size: int) -> Iterator[np.ndarray]:
+    """The real clip through a fixed square around its first face."""
+    matrix = None
+    assert case.footage is not None
+    with FaceTracker(still=True) as tracker:
+        for frame in iter_frames(case.footage):
+            if matrix is None:
+                faces = tracker.detect(frame)
+                if not faces:
+                    raise BadInput(f"{case.footage} shows no face in its first frame: leave it out of --real.")
+                matrix = crop_transform(faces[0][0], (frame.shape[0], frame.shape[1]), size)
+            yield sample_crop(frame, matrix, size)
+
+
+def written(
+    folder: Path, name: str, job: Callable[[int], Draw], made: list[Case], protocol: Protocol, origin: str
+) -> list[Path]:
+    """A system's videos; those that are there from the same origin are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / RECORD
+    known: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    files = []
+    for index, case in enumerate(track(made, description=f"{name}: drawing", console=Console(stderr=True))):
+        path = folder / f"{case.id}.mp4"
+        files.append(path)
+        if path.is_file() and known.get(case.id, {}).get("origin") == origin:
+            continue
+        watch = Stopwatch()
+        frames, audio = job(index)()
+        write_video(path, watch(frames), audio, crf=protocol.crf)
+        known[case.id] = {"origin": origin, "cost": watch.cost()}
+        write_json(record, known, indent=None)
+    return files
+
+
+def weights_of(checkpoints: dict[str, str], name: str) -> str:
+    return content_hash(checkpoint_folder(checkpoints[name]) / "model.safetensors") if name in checkpoints else name
+
+
+def matching(name: str, files: list[Path], made: list[Case]) -> list[Path]:
+    """Another tool's videos of these cases.
+
+    Raises:
+        BadInput: none has the name of a case.
+    """
+    ids = {case.id for case in made}
+    found = [file for file in files if file.stem in ids]
+    if not found:
+        raise BadInput(
+            f"No video of system '{name}' is named like a case of the benchmark: name them like {made[0].id}.mp4."
+        )
+    return found

@@ -1,0 +1,297 @@
+"""Pretrained networks that look at face crops: who it is, and how a picture looks. Named in every report.
+
+| what       | by default                                                             | where its weights are given    |
+| identity   | ResNet-29 of dlib (package face-recognition-models)                    | FLOWPORTRAIT_ARCFACE (.onnx)   |
+| image      | MobileNetV2, ImageNet (``weights/image_features``)                     | FLOWPORTRAIT_INCEPTION (.pt)   |
+| video      | spread and change of MobileNetV2's early features over 16 frames       | FLOWPORTRAIT_I3D (.pt)         |
+
+The .pt files are the TorchScript networks that FID and FVD are usually measured with (inception-2015-12-05.pt,
+i3d_torchscript.pt); ArcFace is the usual 112 × 112 ONNX. Without dlib and ArcFace identity is left out and listed.
+MobileNetV2 (Sandler et al. 2018, table 2) comes without its classifier, laid out as torchvision's weights are stored.
+``clip_features`` caches what the networks give for a clip beside its ``VideoTracks``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowportrait.devices import default_device, device_of, once_per_device, onnx_providers, place, read_weights
+from flowportrait.errors import BadInput
+from flowportrait.evaluation.tracking import VideoTracks, dlib_model_path, load_or_compute
+
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+"""Widening, channels, repetitions, stride of the first."""
+
+
+class InvertedResidual(nn.Module):
+    """One stage."""
+
+    def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
+        super().__init__()
+        wide = before * widen
+        layers: list[nn.Module] = [] if widen == 1 else [_conv_block(before, wide, 1)]
+        self.conv = nn.Sequential(
+            *layers,
+            _conv_block(wide, wide, 3, stride, wide),
+            nn.Conv2d(wide, after, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.adds = stride == 1 and before == after
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        changed = self.conv(picture)
+        return picture + changed if self.adds else changed
+
+
+def mobilenet_v2(stages: int = 19) -> nn.Sequential:
+    """The first of the 19 feature stages."""
+    layers: list[nn.Module] = [_conv_block(3, 32, 3, 2)]
+    channels = 32
+    for widen, after, repeats, stride in STAGES:
+        for index in range(repeats):
+            layers.append(InvertedResidual(channels, after, stride if index == 0 else 1, widen))
+            channels = after
+    return nn.Sequential(*[*layers, _conv_block(channels, 1280, 1)][:stages])
+
+
+def _conv_block(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU6(inplace=True))
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class CropNetwork(Protocol):
+    """Turns crops ``[K, 128, 128, 3]`` uint8 RGB into features ``[K, D]``."""
+
+    name: str
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of one evaluation; ``None`` where there is none."""
+
+    identity: CropNetwork | None
+    image: CropNetwork | None
+    texture: CropNetwork | None
+    video: TorchScriptNetwork | None
+
+    def names(self) -> dict[str, str]:
+        """Names of the networks by what they are used for, for the report."""
+        return {
+            "identity (CSIM)": self.identity.name if self.identity else "not installed",
+            "image features (FID)": self.image.name if self.image else "not installed",
+            "video features (FVD)": self.video.name
+            if self.video
+            else f"{self.texture.name}, spread and change over 16 frames"
+            if self.texture
+            else "not installed",
+        }
+
+
+class DlibIdentity:
+    """128 numbers whose distance says whether two faces are one person's (dlib's ResNet)."""
+
+    name = "dlib ResNet"
+
+    def __init__(self) -> None:
+        import dlib
+
+        self._net: Any = dlib.face_recognition_model_v1(
+            str(dlib_model_path("dlib_face_recognition_resnet_model_v1.dat"))
+        )
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        # Its chips reach a quarter of the face beyond it: 1.9 of our eye distances, so that the crop is nearly one.
+        chips = [np.ascontiguousarray(cv2.resize(crop, (150, 150), interpolation=cv2.INTER_CUBIC)) for crop in crops]
+        found = np.array([self._net.compute_face_descriptor(chip) for chip in chips], np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+class ArcFace:
+    """512 numbers of an ArcFace network in ONNX."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        self.name = f"ArcFace ({path.name})"
+        self._session = onnxruntime.InferenceSession(str(path), providers=onnx_providers())
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        # Its template has the eye centres 35.2 of 112 pixels apart, at 51.6; ours outer corners 64 of 128, at 35.2.
+        matrix = np.array([[0.79, 0.0, 56.0 - 0.79 * 64], [0.0, 0.79, 51.6 - 0.79 * 35.2]])
+        chips = np.stack([cv2.warpAffine(crop, matrix, (112, 112), flags=cv2.INTER_AREA) for crop in crops])
+        batch = ((chips.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2)
+        found = np.concatenate([self._session.run(None, {self._input: row[None]})[0] for row in batch])
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+class MobileNet:
+    """Channel means of one stage of MobileNetV2 at 128 × 128: stage 14 (96 numbers) says what is seen, stage 4
+    (24 numbers) how sharp and clean it is."""
+
+    def __init__(self, stage: int) -> None:
+        self.name = f"MobileNetV2 stage {stage}"
+        self._layers = _mobilenet()[:stage]
+
+    @torch.no_grad()
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
+        return self._layers(_normalize(picture).to(device_of(self._layers))).mean((2, 3)).cpu().numpy()
+
+
+class TorchScriptNetwork:
+    """A TorchScript feature network: Inception on ``[K, 3, H, W]`` uint8, I3D on ``[1, 3, 16, 224, 224]`` float."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._device, _ = default_device()
+            self._net = torch.jit.load(str(path), map_location=self._device).eval()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise BadInput(
+                f"{path} is not a TorchScript network: give the file FID or FVD is measured with."
+            ) from error
+        self.name = path.name
+
+    @torch.no_grad()
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)
+        return self._net(picture.to(self._device), return_features=True).cpu().numpy()
+
+    @torch.no_grad()
+    def clip(self, crops: np.ndarray) -> np.ndarray:
+        """ClipFeatures ``[1, D]`` of 16 crops in a row."""
+        picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float()
+        picture = F.interpolate(picture, size=(224, 224), mode="bilinear", align_corners=False)
+        film = (picture / 127.5 - 1).permute(1, 0, 2, 3)[None]
+        return self._net(film.to(self._device), rescale=False, resize=False, return_features=True).cpu().numpy()
+
+
+@once_per_device
+def load_networks() -> Networks:
+    """Load the best network of each kind that is installed.
+
+    Raises:
+        BadInput: a file named by an environment variable is missing or of another kind.
+    """
+    arcface, inception, i3d = (
+        _file_from_environment(f"FLOWPORTRAIT_{name}") for name in ("ARCFACE", "INCEPTION", "I3D")
+    )
+    dlib_there = dlib_model_path("dlib_face_recognition_resnet_model_v1.dat") is not None
+    identity: CropNetwork | None = ArcFace(arcface) if arcface else DlibIdentity() if dlib_there else None
+    image: CropNetwork = TorchScriptNetwork(inception) if inception else MobileNet(14)
+    return Networks(identity, image, MobileNet(4), TorchScriptNetwork(i3d) if i3d else None)
+
+
+PERCEPTUAL_STAGES = (2, 4, 7, 14)
+
+
+def perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """A function that returns feature maps of pictures ``[K, 3, H, W]`` in [0, 1] at four depths."""
+    layers = _mobilenet()
+
+    def stages(picture: torch.Tensor) -> list[torch.Tensor]:
+        found = _normalize(picture).to(device_of(layers))
+        maps = []
+        for index, layer in enumerate(layers, 1):
+            found = layer(found)
+            if index in PERCEPTUAL_STAGES:
+                maps.append(found.cpu())
+        return maps
+
+    return stages
+
+
+def _normalize(picture: torch.Tensor) -> torch.Tensor:
+    return (picture - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+def _file_from_environment(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    if not Path(value).is_file():
+        raise BadInput(f"{variable} names {value}, which does not exist: give the file or unset the variable.")
+    return Path(value)
+
+
+@once_per_device
+def _mobilenet() -> torch.nn.Sequential:
+    net = mobilenet_v2(PERCEPTUAL_STAGES[-1])
+    state = read_weights(Path(str(files("flowportrait") / "weights" / "image_features" / "model.safetensors")))
+    # The file leaves out only the batch counters of normalisation, which are not used here.
+    net.load_state_dict(net.state_dict() | state)
+    return place(net.eval().requires_grad_(False))
+
+
+IDENTITY_CROPS = 3
+"""Crops per clip that the identity network looks at."""
+IMAGE_CROPS = 12
+"""Crops per clip that the image network looks at."""
+VIDEO_CROPS = 16
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """What the networks give for one clip; empty where one is not installed or no frame shows a face.
+
+    Attributes:
+        identity: ``[≤3, D]`` of unit length; the first frame is row 0.
+        image: ``[≤12, D]``.
+        video: ``[1, D]``.
+    """
+
+    identity: np.ndarray
+    image: np.ndarray
+    video: np.ndarray
+
+
+def clip_features(tracked: VideoTracks, nets: Networks, cache: Path | None = None) -> ClipFeatures:
+    """Features of one clip.
+
+    Args:
+        tracked: the clip.
+        nets: the networks to ask.
+        cache: beginning of a file's path, to which a hash of the networks' names is added.
+    """
+    if cache is None:
+        return _compute_features(tracked.crops, nets)
+    names = hashlib.sha256("|".join(nets.names().values()).encode()).hexdigest()[:8]
+    file = cache.with_name(f"{cache.name}-{names}.npz")
+    return load_or_compute(ClipFeatures, file, lambda: _compute_features(tracked.crops, nets))
+
+
+def _compute_features(crops: np.ndarray, nets: Networks) -> ClipFeatures:
+    nothing = np.zeros((0, 0), np.float32)
+    if not len(crops):
+        return ClipFeatures(nothing, nothing, nothing)
+    identity = nets.identity(crops[_evenly_spaced(len(crops), IDENTITY_CROPS)]) if nets.identity else nothing
+    image = nets.image(crops[_evenly_spaced(len(crops), IMAGE_CROPS)]) if nets.image else nothing
+    video = nothing
+    if nets.video and len(crops) >= VIDEO_CROPS:
+        video = nets.video.clip(crops[:VIDEO_CROPS])
+    elif nets.texture and len(crops) > 3:
+        series = nets.texture(crops[:VIDEO_CROPS])
+        change = np.sqrt((np.diff(series, axis=0) ** 2).mean(0))
+        video = np.log(np.concatenate([series.std(0), change]) + 1e-3)[None]
+    return ClipFeatures(identity, image, video)
+
+
+def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))

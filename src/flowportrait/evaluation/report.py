@@ -1,0 +1,217 @@
+"""The report: one HTML file with everything in it, to read, to send, to print. No other file, no network.
+
+It begins with what changed, in words; then come the videos, the table with intervals, the worst clips, and how it was
+measured and what was left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from importlib.resources import files as package_files
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from flowportrait.errors import BadInput
+from flowportrait.evaluation.comparison import Comparison
+from flowportrait.evaluation.contact_sheet import contact_sheet
+from flowportrait.evaluation.metrics import BY_KEY, METRICS, REAL
+from flowportrait.evaluation.plots import (
+    KEY_FIGURES,
+    badness,
+    curves_svg,
+    distributions_svg,
+    ground_truth_name,
+    intervals_svg,
+    radar_svg,
+    strips_svg,
+)
+from flowportrait.evaluation.tables import SIGNIFICANT, format_metric, html_groups_table, html_table, verdict
+from flowportrait.written import write_text
+
+LARGEST_VIDEO = 40_000_000
+"""Bytes; larger files are named instead of embedded."""
+HEADLINE = ("ler", "sync_in_time", "sync_in_time_short", "ecs", "tfi", "silent_lip")
+MOST_REMARKS = 40
+
+
+def write_report(
+    output: Path,
+    *,
+    title: str,
+    comparison: Comparison,
+    videos: dict[str, Path],
+    curves: list[dict[str, float]] | None,
+    notes: list[str],
+    files: dict[str, dict[str, Path]] | None = None,
+) -> Path:
+    """Write a self-contained HTML page and return its path.
+
+    Args:
+        output: the page.
+        title: its heading.
+        comparison: what was measured.
+        videos: one example per system, shown side by side.
+        curves: one row per post-training iteration: ``iteration`` and any logged quantities.
+        notes: sentences printed under the table.
+        files: ``files[system][clip]``, for pictures of the worst clips.
+    """
+    sections = [
+        _headline(comparison),
+        _videos(videos),
+        _section("Measured", html_table(comparison) + _notes(comparison, notes)),
+        _section("By group", html_groups_table(comparison.groups)),
+        _section("Against real footage", radar_svg(comparison), "1 − |m − real| / |real|: the rim is real footage."),
+        _section("Intervals", intervals_svg(comparison), "Mean over clips and 95 % interval."),
+        _section("Every clip", distributions_svg(comparison), "A dot is a clip, the bar their median."),
+        _section(
+            "Clip by clip", strips_svg(comparison), "A column is a clip; red is worse than the others, blue better."
+        ),
+        _section("Worst first", html_worst_clips(comparison, files or {})),
+        _section("Post-training", curves_svg(curves) if curves else "", "Thin: each iteration. Thick: running mean."),
+        _section("Frame by frame", _sheets(videos)),
+        _section("Left out, and to know", _left_out(comparison)),
+        _section("Measured by", _networks(comparison)),
+        _section("What the rows mean", _glossary(comparison)),
+    ]
+    page = (package_files("flowportrait.evaluation") / "report.html").read_text(encoding="utf-8")
+    page = page.replace("{{title}}", html.escape(title)).replace("{{body}}", "\n".join(filter(None, sections)))
+    write_text(output, page)
+    return output
+
+
+def _section(heading: str, body: str, lead: str = "") -> str:
+    if not body:
+        return ""
+    lead = f"<p class=lead>{lead}</p>" if lead else ""
+    return f"<section><h2>{heading}</h2>{lead}{body}</section>"
+
+
+def _headline(comparison: Comparison) -> str:
+    """Cards with the relative change of what matters most, where one system is compared with a baseline."""
+    if len({difference.system for difference in comparison.differences}) != 1:
+        return ""
+    cards = []
+    for difference in comparison.differences:
+        if difference.metric in HEADLINE and difference.change is not None:
+            metric = BY_KEY[difference.metric]
+            kind = verdict(difference, metric)
+            p = "" if difference.p is None else f" · p {_format_p(difference.p)}"
+            cards.append(
+                f"<div class='card {kind}'><b>{difference.change:+.0%}</b><span>{metric.title}</span>"
+                f"<small>{html.escape(difference.system)} against {html.escape(difference.baseline)}, "
+                f"{difference.difference.clips} clips{p}</small></div>"
+            )
+    return f"<section class=cards>{''.join(cards)}</section>" if cards else ""
+
+
+def _format_p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _notes(comparison: Comparison, notes: list[str]) -> str:
+    lines = [*notes]
+    if comparison.baseline:
+        lines.append(
+            f"Percentages: relative to {comparison.baseline} on the same clips; * = Wilcoxon signed-rank, "
+            f"Holm-corrected p < {SIGNIFICANT}."
+        )
+    if ground_truth_name(comparison) is None:
+        lines.append("No real footage was given, so the figures have no ground-truth column to be read against.")
+    return _list(lines)
+
+
+def _list(lines: list[str], kind: str = "notes") -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul class={kind}>{items}</ul>" if lines else ""
+
+
+def _left_out(comparison: Comparison) -> str:
+    excluded = [f"{e['system']}/{e['file']}, left out: {e['reason']}" for e in comparison.excluded]
+    more = len(comparison.remarks) - MOST_REMARKS
+    tail = [f"… and {more} more in metrics.json."] if more > 0 else []
+    return _list(excluded + comparison.remarks[:MOST_REMARKS] + tail)
+
+
+def _networks(comparison: Comparison) -> str:
+    rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in comparison.networks.items())
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+def _glossary(comparison: Comparison) -> str:
+    shown = [m for m in METRICS if any(m.key in found for found in comparison.estimates.values())]
+    return "<dl>" + "".join(f"<dt>{m.title}</dt><dd>{html.escape(m.meaning)}</dd>" for m in shown) + "</dl>"
+
+
+def _videos(videos: dict[str, Path]) -> str:
+    figures = []
+    for name, path in videos.items():
+        if path.stat().st_size > LARGEST_VIDEO:
+            body = f"<p class=lead>{html.escape(path.name)} is too large to embed.</p>"
+        else:
+            data = base64.b64encode(path.read_bytes()).decode()
+            body = f"<video controls playsinline preload=metadata src='data:video/mp4;base64,{data}'></video>"
+        figures.append(f"<figure>{body}<figcaption>{html.escape(name)}</figcaption></figure>")
+    if not figures:
+        return ""
+    both = "<button type=button onclick='playAll()'>Play together</button>" if len(figures) > 1 else ""
+    return f"<section class=seen><h2>See for yourself</h2>{both}<div class=videos>{''.join(figures)}</div></section>"
+
+
+def _sheets(videos: dict[str, Path]) -> str:
+    return "".join(
+        f"<figure class=sheet><figcaption>{html.escape(name)}</figcaption>"
+        f"<img alt='frames of {html.escape(name)}, mouths below' "
+        f"src='{jpeg_data_url(contact_sheet(path), 88)}'></figure>"
+        for name, path in videos.items()
+    )
+
+
+LISTED = 5
+SHEETS = 2
+"""Contact sheets per system."""
+REASONS = 3
+
+
+def rank_clips(comparison: Comparison, system: str) -> list[tuple[str, float, list[str]]]:
+    """Clips from worst to best: name, mean of their three worst figures in spreads, and those figures."""
+    found = []
+    for clip, row in comparison.rows[system].items():
+        marks = {k: badness(comparison, BY_KEY[k], row[k]) for k in KEY_FIGURES if row.get(k) is not None}
+        keys = sorted(marks, key=lambda k: -marks[k])[:REASONS]
+        if keys:
+            found.append((clip, float(np.mean([marks[k] for k in keys])), keys))
+    return sorted(found, key=lambda entry: -entry[1])
+
+
+def html_worst_clips(comparison: Comparison, files: dict[str, dict[str, Path]]) -> str:
+    """HTML: per system the worst clips with what is wrong with them, contact sheets of the first."""
+    parts = []
+    for system, rows in comparison.rows.items():
+        if system == REAL or len(rows) < 2:
+            continue
+        lines = []
+        for place, (clip, mark, keys) in enumerate(rank_clips(comparison, system)[:LISTED]):
+            why = ", ".join(f"{BY_KEY[k].title} {format_metric(float(rows[clip][k] or 0), BY_KEY[k])}" for k in keys)
+            sheet = _sheet(files.get(system, {}).get(clip)) if place < SHEETS else ""
+            lines.append(f"<li><b>{html.escape(clip)}</b> <small>{mark:.1f} spreads off: {why}</small>{sheet}</li>")
+        parts.append(f"<h3>{html.escape(system)}</h3><ol class=worst>{''.join(lines)}</ol>")
+    return "".join(parts)
+
+
+def _sheet(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        picture = contact_sheet(path, columns=8)
+    except BadInput:
+        return ""
+    return f"<div class=sheet><img alt='frames of {html.escape(path.stem)}' src='{jpeg_data_url(picture)}'></div>"
+
+
+def jpeg_data_url(image: np.ndarray, quality: int = 82) -> str:
+    """A data URL of an RGB picture."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

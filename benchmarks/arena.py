@@ -19,11 +19,11 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
+from flowportrait.posttrain.adapter import load_prompts
 from flowportrait.posttrain.drawing import Drawing
 from flowportrait.posttrain.items import draw_items
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.run import stage
 from flowportrait.posttrain.task import Prompts, TalkingTask
 from flowportrait.prompts import read_prompts
 from flowportrait.reward.composite import Composite
@@ -100,7 +100,7 @@ class Bench:
         return self.output / name.replace(" ", "_") / str(seed)
 
     def _task(self, folder: Path, recipe: Recipe, exemplars: Path | None = None) -> TalkingTask:
-        items, codecs = stage(read_prompts(folder), recipe, exemplars)
+        items, codecs = load_prompts(read_prompts(folder), recipe, exemplars)
 
         def draw(rows: Sequence[int]) -> Drawing:
             return Drawing(codecs, rows, recipe.render_size)

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowportrait.policies.memory import GIB, need
+from flowportrait.policies.memory import GIB, count_memory, peak_bytes, without_memory
 from flowportrait.policies.models import MODELS
-from flowportrait.policies.peak import counted, peak_of
 
 TOKENS, TEXT, MIB = 3072, 64, 2**20
 
@@ -91,10 +90,10 @@ def _resident(field: str) -> int:
 
 def predicted(name: str, checkpointing: bool) -> int:
     """The same, counted on tensors without numbers."""
-    with counted(torch.float32):
+    with without_memory(torch.float32):
         network, call = SMALL[name]()
         _prepared(network, call, checkpointing)
-        return peak_of(network, call, gradient=True)
+        return peak_bytes(network, call, gradient=True)
 
 
 def main() -> None:
@@ -105,7 +104,7 @@ def main() -> None:
         print("| model | one sample | parameters | weights | adapters | activations | decoding | rollout | update |")
         print("|---|---|---|---|---|---|---|---|---|")
         for name in options.table or MODELS:
-            own = need(MODELS[name])
+            own = count_memory(MODELS[name])
             parts = (own.weights, own.adapter_states, own.activations, own.decoding, own.rollout, own.update)
             sizes = " | ".join(f"{part / GIB:.1f}" for part in parts)
             print(f"| {own.model} | {own.size} | {own.parameters / 1e9:.1f} G | {sizes} |", flush=True)

@@ -14,9 +14,9 @@ from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.given import Given, GivenTask, damaged, windows
 from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.objective.dpo import DPO
+from flowportrait.posttrain.post_trainer import learning_from_pairs
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.run import from_pairs
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.reward.composite import Composite
 
@@ -91,5 +91,5 @@ def _setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
         return TalkingTask(items, WHOLE, None, CHUNK), recipe, Composite.of(ONLINE)
     rated = name == "threshold"
     families = made.rated if rated else made.pairs
-    recipe = replace(from_pairs(named(name)), frames=FRAMES, groups=48 if rated else 24)
+    recipe = replace(learning_from_pairs(named(name)), frames=FRAMES, groups=48 if rated else 24)
     return GivenTask(windows(families, FRAMES, list(WEIGHTS)), CHUNK), changed(recipe), offline

@@ -29,7 +29,6 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import load_motion
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.checkpoint import deliver
 from flowportrait.posttrain.given import Given, GivenTask, Source, damaged, windows
 from flowportrait.posttrain.learner import Metrics
 from flowportrait.posttrain.objective.dpo import DPO
@@ -39,6 +38,7 @@ from flowportrait.posttrain.task import latent_regions
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.interface import Score
+from flowportrait.training.state import write_checkpoint
 
 SEEDS = 3
 PROMPTS = 96
@@ -128,7 +128,7 @@ def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str], seed:
             looks.append({"seconds": spent, "iterations": len(curve), **found})
             print(again(arm, seed), json.dumps(looks[-1]), flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        deliver(trainer, folder / "checkpoint")
+        write_checkpoint(trainer, folder / "checkpoint")
         (folder / "curve.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curve))
         (folder / "likelihood.json").write_text(json.dumps(looks, indent=1) + "\n")
 

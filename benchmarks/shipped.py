@@ -26,12 +26,10 @@ from rich.console import Console
 from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
 from flowportrait.posttrain.graft import grafted
-from flowportrait.posttrain.loop import Job
+from flowportrait.posttrain.post_trainer import PostTrainer
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import read_recipe
-from flowportrait.posttrain.run import train
 from flowportrait.posttrain.soup import soup
-from flowportrait.prompts import read_prompts
 
 SHARES, SPREAD_EYES, GRAFT_STEPS = (0.25, 0.75), 1.3, 400
 _OUT = Console(stderr=True)
@@ -55,8 +53,8 @@ def main() -> None:
             if not (folder / "checkpoint").is_dir():
                 _OUT.print(f"{name}, seed {seed}")
                 recipe = replace(paid(shipped, name), seed=seed, iterations=given.iterations, evaluate_every=1000)
-                job = Job(folder / "run", resume=(folder / "run" / "state").is_dir())
-                train(recipe, read_prompts(given.prompts), job)
+                run = PostTrainer(config=recipe, train_prompts=given.prompts, output_dir=folder / "run")
+                run.train(resume=True)
                 shutil.copytree(folder / "run" / "checkpoint", folder / "checkpoint")
             if given.finish and not (folder / "finished").is_dir():
                 finish(folder, given.corpus, given.heard)

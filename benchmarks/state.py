@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
@@ -25,6 +24,7 @@ from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.training.adapter import Lora
+from flowportrait.training.state import read_state, write_state
 
 TIMES = 5
 
@@ -76,10 +76,10 @@ def main() -> None:
 
         def whole() -> None:
             run.iteration += 1
-            checkpoint.write(run, folder / "state")
+            write_state(run, folder / "state")
 
         baseline, ours = median(plain), median(whole)
-        back = median(lambda: checkpoint.read(run, folder / "state"))
+        back = median(lambda: read_state(run, folder / "state"))
         size = sum(path.stat().st_size for path in (folder / "state").rglob("*") if path.is_file())
     print(f"state: {size / 2**20:.1f} MiB   torch.save + fsync: {baseline:.3f} s   write: {ours:.3f} s "
           f"({ours / baseline:.1f} x)   read: {back:.3f} s")  # fmt: skip

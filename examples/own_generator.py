@@ -21,13 +21,10 @@ from torch import nn
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, level, log_mel
-from flowportrait.policies.interface import Item, Shown
-from flowportrait.policies.items import read_items
-from flowportrait.policies.run import train_generator
-from flowportrait.posttrain.loop import Job
+from flowportrait.policies.interface import DecodedSamples, Item
 from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.post_trainer import PostTrainer
 from flowportrait.posttrain.recipes import named
-from flowportrait.reward.composite import Composite
 
 FRAMES, NUMBERS = 50, 30
 
@@ -64,9 +61,9 @@ class Murmur(nn.Module):
         hidden = self.sound(known[0]) + self.state(torch.cat([x.transpose(1, 2), level], 1))
         return self.out(hidden).transpose(1, 2)
 
-    def decode(self, x: torch.Tensor, known: tuple[torch.Tensor]) -> Shown:
+    def decode(self, x: torch.Tensor, known: tuple[torch.Tensor]) -> DecodedSamples:
         """The latents are the motion."""
-        return Shown(motion=x)
+        return DecodedSamples(motion=x)
 
 
 def main(prompts: Path, output: Path, iterations: int = 12) -> Path:
@@ -75,8 +72,8 @@ def main(prompts: Path, output: Path, iterations: int = 12) -> Path:
         named("flow-grpo"), groups=4, group_size=16, plan=EveryStep(steps=4), learning_rate=1e-3, eta=1.0,
         iterations=iterations,
     )  # fmt: skip
-    job = Job(output, "examples.own_generator:Murmur")
-    return train_generator(Murmur(), recipe, read_items(prompts), job, Composite.of({"sync": 1.0}))
+    name = "examples.own_generator:Murmur"
+    return PostTrainer(name, rewards=["sync"], config=recipe, train_prompts=prompts, output_dir=output).train()
 
 
 if __name__ == "__main__":

@@ -27,19 +27,19 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 from accelerate.state import AcceleratorState
 
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.credit import CreditConfig
 from flowportrait.posttrain.items import Item
-from flowportrait.posttrain.loop import Job, Loop
+from flowportrait.posttrain.loop import Loop
 from flowportrait.posttrain.plan import EveryStep
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.reward.scoring import Unavailable
 from flowportrait.training.adapter import Lora
+from flowportrait.training.roles import SlowCopy
+from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.test_generator import TINY
 
 RECIPE = Recipe(
@@ -116,15 +116,15 @@ def sharded(work: Callable[[], Found]) -> Found:
 
 def resumed(recipe: Recipe, folder: Path, count: int) -> Found:
     run = trainer(recipe)
-    checkpoint.read(run, folder)
+    read_state(run, folder)
     return iterate(run, count)
 
 
 def kept(recipe: Recipe, folder: Path, count: int) -> Found:
     run = trainer(recipe)
     found = iterate(run, count)
-    checkpoint.write(run, folder)
-    checkpoint.deliver(run, folder / "checkpoint")
+    write_state(run, folder)
+    write_checkpoint(run, folder / "checkpoint")
     return found
 
 
@@ -167,7 +167,7 @@ def troubled(folder: Path, on: int) -> Found:
     run.step, os.fsync = stepped, fsync  # type: ignore[method-assign]
     ended = ""
     try:
-        Loop(run, Job(folder)).run()
+        Loop(run, folder).run()
     except SystemExit as error:
         ended = f"exit {error.code}"
     finally:
@@ -262,7 +262,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
     if "--loop" in sys.argv:
-        Loop(trainer(replace(RECIPE, iterations=1000, checkpoint_every=1000)), Job(target)).run()
+        Loop(trainer(replace(RECIPE, iterations=1000, checkpoint_every=1000)), target).run()
         raise SystemExit
     if "--recipes" in sys.argv:
         joined([fork(lambda: every_recipe(target, 1)), *together(lambda count: every_recipe(target, count))])

@@ -19,7 +19,7 @@ from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.learner import Learner
+from flowportrait.generator.learner import FlowMatchingLearner, SavedTraining
 from flowportrait.generator.portrait_tokens import encode_portraits, with_portraits
 from flowportrait.generator.pretrain import pretrain
 from flowportrait.generator.pretrain_config import PretrainConfig
@@ -120,7 +120,7 @@ def test_a_training_step_changes_what_it_should_and_the_disk_keeps_that_alone(
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])
 def test_what_a_training_delivers_holds_what_it_trained(folders: dict[str, Path], tmp_path: Path, adapt: str) -> None:
-    learner = Learner(build(folders, "qwen3", adapt), PretrainConfig(), processes())
+    learner = FlowMatchingLearner(build(folders, "qwen3", adapt), PretrainConfig(), processes())
     averaged = learner.averaged()
     assert averaged is not None
     averaged.save_pretrained(tmp_path)
@@ -227,7 +227,7 @@ def test_portraits_are_learned_from_and_reach_the_decoder(
         )
         with pytest.warns(UserWarning, match="overfitting"):
             pretrain(config, output / "no corpus", output, resume=True)
-        return torch.load(output / "state.pt", weights_only=True)["model"]
+        return SavedTraining(output).model_weights()
 
     one, other = trained(0.5), trained(-0.5)
     differing = {name for name in one if not torch.equal(one[name], other[name])}

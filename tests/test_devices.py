@@ -23,7 +23,7 @@ from flowportrait.codec.retouch_onnx import blank_windows
 from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
 from flowportrait.devices import default_device, device_of, onnx_providers, place, use_device
 from flowportrait.evaluation import networks as evaluation
-from flowportrait.evaluation.lip_sync import SyncExpert as EvaluationSync
+from flowportrait.evaluation.lip_sync import PixelSyncExpert
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.enhancer import load_enhancer
 from flowportrait.generator.isolator import Isolator
@@ -87,7 +87,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Forward]] = {
     "autoencoder": (lambda: TinyAutoencoder(4, False), lambda net, at: net.encode(rand(1, 3, 32, 32).to(at)).latents),
     "sync reward": (lambda: copy.deepcopy(SyncExpert.load()), lambda net, at: net.score(*clips())[0]),
     "sync evaluation": (
-        lambda: copy.deepcopy(EvaluationSync.load()),
+        lambda: copy.deepcopy(PixelSyncExpert.load()),
         lambda net, at: net.score(100 * rand(2, 9, 48, 64), rand(2, 36, 80))[0],
     ),
     "face network": (lambda: copy.deepcopy(FaceNet.load()), lambda net, at: net(rand(2, 3, 128, 128).sigmoid())),
@@ -202,7 +202,7 @@ def test_what_is_loaded_in_a_context_is_placed_there_and_nothing_else() -> None:
         inside = SyncExpert.load()
         told_otherwise = SyncExpert.load(device="cpu")
         generator = load_generator("sft")
-        nets = evaluation.networks()
+        nets = evaluation.load_networks()
     assert device_of(inside).type == device_of(generator).type == "meta"
     assert isinstance(nets.texture, evaluation.MobileNet)
     assert device_of(nets.texture._layers).type == "meta"

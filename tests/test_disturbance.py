@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from flowportrait.config import override, to_dict
 from flowportrait.errors import BadInput
-from flowportrait.policies.run import ours_alone
+from flowportrait.policies.adapter import missing_ability
 from flowportrait.posttrain.disturbance import Disturbance
 from flowportrait.posttrain.items import Item, draw_items, speech
-from flowportrait.posttrain.manifest import changed
+from flowportrait.posttrain.manifest import changed_settings
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.task import TalkingTask
@@ -119,14 +119,14 @@ def test_a_run_that_knew_of_no_disturbance_goes_on_without_a_word_and_one_that_b
     plain = to_dict(named("nft"))
     disturbed = to_dict(override(named("nft"), ["disturbance.variants=2"]))
     older = {key: value for key, value in plain.items() if key != "disturbance"}
-    assert changed(older, plain, Path("run")) == []
-    assert "disturbance.variants was None, is 2" in changed(plain, disturbed, Path("run"))
+    assert changed_settings(older, plain, Path("run")) == []
+    assert "disturbance.variants was None, is 2" in changed_settings(plain, disturbed, Path("run"))
 
 
 def test_what_cannot_be_disturbed_says_so() -> None:
     recipe: Recipe = override(named("nft"), ["disturbance.enhanced=false"])
     assert recipe.disturbance == Disturbance(enhanced=False)
-    assert ours_alone(recipe)
+    assert missing_ability(recipe)
     for name in ("exemplar-awm", "sync-dpo"):
         with pytest.raises(BadInput, match="of the speech of prompts"):
             override(named(name), ["disturbance.variants=2"])

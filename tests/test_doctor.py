@@ -14,9 +14,9 @@ from flowportrait.cli import main
 from flowportrait.config import save, to_dict
 from flowportrait.posttrain import learner as learner_module
 from flowportrait.posttrain.doctor import Record, examine
+from flowportrait.posttrain.held_out import is_best_checkpoint, should_stop
 from flowportrait.posttrain.objective.interface import Evidence, Loss
 from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.outlook import liked_best, should_stop
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
@@ -185,6 +185,6 @@ def test_an_evaluation_of_either_sign_is_worse_when_it_falls_and_not_when_it_ris
 
 
 def test_the_best_look_is_evaluations_and_exaggeration_is_no_merit() -> None:
-    assert liked_best(looks(1.0, 1.1, 1.2))
-    assert not liked_best(looks(1.0, 1.3, 1.2))
-    assert not liked_best(looks(1.0, 1.1, 1.2, amplitude=2.5))
+    assert is_best_checkpoint(looks(1.0, 1.1, 1.2))
+    assert not is_best_checkpoint(looks(1.0, 1.3, 1.2))
+    assert not is_best_checkpoint(looks(1.0, 1.1, 1.2, amplitude=2.5))

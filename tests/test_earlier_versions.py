@@ -22,12 +22,10 @@ from flowportrait.config import save, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.policies.interface import Item as Request
-from flowportrait.policies.run import _manifest as generators_manifest
-from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.advantage import Allocation
 from flowportrait.posttrain.items import Item
-from flowportrait.posttrain.loop import Job, Loop
-from flowportrait.posttrain.manifest import manifest, write_or_compare
+from flowportrait.posttrain.loop import Loop
+from flowportrait.posttrain.manifest import checkpoint_start, manifest, write_or_compare
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named, read_recipe
@@ -35,6 +33,7 @@ from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
 from flowportrait.reward.composite import Composite
+from flowportrait.training.state import latest_state, read_state
 from tests.test_generator import TINY
 from tests.test_posttrain import Lift
 
@@ -62,9 +61,9 @@ def resumed(name: str, folder: Path, recipe: Recipe) -> Trainer:
     """The killed run, gone on with to its end in ``folder``."""
     shutil.copytree(WRITTEN / name, folder)
     run = trainer(recipe)
-    checkpoint.read(run, folder / "state")
+    read_state(run, folder / "state")
     save(run.recipe, folder / "recipe.json")
-    Loop(run, Job(folder, resume=True)).run()
+    Loop(run, folder).run()
     return run
 
 
@@ -87,7 +86,7 @@ def test_a_run_of_version_0_1_ends_where_it_would_have_ended_uninterrupted(name:
     ):
         assert {key: found[key] for key in known} == pytest.approx(known, rel=1e-3, abs=1e-4)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["version"] == 1
-    state = checkpoint.latest(tmp_path / "run" / "state")
+    state = latest_state(tmp_path / "run" / "state")
     assert state is not None
     assert json.loads((state / "progress.json").read_text())["recipe"]["version"] == 1
 
@@ -142,7 +141,11 @@ def write_prompts(folder: Path) -> list[Prompt]:
 def new_manifest(folder: Path, **more: Any) -> dict[str, Any]:
     """What a run on these prompts is made of, from the weights that the old manifest names."""
     old = json.loads((WRITTEN / "run.json").read_text())
-    return manifest("sft", write_prompts(folder), 3) | {"start": old["start"], "packages": old["packages"]} | more
+    return (
+        manifest(checkpoint_start("sft"), write_prompts(folder), 3)
+        | {"start": old["start"], "packages": old["packages"]}
+        | more
+    )
 
 
 def test_a_manifest_of_version_0_1_is_compared_by_what_it_holds_and_then_replaced(tmp_path: Path) -> None:
@@ -161,23 +164,26 @@ def test_a_manifest_of_version_0_1_is_compared_by_what_it_holds_and_then_replace
 @pytest.mark.parametrize("person", ["a", "b"])
 def test_a_changed_recording_is_noticed_although_another_has_its_name(person: str, tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts")
-    write_or_compare(tmp_path / "run.json", manifest("sft", prompts, 3))
+    write_or_compare(tmp_path / "run.json", manifest(checkpoint_start("sft"), prompts, 3))
     shutil.copytree(tmp_path / "prompts", tmp_path / "moved")
-    assert write_or_compare(tmp_path / "run.json", manifest("sft", write_prompts(tmp_path / "moved"), 3)) == []
+    assert (
+        write_or_compare(tmp_path / "run.json", manifest(checkpoint_start("sft"), write_prompts(tmp_path / "moved"), 3))
+        == []
+    )
     (tmp_path / "prompts" / person / "0.wav").write_bytes(b"other speech")
     with pytest.raises(BadInput, match=rf"set of prompts or clips \({person}/0\.wav is not as it was\)"):
-        write_or_compare(tmp_path / "run.json", manifest("sft", prompts, 3))
+        write_or_compare(tmp_path / "run.json", manifest(checkpoint_start("sft"), prompts, 3))
 
 
 def test_the_manifest_of_another_generators_run_tells_files_of_one_name_apart(tmp_path: Path) -> None:
     items = [Request(prompt.id, "hello", prompt.image, prompt.audio) for prompt in write_prompts(tmp_path)]
-    write_or_compare(tmp_path / "run.json", generators_manifest({}, 0, items))
-    assert write_or_compare(tmp_path / "run.json", generators_manifest({}, 0, items)) == []
+    write_or_compare(tmp_path / "run.json", manifest({}, items, 0))
+    assert write_or_compare(tmp_path / "run.json", manifest({}, items, 0)) == []
     (tmp_path / "a" / "0.wav").write_bytes(b"other speech")
     with pytest.raises(BadInput, match=r"a/0\.wav is not as it was"):
-        write_or_compare(tmp_path / "run.json", generators_manifest({}, 0, items))
+        write_or_compare(tmp_path / "run.json", manifest({}, items, 0))
     before = {"prompts": {item.id: item.text for item in items}, "seed": 0, "start": {}, "packages": {},
               "files": json.loads((WRITTEN / "run.json").read_text())["files"]}  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(before))
     write_prompts(tmp_path)
-    write_or_compare(tmp_path / "run.json", generators_manifest({}, 0, items))
+    write_or_compare(tmp_path / "run.json", manifest({}, items, 0))

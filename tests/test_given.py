@@ -23,9 +23,9 @@ from flowportrait.posttrain.given_clips import read_families
 from flowportrait.posttrain.objective.dpo import DPO
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
 from flowportrait.posttrain.objective.threshold import Threshold
+from flowportrait.posttrain.post_trainer import learning_from_pairs
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.run import from_pairs
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.preference.pairs import Pair, write_pairs
 from flowportrait.reward.composite import Composite
@@ -50,7 +50,7 @@ def preferred(count: int = 4, better: float = 3.0, worse: float = -3.0) -> list[
 
 
 def run(families: list[Family], recipe: Recipe | None = None, learning_rate: float = 2e-3) -> Trainer:
-    recipe = recipe or from_pairs(named("flow-dpo"))
+    recipe = recipe or learning_from_pairs(named("flow-dpo"))
     recipe = replace(recipe, groups=4, frames=FRAMES, learning_rate=learning_rate)
     task = GivenTask(windows(families, FRAMES, ["sync"]), TINY.chunk)
     return Trainer(tiny_policy(), task, recipe, Composite((), {"sync": 1.0}))
@@ -143,7 +143,7 @@ def test_the_anchor_is_matching_of_the_winner() -> None:
 
 @pytest.mark.parametrize(("name", "rate"), [("flow-dpo", 2e-3), ("flow-rwr", 1e-2), ("awm", 2e-3)])
 def test_what_was_preferred_becomes_likelier(name: str, rate: float) -> None:
-    trainer = run(preferred(), from_pairs(named(name)), rate)
+    trainer = run(preferred(), learning_from_pairs(named(name)), rate)
 
     def gap() -> float:
         """How much better the preferred clips are matched than the others."""
@@ -161,7 +161,7 @@ def test_what_was_preferred_becomes_likelier(name: str, rate: float) -> None:
 
 def test_ratings_above_the_batchs_mean_gain_and_those_below_lose() -> None:
     rated = [Family([clip(i, lift)], {"sync": torch.tensor([3 + lift / 2])}) for i, lift in enumerate((3, 3, -3, -3))]
-    trainer = run(rated, from_pairs(named("threshold")))
+    trainer = run(rated, learning_from_pairs(named("threshold")))
     assert trainer.recipe.group_size == 1
     records = [trainer.step() for _ in range(8)]
     assert records[-1]["winner_gain"] > records[-1]["loser_gain"]

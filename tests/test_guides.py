@@ -6,7 +6,6 @@ import json
 import re
 import runpy
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,9 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main
+from flowportrait.config import override
+from flowportrait.posttrain.post_trainer import PostTrainer
 from flowportrait.posttrain.recipes import CARDS
-from flowportrait.posttrain.run import Job, posttrain
 from flowportrait.reward.registry import REWARDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,12 +39,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``posttrain`` do the least that is a run."""
+    """Let ``PostTrainer`` do the least that is a run."""
+    train = PostTrainer.train
 
-    def small(recipe: str, prompts: Path, job: Job, overrides: Sequence[str] = ()) -> Path:
-        return posttrain(recipe, prompts, job, overrides=[*overrides, *SMALL[1:]])
+    def small(self: PostTrainer) -> Path:
+        self.config = override(self.config, SMALL[1:])
+        return train(self)
 
-    monkeypatch.setattr("flowportrait.posttrain.run.posttrain", small)
+    monkeypatch.setattr(PostTrainer, "train", small)
 
 
 def guide(name: str, heading: str, language: str) -> list[str]:

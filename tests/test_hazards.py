@@ -23,12 +23,12 @@ import torch
 import uvicorn
 
 from flowportrait.errors import BadInput
-from flowportrait.posttrain import checkpoint
-from flowportrait.posttrain.events import Events, Journal
-from flowportrait.posttrain.loop import Job, Loop
+from flowportrait.posttrain.events import EventLog, JsonLinesLog
+from flowportrait.posttrain.loop import Loop
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.training.state import latest_state, read_state, write_state
 from tests.processes import RECIPE, Lift, trainer
 
 SMALL = replace(RECIPE, groups=2, frames=16, iterations=4, checkpoint_every=1)
@@ -46,8 +46,8 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def loop(folder: Path, run: Trainer | None = None, resume: bool = False) -> Loop:
     run = run or trainer(SMALL)
     if resume:
-        checkpoint.read(run, folder / "state")
-    return Loop(run, Job(folder))
+        read_state(run, folder / "state")
+    return Loop(run, folder)
 
 
 def events(folder: Path) -> list[str]:
@@ -85,7 +85,7 @@ def write_and_die(run: Trainer, folder: Path, at: int) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(die)
-        checkpoint.write(run, folder)
+        write_state(run, folder)
         os._exit(0)
     _, status = os.waitpid(process, 0)
     assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
@@ -98,13 +98,13 @@ def test_killed_anywhere_while_saving_the_run_resumes_to_the_same_bits(tmp_path:
         run.step()
         states[run.iteration] = weights(run)
         if run.iteration == 2:
-            checkpoint.write(run, tmp_path / "before")
+            write_state(run, tmp_path / "before")
     found, again = [], trainer(STALE)
     for at in itertools.count():
         folder = tmp_path / str(at)
         shutil.copytree(tmp_path / "before", folder)
         lived = write_and_die(run, folder, at)
-        checkpoint.read(again, folder)
+        read_state(again, folder)
         assert same(weights(again), states[again.iteration])
         found.append(again.iteration)
         if lived:
@@ -115,7 +115,7 @@ def test_killed_anywhere_while_saving_the_run_resumes_to_the_same_bits(tmp_path:
     run.step()
     for name in ("0", str(found.index(3))):
         again = trainer(STALE)
-        checkpoint.read(again, tmp_path / name)
+        read_state(again, tmp_path / name)
         while again.iteration < 4:
             again.step()
         assert same(weights(again), weights(run)), "what waited to be trained on came back too"
@@ -139,21 +139,21 @@ def test_wherever_the_disk_is_full_the_state_before_stays_and_nothing_else(
     run = trainer(STALE)
     run.step()
     before = weights(run)
-    checkpoint.write(run, tmp_path)
+    write_state(run, tmp_path)
     run.step()
     codes = set()
     for at in itertools.count():
         with monkeypatch.context() as patch:
             full_disk(patch, lambda n, at=at: n == at)
             try:
-                checkpoint.write(run, tmp_path)
+                write_state(run, tmp_path)
                 break
             except OSError as error:
                 codes.add(error.errno)
         if at < 6:  # up to the rename
             assert [path.name for path in tmp_path.iterdir()] == ["000001"]
             again = trainer(STALE)
-            checkpoint.read(again, tmp_path)
+            read_state(again, tmp_path)
             assert same(weights(again), before)
     assert at >= 6
     assert codes == {errno.ENOSPC}
@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     watched.run()
     assert events(tmp_path) == ["started", "not saved", "not saved", "saved again", "ended"]
     again = trainer(SMALL)
-    checkpoint.read(again, tmp_path / "state")
+    read_state(again, tmp_path / "state")
     assert again.iteration == 4
     assert same(weights(again), straight)
 
@@ -187,7 +187,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_a_sentence_and_it_resumes(
     loop(tmp_path, resume=True).run()
     assert [record["iteration"] for record in records(tmp_path)] == [1, 2, 3, 4]
     again = trainer(SMALL)
-    checkpoint.read(again, tmp_path / "state")
+    read_state(again, tmp_path / "state")
     assert same(weights(again), straight)
 
 
@@ -195,7 +195,7 @@ def test_lines_that_find_no_room_are_written_later_and_never_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lines.jsonl").write_text('{"n": 0}\n{"n": cut o')
-    journal = Journal(tmp_path / "lines.jsonl")
+    journal = JsonLinesLog(tmp_path / "lines.jsonl")
     assert journal.add({"n": 1})
 
     def half(path: Path, mode: str) -> Any:
@@ -235,7 +235,7 @@ def test_an_iteration_that_no_reward_answers_changes_nothing_and_the_run_goes_on
         return step()
 
     run.step = watched  # type: ignore[method-assign]
-    Loop(run, Job(tmp_path)).run()
+    Loop(run, tmp_path).run()
     assert [record["skipped"] for record in records(tmp_path)] == [0.0, 1.0, 0.0]
     assert events(tmp_path) == ["started", "not scored", "skipped", "ended"]
     assert all(torch.equal(kept[1][1][key], kept[2][1][key]) for key in kept[1][1]), "moments are untouched too"
@@ -254,7 +254,7 @@ def test_a_reward_that_never_comes_back_ends_the_run_with_a_sentence(tmp_path: P
     run = trainer(replace(SMALL, give_up=3, iterations=50), Lift(away=tuple(range(200)), calls=[]))
     before = weights(run)
     with pytest.raises(BadInput, match="nothing was learned for 3 iterations in a row") as error:
-        Loop(run, Job(tmp_path)).run()
+        Loop(run, tmp_path).run()
     assert "the state of iteration 3 is complete" in str(error.value)
     assert same(before, weights(run))
 
@@ -305,12 +305,12 @@ def test_terminated_like_interrupted_the_step_is_finished_and_saved(
 
     run.collect = terminated  # type: ignore[method-assign]
     with pytest.raises(ends) as ended:
-        Loop(run, Job(tmp_path)).run()
+        Loop(run, tmp_path).run()
     assert ends is KeyboardInterrupt or ended.value.code == 143  # type: ignore[attr-defined]
-    assert checkpoint.latest(tmp_path / "state") == tmp_path / "state" / "000001"
+    assert latest_state(tmp_path / "state") == tmp_path / "state" / "000001"
     loop(tmp_path, resume=True).run()
     again = trainer(SMALL)
-    checkpoint.read(again, tmp_path / "state")
+    read_state(again, tmp_path / "state")
     assert same(weights(again), straight)
 
 
@@ -318,27 +318,27 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     from flowportrait.training.adapter import Lora
 
     run = trainer(SMALL)
-    checkpoint.write(run, tmp_path)
+    write_state(run, tmp_path)
     with pytest.raises(BadInput, match="not of this model and recipe"):
-        checkpoint.read(trainer(replace(SMALL, lora=Lora(rank=2))), tmp_path)
+        read_state(trainer(replace(SMALL, lora=Lora(rank=2))), tmp_path)
     with pytest.raises(BadInput, match="no complete state"):
-        checkpoint.read(run, tmp_path / "elsewhere")
+        read_state(run, tmp_path / "elsewhere")
 
 
 def test_another_recipe_is_refused_and_other_settings_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.write(trainer(SMALL), tmp_path / "run" / "state")
+    write_state(trainer(SMALL), tmp_path / "run" / "state")
     with pytest.raises(BadInput, match=f"was begun with the recipe {SMALL.name}, not nft: resume it with --recipe"):
-        checkpoint.read(trainer(replace(SMALL, name="nft")), tmp_path / "run" / "state")
+        read_state(trainer(replace(SMALL, name="nft")), tmp_path / "run" / "state")
     other = replace(SMALL, iterations=9, micro_batch=2, eta=0.25, objective=replace(SMALL.objective, clip_low=0.3))
-    checkpoint.read(trainer(other), tmp_path / "run" / "state")
+    read_state(trainer(other), tmp_path / "run" / "state")
     said = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in said] == ["eta", "objective.clip_low"]
 
 
 def test_who_holds_up_the_others_is_said_once(tmp_path: Path) -> None:
-    noted = Events(tmp_path / "events.jsonl", 10)
+    noted = EventLog(tmp_path / "events.jsonl", 10)
     for iteration, times in enumerate([1.1, 2.0, 2.1, 1.0, 3.0, 2.0, 1.8, 1.7, 4.0]):
         noted.after_iteration({"iteration": iteration, "slowest/process": 3, "slowest/times": times})
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

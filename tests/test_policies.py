@@ -18,13 +18,10 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.schedule import shift_levels, shifted
 from flowportrait.policies.check import check
 from flowportrait.policies.interface import Item
-from flowportrait.policies.items import read_items
-from flowportrait.policies.loading import load_policy_generator
-from flowportrait.policies.lora import FILES
-from flowportrait.policies.pipeline import PipelineGenerator
+from flowportrait.policies.loading import load_policy_generator, read_items
+from flowportrait.policies.pipeline import ADAPTER_FILES, PipelineGenerator
 from flowportrait.policies.policy import GeneratorPolicy
 from flowportrait.policies.task import GeneratorTask
-from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.plan import EveryStep
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.replay import check_noise, replay_velocity
@@ -32,6 +29,7 @@ from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.training.adapter import Lora
+from flowportrait.training.state import read_state, write_checkpoint, write_state
 
 diffusers = pytest.importorskip("diffusers")
 from tests.small_pipelines import SMALL, VIDEO, reading_wan, small  # noqa: E402
@@ -86,7 +84,7 @@ def trainer(name: str, folder: Path, half: bool = False, **changes: Any) -> Trai
 def test_what_is_post_trained_is_what_the_pipeline_delivers(name: str, folder: Path) -> None:
     """From the same noise: the same frames, by its own loop, schedule, guidance and decoding."""
     generator = PipelineGenerator(*small(name))
-    gap = generator.delivered(items(name, folder)[0])
+    gap = generator.delivery_gap(items(name, folder)[0])
     assert gap is not None
     assert gap <= 1
 
@@ -108,12 +106,12 @@ def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Pa
     assert max(record["noise_gap"] for record in records) < 1e-3
     run.iteration = 0
     assert run.collect().scores["bright"].value.mean() > batch.scores["bright"].value.mean()
-    checkpoint.write(run, tmp_path / "state")
-    checkpoint.deliver(run, tmp_path / "made", role="live")
+    write_state(run, tmp_path / "state")
+    write_checkpoint(run, tmp_path / "made", role="live")
 
     again = trainer(name, folder, learning_rate=rate)
     again.any_condition()
-    checkpoint.read(again, tmp_path / "state")
+    read_state(again, tmp_path / "state")
     with torch.no_grad():
         live = run.velocity(first)
         assert torch.equal(again.velocity(first), live)
@@ -123,11 +121,11 @@ def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Pa
         pipeline.load_lora_weights(tmp_path / "made")
         if name == "wan2.2":
             pipeline.load_lora_weights(
-                tmp_path / "made", weight_name=FILES["transformer_2"], load_into_transformer_2=True
+                tmp_path / "made", weight_name=ADAPTER_FILES["transformer_2"], load_into_transformer_2=True
             )
     else:
         pipeline.transformer.load_lora_adapter(
-            tmp_path / "made", prefix="transformer", weight_name=FILES["transformer"]
+            tmp_path / "made", prefix="transformer", weight_name=ADAPTER_FILES["transformer"]
         )
     loaded = GeneratorPolicy(PipelineGenerator(pipeline, told))
     loaded.encode(items(name, folder)[:1])
@@ -234,9 +232,9 @@ def test_a_saved_pipeline_is_loaded_by_its_folder_and_checked(folder: Path, tmp_
 def test_the_check_holds_for_a_pipeline_and_sees_other_pictures_than_are_delivered(folder: Path) -> None:
     generator = PipelineGenerator(*small("ltx-video"))
     found = check(generator, items("ltx-video", folder))
-    assert [finding.name for finding in found if finding.holds][-1] == "delivery"
-    assert all(finding.holds for finding in found)
+    assert [finding.name for finding in found if finding.passed][-1] == "delivery"
+    assert all(finding.passed for finding in found)
     generator.codec.scale = replace(generator.codec.scale, std=generator.codec.scale.std * 1.1)
     last = check(generator, items("ltx-video", folder))[-1]
-    assert not last.holds
-    assert "rewards see other pictures than its own pipeline delivers" in last.sentence
+    assert not last.passed
+    assert "rewards see other pictures than its own pipeline delivers" in last.message

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
-from flowportrait.posttrain import checkpoint
+from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.processes import iterate, joined, sharded, together
 from tests.test_policies import trainer
 
@@ -21,9 +21,9 @@ def work(folder: Path) -> Any:
     """Two iterations, saved in between; what was learned."""
     run = trainer("flux.1", folder, checkpointing=True)
     iterate(run, 1)
-    checkpoint.write(run, folder / "state")
+    write_state(run, folder / "state")
     found = iterate(run, 1)
-    checkpoint.deliver(run, folder / "made")
+    write_checkpoint(run, folder / "made")
     return found
 
 
@@ -41,7 +41,7 @@ def test_two_processes_in_shards_learn_what_one_learns_and_either_resumes(tmp_pa
     assert len(list((two / "state" / "000001" / "weights").iterdir())) == 2
     assert (two / "made" / "pytorch_lora_weights.safetensors").is_file()
     again = trainer("flux.1", tmp_path, checkpointing=True)
-    checkpoint.read(again, two / "state")
+    read_state(again, two / "state")
     resumed = iterate(again, 1)
     for name, wanted in alone["weights"]["live"].items():
         assert (resumed["weights"]["live"][name] - wanted).norm() <= 2 * ROUNDING * wanted.norm().clamp_min(1e-3), name

@@ -15,7 +15,6 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS, Step
 from flowportrait.flow.ratio import log_ratio
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.advantage import Allocation, spread
 from flowportrait.posttrain.credit import Credit, CreditConfig, assign
 from flowportrait.posttrain.items import Item
@@ -25,13 +24,14 @@ from flowportrait.posttrain.plan import Branching, EveryStep, NoNoise, OneStep, 
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.replay import ReplayMismatch, check_noise
-from flowportrait.posttrain.roles import Roles, SlowCopy
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.training.adapter import Lora, merged
+from flowportrait.training.roles import Roles, SlowCopy
+from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.test_generator import TINY
 
 RECIPE: Recipe = replace(
@@ -152,9 +152,9 @@ def test_stopping_and_resuming_gives_the_same_bits(recipe: Recipe, tmp_path: Pat
     first = trainer(recipe)
     for _ in range(2):
         first.step()
-    checkpoint.write(first, tmp_path / "state.pt")
+    write_state(first, tmp_path / "state.pt")
     second = trainer(recipe)
-    checkpoint.read(second, tmp_path / "state.pt")
+    read_state(second, tmp_path / "state.pt")
     for _ in range(2):
         second.step()
     for role in straight.roles.state_dict():
@@ -235,7 +235,7 @@ def test_lora_starts_as_nothing_learns_and_merges(tmp_path: Path) -> None:
     latents = run.collect().trajectory.latents
     run.policy = run.replay.policy = whole
     assert torch.allclose(run.collect().trajectory.latents, latents, atol=1e-4)
-    checkpoint.deliver(trainer(replace(RECIPE, lora=Lora(rank=2))), tmp_path)
+    write_checkpoint(trainer(replace(RECIPE, lora=Lora(rank=2))), tmp_path)
     assert set(ARFlow.from_pretrained(tmp_path).state_dict()) == set(tiny_policy().state_dict())
 
 

@@ -18,17 +18,20 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from flowportrait.checkpoints import load_generator
+from flowportrait.config import load
 from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.learner import Draw, Learner, learning_rate_factor
+from flowportrait.generator.learner import Draw, FlowMatchingLearner, learning_rate_factor
 from flowportrait.generator.pretrain import PretrainConfig, pretrain
 from flowportrait.generator.training_clips import save_clips
 from flowportrait.prompts import Prompt
 from flowportrait.training.descend import GIVE_UP, descend
+from flowportrait.training.state import latest_state, read_whole_weights
 
 TINY = GeneratorConfig(
     hidden=32, layers=1, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, front_end="mel"
@@ -47,12 +50,24 @@ def clips() -> list[MotionClip]:
     ]  # fmt: skip
 
 
-def train(config: PretrainConfig, output: Path, **more: object) -> dict[str, torch.Tensor]:
+def read_state(output: Path) -> dict[str, Any]:
+    """Everything in the last state of a training."""
+    state = latest_state(output / "state")
+    assert state is not None
+    progress = json.loads((state / "progress.json").read_text())
+    model, average = (read_whole_weights(state, (role, "fixed")) for role in ("live", "ema"))
+    moments = [read_whole_weights(state, (f"optimizer.{kind}",)) for kind in ("exp_avg", "exp_avg_sq", "step")]
+    draws = [load_file(file)["generator"] for file in sorted((state / "processes").iterdir())]
+    return {"model": model, "average": average, "optimizer": moments, "draws": draws, "step": progress["iteration"],
+            "running": progress["running"]}  # fmt: skip
+
+
+def train(config: PretrainConfig, output: Path, **more: object) -> dict[str, Any]:
     output.mkdir(exist_ok=True)
     save_clips(output / "heard.pt", clips())
     with pytest.warns(UserWarning, match="overfitting"):
         pretrain(config, output / "no corpus", output, resume=True, **more)  # type: ignore[arg-type]
-    return torch.load(output / "state.pt", weights_only=True)
+    return read_state(output)
 
 
 def same(a: object, b: object) -> bool:
@@ -72,7 +87,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flowportrait.generator.pretrain.StopRequest", stopping_after(2))
         train(CONFIG, halfway)
-    assert torch.load(halfway / "state.pt", weights_only=True)["step"] == 2
+    assert read_state(halfway)["step"] == 2
     resumed = train(CONFIG, halfway)
     assert same(whole, resumed)
     assert not same(whole, train(replace(CONFIG, seed=1), tmp_path / "other"))
@@ -83,6 +98,32 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path
     assert model.config == TINY
     card = (halfway / "checkpoint" / "README.md").read_text()
     assert "4 clips of 2 speakers" in card
+
+
+VERSION_0_1 = Path(__file__).parent / "data" / "v0.1" / "pretrain"
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["resumed", "anew"])
+def test_a_training_of_version_0_1_ends_where_it_would_have_ended_uninterrupted(earlier: bool, tmp_path: Path) -> None:
+    shutil.copytree(VERSION_0_1, tmp_path / "run")
+    if not earlier:
+        (tmp_path / "run" / "state.pt").unlink()
+    config = load(PretrainConfig, VERSION_0_1 / "config.json")
+    with pytest.warns(UserWarning, match="overfitting"):
+        pretrain(config, tmp_path / "no corpus", tmp_path / "run", resume=True)
+    state, expected = read_state(tmp_path / "run"), load_file(VERSION_0_1 / "uninterrupted.safetensors")
+    old = torch.load(VERSION_0_1 / "state.pt", weights_only=True)
+    for key, value in expected.items():
+        kind, _, name = key.partition("/")
+        moved = (value - old[kind][name]).norm()
+        assert (state[kind][name] - value).norm() <= 1e-3 * moved + 1e-7, key
+    records, known = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (tmp_path / "run" / "history.jsonl", VERSION_0_1 / "uninterrupted.jsonl")
+    )
+    assert [record["step"] for record in records] == [2, 4]
+    assert records[-1]["loss"] == pytest.approx(known[-1]["loss"], rel=1e-3)
+    assert len(state["draws"]) == 1
 
 
 def stopping_after(steps: int) -> type:
@@ -108,18 +149,18 @@ def stopping_after(steps: int) -> type:
     return Asked
 
 
-def learner(config: PretrainConfig = CONFIG) -> Learner:
+def learner(config: PretrainConfig = CONFIG) -> FlowMatchingLearner:
     torch.manual_seed(0)
-    return Learner(ARFlow(config.generator), config, Accelerator(cpu=True))
+    return FlowMatchingLearner(ARFlow(config.generator), config, Accelerator(cpu=True))
 
 
-def poisoned(own: Learner, steps: Container[int]) -> Draw:
+def poisoned(own: FlowMatchingLearner, steps: Container[int]) -> Draw:
     """Batches of the made-up clips; in these steps one of their numbers is infinite."""
     sampler = WindowSampler(clips(), 12, own.generator)
 
     def draw(batch: int) -> tuple[torch.Tensor, ...]:
         first, *rest = sampler.draw(batch)
-        if own.step in steps:
+        if own.iteration in steps:
             first = first.clone()
             first.flatten()[0] = torch.inf
         return first, *rest
@@ -133,13 +174,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_training_goes_on(caps
     own.learn(draw)
 
     def learned() -> list[object]:
-        return [own.model.state_dict(), own.average.state_dict(), own.optimizer.state_dict()["state"]]
+        return [own.model.state_dict(), own.roles.copies["ema"], own.optimizer.state_dict()["state"]]
 
     before = copy.deepcopy(learned())
     running = own.running
     own.learn(draw)
     assert same(before, learned())
-    assert (own.step, own.running) == (2, running)
+    assert (own.iteration, own.running) == (2, running)
     assert "step 2 was left out: its gradient is not finite" in capsys.readouterr().err
     assert math.isfinite(own.learn(draw))
     assert all(torch.isfinite(parameter).all() for parameter in own.model.parameters())
@@ -222,7 +263,7 @@ pretrain(config, Path(sys.argv[1]) / "no corpus", Path(sys.argv[1]), resume=True
 """
 
 
-def launch(output: Path, *more: str, shards: bool = False) -> dict[str, torch.Tensor]:
+def launch(output: Path, *more: str, shards: bool = False) -> dict[str, Any]:
     """The state that two processes leave."""
     output.mkdir(exist_ok=True)
     save_clips(output / "heard.pt", clips())
@@ -231,9 +272,10 @@ def launch(output: Path, *more: str, shards: bool = False) -> dict[str, torch.Te
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611",
          str(script), str(output), *more], check=True, cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_FSDP": str(shards).lower()},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+                          "ACCELERATE_USE_FSDP": str(shards).lower()},
     )  # fmt: skip
-    return torch.load(output / "state.pt", weights_only=True)
+    return read_state(output)
 
 
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -252,7 +294,7 @@ def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_average_their_gradients(replicated: Path, tmp_path: Path) -> None:
-    state = torch.load(replicated / "state.pt", weights_only=True)
+    state = read_state(replicated)
     alone = train(replace(CONFIG, **LEVEL), tmp_path)
     assert state["step"] == 4
     assert len(state["draws"]) == 2
@@ -272,7 +314,7 @@ def test_on_their_own_past_two_learn_in_shards_what_they_learn_with_whole_weight
 def test_a_state_of_shards_is_whole_and_any_number_goes_on(replicated: Path, tmp_path: Path) -> None:
     launch(tmp_path / "run", "2", "0", shards=True)
     shutil.copytree(tmp_path / "run", tmp_path / "alone")
-    state, straight = launch(tmp_path / "run", "4", "0", shards=True), torch.load(replicated / "state.pt")
+    state, straight = launch(tmp_path / "run", "4", "0", shards=True), read_state(replicated)
     assert state["step"] == straight["step"] == 4
     for part in ("model", "average"):
         assert apart(state[part], straight[part]) < 1e-4

@@ -285,6 +285,6 @@ def test_what_an_objective_logs_is_its_own_affair() -> None:
 def test_the_guides_own_recipe_raises_its_reward_too(monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "posttraining.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", guide, re.S)
-    monkeypatch.setattr("flowportrait.posttrain.run.posttrain", lambda *_: None)
+    monkeypatch.setattr("flowportrait.posttrain.post_trainer.PostTrainer.train", lambda _: None)
     exec(block, {"__name__": __name__})
     assert rise(small(CARDS.pop("better-half").recipe)) > LEARNED

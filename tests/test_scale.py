@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from flowportrait.errors import BadInput
-from flowportrait.posttrain import checkpoint
 from flowportrait.posttrain.scale import Share
+from flowportrait.training.state import latest_state, read_state
 from tests.processes import RECIPE, iterate, joined, together, trainer
 
 ROUNDING = 1e-5
@@ -108,7 +108,7 @@ def test_the_delivered_checkpoint_is_the_same_and_whole(folder: Path, name: str)
 def test_states_in_shards_come_from_every_process(folder: Path) -> None:
     assert len(list((folder / "two" / "sharded" / "000002" / "weights").iterdir())) == 2
     assert len(list((folder / "one" / "sharded" / "000002" / "weights").iterdir())) == 1
-    assert len(list((folder / "two" / "stale" / "000003" / "waiting").iterdir())) == 2
+    assert len(list((folder / "two" / "stale" / "000003" / "processes").iterdir())) == 2
 
 
 @pytest.mark.slow
@@ -183,11 +183,11 @@ def test_launched_by_accelerate_in_shards_and_terminated_it_is_saved_whole(tmp_p
     launcher.terminate()
     assert launcher.wait(60) != 0
     iterations = len(metrics.read_text().splitlines())
-    state = checkpoint.latest(tmp_path / "state")
+    state = latest_state(tmp_path / "state")
     assert state == tmp_path / "state" / f"{iterations:06d}"
     assert len(list((state / "weights").iterdir())) == 2
     run = trainer()
-    checkpoint.read(run, tmp_path / "state")
+    read_state(run, tmp_path / "state")
     assert run.iteration == iterations
 
 

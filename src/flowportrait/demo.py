@@ -23,8 +23,8 @@ from flowportrait.animator import Animator
 from flowportrait.evaluation.api import evaluate
 from flowportrait.evaluation.contact_sheet import contact_sheet, write_animated_webp
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
+from flowportrait.posttrain.post_trainer import PostTrainer
 from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.run import Job, train
 from flowportrait.prompts import Prompt
 from flowportrait.provenance.credential import find_credential
 from flowportrait.provenance.origin import Origin
@@ -54,13 +54,13 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     photo, speech = write_inputs(inputs)
     heard = round(TRAINING_SECONDS * SAMPLE_RATE)
     recipe = replace(named("flow-grpo"), groups=4, iterations=iterations or ITERATIONS)
-    curves: list[dict[str, float]] = []
     shown = Provenance(Origin("portrait"), find_credential())
     with stage("before: the supervised checkpoint"):
         render(Animator.from_pretrained("sft"), photo, speech, output / "before.mp4", shown=shown)
     with stage(f"post-training: {recipe.name}, {recipe.iterations} iterations"):
         prompt = Prompt("demo", inputs / "portrait.png", inputs / "training_speech.wav")
-        checkpoint = train(recipe, [prompt], Job(output / "run", report=curves.append))
+        trainer = PostTrainer("sft", config=recipe, train_prompts=[prompt], output_dir=output / "run")
+        checkpoint = trainer.train()
     with stage("after: the same seed"):
         render(Animator.from_pretrained(checkpoint), photo, speech, output / "after.mp4", shown=shown)
     with stage(f"{SEEDS} seeds of each on held-out speech"):
@@ -76,7 +76,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
             systems,
             baseline="before",
             title="Before and after post-training",
-            curves=curves,
+            curves=trainer.history,
             notes=[
                 f"Portrait: skimage.data.astronaut(). Speech: {SPEECH.name} of useful-moonshine-onnx.",
                 f"Post-training heard the first {TRAINING_SECONDS:.0f} s of the speech; every figure in the table is "
@@ -88,7 +88,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
         sheets = [contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
         cv2.imwrite(str(output / "sheet.jpg"), np.vstack(sheets)[..., ::-1])
         write_animated_webp([output / "before.mp4", output / "after.mp4"], output / "moving.webp")
-    result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(curves), **summary}
+    result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(trainer.history), **summary}
     write_json(output / "summary.json", result, indent=2)
     return {"report": str(output / "report.html"), "summary": str(output / "summary.json"), "seconds": seconds}
 

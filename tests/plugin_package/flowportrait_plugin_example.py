@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from flowportrait.judge.clips import JudgedClip
 from flowportrait.judge.judges import JudgeSettings
@@ -13,6 +14,7 @@ from flowportrait.judge.questions import Kind
 from flowportrait.judge.rubric import ASPECTS, Aspect
 from flowportrait.judge.verdicts import AspectVerdict, Verdict
 from flowportrait.media.audio import Sound
+from flowportrait.policies.interface import DecodedSamples, Item
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.interface import Score, all_valid
 
@@ -74,3 +76,27 @@ class Hum:
         time = np.arange(8000) / 16_000
         wave = sum(np.sin(2 * np.pi * self.pitch * k * time) / k for k in (1, 2, 3, 4))
         return Sound((0.2 * np.asarray(wave, np.float32))[None], 16_000, "mono")
+
+
+class Drift(nn.Module):
+    """A generator of motion that knows of its prompts only how long their texts are."""
+
+    shape = (25, 30)
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(30, 30)
+        nn.init.constant_(self.layer.weight, 0.01 * scale)
+        nn.init.zeros_(self.layer.bias)
+
+    def encode(self, items: Sequence[Item]) -> tuple[torch.Tensor]:
+        """One number for each item."""
+        return (torch.tensor([[float(len(item.text))] for item in items]),)
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: tuple[torch.Tensor]) -> torch.Tensor:
+        """v ``[B, 25, 30]``."""
+        return self.layer(x + 0.01 * known[0][:, None])
+
+    def decode(self, x: torch.Tensor, known: tuple[torch.Tensor]) -> DecodedSamples:
+        """The latents are the motion."""
+        return DecodedSamples(motion=x)

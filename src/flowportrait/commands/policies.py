@@ -71,27 +71,26 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.errors import BadInput
     from flowportrait.policies.check import check
     from flowportrait.policies.interface import Item
-    from flowportrait.policies.items import read_items
-    from flowportrait.policies.loading import load_policy_generator
+    from flowportrait.policies.loading import load_policy_generator, read_items
 
     items = read_items(options.prompts)[:2] if options.prompts else [Item("one", "A face."), Item("two", "A street.")]
     found = check(load_policy_generator(options.name[0], options.policy_set, options.bf16), items)
     last = found[-1]
-    if not last.holds and last.name == "encode" and not options.prompts:
+    if not last.passed and last.name == "encode" and not options.prompts:
         raise BadInput(
-            f"{options.name[0]}: {last.sentence.removesuffix('.')}; it was tried on two texts alone: if it needs "
+            f"{options.name[0]}: {last.message.removesuffix('.')}; it was tried on two texts alone: if it needs "
             "images or speech, give some with --prompts."
         )
-    if not last.holds:
-        raise BadInput(f"{options.name[0]}: {last.sentence}")
-    return {finding.name: finding.sentence for finding in found}
+    if not last.passed:
+        raise BadInput(f"{options.name[0]}: {last.message}")
+    return {result.name: result.message for result in found}
 
 
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
     with waiting("loading diffusers"):
-        from flowportrait.policies.memory import need
+        from flowportrait.policies.memory import count_memory
     from flowportrait.policies.models import MODELS, model_named
 
     chosen = [model_named(name) for name in options.name or MODELS]
-    needs = {model.name: need(model) for model in progress(chosen, len(chosen), "counting")}
+    needs = {model.name: count_memory(model) for model in progress(chosen, len(chosen), "counting")}
     return {name: own.as_dict() if options.json else str(own) for name, own in needs.items()}

@@ -19,11 +19,13 @@ def register(commands: Commands) -> None:
         "--pairs", type=Path, nargs="+", default=[], metavar="PAIRS.JSONL",
         help="learn from stated pairs (flow-dpo, flow-rwr, …) or rated clips (threshold) instead of prompts",
     )  # fmt: skip
-    add.add_argument("--held-out", type=Path, help="prompts to look at now and then and never train on")
+    add.add_argument("--held-out", type=Path, help="prompts to evaluate on now and then and never train on")
     add.add_argument("--exemplars", type=Path, help="prepared corpus whose clips join the samples, or are damaged")
     add.add_argument("--output", type=Path, required=True, help="folder of the run")
     add.add_argument("--iterations", type=int, help="how many (default: the recipe's)")
-    add.add_argument("--policy", help="another generator: a diffusers pipeline (folder or hub), or MODULE:CLASS")
+    add.add_argument(
+        "--policy", help="another generator: a diffusers pipeline (folder or hub), a plugin's name, or MODULE:CLASS"
+    )
     add.add_argument(
         "--policy-set",
         nargs="+",
@@ -51,36 +53,22 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Reinforcement learning."""
     check_output_folder(options.output)
-    if options.policy:
-        return _another(options)
-    from flowportrait.posttrain.run import Job, posttrain
-    from flowportrait.prompts import read_prompts
+    from flowportrait.checkpoints import checkpoint_folder
+    from flowportrait.posttrain.post_trainer import PostTrainer, resolve_recipe
 
-    held_out = read_prompts(options.held_out) if options.held_out else ()
-    job = Job(options.output, options.start, options.resume, held_out, options.exemplars, options.pairs, options.track)
-    folder = posttrain(options.recipe, options.prompts, job, options.iterations, options.changes)
-    return {"checkpoint": str(folder)}
-
-
-def _another(options: argparse.Namespace) -> dict[str, Any]:
-    """A generator that is not ours.
-
-    Raises:
-        BadInput: without prompts, or with what only our own generator learns from.
-    """
-    from flowportrait.errors import BadInput
-    from flowportrait.policies.items import read_items
-    from flowportrait.policies.loading import load_policy_generator
-    from flowportrait.policies.run import check_fits, train_generator
-    from flowportrait.posttrain.run import Job, resolve
-
-    if options.prompts is None or options.pairs or options.held_out or options.exemplars:
-        raise BadInput("--policy needs --prompts and goes without --pairs, --held-out and --exemplars.")
-    items = read_items(options.prompts)
-    # Half-precision weights round as autocast does: replayed noise is compared accordingly.
-    changes = [*(["autocast=bf16"] if options.bf16 else []), *options.changes]
-    recipe = resolve(options.recipe, options.iterations, changes)
-    check_fits(recipe)  # a model may take minutes to load
-    generator = load_policy_generator(options.policy, options.policy_set, options.bf16)
-    job = Job(options.output, options.policy, options.resume, track=options.track)
-    return {"checkpoint": str(train_generator(generator, recipe, items, job))}
+    if not options.policy:
+        checkpoint_folder(options.start)
+    iterations = [] if options.iterations is None else [f"iterations={options.iterations}"]
+    trainer = PostTrainer(
+        options.policy or options.start,
+        config=resolve_recipe(options.recipe, [*options.changes, *iterations]),
+        train_prompts=options.prompts,
+        eval_prompts=options.held_out,
+        output_dir=options.output,
+        pairs=options.pairs,
+        exemplars=options.exemplars,
+        policy_arguments=options.policy_set,
+        bf16=options.bf16,
+        report_to=options.track,
+    )
+    return {"checkpoint": str(trainer.train(options.resume))}

@@ -1,16 +1,14 @@
-"""A generator that learns: its weights, their running average, the optimiser and the random numbers, as one state.
+"""Supervised training of our generator, step by step: flow matching with a learning rate that rises and falls.
 
     gradient = mean over processes and parts of a batch        average ← average + (1 − d)(weights − average)
 
-A state goes to disk at every check; from it a run goes on to the same bits on a CPU. Where the launcher asks for shards
-(FSDP2), weights, average and moments are in shards; a state on disk is whole, so that any number of processes goes on.
+A state goes to disk at every check; from it a run goes on to the same bits on a CPU, on any number of processes.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +21,32 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.matching import Matching
 from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.training.descend import GuardedStep
-from flowportrait.training.processes import roll_call
-from flowportrait.training.shards import distribute, exchanging, gathered, outline, shards, whole
-from flowportrait.written import complete
+from flowportrait.training.learner import Learner
+from flowportrait.training.roles import Weights
+from flowportrait.training.shards import exchanging, gathered
+from flowportrait.training.state import latest_state, read_state, read_whole_weights, restore
 
 Draw = Callable[[int], tuple[torch.Tensor, ...]]
 """A batch of so many windows, or a lesson."""
 
 
-class Learner:
-    """One process of a training; the others do the same with windows of their own."""
+class FlowMatchingLearner(Learner):
+    """One process of a supervised training; the others do the same with windows of their own."""
 
     def __init__(self, model: ARFlow, config: PretrainConfig, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
-        self.model, self.outline = model.to(accelerator.device), outline(model)
-        self.average = copy.deepcopy(self.model)
-        self.network = distribute(accelerator, Matching(self.model, config))
-        if shards(self.network):
-            distribute(accelerator, Matching(self.average, config))
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.config, self.model = config, model.to(accelerator.device)
+        super().__init__(self.model, Matching(self.model, config), accelerator, config.ema, reference=False)
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
         self.generator = torch.Generator().manual_seed(config.seed + 1_000_003 * accelerator.process_index)
-        self.step = 0
         self.running: float | None = None
         self.guarded_step = GuardedStep(self.trained, self.optimizer)
 
     @property
     def bf16(self) -> bool:
         """Whether the networks compute in bf16."""
-        able = self.accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return self.config.precision == "bf16" or (self.config.precision == "auto" and able)
 
     def learn(self, draw: Draw) -> float:
@@ -62,9 +55,9 @@ class Learner:
         Raises:
             BadInput: the gradient was not finite ``GIVE_UP`` times in a row.
         """
-        config, device, parts, total = self.config, self.accelerator.device, self.config.accumulate, 0.0
+        config, device, parts, total = self.config, self.device, self.config.accumulate, 0.0
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
+            group["lr"] = config.learning_rate * learning_rate_factor(self.iteration, config)
         self.optimizer.zero_grad()
         for part in range(parts):
             with gathered(self.network):
@@ -74,55 +67,86 @@ class Learner:
                     loss = self.network(drawn, self.generator)
                 (loss / parts).backward()
             total += loss.item() / parts
-        self.step += 1
-        if not self.guarded_step(self.step):
+        self.iteration += 1
+        if not self.guarded_step(self.iteration):
             return total
-        decay = min(config.ema, self.step / (self.step + 9))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+        self.roles.after_update(self.iteration - 1)
         self.running = total if self.running is None else 0.98 * self.running + 0.02 * total
         return total
 
     def averaged(self) -> ARFlow | None:
         """A copy with the averaged weights, on the main process; all processes together."""
-        found = whole(self.accelerator, self.average, self.outline)
+        with self.roles.use("ema"):
+            found = self.whole()
         assert found is None or isinstance(found, ARFlow)
         return found
 
-    def save(self, path: Path) -> None:
-        """Write the state, whole or not at all; all processes together."""
-        draws = roll_call(self.accelerator, self.generator.get_state())
-        state = _joined({
-            "model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step,
-            "running": self.running, "optimizer": self.optimizer.state_dict(), "draws": draws,
-        })  # fmt: skip
-        if self.accelerator.is_main_process:
-            with complete(path) as partial:
-                torch.save(state, partial)
+    def progress(self) -> dict[str, Any]:
+        return {"running": self.running}
 
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Continue from what ``save`` wrote; the model's own weights are there already.
+    def load_progress(self, progress: Mapping[str, Any]) -> None:
+        self.running = progress["running"]
 
-        With another number of processes than before, all draw from the seed and the step.
+    def fixed_tensors(self) -> Weights:
+        trained = self.roles.trained()
+        return {name: value for name, value in self.model.state_dict().items() if name not in trained}
+
+    def process_state(self) -> Weights:
+        return {"generator": self.generator.get_state()}
+
+    def load_process_states(self, states: Sequence[Weights]) -> None:
+        """With another number of processes than before, all draw from the seed and the step."""
+        own = self.accelerator.process_index
+        if len(states) == self.accelerator.num_processes:
+            self.generator.set_state(states[own]["generator"])
+        else:
+            self.generator.manual_seed(hash((self.config.seed, own, self.iteration)) & 0x7FFF_FFFF)
+
+
+class SavedTraining:
+    """What a supervised training left in its folder: a state of today, or the ``state.pt`` of version 0.1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "state"
+        self.state, self.file = latest_state(self.folder), folder / "state.pt"
+        self._version_1: dict[str, Any] | None = None
+        if self.state is None and self.file.is_file():
+            self._version_1 = torch.load(self.file, weights_only=True)
+
+    def __bool__(self) -> bool:
+        return self.state is not None or self._version_1 is not None
+
+    def model_weights(self) -> Weights:
+        """Whole weights and buffers of the model, by name."""
+        if self._version_1 is not None:
+            return self._version_1["model"]
+        assert self.state is not None, "asked of a training that left something"
+        return read_whole_weights(self.state, ("live", "fixed"))
+
+    def resume(self, learner: FlowMatchingLearner) -> None:
+        """Go on from it; all processes together.
 
         Raises:
-            BadInput: it is the state of an earlier version.
+            BadInput: it is of an earlier version than 0.1, or of another model.
         """
-        if "draws" not in state:
-            raise BadInput("The state to resume from was written by an earlier version: begin the training anew.")
-        with torch.no_grad():
-            for name, tensor in self.average.state_dict().items():
-                tensor.copy_(_divided(state["average"][name], tensor))
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, moments in self.optimizer.state.items():
-            moments |= {name: _divided(value, parameter) for name, value in moments.items() if value.shape}
-        self.step, self.running = state["step"], state["running"]
-        own = self.accelerator.process_index
-        if len(state["draws"]) == self.accelerator.num_processes:
-            self.generator.set_state(state["draws"][own])
+        if self._version_1 is not None:
+            _resume_version_1(learner, self._version_1)
         else:
-            self.generator.manual_seed(hash((self.config.seed, own, self.step)) & 0x7FFF_FFFF)
+            read_state(learner, self.folder)
+
+
+def _resume_version_1(learner: FlowMatchingLearner, saved: Mapping[str, Any]) -> None:
+    if "draws" not in saved:
+        raise BadInput("The state to resume from was written by an earlier version: begin the training anew.")
+    parameters = learner.roles.trained()
+    state = {f"fixed/{name}": _like(saved["model"][name], value) for name, value in learner.fixed_tensors().items()}
+    for place, (name, like) in enumerate(parameters.items()):
+        state[f"live/{name}"] = _like(saved["model"][name], like)
+        state[f"ema/{name}"] = _like(saved["average"][name], like)
+        for moment, value in saved["optimizer"]["state"].get(place, {}).items():
+            state[f"optimizer.{moment}/{name}"] = _like(value, like) if value.shape else value
+    progress = {"iteration": saved["step"], "running": saved["running"]}
+    restore(learner, state, progress, [{"generator": draws} for draws in saved["draws"]])
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
@@ -136,17 +160,8 @@ def learning_rate_factor(step: int, config: PretrainConfig) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _joined(tree: Any) -> Any:
-    """The same with every tensor whole; all processes together."""
-    if isinstance(tree, dict):
-        return {key: _joined(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_joined(value) for value in tree]
-    return tree.full_tensor() if isinstance(tree, DTensor) else tree
-
-
-def _divided(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, in shards where ``like`` is; all processes together."""
-    if not isinstance(like.data, DTensor):
-        return value
-    return distribute_tensor(value.to(like.device), like.data.device_mesh, like.data.placements)
+def _like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor on the device of ``like``, in shards where ``like`` is; all processes together."""
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

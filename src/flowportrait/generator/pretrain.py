@@ -1,6 +1,6 @@
 """Supervised training: what the lips do given the sound (``train_lips``), then flow matching on motion (``matching``).
 
-    heard.pt  ─► windows ─► Learner ─► state.pt, checkpoint/ (averaged weights and a card), history.jsonl, samples/
+    heard.pt  ─► windows ─► learner ─► state/, checkpoint/ (averaged weights and a card), history.jsonl, samples/
 
 What the front end hears is computed once (``hearing``), in several voices and rooms. A run may start from another
 checkpoint (``start_from``): whatever fits is taken over. Several processes (``accelerate launch``) each draw windows
@@ -27,7 +27,7 @@ from flowportrait.corpus.motion_set import MotionClip, WindowSampler
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.checkpoint import CARD
 from flowportrait.generator.initial_weights import initial_model
-from flowportrait.generator.learner import Draw, Learner
+from flowportrait.generator.learner import Draw, FlowMatchingLearner, SavedTraining
 from flowportrait.generator.matching import chunk_loss, flow_matching_loss, held_out_loss
 from flowportrait.generator.model_card import card
 from flowportrait.generator.pretrain_config import PretrainConfig
@@ -43,9 +43,10 @@ from flowportrait.generator.training_clips import (
 )
 from flowportrait.interrupt import StopRequest
 from flowportrait.prompts import Prompt
+from flowportrait.training.held_out import draw_and_measure
 from flowportrait.training.processes import on_main, roll_call, tracking
 from flowportrait.training.repeatable import repeatable
-from flowportrait.training.samples import draw_and_measure
+from flowportrait.training.state import remove_states, write_state
 from flowportrait.written import write_text
 
 __all__ = ["PretrainConfig", "chunk_loss", "flow_matching_loss", "pretrain", "with_lip_targets"]
@@ -62,7 +63,7 @@ def pretrain(
     prompts: Sequence[Prompt] = (),
     track: str | None = None,
 ) -> Path:
-    """Train and leave the averaged weights in ``output/checkpoint``; continue from ``output/state.pt`` if asked.
+    """Train and leave the averaged weights in ``output/checkpoint``; continue from ``output/state`` if asked.
 
     prompts: portraits and speech of people nobody trained on, to draw and judge every ``look_every`` steps. track:
     ``tensorboard`` or ``wandb``.
@@ -76,42 +77,43 @@ def pretrain(
     repeatable()
     torch.manual_seed(config.seed)
     model = initial_model(config)
-    path, memory = output / "state.pt", output / "heard.pt"
-    state = torch.load(path, weights_only=True) if resume and path.is_file() else None
+    states, memory = output / "state", output / "heard.pt"
+    saved = SavedTraining(output) if resume else None
 
-    def listen() -> None:
+    def prepare_features() -> None:
         if not (resume and memory.is_file()):
             save_clips(memory, extract_features(model, corpus, config.splits, config.variants, config.seed))
 
-    on_main(accelerator, listen)
+    on_main(accelerator, prepare_features)
     clips, held_out = load_clips(memory), load_held_out(model, corpus, config)
-    if state is None:
-        _begin(model, clips, config, hidden)
+    if saved:
+        model.load_state_dict(saved.model_weights())
     else:
-        model.load_state_dict(state["model"])
-    data = _said_of(clips)
+        _fit_before_training(model, clips, config, hidden)
+    data = _describe_data(clips)
     clips, held_out = (with_lip_targets(model, part, config.lip_residual) for part in (clips, held_out))
-    learner = Learner(model, config, accelerator)
-    draw = _lessons(clips, config, learner)
-    if state is None:
-        learner.save(path)
+    learner = FlowMatchingLearner(model, config, accelerator)
+    draw = _batches(clips, config, learner)
+    if saved:
+        saved.resume(learner)
     else:
-        learner.go_on(state)
+        on_main(accelerator, lambda: remove_states(states))
+        write_state(learner, states)
     if track:
         accelerator.init_trackers("flowportrait", {"config": json.dumps(to_dict(config))})
     if accelerator.is_main_process:
         save_config(config, output / "config.json")
-        if learner.step == 0:
+        if learner.iteration == 0:
             (output / "history.jsonl").write_text("", encoding="utf-8")
     with StopRequest() as stop, Progress(*_COLUMNS, console=Console(stderr=True), disable=hidden) as progress:
-        bar = progress.add_task("pretrain", total=config.steps, completed=learner.step)
+        bar = progress.add_task("pretrain", total=config.steps, completed=learner.iteration)
         started, asked = time.monotonic(), False
-        while learner.step < config.steps and not asked:
+        while learner.iteration < config.steps and not asked:
             learner.learn(draw)
             progress.update(bar, advance=1, description=f"pretrain  loss {learner.running or math.nan:.3f}")
             asked = any(roll_call(accelerator, stop.asked))
-            last = asked or learner.step == config.steps
-            if learner.step % config.check_every and not last:
+            last = asked or learner.iteration == config.steps
+            if learner.iteration % config.check_every and not last:
                 continue
 
             average = learner.averaged()
@@ -121,27 +123,27 @@ def pretrain(
                 found: dict[str, float] = {}
                 if held_out:
                     found["held_out"] = held_out_loss(average, held_out, config)
-                if prompts and (learner.step % config.look_every == 0 or last):
-                    samples = output / "samples" / f"{learner.step:05d}"
+                if prompts and (learner.iteration % config.look_every == 0 or last):
+                    samples = output / "samples" / f"{learner.iteration:05d}"
                     found |= draw_and_measure(average.eval(), prompts, samples)
-                record = {"step": learner.step, "loss": learner.running, "held_out": None, **found,
+                record = {"step": learner.iteration, "loss": learner.running, "held_out": None, **found,
                           "seconds": time.monotonic() - started}  # fmt: skip
                 with (output / "history.jsonl").open("a", encoding="utf-8") as history:
                     history.write(json.dumps(record) + "\n")
                 if track:
                     shown = {key: value for key, value in record.items() if isinstance(value, float)}
-                    accelerator.log(shown, step=learner.step)
-                _deliver(average, output / "checkpoint", data, found)
+                    accelerator.log(shown, step=learner.iteration)
+                _write_checkpoint(average, output / "checkpoint", data, found)
 
             on_main(accelerator, check)
-            learner.save(path)
+            write_state(learner, states)
     if track:
         accelerator.end_training()
     stop.obey()
     return output / "checkpoint"
 
 
-def _begin(model: ARFlow, clips: list[MotionClip], config: PretrainConfig, hidden: bool) -> None:
+def _fit_before_training(model: ARFlow, clips: list[MotionClip], config: PretrainConfig, hidden: bool) -> None:
     """What is fitted before anything is drawn: the typical speaker, the chunk's space, the lips from sound."""
     model.rest_style.copy_(typical_style(clips))
     if not config.start_from:
@@ -155,24 +157,24 @@ def _begin(model: ARFlow, clips: list[MotionClip], config: PretrainConfig, hidde
     model.audio_encoder.load_state_dict(model.lip_reader.encoder.state_dict())
 
 
-def _lessons(clips: list[MotionClip], config: PretrainConfig, learner: Learner) -> Draw:
+def _batches(clips: list[MotionClip], config: PretrainConfig, learner: FlowMatchingLearner) -> Draw:
     """Where batches come from."""
     if config.long_window:
         batch = config.batch // config.accumulate
         lessons = RolloutHistory(clips, config.long_window, batch, config.own_history, learner.generator)
         return lambda _: lessons(learner.model)
     samplers = [WindowSampler(clips, frames, learner.generator) for frames in config.windows]
-    return lambda batch: samplers[learner.step % len(samplers)].draw(batch)
+    return lambda batch: samplers[learner.iteration % len(samplers)].draw(batch)
 
 
-def _said_of(clips: list[MotionClip]) -> str:
+def _describe_data(clips: list[MotionClip]) -> str:
     """What a card says of the training data."""
     seconds = sum(len(clip.motion) for clip in clips) / 25
     speakers = {clip.speaker for clip in clips}
     return f"{len(clips)} clips of {len(speakers)} speakers, {seconds / 60:.1f} minutes, variants in sound included."
 
 
-def _deliver(model: ARFlow, folder: Path, data: str, found: dict[str, float]) -> None:
+def _write_checkpoint(model: ARFlow, folder: Path, data: str, found: dict[str, float]) -> None:
     """The checkpoint, with a card of now."""
     model.save_pretrained(folder)
     figures = "\n".join(f"* {name.removeprefix('evaluation/')}: {value:.4g}" for name, value in found.items())

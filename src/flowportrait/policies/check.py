@@ -1,4 +1,4 @@
-"""Whether a generator can be post-trained, and in one sentence what is wrong.
+"""Whether a generator can be post-trained, and in one message what is wrong.
 
     encode ─► velocity ─► rollout = replay ─► gradient ─► decode          each asked twice, alone and among others
 
@@ -18,7 +18,7 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import flow_sde
 from flowportrait.flow.noise import NoiseKey, unit_noise
 from flowportrait.flow.ratio import log_ratio
-from flowportrait.policies.interface import Generator, Item, Shown
+from flowportrait.policies.interface import DecodedSamples, Generator, Item
 from flowportrait.policies.policy import Condition, GeneratorPolicy
 from flowportrait.posttrain.plan import EveryStep
 from flowportrait.posttrain.replay import ReplayMismatch, check_noise, replay_velocity
@@ -31,87 +31,88 @@ CLOSE = 1e-3
 STEPS = 4
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """What was looked at, whether it holds, and if not what is wrong and what to do."""
 
     name: str
-    holds: bool
-    sentence: str
+    passed: bool
+    message: str
 
 
-class _Wrong(Exception):
+class _Failed(Exception):
     """A claim does not hold."""
 
 
-def check(generator: Generator, items: Sequence[Item]) -> list[Finding]:
+def check(generator: Generator, items: Sequence[Item]) -> list[CheckResult]:
     """Findings in the order of the data, up to the first that does not hold: later ones would only follow from it.
     Two or more items let it see whether they are told apart."""
     policy = GeneratorPolicy(generator)
-    look = _Look(policy, list(items))
-    found: list[Finding] = []
-    for name, claim in look.claims().items():
+    checks = _Checks(policy, list(items))
+    results: list[CheckResult] = []
+    for name, claim in checks.claims().items():
         try:
-            sentence = claim()
-        except _Wrong as wrong:
-            return [*found, Finding(name, False, str(wrong))]
+            message = claim()
+        except _Failed as wrong:
+            return [*results, CheckResult(name, False, str(wrong))]
         except BadInput as error:
-            return [*found, Finding(name, False, str(error))]
+            return [*results, CheckResult(name, False, str(error))]
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return [*found, Finding(name, False, f"{name} raises {type(error).__name__} ({reason}).")]
-        found.append(Finding(name, True, sentence))
-    return found
+            return [*results, CheckResult(name, False, f"{name} raises {type(error).__name__} ({reason}).")]
+        results.append(CheckResult(name, True, message))
+    return results
 
 
-class _Look:
+class _Checks:
     def __init__(self, policy: GeneratorPolicy, items: list[Item]) -> None:
         self.policy = policy
         self.generator = policy.generator
         self.items = items
         self.known: Any = None
-        self.made: Trajectory | None = None
+        self.trajectory: Trajectory | None = None
 
     def claims(self) -> dict[str, Callable[[], str]]:
         return {
-            "encode": self.encodes, "velocity": self.moves, "condition": self.listens, "replay": self.replays,
-            "gradient": self.learns, "decode": self.shows, "delivery": self.delivers,
+            "encode": self.check_encode, "velocity": self.check_velocity, "condition": self.check_condition,
+            "replay": self.check_replay, "gradient": self.check_gradient, "decode": self.check_decode,
+            "delivery": self.check_delivery,
         }  # fmt: skip
 
-    def encodes(self) -> str:
+    def check_encode(self) -> str:
         self.known = self.policy.encode(self.items)
         parts = list(tensors(self.known))
         for part in parts:
             if not isinstance(part, torch.Tensor):
-                raise _Wrong(f"encode returns a {type(part).__name__} inside its tuple: return tensors only.")
+                raise _Failed(f"encode returns a {type(part).__name__} inside its tuple: return tensors only.")
             if part.ndim == 0 or len(part) != len(self.items):
-                raise _Wrong(f"encode returns {tuple(part.shape)} for {len(self.items)} items: give a row each.")
+                raise _Failed(f"encode returns {tuple(part.shape)} for {len(self.items)} items: give a row each.")
         again = list(tensors(self.policy.encode(self.items)))
         if not all(torch.equal(a, b) for a, b in zip(parts, again, strict=True)):
-            raise _Wrong("encode gives something else the second time: switch off dropout and draw nothing in it.")
+            raise _Failed("encode gives something else the second time: switch off dropout and draw nothing in it.")
         alone = list(tensors(self.policy.encode(self.items[-1:])))
         if not all(a[-1:].shape == b.shape and _gap(a[-1:], b) <= CLOSE for a, b in zip(parts, alone, strict=True)):
-            raise _Wrong("encode gives an item other rows alone than among others: fill up to a fixed length.")
+            raise _Failed("encode gives an item other rows alone than among others: fill up to a fixed length.")
         return f"{len(parts)} tensors, the same each time and alone"
 
-    def moves(self) -> str:
+    def check_velocity(self) -> str:
         shape = tuple(self.generator.shape)
         x = torch.stack([unit_noise(shape, 1, row) for row in range(len(self.items))]).to(self.policy.device)
         sigma = torch.linspace(0.9, 0.3, len(x)).to(x)
         with torch.no_grad():
             v, again = (self.generator.velocity(x, sigma, self.known) for _ in range(2))
             if tuple(v.shape) != tuple(x.shape):
-                raise _Wrong(f"velocity returns {tuple(v.shape)} for x of {tuple(x.shape)}: return the shape of x.")
+                raise _Failed(f"velocity returns {tuple(v.shape)} for x of {tuple(x.shape)}: return the shape of x.")
             if not torch.isfinite(v).all():
-                raise _Wrong("velocity is not finite at ordinary noise: look for a division by σ or 1 − σ.")
+                raise _Failed("velocity is not finite at ordinary noise: look for a division by σ or 1 − σ.")
             if not torch.equal(v, again):
-                raise _Wrong("velocity gives something else the second time: draw nothing in it, and no dropout.")
+                raise _Failed("velocity gives something else the second time: draw nothing in it, and no dropout.")
             last = each(lambda part: part[-1:], self.known)
             alone = self.generator.velocity(x[-1:], sigma[-1:], last)
         if _gap(v[-1:], alone) > CLOSE:
-            raise _Wrong("velocity of a sample depends on the others in its batch: no statistics over the batch.")
+            raise _Failed("velocity of a sample depends on the others in its batch: no statistics over the batch.")
         return f"shape {shape}, the same each time and alone"
 
-    def listens(self) -> str:
+    def check_condition(self) -> str:
         if len(self.items) < 2:
             return "one item only: whether it is told apart from others was not looked at"
         x = unit_noise(tuple(self.generator.shape), 2)[None].to(self.policy.device)
@@ -122,89 +123,91 @@ class _Look:
                 for row in (0, 1)
             )
         if torch.equal(one, other):
-            raise _Wrong("velocity is the same for two items: what is known of them does not reach it.")
-        return "two items move differently"
+            raise _Failed("velocity is the same for two items: what is known of them does not reach it.")
+        return "two items have different velocities"
 
-    def replays(self) -> str:
+    def check_replay(self) -> str:
         rows = torch.arange(len(self.items))
         plan = EveryStep(steps=STEPS)(0, 0, len(rows), 1)
         plan = replace(plan, sigmas=self.policy.levels(plan.sigmas))
         self.policy.eval()
-        self.made = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), NoiseKey(0))
+        self.trajectory = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), NoiseKey(0))
         self.policy.train()
         with torch.no_grad():
-            v, again = (replay_velocity(self.policy, self.made) for _ in range(2))
+            v, again = (replay_velocity(self.policy, self.trajectory) for _ in range(2))
         try:
-            gap = check_noise(self.made, v)
+            gap = check_noise(self.trajectory, v)
         except ReplayMismatch as error:
-            raise _Wrong(f"{error}; in training mode it is another function (dropout, batch statistics).") from error
-        worst = float(log_ratio(self.made.gain, self.made.noise, again - v).abs().max())
+            raise _Failed(f"{error}; in training mode it is another function (dropout, batch statistics).") from error
+        worst = float(log_ratio(self.trajectory.gain, self.trajectory.noise, again - v).abs().max())
         if worst != 0:
-            raise _Wrong(f"the ratio before the first update is off 1 by {worst:.2g}: the velocity is not repeatable.")
+            raise _Failed(f"the ratio before the first update is off 1 by {worst:.2g}: the velocity is not repeatable.")
         return f"ratio exactly 1; noise recomputed within {gap:.1g}"
 
-    def learns(self) -> str:
-        assert self.made is not None
+    def check_gradient(self) -> str:
+        assert self.trajectory is not None
         trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
         if not trained:
-            raise _Wrong("no parameter requires a gradient: there is nothing to train.")
-        v = replay_velocity(self.policy, self.made)
+            raise _Failed("no parameter requires a gradient: there is nothing to train.")
+        v = replay_velocity(self.policy, self.trajectory)
         if not v.requires_grad:
-            raise _Wrong("the velocity has no gradient: take torch.no_grad, detach or numpy out of it.")
+            raise _Failed("the velocity has no gradient: take torch.no_grad, detach or numpy out of it.")
         v.square().mean().backward()
         reached = [name for name, p in trained.items() if p.grad is not None and bool(p.grad.abs().sum() > 0)]
         self.policy.zero_grad(set_to_none=True)
         if not reached:
-            raise _Wrong("the gradient is zero everywhere: the last layer may be zero or cut off.")
+            raise _Failed("the gradient is zero everywhere: the last layer may be zero or cut off.")
         return f"reaches {len(reached)} of {len(trained)} parameters"
 
-    def shows(self) -> str:
-        assert self.made is not None
-        condition, latents = Condition(self.known), self.made.latents
-        shown, again = (self.policy.decode(latents, condition) for _ in range(2))
-        _check_shown(shown, len(self.items))
-        if not _same(shown, again, 0):
-            raise _Wrong("decode gives something else the second time: draw nothing in it.")
+    def check_decode(self) -> str:
+        assert self.trajectory is not None
+        condition, latents = Condition(self.known), self.trajectory.latents
+        decoded, again = (self.policy.decode(latents, condition) for _ in range(2))
+        _check_decoded(decoded, len(self.items))
+        if not _same(decoded, again, 0):
+            raise _Failed("decode gives something else the second time: draw nothing in it.")
         last = torch.tensor([len(self.items) - 1])
-        if not _same(_last(shown), self.policy.decode(latents[-1:], condition.select(last)), 1):
-            raise _Wrong("decode gives a sample another picture alone than among others: decode samples one by one.")
+        if not _same(_last(decoded), self.policy.decode(latents[-1:], condition.select(last)), 1):
+            raise _Failed("decode gives a sample another picture alone than among others: decode samples one by one.")
         return "the same each time and alone"
 
-    def delivers(self) -> str:
-        own = getattr(self.generator, "delivered", None)
+    def check_delivery(self) -> str:
+        own = getattr(self.generator, "delivery_gap", None)
         if own is None:
             return "no delivery of its own to compare with"
         gap = own(self.items[0])
         if gap is None:
             return "its own pipeline cannot be asked for the same"
         if gap > 1:
-            raise _Wrong(f"rewards see other pictures than its own pipeline delivers: they differ by {gap} of 255.")
+            raise _Failed(f"rewards see other pictures than its own pipeline delivers: they differ by {gap} of 255.")
         return "its own pipeline delivers the same pictures"
 
 
-def _check_shown(shown: Shown, count: int) -> None:
-    if not isinstance(shown, Shown):
-        raise _Wrong(f"decode returns a {type(shown).__name__}: return flowportrait.policies.interface.Shown.")
-    if shown.motion is not None and (shown.motion.ndim != 3 or shown.motion.shape[::2] != (count, 30)):
-        raise _Wrong(f"decode returns motion of {tuple(shown.motion.shape)}: it is [{count}, T, 30].")
-    if shown.frames is None and shown.motion is None:
-        raise _Wrong("decode shows nothing: give frames or motion.")
-    for clip in shown.frames or ():
+def _check_decoded(decoded: DecodedSamples, count: int) -> None:
+    if not isinstance(decoded, DecodedSamples):
+        raise _Failed(
+            f"decode returns a {type(decoded).__name__}: return flowportrait.policies.interface.DecodedSamples."
+        )
+    if decoded.motion is not None and (decoded.motion.ndim != 3 or decoded.motion.shape[::2] != (count, 30)):
+        raise _Failed(f"decode returns motion of {tuple(decoded.motion.shape)}: it is [{count}, T, 30].")
+    if decoded.frames is None and decoded.motion is None:
+        raise _Failed("decode shows nothing: give frames or motion.")
+    for clip in decoded.frames or ():
         if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
             kind = f"{getattr(clip, 'dtype', type(clip).__name__)} {tuple(getattr(clip, 'shape', ()))}"
-            raise _Wrong(f"decode returns {kind}: frames are RGB uint8 [T, H, W, 3].")
-    if shown.frames is not None and len(shown.frames) != count:
-        raise _Wrong(f"decode returns {len(shown.frames)} clips for {count} samples.")
+            raise _Failed(f"decode returns {kind}: frames are RGB uint8 [T, H, W, 3].")
+    if decoded.frames is not None and len(decoded.frames) != count:
+        raise _Failed(f"decode returns {len(decoded.frames)} clips for {count} samples.")
 
 
-def _last(shown: Shown) -> Shown:
-    return shown._replace(
-        frames=None if shown.frames is None else shown.frames[-1:],
-        motion=None if shown.motion is None else shown.motion[-1:],
+def _last(decoded: DecodedSamples) -> DecodedSamples:
+    return decoded._replace(
+        frames=None if decoded.frames is None else decoded.frames[-1:],
+        motion=None if decoded.motion is None else decoded.motion[-1:],
     )
 
 
-def _same(one: Shown, other: Shown, levels: int) -> bool:
+def _same(one: DecodedSamples, other: DecodedSamples, levels: int) -> bool:
     pictures = all(
         a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= levels
         for a, b in zip(one.frames or (), other.frames or (), strict=True)

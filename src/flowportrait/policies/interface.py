@@ -1,6 +1,6 @@
 """What a generator must be to be post-trained: a shape and three methods.
 
-    encode(items) ─► known            velocity(x_σ, σ, known) ─► v            decode(x_0, known) ─► Shown
+    encode(items) ─► known            velocity(x_σ, σ, known) ─► v            decode(x_0, known) ─► DecodedSamples
 
     x_σ = (1 − σ)·x_0 + σ·ε,   v = dx/dσ = ε − x_0,   σ from 1 (noise) to 0 (data)
 
@@ -28,8 +28,8 @@ class Item:
     audio: Path | None = None
 
 
-class Shown(NamedTuple):
-    """What rewards are to see of B samples.
+class DecodedSamples(NamedTuple):
+    """B samples as they would be delivered.
 
     frames: RGB ``[T, H, W, 3]`` uint8 per sample (T = 1: a picture) at ``fps``; or motion ``[B, T, 30]`` at 25 fps in
     the numbers of ``codec.basis``, for generators of motion.
@@ -38,6 +38,10 @@ class Shown(NamedTuple):
     frames: Sequence[np.ndarray] | None = None
     fps: float = 25.0
     motion: torch.Tensor | None = None
+
+
+Shown = DecodedSamples
+"""Its name in version 0.1."""
 
 
 class Generator(Protocol):
@@ -60,6 +64,6 @@ class Generator(Protocol):
         """v ``[B, *shape]`` at x ``[B, *shape]`` float32 and noise levels ``[B]``, guidance included."""
         ...
 
-    def decode(self, x: torch.Tensor, known: Any) -> Shown:
+    def decode(self, x: torch.Tensor, known: Any) -> DecodedSamples:
         """Clean latents ``[B, *shape]`` as they would be delivered."""
         ...

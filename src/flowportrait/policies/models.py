@@ -16,9 +16,9 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Model:
+class PublishedModel:
     """network and autoencoder: class in diffusers and configuration; depth: configuration keys that count blocks;
-    inputs: shapes of one sample; told: other arguments; latents ``[C, (T,) h, w]`` as decoded."""
+    inputs: shapes of one sample; arguments: other arguments of the network; latents ``[C, (T,) h, w]`` as decoded."""
 
     name: str
     repository: str
@@ -26,7 +26,7 @@ class Model:
     config: Mapping[str, Any]
     depth: Mapping[str, int]
     inputs: Mapping[str, Shape]
-    told: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     autoencoder: str
     autoencoder_config: Mapping[str, Any]
     latents: Shape
@@ -49,9 +49,9 @@ KL16 = {
 }  # fmt: skip
 
 
-def _sd3(name: str, layers: int, dual: tuple[int, ...], longest: int) -> Model:
+def _sd3(name: str, layers: int, dual: tuple[int, ...], longest: int) -> PublishedModel:
     width = 64 * layers
-    return Model(
+    return PublishedModel(
         name, f"stabilityai/stable-diffusion-{name.removeprefix('sd')}", "SD3Transformer2DModel",
         {"sample_size": 128, "num_attention_heads": layers, "caption_projection_dim": width, "qk_norm": "rms_norm",
          "pos_embed_max_size": longest, "dual_attention_layers": dual},
@@ -61,13 +61,13 @@ def _sd3(name: str, layers: int, dual: tuple[int, ...], longest: int) -> Model:
     )  # fmt: skip
 
 
-def _flux2(name: str, depth: dict[str, int], heads: int, joint: int, branches: int) -> Model:
+def _flux2(name: str, depth: dict[str, int], heads: int, joint: int, branches: int) -> PublishedModel:
     guided = branches == 1
     inputs: dict[str, Shape] = {
         "hidden_states": (4096, 128), "encoder_hidden_states": (512, joint), "timestep": (), "img_ids": (4096, 4),
         "txt_ids": (512, 4),
     }  # fmt: skip
-    return Model(
+    return PublishedModel(
         name, f"black-forest-labs/{name.upper()}", "Flux2Transformer2DModel",
         {"num_attention_heads": heads, "joint_attention_dim": joint, "guidance_embeds": guided}, depth,
         inputs | ({"guidance": ()} if guided else {}), {}, "AutoencoderKLFlux2", {}, (128, 64, 64), _picture(4096),
@@ -76,18 +76,18 @@ def _flux2(name: str, depth: dict[str, int], heads: int, joint: int, branches: i
 
 
 def _wan(name: str, repository: str, config: dict[str, Any], layers: int, latents: Shape, vae: dict[str, Any],
-         size: str, image: bool = False, networks: int = 1) -> Model:  # fmt: skip
+         size: str, image: bool = False, networks: int = 1) -> PublishedModel:  # fmt: skip
     channels = int(config["in_channels"])
     inputs: dict[str, Shape] = {"hidden_states": (channels, *latents[1:]), "timestep": (),
                                 "encoder_hidden_states": (512, 4096)}  # fmt: skip
     if image:
         inputs["encoder_hidden_states_image"] = (257, 1280)
-    return Model(name, repository, "WanTransformer3DModel", config, {"num_layers": layers}, inputs, {},
+    return PublishedModel(name, repository, "WanTransformer3DModel", config, {"num_layers": layers}, inputs, {},
                  "AutoencoderKLWan", vae, latents, size, networks)  # fmt: skip
 
 
-def _ltx(name: str, config: dict[str, Any], layers: int) -> Model:
-    return Model(
+def _ltx(name: str, config: dict[str, Any], layers: int) -> PublishedModel:
+    return PublishedModel(
         name, "Lightricks/LTX-Video", "LTXVideoTransformer3DModel", config, {"num_layers": layers},
         {"hidden_states": (16 * 16 * 24, 128), "encoder_hidden_states": (128, 4096), "timestep": (16 * 16 * 24,),
          "encoder_attention_mask": (128,)},
@@ -106,7 +106,7 @@ WAN22_VAE = {
 _MODELS = (
     _ltx("ltx-video-2b", {}, 28),
     _ltx("ltx-video-13b", {"attention_head_dim": 128, "cross_attention_dim": 4096}, 48),
-    Model(
+    PublishedModel(
         "ltx-2", "Lightricks/LTX-2", "LTX2VideoTransformer3DModel", {}, {"num_layers": 48},
         {"hidden_states": (6144, 128), "audio_hidden_states": (126, 128), "encoder_hidden_states": (1024, 3840),
          "audio_encoder_hidden_states": (1024, 3840), "timestep": (6144,), "audio_timestep": (), "sigma": (),
@@ -122,7 +122,7 @@ _MODELS = (
     _wan("wan2.2-ti2v-5b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
          {"in_channels": 48, "out_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336}, 30, (48, 31, 44, 80),
          WAN22_VAE, "121 frames of 704 × 1280, 27280 tokens"),
-    Model(
+    PublishedModel(
         "hunyuan-video-1.5", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v",
         "HunyuanVideo15Transformer3DModel", {}, {"num_layers": 54},
         {"hidden_states": (65, 31, 30, 52), "timestep": (), "encoder_hidden_states": (1000, 3584),
@@ -132,7 +132,7 @@ _MODELS = (
     ),
     _sd3("sd3.5-medium", 24, tuple(range(13)), 384),
     _sd3("sd3.5-large", 38, (), 192),
-    Model(
+    PublishedModel(
         "flux.1-dev", "black-forest-labs/FLUX.1-dev", "FluxTransformer2DModel", {"guidance_embeds": True},
         {"num_layers": 19, "num_single_layers": 38},
         {"hidden_states": (4096, 64), "encoder_hidden_states": (512, 4096), "pooled_projections": (768,),
@@ -142,22 +142,22 @@ _MODELS = (
     ),
     _flux2("flux.2-klein-4b", {"num_layers": 5, "num_single_layers": 20}, 24, 7680, 2),
     _flux2("flux.2-dev", {"num_layers": 8, "num_single_layers": 48}, 48, 15360, 1),
-    Model(
+    PublishedModel(
         "z-image", "Tongyi-MAI/Z-Image", "ZImageTransformer2DModel", {}, {"n_layers": 30, "n_refiner_layers": 2},
         {"x": (16, 1, 128, 128), "t": (), "cap_feats": (512, 2560)}, {}, "AutoencoderKL", KL16, (16, 128, 128),
         _picture(4096), lists=("x", "cap_feats"),
     ),
-    Model(
+    PublishedModel(
         "qwen-image", "Qwen/Qwen-Image", "QwenImageTransformer2DModel", {}, {"num_layers": 60},
         {"hidden_states": (4096, 64), "encoder_hidden_states": (512, 3584), "timestep": ()},
         {"img_shapes": [[(1, 64, 64)]]}, "AutoencoderKLQwenImage", {}, (16, 1, 128, 128), _picture(4096),
     ),
 )  # fmt: skip
 
-MODELS: dict[str, Model] = {model.name: model for model in _MODELS}
+MODELS: dict[str, PublishedModel] = {model.name: model for model in _MODELS}
 
 
-def model_named(name: str) -> Model:
+def model_named(name: str) -> PublishedModel:
     """A published model.
 
     Raises:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowportrait.errors import BadInput
-from flowportrait.policies.interface import Generator, Item, Shown
+from flowportrait.policies.interface import DecodedSamples, Generator, Item
 from flowportrait.posttrain.rows import each
 from flowportrait.written import complete
 
@@ -40,7 +40,7 @@ class Condition(NamedTuple):
         return Condition(each(lambda part: part.repeat_interleave(times, 0), self.known))
 
 
-class AllAtOnce:
+class SingleChunkSession:
     """A session of one chunk."""
 
     def __init__(self, condition: Condition) -> None:
@@ -70,14 +70,14 @@ class GeneratorPolicy(nn.Module):
         """Whether adapters are saved by themselves instead of merged into the weights."""
         # One piece of a rollout is decoded in a thread of its own while the next is encoded, and autoencoders of video
         # (Wan's) keep what they work on in themselves.
-        self.alone = Lock()
+        self.lock = Lock()
         blocks = [getattr(part, "_no_split_modules", None) or getattr(part, "_repeated_blocks", None) or ()
                   for part in self.networks.values()]  # fmt: skip
         self._no_split_modules = [name for names in blocks for name in names]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GeneratorPolicy:
         # Encoders and autoencoders of a pipeline are frozen: copies share them.
-        memo[id(self.alone)] = self.alone
+        memo[id(self.lock)] = self.lock
         if self.networks:
             memo[id(self.generator)] = self.generator
         result = self.__class__.__new__(self.__class__)
@@ -102,21 +102,21 @@ class GeneratorPolicy(nn.Module):
         Raises:
             BadInput: it is no tuple.
         """
-        with self.alone:
+        with self.lock:
             known = self.generator.encode(items)
         if not isinstance(known, tuple):
             raise BadInput(f"encode returns a {type(known).__name__}: return a tuple of tensors.")
         return each(lambda part: part.detach(), known)
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor, condition: Condition) -> Shown:
+    def decode(self, latents: torch.Tensor, condition: Condition) -> DecodedSamples:
         """Latents ``[B, 1, D]`` as rewards see them."""
-        with self.alone:
+        with self.lock:
             return self.generator.decode(latents.reshape(-1, *self.generator.shape), condition.known)
 
-    def session(self, condition: Condition) -> AllAtOnce:
+    def session(self, condition: Condition) -> SingleChunkSession:
         """Start generating."""
-        return AllAtOnce(condition)
+        return SingleChunkSession(condition)
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> Any:
         """What is known, for the one chunk ``[B, 1, …]``."""

@@ -22,7 +22,7 @@ from flowportrait.media.image import read_image
 from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
-from flowportrait.policies.interface import Item, Shown
+from flowportrait.policies.interface import DecodedSamples, Item
 from flowportrait.policies.policy import Condition, GeneratorPolicy
 from flowportrait.posttrain.rows import each
 from flowportrait.posttrain.trajectory import Trajectory
@@ -32,14 +32,14 @@ WITHOUT_FACE = frozenset({"frames", "fps", "audio", "transcript", "group", "poli
 """Needs that can be met without looking for a face."""
 
 
-class Asked(NamedTuple):
+class ItemBatch(NamedTuple):
     """One item per row."""
 
     items: list[Item]
 
-    def select(self, rows: torch.Tensor) -> Asked:
+    def select(self, rows: torch.Tensor) -> ItemBatch:
         """The rows at these indices."""
-        return Asked([self.items[int(row)] for row in rows])
+        return ItemBatch([self.items[int(row)] for row in rows])
 
 
 class GeneratorTask:
@@ -55,13 +55,13 @@ class GeneratorTask:
         self.sounds: dict[str, np.ndarray] = {}
         self.faces: dict[Path, Portrait] = {}
 
-    def draw(self, groups: int, seed: int, iteration: int) -> Asked:
+    def draw(self, groups: int, seed: int, iteration: int) -> ItemBatch:
         """A function of its arguments alone."""
         generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
         order = torch.randperm(len(self.items), generator=generator).tolist()
-        return Asked([self.items[order[i % len(order)]] for i in range(groups)])
+        return ItemBatch([self.items[order[i % len(order)]] for i in range(groups)])
 
-    def condition(self, policy: GeneratorPolicy, prompts: Asked) -> Condition:
+    def condition(self, policy: GeneratorPolicy, prompts: ItemBatch) -> Condition:
         """What is known of the items; encoders see each item once."""
         for item in prompts.items:
             if item.id not in self.known:
@@ -69,33 +69,35 @@ class GeneratorTask:
         rows = [self.known[item.id] for item in prompts.items]
         return Condition(each(lambda *parts: torch.cat(parts).to(policy.device), *rows))
 
-    def real(self, policy: GeneratorPolicy, prompts: Asked) -> torch.Tensor | None:
+    def real(self, policy: GeneratorPolicy, prompts: ItemBatch) -> torch.Tensor | None:
         """None: items come without real clips."""
         return None
 
-    def batch(self, policy: GeneratorPolicy, trajectory: Trajectory, prompts: Asked) -> RewardBatch:
+    def batch(self, policy: GeneratorPolicy, trajectory: Trajectory, prompts: ItemBatch) -> RewardBatch:
         """Finished samples as rewards see them."""
         latents = trajectory.latents.to(policy.device)
         condition = Condition(each(lambda part: part.to(policy.device), trajectory.condition.known))
-        made = self.shown(policy.decode(latents, condition), prompts.items)
+        made = self.reward_batch(policy.decode(latents, condition), prompts.items)
         made.group, made.policy = trajectory.group, policy
         made.condition, made.latents = condition, latents
         return made
 
-    def shown(self, shown: Shown, items: Sequence[Item]) -> RewardBatch:
+    def reward_batch(self, decoded: DecodedSamples, items: Sequence[Item]) -> RewardBatch:
         """Decoded samples with what is known of their items."""
         texts = [item.text for item in items]
-        if shown.motion is not None:
-            sound = self.sound(items, shown.motion.shape[1])
-            return RewardBatch(shown.motion.detach().float().cpu(), _heard(sound), _whole(shown, None),
+        if decoded.motion is not None:
+            sound = self.sound(items, decoded.motion.shape[1])
+            return RewardBatch(decoded.motion.detach().float().cpu(), _log_mels(sound), _frame_source(decoded, None),
                                audio=torch.from_numpy(sound), transcript=texts)  # fmt: skip
-        assert shown.frames is not None, "decode returns frames or motion"
-        count = max(1, round(len(shown.frames[0]) / shown.fps * FPS))
+        assert decoded.frames is not None, "decode returns frames or motion"
+        count = max(1, round(len(decoded.frames[0]) / decoded.fps * FPS))
         sound = self.sound(items, count)
         if self.tracked:
-            return RewardBatch.from_frames(shown.frames, list(sound), shown.fps, self.portraits(items), texts)
+            return RewardBatch.from_frames(decoded.frames, list(sound), decoded.fps, self.portraits(items), texts)
         still = torch.zeros(len(items), count, MOTION_DIM)
-        return RewardBatch(still, _heard(sound), _whole(shown, count), audio=torch.from_numpy(sound), transcript=texts)
+        return RewardBatch(
+            still, _log_mels(sound), _frame_source(decoded, count), audio=torch.from_numpy(sound), transcript=texts
+        )
 
     def portraits(self, items: Sequence[Item]) -> list[Portrait] | None:
         """Whose face each item is to be, where a reward compares with it and every item has an image.
@@ -123,7 +125,7 @@ class GeneratorTask:
         return result
 
 
-class Pictures:
+class FrameSource:
     """Frames that exist ``[B, T, H, W, 3]`` uint8, as a drawing; landmarks are not known."""
 
     def __init__(self, frames: np.ndarray) -> None:
@@ -134,17 +136,17 @@ class Pictures:
         return torch.from_numpy(self._frames[:, list(indices)]).permute(0, 1, 4, 2, 3).float() / 255
 
 
-def _whole(shown: Shown, count: int | None) -> Pictures | None:
+def _frame_source(decoded: DecodedSamples, count: int | None) -> FrameSource | None:
     """Its frames at 25 fps, ``count`` of them."""
-    if shown.frames is None:
+    if decoded.frames is None:
         return None
-    clips = np.stack(list(shown.frames))
+    clips = np.stack(list(decoded.frames))
     if count is not None:
-        at = (np.arange(count) * shown.fps / FPS + 1e-6).astype(int)
+        at = (np.arange(count) * decoded.fps / FPS + 1e-6).astype(int)
         clips = clips[:, np.minimum(at, clips.shape[1] - 1)]
-    return Pictures(clips)
+    return FrameSource(clips)
 
 
-def _heard(sound: np.ndarray) -> torch.Tensor:
+def _log_mels(sound: np.ndarray) -> torch.Tensor:
     columns = sound.shape[1] // SAMPLES_PER_FRAME * MELS_PER_FRAME
     return torch.stack([log_mel(level(wave))[:columns] for wave in sound])

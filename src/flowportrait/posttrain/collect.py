@@ -5,20 +5,31 @@
 
 Nothing is stale: all pieces are made with the same weights, and a sample's noise and score depend on neither the
 piece nor the order. What overlap hides is reported.
+
+Rollouts that wait to be trained on are packed as named tensors, so that a state can hold them and reading runs no code:
+
+    (trajectory, scores) ─► {"0/trajectory/x": …, "0/trajectory/condition/0": …, "0/score/sync/value": …}
+
+What kind of condition it was is not kept; whoever reads knows it.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
+from flowportrait.flow.kernel import Step
 from flowportrait.posttrain.trajectory import Trajectory, join
-from flowportrait.reward.interface import Score
+from flowportrait.reward.interface import Failure, Score
+
+WaitingRollout = tuple[Trajectory, dict[str, Score]]
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,3 +91,84 @@ def _glue(values: Sequence[Any]) -> Any:
     if isinstance(first, (list, tuple)):
         return type(first)(item for value in values for item in value)
     return first
+
+
+def pack_rollouts(waiting: Sequence[WaitingRollout]) -> Tensors:
+    """Everything that waits, oldest first."""
+    result: Tensors = {}
+    for place, (trajectory, scores) in enumerate(waiting):
+        for field in fields(Trajectory):
+            result |= _leaves(f"{place}/trajectory/{field.name}", getattr(trajectory, field.name))
+        for name, score in scores.items():
+            start = f"{place}/score/{name}"
+            result |= {f"{start}/value": score.value, f"{start}/valid": score.valid}
+            result |= _leaves(f"{start}/dense", score.dense)
+            result |= {f"{start}/regions/{region}": part for region, part in (score.regions or {}).items()}
+            text = json.dumps([score.noise, score.failures]).encode()
+            result[f"{start}/words"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in result.items()}
+
+
+def unpack_rollouts(
+    parts: Sequence[Tensors], groups: torch.Tensor, condition: Any, device: torch.device
+) -> list[WaitingRollout]:
+    """What waits for ``groups``, from what all processes packed; ``condition`` is any of the kind they hold."""
+    found = []
+    for place in sorted({int(name.partition("/")[0]) for part in parts for name in part}):
+        own = [part for part in parts if f"{place}/trajectory/group" in part]
+        trajectory = join([_trajectory(part, place, condition) for part in own])
+        scores = join_scores([_scores(part, f"{place}/score/") for part in own])
+        rows = torch.isin(trajectory.group, groups).nonzero()[:, 0]
+        found.append((trajectory.select(rows).to(device), {name: _rows(score, rows) for name, score in scores.items()}))
+    return found
+
+
+def _leaves(name: str, value: Any) -> Tensors:
+    if value is None:
+        return {}
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    assert isinstance(value, tuple), f"{name}: a {type(value).__name__} cannot wait in a checkpoint"
+    return {key: leaf for place, part in enumerate(value) for key, leaf in _leaves(f"{name}/{place}", part).items()}
+
+
+def _like(template: Any, name: str, tensors: Tensors) -> Any:
+    """Inverse of ``_leaves`` for values of the template's kind."""
+    if not isinstance(template, tuple):
+        return tensors.get(name)
+    parts = [_like(part, f"{name}/{place}", tensors) for place, part in enumerate(template)]
+    return type(template)(*parts) if hasattr(template, "_fields") else type(template)(parts)
+
+
+def _trajectory(tensors: Tensors, place: int, condition: Any) -> Trajectory:
+    kinds = {"condition": condition, "coefficients": Step(*(torch.empty(0),) * 3)}
+    return Trajectory(
+        **{
+            field.name: _like(kinds.get(field.name), f"{place}/trajectory/{field.name}", tensors)
+            for field in fields(Trajectory)
+        }
+    )
+
+
+def _scores(tensors: Tensors, start: str) -> dict[str, Score]:
+    found = {}
+    for name in dict.fromkeys(key.removeprefix(start).split("/")[0] for key in tensors if key.startswith(start)):
+        noise, failures = json.loads(bytes(tensors[f"{start}{name}/words"].tolist()))
+        within = f"{start}{name}/regions/"
+        regions = {key.removeprefix(within): part for key, part in tensors.items() if key.startswith(within)}
+        found[name] = Score(
+            tensors[f"{start}{name}/value"], tensors[f"{start}{name}/valid"], tensors.get(f"{start}{name}/dense"),
+            regions or None, tuple(failure and Failure(*failure) for failure in failures), noise,
+        )  # fmt: skip
+    return found
+
+
+def _rows(score: Score, rows: torch.Tensor) -> Score:
+    def pick(value: Any) -> Any:
+        return None if value is None else value[rows]
+
+    return score._replace(
+        value=score.value[rows], valid=score.valid[rows], dense=pick(score.dense),
+        regions=score.regions and {name: part[rows] for name, part in score.regions.items()},
+        failures=tuple(score.failures[row] for row in rows.tolist()) if score.failures else (),
+    )  # fmt: skip

@@ -33,11 +33,11 @@ def examine(records: Sequence[Record], recipe: Mapping[str, Any]) -> list[Findin
     trained = [record for record in records if "grad_norm" in record]
     found = (rule(trained, recipe) for rule in RULES) if trained else ()
     own = [finding for finding in found if finding]
-    looks = hacking(records, recipe)
-    return own + ([looks] if looks else [])
+    hacking = reward_hacking(records, recipe)
+    return own + ([hacking] if hacking else [])
 
 
-def ratio_off(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def ratio_mismatch(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """Before the first update of an iteration the ratio is 1 by construction; anything else is another network."""
     worst = max((record.get("ratio/first_error", 0.0) for record in records[-RECENT:]), default=0.0)
     if worst <= 1e-6:
@@ -50,7 +50,7 @@ def ratio_off(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding |
     )
 
 
-def replay_off(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def replay_mismatch(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """Recomputed noise that drifts from the drawn noise."""
     bound = 0.05 if recipe.get("autocast") == "bf16" else 1e-2
     worst = max((record.get("noise_gap", 0.0) for record in records[-RECENT:]), default=0.0)
@@ -63,7 +63,7 @@ def replay_off(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding 
     )
 
 
-def kl_idle(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def kl_without_gradient(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """A KL term that is logged but pulls nothing."""
     if not recipe.get("objective", {}).get("kl_weight") or not any("kl/trains" in record for record in records):
         return None
@@ -77,7 +77,7 @@ def kl_idle(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | N
     )
 
 
-def starved(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def starved_reward(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """A reward with a weight but without a say."""
     recent = records[-RECENT:]
     names = [key.removeprefix("share/") for key in recent[-1] if key.startswith("share/")]
@@ -113,7 +113,7 @@ def dead_groups(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding
     )
 
 
-def skipped(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def skipped_updates(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """Updates that were not made: see ``hazards``."""
     share = _mean(records[-RECENT:], "skipped")
     if share <= 0:
@@ -125,7 +125,7 @@ def skipped(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | N
     )
 
 
-def held_up(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def slow_process(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """One process that all others wait for."""
     recent = records[-SLOW_FOR:]
     if len(recent) < SLOW_FOR or any(record.get("slowest/times", 0.0) <= SLOW for record in recent):
@@ -138,7 +138,7 @@ def held_up(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | N
     )
 
 
-def inflated(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def velocity_inflation(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """Velocities that grow: over-saturated, exaggerated motion (known of NFT, AWM and DPO)."""
     known = [record["velocity"] for record in records if "velocity" in record]
     if len(known) < 2 or known[-1] <= 1.25 * known[0]:
@@ -162,13 +162,13 @@ def off_policy(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding 
     )
 
 
-def hacking(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
+def reward_hacking(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
     """The rewards rise while the held-out evaluation falls."""
-    looks = [record for record in records if "evaluation/sync" in record]
+    evaluations = [record for record in records if "evaluation/sync" in record]
     scored = [record for record in records if any(key.startswith("reward/") for key in record)]
-    if len(looks) < 3 or len(scored) < 2 * RECENT // 3:
+    if len(evaluations) < 3 or len(scored) < 2 * RECENT // 3:
         return None
-    first, last = looks[0]["evaluation/sync"], _mean(looks[-2:], "evaluation/sync")
+    first, last = evaluations[0]["evaluation/sync"], _mean(evaluations[-2:], "evaluation/sync")
     gain = _gain(scored)
     if is_worse(first, last) and gain > 0.2:
         return Finding(
@@ -195,7 +195,8 @@ def is_worse(first: float, last: float) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    ratio_off, replay_off, kl_idle, skipped, dead_groups, starved, inflated, off_policy, held_up,
+    ratio_mismatch, replay_mismatch, kl_without_gradient, skipped_updates, dead_groups, starved_reward,
+    velocity_inflation, off_policy, slow_process,
 )  # fmt: skip
 
 

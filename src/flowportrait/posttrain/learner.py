@@ -8,26 +8,30 @@ Nothing in here knows where rollouts come from or what paid them; see ``trainer`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
+from flowportrait.config import to_dict
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.posttrain.distil import TEACHER, Pace
+from flowportrait.posttrain.manifest import changed_settings
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
 from flowportrait.posttrain.policy import module
-from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipe import FIRST_VERSION, Recipe
 from flowportrait.posttrain.replay import Replay, check_noise
-from flowportrait.posttrain.roles import Roles
 from flowportrait.posttrain.shard import Shard, divided, micro
 from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.terminal import say
 from flowportrait.training.adapter import insert
+from flowportrait.training.learner import Learner
 from flowportrait.training.processes import processes, roll_call
-from flowportrait.training.shards import distribute, exchanging, gathered, outline, whole
+from flowportrait.training.shards import exchanging, gathered
 
 Metrics = dict[str, float]
 
@@ -38,27 +42,23 @@ def averaged(records: Sequence[Metrics]) -> Metrics:
     return {key: sum(values) / len(values) for key, values in known.items()}
 
 
-class Learner:
+class PolicyLearner(Learner):
     """A policy under a recipe. Deterministic: all randomness is keyed."""
 
     def __init__(self, policy: Any, recipe: Recipe, accelerator: Accelerator | None = None) -> None:
-        self.accelerator = accelerator or processes()
-        self.device = self.accelerator.device
+        accelerator = accelerator or processes()
         self.recipe = recipe
         self.pace = Pace(policy, recipe.plan.steps) if recipe.teacher else None
-        network = module(policy).to(self.device)
+        network = module(policy).to(accelerator.device)
         if recipe.lora:
             insert(network, recipe.lora, recipe.seed)
         if recipe.checkpointing:
             policy.recompute_activations()
         network.train()
         self.policy = policy
-        self.outline = outline(network)
-        self.replay = distribute(self.accelerator, Replay(policy))
-        self.roles = Roles(network, recipe.ema, recipe.old, self.replay)
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
-        self.iteration = 0
+        super().__init__(network, Replay(policy), accelerator, recipe.ema, recipe.old)
+        self.replay = self.network
+        self.optimizer = torch.optim.AdamW(self.trained, lr=recipe.learning_rate, weight_decay=0.0)
         self.updates = 0
 
     @property
@@ -158,28 +158,20 @@ class Learner:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def whole(self) -> nn.Module | None:
-        """A copy of the policy as it is now, for the main process; all processes together."""
-        return whole(self.accelerator, self.roles.policy, self.outline)
+    def progress(self) -> dict[str, Any]:
+        return {"updates": self.updates, "recipe": to_dict(self.recipe)}
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Weights of all roles and the optimiser's moments, by name; noise, prompts and plans are functions of the
-        iteration and need none."""
-        roles = self.roles.state_dict()
-        state = {f"{role}/{name}": value for role, weights in roles.items() for name, value in weights.items()}
-        for name, parameter in self.roles.parameters().items():
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"optimizer.{moment}/{name}": value for moment, value in moments.items()}
-        return state
+    def load_progress(self, progress: Mapping[str, Any]) -> None:
+        self.updates = progress["updates"]
 
-    def load_state_dict(self, state: dict[str, torch.Tensor], iteration: int, updates: int) -> None:
-        """Inverse of ``state_dict``, and where the run stood."""
-        kinds: dict[str, dict[str, torch.Tensor]] = {}
-        for key, value in state.items():
-            kind, _, name = key.partition("/")
-            kinds.setdefault(kind, {})[name] = value
-        self.roles.load_state_dict(kinds)
-        moments = {kind.removeprefix("optimizer."): kinds[kind] for kind in kinds if kind.startswith("optimizer.")}
-        for name, parameter in self.roles.parameters().items():
-            self.optimizer.state[parameter] = {kind: own[name] for kind, own in moments.items() if name in own}
-        self.iteration, self.updates = iteration, updates
+    def check_progress(self, progress: Mapping[str, Any], run: Path) -> None:
+        """Go on with the noise keys and the kernel that the run began with (``Recipe.version``); other settings than
+        its own print a warning.
+
+        Raises:
+            BadInput: it was begun with another recipe.
+        """
+        before = {"version": FIRST_VERSION, **progress["recipe"]}
+        self.recipe = replace(self.recipe, version=before["version"])
+        for change in changed_settings(before, to_dict(self.recipe), run):
+            say(f"Warning: {change}, from iteration {progress['iteration']} on.")

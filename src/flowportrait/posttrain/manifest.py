@@ -17,9 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.errors import BadInput
-from flowportrait.prompts import Prompt
 from flowportrait.written import write_json
 
 PACKAGES = (
@@ -29,29 +31,72 @@ MUST_AGREE = {
     "seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts or clips",
 }  # fmt: skip
 
+HASHED_NUMBERS = 4096
+"""Numbers of a tensor that ``network_start`` looks at, at least."""
+
 FORMAT = 2
 """Version of ``run.json``; one without it is of version 0.1."""
 
-FREE = frozenset({
+HARMLESS_SETTINGS = frozenset({
     "iterations", "checkpoint_every", "evaluate_every", "patience", "give_up", "micro_batch", "checkpointing",
     "offload",
 })  # fmt: skip
 """Settings that do not change what is learned in an iteration."""
 
 
-def manifest(start: str, prompts: Sequence[Prompt], seed: int, given: Sequence[Path] = ()) -> dict[str, Any]:
-    """What is about to be run; ``given``: files of clips to learn from."""
-    names = relative_names({path for prompt in prompts for path in (prompt.image, prompt.audio)} | set(given))
+def manifest(
+    start: Mapping[str, str], prompts: Sequence[Any], seed: int, files: Sequence[Path] = (), **more: Any
+) -> dict[str, Any]:
+    """Describe a run that is about to begin.
+
+    Args:
+        start: name and hash of the weights that it starts from.
+        prompts: ``Prompt``s of our generator (image and audio) or ``Item``s of another one (text, too).
+        seed: the recipe's.
+        files: clips to learn from.
+        more: what else should be known of the run; a resumed run may differ in it.
+    """
+    paths = {path for prompt in prompts for path in (prompt.image, prompt.audio) if path is not None}
+    names = relative_names(paths | set(files))
+
+    def described(prompt: Any) -> Any:
+        image, audio = (path and names[path] for path in (prompt.image, prompt.audio))
+        return {"text": prompt.text, "image": image, "audio": audio} if hasattr(prompt, "text") else [image, audio]
+
     return {
         "manifest": FORMAT,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in PACKAGES},
         "seed": seed,
-        "start": {"name": start, "sha256": _digest(checkpoint_folder(start) / "model.safetensors")},
-        "prompts": {prompt.id: [names[prompt.image], names[prompt.audio]] for prompt in prompts},
-        "files": hashes(names),
+        "start": dict(start),
+        "prompts": {prompt.id: described(prompt) for prompt in prompts},
+        "files": file_hashes(names),
+        **more,
     }
+
+
+def checkpoint_start(name: str) -> dict[str, str]:
+    """Name and SHA-256 of a checkpoint on disk, for ``manifest``."""
+    return {"name": name, "sha256": _digest(checkpoint_folder(name) / "model.safetensors")}
+
+
+def network_start(name: str, network: nn.Module, frozen_only: bool = False) -> dict[str, str]:
+    """Name and fingerprint of a network in memory, for ``manifest``.
+
+    Args:
+        name: what the network is called.
+        network: whose parameters are hashed: of every tensor its name, its shape and up to twice ``HASHED_NUMBERS``
+            evenly spaced numbers, so that 14 billion parameters take no longer than a million.
+        frozen_only: leave out the parameters that will be trained; a run's state holds those.
+    """
+    found = hashlib.sha256()
+    for key, weights in network.named_parameters():
+        if not (frozen_only and weights.requires_grad):
+            numbers = weights.detach().flatten()
+            chosen = numbers[:: max(1, len(numbers) // HASHED_NUMBERS)].cpu().contiguous()
+            found.update(f"{key} {tuple(weights.shape)}".encode() + chosen.view(torch.uint8).numpy().tobytes())
+    return {"name": name, "fingerprint": found.hexdigest()}
 
 
 def relative_names(paths: Iterable[Path]) -> dict[Path, str]:
@@ -65,7 +110,7 @@ def relative_names(paths: Iterable[Path]) -> dict[Path, str]:
     return {path: place.relative_to(folder).as_posix() for path, place in whole.items()}
 
 
-def hashes(names: Mapping[Path, str]) -> dict[str, str]:
+def file_hashes(names: Mapping[Path, str]) -> dict[str, str]:
     """SHA-256 of every file by its name."""
     return {name: _digest(path) for path, name in names.items()}
 
@@ -84,7 +129,7 @@ def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
         return []
     before = json.loads(path.read_text(encoding="utf-8"))
     old = "manifest" not in before
-    now = _by_name(current) if old else current
+    now = _as_version_1(current) if old else current
     for key, what in MUST_AGREE.items():
         if before[key] != now[key]:
             file = "" if key in ("seed", "start") else _difference(before[key], now[key])
@@ -93,14 +138,17 @@ def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
             )
     if old:
         write_json(path, before | {key: current[key] for key in ("manifest", "prompts", "files")}, indent=2)
-    return [
+    differences = [
         f"{name} was {before['packages'].get(name)}, is now {now}"
         for name, now in current["packages"].items()
         if before["packages"].get(name) != now
     ]
+    if "rewards" in before and before["rewards"] != current.get("rewards"):
+        differences.append(f"the rewards were {before['rewards']}, are now {current.get('rewards')}")
+    return differences
 
 
-def _by_name(current: Mapping[str, Any]) -> dict[str, Any]:
+def _as_version_1(current: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest as version 0.1 wrote it: of files of one name it kept the hash of the last."""
 
     def name(path: str | None) -> str:
@@ -122,7 +170,7 @@ def _difference(before: Any, now: Any) -> str:
     return f" ({different[0]} is not as it was)"
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> list[str]:
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> list[str]:
     """What a resumed run's settings, as ``config.to_dict`` gives them, differ in from those of its state, in words.
 
     Raises:
@@ -136,7 +184,11 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> lis
     old, new = flat(before), flat(now)
     # A setting that a run did not know yet, or whose part is left out, is none.
     values = {key: (old.get(key, "None"), new.get(key, "None")) for key in dict.fromkeys((*old, *new))}
-    return [f"{key} was {was}, is {given}" for key, (was, given) in values.items() if was != given and key not in FREE]
+    return [
+        f"{key} was {was}, is {given}"
+        for key, (was, given) in values.items()
+        if was != given and key not in HARMLESS_SETTINGS
+    ]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

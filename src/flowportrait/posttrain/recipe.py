@@ -23,9 +23,9 @@ from flowportrait.posttrain.given import Given
 from flowportrait.posttrain.objective.interface import Objective
 from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.plan import EveryStep, Planner
-from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.reward.composite import RewardWeights
 from flowportrait.training.adapter import Lora
+from flowportrait.training.roles import SlowCopy
 
 FIRST_VERSION = 1
 """The version of a recipe or state that names none: FlowPortrait 0.1 wrote none."""
@@ -117,3 +117,14 @@ class Recipe:
             raise BadInput("A disturbance is of the speech of prompts: leave out exemplars and given.")
         if self.teacher and (self.exemplars or self.explore or self.given):
             raise BadInput("A teacher goes with rollouts alone: leave out exemplars, explore and given.")
+
+    @classmethod
+    def from_recipe(cls, name: str, /, **settings: object) -> Recipe:
+        """The recipe of that name with other settings: ``from_recipe("flow-grpo", groups=4)``."""
+        from flowportrait.config import override
+        from flowportrait.posttrain.recipes import named
+
+        return override(named(name), [f"{key}={value}" for key, value in settings.items()])
+
+
+PostTrainConfig = Recipe

@@ -6,6 +6,7 @@ What differs between algorithms comes in with the recipe; nothing in here asks w
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,13 +17,13 @@ from accelerate import Accelerator
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import Kernel, kernel_named
 from flowportrait.posttrain.advantage import extremes, spread
-from flowportrait.posttrain.collect import Batch, collect
+from flowportrait.posttrain.collect import Batch, collect, pack_rollouts, unpack_rollouts
 from flowportrait.posttrain.credit import assign
 from flowportrait.posttrain.distil import TEACHER, apart, beside, compared, gated
 from flowportrait.posttrain.exemplar import invert, set_exemplar_advantage
 from flowportrait.posttrain.given import GivenTask
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
-from flowportrait.posttrain.learner import Learner, Metrics
+from flowportrait.posttrain.learner import Metrics, PolicyLearner
 from flowportrait.posttrain.objective.interface import Advantage
 from flowportrait.posttrain.plan import NoNoise, Plan, Planner
 from flowportrait.posttrain.policy import at_own_levels
@@ -36,9 +37,10 @@ from flowportrait.posttrain.trajectory import Trajectory, join
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import Score
 from flowportrait.training.processes import roll_call
+from flowportrait.training.roles import Weights
 
 
-class Trainer(Learner):
+class Trainer(PolicyLearner):
     """Post-trains a policy on a task under a composite reward."""
 
     def __init__(
@@ -176,3 +178,13 @@ class Trainer(Learner):
         with self.acting():
             prompts: Any = self.task.draw(self.recipe.groups, self.recipe.seed, self.iteration)
             return self.task.condition(self.policy, prompts.select(self.share.groups[:1]))
+
+    def process_state(self) -> Weights:
+        """The rollouts of this process that wait to be trained on."""
+        return pack_rollouts(self.waiting)
+
+    def load_process_states(self, states: Sequence[Weights]) -> None:
+        """The waiting rollouts of this process's groups, whoever drew them."""
+        if states and self.recipe.stale:
+            waiting = unpack_rollouts(states, self.share.groups, self.any_condition(), self.device)
+            self.waiting = waiting[-self.recipe.stale :]

@@ -1,7 +1,7 @@
 """What the families of pipelines have in common, and where they may differ.
 
 hidden_states = x, followed in dimension 1 by what the model is shown beside it (masks, first frame, references)
-timestep      = what was heard at time t, times σ·1000 / t                       (0 where the picture is given)
+timestep      = what was recorded at time t, times σ·1000 / t                       (0 where the picture is given)
 v             = v⁻ + w (v⁺ − v⁻), of the first ``x.shape[1]`` entries of the output
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from flowportrait.policies.hearing import Heard
     from flowportrait.policies.interface import Item
+    from flowportrait.policies.recorded_call import RecordedStep
 
 Call = dict[str, Any]
 """Arguments of the transformer by name."""
@@ -58,7 +58,7 @@ class Family:
         return sample
 
     def rows(self, call: Call, x: torch.Tensor) -> Call:
-        """A call that was heard, without x itself: only what is kept of it."""
+        """A call that was recorded, without x itself: only what is kept of it."""
         return {**call, "hidden_states": call["hidden_states"][:, x.shape[1] :]}
 
     def call(self, x: torch.Tensor, kept: Call) -> Call:
@@ -72,10 +72,10 @@ class Family:
         """The call with what the pipeline has no argument for."""
         return kept
 
-    def times(self, sigma: torch.Tensor, heard: torch.Tensor, time: float) -> torch.Tensor:
-        """Time steps at noise levels ``[B]``, from those heard at ``time`` ``[B, …]``."""
-        level = sigma.reshape(-1, *(1,) * (heard.ndim - 1))
-        return heard.float() * (level * (1000.0 / time))
+    def times(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
+        """Time steps at noise levels ``[B]``, from those recorded at ``time`` ``[B, …]``."""
+        level = sigma.reshape(-1, *(1,) * (recorded.ndim - 1))
+        return recorded.float() * (level * (1000.0 / time))
 
     def network(self, call: Call, sigma: torch.Tensor) -> Any:
         """The transformer's output."""
@@ -89,9 +89,9 @@ class Family:
         """Both branches combined."""
         return unprompted + weight * (prompted - unprompted)
 
-    def shift(self, heard: Heard, steps: int) -> float | None:
+    def shift(self, recorded: RecordedStep, steps: int) -> float | None:
         """mu of the schedule of so many steps."""
-        return heard.mu
+        return recorded.mu
 
     def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor | None:
         """x at σ = 1 as the pipeline takes it for its argument ``latents``, if it can be given all that was asked."""

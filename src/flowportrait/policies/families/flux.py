@@ -9,7 +9,7 @@ from flowportrait.policies.families.family import Call, Family
 if TYPE_CHECKING:
     import torch
 
-    from flowportrait.policies.hearing import Heard
+    from flowportrait.policies.recorded_call import RecordedStep
 
 
 class Flux(Family):
@@ -40,10 +40,10 @@ class Flux2(Family):
     def latent_channels(self) -> int:
         return int(self.pipeline.transformer.config.in_channels) // 4
 
-    def shift(self, heard: Heard, steps: int) -> float | None:
+    def shift(self, recorded: RecordedStep, steps: int) -> float | None:
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-        return float(compute_empirical_mu(image_seq_len=heard.sample.shape[1], num_steps=steps))
+        return float(compute_empirical_mu(image_seq_len=recorded.sample.shape[1], num_steps=steps))
 
     def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
         ids = kept["img_ids"][0, : x.shape[1]]

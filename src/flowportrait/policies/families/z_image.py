@@ -36,7 +36,7 @@ class ZImage(Family):
         return rest | {"x": list(x.to(kept["text"].dtype).unsqueeze(2).unbind()), "t": kept["timestep"],
                        "cap_feats": texts}  # fmt: skip
 
-    def times(self, sigma: torch.Tensor, heard: torch.Tensor, time: float) -> torch.Tensor:
+    def times(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
         return 1 - sigma
 
     def read(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:

@@ -6,7 +6,7 @@ from flowportrait.posttrain.objective.nft import NFT
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes.card import Card
-from flowportrait.posttrain.roles import SlowCopy
+from flowportrait.training.roles import SlowCopy
 
 CARD = Card(
     recipe=Recipe(

@@ -7,8 +7,8 @@ from flowportrait.posttrain.objective.nft import NFT
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes.card import Card
-from flowportrait.posttrain.roles import SlowCopy
 from flowportrait.reward.composite import RewardWeights
+from flowportrait.training.roles import SlowCopy
 
 REGIONS = {"sync": "mouth", "crowd_mouth": "mouth", "crowd_eyes": "eyes", "crowd_head": "head"}
 

@@ -38,14 +38,20 @@ class Roles:
     """Roles of one policy. ``with roles.use("ema"):`` puts that role's weights in the policy for a while."""
 
     def __init__(
-        self, policy: nn.Module, ema: float, old: SlowCopy | None = None, network: nn.Module | None = None
+        self,
+        policy: nn.Module,
+        ema: float,
+        old: SlowCopy | None = None,
+        network: nn.Module | None = None,
+        reference: bool = True,
     ) -> None:
-        """``network``: what holds the policy, where that is what was sharded."""
+        """network: holds the policy, where that is what was sharded. reference: whether to keep ``ref``."""
         self.policy = policy
         self.network = network or policy
         self.decay = ema
         self.slow = old
-        self.copies: dict[str, Weights] = {name: self._copy() for name in ("ref", "ema", *(("old",) if old else ()))}
+        names = [*(["ref"] if reference else []), "ema", *(["old"] if old else [])]
+        self.copies: dict[str, Weights] = {name: self._copy() for name in names}
 
     @property
     def actor(self) -> str:

@@ -1,0 +1,255 @@
+"""The state of a training on disk: one folder per state, complete or not there, whatever the number of processes.
+
+    state/000010.partial/  ── written, flushed ──►  state/000010/  ──►  older ones removed
+        weights/       all roles' weights and the optimiser's moments by name, in shards where they are sharded
+        processes/     what each process alone has: rollouts that wait to be trained on, random numbers
+        progress.json  iteration, number of processes, and what the learner adds (``Learner.progress``)
+
+Whatever stops a process at whatever moment, the last complete state is what resuming finds. Tensors are safetensors
+throughout, so that reading a state runs no code. States that version 0.1 wrote are read too: there ``processes`` is
+called ``waiting``, and ``progress.json`` names no format.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from flowportrait.errors import BadInput
+from flowportrait.training.adapter import merged
+from flowportrait.training.learner import Learner
+from flowportrait.training.processes import roll_call
+
+FORMAT = 2
+"""Of ``progress.json``; one without it is of version 0.1."""
+WEIGHTS, PROCESSES, PROCESSES_V1 = "weights", "processes", "waiting"
+
+
+def write_state(learner: Learner, folder: Path) -> Path:
+    """Write everything that a resumed training needs; all processes together.
+
+    Returns:
+        The folder of this iteration's state in ``folder``.
+
+    Raises:
+        OSError: some process could not write; raised on every process. The state before is untouched.
+    """
+    accelerator, target = learner.accelerator, folder / f"{learner.iteration:06d}"
+    partial = target.with_suffix(".partial")
+    try:
+        if not all(roll_call(accelerator, target.is_dir())):
+            _together(learner, lambda: _begin(learner, partial))
+            _together(learner, lambda: _write_process(learner, partial))
+            _write_weights(learner, partial / WEIGHTS)
+            _together(learner, lambda: _finish(learner, partial, target))
+    except OSError:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if accelerator.is_main_process:
+        _remove_states(folder, keep=target)
+    return target
+
+
+def latest_state(folder: Path) -> Path | None:
+    """The last complete state in a folder."""
+    complete = [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()]
+    return max(complete, key=lambda path: int(path.name), default=None)
+
+
+def remove_states(folder: Path) -> None:
+    """Remove all states in a folder, for a training that begins anew."""
+    if folder.is_dir():
+        _remove_states(folder, keep=None)
+
+
+def read_state(learner: Learner, folder: Path) -> None:
+    """Continue from the last complete state in ``folder``, on however many processes; all together.
+
+    Raises:
+        BadInput: there is none, or it is of another training, or of another model.
+    """
+    path = latest_state(folder)
+    if path is None:
+        raise BadInput(f"There is no complete state in {folder} to resume from.")
+    progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    learner.check_progress(progress, folder.parent)
+    reader = dcp.HuggingFaceStorageReader(str(path / WEIGHTS))
+    state = _blank_state(learner, _sizes(reader), path)
+    _load(state, reader, alone=learner.accelerator.num_processes == 1)
+    files = [file for name in (PROCESSES, PROCESSES_V1) for file in sorted((path / name).glob("*.safetensors"))]
+    restore(learner, state, progress, [load_file(file) for file in files])
+
+
+def restore(
+    learner: Learner,
+    state: Mapping[str, torch.Tensor],
+    progress: Mapping[str, Any],
+    process_states: list[dict[str, torch.Tensor]],
+) -> None:
+    """Put a state that was read into a learner."""
+    learner.load_state_dict(state)
+    learner.iteration = progress["iteration"]
+    learner.load_progress(progress)
+    learner.load_process_states(process_states)
+
+
+def read_whole_weights(state: Path, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Tensors of some kinds (``live``, ``ema``, ``fixed``, …) in a state, whole and by name, on this process alone."""
+    reader = dcp.HuggingFaceStorageReader(str(state / WEIGHTS))
+    found = reader.read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in found.items()
+        if isinstance(entry, dcp.TensorStorageMetadata) and key.partition("/")[0] in kinds
+    }
+    _load(tensors, reader, alone=True)
+    return {key.partition("/")[2]: value for key, value in tensors.items()}
+
+
+def write_checkpoint(learner: Learner, folder: Path, role: str = "ema") -> None:
+    """Write a role's weights (the averaged ones) as a checkpoint to use, adapters merged unless the model keeps them
+    apart; all processes together.
+
+    Raises:
+        OSError: it could not be written; the one before is untouched.
+    """
+    with learner.roles.use(role):
+        model = learner.whole()
+    _together(learner, lambda: _save_model(model, folder))
+
+
+def _sizes(reader: dcp.HuggingFaceStorageReader) -> dict[str, torch.Size]:
+    found = reader.read_metadata().state_dict_metadata
+    return {name: entry.size for name, entry in found.items() if isinstance(entry, dcp.TensorStorageMetadata)}
+
+
+def _blank_state(learner: Learner, sizes: Mapping[str, torch.Size], path: Path) -> dict[str, torch.Tensor]:
+    """Room for every tensor of a state, sharded like what it belongs to."""
+    parameters, roles, fixed = learner.roles.trained(), learner.roles.state_dict(), learner.fixed_tensors()
+    expected = {f"{role}/{name}" for role, weights in roles.items() for name in weights}
+    expected |= {f"fixed/{name}" for name in fixed}
+    state = {}
+    for key, size in sizes.items():
+        kind, _, name = key.partition("/")
+        expected.discard(key)
+        like = fixed.get(name) if kind == "fixed" else parameters.get(name)
+        if like is not None and size in (like.shape, ()):
+            state[key] = torch.zeros_like(like) if size == like.shape else torch.zeros(())
+        elif kind in roles or like is None:
+            expected.add(key)
+    if expected:
+        raise BadInput(f"The state in {path} is not of this model and recipe: they differ in {min(expected)}.")
+    return state
+
+
+def _load(state: dict[str, torch.Tensor], reader: dcp.HuggingFaceStorageReader, alone: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(state, storage_reader=reader, no_dist=alone)
+
+
+def _save_model(model: nn.Module | None, folder: Path) -> None:
+    if model is not None:
+        try:
+            own: Any = model if getattr(model, "keeps_adapters", False) else merged(model)
+            own.save_pretrained(folder)
+        except SafetensorError as error:  # how a full disk is reported there
+            raise OSError(errno.EIO, str(error)) from error
+
+
+def _begin(learner: Learner, partial: Path) -> None:
+    if learner.accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / WEIGHTS).mkdir(parents=True)
+        (partial / PROCESSES).mkdir()
+
+
+def _write_process(learner: Learner, partial: Path) -> None:
+    if not partial.is_dir():
+        raise OSError(f"process {learner.accelerator.process_index} does not see it; all need one shared folder")
+    if tensors := learner.process_state():
+        _write_flushed(partial / PROCESSES / f"{learner.accelerator.process_index:05d}.safetensors", packed(tensors))
+    if learner.accelerator.is_main_process:
+        progress = {
+            "format": FORMAT,
+            "iteration": learner.iteration,
+            "processes": learner.accelerator.num_processes,
+            **learner.progress(),
+        }
+        _write_flushed(partial / "progress.json", (json.dumps(progress, indent=2) + "\n").encode())
+
+
+def _write_weights(learner: Learner, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        try:
+            dcp.save(
+                learner.state_dict(),
+                storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True),
+                planner=dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True),
+                no_dist=learner.accelerator.num_processes == 1,
+            )
+        except CheckpointException as error:
+            first, _ = next(iter(error.failures.values()))
+            raise first from error
+
+
+def _finish(learner: Learner, partial: Path, target: Path) -> None:
+    if learner.accelerator.is_main_process:
+        for folder in (partial / WEIGHTS, partial / PROCESSES, partial):
+            _flush_folder(folder)
+        os.rename(partial, target)
+        _flush_folder(target.parent)
+
+
+def _remove_states(folder: Path, keep: Path | None) -> None:
+    for other in folder.iterdir():
+        if other != keep and other.name.removesuffix(".partial").isdigit():
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _together(learner: Learner, act: Callable[[], None]) -> None:
+    """Do it on every process; what fails on one fails on all."""
+    failed: OSError | None = None
+    try:
+        act()
+    except OSError as error:
+        failed = error
+    errors = roll_call(learner.accelerator, failed and (failed.errno, str(failed)))
+    first = next((own for own in errors if own), None)
+    if failed:
+        raise failed
+    if first:
+        raise OSError(first[0] or 0, f"on another process: {first[1]}")
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    if os.name == "nt":  # where folders cannot be opened, and renames are written through
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -44,6 +44,7 @@ from flowportrait.judge.panel import Panel, PanelSettings
 from flowportrait.judge.rubric import ASPECTS, Aspect, Library
 from flowportrait.judge.sanity import CLIP_SANITY, corrupt_clip, examine, order_result, save_certificate
 from flowportrait.judge.server import create_app, servable_rewards
+from flowportrait.preference.dataset import Label
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.interface import Reward
 from flowportrait.reward.remote import HttpReward
@@ -166,7 +167,11 @@ def preferences(clips: list[JudgedClip]) -> list[LabelledPair]:
                 else:
                     worse = corrupt_clip(clip, damage, CORRUPTIONS[damage].strengths[level])
                 first = bool(rng.integers(2))
-                found.append(LabelledPair((clip, worse) if first else (worse, clip), {aspect: "A" if first else "B"}))
+                found.append(
+                    LabelledPair(
+                        (clip, worse) if first else (worse, clip), {aspect: Label.FIRST if first else Label.SECOND}
+                    )
+                )
     return found
 
 

@@ -24,14 +24,18 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.corruption import HELD_OUT_MOTION_CORRUPTIONS, MOTION_CORRUPTIONS
 from flowportrait.flow.path import interpolate
-from flowportrait.preference.heard_clips import listen, rehearse
-from flowportrait.preference.latent_pairs import LatentPairMaker, LatentPairs
+from flowportrait.preference.dataset import DIMENSIONS
 from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairBatch, PairMaker
-from flowportrait.preference.pair_loss import Objective
-from flowportrait.preference.reward_model import RewardModel
-from flowportrait.preference.train_latent import split
-from flowportrait.preference.train_reward import Plan, train_reward
+from flowportrait.preference.pair_loss import Objective, PreferenceBatch
+from flowportrait.preference.reward_model import MotionReward, RewardTrainingConfig, train_reward
+from flowportrait.preference.synthetic_pairs import (
+    FRAMES,
+    DamagedPairSampler,
+    LatentPairBatch,
+    LatentPairSampler,
+    condition_clips,
+    generated_clips,
+)
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.habits import Eyes, Head
 from flowportrait.reward.interface import Reward
@@ -69,20 +73,25 @@ def single_scorers(clips: list[MotionClip]) -> dict[str, Scores]:
     return found
 
 
-def accuracy(difference: torch.Tensor, batch: PairBatch, threshold: torch.Tensor) -> Rows:
+def signs(labels: torch.Tensor) -> torch.Tensor:
+    """Values of ``Label`` as 1 where the first clip is better, −1 where the second is, 0 for a tie."""
+    return 2 * labels - 1
+
+
+def accuracy(difference: torch.Tensor, batch: PreferenceBatch, threshold: torch.Tensor) -> Rows:
     """Per dimension: right on decided pairs (with half the width of its 95 % interval), and right with ties as a third
     answer."""
     found: Rows = {}
     for column, dimension in enumerate(DIMENSIONS):
-        own, truth = difference[:, column], batch.labels[:, column]
-        said = torch.where(own.abs() <= threshold[column], 0, own.sign()).long()
+        own, truth = difference[:, column], signs(batch.labels)[:, column]
+        stated = torch.where(own.abs() <= threshold[column], 0, own.sign())
         decided = truth != 0
         # A scorer that sees no difference tosses a coin.
         right = float((0.5 + own[decided].sign() * truth[decided] / 2).mean())
         found[dimension] = {
             "right": right,
             "half_width": 1.96 * (right * (1 - right) / int(decided.sum())) ** 0.5,
-            "with_ties": float((said == truth).float().mean()),
+            "with_ties": float((stated == truth).float().mean()),
         }
     return found
 
@@ -92,33 +101,37 @@ def tie_thresholds(difference: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     ``labels`` ``[N, D]``."""
     found = []
     for column in range(len(DIMENSIONS)):
-        own, truth = difference[:, column], labels[:, column]
+        own, truth = difference[:, column], signs(labels)[:, column]
         candidates = own.abs().quantile(torch.linspace(0, 1, 101))
-        said = torch.where(own.abs()[None] <= candidates[:, None], 0, own.sign()[None]).long()
-        found.append(candidates[(said == truth).float().mean(1).argmax()])
+        stated = torch.where(own.abs()[None] <= candidates[:, None], 0, own.sign()[None])
+        found.append(candidates[(stated == truth).float().mean(1).argmax()])
     return torch.stack(found)
 
 
-def matrix(difference: torch.Tensor, intact_is_a: torch.Tensor, kinds: tuple[str, ...]) -> Rows:
+def matrix(difference: torch.Tensor, intact_is_first: torch.Tensor, kinds: tuple[str, ...]) -> Rows:
     """Damage → dimension → share of pairs in which the intact clip scores higher (½: it does not see the damage)."""
-    higher = 0.5 + difference.sign() * (2 * intact_is_a[:, None].float() - 1) / 2
+    higher = 0.5 + difference.sign() * (2 * intact_is_first[:, None].float() - 1) / 2
     rows = {kind: torch.tensor([own == kind for own in kinds]) for kind in dict.fromkeys(kinds)}
     return {kind: dict(zip(DIMENSIONS, higher[row].mean(0).tolist(), strict=True)) for kind, row in rows.items()}
 
 
 @torch.no_grad()
-def latent_rows(model: LatentReward, pairs: LatentPairs, pasts: Sequence[str] = PASTS) -> dict[str, dict[str, Rows]]:
+def latent_rows(
+    model: LatentReward, pairs: LatentPairBatch, pasts: Sequence[str] = PASTS
+) -> dict[str, dict[str, Rows]]:
     """Past noisy or clean → σ → dimension → accuracy on decided pairs, and the chance it gave its own verdict there."""
-    clean, heard, start = pairs.both()
+    clean, audio, start = pairs.all_clips()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     found: dict[str, dict[str, Rows]] = {}
     for name in pasts:
         found[name], past = {}, clean if name == PASTS[1] else None
         for sigma in SIGMAS:
-            a, b = split(model(interpolate(clean, noise, torch.tensor(sigma)), sigma, heard, start, past).clip())
-            win, _, loss = model.log_chances(a, b).exp().unbind(-1)
-            decided = pairs.labels != 0
-            right = (a.mean - b.mean).sign() == pairs.labels
+            scores = model(interpolate(clean, noise, torch.tensor(sigma)), sigma, audio, start, past)
+            first, second = scores.clip().split()
+            win, _, loss = model.log_probs(first, second).exp().unbind(-1)
+            truth = signs(pairs.labels)
+            decided = truth != 0
+            right = (first.mean - second.mean).sign() == truth
             sure = torch.maximum(win, loss) / (win + loss)
             found[name][str(sigma)] = {
                 dimension: {
@@ -168,13 +181,13 @@ def draw(path: Path, found: dict[str, dict[str, dict[str, Rows]]]) -> None:
 
 def measure_scores(clips: list[MotionClip], dev: list[MotionClip], models: dict[str, Scores]) -> dict[str, Any]:
     """Single scorers and models on damage learned from and not."""
-    calibration = PairMaker(clips, MOTION_CORRUPTIONS, 77).draw(PAIRS)
+    calibration = DamagedPairSampler(clips, MOTION_CORRUPTIONS, 77).draw(PAIRS)
     scorers, result = single_scorers(clips), {}
     for seed, (test, own) in enumerate(DAMAGES.items(), 1):
-        batch = PairMaker(dev, own, seed).draw(PAIRS)
+        batch = DamagedPairSampler(dev, own, seed).draw(PAIRS)
         rows, cells = {}, {}
         for name, scores in {**scorers, **models}.items():
-            gaps = [scores(pairs.a, pairs.mel) - scores(pairs.b, pairs.mel) for pairs in (calibration, batch)]
+            gaps = [scores(pairs.first, pairs.mel) - scores(pairs.second, pairs.mel) for pairs in (calibration, batch)]
             rows[name] = accuracy(gaps[1], batch, tie_thresholds(gaps[0], calibration.labels))
             if name in models:
                 cells[name] = matrix(gaps[1], (batch.points[:, 0] > batch.points[:, 1]).any(1), batch.kinds)
@@ -192,10 +205,12 @@ def measure_scores(clips: list[MotionClip], dev: list[MotionClip], models: dict[
 def measure_latent(output: Path, dev: list[MotionClip], models: dict[str, Scores]) -> dict[str, Any]:
     """The latent reward on real and generated clips; what scores say of real against generated."""
     generator, latent = load_generator("sft"), LatentReward.load()
-    real = kept(output / "heard.pt", lambda: listen(generator, dev))
+    real = kept(output / "heard.pt", lambda: condition_clips(generator, dev))
     found = {}
     for seed, (test, own) in enumerate(DAMAGES.items(), 3):
-        found[test] = latent_rows(latent, LatentPairMaker(real, latent.space, own, seed, vary=False).draw(LATENT_PAIRS))
+        found[test] = latent_rows(
+            latent, LatentPairSampler(real, latent.space, own, seed, vary=False).draw(LATENT_PAIRS)
+        )
         for past, levels in found[test].items():
             rows = {
                 f"σ {sigma}": [row[d][key] for key in ("right", "says") for d in DIMENSIONS]
@@ -203,8 +218,8 @@ def measure_latent(output: Path, dev: list[MotionClip], models: dict[str, Scores
             }
             columns = [f"{d}{' it says' * (key == 'says')}" for key in ("right", "says") for d in DIMENSIONS]
             show(f"latent reward, {test}, {past}", rows, columns)
-    made = kept(output / "made.pt", lambda: rehearse(generator, real))
-    pairs = LatentPairMaker(made, latent.space, MOTION_CORRUPTIONS, 5, vary=False).draw(LATENT_PAIRS)
+    made = kept(output / "made.pt", lambda: generated_clips(generator, real))
+    pairs = LatentPairSampler(made, latent.space, MOTION_CORRUPTIONS, 5, vary=False).draw(LATENT_PAIRS)
     found["generated clips"] = latent_rows(latent, pairs, PASTS[1:])
     rows = {
         f"σ {sigma}": [row[d]["right"] for d in DIMENSIONS] for sigma, row in found["generated clips"][PASTS[1]].items()
@@ -218,13 +233,13 @@ def main(corpus: Path, output: Path, only: str, figure: Path | None) -> None:
     """Train the baselines, measure, print."""
     output.mkdir(parents=True, exist_ok=True)
     clips, dev = kept(output / "clips.pt", lambda: [load_motion(corpus, (split,)) for split in ("reward", "dev")])
-    models: dict[str, Scores] = {SHIPPED: RewardModel.load()}
+    models: dict[str, Scores] = {SHIPPED: MotionReward.load()}
     for objective in BASELINES:
         path = output / f"{objective}.safetensors"
         if not path.is_file():
             with torch.enable_grad():
-                train_reward(Plan(objective=objective), clips).save(path)
-        models[objective] = RewardModel.read(path)
+                train_reward(RewardTrainingConfig(objective=objective), clips).save(path)
+        models[objective] = MotionReward.read(path)
     if only != "latent":
         (output / "scores.json").write_text(json.dumps(measure_scores(clips, dev, models), indent=1) + "\n")
     if only != "scores":

@@ -11,9 +11,9 @@ from preference_material import WEIGHTS, Material
 
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.given import Given, GivenTask, damaged, windows
 from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.objective.dpo import DPO
+from flowportrait.posttrain.offline_data import OfflineDataConfig, OfflineTask, damaged_source, window_source
 from flowportrait.posttrain.post_trainer import learning_from_pairs
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
@@ -22,7 +22,7 @@ from flowportrait.reward.composite import Composite
 
 FRAMES, CHUNK = 24, 4
 ONLINE = {"sync": 0.7, "expressiveness": 0.15, "smoothness": 0.15}
-Setup = tuple[TalkingTask | GivenTask, Recipe, Composite]
+Setup = tuple[TalkingTask | OfflineTask, Recipe, Composite]
 
 HARD = 2e-4
 """A learning rate at which DPO is expected to fail, ten times its own."""
@@ -75,16 +75,16 @@ def _setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
     offline = Composite((), WEIGHTS)
     if arm == "supervised":
         recipe = replace(
-            named("flow-rwr"), given=Given(clips="rated"), credit=CreditConfig(among="batch"), group_size=1, groups=48,
-            frames=FRAMES, learning_rate=5e-5,
+            named("flow-rwr"), given=OfflineDataConfig(clips="rated"), credit=CreditConfig(among="batch"), group_size=1,
+            groups=48, frames=FRAMES, learning_rate=5e-5,
         )  # fmt: skip
-        return GivenTask(windows(made.real, FRAMES, ["sync"]), CHUNK), recipe, offline
+        return OfflineTask(window_source(made.real, FRAMES, ["sync"]), CHUNK), recipe, offline
     name, _, change = arm.partition(" ")
     changed = CHANGES.get(change, lambda recipe: recipe)
     if name == "sync-dpo":
         recipe = changed(replace(named(name), groups=24))
         assert recipe.given is not None, "it damages clips"
-        return GivenTask(damaged(clips, recipe.given, recipe.frames), CHUNK), recipe, offline
+        return OfflineTask(damaged_source(clips, recipe.given, recipe.frames), CHUNK), recipe, offline
     if arm in ("flow-dpo online", "flow-rwr", *WITH_REAL):
         items = [Item(clip.mel.float(), 0, clip.motion) for clip in clips if len(clip.motion) > WHOLE]
         recipe = replace(named(name), frames=WHOLE, groups=6, group_size=8)
@@ -92,4 +92,4 @@ def _setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
     rated = name == "threshold"
     families = made.rated if rated else made.pairs
     recipe = replace(learning_from_pairs(named(name)), frames=FRAMES, groups=48 if rated else 24)
-    return GivenTask(windows(families, FRAMES, list(WEIGHTS)), CHUNK), changed(recipe), offline
+    return OfflineTask(window_source(families, FRAMES, list(WEIGHTS)), CHUNK), changed(recipe), offline

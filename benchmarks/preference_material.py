@@ -17,7 +17,9 @@ from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.posttrain.given import Family, score_pair
+from flowportrait.posttrain.offline_data import PreferenceGroup, score_pair
+from flowportrait.preference.clips import ClipFeatures
+from flowportrait.preference.dataset import Label
 from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, Smoothness
@@ -33,9 +35,9 @@ WEIGHTS = {"sync": 0.7, "expression": 0.15, "motion": 0.15}
 class Material:
     """See the module."""
 
-    pairs: list[Family]
-    rated: list[Family]
-    real: list[Family]
+    pairs: list[PreferenceGroup]
+    rated: list[PreferenceGroup]
+    real: list[PreferenceGroup]
 
 
 def material(policy: ARFlow, clips: Sequence[MotionClip], prompts: int) -> Material:
@@ -51,15 +53,18 @@ def material(policy: ARFlow, clips: Sequence[MotionClip], prompts: int) -> Mater
     pairs, rated = [], []
     for row, (best, worst) in enumerate(zip(total.argmax(1).tolist(), total.argmin(1).tolist(), strict=True)):
         gap = scores[row, best] - scores[row, worst]
-        labels = torch.where(gap.abs() <= TIE, 0, gap.sign()).long()
-        verdict = {aspect: score_pair(labels[column]) for column, aspect in enumerate(WEIGHTS)}
-        pairs.append(Family([(motion[row, best], mel[row]), (motion[row, worst], mel[row])], verdict))
+        labels = [Label.from_margin(float(own), TIE).value for own in gap]
+        verdict = {aspect: score_pair(torch.tensor(labels[column])) for column, aspect in enumerate(WEIGHTS)}
+        clips_of_pair = [ClipFeatures(motion[row, take], mel[row]) for take in (best, worst)]
+        pairs.append(PreferenceGroup(clips_of_pair, verdict))
         points = (3 + scores[row]).clamp(1, 5)
         rated += [
-            Family([(motion[row, take], mel[row])], {a: points[take, c][None] for c, a in enumerate(WEIGHTS)})
+            PreferenceGroup(
+                [ClipFeatures(motion[row, take], mel[row])], {a: points[take, c][None] for c, a in enumerate(WEIGHTS)}
+            )
             for take in range(TAKES)
         ]
-    real = [Family([(clip.motion, clip.mel)], {"sync": torch.ones(1)}) for clip in usable]
+    real = [PreferenceGroup([ClipFeatures(clip.motion, clip.mel)], {"sync": torch.ones(1)}) for clip in usable]
     return Material(pairs, rated, real)
 
 

@@ -29,10 +29,16 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import load_motion
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.given import Given, GivenTask, Source, damaged, windows
 from flowportrait.posttrain.learner import Metrics
 from flowportrait.posttrain.objective.dpo import DPO
 from flowportrait.posttrain.objective.interface import Advantage
+from flowportrait.posttrain.offline_data import (
+    OfflineDataConfig,
+    OfflineSource,
+    OfflineTask,
+    damaged_source,
+    window_source,
+)
 from flowportrait.posttrain.replay import velocity_at
 from flowportrait.posttrain.task import latent_regions
 from flowportrait.posttrain.trainer import Trainer
@@ -106,8 +112,8 @@ def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str], seed:
         kept.with_suffix(".partial").replace(kept)
     made, own = torch.load(kept, weights_only=False)
     held = {
-        "performances": windows(own, FRAMES, ["sync"]),
-        "real and out of time": damaged(load_motion(corpus, ("dev",)), Given(curriculum=1), SHORT),
+        "performances": window_source(own, FRAMES, ["sync"]),
+        "real and out of time": damaged_source(load_motion(corpus, ("dev",)), OfflineDataConfig(curriculum=1), SHORT),
     }
     for arm in arms:
         folder = trained(output, again(arm, seed))
@@ -143,11 +149,11 @@ class Watched(Trainer):
 
 
 @torch.no_grad()
-def likelihood(policy: ARFlow, start: ARFlow, source: Source) -> dict[str, float]:
+def likelihood(policy: ARFlow, start: ARFlow, source: OfflineSource) -> dict[str, float]:
     """On pairs of unseen speakers: how much better than ``sft`` an arm matches winners and losers (their squared error
     of velocity; below zero they are less likely than they were), how often its margin is right, and the norm of its
     velocities over sft's."""
-    task = GivenTask(source, CHUNK)
+    task = OfflineTask(source, CHUNK)
     shown = task.draw(HELD_OUT, 0, 1)
     trajectory = task.show(start, shown, torch.arange(HELD_OUT)).trajectory
     points = DPO().points(trajectory, NoiseKey(7))

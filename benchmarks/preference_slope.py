@@ -20,7 +20,7 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.generator.sampler import sample_chunks
 from flowportrait.posttrain.task import encode_after
 from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.slope import SYNC
+from flowportrait.preference.train_latent import SYNC
 from flowportrait.reward.sync import SyncExpert
 
 TAKES, STEPS = 6, (0.5, 1.0, 2.0, 4.0)

@@ -29,8 +29,8 @@ from flowportrait.judge.measured import MeasuredPanel
 from flowportrait.judge.rubric import ASPECTS, WEIGHTS
 from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames
-from flowportrait.preference.made_pairs import DIMENSIONS
-from flowportrait.preference.reward_model import RewardModel
+from flowportrait.preference.dataset import DIMENSIONS
+from flowportrait.preference.reward_model import MotionReward
 from flowportrait.reward.interface import RewardBatch
 
 Grades = Mapping[str, Mapping[str, float]]
@@ -49,7 +49,7 @@ def main() -> None:
     graded: dict[str, dict[str, dict[str, float]]] = {}
     if given.output.is_file():
         graded = json.loads(given.output.read_text())["grades"]
-    judges = MeasuredPanel(), RewardModel.load()
+    judges = MeasuredPanel(), MotionReward.load()
     for name in (given.against, *names):
         known = graded.setdefault(name, {})
         left = [path for path in sorted((given.videos / name).glob("*.mp4")) if path.stem not in known]
@@ -62,7 +62,7 @@ def main() -> None:
         print(name, *told, sep=" · ")
 
 
-def grades(path: Path, panel: MeasuredPanel, model: RewardModel) -> dict[str, float]:
+def grades(path: Path, panel: MeasuredPanel, model: MotionReward) -> dict[str, float]:
     """The panel's grade of every aspect and the model's score of every dimension, those that there are."""
     batch = RewardBatch.from_frames([np.stack(list(iter_frames(path)))], [read_audio(path)])
     findings = panel.measure(batch, [False])[0]

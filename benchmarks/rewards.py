@@ -38,9 +38,9 @@ from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.posttrain.drawing import Drawing
+from flowportrait.reward.batch import SIDE, Recorded, cropped
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.face_net import FaceNet, align
-from flowportrait.reward.finished import SIDE, Recorded, cropped
 from flowportrait.reward.interface import Reward, RewardBatch
 from flowportrait.reward.registry import BUILT_IN, RewardOptions, build
 from flowportrait.reward.scoring import score

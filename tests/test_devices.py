@@ -32,7 +32,7 @@ from flowportrait.generator.sampler import ChunkSampler, sample_mel, sample_moti
 from flowportrait.media.occlusion_net import OcclusionNet
 from flowportrait.portraitgen.portrait_flow import PortraitFlow
 from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.reward_model import RewardModel
+from flowportrait.preference.reward_model import MotionReward
 from flowportrait.reward.face_net import FaceNet
 from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.registry import build as build_reward
@@ -93,7 +93,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Forward]] = {
     "face network": (lambda: copy.deepcopy(FaceNet.load()), lambda net, at: net(rand(2, 3, 128, 128).sigmoid())),
     "image features": (lambda: copy.deepcopy(evaluation._mobilenet()), lambda net, at: net(rand(1, 3, 64, 64).to(at))),
     "preference reward": (
-        lambda: copy.deepcopy(RewardModel.load()),
+        lambda: copy.deepcopy(MotionReward.load()),
         lambda net, at: net(*clips()) + net.moments(*clips()).mean(1),
     ),
     "latent reward": (lambda: copy.deepcopy(LatentReward.load()), latent_reward),

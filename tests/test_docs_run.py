@@ -18,8 +18,8 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.study.plan import QUESTIONS, Study
-from flowportrait.study.store import Store
+from flowportrait.preference.dataset import Label
+from flowportrait.study.plan import QUESTIONS, AnswerStore, Study
 from tests.doc_commands import ROOT, commands, words
 from tests.study_browser import small_study
 from tests.test_animator import babble
@@ -107,7 +107,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / "RUN", folder / name)
     run(folder, "preferences make VIDEOS --output made", *DAMAGE)
     pairs = [json.loads(line) for line in (folder / "made" / "pairs.jsonl").read_text().splitlines()]
-    rated = [pair | {"points": {"a": {"sync": 2}, "b": {"sync": 4}}} for pair in pairs]
+    rated = [pair | {"points": {"first": {"sync": 2}, "second": {"sync": 4}}} for pair in pairs]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in rated))
     shutil.copytree(folder / "made" / "media", folder / "media")
     for own in "ab":
@@ -128,11 +128,11 @@ def run(folder: Path, line: str, *more: str) -> None:
 def answered(folder: Path) -> None:
     """A study that somebody took part in."""
     study = small_study(folder / "systems")
-    plan, store = Study.load(study), Store(study, Study.load(study))
+    plan, store = Study.load(study), AnswerStore(study, Study.load(study))
     token = store.begin()
     for one in plan.comparisons:
         for aspect in QUESTIONS:
-            store.answer(token, one.key, aspect, "tie" if one.kind == "identical" else "A")
+            store.answer(token, one.key, aspect, Label.TIE if one.kind == "identical" else Label.FIRST)
     shutil.copytree(study, folder / "study")
 
 

@@ -34,7 +34,7 @@ from flowportrait.judge.replies import Reply, Token, UnusableReply, read_complet
 from flowportrait.judge.rubric import HIGHEST, LOWEST
 from flowportrait.portraitgen.detectors import BY_NAME
 from flowportrait.portraitgen.judging import DIMENSIONS
-from flowportrait.preference.pairs import ASPECTS, LABELS, read_pairs
+from flowportrait.preference.dataset import ASPECTS, LABELS, read_pairs
 from flowportrait.reward.batch import FailureKind
 from flowportrait.reward.interface import measured
 from flowportrait.reward.transport import (
@@ -117,8 +117,12 @@ def outcome(act: Callable[[], Any], expected: type[Exception] | tuple[type[Excep
 
 
 GOOD_PAIR = {"prompt": "p", "a": "x.mp4", "b": "y.mp4", "aspects": {"sync": "A"}, "source": "study"}
+GOOD_PAIR_2 = {"version": 2, "prompt": "p", "first": "x.mp4", "second": "y.mp4", "labels": {"sync": "first"},
+               "source": "study"}  # fmt: skip
 PAIR_LINES = st.one_of(
-    st.dictionaries(KEYS, VALUES, max_size=4).map(lambda changed: json.dumps(GOOD_PAIR | changed).encode()),
+    st.tuples(st.sampled_from([GOOD_PAIR, GOOD_PAIR_2]), st.dictionaries(KEYS, VALUES, max_size=4)).map(
+        lambda changed: json.dumps(changed[0] | changed[1]).encode()
+    ),
     VALUES.map(lambda value: json.dumps(value).encode()),
     REPEATED.map(lambda text: text.encode("utf-8", "surrogatepass")),
     st.binary(max_size=60),
@@ -134,8 +138,8 @@ def test_pairs_are_read_or_refused_by_line(data: bytes, folder: Path) -> None:
         assert len(str(error).encode()) < 1000
         return
     for pair in found:
-        assert set(pair.aspects) <= set(ASPECTS)
-        assert set(pair.aspects.values()) <= set(LABELS)
+        assert set(pair.labels) <= set(ASPECTS)
+        assert set(pair.labels.values()) <= set(LABELS)
         assert all(1 <= value <= 5 for given_points in pair.points.values() for value in given_points.values())
         json.dumps(pair.prompt, ensure_ascii=False).encode()
 

@@ -18,16 +18,23 @@ from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.posttrain.given import Family, Given, GivenTask, damaged, score_pair, windows
-from flowportrait.posttrain.given_clips import read_families
 from flowportrait.posttrain.objective.dpo import DPO
 from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
 from flowportrait.posttrain.objective.threshold import Threshold
+from flowportrait.posttrain.offline_data import (
+    OfflineDataConfig,
+    OfflineTask,
+    PreferenceGroup,
+    damaged_source,
+    read_groups,
+    score_pair,
+    window_source,
+)
 from flowportrait.posttrain.post_trainer import learning_from_pairs
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import named
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.preference.pairs import Pair, write_pairs
+from flowportrait.preference.dataset import NOT_JUDGED, Label, PreferencePair, write_pairs
 from flowportrait.reward.composite import Composite
 from tests.test_generator import TINY
 from tests.test_posttrain import tiny_policy, weights
@@ -44,15 +51,17 @@ def clip(seed: int, lift: float = 0.0, frames: int = 24) -> tuple[torch.Tensor, 
     return motion, torch.randn(4 * frames, 80, generator=draw) + loud.repeat_interleave(4, 0)
 
 
-def preferred(count: int = 4, better: float = 3.0, worse: float = -3.0) -> list[Family]:
+def preferred(count: int = 4, better: float = 3.0, worse: float = -3.0) -> list[PreferenceGroup]:
     """Pairs in which the clip that rises is preferred."""
-    return [Family([clip(i, better), clip(i, worse)], {"sync": torch.tensor([1.0, 0.0])}) for i in range(count)]
+    return [
+        PreferenceGroup([clip(i, better), clip(i, worse)], {"sync": torch.tensor([1.0, 0.0])}) for i in range(count)
+    ]
 
 
-def run(families: list[Family], recipe: Recipe | None = None, learning_rate: float = 2e-3) -> Trainer:
+def run(families: list[PreferenceGroup], recipe: Recipe | None = None, learning_rate: float = 2e-3) -> Trainer:
     recipe = recipe or learning_from_pairs(named("flow-dpo"))
     recipe = replace(recipe, groups=4, frames=FRAMES, learning_rate=learning_rate)
-    task = GivenTask(windows(families, FRAMES, ["sync"]), TINY.chunk)
+    task = OfflineTask(window_source(families, FRAMES, ["sync"]), TINY.chunk)
     return Trainer(tiny_policy(), task, recipe, Composite((), {"sync": 1.0}))
 
 
@@ -91,9 +100,9 @@ def test_a_pair_of_identical_clips_teaches_nothing_whatever_was_said() -> None:
 
 
 def test_a_tie_makes_no_pair() -> None:
-    tied = [family._replace(scores={"sync": score_pair(torch.tensor(0))}) for family in preferred()]
+    tied = [family._replace(scores={"sync": score_pair(torch.tensor(Label.TIE.value))}) for family in preferred()]
     assert run(tied).step()["pairs"] == 0
-    unjudged = [family._replace(scores={"sync": score_pair(torch.tensor(2))}) for family in preferred(2)]
+    unjudged = [family._replace(scores={"sync": score_pair(torch.tensor(NOT_JUDGED))}) for family in preferred(2)]
     assert run(preferred(2) + unjudged).step()["pairs"] == 1.0  # two pairs of four, over two updates
     alone = run(preferred(1) + [unjudged[0]] * 3)
     assert [alone.step()["pairs"] for _ in range(6)] == [0.5] * 6  # whichever of the two updates it falls into
@@ -160,7 +169,10 @@ def test_what_was_preferred_becomes_likelier(name: str, rate: float) -> None:
 
 
 def test_ratings_above_the_batchs_mean_gain_and_those_below_lose() -> None:
-    rated = [Family([clip(i, lift)], {"sync": torch.tensor([3 + lift / 2])}) for i, lift in enumerate((3, 3, -3, -3))]
+    rated = [
+        PreferenceGroup([clip(i, lift)], {"sync": torch.tensor([3 + lift / 2])})
+        for i, lift in enumerate((3, 3, -3, -3))
+    ]
     trainer = run(rated, learning_from_pairs(named("threshold")))
     assert trainer.recipe.group_size == 1
     records = [trainer.step() for _ in range(8)]
@@ -168,7 +180,7 @@ def test_ratings_above_the_batchs_mean_gain_and_those_below_lose() -> None:
 
 
 def test_a_resumed_offline_run_sees_the_same_clips() -> None:
-    source = windows(preferred(), FRAMES, ["sync"])
+    source = window_source(preferred(), FRAMES, ["sync"])
     again, later = source(4, 0, 3), source(4, 0, 4)
     assert torch.equal(source(4, 0, 3).motion, again.motion)
     assert not torch.equal(later.motion, again.motion)
@@ -176,8 +188,8 @@ def test_a_resumed_offline_run_sees_the_same_clips() -> None:
 
 def test_damage_goes_from_coarse_to_subtle_and_leaves_one_clip_of_each_pair_intact() -> None:
     clips = [MotionClip(str(i), f"s{i}", *clip(i, frames=40), torch.zeros(19)) for i in range(4)]
-    given = Given(clips="damaged", weights={"sync": 1.0}, damages=("time-warp",), curriculum=10)
-    source = damaged(clips, given, 20)
+    given = OfflineDataConfig(clips="damaged", weights={"sync": 1.0}, damages=("time-warp",), curriculum=10)
+    source = damaged_source(clips, given, 20)
 
     def distance(iteration: int) -> float:
         shown = source(32, 0, iteration)
@@ -192,14 +204,14 @@ def test_damage_goes_from_coarse_to_subtle_and_leaves_one_clip_of_each_pair_inta
 
     assert distance(10) < distance(0)
     with pytest.raises(BadInput, match="at most"):
-        damaged(clips, given, 24)
+        damaged_source(clips, given, 24)
 
 
 def test_sync_dpo_learns_to_tell_the_clip_in_time() -> None:
     clips = [MotionClip(str(i), f"s{i}", *clip(i, frames=40), torch.zeros(19)) for i in range(4)]
     recipe = replace(named("sync-dpo"), groups=8, learning_rate=1e-3)
     assert recipe.given is not None
-    task = GivenTask(damaged(clips, recipe.given, recipe.frames), TINY.chunk)
+    task = OfflineTask(damaged_source(clips, recipe.given, recipe.frames), TINY.chunk)
     trainer = Trainer(tiny_policy(), task, recipe, Composite((), recipe.given.weights))
     records = [trainer.step() for _ in range(10)]
     assert sum(record["margin"] for record in records[-4:]) > 0
@@ -211,15 +223,16 @@ def write_performances(folder: Path) -> Path:
     for name, lift in (("a", 2.0), ("b", -2.0)):
         write_motion(folder / f"{name}.json", clip(1, lift, 25)[0])
         wavfile.write(folder / f"{name}.wav", SAMPLE_RATE, sound)
-    points = {"a": {"sync": 5.0}, "b": {"sync": 1.0}}
-    pair = Pair("p", "a.json", "b.json", {"sync": "A", "motion": "tie"}, "study", points=points)  # type: ignore[arg-type]
+    points = {"first": {"sync": 5.0}, "second": {"sync": 1.0}}
+    labels = {"sync": Label.FIRST, "motion": Label.TIE}
+    pair = PreferencePair("p", "a.json", "b.json", labels, "study", points=points)  # type: ignore[arg-type]
     write_pairs(folder / "pairs.jsonl", [pair])
     return folder / "pairs.jsonl"
 
 
 def test_a_performance_with_its_sound_is_read_exactly(tmp_path: Path) -> None:
     path = write_performances(tmp_path)
-    families, files = read_families([path], Given())
+    families, files = read_groups([path], OfflineDataConfig())
     assert len(families) == 1
     assert {file.name for file in files} == {"pairs.jsonl", "a.json", "b.json"}
     motion, mel = families[0].clips[0]
@@ -227,7 +240,7 @@ def test_a_performance_with_its_sound_is_read_exactly(tmp_path: Path) -> None:
     assert mel.shape == (100, 80)
     assert families[0].scores["sync"].tolist() == [1.0, 0.0]
     assert families[0].scores["motion"].tolist() == [0.5, 0.5]
-    rated, _ = read_families([path], Given(clips="rated"))
+    rated, _ = read_groups([path], OfflineDataConfig(clips="rated"))
     assert [family.scores["sync"].tolist() for family in rated] == [[5.0], [1.0]]
 
 

@@ -39,6 +39,7 @@ from flowportrait.judge.panel import Panel, PanelSettings
 from flowportrait.judge.questions import Question, ReplyCache
 from flowportrait.judge.replies import Reply, UnusableReply
 from flowportrait.judge.rubric import ASPECTS, Library
+from flowportrait.preference.dataset import Label
 from tests.judge_server import FaultyServer
 from tests.test_judge_client import clip
 from tests.test_judge_staged import Scripted, graded
@@ -102,8 +103,11 @@ def test_who_only_grades_is_asked_for_two_grades_and_each_clip_once() -> None:
 
 def test_agreement_counts_what_people_decided_and_refusing_gains_nothing() -> None:
     pair = two()
-    stated = [LabelledPair(pair, {"lip_sync": "A", "motion": "tie"}), LabelledPair(pair, {"lip_sync": "B"}),
-              LabelledPair(pair, {"motion": "A"})]  # fmt: skip
+    stated = [
+        LabelledPair(pair, {"lip_sync": Label.FIRST, "motion": Label.TIE}),
+        LabelledPair(pair, {"lip_sync": Label.SECOND}),
+        LabelledPair(pair, {"motion": Label.FIRST}),
+    ]
     sure = {aspect: PairChoice(1.0) for aspect in ASPECTS}
     found, misses = count_agreement(stated, [sure, sure, {aspect: PairChoice(None) for aspect in ASPECTS}], 0.1)
     assert found.accuracy == 0.5
@@ -112,7 +116,7 @@ def test_agreement_counts_what_people_decided_and_refusing_gains_nothing() -> No
     assert [miss.aspect for miss in misses] == ["lip_sync", "motion"]
     assert found.no_opinion == pytest.approx(1 / 3)
     with pytest.raises(BadInput, match="No pair is decided"):
-        count_agreement([LabelledPair(pair, {"motion": "tie"})], [sure], 0.1)
+        count_agreement([LabelledPair(pair, {"motion": Label.TIE})], [sure], 0.1)
 
 
 @settings(deadline=None)
@@ -134,7 +138,7 @@ def dark_rule(question: Question) -> dict[str, object]:
 
 def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: Path) -> None:
     bright, dark = two()
-    stated = [LabelledPair((bright, dark), {"motion": "B"})] * 10
+    stated = [LabelledPair((bright, dark), {"motion": Label.SECOND})] * 10
     backend = Scripted(dark_rule)
     learned = improve(
         lambda library: Panel(backend, ONE, library=library), stated, RuleEditor(backend, ReplyCache(None)), 3
@@ -240,7 +244,7 @@ def test_a_server_is_asked_in_both_orders_and_answers_are_kept(tmp_path: Path) -
                    f"folder={tmp_path}"]  # fmt: skip
         for _ in range(2):
             judge = build_judge(override(JudgeSettings(), changes))
-            found, _ = agreement(judge, [LabelledPair(two(), {"motion": "A"})])
+            found, _ = agreement(judge, [LabelledPair(two(), {"motion": Label.FIRST})])
         assert len(server.bodies) == 6
     assert found.position_bias == 1
     assert found.accuracy == 0.5
@@ -250,7 +254,7 @@ def test_a_server_is_asked_in_both_orders_and_answers_are_kept(tmp_path: Path) -
 def test_misses_are_told_in_words() -> None:
     from flowportrait.judge.learning import describe_miss
 
-    miss = Miss(LabelledPair(two(), {"motion": "B"}), "motion", 0.7, "Smooth.")
+    miss = Miss(LabelledPair(two(), {"motion": Label.SECOND}), "motion", 0.7, "Smooth.")
     assert describe_miss(miss) == {"people preferred": "second", "the panel": "first", "because": "Smooth."}
     assert describe_miss(miss._replace(margin=0.0))["the panel"] == "same"
     assert HeadPose.name == "pose"

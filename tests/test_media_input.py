@@ -21,7 +21,7 @@ from flowportrait.media.container import file_url, open_media
 from flowportrait.media.downmix import mono_weights
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.study.playable import make_playable
+from flowportrait.study.make import make_playable
 
 RATE = 48_000
 NAMES = [

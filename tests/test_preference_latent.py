@@ -14,14 +14,16 @@ from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.config import GeneratorConfig
-from flowportrait.preference.graft import graft
-from flowportrait.preference.heard_clips import listen, rehearse
-from flowportrait.preference.latent_pairs import LatentPairMaker
+from flowportrait.preference.dataset import DIMENSIONS, Label
 from flowportrait.preference.latent_reward import REACH, LatentReward
-from flowportrait.preference.made_pairs import DIMENSIONS, PairMaker
-from flowportrait.preference.slope import expert_slope, slope_loss
-from flowportrait.preference.thurstone import MARGIN, log_chances
-from flowportrait.preference.train_latent import LatentPlan, train_latent
+from flowportrait.preference.pair_loss import MARGIN, thurstone_log_probs
+from flowportrait.preference.synthetic_pairs import (
+    DamagedPairSampler,
+    LatentPairSampler,
+    condition_clips,
+    generated_clips,
+)
+from flowportrait.preference.train_latent import LatentTrainingConfig, expert_slope, slope_loss, train_latent
 from flowportrait.reward.sync import SyncExpert
 from flowportrait.training.descend import descend
 
@@ -94,15 +96,15 @@ def test_the_last_chunks_of_a_live_session_are_enough(generator: ARFlow, reward:
 @settings(max_examples=40, deadline=None)
 def test_three_answers_sum_to_one_and_swap_with_the_sides(gap: float, variance: float) -> None:
     d, v = torch.tensor(gap), torch.tensor(variance)
-    chances, swapped = log_chances(d, v, MARGIN).exp(), log_chances(-d, v, MARGIN).exp()
+    chances, swapped = thurstone_log_probs(d, v, MARGIN).exp(), thurstone_log_probs(-d, v, MARGIN).exp()
     assert chances.sum().item() == pytest.approx(1, abs=1e-4)
     assert torch.allclose(chances, swapped.flip(-1), atol=1e-6)
 
 
 def test_equal_clips_tie_in_two_of_three_cases_and_doubt_makes_a_gap_say_less() -> None:
     one = torch.tensor(1.0)
-    assert log_chances(0 * one, one, MARGIN).exp()[1].item() == pytest.approx(2 / 3, abs=1e-3)
-    sure, unsure = (log_chances(2 * one, v * one, MARGIN).exp() for v in (1, 5))
+    assert thurstone_log_probs(0 * one, one, MARGIN).exp()[1].item() == pytest.approx(2 / 3, abs=1e-3)
+    sure, unsure = (thurstone_log_probs(2 * one, v * one, MARGIN).exp() for v in (1, 5))
     assert sure[0] > unsure[0]
     assert sure[2] < unsure[2]
 
@@ -113,10 +115,10 @@ def test_noise_makes_it_less_sure_and_the_yardstick_changes_no_chance(generator:
     stds = [model(x, sigma, heard, start).log_std[0, 0] for sigma in (0.0, 0.5, 1.0)]
     assert (torch.stack(stds).diff(dim=0) > 0).all()
     raw = model(x, 0.2, heard, start).clip()
-    before = model.log_chances(*(type(raw)(*(part[row] for part in raw)) for row in (0, 1)))
+    before = model.log_probs(*(type(raw)(*(part[row] for part in raw)) for row in (0, 1)))
     model.standardise(5 + 3 * torch.randn(100, 3))
     scaled = model(x, 0.2, heard, start).clip()
-    after = model.log_chances(*(type(raw)(*(part[row] for part in scaled)) for row in (0, 1)))
+    after = model.log_probs(*(type(raw)(*(part[row] for part in scaled)) for row in (0, 1)))
     assert torch.allclose(before, after, atol=1e-4)
     assert not torch.allclose(raw.mean, scaled.mean)
 
@@ -140,13 +142,13 @@ def test_a_grafted_dimension_is_the_other_rewards_and_the_rest_stays(generator: 
     mixed = LatentReward.fresh(generator, width=16, depth=1).eval().requires_grad_(False)
     x, heard, start = inputs(generator)
     before, wanted = mixed(x, 0.3, heard, start), reward(x, 0.3, heard, start)
-    graft(mixed, reward, "sync")
+    mixed.copy_dimension(reward, "sync")
     after = mixed(x, 0.3, heard, start)
     for found, old, new in zip(after, before, wanted, strict=True):
         assert torch.equal(found[..., SYNC], new[..., SYNC])
         assert torch.equal(found[..., SYNC + 1 :], old[..., SYNC + 1 :])
     with pytest.raises(BadInput, match="Cannot take over beauty"):
-        graft(mixed, reward, "beauty")
+        mixed.copy_dimension(reward, "beauty")
 
 
 @pytest.fixture(scope="module")
@@ -163,23 +165,26 @@ def clips() -> list[MotionClip]:
 def test_clips_are_heard_as_the_generator_hears_them_and_pairs_keep_their_motion(
     generator: ARFlow, clips: list[MotionClip]
 ) -> None:
-    heard = listen(generator, clips, voices=2)
+    heard = condition_clips(generator, clips, voices=2)
     own = generator.condition(clips[0].mel[None], generator.rest_style[None]).audio[0]
     assert torch.allclose(heard[0].condition(0, 40, 4).float(), own, atol=0.01)
-    made = rehearse(generator, heard)
+    made = generated_clips(generator, heard)
     assert [clip.clip.name for clip in made] == [clip.name for clip in clips]
     assert torch.equal(made[0].clip.motion[0], clips[0].motion[0])
-    pairs = LatentPairMaker(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0, vary=False).draw(8)
-    same = PairMaker(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0, frames=21).draw(8)
-    for latents, start, motion in ((pairs.a, pairs.start_a, same.a), (pairs.b, pairs.start_b, same.b)):
+    pairs = LatentPairSampler(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0, vary=False).draw(8)
+    same = DamagedPairSampler(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0, frames=21).draw(8)
+    first, second = (pairs.first, pairs.start_first, same.first), (pairs.second, pairs.start_second, same.second)
+    for latents, start, motion in (first, second):
         assert torch.allclose(generator.to_motion(latents, start), motion[:, 1:], atol=1e-4)
-    assert pairs.heard.shape == (8, 5, 4 * (8 + 16))
+    assert pairs.audio.shape == (8, 5, 4 * (8 + 16))
 
 
 def test_the_sync_score_learns_to_rise_where_the_expert_rises(generator: ARFlow, clips: list[MotionClip]) -> None:
     torch.manual_seed(4)
     expert, model = SyncExpert.load(), LatentReward.fresh(generator, width=32, depth=1)
-    pairs = LatentPairMaker(listen(generator, clips), generator.space, MOTION_CORRUPTIONS, 0, vary=False).draw(9)
+    pairs = LatentPairSampler(
+        condition_clips(generator, clips), generator.space, MOTION_CORRUPTIONS, 0, vary=False
+    ).draw(9)
     clean, start = pairs.intact()
     slope = expert_slope(model, clean, start, pairs.mel, expert)
     lips = model.sync.rows.tolist()
@@ -209,10 +214,11 @@ def test_a_few_steps_tell_trembling_from_steady_latents(generator: ARFlow) -> No
     for name in "abcdef":
         motion = smooth(smooth(torch.randn(1, 30, 80)))[0].T
         clips.append(MotionClip(name, name, motion / motion.std(), torch.randn(160, 80), torch.zeros(19)))
-    heard = listen(generator, clips)
-    model = train_latent(LatentPlan(steps=150, batch=45, width=32, learning_rate=4e-3, slope=0), generator, heard)
-    pairs = LatentPairMaker(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(200, progress=0)
-    clean, sound, start = pairs.both()
+    heard = condition_clips(generator, clips)
+    config = LatentTrainingConfig(steps=150, batch=45, width=32, learning_rate=4e-3, slope=0)
+    model = train_latent(config, generator, heard)
+    pairs = LatentPairSampler(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(200, progress=0)
+    clean, sound, start = pairs.all_clips()
     a, b = model(clean, 0.0, sound, start).clip().mean.chunk(2)
     column = DIMENSIONS.index("motion")
-    assert ((a - b)[:, column].sign() == pairs.labels[:, column]).float().mean() > 0.85
+    assert (((a - b)[:, column] > 0) == (pairs.labels[:, column] == Label.FIRST)).float().mean() > 0.85

@@ -14,12 +14,11 @@ from flowportrait.corruption import CORRUPTIONS
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
 from flowportrait.preference.as_reward import BEST
+from flowportrait.preference.build_pairs import damage_strength, pairs_from_damage, read_scores
+from flowportrait.preference.dataset import DIMENSIONS, PAIRS_FILE, Label, PreferenceDataset
 from flowportrait.preference.inspection import inspect_pairs
-from flowportrait.preference.judged import read_scores
-from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES
-from flowportrait.preference.made_videos import PAIRS, make_videos, strength
-from flowportrait.preference.pairs import read_pairs
-from flowportrait.preference.reward_model import RewardModel, window_starts
+from flowportrait.preference.reward_model import MotionReward, window_starts
+from flowportrait.preference.synthetic_pairs import FRAMES
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.registry import PREFERENCES, REWARDS, RewardOptions, build
 from flowportrait.reward.scoring import score
@@ -51,18 +50,18 @@ def test_a_clip_too_short_to_judge_has_no_score_and_says_so() -> None:
 
 
 def test_a_long_clip_is_the_mean_of_its_windows() -> None:
-    model, own = RewardModel.load(), batch(2 * FRAMES + 5)
+    model, own = MotionReward.load(), batch(2 * FRAMES + 5)
     starts = window_starts(2 * FRAMES + 5)
     assert starts[-1] + FRAMES == 2 * FRAMES + 5
     alone = [model(own.motion[:, s : s + FRAMES], own.mel[:, 4 * s : 4 * (s + FRAMES)]) for s in starts]
     assert torch.allclose(model(own.motion, own.mel), torch.stack(alone).mean(0), atol=1e-4)
-    moments = model.moments(own.motion, own.mel)
+    moments = model.frame_scores(own.motion, own.mel)
     assert torch.allclose(moments[:, 0], alone[0], atol=1e-4)
     assert torch.allclose(moments[:, -1], alone[-1], atol=1e-4)
 
 
 def test_another_model_is_a_folder_and_an_empty_one_is_refused(tmp_path: Path) -> None:
-    RewardModel.load().save(tmp_path / "model.safetensors")
+    MotionReward.load().save(tmp_path / "model.safetensors")
     own = batch(30)
     again = build("preference", RewardOptions(preference=tmp_path))
     assert torch.allclose(again(own).value, build("preference")(own).value, atol=0.05)
@@ -81,19 +80,19 @@ def test_videos_become_pairs_from_coarse_to_subtle(tmp_path: Path, capsys: pytes
     given = ["--damage", "blur", "offset", "--per-video", "2", "--split", "train", "--output", str(output)]
     assert main(["preferences", "make", str(tmp_path / "a.mp4"), str(tmp_path / "mute.mp4"), *given]) == 0
     assert "mute.mp4 has no sound" in capsys.readouterr().err
-    pairs = read_pairs(output / PAIRS)
+    pairs = PreferenceDataset.load(output)
+    assert pairs.files == (output / PAIRS_FILE,)
     assert [pair.annotator for pair in pairs] == ["blur", "offset"]
-    assert [set(pair.aspects) for pair in pairs] == [{"overall"}, {"sync", "overall"}]
-    found = inspect_pairs(pairs, output)
-    assert found.kept == pairs
+    assert [set(pair.labels) for pair in pairs] == [{"overall"}, {"sync", "overall"}]
+    assert inspect_pairs(pairs).usable == pairs
     for pair in pairs:
-        better, worse = (pair.a, pair.b) if pair.aspects["overall"] == "A" else (pair.b, pair.a)
+        better, worse = pair.clips if pair.labels["overall"] is Label.FIRST else reversed(pair.clips)
         assert "-" not in Path(better).stem
         assert "-" in Path(worse).stem
     mild, _, strong = CORRUPTIONS["blur"].strengths
-    assert (strength("blur", 0), strength("blur", 1)) == (strong, mild)
+    assert (damage_strength("blur", 0), damage_strength("blur", 1)) == (strong, mild)
     with pytest.raises(BadInput, match="Unknown corruption 'rust'"):
-        make_videos([tmp_path / "a.mp4"], output, names=["rust"])
+        pairs_from_damage([tmp_path / "a.mp4"], output, names=["rust"])
 
 
 def test_the_judges_own_report_is_a_score_table(tmp_path: Path) -> None:

@@ -14,11 +14,16 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
 from flowportrait.preference.as_reward import BEST
-from flowportrait.preference.made_pairs import DIMENSIONS
-from flowportrait.preference.pairs import Pair
-from flowportrait.preference.train_vlm import VlmPlan, train_vlm
-from flowportrait.preference.vlm_inputs import Shown
-from flowportrait.preference.vlm_reward import VL_FAMILIES, VlmReward, VlmSettings, reader_for
+from flowportrait.preference.clips import WatchedClip
+from flowportrait.preference.dataset import DIMENSIONS, Label, PreferenceDataset, PreferencePair
+from flowportrait.preference.vlm_reward import (
+    VL_FAMILIES,
+    VlmReward,
+    VlmSettings,
+    VlmTrainingConfig,
+    reader_for,
+    train_vlm,
+)
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.registry import RewardOptions, build
 from tests.test_judge_omni import PIXELS, thinker, tokenizer
@@ -66,10 +71,10 @@ def reward_of(family: str, rank: int = 4) -> VlmReward:
     return VlmReward(model, reader, VlmSettings(model=family, rank=rank, alpha=8, frames=4, side=SIDE))
 
 
-def clip(seed: int = 0) -> Shown:
+def clip(seed: int = 0) -> WatchedClip:
     rng = np.random.default_rng(seed)
     audio = (0.2 * np.sin(np.arange(16_000) * 0.05 * (1 + seed)) * rng.uniform(0.2, 1, 16_000)).astype(np.float32)
-    return Shown(rng.integers(0, 255, (4, 64, 64, 3), dtype=np.uint8), 4.0, audio)
+    return WatchedClip(rng.integers(0, 255, (4, 64, 64, 3), dtype=np.uint8), 4.0, audio)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,13 +104,14 @@ def test_it_learns_a_preference_and_only_what_it_learned_is_saved(tmp_path: Path
     sound = clip().audio
     for name, level in (("bright.mp4", 220), ("dark.mp4", 30)):
         write_video(tmp_path / name, iter(np.full((6, 64, 64, 3), level, np.uint8)), sound[: 6 * 640])
-    pair = Pair("p", "bright.mp4", "dark.mp4", {"motion": "A", "sync": "tie"}, "study")
-    pairs = [pair, pair.swapped(), replace(pair, a="gone.mp4")]
+    labels = {"motion": Label.FIRST, "sync": Label.TIE}
+    pair = PreferencePair("p", "bright.mp4", "dark.mp4", labels, "study")
+    pairs = PreferenceDataset((pair, pair.swapped(), replace(pair, first="gone.mp4")), tmp_path)
     reward = reward_of("qwen2_vl")
     frozen = {name: value.clone() for name, value in reward.named_parameters() if not value.requires_grad}
-    plan = VlmPlan(settings=reward.settings, epochs=12, batch=2, learning_rate=3e-2)
+    plan = VlmTrainingConfig(settings=reward.settings, epochs=12, batch=2, learning_rate=3e-2)
     losses: list[float] = []
-    unread = train_vlm(plan, reward, pairs, tmp_path, lambda step, loss, left: losses.append(loss))
+    unread = train_vlm(plan, reward, pairs, lambda step, loss, left: losses.append(loss))
     assert list(unread) == ["gone.mp4"]
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(value, frozen[name]) for name, value in reward.named_parameters() if name in frozen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,44 @@ from flowportrait.codec.basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.corruption import MOTION_CORRUPTIONS, MotionWindow, corruptions
 from flowportrait.errors import BadInput
-from flowportrait.preference.inspection import inspect_pairs, require_lesson
-from flowportrait.preference.judged import label, pairs_from_scores, read_scores
-from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES, PairMaker
-from flowportrait.preference.pair_loss import log_chances, pair_loss
-from flowportrait.preference.pairs import ASPECTS, LABELS, Pair, read_pairs, write_pairs
-from flowportrait.preference.reward_model import RewardModel
-from flowportrait.preference.train_reward import Plan, train_reward
+from flowportrait.preference.build_pairs import pairs_from_scores, read_scores
+from flowportrait.preference.dataset import (
+    ASPECTS,
+    DIMENSIONS,
+    LABELS,
+    Label,
+    PreferenceDataset,
+    PreferencePair,
+    read_pairs,
+    write_pairs,
+)
+from flowportrait.preference.inspection import Inspection, inspect_pairs, require_decided
+from flowportrait.preference.pair_loss import Objective, bradley_terry_log_probs, pair_loss
+from flowportrait.preference.reward_model import MotionReward, RewardTrainingConfig, train_reward
+from flowportrait.preference.synthetic_pairs import FRAMES, DamagedPairSampler
 
 WORDS = st.text(min_size=1, max_size=8)
-SAID = st.dictionaries(st.sampled_from(ASPECTS), st.sampled_from(LABELS), min_size=1)
+STATED = st.dictionaries(st.sampled_from(ASPECTS), st.sampled_from(LABELS), min_size=1)
 POINTS = st.dictionaries(st.sampled_from(ASPECTS), st.floats(1, 5))
+MARGINS = st.dictionaries(st.sampled_from(ASPECTS), st.floats(allow_nan=False, allow_infinity=False))
 PAIRS = st.builds(
-    Pair, prompt=WORDS, a=WORDS, b=WORDS, aspects=SAID, source=WORDS, annotator=WORDS, speaker=WORDS,
-    points=st.fixed_dictionaries({}, optional={"a": POINTS, "b": POINTS}),
+    PreferencePair, prompt=WORDS, first=WORDS, second=WORDS, labels=STATED, source=WORDS, annotator=WORDS,
+    speaker=WORDS, points=st.fixed_dictionaries({}, optional={"first": POINTS, "second": POINTS}), margins=MARGINS,
 )  # fmt: skip
 
 
-def pair(a: str = "a", b: str = "b", said: str = "A", **more: Any) -> Pair:
-    return Pair("p", a, b, {"sync": said}, "study", **more)  # type: ignore[dict-item]
+def pair(first: str = "a", second: str = "b", label: Label = Label.FIRST, **more: Any) -> PreferencePair[str]:
+    return PreferencePair("p", first, second, {"sync": label}, "study", **more)
+
+
+def inspect(*pairs: PreferencePair[str], folder: Path | None = None) -> Inspection:
+    """What is found in pairs whose clips lie in ``folder``; without one, clips are trusted to exist."""
+    return inspect_pairs(PreferenceDataset(pairs, folder or Path()), check_files=folder is not None)
 
 
 @given(st.lists(PAIRS, min_size=1, max_size=4))
 @settings(max_examples=25)
-def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, pairs: list[Pair]) -> None:
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, pairs: list[PreferencePair[str]]) -> None:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     assert write_pairs(path, pairs) == len(pairs)
     assert read_pairs(path) == pairs
@@ -77,17 +92,17 @@ def test_what_must_not_be_learned_from_is_counted_and_left_out(tmp_path: Path) -
     for name in ("a", "b", "c", "d"):
         (tmp_path / name).touch()
     pairs = [
-        pair("a", "b", "A", annotator="ann"),
-        pair("b", "a", "A", annotator="ann"),  # Ann said the opposite before
-        pair("b", "a", "A", annotator="bob"),  # Bob may disagree with her
+        pair("a", "b", annotator="ann"),
+        pair("b", "a", annotator="ann"),  # Ann said the opposite before
+        pair("b", "a", annotator="bob"),  # Bob may disagree with her
         pair("a", "gone", annotator="ann"),
         pair("a", "a", annotator="ann"),
         pair("a", "c", annotator="ann", split="train", speaker="s1"),
         pair("c", "d", annotator="ann", split="train", speaker="s2"),
         pair("d", "b", annotator="ann", split="dev", speaker="s1", portrait="x"),
     ]
-    found = inspect_pairs(pairs, tmp_path)
-    assert found.kept == [pairs[2], pairs[7]]
+    found = inspect(*pairs, folder=tmp_path)
+    assert list(found.usable) == [pairs[2], pairs[7]]
     assert found.excluded == {
         "contradicted by the same annotator": 2,
         "clip missing": 1,
@@ -99,19 +114,19 @@ def test_what_must_not_be_learned_from_is_counted_and_left_out(tmp_path: Path) -
 
 
 def test_one_annotator_and_nothing_but_ties_are_said() -> None:
-    found = inspect_pairs([pair(a=str(n), said="tie", annotator="ann") for n in range(3)])
+    found = inspect(*(pair(str(n), label=Label.TIE, annotator="ann") for n in range(3)))
     assert any("One annotator only" in sentence for sentence in found.sentences)
     assert any("100% ties" in sentence for sentence in found.sentences)
     with pytest.raises(BadInput, match="All 3 judgements of sync are ties"):
-        require_lesson(found, ("sync",))
+        require_decided(found, ("sync",))
     with pytest.raises(BadInput, match="None of the pairs"):
-        require_lesson(inspect_pairs([pair("a", "a")]), ("sync",))
+        require_decided(inspect(pair("a", "a")), ("sync",))
 
 
 def test_agreement_does_not_depend_on_which_clip_was_called_a() -> None:
-    pairs = [one for n in range(4) for one in (pair(f"{n}", "z", "AB"[n % 2], annotator="x"),)]
-    others = [Pair(**{**vars(one.swapped()), "annotator": "y"}) for one in pairs]
-    assert inspect_pairs(pairs + others).counts["aspects"]["sync"]["alpha"] == 1
+    pairs = [pair(f"{n}", "z", LABELS[n % 2], annotator="x") for n in range(4)]
+    others = [replace(one.swapped(), annotator="y") for one in pairs]
+    assert inspect(*pairs, *others).counts["aspects"]["sync"]["alpha"] == 1
 
 
 def test_score_tables_become_pairs_with_a_band_of_ties(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,9 +137,10 @@ def test_score_tables_become_pairs_with_a_band_of_ties(tmp_path: Path, capsys: p
     assert main(["preferences", "from-judge", *tables, "--output", str(tmp_path / "pairs.jsonl")]) == 0
     assert "3.mp4" in capsys.readouterr().err
     pairs = read_pairs(tmp_path / "pairs.jsonl")
-    assert [one.aspects for one in pairs] == [{"sync": "A"}, {"sync": "tie"}]
-    assert pairs[0].points == {"a": {"sync": 4.0}, "b": {"sync": 3.0}}
-    assert label(-0.6, 0.5) == "B"
+    assert [one.labels for one in pairs] == [{"sync": Label.FIRST}, {"sync": Label.TIE}]
+    assert pairs[0].points == {"first": {"sync": 4.0}, "second": {"sync": 3.0}}
+    assert pairs[0].margins == {"sync": 1.0}
+    assert Label.from_margin(-0.6, 0.5) is Label.SECOND
     (tmp_path / "a.json").write_text(json.dumps([{"file": "1.mp4", "aspects": {"lip_sync": 7}}]))
     with pytest.raises(BadInput, match=r"entry 1: the score 7 of lip_sync"):
         read_scores(tmp_path / "a.json")
@@ -175,37 +191,50 @@ def test_damage_grows_with_its_strength_and_leaves_the_rest_alone(name: str, cli
 
 
 def test_made_pairs_prefer_the_intact_clip_only_where_it_is_better_and_grow_subtle(clips: list[MotionClip]) -> None:
-    maker = PairMaker(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0)
+    maker = DamagedPairSampler(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0)
     coarse, subtle = maker.draw(64, progress=0), maker.draw(64, progress=1)
     column = DIMENSIONS.index("motion")
     for batch in (coarse, subtle):
-        assert set(batch.labels[:, column].tolist()) == {1, -1}
-        assert not batch.labels[:, [0, 1]].any()
-        rough = [one.diff(dim=1).diff(dim=1).abs().mean((1, 2)) for one in (batch.a, batch.b)]
-        assert torch.equal((rough[1] > rough[0]).long() * 2 - 1, batch.labels[:, column])
-    assert (coarse.a - coarse.b).abs().mean() > 1.3 * (subtle.a - subtle.b).abs().mean()
+        assert set(batch.labels[:, column].tolist()) == {Label.FIRST, Label.SECOND}
+        assert (batch.labels[:, [0, 1]] == Label.TIE).all()
+        rough = [one.diff(dim=1).diff(dim=1).abs().mean((1, 2)) for one in (batch.first, batch.second)]
+        assert torch.equal((rough[1] > rough[0]).float(), batch.labels[:, column])
+    assert (coarse.first - coarse.second).abs().mean() > 1.3 * (subtle.first - subtle.second).abs().mean()
 
 
 def test_the_three_answers_of_a_pair_sum_to_one_and_ties_pull_scores_together() -> None:
     difference = torch.linspace(-6, 6, 13, requires_grad=True)
-    chances = log_chances(difference).exp()
+    chances = bradley_terry_log_probs(difference).exp()
     assert torch.allclose(chances.sum(-1), torch.ones(13))
     assert chances[6, 0].item() == pytest.approx(1 / 6)
     zero = torch.zeros(1, 1)
     none = torch.full((1, 2, 1), math.nan)
-    for d, said in ((1.5, 0), (-1.5, 0)):
+    first, tie, unjudged = torch.tensor([[[1.0]], [[0.5]], [[math.nan]]])
+    for d in (1.5, -1.5):
         score = torch.tensor([[d]], requires_grad=True)
-        pair_loss("ties", score, zero, torch.tensor([[said]]), none).backward()
+        pair_loss("ties", score, zero, tie, none).backward()
         assert score.grad is not None
         assert score.grad.item() * d > 0
-    assert pair_loss("plain", zero, zero, torch.tensor([[1]]), none).item() == pytest.approx(math.log(2))
-    assert pair_loss("plain", zero, zero, torch.tensor([[0]]), none).item() == 0
-    assert pair_loss("ties", zero, zero, torch.tensor([[2]]), none).item() == 0
-    assert pair_loss("regression", zero, zero, torch.tensor([[1]]), torch.tensor([[[5.0], [3.0]]])).item() == 2
+    assert pair_loss("plain", zero, zero, first, none).item() == pytest.approx(math.log(2))
+    assert pair_loss("plain", zero, zero, tie, none).item() == 0
+    assert pair_loss("ties", zero, zero, unjudged, none).item() == 0
+    assert pair_loss("regression", zero, zero, first, torch.tensor([[[5.0], [3.0]]])).item() == 2
+
+
+@pytest.mark.parametrize("objective", ["ties", "plain", "regression"])
+def test_what_nobody_judged_or_rated_has_no_gradient_and_leaves_the_rest_its_own(objective: Objective) -> None:
+    labels, points = torch.tensor([[1.0, math.nan]]), torch.tensor([[[4.0, math.nan], [math.nan, 2.0]]])
+    first, second = torch.tensor([[0.3, -1.0]], requires_grad=True), torch.tensor([[0.1, 0.5]], requires_grad=True)
+    pair_loss(objective, first, second, labels, points).backward()
+    assert first.grad is not None
+    assert second.grad is not None
+    assert first.grad[0, 0] != 0
+    assert first.grad[0, 1] == 0
+    assert second.grad.isfinite().all()
 
 
 def test_each_score_sees_only_what_it_may(clips: list[MotionClip]) -> None:
-    model = RewardModel.fresh().eval()
+    model = MotionReward.fresh().eval()
     motion, mel = torch.stack([clip.motion for clip in clips]), torch.stack([clip.mel for clip in clips])
     scores = model(motion, mel)
     assert (model(motion, mel.roll(1, 0)) == scores).all(0).tolist() == [False, True, True]
@@ -220,12 +249,12 @@ def test_each_score_sees_only_what_it_may(clips: list[MotionClip]) -> None:
 def test_a_few_steps_learn_to_tell_trembling_and_a_saved_model_says_the_same(
     clips: list[MotionClip], tmp_path: Path
 ) -> None:
-    model = train_reward(Plan(steps=25, batch=14, learning_rate=4e-3), clips)
-    batch = PairMaker(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(60, progress=0)
-    difference = model(batch.a, batch.mel) - model(batch.b, batch.mel)
+    model = train_reward(RewardTrainingConfig(steps=25, batch=14, learning_rate=4e-3), clips)
+    batch = DamagedPairSampler(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(60, progress=0)
+    difference = model(batch.first, batch.mel) - model(batch.second, batch.mel)
     column = DIMENSIONS.index("motion")
-    assert (difference[:, column].sign() == batch.labels[:, column]).float().mean() > 0.8
+    assert ((difference[:, column] > 0) == (batch.labels[:, column] == Label.FIRST)).float().mean() > 0.8
     model.save(tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size < 8e6
-    again = RewardModel.read(tmp_path / "model.safetensors")
-    assert torch.allclose(again(batch.a, batch.mel), model(batch.a, batch.mel), atol=0.05)
+    again = MotionReward.read(tmp_path / "model.safetensors")
+    assert torch.allclose(again(batch.first, batch.mel), model(batch.first, batch.mel), atol=0.05)

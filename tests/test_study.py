@@ -20,14 +20,11 @@ from hypothesis import strategies as st
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.preference.agreement import krippendorff_alpha
-from flowportrait.preference.pairs import read_pairs
-from flowportrait.study.analyse import Row, analyse_study, holm
-from flowportrait.study.attention import why_left_out
-from flowportrait.study.bradley_terry import Vote, davidson
+from flowportrait.preference.dataset import Label, read_pairs
+from flowportrait.study.analyse import Row, Vote, analyse_study, davidson, exclusion_reason, holm
 from flowportrait.study.make import make_study
-from flowportrait.study.plan import QUESTIONS, Comparison, Study
+from flowportrait.study.plan import QUESTIONS, AnswerStore, Comparison, Study
 from flowportrait.study.server import study_app, to_choice, to_label
-from flowportrait.study.store import Store
 from tests.study_browser import small_study, videos
 
 
@@ -134,7 +131,7 @@ def test_shares_meet_every_pair_equally_often_and_sides_are_a_coin() -> None:
 
 
 def test_left_and_right_are_undone() -> None:
-    assert to_label("left", True) == "B"
+    assert to_label("left", True) is Label.SECOND
     for flipped in (False, True):
         for choice in ("left", "same", "right"):
             assert to_choice(to_label(choice, flipped), flipped) == choice  # type: ignore[arg-type]
@@ -181,15 +178,15 @@ def test_nothing_identifying_is_stored(fresh: Path) -> None:
 
 
 def test_the_last_answer_counts_and_withdrawing_forgets_all(fresh: Path) -> None:
-    store = Store(fresh, Study.load(fresh))
+    store = AnswerStore(fresh, Study.load(fresh))
     token, other = store.begin(), store.begin()
     assert (store.number(token), store.number(other), store.number("x")) == (0, 1, None)
-    store.answer(token, "p0", "sync", "A")
-    store.answer(token, "p0", "sync", "tie")
-    assert store.answers(token) == {"p0": {"sync": "tie"}}
+    store.answer(token, "p0", "sync", Label.FIRST)
+    store.answer(token, "p0", "sync", Label.TIE)
+    assert store.answers(token) == {"p0": {"sync": Label.TIE}}
     assert store.answers(other) == {}
     store.withdraw(token)
-    assert store.everything() == {}
+    assert store.all_answers() == {}
     plan = json.loads((fresh / "study.json").read_text())
     (fresh / "study.json").write_text(json.dumps({**plan, "identity": "another"}))
     with pytest.raises(BadInput, match="another study"):
@@ -216,10 +213,10 @@ def test_no_more_begin_than_may_and_who_has_begun_goes_on(fresh: Path) -> None:
 
 
 def test_a_request_reads_the_answers_of_its_own_participant_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    web, store = client(fresh), Store(fresh, Study.load(fresh))
+    web, store = client(fresh), AnswerStore(fresh, Study.load(fresh))
     mine, others = (web.post("/api/participants").json()["token"] for _ in range(2))
-    store.answer(others, "p0", "sync", "B")
-    monkeypatch.setattr(Store, "everything", lambda self: pytest.fail("all answers were read"))
+    store.answer(others, "p0", "sync", Label.SECOND)
+    monkeypatch.setattr(AnswerStore, "all_answers", lambda self: pytest.fail("all answers were read"))
     put = web.put(f"/api/participants/{mine}/trials/0", json={"aspect": "sync", "choice": "same"})
     assert put.status_code == 200
     assert web.get(f"/api/participants/{mine}").json()["finished"] == 0
@@ -228,14 +225,14 @@ def test_a_request_reads_the_answers_of_its_own_participant_alone(fresh: Path, m
 
 def test_who_does_not_look_does_not_count() -> None:
     plan = planned(1, checks=1)
-    assert why_left_out(plan, {"b0": {"overall": "A"}}) == ""
-    assert "ruined" in why_left_out(plan, {"b0": {"overall": "tie"}})
-    assert "before" in why_left_out(plan, {"p0": {"overall": "A"}})
+    assert exclusion_reason(plan, {"b0": {"overall": Label.FIRST}}) == ""
+    assert "ruined" in exclusion_reason(plan, {"b0": {"overall": Label.TIE}})
+    assert "before" in exclusion_reason(plan, {"p0": {"overall": Label.FIRST}})
     same = tuple(Comparison(f"i{n}", "identical", "c", "a", "a") for n in range(2))
     plan = Study("id", "t", "s", ("x", "y"), (*plan.comparisons, *same))
-    looked = {"b0": {"overall": "A"}, "i0": {"overall": "A"}, "i1": {"overall": "tie"}}
-    assert why_left_out(plan, looked) == ""  # type: ignore[arg-type]
-    assert "identical" in why_left_out(plan, {**looked, "i1": {"overall": "B"}})  # type: ignore[arg-type]
+    looked = {"b0": {"overall": Label.FIRST}, "i0": {"overall": Label.FIRST}, "i1": {"overall": Label.TIE}}
+    assert exclusion_reason(plan, looked) == ""
+    assert "identical" in exclusion_reason(plan, {**looked, "i1": {"overall": Label.SECOND}})
 
 
 def test_krippendorffs_own_example() -> None:
@@ -252,8 +249,8 @@ def test_krippendorffs_own_example() -> None:
 
 def test_two_systems_strengths_are_the_closed_form() -> None:
     # With one pair, Davidson's model is saturated: it gives back the (smoothed) shares themselves.
-    labels = ["A"] * 30 + ["B"] * 10 + ["tie"] * 20
-    found = davidson([Vote(n % 4, "x", "y", label) for n, label in enumerate(labels)], ("x", "y"))  # type: ignore[arg-type]
+    labels = [Label.FIRST] * 30 + [Label.SECOND] * 10 + [Label.TIE] * 20
+    found = davidson([Vote(n % 4, "x", "y", label) for n, label in enumerate(labels)], ("x", "y"))
     shares = np.array([30.5, 10.5, 20.5]) / 61.5
     assert found.chance("x", "y") == pytest.approx(tuple(shares), abs=1e-6)
     assert found.theta["x"] == pytest.approx(np.log(30.5 / 10.5) / 2, abs=1e-6)
@@ -267,13 +264,14 @@ def test_strengths_come_back_from_drawn_answers_and_never_run_away() -> None:
         one, other = [("x", "y"), ("y", "z"), ("x", "z")][n % 3]
         a, b = np.exp(true[one]), np.exp(true[other])
         weights = np.array([a, b, 0.7 * np.sqrt(a * b)])
-        votes.append(Vote(n % 20, one, other, rng.choice(["A", "B", "tie"], p=weights / weights.sum())))
+        label = (Label.FIRST, Label.SECOND, Label.TIE)[rng.choice(3, p=weights / weights.sum())]
+        votes.append(Vote(n % 20, one, other, label))
     found = davidson(votes, tuple(true))
     assert found.robust
     assert found.tie == pytest.approx(0.7, abs=0.1)
     for name, theta in true.items():
         assert abs(found.theta[name] - theta) < 2 * found.half[name] < 0.3
-    always = davidson([Vote(0, "x", "y", "A")] * 10, ("x", "y", "z"))
+    always = davidson([Vote(0, "x", "y", Label.FIRST)] * 10, ("x", "y", "z"))
     assert 0.5 < always.theta["x"] < 5
     assert always.half["z"] == float("inf")
 
@@ -287,14 +285,18 @@ def test_the_analysis_finds_what_people_said_and_leaves_out_who_did_not_look(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = Study.load(fresh)
-    store = Store(fresh, plan)
+    store = AnswerStore(fresh, plan)
     for person in range(6):
         token, careless = store.begin(), person == 5
         for one in plan.comparisons:
             # Everybody who looks prefers "fast"; the careless one always says B.
-            label = {"pair": "A" if one.system_a == "fast" else "B", "broken": "A", "identical": "tie"}[one.kind]
+            label = {
+                "pair": Label.FIRST if one.system_a == "fast" else Label.SECOND,
+                "broken": Label.FIRST,
+                "identical": Label.TIE,
+            }[one.kind]
             for aspect in QUESTIONS:
-                store.answer(token, one.key, aspect, "B" if careless else label)  # type: ignore[arg-type]
+                store.answer(token, one.key, aspect, Label.SECOND if careless else label)
     analysis = analyse_study(fresh, fresh / "out")
     assert (analysis["participants"], analysis["kept"]) == (6, 5)
     overall = next(row for row in analysis["preferences"] if row["aspect"] == "overall")
@@ -305,7 +307,7 @@ def test_the_analysis_finds_what_people_said_and_leaves_out_who_did_not_look(
     pairs = read_pairs(fresh / "pairs.jsonl")
     assert len(pairs) == analysis["pairs"] == 10
     assert {pair.annotator for pair in pairs} == {f"p{n:03}" for n in range(5)}
-    assert all((fresh / pair.a).is_file() for pair in pairs)
+    assert all((fresh / pair.first).is_file() for pair in pairs)
     page = (fresh / "out" / "analysis.html").read_text()
     assert "<script" not in page
     assert "http" not in page

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from flowportrait.preference.dataset import Label
 from flowportrait.study.analyse import analyse_study
-from flowportrait.study.plan import QUESTIONS, Study, Trial
-from flowportrait.study.store import Store
+from flowportrait.study.plan import QUESTIONS, AnswerStore, Study, Trial
 from tests.study_browser import browser, served, small_study
 
 pytestmark = pytest.mark.slow
@@ -83,8 +83,8 @@ def test_two_people_at_once_one_of_whom_reloads_half_way(tmp_path: Path) -> None
         assert pages[0].evaluate("localStorage.length + sessionStorage.length") == 0
         pages[1].goto(f"{address}/p/{tokens[1]}")
         pages[1].wait_for_selector("#done:visible")
-    answers = Store(study, plan).everything()
-    assert [len(said) for said in answers.values()] == [total, total]
+    answers = AnswerStore(study, plan).all_answers()
+    assert [len(own) for own in answers.values()] == [total, total]
     analysis = analyse_study(study, tmp_path / "out")
     assert analysis["kept"] == 2
     for row in analysis["preferences"]:
@@ -113,11 +113,11 @@ def test_a_phone_answers_by_touch_hears_one_side_at_a_time_and_can_withdraw(tmp_
             question.locator("[data-choice=same]").tap()
         page.tap("#next")
         page.wait_for_selector("#done:visible")
-        assert Store(study, plan).everything()[0]["p0"] == dict.fromkeys(QUESTIONS, "tie")
+        assert AnswerStore(study, plan).all_answers()[0]["p0"] == dict.fromkeys(QUESTIONS, Label.TIE)
         page.on("dialog", lambda dialog: dialog.accept())
         page.tap("#done .withdraw")
         page.wait_for_selector("#lost:visible")
         assert "deleted" in page.text_content("#lost")
         page.goto(f"{address}/p/nobody")
         page.wait_for_selector("#lost:visible")
-    assert Store(study, plan).everything() == {}
+    assert AnswerStore(study, plan).all_answers() == {}

@@ -163,12 +163,12 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
 def run_agree(options: argparse.Namespace) -> dict[str, Any]:
     """A judge beside stated preferences."""
     from flowportrait.judge.learning import agreement, read_labelled_pairs
-    from flowportrait.preference.pairs import read_pairs
+    from flowportrait.preference.dataset import PreferenceDataset
     from flowportrait.terminal import waiting
 
     judge = _judge(options)
     with waiting("judging the clips of the pairs"):
-        found = agreement(judge, read_labelled_pairs(read_pairs(options.pairs), options.pairs.parent), options.band)[0]
+        found = agreement(judge, read_labelled_pairs(PreferenceDataset.load(options.pairs)), options.band)[0]
     return {"judge": f"{judge.name} ({judge.kind})", **found.to_dict()}
 
 
@@ -179,11 +179,11 @@ def run_learn(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.judge.learning import ExpertToggles, Proposer, RuleEditor, improve, read_labelled_pairs
     from flowportrait.judge.questions import ReplyCache
     from flowportrait.judge.rubric import Library
-    from flowportrait.preference.pairs import read_pairs
+    from flowportrait.preference.dataset import PreferenceDataset
     from flowportrait.terminal import waiting
 
     settings = _settings(options)
-    stated = read_labelled_pairs(read_pairs(options.pairs), options.pairs.parent)
+    stated = read_labelled_pairs(PreferenceDataset.load(options.pairs))
     start = Library.load(settings.library) if settings.library else None
     propose: Proposer
     if settings.by == "measured":

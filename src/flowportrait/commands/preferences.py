@@ -42,24 +42,29 @@ def register(commands: Commands) -> None:
 
 def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
     """What is in the files, and what of it can be learned from."""
+    from flowportrait.preference.dataset import PreferenceDataset
     from flowportrait.preference.inspection import inspect_pairs
-    from flowportrait.preference.pairs import read_together, write_pairs
 
-    found = inspect_pairs(*read_together(options.pairs))
+    inspection = inspect_pairs(PreferenceDataset.load(*options.pairs))
     if options.output:
-        write_pairs(options.output, found.kept)
-    result = {**found.counts, "kept": len(found.kept), "excluded": found.excluded, "sentences": found.sentences}
+        inspection.usable.save(options.output)
+    result = {
+        **inspection.counts,
+        "kept": len(inspection.usable),
+        "excluded": inspection.excluded,
+        "sentences": inspection.sentences,
+    }
     if options.json:
         return result
-    for sentence in found.sentences:
+    for sentence in inspection.sentences:
         say(sentence)
-    for reason, count in found.excluded.items():
-        say(f"Left out: {count} of {found.counts['pairs']}: {reason}.")
+    for reason, count in inspection.excluded.items():
+        say(f"Left out: {count} of {inspection.counts['pairs']}: {reason}.")
     lines = {key: value for key, value in result.items() if key not in ("aspects", "excluded", "sentences")}
-    for aspect, row in found.counts["aspects"].items():
+    for aspect, row in inspection.counts["aspects"].items():
         alpha = "cannot be said" if row["alpha"] is None else f"{row['alpha']:.2f}"
         lines[aspect] = (
-            f"{row['A']} A, {row['B']} B, {row['tie']} ties ({row['ties']:.0%}); alpha {alpha} "
+            f"{row['first']} first, {row['second']} second, {row['tie']} ties ({row['ties']:.0%}); alpha {alpha} "
             f"on {row['judged_twice']} judged more than once, {row['disputed']} disputed"
         )
     return lines
@@ -67,8 +72,8 @@ def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_judged(options: argparse.Namespace) -> dict[str, Any]:
     """Two score tables to pairs."""
-    from flowportrait.preference.judged import pairs_from_scores, read_scores
-    from flowportrait.preference.pairs import write_pairs
+    from flowportrait.preference.build_pairs import pairs_from_scores, read_scores
+    from flowportrait.preference.dataset import write_pairs
 
     tables = read_scores(options.a), read_scores(options.b)
     pairs, alone = pairs_from_scores(*tables, options.tie_band, options.judge, tuple(options.folders))
@@ -81,15 +86,15 @@ def run_judged(options: argparse.Namespace) -> dict[str, Any]:
 def run_make(options: argparse.Namespace) -> dict[str, Any]:
     """Videos to pairs."""
     check_output_folder(options.output)
-    from flowportrait.corruption import CORRUPTIONS
-    from flowportrait.preference.made_videos import PAIRS, make_videos
-    from flowportrait.preference.pairs import read_pairs
+    from flowportrait.corruption.catalogue import CORRUPTIONS
+    from flowportrait.preference.build_pairs import pairs_from_damage
+    from flowportrait.preference.dataset import PAIRS_FILE, read_pairs
     from flowportrait.prompts import find_videos
 
     videos = find_videos(options.videos)
     names = options.damage or list(CORRUPTIONS)
-    left_out = make_videos(videos, options.output, options.per_video, names, options.split, options.seed, say)
+    left_out = pairs_from_damage(videos, options.output, options.per_video, names, options.split, options.seed, say)
     for name, why in left_out.items():
         say(f"Left out: {name}: {why}")
-    made = read_pairs(options.output / PAIRS)
-    return {"pairs": len(made), "left_out": len(left_out), "output": str(options.output / PAIRS)}
+    path = options.output / PAIRS_FILE
+    return {"pairs": len(read_pairs(path)), "left_out": len(left_out), "output": str(path)}

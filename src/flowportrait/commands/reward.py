@@ -12,7 +12,7 @@ from flowportrait.outputs import check_output_folder
 from flowportrait.terminal import say
 
 if TYPE_CHECKING:
-    from flowportrait.preference.pairs import Pair
+    from flowportrait.preference.dataset import PreferenceDataset
 
 
 def register(commands: Commands) -> None:
@@ -44,89 +44,80 @@ def register(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Made pairs, stated pairs, or both, to a model."""
+    """Damaged pairs, stated pairs, or both, to a model."""
     check_output_folder(options.output)
     if options.model:
-        return _train_llm(options)
+        return _train_vlm(options)
     if options.corpus is None:
         raise BadInput("Give --corpus to make pairs from, or --model to train an LLM on --pairs alone.")
     from flowportrait.config import override, save
     from flowportrait.corpus.motion_set import load_motion
-    from flowportrait.preference.made_pairs import PairBatch
-    from flowportrait.preference.stated_pairs import load_stated
-    from flowportrait.preference.train_reward import Plan, train_reward
+    from flowportrait.preference.pair_loss import PreferenceBatch
+    from flowportrait.preference.reward_model import RewardTrainingConfig, load_batches, train_reward
 
-    plan = override(Plan(), options.set)
-    stated: list[PairBatch] = []
+    config = override(RewardTrainingConfig(), options.set)
+    stated: list[PreferenceBatch] = []
     if options.pairs:
-        lesson, folder = _lesson(options.pairs)
-        stated, unread = load_stated(lesson, folder)
-        _say_unread(unread)
+        dataset = _load_training_pairs(options.pairs)
+        stated, unreadable = load_batches(dataset)
+        _log_unreadable(unreadable)
         if not stated:
-            raise BadInput(f"No clip of {len(lesson)} pairs shows a face and is long enough: look at the videos.")
-    model = train_reward(plan, load_motion(options.corpus, ("reward",)), stated, _say_step)
+            raise BadInput(f"No clip of {len(dataset)} pairs shows a face and is long enough: look at the videos.")
+    model = train_reward(config, load_motion(options.corpus, ("reward",)), stated, _log_step)
     options.output.mkdir(parents=True, exist_ok=True)
     model.save(options.output / "model.safetensors")
-    save(plan, options.output / "plan.json")
-    return {"model": str(options.output / "model.safetensors"), "stated_pairs": sum(len(b.a) for b in stated)}
+    save(config, options.output / "plan.json")
+    return {"model": str(options.output / "model.safetensors"), "stated_pairs": len(stated)}
 
 
 def run_latent(options: argparse.Namespace) -> dict[str, Any]:
-    """Made pairs, as a generator hears them, to a latent reward."""
+    """Damaged pairs, with a generator's audio condition, to a latent reward."""
     check_output_folder(options.output)
     from flowportrait.checkpoints import load_generator
     from flowportrait.config import override, save
     from flowportrait.corpus.motion_set import load_motion
-    from flowportrait.preference.heard_clips import listen, rehearse
-    from flowportrait.preference.train_latent import LatentPlan, train_latent
+    from flowportrait.preference.synthetic_pairs import condition_clips, generated_clips
+    from flowportrait.preference.train_latent import LatentTrainingConfig, train_latent
 
-    plan = override(LatentPlan(), options.set)
+    config = override(LatentTrainingConfig(), options.set)
     generator = load_generator(options.checkpoint)
-    real = listen(generator, load_motion(options.corpus, ("reward",)), plan.voices, plan.seed)
-    model = train_latent(plan, generator, real + rehearse(generator, real, plan.seed), _say_step)
+    real = condition_clips(generator, load_motion(options.corpus, ("reward",)), config.voices, config.seed)
+    model = train_latent(config, generator, real + generated_clips(generator, real, config.seed), _log_step)
     model.save_pretrained(options.output)
-    save(plan, options.output / "plan.json")
+    save(config, options.output / "plan.json")
     return {"model": str(options.output), "checkpoint": str(options.checkpoint)}
 
 
-def _train_llm(options: argparse.Namespace) -> dict[str, Any]:
+def _train_vlm(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.config import override, save
-    from flowportrait.preference.train_vlm import VlmPlan, train_vlm
-    from flowportrait.preference.vlm_reward import VlmReward
+    from flowportrait.preference.vlm_reward import VlmReward, VlmTrainingConfig, train_vlm
 
     if not options.pairs:
         raise BadInput("--model learns from finished videos: give --pairs.")
-    plan = override(VlmPlan(), [*options.set, f"settings.model={options.model}"])
-    lesson, folder = _lesson(options.pairs)
-    reward = VlmReward.from_name(plan.settings)
-    _say_unread(train_vlm(plan, reward, lesson, folder, _say_step))
+    config = override(VlmTrainingConfig(), [*options.set, f"settings.model={options.model}"])
+    dataset = _load_training_pairs(options.pairs)
+    reward = VlmReward.from_name(config.settings)
+    _log_unreadable(train_vlm(config, reward, dataset, _log_step))
     reward.save(options.output)
-    save(plan, options.output / "plan.json")
-    return {"model": str(options.output), "stated_pairs": len(lesson)}
+    save(config, options.output / "plan.json")
+    return {"model": str(options.output), "stated_pairs": len(dataset)}
 
 
-def _lesson(paths: list[Path]) -> tuple[list[Pair], Path]:
-    """The pairs to learn from, and where their clips lie; what is left out is said."""
-    from flowportrait.preference.inspection import TRAIN, inspect_pairs, require_lesson
-    from flowportrait.preference.made_pairs import DIMENSIONS
-    from flowportrait.preference.pairs import read_together
+def _load_training_pairs(paths: list[Path]) -> PreferenceDataset:
+    """The pairs to learn from; what is left out is logged."""
+    from flowportrait.preference.dataset import DIMENSIONS, PreferenceDataset
+    from flowportrait.preference.inspection import TRAIN, training_pairs
 
-    pairs, folder = read_together(paths)
-    found = inspect_pairs(pairs, folder)
-    for sentence in found.sentences:
-        say(sentence)
-    for reason, count in found.excluded.items():
-        say(f"Left out: {count} pairs: {reason}.")
-    lesson = [pair for pair in require_lesson(found, DIMENSIONS) if pair.split in ("", TRAIN)]
-    if not lesson:
-        raise BadInput(f"None of {len(found.kept)} pairs is of the split '{TRAIN}': there is nothing to learn from.")
-    return lesson, folder
+    dataset = training_pairs(PreferenceDataset.load(*paths), lambda found: DIMENSIONS, explain=True)
+    if not dataset:
+        raise BadInput(f"None of the pairs is of the split '{TRAIN}': there is nothing to learn from.")
+    return dataset
 
 
-def _say_unread(unread: dict[str, str]) -> None:
-    for name, why in unread.items():
+def _log_unreadable(unreadable: dict[str, str]) -> None:
+    for name, why in unreadable.items():
         say(f"Left out: {name}: {why}")
 
 
-def _say_step(step: int, loss: float, left: float) -> None:
+def _log_step(step: int, loss: float, left: float) -> None:
     say(f"step {step}: loss {loss:.3f}, {left:.0f} s left")

@@ -114,7 +114,8 @@ def run_analyse(options: argparse.Namespace) -> dict[str, Any]:
     """Answers to a table, files and pairs."""
     output = options.output or options.study
     check_output_folder(output)
-    from flowportrait.study.analyse import PAIRS, analyse_study
+    from flowportrait.preference.dataset import PAIRS_FILE
+    from flowportrait.study.analyse import analyse_study
 
     analysis = analyse_study(options.study, output)
     if options.json:
@@ -125,7 +126,7 @@ def run_analyse(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "participants": f"{analysis['kept']} of {analysis['participants']}",
         "report": str(output / "analysis.html"),
-        "pairs": str(options.study / PAIRS),
+        "pairs": str(options.study / PAIRS_FILE),
     }
 
 
@@ -149,9 +150,9 @@ def _print_table(analysis: dict[str, Any]) -> None:
     strengths = Table(box=None, pad_edge=False)
     for name in ("Bradley–Terry with ties", *analysis["systems"]):
         strengths.add_column(name, justify="left" if name.startswith("Bradley") else "right")
-    for aspect, found in analysis["strengths"].items():
-        half = found["half_width_95"]
-        cells = [f"{t:+.2f} ± {half[n]:.2f}" if half[n] is not None else "–" for n, t in found["theta"].items()]
+    for aspect, estimate in analysis["strengths"].items():
+        half = estimate["half_width_95"]
+        cells = [f"{t:+.2f} ± {half[n]:.2f}" if half[n] is not None else "–" for n, t in estimate["theta"].items()]
         strengths.add_row(TITLES[aspect], *cells)
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
     console.print(table, "\n", strengths)

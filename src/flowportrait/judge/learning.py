@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -28,8 +28,10 @@ from flowportrait.judge.methods import ClipPair, PairChoices, compare_pairs
 from flowportrait.judge.questions import Backend, Question, ReplyCache, ask_all
 from flowportrait.judge.rubric import ASPECTS, Aspect, Library, rubric_text
 from flowportrait.judge.verdicts import Judge
-from flowportrait.preference.judged import NAMES
-from flowportrait.preference.pairs import Label, Pair
+from flowportrait.media.face import bridge
+from flowportrait.preference.clips import clip_faces
+from flowportrait.preference.dataset import JUDGE_ASPECTS, Label, PreferenceDataset
+from flowportrait.reward.batch import RewardBatch
 
 BAND = 0.1
 """Margin under which a judge cannot tell."""
@@ -116,7 +118,7 @@ def count_agreement(
     biases, misses = [], []
     for one, chosen in zip(pairs, choices, strict=True):
         for aspect, label in one.labels.items():
-            if label == "tie":
+            if label is Label.TIE:
                 continue
             choice = chosen[aspect]
             mark = agreement_mark(choice.margin, label, band)
@@ -138,29 +140,33 @@ def agreement_mark(margin: float | None, label: Label, band: float) -> float:
     """Return 1 for what people said, 0 for the opposite, ½ for a margin within the band or none."""
     if margin is None or abs(margin) <= band:
         return 0.5
-    return float((margin > 0) == (label == "A"))
+    return float((margin > 0) == (label is Label.FIRST))
 
 
-def read_labelled_pairs(pairs: Sequence[Pair], folder: Path) -> list[LabelledPair]:
-    """Read the clips of pairs, each clip once.
+def read_labelled_pairs(dataset: PreferenceDataset) -> list[LabelledPair]:
+    """Read the clips of pairs; each clip is read once, and its face is tracked once.
 
     Raises:
         BadInput: a clip is missing or cannot be read.
     """
-    clips: dict[str, JudgedClip] = {}
-    names = {NAMES[aspect]: aspect for aspect in ASPECTS}
-    found = []
-    for pair in pairs:
-        for name in (pair.a, pair.b):
-            if name not in clips:
-                if not (folder / name).is_file():
-                    raise BadInput(f"{folder / name} is missing: pairs name clips beside their file.")
-                clips[name] = JudgedClip.from_video(folder / name)
-        labels: dict[Aspect, Label] = {
-            names[aspect]: label for aspect, label in pair.aspects.items() if aspect in names
-        }
-        found.append(LabelledPair((clips[pair.a], clips[pair.b]), labels))
-    return found
+    clips = {name: _read_clip(dataset.folder / name) for name in dataset.clip_names}
+    own = {JUDGE_ASPECTS[aspect]: aspect for aspect in ASPECTS}
+    return [
+        LabelledPair(
+            (clips[pair.first], clips[pair.second]), {own[a]: label for a, label in pair.labels.items() if a in own}
+        )
+        for pair in dataset
+    ]
+
+
+def _read_clip(path: Path) -> JudgedClip:
+    if not path.is_file():
+        raise BadInput(f"{path} is missing: pairs name clips beside their file.")
+    clip = JudgedClip.from_video(path)
+    faces = clip_faces(path)
+    batch = RewardBatch.from_frames([clip.frames], [clip.audio], faces=[faces])
+    landmarks = bridge(faces.landmarks, faces.valid)[..., :2] if faces.valid.any() else None
+    return replace(clip, known_batch=batch, known_landmarks=landmarks)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -230,7 +236,7 @@ def improve(
     Raises:
         BadInput: too few pairs that people decided.
     """
-    pairs = [one for one in pairs if any(label != "tie" for label in one.labels.values())]
+    pairs = [one for one in pairs if any(label is not Label.TIE for label in one.labels.values())]
     if len(pairs) < MIN_PAIRS:
         few = f"{len(pairs)} pairs that people decided in sync, expression or motion are too few to learn from"
         raise BadInput(f"{few}: give at least {MIN_PAIRS}, a hundred are good.")
@@ -315,7 +321,7 @@ class ExpertToggles:
 
 def describe_miss(miss: Miss) -> dict[str, object]:
     """Return a miss in words."""
-    better = "first" if miss.pair.labels[miss.aspect] == "A" else "second"
+    better = "first" if miss.pair.labels[miss.aspect] is Label.FIRST else "second"
     answer = "nothing" if miss.margin is None else "same" if abs(miss.margin) <= BAND else (
         "first" if miss.margin > 0 else "second"
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Items for a generator, and what rewards see of its samples.
 
 motion it made itself                  ─► rewards as they are
-frames, and rewards look at a face     ─► tracked face, crop and landmarks (``reward.finished``); the item's image
+frames, and rewards look at a face     ─► tracked face, crop and landmarks (``reward.batch``); the item's image
                                           is the portrait, where one compares with it
 frames, and rewards look at pictures   ─► the whole frames
 """

@@ -23,9 +23,9 @@ from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.drawing import Drawing
-from flowportrait.posttrain.given_clips import given_task
 from flowportrait.posttrain.items import Item, sound, speech
 from flowportrait.posttrain.manifest import checkpoint_start, network_start
+from flowportrait.posttrain.offline_data import load_offline_task
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.task import TalkingTask
 from flowportrait.posttrain.trainer import Trainer
@@ -113,7 +113,9 @@ class ARFlowAdapter:
     def prepare(self, recipe: Recipe, data: TrainingData, rewards: Composite | None) -> Prepared:
         policy = self.policy if isinstance(self.policy, ARFlow) else load_generator(self.policy)
         if recipe.given:
-            task, files = given_task(recipe.given, recipe.frames, data.pairs, data.exemplars, policy.config.chunk)
+            task, files = load_offline_task(
+                recipe.given, recipe.frames, data.pairs, data.exemplars, policy.config.chunk
+            )
             return Prepared(policy, task, Composite((), recipe.given.weights), files)
         items, codecs = load_prompts(data.prompts or (), recipe, data.exemplars)
 

@@ -30,10 +30,10 @@ from flowportrait.policies.adapter import GeneratorAdapter
 from flowportrait.policies.loading import as_generator, load_policy_generator
 from flowportrait.posttrain.adapter import ARFlowAdapter, PolicyAdapter, TrainingData
 from flowportrait.posttrain.callbacks import Callback
-from flowportrait.posttrain.given import Given
 from flowportrait.posttrain.held_out import HeldOutEvaluation
 from flowportrait.posttrain.loop import Loop
 from flowportrait.posttrain.manifest import flat, manifest, write_or_compare
+from flowportrait.posttrain.offline_data import OfflineDataConfig
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import CARDS, named, read_recipe
@@ -283,7 +283,7 @@ def learning_from_pairs(recipe: Recipe) -> Recipe:
     if not _needs_final_samples_only(recipe):
         able = [name for name in CARDS if _needs_final_samples_only(named(name))]
         raise BadInput(f"The recipe {recipe.name} does not go with --pairs: choose one of {', '.join(able)}.")
-    given = replace(recipe.given or Given(), clips="rated" if recipe.credit.among == "batch" else "pairs")
+    given = replace(recipe.given or OfflineDataConfig(), clips="rated" if recipe.credit.among == "batch" else "pairs")
     return replace(recipe, given=given, group_size=given.group_size)
 
 

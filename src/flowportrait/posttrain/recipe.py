@@ -19,9 +19,9 @@ from flowportrait.posttrain.distil import TEACHER, Teacher
 from flowportrait.posttrain.disturbance import Disturbance
 from flowportrait.posttrain.exemplar import Exemplars
 from flowportrait.posttrain.explore import HistoryRouting
-from flowportrait.posttrain.given import Given
 from flowportrait.posttrain.objective.interface import Objective
 from flowportrait.posttrain.objective.ratio import ClippedRatio
+from flowportrait.posttrain.offline_data import OfflineDataConfig
 from flowportrait.posttrain.plan import EveryStep, Planner
 from flowportrait.reward.composite import RewardWeights
 from flowportrait.training.adapter import Lora
@@ -51,7 +51,7 @@ class Recipe:
     """Put a real clip of the same speech into every group."""
     teacher: Teacher | None = None
     """Learn to draw in the plan's steps, without guidance, what the start draws in many with it."""
-    given: Given | None = None
+    given: OfflineDataConfig | None = None
     """Learn from clips that are there already instead of from rollouts; their scores come with them."""
     train_on: int | None = None
     """Samples of a group that are trained on: half of them its best, half its worst; none means all."""

@@ -21,10 +21,10 @@ from flowportrait.posttrain.collect import Batch, collect, pack_rollouts, unpack
 from flowportrait.posttrain.credit import assign
 from flowportrait.posttrain.distil import TEACHER, apart, beside, compared, gated
 from flowportrait.posttrain.exemplar import invert, set_exemplar_advantage
-from flowportrait.posttrain.given import GivenTask
 from flowportrait.posttrain.hazards import blanked, forget, numberless, unscored
 from flowportrait.posttrain.learner import Metrics, PolicyLearner
 from flowportrait.posttrain.objective.interface import Advantage
+from flowportrait.posttrain.offline_data import OfflineTask
 from flowportrait.posttrain.plan import NoNoise, Plan, Planner
 from flowportrait.posttrain.policy import at_own_levels
 from flowportrait.posttrain.recipe import FIRST_VERSION, Recipe
@@ -46,7 +46,7 @@ class Trainer(PolicyLearner):
     def __init__(
         self,
         policy: Any,
-        task: Task | GivenTask,
+        task: Task | OfflineTask,
         recipe: Recipe,
         rewards: Composite,
         accelerator: Accelerator | None = None,
@@ -85,7 +85,7 @@ class Trainer(PolicyLearner):
         """Roll out and score this process's groups of this iteration, or show what is given."""
         recipe, task = self.recipe, self.task
         prompts: Any = task.draw(recipe.groups, recipe.seed, self.iteration)
-        if isinstance(task, GivenTask):
+        if isinstance(task, OfflineTask):
             with self.acting():
                 return task.show(self.policy, prompts.select(self.share.groups), self.share.groups)
 

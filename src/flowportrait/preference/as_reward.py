@@ -1,4 +1,4 @@
-"""What was learned from preferences, as rewards like any other.
+"""Models learned from preferences, as rewards like any other.
 
     preference           Σ_d w_d · score_d of the reward model (motion and log-mel, or an LLM that watches and listens)
     preference_sync …    one dimension alone
@@ -17,10 +17,10 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.video import FPS
+from flowportrait.preference.clips import SHORTEST, WatchedClip
+from flowportrait.preference.dataset import DIMENSIONS
 from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.made_pairs import DIMENSIONS
-from flowportrait.preference.reward_model import LEAST_FRAMES, RewardModel
-from flowportrait.preference.vlm_inputs import Shown
+from flowportrait.preference.reward_model import MotionReward
 from flowportrait.preference.vlm_reward import VlmReward
 from flowportrait.reward.batch import Failure
 from flowportrait.reward.interface import Reward, RewardBatch, Score, all_valid, measured
@@ -33,7 +33,7 @@ EVEN = (1.0, 1.0, 1.0)
 class LearnedPreference:
     """The small reward model; weights in the order of ``DIMENSIONS``."""
 
-    model: RewardModel
+    model: MotionReward
     weights: tuple[float, ...] = EVEN
     name: str = "preference"
     needs: frozenset[str] = frozenset({"motion", "mel"})
@@ -41,12 +41,12 @@ class LearnedPreference:
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         frames = batch.motion.shape[1]
-        if frames < LEAST_FRAMES:
-            why = Failure("too_short", f"{frames} frames, {LEAST_FRAMES} are needed")
+        if frames < SHORTEST:
+            why = Failure("too_short", f"{frames} frames, {SHORTEST} are needed")
             return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
         weights = torch.tensor(self.weights)
         value = self.model(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights
-        return all_valid(value, self.model.moments(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights)
+        return all_valid(value, self.model.frame_scores(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class LearnedLatentPreference:
     def __call__(self, batch: RewardBatch) -> Score:
         assert batch.latents is not None
         known = batch.condition() if callable(batch.condition) else batch.condition
-        verdict = self.model(batch.latents.cpu(), 0.0, known.audio.cpu(), known.start.cpu())
-        chunks = verdict.mean.cpu().clamp_max(BEST) @ torch.tensor(self.weights)
+        scores = self.model(batch.latents.cpu(), 0.0, known.audio.cpu(), known.start.cpu())
+        chunks = scores.mean.cpu().clamp_max(BEST) @ torch.tensor(self.weights)
         frames = batch.motion.shape[1]
         dense = chunks.repeat_interleave(frames // chunks.shape[1], 1) if frames % chunks.shape[1] == 0 else None
         return all_valid(chunks.mean(1), dense)
@@ -86,12 +86,12 @@ class WatchedPreference:
         places = tuple(torch.linspace(0, total - 1, count).round().int().tolist())
         frames = (batch.frames(places).permute(0, 1, 3, 4, 2) * 255).round().byte().cpu().numpy()
         sounds = batch.audio.cpu().numpy()
-        clips = [Shown(own, FPS * count / total, sound) for own, sound in zip(frames, sounds, strict=True)]
+        clips = [WatchedClip(own, FPS * count / total, sound) for own, sound in zip(frames, sounds, strict=True)]
         scores = torch.cat([self.model([clip]).cpu() for clip in clips])
         return all_valid(scores.clamp_max(BEST) @ torch.tensor(self.weights))
 
 
-def learned(name: str, folder: Path | None) -> Reward:
+def load_preference_reward(name: str, folder: Path | None) -> Reward:
     """The reward of one of the names above, from ``folder`` or as it ships.
 
     Raises:
@@ -99,14 +99,14 @@ def learned(name: str, folder: Path | None) -> Reward:
     """
     weights = tuple(float(name in ("preference", f"preference_{dimension}")) for dimension in DIMENSIONS)
     if folder is None:
-        return LearnedPreference(RewardModel.load(), weights, name)
+        return LearnedPreference(MotionReward.load(), weights, name)
     if (folder / "vlm.json").is_file():
         return WatchedPreference(VlmReward.read(folder), weights, name)
     if not (folder / "model.safetensors").is_file():
         raise BadInput(f"No reward model in {folder}: give the folder that `flowportrait reward train` wrote.")
-    return LearnedPreference(RewardModel.read(folder / "model.safetensors"), weights, name)
+    return LearnedPreference(MotionReward.read(folder / "model.safetensors"), weights, name)
 
 
-def learned_latent(folder: Path | None) -> Reward:
+def load_latent_preference(folder: Path | None) -> Reward:
     """The latent reward, from ``folder`` or as it ships."""
     return LearnedLatentPreference(LatentReward.load() if folder is None else LatentReward.from_pretrained(folder))

@@ -1,22 +1,22 @@
-"""What is in a heap of pairs, and which of them must not be learned from.
+"""What is in a dataset of preferences, and which of its pairs must not be learned from.
 
-    pairs ─► contradicted by the same annotator ─► clips missing ─► a clip preferred to itself ─► leaked ─► kept
+    pairs ─► contradicted by the same annotator ─► clips missing ─► a clip preferred to itself ─► leaked ─► usable
 
-Whatever is left out is counted under one reason and said in a sentence. A speaker, portrait or clip that occurs
+Whatever is left out is counted under one reason and reported in a sentence. A speaker, portrait or clip that occurs
 outside ``train`` too leaks: its training pairs go, because what measures must stay unseen.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flowportrait.errors import BadInput
 from flowportrait.preference.agreement import krippendorff_alpha
-from flowportrait.preference.pairs import ASPECTS, LABELS, Aspect, Pair
+from flowportrait.preference.dataset import ASPECTS, LABELS, Aspect, Label, PreferenceDataset, PreferencePair
+from flowportrait.terminal import say
 
 TRAIN = "train"
 NEARLY_ALL = 0.98
@@ -25,103 +25,141 @@ NEARLY_ALL = 0.98
 
 @dataclass(frozen=True)
 class Inspection:
-    """kept: pairs to learn from; excluded: reason → how many; sentences: what a person should know; counts: the
-    table."""
+    """What was found.
 
-    kept: list[Pair]
+    Attributes:
+        usable: the pairs to learn from.
+        excluded: reason to how many pairs were left out for it.
+        sentences: what a person should know.
+        counts: the table.
+    """
+
+    usable: PreferenceDataset
     excluded: dict[str, int]
     sentences: list[str]
     counts: dict[str, Any]
 
 
-def inspect_pairs(pairs: Sequence[Pair], folder: Path | None = None) -> Inspection:
-    """Look at pairs; ``folder``: where their relative clip paths start, None to trust that clips exist."""
+def inspect_pairs(dataset: PreferenceDataset, check_files: bool = True) -> Inspection:
+    """Look at the pairs of a dataset; ``check_files``: leave out pairs of clips that do not exist."""
     reasons: dict[int, str] = {}
-    for reason, found in (
+    pairs = dataset.pairs
+    for reason, indices in (
         ("contradicted by the same annotator", contradictions(pairs)),
-        ("clip missing", set() if folder is None else _without_clips(pairs, folder)),
+        ("clip missing", _without_clips(dataset) if check_files else set()),
         ("a clip preferred to itself", _of_one_clip(pairs)),
         ("leaked between splits", leaks(pairs)),
     ):
-        for index in found:
+        for index in indices:
             reasons.setdefault(index, reason)
-    kept = [pair for index, pair in enumerate(pairs) if index not in reasons]
+    usable = tuple(pair for index, pair in enumerate(pairs) if index not in reasons)
     counts = _counts(pairs)
-    return Inspection(kept, dict(Counter(reasons.values())), _sentences(pairs, kept, counts), counts)
+    return Inspection(
+        replace(dataset, pairs=usable), dict(Counter(reasons.values())), _sentences(pairs, usable, counts), counts
+    )
 
 
-def require_lesson(inspection: Inspection, aspects: Sequence[Aspect]) -> list[Pair]:
-    """The kept pairs, if there is something to learn about each of ``aspects``.
+def training_pairs(
+    dataset: PreferenceDataset, aspects: Callable[[Inspection], Sequence[Aspect]], explain: bool = False
+) -> PreferenceDataset:
+    """The pairs to learn from: of the training split where splits are named; what is left out is logged.
+
+    Args:
+        dataset: pairs from anywhere.
+        aspects: which aspects must be decided by at least one of the usable pairs, if judged at all.
+        explain: log everything that a person should know of the pairs.
+
+    Raises:
+        BadInput: nothing is left, or nothing can be learned about one of ``aspects``.
+    """
+    inspection = inspect_pairs(dataset)
+    for sentence in inspection.sentences if explain else ():
+        say(sentence)
+    for reason, count in inspection.excluded.items():
+        say(f"Left out: {count} pairs: {reason}.")
+    usable = require_decided(inspection, aspects(inspection))
+    return replace(usable, pairs=tuple(pair for pair in usable if pair.split in ("", TRAIN)))
+
+
+def require_decided(inspection: Inspection, aspects: Sequence[Aspect]) -> PreferenceDataset:
+    """The usable pairs, if there is something to learn about each of ``aspects``.
 
     Raises:
         BadInput: nothing is left, or an aspect has ties only.
     """
-    if not inspection.kept:
+    if not inspection.usable:
         why = ", ".join(f"{count} {reason}" for reason, count in inspection.excluded.items())
         raise BadInput(f"None of the pairs can be learned from ({why}): collect more.")
     for aspect in aspects:
-        labels = [pair.aspects[aspect] for pair in inspection.kept if aspect in pair.aspects]
-        if labels and set(labels) == {"tie"}:
+        labels = [pair.labels[aspect] for pair in inspection.usable if aspect in pair.labels]
+        if labels and set(labels) == {Label.TIE}:
             raise BadInput(f"All {len(labels)} judgements of {aspect} are ties: there is nothing to learn about it.")
-    return inspection.kept
+    return inspection.usable
 
 
-def contradictions(pairs: Sequence[Pair]) -> set[int]:
-    """Pairs whose annotator also said the opposite about the same two clips, in the same aspect."""
-    said: dict[tuple[str, str, str, str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, pair in enumerate(pairs):
-        ordered = pair.in_order()
-        for aspect, label in ordered.aspects.items():
-            said[ordered.a, ordered.b, pair.source, pair.annotator, aspect][label].append(index)
-    found: set[int] = set()
-    for labels in said.values():
-        if labels.keys() >= {"A", "B"}:
-            found.update(labels["A"], labels["B"])
-    return found
+def contradictions(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+    """Pairs that their annotator also judged the other way round, in the same aspect."""
+    stated: dict[tuple[str, str, str, str, str], dict[Label, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, pair in enumerate(map(_in_order, pairs)):
+        for aspect, label in pair.labels.items():
+            stated[pair.first, pair.second, pair.source, pair.annotator, aspect][label].append(index)
+    indices: set[int] = set()
+    for labels in stated.values():
+        if labels.keys() >= {Label.FIRST, Label.SECOND}:
+            indices.update(labels[Label.FIRST], labels[Label.SECOND])
+    return indices
 
 
-def leaks(pairs: Sequence[Pair]) -> set[int]:
+def leaks(pairs: Sequence[PreferencePair[str]]) -> set[int]:
     """Training pairs that share a speaker, a portrait or a clip with a pair of another split."""
     elsewhere = {thing for pair in pairs if pair.split and pair.split != TRAIN for thing in _traces(pair)}
     return {index for index, pair in enumerate(pairs) if pair.split == TRAIN and _traces(pair) & elsewhere}
 
 
-def _traces(pair: Pair) -> set[tuple[str, str]]:
-    named = {("speaker", pair.speaker), ("portrait", pair.portrait), ("clip", pair.a), ("clip", pair.b)}
+def _in_order(pair: PreferencePair[str]) -> PreferencePair[str]:
+    """With the clips in alphabetical order, so that the same two clips always stand alike."""
+    return pair if pair.first <= pair.second else pair.swapped()
+
+
+def _traces(pair: PreferencePair[str]) -> set[tuple[str, str]]:
+    named = {("speaker", pair.speaker), ("portrait", pair.portrait), ("clip", pair.first), ("clip", pair.second)}
     return {(kind, name) for kind, name in named if name}
 
 
-def _without_clips(pairs: Sequence[Pair], folder: Path) -> set[int]:
-    there = {name: (folder / name).is_file() for pair in pairs for name in (pair.a, pair.b)}
-    return {index for index, pair in enumerate(pairs) if not (there[pair.a] and there[pair.b])}
+def _without_clips(dataset: PreferenceDataset) -> set[int]:
+    missing = {name for name in dataset.clip_names if not (dataset.folder / name).is_file()}
+    return {index for index, pair in enumerate(dataset) if not missing.isdisjoint(pair.clips)}
 
 
-def _of_one_clip(pairs: Sequence[Pair]) -> set[int]:
-    return {index for index, pair in enumerate(pairs) if pair.a == pair.b and set(pair.aspects.values()) != {"tie"}}
+def _of_one_clip(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+    return {
+        index
+        for index, pair in enumerate(pairs)
+        if pair.first == pair.second and set(pair.labels.values()) != {Label.TIE}
+    }
 
 
-def _counts(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _counts(pairs: Sequence[PreferencePair[str]]) -> dict[str, Any]:
     aspects: dict[str, Any] = {}
     for aspect in ASPECTS:
-        labels = Counter(pair.aspects[aspect] for pair in pairs if aspect in pair.aspects)
+        labels = Counter(pair.labels[aspect] for pair in pairs if aspect in pair.labels)
         if not labels:
             continue
-        units: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for pair in map(Pair.in_order, pairs):
-            if aspect in pair.aspects:
-                units[pair.a, pair.b].append(pair.aspects[aspect])
-        split_votes = sum({"A", "B"} <= set(labels) for labels in units.values())
+        by_clips: dict[tuple[str, str], list[Label]] = defaultdict(list)
+        for pair in map(_in_order, pairs):
+            if aspect in pair.labels:
+                by_clips[pair.clips].append(pair.labels[aspect])
         aspects[aspect] = {
-            **{label: labels[label] for label in LABELS},
-            "ties": labels["tie"] / labels.total(),
-            "alpha": krippendorff_alpha(units.values()),
-            "judged_twice": sum(len(labels) > 1 for labels in units.values()),
-            "disputed": split_votes,
+            **{label.name.lower(): labels[label] for label in LABELS},
+            "ties": labels[Label.TIE] / labels.total(),
+            "alpha": krippendorff_alpha(by_clips.values()),
+            "judged_twice": sum(len(votes) > 1 for votes in by_clips.values()),
+            "disputed": sum({Label.FIRST, Label.SECOND} <= set(votes) for votes in by_clips.values()),
         }
     return {
         "pairs": len(pairs),
         "prompts": len({pair.prompt for pair in pairs}),
-        "clips": len({name for pair in pairs for name in (pair.a, pair.b)}),
+        "clips": len({name for pair in pairs for name in pair.clips}),
         "sources": dict(Counter(pair.source for pair in pairs).most_common()),
         "annotators": len({(pair.source, pair.annotator) for pair in pairs}),
         "splits": dict(Counter(pair.split or "none named" for pair in pairs)),
@@ -131,17 +169,19 @@ def _counts(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def _sentences(pairs: Sequence[Pair], kept: Sequence[Pair], counts: dict[str, Any]) -> list[str]:
-    found = []
-    if not kept:
-        found.append("Nothing is left to learn from.")
+def _sentences(
+    pairs: Sequence[PreferencePair[str]], usable: Sequence[PreferencePair[str]], counts: dict[str, Any]
+) -> list[str]:
+    sentences = []
+    if not usable:
+        sentences.append("Nothing is left to learn from.")
     if counts["annotators"] == 1:
-        found.append("One annotator only: agreement cannot be measured, and one taste is what would be learned.")
+        sentences.append("One annotator only: agreement cannot be measured, and one taste is what would be learned.")
     for aspect, row in counts["aspects"].items():
         if row["ties"] >= NEARLY_ALL:
-            found.append(f"{aspect.capitalize()} is {row['ties']:.0%} ties: it teaches next to nothing.")
+            sentences.append(f"{aspect.capitalize()} is {row['ties']:.0%} ties: it teaches next to nothing.")
         if row["alpha"] is not None and row["alpha"] <= 0:
-            found.append(f"On {aspect} the annotators agree no better than chance (alpha {row['alpha']:.2f}).")
+            sentences.append(f"On {aspect} the annotators agree no better than chance (alpha {row['alpha']:.2f}).")
     by_split: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for pair in pairs:
         by_split[pair.split] |= _traces(pair)
@@ -149,10 +189,10 @@ def _sentences(pairs: Sequence[Pair], kept: Sequence[Pair], counts: dict[str, An
     shared = Counter(kind for kind, _ in by_split[TRAIN] & held_out)
     for kind, count in shared.items():
         few = count == 1
-        found.append(
+        sentences.append(
             f"{count} {kind}{'' if few else 's'} of the training split also "
             f"{'occurs' if few else 'occur'} in another one: those training pairs are left out."
         )
     if not any(pair.split for pair in pairs):
-        found.append("No split is named: leaks between training and measuring cannot be ruled out.")
-    return found
+        sentences.append("No split is named: leaks between training and measuring cannot be ruled out.")
+    return sentences

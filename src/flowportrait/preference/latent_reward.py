@@ -2,9 +2,9 @@
 
     past clean chunks ─► causal convolutions ─┐
     last frame before the chunk ──────────────┼─► head(x_σ, σ | ·) ─► mean        (one tower per dimension)
-    what is heard now (sync alone) ───────────┘        variance  v(σ) = v₀ + c σ²
+    audio condition now (sync alone) ─────────┘        variance  v(σ) = v₀ + c σ²
 
-    P(A better than B) = Φ( (mean_A − mean_B − τ) / √(v_A + v_B) )             (Thurstone, with ties: ``thurstone``)
+    P(first is better) = Φ( (mean_1 − mean_2 − τ) / √(v_1 + v_2) )             (Thurstone, with ties: ``pair_loss``)
 
 A chunk's score depends on the chunk as it is at σ, on ``REACH`` chunks before it and on nothing later, so that it can
 steer a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
@@ -31,26 +31,31 @@ from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.audio_encoder import N_LIPS
 from flowportrait.generator.chunk_space import ChunkSpace
 from flowportrait.generator.flow_head import FlowHead
-from flowportrait.preference.made_pairs import DIMENSIONS
-from flowportrait.preference.thurstone import MARGIN, log_chances
+from flowportrait.preference.dataset import DIMENSIONS
+from flowportrait.preference.pair_loss import MARGIN, thurstone_log_probs
 from flowportrait.written import write_json, write_weights
 
 KERNEL, DILATIONS = 3, (1, 2)
 REACH = 1 + (KERNEL - 1) * sum(DILATIONS)
 """Chunks that a chunk's score looks back on."""
-TASTE = 0.5
+BASE_VARIANCE = 0.5
 """v₀, the variance of one clip's score without noise: the difference of two has variance 1, the unit of training."""
 
 
-class Verdict(NamedTuple):
-    """mean and log_std ``[B, N, 3]`` of every chunk, in the order of ``DIMENSIONS``."""
+class LatentScores(NamedTuple):
+    """Scores of every chunk: mean and log_std ``[B, N, 3]``, in the order of ``DIMENSIONS``."""
 
     mean: torch.Tensor
     log_std: torch.Tensor
 
-    def clip(self) -> Verdict:
-        """Of whole clips ``[B, 3]``: the mean over chunks, with the mean of their variances."""
-        return Verdict(self.mean.mean(1), (2 * self.log_std).exp().mean(1).log() / 2)
+    def clip(self) -> LatentScores:
+        """Scores of whole clips ``[B, 3]``: the mean over chunks, with the mean of their variances."""
+        return LatentScores(self.mean.mean(1), (2 * self.log_std).exp().mean(1).log() / 2)
+
+    def split(self) -> tuple[LatentScores, LatentScores]:
+        """Those of the first half of the batch and of the second, as ``LatentPairBatch.all_clips`` orders clips."""
+        (first, second), (log_first, log_second) = self.mean.chunk(2), self.log_std.chunk(2)
+        return LatentScores(first, log_first), LatentScores(second, log_second)
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,11 @@ class LatentRewardConfig:
 
 
 class LatentReward(nn.Module):
-    """See the module. ``LatentReward.fresh(generator)`` is untrained, ``load`` trained: then scores are standardised on
-    real clips, 0 is ordinary and 1 one standard deviation better."""
+    """Scores of noisy latents; see the module for the model.
+
+    ``LatentReward.fresh(generator)`` is untrained, ``load`` trained: then scores are standardised on real clips, 0 is
+    ordinary and 1 one standard deviation better.
+    """
 
     centre: torch.Tensor
     spread: torch.Tensor
@@ -78,9 +86,9 @@ class LatentReward(nn.Module):
         lower, expression = _rows(LOWER, config.chunk), _rows(EXPRESSION, config.chunk)
         everything = _rows(slice(0, MOTION_DIM), config.chunk)
         sound = config.heard + config.lips * len(lower)
-        self.sync = Tower(lower, LOWER, sound, config)
-        self.expression = Tower(expression, EXPRESSION, 0, config)
-        self.motion = Tower(everything, slice(0, 0), 0, config)
+        self.sync = LatentTower(lower, LOWER, sound, config)
+        self.expression = LatentTower(expression, EXPRESSION, 0, config)
+        self.motion = LatentTower(everything, slice(0, 0), 0, config)
         self.growth = nn.Parameter(torch.zeros(2, len(DIMENSIONS)))
         """Softplus of it is c: where the past is noisy too, and where it is known."""
         self.register_buffer("centre", torch.zeros(len(DIMENSIONS)))
@@ -88,10 +96,10 @@ class LatentReward(nn.Module):
 
     @classmethod
     def fresh(cls, generator: ARFlow, width: int = 128, depth: int = 2) -> LatentReward:
-        """Untrained, in the latent space and with the hearing of ``generator``."""
+        """Untrained, in the latent space and with the audio condition of ``generator``."""
         own = generator.config
-        heard = own.chunk * (own.audio_width + own.anchor * N_LIPS)
-        model = cls(LatentRewardConfig(own.chunk, heard, own.anchor, width, depth))
+        numbers = own.chunk * (own.audio_width + own.anchor * N_LIPS)
+        model = cls(LatentRewardConfig(own.chunk, numbers, own.anchor, width, depth))
         model.space.load_state_dict(generator.space.state_dict())
         return model
 
@@ -99,65 +107,87 @@ class LatentReward(nn.Module):
         self,
         x: torch.Tensor,
         sigma: torch.Tensor | float,
-        heard: torch.Tensor,
+        audio: torch.Tensor,
         start: torch.Tensor,
         past: torch.Tensor | None = None,
-    ) -> Verdict:
-        """Scores of every chunk.
+    ) -> LatentScores:
+        """Score every chunk.
 
-        x ``[B, N, chunk·30]`` latents at noise level sigma (scalar, ``[B]`` or ``[B, N]``); heard ``[B, N, ·]``: the
-        generator's ``Condition.audio``; start ``[B, 30]`` the frame before the first chunk; past ``[B, N, chunk·30]``:
-        the *clean* latents that chunks follow (chunk i reads those before i alone, the last is not read). Without
-        past they are x itself: right at σ = 0, and where a whole clip is noised at once.
+        Args:
+            x: latents ``[B, N, chunk·30]`` at noise level sigma.
+            sigma: scalar, ``[B]`` or ``[B, N]``.
+            audio: the generator's ``Condition.audio`` ``[B, N, ·]``.
+            start: the frame ``[B, 30]`` before the first chunk.
+            past: the *clean* latents ``[B, N, chunk·30]`` that chunks follow (chunk i reads those before i alone, the
+                last is not read). Without past they are x itself: right at σ = 0, and where a whole clip is noised at
+                once.
 
         A live session gives the last ``REACH + 1`` chunks, past clean ones and the present one, and reads the last.
         """
-        x, heard, start = (part.to(self.centre.device) for part in (x, heard, start))
+        x, audio, start = (part.to(self.centre.device) for part in (x, audio, start))
         past = None if past is None else past.to(x.device)
         level = _per_chunk(sigma, x)
-        estimate = self.expected(x, level)
+        estimate = self.expected_clean(x, level)
         before, before_level = (estimate, level) if past is None else (past, torch.zeros_like(level))
         ends = self.space.decode_track(before, start)[:, :, -1]
         last = torch.cat([start[:, None], ends[:, :-1]], 1)
         mean = torch.stack(
             [
-                self.sync(estimate, level, before, before_level, last, self._sound(heard, last)),
+                self.sync(estimate, level, before, before_level, last, self._sound(audio, last)),
                 self.expression(estimate, level, before, before_level, last),
                 self.motion(estimate, level, before, before_level, last),
             ],
             -1,
         )
-        variance = TASTE + self.doubt(level, past is not None)
-        return Verdict((mean - self.centre) / self.spread, variance.log() / 2 - self.spread.log())
+        variance = BASE_VARIANCE + self.noise_variance(level, past is not None)
+        return LatentScores((mean - self.centre) / self.spread, variance.log() / 2 - self.spread.log())
 
-    def doubt(self, level: torch.Tensor, past_is_known: bool) -> torch.Tensor:
+    def noise_variance(self, level: torch.Tensor, past_is_known: bool) -> torch.Tensor:
         """c σ² ``[…, 3]`` before standardising, for σ ``[…]``."""
         return F.softplus(self.growth[int(past_is_known)]) * level[..., None].square()
 
-    def log_chances(self, a: Verdict, b: Verdict) -> torch.Tensor:
-        """ln P ``[…, 3, 3]`` that A is better, that they tie, that B is: per dimension, for verdicts ``[…, 3]``."""
-        variance = (2 * a.log_std).exp() + (2 * b.log_std).exp()
-        return log_chances(a.mean - b.mean, variance, MARGIN / self.spread)
+    def log_probs(self, first: LatentScores, second: LatentScores) -> torch.Tensor:
+        """ln P ``[…, 3, 3]`` per dimension that the first is better, that they tie, that the second is, for scores
+        ``[…, 3]``."""
+        variance = (2 * first.log_std).exp() + (2 * second.log_std).exp()
+        return thurstone_log_probs(first.mean - second.mean, variance, MARGIN / self.spread)
 
     def standardise(self, scores: torch.Tensor) -> None:
         """Make scores ``[M, 3]`` of real clips, as they are now, the yardstick."""
         self.centre.add_(self.spread * scores.mean(0))
         self.spread.mul_(scores.std(0).clamp_min(1e-3))
 
-    def expected(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    def expected_clean(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """What clean latents of unit variance are to be expected at x: x (1−σ) / ((1−σ)² + σ²)."""
         left = 1 - level
         return x * (left / (left.square() + level.square()))[..., None]
 
-    def _sound(self, heard: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """What is heard, and the latents that would take the lips to where the sound puts them."""
+    def _sound(self, audio: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """The audio condition, and the latents that would take the lips to where the sound puts them."""
         if not self.config.lips:
-            return heard
-        lips = heard[..., -self.config.chunk * N_LIPS :].unflatten(-1, (self.config.chunk, N_LIPS))
+            return audio
+        lips = audio[..., -self.config.chunk * N_LIPS :].unflatten(-1, (self.config.chunk, N_LIPS))
         motion = last[..., None, :].repeat(1, 1, self.config.chunk, 1)
         motion[..., LOWER] = lips
-        told = self.space.encode(motion, last)[..., self.sync.rows]
-        return torch.cat([heard, told], -1)
+        wanted = self.space.encode(motion, last)[..., self.sync.rows]
+        return torch.cat([audio, wanted], -1)
+
+    @torch.no_grad()
+    def copy_dimension(self, source: LatentReward, dimension: str) -> None:
+        """Replace the tower of ``dimension``, its variance and its yardstick by those of ``source``.
+
+        The towers share nothing, so each may come from the training that was best for it.
+
+        Raises:
+            BadInput: no such dimension, or towers of another shape.
+        """
+        if dimension not in DIMENSIONS or self.config != source.config:
+            names = ", ".join(DIMENSIONS)
+            raise BadInput(f"Cannot take over {dimension}: choose from {names}, with two latent rewards of one shape.")
+        self.get_submodule(dimension).load_state_dict(source.get_submodule(dimension).state_dict())
+        column = DIMENSIONS.index(dimension)
+        for name in ("growth", "centre", "spread"):
+            getattr(self, name)[..., column] = getattr(source, name)[..., column]
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and float16 ``model.safetensors``; each file appears only when complete."""
@@ -191,9 +221,12 @@ class LatentReward(nn.Module):
         return cls.from_pretrained(Path(str(files("flowportrait") / "weights" / "latent_reward")))
 
 
-class Tower(nn.Module):
-    """One dimension: reads the latents ``rows`` of a chunk, the numbers ``place`` of the frame before it, and of sound
-    ``sound`` numbers per chunk."""
+class LatentTower(nn.Module):
+    """One dimension.
+
+    It reads the latents ``rows`` of a chunk, the numbers ``place`` of the frame before it, and ``sound`` numbers of the
+    audio condition per chunk.
+    """
 
     rows: torch.Tensor
 
@@ -221,9 +254,9 @@ class Tower(nn.Module):
         known = [last[..., self.place]]
         if self.listen is not None and sound is not None:
             known.append(F.silu(self.listen(sound)))
-        seen = self.remember(torch.cat([before[..., self.rows], before_level[..., None], *known], -1))
+        summary = self.remember(torch.cat([before[..., self.rows], before_level[..., None], *known], -1))
         # One chunk later: a chunk's memory ends with the chunk before it.
-        memory = F.pad(seen.mT, (1, -1))
+        memory = F.pad(summary.mT, (1, -1))
         for layer, dilation in zip(self.look_back, DILATIONS, strict=True):
             memory = memory + F.silu(layer(F.pad(memory, ((KERNEL - 1) * dilation, 0))))
         return self.head(estimate[..., self.rows], level, torch.cat([memory.mT, *known], -1))[..., 0]

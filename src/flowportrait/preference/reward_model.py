@@ -1,4 +1,6 @@
-"""A small audio-visual reward model: three scores of a clip, each from what it may know.
+"""The motion reward: a small audio-visual model with three scores of a clip, and its training.
+
+Each score is made from what it may know:
 
     sync        lower face + mel ─► the reward side's sync expert, frozen ─► mean cosine ─► learned scale
     expression  lower face, brows, lids, gaze (no sound) ─► conv ─► mean and spread over time ─► score
@@ -8,10 +10,18 @@ Richer sync heads were tried, on the expert's channels and on the cosine's margi
 unseen speakers neither beat the plain cosine. Longer clips are scored in windows of ``FRAMES`` frames, as in training.
 The towers share nothing, so sound cannot reach ``motion``. Scores are standardised on real clips: 0 is ordinary
 footage, 1 is one standard deviation better.
+
+It is trained on pairs made from a prepared corpus, and on pairs of people or judges (``pairs.jsonl``) mixed in:
+
+    batch = damaged pairs (curriculum coarse → subtle) + stated pairs ─► pair_loss ─► AdamW
+
+Of a corpus only the split ``reward`` is read: who measures on the others measures on unseen speakers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,21 +30,26 @@ from safetensors import SafetensorError
 from torch import nn
 
 from flowportrait.codec.basis import EXPRESSION, MOTION_DIM
+from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.devices import Device, once_per_device, place, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.preference.made_pairs import DIMENSIONS, FRAMES
+from flowportrait.preference.clips import SHORTEST, ClipFeatures, clip_features
+from flowportrait.preference.dataset import DIMENSIONS, PreferenceDataset
+from flowportrait.preference.pair_loss import Objective, PreferenceBatch, pair_loss
+from flowportrait.preference.synthetic_pairs import FRAMES, DamagedPairSampler
 from flowportrait.reward.sync import SyncExpert
+from flowportrait.training.descend import Report, descend, silent
 from flowportrait.written import write_weights
 
 WIDTH = 64
 START = 8.0
 """Weight of the expert's own cosine before any training."""
-LEAST_FRAMES = SyncExpert.WINDOW
 STRIDE = FRAMES // 2
 
 
-class RewardModel(nn.Module):
+class MotionReward(nn.Module):
     """``[B, T, 30]`` motion and ``[B, 4T, 80]`` log-mel to scores ``[B, 3]`` in the order of ``DIMENSIONS``."""
 
     mean: torch.Tensor
@@ -44,13 +59,13 @@ class RewardModel(nn.Module):
         super().__init__()
         self.listener = SyncExpert()
         self.sync = nn.Linear(1, 1)
-        self.expression = Tower(2 * EXPRESSION.stop)
-        self.steadiness = Tower(2 * MOTION_DIM)
+        self.expression = MotionTower(2 * EXPRESSION.stop)
+        self.steadiness = MotionTower(2 * MOTION_DIM)
         self.register_buffer("mean", torch.zeros(len(DIMENSIONS)))
         self.register_buffer("std", torch.ones(len(DIMENSIONS)))
 
     @classmethod
-    def fresh(cls) -> RewardModel:
+    def fresh(cls) -> MotionReward:
         """Ready to train: the sync tower starts from the reward side's expert, at its own cosine."""
         model = cls()
         model.listener.load_state_dict(SyncExpert.load().state_dict())
@@ -59,18 +74,18 @@ class RewardModel(nn.Module):
         model.listener.requires_grad_(False)
         return model
 
-    def raw(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+    def raw_scores(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Scores before standardising, ``[B, 3]``: what pairs train."""
-        return self.windows(motion, mel).mean(1)
+        return self.window_scores(motion, mel).mean(1)
 
-    def windows(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+    def window_scores(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Scores before standardising of each window ``[B, W, 3]``; windows start at ``window_starts``.
 
         Raises:
-            ValueError: fewer than ``LEAST_FRAMES`` frames.
+            ValueError: fewer than ``SHORTEST`` frames.
         """
-        if motion.shape[1] < LEAST_FRAMES:
-            raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {LEAST_FRAMES}")
+        if motion.shape[1] < SHORTEST:
+            raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {SHORTEST}")
         motion, mel = motion.to(self.mean.device), mel.to(self.mean.device)
         starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
         own = torch.cat([motion[:, at : at + length] for at in starts])
@@ -93,17 +108,17 @@ class RewardModel(nn.Module):
         """Standardised scores ``[B, 3]``.
 
         Raises:
-            ValueError: fewer than ``LEAST_FRAMES`` frames.
+            ValueError: fewer than ``SHORTEST`` frames.
         """
-        return (self.raw(motion, mel) - self.mean) / self.std
+        return (self.raw_scores(motion, mel) - self.mean) / self.std
 
-    def moments(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+    def frame_scores(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Standardised scores of every frame ``[B, T, 3]``: the mean over the windows that hold it."""
         starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
         held = self.mean.new_zeros(len(starts), motion.shape[1])
         for row, at in enumerate(starts):
             held[row, at : at + length] = 1
-        scores = (self.windows(motion, mel) - self.mean) / self.std
+        scores = (self.window_scores(motion, mel) - self.mean) / self.std
         return torch.einsum("wt,bwd->btd", held / held.sum(0), scores)
 
     def standardise(self, scores: torch.Tensor) -> None:
@@ -116,7 +131,7 @@ class RewardModel(nn.Module):
         write_weights(path, self.state_dict())
 
     @classmethod
-    def read(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
+    def read(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> MotionReward:
         """Load a model written by ``save``, ready to score.
 
         Raises:
@@ -132,7 +147,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     @once_per_device
-    def load(cls) -> RewardModel:
+    def load(cls) -> MotionReward:
         """The one that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "preference" / "model.safetensors")))
 
@@ -143,7 +158,7 @@ def window_starts(frames: int) -> list[int]:
     return sorted({*range(0, last + 1, STRIDE), last})
 
 
-class Tower(nn.Module):
+class MotionTower(nn.Module):
     """Features over time ``[B, T, F]`` to one number per clip ``[B]``."""
 
     def __init__(self, features: int) -> None:
@@ -163,3 +178,77 @@ class Tower(nn.Module):
         hidden = self.layers(features.mT)
         amplitude = (features.var(1) + 1e-4).log() / 2
         return self.verdict(torch.cat([hidden.mean(-1), hidden.std(-1), amplitude], -1))[..., 0]
+
+
+@dataclass(frozen=True)
+class RewardTrainingConfig:
+    """How the motion reward is trained."""
+
+    objective: Objective = "ties"
+    steps: int = 300
+    batch: int = 45
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    curriculum: float = 0.6
+    """Share of the steps after which pairs are as subtle as they get."""
+    seed: int = 0
+
+
+def load_batches(dataset: PreferenceDataset) -> tuple[list[PreferenceBatch], dict[str, str]]:
+    """One batch of one row per pair with usable clips, and the clips that cannot be used, with the reason."""
+
+    def read(path: Path) -> ClipFeatures:
+        features = clip_features(path)
+        if len(features.motion) < SHORTEST:
+            raise BadInput(f"{path} has {len(features.motion)} frames: {SHORTEST} are needed.")
+        return features
+
+    clips, unreadable = dataset.read_clips(read)
+    usable = dataset.with_clips_in(clips)
+    return [PreferenceBatch.from_pair(pair.with_clips(clips)) for pair in usable], unreadable
+
+
+def train_reward(
+    config: RewardTrainingConfig,
+    clips: Sequence[MotionClip],
+    stated: Sequence[PreferenceBatch] = (),
+    report: Report = silent,
+) -> MotionReward:
+    """A trained model, standardised on ``clips``.
+
+    Args:
+        config: how to train.
+        clips: real clips of training speakers, from which damaged pairs are made.
+        stated: batches from annotators, mixed in one a step.
+        report: called with step, loss and seconds left.
+
+    Raises:
+        BadInput: no clip is long enough.
+        KeyboardInterrupt: asked to stop, after the step under way.
+    """
+    torch.manual_seed(config.seed)
+    model = MotionReward.fresh().train()
+    sampler = DamagedPairSampler(clips, MOTION_CORRUPTIONS, config.seed)
+
+    def loss(step: int) -> torch.Tensor:
+        progress = min(1.0, step / (config.curriculum * config.steps))
+        own = _batch_loss(config.objective, model, sampler.draw(config.batch, progress))
+        return own + _batch_loss(config.objective, model, stated[step % len(stated)]) if stated else own
+
+    descend(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
+    model.eval().requires_grad_(False)
+    real = [
+        (clip.motion[:FRAMES], clip.mel[: MELS_PER_FRAME * FRAMES].float())
+        for clip in clips
+        if len(clip.motion) >= FRAMES
+    ]
+    motion, mel = (torch.stack(part) for part in zip(*real, strict=True))
+    model.standardise(model.raw_scores(motion, mel))
+    return model
+
+
+def _batch_loss(objective: Objective, model: MotionReward, batch: PreferenceBatch) -> torch.Tensor:
+    motion = torch.cat([batch.first, batch.second])
+    mel = torch.cat([batch.mel, batch.mel if batch.mel_second is None else batch.mel_second])
+    first, second = model.raw_scores(motion, mel).chunk(2)
+    return pair_loss(objective, first, second, batch.labels, batch.points)

@@ -1,12 +1,18 @@
-"""Train the latent reward: pairs of clips at noise levels drawn at random.
+"""Training of the latent reward: pairs of clips at noise levels drawn at random.
 
     σ ~ U(0, 1)      x = (1 − σ) z + σ ε
-    L = − ln P(label | x_A, x_B)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]  +  μ · (1 − cos of slopes)
+    L = − ln P(label | x_1, x_2)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]  +  μ · (1 − cos of slopes)
 
-The first term is Thurstone's likelihood (``thurstone``). The second makes the variance mean something: c σ² is to be
+The first term is Thurstone's likelihood (``pair_loss``). The second makes the variance mean something: c σ² is to be
 what the score of the clean clip, s₀, differs by from the score of its noisy latents, s_σ. Half of the batches know the
-clean past, as a live generator does, and there the third has its say: the sync score is to rise where the sync expert
-does (``slope``). In the others the whole clip is noised.
+clean past, as a live generator does, and there the third counts: the sync score is to rise where the sync expert does.
+In the others the whole clip is noised.
+
+    1 − cos( ∇_x s_sync(x_σ, σ | past),  ∇_x₀ expert(x₀) )
+
+A score that only tells intact lips from damaged ones may rise in any direction. The slope that guidance follows is that
+of E[expert(x₀) | x_σ], the mean of the expert's slopes over what x_σ can become, and its direction is what is learned;
+of a chunk given its clean past, as in a live session. The expert is the reward side's (``reward.sync``).
 """
 
 from __future__ import annotations
@@ -16,24 +22,26 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import cosine_similarity
 
 from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.flow.path import interpolate
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.preference.heard_clips import HeardClip
-from flowportrait.preference.latent_pairs import LONG, LatentPairMaker, LatentPairs
-from flowportrait.preference.latent_reward import TASTE, LatentReward, Verdict
-from flowportrait.preference.slope import slope_loss
+from flowportrait.preference.dataset import DIMENSIONS
+from flowportrait.preference.latent_reward import BASE_VARIANCE, LatentReward, LatentScores
+from flowportrait.preference.pair_loss import choice_log_probs
+from flowportrait.preference.synthetic_pairs import LONG, ConditionedClip, LatentPairBatch, LatentPairSampler
 from flowportrait.reward.sync import SyncExpert
 from flowportrait.training.descend import Report, descend, silent
 
 _LEAST = 0.02
-"""Of the variance c σ² in the second term."""
-_LOT, _LOTS, _FITTING_STEPS = 90, 8, 150
+"""Least variance c σ² in the second term."""
+_FIT_PAIRS, _FIT_BATCHES, _FIT_STEPS = 90, 8, 150
+SYNC = DIMENSIONS.index("sync")
 
 
 @dataclass(frozen=True)
-class LatentPlan:
+class LatentTrainingConfig:
     """How the latent reward is trained."""
 
     steps: int = 700
@@ -49,50 +57,62 @@ class LatentPlan:
     curriculum: float = 0.6
     """Share of the steps after which pairs are as subtle as they get."""
     voices: int = 3
-    """In which each clip is heard, its own among them."""
+    """Voices that each clip is heard in, its own among them."""
     long_every: int = 3
     """Every so many steps a batch of longer windows."""
     seed: int = 0
 
 
 def train_latent(
-    plan: LatentPlan,
+    config: LatentTrainingConfig,
     generator: ARFlow,
-    clips: Sequence[HeardClip],
+    clips: Sequence[ConditionedClip],
     report: Report = silent,
 ) -> LatentReward:
-    """A trained latent reward, standardised on ``clips``; report: step, loss, seconds left.
+    """A trained latent reward, standardised on ``clips``.
+
+    Args:
+        config: how to train.
+        generator: whose latent space is meant.
+        clips: with its audio condition.
+        report: called with step, loss and seconds left.
 
     Raises:
         BadInput: no clip is long enough.
         KeyboardInterrupt: asked to stop, after the step under way.
     """
-    torch.manual_seed(plan.seed)
-    model, expert = LatentReward.fresh(generator, plan.width, plan.depth).train(), SyncExpert.load()
-    makers = [LatentPairMaker(clips, model.space, MOTION_CORRUPTIONS, plan.seed)]
-    if any(len(heard.clip.motion) > LONG * model.space.chunk + 2 for heard in clips):
-        makers.append(LatentPairMaker(clips, model.space, MOTION_CORRUPTIONS, plan.seed + 1, LONG))
+    torch.manual_seed(config.seed)
+    model, expert = LatentReward.fresh(generator, config.width, config.depth).train(), SyncExpert.load()
+    samplers = [LatentPairSampler(clips, model.space, MOTION_CORRUPTIONS, config.seed)]
+    if any(len(conditioned.clip.motion) > LONG * model.space.chunk + 2 for conditioned in clips):
+        samplers.append(LatentPairSampler(clips, model.space, MOTION_CORRUPTIONS, config.seed + 1, LONG))
 
     def loss(step: int) -> torch.Tensor:
-        maker = makers[-1] if step % plan.long_every == plan.long_every - 1 else makers[0]
-        pairs = maker.draw(plan.batch, min(1.0, step / (plan.curriculum * plan.steps)))
+        sampler = samplers[-1] if step % config.long_every == config.long_every - 1 else samplers[0]
+        pairs = sampler.draw(config.batch, min(1.0, step / (config.curriculum * config.steps)))
         past_is_known = step % 2 == 0
-        own = latent_loss(model, measure(model, pairs, past_is_known), plan.calibration)
-        return own + plan.slope * slope_loss(model, pairs, expert) if plan.slope and past_is_known else own
+        own = latent_loss(model, score_pairs(model, pairs, past_is_known), config.calibration)
+        return own + config.slope * slope_loss(model, pairs, expert) if config.slope and past_is_known else own
 
-    descend(model.parameters(), loss, plan.steps, plan.learning_rate, plan.weight_decay, report)
+    descend(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
     model.eval()
-    fit_doubt(model, makers[0], plan.calibration)
+    fit_variance(model, samplers[0], config.calibration)
     model.requires_grad_(False)
-    real = LatentPairMaker(clips, model.space, MOTION_CORRUPTIONS, plan.seed + 2).draw(512)
+    real = LatentPairSampler(clips, model.space, MOTION_CORRUPTIONS, config.seed + 2).draw(512)
     intact, start = real.intact()
-    model.standardise(model(intact, 0.0, real.heard, start).clip().mean)
+    model.standardise(model(intact, 0.0, real.audio, start).clip().mean)
     return model
 
 
-class Measured(NamedTuple):
-    """Of all clips a, then all b: scores at σ and clean ``[2B, 3]``, σ ``[2B]``; labels ``[B, 3]``; whether the
-    past was known."""
+class ScoredPairs(NamedTuple):
+    """Scores of all first clips, then of all second ones.
+
+    Attributes:
+        mean, clean: scores at σ and at 0 ``[2B, 3]``.
+        sigma: ``[2B]``.
+        labels: ``[B, 3]``.
+        past_is_known: whether chunks followed clean ones.
+    """
 
     mean: torch.Tensor
     clean: torch.Tensor
@@ -101,41 +121,59 @@ class Measured(NamedTuple):
     past_is_known: bool
 
 
-def measure(model: LatentReward, pairs: LatentPairs, past_is_known: bool) -> Measured:
+def score_pairs(model: LatentReward, pairs: LatentPairBatch, past_is_known: bool) -> ScoredPairs:
     """Scores of pairs at noise drawn anew for every clip and σ drawn for every pair."""
-    clean, heard, start = pairs.both()
-    sigma = torch.rand(len(pairs.a)).repeat(2)
+    clean, audio, start = pairs.all_clips()
+    sigma = torch.rand(len(pairs.first)).repeat(2)
     noisy = interpolate(clean, torch.randn_like(clean), sigma[:, None, None])
-    mean = model(noisy, sigma, heard, start, clean if past_is_known else None).clip().mean
+    mean = model(noisy, sigma, audio, start, clean if past_is_known else None).clip().mean
     with torch.no_grad():
-        known = model(clean, 0.0, heard, start).clip().mean
-    return Measured(mean, known, sigma, pairs.labels, past_is_known)
+        known = model(clean, 0.0, audio, start).clip().mean
+    return ScoredPairs(mean, known, sigma, pairs.labels, past_is_known)
 
 
-def latent_loss(model: LatentReward, measured: Measured, calibration: float) -> torch.Tensor:
-    """The module's L, a scalar, for a model that is not yet standardised."""
-    doubt = model.doubt(measured.sigma, measured.past_is_known)
-    log_std = (TASTE + doubt).log() / 2
-    chances = model.log_chances(*split(Verdict(measured.mean, log_std)))
-    likelihood = -chances.gather(-1, (1 - measured.labels)[..., None]).mean()
-    wrong = (measured.clean - measured.mean).square()
-    return likelihood + calibration * (wrong / (doubt + _LEAST) + (doubt + _LEAST).log()).mean() / 2
+def latent_loss(model: LatentReward, scored: ScoredPairs, calibration: float) -> torch.Tensor:
+    """The module's L without its third term, a scalar, for a model that is not yet standardised."""
+    noise_variance = model.noise_variance(scored.sigma, scored.past_is_known)
+    log_std = (BASE_VARIANCE + noise_variance).log() / 2
+    log_probs = model.log_probs(*LatentScores(scored.mean, log_std).split())
+    likelihood = -choice_log_probs(log_probs, scored.labels).mean()
+    wrong = (scored.clean - scored.mean).square()
+    return likelihood + calibration * (wrong / (noise_variance + _LEAST) + (noise_variance + _LEAST).log()).mean() / 2
 
 
-def fit_doubt(model: LatentReward, maker: LatentPairMaker, calibration: float) -> None:
-    """c alone, with the towers as they are: six numbers that an optimiser of a million moves too slowly."""
+def slope_loss(model: LatentReward, pairs: LatentPairBatch, expert: SyncExpert) -> torch.Tensor:
+    """The module's third term over the lips of the intact clips, a scalar; noise and σ drawn for every clip."""
+    clean, start = pairs.intact()
+    wanted = expert_slope(model, clean, start, pairs.mel, expert)
+    sigma = torch.rand(len(clean))
+    noisy = interpolate(clean, torch.randn_like(clean), sigma[:, None, None]).requires_grad_()
+    score = model(noisy, sigma, pairs.audio, start, clean).mean[..., SYNC].sum()
+    (own,) = torch.autograd.grad(score, noisy, create_graph=True)
+    lips = model.sync.rows
+    return 1 - cosine_similarity(own[..., lips], wanted[..., lips], dim=-1).mean()
+
+
+def expert_slope(
+    model: LatentReward, clean: torch.Tensor, start: torch.Tensor, mel: torch.Tensor, expert: SyncExpert
+) -> torch.Tensor:
+    """Gradient of the expert's mean cosine in clean latents ``[B, N, D]``."""
+    point = clean.detach().requires_grad_()
+    score = expert.score(model.space.decode_track(point, start).flatten(1, 2), mel)[1].sum()
+    (slope,) = torch.autograd.grad(score, point)
+    return slope
+
+
+def fit_variance(model: LatentReward, sampler: LatentPairSampler, calibration: float) -> None:
+    """Fit c alone, with the towers as they are: six numbers that an optimiser of a million moves too slowly."""
     with torch.no_grad():
-        lots = [
-            measure(model, maker.draw(_LOT), past_is_known) for past_is_known in (False, True) for _ in range(_LOTS)
+        batches = [
+            score_pairs(model, sampler.draw(_FIT_PAIRS), past_is_known)
+            for past_is_known in (False, True)
+            for _ in range(_FIT_BATCHES)
         ]
     optimiser = torch.optim.Adam([model.growth], 0.1)
-    for _ in range(_FITTING_STEPS):
+    for _ in range(_FIT_STEPS):
         optimiser.zero_grad()
-        torch.stack([latent_loss(model, lot, calibration) for lot in lots]).mean().backward()
+        torch.stack([latent_loss(model, batch, calibration) for batch in batches]).mean().backward()
         optimiser.step()
-
-
-def split(verdict: Verdict) -> tuple[Verdict, Verdict]:
-    """Verdicts of all a and of all b ``[B, 3]``, from those of ``LatentPairs.both``."""
-    (a, b), (log_a, log_b) = verdict.mean.chunk(2), verdict.log_std.chunk(2)
-    return Verdict(a, log_a), Verdict(b, log_b)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,20 +19,13 @@ import torch
 from flowportrait.judge.omni import OmniInputs
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import level, log_mel
-from flowportrait.preference.pairs import Aspect
+from flowportrait.preference.clips import WatchedClip
+from flowportrait.preference.dataset import Aspect
 
 TEXT = "A person talks. Judge the motion, then the expression; then hear the speech and judge the lips."
 ORDER: tuple[Aspect, ...] = ("motion", "expression", "sync")
-"""Of the tokens; the sound comes before the last."""
+"""Order of the tokens; the sound comes before the last."""
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
-
-
-class Shown(NamedTuple):
-    """frames ``[K, H, W, 3]`` uint8 at ``fps``, and the sound ``[N]`` 16 kHz mono that belongs to all of them."""
-
-    frames: np.ndarray
-    fps: float
-    audio: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class Reader:
         """Whether the family takes sound as sound."""
         return "omni" in self.family
 
-    def __call__(self, clips: Sequence[Shown]) -> dict[str, torch.Tensor]:
+    def __call__(self, clips: Sequence[WatchedClip]) -> dict[str, torch.Tensor]:
         videos = [self.layout.patches(clip.frames) for clip in clips]
         tensors: dict[str, torch.Tensor] = {
             "pixel_values_videos": torch.cat([patches for patches, _ in videos]),
@@ -68,7 +61,7 @@ class Reader:
             rows.append(self._row(grid, self.layout.temporal / clip.fps, count))
         return tensors | sounds | self._padded(rows)
 
-    def _heard(self, clips: Sequence[Shown]) -> tuple[dict[str, torch.Tensor], list[int]]:
+    def _heard(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
         mel = self.layout.features(
             [clip.audio for clip in clips], sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt",
             truncation=False, padding="longest",
@@ -77,7 +70,7 @@ class Reader:
         counts = self.layout.audio_tokens(mask.sum(-1)).tolist()
         return {"input_features": mel["input_features"], "feature_attention_mask": mask.long()}, counts
 
-    def _drawn(self, clips: Sequence[Shown]) -> tuple[dict[str, torch.Tensor], list[int]]:
+    def _drawn(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Time to the right, pitch upwards, loud is bright."""
         pictures = []
         for clip in clips:

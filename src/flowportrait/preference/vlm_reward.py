@@ -4,26 +4,34 @@
 
 Qwen2-VL, Qwen2.5-VL and Qwen3-VL see the speech as a picture of its log-mel; the thinkers of Qwen2.5- and Qwen3-Omni
 hear it. Trained are the adapters of the decoder, the tokens' embeddings and w; only they are saved.
+
+    pair ─► evenly spaced frames and the sound of both clips ─► scores ─► pair_loss ─► AdamW on the adapters
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowportrait.config import at_least, load, save
 from flowportrait.errors import BadInput
+from flowportrait.interrupt import StopRequest
 from flowportrait.judge.omni import FAMILIES as OMNI_FAMILIES
 from flowportrait.judge.omni import OmniInputs, inputs_for
-from flowportrait.preference.made_pairs import DIMENSIONS
-from flowportrait.preference.vlm_inputs import ORDER, Reader, Shown
+from flowportrait.preference.clips import WatchedClip, watch_clip
+from flowportrait.preference.dataset import DIMENSIONS, PreferenceDataset, PreferencePair
+from flowportrait.preference.pair_loss import Objective, pair_loss
+from flowportrait.preference.vlm_inputs import ORDER, Reader
 from flowportrait.training.adapter import Lora, insert
+from flowportrait.training.descend import GuardedStep
 from flowportrait.written import complete
 
 VL_FAMILIES = {
@@ -41,7 +49,7 @@ class VlmSettings:
     rank: int = 64
     alpha: float = 128.0
     frames: int = 16
-    """Of a clip, evenly spaced."""
+    """Frames of a clip that are watched, evenly spaced."""
     side: int = 224
     """Pixels of a frame."""
     device: str = "auto"
@@ -106,7 +114,7 @@ class VlmReward(nn.Module):
         reader = reader_for(kind, model.config, tokenizer, features, pixels, settings.side)
         return cls(model, reader, settings).to(device)
 
-    def raw(self, clips: Sequence[Shown]) -> torch.Tensor:
+    def raw_scores(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
         """Scores before standardising ``[B, 3]``: what pairs train."""
         device, dtype = self.read_out.weight.device, self.model.dtype
         inputs = {
@@ -119,9 +127,9 @@ class VlmReward(nn.Module):
         scores = torch.einsum("bdh,dh->bd", at_tokens, self.read_out.weight)
         return scores[:, [ORDER.index(dimension) for dimension in DIMENSIONS]]
 
-    def forward(self, clips: Sequence[Shown]) -> torch.Tensor:
+    def forward(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
         """Standardised scores ``[B, 3]``."""
-        return (self.raw(clips) - self.mean) / self.std
+        return (self.raw_scores(clips) - self.mean) / self.std
 
     def standardise(self, scores: torch.Tensor) -> None:
         """Make raw ``scores`` ``[N, 3]`` the yardstick."""
@@ -153,17 +161,17 @@ class VlmReward(nn.Module):
             BadInput: it cannot be read or does not fit.
         """
         try:
-            found = load_file(str(folder / "vlm.safetensors"))
+            trained = load_file(str(folder / "vlm.safetensors"))
         except OSError as error:
             raise BadInput(f"No trained reward in {folder}: it needs vlm.json and vlm.safetensors.") from error
         own = self._own()
-        if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in own.items()}:
+        if {name: value.shape for name, value in trained.items()} != {name: value.shape for name, value in own.items()}:
             raise BadInput(
                 f"The reward in {folder} does not fit {self.settings.model}: was it trained on another model?"
             )
         with torch.no_grad():
             for name, value in own.items():
-                value.copy_(found[name])
+                value.copy_(trained[name])
 
     def _own(self) -> dict[str, torch.Tensor]:
         named = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
@@ -211,3 +219,81 @@ def _adapters(decoder: nn.Module, settings: VlmSettings) -> Lora:
 
 def _any(parts: Sequence[str], name: str) -> bool:
     return any(part in name for part in parts)
+
+
+@dataclass(frozen=True)
+class VlmTrainingConfig:
+    """How it is trained; VideoReward's settings, for one machine."""
+
+    settings: VlmSettings = field(default_factory=VlmSettings)
+    objective: Objective = "ties"
+    epochs: int = 2
+    batch: int = 8
+    """Pairs a step."""
+    at_once: int = 2
+    """Pairs in memory at a time."""
+    learning_rate: float = 2e-5
+    warmup: float = 0.05
+    seed: int = 0
+
+
+def train_vlm(
+    config: VlmTrainingConfig,
+    reward: VlmReward,
+    dataset: PreferenceDataset,
+    report: Callable[[int, float, float], None] = lambda step, loss, left: None,
+) -> dict[str, str]:
+    """Train ``reward`` in place and standardise it on the clips of the pairs.
+
+    Returns:
+        The clips that cannot be watched, with the reason.
+
+    Raises:
+        BadInput: no pair can be watched.
+        KeyboardInterrupt: asked to stop, after the step under way.
+    """
+    # Two frames tell that a clip can be watched; all of it is decoded again when its turn comes, for want of memory.
+    readable, unreadable = dataset.read_clips(lambda path: bool(watch_clip(path, 2)))
+    usable = dataset.with_clips_in(readable)
+    if not usable:
+        raise BadInput(f"None of {len(dataset)} pairs can be shown: {next(iter(unreadable.values()))}")
+    learned = [parameter for parameter in reward.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learned, config.learning_rate, weight_decay=0.0)
+    guarded_step = GuardedStep(learned, optimiser)
+    rng = np.random.default_rng(config.seed)
+    order = np.concatenate([rng.permutation(len(usable)) for _ in range(config.epochs)])
+    steps = [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
+    began = time.monotonic()
+    reward.train()
+    with StopRequest() as stop:
+        for step, rows in enumerate(steps):
+            ramp = min(1.0, (step + 1) / max(1.0, config.warmup * len(steps)))
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * ramp
+            optimiser.zero_grad()
+            total = 0.0
+            for part in np.array_split(rows, -(-len(rows) // config.at_once)):
+                chosen = [usable[row] for row in part]
+                loss = _pairs_loss(config, reward, chosen, dataset.folder) * len(chosen) / len(rows)
+                loss.backward()
+                total += float(loss.detach())
+            guarded_step(step + 1)
+            report(step + 1, total, (time.monotonic() - began) / (step + 1) * (len(steps) - step - 1))
+            if stop.asked:
+                break
+    stop.obey()
+    reward.eval()
+    with torch.no_grad():
+        clips = (watch_clip(dataset.folder / name, reward.settings.frames) for name in readable)
+        reward.standardise(torch.cat([reward.raw_scores([clip]) for clip in clips]))
+    return unreadable
+
+
+def _pairs_loss(
+    config: VlmTrainingConfig, reward: VlmReward, pairs: Sequence[PreferencePair[str]], folder: Path
+) -> torch.Tensor:
+    names = [pair.first for pair in pairs] + [pair.second for pair in pairs]
+    first, second = reward.raw_scores([watch_clip(folder / name, config.settings.frames) for name in names]).chunk(2)
+    labels, points = ([pair.label_values() for pair in pairs], [pair.point_values() for pair in pairs])
+    device = first.device
+    return pair_loss(config.objective, first, second, torch.tensor(labels).to(device), torch.tensor(points).to(device))

@@ -34,10 +34,10 @@ from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.posttrain.drawing import Drawing
 from flowportrait.reward.backbones import FaceFeatures
+from flowportrait.reward.batch import SIDE as RENDERED
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.face_net import align
 from flowportrait.reward.face_statistics import SIDE, face_statistics
-from flowportrait.reward.finished import SIDE as RENDERED
 from flowportrait.reward.interface import Reward
 from flowportrait.reward.perceptual import Perceptual
 from flowportrait.reward.pixels import pair_indices

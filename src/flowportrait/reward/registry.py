@@ -77,11 +77,11 @@ BUILT_IN: dict[str, Build] = {
 
 def _preference(name: str) -> Build:
     def build(options: RewardOptions) -> Reward:
-        from flowportrait.preference.as_reward import learned, learned_latent
+        from flowportrait.preference.as_reward import load_latent_preference, load_preference_reward
 
         if name == "latent_preference":
-            return learned_latent(options.latent_preference)
-        return learned(name, options.preference)
+            return load_latent_preference(options.latent_preference)
+        return load_preference_reward(name, options.preference)
 
     return build
 

@@ -1,4 +1,4 @@
-"""What the answers say: per aspect and two systems, who is preferred and how sure that is.
+"""The results of a study: per aspect and two systems, which is preferred and how sure that is.
 
     preferred = wins / (wins + losses)      p: exact two-sided binomial test of ½, ties left out (sign test)
     with ties = (wins + ties / 2) / all     p by person: the same test on each participant's own majority
@@ -6,6 +6,21 @@
 
 The binomial test takes every answer as independent, which several answers of one person are not: where the two p
 disagree, believe the one by person. p values are Holm-corrected over all rows of the table.
+
+Answers of participants who fail the attention checks are left out:
+
+    prefers a ruined video, or calls it the same, overall
+    prefers one of two identical videos, overall, in more than half of those seen
+    stopped before any ruined video was shown (nobody knows whether they looked)
+
+Strengths are Bradley–Terry with Davidson's ties (JASA 1970):
+
+    P(i beats j) ∝ π_i       P(tie) ∝ ν √(π_i π_j)       θ = log π, Σ θ = 0
+
+Written as a choice among three with utilities θ_i, θ_j and log ν + (θ_i + θ_j) / 2 it is a multinomial logit, linear in
+(θ, log ν): Newton's method has one maximum to find, and its information matrix gives the intervals. Half an answer of
+each kind is added to every compared pair of systems (Jeffreys' prior), so that a system that always wins has a finite
+strength.
 """
 
 from __future__ import annotations
@@ -15,7 +30,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
@@ -23,14 +38,17 @@ from scipy.stats import binomtest
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import holm_correction
 from flowportrait.preference.agreement import krippendorff_alpha
-from flowportrait.preference.pairs import Aspect, Pair, write_pairs
-from flowportrait.study.attention import why_left_out
-from flowportrait.study.bradley_terry import Vote, davidson
-from flowportrait.study.plan import ANSWERS, MEDIA, QUESTIONS, Study
-from flowportrait.study.store import Answers, Store
+from flowportrait.preference.dataset import LABELS, PAIRS_FILE, Aspect, Label, PreferencePair, write_pairs
+from flowportrait.study.plan import ANSWERS, MEDIA, QUESTIONS, Answers, AnswerStore, Study
+from flowportrait.study.report import render_report
 from flowportrait.written import write_text
 
-PAIRS = "pairs.jsonl"
+CHECKED_ASPECT: Aspect = "overall"
+"""The question that attention checks look at."""
+PRIOR = 0.5
+NORMAL_95 = 1.959964
+CLUSTERS = 8
+"""Participants from which on intervals allow for one person's answers being alike (sandwich estimate)."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +79,14 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
     study = Study.load(folder)
     if not (folder / ANSWERS).is_file():
         raise BadInput(f"{folder} has no answers yet: run 'flowportrait study serve {folder}' and take part.")
-    everything = {number: said for number, said in Store(folder, study).everything().items() if number is not None}
-    reasons = {number: why_left_out(study, said) for number, said in everything.items()}
-    kept = {number: said for number, said in everything.items() if not reasons[number]}
-    if not kept:
-        counted = "; ".join(f"{n} {why}" for why, n in Counter(reasons.values()).items()) or "nobody answered"
-        raise BadInput(f"{folder} has no answers that count ({counted}): ask more people.")
-    votes = {aspect: _votes(study, kept, aspect) for aspect in QUESTIONS}
+    answers = AnswerStore(folder, study).all_answers()
+    everything = {number: own for number, own in answers.items() if number is not None}
+    reasons = {number: exclusion_reason(study, own) for number, own in everything.items()}
+    counted_answers = {number: own for number, own in everything.items() if not reasons[number]}
+    if not counted_answers:
+        reasons_text = "; ".join(f"{n} {why}" for why, n in Counter(reasons.values()).items()) or "nobody answered"
+        raise BadInput(f"{folder} has no answers that count ({reasons_text}): ask more people.")
+    votes = {aspect: _votes(study, counted_answers, aspect) for aspect in QUESTIONS}
     rows = holm([row for aspect, own in votes.items() for row in _rows(aspect, own)])
     strengths = {aspect: davidson(own, study.systems) for aspect, own in votes.items()}
     analysis = {
@@ -75,38 +94,51 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
         "identity": study.identity,
         "systems": list(study.systems),
         "participants": len(everything),
-        "kept": len(kept),
+        "kept": len(counted_answers),
         "left_out": dict(Counter(why for why in reasons.values() if why)),
         "answers": sum(map(len, votes.values())),
         "preferences": [asdict(row) for row in rows],
         "strengths": {
             aspect: {
-                "theta": found.theta,
-                "half_width_95": {name: half if np.isfinite(half) else None for name, half in found.half.items()},
-                "tie": found.tie, "interval": "sandwich by participant" if found.robust else "information matrix",
+                "theta": estimate.theta,
+                "half_width_95": {name: half if np.isfinite(half) else None for name, half in estimate.half.items()},
+                "tie": estimate.tie, "interval": "sandwich by participant" if estimate.robust else "information matrix",
             }
-            for aspect, found in strengths.items()
+            for aspect, estimate in strengths.items()
         },
-        "agreement": {aspect: _alpha(study, kept, aspect) for aspect in QUESTIONS},
-        "pairs": write_pairs(folder / PAIRS, export(study, kept)),
+        "agreement": {aspect: _alpha(study, counted_answers, aspect) for aspect in QUESTIONS},
+        "pairs": write_pairs(folder / PAIRS_FILE, preference_pairs(study, counted_answers)),
         "excluded_files": study.excluded or {},
     }  # fmt: skip
-    from flowportrait.study.report import render_report
-
     output.mkdir(parents=True, exist_ok=True)
     for name, text in (("analysis.json", json.dumps(analysis, indent=2)), ("analysis.html", render_report(analysis))):
         write_text(output / name, text + "\n")
     return analysis
 
 
-def export(study: Study, kept: dict[int, Answers]) -> list[Pair]:
-    """Every answer that counts, without the checks, for the reward model."""
+def exclusion_reason(study: Study, answers: Answers) -> str:
+    """Why a participant's answers do not count, or empty text where they do."""
+    labels: dict[str, list[Label]] = {"broken": [], "identical": []}
+    for check in study.checks:
+        if CHECKED_ASPECT in (given := answers.get(check.key, {})):
+            labels[check.kind].append(given[CHECKED_ASPECT])
+    if any(label is not Label.FIRST for label in labels["broken"]):
+        return "did not prefer the intact video to a ruined one"
+    if 2 * sum(label is not Label.TIE for label in labels["identical"]) > max(1, len(labels["identical"])):
+        return "preferred one of two identical videos"
+    if not labels["broken"] and any(check.kind == "broken" for check in study.checks):
+        return "stopped before the first attention check"
+    return ""
+
+
+def preference_pairs(study: Study, counted_answers: dict[int, Answers]) -> list[PreferencePair[str]]:
+    """Every answer that counts, without the checks, to learn from."""
     return [
-        Pair(
-            prompt=one.prompt, a=f"{MEDIA}/{one.a}", b=f"{MEDIA}/{one.b}", aspects=dict(said[one.key]), source="study",
-            annotator=f"p{number:03}", speaker=one.speaker, portrait=one.portrait, split=one.split,
+        PreferencePair(
+            prompt=one.prompt, first=f"{MEDIA}/{one.a}", second=f"{MEDIA}/{one.b}", labels=dict(answers[one.key]),
+            source="study", annotator=f"p{number:03}", speaker=one.speaker, portrait=one.portrait, split=one.split,
         )
-        for number, said in kept.items() for one in study.pairs if said.get(one.key)
+        for number, answers in counted_answers.items() for one in study.pairs if answers.get(one.key)
     ]  # fmt: skip
 
 
@@ -116,12 +148,12 @@ def holm(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, p_holm=p or 0.0) for row, p in zip(rows, corrected, strict=True)]
 
 
-def _votes(study: Study, kept: dict[int, Answers], aspect: Aspect) -> list[Vote]:
+def _votes(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> list[Vote]:
     return [
-        Vote(number, one.system_a, one.system_b, said[one.key][aspect])
-        for number, said in kept.items()
+        Vote(number, one.system_a, one.system_b, answers[one.key][aspect])
+        for number, answers in counted_answers.items()
         for one in study.pairs
-        if aspect in said.get(one.key, {})
+        if aspect in answers.get(one.key, {})
     ]
 
 
@@ -132,10 +164,10 @@ def _rows(aspect: Aspect, votes: Sequence[Vote]) -> list[Row]:
     rows = []
     for (one, other), own in between.items():
         labels = Counter(vote.label for vote in own)
-        wins, losses, ties = labels["A"], labels["B"], labels["tie"]
+        wins, losses, ties = (labels[label] for label in LABELS)
         majority: Counter[int] = Counter()
         for vote in own:
-            majority[vote.participant] += (vote.label == "A") - (vote.label == "B")
+            majority[vote.participant] += (vote.label is Label.FIRST) - (vote.label is Label.SECOND)
         for_a, for_b = sum(m > 0 for m in majority.values()), sum(m < 0 for m in majority.values())
         test = binomtest(wins, wins + losses) if wins + losses else None
         low, high = test.proportion_ci(method="exact") if test else (None, None)
@@ -150,6 +182,96 @@ def _rows(aspect: Aspect, votes: Sequence[Vote]) -> list[Row]:
     return rows
 
 
-def _alpha(study: Study, kept: dict[int, Answers], aspect: Aspect) -> float | None:
-    judged = ([said.get(one.key, {}).get(aspect) for said in kept.values()] for one in study.pairs)
+def _alpha(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> float | None:
+    judged = ([answers.get(one.key, {}).get(aspect) for answers in counted_answers.values()] for one in study.pairs)
     return krippendorff_alpha([label for label in unit if label is not None] for unit in judged)
+
+
+class Vote(NamedTuple):
+    """One answer: of which participant, about which two systems, and its label."""
+
+    participant: int
+    system_a: str
+    system_b: str
+    label: Label
+
+
+class Strengths(NamedTuple):
+    """theta and half-width of its 95 % interval per system; tie: ν; robust: whether the intervals allow for
+    participants."""
+
+    theta: dict[str, float]
+    half: dict[str, float]
+    tie: float
+    robust: bool
+
+    def chance(self, one: str, other: str) -> tuple[float, float, float]:
+        """Probability that one wins, that the other does, and of a tie."""
+        a, b = np.exp(self.theta[one]), np.exp(self.theta[other])
+        weights = np.array([a, b, self.tie * np.sqrt(a * b)])
+        win, loss, tie = weights / weights.sum()
+        return float(win), float(loss), float(tie)
+
+
+def davidson(votes: Sequence[Vote], systems: Sequence[str]) -> Strengths:
+    """Maximum a posteriori strengths of ``systems``; one that nobody compared stays at 0 with an infinite interval."""
+    place = {name: index for index, name in enumerate(systems)}
+    size = len(systems) + 1
+    rows, chosen, weight, who = [], [], [], []
+    for one, other in sorted({(vote.system_a, vote.system_b) for vote in votes}):
+        for choice in range(len(LABELS)):
+            rows.append((place[one], place[other]))
+            chosen.append(choice)
+            weight.append(PRIOR)
+            who.append(-1)
+    for vote in votes:
+        rows.append((place[vote.system_a], place[vote.system_b]))
+        chosen.append(LABELS.index(vote.label))
+        weight.append(1.0)
+        who.append(vote.participant)
+    if not votes:
+        return Strengths(dict.fromkeys(systems, 0.0), dict.fromkeys(systems, float("inf")), 0.0, False)
+    design = _design(np.array(rows), size)
+    count, picked = np.array(weight), np.eye(3)[chosen]
+    at, gradient, information = np.zeros(size), np.zeros((len(count), size)), np.eye(size)
+    # θ is only known up to a constant: the mean is held at zero by a direction of its own.
+    level = np.append(np.ones(size - 1), 0.0)
+    for _ in range(50):
+        utility = design @ at
+        share = np.exp(utility - utility.max(1, keepdims=True))
+        share /= share.sum(1, keepdims=True)
+        gradient = count[:, None] * np.einsum("nc,ncp->np", picked - share, design)
+        centred = design - np.einsum("nc,ncp->np", share, design)[:, None]
+        information = np.einsum("n,nc,ncp,ncq->pq", count, share, centred, centred) + np.outer(level, level)
+        step = np.linalg.lstsq(information, gradient.sum(0), rcond=None)[0]
+        at = at + step.clip(-2, 2)
+        if np.abs(step).max() < 1e-10:
+            break
+    # The level's direction is orthogonal to everything that answers tell: its share of the inverse comes off again.
+    spread = np.linalg.pinv(information, 1e-10, hermitian=True) - np.outer(level, level) / (level @ level) ** 2
+    by_person: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(size))
+    for person, own in zip(who, gradient, strict=True):
+        if person >= 0:
+            by_person[person] += own
+    robust = len(by_person) >= CLUSTERS
+    if robust:
+        pull = np.stack(list(by_person.values()))
+        spread = spread @ (pull.T @ pull * len(pull) / (len(pull) - 1)) @ spread
+    compared = {name for vote in votes for name in (vote.system_a, vote.system_b)}
+    half = NORMAL_95 * np.sqrt(np.diag(spread).clip(min=0))
+    return Strengths(
+        {name: float(at[index]) for name, index in place.items()},
+        {name: float(half[index]) if name in compared else float("inf") for name, index in place.items()},
+        float(np.exp(at[-1])),
+        robust,
+    )
+
+
+def _design(rows: np.ndarray, size: int) -> np.ndarray:
+    """``[N, 3, P]``: what θ and log ν add to the utilities of first, second and tie."""
+    design = np.zeros((len(rows), 3, size))
+    each = np.arange(len(rows))
+    design[each, 0, rows[:, 0]] = design[each, 1, rows[:, 1]] = 1.0
+    design[each, 2, rows[:, 0]] = design[each, 2, rows[:, 1]] = 0.5
+    design[:, 2, -1] = 1.0
+    return design

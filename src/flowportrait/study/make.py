@@ -1,14 +1,19 @@
-"""From folders of videos to a study that can be served or sent.
+"""Making a study that can be served or sent from folders of videos.
 
     A/0007.mp4, B/0007.mp4 ─► media/3f9c….mp4, media/81d0….mp4 ─► one comparison
 
 Names in ``media/`` are drawn at random; which system a file is of stands in ``study.json`` alone, which is not served.
+Every file plays in every browser and does not tell what made it:
+
+    H.264 4:2:0 (+ AAC) ─► copied packet by packet into a fresh mp4: the very same pictures, none of the tags
+    anything else       ─► decoded and encoded again (CRF 17)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +21,23 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
+
+from flowportrait.corruption import Footage, corrupt
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import has_audio, read_audio
+from flowportrait.media.bounded import LOCAL, bounded_frames, read_clip
+from flowportrait.media.container import open_media, sound_stream, video_stream
+from flowportrait.media.remux import remux
+from flowportrait.media.video import SAMPLES_PER_FRAME
+from flowportrait.media.write_video import write_video
 from flowportrait.prompts import VIDEO_SUFFIXES
 from flowportrait.study.plan import ANSWERS, MEDIA, PLAN, Comparison, Study
-from flowportrait.study.playable import make_playable, make_ruined
 
 ABOUT = ("prompt", "speaker", "portrait", "split")
+RUINED = (("still", 1.0), ("blur", 6.0), ("colour pumping", 60.0))
+"""Damage of the broken check: a still, blurred face that changes colour. Nobody who looks prefers it."""
 
 
 def make_study(
@@ -37,10 +53,15 @@ def make_study(
 ) -> Study:
     """Write a study into ``output``.
 
-    folders: one per system, its name the system's; checks: how many of each kind (broken, identical); share: pairs
-    per participant, 0 for all; seed: what order and sides come from (default: drawn); about: JSON lines with
-    ``name`` (of the video, without suffix) and any of prompt, speaker, portrait, split; report: called with each clip
-    that is done.
+    Args:
+        folders: one per system; its name is the system's.
+        output: folder of the study.
+        title: heading of the page.
+        checks: how many attention checks of each kind (broken, identical).
+        share: pairs per participant, 0 for all.
+        seed: what order and sides come from; drawn by default.
+        about: JSON lines with ``name`` (of the video, without suffix) and any of prompt, speaker, portrait, split.
+        report: called with each clip that is done.
 
     Raises:
         BadInput: fewer than two systems, no common name, a folder in use, or an unreadable ``about``.
@@ -56,14 +77,14 @@ def make_study(
     for old in (*media.glob("*.mp4"), output / PLAN):
         old.unlink(missing_ok=True)
     seed = seed or secrets.token_hex(8)
-    found = {name: _videos(folder) for name, folder in systems.items()}
+    videos = {name: _videos(folder) for name, folder in systems.items()}
     excluded: dict[str, str] = {}
     ready: dict[str, dict[str, str]] = {}
-    for clip in sorted(set().union(*found.values())):
-        for system, own in found.items():
+    for clip in sorted(set().union(*videos.values())):
+        for system, own in videos.items():
             if clip not in own:
                 excluded[f"{system}/{clip}"] = "no video of this name"
-            elif sum(clip in other for other in found.values()) > 1:
+            elif sum(clip in other for other in videos.values()) > 1:
                 target = _neutral(seed, system, clip)
                 try:
                     make_playable(own[clip], media / target)
@@ -77,7 +98,7 @@ def make_study(
     if not comparisons:
         why = "; ".join(excluded.values()) or "no names in common"
         raise BadInput(f"No clip exists in two systems ({why[:300]}): name the videos of one prompt alike.")
-    comparisons += _checks(ready, found, media, seed, checks)
+    comparisons += _checks(ready, videos, media, seed, checks)
     study = Study(secrets.token_hex(6), title, seed, tuple(systems), tuple(comparisons), share, excluded)
     for unused in {path.name for path in media.glob("*.mp4")} - study.files:
         (media / unused).unlink()
@@ -116,31 +137,33 @@ def _neutral(seed: str, *what: str) -> str:
 
 
 def _pairs(ready: Mapping[str, Mapping[str, str]], facts: Mapping[str, Mapping[str, str]]) -> list[Comparison]:
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for clip, files in ready.items():
         for one, other in combinations(files, 2):
-            made = Comparison(f"p{len(found)}", "pair", clip, files[one], files[other], one, other, prompt=clip)
-            told: Mapping[str, Any] = facts.get(clip, {})
-            found.append(replace(made, **told))
-    return found
+            one_pair = Comparison(
+                f"p{len(comparisons)}", "pair", clip, files[one], files[other], one, other, prompt=clip
+            )
+            about: Mapping[str, Any] = facts.get(clip, {})
+            comparisons.append(replace(one_pair, **about))
+    return comparisons
 
 
 def _checks(
     ready: Mapping[str, Mapping[str, str]],
-    found: Mapping[str, Mapping[str, Path]],
+    videos: Mapping[str, Mapping[str, Path]],
     media: Path,
     seed: str,
     count: int,
 ) -> list[Comparison]:
     """Checks from clips spread over the study, the systems in turn."""
     checks = []
-    shown = [(clip, system) for clip, files in ready.items() for system in files]
-    for index in range(min(count, len(shown))):
-        clip, system = shown[(index * len(shown)) // count]
+    candidates = [(clip, system) for clip, files in ready.items() for system in files]
+    for index in range(min(count, len(candidates))):
+        clip, system = candidates[(index * len(candidates)) // count]
         broken = _neutral(seed, "broken", system, clip)
-        make_ruined(found[system][clip], media / broken)
+        make_ruined(videos[system][clip], media / broken)
         checks.append(Comparison(f"b{index}", "broken", clip, ready[clip][system], broken))
-        clip, system = shown[-1 - (index * len(shown)) // count]
+        clip, system = candidates[-1 - (index * len(candidates)) // count]
         checks.append(Comparison(f"i{index}", "identical", clip, ready[clip][system], ready[clip][system]))
     return checks
 
@@ -159,3 +182,71 @@ def _facts(about: Path | None) -> dict[str, dict[str, str]]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadInput(f"{about} cannot be read: give JSON lines with 'name' and any of {', '.join(ABOUT)}.") from error
     return facts
+
+
+def make_playable(source: Path, target: Path) -> bool:
+    """Write ``target`` (mp4); returns whether it had to be encoded again.
+
+    Raises:
+        BadInput: the file is missing, damaged, or holds no video.
+    """
+    if _copied(source, target):
+        return False
+    sound = read_audio(source, longest=LOCAL.seconds + 1) if has_audio(source) else None
+    write_video(target, bounded_frames(source), sound)
+    return True
+
+
+def make_ruined(source: Path, target: Path) -> None:
+    """Write an obviously broken version of a video.
+
+    Raises:
+        BadInput: as ``make_playable``.
+    """
+    clip = read_footage(source)
+    for name, strength in RUINED:
+        clip = corrupt(clip, name, strength)
+    assert clip.frames is not None
+    write_video(target, iter(clip.frames), clip.audio)
+
+
+def read_footage(path: Path) -> Footage:
+    """Frames of a video and, where there is sound, audio cut or padded to them.
+
+    Raises:
+        BadInput: the file cannot be read, or holds more than ``media.bounded.LOCAL`` allows.
+    """
+    frames, sound = read_clip(path)
+    if sound is None:
+        return Footage(frames)
+    audio = np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
+    audio[: len(sound)] = sound[: len(audio)]
+    return Footage(frames, audio)
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Packets into a fresh mp4, where browsers can play them as they are."""
+    for _ in bounded_frames(source):
+        pass  # a file that does not play to its end is found now, not by a participant
+    partial = target.with_name(f".{target.name}.partial.mp4")
+    try:
+        with open_media(source) as container:
+            video, sound = video_stream(container), sound_stream(container)
+            assert video is not None
+            tracks = [video] if sound is None else [video, sound]
+            plays = video.codec_context.name == "h264" and video.codec_context.pix_fmt == "yuv420p"
+            if not plays or (sound is not None and sound.codec_context.name != "aac") or _turned(video):
+                return False
+            remux(container, tracks, partial)
+        os.replace(partial, target)
+        return True
+    except (av.FFmpegError, OSError) as error:
+        raise BadInput(f"{source} cannot be copied ({error}): give a video that plays to its end.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _turned(video: av.VideoStream) -> bool:
+    frame = next(video.container.decode(video), None)
+    video.container.seek(0)
+    return bool(getattr(frame, "rotation", 0))

@@ -1,10 +1,14 @@
-"""``study.json``: what is compared, and what each participant gets to see.
+"""A study on disk: ``study.json``, what is compared and what each participant gets to see, and ``answers.sqlite``.
 
     trials(participant) = shuffle_key( their share of the pairs + all checks ),   side = coin_key(pair)
     key = study seed, participant's link token
 
 Shares walk around a fixed random circle of pairs by the participant's number, so that every pair is judged equally
 often; order and sides are a function of the key, so that a reload shows what was shown before.
+
+Of an answer is kept who gave it (a random link token and a number), on which comparison and aspect, and what it is. No
+address, browser, name or time of day is kept. Write-ahead logging lets people answer while others read; one short
+connection per request, so that every thread has its own.
 """
 
 from __future__ import annotations
@@ -12,13 +16,17 @@ from __future__ import annotations
 import json
 import random
 import re
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from flowportrait.config import from_dict
 from flowportrait.errors import BadInput
-from flowportrait.preference.pairs import Aspect
+from flowportrait.preference.dataset import VERSION_1_LABELS, Aspect, Label
 from flowportrait.written import write_json
 
 FORMAT, VERSION = "flowportrait study", 1
@@ -138,3 +146,104 @@ class Study:
             if not (folder / MEDIA / name).is_file():
                 raise BadInput(f"{folder / MEDIA / name} is missing: copy the whole study folder or make it again.")
         return study
+
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS study (identity TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS participants (token TEXT PRIMARY KEY, number INTEGER UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (
+    token TEXT NOT NULL REFERENCES participants (token) ON DELETE CASCADE,
+    comparison TEXT NOT NULL, aspect TEXT NOT NULL, label TEXT NOT NULL CHECK (label IN ('A', 'B', 'tie')),
+    PRIMARY KEY (token, comparison, aspect)) WITHOUT ROWID;
+"""
+
+Answers = dict[str, dict[Aspect, Label]]
+"""Comparison → aspect → label; the first clip is the comparison's a, on whatever side it was shown."""
+_TEXT_OF: dict[Label, str] = {label: text for text, label in VERSION_1_LABELS.items()}
+"""How the table writes labels."""
+
+
+class StudyFull(Exception):
+    """Nobody else may begin."""
+
+
+class AnswerStore:
+    """The answers of one study.
+
+    Raises:
+        BadInput: the file is of another study, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        self.path = folder / ANSWERS
+        try:
+            with self._open() as base:
+                base.execute("PRAGMA journal_mode = WAL")
+                base.executescript(_TABLES)
+                known = base.execute("SELECT identity FROM study").fetchone()
+                if known is None:
+                    base.execute("INSERT INTO study VALUES (?)", (study.identity,))
+        except sqlite3.Error as error:
+            raise BadInput(f"{self.path} cannot be used ({error}): check the folder or move the file away.") from error
+        if known is not None and known[0] != study.identity:
+            raise BadInput(f"{self.path} holds the answers of another study: move it away.")
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=30)) as base:
+            base.execute("PRAGMA foreign_keys = ON")
+            with base:
+                yield base
+
+    def begin(self, most: int | None = None) -> str:
+        """A new participant's link token.
+
+        Raises:
+            StudyFull: ``most`` have begun already.
+        """
+        token = secrets.token_urlsafe(12)
+        with self._open() as base:
+            # Taking the lock before counting gives two who begin at once two numbers.
+            base.execute("BEGIN IMMEDIATE")
+            number = base.execute("SELECT COALESCE(MAX(number), -1) + 1 FROM participants").fetchone()[0]
+            if most is not None and number >= most:
+                raise StudyFull
+            base.execute("INSERT INTO participants VALUES (?, ?)", (token, number))
+        return token
+
+    def number(self, token: str) -> int | None:
+        """The participant's number from 0; None if nobody has this link."""
+        with self._open() as base:
+            row = base.execute("SELECT number FROM participants WHERE token = ?", (token,)).fetchone()
+        return None if row is None else row[0]
+
+    def answer(self, token: str, comparison: str, aspect: Aspect, label: Label) -> None:
+        """Keep one answer; the last one given counts."""
+        values = (token, comparison, aspect, _TEXT_OF[label])
+        with self._open() as base:
+            base.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", values)
+
+    def answers(self, token: str) -> Answers:
+        """The answers of one participant so far; those of others are not read."""
+        answers: Answers = {}
+        with self._open() as base:
+            rows = base.execute("SELECT comparison, aspect, label FROM answers WHERE token = ?", (token,)).fetchall()
+        for comparison, aspect, label in rows:
+            answers.setdefault(comparison, {})[aspect] = VERSION_1_LABELS[label]
+        return answers
+
+    def withdraw(self, token: str) -> None:
+        """Forget what a participant answered; the number stays taken."""
+        with self._open() as base:
+            base.execute("DELETE FROM answers WHERE token = ?", (token,))
+
+    def all_answers(self) -> dict[int | None, Answers]:
+        """Participant's number → answers."""
+        answers: dict[int | None, Answers] = {}
+        with self._open() as base:
+            rows = base.execute(
+                "SELECT number, comparison, aspect, label FROM answers JOIN participants USING (token) ORDER BY number"
+            ).fetchall()
+        for number, comparison, aspect, label in rows:
+            answers.setdefault(number, {}).setdefault(comparison, {})[aspect] = VERSION_1_LABELS[label]
+        return answers

@@ -21,9 +21,8 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from flowportrait.preference.pairs import Aspect, Label
-from flowportrait.study.plan import MEDIA, MOST_PARTICIPANTS, QUESTIONS, Study, Trial
-from flowportrait.study.store import Store, StudyFull
+from flowportrait.preference.dataset import Aspect, Label
+from flowportrait.study.plan import MEDIA, MOST_PARTICIPANTS, QUESTIONS, AnswerStore, Study, StudyFull, Trial
 from flowportrait.web_server import LOOPBACK, RequestGuard
 
 PAGE = {"index.html": "text/html", "study.css": "text/css", "study.js": "text/javascript"}
@@ -37,7 +36,7 @@ HEADERS = {
 Choice = Literal["left", "same", "right"]
 
 
-class Given(BaseModel, extra="forbid"):
+class PostedAnswer(BaseModel, extra="forbid"):
     """One answer as the page sends it."""
 
     aspect: Aspect
@@ -52,7 +51,7 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
         BadInput: the folder holds no study, or its answers belong to another one.
     """
     study = Study.load(folder)
-    store = Store(folder, study)
+    store = AnswerStore(folder, study)
     app = FastAPI(title=study.title, openapi_url=None)
     app.add_middleware(
         RequestGuard, hosts=hosts, largest_body=LARGEST_ANSWER, content_types={"/api/": ("application/json",)},
@@ -106,8 +105,8 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
 
     @app.get("/api/participants/{token}")
     def progress(token: str) -> dict[str, Any]:
-        planned, said = trials(token), store.answers(token)
-        finished = [said.get(one.comparison.key, {}).keys() >= QUESTIONS.keys() for one in planned]
+        planned, answers = trials(token), store.answers(token)
+        finished = [answers.get(one.comparison.key, {}).keys() >= QUESTIONS.keys() for one in planned]
         return {
             "questions": [{"aspect": aspect, "text": text} for aspect, text in QUESTIONS.items()],
             "total": len(planned),
@@ -117,20 +116,20 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
 
     @app.get("/api/participants/{token}/trials/{index}")
     def screen(token: str, index: int) -> dict[str, Any]:
-        shown = trial(token, index)
-        sides = [f"/media/{name}" for name in (shown.comparison.a, shown.comparison.b)]
-        left, right = reversed(sides) if shown.flipped else sides
-        said = store.answers(token).get(shown.comparison.key, {})
+        current = trial(token, index)
+        sides = [f"/media/{name}" for name in (current.comparison.a, current.comparison.b)]
+        left, right = reversed(sides) if current.flipped else sides
+        answers = store.answers(token).get(current.comparison.key, {})
         return {
             "left": left,
             "right": right,
-            "answers": {aspect: to_choice(label, shown.flipped) for aspect, label in said.items()},
+            "answers": {aspect: to_choice(label, current.flipped) for aspect, label in answers.items()},
         }
 
     @app.put("/api/participants/{token}/trials/{index}")
-    def answer(token: str, index: int, given: Given) -> dict[str, bool]:
-        shown = trial(token, index)
-        store.answer(token, shown.comparison.key, given.aspect, to_label(given.choice, shown.flipped))
+    def answer(token: str, index: int, posted: PostedAnswer) -> dict[str, bool]:
+        current = trial(token, index)
+        store.answer(token, current.comparison.key, posted.aspect, to_label(posted.choice, current.flipped))
         return {"kept": True}
 
     @app.delete("/api/participants/{token}/answers")
@@ -143,14 +142,14 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
 
 
 def to_label(choice: Choice, flipped: bool) -> Label:
-    """What a side means for the comparison's a and b."""
+    """The label of a choice, where the first clip is the comparison's a; flipped: a was on the right."""
     if choice == "same":
-        return "tie"
-    return "A" if (choice == "left") != flipped else "B"
+        return Label.TIE
+    return Label.FIRST if (choice == "left") != flipped else Label.SECOND
 
 
 def to_choice(label: Label, flipped: bool) -> Choice:
     """Inverse of ``to_label``."""
-    if label == "tie":
+    if label is Label.TIE:
         return "same"
-    return "left" if (label == "A") != flipped else "right"
+    return "left" if (label is Label.FIRST) != flipped else "right"

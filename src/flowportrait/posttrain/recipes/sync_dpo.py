@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flowportrait.posttrain.advantage import Allocation
-from flowportrait.posttrain.given import Given
 from flowportrait.posttrain.objective.dpo import DPO
+from flowportrait.posttrain.offline_data import OfflineDataConfig
 from flowportrait.posttrain.plan import NoNoise
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes.card import Card
@@ -12,7 +12,7 @@ from flowportrait.posttrain.recipes.card import Card
 CARD = Card(
     recipe=Recipe(
         "sync-dpo",
-        given=Given(clips="damaged", weights={"sync": 1.0}),
+        given=OfflineDataConfig(clips="damaged", weights={"sync": 1.0}),
         plan=NoNoise(),
         objective=DPO(),
         allocation=Allocation(regions={"sync": "mouth"}),

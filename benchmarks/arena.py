@@ -20,11 +20,9 @@ from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.adapter import load_prompts
-from flowportrait.posttrain.drawing import Drawing
-from flowportrait.posttrain.items import draw_items
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.task import Prompts, TalkingTask
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.task import Drawing, Prompts, TalkingTask, draw_prompts
 from flowportrait.prompts import read_prompts
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch
@@ -66,22 +64,22 @@ class Bench:
     @cached_property
     def held(self) -> TalkingTask:
         """What all are watched on."""
-        return self._task(self.held_out, override(named("flow-grpo"), SMALL))
+        return self._task(self.held_out, override(find_recipe("flow-grpo"), SMALL))
 
     @cached_property
     def spoken(self) -> TalkingTask:
         """What all learn from."""
-        return self._task(self.prompts, override(named("flow-grpo"), SMALL))
+        return self._task(self.prompts, override(find_recipe("flow-grpo"), SMALL))
 
     @cached_property
     def shown(self) -> TalkingTask:
         """What those learn from who are shown real clips: the corpus is their speech."""
-        return self._task(self.prompts, override(named("exemplar-awm"), SMALL), self.corpus)
+        return self._task(self.prompts, override(find_recipe("exemplar-awm"), SMALL), self.corpus)
 
     def watch(self, policy: ARFlow) -> dict[str, list[float]]:
         """All rewards of every held-out performance as delivered; the same prompts and noise every time."""
         held = self.held
-        prompts = Prompts(*draw_items(held.items, WATCHED, held.frames, 0, 0))
+        prompts = Prompts(*draw_prompts(held.items, WATCHED, held.frames, 0, 0))
         assert held.draw_for is not None, "these tasks draw"
         motion = MotionLowPass()(sample_mel(policy, prompts.mel, list(range(WATCHED))))
         scores = self.everything(RewardBatch(motion, prompts.mel, held.draw_for(prompts.portraits)))

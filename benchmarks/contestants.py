@@ -15,7 +15,7 @@ from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.reward.registry import REWARDS, register
 
 SMALL = (
-    "groups=4", "group_size=8", "frames=48", "pieces=1", "render_size=96",
+    "groups=4", "group_size=8", "frames=48", "rollout_chunks=1", "render_size=96",
 )  # fmt: skip
 """Rollouts small enough for many iterations a minute on one core; the same for everybody."""
 
@@ -42,7 +42,7 @@ for _name in CHANCES:
     if _name not in REWARDS:
         register(_name, lambda options, name=_name: Chance(name))
 
-ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objective.reference=0", "learning_rate=2e-4")
+ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objective.kl_weight=0", "learning_rate=2e-4")
 AT_RANDOM = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "rewards.other.chance=1")
 GRPO = (
     "flow-grpo", "dance-grpo", "mix-grpo", "flash-grpo", "longcat-grpo", "cps", "guard", "dppo", "branch-grpo",

@@ -28,7 +28,7 @@ from flowportrait.generator.sampler import sample_mel
 from flowportrait.generator.training_clips import extract_features, load_clips, save_clips
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.video import FPS
-from flowportrait.posttrain.credit import CreditConfig, assign
+from flowportrait.posttrain.credit import CreditConfig, assign_credit
 from flowportrait.posttrain.task import DrawFor, Prompts
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score
@@ -95,7 +95,7 @@ def best_of(
     mel = log_mel(level(audio))[: 4 * takes.shape[1]].expand(BEST_OF, -1, -1)
     whole = 4 * (mel.shape[1] // 4)
     scores = rewards(RewardBatch(takes[:, : whole // 4], mel[:, :whole], draw([portrait] * BEST_OF)))
-    credit = assign(scores, torch.zeros(BEST_OF, dtype=torch.long), 1, rewards.weights, CreditConfig(dense=0.0))
+    credit = assign_credit(scores, torch.zeros(BEST_OF, dtype=torch.long), 1, rewards.weights, CreditConfig(dense=0.0))
     return takes[int(credit.advantage[:, 0].argmax())]
 
 

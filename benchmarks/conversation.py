@@ -17,7 +17,8 @@ import torch
 
 from flowportrait.animator import Animator
 from flowportrait.codec.basis import BLINK
-from flowportrait.conversation.stage import Person, performances, side_by_side
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.conversation.stage import conversation_motion, frames_side_by_side, two_portraits
 from flowportrait.conversation.turns import tracks
 from flowportrait.generator.speech_stream import speech_gate
 from flowportrait.media.face import FaceTracker
@@ -45,8 +46,10 @@ def opening(frames: list[np.ndarray]) -> np.ndarray:
     return gap / eyes
 
 
-def measure(people: list[Person], motions: list[torch.Tensor], sound: np.ndarray, path: Path, size: int) -> np.ndarray:
-    write_video(path, side_by_side(people, motions, size), sound)
+def measure(
+    people: list[MotionCodec], motions: list[torch.Tensor], sound: np.ndarray, path: Path, size: int
+) -> np.ndarray:
+    write_video(path, frames_side_by_side(people, motions), sound)
     frames = list(iter_frames(path))
     return np.stack([opening([frame[:, :size] for frame in frames]), opening([frame[:, size:] for frame in frames])])
 
@@ -60,7 +63,8 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(1)
     given.output.mkdir(parents=True, exist_ok=True)
-    people = [Person(read_image(photo), str(photo)) for photo in given.photos]
+    portraits = two_portraits([read_image(photo) for photo in given.photos], list(map(str, given.photos)), given.size)
+    people = [MotionCodec(portrait) for portrait in portraits]
     voices, turns = [voice_named("heart"), voice_named("espeak:en+m3")], []
     for index, text in enumerate(cycle(SAID)):
         turns.append((index % 2, np.concatenate(list(speak([text], voices[index % 2])))))
@@ -69,7 +73,7 @@ def main() -> None:
     heard = tracks(turns, in_turn=True)
     mixed = heard.sum(0)
     animator = Animator.from_pretrained("rl")
-    motions = performances(animator, heard)
+    motions = conversation_motion(lambda own, seed: torch.cat(list(animator.motion(own, seed=seed))), heard)
     gates = np.stack([speech_gate(track) for track in heard])
     speaking, listening = gates == 1, (gates == 0) & (gates[::-1] == 1)
     both = [torch.cat(list(animator.motion(mixed, seed=seed))) for seed in (0, 1)]

@@ -24,15 +24,14 @@ from statistics import median
 import torch
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.posttrain.items import Item
-from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
+from flowportrait.posttrain.objective.interface import Advantage, LossInputs
 from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.plan import AllSteps
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.rollout import Points, Trajectory
+from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 
@@ -55,7 +54,7 @@ class Slow:
 
 def trainer(recipe: Recipe, reward: Slow) -> Trainer:
     policy = load_generator("sft")
-    speech = [Item(torch.randn(1200, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(4)]
+    speech = [SpeechItem(torch.randn(1200, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(4)]
     task = TalkingTask(speech, recipe.frames, None, policy.config.chunk)
     return Trainer(policy, task, recipe, Composite((reward,), {"slow": 1.0}))
 
@@ -106,7 +105,7 @@ def backward(run: Trainer, trajectory: Trajectory, old: torch.Tensor, variant: s
             coefficients=type(trajectory.coefficients)(*(c[:, :, part] for c in trajectory.coefficients)),
         )  # fmt: skip
         live = run.policy.velocity(x, sigma, context[:, :, None])
-        evidence = Evidence(own, Advantage(advantage), Points(x, sigma), live, {"old": old[:, :, part]})
+        evidence = LossInputs(own, Advantage(advantage), Points(x, sigma), live, {"old": old[:, :, part]})
         (OBJECTIVE(evidence).total * x.shape[2] / steps).backward(retain_graph=more)
 
     VARIANTS[variant](run, trajectory, learn)
@@ -115,7 +114,7 @@ def backward(run: Trainer, trajectory: Trajectory, old: torch.Tensor, variant: s
 
 def ladder(repeats: int, steps: int) -> dict[str, object]:
     """Every variant's time for one update, in units of the engine's."""
-    recipe = replace(named("flow-grpo"), groups=2, group_size=8, plan=EveryStep(steps=steps))
+    recipe = replace(find_recipe("flow-grpo"), groups=2, group_size=8, plan=AllSteps(steps=steps))
     run = trainer(recipe, Slow(0.0))
     trajectory = run.collect().trajectory
     with torch.no_grad():
@@ -139,11 +138,11 @@ def ladder(repeats: int, steps: int) -> dict[str, object]:
 
 def scaling(repeats: int) -> dict[str, dict[str, float]]:
     """Cost of acting and of an update against clip length, group size and steps, in units of the first of each."""
-    base = replace(named("flow-grpo"), groups=1, group_size=8, updates=1)
+    base = replace(find_recipe("flow-grpo"), groups=1, group_size=8, updates=1)
     sweeps: dict[str, dict[str, Recipe]] = {
         "frames": {str(n): replace(base, frames=n) for n in (36, 72, 144)},
         "group_size": {str(n): replace(base, group_size=n) for n in (4, 8, 16)},
-        "steps": {str(n): replace(base, plan=EveryStep(steps=n)) for n in (3, 6, 12)},
+        "steps": {str(n): replace(base, plan=AllSteps(steps=n)) for n in (3, 6, 12)},
     }
     result: dict[str, dict[str, float]] = {}
     for what, recipes in sweeps.items():
@@ -154,7 +153,7 @@ def scaling(repeats: int) -> dict[str, dict[str, float]]:
                 begun = time.process_time()
                 batch = run.collect()
                 acted = time.process_time()
-                run.update(batch.trajectory, run.credit(batch.trajectory, batch.scores)[0])
+                run.update(batch.trajectory, run.credit(batch)[0])
                 costs[name].append((acted - begun, time.process_time() - acted))
         for number, phase in enumerate(("rollout", "update")):
             times = {name: median(row[number] for row in rows) for name, rows in costs.items()}
@@ -168,7 +167,7 @@ def overlap() -> dict[str, float]:
     long as acting does."""
     hidden = {}
     for pieces in (1, 2, 4):
-        recipe = replace(named("flow-grpo"), groups=4, group_size=8, pieces=pieces)
+        recipe = replace(find_recipe("flow-grpo"), groups=4, group_size=8, rollout_chunks=pieces)
         acting = trainer(recipe, Slow(0.0)).collect().seconds
         seconds = trainer(recipe, Slow(acting["seconds/rollout"] / 32)).collect().seconds
         hidden[str(pieces)] = round(1 - seconds["seconds/waiting"] / seconds["seconds/reward"], 2)

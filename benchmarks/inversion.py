@@ -13,11 +13,8 @@ first by Euler's step. Fields: the small portrait flow on framed faces of unseen
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +34,9 @@ from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import Velocity, solve
 from flowportrait.portraitgen.faces import Faces
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_pictures
-from flowportrait.posttrain.items import Item, draw_items
-from flowportrait.posttrain.task import Prompts, TalkingTask
+from flowportrait.posttrain.task import Prompts, SpeechItem, TalkingTask, draw_prompts
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,9 @@ def fields(options: Options) -> Iterator[tuple[str, Velocity, torch.Tensor]]:
     if options.corpus:
         policy = load_generator(options.generator)
         clips = [clip for clip in load_motion(options.corpus, ("dev",)) if len(clip.motion) > 28]
-        items = [Item(clip.mel, 0, clip.motion) for clip in clips]
+        items = [SpeechItem(clip.mel, 0, clip.motion) for clip in clips]
         task = TalkingTask(items, 28, None, policy.config.chunk)
-        prompts = Prompts(*draw_items(items, options.samples // 4, 28, 0, 0))
+        prompts = Prompts(*draw_prompts(items, options.samples // 4, 28, 0, 0))
         latents = task.real(policy, prompts)
         assert latents is not None, "clips of a corpus have motion"
         context = policy.contexts(task.condition(policy, prompts), latents)

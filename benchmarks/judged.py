@@ -16,7 +16,7 @@ from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.media.write_video import write_video
-from flowportrait.posttrain.drawing import Drawing
+from flowportrait.posttrain.task import Drawing
 
 
 def evaluate(bench: Bench, name: str, seed: int) -> None:

@@ -116,7 +116,7 @@ def with_real(measured: Measurements, files: dict[str, list[Path]], cache: Path)
     rows: dict[str, dict[str, Row]] = {}
     for name, paths in files.items():
         for path in paths:
-            finding, real = measured.findings[name].get(path.stem), measured.findings[PLAIN].get(path.stem)
+            finding, real = measured.metrics[name].get(path.stem), measured.metrics[PLAIN].get(path.stem)
             if finding is None or real is None:
                 continue
             row = finding.row | {"sync": finding.row.get("sync_in_time", finding.row.get("sync_in_time_short"))}

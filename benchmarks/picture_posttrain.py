@@ -37,11 +37,10 @@ from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.face_film import Film, film, pictures
 from flowportrait.generator.patch_flow import PatchFlow
 from flowportrait.posttrain.film_task import FilmTask, Scenes
-from flowportrait.posttrain.plan import NoNoise
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.rollout import rollout
+from flowportrait.posttrain.plan import OdePlan
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.rollout import final_samples, rollout
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.posttrain.trajectory import finished
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch
 
@@ -84,7 +83,7 @@ def main() -> None:
 
 def trained(model: PatchFlow, task: FilmTask, rewards: Composite, given: argparse.Namespace) -> PatchFlow:
     """The model after so many minutes."""
-    recipe = replace(named(given.recipe), groups=3, group_size=8, frames=task.frames, pieces=1, updates=1)
+    recipe = replace(find_recipe(given.recipe), groups=3, group_size=8, frames=task.frames, rollout_chunks=1, updates=1)
     trainer, began = Trainer(model, task, recipe, rewards), time.process_time()
     while time.process_time() - began < 60 * given.minutes:
         metrics = trainer.step()
@@ -99,7 +98,7 @@ def drawn(model: PatchFlow, task: FilmTask, scenes: Scenes) -> torch.Tensor:
     """Latents ``[B, T, D]`` that go on from each scene's portrait."""
     rows = torch.arange(len(scenes.portrait))
     condition = task.condition(model, scenes)
-    plan = NoNoise(model.config.steps)(0, 0, len(rows), condition.chunks)
+    plan = OdePlan(model.config.steps)(0, 0, len(rows), condition.chunks)
     return rollout(model, condition, rows, rows, plan, KERNELS["flow-sde"](0.5), NoiseKey(0)).latents
 
 
@@ -108,7 +107,7 @@ def show(
 ) -> dict[str, np.ndarray]:
     """Print a row; returns its figures over clips."""
     rows = torch.arange(len(latents))
-    batch: RewardBatch = task.batch(model, finished(task.condition(model, scenes), latents, rows, rows), scenes)
+    batch: RewardBatch = task.batch(model, final_samples(task.condition(model, scenes), latents, rows, rows), scenes)
     found = {key: score.value.numpy() for key, score in rewards(batch).items()}
     clips = [np.stack(list(pictures(clip, task.codec, task.side))) for clip in latents]
     firsts = [next(iter(pictures(first[None], task.codec, task.side))) for first in scenes.portrait]

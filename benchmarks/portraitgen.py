@@ -44,9 +44,9 @@ from flowportrait.portraitgen.measured_stills import Limits, MeasuredStills
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames, as_pictures
 from flowportrait.portraitgen.stills import looks_at
 from flowportrait.portraitgen.task import PortraitTask
-from flowportrait.posttrain.plan import EveryStep, NoNoise
+from flowportrait.posttrain.plan import AllSteps, OdePlan
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.face_net import align
@@ -104,13 +104,13 @@ class Options:
 
 def recipe_of(system: System, seed: int, iterations: int) -> Recipe:
     """The named recipe at this size: the same groups, rollouts and learning rate for all."""
-    found = named(system.recipe)
-    plan = NoNoise(steps=STEPS) if isinstance(found.plan, NoNoise) else EveryStep(steps=STEPS)
+    found = find_recipe(system.recipe)
+    plan = OdePlan(steps=STEPS) if isinstance(found.plan, OdePlan) else AllSteps(steps=STEPS)
     exemplars = found.exemplars and replace(
-        found.exemplars, inversion="two_step", baseline=system.baseline, push=system.push
+        found.exemplars, inversion="two_step", baseline=system.baseline, negative_limit=system.push
     )
     return replace(
-        found, plan=plan, eta=0.7, groups=4, group_size=8, pieces=1, learning_rate=3e-4, exemplars=exemplars,
+        found, plan=plan, eta=0.7, groups=4, group_size=8, rollout_chunks=1, learning_rate=3e-4, exemplars=exemplars,
         iterations=iterations, seed=seed,
     )  # fmt: skip
 

@@ -11,13 +11,12 @@ from preference_material import WEIGHTS, Material
 
 from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.items import Item
-from flowportrait.posttrain.objective.dpo import DPO
+from flowportrait.posttrain.objective.preference import DPO
 from flowportrait.posttrain.offline_data import OfflineDataConfig, OfflineTask, damaged_source, window_source
 from flowportrait.posttrain.post_trainer import learning_from_pairs
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.reward.composite import Composite
 
 FRAMES, CHUNK = 24, 4
@@ -75,21 +74,21 @@ def _setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
     offline = Composite((), WEIGHTS)
     if arm == "supervised":
         recipe = replace(
-            named("flow-rwr"), given=OfflineDataConfig(clips="rated"), credit=CreditConfig(among="batch"), group_size=1,
+            find_recipe("flow-rwr"), offline_data=OfflineDataConfig(clips="rated"), credit=CreditConfig(baseline_scope="batch"), group_size=1,
             groups=48, frames=FRAMES, learning_rate=5e-5,
         )  # fmt: skip
         return OfflineTask(window_source(made.real, FRAMES, ["sync"]), CHUNK), recipe, offline
     name, _, change = arm.partition(" ")
     changed = CHANGES.get(change, lambda recipe: recipe)
     if name == "sync-dpo":
-        recipe = changed(replace(named(name), groups=24))
-        assert recipe.given is not None, "it damages clips"
-        return OfflineTask(damaged_source(clips, recipe.given, recipe.frames), CHUNK), recipe, offline
+        recipe = changed(replace(find_recipe(name), groups=24))
+        assert recipe.offline_data is not None, "it damages clips"
+        return OfflineTask(damaged_source(clips, recipe.offline_data, recipe.frames), CHUNK), recipe, offline
     if arm in ("flow-dpo online", "flow-rwr", *WITH_REAL):
-        items = [Item(clip.mel.float(), 0, clip.motion) for clip in clips if len(clip.motion) > WHOLE]
-        recipe = replace(named(name), frames=WHOLE, groups=6, group_size=8)
+        items = [SpeechItem(clip.mel.float(), 0, clip.motion) for clip in clips if len(clip.motion) > WHOLE]
+        recipe = replace(find_recipe(name), frames=WHOLE, groups=6, group_size=8)
         return TalkingTask(items, WHOLE, None, CHUNK), recipe, Composite.of(ONLINE)
     rated = name == "threshold"
     families = made.rated if rated else made.pairs
-    recipe = replace(learning_from_pairs(named(name)), frames=FRAMES, groups=48 if rated else 24)
+    recipe = replace(learning_from_pairs(find_recipe(name)), frames=FRAMES, groups=48 if rated else 24)
     return OfflineTask(window_source(families, FRAMES, list(WEIGHTS)), CHUNK), changed(recipe), offline

@@ -17,9 +17,7 @@ import torch
 from preference_arms import CHOSEN, is_trained, several, trained
 
 from flowportrait.animator import Animator
-from flowportrait.best_of import best, takes
 from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
 from flowportrait.corpus.clip import Clip
 from flowportrait.evaluation.comparison import metric_values
 from flowportrait.evaluation.measure import measure_video
@@ -30,6 +28,8 @@ from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.guidance import best_candidate, score_candidates
+from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
 from flowportrait.preference.latent_reward import REACH, LatentReward
 from flowportrait.reward.registry import build
 
@@ -46,7 +46,7 @@ def performer(system: str, output: Path, by: str) -> Perform:
     animator = Animator.from_pretrained(trained(output, system) / "checkpoint" if is_trained(system) else "sft")
     steering = None
     if system.startswith("guide "):
-        weights = ordered_weights(parse_weights(system.removeprefix("guide ")), DIMENSIONS)
+        weights = ordered_weights(parse_guide(system.removeprefix("guide ")), GUIDE_DIMENSIONS)
         steering = Steering(LatentReward.load(), weights, history_chunks=REACH)
     if system.startswith("pruned"):
         steering = Steering(
@@ -62,7 +62,7 @@ def performer(system: str, output: Path, by: str) -> Perform:
 
     def chosen(audio: np.ndarray, seed: int) -> torch.Tensor:
         seeds = [seed + FOLD * take for take in range(several(system))]
-        return best(takes(lambda own: once(audio, own), seeds, audio, reward)).motion
+        return best_candidate(score_candidates(lambda own: [once(audio, own)], seeds, audio, reward)).motion
 
     return chosen
 

@@ -29,9 +29,10 @@ from flowportrait.checkpoints import load_generator
 from flowportrait.corpus.motion_set import load_motion
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.arflow import ARFlow
+from flowportrait.posttrain.collect import Batch
 from flowportrait.posttrain.learner import Metrics
-from flowportrait.posttrain.objective.dpo import DPO
 from flowportrait.posttrain.objective.interface import Advantage
+from flowportrait.posttrain.objective.preference import DPO
 from flowportrait.posttrain.offline_data import (
     OfflineDataConfig,
     OfflineSource,
@@ -39,11 +40,9 @@ from flowportrait.posttrain.offline_data import (
     damaged_source,
     window_source,
 )
-from flowportrait.posttrain.replay import velocity_at
+from flowportrait.posttrain.rollout import velocity_at
 from flowportrait.posttrain.task import latent_regions
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.posttrain.trajectory import Trajectory
-from flowportrait.reward.interface import Score
 from flowportrait.training.state import write_checkpoint
 
 SEEDS = 3
@@ -142,9 +141,9 @@ def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str], seed:
 class Watched(Trainer):
     """Also logs ``negative``, the share of own samples that a step pushes away from."""
 
-    def credit(self, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, Metrics]:
-        advantage, metrics = super().credit(trajectory, scores)
-        own = advantage.per_sample[~trajectory.real]
+    def credit(self, batch: Batch) -> tuple[Advantage, Metrics]:
+        advantage, metrics = super().credit(batch)
+        own = advantage.per_sample[~batch.trajectory.real]
         return advantage, metrics | {"negative": float((own < 0).float().mean())}
 
 

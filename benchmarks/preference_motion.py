@@ -17,12 +17,12 @@ from preference_arms import ARMS, CHOSEN, is_trained, several, trained
 from preference_material import FRAMES, rate
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.commands.animate_reward import DIMENSIONS, parse_weights
 from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.generator.sampler import sample_mel
 from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.mel import MELS_PER_FRAME
+from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.liveliness import GROUPS, log_amplitude, log_flutter, log_speed
@@ -30,7 +30,7 @@ from flowportrait.reward.registry import build
 
 CLIPS, FOLD = 48, 1000
 WEIGHTS = (1, 3, 10)
-SWEEP = tuple(f"guide {dimension}={weight}" for dimension in DIMENSIONS for weight in WEIGHTS)
+SWEEP = tuple(f"guide {dimension}={weight}" for dimension in GUIDE_DIMENSIONS for weight in WEIGHTS)
 SYSTEMS = ("sft", *ARMS, *SWEEP, "guide sync=3,expression=1,motion=1", *CHOSEN)
 
 
@@ -54,8 +54,8 @@ def played(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
         takes = [sample_mel(model, mel, [seed + fold for seed in seeds]) for fold in folds]
         liked = torch.stack([build("preference")(RewardBatch(motion, mel)).value for motion in takes])
         return torch.stack(takes)[liked.argmax(0), torch.arange(len(mel))]
-    weights = parse_weights(system.removeprefix("guide ")) if system.startswith("guide ") else {}
-    return sample_mel(model, mel, seeds, steering=Steering(reward, ordered_weights(weights, DIMENSIONS)))
+    weights = parse_guide(system.removeprefix("guide ")) if system.startswith("guide ") else {}
+    return sample_mel(model, mel, seeds, steering=Steering(reward, ordered_weights(weights, GUIDE_DIMENSIONS)))
 
 
 def parts(corpus: Path, output: Path, systems: Sequence[str]) -> None:

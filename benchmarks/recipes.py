@@ -31,7 +31,7 @@ from rich.console import Console
 
 from flowportrait.checkpoints import load_generator
 from flowportrait.config import override
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 
@@ -84,7 +84,7 @@ def train(bench: Bench, name: str, seed: int) -> None:
 def post_train(bench: Bench, name: str, folder: Path, seed: int) -> None:
     """Iterations of a recipe until its processor seconds are spent."""
     contestant = CONTESTANTS[name]
-    recipe = override(named(contestant.recipe), [*SMALL, *contestant.settings, f"seed={seed}"])
+    recipe = override(find_recipe(contestant.recipe), [*SMALL, *contestant.settings, f"seed={seed}"])
     task = bench.shown if recipe.exemplars else bench.spoken
     trainer = Trainer(load_generator("sft"), task, recipe, Composite.default(recipe.rewards))
     seen = bench.at_start(trainer.policy)
@@ -96,7 +96,7 @@ def post_train(bench: Bench, name: str, folder: Path, seed: int) -> None:
         spent += time.process_time() - begun
         record["seconds"] = spent
         if spent >= due:
-            with trainer.acting("ema"):
+            with trainer.rollout_mode("ema"):
                 seen = bench.watch(trainer.policy)
             record |= means(seen)
             due += bench.seconds / LOOKS

@@ -37,7 +37,7 @@ from flowportrait.media.crop import apply_affine, crop_transform
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
-from flowportrait.posttrain.drawing import Drawing
+from flowportrait.posttrain.task import Drawing
 from flowportrait.reward.batch import SIDE, Recorded, cropped
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.face_net import FaceNet, align

@@ -27,8 +27,7 @@ from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
 from flowportrait.posttrain.graft import grafted
 from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import read_recipe
+from flowportrait.posttrain.recipe import PostTrainConfig, Recipe
 from flowportrait.posttrain.soup import soup
 
 SHARES, SPREAD_EYES, GRAFT_STEPS = (0.25, 0.75), 1.3, 400
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--heard", type=Path, help="what a supervised run remembered, to save listening")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    shipped = read_recipe(checkpoint_folder("rl") / "recipe.json")
+    shipped = PostTrainConfig.from_json(checkpoint_folder("rl") / "recipe.json")
     for seed in given.seeds:
         for name in given.only:
             folder = given.output / name.replace(" ", "_") / str(seed)

@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 
 from flowportrait.checkpoints import load_generator
-from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
@@ -42,7 +41,7 @@ class Lift:
 def trainer(recipe: Recipe) -> Trainer:
     """The shipped generator after one iteration, so that there are moments to save."""
     policy = load_generator("sft")
-    task = TalkingTask([Item(torch.randn(160, 80), 0)], recipe.frames, None, policy.config.chunk)
+    task = TalkingTask([SpeechItem(torch.randn(160, 80), 0)], recipe.frames, None, policy.config.chunk)
     run = Trainer(policy, task, recipe, Composite((Lift(),), {"lift": 1.0}))
     run.step()
     return run
@@ -63,7 +62,7 @@ def main() -> None:
     options.add_argument("folder", type=Path, nargs="?", default=Path(tempfile.gettempdir()))
     options.add_argument("--lora", action="store_true")
     chosen = options.parse_args()
-    recipe = replace(named("flow-grpo"), groups=1, group_size=2, frames=32, updates=1)
+    recipe = replace(find_recipe("flow-grpo"), groups=1, group_size=2, frames=32, updates=1)
     run = trainer(replace(recipe, lora=Lora()) if chosen.lora else recipe)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         folder = Path(name)

@@ -1,6 +1,6 @@
 """Pages that mkdocs makes while it builds: one per recipe, from its card, its settings and the tests that name it.
 
-    posttrain/recipes/*.py  CARD ─┐
+    posttrain/recipes/*.py  cards ┐
     tests/*.py  "nft"  ───────────┴─►  methods/nft.md, methods/index.md
 
 Links out of docs/ into the source become plain names: the site stands without the repository.

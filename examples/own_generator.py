@@ -22,9 +22,9 @@ from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, level, log_mel
 from flowportrait.policies.interface import DecodedSamples, Item
-from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.plan import AllSteps
 from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import find_recipe
 
 FRAMES, NUMBERS = 50, 30
 
@@ -69,7 +69,7 @@ class Murmur(nn.Module):
 def main(prompts: Path, output: Path, iterations: int = 12) -> Path:
     """Post-train with the sync reward alone."""
     recipe = replace(
-        named("flow-grpo"), groups=4, group_size=16, plan=EveryStep(steps=4), learning_rate=1e-3, eta=1.0,
+        find_recipe("flow-grpo"), groups=4, group_size=16, plan=AllSteps(steps=4), learning_rate=1e-3, eta=1.0,
         iterations=iterations,
     )  # fmt: skip
     name = "examples.own_generator:Murmur"

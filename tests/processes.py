@@ -23,16 +23,14 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
-import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 from accelerate.state import AcceleratorState
 
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.items import Item
 from flowportrait.posttrain.loop import Loop
-from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.plan import AllSteps
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
@@ -43,7 +41,7 @@ from flowportrait.training.state import read_state, write_checkpoint, write_stat
 from tests.test_generator import TINY
 
 RECIPE = Recipe(
-    "tiny", groups=2, group_size=4, frames=28, plan=EveryStep(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1,
+    "tiny", groups=2, group_size=4, frames=28, plan=AllSteps(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1,
     credit=CreditConfig(std="largest"),
 )  # fmt: skip
 Found = dict[str, Any]
@@ -75,7 +73,7 @@ def trainer(recipe: Recipe = RECIPE, reward: Lift | None = None) -> Trainer:
     policy = ARFlow(TINY)
     for parameter in policy.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    items = [Item(torch.randn(160, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(5)]
+    items = [SpeechItem(torch.randn(160, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(5)]
     task = TalkingTask(items, recipe.frames, None, TINY.chunk)
     return Trainer(policy, task, recipe, Composite((reward or Lift(),), {"lift": 1.0}))
 
@@ -175,7 +173,7 @@ def troubled(folder: Path, on: int) -> Found:
     return {"iteration": run.iteration, "ended": ended}
 
 
-STALE = replace(RECIPE, stale=1)
+STALE = replace(RECIPE, staleness=1)
 RECOMPUTED = replace(RECIPE, checkpointing=True, old=SlowCopy())
 LORA = replace(RECIPE, lora=Lora(rank=2), micro_batch=3)
 
@@ -210,13 +208,13 @@ def resume(folder: Path, processes: int) -> None:
 
 def every_recipe(folder: Path, processes: int) -> None:
     """One step of each, cut to the tiny policy; after one step, the first moment is a tenth of the gradient."""
-    from flowportrait.posttrain.recipes import CARDS, named
+    from flowportrait.posttrain.recipes import CARDS, find_recipe
     from tests.test_posttrain import trainer as with_real_clips
     from tests.test_recipes import small
 
     found = {}
     for name in CARDS:
-        run = with_real_clips(replace(small(named(name)), groups=2, updates=1, epochs=1, grad_clip=1e9))
+        run = with_real_clips(replace(small(find_recipe(name)), groups=2, updates=1, epochs=1, grad_clip=1e9))
         own = iterate(run, 1)
         moments = [value.flatten() for key, value in run.state_dict().items() if key.startswith("optimizer.exp_avg/")]
         found[name] = {"samples": own["samples"], "gradient": 10 * torch.cat(moments)}

@@ -8,7 +8,6 @@ import re
 import resource
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -22,12 +21,14 @@ from skimage.data import astronaut
 from flowportrait.animator import Animator
 from flowportrait.cli import main, parser
 from flowportrait.codec.basis import LOWER
-from flowportrait.commands.animate_batch import jobs_of
+from flowportrait.commands.animate import items_of
 from flowportrait.errors import BadInput
 from flowportrait.generator.sampler import GenerationSession
 from flowportrait.generator.speech_stream import LevelledSound, closed_lips_share
 from flowportrait.media.mel import QUIET_RMS, gain, raise_quiet
 from flowportrait.media.video import iter_frames
+from flowportrait.pipelines.animate import AnimatePipeline
+from flowportrait.pipelines.batch import BatchItem
 
 RATE = 16_000
 
@@ -64,8 +65,8 @@ def animator() -> Animator:
 def jobs(tmp_path: Path, *words: str | Path) -> list[tuple[str, str | None, str]]:
     """Names of picture, sound and video of every job."""
     options = parser().parse_args(["animate", *map(str, words), "--output", str(tmp_path / "out")])
-    return [((one.image or one.video).name, one.audio and one.audio.name, one.output.name)
-            for one in jobs_of(options).options]  # fmt: skip
+    return [((one.image or one.video).name, one.audio and one.audio.name, output.name)
+            for one, output in items_of(options)[0]]  # fmt: skip
 
 
 def empty(folder: Path, *names: str) -> list[Path]:
@@ -129,14 +130,16 @@ def test_a_file_that_cannot_be_used_does_not_stop_the_others(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded = []
-    before = Animator.from_pretrained.__func__  # type: ignore[attr-defined]
-    Animator.from_pretrained = classmethod(lambda *given: loaded.append(1) or before(*given))  # type: ignore
+    before = AnimatePipeline.from_pretrained.__func__  # type: ignore[attr-defined]
+    AnimatePipeline.from_pretrained = classmethod(  # type: ignore[method-assign]
+        lambda *given, **named: loaded.append(1) or before(*given, **named)
+    )
     try:
         code = main(["animate", "--image", *(str(files / f"{n}.png") for n in ("anna", "broken", "ben")), "--audio",
                      str(files / "anna.wav"), "--output", str(tmp_path / "out"), "--size", "64", "--crop", "--json",
                      "--checkpoint", "sft"])  # fmt: skip
     finally:
-        Animator.from_pretrained = classmethod(before)  # type: ignore[method-assign]
+        AnimatePipeline.from_pretrained = classmethod(before)  # type: ignore[method-assign]
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert code == 2
@@ -164,14 +167,14 @@ def test_ctrl_c_keeps_what_is_finished(
 
     made = []
 
-    def make(job: Namespace) -> dict[str, object]:
+    def save(item: BatchItem) -> dict[str, object]:
         if made:
             raise KeyboardInterrupt
-        made.append(job.output)
-        job.output.write_text("a video")
+        made.append(item.output)
+        item.output.write_text("a video")
         return {}
 
-    monkeypatch.setattr(animate, "_maker", lambda options, jobs: make)
+    monkeypatch.setattr(animate, "_saver", lambda options: save)
     code = main(["animate", "--image", *(str(files / f"{n}.png") for n in ("anna", "ben")), "--audio",
                  str(files / "anna.wav"), "--output", str(tmp_path / "out")])  # fmt: skip
     assert code == 130

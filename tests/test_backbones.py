@@ -26,8 +26,7 @@ from flowportrait.generator.pretrain_config import PretrainConfig
 from flowportrait.generator.sampler import GenerationSession
 from flowportrait.generator.training_clips import save_clips
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.items import Item
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.training.adapter import merged
 from flowportrait.training.processes import processes
 from tests.test_judge_omni import thinker, tokenizer
@@ -239,7 +238,7 @@ def test_a_policy_that_sees_is_post_trained_on_the_face_that_it_speaks_for(folde
     policy = build(folders, "qwen2_5_omni")
     looks = encode_portraits(policy, [face(0), face(1)])
     assert looks is not None
-    items = [Item(torch.zeros(80, 80), number % 2) for number in range(3)]
+    items = [SpeechItem(torch.zeros(80, 80), number % 2) for number in range(3)]
     task = TalkingTask(items, 12, None, policy.config.chunk, looks)
     prompts = task.draw(3, seed=0, iteration=0)
     shown = task.condition(policy, prompts).portrait

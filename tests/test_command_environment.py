@@ -20,7 +20,7 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main, parser
-from flowportrait.commands.animate_options import controls_of
+from flowportrait.commands.animate import request_of
 from flowportrait.errors import BadInput
 from flowportrait.folders import cache_folder, config_folder
 from flowportrait.outputs import check_inputs_kept
@@ -55,7 +55,7 @@ def shell(line: str, **more: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("gaze", [["--gaze", "-10,0"], ["--gaze=-10,0"], ["--gaze", "-.5,-3"], ["--gaze", "-1e1,-0"]])
 def test_negative_values_need_no_equals_sign(gaze: list[str], tmp_path: Path) -> None:
     options = parser().parse_args([*arguments(tmp_path, tmp_path / "a.mp4"), *gaze])
-    assert controls_of(options).gaze[0] < 0
+    assert request_of(options).controls().gaze[0] < 0
 
 
 def test_every_number_of_every_command_may_be_negative() -> None:

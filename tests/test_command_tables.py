@@ -10,15 +10,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from flowportrait.best_of import Take, best
 from flowportrait.cli import main
-from flowportrait.commands.animate_reward import comparison_of
 from flowportrait.commands.doctor import find_runs
 from flowportrait.commands.score import MEANINGS, score_table
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import compare_systems
 from flowportrait.evaluation.metrics import BY_KEY
 from flowportrait.evaluation.tables import text_table
+from flowportrait.pipelines.guidance import Candidate, comparison_sentence
 from flowportrait.reward.registry import BUILT_IN
 
 
@@ -29,22 +28,22 @@ def printed(table: Table, width: int = 160) -> str:
     return captured.get()
 
 
-def take(seed: int, score: float) -> Take:
-    return Take(seed, torch.zeros(1, 30), score)
+def candidate(seed: int, score: float) -> Candidate:
+    return Candidate(seed, torch.zeros(1, 30), score)
 
 
 def test_the_best_of_two_is_compared_with_their_median_and_the_other() -> None:
     """Of two the middle one is neither: it was printed as the best itself."""
-    found = [take(0, 0.25), take(1, 0.75)]
-    sentence = comparison_of(best(found), found, "sync")
+    found = [candidate(0, 0.25), candidate(1, 0.75)]
+    sentence = comparison_sentence(found, "sync")
     assert "Seed 1 is the best of 2 by sync, where higher is better: 0.750" in sentence
     assert "the worst has 0.250, the median is 0.500" in sentence
 
 
 def test_performances_that_could_not_be_measured_do_not_count() -> None:
-    found = [take(0, -torch.inf), take(1, 0.1), take(2, 0.3)]
-    assert "the median is 0.200; 1 could not be measured." in comparison_of(best(found), found, "sync")
-    assert "none of 2 performances could be measured" in comparison_of(found[0], [found[0]] * 2, "sync")
+    found = [candidate(0, -torch.inf), candidate(1, 0.1), candidate(2, 0.3)]
+    assert "the median is 0.200; 1 could not be measured." in comparison_sentence(found, "sync")
+    assert "none of 2 performances could be measured" in comparison_sentence([found[0]] * 2, "sync")
 
 
 def test_scores_come_with_their_direction_scale_and_meaning() -> None:

@@ -13,12 +13,18 @@ from flowportrait import Animator
 from flowportrait.cli import main
 from flowportrait.codec import lips
 from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER, MotionBasis
-from flowportrait.commands.animate_speakers import parse_speaker
+from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.conversation.listening import Listener, pauses_of
-from flowportrait.conversation.stage import Person, in_one_photo, performances, side_by_side
+from flowportrait.conversation.stage import (
+    conversation_motion,
+    frames_in_one_photo,
+    frames_side_by_side,
+    two_portraits,
+)
 from flowportrait.conversation.turns import conversation_sound, tracks, without_crosstalk
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound
+from flowportrait.pipelines.request import SpeakerTurn
 from tests.test_animator import babble
 
 BASIS = MotionBasis.load()
@@ -79,26 +85,26 @@ def test_lips_do_not_cross_over_and_both_are_drawn() -> None:
     torch.set_num_threads(1)
     animator = Animator.from_pretrained("rl")
     voices = tracks([(0, babble(1.2)), (1, babble(1.2, 1))], in_turn=True)
-    motions = performances(animator, voices)
+    motions = conversation_motion(lambda own, seed: torch.cat(list(animator.motion(own, seed=seed))), voices)
     first, second = (opening(motion) for motion in motions)
     assert first[5:28].max() > 0.02
     assert second[5:28].max() == 0
     assert second[42:66].max() > 0.02
     assert first[42:].max() == 0
     photo = np.ascontiguousarray(astronaut()[:300, 60:360])
-    people = [Person(photo, "a"), Person(photo, "b")]
-    frame = next(side_by_side(people, [motion[10:12] for motion in motions], 128))
+    people = [MotionCodec(portrait) for portrait in two_portraits([photo, photo.copy()], ["a", "b"], 128)]
+    frame = next(frames_side_by_side(people, [motion[10:12] for motion in motions]))
     assert frame.shape == (128, 256, 3)
     two = np.hstack([photo, photo])
-    pair = [Person(two, "two", 1), Person(two, "two", 2)]
+    pair = [MotionCodec(portrait) for portrait in two_portraits([two, two], ["two", "two"], 128)]
     still = torch.zeros(2, 30)
-    apart = next(in_one_photo(pair, [motions[0][12:14], still], 128)).astype(int)
-    none = next(in_one_photo(pair, [still, still], 128)).astype(int)
+    apart = next(frames_in_one_photo(pair, [motions[0][12:14], still])).astype(int)
+    none = next(frames_in_one_photo(pair, [still, still])).astype(int)
     moved = np.abs(apart - none).max((0, 2))
     assert moved[:300].max() > 20
     assert moved[340:].max() == 0
     with pytest.raises(BadInput, match="does not show two faces"):
-        in_one_photo([Person(photo, "alone", 1), Person(photo, "alone", 2)], [still, still], 128)
+        two_portraits([photo, photo], ["alone", "alone"], 128)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +127,10 @@ def test_a_wrong_wish_gets_a_sentence(
 
 
 def test_a_photo_name_may_hold_a_comma() -> None:
-    assert parse_speaker("2=me, last summer.jpg,b.wav") == (1, Path("me, last summer.jpg"), Path("b.wav"))
+    turn = SpeakerTurn.parse("2=me, last summer.jpg,b.wav")
+    assert turn == SpeakerTurn(1, Path("me, last summer.jpg"), Path("b.wav"))
     with pytest.raises(BadInput):
-        parse_speaker("1=a.jpg")
+        SpeakerTurn.parse("1=a.jpg")
 
 
 def test_the_sound_of_a_conversation_keeps_rate_and_channels_and_is_what_its_tracks_say() -> None:

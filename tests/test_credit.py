@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.advantage import Allocation, extremes, spread
-from flowportrait.posttrain.credit import CreditConfig, assign
-from flowportrait.posttrain.normalise import deviations, win_rates
-from flowportrait.posttrain.objective.dpo import pairs
-from flowportrait.posttrain.trajectory import finished
+from flowportrait.posttrain.credit import (
+    Allocation,
+    CreditConfig,
+    allocate_advantage,
+    assign_credit,
+    deviations,
+    select_best_and_worst,
+    win_rates,
+)
+from flowportrait.posttrain.objective.preference import pairs
+from flowportrait.posttrain.rollout import final_samples
 from flowportrait.reward.interface import Score, all_valid
 
 GROUP = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
@@ -28,7 +34,7 @@ def credit(
 ) -> torch.Tensor:
     named = {f"r{index}": score for index, score in enumerate(scores)}
     weighted = dict(zip(named, weights or (1.0,) * len(named), strict=True))
-    return assign(named, GROUP, chunks, weighted, CreditConfig(**settings)).advantage  # type: ignore[arg-type]
+    return assign_credit(named, GROUP, chunks, weighted, CreditConfig(**settings)).advantage  # type: ignore[arg-type]
 
 
 def test_group_statistics_are_those_of_siblings() -> None:
@@ -73,15 +79,15 @@ def test_a_win_rate_does_not_see_by_how_much(values: list[float], scale: float) 
     st.lists(st.booleans(), min_size=8, max_size=8),
     st.sampled_from(["group", "batch", "largest", "none"]),
     st.sampled_from([(), ("all",)]),
-    st.sampled_from(["apart", "summed"]),
+    st.sampled_from(["normalize_then_sum", "sum_then_normalize"]),
 )
 @settings(max_examples=80, deadline=None)
 def test_what_is_invalid_moves_nobody_and_siblings_sum_to_nothing(
-    values: list[float], valid: list[bool], std: str, win_rate: tuple[str, ...], when: str
+    values: list[float], valid: list[bool], std: str, win_rate: tuple[str, ...], aggregation: str
 ) -> None:
     known = torch.tensor(valid)
     score = Score(torch.tensor(values).where(known, torch.tensor(torch.nan)), known)
-    own = credit(score, std=std, win_rate=win_rate, when=when, limit=1e9)[:, 0]
+    own = credit(score, std=std, win_rate=win_rate, aggregation=aggregation, limit=1e9)[:, 0]
     assert torch.isfinite(own).all()
     assert (own[~known] == 0).all()
     for rows in (slice(0, 4), slice(4, 8)):
@@ -96,7 +102,7 @@ def test_a_reward_that_cannot_tell_a_group_apart_says_nothing_there() -> None:
     assert (credit(score, gate=0.0)[:4] != 0).all()
     assert (credit(score, gate=9.0) == 0).all()
     assert (credit(score, win_rate=("r0",))[:4] == 0).all()
-    assert (credit(score, when="summed")[:4] == 0).all()
+    assert (credit(score, aggregation="sum_then_normalize")[:4] == 0).all()
 
 
 def test_noise_of_one_reward_leaves_the_others_alone() -> None:
@@ -106,7 +112,7 @@ def test_noise_of_one_reward_leaves_the_others_alone() -> None:
 
 def test_metrics_tell_every_reward_apart() -> None:
     scores = {"a": all_valid(VALUE), "b": all_valid(VALUE)._replace(noise=2.0)}
-    logged = assign(scores, GROUP, 2, {"a": 1.0, "b": 1.0}, CreditConfig()).metrics
+    logged = assign_credit(scores, GROUP, 2, {"a": 1.0, "b": 1.0}, CreditConfig()).metrics
     assert (logged["silent/a"], logged["silent/b"]) == (0.0, 0.5)
     assert logged["reward/a"] == pytest.approx(float(VALUE.mean()))
 
@@ -121,14 +127,14 @@ def test_beyond_the_cap_more_is_not_better_and_under_the_floor_not_worse() -> No
 
 def test_normalising_before_or_after_the_sum_differ_as_scales_do() -> None:
     small, large = all_valid(VALUE), all_valid(1000 * VALUE.flip(0))
-    apart, summed = credit(small, large)[:4, 0], credit(small, large, when="summed")[:4, 0]
+    apart, summed = credit(small, large)[:4, 0], credit(small, large, aggregation="sum_then_normalize")[:4, 0]
     assert torch.allclose(apart[[0, 3]], torch.tensor([-1.16, 1.16]) + credit(large)[[0, 3], 0], atol=0.01)
     assert torch.allclose(summed, credit(large)[:4, 0], atol=0.01)
 
 
 def test_summing_first_drops_samples_with_a_score_missing() -> None:
     holed = all_valid(VALUE)._replace(valid=torch.tensor([False, *[True] * 7]))
-    own = credit(all_valid(VALUE), holed, when="summed")[:, 0]
+    own = credit(all_valid(VALUE), holed, aggregation="sum_then_normalize")[:, 0]
     assert own[0] == 0
     assert own[3] > 0
 
@@ -143,7 +149,7 @@ def test_a_dense_reward_pays_the_chunk_that_earned_it() -> None:
 
 
 def test_parts_sum_to_the_advantage_before_the_limit() -> None:
-    found = assign(
+    found = assign_credit(
         {"a": all_valid(VALUE), "b": all_valid(VALUE.flip(0) ** 2)}, GROUP, 2, {"a": 0.3, "b": 0.7}, CreditConfig()
     )
     assert torch.allclose(sum(found.parts.values()), found.advantage)
@@ -163,10 +169,10 @@ def partial(valid: list[bool], value: list[float]) -> Score:
 
 def advantages(scores: dict[str, Score], group: torch.Tensor, allocation: Allocation | None = None, **settings: Any):  # type: ignore[no-untyped-def]
     """Advantages as objectives get them."""
-    credit = assign(scores, group, 1, dict.fromkeys(scores, 1.0), CreditConfig(**settings))
-    rollout = finished(None, torch.zeros(len(group), 1, 4), group, torch.arange(len(group)))
+    credit = assign_credit(scores, group, 1, dict.fromkeys(scores, 1.0), CreditConfig(**settings))
+    rollout = final_samples(None, torch.zeros(len(group), 1, 4), group, torch.arange(len(group)))
     halves = {"upper": torch.tensor([1.0, 1, 0, 0]), "lower": torch.tensor([0.0, 0, 1, 1])}
-    return spread(credit, rollout, allocation or Allocation(), halves)
+    return allocate_advantage(credit, rollout, allocation or Allocation(), halves)
 
 
 def test_a_clip_that_one_reward_could_not_judge_wins_no_pair_though_its_sum_is_the_largest() -> None:
@@ -192,8 +198,8 @@ def test_a_clip_that_nothing_judged_is_left_out_and_one_that_is_average_is_not()
     assert advantage.is_judged.tolist() == [False, True, True, True]
 
 
-@pytest.mark.parametrize("when", ["apart", "summed"])
-def test_a_reward_that_tells_a_group_nothing_leaves_nobody_out(when: str) -> None:
+@pytest.mark.parametrize("aggregation", ["normalize_then_sum", "sum_then_normalize"], ids=["apart", "summed"])
+def test_a_reward_that_tells_a_group_nothing_leaves_nobody_out(aggregation: str) -> None:
     """A scorer that was away, one that scored a single sibling, and one whose spread is within its noise."""
     group = torch.zeros(4, dtype=torch.long)
     some = [False, True, True, True]
@@ -202,7 +208,7 @@ def test_a_reward_that_tells_a_group_nothing_leaves_nobody_out(when: str) -> Non
         "single": partial([True, False, False, False], [1.0] * 4),
         "noisy": partial(some, [1.0, 1.1, 1.0, 1.0])._replace(noise=1.0),
     }  # fmt: skip
-    assert advantages(scores, group, when=when).is_judged.all()
+    assert advantages(scores, group, aggregation=aggregation).is_judged.all()
 
 
 def test_groups_of_one_learn_from_the_aspects_that_were_rated() -> None:
@@ -211,7 +217,7 @@ def test_groups_of_one_learn_from_the_aspects_that_were_rated() -> None:
         "a": partial([True, True, True, False], [5.0, 3, 1, 1]),
         "b": partial([True, True, False, True], [1.0] * 4),
     }
-    assert advantages(scores, torch.arange(4), among="batch").is_judged.all()
+    assert advantages(scores, torch.arange(4), baseline_scope="batch").is_judged.all()
 
 
 def test_a_region_is_left_out_where_what_pays_it_could_not_judge() -> None:
@@ -225,11 +231,11 @@ def test_a_region_is_left_out_where_what_pays_it_could_not_judge() -> None:
 def test_the_best_and_the_worst_of_a_group_were_judged_while_there_are_enough_of_them() -> None:
     score, group = torch.tensor([9.0, 5, 1, 3, 2, -9]), torch.zeros(6, dtype=torch.long)
     valid = torch.tensor([False, True, True, True, True, False])
-    assert extremes(score, group, 2, valid).tolist() == [1, 2]
-    assert extremes(score, group, 4, valid).tolist() == [1, 2, 3, 4]
+    assert select_best_and_worst(score, group, 2, valid).tolist() == [1, 2]
+    assert select_best_and_worst(score, group, 4, valid).tolist() == [1, 2, 3, 4]
     few = torch.tensor([False, True, True, False, False, False])
-    assert {1, 2} <= set(extremes(score, group, 4, few).tolist())
-    assert len(extremes(score, group, 4, few)) == 4
+    assert {1, 2} <= set(select_best_and_worst(score, group, 4, few).tolist())
+    assert len(select_best_and_worst(score, group, 4, few)) == 4
 
 
 REFERENCE = torch.tensor([True, True, True, True, False])
@@ -242,8 +248,8 @@ def test_what_is_measured_against_a_group_leaves_it_as_it_was(std: str, win_rate
     group = torch.zeros(5, dtype=torch.long)
     config = CreditConfig(std=std, win_rate=win_rate, baseline="leave_one_out")  # type: ignore[arg-type]
     value = torch.tensor([1.0, 2, 3, 5, 40])
-    whole = assign({"r": all_valid(value)}, group, 1, {"r": 1.0}, config, REFERENCE)
-    alone = assign({"r": all_valid(value[:4])}, group[:4], 1, {"r": 1.0}, config)
+    whole = assign_credit({"r": all_valid(value)}, group, 1, {"r": 1.0}, config, REFERENCE)
+    alone = assign_credit({"r": all_valid(value[:4])}, group[:4], 1, {"r": 1.0}, config)
     assert torch.equal(whole.advantage[:4], alone.advantage)
     assert whole.advantage[4] > (0 if win_rate else whole.advantage[:4].max())
     assert whole.metrics == alone.metrics
@@ -254,7 +260,7 @@ def exemplar(value: float, noise: float = 0.0, own: tuple[float, ...] = (1.0, 2.
     score = all_valid(torch.tensor([*own, value]))._replace(noise=noise)
     config = CreditConfig(limit=1e9, **settings)
     group = torch.zeros(5, dtype=torch.long)
-    return float(assign({"r": score}, group, 1, {"r": 1.0}, config, REFERENCE).advantage[4, 0])
+    return float(assign_credit({"r": score}, group, 1, {"r": 1.0}, config, REFERENCE).advantage[4, 0])
 
 
 def test_a_real_clip_is_credited_through_gate_caps_floors_and_win_rates() -> None:
@@ -276,5 +282,5 @@ def test_a_real_clip_is_credited_chunk_by_chunk_too() -> None:
     dense[4, :3], dense[4, 3:] = 2.5, 10.0
     score = Score(dense.mean(1), torch.ones(5, dtype=torch.bool), dense)
     config = CreditConfig(dense=1.0, limit=1e9)
-    own = assign({"r": score}, torch.zeros(5, dtype=torch.long), 2, {"r": 1.0}, config, REFERENCE).advantage[4]
+    own = assign_credit({"r": score}, torch.zeros(5, dtype=torch.long), 2, {"r": 1.0}, config, REFERENCE).advantage[4]
     assert own.tolist() == pytest.approx([0.0, float(7.5 / torch.tensor([1.0, 2, 3, 4]).std())])

@@ -14,23 +14,24 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
-from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.distil import TEACHER, Pace, Teacher, compared, gated
-from flowportrait.posttrain.objective.distil import Distil
-from flowportrait.posttrain.objective.interface import Advantage, Points
+from flowportrait.posttrain.credit import BatchCredit, CreditConfig, credit_batch
+from flowportrait.posttrain.methods import TEACHER, Teacher, teacher_is_better
+from flowportrait.posttrain.objective.interface import Advantage
+from flowportrait.posttrain.objective.matching import Distil
 from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.plan import NoNoise
+from flowportrait.posttrain.plan import OdePlan
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.rollout import Points
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.interface import all_valid
-from tests.test_posttrain import trainer
+from flowportrait.reward.interface import Score, all_valid
+from tests.test_posttrain import tiny_policy, trainer
 
 
 def small(name: str, **changes: Any) -> Recipe:
     """A recipe cut to the tiny policy."""
-    cut: dict[str, Any] = {"plan": NoNoise(steps=1, keep_path=True), "groups": 3, "group_size": 4, "frames": 16}
-    return replace(named(name), updates=2, **(cut | changes))
+    cut: dict[str, Any] = {"plan": OdePlan(steps=1, keep_path=True), "groups": 3, "group_size": 4, "frames": 16}
+    return replace(find_recipe(name), updates=2, **(cut | changes))
 
 
 def taught(name: str, **changes: Any) -> Trainer:
@@ -38,10 +39,10 @@ def taught(name: str, **changes: Any) -> Trainer:
 
 
 def test_a_teachers_mean_velocity_is_where_its_own_solver_ends() -> None:
-    run = taught("distil", plan=NoNoise(steps=2, keep_path=True))
+    run = taught("distil", plan=OdePlan(steps=2, keep_path=True))
     trajectory = run.collect().trajectory
     points = Distil().points(trajectory, NoiseKey(0))
-    with torch.no_grad(), run.being(TEACHER):
+    with torch.no_grad(), run.use_weights(TEACHER):
         assert run.policy.config.guidance == 1.5
         mean = run.velocity(trajectory, points, 4)
         context = run.policy.contexts(trajectory.condition, trajectory.latents)
@@ -52,9 +53,9 @@ def test_a_teachers_mean_velocity_is_where_its_own_solver_ends() -> None:
 
 
 def test_a_student_without_guidance_comes_to_draw_in_one_step_what_its_teacher_draws_in_many() -> None:
-    run = taught("distil", teacher=Teacher(witnesses=0), groups=1, frames=8, learning_rate=1e-2)
+    run = taught("distil", teacher=Teacher(samples=0), groups=1, frames=8, learning_rate=1e-2)
     batch = run.collect()
-    lesson = run.freeze(batch.trajectory, run.credit(batch.trajectory, batch.scores)[0])
+    lesson = run.freeze(batch.trajectory, run.credit(batch)[0])
     gap = [run.learn([lesson], len(batch.trajectory))["apart"] for _ in range(50)]
     assert gap[-1] < 0.02 * gap[0]
     assert (run.policy.config.steps, run.policy.config.guidance) == (1, 1.0)
@@ -64,7 +65,7 @@ def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
     run = taught("distil")
     batch = run.collect()
     condition = run.task.condition(run.policy, run.task.draw(3, 0, 0))
-    with torch.no_grad(), run.being(TEACHER):
+    with torch.no_grad(), run.use_weights(TEACHER):
         session, made = run.policy.session(condition), []
         for chunk in range(condition.chunks):
             drawn = (run.noise_key.normal(run.policy.latent_dim, "start", 4 * group, chunk) for group in range(3))
@@ -74,17 +75,25 @@ def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
             made.append(session.append(x))
     config = run.policy.config
     lift = join_chunks(torch.cat(made, 1), config.chunk, config.ease)[..., 0].mean(1)
-    assert torch.allclose(batch.scores["teacher/lift"].value[::2], lift, atol=0.05)
+    assert torch.allclose(batch.comparison_scores["lift"].value[::2], lift, atol=0.05)
+
+
+def compared(own: Score, group: torch.Tensor, taught: Score, chunks: int) -> BatchCredit:
+    """Credit of a student's samples beside its teacher's, all on this process."""
+    rows = torch.arange(len(group))
+    return credit_batch({"lift": own}, {"lift": taught}, group, rows, chunks, {"lift": 1.0}, CreditConfig())
 
 
 def test_only_what_the_teacher_does_better_is_learned() -> None:
     own, shown = all_valid(torch.tensor([0.0, 3.0, 5.0, 1.0])), all_valid(torch.tensor([1.0, 2.0]))
-    group = torch.tensor([0, 0, 1, 1])
-    credit, better = compared({"lift": own}, group, {"lift": shown}, 2, {"lift": 1.0}, CreditConfig())
+    credit = compared(own, torch.tensor([0, 0, 1, 1]), shown, 2)
+    better, metrics = teacher_is_better(credit)
     assert better.tolist() == [[True] * 2, [False] * 2, [False] * 2, [True] * 2]
-    assert credit.metrics["reward/lift"] == 2.25
-    assert credit.metrics["teacher/lift"] == 1.5
-    weight = gated(Advantage(credit.advantage[:, :, None, None]), better).value.exp()
+    assert metrics["reward/lift"] == 2.25
+    assert metrics["teacher/lift"] == 1.5
+    trajectory = taught("distil").collect().trajectory
+    gated, _ = Teacher().adjust_advantage(Advantage(credit.own.advantage[:, :, None, None]), trajectory, credit)
+    weight = gated.value.exp()
     assert (weight[1] == 0).all()
     assert (weight[0] > 0).all()
 
@@ -93,23 +102,33 @@ def test_a_witness_that_could_not_be_judged_teaches_nothing() -> None:
     """Its zero would pass for an average performance and be better than the worst of the student's."""
     own, group = all_valid(torch.tensor([0.0, 3.0, 0.0, 3.0])), torch.tensor([0, 0, 1, 1])
     shown = all_valid(torch.tensor([torch.nan, torch.nan, torch.nan, 2.0]))
-    better = compared({"lift": own}, group, {"lift": shown}, 1, {"lift": 1.0}, CreditConfig())[1]
+    better, _ = teacher_is_better(compared(own, group, shown, 1))
     assert better[:, 0].tolist() == [False, False, True, False]
 
 
 def test_a_start_is_drawn_as_delivered_once_it_has_taught() -> None:
     policy = taught("distil").policy
-    pace = Pace(policy, 2)
-    assert policy.config.steps == 2
-    with pace.slow():
-        assert policy.config.steps == 1, "what was delivered last is the next teacher"
+    student, views = Teacher().prepare_policy(policy, 2)
+    assert student.config.steps == 2
+    with views[TEACHER].settings():
+        assert student.config.steps == 1, "what was delivered last is the next teacher"
+    assert student.config.steps == 2
     with pytest.raises(BadInput, match="cannot be distilled"):
-        Pace(torch.nn.Linear(1, 1), 1)
+        Teacher().prepare_policy(torch.nn.Linear(1, 1), 1)
+
+
+def test_a_policy_that_is_distilled_keeps_its_own_settings_and_shares_its_weights() -> None:
+    policy = tiny_policy()
+    before = policy.config
+    student, _ = Teacher().prepare_policy(policy, 1)
+    assert policy.config == before
+    assert (student.config.steps, student.config.guidance) == (1, 1.0)
+    assert all(a is b for a, b in zip(policy.parameters(), student.parameters(), strict=True))
 
 
 def test_an_objective_that_needs_a_teacher_has_one() -> None:
     with pytest.raises(BadInput, match="teacher"):
-        replace(named("flow-grpo"), objective=Distil())
+        replace(find_recipe("flow-grpo"), objective=Distil())
     with pytest.raises(BadInput, match="teacher"):
         small("distil", objective=ClippedRatio())
 

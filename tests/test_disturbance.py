@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from flowportrait.config import override, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.policies.adapter import missing_ability
-from flowportrait.posttrain.disturbance import Disturbance
-from flowportrait.posttrain.items import Item, draw_items, speech
 from flowportrait.posttrain.manifest import changed_settings
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.task import Disturbance, SpeechItem, TalkingTask, draw_prompts, speech_mel
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
@@ -45,15 +43,18 @@ def columns(seed: int) -> torch.Tensor:
 
 
 def test_the_policy_hears_the_disturbance_and_rewards_the_clean_track() -> None:
-    items = [Item(columns(number), 0, disturbed=(columns(100 + number), columns(200 + number))) for number in range(5)]
+    items = [
+        SpeechItem(columns(number), 0, disturbed_mels=(columns(100 + number), columns(200 + number)))
+        for number in range(5)
+    ]
     task = TalkingTask(items, 16, None, TINY.chunk)
-    recipe, listener = replace(RECIPE, groups=5, group_size=2, pieces=1), Listener()
+    recipe, listener = replace(RECIPE, groups=5, group_size=2, rollout_chunks=1), Listener()
     run = Trainer(tiny_policy(), task, recipe, Composite((listener,), {"listener": 1.0}))
     prompts = task.draw(5, recipe.seed, 0)
-    heard = prompts.heard
+    heard = prompts.policy_mel
     assert heard is not None
     assert not torch.equal(heard, prompts.mel)
-    known = [(item.mel, *item.disturbed) for item in items]
+    known = [(item.mel, *item.disturbed_mels) for item in items]
     for clean, disturbed in zip(prompts.mel, heard, strict=True):
         places = [
             [start for start in range(0, 17, 4) if any(torch.equal(mel[start : start + 64], part) for mel in choices)]
@@ -70,10 +71,10 @@ def test_the_policy_hears_the_disturbance_and_rewards_the_clean_track() -> None:
 
 
 def test_prompts_are_drawn_as_before_where_nothing_is_disturbed() -> None:
-    drawn = draw_items([Item(columns(number), number) for number in range(5)], 3, 16, 1, 2)
-    assert drawn.heard is None
+    drawn = draw_prompts([SpeechItem(columns(number), number) for number in range(5)], 3, 16, 1, 2)
+    assert drawn.policy_mel is None
     generator = torch.Generator().manual_seed(0)
-    assert len(draw_items([Item(torch.rand(80, 80, generator=generator), 0)], 2, 16, 0, 0).mel) == 2
+    assert len(draw_prompts([SpeechItem(torch.rand(80, 80, generator=generator), 0)], 2, 16, 0, 0).mel) == 2
 
 
 def tone(seconds: float = 2.0) -> np.ndarray:
@@ -86,14 +87,14 @@ def tone(seconds: float = 2.0) -> np.ndarray:
 def test_noise_is_as_far_below_the_speech_as_asked(decibels: float, seed: int) -> None:
     speaker, crowd = tone(), [tone()[::-1].copy()]
     config = Disturbance(room=0.0, lowest=decibels, highest=decibels)
-    added = config.sound(speaker, crowd, np.random.default_rng(seed)) - speaker
+    added = config.disturb(speaker, crowd, np.random.default_rng(seed)) - speaker
     assert 10 * np.log10(np.square(speaker).mean() / np.square(added).mean()) == pytest.approx(decibels, abs=0.1)
 
 
 def test_a_room_keeps_the_direct_sound_and_adds_what_follows_it() -> None:
     click = np.zeros(16000, np.float32)
     click[4000] = 1.0
-    heard = Disturbance(room=1.0).sound(click, [], np.random.default_rng(0))
+    heard = Disturbance(room=1.0).disturb(click, [], np.random.default_rng(0))
     assert heard[4000] == pytest.approx(1.0, abs=1e-4)
     assert np.abs(heard[:4000]).max() < 1e-4
     assert 0.01 <= np.square(heard[4001:]).sum() <= 1.0
@@ -102,10 +103,10 @@ def test_a_room_keeps_the_direct_sound_and_adds_what_follows_it() -> None:
 def test_what_is_heard_is_a_function_of_the_seed_as_long_as_the_speech_and_denoised_if_asked() -> None:
     waves = {Path("a.wav"): tone(), Path("b.wav"): tone(1.0)}
     bare = Disturbance(variants=2, room=0.0, lowest=-5.0, highest=0.0, enhanced=False)
-    once, again, other = (dict(bare.heard(waves, 40, seed)) for seed in (0, 0, 1))
-    denoised = dict(replace(bare, enhanced=True).heard(waves, 40, 0))
+    once, again, other = (dict(bare.disturbed_mels(waves, 40, seed)) for seed in (0, 0, 1))
+    denoised = dict(replace(bare, enhanced=True).disturbed_mels(waves, 40, 0))
     for path, wave in waves.items():
-        clean = speech(wave, 40)
+        clean = speech_mel(wave, 40)
         assert [mel.shape for mel in once[path]] == [clean.shape] * 2
         for mine, same, else_, clearer in zip(once[path], again[path], other[path], denoised[path], strict=True):
             assert torch.equal(mine, same)
@@ -116,19 +117,19 @@ def test_what_is_heard_is_a_function_of_the_seed_as_long_as_the_speech_and_denoi
 
 
 def test_a_run_that_knew_of_no_disturbance_goes_on_without_a_word_and_one_that_begins_to_is_told() -> None:
-    plain = to_dict(named("nft"))
-    disturbed = to_dict(override(named("nft"), ["disturbance.variants=2"]))
+    plain = to_dict(find_recipe("nft"))
+    disturbed = to_dict(override(find_recipe("nft"), ["disturbance.variants=2"]))
     older = {key: value for key, value in plain.items() if key != "disturbance"}
     assert changed_settings(older, plain, Path("run")) == []
     assert "disturbance.variants was None, is 2" in changed_settings(plain, disturbed, Path("run"))
 
 
 def test_what_cannot_be_disturbed_says_so() -> None:
-    recipe: Recipe = override(named("nft"), ["disturbance.enhanced=false"])
+    recipe: Recipe = override(find_recipe("nft"), ["disturbance.enhanced=false"])
     assert recipe.disturbance == Disturbance(enhanced=False)
     assert missing_ability(recipe)
     for name in ("exemplar-awm", "sync-dpo"):
         with pytest.raises(BadInput, match="of the speech of prompts"):
-            override(named(name), ["disturbance.variants=2"])
+            override(find_recipe(name), ["disturbance.variants=2"])
     with pytest.raises(BadInput, match=r"disturbance\.highest=1\.0 no less than"):
         Disturbance(lowest=5.0, highest=1.0)

@@ -15,7 +15,7 @@ from flowportrait.config import save, to_dict
 from flowportrait.posttrain import learner as learner_module
 from flowportrait.posttrain.doctor import Record, examine
 from flowportrait.posttrain.held_out import is_best_checkpoint, should_stop
-from flowportrait.posttrain.objective.interface import Evidence, Loss
+from flowportrait.posttrain.objective.interface import Loss, LossInputs
 from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
@@ -49,7 +49,7 @@ def ratio_off() -> list[Record]:
 def kl_without_gradient() -> list[Record]:
     plain = ClippedRatio.__call__
 
-    def deaf(self: ClippedRatio, evidence: Evidence) -> Loss:
+    def deaf(self: ClippedRatio, evidence: LossInputs) -> Loss:
         loss = plain(replace(self, kl_weight=0.0), evidence)
         return Loss(loss.total, {**loss.metrics, "kl": 0.1, "kl/trains": 0.0})
 
@@ -62,12 +62,12 @@ def kl_without_gradient() -> list[Record]:
 class Called:
     """An objective made of a function."""
 
-    call: Callable[[ClippedRatio, Evidence], Loss]
+    call: Callable[[ClippedRatio, LossInputs], Loss]
     needs = frozenset({"old", "ref"})
     whole_groups = False
     points = ClippedRatio().points
 
-    def __call__(self, evidence: Evidence) -> Loss:
+    def __call__(self, evidence: LossInputs) -> Loss:
         return self.call(ClippedRatio(), evidence)
 
 

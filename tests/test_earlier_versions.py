@@ -18,18 +18,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowportrait.config import save, to_dict
+from flowportrait.config import save, to_dict, upgrade_keys
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.policies.interface import Item as Request
-from flowportrait.posttrain.advantage import Allocation
-from flowportrait.posttrain.items import Item
+from flowportrait.posttrain.credit import Allocation
 from flowportrait.posttrain.loop import Loop
 from flowportrait.posttrain.manifest import checkpoint_start, manifest, write_or_compare
-from flowportrait.posttrain.plan import NoNoise
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named, read_recipe
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.plan import OdePlan
+from flowportrait.posttrain.recipe import PostTrainConfig, Recipe
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt
 from flowportrait.reward.composite import Composite
@@ -52,7 +51,7 @@ def trainer(recipe: Recipe) -> Trainer:
     policy = ARFlow(SMALLEST)
     for number, parameter in enumerate(policy.parameters()):
         parameter.data = (0.2 if parameter.requires_grad else 0.05) * numbers(*parameter.shape, seed=number)
-    items = [Item(numbers(80, 80, seed=i), 0) for i in range(3)]
+    items = [SpeechItem(numbers(80, 80, seed=i), 0) for i in range(3)]
     task = TalkingTask(items, recipe.frames, None, SMALLEST.chunk)
     return Trainer(policy, task, recipe, Composite((Lift(),), {"lift": 1.0}))
 
@@ -74,8 +73,10 @@ def records(path: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("by", ["its folder", "the recipe's name"])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_of_version_0_1_ends_where_it_would_have_ended_uninterrupted(name: str, by: str, tmp_path: Path) -> None:
-    old = read_recipe(WRITTEN / name / "recipe.json")
-    run = resumed(name, tmp_path / "run", old if by == "its folder" else replace(old, version=named(name).version))
+    old = PostTrainConfig.from_json(WRITTEN / name / "recipe.json")
+    run = resumed(
+        name, tmp_path / "run", old if by == "its folder" else replace(old, version=find_recipe(name).version)
+    )
     expected = load_file(WRITTEN / name / "uninterrupted.safetensors")
     live, start = run.roles.state_dict()["live"], run.roles.state_dict()["ref"]
     assert live.keys() == expected.keys()
@@ -94,10 +95,10 @@ def test_a_run_of_version_0_1_ends_where_it_would_have_ended_uninterrupted(name:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_new_run_of_that_recipe_has_other_noise_and_another_first_step(name: str) -> None:
     """Otherwise the test above would hold whatever version a run resumes with."""
-    old = read_recipe(WRITTEN / name / "recipe.json")
+    old = PostTrainConfig.from_json(WRITTEN / name / "recipe.json")
     points, steps = [], []
     for version in (1, 2):
-        run = trainer(replace(old, version=version, stale=0))
+        run = trainer(replace(old, version=version, staleness=0))
         trajectory = run.collect().trajectory
         points.append(old.objective.points(trajectory, run.noise_key).x)
         steps.append(run.kernel(torch.tensor(1.0), torch.tensor(2 / 3)).s)
@@ -106,23 +107,30 @@ def test_a_new_run_of_that_recipe_has_other_noise_and_another_first_step(name: s
 
 
 def test_a_recipe_without_a_version_is_of_version_1_and_new_ones_are_not() -> None:
-    old = read_recipe(WRITTEN / "nft" / "recipe.json")
-    assert (old.version, named("nft").version) == (1, 2)
-    assert isinstance(old.plan, NoNoise)
+    old = PostTrainConfig.from_json(WRITTEN / "nft" / "recipe.json")
+    assert (old.version, find_recipe("nft").version) == (1, 2)
+    assert isinstance(old.plan, OdePlan)
     written = json.loads((WRITTEN / "nft" / "recipe.json").read_text())
-    assert written.items() <= to_dict(old).items()
+    today = to_dict(old)
+    assert {**upgrade_keys(old, written), "name": "nft"}.items() <= today.items()
+    assert (today["rollout_chunks"], today["staleness"]) == (written["pieces"], written["stale"])
+    assert (today["exploration"], today["offline_data"]) == (written["explore"], written["given"])
+    assert today["objective"]["kl_weight"] == written["objective"]["reference"]
+    assert today["old"]["max_decay"] == written["old"]["most"]
+    assert (written["credit"]["when"], today["credit"]["aggregation"]) == ("apart", "normalize_then_sum")
+    assert today["credit"]["baseline_scope"] == written["credit"]["among"]
 
 
 def test_the_recipe_of_the_shipped_weights_repeats_what_they_were_trained_with() -> None:
-    shipped = read_recipe(Path(str(files("flowportrait") / "weights" / "rl" / "recipe.json")))
+    shipped = PostTrainConfig.from_json(Path(str(files("flowportrait") / "weights" / "rl" / "recipe.json")))
     assert (shipped.name, shipped.version) == ("nft-regions", 1)
     weights = {}
-    for recipe in (shipped, named("nft-regions")):
+    for recipe in (shipped, find_recipe("nft-regions")):
         allocation = Allocation(regions={"lift": "mouth"})
-        small = replace(recipe, plan=NoNoise(steps=3), frames=16, groups=2, group_size=3, allocation=allocation)
+        small = replace(recipe, plan=OdePlan(steps=3), frames=16, groups=2, group_size=3, allocation=allocation)
         run = trainer(small)
         batch = run.collect()
-        advantage = run.credit(batch.trajectory, batch.scores)[0]
+        advantage = run.credit(batch)[0]
         share = [float(advantage.average(torch.eye(3)[region].reshape(1, 1, 1, 3))) for region in range(3)]
         weights[recipe.version] = share
     assert weights[1] == pytest.approx([1 / 3] * 3)

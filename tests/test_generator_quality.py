@@ -28,9 +28,8 @@ from flowportrait.generator.pretrain import PretrainConfig, chunk_loss
 from flowportrait.generator.rollout_history import RolloutHistory, approach_real, concatenate_clips
 from flowportrait.generator.train_patches import loss
 from flowportrait.posttrain.film_task import FilmTask
-from flowportrait.posttrain.plan import EveryStep
-from flowportrait.posttrain.replay import check_noise, replay_velocity
-from flowportrait.posttrain.rollout import rollout
+from flowportrait.posttrain.plan import AllSteps
+from flowportrait.posttrain.rollout import check_noise, replay_velocity, rollout
 from flowportrait.reward.perceptual import Perceptual
 from tests.test_generator import TINY
 
@@ -173,7 +172,7 @@ def test_a_painter_draws_the_same_with_and_without_its_cache(painter: PatchFlow)
 def test_a_painter_is_post_trained_as_any_policy(painter: PatchFlow) -> None:
     task = FilmTask(scenes(), 5, VaeCodec(Doubling()), 8)
     prompts = task.draw(2, 0, 0).select(torch.tensor([0, 0, 1, 1]))
-    plan = EveryStep(steps=3)(0, 0, 2, 5)
+    plan = AllSteps(steps=3)(0, 0, 2, 5)
     with torch.no_grad():
         condition = task.condition(painter, prompts)
     group, sample = torch.tensor([0, 0, 1, 1]), torch.arange(4)

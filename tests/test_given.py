@@ -18,9 +18,8 @@ from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.posttrain.objective.dpo import DPO
-from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
-from flowportrait.posttrain.objective.threshold import Threshold
+from flowportrait.posttrain.objective.interface import Advantage, LossInputs
+from flowportrait.posttrain.objective.preference import DPO, Threshold
 from flowportrait.posttrain.offline_data import (
     OfflineDataConfig,
     OfflineTask,
@@ -32,7 +31,8 @@ from flowportrait.posttrain.offline_data import (
 )
 from flowportrait.posttrain.post_trainer import learning_from_pairs
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.rollout import Points
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.preference.dataset import NOT_JUDGED, Label, PreferencePair, write_pairs
 from flowportrait.reward.composite import Composite
@@ -59,7 +59,7 @@ def preferred(count: int = 4, better: float = 3.0, worse: float = -3.0) -> list[
 
 
 def run(families: list[PreferenceGroup], recipe: Recipe | None = None, learning_rate: float = 2e-3) -> Trainer:
-    recipe = recipe or learning_from_pairs(named("flow-dpo"))
+    recipe = recipe or learning_from_pairs(find_recipe("flow-dpo"))
     recipe = replace(recipe, groups=4, frames=FRAMES, learning_rate=learning_rate)
     task = OfflineTask(window_source(families, FRAMES, ["sync"]), TINY.chunk)
     return Trainer(tiny_policy(), task, recipe, Composite((), {"sync": 1.0}))
@@ -72,7 +72,7 @@ def weigh(trainer: Trainer, objective: DPO | Threshold, value: torch.Tensor) -> 
     with torch.no_grad(), trainer.roles.use("ref"):
         reference = trainer.velocity(trajectory, points)
     live = trainer.velocity(trajectory, points)
-    evidence = Evidence(trajectory, Advantage(value[:, None, None, None]), points, live, {"ref": reference})
+    evidence = LossInputs(trajectory, Advantage(value[:, None, None, None]), points, live, {"ref": reference})
     loss = objective(evidence).total
     return loss.detach(), torch.autograd.grad(loss, trainer.policy.head.write.weight)[0]
 
@@ -115,7 +115,7 @@ def test_the_derived_beta_is_the_constant_one_shrunk_with_the_noise() -> None:
     level = 0.3
     points = Points(points.x, torch.full_like(points.sigma, level), points.target)
     live, reference = torch.randn(2, *points.x.shape)
-    evidence = Evidence(trajectory, Advantage(BETTER[:, None, None, None]), points, live, {"ref": reference})
+    evidence = LossInputs(trajectory, Advantage(BETTER[:, None, None, None]), points, live, {"ref": reference})
     derived = DPO(beta=2.0, level="derived")(evidence).total
     assert torch.allclose(derived, DPO(beta=2.0 * (1 - level) ** 2)(evidence).total)
     assert not torch.allclose(derived, DPO(beta=2.0)(evidence).total)
@@ -131,7 +131,7 @@ def test_each_region_has_its_own_winner_and_sees_its_own_numbers() -> None:
 
     def loss(mouth_is_better: float, rest_is_better: float, live: torch.Tensor) -> torch.Tensor:
         value = torch.stack([mouth_is_better * BETTER, rest_is_better * BETTER], -1)[:, None, None]
-        return DPO(beta=1.0)(Evidence(trajectory, Advantage(value, regions), points, live, {"ref": reference})).total
+        return DPO(beta=1.0)(LossInputs(trajectory, Advantage(value, regions), points, live, {"ref": reference})).total
 
     both, first, second = loss(1, -1, live), loss(1, 0, live), loss(0, -1, live)
     assert both == pytest.approx(float(first + second), rel=1e-5)
@@ -145,14 +145,14 @@ def test_the_anchor_is_matching_of_the_winner() -> None:
     trajectory = trainer.collect().trajectory
     points = DPO().points(trajectory, NoiseKey(0))
     live, reference = torch.randn(2, *points.x.shape)
-    evidence = Evidence(trajectory, Advantage(BETTER[:, None, None, None]), points, live, {"ref": reference})
+    evidence = LossInputs(trajectory, Advantage(BETTER[:, None, None, None]), points, live, {"ref": reference})
     matching = (live - points.target).square()[::2].mean()
     assert torch.allclose(DPO(anchor=0.5)(evidence).total - DPO()(evidence).total, 0.5 * matching)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("flow-dpo", 2e-3), ("flow-rwr", 1e-2), ("awm", 2e-3)])
 def test_what_was_preferred_becomes_likelier(name: str, rate: float) -> None:
-    trainer = run(preferred(), learning_from_pairs(named(name)), rate)
+    trainer = run(preferred(), learning_from_pairs(find_recipe(name)), rate)
 
     def gap() -> float:
         """How much better the preferred clips are matched than the others."""
@@ -173,7 +173,7 @@ def test_ratings_above_the_batchs_mean_gain_and_those_below_lose() -> None:
         PreferenceGroup([clip(i, lift)], {"sync": torch.tensor([3 + lift / 2])})
         for i, lift in enumerate((3, 3, -3, -3))
     ]
-    trainer = run(rated, learning_from_pairs(named("threshold")))
+    trainer = run(rated, learning_from_pairs(find_recipe("threshold")))
     assert trainer.recipe.group_size == 1
     records = [trainer.step() for _ in range(8)]
     assert records[-1]["winner_gain"] > records[-1]["loser_gain"]
@@ -209,10 +209,10 @@ def test_damage_goes_from_coarse_to_subtle_and_leaves_one_clip_of_each_pair_inta
 
 def test_sync_dpo_learns_to_tell_the_clip_in_time() -> None:
     clips = [MotionClip(str(i), f"s{i}", *clip(i, frames=40), torch.zeros(19)) for i in range(4)]
-    recipe = replace(named("sync-dpo"), groups=8, learning_rate=1e-3)
-    assert recipe.given is not None
-    task = OfflineTask(damaged_source(clips, recipe.given, recipe.frames), TINY.chunk)
-    trainer = Trainer(tiny_policy(), task, recipe, Composite((), recipe.given.weights))
+    recipe = replace(find_recipe("sync-dpo"), groups=8, learning_rate=1e-3)
+    assert recipe.offline_data is not None
+    task = OfflineTask(damaged_source(clips, recipe.offline_data, recipe.frames), TINY.chunk)
+    trainer = Trainer(tiny_policy(), task, recipe, Composite((), recipe.offline_data.weights))
     records = [trainer.step() for _ in range(10)]
     assert sum(record["margin"] for record in records[-4:]) > 0
 
@@ -260,7 +260,7 @@ def test_posttrain_learns_from_pairs_on_the_command_line_and_resumes(tmp_path: P
     )
     assert [record["loss/policy"] for record in whole] == [record["loss/policy"] for record in cut]
     assert whole[-1]["pairs"] > 0
-    assert json.loads((tmp_path / "whole" / "recipe.json").read_text())["given"]["clips"] == "pairs"
+    assert json.loads((tmp_path / "whole" / "recipe.json").read_text())["offline_data"]["clips"] == "pairs"
     write_motion(tmp_path / "a.json", clip(2, 2.0, 25)[0])
     assert main([*command, str(tmp_path / "cut"), "--iterations", "3", "--resume"]) == 2
 

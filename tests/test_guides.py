@@ -17,11 +17,19 @@ from skimage.data import astronaut
 from flowportrait.cli import main
 from flowportrait.config import override
 from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipes import CARDS
 from flowportrait.reward.registry import REWARDS
 
 DOCS = Path(__file__).parents[1] / "docs"
-SMALL = ["--set", "groups=1", "group_size=2", "frames=28", "updates=1", "pieces=1", "render_size=64", "iterations=1"]
+SMALL = [
+    "--set",
+    "groups=1",
+    "group_size=2",
+    "frames=28",
+    "updates=1",
+    "rollout_chunks=1",
+    "render_size=64",
+    "iterations=1",
+]
 
 
 @pytest.fixture
@@ -84,13 +92,10 @@ def test_a_recipe_of_ones_own_is_trained_by_as_written_in_under_sixty_lines(
 ) -> None:
     (block,) = guide("posttraining.md", "Write a recipe", "python")
     assert len(block.splitlines()) < 60
-    (home / "recipe.py").write_text(block)
+    (home / "better_half.py").write_text(block)
     shrink(monkeypatch)
-    try:
-        runpy.run_path(str(home / "recipe.py"))
-    finally:
-        CARDS.pop("better-half", None)
-    assert json.loads((home / "half" / "recipe.json").read_text())["name"] == "better-half"
+    runpy.run_path(str(home / "better_half.py"), run_name="__main__")
+    assert json.loads((home / "half" / "recipe.json").read_text())["name"] == "better_half:CARD"
     first = json.loads((home / "half" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss/policy"] > 0
     assert first["skipped"] == 0

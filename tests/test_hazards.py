@@ -32,7 +32,7 @@ from flowportrait.training.state import latest_state, read_state, write_state
 from tests.processes import RECIPE, Lift, trainer
 
 SMALL = replace(RECIPE, groups=2, frames=16, iterations=4, checkpoint_every=1)
-STALE = replace(SMALL, stale=1)
+STALE = replace(SMALL, staleness=1)
 
 
 def weights(run: Trainer) -> list[torch.Tensor]:
@@ -224,7 +224,7 @@ def test_lines_that_find_no_room_are_written_later_and_never_in_part(
 
 
 def test_an_iteration_that_no_reward_answers_changes_nothing_and_the_run_goes_on(tmp_path: Path) -> None:
-    pieces = SMALL.pieces
+    pieces = SMALL.rollout_chunks
     away = Lift(away=tuple(range(pieces + 1, 2 * pieces + 1)), calls=[])
     run = trainer(replace(SMALL, iterations=3), away)
     kept: list[Any] = []
@@ -394,6 +394,6 @@ def test_a_reward_on_another_machine_is_asked_meanwhile_and_may_hang_or_be_gone(
         assert record["invalid/far"] == 1.0
         assert record["invalid/lift"] == 0.0
         assert record["grad_norm"] > 0, "the other reward still teaches"
-        assert record["seconds/reward"] < SMALL.pieces * 2 * (0.5 + 0.5) + 5, "asked twice, half a second each"
+        assert record["seconds/reward"] < SMALL.rollout_chunks * 2 * (0.5 + 0.5) + 5, "asked twice, half a second each"
     with served(far, port):
         assert run.step()["invalid/far"] == 0.0

@@ -30,7 +30,7 @@ from flowportrait.judge.rubric import ASPECTS, Aspect
 from flowportrait.judge.server import MODEL, create_app
 from flowportrait.judge.verdicts import AspectVerdict, Verdict, missing_verdict
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.items import Item, draw_items, sound, speech
+from flowportrait.posttrain.task import SpeechItem, draw_prompts, speech_mel, speech_waveform
 from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.composite import Composite, RewardWeights
 from flowportrait.reward.interface import Score, all_valid, measured
@@ -257,9 +257,9 @@ def test_a_judge_is_a_reward_and_its_failures_are_the_rewards() -> None:
 
 def test_a_listening_judge_hears_the_window_of_speech_that_is_spoken() -> None:
     frames = torch.arange(50.0)
-    item = Item(frames.repeat_interleave(4)[:, None].expand(-1, 80), 0, audio=frames.repeat_interleave(640))
-    drawn = draw_items([item], 3, 20, seed=1, iteration=2)
+    item = SpeechItem(frames.repeat_interleave(4)[:, None].expand(-1, 80), 0, audio=frames.repeat_interleave(640))
+    drawn = draw_prompts([item], 3, 20, seed=1, iteration=2)
     assert drawn.audio is not None
     assert torch.equal(drawn.audio[:, ::640], drawn.mel[:, ::4, 0])
     wave = np.ones(1000, np.float32)
-    assert len(sound(wave, 8)) * 4 == len(speech(wave, 8)) * 640 == 8 * 640 * 4
+    assert len(speech_waveform(wave, 8)) * 4 == len(speech_mel(wave, 8)) * 640 == 8 * 640 * 4

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from flowportrait.commands.animate_options import photo
-from flowportrait.conversation.stage import Person, in_one_photo
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.conversation.stage import frames_in_one_photo, two_portraits
 from flowportrait.media.crop import resize_transform
 from flowportrait.media.portrait import LARGEST_SIDE, Photo, Portrait
+from flowportrait.pipelines.inputs import read_photo
 
 
 def sharpness(picture: np.ndarray) -> float:
@@ -34,7 +35,7 @@ def group(width: int = 4800, height: int = 3200, side: int = 1500) -> np.ndarray
 def test_the_crop_of_a_large_photo_is_as_sharp_as_the_file(tmp_path: Path) -> None:
     picture = group()
     Image.fromarray(picture).save(tmp_path / "a.bmp")
-    shown = photo(tmp_path / "a.bmp")
+    shown = read_photo(tmp_path / "a.bmp")
     assert max(shown.shown.shape) == LARGEST_SIDE
     assert np.array_equal(shown.pixels, picture)
     portrait = Portrait.from_image(shown)
@@ -81,8 +82,8 @@ def test_two_speakers_of_a_large_photo_are_shown_as_large_as_players_take_it() -
 
     picture = group(3000, 2000, 1000)
     picture[400:1400, 1700:2700] = picture[400:1400, 300:1300]
-    people = [Person(Photo.for_video(picture), "both", face) for face in (1, 2)]
-    frame = next(in_one_photo(people, [torch.zeros(1, 30)] * 2))
+    codecs = [MotionCodec(portrait) for portrait in two_portraits([Photo.for_video(picture)] * 2, ["both"] * 2)]
+    frame = next(frames_in_one_photo(codecs, [torch.zeros(1, 30)] * 2))
     assert frame.shape == (1280, 1920, 3)
 
 

@@ -10,17 +10,11 @@ import torch
 
 from flowportrait.flow.kernel import Step
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.posttrain.objective.awm import AWM
-from flowportrait.posttrain.objective.distil import Distil
-from flowportrait.posttrain.objective.dpo import DPO
-from flowportrait.posttrain.objective.interface import Advantage, Evidence
-from flowportrait.posttrain.objective.kvpo import KVPO
-from flowportrait.posttrain.objective.nft import NFT
-from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.objective.rwr import RWR
-from flowportrait.posttrain.objective.sequence import SequenceRatio
-from flowportrait.posttrain.objective.threshold import Threshold
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.objective.interface import Advantage, LossInputs
+from flowportrait.posttrain.objective.matching import NFT, RWR, Distil
+from flowportrait.posttrain.objective.preference import DPO, Threshold
+from flowportrait.posttrain.objective.ratio import AWM, KVPO, ClippedRatio, SequenceRatio
+from flowportrait.posttrain.rollout import Trajectory
 
 GROUPS, SIZE, CHUNKS, STEPS, NUMBERS = 2, 4, 3, 2, 10
 BATCH = GROUPS * SIZE
@@ -30,7 +24,7 @@ LOST = torch.tensor([1, 6])
 """Samples that could not be judged, one in each group."""
 
 EXACT: dict[str, Any] = {
-    "nft": NFT(reference=0.1), "rwr": RWR(), "distil": Distil(), "dpo": DPO(beta=2.0, anchor=0.1),
+    "nft": NFT(kl_weight=0.1), "rwr": RWR(), "distil": Distil(), "dpo": DPO(beta=2.0, anchor=0.1),
     "dpo derived": DPO(beta=2.0, level="derived"), "threshold": Threshold(beta=2.0), "kvpo": KVPO(),
     "gspo": SequenceRatio(),
 }  # fmt: skip
@@ -53,12 +47,12 @@ def trajectory(draw: torch.Generator) -> Trajectory:
         latents=torch.randn(BATCH, CHUNKS, NUMBERS, generator=draw), step=torch.arange(STEPS).expand(BATCH, -1),
         sigma=torch.tensor([0.8, 0.4]).expand(BATCH, 1, -1),
         coefficients=Step(torch.ones(table), torch.full(table, -0.3), torch.full(table, 0.4)),
-        trainable=torch.ones(table[:3], dtype=torch.bool), owner=torch.zeros(table[:3], dtype=torch.long),
+        trainable=torch.ones(table[:3], dtype=torch.bool), noise_source_id=torch.zeros(table[:3], dtype=torch.long),
         x=x, x_next=x_next, noise=noise, real=torch.zeros(BATCH, dtype=torch.bool),
     )  # fmt: skip
 
 
-def evidence(objective: Any, advantage: Advantage, moved: float = 0.1, changed: bool = False) -> Evidence:
+def evidence(objective: Any, advantage: Advantage, moved: float = 0.1, changed: bool = False) -> LossInputs:
     """Random velocities; with ``changed`` everything about the samples in ``LOST`` is other than it was."""
     draw = torch.Generator().manual_seed(0)
     rollout = trajectory(draw)
@@ -75,10 +69,10 @@ def evidence(objective: Any, advantage: Advantage, moved: float = 0.1, changed: 
     if changed:
         live[LOST] += 1.0
     others = {"old": old, "ref": old + apart, "teacher": old - apart}
-    return Evidence(rollout, advantage, points, live.requires_grad_(), others)
+    return LossInputs(rollout, advantage, points, live.requires_grad_(), others)
 
 
-def slope(objective: Any, seen: Evidence) -> torch.Tensor:
+def slope(objective: Any, seen: LossInputs) -> torch.Tensor:
     """The gradient of the loss in the live velocities ``[B, N, R, D]``."""
     return torch.autograd.grad(objective(seen).total, seen.live)[0]
 
@@ -170,13 +164,14 @@ def stale_weight(size: int, moved: float, reduce: Any) -> tuple[torch.Tensor, to
         trajectory(torch.Generator().manual_seed(0)),
         group=torch.zeros(count, dtype=torch.long), sample=torch.arange(count), latents=noise[:, :, 0],
         step=torch.zeros(count, 1, dtype=torch.long), sigma=table[..., 0], coefficients=Step(table, table, table),
-        trainable=torch.ones(count, 1, 1, dtype=torch.bool), owner=torch.zeros(count, 1, 1, dtype=torch.long), x=noise,
+        trainable=torch.ones(count, 1, 1, dtype=torch.bool),
+        noise_source_id=torch.zeros(count, 1, 1, dtype=torch.long), x=noise,
         x_next=noise, noise=noise, real=torch.zeros(count, dtype=torch.bool), v_behaviour=torch.zeros_like(noise),
     )  # fmt: skip
     old = torch.full_like(noise, moved)
     objective = ClippedRatio(reduce=reduce, kl_weight=0.0, truncation=1e9)
     advantage = torch.ones(count, 1, 1, 1, requires_grad=True)
-    seen = Evidence(rollout, Advantage(advantage), objective.points(rollout, NoiseKey(0)), old, {"old": old})
+    seen = LossInputs(rollout, Advantage(advantage), objective.points(rollout, NoiseKey(0)), old, {"old": old})
     weights = torch.autograd.grad(objective(seen).total, advantage)[0].flatten() * -count
     return weights, noise.flatten(1)
 

@@ -28,9 +28,9 @@ from flowportrait.policies.check import check
 from flowportrait.policies.interface import DecodedSamples, Item
 from flowportrait.policies.policy import Condition, GeneratorPolicy
 from flowportrait.policies.task import GeneratorTask
-from flowportrait.posttrain.plan import EveryStep
+from flowportrait.posttrain.plan import AllSteps
 from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipes import CARDS, named
+from flowportrait.posttrain.recipes import CARDS, find_recipe
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.identity import Identity
 from flowportrait.training.adapter import Lora
@@ -83,7 +83,7 @@ def test_a_run_of_another_generator_is_evaluated_on_held_out_prompts(prompts: Pa
     """Before the first iteration and after the last; its motion is drawn with the portrait of each held-out prompt."""
     Image.fromarray(astronaut()).save(tmp_path / "me.png")
     kept = [Item("0", image=tmp_path / "me.png", audio=prompts / "0.wav")]
-    recipe = replace(named("flow-grpo"), iterations=1, evaluate_every=1, groups=1, group_size=2, plan=EveryStep(2))
+    recipe = replace(find_recipe("flow-grpo"), iterations=1, evaluate_every=1, groups=1, group_size=2, plan=AllSteps(2))
     trainer = PostTrainer(Murmur, ["sync"], recipe, prompts, kept, output_dir=tmp_path / "run")
     trainer.train()
     assert [record["iteration"] for record in trainer.history if "evaluation/sync" in record] == [0, 1]
@@ -168,7 +168,7 @@ def test_every_fault_is_said_in_a_sentence(fault: str) -> None:
 
 def test_recipes_that_need_more_than_three_methods_say_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"kvpo needs a history of chunks to explore, .* choose one of flow-grpo, "):
-        PostTrainer(Sound(), Composite((), {}), named("kvpo"), [Item("a", "one")], output_dir=tmp_path / "run")
+        PostTrainer(Sound(), Composite((), {}), find_recipe("kvpo"), [Item("a", "one")], output_dir=tmp_path / "run")
     own = {name for name, card in CARDS.items() if missing_ability(card.recipe)}
     real = {"exemplar-ratio", "exemplar-awm", "exemplar-dpo", "sync-dpo"}
     assert own == real | {"nft-regions", "kvpo", "vipo", "distil"}
@@ -178,7 +178,7 @@ def test_recipes_that_need_more_than_three_methods_say_so(tmp_path: Path) -> Non
 def test_a_run_goes_on_with_the_weights_that_it_left_as_they_were_and_no_others(
     lora: Lora | None, tmp_path: Path
 ) -> None:
-    recipe = replace(named("flow-grpo"), iterations=1, groups=1, group_size=2, lora=lora)
+    recipe = replace(find_recipe("flow-grpo"), iterations=1, groups=1, group_size=2, lora=lora)
 
     def train(bias: float) -> None:
         generator = Sound()
@@ -236,6 +236,6 @@ def test_nothing_is_wrong_with_what_is_not_broken() -> None:
 
 def test_a_generator_may_have_its_own_noise_levels() -> None:
     policy = GeneratorPolicy(broken(levels=lambda self, sigmas: sigmas.square()))
-    plan = EveryStep(steps=4)(0, 0, 1, 1)
+    plan = AllSteps(steps=4)(0, 0, 1, 1)
     assert torch.equal(policy.levels(plan.sigmas), plan.sigmas.square())
-    assert replace(named("flow-grpo")).plan(0, 0, 1, 1).sigmas[0] == 1
+    assert replace(find_recipe("flow-grpo")).plan(0, 0, 1, 1).sigmas[0] == 1

@@ -22,21 +22,21 @@ from flowportrait.policies.loading import load_policy_generator, read_items
 from flowportrait.policies.pipeline import ADAPTER_FILES, PipelineGenerator
 from flowportrait.policies.policy import GeneratorPolicy
 from flowportrait.policies.task import GeneratorTask
-from flowportrait.posttrain.plan import EveryStep
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.replay import check_noise, replay_velocity
+from flowportrait.posttrain.plan import AllSteps
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.rollout import check_noise, replay_velocity
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.training.adapter import Lora
 from flowportrait.training.state import read_state, write_checkpoint, write_state
+from tests.small_pipelines import SMALL, VIDEO, reading_wan, small
 
 diffusers = pytest.importorskip("diffusers")
-from tests.small_pipelines import SMALL, VIDEO, reading_wan, small  # noqa: E402
 
 RECIPE = replace(
-    named("flow-grpo"), groups=2, group_size=6, plan=EveryStep(steps=3), learning_rate=0.02, eta=0.7, updates=1,
-    pieces=1, lora=Lora(4, 8.0, ("to_q", "to_k", "to_v", "to_out.0")),
+    find_recipe("flow-grpo"), groups=2, group_size=6, plan=AllSteps(steps=3), learning_rate=0.02, eta=0.7, updates=1,
+    rollout_chunks=1, lora=Lora(4, 8.0, ("to_q", "to_k", "to_v", "to_out.0")),
 )  # fmt: skip
 
 

@@ -41,8 +41,8 @@ from flowportrait.portraitgen.measured_stills import Limits, MeasuredStills, art
 from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig
 from flowportrait.portraitgen.stills import Still, still_batch
 from flowportrait.portraitgen.task import PortraitTask, pool
-from flowportrait.posttrain.plan import EveryStep, NoNoise
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.plan import AllSteps, OdePlan
+from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.batch import Failure
 from flowportrait.reward.composite import Composite
@@ -409,8 +409,8 @@ class Bright:
 
 
 def run(recipe: str, exemplars: int = 0) -> Trainer:
-    found = named(recipe)
-    plan = EveryStep(steps=4) if isinstance(found.plan, EveryStep) else NoNoise(steps=4)
+    found = find_recipe(recipe)
+    plan = AllSteps(steps=4) if isinstance(found.plan, AllSteps) else OdePlan(steps=4)
     real = found.exemplars and replace(found.exemplars, inversion="two_step")
     found = replace(found, plan=plan, groups=4, group_size=6, learning_rate=1e-2, exemplars=real)
     return Trainer(tiny_flow(), PortraitTask(faces(), exemplars), found, Composite((Bright(),), {"bright": 1.0}))
@@ -440,10 +440,10 @@ def test_nothing_is_pushed_away_from_a_real_face_where_a_recipe_says_so() -> Non
     trainer = run("exemplar-ratio", exemplars=8)
     batch = trainer.collect()
     real = batch.trajectory.real
-    pushed, _ = trainer.credit(batch.trajectory, batch.scores)
+    pushed, _ = trainer.credit(batch)
     assert trainer.recipe.exemplars is not None
-    trainer.recipe = replace(trainer.recipe, exemplars=replace(trainer.recipe.exemplars, push=0.0))
-    kept, _ = trainer.credit(batch.trajectory, batch.scores)
+    trainer.recipe = replace(trainer.recipe, exemplars=replace(trainer.recipe.exemplars, negative_limit=0.0))
+    kept, _ = trainer.credit(batch)
     assert (pushed.value[real] < 0).any()
     assert (kept.value[real] >= 0).all()
     assert torch.equal(pushed.value[~real], kept.value[~real])

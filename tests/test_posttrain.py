@@ -15,18 +15,16 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.kernel import KERNELS, Step
 from flowportrait.flow.ratio import log_ratio
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.advantage import Allocation, spread
-from flowportrait.posttrain.credit import Credit, CreditConfig, assign
-from flowportrait.posttrain.items import Item
-from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
+from flowportrait.posttrain.collect import Batch
+from flowportrait.posttrain.credit import Allocation, Credit, CreditConfig, allocate_advantage, assign_credit
+from flowportrait.posttrain.objective.interface import Advantage, LossInputs
 from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.plan import Branching, EveryStep, NoNoise, OneStep, Planner, SlidingWindow
+from flowportrait.posttrain.plan import AllSteps, Branching, Fork, OdePlan, Planner, SingleStep, SlidingWindow
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.replay import ReplayMismatch, check_noise
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.posttrain.rollout import Points, ReplayMismatch, Trajectory, check_noise
+from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.posttrain.trajectory import Trajectory
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.training.adapter import Lora, merged
@@ -35,7 +33,7 @@ from flowportrait.training.state import read_state, write_checkpoint, write_stat
 from tests.test_generator import TINY
 
 RECIPE: Recipe = replace(
-    named("flow-grpo"), groups=3, group_size=8, frames=16, plan=EveryStep(steps=4), learning_rate=3e-3, eta=0.7
+    find_recipe("flow-grpo"), groups=3, group_size=8, frames=16, plan=AllSteps(steps=4), learning_rate=3e-3, eta=0.7
 )
 
 
@@ -62,7 +60,7 @@ def trainer(recipe: Recipe = RECIPE, size: float = 0.05) -> Trainer:
     draws = [torch.Generator().manual_seed(i) for i in range(5)]
     rising = 0.15 * torch.arange(20.0)[:, None]
     spoken = [rising + 0.05 * torch.randn(20, 30, generator=draw) if recipe.exemplars else None for draw in draws]
-    items = [Item(torch.randn(80, 80, generator=draw), 0, real) for draw, real in zip(draws, spoken, strict=True)]
+    items = [SpeechItem(torch.randn(80, 80, generator=draw), 0, real) for draw, real in zip(draws, spoken, strict=True)]
     task = TalkingTask(items, recipe.frames, None, TINY.chunk)
     return Trainer(tiny_policy(size), task, recipe, Composite((Lift(),), {"lift": 1.0}))
 
@@ -78,11 +76,11 @@ def one(value: torch.Tensor) -> Advantage:
     return Advantage(value[:, None, None, None])
 
 
-def evidence(run: Trainer, trajectory: Trajectory, advantage: torch.Tensor, old: torch.Tensor) -> Evidence:
+def evidence(run: Trainer, trajectory: Trajectory, advantage: torch.Tensor, old: torch.Tensor) -> LossInputs:
     live, points = run.velocity(trajectory), Points(trajectory.x, trajectory.sigma)
     with run.roles.use("ref"), torch.no_grad():
         reference = run.velocity(trajectory)
-    return Evidence(trajectory, one(advantage), points, live, {"old": old, "ref": reference})
+    return LossInputs(trajectory, one(advantage), points, live, {"old": old, "ref": reference})
 
 
 def weights(run: Trainer, role: str) -> list[torch.Tensor]:
@@ -164,7 +162,7 @@ def test_stopping_and_resuming_gives_the_same_bits(recipe: Recipe, tmp_path: Pat
 def gradient(run: Trainer) -> torch.Tensor:
     """What one update's backward passes add up to."""
     batch = run.collect()
-    advantage, _ = run.credit(batch.trajectory, batch.scores)
+    advantage, _ = run.credit(batch)
     run.optimizer.step = lambda: None
     run.update(batch.trajectory, advantage)
     return torch.cat([p.grad.flatten() for p in run.roles.policy.parameters() if p.grad is not None])
@@ -172,7 +170,7 @@ def gradient(run: Trainer) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "change",
-    [{"micro_batch": 5}, {"pieces": 3}, {"checkpointing": True}, {"offload": True}],
+    [{"micro_batch": 5}, {"rollout_chunks": 3}, {"checkpointing": True}, {"offload": True}],
     ids=lambda change: next(iter(change)),
 )
 def test_how_the_work_is_cut_does_not_change_the_gradient(change: dict[str, int]) -> None:
@@ -183,12 +181,12 @@ def test_how_the_work_is_cut_does_not_change_the_gradient(change: dict[str, int]
 
 @pytest.mark.parametrize("name", ["flow-dpo", "threshold"])
 def test_neither_does_it_where_a_group_is_tied(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = replace(named(name), groups=3, group_size=4, frames=16, updates=1, grad_clip=1e9)
+    base = replace(find_recipe(name), groups=3, group_size=4, frames=16, updates=1, grad_clip=1e9)
     credit = Trainer.credit
 
-    def tied(run: Trainer, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, dict[str, float]]:
-        advantage, metrics = credit(run, trajectory, scores)
-        return replace(advantage, value=advantage.value * (trajectory.group > 0)[:, None, None, None]), metrics
+    def tied(run: Trainer, batch: Batch) -> tuple[Advantage, dict[str, float]]:
+        advantage, metrics = credit(run, batch)
+        return replace(advantage, value=advantage.value * (batch.trajectory.group > 0)[:, None, None, None]), metrics
 
     monkeypatch.setattr(Trainer, "credit", tied)
     whole, cut = gradient(trainer(base)), gradient(trainer(replace(base, micro_batch=4)))
@@ -257,7 +255,7 @@ def test_roles_come_back_as_they_were_even_when_something_breaks() -> None:
 def test_the_slow_copy_acts_and_follows() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    roles = Roles(layer, 0.9, SlowCopy(rate=0.1, most=0.5))
+    roles = Roles(layer, 0.9, SlowCopy(rate=0.1, max_decay=0.5))
     layer.weight.data.fill_(1.0)
     roles.after_iteration(3)
     assert roles.actor == "old"
@@ -276,7 +274,7 @@ def test_a_batch_that_gives_no_number_changes_nothing_and_is_counted() -> None:
 
 
 def test_a_stale_rollout_is_weighted_by_how_likely_the_old_weights_made_it() -> None:
-    run = trainer(replace(RECIPE, stale=1))
+    run = trainer(replace(RECIPE, staleness=1))
     assert "ratio/mean" not in run.step()
     metrics = run.step()
     assert metrics["ratio/mean"] == pytest.approx(1.0, abs=0.3)
@@ -287,7 +285,7 @@ def test_a_stale_rollout_is_weighted_by_how_likely_the_old_weights_made_it() -> 
 
 def one_step(
     gain: float, noise: torch.Tensor, live: torch.Tensor, behaviour: torch.Tensor | None = None, deviation: float = 0.5
-) -> Evidence:
+) -> LossInputs:
     """A transition of one chunk at one step with v_old = 0, so that everything has a closed form."""
     batch, size = noise.shape
     s = torch.full((batch, 1, 1, 1), deviation)
@@ -296,13 +294,13 @@ def one_step(
         group=torch.zeros(batch, dtype=torch.long), sample=torch.arange(batch), condition=None,
         latents=torch.zeros(batch, 1, size), step=torch.zeros(batch, 1, dtype=torch.long),
         sigma=torch.full((batch, 1, 1), 0.5), coefficients=Step(torch.ones_like(s), gain * s, s),
-        trainable=torch.ones(batch, 1, 1, dtype=torch.bool), owner=torch.zeros(batch, 1, 1, dtype=torch.long),
+        trainable=torch.ones(batch, 1, 1, dtype=torch.bool), noise_source_id=torch.zeros(batch, 1, 1, dtype=torch.long),
         x=torch.zeros(shape), x_next=torch.zeros(shape), noise=noise.reshape(shape),
         real=torch.zeros(batch, dtype=torch.bool),
         v_behaviour=None if behaviour is None else behaviour.reshape(shape),
     )  # fmt: skip
     points = Points(trajectory.x, trajectory.sigma)
-    return Evidence(trajectory, one(torch.ones(batch)), points, live.reshape(shape), {"old": torch.zeros(shape)})
+    return LossInputs(trajectory, one(torch.ones(batch)), points, live.reshape(shape), {"old": torch.zeros(shape)})
 
 
 def test_guards_ratio_is_centred_and_the_plain_one_is_not() -> None:
@@ -354,7 +352,7 @@ def test_a_stale_rollouts_weight_is_the_likelihood_of_old_over_behaviour_truncat
 def test_regions_divide_a_ratio_without_losing_any_of_it() -> None:
     noise, live = torch.randn(5, 6), 0.01 * torch.randn(5, 6)
     base = one_step(1.0, noise, live)
-    logs = log_ratio(base.trajectory.gain, base.trajectory.noise, base.live)
+    logs = log_ratio(base.trajectory.noise_gain, base.trajectory.noise, base.live)
     masks = torch.tensor([[1.0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]])
     parts = Advantage(torch.ones(5, 1, 1, 2), masks).reduce(logs, "sum")
     assert torch.allclose(parts.sum(-1), logs.sum(-1), atol=1e-6)
@@ -367,8 +365,8 @@ def test_regions_divide_a_ratio_without_losing_any_of_it() -> None:
 
 
 PLANNERS: list[Planner] = [
-    EveryStep(), EveryStep(trained=3), SlidingWindow(), SlidingWindow(order="random"), OneStep(), OneStep(shared=True),
-    NoNoise(), Branching(), Branching(forks=2, elsewhere="sde"),
+    AllSteps(), AllSteps(trained=3), SlidingWindow(), SlidingWindow(order="random"), SingleStep(),
+    SingleStep(shared=True), OdePlan(), Branching(), Branching(forks=2, elsewhere="sde"),
 ]  # fmt: skip
 
 
@@ -395,14 +393,14 @@ def test_a_sliding_window_covers_every_stochastic_step_from_high_to_low_noise() 
 
 
 def test_one_step_differs_between_groups_and_not_between_siblings() -> None:
-    plan = OneStep(steps=8, among=7)(0, 0, 50, 2)
+    plan = SingleStep(steps=8, first_steps=7)(0, 0, 50, 2)
     assert len(plan.record.unique()) == 7
     assert (plan.stochastic.sum(-1) == 1).all()
-    shared = OneStep(steps=8, among=7, shared=True)(0, 0, 50, 2)
+    shared = SingleStep(steps=8, first_steps=7, shared=True)(0, 0, 50, 2)
     assert len(shared.record.unique()) == 1
 
 
-@pytest.mark.parametrize("planner", [p for p in PLANNERS if not isinstance(p, NoNoise)], ids=repr)
+@pytest.mark.parametrize("planner", [p for p in PLANNERS if not isinstance(p, OdePlan)], ids=repr)
 def test_every_plan_rolls_out_replays_and_learns(planner: Planner) -> None:
     run = trainer(replace(RECIPE, plan=planner, group_size=4, learning_rate=1e-4))
     metrics = run.step()
@@ -412,7 +410,7 @@ def test_every_plan_rolls_out_replays_and_learns(planner: Planner) -> None:
 
 
 def test_siblings_share_their_past_up_to_a_fork_and_not_beyond() -> None:
-    run = trainer(replace(RECIPE, plan=Branching(steps=4, forks=2, elsewhere="sde", among=3), group_size=4))
+    run = trainer(replace(RECIPE, plan=Branching(steps=4, forks=2, elsewhere="sde", first_steps=3), group_size=4))
     trajectory = run.collect().trajectory
     first, second = run.recipe.plan(0, 0, 3, 4).forks
     own = trajectory.select(torch.arange(4))
@@ -428,7 +426,7 @@ def test_a_tree_that_forks_at_the_root_is_a_group_of_chains() -> None:
     trajectory = chains.collect().trajectory
     part = torch.randn(len(trajectory), 4)
     credit = Credit(part, {"r": part}, {})
-    tree = spread(credit, trajectory, Allocation(), {}, forked=True).value
+    tree = allocate_advantage(credit, trajectory, Allocation(), {}, forks=(Fork(0, 0),)).value
     for family in range(3):
         rows = trajectory.group == family
         own = part[rows] - part[rows].mean(0)
@@ -438,9 +436,11 @@ def test_a_tree_that_forks_at_the_root_is_a_group_of_chains() -> None:
 def test_what_siblings_share_earns_nothing_and_a_fork_earns_its_leaves_mean() -> None:
     owner = torch.tensor([[0, 1, 3], [0, 1, 4], [0, 2, 5], [0, 2, 6]])[:, None]
     part = torch.tensor([1.0, 3.0, 5.0, 7.0])[:, None]
-    run = trainer(replace(RECIPE, plan=EveryStep(steps=4), group_size=4, groups=1, frames=4))
-    trajectory = replace(run.collect().trajectory, owner=owner)
-    value = spread(Credit(part, {"r": part}, {}), trajectory, Allocation(), {}, forked=True).value[:, 0, :, 0]
+    run = trainer(replace(RECIPE, plan=AllSteps(steps=4), group_size=4, groups=1, frames=4))
+    trajectory = replace(run.collect().trajectory, noise_source_id=owner)
+    value = allocate_advantage(Credit(part, {"r": part}, {}), trajectory, Allocation(), {}, forks=(Fork(0, 0),)).value[
+        :, 0, :, 0
+    ]
     assert torch.equal(value[:, 0], torch.zeros(4))
     nodes = torch.tensor([2.0, 2.0, 6.0, 6.0]) - 4
     assert torch.allclose(value[:, 1], nodes / nodes.std())
@@ -452,7 +452,7 @@ def test_an_allocation_pays_a_reward_where_and_when_it_says() -> None:
     early, mouth = torch.randn(24, 4), torch.randn(24, 4)
     credit = Credit(early + mouth, {"early": early, "mouth": mouth}, {})
     allocation = Allocation(steps={"early": 1.0}, regions={"mouth": "mouth"})
-    advantage = spread(credit, trajectory, allocation, run.task.regions, limit=1e9)
+    advantage = allocate_advantage(credit, trajectory, allocation, run.task.regions, limit=1e9)
     region = list(run.task.regions).index("mouth")
     weight = 2 * trajectory.sigma[0, 0]
     expected = early[..., None] * weight
@@ -460,11 +460,13 @@ def test_an_allocation_pays_a_reward_where_and_when_it_says() -> None:
     assert torch.allclose(advantage.value[..., region], expected + mouth[..., None], atol=1e-5)
     assert torch.equal(advantage.regions.sum(0), torch.ones(TINY.latent_dim))  # type: ignore[union-attr]
     with_more = replace(allocation, steps={"early": 1.0, "sync": -1.0})
-    assert torch.equal(spread(credit, trajectory, with_more, run.task.regions, limit=1e9).value, advantage.value)
+    assert torch.equal(
+        allocate_advantage(credit, trajectory, with_more, run.task.regions, limit=1e9).value, advantage.value
+    )
     with pytest.raises(BadInput, match="allocation names the reward 'mouht'; this run has early, mouth"):
-        spread(credit, trajectory, Allocation(regions={"mouht": "mouth"}), run.task.regions)
+        allocate_advantage(credit, trajectory, Allocation(regions={"mouht": "mouth"}), run.task.regions)
     with pytest.raises(BadInput, match="allocation cannot divide"):
-        replace(RECIPE, credit=CreditConfig(when="summed"), allocation=allocation)
+        replace(RECIPE, credit=CreditConfig(aggregation="sum_then_normalize"), allocation=allocation)
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
@@ -485,7 +487,7 @@ def scores(*values: float, valid: list[bool] | None = None) -> dict[str, Score]:
 
 def test_a_group_without_spread_earns_nothing_and_others_are_unaffected() -> None:
     group = torch.tensor([7, 7, 7, 3, 3, 3])
-    credit = assign(scores(2.0, 2.0, 2.0, 0.0, 1.0, 2.0), group, 1, {"r": 1.0}, CreditConfig())
+    credit = assign_credit(scores(2.0, 2.0, 2.0, 0.0, 1.0, 2.0), group, 1, {"r": 1.0}, CreditConfig())
     assert torch.equal(credit.advantage[:3], torch.zeros(3, 1))
     assert torch.allclose(credit.advantage[3:, 0], torch.tensor([-1.0, 0.0, 1.0]))
     assert credit.metrics["dead_groups"] == 0.5
@@ -493,7 +495,7 @@ def test_a_group_without_spread_earns_nothing_and_others_are_unaffected() -> Non
 
 def test_an_invalid_score_takes_part_in_nothing() -> None:
     group = torch.zeros(4, dtype=torch.long)
-    credit = assign(
+    credit = assign_credit(
         scores(0.0, 1.0, 2.0, float("nan"), valid=[True, True, True, False]), group, 1, {"r": 1.0}, CreditConfig()
     )
     assert torch.allclose(credit.advantage[:, 0], torch.tensor([-1.0, 0.0, 1.0, 0.0]))
@@ -502,19 +504,19 @@ def test_an_invalid_score_takes_part_in_nothing() -> None:
 def test_advantages_do_not_depend_on_a_rewards_scale_or_offset() -> None:
     group = torch.tensor([0, 0, 0, 1, 1, 1])
     value = torch.randn(6)
-    plain = assign(scores(*value.tolist()), group, 1, {"r": 1.0}, CreditConfig())
-    moved = assign(scores(*(100 * value + 5).tolist()), group, 1, {"r": 1.0}, CreditConfig())
+    plain = assign_credit(scores(*value.tolist()), group, 1, {"r": 1.0}, CreditConfig())
+    moved = assign_credit(scores(*(100 * value + 5).tolist()), group, 1, {"r": 1.0}, CreditConfig())
     assert torch.allclose(plain.advantage, moved.advantage, atol=1e-4)
 
 
 def test_the_largest_spread_damps_groups_that_hardly_vary() -> None:
     group = torch.tensor([0, 0, 1, 1])
-    credit = assign(scores(0.0, 1.0, 0.0, 0.01), group, 1, {"r": 1.0}, CreditConfig(std="largest"))
+    credit = assign_credit(scores(0.0, 1.0, 0.0, 0.01), group, 1, {"r": 1.0}, CreditConfig(std="largest"))
     assert credit.advantage[3].abs() < 0.02 * credit.advantage[1].abs()
 
 
 def test_a_group_of_one_has_no_advantage() -> None:
-    credit = assign(scores(3.0), torch.tensor([0]), 1, {"r": 1.0}, CreditConfig())
+    credit = assign_credit(scores(3.0), torch.tensor([0]), 1, {"r": 1.0}, CreditConfig())
     assert credit.advantage.item() == 0.0
 
 
@@ -522,6 +524,6 @@ def test_a_dense_reward_pays_the_chunk_that_earned_it() -> None:
     dense = torch.zeros(2, 12)
     dense[1, 4:8] = 1.0
     earned = {"r": Score(dense.mean(1), torch.ones(2, dtype=torch.bool), dense)}
-    credit = assign(earned, torch.zeros(2, dtype=torch.long), 3, {"r": 1.0}, CreditConfig(dense=1.0))
+    credit = assign_credit(earned, torch.zeros(2, dtype=torch.long), 3, {"r": 1.0}, CreditConfig(dense=1.0))
     assert torch.equal(credit.advantage[:, [0, 2]], torch.zeros(2, 2))
     assert credit.advantage[1, 1] > 0 > credit.advantage[0, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,3 +148,10 @@ def test_the_function_stays_a_function_whatever_was_imported_before() -> None:
     code = "import flowportrait.evaluation.bench, flowportrait as fp; print(callable(fp.evaluate), fp.evaluate.__doc__)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("True Measure videos")
+
+
+@pytest.mark.parametrize("package", ["evaluation", "corruption"])
+def test_what_judges_and_what_damages_import_neither_commands_nor_post_training(package: str) -> None:
+    for path in (Path(fp.__file__).parent / package).glob("*.py"):
+        imported = re.findall(r"^\s*(?:from|import) (flowportrait\.\w+)", path.read_text(), re.M)
+        assert not {"flowportrait.commands", "flowportrait.cli", "flowportrait.posttrain"} & set(imported), path.name

@@ -13,17 +13,13 @@ from flowportrait.flow.kernel import flow_sde, longcat_sde
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.ratio import gaussian_kl, log_ratio
 from flowportrait.flow.schedule import shifted
-from flowportrait.posttrain.advantage import Allocation
-from flowportrait.posttrain.credit import CreditConfig, assign
-from flowportrait.posttrain.normalise import deviations
+from flowportrait.posttrain.credit import Allocation, CreditConfig, assign_credit, deviations
 from flowportrait.posttrain.objective.interface import Advantage
-from flowportrait.posttrain.objective.kvpo import KVPO
-from flowportrait.posttrain.objective.nft import NFT
-from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.objective.sequence import SequenceRatio
-from flowportrait.posttrain.plan import EveryStep, OneStep, SlidingWindow
+from flowportrait.posttrain.objective.matching import NFT
+from flowportrait.posttrain.objective.ratio import KVPO, ClippedRatio, SequenceRatio
+from flowportrait.posttrain.plan import AllSteps, SingleStep, SlidingWindow
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import CARDS, named
+from flowportrait.posttrain.recipes import CARDS, find_recipe
 from flowportrait.reward.composite import RewardWeights
 from flowportrait.reward.interface import Score
 from tests.test_posttrain import RECIPE, evidence, one_step, shake, trainer
@@ -43,8 +39,11 @@ def after_a_step(recipe: Recipe) -> torch.Tensor:
     [
         (RECIPE, replace(RECIPE, allocation=Allocation(steps={"lift": 0.0}))),
         (replace(RECIPE, objective=WIDE), replace(RECIPE, objective=replace(WIDE, trust="divergence", divergence=1e9))),
-        (RECIPE, replace(RECIPE, plan=EveryStep(steps=4, trained=3), train_on=8)),
-        (replace(RECIPE, plan=SlidingWindow(4, width=1)), replace(RECIPE, plan=OneStep(4, among=1, shared=True))),
+        (RECIPE, replace(RECIPE, plan=AllSteps(steps=4, trained=3), train_on=8)),
+        (
+            replace(RECIPE, plan=SlidingWindow(4, width=1)),
+            replace(RECIPE, plan=SingleStep(4, first_steps=1, shared=True)),
+        ),
         (replace(RECIPE, groups=1), replace(RECIPE, groups=1, credit=CreditConfig(std="largest"))),
     ],
     ids=["otca flat", "dppo wide", "dance whole", "first step", "largest of one"],
@@ -57,7 +56,7 @@ def test_who_won_of_two_is_all_that_two_scores_say() -> None:
     value, group = torch.randn(8, generator=torch.Generator().manual_seed(0)), torch.arange(4).repeat_interleave(2)
     score = {"r": Score(value, torch.ones(8, dtype=torch.bool))}
     by_score, by_wins = (
-        assign(score, group, 2, {"r": 1.0}, CreditConfig(win_rate=names)).advantage for names in ((), ("all",))
+        assign_credit(score, group, 2, {"r": 1.0}, CreditConfig(win_rate=names)).advantage for names in ((), ("all",))
     )
     assert torch.allclose(by_score, by_wins, atol=1e-6)
 
@@ -124,7 +123,7 @@ def test_gspo_begins_as_flow_grpo_and_then_clips_whole_clips() -> None:
         old = run.velocity(trajectory)
     shake(run, 0.02)
     seen = evidence(run, trajectory, value, old)
-    logs = log_ratio(trajectory.gain, trajectory.noise, seen.live - old).sum(-1)
+    logs = log_ratio(trajectory.noise_gain, trajectory.noise, seen.live - old).sum(-1)
     sequence = logs.mean((1, 2)).exp()
     objective = SequenceRatio(*((sequence.detach().quantile(share) - 1).abs().item() for share in (0.3, 0.7)))
     bounds = 1 - objective.clip_low, 1 + objective.clip_high
@@ -144,18 +143,18 @@ def test_longcats_kernel_without_its_cap_is_flow_sde() -> None:
 
 
 def test_siblings_are_drawn_and_credited_as_if_the_real_clip_were_not_there() -> None:
-    beside, alone = (trainer(small(named("exemplar-ratio"))) for _ in range(2))
+    beside, alone = (trainer(small(find_recipe("exemplar-ratio"))) for _ in range(2))
     alone.recipe = replace(alone.recipe, exemplars=None)
     own = []
     for run in (alone, beside):
         batch = run.collect()
         drawn = ~batch.trajectory.real
-        own.append((batch.trajectory.latents[drawn], run.credit(batch.trajectory, batch.scores)[0].value[drawn]))
+        own.append((batch.trajectory.latents[drawn], run.credit(batch)[0].value[drawn]))
     assert all(torch.equal(a, b) for a, b in zip(*own, strict=True))
 
 
 def test_kvpo_learns_nothing_where_no_branch_looks_at_another_past() -> None:
-    run = trainer(replace(small(named("kvpo")), explore=None))
+    run = trainer(replace(small(find_recipe("kvpo")), exploration=None))
     latents = run.collect().trajectory.latents.unflatten(0, (3, 8))
     assert torch.allclose(latents, latents[:, :1].expand_as(latents), atol=1e-5)
     assert run.step()["grad_norm"] < 1e-5
@@ -188,7 +187,7 @@ def test_credit_is_the_clips_share_everywhere_and_the_chunks_share_where_it_was_
     score = Score(dense.mean(1), valid, dense)
     clip = deviations(score.value, valid, group).value
     for share in (0.0, 0.7, 1.0):
-        found = assign({"r": score}, group, 3, {"r": 2.0}, CreditConfig(dense=share, limit=99.0)).advantage
+        found = assign_credit({"r": score}, group, 3, {"r": 2.0}, CreditConfig(dense=share, limit=99.0)).advantage
         for chunk in range(3):
             own = deviations(dense[:, 4 * chunk : 4 * chunk + 4].mean(1), valid, group).value
             assert torch.allclose(found[:, chunk], 2 * ((1 - share) * clip + share * own), atol=1e-5)

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +16,18 @@ from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.advantage import Allocation, extremes
-from flowportrait.posttrain.explore import HistoryRouting
-from flowportrait.posttrain.objective.awm import AWM
-from flowportrait.posttrain.objective.dpo import DPO, pairs
-from flowportrait.posttrain.objective.interface import Advantage, Evidence, Loss, noised
-from flowportrait.posttrain.objective.nft import NFT
-from flowportrait.posttrain.objective.rwr import RWR
-from flowportrait.posttrain.objective.sequence import SequenceRatio
-from flowportrait.posttrain.plan import NoNoise, SlidingWindow
+from flowportrait.posttrain.collect import Batch
+from flowportrait.posttrain.credit import Allocation, select_best_and_worst
+from flowportrait.posttrain.methods import HistoryRouting
+from flowportrait.posttrain.objective.interface import Advantage, Loss, LossInputs, noised_points
+from flowportrait.posttrain.objective.matching import NFT, RWR
+from flowportrait.posttrain.objective.preference import DPO, pairs
+from flowportrait.posttrain.objective.ratio import AWM, SequenceRatio
+from flowportrait.posttrain.plan import OdePlan, SlidingWindow
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import CARDS, named
+from flowportrait.posttrain.recipes import CARDS, find_recipe
+from flowportrait.posttrain.rollout import Trajectory
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.posttrain.trajectory import Trajectory
-from flowportrait.reward.interface import Score
 from tests.test_posttrain import RECIPE, shake, trainer
 
 RATES = {"nft": 3e-3, "awm": 3e-3, "flow-rwr": 3e-3, "flow-dpo": 1e-3, "kvpo": 3e-3, "guard": 1e-2}
@@ -51,7 +50,7 @@ def small(recipe: Recipe) -> Recipe:
         groups=3,
         group_size=9 if recipe.name == "branch-grpo" else 8,
         frames=16,
-        explore=HistoryRouting(keep=1, chunks=3) if recipe.explore else None,
+        exploration=HistoryRouting(keep=1, chunks=3) if recipe.exploration else None,
         train_on=recipe.train_on and 6,
         learning_rate=RATES.get(recipe.name, 3e-3),
         allocation=allocation,
@@ -73,13 +72,15 @@ def rise(recipe: Recipe) -> float:
     return sum(gains) / len(gains)
 
 
-@pytest.mark.parametrize("name", [n for n, card in CARDS.items() if not (card.recipe.given or card.recipe.teacher)])
+@pytest.mark.parametrize(
+    "name", [n for n, card in CARDS.items() if not (card.recipe.offline_data or card.recipe.teacher)]
+)
 def test_every_recipe_raises_its_reward(name: str) -> None:
-    assert rise(small(named(name))) > LEARNED
+    assert rise(small(find_recipe(name))) > LEARNED
 
 
 def test_no_reward_rises_where_nothing_is_learned() -> None:
-    assert rise(replace(small(named("flash-grpo")), learning_rate=0.0)) == 0.0
+    assert rise(replace(small(find_recipe("flash-grpo")), learning_rate=0.0)) == 0.0
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -87,13 +88,14 @@ def test_what_rises_when_siblings_keep_their_pay_does_not_when_they_swap_it(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another seed than the gains above: there a policy that learns gains 1.5 to 2.7, a random walk up to ±0.18."""
-    recipe = replace(small(named("flash-grpo")), seed=seed)
+    recipe = replace(small(find_recipe("flash-grpo")), seed=seed)
     assert rise(recipe) > LEARNED
     credit, draw = Trainer.credit, torch.Generator().manual_seed(10 + seed)
 
-    def swapped(run: Trainer, trajectory: Trajectory, scores: dict[str, Score]) -> tuple[Advantage, dict[str, float]]:
+    def swapped(run: Trainer, batch: Batch) -> tuple[Advantage, dict[str, float]]:
         order = torch.cat([8 * group + torch.randperm(8, generator=draw) for group in range(3)])
-        return credit(run, trajectory, {name: own._replace(value=own.value[order]) for name, own in scores.items()})
+        scores = {name: own._replace(value=own.value[order]) for name, own in batch.scores.items()}
+        return credit(run, replace(batch, scores=scores))
 
     monkeypatch.setattr(Trainer, "credit", swapped)
     assert abs(rise(recipe)) < CHANCE
@@ -124,7 +126,7 @@ def test_a_card_is_listed_and_shown_with_its_values_and_reasons(capsys: pytest.C
 
 
 def finished(run: Trainer) -> Trajectory:
-    run.recipe = replace(run.recipe, plan=NoNoise(steps=4))
+    run.recipe = replace(run.recipe, plan=OdePlan(steps=4))
     return run.collect().trajectory
 
 
@@ -137,7 +139,7 @@ def weigh(run: Trainer, objective: NFT | AWM | RWR | DPO, trajectory: Trajectory
             with run.roles.use("ref"):
                 others[role] = run.velocity(trajectory, points)
     live = run.velocity(trajectory, points)
-    evidence = Evidence(trajectory, Advantage(value[:, None, None, None]), points, live, others)
+    evidence = LossInputs(trajectory, Advantage(value[:, None, None, None]), points, live, others)
     return torch.autograd.grad(objective(evidence).total, run.policy.head.write.weight)[0]
 
 
@@ -145,7 +147,7 @@ def test_nft_with_only_good_samples_is_supervised_matching_of_them() -> None:
     run = trainer()
     trajectory = finished(run)
     shake(run)
-    objective = NFT(reference=0.0)
+    objective = NFT(kl_weight=0.0)
     contrast = weigh(run, objective, trajectory, torch.full((24,), 1e9))
     points = objective.points(trajectory, NoiseKey(0))
     velocity = run.velocity(trajectory, points)
@@ -158,8 +160,8 @@ def test_nft_with_only_good_samples_is_supervised_matching_of_them() -> None:
 def test_nft_pushes_away_from_bad_samples_what_it_pulls_towards_when_good() -> None:
     run = trainer()
     trajectory = finished(run)
-    good = weigh(run, NFT(reference=0.0), trajectory, torch.full((24,), 1e9))
-    bad = weigh(run, NFT(reference=0.0), trajectory, torch.full((24,), -1e9))
+    good = weigh(run, NFT(kl_weight=0.0), trajectory, torch.full((24,), 1e9))
+    bad = weigh(run, NFT(kl_weight=0.0), trajectory, torch.full((24,), -1e9))
     assert torch.allclose(good, -bad, rtol=1e-4, atol=1e-7)
 
 
@@ -186,7 +188,7 @@ def test_rwr_without_differences_is_supervised_matching() -> None:
 def test_a_pairs_noise_is_shared_and_ties_make_no_pair() -> None:
     run = trainer()
     trajectory = finished(run)
-    points = noised(trajectory, 3, NoiseKey(0), by_group=True)
+    points = noised_points(trajectory, 3, NoiseKey(0), by_group=True)
     noise = points.target + trajectory.latents[:, :, None]
     assert torch.allclose(noise[:8], noise[:1].expand(8, -1, -1, -1), atol=1e-5)
     assert not torch.allclose(noise[0], noise[8], atol=1e-2)
@@ -215,7 +217,7 @@ def test_one_window_over_every_noisy_step_is_flow_grpo() -> None:
 
 
 def test_a_real_clip_stands_in_every_group_and_comes_back_from_its_latents() -> None:
-    run = trainer(small(named("exemplar-ratio")))
+    run = trainer(small(find_recipe("exemplar-ratio")))
     batch = run.collect()
     trajectory = batch.trajectory
     assert trajectory.real.sum() == 3
@@ -230,11 +232,11 @@ def test_a_real_clip_stands_in_every_group_and_comes_back_from_its_latents() -> 
 def test_a_group_normalised_by_its_own_samples_does_not_turn_them_all_negative() -> None:
     negative = {}
     for baseline in ("rollouts", "all"):
-        recipe = small(named("exemplar-ratio"))
+        recipe = small(find_recipe("exemplar-ratio"))
         run = trainer(replace(recipe, exemplars=replace(recipe.exemplars, baseline=baseline)))  # type: ignore[type-var]
         batch = run.collect()
         scores = {"lift": batch.scores["lift"]._replace(value=batch.scores["lift"].value + 90 * batch.trajectory.real)}
-        advantage, metrics = run.credit(batch.trajectory, scores)
+        advantage, metrics = run.credit(replace(batch, scores=scores))
         negative[baseline] = metrics["exemplar/negative"]
         assert (advantage.per_sample[batch.trajectory.real] > 0).all()
         assert advantage.per_sample.max() <= recipe.exemplars.limit + 1e-6 or baseline == "rollouts"
@@ -244,9 +246,9 @@ def test_a_group_normalised_by_its_own_samples_does_not_turn_them_all_negative()
 
 def test_extremes_are_the_best_and_the_worst_of_every_group() -> None:
     score, group = torch.tensor([5.0, 1, 3, 2, 4, 9, 8, 7, 6, 0]), torch.tensor([0] * 5 + [1] * 5)
-    assert extremes(score, group, 2).tolist() == [0, 1, 5, 9]
-    assert extremes(score, group, 99).tolist() == list(range(10))
-    assert extremes(score, group, None).tolist() == list(range(10))
+    assert select_best_and_worst(score, group, 2).tolist() == [0, 1, 5, 9]
+    assert select_best_and_worst(score, group, 99).tolist() == list(range(10))
+    assert select_best_and_worst(score, group, None).tolist() == list(range(10))
 
 
 def test_a_routed_past_changes_what_comes_and_not_what_is_stored() -> None:
@@ -255,7 +257,7 @@ def test_a_routed_past_changes_what_comes_and_not_what_is_stored() -> None:
     condition = run.task.condition(policy, run.task.draw(3, 0, 0))
     latents = torch.randn(3, condition.chunks, policy.latent_dim)
     true = policy.session(condition)
-    routed = HistoryRouting(keep=1, chunks=2).session(policy, condition, torch.arange(3), NoiseKey(0))
+    routed = HistoryRouting(keep=1, chunks=2).start_session(policy, condition, torch.arange(3), NoiseKey(0))
     apart = []
     with torch.no_grad():
         for chunk in range(condition.chunks):
@@ -266,14 +268,14 @@ def test_a_routed_past_changes_what_comes_and_not_what_is_stored() -> None:
     assert changed
     assert set(changed) <= {routed.first, routed.first + 1}
     with pytest.raises(BadInput, match="5 chunks leave no past to explore beyond the 4 nearest: raise frames"):
-        HistoryRouting().session(policy, condition, torch.arange(3), NoiseKey(0))
+        HistoryRouting().start_session(policy, condition, torch.arange(3), NoiseKey(0))
 
 
 @dataclass(frozen=True)
 class Terse(SequenceRatio):
     """Says of its ratio the mean and nothing else, as a first objective of one's own does."""
 
-    def __call__(self, evidence: Evidence) -> Loss:
+    def __call__(self, evidence: LossInputs) -> Loss:
         found = super().__call__(evidence)
         return Loss(found.total, {"ratio/mean": found.metrics["ratio/mean"]})
 
@@ -286,5 +288,6 @@ def test_the_guides_own_recipe_raises_its_reward_too(monkeypatch: pytest.MonkeyP
     guide = (Path(__file__).parents[1] / "docs" / "posttraining.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", guide, re.S)
     monkeypatch.setattr("flowportrait.posttrain.post_trainer.PostTrainer.train", lambda _: None)
-    exec(block, {"__name__": __name__})
-    assert rise(small(CARDS.pop("better-half").recipe)) > LEARNED
+    script: dict[str, Any] = {"__name__": __name__}
+    exec(block, script)
+    assert rise(small(script["CARD"].recipe)) > LEARNED

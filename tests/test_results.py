@@ -22,7 +22,8 @@ from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
 from flowportrait.evaluation.metrics import Row
 from flowportrait.generator.sampler import sample_mel
-from flowportrait.posttrain.recipes import named, read_recipe
+from flowportrait.posttrain.recipe import PostTrainConfig
+from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.reward.composite import RewardWeights
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +126,7 @@ def test_what_is_watched_is_compared_performance_by_performance(tmp_path: Path) 
 
 def test_every_contestant_is_a_recipe_that_exists() -> None:
     for name, contestant in contestants.CONTESTANTS.items():
-        recipe = override(named(contestant.recipe), [*contestants.SMALL, *contestant.settings])
+        recipe = override(find_recipe(contestant.recipe), [*contestants.SMALL, *contestant.settings])
         assert recipe.group_size == 8, name
     known = {*contestants.CONTESTANTS, *contestants.CONTROLS, *contestants.PARTS, *contestants.PAID}
     assert {name for names in contestants.STUDIES.values() for name in names} <= known
@@ -154,7 +155,7 @@ def test_a_table_that_was_not_measured_cannot_be_shown() -> None:
 
 
 def test_what_is_left_out_of_the_shipped_recipe_is_not_paid_and_chance_is_paid_as_much() -> None:
-    recipe = read_recipe(checkpoint_folder("rl") / "recipe.json")
+    recipe = PostTrainConfig.from_json(checkpoint_folder("rl") / "recipe.json")
     whole = recipe.rewards.by_name()
     for name in contestants.PAID:
         found = shipped.paid(recipe, name)

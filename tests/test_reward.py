@@ -7,7 +7,7 @@ import torch
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.credit import CreditConfig, assign
+from flowportrait.posttrain.credit import CreditConfig, assign_credit
 from flowportrait.reward.composite import Composite, RewardWeights
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from flowportrait.reward.lip_sync import LipSync, margins
@@ -91,8 +91,8 @@ def test_every_chunk_gets_its_full_share_of_the_sync_weight() -> None:
         RewardBatch(torch.randn(16, 28, 30, generator=draw), torch.randn(16, 112, 80, generator=draw))
     )
     group, weights = torch.zeros(16, dtype=torch.long), {"sync": 2.0}
-    own = assign({"sync": score}, group, 7, weights, CreditConfig(limit=99.0)).advantage
-    clip = assign({"sync": score}, group, 7, weights, CreditConfig(limit=99.0, dense=0.0)).advantage
+    own = assign_credit({"sync": score}, group, 7, weights, CreditConfig(limit=99.0)).advantage
+    clip = assign_credit({"sync": score}, group, 7, weights, CreditConfig(limit=99.0, dense=0.0)).advantage
     assert torch.allclose((own - 0.3 * clip).std(0), torch.full((7,), 0.7 * 2.0), rtol=1e-4)
 
 

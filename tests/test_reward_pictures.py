@@ -16,7 +16,7 @@ from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.media.optical_flow import Dis, build_flow, tensors_by_name, torchvision_name
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.drawing import Drawing
+from flowportrait.posttrain.task import Drawing
 from flowportrait.reward.backbones import backbone_named
 from flowportrait.reward.face_net import FaceNet
 from flowportrait.reward.identity import Identity

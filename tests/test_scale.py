@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.scale import Share
+from flowportrait.posttrain.batching import RankGroups
 from flowportrait.training.state import latest_state, read_state
 from tests.processes import RECIPE, iterate, joined, together, trainer
 
@@ -196,8 +196,8 @@ class Two:
 
 
 def test_groups_that_cannot_be_dealt_out_are_bad_input() -> None:
-    assert Share.of(Two(), 6).groups.tolist() == [3, 4, 5]
+    assert RankGroups.of(Two(), 6).groups.tolist() == [3, 4, 5]
     with pytest.raises(BadInput, match="choose a multiple"):
-        Share.of(Two(), 5)
+        RankGroups.of(Two(), 5)
     with pytest.raises(BadInput, match="multiple of 4"):
-        Share.of(Two(), 6, parts=2)
+        RankGroups.of(Two(), 6, parts=2)

@@ -23,8 +23,7 @@ from flowportrait import cli
 from flowportrait.errors import BadInput
 from flowportrait.extras import EXTRAS, require
 from flowportrait.media.quiet import native_chatter_silenced
-from flowportrait.posttrain.recipe_list import recipe_texts
-from flowportrait.posttrain.recipes import CARDS
+from flowportrait.posttrain.recipes import CARDS, recipe_texts
 
 COMMANDS = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
 HEAVY = {"torch", "scipy", "cv2", "av", "transformers", "mediapipe", "onnxruntime", "rich", "PIL", "safetensors"}

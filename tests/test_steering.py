@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,16 +15,17 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.animator import Animator
-from flowportrait.best_of import best, takes
 from flowportrait.cli import main
-from flowportrait.codec.controls import Controls
-from flowportrait.commands.animate_reward import parse_weights, perform, steering_of
 from flowportrait.errors import BadInput
 from flowportrait.flow.guidance import guided
 from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.sampler import GenerationSession
 from flowportrait.generator.steering import GuidanceContext, Steering, ordered_weights
+from flowportrait.media.portrait import Portrait
+from flowportrait.pipelines.animate import AnimatePipeline
+from flowportrait.pipelines.guidance import best_candidate, build_guidance, score_candidates
+from flowportrait.pipelines.request import parse_guide
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.reward.interface import RewardBatch, Score, all_valid
 from tests.test_generator_live import TINY, build, together
@@ -163,19 +163,18 @@ def test_the_best_take_is_a_plain_performance_of_its_seed() -> None:
     def perform(seed: int) -> torch.Tensor:
         return torch.cat(list(animator.motion(SPEECH, seed=seed)))
 
-    found = takes(perform, range(5, 8), SPEECH, Loudest())
-    chosen = best(found)
-    assert chosen.score == max(take.score for take in found)
+    found = score_candidates(lambda seed: [perform(seed)], range(5, 8), SPEECH, Loudest())
+    chosen = best_candidate(found)
+    assert chosen.score == max(candidate.score for candidate in found)
     assert torch.equal(chosen.motion, perform(chosen.seed))
-    assert best(found[:1]).seed == 5
+    assert best_candidate(found[:1]).seed == 5
     with pytest.raises(BadInput, match="reads motion and sound"):
-        takes(perform, range(2), SPEECH, Loudest(needs=frozenset({"frames"})))
+        score_candidates(lambda seed: [perform(seed)], range(2), SPEECH, Loudest(needs=frozenset({"frames"})))
 
 
 def test_the_shipped_latent_reward_steers_the_shipped_generator_in_its_own_judgement() -> None:
     animator, reward = Animator.from_pretrained("sft"), LatentReward.load()
-    options = argparse.Namespace(guide="sync=5", best_of=1, prune=False, by=None, checkpoint="sft")
-    steering = steering_of(options, animator.generator)
+    steering = build_guidance(animator.generator, {"sync": 5.0})
     assert steering is not None
     audio = SPEECH[:10_000]
 
@@ -187,19 +186,25 @@ def test_the_shipped_latent_reward_steers_the_shipped_generator_in_its_own_judge
         return float(verdict.mean[..., 0].mean())
 
     assert liked(steering) > liked(None)
-    assert steering_of(argparse.Namespace(**{**vars(options), "guide": "sync=0"}), animator.generator) is None
+    assert build_guidance(animator.generator, {"sync": 0.0}) is None
 
 
-def test_the_command_performs_plainly_or_the_best(capsys: pytest.CaptureFixture[str]) -> None:
-    animator = Animator(MODEL)
-
-    def performed(count: int) -> torch.Tensor:
-        options = argparse.Namespace(guide=None, best_of=count, prune=False, by="sync", seed=5, checkpoint="tiny")
-        return torch.cat(list(perform(options, animator, SPEECH, Controls())))
-
-    plain = [torch.cat(list(animator.motion(SPEECH, seed=seed))) for seed in (5, 6)]
-    assert torch.equal(performed(1), plain[0])
-    assert any(torch.equal(performed(2), motion) for motion in plain)
+def test_the_command_performs_plainly_or_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = AnimatePipeline(MODEL)
+    monkeypatch.setattr(AnimatePipeline, "from_pretrained", classmethod(lambda *_, **__: pipeline))
+    photo = Portrait.from_image(astronaut(), 64)
+    plain = [torch.cat(list(pipeline.motion(SPEECH, seed=seed))) for seed in (5, 6)]
+    assert torch.equal(pipeline(photo, SPEECH, seed=5).motion, plain[0])
+    video = pipeline(photo, SPEECH, seed=5, best_of=2, by="sync")
+    assert torch.equal(video.motion, plain[video.seed - 5])
+    assert [candidate.seed for candidate in video.candidates] == [5, 6]
+    assert video.seed == best_candidate(video.candidates).seed
+    wavfile.write(tmp_path / "a.wav", 16_000, SPEECH)
+    cv2.imwrite(str(tmp_path / "a.png"), astronaut()[..., ::-1])
+    assert main(["animate", "--image", str(tmp_path / "a.png"), "--audio", str(tmp_path / "a.wav"), "--crop", "--size",
+                 "64", "--best-of", "2", "--by", "sync", "--output", str(tmp_path / "o.mp4")]) == 0  # fmt: skip
     assert "is the best of 2 by sync" in capsys.readouterr().err
 
 
@@ -229,6 +234,6 @@ def test_what_a_reward_cannot_do_is_said_in_a_sentence(
 
 
 def test_weights_are_read_by_name() -> None:
-    assert parse_weights("motion=0.3, sync=1") == {"motion": 0.3, "sync": 1.0}
-    assert parse_weights(None) == {}
+    assert parse_guide("motion=0.3, sync=1") == {"motion": 0.3, "sync": 1.0}
+    assert parse_guide(None) == {}
     assert ordered_weights({"motion": 0.3}, ("sync", "expression", "motion")) == (0.0, 0.0, 0.3)

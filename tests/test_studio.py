@@ -10,6 +10,7 @@ import time
 import wave
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -23,16 +24,22 @@ from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_sound
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
+from flowportrait.pipelines.animate import AnimatePipeline
+from flowportrait.pipelines.guidance import build_guidance
+from flowportrait.pipelines.request import AnimateRequest
 from flowportrait.provenance.manifest import read_signature
-from flowportrait.steered import steering_by
-from flowportrait.studio import live, training_process
+from flowportrait.studio import render_queue, training_process
 from flowportrait.studio.limits import Limits
-from flowportrait.studio.live import Show, Theatre, animator
 from flowportrait.studio.photo import find_portrait
+from flowportrait.studio.render_queue import RenderJob, RenderQueue, load_pipeline, speech_pieces
 from flowportrait.studio.storage import prune
 from flowportrait.studio.training import Training
-from flowportrait.studio.wish import Wish
 from tests.test_animator import babble
+
+
+def request(image: Path | None, audio: Path | None = None, **settings: Any) -> AnimateRequest:
+    """What the page submits: the face square alone, unless it is told otherwise."""
+    return AnimateRequest(**{"image": image, "audio": audio, "crop": True, **settings})
 
 
 def photo(folder: Path) -> Path:
@@ -50,32 +57,32 @@ def speech(folder: Path, seconds: float = 1.0) -> Path:
 
 
 def test_a_wish_is_drawn_no_longer_than_allowed_and_can_be_followed(tmp_path: Path) -> None:
-    theatre = Theatre(tmp_path / "videos", Limits(seconds=1))
+    queue = RenderQueue(tmp_path / "videos", Limits(seconds=1))
     try:
-        show = theatre.put_on(Wish(photo(tmp_path), speech(tmp_path, 2.0)))
-        watched = b"".join(show.follow())
-        assert show.done.is_set()
-        assert show.trouble is None
-        assert watched == show.path.read_bytes()
-        with av.open(str(show.path)) as made:
+        job = queue.submit(request(photo(tmp_path), speech(tmp_path, 2.0)))
+        watched = b"".join(job.follow())
+        assert job.done.is_set()
+        assert job.error is None
+        assert watched == job.path.read_bytes()
+        with av.open(str(job.path)) as made:
             assert sum(1 for _ in made.decode(video=0)) == 25
-        assert "the first frame after" in show.told()
-        assert "left out" in show.told()
+        assert "the first frame after" in job.status_text()
+        assert "left out" in job.status_text()
     finally:
-        theatre.close()
+        queue.close()
 
 
 def test_a_tight_photo_is_framed_as_on_the_command_line(tmp_path: Path) -> None:
     tight = astronaut()[60:230, 120:275]
     cv2.imwrite(str(tmp_path / "tight.png"), cv2.cvtColor(tight, cv2.COLOR_RGB2BGR))
-    theatre = Theatre(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", Limits())
     try:
-        show = theatre.put_on(Wish(tmp_path / "tight.png", speech(tmp_path, 0.4), checkpoint="sft"))
-        b"".join(show.follow())
-        assert "left out" not in show.told()
-        seen = next(iter_frames(show.path)).astype(int)
+        job = queue.submit(request(tmp_path / "tight.png", speech(tmp_path, 0.4), checkpoint="sft"))
+        b"".join(job.follow())
+        assert "left out" not in job.status_text()
+        seen = next(iter_frames(job.path)).astype(int)
     finally:
-        theatre.close()
+        queue.close()
     portrait = Portrait.from_image(tight)
     expected = next(Animator.show(portrait, [torch.zeros(1, 30)])).astype(int)
     assert np.abs(seen - expected).mean() < 6 < np.abs(portrait.crop - expected).mean()
@@ -83,73 +90,73 @@ def test_a_tight_photo_is_framed_as_on_the_command_line(tmp_path: Path) -> None:
 
 def test_as_much_as_allowed_is_not_called_cut(tmp_path: Path) -> None:
     called: list[bool] = []
-    wish = Wish(None, speech(tmp_path, 2.0))
+    wanted = request(None, speech(tmp_path, 2.0))
     for seconds, cut in ((2.0, 0), (1.0, 1)):
-        pieces = list(wish.sound(Limits(seconds=seconds), lambda: called.append(True)))
+        pieces = list(speech_pieces(wanted, Limits(seconds=seconds), lambda: called.append(True)))
         assert sum(piece.samples.shape[1] for piece in pieces) == seconds * 16_000
         assert len(called) == cut
 
 
 def test_the_video_plays_the_recording_at_its_own_rate_and_in_stereo(tmp_path: Path) -> None:
-    theatre, path = Theatre(tmp_path / "videos", Limits()), tmp_path / "stereo.wav"
+    queue, path = RenderQueue(tmp_path / "videos", Limits()), tmp_path / "stereo.wav"
     left = np.repeat(babble(0.6), 3)
     with wave.open(str(path), "wb") as file:
         file.setparams((2, 2, 48_000, 0, "NONE", ""))
         file.writeframes((np.stack([left, 0 * left], 1).clip(-1, 1) * 32767).astype("<i2").tobytes())
     try:
-        show = theatre.put_on(Wish(photo(tmp_path), path))
-        b"".join(show.follow())
-        played = read_sound(show.path)
+        job = queue.submit(request(photo(tmp_path), path))
+        b"".join(job.follow())
+        played = read_sound(job.path)
     finally:
-        theatre.close()
+        queue.close()
     assert (played.rate, played.layout) == (48_000, "stereo")
     assert np.abs(played.samples[1]).mean() < 0.02 * np.abs(played.samples[0]).mean()
 
 
 def test_guidance_reaches_every_chunk_and_none_is_none(tmp_path: Path) -> None:
-    generator = animator("sft").generator
-    assert steering_by(generator, {"sync": 0.0, "expression": 0.0}) is None
-    steering = steering_by(generator, {"expression": 3.0})
+    generator = load_pipeline("sft").generator
+    assert build_guidance(generator, {"sync": 0.0, "expression": 0.0}) is None
+    steering = build_guidance(generator, {"expression": 3.0})
     assert steering is not None
     assert steering.guide == (0.0, 3.0, 0.0)
     plain, bent = (
-        torch.cat(list(animator("sft").motion(babble(0.7), seed=1, steering=one))) for one in (None, steering)
+        torch.cat(list(load_pipeline("sft").motion(babble(0.7), seed=1, guidance=one))) for one in (None, steering)
     )
     assert not torch.allclose(plain, bent, atol=1e-3)
-    assert Wish(None, guide={"expression": 3.0}).guide["expression"] == 3.0
+    assert request(None, guide={"expression": 3.0}).guide["expression"] == 3.0
 
 
 def test_mistakes_get_a_sentence_before_anything_is_drawn(tmp_path: Path) -> None:
-    theatre = Theatre(tmp_path / "videos", Limits(letters=10))
+    queue = RenderQueue(tmp_path / "videos", Limits(letters=10))
     bad, blank = tmp_path / "bad.png", tmp_path / "blank.png"
     bad.write_bytes(b"no picture")
     cv2.imwrite(str(blank), np.full((200, 200, 3), 128, np.uint8))
     face, sound = photo(tmp_path), speech(tmp_path)
-    for wish, said in (
-        (Wish(None, sound), "no photo yet"),
-        (Wish(bad, sound), "bad.png"),
-        (Wish(blank, sound), "No face found"),
-        (Wish(face), "nothing to say yet"),
-        (Wish(face, text="more than ten letters"), "more than 10"),
-        (Wish(face, text="Hello.", voice="nobody"), "no voice"),
-        (Wish(face, bad), "bad.png"),
+    for wanted, said in (
+        (request(None, sound), "no photo yet"),
+        (request(bad, sound), "bad.png"),
+        (request(blank, sound), "No face found"),
+        (request(face), "nothing to say yet"),
+        (request(face, text="more than ten letters"), "more than 10"),
+        (request(face, text="Hello.", voice="nobody"), "no voice"),
+        (request(face, bad), "bad.png"),
     ):
         with pytest.raises(BadInput, match=said):
-            theatre.put_on(wish)
-    assert theatre.shows == {}
+            queue.submit(wanted)
+    assert queue.jobs == {}
     assert not list((tmp_path / "videos").iterdir())
-    theatre.close()
+    queue.close()
 
 
 def test_who_follows_sees_what_is_there_and_waits_for_the_rest(tmp_path: Path) -> None:
-    show = Show(tmp_path / "a.mp4", Wish(None))
-    show.path.write_bytes(b"first")
-    seen = show.follow()
+    job = RenderJob(tmp_path / "a.mp4", request(None))
+    job.path.write_bytes(b"first")
+    seen = job.follow()
     assert next(seen) == b"first"
-    with show.path.open("ab") as file:
+    with job.path.open("ab") as file:
         file.write(b"second")
     assert next(seen) == b"second"
-    show.done.set()
+    job.done.set()
     assert list(seen) == []
 
 
@@ -171,15 +178,15 @@ def test_a_run_is_started_watched_and_stopped(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(BadInput, match="under way"):
         training.start("other", str(tmp_path), "flow-grpo", "sft", 3)
     for _ in range(200):
-        if training.records() and "working" in training.told():
+        if training.records() and "working" in training.status_text():
             break
         time.sleep(0.05)
     assert training.records() == [{"reward/sync": 1.5}]
-    assert "under way, 1 iterations" in training.told()
+    assert "under way, 1 iterations" in training.status_text()
     training.stop()
     assert training.wait(10) == 130
-    assert "stopped (130)" in training.told()
-    assert "saved" in training.told()
+    assert "stopped (130)" in training.status_text()
+    assert "saved" in training.status_text()
 
 
 def until(true: Callable[[], object]) -> None:
@@ -191,53 +198,53 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_stop_ends_what_its_own_tab_asked_for_and_says_so(tmp_path: Path) -> None:
-    theatre = Theatre(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", Limits())
     face, sound = photo(tmp_path), speech(tmp_path, 3.0)
     try:
-        first = theatre.put_on(Wish(face, sound), owner="one tab")
-        second = theatre.put_on(Wish(face, sound), owner="another")
-        theatre.stop("another")
+        first = queue.submit(request(face, sound), owner="one tab")
+        second = queue.submit(request(face, sound), owner="another")
+        queue.stop("another")
         assert second.done.wait(1), "nobody waits for a video that was stopped before it began"
-        assert second.told() == "Stopped before it began."
+        assert second.status_text() == "Stopped before it began."
         until(lambda: first.frames)
-        theatre.stop("another")
-        theatre.stop("one tab")
+        queue.stop("another")
+        queue.stop("one tab")
         assert first.done.wait(30)
-        assert first.told().startswith("Stopped: ")
+        assert first.status_text().startswith("Stopped: ")
         assert 0 < first.frames < 75
-        third = theatre.put_on(Wish(face, speech(tmp_path, 0.4)), owner="one tab")
-        theatre.stop("another")
+        third = queue.submit(request(face, speech(tmp_path, 0.4)), owner="one tab")
+        queue.stop("another")
         assert third.done.wait(60)
-        assert third.told().startswith("Done: ")
-        theatre.stop("one tab")
-        assert third.told().startswith("Done: "), "what was done already stays done"
+        assert third.status_text().startswith("Done: ")
+        queue.stop("one tab")
+        assert third.status_text().startswith("Done: "), "what was done already stays done"
     finally:
-        theatre.close()
+        queue.close()
 
 
 def test_a_failure_nobody_foresaw_is_one_sentence_on_the_page_and_a_traceback_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(name: str) -> Animator:
+    def broken(name: str) -> AnimatePipeline:
         raise RuntimeError("no weights\nin /srv/secret/rl")
 
-    monkeypatch.setattr(live, "animator", broken)
-    theatre = Theatre(tmp_path / "videos", Limits())
+    monkeypatch.setattr(render_queue, "load_pipeline", broken)
+    queue = RenderQueue(tmp_path / "videos", Limits())
     try:
-        show = theatre.put_on(Wish(photo(tmp_path), speech(tmp_path)))
-        assert show.done.wait(60)
-        assert show.told() == "Drawing failed (RuntimeError: no weights in rl): the terminal has more."
+        job = queue.submit(request(photo(tmp_path), speech(tmp_path)))
+        assert job.done.wait(60)
+        assert job.status_text() == "Drawing failed (RuntimeError: no weights in rl): the terminal has more."
         assert "Traceback" in caplog.text
-        assert list(show.follow()) == []
+        assert list(job.follow()) == []
     finally:
-        theatre.close()
+        queue.close()
 
 
 def test_what_waits_when_the_studio_closes_is_done(tmp_path: Path) -> None:
-    theatre = Theatre(tmp_path / "videos", Limits())
-    shows = [theatre.put_on(Wish(photo(tmp_path), speech(tmp_path, 2.0))) for _ in range(2)]
-    theatre.close()
-    assert all(show.done.is_set() and show.stopped for show in shows)
+    queue = RenderQueue(tmp_path / "videos", Limits())
+    jobs = [queue.submit(request(photo(tmp_path), speech(tmp_path, 2.0))) for _ in range(2)]
+    queue.close()
+    assert all(job.done.is_set() and job.stopped for job in jobs)
 
 
 def test_old_files_go_by_age_and_size_and_what_is_in_use_stays(tmp_path: Path) -> None:
@@ -259,16 +266,16 @@ def test_old_files_go_by_age_and_size_and_what_is_in_use_stays(tmp_path: Path) -
 
 
 def test_a_video_that_went_is_forgotten(tmp_path: Path) -> None:
-    theatre = Theatre(tmp_path / "videos", Limits())
-    show = Show(theatre.folder / "a.mp4", Wish(None), ended=time.monotonic() - 4000)
-    show.done.set()
-    show.path.write_bytes(b"x")
-    os.utime(show.path, (0, 0))
-    theatre.shows["a"] = show
-    theatre.tidy()
-    assert theatre.shows == {}
-    assert theatre.signed("a") is None
-    theatre.close()
+    queue = RenderQueue(tmp_path / "videos", Limits())
+    job = RenderJob(queue.folder / "a.mp4", request(None), ended=time.monotonic() - 4000)
+    job.done.set()
+    job.path.write_bytes(b"x")
+    os.utime(job.path, (0, 0))
+    queue.jobs["a"] = job
+    queue.tidy()
+    assert queue.jobs == {}
+    assert queue.signed("a") is None
+    queue.close()
 
 
 def two_faces(folder: Path) -> Path:
@@ -308,25 +315,25 @@ def test_a_covered_mouth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_whole_photo_is_shown_and_the_finished_file_is_signed(tmp_path: Path) -> None:
-    theatre = Theatre(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", Limits())
     try:
-        show = theatre.put_on(Wish(two_faces(tmp_path), speech(tmp_path, 0.8), face=2, whole=True))
-        assert theatre.signed(show.name) is None, "not before it is done"
-        drawn = b"".join(show.follow())
+        job = queue.submit(request(two_faces(tmp_path), speech(tmp_path, 0.8), face=2, crop=False))
+        assert queue.signed(job.name) is None, "not before it is done"
+        drawn = b"".join(job.follow())
         assert drawn
-        assert next(iter_frames(show.path)).shape == (300, 600, 3)
-        path = theatre.signed(show.name)
+        assert next(iter_frames(job.path)).shape == (300, 600, 3)
+        path = queue.signed(job.name)
         assert path is not None
-        assert path == theatre.signed(show.name)
+        assert path == queue.signed(job.name)
         found = read_signature(path)
         assert found.present
         assert found.intact
-        for was, now in zip(iter_frames(show.path), iter_frames(path), strict=True):
+        for was, now in zip(iter_frames(job.path), iter_frames(path), strict=True):
             assert np.array_equal(was, now), "the very pictures that were watched"
         with av.open(str(path)) as made:
             assert "Synthetic video" in made.metadata["comment"]
     finally:
-        theatre.close()
+        queue.close()
     assert not list((tmp_path / "videos").glob(".*"))
 
 

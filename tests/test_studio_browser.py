@@ -69,7 +69,7 @@ def test_stop_ends_ones_own_video_and_not_that_of_another_tab(tmp_path: Path) ->
         pages[0].wait_for_selector("#said:has-text('Drawing')")
         pages[0].click("#stop")
         pages[0].wait_for_selector("#said:has-text('Stopped')")
-        states = [show.told().split(":")[0].split(" before")[0] for show in studio.theatre.shows.values()]
+        states = [job.status_text().split(":")[0].split(" before")[0] for job in studio.queue.jobs.values()]
         assert states == ["Done", "Stopped", "Stopped"]
 
 
@@ -85,8 +85,8 @@ def test_the_page_says_what_a_photo_shows_and_a_face_can_be_chosen(tmp_path: Pat
         page.click("#go")
         page.wait_for_selector("#said:has-text('Done')")
         page.screenshot(path=tmp_path / "whole.png")
-        (show,) = studio.theatre.shows.values()
-        assert (show.wish.face, show.wish.whole) == (2, True)
+        (job,) = studio.queue.jobs.values()
+        assert (job.request.face, job.request.crop) == (2, False)
         page.wait_for_function("document.querySelector('video.show').videoWidth == 600")
 
 
@@ -140,7 +140,7 @@ def test_a_photo_and_speech_become_a_video_that_plays_and_is_compared(tmp_path: 
         plays(page, 2)
         page.wait_for_selector("#compared:has-text('rl Done')")
         page.screenshot(path=tmp_path / "compare.png")
-        guided = [show.wish.guide["expression"] for show in studio.theatre.shows.values()]
+        guided = [job.request.guide["expression"] for job in studio.queue.jobs.values()]
         assert guided == [0, 3, 3]
         page.click("button[role=tab]:has-text('Train')")
         page.fill("#prompts textarea, #prompts input", "nowhere")

@@ -69,8 +69,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command of the command line; returns the exit code.
 
-    For programs of one's own there are ``Animator`` and the functions that the commands call. Signal handlers and the
-    display of warnings belong to the command while it runs, and are the caller's again afterwards.
+    For programs of one's own there are ``AnimatePipeline`` and the functions that the commands call. Signal handlers
+    and the display of warnings belong to the command while it runs, and are the caller's again afterwards.
     """
     show = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}")

@@ -2,17 +2,23 @@
 
 ``override(config, ["objective.kl_weight=0.1", "groups=4"])`` reads each value by the type its field declares; an
 unknown key or a value of another type is the user's error and is named with what would have been right.
+
+Keys and values of earlier versions are understood where a configuration lists them:
+
+    earlier_keys = (("pieces", "rollout_chunks"),)
+    earlier_values = (("aggregation", "summed", "sum_then_normalize"),)
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +46,7 @@ def override(config: Config, changes: Sequence[str]) -> Config:
 
 
 def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
-    hints = _fields(config)
+    hints = _fields(type(config))
     name = _current_key(type(config), path[0])
     _check_key(name, hints, full)
     current = getattr(config, name)
@@ -55,15 +61,72 @@ def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
             raise BadInput(f"--set {full}: {name} has no parts; write {name}=value.")
         value: Any = _replace(current, path[1:], text, full)
     elif dataclasses.is_dataclass(current):
-        raise BadInput(f"--set {full} needs one of its parts: {', '.join(f'{full}.{k}' for k in _fields(current))}.")
+        raise BadInput(
+            f"--set {full} needs one of its parts: {', '.join(f'{full}.{k}' for k in _fields(type(current)))}."
+        )
     else:
-        value = _parse(text, hints[name], full)
+        value = _parse(_current_value(type(config), name, text), hints[name], full)
     return dataclasses.replace(config, **{name: value})
+
+
+def replace_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A copy of ``config`` with values of Python under dotted keys: ``{"groups": 4, "objective.kl_weight": 0.1}``.
+
+    Raises:
+        BadInput: an unknown key, or a value that does not fit its field.
+    """
+    for full, value in settings.items():
+        config = _replace_value(config, full.split("."), value, full)
+    return config
+
+
+def _replace_value(config: Config, path: list[str], value: Any, full: str) -> Config:
+    hints, name = _fields(type(config)), _current_key(type(config), path[0])
+    _check_key(name, hints, full)
+    if len(path) > 1:
+        current, part = getattr(config, name), _plain(hints[name])
+        if current is None and isinstance(part, type) and dataclasses.is_dataclass(part):
+            current = part()
+        if isinstance(current, dict) and len(path) == 2:
+            value = {**current, path[1]: _convert(value, typing.get_args(part)[1], full)}
+        elif dataclasses.is_dataclass(current) and not isinstance(current, type):
+            value = _replace_value(current, path[1:], value, full)
+        else:
+            raise BadInput(f"The setting {full} does not exist: {name} has no parts; give {name} itself.")
+    elif not _holds_parts(value):
+        value = _convert(_current_value(type(config), name, value), hints[name], full)
+    return dataclasses.replace(config, **{name: value})
+
+
+def _holds_parts(value: Any) -> bool:
+    """Whether a value is a dataclass, or several: a whole part of a configuration."""
+    several = value if isinstance(value, tuple) and value else (value,)
+    return all(dataclasses.is_dataclass(item) and not isinstance(item, type) for item in several)
+
+
+def upgrade_keys(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as ``to_dict`` of some version gave them, under today's keys and values; ``config`` is of their kind."""
+    values = {}
+    for key, value in data.items():
+        name = _current_key(type(config), key)
+        part = getattr(config, name, None)
+        if part is None and isinstance(value, dict):
+            kind = _plain(_fields(type(config)).get(name))
+            part = kind() if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+        deep = dataclasses.is_dataclass(part) and isinstance(value, dict)
+        values[name] = upgrade_keys(part, value) if deep else _current_value(type(config), name, value)
+    return values
 
 
 def _current_key(kind: type, key: str) -> str:
     """Today's name of a key, where ``kind`` says that it had another."""
-    return dict(getattr(kind, "earlier_keys", ())).get(key, key)
+    return key if key in _fields(kind) else dict(getattr(kind, "earlier_keys", ())).get(key, key)
+
+
+def _current_value(kind: type, key: str, value: Any) -> Any:
+    """Today's name of a value of ``key``, where ``kind`` says that it had another."""
+    renamed = {(of, before): now for of, before, now in getattr(kind, "earlier_values", ())}
+    return renamed.get((key, value), value) if isinstance(value, str) else value
 
 
 def at_least(config: Any, **least: float) -> None:
@@ -91,12 +154,12 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
     """
     if not isinstance(data, dict):
         raise BadInput(f"A configuration is an object with keys, not {type(data).__name__}.")
-    hints = typing.get_type_hints(kind)
+    hints = _fields(kind)
     values = {}
     for key, value in data.items():
         name = _current_key(kind, key)
         _check_key(name, hints, key)
-        values[name] = _convert(value, hints[name], key)
+        values[name] = _convert(_current_value(kind, name, value), hints[name], key)
     try:
         return kind(**values)
     except TypeError as error:
@@ -109,14 +172,23 @@ def merge(config: Config, data: dict[str, Any]) -> Config:
     Raises:
         BadInput: an unknown key or a value of another type.
     """
-    hints, values = _fields(config), {}
+    kind = type(config)
+    hints, values = _fields(kind), {}
     for key, value in data.items():
-        name = _current_key(type(config), key)
+        name = _current_key(kind, key)
         _check_key(name, hints, key)
-        current = getattr(config, name)
-        deep = dataclasses.is_dataclass(current) and isinstance(value, dict)
-        values[name] = merge(current, value) if deep else _convert(value, hints[name], key)
+        values[name] = _merge_value(getattr(config, name), _current_value(kind, name, value), hints[name], key)
     return dataclasses.replace(config, **values)
+
+
+def _merge_value(current: Any, value: Any, hint: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(current) and not isinstance(current, type) and isinstance(value, dict):
+        return merge(current, value)
+    if isinstance(current, tuple) and current and _holds_parts(current) and isinstance(value, (list, tuple)):
+        if len(value) != len(current):
+            raise BadInput(f"{key} has {len(value)} parts, and what it is read for has {len(current)}.")
+        return tuple(merge(part, own) for part, own in zip(current, value, strict=True))
+    return _convert(value, hint, key)
 
 
 def save(config: Any, path: Path) -> None:
@@ -136,8 +208,10 @@ def load(kind: type[Config], path: Path) -> Config:
         raise BadInput(f"{path} cannot be read as a configuration: {error}.") from error
 
 
-def _fields(config: Any) -> dict[str, Any]:
-    return typing.get_type_hints(type(config))
+def _fields(kind: Any) -> dict[str, Any]:
+    """Type of every field of a configuration, in order."""
+    hints = typing.get_type_hints(kind)
+    return {part.name: hints[part.name] for part in dataclasses.fields(kind)}
 
 
 def _check_key(name: str, hints: dict[str, Any], full: str) -> None:
@@ -192,6 +266,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         raise BadInput(f"{key}={value} is not possible: choose one of {', '.join(map(str, typing.get_args(plain)))}.")
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(item, typing.get_args(plain)[0], key) for item in value)
+    if origin is frozenset and (several := _read_set(value)) is not None:
+        return frozenset(_convert(item, typing.get_args(plain)[0], key) for item in several)
     if origin is dict and isinstance(value, dict):
         return {k: _convert(v, typing.get_args(plain)[1], key) for k, v in value.items()}
     if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
@@ -206,3 +282,13 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return Path(value)
     name = getattr(plain, "__name__", str(plain))
     raise BadInput(f"{key}={value} does not fit: it takes a value of type {name}.")
+
+
+def _read_set(value: Any) -> list[Any] | None:
+    """Elements of a set, also of one that ``to_dict`` wrote as ``frozenset({'ref'})``; None if it is no set."""
+    if isinstance(value, str) and value.startswith("frozenset(") and value.endswith(")"):
+        try:
+            return sorted(ast.literal_eval(value.removeprefix("frozenset(").removesuffix(")") or "()"))
+        except (ValueError, SyntaxError):
+            return None
+    return list(value) if isinstance(value, (set, frozenset, list, tuple)) else None

@@ -19,16 +19,13 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from flowportrait.animator import Animator
 from flowportrait.evaluation.api import evaluate
 from flowportrait.evaluation.contact_sheet import contact_sheet, write_animated_webp
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
+from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.prompts import Prompt
-from flowportrait.provenance.credential import find_credential
-from flowportrait.provenance.origin import Origin
-from flowportrait.provenance.publish import Provenance, publish
 from flowportrait.samples import SPEECH
 from flowportrait.written import write_json
 
@@ -53,21 +50,19 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     inputs = output / "inputs"
     photo, speech = write_inputs(inputs)
     heard = round(TRAINING_SECONDS * SAMPLE_RATE)
-    recipe = replace(named("flow-grpo"), groups=4, iterations=iterations or ITERATIONS)
-    shown = Provenance(Origin("portrait"), find_credential())
+    recipe = replace(find_recipe("flow-grpo"), groups=4, iterations=iterations or ITERATIONS)
     with stage("before: the supervised checkpoint"):
-        render(Animator.from_pretrained("sft"), photo, speech, output / "before.mp4", shown=shown)
+        render("sft", photo, speech, output / "before.mp4", sign=True)
     with stage(f"post-training: {recipe.name}, {recipe.iterations} iterations"):
         prompt = Prompt("demo", inputs / "portrait.png", inputs / "training_speech.wav")
         trainer = PostTrainer("sft", config=recipe, train_prompts=[prompt], output_dir=output / "run")
         checkpoint = trainer.train()
     with stage("after: the same seed"):
-        render(Animator.from_pretrained(checkpoint), photo, speech, output / "after.mp4", shown=shown)
+        render(checkpoint, photo, speech, output / "after.mp4", sign=True)
     with stage(f"{SEEDS} seeds of each on held-out speech"):
         systems = {
             name: [
-                render(Animator.from_pretrained(source), photo, speech[heard:], output / name / f"seed{seed}.mp4", seed)
-                for seed in range(SEEDS)
+                render(source, photo, speech[heard:], output / name / f"seed{seed}.mp4", seed) for seed in range(SEEDS)
             ]
             for name, source in (("before", "sft"), ("after", checkpoint))
         }
@@ -107,17 +102,13 @@ def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render(
-    animator: Animator,
-    photo: np.ndarray,
-    speech: np.ndarray,
-    path: Path,
-    seed: int = 0,
-    shown: Provenance | None = None,
+    checkpoint: str | Path, photo: np.ndarray, speech: np.ndarray, path: Path, seed: int = 0, sign: bool = False
 ) -> Path:
-    """One finished video. What is shown says what it is; what is only measured carries no mark that could be measured
-    with it."""
+    """One finished video. What is shown is signed and marked; what is only measured carries no mark that could be
+    measured with it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, animator.animate(photo, speech, seed=seed), speech, shown)
+    video = AnimatePipeline.from_pretrained(checkpoint)(photo, speech, seed=seed, size=512, crop=True)
+    video.save(path, sign=sign, watermark=sign)
     return path
 
 

@@ -19,14 +19,12 @@ from rich.console import Console
 from rich.progress import track
 
 from flowportrait import __version__
-from flowportrait.animator import Animator
 from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import frame_count
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
-from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.prompts import read_prompts
 from flowportrait.written import write_json
 
@@ -53,7 +51,7 @@ def system_names(checkpoints: Sequence[str]) -> list[str]:
 def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, size: int = 512) -> list[Path]:
     """One face-square video per prompt, named after it."""
     found = read_prompts(prompts)
-    animator = Animator.from_pretrained(checkpoint)
+    pipeline = AnimatePipeline.from_pretrained(checkpoint)
     weights = _digest(checkpoint_folder(checkpoint) / "model.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
     record, made, videos = folder / RECORD, _recorded(folder), []
@@ -64,10 +62,10 @@ def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, 
         origin = hashlib.sha256("\n".join(sources).encode()).hexdigest()
         if target.is_file() and made.get(prompt.id, {}).get("origin") == origin:
             continue
-        audio = read_audio(prompt.audio)
         watch = Stopwatch()
-        frames = animator.animate(read_image(prompt.image), audio, seed=seed, size=size, name=str(prompt.image))
-        write_video(target, watch(frames), prompt.audio, frame_total=frame_count(audio))
+        portrait = Portrait.from_image(read_image(prompt.image), size, str(prompt.image))
+        video = pipeline(portrait, prompt.audio, seed=seed, crop=True)
+        video.save(target, sign=False, watermark=False, watch=watch)
         made[prompt.id] = {"origin": origin, "cost": watch.cost()}
         write_json(record, made)
     return videos

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,3 +101,31 @@ class Drift(nn.Module):
     def decode(self, x: torch.Tensor, known: tuple[torch.Tensor]) -> DecodedSamples:
         """The latents are the motion."""
         return DecodedSamples(motion=x)
+
+
+def calm() -> Any:
+    """A recipe of somebody else's method: flow-grpo with a stage that turns every score round."""
+    from collections.abc import Mapping
+    from dataclasses import dataclass
+
+    from flowportrait.posttrain.recipe import PostTrainConfig
+    from flowportrait.posttrain.recipes.card import Card
+    from flowportrait.posttrain.rollout import Trajectory
+    from flowportrait.posttrain.stages import Stage
+
+    @dataclass(frozen=True)
+    class Opposite(Stage):
+        strength: float = 1.0
+
+        def adjust_scores(self, scores: Mapping[str, Score], trajectory: Trajectory) -> Mapping[str, Score]:
+            return {name: score._replace(value=-self.strength * score.value) for name, score in scores.items()}
+
+    return Card(
+        recipe=PostTrainConfig("calm", stages=(Opposite(),)),
+        source="somebody's paper",
+        equation="as flow-grpo, of the opposite of every score",
+        paper="The worst is the best.",
+        verified="Nowhere.",
+        reading="All of it.",
+        why={"stages": "the method"},
+    )

@@ -20,6 +20,7 @@ import torch
 from flowportrait.codec.basis import LOWER, Identity, MotionBasis
 from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
 from flowportrait.codec.footage import Footage, Progress, no_progress
+from flowportrait.codec.retouch import Network
 from flowportrait.media.face import bridge
 from flowportrait.media.video import FPS, iter_frames
 
@@ -39,16 +40,19 @@ _BACKWARD_BYTES = 256 * 2**20
 
 
 class DubbedVideo:
-    """The frames of a video ``[H, W, 3]`` uint8 RGB (even sides) with the lower face of other motion; iterate it once.
+    """The frames of a video ``[H, W, 3]`` uint8 RGB (even sides) with the lower face of other motion; iterate it as
+    often as ``lips`` can be iterated.
 
     Args:
         footage: the tracked video.
         lips: motion ``[t, 30]`` at 25 frames a second, chunk by chunk; held where it ends before the video.
         count: how many frames; past its end the video plays backwards, then forwards again. By default the video's own.
         progress: shows that mouths are being learned, before the first frame is asked for.
+        network: the retouching network, the shipped one on the processor by default.
 
     Attributes:
         fps: the video's own frame rate.
+        lips: the motion that was given.
     """
 
     def __init__(
@@ -57,11 +61,12 @@ class DubbedVideo:
         lips: Iterable[torch.Tensor],
         count: int | None = None,
         progress: Progress = no_progress,
+        network: Network | None = None,
     ) -> None:
         self.fps = footage.fps
-        self._footage, self._lips = footage, lips
+        self._footage, self.lips = footage, lips
         self._order = pendulum(len(footage), len(footage) if count is None else count)
-        self._mouths = _learn_mouths(footage, progress)
+        self._mouths = _learn_mouths(footage, progress, network)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -76,14 +81,14 @@ class DubbedVideo:
         return self._footage.summary(self._order)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        pictures, lips = _play(self._footage, self._order), at_rate(self._lips, self.fps)
+        pictures, lips = _play(self._footage, self._order), at_rate(self.lips, self.fps)
         shot_of = np.searchsorted(self._footage.starts, self._order, side="right") - 1
         shots = list(self._footage.shots())
         for number, places in groupby(range(len(self._order)), key=lambda place: shot_of[place]):
             mouth = self._mouths[number]
             face = None if mouth is None else _ShotFace(self._footage, shots[number])
             while block := list(islice(places, _BLOCK)):
-                spoken = torch.stack(list(islice(lips, len(block))))
+                spoken = torch.stack(list(islice(lips, len(block)))).to("cpu", torch.float32)
                 if mouth is None or face is None:
                     yield from (_even(next(pictures)) for _ in block)
                     continue
@@ -205,7 +210,7 @@ def _play_backwards(footage: Footage, first: int, last: int) -> Iterator[np.ndar
         stop = start
 
 
-def _learn_mouths(footage: Footage, progress: Progress) -> list[MouthMemory | None]:
+def _learn_mouths(footage: Footage, progress: Progress, network: Network | None = None) -> list[MouthMemory | None]:
     """What each shot tells about its mouth; None for shots that take no new lips."""
     shots = list(footage.shots())
     result: list[MouthMemory | None] = []
@@ -222,7 +227,7 @@ def _learn_mouths(footage: Footage, progress: Progress) -> list[MouthMemory | No
             result.append(None)
             continue
         landmarks = footage.faces.landmarks[shot][sampled].astype(np.float32)
-        result.append(MouthMemory.from_video(kept, landmarks))
+        result.append(MouthMemory.from_video(kept, landmarks, network))
     for _ in frames:
         pass
     return result

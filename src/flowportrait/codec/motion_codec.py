@@ -13,6 +13,7 @@ import torch
 from flowportrait.codec import lips
 from flowportrait.codec.basis import LOWER, Identity, MotionBasis
 from flowportrait.codec.renderer import Renderer
+from flowportrait.codec.retouch import Network
 from flowportrait.media.face import Faces
 from flowportrait.media.portrait import Portrait
 
@@ -36,12 +37,26 @@ class MotionCodec:
     """Draws one portrait in motion."""
 
     def __init__(
-        self, portrait: Portrait, size: int | None = None, basis: MotionBasis | None = None, retouch: bool = True
+        self,
+        portrait: Portrait,
+        size: int | None = None,
+        basis: MotionBasis | None = None,
+        retouch: bool = True,
+        network: Network | None = None,
     ) -> None:
+        """Prepare a portrait.
+
+        Args:
+            portrait: who is drawn.
+            size: side of the drawn square in pixels, the crop's own by default.
+            basis: what the motion's numbers mean; the shipped one by default.
+            retouch: let the network go over the lower face.
+            network: the retouching network; the shipped one on the processor by default.
+        """
         self.portrait = portrait
         self.basis = basis or MotionBasis.load()
         self.identity = resting(self.basis, portrait)
-        self.renderer = Renderer(portrait, size, retouch)
+        self.renderer = Renderer(portrait, size, retouch, network=network)
 
     def encode(self, faces: Faces) -> tuple[torch.Tensor, Identity]:
         """Motion ``[T, 30]`` of a tracked video and whose it is."""
@@ -49,7 +64,7 @@ class MotionCodec:
 
     def landmarks(self, motion: torch.Tensor) -> np.ndarray:
         """Where this face's landmarks go, ``[T, 478, 3]`` in crop pixels, for motion ``[T, 30]``."""
-        return self.basis.decode(motion, self.identity).numpy()
+        return self.basis.decode(motion.to("cpu", torch.float32), self.identity).numpy()
 
     def decode(self, motion: torch.Tensor) -> Iterator[np.ndarray]:
         """Frames ``[S, S, 3]`` uint8 for motion ``[T, 30]``."""

@@ -20,7 +20,7 @@ from flowportrait.codec.eyes import Eye
 from flowportrait.codec.far_side import FarSide
 from flowportrait.codec.mesh import HeadMesh
 from flowportrait.codec.mouth import Mouth
-from flowportrait.codec.retouch import Retouch
+from flowportrait.codec.retouch import Network, Retouch
 from flowportrait.codec.silhouette import head_weight, matte, person
 from flowportrait.codec.skin import bare_skin
 from flowportrait.codec.warp import Rasterizer
@@ -43,7 +43,8 @@ class Renderer:
     """Draws one portrait; prepared once (about half a second), then called with any number of frames.
 
     size: side of the drawn square, the crop's own by default. Landmarks are in pixels of ``portrait.crop``
-    in every case. retouch: let the network go over the lower face. workers: threads that draw frames at once.
+    in every case. retouch: let the network go over the lower face. workers: threads that draw frames at once. network:
+    the retouching network, the shipped one on the processor by default.
 
     ::
 
@@ -51,7 +52,14 @@ class Renderer:
         frames = list(renderer(landmarks))          # [T, 478, 3] -> T x [512, 512, 3]
     """
 
-    def __init__(self, portrait: Portrait, size: int | None = None, retouch: bool = True, workers: int = 2) -> None:
+    def __init__(
+        self,
+        portrait: Portrait,
+        size: int | None = None,
+        retouch: bool = True,
+        workers: int = 2,
+        network: Network | None = None,
+    ) -> None:
         crop = portrait.crop
         self._scale = 1.0 if size is None else size / crop.shape[0]
         if self._scale != 1.0:
@@ -64,7 +72,7 @@ class Renderer:
         self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0], free_top=free_top)
         self._eyes = [Eye(crop, landmarks, side) for side in range(len(EYES))]
         self.mouth: Interior = Mouth(crop, landmarks)
-        self._retouch = Retouch(crop, landmarks) if retouch else None
+        self._retouch = Retouch(crop, landmarks, network) if retouch else None
         self._workers = workers
         skin = bare_skin(crop, landmarks)
         self.picture = Backdrop(skin, matte(mask, crop.shape[0]))

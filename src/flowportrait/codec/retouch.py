@@ -18,9 +18,9 @@ from flowportrait.codec.mouth import PHOTO_OPENING
 from flowportrait.codec.mouth_frame import MouthFrame, skin_colour
 from flowportrait.codec.mouth_look import colourfulness
 from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, mouth_state, to_window
-from flowportrait.codec.retouch_net import Windows
+from flowportrait.codec.retouch_net import RetouchNet, Windows
 from flowportrait.codec.retouch_onnx import FOLDER, ExportedNet
-from flowportrait.devices import once_per_device
+from flowportrait.devices import Device, device_of, once_per_device, onnx_providers, place, read_weights
 
 Network = Callable[[Windows], tuple[torch.Tensor, torch.Tensor]]
 
@@ -41,6 +41,28 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 def shipped_network() -> Network:
     """The network that comes with the package."""
     return ExportedNet(FOLDER / "model.onnx")
+
+
+@once_per_device
+def _torch_network() -> Network:
+    """The shipped network in PyTorch, where no ONNX Runtime of the device's kind is installed."""
+    network = RetouchNet().requires_grad_(False).eval()
+    network.load_state_dict(read_weights(FOLDER / "model.safetensors"))
+    device = device_of(place(network))
+
+    def retouch(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+        flow, residual = network(Windows(*(part.to(device) for part in windows)))
+        return flow.cpu(), residual.cpu()
+
+    return retouch
+
+
+def retouch_network(device: Device = "cpu", dtype: torch.dtype = torch.float32) -> Network:
+    """The shipped network on a device: with ONNX Runtime where it can compute so, which is faster, or PyTorch."""
+    runs_there = torch.device(device).type == "cpu" or len(onnx_providers(device)) > 1
+    if runs_there and dtype == torch.float32:
+        return shipped_network(device=device)
+    return _torch_network(device=device, dtype=dtype)
 
 
 class Retouch:

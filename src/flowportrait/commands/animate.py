@@ -1,44 +1,38 @@
-"""``flowportrait animate``: a photo or a video, and speech, to a talking video."""
+"""``flowportrait animate``: a photo or a video, and speech, to a talking video.
+
+    options ─► AnimateRequest ─► AnimatePipeline ─► file and summary
+
+With several inputs, or folders of them, one run makes a folder of videos: a file that cannot be used is reported, and
+the others are still made.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowportrait import terminal
 from flowportrait.commands import Commands
-from flowportrait.commands.animate_batch import Jobs, jobs_of, run_batch
-from flowportrait.commands.animate_options import colour, controls_of, photo, result_summary
-from flowportrait.commands.animate_reward import add_reward_options, check_reward_options, perform
-from flowportrait.commands.animate_text import check_sound, synthesize_speech, warn_of_quiet_speech
-from flowportrait.errors import BadInput
+from flowportrait.errors import BadInput, PartialFailure
 from flowportrait.media.output_formats import FORMATS, output_format
 from flowportrait.outputs import check_output_file
-from flowportrait.provenance.options import add_provenance_options, provenance_of
-from flowportrait.terminal import progress, say, waiting
+from flowportrait.pipelines.batch import BatchItem, is_batch, plan_batch
+from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn, parse_gaze, parse_guide
+from flowportrait.terminal import say, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from fractions import Fraction
 
-    import numpy as np
-    import torch
+    from flowportrait.pipelines.animate import AnimatePipeline
+    from flowportrait.pipelines.inputs import AnimateInputs
 
-    from flowportrait.animator import Animator
-    from flowportrait.media.audio import Sound
-    from flowportrait.media.portrait import Photo, Portrait
-    from flowportrait.provenance.publish import Provenance
-
-PHOTO_ONLY = {
-    "--intensity": 1.0, "--blink": 1.0, "--head-motion": 1.0, "--expression-scale": 1.0, "--gaze": "0,0",
-    "--motion-out": None, "--motion-in": None,
-}  # fmt: skip
-"""Options and their defaults that shape a performance."""
-
-FRAMING = {"--crop": False, "--size": None, "--background": None}
-"""Options and their defaults that say how much of a photo is shown."""
+Save = Callable[..., dict[str, Any]]
+"""Makes one video; returns what is printed of it."""
 
 
 def register(commands: Commands) -> None:
@@ -100,9 +94,13 @@ def register(commands: Commands) -> None:
         help="with several inputs: what to write into the folder (default mp4)",
     )
     add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
-    add.add_argument("--seed", type=int, default=0, help="another number is another performance")
+    add.add_argument("--seed", type=int, default=0, help="random seed: another number gives other motion")
     add.add_argument("--intensity", type=float, default=1.0, metavar="X", help="how expressive: 0.6 to 1.6")
-    add.add_argument("--as-heard", action="store_true", help="listen to noise too: take none off before listening")
+    add.add_argument(
+        "--denoise", action=argparse.BooleanOptionalAction, default=True,
+        help="remove noise from the speech before the generator hears it (default: on)",
+    )  # fmt: skip
+    add.add_argument("--as-heard", dest="denoise", action="store_false", help=argparse.SUPPRESS)
     add.add_argument(
         "--size", type=int, help="side of the drawn face square in pixels (default: 512, more for large photos)"
     )
@@ -113,15 +111,18 @@ def register(commands: Commands) -> None:
         help="what shows through a transparent photo, by name or as #rrggbb (default: white)",
     )
     add.add_argument("--face", type=int, metavar="N", help="which of several faces, counted from the left")
-    _add_controls(add)
-    add_reward_options(add)
-    add_provenance_options(add)
+    _add_motion_options(add)
+    add.add_argument(
+        "--no-provenance", action="store_true", help="write no AI label, no signed manifest and no watermark"
+    )
+    add.add_argument("--certificate", type=Path, help="PEM chain to sign the video with (default: a self-made one)")
+    add.add_argument("--private-key", type=Path, help="PEM key of --certificate")
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=run)
 
 
-def _add_controls(add: argparse.ArgumentParser) -> None:
-    """What can be turned up or down without touching the lips, and performances as files."""
+def _add_motion_options(add: argparse.ArgumentParser) -> None:
+    """What can be turned up or down without touching the lips, motion as files, and what rewards may do."""
     group = add.add_argument_group("performance (photos only; none of the scales moves the lips apart or together)")
     group.add_argument("--blink", type=float, default=1.0, metavar="X", help="depth of blinks; 0: none")
     group.add_argument("--head-motion", type=float, default=1.0, metavar="X", help="nods and turns; 0: still")
@@ -129,6 +130,50 @@ def _add_controls(add: argparse.ArgumentParser) -> None:
     group.add_argument("--gaze", default="0,0", metavar="X,Y", help="eyes to the viewer's right and up, in degrees")
     group.add_argument("--motion-out", type=Path, metavar="FILE", help="also write the performance (.csv or .json)")
     group.add_argument("--motion-in", type=Path, metavar="FILE", help="draw this performance instead of a new one")
+    group = add.add_argument_group("rewards (photos only)")
+    group.add_argument("--guide", metavar="sync=W,…",
+                       help="bend every chunk: sync moves the mouth (W up to 10), motion the head (up to 3), "
+                       "expression brows and lids a little (up to 3)")  # fmt: skip
+    group.add_argument("--best-of", type=int, default=1, metavar="N", help="make N performances and keep the best")
+    group.add_argument("--by", metavar="REWARD", help="with --best-of: reward (default), sync, expression, motion, …")
+    group.add_argument(
+        "--prune", action="store_true", help="with --best-of: choose chunk by chunk, cheaper and with --stream as well"
+    )
+
+
+def request_of(options: argparse.Namespace) -> AnimateRequest:
+    """The request that the options describe; of several inputs with the first ones.
+
+    Raises:
+        BadInput: an option cannot be read.
+    """
+    image, video, audio = (given[0] if given else None for given in (options.image, options.video, options.audio))
+    return AnimateRequest(
+        image=image, video=video, speakers=tuple(SpeakerTurn.parse(text) for text in options.speaker or ()),
+        audio=audio, text=options.text, voice=options.voice, checkpoint=options.checkpoint, seed=options.seed,
+        intensity=options.intensity, denoise=options.denoise, size=options.size, crop=options.crop,
+        background=options.background, face=options.face, blink=options.blink, head_motion=options.head_motion,
+        expression_scale=options.expression_scale, gaze=parse_gaze(options.gaze), motion_in=options.motion_in,
+        guide=parse_guide(options.guide), best_of=options.best_of, by=options.by, prune=options.prune,
+        loop=options.loop, turns=options.turns,
+    )  # fmt: skip
+
+
+def items_of(options: argparse.Namespace) -> tuple[list[BatchItem], bool]:
+    """The videos to make, and whether they go into a folder.
+
+    Raises:
+        BadInput: inputs that cannot be paired, or an option that goes with one input.
+    """
+    request, pictures, recordings = request_of(options), options.image or options.video or [], options.audio or []
+    if not is_batch(pictures, recordings):
+        if options.format:
+            raise BadInput("--format goes with several inputs: the ending of --output says what one video is.")
+        return [BatchItem(request, options.output)], False
+    if options.motion_out:
+        raise BadInput("--motion-out goes with one input: give one file, or leave it out.")
+    suffix = f".{options.format or 'mp4'}"
+    return plan_batch(request, options.output, pictures, recordings, suffix), True
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,199 +183,182 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         BadInput: options that do not go together, or an input that cannot be used.
         PartialFailure: some of several inputs cannot be used; the other videos were made.
     """
-    check_sound(options)
-    check_reward_options(options)
-    _check_options(options)
-    if options.speaker:
-        from flowportrait.commands.animate_speakers import run_speakers
-
-        check_output_file(options.output)
-        return run_speakers(options)
-    jobs = jobs_of(options)
+    _check_sound(options)
+    request = request_of(options)
+    request.check_inputs()
     if options.stream:
-        from flowportrait.commands.animate_stream import run_stream
-
-        if jobs.together:
-            raise BadInput("--stream makes one video: give one --image.")
-        if str(options.output) != "-":
-            check_output_file(options.output)
-        return run_stream(jobs.single)
-    if not jobs.together:
+        request.check_stream()
+    for flag, given in (("--stream", options.stream), ("--motion-out", options.motion_out)):
+        if options.speaker and given:
+            raise BadInput(f"--speaker does not go with {flag}: each speaker brings a photo and a recording.")
+    if options.motion_out:
+        _check_motion_output(options)
+    items, together = items_of(options)
+    if options.stream and together:
+        raise BadInput("--stream makes one video: give one --image.")
+    if not together and str(options.output) != "-":
         check_output_file(options.output)
-    make = _maker(options, jobs)
-    return run_batch(options, jobs, make) if jobs.together else make(jobs.single)
+    if options.stream:
+        return _stream(options, request)
+    if together:
+        return _save_batch(options, items, _saver(options))
+    began = time.monotonic()
+    inputs = _read(request)
+    return _saver(options)(items[0], inputs, began)
 
 
-def _maker(options: argparse.Namespace, jobs: Jobs) -> Callable[[argparse.Namespace], dict[str, Any]]:
-    """What makes one video of one input, with everything loaded that they have in common.
+def _check_sound(options: argparse.Namespace) -> None:
+    if options.audio is None and options.text is None and not options.stream and not options.speaker:
+        raise BadInput("There is nothing to say: give --audio FILE, --text TEXT, or --stream with sound coming in.")
+    if options.audio is not None and options.stream:
+        raise BadInput("--stream reads sound from standard input: leave out --audio, or leave out --stream.")
+    if options.voice is not None and options.text is None:
+        raise BadInput("--voice reads a text: give --text too.")
+
+
+def _check_motion_output(options: argparse.Namespace) -> None:
+    from flowportrait.codec.motion_file import check_name
+
+    if options.video:
+        raise BadInput("--motion-out works with --image only: a dubbed video keeps its own performance.")
+    if options.stream:
+        raise BadInput("--stream does not go with --motion-out: give --image, and --text or sound on standard input.")
+    check_name(options.motion_out)
+    check_output_file(options.motion_out, options.motion_out.suffix.lower()[1:], "--motion-out")
+
+
+def _read(request: AnimateRequest) -> AnimateInputs:
+    from flowportrait.pipelines.inputs import read_inputs
+
+    inputs = read_inputs(request, terminal)
+    for note in inputs.notes:
+        say(note)
+    return inputs
+
+
+def _load_pipeline(options: argparse.Namespace) -> AnimatePipeline:
+    """Load the networks, after what is cheaper to check.
+
+    Raises:
+        BadInput: the certificate, a setting or the checkpoint cannot be used.
+    """
+    from flowportrait.provenance.credential import find_credential
+
+    if not options.no_provenance:
+        find_credential(options.certificate, options.private_key)
+    request_of(options).controls()
+    with waiting("loading the model"):
+        import torch
+
+        from flowportrait.pipelines.animate import AnimatePipeline
+
+        # The networks are small: on a busy machine threads that wait for each other cost far more than they bring.
+        torch.set_num_threads(1)
+        return AnimatePipeline.from_pretrained(options.checkpoint, denoise=options.denoise, display=terminal)
+
+
+def _saver(options: argparse.Namespace) -> Save:
+    """What makes one video, with everything loaded that several have in common.
 
     Raises:
         BadInput: what they have in common cannot be used.
     """
-    from flowportrait.provenance.origin import Origin
+    pipeline = _load_pipeline(options)
 
-    first = None if jobs.together else _read_input(jobs.single)
-    provenance = provenance_of(options, Origin("portrait" if options.image else "footage"))
-    controls_of(options)
-    with waiting("loading the model"):
-        import torch
+    def save(item: BatchItem, inputs: AnimateInputs | None = None, began: float | None = None) -> dict[str, Any]:
+        from flowportrait.pipelines.guidance import comparison_sentence
 
-        from flowportrait.animator import Animator
-
-        # The networks are small: on a busy machine threads that wait for each other cost far more than they bring.
-        torch.set_num_threads(1)
-        animator = Animator.from_pretrained(options.checkpoint, options.intensity, options.as_heard)
-    portraits: dict[Path, Portrait] = {}
-
-    def portrait_of(job: argparse.Namespace, photo: Photo) -> Portrait:
-        if job.image not in portraits:
-            from flowportrait.media.portrait import Portrait
-
-            size = job.size or (512 if job.crop else None)
-            with waiting("looking for the face"):
-                found = Portrait.from_image(photo, size, str(job.image), job.face)
-            portraits.clear()  # one is enough: recordings of one photo follow each other
-            portraits[job.image] = found
-        return portraits[job.image]
-
-    def make(job: argparse.Namespace) -> dict[str, Any]:
-        given = first or _read_input(job)
-        portrait = None if given.photo is None else portrait_of(job, given.photo)
-        return _make(job, animator, given, portrait, provenance)
-
-    return make
-
-
-@dataclass(frozen=True)
-class _Input:
-    """What a video is made from: sound as it is played, speech ``[N]`` at 16 kHz as it is heard, and the photo; began:
-    when reading began."""
-
-    sound: Path | Sound
-    speech: np.ndarray
-    photo: Photo | None
-    began: float
-
-
-def _read_input(options: argparse.Namespace) -> _Input:
-    """Read and check the inputs of one video.
-
-    Raises:
-        BadInput: one cannot be used.
-    """
-    import numpy as np
-
-    from flowportrait.media.audio import read_audio
-    from flowportrait.media.tape import joined, speech_of
-
-    began = time.monotonic()
-    with waiting("reading the speech"):
-        # The generator hears 16 kHz; the video plays what was given.
-        sound = options.audio or joined(synthesize_speech(options))
-        speech = read_audio(sound) if isinstance(sound, Path) else np.concatenate(list(speech_of([sound])))
-    image = photo(options.image, options.background) if options.image else None
-    if not options.motion_in:
-        from flowportrait.animator import long_enough
-
-        long_enough(speech)
-        warn_of_quiet_speech(speech, str(options.audio or "the spoken text"))
-    return _Input(sound, speech, image, began)
-
-
-def _make(
-    options: argparse.Namespace,
-    animator: Animator,
-    given: _Input,
-    portrait: Portrait | None,
-    provenance: Provenance | None,
-) -> dict[str, Any]:
-    """One video; returns what the command prints."""
-    from fractions import Fraction
-
-    from flowportrait.media.audio import SAMPLE_RATE
-    from flowportrait.media.video import FPS
-    from flowportrait.provenance.publish import publish
-
-    fps = Fraction(FPS)
-    more: dict[str, Any] = {}
-    performed: list[torch.Tensor] = []
-    frames: Iterator[np.ndarray]
-    dubbed = None
-    if portrait is not None:
-        motion, total = performance(options, animator, given.speech, portrait)
-        frames = animator.show(portrait, _recorded(motion, performed), crop=options.crop)
-    else:
-        dubbed = animator.dub(
-            options.video, given.speech, seed=options.seed, face=options.face, loop=options.loop, progress=progress
+        request, output = item
+        began = began or time.monotonic()
+        inputs = inputs or _read(request)
+        video = pipeline.run(request, inputs)
+        if video.candidates:
+            say(comparison_sentence(video.candidates, request.by or "reward"))
+        if output_format(output).audio_codec is None:
+            say(f"Note: {output.name} will be silent: {output.suffix} holds no sound.")
+        marked = not options.no_provenance
+        count = video.save(
+            output, sign=marked, watermark=marked, certificate=options.certificate, private_key=options.private_key
         )
-        frames, total, fps = iter(dubbed), len(dubbed), dubbed.fps
-    if output_format(options.output).audio_codec is None:
-        say(f"Note: {options.output.name} will be silent: {options.output.suffix} holds no sound.")
-    with closing(progress(frames, total)) as shown:
-        count = publish(options.output, shown, given.sound, provenance, fps, frame_total=total, progress=progress)
-    if options.motion_out:
-        import torch
+        if options.motion_out:
+            from flowportrait.codec.motion_file import write_motion
 
-        from flowportrait.codec.motion_file import write_motion
+            write_motion(options.motion_out, video.motion)
+        for note in video.notes[len(inputs.notes) :]:
+            say(note)
+        result = _summary(request, output, count, time.monotonic() - began, video.frame_rate)
+        return result if video.undubbed_frames is None else result | {"undubbed_frames": video.undubbed_frames}
 
-        write_motion(options.motion_out, torch.cat(performed))
-    if dubbed is not None:
-        more = {"undubbed_frames": dubbed.undubbed_frames}
-        if sentence := dubbed.summary():
-            say(sentence)
-        if len(given.speech) > (count + 1) * SAMPLE_RATE / fps:
-            heard = options.audio or "the spoken text"
-            say(f"Warning: {heard} is longer than {options.video}; it was cut at the end of the video. "
-                "--loop repeats it.")  # fmt: skip
-    return result_summary(options, count, given.began, fps) | more
+    return save
 
 
-def performance(
-    options: argparse.Namespace, animator: Animator, audio: np.ndarray, portrait: Portrait
-) -> tuple[Iterator[torch.Tensor], int | None]:
-    """Chunks of motion, from the generator or a file, as the options turn them; and how many frames they are."""
-    from flowportrait.codec.motion_file import read_motion
-    from flowportrait.media.mel import frame_count
-
-    controls = controls_of(options)
-    if options.motion_in:
-        if options.intensity != 1.0:
-            raise BadInput("--intensity shapes a new performance: leave out --motion-in, or use --expression-scale.")
-        given = controls(read_motion(options.motion_in))
-        motion, total = iter([given]), len(given)
-    else:
-        motion, total = perform(options, animator, audio, controls, portrait), frame_count(audio)
-    return motion, total
-
-
-def _recorded(motion: Iterator[torch.Tensor], performed: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    for chunk in motion:
-        performed.append(chunk)
-        yield chunk
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    """That the options go together, before anything is read.
+def _save_batch(options: argparse.Namespace, items: Sequence[BatchItem], save: Save) -> dict[str, Any]:
+    """Make every video; returns what the command prints.
 
     Raises:
-        BadInput: they do not.
+        PartialFailure: some were not made.
     """
-    if options.size is not None and (not 64 <= options.size <= 2048 or options.size % 2):
-        raise BadInput(f"--size {options.size} is not possible: give an even number from 64 to 2048.")
-    for kinds, kept in ((PHOTO_ONLY, "performance"), (FRAMING, "picture")):
-        changed = [flag for flag, default in kinds.items() if _value(options, flag) != default]
-        if options.video and changed:
-            raise BadInput(f"{changed[0]} works with --image only: a dubbed video keeps its own {kept}.")
-    if options.loop and not options.video:
-        raise BadInput("--loop works with --video only: a photo speaks for as long as the speech lasts.")
-    if options.background:
-        colour(options.background)
-    if options.motion_out:
-        from flowportrait.codec.motion_file import check_name
+    options.output.mkdir(parents=True, exist_ok=True)
+    videos: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
+    total = len(items)
+    for number, item in enumerate(items, 1):
+        began = time.monotonic()
+        try:
+            videos.append(save(item))
+        except (BadInput, OSError) as error:
+            failures[str(item.output)] = str(error)
+            say(f"{number} of {total}: {item.output.name} was not made. {error}")
+        except KeyboardInterrupt:
+            say(f"{len(videos)} of {total} videos are finished in {options.output}.")
+            raise
+        else:
+            say(f"{number} of {total}: {item.output.name}, {time.monotonic() - began:.0f} s")
+    result: dict[str, Any] = {"output": str(options.output)}
+    if options.json:
+        result |= {"videos": videos, "failures": failures}
+    else:
+        result["made"] = f"{len(videos)} of {total}"
+    if failures:
+        listed = "; ".join(f"{Path(name).name}: {why}" for name, why in failures.items())
+        raise PartialFailure(f"{len(failures)} of {total} videos were not made. {listed}", result)
+    return result
 
-        check_name(options.motion_out)
-        check_output_file(options.motion_out, options.motion_out.suffix.lower()[1:], "--motion-out")
+
+def _stream(options: argparse.Namespace, request: AnimateRequest) -> dict[str, Any]:
+    """Photo plus sound as it comes, to fragmented mp4 or live webm."""
+    piped = str(options.output) == "-"
+    if piped and options.json:
+        raise BadInput("--output - writes the video to standard output: leave out --json.")
+    if not piped and not output_format(options.output).streamed:
+        endings = " or ".join(form.suffix for form in FORMATS.values() if form.streamed)
+        raise BadInput(f"--stream does not write {options.output.suffix}: give a name that ends in {endings}.")
+    from flowportrait.media.stream import iter_stream
+
+    pipeline = _load_pipeline(options)
+    stream = pipeline.run_stream(request, None if request.text is not None else iter_stream(sys.stdin.buffer))
+    began = time.monotonic()
+    # Not through Python's buffer: a player that is closed would leave it something to complain of at the end.
+    target = FileIO(sys.stdout.fileno(), "wb", closefd=False) if piped else options.output
+    try:
+        count = stream.save(target, watermark=not options.no_provenance)
+    except KeyboardInterrupt:
+        say("Interrupted: the video ends here, and plays.")
+        raise SystemExit(130) from None
+    if count == 0:
+        raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
+    return {} if piped else _summary(request, options.output, count, time.monotonic() - began)
 
 
-def _value(options: argparse.Namespace, flag: str) -> Any:
-    return getattr(options, flag[2:].replace("-", "_"))
+def _summary(
+    request: AnimateRequest, output: Path, frames: int, seconds: float, frame_rate: Fraction | None = None
+) -> dict[str, Any]:
+    """What the command prints of a video of so many frames that took ``seconds`` to make."""
+    from flowportrait.media.video import FPS
+
+    rate = FPS if frame_rate is None or frame_rate == FPS else round(float(frame_rate), 3)
+    return {
+        "output": str(output), "frames": frames, "fps": rate, "seconds": round(frames / rate, 3),
+        "checkpoint": request.checkpoint, "seed": request.seed,
+        "real_time_factor": round(seconds / (frames / rate), 3),
+    }  # fmt: skip

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from flowportrait.animator import Animator
 from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.motion_codec import MotionCodec
@@ -25,6 +24,7 @@ from flowportrait.media.face import FaceTracker, bridge
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.rendering import RECORD, Stopwatch
 from flowportrait.written import write_json
 
@@ -48,9 +48,9 @@ def codecs_of(made: list[Case], size: int) -> list[MotionCodec]:
 def motions_of(checkpoints: dict[str, str], made: list[Case]) -> dict[str, list[torch.Tensor]]:
     found = {}
     for name, where in checkpoints.items():
-        animator = Animator.from_pretrained(where)
+        pipeline = AnimatePipeline.from_pretrained(where)
         bar = track(made, description=f"{name}: motion", console=Console(stderr=True))
-        found[name] = [torch.cat(list(animator.motion(case.audio, seed=case.seed))) for case in bar]
+        found[name] = [torch.cat(list(pipeline.motion(case.audio, seed=case.seed))) for case in bar]
     return found
 
 

@@ -25,8 +25,8 @@ Speech in, motion of a face out: {chunk} frames at a time, {steps} steps each, {
 | sampling | {steps} steps, guidance {guidance:g} |
 
 ```python
-from flowportrait.animator import Animator
-frames = Animator.from_pretrained("FOLDER")(image, audio)
+import flowportrait as fp
+fp.AnimatePipeline.from_pretrained("FOLDER")("photo.jpg", "speech.wav").save("talking.mp4")
 ```
 
 ## Training data

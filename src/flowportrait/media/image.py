@@ -64,6 +64,11 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np
     raise BadInput(_no_picture(path))
 
 
+def from_pillow(image: Image.Image, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """Pixels ``[H, W, 3]`` uint8 RGB of a Pillow image, converted as ``read_image`` does; the image stays as it is."""
+    return _decoded(image.copy(), b"", background)
+
+
 def is_picture(path: str | Path) -> bool:
     """Whether a file is a picture by its first bytes, whole or damaged."""
     try:

@@ -106,8 +106,8 @@ class GeneratorAdapter:
 def missing_ability(recipe: Recipe) -> str:
     """What a recipe asks that a generator of three methods does not have; empty where there is nothing."""
     asked = {
-        "a history of chunks to explore": recipe.explore,
-        "real clips in our own latents": recipe.exemplars or recipe.given,
+        "a history of chunks to explore": recipe.exploration,
+        "real clips in our own latents": recipe.exemplars or recipe.offline_data,
         "a teacher's own number of steps": recipe.teacher,
         "latents with named regions": recipe.allocation.regions,
         "our own hearing of disturbed speech": recipe.disturbance,

@@ -20,11 +20,16 @@ from flowportrait.flow.noise import NoiseKey, unit_noise
 from flowportrait.flow.ratio import log_ratio
 from flowportrait.policies.interface import DecodedSamples, Generator, Item
 from flowportrait.policies.policy import Condition, GeneratorPolicy
-from flowportrait.posttrain.plan import EveryStep
-from flowportrait.posttrain.replay import ReplayMismatch, check_noise, replay_velocity
-from flowportrait.posttrain.rollout import rollout
-from flowportrait.posttrain.rows import each, tensors
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.plan import AllSteps
+from flowportrait.posttrain.rollout import (
+    ReplayMismatch,
+    Trajectory,
+    check_noise,
+    iterate_tensors,
+    map_tensors,
+    replay_velocity,
+    rollout,
+)
 
 CLOSE = 1e-3
 """Largest relative gap between the same thing computed twice in other company; rounding stays under 1e-4."""
@@ -80,16 +85,16 @@ class _Checks:
 
     def check_encode(self) -> str:
         self.known = self.policy.encode(self.items)
-        parts = list(tensors(self.known))
+        parts = list(iterate_tensors(self.known))
         for part in parts:
             if not isinstance(part, torch.Tensor):
                 raise _Failed(f"encode returns a {type(part).__name__} inside its tuple: return tensors only.")
             if part.ndim == 0 or len(part) != len(self.items):
                 raise _Failed(f"encode returns {tuple(part.shape)} for {len(self.items)} items: give a row each.")
-        again = list(tensors(self.policy.encode(self.items)))
+        again = list(iterate_tensors(self.policy.encode(self.items)))
         if not all(torch.equal(a, b) for a, b in zip(parts, again, strict=True)):
             raise _Failed("encode gives something else the second time: switch off dropout and draw nothing in it.")
-        alone = list(tensors(self.policy.encode(self.items[-1:])))
+        alone = list(iterate_tensors(self.policy.encode(self.items[-1:])))
         if not all(a[-1:].shape == b.shape and _gap(a[-1:], b) <= CLOSE for a, b in zip(parts, alone, strict=True)):
             raise _Failed("encode gives an item other rows alone than among others: fill up to a fixed length.")
         return f"{len(parts)} tensors, the same each time and alone"
@@ -106,7 +111,7 @@ class _Checks:
                 raise _Failed("velocity is not finite at ordinary noise: look for a division by σ or 1 − σ.")
             if not torch.equal(v, again):
                 raise _Failed("velocity gives something else the second time: draw nothing in it, and no dropout.")
-            last = each(lambda part: part[-1:], self.known)
+            last = map_tensors(lambda part: part[-1:], self.known)
             alone = self.generator.velocity(x[-1:], sigma[-1:], last)
         if _gap(v[-1:], alone) > CLOSE:
             raise _Failed("velocity of a sample depends on the others in its batch: no statistics over the batch.")
@@ -119,7 +124,7 @@ class _Checks:
         sigma = torch.full((1,), 0.7).to(x)
         with torch.no_grad():
             one, other = (
-                self.generator.velocity(x, sigma, each(lambda part, at=row: part[at : at + 1], self.known))
+                self.generator.velocity(x, sigma, map_tensors(lambda part, at=row: part[at : at + 1], self.known))
                 for row in (0, 1)
             )
         if torch.equal(one, other):
@@ -128,7 +133,7 @@ class _Checks:
 
     def check_replay(self) -> str:
         rows = torch.arange(len(self.items))
-        plan = EveryStep(steps=STEPS)(0, 0, len(rows), 1)
+        plan = AllSteps(steps=STEPS)(0, 0, len(rows), 1)
         plan = replace(plan, sigmas=self.policy.levels(plan.sigmas))
         self.policy.eval()
         self.trajectory = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), NoiseKey(0))
@@ -139,7 +144,7 @@ class _Checks:
             gap = check_noise(self.trajectory, v)
         except ReplayMismatch as error:
             raise _Failed(f"{error}; in training mode it is another function (dropout, batch statistics).") from error
-        worst = float(log_ratio(self.trajectory.gain, self.trajectory.noise, again - v).abs().max())
+        worst = float(log_ratio(self.trajectory.noise_gain, self.trajectory.noise, again - v).abs().max())
         if worst != 0:
             raise _Failed(f"the ratio before the first update is off 1 by {worst:.2g}: the velocity is not repeatable.")
         return f"ratio exactly 1; noise recomputed within {gap:.1g}"

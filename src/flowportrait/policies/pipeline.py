@@ -38,7 +38,7 @@ from flowportrait.policies.recorded_call import (
     split_branches,
     with_euler_steps,
 )
-from flowportrait.posttrain.rows import each
+from flowportrait.posttrain.rollout import map_tensors
 
 AGREES, AGREES_HALF = 1e-3, 0.1
 """Largest relative gap between the velocity that the pipeline used and ours, in float32 and half precision."""
@@ -100,7 +100,7 @@ class PipelineGenerator:
     def encode(self, items: Sequence[Item]) -> Known:
         """What the pipeline tells its transformer about each item."""
         rows = [self._encode(item) for item in items]
-        return each(lambda *parts: torch.cat(parts), *rows)
+        return map_tensors(lambda *parts: torch.cat(parts), *rows)
 
     def call_arguments(self, item: Item) -> dict[str, Any]:
         """What the pipeline is called with for an item.
@@ -189,7 +189,7 @@ class PipelineGenerator:
         clips = []
         for row in range(len(x)):
             one = x[row : row + 1]
-            kept, _ = self.call(one, x.new_ones(1), each(lambda part, at=row: part[at : at + 1], known.prompted))
+            kept, _ = self.call(one, x.new_ones(1), map_tensors(lambda part, at=row: part[at : at + 1], known.prompted))
             latents = self.family.latents(one, kept)[0].float().cpu()
             values = latents.transpose(0, 1) if latents.ndim == 4 else latents[None]
             count, cell = (len(values) - 1) * self.codec.temporal + 1, self.codec.spatial

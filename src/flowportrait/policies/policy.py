@@ -17,7 +17,7 @@ from torch import nn
 
 from flowportrait.errors import BadInput
 from flowportrait.policies.interface import DecodedSamples, Generator, Item
-from flowportrait.posttrain.rows import each
+from flowportrait.posttrain.rollout import map_tensors
 from flowportrait.written import complete
 
 
@@ -33,11 +33,11 @@ class Condition(NamedTuple):
 
     def select(self, rows: torch.Tensor) -> Condition:
         """The samples at ``rows``."""
-        return Condition(each(lambda part: part[rows.to(part.device)], self.known))
+        return Condition(map_tensors(lambda part: part[rows.to(part.device)], self.known))
 
     def repeat(self, times: int) -> Condition:
         """Each sample ``times`` times in a row."""
-        return Condition(each(lambda part: part.repeat_interleave(times, 0), self.known))
+        return Condition(map_tensors(lambda part: part.repeat_interleave(times, 0), self.known))
 
 
 class SingleChunkSession:
@@ -106,7 +106,7 @@ class GeneratorPolicy(nn.Module):
             known = self.generator.encode(items)
         if not isinstance(known, tuple):
             raise BadInput(f"encode returns a {type(known).__name__}: return a tuple of tensors.")
-        return each(lambda part: part.detach(), known)
+        return map_tensors(lambda part: part.detach(), known)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, condition: Condition) -> DecodedSamples:
@@ -120,13 +120,15 @@ class GeneratorPolicy(nn.Module):
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> Any:
         """What is known, for the one chunk ``[B, 1, …]``."""
-        return each(lambda part: part[:, None], condition.known)
+        return map_tensors(lambda part: part[:, None], condition.known)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: Any) -> torch.Tensor:
         """v ``[..., D]`` at x ``[..., D]``; sigma and context broadcast to its leading sizes."""
         lead = x.shape[:-1]
         count = int(torch.Size(lead).numel())
-        known = each(lambda part: part.expand(*lead, *part.shape[len(lead) :]).flatten(0, len(lead) - 1), context)
+        known = map_tensors(
+            lambda part: part.expand(*lead, *part.shape[len(lead) :]).flatten(0, len(lead) - 1), context
+        )
         level = sigma.expand(lead).reshape(count)
         return self.generator.velocity(x.reshape(count, *self.generator.shape), level, known).reshape(x.shape)
 

@@ -24,8 +24,7 @@ from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.policies.interface import DecodedSamples, Item
 from flowportrait.policies.policy import Condition, GeneratorPolicy
-from flowportrait.posttrain.rows import each
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.rollout import Trajectory, map_tensors
 from flowportrait.reward.interface import RewardBatch
 
 WITHOUT_FACE = frozenset({"frames", "fps", "audio", "transcript", "group", "policy"})
@@ -65,9 +64,9 @@ class GeneratorTask:
         """What is known of the items; encoders see each item once."""
         for item in prompts.items:
             if item.id not in self.known:
-                self.known[item.id] = each(lambda part: part.cpu(), policy.encode([item]))
+                self.known[item.id] = map_tensors(lambda part: part.cpu(), policy.encode([item]))
         rows = [self.known[item.id] for item in prompts.items]
-        return Condition(each(lambda *parts: torch.cat(parts).to(policy.device), *rows))
+        return Condition(map_tensors(lambda *parts: torch.cat(parts).to(policy.device), *rows))
 
     def real(self, policy: GeneratorPolicy, prompts: ItemBatch) -> torch.Tensor | None:
         """None: items come without real clips."""
@@ -76,7 +75,7 @@ class GeneratorTask:
     def batch(self, policy: GeneratorPolicy, trajectory: Trajectory, prompts: ItemBatch) -> RewardBatch:
         """Finished samples as rewards see them."""
         latents = trajectory.latents.to(policy.device)
-        condition = Condition(each(lambda part: part.to(policy.device), trajectory.condition.known))
+        condition = Condition(map_tensors(lambda part: part.to(policy.device), trajectory.condition.known))
         made = self.reward_batch(policy.decode(latents, condition), prompts.items)
         made.group, made.policy = trajectory.group, policy
         made.condition, made.latents = condition, latents

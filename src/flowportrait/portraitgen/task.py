@@ -16,7 +16,7 @@ from flowportrait.flow.noise import seed_of
 from flowportrait.portraitgen.faces import LARGE, Faces
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, Wanted, as_pictures
 from flowportrait.portraitgen.stills import StillBatch, still_batch
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.rollout import Trajectory
 
 
 @dataclass(frozen=True)

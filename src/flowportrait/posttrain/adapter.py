@@ -22,12 +22,10 @@ from flowportrait.generator.portrait_tokens import encode_portraits
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.drawing import Drawing
-from flowportrait.posttrain.items import Item, sound, speech
 from flowportrait.posttrain.manifest import checkpoint_start, network_start
 from flowportrait.posttrain.offline_data import load_offline_task
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.task import TalkingTask
+from flowportrait.posttrain.task import Drawing, SpeechItem, TalkingTask, speech_mel, speech_waveform
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.prompts import Prompt, read_prompts
 from flowportrait.reward.composite import Composite
@@ -104,7 +102,7 @@ class ARFlowAdapter:
         self.name = "ARFlow" if isinstance(self.policy, ARFlow) else str(self.policy)
 
     def check(self, recipe: Recipe, data: TrainingData) -> None:
-        if not recipe.given and data.prompts is None:
+        if not recipe.offline_data and data.prompts is None:
             raise BadInput(f"The recipe {recipe.name} needs prompts: give a folder of images and audio with --prompts.")
 
     def read_prompts(self, path: Path) -> list[Prompt]:
@@ -112,11 +110,11 @@ class ARFlowAdapter:
 
     def prepare(self, recipe: Recipe, data: TrainingData, rewards: Composite | None) -> Prepared:
         policy = self.policy if isinstance(self.policy, ARFlow) else load_generator(self.policy)
-        if recipe.given:
+        if recipe.offline_data:
             task, files = load_offline_task(
-                recipe.given, recipe.frames, data.pairs, data.exemplars, policy.config.chunk
+                recipe.offline_data, recipe.frames, data.pairs, data.exemplars, policy.config.chunk
             )
-            return Prepared(policy, task, Composite((), recipe.given.weights), files)
+            return Prepared(policy, task, Composite((), recipe.offline_data.weights), files)
         items, codecs = load_prompts(data.prompts or (), recipe, data.exemplars)
 
         def draw_for(rows: Sequence[int]) -> Drawing:
@@ -134,7 +132,7 @@ class ARFlowAdapter:
 
 def load_prompts(
     prompts: Sequence[Prompt], recipe: Recipe, exemplars: Path | None = None
-) -> tuple[list[Item], list[MotionCodec]]:
+) -> tuple[list[SpeechItem], list[MotionCodec]]:
     """Load every portrait once and every recording once; with a corpus of exemplars, its clips are the recordings.
 
     Raises:
@@ -152,12 +150,14 @@ def load_prompts(
         clips = [c for c in load_motion(exemplars, TRAINING_SPLITS) if len(c.motion) > recipe.frames]
         if not clips:
             raise BadInput(f"{exemplars} has no clip of more than {recipe.frames} frames: lower --set frames.")
-        return [Item(c.mel, number % len(images), c.motion) for number, c in enumerate(clips)], codecs
+        return [SpeechItem(c.mel, number % len(images), c.motion) for number, c in enumerate(clips)], codecs
     waves = {path: read_audio(path) for path in sorted({prompt.audio for prompt in prompts})}
-    recordings = {path: (speech(wave, recipe.frames), sound(wave, recipe.frames)) for path, wave in waves.items()}
-    disturbed = dict(recipe.disturbance.heard(waves, recipe.frames, recipe.seed)) if recipe.disturbance else {}
+    recordings = {
+        path: (speech_mel(wave, recipe.frames), speech_waveform(wave, recipe.frames)) for path, wave in waves.items()
+    }
+    disturbed = dict(recipe.disturbance.disturbed_mels(waves, recipe.frames, recipe.seed)) if recipe.disturbance else {}
     return [
-        Item(mel, images.index(prompt.image), audio=wave, disturbed=disturbed.get(prompt.audio, ()))
+        SpeechItem(mel, images.index(prompt.image), audio=wave, disturbed_mels=disturbed.get(prompt.audio, ()))
         for prompt in prompts
         for mel, wave in (recordings[prompt.audio],)
     ], codecs

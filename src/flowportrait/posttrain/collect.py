@@ -16,16 +16,17 @@ What kind of condition it was is not kept; whoever reads knows it.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from flowportrait.flow.kernel import Step
-from flowportrait.posttrain.trajectory import Trajectory, join
+from flowportrait.posttrain.rollout import Trajectory, join_trajectories
 from flowportrait.reward.interface import Failure, Score
 
 WaitingRollout = tuple[Trajectory, dict[str, Score]]
@@ -34,11 +35,16 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples with their scores, and how long making and scoring took (wall-clock of each, and of both)."""
+    """Samples with their scores, and how long making and scoring took (wall-clock of each, and of both).
+
+    comparison_scores: scores of further samples that groups are compared with and nothing is trained on, such as a
+    teacher's: in the order of the groups, equally many in each.
+    """
 
     trajectory: Trajectory
     scores: dict[str, Score]
     seconds: dict[str, float]
+    comparison_scores: dict[str, Score] = field(default_factory=dict)
 
 
 def collect(
@@ -67,7 +73,7 @@ def collect(
         "seconds/reward": scoring[0],
         "seconds/waiting": time.monotonic() - acted,
     }
-    return Batch(join(made), join_scores(scores), seconds)
+    return Batch(join_trajectories(made), join_scores(scores), seconds)
 
 
 def join_scores(parts: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
@@ -97,8 +103,8 @@ def pack_rollouts(waiting: Sequence[WaitingRollout]) -> Tensors:
     """Everything that waits, oldest first."""
     result: Tensors = {}
     for place, (trajectory, scores) in enumerate(waiting):
-        for field in fields(Trajectory):
-            result |= _leaves(f"{place}/trajectory/{field.name}", getattr(trajectory, field.name))
+        for part in fields(Trajectory):
+            result |= _leaves(f"{place}/trajectory/{part.name}", getattr(trajectory, part.name))
         for name, score in scores.items():
             start = f"{place}/score/{name}"
             result |= {f"{start}/value": score.value, f"{start}/valid": score.valid}
@@ -114,13 +120,21 @@ def unpack_rollouts(
 ) -> list[WaitingRollout]:
     """What waits for ``groups``, from what all processes packed; ``condition`` is any of the kind they hold."""
     found = []
+    parts = [_upgrade_keys(part) for part in parts]
     for place in sorted({int(name.partition("/")[0]) for part in parts for name in part}):
         own = [part for part in parts if f"{place}/trajectory/group" in part]
-        trajectory = join([_trajectory(part, place, condition) for part in own])
+        trajectory = join_trajectories([_trajectory(part, place, condition) for part in own])
         scores = join_scores([_scores(part, f"{place}/score/") for part in own])
         rows = torch.isin(trajectory.group, groups).nonzero()[:, 0]
         found.append((trajectory.select(rows).to(device), {name: _rows(score, rows) for name, score in scores.items()}))
     return found
+
+
+def _upgrade_keys(tensors: Tensors) -> Tensors:
+    """Tensors under today's names; version 0.1 said ``owner`` for ``noise_source_id``."""
+    return {
+        re.sub(r"^(\d+/trajectory/)owner(?=$|/)", r"\1noise_source_id", key): value for key, value in tensors.items()
+    }
 
 
 def _leaves(name: str, value: Any) -> Tensors:

@@ -18,7 +18,7 @@ from flowportrait.flow.noise import seed_of
 from flowportrait.generator.face_film import Film, pictures
 from flowportrait.generator.patch_flow import PatchCondition, PatchFlow
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.rollout import Trajectory
 from flowportrait.reward.interface import RewardBatch
 
 

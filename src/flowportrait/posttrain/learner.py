@@ -19,21 +19,18 @@ from accelerate import Accelerator
 
 from flowportrait.config import to_dict
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.posttrain.distil import TEACHER, Pace
+from flowportrait.posttrain.batching import MicroBatch, microbatch_rows, minibatch_rows
 from flowportrait.posttrain.manifest import changed_settings
-from flowportrait.posttrain.objective.interface import Advantage, Evidence, Points
+from flowportrait.posttrain.objective.interface import Advantage, LossInputs
 from flowportrait.posttrain.policy import module
-from flowportrait.posttrain.recipe import FIRST_VERSION, Recipe
-from flowportrait.posttrain.replay import Replay, check_noise
-from flowportrait.posttrain.shard import Shard, divided, micro
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.rollout import Points, Replay, Trajectory, check_noise
+from flowportrait.posttrain.stages import Metrics, RoleView
 from flowportrait.terminal import say
 from flowportrait.training.adapter import insert
 from flowportrait.training.learner import Learner
 from flowportrait.training.processes import processes, roll_call
 from flowportrait.training.shards import exchanging, gathered
-
-Metrics = dict[str, float]
 
 
 def averaged(records: Sequence[Metrics]) -> Metrics:
@@ -48,7 +45,10 @@ class PolicyLearner(Learner):
     def __init__(self, policy: Any, recipe: Recipe, accelerator: Accelerator | None = None) -> None:
         accelerator = accelerator or processes()
         self.recipe = recipe
-        self.pace = Pace(policy, recipe.plan.steps) if recipe.teacher else None
+        self.views: dict[str, RoleView] = {}
+        for stage in recipe.active_stages:
+            policy, views = stage.prepare_policy(policy, recipe.plan.steps)
+            self.views |= views
         network = module(policy).to(accelerator.device)
         if recipe.lora:
             insert(network, recipe.lora, recipe.seed)
@@ -70,8 +70,11 @@ class PolicyLearner(Learner):
         """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
         recipe = self.recipe
         parts = [
-            [self.freeze(trajectory.select(rows), advantage.select(rows)) for rows in micro(trajectory, recipe, part)]
-            for part in divided(trajectory, recipe)
+            [
+                self.freeze(trajectory.select(rows), advantage.select(rows))
+                for rows in microbatch_rows(trajectory, recipe, part)
+            ]
+            for part in minibatch_rows(trajectory, recipe)
         ]
         gap = 0.0
         if trajectory.v_behaviour is None:
@@ -87,7 +90,7 @@ class PolicyLearner(Learner):
             means["ratio/first_error"] = max(abs(collected[0]["ratio/mean"] - 1), collected[0].get("ratio/std", 0.0))
         return {**means, "noise_gap": gap}
 
-    def learn(self, shards: Sequence[Shard], total: float) -> Metrics:
+    def learn(self, shards: Sequence[MicroBatch], total: float) -> Metrics:
         """One optimiser step on the shards together; ``total``: how many samples the processes have for it on
         average, by which torch's mean over processes becomes that over samples."""
         metrics = Metrics()
@@ -97,7 +100,7 @@ class PolicyLearner(Learner):
             with exchanging(self.replay, number == len(shards) - 1):
                 live = self.velocity(shard.trajectory, shard.points)
                 loss = self.recipe.objective(
-                    Evidence(shard.trajectory, shard.advantage, shard.points, live, shard.others)
+                    LossInputs(shard.trajectory, shard.advantage, shard.points, live, shard.others)
                 )
                 part = len(shard.trajectory) / total
                 loss.metrics["velocity"] = float(live.detach().square().mean().sqrt())
@@ -113,15 +116,15 @@ class PolicyLearner(Learner):
         return {**metrics, "grad_norm": norm if learned else 0.0, "skipped": float(not learned)}
 
     @torch.no_grad()
-    def freeze(self, trajectory: Trajectory, advantage: Advantage) -> Shard:
+    def freeze(self, trajectory: Trajectory, advantage: Advantage) -> MicroBatch:
         """Points, and the other roles' velocities there, before any update of this iteration."""
         objective = self.recipe.objective
         points = objective.points(trajectory, self.noise_key)
         others = {}
         for role in sorted(objective.needs):
-            with self.being(role):
-                others[role] = self.velocity(trajectory, points, self.strides if role == TEACHER else 0)
-        shard = Shard(trajectory, points, others, advantage)
+            with self.use_weights(role):
+                others[role] = self.velocity(trajectory, points, self.views[role].strides if role in self.views else 0)
+        shard = MicroBatch(trajectory, points, others, advantage)
         return shard.to("cpu") if self.recipe.offload else shard
 
     def velocity(self, trajectory: Trajectory, points: Points | None = None, strides: int = 0) -> torch.Tensor:
@@ -129,25 +132,20 @@ class PolicyLearner(Learner):
         with self.precision():
             return self.replay(trajectory, points or Points(trajectory.x, trajectory.sigma), strides)
 
-    @property
-    def strides(self) -> int:
-        """Of the teacher within a step of the student; 0 without a teacher."""
-        return self.recipe.teacher.strides(self.recipe.plan.steps) if self.recipe.teacher else 0
-
     @contextmanager
-    def being(self, role: str) -> Iterator[None]:
-        """A role's weights inside the block; the teacher is the start at its own pace."""
-        slowly = self.pace.slow() if self.pace and role == TEACHER else nullcontext()
-        with self.roles.use("ref" if role == TEACHER else role), slowly:
+    def use_weights(self, role: str) -> Iterator[None]:
+        """A role's weights inside the block, and the settings of a role that a stage added."""
+        view = self.views.get(role, RoleView(role))
+        with self.roles.use(view.weights), view.settings():
             yield
 
     @contextmanager
-    def acting(self, role: str | None = None) -> Iterator[None]:
+    def rollout_mode(self, role: str | None = None) -> Iterator[None]:
         """A role's weights (the acting one's), as they are delivered: whole, in evaluation mode, without gradients."""
         role = role or self.roles.actor
         self.roles.policy.eval()
         try:
-            with torch.no_grad(), self.being(role), gathered(self.replay), self.precision():
+            with torch.no_grad(), self.use_weights(role), gathered(self.replay), self.precision():
                 yield
         finally:
             self.roles.policy.train()
@@ -171,7 +169,7 @@ class PolicyLearner(Learner):
         Raises:
             BadInput: it was begun with another recipe.
         """
-        before = {"version": FIRST_VERSION, **progress["recipe"]}
+        before = self.recipe.upgrade(progress["recipe"])
         self.recipe = replace(self.recipe, version=before["version"])
         for change in changed_settings(before, to_dict(self.recipe), run):
             say(f"Warning: {change}, from iteration {progress['iteration']} on.")

@@ -26,8 +26,9 @@ from flowportrait.flow.noise import seed_of
 from flowportrait.generator.arflow import ARFlow, Condition
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.posttrain.collect import Batch
+from flowportrait.posttrain.rollout import final_samples
+from flowportrait.posttrain.stages import IterationRollouts, Stage
 from flowportrait.posttrain.task import encode_after, latent_regions
-from flowportrait.posttrain.trajectory import finished
 from flowportrait.preference.clips import ClipFeatures, clip_features
 from flowportrait.preference.dataset import ASPECTS, DIMENSIONS, SIDES, Aspect, PreferenceDataset, PreferencePair
 from flowportrait.preference.inspection import Inspection, training_pairs
@@ -39,8 +40,8 @@ DAMAGES = corruptions("motion")
 
 
 @dataclass(frozen=True)
-class OfflineDataConfig:
-    """Which clips to learn from, and what counts about them."""
+class OfflineDataConfig(Stage):
+    """Learn from clips that exist already instead of from rollouts; their scores come with them."""
 
     clips: Literal["pairs", "rated", "damaged"] = "pairs"
     weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ASPECTS, 1.0))
@@ -53,7 +54,14 @@ class OfflineDataConfig:
         at_least(self, curriculum=1)
         for name, known in [(n, ASPECTS) for n in self.weights] + [(n, tuple(DAMAGES)) for n in self.damages]:
             if name not in known:
-                raise BadInput(f"given: {name!r} is not known; choose from {', '.join(known)}.")
+                raise BadInput(f"offline_data: {name!r} is not known; choose from {', '.join(known)}.")
+
+    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
+        """Return the clips of this process's groups with their scores; nothing is rolled out."""
+        with rollouts.rollout_mode():
+            prompts = rollouts.prompts.select(rollouts.groups)
+            batch: Batch = rollouts.task.show(rollouts.policy, prompts, rollouts.groups)
+            return batch
 
     @property
     def group_size(self) -> int:
@@ -263,6 +271,6 @@ class OfflineTask:
         size = batch.motion.shape[1]
         group = groups.repeat_interleave(size)
         sample = group * size + torch.arange(size).repeat(len(groups))
-        trajectory = finished(self.condition(policy, batch), encode_after(policy, motion), group, sample)
+        trajectory = final_samples(self.condition(policy, batch), encode_after(policy, motion), group, sample)
         scores: dict[str, Score] = {name: all_valid(score.flatten()) for name, score in batch.scores.items()}
         return Batch(trajectory, scores, {"seconds/rollout": time.monotonic() - began, "seconds/waiting": 0.0})

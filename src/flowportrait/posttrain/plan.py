@@ -1,25 +1,86 @@
-"""Where the noise is: which denoising steps of a rollout are stochastic, and which of them are trained on.
+"""Plans: which denoising steps of a rollout are stochastic, and which of them are trained on.
 
     flow-grpo    ● ● ● ● ● ○      every step but the last
     mix-grpo     ○ ● ● ○ ○ ○      a window that slides from high to low noise
     flash-grpo   ○ ○ ● ○ ○ ○      one step, drawn once per group
     nft, awm     ○ ○ ○ ○ ○ ○      none
-    branch       ● ─┬─ ● ─┬─ ●    noise shared up to each fork (see ``tree``)
+    branch       ● ─┬─ ● ─┬─ ●    noise shared up to each fork
 
 A planner is a pure function of (seed, iteration, groups, chunks), so that a resumed run plans the same.
+
+Rollouts with forks share a past: noise is a function of its key, so siblings whose noise has the same source up to a
+fork go the same way up to it, without any bookkeeping of states. Sample i of a group takes, at fork f, the branch that
+is the f-th digit of i written in base ``width``; the id of its noise source at a place is made of the digits of the
+forks it has passed.
+
+    group of 4, two forks:   ──┬── 0 ──┬── 00      digits of sample 2: 1, 0
+                               │       └── 01
+                               └── 1 ──┬── 10
+                                       └── 11
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
 from flowportrait.config import at_least
+from flowportrait.errors import BadInput
 from flowportrait.flow.noise import seed_of
 from flowportrait.flow.schedule import shifted
-from flowportrait.posttrain.tree import Fork
+
+
+class Fork(NamedTuple):
+    """A place where siblings part: the noise of this denoising step of this chunk is their own."""
+
+    chunk: int
+    step: int
+
+
+def branching_factor(group_size: int, forks: int) -> int:
+    """How many ways every fork goes.
+
+    Raises:
+        BadInput: the group is not a power of a whole number, or too small to part that often.
+    """
+    width = round(group_size ** (1 / forks))
+    if width < 2 or width**forks != group_size:
+        raise BadInput(f"group_size={group_size} cannot part {forks} times evenly: choose a power such as {2**forks}.")
+    return width
+
+
+def noise_source_ids(
+    sample: torch.Tensor, group: torch.Tensor, group_size: int, forks: Sequence[Fork], chunks: int, steps: int
+) -> torch.Tensor:
+    """Ids ``[B, N, K+1]`` of whose noise sample b uses in chunk n at the start (column 0) and at step k (column
+    k + 1). Without forks it is the sample's own."""
+    if not forks:
+        return sample[:, None, None].expand(-1, chunks, steps + 1)
+    width = branching_factor(group_size, len(forks))
+    table = torch.empty(len(sample), chunks, steps + 1, dtype=torch.long)
+    time = torch.arange(chunks)[:, None] * (steps + 1) + torch.arange(steps + 1)
+    passed = torch.stack([time >= fork.chunk * (steps + 1) + fork.step + 1 for fork in forks]).sum(0)
+    for row, (own, family) in enumerate(zip(sample.tolist(), group.tolist(), strict=True)):
+        digits = [own % group_size // width ** (len(forks) - 1 - f) % width for f in range(len(forks))]
+        ids = torch.tensor([seed_of(family, depth, *digits[:depth]) for depth in range(len(forks) + 1)])
+        table[row] = ids[passed]
+    table[:, :, 0] = table[:, :1, 0]  # later chunks start alike, so that a fork's effect is its own
+    return table
+
+
+def node_means(value: torch.Tensor, source: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Mean of leaf values ``[B, ...]`` over the leaves of one's group with one's noise source id ``[B, ...]``, at every
+    place."""
+    result = torch.empty_like(value)
+    for family in group.unique():
+        rows = (group == family).nonzero()[:, 0]
+        own = source[rows]
+        same = (own[:, None] == own[None]).to(value.dtype)
+        result[rows] = torch.einsum("ij...,j...->i...", same, value[rows]) / same.sum(1)
+    return result
 
 
 @dataclass(frozen=True)
@@ -50,7 +111,7 @@ class Planner(Protocol):
 
 
 @dataclass(frozen=True)
-class EveryStep:
+class AllSteps:
     """Noise at every step but the last. ``trained``: how many of them, drawn per iteration, are trained on (all if
     none is said; DanceGRPO trains on a fraction)."""
 
@@ -96,28 +157,30 @@ class SlidingWindow:
 
 
 @dataclass(frozen=True)
-class OneStep:
-    """Noise at one step among the first ``among``, drawn per group (Flash-GRPO, 2605.15980) or, with
+class SingleStep:
+    """Noise at one step among the first ``first_steps``, drawn per group (Flash-GRPO, 2605.15980) or, with
     ``shared``, once for all groups (LongCat-Video, 2510.22200). Siblings always have theirs at the same step."""
 
     steps: int = 6
     shift: float = 1.0
-    among: int = 3
+    first_steps: int = 3
     shared: bool = False
 
+    earlier_keys = (("among", "first_steps"),)
+
     def __post_init__(self) -> None:
-        at_least(self, steps=2, shift=1e-3, among=1)
+        at_least(self, steps=2, shift=1e-3, first_steps=1)
 
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
-        among = min(self.among, self.steps - 1)
-        step = torch.tensor([_draw(among, 1, seed, iteration, 1, 0 if self.shared else g)[0] for g in range(groups)])
+        first = min(self.first_steps, self.steps - 1)
+        step = torch.tensor([_draw(first, 1, seed, iteration, 1, 0 if self.shared else g)[0] for g in range(groups)])
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         stochastic[torch.arange(groups), :, step] = True
         return Plan(shifted(self.steps, self.shift), stochastic, step[:, None])
 
 
 @dataclass(frozen=True)
-class NoNoise:
+class OdePlan:
     """The ODE throughout: for objectives that need only the samples, or with ``keep_path`` the way to them."""
 
     steps: int = 6
@@ -147,16 +210,18 @@ class Branching:
     shift: float = 1.0
     forks: int = 1
     elsewhere: Literal["ode", "sde"] = "ode"
-    among: int = 4
+    first_steps: int = 4
     """Forks are at one of the first steps: late ones hardly change the reward."""
 
+    earlier_keys = (("among", "first_steps"),)
+
     def __post_init__(self) -> None:
-        at_least(self, steps=2, shift=1e-3, forks=1, among=1)
+        at_least(self, steps=2, shift=1e-3, forks=1, first_steps=1)
 
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
-        among = min(self.among, self.steps - 1)
-        places = sorted(_draw(chunks * among, min(self.forks, chunks * among), seed, iteration, 1))
-        forks = tuple(Fork(place // among, place % among) for place in places)
+        first = min(self.first_steps, self.steps - 1)
+        places = sorted(_draw(chunks * first, min(self.forks, chunks * first), seed, iteration, 1))
+        forks = tuple(Fork(place // first, place % first) for place in places)
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         if self.elsewhere == "sde":
             stochastic[..., :-1] = True
@@ -166,6 +231,6 @@ class Branching:
         return Plan(shifted(self.steps, self.shift), stochastic, record.expand(groups, -1), forks)
 
 
-def _draw(among: int, count: int, *key: int) -> list[int]:
+def _draw(choices: int, count: int, *key: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed_of(*key))
-    return torch.randperm(among, generator=generator)[:count].tolist()
+    return torch.randperm(choices, generator=generator)[:count].tolist()

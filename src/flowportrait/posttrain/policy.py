@@ -1,7 +1,7 @@
 """What post-training asks of a generator: a velocity field over chunks of latents, given what came before.
 
-    condition ─► session: context of chunk 1, append z_1, context of chunk 2, …     (acting)
-    condition, all z ─► contexts of every chunk in one pass                          (replaying)
+    condition ─► session: context of chunk 1, append z_1, context of chunk 2, …     (rollout)
+    condition, all z ─► contexts of every chunk in one pass                          (replay)
     velocity(x_σ, σ, context)                                                        (both)
 
 A generator that is not autoregressive has one chunk. Nothing here says what a condition or a context holds.
@@ -75,19 +75,21 @@ class Policy(Protocol):
 
 
 def module(policy: Policy) -> nn.Module:
-    """The policy as the network that it is."""
+    """The policy as an ``nn.Module``."""
     assert isinstance(policy, nn.Module), "a policy is an nn.Module"
     return policy
 
 
-def at_own_levels(policy: Any, plan: Plan) -> Plan:
-    """The plan at the noise levels at which this generator is used, where it has a schedule of its own."""
+def apply_policy_schedule(policy: Any, plan: Plan) -> Plan:
+    """A plan with the policy's own noise schedule, where it has one (a method ``levels``); else the plan itself."""
     levels = getattr(policy, "levels", None)
     return replace(plan, sigmas=levels(plan.sigmas)) if levels else plan
 
 
 def begin(policy: Any, noise: torch.Tensor) -> torch.Tensor:
-    """What sampling starts from at σ = 1, given unit noise ``[B, D]``: as this generator delivers, where it says so.
-    No ratio depends on it."""
+    """Where sampling starts at σ = 1, from unit noise ``[B, D]``; a generator may say so in a method ``begin``.
+
+    No ratio depends on it.
+    """
     own = getattr(policy, "begin", None)
     return own(noise) if own else noise

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 
@@ -34,9 +34,9 @@ from flowportrait.posttrain.held_out import HeldOutEvaluation
 from flowportrait.posttrain.loop import Loop
 from flowportrait.posttrain.manifest import flat, manifest, write_or_compare
 from flowportrait.posttrain.offline_data import OfflineDataConfig
-from flowportrait.posttrain.plan import NoNoise
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import CARDS, named, read_recipe
+from flowportrait.posttrain.plan import OdePlan
+from flowportrait.posttrain.recipe import PostTrainConfig
+from flowportrait.posttrain.recipes import CARDS, find_recipe
 from flowportrait.posttrain.trainer import Trainer
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.interface import Reward, RewardBatch, Score, all_valid
@@ -90,7 +90,7 @@ class PostTrainer:
         self,
         policy: Any = "sft",
         rewards: Rewards | None = None,
-        config: Recipe | str = "flow-grpo",
+        config: PostTrainConfig | str = "flow-grpo",
         train_prompts: Prompts | None = None,
         eval_prompts: Prompts | None = None,
         callbacks: Sequence[Callback] = (),
@@ -165,7 +165,7 @@ class PostTrainer:
         if any(roll_call(accelerator, latest_state(state) is not None)) and not resume:
             raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
         # Clips that are given are learned from in the place of prompts.
-        train_prompts = None if config.given else self._read(self.train_prompts)
+        train_prompts = None if config.offline_data else self._read(self.train_prompts)
         eval_prompts = self._read(self.eval_prompts)
         data = TrainingData(train_prompts, self.pairs, self.exemplars)
         rewards = None if self.rewards is None else composite_of(self.rewards)
@@ -263,31 +263,33 @@ class _FunctionReward:
         return all_valid(self.function(batch))
 
 
-def resolve_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
+def resolve_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> PostTrainConfig:
     """A recipe by name, or by the folder of a run that used it, with ``key=value`` changes applied.
 
     Raises:
         BadInput: unknown recipe, key or value.
     """
     path = Path(recipe)
-    found = read_recipe(path / "recipe.json" if path.is_dir() else path) if path.exists() else named(str(recipe))
+    written = path / "recipe.json" if path.is_dir() else path
+    found = PostTrainConfig.from_json(written) if path.exists() else find_recipe(str(recipe))
     return override(found, changes)
 
 
-def learning_from_pairs(recipe: Recipe) -> Recipe:
+def learning_from_pairs(recipe: PostTrainConfig) -> PostTrainConfig:
     """The recipe, learning from stated pairs, or from single rated clips if it compares with the whole batch.
 
     Raises:
         BadInput: it makes its own pairs, or needs the way to a sample, which a given clip does not have.
     """
     if not _needs_final_samples_only(recipe):
-        able = [name for name in CARDS if _needs_final_samples_only(named(name))]
+        able = [name for name in CARDS if _needs_final_samples_only(find_recipe(name))]
         raise BadInput(f"The recipe {recipe.name} does not go with --pairs: choose one of {', '.join(able)}.")
-    given = replace(recipe.given or OfflineDataConfig(), clips="rated" if recipe.credit.among == "batch" else "pairs")
-    return replace(recipe, given=given, group_size=given.group_size)
+    clips: Literal["pairs", "rated"] = "rated" if recipe.credit.baseline_scope == "batch" else "pairs"
+    offline_data = replace(recipe.offline_data or OfflineDataConfig(), clips=clips)
+    return replace(recipe, offline_data=offline_data, group_size=offline_data.group_size)
 
 
-def _needs_final_samples_only(recipe: Recipe) -> bool:
-    drawn_without_path = isinstance(recipe.plan, NoNoise) and not recipe.plan.keep_path
-    makes_its_own = recipe.exemplars or recipe.explore or (recipe.given and recipe.given.clips == "damaged")
-    return drawn_without_path and not makes_its_own
+def _needs_final_samples_only(recipe: PostTrainConfig) -> bool:
+    drawn_without_path = isinstance(recipe.plan, OdePlan) and not recipe.plan.keep_path
+    damages_clips = recipe.offline_data and recipe.offline_data.clips == "damaged"
+    return drawn_without_path and not (recipe.exemplars or recipe.exploration or damages_clips)

@@ -1,18 +1,143 @@
-"""Let the policy act: sample every chunk with the plan's noise and record the transitions."""
+"""Rollouts: how a policy's samples are made, what is recorded of them, and how they are evaluated again.
+
+    rollout(policy, condition, plan, kernel) ─► Trajectory ─► replay_velocity(policy, trajectory)
+    chunk after chunk, through a KV cache       transitions    one teacher-forced pass, then the flow head on all steps
+
+A rollout reaches its states through a KV cache, a replay in one pass; the two differ by rounding. The velocity v_old is
+therefore taken from the replay as well, so that the first ratio is exactly 1, and the noise that the replay implies is
+compared with the noise that was drawn. The ratio alone proves nothing: with scrambled conditions it stays at 1, and the
+implied noise does not stay.
+
+Conditions and contexts are nested tuples of tensors with one row per sample; ``map_tensors`` and ``iterate_tensors``
+walk them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
 from flowportrait.flow.kernel import Kernel, Step, ode
 from flowportrait.flow.noise import NoiseKey, Use
-from flowportrait.posttrain.plan import Plan
-from flowportrait.posttrain.policy import Policy, Session, begin
-from flowportrait.posttrain.rows import tensors
-from flowportrait.posttrain.trajectory import Trajectory
-from flowportrait.posttrain.tree import owners
+from flowportrait.posttrain.plan import Plan, noise_source_ids
+from flowportrait.posttrain.policy import Policy, Session, begin, module
+
+
+def map_tensors(act: Callable[..., torch.Tensor], first: Any, *more: Any) -> Any:
+    """``act`` on every tensor, together with those in the same place of ``more``; None stays None."""
+    if isinstance(first, tuple):
+        parts = [map_tensors(act, *together) for together in zip(first, *more, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    return None if first is None else act(first, *more)
+
+
+def iterate_tensors(rows: Any) -> Iterator[torch.Tensor]:
+    """All of them, in order."""
+    for part in rows:
+        if isinstance(part, tuple):
+            yield from iterate_tensors(part)
+        elif part is not None:
+            yield part
+
+
+def add_step_axis(context: Any) -> Any:
+    """Contexts of chunks ``[B, N, …]`` as contexts of several states of each ``[B, N, 1, …]``."""
+    return map_tensors(lambda part: part[:, :, None], context)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """B samples of N chunks with R recorded steps over latents of D numbers.
+
+    group ``[B]``, sample ``[B]`` ids; condition of each sample; latents ``[B, N, D]`` clean result; step ``[B, R]``
+    recorded indices; sigma ``[B, 1, R]``; coefficients ``[B, N, R, 1]`` each; trainable ``[B, N, R]`` bool, false
+    where the step was not stochastic; noise_source_id ``[B, N, R]`` of whose noise it was; x, x_next, noise ``[B, N, R,
+    D]``; real ``[B]`` bool marks real clips; v_behaviour ``[B, N, R, D]``, the velocity a rollout was made with if it
+    is older than the weights now trained.
+    """
+
+    group: torch.Tensor
+    sample: torch.Tensor
+    condition: Any
+    latents: torch.Tensor
+    step: torch.Tensor
+    sigma: torch.Tensor
+    coefficients: Step
+    trainable: torch.Tensor
+    noise_source_id: torch.Tensor
+    x: torch.Tensor
+    x_next: torch.Tensor
+    noise: torch.Tensor
+    real: torch.Tensor
+    v_behaviour: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    @property
+    def noise_gain(self) -> torch.Tensor:
+        """k = b/s of every transition ``[B, N, R, 1]``; zero where there is nothing to train."""
+        where = self.trainable[..., None]
+        return torch.where(where, self.coefficients.b / torch.where(where, self.coefficients.s, 1), 0)
+
+    def select(self, rows: torch.Tensor) -> Trajectory:
+        """The samples at ``rows``."""
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value[rows]
+            if isinstance(value, Step):
+                return Step(*(part[rows] for part in value))
+            return value if value is None else value.select(rows)
+
+        return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """Everything but the ids on a device: off-loaded between rollout and update, back for its shard."""
+
+        kept = ("group", "sample", "real")
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in kept}
+        return replace(
+            self, **{name: map_tensors(lambda part: part.to(device), value) for name, value in moved.items()}
+        )
+
+
+def final_samples(condition: Any, latents: torch.Tensor, group: torch.Tensor, sample: torch.Tensor) -> Trajectory:
+    """Samples ``[B, N, D]`` of which only the end is known, not the way there: no recorded step."""
+    batch, chunks, size = latents.shape
+    nowhere = torch.empty(batch, chunks, 0, dtype=torch.long)
+    path = latents.new_empty(batch, chunks, 0, size)
+    no_steps = latents.new_empty(batch, chunks, 0, 1)
+    return Trajectory(
+        group=group, sample=sample, condition=condition, latents=latents, step=nowhere[:, 0],
+        sigma=latents.new_empty(batch, 1, 0), coefficients=Step(no_steps, no_steps, no_steps),
+        trainable=nowhere.to(latents.device, torch.bool), noise_source_id=nowhere, x=path, x_next=path, noise=path,
+        real=torch.zeros(batch, dtype=torch.bool),
+    )  # fmt: skip
+
+
+def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
+    """Trajectories of different samples under the same recorded step count, as one."""
+
+    def glue(*pieces: torch.Tensor) -> torch.Tensor:
+        return torch.cat(pieces)
+
+    return Trajectory(*(map_tensors(glue, *(getattr(part, f.name) for part in parts)) for f in fields(Trajectory)))
+
+
+class Points(NamedTuple):
+    """States ``[B, N, R, D]`` and their noise levels, broadcastable to ``[B, N, R]``; where the states were made by
+    noising a clean sample, target is the velocity ε − x₀ there; until, like sigma, is how far a teacher is to go from
+    there."""
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    target: torch.Tensor | None = None
+    until: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -30,13 +155,13 @@ def rollout(
 ) -> Trajectory:
     """Sample B clips under ``condition`` (one row each); ``group`` ``[B]`` indexes the plan's rows.
 
-    Noise depends on (key, owner, chunk, step) alone, so the result is the same for any batching. ``same_start``
+    Noise depends on (key, source, chunk, step) alone, so the result is the same for any batching. ``same_start``
     gives siblings of a group one initial noise (keyed by the group id). ``session`` replaces the policy's own where
     a recipe explores by other means than noise.
     """
     size, steps, chunks = policy.latent_dim, len(plan.sigmas) - 1, condition.chunks
     session = session or policy.session(condition)
-    owner = owners(sample, group, group_size, plan.forks, chunks, steps)
+    source = noise_source_ids(sample, group, group_size, plan.forks, chunks, steps)
     noisy = plan.stochastic[group]
     record = plan.record[group]
     wanted = sorted(set(record.flatten().tolist()))
@@ -47,7 +172,7 @@ def rollout(
     latents = []
     for chunk in range(chunks):
         context = session.context()
-        starts = group if same_start else owner[:, chunk, 0]
+        starts = group if same_start else source[:, chunk, 0]
         x = begin(policy, _noise(size, key, "start", starts, chunk).to(device))
         kept = []
         for k in range(steps):
@@ -56,7 +181,7 @@ def rollout(
             eps = torch.zeros_like(x)
             rows = noisy[:, chunk, k]
             if rows.any():
-                eps[rows] = _noise(size, key, "step", owner[rows, chunk, k + 1], chunk, k).to(device)
+                eps[rows] = _noise(size, key, "step", source[rows, chunk, k + 1], chunk, k).to(device)
             x_next = step.mean(x, velocity) + step.s * eps
             if k in wanted:
                 kept.append((x, x_next, eps))
@@ -83,7 +208,7 @@ def rollout(
         sigma=plan.sigmas[record][:, None].to(device),
         coefficients=Step(*(at(part[..., 0])[..., None] for part in stepping)),
         trainable=at(noisy).to(device),
-        owner=at(owner[:, :, 1:]),
+        noise_source_id=at(source[:, :, 1:]),
         x=gathered(0),
         x_next=gathered(1),
         noise=gathered(2),
@@ -104,4 +229,73 @@ def _noise(size: int, key: NoiseKey, use: Use, ids: torch.Tensor, chunk: int, st
 
 def _device(condition: Any) -> torch.device:
     """Where the condition's first tensor is."""
-    return next(tensors(condition)).device
+    return next(iterate_tensors(condition)).device
+
+
+NOISE_BOUND = 1e-2
+"""Largest tolerated |recomputed − drawn| unit noise in float32; rounding stays under 1e-3, any real mismatch is of
+order 1."""
+NOISE_BOUND_HALF = 0.05
+"""The same under bfloat16 autocast, root mean square: rounding of the shipped generator is 0.01 there, a scrambled
+condition 0.23, a chunk too late 0.5."""
+
+
+class ReplayMismatch(RuntimeError):
+    """The replay does not see what the rollout saw."""
+
+
+def velocity_at(policy: Policy, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
+    """v ``[B, N, R, D]`` of ``policy`` in float32 at ``points`` of every chunk, given the trajectory's history; with
+    ``strides`` its mean over so many Euler steps from there down to ``points.until``."""
+    context = add_step_axis(policy.contexts(trajectory.condition, trajectory.latents))
+    if not strides:
+        return policy.velocity(points.x, points.sigma, context).float()
+    assert points.until is not None, "a mean velocity is one over a way"
+    x, sigma, stride = points.x, points.sigma, (points.until - points.sigma) / strides
+    for _ in range(strides):
+        x = x + stride[..., None] * policy.velocity(x, sigma, context).float()
+        sigma = sigma + stride
+    return (x - points.x) / (points.until - points.sigma)[..., None]
+
+
+def replay_velocity(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
+    """v ``[B, N, R, D]`` of ``policy`` at every recorded state."""
+    return velocity_at(policy, trajectory, Points(trajectory.x, trajectory.sigma))
+
+
+@torch.no_grad()
+def check_noise(trajectory: Trajectory, velocity: torch.Tensor, half: bool = False) -> float:
+    """The largest gap between drawn noise and the noise that replayed velocities ``[B, N, R, D]`` under the
+    rollout's weights imply (with ``half`` its root mean square).
+
+    Raises:
+        ReplayMismatch: the gap exceeds its bound.
+    """
+    if not trajectory.trainable.any():
+        return 0.0
+    implied = trajectory.coefficients.noise(trajectory.x, trajectory.x_next, velocity)
+    error = (implied - trajectory.noise)[trajectory.trainable]
+    gap, bound = float(error.abs().max()), NOISE_BOUND
+    if half:
+        gap, bound = float(error.square().mean().sqrt()), NOISE_BOUND_HALF
+    if not gap <= bound:
+        raise ReplayMismatch(
+            f"replayed noise differs from the drawn noise by {gap:.3g} (bound {bound}): "
+            "the replay sees another condition, chunk or network state than the rollout did"
+        )
+    return gap
+
+
+class Replay(nn.Module):
+    """``velocity_at`` as a network, so that libraries which wrap networks (DDP, FSDP) see one forward pass."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = module(policy)
+
+    def forward(self, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
+        """v ``[B, N, R, D]``."""
+        return velocity_at(cast(Policy, self.policy), trajectory, points, strides)
+
+    def fsdp_root_forward(self) -> None:
+        """Do nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""

@@ -54,8 +54,10 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".c2pa")
 
 
-def sign(path: Path, origin: Origin, credential: Credential) -> None:
+def sign(path: Path, origin: Origin, credential: Credential, watermark: bool = True) -> None:
     """Add the signed manifest to the mp4, mov or gif at ``path``, which is replaced when that is complete.
+
+    ``watermark``: whether the manifest says that the frames carry one.
 
     Raises:
         BadInput: the certificate cannot sign C2PA claims.
@@ -63,32 +65,32 @@ def sign(path: Path, origin: Origin, credential: Credential) -> None:
     signed = path.with_name(f"{path.stem}.signed{path.suffix}")
     try:
         with path.open("rb") as source, signed.open("w+b") as target:
-            _sign(source, target, output_format(path).mime, origin, credential, embed=True)
+            _sign(source, target, origin.manifest(output_format(path).mime, watermark), credential, embed=True)
         os.replace(signed, path)
     finally:
         signed.unlink(missing_ok=True)
 
 
-def detached_manifest(path: Path, origin: Origin, credential: Credential) -> bytes:
-    """The signed manifest of the webm at ``path``, to be written to its ``sidecar_path``.
+def detached_manifest(path: Path, origin: Origin, credential: Credential, watermark: bool = True) -> bytes:
+    """The signed manifest of the webm at ``path``, to be written to its ``sidecar_path``; see ``sign``.
 
     Raises:
         BadInput: the certificate cannot sign C2PA claims.
     """
     with path.open("rb") as source:
-        return _sign(source, BytesIO(), output_format(path).mime, origin, credential, embed=False)
+        return _sign(source, BytesIO(), origin.manifest(output_format(path).mime, watermark), credential, embed=False)
 
 
-def _sign(source: Any, target: Any, mime: str, origin: Origin, credential: Credential, embed: bool) -> bytes:
+def _sign(source: Any, target: Any, manifest: dict[str, Any], credential: Credential, embed: bool) -> bytes:
     context = c2pa.Context(c2pa.Settings.from_dict(_OFFLINE))
     try:
         info = c2pa.C2paSignerInfo(
             credential.algorithm, credential.certificates.encode(), credential.private_key.encode(), None
         )
-        with c2pa.Signer.from_info(info) as signer, c2pa.Builder(origin.manifest(mime), context) as builder:
+        with c2pa.Signer.from_info(info) as signer, c2pa.Builder(manifest, context) as builder:
             if not embed:
                 builder.set_no_embed()
-            return bytes(builder.sign(signer, mime, source, target))
+            return bytes(builder.sign(signer, manifest["format"], source, target))
     except c2pa.C2paError as error:
         raise BadInput(
             f"The video cannot be signed with this certificate ({error}): see docs/provenance.md."

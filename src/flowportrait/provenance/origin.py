@@ -39,9 +39,9 @@ class Origin:
             "keywords": "AI-generated, synthetic media, FlowPortrait",
         }
 
-    def manifest(self, mime: str = "video/mp4") -> dict[str, Any]:
+    def manifest(self, mime: str = "video/mp4", watermark: bool = True) -> dict[str, Any]:
         """C2PA manifest definition (specification 2.2) of a file of media type ``mime``: who made it and what was
-        done."""
+        done; ``watermark``: whether its frames carry one."""
         agent = {"name": "FlowPortrait", "version": __version__}
         actions = [
             {
@@ -50,8 +50,9 @@ class Origin:
                 "softwareAgent": agent,
                 "description": self.sentence,
             },
-            {"action": "c2pa.watermarked.unbound", "softwareAgent": agent},
         ]
+        if watermark:
+            actions.append({"action": "c2pa.watermarked.unbound", "softwareAgent": agent})
         return {
             "claim_generator_info": [agent],
             "title": "Talking portrait",

@@ -29,10 +29,11 @@ _WORKERS = 2
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is said, and who signs it."""
+    """What is said of a video, who signs it (None: nobody), and whether its frames carry the watermark."""
 
     origin: Origin
-    credential: Credential
+    credential: Credential | None
+    watermark: bool = True
 
 
 def publish(
@@ -61,31 +62,38 @@ def publish(
     """
     path = Path(path)
     if provenance is None:
-        stale = not output_format(path).embeds_manifest and path.is_file() and _has_own_sidecar(path)
+        stale = _has_stale_sidecar(path)
         count = write_video(path, frames, sound, fps, frame_total=frame_total, progress=progress)
         if stale:
-            # It spoke of the video that was replaced.
             sidecar_path(path).unlink(missing_ok=True)
         return count
+    origin, credential, watermark = provenance.origin, provenance.credential, provenance.watermark
     detached: list[bytes] = []
 
     def finish(partial: Path) -> None:
+        if credential is None:
+            return
         if output_format(partial).embeds_manifest:
-            sign(partial, provenance.origin, provenance.credential)
+            sign(partial, origin, credential, watermark)
         else:
-            detached.append(detached_manifest(partial, provenance.origin, provenance.credential))
+            detached.append(detached_manifest(partial, origin, credential, watermark))
 
+    stale = credential is None and _has_stale_sidecar(path)
     count = write_video(
-        path, marked(frames, _WORKERS), sound, fps, tags=provenance.origin.tags(), finish=finish,
+        path, marked(frames, _WORKERS) if watermark else frames, sound, fps, tags=origin.tags(), finish=finish,
         frame_total=frame_total, progress=progress,
     )  # fmt: skip
+    if stale:
+        sidecar_path(path).unlink(missing_ok=True)
     for manifest in detached:
         with complete(sidecar_path(path)) as partial:
             partial.write_bytes(manifest)
     return count
 
 
-def _has_own_sidecar(path: Path) -> bool:
-    """Whether FlowPortrait's manifest of this very file lies beside it."""
+def _has_stale_sidecar(path: Path) -> bool:
+    """Whether FlowPortrait's manifest of the very file that will be replaced lies beside it."""
+    if output_format(path).embeds_manifest or not path.is_file():
+        return False
     signature = read_signature(path)
     return signature.sidecar and signature.intact and "FlowPortrait" in signature.generator

@@ -9,17 +9,21 @@ and combined by ``posttrain.credit``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
-from flowportrait.reward.interface import Reward, RewardBatch, Score
-from flowportrait.reward.registry import BUILT_IN, RewardOptions, build, known
+from flowportrait.plugins import load_plugin
+from flowportrait.reward.interface import Reward, RewardBatch, RewardFunction, Score, as_reward
+from flowportrait.reward.registry import BUILT_IN, REWARDS, RewardOptions, build, known
 from flowportrait.reward.scoring import score
 
 MEASURED = "measured"
+
+AnyReward = str | Reward | type | RewardFunction
+"""Whatever names a reward: a built-in name, an entry point, MODULE:NAME, a plain function, a reward, or its class."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +77,22 @@ class Composite:
         return cls.of(weights.by_name(), weights.options)
 
     @classmethod
-    def of(cls, weights: Mapping[str, float], options: RewardOptions | None = None) -> Self:
-        """Any registered rewards: ``Composite.of({"sync": 0.6, "identity": 0.4})``.
+    def of(cls, rewards: Mapping[Any, float] | Iterable[AnyReward], options: RewardOptions | None = None) -> Self:
+        """Any rewards, with a weight for each: ``Composite.of({"sync": 0.6, my_reward: 0.4})``.
+
+        Args:
+            rewards: weights by reward (see ``AnyReward``), or rewards that weigh 1 each.
+            options: settings of the rewards of this package.
 
         Raises:
-            BadInput: a name that is no reward, or one that cannot be loaded here.
+            BadInput: a name that is no reward, one that cannot be loaded here, or two rewards of one name.
         """
-        known(weights)
-        kept = {name: weight for name, weight in weights.items() if weight > 0}
-        rewards = tuple(build(name, options) for name in kept)
-        for name, reward in zip(kept, rewards, strict=True):
-            if reward.name != name:
-                raise BadInput(f"The reward registered as {name!r} calls itself {reward.name!r}: give it one name.")
-        return cls(rewards, kept)
+        weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
+        found = [(load_reward(reward, options), weight) for reward, weight in weights.items() if weight > 0]
+        names = [reward.name for reward, _ in found]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise BadInput(f"Two rewards are called {twice!r}: give each a name of its own.")
+        return cls(tuple(reward for reward, _ in found), {reward.name: weight for reward, weight in found})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -99,3 +106,19 @@ class Composite:
             BadInput: the batch lacks what a reward needs.
         """
         return {reward.name: score(reward, batch) for reward in self.rewards}
+
+
+def load_reward(reward: AnyReward, options: RewardOptions | None = None) -> Reward:
+    """A reward by whatever names it; one by name is called so.
+
+    Raises:
+        BadInput: no such reward, or what it is made of cannot be loaded.
+    """
+    if not isinstance(reward, str):
+        return as_reward(reward)
+    if reward not in REWARDS:
+        return as_reward(load_plugin("rewards", reward, REWARDS), reward)
+    found = build(reward, options)
+    if found.name != reward:
+        raise BadInput(f"The reward registered as {reward!r} calls itself {found.name!r}: give it one name.")
+    return found

@@ -40,8 +40,8 @@ _STILL = 1e-4
 class Crowd:
     """real ``[64, 13]``: quantiles of every statistic; groups: those whose count here.
 
-    It compares a clip with those it is scored together with: score whole batches (``pieces=1``). Several processes have
-    a crowd each."""
+    It compares a clip with those it is scored together with: score whole batches (``rollout_chunks=1``). Several
+    processes have a crowd each."""
 
     real: torch.Tensor
     name: str = "crowd"

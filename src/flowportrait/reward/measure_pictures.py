@@ -32,7 +32,7 @@ from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.posttrain.drawing import Drawing
+from flowportrait.posttrain.task import Drawing
 from flowportrait.reward.backbones import FaceFeatures
 from flowportrait.reward.batch import SIDE as RENDERED
 from flowportrait.reward.batch import RewardBatch

@@ -10,14 +10,12 @@ from typing import Any
 import gradio as gr
 
 from flowportrait.checkpoints import SHIPPED
-from flowportrait.codec.controls import Controls
 from flowportrait.errors import BadInput
-from flowportrait.steered import DIMENSIONS, USEFUL
-from flowportrait.studio.live import Show
+from flowportrait.pipelines.request import GUIDE_DIMENSIONS, USEFUL_GUIDE_WEIGHT, AnimateRequest
 from flowportrait.studio.photo import find_portrait
+from flowportrait.studio.render_queue import RenderJob
 from flowportrait.studio.scores import scores
 from flowportrait.studio.server import Studio
-from flowportrait.studio.wish import Wish
 from flowportrait.voice.voices import DEFAULT
 from flowportrait.web_server import without_paths
 
@@ -62,8 +60,8 @@ def page(studio: Studio) -> gr.Blocks:
                     seed = gr.Number(0, label="Seed", precision=0)
                 with gr.Accordion("Guidance", open=False):
                     gr.Markdown("How much a reward bends every chunk: 0 is off, the right end the most that helps.")
-                    guide = [gr.Slider(0, USEFUL[name], 0, label=f"{name.capitalize()} ({MOVES[name]})",
-                                       elem_id=f"guide-{name}") for name in DIMENSIONS]  # fmt: skip
+                    guide = [gr.Slider(0, USEFUL_GUIDE_WEIGHT[name], 0, label=f"{name.capitalize()} ({MOVES[name]})",
+                                       elem_id=f"guide-{name}") for name in GUIDE_DIMENSIONS]  # fmt: skip
             with gr.Column(scale=2):
                 inputs = [photo, audio, text, voice, seed, expression, head, blink, face, whole, *guide]
                 with gr.Tab("Speak"):
@@ -113,22 +111,22 @@ def _speak_tab(studio: Studio, inputs: list[Any]) -> None:
     screen = gr.HTML(_EMPTY)
     shown: Any = gr.State(None)
 
-    def speak(request: gr.Request, name: str, *wished: Any) -> Iterator[tuple[Any, str, str | None]]:
+    def speak(request: gr.Request, name: str, *values: Any) -> Iterator[tuple[Any, str, str | None]]:
         yield _EMPTY, "Looking at the photo …", None
         try:
-            show = studio.theatre.put_on(_wish(name, wished), _tab(request))
+            job = studio.queue.submit(_request(name, values), _tab(request))
         except Exception as error:
             yield _EMPTY, _sentence(error), None
             return
-        yield _video(show), show.told(), show.name
+        yield _video(job), job.status_text(), job.name
         # The screen is left alone from here on: a video that is set again begins again.
-        while not show.done.wait(0.5):
-            yield gr.skip(), show.told(), show.name
-        yield gr.skip(), _ended(show), show.name
+        while not job.done.wait(0.5):
+            yield gr.skip(), job.status_text(), job.name
+        yield gr.skip(), _final_status(job), job.name
 
     go.click(speak, [checkpoint, *inputs], [screen, said, shown], show_progress="hidden", concurrency_limit=_TABS)
     stop.click(_stopping(studio), None, None)
-    judge.click(_answered(lambda name: scores(studio.theatre.shows, [name])), shown, said)
+    judge.click(_answered(lambda name: scores(studio.queue.jobs, [name])), shown, said)
 
 
 def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
@@ -143,24 +141,24 @@ def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
         left, right = gr.HTML(_EMPTY), gr.HTML(_EMPTY)
     shown: Any = gr.State([])
 
-    def compare(request: gr.Request, a: str, b: str, *wished: Any) -> Iterator[tuple[Any, Any, str, list[str]]]:
+    def compare(request: gr.Request, a: str, b: str, *values: Any) -> Iterator[tuple[Any, Any, str, list[str]]]:
         yield _EMPTY, _EMPTY, "Looking at the photo …", []
         try:
-            shows = [studio.theatre.put_on(_wish(name, wished), _tab(request)) for name in (a, b)]
+            jobs = [studio.queue.submit(_request(name, values), _tab(request)) for name in (a, b)]
         except Exception as error:
             yield _EMPTY, _EMPTY, _sentence(error), []
             return
-        names = [show.name for show in shows]
-        yield _video(shows[0]), _video(shows[1]), "Beginning …", names
-        for show in shows:
-            while not show.done.wait(0.5):
-                yield gr.skip(), gr.skip(), _told(shows), names
-        yield gr.skip(), gr.skip(), _told(shows), names
+        names = [job.name for job in jobs]
+        yield _video(jobs[0]), _video(jobs[1]), "Beginning …", names
+        for job in jobs:
+            while not job.done.wait(0.5):
+                yield gr.skip(), gr.skip(), _comparison_status(jobs), names
+        yield gr.skip(), gr.skip(), _comparison_status(jobs), names
 
     go.click(compare, [first, second, *inputs], [left, right, said, shown], show_progress="hidden",
              concurrency_limit=_TABS)  # fmt: skip
     stop.click(_stopping(studio), None, None)
-    judge.click(_answered(lambda names: scores(studio.theatre.shows, names)), shown, said)
+    judge.click(_answered(lambda names: scores(studio.queue.jobs, names)), shown, said)
 
 
 def _train_tab(studio: Studio) -> None:
@@ -174,17 +172,17 @@ def _train_tab(studio: Studio) -> None:
     prompts = gr.Textbox(label="Folder of prompts (images and audio files)", elem_id="prompts")
     with gr.Row():
         go, stop = gr.Button("Start", variant="primary", elem_id="train"), gr.Button("Stop and save", elem_id="halt")
-    told = gr.Markdown(elem_id="run")
+    status = gr.Markdown(elem_id="run")
     curves = gr.LinePlot(x="iteration", y="reward", color="name", height=260)
 
     def begin(*given: Any) -> str:
         named, folder, chosen, checkpoint, count = given
         studio.training.start(named, folder, chosen, checkpoint, count)
-        return studio.training.told()
+        return studio.training.status_text()
 
-    go.click(_answered(begin), [name, prompts, recipe, start, iterations], told)
+    go.click(_answered(begin), [name, prompts, recipe, start, iterations], status)
     stop.click(studio.training.stop, None, None)
-    gr.Timer(2).tick(lambda: _progress(studio), None, [told, curves])
+    gr.Timer(2).tick(lambda: _progress(studio), None, [status, curves])
 
 
 def _progress(studio: Studio) -> tuple[Any, Any]:
@@ -199,7 +197,7 @@ def _progress(studio: Studio) -> tuple[Any, Any]:
         for key, value in record.items()
         if key.startswith("reward/")
     ]
-    return studio.training.told(), pandas.DataFrame(points) if points else gr.skip()
+    return studio.training.status_text(), pandas.DataFrame(points) if points else gr.skip()
 
 
 def _study_tab(studio: Studio) -> None:
@@ -239,7 +237,7 @@ def _stopping(studio: Studio) -> Callable[..., None]:
     """What a Stop button does: it ends what its own tab asked for."""
 
     def stop(request: gr.Request) -> None:
-        studio.theatre.stop(_tab(request))
+        studio.queue.stop(_tab(request))
 
     return stop
 
@@ -248,25 +246,25 @@ def _checkpoints(label: str, value: str) -> Any:
     return gr.Dropdown(list(SHIPPED), value=value, label=f"{label} (or the folder of a run)", allow_custom_value=True)
 
 
-def _wish(checkpoint: str, wished: tuple[Any, ...]) -> Wish:
-    photo, audio, text, voice, seed, expression, head, blink, face, whole, *guide = wished
-    return Wish(
-        Path(photo) if photo else None, Path(audio) if audio else None, text or "", voice, checkpoint, int(seed or 0),
-        Controls(blink=blink, head_motion=head, expression_scale=expression), dict(zip(DIMENSIONS, guide, strict=True)),
-        _face_number(face), bool(whole),
+def _request(checkpoint: str, values: tuple[Any, ...]) -> AnimateRequest:
+    photo, audio, text, voice, seed, expression, head, blink, face, whole, *guide = values
+    return AnimateRequest(
+        image=Path(photo) if photo else None, audio=Path(audio) if audio else None, text=text or "", voice=voice,
+        checkpoint=checkpoint, seed=int(seed or 0), blink=blink, head_motion=head, expression_scale=expression,
+        guide=dict(zip(GUIDE_DIMENSIONS, guide, strict=True)), face=_face_number(face), crop=not whole,
     )  # fmt: skip
 
 
-def _video(show: Show) -> str:
-    return f"<video class='show' src='/live/{show.name}.mp4' controls autoplay playsinline></video>"
+def _video(job: RenderJob) -> str:
+    return f"<video class='show' src='/live/{job.name}.mp4' controls autoplay playsinline></video>"
 
 
-def _ended(show: Show) -> str:
+def _final_status(job: RenderJob) -> str:
     """How it stands, and where the file is once it is complete."""
-    if not show.done.is_set() or not show.frames:
-        return show.told()
-    return f"{show.told()}\n\n[Download the signed mp4](/signed/{show.name}.mp4)"
+    if not job.done.is_set() or not job.frames:
+        return job.status_text()
+    return f"{job.status_text()}\n\n[Download the signed mp4](/signed/{job.name}.mp4)"
 
 
-def _told(shows: list[Show]) -> str:
-    return "\n\n".join(f"**{show.wish.checkpoint}** {_ended(show)}" for show in shows)
+def _comparison_status(jobs: list[RenderJob]) -> str:
+    return "\n\n".join(f"**{job.request.checkpoint}** {_final_status(job)}" for job in jobs)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from flowportrait.commands.animate_options import photo as read_photo
 from flowportrait.errors import BadInput
 from flowportrait.media.face import extent
 from flowportrait.media.image import read_image
 from flowportrait.media.occlusion import mouth_covered
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.search import find_faces
+from flowportrait.pipelines.inputs import read_photo
 
 SIZE = 512
 _SMALL_PX = 64.0

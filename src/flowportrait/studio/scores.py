@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from flowportrait.media.video import FPS
-from flowportrait.studio.live import Show
+from flowportrait.studio.render_queue import RenderJob
 
 SHORTEST_SCORED = 1.5
 """Seconds; the experts' windows are a little shorter."""
@@ -20,21 +20,23 @@ def _panel() -> Any:
     return build_judge()
 
 
-def scores(made: Mapping[str, Show], names: Sequence[str | None]) -> str:
+def scores(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
     """A table in Markdown, or the sentence that says why there is none."""
     from flowportrait.judge.judges import grade_files
     from flowportrait.judge.rubric import ASPECTS
 
-    shows = [made[name] for name in names if name and name in made]
-    if not shows or not all(show.done.is_set() and show.frames for show in shows):
+    chosen = [jobs[name] for name in names if name and name in jobs]
+    if not chosen or not all(job.done.is_set() and job.frames for job in chosen):
         return "There is no finished video yet: make one first."
-    if any(show.frames < SHORTEST_SCORED * FPS for show in shows):
+    if any(job.frames < SHORTEST_SCORED * FPS for job in chosen):
         return f"The panel's experts need {SHORTEST_SCORED} seconds of video: let it say more."
     panel = _panel()
     head = f"| {panel.name} ({panel.kind}) | " + " | ".join(ASPECTS) + " |\n" + "|---" * (len(ASPECTS) + 1) + "|\n"
     rows = []
-    for show in shows:
-        summary = grade_files(panel, [show.path])["summary"]
+    for job in chosen:
+        summary = grade_files(panel, [job.path])["summary"]
         cells = (summary[aspect] for aspect in ASPECTS)
-        rows.append(f"| {show.wish.checkpoint} | " + " | ".join("–" if c is None else f"{c:.2f}" for c in cells) + " |")
+        rows.append(
+            f"| {job.request.checkpoint} | " + " | ".join("–" if c is None else f"{c:.2f}" for c in cells) + " |"
+        )
     return head + "\n".join(rows)

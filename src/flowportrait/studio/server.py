@@ -24,7 +24,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from flowportrait.errors import BadInput
 from flowportrait.studio.limits import Limits
-from flowportrait.studio.live import Theatre
+from flowportrait.studio.render_queue import RenderQueue
 from flowportrait.studio.storage import prune
 from flowportrait.studio.training import Training
 from flowportrait.web_server import RequestGuard, address_of, bind, make_server, without_paths
@@ -40,11 +40,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class Studio:
-    """Folders, theatre, training and preference studies behind one page."""
+    """Folders, render queue, training and preference studies behind one page."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder, self.limits = folder, limits
-        self.theatre = Theatre(folder / "videos", limits)
+        self.queue = RenderQueue(folder / "videos", limits)
         self.training = Training(folder / "runs")
         self._studies: dict[Path, str] = {}
         self._closed = threading.Event()
@@ -74,13 +74,13 @@ class Studio:
 
     def tidy(self) -> None:
         """Delete uploads and videos that are too old or too many."""
-        self.theatre.tidy()
+        self.queue.tidy()
         prune(self.uploads, self.limits.hours, self.limits.kept_megabytes)
 
     def close(self) -> None:
         """End what is being drawn, and ask a run to save."""
         self._closed.set()
-        self.theatre.close()
+        self.queue.close()
         self.training.stop()
 
     def _keep_tidy(self) -> None:
@@ -109,17 +109,17 @@ def studio_app(studio: Studio) -> FastAPI:
 
     @app.get("/live/{name}.mp4")
     def live(name: str) -> Response:
-        show = studio.theatre.shows.get(name)
-        if show is None:
+        job = studio.queue.jobs.get(name)
+        if job is None:
             raise HTTPException(404)
-        if show.done.is_set() and show.path.is_file():
-            return FileResponse(show.path, media_type="video/mp4")
-        return StreamingResponse(show.follow_async(), media_type="video/mp4", headers={"Cache-Control": "no-store"})
+        if job.done.is_set() and job.path.is_file():
+            return FileResponse(job.path, media_type="video/mp4")
+        return StreamingResponse(job.follow_async(), media_type="video/mp4", headers={"Cache-Control": "no-store"})
 
     @app.get("/signed/{name}.mp4")
     def signed(name: str) -> Response:
         try:
-            path = studio.theatre.signed(name)
+            path = studio.queue.signed(name)
         except BadInput as error:
             raise HTTPException(500, without_paths(str(error))) from None
         if path is None:

@@ -88,7 +88,7 @@ class Training:
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def told(self) -> str:
+    def status_text(self) -> str:
         """How the run stands: iterations, what the doctor finds, and the last lines it said."""
         if self.run is None:
             return "No run was started here."

@@ -13,13 +13,13 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.write_video import write_video
+from flowportrait.media.portrait import Portrait
+from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.prompts import Prompt
 
 SIZE = 256
@@ -81,7 +81,8 @@ def measure_samples(
 def write_portrait_sample(generator: ARFlow, prompt: Prompt, path: Path) -> None:
     """Write the first four seconds of a prompt as our generator speaks it, always from the same seed."""
     audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
-    write_video(path, Animator(generator).animate(read_image(prompt.image), audio, size=SIZE), audio)
+    video = AnimatePipeline(generator)(Portrait.from_image(read_image(prompt.image), SIZE), audio, crop=True)
+    video.save(path, sign=False, watermark=False)
 
 
 def draw_and_measure(generator: ARFlow, prompts: Sequence[Prompt], folder: Path) -> dict[str, float]:

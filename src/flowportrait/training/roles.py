@@ -1,6 +1,6 @@
 """The weights a run keeps beside the live ones, as copies of what is trained.
 
-    live  is trained       ref  never moves       ema  follows and is what ships       old  follows slowly and acts
+    live  is trained     ref  never moves     ema  follows and is delivered     old  follows slowly, makes rollouts
 
 Of sharded weights every process keeps its shard of each role. Only trainable tensors are kept: of a model that trains
 adapters (LoRA), a role is the adapters, and ``ref`` is theirs before the first update, which change nothing.
@@ -25,13 +25,15 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class SlowCopy:
-    """``old`` after iteration i:  old ← d·old + (1−d)·live,  d = min(rate·i, most)  (DiffusionNFT, 2509.16117)."""
+    """``old`` after iteration i:  old ← d·old + (1−d)·live,  d = min(rate·i, max_decay)  (DiffusionNFT, 2509.16117)."""
 
     rate: float = 1e-3
-    most: float = 0.5
+    max_decay: float = 0.5
+
+    earlier_keys = (("most", "max_decay"),)
 
     def __post_init__(self) -> None:
-        at_least(self, rate=0, most=0)
+        at_least(self, rate=0, max_decay=0)
 
 
 class Roles:
@@ -90,7 +92,7 @@ class Roles:
     def after_iteration(self, iteration: int) -> None:
         """Move ``old`` towards ``live``, if there is one."""
         if self.slow:
-            self._follow("old", min(self.slow.rate * iteration, self.slow.most))
+            self._follow("old", min(self.slow.rate * iteration, self.slow.max_decay))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights of all roles."""
@@ -108,13 +110,17 @@ class Roles:
     @torch.no_grad()
     def _write(self, weights: Weights) -> None:
         live = self.trained()
-        torch._foreach_copy_([here(value) for value in live.values()], [here(weights[name]) for name in live])
+        torch._foreach_copy_(
+            [local_shard(value) for value in live.values()], [local_shard(weights[name]) for name in live]
+        )
 
     def _follow(self, role: str, decay: float) -> None:
         live, copy = self.trained(), self.copies[role]
-        torch._foreach_lerp_([here(copy[name]) for name in live], [here(value) for value in live.values()], 1 - decay)
+        torch._foreach_lerp_(
+            [local_shard(copy[name]) for name in live], [local_shard(value) for value in live.values()], 1 - decay
+        )
 
 
-def here(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor that may be sharded."""
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process holds; all of it, unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -37,7 +37,7 @@ def distribute(accelerator: Accelerator, network: nn.Module) -> nn.Module:
         if type(part).__name__ in whole:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(network, "wake")
+    register_fsdp_forward_method(network, "fsdp_root_forward")
     return network
 
 
@@ -52,7 +52,7 @@ def gathered(network: nn.Module) -> Iterator[None]:
     and often, exchanges nothing: a rollout gathers them once and not once per denoising step."""
     units = shards(network)
     if units:
-        network.wake()  # type: ignore[operator]
+        network.fsdp_root_forward()  # type: ignore[operator]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()

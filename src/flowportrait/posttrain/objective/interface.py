@@ -1,6 +1,6 @@
 """What an objective is: where velocities are needed, and a loss of them.
 
-    points(trajectory) ─► live, old, ref velocities there ─► loss(evidence)
+    points(trajectory) ─► live, old, ref velocities there ─► loss(inputs)
 
 The trainer evaluates the roles an objective ``needs``; ``old`` and ``ref`` are fixed before an iteration's first
 update, ``live`` carries the gradient. Losses are means over what is trainable, so that equal micro-batches, or
@@ -17,31 +17,26 @@ import torch
 
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.path import interpolate, target_velocity
-from flowportrait.posttrain.trajectory import Trajectory
+from flowportrait.posttrain.rollout import Points, Trajectory
 
 Reduce = Literal["sum", "mean"]
 
-
-class Points(NamedTuple):
-    """States ``[B, N, R, D]`` and their noise levels, broadcastable to ``[B, N, R]``; where the states were made by
-    noising a clean sample, target is the velocity ε − x₀ there; until, like sigma, is how far a teacher is to go from
-    there."""
-
-    x: torch.Tensor
-    sigma: torch.Tensor
-    target: torch.Tensor | None = None
-    until: torch.Tensor | None = None
+FIXED_ROLES = frozenset({"old", "ref"})
+"""Roles that every run has beside ``live``: the weights that made the rollouts, and those of the start."""
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """What every sample earned, and whether it was judged at all.
+    """The advantage of every sample, and whether it was judged at all.
 
-    value ``[B, N, R, P]`` (N, R and P may be 1) of every sample, chunk, step and region; regions ``[P, D]`` says which
-    latent numbers belong to which region (none: all to one); valid ``[B, 1, 1, P]`` (P may be 1) is false where a
-    sample could not be judged: its zero is no opinion, so that it wins and loses nothing and has no weight (none: all
-    were judged). A region weighs as much as it has latent numbers, so that paying all of them alike is having none;
-    with ``equal_regions`` all weigh alike in means, as they did in version 0.1.
+    A region weighs by its number of latent elements, so that the same advantage in all regions is that of no regions.
+
+    Args:
+        value: ``[B, N, R, P]`` of every sample, chunk, denoising step and region; N, R and P may be 1.
+        regions: ``[P, D]``, 1 where a latent element belongs to a region; None: all elements belong to one.
+        valid: ``[B, 1, 1, P]`` (P may be 1), false where a sample could not be judged: its zero is then no score, and
+            it has no weight and is in no pair. None: all were judged.
+        equal_regions: all regions weigh the same in means, as in version 0.1.
     """
 
     value: torch.Tensor
@@ -54,11 +49,11 @@ class Advantage:
         return replace(self, value=self.value[rows], valid=None if self.valid is None else self.valid[rows])
 
     def to(self, device: torch.device | str) -> Advantage:
-        """The same on a device; what belongs to which region stays where it is."""
+        """A copy on a device; ``regions`` stays where it is."""
         return replace(self, value=self.value.to(device), valid=None if self.valid is None else self.valid.to(device))
 
     def mask_invalid(self, parts: torch.Tensor) -> torch.Tensor:
-        """Numbers ``[B, N, R, P]``, zero where the sample was not judged in the region."""
+        """Values ``[B, N, R, P]`` with zeros where the sample was not judged in the region."""
         return parts if self.valid is None else torch.where(self.valid, parts, 0)
 
     @property
@@ -69,25 +64,31 @@ class Advantage:
         return self.valid.flatten(1).any(1)
 
     def average(self, parts: torch.Tensor) -> torch.Tensor:
-        """The mean of a loss ``[B, N, R, P]`` over samples, chunks, states and regions. Samples that were not judged
-        add nothing and count in the number it is divided by, so that it does not depend on how a batch is cut."""
+        """The mean of a loss ``[B, N, R, P]`` over samples, chunks, states and regions.
+
+        Samples that were not judged add nothing and count in the number that it is divided by, so that it does not
+        depend on how a batch is divided.
+        """
         parts = self.mask_invalid(parts)
-        return parts.mean() if self.equal_regions else self.whole(parts, "mean").mean()
+        return parts.mean() if self.equal_regions else self.combine_regions(parts, "mean").mean()
 
     def average_elements(self, elements: torch.Tensor) -> torch.Tensor:
-        """The same of a loss of latent elements ``[B, N, R, D]`` that no region pays, as a pull to a reference."""
+        """The same for a loss of latent elements ``[B, N, R, D]`` without regions, as a pull to a reference."""
         return (elements.mean(-1) * self.is_judged[:, None, None]).mean()
 
     def reduce(self, elements: torch.Tensor, how: Reduce) -> torch.Tensor:
-        """Numbers per latent element ``[B, N, R, D]`` to numbers per region ``[B, N, R, P]``."""
+        """Values per region ``[B, N, R, P]`` from values per latent element ``[B, N, R, D]``."""
         if self.regions is None:
             return elements.sum(-1, keepdim=True) if how == "sum" else elements.mean(-1, keepdim=True)
         weights = self.regions.to(elements) if how == "sum" else self.regions / self.regions.sum(1, keepdim=True)
         return elements @ weights.to(elements).T
 
-    def whole(self, parts: torch.Tensor, how: Reduce) -> torch.Tensor:
-        """What regions ``[B, N, R, P]`` come to together ``[B, N, R, 1]``, so that paying all of them alike is having
-        none: their sum, or where each is a mean over its numbers, their mean by how many those are."""
+    def combine_regions(self, parts: torch.Tensor, how: Reduce) -> torch.Tensor:
+        """Values of all regions together ``[B, N, R, 1]`` from those per region ``[B, N, R, P]``.
+
+        They are added; where each is a mean over its elements, they are averaged with the numbers of elements as
+        weights.
+        """
         if self.regions is None or how == "sum":
             return parts.sum(-1, keepdim=True)
         size = self.regions.to(parts).sum(1)
@@ -95,13 +96,13 @@ class Advantage:
 
     @property
     def per_sample(self) -> torch.Tensor:
-        """One number per sample ``[B]``."""
+        """The mean advantage of every sample ``[B]``."""
         return self.value.flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Some samples, their advantage, the points and the velocities of the roles there, ``[B, N, R, D]`` each."""
+class LossInputs:
+    """Samples, their advantage, the points, and the roles' velocities ``[B, N, R, D]`` there."""
 
     trajectory: Trajectory
     advantage: Advantage
@@ -118,12 +119,11 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """A loss on evidence; implementations are frozen dataclasses of their settings."""
+    """A loss; implementations are frozen dataclasses of their settings."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Roles beside ``live``: ``old`` (the weights that acted), ``ref`` (the start), ``teacher`` (the start in
-        many steps, guided: its mean velocity down to ``until``)."""
+        """Roles beside ``live``: some of ``FIXED_ROLES``, and of those that the recipe's stages add."""
         ...
 
     @property
@@ -135,7 +135,7 @@ class Objective(Protocol):
         """Where velocities are needed; all randomness comes from ``key``."""
         ...
 
-    def __call__(self, evidence: Evidence) -> Loss:
+    def __call__(self, inputs: LossInputs) -> Loss:
         """The loss."""
         ...
 
@@ -146,7 +146,7 @@ def masked_mean(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(where, value, 0).sum() / where.sum().clamp_min(1)
 
 
-def noised(trajectory: Trajectory, count: int, key: NoiseKey, by_group: bool = False) -> Points:
+def noised_points(trajectory: Trajectory, count: int, key: NoiseKey, by_group: bool = False) -> Points:
     """``count`` noised states of every clean chunk: σ stratified over (0, 1) per sample, noise per sample, chunk and
     state, or with ``by_group`` shared by siblings."""
     ids = (trajectory.group if by_group else trajectory.sample).tolist()

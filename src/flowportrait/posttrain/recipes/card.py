@@ -12,7 +12,7 @@ from typing import Any
 
 from flowportrait.config import to_dict
 from flowportrait.posttrain.manifest import flat
-from flowportrait.posttrain.recipe import Recipe
+from flowportrait.posttrain.recipe import PostTrainConfig
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Card:
     paper: what the source says and we follow; verified: where we saw that it does; reading: what is ours, and why;
     why: setting, or the part that it belongs to → the reason for its value."""
 
-    recipe: Recipe
+    recipe: PostTrainConfig
     source: str
     equation: str
     paper: str
@@ -43,7 +43,7 @@ class Card:
     def chosen(self) -> dict[str, Any]:
         """The settings that are not those of every recipe with its kind of plan and objective."""
         recipe = self.recipe
-        usual = to_dict(Recipe(recipe.name)) | {
+        usual = to_dict(PostTrainConfig(recipe.name)) | {
             "plan": to_dict(type(recipe.plan)()), "objective": to_dict(type(recipe.objective)())
         }  # fmt: skip
         known = flat(usual)

@@ -1,0 +1,490 @@
+"""From a photo or a video, and speech, to a talking video.
+
+request ─► inputs ─► motion ─► frames ─► signed file
+           (read)    (GenerationSession) (MotionCodec, DubbedVideo)
+
+pipe = AnimatePipeline.from_pretrained("rl")
+pipe("me.jpg", "me.wav").save("talking.mp4")                             # a photo
+pipe.dub("interview.mp4", "translated.wav").save("dubbed.mp4")           # a video
+pipe.conversation(["anna.jpg", "ben.jpg"], ["anna.wav", "ben.wav"])      # two people
+pipe.stream("me.jpg", microphone).save("live.mp4")                       # speech that is still coming in
+pipe.run(AnimateRequest(image=Path("me.jpg"), text="Hello."))            # any of these, as data
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import numpy as np
+import torch
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from flowportrait.checkpoints import load_generator
+from flowportrait.codec.controls import Controls
+from flowportrait.codec.dubbed_video import DubbedVideo
+from flowportrait.codec.footage import Progress
+from flowportrait.codec.footage import no_progress
+from flowportrait.codec.footage import track_footage
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.codec.motion_file import read_motion
+from flowportrait.codec.retouch import Network
+from flowportrait.codec.retouch import retouch_network
+from flowportrait.conversation.stage import conversation_motion
+from flowportrait.conversation.stage import frames_in_one_photo
+from flowportrait.conversation.stage import frames_side_by_side
+from flowportrait.conversation.stage import two_portraits
+from flowportrait.devices import Device
+from flowportrait.devices import default_device
+from flowportrait.devices import device_of
+from flowportrait.devices import place
+from flowportrait.errors import BadInput
+from flowportrait.generator.arflow import ARFlow
+from flowportrait.generator.enhancer import Enhancer
+from flowportrait.generator.enhancer import load_enhancer
+from flowportrait.generator.portrait_tokens import encode_portraits
+from flowportrait.generator.sampler import GenerationSession
+from flowportrait.generator.steering import Steering
+from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.audio import Sound
+from flowportrait.media.mel import frame_count
+from flowportrait.media.mel import raise_quiet
+from flowportrait.media.portrait import Photo
+from flowportrait.media.portrait import Portrait
+from flowportrait.media.tape import Tape
+from flowportrait.media.video import FPS
+from flowportrait.media.video import SAMPLES_PER_FRAME
+from flowportrait.pipelines.guidance import Candidate
+from flowportrait.pipelines.guidance import best_candidate
+from flowportrait.pipelines.guidance import build_guidance
+from flowportrait.pipelines.guidance import choosing_reward
+from flowportrait.pipelines.guidance import score_candidates
+from flowportrait.pipelines.inputs import AnimateInputs
+from flowportrait.pipelines.inputs import AudioInput
+from flowportrait.pipelines.inputs import Display
+from flowportrait.pipelines.inputs import ImageInput
+from flowportrait.pipelines.inputs import NoDisplay
+from flowportrait.pipelines.inputs import SHORTEST_SECONDS
+from flowportrait.pipelines.inputs import check_duration
+from flowportrait.pipelines.inputs import conversation_inputs
+from flowportrait.pipelines.inputs import image_name
+from flowportrait.pipelines.inputs import read_inputs
+from flowportrait.pipelines.inputs import read_photo
+from flowportrait.pipelines.inputs import read_speech
+from flowportrait.pipelines.inputs import synthesize_speech
+from flowportrait.pipelines.output import AnimatePipelineOutput
+from flowportrait.pipelines.output import AnimateStream
+from flowportrait.pipelines.output import LazyFrames
+from flowportrait.pipelines.output import MotionTrack
+from flowportrait.pipelines.output import draw_frames
+from flowportrait.pipelines.request import AnimateRequest
+from flowportrait.pipelines.request import AnimateSettings
+from flowportrait.provenance.origin import Origin
+from pathlib import Path
+from typing import Unpack
+
+class AnimatePipeline:
+    """A generator of motion and everything around it that makes a talking video of a request."""
+
+    def __init__(
+        self,
+        generator: ARFlow,
+        enhancer: Enhancer | None = None,
+        *,
+        name: str = "the generator",
+        display: Display | None = None,
+    ) -> None:
+        """Put a pipeline together from its networks.
+
+        Args:
+            generator: speech to motion.
+            enhancer: removes noise from the speech before the generator hears it; None leaves it as it is.
+            name: stands for the generator in messages.
+            display: shows how far the work has come; by default nothing is shown.
+        """
+        self.generator, self.enhancer, self.name, self.display = generator, enhancer, name, display or NoDisplay()
+        self.dtype = torch.float32
+        self._found: tuple[Photo, tuple[int | None, int | None], Portrait] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "rl",
+        *,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+        denoise: bool = True,
+        display: Display | None = None,
+    ) -> AnimatePipeline:
+        """Load a shipped generator (``rl``, ``sft``) or one in a folder.
+
+        Args:
+            name: checkpoint name or folder; a run folder stands for the checkpoint in it.
+            device: where the networks compute, such as ``cuda``; the processor by default.
+            dtype: number format in which matrix products are computed; float32 by default.
+            denoise: load the enhancer, which removes noise from the speech before the generator hears it.
+            display: shows how far the work has come, such as the module ``flowportrait.terminal``.
+
+        Raises:
+            BadInput: there is no such checkpoint.
+        """
+        enhancer = load_enhancer(device=device, dtype=dtype) if denoise else None
+        pipeline = cls(load_generator(name, device, dtype), enhancer, name=str(name), display=display)
+        pipeline.dtype = default_device(device, dtype)[1]
+        return pipeline
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks compute."""
+        return device_of(self.generator)
+
+    def __call__(
+        self,
+        image: ImageInput | Portrait,
+        audio: AudioInput | None = None,
+        *,
+        text: str | None = None,
+        voice: str | None = None,
+        **settings: Unpack[AnimateSettings],
+    ) -> AnimatePipelineOutput:
+        """Animate a portrait.
+
+        Args:
+            image: photo, painting or drawing, as a file, ``[H, W, 3]`` uint8 RGB, or a Pillow image.
+            audio: speech as a file, or samples ``[N]`` float32 at 16 kHz.
+            text: what to say instead of a recording.
+            voice: the voice that says it; see ``AnimateRequest.voice``.
+            **settings: see ``AnimateRequest``.
+
+        Returns:
+            The video; its motion is generated and its frames are drawn when they are asked for.
+
+        Raises:
+            BadInput: an input or a setting cannot be used.
+        """
+        request = AnimateRequest(**settings)
+        request.check()
+        inputs = AnimateInputs(*read_speech(audio, text, voice))
+        if not request.motion_in:
+            check_duration(inputs.speech)
+        return self._animate(self._portrait(image, request), inputs, request)
+
+    def dub(
+        self,
+        video: str | Path,
+        audio: AudioInput | None = None,
+        *,
+        text: str | None = None,
+        voice: str | None = None,
+        seed: int = 0,
+        face: int | None = None,
+        loop: bool = False,
+        denoise: bool = True,
+    ) -> AnimatePipelineOutput:
+        """Give the person in a video lips that follow other speech, at the video's own frame rate.
+
+        Pose, eyes, light and background stay the video's own. Frames keep their own lips where there is no face or
+        something is before the mouth; ``undubbed_frames`` counts them.
+
+        Args:
+            video: the footage.
+            audio: speech as a file, or samples ``[N]`` float32 at 16 kHz.
+            text: what to say instead of a recording.
+            voice: the voice that says it.
+            seed: of the motion.
+            face: the N-th from the left where a shot begins; the largest by default.
+            loop: play the video backwards and forwards in turn until the speech ends, if it is longer; without, the
+                result lasts as long as the video.
+            denoise: remove noise from the speech before the generator hears it.
+
+        Raises:
+            BadInput: unreadable video, no face in it that could be dubbed, or it or the speech lasts under 0.2 s.
+        """
+        request = AnimateRequest(video=Path(video), seed=seed, face=face, loop=loop, denoise=denoise)
+        sound, speech = read_speech(audio, text, voice)
+        name = str(audio) if isinstance(audio, (str, Path)) else "the speech"
+        return self._dub(AnimateInputs(sound, speech, video=Path(video), sound_name=name), request)
+
+    def conversation(
+        self,
+        images: list[ImageInput] | tuple[ImageInput, ...] | ImageInput,
+        recordings: Sequence[AudioInput | tuple[int, AudioInput]],
+        *,
+        turns: bool = False,
+        **settings: Unpack[AnimateSettings],
+    ) -> AnimatePipelineOutput:
+        """Animate two people who talk with each other; who does not speak listens, nods and blinks.
+
+        Args:
+            images: photos of both, the left one first, or one photo that shows both.
+            recordings: what each says, in the order of the photos, both from the start; or with ``turns`` pairs of who
+                speaks (0 or 1) and a recording, played one after the other.
+            turns: play the recordings one after the other.
+            **settings: see ``AnimateRequest``.
+
+        Raises:
+            BadInput: an input cannot be used, or the one photo does not show two faces.
+        """
+        request = AnimateRequest(**settings)
+        request.check()
+        both = images if isinstance(images, (list, tuple)) else [images, images]
+        if len(both) != 2 or len(recordings) < 2 or (len(recordings) > 2 and not turns):
+            raise BadInput(
+                f"A conversation of {len(both)} photos and {len(recordings)} recordings is not possible: give two of "
+                "each, or more recordings with turns=True."
+            )
+        spoken = [given if isinstance(given, tuple) else (place % 2, given) for place, given in enumerate(recordings)]
+        return self._converse(conversation_inputs(both, spoken, turns, request.background, self.display), request)
+
+    def stream(
+        self,
+        image: ImageInput | Portrait,
+        chunks: Iterable[np.ndarray | Sound] | None = None,
+        *,
+        text: str | None = None,
+        voice: str | None = None,
+        **settings: Unpack[AnimateSettings],
+    ) -> AnimateStream:
+        """Animate a portrait while the speech is still coming in; each chunk of 160 ms needs 120 ms more of sound.
+
+        Args:
+            image: as for a call.
+            chunks: pieces of speech of any length: samples ``[n]`` float32 at 16 kHz, or ``Sound``.
+            text: what to say instead, sentence by sentence.
+            voice: the voice that says it.
+            **settings: see ``AnimateRequest``.
+
+        Raises:
+            BadInput: an input or a setting cannot be used.
+        """
+        request = AnimateRequest(text=text, voice=voice, **settings)
+        request.check()
+        return self.run_stream(request, chunks, self._portrait(image, request))
+
+    def run_stream(
+        self,
+        request: AnimateRequest,
+        chunks: Iterable[np.ndarray | Sound] | None = None,
+        portrait: Portrait | None = None,
+    ) -> AnimateStream:
+        """Animate the photo of a request while speech is still coming in.
+
+        Args:
+            request: a photo, and how.
+            chunks: pieces of speech; without, the request's text is spoken.
+            portrait: the face of the photo, where it was found before.
+
+        Raises:
+            BadInput: an input or a setting cannot be used.
+        """
+        request.check()
+        request.check_stream()
+        controls, guidance = request.controls(), self._guidance(request)
+        if portrait is None:
+            if request.image is None:
+                raise BadInput("There is nothing to animate: give --image.")
+            portrait = self._portrait(request.image, request)
+        if chunks is None:
+            from flowportrait.voice.speaker import ahead
+
+            chunks = ahead(synthesize_speech(request.text or "", request.voice))
+        tape = Tape(chunks)
+        motion = self.stream_motion(
+            tape, seed=request.seed, intensity=request.intensity, controls=controls, guidance=guidance,
+            portrait=portrait, denoise=request.denoise,
+        )  # fmt: skip
+        return AnimateStream(draw_frames(self.codec(portrait), motion, request.crop, live=True), tape, request.seed)
+
+    def run(self, request: AnimateRequest, inputs: AnimateInputs | None = None) -> AnimatePipelineOutput:
+        """Make the video that a request describes, with this pipeline's generator.
+
+        Args:
+            request: what from, and how.
+            inputs: the files of the request, where they were read before.
+
+        Raises:
+            BadInput: an input or a setting cannot be used.
+        """
+        request.check_inputs()
+        inputs = inputs or read_inputs(request, self.display)
+        if inputs.video is not None:
+            return self._dub(inputs, request)
+        if len(inputs.photos) == 2:
+            return self._converse(inputs, request)
+        if not inputs.photos:
+            raise BadInput("There is nothing to animate: give --image, --video or --speaker.")
+        portrait = self._portrait(inputs.photos[0], request, inputs.photo_names[0])
+        return self._animate(portrait, inputs, request)
+
+    def motion(
+        self,
+        audio: np.ndarray,
+        *,
+        seed: int = 0,
+        intensity: float = 1.0,
+        controls: Controls | None = None,
+        guidance: Steering | None = None,
+        portrait: Portrait | None = None,
+        denoise: bool = True,
+    ) -> Iterator[torch.Tensor]:
+        """Yield motion ``[≤ 4, 30]`` chunk by chunk for 16 kHz samples ``[N]``; in all ``frame_count(audio)`` frames.
+
+        Raises:
+            BadInput: audio under 0.2 s.
+        """
+        check_duration(audio)
+        return self.stream_motion(
+            [raise_quiet(audio)], seed=seed, intensity=intensity, controls=controls, guidance=guidance,
+            portrait=portrait, denoise=denoise,
+        )  # fmt: skip
+
+    def stream_motion(
+        self,
+        pieces: Iterable[np.ndarray],
+        *,
+        seed: int = 0,
+        intensity: float = 1.0,
+        controls: Controls | None = None,
+        guidance: Steering | None = None,
+        portrait: Portrait | None = None,
+        denoise: bool = True,
+    ) -> Iterator[torch.Tensor]:
+        """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in.
+
+        Each chunk but its last frame comes 120 ms of sound after its end; how the sound is cut changes nothing.
+
+        Args:
+            pieces: samples ``[n]`` float32.
+            seed: of the noise.
+            intensity: how expressive, 0.6 to 1.6.
+            controls: scales of blinks, head and expression, and gaze.
+            guidance: a reward that influences every chunk, see ``build_guidance``.
+            portrait: who speaks, for a generator that looks at the portrait.
+            denoise: let the enhancer remove noise from what is heard.
+        """
+        session = GenerationSession(
+            self.generator, seed, steering=guidance, intensity=intensity, enhancer=self.enhancer if denoise else None,
+            portrait=encode_portraits(self.generator, [portrait] if portrait else []),
+        )  # fmt: skip
+        controlled = controls or Controls()
+        for piece in pieces:
+            for motion in session.push(piece):
+                yield controlled(motion)
+        for motion in session.finish():
+            yield controlled(motion)
+
+    def codec(self, portrait: Portrait) -> MotionCodec:
+        """What draws a portrait in motion, with its networks where the pipeline computes."""
+        return MotionCodec(portrait, network=self._retouch_network())
+
+    def dubbed_video(
+        self,
+        video: Path,
+        speech: np.ndarray,
+        *,
+        seed: int = 0,
+        intensity: float = 1.0,
+        face: int | None = None,
+        loop: bool = False,
+        denoise: bool = True,
+        progress: Progress = no_progress,
+    ) -> DubbedVideo:
+        """Track a video and generate lip motion for speech ``[N]`` at 16 kHz; see ``dub``."""
+        check_duration(speech)
+        footage = track_footage(video, face, progress)
+        seconds = len(footage) / float(footage.fps)
+        if seconds < SHORTEST_SECONDS:
+            raise BadInput(f"{video} lasts {seconds:.2f} s, too short to dub: a photo is given as --image.")
+        count = max(len(footage), math.ceil(len(speech) * footage.fps / SAMPLE_RATE)) if loop else len(footage)
+        heard = np.zeros(math.ceil(count * FPS / footage.fps) * SAMPLES_PER_FRAME, np.float32)
+        heard[: len(speech)] = speech[: len(heard)]
+        motion = MotionTrack(lambda: self.motion(heard, seed=seed, intensity=intensity, denoise=denoise))
+        return DubbedVideo(footage, motion, count, progress, self._retouch_network())
+
+    def _animate(self, portrait: Portrait, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
+        controls, seed, count = request.controls(), request.seed, frame_count(inputs.speech)
+        candidates: tuple[Candidate, ...] = ()
+        guidance = self._guidance(request)
+
+        def generate(seed: int) -> Iterator[torch.Tensor]:
+            return self.motion(
+                inputs.speech, seed=seed, intensity=request.intensity, controls=controls, guidance=guidance,
+                portrait=portrait, denoise=request.denoise,
+            )  # fmt: skip
+
+        if request.motion_in:
+            given = controls(read_motion(request.motion_in))
+            motion, count = MotionTrack(lambda: [given]), len(given)
+        elif request.best_of > 1 and not request.prune:
+            seeds = self.display.progress(range(seed, seed + request.best_of), request.best_of, "performing")
+            candidates = tuple(score_candidates(generate, seeds, inputs.speech, choosing_reward(request.by)))
+            chosen = best_candidate(candidates)
+            seed, motion = chosen.seed, MotionTrack(lambda: [chosen.motion])
+        else:
+            motion = MotionTrack(lambda: generate(seed))
+        codec = self.codec(portrait)
+        frames = LazyFrames(lambda: draw_frames(codec, motion, request.crop), count)
+        return AnimatePipelineOutput(
+            frames, inputs.sound, motion.tensor, seed, Origin("portrait"), candidates=candidates, notes=inputs.notes,
+            display=self.display,
+        )  # fmt: skip
+
+    def _dub(self, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
+        assert inputs.video is not None
+        dubbed = self.dubbed_video(
+            inputs.video, inputs.speech, seed=request.seed, face=request.face, loop=request.loop,
+            denoise=request.denoise, progress=self.display.progress,
+        )  # fmt: skip
+        notes = list(inputs.notes)
+        if summary := dubbed.summary():
+            notes.append(summary)
+        if len(inputs.speech) > (len(dubbed) + 1) * SAMPLE_RATE / dubbed.fps:
+            notes.append(
+                f"Warning: {inputs.sound_name} is longer than {inputs.video}; it was cut at the end of the video. "
+                "--loop repeats it."
+            )
+        frames = LazyFrames(lambda: iter(dubbed), len(dubbed))
+        return AnimatePipelineOutput(
+            frames, inputs.sound, lambda: torch.cat(list(dubbed.lips)), request.seed, Origin("footage"),
+            frame_rate=dubbed.fps, undubbed_frames=dubbed.undubbed_frames, notes=tuple(notes), display=self.display,
+        )  # fmt: skip
+
+    def _converse(self, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
+        shared = inputs.photos[0] is inputs.photos[1]
+
+        def speak(track: np.ndarray, seed: int) -> torch.Tensor:
+            chunks = self.motion(
+                track, seed=seed, intensity=request.intensity, controls=request.controls(), denoise=request.denoise
+            )
+            return torch.cat(list(chunks))
+
+        motions = conversation_motion(speak, inputs.speech, request.seed)
+        size = request.size if shared else request.size or 512
+        codecs = [self.codec(portrait) for portrait in two_portraits(inputs.photos, inputs.photo_names, size)]
+        draw = frames_in_one_photo if shared else frames_side_by_side
+        return AnimatePipelineOutput(
+            LazyFrames(lambda: draw(codecs, motions), len(motions[0])), inputs.sound, lambda: torch.stack(motions),
+            request.seed, Origin("portrait"), notes=inputs.notes, display=self.display,
+        )  # fmt: skip
+
+    def _portrait(self, image: ImageInput | Portrait, request: AnimateRequest, name: str | None = None) -> Portrait:
+        """The face of a photo; the last one is kept, since recordings of one photo follow each other."""
+        if isinstance(image, Portrait):
+            return image
+        photo, size = read_photo(image, request.background), request.size or (512 if request.crop else None)
+        if self._found is not None:
+            known, how, portrait = self._found
+            same = np.array_equal(known.pixels, photo.pixels) and known.shown.shape == photo.shown.shape
+            if same and how == (size, request.face):
+                return portrait
+        with self.display.waiting("looking for the face"):
+            portrait = Portrait.from_image(photo, size, name or image_name(image), request.face)
+        self._found = (photo, (size, request.face), portrait)
+        return portrait
+
+    def _guidance(self, request: AnimateRequest) -> Steering | None:
+        candidates = request.best_of if request.prune else 1
+        return build_guidance(self.generator, request.guide, candidates, request.by, self.name, self.dtype)
+
+    def _retouch_network(self) -> Network:
+        return retouch_network(self.device, self.dtype)

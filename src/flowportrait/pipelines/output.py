@@ -1,0 +1,257 @@
+"""A talking video that is drawn while it is read, and written as a file that says what it is.
+
+    motion (kept: 30 numbers a frame) ─► frames (drawn anew each time they are iterated) ─► save: mark, write, sign
+
+Ten minutes of video take 2 MB as motion and 12 GB as pictures, so pictures are never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import torch
+
+from flowportrait.codec.motion_codec import MotionCodec
+from flowportrait.media.audio import SAMPLE_RATE, Sound, read_sound
+from flowportrait.media.crop import Paste, photo_square
+from flowportrait.media.portrait import Portrait
+from flowportrait.media.stream import write_stream
+from flowportrait.media.tape import Tape
+from flowportrait.media.video import FPS
+from flowportrait.pipelines.guidance import Candidate
+from flowportrait.pipelines.inputs import Display, NoDisplay
+from flowportrait.provenance.origin import Origin
+
+Watch = Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]
+"""Passes the frames on their way to the file, to count or to stop them."""
+
+
+class MotionTrack:
+    """Motion chunks ``[t, 30]`` that are generated when they are first asked for, and kept."""
+
+    def __init__(self, generate: Callable[[], Iterable[torch.Tensor]]) -> None:
+        self._generate = generate
+        self._chunks: list[torch.Tensor] = []
+        self._source: Iterator[torch.Tensor] | None = None
+        self._complete = False
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        place = 0
+        while place < len(self._chunks) or self._advance():
+            yield self._chunks[place]
+            place += 1
+
+    def tensor(self) -> torch.Tensor:
+        """All of it ``[T, 30]``."""
+        return torch.cat(list(self))
+
+    def _advance(self) -> bool:
+        """Generate the next chunk; returns whether there was one."""
+        if self._complete:
+            return False
+        try:
+            if self._source is None:
+                self._source = iter(self._generate())
+            chunk = next(self._source, None)
+        except BaseException:
+            # A generator that was interrupted is over: whoever iterates next begins anew.
+            self._source, self._chunks = None, []
+            raise
+        if chunk is None:
+            self._complete = True
+            return False
+        self._chunks.append(chunk)
+        return True
+
+
+class LazyFrames:
+    """Frames ``[H, W, 3]`` uint8 RGB that are drawn while they are iterated, as often as they are iterated.
+
+    ``np.asarray(frames)`` draws all of them at once, ``[T, H, W, 3]``.
+    """
+
+    def __init__(self, draw: Callable[[], Iterator[np.ndarray]], count: int) -> None:
+        self._draw, self._count = draw, count
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._draw()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.stack(list(self)).astype(dtype or np.uint8, copy=False)
+
+
+class AnimatePipelineOutput:
+    """A talking video: frames, sound and motion, and ``save``.
+
+    Attributes:
+        frames: the pictures; iterate them, or ``np.asarray(frames)`` for all at once.
+        frame_rate: frames per second, exact.
+        seed: the seed that generated the motion.
+        candidates: all that were generated with ``best_of``, with their scores; else empty.
+        undubbed_frames: how many frames of a dubbed video keep their own lips; None for others.
+        notes: sentences that the user should read.
+    """
+
+    def __init__(
+        self,
+        frames: LazyFrames,
+        sound: Path | Sound | np.ndarray,
+        motion: Callable[[], torch.Tensor],
+        seed: int,
+        origin: Origin,
+        *,
+        frame_rate: Fraction = Fraction(FPS),
+        candidates: tuple[Candidate, ...] = (),
+        undubbed_frames: int | None = None,
+        notes: tuple[str, ...] = (),
+        display: Display | None = None,
+    ) -> None:
+        self.frames, self.frame_rate, self.seed = frames, frame_rate, seed
+        self.candidates, self.undubbed_frames, self.notes = candidates, undubbed_frames, notes
+        self._sound, self._motion, self._origin, self._display = sound, motion, origin, display or NoDisplay()
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return float(self.frame_rate)
+
+    @cached_property
+    def audio(self) -> Sound:
+        """What the video plays, with its own rate and channels."""
+        if isinstance(self._sound, np.ndarray):
+            return Sound(self._sound[None], SAMPLE_RATE, "mono")
+        return self._sound if isinstance(self._sound, Sound) else read_sound(self._sound)
+
+    @property
+    def motion(self) -> torch.Tensor:
+        """Motion ``[T, 30]`` at 25 frames a second; ``[2, T, 30]`` of a conversation."""
+        return self._motion()
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        sign: bool = True,
+        watermark: bool = True,
+        certificate: Path | None = None,
+        private_key: Path | None = None,
+        watch: Watch | None = None,
+    ) -> int:
+        """Write the video in the format that the name asks for: .mp4, .mov, .webm or .gif (silent).
+
+        The frames carry a watermark, the file an AI label and a signed C2PA manifest, in it or beside it (.webm),
+        unless they are turned off; with both off there is no label either. The file appears when it is complete.
+
+        Args:
+            path: where to write it.
+            sign: write a signed manifest.
+            watermark: put the watermark into the frames.
+            certificate: PEM chain to sign with; a self-made one by default.
+            private_key: PEM key of the certificate.
+            watch: passes the frames on their way to the file.
+
+        Returns:
+            How many frames were written.
+
+        Raises:
+            BadInput: the file cannot be written, or the certificate cannot be used.
+        """
+        from flowportrait.provenance.credential import find_credential
+        from flowportrait.provenance.publish import Provenance, publish
+
+        provenance = None
+        if sign or watermark:
+            credential = find_credential(certificate, private_key) if sign else None
+            provenance = Provenance(self._origin, credential, watermark)
+        frames = iter(self.frames) if watch is None else watch(iter(self.frames))
+        count, progress = len(self.frames), self._display.progress
+        tracked = iter(progress(frames, count, "drawing"))
+        try:
+            return publish(path, tracked, self._sound, provenance, self.frame_rate, count, progress)
+        finally:
+            if isinstance(tracked, Generator):
+                tracked.close()  # a bar that is shown ends here, whatever happened
+
+
+class AnimateStream:
+    """A talking video whose speech is still coming in: iterate its frames once, or ``save`` it while it grows."""
+
+    fps = float(FPS)
+
+    def __init__(self, frames: Iterator[np.ndarray], tape: Tape, seed: int) -> None:
+        self.seed = seed
+        self._frames, self._tape = frames, tape
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._frames
+
+    def sound(self, frame: int) -> Sound:
+        """The sound of a frame that was drawn, 40 ms at most; what was before it is forgotten."""
+        return self._tape.frame(frame)
+
+    def save(self, target: str | Path | BinaryIO, *, watermark: bool = True, watch: Watch | None = None) -> int:
+        """Write fragmented mp4 or live webm that can be watched while it grows, with an AI label and a watermark.
+
+        A file that grows cannot be signed.
+
+        Args:
+            target: the file, or something to write to.
+            watermark: put the watermark into the frames and the label into the file.
+            watch: passes the frames on their way to the file.
+
+        Returns:
+            How many frames were written; 0 where no sound came, and then there is no file.
+
+        Raises:
+            BadInput: the file cannot be written.
+        """
+        from flowportrait.provenance.watermark import marked
+
+        frames = marked(self._frames) if watermark else self._frames
+        frames = frames if watch is None else watch(frames)
+        target = Path(target) if isinstance(target, str) else target
+        return write_stream(target, frames, self._tape.frame, tags=Origin("portrait").tags() if watermark else None)
+
+
+def draw_frames(
+    codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool = True, live: bool = False
+) -> Iterator[np.ndarray]:
+    """Yield frames ``[H, W, 3]`` uint8 RGB for motion in chunks ``[t, 30]``.
+
+    Args:
+        codec: draws the face square.
+        motion: of the face.
+        crop: the face square alone; otherwise it is pasted into the photo, whose sides are cut to even numbers.
+        live: the next chunk may be long in coming, so no frame waits for it; otherwise drawing runs a chunk ahead.
+    """
+    finish = _crop_to_photo(codec.portrait) if crop else _paste_into_photo(codec.portrait)
+    if live:
+        for chunk in motion:
+            yield from codec.decode_all([chunk], finish)
+    else:
+        yield from codec.decode_all(motion, finish)
+
+
+def _crop_to_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Cut off what the photo does not show, and enlarge to the size again; None where it shows everything."""
+    size = len(portrait.crop)
+    left, top, side = photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, size)
+    if side == size:
+        return None
+    window = np.s_[top : top + side, left : left + side]
+    return lambda frame: cv2.resize(frame[window], (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def _paste_into_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:
+    height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
+    paste = Paste(portrait.image, portrait.to_crop, len(portrait.crop))
+    return lambda frame: paste(frame)[:height, :width]

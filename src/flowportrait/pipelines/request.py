@@ -1,0 +1,284 @@
+"""What a talking video is made from and how, as plain data: files, names and numbers.
+
+    AnimateRequest(image=Path("me.jpg"), audio=Path("me.wav"), seed=3, crop=True)
+
+The command line fills one in, the studio queues them, and ``AnimatePipeline.run`` makes the video. Importing this
+module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from flowportrait.errors import BadInput
+
+if TYPE_CHECKING:
+    from flowportrait.codec.controls import Controls
+
+GUIDE_DIMENSIONS = ("sync", "expression", "motion")
+"""Dimensions of the latent reward that can guide a video, in its order."""
+LARGEST_GUIDE_WEIGHT = 10.0
+"""The most that was measured, of any weight (docs/preference_methods.md)."""
+USEFUL_GUIDE_WEIGHT = {"sync": 10.0, "expression": 3.0, "motion": 3.0}
+"""The most that helps: beyond, a weight costs more than it moves."""
+MOST_CANDIDATES = 64
+SIZES = range(64, 2049)
+
+
+@dataclass(frozen=True)
+class SpeakerTurn:
+    """One recording of a conversation and who speaks it."""
+
+    speaker: int
+    """0 sits on the left, 1 on the right."""
+    image: Path
+    """Photo of the speaker, the same with each of the speaker's recordings."""
+    audio: Path
+    """What the speaker says."""
+
+    @classmethod
+    def parse(cls, text: str) -> SpeakerTurn:
+        """Read ``1=photo.jpg,speech.wav``; the command line counts speakers from 1.
+
+        Raises:
+            BadInput: it is not of this form.
+        """
+        number, _, paths = text.partition("=")
+        image, _, audio = paths.rpartition(",")
+        if number not in ("1", "2") or not image or not audio:
+            raise BadInput(f"--speaker {text!r} is not possible: give 1=PHOTO,AUDIO and 2=PHOTO,AUDIO.")
+        return cls(int(number) - 1, Path(image), Path(audio))
+
+
+@dataclass(frozen=True)
+class AnimateRequest:
+    """One talking video: what it is made from, and the settings."""
+
+    image: Path | None = None
+    """Portrait to animate: photo, painting or drawing."""
+    video: Path | None = None
+    """Footage to dub instead of a portrait: only its lips change."""
+    speakers: tuple[SpeakerTurn, ...] = ()
+    """Two people who talk, instead of one portrait: side by side, or two faces of one photo."""
+    audio: Path | None = None
+    """Speech: any audio or video file."""
+    text: str | None = None
+    """Text to speak instead of a recording; ``-`` reads it from standard input as it comes."""
+    voice: str | None = None
+    """Voice that speaks the text: heart (default, English), espeak:LANGUAGE or openai:NAME."""
+    checkpoint: str = "rl"
+    """Generator: rl, sft, or a folder."""
+    seed: int = 0
+    """Random seed: another number gives other motion for the same speech."""
+    intensity: float = 1.0
+    """How expressive the motion is, from 0.6 to 1.6."""
+    denoise: bool = True
+    """Remove noise from the speech before the generator hears it; the video plays the recording unchanged."""
+    size: int | None = None
+    """Side of the drawn face square in pixels; by default 512, and more for large photos."""
+    crop: bool = False
+    """Write the face square alone instead of the whole photo."""
+    background: str | None = None
+    """Colour behind a transparent photo, by CSS name or as #rrggbb; white by default."""
+    face: int | None = None
+    """Which of several faces, counted from the left beginning at 1; the largest by default."""
+    blink: float = 1.0
+    """Depth of blinks, from 0 (none) to 3."""
+    head_motion: float = 1.0
+    """Scale of nods and turns, from 0 (still) to 3."""
+    expression_scale: float = 1.0
+    """Scale of brows and smiles, from 0 (none) to 3."""
+    gaze: tuple[float, float] = (0.0, 0.0)
+    """Degrees by which the eyes look to the viewer's right and up."""
+    motion_in: Path | None = None
+    """Motion file (.csv or .json) to draw instead of generating motion."""
+    guide: Mapping[str, float] = field(default_factory=dict)
+    """Weights of sync, expression and motion (0 to 10) by which the latent reward bends every chunk of motion."""
+    best_of: int = 1
+    """How many candidates are generated, of which the best is kept."""
+    by: str | None = None
+    """Reward that chooses among the candidates: reward (default), sync, expression, motion, or any other by name."""
+    prune: bool = False
+    """Choose among the candidates chunk by chunk, which is cheaper and works with streams."""
+    loop: bool = False
+    """Where speech is longer than the footage, play the footage backwards and forwards in turn until it ends."""
+    turns: bool = False
+    """Play the speakers' recordings one after the other instead of all from the start."""
+
+    def controls(self) -> Controls:
+        """Scales and gaze that are applied to the motion.
+
+        Raises:
+            BadInput: a scale or an angle is out of range.
+        """
+        from flowportrait.codec.controls import Controls
+
+        return Controls(self.blink, self.head_motion, self.expression_scale, self.gaze)
+
+    def check(self) -> None:
+        """Check that the settings are possible and go together, before anything is read.
+
+        Raises:
+            BadInput: they are not.
+        """
+        if not 1 <= self.best_of <= MOST_CANDIDATES:
+            raise BadInput(f"--best-of {self.best_of} is not possible: give a number from 1 to {MOST_CANDIDATES}.")
+        if self.best_of == 1 and (self.by is not None or self.prune):
+            raise BadInput("--by and --prune say how to choose: give --best-of N with N of 2 or more.")
+        if self.prune and (self.by or "reward") not in ("reward", *GUIDE_DIMENSIONS):
+            raise BadInput(f"--prune looks at single chunks: --by must be reward, {', '.join(GUIDE_DIMENSIONS)}.")
+        check_guide(self.guide)
+        reward_flag = "--guide" if self.guide else "--best-of" if self.best_of > 1 else None
+        for name in ("video", "speakers", "motion_in"):
+            if reward_flag and getattr(self, name):
+                flag = "--speaker" if name == "speakers" else f"--{name.replace('_', '-')}"
+                raise BadInput(f"{reward_flag} goes with --image and a new performance: leave out {flag}.")
+        if self.size is not None and (self.size not in SIZES or self.size % 2):
+            raise BadInput(f"--size {self.size} is not possible: give an even number from 64 to 2048.")
+        if self.motion_in and self.intensity != 1.0:
+            raise BadInput("--intensity shapes a new performance: leave out --motion-in, or use --expression-scale.")
+        if self.background:
+            parse_colour(self.background)
+
+    def check_inputs(self) -> None:
+        """Check that the settings go with what the video is made from: a photo, footage, or two speakers.
+
+        Raises:
+            BadInput: they do not.
+        """
+        self.check()
+        for names, kept in ((_MOTION_SETTINGS, "performance"), (_FRAMING_SETTINGS, "picture")):
+            changed = [name for name in names if getattr(self, name) != _DEFAULTS[name]]
+            if self.video and changed:
+                flag = f"--{changed[0].replace('_', '-')}"
+                raise BadInput(f"{flag} works with --image only: a dubbed video keeps its own {kept}.")
+        if self.loop and not self.video:
+            raise BadInput("--loop works with --video only: a photo speaks for as long as the speech lasts.")
+        if self.speakers:
+            self._check_speakers()
+
+    def check_stream(self) -> None:
+        """Check that the settings go with speech that is still coming in.
+
+        Raises:
+            BadInput: they do not.
+        """
+        if self.best_of > 1 and not self.prune:
+            raise BadInput("--stream cannot wait for whole performances: add --prune to choose chunk by chunk.")
+        for name in ("video", "motion_in"):
+            if getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise BadInput(
+                    f"--stream does not go with {flag}: give --image, and --text or sound on standard input."
+                )
+
+    def _check_speakers(self) -> None:
+        for name in ("audio", "text", "face", "motion_in"):
+            if getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise BadInput(f"--speaker does not go with {flag}: each speaker brings a photo and a recording.")
+        photos = {turn.speaker: turn.image for turn in self.speakers}
+        if sorted(photos) != [0, 1]:
+            raise BadInput(
+                "A conversation needs two speakers: give --speaker 1=PHOTO,AUDIO and --speaker 2=PHOTO,AUDIO."
+            )
+        if len(self.speakers) > 2 and not self.turns:
+            raise BadInput("A speaker has more than one recording: add --turns to play them one after the other.")
+        if any(turn.image != photos[turn.speaker] for turn in self.speakers):
+            raise BadInput("A speaker has two photos: give the same one with each of the speaker's recordings.")
+        if self.crop and photos[0].resolve() == photos[1].resolve():
+            raise BadInput("--crop shows one face alone: leave it out, or give each speaker a photo.")
+
+
+class AnimateSettings(TypedDict, total=False):
+    """Keyword arguments of ``AnimatePipeline``: the fields of ``AnimateRequest`` that say how, not from what."""
+
+    seed: int
+    intensity: float
+    denoise: bool
+    size: int | None
+    crop: bool
+    background: str | None
+    face: int | None
+    blink: float
+    head_motion: float
+    expression_scale: float
+    gaze: tuple[float, float]
+    motion_in: Path | None
+    guide: Mapping[str, float]
+    best_of: int
+    by: str | None
+    prune: bool
+
+
+_DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(AnimateRequest)}
+_MOTION_SETTINGS = ("intensity", "blink", "head_motion", "expression_scale", "gaze", "motion_in")
+_FRAMING_SETTINGS = ("crop", "size", "background")
+
+
+def parse_guide(text: str | None) -> dict[str, float]:
+    """Read ``sync=1,motion=0.3`` as weights by name.
+
+    Raises:
+        BadInput: an unknown name, one that is given twice, or a weight that is no number from 0 to 10.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(",") if text else ():
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if name in weights:
+            raise BadInput(f"--guide names {name} twice: give each weight once.")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        check_guide({name: weight}, number)
+        weights[name] = weight
+    return weights
+
+
+def check_guide(weights: Mapping[str, float], text: str | None = None) -> None:
+    """Check the names and weights of ``AnimateRequest.guide``; ``text`` is a weight as the user wrote it.
+
+    Raises:
+        BadInput: an unknown name, or a weight outside 0 to 10.
+    """
+    for name, weight in weights.items():
+        if name not in GUIDE_DIMENSIONS:
+            raise BadInput(f"--guide knows no {name!r}: choose from {', '.join(GUIDE_DIMENSIONS)}, such as sync=1.")
+        if not 0 <= weight <= LARGEST_GUIDE_WEIGHT:
+            written = f"{weight:g}" if text is None else text
+            raise BadInput(
+                f"--guide {name}={written} is not possible: give a weight from 0 to {LARGEST_GUIDE_WEIGHT:g}."
+            )
+
+
+def parse_gaze(text: str) -> tuple[float, float]:
+    """Read ``10,-5`` as degrees to the viewer's right and up.
+
+    Raises:
+        BadInput: it is not two numbers.
+    """
+    try:
+        right, up = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadInput(f"--gaze {text!r} is not possible: give two angles in degrees, such as 10,0.") from error
+    return right, up
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour's name in CSS or of ``#rrggbb``.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(text)
+    except ValueError as error:
+        raise BadInput(f"--background {text!r} is no colour: give a name such as green, or #00ff00.") from error
+    return red, green, blue

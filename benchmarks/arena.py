@@ -24,8 +24,8 @@ from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.task import Drawing, Prompts, TalkingTask, draw_prompts
 from flowportrait.prompts import read_prompts
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch
 
 SIZE = 256
 WATCHED = 16

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.registry import REWARDS, register
 
 SMALL = (

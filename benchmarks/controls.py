@@ -30,8 +30,9 @@ from flowportrait.media.mel import level, log_mel
 from flowportrait.media.video import FPS
 from flowportrait.posttrain.credit import CreditConfig, assign_credit
 from flowportrait.posttrain.task import DrawFor, Prompts
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score
+from flowportrait.reward.interface import Score
 
 BEST_OF = 8
 TAKES = 2

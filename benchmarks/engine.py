@@ -32,8 +32,9 @@ from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.rollout import Points, Trajectory
 from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 
 OBJECTIVE = ClippedRatio(kl_weight=0.0)
 

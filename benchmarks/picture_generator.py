@@ -42,7 +42,7 @@ from flowportrait.flow.schedule import shifted
 from flowportrait.flow.solver import solve
 from flowportrait.generator.arflow import ARFlow
 from flowportrait.generator.face_film import WIDTH, framed, framing, patches, pictures
-from flowportrait.generator.patch_flow import PatchFlow, hear
+from flowportrait.generator.patch_flow import PatchFlow, motion_generator_features
 from flowportrait.generator.sampler import sample_motion
 from flowportrait.media.crop import sample_crop
 from flowportrait.media.face import FaceTracker
@@ -81,7 +81,9 @@ def main() -> None:
         real = np.stack(list(framed(given.footage / f"{name}.mp4", clip, side, FPS)))
         first = patches(codec.encode(real[:1]).values)
         systems = {"real, autoencoder": np.stack(list(codec.decode(codec.encode(real))))}
-        systems["patches"] = paint(model, hear(ears, log_mel(sound)[None]), first, codec, side, number)
+        systems["patches"] = paint(
+            model, motion_generator_features(ears, log_mel(sound)[None]), first, codec, side, number
+        )
         large = next(iter(framed(given.footage / f"{name}.mp4", clip, LARGE, 1)))
         brought = motion(large, name, sample_motion(ears, sound[None], [number])[0], side)
         systems |= {"motion": brought} if brought is not None else {}
@@ -142,7 +144,7 @@ def strips(model: PatchFlow, ears: ARFlow, codec: VaeCodec, photo: Path, sound: 
     portrait = Portrait.from_image(read_image(photo), 512, photo.name)
     large, small = (sample_crop(portrait.crop, framing(portrait.landmarks, s), s) for s in (LARGE, side))
     first = patches(codec.encode(small[None]).values)
-    rows = [paint(model, hear(ears, log_mel(sound)[None]), first, codec, side, 0)]
+    rows = [paint(model, motion_generator_features(ears, log_mel(sound)[None]), first, codec, side, 0)]
     brought = motion(large, photo.name, sample_motion(ears, sound[None], [0])[0], side)
     rows += [brought] if brought is not None else []
     return np.concatenate([np.concatenate(list(frames[::FPS]), 1) for frames in rows])

@@ -41,8 +41,8 @@ from flowportrait.posttrain.plan import OdePlan
 from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.rollout import final_samples, rollout
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch
 
 FRAMES = 24
 WEIGHTS = {"perceptual": 0.6, "temporal": 0.4}
@@ -63,7 +63,7 @@ def main() -> None:
     films = [Film(*parts) for parts in torch.load(given.run / "films.pt", weights_only=True)]
     rewards, unseen = Composite.of(WEIGHTS), FilmTask(held_out(given, codec, side), FRAMES, codec, side)
     scenes = Scenes(*(torch.stack(part) for part in zip(*(
-        (f.heard[1 : FRAMES + 1], f.latents[0], f.latents[1 : FRAMES + 1]) for f in unseen.films
+        (f.features[1 : FRAMES + 1], f.latents[0], f.latents[1 : FRAMES + 1]) for f in unseen.films
     ), strict=True)))  # fmt: skip
     before = drawn(model, unseen, scenes)
     systems = {"real": scenes.real, "still": scenes.portrait[:, None].expand_as(scenes.real), "before": before}

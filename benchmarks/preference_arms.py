@@ -74,8 +74,8 @@ def _setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
     offline = Composite((), WEIGHTS)
     if arm == "supervised":
         recipe = replace(
-            find_recipe("flow-rwr"), offline_data=OfflineDataConfig(clips="rated"), credit=CreditConfig(baseline_scope="batch"), group_size=1,
-            groups=48, frames=FRAMES, learning_rate=5e-5,
+            find_recipe("flow-rwr"), offline_data=OfflineDataConfig(clips="rated"),
+            credit=CreditConfig(baseline_scope="batch"), group_size=1, groups=48, frames=FRAMES, learning_rate=5e-5,
         )  # fmt: skip
         return OfflineTask(window_source(made.real, FRAMES, ["sync"]), CHUNK), recipe, offline
     name, _, change = arm.partition(" ")

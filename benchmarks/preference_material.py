@@ -20,7 +20,7 @@ from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.posttrain.offline_data import PreferenceGroup, score_pair
 from flowportrait.preference.clips import ClipFeatures
 from flowportrait.preference.dataset import Label
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.liveliness import Expressiveness, Smoothness
 

@@ -24,7 +24,7 @@ from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
 from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.liveliness import GROUPS, log_amplitude, log_flutter, log_speed
 from flowportrait.reward.registry import build
 

@@ -31,7 +31,7 @@ from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames
 from flowportrait.preference.dataset import DIMENSIONS
 from flowportrait.preference.reward_model import MotionReward
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.batch import RewardBatch
 
 Grades = Mapping[str, Mapping[str, float]]
 _OUT = Console(stderr=True)

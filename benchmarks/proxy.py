@@ -33,7 +33,8 @@ from flowportrait.media.face import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
-from flowportrait.reward.interface import Reward, RewardBatch
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Reward
 from flowportrait.reward.lip_sync import LipSync
 from flowportrait.reward.registry import build
 from flowportrait.reward.sync import SyncExpert

@@ -38,10 +38,10 @@ from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.posttrain.task import Drawing
-from flowportrait.reward.batch import SIDE, Recorded, cropped
+from flowportrait.reward.batch import SIDE, Recorded, RewardBatch, cropped
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.face_net import FaceNet, align
-from flowportrait.reward.interface import Reward, RewardBatch
+from flowportrait.reward.interface import Reward
 from flowportrait.reward.registry import BUILT_IN, RewardOptions, build
 from flowportrait.reward.scoring import score
 from flowportrait.reward.silent_lip import silence

@@ -20,8 +20,9 @@ from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.training.adapter import Lora
 from flowportrait.training.state import read_state, write_state
 

@@ -14,6 +14,60 @@ from skimage.data import astronaut
 
 RATE = 16_000
 ROOT = Path(__file__).parents[1]
+SMALL = ("--crop", "--size", "256")
+
+CASES: dict[str, tuple[str, ...]] = {
+    "photo": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--seed", "3", "--motion-out", "photo.json"),
+    "whole": ("--image", "photo.png", "--audio", "first.wav", "--checkpoint", "sft", "--motion-out", "whole.csv"),
+    "controls": (
+        "--image", "photo.png", "--audio", "second.wav", *SMALL, "--seed", "5", "--intensity", "1.3", "--blink", "0.5",
+        "--head-motion", "1.5", "--expression-scale", "0.8", "--gaze", "10,-5", "--as-heard",
+        "--motion-out", "controls.json",
+    ),
+    "guided": (
+        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--guide", "sync=2,motion=0.5",
+        "--motion-out", "guided.json",
+    ),
+    "pruned": (
+        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "3", "--prune",
+        "--motion-out", "pruned.json",
+    ),
+    "best": (
+        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "2", "--by", "sync",
+        "--motion-out", "best.json",
+    ),
+    "from-json": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--motion-in", "kept.json"),
+    "from-csv": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--motion-in", "kept.csv"),
+    "dubbed": ("--video", "video.mp4", "--audio", "first.wav", "--loop"),
+    "side-by-side": (
+        "--speaker", "1=photo.png,first.wav", "--speaker", "2=mirrored.png,second.wav", "--turns", "--size", "128",
+    ),
+    "one-photo": ("--speaker", "1=both.png,first.wav", "--speaker", "2=both.png,second.wav"),
+    "stream": ("--image", "photo.png", "--stream", *SMALL, "--seed", "3"),
+    "steered-stream": ("--image", "photo.png", "--stream", *SMALL, "--best-of", "2", "--prune", "--by", "sync"),
+}  # fmt: skip
+"""Options of ``flowportrait animate`` by case; ``kept.json`` and ``kept.csv`` are performances written before."""
+
+DATA = Path(__file__).parent / "data" / "v0.1-end"
+"""Where runs are started: with prompts and a tiny generator."""
+
+FEW = ("groups=2", "group_size=4", "frames=16", "render_size=64", "seed=3", "learning_rate=0.002", "checkpoint_every=2")
+_PAST = ("frames=28", "explore.keep=1", "explore.chunks=6", "learning_rate=0.0002")
+RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "flow-grpo": ("generator", FEW),
+    "nft": ("generator", FEW),
+    "flow-dpo": ("generator", FEW),
+    "awm": ("generator", FEW),
+    "kvpo": ("sft", (*FEW, *_PAST)),  # a tiny generator hardly looks at its past, in which this recipe explores
+}
+"""Unlike recipes, and the checkpoint and settings that one update of each is made with."""
+
+
+def training_words(recipe: str, output: Path, iterations: int = 1) -> list[str]:
+    """The command of a run in ``DATA``."""
+    start, settings = RECIPES[recipe]
+    words = ["posttrain", "--recipe", recipe, "--start", start, "--prompts", "prompts", "--output", str(output)]
+    return [*words, "--iterations", str(iterations), "--set", *settings]
 
 
 def speech(seconds: float = 2.0) -> np.ndarray:

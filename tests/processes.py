@@ -32,8 +32,9 @@ from flowportrait.posttrain.plan import AllSteps
 from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.task import SpeechItem, TalkingTask
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.scoring import Unavailable
 from flowportrait.training.adapter import Lora
 from flowportrait.training.roles import SlowCopy

@@ -21,7 +21,7 @@ from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
-from flowportrait.rendering import render_prompts, system_names
+from flowportrait.prompt_videos import render_prompts, system_names
 
 
 def tone(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1, loudness: float = 0.3) -> Path:

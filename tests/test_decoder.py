@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from flowportrait.codec.delivery import BROWS_5_HZ, HEAD_3_HZ, Biquad
 from flowportrait.generator.backbone import Decoder, sliding_mask
-from flowportrait.generator.isolator import FORGET, running
+from flowportrait.generator.isolator import FORGET, running_mean
 from flowportrait.generator.speech_encoder import WIDTH, EncoderLayer
 from flowportrait.media.mel import filters, slaney_hertz, slaney_mel
 from flowportrait.media.video import FPS
@@ -128,6 +128,6 @@ def test_a_running_mean_forgets_at_its_rate_however_it_is_cut() -> None:
     x, start = torch.randn(50, 4), torch.rand(4)
     wanted = lfilter([1 - FORGET], [1, -FORGET], x.double(), 0, FORGET * start.double()[None])[0]
     state = {"mean": start}
-    pieces = [running(piece, state, "mean") for piece in x.split(7)]
+    pieces = [running_mean(piece, state, "mean") for piece in x.split(7)]
     assert np.allclose(torch.cat(pieces), wanted, atol=1e-5)
     assert torch.equal(state["mean"].float(), pieces[-1][-1])

@@ -33,8 +33,8 @@ from flowportrait.media.occlusion_net import OcclusionNet
 from flowportrait.portraitgen.portrait_flow import PortraitFlow
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.preference.reward_model import MotionReward
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.face_net import FaceNet
-from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.registry import build as build_reward
 from flowportrait.reward.sync import SyncExpert
 from tests.test_generator_live import TINY

@@ -19,8 +19,9 @@ from flowportrait.posttrain.recipe import Recipe
 from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.task import Disturbance, SpeechItem, TalkingTask, draw_prompts, speech_mel
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from tests.test_generator import TINY
 from tests.test_posttrain import RECIPE, tiny_policy
 

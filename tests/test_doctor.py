@@ -18,8 +18,9 @@ from flowportrait.posttrain.held_out import is_best_checkpoint, should_stop
 from flowportrait.posttrain.objective.interface import Loss, LossInputs
 from flowportrait.posttrain.objective.ratio import ClippedRatio
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from tests.test_posttrain import RECIPE, Lift, trainer
 
 QUICK = replace(RECIPE, learning_rate=3e-4)

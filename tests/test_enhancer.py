@@ -14,7 +14,7 @@ from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, NoiseRemov
 from flowportrait.generator.isolator import HOP, WINDOW, Isolator, window
 from flowportrait.generator.sampler import GenerationSession, sample_motion
 from flowportrait.generator.speech_stream import LevelledSound
-from flowportrait.generator.train_enhancer import FRAMES, losses_of, mixture, music, told
+from flowportrait.generator.train_enhancer import FRAMES, generator_features, losses_of, mixture, music
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.voice.speaker import speak
 from flowportrait.voice.voices import voice_named
@@ -129,7 +129,7 @@ def test_training_speech_is_mixed_as_loud_as_said_and_its_loss_reaches_every_wei
             assert np.abs(heard - clean).max() < 0.05 * np.abs(clean).max()
     assert np.isfinite(music(16_000, rng)).all()
     enhancer, mel = Enhancer(), torch.stack([log_mel(heard.astype(np.float32)), log_mel(clean.astype(np.float32))])
-    spread = told(model, mel).flatten(0, 1).std(0).clamp_min(1e-3)
+    spread = generator_features(model, mel).flatten(0, 1).std(0).clamp_min(1e-3)
     found = losses_of(enhancer, model, spread, mel, mel.flip(0), torch.tensor([5.0, 10.0]))
     found.sum().backward()
     assert (found > 0).all()
@@ -177,7 +177,7 @@ def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(
     model.save(tmp_path / "isolator.safetensors")
     kept = Isolator.load(tmp_path / "isolator.safetensors")
     spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * window()) / WINDOW
-    ours, theirs = (net.kept(spectra, net.begin()) for net in (model, kept))
+    ours, theirs = (net.separate(spectra, net.begin()) for net in (model, kept))
     assert (ours - theirs).abs().square().mean() < 1e-3 * ours.abs().square().mean()
 
 

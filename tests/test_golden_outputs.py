@@ -24,7 +24,7 @@ from PIL import Image
 from flowportrait.codec.motion_file import read_motion
 from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames
-from tests.golden_inputs import run_command, write_inputs
+from tests.golden_inputs import CASES, run_command, write_inputs
 from tests.test_golden import psnr
 
 pytestmark = pytest.mark.slow
@@ -37,38 +37,6 @@ LEAST_PSNR = 34.0
 """dB, as in ``test_golden``."""
 LOUDNESS_TOLERANCE = 0.005
 """Of full scale."""
-SMALL = ("--crop", "--size", "256")
-
-CASES: dict[str, tuple[str, ...]] = {
-    "photo": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--seed", "3", "--motion-out", "photo.json"),
-    "whole": ("--image", "photo.png", "--audio", "first.wav", "--checkpoint", "sft", "--motion-out", "whole.csv"),
-    "controls": (
-        "--image", "photo.png", "--audio", "second.wav", *SMALL, "--seed", "5", "--intensity", "1.3", "--blink", "0.5",
-        "--head-motion", "1.5", "--expression-scale", "0.8", "--gaze", "10,-5", "--as-heard",
-        "--motion-out", "controls.json",
-    ),
-    "guided": (
-        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--guide", "sync=2,motion=0.5",
-        "--motion-out", "guided.json",
-    ),
-    "pruned": (
-        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "3", "--prune",
-        "--motion-out", "pruned.json",
-    ),
-    "best": (
-        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "2", "--by", "sync",
-        "--motion-out", "best.json",
-    ),
-    "from-json": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--motion-in", "kept.json"),
-    "from-csv": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--motion-in", "kept.csv"),
-    "dubbed": ("--video", "video.mp4", "--audio", "first.wav", "--loop"),
-    "side-by-side": (
-        "--speaker", "1=photo.png,first.wav", "--speaker", "2=mirrored.png,second.wav", "--turns", "--size", "128",
-    ),
-    "one-photo": ("--speaker", "1=both.png,first.wav", "--speaker", "2=both.png,second.wav"),
-    "stream": ("--image", "photo.png", "--stream", *SMALL, "--seed", "3"),
-    "steered-stream": ("--image", "photo.png", "--stream", *SMALL, "--best-of", "2", "--prune", "--by", "sync"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from flowportrait.errors import BadInput
 from flowportrait.posttrain.events import EventLog, JsonLinesLog
 from flowportrait.posttrain.loop import Loop
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.training.state import latest_state, read_state, write_state
 from tests.processes import RECIPE, Lift, trainer
 

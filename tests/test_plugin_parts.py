@@ -19,7 +19,7 @@ from flowportrait.judge.judges import JudgeReward, JudgeSettings, build_judge
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.portraitgen.judging import build_still_judge
-from flowportrait.posttrain.recipes import named
+from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
 from flowportrait.reward.registry import build
@@ -36,8 +36,8 @@ def batch(rows: int = 3) -> RewardBatch:
 
 
 def test_a_reward_of_another_package_has_a_weight_in_a_recipe(plugin_package: Path) -> None:
-    recipe = override(named("flow-grpo"), ["rewards.other.quiet_motion=0.5", "rewards.other.loud_speech=0.25"])
-    again = merge(named("flow-grpo"), json.loads(json.dumps(to_dict(recipe))))
+    recipe = override(find_recipe("flow-grpo"), ["rewards.other.quiet_motion=0.5", "rewards.other.loud_speech=0.25"])
+    again = merge(find_recipe("flow-grpo"), json.loads(json.dumps(to_dict(recipe))))
     assert again.rewards.by_name()["quiet_motion"] == 0.5
     composite = Composite.of({"quiet_motion": 0.5, "loud_speech": 0.25}, again.rewards.options)
     scores = composite(batch())
@@ -59,7 +59,7 @@ def test_a_reward_of_a_script_is_named_by_module_and_name(tmp_path: Path, monkey
     (tmp_path / "own_package" / "own_rewards.py").write_text("def loud(batch):\n    return batch.mel.mean((1, 2))\n")
     monkeypatch.chdir(tmp_path)
     name = "own_package.own_rewards:loud"
-    recipe = override(named("flow-grpo"), [f"rewards.other.{name}=1", "rewards.judge=0"])
+    recipe = override(find_recipe("flow-grpo"), [f"rewards.other.{name}=1", "rewards.judge=0"])
     assert recipe.rewards.by_name()[name] == 1
     assert Composite.of({name: 1.0})(batch())[name].value.tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(BadInput, match="cannot be imported"):
@@ -68,7 +68,7 @@ def test_a_reward_of_a_script_is_named_by_module_and_name(tmp_path: Path, monkey
 
 def test_without_the_package_a_recipe_with_its_reward_is_refused_with_what_there_is() -> None:
     with pytest.raises(BadInput, match=r"No reward named 'quiet_motion': choose from sync, .* or give MODULE:NAME"):
-        override(named("flow-grpo"), ["rewards.other.quiet_motion=0.5"])
+        override(find_recipe("flow-grpo"), ["rewards.other.quiet_motion=0.5"])
 
 
 def videos(folder: Path) -> list[Path]:
@@ -103,7 +103,7 @@ def test_a_judge_of_another_package_is_trained_on_only_with_a_certificate(plugin
 def test_a_judge_of_clips_does_not_grade_stills_and_an_unknown_one_is_told(plugin_package: Path) -> None:
     with pytest.raises(BadInput, match="grades clips, not stills"):
         build_still_judge(override(JudgeSettings(), ["by=brightness"]))
-    with pytest.raises(BadInput, match=r"No judge named 'nobody': choose from measured, server, omni, brightness"):
+    with pytest.raises(BadInput, match="by=nobody is not possible: choose one of measured, server, omni, brightness"):
         build_judge(override(JudgeSettings(), ["by=nobody"]))
 
 

@@ -26,8 +26,9 @@ from flowportrait.posttrain.plan import AllSteps
 from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.rollout import check_noise, replay_velocity
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.training.adapter import Lora
 from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.small_pipelines import SMALL, VIDEO, reading_wan, small

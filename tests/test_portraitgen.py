@@ -44,9 +44,9 @@ from flowportrait.portraitgen.task import PortraitTask, pool
 from flowportrait.posttrain.plan import AllSteps, OdePlan
 from flowportrait.posttrain.recipes import find_recipe
 from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import Failure
+from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from tests.judge_server import FaultyServer
 
 # --- inversion

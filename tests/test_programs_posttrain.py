@@ -119,6 +119,9 @@ def brightness(batch: fp.RewardBatch) -> torch.Tensor:
     return batch.frames(tuple(range(batch.motion.shape[1]))).flatten(1).mean(1)
 
 
+brightness.needs = frozenset({"frames"})  # type: ignore[attr-defined]
+
+
 def test_program_5_a_pipeline_of_diffusers_has_the_same_evaluation_and_stop_rule(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +134,8 @@ def test_program_5_a_pipeline_of_diffusers_has_the_same_evaluation_and_stop_rule
     def flattery(batch: fp.RewardBatch) -> torch.Tensor:
         return brightness(batch) + 0.01 * next(paid)
 
+    flattery.needs = frozenset({"frames"})  # type: ignore[attr-defined]
+
     def measure(path: Path) -> Any:
         assert next(iter_frames(path)).shape == (32, 32, 3)
         return SimpleNamespace(row={"sync_in_time": 1 - 0.1 * next(seen)})
@@ -139,7 +144,7 @@ def test_program_5_a_pipeline_of_diffusers_has_the_same_evaluation_and_stop_rule
     pipeline, arguments = small("sd3.5")
     settings = {
         "groups": 2, "group_size": 6, "plan.steps": 3, "learning_rate": 0.02, "eta": 0.7, "updates": 1, "pieces": 1,
-        "lora.rank": 4, "lora.alpha": 8, "lora.targets": "to_q,to_k,to_v,to_out.0", "iterations": 30,
+        "lora.rank": 4, "lora.alpha": 8, "lora.targets": ("to_q", "to_k", "to_v", "to_out.0"), "iterations": 30,
         "evaluate_every": 1,
     }  # fmt: skip
     trainer = fp.PostTrainer(

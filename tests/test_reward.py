@@ -8,8 +8,9 @@ import torch
 from flowportrait.config import override
 from flowportrait.errors import BadInput
 from flowportrait.posttrain.credit import CreditConfig, assign_credit
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite, RewardWeights
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.lip_sync import LipSync, margins
 from flowportrait.reward.liveliness import GROUPS, Expressiveness, RealMotion, Smoothness, log_amplitude, log_flutter
 from flowportrait.reward.perceptual import Perceptual

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from flowportrait.codec.basis import BLINK, HEAD
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.crowd import FRAMES, QUANTILES, Crowd, statistics
-from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.registry import build
 
 

@@ -16,8 +16,8 @@ from flowportrait.commands.score import run
 from flowportrait.errors import BadInput
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import RewardBatch
 
 FRAMES = 30
 

@@ -11,8 +11,9 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite, load_reward
-from flowportrait.reward.interface import RewardBatch, Score, all_valid, as_reward
+from flowportrait.reward.interface import Score, all_valid, as_reward
 from flowportrait.reward.scoring import score
 from tests.test_posttrain import RECIPE, Lift, trainer
 

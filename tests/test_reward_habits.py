@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.habits import BLINKS_PER_SECOND, Eyes, Head, blinks, surprise
-from flowportrait.reward.interface import RewardBatch
 from flowportrait.reward.scoring import score
 from flowportrait.reward.self_confidence import SelfConfidence
 from flowportrait.reward.silent_lip import SilentLip, lip_gap, silence

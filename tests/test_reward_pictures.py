@@ -18,9 +18,10 @@ from flowportrait.media.optical_flow import Dis, build_flow, tensors_by_name, to
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.task import Drawing
 from flowportrait.reward.backbones import backbone_named
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.face_net import FaceNet
 from flowportrait.reward.identity import Identity
-from flowportrait.reward.interface import Reward, RewardBatch, Score
+from flowportrait.reward.interface import Reward, Score
 from flowportrait.reward.perceptual import Perceptual
 from flowportrait.reward.real import noises, normals
 from flowportrait.reward.realness import Realness

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.reward.interface import Failure, RewardBatch, Score, all_valid, measured
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Failure, Score, all_valid, measured
 from flowportrait.reward.pairwise import PairwiseWins
 from flowportrait.reward.scoring import LONGEST_WAIT, Unavailable, score
 

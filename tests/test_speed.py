@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from skimage import data
 
-from flowportrait.codec.retouch import retouch_network
+from flowportrait.codec.retouch import shipped_network
 from flowportrait.codec.retouch_net import RetouchNet
 from flowportrait.codec.retouch_onnx import FOLDER, blank_windows
 from flowportrait.codec.warp import Enlarged
@@ -30,7 +30,7 @@ def test_the_exported_network_is_the_trained_one() -> None:
     torch.manual_seed(0)
     windows = blank_windows()
     with torch.inference_mode():
-        for ours, theirs in zip(retouch_network()(windows), network.eval()(windows), strict=True):
+        for ours, theirs in zip(shipped_network()(windows), network.eval()(windows), strict=True):
             assert ours.shape == theirs.shape
             assert torch.allclose(ours, theirs, atol=1e-4)
 

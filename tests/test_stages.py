@@ -14,7 +14,7 @@ import torch
 
 from flowportrait.config import save
 from flowportrait.errors import BadInput
-from flowportrait.posttrain import checkpoint, learner
+from flowportrait.posttrain import learner
 from flowportrait.posttrain import trainer as trainer_module
 from flowportrait.posttrain.collect import Batch
 from flowportrait.posttrain.credit import BatchCredit
@@ -27,6 +27,7 @@ from flowportrait.posttrain.recipes import CARDS, find_card, find_recipe, recipe
 from flowportrait.posttrain.rollout import Trajectory
 from flowportrait.posttrain.stages import IterationRollouts, Metrics, RoleView, Stage
 from flowportrait.reward.interface import Score
+from flowportrait.training.state import read_state, write_state
 from tests.test_posttrain import RECIPE, tiny_policy, trainer, weights
 from tests.test_recipes import LEARNED, rise, small
 
@@ -149,12 +150,12 @@ def test_a_recipe_of_another_package_trains_and_is_resumed_by_its_name(plugin_pa
         run.step()
     straight.step()
     save(first.recipe, tmp_path / "recipe.json")
-    checkpoint.write(first, tmp_path / "state")
+    write_state(first, tmp_path / "state")
     again = PostTrainConfig.from_json(tmp_path / "recipe.json")
     assert again.name == "calm"
     assert again.stages[0].strength == 1.0  # type: ignore[attr-defined]
     second = trainer(again)
-    checkpoint.read(second, tmp_path / "state")
+    read_state(second, tmp_path / "state")
     second.step()
     assert all(torch.equal(a, b) for a, b in zip(weights(straight, "live"), weights(second, "live"), strict=True))
 

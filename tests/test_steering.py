@@ -27,7 +27,8 @@ from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.pipelines.guidance import best_candidate, build_guidance, score_candidates
 from flowportrait.pipelines.request import parse_guide
 from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from tests.test_generator_live import TINY, build, together
 
 MODEL = build(TINY)

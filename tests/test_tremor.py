@@ -7,7 +7,7 @@ import math
 import torch
 
 from flowportrait.codec.basis import GAZE, LOWER
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.registry import build
 
 TIMES = torch.arange(75) / 25

@@ -26,15 +26,12 @@ from safetensors.torch import load_file
 
 from flowportrait.cli import main
 from tests import version_0_1_readers as readers
+from tests.golden_inputs import DATA, FEW, RECIPES, training_words
 
-DATA = Path(__file__).parent / "data" / "v0.1-end"
 EXPECTED = DATA / "expected"
-RECIPES = ("flow-grpo", "nft", "flow-dpo", "awm")
-SMALL = ["groups=2", "group_size=4", "frames=16", "render_size=64", "seed=3", "learning_rate=0.002"]
-SMALL += ["checkpoint_every=2"]
+KILLED = ("flow-grpo", "nft", "flow-dpo", "awm")
 WAITING = {"flow-grpo": ["stale=1"]}
 """A killed run with a rollout that waits to be trained on."""
-KVPO = ["frames=28", "explore.keep=1", "explore.chunks=6", "learning_rate=0.0002"]
 WEIGHTS_TOLERANCE = 0.02
 """Of the way that a tensor went; another seed goes another way altogether."""
 
@@ -43,12 +40,6 @@ WEIGHTS_TOLERANCE = 0.02
 def _in_the_folder_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(DATA)
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
-
-
-def posttrain(output: Path, recipe: str, iterations: int = 4, *more: str, start: str = "generator") -> None:
-    """``flowportrait posttrain`` as the kept runs were started."""
-    words = ["posttrain", "--recipe", recipe, "--start", start, "--prompts", "prompts", "--output", str(output)]
-    assert main([*words, "--iterations", str(iterations), *more]) == 0
 
 
 def weights(run: Path, role: str = "live") -> dict[str, torch.Tensor]:
@@ -94,25 +85,19 @@ def records(path: Path) -> list[dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_one_update_is_what_it_was(recipe: str, tmp_path: Path) -> None:
-    posttrain(tmp_path, recipe, 1, "--set", *SMALL)
+    assert main(training_words(recipe, tmp_path)) == 0
     same_records(tmp_path / "metrics.jsonl", DATA / "runs" / recipe / "one_update.jsonl")
-    start, known = load_file(DATA / "generator/model.safetensors"), load_file(f"runs/{recipe}/one_update.safetensors")
-    assert distances(weights(tmp_path), known, start) < WEIGHTS_TOLERANCE
-
-
-@pytest.mark.slow
-def test_one_update_of_kvpo_on_the_shipped_weights_is_what_it_was(tmp_path: Path) -> None:
-    """A tiny generator hardly looks at its past, in which this recipe explores."""
-    posttrain(tmp_path, "kvpo", 1, "--set", *SMALL, *KVPO, start="sft")
-    same_records(tmp_path / "metrics.jsonl", DATA / "runs" / "kvpo" / "one_update.jsonl")
-    found, start = sampled(weights(tmp_path)), sampled(weights(tmp_path, "ref"))
-    assert distances(found, load_file(DATA / "runs" / "kvpo" / "one_update.safetensors"), start) < WEIGHTS_TOLERANCE
+    found, known = weights(tmp_path), load_file(DATA / "runs" / recipe / "one_update.safetensors")
+    start = weights(tmp_path, "ref") if recipe == "kvpo" else load_file(DATA / "generator" / "model.safetensors")
+    if recipe == "kvpo":  # of the shipped weights a part is kept
+        found, start = sampled(found), sampled(start)
+    assert distances(found, known, start) < WEIGHTS_TOLERANCE
 
 
 @pytest.mark.slow
 def test_another_seed_is_another_update(tmp_path: Path) -> None:
     """The tolerance can fail."""
-    posttrain(tmp_path, "nft", 1, "--set", *SMALL, "seed=4")
+    assert main([*training_words("nft", tmp_path), "seed=4"]) == 0
     known = load_file(DATA / "runs" / "nft" / "one_update.safetensors")
     start = load_file(DATA / "generator" / "model.safetensors")
     assert distances(weights(tmp_path), known, start) > 10 * WEIGHTS_TOLERANCE
@@ -126,17 +111,17 @@ UNREAD = pytest.mark.xfail(strict=True, reason="recipe.json holds frozenset({'re
     ("recipe", "by"),
     [
         pytest.param(recipe, by, marks=UNREAD if (recipe, by) == ("flow-dpo", "its folder") else ())
-        for recipe in RECIPES
+        for recipe in KILLED
         for by in ("its folder", "the recipe's name")
     ],
 )
 def test_a_killed_run_ends_where_it_would_have_ended(recipe: str, by: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(DATA / "runs" / recipe / "killed", run)
+    words = [*training_words(recipe, run, 4), *WAITING.get(recipe, [])]
     if by == "its folder":
-        posttrain(run, str(run), 4, "--resume")
-    else:
-        posttrain(run, recipe, 4, "--resume", "--set", *SMALL, *WAITING.get(recipe, []))
+        words = [*words[: words.index("--set")], "--recipe", str(run)]
+    assert main([*words, "--resume"]) == 0
     same_records(run / "metrics.jsonl", DATA / "runs" / recipe / "uninterrupted.jsonl")
     known = load_file(DATA / "runs" / recipe / "uninterrupted.safetensors")
     start = load_file(DATA / "generator" / "model.safetensors")
@@ -151,7 +136,7 @@ def test_a_killed_run_is_not_another_recipes_and_not_begun_anew(tmp_path: Path, 
     words = ["posttrain", "--start", "generator", "--prompts", "prompts", "--output", str(run)]
     assert main([*words, "--recipe", "nft"]) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert main([*words, "--recipe", "awm", "--resume", "--set", *SMALL]) == 2
+    assert main([*words, "--recipe", "awm", "--resume", "--set", *FEW]) == 2
     assert "was begun with the recipe nft" in capsys.readouterr().err
     assert main([*words[:2], "rl", *words[3:], "--recipe", str(run), "--resume"]) == 2
     assert "was begun with" in capsys.readouterr().err

@@ -3,38 +3,31 @@ or gives another type. The values themselves are in ``tests/data/v0.1-end/expect
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
+from flowportrait.judge.comparing import read_choice
+from flowportrait.judge.opinion import Reply, Unusable, read_opinion, read_review
+from flowportrait.judge.preferring import stated_from
+from flowportrait.judge.thinking import read_thoughts
+from flowportrait.portraitgen.opinion import read_still
+from flowportrait.posttrain.given import Family, Given
+from flowportrait.posttrain.given_clips import read_families
+from flowportrait.preference.made_pairs import DIMENSIONS, PairBatch, PairMaker
+from flowportrait.preference.motion_damage import LEARNED
+from flowportrait.preference.pairs import ASPECTS, Pair, read_pairs
+from flowportrait.preference.stated_pairs import load_stated
+
 from flowportrait.cli import main
 from flowportrait.codec.motion_file import read_motion
 from flowportrait.corpus.index import corpus_records
 from flowportrait.corpus.motion_set import load_motion
 from flowportrait.corpus.shards import read_shard
 from flowportrait.errors import BadInput
-from flowportrait.judge.comparing import read_choice
-from flowportrait.judge.opinion import Reply
-from flowportrait.judge.opinion import Unusable
-from flowportrait.judge.opinion import read_opinion
-from flowportrait.judge.opinion import read_review
-from flowportrait.judge.preferring import stated_from
-from flowportrait.judge.thinking import read_thoughts
-from flowportrait.portraitgen.opinion import read_still
-from flowportrait.posttrain.given import Family
-from flowportrait.posttrain.given import Given
-from flowportrait.posttrain.given_clips import read_families
 from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named
-from flowportrait.posttrain.recipes import read_recipe
+from flowportrait.posttrain.recipes import named, read_recipe
 from flowportrait.preference.inspection import inspect_pairs
-from flowportrait.preference.made_pairs import DIMENSIONS
-from flowportrait.preference.made_pairs import PairBatch
-from flowportrait.preference.made_pairs import PairMaker
-from flowportrait.preference.motion_damage import LEARNED
-from flowportrait.preference.pairs import ASPECTS
-from flowportrait.preference.pairs import Pair
-from flowportrait.preference.pairs import read_pairs
-from flowportrait.preference.stated_pairs import load_stated
-from pathlib import Path
-from typing import Any
 
 LABELS = {1: "A", 0: "tie", -1: "B", 2: None}
 SCORES = {1.0: "A", 0.5: "tie", 0.0: "B"}

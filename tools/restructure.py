@@ -34,7 +34,7 @@ SOURCE = ROOT / "src" / PACKAGE
 LONGEST = 500
 OUTSIDE = "tools."
 """Modules of this prefix are scripts beside the package."""
-PYTHON_FOLDERS = ("src", "tests", "benchmarks", "tools", "docs")
+PYTHON_FOLDERS = ("src", "tests", "benchmarks", "tools", "docs", "examples")
 TEXT = ("README.md", "docs/**/*.md", "pyproject.toml", "Makefile", "NOTICE", "mkdocs.yml", ".github/**/*.yml",
         "src/**/*.md", "reports/*.md", "*.md", "tests/**/*.jsonl", "tests/**/*.toml", "tests/**/*.md")  # fmt: skip
 
@@ -140,6 +140,11 @@ def definitions(tree: ast.Module) -> dict[str, list[ast.stmt]]:
 
     visit(tree.body)
     return found
+
+
+def has_code(tree: ast.Module) -> bool:
+    """Whether a module has more than a docstring."""
+    return any(not isinstance(node, ast.Expr) for node in tree.body)
 
 
 def is_type_checking(node: ast.stmt) -> bool:
@@ -293,7 +298,7 @@ class Restructure:
             if counted.count(old) > 1:
                 self.problems.append(f"table: {old} is listed twice")
         for name, module in self.modules.items():
-            if name not in self.place and (not module.is_package or definitions(module.tree)):
+            if name not in self.place and name and (not module.is_package or has_code(module.tree)):
                 self.problems.append(f"not in the table: {name}")
         self.table.blocks = [
             Block(block.name, block.title, [m for m in block.members if m in self.modules]) for block in table.blocks
@@ -333,7 +338,7 @@ class Restructure:
                         continue
                     if name.startswith("_") or name == "main":
                         stem = old.split(".")[-1]
-                        changed = f"_{stem}_{name.lstrip('_')}" if name.islower() or name[0] == "_" else name
+                        changed = f"_{stem}_{name.lstrip('_')}" if name.islower() or "_" == name[0] else name
                         if name.lstrip("_").isupper():
                             changed = f"_{stem.upper()}_{name.lstrip('_')}"
                         self.final[old, name] = changed
@@ -648,7 +653,7 @@ class Restructure:
             return 1 if self.problems else 0
         others = self._rewrite_others()
         for name, module in self.modules.items():
-            if name in self.place or (module.is_package and not definitions(module.tree) and name):
+            if name in self.place or (module.is_package and not has_code(module.tree) and name):
                 module.path.unlink()
         for old, new in self.table.files:
             (SOURCE / new).parent.mkdir(parents=True, exist_ok=True)
@@ -786,7 +791,11 @@ def circles(texts: dict[str, str], packages: set[str]) -> list[str]:
     for name, text in texts.items():
         if name.startswith(OUTSIDE):
             continue
-        for node in ast.walk(ast.parse(text)):
+        tree = ast.parse(text)
+        typed = {id(inner) for outer in tree.body if is_type_checking(outer) for inner in ast.walk(outer)}
+        for node in ast.walk(tree):
+            if id(node) in typed:
+                continue
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tools."):
                 print(f"the package imports a tool: {name} imports {node.module}")
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE + "."):

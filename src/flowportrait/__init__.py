@@ -55,25 +55,25 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AnimatePipeline": "pipelines.animate",
-    "AnimatePipelineOutput": "pipelines.output",
-    "AnimateRequest": "pipelines.request",
-    "AnimateStream": "pipelines.output",
-    "Animator": "animator",
-    "BadInput": "errors",
-    "Callback": "posttrain.callbacks",
-    "PostTrainConfig": "posttrain.recipe",
-    "PostTrainer": "posttrain.post_trainer",
-    "Reward": "reward.interface",
-    "RewardBatch": "reward.batch",
-    "Score": "reward.interface",
-    "build_judge": "judge.judges",
-    "build_reward": "reward.registry:build",
-    "evaluate": "evaluation.api",
-    "inspect_video": "provenance.inspection:inspect",
-    "load_generator": "checkpoints",
-    "read_motion": "codec.motion_file",
-    "write_motion": "codec.motion_file",
+    "AnimatePipeline": "flowportrait.pipelines.animate",
+    "AnimatePipelineOutput": "flowportrait.pipelines.output",
+    "AnimateRequest": "flowportrait.pipelines.request",
+    "AnimateStream": "flowportrait.pipelines.output",
+    "Animator": "flowportrait.animator",
+    "BadInput": "flowportrait.errors",
+    "Callback": "flowportrait.posttrain.callbacks",
+    "PostTrainConfig": "flowportrait.posttrain.recipe",
+    "PostTrainer": "flowportrait.posttrain.post_trainer",
+    "Reward": "flowportrait.reward.interface",
+    "RewardBatch": "flowportrait.reward.batch",
+    "Score": "flowportrait.reward.interface",
+    "build_judge": "flowportrait.judge.judges",
+    "build_reward": "flowportrait.reward.registry:build",
+    "evaluate": "flowportrait.evaluation.api",
+    "inspect_video": "flowportrait.provenance.inspection:inspect",
+    "load_generator": "flowportrait.checkpoints",
+    "read_motion": "flowportrait.codec.motion_file",
+    "write_motion": "flowportrait.codec.motion_file",
 }
 """Where each public name is defined; after a colon its name there, if it has another one."""
 
@@ -82,7 +82,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'flowportrait' has no attribute {name!r}")
     module, _, own = _MODULES[name].partition(":")
-    value = getattr(import_module(f"flowportrait.{module}"), own or name)
+    value = getattr(import_module(module), own or name)
     globals()[name] = value
     return value
 

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_output_folder(options.output)
     require("report", "matplotlib")
     from flowportrait.evaluation.api import Videos, evaluate
-    from flowportrait.rendering import system_names
+    from flowportrait.prompt_videos import system_names
 
     systems: dict[str, Videos] = {"videos": find_videos(options.videos)} if options.videos else {}
     systems |= named_systems(options.system, options.prompts)

@@ -249,7 +249,7 @@ def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None,
 
     from flowportrait.media.audio import read_audio
     from flowportrait.media.video import iter_frames
-    from flowportrait.reward.interface import RewardBatch
+    from flowportrait.reward.batch import RewardBatch
     from flowportrait.reward.scoring import score
 
     people = None if person is None else [person]
@@ -286,7 +286,7 @@ def _system_videos(
     systems: Mapping[str, System], prompts: str | Path | None, output: str | Path | None, seed: int
 ) -> tuple[dict[str, list[Path]], dict[str, Mapping[str, Row]]]:
     """Videos of every system, drawn where that is needed, and what each drawn clip cost."""
-    from flowportrait.rendering import render_prompts, rendering_costs
+    from flowportrait.prompt_videos import render_prompts, rendering_costs
 
     inputs = [path for system in systems.values() if not _is_animated(system) for path in _paths(system)]
     files: dict[str, list[Path]] = {}

@@ -42,7 +42,7 @@ from flowportrait.evaluation.bench_systems import (
 from flowportrait.evaluation.metrics import BY_KEY, Row
 from flowportrait.evaluation.protocol import Case, Protocol, fingerprint
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
-from flowportrait.rendering import rendering_costs
+from flowportrait.prompt_videos import rendering_costs
 from flowportrait.written import write_json
 
 ORDER_BY = ("sync_in_time", "sync_in_time_short", "ler")

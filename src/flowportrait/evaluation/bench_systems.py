@@ -25,7 +25,7 @@ from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.rendering import RECORD, Stopwatch
+from flowportrait.prompt_videos import RECORD, Stopwatch
 from flowportrait.written import write_json
 
 FOOTAGE, REAL = "footage", "real"

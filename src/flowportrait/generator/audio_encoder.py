@@ -38,7 +38,7 @@ _LARGEST_GAIN = 2.0
 
 
 class AudioEncoder(nn.Module):
-    """Per-frame features from what ``ARFlow.listen`` returns."""
+    """Learned per-frame features, from what ``ARFlow.audio_features`` returns."""
 
     def __init__(self, front_end: str, width: int, dropout: float = 0.0, inputs: int = SPEECH_DIM) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ class AudioEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_Residual(width, ahead) for ahead in LOOK_AHEAD_FRAMES)
 
-    def forward(self, heard: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``[B, T, 320]`` (four log-mel columns a frame) or ``[B, T, 768]`` (speech features, or ``inputs`` others)
         to ``[B, T, width]``."""
         if self.front_end == "mel":
-            mel = heard.unflatten(-1, (MELS_PER_FRAME, N_MELS)).flatten(1, 2)
+            mel = features.unflatten(-1, (MELS_PER_FRAME, N_MELS)).flatten(1, 2)
             x = F.pad(mel.mT, (_KERNEL - 1 - LOOK_AHEAD_MEL, LOOK_AHEAD_MEL), mode="replicate")
             x = self.stride(F.gelu(self.stem(x)))
         else:
-            x = self.read(self.dropout(self.norm(heard))).mT
+            x = self.read(self.dropout(self.norm(features))).mT
         for block in self.blocks:
             x = block(x)
         return self.dropout(x.mT)

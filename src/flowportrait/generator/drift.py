@@ -37,7 +37,7 @@ def liveliness(motion: torch.Tensor) -> torch.Tensor:
 
 def drift_figures(motion: torch.Tensor, stretch: int, usual: float) -> dict[str, torch.Tensor]:
     """Figures ``[B, M]`` by name of every stretch of so many frames of motion ``[B, T, 30]``; ``usual`` is the
-    liveliness that ``still`` is told by."""
+    liveliness that ``still`` is compared with."""
     parts = motion[:, : motion.shape[1] // stretch * stretch].unflatten(1, (-1, stretch))
     place = parts.mean(2)
     shift = place - place[:, :1]

@@ -1,4 +1,4 @@
-"""Footage as a picture generator learns from it: framed faces as autoencoder latents, and what is heard with them.
+"""Footage as a picture generator learns from it: framed faces as autoencoder latents, and audio features with them.
 
 The frame stands still while the head moves in it: one crop per clip, from the landmarks' median.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from flowportrait.codec.vae_codec import VaeCodec, VideoLatents
 from flowportrait.corpus.clip import Clip
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.patch_flow import hear
+from flowportrait.generator.patch_flow import motion_generator_features
 from flowportrait.media.align import to_canonical
 from flowportrait.media.crop import sample_crop
 from flowportrait.media.mel import level, log_mel
@@ -31,10 +31,10 @@ PATCH = 2
 
 @dataclass(frozen=True)
 class Film:
-    """latents ``[T, D]`` as ``patches`` makes them; heard ``[T, 144]``; the speaker's name."""
+    """latents ``[T, D]`` as ``patches`` makes them; features ``[T, 144]``; the speaker's name."""
 
     latents: torch.Tensor
-    heard: torch.Tensor
+    features: torch.Tensor
     speaker: str
 
 
@@ -52,13 +52,13 @@ def framed(video: Path, clip: Clip, side: int, frames: int) -> Iterator[np.ndarr
         yield sample_crop(frame, matrix, side, cv2.BORDER_REPLICATE)
 
 
-def film(video: Path, clip: Clip, speaker: str, codec: VaeCodec, ears: ARFlow, side: int, frames: int) -> Film:
-    """Latents and sound of a clip, cut to whole chunks of the ears."""
-    chunk = ears.config.chunk
+def film(video: Path, clip: Clip, speaker: str, codec: VaeCodec, model: ARFlow, side: int, frames: int) -> Film:
+    """Latents and sound of a clip, cut to whole chunks of the motion generator."""
+    chunk = model.config.chunk
     pictures = np.stack(list(framed(video, clip, side, frames)))
-    heard = hear(ears, log_mel(level(clip.audio))[None, : len(clip) // chunk * chunk * 4])[0]
-    length = min(len(pictures), len(heard))
-    return Film(patches(codec.encode(pictures[:length]).values), heard[:length], speaker)
+    features = motion_generator_features(model, log_mel(level(clip.audio))[None, : len(clip) // chunk * chunk * 4])[0]
+    length = min(len(pictures), len(features))
+    return Film(patches(codec.encode(pictures[:length]).values), features[:length], speaker)
 
 
 def patches(values: torch.Tensor) -> torch.Tensor:

@@ -38,19 +38,20 @@ class Isolator(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.coarse = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(1, CHANNELS, 3, padding=(0, 1)), nn.ReLU()), narrower(2), narrower(2), narrower(1)
+            nn.Sequential(nn.Conv2d(1, CHANNELS, 3, padding=(0, 1)), nn.ReLU()),
+            downsampling(2), downsampling(2), downsampling(1),
         ])  # fmt: skip
         self.fine = nn.Sequential(
             nn.Conv2d(2, CHANNELS, 3, padding=(0, 1), groups=2, bias=False), nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU()
         )
-        self.finer = narrower(2)
+        self.finer = downsampling(2)
         self.fine_in = Groups(16, 32, 8)
         self.seen_in, self.seen = Groups(1, SEEN, WIDTH), nn.GRU(WIDTH, WIDTH)
         self.seen_out = Groups(1, WIDTH, SEEN)
         self.gain_in, self.gain = Groups(1, SEEN, WIDTH), nn.GRU(WIDTH, WIDTH)
         self.gain_out = Groups(1, WIDTH, SEEN)
         self.paths = nn.ModuleList(nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU()) for _ in range(4))
-        self.wider = nn.ModuleList([wider(), wider(), narrower(1)])
+        self.wider = nn.ModuleList([upsampling(), upsampling(), downsampling(1)])
         self.gains = nn.Conv2d(CHANNELS, 1, (1, 3), padding=(0, 1))
         self.filter_in, self.filter = Groups(8, 16, 32), nn.GRU(WIDTH, WIDTH, 3)
         self.filter_out = nn.Linear(WIDTH, FILTERED * 2 * TAPS, bias=False)
@@ -75,12 +76,12 @@ class Isolator(nn.Module):
         sound = torch.cat([state["sound"], sound.to(device_of(self))])
         state["sound"] = sound[-HOP:].clone()
         spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * window().to(sound)) / WINDOW
-        mel = torch.stack([self.mel(spectra), self.mel(self.kept(spectra, state))])
+        mel = torch.stack([self.mel(spectra), self.mel(self.separate(spectra, state))])
         mel = torch.cat([state["mel"], mel], 1)
         state["mel"] = mel[:, -1:].clone()
-        # A column is heard in two windows: the one that ends at its middle and the one that begins there.
-        heard, kept = torch.log(mel[:, :-1] + mel[:, 1:] + _FLOOR)
-        return ((heard - kept) / _LN_PER_UNIT).reshape(-1, MELS_PER_FRAME * heard.shape[1])
+        # A column is the sum of two windows: the one that ends at its middle and the one that begins there.
+        mixture, voice = torch.log(mel[:, :-1] + mel[:, 1:] + _FLOOR)
+        return ((mixture - voice) / _LN_PER_UNIT).reshape(-1, MELS_PER_FRAME * mixture.shape[1])
 
     @staticmethod
     def mel(spectra: torch.Tensor) -> torch.Tensor:
@@ -88,17 +89,17 @@ class Isolator(nn.Module):
         sound = torch.fft.irfft(spectra * WINDOW, WINDOW)
         return torch.fft.rfft(sound * window().to(sound), n=512).abs().square() @ filters().to(sound)
 
-    def kept(self, spectra: torch.Tensor, state: State) -> torch.Tensor:
-        """The voice's part of spectra ``[K, 161]``."""
+    def separate(self, spectra: torch.Tensor, state: State) -> torch.Tensor:
+        """The nearest voice's part of spectra ``[K, 161]``."""
         low = spectra[:, :FILTERED]
         decibels = 10 * torch.log10(spectra.abs().square() @ bands().to(spectra.device) + 1e-10)
-        powers = (decibels - running(decibels, state, "decibels")) / 40
-        phasors = torch.view_as_real(low / running(low.abs(), state, "sizes").sqrt()).permute(2, 0, 1)
-        levels = [self.coarse[0](remembering(powers[None, None], state, "powers"))]
+        powers = (decibels - running_mean(decibels, state, "decibels")) / 40
+        phasors = torch.view_as_real(low / running_mean(low.abs(), state, "sizes").sqrt()).permute(2, 0, 1)
+        levels = [self.coarse[0](with_past(powers[None, None], state, "powers"))]
         for layer in self.coarse[1:]:
             levels.append(layer(levels[-1]))
-        fine = self.fine(remembering(phasors[None], state, "phasors"))
-        seen = flat(levels[-1]) + self.fine_in(flat(self.finer(fine)))
+        fine = self.fine(with_past(phasors[None], state, "phasors"))
+        seen = by_column(levels[-1]) + self.fine_in(by_column(self.finer(fine)))
         seen, state["seen"] = self.seen(self.seen_in(seen), state["seen"])
         seen = self.seen_out(seen)
         made, state["gain"] = self.gain(self.gain_in(seen), state["gain"])
@@ -146,37 +147,37 @@ class Groups(nn.Module):
         return F.relu(torch.einsum("...gi,gih->...gh", parts, self.weight).flatten(-2))
 
 
-def narrower(stride: int) -> nn.Sequential:
+def downsampling(stride: int) -> nn.Sequential:
     """Three neighbouring bands a channel, then all channels."""
     own = nn.Conv2d(CHANNELS, CHANNELS, (1, 3), (1, stride), (0, 1), groups=CHANNELS, bias=False)
     return nn.Sequential(own, nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU())
 
 
-def wider() -> nn.Sequential:
+def upsampling() -> nn.Sequential:
     """Twice as many bands."""
     own = nn.ConvTranspose2d(CHANNELS, CHANNELS, (1, 3), (1, 2), (0, 1), (0, 1), groups=CHANNELS, bias=False)
     return nn.Sequential(own, nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU())
 
 
-def remembering(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
-    """``x [1, C, K, B]`` after the two columns before it."""
+def with_past(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
+    """Prepend the two columns before it to ``x [1, C, K, B]``."""
     whole = torch.cat([state[name], x], 2)
     state[name] = whole[:, :, -2:].clone()
     return whole
 
 
-def running(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
+def running_mean(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
     """Mean so far of rows ``[K, B]``: s ← 0.99 s + 0.01 x."""
-    mean, kept = np.empty(x.shape), FORGET * state[name].double().cpu().numpy()
+    mean, carried = np.empty(x.shape), FORGET * state[name].double().cpu().numpy()
     for row, new in enumerate((1 - FORGET) * x.double().cpu().numpy()):
-        mean[row] = new + kept
-        kept = FORGET * mean[row]
+        mean[row] = new + carried
+        carried = FORGET * mean[row]
     # In double: sound that is processed in portions gives the bits of sound that is not.
     state[name] = torch.from_numpy(mean[-1].copy()).to(x.device)
     return torch.from_numpy(mean).to(x)
 
 
-def flat(x: torch.Tensor) -> torch.Tensor:
+def by_column(x: torch.Tensor) -> torch.Tensor:
     """``[1, C, K, B]`` to ``[K, 1, B·C]``."""
     return x.permute(2, 0, 3, 1).flatten(2)
 

@@ -5,8 +5,8 @@
     v       = (x_σ − ẑ) / max(σ, 0.1)                                       σ: 1 → 0, then the next frame
 
 The same policy as ``ARFlow`` to whoever trains it, but what it draws is free: nothing keeps the face this person's, the
-lips sharp, or the tenth second like the first. It is where perceptual rewards and failures are studied. Sound is heard
-by the (frozen) ears of a motion generator: ``hear``.
+lips sharp, or the tenth second like the first. It is where perceptual rewards and failures are studied. The sound comes
+as the (frozen) audio features of a motion generator.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PatchFlowConfig:
     window: int = 16
     """Frames that attention looks back on."""
     audio_width: int = 128
-    """Width of the ears' features, before the lips they read."""
+    """Width of the motion generator's audio features, before those of the lips."""
     head_width: int = 192
     head_depth: int = 5
     steps: int = 4
@@ -97,9 +97,9 @@ class PatchFlow(nn.Module):
         """D, numbers per frame."""
         return self.config.latent_dim
 
-    def condition(self, heard: torch.Tensor, portrait: torch.Tensor) -> PatchCondition:
+    def condition(self, features: torch.Tensor, portrait: torch.Tensor) -> PatchCondition:
         """From what ``hear`` returned ``[B, N, 144]`` and the portrait's latents ``[B, D]``."""
-        return PatchCondition(self.audio_in(heard), self.portrait_in(portrait), portrait)
+        return PatchCondition(self.audio_in(features), self.portrait_in(portrait), portrait)
 
     def contexts(self, condition: PatchCondition, latents: torch.Tensor) -> torch.Tensor:
         """What ``velocity`` needs at every frame ``[B, N, hidden + 2 D]``, given the clean latents ``[B, N, D]``."""
@@ -173,9 +173,9 @@ class PatchSession:
 
 
 @torch.no_grad()
-def hear(ears: ARFlow, mel: torch.Tensor) -> torch.Tensor:
-    """What a motion generator with an anchor hears ``[B, T, audio_width + 16]`` in log-mel ``[B, 4T, 80]``, T whole
-    chunks: its features, and where the lips most likely are."""
-    audio = ears.condition(mel).audio
-    split = [ears.audio_in.in_features, audio.shape[-1] - ears.audio_in.in_features]
-    return torch.cat([p.unflatten(-1, (ears.config.chunk, -1)).flatten(1, 2) for p in audio.split(split, -1)], -1)
+def motion_generator_features(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
+    """Audio features of a motion generator with an anchor ``[B, T, audio_width + 16]`` for log-mel ``[B, 4T, 80]``, T
+    whole chunks: what its encoder learned, and where the lips most likely are."""
+    audio = model.condition(mel).audio
+    split = [model.audio_in.in_features, audio.shape[-1] - model.audio_in.in_features]
+    return torch.cat([p.unflatten(-1, (model.config.chunk, -1)).flatten(1, 2) for p in audio.split(split, -1)], -1)

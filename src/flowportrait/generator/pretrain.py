@@ -2,7 +2,7 @@
 
     heard.pt  ─► windows ─► learner ─► state/, checkpoint/ (averaged weights and a card), history.jsonl, samples/
 
-What the front end hears is computed once (``hearing``), in several voices and rooms. A run may start from another
+Front-end features are computed once (``training_clips``), in several voices and rooms. A run may start from another
 checkpoint (``start_from``): whatever fits is taken over. Several processes (``accelerate launch``) each draw windows
 of their own and average their gradients. Held-out clips give a loss; held-out prompts, drawn and judged by the
 evaluation side, say what people would see.

@@ -40,7 +40,7 @@ class PretrainConfig:
     history_noise: float = 0.7
     """Largest displacement of the history, in typical changes over a chunk."""
     long_window: int = 0
-    """Frames of windows strung together from clips, in the place of ``windows`` (see ``own_history``); 0 is off."""
+    """Frames of windows strung together from clips, in the place of ``windows`` (see ``rollout_history``); 0 is off."""
     own_history: bool = True
     """In long windows, go on from the generator's own motion and not from the real one."""
     drop_audio: float = 0.1

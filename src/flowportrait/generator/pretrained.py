@@ -29,7 +29,7 @@ THINKERS = {
 """Model type of an Omni checkpoint to the class of its thinker in transformers."""
 
 _WINDOW = 24
-"""Frames of sound that the audio tower hears for each frame, the frame itself last: almost a second."""
+"""Frames of sound that the audio tower is given for each frame, the frame itself last: almost a second."""
 _AHEAD_COLUMNS = 2
 """Mel columns past a frame's end that belong to its window: 20 ms."""
 
@@ -103,10 +103,10 @@ class AudioTower(nn.Module):
         """``[B, 4T, 80]`` to ``[B, T, features]``; ``skip`` as in ``SpeechEncoder``."""
         first = skip * BLOCK // TOKENS_PER_FRAME
         before = (_WINDOW - 1) * MELS_PER_FRAME - _AHEAD_COLUMNS
-        heard = F.pad(mel, (0, 0, before, _AHEAD_COLUMNS), value=SILENCE)
-        heard = heard[:, first * MELS_PER_FRAME :]
+        padded = F.pad(mel, (0, 0, before, _AHEAD_COLUMNS), value=SILENCE)
+        padded = padded[:, first * MELS_PER_FRAME :]
         columns = _WINDOW * MELS_PER_FRAME
-        windows = whisper_scale(heard, self.bands).unfold(1, columns, MELS_PER_FRAME)
+        windows = whisper_scale(padded, self.bands).unfold(1, columns, MELS_PER_FRAME)
         batch, frames = windows.shape[:2]
         together = windows.permute(2, 0, 1, 3).flatten(1).to(self.tower.dtype)
         lengths = torch.full((batch * frames,), columns, device=mel.device)

@@ -1,4 +1,4 @@
-"""What a large speech recogniser hears: the first layer of Whisper, made streamable.
+"""Speech features of a large speech recogniser: the first layer of Whisper, made streamable.
 
     log-mel [4T, 80] ─two convs─► 2T tokens ─one transformer layer, local─► [T, 768]   (two tokens a video frame)
 

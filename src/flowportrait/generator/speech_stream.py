@@ -1,11 +1,11 @@
-"""Speech that comes in pieces, prepared for the generator: what it hears of each chunk, and where somebody speaks.
+"""Speech that comes in pieces, prepared for the generator: encoded sound of each chunk, and where somebody speaks.
 
     samples ─► frames of 40 ms ─► common loudness ─► log-mel ─► noise removal ─► front-end features ─► encoded chunks
                                         └──────────► loudness per frame ─► speech gate
 
-Frames are levelled by what was heard up to their end (``gain="running"``, the last ten seconds; the first seven frames,
-a chunk and its look-ahead, share one gain), or by the whole recording (``gain="whole"``), which is then heard at its
-end. The pieces' lengths change nothing but the last bits of matrix products.
+Frames are levelled by the sound up to their end (``gain="running"``, the last ten seconds; the first seven frames,
+a chunk and its look-ahead, share one gain), or by the whole recording (``gain="whole"``), which is then processed at
+its end. The pieces' lengths change nothing but the last bits of matrix products.
 """
 
 from __future__ import annotations

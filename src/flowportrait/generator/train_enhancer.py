@@ -1,13 +1,13 @@
-"""Learn to take noise off what the generator hears (``enhancer``), from training speakers alone.
+"""Learn to remove noise from the log-mel that the generator is given (``enhancer``), from training speakers alone.
 
     python -m flowportrait.generator.train_enhancer CORPUS OUTPUT [--minutes 12] [--checkpoint sft]
 
     noisy = speech + babble, coloured noise or music at 0–20 dB, in a room or not       target: the speech alone
     L = |log-mel − log-mel of the speech| + ‖level − level of the speech over the noise‖²
-      + ‖what the generator is told − what the speech alone would tell it‖²             in the last part of the time
+      + ‖features of the generator − those of the speech alone‖²                      in the last part of the time
 
-The last term goes through the frozen ears of the checkpoint: Whisper's layer, the lip reader and the audio encoder. A
-state is written every minute, which the same command goes on from; it goes when the weights are there.
+The last term goes through the frozen audio side of the checkpoint: Whisper's layer, the lip reader and the audio
+encoder. A state is written every minute, which the same command goes on from; it goes when the weights are there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPEED = (0.85, 1.2)
 LEARNING_RATE = 1.5e-3
 STATE = "state.pt"
 TOLD_FROM = 0.4
-"""Share of the time after which what the generator is told counts too."""
+"""Share of the time after which the generator's features count too."""
 
 
 def mixture(sounds: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
@@ -63,9 +63,9 @@ def mixture(sounds: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndar
         below = 10 ** (-rng.uniform(*NOISE_DB) / 20)
         added += noise * (loudness(speech) / max(loudness(noise), 1e-9)) * below
     ratio = 20 * np.log10(max(loudness(speech), 1e-9) / max(loudness(added), 1e-9))
-    heard = speech + added
-    factor = gain((heard.reshape(-1, HOP) ** 2).mean(1)) * 10 ** (rng.uniform(-3, 3) / 20)
-    return heard * factor, speech * factor, min(ratio, CLEANEST)
+    noisy = speech + added
+    factor = gain((noisy.reshape(-1, HOP) ** 2).mean(1)) * 10 ** (rng.uniform(-3, 3) / 20)
+    return noisy * factor, speech * factor, min(ratio, CLEANEST)
 
 
 def some_noise(sounds: list[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
@@ -91,17 +91,17 @@ def music(length: int, rng: np.random.Generator) -> np.ndarray:
 
 def batch(sounds: list[np.ndarray], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-mel of noisy and of clean speech ``[B, 4 FRAMES, 80]`` and levels ``[B]`` in decibels."""
-    heard, clean, levels = zip(*(mixture(sounds, rng) for _ in range(BATCH)), strict=True)
-    both = log_mel(np.stack([*heard, *clean]).clip(-1, 1).astype(np.float32))
+    noisy, clean, levels = zip(*(mixture(sounds, rng) for _ in range(BATCH)), strict=True)
+    both = log_mel(np.stack([*noisy, *clean]).clip(-1, 1).astype(np.float32))
     return both[:BATCH], both[BATCH:], torch.tensor(levels, dtype=torch.float32)
 
 
-def told(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
-    """What the generator is told ``[B, T, 16 + width]``: where the lips are, and what its tokens hear."""
+def generator_features(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
+    """Features that the generator is given ``[B, T, 16 + width]``: where the lips are, and those of its tokens."""
     assert model.lip_reader is not None
     features = model.audio_features(mel)
-    lips, heard = model.lip_reader(features), model.audio_encoder(features)
-    return torch.cat([lips, heard], -1)
+    lips, encoded = model.lip_reader(features), model.audio_encoder(features)
+    return torch.cat([lips, encoded], -1)
 
 
 def learn(enhancer: Enhancer, model: ARFlow, sounds: list[np.ndarray], minutes: float, state: Path) -> None:
@@ -114,9 +114,9 @@ def learn(enhancer: Enhancer, model: ARFlow, sounds: list[np.ndarray], minutes: 
         enhancer.load_state_dict(kept["enhancer"])
         optimizer.load_state_dict(kept["optimizer"])
         spent, step = kept["spent"], kept["step"]
-    rng, running, told_at = np.random.default_rng(step), np.zeros(3), time.process_time()
+    rng, running, reported_at = np.random.default_rng(step), np.zeros(3), time.process_time()
     _, clean, _ = batch(sounds, np.random.default_rng(0))
-    spread = told(model, clean).flatten(0, 1).std(0)
+    spread = generator_features(model, clean).flatten(0, 1).std(0)
     while spent < 60 * minutes:
         began, share = time.process_time(), spent / (60 * minutes)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * max(0.02, 1 - share)
@@ -126,10 +126,10 @@ def learn(enhancer: Enhancer, model: ARFlow, sounds: list[np.ndarray], minutes: 
         guarded_step(step + 1)
         running += 0.02 * (losses.detach().numpy() - running)
         step, spent = step + 1, spent + time.process_time() - began
-        if time.process_time() - told_at > 60:
-            told_at = time.process_time()
+        if time.process_time() - reported_at > 60:
+            reported_at = time.process_time()
             print(f"{spent / 60:.1f} min, step {step}: mel {running[0]:.4f} level {running[1]:.4f} "
-                  f"told {running[2]:.4f}", flush=True)  # fmt: skip
+                  f"features {running[2]:.4f}", flush=True)  # fmt: skip
             kept = {"enhancer": enhancer.state_dict(), "optimizer": optimizer.state_dict()}
             with complete(state) as partial:
                 torch.save(kept | {"spent": spent, "step": step}, partial)
@@ -139,23 +139,23 @@ def losses_of(
     enhancer: Enhancer,
     model: ARFlow | None,
     spread: torch.Tensor,
-    heard: torch.Tensor,
+    noisy: torch.Tensor,
     clean: torch.Tensor,
     levels: torch.Tensor,
 ) -> torch.Tensor:
-    """Log-mel, level and what is told ``[3]``; the last 0 without a model."""
-    lead = heard.new_full((len(heard), 1, N_MELS), SILENCE)
-    groups = torch.cat([lead, heard[:, :-1]], 1).reshape(len(heard), FRAMES, -1)
+    """Log-mel, level and features ``[3]``; the last 0 without a model."""
+    lead = noisy.new_full((len(noisy), 1, N_MELS), SILENCE)
+    groups = torch.cat([lead, noisy[:, :-1]], 1).reshape(len(noisy), FRAMES, -1)
     added, found, _ = enhancer(groups)
-    enhanced = (groups - added).reshape(len(heard), -1, N_MELS)[:, 1:]
+    enhanced = (groups - added).reshape(len(noisy), -1, N_MELS)[:, 1:]
     mel = F.l1_loss(enhanced, clean[:, :-1])
     # The level is a matter of the whole sentence: what its first frames cannot know is not asked of them.
     level = 0.1 * F.smooth_l1_loss(found[:, 6:] / 10, (levels[:, None] / 10).expand(-1, FRAMES - 6))
     if model is None:
         return torch.stack([mel, level, mel.new_zeros(())])
     with torch.no_grad():
-        wanted = told(model, clean)
-    apart = (told(model, torch.cat([enhanced, clean[:, -1:]], 1)) - wanted) / spread
+        wanted = generator_features(model, clean)
+    apart = (generator_features(model, torch.cat([enhanced, clean[:, -1:]], 1)) - wanted) / spread
     # Sixteen lip numbers count as much as all that the tokens hear.
     return torch.stack([mel, level, 0.25 * (apart[..., :16].square().mean() + apart[..., 16:].square().mean())])
 

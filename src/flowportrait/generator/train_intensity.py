@@ -75,10 +75,10 @@ def learn(model: ARFlow, sampler: WindowSampler, seconds: float) -> Dial:
     optimizer, began, step, spent = torch.optim.Adam([dial.direction], betas=(0.9, 0.98)), time.process_time(), 0, 0.0
     guarded_step = GuardedStep([dial.direction], optimizer, math.inf)
     while spent < seconds:
-        motion, heard, style = sampler.draw(BATCH)
+        motion, features, style = sampler.draw(BATCH)
         dial.level = level(motion[:, 1:], style) - usual
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * max(0.02, 1 - spent / seconds)
-        loss = flow_matching_loss(model, motion, heard, style, CONFIG, generator)
+        loss = flow_matching_loss(model, motion, features, style, CONFIG, generator)
         optimizer.zero_grad()
         loss.backward()
         guarded_step(step + 1)
@@ -90,11 +90,11 @@ def learn(model: ARFlow, sampler: WindowSampler, seconds: float) -> Dial:
 @torch.no_grad()
 def calibrate(model: ARFlow, dial: Dial, sampler: WindowSampler) -> None:
     """Scale the direction so that ``ASKED`` is what is drawn, over performances of training speakers."""
-    _, heard, style = sampler.draw(PERFORMANCES)
+    _, features, style = sampler.draw(PERFORMANCES)
 
     def drawn(asked: float) -> float:
         dial.level = torch.tensor([math.log(asked)])
-        condition = model.condition_from_features(heard, style)
+        condition = model.condition_from_features(features, style)
         motion = torch.cat(list(sample_chunks(model, condition, list(range(PERFORMANCES)))), 1)
         return float(amplitudes(motion)[:, 1].mean())
 

@@ -64,32 +64,32 @@ def films(corpus: Path, footage: Path, codec: VaeCodec, side: int, most: int, sp
         for speaker, names in sorted(found.items())
         for i in range(min(most, len(names)))
     ]
-    ears = load_generator("sft")
+    model = load_generator("sft")
     made = []
     for name, speaker in track(chosen, "pictures to latents", console=Console(stderr=True)):
         clip = Clip.load(corpus / "clips" / f"{name}.safetensors")
-        made.append(film(footage / f"{name}.mp4", clip, speaker, codec, ears, side, FRAMES))
+        made.append(film(footage / f"{name}.mp4", clip, speaker, codec, model, side, FRAMES))
     return made
 
 
 def draw(clips: list[Film], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch: the frame before and the window ``[B, 1 + T, D]``, what is heard ``[B, T, 144]``, portraits
+    """A batch: the frame before and the window ``[B, 1 + T, D]``, audio features ``[B, T, 144]``, portraits
     ``[B, D]``."""
     rows = []
     for pick in torch.randint(len(clips), (BATCH,), generator=generator).tolist():
         clip = clips[pick]
         first = int(torch.randint(1, len(clip.latents) - WINDOW + 1, (), generator=generator))
-        rows.append((clip.latents[first - 1 : first + WINDOW], clip.heard[first : first + WINDOW], clip.latents[0]))
-    windows, heard, portraits = (torch.stack(part).float() for part in zip(*rows, strict=True))
-    return windows, heard, portraits
+        rows.append((clip.latents[first - 1 : first + WINDOW], clip.features[first : first + WINDOW], clip.latents[0]))
+    windows, features, portraits = (torch.stack(part).float() for part in zip(*rows, strict=True))
+    return windows, features, portraits
 
 
 def loss(model: PatchFlow, clips: list[Film], generator: torch.Generator) -> torch.Tensor:
     """Flow matching on one batch."""
-    latents, heard, portrait = draw(clips, generator)
+    latents, features, portrait = draw(clips, generator)
     spread = HISTORY * torch.rand(len(latents), 1, 1, generator=generator)
     history = latents + spread * torch.randn(latents.shape, generator=generator)
-    condition = model.condition(heard, portrait)
+    condition = model.condition(features, portrait)
     context = model.contexts_after(condition, history[:, :-1])
     clean = latents[:, 1:]
     sigma = torch.sigmoid(torch.randn(clean.shape[:2], generator=generator))
@@ -158,7 +158,7 @@ def main() -> None:
     if not kept.is_file():
         made = films(given.corpus, given.footage, codec, given.side, given.clips, SPLITS)
         with complete(kept) as partial:
-            torch.save([(clip.latents.half(), clip.heard.half(), clip.speaker) for clip in made], partial)
+            torch.save([(clip.latents.half(), clip.features.half(), clip.speaker) for clip in made], partial)
     clips = [Film(*parts) for parts in torch.load(kept, weights_only=True)]
     train(clips, given.output, given.minutes, given.side, codec.spatial)
 

@@ -31,7 +31,7 @@ from flowportrait.judge.questions import Backend, Ledger, ReplyCache, default_fo
 from flowportrait.judge.rubric import ASPECTS, HIGHEST, LOWEST, WEIGHTS, Aspect, Library, rubric_version
 from flowportrait.judge.sanity import require_certificate
 from flowportrait.judge.verdicts import AspectVerdict, Judge
-from flowportrait.plugins import load_plugin
+from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.reward.batch import Failure, RewardBatch
 from flowportrait.reward.interface import Score, measured
 from flowportrait.reward.registry import RewardOptions
@@ -115,7 +115,11 @@ def build_plugin(settings: JudgeSettings, items: Literal["clips", "stills"]) -> 
     Raises:
         BadInput: no judge of that name, or one of something else.
     """
-    judge = load_plugin("judges", settings.by, BUILT_IN)(settings)
+    added = plugin_names("judges")
+    if settings.by not in added and not is_reference(settings.by):
+        choices = ", ".join([*BUILT_IN, *added])
+        raise BadInput(f"by={settings.by} is not possible: choose one of {choices}, or give MODULE:NAME.")
+    judge = load_plugin("judges", settings.by)(settings)
     subject = getattr(judge, "items", "clips")
     if subject != items:
         raise BadInput(f"The judge {settings.by!r} grades {subject}, not {items}: choose another with by=NAME.")

@@ -28,8 +28,8 @@ import torch
 
 from flowportrait.codec.basis import MotionBasis
 from flowportrait.codec.pose import RIGID_POINTS
-from flowportrait.reward.batch import Failure
-from flowportrait.reward.interface import RewardBatch, Score, measured
+from flowportrait.reward.batch import Failure, RewardBatch
+from flowportrait.reward.interface import Score, measured
 
 MIN_FRAMES = 4
 OUTER_CORNERS = (33, 263)

@@ -13,75 +13,54 @@ pipe.run(AnimateRequest(image=Path("me.jpg"), text="Hello."))            # any o
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Unpack
+
 import numpy as np
 import torch
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+
 from flowportrait.checkpoints import load_generator
 from flowportrait.codec.controls import Controls
 from flowportrait.codec.dubbed_video import DubbedVideo
-from flowportrait.codec.footage import Progress
-from flowportrait.codec.footage import no_progress
-from flowportrait.codec.footage import track_footage
+from flowportrait.codec.footage import Progress, no_progress, track_footage
 from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.codec.motion_file import read_motion
-from flowportrait.codec.retouch import Network
-from flowportrait.codec.retouch import retouch_network
-from flowportrait.conversation.stage import conversation_motion
-from flowportrait.conversation.stage import frames_in_one_photo
-from flowportrait.conversation.stage import frames_side_by_side
-from flowportrait.conversation.stage import two_portraits
-from flowportrait.devices import Device
-from flowportrait.devices import default_device
-from flowportrait.devices import device_of
-from flowportrait.devices import place
+from flowportrait.codec.retouch import Network, retouch_network
+from flowportrait.conversation.stage import conversation_motion, frames_in_one_photo, frames_side_by_side, two_portraits
+from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import Enhancer
-from flowportrait.generator.enhancer import load_enhancer
+from flowportrait.generator.enhancer import Enhancer, load_enhancer
 from flowportrait.generator.portrait_tokens import encode_portraits
 from flowportrait.generator.sampler import GenerationSession
 from flowportrait.generator.steering import Steering
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.audio import Sound
-from flowportrait.media.mel import frame_count
-from flowportrait.media.mel import raise_quiet
-from flowportrait.media.portrait import Photo
-from flowportrait.media.portrait import Portrait
+from flowportrait.media.audio import SAMPLE_RATE, Sound
+from flowportrait.media.mel import frame_count, raise_quiet
+from flowportrait.media.portrait import Photo, Portrait
 from flowportrait.media.tape import Tape
-from flowportrait.media.video import FPS
-from flowportrait.media.video import SAMPLES_PER_FRAME
-from flowportrait.pipelines.guidance import Candidate
-from flowportrait.pipelines.guidance import best_candidate
-from flowportrait.pipelines.guidance import build_guidance
-from flowportrait.pipelines.guidance import choosing_reward
-from flowportrait.pipelines.guidance import score_candidates
-from flowportrait.pipelines.inputs import AnimateInputs
-from flowportrait.pipelines.inputs import AudioInput
-from flowportrait.pipelines.inputs import Display
-from flowportrait.pipelines.inputs import ImageInput
-from flowportrait.pipelines.inputs import NoDisplay
-from flowportrait.pipelines.inputs import SHORTEST_SECONDS
-from flowportrait.pipelines.inputs import check_duration
-from flowportrait.pipelines.inputs import conversation_inputs
-from flowportrait.pipelines.inputs import image_name
-from flowportrait.pipelines.inputs import read_inputs
-from flowportrait.pipelines.inputs import read_photo
-from flowportrait.pipelines.inputs import read_speech
-from flowportrait.pipelines.inputs import synthesize_speech
-from flowportrait.pipelines.output import AnimatePipelineOutput
-from flowportrait.pipelines.output import AnimateStream
-from flowportrait.pipelines.output import LazyFrames
-from flowportrait.pipelines.output import MotionTrack
-from flowportrait.pipelines.output import draw_frames
-from flowportrait.pipelines.request import AnimateRequest
-from flowportrait.pipelines.request import AnimateSettings
+from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.pipelines.guidance import Candidate, best_candidate, build_guidance, choosing_reward, score_candidates
+from flowportrait.pipelines.inputs import (
+    SHORTEST_SECONDS,
+    AnimateInputs,
+    AudioInput,
+    Display,
+    ImageInput,
+    NoDisplay,
+    check_duration,
+    conversation_inputs,
+    image_name,
+    read_inputs,
+    read_photo,
+    read_speech,
+    synthesize_speech,
+)
+from flowportrait.pipelines.output import AnimatePipelineOutput, AnimateStream, LazyFrames, MotionTrack, draw_frames
+from flowportrait.pipelines.request import AnimateRequest, AnimateSettings
 from flowportrait.provenance.origin import Origin
-from pathlib import Path
-from typing import Unpack
+
 
 class AnimatePipeline:
     """A generator of motion and everything around it that makes a talking video of a request."""

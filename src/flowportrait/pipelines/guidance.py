@@ -9,25 +9,21 @@ Nothing is drawn before it is chosen: these rewards read motion and sound, not p
 from __future__ import annotations
 
 import math
-import numpy as np
 import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+
 from flowportrait.devices import device_of
 from flowportrait.errors import BadInput
 from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.steering import Steering
-from flowportrait.generator.steering import ordered_weights
-from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.media.mel import level
-from flowportrait.media.mel import log_mel
+from flowportrait.generator.steering import Steering, ordered_weights
+from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.interface import Reward
-from flowportrait.reward.interface import RewardBatch
-from typing import NamedTuple
 
 READABLE_FIELDS = frozenset({"motion", "mel", "fps"})
 """What a reward can read of motion that is not drawn yet."""

@@ -25,7 +25,7 @@ from flowportrait.media.video import FPS
 from flowportrait.policies.interface import DecodedSamples, Item
 from flowportrait.policies.policy import Condition, GeneratorPolicy
 from flowportrait.posttrain.rollout import Trajectory, map_tensors
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.batch import RewardBatch
 
 WITHOUT_FACE = frozenset({"frames", "fps", "audio", "transcript", "group", "policy"})
 """Needs that can be met without looking for a face."""

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.plugins import is_reference, load_reference
 from flowportrait.portraitgen.bench import Draw
 from flowportrait.portraitgen.look import ATTRIBUTES
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames
@@ -49,17 +48,9 @@ def drawing(policy: str) -> Draw:
     """
     if Path(policy).is_dir():
         return _by_flow(PortraitFlow.from_pretrained(Path(policy)))
-    module, _, function = policy.partition(":")
-    if not function:
+    if not is_reference(policy):
         raise BadInput(f"--policy {policy} is neither a folder nor PACKAGE.MODULE:FUNCTION: give one of them.")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        draw = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise BadInput(f"--policy {policy} cannot be imported ({error}): check module and function.") from error
-    finally:
-        sys.path.pop(0)
-    return _by_function(policy, draw)
+    return _by_function(policy, load_reference(policy))
 
 
 def _by_function(policy: str, draw: Callable[[str, int], np.ndarray]) -> Draw:

@@ -19,7 +19,7 @@ from flowportrait.generator.face_film import Film, pictures
 from flowportrait.generator.patch_flow import PatchCondition, PatchFlow
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.posttrain.rollout import Trajectory
-from flowportrait.reward.interface import RewardBatch
+from flowportrait.reward.batch import RewardBatch
 
 
 class Scenes(NamedTuple):
@@ -49,7 +49,7 @@ class FilmTask:
             film = self.films[int(torch.randint(len(self.films), (), generator=generator))]
             first = int(torch.randint(1, len(film.latents) - self.frames + 1, (), generator=generator))
             window = slice(first, first + self.frames)
-            rows.append((film.heard[window], film.latents[first - 1], film.latents[window]))
+            rows.append((film.features[window], film.latents[first - 1], film.latents[window]))
         return Scenes(*(torch.stack(part).float() for part in zip(*rows, strict=True)))
 
     def condition(self, policy: PatchFlow, scenes: Scenes) -> PatchCondition:

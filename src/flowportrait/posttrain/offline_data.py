@@ -57,7 +57,9 @@ class OfflineDataConfig(Stage):
                 raise BadInput(f"offline_data: {name!r} is not known; choose from {', '.join(known)}.")
 
     def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
-        """Return the clips of this process's groups with their scores; nothing is rolled out."""
+        """Return the clips of this process's groups with their scores; nothing is rolled out, unless the task has none."""
+        if not hasattr(rollouts.task, "show"):
+            return collect()
         with rollouts.rollout_mode():
             prompts = rollouts.prompts.select(rollouts.groups)
             batch: Batch = rollouts.task.show(rollouts.policy, prompts, rollouts.groups)

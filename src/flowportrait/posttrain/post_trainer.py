@@ -38,8 +38,9 @@ from flowportrait.posttrain.plan import OdePlan
 from flowportrait.posttrain.recipe import PostTrainConfig
 from flowportrait.posttrain.recipes import CARDS, find_recipe
 from flowportrait.posttrain.trainer import Trainer
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Reward, RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Reward, Score, all_valid
 from flowportrait.terminal import say, speaks
 from flowportrait.training.processes import on_main, one_voice, roll_call, tracking
 from flowportrait.training.state import latest_state, read_state

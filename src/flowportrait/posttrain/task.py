@@ -38,7 +38,8 @@ from flowportrait.generator.enhancer import denoise_mel, load_enhancer
 from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, frame_count, level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.posttrain.rollout import Trajectory
-from flowportrait.reward.interface import Draw, RewardBatch
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Draw
 
 
 @dataclass(frozen=True)

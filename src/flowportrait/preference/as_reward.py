@@ -22,8 +22,8 @@ from flowportrait.preference.dataset import DIMENSIONS
 from flowportrait.preference.latent_reward import LatentReward
 from flowportrait.preference.reward_model import MotionReward
 from flowportrait.preference.vlm_reward import VlmReward
-from flowportrait.reward.batch import Failure
-from flowportrait.reward.interface import Reward, RewardBatch, Score, all_valid, measured
+from flowportrait.reward.batch import Failure, RewardBatch
+from flowportrait.reward.interface import Reward, Score, all_valid, measured
 
 BEST = 2.0
 EVEN = (1.0, 1.0, 1.0)

@@ -16,7 +16,8 @@ from typing import Any, Self
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.plugins import load_plugin
-from flowportrait.reward.interface import Reward, RewardBatch, RewardFunction, Score, as_reward
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Reward, RewardFunction, Score, as_reward
 from flowportrait.reward.registry import BUILT_IN, REWARDS, RewardOptions, build, known
 from flowportrait.reward.scoring import score
 

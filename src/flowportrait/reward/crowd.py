@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from flowportrait.codec.basis import EXPRESSION, MotionBasis
 from flowportrait.codec.lips import LOWER_INNER, UPPER_INNER
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.liveliness import GROUPS, log_flutter
 from flowportrait.reward.real import FOLDER
 

@@ -20,7 +20,8 @@ from scipy.signal import find_peaks
 
 from flowportrait.codec.basis import BLINK, HEAD
 from flowportrait.media.video import FPS
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.liveliness import GROUPS, RealMotion, log_amplitude, log_speed
 from flowportrait.reward.real import noises
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.face_net import FaceNet, align
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.photo import shrunk
 from flowportrait.reward.pixels import pair_indices
 from flowportrait.reward.real import noises

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.real import noises
 from flowportrait.reward.sync import SyncExpert
 

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 
 from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER
 from flowportrait.media.video import FPS
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.real import noises
 
 CUTOFF_HZ = 6.0

@@ -15,7 +15,8 @@ from itertools import combinations
 
 import torch
 
-from flowportrait.reward.interface import Failure, RewardBatch, Score, measured
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Failure, Score, measured
 
 Prefer = Callable[[RewardBatch, int, int], float]
 """``(batch, row a, row b)`` → probability that a is better, NaN if it cannot be said."""

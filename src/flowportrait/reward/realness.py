@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from flowportrait.media.portrait import Portrait
+from flowportrait.reward.batch import RewardBatch
 from flowportrait.reward.face_net import align
 from flowportrait.reward.face_statistics import PLAIN, SIDE, face_statistics
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.photo import shrunk
 from flowportrait.reward.pixels import pair_indices
 from flowportrait.reward.real import FOLDER, Normal, noises, normals

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.reward.interface import Failure, Reward, RewardBatch, Score, Traits, measured, per_row, traits
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Failure, Reward, Score, Traits, measured, per_row, traits
 
 _LOG = logging.getLogger(__name__)
 _SLACK = 1e-4

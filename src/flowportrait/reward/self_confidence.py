@@ -17,7 +17,8 @@ import torch
 
 from flowportrait.flow.noise import unit_noise
 from flowportrait.flow.path import interpolate, predict_noise
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.real import noises
 
 _FLOOR = 1e-6

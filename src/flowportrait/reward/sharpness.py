@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.photo import shrunk
 from flowportrait.reward.pixels import pair_indices
 from flowportrait.reward.real import Normal, noises, normals

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from flowportrait.codec.basis import EXPRESSION, MotionBasis
 from flowportrait.codec.lips import LOWER_INNER, UPPER_INNER
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.reward.interface import Failure, RewardBatch, Score, measured
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Failure, Score, measured
 from flowportrait.reward.real import noises
 
 QUIET = 30.0

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from flowportrait.media.optical_flow import Dis, OpticalFlow
-from flowportrait.reward.interface import RewardBatch, Score, all_valid
+from flowportrait.reward.batch import RewardBatch
+from flowportrait.reward.interface import Score, all_valid
 from flowportrait.reward.pixels import pair_indices
 from flowportrait.reward.real import Normal, noises, normals
 from flowportrait.reward.regions import masks, mean_over

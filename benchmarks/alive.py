@@ -20,16 +20,15 @@ import numpy as np
 import torch
 from generator import LANGUAGES, Material, estimate
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import HEAD, MotionBasis
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import load_motion
-from flowportrait.evaluation.behaviour import blinks, gaze_std, head_range
-from flowportrait.evaluation.signals import eye_aperture
-from flowportrait.generator.sampler import sample_motion
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import load_motion
+from flowportrait.evaluation.motion_metrics import blinks, eye_aperture, gaze_std, head_range
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level
 from flowportrait.media.video import FPS
+from flowportrait.models.arflow import load_generator
+from flowportrait.models.sampler import sample_motion
+from flowportrait.rendering.motion_basis import HEAD, MotionBasis
 
 SILENCES, SILENT_SECONDS = 8, 48
 

@@ -11,21 +11,21 @@ from pathlib import Path
 from contestants import SMALL
 from unseen import test_clips
 
-from flowportrait.codec.delivery import MotionLowPass
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.config import override
-from flowportrait.corpus.clip import Clip
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.sampler import sample_mel
+from flowportrait.data.corpus import Clip
+from flowportrait.data.prompts import read_prompts
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.adapter import load_prompts
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.task import Drawing, Prompts, TalkingTask, draw_prompts
-from flowportrait.prompts import read_prompts
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.sampler import sample_mel
+from flowportrait.rendering.motion_filters import MotionLowPass
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.policy_adapter import load_prompts
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.task import Drawing, Prompts, TalkingTask, draw_prompts
 
 SIZE = 256
 WATCHED = 16

@@ -23,11 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flowportrait.corruption import corruptions
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.portraitgen.faces import Faces
-from flowportrait.portraitgen.look import Look, glance, look
-from flowportrait.portraitgen.measured_stills import Limits
+from flowportrait.portraitgen.detectors import Look, glance, look
+from flowportrait.portraitgen.measured import Faces, Limits
 
 
 @dataclass(frozen=True)

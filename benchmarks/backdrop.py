@@ -18,19 +18,17 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from flowportrait.animator import Animator
-from flowportrait.codec.backdrop import Backdrop
-from flowportrait.codec.mesh import HeadMesh
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.codec.silhouette import head_weight, matte, person
-from flowportrait.codec.skin import bare_skin
-from flowportrait.codec.warp import Rasterizer
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.face_regions import bare_skin, head_weight, matte, person
+from flowportrait.rendering.layers import Backdrop
+from flowportrait.rendering.mesh import HeadMesh, Rasterizer
+from flowportrait.rendering.renderer import MotionCodec
 
 MOVED, EVERY = 8, 5
 SHOWN = {

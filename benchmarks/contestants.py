@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.interface import Score, all_valid
-from flowportrait.reward.registry import REWARDS, register
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import REWARDS, register
 
 SMALL = (
     "groups=4", "group_size=8", "frames=48", "rollout_chunks=1", "render_size=96",

@@ -16,23 +16,22 @@ import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt
 
-from flowportrait.animator import Animator
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import LOWER
-from flowportrait.codec.delivery import MotionLowPass
 from flowportrait.config import override
-from flowportrait.corpus.motion_set import WindowSampler
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.pretrain import PretrainConfig, flow_matching_loss, with_lip_targets
-from flowportrait.generator.sampler import sample_mel
-from flowportrait.generator.training_clips import extract_features, load_clips, save_clips
+from flowportrait.data.motion_dataset import WindowSampler
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.video import FPS
-from flowportrait.posttrain.credit import CreditConfig, assign_credit
-from flowportrait.posttrain.task import DrawFor, Prompts
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.pretrain import PretrainConfig, flow_matching_loss, with_lip_targets
+from flowportrait.models.sampler import sample_mel
+from flowportrait.models.training_clips import extract_features, load_clips, save_clips
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.rendering.motion_filters import MotionLowPass
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.credit import CreditConfig, assign_credit
+from flowportrait.rl.task import DrawFor, Prompts
 
 BEST_OF = 8
 TAKES = 2

@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowportrait.animator import Animator
-from flowportrait.codec.basis import BLINK
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.conversation.stage import conversation_motion, frames_side_by_side, two_portraits
-from flowportrait.conversation.turns import tracks
-from flowportrait.generator.speech_stream import speech_gate
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.video import FPS, iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.voice.speaker import speak
-from flowportrait.voice.voices import voice_named
+from flowportrait.models.speech_stream import speech_gate
+from flowportrait.pipelines.animator import Animator
+from flowportrait.pipelines.conversation import conversation_motion, frames_side_by_side, two_portraits
+from flowportrait.pipelines.turns import tracks
+from flowportrait.rendering.motion_basis import BLINK
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.speech.text_to_speech import speak
+from flowportrait.speech.voices import voice_named
 
 SAID = (
     "Did you sleep well? I heard the storm all night, and the window would not close.",

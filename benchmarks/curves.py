@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from figures import EVALUATION, HELD, SPREAD
 
-from flowportrait.evaluation.plots import SERIES
+from flowportrait.evaluation.figures import SERIES
 
 
 def draw_curves(path: Path, curves: Mapping[str, Any]) -> None:

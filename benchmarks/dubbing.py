@@ -36,20 +36,19 @@ from rich.progress import track
 from rich.table import Table
 from sheets import motion
 
-from flowportrait.codec.basis import LOWER, MotionBasis
-from flowportrait.codec.dubbed_video import DubbedVideo
-from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
-from flowportrait.codec.footage import track_footage
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
-from flowportrait.codec.retouch_net import Windows
 from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.media.crop import apply_affine
-from flowportrait.media.face import bridge, yaw
+from flowportrait.media.faces import bridge, yaw
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
+from flowportrait.rendering.dubbing import DubbedVideo, MouthMemory, redraw_mouth
+from flowportrait.rendering.footage import track_footage
+from flowportrait.rendering.motion_basis import LOWER, MotionBasis
+from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, cut, to_window
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rendering.retouch import Windows
 
 NEAR = 4
 """Frames before and after a cut that are told apart."""

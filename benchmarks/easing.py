@@ -1,4 +1,4 @@
-"""Do chunks show where they meet? Before and after ``codec/delivery.py``, beside the motion of real people.
+"""Do chunks show where they meet? Before and after ``rendering/motion_filters.py``, beside the motion of real people.
 
     python benchmarks/easing.py --corpus CORPUS --data FOOTAGE --output DIR [--checkpoints sft rl] [--shares 0 0.15]
 
@@ -21,15 +21,15 @@ from arena import SIZE
 from rich.progress import track
 from unseen import test_clips
 
-from flowportrait.animator import Animator
-from flowportrait.codec.basis import BLINK, LOWER, MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.corpus.clip import Clip
+from flowportrait.data.corpus import Clip
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.motion_basis import BLINK, LOWER, MotionBasis
+from flowportrait.rendering.renderer import MotionCodec
 
 Figures = dict[str, np.ndarray]
 

@@ -23,18 +23,18 @@ from statistics import median
 
 import torch
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.posttrain.objective.interface import Advantage, LossInputs
-from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.plan import AllSteps
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.rollout import Points, Trajectory
-from flowportrait.posttrain.task import SpeechItem, TalkingTask
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.models.arflow import load_generator
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.objectives.ratio import ClippedRatio
+from flowportrait.rl.plan import AllSteps
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.rollout import Points, Trajectory
+from flowportrait.rl.task import SpeechItem, TalkingTask
+from flowportrait.rl.trainer import Trainer
 
 OBJECTIVE = ClippedRatio(kl_weight=0.0)
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from tools.sync_expert_data import load_expert_clips
+from tools.train_sync_expert import SIDES, acceptance_table, embed_clip, expert_side, shifted_score
 
-from flowportrait.corpus.clip import Clip
-from flowportrait.evaluation.expert_data import load_expert_clips
-from flowportrait.evaluation.plots import SERIES, STYLE, to_svg
+from flowportrait.data.corpus import Clip
+from flowportrait.evaluation.figures import SERIES, STYLE, to_svg
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.evaluation.train_expert import SIDES, acceptance_table, embed_clip, expert_side, shifted_score
-from flowportrait.reward.sync import lower_face
+from flowportrait.rewards.sync import lower_face
 
 VIEWS: dict[str, Callable[[Clip], list[torch.Tensor]]] = {
     "evaluation": lambda clip: [torch.from_numpy(clip.mouth)],

@@ -25,12 +25,12 @@ from rich.progress import track
 from skimage.data import astronaut
 from unseen import test_clips
 
-from flowportrait.animator import Animator
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.metrics import Row
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.renderer import MotionCodec
 
 WORST, MOMENTS, TILE, STRIP = 2, 8, 144, 20
 SHOWN = {SYNC: "sync", "ler": "LER", "tfi": "TFI", "head_range": "head", "gaze_std": "gaze"}

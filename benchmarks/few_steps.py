@@ -26,19 +26,19 @@ from preference_material import rate
 from preference_motion import differences, factor, speech
 from unseen import headline
 
-from flowportrait.animator import Animator
-from flowportrait.codec.basis import MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluation.comparison import compare_systems, metric_values
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.metrics import BY_KEY, Row
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
-from flowportrait.generator.sampler import sample_mel
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
-from flowportrait.reward.liveliness import GROUPS, log_amplitude
+from flowportrait.models.sampler import sample_mel
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.motion import GROUPS, log_amplitude
 
 SIZE = 256
 KEYS = ("lse_c_short", "sync_in_time_short", "ler", "ecs", "tfi", "mouth_amplitude", "head_range", "lid_motion")

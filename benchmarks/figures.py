@@ -17,7 +17,7 @@ from contestants import STUDIES
 from over_runs import POST_TRAINED, change, correct, paired
 
 from flowportrait.evaluation.metrics import METRICS, Row
-from flowportrait.reward.composite import RewardWeights
+from flowportrait.rewards.registry import RewardWeights
 
 SYNC, LER, ECS, TFI = "sync_in_time_short", "ler", "ecs", "tfi"
 FIGURES = (

@@ -22,10 +22,10 @@ import torch
 import tyro
 from gap import affine, flow, moved
 from reenact import distance, features
+from tools.train_retouch import load_pairs
 from torch import Tensor, nn
 
-from flowportrait.codec.mouth_window import HEIGHT, WIDTH
-from flowportrait.codec.train_retouch import load_pairs
+from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH
 
 _GRID, _COARSE = (24, 18), (12, 9)
 _PARTS = 40

@@ -24,14 +24,13 @@ import numpy as np
 import torch
 from generator import correlation, lip_gap
 
-from flowportrait.codec.basis import LOWER
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import MotionClip, load_motion
-from flowportrait.evaluation.signals import loudness
-from flowportrait.generator.audio_encoder import LipReader
-from flowportrait.generator.speech_encoder import SPEECH_DIM, SpeechEncoder
-from flowportrait.generator.train_lips import train_lips
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import MotionClip, load_motion
+from flowportrait.evaluation.motion_metrics import loudness
 from flowportrait.media.mel import MELS_PER_FRAME, level
+from flowportrait.models.pretrain import train_lips
+from flowportrait.models.speech_encoder import SPEECH_DIM, LipReader, SpeechEncoder
+from flowportrait.rendering.motion_basis import LOWER
 
 WIDTH = 128
 PHONES = 42

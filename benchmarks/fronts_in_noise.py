@@ -22,16 +22,16 @@ import torch
 from generator import babble, estimate, share
 from generator_videos import unseen_voices
 from noisereduce import reduce_noise
+from tools.train_enhancer import told
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import load_motion
-from flowportrait.generator.enhancer import Enhancer, denoise_mel, load_enhancer
-from flowportrait.generator.sampler import sample_motion
-from flowportrait.generator.train_enhancer import told
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import load_motion
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.models.arflow import load_generator
+from flowportrait.models.enhancer import Enhancer, denoise_mel, load_enhancer
+from flowportrait.models.sampler import sample_motion
+from flowportrait.rewards.sync import SyncExpert
 
 FRAMES = 72
 """Of a piece that are measured: whole chunks."""

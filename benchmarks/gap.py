@@ -37,13 +37,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from flowportrait.codec.basis import MOTION_DIM, Identity, MotionBasis
-from flowportrait.codec.mesh import N_FACE
-from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
-from flowportrait.codec.renderer import Renderer
-from flowportrait.codec.self_reenactment import own_motion
 from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.media.crop import apply_affine
+from flowportrait.rendering.mesh import N_FACE
+from flowportrait.rendering.motion_basis import MOTION_DIM, Identity, MotionBasis
+from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, cut, to_window
+from flowportrait.rendering.renderer import Renderer
+from flowportrait.rendering.self_reenactment import own_motion
 
 _GRID = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), -1).astype(np.float32)
 _FINER = 2

@@ -31,18 +31,17 @@ import numpy as np
 import torch
 from scipy.signal import fftconvolve
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import HEAD, LOWER
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import MotionClip, load_motion
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import MotionClip, load_motion
 from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.drift import lip_gap
-from flowportrait.generator.enhancer import Enhancer, denoise_mel, load_enhancer
-from flowportrait.generator.sampler import sample_motion
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.enhancer import Enhancer, denoise_mel, load_enhancer
+from flowportrait.models.sampler import sample_motion
+from flowportrait.models.training_clips import lip_gap
+from flowportrait.rendering.motion_basis import HEAD, LOWER
+from flowportrait.rewards.sync import SyncExpert
 
 LANGUAGES = {"anchors": ("Arabic", 28), "grid": ("English", 72)}
 """Sources of dev clips: their language and the frames that are compared."""

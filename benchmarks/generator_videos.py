@@ -27,22 +27,22 @@ import numpy as np
 import torch
 from generator import LANGUAGES, Heard, Material, estimate, options, prepared, share
 
-from flowportrait.animator import Animator
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.corruption.motion import loudness_driven_jaw, other_sentence
-from flowportrait.evaluation.behaviour import silent_lip
 from flowportrait.evaluation.lip_sync import measure_sync
+from flowportrait.evaluation.motion_metrics import silent_lip
 from flowportrait.evaluation.tracking import VideoTracks
-from flowportrait.media.align import MOUTH_PATCH, mouth_patch
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.crop import MOUTH_PATCH, mouth_patch
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.voice.speaker import speak
-from flowportrait.voice.voices import voice_named
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.speech.text_to_speech import speak
+from flowportrait.speech.voices import voice_named
 
 MANDARIN = (
     "今天天气很好，我们去公园散步吧。", "请问火车站怎么走？", "这本书我已经看了三遍了。", "他每天早上六点起床跑步。",

@@ -23,15 +23,15 @@ import torch
 from rich.progress import track
 from unseen import headline
 
-from flowportrait.animator import Animator
-from flowportrait.codec.basis import MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.corruption.motion import loudness_driven_jaw, negative_controls
 from flowportrait.evaluation.api import evaluate
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.rendering.renderer import MotionCodec
 
 PIECE_SECONDS = 4
 

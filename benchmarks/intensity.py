@@ -3,7 +3,7 @@
     python benchmarks/intensity.py --corpus CORPUS [--checkpoint sft] [--clips 24]
 
 Spread of lips (gap), brows and head over that at intensity 1, and reward-side sync, on sentences of ``dev`` speakers.
-``intensity``: as ``generator.intensity`` asks; ``style``: the factor's logarithm is added to the style's log
+``intensity``: as ``models.conditioning`` asks; ``style``: the factor's logarithm is added to the style's log
 amplitudes; ``scaled``: the neutral performance times the factor. 95 % intervals: bootstrap over clips.
 """
 
@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from generator import LANGUAGES, Material, estimate
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import BROWS, HEAD
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import load_motion
-from flowportrait.generator.audio_encoder import STYLE_LIPS
-from flowportrait.generator.drift import lip_gap
-from flowportrait.generator.sampler import sample_motion
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import load_motion
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.models.arflow import load_generator
+from flowportrait.models.sampler import sample_motion
+from flowportrait.models.speech_encoder import STYLE_LIPS
+from flowportrait.models.training_clips import lip_gap
+from flowportrait.rendering.motion_basis import BROWS, HEAD
+from flowportrait.rewards.sync import SyncExpert
 
 INTENSITIES = (0.6, 0.8, 1.25, 1.6)
 

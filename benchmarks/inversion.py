@@ -26,15 +26,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.corpus.motion_set import load_motion
-from flowportrait.flow import inversion
-from flowportrait.flow.kernel import flow_sde
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import Velocity, solve
-from flowportrait.portraitgen.faces import Faces
+from flowportrait.data.motion_dataset import load_motion
+from flowportrait.flow import guidance as inversion
+from flowportrait.flow.kernels import flow_sde
+from flowportrait.flow.paths import Velocity, shifted, solve
+from flowportrait.models.arflow import load_generator
+from flowportrait.portraitgen.measured import Faces
 from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_pictures
-from flowportrait.posttrain.task import Prompts, SpeechItem, TalkingTask, draw_prompts
+from flowportrait.rl.task import Prompts, SpeechItem, TalkingTask, draw_prompts
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

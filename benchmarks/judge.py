@@ -28,27 +28,33 @@ from pathlib import Path
 import numpy as np
 import torch
 import uvicorn
+from tools.fit_judge_scales import damage_head, speakers_clips, stack_landmarks
 
 from flowportrait.corruption import CORRUPTIONS, corruptions
 from flowportrait.corruption.clips import freeze_eyes
-from flowportrait.judge.client import ChatClient
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.fit_scales import damage_head, speakers_clips, stack_landmarks
-from flowportrait.judge.judges import METHODS, JudgeReward
-from flowportrait.judge.landmark_rewards import HeadPose, track_statistics
-from flowportrait.judge.learning import ExpertToggles, LabelledPair, agreement, improve
-from flowportrait.judge.measured import EXPERTS, SCALES_FILE, Experts, MeasuredPanel, concatenate_batches
-from flowportrait.judge.messages import Endpoint
-from flowportrait.judge.methods import PairJudge
-from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.rubric import ASPECTS, Aspect, Library
-from flowportrait.judge.sanity import CLIP_SANITY, corrupt_clip, examine, order_result, save_certificate
-from flowportrait.judge.server import create_app, servable_rewards
-from flowportrait.preference.dataset import Label
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.interface import Reward
-from flowportrait.reward.remote import HttpReward
-from flowportrait.reward.scoring import score
+from flowportrait.judges.build import METHODS, JudgeReward
+from flowportrait.judges.client import ChatClient
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.learning import ExpertToggles, LabelledPair, agreement, improve
+from flowportrait.judges.measured import (
+    EXPERTS,
+    SCALES_FILE,
+    Experts,
+    HeadPose,
+    MeasuredPanel,
+    concatenate_batches,
+    track_statistics,
+)
+from flowportrait.judges.messages import Endpoint
+from flowportrait.judges.methods import PairJudge
+from flowportrait.judges.panel import Panel, PanelSettings
+from flowportrait.judges.rubric import ASPECTS, Aspect, Library
+from flowportrait.judges.sanity import CLIP_SANITY, corrupt_clip, examine, order_result, save_certificate
+from flowportrait.judges.server import create_app, servable_rewards
+from flowportrait.preferences.dataset import Label
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Reward, score
+from flowportrait.rewards.remote import HttpReward
 
 ROWS = 16
 CERTIFICATES = SCALES_FILE.parent / "checked"

@@ -10,13 +10,13 @@ import torch
 from arena import Bench
 from controls import Sampling, best_of
 
-from flowportrait.animator import Animator
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.media.write_video import write_video
-from flowportrait.posttrain.task import Drawing
+from flowportrait.models.arflow import load_generator
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.motion_basis import HEAD, LOWER, MotionBasis
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rl.task import Drawing
 
 
 def evaluate(bench: Bench, name: str, seed: int) -> None:

@@ -25,16 +25,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from judge import HEADS, preferences
+from tools.fit_judge_scales import damage_head, speakers_clips
 
 from flowportrait.corruption import CORRUPTIONS
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.fit_scales import damage_head, speakers_clips
-from flowportrait.judge.learning import agreement
-from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel, PoseChecked
-from flowportrait.judge.rubric import ASPECTS, Aspect, Library
-from flowportrait.judge.sanity import CASES, corrupt_clip
-from flowportrait.judge.verdicts import Judge
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.learning import agreement
+from flowportrait.judges.measured import EXPERTS, Experts, MeasuredPanel, PoseChecked
+from flowportrait.judges.rubric import ASPECTS, Aspect, Library
+from flowportrait.judges.sanity import CASES, corrupt_clip
+from flowportrait.judges.verdicts import Judge
 
 LEARNED = Library(
     {**EXPERTS, "expressiveness": ("expressiveness", "sync"), "motion": ("steadiness", "temporal", "pose")}

@@ -24,12 +24,12 @@ import tyro
 from reenact import Options as Footage
 from reenact import read_scenes
 
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.codec.self_reenactment import own_motion
 from flowportrait.media.crop import paste_back
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.reward.face_net import FaceNet, align
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rendering.self_reenactment import own_motion
+from flowportrait.rewards.face import FaceNet, align
 
 _BAND = range(4, 9)
 

@@ -19,17 +19,17 @@ import numpy as np
 from rich.progress import track
 
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
+from flowportrait.data.prompts import find_videos
 from flowportrait.evaluation.api import Measurements, measure_videos
+from flowportrait.evaluation.figures import STYLE, to_svg
 from flowportrait.evaluation.measure import compare_with_real
 from flowportrait.evaluation.metrics import Row
-from flowportrait.evaluation.plots import STYLE, to_svg
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.evaluation.tracking import track_file
 from flowportrait.media.audio import read_audio
-from flowportrait.media.face import FaceTracker, bridge
+from flowportrait.media.faces import FaceTracker, bridge
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.prompts import find_videos
 
 STRENGTHS = ("mild", "plain", "strong")
 COLUMNS = ("sync", "ler", "ecs_mouth", "ecs_eyes", "ecs_brows", "lid_motion", "gaze_std", "head_range", "tfi", "jerk",

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowportrait.policies.memory import GIB, count_memory, peak_bytes, without_memory
-from flowportrait.policies.models import MODELS
+from flowportrait.adapters.memory import GIB, MODELS, count_memory, peak_bytes, without_memory
 
 TOKENS, TEXT, MIB = 3072, 64, 2**20
 

@@ -2,7 +2,7 @@
 
 For every speaker of a corpus, in the most open frames of a few clips: luma of the teeth, of the white of the eyes and
 of the brightest hundredth of the picture, all over the skin's; and the power of the skin's luma that the teeth's
-follow over speakers. They are the numbers of ``flowportrait.codec.mouth_light``.
+follow over speakers. They are the numbers of ``flowportrait.rendering.mouth``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import tyro
 
-from flowportrait.codec.mouth_frame import skin_colour
-from flowportrait.codec.mouth_light import LUMA, eye_white, teeth_seen
-from flowportrait.corpus.clip import Clip
+from flowportrait.data.corpus import Clip
 from flowportrait.media.video import iter_frames
+from flowportrait.rendering.mouth import LUMA, eye_white, teeth_seen
+from flowportrait.rendering.mouth_geometry import skin_colour
 
 _FRAMES = 4
 """Of a clip, the most open ones of its first 60."""

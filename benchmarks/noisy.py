@@ -27,14 +27,14 @@ from rich.progress import track
 from scipy.signal import fftconvolve
 from unseen import test_clips
 
-from flowportrait.animator import Animator
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.renderer import MotionCodec
 
 DECAY = 0.6
 """Seconds in which the room's echo falls by 60 dB."""

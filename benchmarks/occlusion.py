@@ -23,14 +23,14 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tools.occluders import SHAPES, add_occluder
+from tools.train_occlusion import split_files
 
-from flowportrait.codec.footage import HIDDEN, hidden_frames
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.occluders import SHAPES, add_occluder
 from flowportrait.media.occlusion import COVERED, VIEW, OcclusionDetector, lower_face_share
-from flowportrait.media.train_occlusion import split_files
 from flowportrait.media.video import iter_frames
+from flowportrait.rendering.footage import HIDDEN, hidden_frames
 
 CLIPS, PHOTOS = ("talkvid", "hdtf", "celebv", "clips", "anchors", "grid"), ("celebamask", "london")
 STEP = 3

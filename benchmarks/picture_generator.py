@@ -3,7 +3,7 @@
     python benchmarks/picture_generator.py CORPUS FOOTAGE ENCODER DECODER CHECKPOINT --output DIR
                                            [--seconds 8] [--clips 6] [--photo IMAGE]
 
-``patches``: the picture generator of ``generator.train_patches`` goes on from the first frame of ``dev`` speakers'
+``patches``: the picture generator of ``tools.train_patches`` goes on from the first frame of ``dev`` speakers'
 clips, while their clips are heard one after another. Beside it the same first frame moved by ``sft`` (same sound,
 same crop), and real footage through the autoencoder, which is one second long. Per second, over clips:
 
@@ -29,28 +29,32 @@ import torch
 from generator import estimate
 from generator_videos import glance
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
-from flowportrait.codec.vae_codec import VaeCodec
-from flowportrait.corpus.clip import Clip
+from flowportrait.data.corpus import Clip
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import measure_sync
 from flowportrait.evaluation.networks import load_networks
 from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.face_film import WIDTH, framed, framing, patches, pictures
-from flowportrait.generator.patch_flow import PatchFlow, motion_generator_features
-from flowportrait.generator.sampler import sample_motion
+from flowportrait.flow.paths import shifted, solve
 from flowportrait.media.crop import sample_crop
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.media.write_video import write_video
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.patch_flow import (
+    WIDTH,
+    PatchFlow,
+    framed,
+    framing,
+    motion_generator_features,
+    patches,
+    pictures,
+)
+from flowportrait.models.sampler import sample_motion
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rendering.vae_codec import TinyAutoencoder, VaeCodec
 
 CENTRAL = 2.0 / WIDTH
 """Share of the crop that the identity network sees."""

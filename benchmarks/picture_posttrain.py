@@ -2,7 +2,7 @@
 
     python benchmarks/picture_posttrain.py CORPUS FOOTAGE ENCODER DECODER RUN OUTPUT [--minutes 8] [--recipe nft]
 
-RUN is what ``generator.train_patches`` left: a checkpoint and the films of its speakers, which prompts are taken from.
+RUN is what ``tools.train_patches`` left: a checkpoint and the films of its speakers, which prompts are taken from.
 Measured on a second of each of ``--clips`` clips of ``dev`` speakers, with the same noise before and after:
 
 perceptual, temporal   the rewards (0 is real motion's middle)     flicker   second difference of the mean brightness
@@ -28,21 +28,19 @@ import torch
 from generator import estimate
 from picture_generator import detail
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
-from flowportrait.codec.vae_codec import VaeCodec
-from flowportrait.corpus.clip import Clip
-from flowportrait.flow.kernel import KERNELS
+from flowportrait.data.corpus import Clip
+from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.generator.face_film import Film, film, pictures
-from flowportrait.generator.patch_flow import PatchFlow
-from flowportrait.posttrain.film_task import FilmTask, Scenes
-from flowportrait.posttrain.plan import OdePlan
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.rollout import final_samples, rollout
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
+from flowportrait.models.arflow import load_generator
+from flowportrait.models.patch_flow import Film, PatchFlow, film, pictures
+from flowportrait.rendering.vae_codec import TinyAutoencoder, VaeCodec
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.rollout import final_samples, rollout
+from flowportrait.rl.task import FilmTask, Scenes
+from flowportrait.rl.trainer import Trainer
 
 FRAMES = 24
 WEIGHTS = {"perceptual": 0.6, "temporal": 0.4}

@@ -1,8 +1,8 @@
 """PortraitGen's claim on a flow that is trained here: does GRPO with real faces in its groups, and with a reward that
 knows artefacts, leave fewer of them than GRPO alone?
 
-    python -m flowportrait.portraitgen.faces CORPUS FOOTAGE faces.safetensors
-    python -m flowportrait.portraitgen.train_flow faces.safetensors FLOW
+    python -m flowportrait.portraitgen.measured CORPUS FOOTAGE faces.safetensors
+    python -m tools.train_portrait_flow faces.safetensors FLOW
     python benchmarks/portraitgen.py run   --faces faces.safetensors --flow FLOW --output DIR
     python benchmarks/portraitgen.py table --output DIR
 
@@ -39,19 +39,15 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import frechet_distance
 from flowportrait.evaluation.networks import load_networks
 from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar, signed_rank_p
-from flowportrait.portraitgen.faces import Faces
-from flowportrait.portraitgen.measured_stills import Limits, MeasuredStills
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames, as_pictures
-from flowportrait.portraitgen.stills import looks_at
+from flowportrait.portraitgen.measured import Faces, Limits, MeasuredStills
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames, as_pictures, looks_at
 from flowportrait.portraitgen.task import PortraitTask
-from flowportrait.posttrain.plan import AllSteps, OdePlan
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.face_net import align
-from flowportrait.reward.face_statistics import SIDE
-from flowportrait.reward.realness import FaceDensity
+from flowportrait.rewards.face import STATISTICS_SIDE, FaceDensity, align
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.plan import AllSteps, OdePlan
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.trainer import Trainer
 
 OMNI = {"omni_reward": 1.0}
 DUAL = {"omni_reward": 0.5, "ai_portrait": 0.5}
@@ -159,7 +155,7 @@ def unusual(pictures: torch.Tensor, landmarks: Sequence[np.ndarray | None]) -> l
         if points is None:
             found.append(None)
             continue
-        face = align(picture[None], torch.from_numpy(points[None, :, :2]).float(), SIDE)
+        face = align(picture[None], torch.from_numpy(points[None, :, :2]).float(), STATISTICS_SIDE)
         found.append(float(density.unusual(density.describe(face))[0]))
     return found
 

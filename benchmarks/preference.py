@@ -20,15 +20,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.corruption import HELD_OUT_MOTION_CORRUPTIONS, MOTION_CORRUPTIONS
-from flowportrait.flow.path import interpolate
-from flowportrait.preference.dataset import DIMENSIONS
-from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.pair_loss import Objective, PreferenceBatch
-from flowportrait.preference.reward_model import MotionReward, RewardTrainingConfig, train_reward
-from flowportrait.preference.synthetic_pairs import (
+from flowportrait.data.motion_dataset import MotionClip, load_motion
+from flowportrait.flow.paths import interpolate
+from flowportrait.models.arflow import load_generator
+from flowportrait.preferences.clips import Objective, PreferenceBatch
+from flowportrait.preferences.dataset import DIMENSIONS
+from flowportrait.preferences.latent_reward import LatentReward
+from flowportrait.preferences.reward_model import MotionReward, RewardTrainingConfig, train_reward
+from flowportrait.preferences.synthetic_pairs import (
     FRAMES,
     DamagedPairSampler,
     LatentPairBatch,
@@ -36,12 +36,10 @@ from flowportrait.preference.synthetic_pairs import (
     condition_clips,
     generated_clips,
 )
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.habits import Eyes, Head
-from flowportrait.reward.interface import Reward
-from flowportrait.reward.lip_sync import LipSync
-from flowportrait.reward.liveliness import Expressiveness, RealMotion, Smoothness
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Reward
+from flowportrait.rewards.motion import Expressiveness, Eyes, Head, RealMotion, Smoothness
+from flowportrait.rewards.sync import LipSync, SyncExpert
 
 PAIRS, LATENT_PAIRS = 840, 270
 PASTS = ("whole clip noisy", "past clean")

@@ -9,15 +9,15 @@ from pathlib import Path
 from preference_material import FRAMES as WHOLE
 from preference_material import WEIGHTS, Material
 
-from flowportrait.corpus.motion_set import MotionClip
-from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.objective.preference import DPO
-from flowportrait.posttrain.offline_data import OfflineDataConfig, OfflineTask, damaged_source, window_source
-from flowportrait.posttrain.post_trainer import learning_from_pairs
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.task import SpeechItem, TalkingTask
-from flowportrait.reward.composite import Composite
+from flowportrait.data.motion_dataset import MotionClip
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.credit import CreditConfig
+from flowportrait.rl.objectives.preference import DPO
+from flowportrait.rl.offline_data import OfflineDataConfig, OfflineTask, damaged_source, window_source
+from flowportrait.rl.post_trainer import learning_from_pairs
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.task import SpeechItem, TalkingTask
 
 FRAMES, CHUNK = 24, 4
 ONLINE = {"sync": 0.7, "expressiveness": 0.15, "smoothness": 0.15}

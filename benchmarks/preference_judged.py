@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from preference_arms import CHOSEN, is_trained, several, trained
 
-from flowportrait.animator import Animator
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.corpus.clip import Clip
+from flowportrait.data.corpus import Clip
 from flowportrait.evaluation.comparison import metric_values
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.metrics import Row
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
-from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.models.conditioning import Steering, ordered_weights
+from flowportrait.pipelines.animator import Animator
 from flowportrait.pipelines.guidance import best_candidate, score_candidates
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
-from flowportrait.preference.latent_reward import REACH, LatentReward
-from flowportrait.reward.registry import build
+from flowportrait.preferences.latent_reward import REACH, LatentReward
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.registry import build
 
 SIZE, FOLD, PORTRAITS = 256, 100, 3
 READ = ("sync_in_time_short", "lse_d_short", "ecs", "amplitude", "tfi", "jerk")

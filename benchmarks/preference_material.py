@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 import torch
 
-from flowportrait.corpus.motion_set import MotionClip
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.sampler import sample_mel
+from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.posttrain.offline_data import PreferenceGroup, score_pair
-from flowportrait.preference.clips import ClipFeatures
-from flowportrait.preference.dataset import Label
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.lip_sync import LipSync
-from flowportrait.reward.liveliness import Expressiveness, Smoothness
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.sampler import sample_mel
+from flowportrait.preferences.clips import ClipFeatures
+from flowportrait.preferences.dataset import Label
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.motion import Expressiveness, Smoothness
+from flowportrait.rewards.sync import LipSync
+from flowportrait.rl.offline_data import PreferenceGroup, score_pair
 
 FRAMES = 28
 """Of a performance; windows of 24 are learned from."""

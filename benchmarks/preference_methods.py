@@ -25,24 +25,16 @@ import torch
 from preference_arms import ARMS, CHUNK, FRAMES, again, setup, trained
 from preference_material import material
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.corpus.motion_set import load_motion
+from flowportrait.data.motion_dataset import load_motion
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.collect import Batch
-from flowportrait.posttrain.learner import Metrics
-from flowportrait.posttrain.objective.interface import Advantage
-from flowportrait.posttrain.objective.preference import DPO
-from flowportrait.posttrain.offline_data import (
-    OfflineDataConfig,
-    OfflineSource,
-    OfflineTask,
-    damaged_source,
-    window_source,
-)
-from flowportrait.posttrain.rollout import velocity_at
-from flowportrait.posttrain.task import latent_regions
-from flowportrait.posttrain.trainer import Trainer
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.rl.learner import Metrics
+from flowportrait.rl.objectives.interface import Advantage
+from flowportrait.rl.objectives.preference import DPO
+from flowportrait.rl.offline_data import OfflineDataConfig, OfflineSource, OfflineTask, damaged_source, window_source
+from flowportrait.rl.rollout import Batch, velocity_at
+from flowportrait.rl.task import latent_regions
+from flowportrait.rl.trainer import Trainer
 from flowportrait.training.state import write_checkpoint
 
 SEEDS = 3

@@ -16,17 +16,17 @@ import torch
 from preference_arms import ARMS, CHOSEN, is_trained, several, trained
 from preference_material import FRAMES, rate
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.corpus.motion_set import MotionClip, load_motion
+from flowportrait.data.motion_dataset import MotionClip, load_motion
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.generator.sampler import sample_mel
-from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.mel import MELS_PER_FRAME
+from flowportrait.models.arflow import load_generator
+from flowportrait.models.conditioning import Steering, ordered_weights
+from flowportrait.models.sampler import sample_mel
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
-from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.liveliness import GROUPS, log_amplitude, log_flutter, log_speed
-from flowportrait.reward.registry import build
+from flowportrait.preferences.latent_reward import LatentReward
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.motion import GROUPS, log_amplitude, log_flutter, log_speed
+from flowportrait.rewards.registry import build
 
 CLIPS, FOLD = 48, 1000
 WEIGHTS = (1, 3, 10)

@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 from preference_motion import speech
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.generator.sampler import sample_chunks
-from flowportrait.posttrain.task import encode_after
-from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.train_latent import SYNC
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.models.arflow import load_generator
+from flowportrait.models.sampler import sample_chunks
+from flowportrait.preferences.latent_reward import SYNC, LatentReward
+from flowportrait.rewards.sync import SyncExpert
+from flowportrait.rl.task import encode_after
 
 TAKES, STEPS = 6, (0.5, 1.0, 2.0, 4.0)
 Score = Callable[[torch.Tensor], torch.Tensor]

@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.progress import track
 
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.judge.learning import BAND
-from flowportrait.judge.measured import MeasuredPanel
-from flowportrait.judge.rubric import ASPECTS, WEIGHTS
+from flowportrait.judges.learning import BAND
+from flowportrait.judges.measured import MeasuredPanel
+from flowportrait.judges.rubric import ASPECTS, WEIGHTS
 from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames
-from flowportrait.preference.dataset import DIMENSIONS
-from flowportrait.preference.reward_model import MotionReward
-from flowportrait.reward.batch import RewardBatch
+from flowportrait.preferences.dataset import DIMENSIONS
+from flowportrait.preferences.reward_model import MotionReward
+from flowportrait.rewards.batch import RewardBatch
 
 Grades = Mapping[str, Mapping[str, float]]
 _OUT = Console(stderr=True)

@@ -26,13 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.extract import extract
-from flowportrait.corpus.index import corpus_records
-from flowportrait.corpus.prepare import Preparation, prepare, work
-from flowportrait.corpus.quality import LIP_READABLE, Gates, sync_margin
-from flowportrait.corpus.sources import Source
-from flowportrait.media.face import FaceTracker
+from flowportrait.data.corpus import Clip, Source, corpus_records
+from flowportrait.data.extract import LIP_READABLE, Gates, extract, sync_margin
+from flowportrait.data.prepare import Preparation, prepare, work
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import iter_frames
 
 

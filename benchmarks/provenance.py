@@ -25,21 +25,18 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.output_formats import FORMATS
+from flowportrait.media.sound_track import FORMATS
 from flowportrait.media.stream import write_stream
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.provenance.credential import self_signed
-from flowportrait.provenance.detect import find_watermark
+from flowportrait.pipelines.animator import Animator
 from flowportrait.provenance.inspection import inspect
-from flowportrait.provenance.manifest import sidecar_path, sign
-from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.manifest import Origin, self_signed, sidecar_path, sign
 from flowportrait.provenance.publish import Provenance, publish
-from flowportrait.provenance.watermark import marked
+from flowportrait.provenance.watermark import find_watermark, marked
 
 Frames = Iterable[np.ndarray]
 

@@ -24,20 +24,19 @@ from arena import SIZE
 from rich.progress import track
 from unseen import test_clips
 
-from flowportrait.animator import Animator
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluation.lip_sync import SHORT_REACH, PixelSyncExpert, sync_from_embeddings
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.media.align import mouth_patch
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.crop import mouth_patch
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.interface import Reward
-from flowportrait.reward.lip_sync import LipSync
-from flowportrait.reward.registry import build
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Reward
+from flowportrait.rewards.registry import build
+from flowportrait.rewards.sync import LipSync, SyncExpert
 
 TAKES = 8
 BESIDE = ("expressiveness", "tremor_lips")

@@ -29,11 +29,11 @@ from controls import continued, tuned
 from judged import evaluate
 from rich.console import Console
 
-from flowportrait.checkpoints import load_generator
 from flowportrait.config import override
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.composite import Composite
+from flowportrait.models.arflow import load_generator
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.trainer import Trainer
 
 LOOKS = 2
 _OUT = Console(stderr=True)

@@ -34,18 +34,17 @@ from rich.progress import track
 from rich.table import Table
 from tiny_autoencoder import TinyAutoencoder
 
-from flowportrait.codec.basis import LOWER, MotionBasis
-from flowportrait.codec.contours import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER, fill, opening
-from flowportrait.codec.mouth_frame import skin_colour
-from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, to_window
-from flowportrait.codec.renderer import Renderer
-from flowportrait.codec.self_reenactment import own_motion, portrait_of
-from flowportrait.corpus.clip import Clip
+from flowportrait.data.corpus import Clip
 from flowportrait.evaluation.statistics import bootstrap_ratio
-from flowportrait.media.face import FaceTracker, bridge
+from flowportrait.media.faces import FaceTracker, bridge
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
-from flowportrait.reward.face_net import FaceNet
+from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER, fill, opening
+from flowportrait.rendering.motion_basis import LOWER, MotionBasis
+from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, cut, skin_colour, to_window
+from flowportrait.rendering.renderer import Renderer
+from flowportrait.rendering.self_reenactment import own_motion, portrait_of
+from flowportrait.rewards.face import FaceNet
 
 MOUTH = sorted({*INNER_LOWER, *INNER_UPPER, *OUTER_LOWER, *OUTER_UPPER})
 CAVITIES = ((0.2, 0.15, 0.15), (0.35, 0.25, 0.25), (0.5, 0.38, 0.38))

@@ -21,10 +21,10 @@ import torch
 from scipy.spatial.transform import Rotation
 from skimage import data
 
-from flowportrait.codec.contours import INNER_LOWER, INNER_UPPER
-from flowportrait.codec.mesh import HeadMesh
-from flowportrait.codec.renderer import Renderer
 from flowportrait.media.portrait import Portrait
+from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER
+from flowportrait.rendering.mesh import HeadMesh
+from flowportrait.rendering.renderer import Renderer
 
 
 def talking(landmarks: np.ndarray, frames: int) -> np.ndarray:

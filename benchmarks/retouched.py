@@ -3,7 +3,7 @@
 PAIRS is what ``retouch_pairs`` writes, NETWORK what ``train_retouch`` does. The mouth error (``reenact.py``) of the
 held-out speakers' drawings after the whole network, and after its flow alone, as shares of the drawings' own; and how
 sharp they are: the mean step between neighbouring pixels inside the mouth and on the lips, over the true one's. In use
-a network has less say (``codec/retouch.py``), and earns less.
+a network has less say (``rendering/retouch.py``), and earns less.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 import tyro
 from reenact import features
 from safetensors.torch import load_file
+from tools.train_retouch import draw, load_pairs
 from torch import Tensor
 
-from flowportrait.codec.retouch_net import RetouchNet, Windows
-from flowportrait.codec.train_retouch import draw, load_pairs
 from flowportrait.evaluation.statistics import bootstrap_ratio
+from flowportrait.rendering.retouch import RetouchNet, Windows
 
 
 @dataclass(frozen=True)

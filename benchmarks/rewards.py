@@ -26,25 +26,22 @@ from rich.progress import track
 from scipy.stats import mannwhitneyu
 from skimage.data import astronaut
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER, MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import MotionClip, load_motion
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
-from flowportrait.media.align import to_canonical
-from flowportrait.media.crop import apply_affine, crop_transform
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import MotionClip, load_motion
+from flowportrait.media.crop import apply_affine, crop_transform, to_canonical
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
-from flowportrait.posttrain.task import Drawing
-from flowportrait.reward.batch import SIDE, Recorded, RewardBatch, cropped
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.face_net import FaceNet, align
-from flowportrait.reward.interface import Reward
-from flowportrait.reward.registry import BUILT_IN, RewardOptions, build
-from flowportrait.reward.scoring import score
-from flowportrait.reward.silent_lip import silence
+from flowportrait.models.arflow import load_generator
+from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER, MotionBasis
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.batch import SIDE, Recorded, RewardBatch, cropped
+from flowportrait.rewards.face import FaceNet, align
+from flowportrait.rewards.interface import Reward, score
+from flowportrait.rewards.motion import silence
+from flowportrait.rewards.registry import BUILT_IN, Composite, RewardOptions, build
+from flowportrait.rl.task import Drawing
 
 FRAMES = 29
 PER_SPEAKER = 4
@@ -323,7 +320,7 @@ def cost(given: argparse.Namespace) -> None:
 
 
 def _all_indices() -> tuple[int, ...]:
-    from flowportrait.reward.pixels import pair_indices
+    from flowportrait.rewards.face import pair_indices
 
     return pair_indices(72)
 

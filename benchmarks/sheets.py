@@ -22,12 +22,12 @@ import torch
 import tyro
 from skimage import data
 
-from flowportrait.codec.basis import HEAD, MotionBasis
-from flowportrait.codec.blendshapes import SHAPES, to_motion
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
+from flowportrait.rendering.motion_basis import HEAD, MotionBasis
+from flowportrait.rendering.motion_files import SHAPES, to_motion
+from flowportrait.rendering.renderer import MotionCodec
 
 _PER_SHEET = 4
 

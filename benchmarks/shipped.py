@@ -6,9 +6,9 @@
     RUNS/NAME/SEED/run/          the run folder of ``flowportrait posttrain``
     RUNS/NAME/SEED/checkpoint/   its weights, for ``recipes.py --study paid --stage evaluate``
     RUNS/NAME/SEED/finished/     with --finish: for ``heldout.py``; of ``crowd``, from three seeds, ``rl`` is the mean
-                                 (``python -m flowportrait.posttrain.soup RUNS/crowd/*/finished --output rl``)
+                                 (``python -m tools.average_checkpoints RUNS/crowd/*/finished --output rl``)
 
-Finishing is ¼ ``sft`` and ¾ of the run, wider noise for the eyes, then the lips of ``sft`` (``posttrain.graft``).
+Finishing is ¼ ``sft`` and ¾ of the run, wider noise for the eyes, then the lips of ``sft`` (``tools.graft_checkpoint``).
 ``paid at random`` has the same regions and weights, and its pay knows nothing: what that run becomes is drift.
 """
 
@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from contestants import PAID
 from rich.console import Console
+from tools.average_checkpoints import soup
+from tools.graft_checkpoint import grafted
 
-from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
-from flowportrait.posttrain.graft import grafted
-from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipe import PostTrainConfig, Recipe
-from flowportrait.posttrain.soup import soup
+from flowportrait.models.arflow import checkpoint_folder, load_generator
+from flowportrait.rl.config import PostTrainConfig, Recipe
+from flowportrait.rl.post_trainer import PostTrainer
 
 SHARES, SPREAD_EYES, GRAFT_STEPS = (0.25, 0.75), 1.3, 400
 _OUT = Console(stderr=True)

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowportrait.animator import Animator
 from flowportrait.media.audio import Sound
 from flowportrait.media.image import read_image
-from flowportrait.voice.speaker import ahead, speak
-from flowportrait.voice.voices import voice_named
+from flowportrait.pipelines.animator import Animator
+from flowportrait.speech.text_to_speech import ahead, speak
+from flowportrait.speech.voices import voice_named
 
 TEXT = (
     "Good morning. This is a longer text, of which only the first words are needed to begin. While they are shown, the "

@@ -37,25 +37,21 @@ import torch
 from skimage.data import astronaut
 from stream import PIECE, babble, per_chunk
 
-from flowportrait.animator import Animator
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.onnx_step import OnnxStep, export_step
-from flowportrait.generator.sampler import GenerationSession, sample_chunks
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.crop import paste_back
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.provenance.credential import self_signed
-from flowportrait.provenance.manifest import sign
-from flowportrait.provenance.origin import Origin
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.sampler import GenerationSession, OnnxStep, export_step, sample_chunks
+from flowportrait.pipelines.animator import Animator
+from flowportrait.provenance.manifest import Origin, self_signed, sign
 from flowportrait.provenance.publish import Provenance, publish
 from flowportrait.provenance.watermark import Watermark
+from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.rendering.renderer import MotionCodec
 
 PROVENANCE = ("watermark", "signing")
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.task import SpeechItem, TalkingTask
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
-from flowportrait.training.adapter import Lora
+from flowportrait.models.arflow import load_generator
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.task import SpeechItem, TalkingTask
+from flowportrait.rl.trainer import Trainer
+from flowportrait.training.lora import Lora
 from flowportrait.training.state import read_state, write_state
 
 TIMES = 5

@@ -24,22 +24,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.basis import MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import load_motion
-from flowportrait.evaluation.behaviour import blinks
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import load_motion
+from flowportrait.evaluation.motion_metrics import blinks
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.drift import drift_figures, liveliness
-from flowportrait.generator.sampler import GenerationSession, sample_motion
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.sampler import GenerationSession, sample_motion
+from flowportrait.models.training_clips import drift_figures, liveliness
+from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.sync import SyncExpert
 
 MINUTE = 60 * FPS
 DRAWN = 128

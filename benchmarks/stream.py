@@ -24,14 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.sampler import GenerationSession
+from flowportrait.flow.paths import shifted, solve
 from flowportrait.media.portrait import Portrait
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.sampler import GenerationSession
+from flowportrait.rendering.renderer import MotionCodec
 
 PIECE = 640
 

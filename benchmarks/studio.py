@@ -16,8 +16,7 @@ from pathlib import Path
 
 from flowportrait.media.video import FPS
 from flowportrait.pipelines.request import AnimateRequest
-from flowportrait.studio.limits import Limits
-from flowportrait.studio.render_queue import RenderQueue
+from flowportrait.studio.render_queue import Limits, RenderQueue
 
 TEXT = "Good morning. I read whatever you type, and you watch while I am still being drawn."
 

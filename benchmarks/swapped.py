@@ -20,13 +20,13 @@ from proxy import judge
 from rich.progress import track
 from unseen import headline, test_clips
 
-from flowportrait.animator import Animator
-from flowportrait.codec.basis import LOWER
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import level, log_mel
 from flowportrait.media.portrait import Portrait
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.rendering.renderer import MotionCodec
 
 
 def main() -> None:

@@ -17,17 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.evaluation import theval
+from flowportrait.data.prompts import find_videos
 from flowportrait.evaluation.api import measure_videos
-from flowportrait.evaluation.behaviour import blinks, silent_lip
 from flowportrait.evaluation.lip_sync import measure_sync
+from flowportrait.evaluation.measure import measures
+from flowportrait.evaluation.motion_metrics import action_signals68, blinks, remove_pose, silent_lip
 from flowportrait.evaluation.networks import Networks, clip_features, load_networks
-from flowportrait.evaluation.signals import action_signals68, remove_pose
 from flowportrait.evaluation.tracking import face_boxes, landmarks68, stabilizing_transforms, track_file
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.media.video import iter_frames
-from flowportrait.prompts import find_videos
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
         "silent lip, blinks, gaze, head": lambda: [
             (silent_lip(t.landmarks, t.valid, t.audio), blinks(remove_pose(t.landmarks[t.valid])[0])) for t in tracked
         ],
-        "THEval-5": lambda: [theval.measures(t, remove_pose(t.landmarks[t.valid])[1]) for t in tracked],
+        "THEval-5": lambda: [measures(t, remove_pose(t.landmarks[t.valid])[1]) for t in tracked],
         "CSIM": lambda: [clip_features(t, Networks(nets.identity, None, None, None)) for t in tracked],
         "FID- and FVD-style": lambda: [
             clip_features(t, Networks(None, nets.image, nets.texture, nets.video)) for t in tracked

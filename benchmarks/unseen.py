@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.corpus.clip import Clip
+from flowportrait.data.corpus import Clip
 
 HEADLINE_CLIPS = 32
 """Clips of unseen speakers that ``heldout.py`` takes for the shipped checkpoints: left out where recipes are chosen."""

@@ -21,11 +21,10 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
-from flowportrait.codec.vae_codec import VaeCodec
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
+from flowportrait.rendering.vae_codec import TinyAutoencoder, VaeCodec
 
 
 def decibels(before: np.ndarray, after: np.ndarray) -> float:

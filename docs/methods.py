@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.config import to_dict
-from flowportrait.posttrain.recipes import CARDS
+from flowportrait.rl.recipes import CARDS
 
 ROOT = Path(__file__).resolve().parent.parent
 _OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./[^)]*\)")

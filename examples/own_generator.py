@@ -1,7 +1,7 @@
 """An audio-driven generator of one's own, post-trained with the lip-sync reward.
 
 Three methods make it a policy; nothing here is known to the package. It makes two seconds of face motion, in the 30
-numbers of ``flowportrait.codec.basis``, from the sound of an item.
+numbers of ``flowportrait.rendering.motion_basis``, from the sound of an item.
 
     flowportrait policy check examples.own_generator:Murmur --prompts PROMPTS
     flowportrait posttrain --policy examples.own_generator:Murmur --prompts PROMPTS --output RUN --recipe flow-grpo
@@ -21,10 +21,10 @@ from torch import nn
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, level, log_mel
-from flowportrait.policies.interface import DecodedSamples, Item
-from flowportrait.posttrain.plan import AllSteps
-from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipes import find_recipe
+from flowportrait.adapters.policy import DecodedSamples, Item
+from flowportrait.rl.plan import AllSteps
+from flowportrait.rl.post_trainer import PostTrainer
+from flowportrait.rl.recipes import find_recipe
 
 FRAMES, NUMBERS = 50, 30
 

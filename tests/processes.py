@@ -25,19 +25,18 @@ import torch.distributed.checkpoint
 import torch.distributed.fsdp
 from accelerate.state import AcceleratorState
 
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.loop import Loop
-from flowportrait.posttrain.plan import AllSteps
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.task import SpeechItem, TalkingTask
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
-from flowportrait.reward.scoring import Unavailable
-from flowportrait.training.adapter import Lora
-from flowportrait.training.roles import SlowCopy
+from flowportrait.models.arflow import ARFlow
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, Unavailable, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.credit import CreditConfig
+from flowportrait.rl.loop import Loop
+from flowportrait.rl.plan import AllSteps
+from flowportrait.rl.task import SpeechItem, TalkingTask
+from flowportrait.rl.trainer import Trainer
+from flowportrait.training.learner import SlowCopy
+from flowportrait.training.lora import Lora
 from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.test_generator import TINY
 
@@ -209,7 +208,7 @@ def resume(folder: Path, processes: int) -> None:
 
 def every_recipe(folder: Path, processes: int) -> None:
     """One step of each, cut to the tiny policy; after one step, the first moment is a tenth of the gradient."""
-    from flowportrait.posttrain.recipes import CARDS, find_recipe
+    from flowportrait.rl.recipes import CARDS, find_recipe
     from tests.test_posttrain import trainer as with_real_clips
     from tests.test_recipes import small
 

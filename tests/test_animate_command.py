@@ -18,17 +18,17 @@ from PIL import Image
 from scipy.io import wavfile
 from skimage.data import astronaut
 
-from flowportrait.animator import Animator
 from flowportrait.cli import main, parser
-from flowportrait.codec.basis import LOWER
 from flowportrait.commands.animate import items_of
 from flowportrait.errors import BadInput
-from flowportrait.generator.sampler import GenerationSession
-from flowportrait.generator.speech_stream import LevelledSound, closed_lips_share
 from flowportrait.media.mel import QUIET_RMS, gain, raise_quiet
 from flowportrait.media.video import iter_frames
+from flowportrait.models.sampler import GenerationSession
+from flowportrait.models.speech_stream import LevelledSound, closed_lips_share
 from flowportrait.pipelines.animate import AnimatePipeline
+from flowportrait.pipelines.animator import Animator
 from flowportrait.pipelines.batch import BatchItem
+from flowportrait.rendering.motion_basis import LOWER
 
 RATE = 16_000
 
@@ -271,7 +271,7 @@ def test_portions_change_no_bit(animator: Animator, monkeypatch: pytest.MonkeyPa
         return torch.cat(list(animator.motion(speech.astype(np.float32), seed=2)))
 
     found = performed()
-    monkeypatch.setattr("flowportrait.generator.speech_stream.PORTION", 10**9)
+    monkeypatch.setattr("flowportrait.models.speech_stream.PORTION", 10**9)
     assert torch.equal(found, performed())
 
 

@@ -11,11 +11,10 @@ import torch
 from skimage.data import astronaut
 
 from flowportrait import Animator
-from flowportrait.codec import lips
-from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
 from flowportrait.errors import BadInput
-from flowportrait.generator.speech_stream import closed_lips_share, speech_gate
 from flowportrait.media.write_video import write_video
+from flowportrait.models.speech_stream import closed_lips_share, speech_gate
+from flowportrait.rendering.motion_basis import HEAD, LOWER, MotionBasis, close_lips, lip_gap
 
 BASIS = MotionBasis.load()
 
@@ -48,7 +47,7 @@ def test_a_silent_second_keeps_the_lips_closed_and_the_face_alive(animator: Anim
     speech = babble(1.0)
     audio = np.concatenate([speech, np.zeros(24_000, np.float32), speech])
     track = motion(animator, audio)
-    gap = lips.gap(BASIS.shape(track, lips.close(BASIS.canonical)))[:, 4]
+    gap = lip_gap(BASIS.shape(track, close_lips(BASIS.canonical)))[:, 4]
     assert gap[34:56].max() == 0.0
     assert gap[5:22].max() > 0.02
     assert gap[68:84].max() > 0.02

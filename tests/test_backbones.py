@@ -13,22 +13,21 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen3Config, Qwen3Model
 
-from flowportrait.animator import Animator
 from flowportrait.config import from_dict, override
-from flowportrait.corpus.motion_set import MotionClip, WindowSampler
+from flowportrait.data.motion_dataset import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.learner import FlowMatchingLearner, SavedTraining
-from flowportrait.generator.portrait_tokens import encode_portraits, with_portraits
-from flowportrait.generator.pretrain import pretrain
-from flowportrait.generator.pretrain_config import PretrainConfig
-from flowportrait.generator.sampler import GenerationSession
-from flowportrait.generator.training_clips import save_clips
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.task import SpeechItem, TalkingTask
-from flowportrait.training.adapter import merged
-from flowportrait.training.processes import processes
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.backbone import GeneratorConfig
+from flowportrait.models.conditioning import encode_portraits, with_portraits
+from flowportrait.models.flow_matching import FlowMatchingLearner, PretrainConfig, SavedTraining
+from flowportrait.models.pretrain import pretrain
+from flowportrait.models.sampler import GenerationSession
+from flowportrait.models.training_clips import save_clips
+from flowportrait.pipelines.animator import Animator
+from flowportrait.rl.task import SpeechItem, TalkingTask
+from flowportrait.training.distributed import processes
+from flowportrait.training.lora import merged
 from tests.test_judge_omni import thinker, tokenizer
 
 SMALL = GeneratorConfig(horizon=3, audio_width=16, head_width=32, head_depth=1, steps=2, lora_rank=2, portrait_side=56)

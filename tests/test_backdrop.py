@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
 
-from flowportrait.codec.backdrop import Backdrop
-from flowportrait.codec.contours import FACE_OVAL
-from flowportrait.codec.mesh import N_FACE, HeadMesh
-from flowportrait.codec.renderer import Renderer
-from flowportrait.codec.silhouette import head_weight, matte, person
 from flowportrait.media.portrait import Portrait
+from flowportrait.rendering.face_regions import FACE_OVAL, head_weight, matte, person
+from flowportrait.rendering.layers import Backdrop
+from flowportrait.rendering.mesh import N_FACE, HeadMesh
+from flowportrait.rendering.renderer import Renderer
 
 SIZE = 128
 HERE = np.dstack(np.meshgrid(*[np.arange(SIZE, dtype=np.float32)] * 2))

@@ -11,8 +11,8 @@ import pytest
 from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.bench import check_ordering, compare_results, run_benchmark
-from flowportrait.evaluation.protocol import Case, Protocol, cases, fingerprint, quick
+from flowportrait.evaluation.benchmark import check_ordering, compare_results, run_benchmark
+from flowportrait.evaluation.benchmark_systems import Case, Protocol, cases, fingerprint, quick
 
 
 def made() -> list[Case]:

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
 from skimage.data import astronaut
 
-from flowportrait.checkpoints import checkpoint_folder
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
-from flowportrait.prompt_videos import render_prompts, system_names
+from flowportrait.models.arflow import checkpoint_folder
+from flowportrait.pipelines.batch import render_prompts, system_names
 
 
 def tone(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1, loudness: float = 0.3) -> Path:

@@ -9,11 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from flowportrait.codec import lips
-from flowportrait.codec.basis import BLINK, EXPRESSION, GAZE, HEAD, LOWER, Identity, MotionBasis
-from flowportrait.codec.delivery import MotionLowPass
-from flowportrait.codec.mirror import mirror_matrix, partners
-from flowportrait.codec.pose import Pose, fit_pose, from_vector, to_vector
+from flowportrait.rendering.motion_basis import (
+    BLINK,
+    EXPRESSION,
+    GAZE,
+    HEAD,
+    LOWER,
+    Identity,
+    MotionBasis,
+    Pose,
+    close_lips,
+    fit_pose,
+    from_vector,
+    lip_gap,
+    mirror_matrix,
+    partners,
+    to_vector,
+)
+from flowportrait.rendering.motion_filters import MotionLowPass
 
 BASIS = MotionBasis.load()
 
@@ -24,7 +37,7 @@ def pose(angles: tuple[float, float, float], shift: tuple[float, float] = (200.0
 
 
 def face() -> Identity:
-    return Identity(lips.close(BASIS.canonical), pose((4.0, -6.0, 2.0)))
+    return Identity(close_lips(BASIS.canonical), pose((4.0, -6.0, 2.0)))
 
 
 @settings(max_examples=25)
@@ -43,8 +56,8 @@ def test_a_pose_survives_its_vector() -> None:
 
 
 def test_rest_is_the_persons_own_closed_mouth() -> None:
-    shape = BASIS.shape(torch.zeros(1, 30), lips.close(BASIS.canonical))
-    assert torch.equal(lips.gap(shape), torch.zeros(1, 9))
+    shape = BASIS.shape(torch.zeros(1, 30), close_lips(BASIS.canonical))
+    assert torch.equal(lip_gap(shape), torch.zeros(1, 9))
 
 
 @settings(max_examples=25)
@@ -52,15 +65,15 @@ def test_rest_is_the_persons_own_closed_mouth() -> None:
 def test_lips_never_cross(lower: list[float]) -> None:
     motion = torch.zeros(1, 30)
     motion[0, LOWER] = torch.tensor(lower)
-    assert lips.gap(BASIS.shape(motion, lips.close(BASIS.canonical))).min() >= -1e-6
+    assert lip_gap(BASIS.shape(motion, close_lips(BASIS.canonical))).min() >= -1e-6
 
 
 @pytest.mark.parametrize("part", [BLINK, GAZE, HEAD])
 def test_eyes_and_head_leave_the_lips_alone(part: slice) -> None:
     motion = torch.zeros(1, 30)
     motion[0, part] = 2.0
-    rest = lips.close(BASIS.canonical)
-    assert torch.allclose(lips.gap(BASIS.shape(motion, rest)), torch.zeros(9), atol=1e-6)
+    rest = close_lips(BASIS.canonical)
+    assert torch.allclose(lip_gap(BASIS.shape(motion, rest)), torch.zeros(9), atol=1e-6)
 
 
 def test_motion_is_read_back_from_the_landmarks_it_makes() -> None:

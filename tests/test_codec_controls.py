@@ -12,16 +12,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.codec import blendshapes, lips
-from flowportrait.codec.basis import BLINK, BROWS, GAZE, HEAD, LOWER, MotionBasis
-from flowportrait.codec.blendshapes import SHAPES, from_motion, table, to_motion
-from flowportrait.codec.contours import EYES
-from flowportrait.codec.controls import Controls, gaze_coefficients, lip_free
-from flowportrait.codec.motion_file import HEAD_NAMES, read_motion, write_motion
 from flowportrait.errors import BadInput
+from flowportrait.rendering import motion_files as blendshapes
+from flowportrait.rendering.face_regions import EYES
+from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MotionBasis, close_lips, lip_gap
+from flowportrait.rendering.motion_files import (
+    HEAD_NAMES,
+    SHAPES,
+    from_motion,
+    read_motion,
+    table,
+    to_motion,
+    write_motion,
+)
+from flowportrait.rendering.motion_filters import Controls, gaze_coefficients, lip_free
 
 BASIS = MotionBasis.load()
-REST = lips.close(BASIS.canonical)
+REST = close_lips(BASIS.canonical)
 
 
 def performance(frames: int = 25, seed: int = 0) -> torch.Tensor:
@@ -29,7 +36,7 @@ def performance(frames: int = 25, seed: int = 0) -> torch.Tensor:
 
 
 def gap(motion: torch.Tensor) -> torch.Tensor:
-    return lips.gap(BASIS.shape(motion, REST))
+    return lip_gap(BASIS.shape(motion, REST))
 
 
 scale = st.floats(0, 3)
@@ -90,7 +97,7 @@ def shaped(**weights: float) -> torch.Tensor:
 
 def test_blendshapes_do_what_their_names_say() -> None:
     rest = shaped()
-    assert lips.gap(shaped(jawOpen=0.5))[4] > 0.1
+    assert lip_gap(shaped(jawOpen=0.5))[4] > 0.1
     smile = shaped(mouthSmileLeft=1.0, mouthSmileRight=1.0)
     assert smile[61, 0] < rest[61, 0] - 0.02
     assert smile[291, 0] > rest[291, 0] + 0.02
@@ -104,7 +111,7 @@ def test_blendshapes_do_what_their_names_say() -> None:
     assert lid_gap(winked, 0) > 0.75 * lid_gap(rest, 0)
     for name in SHAPES:
         if name.startswith(("eye", "brow")):
-            assert torch.allclose(lips.gap(shaped(**{name: 1.0})), torch.zeros(9), atol=1e-5), name
+            assert torch.allclose(lip_gap(shaped(**{name: 1.0})), torch.zeros(9), atol=1e-5), name
 
 
 def test_shapes_and_detail_together_are_the_motion() -> None:

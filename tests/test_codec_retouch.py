@@ -11,15 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from skimage import data
+from tools.train_retouch import Misfit, draw, load_pairs
 
-from flowportrait.codec.contours import INNER_LOWER
-from flowportrait.codec.mouth_frame import MouthFrame, skin_colour
-from flowportrait.codec.mouth_window import HEIGHT, WIDTH, cut, mouth_state, to_window
-from flowportrait.codec.retouch import Retouch
-from flowportrait.codec.retouch_loss import Misfit
-from flowportrait.codec.retouch_net import RetouchNet
-from flowportrait.codec.train_retouch import draw, load_pairs
 from flowportrait.media.portrait import Portrait
+from flowportrait.rendering.face_regions import INNER_LOWER
+from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, MouthFrame, cut, mouth_state, skin_colour, to_window
+from flowportrait.rendering.retouch import Retouch, RetouchNet
 
 
 @lru_cache

@@ -22,9 +22,7 @@ from skimage.data import astronaut
 from flowportrait.cli import main, parser
 from flowportrait.commands.animate import request_of
 from flowportrait.errors import BadInput
-from flowportrait.folders import cache_folder, config_folder
-from flowportrait.outputs import check_inputs_kept
-from flowportrait.written import LONGEST_NAME, complete
+from flowportrait.files import LONGEST_NAME, cache_folder, check_inputs_kept, complete, config_folder
 
 PROGRAM = [sys.executable, "-m", "flowportrait"]
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX users, descriptors and signals")
@@ -217,7 +215,7 @@ def test_nobody_needs_a_name_or_a_home(tmp_path: Path) -> None:
     script = (
         "import pwd, sys\ndef unknown(number): raise KeyError(number)\npwd.getpwuid = unknown\n"
         "from flowportrait.cli import main\nassert main(['recipes', '--json']) == 0\n"
-        "import getpass, os\nfrom flowportrait.folders import cache_folder\n"
+        "import getpass, os\nfrom flowportrait.files import cache_folder\n"
         "print(getpass.getuser(), os.environ['HOME'], cache_folder())"
     )
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
@@ -246,15 +244,15 @@ def test_folders_fall_back_to_a_private_temporary_one(monkeypatch: pytest.Monkey
 
 @posix
 def test_somebody_elses_temporary_folder_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flowportrait import folders
+    from flowportrait.files import _temporary
 
     planted = tmp_path / f"flowportrait-{os.getuid()}"
     planted.mkdir()
     planted.chmod(0o777)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folders._temporary.cache_clear()
-    assert folders._temporary(".config").parent != planted
-    folders._temporary.cache_clear()
+    _temporary.cache_clear()
+    assert _temporary(".config").parent != planted
+    _temporary.cache_clear()
 
 
 @posix

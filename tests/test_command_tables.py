@@ -15,10 +15,10 @@ from flowportrait.commands.doctor import find_runs
 from flowportrait.commands.score import MEANINGS, score_table
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import compare_systems
+from flowportrait.evaluation.figures import text_table
 from flowportrait.evaluation.metrics import BY_KEY
-from flowportrait.evaluation.tables import text_table
 from flowportrait.pipelines.guidance import Candidate, comparison_sentence
-from flowportrait.reward.registry import BUILT_IN
+from flowportrait.rewards.registry import BUILT_IN
 
 
 def printed(table: Table, width: int = 160) -> str:

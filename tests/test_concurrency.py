@@ -14,12 +14,12 @@ import torch
 from skimage.data import astronaut
 
 from flowportrait import Animator
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.judges import build_judge
-from flowportrait.media.face import FaceTracker
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.registry import build
-from flowportrait.reward.scoring import score
+from flowportrait.judges.build import build_judge
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.media.faces import FaceTracker
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import score
+from flowportrait.rewards.registry import build
 from tests.test_golden import speech
 
 PHOTO = astronaut()[:400, 60:400]

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowportrait.config import load, merge, override, save, to_dict
+from flowportrait.data.prompts import read_prompts
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.credit import CreditConfig
-from flowportrait.posttrain.recipe import PostTrainConfig
-from flowportrait.posttrain.recipes import CARDS, find_recipe
-from flowportrait.prompts import read_prompts
-from flowportrait.training.adapter import Lora
-from flowportrait.training.roles import SlowCopy
+from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.credit import CreditConfig
+from flowportrait.rl.recipes import CARDS, find_recipe
+from flowportrait.training.learner import SlowCopy
+from flowportrait.training.lora import Lora
 
 
 @given(

@@ -11,20 +11,18 @@ from skimage.data import astronaut
 
 from flowportrait import Animator
 from flowportrait.cli import main
-from flowportrait.codec import lips
-from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER, MotionBasis
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.conversation.listening import Listener, pauses_of
-from flowportrait.conversation.stage import (
+from flowportrait.errors import BadInput
+from flowportrait.media.audio import Sound
+from flowportrait.pipelines.conversation import (
     conversation_motion,
     frames_in_one_photo,
     frames_side_by_side,
     two_portraits,
 )
-from flowportrait.conversation.turns import conversation_sound, tracks, without_crosstalk
-from flowportrait.errors import BadInput
-from flowportrait.media.audio import Sound
 from flowportrait.pipelines.request import SpeakerTurn
+from flowportrait.pipelines.turns import Listener, conversation_sound, pauses_of, tracks, without_crosstalk
+from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER, MotionBasis, close_lips, lip_gap
+from flowportrait.rendering.renderer import MotionCodec
 from tests.test_animator import babble
 
 BASIS = MotionBasis.load()
@@ -32,7 +30,7 @@ BASIS = MotionBasis.load()
 
 def opening(motion: torch.Tensor) -> torch.Tensor:
     """Lip gap at the middle of the mouth, ``[T]``."""
-    return lips.gap(BASIS.shape(motion, lips.close(BASIS.canonical)))[:, 4]
+    return lip_gap(BASIS.shape(motion, close_lips(BASIS.canonical)))[:, 4]
 
 
 def test_turns_follow_one_another_and_one_clock_is_one_clock() -> None:

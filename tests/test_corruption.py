@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.codec.basis import BLINK, GAZE, LOWER
 from flowportrait.corruption import (
     CATALOGUE,
     CORRUPTIONS,
@@ -24,6 +23,7 @@ from flowportrait.corruption.catalogue import CLIP_KINDS, KINDS
 from flowportrait.corruption.clips import paste_square
 from flowportrait.errors import BadInput
 from flowportrait.media.video import SAMPLES_PER_FRAME
+from flowportrait.rendering.motion_basis import BLINK, GAZE, LOWER
 
 FRAMES, SIDE = 50, 96
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.credit import (
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rl.credit import (
     Allocation,
     CreditConfig,
     allocate_advantage,
@@ -20,9 +21,8 @@ from flowportrait.posttrain.credit import (
     select_best_and_worst,
     win_rates,
 )
-from flowportrait.posttrain.objective.preference import pairs
-from flowportrait.posttrain.rollout import final_samples
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.rl.objectives.preference import pairs
+from flowportrait.rl.rollout import final_samples
 
 GROUP = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
 VALUE = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 10.0, 20.0, 20.0])

@@ -17,7 +17,7 @@ from skimage import data
 from flowportrait.errors import BadInput
 from flowportrait.media import portrait as portrait_module
 from flowportrait.media.crop import apply_affine, crop_transform, feather, paste_back, photo_square
-from flowportrait.media.face import yaw
+from flowportrait.media.faces import yaw
 from flowportrait.media.image import read_image
 from flowportrait.media.occlusion import mouth_covered
 from flowportrait.media.portrait import Portrait

@@ -10,12 +10,12 @@ from transformers import DynamicCache, Qwen3Config, Qwen3Model, WhisperConfig
 from transformers.audio_utils import hertz_to_mel, mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-from flowportrait.codec.delivery import BROWS_5_HZ, HEAD_3_HZ, Biquad
-from flowportrait.generator.backbone import Decoder, sliding_mask
-from flowportrait.generator.isolator import FORGET, running_mean
-from flowportrait.generator.speech_encoder import WIDTH, EncoderLayer
 from flowportrait.media.mel import filters, slaney_hertz, slaney_mel
 from flowportrait.media.video import FPS
+from flowportrait.models.backbone import Decoder, sliding_mask
+from flowportrait.models.enhancer import FORGET, running_mean
+from flowportrait.models.speech_encoder import WIDTH, EncoderLayer
+from flowportrait.rendering.motion_filters import BROWS_5_HZ, HEAD_3_HZ, Biquad
 
 SIZES = [(192, 4, 4, 16), (32, 2, 2, 4)]
 """Hidden, heads, layers, window: those of the shipped generators, and small ones."""

@@ -17,26 +17,23 @@ import torch
 from torch import nn
 
 from flowportrait import devices
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.retouch_net import RetouchNet, Windows
-from flowportrait.codec.retouch_onnx import blank_windows
-from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
 from flowportrait.devices import default_device, device_of, onnx_providers, place, use_device
 from flowportrait.evaluation import networks as evaluation
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import load_enhancer
-from flowportrait.generator.isolator import Isolator
-from flowportrait.generator.patch_flow import PatchFlow, PatchFlowConfig
-from flowportrait.generator.sampler import ChunkSampler, sample_mel, sample_motion
-from flowportrait.media.occlusion_net import OcclusionNet
+from flowportrait.media.occlusion import OcclusionNet
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.enhancer import Isolator, load_enhancer
+from flowportrait.models.patch_flow import PatchFlow, PatchFlowConfig
+from flowportrait.models.sampler import ChunkSampler, sample_mel, sample_motion
 from flowportrait.portraitgen.portrait_flow import PortraitFlow
-from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.preference.reward_model import MotionReward
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.face_net import FaceNet
-from flowportrait.reward.registry import build as build_reward
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.preferences.latent_reward import LatentReward
+from flowportrait.preferences.reward_model import MotionReward
+from flowportrait.rendering.retouch import RetouchNet, Windows, blank_windows
+from flowportrait.rendering.vae_codec import TinyAutoencoder
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.face import FaceNet
+from flowportrait.rewards.registry import build as build_reward
+from flowportrait.rewards.sync import SyncExpert
 from tests.test_generator_live import TINY
 from tests.test_generator_live import build as tiny
 

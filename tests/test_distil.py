@@ -9,22 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from flowportrait.codec.delivery import join_chunks
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve
-from flowportrait.posttrain.credit import BatchCredit, CreditConfig, credit_batch
-from flowportrait.posttrain.methods import TEACHER, Teacher, teacher_is_better
-from flowportrait.posttrain.objective.interface import Advantage
-from flowportrait.posttrain.objective.matching import Distil
-from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.plan import OdePlan
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.rollout import Points
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.flow.paths import shifted, solve
+from flowportrait.rendering.motion_filters import join_chunks
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.credit import BatchCredit, CreditConfig, credit_batch
+from flowportrait.rl.objectives.interface import Advantage
+from flowportrait.rl.objectives.matching import Distil
+from flowportrait.rl.objectives.ratio import ClippedRatio
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.rollout import Points
+from flowportrait.rl.stages import TEACHER, Teacher, teacher_is_better
+from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import tiny_policy, trainer
 
 

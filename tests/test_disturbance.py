@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowportrait.adapters.loading import missing_ability
 from flowportrait.config import override, to_dict
 from flowportrait.errors import BadInput
-from flowportrait.policies.adapter import missing_ability
-from flowportrait.posttrain.manifest import changed_settings
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.task import Disturbance, SpeechItem, TalkingTask, draw_prompts, speech_mel
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.manifest import changed_settings
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.task import Disturbance, SpeechItem, TalkingTask, draw_prompts, speech_mel
+from flowportrait.rl.trainer import Trainer
 from tests.test_generator import TINY
 from tests.test_posttrain import RECIPE, tiny_policy
 

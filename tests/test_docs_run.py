@@ -18,7 +18,7 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.preference.dataset import Label
+from flowportrait.preferences.dataset import Label
 from flowportrait.study.plan import QUESTIONS, AnswerStore, Study
 from tests.doc_commands import ROOT, commands, words
 from tests.study_browser import small_study

@@ -12,15 +12,15 @@ import torch
 
 from flowportrait.cli import main
 from flowportrait.config import save, to_dict
-from flowportrait.posttrain import learner as learner_module
-from flowportrait.posttrain.doctor import Record, examine
-from flowportrait.posttrain.held_out import is_best_checkpoint, should_stop
-from flowportrait.posttrain.objective.interface import Loss, LossInputs
-from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl import learner as learner_module
+from flowportrait.rl.doctor import Record, examine
+from flowportrait.rl.loop import is_best_checkpoint, should_stop
+from flowportrait.rl.objectives.interface import Loss, LossInputs
+from flowportrait.rl.objectives.ratio import ClippedRatio
+from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import RECIPE, Lift, trainer
 
 QUICK = replace(RECIPE, learning_rate=3e-4)

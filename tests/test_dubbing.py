@@ -22,15 +22,14 @@ from scipy.spatial.transform import Rotation
 from skimage import data
 
 from flowportrait.cli import main
-from flowportrait.codec import dubbed_video
-from flowportrait.codec.basis import MOTION_DIM
-from flowportrait.codec.dubbed_video import MEMORY_FRAMES, DubbedVideo, at_rate, pendulum
-from flowportrait.codec.footage import Footage, track_footage
 from flowportrait.errors import BadInput
-from flowportrait.media.face import Faces, FaceTracker, yaw
-from flowportrait.media.frame_rate import frame_rate
-from flowportrait.media.video import iter_frames
+from flowportrait.media.faces import Faces, FaceTracker, yaw
+from flowportrait.media.video import frame_rate, iter_frames
 from flowportrait.media.write_video import write_video
+from flowportrait.rendering import dubbing as dubbed_video
+from flowportrait.rendering.dubbing import MEMORY_FRAMES, DubbedVideo, at_rate, pendulum
+from flowportrait.rendering.footage import Footage, track_footage
+from flowportrait.rendering.motion_basis import MOTION_DIM
 
 PHOTO = np.ascontiguousarray(data.astronaut()[:256, 90:346])
 OPEN = torch.full((30, MOTION_DIM), 1.5)

@@ -18,22 +18,22 @@ import pytest
 
 from flowportrait.config import load
 from flowportrait.errors import BadInput
-from flowportrait.judge.calibration import Calibration
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.judges import JudgeSettings, build_judge, build_with_library
-from flowportrait.judge.learning import LabelledPair, RuleEditor, improve
-from flowportrait.judge.measured import Experts, MeasuredPanel, PoseChecked
-from flowportrait.judge.methods import PairChoices, compare_pairs
-from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.questions import Accept, Kind, Ledger, Question, ReplyCache
-from flowportrait.judge.replies import Reply, Token, UnusableReply
-from flowportrait.judge.rubric import Library
-from flowportrait.judge.sanity import require_certificate
-from flowportrait.judge.verdicts import Judge
+from flowportrait.judges.build import JudgeSettings, build_judge, build_with_library
+from flowportrait.judges.calibration import Calibration
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.learning import LabelledPair, RuleEditor, improve
+from flowportrait.judges.measured import Experts, MeasuredPanel, PoseChecked
+from flowportrait.judges.methods import PairChoices, compare_pairs
+from flowportrait.judges.panel import Panel, PanelSettings
+from flowportrait.judges.questions import Accept, Kind, Ledger, Question, ReplyCache
+from flowportrait.judges.replies import Reply, Token, UnusableReply
+from flowportrait.judges.rubric import Library
+from flowportrait.judges.sanity import require_certificate
+from flowportrait.judges.verdicts import Judge
 from flowportrait.portraitgen.judging import DIMENSIONS, STILLS
-from flowportrait.portraitgen.measured_stills import MeasuredStills
-from flowportrait.portraitgen.stills import STILL_ASPECTS, Still
-from flowportrait.reward.batch import Failure
+from flowportrait.portraitgen.measured import MeasuredStills
+from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still
+from flowportrait.rewards.batch import Failure
 
 DATA = Path(__file__).parent / "data" / "v0.1" / "judge"
 SAID: dict[str, Any] = json.loads((DATA / "said.json").read_text(encoding="utf-8"))

@@ -18,20 +18,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flowportrait.adapters.policy import Item as Request
 from flowportrait.config import save, to_dict, upgrade_keys
+from flowportrait.data.prompts import Prompt
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.policies.interface import Item as Request
-from flowportrait.posttrain.credit import Allocation
-from flowportrait.posttrain.loop import Loop
-from flowportrait.posttrain.manifest import checkpoint_start, manifest, write_or_compare
-from flowportrait.posttrain.plan import OdePlan
-from flowportrait.posttrain.recipe import PostTrainConfig, Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.task import SpeechItem, TalkingTask
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.prompts import Prompt
-from flowportrait.reward.composite import Composite
+from flowportrait.models.arflow import ARFlow
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import PostTrainConfig, Recipe
+from flowportrait.rl.credit import Allocation
+from flowportrait.rl.loop import Loop
+from flowportrait.rl.manifest import checkpoint_start, manifest, write_or_compare
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.task import SpeechItem, TalkingTask
+from flowportrait.rl.trainer import Trainer
 from flowportrait.training.state import latest_state, read_state
 from tests.test_generator import TINY
 from tests.test_posttrain import Lift

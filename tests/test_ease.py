@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowportrait.codec.basis import BROWS, HEAD, LOWER, MOTION_DIM
-from flowportrait.codec.delivery import ChunkJoiner, join_chunks
+from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER, MOTION_DIM
+from flowportrait.rendering.motion_filters import ChunkJoiner, join_chunks
 
 
 def drawn(frames: int, seed: int = 0) -> torch.Tensor:

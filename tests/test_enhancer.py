@@ -8,16 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tools.train_enhancer import FRAMES, generator_features, losses_of, mixture, music
 
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import CLEANEST, FULL, Enhancer, NoiseRemoval, denoise_mel, load_enhancer
-from flowportrait.generator.isolator import HOP, WINDOW, Isolator, window
-from flowportrait.generator.sampler import GenerationSession, sample_motion
-from flowportrait.generator.speech_stream import LevelledSound
-from flowportrait.generator.train_enhancer import FRAMES, generator_features, losses_of, mixture, music
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
-from flowportrait.voice.speaker import speak
-from flowportrait.voice.voices import voice_named
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.enhancer import (
+    CLEANEST,
+    FULL,
+    HOP,
+    WINDOW,
+    Enhancer,
+    Isolator,
+    NoiseRemoval,
+    denoise_mel,
+    load_enhancer,
+    window,
+)
+from flowportrait.models.sampler import GenerationSession, sample_motion
+from flowportrait.models.speech_stream import LevelledSound
+from flowportrait.speech.text_to_speech import speak
+from flowportrait.speech.voices import voice_named
 from tests.test_generator_live import TINY, build, together
 
 

@@ -9,11 +9,19 @@ from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.api import evaluate
-from flowportrait.evaluation.behaviour import guarded_tfi, silent_frames, tfi_and_flow_power
 from flowportrait.evaluation.comparison import compare_systems
-from flowportrait.evaluation.expression import autocorrelation, dynamics_samples, ecs, reference_quantiles
 from flowportrait.evaluation.lip_sync import sync_from_embeddings
-from flowportrait.evaluation.signals import GROUPS, longest_run
+from flowportrait.evaluation.motion_metrics import (
+    GROUPS,
+    autocorrelation,
+    dynamics_samples,
+    ecs,
+    guarded_tfi,
+    longest_run,
+    reference_quantiles,
+    silent_frames,
+    tfi_and_flow_power,
+)
 from flowportrait.evaluation.statistics import bootstrap_mean
 
 

@@ -13,16 +13,16 @@ import torch
 from skimage.data import astronaut
 
 from flowportrait.commands.evaluate import named_systems
+from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.evaluation import tracking
 from flowportrait.evaluation.api import evaluate
 from flowportrait.evaluation.comparison import compare_systems, metrics_by_group, read_labels
+from flowportrait.evaluation.figures import html_groups_table
 from flowportrait.evaluation.networks import Networks, TorchScriptNetwork, clip_features, load_networks
 from flowportrait.evaluation.statistics import jackknife
-from flowportrait.evaluation.tables import html_groups_table
 from flowportrait.evaluation.tracking import default_cache, track_file
 from flowportrait.media.write_video import write_video
-from flowportrait.prompts import find_videos
 
 FRAMES = 30
 

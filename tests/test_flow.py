@@ -10,12 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowportrait.flow.kernel import KERNELS, Step, cps, dance_sde, flow_sde, kernel_named, longcat_sde, ode
+from flowportrait.flow.kernels import (
+    KERNELS,
+    Step,
+    cps,
+    dance_sde,
+    flow_sde,
+    gaussian_kl,
+    kernel_named,
+    log_ratio,
+    longcat_sde,
+    ode,
+)
 from flowportrait.flow.noise import _USES, NoiseKey, Use, seed_of, unit_noise
-from flowportrait.flow.path import interpolate, predict_data, predict_noise, target_velocity
-from flowportrait.flow.ratio import gaussian_kl, log_ratio
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve, walk
+from flowportrait.flow.paths import interpolate, predict_data, predict_noise, shifted, solve, target_velocity, walk
 
 levels = st.floats(0.05, 0.95)
 
@@ -245,7 +253,7 @@ def test_schedules_run_from_one_to_zero_and_shift_spends_steps_at_high_noise() -
 
 @pytest.mark.parametrize("steps", [2, 5, 20])
 def test_two_step_inversion_is_undone_to_rounding_and_eulers_is_not(steps: int) -> None:
-    from flowportrait.flow import inversion
+    from flowportrait.flow import guidance as inversion
 
     weights = torch.randn(3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -262,7 +270,7 @@ def test_two_step_inversion_is_undone_to_rounding_and_eulers_is_not(steps: int) 
 
 
 def test_inverting_a_straight_flow_is_exact_in_every_scheme() -> None:
-    from flowportrait.flow import inversion
+    from flowportrait.flow import guidance as inversion
 
     x0, noise = torch.randn(2, 5, dtype=torch.float64)
     sigmas = shifted(7).double()

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.answers import (
+from flowportrait.judges.answers import (
     read_box,
     read_choice,
     read_grade,
@@ -30,14 +30,14 @@ from flowportrait.judge.answers import (
     read_thoughts,
     read_windows,
 )
-from flowportrait.judge.replies import Reply, Token, UnusableReply, read_completion
-from flowportrait.judge.rubric import HIGHEST, LOWEST
+from flowportrait.judges.replies import Reply, Token, UnusableReply, read_completion
+from flowportrait.judges.rubric import HIGHEST, LOWEST
 from flowportrait.portraitgen.detectors import BY_NAME
 from flowportrait.portraitgen.judging import DIMENSIONS
-from flowportrait.preference.dataset import ASPECTS, LABELS, read_pairs
-from flowportrait.reward.batch import FailureKind
-from flowportrait.reward.interface import measured
-from flowportrait.reward.transport import (
+from flowportrait.preferences.dataset import ASPECTS, LABELS, read_pairs
+from flowportrait.rewards.batch import FailureKind
+from flowportrait.rewards.interface import measured
+from flowportrait.rewards.remote import (
     MOST_FRAMES,
     MOST_SAMPLES,
     Sent,

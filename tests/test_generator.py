@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowportrait.codec.basis import BROWS, HEAD, LOWER
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.augment import augment
-from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.sampler import sample_mel
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.backbone import GeneratorConfig
+from flowportrait.models.sampler import sample_mel
+from flowportrait.models.training_clips import augment
+from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER
 
 TINY = GeneratorConfig(
     hidden=32, layers=2, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, steps=3

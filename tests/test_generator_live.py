@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.sampler import GenerationSession
-from flowportrait.generator.speech_stream import LevelledSound, feature_stream, speech_gate
 from flowportrait.media.mel import log_mel
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.backbone import GeneratorConfig
+from flowportrait.models.sampler import GenerationSession
+from flowportrait.models.speech_stream import LevelledSound, feature_stream, speech_gate
 
 TINY = GeneratorConfig(
     hidden=32, layers=2, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, steps=2

@@ -10,27 +10,25 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from tools.train_patches import loss
 
-from flowportrait.codec import lips
-from flowportrait.codec.basis import HEAD, LOWER, MotionBasis
-from flowportrait.codec.vae_codec import VaeCodec
-from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
-from flowportrait.flow.kernel import KERNELS
+from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.drift import drift_figures, lip_gap
-from flowportrait.generator.face_film import Film, patches, pictures
-from flowportrait.generator.patch_flow import PatchFlow, PatchFlowConfig
-from flowportrait.generator.pretrain import PretrainConfig, chunk_loss
-from flowportrait.generator.rollout_history import RolloutHistory, approach_real, concatenate_clips
-from flowportrait.generator.train_patches import loss
-from flowportrait.posttrain.film_task import FilmTask
-from flowportrait.posttrain.plan import AllSteps
-from flowportrait.posttrain.rollout import check_noise, replay_velocity, rollout
-from flowportrait.reward.perceptual import Perceptual
+from flowportrait.flow.paths import shifted, solve
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.flow_matching import RolloutHistory, approach_real, concatenate_clips
+from flowportrait.models.patch_flow import Film, PatchFlow, PatchFlowConfig, patches, pictures
+from flowportrait.models.pretrain import PretrainConfig, chunk_loss
+from flowportrait.models.training_clips import drift_figures, lip_gap
+from flowportrait.rendering import motion_basis as lips
+from flowportrait.rendering.motion_basis import HEAD, LOWER, MotionBasis
+from flowportrait.rendering.vae_codec import VaeCodec
+from flowportrait.rewards.consistency import Perceptual
+from flowportrait.rl.plan import AllSteps
+from flowportrait.rl.rollout import check_noise, replay_velocity, rollout
+from flowportrait.rl.task import FilmTask
 from tests.test_generator import TINY
 
 SMALL = PatchFlowConfig(grid=2, depth=12, hidden=16, layers=1, heads=2, window=4, audio_width=4, head_width=16)
@@ -44,8 +42,8 @@ def test_the_lip_gap_is_what_the_basis_draws_wherever_lips_are_open() -> None:
     basis, motion = MotionBasis.load(), 0.3 * torch.randn(6, 30, generator=draws())
     opened = basis.canonical.clone()
     opened[lips.LOWER_INNER, 1] += 1.0
-    drawn = lips.gap(basis.shape(motion, opened)).mean(-1)
-    at_rest = lips.gap(basis.shape(torch.zeros(1, 30), opened)).mean()
+    drawn = lips.lip_gap(basis.shape(motion, opened)).mean(-1)
+    at_rest = lips.lip_gap(basis.shape(torch.zeros(1, 30), opened)).mean()
     assert torch.allclose(drawn - at_rest, motion @ lip_gap(), atol=1e-4)
 
 

@@ -13,14 +13,17 @@ import torch
 from scipy.io import wavfile
 
 from flowportrait.cli import main
-from flowportrait.codec.motion_file import write_motion
-from flowportrait.corpus.motion_set import MotionClip
+from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.posttrain.objective.interface import Advantage, LossInputs
-from flowportrait.posttrain.objective.preference import DPO, Threshold
-from flowportrait.posttrain.offline_data import (
+from flowportrait.preferences.dataset import NOT_JUDGED, Label, PreferencePair, write_pairs
+from flowportrait.rendering.motion_files import write_motion
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.objectives.preference import DPO, Threshold
+from flowportrait.rl.offline_data import (
     OfflineDataConfig,
     OfflineTask,
     PreferenceGroup,
@@ -29,13 +32,10 @@ from flowportrait.posttrain.offline_data import (
     score_pair,
     window_source,
 )
-from flowportrait.posttrain.post_trainer import learning_from_pairs
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.rollout import Points
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.preference.dataset import NOT_JUDGED, Label, PreferencePair, write_pairs
-from flowportrait.reward.composite import Composite
+from flowportrait.rl.post_trainer import learning_from_pairs
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.rollout import Points
+from flowportrait.rl.trainer import Trainer
 from tests.test_generator import TINY
 from tests.test_posttrain import tiny_policy, weights
 

@@ -18,8 +18,8 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main
-from flowportrait.codec.motion_file import read_motion
 from flowportrait.media.video import iter_frames
+from flowportrait.rendering.motion_files import read_motion
 from tests.golden_inputs import speech
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowportrait.codec.motion_file import read_motion
 from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames
+from flowportrait.rendering.motion_files import read_motion
 from tests.golden_inputs import CASES, run_command, write_inputs
 from tests.test_golden import psnr
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tools.graft_checkpoint import FRAMES, Graft, graft, grafted
 
-from flowportrait.codec.basis import MotionBasis
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.motion_set import TRAINING_SPLITS, MotionClip, WindowSampler
+from flowportrait.data.corpus import Clip
+from flowportrait.data.motion_dataset import TRAINING_SPLITS, MotionClip, WindowSampler
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.training_clips import extract_features, save_clips
 from flowportrait.media.mel import SAMPLES_PER_FRAME
-from flowportrait.posttrain.graft import FRAMES, Graft, graft, grafted
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.training_clips import extract_features, save_clips
+from flowportrait.rendering.motion_basis import MotionBasis
 from tests.test_posttrain import TINY, tiny_policy
 
 

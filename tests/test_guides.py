@@ -16,8 +16,8 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.config import override
-from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.reward.registry import REWARDS
+from flowportrait.rewards.registry import REWARDS
+from flowportrait.rl.post_trainer import PostTrainer
 
 DOCS = Path(__file__).parents[1] / "docs"
 SMALL = [

@@ -23,12 +23,11 @@ import torch
 import uvicorn
 
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.events import EventLog, JsonLinesLog
-from flowportrait.posttrain.loop import Loop
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.loop import EventLog, JsonLinesLog, Loop
+from flowportrait.rl.trainer import Trainer
 from flowportrait.training.state import latest_state, read_state, write_state
 from tests.processes import RECIPE, Lift, trainer
 
@@ -316,7 +315,7 @@ def test_terminated_like_interrupted_the_step_is_finished_and_saved(
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    from flowportrait.training.adapter import Lora
+    from flowportrait.training.lora import Lora
 
     run = trainer(SMALL)
     write_state(run, tmp_path)
@@ -363,7 +362,7 @@ class Far:
 @contextmanager
 def served(reward: Far, port: int) -> Iterator[None]:
     """``flowportrait judge serve`` with that scorer, for a while."""
-    from flowportrait.judge.server import create_app
+    from flowportrait.judges.server import create_app
 
     app = create_app(None, {"far": reward})  # type: ignore[arg-type]
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
@@ -377,7 +376,7 @@ def served(reward: Far, port: int) -> Iterator[None]:
 
 
 def test_a_reward_on_another_machine_is_asked_meanwhile_and_may_hang_or_be_gone() -> None:
-    from flowportrait.reward.remote import HttpReward
+    from flowportrait.rewards.remote import HttpReward
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -23,19 +23,18 @@ import numpy as np
 import pytest
 
 import flowportrait.web_server as web
-from flowportrait.api_keys import check_address, key_for
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.judge.client import ChatClient
-from flowportrait.judge.messages import Endpoint
-from flowportrait.judge.server import MODEL, create_app
-from flowportrait.media.bounded import ClipLimits, bounded_frames, check_clip, read_clip
+from flowportrait.judges.client import ChatClient
+from flowportrait.judges.messages import Endpoint
+from flowportrait.judges.server import MODEL, create_app
+from flowportrait.media.video import ClipLimits, bounded_frames, check_clip, read_clip
 from flowportrait.media.write_video import write_video
-from flowportrait.reward.lip_sync import LipSync
-from flowportrait.reward.remote import HttpReward
-from flowportrait.reward.transport import MEDIA_TYPE
+from flowportrait.rewards.remote import MEDIA_TYPE, HttpReward
+from flowportrait.rewards.sync import LipSync
+from flowportrait.speech.voices import SpeechServer
 from flowportrait.study.server import study_app
-from flowportrait.voice.server import SpeechServer
+from flowportrait.web_client import check_address, key_for
 from flowportrait.web_server import bind, make_server, public_names, without_paths
 from tests.memory import peak_mb
 from tests.study_browser import small_study
@@ -78,7 +77,7 @@ def server(
         app, path = study_app(study), "/api/participants"
     else:
         pytest.importorskip("gradio")
-        from flowportrait.studio.limits import Limits
+        from flowportrait.studio.render_queue import Limits
         from flowportrait.studio.server import Studio, studio_app
 
         app, path = studio_app(Studio(tmp_path_factory.mktemp("studio"), Limits())), "/gradio_api/queue/join"
@@ -505,7 +504,7 @@ def redirecting(port: int) -> Iterator[int]:
 
 
 def test_redirects_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowportrait.judge.panel import Panel, PanelSettings
+    from flowportrait.judges.panel import Panel, PanelSettings
     from tests.test_judge_client import clip
 
     monkeypatch.setenv("FLOWPORTRAIT_JUDGE_KEY", "own")

@@ -15,7 +15,7 @@ from scipy.io import wavfile
 from skimage import color
 
 from flowportrait.errors import BadInput
-from flowportrait.media.icc import matrix_profile
+from flowportrait.media.colour import matrix_profile
 from flowportrait.media.image import read_image
 from flowportrait.media.write_video import write_video
 

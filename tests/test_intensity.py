@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tools.train_intensity import amplitudes
 
-from flowportrait.animator import Animator
-from flowportrait.checkpoints import load_generator
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.drift import lip_gap
-from flowportrait.generator.sampler import GenerationSession, sample_motion
-from flowportrait.generator.train_intensity import amplitudes
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.sampler import GenerationSession, sample_motion
+from flowportrait.models.training_clips import lip_gap
+from flowportrait.pipelines.animator import Animator
 from tests.test_generator import TINY
 
 SECONDS = 4

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.answers import (
+from flowportrait.judges.answers import (
     BOX,
     CHOICE,
     THOUGHTS,
@@ -27,13 +27,13 @@ from flowportrait.judge.answers import (
     still_grade_format,
     windows_format,
 )
-from flowportrait.judge.client import ChatClient, RequestPacer
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.messages import Endpoint
-from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.questions import Ledger, ReplyCache
-from flowportrait.judge.replies import Reply
-from flowportrait.judge.rubric import ASPECTS
+from flowportrait.judges.client import ChatClient, RequestPacer
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.messages import Endpoint
+from flowportrait.judges.panel import Panel, PanelSettings
+from flowportrait.judges.questions import Ledger, ReplyCache
+from flowportrait.judges.replies import Reply
+from flowportrait.judges.rubric import ASPECTS
 from tests.judge_server import GOOD, USAGE, FaultyServer
 
 OUTCOME = {

@@ -14,15 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from flowportrait.codec.basis import MotionBasis
 from flowportrait.config import override
 from flowportrait.corruption.clips import Footage, shake_head, stretch_head
 from flowportrait.errors import BadInput
-from flowportrait.judge.answers import read_choice, read_rule
-from flowportrait.judge.clips import JudgedClip, pair_input
-from flowportrait.judge.judges import JudgeSettings, build_judge, build_with_library
-from flowportrait.judge.landmark_rewards import HeadPose, affine_camera, pose_statistics, rotation
-from flowportrait.judge.learning import (
+from flowportrait.judges.answers import read_choice, read_rule
+from flowportrait.judges.build import JudgeSettings, build_judge, build_with_library
+from flowportrait.judges.clips import JudgedClip, pair_input
+from flowportrait.judges.learning import (
     ExpertToggles,
     LabelledPair,
     Miss,
@@ -33,13 +31,23 @@ from flowportrait.judge.learning import (
     split_pairs,
     wilson,
 )
-from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel, PoseChecked
-from flowportrait.judge.methods import ComparingPanel, PairChoice, PairJudge, compare_pairs
-from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.questions import Question, ReplyCache
-from flowportrait.judge.replies import Reply, UnusableReply
-from flowportrait.judge.rubric import ASPECTS, Library
-from flowportrait.preference.dataset import Label
+from flowportrait.judges.measured import (
+    EXPERTS,
+    Experts,
+    HeadPose,
+    MeasuredPanel,
+    PoseChecked,
+    affine_camera,
+    pose_statistics,
+    rotation,
+)
+from flowportrait.judges.methods import ComparingPanel, PairChoice, PairJudge, compare_pairs
+from flowportrait.judges.panel import Panel, PanelSettings
+from flowportrait.judges.questions import Question, ReplyCache
+from flowportrait.judges.replies import Reply, UnusableReply
+from flowportrait.judges.rubric import ASPECTS, Library
+from flowportrait.preferences.dataset import Label
+from flowportrait.rendering.motion_basis import MotionBasis
 from tests.judge_server import FaultyServer
 from tests.test_judge_client import clip
 from tests.test_judge_staged import Scripted, graded
@@ -252,7 +260,7 @@ def test_a_server_is_asked_in_both_orders_and_answers_are_kept(tmp_path: Path) -
 
 
 def test_misses_are_told_in_words() -> None:
-    from flowportrait.judge.learning import describe_miss
+    from flowportrait.judges.learning import describe_miss
 
     miss = Miss(LabelledPair(two(), {"motion": Label.SECOND}), "motion", 0.7, "Smooth.")
     assert describe_miss(miss) == {"people preferred": "second", "the panel": "first", "because": "Smooth."}

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tools.fit_judge_scales import monotone
 
-from flowportrait.judge.fit_scales import monotone
-from flowportrait.judge.judges import JudgeReward, JudgeSettings, build_judge, certificate_folders
-from flowportrait.judge.landmark_rewards import Steadiness
-from flowportrait.judge.measured import EXPERTS, Experts, MeasuredPanel, concatenate_batches
-from flowportrait.judge.rubric import ASPECTS
-from flowportrait.judge.sanity import require_certificate
-from flowportrait.reward.batch import Failure, RewardBatch
-from flowportrait.reward.registry import build
-from flowportrait.reward.scoring import score
+from flowportrait.judges.build import JudgeReward, JudgeSettings, build_judge, certificate_folders
+from flowportrait.judges.measured import EXPERTS, Experts, MeasuredPanel, Steadiness, concatenate_batches
+from flowportrait.judges.rubric import ASPECTS
+from flowportrait.judges.sanity import require_certificate
+from flowportrait.rewards.batch import Failure, RewardBatch
+from flowportrait.rewards.interface import score
+from flowportrait.rewards.registry import build
 from tests.test_reward import lively
 
 SIDE = 64

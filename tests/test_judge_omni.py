@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.clips import clip_input
-from flowportrait.judge.omni import NO_REASONS, OPENING, Omni, OmniSettings, inputs_for
-from flowportrait.judge.panel import CLIPS, Panel, PanelSettings
-from flowportrait.judge.questions import Question
+from flowportrait.judges.clips import clip_input
+from flowportrait.judges.omni import NO_REASONS, OPENING, Omni, OmniSettings, inputs_for
+from flowportrait.judges.panel import CLIPS, Panel, PanelSettings
+from flowportrait.judges.questions import Question
 from tests.test_judge_client import clip
 
 SPECIAL = {

@@ -15,8 +15,8 @@ from scipy.stats import spearmanr
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.judge.answers import read_grade
-from flowportrait.judge.calibration import (
+from flowportrait.judges.answers import read_grade
+from flowportrait.judges.calibration import (
     Calibration,
     compare_with_humans,
     fit_monotone,
@@ -24,13 +24,13 @@ from flowportrait.judge.calibration import (
     icc,
     read_human_scores,
 )
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.questions import Kind
-from flowportrait.judge.replies import Reply, Token, UnusableReply, expected_score
-from flowportrait.judge.rubric import ASPECTS, RUBRIC, WEIGHTS, Aspect, rubric_text
-from flowportrait.judge.sanity import CASES, CLIP_SANITY, examine, require_certificate, save_certificate
-from flowportrait.judge.verdicts import AspectVerdict, Verdict
-from flowportrait.reward.batch import Failure
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.questions import Kind
+from flowportrait.judges.replies import Reply, Token, UnusableReply, expected_score
+from flowportrait.judges.rubric import ASPECTS, RUBRIC, WEIGHTS, Aspect, rubric_text
+from flowportrait.judges.sanity import CASES, CLIP_SANITY, examine, require_certificate, save_certificate
+from flowportrait.judges.verdicts import AspectVerdict, Verdict
+from flowportrait.rewards.batch import Failure
 from tests.test_judge_client import clip
 
 GOOD = {"rationale": "Fits.", "errors": [], "score": 4}

@@ -20,23 +20,22 @@ import uvicorn
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
-from flowportrait.judge.client import ChatClient
-from flowportrait.judge.clips import JudgedClip, clips_from_batch
-from flowportrait.judge.judges import JudgeReward
-from flowportrait.judge.messages import Endpoint, MediaFormats, mp4_url
-from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.questions import Kind, Ledger
-from flowportrait.judge.rubric import ASPECTS, Aspect
-from flowportrait.judge.server import MODEL, create_app
-from flowportrait.judge.verdicts import AspectVerdict, Verdict, missing_verdict
+from flowportrait.judges.build import JudgeReward
+from flowportrait.judges.client import ChatClient
+from flowportrait.judges.clips import JudgedClip, clips_from_batch
+from flowportrait.judges.messages import Endpoint, MediaFormats, mp4_url
+from flowportrait.judges.panel import Panel, PanelSettings
+from flowportrait.judges.questions import Kind, Ledger
+from flowportrait.judges.rubric import ASPECTS, Aspect
+from flowportrait.judges.server import MODEL, create_app
+from flowportrait.judges.verdicts import AspectVerdict, Verdict, missing_verdict
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.task import SpeechItem, draw_prompts, speech_mel, speech_waveform
-from flowportrait.reward.batch import Failure, RewardBatch
-from flowportrait.reward.composite import Composite, RewardWeights
-from flowportrait.reward.interface import Score, all_valid, measured
-from flowportrait.reward.lip_sync import LipSync
-from flowportrait.reward.remote import HttpReward
-from flowportrait.reward.scoring import score
+from flowportrait.rewards.batch import Failure, RewardBatch
+from flowportrait.rewards.interface import Score, all_valid, measured, score
+from flowportrait.rewards.registry import Composite, RewardWeights
+from flowportrait.rewards.remote import HttpReward
+from flowportrait.rewards.sync import LipSync
+from flowportrait.rl.task import SpeechItem, draw_prompts, speech_mel, speech_waveform
 from tests.test_judge_client import clip
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from flowportrait.config import override
-from flowportrait.judge.answers import Flaw, read_box
-from flowportrait.judge.judges import JudgeSettings, build_judge
-from flowportrait.judge.methods import LocatingPanel, ThinkingPanel, cut_window
-from flowportrait.judge.panel import PanelSettings
-from flowportrait.judge.questions import Accept, Kind, Question
-from flowportrait.judge.replies import Reply, UnusableReply
-from flowportrait.judge.rubric import ASPECTS
-from flowportrait.reward.batch import Failure
+from flowportrait.judges.answers import Flaw, read_box
+from flowportrait.judges.build import JudgeSettings, build_judge
+from flowportrait.judges.methods import LocatingPanel, ThinkingPanel, cut_window
+from flowportrait.judges.panel import PanelSettings
+from flowportrait.judges.questions import Accept, Kind, Question
+from flowportrait.judges.replies import Reply, UnusableReply
+from flowportrait.judges.rubric import ASPECTS
+from flowportrait.rewards.batch import Failure
 from tests.test_judge_client import clip
 
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.conversation.stage import frames_in_one_photo, two_portraits
 from flowportrait.media.crop import resize_transform
 from flowportrait.media.portrait import LARGEST_SIDE, Photo, Portrait
+from flowportrait.pipelines.conversation import frames_in_one_photo, two_portraits
 from flowportrait.pipelines.inputs import read_photo
+from flowportrait.rendering.renderer import MotionCodec
 
 
 def sharpness(picture: np.ndarray) -> float:

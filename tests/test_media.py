@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from scipy.io import wavfile
 
 from flowportrait.errors import BadInput
-from flowportrait.media.align import RIGID, mouth_patch, to_canonical
 from flowportrait.media.audio import read_audio
-from flowportrait.media.face import bridge
+from flowportrait.media.containers import native_chatter_silenced
+from flowportrait.media.crop import RIGID, mouth_patch, to_canonical
+from flowportrait.media.faces import bridge
 from flowportrait.media.mel import frame_count, level, log_mel
-from flowportrait.media.quiet import native_chatter_silenced
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 
@@ -412,7 +412,7 @@ def test_looking_only_around_the_mouth_shows_what_looking_everywhere_does(shift:
 
 def test_native_chatter_is_silenced_while_our_own_words_arrive() -> None:
     script = (
-        "import os, sys\nfrom flowportrait.media.quiet import native_chatter_silenced\n"
+        "import os, sys\nfrom flowportrait.media.containers import native_chatter_silenced\n"
         "with native_chatter_silenced():\n    os.write(2, b'chatter')\n    print('ours', file=sys.stderr)\n"
         "os.write(2, b'after')\n"
     )

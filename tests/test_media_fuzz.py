@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import has_audio, read_audio, read_sound
+from flowportrait.media.audio import has_audio, parse_header, read_audio, read_sound
 from flowportrait.media.image import read_image
-from flowportrait.media.mp3 import parse_header
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 

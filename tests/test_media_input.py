@@ -16,9 +16,8 @@ from scipy.io import wavfile
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.tracking import _source_fps
-from flowportrait.media.audio import has_audio, read_audio, read_sound
-from flowportrait.media.container import file_url, open_media
-from flowportrait.media.downmix import mono_weights
+from flowportrait.media.audio import has_audio, mono_weights, read_audio, read_sound
+from flowportrait.media.containers import file_url, open_media
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.study.make import make_playable

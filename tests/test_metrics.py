@@ -11,11 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.evaluation import theval
-from flowportrait.evaluation.behaviour import brightness_flicker, colour_drift, seam_energy
+from flowportrait.evaluation import measure as theval
 from flowportrait.evaluation.comparison import frechet_distance
-from flowportrait.evaluation.expression import dynamics_samples, pooled_ecs, reference_quantiles
-from flowportrait.evaluation.signals import GROUPS, action_signals68, remove_pose
+from flowportrait.evaluation.motion_metrics import (
+    GROUPS,
+    action_signals68,
+    brightness_flicker,
+    colour_drift,
+    dynamics_samples,
+    pooled_ecs,
+    reference_quantiles,
+    remove_pose,
+    seam_energy,
+)
 from flowportrait.evaluation.tracking import BorderProbe, track_file
 from flowportrait.media.optical_flow import Dis
 from flowportrait.media.video import FPS
@@ -155,8 +163,8 @@ def test_theval_on_real_clips_is_what_a_loop_over_frames_gives(tmp_path: Path) -
         found = theval.measures(tracked, turn)
         points = tracked.landmarks[..., :2] * 256 / max(tracked.size)
         spreads = []
-        for i, a in enumerate(theval.LIPS):
-            for b in theval.LIPS[i + 1 :]:
+        for i, a in enumerate(theval.THEVAL_LIPS):
+            for b in theval.THEVAL_LIPS[i + 1 :]:
                 spreads.append(np.std([np.hypot(*(frame[a] - frame[b])) for frame in points]))
         assert found["lip_dynamics"] == pytest.approx(np.mean(spreads), rel=1e-4)
         steps = []

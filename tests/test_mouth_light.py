@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from flowportrait.codec.contours import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, fill, opening
-from flowportrait.codec.mouth import Mouth
-from flowportrait.codec.mouth_frame import skin_colour
-from flowportrait.codec.mouth_light import Light, light_of, shown_teeth
-from flowportrait.codec.mouth_look import Palette
 from flowportrait.media.portrait import Portrait
+from flowportrait.rendering.face_regions import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, fill, opening
+from flowportrait.rendering.mouth import Light, Mouth, Palette, light_of, shown_teeth
+from flowportrait.rendering.mouth_geometry import skin_colour
 
 
 @lru_cache

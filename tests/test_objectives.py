@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from flowportrait.flow.kernel import Step
+from flowportrait.flow.kernels import Step
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.posttrain.objective.interface import Advantage, LossInputs
-from flowportrait.posttrain.objective.matching import NFT, RWR, Distil
-from flowportrait.posttrain.objective.preference import DPO, Threshold
-from flowportrait.posttrain.objective.ratio import AWM, KVPO, ClippedRatio, SequenceRatio
-from flowportrait.posttrain.rollout import Trajectory
+from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.objectives.matching import NFT, RWR, Distil
+from flowportrait.rl.objectives.preference import DPO, Threshold
+from flowportrait.rl.objectives.ratio import AWM, KVPO, ClippedRatio, SequenceRatio
+from flowportrait.rl.rollout import Trajectory
 
 GROUPS, SIZE, CHUNKS, STEPS, NUMBERS = 2, 4, 3, 2, 10
 BATCH = GROUPS * SIZE

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from skimage import data
 
-from flowportrait.codec.footage import hidden_frames
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.occlusion import COVERED, OcclusionDetector, cut_by_edge, mouth_outside
 from flowportrait.media.portrait import Portrait
+from flowportrait.rendering.footage import hidden_frames
 
 DETECTOR = OcclusionDetector()
 ASTRONAUT = data.astronaut()

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from flowportrait.cli import main
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.onnx_step import OnnxStep, export_step
-from flowportrait.generator.sampler import Sampler, sample_chunks
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.backbone import GeneratorConfig
+from flowportrait.models.sampler import OnnxStep, Sampler, export_step, sample_chunks
 
 pytest.importorskip("onnx")
 SMALL = GeneratorConfig(

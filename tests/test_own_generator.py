@@ -21,19 +21,17 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 from torch import nn
 
+from flowportrait.adapters.check import check
+from flowportrait.adapters.loading import missing_ability
+from flowportrait.adapters.policy import Condition, DecodedSamples, GeneratorPolicy, GeneratorTask, Item
 from flowportrait.cli import main as command
 from flowportrait.errors import BadInput
-from flowportrait.policies.adapter import missing_ability
-from flowportrait.policies.check import check
-from flowportrait.policies.interface import DecodedSamples, Item
-from flowportrait.policies.policy import Condition, GeneratorPolicy
-from flowportrait.policies.task import GeneratorTask
-from flowportrait.posttrain.plan import AllSteps
-from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipes import CARDS, find_recipe
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.identity import Identity
-from flowportrait.training.adapter import Lora
+from flowportrait.rewards.face import Identity
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.plan import AllSteps
+from flowportrait.rl.post_trainer import PostTrainer
+from flowportrait.rl.recipes import CARDS, find_recipe
+from flowportrait.training.lora import Lora
 
 
 @pytest.fixture(scope="module")

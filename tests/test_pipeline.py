@@ -14,7 +14,7 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main
-from flowportrait.corpus.clip import Clip
+from flowportrait.data.corpus import Clip
 from flowportrait.media.video import iter_frames
 
 TINY = ["generator.hidden=32", "generator.layers=1", "generator.heads=2", "generator.head_width=32",
@@ -151,7 +151,7 @@ def test_checkpoints_are_compared_on_prompts(work: Path, capsys: pytest.CaptureF
 def test_an_interrupted_run_is_saved_whole_and_resumes_to_the_same_weights(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowportrait.posttrain.trainer import Trainer
+    from flowportrait.rl.trainer import Trainer
 
     small = ["groups=1", "group_size=2", "frames=32", "updates=1", "plan.steps=3", "render_size=64"]
     command = ["posttrain", "--prompts", str(work / "prompts"), "--output", str(work / "stopped"), "--iterations", "2"]

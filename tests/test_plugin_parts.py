@@ -14,17 +14,16 @@ from skimage.data import astronaut
 from flowportrait.cli import main
 from flowportrait.config import merge, override, to_dict
 from flowportrait.errors import BadInput
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.judges import JudgeReward, JudgeSettings, build_judge
+from flowportrait.judges.build import JudgeReward, JudgeSettings, build_judge
+from flowportrait.judges.clips import JudgedClip
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.portraitgen.judging import build_still_judge
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.registry import build
-from flowportrait.reward.scoring import score
-from flowportrait.voice.voices import voice_named
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import score
+from flowportrait.rewards.registry import Composite, build
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.speech.voices import voice_named
 
 
 def batch(rows: int = 3) -> RewardBatch:

@@ -13,23 +13,21 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
+from flowportrait.adapters.check import check
+from flowportrait.adapters.loading import load_policy_generator, read_items
+from flowportrait.adapters.pipeline import ADAPTER_FILES, PipelineGenerator
+from flowportrait.adapters.policy import GeneratorPolicy, GeneratorTask, Item
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.flow.schedule import shift_levels, shifted
-from flowportrait.policies.check import check
-from flowportrait.policies.interface import Item
-from flowportrait.policies.loading import load_policy_generator, read_items
-from flowportrait.policies.pipeline import ADAPTER_FILES, PipelineGenerator
-from flowportrait.policies.policy import GeneratorPolicy
-from flowportrait.policies.task import GeneratorTask
-from flowportrait.posttrain.plan import AllSteps
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.rollout import check_noise, replay_velocity
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
-from flowportrait.training.adapter import Lora
+from flowportrait.flow.paths import shift_levels, shifted
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.plan import AllSteps
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.rollout import check_noise, replay_velocity
+from flowportrait.rl.trainer import Trainer
+from flowportrait.training.lora import Lora
 from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.small_pipelines import SMALL, VIDEO, reading_wan, small
 

@@ -20,33 +20,31 @@ from skimage.data import astronaut
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import holm_correction, mcnemar
-from flowportrait.flow import inversion
-from flowportrait.flow.schedule import shifted
-from flowportrait.judge.answers import read_still_grade
-from flowportrait.judge.client import ChatClient
-from flowportrait.judge.messages import Endpoint, MediaFormats, message_parts
-from flowportrait.judge.panel import Panel, PanelSettings
-from flowportrait.judge.questions import Accept, Kind, Question, ReplyCache
-from flowportrait.judge.replies import Reply, UnusableReply
-from flowportrait.judge.rubric import Aspect
-from flowportrait.judge.sanity import examine, save_certificate
-from flowportrait.judge.verdicts import AspectVerdict, Verdict
-from flowportrait.portraitgen import bench, taxonomy
-from flowportrait.portraitgen.bench_compare import compare
-from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE
-from flowportrait.portraitgen.faces import Faces, photos
+from flowportrait.flow import guidance as inversion
+from flowportrait.flow.paths import shifted
+from flowportrait.judges.answers import read_still_grade
+from flowportrait.judges.client import ChatClient
+from flowportrait.judges.messages import Endpoint, MediaFormats, message_parts
+from flowportrait.judges.panel import Panel, PanelSettings
+from flowportrait.judges.questions import Accept, Kind, Question, ReplyCache
+from flowportrait.judges.replies import Reply, UnusableReply
+from flowportrait.judges.rubric import Aspect
+from flowportrait.judges.sanity import examine, save_certificate
+from flowportrait.judges.verdicts import AspectVerdict, Verdict
+from flowportrait.portraitgen import benchmark as bench
+from flowportrait.portraitgen import taxonomy
+from flowportrait.portraitgen.benchmark import compare
+from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE, Look, look
 from flowportrait.portraitgen.judging import DIMENSIONS, STILL_SANITY, STILLS, StillReward
-from flowportrait.portraitgen.look import Look, look
-from flowportrait.portraitgen.measured_stills import Limits, MeasuredStills, artefacts, worth
-from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig
-from flowportrait.portraitgen.stills import Still, still_batch
+from flowportrait.portraitgen.measured import Faces, Limits, MeasuredStills, artefacts, photos, worth
+from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, Still, still_batch
 from flowportrait.portraitgen.task import PortraitTask, pool
-from flowportrait.posttrain.plan import AllSteps, OdePlan
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import Failure, RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.rewards.batch import Failure, RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.plan import AllSteps, OdePlan
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.trainer import Trainer
 from tests.judge_server import FaultyServer
 
 # --- inversion

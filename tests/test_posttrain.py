@@ -12,24 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
-from flowportrait.flow.kernel import KERNELS, Step
-from flowportrait.flow.ratio import log_ratio
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.collect import Batch
-from flowportrait.posttrain.credit import Allocation, Credit, CreditConfig, allocate_advantage, assign_credit
-from flowportrait.posttrain.objective.interface import Advantage, LossInputs
-from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.plan import AllSteps, Branching, Fork, OdePlan, Planner, SingleStep, SlidingWindow
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.posttrain.rollout import Points, ReplayMismatch, Trajectory, check_noise
-from flowportrait.posttrain.task import SpeechItem, TalkingTask
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
-from flowportrait.reward.interface import Score, all_valid
-from flowportrait.training.adapter import Lora, merged
-from flowportrait.training.roles import Roles, SlowCopy
+from flowportrait.flow.kernels import KERNELS, Step, log_ratio
+from flowportrait.models.arflow import ARFlow
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.credit import Allocation, Credit, CreditConfig, allocate_advantage, assign_credit
+from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.objectives.ratio import ClippedRatio
+from flowportrait.rl.plan import AllSteps, Branching, Fork, OdePlan, Planner, SingleStep, SlidingWindow
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.rollout import Batch, Points, ReplayMismatch, Trajectory, check_noise
+from flowportrait.rl.task import SpeechItem, TalkingTask
+from flowportrait.rl.trainer import Trainer
+from flowportrait.training.learner import Roles, SlowCopy
+from flowportrait.training.lora import Lora, merged
 from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.test_generator import TINY
 
@@ -124,7 +122,7 @@ def test_the_replay_recovers_the_noise_of_every_chunk_and_step_and_nothing_else_
 
 
 def test_noise_does_not_depend_on_the_batch_it_is_drawn_in() -> None:
-    from flowportrait.posttrain.rollout import rollout
+    from flowportrait.rl.rollout import rollout
 
     run = trainer()
     whole = run.collect().trajectory

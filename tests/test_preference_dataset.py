@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.judge.learning import read_labelled_pairs
-from flowportrait.media.bounded import read_clip
-from flowportrait.media.face import FaceTracker
-from flowportrait.posttrain.offline_data import OfflineDataConfig, read_groups, score_pair
-from flowportrait.preference.build_pairs import pairs_from_damage
-from flowportrait.preference.clips import clip_features
-from flowportrait.preference.dataset import LABELS, NOT_JUDGED, Label, PreferenceDataset, PreferencePair, read_pairs
-from flowportrait.preference.reward_model import load_batches
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.study.analyse import analyse_study
+from flowportrait.judges.learning import read_labelled_pairs
+from flowportrait.media.faces import FaceTracker
+from flowportrait.media.video import read_clip
+from flowportrait.preferences.build_pairs import pairs_from_damage
+from flowportrait.preferences.clips import clip_features
+from flowportrait.preferences.dataset import LABELS, NOT_JUDGED, Label, PreferenceDataset, PreferencePair, read_pairs
+from flowportrait.preferences.reward_model import load_batches
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rl.offline_data import OfflineDataConfig, read_groups, score_pair
+from flowportrait.study.analysis import analyse_study
 from tests.study_browser import videos
 
 EARLIER = Path(__file__).parent / "data" / "v0.1"

@@ -9,22 +9,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.corruption import MOTION_CORRUPTIONS
+from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.config import GeneratorConfig
-from flowportrait.preference.dataset import DIMENSIONS, Label
-from flowportrait.preference.latent_reward import REACH, LatentReward
-from flowportrait.preference.pair_loss import MARGIN, thurstone_log_probs
-from flowportrait.preference.synthetic_pairs import (
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.backbone import GeneratorConfig
+from flowportrait.preferences.clips import MARGIN, thurstone_log_probs
+from flowportrait.preferences.dataset import DIMENSIONS, Label
+from flowportrait.preferences.latent_reward import (
+    REACH,
+    LatentReward,
+    LatentTrainingConfig,
+    expert_slope,
+    slope_loss,
+    train_latent,
+)
+from flowportrait.preferences.synthetic_pairs import (
     DamagedPairSampler,
     LatentPairSampler,
     condition_clips,
     generated_clips,
 )
-from flowportrait.preference.train_latent import LatentTrainingConfig, expert_slope, slope_loss, train_latent
-from flowportrait.reward.sync import SyncExpert
+from flowportrait.rewards.sync import SyncExpert
 from flowportrait.training.descend import descend
 
 SYNC = DIMENSIONS.index("sync")

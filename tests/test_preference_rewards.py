@@ -13,15 +13,15 @@ from flowportrait.cli import main
 from flowportrait.corruption import CORRUPTIONS
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
-from flowportrait.preference.as_reward import BEST
-from flowportrait.preference.build_pairs import damage_strength, pairs_from_damage, read_scores
-from flowportrait.preference.dataset import DIMENSIONS, PAIRS_FILE, Label, PreferenceDataset
-from flowportrait.preference.inspection import inspect_pairs
-from flowportrait.preference.reward_model import MotionReward, window_starts
-from flowportrait.preference.synthetic_pairs import FRAMES
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.registry import PREFERENCES, REWARDS, RewardOptions, build
-from flowportrait.reward.scoring import score
+from flowportrait.preferences.build_pairs import damage_strength, pairs_from_damage, read_scores
+from flowportrait.preferences.dataset import DIMENSIONS, PAIRS_FILE, Label, PreferenceDataset
+from flowportrait.preferences.inspection import inspect_pairs
+from flowportrait.preferences.reward_model import MotionReward, window_starts
+from flowportrait.preferences.rewards import BEST
+from flowportrait.preferences.synthetic_pairs import FRAMES
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import score
+from flowportrait.rewards.registry import PREFERENCES, REWARDS, RewardOptions, build
 
 
 def batch(frames: int, rows: int = 3) -> RewardBatch:

@@ -13,10 +13,10 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
-from flowportrait.preference.as_reward import BEST
-from flowportrait.preference.clips import WatchedClip
-from flowportrait.preference.dataset import DIMENSIONS, Label, PreferenceDataset, PreferencePair
-from flowportrait.preference.vlm_reward import (
+from flowportrait.preferences.clips import WatchedClip
+from flowportrait.preferences.dataset import DIMENSIONS, Label, PreferenceDataset, PreferencePair
+from flowportrait.preferences.rewards import BEST
+from flowportrait.preferences.vlm_reward import (
     VL_FAMILIES,
     VlmReward,
     VlmSettings,
@@ -24,8 +24,8 @@ from flowportrait.preference.vlm_reward import (
     reader_for,
     train_vlm,
 )
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.registry import RewardOptions, build
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.registry import RewardOptions, build
 from tests.test_judge_omni import PIXELS, thinker, tokenizer
 
 SIDE = 56

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowportrait.cli import main
-from flowportrait.codec.basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER
-from flowportrait.corpus.motion_set import MotionClip
 from flowportrait.corruption import MOTION_CORRUPTIONS, MotionWindow, corruptions
+from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
-from flowportrait.preference.build_pairs import pairs_from_scores, read_scores
-from flowportrait.preference.dataset import (
+from flowportrait.preferences.build_pairs import pairs_from_scores, read_scores
+from flowportrait.preferences.clips import Objective, bradley_terry_log_probs, pair_loss
+from flowportrait.preferences.dataset import (
     ASPECTS,
     DIMENSIONS,
     LABELS,
@@ -30,10 +30,10 @@ from flowportrait.preference.dataset import (
     read_pairs,
     write_pairs,
 )
-from flowportrait.preference.inspection import Inspection, inspect_pairs, require_decided
-from flowportrait.preference.pair_loss import Objective, bradley_terry_log_probs, pair_loss
-from flowportrait.preference.reward_model import MotionReward, RewardTrainingConfig, train_reward
-from flowportrait.preference.synthetic_pairs import FRAMES, DamagedPairSampler
+from flowportrait.preferences.inspection import Inspection, inspect_pairs, require_decided
+from flowportrait.preferences.reward_model import MotionReward, RewardTrainingConfig, train_reward
+from flowportrait.preferences.synthetic_pairs import FRAMES, DamagedPairSampler
+from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER
 
 WORDS = st.text(min_size=1, max_size=8)
 STATED = st.dictionaries(st.sampled_from(ASPECTS), st.sampled_from(LABELS), min_size=1)

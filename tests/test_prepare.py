@@ -17,19 +17,24 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.config import override
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.extract import extract, read_clip
-from flowportrait.corpus.index import Index, corpus_records, read_records
-from flowportrait.corpus.layouts import recognise
-from flowportrait.corpus.prepare import Preparation, work
-from flowportrait.corpus.quality import Gates, Quality, judge
-from flowportrait.corpus.report import write_report
-from flowportrait.corpus.shards import key, pack, read_clips, read_shard
-from flowportrait.corpus.sources import Source, find_sources
-from flowportrait.corpus.tracks import follow
+from flowportrait.data.corpus import (
+    Clip,
+    Index,
+    Source,
+    corpus_records,
+    find_sources,
+    key,
+    pack,
+    read_clips,
+    read_records,
+    read_shard,
+    recognise,
+)
+from flowportrait.data.corpus_report import write_report
+from flowportrait.data.extract import Gates, Quality, extract, follow, judge, read_clip
+from flowportrait.data.prepare import Preparation, work
 from flowportrait.errors import BadInput
-from flowportrait.media.shots import CutDetector
-from flowportrait.media.video import iter_frames
+from flowportrait.media.video import CutDetector, iter_frames
 from flowportrait.media.write_video import write_video
 
 GOOD = Quality(
@@ -104,7 +109,7 @@ def test_a_crop_shows_the_head_where_the_landmarks_say(corpus: Path) -> None:
     inside = (clip.landmarks[..., :2] - clip.crop[:2]) / clip.crop[2]
     assert inside.min() > 0.05
     assert inside.max() < 0.95
-    from flowportrait.media.face import FaceTracker
+    from flowportrait.media.faces import FaceTracker
 
     with FaceTracker(still=True) as tracker:
         seen, _ = tracker.detect(cv2.resize(frames[5], (256, 256), interpolation=cv2.INTER_CUBIC))[0]
@@ -309,7 +314,7 @@ def write(path: Path, frames: list[np.ndarray], audio: np.ndarray) -> Path:
 
 @pytest.mark.data
 def test_the_sound_of_another_sentence_is_rejected() -> None:
-    from flowportrait.corpus.quality import sync_margin
+    from flowportrait.data.extract import sync_margin
 
     data = Path(os.environ["FLOWPORTRAIT_DATA"])
     rows = [line.split("\t") for line in (data / "split.tsv").read_text().splitlines()[1:]]
@@ -336,7 +341,7 @@ def test_an_interrupted_run_ends_its_processes_and_goes_on_where_it_was(
 ) -> None:
     import multiprocessing
 
-    from flowportrait.corpus import prepare as module
+    from flowportrait.data import prepare as module
 
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.mp4").write_bytes(b"no video")

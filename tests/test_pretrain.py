@@ -20,16 +20,15 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from flowportrait.checkpoints import load_generator
 from flowportrait.config import load
-from flowportrait.corpus.motion_set import MotionClip, WindowSampler
+from flowportrait.data.motion_dataset import MotionClip, WindowSampler
+from flowportrait.data.prompts import Prompt
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.config import GeneratorConfig
-from flowportrait.generator.learner import Draw, FlowMatchingLearner, learning_rate_factor
-from flowportrait.generator.pretrain import PretrainConfig, pretrain
-from flowportrait.generator.training_clips import save_clips
-from flowportrait.prompts import Prompt
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.backbone import GeneratorConfig
+from flowportrait.models.flow_matching import Draw, FlowMatchingLearner, learning_rate_factor
+from flowportrait.models.pretrain import PretrainConfig, pretrain
+from flowportrait.models.training_clips import save_clips
 from flowportrait.training.descend import GIVE_UP, descend
 from flowportrait.training.state import latest_state, read_whole_weights
 
@@ -85,7 +84,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path
     # The same schedule, ended by hand in the middle: a state is written at every check.
     halfway = tmp_path / "halfway"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flowportrait.generator.pretrain.StopRequest", stopping_after(2))
+        patch.setattr("flowportrait.models.pretrain.StopRequest", stopping_after(2))
         train(CONFIG, halfway)
     assert read_state(halfway)["step"] == 2
     resumed = train(CONFIG, halfway)
@@ -215,7 +214,7 @@ def test_held_out_prompts_are_drawn_with_the_average(tmp_path: Path, monkeypatch
         looks.append((folder.name, generator))
         return {"evaluation/sync": 0.25 * len(looks)}
 
-    monkeypatch.setattr("flowportrait.generator.pretrain.draw_and_measure", look)
+    monkeypatch.setattr("flowportrait.models.pretrain.draw_and_measure", look)
     prompts = [Prompt("someone", tmp_path / "a.png", tmp_path / "a.wav")]
     state = train(replace(CONFIG, steps=6, look_every=4), tmp_path / "run", prompts=prompts)
     assert [name for name, _ in looks] == ["00004", "00006"]
@@ -257,7 +256,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from tests.test_pretrain import CONFIG, LEVEL, clips
-from flowportrait.generator.pretrain import pretrain
+from flowportrait.models.pretrain import pretrain
 config = replace(CONFIG, steps=int(sys.argv[2]), long_window=int(sys.argv[3]), **LEVEL)
 pretrain(config, Path(sys.argv[1]) / "no corpus", Path(sys.argv[1]), resume=True)
 """

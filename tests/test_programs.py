@@ -25,8 +25,8 @@ from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.output import MotionTrack
 from flowportrait.pipelines.request import AnimateSettings
-from flowportrait.provenance.detect import find_watermark
 from flowportrait.provenance.manifest import read_signature
+from flowportrait.provenance.watermark import find_watermark
 from tests.test_animator import babble
 
 RATE = 16_000

@@ -18,10 +18,10 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 import flowportrait as fp
+from flowportrait.adapters.policy import Item
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
-from flowportrait.policies.interface import Item
 from tests.test_generator import TINY
 
 LEAST: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_program_3_a_plain_function_is_what_is_learned(home: Path) -> None:
     def low(batch: fp.RewardBatch) -> torch.Tensor:
         return -batch.motion[..., 0].mean(1)
 
-    from flowportrait.generator.arflow import ARFlow
+    from flowportrait.models.arflow import ARFlow
 
     torch.manual_seed(0)
     policy = ARFlow(TINY)

@@ -20,15 +20,19 @@ from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.provenance import credential as credentials
-from flowportrait.provenance.credential import Credential, find_credential, read_credential, self_signed
-from flowportrait.provenance.detect import FALSE_ALARM, find_watermark
+from flowportrait.provenance import manifest as credentials
 from flowportrait.provenance.inspection import inspect
-from flowportrait.provenance.manifest import read_signature, sign
-from flowportrait.provenance.origin import Origin
-from flowportrait.provenance.pattern import pattern, tile
+from flowportrait.provenance.manifest import (
+    Credential,
+    Origin,
+    find_credential,
+    read_credential,
+    read_signature,
+    self_signed,
+    sign,
+)
 from flowportrait.provenance.publish import Provenance, publish
-from flowportrait.provenance.watermark import Watermark, marked
+from flowportrait.provenance.watermark import FALSE_ALARM, Watermark, find_watermark, marked, pattern, tile
 
 VOICE = (0.1 * np.sin(np.arange(6400) / 9)).astype(np.float32)
 
@@ -105,7 +109,7 @@ def test_a_video_without_the_mark_has_none_at_any_zoom(tmp_path: Path) -> None:
 
 
 def test_without_the_mark_the_score_of_one_place_is_standard_normal() -> None:
-    from flowportrait.provenance.detect import _scaled, residual
+    from flowportrait.provenance.watermark import _scaled, residual
 
     rng, photo = np.random.default_rng(0), astronaut()
     scores = []

@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
-from flowportrait.provenance.credential import self_signed
-from flowportrait.provenance.detect import FRAMES
 from flowportrait.provenance.inspection import container_tags
-from flowportrait.provenance.manifest import read_signature, sidecar_path
-from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.manifest import Origin, read_signature, self_signed, sidecar_path
 from flowportrait.provenance.publish import Provenance, publish
+from flowportrait.provenance.watermark import FRAMES
 
 SUFFIXES = (".mp4", ".mov", ".gif", ".webm", ".c2pa")
 """What is damaged: four formats, and the manifest beside the webm."""

@@ -9,19 +9,18 @@ from typing import Literal
 import pytest
 import torch
 
-from flowportrait.flow.kernel import flow_sde, longcat_sde
+from flowportrait.flow.kernels import flow_sde, gaussian_kl, log_ratio, longcat_sde
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.ratio import gaussian_kl, log_ratio
-from flowportrait.flow.schedule import shifted
-from flowportrait.posttrain.credit import Allocation, CreditConfig, assign_credit, deviations
-from flowportrait.posttrain.objective.interface import Advantage
-from flowportrait.posttrain.objective.matching import NFT
-from flowportrait.posttrain.objective.ratio import KVPO, ClippedRatio, SequenceRatio
-from flowportrait.posttrain.plan import AllSteps, SingleStep, SlidingWindow
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import CARDS, find_recipe
-from flowportrait.reward.composite import RewardWeights
-from flowportrait.reward.interface import Score
+from flowportrait.flow.paths import shifted
+from flowportrait.rewards.interface import Score
+from flowportrait.rewards.registry import RewardWeights
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.credit import Allocation, CreditConfig, assign_credit, deviations
+from flowportrait.rl.objectives.interface import Advantage
+from flowportrait.rl.objectives.matching import NFT
+from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
+from flowportrait.rl.plan import AllSteps, SingleStep, SlidingWindow
+from flowportrait.rl.recipes import CARDS, find_recipe
 from tests.test_posttrain import RECIPE, evidence, one_step, shake, trainer
 from tests.test_recipes import finished, small
 

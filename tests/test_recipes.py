@@ -15,19 +15,18 @@ from flowportrait.cli import main
 from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.posttrain.collect import Batch
-from flowportrait.posttrain.credit import Allocation, select_best_and_worst
-from flowportrait.posttrain.methods import HistoryRouting
-from flowportrait.posttrain.objective.interface import Advantage, Loss, LossInputs, noised_points
-from flowportrait.posttrain.objective.matching import NFT, RWR
-from flowportrait.posttrain.objective.preference import DPO, pairs
-from flowportrait.posttrain.objective.ratio import AWM, SequenceRatio
-from flowportrait.posttrain.plan import OdePlan, SlidingWindow
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import CARDS, find_recipe
-from flowportrait.posttrain.rollout import Trajectory
-from flowportrait.posttrain.trainer import Trainer
+from flowportrait.models.arflow import ARFlow
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.credit import Allocation, select_best_and_worst
+from flowportrait.rl.objectives.interface import Advantage, Loss, LossInputs, noised_points
+from flowportrait.rl.objectives.matching import NFT, RWR
+from flowportrait.rl.objectives.preference import DPO, pairs
+from flowportrait.rl.objectives.ratio import AWM, SequenceRatio
+from flowportrait.rl.plan import OdePlan, SlidingWindow
+from flowportrait.rl.recipes import CARDS, find_recipe
+from flowportrait.rl.rollout import Batch, Trajectory
+from flowportrait.rl.stages import HistoryRouting
+from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import RECIPE, shake, trainer
 
 RATES = {"nft": 3e-3, "awm": 3e-3, "flow-rwr": 3e-3, "flow-dpo": 1e-3, "kvpo": 3e-3, "guard": 1e-2}
@@ -287,7 +286,7 @@ def test_what_an_objective_logs_is_its_own_affair() -> None:
 def test_the_guides_own_recipe_raises_its_reward_too(monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "posttraining.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", guide, re.S)
-    monkeypatch.setattr("flowportrait.posttrain.post_trainer.PostTrainer.train", lambda _: None)
+    monkeypatch.setattr("flowportrait.rl.post_trainer.PostTrainer.train", lambda _: None)
     script: dict[str, Any] = {"__name__": __name__}
     exec(block, script)
     assert rise(small(script["CARD"].recipe)) > LEARNED

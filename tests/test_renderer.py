@@ -15,18 +15,16 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 from skimage import data
 
-from flowportrait.codec.basis import MotionBasis
-from flowportrait.codec.contours import EYES, INNER_LOWER, INNER_UPPER, RIGID, fill, opening
-from flowportrait.codec.dubbing import MouthMemory, redraw_mouth
-from flowportrait.codec.far_side import FarSide
-from flowportrait.codec.mesh import N_FACE, HeadMesh, face_triangles, rigid_motion
-from flowportrait.codec.motion_codec import resting
-from flowportrait.codec.mouth_frame import MouthFrame
-from flowportrait.codec.mouth_model import MouthModel
-from flowportrait.codec.renderer import Renderer
-from flowportrait.codec.retouch_net import Windows
-from flowportrait.codec.warp import Rasterizer
 from flowportrait.media.portrait import Portrait
+from flowportrait.rendering.dubbing import MouthMemory, redraw_mouth
+from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, RIGID, fill, opening
+from flowportrait.rendering.layers import FarSide
+from flowportrait.rendering.mesh import N_FACE, HeadMesh, Rasterizer, face_triangles, rigid_motion
+from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.rendering.mouth import MouthModel
+from flowportrait.rendering.mouth_geometry import MouthFrame
+from flowportrait.rendering.renderer import Renderer, resting
+from flowportrait.rendering.retouch import Windows
 
 
 @lru_cache

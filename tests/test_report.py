@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from flowportrait.evaluation.comparison import compare_systems
-from flowportrait.evaluation.contact_sheet import contact_sheet, write_animated_webp
-from flowportrait.evaluation.report import write_report
+from flowportrait.evaluation.report import contact_sheet, write_animated_webp, write_report
 from flowportrait.media.write_video import write_video
 
 

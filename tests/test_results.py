@@ -18,13 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowportrait.checkpoints import checkpoint_folder, load_generator
 from flowportrait.config import override
 from flowportrait.evaluation.metrics import Row
-from flowportrait.generator.sampler import sample_mel
-from flowportrait.posttrain.recipe import PostTrainConfig
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.reward.composite import RewardWeights
+from flowportrait.models.arflow import checkpoint_folder, load_generator
+from flowportrait.models.sampler import sample_mel
+from flowportrait.rewards.registry import RewardWeights
+from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.recipes import find_recipe
 
 ROOT = Path(__file__).parents[1]
 NUMBER = st.floats(-10, 10)

@@ -7,17 +7,14 @@ import torch
 
 from flowportrait.config import override
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.credit import CreditConfig, assign_credit
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite, RewardWeights
-from flowportrait.reward.interface import Score, all_valid
-from flowportrait.reward.lip_sync import LipSync, margins
-from flowportrait.reward.liveliness import GROUPS, Expressiveness, RealMotion, Smoothness, log_amplitude, log_flutter
-from flowportrait.reward.perceptual import Perceptual
-from flowportrait.reward.pixels import pair_indices, structural_similarity
-from flowportrait.reward.real import Normal
-from flowportrait.reward.registry import register
-from flowportrait.reward.temporal import Temporal
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.consistency import Perceptual, Temporal
+from flowportrait.rewards.face import pair_indices, structural_similarity
+from flowportrait.rewards.interface import Normal, Score, all_valid
+from flowportrait.rewards.motion import GROUPS, Expressiveness, RealMotion, Smoothness, log_amplitude, log_flutter
+from flowportrait.rewards.registry import Composite, RewardWeights, register
+from flowportrait.rewards.sync import LipSync, margins
+from flowportrait.rl.credit import CreditConfig, assign_credit
 
 REAL = RealMotion.load()
 

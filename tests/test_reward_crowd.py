@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from flowportrait.codec.basis import BLINK, HEAD
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.crowd import FRAMES, QUANTILES, Crowd, statistics
-from flowportrait.reward.registry import build
+from flowportrait.rendering.motion_basis import BLINK, HEAD
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.motion import FRAMES, QUANTILES, Crowd, statistics
+from flowportrait.rewards.registry import build
 
 
 def people(share: float, count: int = 40) -> torch.Tensor:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.commands.score import run
 from flowportrait.errors import BadInput
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.registry import Composite
 
 FRAMES = 30
 

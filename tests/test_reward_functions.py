@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.trainer import Trainer
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.composite import Composite, load_reward
-from flowportrait.reward.interface import Score, all_valid, as_reward
-from flowportrait.reward.scoring import score
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid, as_reward, score
+from flowportrait.rewards.registry import Composite, load_reward
+from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import RECIPE, Lift, trainer
 
 
@@ -92,7 +91,7 @@ def test_a_reward_of_a_script_is_called_as_it_was_named(tmp_path: Path, monkeypa
     (tmp_path / "own_rewards.py").write_text(
         "def first(batch):\n    return batch.motion[..., 0].mean(1)\n\n\n"
         "class Second:\n    name = 'second'\n    needs = frozenset({'motion'})\n    range = (0.0, 1.0)\n\n"
-        "    def __call__(self, batch):\n        from flowportrait.reward.interface import all_valid\n"
+        "    def __call__(self, batch):\n        from flowportrait.rewards.interface import all_valid\n"
         "        return all_valid(batch.motion[..., 0].mean(1) * 0 + 2)\n\n\nTHIRD = 3\n"
     )
     monkeypatch.chdir(tmp_path)

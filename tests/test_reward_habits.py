@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from flowportrait.codec.basis import BLINK, GAZE, HEAD, LOWER
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.habits import BLINKS_PER_SECOND, Eyes, Head, blinks, surprise
-from flowportrait.reward.scoring import score
-from flowportrait.reward.self_confidence import SelfConfidence
-from flowportrait.reward.silent_lip import SilentLip, lip_gap, silence
+from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import score
+from flowportrait.rewards.motion import BLINKS_PER_SECOND, Eyes, Head, SilentLip, blinks, lip_gap, silence, surprise
+from flowportrait.rewards.relative import SelfConfidence
 from tests.test_reward import lively
 
 

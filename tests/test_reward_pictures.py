@@ -12,23 +12,16 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.errors import BadInput
 from flowportrait.media.optical_flow import Dis, build_flow, tensors_by_name, torchvision_name
 from flowportrait.media.portrait import Portrait
-from flowportrait.posttrain.task import Drawing
-from flowportrait.reward.backbones import backbone_named
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.face_net import FaceNet
-from flowportrait.reward.identity import Identity
-from flowportrait.reward.interface import Reward, Score
-from flowportrait.reward.perceptual import Perceptual
-from flowportrait.reward.real import noises, normals
-from flowportrait.reward.realness import Realness
-from flowportrait.reward.regions import masks
-from flowportrait.reward.registry import BUILT_IN, build, noise_key
-from flowportrait.reward.sharpness import Sharpness
-from flowportrait.reward.temporal import Temporal
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.consistency import Perceptual, Sharpness, Temporal, backbone_named, masks
+from flowportrait.rewards.face import FaceNet, Identity, Realness
+from flowportrait.rewards.interface import Reward, Score, noises, normals
+from flowportrait.rewards.registry import BUILT_IN, build, noise_key
+from flowportrait.rl.task import Drawing
 
 Damage = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Frames ``[B, F, 3, S, S]`` and landmarks ``[B, F, 478, 2]`` to damaged frames."""

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.interface import Failure, Score, all_valid, measured
-from flowportrait.reward.pairwise import PairwiseWins
-from flowportrait.reward.scoring import LONGEST_WAIT, Unavailable, score
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import LONGEST_WAIT, Failure, Score, Unavailable, all_valid, measured, score
+from flowportrait.rewards.relative import PairwiseWins
 
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1])
 

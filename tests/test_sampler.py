@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.codec.basis import LOWER
-from flowportrait.codec.delivery import MotionLowPass
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import load_enhancer
-from flowportrait.generator.sampler import GenerationSession, Sampler, sample_mel, sample_motion
-from flowportrait.generator.steering import Steering
 from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.conditioning import Steering
+from flowportrait.models.enhancer import load_enhancer
+from flowportrait.models.sampler import GenerationSession, Sampler, sample_mel, sample_motion
+from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.rendering.motion_filters import MotionLowPass
 from tests.test_generator_live import TINY, build
 from tests.test_steering import First
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.batching import RankGroups
+from flowportrait.rl.learner import RankGroups
 from flowportrait.training.state import latest_state, read_state
 from tests.processes import RECIPE, iterate, joined, together, trainer
 

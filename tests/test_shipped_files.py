@@ -12,7 +12,7 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.networks import perceptual_stages
 from flowportrait.media.audio import read_audio
-from flowportrait.media.model_file import SHA256, face_landmarker_path
+from flowportrait.media.faces import SHA256, face_landmarker_path
 from flowportrait.samples import SPEECH
 
 

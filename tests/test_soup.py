@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tools.average_checkpoints import soup
 
-from flowportrait.checkpoints import load_generator
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.soup import soup
+from flowportrait.models.arflow import load_generator
 
 
 def test_a_soup_of_one_is_itself_and_of_two_lies_between() -> None:

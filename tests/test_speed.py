@@ -12,12 +12,10 @@ import torch
 from safetensors.torch import load_file
 from skimage import data
 
-from flowportrait.codec.retouch import shipped_network
-from flowportrait.codec.retouch_net import RetouchNet
-from flowportrait.codec.retouch_onnx import FOLDER, blank_windows
-from flowportrait.codec.warp import Enlarged
 from flowportrait.media.crop import Paste, paste_back
-from flowportrait.media.workers import in_order
+from flowportrait.media.video import in_order
+from flowportrait.rendering.mesh import Enlarged
+from flowportrait.rendering.retouch import FOLDER, RetouchNet, blank_windows, shipped_network
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

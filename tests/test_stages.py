@@ -14,19 +14,17 @@ import torch
 
 from flowportrait.config import save
 from flowportrait.errors import BadInput
-from flowportrait.posttrain import learner
-from flowportrait.posttrain import trainer as trainer_module
-from flowportrait.posttrain.collect import Batch
-from flowportrait.posttrain.credit import BatchCredit
-from flowportrait.posttrain.methods import Teacher
-from flowportrait.posttrain.objective.interface import Advantage
-from flowportrait.posttrain.objective.ratio import ClippedRatio
-from flowportrait.posttrain.plan import OdePlan
-from flowportrait.posttrain.recipe import PostTrainConfig
-from flowportrait.posttrain.recipes import CARDS, find_card, find_recipe, recipe_texts
-from flowportrait.posttrain.rollout import Trajectory
-from flowportrait.posttrain.stages import IterationRollouts, Metrics, RoleView, Stage
-from flowportrait.reward.interface import Score
+from flowportrait.rewards.interface import Score
+from flowportrait.rl import learner
+from flowportrait.rl import trainer as trainer_module
+from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.credit import BatchCredit
+from flowportrait.rl.objectives.interface import Advantage
+from flowportrait.rl.objectives.ratio import ClippedRatio
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.recipes import CARDS, find_card, find_recipe, recipe_texts
+from flowportrait.rl.rollout import Batch, Trajectory
+from flowportrait.rl.stages import IterationRollouts, Metrics, RoleView, Stage, Teacher
 from flowportrait.training.state import read_state, write_state
 from tests.test_posttrain import RECIPE, tiny_policy, trainer, weights
 from tests.test_recipes import LEARNED, rise, small
@@ -162,8 +160,8 @@ def test_a_recipe_of_another_package_trains_and_is_resumed_by_its_name(plugin_pa
 
 def test_a_recipe_of_a_script_is_named_by_module_and_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_recipes.py").write_text(
-        "from flowportrait.posttrain.recipe import PostTrainConfig\n"
-        "from flowportrait.posttrain.recipes.card import Card\n"
+        "from flowportrait.rl.config import PostTrainConfig\n"
+        "from flowportrait.rl.recipes.card import Card\n"
         "CARD = Card(PostTrainConfig('steep', learning_rate=0.5), 'a', 'b', 'c', 'd', 'e')\n"
         "NUMBER = 3\n"
     )
@@ -179,9 +177,9 @@ def test_a_recipe_of_a_script_is_named_by_module_and_attribute(tmp_path: Path, m
 
 
 def test_a_policy_is_not_changed_by_the_trainer_that_distils_it() -> None:
-    from flowportrait.posttrain.task import SpeechItem, TalkingTask
-    from flowportrait.posttrain.trainer import Trainer
-    from flowportrait.reward.composite import Composite
+    from flowportrait.rewards.registry import Composite
+    from flowportrait.rl.task import SpeechItem, TalkingTask
+    from flowportrait.rl.trainer import Trainer
 
     policy = tiny_policy()
     before = policy.config

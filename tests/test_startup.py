@@ -22,8 +22,8 @@ from skimage.data import astronaut
 from flowportrait import cli
 from flowportrait.errors import BadInput
 from flowportrait.extras import EXTRAS, require
-from flowportrait.media.quiet import native_chatter_silenced
-from flowportrait.posttrain.recipes import CARDS, recipe_texts
+from flowportrait.media.containers import native_chatter_silenced
+from flowportrait.rl.recipes import CARDS, recipe_texts
 
 COMMANDS = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
 HEAVY = {"torch", "scipy", "cv2", "av", "transformers", "mediapipe", "onnxruntime", "rich", "PIL", "safetensors"}
@@ -138,7 +138,7 @@ def test_a_broken_package_is_not_taken_for_one_that_is_missing(tmp_path: Path, m
 
 def test_the_whole_of_mediapipe_can_be_imported_after_the_landmarker(tmp_path: Path) -> None:
     found = imported_by(
-        "from flowportrait.media.face import FaceTracker\n"
+        "from flowportrait.media.faces import FaceTracker\n"
         "with FaceTracker(still=True): pass\n"
         "assert not [name for name in sys.modules if name.startswith(('mediapipe', 'matplotlib', 'sounddevice'))]\n"
         "import mediapipe\n"
@@ -167,7 +167,7 @@ def test_overlapping_silences_leave_standard_error_where_it_was(tmp_path: Path) 
 
 OVERLAP = """
 import os, sys
-from flowportrait.media.quiet import native_chatter_silenced
+from flowportrait.media.containers import native_chatter_silenced
 
 first, second = native_chatter_silenced(), native_chatter_silenced()
 first.__enter__()
@@ -192,7 +192,7 @@ def test_many_threads_that_are_silent_at_once_lose_nothing(tmp_path: Path) -> No
 
 THREADS = """
 import os, sys, threading
-from flowportrait.media.quiet import native_chatter_silenced
+from flowportrait.media.containers import native_chatter_silenced
 
 def work(first):
     for number in range(first, first + 100):
@@ -211,7 +211,7 @@ os.write(2, b"end\\n")
 
 def test_a_closed_standard_error_stays_closed_and_stops_nothing() -> None:
     code = (
-        "import os, sys\nfrom flowportrait.media.quiet import native_chatter_silenced\n"
+        "import os, sys\nfrom flowportrait.media.containers import native_chatter_silenced\n"
         "with native_chatter_silenced(): pass\n"
         "os.close(2)\n"
         "with native_chatter_silenced(), native_chatter_silenced(): print('worked')\n"

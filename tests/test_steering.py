@@ -14,21 +14,20 @@ import torch
 from scipy.io import wavfile
 from skimage.data import astronaut
 
-from flowportrait.animator import Animator
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.flow.guidance import guided
-from flowportrait.flow.schedule import shifted
-from flowportrait.flow.solver import solve
-from flowportrait.generator.sampler import GenerationSession
-from flowportrait.generator.steering import GuidanceContext, Steering, ordered_weights
+from flowportrait.flow.paths import shifted, solve
 from flowportrait.media.portrait import Portrait
+from flowportrait.models.conditioning import GuidanceContext, Steering, ordered_weights
+from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.animate import AnimatePipeline
+from flowportrait.pipelines.animator import Animator
 from flowportrait.pipelines.guidance import best_candidate, build_guidance, score_candidates
 from flowportrait.pipelines.request import parse_guide
-from flowportrait.preference.latent_reward import LatentReward
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.preferences.latent_reward import LatentReward
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
 from tests.test_generator_live import TINY, build, together
 
 MODEL = build(TINY)

@@ -21,8 +21,7 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
-from flowportrait.media.stream import iter_stream, read_stream, write_stream
-from flowportrait.media.tape import Tape
+from flowportrait.media.stream import Tape, iter_stream, read_stream, write_stream
 
 TONE = (0.3 * np.sin(np.arange(16_000) * 0.2)).astype(np.float32)
 

@@ -19,20 +19,25 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from flowportrait.animator import Animator
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_sound
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.pipelines.animate import AnimatePipeline
+from flowportrait.pipelines.animator import Animator
 from flowportrait.pipelines.guidance import build_guidance
 from flowportrait.pipelines.request import AnimateRequest
 from flowportrait.provenance.manifest import read_signature
 from flowportrait.studio import render_queue, training_process
-from flowportrait.studio.limits import Limits
-from flowportrait.studio.photo import find_portrait
-from flowportrait.studio.render_queue import RenderJob, RenderQueue, load_pipeline, speech_pieces
-from flowportrait.studio.storage import prune
+from flowportrait.studio.render_queue import (
+    Limits,
+    RenderJob,
+    RenderQueue,
+    find_portrait,
+    load_pipeline,
+    prune,
+    speech_pieces,
+)
 from flowportrait.studio.training import Training
 from tests.test_animator import babble
 
@@ -308,7 +313,7 @@ def test_the_page_says_what_the_terminal_did_and_lets_one_choose_a_face(tmp_path
 
 
 def test_a_covered_mouth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowportrait.studio.photo.mouth_covered", lambda image, landmarks: True)
+    monkeypatch.setattr("flowportrait.studio.render_queue.mouth_covered", lambda image, landmarks: True)
     path = photo(tmp_path)
     os.utime(path, (5, 5))
     assert find_portrait(path).notes == ("The mouth seems to be covered: lips will be drawn over it.",)

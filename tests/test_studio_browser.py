@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flowportrait.provenance.manifest import read_signature
-from flowportrait.studio.limits import Limits
+from flowportrait.studio.render_queue import Limits
 from flowportrait.studio.server import Studio, serve
 from tests.study_browser import browser, small_study
 from tests.test_studio import photo, speech, two_faces

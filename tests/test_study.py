@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.preference.agreement import krippendorff_alpha
-from flowportrait.preference.dataset import Label, read_pairs
-from flowportrait.study.analyse import Row, Vote, analyse_study, davidson, exclusion_reason, holm
+from flowportrait.preferences.dataset import Label, read_pairs
+from flowportrait.preferences.inspection import krippendorff_alpha
+from flowportrait.study.analysis import Row, Vote, analyse_study, davidson, exclusion_reason, holm
 from flowportrait.study.make import make_study
 from flowportrait.study.plan import QUESTIONS, AnswerStore, Comparison, Study
 from flowportrait.study.server import study_app, to_choice, to_label

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flowportrait.preference.dataset import Label
-from flowportrait.study.analyse import analyse_study
+from flowportrait.preferences.dataset import Label
+from flowportrait.study.analysis import analyse_study
 from flowportrait.study.plan import QUESTIONS, AnswerStore, Study, Trial
 from tests.study_browser import browser, served, small_study
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tools.train_sync_expert import contrastive_loss, shifted_score
 
-from flowportrait.codec.basis import MotionBasis
-from flowportrait.corpus.clip import Clip
-from flowportrait.corpus.extract import read_clip
 from flowportrait.corruption.motion import negative_controls
+from flowportrait.data.corpus import Clip
+from flowportrait.data.extract import read_clip
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
-from flowportrait.evaluation.train_expert import contrastive_loss, shifted_score
 from flowportrait.media.mel import level, log_mel
-from flowportrait.reward.sync import SyncExpert as MotionExpert
+from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.rewards.sync import SyncExpert as MotionExpert
 
 FRAMES = 24
 

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from flowportrait.codec.basis import GAZE, LOWER
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.registry import build
+from flowportrait.rendering.motion_basis import GAZE, LOWER
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.registry import build
 
 TIMES = torch.arange(75) / 25
 

@@ -14,10 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.codec.latent_scale import LatentScale
-from flowportrait.codec.tiny_autoencoder import TinyAutoencoder
-from flowportrait.codec.vae_codec import VaeCodec
 from flowportrait.errors import BadInput
+from flowportrait.rendering.vae_codec import LatentScale, TinyAutoencoder, VaeCodec
 
 diffusers = pytest.importorskip("diffusers")
 

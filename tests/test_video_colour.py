@@ -13,8 +13,7 @@ import pytest
 from skimage import color
 
 from flowportrait.errors import BadInput
-from flowportrait.media.display import display_size, upright
-from flowportrait.media.hdr import HLG, PQ, pq_signal, roll_off, to_sdr
+from flowportrait.media.colour import HLG, PQ, display_size, pq_signal, roll_off, to_sdr, upright
 from flowportrait.media.video import iter_frames
 
 COEFFICIENTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}

@@ -20,10 +20,8 @@ from hypothesis import strategies as st
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound
-from flowportrait.voice.scripts import runs
-from flowportrait.voice.sentences import LONGEST, sentences
-from flowportrait.voice.speaker import AFTER, BEFORE, BETWEEN, ahead, speak, speak_sound
-from flowportrait.voice.voices import voice_named
+from flowportrait.speech.text_to_speech import AFTER, BEFORE, BETWEEN, LONGEST, ahead, sentences, speak, speak_sound
+from flowportrait.speech.voices import runs, voice_named
 
 
 def seconds(sound: Sound) -> float:
@@ -205,7 +203,7 @@ def test_a_speech_server_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         server.shutdown()
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    monkeypatch.setattr("flowportrait.voice.server._ATTEMPTS", 1)
+    monkeypatch.setattr("flowportrait.speech.voices._ATTEMPTS", 1)
     with pytest.raises(BadInput, match="cannot be reached"):
         voice_named("openai:alloy").say("Hello.")
 

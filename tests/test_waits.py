@@ -17,10 +17,10 @@ import pytest
 from rich.console import Console
 
 from flowportrait import terminal
-from flowportrait.corpus import prepare as preparing
-from flowportrait.corpus.prepare import Preparation, work
-from flowportrait.corpus.sources import Source
-from flowportrait.judge.sanity import CLIP_SANITY, examine
+from flowportrait.data import prepare as preparing
+from flowportrait.data.corpus import Source
+from flowportrait.data.prepare import Preparation, work
+from flowportrait.judges.sanity import CLIP_SANITY, examine
 from flowportrait.media.write_video import write_video
 from tests.test_judge_opinion import Scripted, sane_clips
 from tests.test_prepare import room, syllables

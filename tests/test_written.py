@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowportrait.written import complete, write_json, write_weights
+from flowportrait.files import complete, write_json, write_weights
 
 
 def test_an_interruption_leaves_what_was_there_and_no_trace(tmp_path: Path) -> None:

@@ -14,20 +14,19 @@ from flowportrait.judge.thinking import read_thoughts
 from flowportrait.portraitgen.opinion import read_still
 from flowportrait.posttrain.given import Family, Given
 from flowportrait.posttrain.given_clips import read_families
-from flowportrait.preference.made_pairs import DIMENSIONS, PairBatch, PairMaker
-from flowportrait.preference.motion_damage import LEARNED
-from flowportrait.preference.pairs import ASPECTS, Pair, read_pairs
-from flowportrait.preference.stated_pairs import load_stated
+from flowportrait.preferences.made_pairs import DIMENSIONS, PairBatch, PairMaker
+from flowportrait.preferences.motion_damage import LEARNED
+from flowportrait.preferences.pairs import ASPECTS, Pair, read_pairs
+from flowportrait.preferences.stated_pairs import load_stated
 
 from flowportrait.cli import main
-from flowportrait.codec.motion_file import read_motion
-from flowportrait.corpus.index import corpus_records
-from flowportrait.corpus.motion_set import load_motion
-from flowportrait.corpus.shards import read_shard
+from flowportrait.data.corpus import corpus_records, read_shard
+from flowportrait.data.motion_dataset import load_motion
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.recipe import Recipe
-from flowportrait.posttrain.recipes import named, read_recipe
-from flowportrait.preference.inspection import inspect_pairs
+from flowportrait.preferences.inspection import inspect_pairs
+from flowportrait.rendering.motion_files import read_motion
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.recipes import named, read_recipe
 
 LABELS = {1: "A", 0: "tie", -1: "B", 2: None}
 SCORES = {1.0: "A", 0.5: "tie", 0.0: "B"}

@@ -338,7 +338,7 @@ class Restructure:
                         continue
                     if name.startswith("_") or name == "main":
                         stem = old.split(".")[-1]
-                        changed = f"_{stem}_{name.lstrip('_')}" if name.islower() or "_" == name[0] else name
+                        changed = f"_{stem}_{name.lstrip('_')}" if name.islower() or name[0] == "_" else name
                         if name.lstrip("_").isupper():
                             changed = f"_{stem.upper()}_{name.lstrip('_')}"
                         self.final[old, name] = changed

@@ -13,22 +13,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowportrait.animator import Animator
-    from flowportrait.checkpoints import load_generator
-    from flowportrait.codec.motion_file import read_motion, write_motion
     from flowportrait.errors import BadInput
     from flowportrait.evaluation.api import evaluate
-    from flowportrait.judge.judges import build_judge
+    from flowportrait.judges.build import build_judge
+    from flowportrait.models.arflow import load_generator
     from flowportrait.pipelines.animate import AnimatePipeline
+    from flowportrait.pipelines.animator import Animator
     from flowportrait.pipelines.output import AnimatePipelineOutput, AnimateStream
     from flowportrait.pipelines.request import AnimateRequest
-    from flowportrait.posttrain.callbacks import Callback
-    from flowportrait.posttrain.post_trainer import PostTrainer
-    from flowportrait.posttrain.recipe import PostTrainConfig
     from flowportrait.provenance.inspection import inspect as inspect_video
-    from flowportrait.reward.batch import RewardBatch
-    from flowportrait.reward.interface import Reward, Score
-    from flowportrait.reward.registry import build as build_reward
+    from flowportrait.rendering.motion_files import read_motion, write_motion
+    from flowportrait.rewards.batch import RewardBatch
+    from flowportrait.rewards.interface import Reward, Score
+    from flowportrait.rewards.registry import build as build_reward
+    from flowportrait.rl.config import PostTrainConfig
+    from flowportrait.rl.loop import Callback
+    from flowportrait.rl.post_trainer import PostTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -59,21 +59,21 @@ _MODULES = {
     "AnimatePipelineOutput": "flowportrait.pipelines.output",
     "AnimateRequest": "flowportrait.pipelines.request",
     "AnimateStream": "flowportrait.pipelines.output",
-    "Animator": "flowportrait.animator",
+    "Animator": "flowportrait.pipelines.animator",
     "BadInput": "flowportrait.errors",
-    "Callback": "flowportrait.posttrain.callbacks",
-    "PostTrainConfig": "flowportrait.posttrain.recipe",
-    "PostTrainer": "flowportrait.posttrain.post_trainer",
-    "Reward": "flowportrait.reward.interface",
-    "RewardBatch": "flowportrait.reward.batch",
-    "Score": "flowportrait.reward.interface",
-    "build_judge": "flowportrait.judge.judges",
-    "build_reward": "flowportrait.reward.registry:build",
+    "Callback": "flowportrait.rl.loop",
+    "PostTrainConfig": "flowportrait.rl.config",
+    "PostTrainer": "flowportrait.rl.post_trainer",
+    "Reward": "flowportrait.rewards.interface",
+    "RewardBatch": "flowportrait.rewards.batch",
+    "Score": "flowportrait.rewards.interface",
+    "build_judge": "flowportrait.judges.build",
+    "build_reward": "flowportrait.rewards.registry:build",
     "evaluate": "flowportrait.evaluation.api",
     "inspect_video": "flowportrait.provenance.inspection:inspect",
-    "load_generator": "flowportrait.checkpoints",
-    "read_motion": "flowportrait.codec.motion_file",
-    "write_motion": "flowportrait.codec.motion_file",
+    "load_generator": "flowportrait.models.arflow",
+    "read_motion": "flowportrait.rendering.motion_files",
+    "write_motion": "flowportrait.rendering.motion_files",
 }
 """Where each public name is defined; after a colon its name there, if it has another one."""
 

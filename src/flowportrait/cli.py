@@ -39,10 +39,8 @@ from flowportrait.commands import (
 )  # fmt: skip
 from flowportrait.errors import BadInput, PartialFailure
 from flowportrait.extras import missing_extra
-from flowportrait.folders import complete_environment
-from flowportrait.interrupt import exit_on_signals
-from flowportrait.outputs import check_inputs_kept
-from flowportrait.terminal import discard_broken_output, say, speaks, standard_streams
+from flowportrait.files import check_inputs_kept, complete_environment
+from flowportrait.terminal import discard_broken_output, exit_on_signals, say, speaks, standard_streams
 
 COMMANDS = (
     animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, studio,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowportrait.errors import BadInput
-from flowportrait.written import write_json
+from flowportrait.files import write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -19,15 +19,15 @@ import cv2
 import numpy as np
 from rich.console import Console
 
+from flowportrait.data.prompts import Prompt
 from flowportrait.evaluation.api import evaluate
-from flowportrait.evaluation.contact_sheet import contact_sheet, write_animated_webp
+from flowportrait.evaluation.report import contact_sheet, write_animated_webp
+from flowportrait.files import write_json
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.posttrain.post_trainer import PostTrainer
-from flowportrait.posttrain.recipes import find_recipe
-from flowportrait.prompts import Prompt
+from flowportrait.rl.post_trainer import PostTrainer
+from flowportrait.rl.recipes import find_recipe
 from flowportrait.samples import SPEECH
-from flowportrait.written import write_json
 
 TRAINING_SECONDS = 6.0
 ITERATIONS = 24

@@ -1,4 +1,4 @@
-"""Where networks run, and in which precision: one way to read weights and to place a network, used by all of them.
+"""Where networks run, and in which precision.
 
     with use_device("cuda", torch.bfloat16):      every network that is loaded inside is placed there
         ...

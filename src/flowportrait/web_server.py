@@ -1,4 +1,4 @@
-"""Checks that every web server of the package makes before a request reaches it, and the way each of them is run.
+"""What every server of this package guards.
 
     connection ─► whole head within 15 s? ─► Host? Origin? key? content type? ─► body, counted as it arrives ─► app
 
@@ -27,6 +27,7 @@ from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
     import uvicorn
+
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADER_SECONDS = 15.0

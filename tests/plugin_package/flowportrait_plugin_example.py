@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowportrait.judge.clips import JudgedClip
-from flowportrait.judge.judges import JudgeSettings
-from flowportrait.judge.questions import Kind
-from flowportrait.judge.rubric import ASPECTS, Aspect
-from flowportrait.judge.verdicts import AspectVerdict, Verdict
+from flowportrait.adapters.policy import DecodedSamples, Item
+from flowportrait.judges.build import JudgeSettings
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.questions import Kind
+from flowportrait.judges.rubric import ASPECTS, Aspect
+from flowportrait.judges.verdicts import AspectVerdict, Verdict
 from flowportrait.media.audio import Sound
-from flowportrait.policies.interface import DecodedSamples, Item
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.interface import Score, all_valid
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Score, all_valid
 
 
 class QuietMotion:
@@ -108,10 +108,10 @@ def calm() -> Any:
     from collections.abc import Mapping
     from dataclasses import dataclass
 
-    from flowportrait.posttrain.recipe import PostTrainConfig
-    from flowportrait.posttrain.recipes.card import Card
-    from flowportrait.posttrain.rollout import Trajectory
-    from flowportrait.posttrain.stages import Stage
+    from flowportrait.rl.config import PostTrainConfig
+    from flowportrait.rl.recipes.card import Card
+    from flowportrait.rl.rollout import Trajectory
+    from flowportrait.rl.stages import Stage
 
     @dataclass(frozen=True)
     class Opposite(Stage):

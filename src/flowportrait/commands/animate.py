@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from flowportrait import terminal
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput, PartialFailure
-from flowportrait.media.output_formats import FORMATS, output_format
-from flowportrait.outputs import check_output_file
+from flowportrait.files import check_output_file
+from flowportrait.media.sound_track import FORMATS, output_format
 from flowportrait.pipelines.batch import BatchItem, is_batch, plan_batch
 from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn, parse_gaze, parse_guide
 from flowportrait.terminal import say, waiting
@@ -217,7 +217,7 @@ def _check_sound(options: argparse.Namespace) -> None:
 
 
 def _check_motion_output(options: argparse.Namespace) -> None:
-    from flowportrait.codec.motion_file import check_name
+    from flowportrait.rendering.motion_files import check_name
 
     if options.video:
         raise BadInput("--motion-out works with --image only: a dubbed video keeps its own performance.")
@@ -242,7 +242,7 @@ def _load_pipeline(options: argparse.Namespace) -> AnimatePipeline:
     Raises:
         BadInput: the certificate, a setting or the checkpoint cannot be used.
     """
-    from flowportrait.provenance.credential import find_credential
+    from flowportrait.provenance.manifest import find_credential
 
     if not options.no_provenance:
         find_credential(options.certificate, options.private_key)
@@ -281,7 +281,7 @@ def _saver(options: argparse.Namespace) -> Save:
             output, sign=marked, watermark=marked, certificate=options.certificate, private_key=options.private_key
         )
         if options.motion_out:
-            from flowportrait.codec.motion_file import write_motion
+            from flowportrait.rendering.motion_files import write_motion
 
             write_motion(options.motion_out, video.motion)
         for note in video.notes[len(inputs.notes) :]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
+from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.extras import require
-from flowportrait.outputs import check_output_folder
-from flowportrait.prompts import find_videos
+from flowportrait.files import check_output_folder
 
 
 def register(commands: Commands) -> None:
@@ -36,7 +36,7 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark, or compare two results."""
-    from flowportrait.evaluation.bench import compare_results
+    from flowportrait.evaluation.benchmark import compare_results
 
     if options.compare:
         found = compare_results(*options.compare)
@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput("flowportrait bench needs --output FOLDER, or --compare with two results.json.")
     check_output_folder(options.output)
     require("report", "matplotlib")
-    from flowportrait.evaluation.bench import run_benchmark
-    from flowportrait.evaluation.protocol import Protocol, cases, quick
+    from flowportrait.evaluation.benchmark import run_benchmark
+    from flowportrait.evaluation.benchmark_systems import Protocol, cases, quick
 
     checkpoints, others = _systems(options.system or ["sft=sft", "rl=rl"])
     protocol = quick(Protocol()) if options.quick else Protocol()
@@ -68,7 +68,7 @@ def _outcome(check: dict[str, Any]) -> str:
 def _systems(given: list[str]) -> tuple[dict[str, str], dict[str, list[Path]]]:
     """Checkpoints and folders of videos by name."""
     from flowportrait.commands.evaluate import named_systems
-    from flowportrait.evaluation.bench import FOOTAGE, LOSERS
+    from flowportrait.evaluation.benchmark import FOOTAGE, LOSERS
 
     checkpoints: dict[str, str] = {}
     others: dict[str, list[Path]] = {}

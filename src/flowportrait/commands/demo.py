@@ -8,7 +8,7 @@ from typing import Any
 
 from flowportrait.commands import Commands
 from flowportrait.extras import require
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 
 
 def register(commands: Commands) -> None:

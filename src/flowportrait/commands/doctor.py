@@ -11,7 +11,7 @@ from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
-    from flowportrait.posttrain.doctor import Finding
+    from flowportrait.rl.doctor import Finding
 
 METRICS, RECIPE = FILES = ("metrics.jsonl", "recipe.json")
 """What makes a folder a run of post-training."""
@@ -68,7 +68,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _examine(run: Path) -> tuple[int, list[Finding]]:
     """Iterations and findings of one run."""
-    from flowportrait.posttrain.doctor import examine
+    from flowportrait.rl.doctor import examine
 
     try:
         lines = (run / METRICS).read_text(encoding="utf-8").splitlines()

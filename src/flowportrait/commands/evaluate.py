@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
+from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.extras import require
-from flowportrait.outputs import check_output_folder
-from flowportrait.prompts import find_videos
+from flowportrait.files import check_output_folder
 from flowportrait.terminal import print_table, say
 
 MOST_REMARKS = 5
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_output_folder(options.output)
     require("report", "matplotlib")
     from flowportrait.evaluation.api import Videos, evaluate
-    from flowportrait.prompt_videos import system_names
+    from flowportrait.pipelines.batch import system_names
 
     systems: dict[str, Videos] = {"videos": find_videos(options.videos)} if options.videos else {}
     systems |= named_systems(options.system, options.prompts)
@@ -92,7 +92,7 @@ def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path 
         BadInput: not NAME=WHERE, a name that cannot be a folder or appears twice, nothing there, or a checkpoint
             without prompts.
     """
-    from flowportrait.checkpoints import checkpoint_folder
+    from flowportrait.models.arflow import checkpoint_folder
 
     found: dict[str, Path | str] = {}
     for entry in given:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
-from flowportrait.outputs import check_not_an_input, check_output_file
+from flowportrait.files import check_not_an_input, check_output_file
 
 
 def register(commands: Commands) -> None:
@@ -21,8 +21,8 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Checkpoint to graph."""
     check_output_file(options.output, "onnx")
-    from flowportrait.checkpoints import checkpoint_folder, load_generator
-    from flowportrait.generator.onnx_step import export_step
+    from flowportrait.models.arflow import checkpoint_folder, load_generator
+    from flowportrait.models.sampler import export_step
 
     sizes = options.output.with_suffix(".json")
     check_not_an_input(sizes, checkpoint_folder(options.checkpoint).iterdir())

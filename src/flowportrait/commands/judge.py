@@ -12,9 +12,9 @@ from flowportrait.errors import BadInput
 from flowportrait.extras import require
 
 if TYPE_CHECKING:
-    from flowportrait.judge.judges import JudgeSettings
-    from flowportrait.judge.sanity import Certificate
-    from flowportrait.judge.verdicts import Judge
+    from flowportrait.judges.build import JudgeSettings
+    from flowportrait.judges.sanity import Certificate
+    from flowportrait.judges.verdicts import Judge
 
 KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
 
@@ -85,8 +85,8 @@ def register(commands: Commands) -> None:
 def run_score(options: argparse.Namespace) -> dict[str, Any]:
     """Grade files into a report."""
     _check_json(options.output)
-    from flowportrait.judge.judges import grade_files, write_report
-    from flowportrait.prompts import find_videos
+    from flowportrait.data.prompts import find_videos
+    from flowportrait.judges.build import grade_files, write_report
 
     paths = find_videos(options.videos)
     judge = _judge(options)
@@ -97,7 +97,7 @@ def run_score(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_check(options: argparse.Namespace) -> dict[str, Any]:
     """Examine a judge; what it did is kept where training looks."""
-    from flowportrait.judge.sanity import save_certificate
+    from flowportrait.judges.sanity import save_certificate
 
     settings = _settings(options)
     certificate = (_examine_stills if options.stills else _examine_clips)(settings, options.videos)
@@ -113,14 +113,14 @@ def run_check(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _examine_clips(settings: JudgeSettings, paths: list[Path]) -> Certificate:
-    from flowportrait.prompts import find_videos
+    from flowportrait.data.prompts import find_videos
     from flowportrait.terminal import progress, waiting
 
     found = find_videos(paths)
     with waiting("loading the judge"):
-        from flowportrait.judge.clips import JudgedClip
-        from flowportrait.judge.judges import build_judge
-        from flowportrait.judge.sanity import CLIP_SANITY, examine
+        from flowportrait.judges.build import build_judge
+        from flowportrait.judges.clips import JudgedClip
+        from flowportrait.judges.sanity import CLIP_SANITY, examine
 
         judge = build_judge(settings)
     clips = [JudgedClip.from_video(path) for path in progress(found, len(found), "reading clips")]
@@ -131,7 +131,7 @@ def _examine_stills(settings: JudgeSettings, paths: list[Path]) -> Certificate:
     from flowportrait.terminal import waiting
 
     with waiting("loading the judge"):
-        from flowportrait.judge.sanity import examine
+        from flowportrait.judges.sanity import examine
         from flowportrait.portraitgen.judging import STILL_SANITY, build_still_judge, read_stills
 
         judge = build_still_judge(settings)
@@ -144,8 +144,8 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput("flowportrait judge calibrate needs either --scores with a report or --videos with a folder.")
     _check_json(options.output)
     require("report", "matplotlib")  # for the histograms, which are drawn after all grading
-    from flowportrait.judge.calibration import compare_with_humans, draw_histograms, read_human_scores
-    from flowportrait.judge.judges import grade_files, raw_scores, read_report
+    from flowportrait.judges.build import grade_files, raw_scores, read_report
+    from flowportrait.judges.calibration import compare_with_humans, draw_histograms, read_human_scores
 
     human = read_human_scores(options.human)
     if options.scores:
@@ -162,8 +162,8 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_agree(options: argparse.Namespace) -> dict[str, Any]:
     """A judge beside stated preferences."""
-    from flowportrait.judge.learning import agreement, read_labelled_pairs
-    from flowportrait.preference.dataset import PreferenceDataset
+    from flowportrait.judges.learning import agreement, read_labelled_pairs
+    from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.terminal import waiting
 
     judge = _judge(options)
@@ -175,11 +175,11 @@ def run_agree(options: argparse.Namespace) -> dict[str, Any]:
 def run_learn(options: argparse.Namespace) -> dict[str, Any]:
     """Revise a library as long as held-out preferences are better agreed with."""
     _check_json(options.output)
-    from flowportrait.judge.judges import build_backend, build_with_library
-    from flowportrait.judge.learning import ExpertToggles, Proposer, RuleEditor, improve, read_labelled_pairs
-    from flowportrait.judge.questions import ReplyCache
-    from flowportrait.judge.rubric import Library
-    from flowportrait.preference.dataset import PreferenceDataset
+    from flowportrait.judges.build import build_backend, build_with_library
+    from flowportrait.judges.learning import ExpertToggles, Proposer, RuleEditor, improve, read_labelled_pairs
+    from flowportrait.judges.questions import ReplyCache
+    from flowportrait.judges.rubric import Library
+    from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.terminal import waiting
 
     settings = _settings(options)
@@ -187,7 +187,7 @@ def run_learn(options: argparse.Namespace) -> dict[str, Any]:
     start = Library.load(settings.library) if settings.library else None
     propose: Proposer
     if settings.by == "measured":
-        from flowportrait.judge.measured import EXPERTS, Experts
+        from flowportrait.judges.measured import EXPERTS, Experts
 
         backend, start = None, start or Library(EXPERTS)
         propose = ExpertToggles(tuple(Experts.load().scales))
@@ -219,8 +219,8 @@ def run_serve(options: argparse.Namespace) -> dict[str, Any]:
     check_certificate(options.certificate, options.private_key)
     names = public_names(options.host, options.public_name)
     with bind(options.host, options.port) as listener:
-        from flowportrait.judge.judges import build_judge
-        from flowportrait.judge.server import MODEL, create_app, servable_rewards
+        from flowportrait.judges.build import build_judge
+        from flowportrait.judges.server import MODEL, create_app, servable_rewards
 
         app = create_app(build_judge(_settings(options)), servable_rewards(options.scorers), key, names)
         address = address_of(listener, "https" if options.certificate else "http")
@@ -240,14 +240,14 @@ def _judge(options: argparse.Namespace) -> Judge:
     from flowportrait.terminal import waiting
 
     with waiting("loading the judge"):
-        from flowportrait.judge.judges import build_judge
+        from flowportrait.judges.build import build_judge
 
         return build_judge(_settings(options))
 
 
 def _settings(options: argparse.Namespace) -> JudgeSettings:
     from flowportrait.config import load, override
-    from flowportrait.judge.judges import JudgeSettings
+    from flowportrait.judges.build import JudgeSettings
 
     settings = load(JudgeSettings, options.judge) if options.judge else JudgeSettings()
     return override(settings, options.changes)

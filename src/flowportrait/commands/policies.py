@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return _check(options)
     if options.action == "memory":
         return _memory(options)
-    from flowportrait.policies.families import FAMILIES
+    from flowportrait.adapters.families import FAMILIES
 
     return {
         family.name: {"pipelines": list(family.pipelines), "prompts need": sorted(family.needs),
@@ -68,10 +68,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(options: argparse.Namespace) -> dict[str, Any]:
+    from flowportrait.adapters.check import check
+    from flowportrait.adapters.loading import load_policy_generator, read_items
+    from flowportrait.adapters.policy import Item
     from flowportrait.errors import BadInput
-    from flowportrait.policies.check import check
-    from flowportrait.policies.interface import Item
-    from flowportrait.policies.loading import load_policy_generator, read_items
 
     items = read_items(options.prompts)[:2] if options.prompts else [Item("one", "A face."), Item("two", "A street.")]
     found = check(load_policy_generator(options.name[0], options.policy_set, options.bf16), items)
@@ -88,8 +88,8 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
 
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
     with waiting("loading diffusers"):
-        from flowportrait.policies.memory import count_memory
-    from flowportrait.policies.models import MODELS, model_named
+        from flowportrait.adapters.memory import count_memory
+    from flowportrait.adapters.memory import MODELS, model_named
 
     chosen = [model_named(name) for name in options.name or MODELS]
     needs = {model.name: count_memory(model) for model in progress(chosen, len(chosen), "counting")}

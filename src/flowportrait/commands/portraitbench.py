@@ -8,7 +8,7 @@ from typing import Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 
 
 def register(commands: Commands) -> None:
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.portraitgen import taxonomy
 
     if options.compare:
-        from flowportrait.portraitgen.bench_compare import compare
+        from flowportrait.portraitgen.benchmark import compare
 
         rows = compare(*options.compare)
         if options.json:
@@ -49,14 +49,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise BadInput(f"--per-prompt {options.per_prompt} is not possible: it must be at least 1.")
     if options.output:
         check_output_folder(options.output)
-    from flowportrait.judge.judges import read_settings
-    from flowportrait.portraitgen import bench
+    from flowportrait.judges.build import read_settings
+    from flowportrait.portraitgen import benchmark as bench
     from flowportrait.portraitgen.judging import build_still_judge
 
     judge = build_still_judge(read_settings(options.judge))
     folder = options.images
     if options.policy:
-        from flowportrait.portraitgen.drawing import drawing
+        from flowportrait.portraitgen.benchmark import drawing
 
         folder = options.output / "pictures"
         bench.drawn(drawing(options.policy), prompts, options.per_prompt, folder)

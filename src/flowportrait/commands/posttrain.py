@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 
 
 def register(commands: Commands) -> None:
@@ -53,8 +53,8 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Reinforcement learning."""
     check_output_folder(options.output)
-    from flowportrait.checkpoints import checkpoint_folder
-    from flowportrait.posttrain.post_trainer import PostTrainer, resolve_recipe
+    from flowportrait.models.arflow import checkpoint_folder
+    from flowportrait.rl.post_trainer import PostTrainer, resolve_recipe
 
     if not options.policy:
         checkpoint_folder(options.start)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 from flowportrait.terminal import say
 
 
@@ -42,8 +42,8 @@ def register(commands: Commands) -> None:
 
 def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
     """What is in the files, and what of it can be learned from."""
-    from flowportrait.preference.dataset import PreferenceDataset
-    from flowportrait.preference.inspection import inspect_pairs
+    from flowportrait.preferences.dataset import PreferenceDataset
+    from flowportrait.preferences.inspection import inspect_pairs
 
     inspection = inspect_pairs(PreferenceDataset.load(*options.pairs))
     if options.output:
@@ -72,8 +72,8 @@ def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_judged(options: argparse.Namespace) -> dict[str, Any]:
     """Two score tables to pairs."""
-    from flowportrait.preference.build_pairs import pairs_from_scores, read_scores
-    from flowportrait.preference.dataset import write_pairs
+    from flowportrait.preferences.build_pairs import pairs_from_scores, read_scores
+    from flowportrait.preferences.dataset import write_pairs
 
     tables = read_scores(options.a), read_scores(options.b)
     pairs, alone = pairs_from_scores(*tables, options.tie_band, options.judge, tuple(options.folders))
@@ -87,9 +87,9 @@ def run_make(options: argparse.Namespace) -> dict[str, Any]:
     """Videos to pairs."""
     check_output_folder(options.output)
     from flowportrait.corruption.catalogue import CORRUPTIONS
-    from flowportrait.preference.build_pairs import pairs_from_damage
-    from flowportrait.preference.dataset import PAIRS_FILE, read_pairs
-    from flowportrait.prompts import find_videos
+    from flowportrait.data.prompts import find_videos
+    from flowportrait.preferences.build_pairs import pairs_from_damage
+    from flowportrait.preferences.dataset import PAIRS_FILE, read_pairs
 
     videos = find_videos(options.videos)
     names = options.damage or list(CORRUPTIONS)

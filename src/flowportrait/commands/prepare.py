@@ -8,7 +8,7 @@ from typing import Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 from flowportrait.terminal import waiting
 
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.inputs or options.output:
             raise BadInput("flowportrait prepare --inspect CORPUS takes no videos and no --output.")
         with waiting("drawing the report"):
-            from flowportrait.corpus.report import write_report
+            from flowportrait.data.corpus_report import write_report
 
             return write_report(options.inspect)
     if not options.inputs or not options.output:
@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_output_folder(options.output)
     with waiting("starting"):
         from flowportrait.config import override
-        from flowportrait.corpus.prepare import Preparation, prepare
-        from flowportrait.corpus.quality import Gates
+        from flowportrait.data.extract import Gates
+        from flowportrait.data.prepare import Preparation, prepare
 
     plan = Preparation(
         options.layout,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 
 
 def register(commands: Commands) -> None:
@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Supervised training."""
     check_output_folder(options.output)
     from flowportrait.config import override
-    from flowportrait.generator.pretrain import PretrainConfig, pretrain
-    from flowportrait.prompts import read_prompts
+    from flowportrait.data.prompts import read_prompts
+    from flowportrait.models.pretrain import PretrainConfig, pretrain
 
     config = override(PretrainConfig(), options.changes)
     prompts = read_prompts(options.held_out) if options.held_out else ()

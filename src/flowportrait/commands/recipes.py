@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         BadInput: no such recipe, or ``show`` without a name.
     """
     from flowportrait.errors import BadInput
-    from flowportrait.posttrain.recipes import recipe_texts
+    from flowportrait.rl.recipes import recipe_texts
 
     texts = recipe_texts()
     if options.action == "list":
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.name is None:
         raise BadInput(f"flowportrait recipes show needs a name: {', '.join(texts)}.")
     from flowportrait.config import to_dict
-    from flowportrait.posttrain.recipes import find_card
+    from flowportrait.rl.recipes import find_card
 
     card = find_card(options.name)
     settings = to_dict(card.recipe)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 from flowportrait.terminal import say
 
 if TYPE_CHECKING:
-    from flowportrait.preference.dataset import PreferenceDataset
+    from flowportrait.preferences.dataset import PreferenceDataset
 
 
 def register(commands: Commands) -> None:
@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.corpus is None:
         raise BadInput("Give --corpus to make pairs from, or --model to train an LLM on --pairs alone.")
     from flowportrait.config import override, save
-    from flowportrait.corpus.motion_set import load_motion
-    from flowportrait.preference.pair_loss import PreferenceBatch
-    from flowportrait.preference.reward_model import RewardTrainingConfig, load_batches, train_reward
+    from flowportrait.data.motion_dataset import load_motion
+    from flowportrait.preferences.clips import PreferenceBatch
+    from flowportrait.preferences.reward_model import RewardTrainingConfig, load_batches, train_reward
 
     config = override(RewardTrainingConfig(), options.set)
     stated: list[PreferenceBatch] = []
@@ -73,11 +73,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def run_latent(options: argparse.Namespace) -> dict[str, Any]:
     """Damaged pairs, with a generator's audio condition, to a latent reward."""
     check_output_folder(options.output)
-    from flowportrait.checkpoints import load_generator
     from flowportrait.config import override, save
-    from flowportrait.corpus.motion_set import load_motion
-    from flowportrait.preference.synthetic_pairs import condition_clips, generated_clips
-    from flowportrait.preference.train_latent import LatentTrainingConfig, train_latent
+    from flowportrait.data.motion_dataset import load_motion
+    from flowportrait.models.arflow import load_generator
+    from flowportrait.preferences.latent_reward import LatentTrainingConfig, train_latent
+    from flowportrait.preferences.synthetic_pairs import condition_clips, generated_clips
 
     config = override(LatentTrainingConfig(), options.set)
     generator = load_generator(options.checkpoint)
@@ -90,7 +90,7 @@ def run_latent(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train_vlm(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.config import override, save
-    from flowportrait.preference.vlm_reward import VlmReward, VlmTrainingConfig, train_vlm
+    from flowportrait.preferences.vlm_reward import VlmReward, VlmTrainingConfig, train_vlm
 
     if not options.pairs:
         raise BadInput("--model learns from finished videos: give --pairs.")
@@ -105,8 +105,8 @@ def _train_vlm(options: argparse.Namespace) -> dict[str, Any]:
 
 def _load_training_pairs(paths: list[Path]) -> PreferenceDataset:
     """The pairs to learn from; what is left out is logged."""
-    from flowportrait.preference.dataset import DIMENSIONS, PreferenceDataset
-    from flowportrait.preference.inspection import TRAIN, training_pairs
+    from flowportrait.preferences.dataset import DIMENSIONS, PreferenceDataset
+    from flowportrait.preferences.inspection import TRAIN, training_pairs
 
     dataset = training_pairs(PreferenceDataset.load(*paths), lambda found: DIMENSIONS, explain=True)
     if not dataset:

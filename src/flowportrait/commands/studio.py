@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands import Commands
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 from flowportrait.terminal import say, waiting
 
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as shown:
         shown.enter_context(waiting("starting the studio"))
         from flowportrait.config import override
-        from flowportrait.studio.limits import Limits
+        from flowportrait.studio.render_queue import Limits
         from flowportrait.studio.server import Studio, serve
 
         def ready(address: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowportrait.commands import Commands
 from flowportrait.errors import BadInput
-from flowportrait.outputs import check_output_folder
+from flowportrait.files import check_output_folder
 from flowportrait.study.plan import MOST_PARTICIPANTS
 from flowportrait.terminal import say
 
@@ -114,8 +114,8 @@ def run_analyse(options: argparse.Namespace) -> dict[str, Any]:
     """Answers to a table, files and pairs."""
     output = options.output or options.study
     check_output_folder(output)
-    from flowportrait.preference.dataset import PAIRS_FILE
-    from flowportrait.study.analyse import analyse_study
+    from flowportrait.preferences.dataset import PAIRS_FILE
+    from flowportrait.study.analysis import analyse_study
 
     analysis = analyse_study(options.study, output)
     if options.json:
@@ -134,7 +134,7 @@ def _print_table(analysis: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flowportrait.study.report import TITLES, probability
+    from flowportrait.study.analysis import TITLES, probability
 
     table = Table(box=None, pad_edge=False)
     for name in ("", "A", "B", "won / same / lost", "A preferred", "p", "p by person", "p Holm", "alpha"):

@@ -1,4 +1,4 @@
-"""Damage with a known cause and a known strength, to clips, motion and stills: what a judge or a reward must notice.
+"""Damage with a known cause and strength: what a judge or a reward must notice.
 
     damaged = corrupt(clip, "offset", 5.0)          strength in natural units (frames, pixels, levels)
 

@@ -1,4 +1,4 @@
-"""Every kind of damage by name: what it does, in which unit, how strong, and what it hurts.
+"""Every kind of damage by name.
 
 kind      takes             gives                made for
 timing    ``Footage``       ``Footage``          judges, rewards and metrics of clips; preference pairs of videos

@@ -1,4 +1,4 @@
-"""Damage to clips: right pictures at the wrong time, a face that does not live, a bad picture, an impossible head.
+"""Damage to clips: timing, face, picture and head.
 
 timing    shown'[t] = shown[t + δ(t)]       δ: constant (late sound), slow wave, exchange of segments, freezing
 face      no motion, eyes that never move, a head that trembles
@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from flowportrait.codec.basis import BLINK, GAZE
 from flowportrait.errors import BadInput
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.rendering.motion_basis import BLINK, GAZE
 
 Seed = int | np.random.Generator
 """What random damage is drawn from."""

@@ -1,4 +1,4 @@
-"""Damage to a face in motion, and motion that a measure of lip sync must rank below the real one.
+"""Damage to motion.
 
     intact:  motion[s : s + T]  under  mel[s : s + T]           damaged: another motion under the same sound
 
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from scipy.signal import savgol_filter
 
-from flowportrait.codec.basis import BROWS, GAZE, HEAD, LOWER, MotionBasis
-from flowportrait.codec.lips import gap
 from flowportrait.corruption.clips import interpolate
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.signals import loudness
+from flowportrait.evaluation.motion_metrics import loudness
+from flowportrait.rendering.motion_basis import BROWS, GAZE, HEAD, LOWER, MotionBasis, lip_gap
 
 UPPER = slice(BROWS.start, GAZE.stop)
 CONTROL_DELAY = 5
@@ -223,5 +222,5 @@ def negative_controls(motion: torch.Tensor, audio: np.ndarray, other: torch.Tens
 def _opening_axis() -> torch.Tensor:
     """Unit direction ``[16]`` of lower-face motion that opens the lips most."""
     basis = MotionBasis.load()
-    opening = gap(basis.directions[LOWER]).mean(-1)
+    opening = lip_gap(basis.directions[LOWER]).mean(-1)
     return opening / opening.norm()

@@ -1,4 +1,4 @@
-"""Damage to a still portrait; strengths from 0 to 1.
+"""Damage to still portraits.
 
 What has a width (blur, an airbrush, a shine) is as wide on a large face as on a small one: widths are in pixels of a
 face framed at 115 px.
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from flowportrait.corruption.clips import Seed
-from flowportrait.portraitgen.look import WIDTH, eye_distance
-from flowportrait.reward.regions import masks
+from flowportrait.portraitgen.detectors import WIDTH, eye_distance
+from flowportrait.rewards.consistency import masks
 
 REFERENCE_SIDE = 115
 """Pixels of the framed face that widths are given for."""

@@ -1,4 +1,4 @@
-"""One way to score videos: ``evaluate`` for figures and a report, ``score_videos`` for the rewards of post-training.
+"""Measure and compare systems in one call.
 
     systems ─► videos ─► measure_video, once per file ─► compare_systems ─► EvaluationReport
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flowportrait.checkpoints import checkpoint_folder
+from flowportrait.data.prompts import find_videos, read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import (
     FEWEST,
@@ -29,21 +29,28 @@ from flowportrait.evaluation.comparison import (
     read_labels,
     set_estimates,
 )
-from flowportrait.evaluation.measure import VideoMetrics, compare_with_real, measure_video, perceptual_name
+from flowportrait.evaluation.figures import text_table
+from flowportrait.evaluation.measure import (
+    LEFT_OUT,
+    TOTAL,
+    VideoMetrics,
+    compare_with_real,
+    measure_video,
+    perceptual_name,
+)
 from flowportrait.evaluation.metrics import REAL, SHIPPED, Row, shipped_estimates, shipped_reference
 from flowportrait.evaluation.networks import load_networks
-from flowportrait.evaluation.tables import text_table
-from flowportrait.evaluation.theval import LEFT_OUT, TOTAL
 from flowportrait.evaluation.tracking import default_cache, track_file
+from flowportrait.files import check_not_an_input
 from flowportrait.media.optical_flow import best_installed_flow
-from flowportrait.outputs import check_not_an_input
-from flowportrait.prompts import find_videos, read_prompts
+from flowportrait.models.arflow import checkpoint_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from flowportrait.media.portrait import Portrait
-    from flowportrait.reward.interface import Reward
+    from flowportrait.rewards.interface import Reward
+
 
 TITLE = "Talking portraits, measured"
 Videos: TypeAlias = str | Path | Sequence[str | Path]
@@ -225,7 +232,7 @@ def score_videos(
     """
     from flowportrait.media.image import read_image
     from flowportrait.media.portrait import Portrait
-    from flowportrait.reward.registry import BUILT_IN, build
+    from flowportrait.rewards.registry import BUILT_IN, build
     from flowportrait.terminal import progress
 
     paths = find_videos([Path(video) for video in videos])
@@ -249,8 +256,8 @@ def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None,
 
     from flowportrait.media.audio import read_audio
     from flowportrait.media.video import iter_frames
-    from flowportrait.reward.batch import RewardBatch
-    from flowportrait.reward.scoring import score
+    from flowportrait.rewards.batch import RewardBatch
+    from flowportrait.rewards.interface import score
 
     people = None if person is None else [person]
     batch = RewardBatch.from_frames([np.stack(list(iter_frames(path)))], [read_audio(path)], portraits=people)
@@ -286,7 +293,7 @@ def _system_videos(
     systems: Mapping[str, System], prompts: str | Path | None, output: str | Path | None, seed: int
 ) -> tuple[dict[str, list[Path]], dict[str, Mapping[str, Row]]]:
     """Videos of every system, drawn where that is needed, and what each drawn clip cost."""
-    from flowportrait.prompt_videos import render_prompts, rendering_costs
+    from flowportrait.pipelines.batch import render_prompts, rendering_costs
 
     inputs = [path for system in systems.values() if not _is_animated(system) for path in _paths(system)]
     files: dict[str, list[Path]] = {}

@@ -1,4 +1,4 @@
-"""Several systems on the same clips: what each scores, how sure that is, and whether they differ.
+"""Systems compared on the same clips.
 
 Intervals are percentile bootstrap over clips (95 %). Two systems are compared clip by clip (same file name): mean
 difference with its interval, and Wilcoxon's signed-rank p, Holm-corrected over everything compared.
@@ -26,14 +26,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation import theval
-from flowportrait.evaluation.behaviour import guarded_tfi
-from flowportrait.evaluation.expression import pooled_ecs, reference_quantiles, shipped_quantiles
-from flowportrait.evaluation.measure import VideoMetrics
+from flowportrait.evaluation.measure import MEASURES, VideoMetrics, total
 from flowportrait.evaluation.metrics import METRICS, REAL, Row, shipped_means
-from flowportrait.evaluation.signals import GROUPS
+from flowportrait.evaluation.motion_metrics import (
+    GROUPS,
+    guarded_tfi,
+    pooled_ecs,
+    reference_quantiles,
+    shipped_quantiles,
+)
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean, holm_correction, jackknife, signed_rank_p
-from flowportrait.written import complete, write_text
+from flowportrait.files import complete, write_text
 
 
 @dataclass(frozen=True)
@@ -329,14 +332,14 @@ def frechet_of_set(clips: Clips, real: Clips, features: Callable[[VideoMetrics],
 def theval_of_set(clips: Clips, real: Clips) -> float | None:
     """Total of the THEval measures that are measured here, each a mean over clips."""
     truth_means = theval_means(real) if len(real) >= FEWEST else shipped_means("theval_")
-    found = theval.total(theval_means(clips), truth_means)
+    found = total(theval_means(clips), truth_means)
     return found[0] if found else None
 
 
 def theval_means(clips: Clips) -> dict[str, float]:
     """Mean over clips of each THEval measure."""
     found = {}
-    for name in theval.MEASURES:
+    for name in MEASURES:
         values = [float(v) for c in clips if (v := c.row.get(f"theval_{name}")) is not None]
         if values:
             found[name] = float(np.mean(values))

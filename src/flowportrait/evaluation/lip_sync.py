@@ -1,4 +1,4 @@
-"""Lip sync of a finished video, by an expert that sees pixels and hears speakers whom no reward was trained on.
+"""The evaluation's sync expert.
 
     score[t]    = cos( face(mouth[t … t+4]),  voice(mel[4t … 4t+19]) )
     distance[k] = mean_t ‖ face[t] − voice[t + k] ‖          LSE-D = min_k,  LSE-C = median_k − min_k,
@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowportrait.devices import device_of, once_per_device
-from flowportrait.evaluation.signals import longest_run
+from flowportrait.evaluation.motion_metrics import longest_run
 from flowportrait.evaluation.tracking import VideoTracks
 from flowportrait.media.mel import level, log_mel
-from flowportrait.training.joint_embedding import JointEmbedding
+from flowportrait.training.descend import JointEmbedding
 
 CROP = (40, 56)
 """The part of the 48 × 64 mouth patch that is looked at; the rest is room for training jitter."""

@@ -1,4 +1,4 @@
-"""The metrics by key: title, which way is better, how it is printed, its heading; and what real footage scores."""
+"""Every metric by name, with its direction and meaning."""
 
 from __future__ import annotations
 

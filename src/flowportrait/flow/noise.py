@@ -1,4 +1,4 @@
-"""Noise as a function of where it is used: the same key gives the same numbers on any batch size or process.
+"""Noise as a function of where it is used.
 
 Post-training keys its noise by a place: what the noise is for, and the sample, chunk and step that it belongs to.
 

@@ -1,5 +1,22 @@
 """Speech in: any audio, or the sound of a video.
 
+Whether all of an mp3 is there, from its frames alone.
+
+    11 sync bits │ version │ layer │ bit rate │ sample rate │ padding │ …  ⇒  the frame's length in bytes
+
+Neither the container nor FFmpeg knows how long an mp3 is unless the encoder went back to write it into the first frame
+(Xing, Info, VBRI): otherwise the duration is a guess from the first bit rate. So a file is whole if it has as many
+frames as it counts, or, where it counts none, if its last frame is complete. What lies between or behind the frames
+(tags of files that were joined, padding) is skipped, as players do.
+
+Many channels to one, so that a voice in the centre stays as loud as it is.
+
+    m = C + (L + R) / √2 + (Ls + Rs) / 2                      ITU-R BS.775-4, table 2, mono from 3/2 stereo
+
+One or two channels are averaged. Low-frequency effects take no part.
+
+Speech in: any audio, or the sound of a video.
+
 ``read_audio`` gives what the generator hears, 16 kHz mono; ``read_sound`` what was recorded, with its own rate and
 channels, for the sound of the finished video. Both count from the same moment as the picture.
 """
@@ -8,7 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +34,7 @@ import av
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.container import (
+from flowportrait.media.containers import (
     check_is_file,
     check_length,
     check_whole,
@@ -25,9 +43,131 @@ from flowportrait.media.container import (
     origin,
     sound_stream,
 )
-from flowportrait.media.downmix import layout_name, to_mono
 from flowportrait.media.image import is_picture
-from flowportrait.media.mp3 import Mp3Check
+
+_KBITS = {
+    (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+"""By version (2 for 2.5 as well) and layer: ISO 11172-3, 2.4.2.3, and ISO 13818-3, 2.4.2.3."""
+_RATES = (44_100, 48_000, 32_000)
+
+
+@dataclass(frozen=True)
+class FrameHeader:
+    """What the first four bytes of a frame say: bytes of the frame, samples it gives, their rate in Hz."""
+
+    length: int
+    samples: int
+    rate: int
+
+
+def parse_header(data: bytes) -> FrameHeader | None:
+    """The header at the beginning of ``data``; None where no frame begins or its length is not said (free format)."""
+    if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = {3: 1, 2: 2, 0: 2.5}.get(data[1] >> 3 & 3), 4 - (data[1] >> 1 & 3)
+    bits, rate = data[2] >> 4, data[2] >> 2 & 3
+    if version is None or layer == 4 or not 0 < bits < 15 or rate == 3:
+        return None
+    old = 1 if version == 1 else 2
+    hertz = _RATES[rate] // {1: 1, 2: 2, 2.5: 4}[version]
+    samples = 384 if layer == 1 else 576 if layer == 3 and old == 2 else 1152
+    slot = 4 if layer == 1 else 1
+    slots = samples // 8 // slot * _KBITS[old, layer][bits - 1] * 1000 // hertz + (data[2] >> 1 & 1)
+    return FrameHeader(slots * slot, samples, hertz)
+
+
+@dataclass
+class Mp3Check:
+    """Shown every packet of the mp3 at ``path`` in turn, says at the end whether all of it was there."""
+
+    path: Path
+    _counted: float | None = field(default=None, init=False)
+    _last: tuple[int, int] | None = field(default=None, init=False)
+    _any: bool = field(default=False, init=False)
+
+    def header(self, packet: Any) -> FrameHeader | None:
+        """Note ``packet`` (``av.Packet``); the header of the frame that begins it, which has to decode then."""
+        if not self._any and packet.pos is not None:
+            self._counted, self._any = counted_seconds(self.path, packet.pos), True
+        header = parse_header(bytes(packet)[:4]) if packet.size >= 4 else None
+        if header is not None:
+            self._last = (packet.size, header.length)
+        return header
+
+    def missing(self, decoded: float) -> str | None:
+        """What is missing of the file after ``decoded`` seconds of it; None if it is whole."""
+        if self._counted is not None:
+            short = decoded < 0.999 * self._counted - 0.1
+            return f"only {decoded:.1f} s of {self._counted:.1f} s are there" if short else None
+        if self._last is not None and self._last[0] < self._last[1]:
+            return f"it ends in the middle of a frame at {decoded:.1f} s"
+        return None
+
+
+def counted_seconds(path: Path, first: int) -> float | None:
+    """Length that the frame before the first one of sound, at byte ``first``, gives for the file; None without one."""
+    with path.open("rb") as file:
+        file.seek(max(0, first - 2881))
+        before = file.read(min(first, 2881) + 64)
+    for mark, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        at = before.rfind(mark)
+        # The mark stands behind the side information, at most 36 bytes after its frame's beginning.
+        headers = (parse_header(before[start : start + 4]) for start in range(max(0, at - 36), max(0, at - 12)))
+        header = next((found for found in headers if found is not None), None)
+        # Bit 0 of the flags: the number of frames is there.
+        if header is None or (mark != b"VBRI" and not before[at + 7] & 1):
+            continue
+        return int.from_bytes(before[at + place : at + place + 4], "big") * header.samples / header.rate
+    return None
+
+
+_FRONT = {"FL", "FR", "FLC", "FRC", "WL", "WR", "DL", "DR"}
+_EFFECTS = {"LFE", "LFE2"}
+_DEFAULT = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+"""What a number of channels usually means where a file does not say."""
+
+
+def layout_name(layout: Any) -> str:
+    """FFmpeg's name of an ``av.AudioLayout``; where a file states no places, of the usual one of as many channels."""
+    return _DEFAULT.get(layout.nb_channels, layout.name) if layout.name.endswith(" channels") else layout.name
+
+
+def to_mono(samples: np.ndarray, layout: Any) -> np.ndarray:
+    """Samples ``[N, C]`` in an ``av.AudioLayout`` to ``[N]`` float32; the sum may exceed full scale."""
+    channels = samples.shape[1]
+    if channels <= 2:
+        return samples.mean(1)
+    # A channel without signal may hold NaN in files of floats; it must not spoil the others.
+    return np.nan_to_num(samples, posinf=0.0, neginf=0.0).clip(-1.0, 1.0) @ mono_weights(layout_name(layout), channels)
+
+
+@lru_cache(maxsize=32)
+def mono_weights(layout: str, channels: int) -> np.ndarray:
+    """Weight ``[C]`` float32 of each channel of a layout that FFmpeg names ``layout``.
+
+    Where there is no centre, a voice is in left and right alike: they are averaged and the others stay in proportion.
+    A layout without known positions is averaged as a whole.
+    """
+    import av
+
+    try:
+        names = [channel.name for channel in av.AudioLayout(layout).channels]
+    except ValueError:
+        names = []
+    if not {"FC", "FL"} & set(names) or len(names) != channels:
+        return np.full(channels, 1 / channels, np.float32)
+    scale = 1.0 if "FC" in names else np.sqrt(0.5)
+    gains = [
+        1.0 if name == "FC" else 0.0 if name in _EFFECTS else np.sqrt(0.5) if name in _FRONT else 0.5 for name in names
+    ]
+    return (scale * np.array(gains)).astype(np.float32)
+
 
 SAMPLE_RATE = 16_000
 
@@ -95,7 +235,7 @@ def iter_sound(path: str | Path) -> Iterator[Sound]:
 def read_audio(path: str | Path, rate: int = SAMPLE_RATE, longest: float | None = None) -> np.ndarray:
     """Decode ``path`` to mono samples ``[N]`` float32 at ``rate`` Hz, any source rate resampled.
 
-    The channels of stereo are averaged, more are mixed as ITU-R BS.775 says (``media.downmix``). Sound that starts
+    The channels of stereo are averaged, more are mixed as ITU-R BS.775 says (``media.audio``). Sound that starts
     after the picture of a video is preceded by silence, so that it stays with its picture. Samples that are not
     numbers become silence, louder ones than full scale are cut to it.
 

@@ -1,4 +1,4 @@
-"""Photos in: any picture file to upright 8-bit sRGB, transparency laid over a colour."""
+"""Photos in: any picture file to upright 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import av
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.container import check_is_file, open_media, sound_stream, video_stream
-from flowportrait.media.icc import to_srgb
+from flowportrait.media.colour import to_srgb
+from flowportrait.media.containers import check_is_file, open_media, sound_stream, video_stream
 
 if TYPE_CHECKING:
     from PIL import Image
+
 
 MOST_PIXELS = 200_000_000
 WHITE = (255, 255, 255)
@@ -31,7 +32,7 @@ _BAND_PIXELS = 4_000_000
 def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np.ndarray:
     """Decode ``path`` to ``[H, W, 3]`` uint8 RGB.
 
-    Colours are converted to sRGB from what the file says they are (``media.icc``), camera rotation (EXIF) is applied,
+    Colours are converted to sRGB from what the file says they are (``media.colour``), camera rotation (EXIF) is applied,
     transparency is blended over ``background``, 16-bit samples are scaled to 8 bit, grey, palette and CMYK pictures
     become RGB; of animations and bursts the first frame is taken.
 

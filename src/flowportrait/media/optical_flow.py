@@ -1,4 +1,4 @@
-"""Optical flow by DIS (always there) or RAFT (where torchvision and its weights are), for rewards and the evaluation.
+"""Optical flow by name: DIS, or RAFT where it is installed.
 
     backward:  flow(before, after)[n, y, x] = where the pixel (x, y) of ``after`` came from in ``before``, minus (x, y)
     forward:   flow.between(first, second)[y, x] = where the pixel (x, y) of ``first`` went in ``second``, minus (x, y)

@@ -1,5 +1,12 @@
 """Sound that is still coming in, and video that can be watched while it is made.
 
+Sound on its way to the generator, kept as it came until the frames it belongs to are written.
+
+pieces, own rate and channels ─┬─► mono at 16 kHz ─► generator
+                               └─► kept ─► frame(i), own rate and channels ─► video
+
+Sound that is still coming in, and video that can be watched while it is made.
+
 stdin: wav, or raw 16-bit little-endian mono at 16 kHz ─► pieces with their own rate and channels
 frames + their sound ─► fragmented mp4 or live webm: a new fragment every half second, no index to wait for
 """
@@ -13,19 +20,73 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, Sound
-from flowportrait.media.container import STREAMED
-from flowportrait.media.output_formats import FORMATS, OutputFormat, output_format
-from flowportrait.media.picture_track import PictureTrack
-from flowportrait.media.sound_track import EncodedSound
-from flowportrait.media.tape import speech_of
+from flowportrait.media.audio import SAMPLE_RATE, Sound, to_mono
+from flowportrait.media.containers import STREAMED
+from flowportrait.media.sound_track import FORMATS, EncodedSound, OutputFormat, output_format
 from flowportrait.media.video import FPS
+from flowportrait.media.write_video import PictureTrack
+
+
+class Tape:
+    """Iterate over it for the pieces at 16 kHz; ``frame`` plays what went by."""
+
+    def __init__(self, pieces: Iterable[Sound | np.ndarray]) -> None:
+        """pieces: with their own rate and channels, always the same, or samples ``[n]`` mono at 16 kHz."""
+        self.pieces = pieces
+        self.kept = Sound(np.zeros((1, 0), np.float32), SAMPLE_RATE, "mono")
+        self.start = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return speech_of(self._keeping())
+
+    def _keeping(self) -> Iterator[Sound]:
+        for piece in self.pieces:
+            sound = piece if isinstance(piece, Sound) else Sound(piece[None], SAMPLE_RATE, "mono")
+            together = [self.kept.samples, sound.samples] if self.kept.samples.size else [sound.samples]
+            self.kept = Sound(np.concatenate(together, axis=1), sound.rate, sound.layout)
+            yield sound
+
+    def frame(self, index: int) -> Sound:
+        """The sound of a video frame, 40 ms at most; what was before it is let go."""
+        rate = self.kept.rate
+        start, end = (round(number * rate / FPS) for number in (index, index + 1))
+        self.kept = Sound(self.kept.samples[:, start - self.start :], rate, self.kept.layout)
+        self.start = start
+        return Sound(self.kept.samples[:, : end - start], rate, self.kept.layout)
+
+
+def speech_of(pieces: Iterable[Sound]) -> Iterator[np.ndarray]:
+    """What the generator hears of sound that comes in pieces of one rate: samples ``[n]`` float32, mono at 16 kHz."""
+    resampler: Any = None
+    for piece in pieces:
+        wave = to_mono(piece.samples.T, av.AudioLayout(piece.layout)).clip(-1.0, 1.0)
+        if piece.rate == SAMPLE_RATE:
+            yield wave
+            continue
+        if resampler is None:
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[None], np.float32), format="fltp", layout="mono")
+        frame.sample_rate = piece.rate
+        yield _concatenated(resampler.resample(frame))
+    if resampler is not None:
+        yield _concatenated(resampler.resample(None))
+
+
+def joined(pieces: Iterable[Sound]) -> Sound:
+    """Pieces of one rate and layout, at least one, as one sound."""
+    held = list(pieces)
+    return Sound(np.concatenate([piece.samples for piece in held], axis=1), held[0].rate, held[0].layout)
+
+
+def _concatenated(frames: list[Any]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *(frame.to_ndarray()[0] for frame in frames)])
+
 
 PIECE_MILLISECONDS = 40
 """Sound read at a time."""

@@ -1,25 +1,57 @@
-"""Video files in: any container to 25 fps RGB, as a display shows it (``media.display``).
+"""Videos in: any container to 25 fps RGB, with bounds for files of other people, and the cuts in them.
+
+Threads that work on items ahead of whoever takes the results, which keep their order.
+
+    items  1 2 3 4 5 6 …      taken 1 │ under way 2 3 4 │ not asked for yet 5 6 …
+
+Drawing, scaling and marking pictures runs outside Python's lock, so threads use all cores.
+
+Where a video cuts from one shot to another.
+
+    cut at t  ⇔  d[t] > LEAST  and  d[t] > RATIO · median of the last d      d = mean |thumbnail[t] − thumbnail[t − 1]|
+
+A cut is a jump out of the motion around it; a wave of the hand or a flickering lamp moves before and after as well.
+
+Video files in: any container to 25 fps RGB, as a display shows it (``media.colour``).
 
 Inside the package every clip has 25 frames a second and 16 kHz mono audio. The conversion happens here, once,
 by presentation time: frame ``i`` of a clip is the source frame that was on screen at ``i / 25`` seconds after the
 file's first picture or sound, whichever comes first; ``read_audio`` counts from the same moment.
+
+How many pictures a second a video file shows, and how many there are, read from its packets without decoding them.
+
+    rate = 1 / mean of the steps from time to time near their median, where most are; else 1 / mean of all steps
+
+Headers are wrong or empty in recordings of browsers and phones; time stamps are what players go by. Where they say what
+the header says, to 0.2 %, or a standard rate, that is the rate: time stamps are rounded.
+
+Clips from other people, read within bounds: 35 kB of H.264 can hold gigabytes of pictures, and a header can lie.
+
+    packets counted and timed, nothing decoded ─► decoded frame by frame, the decoder itself refuses larger pictures
+
+``read_clip`` never holds more than ``ClipLimits.decoded`` bytes of pictures, whatever the file says of itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import av
+import cv2
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.container import (
+from flowportrait.media.audio import SAMPLE_RATE, has_audio, read_audio
+from flowportrait.media.colour import MOST_PIXELS, Display
+from flowportrait.media.containers import (
     check_is_file,
     check_length,
     check_whole,
@@ -28,8 +60,70 @@ from flowportrait.media.container import (
     sound_stream,
     video_stream,
 )
-from flowportrait.media.display import MOST_PIXELS, Display
 from flowportrait.media.image import is_picture
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
+    """Yield ``work(item)`` for each of ``items``, at most ``ahead`` of them under way in ``workers`` threads; with
+    fewer than two, one after the other in the caller's.
+
+    ``items`` are asked for in the caller's thread. What ``work`` raises is raised where its result is taken.
+    """
+    if workers < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                if len(under_way) == ahead:
+                    yield under_way.popleft().result()
+                under_way.append(pool.submit(work, item))
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            # Nobody waits for pictures that are not wanted any more.
+            for left in under_way:
+                left.cancel()
+
+
+LEAST = 12.0
+"""Mean change of the thumbnail, of 255, that a cut has at least."""
+RATIO = 5.0
+MEMORY, KNOWN = 12, 4
+_THUMBNAIL = (32, 18)
+_ENOUGH = 144
+"""Pixels of the shorter side that are looked at: of more, every second, third, … averages to the same thumbnail."""
+
+
+class CutDetector:
+    """Shown one frame after the other, says which begin a new shot."""
+
+    def __init__(self) -> None:
+        self._before: np.ndarray | None = None
+        self._changes: deque[float] = deque(maxlen=MEMORY)
+
+    def __call__(self, frame: np.ndarray) -> bool:
+        """Whether ``frame`` ``[H, W, 3]`` uint8 begins a new shot; the first one of a video does not."""
+        step = max(1, min(frame.shape[:2]) // _ENOUGH)
+        thumbnail = cv2.resize(frame[::step, ::step], _THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
+        before, self._before = self._before, thumbnail
+        if before is None:
+            return False
+        change = float(np.abs(thumbnail - before).mean())
+        usual = float(np.median(self._changes)) if self._changes else 0.0
+        if len(self._changes) < KNOWN:
+            # Too little was seen of how much this shot moves: assume a lot.
+            usual = max(usual, LEAST / 2)
+        if change > LEAST and change > RATIO * usual:
+            self._changes.clear()
+            return True
+        self._changes.append(change)
+        return False
+
 
 FPS = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
@@ -158,3 +252,164 @@ def _end_time(stream: Any, start: float) -> float:
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+LARGEST_RATE = 240
+"""Above this a rate is an accident of the file or slow motion, which players show at less."""
+
+_STANDARD = [Fraction(rate) for rate in (24, 25, 30, 48, 50, 60, 100, 120, 240)]
+_STANDARD += [Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60, 120)]
+_NEAR, _MOST = 0.25, 0.75
+_SAME = 0.002
+_NAMED = 0.0004
+
+
+class FrameRate(NamedTuple):
+    """Pictures a second, on average where their times are uneven, and how many pictures that makes."""
+
+    fps: Fraction
+    frames: int
+
+
+def frame_rate(path: str | Path) -> FrameRate:
+    """Rate and count of a video's pictures; 25 a second and a count of zero where the file does not tell."""
+    try:
+        with open_media(path) as container:
+            stream = video_stream(container)
+            if stream is None:
+                return FrameRate(Fraction(FPS), 0)
+            # Some containers keep the order of decoding only.
+            stamps = [packet.dts if packet.pts is None else packet.pts for packet in container.demux(stream)]
+            times = sorted(stamp for stamp in stamps if stamp is not None)
+            base, declared = stream.time_base, stream.average_rate
+    except (av.FFmpegError, OSError):
+        # Whoever reads the pictures says what is wrong with the file.
+        return FrameRate(Fraction(FPS), 0)
+    if len(times) < 2 or times[-1] == times[0]:
+        return FrameRate(Fraction(declared or FPS), len(times))
+    steps = np.diff(times)
+    near = steps[np.abs(steps - np.median(steps)) <= _NEAR * np.median(steps)]
+    # A recorder that leaves out a frame now and then has a rate all the same.
+    steps = near if len(near) >= _MOST * len(steps) else steps
+    measured = 1 / (Fraction(int(steps.sum()), len(steps)) * base)
+    return FrameRate(_named(measured, declared), len(times))
+
+
+def _named(measured: Fraction, declared: Fraction | None) -> Fraction:
+    """The rate that a measured one, which time stamps round, stands for."""
+    nearest = min(_STANDARD, key=lambda rate: abs(rate - measured))
+    if abs(nearest - measured) < _NAMED * measured:
+        return nearest
+    if declared and abs(declared - measured) < _SAME * measured and declared <= LARGEST_RATE:
+        return Fraction(declared)
+    return min(measured, Fraction(LARGEST_RATE)).limit_denominator(1001)
+
+
+_MOST_PACKETS = 500
+"""Packets a second that are read of one stream; sound of 2.5 ms a packet has 400."""
+_SLOWEST_SOUND = 4_000
+"""Hz; a lower rate would make hours of a few bytes."""
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """What a clip may hold. seconds: its length; pixels: of one picture; decoded: bytes of all its pictures at 25
+    frames a second, RGB."""
+
+    seconds: float
+    pixels: int
+    decoded: int
+
+
+SERVED = ClipLimits(seconds=120.0, pixels=3840 * 2160, decoded=2**30)
+"""For a clip that came over a network: 54 s of 512 px."""
+LOCAL = ClipLimits(seconds=3600.0, pixels=8192 * 4320, decoded=8 * 2**30)
+"""For a file on this computer that somebody else may have made."""
+
+
+def bounded_frames(path: Path, limits: ClipLimits = LOCAL) -> Iterator[np.ndarray]:
+    """Frames as ``iter_frames`` yields them; nothing is kept, so ``decoded`` does not count.
+
+    Raises:
+        BadInput: as ``iter_frames``, or the file exceeds the limits.
+    """
+    check_clip(path, limits)
+    for count, frame in enumerate(iter_frames(path, most_pixels=limits.pixels), 1):
+        if count > limits.seconds * FPS + 1:
+            raise _too_long(path, limits)
+        yield frame
+
+
+def read_clip(path: Path, limits: ClipLimits = LOCAL) -> tuple[np.ndarray, np.ndarray | None]:
+    """Frames ``[T, H, W, 3]`` uint8 and sound ``[N]`` float32 at 16 kHz; None where there is no sound.
+
+    Raises:
+        BadInput: as ``iter_frames`` and ``read_audio``, the size of the picture changes on the way, or the file exceeds
+            the limits.
+    """
+    frames: np.ndarray | None = None
+    count = 0
+    expected = round(check_clip(path, limits) * FPS) + FPS
+    for frame in bounded_frames(path, limits):
+        if frames is None:
+            most = limits.decoded // frame.nbytes
+            # Memory that is never written to costs nothing; growing an array would hold it twice.
+            frames = np.empty((min(expected, most), *frame.shape), np.uint8)
+        if frame.shape != frames.shape[1:]:
+            raise BadInput(f"{path} changes the size of its picture: convert it to one size first.")
+        if count == len(frames):
+            raise BadInput(
+                f"{path} holds more than {limits.decoded / 2**30:g} GiB of pictures: cut it, or scale it down."
+            )
+        frames[count] = frame
+        count += 1
+    assert frames is not None
+    audio = read_audio(path, longest=limits.seconds + 1) if has_audio(path) else None
+    return frames[:count], audio
+
+
+def check_clip(path: Path, limits: ClipLimits) -> float:
+    """Seconds that the file lasts by its packets and by its header, whichever is more; nothing is decoded.
+
+    Raises:
+        BadInput: it exceeds the limits. What cannot be opened at all is left to whoever decodes it.
+    """
+    try:
+        with open_media(path) as container:
+            for stream in container.streams.video:
+                if stream.width * stream.height > limits.pixels:
+                    raise BadInput(
+                        f"{path} has pictures of {stream.width}x{stream.height} px, more than "
+                        f"{limits.pixels / 1e6:.0f} megapixels: scale it down."
+                    )
+            for sound in container.streams.audio:
+                if 0 < sound.rate < _SLOWEST_SOUND:
+                    raise BadInput(f"{path} has sound at {sound.rate} Hz: give 8000 Hz or more.")
+            return _seconds(container, path, limits)
+    except (av.FFmpegError, OSError):
+        return limits.seconds
+
+
+def _seconds(container: av.container.InputContainer, path: Path, limits: ClipLimits) -> float:
+    streams = [*container.streams.video, *container.streams.audio]
+    longest, counts, first = 0.0, dict.fromkeys((stream.index for stream in streams), 0), float("inf")
+    for stream in streams:
+        if stream.duration and stream.time_base:
+            longest = max(longest, float(stream.duration * stream.time_base))
+    if longest > limits.seconds + 1:
+        raise _too_long(path, limits)
+    last = -float("inf")
+    for packet in container.demux(streams):
+        counts[packet.stream_index] += 1
+        moment = packet.dts if packet.pts is None else packet.pts
+        if moment is not None and packet.time_base:
+            begin = float(moment * packet.time_base)
+            first, last = min(first, begin), max(last, begin + float((packet.duration or 0) * packet.time_base))
+        if last - first > limits.seconds + 1 or max(counts.values()) > limits.seconds * _MOST_PACKETS:
+            raise _too_long(path, limits)
+    # Raw streams have no times at all.
+    return max(longest, last - first) if last >= first else limits.seconds
+
+
+def _too_long(path: Path, limits: ClipLimits) -> BadInput:
+    return BadInput(f"{path} lasts more than {limits.seconds:g} s, or claims to: cut it.")

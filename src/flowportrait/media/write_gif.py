@@ -1,4 +1,4 @@
-"""GIF out: one palette of 256 colours for the whole clip, found in a first pass over all frames.
+"""GIF out: one palette of 256 colours for the whole clip.
 
     frames ─► lossless file ─► palette ─► frames with the palette's colours, only what changes ─► gif + comment
 
@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from flowportrait.media.container import file_url
+from flowportrait.media.containers import file_url
 
 FASTEST = Fraction(50)
 """Frames a second at most: browsers take a delay of one hundredth for ten."""

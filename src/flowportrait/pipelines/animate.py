@@ -1,4 +1,4 @@
-"""From a photo or a video, and speech, to a talking video.
+"""The one service behind every talking video.
 
 request ─► inputs ─► motion ─► frames ─► signed file
            (read)    (GenerationSession) (MotionCodec, DubbedVideo)
@@ -21,26 +21,23 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from flowportrait.checkpoints import load_generator
-from flowportrait.codec.controls import Controls
-from flowportrait.codec.dubbed_video import DubbedVideo
-from flowportrait.codec.footage import Progress, no_progress, track_footage
-from flowportrait.codec.motion_codec import MotionCodec
-from flowportrait.codec.motion_file import read_motion
-from flowportrait.codec.retouch import Network, retouch_network
-from flowportrait.conversation.stage import conversation_motion, frames_in_one_photo, frames_side_by_side, two_portraits
 from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.enhancer import Enhancer, load_enhancer
-from flowportrait.generator.portrait_tokens import encode_portraits
-from flowportrait.generator.sampler import GenerationSession
-from flowportrait.generator.steering import Steering
 from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.mel import frame_count, raise_quiet
 from flowportrait.media.portrait import Photo, Portrait
-from flowportrait.media.tape import Tape
+from flowportrait.media.stream import Tape
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.models.conditioning import Steering, encode_portraits
+from flowportrait.models.enhancer import Enhancer, load_enhancer
+from flowportrait.models.sampler import GenerationSession
+from flowportrait.pipelines.conversation import (
+    conversation_motion,
+    frames_in_one_photo,
+    frames_side_by_side,
+    two_portraits,
+)
 from flowportrait.pipelines.guidance import Candidate, best_candidate, build_guidance, choosing_reward, score_candidates
 from flowportrait.pipelines.inputs import (
     SHORTEST_SECONDS,
@@ -59,7 +56,13 @@ from flowportrait.pipelines.inputs import (
 )
 from flowportrait.pipelines.output import AnimatePipelineOutput, AnimateStream, LazyFrames, MotionTrack, draw_frames
 from flowportrait.pipelines.request import AnimateRequest, AnimateSettings
-from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.manifest import Origin
+from flowportrait.rendering.dubbing import DubbedVideo
+from flowportrait.rendering.footage import Progress, no_progress, track_footage
+from flowportrait.rendering.motion_files import read_motion
+from flowportrait.rendering.motion_filters import Controls
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rendering.retouch import Network, retouch_network
 
 
 class AnimatePipeline:
@@ -264,7 +267,7 @@ class AnimatePipeline:
                 raise BadInput("There is nothing to animate: give --image.")
             portrait = self._portrait(request.image, request)
         if chunks is None:
-            from flowportrait.voice.speaker import ahead
+            from flowportrait.speech.text_to_speech import ahead
 
             chunks = ahead(synthesize_speech(request.text or "", request.voice))
         tape = Tape(chunks)

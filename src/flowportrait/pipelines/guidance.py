@@ -1,4 +1,4 @@
-"""A reward's influence on the motion: guidance of every chunk, and the best of several candidates.
+"""Rewards that guide a video or choose among several.
 
     guide     every chunk is bent by, or chosen by, the latent reward       (generator.steering)
     best of   seeds s, s+1, … s+n−1 ─► motion each ─► reward ─► the largest
@@ -18,12 +18,12 @@ import torch
 
 from flowportrait.devices import device_of
 from flowportrait.errors import BadInput
-from flowportrait.generator.arflow import ARFlow
-from flowportrait.generator.steering import Steering, ordered_weights
 from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.conditioning import Steering, ordered_weights
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS
-from flowportrait.reward.batch import RewardBatch
-from flowportrait.reward.interface import Reward
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Reward
 
 READABLE_FIELDS = frozenset({"motion", "mel", "fps"})
 """What a reward can read of motion that is not drawn yet."""
@@ -62,7 +62,7 @@ def build_guidance(
     """
     if candidates == 1 and not any(guide.values()):
         return None
-    from flowportrait.preference.latent_reward import REACH, LatentReward
+    from flowportrait.preferences.latent_reward import REACH, LatentReward
 
     reward, fresh = LatentReward.load(device=device_of(generator), dtype=dtype), LatentReward.fresh(generator)
     if (reward.config.heard, reward.config.chunk) != (fresh.config.heard, generator.config.chunk):
@@ -78,7 +78,7 @@ def choosing_reward(name: str | None = None) -> Reward:
     Raises:
         BadInput: there is none of this name.
     """
-    from flowportrait.reward.registry import build
+    from flowportrait.rewards.registry import build
 
     name = name or "reward"
     return build(REWARD_ALIASES.get(name, name))

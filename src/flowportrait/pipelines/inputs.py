@@ -1,4 +1,4 @@
-"""What a talking video is made from, read and checked: photos, footage and speech, from files, arrays or text."""
+"""What a request's photo, video and sound are read into."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from flowportrait.conversation.turns import conversation_sound, tracks
 from flowportrait.errors import BadInput
-from flowportrait.generator.speech_stream import closed_lips_share
 from flowportrait.media.audio import SAMPLE_RATE, Sound, read_audio, read_sound
 from flowportrait.media.image import WHITE, from_pillow, read_image
 from flowportrait.media.mel import QUIET_RMS
 from flowportrait.media.portrait import Photo
-from flowportrait.media.tape import joined, speech_of
+from flowportrait.media.stream import joined, speech_of
+from flowportrait.models.speech_stream import closed_lips_share
 from flowportrait.pipelines.request import AnimateRequest, parse_colour
+from flowportrait.pipelines.turns import conversation_sound, tracks
 
 if TYPE_CHECKING:
     from PIL import Image
+
 
 ImageInput: TypeAlias = "str | Path | np.ndarray | Image.Image | Photo"
 """A picture: a file, ``[H, W, 3]`` uint8 RGB, a Pillow image, or a ``Photo``."""
@@ -157,8 +158,8 @@ def read_speech(
 
 def synthesize_speech(text: str | Iterable[str], voice: str | None = None) -> Iterator[Sound]:
     """Speak a text, or pieces of one, sentence by sentence at the voice's own rate; ``-`` reads standard input."""
-    from flowportrait.voice.speaker import speak_sound
-    from flowportrait.voice.voices import DEFAULT, voice_named
+    from flowportrait.speech.text_to_speech import speak_sound
+    from flowportrait.speech.voices import DEFAULT, voice_named
 
     pieces = sys.stdin if text == "-" else [text] if isinstance(text, str) else text
     return speak_sound(pieces, voice_named(voice or DEFAULT))

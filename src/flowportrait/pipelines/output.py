@@ -1,4 +1,4 @@
-"""A talking video that is drawn while it is read, and written as a file that says what it is.
+"""A finished or growing video, and how it is saved and signed.
 
     motion (kept: 30 numbers a frame) ─► frames (drawn anew each time they are iterated) ─► save: mark, write, sign
 
@@ -17,16 +17,15 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.codec.motion_codec import MotionCodec
 from flowportrait.media.audio import SAMPLE_RATE, Sound, read_sound
 from flowportrait.media.crop import Paste, photo_square
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.stream import write_stream
-from flowportrait.media.tape import Tape
+from flowportrait.media.stream import Tape, write_stream
 from flowportrait.media.video import FPS
 from flowportrait.pipelines.guidance import Candidate
 from flowportrait.pipelines.inputs import Display, NoDisplay
-from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.manifest import Origin
+from flowportrait.rendering.renderer import MotionCodec
 
 Watch = Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]
 """Passes the frames on their way to the file, to count or to stop them."""
@@ -165,7 +164,7 @@ class AnimatePipelineOutput:
         Raises:
             BadInput: the file cannot be written, or the certificate cannot be used.
         """
-        from flowportrait.provenance.credential import find_credential
+        from flowportrait.provenance.manifest import find_credential
         from flowportrait.provenance.publish import Provenance, publish
 
         provenance = None

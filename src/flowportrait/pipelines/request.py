@@ -1,4 +1,4 @@
-"""What a talking video is made from and how, as plain data: files, names and numbers.
+"""What is asked for: every setting of a video.
 
     AnimateRequest(image=Path("me.jpg"), audio=Path("me.wav"), seed=3, crop=True)
 
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
-    from flowportrait.codec.controls import Controls
+    from flowportrait.rendering.motion_filters import Controls
+
 
 GUIDE_DIMENSIONS = ("sync", "expression", "motion")
 """Dimensions of the latent reward that can guide a video, in its order."""
@@ -115,7 +116,7 @@ class AnimateRequest:
         Raises:
             BadInput: a scale or an angle is out of range.
         """
-        from flowportrait.codec.controls import Controls
+        from flowportrait.rendering.motion_filters import Controls
 
         return Controls(self.blink, self.head_motion, self.expression_scale, self.gaze)
 

@@ -1,4 +1,4 @@
-"""Judges of still portraits: the panel and the sanity set of ``judge``, with the words and pictures of stills.
+"""Judges and rewards of still portraits.
 
     omni_reward   composition, light, colour, detail and the prompt, each 1 to 5, and a score for all of it
     ai_portrait   the person, artefact by artefact, and a score for how real they look
@@ -22,13 +22,11 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.codec.contours import EYES, OUTER_LOWER, OUTER_UPPER
 from flowportrait.corruption import Corruption, corruptions
 from flowportrait.corruption.stills import relative_face_size
 from flowportrait.errors import BadInput
-from flowportrait.judge.answers import AnswerFormat, Grade, still_grade_format
-from flowportrait.judge.clips import JudgedClip, JudgeInput
-from flowportrait.judge.judges import (
+from flowportrait.judges.answers import AnswerFormat, Grade, still_grade_format
+from flowportrait.judges.build import (
     BUILT_IN,
     JudgeSettings,
     build_backend,
@@ -36,18 +34,20 @@ from flowportrait.judge.judges import (
     certificate_folders,
     read_settings,
 )
-from flowportrait.judge.panel import Panel, PanelSettings, Subject
-from flowportrait.judge.questions import ReplyCache
-from flowportrait.judge.rubric import Aspect, Criterion
-from flowportrait.judge.sanity import KnownDamage, SanitySet, require_certificate
-from flowportrait.judge.verdicts import AspectVerdict, ItemJudge
+from flowportrait.judges.clips import JudgedClip, JudgeInput
+from flowportrait.judges.panel import Panel, PanelSettings, Subject
+from flowportrait.judges.questions import ReplyCache
+from flowportrait.judges.rubric import Aspect, Criterion
+from flowportrait.judges.sanity import KnownDamage, SanitySet, require_certificate
+from flowportrait.judges.verdicts import AspectVerdict, ItemJudge
 from flowportrait.media.image import read_image
 from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE
-from flowportrait.portraitgen.measured_stills import MeasuredStills
-from flowportrait.portraitgen.stills import STILL_ASPECTS, Still, StillBatch, looks_of
-from flowportrait.reward.batch import Failure, RewardBatch
-from flowportrait.reward.interface import Score, measured
-from flowportrait.reward.registry import RewardOptions
+from flowportrait.portraitgen.measured import MeasuredStills
+from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still, StillBatch, looks_of
+from flowportrait.rendering.face_regions import EYES, OUTER_LOWER, OUTER_UPPER
+from flowportrait.rewards.batch import Failure, RewardBatch
+from flowportrait.rewards.interface import Score, measured
+from flowportrait.rewards.registry import RewardOptions
 
 StillJudge = ItemJudge[Still]
 """A judge of stills."""

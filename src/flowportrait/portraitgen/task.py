@@ -1,4 +1,4 @@
-"""Portraits by attributes as a task for the one trainer, with real faces as exemplars.
+"""Post-training on still portraits.
 
 draw ─► attributes of a training face ─► rollout ─► pictures ─► rewards
                  └─► the exemplar: of the pool's faces the one most alike
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from flowportrait.flow.noise import seed_of
-from flowportrait.portraitgen.faces import LARGE, Faces
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, Wanted, as_pictures
-from flowportrait.portraitgen.stills import StillBatch, still_batch
-from flowportrait.posttrain.rollout import Trajectory
+from flowportrait.portraitgen.measured import LARGE, Faces
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, StillBatch, Wanted, as_pictures, still_batch
+from flowportrait.rl.rollout import Trajectory
 
 
 @dataclass(frozen=True)

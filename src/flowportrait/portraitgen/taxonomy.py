@@ -1,4 +1,4 @@
-"""What portraits differ in, and the prompts that cover it evenly: PortraitBench's set, version by version.
+"""Prompts for portraits, and the taxonomy that they come from.
 
     eight dimensions · every value of a dimension as often as any other · impossible pairs exchanged, not dropped
 

@@ -9,11 +9,11 @@ from typing import Any
 import av
 
 from flowportrait.errors import BadInput
-from flowportrait.media.container import check_is_file, open_media
-from flowportrait.media.output_formats import FORMATS
+from flowportrait.media.containers import check_is_file, open_media
+from flowportrait.media.sound_track import FORMATS
 from flowportrait.media.video import iter_frames
-from flowportrait.provenance.detect import Finding, find_watermark
 from flowportrait.provenance.manifest import Signature, read_signature
+from flowportrait.provenance.watermark import Finding, find_watermark
 
 _LARGEST_PICTURE = 64_000_000
 """Pixels: twice 8K. A file of a few kilobytes can claim pictures of gigabytes."""

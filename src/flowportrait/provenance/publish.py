@@ -12,16 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from flowportrait.files import complete
 from flowportrait.media.audio import Sound
-from flowportrait.media.output_formats import output_format
+from flowportrait.media.sound_track import output_format
 from flowportrait.media.video import FPS
 from flowportrait.media.write_gif import Progress
 from flowportrait.media.write_video import write_video
-from flowportrait.provenance.credential import Credential
-from flowportrait.provenance.manifest import detached_manifest, read_signature, sidecar_path, sign
-from flowportrait.provenance.origin import Origin
+from flowportrait.provenance.manifest import Credential, Origin, detached_manifest, read_signature, sidecar_path, sign
 from flowportrait.provenance.watermark import marked
-from flowportrait.written import complete
 
 _WORKERS = 2
 """Threads that mark frames."""

@@ -1,4 +1,12 @@
-"""Videos that are watched while they are drawn: one is drawn at a time, into a file that grows.
+"""Videos that are drawn one after the other and watched meanwhile.
+
+How much one page may ask for.
+
+Old files go: a folder is bounded by age and by size.
+
+A photo as the studio takes it: the portrait in it, and what its owner should know before anything is drawn.
+
+Videos that are watched while they are drawn: one is drawn at a time, into a file that grows.
 
 request ─► queue ─► one worker ─► folder/ID.mp4 (a fragment every half second) ─► GET /live/ID.mp4 follows the file
                                             └─► when it is done, GET /signed/ID.mp4: an ordinary mp4 with a manifest
@@ -12,8 +20,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,22 +31,126 @@ import av
 import numpy as np
 import torch
 
+from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound, read_sound
-from flowportrait.media.portrait import Portrait
-from flowportrait.media.remux import remux
+from flowportrait.media.faces import extent
+from flowportrait.media.image import read_image
+from flowportrait.media.occlusion import mouth_covered
+from flowportrait.media.portrait import Portrait, find_faces
 from flowportrait.media.video import FPS
+from flowportrait.media.write_video import remux
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.pipelines.inputs import synthesize_speech
+from flowportrait.pipelines.inputs import read_photo, synthesize_speech
 from flowportrait.pipelines.request import AnimateRequest
-from flowportrait.provenance.credential import find_credential
-from flowportrait.provenance.manifest import sign
-from flowportrait.provenance.origin import Origin
-from flowportrait.studio.limits import Limits
-from flowportrait.studio.photo import find_portrait
-from flowportrait.studio.storage import prune
-from flowportrait.voice.speaker import ahead
+from flowportrait.provenance.manifest import Origin, find_credential, sign
+from flowportrait.speech.text_to_speech import ahead
 from flowportrait.web_server import without_paths
+
+
+@dataclass(frozen=True)
+class Limits:
+    seconds: float = 60.0
+    """Of speech in a video; the rest is cut off, which the page says."""
+    letters: int = 1500
+    """Of text."""
+    megabytes: int = 25
+    """Of an uploaded file."""
+    minutes: float = 10.0
+    """That one video may be drawn for."""
+    waiting: int = 4
+    """Videos asked for and not begun."""
+    hours: float = 24.0
+    """That uploads and videos are kept; they show people."""
+    kept_megabytes: int = 2000
+    """Of uploads, and of videos; the oldest go first."""
+
+    def __post_init__(self) -> None:
+        at_least(self, seconds=1, letters=1, megabytes=1, minutes=0.1, waiting=1, hours=0.1,
+                 kept_megabytes=1)  # fmt: skip
+
+
+_GRACE = 60.0
+"""Seconds for which a new file stays whatever else holds: somebody may be about to use it."""
+
+
+def prune(folder: Path, hours: float, megabytes: float, in_use: Collection[Path] = ()) -> list[Path]:
+    """Delete files below ``folder`` that are older than ``hours``, and then the oldest until ``megabytes`` are left.
+
+    ``in_use`` stay, and so do files that cannot be deleted. Returns what was deleted.
+    """
+    now, found = time.time(), []
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file() and not path.is_symlink():
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        except OSError:
+            continue
+    kept, deleted = {path.resolve() for path in in_use}, []
+    total = sum(size for _, size, _ in found)
+    for changed, size, path in sorted(found):
+        too_old, too_much = now - changed > 3600 * hours, total > megabytes * 2**20
+        if not (too_old or too_much) or now - changed < _GRACE or path.resolve() in kept:
+            continue
+        try:
+            path.unlink()
+        except OSError:
+            continue
+        deleted.append(path)
+        total -= size
+        if path.parent != folder:
+            with suppress(OSError):  # it holds more
+                path.parent.rmdir()
+    return deleted
+
+
+SIZE = 512
+_SMALL_PX = 64.0
+"""Height of a face in the photo under which it will look soft."""
+
+
+@dataclass(frozen=True)
+class FoundPortrait:
+    """A portrait, how many faces its photo shows, and sentences for the page."""
+
+    portrait: Portrait
+    faces: int
+    notes: tuple[str, ...]
+
+
+def find_portrait(path: Path, face: int | None = None, whole: bool = False) -> FoundPortrait:
+    """The chosen face of a photo (counted from the left beginning at 1; None: the largest); kept for the next call.
+
+    whole: the photo will be shown as a whole, scaled down to what players take.
+
+    Raises:
+        BadInput: it cannot be read, or shows no such face.
+    """
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise BadInput("The photo is no longer here: drop it on the left again.") from error
+    return _find_portrait(path, changed, face, whole)
+
+
+@lru_cache(maxsize=4)
+def _find_portrait(path: Path, changed: int, face: int | None, whole: bool) -> FoundPortrait:
+    image = read_image(path)
+    faces = find_faces(image)
+    portrait = Portrait.from_image(read_photo(path) if whole else image, SIZE, "the photo", face)
+    notes, count = [], len(faces)
+    if count > 1:
+        which = "the largest one speaks" if face is None else f"number {face} from the left speaks"
+        notes.append(f"The photo shows {count} faces: {which}. Choose another one under Face.")
+    from_left = sorted(faces, key=lambda found: float(found[0][:, 0].mean()))
+    height = extent((faces[0] if face is None else from_left[face - 1])[0])
+    if height < _SMALL_PX:
+        notes.append(f"The face is only {height:.0f} px high and will be soft: a closer photo looks better.")
+    if mouth_covered(portrait.crop, portrait.landmarks):
+        notes.append("The mouth seems to be covered: lips will be drawn over it.")
+    return FoundPortrait(portrait, count, tuple(notes))
+
 
 PIECE_SECONDS = 0.5
 LONGEST_UPLOAD = 3600.0

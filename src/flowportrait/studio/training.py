@@ -1,4 +1,4 @@
-"""One post-training run as a process of its own: started, watched through the files it writes, and asked to stop."""
+"""One post-training run as a process of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.errors import BadInput
-from flowportrait.posttrain.doctor import examine
+from flowportrait.rl.doctor import examine
 from flowportrait.web_server import without_paths
 
 if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""The process of a run that the studio started: the command line, which Ctrl-C interrupts whoever started it.
+"""The process of a run that the studio started.
 
 A studio in the background ignores Ctrl-C, and what it starts inherits that; it is how a run is asked to stop.
 """

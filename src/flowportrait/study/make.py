@@ -1,4 +1,4 @@
-"""Making a study that can be served or sent from folders of videos.
+"""Make a study of folders of videos.
 
     A/0007.mp4, B/0007.mp4 ─► media/3f9c….mp4, media/81d0….mp4 ─► one comparison
 
@@ -25,14 +25,12 @@ import av
 import numpy as np
 
 from flowportrait.corruption import Footage, corrupt
+from flowportrait.data.prompts import VIDEO_SUFFIXES
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.bounded import LOCAL, bounded_frames, read_clip
-from flowportrait.media.container import open_media, sound_stream, video_stream
-from flowportrait.media.remux import remux
-from flowportrait.media.video import SAMPLES_PER_FRAME
-from flowportrait.media.write_video import write_video
-from flowportrait.prompts import VIDEO_SUFFIXES
+from flowportrait.media.containers import open_media, sound_stream, video_stream
+from flowportrait.media.video import LOCAL, SAMPLES_PER_FRAME, bounded_frames, read_clip
+from flowportrait.media.write_video import remux, write_video
 from flowportrait.study.plan import ANSWERS, MEDIA, PLAN, Comparison, Study
 
 ABOUT = ("prompt", "speaker", "portrait", "split")
@@ -214,7 +212,7 @@ def read_footage(path: Path) -> Footage:
     """Frames of a video and, where there is sound, audio cut or padded to them.
 
     Raises:
-        BadInput: the file cannot be read, or holds more than ``media.bounded.LOCAL`` allows.
+        BadInput: the file cannot be read, or holds more than ``media.video.LOCAL`` allows.
     """
     frames, sound = read_clip(path)
     if sound is None:

@@ -1,4 +1,4 @@
-"""A study on disk: ``study.json``, what is compared and what each participant gets to see, and ``answers.sqlite``.
+"""The plan of a study: pairs, order, attention checks, answers.
 
     trials(participant) = shuffle_key( their share of the pairs + all checks ),   side = coin_key(pair)
     key = study seed, participant's link token
@@ -26,8 +26,8 @@ from typing import Literal
 
 from flowportrait.config import from_dict
 from flowportrait.errors import BadInput
-from flowportrait.preference.dataset import VERSION_1_LABELS, Aspect, Label
-from flowportrait.written import write_json
+from flowportrait.files import write_json
+from flowportrait.preferences.dataset import VERSION_1_LABELS, Aspect, Label
 
 FORMAT, VERSION = "flowportrait study", 1
 PLAN, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"

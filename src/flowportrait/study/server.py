@@ -1,4 +1,4 @@
-"""The study as a small web application: one page, four calls, and videos that can be sought.
+"""The page of a study.
 
     POST   /api/participants                        begin; the answer holds the link token
     GET    /api/participants/TOKEN                  questions, how many screens, the first unfinished one
@@ -21,7 +21,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from flowportrait.preference.dataset import Aspect, Label
+from flowportrait.preferences.dataset import Aspect, Label
 from flowportrait.study.plan import MEDIA, MOST_PARTICIPANTS, QUESTIONS, AnswerStore, Study, StudyFull, Trial
 from flowportrait.web_server import LOOPBACK, RequestGuard
 

@@ -1,4 +1,4 @@
-"""Held-out prompts: samples of them are written as videos and measured by the evaluation's experts.
+"""Samples of held-out prompts, measured by the evaluation.
 
     samples/00010/<prompt>.mp4 ─► evaluation experts ─► sync, amplitude, trembling, …
 
@@ -13,14 +13,14 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from flowportrait.data.prompts import Prompt
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.measure import measure_video
-from flowportrait.generator.arflow import ARFlow
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
+from flowportrait.models.arflow import ARFlow
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.prompts import Prompt
 
 SIZE = 256
 """Height and width of the samples in pixels."""

@@ -1,4 +1,4 @@
-"""The state of a training on disk: one folder per state, complete or not there, whatever the number of processes.
+"""The state of a training on disk.
 
     state/000010.partial/  ── written, flushed ──►  state/000010/  ──►  older ones removed
         weights/       all roles' weights and the optimiser's moments by name, in shards where they are sharded
@@ -30,9 +30,9 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from flowportrait.errors import BadInput
-from flowportrait.training.adapter import merged
+from flowportrait.training.distributed import roll_call
 from flowportrait.training.learner import Learner
-from flowportrait.training.processes import roll_call
+from flowportrait.training.lora import merged
 
 FORMAT = 2
 """Of ``progress.json``; one without it is of version 0.1."""

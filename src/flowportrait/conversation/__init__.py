@@ -1,1 +1,0 @@
-"""Two people who talk with each other: who speaks when, how the other listens, and both in one picture."""

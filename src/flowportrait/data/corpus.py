@@ -1,0 +1,399 @@
+"""What a corpus folder holds: sources, clips and their index.
+
+Whose face is in which file: the folder structures of the usual corpora.
+
+    VoxCeleb2   [dev|test]/mp4/id00012/21Uxsk56VDQ/00001.mp4      sound also in …/aac/…/00001.m4a
+    LRS3        [pretrain|trainval|test]/0Fi83BHQsMA/00002.mp4     a channel stands for a speaker
+    HDTF        WDA_BarackObama_000.mp4, RD_Radio10_000.mp4        digits after a politician's name count videos
+    MEAD        M003/video/front/angry/level_1/001.mp4            sound in M003/audio/angry/level_1/001.m4a
+    GRID        s1/video/mpg_6000/bbaf2n.mpg                      the name spells the sentence
+
+Anything else: the folder's name is the speaker. ``split.tsv`` (file, speaker, split) overrules all of it.
+
+Which videos there are to prepare, whose they are, and which split they belong to.
+
+One prepared clip: what training and the experts read instead of video.
+
+What a corpus folder lists: ``clips.jsonl`` what was kept, ``rejected.jsonl`` what was not and why, and
+``sources.jsonl`` which videos are done.
+
+A video's clips count only once its own line is written, so that an interrupted run repeats it whole.
+
+WebDataset shards: tar files that trainers stream from disks and buckets, a few hundred megabytes each.
+
+    shards/train-00000.tar:   NAME.json (the index record) · NAME.safetensors (the clip) · NAME.jpg · NAME.mp4, if there
+
+Files of one clip share the part of their name before the first dot, which is all that the format is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from flowportrait.errors import BadInput
+from flowportrait.files import complete, write_text
+
+SHARE = 0.9
+"""A layout is recognised when this share of the files follows it."""
+TEST = ("test",)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """pattern: of a file's path, with groups ``speaker`` and perhaps ``part``. sound: how the path changes to where
+    the sound lies that the video does not carry."""
+
+    name: str
+    pattern: re.Pattern[str]
+    sound: tuple[re.Pattern[str], str] | None = None
+
+    def match(self, path: str) -> tuple[str, str] | None:
+        """Speaker and split (``train`` or ``test``) of a file, or None if it does not follow this layout."""
+        found = self.pattern.search(path)
+        if not found:
+            return None
+        part = found.groupdict().get("part") or ""
+        return found["speaker"], "test" if part in TEST else "train"
+
+    def sound_of(self, path: Path) -> Path | None:
+        """The sound file that belongs to a video without sound, if it is there."""
+        if self.sound is None:
+            return None
+        beside = Path(self.sound[0].sub(self.sound[1], path.as_posix()))
+        return next((c for c in (beside.with_suffix(s) for s in (".m4a", ".wav")) if c != path and c.is_file()), None)
+
+
+LAYOUTS = (
+    Layout(
+        "voxceleb2",
+        re.compile(r"(?:(?:^|/)(?P<part>dev|test)/)?(?:mp4/)?(?P<speaker>id\d{5})/[\w-]{11}/\d{5}\.\w+$"),
+        (re.compile(r"/mp4/(id\d{5}/)"), r"/aac/\1"),
+    ),
+    Layout("lrs3", re.compile(r"(?:(?:^|/)(?P<part>pretrain|trainval|test)/)?(?P<speaker>[\w-]{11})/\d{5}\.mp4$")),
+    Layout(
+        "mead",
+        re.compile(r"(?P<speaker>[MW]\d{3})/video/\w+/\w+/level_\d/\d{3}\.\w+$"),
+        (re.compile(r"/video/\w+/"), "/audio/"),
+    ),
+    Layout(
+        "grid", re.compile(r"(?P<speaker>s\d{1,2})/(?:video/)?(?:mpg_\w+/)?[blps][bgrw][abiw][a-z][0-9z][anps]\.\w+$")
+    ),
+    Layout("hdtf", re.compile(r"(?:^|/)(?P<speaker>RD_Radio\d+|W[DR]A_[A-Za-z]+)\d*(?:_\w+)?\.\w+$")),
+)
+
+
+def recognise(paths: Sequence[str]) -> Layout | None:
+    """The layout that nine tenths of these paths follow, or None."""
+    for layout in LAYOUTS:
+        if paths and sum(layout.match(path) is not None for path in paths) >= SHARE * len(paths):
+            return layout
+    return None
+
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".m4v"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video to prepare: where it is, the name it gets, who speaks, which split it belongs to, and the file that
+    holds its sound where it has none itself."""
+
+    path: Path
+    name: str
+    speaker: str
+    split: str
+    sound: Path | None = None
+
+
+def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float = 0.0) -> list[Source]:
+    """Videos below files and folders.
+
+    A folder with a ``split.tsv`` (file, speaker, split) uses its columns; otherwise the layout tells the speaker, or
+    the parent folder's name. ``hold_out``: this share of the speakers goes to the split ``dev``, chosen by a hash of
+    their name, so that a speaker is never on both sides, however often the corpus grows.
+
+    Raises:
+        BadInput: an input or the layout does not exist, or nothing is found.
+    """
+    known = {known.name: known for known in LAYOUTS}
+    if layout not in ("auto", "folders", *known):
+        raise BadInput(f"There is no layout {layout!r}: choose auto, folders or one of {', '.join(known)}.")
+    sources: list[Source] = []
+    for given in inputs:
+        if not given.exists():
+            raise BadInput(f"No video or folder at {given}: check the path.")
+        if (given / "split.tsv").is_file():
+            sources += _listed(given)
+            continue
+        base = given if given.is_dir() else given.parent
+        every = sorted(given.rglob("*")) if given.is_dir() else [given]
+        found = [video.relative_to(base).as_posix() for video in every if video.suffix.lower() in VIDEO_SUFFIXES]
+        rule = known.get(layout) or (recognise(found) if layout == "auto" else None)
+        sources += [_source(base, path, rule) for path in found]
+    if not sources:
+        raise BadInput(f"No videos found in {', '.join(map(str, inputs))}: give mp4, mov, mkv, webm or avi files.")
+    names: dict[str, Path] = {}
+    for source in sources:
+        if names.setdefault(source.name, source.path) != source.path:
+            raise BadInput(
+                f"{names[source.name]} and {source.path} would both be called {source.name}: prepare them apart."
+            )
+    return [_held_out(source, hold_out) for source in sources]
+
+
+def _listed(folder: Path) -> list[Source]:
+    sources = []
+    for number, line in enumerate((folder / "split.tsv").read_text(encoding="utf-8").splitlines()[1:], 2):
+        columns = line.split("\t")
+        if len(columns) != 3:
+            raise BadInput(f"{folder / 'split.tsv'} line {number} needs three columns: file, speaker, split.")
+        file, speaker, split = columns
+        sources.append(Source(folder / file, Path(file).with_suffix("").as_posix(), speaker, split))
+    return sources
+
+
+def _source(base: Path, path: str, layout: Layout | None) -> Source:
+    name = Path(path).with_suffix("").as_posix()
+    whose = layout.match(path) if layout else None
+    if layout is None or whose is None:
+        return Source(base / path, name, (base / path).parent.name, "train")
+    return Source(base / path, name, *whose, layout.sound_of(base / path))
+
+
+def _held_out(source: Source, share: float) -> Source:
+    place = int.from_bytes(hashlib.sha256(source.speaker.encode()).digest()[:8], "big") / 2**64
+    return replace(source, split="dev") if source.split == "train" and place < share else source
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A face clip at 25 fps with its speech at 16 kHz.
+
+    landmarks ``[T, 478, 3]`` float32 px; blendshapes ``[T, 52]``; mouth ``[T, 48, 64]`` uint8 stabilised patches;
+    size ``[2]`` frame height and width; audio ``[640 T]`` float32 in [-1, 1]; speech ``[T]`` bool, and crop
+    ``[3]``, left, top and side in pixels of the square that holds the head throughout: None in older corpora.
+    """
+
+    landmarks: np.ndarray
+    blendshapes: np.ndarray
+    mouth: np.ndarray
+    size: np.ndarray
+    audio: np.ndarray
+    speech: np.ndarray | None = None
+    crop: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.landmarks)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors (audio as int16), under a temporary name first."""
+        tensors = {
+            "landmarks": self.landmarks.astype(np.float32),
+            "blendshapes": self.blendshapes.astype(np.float16),
+            "mouth": self.mouth,
+            "size": self.size.astype(np.int32),
+            "audio": np.round(self.audio * 32767).clip(-32768, 32767).astype(np.int16),
+        }
+        if self.speech is not None:
+            tensors["speech"] = self.speech.astype(np.uint8)
+        if self.crop is not None:
+            tensors["crop"] = self.crop.astype(np.int32)
+        with complete(path) as partial:
+            partial.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+
+    @classmethod
+    def load(cls, path: Path) -> Clip:
+        """Read a clip written by ``save``, of this version or an earlier one."""
+        return cls.from_bytes(path.read_bytes())
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Clip:
+        """The clip in the bytes of a file."""
+        data = load(content)
+        return cls(
+            data["landmarks"],
+            data["blendshapes"].astype(np.float32),
+            data["mouth"],
+            data["size"],
+            data["audio"].astype(np.float32) / 32767,
+            data["speech"].astype(bool) if "speech" in data else None,
+            data.get("crop"),
+        )
+
+
+Record = dict[str, Any]
+KEPT, REJECTED, DONE = "clips.jsonl", "rejected.jsonl", "sources.jsonl"
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Lines of an index file; none where it does not exist. A last line that was cut off is left out."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def corpus_records(corpus: Path) -> list[Record]:
+    """The kept clips of a corpus.
+
+    Raises:
+        BadInput: it is not one, or is empty.
+    """
+    if not (corpus / KEPT).is_file():
+        raise BadInput(f"{corpus} is not a prepared corpus (no {KEPT}): run 'flowportrait prepare' first.")
+    records = list(read_records(corpus / KEPT))
+    if not records and not (corpus / REJECTED).is_file():
+        raise BadInput(f"{corpus} lists no clips: prepare it again.")
+    return records
+
+
+def reasons(corpus: Path) -> dict[str, int]:
+    """How many clips failed which gate, most first; ``unnamed`` in corpora of before there were names."""
+    counted = Counter(str(record.get("reason", "unnamed")) for record in read_records(corpus / REJECTED))
+    return dict(counted.most_common())
+
+
+class Index:
+    """Appends to the three lists of a corpus; a context manager."""
+
+    def __init__(self, corpus: Path) -> None:
+        self.corpus = corpus
+        lists = {name: list(read_records(corpus / name)) for name in (KEPT, REJECTED, DONE)}
+        self.done = {record["source"] for record in lists[DONE]}
+        """Names of the videos that need no more work."""
+        for name in (KEPT, REJECTED):
+            # Corpora of before there were several clips to a video name the clip like the video.
+            self.done |= {record["name"] for record in lists[name] if "source" not in record}
+            finished = [record for record in lists[name] if record.get("source", record["name"]) in self.done]
+            if len(finished) < len(lists[name]):
+                _rewrite(corpus / name, finished)
+        self._files: dict[str, TextIO] = {}
+
+    def __enter__(self) -> Index:
+        for name in (KEPT, REJECTED, DONE):
+            self._files[name] = (self.corpus / name).open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, source: str, seconds: float, records: Iterable[Record]) -> None:
+        """List a finished video of this length and its clips."""
+        for record in records:
+            self._write(REJECTED if "rejected" in record else KEPT, record)
+        self._write(DONE, {"source": source, "seconds": round(seconds, 2)})
+
+    def _write(self, name: str, record: Record) -> None:
+        self._files[name].write(json.dumps(record) + "\n")
+        self._files[name].flush()
+
+
+def _rewrite(path: Path, records: Iterable[Record]) -> None:
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+PARTS = (("clips", ".safetensors"), ("pictures", ".jpg"), ("crops", ".mp4"))
+
+
+def key(name: str) -> str:
+    """A clip's name as one word without dots."""
+    return name.replace("/", "__").replace(".", "_")
+
+
+def pack(corpus: Path, shard_mb: int) -> list[Path]:
+    """Write the clips of every split to shards of about ``shard_mb`` megabytes; the same corpus gives the same bytes.
+
+    Raises:
+        BadInput: no corpus, or the size is under 1 MB.
+    """
+    if shard_mb < 1:
+        raise BadInput(f"Shards of {shard_mb} MB are not possible: give 1 or more.")
+    folder = corpus / "shards"
+    folder.mkdir(exist_ok=True)
+    groups: dict[str, list[list[Record]]] = defaultdict(lambda: [[]])
+    filled: dict[str, int] = defaultdict(int)
+    for record in corpus_records(corpus):
+        split, size = record["split"], sum(path.stat().st_size for _, path in _files(corpus, record))
+        if groups[split][-1] and filled[split] + size > shard_mb * 2**20:
+            groups[split].append([])
+            filled[split] = 0
+        groups[split][-1].append(record)
+        filled[split] += size
+    written = [
+        _write(corpus, folder / f"{split}-{number:05d}.tar", records)
+        for split, parts in sorted(groups.items())
+        for number, records in enumerate(parts)
+    ]
+    for stale in set(folder.glob("*.tar")) - set(written):
+        stale.unlink()
+    return written
+
+
+def read_shard(path: Path) -> Iterator[tuple[Record, Clip]]:
+    """Index records and clips of one shard, in order."""
+    record: Record = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            if content is None:
+                continue
+            if member.name.endswith(".json"):
+                record = json.loads(content.read())
+            elif member.name.endswith(".safetensors"):
+                yield record, Clip.from_bytes(content.read())
+
+
+def read_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[tuple[Record, Clip]]:
+    """Index records and clips of a corpus, of all splits or these, from its files or, where only those were copied,
+    from its shards.
+
+    Raises:
+        BadInput: neither is there.
+    """
+    if (corpus / "clips").is_dir():
+        for record in corpus_records(corpus):
+            if splits is None or record["split"] in splits:
+                yield record, Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
+        return
+    shards = sorted((corpus / "shards").glob("*.tar")) or sorted(corpus.glob("*.tar"))
+    if not shards:
+        raise BadInput(f"{corpus} is not a prepared corpus (no clips, no shards): run 'flowportrait prepare' first.")
+    for shard in shards:
+        yield from (pair for pair in read_shard(shard) if splits is None or pair[0]["split"] in splits)
+
+
+def _files(corpus: Path, record: Record) -> list[tuple[str, Path]]:
+    places = ((suffix, corpus / folder / f"{record['name']}{suffix}") for folder, suffix in PARTS)
+    return [(suffix, path) for suffix, path in places if path.is_file()]
+
+
+def _write(corpus: Path, target: Path, records: list[Record]) -> Path:
+    with complete(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for record in records:
+            _add(tar, f"{key(record['name'])}.json", json.dumps(record).encode())
+            for suffix, path in _files(corpus, record):
+                _add(tar, f"{key(record['name'])}{suffix}", path.read_bytes())
+    return target
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    # Owner and time stay at zero, or the same corpus would not give the same bytes.
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))

@@ -1,0 +1,238 @@
+"""Videos to a training corpus, over several processes, resumable.
+
+Face videos beside the numbers: for training what draws, not only what moves.
+
+Videos to a training corpus, over several processes, resumable.
+
+    videos ─► shots ─► face tracks ─► clips (landmarks, blendshapes, mouth, 16 kHz sound, speech) ─► gates ─► kept
+                                                                                                      └─► counted
+
+``clips/NAME.safetensors`` is what training reads, ``pictures/NAME.jpg`` what people look at, kept or not.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from flowportrait.data.corpus import (
+    Clip,
+    Index,
+    Record,
+    Source,
+    corpus_records,
+    find_sources,
+    pack,
+    read_records,
+    reasons,
+)
+from flowportrait.data.extract import Gates, extract
+from flowportrait.errors import BadInput
+from flowportrait.files import complete
+from flowportrait.media.video import FPS, iter_frames
+from flowportrait.media.write_video import write_video
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+
+def write_crop(video: Path, clip: Clip, start: int, size: int, target: Path) -> None:
+    """The square ``clip.crop`` of ``video``, from frame ``start`` on, as an mp4 of ``size`` px with the clip's sound.
+
+    A landmark at ``p`` in the video is at ``(p − corner + 0.5) · size / side − 0.5`` in the crop.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    frames = islice(iter_frames(video), start, start + len(clip))
+    write_video(target, _cropped(frames, clip, size), clip.audio)
+
+
+def _cropped(frames: Iterator[np.ndarray], clip: Clip, size: int) -> Iterator[np.ndarray]:
+    assert clip.crop is not None
+    left, top, side = (int(value) for value in clip.crop)
+    for frame in frames:
+        height, width = frame.shape[:2]
+        # Beyond the frame its edge is repeated.
+        rows = np.arange(top, top + side).clip(0, height - 1)
+        columns = np.arange(left, left + side).clip(0, width - 1)
+        square = frame[rows][:, columns]
+        way = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+        yield cv2.resize(square, (size, size), interpolation=way)
+
+
+Counter: TypeAlias = "Synchronized[int]"
+"""A number that the processes of a run share."""
+
+AHEAD = 4
+"""Videos handed out per process."""
+RENEWED = 200
+"""Videos after which a process is replaced: even closed trackers leave about a megabyte behind each."""
+_SPAWN = multiprocessing.get_context("spawn")
+_seen: Counter | None = None
+"""In a worker: frames read so far, by all of them."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """layout: whose face is where (``auto``, ``folders``, or a name of ``layouts``); hold_out: share of speakers for
+    the split ``dev``; gates; crops: side in pixels of face videos to write as well, 0 for none; shard_mb: size of
+    WebDataset shards to pack, 0 for none; workers: processes, by default one for each core."""
+
+    layout: str = "auto"
+    hold_out: float = 0.0
+    gates: Gates = field(default_factory=Gates)
+    crops: int = 0
+    shard_mb: int = 0
+    workers: int | None = None
+
+
+def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = None) -> dict[str, Any]:
+    """Prepare every video below ``inputs`` into ``output``.
+
+    Returns counts of ``clips`` and ``rejected``, the latter by reason, hours kept, and the speed of this run in seconds
+    of video per second.
+
+    Raises:
+        BadInput: see ``find_sources``; or a process was killed, mostly for want of memory.
+    """
+    plan = plan or Preparation()
+    sources = find_sources(inputs, plan.layout, plan.hold_out)
+    output.mkdir(parents=True, exist_ok=True)
+    started, footage = time.monotonic(), 0.0
+    with Index(output) as index:
+        todo = [source for source in sources if source.name not in index.done]
+        seen = _SPAWN.Value("q", 0)
+        with _progress(seen) as shown:
+            bar = shown.add_task("preparing", total=sum(map(_bytes, todo)), note="")
+            for source, (records, seconds) in _results(todo, output, plan, seen):
+                index.add(source.name, seconds, records)
+                footage += seconds
+                speed = footage / (time.monotonic() - started)
+                shown.update(bar, advance=_bytes(source), note=f"{source.name}, {speed:.1f} × real time")
+    elapsed = time.monotonic() - started
+    kept = corpus_records(output)
+    result = {
+        "clips": len(kept),
+        "rejected": sum(1 for _ in read_records(output / "rejected.jsonl")),
+        "reasons": reasons(output),
+        "hours": round(sum(record["frames"] for record in kept) / 25 / 3600, 3),
+        "real_time": round(footage / elapsed, 2) if footage else None,
+    }
+    if plan.shard_mb:
+        result["shards"] = len(pack(output, plan.shard_mb))
+    return result
+
+
+def _results(
+    todo: list[Source], output: Path, plan: Preparation, seen: Counter | None = None
+) -> Iterator[tuple[Source, tuple[list[Record], float]]]:
+    """Each video's records in the order of the list, made by several processes, which add the frames that they read to
+    ``seen``."""
+    workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
+    pending: deque[tuple[Source, Future[tuple[list[Record], float]]]] = deque()
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, _SPAWN, _start, (seen,), max_tasks_per_child=RENEWED)
+    try:
+        for source in todo:
+            pending.append((source, pool.submit(work, source, output, plan)))
+            if len(pending) == AHEAD * workers:
+                yield pending[0][0], pending[0][1].result()
+                pending.popleft()
+        while pending:
+            yield pending[0][0], pending[0][1].result()
+            pending.popleft()
+    except BrokenProcessPool as error:
+        raise BadInput(
+            f"A process was killed at {pending[0][0].path} or a video after it, mostly for want of memory: run the "
+            "command again with fewer --workers, or without that video; what is done is kept."
+        ) from error
+    finally:
+        pool.shutdown(wait=not pending, cancel_futures=True)
+        if pending:
+            # Interrupted: the videos under way are repeated next time, nobody needs to wait for them.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+
+
+def _start(seen: Counter | None) -> None:
+    """One core per process; Ctrl-C is the parent's business."""
+    global _seen
+    _seen = seen
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _count_frame() -> None:
+    """Add one to what the processes of this run have read."""
+    if _seen is not None:
+        with _seen.get_lock():
+            _seen.value += 1
+
+
+def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record], float]:
+    """Prepare one video; its records and its length in seconds. Whatever goes wrong with it is its own rejection."""
+    try:
+        candidates, seconds = extract(source, plan.gates, _count_frame)
+        for candidate in candidates:
+            name = str(candidate.record["name"])
+            if candidate.picture is not None:
+                _write_picture(output / "pictures" / f"{name}.jpg", candidate.picture)
+            if candidate.clip is not None and "rejected" not in candidate.record:
+                target = output / "clips" / f"{name}.safetensors"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                candidate.clip.save(target)
+                if plan.crops:
+                    start = round(candidate.record["start"] * 25)
+                    write_crop(source.path, candidate.clip, start, plan.crops, output / "crops" / f"{name}.mp4")
+    except Exception as error:
+        whose = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}
+        return [whose | {"reason": "failed", "rejected": f"{source.path}: {type(error).__name__}: {error}"}], 0.0
+    return [candidate.record for candidate in candidates], seconds
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, content = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    with complete(path) as partial:
+        partial.write_bytes(content.tobytes())
+
+
+def _bytes(source: Source) -> int:
+    return source.path.stat().st_size if source.path.is_file() else 0
+
+
+class _SecondsSeen(ProgressColumn):
+    """Seconds of video that all processes together have read: what moves while a long video is worked on."""
+
+    def __init__(self, seen: Counter) -> None:
+        super().__init__()
+        self._frames = seen
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self._frames.value / FPS:.0f} s of video seen")
+
+
+def _progress(seen: Counter) -> Progress:
+    console = Console(stderr=True)
+    share, note = TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[note]}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), share, TimeRemainingColumn(),
+               _SecondsSeen(seen), note)  # fmt: skip
+    return Progress(*columns, console=console, disable=not console.is_terminal)

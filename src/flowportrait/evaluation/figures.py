@@ -1,0 +1,451 @@
+"""Results as tables and plots.
+
+Tables of a comparison: HTML for the report, and text for a terminal.
+
+A row per metric under its heading, a column per system, intervals and changes in the cells; and a table per grouping of
+clips.
+
+The report's plots, as inline SVG that takes the text colour of its page.
+
+Over systems: intervals, curves of post-training, a radar. Over clips: how each metric is spread, and which clips are
+far off.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from flowportrait.evaluation.comparison import GROUP_METRICS, Comparison, Difference, metric_values
+from flowportrait.evaluation.metrics import BY_KEY, METRICS, REAL, SHIPPED, Metric
+from flowportrait.evaluation.statistics import Estimate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+SIGNIFICANT = 0.05
+ARROWS = {"up": "↑", "down": "↓", "real": "≈"}
+
+
+def html_table(comparison: Comparison) -> str:
+    """HTML of the table, real footage first."""
+    systems = sorted(comparison.estimates, key=lambda name: name not in (REAL, SHIPPED))
+    shown = [m for m in METRICS if any(m.key in comparison.estimates[s] for s in systems)]
+    head = "".join(f"<th class='{_css_class(s)}'>{html.escape(s)}</th>" for s in systems)
+    lines, heading = [], ""
+    for metric in shown:
+        if metric.group != heading:
+            heading = metric.group
+            lines.append(f"<tr class=group><th colspan={len(systems) + 1}>{heading}</th></tr>")
+        best = _best(metric, comparison, systems)
+        cells = "".join(
+            f"<td class='{_css_class(s)} {'best' if s == best else ''}'>{_cell(comparison, s, metric)}</td>"
+            for s in systems
+        )
+        title = f"{metric.title} <i>{ARROWS[metric.better]}</i>"
+        lines.append(f"<tr><th title='{html.escape(metric.meaning)}'>{title}</th>{cells}</tr>")
+    clips = "".join(f"<td class='{_css_class(s)}'>{_counts(comparison, s)}</td>" for s in systems)
+    return (
+        f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}"
+        f"<tr class=counts><th>measured</th>{clips}</tr></tbody></table></div>"
+    )
+
+
+def text_table(summary: Mapping[str, Any]) -> Table:
+    """The table for a terminal: a row per figure with its direction and meaning, a column per system with intervals and
+    changes from the baseline; ``summary`` as ``Comparison.summary`` gives it."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    metrics, baseline = summary["metrics"], summary["baseline"]
+    systems = sorted(metrics, key=lambda name: name not in (REAL, SHIPPED))
+    changes = {(d["system"], d["metric"]): d for d in summary["differences"]}
+    title = "↑ higher is better · ↓ lower is better · ≈ closest to real footage · in brackets 95 % intervals over clips"
+    if baseline:
+        title += f" · % from {escape(baseline)}, * p < {SIGNIFICANT}"
+    result = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for name in ("figure", "", *systems, "meaning"):
+        result.add_column(escape(name), justify="right" if name in systems else "left")
+    heading = ""
+    for metric in METRICS:
+        if not any(metric.key in metrics[system] for system in systems):
+            continue
+        if metric.group != heading:
+            heading = metric.group
+            result.add_row(f"[bold]{heading}")
+        cells = [_text_cell(metrics[s].get(metric.key), changes.get((s, metric.key)), metric) for s in systems]
+        result.add_row(f"  {metric.title}", ARROWS[metric.better], *cells, metric.meaning)
+    counts = summary["counts"]
+    result.add_row("measured", "", *(f"{counts[s]['clips']} clips" if s in counts else "" for s in systems), "")
+    return result
+
+
+def _text_cell(estimate: Mapping[str, Any] | None, change: Mapping[str, Any] | None, metric: Metric) -> str:
+    if estimate is None:
+        return "–"
+    text = format_metric(estimate["mean"], metric)
+    if change is not None and change["change"] is not None:
+        text += f" {change['change']:+.0%}{'*' if change['p'] is not None and change['p'] < SIGNIFICANT else ''}"
+    if estimate["low"] is not None:
+        text += f" ({format_metric(estimate['low'], metric)} … {format_metric(estimate['high'], metric)})"
+    return text
+
+
+def verdict(difference: Difference, metric: Metric) -> str:
+    """good, bad or even: even unless interval and corrected p agree."""
+    gap = difference.difference
+    if metric.better == "real" or not gap.excludes_zero:
+        return "even"
+    if difference.p is None or difference.p > SIGNIFICANT:
+        return "even"
+    return "good" if (gap.mean > 0) == (metric.better == "up") else "bad"
+
+
+def format_metric(value: float, metric: Metric) -> str:
+    """As the metric is printed."""
+    return f"{value:.{metric.digits}f}".replace("-", "−")
+
+
+def _css_class(system: str) -> str:
+    return "real" if system in (REAL, SHIPPED) else ""
+
+
+def _cell(comparison: Comparison, system: str, metric: Metric) -> str:
+    estimate = comparison.estimates[system].get(metric.key)
+    if estimate is None:
+        return "<span class=none>–</span>"
+    text = f"<b>{format_metric(estimate.mean, metric)}</b>"
+    for difference in comparison.differences:
+        if (difference.system, difference.metric) == (system, metric.key) and difference.change is not None:
+            star = "*" if difference.p is not None and difference.p < SIGNIFICANT else ""
+            text += f"<em class={verdict(difference, metric)}>{difference.change:+.0%}{star}</em>"
+    return text + _interval(estimate, metric)
+
+
+def _interval(estimate: Estimate, metric: Metric) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "<small>one clip</small>"
+    return f"<small>{format_metric(estimate.low, metric)} … {format_metric(estimate.high, metric)}</small>"
+
+
+def _best(metric: Metric, comparison: Comparison, systems: list[str]) -> str | None:
+    """The best system other than real footage, among at least two."""
+    means = {
+        s: comparison.estimates[s][metric.key].mean
+        for s in systems
+        if s not in (REAL, SHIPPED) and metric.key in comparison.estimates[s]
+    }
+    if len(means) < 2:
+        return None
+    if metric.better == "real":
+        real = comparison.estimates.get(REAL, comparison.estimates.get(SHIPPED, {})).get(metric.key)
+        return min(means, key=lambda s: abs(means[s] - real.mean)) if real else None
+    return (max if metric.better == "up" else min)(means, key=lambda s: means[s])
+
+
+def _counts(comparison: Comparison, system: str) -> str:
+    counts = comparison.counts.get(system)
+    if not counts:
+        return ""
+    text = f"{counts['clips']} clips, {counts['frames']} frames"
+    if counts["frames_without_face"]:
+        text += f", no face in {counts['frames_without_face']}"
+    if counts["clips_without_sync"]:
+        text += f", no sync in {counts['clips_without_sync']}"
+    left = sum(entry["system"] == system for entry in comparison.excluded)
+    return text + (f", <b>{left} left out</b>" if left else "")
+
+
+def html_groups_table(groups: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
+    """HTML: a table per column of labels."""
+    return "".join(f"<h3>{html.escape(name)}</h3>{_group_rows(labels)}" for name, labels in groups.items())
+
+
+def _group_rows(labels: dict[str, dict[str, dict[str, Any]]]) -> str:
+    entries = [entry for systems in labels.values() for entry in systems.values()]
+    shown = [key for key in GROUP_METRICS if any(key in entry["metrics"] for entry in entries)]
+    head = "".join(f"<th>{BY_KEY[key].title}</th>" for key in shown)
+    lines = []
+    for label, systems in labels.items():
+        for system, entry in systems.items():
+            cells = "".join(f"<td>{_group_cell(entry['metrics'].get(key), key)}</td>" for key in shown)
+            lost = f"{entry['frames_without_face']} of {entry['frames']}"
+            lines.append(
+                f"<tr><th>{html.escape(label)}</th><td>{html.escape(system)}</td><td>{entry['clips']}</td>"
+                f"<td>{lost}</td><td>{entry['left_out']}</td>{cells}</tr>"
+            )
+    return (
+        "<div class=scroll><table><thead><tr><th></th><th>system</th><th>clips</th><th>frames without face</th>"
+        f"<th>left out</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _group_cell(values: list[float] | None, key: str) -> str:
+    if values is None:
+        return "<span class=none>–</span>"
+    mean, *interval = (format_metric(value, BY_KEY[key]) for value in values if value is not None)
+    return f"<b>{mean}</b>" + (f"<small>{' … '.join(interval)}</small>" if interval else "")
+
+
+matplotlib.use("Agg")
+
+
+INK = "#123456"
+"""Stands for the page's text colour until ``svg`` replaces it."""
+SERIES = ("#2f6fde", "#e0662f", "#2a9d6f", "#a44fc4", "#c9a227", "#d0416b", "#4fa3c7", "#7a7f87")
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.linewidth": 0.6,
+    "savefig.transparent": True,
+}
+COLUMNS = 4
+"""Panels side by side."""
+
+
+def panel_grid(titles: Sequence[str], systems: Sequence[str], row: float) -> tuple[plt.Figure, list[Axes]]:
+    """A figure with a small panel for each title, a row of ``row`` inches for each system in it."""
+    count = math.ceil(len(titles) / COLUMNS)
+    size = (11.6, count * (0.8 + row * len(systems)))
+    figure, axes = plt.subplots(count, COLUMNS, figsize=size, squeeze=False, sharey=True)
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title, loc="left")
+        axis.set_yticks(range(len(systems)), systems)
+        axis.set_ylim(len(systems) - 0.5, -0.5)
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(axis="x", alpha=0.15)
+    for axis in list(axes.flat)[len(titles) :]:
+        axis.axis("off")
+    return figure, list(axes.flat)[: len(titles)]
+
+
+def to_svg(figure: plt.Figure) -> str:
+    """The figure, as wide as its place on the page; the figure is closed."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.12)
+    plt.close(figure)
+    found = text.getvalue()
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', found[found.index("<svg") :], count=1).replace(
+        INK, "currentColor"
+    )
+
+
+def curves_svg(curves: list[dict[str, float]], step: str = "iteration") -> str:
+    """One small panel per logged quantity over ``step`` (row number if absent), thin raw line and running
+    mean."""
+    names = [name for name in dict.fromkeys(k for row in curves for k in row) if name != step and _number(curves, name)]
+    if not names:
+        return ""
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 1.9 * rows), squeeze=False)
+        for place, axis in enumerate(axes.flat):
+            if place >= len(names):
+                axis.axis("off")
+                continue
+            _panel(axis, curves, names[place], step, SERIES[place % len(SERIES)])
+        for axis in axes[-1]:
+            axis.set_xlabel(step)
+        figure.tight_layout()
+        return to_svg(figure)
+
+
+def intervals_svg(comparison: Comparison) -> str:
+    """Dot and 95 % interval of every system, one small panel per metric that at least two systems have."""
+    systems = list(comparison.estimates)
+    shown = [m for m in METRICS if sum(m.key in found for found in comparison.estimates.values()) > 1]
+    if not shown or len(systems) < 2:
+        return ""
+    arrows = {"up": "↑", "down": "↓", "real": "≈ real"}
+    with plt.rc_context(STYLE):
+        figure, axes = panel_grid([f"{m.title} {arrows[m.better]}" for m in shown], systems, 0.24)
+        for axis, metric in zip(axes, shown, strict=True):
+            for place, system in enumerate(systems):
+                estimate = comparison.estimates[system].get(metric.key)
+                if estimate is not None:
+                    _dot(axis, place, estimate, SERIES[place % len(SERIES)])
+        figure.tight_layout()
+        return to_svg(figure)
+
+
+def _dot(axis: Axes, place: int, estimate: Estimate, colour: str) -> None:
+    if estimate.low is not None and estimate.high is not None:
+        axis.plot(
+            [estimate.low, estimate.high],
+            [place, place],
+            color=colour,
+            lw=2.2,
+            solid_capstyle="round",
+            alpha=0.55,
+        )
+    axis.plot(estimate.mean, place, "o", color=colour, ms=5)
+
+
+def _panel(axis: Axes, curves: list[dict[str, float]], name: str, step: str, colour: str) -> None:
+    points = [(float(row.get(step, place)), float(row[name])) for place, row in enumerate(curves) if name in row]
+    points = [point for point in points if math.isfinite(point[1])]
+    x, y = [p[0] for p in points], [p[1] for p in points]
+    width = max(1, len(y) // 12)
+    smooth = [
+        sum(y[max(0, i - width) : i + width + 1]) / len(y[max(0, i - width) : i + width + 1]) for i in range(len(y))
+    ]
+    axis.plot(x, y, color=colour, lw=0.7, alpha=0.35)
+    axis.plot(x, smooth, color=colour, lw=1.8)
+    axis.set_title(name.replace("_", " "), loc="left")
+    axis.grid(alpha=0.12)
+    axis.locator_params(nbins=4)
+
+
+def _number(curves: list[dict[str, float]], name: str) -> bool:
+    values = [row[name] for row in curves if name in row]
+    return all(isinstance(v, int | float) for v in values) and any(math.isfinite(v) for v in values)
+
+
+KEY_FIGURES = (
+    "sync_in_time",
+    "sync_in_time_short",
+    "ler",
+    "silent_lip",
+    "ecs",
+    "tfi",
+    "jerk",
+    "amplitude",
+    "identity_kept",
+    "sharpness",
+    "flicker",
+    "colour_drift",
+)
+RADAR = ("sync_in_time", "sync_in_time_short", "ecs_pooled", "amplitude", "blink_rate", "gaze_std", "head_range", "tfi",
+         "sharpness", "flicker", "identity_kept", "theval_lip_dynamics")  # fmt: skip
+MOST_CLIPS = 60
+MOST_SPREADS = 9.0
+
+
+def ground_truth_name(comparison: Comparison) -> str | None:
+    """The system that is real footage, measured here or shipped."""
+    return next((name for name in (REAL, SHIPPED) if name in comparison.estimates), None)
+
+
+def radar_svg(comparison: Comparison) -> str:
+    """Closeness to real footage, 1 − |m − real| / |real| (not below 0), one spoke per figure; 1 is the rim."""
+    real = ground_truth_name(comparison)
+    systems = [s for s in comparison.estimates if s != real]
+    if real is None or not systems:
+        return ""
+    goal = comparison.estimates[real]
+    keys = [
+        k
+        for k in RADAR
+        if k in goal and abs(goal[k].mean) > 1e-9 and all(k in comparison.estimates[s] for s in systems)
+    ]
+    if len(keys) < 3:
+        return ""
+    angles = np.linspace(0, 2 * np.pi, len(keys), endpoint=False)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 5.2), subplot_kw={"projection": "polar"})
+        for place, system in enumerate(systems):
+            found = comparison.estimates[system]
+            values = [max(0.0, 1 - abs(found[k].mean - goal[k].mean) / abs(goal[k].mean)) for k in keys]
+            colour = SERIES[place % len(SERIES)]
+            axis.plot([*angles, angles[0]], [*values, values[0]], color=colour, lw=1.8, label=system)
+            axis.fill(angles, values, color=colour, alpha=0.08)
+        axis.set_xticks(angles, [BY_KEY[k].title for k in keys])
+        axis.set_ylim(0, 1)
+        axis.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"])
+        axis.grid(alpha=0.25)
+        axis.legend(loc="upper left", bbox_to_anchor=(1.12, 1.05), frameon=False)
+        return f"<div class=half>{to_svg(figure)}</div>"
+
+
+def distributions_svg(comparison: Comparison) -> str:
+    """Every clip a dot, one small panel per key figure, a row per system; the bar is the median."""
+    systems = list(comparison.rows)
+    shown = _with_values(comparison)
+    if not shown:
+        return ""
+    rng = np.random.default_rng(0)
+    with plt.rc_context(STYLE):
+        figure, axes = panel_grid([metric.title for metric in shown], systems, 0.34)
+        for axis, metric in zip(axes, shown, strict=True):
+            for place, system in enumerate(systems):
+                values = metric_values(comparison.rows[system], metric.key)[1]
+                if not len(values):
+                    continue
+                colour = SERIES[place % len(SERIES)]
+                axis.plot(
+                    values, place + rng.uniform(-0.22, 0.22, len(values)), "o", ms=2.6, alpha=0.45, color=colour, mew=0
+                )
+                axis.plot([np.median(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2)
+        figure.tight_layout()
+        return to_svg(figure)
+
+
+def strips_svg(comparison: Comparison) -> str:
+    """Per system a strip of clips (columns, by name) against key figures (rows); red is worse than the rest, blue is
+    better, in median absolute deviations over all systems."""
+    systems, shown = list(comparison.rows), _with_values(comparison)
+    clips = sorted({clip for rows in comparison.rows.values() for clip in rows})[:MOST_CLIPS]
+    if len(clips) < 2 or not shown:
+        return ""
+    with plt.rc_context(STYLE):
+        size = (11.0, 0.5 + len(systems) * (0.34 + 0.16 * len(shown)))
+        figure, axes = plt.subplots(len(systems), 1, figsize=size, squeeze=False)
+        for axis, system in zip(axes[:, 0], systems, strict=True):
+            table = np.array([_badness(comparison, metric, system, clips) for metric in shown])
+            image = np.ma.masked_invalid(table.clip(-3, 3))
+            axis.imshow(image, cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
+            axis.set_title(system, loc="left")
+            axis.set_yticks(range(len(shown)), [m.title for m in shown], fontsize=7)
+            axis.set_xticks([])
+        figure.tight_layout()
+        return to_svg(figure)
+
+
+def _with_values(comparison: Comparison) -> list[Metric]:
+    return [
+        metric
+        for metric in METRICS
+        if metric.key in KEY_FIGURES
+        and any(row.get(metric.key) is not None for rows in comparison.rows.values() for row in rows.values())
+    ]
+
+
+def _badness(comparison: Comparison, metric: Metric, system: str, clips: list[str]) -> list[float]:
+    """How many spreads each clip is on the bad side of the middle; NaN where it was not measured."""
+    return [badness(comparison, metric, comparison.rows[system].get(clip, {}).get(metric.key)) for clip in clips]
+
+
+def badness(comparison: Comparison, metric: Metric, value: float | int | str | None) -> float:
+    """Spreads (median absolute deviations over all clips) on the bad side of the middle of all clips, or of real
+    footage where that is the aim."""
+    if value is None:
+        return math.nan
+    everything = np.concatenate([metric_values(rows, metric.key)[1] for rows in comparison.rows.values()])
+    real = metric_values(comparison.rows.get(REAL, {}), metric.key)[1]
+    middle = np.median(real if metric.better == "real" and len(real) else everything)
+    # Half of all clips may share one value (LER of short clips): then the plain spread has to do.
+    spread = 1.4826 * np.median(np.abs(everything - middle)) or everything.std() or 1.0
+    off = np.clip((float(value) - middle) / spread, -MOST_SPREADS, MOST_SPREADS)
+    return float(abs(off) if metric.better == "real" else -off if metric.better == "up" else off)

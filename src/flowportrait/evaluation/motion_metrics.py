@@ -1,0 +1,381 @@
+"""Signals of a tracked face, and what is measured of behaviour and expression.
+
+Signals over time that metrics are made of: facial actions, lids, gaze, mouth opening, loudness.
+
+Heights and widths are measured in the face without its pose, in distances of the outer eye corners.
+``action_signals68`` reads the points of the evaluation's own face network, ``action_signals`` those of the tracker,
+where that network is not installed.
+
+Metrics of how a face behaves: lips in silence, blinks, gaze, head, trembling, and a picture that holds still.
+
+    TFI          = Σ_{f > 6 Hz} P(f),   P: Welch power of the flow in each face cell, (% of eye distance / frame)²
+    colour drift = std_t of (R − B) on the cheeks           flicker = rms_t of the jump of brightness between frames
+    seam energy  = max over straight lines around the face of | median along the line of the step across it |,
+                   minus the median over all such lines
+
+The flow of the TFI is signed, because the magnitude of a clean 4 Hz motion would show at 8 Hz. A still face has no
+TFI either: read it beside the amplitude, or guarded (``guarded_tfi``). Habits such as blinks are read against real
+footage.
+
+ECS: do facial actions move as real faces move?
+
+    score = 1 − W₁(video, real) / IQR(real)        (not below −1)
+
+per action group (mouth, cheeks, eyes, brows), mean of (a) amplitude and speed together: four projections of their joint
+distribution (sliced Wasserstein), and (b) autocorrelation at 0.2–0.6 s, and at 1 and 2 s where the video is long
+enough. All over windows of 1.2 s.
+
+``ecs`` of one clip is compared with footage of many speakers; as one person is not everybody, even real clips stay well
+below 1. ``pooled_ecs`` takes all clips of a system together and holds them against the real clips of the same prompts
+(or the shipped footage): there real footage split in half reaches the ceiling, noise with the same marginals does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from scipy.ndimage import binary_opening, gaussian_filter1d
+from scipy.signal import find_peaks, welch
+
+from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.mel import SAMPLES_PER_FRAME
+from flowportrait.media.video import FPS
+from flowportrait.rendering.motion_basis import MotionBasis, fit_pose, median_pose, to_vector
+
+GROUPS = ("mouth", "cheeks", "eyes", "brows")
+
+
+def remove_pose(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Face shape ``[T, 478, 3]`` with the head's pose removed (eye distances, y down), and head rotation
+    ``[T, 3]`` in degrees from the median pose, for landmarks ``[T, 478, 3]`` px without NaN."""
+    points = torch.as_tensor(landmarks, dtype=torch.float32)
+    pose = fit_pose(points, MotionBasis.load().canonical)
+    turn = to_vector(pose, median_pose(pose))[:, :3]
+    return pose.remove(points).numpy(), np.degrees(turn.numpy())
+
+
+def action_signals(shape: np.ndarray) -> dict[str, np.ndarray]:
+    """Signals ``[T, n]`` of each group from pose-free faces ``[T, 478, 3]``."""
+    y = shape[:, :, 1]
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(shape[:, a] - shape[:, b], axis=-1)
+
+    mouth = [
+        distance(13, 14),
+        distance(61, 291),
+        y[:, 61] + y[:, 291] - y[:, 0] - y[:, 17],
+        y[:, 17],
+        y[:, 152],
+    ]
+    return {
+        "mouth": np.stack(mouth, 1),
+        "cheeks": np.stack([y[:, 50], y[:, 280], y[:, 205], y[:, 425]], 1),
+        "eyes": np.stack([distance(159, 145), distance(386, 374)], 1),
+        "brows": np.stack([y[:, 55], y[:, 285], y[:, 105], y[:, 334], distance(55, 285)], 1),
+    }
+
+
+RIGID68 = [36, 39, 42, 45, 27, 28, 29, 30, 33]
+"""Eye corners, nose bridge, nose base."""
+
+
+def action_signals68(points: np.ndarray) -> dict[str, np.ndarray]:
+    """Signals ``[T, n]`` of each group from 68 points ``[T, 68, 2]`` px. The 68 have no cheeks: the outline of the jaw
+    beside them and the wings of the nose stand for them."""
+    face = _align(points.astype(np.float64))
+    x, y = face[..., 0], face[..., 1]
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(face[:, a] - face[:, b], axis=-1)
+
+    mouth = [distance(62, 66), distance(48, 54), y[:, 48] + y[:, 54] - y[:, 51] - y[:, 57], y[:, 57], y[:, 8]]
+    lids = [0.5 * (distance(37, 41) + distance(38, 40)), 0.5 * (distance(43, 47) + distance(44, 46))]
+    return {
+        "mouth": np.stack(mouth, 1),
+        "cheeks": np.stack([x[:, 12] - x[:, 4], x[:, 13] - x[:, 3], distance(31, 35), y[:, 31] + y[:, 35]], 1),
+        "eyes": np.stack(lids, 1),
+        "brows": np.stack([y[:, 19], y[:, 24], y[:, 21], y[:, 22], distance(21, 22)], 1),
+    }
+
+
+def _align(points: np.ndarray) -> np.ndarray:
+    """Points with the head's place, size and roll taken out: each frame is laid on the clip's mean face by its rigid
+    points (least-squares similarity), in outer-eye-corner distances."""
+    middle = points[:, [36, 45]].mean(1, keepdims=True)
+    width = np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[:, None, None]
+    goal = ((points - middle) / width)[:, RIGID68].mean(0)
+    goal = goal - goal.mean(0)
+    centre = points[:, RIGID68].mean(1, keepdims=True)
+    source = points[:, RIGID68] - centre
+    power = (source**2).sum((1, 2))
+    cos = (source * goal).sum((1, 2)) / power
+    sin = (source[..., 0] * goal[:, 1] - source[..., 1] * goal[:, 0]).sum(1) / power
+    turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], 1)
+    return (points - centre) @ turn
+
+
+def eye_aperture(shape: np.ndarray) -> np.ndarray:
+    """Mean lid distance over eye width ``[T]``."""
+
+    def one(upper: int, lower: int, outer: int, inner: int) -> np.ndarray:
+        lids = np.linalg.norm(shape[:, upper, :2] - shape[:, lower, :2], axis=-1)
+        return lids / np.linalg.norm(shape[:, outer, :2] - shape[:, inner, :2], axis=-1)
+
+    return 0.5 * (one(159, 145, 33, 133) + one(386, 374, 263, 362))
+
+
+def gaze(shape: np.ndarray) -> np.ndarray:
+    """Iris position relative to the eye's middle, over eye width ``[T, 2]``, mean of both eyes."""
+
+    def one(iris: int, outer: int, inner: int) -> np.ndarray:
+        middle = 0.5 * (shape[:, outer, :2] + shape[:, inner, :2])
+        width = np.linalg.norm(shape[:, outer, :2] - shape[:, inner, :2], axis=-1)
+        return (shape[:, iris, :2] - middle) / width[:, None]
+
+    return 0.5 * (one(468, 33, 133) + one(473, 263, 362))
+
+
+def loudness(audio: np.ndarray, frames: int, smooth: float = 1.0) -> np.ndarray:
+    """Smoothed RMS of 16 kHz samples per video frame ``[frames]``; ``smooth`` is a Gaussian sigma in
+    frames."""
+    wave = np.zeros(frames * SAMPLES_PER_FRAME)
+    wave[: len(audio)] = audio[: len(wave)]
+    rms = np.sqrt((wave.reshape(frames, -1) ** 2).mean(1))
+    return gaussian_filter1d(rms, smooth, mode="nearest")
+
+
+def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
+    """Inner-lip gap over the distance of the outer eye corners ``[T]`` from landmarks ``[T, 478, 3]``."""
+    eyes = np.linalg.norm(landmarks[:, 33, :2] - landmarks[:, 263, :2], axis=-1)
+    return np.linalg.norm(landmarks[:, 13, :2] - landmarks[:, 14, :2], axis=-1) / eyes
+
+
+def longest_run(valid: np.ndarray) -> slice:
+    """The longest stretch of consecutive True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], valid.astype(int), [0]])))
+    if not len(edges):
+        return slice(0, 0)
+    starts, stops = edges[::2], edges[1::2]
+    longest = int((stops - starts).argmax())
+    return slice(int(starts[longest]), int(stops[longest]))
+
+
+SILENCE_DB = -30.0
+"""Below the clip's loud level (95th percentile of frame RMS)."""
+QUIET_RMS = 0.001
+SILENT_RUN = 4
+BLINK_DEPTH = 0.45
+
+
+def silent_frames(audio: np.ndarray, frames: int) -> np.ndarray:
+    """Voice activity says no: runs of at least four quiet frames ``[frames]`` bool, of 16 kHz samples."""
+    level = loudness(audio, frames, 0.5)
+    quiet = (level < np.quantile(level, 0.95) * 10 ** (SILENCE_DB / 20)) | (level < QUIET_RMS)
+    return binary_opening(quiet, np.ones(SILENT_RUN))
+
+
+def silent_lip(landmarks: np.ndarray, valid: np.ndarray, audio: np.ndarray) -> tuple[float | None, int]:
+    """Mean inner-lip gap over eye distance in silence, and the silent frames it averages; ``None`` without
+    any."""
+    if len(audio) < SAMPLE_RATE // FPS:
+        return None, 0
+    silent = silent_frames(audio, len(valid)) & valid
+    if not silent.any():
+        return None, 0
+    return float(mouth_opening(landmarks[silent]).mean()), int(silent.sum())
+
+
+def blinks(shape: np.ndarray) -> int:
+    """Count of lid closures: dips of the eye aperture by 45 % of its upper level and back."""
+    aperture = eye_aperture(shape)
+    depth = BLINK_DEPTH * np.quantile(aperture, 0.9)
+    padded = np.concatenate([[aperture.max()], aperture, [aperture.max()]])
+    return len(find_peaks(-padded, prominence=depth, width=(None, FPS))[0])
+
+
+def lid_motion(shape: np.ndarray) -> float:
+    """Spread of the eye aperture, in % of the eye width: blinks, and the small movements between them."""
+    return float(100 * eye_aperture(shape).std())
+
+
+def gaze_std(shape: np.ndarray) -> float:
+    """Spread of the iris position, in % of the eye width, while the eyes are open."""
+    aperture = eye_aperture(shape)
+    looking = gaze(shape)[aperture > 0.6 * np.quantile(aperture, 0.9)]
+    return float(100 * np.sqrt(looking.var(0).sum()))
+
+
+def head_range(turn: np.ndarray) -> float:
+    """How far the head turns, nods and tilts: 5th to 95th percentile of ``[T, 3]`` degrees, as one length."""
+    return float(np.linalg.norm(np.quantile(turn, 0.95, 0) - np.quantile(turn, 0.05, 0)))
+
+
+CUTOFF_HZ = 6.0
+SEGMENT = 28
+AMPLITUDE_TOLERANCE = 0.15
+
+
+def tfi_and_flow_power(flow: np.ndarray) -> tuple[float, float] | None:
+    """TFI and the total flow power ``(%/frame)²`` of ``[N, 8, 8, 2]``, or ``None`` below a second of
+    motion."""
+    if len(flow) < FPS:
+        return None
+    series = flow.reshape(len(flow), -1)
+    frequency, power = welch(series, fs=FPS, nperseg=min(SEGMENT, len(flow)), detrend="constant", axis=0)
+    step = frequency[1] - frequency[0]
+    mean = power.mean(1)
+    return float(mean[frequency > CUTOFF_HZ].sum() * step), float(mean.sum() * step)
+
+
+def guarded_tfi(tfi: float, power: float, real_power: float, worst: float) -> float:
+    """``tfi``, or ``worst`` when the motion amplitude (root of the power) is over 15 % away from the real
+    clip's."""
+    ratio = np.sqrt(power / max(real_power, 1e-12))
+    return tfi if abs(ratio - 1) <= AMPLITUDE_TOLERANCE else worst
+
+
+def jerk(shape: np.ndarray) -> float:
+    """Mean third derivative of pose-free landmarks ``[T, 478, 3]``, in eye distances / s³."""
+    return float(np.linalg.norm(np.diff(shape[..., :2], 3, axis=0), axis=-1).mean() * FPS**3)
+
+
+def amplitude(shape: np.ndarray, points: slice | list[int]) -> float:
+    """How much landmarks move about their own mean: RMS in % of the eye distance."""
+    moving = shape[:, points, :2]
+    return float(100 * np.sqrt(((moving - moving.mean(0)) ** 2).sum(-1).mean()))
+
+
+def colour_drift(skin: np.ndarray) -> float | None:
+    """Levels by which the cheeks ``[T, 3]`` swing between warm and cool; ``None`` below half a second."""
+    warm = skin[:, 0] - skin[:, 2]
+    warm = warm[np.isfinite(warm)]
+    return float(warm.std()) if len(warm) > 12 else None
+
+
+def brightness_flicker(skin: np.ndarray) -> float | None:
+    """Root mean square jump of the cheeks' brightness from frame to frame, in levels."""
+    steps = np.diff(skin @ np.array([0.299, 0.587, 0.114]))
+    steps = steps[np.isfinite(steps)]
+    return float(np.sqrt((steps**2).mean())) if len(steps) > 12 else None
+
+
+def repeated_fraction(still: np.ndarray) -> float | None:
+    """Share of frames that show the picture before again."""
+    return float(still.mean()) if len(still) else None
+
+
+def seam_energy(border: np.ndarray) -> float | None:
+    """Levels of the strongest straight step around the face over what straight lines there show anyway."""
+    return float(border[0] - border[1]) if border[0] > 0 else None
+
+
+def sharpness(mouth: np.ndarray) -> float:
+    """Fine detail of the mouth ``[T, 48, 64]``: spread of the Laplacian over the spread of the picture, mean
+    over frames."""
+    ratios = [cv2.Laplacian(patch, cv2.CV_32F).std() / max(float(patch.std()), 1.0) for patch in mouth]
+    return float(np.mean(ratios))
+
+
+WINDOW, HOP = 30, 15
+SHORT_LAGS, LONG_LAGS = (5, 10, 15), (25, 50)
+LONG_WINDOW = 75
+QUANTILES = np.linspace(0.005, 0.995, 100)
+Samples = dict[str, np.ndarray]
+Reference = dict[str, dict[str, list[float]]]
+
+
+def dynamics_samples(signals: np.ndarray) -> Samples:
+    """Samples of one group's signals ``[T, n]``: log amplitude × log speed projections and autocorrelations."""
+    spread: list[np.ndarray] = []
+    lags: dict[int, list[np.ndarray]] = {lag: [] for lag in (*SHORT_LAGS, *LONG_LAGS)}
+    for start in range(0, len(signals) - WINDOW + 1, HOP):
+        piece = signals[start : start + WINDOW]
+        amplitude = np.linalg.norm(piece - np.median(piece, 0), axis=1)[1:]
+        speed = np.linalg.norm(np.diff(piece, axis=0), axis=1)
+        spread.append(np.log(np.stack([amplitude, speed], 1) + 1e-4))
+        for lag in SHORT_LAGS:
+            lags[lag].append(autocorrelation(piece, lag))
+    for start in range(0, len(signals) - LONG_WINDOW + 1, HOP):
+        for lag in LONG_LAGS:
+            lags[lag].append(autocorrelation(signals[start : start + LONG_WINDOW], lag))
+    samples: Samples = {}
+    if spread:
+        pairs = np.concatenate(spread)
+        for angle in (0, 45, 90, 135):
+            turn = np.radians(angle)
+            samples[f"spread {angle}"] = pairs @ np.array([np.cos(turn), np.sin(turn)])
+    return samples | {f"lag {lag}": np.concatenate(values) for lag, values in lags.items() if values}
+
+
+def autocorrelation(piece: np.ndarray, lag: int) -> np.ndarray:
+    """Normalised autocorrelation ``[n]`` of each column of ``[T, n]``; zero for a constant one."""
+    centred = piece - piece.mean(0)
+    power = (centred**2).mean(0)
+    product = (centred[lag:] * centred[:-lag]).mean(0)
+    return np.where(power > 1e-12, product / np.maximum(power, 1e-12), 0.0)
+
+
+def reference_quantiles(samples: Sequence[Samples]) -> dict[str, list[float]]:
+    """The reference of one group: pooled quantiles per feature."""
+    names = sorted({name for sample in samples for name in sample})
+    return {
+        name: [
+            round(float(q), 5) for q in np.quantile(np.concatenate([s[name] for s in samples if name in s]), QUANTILES)
+        ]
+        for name in names
+    }
+
+
+@lru_cache(maxsize=1)
+def reference_file() -> dict[str, Any]:
+    """What ``tools.fit_evaluation_reference`` measured on the footage of training speakers."""
+    source = files("flowportrait") / "weights" / "sync_eval" / "expression_reference.json"
+    return json.loads(source.read_text(encoding="utf-8"))
+
+
+def shipped_quantiles(network: str) -> Reference:
+    """Quantiles per group and feature of real footage as the face network (``dlib68`` or ``mediapipe``) sees it."""
+    return reference_file()["groups"][network]
+
+
+def ecs(groups: dict[str, np.ndarray], reference: Reference) -> dict[str, float] | None:
+    """Score per action group and their mean (``all``) of signals ``[T, n]``; ``None`` below 1.2 s."""
+    return dynamics_score({group: dynamics_samples(groups[group]) for group in GROUPS}, reference)
+
+
+def pooled_ecs(clips: Sequence[dict[str, Samples]], reference: Reference) -> dict[str, float] | None:
+    """The same for the samples of all clips together."""
+    pooled = {
+        group: {
+            name: np.concatenate([clip[group][name] for clip in clips if name in clip[group]])
+            for name in sorted({name for clip in clips for name in clip[group]})
+        }
+        for group in GROUPS
+    }
+    return dynamics_score(pooled, reference)
+
+
+def dynamics_score(samples: dict[str, Samples], reference: Reference) -> dict[str, float] | None:
+    """1 − W₁ / IQR per action group, and the mean (``all``); ``None`` where there is nothing to compare."""
+    scores: dict[str, float] = {}
+    for group in GROUPS:
+        parts: dict[str, list[float]] = {}
+        for name, values in samples[group].items():
+            if name not in reference[group]:
+                continue
+            real = np.array(reference[group][name])
+            iqr = max(float(np.quantile(real, 0.75) - np.quantile(real, 0.25)), 1e-9)
+            gap = np.abs(np.quantile(values, QUANTILES) - real).mean()
+            parts.setdefault(name.split()[0], []).append(max(-1.0, 1 - gap / iqr))
+        if not parts:
+            return None
+        scores[group] = float(np.mean([np.mean(values) for values in parts.values()]))
+    return scores | {"all": float(np.mean([scores[group] for group in GROUPS]))}

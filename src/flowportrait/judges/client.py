@@ -1,0 +1,396 @@
+"""A judge's model behind an address.
+
+    question ─► SDK: request, and again while the server is away, busy or fails (``attempts``) ─► reply
+                  each request ─► wait for a turn, wall-clock limit, ledger line
+    reply ─► accepted ─► done
+      └─ refused or not the asked-for answer: asked again (``answers``), then a failure with its reason
+
+OpenAI's SDK repeats requests. What it cannot do stands here: the ledger, a limit of requests per minute, pauses that a
+server asks for, a time limit that does not start anew with every byte, and parameters that a model does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import httpx2
+import openai
+
+from flowportrait.errors import BadInput
+from flowportrait.judges.answers import AnswerFormat
+from flowportrait.judges.clips import JudgeInput
+from flowportrait.judges.messages import KEYLESS, OWN_MODEL, Endpoint, MediaFormats, message_parts, text_part
+from flowportrait.judges.questions import Accept, Kind, Ledger, LedgerEntry, Outcome, Question
+from flowportrait.judges.replies import UnusableReply, read_completion
+from flowportrait.rewards.batch import Failure
+from flowportrait.web_client import OPENAI_KEY, async_client_options
+
+_RETRYABLE = (408, 409, 425, 429)
+_OPTIONAL_PARAMS = (
+    (("logprob",), ("logprobs", "top_logprobs")),
+    (("max_completion_tokens",), ("max_tokens",)),
+    (("temperature",), ("temperature",)),
+    (("",), ("response_format",)),
+)
+"""Words of a refusal, and the parameters that are then left out. A refusal that names nothing is taken for one of the
+schema, which servers refuse in the most different words."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class RequestError:
+    """A request without a reply.
+
+    Args:
+        outcome: as the ledger has it.
+        detail: in words.
+        retryable: whether the same request may succeed later.
+        status: of HTTP, if there was an answer.
+        wait: seconds that the server asks to wait.
+        fatal: what the user has to change before any request can succeed.
+    """
+
+    outcome: Outcome
+    detail: str
+    retryable: bool
+    status: int | None = None
+    wait: float | None = None
+    fatal: str | None = None
+
+
+class ChatClient:
+    """A ``Backend`` at an address. The ledger has every request."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger | None = None) -> None:
+        self.endpoint = endpoint.checked()
+        self.ledger = ledger or Ledger()
+        self._params: dict[str, Any] = {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
+        if self.kind != "measured panel":
+            if endpoint.top_logprobs:
+                self._params |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
+            if endpoint.json_schema:
+                self._params["response_format"] = "json_schema"
+
+    @property
+    def model_id(self) -> str:
+        """See ``Backend``."""
+        return self.endpoint.model_id
+
+    @property
+    def kind(self) -> Kind:
+        """See ``Backend``."""
+        return "measured panel" if self.endpoint.model == OWN_MODEL else "multimodal LLM panel"
+
+    def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+        """See ``Backend``.
+
+        Raises:
+            BadInput: the server knows neither this key nor this model.
+        """
+        if not questions:
+            return {}
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._ask(questions, accept))
+        # Inside somebody's event loop (a notebook): in a thread with a loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, self._ask(questions, accept)).result()
+
+    async def _ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+        end = self.endpoint
+        uses = Counter(question.make_input for question in questions)
+        # Samples of one aspect are shown the same: encoded once, kept until the last of them is on its way.
+        encoded = {make: SharedResult(partial(_encode, make, end.shows), count) for make, count in uses.items()}
+        free, failures = asyncio.Semaphore(end.concurrency), {}
+        # The SDK's own HTTP client follows redirects, and would take the clip elsewhere.
+        http = _RecordingClient(end)
+        client = _Client(base_url=end.url, api_key=end.key(), timeout=end.timeout, http_client=http)
+        client.endpoint = end
+
+        async def ask_one(index: int, question: Question[Any]) -> None:
+            async with free:
+                parts = await asyncio.to_thread(encoded[question.make_input])
+                failure = await self._answer(client, question, parts, partial(accept, index))
+            if failure is not None:
+                failures[index] = failure
+
+        async with client:
+            tasks = [asyncio.create_task(ask_one(index, question)) for index, question in enumerate(questions)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return failures
+
+    async def _answer(
+        self, client: _Client, question: Question[Any], parts: list[dict[str, Any]], accept: Callable[[Any], None]
+    ) -> Failure | None:
+        """Ask until a reply is accepted; return why there is none."""
+        end = self.endpoint
+        messages: list[Any] = [
+            {"role": "system", "content": question.system},
+            {"role": "user", "content": [*parts, text_part(question.text)]},
+        ]
+        exchange = _Exchange(question.address(self.model_id), end, self.ledger)
+        _EXCHANGE.set(exchange)
+        unusable = 0
+        while True:
+            params = dict(self._params)
+            try:
+                patient = client.with_options(max_retries=end.attempts - 1 - exchange.lost)
+                completion = await patient.chat.completions.create(
+                    model=end.model, messages=messages, **_with_schema(params, question.answer)
+                )
+                reply, usage = read_completion(completion)
+            except (openai.APIStatusError, openai.APIConnectionError):
+                error = exchange.error
+                assert error is not None
+                if error.fatal:
+                    raise BadInput(error.fatal) from None
+                if error.status in (400, 422) and self._drop_unsupported_params(error.detail.lower(), params):
+                    exchange.lost -= 1
+                    continue
+                if error.wait is not None and error.wait > end.patience:
+                    return Failure("unavailable", f"asked to wait {error.wait:.0f} s, longer than {end.patience:g} s")
+                if not error.retryable:
+                    return Failure("refused", error.detail)
+                return Failure("unavailable", f"{error.detail}, {exchange.lost} times")
+            except (openai.APIError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+                    RecursionError) as broken:  # fmt: skip
+                detail = f"no readable completion ({type(broken).__name__}: {broken})"
+                exchange.failed(RequestError("malformed", detail, True, 200))
+                if exchange.lost >= end.attempts:
+                    return Failure("unavailable", f"{detail}, {exchange.lost} times")
+                await asyncio.sleep(retry_delay(exchange.lost, end.first_wait, end.longest_wait))
+                continue
+            try:
+                accept(reply)
+            except UnusableReply as error:
+                outcome: Outcome = "refused" if error.failure.kind == "refused" else "malformed"
+                exchange.record(outcome, 200, usage, error.failure.detail)
+                unusable += 1
+                if unusable >= end.answers:
+                    return error.failure
+            else:
+                exchange.record("answered", 200, usage)
+                return None
+
+    def _drop_unsupported_params(self, message: str, sent: Mapping[str, Any]) -> bool:
+        """Leave out from now on what a model does not know: log-probabilities, a temperature, a schema, or the older
+        name of the length. Return whether the request that was ``sent`` can be made again in another way."""
+        for words, names in _OPTIONAL_PARAMS:
+            if names[0] in sent and any(word in message for word in words):
+                if "max_tokens" in names:
+                    self._params["max_completion_tokens"] = self.endpoint.max_tokens
+                self._params = {name: value for name, value in self._params.items() if name not in names}
+                return True
+        return False
+
+
+class _Exchange:
+    """All requests about one question, as the ledger gets them."""
+
+    def __init__(self, address: str, endpoint: Endpoint, ledger: Ledger) -> None:
+        self._address, self._endpoint, self._ledger = address, endpoint, ledger
+        self.attempt = self.lost = 0
+        self.error: RequestError | None = None
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A request leaves."""
+        self.attempt += 1
+        self._began = time.monotonic()
+
+    def failed(self, error: RequestError) -> None:
+        """The request had no reply."""
+        self.lost += 1
+        self.error = error
+        self.record(error.outcome, error.status, None, error.detail)
+
+    def record(self, outcome: Outcome, status: int | None, usage: tuple[int, int] | None, detail: str = "") -> None:
+        """Write the request's line."""
+        end, (read, written) = self._endpoint, usage or (None, None)
+        dollars = ((read or 0) * end.dollars_in + (written or 0) * end.dollars_out) / 1e6
+        seconds = round(time.monotonic() - self._began, 3)
+        entry = LedgerEntry(self._address, self.attempt, outcome, status, read, written, dollars, seconds, detail[:200])
+        self._ledger.add(entry)
+
+
+_EXCHANGE: ContextVar[_Exchange] = ContextVar("exchange")
+"""The question that a request is about: the SDK hands its HTTP client nothing but the request."""
+
+
+class _Client(openai.AsyncOpenAI):
+    """The SDK, with the pauses between its repetitions as the endpoint has them."""
+
+    endpoint = Endpoint()
+
+    def copy(self, **options: Any) -> _Client:
+        """See ``AsyncOpenAI``; also ``with_options``."""
+        client = super().copy(**options)
+        client.endpoint = self.endpoint
+        return client
+
+    with_options = copy
+
+    def _calculate_retry_timeout(self, remaining_retries: int, options: Any, response_headers: Any = None) -> float:
+        taken = options.get_max_retries(self.max_retries) - remaining_retries
+        return retry_delay(taken + 1, self.endpoint.first_wait, self.endpoint.longest_wait)
+
+
+class _RecordingClient(httpx2.AsyncClient):
+    """The SDK's HTTP client: paced, bounded by the wall clock, and every request in the ledger."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(**async_client_options(endpoint.timeout))
+        self._endpoint = endpoint
+        self._pacer = RequestPacer(endpoint.per_minute)
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send one request; a response says in ``x-should-retry`` whether the SDK may repeat it."""
+        end, exchange = self._endpoint, _EXCHANGE.get()
+        await self._pacer.wait_turn()
+        exchange.begin()
+        try:
+            # The SDK's own time-out starts anew with every byte; this one does not.
+            async with asyncio.timeout(end.timeout):
+                response = await super().send(request, **options)
+        except asyncio.CancelledError:
+            exchange.record("unfinished", None, None, "stopped from this side")
+            raise
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            exchange.failed(RequestError("timed_out", f"no answer in {end.timeout:g} s", True))
+            raise httpx2.ReadTimeout(str(error), request=request) from error
+        except httpx2.HTTPError as error:
+            exchange.failed(RequestError("cut_off", f"connection lost ({error})", True))
+            raise
+        if response.is_success:
+            return response
+        refusal = status_error(response, end)
+        exchange.failed(refusal)
+        retry = refusal.retryable and (refusal.wait is None or refusal.wait <= end.patience)
+        if retry and refusal.wait is not None:
+            self._pacer.pause(refusal.wait)
+        response.headers["x-should-retry"] = "true" if retry else "false"
+        for name in ("retry-after", "retry-after-ms"):
+            response.headers.pop(name, None)
+        return response
+
+
+def status_error(response: httpx2.Response, end: Endpoint) -> RequestError:
+    """Return what a server's refusal or failure means."""
+    status = response.status_code
+    if 300 <= status < 400:
+        place = str(response.headers.get("location", "another address"))[:120]
+        moved = f"{end.url} sends requests on to {place}, which is not followed: set endpoint.url to where it is."
+        return RequestError("rejected", f"redirected ({status})", False, status, fatal=moved)
+    key = f"the key in {end.key_env or OPENAI_KEY}"
+    if end.key() == KEYLESS:
+        key = f"the key {KEYLESS!r}, which stands for none,"
+    fatal = {
+        401: f"{end.url} does not accept {key} ({status}): give a valid one by endpoint.key_env.",
+        403: f"{end.url} does not let {key} do this ({status}): use another key or model.",
+        404: f"{end.url} knows no model {end.model!r} (404): check endpoint.url and endpoint.model.",
+    }.get(status)
+    wait = retry_after(response.headers)
+    if status == 429:
+        return RequestError("rate_limited", "too many requests (429)", True, status, wait)
+    if status >= 500 or status in _RETRYABLE:
+        return RequestError("server_error", f"the server failed ({status})", True, status, wait)
+    message = f"Error code: {status} - {response.text}"[:200]
+    return RequestError("rejected", f"the server would not take it: {message}", False, status, fatal=fatal)
+
+
+def _with_schema(params: Mapping[str, Any], answer: AnswerFormat[Any]) -> dict[str, Any]:
+    """Return the parameters with the schema of the answer, where it is asked for."""
+    if "response_format" not in params:
+        return dict(params)
+    schema = {"name": answer.name, "strict": True, "schema": answer.schema}
+    return {**params, "response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+def _encode(make_input: Callable[[], JudgeInput], formats: MediaFormats) -> list[dict[str, Any]]:
+    return message_parts(make_input(), formats)
+
+
+# --- waiting
+
+
+def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
+    """Return the seconds that a server asks to wait: a number, or a date; None where it does not say."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            return max(0.0, float(text) * unit)
+        except ValueError:
+            pass
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now())
+        except (TypeError, ValueError):
+            continue
+    return None
+
+
+def retry_delay(tried: int, first: float, longest: float) -> float:
+    """Return the seconds to wait after the ``tried``-th failure; spread, so that many do not come back at once."""
+    return min(longest, first * 2.0 ** min(tried - 1, 1000)) * random.uniform(0.5, 1.0)
+
+
+class RequestPacer:
+    """At most ``per_minute`` requests begin in a minute, evenly spaced (0: no limit), and none during a pause."""
+
+    def __init__(self, per_minute: float = 0.0) -> None:
+        self._gap = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._paused_until = 0.0
+
+    async def wait_turn(self) -> None:
+        """Wait until the next request may begin."""
+        while True:
+            now = time.monotonic()
+            start = max(now, self._next, self._paused_until)
+            if start <= now:
+                self._next = now + self._gap
+                return
+            await asyncio.sleep(start - now)
+
+    def pause(self, seconds: float) -> None:
+        """Let no request begin for so long: the server has asked for it."""
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
+
+class SharedResult(Generic[Value]):
+    """The result of ``make()`` for ``uses`` callers, from any thread: made for the first, let go after the last."""
+
+    def __init__(self, make: Callable[[], Value], uses: int) -> None:
+        self._make = make
+        self._left = uses
+        self._lock = threading.Lock()
+        self._made: list[Value] = []
+
+    def __call__(self) -> Value:
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            value = self._made[0]
+            self._left -= 1
+            if self._left <= 0:
+                self._made.clear()
+            return value

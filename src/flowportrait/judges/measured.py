@@ -1,0 +1,392 @@
+"""A panel of experts that measure.
+
+Two scores that are read from landmark tracks alone: how steadily a face moves, and whether its head can be.
+
+Steadiness: does the face move as filmed faces do, without trembling, freezing or jumps?
+
+    a = rms acceleration of the face's middle       h = share of steps in which nothing moves
+    steadiness = − max(ln a, ln a₀) − 4 h           in distances between the outer corners of the eyes
+
+a₀ is what the steadiest fifth of real clips has: steadier earns nothing, so that a photo, which never moves (h = 1),
+loses. Trembling raises a; a freeze raises h, and a by the jump that ends it.
+
+Head pose: is this a skull that keeps its shape, on a neck that turns as necks do?
+
+    2-D    landmarks ≈ M · canonical head,  M = [m₁ m₂]ᵀ per frame     bend = rms of ln |m₁|/|m₂| and of cos(m₁, m₂)
+                                                                              about their medians
+    3-D    R from M                                                    turn = 95 % of the angle between frames, degrees
+    pose = − max(ln bend − b₀, 0) − max(ln turn − t₀, 0)
+
+Under any pose m₁ and m₂ of a rigid head stay orthogonal and equally long. b₀ and t₀ are what four fifths of real clips
+stay below, so that a plausible body earns nothing and one that cannot be loses.
+
+The offline judge: no model looks; experts measure, and their values are put on the rubric's scale.
+
+    grade(aspect) = min over its experts e of  map_e(value_e),     map_e monotone: 1 … 5
+
+An aspect is as good as its worst expert says: a clip that is smooth but flickers is not steady. The maps are learned by
+``fit_scales`` from known damage to real footage of training speakers. Every report calls it "measured panel". The
+experts are those of the reward side, so a measured panel is a reward and never an evaluation.
+
+``PoseChecked`` goes over any judge, coarse to fine: a head that cannot be caps the grade of motion. After HuM-Eval
+(2604.25361), which lets a model look first and then asks for 2-D pose and 3-D motion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowportrait.devices import once_per_device
+from flowportrait.errors import BadInput
+from flowportrait.judges.calibration import Calibration
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.questions import Kind
+from flowportrait.judges.rubric import ASPECTS, HIGHEST, LOWEST, RUBRIC, Aspect, Library
+from flowportrait.judges.verdicts import AspectVerdict, Judge, Verdict, missing_verdict
+from flowportrait.rendering.motion_basis import RIGID_POINTS, MotionBasis
+from flowportrait.rewards.batch import Failure, RewardBatch
+from flowportrait.rewards.interface import Reward, Score, measured, score
+from flowportrait.rewards.registry import build
+
+MIN_FRAMES = 4
+OUTER_CORNERS = (33, 263)
+FREEZE_WEIGHT = 4.0
+_TINY_STEP, _TINY = 1e-5, 1e-4
+_USUAL = 0.8
+_FAST = 0.95
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """A reward for steady motion. ``floor``: ln a₀; ``unmoved``: speed per frame below which a step counts as none."""
+
+    floor: float
+    unmoved: float
+    name: str = "steadiness"
+    needs: frozenset[str] = frozenset({"places"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        return score_tracks(batch, self.measure, "steadiness")
+
+    def measure(self, places: torch.Tensor) -> torch.Tensor:
+        """Return the scores ``[B]`` of tracks ``[B, T, 478, 2]`` px."""
+        shaking, speed = track_statistics(places)
+        return -shaking.clamp_min(self.floor) - FREEZE_WEIGHT * (speed < self.unmoved).float().mean(1)
+
+    @classmethod
+    def of_real(cls, places: torch.Tensor) -> Steadiness:
+        """Fit to real clips ``[B, T, 478, 2]`` px: a₀ is their 20 %, half of their slowest 5 % of steps is unmoved."""
+        shaking, speed = track_statistics(places)
+        return cls(float(shaking.quantile(0.2)), float(speed.flatten().quantile(0.05)) / 2)
+
+
+def track_statistics(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ln a ``[B]`` and the rms speed of all landmarks ``[B, T − 1]`` of tracks ``[B, T, 478, 2]`` px."""
+    left, right = (places[:, :, corner] for corner in OUTER_CORNERS)
+    scaled = places / (left - right).norm(dim=-1).mean(1)[:, None, None, None]
+    acceleration = scaled.mean(2).diff(n=2, dim=1).square().sum(-1).mean(1).sqrt()
+    speed = scaled.diff(dim=1).square().sum(-1).mean(-1).sqrt()
+    return (acceleration + _TINY_STEP).log(), speed
+
+
+@dataclass(frozen=True)
+class HeadPose:
+    """A reward for a possible head. ``bend`` and ``turn``: b₀ and t₀, of real clips."""
+
+    bend: float
+    turn: float
+    name: str = "pose"
+    needs: frozenset[str] = frozenset({"places"})
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        return score_tracks(batch, self.measure, "pose to follow")
+
+    def measure(self, places: torch.Tensor) -> torch.Tensor:
+        """Return the scores ``[B]`` of tracks ``[B, T, 478, 2]`` px."""
+        bend, turn = pose_statistics(places)
+        return (-(bend - self.bend).clamp_min(0) - (turn - self.turn).clamp_min(0)).float()
+
+    @classmethod
+    def of_real(cls, places: torch.Tensor) -> HeadPose:
+        """Fit to real clips ``[B, T, 478, 2]`` px."""
+        bend, turn = pose_statistics(places)
+        return cls(float(bend.quantile(_USUAL)), float(turn.quantile(_USUAL)))
+
+
+def pose_statistics(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ln bend and ln turn ``[B]`` each of tracks ``[B, T, 478, 2]`` px."""
+    camera = affine_camera(places)
+    first, second = camera.unbind(-2)
+    lengths = first.norm(dim=-1) / second.norm(dim=-1).clamp_min(_TINY)
+    shape = torch.stack([lengths.clamp_min(_TINY).log(), torch.nn.functional.cosine_similarity(first, second, -1)], -1)
+    off = shape - shape.median(1, keepdim=True).values
+    bend = off.square().sum(-1).mean(1).sqrt()
+    turn = angles(rotation(camera)).quantile(_FAST, 1)
+    return (bend + _TINY).log(), (turn + _TINY).log()
+
+
+def affine_camera(places: torch.Tensor) -> torch.Tensor:
+    """Return the affine camera M ``[B, T, 2, 3]`` from the canonical head's rigid points, by least squares."""
+    head = MotionBasis.load().canonical[RIGID_POINTS].double()
+    head = head - head.mean(0)
+    points = places[:, :, RIGID_POINTS].double()
+    points = points - points.mean(2, keepdim=True)
+    return (torch.linalg.pinv(head) @ points).mT
+
+
+def rotation(camera: torch.Tensor) -> torch.Tensor:
+    """Return the rotation ``[..., 3, 3]`` nearest to a camera ``[..., 2, 3]``, its third axis from the first two."""
+    u, _, vt = torch.linalg.svd(camera, full_matrices=False)
+    rows = u @ vt
+    return torch.cat([rows, torch.linalg.cross(rows[..., :1, :], rows[..., 1:, :])], -2)
+
+
+def angles(turned: torch.Tensor) -> torch.Tensor:
+    """Return the degrees between successive rotations ``[B, T, 3, 3]``."""
+    step = turned[:, 1:] @ turned[:, :-1].mT
+    cosine = (step.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
+
+
+def score_tracks(batch: RewardBatch, measure: Callable[[torch.Tensor], torch.Tensor], what: str) -> Score:
+    """Score a batch by ``measure`` of its tracks; clips too short to have ``what`` have no score."""
+    length = batch.motion.shape[1]
+    if length < MIN_FRAMES:
+        why = Failure("too_short", f"{length} frames have no {what}")
+        return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
+    return measured(measure(batch.places(tuple(range(length)))), {})
+
+
+SCALES_FILE = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json"))
+POSE_FILE = SCALES_FILE.with_name("pose.json")
+
+READ_BY_EXPERTS = tuple(
+    SCALES_FILE.parent.parent / name
+    for name in ("sync_reward/model.safetensors", "basis/real_motion.json", "reward/real.json")
+)
+"""Weights and constants with which the experts' values change."""
+
+EXPERTS: dict[Aspect, tuple[str, ...]] = {
+    "lip_sync": ("sync",),
+    "expressiveness": ("expressiveness",),
+    "motion": ("steadiness", "temporal"),
+}
+"""Experts by aspect: registered rewards, and ``Steadiness``."""
+
+Knots = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A monotone map from an expert's value to a grade: knots (value, grade), both rising, straight lines between."""
+
+    knots: Knots
+
+    def __call__(self, value: float) -> float:
+        x, y = zip(*self.knots, strict=True)
+        return float(np.clip(np.interp(value, x, y), LOWEST, HIGHEST))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Rewards by name, the scales of their values, and the names that are asked about each aspect."""
+
+    rewards: Mapping[str, Reward]
+    scales: Mapping[str, Scale]
+    asked: Mapping[Aspect, tuple[str, ...]] = field(default_factory=lambda: EXPERTS)
+
+    @classmethod
+    @once_per_device
+    def load(cls) -> Experts:
+        """Return the experts that ship."""
+        return cls.read(SCALES_FILE)
+
+    @classmethod
+    def read(cls, path: Path) -> Experts:
+        """Read what ``fit_scales`` wrote."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        scales = {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
+        head = json.loads(POSE_FILE.read_text(encoding="utf-8"))
+        scales[HeadPose.name] = Scale([(float(x), float(y)) for x, y in head["scale"]])
+        landmarks: dict[str, Reward] = {
+            "steadiness": Steadiness(**data["real"]),
+            HeadPose.name: HeadPose(**head["real"]),
+        }
+        return cls({name: landmarks.get(name) or build(name) for name in scales}, scales)
+
+    def with_library(self, library: Library) -> Experts:
+        """Return the same experts, asked as a library says.
+
+        Raises:
+            BadInput: the library names an expert that there is not.
+        """
+        for aspect in ASPECTS:
+            if unknown := set(library.of(aspect)) - set(self.scales):
+                raise BadInput(f"No expert named {', '.join(unknown)}: a measured panel has {', '.join(self.scales)}.")
+        return replace(self, asked={aspect: library.of(aspect) or EXPERTS[aspect] for aspect in ASPECTS})
+
+    @property
+    def used(self) -> set[str]:
+        """The names that are asked at all."""
+        return {name for names in self.asked.values() for name in names}
+
+
+class MeasuredPanel:
+    """A judge whose specialists measure. Clips of one length are measured together."""
+
+    kind: Kind = "measured panel"
+    name = "measured panel"
+
+    def __init__(
+        self,
+        experts: Experts | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.experts = experts or Experts.load()
+        self.calibration = calibration
+
+    @property
+    def fingerprint(self) -> str:
+        calibration = self.calibration.digest if self.calibration else "uncalibrated"
+        knots = {name: self.experts.scales[name].knots for name in sorted(self.experts.used)}
+        found = hashlib.sha256(
+            f"measured {json.dumps(knots)} {self.experts.rewards['steadiness']} {calibration}".encode()
+        )
+        if self.experts.asked != EXPERTS:
+            found.update(f"{sorted(self.experts.asked.items())} {self.experts.rewards[HeadPose.name]}".encode())
+        for path in READ_BY_EXPERTS:
+            found.update(path.read_bytes())
+        return found.hexdigest()[:16]
+
+    def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
+        """See ``ItemJudge``; all aspects are measured."""
+        verdicts: list[Verdict | None] = [None] * len(clips)
+        by_length: dict[int, list[int]] = {}
+        for index, clip in enumerate(clips):
+            short = clip.too_short()
+            if short is None:
+                by_length.setdefault(len(clip), []).append(index)
+            else:
+                verdicts[index] = self._verdict(clip, {aspect: missing_verdict(aspect, short) for aspect in ASPECTS})
+        for indices in by_length.values():
+            batch = concatenate_batches([clips[index].batch for index in indices])
+            found = self.measure(batch, [clips[index].is_silent() for index in indices])
+            for index, verdict in zip(indices, found, strict=True):
+                verdicts[index] = self._verdict(clips[index], verdict)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def measure(self, batch: RewardBatch, silent: Sequence[bool]) -> list[dict[Aspect, AspectVerdict]]:
+        """Return the verdicts on every row of a batch that can draw."""
+        scores = {name: score(self.experts.rewards[name], batch) for name in self.experts.used}
+        return [
+            {aspect: self._aspect(aspect, scores, row, mute) for aspect in ASPECTS} for row, mute in enumerate(silent)
+        ]
+
+    def _aspect(self, aspect: Aspect, scores: Mapping[str, Score], row: int, mute: bool) -> AspectVerdict:
+        if mute and aspect == "lip_sync":
+            return missing_verdict(aspect, Failure("no_sound", "the clip is silent"))
+        values: dict[str, float] = {}
+        grades: dict[str, float] = {}
+        for expert in self.experts.asked[aspect]:
+            found = scores[expert]
+            if not found.valid[row]:
+                return missing_verdict(
+                    aspect, found.reasons.get(row, Failure("not_finite", f"{expert} measured nothing"))
+                )
+            values[expert] = float(found.value[row])
+            grades[expert] = self.experts.scales[expert](values[expert])
+        worst = min(grades, key=lambda expert: grades[expert])
+        raw = grades[worst]
+        told = ", ".join(f"{expert} {value:.3f} → {grades[expert]:.1f}" for expert, value in values.items())
+        nearest = RUBRIC[aspect].grades[min(max(round(raw), LOWEST), HIGHEST) - 1]
+        return AspectVerdict(
+            aspect,
+            self.calibration.apply(aspect, raw) if self.calibration else raw,
+            raw,
+            "measurement",
+            (raw,),
+            rationale=f"Measured, not looked at: {told}. The rubric's nearest grade reads: {nearest}",
+            measured=values,
+        )
+
+    def _verdict(self, clip: JudgedClip, aspects: dict[Aspect, AspectVerdict]) -> Verdict:
+        return Verdict(clip.name, clip.generator, self.name, self.kind, aspects)
+
+
+def concatenate_batches(batches: Sequence[RewardBatch]) -> RewardBatch:
+    """Return batches of one row each as one batch, for scorers that look at one sample at a time."""
+
+    def frames(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+        return torch.cat([batch.frames(indices) for batch in batches])
+
+    def places(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+        return torch.cat([batch.places(indices) for batch in batches])
+
+    audio = [batch.audio for batch in batches if batch.audio is not None]
+    return RewardBatch(
+        torch.cat([batch.motion for batch in batches]),
+        torch.cat([batch.mel for batch in batches]),
+        frames if all("frames" in batch.has for batch in batches) else None,
+        places if all("places" in batch.has for batch in batches) else None,
+        torch.cat(audio) if len(audio) == len(batches) else None,
+        domain=batches[0].domain,
+        unseen={row: batch.unseen[0] for row, batch in enumerate(batches) if 0 in batch.unseen},
+    )
+
+
+class PoseChecked:
+    """A judge over another: a head that bends or turns as heads do not caps the grade of motion.
+
+    A plausible body adds nothing to what the other judge said.
+    """
+
+    def __init__(self, judge: Judge, experts: Experts | None = None) -> None:
+        experts = experts or Experts.load()
+        pose = experts.rewards[HeadPose.name]
+        assert isinstance(pose, HeadPose), "experts know poses by landmarks alone"
+        self.inner, self.pose, self.scale = judge, pose, experts.scales[HeadPose.name]
+
+    @property
+    def backend(self) -> Any:
+        """The backend of the other judge, for its ledger."""
+        return getattr(self.inner, "backend", None)
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}, pose checked"
+
+    @property
+    def kind(self) -> Kind:
+        return self.inner.kind
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.inner.fingerprint} {self.pose} {self.scale}".encode()).hexdigest()[:16]
+
+    def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
+        """See ``ItemJudge``."""
+        return [self._capped(clip, verdict) for clip, verdict in zip(clips, self.inner.judge(clips), strict=True)]
+
+    def _capped(self, clip: JudgedClip, verdict: Verdict) -> Verdict:
+        motion = verdict.aspects["motion"]
+        if motion.score is None:
+            return verdict
+        value = float(self.pose.measure(torch.from_numpy(clip.landmarks[None])))
+        cap = self.scale(value)
+        if cap >= motion.score:
+            return verdict
+        why = f"{motion.rationale} Capped from {motion.score:.1f}: no head bends or turns like this ({value:.2f})."
+        capped = replace(
+            motion, score=cap, decided_by="measurement", rationale=why.strip(),
+            measured={**(motion.measured or {}), HeadPose.name: value},
+        )  # fmt: skip
+        return replace(verdict, aspects={**verdict.aspects, "motion": capped})

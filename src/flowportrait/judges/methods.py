@@ -1,0 +1,214 @@
+"""Other ways to a grade: thinking first, finding the flaw first, comparing two clips.
+
+    think     look ─► thoughts (no grade asked for) ─► thoughts + evidence ─► E[score]
+    locate    whole clip ─► windows [start, end] ─► each window alone ─► there or not, and in which box ─► E[score]
+    compare   both orders, every sample:  (a, b) ─► first | second | same     margin = mean of ±1, 0 for same
+                                          (b, a) ─► second | first | same     position bias = share that went with place
+
+Think: a model that states its grade and its reasons in one breath reasons towards the grade; after DeScore
+(2605.05922), whose second stage is a trained regression head, here the same model and its log-probabilities. Locate:
+a flaw that is not found again when its window is looked at alone does not count; after CaC (2605.11723). Compare: a
+model that prefers whatever is shown first gives 0 and is known by its position bias; after UnifiedReward (2503.05236),
+one model for pairs and points. A judge that can only grade is asked for two grades, and their difference is the margin.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from flowportrait.judges.answers import BOX, CHOICE, MAX_WINDOWS, THOUGHTS, Box, Flaw, Grade, windows_format
+from flowportrait.judges.clips import MIN_FRAMES, JudgedClip, JudgeInput, clip_input, pair_input
+from flowportrait.judges.panel import Panel, SampleKey
+from flowportrait.judges.questions import Question, ask_all
+from flowportrait.judges.rubric import ASPECTS, INSTRUCTION, SYSTEM, Aspect
+from flowportrait.judges.verdicts import Judge
+from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.rewards.batch import Failure
+
+_THINK = (
+    "Do not grade yet. Write down what you see and hear that speaks for a high or a low grade, moment by moment, and "
+    'answer with one JSON object and nothing else: {"thoughts": "at most ten sentences"}.'
+)
+_WHEN = (
+    f"Do not grade yet. Name the up to {MAX_WINDOWS} moments that are worst by this rubric, and answer with one JSON "
+    'object and nothing else: {"windows": [{"start": seconds, "end": seconds, "what": "a few words"}]}, with an empty '
+    "list if nothing is wrong."
+)
+_WHERE = (
+    "Somebody says that this is wrong in what you are shown: {what!r}. Look for it without taking it for granted, and "
+    'answer with one JSON object and nothing else: {{"seen": true or false, "box": [left, top, right, bottom] as '
+    "shares of the picture from 0 to 1}}."
+)
+_WHICH = (
+    "You are shown two clips, the first one and then the second one. Do not grade. Say which of them is better by this "
+    'rubric, and answer with one JSON object and nothing else: {"rationale": "two or three sentences", "better": '
+    '"first", "second" or "same"}.'
+)
+
+ClipPair = tuple[JudgedClip, JudgedClip]
+
+
+class ThinkingPanel(Panel[JudgedClip]):
+    """A panel of specialists that write down what they see before they grade."""
+
+    def _grade(self, items: Sequence[JudgedClip], requests: Sequence[SampleKey]) -> list[Grade | Failure]:
+        """See ``Panel``: two questions each."""
+        inputs = self._inputs(items, requests)
+        thinking = [
+            self._question(items[index], aspect, sample, "thoughts", _THINK, THOUGHTS, inputs[index, aspect])
+            for index, aspect, sample in requests
+        ]
+        thoughts, failures = ask_all(thinking, self.backend, self._cache)
+        words = {
+            place: f"What was noted before grading:\n{noted}\nGrade by the rubric. {INSTRUCTION}"
+            for place, noted in thoughts.items()
+        }
+        return self._ask_for_grades(items, requests, words, failures)
+
+
+class LocatingPanel(Panel[JudgedClip]):
+    """A panel of specialists that find the moment and the place of flaws before they grade."""
+
+    def _grade(self, items: Sequence[JudgedClip], requests: Sequence[SampleKey]) -> list[Grade | Failure]:
+        """See ``Panel``: two questions and one per window each."""
+        inputs = self._inputs(items, requests)
+        when = [
+            self._question(items[index], aspect, sample, "windows", _WHEN, windows_format(items[index].seconds),
+                           inputs[index, aspect])
+            for index, aspect, sample in requests
+        ]  # fmt: skip
+        windows, failures = ask_all(when, self.backend, self._cache)
+        looks = [(place, flaw) for place in sorted(windows) for flaw in windows[place]]
+        where = [self._window_question(items[requests[place][0]], *requests[place][1:], flaw) for place, flaw in looks]
+        boxes, _ = ask_all(where, self.backend, self._cache)
+        located: dict[int, list[tuple[Flaw, Box]]] = {place: [] for place in windows}
+        for order, (place, flaw) in enumerate(looks):
+            if (box := boxes.get(order)) is not None:
+                located[place].append((flaw, box))
+        words = {}
+        for place, flaws in located.items():
+            flaws_json = json.dumps([{**flaw._asdict(), "box": box} for flaw, box in flaws], ensure_ascii=False)
+            found = f"Found, and found again when looked at alone: {flaws_json}\n"
+            words[place] = f"{found}Grade by the rubric. {INSTRUCTION}"
+        return self._ask_for_grades(items, requests, words, failures)
+
+    def _window_question(self, clip: JudgedClip, aspect: Aspect, sample: int, flaw: Flaw) -> Question[Box | None]:
+        part = cut_window(clip, flaw)
+        words = _WHERE.format(what=flaw.what)
+        return self._question(part, aspect, sample, "box", words, BOX, lambda: clip_input(part, aspect, 1))
+
+
+def cut_window(clip: JudgedClip, flaw: Flaw) -> JudgedClip:
+    """Return the moment of a flaw alone, long enough to be looked at."""
+    first = int(flaw.start * FPS)
+    last = min(len(clip), max(int(flaw.end * FPS) + 1, first + MIN_FRAMES))
+    first = max(0, min(first, last - MIN_FRAMES))
+    return JudgedClip(
+        clip.frames[first:last], clip.audio[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME], clip.name,
+        clip.generator, known_landmarks=clip.landmarks[first:last],
+    )  # fmt: skip
+
+
+# --- comparing
+
+
+@dataclass(frozen=True)
+class PairChoice:
+    """Which of two clips is better in one aspect.
+
+    Args:
+        margin: above 0 the first clip is better, None if nobody could tell.
+        position_bias: share of samples whose answer stayed with the position when the clips changed places; None where
+            two grades were compared.
+        rationale: in words.
+    """
+
+    margin: float | None
+    position_bias: float | None = None
+    rationale: str = ""
+
+
+PairChoices = dict[Aspect, PairChoice]
+
+
+@runtime_checkable
+class PairJudge(Protocol):
+    """A judge that looks at two clips together."""
+
+    def compare(self, pairs: Sequence[ClipPair]) -> list[PairChoices]:
+        """Return one choice per pair, in order; margins from −1 to 1."""
+        ...
+
+
+def compare_pairs(judge: Judge, pairs: Sequence[ClipPair]) -> list[PairChoices]:
+    """Return a judge's choice per pair: by looking at both, or else by the difference of two grades, −4 to 4."""
+    if isinstance(judge, PairJudge):
+        return judge.compare(pairs)
+    clips = list({clip.digest: clip for pair in pairs for clip in pair}.values())
+    verdicts = dict(zip([clip.digest for clip in clips], judge.judge(clips), strict=True))
+    found = []
+    for pair in pairs:
+        choices: PairChoices = {}
+        for aspect in ASPECTS:
+            sides = [verdicts[clip.digest].aspects[aspect] for clip in pair]
+            grades = [side.score for side in sides if side.score is not None]
+            margin = grades[0] - grades[1] if len(grades) == 2 else None
+            choices[aspect] = PairChoice(margin, rationale=" / ".join(side.rationale for side in sides))
+        found.append(choices)
+    return found
+
+
+class ComparingPanel(Panel[JudgedClip]):
+    """A panel that grades at once, and compares two clips by looking at both."""
+
+    def compare(self, pairs: Sequence[ClipPair]) -> list[PairChoices]:
+        """See ``PairJudge``: every specialist, every sample, both orders."""
+        requests = [
+            (index, aspect, sample, swapped) for index in range(len(pairs)) for aspect in ASPECTS
+            for sample in range(self.settings.samples) for swapped in (False, True)
+        ]  # fmt: skip
+        questions = [self._pair_question(pairs[index], aspect, sample, swapped)
+                     for index, aspect, sample, swapped in requests]  # fmt: skip
+        answers, failures = ask_all(questions, self.backend, self._cache)
+        found: dict[tuple[int, Aspect], list[tuple[float, str] | Failure]] = {}
+        for place, (index, aspect, _, swapped) in enumerate(requests):
+            one = failures[place] if place not in answers else _turned(answers[place], swapped)
+            found.setdefault((index, aspect), []).append(one)
+        return [{aspect: combine_orders(found[index, aspect]) for aspect in ASPECTS} for index in range(len(pairs))]
+
+    def _pair_question(self, pair: ClipPair, aspect: Aspect, sample: int, swapped: bool) -> Question[Any]:
+        first, second = pair[::-1] if swapped else pair
+        text = f"Aspect: {aspect}\n{self.rubric(aspect)}\n{_WHICH}"
+        content = f"{first.digest} {second.digest} {self.settings.sheets}"
+
+        def make_input() -> JudgeInput:
+            return pair_input(first, second, aspect, self.settings.sheets)
+
+        return Question(SYSTEM, text, "pair", content, sample, CHOICE, make_input)
+
+
+def _turned(answer: tuple[float, str], swapped: bool) -> tuple[float, str]:
+    return (-answer[0], answer[1]) if swapped else answer
+
+
+def combine_orders(answers: Sequence[tuple[float, str] | Failure]) -> PairChoice:
+    """Return one choice from answers in pairs: each sample in the order given and swapped, the second turned back.
+
+    An answer without its counterpart does not count.
+    """
+    counted, biased = [], []
+    for one, other in zip(answers[::2], answers[1::2], strict=True):
+        if isinstance(one, Failure) or isinstance(other, Failure):
+            continue
+        counted += [one, other]
+        biased.append(float(one[0] * other[0] < 0))
+    if not counted:
+        why = next(answer.detail for answer in answers if isinstance(answer, Failure))
+        return PairChoice(None, None, f"no sample was answered in both orders: {why}")
+    margin = statistics.fmean(value for value, _ in counted)
+    nearest = min(counted, key=lambda answer: abs(answer[0] - margin))
+    return PairChoice(margin, statistics.fmean(biased), nearest[1])

@@ -1,0 +1,241 @@
+"""Questions, backends that answer them, the cache of replies and the ledger of costs.
+
+    questions ─► cached replies ─┐
+        └─ the rest ─► backend ─► accept(reply): read, cached ─► answers, and failures
+
+    address = SHA-256(clip, model, aspect, sample, rubric, the words)
+
+The same question about the same clip is asked once. A reply is read in ``ask_all`` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from flowportrait.files import cache_folder, write_json
+from flowportrait.judges.answers import AnswerFormat
+from flowportrait.judges.clips import JudgeInput
+from flowportrait.judges.replies import Reply, UnusableReply
+from flowportrait.judges.rubric import rubric_version
+from flowportrait.rewards.batch import Failure
+
+Kind = Literal["multimodal LLM panel", "measured panel"]
+"""Whether a model looks or experts measure: part of every verdict, report and certificate."""
+
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Question(Generic[Answer_co]):
+    """One question about one clip or picture.
+
+    Args:
+        system: the system message.
+        text: the user's message.
+        aspect: what is judged, or the step on the way there; part of the address.
+        content: the digest of what is shown.
+        sample: the index of the sample when the same question is asked several times.
+        answer: the form of the answer.
+        make_input: makes what is shown; called only if the question is put to a model. Questions about the same
+            pictures share one function, so that a backend encodes them once.
+    """
+
+    system: str
+    text: str
+    aspect: str
+    content: str
+    sample: int
+    answer: AnswerFormat[Answer_co]
+    make_input: Callable[[], JudgeInput] = field(repr=False)
+
+    def address(self, model_id: str) -> str:
+        """Return the address under which this model's reply is cached, in hexadecimal."""
+        parts = [model_id, self.content, self.aspect, str(self.sample), rubric_version(), self.system, self.text]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+Accept = Callable[[int, Reply], None]
+"""``accept(index, reply)``: read and keep the reply to a question. Raises ``UnusableReply`` if it is no answer."""
+
+
+class Backend(Protocol):
+    """A model that answers questions about pictures and sound."""
+
+    @property
+    def model_id(self) -> str:
+        """Model and settings that change its answers: part of every address."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """Whether a model looks or experts measure."""
+        ...
+
+    def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+        """Ask all questions.
+
+        Args:
+            questions: asked in any order.
+            accept: called with the index of a question and its reply as soon as there is one.
+
+        Returns:
+            Failures by index, for the questions without an accepted reply.
+        """
+        ...
+
+
+def ask_all(
+    questions: Sequence[Question[Answer_co]], backend: Backend, cache: ReplyCache
+) -> tuple[dict[int, Answer_co], dict[int, Failure]]:
+    """Return answers by index, from the cache and from the backend, and failures by index.
+
+    Raises:
+        BadInput: the backend cannot be used at all (key, model, address).
+    """
+    addresses = [question.address(backend.model_id) for question in questions]
+    answers: dict[int, Answer_co] = {}
+    for index, (question, address) in enumerate(zip(questions, addresses, strict=True)):
+        if (reply := cache.get(address)) is not None:
+            try:
+                answers[index] = question.answer.read(reply)
+            except UnusableReply:
+                continue  # cached by a version that read it in another way
+    todo = [index for index in range(len(questions)) if index not in answers]
+
+    def accept(place: int, reply: Reply) -> None:
+        index = todo[place]
+        answers[index] = questions[index].answer.read(reply)
+        cache.put(addresses[index], reply)
+
+    failures = backend.ask([questions[index] for index in todo], accept)
+    return answers, {todo[place]: failure for place, failure in failures.items()}
+
+
+# --- the cache
+
+
+def default_folder() -> Path:
+    """Return the folder ``judge`` in the user's cache."""
+    return cache_folder() / "judge"
+
+
+class ReplyCache:
+    """Replies by the address of their question, one small file each: a run that was stopped asks only for the rest."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Use ``folder``; None keeps nothing."""
+        self._folder = folder
+
+    def get(self, address: str) -> Reply | None:
+        """Return the cached reply, or None."""
+        if self._folder is None:
+            return None
+        try:
+            return Reply.from_dict(json.loads(self._path(address).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, address: str, reply: Reply) -> None:
+        """Cache a reply that was read."""
+        if self._folder is None:
+            return
+        path = self._path(address)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, reply.to_dict(), indent=None)
+
+    def _path(self, address: str) -> Path:
+        assert self._folder is not None
+        return self._folder / address[:2] / f"{address}.json"
+
+
+# --- the ledger
+
+Outcome = Literal[
+    "answered", "malformed", "refused", "timed_out", "rate_limited", "server_error", "cut_off", "rejected",
+    "unfinished",
+]  # fmt: skip
+"""How a request ended. ``rejected``: the server would not take it (4xx); ``unfinished``: this side was stopped."""
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One request that left this machine. Tokens are None where the server sent no usage."""
+
+    address: str
+    attempt: int
+    outcome: Outcome
+    status: int | None
+    tokens_in: int | None
+    tokens_out: int | None
+    dollars: float
+    seconds: float
+    detail: str = ""
+
+
+class Ledger:
+    """Every request with its outcome and cost, in memory and in a JSON-lines file that later runs add to.
+
+    Totals are sums of lines, so they are exact whatever failed. A request that was cut off may have been billed without
+    telling: those are counted as ``untold`` and never guessed.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self.entries: list[LedgerEntry] = [] if path is None else read_ledger(path)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, entry: LedgerEntry) -> None:
+        """Write one line at once, so that it outlives the process."""
+        with self._lock:
+            self.entries.append(entry)
+            if self._path is not None:
+                with self._path.open("ab") as file:
+                    line = json.dumps({"at": round(time.time(), 3), **asdict(entry)}) + "\n"
+                    # A torn line of a process that died is ended first, so that this one stands alone.
+                    torn = file.tell() > 0 and _last_byte(self._path) != b"\n"
+                    file.write(("\n" + line if torn else line).encode())
+
+    def totals(self) -> dict[str, Any]:
+        """Return requests, outcomes, tokens, dollars, seconds, and how many requests did not say what they cost."""
+        outcomes: dict[str, int] = {}
+        for entry in self.entries:
+            outcomes[entry.outcome] = outcomes.get(entry.outcome, 0) + 1
+        return {
+            "requests": len(self.entries),
+            "outcomes": outcomes,
+            "tokens_in": sum(entry.tokens_in or 0 for entry in self.entries),
+            "tokens_out": sum(entry.tokens_out or 0 for entry in self.entries),
+            "untold": sum(entry.tokens_in is None for entry in self.entries),
+            "dollars": round(sum(entry.dollars for entry in self.entries), 6),
+            "seconds": round(sum(entry.seconds for entry in self.entries), 3),
+        }
+
+
+def read_ledger(path: Path) -> list[LedgerEntry]:
+    """Return the entries of a file that may have torn lines."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            data = json.loads(line)
+            data.pop("at")
+            entries.append(LedgerEntry(**data))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return entries
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1)

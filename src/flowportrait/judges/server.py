@@ -1,0 +1,230 @@
+"""Judges and rewards over HTTP.
+
+    POST /v1/chat/completions    a clip as video_url (data:video/mp4), "Aspect: lip_sync" in the text ─► the answer
+    GET  /v1/models              POST /score/NAME    GET /scorers    GET /health
+
+It stays on this machine unless a key is set: on another address than loopback, requests carry it as a bearer token.
+Requests, clips and batches are bounded (``web_server``, ``media.video.SERVED``, ``rewards.remote``), and no answer
+says where anything lies on this machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import tempfile
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+
+from flowportrait.errors import BadInput
+from flowportrait.judges.clips import JudgedClip
+from flowportrait.judges.messages import OWN_MODEL
+from flowportrait.judges.rubric import ASPECTS
+from flowportrait.judges.verdicts import Judge, Verdict
+from flowportrait.media.video import SERVED
+from flowportrait.rewards.interface import Reward, Unavailable, score, traits
+from flowportrait.rewards.registry import REWARDS, build, known
+from flowportrait.rewards.remote import LARGEST_BATCH, MEDIA_TYPE, TRAVELS, Wanted, pack_score, unpack_batch
+from flowportrait.terminal import say
+from flowportrait.web_server import LOOPBACK, RequestGuard, without_paths
+
+MODEL = OWN_MODEL
+MAX_BODY = LARGEST_BATCH
+"""Bytes of a request."""
+CONTENT_TYPES = {"/v1/": ("application/json",), "/score/": (MEDIA_TYPE, "application/octet-stream")}
+_VIDEO_HEADS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"))
+"""Where and how mp4 and mov, webm and mkv, and avi files begin. FFmpeg would also take playlists that name other files
+and addresses."""
+MAX_CACHED_VERDICTS = 64
+"""Clips whose verdict is kept."""
+
+
+def create_app(
+    judge: Judge, scorers: Mapping[str, Reward], key: str | None = None, hosts: Sequence[str] = LOOPBACK
+) -> FastAPI:
+    """Return the application; one clip or batch is worked on at a time.
+
+    Args:
+        judge: answers chat completions.
+        scorers: rewards by the name under which they are served.
+        key: of clients; None serves everybody who reaches the address.
+        hosts: names under which the server may be called.
+    """
+    app = FastAPI(title="FlowPortrait judge", docs_url=None, redoc_url=None, openapi_url=None)
+    lock = threading.Lock()
+    recent: OrderedDict[str, Verdict] = OrderedDict()
+
+    app.add_middleware(
+        RequestGuard, hosts=hosts, largest_body=MAX_BODY, content_types=CONTENT_TYPES, key=key or None
+    )  # fmt: skip
+
+    @app.exception_handler(BadInput)
+    async def bad(_: Request, error: BadInput) -> Response:
+        return _error(400, str(error))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        # What happened is in the log of the server, which is not the client's to read.
+        return _error(500, f"the server failed ({type(error).__name__})")
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"judge": judge.name, "kind": judge.kind, "scorers": sorted(scorers)}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "flowportrait"}]}
+
+    @app.get("/scorers")
+    async def offered() -> dict[str, Any]:
+        return {name: _describe(reward) for name, reward in scorers.items()}
+
+    @app.post("/score/{name}")
+    async def scored(name: str, request: Request) -> Response:
+        if name not in scorers:
+            return _error(404, f"no scorer named {name[:80]!r}: choose from {', '.join(sorted(scorers))}")
+        data = await request.body()
+
+        def work() -> Response:
+            try:
+                batch = unpack_batch(data)
+                with lock:
+                    return Response(pack_score(score(scorers[name], batch)), media_type=MEDIA_TYPE)
+            except Wanted as wanted:
+                return JSONResponse({"wanted": {"frames": wanted.frames, "places": wanted.places}}, 409)
+            except Unavailable as error:
+                return _error(503, str(error))
+
+        return await run_in_threadpool(work)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        try:
+            body = json.loads(await request.body())
+            text, video = _read_request(body)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            return _error(400, f"not a chat completion request ({type(error).__name__})")
+        if body.get("model") != MODEL:
+            return _error(404, f"no model {str(body.get('model'))[:80]!r} here: it is {MODEL}")
+        if body.get("stream"):
+            return _error(400, "answers are not streamed")
+        if body.get("logprobs"):
+            return _error(400, "logprobs are not supported: experts measure")
+        if video is None:
+            return _error(400, "send the clip as a video_url part with a data:video/mp4;base64 address")
+
+        def work() -> Verdict:
+            # Three specialists ask about the same clip: it is judged once.
+            digest = hashlib.sha256(video.encode()).hexdigest()
+            with lock:
+                if digest not in recent:
+                    recent[digest] = judge.judge([_read_clip(video)])[0]
+                while len(recent) > MAX_CACHED_VERDICTS:
+                    recent.popitem(last=False)
+                return recent[digest]
+
+        return JSONResponse(_completion(await run_in_threadpool(work), text))
+
+    return app
+
+
+def _describe(reward: Reward) -> dict[str, Any]:
+    own = traits(reward)
+    limits = [bound if math.isfinite(bound) else None for bound in own.range]
+    return {"name": reward.name, "needs": sorted(reward.needs), "scope": own.scope, "range": limits, "noise": own.noise}
+
+
+def _read_request(body: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the words and the last video of the last user message."""
+    content = [message for message in body["messages"] if message["role"] == "user"][-1]["content"]
+    if isinstance(content, str):
+        return content, None
+    text = "\n".join(part["text"] for part in content if part["type"] == "text")
+    videos = [part["video_url"]["url"] for part in content if part["type"] == "video_url"]
+    if not all(isinstance(url, str) for url in videos):
+        raise TypeError
+    return text, videos[-1] if videos else None
+
+
+def _read_clip(url: str) -> JudgedClip:
+    head, _, data = url.partition(",")
+    if not head.startswith("data:video/") or not head.endswith(";base64"):
+        raise BadInput("The video is no data:video/…;base64 address: addresses elsewhere are not fetched.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        try:
+            video = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadInput(f"The video is no base64 ({error}).") from error
+        if not any(video[place:].startswith(head) for place, head in _VIDEO_HEADS):
+            raise BadInput("The video is no mp4, mov, webm, mkv or avi file: convert it first.")
+        path.write_bytes(video)
+        try:
+            return JudgedClip.from_video(path, limits=SERVED)
+        except BadInput as error:
+            raise BadInput(without_paths(str(error), path)) from error
+
+
+def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
+    """Return the verdict as a completion: on the aspect that was asked about, on all where none is named."""
+    asked = [aspect for aspect in ASPECTS if f"Aspect: {aspect}" in text]
+    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+    if len(asked) == 1:
+        graded = verdict.aspects[asked[0]]
+        if graded.score is None:
+            message["refusal"] = graded.failure.detail if graded.failure else "no score"
+        else:
+            errors = [flaw._asdict() for flaw in graded.flaws]
+            answer = {"rationale": graded.rationale, "errors": errors, "score": graded.score, "kind": verdict.kind}
+            message["content"] = json.dumps(answer)
+    else:
+        scores = {aspect: graded.score for aspect, graded in verdict.aspects.items()}
+        message["content"] = json.dumps({"scores": scores, **verdict.to_dict()})
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": MODEL,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    }  # fmt: skip
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    message = without_paths(message)
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "code": status}}, status)
+
+
+def servable_rewards(names: Sequence[str]) -> dict[str, Reward]:
+    """Return the rewards of these names; without names every one that can travel and be loaded here.
+
+    Raises:
+        BadInput: no such reward, or a named one cannot be served.
+    """
+    known(names)
+    offered: dict[str, Reward] = {}
+    for name in names or [name for name in REWARDS if name != "panel"]:
+        try:
+            reward = build(name)
+        except BadInput as error:
+            if names:
+                raise
+            say(f"{name} is not offered: {error}")
+            continue
+        left = reward.needs - TRAVELS
+        if left and names:
+            raise BadInput(
+                f"The reward {name!r} needs {', '.join(sorted(left))}, which does not travel: use it in process."
+            )
+        if not left:
+            offered[name] = reward
+    return offered

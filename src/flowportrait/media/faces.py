@@ -1,0 +1,283 @@
+"""Faces in pictures: landmarks, blendshapes and pose from MediaPipe.
+
+Path of MediaPipe's ``face_landmarker.task``, which ships with the package (Apache-2.0, unchanged).
+
+MediaPipe's face landmarker without the rest of MediaPipe.
+
+``import mediapipe`` imports every task, among them an audio recorder (sounddevice, PortAudio) and drawing tools
+(matplotlib), half a second of processor for nothing that is used here. The modules of the landmarker need none of that:
+they are imported while the packages above them stand without their ``__init__``. Afterwards ``sys.modules`` is as it
+was, so whoever imports mediapipe in the same process gets the whole of it.
+
+Faces in pixels: 478 landmarks and 52 ARKit blendshapes from MediaPipe, one face per frame, and how they are turned.
+
+Landmarks are ``(x, y, z)`` in pixels of the given frame; z is depth relative to the face centre on the same
+scale as x, smaller is nearer. Frames without a face carry NaN and ``valid`` is False there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.resources import files
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowportrait.errors import BadInput
+from flowportrait.media.containers import native_chatter_silenced
+
+SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+
+
+def face_landmarker_path(given: str | Path | None = None) -> Path:
+    """Path of the model: ``given``, else ``$FLOWPORTRAIT_FACE_LANDMARKER``, else the shipped file.
+
+    Raises:
+        BadInput: a given file is missing, or the shipped one was left out of an incomplete installation.
+    """
+    if chosen := given or os.environ.get("FLOWPORTRAIT_FACE_LANDMARKER"):
+        if not Path(chosen).is_file():
+            raise BadInput(f"No face landmarker model at {chosen}: check the path.")
+        return Path(chosen)
+    shipped = Path(str(files("flowportrait") / "weights" / "face_landmarker" / "face_landmarker.task"))
+    if not shipped.is_file():
+        raise BadInput(f"The face landmarker is missing from {shipped.parent}: install flowportrait again.")
+    return shipped
+
+
+_PACKAGES = (
+    "mediapipe", "mediapipe.tasks", "mediapipe.tasks.python", "mediapipe.tasks.python.vision",
+    "mediapipe.tasks.python.vision.core", "mediapipe.tasks.python.core", "mediapipe.tasks.python.components",
+    "mediapipe.tasks.python.components.containers",
+)  # fmt: skip
+_PYTHON = "mediapipe.tasks.python"
+_LOCK = threading.Lock()
+
+
+class LandmarkerApi(NamedTuple):
+    """MediaPipe's classes that ``media.faces`` uses."""
+
+    BaseOptions: Any
+    FaceLandmarker: Any
+    FaceLandmarkerOptions: Any
+    RunningMode: Any
+    Image: Any
+    ImageFormat: Any
+
+
+def landmarker_api() -> LandmarkerApi:
+    """The classes, imported once; from a whole mediapipe if somebody has imported it or it is laid out otherwise."""
+    with _LOCK:
+        return _load()
+
+
+@lru_cache(maxsize=1)
+def _load() -> LandmarkerApi:
+    if "mediapipe" not in sys.modules:
+        try:
+            with _bare_packages():
+                api = _import()
+                # Finds the shared library as a resource of mediapipe, so it is loaded while the packages are bare.
+                import_module(f"{_PYTHON}.core.mediapipe_c_bindings").load_raw_library()
+                return api
+        except (ImportError, AttributeError):
+            pass  # another version, laid out in another way
+    return _import()
+
+
+def _import() -> LandmarkerApi:
+    landmarker = import_module(f"{_PYTHON}.vision.face_landmarker")
+    image = import_module(f"{_PYTHON}.vision.core.image")
+    mode = import_module(f"{_PYTHON}.vision.core.vision_task_running_mode")
+    options = import_module(f"{_PYTHON}.core.base_options")
+    return LandmarkerApi(
+        options.BaseOptions, landmarker.FaceLandmarker, landmarker.FaceLandmarkerOptions,
+        mode.VisionTaskRunningMode, image.Image, image.ImageFormat,
+    )  # fmt: skip
+
+
+@contextmanager
+def _bare_packages() -> Iterator[None]:
+    """Let mediapipe's packages stand without having been run; take everything of mediapipe away at the end."""
+    top = find_spec("mediapipe")
+    if top is None or top.submodule_search_locations is None:
+        raise ModuleNotFoundError("No module named 'mediapipe'", name="mediapipe")
+    root = Path(next(iter(top.submodule_search_locations)))
+    try:
+        for name in _PACKAGES:
+            sys.modules[name] = _bare_package(name, root.joinpath(*name.split(".")[1:]))
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mediapipe"]:
+            del sys.modules[name]
+
+
+def _bare_package(name: str, folder: Path) -> ModuleType:
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+    return module_from_spec(spec)
+
+
+N_LANDMARKS = 478
+N_BLENDSHAPES = 52
+
+
+@dataclass(frozen=True)
+class Faces:
+    """One face per frame: landmarks ``[T, 478, 3]`` px, blendshapes ``[T, 52]`` in [0, 1], valid ``[T]`` bool,
+    count ``[T]`` faces seen."""
+
+    landmarks: np.ndarray
+    blendshapes: np.ndarray
+    valid: np.ndarray
+    count: np.ndarray
+
+
+class FaceTracker:
+    """Landmarks for a stream of frames of one video. Not shared between videos; use as a context manager.
+
+    Several faces: in the first frame (of each shot, see ``new_shot``) the largest is taken, or the ``face``-th from the
+    left, afterwards the one nearest to the last position.
+    """
+
+    def __init__(
+        self, max_faces: int = 2, still: bool = False, model: str | None = None, face: int | None = None
+    ) -> None:
+        api = landmarker_api()
+        # With more than one face allowed MediaPipe does no temporal smoothing of its own, so lips have no lag.
+        options = api.FaceLandmarkerOptions(
+            base_options=api.BaseOptions(model_asset_path=str(face_landmarker_path(model))),
+            running_mode=api.RunningMode.IMAGE if still else api.RunningMode.VIDEO,
+            num_faces=max(max_faces, 4 if face else 1),
+            output_face_blendshapes=True,
+        )
+        self._still = still
+        self._wanted, self._first_shot = face, True
+        with native_chatter_silenced():
+            self._landmarker: Any = api.FaceLandmarker.create_from_options(options)
+        self._warm = False
+        self._time_ms = 0
+        self._last: np.ndarray | None = None
+
+    def __enter__(self) -> FaceTracker:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._landmarker.close()
+
+    def detect(self, frame: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """All faces of one RGB frame, largest first, as (landmarks ``[478, 3]`` px, blendshapes ``[52]``)."""
+        api = landmarker_api()
+        image = api.Image(image_format=api.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+        if self._warm:
+            result = self._run(image)
+        else:
+            # The first detection loads the networks, with remarks of its own.
+            with native_chatter_silenced():
+                result = self._run(image)
+            self._warm = True
+        height, width = frame.shape[:2]
+        scale = np.array([width, height, width], np.float32)
+        faces = [
+            (
+                np.array([(p.x, p.y, p.z) for p in points], np.float32) * scale,
+                np.array([shape.score for shape in shapes], np.float32),
+            )
+            for points, shapes in zip(result.face_landmarks, result.face_blendshapes, strict=True)
+        ]
+        return sorted(faces, key=lambda face: -face_height(face[0]))
+
+    def _run(self, image: Any) -> Any:
+        if self._still:
+            return self._landmarker.detect(image)
+        self._time_ms += 40
+        return self._landmarker.detect_for_video(image, self._time_ms)
+
+    def track(
+        self, frames: Iterable[np.ndarray], inspect: Callable[[np.ndarray, np.ndarray | None], None] | None = None
+    ) -> Faces:
+        """Follow one face through ``frames`` (``[H, W, 3]`` uint8 RGB).
+
+        inspect: called with each frame and the landmarks ``[478, 3]`` px of the face, None where there is none.
+        """
+        landmarks, blendshapes, valid, count = [], [], [], []
+        for frame in frames:
+            found = self.detect(frame)
+            count.append(len(found))
+            if found:
+                points, shapes = self._same_face(found)
+                self._last = points
+            else:
+                points = np.full((N_LANDMARKS, 3), np.nan, np.float32)
+                shapes = np.full(N_BLENDSHAPES, np.nan, np.float32)
+            if inspect is not None:
+                inspect(frame, points if found else None)
+            landmarks.append(points)
+            blendshapes.append(shapes)
+            valid.append(bool(found))
+        return Faces(
+            np.array(landmarks, np.float32).reshape(-1, N_LANDMARKS, 3),
+            np.array(blendshapes, np.float32).reshape(-1, N_BLENDSHAPES),
+            np.array(valid, bool),
+            np.array(count, int),
+        )
+
+    def new_shot(self) -> None:
+        """Forget where the face was: the next frame comes after a cut. Where fewer faces are seen then than the wanted
+        one's number, the largest is taken."""
+        if self._last is not None:
+            self._last, self._first_shot = None, False
+
+    def _same_face(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        if self._last is None:
+            if self._wanted is None or (self._wanted > len(found) and not self._first_shot):
+                return found[0]
+            if not 1 <= self._wanted <= len(found):
+                raise BadInput(f"Where the video first shows faces there are {len(found)}, no number {self._wanted}.")
+            return sorted(found, key=lambda face: float(face[0][:, 0].mean()))[self._wanted - 1]
+        centre = self._last[:, :2].mean(0)
+        return min(found, key=lambda face: float(np.hypot(*(face[0][:, :2].mean(0) - centre))))
+
+
+def face_height(landmarks: np.ndarray) -> float:
+    """Vertical extent of the landmarks in pixels."""
+    return float(np.ptp(landmarks[:, 1]))
+
+
+def extent(landmarks: np.ndarray) -> float:
+    """The longer side in pixels of the box that holds landmarks ``[478, ≥ 2]``."""
+    return float(np.ptp(landmarks[:, :2], axis=0).max())
+
+
+def yaw(landmarks: np.ndarray) -> float:
+    """How far a face with landmarks ``[478, 3]`` px is turned aside, in degrees: the slant of its eye line in depth."""
+    across = landmarks[263] - landmarks[33]
+    return float(np.degrees(np.arctan2(across[2], np.hypot(across[0], across[1]))))
+
+
+def roll(landmarks: np.ndarray) -> float:
+    """How far a face with landmarks ``[478, ≥ 2]`` px lies on its side, in degrees from −180 to 180: the slant of its
+    eye line in the picture."""
+    across = landmarks[263] - landmarks[33]
+    return float(np.degrees(np.arctan2(across[1], across[0])))
+
+
+def bridge(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Tracks ``[T, ...]`` with the frames that are not valid filled in linearly, held at the ends."""
+    if valid.all():
+        return values.astype(np.float32)
+    known = np.flatnonzero(valid)
+    flat = values.reshape(len(values), -1)
+    filled = np.stack([np.interp(np.arange(len(values)), known, column[known]) for column in flat.T], 1)
+    return filled.reshape(values.shape).astype(np.float32)

@@ -1,0 +1,142 @@
+"""A pretrained multimodal language model as the backbone.
+
+    portrait ─vision─► P tokens ┐
+    sound ─audio─► features ────┴─► decoder (frozen │ LoRA │ full) ─► states
+
+Any ``transformers`` decoder that takes embeddings will do (Qwen3 and its kin); of Qwen2.5-Omni and Qwen3-Omni the
+thinker is taken apart. What is frozen is not written into checkpoints: the name in the config brings it back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowportrait.errors import BadInput
+from flowportrait.media.mel import MELS_PER_FRAME
+from flowportrait.models.backbone import GeneratorConfig
+from flowportrait.models.speech_encoder import BLOCK, SILENCE, TOKENS_PER_FRAME, band_matrix, whisper_scale
+from flowportrait.training.lora import Lora, insert
+
+THINKERS = {
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+}
+"""Model type of an Omni checkpoint to the class of its thinker in transformers."""
+
+_WINDOW = 24
+"""Frames of sound that the audio tower is given for each frame, the frame itself last: almost a second."""
+_AHEAD_COLUMNS = 2
+"""Mel columns past a frame's end that belong to its window: 20 ms."""
+
+
+class Foundation(NamedTuple):
+    """The parts of a pretrained model that a generator uses, networks of transformers; a plain decoder has no towers,
+    which are None then."""
+
+    decoder: Any
+    audio: Any
+    vision: Any
+
+
+def load_foundation(config: GeneratorConfig) -> Foundation:
+    """The parts of ``config.backbone`` as ``config.adapt`` wants them trained; towers are always frozen.
+
+    Raises:
+        BadInput: it cannot be loaded, or lacks a tower that the config asks for.
+    """
+    import transformers
+
+    name = config.backbone
+    dtype: Any = "auto" if torch.cuda.is_available() else torch.float32
+    try:
+        kind = transformers.AutoConfig.from_pretrained(name).model_type.removesuffix("_thinker")
+        if kind in THINKERS:
+            model = getattr(transformers, THINKERS[kind]).from_pretrained(name, dtype=dtype).model
+            found = Foundation(model.language_model, model.audio_tower, model.visual)
+        else:
+            found = Foundation(transformers.AutoModel.from_pretrained(name, dtype=dtype), None, None)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).splitlines()[0]
+        raise BadInput(f"The backbone {name} cannot be loaded ({first}): give a folder or a hub name.") from error
+    if config.front_end == "tower" and found.audio is None:
+        raise BadInput(f"front_end=tower is not possible: {name} has no audio tower; choose whisper or mel.")
+    if config.use_vision and found.vision is None:
+        raise BadInput(f"use_vision=true is not possible: {name} has no vision tower.")
+    decoder = found.decoder.requires_grad_(config.adapt == "full")
+    # Words are never read: their embedding would be the largest part of a small decoder.
+    decoder.set_input_embeddings(nn.Embedding(1, decoder.config.hidden_size).requires_grad_(False))
+    if config.adapt == "lora":
+        # Experts of a mixture are no linear layers of their own: there the attention alone is adapted.
+        layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+        targets = tuple(target for target in Lora().targets if target in layers)
+        insert(decoder, Lora(config.lora_rank, 2.0 * config.lora_rank, targets), seed=0)
+    return found
+
+
+class AudioTower(nn.Module):
+    """Speech features of the model's own audio tower, one vector a frame, 32 ms ahead at most.
+
+    The tower looks both ways within what it is given, so every frame is given a window of its own that ends just past
+    it: that can be streamed, and costs a pass of the tower over 24 frames for each frame.
+    """
+
+    tower: Any
+    bands: torch.Tensor
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower.requires_grad_(False)
+        self.register_buffer("bands", band_matrix(tower.config.num_mel_bins), persistent=False)
+
+    @property
+    def features(self) -> int:
+        """Numbers per frame."""
+        return self.tower.config.output_dim
+
+    @torch.no_grad()
+    def forward(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
+        """``[B, 4T, 80]`` to ``[B, T, features]``; ``skip`` as in ``SpeechEncoder``."""
+        first = skip * BLOCK // TOKENS_PER_FRAME
+        before = (_WINDOW - 1) * MELS_PER_FRAME - _AHEAD_COLUMNS
+        padded = F.pad(mel, (0, 0, before, _AHEAD_COLUMNS), value=SILENCE)
+        padded = padded[:, first * MELS_PER_FRAME :]
+        columns = _WINDOW * MELS_PER_FRAME
+        windows = whisper_scale(padded, self.bands).unfold(1, columns, MELS_PER_FRAME)
+        batch, frames = windows.shape[:2]
+        together = windows.permute(2, 0, 1, 3).flatten(1).to(self.tower.dtype)
+        lengths = torch.full((batch * frames,), columns, device=mel.device)
+        tokens = self.tower(together, feature_lens=lengths).last_hidden_state
+        return tokens.view(batch, frames, -1, self.features)[:, :, -1].float()
+
+
+class VisionTower(nn.Module):
+    """A portrait as tokens of the decoder."""
+
+    tower: Any
+
+    def __init__(self, tower: Any, side: int) -> None:
+        super().__init__()
+        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+        from flowportrait.judges.omni import OmniInputs
+
+        config = tower.config
+        self.tower = tower.requires_grad_(False)
+        self.layout = OmniInputs(
+            None, None, config.patch_size, config.spatial_merge_size, config.temporal_patch_size,
+            tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD), lambda columns: columns, side,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def forward(self, crops: list[np.ndarray]) -> torch.Tensor:
+        """Portrait crops ``[S, S, 3]`` uint8 to ``[B, P, hidden]``."""
+        seen = [self.layout.patches(crop[None]) for crop in crops]
+        where = next(self.tower.parameters())
+        patches = torch.cat([own for own, _ in seen]).to(where.device, where.dtype)
+        grid = torch.tensor([own for _, own in seen], device=where.device)
+        return self.tower(patches, grid_thw=grid).pooler_output.float().unflatten(0, (len(crops), -1))

@@ -1,1 +1,0 @@
-"""Other people's generators as policies: pipelines of diffusers by family, and whatever has three methods."""

@@ -1,0 +1,219 @@
+"""Pairs from a judge's scores and from damage.
+
+    judge's scores of system A and of system B ─► first where score_a − score_b > band, second where < −band, else tie
+    videos ─► each intact, and damaged by one corruption of the catalogue, coarse first, subtle last
+
+The band is what the judge's own score moves by when the same clip is shown again (its test–retest noise). Of damaged
+videos both clips are encoded the same way, sides are drawn, and only what the corruption is known to hurt is judged.
+Damage to the picture (blur, colour pumping) is no matter of sync, expression or motion: it decides ``overall`` alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
+from flowportrait.errors import BadInput
+from flowportrait.media.faces import bridge
+from flowportrait.media.write_video import write_video
+from flowportrait.preferences.clips import clip_faces
+from flowportrait.preferences.dataset import (
+    ASPECTS,
+    HIGHEST,
+    JUDGE_ASPECTS,
+    LOWEST,
+    PAIRS_FILE,
+    Aspect,
+    Label,
+    PreferencePair,
+    write_pairs,
+)
+from flowportrait.study.make import read_footage
+
+MEDIA = "media"
+
+ScoreTable = dict[str, dict[Aspect, float]]
+"""Clip → aspect → 1 … 5."""
+
+
+def read_scores(path: Path) -> ScoreTable:
+    """Read the scores in a report of ``judge score``, or in its list of verdicts alone.
+
+    A verdict is ``{"file", "aspects": {name: {"score"}}}`` (or a plain number for the aspect). What could not be judged
+    is left out.
+
+    Raises:
+        BadInput: not such a file, a clip listed twice, or a score outside 1 … 5.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{path} cannot be read as the judge's scores: give a report of `flowportrait judge score`."
+        ) from error
+    if isinstance(rows, dict):
+        rows = rows.get("verdicts")
+    if not isinstance(rows, list):
+        raise BadInput(f"{path} holds no list of verdicts: give the report that `flowportrait judge score` wrote.")
+    table: ScoreTable = {}
+    for number, row in enumerate(rows, 1):
+        whole = isinstance(row, dict) and isinstance(row.get("file"), str) and isinstance(row.get("aspects"), dict)
+        if not whole:
+            raise BadInput(f"{path}, entry {number}: a verdict has 'file' and 'aspects'.")
+        name = Path(row["file"]).name
+        if name in table:
+            raise BadInput(f"{path}, entry {number}: {name} is listed twice; keep one verdict of each clip.")
+        table[name] = _scores(row, path, number)
+    return table
+
+
+def _scores(row: dict[str, Any], path: Path, number: int) -> dict[Aspect, float]:
+    scores: dict[Aspect, float] = {}
+    for name, value in [*row["aspects"].items(), ("overall", row.get("overall"))]:
+        score = value.get("score") if isinstance(value, dict) else value
+        if score is None:
+            continue
+        if name not in JUDGE_ASPECTS:
+            known = ", ".join(JUDGE_ASPECTS)
+            raise BadInput(f"{path}, entry {number}: unknown aspect '{name}'; known are {known}.")
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not LOWEST <= score <= HIGHEST:
+            raise BadInput(f"{path}, entry {number}: the score {score!r} of {name} does not lie between 1 and 5.")
+        scores[JUDGE_ASPECTS[name]] = float(score)
+    return scores
+
+
+def pairs_from_scores(
+    a: ScoreTable, b: ScoreTable, band: float, judge: str, folders: tuple[str, str] = ("a", "b")
+) -> tuple[list[PreferencePair[str]], list[str]]:
+    """Pairs of the clips that both tables score, and the names of those that only one does.
+
+    Args:
+        a, b: scores of two systems on clips of the same names.
+        band: points within which it is a tie.
+        judge: name of the judge.
+        folders: where the clips of each table lie.
+
+    Raises:
+        BadInput: a negative band, or no clip in both tables.
+    """
+    if not band >= 0:
+        raise BadInput(f"--tie-band {band} is not possible: it must be 0 or more points.")
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        raise BadInput("The two score tables have no clip name in common: judge the same prompts with both systems.")
+    pairs = []
+    for name in common:
+        margins = {aspect: a[name][aspect] - b[name][aspect] for aspect in a[name] if aspect in b[name]}
+        if not margins:
+            continue
+        pairs.append(
+            PreferencePair(
+                prompt=Path(name).stem,
+                first=f"{folders[0]}/{name}",
+                second=f"{folders[1]}/{name}",
+                labels={aspect: Label.from_margin(margin, band) for aspect, margin in margins.items()},
+                source="judge",
+                annotator=judge,
+                points={"first": a[name], "second": b[name]},
+                margins=margins,
+            )
+        )
+    return pairs, sorted(a.keys() ^ b.keys())
+
+
+def pairs_from_damage(
+    videos: Sequence[Path],
+    output: Path,
+    per_video: int = 3,
+    names: Sequence[str] = tuple(CORRUPTIONS),
+    split: str = "",
+    seed: int = 0,
+    report: Callable[[str], None] = lambda name: None,
+) -> dict[str, str]:
+    """Write ``output/media`` and ``output/pairs.jsonl`` with every video intact and damaged.
+
+    The strength of the k-th pair is ``strong + (k / last) · (mild − strong)``.
+
+    Args:
+        videos: people who speak.
+        output: folder to write.
+        per_video: pairs of each video.
+        names: corruptions, taken in turn.
+        split: name of the split that the pairs are to be of.
+        seed: another number damages otherwise.
+        report: called with each video that is done.
+
+    Returns:
+        The videos left out, with the reason.
+
+    Raises:
+        BadInput: an unknown corruption, or no video can be used.
+    """
+    if unknown := [name for name in names if name not in CORRUPTIONS]:
+        raise BadInput(f"Unknown corruption '{unknown[0]}': choose from {', '.join(CORRUPTIONS)}.")
+    if not names or per_video < 1:
+        raise BadInput("Nothing to make: name a corruption, and at least one pair per video.")
+    (output / MEDIA).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    pairs: list[PreferencePair[str]] = []
+    left_out: dict[str, str] = {}
+    last = max(1, len(videos) * per_video - 1)
+    for number, path in enumerate(videos):
+        turn = number * per_video
+        chosen = [names[(turn + extra) % len(names)] for extra in range(min(per_video, len(names)))]
+        try:
+            clip = _footage(path, any("landmarks" in CORRUPTIONS[name].needs for name in chosen))
+            damaged_clips = [
+                corrupt(clip, name, damage_strength(name, (turn + extra) / last), seed + turn + extra)
+                for extra, name in enumerate(chosen)
+            ]
+        except BadInput as error:
+            left_out[str(path)] = str(error)
+            continue
+        intact = f"{MEDIA}/{number:05d}.mp4"
+        _write(output / intact, clip)
+        for extra, (name, damaged) in enumerate(zip(chosen, damaged_clips, strict=True)):
+            file = f"{MEDIA}/{number:05d}-{extra}.mp4"
+            _write(output / file, damaged)
+            labels = dict.fromkeys(aspects_hurt(name), Label.FIRST)
+            pair = PreferencePair(path.stem, intact, file, labels, "corruption", annotator=name, split=split)
+            pairs.append(pair if rng.random() < 0.5 else pair.swapped())
+        report(path.name)
+    if not pairs:
+        raise BadInput(f"None of {len(videos)} videos can be used ({next(iter(left_out.values()))})")
+    write_pairs(output / PAIRS_FILE, pairs)
+    return left_out
+
+
+def aspects_hurt(name: str) -> list[Aspect]:
+    """Return the aspects of a pair that a corruption decides: those that it hurts, and ``overall``."""
+    return [aspect for aspect in ASPECTS if aspect == "overall" or aspect in CORRUPTIONS[name].hurts]
+
+
+def damage_strength(name: str, progress: float) -> float:
+    """Strength of a corruption, from strong at progress 0 to mild at 1."""
+    mild, _, strong = CORRUPTIONS[name].strengths
+    return strong + progress * (mild - strong)
+
+
+def _footage(path: Path, with_face: bool) -> Footage:
+    clip = read_footage(path)
+    if clip.audio is None:
+        raise BadInput(f"{path} has no sound: nobody can say whether its lips fit.")
+    if not with_face:
+        return clip
+    faces = clip_faces(path)
+    if not faces.valid.any():
+        raise BadInput(f"{path} shows no face.")
+    return replace(clip, landmarks=bridge(faces.landmarks, faces.valid))
+
+
+def _write(path: Path, clip: Footage) -> None:
+    assert clip.frames is not None
+    write_video(path, iter(clip.frames), clip.audio)

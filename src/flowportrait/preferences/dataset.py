@@ -1,0 +1,357 @@
+"""The one dataset of preference pairs.
+
+    {"version": 2, "prompt": "0007", "first": "media/3f9c.mp4", "second": "media/81d0.mp4",
+     "labels": {"sync": "first", "expression": "tie", "motion": "second", "overall": "first"},
+     "points": {"first": {"sync": 4}, "second": {"sync": 2.5}}, "margins": {"sync": 1.5},
+     "source": "study", "annotator": "p003", "speaker": "s12", "portrait": "p4", "split": "train"}
+
+``pairs.jsonl`` holds one such object a line. ``first`` and ``second`` are paths relative to the folder of the file: of
+videos, or of motion files with their sound beside them. Only ``prompt``, both paths, ``labels`` and ``source`` must be
+there; an aspect that nobody judged is left out.
+
+Lines without a version are of FlowPortrait 0.1, which called the clips ``a`` and ``b``, the labels ``aspects`` and
+their values ``A``, ``B`` and ``tie``; they are read as well, also in one file with newer ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
+
+from flowportrait.errors import BadInput
+from flowportrait.files import complete
+
+Aspect = Literal["sync", "expression", "motion", "overall"]
+"""What two clips are compared in."""
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+DIMENSIONS: tuple[Aspect, ...] = ("sync", "expression", "motion")
+"""The aspects that reward models score, in the order of their outputs."""
+JUDGE_ASPECTS: Mapping[str, Aspect] = {
+    "lip_sync": "sync", "sync": "sync", "expressiveness": "expression", "expression": "expression",
+    "motion": "motion", "overall": "overall",
+}  # fmt: skip
+"""Aspects of the judge, under the names that pairs use."""
+Side = Literal["first", "second"]
+SIDES: tuple[Side, Side] = ("first", "second")
+LOWEST, HIGHEST = 1.0, 5.0
+"""Range of the points of one clip."""
+NOT_JUDGED = math.nan
+"""In tensors of labels: nobody compared the clips in this aspect."""
+PAIRS_FILE = "pairs.jsonl"
+VERSION = 2
+LARGEST_FILE, LONGEST_LINE = 256 * 2**20, 2**20
+"""Bytes of a pairs.jsonl, and characters of a line: some hundred thousand pairs of a few hundred characters."""
+
+
+class Label(float, Enum):
+    """Which of two clips is better: the share of the preference that goes to the first one.
+
+    Files hold the name in lower case, tensors the number. ``score_pair`` gives the same as a score of each clip.
+    """
+
+    FIRST = 1.0
+    TIE = 0.5
+    SECOND = 0.0
+
+    @property
+    def opposite(self) -> Label:
+        """The same statement when the clips change places."""
+        return Label(1.0 - self.value)
+
+    @classmethod
+    def from_margin(cls, margin: float, band: float) -> Label:
+        """The label of a first clip that is better by ``margin``; a tie within ``band``."""
+        if abs(margin) <= band:
+            return cls.TIE
+        return cls.FIRST if margin > 0 else cls.SECOND
+
+
+LABELS: tuple[Label, ...] = (Label.FIRST, Label.SECOND, Label.TIE)
+VERSION_1_LABELS: Mapping[str, Label] = {"A": Label.FIRST, "B": Label.SECOND, "tie": Label.TIE}
+"""How FlowPortrait 0.1 wrote labels, in pairs and in the answers of a study."""
+
+Clip = TypeVar("Clip")
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class PreferencePair(Generic[Clip]):
+    """Two clips of one prompt, and which of them somebody prefers.
+
+    Attributes:
+        prompt: name of what both clips were made from.
+        first, second: the clips: paths relative to the dataset's folder, or what was loaded from them.
+        labels: aspect to label; aspects that nobody judged are left out.
+        source: where the preference comes from: ``study``, ``judge``, ``corruption``, …
+        annotator: who stated it within the source; empty text means unknown, here and below.
+        speaker, portrait: who is heard and seen; pairs that share them are kept on one side of a split.
+        split: ``train``, or the name of another split.
+        points: 1 to 5 by clip and aspect, where clips were also rated one by one.
+        margins: by how much the first clip is better, in the annotator's own unit, where it is known.
+    """
+
+    prompt: str
+    first: Clip
+    second: Clip
+    labels: Mapping[Aspect, Label]
+    source: str
+    annotator: str = ""
+    speaker: str = ""
+    portrait: str = ""
+    split: str = ""
+    points: Mapping[Side, Mapping[Aspect, float]] = field(default_factory=dict)
+    margins: Mapping[Aspect, float] = field(default_factory=dict)
+
+    @property
+    def clips(self) -> tuple[Clip, Clip]:
+        """Both clips, in order."""
+        return self.first, self.second
+
+    def swapped(self) -> PreferencePair[Clip]:
+        """The same statement with the clips in the other order."""
+        other: dict[Side, Side] = {"first": "second", "second": "first"}
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            labels={aspect: label.opposite for aspect, label in self.labels.items()},
+            points={other[side]: points for side, points in self.points.items()},
+            margins={aspect: -margin for aspect, margin in self.margins.items()},
+        )
+
+    def label_values(self, aspects: Sequence[Aspect] = DIMENSIONS) -> list[float]:
+        """Labels as numbers in the order of ``aspects``, ``NOT_JUDGED`` where there is none."""
+        return [float(self.labels.get(aspect, NOT_JUDGED)) for aspect in aspects]
+
+    def point_values(self, aspects: Sequence[Aspect] = DIMENSIONS) -> list[list[float]]:
+        """Points of both clips in the order of ``aspects``, NaN where there are none."""
+        return [[self.points.get(side, {}).get(aspect, math.nan) for aspect in aspects] for side in SIDES]
+
+    def with_clips(self, clips: Mapping[Clip, Loaded]) -> PreferencePair[Loaded]:
+        """The same statement about what was loaded from the clips."""
+        values = {name: value for name, value in vars(self).items() if name not in SIDES}
+        return PreferencePair(first=clips[self.first], second=clips[self.second], **values)
+
+
+@dataclass(frozen=True)
+class PreferenceDataset(Sequence[PreferencePair[str]]):
+    """Preference pairs, and the folder that their paths start from.
+
+    dataset = PreferenceDataset.load(Path("study"))           # reads study/pairs.jsonl
+    clips, unreadable = dataset.read_clips(clip_features)
+    pairs = [pair.with_clips(clips) for pair in dataset.with_clips_in(clips)]
+    """
+
+    pairs: tuple[PreferencePair[str], ...]
+    folder: Path
+    files: tuple[Path, ...] = ()
+    """What they were read from."""
+
+    @classmethod
+    def load(cls, *paths: Path) -> PreferenceDataset:
+        """Read and check files of pairs, or the ``pairs.jsonl`` of folders, of any version.
+
+        Paths in the pairs become absolute where the files lie in different folders.
+
+        Raises:
+            BadInput: no such file, no pairs in it, a line that is not a pair, or too much of either; the sentence names
+                the line and the field.
+        """
+        files = tuple(path / PAIRS_FILE if path.is_dir() else path for path in paths)
+        folders = {path.parent for path in files}
+        if len(folders) == 1:
+            return cls(tuple(pair for path in files for pair in read_pairs(path)), folders.pop(), files)
+        pairs = []
+        for path in files:
+            start = path.parent.resolve()
+            for pair in read_pairs(path):
+                pairs.append(replace(pair, first=str(start / pair.first), second=str(start / pair.second)))
+        return cls(tuple(pairs), Path("/"), files)
+
+    def save(self, path: Path) -> int:
+        """Write the pairs as ``pairs.jsonl``, whole or not at all; returns how many. Paths are written as they are.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        return write_pairs(path, self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[PreferencePair[str]]:
+        return iter(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return replace(self, pairs=self.pairs[index]) if isinstance(index, slice) else self.pairs[index]
+
+    @property
+    def clip_names(self) -> list[str]:
+        """Every clip once, as the pairs name it, in the order of the pairs."""
+        return list(dict.fromkeys(name for pair in self.pairs for name in pair.clips))
+
+    def read_clips(
+        self, read: Callable[[Path], Loaded], names: Iterable[str] | None = None
+    ) -> tuple[dict[str, Loaded], dict[str, str]]:
+        """Read every clip once.
+
+        Args:
+            read: gives the clip of a path, and raises ``BadInput`` for one that cannot be used.
+            names: the clips to read; all of ``clip_names`` by default.
+
+        Returns:
+            What was read, by name, and the names of the other clips with the reason.
+        """
+        loaded: dict[str, Loaded] = {}
+        unreadable: dict[str, str] = {}
+        for name in self.clip_names if names is None else names:
+            try:
+                loaded[name] = read(self.folder / name)
+            except BadInput as error:
+                unreadable[name] = str(error)
+        return loaded, unreadable
+
+    def with_clips_in(self, names: AbstractSet[str] | Mapping[str, Any]) -> PreferenceDataset:
+        """The pairs of which both clips are among ``names``."""
+        return replace(self, pairs=tuple(pair for pair in self.pairs if all(name in names for name in pair.clips)))
+
+
+def write_pairs(path: Path, pairs: Iterable[PreferencePair[str]]) -> int:
+    """Write pairs, whole or not at all; returns how many. Unknown fields are left out.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    count = 0
+    try:
+        with complete(path) as partial, partial.open("w", encoding="utf-8") as file:
+            for pair in pairs:
+                labels = {aspect: label.name.lower() for aspect, label in pair.labels.items()}
+                values = {"version": VERSION, **vars(pair), "labels": labels}
+                file.write(json.dumps({k: v for k, v in values.items() if v}, ensure_ascii=False) + "\n")
+                count += 1
+    except OSError as error:
+        raise BadInput(f"Cannot write {path} ({error.strerror}): choose another --output.") from error
+    return count
+
+
+def read_pairs(path: Path) -> list[PreferencePair[str]]:
+    """Read and check every line of a file of any version; one line is in memory at a time.
+
+    Raises:
+        BadInput: as ``PreferenceDataset.load``.
+    """
+    pairs = []
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise BadInput(f"{path} is larger than {LARGEST_FILE // 2**20} MiB: split it.")
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            number = 0
+            while text := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(text) > LONGEST_LINE:
+                    raise BadInput(f"{path}, line {number}: longer than {LONGEST_LINE} characters.")
+                if text.strip():
+                    pairs.append(_parse(text, path, number))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as preference pairs: give a pairs.jsonl file.") from error
+    if not pairs:
+        raise BadInput(f"{path} holds no pairs: give a pairs.jsonl file with one pair a line.")
+    return pairs
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How a version names things: the two clips, the labels' key, and the labels' values."""
+
+    sides: tuple[str, str]
+    labels: str
+    values: Mapping[str, Label]
+    more: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> list[str]:
+        """Every key of a line."""
+        text = ("source", "annotator", "speaker", "portrait", "split")
+        return ["prompt", *self.sides, self.labels, *text, "points", *self.more]
+
+
+_FORMATS = {
+    1: _Format(("a", "b"), "aspects", VERSION_1_LABELS),
+    2: _Format(SIDES, "labels", {label.name.lower(): label for label in LABELS}, ("margins", "version")),
+}
+
+
+def _parse(text: str, path: Path, number: int) -> PreferencePair[str]:
+    def refuse(what: str) -> NoReturn:
+        raise BadInput(f"{path}, line {number}: {what}.")
+
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        refuse("this is not JSON (is the line cut off?)")
+    if not isinstance(data, dict):
+        refuse("a pair is an object with keys")
+    version = data.get("version", 1)
+    if type(version) is not int or version not in _FORMATS:
+        refuse(f"version {_short(version)} is not known; this FlowPortrait reads versions 1 to {VERSION}")
+    form = _FORMATS[version]
+    if unknown := sorted(set(data) - set(form.keys)):
+        refuse(f"unknown field {_short(unknown[0])}; the fields are {', '.join(form.keys)}")
+    if missing := [key for key in ("prompt", *form.sides, form.labels, "source") if not data.get(key)]:
+        refuse(f"'{missing[0]}' is missing")
+    for key in ("prompt", *form.sides, "source", "annotator", "speaker", "portrait", "split"):
+        if not isinstance(value := data.get(key, ""), str):
+            refuse(f"'{key}' must be text, not {_short(value)}")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            refuse(f"'{key}' holds half a character, which no file can")
+    labels, margins, points = data.pop(form.labels), data.pop("margins", {}), data.pop("points", {})
+    if not isinstance(labels, dict):
+        refuse(f'\'{form.labels}\' must be an object such as {{"sync": "{next(iter(form.values))}"}}')
+    for aspect, label in labels.items():
+        if aspect not in ASPECTS:
+            refuse(f"unknown aspect {_short(aspect)}; the aspects are {', '.join(ASPECTS)}")
+        if not isinstance(label, str) or label not in form.values:
+            refuse(f"{aspect} is {_short(label)}, but must be one of {', '.join(form.values)}")
+    if not isinstance(points, dict) or set(points) - set(form.sides):
+        refuse(f"'points' must be an object with the keys {' and '.join(form.sides)}")
+    for side, numbers in points.items():
+        wrong = side + " has {value} points for {aspect}, but points lie between 1 and 5"
+        if problem := _numbers_problem(numbers, f"the points of {side}", LOWEST, HIGHEST, wrong):
+            refuse(problem)
+    wrong = "the margin of {aspect} is {value}, which is no finite number"
+    if problem := _numbers_problem(margins, "the margins", -sys.float_info.max, sys.float_info.max, wrong):
+        refuse(problem)
+    sides: dict[str, Side] = dict(zip(form.sides, SIDES, strict=True))
+    data.pop("version", None)
+    return PreferencePair(
+        **{str(sides.get(key, key)): value for key, value in data.items()},
+        labels={aspect: form.values[label] for aspect, label in labels.items()},
+        points={sides[side]: numbers for side, numbers in points.items()},
+        margins=margins,
+    )
+
+
+def _numbers_problem(numbers: Any, what: str, lowest: float, highest: float, sentence: str) -> str | None:
+    """What is wrong with numbers by aspect, as the end of a sentence; ``sentence`` is about a number out of range."""
+    if not isinstance(numbers, dict):
+        return f'{what} must be an object such as {{"sync": 4}}'
+    for aspect, value in numbers.items():
+        if aspect not in ASPECTS:
+            return f"unknown aspect {_short(aspect)} in {what}; the aspects are {', '.join(ASPECTS)}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
+            return sentence.format(value=_short(value), aspect=aspect)
+    return None
+
+
+def _short(value: Any) -> str:
+    """A value as it appears in a sentence, which may go to a terminal of any encoding."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

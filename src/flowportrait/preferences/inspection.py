@@ -1,0 +1,233 @@
+"""What can be learned from pairs: counts, agreement, contradictions, leaks.
+
+How far people who judged the same things agree: Krippendorff's alpha for nominal data.
+
+    α = 1 − D_o / D_e        D_o = Σ_{c≠k} o_ck / n        D_e = Σ_{c≠k} n_c n_k / (n (n − 1))
+
+``o_ck`` counts ordered pairs of values within a unit, each unit weighted by 1 / (m_u − 1) for its m_u values
+(Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). Missing judgements simply are not there. 1 is
+perfect agreement, 0 is chance, below 0 is systematic disagreement.
+
+What is in a dataset of preferences, and which of its pairs must not be learned from.
+
+    pairs ─► contradicted by the same annotator ─► clips missing ─► a clip preferred to itself ─► leaked ─► usable
+
+Whatever is left out is counted under one reason and reported in a sentence. A speaker, portrait or clip that occurs
+outside ``train`` too leaks: its training pairs go, because what measures must stay unseen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowportrait.errors import BadInput
+from flowportrait.preferences.dataset import ASPECTS, LABELS, Aspect, Label, PreferenceDataset, PreferencePair
+from flowportrait.terminal import say
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
+    """Alpha of the values given to each unit, in any order; units with fewer than two values say nothing.
+
+    None where no unit has two values, or where everybody always said the same one thing (no variation to explain).
+    """
+    together: defaultdict[tuple[Hashable, Hashable], float] = defaultdict(float)
+    for values in units:
+        if len(values) < 2:
+            continue
+        counted = Counter(values)
+        for one, often in counted.items():
+            for other, as_often in counted.items():
+                pairs = often * (as_often - (one == other))
+                together[one, other] += pairs / (len(values) - 1)
+    margin: defaultdict[Hashable, float] = defaultdict(float)
+    for (one, _), weight in together.items():
+        margin[one] += weight
+    total = sum(margin.values())
+    expected = total**2 - sum(weight**2 for weight in margin.values())
+    if not total or not expected:
+        return None
+    observed = sum(weight for (one, other), weight in together.items() if one != other)
+    return 1.0 - observed * (total - 1) / expected
+
+
+TRAIN = "train"
+NEARLY_ALL = 0.98
+"""Share of ties from which on an aspect is called empty."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        usable: the pairs to learn from.
+        excluded: reason to how many pairs were left out for it.
+        sentences: what a person should know.
+        counts: the table.
+    """
+
+    usable: PreferenceDataset
+    excluded: dict[str, int]
+    sentences: list[str]
+    counts: dict[str, Any]
+
+
+def inspect_pairs(dataset: PreferenceDataset, check_files: bool = True) -> Inspection:
+    """Look at the pairs of a dataset; ``check_files``: leave out pairs of clips that do not exist."""
+    reasons: dict[int, str] = {}
+    pairs = dataset.pairs
+    for reason, indices in (
+        ("contradicted by the same annotator", contradictions(pairs)),
+        ("clip missing", _without_clips(dataset) if check_files else set()),
+        ("a clip preferred to itself", _of_one_clip(pairs)),
+        ("leaked between splits", leaks(pairs)),
+    ):
+        for index in indices:
+            reasons.setdefault(index, reason)
+    usable = tuple(pair for index, pair in enumerate(pairs) if index not in reasons)
+    counts = _counts(pairs)
+    return Inspection(
+        replace(dataset, pairs=usable), dict(Counter(reasons.values())), _sentences(pairs, usable, counts), counts
+    )
+
+
+def training_pairs(
+    dataset: PreferenceDataset, aspects: Callable[[Inspection], Sequence[Aspect]], explain: bool = False
+) -> PreferenceDataset:
+    """The pairs to learn from: of the training split where splits are named; what is left out is logged.
+
+    Args:
+        dataset: pairs from anywhere.
+        aspects: which aspects must be decided by at least one of the usable pairs, if judged at all.
+        explain: log everything that a person should know of the pairs.
+
+    Raises:
+        BadInput: nothing is left, or nothing can be learned about one of ``aspects``.
+    """
+    inspection = inspect_pairs(dataset)
+    for sentence in inspection.sentences if explain else ():
+        say(sentence)
+    for reason, count in inspection.excluded.items():
+        say(f"Left out: {count} pairs: {reason}.")
+    usable = require_decided(inspection, aspects(inspection))
+    return replace(usable, pairs=tuple(pair for pair in usable if pair.split in ("", TRAIN)))
+
+
+def require_decided(inspection: Inspection, aspects: Sequence[Aspect]) -> PreferenceDataset:
+    """The usable pairs, if there is something to learn about each of ``aspects``.
+
+    Raises:
+        BadInput: nothing is left, or an aspect has ties only.
+    """
+    if not inspection.usable:
+        why = ", ".join(f"{count} {reason}" for reason, count in inspection.excluded.items())
+        raise BadInput(f"None of the pairs can be learned from ({why}): collect more.")
+    for aspect in aspects:
+        labels = [pair.labels[aspect] for pair in inspection.usable if aspect in pair.labels]
+        if labels and set(labels) == {Label.TIE}:
+            raise BadInput(f"All {len(labels)} judgements of {aspect} are ties: there is nothing to learn about it.")
+    return inspection.usable
+
+
+def contradictions(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+    """Pairs that their annotator also judged the other way round, in the same aspect."""
+    stated: dict[tuple[str, str, str, str, str], dict[Label, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, pair in enumerate(map(_in_order, pairs)):
+        for aspect, label in pair.labels.items():
+            stated[pair.first, pair.second, pair.source, pair.annotator, aspect][label].append(index)
+    indices: set[int] = set()
+    for labels in stated.values():
+        if labels.keys() >= {Label.FIRST, Label.SECOND}:
+            indices.update(labels[Label.FIRST], labels[Label.SECOND])
+    return indices
+
+
+def leaks(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+    """Training pairs that share a speaker, a portrait or a clip with a pair of another split."""
+    elsewhere = {thing for pair in pairs if pair.split and pair.split != TRAIN for thing in _traces(pair)}
+    return {index for index, pair in enumerate(pairs) if pair.split == TRAIN and _traces(pair) & elsewhere}
+
+
+def _in_order(pair: PreferencePair[str]) -> PreferencePair[str]:
+    """With the clips in alphabetical order, so that the same two clips always stand alike."""
+    return pair if pair.first <= pair.second else pair.swapped()
+
+
+def _traces(pair: PreferencePair[str]) -> set[tuple[str, str]]:
+    named = {("speaker", pair.speaker), ("portrait", pair.portrait), ("clip", pair.first), ("clip", pair.second)}
+    return {(kind, name) for kind, name in named if name}
+
+
+def _without_clips(dataset: PreferenceDataset) -> set[int]:
+    missing = {name for name in dataset.clip_names if not (dataset.folder / name).is_file()}
+    return {index for index, pair in enumerate(dataset) if not missing.isdisjoint(pair.clips)}
+
+
+def _of_one_clip(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+    return {
+        index
+        for index, pair in enumerate(pairs)
+        if pair.first == pair.second and set(pair.labels.values()) != {Label.TIE}
+    }
+
+
+def _counts(pairs: Sequence[PreferencePair[str]]) -> dict[str, Any]:
+    aspects: dict[str, Any] = {}
+    for aspect in ASPECTS:
+        labels = Counter(pair.labels[aspect] for pair in pairs if aspect in pair.labels)
+        if not labels:
+            continue
+        by_clips: dict[tuple[str, str], list[Label]] = defaultdict(list)
+        for pair in map(_in_order, pairs):
+            if aspect in pair.labels:
+                by_clips[pair.clips].append(pair.labels[aspect])
+        aspects[aspect] = {
+            **{label.name.lower(): labels[label] for label in LABELS},
+            "ties": labels[Label.TIE] / labels.total(),
+            "alpha": krippendorff_alpha(by_clips.values()),
+            "judged_twice": sum(len(votes) > 1 for votes in by_clips.values()),
+            "disputed": sum({Label.FIRST, Label.SECOND} <= set(votes) for votes in by_clips.values()),
+        }
+    return {
+        "pairs": len(pairs),
+        "prompts": len({pair.prompt for pair in pairs}),
+        "clips": len({name for pair in pairs for name in pair.clips}),
+        "sources": dict(Counter(pair.source for pair in pairs).most_common()),
+        "annotators": len({(pair.source, pair.annotator) for pair in pairs}),
+        "splits": dict(Counter(pair.split or "none named" for pair in pairs)),
+        "speakers": len({pair.speaker for pair in pairs if pair.speaker}),
+        "portraits": len({pair.portrait for pair in pairs if pair.portrait}),
+        "aspects": aspects,
+    }
+
+
+def _sentences(
+    pairs: Sequence[PreferencePair[str]], usable: Sequence[PreferencePair[str]], counts: dict[str, Any]
+) -> list[str]:
+    sentences = []
+    if not usable:
+        sentences.append("Nothing is left to learn from.")
+    if counts["annotators"] == 1:
+        sentences.append("One annotator only: agreement cannot be measured, and one taste is what would be learned.")
+    for aspect, row in counts["aspects"].items():
+        if row["ties"] >= NEARLY_ALL:
+            sentences.append(f"{aspect.capitalize()} is {row['ties']:.0%} ties: it teaches next to nothing.")
+        if row["alpha"] is not None and row["alpha"] <= 0:
+            sentences.append(f"On {aspect} the annotators agree no better than chance (alpha {row['alpha']:.2f}).")
+    by_split: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for pair in pairs:
+        by_split[pair.split] |= _traces(pair)
+    held_out = set().union(*(traces for split, traces in by_split.items() if split not in ("", TRAIN)))
+    shared = Counter(kind for kind, _ in by_split[TRAIN] & held_out)
+    for kind, count in shared.items():
+        few = count == 1
+        sentences.append(
+            f"{count} {kind}{'' if few else 's'} of the training split also "
+            f"{'occurs' if few else 'occur'} in another one: those training pairs are left out."
+        )
+    if not any(pair.split for pair in pairs):
+        sentences.append("No split is named: leaks between training and measuring cannot be ruled out.")
+    return sentences

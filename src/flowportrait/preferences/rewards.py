@@ -1,0 +1,112 @@
+"""What was learned from pairs, as rewards.
+
+    preference           Σ_d w_d · score_d of the reward model (motion and log-mel, or an LLM that watches and listens)
+    preference_sync …    one dimension alone
+    latent_preference    Σ_d w_d · score_d of the latent reward at σ = 0: nothing is decoded
+
+Scores are standardised on real footage and cut at ``BEST``: nothing is believed to be better than real by more, and
+what a policy could win there it would win by fooling the score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.media.video import FPS
+from flowportrait.preferences.clips import SHORTEST, WatchedClip
+from flowportrait.preferences.dataset import DIMENSIONS
+from flowportrait.preferences.latent_reward import LatentReward
+from flowportrait.preferences.reward_model import MotionReward
+from flowportrait.preferences.vlm_reward import VlmReward
+from flowportrait.rewards.batch import Failure, RewardBatch
+from flowportrait.rewards.interface import Reward, Score, all_valid, measured
+
+BEST = 2.0
+EVEN = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LearnedPreference:
+    """The small reward model; weights in the order of ``DIMENSIONS``."""
+
+    model: MotionReward
+    weights: tuple[float, ...] = EVEN
+    name: str = "preference"
+    needs: frozenset[str] = frozenset({"motion", "mel"})
+
+    @torch.no_grad()
+    def __call__(self, batch: RewardBatch) -> Score:
+        frames = batch.motion.shape[1]
+        if frames < SHORTEST:
+            why = Failure("too_short", f"{frames} frames, {SHORTEST} are needed")
+            return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
+        weights = torch.tensor(self.weights)
+        value = self.model(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights
+        return all_valid(value, self.model.frame_scores(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights)
+
+
+@dataclass(frozen=True)
+class LearnedLatentPreference:
+    """The latent reward on finished latents, in post-training only."""
+
+    model: LatentReward
+    weights: tuple[float, ...] = EVEN
+    name: str = "latent_preference"
+    needs: frozenset[str] = frozenset({"policy"})
+
+    @torch.no_grad()
+    def __call__(self, batch: RewardBatch) -> Score:
+        assert batch.latents is not None
+        known = batch.condition() if callable(batch.condition) else batch.condition
+        scores = self.model(batch.latents.cpu(), 0.0, known.audio.cpu(), known.start.cpu())
+        chunks = scores.mean.cpu().clamp_max(BEST) @ torch.tensor(self.weights)
+        frames = batch.motion.shape[1]
+        dense = chunks.repeat_interleave(frames // chunks.shape[1], 1) if frames % chunks.shape[1] == 0 else None
+        return all_valid(chunks.mean(1), dense)
+
+
+@dataclass(frozen=True)
+class WatchedPreference:
+    """A multimodal LLM trained by ``train_vlm``: it is shown frames and sound, one clip after the other."""
+
+    model: VlmReward
+    weights: tuple[float, ...] = EVEN
+    name: str = "preference"
+    needs: frozenset[str] = frozenset({"frames", "audio"})
+
+    @torch.no_grad()
+    def __call__(self, batch: RewardBatch) -> Score:
+        assert batch.audio is not None
+        total = batch.motion.shape[1]
+        count = min(self.model.settings.frames, total)
+        places = tuple(torch.linspace(0, total - 1, count).round().int().tolist())
+        frames = (batch.frames(places).permute(0, 1, 3, 4, 2) * 255).round().byte().cpu().numpy()
+        sounds = batch.audio.cpu().numpy()
+        clips = [WatchedClip(own, FPS * count / total, sound) for own, sound in zip(frames, sounds, strict=True)]
+        scores = torch.cat([self.model([clip]).cpu() for clip in clips])
+        return all_valid(scores.clamp_max(BEST) @ torch.tensor(self.weights))
+
+
+def load_preference_reward(name: str, folder: Path | None) -> Reward:
+    """The reward of one of the names above, from ``folder`` or as it ships.
+
+    Raises:
+        BadInput: ``folder`` holds neither a small reward model nor an LLM's.
+    """
+    weights = tuple(float(name in ("preference", f"preference_{dimension}")) for dimension in DIMENSIONS)
+    if folder is None:
+        return LearnedPreference(MotionReward.load(), weights, name)
+    if (folder / "vlm.json").is_file():
+        return WatchedPreference(VlmReward.read(folder), weights, name)
+    if not (folder / "model.safetensors").is_file():
+        raise BadInput(f"No reward model in {folder}: give the folder that `flowportrait reward train` wrote.")
+    return LearnedPreference(MotionReward.read(folder / "model.safetensors"), weights, name)
+
+
+def load_latent_preference(folder: Path | None) -> Reward:
+    """The latent reward, from ``folder`` or as it ships."""
+    return LearnedLatentPreference(LatentReward.load() if folder is None else LatentReward.from_pretrained(folder))

@@ -1,0 +1,402 @@
+"""A multimodal language model as a reward model.
+
+What a multimodal LLM reads of a clip, with one token per score at the place where it may know no more and no less.
+
+    user:  V…V  text  <motion> <expression>   A…A  <sync>
+           frames                             speech: heard (Omni), or its log-mel as a picture (VL)
+
+A decoder looks back only, so the first two tokens cannot know the sound, and the third knows both (VideoReward, arXiv
+2501.13918, puts its text-free tokens before the prompt likewise). Rows are padded on the left.
+
+The reward model as a multimodal LLM: LoRA, and one special token per dimension (VideoReward, arXiv 2501.13918).
+
+    h = decoder( frames, text, <motion> <expression>, speech, <sync> )        s_d = w_d · h at the token of d
+
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL see the speech as a picture of its log-mel; the thinkers of Qwen2.5- and Qwen3-Omni
+hear it. Trained are the adapters of the decoder, the tokens' embeddings and w; only they are saved.
+
+    pair ─► evenly spaced frames and the sound of both clips ─► scores ─► pair_loss ─► AdamW on the adapters
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowportrait.config import at_least, load, save
+from flowportrait.errors import BadInput
+from flowportrait.files import complete
+from flowportrait.judges.omni import FAMILIES as OMNI_FAMILIES
+from flowportrait.judges.omni import OmniInputs, inputs_for
+from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.mel import level, log_mel
+from flowportrait.preferences.clips import Objective, WatchedClip, pair_loss, watch_clip
+from flowportrait.preferences.dataset import DIMENSIONS, Aspect, PreferenceDataset, PreferencePair
+from flowportrait.terminal import StopRequest
+from flowportrait.training.descend import GuardedStep
+from flowportrait.training.lora import Lora, insert
+
+TEXT = "A person talks. Judge the motion, then the expression; then hear the speech and judge the lips."
+ORDER: tuple[Aspect, ...] = ("motion", "expression", "sync")
+"""Order of the tokens; the sound comes before the last."""
+_TEXT, _IMAGE, _VIDEO = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Clips to the tensors of one family. layout: sizes of patches and the tokenizer; ids: the config's own tokens;
+    first_score: id of the first of three score tokens, after the model's own vocabulary."""
+
+    family: str
+    layout: OmniInputs
+    ids: Any
+    first_score: int
+
+    @property
+    def hears(self) -> bool:
+        """Whether the family takes sound as sound."""
+        return "omni" in self.family
+
+    def __call__(self, clips: Sequence[WatchedClip]) -> dict[str, torch.Tensor]:
+        videos = [self.layout.patches(clip.frames) for clip in clips]
+        tensors: dict[str, torch.Tensor] = {
+            "pixel_values_videos": torch.cat([patches for patches, _ in videos]),
+            "video_grid_thw": torch.tensor([grid for _, grid in videos]),
+        }
+        if self.hears or self.family == "qwen2_5_vl":
+            seconds = torch.tensor([self.layout.temporal / clip.fps for clip in clips])
+            tensors["video_second_per_grid" if self.hears else "second_per_grid_ts"] = seconds
+        if self.hears:
+            sounds, counts = self._heard(clips)
+        else:
+            sounds, counts = self._drawn(clips)
+        rows = []
+        for clip, (_, grid), count in zip(clips, videos, counts, strict=True):
+            rows.append(self._row(grid, self.layout.temporal / clip.fps, count))
+        return tensors | sounds | self._padded(rows)
+
+    def _heard(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
+        mel = self.layout.features(
+            [clip.audio for clip in clips], sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt",
+            truncation=False, padding="longest",
+        )  # fmt: skip
+        mask = mel["attention_mask"]
+        counts = self.layout.audio_tokens(mask.sum(-1)).tolist()
+        return {"input_features": mel["input_features"], "feature_attention_mask": mask.long()}, counts
+
+    def _drawn(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Time to the right, pitch upwards, loud is bright."""
+        pictures = []
+        for clip in clips:
+            mel = ((log_mel(level(clip.audio)).T.flip(0) + 1) / 4 * 255).clamp(0, 255).byte().numpy()
+            pictures.append(self.layout.patches(np.repeat(mel[None, ..., None], 3, -1)))
+        counts = [int(np.prod(grid)) // self.layout.merge**2 for _, grid in pictures]
+        grids = torch.tensor([grid for _, grid in pictures])
+        return {"pixel_values": torch.cat([patches for patches, _ in pictures]), "image_grid_thw": grids}, counts
+
+    def _row(self, grid: tuple[int, int, int], seconds: float, sound: int) -> list[tuple[int, int]]:
+        """(id, kind) of every token."""
+        ids, per_picture = self.ids, grid[1] * grid[2] // self.layout.merge**2
+        video = [(ids.video_token_id, _VIDEO)]
+        if self.family == "qwen3_vl":
+            seen: list[tuple[int, int]] = []
+            for number in range(grid[0]):
+                seen += self._words(f"<{seconds * (number + 0.5):.1f} seconds>")
+                seen += self._framed(video * per_picture)
+        else:
+            seen = self._framed(video * (grid[0] * per_picture))
+        if self.hears:
+            tokens = self._words(self.layout.tokenizer.audio_bos_token)
+            tokens += [(ids.audio_token_id, _TEXT)] * sound + self._words(self.layout.tokenizer.audio_eos_token)
+        else:
+            tokens = self._framed([(ids.image_token_id, _IMAGE)] * sound)
+        motion, expression, sync = ((self.first_score + place, _TEXT) for place in range(len(ORDER)))
+        return [
+            *self._words("<|im_start|>user\n"), *seen, *self._words(TEXT), motion, expression, *tokens, sync,
+        ]  # fmt: skip
+
+    def _words(self, text: str) -> list[tuple[int, int]]:
+        return [(token, _TEXT) for token in self.layout.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _framed(self, tokens: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [(self.ids.vision_start_token_id, _TEXT), *tokens, (self.ids.vision_end_token_id, _TEXT)]
+
+    def _padded(self, rows: Sequence[list[tuple[int, int]]]) -> dict[str, torch.Tensor]:
+        longest, pad = max(map(len, rows)), (self.layout.tokenizer.pad_token_id, _TEXT)
+        whole = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        found = {"input_ids": whole[..., 0], "attention_mask": mask}
+        return found if self.hears else found | {"mm_token_type_ids": whole[..., 1].int()}
+
+
+VL_FAMILIES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+"""Model type of a checkpoint's config to its class in transformers."""
+
+
+@dataclass(frozen=True)
+class VlmSettings:
+    model: str = "Qwen/Qwen2-VL-2B-Instruct"
+    """Folder or hub name."""
+    rank: int = 64
+    alpha: float = 128.0
+    frames: int = 16
+    """Frames of a clip that are watched, evenly spaced."""
+    side: int = 224
+    """Pixels of a frame."""
+    device: str = "auto"
+    """``auto``: a GPU if there is one."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, rank=1, alpha=0, frames=2, side=28, seed=0)
+
+
+class VlmReward(nn.Module):
+    """Clips to scores ``[B, 3]`` in the order of ``DIMENSIONS``."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: Any, reader: Reader, settings: VlmSettings) -> None:
+        super().__init__()
+        self.settings, self.reader = settings, reader
+        insert(model.model.language_model, _adapters(model.model.language_model, settings), settings.seed)
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        generator = torch.Generator().manual_seed(settings.seed)
+        words = model.get_input_embeddings()
+        self.tokens = ScoreTokens(words, reader.first_score, generator)
+        model.set_input_embeddings(self.tokens)
+        self.read_out = nn.Linear(self.tokens.width, len(ORDER), bias=False)
+        nn.init.normal_(self.read_out.weight, std=self.tokens.width**-0.5, generator=generator)
+        self.register_buffer("mean", torch.zeros(len(DIMENSIONS)))
+        self.register_buffer("std", torch.ones(len(DIMENSIONS)))
+        self.model = model
+
+    @classmethod
+    def from_name(cls, settings: VlmSettings) -> VlmReward:
+        """Untrained, around a checkpoint by folder or hub name.
+
+        Raises:
+            BadInput: it cannot be loaded, or is of another family.
+        """
+        import transformers
+
+        name = settings.model
+        try:
+            config = transformers.AutoConfig.from_pretrained(name)
+            kind = config.model_type
+            if kind not in VL_FAMILIES and kind not in OMNI_FAMILIES:
+                raise BadInput(f"{name} is a {kind}: the reward model is a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or an Omni.")
+            own = VL_FAMILIES[kind] if kind in VL_FAMILIES else OMNI_FAMILIES[kind][1]
+            model = getattr(transformers, own).from_pretrained(name, dtype="auto")
+            pixels, _ = transformers.Qwen2VLImageProcessorPil.get_image_processor_dict(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            features = transformers.WhisperFeatureExtractor.from_pretrained(name) if kind in OMNI_FAMILIES else None
+        except (OSError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise BadInput(
+                f"{name} cannot be loaded as a reward model ({first}): give a folder or hub name."
+            ) from error
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        reader = reader_for(kind, model.config, tokenizer, features, pixels, settings.side)
+        return cls(model, reader, settings).to(device)
+
+    def raw_scores(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
+        """Scores before standardising ``[B, 3]``: what pairs train."""
+        device, dtype = self.read_out.weight.device, self.model.dtype
+        inputs = {
+            name: value.to(device, dtype if value.is_floating_point() and name != "second_per_grid_ts" else None)
+            for name, value in self.reader(clips).items()
+        }
+        state = self.model.model(**inputs).last_hidden_state
+        places = inputs["input_ids"][..., None] == self.reader.first_score + torch.arange(len(ORDER), device=device)
+        at_tokens = torch.einsum("bth,btd->bdh", state.float(), places.float())
+        scores = torch.einsum("bdh,dh->bd", at_tokens, self.read_out.weight)
+        return scores[:, [ORDER.index(dimension) for dimension in DIMENSIONS]]
+
+    def forward(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
+        """Standardised scores ``[B, 3]``."""
+        return (self.raw_scores(clips) - self.mean) / self.std
+
+    def standardise(self, scores: torch.Tensor) -> None:
+        """Make raw ``scores`` ``[N, 3]`` the yardstick."""
+        self.mean.copy_(scores.mean(0))
+        self.std.copy_(scores.std(0).clamp_min(1e-3))
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained and the settings, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with complete(folder / "vlm.safetensors") as partial:
+            save_file(self._own(), str(partial))
+        save(self.settings, folder / "vlm.json")
+
+    @classmethod
+    def read(cls, folder: Path) -> VlmReward:
+        """What ``save`` wrote, around the model it names.
+
+        Raises:
+            BadInput: no such folder, or it does not fit the model.
+        """
+        reward = cls.from_name(load(VlmSettings, folder / "vlm.json"))
+        reward.restore(folder)
+        return reward.eval().requires_grad_(False)
+
+    def restore(self, folder: Path) -> None:
+        """Take over the trained part that ``save`` wrote.
+
+        Raises:
+            BadInput: it cannot be read or does not fit.
+        """
+        try:
+            trained = load_file(str(folder / "vlm.safetensors"))
+        except OSError as error:
+            raise BadInput(f"No trained reward in {folder}: it needs vlm.json and vlm.safetensors.") from error
+        own = self._own()
+        if {name: value.shape for name, value in trained.items()} != {name: value.shape for name, value in own.items()}:
+            raise BadInput(
+                f"The reward in {folder} does not fit {self.settings.model}: was it trained on another model?"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(trained[name])
+
+    def _own(self) -> dict[str, torch.Tensor]:
+        named = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
+        trained = ("lora_", "tokens.own", "read_out.")
+        return {name: value.data for name, value in named.items() if name in ("mean", "std") or _any(trained, name)}
+
+
+class ScoreTokens(nn.Module):
+    """A vocabulary's embedding with three more ids after ``first``, whose vectors are learned."""
+
+    def __init__(self, words: nn.Embedding, first: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.words, self.first, self.width = words, first, words.embedding_dim
+        scale = float(words.weight.detach().float().std())
+        self.own = nn.Parameter(scale * torch.randn(len(ORDER), self.width, generator=generator))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids ``[…]`` to vectors ``[…, width]``."""
+        extra = ids >= self.first
+        vectors = self.words(ids.masked_fill(extra, 0))
+        own = self.own[(ids - self.first).clamp(0, len(ORDER) - 1)].to(vectors.dtype)
+        return torch.where(extra[..., None], own, vectors)
+
+
+def reader_for(family: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int) -> Reader:
+    """The inputs of a family's model with this config."""
+    first = (config.text_config if hasattr(config, "text_config") else config).vocab_size
+    if family in OMNI_FAMILIES:
+        layout = inputs_for(OMNI_FAMILIES[family][0], config, tokenizer, features, pixels, side)
+    else:
+        vision, mean, std = config.vision_config, tuple(pixels["image_mean"]), tuple(pixels["image_std"])
+        layout = OmniInputs(
+            tokenizer, None, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std,
+            lambda columns: columns, side,
+        )  # fmt: skip
+    return Reader(family, layout, config, first)
+
+
+def _adapters(decoder: nn.Module, settings: VlmSettings) -> Lora:
+    """On every linear layer there usually is; experts of a mixture are no linear layers and stay as they are."""
+    lora = Lora(settings.rank, settings.alpha)
+    there = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+    return replace(lora, targets=tuple(target for target in lora.targets if target in there))
+
+
+def _any(parts: Sequence[str], name: str) -> bool:
+    return any(part in name for part in parts)
+
+
+@dataclass(frozen=True)
+class VlmTrainingConfig:
+    """How it is trained; VideoReward's settings, for one machine."""
+
+    settings: VlmSettings = field(default_factory=VlmSettings)
+    objective: Objective = "ties"
+    epochs: int = 2
+    batch: int = 8
+    """Pairs a step."""
+    at_once: int = 2
+    """Pairs in memory at a time."""
+    learning_rate: float = 2e-5
+    warmup: float = 0.05
+    seed: int = 0
+
+
+def train_vlm(
+    config: VlmTrainingConfig,
+    reward: VlmReward,
+    dataset: PreferenceDataset,
+    report: Callable[[int, float, float], None] = lambda step, loss, left: None,
+) -> dict[str, str]:
+    """Train ``reward`` in place and standardise it on the clips of the pairs.
+
+    Returns:
+        The clips that cannot be watched, with the reason.
+
+    Raises:
+        BadInput: no pair can be watched.
+        KeyboardInterrupt: asked to stop, after the step under way.
+    """
+    # Two frames tell that a clip can be watched; all of it is decoded again when its turn comes, for want of memory.
+    readable, unreadable = dataset.read_clips(lambda path: bool(watch_clip(path, 2)))
+    usable = dataset.with_clips_in(readable)
+    if not usable:
+        raise BadInput(f"None of {len(dataset)} pairs can be shown: {next(iter(unreadable.values()))}")
+    learned = [parameter for parameter in reward.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learned, config.learning_rate, weight_decay=0.0)
+    guarded_step = GuardedStep(learned, optimiser)
+    rng = np.random.default_rng(config.seed)
+    order = np.concatenate([rng.permutation(len(usable)) for _ in range(config.epochs)])
+    steps = [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
+    began = time.monotonic()
+    reward.train()
+    with StopRequest() as stop:
+        for step, rows in enumerate(steps):
+            ramp = min(1.0, (step + 1) / max(1.0, config.warmup * len(steps)))
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * ramp
+            optimiser.zero_grad()
+            total = 0.0
+            for part in np.array_split(rows, -(-len(rows) // config.at_once)):
+                chosen = [usable[row] for row in part]
+                loss = _pairs_loss(config, reward, chosen, dataset.folder) * len(chosen) / len(rows)
+                loss.backward()
+                total += float(loss.detach())
+            guarded_step(step + 1)
+            report(step + 1, total, (time.monotonic() - began) / (step + 1) * (len(steps) - step - 1))
+            if stop.asked:
+                break
+    stop.obey()
+    reward.eval()
+    with torch.no_grad():
+        clips = (watch_clip(dataset.folder / name, reward.settings.frames) for name in readable)
+        reward.standardise(torch.cat([reward.raw_scores([clip]) for clip in clips]))
+    return unreadable
+
+
+def _pairs_loss(
+    config: VlmTrainingConfig, reward: VlmReward, pairs: Sequence[PreferencePair[str]], folder: Path
+) -> torch.Tensor:
+    names = [pair.first for pair in pairs] + [pair.second for pair in pairs]
+    first, second = reward.raw_scores([watch_clip(folder / name, config.settings.frames) for name in names]).chunk(2)
+    labels, points = ([pair.label_values() for pair in pairs], [pair.point_values() for pair in pairs])
+    device = first.device
+    return pair_loss(config.objective, first, second, torch.tensor(labels).to(device), torch.tensor(points).to(device))

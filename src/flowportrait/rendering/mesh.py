@@ -1,0 +1,331 @@
+"""A triangle mesh over a portrait, and backward warping through it.
+
+A triangle mesh over the whole portrait: the tracked face, and a grid for hair, neck and background around
+it.
+
+    face vertices   follow their landmarks exactly, except on the side the photo does not show
+    grid vertices   p + w(p) (rigid(p) - p) + sum_i k_i(p) residual_i
+
+w is the head weight (one on hair, zero on the background), ``rigid`` the head's similarity motion in 3-D,
+and residual_i what the jaw line does beyond it, felt only close by. The grid's border never moves, except at the top of
+the picture itself: hair that is cut off there rises with the head and leaves the picture.
+
+Backward warping through a mesh: which source pixel does each output pixel show?
+
+The mesh is rasterised at its target place with the source coordinates as vertex colours; nearer triangles
+hide farther ones. Reading the picture at the result draws it (``Enlarged``).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+
+import cv2
+import numpy as np
+from safetensors.numpy import load
+
+from flowportrait.rendering.face_regions import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, RIGID, head_weight, person
+
+N_FACE = 468
+_GRID = 32
+_CLEARANCE = 0.45
+_REACH = 0.22
+_HIDDEN = 0.03
+_TURNED_AWAY = 0.25
+_STILL = 0.01
+_TOP = 0.07
+"""Share of the picture's height over which hair that its top cuts off does not sink: there is nothing above to come
+down."""
+
+
+@lru_cache(maxsize=1)
+def face_triangles() -> np.ndarray:
+    """Triangles ``[900, 3]`` int32 of the face: MediaPipe's tesselation with eyes and mouth closed."""
+    data = load(files("flowportrait").joinpath("weights/mouth/triangles.safetensors").read_bytes())
+    holes = [_strip(upper, lower) for upper, lower, _ in EYES] + [_strip(INNER_UPPER, INNER_LOWER)]
+    return np.concatenate([data["face"].astype(np.int32), *holes])
+
+
+def _strip(upper: list[int], lower: list[int]) -> np.ndarray:
+    """Triangles between two chains that share their ends."""
+    quads = zip(upper[:-1], upper[1:], lower[:-1], lower[1:], strict=True)
+    triangles = [t for a, b, c, d in quads for t in ((a, b, d), (a, d, c)) if len(set(t)) == 3]
+    return np.array(triangles, np.int32)
+
+
+def rigid_motion(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Similarity of the skull, ``target ≈ source @ matrix.T + shift`` (Umeyama 1991), from landmarks
+    ``[478, 3]`` to landmarks ``[478, 3]``: matrix ``[3, 3]``, shift ``[3]``."""
+    a, b = source[RIGID].astype(np.float64), target[RIGID].astype(np.float64)
+    a_mean, b_mean = a.mean(0), b.mean(0)
+    a, b = a - a_mean, b - b_mean
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    matrix = (u * sign) @ vt * ((s * sign).sum() / (a**2).sum())
+    return matrix, b_mean - matrix @ a_mean
+
+
+class HeadMesh:
+    """Mesh of one portrait crop ``[S, S, 3]`` with landmarks ``[478, 3]`` px.
+
+    ``source`` ``[V, 2]`` are the vertices' places in the crop, ``triangles`` ``[F, 3]`` int32; calling the
+    mesh with target landmarks gives the vertices' new places. weight: the head weight, any square size;
+    found in the crop by default. cut_off: of a crop that ends at the top because the picture does, where along it that
+    cuts through the person, ``[n]`` bool; None where the picture goes on.
+    """
+
+    def __init__(
+        self,
+        crop: np.ndarray,
+        landmarks: np.ndarray,
+        weight: np.ndarray | None = None,
+        cut_off: np.ndarray | None = None,
+    ) -> None:
+        size = crop.shape[0]
+        self.landmarks = landmarks.astype(np.float64)
+        self._flatter = _flatten_hidden(self.landmarks[:N_FACE])
+        self._outline = _visible_outline(self.landmarks[:N_FACE, :2])
+        outline = self.landmarks[self._outline]
+        outline[:, 2] += self._flatter[self._outline]
+        grid = self._grid_outside(outline[:, :2], size)
+        distance = np.linalg.norm(grid[:, None] - outline[None, :, :2], axis=-1)
+        kernel = (distance**2 + (0.01 * size) ** 2) ** -2
+        self._blend = kernel / kernel.sum(1, keepdims=True)
+        height = np.ptp(outline[:, 1])
+        depth = self._blend @ outline[:, 2]
+        self._grid = np.column_stack([grid, depth])
+        if weight is None:
+            weight = head_weight(person(crop, landmarks), landmarks, size, free_top=cut_off is not None)
+        shrunk = (grid * weight.shape[0] / size).astype(np.float32)
+        self._weight = cv2.remap(
+            weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )[0].astype(np.float64)
+        # What would hardly move does not move at all.
+        self._weight = (self._weight - _STILL).clip(0) / (1 - _STILL)
+        fade = np.exp(-((distance.min(1) / (_REACH * height)) ** 2))
+        edge = np.minimum(grid, size - 1 - grid).min(1)
+        if cut_off is not None:
+            edge = np.minimum(size - 1 - grid, grid[:, :1]).min(1)
+        fade = (fade - _STILL).clip(0) / (1 - _STILL)
+        self._felt = (fade * np.clip(edge / (0.06 * size), 0, 1))[:, None] * self._blend
+        near_top = (_distance_to_cut(grid, size, cut_off) / (_TOP * size)).clip(0, 1)
+        self._sinks = near_top * near_top * (3 - 2 * near_top)
+        self.source = np.concatenate([self.landmarks[:N_FACE, :2], grid])
+        self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
+        self._height, self._behind = height, height * 0.05
+
+    def __call__(self, target: np.ndarray) -> np.ndarray:
+        """Vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
+        matrix, shift = rigid_motion(self.landmarks, target)
+        moved = self._grid @ matrix.T + shift
+        face = target[:N_FACE] + self._flatter[:, None] * (matrix[:, 2] - [0, 0, 1])
+        outline = self.landmarks[self._outline]
+        outline[:, 2] += self._flatter[self._outline]
+        residual = face[self._outline, :2] - (outline @ matrix.T + shift)[:, :2]
+        shift = self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
+        shift[:, 1] = np.where(shift[:, 1] > 0, self._sinks * shift[:, 1], shift[:, 1])
+        place = self._grid[:, :2] + shift
+        # Where the head moves further than its fade is wide the mesh folds: what moves with it is in front.
+        depth = self._grid[:, 2] + self._behind + (1 - self._weight) * self._height
+        outer = np.column_stack([place, depth])
+        return np.concatenate([face, outer])
+
+    @staticmethod
+    def _grid_outside(outline: np.ndarray, size: int) -> np.ndarray:
+        line = np.linspace(0, size - 1, _GRID + 1)
+        grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+        hull = cv2.convexHull(outline.astype(np.float32))
+        inside = np.array([cv2.pointPolygonTest(hull, (float(x), float(y)), True) for x, y in grid])
+        return grid[inside < -_CLEARANCE * size / _GRID]
+
+    def _outer_triangles(self, grid: np.ndarray) -> np.ndarray:
+        """Delaunay triangles from the outline to the grid, as vertex numbers of the whole mesh."""
+        from scipy.spatial import Delaunay
+
+        number = np.concatenate([self._outline, N_FACE + np.arange(len(grid))])
+        points = np.concatenate([self.landmarks[self._outline, :2], grid])
+        triangles = Delaunay(points).simplices
+        outer = (triangles >= len(self._outline)).any(1)
+        # Among outline vertices only, a triangle is wanted where the face has a bay, not across the face.
+        face = np.zeros(np.ceil(points.max(0)).astype(int)[::-1] + 1, np.uint8)
+        for triangle in np.round(self.landmarks[face_triangles(), :2]).astype(np.int32):
+            cv2.fillConvexPoly(face, triangle, 1)
+        middle = np.round(points[triangles].mean(1)).astype(int).clip(0, np.array(face.shape[::-1]) - 1)
+        return number[triangles[outer | (face[middle[:, 1], middle[:, 0]] == 0)]].astype(np.int32)
+
+
+def _distance_to_cut(points: np.ndarray, size: int, cut_off: np.ndarray | None) -> np.ndarray:
+    """Px ``[N]`` from points ``[N, 2]`` to where the picture's top cuts through the person."""
+    if cut_off is None or not cut_off.any():
+        return np.full(len(points), np.inf)
+    columns = (np.flatnonzero(cut_off) + 0.5) * size / len(cut_off)
+    return np.hypot(np.abs(points[:, :1] - columns).min(1), points[:, 1])
+
+
+def facing_camera(points: np.ndarray) -> np.ndarray:
+    """Cosine ``[468]`` between each face vertex's normal and the line of sight, for landmarks ``[468, 3]`` px."""
+    triangles = face_triangles()
+    a, b, c = (points[triangles[:, i]] for i in range(3))
+    across = np.cross(b - a, c - a)
+    normal = np.zeros_like(points)
+    for corner in range(3):
+        np.add.at(normal, triangles[:, corner], across)
+    facing = normal[:, 2] / np.linalg.norm(normal, axis=1).clip(1e-9)
+    return facing * np.sign(np.median(facing))
+
+
+def _flatten_hidden(points: np.ndarray) -> np.ndarray:
+    """Change of depth ``[468]`` px that brings vertices facing away to the depth of the nearest visible one.
+
+    A photo in half profile has no pixels of the far temple. With its own depth the temple would come forth
+    as smeared background when the head turns back; flattened, it stays behind the edge that is seen.
+    """
+    from scipy.spatial import cKDTree
+
+    facing = facing_camera(points)
+    seen = np.flatnonzero(facing >= 0)
+    nearest = seen[cKDTree(points[seen]).query(points)[1]]
+    hidden = np.clip(-facing / _TURNED_AWAY, 0, 1)
+    return hidden * (points[nearest, 2] - points[:, 2])
+
+
+def _visible_outline(points: np.ndarray) -> np.ndarray:
+    """Vertices on the rim of the face as it is seen in the photo.
+
+    In a turned face the far part of the oval hides behind the cheek; there the cheek's edge is the rim.
+    """
+    hull = cv2.convexHull(points.astype(np.float32), returnPoints=False)[:, 0]
+    rim = points[hull].astype(np.float32)
+    reach = _HIDDEN * np.ptp(points[:, 1])
+    depth = [cv2.pointPolygonTest(rim, (float(x), float(y)), True) for x, y in points[FACE_OVAL]]
+    seen = [vertex for vertex, inside in zip(FACE_OVAL, depth, strict=True) if inside < reach]
+    return np.array(sorted({*hull.tolist(), *seen}))
+
+
+_DISTANCE = 20.0
+_HALF_ANGLE = 0.05
+_DEPTH = 0.1
+_HALF_FROM = 384
+_JUMP = 2.0
+_SOFT, _ROOM = 1.0, 5
+"""Pixels of the rasterised map over which a share ends, and room for that."""
+
+_CROSS = np.ones((3, 3), np.uint8)
+
+
+class Rasterizer:
+    """Source maps ``[S, S, 2]`` float32 for meshes with fixed triangles ``[F, 3]`` and source places ``[V,
+    2]``.
+
+    Large maps are rasterised at half size and enlarged: a map is straight nearly everywhere, and where one
+    part hides another its jump becomes a soft edge instead of a jagged one.
+    """
+
+    def __init__(
+        self, triangles: np.ndarray, source: np.ndarray, size: int, share: np.ndarray | None = None,
+        free_top: bool = False,
+    ) -> None:  # fmt: skip
+        self._triangles = np.ascontiguousarray(triangles, np.int32)
+        self._size, self._free_top = size, free_top
+        self._half = size >= _HALF_FROM and size % 2 == 0
+        small = size // 2 if self._half else size
+        # OpenCV interpolates colours in [0, 1] exactly; the third channel carries any share of each vertex.
+        self._colours = np.zeros((len(source), 3), np.float32)
+        self._colours[:, :2] = source / (size - 1)
+        if share is not None:
+            self._colours[:, 2] = share
+        # A pixel no triangle covers (rounding along the border) shows itself.
+        own = ((np.arange(small) + 0.5) * (size / small) - 0.5).astype(np.float32) / (size - 1)
+        self._empty = np.dstack([*np.meshgrid(own, own), np.zeros((small, small), np.float32)])
+        self._far = np.full((small, small), 2 * _DISTANCE, np.float32)
+        self._camera = np.eye(4, dtype=np.float32)
+        self._settings = cv2.TriangleRasterizeSettings()
+        self._settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
+        self._settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+
+    def __call__(self, vertices: np.ndarray) -> np.ndarray:
+        """Source coordinates seen at each pixel for vertices ``[V, 3]`` px; pixels left empty map to
+        themselves."""
+        return self._source(self._coloured(vertices))
+
+    def with_share(self, vertices: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
+        """The same where vertices have a share: rows and columns of that part, its source ``[h, w, 2]`` and its share
+        ``[h, w]``, both float32; the share ends softly. None where nothing has one."""
+        colour = self._coloured(vertices)
+        known = (colour[..., 2] > 0).astype(np.uint8)
+        left, top, width, height = cv2.boundingRect(known)
+        if not width:
+            return None
+        top, left, bottom, right = max(top - _ROOM, 0), max(left - _ROOM, 0), top + height + _ROOM, left + width + _ROOM
+        colour, known = np.ascontiguousarray(colour[top:bottom, left:right]), known[top:bottom, left:right]
+        # Carried on beyond its end, so that the soft edge is not drawn from somewhere in between.
+        beyond = cv2.GaussianBlur(cv2.copyTo(colour, known), (0, 0), _SOFT)
+        weight = np.maximum(cv2.GaussianBlur(known.astype(np.float32), (0, 0), _SOFT), 1e-6)
+        source = cv2.copyTo(colour, known, beyond / weight[..., None])[..., :2] * np.float32(self._size - 1)
+        share = beyond[..., 2]
+        times = self._size // len(self._far)
+        if times > 1:
+            share, source = (cv2.resize(part, None, fx=times, fy=times) for part in (share, source))
+        top, left = times * top, times * left
+        return np.s_[top : top + share.shape[0], left : left + share.shape[1]], source, share
+
+    def _coloured(self, vertices: np.ndarray) -> np.ndarray:
+        """The mesh, each pixel in the colour of its place in the source ``[s, s, 3]``."""
+        last = self._size - 1
+        unit = _DISTANCE * np.tan(_HALF_ANGLE) / (self._size / 2)
+        # Offsets are scaled by depth to undo the perspective of OpenCV's only camera.
+        away = _DISTANCE + vertices[:, 2] * (unit * _DEPTH)
+        world = np.empty((len(vertices), 3), np.float32)
+        world[:, 0] = (vertices[:, 0] - last / 2) * unit * away / _DISTANCE
+        world[:, 1] = (last / 2 - vertices[:, 1]) * unit * away / _DISTANCE
+        world[:, 2] = -away
+        # Fresh each time, so that frames can be drawn at once in several threads.
+        colour, depth = self._empty.copy(), self._far.copy()
+        cv2.triangleRasterize(
+            world, self._triangles, self._colours, colour, depth, self._camera,
+            2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, self._settings,
+        )  # fmt: skip
+        return colour
+
+    def _source(self, colour: np.ndarray) -> np.ndarray:
+        last = self._size - 1
+        source = colour[..., :2] * np.float32(last)
+        # Where one part hides another the map jumps along pixel steps: soften the steps, and only there.
+        soft = cv2.GaussianBlur(source, (7, 7), 1.6)
+        apart = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
+        # A blur bends any map at the border, where nothing hides anything.
+        apart[:2], apart[-2:], apart[:, :2], apart[:, -2:] = 0, 0, 0, 0
+        source = cv2.copyTo(soft, cv2.dilate(cv2.compare(apart, _JUMP, cv2.CMP_GT), _CROSS), source)
+        if self._half:
+            source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)
+            # Enlarging cannot extrapolate; the border is the fixed frame of the picture, but for a top that moves.
+            line = np.arange(self._size, dtype=np.float32)
+            top = 2 * source[1] - source[2] if self._free_top else np.column_stack([line, 0 * line])
+            source[0], source[-1] = top, np.column_stack([line, 0 * line + last])
+            source[:, 0], source[:, -1] = (
+                np.column_stack([0 * line, line]),
+                np.column_stack([0 * line + last, line]),
+            )
+        return source
+
+
+class Enlarged:
+    """A picture ``[H, W, 3]`` uint8 to be read between its pixels again and again, as by cubic interpolation.
+
+    Cubic, because what moves by half a pixel must not look softer than what stands still. It is done once, to
+    three times the size; a straight line between those samples is within a step of 255 of the curve (54 dB), and
+    is read in half the time.
+    """
+
+    _TIMES = 3
+
+    def __init__(self, picture: np.ndarray) -> None:
+        self._samples = cv2.resize(picture, None, fx=self._TIMES, fy=self._TIMES, interpolation=cv2.INTER_CUBIC)
+
+    def at(self, source: np.ndarray) -> np.ndarray:
+        """Colours ``[h, w, 3]`` uint8 at places ``[h, w, 2]`` float32 px of the picture."""
+        # Pixel centres, not corners, carry integer coordinates.
+        place = source * np.float32(self._TIMES)
+        place += np.float32((self._TIMES - 1) / 2)
+        return cv2.remap(self._samples, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

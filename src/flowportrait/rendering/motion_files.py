@@ -1,0 +1,261 @@
+"""Motion as files that people and programs edit, and as ARKit blendshapes.
+
+Motion ⇄ ARKit blendshapes, so that a person can read a performance and edit it.
+
+    motion[:24] ≈ weights @ table          weights [T, 51] in [0, 1],  table [51, 24], learned with the basis
+
+A shape moves only its own part of the face: mouth and jaw shapes the lower face, brow shapes the brows, eye shapes
+lids and gaze (a blink its own lid alone). The way back is a non-negative least-squares fit per frame; what 51 shapes
+cannot say of a frame stays beside them as its ``detail``, so that nothing is lost.
+
+Performances as files that people and programs edit: one row per frame, ARKit shapes and the head in degrees.
+
+    frame, time, 51 shapes in [0, 1], headYaw, headPitch, headRoll (degrees), headX, headY (eye distances),
+    headScale (1: as in the photo), detail0 … detail23 (what the shapes cannot say; may be left out)
+
+``.csv`` has these as columns, ``.json`` as ``{"fps": 25, "frames": [{"blendshapes": {…}, "head": {…}, …}]}``.
+Yaw turns the nose to the viewer's right, pitch lifts it, roll leans the head clockwise as seen; missing columns are
+zero.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.files import write_text
+from flowportrait.media.video import FPS
+from flowportrait.rendering.face_regions import EYES
+from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER, MotionBasis
+
+SHAPES = (
+    "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
+    "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
+    "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight",
+    "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft", "eyeWideRight", "jawForward", "jawLeft", "jawOpen", "jawRight",
+    "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft", "mouthFrownRight", "mouthFunnel",
+    "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight", "mouthPucker",
+    "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
+    "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
+    "noseSneerLeft", "noseSneerRight",
+)  # fmt: skip
+"""ARKit's shapes in MediaPipe's order. The 52nd, ``tongueOut``, is seen by no tracker here and left out."""
+
+_RIDGE = 0.7
+"""Weight, in standard deviations of motion, that a shape must earn: of two shapes alike neither runs off."""
+
+
+@lru_cache(maxsize=1)
+def table() -> torch.Tensor:
+    """Motion ``[51, 24]`` that each shape at full weight stands for."""
+    basis = MotionBasis.load()
+    rows = (basis.from_blendshapes @ basis.readout.T)[1:]
+    allowed = torch.zeros_like(rows)
+    for row, name in enumerate(SHAPES):
+        parts = (BROWS,) if name.startswith("brow") else (BLINK, GAZE) if name.startswith("eye") else (LOWER,)
+        for part in parts:
+            allowed[row, part] = 1.0
+    rows = rows * allowed
+    # Footage hardly ever winks, so which lid is which is taken from geometry: each blink shuts its own eye.
+    lids = torch.stack([_lid_gap(basis.directions[BLINK], side) for side in (1, 0)], 1)
+    open_lids = torch.stack([_lid_gap(basis.canonical, side) for side in (1, 0)])
+    for eye, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
+        wanted = torch.zeros(2)
+        wanted[eye] = -open_lids[eye]
+        rows[SHAPES.index(name)] = 0
+        rows[SHAPES.index(name), BLINK] = torch.linalg.solve(lids.T, wanted)
+    return rows
+
+
+def _lid_gap(faces: torch.Tensor, side: int) -> torch.Tensor:
+    upper, lower, _ = EYES[side]
+    return faces[..., lower[4], 1] - faces[..., upper[4], 1]
+
+
+def to_motion(weights: np.ndarray) -> torch.Tensor:
+    """Expression ``[T, 24]`` of shape weights ``[T, 51]``."""
+    return torch.as_tensor(weights, dtype=torch.float32) @ table()
+
+
+def from_motion(expression: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """Weights ``[T, 51]`` in [0, 1] and detail ``[T, 24]`` with ``to_motion(weights) + detail == expression``."""
+    from scipy.optimize import nnls
+
+    columns = table().double().numpy().T
+    left = np.vstack([columns, _RIDGE * np.eye(len(SHAPES))])
+    zeros = np.zeros(len(SHAPES))
+    wanted = expression[:, EXPRESSION].double().numpy()
+    weights = np.stack([nnls(left, np.concatenate([frame, zeros]))[0] for frame in wanted]).clip(0, 1)
+    return weights, expression[:, EXPRESSION] - to_motion(weights)
+
+
+HEAD_NAMES = ("headYaw", "headPitch", "headRoll", "headX", "headY", "headScale")
+_DETAIL = tuple(f"detail{i}" for i in range(EXPRESSION.stop))
+_IGNORED = ("frame", "time", "timecode", "blendshapecount")
+_CANONICAL = {name.lower(): name for name in (*SHAPES, *HEAD_NAMES, *_DETAIL)}
+
+
+def write_motion(path: Path, motion: torch.Tensor) -> None:
+    """Write motion ``[T, 30]`` as the suffix says, whole or not at all.
+
+    Raises:
+        BadInput: the name ends neither in .csv nor in .json, or cannot be written.
+    """
+    check_name(path)
+    weights, detail = from_motion(motion)
+    head = _head_to_file(motion[:, HEAD])
+    columns = np.concatenate([weights, head, detail.numpy()], 1)
+    text = _as_csv(columns) if path.suffix.lower() == ".csv" else _as_json(columns)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise BadInput(f"Cannot write {path} ({error.strerror}): choose another name.") from error
+
+
+def read_motion(path: Path) -> torch.Tensor:
+    """Motion ``[T, 30]`` at 25 fps from a file; other rates are resampled.
+
+    Raises:
+        BadInput: not readable, an unknown column, a value that is no number, or no frame.
+    """
+    check_name(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read as motion ({error}): give a .csv or .json file.") from error
+    rows, times = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_json(text, path)
+    if not rows:
+        raise BadInput(f"{path} holds no frame: give a file with one row per frame.")
+    table = _table(rows, path)
+    if len(times) == len(table) > 1:
+        table = _resample(table, np.array(times), path)
+    shapes = len(SHAPES)
+    detail = torch.as_tensor(table[:, shapes + 6 :], dtype=torch.float32)
+    expression = to_motion(table[:, :shapes]) + detail
+    return torch.cat([expression, _head_from_file(table[:, shapes : shapes + 6])], 1)
+
+
+def check_name(path: Path) -> None:
+    """That a motion file's name says what is in it.
+
+    Raises:
+        BadInput: it does not.
+    """
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise BadInput(f"A motion file must end in .csv or .json, not {path.name!r}.")
+
+
+def _head_to_file(head: torch.Tensor) -> np.ndarray:
+    vector = (head * MotionBasis.load().head_std).numpy()
+    # Positive turns about the axes to the right and down carry the nose down and to the left.
+    degrees = np.degrees(vector[:, [1, 0, 2]]) * [-1, -1, 1]
+    return np.column_stack([degrees, vector[:, 3:5], np.exp(vector[:, 5])])
+
+
+def _head_from_file(columns: np.ndarray) -> torch.Tensor:
+    turn = np.radians(columns[:, [1, 0, 2]] * [-1, -1, 1])
+    scale = np.log(np.where(columns[:, 5:] > 0, columns[:, 5:], 1.0))
+    vector = np.column_stack([turn, columns[:, 3:5], scale])
+    return torch.as_tensor(vector, dtype=torch.float32) / MotionBasis.load().head_std
+
+
+def _as_csv(columns: np.ndarray) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["frame", "time", *_CANONICAL.values()])
+    for index, row in enumerate(columns):
+        writer.writerow([index, f"{index / FPS:.2f}", *(f"{value:.7g}" for value in row)])
+    return out.getvalue()
+
+
+def _as_json(columns: np.ndarray) -> str:
+    shapes = len(SHAPES)
+    frames = [
+        {
+            "time": round(index / FPS, 4),
+            "blendshapes": dict(zip(SHAPES, _short(row[:shapes]), strict=True)),
+            "head": dict(zip(HEAD_NAMES, _short(row[shapes : shapes + 6]), strict=True)),
+            "detail": _short(row[shapes + 6 :]),
+        }
+        for index, row in enumerate(columns)
+    ]
+    return json.dumps({"fps": FPS, "frames": frames}, indent=1) + "\n"
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.7g}") for value in values]
+
+
+def _from_csv(text: str, path: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    rows = list(csv.DictReader(io.StringIO(text)))
+    times = [_number(row["time"], "time", path) for row in rows if row.get("time")]
+    return rows, times
+
+
+def _from_json(text: str, path: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    try:
+        data = json.loads(text)
+        frames, fps = data["frames"], float(data.get("fps", FPS))
+        rows = [
+            {**frame.get("blendshapes", {}), **frame.get("head", {}),
+             **{f"detail{i}": value for i, value in enumerate(frame.get("detail", []))}}
+            for frame in frames
+        ]  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f'{path} is not a motion file: it needs {{"fps": 25, "frames": [...]}} ({error!r}).') from error
+    if not fps > 0:
+        raise BadInput(f"{path} says fps={fps}: give a positive number.")
+    return rows, [index / fps for index in range(len(rows))]
+
+
+def _table(rows: Iterable[dict[str, Any]], path: Path) -> np.ndarray:
+    index = {name: column for column, name in enumerate(_CANONICAL.values())}
+    result = []
+    for row in rows:
+        values = np.zeros(len(index))
+        values[index["headScale"]] = 1.0
+        for given, value in row.items():
+            name = _known(given, path)
+            if name and value not in (None, ""):
+                values[index[name]] = _number(value, given, path)
+        result.append(values)
+    return np.stack(result)
+
+
+def _known(given: Any, path: Path) -> str | None:
+    name = str(given).strip().lower()
+    if name in _CANONICAL or name in _IGNORED or name == "tongueout":
+        return _CANONICAL.get(name)
+    near = difflib.get_close_matches(name, _CANONICAL, 1)
+    hint = f": did you mean {_CANONICAL[near[0]]!r}?" if near else "."
+    raise BadInput(f"{path} has an unknown column {given!r}{hint}")
+
+
+def _number(value: Any, name: str, path: Path) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInput(f"{path}: {name} is {value!r}, not a number.")
+    return number
+
+
+def _resample(table: np.ndarray, times: np.ndarray, path: Path) -> np.ndarray:
+    if (np.diff(times) <= 0).any():
+        raise BadInput(f"{path}: the times of its frames do not increase.")
+    step = float(np.median(np.diff(times)))
+    frames = max(1, round((times[-1] - times[0] + step) * FPS))
+    wanted = times[0] + np.arange(frames) / FPS
+    return np.stack([np.interp(wanted, times, column) for column in table.T], 1)

@@ -1,0 +1,171 @@
+"""Coordinates inside an open mouth, and the mouth as a small head-stabilised picture.
+
+Coordinates inside an open mouth that teeth and tongue do not swim in.
+
+              skull frame: upper teeth rest here          jaw frame: lower teeth rest here
+    u   across, from the middle          s   down, from where closed lips meet          j = s − jaw
+    a   below the upper lip's edge       b   above the lower lip's edge
+
+All lengths are in distances between the outer eye corners (about 90 mm), so one model fits every size.
+
+The lower face as a small head-stabilised picture, and where the mouth's parts are in it.
+
+    window = 72 x 96 px, 1.15 outer-eye-corner distances across, from the nose's base to the chin
+    (u, s) = place [x, y, 1],   j = s − jaw        skull and jaw coordinates of ``mouth_frame``, linear in it
+
+What a network reads and writes here is the same size for every face and every picture.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from flowportrait.media.crop import to_canonical
+from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER, fill, opening
+from flowportrait.rendering.mesh import rigid_motion
+
+_CHIN = [152, 148, 377, 175, 199, 176, 400]
+_TEETH_BEHIND_LIPS = 0.09
+_LIP_SHARE = 0.35
+
+
+class Opening(NamedTuple):
+    """An open mouth in one picture, lengths in eye distances.
+
+    outline ``[M, 2]`` px; middle ``[2]`` px, the skull-fixed origin; axes ``[2, 2]`` rows: across and down,
+    in px per unit; jaw: drop of the chin; height, width of the opening.
+    """
+
+    outline: np.ndarray
+    middle: np.ndarray
+    axes: np.ndarray
+    jaw: float
+    height: float
+    width: float
+    upper: np.ndarray
+    lower: np.ndarray
+
+    def coordinates(self, pixels: np.ndarray) -> np.ndarray:
+        """``(u, s, j, a, b)`` ``[..., 5]`` float32 at ``pixels`` ``[..., 2]`` px."""
+        scale = float(np.hypot(*self.axes[0]))
+        local = (pixels - self.middle) @ (self.axes.T / scale**2)
+        u, s = local[..., 0], local[..., 1]
+        top = np.interp(u, self.upper[:, 0], self.upper[:, 1])
+        bottom = np.interp(u, self.lower[:, 0], self.lower[:, 1])
+        return np.stack([u, s, s - self.jaw, s - top, bottom - s], -1).astype(np.float32)
+
+
+class MouthFrame:
+    """Skull and jaw of one person, from landmarks ``[478, 3]`` px of one picture (its mouth may be open)."""
+
+    def __init__(self, landmarks: np.ndarray) -> None:
+        self._landmarks = landmarks.astype(np.float64)
+        scale = _eye_distance(self._landmarks)
+        upper, lower = self._landmarks[13], self._landmarks[14]
+        gap = max(float(lower[1] - upper[1]), 0.0)
+        # Where the lips would meet: the jaw carries most of an opening.
+        self._rest = upper + _LIP_SHARE * (lower - upper) + np.array([0, 0, _TEETH_BEHIND_LIPS * scale])
+        self._jaw = (1 - _LIP_SHARE) * gap / scale
+        self._scale = scale
+
+    def opening(self, target: np.ndarray) -> Opening:
+        """The opening for target landmarks ``[478, 3]`` px."""
+        matrix, shift = rigid_motion(self._landmarks, target)
+        middle = (matrix @ self._rest + shift)[:2]
+        chin = (target[_CHIN] - (self._landmarks[_CHIN] @ matrix.T + shift))[:, :2].mean(0)
+        scale = self._scale * float(np.cbrt(np.linalg.det(matrix)))
+        across = (target[263] - target[33])[:2]
+        across = across / np.hypot(*across)
+        down = np.array([-across[1], across[0]])
+        axes = np.stack([across, down]) * scale
+        points = target[:, :2]
+        upper, lower = (self._chain(points[chain], middle, axes, scale) for chain in (INNER_UPPER, INNER_LOWER))
+        return Opening(
+            outline=opening(points[INNER_UPPER], points[INNER_LOWER]),
+            middle=middle,
+            axes=axes,
+            jaw=float(chin @ down) / scale + self._jaw,
+            height=float((lower - upper)[:, 1].max().clip(0)),
+            width=float(upper[-1, 0] - upper[0, 0]),
+            upper=upper,
+            lower=lower,
+        )
+
+    @staticmethod
+    def _chain(points: np.ndarray, middle: np.ndarray, axes: np.ndarray, scale: float) -> np.ndarray:
+        local = (points - middle) @ (axes.T / scale**2)
+        local[:, 0] = np.maximum.accumulate(local[:, 0])
+        return local
+
+
+def _eye_distance(landmarks: np.ndarray) -> float:
+    return float(np.linalg.norm(landmarks[33] - landmarks[263]))
+
+
+def skin_colour(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Median colour ``[3]`` float64 of the skin around the mouth of ``image`` ``[H, W, 3]`` uint8."""
+    height, width = image.shape[:2]
+    around = landmarks[[205, 425, 207, 427, 187, 411, 2, 164, 167, 393, 36, 266, 212, 432, 200, 199, 18], :2]
+    index = np.round(around).astype(int).clip(1, [width - 2, height - 2])
+    patches = [image[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).mean(0) for x, y in index]
+    return np.maximum(np.median(patches, axis=0), 1.0)
+
+
+HEIGHT, WIDTH = 72, 96
+_SPAN = 1.15
+_CENTRE = np.array([0.0, 0.88])
+_MIDDLE = np.array([WIDTH - 1, HEIGHT - 1]) / 2
+
+
+class MouthState(NamedTuple):
+    """What the lips and the jaw do: inner opening and whole lips as shares of each pixel, ``[72, 96]``
+    float32; place ``[2, 3]`` from window pixels to (u, s); jaw's drop and opening's height in eye distances."""
+
+    inner: np.ndarray
+    outer: np.ndarray
+    place: np.ndarray
+    jaw: float
+    height: float
+
+
+def to_window(landmarks: np.ndarray) -> np.ndarray:
+    """Similarity ``[2, 3]`` from image pixels to window pixels for landmarks ``[478, 3]``."""
+    scale = WIDTH / _SPAN
+    matrix = to_canonical(landmarks) * scale
+    matrix[:, 2] += _MIDDLE - _CENTRE * scale
+    return matrix
+
+
+def cut(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Window ``[72, 96, 3]`` uint8 of an image ``[H, W, 3]`` uint8 under ``to_window``'s matrix."""
+    pixel = 1 / float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    back = cv2.invertAffineTransform(matrix)
+    if pixel > 1.2:
+        # Twice as fine, then averaged: what is left out must not flicker.
+        fine = back.copy()
+        fine[:, :2] /= 2
+        fine[:, 2] -= back[:, :2] @ np.array([0.25, 0.25])
+        large = cv2.warpAffine(image, fine, (2 * WIDTH, 2 * HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return cv2.resize(large, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    return cv2.warpAffine(image, back, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def mouth_state(frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray) -> MouthState:
+    """State of the mouth with landmarks ``[478, 3]`` px, of a person whose skull and jaw ``frame`` knows."""
+    shape = frame.opening(landmarks)
+    points = landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+    back = cv2.invertAffineTransform(matrix)
+    scale = float(np.hypot(*shape.axes[0]))
+    place = (shape.axes / scale**2) @ (back - np.column_stack([np.zeros((2, 2)), shape.middle]))
+    outline = shape.outline @ matrix[:, :2].T + matrix[:, 2]
+    return MouthState(
+        inner=fill((HEIGHT, WIDTH), outline),
+        outer=fill((HEIGHT, WIDTH), opening(points[OUTER_UPPER], points[OUTER_LOWER])),
+        place=place.astype(np.float32),
+        jaw=shape.jaw,
+        height=shape.height,
+    )

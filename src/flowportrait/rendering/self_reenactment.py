@@ -1,0 +1,30 @@
+"""One frame of a clip as the portrait, driven by the clip's own motion: the truth is known.
+
+motion[t] = expression of frame t, and its head pose relative to the portrait's frame
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from flowportrait.media.crop import apply_affine, crop_transform, sample_crop
+from flowportrait.media.portrait import Portrait
+from flowportrait.rendering.motion_basis import EXPRESSION, HEAD, MotionBasis, fit_pose, from_vector, to_vector
+
+
+def portrait_of(frame: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarray, size: int) -> Portrait:
+    """Portrait cut from a video frame ``[H, W, 3]`` uint8 that was tracked already (landmarks ``[478, 3]`` px)."""
+    to_crop = crop_transform(landmarks, frame.shape[:2], size)
+    crop = sample_crop(frame, to_crop, size)
+    return Portrait(frame, crop, apply_affine(to_crop, landmarks), blendshapes, to_crop)
+
+
+def own_motion(landmarks: np.ndarray, blendshapes: np.ndarray, source: int = 0) -> torch.Tensor:
+    """Motion ``[T, 30]`` of a tracked clip (landmarks ``[T, 478, 3]`` px, blendshapes ``[T, 52]``) for the
+    portrait that is its frame ``source``."""
+    basis = MotionBasis.load()
+    motion, identity = basis.encode(landmarks, blendshapes)
+    pose = from_vector(motion[:, HEAD] * basis.head_std, identity.pose)
+    start = fit_pose(torch.as_tensor(landmarks[source][None], dtype=torch.float32), basis.canonical)
+    return torch.cat([motion[:, EXPRESSION], to_vector(pose, start) / basis.head_std], -1)

@@ -1,0 +1,135 @@
+"""Objectives by weighted or contrasted flow matching.
+
+NFT        towards good samples and away from bad ones (DiffusionNFT)
+RWR        matching of one's own samples, weighted by exp(A / τ) (Flow-RWR)
+Distil     regression on a teacher's velocity, weighted by exp(A / τ)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowportrait.config import at_least
+from flowportrait.flow.noise import NoiseKey
+from flowportrait.flow.paths import predict_data
+from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
+from flowportrait.rl.rollout import Points, Trajectory
+
+_SMALLEST = 1e-3
+
+
+@dataclass(frozen=True)
+class NFT:
+    """DiffusionNFT (2509.16117): the forward process, contrasted.
+
+        v⁺ = β·v + (1−β)·v_old        v⁻ = (1+β)·v_old − β·v        r = clip(½ + A / 2·span, 0, 1)
+        L  = (r·‖x̂₀(v⁺) − x₀‖² / w⁺ + (1−r)·‖x̂₀(v⁻) − x₀‖² / w⁻) / β + kl_weight·‖v − v_ref‖²,   w = sg mean |x̂₀ −
+        x₀|
+
+    Needs only finished samples and any solver. With r = 1 and β = 1 it is supervised matching of one's own samples.
+    """
+
+    beta: float = 1.0
+    span: float = 1.0
+    """Advantage at which a sample counts as all good."""
+    states: int = 6
+    """Noised states per chunk."""
+    kl_weight: float = 1e-4
+    """Weight of ‖v − v_ref‖²."""
+    whole_groups = False
+    earlier_keys = (("reference", "kl_weight"),)
+
+    def __post_init__(self) -> None:
+        at_least(self, beta=1e-3, span=1e-3, states=1, kl_weight=0)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"old", "ref"} if self.kl_weight > 0 else {"old"})
+
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+        return noised_points(trajectory, self.states, key)
+
+    def __call__(self, inputs: LossInputs) -> Loss:
+        points, advantage, old = inputs.points, inputs.advantage, inputs.others["old"]
+        good = (0.5 + advantage.value / (2 * self.span)).clamp(0, 1)
+        toward = self.beta * inputs.live + (1 - self.beta) * old
+        away = (1 + self.beta) * old - self.beta * inputs.live
+        sides = []
+        for velocity in (toward, away):
+            error = predict_data(points.x, velocity, points.sigma[..., None]) - inputs.trajectory.latents[:, :, None]
+            scale = error.detach().abs().mean(-1, keepdim=True).clamp_min(_SMALLEST)
+            sides.append(advantage.reduce(error.square() / scale, "mean"))
+        contrast = advantage.average(good * sides[0] + (1 - good) * sides[1]) / self.beta
+        metrics = {
+            "loss/policy": float(contrast.detach()),
+            "good": float(good.mean()),
+            "delta_v": float((inputs.live - old).detach().square().mean().sqrt()),
+        }
+        total = contrast
+        if self.kl_weight > 0:
+            kl = advantage.average_elements((inputs.live - inputs.others["ref"]).square())
+            total = total + self.kl_weight * kl
+            metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
+        return Loss(total, metrics)
+
+
+@dataclass(frozen=True)
+class RWR:
+    """Flow-RWR (2501.13918): matching of one's own samples, each weighted by exp(A / τ).
+
+    L = mean  w·‖v − (ε − x₀)‖²,      w = exp(A/τ), no more than ``max_weight``
+    """
+
+    temperature: float = 0.5
+    max_weight: float = 10.0
+    states: int = 6
+    """Noised states per chunk."""
+    needs: frozenset[str] = frozenset()
+    whole_groups = False
+    earlier_keys = (("most", "max_weight"),)
+
+    def __post_init__(self) -> None:
+        at_least(self, temperature=1e-3, max_weight=1, states=1)
+
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+        return noised_points(trajectory, self.states, key)
+
+    def __call__(self, inputs: LossInputs) -> Loss:
+        assert inputs.points.target is not None, "forward-process points have a target"
+        weight = (inputs.advantage.value / self.temperature).exp().clamp_max(self.max_weight)
+        error = inputs.advantage.reduce((inputs.live - inputs.points.target).square(), "mean")
+        total = inputs.advantage.average(weight * error)
+        return Loss(total, {"loss/policy": float(total.detach()), "weight": float(weight.mean())})
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Reward-weighted distillation: one step of the student is to end where many of the teacher end.
+
+        u = (x_σ' − x_σ) / (σ' − σ),  x_σ' from x_σ by the teacher        L = mean  w·‖v(x_σ, σ) − u‖²,  w = exp(A/τ)
+
+    The weight is Reward Forcing's (2512.04678) and Stream-R1's (2605.03849): what a good sample is taught counts more.
+    They weigh a critic's gradient of noised samples; here the teacher's way from the same noise is the target, which
+    needs no critic. A weight says where precision matters, and never moves the target.
+    """
+
+    temperature: float = 1.0
+    max_weight: float = 5.0
+    needs: frozenset[str] = frozenset({"teacher"})
+    whole_groups = False
+    earlier_keys = (("most", "max_weight"),)
+
+    def __post_init__(self) -> None:
+        at_least(self, temperature=1e-3, max_weight=1)
+
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+        # Of an Euler step b is σ' − σ.
+        return Points(trajectory.x, trajectory.sigma, until=trajectory.sigma + trajectory.coefficients.b[..., 0])
+
+    def __call__(self, inputs: LossInputs) -> Loss:
+        weight = (inputs.advantage.value / self.temperature).exp().clamp_max(self.max_weight)
+        error = inputs.advantage.reduce((inputs.live - inputs.others["teacher"]).square(), "mean")
+        total = inputs.advantage.average(weight * error)
+        apart = float(error.detach().mean())
+        metrics = {"loss/policy": float(total.detach()), "weight": float(weight.mean()), "apart": apart}
+        return Loss(total, metrics)

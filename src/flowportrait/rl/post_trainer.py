@@ -1,0 +1,292 @@
+"""Post-training of any generator in a few lines.
+
+policy ─► adapter (ours, or other people's) ─► task, rewards ─► Trainer ─► Loop ─► checkpoint/
+
+recipe.json     the resolved recipe                    metrics.jsonl   one line per iteration
+run.json        versions, seed, hashes of all inputs   samples/        held-out videos every k iterations
+state/          to resume from                         checkpoint/     the best: ``animate --checkpoint RUN``
+events.jsonl    what happened to the run               latest/         the last averaged weights, where the
+                                                       held-out evaluation chose an earlier ``checkpoint``
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+
+from flowportrait.adapters.loading import GeneratorAdapter, as_generator, load_policy_generator
+from flowportrait.config import override, save, to_dict
+from flowportrait.errors import BadInput
+from flowportrait.models.arflow import SHIPPED, ARFlow
+from flowportrait.plugins import is_reference, load_reference, plugin_names
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Reward, Score, all_valid
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.loop import Callback, HeldOutEvaluation, Loop
+from flowportrait.rl.manifest import flat, manifest, write_or_compare
+from flowportrait.rl.offline_data import OfflineDataConfig
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.policy_adapter import ARFlowAdapter, PolicyAdapter, TrainingData
+from flowportrait.rl.recipes import CARDS, find_recipe
+from flowportrait.rl.trainer import Trainer
+from flowportrait.terminal import say, speaks
+from flowportrait.training.distributed import on_main, one_voice, roll_call, tracking
+from flowportrait.training.state import latest_state, read_state
+
+Prompts = str | Path | Sequence[Any]
+RewardLike = str | type | Reward | Callable[[RewardBatch], Any]
+Rewards = Composite | Sequence[RewardLike] | Mapping[str, float]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class PostTrainer:
+    """Reinforcement learning of a generator on portraits, speech or texts.
+
+    ::
+
+        trainer = PostTrainer("sft", rewards=["sync", my_reward], config=PostTrainConfig.from_recipe("nft", groups=4),
+                              train_prompts="mine/", eval_prompts="kept/", output_dir="runs/nft")
+        trainer.train(resume=True)
+        trainer.save_pretrained("out/")
+
+    Several processes (``accelerate launch``) train together.
+
+    Args:
+        policy: what to train. A shipped checkpoint (``sft``, ``rl``), the folder of a checkpoint or of a run, a
+            generator (``ARFlow``); or a generator of somebody else: a pipeline of diffusers (the object, its folder or
+            its hub name), ``MODULE:NAME``, an entry point of the group ``policies``, or an object with the methods of
+            ``adapters.policy.Generator``.
+        rewards: names, ``MODULE:NAME``s, classes, objects or plain functions of a batch, which count alike; or a
+            mapping from names to weights. By default those of the config.
+        config: the recipe with its settings, or a recipe's name.
+        train_prompts: a folder of images and audio files, a ``prompts.jsonl``, or ``Prompt`` or ``Item`` objects.
+        eval_prompts: the same, never trained on. They are drawn and measured every ``config.evaluate_every``
+            iterations; they decide which checkpoint is the best, and stop a run that learns its rewards only.
+        callbacks: code of your own, see ``Callback``.
+        output_dir: folder of the run.
+        pairs: files of preference pairs or rated clips to learn from, in the place of prompts.
+        exemplars: a prepared corpus with real clips, for recipes that need them.
+        policy_arguments: arguments of a pipeline's calls (``height``, ``num_frames``, …) or of a class.
+        bf16: load a pipeline's weights in bfloat16.
+        report_to: ``tensorboard`` or ``wandb``.
+
+    Raises:
+        BadInput: the recipe does not fit the policy or the data, or a name is not known.
+    """
+
+    def __init__(
+        self,
+        policy: Any = "sft",
+        rewards: Rewards | None = None,
+        config: PostTrainConfig | str = "flow-grpo",
+        train_prompts: Prompts | None = None,
+        eval_prompts: Prompts | None = None,
+        callbacks: Sequence[Callback] = (),
+        output_dir: str | Path | None = None,
+        *,
+        pairs: Sequence[str | Path] = (),
+        exemplars: str | Path | None = None,
+        policy_arguments: Mapping[str, Any] | Sequence[str] = (),
+        bf16: bool = False,
+        report_to: str | None = None,
+    ) -> None:
+        config = resolve_recipe(config) if isinstance(config, str) else config
+        if bf16 and config.autocast == "no":
+            # Half-precision weights round as autocast does: replayed noise is compared accordingly.
+            config = replace(config, autocast="bf16")
+        self.config = learning_from_pairs(config) if pairs else config
+        self.adapter = adapter_for(policy, policy_arguments, bf16)
+        self.rewards = rewards
+        self.train_prompts, self.eval_prompts = train_prompts, eval_prompts
+        self.callbacks = list(callbacks)
+        self.output_dir = Path(output_dir or f"runs/{self.config.name}")
+        self.pairs = [Path(path) for path in pairs]
+        self.exemplars = None if exemplars is None else Path(exemplars)
+        self.report_to = report_to
+        self.adapter.check(self.config, TrainingData(() if train_prompts else None, self.pairs, self.exemplars))
+
+    def train(self, resume: bool = False) -> Path:
+        """Train to the config's last iteration, or until there is a reason to stop.
+
+        Args:
+            resume: go on with the run in ``output_dir``, if there is one.
+
+        Returns:
+            The folder of the best checkpoint.
+
+        Raises:
+            BadInput: prompts or settings that cannot be used, a run already in ``output_dir`` that is not to be resumed
+                or that differs from what is asked, or a run that came to nothing.
+        """
+        accelerator = tracking(self.report_to, self.output_dir)
+        with one_voice(accelerator, self.output_dir):
+            self._train(resume, accelerator)
+        return self.output_dir / "checkpoint"
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The records of all iterations so far, as in ``metrics.jsonl``."""
+        path = self.output_dir / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Copy the best checkpoint, with the recipe that made it: a generator of ours as ``AnimatePipeline`` loads it,
+        adapters of a pipeline as diffusers loads them. Of several processes the main one copies.
+
+        Raises:
+            BadInput: nothing has been trained yet, or the folder cannot be written.
+        """
+        source, target = self.output_dir / "checkpoint", Path(folder)
+        if not source.is_dir():
+            raise BadInput(f"There is no checkpoint in {self.output_dir} yet: call train first.")
+        if not speaks():
+            return target
+        try:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+            shutil.copy(self.output_dir / "recipe.json", target / "recipe.json")
+        except (OSError, shutil.Error) as error:
+            raise BadInput(f"Cannot write {target} ({error}).") from error
+        return target
+
+    def _train(self, resume: bool, accelerator: Accelerator) -> None:
+        config, output, state = self.config, self.output_dir, self.output_dir / "state"
+        if any(roll_call(accelerator, latest_state(state) is not None)) and not resume:
+            raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
+        # Clips that are given are learned from in the place of prompts.
+        train_prompts = None if config.offline_data else self._read(self.train_prompts)
+        eval_prompts = self._read(self.eval_prompts)
+        data = TrainingData(train_prompts, self.pairs, self.exemplars)
+        rewards = None if self.rewards is None else composite_of(self.rewards)
+        policy, task, own_rewards, files = self.adapter.prepare(config, data, rewards)
+        rewards = own_rewards or rewards or Composite.default(config.rewards)
+
+        def describe() -> dict[str, Any]:
+            start = self.adapter.start(policy, config)
+            return manifest(start, train_prompts or (), config.seed, files, rewards=dict(rewards.weights))
+
+        description = on_main(accelerator, describe)
+        trainer = Trainer(policy, task, config, rewards, accelerator)
+
+        def open_folder() -> list[str]:
+            output.mkdir(parents=True, exist_ok=True)
+            return write_or_compare(output / "run.json", description)
+
+        for change in on_main(accelerator, open_folder):
+            if accelerator.is_main_process:
+                say(f"Warning: {change}; a resumed run may differ in its last bits.")
+        if latest_state(state):
+            read_state(trainer, state)
+        on_main(accelerator, lambda: save(trainer.recipe, output / "recipe.json"))
+        if self.report_to:
+            accelerator.init_trackers("flowportrait", flat(to_dict(config)))
+        evaluation = None
+        if eval_prompts:
+            evaluation = HeldOutEvaluation(eval_prompts, output / "samples", self.adapter.write_sample)
+        Loop(trainer, output, evaluation, self.callbacks).run()
+        accelerator.end_training()
+
+    def _read(self, prompts: Prompts | None) -> Sequence[Any] | None:
+        return self.adapter.read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else prompts
+
+
+def adapter_for(policy: Any, arguments: Mapping[str, Any] | Sequence[str] = (), bf16: bool = False) -> PolicyAdapter:
+    """The adapter for whatever ``PostTrainer`` takes as a policy.
+
+    Raises:
+        BadInput: a name that nothing has, or an object that is no generator.
+    """
+    if isinstance(policy, ARFlow):
+        return ARFlowAdapter(policy)
+    if not isinstance(policy, (str, Path)):
+        generator = as_generator(policy, dict(arguments) if isinstance(arguments, Mapping) else None)
+        return GeneratorAdapter(getattr(policy, "__name__", type(policy).__name__), lambda: generator)
+    name, plugins = str(policy), plugin_names("policies")
+    if not is_reference(name) and name not in plugins:
+        is_checkpoint = any(
+            (folder / "model.safetensors").is_file() for folder in (Path(name), Path(name, "checkpoint"))
+        )
+        if name in SHIPPED or is_checkpoint:
+            return ARFlowAdapter(name)
+        if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+            raise BadInput(
+                f"No policy named {name!r}: choose from {', '.join([*SHIPPED, *plugins])}, a folder, a pipeline of "
+                "diffusers by its hub name, or MODULE:NAME."
+            )
+    return GeneratorAdapter(name, lambda: load_policy_generator(name, arguments, bf16))
+
+
+def composite_of(rewards: Rewards) -> Composite:
+    """Rewards as ``PostTrainer`` takes them, with the weight of each.
+
+    Raises:
+        BadInput: a name that is no reward.
+    """
+    if isinstance(rewards, Composite):
+        return rewards
+    if isinstance(rewards, Mapping):
+        return Composite.of(rewards)
+    found = [_reward_of(reward) for reward in rewards]
+    return Composite(tuple(found), {reward.name: 1.0 for reward in found})
+
+
+def _reward_of(reward: Any) -> Reward:
+    if isinstance(reward, str) and is_reference(reward):
+        reward = load_reference(reward)
+    if isinstance(reward, str):
+        return Composite.of({reward: 1.0}).rewards[0]
+    if isinstance(reward, type):
+        reward = reward()
+    return reward if hasattr(reward, "name") else _FunctionReward(reward)
+
+
+class _FunctionReward:
+    """A plain function of a batch as a reward; what it needs it finds in the batch."""
+
+    def __init__(self, function: Callable[[RewardBatch], Any]) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.needs: frozenset[str] = getattr(function, "needs", frozenset())
+
+    def __call__(self, batch: RewardBatch) -> Score:
+        return all_valid(self.function(batch))
+
+
+def resolve_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> PostTrainConfig:
+    """A recipe by name, or by the folder of a run that used it, with ``key=value`` changes applied.
+
+    Raises:
+        BadInput: unknown recipe, key or value.
+    """
+    path = Path(recipe)
+    written = path / "recipe.json" if path.is_dir() else path
+    found = PostTrainConfig.from_json(written) if path.exists() else find_recipe(str(recipe))
+    return override(found, changes)
+
+
+def learning_from_pairs(recipe: PostTrainConfig) -> PostTrainConfig:
+    """The recipe, learning from stated pairs, or from single rated clips if it compares with the whole batch.
+
+    Raises:
+        BadInput: it makes its own pairs, or needs the way to a sample, which a given clip does not have.
+    """
+    if not _needs_final_samples_only(recipe):
+        able = [name for name in CARDS if _needs_final_samples_only(find_recipe(name))]
+        raise BadInput(f"The recipe {recipe.name} does not go with --pairs: choose one of {', '.join(able)}.")
+    clips: Literal["pairs", "rated"] = "rated" if recipe.credit.baseline_scope == "batch" else "pairs"
+    offline_data = replace(recipe.offline_data or OfflineDataConfig(), clips=clips)
+    return replace(recipe, offline_data=offline_data, group_size=offline_data.group_size)
+
+
+def _needs_final_samples_only(recipe: PostTrainConfig) -> bool:
+    drawn_without_path = isinstance(recipe.plan, OdePlan) and not recipe.plan.keep_path
+    damages_clips = recipe.offline_data and recipe.offline_data.clips == "damaged"
+    return drawn_without_path and not (recipe.exemplars or recipe.exploration or damages_clips)

@@ -1,0 +1,141 @@
+"""Every post-training method as a recipe, by the name the command line takes.
+
+    find_recipe("flow-grpo")          one of ``RECIPES``
+    find_recipe("calm")               an entry point of the group ``flowportrait.recipes``
+    find_recipe("my_module:CARD")     a ``Card``, or a function that returns one
+
+A run keeps the name in its ``recipe.json``, so that it is resumed by it. Nothing heavy is imported before a recipe is
+asked for: listing names and texts takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowportrait.errors import BadInput
+from flowportrait.plugins import load_plugin, plugin_names
+
+if TYPE_CHECKING:
+    from flowportrait.rl.config import PostTrainConfig
+    from flowportrait.rl.recipes.card import Card
+
+
+RECIPES: dict[str, str] = {
+    "flow-grpo": "grpo:FLOW_GRPO_CARD",
+    "dance-grpo": "grpo:DANCE_GRPO_CARD",
+    "mix-grpo": "grpo:MIX_GRPO_CARD",
+    "flash-grpo": "grpo:FLASH_GRPO_CARD",
+    "longcat-grpo": "grpo:LONGCAT_GRPO_CARD",
+    "cps": "grpo:CPS_CARD",
+    "guard": "grpo_variants:GUARD_CARD",
+    "dppo": "grpo_variants:DPPO_CARD",
+    "gspo": "grpo_variants:GSPO_CARD",
+    "branch-grpo": "grpo:BRANCH_GRPO_CARD",
+    "tempflow": "grpo:TEMPFLOW_CARD",
+    "nft": "matching:NFT_CARD",
+    "nft-regions": "matching:NFT_REGIONS_CARD",
+    "awm": "matching:AWM_CARD",
+    "flow-rwr": "matching:FLOW_RWR_CARD",
+    "flow-dpo": "preference:FLOW_DPO_CARD",
+    "kvpo": "grpo_variants:KVPO_CARD",
+    "otca": "grpo_variants:OTCA_CARD",
+    "vipo": "grpo_variants:VIPO_CARD",
+    "pref-grpo": "grpo_variants:PREF_GRPO_CARD",
+    "solace": "grpo_variants:SOLACE_CARD",
+    "exemplar-ratio": "exemplar:EXEMPLAR_RATIO_CARD",
+    "exemplar-awm": "exemplar:EXEMPLAR_AWM_CARD",
+    "exemplar-dpo": "exemplar:EXEMPLAR_DPO_CARD",
+    "sync-dpo": "preference:SYNC_DPO_CARD",
+    "threshold": "preference:THRESHOLD_CARD",
+    "distil": "matching:DISTIL_CARD",
+}
+"""Name of every recipe of this package → the module in this folder and the card in it."""
+
+TEXTS = ("source", "verified", "reading")
+
+
+class _BuiltInCards(Mapping[str, "Card"]):
+    """The cards of ``RECIPES`` by name; a card's module is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Card:
+        module, _, attribute = RECIPES[name].partition(":")
+        card: Card = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+        return card
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(RECIPES)
+
+    def __len__(self) -> int:
+        return len(RECIPES)
+
+
+CARDS: Mapping[str, Card] = _BuiltInCards()
+
+
+def find_card(name: str) -> Card:
+    """The card of a recipe, which is called as it was asked for.
+
+    Args:
+        name: a built-in recipe, an entry point of ``flowportrait.recipes``, or ``MODULE:NAME``.
+
+    Raises:
+        BadInput: there is none of that name, or what it refers to is no card.
+    """
+    if name in RECIPES:
+        return CARDS[name]
+    kind: type[Card] = importlib.import_module(f"{__name__}.card").Card
+    found: Any = load_plugin("recipes", name, RECIPES)
+    card = found() if callable(found) else found
+    if not isinstance(card, kind):
+        raise BadInput(
+            f"The recipe {name!r} is of type {type(card).__name__}: make it a Card, or a function that returns one."
+        )
+    return replace(card, recipe=replace(card.recipe, name=name))
+
+
+def find_recipe(name: str) -> PostTrainConfig:
+    """A recipe with its defaults; see ``find_card``.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    return find_card(name).recipe
+
+
+def recipe_texts() -> dict[str, dict[str, str]]:
+    """Name of every recipe → its ``source``, ``verified`` and ``reading``, those of other packages last.
+
+    The texts of built-in recipes are read from their files, since importing these imports torch, which takes seconds.
+    """
+    return {**_built_in_texts(), **{name: _texts(find_card(name)) for name in plugin_names("recipes")}}
+
+
+@cache
+def _built_in_texts() -> dict[str, dict[str, str]]:
+    try:
+        files = {module: _parse_cards(module) for module in {place.partition(":")[0] for place in RECIPES.values()}}
+        places = {name: place.partition(":") for name, place in RECIPES.items()}
+        return {name: files[module][attribute] for name, (module, _, attribute) in places.items()}
+    except (OSError, ValueError, LookupError):  # no source files (a frozen program), or texts that are computed
+        return {name: _texts(card) for name, card in CARDS.items()}
+
+
+def _texts(card: Card) -> dict[str, str]:
+    return {text: getattr(card, text) for text in TEXTS}
+
+
+def _parse_cards(module: str) -> dict[str, dict[str, str]]:
+    """Texts of every ``NAME = Card(source="…", …)`` in a module of this folder, by NAME."""
+    found = {}
+    for node in ast.parse((Path(__file__).parent / f"{module}.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Card":
+            given = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            texts = {text: ast.literal_eval(given[text]) for text in TEXTS}
+            found[ast.unparse(node.targets[0])] = texts
+    return found

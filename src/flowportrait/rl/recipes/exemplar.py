@@ -1,0 +1,76 @@
+"""Recipes with real clips in their groups."""
+
+from __future__ import annotations
+
+from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.objectives.preference import DPO
+from flowportrait.rl.objectives.ratio import AWM
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.recipes.card import Card
+from flowportrait.rl.stages import Exemplars
+
+EXEMPLAR_RATIO_CARD = Card(
+    recipe=PostTrainConfig(
+        "exemplar-ratio",
+        exemplars=Exemplars(),
+        frames=28,
+    ),
+    source="PortraitGen, 2606.26930",
+    equation="as flow-grpo, with the transitions of a real clip beside the samples'",
+    paper=("Real examples, inverted, stand among the samples of a group; dual reward, no reconstruction loss."),
+    verified="The abstract, and what one reader notes of the paper.",
+    reading=(
+        "The inverted path is no sample of the policy and its ratio is biased: one real clip per group, its advantage "
+        "capped, its residual logged, and the group normalised by its own samples."
+    ),
+    why={
+        "exemplars": "the method; straight-line re-noising is exact at both ends",
+        "frames": "real clips are short",
+    },
+)
+
+EXEMPLAR_AWM_CARD = Card(
+    recipe=PostTrainConfig(
+        "exemplar-awm",
+        exemplars=Exemplars(),
+        plan=OdePlan(),
+        objective=AWM(),
+        frames=28,
+        learning_rate=1e-4,
+    ),
+    source="PortraitGen, 2606.26930",
+    equation="as awm, with the real clip as one more sample: noised directly, it needs no path and no ratio",
+    paper=("Real examples, inverted, stand among the samples of a group; dual reward, no reconstruction loss."),
+    verified="The abstract, and what one reader notes of the paper.",
+    reading=("No inversion where none is needed: the forward process noises the real clip as it noises samples."),
+    why={
+        "exemplars": "the method",
+        "frames": "real clips are short",
+        "learning_rate": "as in awm",
+    },
+)
+
+EXEMPLAR_DPO_CARD = Card(
+    recipe=PostTrainConfig(
+        "exemplar-dpo",
+        exemplars=Exemplars(),
+        plan=OdePlan(),
+        objective=DPO(),
+        frames=28,
+        group_size=8,
+        groups=12,
+        learning_rate=2e-5,
+    ),
+    source="PortraitGen, 2606.26930",
+    equation="as flow-dpo, the real clip the winner and the group's worst sample the loser",
+    paper=("Real examples, inverted, stand among the samples of a group; dual reward, no reconstruction loss."),
+    verified="The abstracts.",
+    reading=("After RealDPO (2510.14955): what is real is preferred to what is generated, whatever the rewards say."),
+    why={
+        "exemplars": "the method",
+        "frames": "real clips are short",
+        "groups": "as in flow-dpo",
+        "group_size": "as in flow-dpo",
+        "learning_rate": "as in flow-dpo",
+    },
+)

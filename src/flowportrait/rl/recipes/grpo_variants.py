@@ -1,0 +1,178 @@
+"""Recipes that change credit, exploration or tree of Flow-GRPO."""
+
+from __future__ import annotations
+
+from flowportrait.rewards.registry import RewardWeights
+from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.credit import Allocation, CreditConfig
+from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.recipes.card import Card
+from flowportrait.rl.stages import HistoryRouting
+
+GUARD_CARD = Card(
+    recipe=PostTrainConfig(
+        "guard",
+        objective=ClippedRatio(form="guard", reduce="mean", clip_low=2e-3, clip_high=2e-3, step_weight="rectified"),
+    ),
+    source="GRPO-Guard, 2510.22319",
+    equation=(
+        "as flow-grpo, its steps weighted by 1/|b|, with r = exp mean b eps (v - v_old): centred at 1 and alike at "
+        "every step, so that the clip binds on both sides"
+    ),
+    paper=(
+        "RatioNorm: the quadratic bias is taken out of the log-ratio, which is scaled by the step's "
+        "deviation; gradients are balanced over steps."
+    ),
+    verified="The ratio and 1/dt in the code of Flow-GRPO and RealGen; the paper itself at second hand.",
+    reading="Clip range 2e-3 for 120 latent numbers; step weights 1/|b|, the paper's 1/dt but for a constant.",
+    why={
+        "objective.form": "the method",
+        "objective.reduce": "the paper's; its clip is one of means",
+        "objective.clip_low": (
+            "the spread of a mean falls with the root of the count: 1e-4 of FLUX's 262144 numbers is 5e-3 of our 120"
+        ),
+        "objective.clip_high": "the same",
+        "objective.step_weight": "the paper's 1/dt",
+    },
+)
+
+DPPO_CARD = Card(
+    recipe=PostTrainConfig("dppo", objective=ClippedRatio(trust="divergence", divergence=0.02)),
+    source="Flow-DPPO, 2606.11025",
+    equation=(
+        "L = -mean r A, leaving out transitions with k^2 dv^2 / 2 > delta that move on in the direction "
+        "A asks for;  + beta KL(v || v_ref)"
+    ),
+    paper="The trust region is the divergence of the transition, not the ratio of one draw from it.",
+    verified="The abstract, and the mask in the authors' code (UniRL).",
+    reading=(
+        "The divergence is summed over a chunk's latents; delta = 0.02 corresponds to a ratio spread of 0.2, "
+        "the clip it replaces."
+    ),
+    why={
+        "objective.trust": "the method",
+        "objective.divergence": "a log-ratio of spread 0.2, the clip that it replaces, has this divergence",
+    },
+)
+
+GSPO_CARD = Card(
+    recipe=PostTrainConfig("gspo", objective=SequenceRatio()),
+    source="Group Sequence Policy Optimization, 2507.18071",
+    equation="L = -mean min(s A, clip(s) A),   s = exp mean over a clip's transitions of log N(x'; v) / N(x'; v_old)",
+    paper="The ratio, and what is clipped, is that of a whole sequence, since that is what a reward is of; no KL.",
+    verified="Formulas and settings as the documentation of two libraries quotes them (TRL, ms-swift).",
+    reading=(
+        "Of language models there; a token is a chunk's step here. The form with a gradient per token, so that lip "
+        "sync still pays single chunks."
+    ),
+    why={
+        "objective.clip_low": "a mean of 90 transitions spreads a ninth of one, whose own clip is 0.2",
+        "objective.clip_high": "the same; a third wider above, as the paper's 3e-4 and 4e-4",
+    },
+)
+
+KVPO_CARD = Card(
+    recipe=PostTrainConfig(
+        "kvpo",
+        plan=OdePlan(keep_path=True),
+        exploration=HistoryRouting(),
+        objective=KVPO(),
+        same_start=True,
+        group_size=8,
+        groups=12,
+    ),
+    source="KVPO, 2605.14278",
+    equation="""\
+pi(branch) = softmax -E/tau,   E = mean |v(x | true past) - (x' - x)/dt|^2
+L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
+""",
+    paper=(
+        "Branches differ by which older entries of the history cache they see, from shared noise along the "
+        "ODE; the replay sees the true cache; discrete KL."
+    ),
+    verified="Routing, energies, KL, anchor, clip and settings in the authors' code.",
+    reading=(
+        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. Energies are of "
+        "velocities, a mean over steps and numbers, against the straight way of each step, over tau; the authors' "
+        "are of clean samples, |x0 - x0hat|^2 / 2 s^2, summed over blocks and steps. Our KL is KL(pi_ref || pi), "
+        "the authors' KL(pi || pi_ref). A branch is compared with the mean of its siblings and their std; the "
+        "authors' anchor, a branch that did not explore, is missing: theirs is (r - r_anchor) over the std with the "
+        "anchor among them. tau and the KL weight are set for 120-number latents."
+    ),
+    why={
+        "plan.keep_path": "the way a branch went is what is learned",
+        "exploration": "the authors': four kept, five routed",
+        "same_start": "the authors'",
+        "group_size": "the authors' eight branches",
+        "groups": "96 clips an iteration",
+        "objective.clip_low": "the authors' 0.9 … 1.2",
+    },
+)
+
+OTCA_CARD = Card(
+    recipe=PostTrainConfig(
+        "otca",
+        allocation=Allocation(steps={"sync": -0.5, "expressiveness": 0.5, "perceptual": -0.5}),
+    ),
+    source="after OTCA, 2604.19234",
+    equation="A[i, n, r] = sum over rewards of A_reward[i, n] (1 + t_reward (2 s_r - 1))",
+    paper="Denoising steps have weights of their own, and the weights of rewards vary over them.",
+    verified="The abstract alone.",
+    reading=(
+        "The paper estimates its weights by formulas that were not at hand; ours are linear in the noise level: what "
+        "a clip does is decided early, how exactly it does it late. As nothing is learned at the end, a sixth more "
+        "of the former is paid in all, and a sixth less of the latter."
+    ),
+    why={
+        "allocation.steps": "half as much again at one end, half as much at the other; not tuned",
+    },
+)
+
+VIPO_CARD = Card(
+    recipe=PostTrainConfig("vipo", allocation=Allocation(regions={"sync": "mouth"})),
+    source="after ViPO, 2511.18719",
+    equation="""\
+A[i, n, p] = sum of the rewards that region p is paid by
+L = -mean sum_p min(r_p A_p, clip(r_p) A_p) + beta KL(v || v_ref),   r = product of r_p
+""",
+    paper="Latent positions get advantages of their own.",
+    verified="The abstract alone.",
+    reading=(
+        "The paper weighs positions by variance of backbone features; a motion latent knows what it moves, so "
+        "regions are named: lip sync pays the mouth's numbers only."
+    ),
+    why={
+        "allocation.regions": "lips are what sync looks at",
+    },
+)
+
+PREF_GRPO_CARD = Card(
+    recipe=PostTrainConfig("pref-grpo", credit=CreditConfig(win_rate=("all",))),
+    source="Pref-GRPO, 2508.20751",
+    equation="reward = share of siblings that a sample beats, then as flow-grpo",
+    paper="Win rates inside the group instead of z-scores, so that meaningless gaps are not blown up.",
+    verified="Win rates and their use in the authors' code.",
+    reading=(
+        "A win is a larger score by more than the reward's own measurement noise; the paper asks a judge for "
+        "every pair."
+    ),
+    why={
+        "credit.win_rate": "the method, for every reward",
+    },
+)
+
+SOLACE_CARD = Card(
+    recipe=PostTrainConfig("solace", rewards=RewardWeights(self_confidence=0.3)),
+    source="SOLACE, CVPR 2026",
+    equation="r = - sum_s w(s) ln(mean (eps' - eps)^2) / sum_s w(s), w(s) = s(1 - s), beside the others of flow-grpo",
+    paper="How surely the policy recognises the noise put back on its own sample is paid; no network but its own.",
+    verified="Noises, levels and weights in the authors' code.",
+    reading=(
+        "Beside the composite, never alone: by itself it pays for easy, average motion. Guidance stays as it is "
+        "delivered, normalising is left to credit, and each chunk has its own."
+    ),
+    why={
+        "rewards.self_confidence": "as much as the perceptual group: a companion",
+    },
+)

@@ -1,0 +1,213 @@
+"""One iteration of post-training.
+
+Methods differ in what a recipe hands over: its plan, kernel, credit, allocation, objective, role rule and stages. The
+trainer calls each of them in the same order for every recipe, and nothing in here asks which method runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from flowportrait.flow.kernels import Kernel, kernel_named
+from flowportrait.flow.noise import NoiseKey
+from flowportrait.rewards.interface import Score
+from flowportrait.rewards.registry import Composite
+from flowportrait.rl.config import FIRST_VERSION, PostTrainConfig
+from flowportrait.rl.credit import allocate_advantage, credit_batch, select_best_and_worst, signal_metrics
+from flowportrait.rl.learner import (
+    Metrics,
+    PolicyLearner,
+    RankGroups,
+    all_rewards_failed,
+    combine_metrics,
+    gather_scores,
+    invalidate_scores,
+    microbatch_rows,
+    non_finite_mask,
+    zero_masked,
+)
+from flowportrait.rl.objectives.interface import Advantage
+from flowportrait.rl.plan import Planner, apply_policy_schedule
+from flowportrait.rl.rollout import Batch, Trajectory, collect, pack_rollouts, rollout, unpack_rollouts
+from flowportrait.rl.stages import Stage
+from flowportrait.rl.task import PromptSource
+from flowportrait.training.distributed import roll_call
+from flowportrait.training.learner import Weights
+
+
+class Trainer(PolicyLearner):
+    """Post-trains a policy on a task under a composite reward."""
+
+    def __init__(
+        self,
+        policy: Any,
+        task: PromptSource,
+        recipe: PostTrainConfig,
+        rewards: Composite,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        super().__init__(policy, recipe, accelerator)
+        self.task = task
+        self.rewards = rewards
+        self.share = RankGroups.of(self.accelerator, recipe.groups, recipe.group_minibatches)
+        self.waiting: list[tuple[Trajectory, dict[str, Score]]] = []
+
+    @property
+    def kernel(self) -> Kernel:
+        """The recipe's stochastic kernel."""
+        return kernel_named(self.recipe.kernel, self.recipe.eta, self.recipe.version)
+
+    def step(self) -> Metrics:
+        """Run one iteration, on all processes together; returns what to log."""
+        started = time.monotonic()
+        batch = self.collect()
+        due = self.delay(batch)
+        metrics: Metrics = {}
+        if due is not None:
+            trajectory = due.trajectory
+            advantage, metrics = self.credit(due)
+            rows = select_best_and_worst(
+                advantage.per_sample, trajectory.group, self.recipe.train_on, advantage.is_judged
+            )
+            if any(roll_call(self.accelerator, bool(non_finite_mask(trajectory).any()))) or all_rewards_failed(metrics):
+                metrics |= {"skipped": 1.0, "grad_norm": 0.0}
+            else:
+                metrics |= self.update(trajectory.select(rows), advantage.select(rows))
+        self.roles.after_iteration(self.iteration)
+        self.iteration += 1
+        own = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
+        seconds = batch.seconds | {"seconds/update": own}
+        return {"iteration": self.iteration, **combine_metrics(self.accelerator, metrics, seconds)}
+
+    def collect(self) -> Batch:
+        """Scored samples of this process's groups of this iteration."""
+        rollouts = Rollouts(self)
+        collect_batch: Callable[[], Batch] = rollouts.collect
+        for stage in reversed(self.recipe.active_stages):
+            collect_batch = partial(stage.collect_batch, rollouts, collect_batch)
+        return collect_batch()
+
+    def delay(self, batch: Batch) -> Batch | None:
+        """The batch to train on now: this one, or the one made ``staleness`` iterations ago (none at first)."""
+        if self.recipe.staleness == 0:
+            return batch
+        made = batch.trajectory
+        with self.rollout_mode():
+            behaviour = torch.cat([self.velocity(made.select(rows)) for rows in microbatch_rows(made, self.recipe)])
+        self.waiting.append((replace(made, v_behaviour=behaviour), batch.scores))
+        if len(self.waiting) <= self.recipe.staleness:
+            return None
+        trajectory, scores = self.waiting.pop(0)
+        return Batch(trajectory, scores, batch.seconds)
+
+    def credit(self, batch: Batch) -> tuple[Advantage, Metrics]:
+        """Advantages of this process's samples; statistics are those of the samples of all processes."""
+        recipe, trajectory, scores = self.recipe, batch.trajectory, batch.scores
+        for stage in recipe.active_stages:
+            scores = dict(stage.adjust_scores(scores, trajectory))
+        everyone, group = gather_scores(self.accelerator, scores, trajectory.group)
+        compared = (
+            batch.comparison_scores and gather_scores(self.accelerator, batch.comparison_scores, trajectory.group)[0]
+        )
+        chunks, own_rows = trajectory.latents.shape[1], self.share.own_rows(group)
+        credit = credit_batch(
+            everyone, compared, group, own_rows, chunks, self.rewards.weights, recipe.credit,
+            self.baseline_rows(trajectory),
+        )  # fmt: skip
+        own, plan = credit.own, recipe.plan(recipe.seed, self.iteration, recipe.groups, chunks)
+        advantage = allocate_advantage(
+            own, trajectory, recipe.allocation, self.task.regions, plan.forks, recipe.credit.limit,
+            equal_regions=recipe.version == FIRST_VERSION,
+        )  # fmt: skip
+        metrics = {**own.metrics, **signal_metrics(own.parts)}
+        metrics["invalid_samples"] = float((~advantage.is_judged).float().mean())
+        for stage in recipe.active_stages:
+            advantage, logged = stage.adjust_advantage(advantage, trajectory, credit)
+            metrics |= logged
+        return advantage, metrics
+
+    def baseline_rows(self, trajectory: Trajectory) -> torch.Tensor | None:
+        """Which samples of all processes means and spreads are of, after every stage; None for all."""
+        named = [stage.baseline_rows(trajectory) for stage in self.recipe.active_stages]
+        masks = [mask for mask in named if mask is not None]
+        return torch.cat(roll_call(self.accelerator, torch.stack(masks).all(0))) if masks else None
+
+    def any_condition(self) -> Any:
+        """One row of a condition of this task, to know its kind."""
+        with self.rollout_mode():
+            prompts: Any = self.task.draw(self.recipe.groups, self.recipe.seed, self.iteration)
+            return self.task.condition(self.policy, prompts.select(self.share.groups[:1]))
+
+    def process_state(self) -> Weights:
+        """The rollouts of this process that wait to be trained on."""
+        return pack_rollouts(self.waiting)
+
+    def load_process_states(self, states: Sequence[Weights]) -> None:
+        """The waiting rollouts of this process's groups, whoever drew them."""
+        if states and self.recipe.staleness:
+            waiting = unpack_rollouts(states, self.share.groups, self.any_condition(), self.device)
+            self.waiting = waiting[-self.recipe.staleness :]
+
+
+class Rollouts:
+    """This process's rollouts in the trainer's iteration; what stages see of it is ``stages.IterationRollouts``."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        recipe = trainer.recipe
+        self.trainer = trainer
+        self.policy: Any = trainer.policy
+        self.task: Any = trainer.task
+        self.prompts: Any = trainer.task.draw(recipe.groups, recipe.seed, trainer.iteration)
+        self.groups: torch.Tensor = trainer.share.groups
+        self.sample_count: int = recipe.groups * recipe.group_size
+        self.recipe_name: str = recipe.name
+        self.kernel: Kernel = trainer.kernel
+        self.noise_key: NoiseKey = trainer.noise_key
+
+    def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
+        """The weights of a role (those that make rollouts), in evaluation mode, without gradients."""
+        return self.trainer.rollout_mode(role)
+
+    def collect(self) -> Batch:
+        """The iteration's scored samples, as the recipe's stages explore and augment them."""
+        recipe = self.trainer.recipe
+        return self._collect(partial(self._sample, recipe.plan, recipe.group_size, recipe.active_stages))
+
+    def sample_and_score(self, planner: Planner, group_size: int, role: str | None = None) -> Batch:
+        """Further scored samples of every prompt under another plan and role, from the noise of the first siblings."""
+        return self._collect(partial(self._sample, planner, group_size, ()), role)
+
+    def _collect(self, sample: Callable[[torch.Tensor], Trajectory], role: str | None = None) -> Batch:
+        parts = [part for part in self.groups.tensor_split(self.trainer.recipe.rollout_chunks) if len(part)]
+        with self.rollout_mode(role):
+            return collect(parts, sample, self._score)
+
+    def _sample(self, planner: Planner, group_size: int, stages: tuple[Stage, ...], groups: torch.Tensor) -> Trajectory:
+        recipe, policy, key = self.trainer.recipe, self.policy, self.noise_key
+        condition = self.task.condition(policy, self.prompts.select(groups)).repeat(group_size)
+        plan = apply_policy_schedule(
+            policy, planner(recipe.seed, self.trainer.iteration, recipe.groups, condition.chunks)
+        )
+        group = groups.repeat_interleave(group_size)
+        sample = group * recipe.group_size + torch.arange(group_size).repeat(len(groups))
+        sessions = [stage.start_session(policy, condition, sample, key) for stage in stages]
+        session = next((found for found in sessions if found is not None), None)
+        made = rollout(
+            policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, group_size, session
+        )  # fmt: skip
+        for stage in stages:
+            made = stage.augment_rollout(made, groups, plan, self)
+        return made.to("cpu") if recipe.offload else made
+
+    def _score(self, trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
+        prompts, broken = self.prompts.select(trajectory.group), non_finite_mask(trajectory)
+        batch = self.task.batch(self.policy, zero_masked(trajectory, broken), prompts)
+        return invalidate_scores(self.trainer.rewards(batch), broken)

@@ -1,0 +1,310 @@
+"""Voices by name: installed ones, espeak's, and those of a speech server.
+
+Which script words are written in, so that each can be read by a voice that knows it.
+
+    "Say Привет to 東京."  ─►  (en, "Say "), (ru, "Привет "), (en, "to "), (cmn, "東京.")
+
+A script stands for the most spoken language written in it, as espeak-ng names it; Latin script stands for English.
+Kana anywhere in a sentence makes its Han characters Japanese.
+
+What a voice is: one sentence in, its sound out.
+
+``espeak`` and ``espeak:LANGUAGE``: the formant voice of espeak-ng, about a hundred languages from one small package.
+
+Nobody takes it for a person, but it reads what no other installed voice can. The library (GPL-3) and its data lie in
+``espeakng-loader`` and are called through ctypes; it keeps one voice for the whole process, hence the lock.
+
+``heart``: an English neural voice that lies complete in the package ``hibari-tts`` (Apache-2.0).
+
+``openai:VOICE`` and ``openai:VOICE@MODEL``: any OpenAI-compatible speech server.
+
+OPENAI_BASE_URL says where it is and OPENAI_API_KEY holds the key, as everywhere; servers of one's own mostly need none.
+A key travels encrypted or not at all, and no redirect is followed.
+
+Voices by name.
+
+heart              English, neural, in a package (the default)
+espeak             about a hundred languages, mechanical;  espeak:de, espeak:fr, espeak:pt-br+f2, …
+openai:NAME        a speech server; openai:NAME@MODEL
+NAME, NAME:REST    a voice that another package announces as an entry point ``flowportrait.voices``
+MODULE:NAME        a voice of one's own
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import threading
+import unicodedata
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from flowportrait.errors import BadInput
+from flowportrait.media.audio import SAMPLE_RATE, Sound
+from flowportrait.media.stream import iter_stream
+from flowportrait.plugins import is_reference, load_plugin, load_reference, plugin_names
+from flowportrait.web_client import OPENAI_ADDRESS, OPENAI_KEY, check_address, key_for
+
+LATIN = "en"
+JAPANESE = "ja"
+LANGUAGE = {
+    "LATIN": LATIN, "CYRILLIC": "ru", "GREEK": "el", "ARABIC": "ar", "HEBREW": "he", "CJK": "cmn", "HIRAGANA": JAPANESE,
+    "KATAKANA": JAPANESE, "HANGUL": "ko", "DEVANAGARI": "hi", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te",
+    "GEORGIAN": "ka", "ARMENIAN": "hy", "ETHIOPIC": "am", "THAI": "th",
+}  # fmt: skip
+"""First word of a character's Unicode name, and a language."""
+
+
+def language_of(character: str) -> str | None:
+    """Language that a character's script stands for; None for digits, marks, spaces and unknown scripts."""
+    if not (character.isalpha() or unicodedata.category(character) == "Lo"):
+        return None
+    return LANGUAGE.get(unicodedata.name(character, "").split(" ", 1)[0].split("-", 1)[0])
+
+
+def runs(sentence: str) -> list[tuple[str, str]]:
+    """Stretches of one script with their language; what belongs to no script goes with the words before it."""
+    found: list[tuple[str, str]] = []
+    for character in sentence:
+        language = language_of(character)
+        if found and (language is None or language == found[-1][0]):
+            found[-1] = (found[-1][0], found[-1][1] + character)
+        else:
+            before = found.pop()[1] if found and not any(map(language_of, found[0][1])) else ""
+            found.append((language or LATIN, before + character))
+    if any(language == JAPANESE for language, _ in found):
+        found = _joined([(JAPANESE if language == "cmn" else language, words) for language, words in found])
+    return found
+
+
+def _joined(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    result: list[tuple[str, str]] = []
+    for language, words in parts:
+        if result and result[-1][0] == language:
+            result[-1] = (language, result[-1][1] + words)
+        else:
+            result.append((language, words))
+    return result
+
+
+class Voice(Protocol):
+    """Somebody who can speak."""
+
+    @property
+    def name(self) -> str:
+        """As ``voice_named`` knows it."""
+
+    def reads(self, language: str) -> bool:
+        """Whether text in this language's script (``en``, ``ru``, ``cmn``, …) comes out as speech."""
+
+    def say(self, sentence: str) -> Sound:
+        """One channel at the voice's own rate; no samples for a sentence without anything to say.
+
+        Raises:
+            BadInput: the voice cannot be reached.
+        """
+
+
+ESPEAK = "espeak"
+_SYNCHRONOUS, _UTF8, _WORDS_PER_MINUTE, _RATE = 2, 1, 160, 1
+_Heard = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_LOCK = threading.Lock()
+
+
+class Espeak:
+    """Reads one language, by default whichever a sentence's script stands for."""
+
+    def __init__(self, language: str = LATIN) -> None:
+        """language: as espeak-ng names it (``de``, ``fr``, ``pt-br``, ``cmn``), with ``+f2`` and the like for others
+        of its voices.
+
+        Raises:
+            BadInput: the package is not installed, or the language unknown.
+        """
+        self._library, self._rate = _library()
+        self.language = language
+        with _LOCK:
+            self._choose()
+
+    @property
+    def name(self) -> str:
+        """See ``Voice``."""
+        return f"{ESPEAK}:{self.language}"
+
+    def reads(self, language: str) -> bool:
+        """See ``Voice``: only Latin script is written by many languages, of which this voice has one."""
+        own = self.language.split("+")[0].split("-")[0]
+        return language == own or (language == LATIN and own not in LANGUAGE.values())
+
+    def say(self, sentence: str) -> Sound:
+        """See ``Voice``."""
+        pieces: list[np.ndarray] = []
+
+        @_Heard
+        def heard(wave: Any, count: int, _: Any) -> int:
+            if wave and count > 0:
+                pieces.append(np.ctypeslib.as_array(wave, (count,)).copy())
+            return 0
+
+        text = sentence.encode() + b"\0"
+        with _LOCK:
+            self._choose()
+            self._library.espeak_SetSynthCallback(heard)
+            self._library.espeak_Synth(text, len(text), 0, 0, 0, _UTF8, None, None)
+        wave = np.concatenate([np.zeros(0, np.int16), *pieces]).astype(np.float32) / 32768.0
+        return Sound(wave[None], self._rate, "mono")
+
+    def _choose(self) -> None:
+        if self._library.espeak_SetVoiceByName(self.language.encode()) != 0:
+            raise BadInput(f"espeak knows no language {self.language!r}: give one such as espeak:de or espeak:cmn.")
+        self._library.espeak_SetParameter(_RATE, _WORDS_PER_MINUTE, 0)
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[Any, int]:
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise BadInput(
+            f"The voice {ESPEAK!r} needs the package espeakng-loader: pip install 'flowportrait[voice]'."
+        ) from error
+    library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), 0)
+    if rate <= 0:
+        raise BadInput("espeak-ng does not start: install the package espeakng-loader again.")
+    return library, rate
+
+
+HEART = "heart"
+_HEART_RATE = 24_000
+
+
+class Heart:
+    """Reads English, the same text always the same."""
+
+    name = HEART
+
+    def __init__(self) -> None:
+        """Raises:
+        BadInput: the package is not installed.
+        """
+        try:
+            from hibari import Hibari
+        except ImportError as error:
+            raise BadInput(
+                f"The voice {HEART!r} needs the package hibari-tts: pip install 'flowportrait[voice]'."
+            ) from error
+        self._speech: Any = Hibari(threads=1)
+
+    def reads(self, language: str) -> bool:
+        """See ``Voice``."""
+        return language == LATIN
+
+    def say(self, sentence: str) -> Sound:
+        """See ``Voice``."""
+        return Sound(np.asarray(self._speech(sentence, seed=0), np.float32).reshape(1, -1), _HEART_RATE, "mono")
+
+
+SERVER = "openai"
+SPEECH_MODEL = "tts-1"
+_TIMEOUT = 60.0
+_ATTEMPTS = 3
+
+
+class SpeechServer:
+    """Reads whatever the server reads; one request a sentence."""
+
+    def __init__(self, voice: str, model: str = SPEECH_MODEL) -> None:
+        """Raises:
+        BadInput: no address is set, it is none, or not safe.
+        """
+        address = os.environ.get(OPENAI_ADDRESS, "")
+        if not address:
+            raise BadInput(f"A voice by server needs its address: set {OPENAI_ADDRESS} to http://HOST:PORT/v1.")
+        check_address(address, OPENAI_ADDRESS)
+        key_for(address, OPENAI_KEY, OPENAI_ADDRESS)
+        self.voice, self.model, self.address = voice, model, address
+
+    @property
+    def name(self) -> str:
+        """See ``Voice``."""
+        return f"{SERVER}:{self.voice}@{self.model}"
+
+    def reads(self, language: str) -> bool:
+        """See ``Voice``: nothing is known about it, so it is trusted with everything."""
+        return True
+
+    def say(self, sentence: str) -> Sound:
+        """See ``Voice``."""
+        import openai
+
+        try:
+            reply = self._client.audio.speech.create(
+                model=self.model, voice=self.voice, input=sentence, response_format="wav"
+            )
+        except openai.APIStatusError as error:
+            raise BadInput(
+                f"{self.address} did not speak ({error.status_code}: {str(error)[:120]}): check voice {self.voice!r}, "
+                f"model {self.model!r} and {OPENAI_KEY}."
+            ) from error
+        except openai.APIError as error:
+            raise BadInput(f"{self.address} cannot be reached ({error}): check {OPENAI_ADDRESS}.") from error
+        if reply.content[:4] != b"RIFF":
+            raise BadInput(f"{self.address} did not send wav but something else: use a server that can write wav.")
+        pieces = list(iter_stream(io.BytesIO(reply.content)))
+        if not pieces:
+            return Sound(np.zeros((1, 0), np.float32), SAMPLE_RATE, "mono")
+        # A voice is one person, whatever the server's channels.
+        samples = np.concatenate([piece.samples for piece in pieces], axis=1).mean(0, keepdims=True)
+        return Sound(samples, pieces[0].rate, "mono")
+
+    @cached_property
+    def _client(self) -> Any:
+        import openai
+
+        from flowportrait.web_client import make_client
+
+        return openai.OpenAI(
+            base_url=self.address, api_key=key_for(self.address, OPENAI_KEY) or "none", timeout=_TIMEOUT,
+            max_retries=_ATTEMPTS - 1, http_client=make_client(_TIMEOUT),
+        )  # fmt: skip
+
+
+DEFAULT = HEART
+
+
+def voice_named(name: str = DEFAULT) -> Voice:
+    """Return the voice ``heart``, ``espeak[:LANGUAGE]``, ``openai:NAME[@MODEL]``, or one that was added.
+
+    A voice of another package is an object, or a class or function that is called with what follows the colon.
+
+    Raises:
+        BadInput: there is none of this name, its package is not installed, or its server's address is not set.
+    """
+    kind, _, rest = name.partition(":")
+    if name == HEART:
+        return Heart()
+    if kind == ESPEAK:
+        return Espeak(rest) if rest else Espeak()
+    if kind == SERVER and rest:
+        voice, _, model = rest.partition("@")
+        return SpeechServer(voice, model or SPEECH_MODEL)
+    if kind in plugin_names("voices"):
+        return _made(load_plugin("voices", kind), rest)
+    if is_reference(name):
+        return _made(load_reference(name), "")
+    added = "".join(f", {other}" for other in plugin_names("voices"))
+    raise BadInput(
+        f"There is no voice {name!r}: give {HEART}, espeak, espeak:LANGUAGE, openai:NAME{added} or MODULE:NAME."
+    )
+
+
+def _made(found: Any, rest: str) -> Voice:
+    if not isinstance(found, type) and hasattr(found, "say"):
+        voice: Voice = found
+    else:
+        voice = found(rest) if rest else found()
+    return voice

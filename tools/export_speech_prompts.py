@@ -1,0 +1,51 @@
+"""The speech of a corpus as a prompts folder for post-training.
+
+    python -m tools.export_speech_prompts CORPUS OUTPUT
+
+Short clips of one speaker are joined into recordings of at least six seconds. ``dev`` speakers are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.io import wavfile
+from skimage.data import astronaut
+
+from flowportrait.data.corpus import Clip
+from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.mel import level
+
+SECONDS = 6.0
+PER_SPEAKER = 12
+
+
+def export(corpus: Path, output: Path) -> int:
+    """Write up to twelve recordings per training speaker; returns how many there are in all."""
+    output.mkdir(parents=True, exist_ok=True)
+    own: dict[str, list[Path]] = defaultdict(list)
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["split"] != "dev":
+            own[record["speaker"]].append(corpus / "clips" / f"{record['name']}.safetensors")
+    count = 0
+    for speaker, clips in sorted(own.items()):
+        joined: list[np.ndarray] = []
+        written = 0
+        for path in clips:
+            joined.append(level(Clip.load(path).audio))
+            if sum(map(len, joined)) >= SECONDS * SAMPLE_RATE and written < PER_SPEAKER:
+                wavfile.write(output / f"{speaker}_{written:02d}.wav", SAMPLE_RATE, np.concatenate(joined))
+                joined, written = [], written + 1
+        count += written
+    cv2.imwrite(str(output / "portrait.png"), astronaut()[..., ::-1])
+    return count
+
+
+if __name__ == "__main__":
+    print(export(Path(sys.argv[1]), Path(sys.argv[2])), "recordings")

@@ -1,0 +1,178 @@
+"""Learn the motion basis from a prepared corpus.
+
+1. canonical head: generalised Procrustes mean over speakers;
+2. blendshape → displacement: ridge regression on deviations from each clip's mean, so identity cancels;
+3. lower face: principal components with the lips weighted up; brows: principal components of what lids and gaze
+   leave over; blink and gaze: regressions on the eyelid scores and the iris position.
+
+    python -m tools.fit_motion_basis CORPUS OUTPUT.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowportrait.data.corpus import Clip
+from flowportrait.rendering.motion_basis import (
+    LOWER_INNER,
+    UPPER_INNER,
+    MotionBasis,
+    fit_pose,
+    lip_gap,
+    median_pose,
+    to_vector,
+)
+
+LIPS = sorted(
+    {61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 146, 91, 181, 84, 17, 314, 405, 321, 375, 78, 308}
+    | set(UPPER_INNER)
+    | set(LOWER_INNER)
+)
+LIP_WEIGHT = 3.0
+FRAMES_PER_SPEAKER = 1500
+BLINK_SHAPES = (9, 10)
+IRISES = (slice(468, 473), slice(473, 478))
+EYES = ([33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7],
+        [263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249])  # fmt: skip
+
+
+def lower_share(canonical: torch.Tensor) -> torch.Tensor:
+    """How much of each point's motion is lower-face motion ``[478]``: 1 below the nose base, 0 above its middle."""
+    y = canonical[:, 1]
+    top, bottom = y[195].item(), y[2].item()
+    return ((y - top) / (bottom - top)).clamp(0, 1)
+
+
+def load_clips(corpus: Path) -> dict[str, list[Clip]]:
+    """Clips of every non-dev speaker."""
+    clips: dict[str, list[Clip]] = defaultdict(list)
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["split"] != "dev":
+            clips[record["speaker"]].append(Clip.load(corpus / "clips" / f"{record['name']}.safetensors"))
+    return clips
+
+
+def canonical_head(clips: dict[str, list[Clip]], rounds: int = 4) -> torch.Tensor:
+    """Mean head over speakers, outer eye corners at (±½, 0, 0)."""
+    heads = [torch.from_numpy(np.stack([c.landmarks[len(c) // 2] for c in own[:20]])) for own in clips.values()]
+    mean = heads[0][0]
+    for _ in range(rounds):
+        mean = torch.stack([fit_pose(head, mean).remove(head).mean(0) for head in heads]).mean(0)
+        left, right = mean[33], mean[263]
+        mean = (mean - (left + right) / 2) / (right - left).norm()
+    # Symmetric about x = 0 up to asymmetry of the landmark set: turn the eye line onto x and the face frontal.
+    x = mean[263] - mean[33]
+    y = mean[152] - mean[10]
+    x = x / x.norm()
+    y = y - (y @ x) * x
+    y = y / y.norm()
+    return mean @ torch.stack([x, y, torch.linalg.cross(x, y)], 1)
+
+
+def fit(corpus: Path) -> MotionBasis:
+    """Learn every part of the basis; prints how much variance it holds."""
+    clips = load_clips(corpus)
+    canonical = canonical_head(clips)
+    share = lower_share(canonical)
+    deviations, scores, heads = [], [], []
+    shapes: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for own in clips.values():
+        frames = 0
+        for clip in own:
+            if frames > FRAMES_PER_SPEAKER:
+                break
+            points = torch.from_numpy(clip.landmarks)
+            pose = fit_pose(points, canonical)
+            shape, weights = pose.remove(points), torch.from_numpy(clip.blendshapes)
+            heads.append(to_vector(pose, median_pose(pose)))
+            deviations.append((shape - shape.mean(0)).flatten(1))
+            scores.append(weights - weights.mean(0))
+            shapes.append((shape, weights))
+            frames += len(clip)
+    x, b = torch.cat(scores), torch.cat(deviations)
+    ridge = 0.01 * x.square().sum(0).mean()
+    from_blendshapes = torch.linalg.solve(x.T @ x + ridge * torch.eye(52), x.T @ b)
+
+    draft = MotionBasis(canonical, share, torch.empty(0), torch.empty(0), from_blendshapes, torch.empty(0))
+    moved = torch.cat([shape - draft.neutral(shape, weights) for shape, weights in shapes])
+    blink = torch.cat([weights[:, list(BLINK_SHAPES)] for _, weights in shapes])
+
+    lower = moved * share[None, :, None]
+    emphasis = torch.ones(478)
+    emphasis[LIPS] = LIP_WEIGHT
+    lower_dirs, lower_read = _components(lower * emphasis[:, None], 16)
+    lower_dirs = lower_dirs / emphasis[None, :, None]
+    lower_read = lower_read * (emphasis * share)[None, :, None]
+
+    upper = moved * (1 - share)[None, :, None]
+    lids, gaze = _regions()
+    gaze_xy = torch.stack([moved[:, eye, :2].mean(1) for eye in IRISES]).mean(0)
+    basis = [_regress(upper * lids[:, None], blink), _regress(upper * gaze[:, None], gaze_xy)]
+    eye_dirs = torch.cat(basis)
+    brow_dirs, _ = _components(upper * (1 - lids - gaze).clamp_min(0)[:, None], 4)
+    upper_dirs = torch.cat([brow_dirs, eye_dirs])
+    upper_read = torch.linalg.pinv(upper_dirs.flatten(1).T).reshape(8, 478, 3) * (1 - share)[None, :, None]
+
+    directions, readout = torch.cat([lower_dirs, upper_dirs]), torch.cat([lower_read, upper_read]).flatten(1)
+    coefficients = moved.flatten(1) @ readout.T
+    std = coefficients.std(0)
+    rebuilt = (coefficients @ directions.flatten(1)).reshape_as(moved)
+    centred = moved - moved.mean(0)
+    for name, region in (("lips", LIPS), ("all", list(range(478)))):
+        missed = (rebuilt - moved)[:, region]
+        print(f"variance held, {name}: {1 - missed.var(0).sum() / centred[:, region].var(0).sum():.4f}")
+    print(
+        "lip gap percentiles 5/10/25/50:",
+        np.percentile(torch.cat([lip_gap(shape)[:, 4] for shape, _ in shapes]).numpy(), [5, 10, 25, 50]).round(4),
+    )
+    return MotionBasis(
+        canonical,
+        share,
+        directions * std[:, None, None],
+        readout / std[:, None],
+        from_blendshapes,
+        torch.cat(heads).std(0),
+    )
+
+
+def _components(data: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Principal directions ``[count, 478, 3]`` (about zero: zero is the resting face) and their readout."""
+    flat = data.flatten(1).double()
+    _, vectors = torch.linalg.eigh(flat.T @ flat)
+    directions = vectors.flip(1)[:, :count].T.float().reshape(count, 478, 3)
+    return directions, directions.clone()
+
+
+def _regress(data: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
+    onto = onto - onto.mean(0)
+    slope = torch.linalg.lstsq(onto, (data - data.mean(0)).flatten(1)).solution
+    return slope.reshape(-1, 478, 3)
+
+
+def _regions() -> tuple[torch.Tensor, torch.Tensor]:
+    lids, gaze = torch.zeros(478), torch.zeros(478)
+    for eye in EYES:
+        lids[eye] = 1.0
+    # Second and third ring around each eye follow the lid part of the way.
+    for around, weight in ((EYE_RING_2, 0.6), (EYE_RING_3, 0.25)):
+        lids[around] = weight
+    for iris in IRISES:
+        gaze[iris] = 1.0
+    return lids, gaze
+
+
+EYE_RING_2 = [247, 30, 29, 27, 28, 56, 190, 243, 112, 26, 22, 23, 24, 110, 25, 130,
+              467, 260, 259, 257, 258, 286, 414, 463, 341, 256, 252, 253, 254, 339, 255, 359]  # fmt: skip
+EYE_RING_3 = [113, 225, 224, 223, 222, 221, 189, 244, 233, 232, 231, 230, 229, 228, 31, 226,
+              342, 445, 444, 443, 442, 441, 413, 464, 453, 452, 451, 450, 449, 448, 261, 446]  # fmt: skip
+
+
+if __name__ == "__main__":
+    fit(Path(sys.argv[1])).save(Path(sys.argv[2]))

@@ -1,0 +1,129 @@
+"""Make training pairs for the retouching network.
+
+    frame s of a clip ──warped to the motion of frames t, t+1──► base        frames t, t+1 ──► truth
+
+Both are cut to the lower-face window by their own landmarks, so a pair differs by what the warp cannot draw and
+not by where the head is. Two frames in a row, so that training can see flicker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tyro
+from rich.progress import track
+from safetensors.numpy import save_file
+
+from flowportrait.data.corpus import Clip
+from flowportrait.files import complete
+from flowportrait.media.crop import apply_affine
+from flowportrait.media.video import iter_frames
+from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.rendering.mouth_geometry import MouthFrame, cut, mouth_state, skin_colour, to_window
+from flowportrait.rendering.renderer import Renderer
+from flowportrait.rendering.self_reenactment import own_motion, portrait_of
+
+_SIZE = 384
+"""Crop side at which footage faces have about the window's resolution."""
+
+_TRUE_SHARE = 0.7
+"""Every second pair is warped towards what was tracked and not to what the basis makes of it, so that the network
+also learns from pairs whose lips agree with the truth."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which footage becomes pairs."""
+
+    corpus: tyro.conf.Positional[Path]
+    # prepared corpus; its videos lie below $FLOWPORTRAIT_DATA
+    output: tyro.conf.Positional[Path]
+    # folder for pairs-K.safetensors
+    part: int = 0
+    parts: int = 1
+    # this process takes every ``parts``-th clip from ``part`` on
+    per_source: int = 6
+    # pairs for each portrait frame
+    longest_speaker: int = 70
+    # clips taken of one speaker at most
+    dev: bool = False
+    # the held-out speakers instead of the training ones, for watching
+
+
+def main(config: Config) -> None:
+    """Cut and write."""
+    cv2.setNumThreads(1)
+    footage = Path(os.environ["FLOWPORTRAIT_DATA"])
+    seen: dict[str, int] = {}
+    chosen = []
+    for line in (config.corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        seen[record["speaker"]] = seen.get(record["speaker"], 0) + 1
+        if (record["split"] == "dev") == config.dev and seen[record["speaker"]] <= config.longest_speaker:
+            chosen.append(record)
+    columns: dict[str, list[Any]] = {}
+    chosen = chosen[config.part :: config.parts]
+    for number, record in enumerate(track(chosen, description="cutting pairs")):
+        video = footage / f"{record['name']}.mp4"
+        if not video.is_file():
+            continue
+        clip = Clip.load(config.corpus / "clips" / f"{record['name']}.safetensors")
+        for row in clip_pairs(clip, video, config.per_source, np.random.default_rng([number, config.part])):
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+    config.output.mkdir(parents=True, exist_ok=True)
+    name = f"{'dev' if config.dev else 'pairs'}-{config.part}.safetensors"
+    with complete(config.output / name) as partial:
+        save_file({name: np.stack(values) for name, values in columns.items()}, str(partial))
+
+
+def clip_pairs(clip: Clip, video: Path, per_source: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+    """Yield pairs of one clip; its portraits are random frames, one for every three seconds."""
+    frames = list(iter_frames(video))
+    length = min(len(frames), len(clip))
+    for _ in range(1 + length // 75):
+        source = int(rng.integers(length))
+        portrait = portrait_of(frames[source], clip.landmarks[source], clip.blendshapes[source], _SIZE)
+        basis = MotionBasis.load()
+        _, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
+        decoded = basis.decode(own_motion(clip.landmarks, clip.blendshapes, source), identity).numpy()
+        tracked = apply_affine(portrait.to_crop, clip.landmarks)
+        renderer = Renderer(portrait, retouch=False)
+        mouth = MouthFrame(portrait.landmarks)
+        start = to_window(portrait.landmarks)
+        common = {
+            "source": cut(portrait.crop, start),
+            "source_inner": _byte(mouth_state(mouth, portrait.landmarks, start).inner),
+            "skin": skin_colour(portrait.crop, portrait.landmarks).astype(np.float32),
+        }
+        for number, first in enumerate(rng.permutation(length - 1)[:per_source]):
+            share = _TRUE_SHARE * (number % 2)
+            rows = []
+            for t in (first, first + 1):
+                goal = decoded[t] + share * (tracked[t] - decoded[t])
+                here = to_window(goal)
+                state = mouth_state(mouth, goal, here)
+                rows.append({
+                    "base": cut(renderer.draw(goal), here),
+                    "truth": cut(frames[t], to_window(clip.landmarks[t])),
+                    "inner": _byte(state.inner),
+                    "outer": _byte(state.outer),
+                    "place": state.place,
+                    "drop": np.array([state.jaw, state.height], np.float32),
+                })  # fmt: skip
+            yield common | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _byte(share: np.ndarray) -> np.ndarray:
+    return np.round(share * 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

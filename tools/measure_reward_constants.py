@@ -1,0 +1,230 @@
+"""Measure what real pictures and motion look like to the rewards.
+
+Measure what real motion looks like to the rewards, on training speakers, and store it beside the basis.
+
+    python -m tools.measure_reward_constants CORPUS OUTPUT.json
+
+It also keeps what ``rewards.motion`` compares with, and prints how often these speakers blink
+(``habits.BLINKS_PER_SECOND``).
+
+Measure what real pictures look like to the rewards, and how well each reward repeats itself.
+
+    python -m tools.measure_reward_constants CORPUS FOOTAGE src/flowportrait/weights/reward
+
+``face_density.safetensors``  statistics of training speakers' faces (``realness``)
+``real.json``   mean and deviation of every measurement, on footage (``filmed``) and on real motion drawn by the small
+                rendering of post-training (``drawn``)
+``noise.json``  every reward's standard deviation when one clip is framed and encoded anew, tracked and scored again
+
+Training speakers only; the dev speakers that ``benchmarks/rewards.py`` asks about are strangers to all three.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+from skimage.data import astronaut
+
+from flowportrait.data.motion_dataset import load_motion
+from flowportrait.files import write_json
+from flowportrait.media.audio import read_audio
+from flowportrait.media.mel import MELS_PER_FRAME
+from flowportrait.media.portrait import Portrait
+from flowportrait.media.video import FPS, iter_frames
+from flowportrait.media.write_video import write_video
+from flowportrait.models.arflow import load_generator
+from flowportrait.rendering.motion_basis import BLINK
+from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards import motion as crowd
+from flowportrait.rewards.batch import SIDE as RENDERED
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.consistency import FaceFeatures, Perceptual, Sharpness, Temporal
+from flowportrait.rewards.face import (
+    STATISTICS_SIDE,
+    FaceDensity,
+    Realness,
+    align,
+    face_statistics,
+    pair_indices,
+    photo_face,
+)
+from flowportrait.rewards.interface import Reward, score
+from flowportrait.rewards.motion import RealMotion, blinks
+from flowportrait.rewards.registry import BUILT_IN, RewardOptions, build, noise_key
+from flowportrait.rewards.relative import SelfConfidence
+from flowportrait.rl.task import Drawing
+
+FRAMES = crowd.FRAMES
+PER_SPEAKER = 12
+
+
+def real_windows(corpus: Path) -> torch.Tensor:
+    """Windows ``[N, 28, 30]`` of every training speaker, the same number from each."""
+    tracks: dict[str, list[torch.Tensor]] = {}
+    count, seconds = 0, 0.0
+    for clip in load_motion(corpus, ("reward", "evaluation")):
+        if len(clip.motion) >= FRAMES:
+            tracks.setdefault(clip.speaker, []).append(clip.motion.unfold(0, FRAMES, FRAMES).mT)
+            count += blinks(clip.motion[:, BLINK].mean(-1).numpy())
+            seconds += len(clip.motion) / FPS
+    print(f"{count / seconds:.2f} blinks a second")
+    windows = [torch.cat(own) for own in tracks.values()]
+    return torch.cat([own[torch.linspace(0, len(own) - 1, PER_SPEAKER).long()] for own in windows])
+
+
+if __name__ == "__main__":
+    real = real_windows(Path(sys.argv[1]))
+    Path(sys.argv[2]).write_text(RealMotion.measure(real).to_json() + "\n", encoding="utf-8")
+    crowd.keep(real)
+
+
+PICTURE_FRAMES = 29
+CLIPS = 4
+"""Per training speaker."""
+REPEATED = 20
+"""Clips scored twice."""
+PORTRAITS = 6
+
+
+def training_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Path]]:
+    """Speaker and video of up to ``CLIPS`` clips of every training speaker."""
+    by_speaker: dict[str, list[str]] = defaultdict(list)
+    for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["split"] != "dev" and record["frames"] >= PICTURE_FRAMES:
+            by_speaker[record["speaker"]].append(record["name"])
+    for speaker, names in sorted(by_speaker.items()):
+        for place in np.linspace(0, len(names) - 1, min(CLIPS, len(names))).astype(int):
+            yield speaker, footage / f"{names[place]}.mp4"
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first frames of a video and their sound."""
+    frames = [frame for frame, _ in zip(iter_frames(path), range(PICTURE_FRAMES), strict=False)]
+    return np.stack(frames), read_audio(path)
+
+
+def filmed_again(frames: np.ndarray, seed: int) -> np.ndarray:
+    """The same clip framed a little differently and encoded again: nothing that a reward should care about."""
+    rng = np.random.default_rng(seed)
+    scale, (x, y) = float(np.exp(rng.normal(0, 0.02))), rng.normal(0, 2.0, 2)
+    centre = np.array(frames.shape[2:0:-1]) / 2
+    matrix = np.array([[scale, 0, x + (1 - scale) * centre[0]], [0, scale, y + (1 - scale) * centre[1]]])
+    moved = [cv2.warpAffine(f, matrix, f.shape[1::-1], borderMode=cv2.BORDER_REPLICATE) for f in frames]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "again.mp4"
+        write_video(path, moved, None, crf=int(rng.integers(19, 26)))
+        return np.stack(list(iter_frames(path)))[: len(frames)]
+
+
+def drawn(batch: RewardBatch, portraits: Sequence[Portrait]) -> RewardBatch:
+    """The batch's real motion on other faces."""
+    codecs = [MotionCodec(portrait, RENDERED, retouch=False) for portrait in portraits]
+    rows = [row % len(codecs) for row in range(len(batch))]
+    return RewardBatch(batch.motion, batch.mel, Drawing(codecs, rows, RENDERED))
+
+
+def measure(corpus: Path, footage: Path, output: Path) -> None:
+    """Write the three files."""
+    clips = [(speaker, *read(path)) for speaker, path in track(list(training_clips(corpus, footage)), "reading")]
+    portraits = [Portrait.from_image(frames[0]) for _, frames, _ in track(clips, "portraits")]
+    batch = RewardBatch.from_frames([frames for _, frames, _ in clips], [audio for _, _, audio in clips])
+    seen = torch.tensor([row for row in range(len(batch)) if row not in batch.unseen])
+    batch, own = batch.select(seen), [portraits[row] for row in seen.tolist()]
+    output.mkdir(parents=True, exist_ok=True)
+    indices = pair_indices(PICTURE_FRAMES)
+    faces = align(batch.frames(indices).flatten(0, 1), batch.places(indices).flatten(0, 1), STATISTICS_SIDE)
+    statistics = face_statistics(faces).unflatten(0, (len(batch), -1))
+    photos = torch.cat([face_statistics(photo_face(portrait, RENDERED)) for portrait in own])[:, None]
+    photos = photos.expand_as(statistics)
+    density = FaceDensity.fit(statistics.flatten(0, 1), photos.flatten(0, 1))
+    density.save(output / "face_density.safetensors")
+    real: dict[str, list[float]] = {}
+    faces_drawn = [Portrait.from_image(astronaut()), *own[:: len(own) // (PORTRAITS - 1)]][:PORTRAITS]
+    batch.portraits = None
+    lone = drawn(batch, faces_drawn)
+    for domain, looked in (("filmed", batch), ("drawn", lone)):
+        people = own if domain == "filmed" else lone.portraits
+        for given in (None, people):
+            looked.portraits = given
+            found: dict[str, torch.Tensor] = {}
+            for scorer in (Temporal({}), Perceptual({}), Perceptual({}, FaceFeatures()), Sharpness({})):
+                found |= scorer.measure(looked)
+            if domain == "drawn":
+                found |= Realness(density, {}).measure(looked)
+            else:
+                found |= strangers(looked, statistics, photos)
+            for name, value in found.items():
+                real[f"{name}/{domain}"] = [float(value.mean()), float(value.std())]
+    write_json(output / "real.json", real)
+    write_json(output / "noise.json", {})
+    rewards = [*(build(name) for name in BUILT_IN), build("perceptual", RewardOptions(backbone="face"))]
+    noise = repeatability(rewards, clips, portraits) | {"self_confidence": seed_noise(batch)}
+    write_json(output / "noise.json", noise)
+
+
+def strangers(batch: RewardBatch, statistics: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What ``Realness`` measures on speakers that its density was not fitted on: halves, each seen by the other's."""
+    clips = torch.arange(len(batch))
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for half in clips.tensor_split(2):
+        rest = ~torch.isin(clips, half)
+        others = FaceDensity.fit(statistics[rest].flatten(0, 1), photos[rest].flatten(0, 1))
+        for name, value in Realness(others, {}).measure(batch.select(half)).items():
+            found[name].append(value)
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def repeatability(
+    rewards: Sequence[Reward], clips: Sequence[tuple[str, np.ndarray, np.ndarray]], portraits: Sequence[Portrait]
+) -> dict[str, float]:
+    """Standard deviation of each reward over framings and encodings of one clip (robust: 1.48 × median / √2)."""
+    chosen = np.linspace(0, len(clips) - 1, REPEATED).astype(int)
+    batches = []
+    for take in range(2):
+        frames = [filmed_again(clips[place][1], 2 * int(place) + take) for place in track(chosen, "filmed again")]
+        batches.append(
+            RewardBatch.from_frames(
+                frames, [clips[place][2] for place in chosen], portraits=[portraits[place] for place in chosen]
+            )
+        )
+    result = {}
+    for reward in rewards:
+        if not reward.needs <= batches[0].has:
+            continue
+        first, second = (score(reward, batch) for batch in batches)
+        both = first.valid & second.valid
+        apart = (first.value - second.value)[both].abs()
+        if len(apart):
+            result[noise_key(reward)] = round(1.4826 * float(apart.median()) / 2**0.5, 5)
+    return result
+
+
+@torch.no_grad()
+def seed_noise(batch: RewardBatch) -> float:
+    """Standard deviation of the policy's confidence in real motion over seeds of the noise put on it."""
+    policy = load_generator("sft").eval()
+    frames = batch.motion.shape[1] // policy.config.chunk * policy.config.chunk
+    motion, mel = batch.motion[:, :frames], batch.mel[:, : frames * MELS_PER_FRAME]
+    chunks = motion.unflatten(1, (-1, policy.config.chunk))
+    before = torch.cat([torch.zeros_like(chunks[:, :1, -1]), chunks[:, :-1, -1]], 1)
+    known = RewardBatch(
+        motion, mel, policy=policy, condition=policy.condition(mel), latents=policy.space.encode(chunks, before)
+    )
+    first, second = (SelfConfidence(seed=seed)(known).value for seed in (0, 1))
+    # Siblings share their noise: what it adds to all of them alike does not count.
+    apart = first - second
+    return round(1.4826 * float((apart - apart.median()).abs().median()) / 2**0.5, 5)
+
+
+if __name__ == "__main__":
+    measure(*(Path(argument) for argument in sys.argv[1:4]))

@@ -1,0 +1,260 @@
+"""What sync experts learn from and are accepted on.
+
+Batches hold several clips of few speakers, so that another clip's sound cannot be told apart by the voice or the
+microphone, only by what the mouth does. Augmentation changes what may differ between footage and renderings without
+touching sync: light, lens, codec, framing, microphone. It changes each clip of a batch in one way over all its frames,
+so that motion stays.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+
+from flowportrait.data.corpus import Clip
+from flowportrait.errors import BadInput
+from flowportrait.evaluation.lip_sync import CROP
+from flowportrait.evaluation.motion_metrics import loudness, mouth_opening
+from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.video import iter_frames
+from flowportrait.media.write_video import write_video
+from flowportrait.rendering.motion_basis import LOWER, MotionBasis, mirror_matrix
+
+
+def reencode_patches(mouth: np.ndarray, crf: int) -> np.ndarray:
+    """The patches ``[T, 48, 64]`` after a trip through H.264 at ``crf``: same shape, blocky and softer."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "patch.mp4"
+        write_video(path, (np.repeat(patch[..., None], 3, -1) for patch in mouth), None, crf=crf)
+        frames = np.array([frame[..., 1] for frame in iter_frames(path)])
+    return frames[: len(mouth)]
+
+
+def jitter_patches(mouth: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Random flip, framing, exposure, gamma, side light, blur, noise and frame blending of uint8 patches
+    ``[B, T, 48, 64]``; returns ``[B, T, 40, 56]`` float in [0, 255]."""
+    batch = len(mouth)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (batch, 1, 1, 1))).float()
+
+    def some(share: float) -> torch.Tensor:
+        return torch.from_numpy(rng.random((batch, 1, 1, 1)) < share)
+
+    image = _reframe(mouth.float(), rng)
+    image = torch.where(some(0.5), _soften(image, rng), image)
+    blended = image.clone()
+    blended[:, 1:-1] = 0.25 * image[:, :-2] + 0.5 * image[:, 1:-1] + 0.25 * image[:, 2:]
+    image = torch.where(some(0.15), blended, image)
+    image = 255 * (image.clamp(0, 255) / 255) ** torch.exp(uniform(-0.5, 0.5))
+    across = torch.linspace(-1, 1, CROP[1]) * uniform(-0.5, 0.5) + torch.linspace(-1, 1, CROP[0])[:, None] * uniform(
+        -0.4, 0.4
+    )
+    image = (image - 128) * uniform(0.6, 1.3) + 128 + uniform(-40, 40)
+    image = image * (1 + across)
+    noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+    return (image + noise * uniform(0, 6)).clamp(0, 255)
+
+
+def _reframe(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    batch, _, height, width = image.shape
+    angle, scale = rng.normal(0, 0.07, batch), np.exp(rng.normal(0, 0.08, batch))
+    flip = rng.choice([-1.0, 1.0], batch)
+    squeeze = np.exp(rng.normal(0, 0.05, batch))
+    theta = np.zeros((batch, 2, 3))
+    y, x = CROP[0] / height, CROP[1] / width
+    theta[:, 0, 0], theta[:, 0, 1] = flip * scale * np.cos(angle) * x, -scale * np.sin(angle) * y
+    theta[:, 1, 0], theta[:, 1, 1] = flip * scale * np.sin(angle) * x, scale * squeeze * np.cos(angle) * y
+    theta[:, :, 2] = rng.normal(0, 0.05, (batch, 2))
+    grid = F.affine_grid(torch.from_numpy(theta).float(), [batch, 1, *CROP], align_corners=False)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+def _soften(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Gaussian blur, or down and up again, one strength for the batch."""
+    if rng.random() < 0.5:
+        small = F.interpolate(image, scale_factor=float(rng.uniform(0.35, 0.8)), mode="area")
+        return F.interpolate(small, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    sigma = float(rng.uniform(0.4, 1.8))
+    tap = torch.exp(-0.5 * (torch.arange(-4, 5) / sigma) ** 2)
+    tap = tap / tap.sum()
+    flat = F.pad(image.flatten(0, 1)[:, None], (4, 4, 4, 4), mode="replicate")
+    return F.conv2d(F.conv2d(flat, tap.view(1, 1, 1, 9)), tap.view(1, 1, 9, 1)).view(image.shape)
+
+
+def jitter_mel(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Random gain, smooth equalisation, steady coloured noise and a masked band of log-mel ``[B, 4T,
+    80]``."""
+    batch, _, bands = mel.shape
+    position = torch.linspace(0, math.pi, bands)
+    ripple = sum(
+        torch.from_numpy(rng.normal(0, 0.12 / k, (batch, 1))).float() * torch.cos(k * position) for k in (1, 2, 3)
+    )
+    gain = torch.from_numpy(rng.normal(0, 0.18, (batch, 1))).float()
+    energy = torch.exp(4 * (mel + (ripple + gain)[:, None]) - 9.5)
+    colour = torch.from_numpy(rng.normal(0, 0.8, (batch, 1))).float() * torch.cos(position)
+    floor = torch.from_numpy(rng.uniform(-13.5, -6.0, (batch, 1))).float() + colour
+    noisy = (torch.log(energy + torch.exp(floor)[:, None]) + 9.5) / 4
+    for row, width, start in zip(noisy, rng.integers(0, 13, batch), rng.integers(0, bands - 12, batch), strict=True):
+        row[:, start : start + width] = row[:, start : start + width].mean()
+    return noisy
+
+
+@lru_cache(maxsize=1)
+def _mirror() -> torch.Tensor:
+    return mirror_matrix(MotionBasis.load())[LOWER, LOWER]
+
+
+def jitter_motion(motion: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Random left–right mirroring, liveliness, per-coefficient gain and tracking noise of lower-face motion
+    ``[B, T, 16]``."""
+    batch, _, size = motion.shape
+    turned = torch.from_numpy(rng.random((batch, 1, 1)) < 0.5)
+    motion = torch.where(turned, motion @ _mirror(), motion)
+
+    def draw(std: float, *shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(0, std, shape)).float()
+
+    gain = torch.exp(draw(0.2, batch, 1, 1) + draw(0.12, batch, 1, size))
+    noise = draw(0.08, *motion.shape) * torch.from_numpy(rng.uniform(0, 1.5, (batch, 1, 1))).float()
+    return motion * gain + noise
+
+
+PIECE = 28
+"""Frames of a clip that a batch takes."""
+SPEAKERS = 4
+"""Speakers in a batch."""
+LONGEST = 75
+"""Longer clips are cut into items of this many frames."""
+
+
+@dataclass
+class ExpertClip:
+    """One clip of T frames for an expert.
+
+    Attributes:
+        views: equally valid inputs ``[T, …]``: the original, and re-encoded.
+        mel: ``[4T, 80]``.
+        driven: ``[T]`` the frames that a mouth driven by loudness would show.
+        delay: frames that the sound is known to lag.
+        included: whether training uses the clip.
+    """
+
+    name: str
+    speaker: str
+    views: list[torch.Tensor]
+    mel: torch.Tensor
+    driven: torch.Tensor
+    delay: int = 0
+    included: bool = True
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+
+def loudness_driven_frames(clip: Clip, smooth: float = 1.0) -> np.ndarray:
+    """Frames ``[T]`` of the clip itself, chosen so that the mouth is as open as the sound is loud (rank for
+    rank)."""
+    openness = mouth_opening(clip.landmarks)
+    loud = loudness(clip.audio, len(clip), smooth)
+    order = np.empty(len(clip), np.int64)
+    order[np.argsort(loud, kind="stable")] = np.argsort(openness, kind="stable")
+    return order
+
+
+def load_expert_clips(
+    corpus: Path, splits: Sequence[str], views: Callable[[Clip], list[torch.Tensor]]
+) -> list[ExpertClip]:
+    """All clips of ``splits`` in a corpus made by ``flowportrait.data.prepare``.
+
+    Raises:
+        BadInput: no corpus there, or no clip of these splits in it.
+    """
+    index = corpus / "clips.jsonl"
+    if not index.is_file():
+        raise BadInput(f"No corpus at {corpus}: prepare one first (clips.jsonl is missing).")
+    records = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+    wanted = [r for r in records if r["split"] in splits and r["frames"] >= PIECE]
+    if not wanted:
+        raise BadInput(f"{index} lists no clip of split {' or '.join(splits)}: prepare a corpus with a split.tsv.")
+    return [
+        item
+        for record in track(wanted, description=f"reading {'/'.join(splits)}")
+        for item in _split_clip(record, Clip.load(corpus / "clips" / f"{record['name']}.safetensors"), views)
+    ]
+
+
+def _split_clip(record: dict[str, str], clip: Clip, views: Callable[[Clip], list[torch.Tensor]]) -> list[ExpertClip]:
+    """Long clips become several items, so that one speaker's one long video still gives distinct pieces."""
+    faces, mel = views(clip), log_mel(level(clip.audio))
+    items = []
+    for start in range(0, max(1, len(clip) - PIECE + 1), LONGEST):
+        stop = min(start + LONGEST, len(clip))
+        part = Clip(
+            clip.landmarks[start:stop],
+            clip.blendshapes[start:stop],
+            clip.mouth[start:stop],
+            clip.size,
+            clip.audio[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME],
+        )
+        items.append(
+            ExpertClip(
+                f"{record['name']}@{start}",
+                record["speaker"],
+                [face[start:stop] for face in faces],
+                mel[MELS_PER_FRAME * start : MELS_PER_FRAME * stop],
+                torch.from_numpy(loudness_driven_frames(part, 1.5)),
+            )
+        )
+    return items
+
+
+@dataclass(frozen=True)
+class ExpertBatch:
+    """Pieces of L frames of B clips.
+
+    Attributes:
+        face: ``[B, L, …]``.
+        mel: ``[B, 4L, 80]`` of the same moments.
+        driven: ``[P, L, …]`` loudness-driven mouths for the first P clips' sound.
+    """
+
+    face: torch.Tensor
+    mel: torch.Tensor
+    driven: torch.Tensor
+
+
+def draw_batch(items: list[ExpertClip], rng: np.random.Generator, clips: int, driven: int) -> ExpertBatch:
+    """Pieces of PIECE frames from ``clips`` clips of up to four speakers, each known delay taken out."""
+    by_speaker: dict[str, list[ExpertClip]] = {}
+    for item in items:
+        if item.included and len(item) - abs(item.delay) >= PIECE:
+            by_speaker.setdefault(item.speaker, []).append(item)
+    names = sorted(by_speaker)
+    weight = np.sqrt([sum(map(len, by_speaker[name])) for name in names])
+    speakers = rng.choice(len(names), size=min(SPEAKERS, len(names)), replace=False, p=weight / weight.sum())
+    chosen = []
+    for speaker in speakers:
+        pool = by_speaker[names[speaker]]
+        chosen += [pool[i] for i in rng.permutation(len(pool))[: clips // len(speakers)]]
+    face, mel = [], []
+    fake: list[torch.Tensor] = []
+    for item in rng.permutation(np.array(chosen, object)):
+        view = item.views[rng.integers(len(item.views))]
+        start = max(0, -item.delay) + int(rng.integers(len(item) - abs(item.delay) - PIECE + 1))
+        sound = start + item.delay
+        face.append(view[start : start + PIECE])
+        mel.append(item.mel[MELS_PER_FRAME * sound : MELS_PER_FRAME * (sound + PIECE)])
+        if len(fake) < driven:
+            fake.append(view[item.driven[sound : sound + PIECE]])
+    return ExpertBatch(torch.stack(face), torch.stack(mel), torch.stack(fake))

@@ -1,0 +1,114 @@
+"""Train the small flow that draws portraits.
+
+python -m tools.train_portrait_flow faces.safetensors FOLDER
+
+FOLDER/clean    L = E ‖ v(x_σ, σ | attributes) − (ε − z) ‖²      on faces as filmed, mirrored at random
+FOLDER/spoilt   the same, continued on smoothed and over-coloured faces: the start of post-training
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+
+from flowportrait.config import at_least
+from flowportrait.flow.paths import interpolate, target_velocity
+from flowportrait.portraitgen.measured import Faces
+from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, as_pictures
+from flowportrait.training.descend import GuardedStep
+
+_MIRRORED = torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0])
+"""What becomes of the attributes in a mirror: only the yaw turns round."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 5000
+    spoiling: int = 1000
+    """Steps on spoilt faces."""
+    batch: int = 128
+    learning_rate: float = 1e-3
+    ema: float = 0.998
+    smoothing: float = 1.5
+    """Standard deviation of the blur, in pixels."""
+    saturation: float = 1.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=1, spoiling=0, batch=2, learning_rate=0, ema=0, smoothing=0, saturation=0)
+
+
+def spoilt(face: np.ndarray, smoothing: float, saturation: float) -> np.ndarray:
+    """A face ``[S, S, 3]`` uint8 as generators like them: skin without texture, colours too strong."""
+    lab = cv2.cvtColor(cv2.GaussianBlur(face, (0, 0), smoothing).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab[..., 1:] *= saturation
+    return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
+
+
+def train(faces: Faces, folder: Path, config: TrainConfig | None = None) -> None:
+    """Write both checkpoints; a clean one that is there is taken as it is."""
+    config = config or TrainConfig()
+    own = faces.select(~faces.dev)
+    told, speaker = torch.from_numpy(own.attributes), torch.from_numpy(own.speaker).long()
+    weight = 1 / torch.bincount(speaker).float()[speaker]
+    torch.manual_seed(config.seed)
+    if (folder / "clean" / "model.safetensors").is_file():
+        flow = PortraitFlow.from_pretrained(folder / "clean")
+    else:
+        flow = PortraitFlow(PortraitFlowConfig(side=own.small.shape[1]))
+        flow.usual.copy_(torch.stack([told.mean(0), told.std(0).clamp_min(1e-3)]))
+        pictures = as_pictures(own.small)
+        space = PictureSpace.fit(torch.cat([pictures, pictures.flip(-1)]), flow.latent_dim)
+        flow.space.load_state_dict(space.state_dict())
+        flow = fit(flow, pictures, told, weight, config, config.steps)
+        flow.save_pretrained(folder / "clean")
+    worse = np.stack([spoilt(face, config.smoothing, config.saturation) for face in own.small])
+    fit(flow, as_pictures(worse), told, weight, config, config.spoiling).save_pretrained(folder / "spoilt")
+
+
+def fit(
+    flow: PortraitFlow,
+    pictures: torch.Tensor,
+    told: torch.Tensor,
+    weight: torch.Tensor,
+    config: TrainConfig,
+    steps: int,
+) -> PortraitFlow:
+    """Train ``flow`` on pictures ``[N, 3, S, S]`` with attributes ``[N, 5]`` drawn by weight ``[N]``; returns the
+    averaged weights."""
+    latents = torch.stack([flow.space.encode(pictures), flow.space.encode(pictures.flip(-1))])
+    wanted = torch.stack([flow.standardise(told), flow.standardise(told * _MIRRORED)])
+    average = copy.deepcopy(flow).eval()
+    optimizer = torch.optim.AdamW(flow.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    guarded_step = GuardedStep(flow.parameters(), optimizer)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.05)
+    flow.train()
+    for step in track(range(steps), "learning"):
+        rows = torch.multinomial(weight, config.batch, replacement=True)
+        side = torch.randint(2, (config.batch,))
+        z, noise = latents[side, rows], torch.randn(config.batch, flow.latent_dim)
+        sigma = torch.rand(config.batch)
+        context = flow.told(wanted[side, rows])
+        velocity = flow.velocity(interpolate(z, noise, sigma[:, None]), sigma, context)
+        loss = (velocity - target_velocity(z, noise)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        guarded_step(step + 1)
+        schedule.step()
+        keep = min(config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), flow.parameters(), strict=True):
+                kept.lerp_(new, 1 - keep)
+    print(f"loss {float(loss.detach()):.3f} after {steps} steps, {sum(p.numel() for p in flow.parameters())} weights")
+    return average
+
+
+if __name__ == "__main__":
+    train(Faces.load(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -22,7 +22,7 @@ import torch
 from generator import babble, estimate, share
 from generator_videos import unseen_voices
 from noisereduce import reduce_noise
-from tools.train_enhancer import told
+from tools.train_enhancer import generator_features
 
 from flowportrait.data.corpus import Clip
 from flowportrait.data.motion_dataset import load_motion
@@ -36,7 +36,7 @@ from flowportrait.rewards.sync import SyncExpert
 FRAMES = 72
 """Of a piece that are measured: whole chunks."""
 LIPS = 16
-"""Numbers of the lip reader, which come first in what is told."""
+"""Numbers of the lip reader, which come first among the features."""
 MOST_PIECES = 20
 """Of one recording."""
 
@@ -75,7 +75,7 @@ def main() -> None:
         mels = [log_mel(wave) for wave in waves]
         if front is not None:
             mels = [denoise_mel(front, mel, wave)[0] for mel, wave in zip(mels, waves, strict=True)]
-        return torch.cat([told(model, mel[None])[:, -FRAMES:] for mel in mels])
+        return torch.cat([generator_features(model, mel[None])[:, -FRAMES:] for mel in mels])
 
     clean, whole = hears(sounds, None), sync(sounds, None)
     spread = clean.flatten(0, 1).std(0)

@@ -91,7 +91,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Forward]] = {
     "image features": (lambda: copy.deepcopy(evaluation._mobilenet()), lambda net, at: net(rand(1, 3, 64, 64).to(at))),
     "preference reward": (
         lambda: copy.deepcopy(MotionReward.load()),
-        lambda net, at: net(*clips()) + net.moments(*clips()).mean(1),
+        lambda net, at: net(*clips()) + net.frame_scores(*clips()).mean(1),
     ),
     "latent reward": (lambda: copy.deepcopy(LatentReward.load()), latent_reward),
 }  # fmt: skip

@@ -140,7 +140,7 @@ def test_program_5_a_pipeline_of_diffusers_has_the_same_evaluation_and_stop_rule
         assert next(iter_frames(path)).shape == (32, 32, 3)
         return SimpleNamespace(row={"sync_in_time": 1 - 0.1 * next(seen)})
 
-    monkeypatch.setattr("flowportrait.training.held_out.measure", measure)
+    monkeypatch.setattr("flowportrait.training.held_out.measure_video", measure)
     pipeline, arguments = small("sd3.5")
     settings = {
         "groups": 2, "group_size": 6, "plan.steps": 3, "learning_rate": 0.02, "eta": 0.7, "updates": 1, "pieces": 1,

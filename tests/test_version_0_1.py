@@ -103,17 +103,9 @@ def test_another_seed_is_another_update(tmp_path: Path) -> None:
     assert distances(weights(tmp_path), known, start) > 10 * WEIGHTS_TOLERANCE
 
 
-UNREAD = pytest.mark.xfail(strict=True, reason="recipe.json holds frozenset({'ref'}) as a text, which is not read")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "by"),
-    [
-        pytest.param(recipe, by, marks=UNREAD if (recipe, by) == ("flow-dpo", "its folder") else ())
-        for recipe in KILLED
-        for by in ("its folder", "the recipe's name")
-    ],
+    ("recipe", "by"), [(recipe, by) for recipe in KILLED for by in ("its folder", "the recipe's name")]
 )
 def test_a_killed_run_ends_where_it_would_have_ended(recipe: str, by: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -177,16 +169,7 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-WITH_FROZENSETS = {"distil", "exemplar-dpo", "flow-dpo", "flow-rwr", "gspo", "sync-dpo", "threshold"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(path.stem, marks=UNREAD if path.stem in WITH_FROZENSETS else ())
-        for path in sorted((DATA / "recipes").glob("*.json"))
-    ],
-)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (DATA / "recipes").glob("*.json")))
 def test_a_resolved_recipe_is_read_as_the_recipe_of_its_name(name: str) -> None:
     assert readers.recipe(DATA / "recipes" / f"{name}.json") == readers.recipe_named(name)
 
@@ -266,7 +249,7 @@ def study(folder: Path) -> dict[str, Any]:
     shutil.copytree(DATA / "preferences" / "study", folder / "study")
     assert main(["study", "analyse", str(folder / "study"), "--output", str(folder / "out")]) == 0
     analysis = json.loads((folder / "out" / "analysis.json").read_text())
-    return {"analysis": analysis, "pairs": records(folder / "study" / "pairs.jsonl")}
+    return {"analysis": analysis, "pairs": readers.lines_as_written(folder / "study" / "pairs.jsonl")}
 
 
 @pytest.mark.parametrize("line", range(sum(1 for _ in (DATA / "judge" / "replies.jsonl").open())))

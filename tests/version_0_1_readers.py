@@ -3,41 +3,52 @@ or gives another type. The values themselves are in ``tests/data/v0.1-end/expect
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from flowportrait.judge.comparing import read_choice
-from flowportrait.judge.opinion import Reply, Unusable, read_opinion, read_review
-from flowportrait.judge.preferring import stated_from
-from flowportrait.judge.thinking import read_thoughts
-from flowportrait.portraitgen.opinion import read_still
-from flowportrait.posttrain.given import Family, Given
-from flowportrait.posttrain.given_clips import read_families
-from flowportrait.preferences.made_pairs import DIMENSIONS, PairBatch, PairMaker
-from flowportrait.preferences.motion_damage import LEARNED
-from flowportrait.preferences.pairs import ASPECTS, Pair, read_pairs
-from flowportrait.preferences.stated_pairs import load_stated
 
 from flowportrait.cli import main
 from flowportrait.data.corpus import corpus_records, read_shard
 from flowportrait.data.motion_dataset import load_motion
 from flowportrait.errors import BadInput
+from flowportrait.judges.answers import CHOICE, THOUGHTS, grade_format, read_review
+from flowportrait.judges.learning import read_labelled_pairs
+from flowportrait.judges.replies import Reply, UnusableReply
+from flowportrait.portraitgen.judging import STILLS
+from flowportrait.portraitgen.portrait_flow import Still
+from flowportrait.preferences.clips import PreferenceBatch
+from flowportrait.preferences.dataset import (
+    ASPECTS,
+    DIMENSIONS,
+    VERSION_1_LABELS,
+    Label,
+    PreferenceDataset,
+    PreferencePair,
+    Side,
+)
 from flowportrait.preferences.inspection import inspect_pairs
+from flowportrait.preferences.reward_model import MOTION_CORRUPTIONS, load_batches
+from flowportrait.preferences.synthetic_pairs import DamagedPairSampler
 from flowportrait.rendering.motion_files import read_motion
-from flowportrait.rl.config import Recipe
-from flowportrait.rl.recipes import named, read_recipe
+from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.offline_data import OfflineDataConfig, PreferenceGroup, read_groups
 
-LABELS = {1: "A", 0: "tie", -1: "B", 2: None}
-SCORES = {1.0: "A", 0.5: "tie", 0.0: "B"}
-
-
-def recipe(path: Path) -> Recipe:
-    return read_recipe(path)
+LABELS: dict[Label, str] = {label: name for name, label in VERSION_1_LABELS.items()}
+"""Labels, and below sides, under the names of version 0.1."""
+SIDES: dict[Side, str] = {"first": "a", "second": "b"}
 
 
-def recipe_named(name: str) -> Recipe:
-    return named(name)
+def recipe(path: Path) -> PostTrainConfig:
+    """The settings in a ``recipe.json``."""
+    return PostTrainConfig.from_json(path)
+
+
+def recipe_named(name: str) -> PostTrainConfig:
+    """A recipe by its name."""
+    return PostTrainConfig.from_recipe(name)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,98 +97,123 @@ def corpus(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pair(pair: Pair) -> dict[str, Any]:
+def _pair(pair: PreferencePair[str]) -> dict[str, Any]:
     return {
-        "prompt": pair.prompt, "a": pair.a, "b": pair.b, "labels": dict(pair.aspects), "source": pair.source,
-        "annotator": pair.annotator, "speaker": pair.speaker, "portrait": pair.portrait, "split": pair.split,
-        "points": {side: dict(given) for side, given in pair.points.items()},
+        "prompt": pair.prompt, "a": pair.first, "b": pair.second, "labels": _labels(pair.labels),
+        "source": pair.source, "annotator": pair.annotator, "speaker": pair.speaker, "portrait": pair.portrait,
+        "split": pair.split, "points": {SIDES[side]: dict(points) for side, points in pair.points.items()},
     }  # fmt: skip
+
+
+def _labels(labels: Mapping[Any, Label]) -> dict[str, str]:
+    return {aspect: LABELS[label] for aspect, label in labels.items()}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """Every pair of a file, all fields."""
-    return [_pair(pair) for pair in read_pairs(path)]
+    return [_pair(pair) for pair in PreferenceDataset.load(path)]
+
+
+def lines_as_written(path: Path) -> list[dict[str, Any]]:
+    """Every pair of a file as version 0.1 would have written it."""
+    pairs = []
+    for pair in lines(path):
+        pair["aspects"] = pair.pop("labels")
+        pairs.append({key: value for key, value in pair.items() if value})
+    return pairs
 
 
 def inspection(path: Path) -> dict[str, Any]:
-    """What is kept, what is left out and why, the counts and what is said."""
-    found = inspect_pairs(read_pairs(path), path.parent)
-    return {"kept": [_pair(pair) for pair in found.kept], "excluded": found.excluded, "counts": found.counts,
+    """The pairs to learn from, what is left out and why, the counts and the sentences."""
+    found = inspect_pairs(PreferenceDataset.load(path))
+    names = {label.name.lower(): name for label, name in LABELS.items()}
+    counts = dict(found.counts)
+    counts["aspects"] = {
+        aspect: {names.get(key, key): value for key, value in row.items()} for aspect, row in counts["aspects"].items()
+    }
+    return {"kept": [_pair(pair) for pair in found.usable], "excluded": found.excluded, "counts": counts,
             "sentences": found.sentences}  # fmt: skip
 
 
-def _families(path: Path, given: Given) -> Any:
+def _groups(path: Path, config: OfflineDataConfig) -> Any:
     try:
-        families, files = read_families([path], given)
+        groups, files = read_groups([path], config)
     except BadInput as error:
         return {"refused": str(error).replace(str(path.parent), "…")}
-    return {"families": [_family(family) for family in families],
+    return {"families": [_group(group) for group in groups],
             "files": sorted(str(file.relative_to(path.parent)) for file in files)}  # fmt: skip
 
 
-def _family(family: Family) -> dict[str, Any]:
+def _group(group: PreferenceGroup) -> dict[str, Any]:
     return {
-        "clips": [{"motion": _summary(motion), "mel": _summary(mel)} for motion, mel in family.clips],
-        "scores": {aspect: _rounded(family.scores[aspect]) for aspect in ASPECTS if aspect in family.scores},
+        "clips": [{"motion": _summary(clip.motion), "mel": _summary(clip.mel)} for clip in group.clips],
+        "scores": {aspect: _rounded(group.scores[aspect]) for aspect in ASPECTS if aspect in group.scores},
     }
 
 
 def lesson(path: Path) -> Any:
     """Pairs as post-training learns from them: clips, and a score of each by aspect."""
-    return _families(path, Given(clips="pairs"))
+    return _groups(path, OfflineDataConfig(clips="pairs"))
 
 
 def rated(path: Path) -> Any:
     """Single clips with the mean of their points, as post-training learns from them."""
-    return _families(path, Given(clips="rated"))
+    return _groups(path, OfflineDataConfig(clips="rated"))
 
 
-def _batch(batch: PairBatch) -> dict[str, Any]:
-    labels = [dict(zip(DIMENSIONS, [LABELS[int(code)] for code in row], strict=True)) for row in batch.labels]
+def _batch(batch: PreferenceBatch) -> dict[str, Any]:
+    labels = [
+        {
+            aspect: None if value != value else LABELS[Label(value)]
+            for aspect, value in zip(DIMENSIONS, row, strict=True)
+        }
+        for row in batch.labels.tolist()
+    ]
     points = torch.nan_to_num(batch.points, nan=-1.0)
-    return {"a": _summary(batch.a), "b": _summary(batch.b), "mel": _summary(batch.mel), "labels": labels,
+    return {"a": _summary(batch.first), "b": _summary(batch.second), "mel": _summary(batch.mel), "labels": labels,
             "points": [[_rounded(side) for side in row] for row in points], "kinds": list(batch.kinds)}  # fmt: skip
 
 
 def stated(path: Path) -> dict[str, Any]:
     """Pairs as the reward model learns from them; points that nobody gave are −1."""
-    batches, unread = load_stated(read_pairs(path), path.parent)
-    return {"pairs": [_batch(batch) for batch in batches], "unread": sorted(unread)}
+    batches, unreadable = load_batches(PreferenceDataset.load(path))
+    return {"pairs": [_batch(batch) for batch in batches], "unread": sorted(unreadable)}
 
 
 def shown_to_judges(path: Path) -> list[dict[str, Any]]:
     """Pairs as judges are asked about them."""
     return [
-        {"clips": [[clip.name, list(clip.frames.shape), len(clip.audio)] for clip in one.clips],
-         "labels": dict(one.labels)} for one in stated_from(read_pairs(path), path.parent)
+        {"clips": [[clip.name, list(clip.frames.shape), len(clip.audio)] for clip in pair.clips],
+         "labels": _labels(pair.labels)} for pair in read_labelled_pairs(PreferenceDataset.load(path))
     ]  # fmt: skip
 
 
 def pairs_made_from(folder: Path) -> dict[str, Any]:
     """Intact against damaged windows of a corpus, drawn with a seed."""
-    return _batch(PairMaker(load_motion(folder, ["train"]), LEARNED, 3).draw(8, 0.5))
+    return _batch(DamagedPairSampler(load_motion(folder, ["train"]), MOTION_CORRUPTIONS, 3).draw(8, 0.5))
 
 
 def reply(record: dict[str, Any]) -> dict[str, Any]:
     """What is read in a judge's reply, or of which kind the failure is."""
-    said = Reply.from_dict(record["reply"])
+    given = Reply.from_dict(record["reply"])
     try:
         match record["asked"]:
             case "opinion":
-                opinion = read_opinion(said, record["seconds"])
-                return {"score": opinion.score, "written": opinion.written, "expected": opinion.expected,
-                        "rationale": opinion.rationale, "errors": [list(flaw) for flaw in opinion.flaws]}  # fmt: skip
+                grade = grade_format(record["seconds"]).read(given)
+                return {"score": grade.score, "written": grade.written_score, "expected": grade.from_logprobs,
+                        "rationale": grade.rationale, "errors": [list(flaw) for flaw in grade.flaws]}  # fmt: skip
             case "review":
-                scores, why = read_review(said, tuple(record["disputed"]))
-                return {"scores": dict(scores), "rationale": why}
+                scores, rationale = read_review(given, tuple(record["disputed"]))
+                return {"scores": dict(scores), "rationale": rationale}
             case "choice":
-                worth, why = read_choice(said)
-                return {"worth": worth, "rationale": why}
+                worth, rationale = CHOICE.read(given)
+                return {"worth": worth, "rationale": rationale}
             case "still":
-                still = read_still(said, record["rubric"])
-                return {"score": still.score, "rationale": still.rationale, "dimensions": still.dimensions,
-                        "artefacts": still.artefacts, "unknown": still.unknown}  # fmt: skip
+                picture = Still(np.zeros((1, 1, 3), np.uint8))
+                grade = STILLS.answer(picture, record["rubric"]).read(given)
+                return {"score": grade.score, "rationale": grade.rationale, "dimensions": grade.dimensions,
+                        "artefacts": grade.artefacts, "unknown": grade.unknown_artefacts}  # fmt: skip
             case _:
-                return {"thoughts": read_thoughts(said)}
-    except Unusable as error:
+                return {"thoughts": THOUGHTS.read(given)}
+    except UnusableReply as error:
         return {"failure": error.failure.kind, "detail": error.failure.detail}

@@ -128,7 +128,7 @@ class PreferenceBatch:
         mel: log-mel ``[B, 4T, 80]`` of the first clip, and of the second where ``mel_second`` is None.
         labels: ``[B, 3]`` values of ``Label`` per dimension, ``NOT_JUDGED`` where there is none.
         points: ``[B, 2, 3]`` 1 to 5 of both clips, NaN where there are none.
-        kinds: the damage of the worse clip.
+        kinds: the damage of the worse clip, or ``stated`` where an annotator compared two clips.
         mel_second: log-mel of the second clip where it has another sound.
         origins: index of the clip each pair was made from, and the window's first frame in it.
     """
@@ -149,7 +149,7 @@ class PreferenceBatch:
         first, second = (clip.motion[None, :frames] for clip in pair.clips)
         mel, mel_second = (clip.mel[None, : MELS_PER_FRAME * frames] for clip in pair.clips)
         labels, points = torch.tensor([pair.label_values()]), torch.tensor([pair.point_values()])
-        return cls(first, second, mel, labels, points, (pair.source,), mel_second)
+        return cls(first, second, mel, labels, points, ("stated",), mel_second)
 
 
 def pair_loss(

@@ -27,8 +27,8 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
+from flowportrait.media.formats import FORMATS
 from flowportrait.media.image import read_image
-from flowportrait.media.sound_track import FORMATS
 from flowportrait.media.stream import write_stream
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video

@@ -3,7 +3,7 @@
 Three methods make it a policy; nothing here is known to the package. It makes two seconds of face motion, in the 30
 numbers of ``flowportrait.rendering.motion_basis``, from the sound of an item.
 
-    flowportrait policy check examples.own_generator:Murmur --prompts PROMPTS
+    flowportrait posttrain policies check examples.own_generator:Murmur --prompts PROMPTS
     flowportrait posttrain --policy examples.own_generator:Murmur --prompts PROMPTS --output RUN --recipe flow-grpo
     python -m examples.own_generator PROMPTS RUN         the same, with the sync reward alone
 """

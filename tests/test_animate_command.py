@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import wavfile
 from skimage.data import astronaut
 
-from flowportrait.cli import main, parser
+from flowportrait.cli import main, read_command
 from flowportrait.commands.animate import items_of
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import QUIET_RMS, gain, raise_quiet
@@ -64,7 +64,7 @@ def animator() -> Animator:
 
 def jobs(tmp_path: Path, *words: str | Path) -> list[tuple[str, str | None, str]]:
     """Names of picture, sound and video of every job."""
-    options = parser().parse_args(["animate", *map(str, words), "--output", str(tmp_path / "out")])
+    options = read_command(["animate", *map(str, words), "--output", str(tmp_path / "out")])[1]
     return [((one.image or one.video).name, one.audio and one.audio.name, output.name)
             for one, output in items_of(options)[0]]  # fmt: skip
 

@@ -71,7 +71,7 @@ def test_results_of_other_protocols_or_other_files_are_refused(tmp_path: Path) -
     with pytest.raises(BadInput, match="protocols differ: crf 17 and 23"):
         compare_results(a, results(tmp_path / "b.json", 0.3, crf=23))
     (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(BadInput, match="not written by flowportrait bench"):
+    with pytest.raises(BadInput, match="not written by flowportrait evaluate bench"):
         compare_results(a, tmp_path / "c.json")
     with pytest.raises(BadInput, match="No results at"):
         compare_results(a, tmp_path / "none.json")

@@ -21,7 +21,7 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
 from flowportrait.models.arflow import checkpoint_folder
-from flowportrait.pipelines.batch import render_prompts, system_names
+from flowportrait.pipelines.prompt_videos import render_prompts, system_names
 
 
 def tone(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1, loudness: float = 0.3) -> Path:
@@ -92,7 +92,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         (["evaluate", "--output", "x"], "needs either videos or --checkpoint"),
         (["evaluate", "--checkpoint", "rl", "--output", "x"], "needs --prompts"),
         (["evaluate", "/nowhere.mp4", "--output", "x"], "/nowhere.mp4"),
-        (["posttrain", "--recipe", "magic", "--prompts", ".", "--output", "x"], "choose one of flow-grpo"),
+        (["posttrain", "--recipe", "magic", "--prompts", ".", "--output", "x"], "choose from flow-grpo"),
         (["posttrain", "--prompts", "/nowhere", "--output", "x"], "/nowhere"),
         (["posttrain", "--prompts", ".", "--output", "x", "--set", "objective.clip=1"], "objective.clip"),
         (["pretrain", "--corpus", "/nowhere", "--output", "x"], "not a prepared corpus"),
@@ -273,5 +273,8 @@ def test_videos_are_drawn_again_when_the_checkpoint_was_trained_further(files: P
 
 
 def test_help_answers_without_loading_torch() -> None:
-    script = "import sys; from flowportrait.cli import parser; parser(); sys.exit('torch' in sys.modules)"
+    script = (
+        "import sys; from flowportrait.cli import read_command; read_command(['animate', '--image', 'a', '--output', "
+        "'b']); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

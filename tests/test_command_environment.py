@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -10,16 +11,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import cv2
 import numpy as np
 import pytest
 from scipy.io import wavfile
 from skimage.data import astronaut
+from tyro.conf import Positional
 
-from flowportrait.cli import main, parser
+from flowportrait.cli import COMMANDS, main, read_command
 from flowportrait.commands.animate import request_of
 from flowportrait.errors import BadInput
 from flowportrait.files import LONGEST_NAME, cache_folder, check_inputs_kept, complete, config_folder
@@ -52,41 +55,29 @@ def shell(line: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("gaze", [["--gaze", "-10,0"], ["--gaze=-10,0"], ["--gaze", "-.5,-3"], ["--gaze", "-1e1,-0"]])
 def test_negative_values_need_no_equals_sign(gaze: list[str], tmp_path: Path) -> None:
-    options = parser().parse_args([*arguments(tmp_path, tmp_path / "a.mp4"), *gaze])
+    options = read_command([*arguments(tmp_path, tmp_path / "a.mp4"), *gaze])[1]
     assert request_of(options).controls().gaze[0] < 0
 
 
 def test_every_number_of_every_command_may_be_negative() -> None:
-    root = parser()
     found = 0
-    for name, command in _commands(root):
-        for action in command._actions:
-            if action.type in (int, float) and action.option_strings:
-                known, rest = argparse_known(command, [action.option_strings[0], "-2"])
-                assert getattr(known, action.dest) == -2, (name, action.dest)
-                assert not rest
+    for name, command in COMMANDS.items():
+        if not command.function:
+            continue
+        module, _, function = command.function.partition(":")
+        kind = get_type_hints(getattr(importlib.import_module(f"flowportrait.commands.{module}"), function))["options"]
+        hints, marked = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+        required = ["--image", "x"] if name == "animate" else []
+        for one in fields(kind):
+            if one.default is MISSING:
+                positional = Positional in getattr(marked[one.name], "__metadata__", ())
+                required = ["x", *required] if positional else [*required, f"--{one.name.replace('_', '-')}", "x"]
+        for one in fields(kind):
+            if hints[one.name] in (int, float, int | None, float | None):
+                options = read_command([*name.split(), *required, f"--{one.name.replace('_', '-')}", "-2"])[1]
+                assert getattr(options, one.name) == -2, (name, one.name)
                 found += 1
     assert found > 15
-
-
-def argparse_known(command, words: Sequence[str]):  # type: ignore[no-untyped-def]
-    """Parsed without what else the command requires."""
-    for action in command._actions:
-        action.required = False
-    for group in command._mutually_exclusive_groups:
-        group.required = False
-    return command.parse_known_args(list(words))
-
-
-def _commands(command, name: str = ""):  # type: ignore[no-untyped-def]
-    import argparse
-
-    below = [action for action in command._actions if isinstance(action, argparse._SubParsersAction)]
-    if not below:
-        yield name, command
-    for action in below:
-        for own, one in action.choices.items():
-            yield from _commands(one, f"{name} {own}")
 
 
 LINKS = ["same", "symbolic", "hard", "dotted"]
@@ -132,10 +123,10 @@ def test_no_output_takes_the_place_of_an_input_file(wish: str, kind: str, tmp_pa
     mine = tmp_path / f"mine.{suffix}"
     mine.write_text("mine")
     words = [word.replace(f"IN.{suffix}", str(mine)) for word in wish.split()]
-    options = parser().parse_args([str(linked(kind, mine)) if word == "OUT" else word for word in words])
+    options = read_command([str(linked(kind, mine)) if word == "OUT" else word for word in words])[1]
     with pytest.raises(BadInput, match="give another name"):
         check_inputs_kept(options)
-    check_inputs_kept(parser().parse_args([str(tmp_path / f"new.{suffix}") if w == "OUT" else w for w in words]))
+    check_inputs_kept(read_command([str(tmp_path / f"new.{suffix}") if w == "OUT" else w for w in words])[1])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +135,7 @@ def test_no_output_takes_the_place_of_an_input_file(wish: str, kind: str, tmp_pa
         "evaluate IN --output OUT",
         "evaluate --system a=IN --system b=rl --prompts p --output OUT",
         "evaluate --checkpoint rl --prompts IN --output OUT",
-        "study make IN other --output OUT",
+        "preferences study make IN other --output OUT",
         "prepare IN --output OUT",
         "pretrain --corpus IN --output OUT",
         "pretrain --corpus c --held-out IN --output OUT",
@@ -152,11 +143,11 @@ def test_no_output_takes_the_place_of_an_input_file(wish: str, kind: str, tmp_pa
         "posttrain --prompts p --exemplars IN --output OUT",
         "posttrain --prompts p --start IN --output OUT",
         "posttrain --prompts p --start IN/checkpoint --output OUT",
-        "reward train --corpus IN --output OUT",
-        "reward train-latent --corpus c --checkpoint IN --output OUT",
+        "preferences train --corpus IN --output OUT",
+        "preferences train-latent --corpus c --checkpoint IN --output OUT",
         "preferences make IN --output OUT",
-        "bench --real IN --output OUT",
-        "portraitbench --images IN --output OUT",
+        "evaluate bench --real IN --output OUT",
+        "evaluate portraits --images IN --output OUT",
     ],
 )
 def test_no_output_folder_is_an_input_folder(wish: str, tmp_path: Path) -> None:
@@ -165,13 +156,16 @@ def test_no_output_folder_is_an_input_folder(wish: str, tmp_path: Path) -> None:
     for other in (folder, tmp_path / "." / "mine", linked("symbolic", folder)):
         words = wish.replace("IN", str(folder)).replace("OUT", str(other)).split()
         with pytest.raises(BadInput, match="give another name"):
-            check_inputs_kept(parser().parse_args(words))
+            check_inputs_kept(read_command(words)[1])
 
 
 def test_a_run_goes_on_and_a_study_is_analysed_in_place(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
-    for wish in ("posttrain --prompts p --recipe IN --start IN --output IN --resume", "study analyse IN --output IN"):
-        check_inputs_kept(parser().parse_args(wish.replace("IN", str(tmp_path)).split()))
+    for wish in (
+        "posttrain --prompts p --recipe IN --start IN --output IN --resume",
+        "preferences study analyse IN --output IN",
+    ):
+        check_inputs_kept(read_command(wish.replace("IN", str(tmp_path)).split())[1])
 
 
 def test_the_refusal_comes_first_and_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +208,7 @@ def test_nobody_needs_a_name_or_a_home(tmp_path: Path) -> None:
     """The user database knows nobody, as in containers that run as an arbitrary number."""
     script = (
         "import pwd, sys\ndef unknown(number): raise KeyError(number)\npwd.getpwuid = unknown\n"
-        "from flowportrait.cli import main\nassert main(['recipes', '--json']) == 0\n"
+        "from flowportrait.cli import main\nassert main(['posttrain', 'recipes', '--json']) == 0\n"
         "import getpass, os\nfrom flowportrait.files import cache_folder\n"
         "print(getpass.getuser(), os.environ['HOME'], cache_folder())"
     )
@@ -256,7 +250,7 @@ def test_somebody_elses_temporary_folder_is_not_trusted(monkeypatch: pytest.Monk
 
 
 @posix
-@pytest.mark.parametrize("line", ["recipes", "--help", "policies"])
+@pytest.mark.parametrize("line", ["posttrain recipes", "--help", "posttrain policies"])
 def test_a_reader_that_leaves_early_is_no_error(line: str) -> None:
     done = shell(f"$FP {line} | true")
     assert (done.returncode, done.stderr) == (0, "")
@@ -264,9 +258,9 @@ def test_a_reader_that_leaves_early_is_no_error(line: str) -> None:
 
 @posix
 def test_closed_streams_are_no_error(tmp_path: Path, files: Path) -> None:
-    done = shell("$FP recipes >&-")
+    done = shell("$FP posttrain recipes >&-")
     assert (done.returncode, done.stderr) == (0, "")
-    assert shell("$FP recipes --json <&- 2>&-").stdout.startswith("{")
+    assert shell("$FP posttrain recipes --json <&- 2>&-").stdout.startswith("{")
     done = shell(f"$FP animate --image {files}/face.png --stream --output {tmp_path}/o.mp4 <&-")
     assert done.returncode == 2
     assert "No sound came in" in done.stderr

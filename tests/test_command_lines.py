@@ -38,11 +38,11 @@ SECONDS = 3.0
 
 def parses(argv: list[str]) -> bool:
     """Whether the program understands a command line; nothing is run."""
-    from flowportrait.cli import parser
+    from flowportrait.cli import read_command
     from flowportrait.errors import BadInput
 
     try:
-        return callable(parser().parse_args(argv).run)
+        return callable(read_command(argv)[0])
     except BadInput:
         return False
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from flowportrait.cli import main
 from flowportrait.commands.doctor import find_runs
-from flowportrait.commands.score import MEANINGS, score_table
+from flowportrait.commands.evaluate import MEANINGS, score_table
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import compare_systems
 from flowportrait.evaluation.figures import text_table
@@ -120,5 +120,5 @@ def test_doctor_says_what_a_folder_lacks(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_videos_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["score", str(tmp_path)]) == 2
+    assert main(["evaluate", "score", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("No videos (mp4, mov, webm, avi, mkv) in")

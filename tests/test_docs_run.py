@@ -28,16 +28,17 @@ from tests.test_guides import SMALL
 
 ONLY_PARSED = {
     "footage, and up to hours": r"CORPUS|FOOTAGE|CLIPS|corpus|--real clips/$|power\.json|rl/recipe\.json",
-    "results of two benchmarks, made in test_bench and test_portraitgen": r"bench --compare",
+    "results of two benchmarks, made in test_bench and test_portraitgen": r"(bench|portraits) --compare",
     "a judge that has passed its examination on real clips or stills": r"judge check|judge\.json",
     "models that are not at hand, or minutes to lay them all out": r"Qwen|Wan-AI/|flux|policies memory$",
     "a server": r"endpoint\.url",
+    "only explains, as test_docs does": r"--help",
     "somebody's own code": r"mylab\.|mine:Mine",
     "goes on until it is stopped; test_studio_browser, test_judge_serve, test_study_browser":
-        r"^flowportrait (studio|judge serve|study serve)",
+        r"^flowportrait (studio|judge serve|preferences study serve)",
     "run as written by test_guides": r"--prompts (mine|kept)|mine/me\.png|doctor run$",
     "runs in test_docs": "^(" + "|".join(QUICK) + ")$",
-    "hundreds of pictures": r"portraitbench --images",
+    "hundreds of pictures": r"evaluate portraits --images",
     "minutes: every expert under every aspect; test_judge_measured": r"judge learn|library\.json",
 }  # fmt: skip
 """Reason → commands that no small world suffices for."""
@@ -62,11 +63,11 @@ def smaller(line: str) -> list[str]:
     given = ["videos/ours" if word == "videos/" else word for word in words(line)]
     if given[0] == "animate" and "--video" not in given:
         given += ["--size", "64"]
-    if given[0] == "posttrain":
+    if given[0] == "posttrain" and "--output" in given:
         given += ["--set", "groups=1", "group_size=2", "iterations=1"] if "--policy" in given else SMALL
-    if given[:2] == ["study", "make"]:
+    if given[:3] == ["preferences", "study", "make"]:
         given[given.index("--output") + 1] = "another"
-    if given[:2] == ["preferences", "make"]:
+    if given[:3] == ["preferences", "make"]:
         given += DAMAGE
     return given
 
@@ -114,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(folder, f"judge score videos/{own} --output {own.upper()}.json")
     shutil.copy(folder / "A.json", folder / "calibration.json")
     answered(folder)
-    run(folder, "study analyse study")
+    run(folder, "preferences study analyse study")
     return folder
 
 
@@ -145,7 +146,7 @@ def test_a_command_of_the_pages_runs(line: str, world: Path, monkeypatch: pytest
     source = re.search(r"\s<\s*(\S+)", line)
     if source:
         monkeypatch.setattr(sys, "stdin", (world / source.group(1)).open())
-    if given[0] == "posttrain":
+    if given[0] == "posttrain" and "--output" in given:
         shutil.rmtree(world / given[given.index("--output") + 1], ignore_errors=True)
     with io.TextIOWrapper((world / "piped").open("wb")) as pipe:
         if "-" in given:

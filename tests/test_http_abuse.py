@@ -553,7 +553,8 @@ def test_a_server_for_others_goes_by_its_own_names_only(monkeypatch: pytest.Monk
 
 def test_a_study_for_others_refuses_unknown_names(study: Path) -> None:
     served = subprocess.Popen(
-        [sys.executable, "-m", "flowportrait.cli", "study", "serve", str(study), "--host", "0.0.0.0", "--port", "0",
+        [sys.executable, "-m", "flowportrait.cli", "preferences", "study", "serve", str(study), "--host", "0.0.0.0",
+         "--port", "0",
          "--public-name", "study.example"], stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -63,10 +63,10 @@ def test_the_example_gets_into_sync_and_its_weights_are_delivered(prompts: Path,
 
 def test_the_example_passes_the_check_on_the_command_line(prompts: Path, capsys: Any) -> None:
     name = "examples.own_generator:Murmur"
-    assert command(["policy", "check", name, "--prompts", str(prompts), "--json"]) == 0
+    assert command(["posttrain", "policies", "check", name, "--prompts", str(prompts), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["encode", "velocity", "condition", "replay", "gradient", "decode", "delivery"]
-    assert command(["policy", "check", name]) == 2
+    assert command(["posttrain", "policies", "check", name]) == 2
     said = capsys.readouterr().err
     assert "needs an audio" in said
     assert "it was tried on two texts alone" in said

@@ -217,7 +217,7 @@ def test_a_saved_pipeline_is_loaded_by_its_folder_and_checked(folder: Path, tmp_
     reading_wan().save_pretrained(tmp_path / "wan")
     listing = folder / "prompts.jsonl"
     listing.write_text('{"text": "she speaks", "image": "a.png"}\n{"text": "she sings", "image": "b.png"}\n')
-    ask = ["policy", "check", str(tmp_path / "wan"), "--prompts", str(listing), "--json", "--policy-set"]
+    ask = ["posttrain", "policies", "check", str(tmp_path / "wan"), "--prompts", str(listing), "--json", "--policy-set"]
     settings = ["height=32", "width=32", "num_frames=5", "guidance_scale=2"]
     assert main([*ask, *settings]) == 0
     assert json.loads(capsys.readouterr().out)["delivery"] == "its own pipeline delivers the same pictures"

@@ -333,7 +333,7 @@ def test_a_broken_prompt_line_is_named(
 ) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"id": "a", "text": "a person"}\n' + line + "\n")
-    assert main(["portraitbench", "--images", str(tmp_path), "--prompts", str(path)]) == 2
+    assert main(["evaluate", "portraits", "--images", str(tmp_path), "--prompts", str(path)]) == 2
     said = capsys.readouterr().err
     assert part in said
     assert said.count("\n") == 1

@@ -108,13 +108,13 @@ def test_the_judges_own_report_is_a_score_table(tmp_path: Path) -> None:
 
 def test_training_says_what_it_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = ["--output", str(tmp_path / "out")]
-    assert main(["reward", "train", *output]) == 2
+    assert main(["preferences", "train", *output]) == 2
     assert "Give --corpus" in capsys.readouterr().err
-    assert main(["reward", "train", "--model", "somewhere", *output]) == 2
+    assert main(["preferences", "train", "--model", "somewhere", *output]) == 2
     assert "give --pairs" in capsys.readouterr().err
     pair = {"prompt": "p", "a": "x.mp4", "b": "y.mp4", "aspects": {"sync": "A"}, "source": "study", "annotator": "a"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
-    assert main(["reward", "train", "--model", "m", "--pairs", str(tmp_path / "pairs.jsonl"), *output]) == 2
+    assert main(["preferences", "train", "--model", "m", "--pairs", str(tmp_path / "pairs.jsonl"), *output]) == 2
     error = capsys.readouterr().err
     assert "One annotator only" in error
     assert "None of the pairs can be learned from (1 clip missing)" in error

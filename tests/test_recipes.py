@@ -114,13 +114,13 @@ def test_a_card_says_where_a_recipe_is_from_what_was_seen_what_is_ours_and_why(n
 def test_a_card_is_listed_and_shown_with_its_values_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
-    assert main(["recipes", "show", "longcat-grpo"]) == 0
+    assert main(["posttrain", "recipes", "show", "longcat-grpo"]) == 0
     shown = capsys.readouterr().out
     card = CARDS["longcat-grpo"]
     assert all(part in text for part in (card.source, card.verified, card.reading) for text in (listed, shown))
     assert "plan.shared: True, the paper's" in shown
     assert len(re.findall(r"^    verified: ", listed, re.M)) == len(CARDS)
-    assert main(["recipes", "show", "longcat-grpo", "--json"]) == 0
+    assert main(["posttrain", "recipes", "show", "longcat-grpo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["why"] == card.why
 
 

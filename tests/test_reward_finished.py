@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from flowportrait.commands.score import run
+from flowportrait.commands.evaluate import ScoreOptions, run_score
 from flowportrait.errors import BadInput
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
@@ -115,9 +114,9 @@ def test_a_rate_of_nothing_is_bad_input() -> None:
 
 def test_the_command_scores_any_video_and_says_what_it_could_not(tmp_path: Path) -> None:
     write_video(tmp_path / "talk.mp4", video()[0], sound())
-    chosen = {"videos": [tmp_path / "talk.mp4"], "portrait": None, "json": True}
-    found = run(Namespace(rewards="sync,head,silent_lip", **chosen))[str(tmp_path / "talk.mp4")]
+    videos = (tmp_path / "talk.mp4",)
+    found = run_score(ScoreOptions(videos, rewards="sync,head,silent_lip", json=True))[str(tmp_path / "talk.mp4")]
     assert isinstance(found["sync"], float)
     assert found["silent_lip"] == "speech throughout: no silence to be silent in"
     with pytest.raises(BadInput, match="'identity' needs portrait"):
-        run(Namespace(rewards="identity", **chosen))
+        run_score(ScoreOptions(videos, rewards="identity", json=True))

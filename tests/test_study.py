@@ -105,7 +105,7 @@ def test_bad_input_is_one_sentence(
     for name, clip in (("a", "one"), ("b", "two")):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{clip}.mp4").write_bytes(b"x")
-    assert main(["study", *(argument.format(tmp_path) for argument in arguments)]) == 2
+    assert main(["preferences", "study", *(argument.format(tmp_path) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
@@ -209,7 +209,7 @@ def test_no_more_begin_than_may_and_who_has_begun_goes_on(fresh: Path) -> None:
     assert full.status_code == 403
     assert "all the participants" in full.json()["detail"]
     assert web.get(f"/api/participants/{tokens[0]}").status_code == 200
-    assert main(["study", "serve", str(fresh), "--participants", "0"]) == 2
+    assert main(["preferences", "study", "serve", str(fresh), "--participants", "0"]) == 2
 
 
 def test_a_request_reads_the_answers_of_its_own_participant_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,13 +311,13 @@ def test_the_analysis_finds_what_people_said_and_leaves_out_who_did_not_look(
     page = (fresh / "out" / "analysis.html").read_text()
     assert "<script" not in page
     assert "http" not in page
-    assert main(["study", "analyse", str(fresh), "--json"]) == 0
+    assert main(["preferences", "study", "analyse", str(fresh), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 5
 
 
 def test_serving_from_the_command_line_ends_well(fresh: Path) -> None:
     served = subprocess.Popen(
-        [sys.executable, "-m", "flowportrait.cli", "study", "serve", str(fresh), "--port", "0"],
+        [sys.executable, "-m", "flowportrait.cli", "preferences", "study", "serve", str(fresh), "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
     )

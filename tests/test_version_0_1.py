@@ -247,7 +247,7 @@ def test_votes_of_a_study_are_counted_and_exported_as_before(tmp_path: Path) -> 
 def study(folder: Path) -> dict[str, Any]:
     """What is said of the answers, and the pairs that they become."""
     shutil.copytree(DATA / "preferences" / "study", folder / "study")
-    assert main(["study", "analyse", str(folder / "study"), "--output", str(folder / "out")]) == 0
+    assert main(["preferences", "study", "analyse", str(folder / "study"), "--output", str(folder / "out")]) == 0
     analysis = json.loads((folder / "out" / "analysis.json").read_text())
     return {"analysis": analysis, "pairs": readers.lines_as_written(folder / "study" / "pairs.jsonl")}
 

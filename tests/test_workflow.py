@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flowportrait.cli import parser
+from flowportrait.cli import read_command
 from tests.required import GROUPS
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_a_line_of_the_workflow_names_what_exists(line: str) -> None:
             assert (ROOT / file).is_file()
     assert all((ROOT / file).exists() for file in re.findall(r"[\w./]*(?:src|docs|examples)/[\w./]+", line))
     if words[0] == "flowportrait":
-        assert callable(parser().parse_args(words[1:]).run)
+        assert callable(read_command(words[1:])[0])
     elif words[-1].endswith(".ci/run"):
         assert os.access(ROOT / words[-1], os.X_OK)
     else:

@@ -1,4 +1,4 @@
-"""The command line: ``flowportrait COMMAND …``; every command is a file in ``commands/``.
+"""The command line: ``flowportrait COMMAND …``; every command is a function in ``commands/``.
 
 Exit code 0 on success, 2 on bad input (one sentence on standard error) or where some of several inputs failed, 130 on
 Ctrl-C. With ``--json`` standard output carries one JSON object and nothing else. A reader of standard output that
@@ -7,61 +7,86 @@ leaves early (``| head``) ends it quietly.
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import json
-import re
 import sys
+import typing
 import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from flowportrait import __version__
-from flowportrait.commands import (
-    animate,
-    bench,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    judge,
-    policies,
-    portraitbench,
-    posttrain,
-    preferences,
-    prepare,
-    pretrain,
-    recipes,
-    reward,
-    score,
-    studio,
-    study,
-    verify,
-)  # fmt: skip
 from flowportrait.errors import BadInput, PartialFailure
 from flowportrait.extras import missing_extra
 from flowportrait.files import check_inputs_kept, complete_environment
 from flowportrait.terminal import discard_broken_output, exit_on_signals, say, speaks, standard_streams
 
-COMMANDS = (
-    animate, prepare, pretrain, posttrain, recipes, policies, doctor, evaluate, score, judge, bench, study, studio,
-    preferences, reward, demo, verify, portraitbench, export,
-)  # fmt: skip
+
+class Command(NamedTuple):
+    """A command, or a name for several (without a function)."""
+
+    function: str
+    """``module:function`` in ``flowportrait.commands``."""
+    sentence: str
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with one sentence instead of a usage block when something is wrong."""
+GROUPS: dict[str, tuple[str, ...]] = {
+    "make videos": ("animate", "studio", "demo", "verify"),
+    "data and training": ("prepare", "pretrain", "posttrain", "doctor", "preferences"),
+    "judge and measure": ("evaluate", "judge"),
+    "other": ("export",),
+}
+"""The list of commands in ``flowportrait --help``."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        # A value, not an option, though it begins with a minus: -10,0 and -1e-3 as well as -10.
-        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf)")
+COMMANDS: dict[str, Command] = {
+    "animate": Command("animate:run", "make a talking video from a photo, or dub a video"),
+    "studio": Command("studio:run", "all of it in a browser, on this machine alone"),
+    "demo": Command("demo:run", "the main job on real input, with a report"),
+    "verify": Command("verify:run", "say whether videos were made with FlowPortrait, and who signed them"),
+    "prepare": Command("prepare:run", "turn videos into a training corpus, or look at one"),
+    "pretrain": Command("pretrain:run", "supervised training on a corpus"),
+    "posttrain": Command("posttrain:run", "reinforcement learning on portraits and speech"),
+    "posttrain recipes": Command("posttrain:run_recipes", "list the post-training methods, or show one"),
+    "posttrain policies": Command("posttrain:run_policies", "other generators that can be post-trained"),
+    "doctor": Command("doctor:run", "say what is wrong with a post-training run"),
+    "preferences": Command("", "make and examine preference pairs, ask people, train reward models"),
+    "preferences inspect": Command("preferences:run_inspect", "counts, ties, agreement, contradictions, leaks"),
+    "preferences make": Command("preferences:run_make", "pairs of finished videos: intact against damaged"),
+    "preferences from-judge": Command("preferences:run_judged", "pairs from a judge's scores of two systems"),
+    "preferences study": Command("", "ask people which system they prefer"),
+    "preferences study make": Command("preferences:run_study_make", "pair videos of the same name"),
+    "preferences study serve": Command("preferences:run_study_serve", "show the page"),
+    "preferences study analyse": Command("preferences:run_study_analyse", "who is preferred, and how sure is that"),
+    "preferences train": Command("preferences:run_train", "train the reward model: sync, expression and motion"),
+    "preferences train-latent": Command("preferences:run_train_latent", "the same scores of noisy latents"),
+    "evaluate": Command("evaluate:run", "measure finished videos, or checkpoints on prompts"),
+    "evaluate score": Command("evaluate:run_score", "score finished videos with the rewards of post-training"),
+    "evaluate bench": Command("evaluate:run_bench", "benchmark with negative controls and a ground-truth ceiling"),
+    "evaluate portraits": Command("evaluate:run_portraits", "artefact rates and scores of generated portraits"),
+    "judge": Command("", "grade videos 1 to 5, examine or calibrate a judge, or serve one"),
+    "judge score": Command("judge:run_score", "grade finished videos"),
+    "judge check": Command("judge:run_check", "show a judge damage of known strength; only who passes is trained on"),
+    "judge calibrate": Command("judge:run_calibrate", "compare with human scores and learn a map to them"),
+    "judge agree": Command("judge:run_agree", "how often a judge says what people said about two clips"),
+    "judge learn": Command("judge:run_learn", "let preferences improve what a judge goes by"),
+    "judge serve": Command("judge:run_serve", "offer the panel and scorers over HTTP"),
+    "export": Command("export:run", "write a generator's streaming step as ONNX"),
+}
 
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        sys.stdout.flush()
-        super().exit(status, message)
+OLD_COMMANDS = {
+    "recipes": "posttrain recipes",
+    "policies": "posttrain policies",
+    "policy": "posttrain policies",
+    "score": "evaluate score",
+    "bench": "evaluate bench",
+    "portraitbench": "evaluate portraits",
+    "study": "preferences study",
+    "reward": "preferences",
+}
+"""Commands of version 0.1 that have another name now; they print a warning."""
 
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{self.prog}: {message}; see '{self.prog} --help'.")
+HELP = ("-h", "--help")
+PROGRAM = "flowportrait"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,12 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}")
     try:
         with standard_streams(), exit_on_signals():
-            return _main(arguments)
+            return _main(sys.argv[1:] if arguments is None else arguments)
     finally:
         warnings.showwarning = show
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str]) -> int:
     complete_environment()
     try:
         return _run(arguments)
@@ -101,12 +126,12 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 130
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    options = parser().parse_args(arguments)
+def _run(arguments: Sequence[str]) -> int:
+    function, options = read_command(arguments)
     check_inputs_kept(options)
     code = 0
     try:
-        result = options.run(options)
+        result = function(options)
     except PartialFailure as error:
         say(str(error))
         result, code = error.result, 2
@@ -121,14 +146,87 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code
 
 
-def parser() -> Parser:
-    """Every command and its options."""
-    root = Parser(prog="flowportrait", description="A portrait photo and speech in, a talking video out.")
-    root.add_argument("--version", action="version", version=f"flowportrait {__version__}")
-    commands = root.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
-    for command in COMMANDS:
-        command.register(commands)
-    return root
+def read_command(arguments: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any]], Any]:
+    """The function of a command line and its options; nothing is run.
+
+    Raises:
+        BadInput: no such command, or a word that is not understood.
+        SystemExit: help or the version was asked for and is printed.
+    """
+    name, words = _split(arguments)
+    if not name or not COMMANDS[name].function:
+        _answer_without_command(name, words)
+    from flowportrait.commands.options import parse_options
+
+    module, _, function_name = COMMANDS[name].function.partition(":")
+    function = getattr(importlib.import_module(f"flowportrait.commands.{module}"), function_name)
+    try:
+        options = parse_options(typing.get_type_hints(function)["options"], words, f"{PROGRAM} {name}")
+    except SystemExit:
+        if further := _list_commands(_subcommands(name)):
+            _print(f"subcommands:\n{further}\n")
+        raise
+    return function, options
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The longest name of a command that the words begin with, and the other words."""
+    words = list(arguments)
+    if words and words[0] in OLD_COMMANDS:
+        new = OLD_COMMANDS[words[0]]
+        say(f"Warning: '{PROGRAM} {words[0]}' is now '{PROGRAM} {new}'; the old name goes with the next version.")
+        words = [*new.split(), *words[1:]]
+    for length in range(min(3, len(words)), 0, -1):
+        if (name := " ".join(words[:length])) in COMMANDS:
+            return name, words[length:]
+    return "", words
+
+
+def _answer_without_command(name: str, words: Sequence[str]) -> None:
+    """Help, the version, or what is missing.
+
+    Raises:
+        SystemExit: after help or the version.
+        BadInput: there is no command, or none of this name.
+    """
+    program = f"{PROGRAM} {name}".strip()
+    first = words[0] if words else ""
+    if first in HELP or (len(first) > 2 and "--help".startswith(first)):
+        _print(_help_page(name, program))
+        raise SystemExit(0)
+    if not name and len(first) > 2 and "--version".startswith(first):
+        _print(f"{PROGRAM} {__version__}")
+        raise SystemExit(0)
+    choices = ", ".join(one.removeprefix(f"{name} ") for one in _subcommands(name))
+    wrong = f"there is no command {first!r}" if first else "a command is required"
+    raise BadInput(f"{program}: {wrong}, choose from {choices}; see '{program} --help'.")
+
+
+def _help_page(name: str, program: str) -> str:
+    if name:
+        return f"usage: {program} COMMAND …\n\n{COMMANDS[name].sentence}\n\n{_list_commands(_subcommands(name))}"
+    page = [
+        f"usage: {PROGRAM} [--help] [--version] COMMAND …\n",
+        "A portrait photo and speech in, a talking video out.",
+    ]
+    page += [f"\n{title}:\n{_list_commands(names)}" for title, names in GROUPS.items()]
+    return "\n".join([*page, f"\n'{PROGRAM} COMMAND --help' explains a command."])
+
+
+def _subcommands(name: str) -> list[str]:
+    """The commands under a name, one word longer."""
+    length = len(name.split())
+    return [one for one in COMMANDS if one.split()[:length] == name.split() and len(one.split()) == length + 1]
+
+
+def _list_commands(names: Sequence[str]) -> str:
+    width = max((len(name) for name in names), default=0)
+    return "\n".join(f"  {name:{width}}  {COMMANDS[name].sentence}" for name in names)
+
+
+def _print(text: str) -> None:
+    print(text)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,41 +32,32 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def override(config: Config, changes: Sequence[str]) -> Config:
-    """A copy of ``config`` with ``a.b=value`` changes applied in order.
+    """A copy of ``config`` with ``a.b=value`` changes applied in order, as command lines give them.
 
     Raises:
         BadInput: a change without ``=``, an unknown key, or a value that does not fit its field.
     """
     for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator:
-            raise BadInput(f"--set needs key=value, not {change!r}.")
-        config = _replace(config, key.strip().split("."), text.strip(), key.strip())
+        key, text = _split_setting(change)
+        config = _replace_value(config, key.split("."), text, key, _parse)
     return config
 
 
-def _replace(config: Config, path: list[str], text: str, full: str) -> Config:
-    hints = _fields(type(config))
-    name = _current_key(type(config), path[0])
-    _check_key(name, hints, full)
-    current = getattr(config, name)
-    if len(path) > 1:
-        part = _plain(hints[name])
-        if current is None and isinstance(part, type) and dataclasses.is_dataclass(part):
-            current = part()
-        if isinstance(current, dict):
-            entry = _parse(text, typing.get_args(part)[1], full)
-            return dataclasses.replace(config, **{name: {**current, ".".join(path[1:]): entry}})
-        if not dataclasses.is_dataclass(current) or isinstance(current, type):
-            raise BadInput(f"--set {full}: {name} has no parts; write {name}=value.")
-        value: Any = _replace(current, path[1:], text, full)
-    elif dataclasses.is_dataclass(current):
-        raise BadInput(
-            f"--set {full} needs one of its parts: {', '.join(f'{full}.{k}' for k in _fields(type(current)))}."
-        )
-    else:
-        value = _parse(_current_value(type(config), name, text), hints[name], full)
-    return dataclasses.replace(config, **{name: value})
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Key and value of ``key=value`` where no field declares a type: numbers, true, false, none, or else text.
+
+    Raises:
+        BadInput: there is no ``=``, or nothing before it.
+    """
+    key, text = _split_setting(setting)
+    return key, _word(text)
+
+
+def _split_setting(setting: str) -> tuple[str, str]:
+    key, separator, text = setting.partition("=")
+    if not separator or not key.strip():
+        raise BadInput(f"A setting needs key=value, as in --set groups=4, not {setting!r}.")
+    return key.strip(), text.strip()
 
 
 def replace_settings(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -76,25 +67,29 @@ def replace_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         BadInput: an unknown key, or a value that does not fit its field.
     """
     for full, value in settings.items():
-        config = _replace_value(config, full.split("."), value, full)
+        config = _replace_value(config, full.split("."), value, full, _convert)
     return config
 
 
-def _replace_value(config: Config, path: list[str], value: Any, full: str) -> Config:
+def _replace_value(config: Config, path: list[str], value: Any, full: str, read: Callable[..., Any]) -> Config:
+    """A copy with the value at ``path``, which ``read(value, type, full)`` makes one of the type of its field."""
     hints, name = _fields(type(config)), _current_key(type(config), path[0])
     _check_key(name, hints, full)
+    current, part = getattr(config, name), _plain(hints[name])
     if len(path) > 1:
-        current, part = getattr(config, name), _plain(hints[name])
         if current is None and isinstance(part, type) and dataclasses.is_dataclass(part):
             current = part()
-        if isinstance(current, dict) and len(path) == 2:
-            value = {**current, path[1]: _convert(value, typing.get_args(part)[1], full)}
+        if isinstance(current, dict):
+            value = {**current, ".".join(path[1:]): read(value, typing.get_args(part)[1], full)}
         elif dataclasses.is_dataclass(current) and not isinstance(current, type):
-            value = _replace_value(current, path[1:], value, full)
+            value = _replace_value(current, path[1:], value, full, read)
         else:
             raise BadInput(f"The setting {full} does not exist: {name} has no parts; give {name} itself.")
     elif not _holds_parts(value):
-        value = _convert(_current_value(type(config), name, value), hints[name], full)
+        if dataclasses.is_dataclass(current) and isinstance(value, str):
+            parts = ", ".join(f"{full}.{key}" for key in _fields(type(current)))
+            raise BadInput(f"The setting {full} needs one of its parts: {parts}.")
+        value = read(_current_value(type(config), name, value), hints[name], full)
     return dataclasses.replace(config, **{name: value})
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from flowportrait.errors import BadInput
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("accelerate", "peft", "transformers", "tyro"),
+    "train": ("accelerate", "peft", "transformers"),
     "judge": ("openai", "httpx2"),
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn"),
     "report": ("matplotlib",),

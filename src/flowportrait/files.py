@@ -13,7 +13,6 @@ Where results go: fail before the work, not after it, and never take the place o
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import hashlib
 import json
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowportrait.errors import BadInput
-from flowportrait.media.sound_track import FORMATS
+from flowportrait.media.formats import FORMATS
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +153,7 @@ _TEXTS = ("text", "title")
 """Options whose words are never paths."""
 
 
-def check_inputs_kept(options: argparse.Namespace) -> None:
+def check_inputs_kept(options: object) -> None:
     """That no output of a command is one of its inputs, under whatever name: another path, a link, other case.
 
     ``options.updates`` names the inputs that the command is meant to write into.

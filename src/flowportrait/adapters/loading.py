@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from flowportrait.adapters.policy import Condition, Generator, GeneratorPolicy, GeneratorTask, Item
+from flowportrait.config import parse_setting
 from flowportrait.data.prompts import Prompt, read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import unit_noise
@@ -58,7 +59,7 @@ def load_policy_generator(name: str, settings: Sequence[str] | Mapping[str, Any]
     Raises:
         BadInput: nothing of that name, or it is not what it must be; says what is missing.
     """
-    arguments = dict(settings if isinstance(settings, Mapping) else map(_setting, settings))
+    arguments = dict(settings if isinstance(settings, Mapping) else map(parse_setting, settings))
     if is_reference(name) or name in plugin_names("policies"):
         return as_generator(load_plugin("policies", name), arguments, name)
     return _pipeline(name, arguments, half)
@@ -97,18 +98,6 @@ def as_generator(policy: Any, arguments: Mapping[str, Any] | None = None, name: 
 def _is_pipeline(policy: Any) -> bool:
     """Whether it is a pipeline of diffusers, without importing diffusers."""
     return all(hasattr(policy, name) for name in ("transformer", "vae", "scheduler", "components"))
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise BadInput(f"{text!r} is no setting: write key=value.")
-    for kind in (int, float):
-        try:
-            return key, kind(value)
-        except ValueError:
-            pass
-    return key, {"true": True, "false": False}.get(value, value)
 
 
 def _pipeline(name: str, arguments: dict[str, Any], half: bool) -> Generator:

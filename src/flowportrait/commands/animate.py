@@ -8,19 +8,21 @@ the others are still made.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro import conf
 
 from flowportrait import terminal
-from flowportrait.commands import Commands
+from flowportrait.commands.options import Files, Flag, Json, OptionalInt, OptionalPath, OptionalText, Repeated
 from flowportrait.errors import BadInput, PartialFailure
 from flowportrait.files import check_output_file
-from flowportrait.media.sound_track import FORMATS, output_format
+from flowportrait.media.formats import FORMATS, output_format
 from flowportrait.pipelines.batch import BatchItem, is_batch, plan_batch
 from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn, parse_gaze, parse_guide
 from flowportrait.terminal import say, waiting
@@ -34,122 +36,93 @@ if TYPE_CHECKING:
 Save = Callable[..., dict[str, Any]]
 """Makes one video; returns what is printed of it."""
 
-
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("animate", help="make a talking video from a photo, or dub a video")
-    source = add.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--image",
-        "--source_image",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="portrait: photo, painting or drawing; several, or a folder of them",
-    )
-    source.add_argument(
-        "--video",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="existing footage to dub: only its lips change; several, or a folder",
-    )
-    source.add_argument(
-        "--speaker", action="append", metavar="N=PHOTO,AUDIO",
-        help="two people who talk: 1=…  and 2=…, side by side, or two faces of one photo, the left one first",
-    )  # fmt: skip
-    add.add_argument("--turns", action="store_true", help="with --speaker: play the recordings one after the other")
-    add.add_argument(
-        "--loop", action="store_true",
-        help="with --video: where the speech is longer, play the video backwards and forwards in turn until it ends",
-    )  # fmt: skip
-    sound = add.add_mutually_exclusive_group()
-    sound.add_argument(
-        "--audio",
-        "--driven_audio",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="speech (any audio or video file); several, or a folder",
-    )
-    sound.add_argument("--text", help="speak this; - reads text from standard input as it comes")
-    add.add_argument("--voice", help="with --text: heart (default, English), espeak:LANGUAGE or openai:NAME")
-    add.add_argument(
-        "--stream", action="store_true",
-        help="write video that plays while it grows, of --text or of wav or raw 16-bit mono 16 kHz samples from "
-        "standard input as they come; --output - for a pipe",
-    )  # fmt: skip
-    add.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        help="video to write: .mp4, .mov, .webm or .gif (without sound); with several inputs a folder",
-    )
-    add.add_argument(
-        "--format",
-        choices=[suffix[1:] for suffix in FORMATS],
-        help="with several inputs: what to write into the folder (default mp4)",
-    )
-    add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
-    add.add_argument("--seed", type=int, default=0, help="random seed: another number gives other motion")
-    add.add_argument("--intensity", type=float, default=1.0, metavar="X", help="how expressive: 0.6 to 1.6")
-    add.add_argument(
-        "--denoise", action=argparse.BooleanOptionalAction, default=True,
-        help="remove noise from the speech before the generator hears it (default: on)",
-    )  # fmt: skip
-    add.add_argument("--as-heard", dest="denoise", action="store_false", help=argparse.SUPPRESS)
-    add.add_argument(
-        "--size", type=int, help="side of the drawn face square in pixels (default: 512, more for large photos)"
-    )
-    add.add_argument("--crop", action="store_true", help="write the face square alone instead of the whole photo")
-    add.add_argument(
-        "--background",
-        metavar="COLOR",
-        help="what shows through a transparent photo, by name or as #rrggbb (default: white)",
-    )
-    add.add_argument("--face", type=int, metavar="N", help="which of several faces, counted from the left")
-    _add_motion_options(add)
-    add.add_argument(
-        "--no-provenance", action="store_true", help="write no AI label, no signed manifest and no watermark"
-    )
-    add.add_argument("--certificate", type=Path, help="PEM chain to sign the video with (default: a self-made one)")
-    add.add_argument("--private-key", type=Path, help="PEM key of --certificate")
-    add.add_argument("--json", action="store_true", help="print one JSON object")
-    add.set_defaults(run=run)
+_source = conf.create_mutex_group(required=True, title="what is animated")
+OptionalEnding = Annotated[
+    Literal["mp4", "mov", "webm", "gif"] | None, conf.arg(metavar="ENDING", help_behavior_hint="")
+]
+_sound = conf.create_mutex_group(required=False, title="what is said")
 
 
-def _add_motion_options(add: argparse.ArgumentParser) -> None:
-    """What can be turned up or down without touching the lips, motion as files, and what rewards may do."""
-    group = add.add_argument_group("performance (photos only; none of the scales moves the lips apart or together)")
-    group.add_argument("--blink", type=float, default=1.0, metavar="X", help="depth of blinks; 0: none")
-    group.add_argument("--head-motion", type=float, default=1.0, metavar="X", help="nods and turns; 0: still")
-    group.add_argument("--expression-scale", type=float, default=1.0, metavar="X", help="brows and smiles; 0: none")
-    group.add_argument("--gaze", default="0,0", metavar="X,Y", help="eyes to the viewer's right and up, in degrees")
-    group.add_argument("--motion-out", type=Path, metavar="FILE", help="also write the performance (.csv or .json)")
-    group.add_argument("--motion-in", type=Path, metavar="FILE", help="draw this performance instead of a new one")
-    group = add.add_argument_group("rewards (photos only)")
-    group.add_argument("--guide", metavar="sync=W,…",
-                       help="bend every chunk: sync moves the mouth (W up to 10), motion the head (up to 3), "
-                       "expression brows and lids a little (up to 3)")  # fmt: skip
-    group.add_argument("--best-of", type=int, default=1, metavar="N", help="make N performances and keep the best")
-    group.add_argument("--by", metavar="REWARD", help="with --best-of: reward (default), sync, expression, motion, …")
-    group.add_argument(
-        "--prune", action="store_true", help="with --best-of: choose chunk by chunk, cheaper and with --stream as well"
-    )
+@dataclass(frozen=True)
+class AnimateOptions:
+    """Make a talking video from a photo and speech, or dub a video."""
+
+    output: Path
+    """Video to write: .mp4, .mov, .webm or .gif (without sound); with several inputs a folder."""
+    image: Annotated[Files, _source] = ()
+    """Portrait: photo, painting or drawing; several, or a folder of them."""
+    video: Annotated[Files, _source] = ()
+    """Existing footage to dub: only its lips change; several, or a folder."""
+    speaker: Annotated[Repeated, _source, conf.arg(metavar="N=PHOTO,AUDIO")] = ()
+    """Two people who talk: 1=…  and 2=…, side by side, or two faces of one photo, the left one first."""
+    audio: Annotated[Files, _sound] = ()
+    """Speech (any audio or video file); several, or a folder."""
+    text: Annotated[OptionalText, _sound] = None
+    """Speak this; - reads text from standard input as it comes."""
+    voice: OptionalText = None
+    """With --text: heart (default, English), espeak:LANGUAGE or openai:NAME."""
+    turns: Flag = False
+    """With --speaker: play the recordings one after the other."""
+    loop: Flag = False
+    """With --video: where the speech is longer, play the video backwards and forwards in turn until it ends."""
+    stream: Flag = False
+    """Write a video that plays while it grows, of --text or of sound (wav, raw 16-bit 16 kHz) on standard input."""
+    format: OptionalEnding = None
+    """With several inputs: what to write into the folder: mp4 (default), mov, webm or gif."""
+    checkpoint: str = "rl"
+    """Generator: rl, sft, or a folder."""
+    seed: int = 0
+    """Random seed: another number gives other motion for the same speech."""
+    intensity: float = 1.0
+    """How expressive the motion is, from 0.6 to 1.6."""
+    denoise: Flag = True
+    """Leave the noise in the speech that the generator hears."""
+    size: OptionalInt = None
+    """Side of the drawn face square in pixels; by default 512, and more for large photos."""
+    crop: Flag = False
+    """Write the face square alone instead of the whole photo."""
+    background: OptionalText = None
+    """Colour behind a transparent photo, by CSS name or as #rrggbb; white by default."""
+    face: OptionalInt = None
+    """Which of several faces, counted from the left beginning at 1; the largest by default."""
+    blink: float = 1.0
+    """Photos only: depth of blinks, from 0 (none) to 3."""
+    head_motion: float = 1.0
+    """Photos only: scale of nods and turns, from 0 (still) to 3."""
+    expression_scale: float = 1.0
+    """Photos only: scale of brows and smiles, from 0 (none) to 3."""
+    gaze: str = "0,0"
+    """Photos only: degrees X,Y by which the eyes look to the viewer's right and up."""
+    motion_out: OptionalPath = None
+    """Photos only: also write the motion to this file (.csv or .json)."""
+    motion_in: OptionalPath = None
+    """Photos only: draw the motion of this file instead of new motion."""
+    guide: OptionalText = None
+    """Photos only: rewards that bend the motion, such as sync=1: sync (up to 10), motion (head) or expression (3)."""
+    best_of: int = 1
+    """Photos only: make this many candidates and keep the best."""
+    by: OptionalText = None
+    """With --best-of: the reward that chooses: reward (default), sync, expression, motion, or any other by name."""
+    prune: Flag = False
+    """With --best-of: choose chunk by chunk, which is cheaper and works with --stream as well."""
+    no_provenance: Flag = False
+    """Write no AI label, no signed manifest and no watermark."""
+    certificate: OptionalPath = None
+    """PEM chain to sign the video with; by default a self-made one."""
+    private_key: OptionalPath = None
+    """PEM key of --certificate."""
+    json: Json = False
 
 
-def request_of(options: argparse.Namespace) -> AnimateRequest:
+def request_of(options: AnimateOptions) -> AnimateRequest:
     """The request that the options describe; of several inputs with the first ones.
 
     Raises:
         BadInput: an option cannot be read.
     """
-    image, video, audio = (given[0] if given else None for given in (options.image, options.video, options.audio))
+    image, video, audio = (paths[0] if paths else None for paths in (options.image, options.video, options.audio))
     return AnimateRequest(
-        image=image, video=video, speakers=tuple(SpeakerTurn.parse(text) for text in options.speaker or ()),
+        image=image, video=video, speakers=tuple(SpeakerTurn.parse(text) for text in options.speaker),
         audio=audio, text=options.text, voice=options.voice, checkpoint=options.checkpoint, seed=options.seed,
         intensity=options.intensity, denoise=options.denoise, size=options.size, crop=options.crop,
         background=options.background, face=options.face, blink=options.blink, head_motion=options.head_motion,
@@ -159,13 +132,13 @@ def request_of(options: argparse.Namespace) -> AnimateRequest:
     )  # fmt: skip
 
 
-def items_of(options: argparse.Namespace) -> tuple[list[BatchItem], bool]:
+def items_of(options: AnimateOptions) -> tuple[list[BatchItem], bool]:
     """The videos to make, and whether they go into a folder.
 
     Raises:
         BadInput: inputs that cannot be paired, or an option that goes with one input.
     """
-    request, pictures, recordings = request_of(options), options.image or options.video or [], options.audio or []
+    request, pictures, recordings = request_of(options), options.image or options.video, options.audio
     if not is_batch(pictures, recordings):
         if options.format:
             raise BadInput("--format goes with several inputs: the ending of --output says what one video is.")
@@ -176,7 +149,7 @@ def items_of(options: argparse.Namespace) -> tuple[list[BatchItem], bool]:
     return plan_batch(request, options.output, pictures, recordings, suffix), True
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: AnimateOptions) -> dict[str, Any]:
     """Photos or videos plus speech to videos.
 
     Raises:
@@ -192,7 +165,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.speaker and given:
             raise BadInput(f"--speaker does not go with {flag}: each speaker brings a photo and a recording.")
     if options.motion_out:
-        _check_motion_output(options)
+        _check_motion_output(options, options.motion_out)
     items, together = items_of(options)
     if options.stream and together:
         raise BadInput("--stream makes one video: give one --image.")
@@ -207,24 +180,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return _saver(options)(items[0], inputs, began)
 
 
-def _check_sound(options: argparse.Namespace) -> None:
-    if options.audio is None and options.text is None and not options.stream and not options.speaker:
+def _check_sound(options: AnimateOptions) -> None:
+    if not options.audio and options.text is None and not options.stream and not options.speaker:
         raise BadInput("There is nothing to say: give --audio FILE, --text TEXT, or --stream with sound coming in.")
-    if options.audio is not None and options.stream:
+    if options.audio and options.stream:
         raise BadInput("--stream reads sound from standard input: leave out --audio, or leave out --stream.")
     if options.voice is not None and options.text is None:
         raise BadInput("--voice reads a text: give --text too.")
 
 
-def _check_motion_output(options: argparse.Namespace) -> None:
+def _check_motion_output(options: AnimateOptions, target: Path) -> None:
     from flowportrait.rendering.motion_files import check_name
 
     if options.video:
         raise BadInput("--motion-out works with --image only: a dubbed video keeps its own performance.")
     if options.stream:
         raise BadInput("--stream does not go with --motion-out: give --image, and --text or sound on standard input.")
-    check_name(options.motion_out)
-    check_output_file(options.motion_out, options.motion_out.suffix.lower()[1:], "--motion-out")
+    check_name(target)
+    check_output_file(target, target.suffix.lower()[1:], "--motion-out")
 
 
 def _read(request: AnimateRequest) -> AnimateInputs:
@@ -236,7 +209,7 @@ def _read(request: AnimateRequest) -> AnimateInputs:
     return inputs
 
 
-def _load_pipeline(options: argparse.Namespace) -> AnimatePipeline:
+def _load_pipeline(options: AnimateOptions) -> AnimatePipeline:
     """Load the networks, after what is cheaper to check.
 
     Raises:
@@ -257,7 +230,7 @@ def _load_pipeline(options: argparse.Namespace) -> AnimatePipeline:
         return AnimatePipeline.from_pretrained(options.checkpoint, denoise=options.denoise, display=terminal)
 
 
-def _saver(options: argparse.Namespace) -> Save:
+def _saver(options: AnimateOptions) -> Save:
     """What makes one video, with everything loaded that several have in common.
 
     Raises:
@@ -292,7 +265,7 @@ def _saver(options: argparse.Namespace) -> Save:
     return save
 
 
-def _save_batch(options: argparse.Namespace, items: Sequence[BatchItem], save: Save) -> dict[str, Any]:
+def _save_batch(options: AnimateOptions, items: Sequence[BatchItem], save: Save) -> dict[str, Any]:
     """Make every video; returns what the command prints.
 
     Raises:
@@ -325,7 +298,7 @@ def _save_batch(options: argparse.Namespace, items: Sequence[BatchItem], save: S
     return result
 
 
-def _stream(options: argparse.Namespace, request: AnimateRequest) -> dict[str, Any]:
+def _stream(options: AnimateOptions, request: AnimateRequest) -> dict[str, Any]:
     """Photo plus sound as it comes, to fragmented mp4 or live webm."""
     piped = str(options.output) == "-"
     if piped and options.json:

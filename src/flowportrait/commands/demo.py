@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowportrait.commands import Commands
+from flowportrait.commands.options import OptionalInt
 from flowportrait.extras import require
 from flowportrait.files import check_output_folder
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("demo", help="the main job on real input, with a report")
-    add.add_argument("--output", type=Path, required=True, help="folder of the videos and the report")
-    add.add_argument("--iterations", type=int, help="post-training iterations (default: as many as fit)")
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class DemoOptions:
+    """Do the main job on real input, with a report."""
+
+    output: Path
+    """Folder of the videos and the report."""
+    iterations: OptionalInt = None
+    """Post-training iterations; by default as many as fit."""
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: DemoOptions) -> dict[str, Any]:
     """The main job end to end."""
     check_output_folder(options.output)
     require("demo", "accelerate", "peft", "matplotlib", "skimage", "torchmetrics")

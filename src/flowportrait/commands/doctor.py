@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from flowportrait.commands import Commands
+from tyro import conf
+
+from flowportrait.commands.options import Json
 from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
@@ -17,15 +19,16 @@ METRICS, RECIPE = FILES = ("metrics.jsonl", "recipe.json")
 """What makes a folder a run of post-training."""
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("doctor", help="say what is wrong with a post-training run")
-    add.add_argument("folder", type=Path, metavar="RUN", help="folder that posttrain or demo wrote")
-    add.add_argument("--json", action="store_true", help="print one JSON object")
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Say what is wrong with a post-training run."""
+
+    folder: conf.Positional[Annotated[Path, conf.arg(metavar="RUN")]]
+    """Folder that posttrain or demo wrote."""
+    json: Json = False
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: DoctorOptions) -> dict[str, Any]:
     """Findings of a run folder, finished or under way.
 
     Raises:

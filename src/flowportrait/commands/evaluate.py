@@ -1,50 +1,144 @@
-"""``flowportrait evaluate``: measure finished videos, or checkpoints on prompts, side by side."""
+"""``flowportrait evaluate``: measure finished videos, or checkpoints on prompts, side by side.
+
+evaluate             metrics of systems with their intervals, and a report
+evaluate score       what the rewards of post-training say about finished videos of any generator
+evaluate bench       the benchmark with a fixed protocol, and the comparison of two of its results
+evaluate portraits   pictures of people for known prompts: their artefacts counted, and their scores
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flowportrait.commands import Commands
+from flowportrait.commands.options import Flag, Inputs, Json, OptionalPair, OptionalPath, OptionalText, Repeated
 from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.extras import require
 from flowportrait.files import check_output_folder
 from flowportrait.terminal import print_table, say
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flowportrait.evaluation.api import RewardScores
+
 MOST_REMARKS = 5
 """Remarks that are printed; the report has all."""
+MEANINGS = {
+    "sync": ("lips fit this moment of the speech better than the seconds around it", "−2 … 2, 0 is chance"),
+    "silent_lip": ("the mouth is shut in pauses: minus the gap in eye distances", "−2 … 0"),
+    "expressiveness": ("lips, brows, lids and head move as much as real people's", "… 0, 0 as real people"),
+    "eyes": ("blinks and glances are as many and as wide as real people's", "… 0, 0 as real people"),
+    "head": ("the head moves as much as real people's and stays in its place", "… 0, 0 as real people"),
+    "smoothness": ("no tremor above 6 Hz in the face", "… 0, −0.7 as real people"),
+    "temporal": ("pictures follow from each other without flicker", "… 0, −0.7 as real footage"),
+    "perceptual": ("frames are as alike as those of real footage", "… 0, 0 as real footage"),
+    "identity": ("the face is that of the portrait: cosine of face features", "−1 … 1"),
+    "sharpness": ("mouth and eyes have the detail of the portrait or of real footage", "… 0, −0.7 as real footage"),
+    "realness": ("pixel statistics of the face are those of cameras", "… 0, −0.7 as real footage"),
+}
+"""What a reward measures, and its scale. Higher is better for every reward."""
+MOST_COLUMNS = 4
+"""Videos with a column of their own."""
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("evaluate", help="measure finished videos, or checkpoints on prompts")
-    add.add_argument("videos", type=Path, nargs="*", metavar="VIDEO", help="files or folders of videos")
-    add.add_argument(
-        "--system",
-        action="append",
-        default=[],
-        metavar="NAME=WHERE",
-        help="a system to compare: a folder of videos (any tool's) or a checkpoint; repeat for more",
-    )
-    add.add_argument("--real", type=Path, help="folder of the real clips, named like the systems' videos")
-    add.add_argument("--against", metavar="NAME", help="the system the others are tested against")
-    add.add_argument("--checkpoint", help="render the prompts with this checkpoint and measure")
-    add.add_argument("--baseline", help="a second checkpoint to compare with")
-    add.add_argument("--prompts", type=Path, help="folder of images and audio files")
-    add.add_argument("--seed", type=int, default=0, help="of what checkpoints draw")
-    add.add_argument("--groups", type=Path, help="CSV of clip and labels (language, skin tone …) to report apart")
-    add.add_argument("--title", default="Talking portraits, measured", help="heading of the report")
-    add.add_argument("--cache", type=Path, help="folder of what was measured before (default: the user's cache)")
-    add.add_argument("--workers", type=int, default=1, help="processes that look at videos")
-    add.add_argument("--output", type=Path, required=True, help="folder of the report and the videos")
-    add.add_argument("--json", action="store_true", help="print one JSON object")
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure finished videos, or checkpoints on prompts."""
+
+    output: Path
+    """Folder of the report and the videos."""
+    videos: Inputs = ()
+    """Files or folders of videos."""
+    system: Repeated = ()
+    """A system to compare: a folder of videos (any tool's) or a checkpoint; repeat for more."""
+    real: OptionalPath = None
+    """Folder of the real clips, named like the systems' videos."""
+    against: OptionalText = None
+    """The system the others are tested against."""
+    checkpoint: OptionalText = None
+    """Render the prompts with this checkpoint and measure."""
+    baseline: OptionalText = None
+    """A second checkpoint to compare with."""
+    prompts: OptionalPath = None
+    """Folder of images and audio files."""
+    seed: int = 0
+    """Random seed of what checkpoints draw."""
+    groups: OptionalPath = None
+    """CSV of clip and labels (language, skin tone …) to report apart."""
+    title: str = "Talking portraits, measured"
+    """Heading of the report."""
+    cache: OptionalPath = None
+    """Folder of what was measured before; by default the user's cache."""
+    workers: int = 1
+    """Processes that look at videos."""
+    json: Json = False
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Score finished videos with the rewards of post-training."""
+
+    videos: Inputs
+    """Videos of any generator, or folders."""
+    portrait: OptionalPath = None
+    """The photo they were made from: allows identity, sharpens others."""
+    rewards: OptionalText = None
+    """Names, separated by commas; by default all that can be measured."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Run the benchmark with negative controls and a ground-truth ceiling, or compare two results."""
+
+    output: OptionalPath = None
+    """Folder for videos, results.json and report.html."""
+    system: Repeated = ()
+    """A checkpoint, or a folder of another tool's videos of the same cases; by default sft and rl."""
+    prompts: OptionalPath = None
+    """Folder of portraits and speech; by default from installed packages."""
+    real: OptionalPath = None
+    """Folder of real clips with sound: ceiling and negative controls."""
+    quick: Flag = False
+    """Few and small videos, to see whether everything works."""
+    cache: OptionalPath = None
+    """Folder of what was measured before; by default the user's cache."""
+    workers: int = 1
+    """Processes that look at videos."""
+    compare: OptionalPair = None
+    """Two results.json instead of a run."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class PortraitsOptions:
+    """Count the artefacts of generated portraits and score them."""
+
+    images: OptionalPath = None
+    """Folder of pictures named after the prompts: pb1-000.png, pb1-001.png."""
+    policy: OptionalText = None
+    """What draws them: a portrait flow's folder, or MODULE:FUNCTION from a text and a seed to RGB uint8 [H, W, 3]."""
+    prompts: OptionalPath = None
+    """Another prompt set: one JSON object with id and text a line."""
+    output: OptionalPath = None
+    """Folder for results.json and the pictures that are drawn."""
+    per_prompt: int = 1
+    """Pictures drawn of each prompt."""
+    judge: OptionalPath = None
+    """Settings of a judge by server or model; by default the measured one."""
+    list: Flag = False
+    """Print the prompts, for a generator elsewhere."""
+    compare: OptionalPair = None
+    """Two results.json instead of a run."""
+    json: Json = False
+
+
+def run(options: EvaluateOptions) -> dict[str, Any]:
     """Finished videos, or checkpoints rendered on prompts."""
     if (options.videos and options.checkpoint) or not (options.videos or options.checkpoint or options.system):
         raise BadInput("flowportrait evaluate needs either videos or --checkpoint with --prompts, or --system.")
@@ -55,7 +149,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_output_folder(options.output)
     require("report", "matplotlib")
     from flowportrait.evaluation.api import Videos, evaluate
-    from flowportrait.pipelines.batch import system_names
+    from flowportrait.pipelines.prompt_videos import system_names
 
     systems: dict[str, Videos] = {"videos": find_videos(options.videos)} if options.videos else {}
     systems |= named_systems(options.system, options.prompts)
@@ -110,3 +204,167 @@ def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path 
             raise BadInput(f"--system {entry} is a checkpoint: give --prompts with a folder of images and audio files.")
         found[name] = where
     return found
+
+
+def run_score(options: ScoreOptions) -> dict[str, Any]:
+    """Every reward's score of every video, or why there is none.
+
+    Raises:
+        BadInput: a video that cannot be read, or none of several.
+    """
+    from flowportrait.evaluation.api import score_videos
+
+    names = options.rewards.split(",") if options.rewards else None
+    found, left_out = score_videos(options.videos, names, options.portrait)
+    for reason in left_out.values():
+        say(f"Left out: {reason}")
+    if not found:
+        raise BadInput(f"None of {len(left_out)} videos can be scored.")
+    if options.json:
+        return found
+    print_table(score_table(found))
+    return {
+        f"{Path(video).name}, {name}": f"not measured: {value}"
+        for video, scores in found.items()
+        for name, value in scores.items()
+        if isinstance(value, str)
+    }
+
+
+def score_table(found: Mapping[str, RewardScores]) -> Table:
+    """A row for each reward: the videos' scores, or mean and worst of many; what it measures, and its scale."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for scores in found.values() for name in scores))
+    table = Table(box=None, pad_edge=False, title="Higher is better in every row", title_justify="left")
+    table.add_column("reward")
+    columns = [Path(video).name for video in found] if len(found) <= MOST_COLUMNS else ["mean", "worst", "of"]
+    for column in columns:
+        table.add_column(escape(column), justify="right", overflow="fold")
+    table.add_column("scale")
+    table.add_column("what it measures")
+    for name in names:
+        meaning, scale = MEANINGS.get(name, ("", ""))
+        table.add_row(name, *map(escape, _score_cells(found, name)), scale, meaning)
+    return table
+
+
+def _score_cells(found: Mapping[str, RewardScores], name: str) -> list[str]:
+    values = {video: value for video, scores in found.items() if isinstance(value := scores.get(name), float)}
+    if len(found) <= MOST_COLUMNS:
+        return [_format_score(values.get(video)) for video in found]
+    if not values:
+        return ["–", "–", "–"]
+    worst = min(values, key=values.__getitem__)
+    return [_format_score(statistics.fmean(values.values())), _format_score(values[worst]), Path(worst).name]
+
+
+def _format_score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def run_bench(options: BenchOptions) -> dict[str, Any]:
+    """Run the benchmark, or compare two results."""
+    from flowportrait.evaluation.benchmark import compare_results
+
+    if options.compare:
+        found = compare_results(*options.compare)
+        return found if options.json else _differing_rows(found)
+    if options.output is None:
+        raise BadInput("flowportrait evaluate bench needs --output FOLDER, or --compare with two results.json.")
+    check_output_folder(options.output)
+    require("report", "matplotlib")
+    from flowportrait.evaluation.benchmark import run_benchmark
+    from flowportrait.evaluation.benchmark_systems import Protocol, cases, quick
+
+    checkpoints, others = _bench_systems(options.system or ["sft=sft", "rl=rl"])
+    protocol = quick(Protocol()) if options.quick else Protocol()
+    made = cases(protocol, options.prompts, find_videos([options.real]) if options.real else [])
+    found = run_benchmark(checkpoints, others, made, protocol, options.output, options.cache, options.workers)
+    if options.json:
+        return found
+    return found | {_check_claim(check): _check_outcome(check) for check in found.pop("checks")}
+
+
+def _check_claim(check: dict[str, Any]) -> str:
+    return f"{check['winner']} > {check['loser']} by {check['metric']}"
+
+
+def _check_outcome(check: dict[str, Any]) -> str:
+    return f"{'yes' if check['holds'] else 'NO'} ({check['advantage']['mean']:+.3f})"
+
+
+def _bench_systems(given: Sequence[str]) -> tuple[dict[str, str], dict[str, list[Path]]]:
+    """Checkpoints and folders of videos by name."""
+    from flowportrait.evaluation.benchmark import FOOTAGE, LOSERS
+
+    checkpoints: dict[str, str] = {}
+    others: dict[str, list[Path]] = {}
+    for name, where in named_systems(given, prompts=Path(".")).items():
+        if name in (FOOTAGE, *LOSERS):
+            raise BadInput(f"--system {name}=… has the name of one of the benchmark's own rows: choose another.")
+        if isinstance(where, str):
+            checkpoints[name] = where
+        else:
+            others[name] = find_videos([where])
+    return checkpoints, others
+
+
+def _differing_rows(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the single rows, except those that differ."""
+    apart = [row for row in found.pop("rows") if row["verdict"] == "different"]
+    lines = {f"{r['system']} {r['metric']}": f"{r['first']:.4f} and {r['second']:.4f}" for r in apart}
+    return {key: value for key, value in found.items() if value != []} | lines
+
+
+def run_portraits(options: PortraitsOptions) -> dict[str, Any]:
+    """Judge, compare or list."""
+    from flowportrait.portraitgen import taxonomy
+
+    if options.compare:
+        from flowportrait.portraitgen.benchmark import compare
+
+        rows = compare(*options.compare)
+        if options.json:
+            return {"differences": rows}
+        return {row["what"]: f"{row['difference']:+.3f}, p = {row['p']:.2g}" for row in rows}
+    prompts = taxonomy.read(options.prompts)
+    if options.list:
+        return {prompt.id: prompt.text for prompt in prompts}
+    if (options.images is None) == (options.policy is None):
+        raise BadInput(
+            "flowportrait evaluate portraits needs either --images FOLDER or --policy, or --compare or --list."
+        )
+    if options.policy and options.output is None:
+        raise BadInput("flowportrait evaluate portraits --policy needs --output FOLDER for what is drawn.")
+    if options.per_prompt < 1:
+        raise BadInput(f"--per-prompt {options.per_prompt} is not possible: it must be at least 1.")
+    if options.output:
+        check_output_folder(options.output)
+    from flowportrait.judges.build import read_settings
+    from flowportrait.portraitgen import benchmark as bench
+    from flowportrait.portraitgen.judging import build_still_judge
+
+    judge = build_still_judge(read_settings(options.judge))
+    if options.images is not None:
+        folder = options.images
+    else:
+        assert options.policy is not None
+        assert options.output is not None
+        from flowportrait.portraitgen.benchmark import drawing
+
+        folder = options.output / "pictures"
+        bench.drawn(drawing(options.policy), prompts, options.per_prompt, folder)
+    named = bench.pictures_in(folder, prompts)
+    found = bench.run(named, judge, prompts, len(named))
+    if options.output:
+        bench.write(found, options.output / "results.json")
+    if options.json:
+        return found
+    from rich.console import Console
+
+    for table in bench.tables(found):
+        Console().print(table)
+    free = found["free_of_artefacts"]
+    return {"free of artefacts": f"{free['count']} of {free['of']}"} if free else {}

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowportrait.commands import Commands
 from flowportrait.files import check_not_an_input, check_output_file
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("export", help="write a generator's streaming step as ONNX")
-    add.add_argument("--checkpoint", default="rl", help="rl (default), sft, or a folder")
-    add.add_argument("--output", type=Path, required=True, help="onnx file to write; a json beside it says the sizes")
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a generator's streaming step as ONNX."""
+
+    output: Path
+    """ONNX file to write; a JSON file beside it says the sizes."""
+    checkpoint: str = "rl"
+    """Generator: rl, sft, or a folder."""
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: ExportOptions) -> dict[str, Any]:
     """Checkpoint to graph."""
     check_output_file(options.output, "onnx")
     from flowportrait.models.arflow import checkpoint_folder, load_generator

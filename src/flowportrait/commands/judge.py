@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from flowportrait.commands import Commands
+from tyro import conf
+
+from flowportrait.commands.options import Flag, Inputs, Json, OptionalPath, Pairs, Repeated, Settings
 from flowportrait.errors import BadInput
 from flowportrait.extras import require
 
@@ -19,70 +22,95 @@ if TYPE_CHECKING:
 KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
 
 
-def register(commands: Commands) -> None:
-    """Add the command and what it can do."""
-    add = commands.add_parser("judge", help="grade videos 1 to 5, examine or calibrate a judge, or serve one")
-    verbs = add.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=type(add))
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Which judge, and how it answers."""
 
-    score = verbs.add_parser("score", help="grade finished videos")
-    score.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files or folders of mp4")
-    score.add_argument("--output", type=Path, required=True, help="the report, a json file")
-    score.set_defaults(run=run_score)
-
-    check = verbs.add_parser("check", help="show a judge damage of known strength; only who passes is trained on")
-    check.add_argument("videos", type=Path, nargs="+", metavar="FILE", help="real clips of people speaking")
-    check.add_argument("--stills", action="store_true", help="the files are portraits: examine the judge of stills")
-    check.set_defaults(run=run_check)
-
-    calibrate = verbs.add_parser("calibrate", help="compare with human scores and learn a map to them")
-    calibrate.add_argument("--human", type=Path, required=True, help="csv: file, generator, lip_sync, expressiveness, "
-                           "motion")  # fmt: skip
-    calibrate.add_argument("--scores", type=Path, help="a report of judge score")
-    calibrate.add_argument("--videos", type=Path, help="folder of the files, to be graded now")
-    calibrate.add_argument("--output", type=Path, required=True, help="the calibration, a json file")
-    calibrate.set_defaults(run=run_calibrate)
-
-    agree = verbs.add_parser("agree", help="how often a judge says what people said about two clips")
-    agree.add_argument("pairs", type=Path, metavar="PAIRS.JSONL", help="what people said")
-    agree.set_defaults(run=run_agree)
-
-    learn = verbs.add_parser("learn", help="let preferences improve what a judge goes by")
-    learn.add_argument("pairs", type=Path, metavar="PAIRS.JSONL", help="about a hundred preferences")
-    learn.add_argument("--rounds", type=int, default=10, help="revisions to try (default 10)")
-    learn.add_argument("--output", type=Path, required=True, help="the library, a json file for --set library=FILE")
-    learn.set_defaults(run=run_learn)
-
-    serve = verbs.add_parser("serve", help="offer the panel and scorers over HTTP")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
-    serve.add_argument("--port", type=int, default=8300, help="(default 8300)")
-    serve.add_argument(
-        "--public-name",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name by which others reach this computer; its own names and addresses are known",
-    )
-    serve.add_argument("--certificate", type=Path, help="PEM file, to serve https")
-    serve.add_argument("--private-key", type=Path, help="its private key")
-    serve.add_argument("--scorers", nargs="*", default=[], metavar="NAME", help="rewards to offer (default: all)")
-    serve.set_defaults(run=run_serve)
-    for verb in (agree, learn):
-        verb.add_argument("--band", type=float, default=0.1, help="margin under which it cannot tell (default 0.1)")
-    for verb in (score, check, calibrate, agree, learn, serve):
-        verb.add_argument("--judge", type=Path, help="file of judge settings (default: the measured panel)")
-        verb.add_argument(
-            "--set",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="a.b=c",
-            dest="changes",
-            help="judge settings, over those of the file",
-        )
-        verb.add_argument("--json", action="store_true", help="print one JSON object")
+    configuration: ClassVar[str] = "flowportrait.judges.build:JudgeSettings"
+    judge: OptionalPath = None
+    """File of judge settings; by default those of the measured panel."""
+    set: Settings = ()
+    """Judge settings, over those of the file; --help-settings lists them."""
+    json: Json = False
 
 
-def run_score(options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class JudgeScoreOptions(JudgeOptions):
+    """Grade finished videos from 1 to 5."""
+
+    videos: Inputs
+    """Files or folders of mp4."""
+    output: Path
+    """The report, a JSON file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeCheckOptions(JudgeOptions):
+    """Show a judge damage of known strength; only a judge that passes is trained on."""
+
+    videos: Inputs
+    """Real clips of people speaking."""
+    stills: Flag = False
+    """The files are portraits: examine the judge of stills."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeCalibrateOptions(JudgeOptions):
+    """Compare a judge with human scores and learn a map to them."""
+
+    human: Path
+    """CSV: file, generator, lip_sync, expressiveness, motion."""
+    output: Path
+    """The calibration, a JSON file."""
+    scores: OptionalPath = None
+    """A report of judge score."""
+    videos: OptionalPath = None
+    """Folder of the files, to be graded now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeAgreeOptions(JudgeOptions):
+    """Say how often a judge agrees with what people said about two clips."""
+
+    pairs: Pairs
+    """What people said."""
+    band: float = 0.1
+    """Margin under which the judge cannot tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeLearnOptions(JudgeOptions):
+    """Let preferences improve what a judge goes by."""
+
+    pairs: Pairs
+    """About a hundred preferences."""
+    output: Path
+    """The library, a JSON file for --set library=FILE."""
+    rounds: int = 10
+    """Revisions to try."""
+    band: float = 0.1
+    """Margin under which the judge cannot tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeServeOptions(JudgeOptions):
+    """Offer the panel and scorers over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; by default this computer only."""
+    port: int = 8300
+    """Port to listen on."""
+    public_name: Repeated = ()
+    """Name by which others reach this computer; its own names and addresses are known."""
+    certificate: OptionalPath = None
+    """PEM file, to serve https."""
+    private_key: OptionalPath = None
+    """Its private key."""
+    scorers: Annotated[tuple[str, ...], conf.arg(metavar="NAME …")] = ()
+    """Rewards to offer; by default all."""
+
+
+def run_score(options: JudgeScoreOptions) -> dict[str, Any]:
     """Grade files into a report."""
     _check_json(options.output)
     from flowportrait.data.prompts import find_videos
@@ -95,7 +123,7 @@ def run_score(options: argparse.Namespace) -> dict[str, Any]:
     return {"report": str(options.output), **report["summary"]}
 
 
-def run_check(options: argparse.Namespace) -> dict[str, Any]:
+def run_check(options: JudgeCheckOptions) -> dict[str, Any]:
     """Examine a judge; what it did is kept where training looks."""
     from flowportrait.judges.sanity import save_certificate
 
@@ -112,7 +140,7 @@ def run_check(options: argparse.Namespace) -> dict[str, Any]:
     return {**told, "judge": f"{certificate.judge} ({certificate.kind})", "result": verdict, "certificate": str(path)}
 
 
-def _examine_clips(settings: JudgeSettings, paths: list[Path]) -> Certificate:
+def _examine_clips(settings: JudgeSettings, paths: Sequence[Path]) -> Certificate:
     from flowportrait.data.prompts import find_videos
     from flowportrait.terminal import progress, waiting
 
@@ -127,7 +155,7 @@ def _examine_clips(settings: JudgeSettings, paths: list[Path]) -> Certificate:
     return examine(judge, clips, CLIP_SANITY)
 
 
-def _examine_stills(settings: JudgeSettings, paths: list[Path]) -> Certificate:
+def _examine_stills(settings: JudgeSettings, paths: Sequence[Path]) -> Certificate:
     from flowportrait.terminal import waiting
 
     with waiting("loading the judge"):
@@ -138,7 +166,7 @@ def _examine_stills(settings: JudgeSettings, paths: list[Path]) -> Certificate:
     return examine(judge, read_stills(paths), STILL_SANITY)
 
 
-def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
+def run_calibrate(options: JudgeCalibrateOptions) -> dict[str, Any]:
     """Learn the map from a judge's scores to human ones."""
     if (options.scores is None) == (options.videos is None):
         raise BadInput("flowportrait judge calibrate needs either --scores with a report or --videos with a folder.")
@@ -148,7 +176,8 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
     from flowportrait.judges.calibration import compare_with_humans, draw_histograms, read_human_scores
 
     human = read_human_scores(options.human)
-    if options.scores:
+    if options.videos is None:
+        assert options.scores is not None
         report = read_report(options.scores)
     else:
         paths = [options.videos / person.file for person in human]
@@ -160,7 +189,7 @@ def run_calibrate(options: argparse.Namespace) -> dict[str, Any]:
     return {"calibration": str(options.output), "histograms": str(picture), **agreement}
 
 
-def run_agree(options: argparse.Namespace) -> dict[str, Any]:
+def run_agree(options: JudgeAgreeOptions) -> dict[str, Any]:
     """A judge beside stated preferences."""
     from flowportrait.judges.learning import agreement, read_labelled_pairs
     from flowportrait.preferences.dataset import PreferenceDataset
@@ -172,7 +201,7 @@ def run_agree(options: argparse.Namespace) -> dict[str, Any]:
     return {"judge": f"{judge.name} ({judge.kind})", **found.to_dict()}
 
 
-def run_learn(options: argparse.Namespace) -> dict[str, Any]:
+def run_learn(options: JudgeLearnOptions) -> dict[str, Any]:
     """Revise a library as long as held-out preferences are better agreed with."""
     _check_json(options.output)
     from flowportrait.judges.build import build_backend, build_with_library
@@ -208,7 +237,7 @@ def run_learn(options: argparse.Namespace) -> dict[str, Any]:
     return {"library": str(options.output), "entries": dict(learned.library.entries), **report}
 
 
-def run_serve(options: argparse.Namespace) -> dict[str, Any]:
+def run_serve(options: JudgeServeOptions) -> dict[str, Any]:
     """Serve until stopped."""
     from flowportrait.terminal import say
     from flowportrait.web_server import LOOPBACK, address_of, bind, check_certificate, make_server, public_names
@@ -235,7 +264,7 @@ def run_serve(options: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def _judge(options: argparse.Namespace) -> Judge:
+def _judge(options: JudgeOptions) -> Judge:
     """The judge of the options, ready."""
     from flowportrait.terminal import waiting
 
@@ -245,12 +274,12 @@ def _judge(options: argparse.Namespace) -> Judge:
         return build_judge(_settings(options))
 
 
-def _settings(options: argparse.Namespace) -> JudgeSettings:
+def _settings(options: JudgeOptions) -> JudgeSettings:
     from flowportrait.config import load, override
     from flowportrait.judges.build import JudgeSettings
 
     settings = load(JudgeSettings, options.judge) if options.judge else JudgeSettings()
-    return override(settings, options.changes)
+    return override(settings, options.set)
 
 
 def _check_json(path: Path) -> None:

@@ -1,56 +1,95 @@
-"""``flowportrait posttrain``: reinforcement learning on portraits and speech."""
+"""``flowportrait posttrain``: reinforcement learning on portraits and speech, its recipes, and other generators.
+
+posttrain --recipe nft --help        the settings of a recipe with their meaning
+posttrain recipes [show NAME]        the methods, or one of them in full
+posttrain policies                   families of diffusers pipelines and what their prompts have
+posttrain policies memory [NAME …]   parameters and peak memory of the published models, counted
+posttrain policies check NAME        a pipeline's folder or hub name, or MODULE:CLASS
+"""
 
 from __future__ import annotations
 
-import argparse
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from flowportrait.commands import Commands
+from tyro import conf
+
+from flowportrait.commands.options import Files, Flag, Json, OptionalInt, OptionalPath, OptionalText, Settings
+from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
+from flowportrait.terminal import progress, waiting
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("posttrain", help="reinforcement learning on portraits and speech")
-    add.add_argument("--recipe", default="flow-grpo", help="a name, or the folder of a run to do again")
-    add.add_argument("--prompts", type=Path, help="folder of images and audio files")
-    add.add_argument(
-        "--pairs", type=Path, nargs="+", default=[], metavar="PAIRS.JSONL",
-        help="learn from stated pairs (flow-dpo, flow-rwr, …) or rated clips (threshold) instead of prompts",
-    )  # fmt: skip
-    add.add_argument("--held-out", type=Path, help="prompts to evaluate on now and then and never train on")
-    add.add_argument("--exemplars", type=Path, help="prepared corpus whose clips join the samples, or are damaged")
-    add.add_argument("--output", type=Path, required=True, help="folder of the run")
-    add.add_argument("--iterations", type=int, help="how many (default: the recipe's)")
-    add.add_argument(
-        "--policy", help="another generator: a diffusers pipeline (folder or hub), a plugin's name, or MODULE:CLASS"
-    )
-    add.add_argument(
-        "--policy-set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="key=value",
-        help="arguments of that pipeline's calls (height, num_frames, guidance_scale, …) or of the class",
-    )
-    add.add_argument("--bf16", action="store_true", help="load that pipeline's weights in bfloat16")
-    add.add_argument("--start", default="sft", help="checkpoint to start from (default sft)")
-    add.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    add.add_argument("--track", metavar="TRACKER", help="also write curves for tensorboard or wandb")
-    add.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="a.b=c",
-        dest="changes",
-        help="settings of the recipe, as 'flowportrait recipes show NAME' lists them",
-    )
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class PostTrainOptions:
+    """Post-train a generator with reinforcement learning on portraits and speech.
+
+    Settings of the recipe are options too: --objective.kl-weight 0.1, or --set objective.kl_weight=0.1. What there is
+    says --recipe NAME --help.
+    """
+
+    configuration: ClassVar[str] = "flowportrait.rl.post_trainer:resolve_recipe"
+    output: Path
+    """Folder of the run."""
+    recipe: str = "flow-grpo"
+    """A recipe's name, or the folder of a run to do again."""
+    prompts: OptionalPath = None
+    """Folder of images and audio files."""
+    pairs: Files = ()
+    """Learn from stated pairs (flow-dpo, flow-rwr, …) or rated clips (threshold) instead of prompts."""
+    held_out: OptionalPath = None
+    """Prompts to evaluate on now and then and never train on."""
+    exemplars: OptionalPath = None
+    """Prepared corpus whose clips join the samples, or are damaged."""
+    iterations: OptionalInt = None
+    """How many iterations; by default the recipe's."""
+    policy: OptionalText = None
+    """Another generator: a diffusers pipeline (folder or hub), a plugin's name, or MODULE:CLASS."""
+    policy_set: Settings = ()
+    """Arguments of that pipeline's calls (height, num_frames, guidance_scale, …) or of the class."""
+    bf16: bool = False
+    """Load that pipeline's weights in bfloat16."""
+    start: str = "sft"
+    """Checkpoint to start from."""
+    resume: Flag = False
+    """Go on with the run in --output."""
+    track: OptionalText = None
+    """Also write curves for tensorboard or wandb."""
+    set: Settings = ()
+    """Settings of the recipe."""
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RecipeOptions:
+    """List the post-training methods, or show one."""
+
+    action: conf.Positional[Literal["list", "show"]] = "list"
+    """All of them, or one whole."""
+    name: conf.Positional[OptionalText] = None
+    """Recipe to show."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """Say which other generators can be post-trained, what they need, or whether one of yours can."""
+
+    action: conf.Positional[Literal["list", "memory", "check"]] = "list"
+    """Families of pipelines, what published models need, or whether one can be trained."""
+    name: conf.Positional[Annotated[tuple[str, ...], conf.arg(metavar="NAME …")]] = ()
+    """What to check, or the models to count."""
+    prompts: OptionalPath = None
+    """Check: items to try it on, as for posttrain (two are best); by default two texts."""
+    policy_set: Settings = ()
+    """Check: arguments of the pipeline's calls, or of the class."""
+    bf16: bool = False
+    """Load weights in bfloat16."""
+    json: Json = False
+
+
+def run(options: PostTrainOptions) -> dict[str, Any]:
     """Reinforcement learning."""
     check_output_folder(options.output)
     from flowportrait.models.arflow import checkpoint_folder
@@ -61,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     iterations = [] if options.iterations is None else [f"iterations={options.iterations}"]
     trainer = PostTrainer(
         options.policy or options.start,
-        config=resolve_recipe(options.recipe, [*options.changes, *iterations]),
+        config=resolve_recipe(options.recipe, [*options.set, *iterations]),
         train_prompts=options.prompts,
         eval_prompts=options.held_out,
         output_dir=options.output,
@@ -72,3 +111,100 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         report_to=options.track,
     )
     return {"checkpoint": str(trainer.train(options.resume))}
+
+
+def run_recipes(options: RecipeOptions) -> dict[str, Any]:
+    """All recipes with their sources, or one with its equation, every default and why.
+
+    Raises:
+        BadInput: no such recipe, or ``show`` without a name.
+    """
+    from flowportrait.rl.recipes import recipe_texts
+
+    texts = recipe_texts()
+    if options.action == "list":
+        listed = {
+            name: {"source": text["source"], "verified": text["verified"], "our reading": text["reading"]}
+            for name, text in texts.items()
+        }
+        return listed if options.json else {name: _indented(parts) for name, parts in listed.items()}
+    if options.name is None:
+        raise BadInput(f"flowportrait posttrain recipes show needs a name: {', '.join(texts)}.")
+    from flowportrait.config import to_dict
+    from flowportrait.rl.recipes import find_card
+
+    card = find_card(options.name)
+    settings = to_dict(card.recipe)
+    why = {name: _setting_prefix(card.settings, name) + because for name, because in card.why.items()}
+    return {
+        "name": card.name,
+        "source": card.source,
+        "equation": card.equation if options.json else "\n    " + card.equation.strip().replace("\n", "\n    "),
+        "from the paper": card.paper,
+        "verified": card.verified,
+        "our reading": card.reading,
+        "why": dict(card.why) if options.json else _indented(why),
+        "settings": settings if options.json else "\n" + json.dumps(settings, indent=2),
+    }
+
+
+def _indented(parts: dict[str, str]) -> str:
+    return "".join(f"\n    {name}: {text}" for name, text in parts.items())
+
+
+def _setting_prefix(settings: dict[str, Any], name: str) -> str:
+    """The value of a setting in front of its reason; of a part with settings of its own nothing."""
+    return f"{settings[name]}, " if name in settings else ""
+
+
+def run_policies(options: PolicyOptions) -> dict[str, Any]:
+    """The families, their memory, or a check.
+
+    Raises:
+        BadInput: no such model, or a check that does not hold, with what is wrong.
+    """
+    if options.action == "check":
+        if len(options.name) != 1:
+            raise BadInput(
+                "flowportrait posttrain policies check needs one name: a pipeline (folder or hub), or MODULE:CLASS."
+            )
+        return _check_policy(options)
+    if options.action == "memory":
+        return _count_memory(options)
+    from flowportrait.adapters.families import FAMILIES
+
+    return {
+        family.name: {"pipelines": list(family.pipelines), "prompts need": sorted(family.needs),
+                      "may have": sorted(family.takes - family.needs)} if options.json
+        else f"{', '.join(family.pipelines)}; prompts need {', '.join(sorted(family.needs))}"
+        + (f", may have {', '.join(sorted(family.takes - family.needs))}" if family.takes - family.needs else "")
+        for family in FAMILIES
+    }  # fmt: skip
+
+
+def _check_policy(options: PolicyOptions) -> dict[str, Any]:
+    from flowportrait.adapters.check import check
+    from flowportrait.adapters.loading import load_policy_generator, read_items
+    from flowportrait.adapters.policy import Item
+
+    items = read_items(options.prompts)[:2] if options.prompts else [Item("one", "A face."), Item("two", "A street.")]
+    found = check(load_policy_generator(options.name[0], options.policy_set, options.bf16), items)
+    last = found[-1]
+    if not last.passed and last.name == "encode" and not options.prompts:
+        raise BadInput(
+            f"{options.name[0]}: {last.message.removesuffix('.')}; it was tried on two texts alone: if it needs "
+            "images or speech, give some with --prompts."
+        )
+    if not last.passed:
+        raise BadInput(f"{options.name[0]}: {last.message}")
+    return {result.name: result.message for result in found}
+
+
+def _count_memory(options: PolicyOptions) -> dict[str, Any]:
+    with waiting("loading diffusers"):
+        from flowportrait.adapters.memory import count_memory
+    from flowportrait.adapters.memory import MODELS, model_named
+
+    chosen = [model_named(name) for name in options.name or MODELS]
+    needs = {model.name: count_memory(model) for model in progress(chosen, len(chosen), "counting")}
+    return {name: own.as_dict() if options.json else str(own) for name, own in needs.items()}

@@ -1,46 +1,170 @@
-"""``flowportrait preferences``: look at preference pairs, or make them: from the judge's scores, or by damage."""
+"""``flowportrait preferences``: preference pairs, from where they come and what is trained on them.
+
+preferences inspect | make | from-judge         look at pairs, or make them: by damage, or from a judge's scores
+preferences study make | serve | analyse        which system do people prefer?
+preferences train | train-latent                a reward model from pairs
+"""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from flowportrait.commands import Commands
+from tyro import conf
+
+from flowportrait.commands.options import (
+    Files,
+    Inputs,
+    Json,
+    OptionalPath,
+    OptionalText,
+    Repeated,
+    Settings,
+)
+from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
+from flowportrait.study.plan import MOST_PARTICIPANTS
 from flowportrait.terminal import say
 
-
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("preferences", help="look at preference pairs, or make them")
-    steps = add.add_subparsers(dest="step", required=True, metavar="STEP")
-    inspect = steps.add_parser("inspect", help="counts, ties, agreement, contradictions, leaks between splits")
-    inspect.add_argument("pairs", type=Path, nargs="+", metavar="PAIRS.JSONL", help="files of pairs")
-    inspect.add_argument("--output", type=Path, help="write the pairs that can be learned from to this file")
-    inspect.add_argument("--json", action="store_true", help="print one JSON object")
-    inspect.set_defaults(run=run_inspect)
-    judged = steps.add_parser("from-judge", help="pairs from the judge's scores of two systems on the same clips")
-    judged.add_argument("a", type=Path, metavar="A.JSON", help="what judge score wrote of one system")
-    judged.add_argument("b", type=Path, metavar="B.JSON", help="and of the other, on clips of the same names")
-    judged.add_argument("--folders", nargs=2, metavar=("A", "B"), default=("a", "b"), help="where their clips lie")
-    judged.add_argument("--tie-band", type=float, default=0.5, help="points within which it is a tie (default 0.5)")
-    judged.add_argument("--judge", default="judge", help="name of the judge")
-    judged.add_argument("--output", type=Path, required=True, metavar="PAIRS.JSONL", help="file to write")
-    judged.add_argument("--json", action="store_true", help="print one JSON object")
-    judged.set_defaults(run=run_judged)
-    make = steps.add_parser("make", help="pairs of finished videos: intact against damaged, coarse to subtle")
-    make.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files or folders, people who speak")
-    make.add_argument("--output", type=Path, required=True, help="folder of media and pairs.jsonl")
-    make.add_argument("--per-video", type=int, default=3, help="pairs of each video (default 3)")
-    make.add_argument("--damage", nargs="+", metavar="NAME", help="corruptions to take in turn (default: all)")
-    make.add_argument("--split", default="", help="what to call them, for example train")
-    make.add_argument("--seed", type=int, default=0, help="another number damages otherwise")
-    make.add_argument("--json", action="store_true", help="print one JSON object")
-    make.set_defaults(run=run_make)
+if TYPE_CHECKING:
+    from flowportrait.preferences.dataset import PreferenceDataset
 
 
-def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class InspectOptions:
+    """Count ties, agreement, contradictions and leaks between splits in files of preference pairs."""
+
+    pairs: Inputs
+    """Files of pairs."""
+    output: OptionalPath = None
+    """Write the pairs that can be learned from to this file."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class FromJudgeOptions:
+    """Make pairs from a judge's scores of two systems on the same clips."""
+
+    a: conf.Positional[Annotated[Path, conf.arg(metavar="A.JSON")]]
+    """What judge score wrote of one system."""
+    b: conf.Positional[Annotated[Path, conf.arg(metavar="B.JSON")]]
+    """And of the other, on clips of the same names."""
+    output: Annotated[Path, conf.arg(metavar="PAIRS.JSONL")]
+    """File to write."""
+    folders: Annotated[tuple[str, str], conf.arg(metavar="A B")] = ("a", "b")
+    """Where their clips lie."""
+    tie_band: float = 0.5
+    """Points within which it is a tie."""
+    judge: str = "judge"
+    """Name of the judge."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class MakeOptions:
+    """Make pairs of finished videos: intact against damaged, coarse to subtle."""
+
+    videos: Inputs
+    """Files or folders, people who speak."""
+    output: Path
+    """Folder of media and pairs.jsonl."""
+    per_video: int = 3
+    """Pairs of each video."""
+    damage: Annotated[tuple[str, ...], conf.arg(metavar="NAME …")] = ()
+    """Corruptions to take in turn; by default all."""
+    split: str = ""
+    """What to call them, for example train."""
+    seed: int = 0
+    """Random seed: another number damages otherwise."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class StudyMakeOptions:
+    """Make a study: pair videos of the same name."""
+
+    folders: Inputs
+    """One folder of videos per system."""
+    output: Path
+    """Folder of the study."""
+    title: str = "Which video is better?"
+    """Heading of the page."""
+    checks: int = 2
+    """Attention checks of each kind."""
+    pairs_per_participant: int = 0
+    """Pairs that one participant sees; 0 means all."""
+    seed: OptionalText = None
+    """What order and sides are drawn from; by default drawn itself."""
+    about: OptionalPath = None
+    """JSON lines: name, and any of prompt, speaker, portrait, split."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class StudyServeOptions:
+    """Show the page of a study."""
+
+    study: conf.Positional[Path]
+    """Folder that make wrote."""
+    host: str = "127.0.0.1"
+    """Address to listen on; by default this computer only."""
+    port: int = 8000
+    """Port to listen on; 0 for a free one."""
+    public_name: Repeated = ()
+    """Name under which others reach this computer; its own names and addresses are known."""
+    participants: int = MOST_PARTICIPANTS
+    """How many may take part."""
+
+
+@dataclass(frozen=True)
+class StudyAnalyseOptions:
+    """Say which system is preferred, and how sure that is."""
+
+    updates: ClassVar[tuple[str, ...]] = ("study",)
+    study: conf.Positional[Path]
+    """Folder that make wrote."""
+    output: OptionalPath = None
+    """Folder of analysis.json and analysis.html; by default the study's."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train the reward model of sync, expression and motion: Bradley-Terry with ties."""
+
+    configuration: ClassVar[str] = "flowportrait.preferences.reward_model:RewardTrainingConfig"
+    output: Path
+    """Folder to write."""
+    corpus: OptionalPath = None
+    """Prepared corpus that pairs are made from."""
+    pairs: Files = ()
+    """What people stated: files of pairs."""
+    model: OptionalText = None
+    """A Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Omni by folder or hub name, in place of the small network."""
+    set: Settings = ()
+    """Settings, for example objective=plain; --help-settings lists them."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class TrainLatentOptions:
+    """Train the same three scores of noisy latents, for guidance and pruning."""
+
+    configuration: ClassVar[str] = "flowportrait.preferences.latent_reward:LatentTrainingConfig"
+    corpus: Path
+    """Prepared corpus that pairs are made from."""
+    output: Path
+    """Folder to write."""
+    checkpoint: str = "sft"
+    """Generator whose latents and audio features are meant."""
+    set: Settings = ()
+    """Settings, for example steps=1000; --help-settings lists them."""
+    json: Json = False
+
+
+def run_inspect(options: InspectOptions) -> dict[str, Any]:
     """What is in the files, and what of it can be learned from."""
     from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.preferences.inspection import inspect_pairs
@@ -70,20 +194,20 @@ def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
     return lines
 
 
-def run_judged(options: argparse.Namespace) -> dict[str, Any]:
+def run_judged(options: FromJudgeOptions) -> dict[str, Any]:
     """Two score tables to pairs."""
     from flowportrait.preferences.build_pairs import pairs_from_scores, read_scores
     from flowportrait.preferences.dataset import write_pairs
 
     tables = read_scores(options.a), read_scores(options.b)
-    pairs, alone = pairs_from_scores(*tables, options.tie_band, options.judge, tuple(options.folders))
+    pairs, alone = pairs_from_scores(*tables, options.tie_band, options.judge, options.folders)
     if alone:
         say(f"{len(alone)} clips are in one table only and left out: {', '.join(alone[:5])}{' …' * (len(alone) > 5)}")
     write_pairs(options.output, pairs)
     return {"pairs": len(pairs), "left_out": len(alone), "output": str(options.output)}
 
 
-def run_make(options: argparse.Namespace) -> dict[str, Any]:
+def run_make(options: MakeOptions) -> dict[str, Any]:
     """Videos to pairs."""
     check_output_folder(options.output)
     from flowportrait.corruption.catalogue import CORRUPTIONS
@@ -98,3 +222,193 @@ def run_make(options: argparse.Namespace) -> dict[str, Any]:
         say(f"Left out: {name}: {why}")
     path = options.output / PAIRS_FILE
     return {"pairs": len(read_pairs(path)), "left_out": len(left_out), "output": str(path)}
+
+
+def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
+    """Folders to a study."""
+    check_output_folder(options.output)
+    from flowportrait.study.make import make_study
+
+    done: list[str] = []
+    study = make_study(
+        options.folders,
+        options.output,
+        title=options.title,
+        checks=options.checks,
+        share=options.pairs_per_participant,
+        seed=options.seed,
+        about=options.about,
+        report=done.append,
+    )
+    for name, why in (study.excluded or {}).items():
+        say(f"Left out: {name}: {why}")
+    screens = min(study.share or len(study.pairs), len(study.pairs)) + len(study.checks)
+    if not options.json:
+        return {
+            "study": str(options.output),
+            "systems": ", ".join(study.systems),
+            "comparisons": f"{len(study.pairs)} of two systems on one of {len({p.clip for p in study.pairs})} clips",
+            "attention checks": f"{len(study.checks)}: a video that is broken, or the same video on both sides",
+            "screens per participant": f"{screens}, checks included",
+            "left out": f"{len(study.excluded or {})} videos" if study.excluded else "nothing",
+            "next": f"flowportrait preferences study serve {options.output}",
+        }
+    return {
+        "study": str(options.output),
+        "systems": list(study.systems),
+        "clips": len({one.clip for one in study.pairs}),
+        "pairs": len(study.pairs),
+        "checks": len(study.checks),
+        "screens_per_participant": screens,
+        "left_out": len(study.excluded or {}),
+    }
+
+
+def run_study_serve(options: StudyServeOptions) -> dict[str, Any]:
+    """The page, until Ctrl-C."""
+    from flowportrait.study.server import study_app
+    from flowportrait.web_server import LOOPBACK, address_of, bind, make_server, public_names
+
+    if options.participants < 1:
+        raise BadInput(f"--participants {options.participants} is not possible: somebody must be able to take part.")
+    names = public_names(options.host, options.public_name)
+    app = study_app(options.study, names, options.participants)
+    with bind(options.host, options.port) as listener:
+
+        def ready() -> None:
+            say(f"The study is at {address_of(listener)}/ (Ctrl-C ends it; every answer is saved at once).")
+            if options.host not in LOOPBACK:
+                known = ", ".join(dict.fromkeys(name for name in names if name not in LOOPBACK))
+                say(f"Others on the network can reach it, by its address or as {known}. Requests are not logged.")
+
+        # No access log: it would hold addresses.
+        make_server(app, ready).run(sockets=[listener])
+    return {}
+
+
+def run_study_analyse(options: StudyAnalyseOptions) -> dict[str, Any]:
+    """Answers to a table, files and pairs."""
+    output = options.output or options.study
+    check_output_folder(output)
+    from flowportrait.preferences.dataset import PAIRS_FILE
+    from flowportrait.study.analysis import analyse_study
+
+    analysis = analyse_study(options.study, output)
+    if options.json:
+        return analysis
+    _print_preferences(analysis)
+    for why, count in analysis["left_out"].items():
+        say(f"Left out: {count} participant{'s' * (count > 1)}: {why}.")
+    return {
+        "participants": f"{analysis['kept']} of {analysis['participants']}",
+        "report": str(output / "analysis.html"),
+        "pairs": str(options.study / PAIRS_FILE),
+    }
+
+
+def _print_preferences(analysis: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from flowportrait.study.analysis import TITLES, probability
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "A", "B", "won / same / lost", "A preferred", "p", "p by person", "p Holm", "alpha"):
+        table.add_column(name, justify="left" if name in ("", "A", "B") else "right")
+    for row in analysis["preferences"]:
+        alpha = analysis["agreement"][row["aspect"]]
+        share = "–" if row["preferred"] is None else f"{row['preferred']:.0%} ({row['low']:.0%}–{row['high']:.0%})"
+        table.add_row(
+            TITLES[row["aspect"]], row["system_a"], row["system_b"],
+            f"{row['wins']} / {row['ties']} / {row['losses']}", share, probability(row["p"]),
+            probability(row["p_person"]), probability(row["p_holm"]), "–" if alpha is None else f"{alpha:.2f}",
+        )  # fmt: skip
+    strengths = Table(box=None, pad_edge=False)
+    for name in ("Bradley–Terry with ties", *analysis["systems"]):
+        strengths.add_column(name, justify="left" if name.startswith("Bradley") else "right")
+    for aspect, estimate in analysis["strengths"].items():
+        half = estimate["half_width_95"]
+        cells = [f"{t:+.2f} ± {half[n]:.2f}" if half[n] is not None else "–" for n, t in estimate["theta"].items()]
+        strengths.add_row(TITLES[aspect], *cells)
+    console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
+    console.print(table, "\n", strengths)
+
+
+def run_train(options: TrainOptions) -> dict[str, Any]:
+    """Damaged pairs, stated pairs, or both, to a model."""
+    check_output_folder(options.output)
+    if options.model:
+        return _train_vlm(options)
+    if options.corpus is None:
+        raise BadInput("Give --corpus to make pairs from, or --model to train an LLM on --pairs alone.")
+    from flowportrait.config import override, save
+    from flowportrait.data.motion_dataset import load_motion
+    from flowportrait.preferences.clips import PreferenceBatch
+    from flowportrait.preferences.reward_model import RewardTrainingConfig, load_batches, train_reward
+
+    config = override(RewardTrainingConfig(), options.set)
+    stated: list[PreferenceBatch] = []
+    if options.pairs:
+        dataset = _load_training_pairs(options.pairs)
+        stated, unreadable = load_batches(dataset)
+        _log_unreadable(unreadable)
+        if not stated:
+            raise BadInput(f"No clip of {len(dataset)} pairs shows a face and is long enough: look at the videos.")
+    model = train_reward(config, load_motion(options.corpus, ("reward",)), stated, _log_step)
+    options.output.mkdir(parents=True, exist_ok=True)
+    model.save(options.output / "model.safetensors")
+    save(config, options.output / "plan.json")
+    return {"model": str(options.output / "model.safetensors"), "stated_pairs": len(stated)}
+
+
+def run_train_latent(options: TrainLatentOptions) -> dict[str, Any]:
+    """Damaged pairs, with a generator's audio condition, to a latent reward."""
+    check_output_folder(options.output)
+    from flowportrait.config import override, save
+    from flowportrait.data.motion_dataset import load_motion
+    from flowportrait.models.arflow import load_generator
+    from flowportrait.preferences.latent_reward import LatentTrainingConfig, train_latent
+    from flowportrait.preferences.synthetic_pairs import condition_clips, generated_clips
+
+    config = override(LatentTrainingConfig(), options.set)
+    generator = load_generator(options.checkpoint)
+    real = condition_clips(generator, load_motion(options.corpus, ("reward",)), config.voices, config.seed)
+    model = train_latent(config, generator, real + generated_clips(generator, real, config.seed), _log_step)
+    model.save_pretrained(options.output)
+    save(config, options.output / "plan.json")
+    return {"model": str(options.output), "checkpoint": str(options.checkpoint)}
+
+
+def _train_vlm(options: TrainOptions) -> dict[str, Any]:
+    from flowportrait.config import override, save
+    from flowportrait.preferences.vlm_reward import VlmReward, VlmTrainingConfig, train_vlm
+
+    if not options.pairs:
+        raise BadInput("--model learns from finished videos: give --pairs.")
+    config = override(VlmTrainingConfig(), [*options.set, f"settings.model={options.model}"])
+    dataset = _load_training_pairs(options.pairs)
+    reward = VlmReward.from_name(config.settings)
+    _log_unreadable(train_vlm(config, reward, dataset, _log_step))
+    reward.save(options.output)
+    save(config, options.output / "plan.json")
+    return {"model": str(options.output), "stated_pairs": len(dataset)}
+
+
+def _load_training_pairs(paths: Sequence[Path]) -> PreferenceDataset:
+    """The pairs to learn from; what is left out is logged."""
+    from flowportrait.preferences.dataset import DIMENSIONS, PreferenceDataset
+    from flowportrait.preferences.inspection import TRAIN, training_pairs
+
+    dataset = training_pairs(PreferenceDataset.load(*paths), lambda found: DIMENSIONS, explain=True)
+    if not dataset:
+        raise BadInput(f"None of the pairs is of the split '{TRAIN}': there is nothing to learn from.")
+    return dataset
+
+
+def _log_unreadable(unreadable: dict[str, str]) -> None:
+    for name, why in unreadable.items():
+        say(f"Left out: {name}: {why}")
+
+
+def _log_step(step: int, loss: float, left: float) -> None:
+    say(f"step {step}: loss {loss:.3f}, {left:.0f} s left")

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from flowportrait.commands import Commands
+from flowportrait.commands.options import Inputs, Json, OptionalInt, OptionalPath, Settings
 from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
 from flowportrait.terminal import waiting
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("prepare", help="turn videos into a training corpus, or look at one")
-    add.add_argument("inputs", type=Path, nargs="*", metavar="VIDEO_OR_DIR", help="footage")
-    add.add_argument("--output", type=Path, help="folder of the corpus; continues one that was begun")
-    add.add_argument("--inspect", type=Path, metavar="CORPUS", help="write a report with pictures into this corpus")
-    layouts = "whose face is in which file: auto, folders, voxceleb2, lrs3, hdtf, mead or grid"
-    add.add_argument("--layout", default="auto", help=layouts)
-    add.add_argument("--hold-out", type=float, default=0.0, metavar="SHARE", help="share of speakers for the split dev")
-    add.add_argument("--crops", type=int, default=0, metavar="PX", help="also write face videos of this size")
-    add.add_argument("--shards", type=int, default=0, metavar="MB", help="also pack WebDataset shards of this size")
-    add.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    add.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="GATE=VALUE",
-        help="quality gates, such as yaw=30 eyes=60",
-    )
-    add.add_argument("--json", action="store_true", help="print one JSON object")
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turn videos into a training corpus, or look at one."""
+
+    configuration: ClassVar[str] = "flowportrait.data.extract:Gates"
+    inputs: Inputs = ()
+    """Footage: videos or folders."""
+    output: OptionalPath = None
+    """Folder of the corpus; continues one that was begun."""
+    inspect: OptionalPath = None
+    """Write a report with pictures into this corpus."""
+    layout: str = "auto"
+    """Whose face is in which file: auto, folders, voxceleb2, lrs3, hdtf, mead or grid."""
+    hold_out: float = 0.0
+    """Share of speakers for the split dev."""
+    crops: int = 0
+    """Also write face videos of this size in pixels."""
+    shards: int = 0
+    """Also pack WebDataset shards of this size in megabytes."""
+    workers: OptionalInt = None
+    """Processes; by default one for each core."""
+    set: Settings = ()
+    """Quality gates, such as yaw=30 eyes=60; --help-settings lists them."""
+    json: Json = False
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: PrepareOptions) -> dict[str, Any]:
     """Videos to a corpus, or a corpus to a report."""
     if options.inspect is not None:
         if options.inputs or options.output:

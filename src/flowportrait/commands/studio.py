@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from flowportrait.commands import Commands
+from flowportrait.commands.options import Settings
 from flowportrait.files import check_output_folder
 from flowportrait.terminal import say, waiting
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("studio", help="all of it in a browser, on this machine alone")
-    add.add_argument("--folder", type=Path, default=Path("studio"), help="where its files stay (default: ./studio)")
-    add.add_argument("--port", type=int, default=7860, help="0 picks a free one")
-    add.add_argument("--set", nargs="+", action="extend", default=[], metavar="a=b", dest="changes",
-                     help="limits: seconds, letters, megabytes, minutes, waiting, hours, kept_megabytes")  # fmt: skip
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class StudioOptions:
+    """Do all of it in a browser, on this machine alone."""
+
+    configuration: ClassVar[str] = "flowportrait.studio.render_queue:Limits"
+    folder: Path = Path("studio")
+    """Where its files stay."""
+    port: int = 7860
+    """Port to listen on; 0 picks a free one."""
+    set: Settings = ()
+    """Limits: seconds, letters, megabytes, minutes, waiting, hours, kept_megabytes."""
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: StudioOptions) -> dict[str, Any]:
     """Serve until Ctrl-C."""
     check_output_folder(options.folder)
     with ExitStack() as shown:
@@ -35,5 +38,5 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             shown.close()
             say(f"The studio is at {address} (Ctrl-C ends it).")
 
-        serve(Studio(options.folder, override(Limits(), options.changes)), options.port, ready)
+        serve(Studio(options.folder, override(Limits(), options.set)), options.port, ready)
     return {}

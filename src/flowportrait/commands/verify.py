@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from flowportrait.commands import Commands
+from tyro import conf
+
+from flowportrait.commands.options import Json
 
 if TYPE_CHECKING:
     from flowportrait.provenance.inspection import Inspection
 
 
-def register(commands: Commands) -> None:
-    """Add the command and its options."""
-    add = commands.add_parser("verify", help="say whether videos were made with FlowPortrait, and who signed them")
-    add.add_argument("video", type=Path, metavar="FILE", help="mp4, mov, webm or gif, or a folder of them")
-    add.add_argument("--json", action="store_true", help="print one JSON object")
-    add.set_defaults(run=run)
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Say whether videos were made with FlowPortrait, and who signed them."""
+
+    video: conf.Positional[Annotated[Path, conf.arg(metavar="FILE")]]
+    """A video (mp4, mov, webm or gif), or a folder of them."""
+    json: Json = False
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: VerifyOptions) -> dict[str, Any]:
     """Tags, signature and watermark of one file, or of every video in a folder."""
     from flowportrait.provenance.inspection import inspect, videos_in
     from flowportrait.terminal import progress

@@ -293,7 +293,7 @@ def _system_videos(
     systems: Mapping[str, System], prompts: str | Path | None, output: str | Path | None, seed: int
 ) -> tuple[dict[str, list[Path]], dict[str, Mapping[str, Row]]]:
     """Videos of every system, drawn where that is needed, and what each drawn clip cost."""
-    from flowportrait.pipelines.batch import render_prompts, rendering_costs
+    from flowportrait.pipelines.prompt_videos import render_prompts, rendering_costs
 
     inputs = [path for system in systems.values() if not _is_animated(system) for path in _paths(system)]
     files: dict[str, list[Path]] = {}

@@ -45,7 +45,7 @@ from flowportrait.evaluation.benchmark_systems import (
 from flowportrait.evaluation.metrics import BY_KEY, Row
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.files import write_json
-from flowportrait.pipelines.batch import rendering_costs
+from flowportrait.pipelines.prompt_videos import rendering_costs
 
 ORDER_BY = ("sync_in_time", "sync_in_time_short", "ler")
 PACKAGES = ("flowportrait", "torch", "mediapipe", "opencv-contrib-python", "av", "dlib-bin", "numpy")
@@ -202,13 +202,15 @@ def read_results(path: Path) -> dict[str, Any]:
         BadInput: missing, or not made by the benchmark.
     """
     if not path.is_file():
-        raise BadInput(f"No results at {path}: give the results.json that flowportrait bench wrote.")
+        raise BadInput(f"No results at {path}: give the results.json that flowportrait evaluate bench wrote.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise BadInput(f"{path} is not JSON ({error.msg}): give the results.json of flowportrait bench.") from error
+        raise BadInput(
+            f"{path} is not JSON ({error.msg}): give the results.json of flowportrait evaluate bench."
+        ) from error
     if not isinstance(found, dict) or not {"protocol", "metrics", "machine"} <= set(found):
-        raise BadInput(f"{path} was not written by flowportrait bench: give its results.json.")
+        raise BadInput(f"{path} was not written by flowportrait evaluate bench: give its results.json.")
     return found
 
 

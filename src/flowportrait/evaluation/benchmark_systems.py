@@ -35,7 +35,7 @@ from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.models.arflow import checkpoint_folder
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.pipelines.batch import RECORD, Stopwatch
+from flowportrait.pipelines.prompt_videos import RECORD, Stopwatch
 from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.samples import SPEECH

@@ -1,13 +1,4 @@
-"""Kinds of video file that can be written, and their sound with its own rate and channels.
-
-Kinds of video file that can be written, by the ending of the name.
-
-.mp4  H.264 + AAC      plays everywhere
-.mov  H.264 + AAC      for editors
-.webm VP9 + Opus       for web pages; may be transparent
-.gif  256 colours      for chats; silent; may be transparent
-
-The sound of a video: the sound that was given, with its own rate and channels.
+"""The sound of a video, with its own rate and channels.
 
     a file whose packets the container takes, as long as the pictures  ─►  copied, bit for bit
     anything else                                                      ─►  AAC or Opus at 96 kbit/s a channel or more
@@ -19,7 +10,6 @@ end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -28,59 +18,9 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound, iter_sound, to_mono
 from flowportrait.media.containers import open_media, origin, sound_stream
-
-
-@dataclass(frozen=True)
-class OutputFormat:
-    """What a kind of file holds.
-
-    muxer: FFmpeg's name of the container. mime: its media type. video_codec, audio_codec: FFmpeg's encoders, without
-    sound None. copied: codecs (FFmpeg's names) of given sound that go into the container as they are and that browsers
-    play from it. transparent: whether frames may have an alpha channel. embeds_manifest: whether a C2PA manifest is
-    put into the file; otherwise it lies beside it. streamed: whether it can be played while it is written.
-    """
-
-    suffix: str
-    muxer: str
-    mime: str
-    video_codec: str
-    audio_codec: str | None
-    copied: frozenset[str] = frozenset()
-    transparent: bool = False
-    embeds_manifest: bool = True
-    streamed: bool = False
-
-
-FORMATS = {
-    form.suffix: form
-    for form in (
-        OutputFormat(".mp4", "mp4", "video/mp4", "libx264", "aac", frozenset({"aac", "mp3", "opus"}), streamed=True),
-        OutputFormat(".mov", "mov", "video/quicktime", "libx264", "aac", frozenset({"aac", "mp3", "alac"})),
-        OutputFormat(
-            ".webm", "webm", "video/webm", "libvpx-vp9", "libopus", frozenset({"opus", "vorbis"}),
-            transparent=True, embeds_manifest=False, streamed=True,
-        ),
-        OutputFormat(".gif", "gif", "image/gif", "gif", None, transparent=True),
-    )
-}  # fmt: skip
-"""Formats by the ending of the name, in lower case."""
-
-
-def output_format(path: str | Path) -> OutputFormat:
-    """The format that a file name asks for by its ending.
-
-    Raises:
-        BadInput: the ending is none of ``FORMATS``.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        *others, last = FORMATS
-        raise BadInput(f"Cannot write {path}: the name must end in {', '.join(others)} or {last}.")
-    return FORMATS[suffix]
-
+from flowportrait.media.formats import OutputFormat
 
 _RATES = {
     "aac": (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000),

@@ -28,7 +28,8 @@ import numpy as np
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound, to_mono
 from flowportrait.media.containers import STREAMED
-from flowportrait.media.sound_track import FORMATS, EncodedSound, OutputFormat, output_format
+from flowportrait.media.formats import FORMATS, OutputFormat, output_format
+from flowportrait.media.sound_track import EncodedSound
 from flowportrait.media.video import FPS
 from flowportrait.media.write_video import PictureTrack
 

@@ -30,7 +30,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.containers import file_url
-from flowportrait.media.sound_track import OutputFormat, output_format, sound_track
+from flowportrait.media.formats import OutputFormat, output_format
+from flowportrait.media.sound_track import sound_track
 from flowportrait.media.video import FPS
 from flowportrait.media.write_gif import Progress, write_gif
 
@@ -158,7 +159,7 @@ def write_video(
     frame_total: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write frames and their sound in the format that the name asks for (see ``media.sound_track``).
+    """Write frames and their sound in the format that the name asks for (see ``media.formats``).
 
     The sound keeps its rate and channels. It is cut or padded with silence to exactly ``frames / fps`` seconds; samples
     that are not numbers become silence, louder ones than full scale are cut to it. The file appears under its name only

@@ -56,5 +56,6 @@ def card(model: ARFlow, data: str = "", figures: str = "") -> str:
         title="A FlowPortrait generator", chunk=config.chunk, steps=config.steps, look_ahead=120,
         backbone=pretrained if config.backbone else small, front_end=config.front_end, guidance=config.guidance,
         trained=sum(n for n, learns in sizes if learns) / 1e6, all=sum(n for n, _ in sizes) / 1e6,
-        data=data or "Not told to this card.", figures=figures or "Not measured yet: `flowportrait bench` does it.",
+        data=data or "Not told to this card.",
+        figures=figures or "Not measured yet: `flowportrait evaluate bench` does it.",
     )  # fmt: skip

@@ -103,7 +103,7 @@ def load_preference_reward(name: str, folder: Path | None) -> Reward:
     if (folder / "vlm.json").is_file():
         return WatchedPreference(VlmReward.read(folder), weights, name)
     if not (folder / "model.safetensors").is_file():
-        raise BadInput(f"No reward model in {folder}: give the folder that `flowportrait reward train` wrote.")
+        raise BadInput(f"No reward model in {folder}: give the folder that `flowportrait preferences train` wrote.")
     return LearnedPreference(MotionReward.read(folder / "model.safetensors"), weights, name)
 
 

@@ -10,7 +10,7 @@ import av
 
 from flowportrait.errors import BadInput
 from flowportrait.media.containers import check_is_file, open_media
-from flowportrait.media.sound_track import FORMATS
+from flowportrait.media.formats import FORMATS
 from flowportrait.media.video import iter_frames
 from flowportrait.provenance.manifest import Signature, read_signature
 from flowportrait.provenance.watermark import Finding, find_watermark

@@ -33,7 +33,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flowportrait import __version__
 from flowportrait.errors import BadInput
 from flowportrait.files import config_folder
-from flowportrait.media.sound_track import output_format
+from flowportrait.media.formats import output_format
 from flowportrait.terminal import say
 
 SELF_SIGNED = "self-signed by FlowPortrait"

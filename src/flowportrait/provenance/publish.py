@@ -14,7 +14,7 @@ import numpy as np
 
 from flowportrait.files import complete
 from flowportrait.media.audio import Sound
-from flowportrait.media.sound_track import output_format
+from flowportrait.media.formats import output_format
 from flowportrait.media.video import FPS
 from flowportrait.media.write_gif import Progress
 from flowportrait.media.write_video import write_video

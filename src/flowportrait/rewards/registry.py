@@ -53,9 +53,10 @@ class RewardOptions:
     judge: Path | None = None
     """Settings of the judge behind ``panel``; the measured panel without them."""
     preference: Path | None = None
-    """Folder that ``flowportrait reward train`` wrote, for ``preference`` and its dimensions; what ships without it."""
+    """Folder that ``flowportrait preferences train`` wrote, for ``preference`` and its dimensions; by default
+    what ships."""
     latent_preference: Path | None = None
-    """Likewise for ``latent_preference``, by ``flowportrait reward train-latent``."""
+    """Likewise for ``latent_preference``, by ``flowportrait preferences train-latent``."""
     elsewhere: dict[str, str] = field(default_factory=dict)
     """Rewards that another machine scores, and its address: ``elsewhere.identity=http://gpu:8300``."""
 

@@ -379,7 +379,7 @@ def _progress(studio: Studio) -> tuple[Any, Any]:
 
 
 def _study_tab(studio: Studio) -> None:
-    folder = gr.Textbox(label="Folder that 'flowportrait study make' wrote", elem_id="study")
+    folder = gr.Textbox(label="Folder that 'flowportrait preferences study make' wrote", elem_id="study")
     go, said = gr.Button("Open", elem_id="open-study"), gr.Markdown(elem_id="opened")
 
     def opened(given: str) -> str:

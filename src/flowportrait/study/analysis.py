@@ -177,7 +177,9 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
     """
     study = Study.load(folder)
     if not (folder / ANSWERS).is_file():
-        raise BadInput(f"{folder} has no answers yet: run 'flowportrait study serve {folder}' and take part.")
+        raise BadInput(
+            f"{folder} has no answers yet: run 'flowportrait preferences study serve {folder}' and take part."
+        )
     answers = AnswerStore(folder, study).all_answers()
     everything = {number: own for number, own in answers.items() if number is not None}
     reasons = {number: exclusion_reason(study, own) for number, own in everything.items()}

@@ -127,9 +127,11 @@ class Study:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise BadInput(f"{folder} holds no study ({PLAN}): run 'flowportrait study make' first.") from error
+            raise BadInput(
+                f"{folder} holds no study ({PLAN}): run 'flowportrait preferences study make' first."
+            ) from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-            raise BadInput(f"{path} is not a study: run 'flowportrait study make' first.")
+            raise BadInput(f"{path} is not a study: run 'flowportrait preferences study make' first.")
         version = data.pop("version", None)
         if version != VERSION:
             raise BadInput(f"{path} has version {version}, this program reads {VERSION}: make the study again.")

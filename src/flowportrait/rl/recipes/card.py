@@ -1,7 +1,7 @@
 """What a recipe is, where it comes from, and what of it was verified.
 
-flowportrait recipes              source, verified, reading            of every card
-flowportrait recipes show NAME    the card, and why each setting that it chooses is what it is
+flowportrait posttrain recipes              source, verified, reading            of every card
+flowportrait posttrain recipes show NAME    the card, and why each setting that it chooses is what it is
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""Kinds of video file that can be written, by the ending of the name.
+
+.mp4  H.264 + AAC      plays everywhere
+.mov  H.264 + AAC      for editors
+.webm VP9 + Opus       for web pages; may be transparent
+.gif  256 colours      for chats; silent; may be transparent
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowportrait.errors import BadInput
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """What a kind of file holds.
+
+    muxer: FFmpeg's name of the container. mime: its media type. video_codec, audio_codec: FFmpeg's encoders, without
+    sound None. copied: codecs (FFmpeg's names) of given sound that go into the container as they are and that browsers
+    play from it. transparent: whether frames may have an alpha channel. embeds_manifest: whether a C2PA manifest is
+    put into the file; otherwise it lies beside it. streamed: whether it can be played while it is written.
+    """
+
+    suffix: str
+    muxer: str
+    mime: str
+    video_codec: str
+    audio_codec: str | None
+    copied: frozenset[str] = frozenset()
+    transparent: bool = False
+    embeds_manifest: bool = True
+    streamed: bool = False
+
+
+FORMATS = {
+    form.suffix: form
+    for form in (
+        OutputFormat(".mp4", "mp4", "video/mp4", "libx264", "aac", frozenset({"aac", "mp3", "opus"}), streamed=True),
+        OutputFormat(".mov", "mov", "video/quicktime", "libx264", "aac", frozenset({"aac", "mp3", "alac"})),
+        OutputFormat(
+            ".webm", "webm", "video/webm", "libvpx-vp9", "libopus", frozenset({"opus", "vorbis"}),
+            transparent=True, embeds_manifest=False, streamed=True,
+        ),
+        OutputFormat(".gif", "gif", "image/gif", "gif", None, transparent=True),
+    )
+}  # fmt: skip
+"""Formats by the ending of the name, in lower case."""
+
+
+def output_format(path: str | Path) -> OutputFormat:
+    """The format that a file name asks for by its ending.
+
+    Raises:
+        BadInput: the ending is none of ``FORMATS``.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        *others, last = FORMATS
+        raise BadInput(f"Cannot write {path}: the name must end in {', '.join(others)} or {last}.")
+    return FORMATS[suffix]

@@ -39,7 +39,11 @@ def imported(name: str, tree: ast.Module, typing: bool) -> set[str]:
     }
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and (node.module or "").startswith("flowportrait"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and id(node) not in skipped
+            and (node.module or "").startswith("flowportrait")
+        ):
             base = (node.module or "").removeprefix("flowportrait").lstrip(".")
             for alias in node.names:
                 full = f"{base}.{alias.name}".lstrip(".")
@@ -87,7 +91,9 @@ def test_no_modules_import_each_other_not_even_inside_functions() -> None:
 
 
 def test_no_file_is_longer_than_a_chapter() -> None:
-    lengths = {str(path.relative_to(SOURCE)): len(path.read_text("utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
+    lengths = {
+        str(path.relative_to(SOURCE)): len(path.read_text("utf-8").splitlines()) for path in SOURCE.rglob("*.py")
+    }
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
@@ -115,7 +121,9 @@ def test_every_module_class_and_public_function_says_what_it_is() -> None:
         if not ast.get_docstring(tree) and tree.body:
             silent.append(name)
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith(
+                "_"
+            ):
                 docstring = ast.get_docstring(node) or ""
                 if not re.search(r"[.:!?)`]$", docstring.split("\n\n")[0]) or not docstring[:1].strip():
                     silent.append(f"{name}:{node.name}")

@@ -238,15 +238,15 @@ def test_folders_fall_back_to_a_private_temporary_one(monkeypatch: pytest.Monkey
 
 @posix
 def test_somebody_elses_temporary_folder_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flowportrait.files import _temporary
+    from flowportrait.files import _temporary_folder
 
     planted = tmp_path / f"flowportrait-{os.getuid()}"
     planted.mkdir()
     planted.chmod(0o777)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    _temporary.cache_clear()
-    assert _temporary(".config").parent != planted
-    _temporary.cache_clear()
+    _temporary_folder.cache_clear()
+    assert _temporary_folder(".config").parent != planted
+    _temporary_folder.cache_clear()
 
 
 @posix

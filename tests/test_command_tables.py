@@ -43,7 +43,7 @@ def test_the_best_of_two_is_compared_with_their_median_and_the_other() -> None:
 def test_performances_that_could_not_be_measured_do_not_count() -> None:
     found = [candidate(0, -torch.inf), candidate(1, 0.1), candidate(2, 0.3)]
     assert "the median is 0.200; 1 could not be measured." in comparison_sentence(found, "sync")
-    assert "none of 2 performances could be measured" in comparison_sentence([found[0]] * 2, "sync")
+    assert "none of 2 candidates could be measured" in comparison_sentence([found[0]] * 2, "sync")
 
 
 def test_scores_come_with_their_direction_scale_and_meaning() -> None:

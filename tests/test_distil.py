@@ -135,5 +135,5 @@ def test_an_objective_that_needs_a_teacher_has_one() -> None:
 def test_a_teacher_needs_to_be_told_how_far_to_go() -> None:
     run = taught("distil")
     trajectory = run.collect().trajectory
-    with pytest.raises(AssertionError, match="over a way"):
+    with pytest.raises(AssertionError, match="noise level at which it ends"):
         run.velocity(trajectory, Points(trajectory.x, trajectory.sigma), 2)

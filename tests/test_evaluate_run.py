@@ -84,7 +84,7 @@ def test_bad_files_are_named_counted_and_left_out_and_the_rest_is_reported(clips
     page = (tmp_path / "out" / "report.html").read_text()
     assert "broken.mp4, left out" in page
     assert "2 left out" in page
-    assert "Worst first" in page
+    assert "Worst clips" in page
 
 
 def test_when_nothing_can_be_measured_the_first_reason_is_given(clips: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ FAULTS: dict[str, tuple[Sound, str]] = {
     "detached": (broken(velocity=lambda self, x, s, k: self.layer(x + k[0][:, None]).detach()), "has no gradient"),
     "raises": (broken(velocity=lambda self, x, s, k: x @ torch.zeros(7, 7)), "velocity raises RuntimeError"),
     "floats": (broken(decode=lambda self, x, k: DecodedSamples([row.numpy() for row in x])), "frames are RGB uint8"),
-    "nothing": (broken(decode=lambda self, x, k: DecodedSamples()), "decode shows nothing"),
+    "nothing": (broken(decode=lambda self, x, k: DecodedSamples()), "decode returns neither"),
     "flicker": (
         broken(decode=lambda self, x, k: DecodedSamples(
             [np.random.default_rng().integers(0, 255, (1, 4, 4, 3)).astype("uint8") for _ in x]

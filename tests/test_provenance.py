@@ -109,14 +109,14 @@ def test_a_video_without_the_mark_has_none_at_any_zoom(tmp_path: Path) -> None:
 
 
 def test_without_the_mark_the_score_of_one_place_is_standard_normal() -> None:
-    from flowportrait.provenance.watermark import _scaled, residual
+    from flowportrait.provenance.watermark import _search_scaled, residual
 
     rng, photo = np.random.default_rng(0), astronaut()
     scores = []
     for _ in range(60):
         left, top, side = *rng.integers(0, 200, 2), int(rng.integers(150, 300))
         view = np.ascontiguousarray(photo[top : top + side, left : left + side])
-        scores.append(_scaled(residual([view])[0], [1.0], reach=0)[0].score)
+        scores.append(_search_scaled(residual([view])[0], [1.0], reach=0)[0].score)
     assert np.mean(scores) == pytest.approx(0, abs=0.5)
     assert 0.7 < np.std(scores) < 1.4
     assert FALSE_ALARM <= 1e-6
@@ -199,8 +199,9 @@ def test_where_nothing_can_be_kept_the_video_is_signed_all_the_same(
 
 
 def test_the_users_own_certificate_signs(tmp_path: Path, own: Credential, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials, "SELF_SIGNED", "Example News")
-    theirs = self_signed()
+    with monkeypatch.context() as patch:
+        patch.setattr(credentials, "SELF_SIGNED", "Example News")
+        theirs = self_signed()
     certificate, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     certificate.write_text(theirs.certificates)
     key.write_text(theirs.private_key)

@@ -48,10 +48,10 @@ def test_the_frames_that_a_worker_reads_are_counted_while_it_reads(
 ) -> None:
     write_video(tmp_path / "a.mp4", room(30), syllables(1.2))
     seen = multiprocessing.get_context("spawn").Value("q", 0)
-    monkeypatch.setattr(preparing, "_seen", seen)
+    monkeypatch.setattr(preparing, "_frames_read", seen)
     work(Source(tmp_path / "a.mp4", "a", "s", "train"), tmp_path / "out", Preparation())
     assert seen.value == 30
-    assert "1 s of video seen" in str(preparing._SecondsSeen(seen).render(None))  # type: ignore[arg-type]
+    assert "1 s of video seen" in str(preparing._SecondsRead(seen).render(None))  # type: ignore[arg-type]
 
 
 def terminal_output(arguments: list[str], folder: Path, until: str, seconds: float) -> list[str]:

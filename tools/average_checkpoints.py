@@ -1,10 +1,10 @@
-"""One checkpoint with the mean of several checkpoints' weights.
+"""Average the weights of several checkpoints into one ("model soup").
 
     θ = Σ_i w_i θ_i,   Σ w = 1                    python -m tools.average_checkpoints RUN RUN … --output CHECKPOINT
 
-Rewards that pull against each other (lips that fit, lips that do not tremble) need not be settled in one run: between
-fine-tuned weights of one start the straight line mixes what each learned, and averages out what was noise (rewarded
-soups, 2306.04488).
+Rewards that conflict (lips that fit, lips that do not tremble) need not be balanced in one run: linear interpolation
+between fine-tuned weights of the same start mixes what each run learned and averages out noise (rewarded soups,
+2306.04488).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from flowportrait.models.arflow import ARFlow, load_generator
 
 @torch.no_grad()
 def soup(models: Sequence[ARFlow], shares: Sequence[float] | None = None) -> ARFlow:
-    """The weighted mean (by default alike) of generators of one configuration.
+    """Return the weighted mean of generators of one configuration, by default with equal weights.
 
     Raises:
-        BadInput: none, generators that differ in more than their weights, or shares that do not fit.
+        BadInput: if there is none, if they differ in more than their weights, or if the shares do not fit.
     """
     if not models or any(model.config != models[0].config for model in models):
         raise BadInput("A soup needs checkpoints of one and the same configuration: take runs from the same start.")
@@ -42,16 +42,17 @@ def soup(models: Sequence[ARFlow], shares: Sequence[float] | None = None) -> ARF
 
 
 def main() -> None:
+    """Average checkpoints from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", help="names, or folders of runs or checkpoints")
-    parser.add_argument("--shares", type=float, nargs="+", help="of each (default alike)")
+    parser.add_argument("--shares", type=float, nargs="+", help="weight of each checkpoint (default: equal)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="changes",
-                        help="how to draw from the mean: keys of config.json")  # fmt: skip
-    given = parser.parse_args()
-    mixed = soup([load_generator(name) for name in given.checkpoints], given.shares)
-    mixed.config = override(mixed.config, given.changes)
-    mixed.save_pretrained(given.output)
+                        help="sampling settings of the result: keys of config.json")  # fmt: skip
+    options = parser.parse_args()
+    mixed = soup([load_generator(name) for name in options.checkpoints], options.shares)
+    mixed.config = override(mixed.config, options.changes)
+    mixed.save_pretrained(options.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The speech of a corpus as a prompts folder for post-training.
+"""Export the speech of a corpus as a folder of prompts for post-training.
 
     python -m tools.export_speech_prompts CORPUS OUTPUT
 
@@ -22,19 +22,22 @@ from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import level
 
 SECONDS = 6.0
+"""Least duration of a recording."""
+
 PER_SPEAKER = 12
+"""Largest number of recordings of a speaker."""
 
 
 def export(corpus: Path, output: Path) -> int:
-    """Write up to twelve recordings per training speaker; returns how many there are in all."""
+    """Write up to twelve recordings per training speaker and return their total number."""
     output.mkdir(parents=True, exist_ok=True)
-    own: dict[str, list[Path]] = defaultdict(list)
+    clips_of_speaker: dict[str, list[Path]] = defaultdict(list)
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev":
-            own[record["speaker"]].append(corpus / "clips" / f"{record['name']}.safetensors")
+            clips_of_speaker[record["speaker"]].append(corpus / "clips" / f"{record['name']}.safetensors")
     count = 0
-    for speaker, clips in sorted(own.items()):
+    for speaker, clips in sorted(clips_of_speaker.items()):
         joined: list[np.ndarray] = []
         written = 0
         for path in clips:

@@ -1,13 +1,13 @@
-"""Fit the scales of the measured panel.
+"""Fit the scales from measurements to grades of the measured panel.
 
     python -m tools.fit_judge_scales FOOTAGE weights/judge/measured.json [--only EXPERT …]
     python -m tools.fit_judge_scales FOOTAGE weights/judge/pose.json --pose
 
     grade    5: best fifth of clean clips · 4.6: their median · 4, 3, 2: medians under growing damage · 1: broken
 
-FOOTAGE is a folder with ``split.tsv`` (file, speaker, split); only speakers of the split ``reward`` are used, none of
-which the panel is measured on. Medians that are out of order are pooled, so every scale is monotone. The pose check
-learns from a head that is stretched by known shares.
+FOOTAGE is a folder with ``split.tsv`` (file, speaker, split). Only speakers of the split ``reward`` are used; the panel
+is evaluated on other speakers. Medians that are out of order are pooled, so every scale is monotone. The pose check is
+fitted on heads that are stretched by known shares.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ GRADED: dict[str, tuple[str, dict[int, float]]] = {
     "steadiness": ("jitter", {4: 0.5, 3: 1.5, 2: 4.0, 1: 8.0}),
     "temporal": ("flicker", {4: 2.0, 3: 5.0, 2: 12.0, 1: 25.0}),
 }
-"""Per expert a damage, and the strength that stands for each grade. What is broken about lip sync is another's
-speech."""
+"""Corruption of each expert, and its strength for each grade. Grade 1 of lip sync is the speech of another clip."""
 CLEAN, BEST, BEST_SHARE = 4.6, 5.0, 0.8
+"""Grade of the median of clean clips, grade of the best ones, and the quantile that counts as best."""
 PER_SPEAKER = 1
 STRETCHED = {4: 0.02, 3: 0.05, 2: 0.1, 1: 0.2}
-"""Grade → share by which a head grows wider."""
+"""Share by which a head is stretched, by grade."""
 
 
 def fit(clips: Sequence[JudgedClip], names: Sequence[str], steadiness: Steadiness) -> dict[str, Knots]:
-    """Return the scales of the experts of these names from clips of one length."""
+    """Return the scales of these experts, fitted on clips of one length."""
     clean = concatenate_batches([clip.batch for clip in clips])
-    found: dict[str, Knots] = {}
+    scales: dict[str, Knots] = {}
     for name in progress(names, len(names), "measuring"):
         damage, strengths = GRADED[name]
         expert = steadiness if name == steadiness.name else build(name)
@@ -66,8 +66,8 @@ def fit(clips: Sequence[JudgedClip], names: Sequence[str], steadiness: Steadines
         if name == "sync":
             other = RewardBatch(clean.motion, clean.mel.roll(1, 0))
             points.append((1.0, float(torch.nanmedian(score(expert, other).value))))
-        found[name] = monotone(points)
-    return found
+        scales[name] = monotone(points)
+    return scales
 
 
 def monotone(points: Sequence[tuple[float, float]]) -> Knots:
@@ -92,7 +92,7 @@ def speakers_clips(
     """Return ``per_speaker`` clips of every speaker of a split, cut to one length.
 
     Raises:
-        BadInput: no ``split.tsv``, or nothing of that split.
+        BadInput: if there is no ``split.tsv``, or no usable clip of that split.
     """
     table = footage / "split.tsv"
     if not table.is_file():
@@ -113,10 +113,10 @@ def speakers_clips(
 def damage_head(clip: JudgedClip, damage: Callable[[Footage, float, int], Footage], strength: float) -> JudgedClip:
     """Return a clip with a damaged head; its landmarks are known and not tracked again."""
     track = np.concatenate([clip.landmarks, np.zeros_like(clip.landmarks[..., :1])], -1)
-    hurt = damage(Footage(clip.frames, clip.audio, track), strength, 0)
-    assert hurt.frames is not None
-    assert hurt.landmarks is not None
-    return JudgedClip(hurt.frames, clip.audio, f"{clip.name} bent", known_landmarks=hurt.landmarks[..., :2])
+    damaged = damage(Footage(clip.frames, clip.audio, track), strength, 0)
+    assert damaged.frames is not None
+    assert damaged.landmarks is not None
+    return JudgedClip(damaged.frames, clip.audio, f"{clip.name} bent", known_landmarks=damaged.landmarks[..., :2])
 
 
 def stack_landmarks(clips: Sequence[JudgedClip]) -> torch.Tensor:
@@ -125,7 +125,7 @@ def stack_landmarks(clips: Sequence[JudgedClip]) -> torch.Tensor:
 
 
 def fit_experts(footage: Path, before: dict[str, Knots], only: Sequence[str]) -> dict[str, object]:
-    """Return the scales of the experts as stored; those that are not in ``only`` stay as they were ``before``."""
+    """Return the stored form of the experts' scales; those not in ``only`` are taken from ``before``."""
     clips = speakers_clips(footage)
     every = tuple(range(len(clips[0])))
     steadiness = Steadiness.of_real(torch.cat([clip.batch.places(every) for clip in clips]))
@@ -135,32 +135,34 @@ def fit_experts(footage: Path, before: dict[str, Knots], only: Sequence[str]) ->
 
 
 def fit_pose(footage: Path) -> dict[str, object]:
-    """Return the pose check's constants and scale as stored."""
+    """Return the stored form of the pose check's constants and scale."""
     clips = [replace(clip, known_landmarks=clip.landmarks) for clip in speakers_clips(footage)]
     pose = HeadPose.of_real(stack_landmarks(clips))
     clean = pose.measure(stack_landmarks(clips)).numpy()
     points = [(BEST, float(np.quantile(clean, BEST_SHARE))), (CLEAN, float(np.median(clean)))]
     for grade, share in STRETCHED.items():
-        hurt = pose.measure(stack_landmarks([damage_head(clip, stretch_head, share) for clip in clips]))
-        points.append((float(grade), float(hurt.median())))
+        damaged = pose.measure(stack_landmarks([damage_head(clip, stretch_head, share) for clip in clips]))
+        points.append((float(grade), float(damaged.median())))
     return {"clips": len(clips), "real": {"bend": pose.bend, "turn": pose.turn}, "scale": monotone(points)}
 
 
 def main() -> None:
-    """Fit and write."""
+    """Fit the scales and write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("footage", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--only", nargs="+", choices=list(GRADED), metavar="EXPERT", help="keep the others' scales")
-    parser.add_argument("--pose", action="store_true", help="the pose check instead of the experts")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(GRADED), metavar="EXPERT", help="experts to fit; the others keep their scales"
+    )
+    parser.add_argument("--pose", action="store_true", help="fit the pose check instead of the experts")
     options = parser.parse_args()
     if options.pose:
-        found = fit_pose(options.footage)
+        result = fit_pose(options.footage)
     else:
         before = json.loads(options.output.read_text(encoding="utf-8"))["scales"] if options.only else {}
-        found = fit_experts(options.footage, before, options.only or ())
+        result = fit_experts(options.footage, before, options.only or ())
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, found)
+    write_json(options.output, result)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Learn the motion basis from a prepared corpus.
-
-1. canonical head: generalised Procrustes mean over speakers;
-2. blendshape → displacement: ridge regression on deviations from each clip's mean, so identity cancels;
-3. lower face: principal components with the lips weighted up; brows: principal components of what lids and gaze
-   leave over; blink and gaze: regressions on the eyelid scores and the iris position.
+"""Fit the motion basis to a prepared corpus.
 
     python -m tools.fit_motion_basis CORPUS OUTPUT.safetensors
+
+1. canonical head: generalised Procrustes mean over speakers;
+2. blendshape → displacement: ridge regression on deviations from each clip's mean, so that identity cancels;
+3. lower face: principal components with the lips weighted up; brows: principal components of what remains after lids
+   and gaze; blink and gaze: regressions on the eyelid scores and the iris position.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ EYES = ([33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 16
 
 
 def lower_share(canonical: torch.Tensor) -> torch.Tensor:
-    """How much of each point's motion is lower-face motion ``[478]``: 1 below the nose base, 0 above its middle."""
+    """Return how much of each landmark's motion belongs to the lower face ``[478]``.
+
+    It is 1 below the base of the nose and 0 above its middle.
+    """
     y = canonical[:, 1]
     top, bottom = y[195].item(), y[2].item()
     return ((y - top) / (bottom - top)).clamp(0, 1)
 
 
 def load_clips(corpus: Path) -> dict[str, list[Clip]]:
-    """Clips of every non-dev speaker."""
+    """Return the clips of every speaker outside the dev split."""
     clips: dict[str, list[Clip]] = defaultdict(list)
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -60,8 +63,11 @@ def load_clips(corpus: Path) -> dict[str, list[Clip]]:
 
 
 def canonical_head(clips: dict[str, list[Clip]], rounds: int = 4) -> torch.Tensor:
-    """Mean head over speakers, outer eye corners at (±½, 0, 0)."""
-    heads = [torch.from_numpy(np.stack([c.landmarks[len(c) // 2] for c in own[:20]])) for own in clips.values()]
+    """Return the mean head over speakers ``[478, 3]``, with the outer eye corners at (±½, 0, 0)."""
+    heads = [
+        torch.from_numpy(np.stack([c.landmarks[len(c) // 2] for c in speaker_clips[:20]]))
+        for speaker_clips in clips.values()
+    ]
     mean = heads[0][0]
     for _ in range(rounds):
         mean = torch.stack([fit_pose(head, mean).remove(head).mean(0) for head in heads]).mean(0)
@@ -77,15 +83,15 @@ def canonical_head(clips: dict[str, list[Clip]], rounds: int = 4) -> torch.Tenso
 
 
 def fit(corpus: Path) -> MotionBasis:
-    """Learn every part of the basis; prints how much variance it holds."""
+    """Return the fitted basis and print the share of variance that it explains."""
     clips = load_clips(corpus)
     canonical = canonical_head(clips)
     share = lower_share(canonical)
     deviations, scores, heads = [], [], []
     shapes: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for own in clips.values():
+    for speaker_clips in clips.values():
         frames = 0
-        for clip in own:
+        for clip in speaker_clips:
             if frames > FRAMES_PER_SPEAKER:
                 break
             points = torch.from_numpy(clip.landmarks)
@@ -101,19 +107,19 @@ def fit(corpus: Path) -> MotionBasis:
     from_blendshapes = torch.linalg.solve(x.T @ x + ridge * torch.eye(52), x.T @ b)
 
     draft = MotionBasis(canonical, share, torch.empty(0), torch.empty(0), from_blendshapes, torch.empty(0))
-    moved = torch.cat([shape - draft.neutral(shape, weights) for shape, weights in shapes])
+    displacement = torch.cat([shape - draft.neutral(shape, weights) for shape, weights in shapes])
     blink = torch.cat([weights[:, list(BLINK_SHAPES)] for _, weights in shapes])
 
-    lower = moved * share[None, :, None]
+    lower = displacement * share[None, :, None]
     emphasis = torch.ones(478)
     emphasis[LIPS] = LIP_WEIGHT
     lower_dirs, lower_read = _components(lower * emphasis[:, None], 16)
     lower_dirs = lower_dirs / emphasis[None, :, None]
     lower_read = lower_read * (emphasis * share)[None, :, None]
 
-    upper = moved * (1 - share)[None, :, None]
+    upper = displacement * (1 - share)[None, :, None]
     lids, gaze = _regions()
-    gaze_xy = torch.stack([moved[:, eye, :2].mean(1) for eye in IRISES]).mean(0)
+    gaze_xy = torch.stack([displacement[:, eye, :2].mean(1) for eye in IRISES]).mean(0)
     basis = [_regress(upper * lids[:, None], blink), _regress(upper * gaze[:, None], gaze_xy)]
     eye_dirs = torch.cat(basis)
     brow_dirs, _ = _components(upper * (1 - lids - gaze).clamp_min(0)[:, None], 4)
@@ -121,12 +127,12 @@ def fit(corpus: Path) -> MotionBasis:
     upper_read = torch.linalg.pinv(upper_dirs.flatten(1).T).reshape(8, 478, 3) * (1 - share)[None, :, None]
 
     directions, readout = torch.cat([lower_dirs, upper_dirs]), torch.cat([lower_read, upper_read]).flatten(1)
-    coefficients = moved.flatten(1) @ readout.T
+    coefficients = displacement.flatten(1) @ readout.T
     std = coefficients.std(0)
-    rebuilt = (coefficients @ directions.flatten(1)).reshape_as(moved)
-    centred = moved - moved.mean(0)
+    rebuilt = (coefficients @ directions.flatten(1)).reshape_as(displacement)
+    centred = displacement - displacement.mean(0)
     for name, region in (("lips", LIPS), ("all", list(range(478)))):
-        missed = (rebuilt - moved)[:, region]
+        missed = (rebuilt - displacement)[:, region]
         print(f"variance held, {name}: {1 - missed.var(0).sum() / centred[:, region].var(0).sum():.4f}")
     print(
         "lip gap percentiles 5/10/25/50:",
@@ -143,20 +149,22 @@ def fit(corpus: Path) -> MotionBasis:
 
 
 def _components(data: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal directions ``[count, 478, 3]`` (about zero: zero is the resting face) and their readout."""
+    """Return principal directions ``[count, 478, 3]`` about zero, the neutral face, and their readout."""
     flat = data.flatten(1).double()
     _, vectors = torch.linalg.eigh(flat.T @ flat)
     directions = vectors.flip(1)[:, :count].T.float().reshape(count, 478, 3)
     return directions, directions.clone()
 
 
-def _regress(data: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
-    onto = onto - onto.mean(0)
-    slope = torch.linalg.lstsq(onto, (data - data.mean(0)).flatten(1)).solution
+def _regress(data: torch.Tensor, predictors: torch.Tensor) -> torch.Tensor:
+    """Return the slopes ``[P, 478, 3]`` of landmarks ``[N, 478, 3]`` on predictors ``[N, P]``."""
+    predictors = predictors - predictors.mean(0)
+    slope = torch.linalg.lstsq(predictors, (data - data.mean(0)).flatten(1)).solution
     return slope.reshape(-1, 478, 3)
 
 
 def _regions() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how much each landmark belongs to the lids and to the gaze, ``[478]`` each."""
     lids, gaze = torch.zeros(478), torch.zeros(478)
     for eye in EYES:
         lids[eye] = 1.0

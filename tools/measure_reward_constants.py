@@ -1,22 +1,20 @@
-"""Measure what real pictures and motion look like to the rewards.
-
-Measure what real motion looks like to the rewards, on training speakers, and store it beside the basis.
+"""Measure real motion and real pictures as references of the rewards, on training speakers only.
 
     python -m tools.measure_reward_constants CORPUS OUTPUT.json
 
-It also keeps what ``rewards.motion`` compares with, and prints how often these speakers blink
-(``habits.BLINKS_PER_SECOND``).
-
-Measure what real pictures look like to the rewards, and how well each reward repeats itself.
+writes the constants of real motion to OUTPUT.json and the quantiles that ``rewards.motion`` compares with beside its
+weights, and prints how often these speakers blink (``habits.BLINKS_PER_SECOND``).
 
     python -m tools.measure_reward_constants CORPUS FOOTAGE src/flowportrait/weights/reward
 
-``face_density.safetensors``  statistics of training speakers' faces (``realness``)
-``real.json``   mean and deviation of every measurement, on footage (``filmed``) and on real motion drawn by the small
-                rendering of post-training (``drawn``)
-``noise.json``  every reward's standard deviation when one clip is framed and encoded anew, tracked and scored again
+writes three files:
 
-Training speakers only; the dev speakers that ``benchmarks/rewards.py`` asks about are strangers to all three.
+``face_density.safetensors``  statistics of the faces of training speakers (``realness``)
+``real.json``   mean and deviation of every measurement, on footage (``filmed``) and on real motion rendered at the
+                small size of post-training (``drawn``)
+``noise.json``  standard deviation of every reward when one clip is framed and encoded again, tracked and scored again
+
+The dev speakers that ``benchmarks/rewards.py`` uses are unseen speakers for all of these.
 """
 
 from __future__ import annotations
@@ -63,12 +61,14 @@ from flowportrait.rewards.registry import BUILT_IN, RewardOptions, build, noise_
 from flowportrait.rewards.relative import SelfConfidence
 from flowportrait.rl.task import Drawing
 
+# --- Motion ----------------------------------------------------------------------------------------------------------
+
 FRAMES = crowd.FRAMES
 PER_SPEAKER = 12
 
 
 def real_windows(corpus: Path) -> torch.Tensor:
-    """Windows ``[N, 28, 30]`` of every training speaker, the same number from each."""
+    """Return windows ``[N, 28, 30]`` of motion, the same number from every training speaker."""
     tracks: dict[str, list[torch.Tensor]] = {}
     count, seconds = 0, 0.0
     for clip in load_motion(corpus, ("reward", "evaluation")):
@@ -77,26 +77,30 @@ def real_windows(corpus: Path) -> torch.Tensor:
             count += blinks(clip.motion[:, BLINK].mean(-1).numpy())
             seconds += len(clip.motion) / FPS
     print(f"{count / seconds:.2f} blinks a second")
-    windows = [torch.cat(own) for own in tracks.values()]
-    return torch.cat([own[torch.linspace(0, len(own) - 1, PER_SPEAKER).long()] for own in windows])
+    by_speaker = [torch.cat(parts) for parts in tracks.values()]
+    return torch.cat([w[torch.linspace(0, len(w) - 1, PER_SPEAKER).long()] for w in by_speaker])
 
 
-if __name__ == "__main__":
-    real = real_windows(Path(sys.argv[1]))
-    Path(sys.argv[2]).write_text(RealMotion.measure(real).to_json() + "\n", encoding="utf-8")
+def measure_motion(corpus: Path, output: Path) -> None:
+    """Write the constants of real motion, and the quantiles that ``rewards.motion`` compares with."""
+    real = real_windows(corpus)
+    output.write_text(RealMotion.measure(real).to_json() + "\n", encoding="utf-8")
     crowd.keep(real)
 
 
+# --- Pictures --------------------------------------------------------------------------------------------------------
+
 PICTURE_FRAMES = 29
 CLIPS = 4
-"""Per training speaker."""
+"""Clips per training speaker."""
 REPEATED = 20
-"""Clips scored twice."""
+"""Number of clips that are scored twice."""
 PORTRAITS = 6
+"""Portraits on which real motion is rendered."""
 
 
 def training_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Path]]:
-    """Speaker and video of up to ``CLIPS`` clips of every training speaker."""
+    """Yield speaker and video of up to ``CLIPS`` clips of every training speaker."""
     by_speaker: dict[str, list[str]] = defaultdict(list)
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -108,13 +112,13 @@ def training_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Path]]:
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The first frames of a video and their sound."""
+    """Return the first frames of a video ``[T, H, W, 3]`` and its sound."""
     frames = [frame for frame, _ in zip(iter_frames(path), range(PICTURE_FRAMES), strict=False)]
     return np.stack(frames), read_audio(path)
 
 
 def filmed_again(frames: np.ndarray, seed: int) -> np.ndarray:
-    """The same clip framed a little differently and encoded again: nothing that a reward should care about."""
+    """Return the clip framed slightly differently and encoded again, which no reward should react to."""
     rng = np.random.default_rng(seed)
     scale, (x, y) = float(np.exp(rng.normal(0, 0.02))), rng.normal(0, 2.0, 2)
     centre = np.array(frames.shape[2:0:-1]) / 2
@@ -127,42 +131,44 @@ def filmed_again(frames: np.ndarray, seed: int) -> np.ndarray:
 
 
 def drawn(batch: RewardBatch, portraits: Sequence[Portrait]) -> RewardBatch:
-    """The batch's real motion on other faces."""
+    """Return the batch with its real motion rendered on other faces."""
     codecs = [MotionCodec(portrait, RENDERED, retouch=False) for portrait in portraits]
     rows = [row % len(codecs) for row in range(len(batch))]
     return RewardBatch(batch.motion, batch.mel, Drawing(codecs, rows, RENDERED))
 
 
 def measure(corpus: Path, footage: Path, output: Path) -> None:
-    """Write the three files."""
+    """Write the three files of picture constants into ``output``."""
     clips = [(speaker, *read(path)) for speaker, path in track(list(training_clips(corpus, footage)), "reading")]
     portraits = [Portrait.from_image(frames[0]) for _, frames, _ in track(clips, "portraits")]
     batch = RewardBatch.from_frames([frames for _, frames, _ in clips], [audio for _, _, audio in clips])
-    seen = torch.tensor([row for row in range(len(batch)) if row not in batch.unseen])
-    batch, own = batch.select(seen), [portraits[row] for row in seen.tolist()]
+    tracked = torch.tensor([row for row in range(len(batch)) if row not in batch.unseen])
+    batch, own_portraits = batch.select(tracked), [portraits[row] for row in tracked.tolist()]
     output.mkdir(parents=True, exist_ok=True)
     indices = pair_indices(PICTURE_FRAMES)
     faces = align(batch.frames(indices).flatten(0, 1), batch.places(indices).flatten(0, 1), STATISTICS_SIDE)
     statistics = face_statistics(faces).unflatten(0, (len(batch), -1))
-    photos = torch.cat([face_statistics(photo_face(portrait, RENDERED)) for portrait in own])[:, None]
+    photos = torch.cat([face_statistics(photo_face(portrait, RENDERED)) for portrait in own_portraits])[:, None]
     photos = photos.expand_as(statistics)
     density = FaceDensity.fit(statistics.flatten(0, 1), photos.flatten(0, 1))
     density.save(output / "face_density.safetensors")
     real: dict[str, list[float]] = {}
-    faces_drawn = [Portrait.from_image(astronaut()), *own[:: len(own) // (PORTRAITS - 1)]][:PORTRAITS]
+    faces_drawn = [Portrait.from_image(astronaut()), *own_portraits[:: len(own_portraits) // (PORTRAITS - 1)]][
+        :PORTRAITS
+    ]
     batch.portraits = None
-    lone = drawn(batch, faces_drawn)
-    for domain, looked in (("filmed", batch), ("drawn", lone)):
-        people = own if domain == "filmed" else lone.portraits
-        for given in (None, people):
-            looked.portraits = given
+    rendered = drawn(batch, faces_drawn)
+    for domain, clips_of_domain in (("filmed", batch), ("drawn", rendered)):
+        references = own_portraits if domain == "filmed" else rendered.portraits
+        for reference in (None, references):
+            clips_of_domain.portraits = reference
             found: dict[str, torch.Tensor] = {}
             for scorer in (Temporal({}), Perceptual({}), Perceptual({}, FaceFeatures()), Sharpness({})):
-                found |= scorer.measure(looked)
+                found |= scorer.measure(clips_of_domain)
             if domain == "drawn":
-                found |= Realness(density, {}).measure(looked)
+                found |= Realness(density, {}).measure(clips_of_domain)
             else:
-                found |= strangers(looked, statistics, photos)
+                found |= realness_of_unseen(clips_of_domain, statistics, photos)
             for name, value in found.items():
                 real[f"{name}/{domain}"] = [float(value.mean()), float(value.std())]
     write_json(output / "real.json", real)
@@ -172,8 +178,11 @@ def measure(corpus: Path, footage: Path, output: Path) -> None:
     write_json(output / "noise.json", noise)
 
 
-def strangers(batch: RewardBatch, statistics: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What ``Realness`` measures on speakers that its density was not fitted on: halves, each seen by the other's."""
+def realness_of_unseen(batch: RewardBatch, statistics: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the measurements of ``Realness`` on unseen speakers.
+
+    Each half of the speakers is measured with the density of the other half.
+    """
     clips = torch.arange(len(batch))
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for half in clips.tensor_split(2):
@@ -187,11 +196,14 @@ def strangers(batch: RewardBatch, statistics: torch.Tensor, photos: torch.Tensor
 def repeatability(
     rewards: Sequence[Reward], clips: Sequence[tuple[str, np.ndarray, np.ndarray]], portraits: Sequence[Portrait]
 ) -> dict[str, float]:
-    """Standard deviation of each reward over framings and encodings of one clip (robust: 1.48 × median / √2)."""
+    """Return the standard deviation of each reward over framings and encodings of one clip.
+
+    The estimate is robust: 1.48 × median absolute difference / √2.
+    """
     chosen = np.linspace(0, len(clips) - 1, REPEATED).astype(int)
     batches = []
-    for take in range(2):
-        frames = [filmed_again(clips[place][1], 2 * int(place) + take) for place in track(chosen, "filmed again")]
+    for repeat in range(2):
+        frames = [filmed_again(clips[place][1], 2 * int(place) + repeat) for place in track(chosen, "filmed again")]
         batches.append(
             RewardBatch.from_frames(
                 frames, [clips[place][2] for place in chosen], portraits=[portraits[place] for place in chosen]
@@ -203,15 +215,15 @@ def repeatability(
             continue
         first, second = (score(reward, batch) for batch in batches)
         both = first.valid & second.valid
-        apart = (first.value - second.value)[both].abs()
-        if len(apart):
-            result[noise_key(reward)] = round(1.4826 * float(apart.median()) / 2**0.5, 5)
+        difference = (first.value - second.value)[both].abs()
+        if len(difference):
+            result[noise_key(reward)] = round(1.4826 * float(difference.median()) / 2**0.5, 5)
     return result
 
 
 @torch.no_grad()
 def seed_noise(batch: RewardBatch) -> float:
-    """Standard deviation of the policy's confidence in real motion over seeds of the noise put on it."""
+    """Return the standard deviation of the policy's confidence in real motion over seeds of the noise added to it."""
     policy = load_generator("sft").eval()
     frames = batch.motion.shape[1] // policy.config.chunk * policy.config.chunk
     motion, mel = batch.motion[:, :frames], batch.mel[:, : frames * MELS_PER_FRAME]
@@ -221,10 +233,13 @@ def seed_noise(batch: RewardBatch) -> float:
         motion, mel, policy=policy, condition=policy.condition(mel), latents=policy.space.encode(chunks, before)
     )
     first, second = (SelfConfidence(seed=seed)(known).value for seed in (0, 1))
-    # Siblings share their noise: what it adds to all of them alike does not count.
-    apart = first - second
-    return round(1.4826 * float((apart - apart.median()).abs().median()) / 2**0.5, 5)
+    # Samples of one group share their noise, so a constant shift of all of them does not count.
+    difference = first - second
+    return round(1.4826 * float((difference - difference.median()).abs().median()) / 2**0.5, 5)
 
 
 if __name__ == "__main__":
-    measure(*(Path(argument) for argument in sys.argv[1:4]))
+    if len(sys.argv) == 3:
+        measure_motion(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        measure(*(Path(argument) for argument in sys.argv[1:4]))

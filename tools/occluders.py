@@ -1,10 +1,10 @@
-"""Drawn things before a face: what the occlusion network learns from and is measured on.
+"""Synthetic occluders in front of a face, on which the occlusion network is trained and evaluated.
 
-    picture ──shadow of the thing──► ──thing laid over by its alpha──► occluded picture, alpha
+    picture ──shadow of the occluder──► ──occluder blended by its alpha──► occluded picture, alpha
 
-Pictures are square-pixel views in canonical units (``align.to_canonical``): the outer eye corners one unit apart around
-the origin. A thing is a shape (hand, cup, microphone, mask, strands of hair, plate, bar) with a surface (skin of the
-face itself, skin of another, one colour, a pattern, a piece of another picture).
+Pictures are square-pixel views in canonical units (``media.crop.to_canonical``): the outer eye corners are one unit
+apart around the origin. An occluder is a shape (hand, cup, microphone, mask, strands of hair, plate, bar) with a
+surface (the skin of the face itself, other skin, one colour, a pattern, a piece of another picture).
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from flowportrait.media.crop import CanonicalView
 Rng = np.random.Generator
 
 _SHIFT = 4
+"""Fractional bits of the coordinates that OpenCV fills polygons with."""
 
 
 def add_occluder(
     picture: np.ndarray, view: CanonicalView, rng: Rng, others: np.ndarray | None = None, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``picture`` ``[H, W, 3]`` float32 in [0, 255] with something before the lower face, and its alpha ``[H, W]``.
+    """Return the picture with an occluder in front of the lower face, and the occluder's alpha ``[H, W]``.
 
-    others: ``[H, W, 3]``, a picture whose surface may be used; kind: one of ``SHAPES``, by default any.
+    Args:
+        picture: ``[H, W, 3]`` float32 in [0, 255].
+        view: the view of the face that the picture shows.
+        rng: source of randomness.
+        others: another picture ``[H, W, 3]`` from which surfaces may be taken.
+        kind: one of ``SHAPES``, by default any.
     """
     shape = kind or str(rng.choice(list(SHAPES)))
     alpha, across = SHAPES[shape](view, rng)
@@ -55,7 +61,7 @@ def _polygon(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _capsule(mask: np.ndarray, across: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> None:
-    """A finger or a handle: ``across`` becomes −1 … 1 from one side of it to the other."""
+    """Draw a finger or a handle in place; ``across`` runs from −1 to 1 from one side of it to the other."""
     height, width = mask.shape
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
     along = (end - start).astype(np.float32)
@@ -70,24 +76,24 @@ def _capsule(mask: np.ndarray, across: np.ndarray, start: np.ndarray, end: np.nd
 
 
 def _centre(rng: Rng) -> np.ndarray:
-    """Somewhere on mouth or chin, in canonical units."""
+    """Return a random point ``[2]`` on mouth or chin, in canonical units."""
     return np.array([rng.normal(0, 0.25), rng.uniform(0.6, 1.25)])
 
 
-def _turned(points: np.ndarray, degrees: float) -> np.ndarray:
+def _rotate(points: np.ndarray, degrees: float) -> np.ndarray:
     angle = np.radians(degrees)
     return points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 def _across(view: CanonicalView, centre: np.ndarray, half: float, degrees: float) -> np.ndarray:
-    """−1 … 1 over a width of two ``half`` px around ``centre`` px."""
+    """Return −1 … 1 ``[H, W]`` across a width of two ``half`` px around ``centre`` px."""
     ys, xs = np.mgrid[: view.size, : view.size].astype(np.float32)
     angle = np.radians(degrees)
     return (((xs - centre[0]) * np.cos(angle) + (ys - centre[1]) * np.sin(angle)) / half).clip(-1, 1)
 
 
 def _plate(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """A book, a phone, a sheet, a hand held flat: a convex shape of a few corners."""
+    """Return a convex shape with a few corners: a book, a phone, a sheet, a flat hand."""
     centre, size = _centre(rng), np.exp(rng.uniform(np.log(0.15), np.log(0.75), 2))
     if rng.random() < 0.5:
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * size
@@ -98,12 +104,12 @@ def _plate(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(4, 9)))
         corners = np.column_stack([np.cos(angles), np.sin(angles)]) * size * rng.uniform(0.7, 1.2, (len(angles), 1))
     turn = 0.0 if rng.random() < 0.3 else rng.uniform(0, 180)
-    points = view.pixels(_turned(corners, turn) + centre)
+    points = view.pixels(_rotate(corners, turn) + centre)
     return _polygon(_blank(view), points), _across(view, view.pixels(centre), size[0] * view.scale, turn)
 
 
 def _hand(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """A palm and one to five fingers side by side, coming from below or from a side."""
+    """Return a palm and one to five fingers side by side, from below or from a side."""
     mask, across = _blank(view), _blank(view)
     tip, turn = _centre(rng), rng.choice([rng.uniform(-40, 40), rng.uniform(60, 120), rng.uniform(-120, -60)])
     radius = rng.uniform(0.07, 0.13)
@@ -113,11 +119,11 @@ def _hand(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
         side = (number - (fingers - 1) / 2) * radius * rng.uniform(1.8, 2.3)
         start = np.array([side * rng.uniform(0.9, 1.4), -rng.uniform(0, 0.12)])
         end = np.array([side, reach])
-        ends = view.pixels(_turned(np.array([start, end]), turn) + tip)
+        ends = view.pixels(_rotate(np.array([start, end]), turn) + tip)
         _capsule(mask, across, ends[0], ends[1], radius * rng.uniform(0.85, 1.1) * view.scale)
     if rng.random() < 0.7:
         palm = np.array([[0.0, reach * rng.uniform(0.5, 1.0)], [0.0, reach + 0.6]])
-        ends = view.pixels(_turned(palm, turn) + tip)
+        ends = view.pixels(_rotate(palm, turn) + tip)
         _capsule(mask, across, ends[0], ends[1], max(fingers, 3) * radius * rng.uniform(0.9, 1.1) * view.scale)
     return mask, across
 
@@ -125,9 +131,9 @@ def _hand(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 def _microphone(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     mask, across = _blank(view), _blank(view)
     top, turn, radius = _centre(rng) + np.array([0, 0.1]), rng.uniform(-60, 60), rng.uniform(0.12, 0.32)
-    ends = view.pixels(_turned(np.array([[0, 0.0], [0, 1.6]]), turn) + top)
+    ends = view.pixels(_rotate(np.array([[0, 0.0], [0, 1.6]]), turn) + top)
     _capsule(mask, across, ends[0], ends[1], rng.uniform(0.4, 0.8) * radius * view.scale)
-    ends = view.pixels(_turned(np.array([[0, 0.0], [0, rng.uniform(0.02, 0.2)]]), turn) + top)
+    ends = view.pixels(_rotate(np.array([[0, 0.0], [0, rng.uniform(0.02, 0.2)]]), turn) + top)
     _capsule(mask, across, ends[0], ends[1], radius * view.scale)
     return mask, across
 
@@ -136,12 +142,12 @@ def _cup(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     centre, wide, high = _centre(rng), rng.uniform(0.2, 0.45), rng.uniform(0.25, 0.6)
     narrow, turn = wide * rng.uniform(0.6, 1.0), rng.uniform(-30, 30)
     corners = np.array([[-wide, -high], [wide, -high], [narrow, high], [-narrow, high]])
-    points = view.pixels(_turned(corners, turn) + centre)
+    points = view.pixels(_rotate(corners, turn) + centre)
     return _polygon(_blank(view), points), _across(view, view.pixels(centre), wide * view.scale, turn)
 
 
 def _mask(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """A face mask, a scarf or a veil from the nose, or from under it, to the chin and beyond."""
+    """Return a face mask, a scarf or a veil, from the nose or below it to the chin and beyond."""
     top, bottom, wide = rng.uniform(0.15, 0.65), rng.uniform(1.25, 1.7), rng.uniform(0.55, 0.85)
     half = [[0, top], [0.18, top + 0.05], [wide, top + rng.uniform(0.0, 0.3)], [wide, 0.9], [0.45, bottom - 0.15],
             [0, bottom]]  # fmt: skip
@@ -149,14 +155,14 @@ def _mask(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     points = np.concatenate([right, right[::-1] * [-1, 1]])
     if rng.random() < 0.3:
         points[:, 1] = np.where(points[:, 1] > 0.85, 2.5, points[:, 1])
-    points = _turned(points, rng.uniform(-6, 6))
+    points = _rotate(points, rng.uniform(-6, 6))
     return _polygon(_blank(view), view.pixels(points)), _across(
         view, view.pixels(np.array([0, 0.8])), wide * view.scale, 0
     )
 
 
 def _strands(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """Hair blown across the mouth."""
+    """Return strands of hair across the mouth."""
     mask = _blank(view)
     start, end = np.array([rng.choice([-0.9, 0.9]), rng.uniform(-0.3, 0.7)]), _centre(rng)
     end = end + rng.uniform(0, 0.6) * (end - start)
@@ -171,10 +177,10 @@ def _strands(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bar(view: CanonicalView, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """An arm, a sleeve, a rail or a caption that crosses the picture."""
+    """Return an arm, a sleeve, a rail or a caption that crosses the picture."""
     mask, across = _blank(view), _blank(view)
     centre, turn = _centre(rng), 0.0 if rng.random() < 0.3 else rng.uniform(-80, 80)
-    ends = view.pixels(_turned(np.array([[-3.0, 0], [3.0 if rng.random() < 0.6 else 0.3, 0]]), turn) + centre)
+    ends = view.pixels(_rotate(np.array([[-3.0, 0], [3.0 if rng.random() < 0.6 else 0.3, 0]]), turn) + centre)
     _capsule(mask, across, ends[0], ends[1], rng.uniform(0.08, 0.4) * view.scale)
     return mask, across
 
@@ -183,15 +189,15 @@ SHAPES: dict[str, Callable[[CanonicalView, Rng], tuple[np.ndarray, np.ndarray]]]
     "hand": _hand, "plate": _plate, "microphone": _microphone, "cup": _cup, "mask": _mask, "strands": _strands,
     "bar": _bar,
 }  # fmt: skip
-"""What may be before a mouth: alpha ``[H, W]`` and −1 … 1 across the thing, for its shading."""
+"""Shapes of occluders: functions that return alpha ``[H, W]`` and −1 … 1 across the occluder, for its shading."""
 
 
 def _surface(picture: np.ndarray, view: CanonicalView, rng: Rng, others: np.ndarray | None, skin: bool) -> np.ndarray:
-    """Colour of the thing at each pixel, ``[H, W, 3]``."""
+    """Return the colour of the occluder at each pixel, ``[H, W, 3]``."""
     shape = picture.shape
     pick = rng.random()
     if skin or pick < 0.2:
-        # The hand has the face's own skin, lighter or darker.
+        # A hand has the skin of the face, lighter or darker.
         source = picture if others is None or rng.random() < 0.7 else others
         x, y = view.pixels(np.array([rng.choice([-0.35, 0.35]), 0.45])).astype(int)
         colour = np.median(source[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3), axis=0)

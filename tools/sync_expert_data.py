@@ -1,9 +1,9 @@
-"""What sync experts learn from and are accepted on.
+"""Training and test data of sync experts: augmentation, clips and batches.
 
-Batches hold several clips of few speakers, so that another clip's sound cannot be told apart by the voice or the
-microphone, only by what the mouth does. Augmentation changes what may differ between footage and renderings without
-touching sync: light, lens, codec, framing, microphone. It changes each clip of a batch in one way over all its frames,
-so that motion stays.
+A batch has several clips of few speakers, so that the sound of another clip cannot be told apart by the voice or the
+microphone, only by the motion of the mouth. Augmentation changes what may differ between footage and renderings without
+affecting sync: light, lens, codec, framing, microphone. It changes all frames of a clip in the same way, so that motion
+is kept.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.rendering.motion_basis import LOWER, MotionBasis, mirror_matrix
 
+# --- Augmentation ----------------------------------------------------------------------------------------------------
+
 
 def reencode_patches(mouth: np.ndarray, crf: int) -> np.ndarray:
-    """The patches ``[T, 48, 64]`` after a trip through H.264 at ``crf``: same shape, blocky and softer."""
+    """Return patches ``[T, 48, 64]`` encoded and decoded as H.264 at ``crf``: same shape, blocky and softer."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "patch.mp4"
         write_video(path, (np.repeat(patch[..., None], 3, -1) for patch in mouth), None, crf=crf)
@@ -41,8 +43,10 @@ def reencode_patches(mouth: np.ndarray, crf: int) -> np.ndarray:
 
 
 def jitter_patches(mouth: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random flip, framing, exposure, gamma, side light, blur, noise and frame blending of uint8 patches
-    ``[B, T, 48, 64]``; returns ``[B, T, 40, 56]`` float in [0, 255]."""
+    """Return augmented patches ``[B, T, 40, 56]`` float in [0, 255] of uint8 patches ``[B, T, 48, 64]``.
+
+    Flip, framing, exposure, gamma, side light, blur, noise and frame blending are random.
+    """
     batch = len(mouth)
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -81,7 +85,7 @@ def _reframe(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _soften(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Gaussian blur, or down and up again, one strength for the batch."""
+    """Return the images blurred, or reduced and enlarged, with one strength for the batch."""
     if rng.random() < 0.5:
         small = F.interpolate(image, scale_factor=float(rng.uniform(0.35, 0.8)), mode="area")
         return F.interpolate(small, size=image.shape[-2:], mode="bilinear", align_corners=False)
@@ -93,8 +97,7 @@ def _soften(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def jitter_mel(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random gain, smooth equalisation, steady coloured noise and a masked band of log-mel ``[B, 4T,
-    80]``."""
+    """Return log-mel ``[B, 4T, 80]`` with random gain, smooth equalisation, steady coloured noise and a masked band."""
     batch, _, bands = mel.shape
     position = torch.linspace(0, math.pi, bands)
     ripple = sum(
@@ -116,11 +119,13 @@ def _mirror() -> torch.Tensor:
 
 
 def jitter_motion(motion: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random left–right mirroring, liveliness, per-coefficient gain and tracking noise of lower-face motion
-    ``[B, T, 16]``."""
+    """Return augmented lower-face motion ``[B, T, 16]``.
+
+    Mirroring, overall and per-coefficient gain, and tracking noise are random.
+    """
     batch, _, size = motion.shape
-    turned = torch.from_numpy(rng.random((batch, 1, 1)) < 0.5)
-    motion = torch.where(turned, motion @ _mirror(), motion)
+    mirrored = torch.from_numpy(rng.random((batch, 1, 1)) < 0.5)
+    motion = torch.where(mirrored, motion @ _mirror(), motion)
 
     def draw(std: float, *shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.normal(0, std, shape)).float()
@@ -130,8 +135,10 @@ def jitter_motion(motion: torch.Tensor, rng: np.random.Generator) -> torch.Tenso
     return motion * gain + noise
 
 
+# --- Clips -----------------------------------------------------------------------------------------------------------
+
 PIECE = 28
-"""Frames of a clip that a batch takes."""
+"""Number of frames of a clip in a batch."""
 SPEAKERS = 4
 """Speakers in a batch."""
 LONGEST = 75
@@ -140,13 +147,15 @@ LONGEST = 75
 
 @dataclass
 class ExpertClip:
-    """One clip of T frames for an expert.
+    """One clip of T frames for a sync expert.
 
     Attributes:
-        views: equally valid inputs ``[T, …]``: the original, and re-encoded.
+        name: the clip and its first frame.
+        speaker: who speaks.
+        views: equivalent inputs ``[T, …]``: the original and a re-encoded one.
         mel: ``[4T, 80]``.
-        driven: ``[T]`` the frames that a mouth driven by loudness would show.
-        delay: frames that the sound is known to lag.
+        driven: numbers of the frames that a mouth driven by loudness would show, ``[T]``.
+        delay: estimated delay of the sound in frames.
         included: whether training uses the clip.
     """
 
@@ -163,8 +172,10 @@ class ExpertClip:
 
 
 def loudness_driven_frames(clip: Clip, smooth: float = 1.0) -> np.ndarray:
-    """Frames ``[T]`` of the clip itself, chosen so that the mouth is as open as the sound is loud (rank for
-    rank)."""
+    """Return frame numbers ``[T]`` of the clip with which its mouth follows loudness.
+
+    The rank of the mouth opening equals the rank of loudness.
+    """
     openness = mouth_opening(clip.landmarks)
     loud = loudness(clip.audio, len(clip), smooth)
     order = np.empty(len(clip), np.int64)
@@ -175,27 +186,27 @@ def loudness_driven_frames(clip: Clip, smooth: float = 1.0) -> np.ndarray:
 def load_expert_clips(
     corpus: Path, splits: Sequence[str], views: Callable[[Clip], list[torch.Tensor]]
 ) -> list[ExpertClip]:
-    """All clips of ``splits`` in a corpus made by ``flowportrait.data.prepare``.
+    """Return all clips of ``splits`` in a prepared corpus.
 
     Raises:
-        BadInput: no corpus there, or no clip of these splits in it.
+        BadInput: if there is no corpus, or no clip of these splits in it.
     """
     index = corpus / "clips.jsonl"
     if not index.is_file():
         raise BadInput(f"No corpus at {corpus}: prepare one first (clips.jsonl is missing).")
     records = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
-    wanted = [r for r in records if r["split"] in splits and r["frames"] >= PIECE]
-    if not wanted:
+    selected = [r for r in records if r["split"] in splits and r["frames"] >= PIECE]
+    if not selected:
         raise BadInput(f"{index} lists no clip of split {' or '.join(splits)}: prepare a corpus with a split.tsv.")
     return [
         item
-        for record in track(wanted, description=f"reading {'/'.join(splits)}")
+        for record in track(selected, description=f"reading {'/'.join(splits)}")
         for item in _split_clip(record, Clip.load(corpus / "clips" / f"{record['name']}.safetensors"), views)
     ]
 
 
 def _split_clip(record: dict[str, str], clip: Clip, views: Callable[[Clip], list[torch.Tensor]]) -> list[ExpertClip]:
-    """Long clips become several items, so that one speaker's one long video still gives distinct pieces."""
+    """Return a clip as items; a long one gives several, so that a single long video still gives distinct windows."""
     faces, mel = views(clip), log_mel(level(clip.audio))
     items = []
     for start in range(0, max(1, len(clip) - PIECE + 1), LONGEST):
@@ -219,13 +230,16 @@ def _split_clip(record: dict[str, str], clip: Clip, views: Callable[[Clip], list
     return items
 
 
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class ExpertBatch:
-    """Pieces of L frames of B clips.
+    """Windows of L frames of B clips.
 
     Attributes:
         face: ``[B, L, …]``.
-        mel: ``[B, 4L, 80]`` of the same moments.
+        mel: ``[B, 4L, 80]`` at the same times.
         driven: ``[P, L, …]`` loudness-driven mouths for the first P clips' sound.
     """
 
@@ -235,7 +249,14 @@ class ExpertBatch:
 
 
 def draw_batch(items: list[ExpertClip], rng: np.random.Generator, clips: int, driven: int) -> ExpertBatch:
-    """Pieces of PIECE frames from ``clips`` clips of up to four speakers, each known delay taken out."""
+    """Return a random batch of windows of ``PIECE`` frames, with known delays compensated.
+
+    Args:
+        items: clips to draw from.
+        rng: source of randomness.
+        clips: number of clips, from up to four speakers.
+        driven: for how many of them a loudness-driven mouth is returned as well.
+    """
     by_speaker: dict[str, list[ExpertClip]] = {}
     for item in items:
         if item.included and len(item) - abs(item.delay) >= PIECE:

@@ -1,13 +1,14 @@
-"""Learn the direction of expressive intensity.
+"""Learn the direction of expressive intensity in the style input of a generator.
 
     python -m tools.train_intensity CORPUS OUTPUT [--checkpoint sft] [--seconds 115] [--heard FILE]
 
-    level e = mean over lower face and brows of ln(amplitude in the window / the speaker's), less its mean over windows
+    level e = mean over lower face and brows of ln(amplitude in the window / the speaker's), minus its mean over windows
     flow matching with   token ← token + e · d,   then   d ← g · d   until intensity 1.5 moves brows 1.5 times as far
 
-Windows in which people happen to be lively tell what lively is; the sound of the window is heard as ever, so d holds
-what sound does not tell. A generator reads its liveliness from its own past as well, which a dial has to outweigh: that
-is what g is for. ``--heard``: what a supervised run remembered (``heard.pt``), to save listening.
+Windows in which speakers happen to be lively define the direction d; the sound of the window is given as usual, so d
+captures what the sound does not determine. A generator also infers liveliness from its own history, which the intensity
+control has to outweigh; the factor g does that. ``--heard`` is the feature file (``heard.pt``) of a supervised run,
+which saves extracting features.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from flowportrait.training.descend import GuardedStep
 FRAMES, BATCH = 28, 32
 LEARNING_RATE = 2e-2
 CONFIG = PretrainConfig()
-ASKED = 1.5
-"""The intensity that brows are made to follow exactly."""
-PERFORMANCES = 48
+CALIBRATED = 1.5
+"""The intensity at which the amplitude of the brows is calibrated."""
+SAMPLES = 48
+"""Number of samples of the calibration."""
 
 
 class Dial(nn.Module):
-    """A generator's ``style_in`` with ``level`` ``[B]`` times a direction added."""
+    """The ``style_in`` layer of a generator, with ``level`` ``[B]`` times a learned direction added."""
 
     def __init__(self, style_in: nn.Module, hidden: int) -> None:
         super().__init__()
@@ -48,84 +50,85 @@ class Dial(nn.Module):
         self.level = torch.zeros(1)
 
     def forward(self, style: torch.Tensor) -> torch.Tensor:
-        """style ``[B, 19]`` to what is added to every token ``[B, hidden]``."""
+        """Return what is added to every token ``[B, hidden]``, for style ``[B, 19]``."""
         return self.style_in(style) + self.level[:, None] * self.direction
 
 
 def amplitudes(motion: torch.Tensor) -> torch.Tensor:
-    """Log amplitude of lower face and brows ``[B, 2]`` of motion ``[B, T, 30]``, as styles hold them."""
+    """Return the log amplitudes of lower face and brows ``[B, 2]`` of motion ``[B, T, 30]``, as styles contain them."""
     parts = [motion[..., part].std(1).mean(-1).clamp_min(0.05).log() for part in (LOWER, BROWS)]
     return torch.stack(parts, -1)
 
 
 def level(motion: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    """How much livelier than the speaker's ``style`` ``[B, 19]`` windows are ``[B]``, up to a constant."""
+    """Return how much livelier windows are than their speaker's ``style`` ``[B, 19]``, up to a constant, ``[B]``."""
     return (amplitudes(motion) - style[:, STYLE_LIPS : STYLE_LIPS + 2]).mean(-1)
 
 
 def learn(model: ARFlow, sampler: WindowSampler, seconds: float) -> Dial:
-    """The direction after so many seconds of processor time; the model has the dial afterwards."""
+    """Return the direction after ``seconds`` of CPU time of training; it is part of the model afterwards."""
     generator = sampler.generator
     windows = [sampler.draw(BATCH) for _ in range(8)]
-    usual = torch.cat([level(motion[:, 1:], style) for motion, _, style in windows]).mean()
+    mean_level = torch.cat([level(motion[:, 1:], style) for motion, _, style in windows]).mean()
     dial = Dial(model.style_in, model.config.hidden)
     model.register_module("style_in", dial)
     optimizer, began, step, spent = torch.optim.Adam([dial.direction], betas=(0.9, 0.98)), time.process_time(), 0, 0.0
     guarded_step = GuardedStep([dial.direction], optimizer, math.inf)
     while spent < seconds:
         motion, features, style = sampler.draw(BATCH)
-        dial.level = level(motion[:, 1:], style) - usual
+        dial.level = level(motion[:, 1:], style) - mean_level
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * max(0.02, 1 - spent / seconds)
         loss = flow_matching_loss(model, motion, features, style, CONFIG, generator)
         optimizer.zero_grad()
         loss.backward()
         guarded_step(step + 1)
         step, spent = step + 1, time.process_time() - began
-    print(f"{step} steps; direction {dial.direction.norm():.2f} long")
+    print(f"{step} steps; length of the direction {dial.direction.norm():.2f}")
     return dial
 
 
 @torch.no_grad()
 def calibrate(model: ARFlow, dial: Dial, sampler: WindowSampler) -> None:
-    """Scale the direction so that ``ASKED`` is what is drawn, over performances of training speakers."""
-    _, features, style = sampler.draw(PERFORMANCES)
+    """Scale the direction so that intensity ``CALIBRATED`` gives that amplitude, over samples of training speakers."""
+    _, features, style = sampler.draw(SAMPLES)
 
-    def drawn(asked: float) -> float:
-        dial.level = torch.tensor([math.log(asked)])
+    def brow_amplitude(intensity: float) -> float:
+        dial.level = torch.tensor([math.log(intensity)])
         condition = model.condition_from_features(features, style)
-        motion = torch.cat(list(sample_chunks(model, condition, list(range(PERFORMANCES)))), 1)
+        motion = torch.cat(list(sample_chunks(model, condition, list(range(SAMPLES)))), 1)
         return float(amplitudes(motion)[:, 1].mean())
 
-    still = drawn(1.0)
+    neutral = brow_amplitude(1.0)
     for _ in range(4):
-        found = drawn(ASKED) - still
-        print(f"asked for {ASKED}, brows {math.exp(found):.2f}")
-        dial.direction.mul_(min(8.0, math.log(ASKED) / max(found, 0.02)))
-    print(f"direction {dial.direction.norm():.2f} long")
+        change = brow_amplitude(CALIBRATED) - neutral
+        print(f"intensity {CALIBRATED}, brows {math.exp(change):.2f}")
+        dial.direction.mul_(min(8.0, math.log(CALIBRATED) / max(change, 0.02)))
+    print(f"length of the direction {dial.direction.norm():.2f}")
 
 
 def main() -> None:
+    """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("output", type=Path, help="folder to write model.safetensors into")
     parser.add_argument("--checkpoint", default="sft")
     parser.add_argument("--seconds", type=float, default=115)
     parser.add_argument("--heard", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = load_generator(given.checkpoint).requires_grad_(False)
+    model = load_generator(options.checkpoint).requires_grad_(False)
     clips = (
-        load_clips(given.heard)
-        if given.heard
-        else extract_features(model, given.corpus, TRAINING_SPLITS, 0, CONFIG.seed)
+        load_clips(options.heard)
+        if options.heard
+        else extract_features(model, options.corpus, TRAINING_SPLITS, 0, CONFIG.seed)
     )
     clips = with_lip_targets(model, clips, CONFIG.lip_residual)
     sampler = WindowSampler(clips, FRAMES, torch.Generator().manual_seed(0))
-    dial = learn(model, sampler, given.seconds)
+    dial = learn(model, sampler, options.seconds)
     calibrate(model, dial, sampler)
-    given.output.mkdir(parents=True, exist_ok=True)
-    with complete(given.output / "model.safetensors") as partial:
+    options.output.mkdir(parents=True, exist_ok=True)
+    with complete(options.output / "model.safetensors") as partial:
         save_file({"direction": dial.direction.detach()}, str(partial))
 
 

@@ -1,8 +1,10 @@
-"""Learn what an open mouth looks like from footage.
+"""Fit the mouth model to footage of open mouths.
 
-Frames of open mouths are cut from the videos below ``$FLOWPORTRAIT_DATA`` that the corpus indexes (all
-splits but ``dev``). The model is the one ``mouth_model`` draws with; every clip has its own tooth lines and
-brightness, which are learned along and averaged away at the end.
+    python -m tools.train_mouth CORPUS
+
+Frames of open mouths are cut from the videos below ``$FLOWPORTRAIT_DATA`` that the corpus indexes (all splits except
+``dev``). The model is ``rendering.mouth.MouthModel``; every clip has its own tooth lines and brightness, which are
+fitted along with it and left out of the result.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ from flowportrait.rendering.mouth_geometry import MouthFrame, skin_colour
 from flowportrait.training.descend import GuardedStep
 
 _MIN_OPENING = 0.035
+"""Opening in eye distances from which on a mouth is used."""
+
 _SHARP = 0.006
+"""Final softness of the tooth lines in eye distances."""
+
 _FRAMES_PER_CLIP = 6
 _PIXELS_PER_FRAME = 400
 
@@ -45,7 +51,7 @@ class Config:
     # prepared corpus: clips.jsonl and clips/
     output: Path = Path("src/flowportrait/weights/mouth/interior.safetensors")
     samples: Path = Path("mouth_samples.safetensors")
-    # pixels cut from the footage; reused where the file exists
+    # pixels cut from the footage; the file is reused if it exists
     steps: int = 6000
     batch: int = 8192
     learning_rate: float = 2e-3
@@ -53,8 +59,12 @@ class Config:
 
 
 def collect(corpus: Path, footage: Path) -> dict[str, np.ndarray]:
-    """Pixels inside open mouths: coordinates ``[N, 5]``, shape ``[N, 2]`` (height, width), colour ratio to
-    the skin ``[N, 3]``, clip number ``[N]``, whether its speaker is held out ``[N]``."""
+    """Return pixels inside open mouths, by column.
+
+    Returns:
+        place: coordinates ``[N, 5]``; shape: height and width of the opening ``[N, 2]``; ratio: colour relative to the
+        skin ``[N, 3]``; clip: number of the clip ``[N]``; dev: whether its speaker is held out ``[N]``.
+    """
     rng = np.random.default_rng(0)
     records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("place", "shape", "ratio", "clip", "dev")}
@@ -89,8 +99,8 @@ def collect(corpus: Path, footage: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-class Footage(nn.Module):
-    """The layered mouth with per-clip tooth lines and brightness."""
+class ClipwiseMouth(nn.Module):
+    """The mouth model with tooth lines and brightness of each clip."""
 
     def __init__(self, clips: int) -> None:
         super().__init__()
@@ -108,7 +118,7 @@ class Footage(nn.Module):
         nn.init.zeros_(self.clip_gain.weight)
 
     def forward(self, place: Tensor, shape: Tensor, clip: Tensor, softness: float) -> Tensor:
-        """Colour ratios ``[N, 3]``."""
+        """Return colour ratios ``[N, 3]`` at coordinates ``[N, 5]`` of openings ``[N, 2]`` in clips ``[N]``."""
         x = torch.stack(features(place, shape), -1)
         for layer in self.linear[:-1]:
             x = F.relu(layer(x))
@@ -124,26 +134,26 @@ class Footage(nn.Module):
 
 
 def train(config: Config) -> None:
-    """Collect (once), fit, write the averaged model."""
+    """Collect pixels (once), fit the model and write it."""
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     if not config.samples.is_file():
-        found = collect(config.corpus, Path(os.environ["FLOWPORTRAIT_DATA"]))
+        columns = collect(config.corpus, Path(os.environ["FLOWPORTRAIT_DATA"]))
         with complete(config.samples) as partial:
-            save_file(found, str(partial))
+            save_file(columns, str(partial))
     samples = load_torch(str(config.samples))
     held_out = samples.pop("dev")
     dev = {name: value[held_out] for name, value in samples.items()}
     data = {name: value[~held_out] for name, value in samples.items()}
     numbers, data["clip"] = torch.unique(data["clip"], return_inverse=True)
     print(f"{len(data['clip'])} pixels of {len(numbers)} clips, {len(dev['clip'])} held out")
-    model = Footage(len(numbers))
+    model = ClipwiseMouth(len(numbers))
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     guarded_step = GuardedStep(model.parameters(), optimiser, math.inf)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate * 2, total_steps=config.steps)
     for step in range(config.steps):
         rows = torch.randint(len(data["clip"]), (config.batch,))
-        # Tooth lines start soft, so that they feel a gradient from afar, and end sharp.
+        # Tooth lines start soft, so that distant pixels give gradients, and end sharp.
         softness = 0.03 * (1 - step / config.steps) + _SHARP
         drawn = model(data["place"][rows], data["shape"][rows], data["clip"][rows], softness)
         misfit = F.smooth_l1_loss(drawn, data["ratio"][rows], beta=0.1)
@@ -162,14 +172,16 @@ def train(config: Config) -> None:
     ).save(config.output)
 
 
-def report(model: Footage, dev: dict[str, Tensor], constant: Tensor) -> None:
-    """Print the mean absolute error of colour ratios on held-out speakers, whose tooth lines and brightness
-    are unknown, against one constant colour."""
+def report(model: ClipwiseMouth, dev: dict[str, Tensor], constant: Tensor) -> None:
+    """Print the mean absolute error of colour ratios on held-out speakers, compared with one constant colour.
+
+    Their own tooth lines and brightness are unknown, so the mean ones are used.
+    """
     with torch.no_grad():
         model.clip_line.weight.zero_()
         model.clip_gain.weight.zero_()
-        nobody = torch.zeros(len(dev["place"]), dtype=torch.long)
-        drawn = model(dev["place"], dev["shape"], nobody, _SHARP)
+        no_clip = torch.zeros(len(dev["place"]), dtype=torch.long)
+        drawn = model(dev["place"], dev["shape"], no_clip, _SHARP)
     error, flat = ((guess - dev["ratio"]).abs().mean().item() for guess in (drawn, constant))
     print(f"held-out speakers: mean absolute error {error:.3f}, a constant colour {flat:.3f}")
 

@@ -1,9 +1,11 @@
-"""Train the network that sees what covers a mouth.
+"""Train the network that detects occlusions of a mouth.
 
-    loss = binary cross-entropy of each cell of 4 x 4 px against the share of it that a drawn thing covers
+    python -m tools.train_occlusion DATA
 
-Faces are photos and frames of the footage whose people are not ``dev``; what covers them is drawn (``occluders``), and
-half of what must not be taken for a thing is drawn as well: cast shadows, painted lips, beards, flat drawings.
+    loss = binary cross-entropy of each cell of 4 x 4 px with the share of it that a synthetic occluder covers
+
+Faces are photos and frames of the footage of everyone outside ``dev``. Occluders are synthetic (``tools.occluders``).
+So are many things that must not be taken for one: cast shadows, painted lips, beards and flat drawings.
 """
 
 from __future__ import annotations
@@ -30,15 +32,18 @@ from flowportrait.media.occlusion import CELL, MODEL, VIEW, OcclusionNet
 from flowportrait.media.video import iter_frames
 from flowportrait.training.descend import GuardedStep
 
-ROOM = CanonicalView(VIEW.left - 0.35, VIEW.top - 0.35, 3 * VIEW.size, 3 * VIEW.size / (VIEW.size / VIEW.scale + 0.7))
-"""The view of a face that is kept: more of it and finer than what the network is shown."""
+STORED_VIEW = CanonicalView(
+    VIEW.left - 0.35, VIEW.top - 0.35, 3 * VIEW.size, 3 * VIEW.size / (VIEW.size / VIEW.scale + 0.7)
+)
+"""The stored view of a face, larger and finer than the network's input."""
 
 FOLDERS = {"celebamask": 1, "london": 1, "talkvid": 8, "celebv": 10, "hdtf": 4, "clips": 8, "grid": 1,
            "anchors": 1}  # fmt: skip
-"""Folders of the footage, and frames taken of each file."""
+"""Folders of the footage, and number of frames taken from each file."""
 MOST_FILES = 700
-_PLAIN, _DRAWING = 0.35, 0.08
-"""Shares of faces with nothing before them, and of flat drawings."""
+"""Largest number of pictures of a folder."""
+_UNOCCLUDED, _DRAWING = 0.35, 0.08
+"""Shares of faces without an occluder, and of flat drawings."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +54,33 @@ class Config:
     # folder with split.tsv
     output: Path = MODEL
     faces: Path = Path("faces.npy")
-    # views of faces; made from the data where absent
+    # views of faces; made from the data if the file does not exist
     minutes: float = 15.0
-    # training stops by the clock and the learning rate falls with it
+    # training time; the learning rate decays with it
     batch: int = 32
     learning_rate: float = 2e-3
     seed: int = 0
 
 
 def collect_faces(data: Path, dev: bool = False) -> np.ndarray:
-    """Views ``[N, S, S, 3]`` uint8 of the faces of everyone who is ``dev``, or of everyone who is not."""
+    """Return views ``[N, S, S, 3]`` uint8 of the faces of everyone in the dev split, or of everyone else."""
     views = []
     with FaceTracker(still=True, max_faces=1) as tracker:
         for folder, frames in FOLDERS.items():
             files = split_files(data, folder, dev)
             for path in files[:: max(1, len(files) * frames // MOST_FILES)]:
                 for picture in _pictures(path, frames):
-                    found = tracker.detect(picture)
-                    if found:
-                        views.append(ROOM.cut(picture, found[0][0]))
+                    faces = tracker.detect(picture)
+                    if faces:
+                        views.append(STORED_VIEW.cut(picture, faces[0][0]))
     return np.array(views)
 
 
 def split_files(data: Path, folder: str, dev: bool) -> list[Path]:
-    """Photos and clips of ``folder`` whose people are ``dev`` in ``split.tsv``, or are not.
+    """Return the photos and clips of ``folder`` of people in the dev split of ``split.tsv``, or of everyone else.
 
     Raises:
-        KeyError: a file that the split does not name: nobody may be learned from by mistake.
+        KeyError: if the split does not name a file, so that no dev speaker is trained on by mistake.
     """
     split = {}
     for line in (data / "split.tsv").read_text(encoding="utf-8").splitlines()[1:]:
@@ -92,6 +97,7 @@ def split_files(data: Path, folder: str, dev: bool) -> list[Path]:
 
 
 def _pictures(path: Path, count: int) -> Iterator[np.ndarray]:
+    """Yield a photo, or up to ``count`` frames of a clip."""
     if path.suffix == ".jpg":
         yield read_image(path)
         return
@@ -107,21 +113,20 @@ def _pictures(path: Path, count: int) -> Iterator[np.ndarray]:
 
 
 def sample(faces: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """One picture ``[size, size, 3]`` uint8 as the network is shown it, and the alpha ``[size, size]`` of what covers
-    it."""
+    """Return one random network input ``[size, size, 3]`` uint8, and the alpha ``[size, size]`` of its occluders."""
     view = replace(VIEW)
     if rng.random() < _DRAWING:
         picture = _drawing(view, rng)
     else:
-        picture = _view(faces[rng.integers(len(faces))], rng)
-        picture = _look(picture, view, rng)
-    others = _view(faces[rng.integers(len(faces))], rng)
+        picture = _random_view(faces[rng.integers(len(faces))], rng)
+        picture = _add_distractors(picture, view, rng)
+    others = _random_view(faces[rng.integers(len(faces))], rng)
     alpha = np.zeros((view.size, view.size), np.float32)
     if rng.random() < 0.12:
-        # The picture ends there and its edge is repeated.
+        # The picture ends below the mouth and its edge is repeated.
         edge = round(float(view.pixels(np.array([0, rng.uniform(0.85, 1.5)]))[1]))
         picture[edge:] = picture[edge]
-    if rng.random() > _PLAIN:
+    if rng.random() > _UNOCCLUDED:
         picture, alpha = add_occluder(picture, view, rng, others)
         if rng.random() < 0.2:
             picture, more = add_occluder(picture, view, rng, others)
@@ -131,11 +136,11 @@ def sample(faces: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     return _camera(np.ascontiguousarray(picture), rng), np.ascontiguousarray(alpha)
 
 
-def _view(face: np.ndarray, rng: Rng) -> np.ndarray:
-    """What the network is shown of a face whose landmarks are a little off, ``[size, size, 3]`` float32."""
-    scale = VIEW.scale / ROOM.scale * np.exp(rng.normal(0, 0.05))
+def _random_view(face: np.ndarray, rng: Rng) -> np.ndarray:
+    """Return the network's view of a face with slightly wrong landmarks, ``[size, size, 3]`` float32."""
+    scale = VIEW.scale / STORED_VIEW.scale * np.exp(rng.normal(0, 0.05))
     centre = np.array([0.0, 0.55])
-    start = ROOM.pixels(centre + rng.normal(0, 0.05, 2))
+    start = STORED_VIEW.pixels(centre + rng.normal(0, 0.05, 2))
     matrix = cv2.getRotationMatrix2D((float(start[0]), float(start[1])), rng.normal(0, 5), scale)
     matrix[:, 2] += VIEW.pixels(centre) - start
     # Longer and shorter lower faces, as mouths open and close.
@@ -148,8 +153,8 @@ def _view(face: np.ndarray, rng: Rng) -> np.ndarray:
     ).astype(np.float32)
 
 
-def _look(picture: np.ndarray, view: CanonicalView, rng: Rng) -> np.ndarray:
-    """A face that is harder to read: with a cast shadow, painted lips, a beard, or painted altogether."""
+def _add_distractors(picture: np.ndarray, view: CanonicalView, rng: Rng) -> np.ndarray:
+    """Return the face with random distractors: a cast shadow, coloured light, painted lips, a beard, a painted look."""
     size = view.size
     ys, xs = np.mgrid[:size, :size].astype(np.float32)
     if rng.random() < 0.35:
@@ -172,7 +177,7 @@ def _look(picture: np.ndarray, view: CanonicalView, rng: Rng) -> np.ndarray:
         grey = picture.mean(2, keepdims=True) / (picture.mean() + 1)
         picture = picture + rng.uniform(0.2, 0.7) * lips[..., None] * (colour * grey - picture)
     if rng.random() < 0.2:
-        # Beard: dark, fine, around mouth and chin, less on the lips.
+        # A beard: dark, fine, around mouth and chin, less on the lips.
         beard = np.exp(-((np.abs(xs - size / 2) / (0.62 * view.scale)) ** 4)) / (
             1 + np.exp(-(ys - view.pixels(np.array([0, rng.uniform(0.65, 1.0)]))[1]) / 2)
         )
@@ -190,7 +195,7 @@ def _look(picture: np.ndarray, view: CanonicalView, rng: Rng) -> np.ndarray:
 
 
 def _drawing(view: CanonicalView, rng: Rng) -> np.ndarray:
-    """A face of flat colours and lines, as children and comics have it."""
+    """Return a face of flat colours and lines, like a comic."""
     size, line = view.size, int(rng.integers(1, 3))
     picture = np.full((size, size, 3), rng.uniform(0, 255, 3), np.float32)
     skin = rng.uniform(80, 255) * np.array([1, rng.uniform(0.7, 1), rng.uniform(0.5, 1)])
@@ -224,7 +229,7 @@ def _drawing(view: CanonicalView, rng: Rng) -> np.ndarray:
 
 
 def _camera(picture: np.ndarray, rng: Rng) -> np.ndarray:
-    """Light, colour, blur, noise and compression, ``[size, size, 3]`` uint8."""
+    """Return the picture ``[size, size, 3]`` uint8 with random light, colour, blur, noise and compression."""
     picture = 255 * (picture.clip(0, 255) / 255) ** np.exp(rng.normal(0, 0.25))
     picture = picture * np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.08, 3))
     if rng.random() < 0.12:
@@ -241,7 +246,7 @@ def _camera(picture: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def train(config: Config) -> None:
-    """Train and write the network as it is run."""
+    """Train the network and write it as ONNX, also during training."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(config.seed)
@@ -254,7 +259,7 @@ def train(config: Config) -> None:
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-3)
     guarded_step = GuardedStep(network.parameters(), optimizer, math.inf)
-    oval = _oval()
+    oval = _face_weight()
     began, step, losses = time.monotonic(), 0, []
     while (done := (time.monotonic() - began) / (60 * config.minutes)) < 1:
         for group in optimizer.param_groups:
@@ -278,8 +283,8 @@ def train(config: Config) -> None:
     export(average, config.output)
 
 
-def _oval() -> torch.Tensor:
-    """Weight of each cell: the face counts, what is beside it a little."""
+def _face_weight() -> torch.Tensor:
+    """Return the loss weight of each cell: one inside the face, little beside it."""
     ys, xs = np.mgrid[: VIEW.size // CELL, : VIEW.size // CELL] * CELL + (CELL - 1) / 2
     middle = VIEW.pixels(np.array([0, 0.6]))
     inside = ((xs - middle[0]) / (0.65 * VIEW.scale)) ** 2 + ((ys - middle[1]) / (0.85 * VIEW.scale)) ** 2 < 1
@@ -287,7 +292,7 @@ def _oval() -> torch.Tensor:
 
 
 def export(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Write the network with ``weights`` as ONNX, under a temporary name first."""
+    """Write the network with ``weights`` atomically as ONNX."""
     network = OcclusionNet()
     network.load_state_dict(weights)
     partial = path.with_suffix(".partial")

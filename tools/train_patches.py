@@ -1,14 +1,15 @@
-"""Train the generator that draws pictures.
+"""Train the generator that draws pictures in the latents of an autoencoder.
 
     python -m tools.train_patches CORPUS FOOTAGE ENCODER DECODER OUTPUT
                                                    [--minutes 12] [--clips 10] [--side 96]
 
     L = E ‖ v(x_σ, σ | h) − (ε − z) ‖²,    x_σ = (1−σ) z + σ ε
 
-ENCODER and DECODER are the two halves of a tiny autoencoder (``rendering.vae_codec``). ``--clips`` of every
-training speaker become latents once (``OUTPUT/films.pt``; pictures of people: it stays where the footage stays).
-Teacher forcing, with noise of ``HISTORY`` on the frame before, or the first own frame already is unlike anything seen.
-Each window's portrait is the clip's first frame. Interrupted, it goes on from ``OUTPUT/state.pt`` when started again.
+ENCODER and DECODER are the two halves of a tiny autoencoder (``rendering.vae_codec``). ``--clips`` clips of every
+training speaker are converted to latents once (``OUTPUT/films.pt``; they show people and must stay with the footage).
+Training uses teacher forcing, with noise of up to ``HISTORY`` on the preceding frame; without it, the generator's own
+first frame would already be unlike its training data. The portrait of a window is the first frame of its clip. When
+interrupted, the same command continues from ``OUTPUT/state.pt``.
 """
 
 from __future__ import annotations
@@ -35,44 +36,47 @@ from flowportrait.terminal import StopRequest
 from flowportrait.training.descend import GuardedStep
 
 FRAMES = 72
-"""Frames of a clip that are used."""
+"""Number of frames of a clip that are used."""
 WINDOW, BATCH = 12, 8
 LEARNING_RATE = 6e-4
 HISTORY = 0.3
-"""Largest spread of the noise on what the generator has drawn so far, in standard deviations of latents."""
+"""Largest standard deviation of the noise on the history, in standard deviations of latents."""
 AVERAGE = 0.995
 SPLITS = ("reward", "evaluation")
 
 
 def films(corpus: Path, footage: Path, codec: VaeCodec, side: int, most: int, splits: tuple[str, ...]) -> list[Film]:
-    """Up to ``most`` clips of every speaker, spread over what there is.
+    """Return the latents of up to ``most`` clips of every speaker, evenly spread over those in the corpus.
 
     Raises:
-        BadInput: the corpus has no such clips.
+        BadInput: if the corpus has no clips in these splits.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    names_of_speaker: dict[str, list[str]] = defaultdict(list)
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] in splits and record["frames"] > WINDOW:
-            found[record["speaker"]].append(record["name"])
-    if not found:
+            names_of_speaker[record["speaker"]].append(record["name"])
+    if not names_of_speaker:
         raise BadInput(f"{corpus} has no clips in the splits {', '.join(splits)}: check its clips.jsonl.")
     chosen = [
         (names[i * len(names) // min(most, len(names))], speaker)
-        for speaker, names in sorted(found.items())
+        for speaker, names in sorted(names_of_speaker.items())
         for i in range(min(most, len(names)))
     ]
     model = load_generator("sft")
-    made = []
+    result = []
     for name, speaker in track(chosen, "pictures to latents", console=Console(stderr=True)):
         clip = Clip.load(corpus / "clips" / f"{name}.safetensors")
-        made.append(film(footage / f"{name}.mp4", clip, speaker, codec, model, side, FRAMES))
-    return made
+        result.append(film(footage / f"{name}.mp4", clip, speaker, codec, model, side, FRAMES))
+    return result
 
 
 def draw(clips: list[Film], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch: the frame before and the window ``[B, 1 + T, D]``, audio features ``[B, T, 144]``, portraits
-    ``[B, D]``."""
+    """Return a random batch.
+
+    Returns:
+        windows with their preceding frame ``[B, 1 + T, D]``, audio features ``[B, T, 144]`` and portraits ``[B, D]``.
+    """
     rows = []
     for pick in torch.randint(len(clips), (BATCH,), generator=generator).tolist():
         clip = clips[pick]
@@ -83,7 +87,7 @@ def draw(clips: list[Film], generator: torch.Generator) -> tuple[torch.Tensor, t
 
 
 def loss(model: PatchFlow, clips: list[Film], generator: torch.Generator) -> torch.Tensor:
-    """Flow matching on one batch."""
+    """Return the flow-matching loss of one random batch."""
     latents, features, portrait = draw(clips, generator)
     spread = HISTORY * torch.rand(len(latents), 1, 1, generator=generator)
     history = latents + spread * torch.randn(latents.shape, generator=generator)
@@ -97,7 +101,7 @@ def loss(model: PatchFlow, clips: list[Film], generator: torch.Generator) -> tor
 
 
 def train(clips: list[Film], output: Path, minutes: float, side: int, spatial: int) -> None:
-    """Train for so many minutes of processor time; ``output`` gets the averaged weights."""
+    """Train for ``minutes`` of CPU time and write the averaged weights to ``output``."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     grid = side // spatial // PATCH
@@ -143,22 +147,23 @@ def train(clips: list[Film], output: Path, minutes: float, side: int, spatial: i
 
 
 def main() -> None:
+    """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("corpus", "footage", "encoder", "decoder", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--side", type=int, default=96)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    given.output.mkdir(parents=True, exist_ok=True)
-    codec, kept = VaeCodec(TinyAutoencoder.read(given.encoder, given.decoder)), given.output / "films.pt"
-    if not kept.is_file():
-        made = films(given.corpus, given.footage, codec, given.side, given.clips, SPLITS)
-        with complete(kept) as partial:
-            torch.save([(clip.latents.half(), clip.features.half(), clip.speaker) for clip in made], partial)
-    clips = [Film(*parts) for parts in torch.load(kept, weights_only=True)]
-    train(clips, given.output, given.minutes, given.side, codec.spatial)
+    options.output.mkdir(parents=True, exist_ok=True)
+    codec, latents_path = VaeCodec(TinyAutoencoder.read(options.encoder, options.decoder)), options.output / "films.pt"
+    if not latents_path.is_file():
+        encoded = films(options.corpus, options.footage, codec, options.side, options.clips, SPLITS)
+        with complete(latents_path) as partial:
+            torch.save([(clip.latents.half(), clip.features.half(), clip.speaker) for clip in encoded], partial)
+    clips = [Film(*parts) for parts in torch.load(latents_path, weights_only=True)]
+    train(clips, options.output, options.minutes, options.side, codec.spatial)
 
 
 if __name__ == "__main__":

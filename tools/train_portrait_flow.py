@@ -1,9 +1,9 @@
 """Train the small flow that draws portraits.
 
-python -m tools.train_portrait_flow faces.safetensors FOLDER
+    python -m tools.train_portrait_flow faces.safetensors FOLDER
 
 FOLDER/clean    L = E ‖ v(x_σ, σ | attributes) − (ε − z) ‖²      on faces as filmed, mirrored at random
-FOLDER/spoilt   the same, continued on smoothed and over-coloured faces: the start of post-training
+FOLDER/spoilt   the same, continued on smoothed and over-saturated faces: the start of post-training
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, P
 from flowportrait.training.descend import GuardedStep
 
 _MIRRORED = torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0])
-"""What becomes of the attributes in a mirror: only the yaw turns round."""
+"""Signs of the attributes under mirroring; only the yaw changes."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """How the flow is trained."""
+
     steps: int = 5000
     spoiling: int = 1000
-    """Steps on spoilt faces."""
+    """Steps on degraded faces."""
     batch: int = 128
     learning_rate: float = 1e-3
     ema: float = 0.998
@@ -46,45 +48,56 @@ class TrainConfig:
 
 
 def spoilt(face: np.ndarray, smoothing: float, saturation: float) -> np.ndarray:
-    """A face ``[S, S, 3]`` uint8 as generators like them: skin without texture, colours too strong."""
+    """Return a face ``[S, S, 3]`` uint8 with typical flaws of generators.
+
+    Its skin has no texture and its colours are over-saturated.
+    """
     lab = cv2.cvtColor(cv2.GaussianBlur(face, (0, 0), smoothing).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     lab[..., 1:] *= saturation
     return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
 
 
 def train(faces: Faces, folder: Path, config: TrainConfig | None = None) -> None:
-    """Write both checkpoints; a clean one that is there is taken as it is."""
+    """Train and write both checkpoints; an existing clean one is used as it is."""
     config = config or TrainConfig()
-    own = faces.select(~faces.dev)
-    told, speaker = torch.from_numpy(own.attributes), torch.from_numpy(own.speaker).long()
+    training = faces.select(~faces.dev)
+    attributes, speaker = torch.from_numpy(training.attributes), torch.from_numpy(training.speaker).long()
     weight = 1 / torch.bincount(speaker).float()[speaker]
     torch.manual_seed(config.seed)
     if (folder / "clean" / "model.safetensors").is_file():
         flow = PortraitFlow.from_pretrained(folder / "clean")
     else:
-        flow = PortraitFlow(PortraitFlowConfig(side=own.small.shape[1]))
-        flow.usual.copy_(torch.stack([told.mean(0), told.std(0).clamp_min(1e-3)]))
-        pictures = as_pictures(own.small)
+        flow = PortraitFlow(PortraitFlowConfig(side=training.small.shape[1]))
+        flow.usual.copy_(torch.stack([attributes.mean(0), attributes.std(0).clamp_min(1e-3)]))
+        pictures = as_pictures(training.small)
         space = PictureSpace.fit(torch.cat([pictures, pictures.flip(-1)]), flow.latent_dim)
         flow.space.load_state_dict(space.state_dict())
-        flow = fit(flow, pictures, told, weight, config, config.steps)
+        flow = fit(flow, pictures, attributes, weight, config, config.steps)
         flow.save_pretrained(folder / "clean")
-    worse = np.stack([spoilt(face, config.smoothing, config.saturation) for face in own.small])
-    fit(flow, as_pictures(worse), told, weight, config, config.spoiling).save_pretrained(folder / "spoilt")
+    degraded = np.stack([spoilt(face, config.smoothing, config.saturation) for face in training.small])
+    fit(flow, as_pictures(degraded), attributes, weight, config, config.spoiling).save_pretrained(folder / "spoilt")
 
 
 def fit(
     flow: PortraitFlow,
     pictures: torch.Tensor,
-    told: torch.Tensor,
+    attributes: torch.Tensor,
     weight: torch.Tensor,
     config: TrainConfig,
     steps: int,
 ) -> PortraitFlow:
-    """Train ``flow`` on pictures ``[N, 3, S, S]`` with attributes ``[N, 5]`` drawn by weight ``[N]``; returns the
-    averaged weights."""
+    """Train ``flow`` and return it with averaged weights.
+
+    Args:
+        flow: the flow, trained in place.
+        pictures: ``[N, 3, S, S]``.
+        attributes: their attributes ``[N, 5]``.
+        weight: sampling weights of the pictures ``[N]``.
+        config: the settings.
+        steps: number of steps.
+    """
     latents = torch.stack([flow.space.encode(pictures), flow.space.encode(pictures.flip(-1))])
-    wanted = torch.stack([flow.standardise(told), flow.standardise(told * _MIRRORED)])
+    conditions = torch.stack([flow.standardise(attributes), flow.standardise(attributes * _MIRRORED)])
     average = copy.deepcopy(flow).eval()
     optimizer = torch.optim.AdamW(flow.parameters(), lr=config.learning_rate, weight_decay=0.01)
     guarded_step = GuardedStep(flow.parameters(), optimizer)
@@ -95,7 +108,7 @@ def fit(
         side = torch.randint(2, (config.batch,))
         z, noise = latents[side, rows], torch.randn(config.batch, flow.latent_dim)
         sigma = torch.rand(config.batch)
-        context = flow.told(wanted[side, rows])
+        context = flow.told(conditions[side, rows])
         velocity = flow.velocity(interpolate(z, noise, sigma[:, None]), sigma, context)
         loss = (velocity - target_velocity(z, noise)).square().mean()
         optimizer.zero_grad()
@@ -104,8 +117,8 @@ def fit(
         schedule.step()
         keep = min(config.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            for kept, new in zip(average.parameters(), flow.parameters(), strict=True):
-                kept.lerp_(new, 1 - keep)
+            for mean, new in zip(average.parameters(), flow.parameters(), strict=True):
+                mean.lerp_(new, 1 - keep)
     print(f"loss {float(loss.detach()):.3f} after {steps} steps, {sum(p.numel() for p in flow.parameters())} weights")
     return average
 

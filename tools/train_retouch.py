@@ -1,14 +1,12 @@
-"""Train the retouching network on pairs.
+"""Train the retouching network on pairs of ``tools.make_retouch_pairs``.
 
-What a retouched window is compared with the truth by, part by part.
+    python -m tools.train_retouch PAIRS
 
-Train the retouching network on pairs: ``python -m tools.train_retouch PAIRS``.
+    loss = |out − truth|_1 (mouth weighted) + gradients + features + change between frames + small flow
 
-    loss = |out − truth|_1 (mouth weighted) + gradients + features + change from frame to frame + small flow
-
-Features are those of a network trained for optical flow (RAFT-small's first stages, Teed & Deng 2020), which must
-tell small structures apart; the benchmark measures with another network. Pictures are recoloured at random, all of a
-pair alike, since portraits are paintings and grey photos too.
+Features are those of a network trained for optical flow (RAFT-small's first stages, Teed & Deng 2020), which resolve
+small structures; the benchmark uses another network. Pictures are recoloured at random, all of a pair alike, as
+portraits may be paintings or grey photos.
 """
 
 from __future__ import annotations
@@ -29,22 +27,33 @@ from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH
 from flowportrait.rendering.retouch import RetouchNet, Windows
 from flowportrait.training.descend import GuardedStep
 
+# --- Loss ------------------------------------------------------------------------------------------------------------
+
 _WEIGHTS = {
     "colours": {"colour": 1.0, "edges": 0.5, "features": 0.15, "look": 0.0, "change": 0.6, "bend": 0.004},
     "look": {"colour": 0.3, "edges": 0.15, "features": 0.05, "look": 1.0, "change": 0.2, "bend": 0.001},
 }
-"""What is trained on: mostly colours, or mostly the distance that the benchmark measures (with other features)."""
+"""Weights of the loss terms by objective: mostly colours, or mostly the distance that the benchmark measures (with
+other features)."""
 
 _INSIDE = 2.0
 _LIPS = 1.0
-
+"""Additional weight of pixels inside the opening and inside the outer lips."""
 
 Objective = Literal["colours", "look"]
 
 
 class Misfit(NamedTuple):
-    """Mean distances: colour and edges in [0, 1], features of RAFT, the same as unit vectors squared (LPIPS's formula
-    without learned weights), change from a frame to the next, flow's bend."""
+    """Mean distances between retouched and true windows.
+
+    Attributes:
+        colour: colours in [0, 1].
+        edges: differences of neighbouring pixels.
+        features: features of RAFT.
+        look: squared distance of the features as unit vectors (the formula of LPIPS without learned weights).
+        change: change of the error from one frame to the next.
+        bend: roughness and size of the flow.
+    """
 
     colour: Tensor
     edges: Tensor
@@ -54,7 +63,7 @@ class Misfit(NamedTuple):
     bend: Tensor
 
     def total(self, objective: Objective = "colours") -> Tensor:
-        """The weighted sum that is trained on."""
+        """Return the weighted sum for an objective."""
         return torch.stack([_WEIGHTS[objective][name] * value for name, value in self._asdict().items()]).sum()
 
 
@@ -67,11 +76,11 @@ class RaftFeatures:
 
     @classmethod
     def load(cls, path: Path) -> RaftFeatures:
-        """From ``raft-small.pth``."""
+        """Return the features with the weights of ``raft-small.pth``."""
         return cls(torch.load(path, map_location="cpu", weights_only=True))
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Features at a half, a half and a quarter of the size of ``images`` ``[B, 3, H, W]`` in [0, 1]."""
+        """Return features of ``images`` ``[B, 3, H, W]`` in [0, 1], at 1/2, 1/2 and 1/4 of their size."""
         x = F.relu(self._norm(self._conv("conv1", 2 * images - 1, 2, 3)))
         stages = [x]
         for layer, stride in (("layer1", 1), ("layer2", 2)):
@@ -97,21 +106,32 @@ class RaftFeatures:
 
 
 def misfit(out: Tensor, flow: Tensor, windows: Windows, truth: Tensor, features: RaftFeatures) -> Misfit:
-    """Distances of windows ``out`` ``[2 N, 3, H, W]`` (N first frames, then the ones after them) from ``truth``."""
+    """Return the distances of retouched windows from the truth.
+
+    Args:
+        out: retouched windows ``[2 N, 3, H, W]``: N first frames, then their successors.
+        flow: their flow ``[2 N, 2, H, W]``.
+        windows: the inputs.
+        truth: true windows ``[2 N, 3, H, W]``.
+        features: the features that are compared.
+    """
     weight = 1 + _INSIDE * windows.inner + _LIPS * windows.outer
     weight = weight / weight.mean()
     gap = weight * (out - truth)
-    mine, true = features(out), features(truth)
-    deep = torch.stack([(a - b).abs().mean() for a, b in zip(mine, true, strict=True)]).sum()
-    unit = [F.normalize(a, dim=1) - F.normalize(b, dim=1) for a, b in zip(mine, true, strict=True)]
+    out_features, true_features = features(out), features(truth)
+    deep = torch.stack([(a - b).abs().mean() for a, b in zip(out_features, true_features, strict=True)]).sum()
+    unit = [F.normalize(a, dim=1) - F.normalize(b, dim=1) for a, b in zip(out_features, true_features, strict=True)]
     look = torch.stack([part.square().sum(1).mean() for part in unit]).mean()
-    now, then = gap.chunk(2)
+    first, second = gap.chunk(2)
     bend = flow.diff(dim=-1).abs().mean() + flow.diff(dim=-2).abs().mean() + 0.1 * flow.abs().mean()
     edges = gap.diff(dim=-1).abs().mean() + gap.diff(dim=-2).abs().mean()
-    return Misfit(gap.abs().mean(), edges, deep, look, (then - now).abs().mean(), bend)
+    return Misfit(gap.abs().mean(), edges, deep, look, (second - first).abs().mean(), bend)
 
+
+# --- Training --------------------------------------------------------------------------------------------------------
 
 _EMA = 0.998
+"""Decay of the averaged weights."""
 _IMAGES = ("base", "source", "truth")
 
 
@@ -120,29 +140,29 @@ class Config:
     """How the network is trained."""
 
     pairs: tyro.conf.Positional[Path]
-    # folder written by retouch_pairs
+    # folder written by tools.make_retouch_pairs
     features: Path = Path("raft-small.pth")
     # RAFT-small weights, as its authors publish them
     output: Path = Path("src/flowportrait/weights/retouch/model.safetensors")
     minutes: float = 55.0
-    # training stops by the clock and the learning rate falls with it
+    # training time; the learning rate decays with it
     batch: int = 8
     learning_rate: float = 1.2e-3
     start: Path | None = None
-    # weights to go on from
+    # weights to continue from
     objective: Objective = "colours"
-    # or "look": mostly the features' distance as unit vectors
+    # or "look": mostly the distance of features as unit vectors
     seed: int = 0
 
 
 def load_pairs(folder: Path, pattern: str) -> dict[str, Tensor]:
-    """All columns of all parts, joined."""
+    """Return all columns of all parts of a folder, concatenated."""
     parts = [load_file(str(path)) for path in sorted(folder.glob(pattern))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def draw(data: dict[str, Tensor], rows: Tensor, recolour: bool = True) -> tuple[Windows, Tensor]:
-    """Windows of ``2 len(rows)`` frames (first frames, then those after them) and the true windows."""
+    """Return the windows of ``2 len(rows)`` frames (first frames, then their successors) and the true windows."""
     values = {name: column[rows] for name, column in data.items()}
     for name in ("source", "source_inner", "skin"):
         values[name] = values[name][:, None].expand(-1, 2, *values[name].shape[1:])
@@ -160,7 +180,7 @@ def draw(data: dict[str, Tensor], rows: Tensor, recolour: bool = True) -> tuple[
 
 
 def _recolour(flat: dict[str, Tensor], pairs: int) -> None:
-    """Light, colour, contrast and sharpness at random, the same within a pair."""
+    """Change light, colour, contrast and sharpness at random in place, the same within a pair."""
 
     def each(*shape: int) -> Tensor:
         return torch.randn(pairs, *shape).repeat(2, *[1] * len(shape))
@@ -171,7 +191,7 @@ def _recolour(flat: dict[str, Tensor], pairs: int) -> None:
     luma = torch.tensor([0.299, 0.587, 0.114])
 
     def shade(colour: Tensor) -> Tensor:
-        """Channels last."""
+        """Return recoloured values; channels are last."""
         shape = (-1, *[1] * (colour.dim() - 2), colour.shape[-1])
         colour = torch.where(grey.view(-1, *[1] * (colour.dim() - 1)), (colour @ luma)[..., None], colour)
         return (colour.clamp_min(1e-3) ** gamma.expand(-1, 3).reshape(shape)) * gain.reshape(shape)
@@ -184,6 +204,7 @@ def _recolour(flat: dict[str, Tensor], pairs: int) -> None:
 
 
 def _mirror(flat: dict[str, Tensor], chosen: Tensor) -> None:
+    """Mirror the ``chosen`` rows ``[2 N]`` in place."""
     for name in (*_IMAGES, "inner", "outer", "source_inner"):
         flat[name] = torch.where(chosen[:, None, None, None], flat[name].flip(-1), flat[name])
     place = flat["place"].clone()
@@ -194,7 +215,7 @@ def _mirror(flat: dict[str, Tensor], chosen: Tensor) -> None:
 
 
 def train(config: Config) -> None:
-    """Fit by the clock, write the averaged network, print the held-out misfit against the base's."""
+    """Train for ``config.minutes``, write the averaged network and print its held-out misfit relative to the base."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(config.seed)
     data, dev = load_pairs(config.pairs, "pairs-*"), load_pairs(config.pairs, "dev-*")
@@ -229,23 +250,25 @@ def train(config: Config) -> None:
 
 
 def report(weights: dict[str, Tensor], dev: dict[str, Tensor], features: RaftFeatures, step: int, spent: float) -> None:
-    """Print each part of the held-out misfit as a share of the base's own."""
+    """Print each part of the held-out misfit as a share of that of the base."""
     network = RetouchNet()
     network.load_state_dict(weights)
     sums: list[Tensor] = []
     with torch.no_grad():
         for rows in torch.arange(0, len(dev["base"]), max(1, len(dev["base"]) // 128)).split(16):
             windows, truth = draw(dev, rows, recolour=False)
-            mine = misfit(*network.retouched(windows), windows, truth, features)
+            retouched = misfit(*network.retouched(windows), windows, truth, features)
             base = misfit(windows.base, torch.zeros(len(truth), 2, HEIGHT, WIDTH), windows, truth, features)
-            sums.append(torch.tensor([mine[:5], base[:5]]))
-    mine_sum, base_sum = torch.stack(sums).mean(0)
-    shares = " ".join(f"{name} {share:.3f}" for name, share in zip(mine._fields, mine_sum / base_sum, strict=False))
+            sums.append(torch.tensor([retouched[:5], base[:5]]))
+    retouched_sum, base_sum = torch.stack(sums).mean(0)
+    shares = " ".join(
+        f"{name} {share:.3f}" for name, share in zip(retouched._fields, retouched_sum / base_sum, strict=False)
+    )
     print(f"{step} ({spent:.0%}): held-out share of the base's misfit: {shares}", flush=True)
 
 
 def save(weights: dict[str, Tensor], path: Path) -> None:
-    """fp16 safetensors, under a temporary name first."""
+    """Write the weights atomically as float16 safetensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({name: value.half().contiguous() for name, value in weights.items()}, str(partial))

@@ -1,12 +1,12 @@
-"""Train a sync expert.
+"""Train a sync expert and measure it with the acceptance table.
 
     python -m tools.train_sync_expert --corpus DIR --side evaluation --output DIR
 
     loss = CE( scale · ⟨face_i, voice_j⟩ , j = i )
 
 over the batch, within the clip, and within the clip with similarities averaged along the diagonal for SPAN windows,
-both ways round (InfoNCE, van den Oord et al. 2018). Neighbouring windows of a clip (±1) are no negatives: nobody hears
-40 ms. A loudness-driven and a frozen mouth are further negatives for the same sound.
+in both directions (InfoNCE, van den Oord et al. 2018). Neighbouring windows of a clip (±1) are not used as negatives,
+as 40 ms are inaudible. A loudness-driven and a frozen mouth are further negatives for the same sound.
 
 Training has two rounds: after the first part of the steps the expert estimates how far each training clip's sound is
 off; clips off by up to REALIGN frames are realigned, worse ones dropped, and training goes on. An interrupted run
@@ -51,13 +51,21 @@ from flowportrait.rewards.sync import lower_face
 from flowportrait.training.descend import GuardedStep, JointEmbedding
 
 SPAN = 6
+"""Number of windows over which similarities are averaged."""
+
 NEVER = -1e4
-"""Similarity of a pair that does not count; finite, because 0 · ∞ would spoil the gradient of the scale."""
+"""Similarity of excluded pairs; finite, because 0 · ∞ would make the gradient of the scale NaN."""
 
 
 def contrastive_loss(face: torch.Tensor, voice: torch.Tensor, fake: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Scalar loss from unit embeddings: face and voice ``[B, W, D]``; fake ``[K, P, W, D]``: K kinds of wrong
-    mouths for the first P clips' sound."""
+    """Return the scalar contrastive loss of unit embeddings.
+
+    Args:
+        face: ``[B, W, D]``.
+        voice: ``[B, W, D]``.
+        fake: K kinds of wrong mouths for the sound of the first P clips, ``[K, P, W, D]``.
+        scale: factor of the similarities.
+    """
     batch, windows, _ = face.shape
     similarity = torch.einsum("btd,csd->btcs", face, voice)
     steps = torch.arange(windows)
@@ -79,8 +87,10 @@ def contrastive_loss(face: torch.Tensor, voice: torch.Tensor, fake: torch.Tensor
 
 
 def _both_ways(similarity: torch.Tensor, wrong: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of ``[G, N, N]`` with the diagonal right, rows and columns; wrong ``[G, N, K]`` joins the
-    columns (the sound's view)."""
+    """Return the mean cross-entropy of rows and columns of similarities ``[G, N, N]`` with the diagonal as target.
+
+    ``wrong`` ``[G, N, K]`` are further negatives of the columns (of each sound).
+    """
     groups, size, _ = similarity.shape
     target = torch.arange(size).repeat(groups)
     face_to_voice = F.cross_entropy((scale * similarity).flatten(0, 1), target)
@@ -90,7 +100,7 @@ def _both_ways(similarity: torch.Tensor, wrong: torch.Tensor, scale: torch.Tenso
 
 @dataclass(frozen=True)
 class ExpertSide:
-    """A family of experts: its split of the corpus, the input it reads from a clip, its augmentation, its network."""
+    """A family of experts: its split of the corpus, its input views of a clip, its augmentation and its network."""
 
     split: str
     views: Callable[[Clip], list[torch.Tensor]]
@@ -115,10 +125,10 @@ SIDES = {
 
 
 def expert_side(name: str) -> ExpertSide:
-    """The family of that name.
+    """Return the family of this name.
 
     Raises:
-        BadInput: there is no such family.
+        BadInput: if there is none.
     """
     if name not in SIDES:
         raise BadInput(f"Unknown side '{name}': choose evaluation or reward.")
@@ -127,31 +137,31 @@ def expert_side(name: str) -> ExpertSide:
 
 SHIFTS = (2, 3, 5, 8, 15)
 MIN_WINDOWS = 12
-"""A shift is only tested on clips that keep this many windows."""
+"""Least number of windows that a clip must have left to test a shift on it."""
 SHORT_CURVE, LONG_CURVE = 8, 15
 
 
 @torch.no_grad()
 def embed_clip(net: JointEmbedding, face: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings ``[W, D]`` of one clip's face ``[T, …]`` and sound ``[4T, 80]``."""
+    """Return the embeddings ``[W, D]`` of one clip's face ``[T, …]`` and sound ``[4T, 80]``."""
     return net.embed_face(face[None])[0], net.embed_audio(mel[None])[0]
 
 
 def shifted_score(face: torch.Tensor, voice: torch.Tensor, shift: int) -> float:
-    """Mean cosine of face window t with sound window t + shift, over the windows that both have."""
+    """Return the mean cosine of face window t and sound window t + shift, over the windows that both have."""
     count = len(face) - abs(shift)
     start = max(0, -shift)
     return float((face[start : start + count] * voice[start + shift : start + shift + count]).sum(-1).mean())
 
 
 def shift_curve(net: JointEmbedding, face: torch.Tensor, mel: torch.Tensor, reach: int) -> dict[int, float]:
-    """Score per shift −reach … reach of one clip."""
+    """Return the score of one clip by shift, from −reach to reach."""
     pair = embed_clip(net, face, mel)
     return {shift: shifted_score(*pair, shift) for shift in range(-reach, reach + 1)}
 
 
 def acceptance_table(net: JointEmbedding, items: list[ExpertClip]) -> dict[str, Any]:
-    """The acceptance table over ``items``, with clip counts, each speaker apart as well."""
+    """Return the acceptance table over ``items`` with clip counts, in all and by speaker."""
     rng = np.random.default_rng(0)
     pairs = [embed_clip(net, item.views[0], item.mel) for item in items]
     rows: dict[str, list[tuple[str, float, float]]] = {}
@@ -160,7 +170,7 @@ def acceptance_table(net: JointEmbedding, items: list[ExpertClip]) -> dict[str, 
         rows.setdefault(test, []).append((item.speaker, right, wrong))
 
     for item, (face, voice) in zip(items, pairs, strict=True):
-        own = shifted_score(face, voice, 0)
+        unshifted = shifted_score(face, voice, 0)
         for shift in SHIFTS:
             for signed in (-shift, shift):
                 if len(face) - shift >= MIN_WINDOWS:
@@ -176,22 +186,22 @@ def acceptance_table(net: JointEmbedding, items: list[ExpertClip]) -> dict[str, 
             if other.speaker == item.speaker and other.name != item.name
         ]
         if others:
-            foreign = others[rng.integers(len(others))][1]
-            size = min(len(face), len(foreign))
+            other_voice = others[rng.integers(len(others))][1]
+            size = min(len(face), len(other_voice))
             compare(
                 "other sentence",
                 item,
                 shifted_score(face[:size], voice[:size], 0),
-                shifted_score(face[:size], foreign[:size], 0),
+                shifted_score(face[:size], other_voice[:size], 0),
             )
         middle = item.views[0][len(item) // 2]
         still = embed_clip(net, middle[None].expand_as(item.views[0]), item.mel)[0]
-        compare("still face", item, own, shifted_score(still, voice, 0))
+        compare("still face", item, unshifted, shifted_score(still, voice, 0))
         driven = embed_clip(net, item.views[0][item.driven], item.mel)[0]
-        compare("loudness jaw", item, own, shifted_score(driven, voice, 0))
+        compare("loudness jaw", item, unshifted, shifted_score(driven, voice, 0))
         if len(item.views) > 1:
             encoded = embed_clip(net, item.views[1], item.mel)[0]
-            compare("(re-encoded H.264 against original)", item, own, shifted_score(encoded, voice, 0))
+            compare("(re-encoded H.264 against original)", item, unshifted, shifted_score(encoded, voice, 0))
     return {
         "tests": {test: _summary(found) for test, found in rows.items()},
         "by speaker": {
@@ -205,7 +215,7 @@ def acceptance_table(net: JointEmbedding, items: list[ExpertClip]) -> dict[str, 
 
 
 def _overlap(face: torch.Tensor, voice: torch.Tensor, shift: int) -> float:
-    """The unshifted score over the same face windows that ``shifted_score`` uses."""
+    """Return the unshifted score over the face windows that ``shifted_score`` uses for ``shift``."""
     count = len(face) - abs(shift)
     start = max(0, -shift)
     return shifted_score(face[start : start + count], voice[start : start + count], 0)
@@ -224,7 +234,7 @@ def _summary(found: list[tuple[str, float, float]]) -> dict[str, float]:
 
 
 def _mean_curve(pairs: list[tuple[torch.Tensor, torch.Tensor]], reach: int) -> dict[str, float]:
-    """Mean over the clips that are long enough for every one of these shifts."""
+    """Return the mean score by shift, over the clips that are long enough for all of them."""
     enough = [pair for pair in pairs if len(pair[0]) - reach >= MIN_WINDOWS]
     if not enough:
         return {}
@@ -235,7 +245,7 @@ def _mean_curve(pairs: list[tuple[torch.Tensor, torch.Tensor]], reach: int) -> d
 
 
 REALIGN = 3
-"""Clips that are off by more frames than this are dropped."""
+"""Largest delay in frames that is corrected; clips with a larger one are dropped."""
 
 
 @dataclass(frozen=True)
@@ -243,13 +253,13 @@ class ExpertConfig:
     """How one expert is trained."""
 
     corpus: Path
-    """Folder made by the corpus preparation, with splits reward, evaluation and dev."""
+    """Prepared corpus with the splits reward, evaluation and dev."""
     output: Path
     """Folder for model.safetensors and acceptance.json."""
     side: str = "evaluation"
-    """Which family: evaluation or reward."""
+    """Family of experts: evaluation or reward."""
     steps: int | None = None
-    """Optimiser steps; the side's own number if not given."""
+    """Optimiser steps; by default those of the side."""
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     realign_at: float = 0.4
@@ -259,7 +269,7 @@ class ExpertConfig:
 
 
 class ExpertTraining:
-    """Everything that a resumed run needs: network, optimiser, random state, known delays, step."""
+    """The state of a training run, which can be saved and resumed: network, optimiser, random state, delays, step."""
 
     def __init__(self, config: ExpertConfig, side: ExpertSide) -> None:
         torch.manual_seed(config.seed)
@@ -278,7 +288,7 @@ class ExpertTraining:
         self.step = 0
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint under a temporary name first."""
+        """Write a checkpoint atomically."""
         state = {
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -292,7 +302,7 @@ class ExpertTraining:
             torch.save(state, partial)
 
     def restore(self, path: Path) -> None:
-        """Continue where ``save`` left off."""
+        """Continue from a checkpoint of ``save``."""
         state = torch.load(path, weights_only=True)
         self.net.load_state_dict(state["net"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -302,7 +312,7 @@ class ExpertTraining:
         self.delays, self.step = state["delays"], state["step"]
 
     def update(self, items: list[ExpertClip]) -> float:
-        """One optimiser step on a fresh batch; returns the loss."""
+        """Make one optimiser step on a new batch and return the loss."""
         batch = draw_batch(items, self.rng, self.side.clips, driven=self.side.clips // 5)
         fakes = len(batch.driven)
         frozen = batch.face[:fakes, PIECE // 2 : PIECE // 2 + 1].expand_as(batch.driven)
@@ -319,28 +329,28 @@ class ExpertTraining:
         return float(loss.detach())
 
     def realign(self, items: list[ExpertClip]) -> None:
-        """Estimate each clip's delay with the present network; ``None`` means drop."""
+        """Estimate each clip's delay with the current network; ``None`` means that the clip is dropped."""
         self.net.eval()
         for item in items:
             curve = shift_curve(self.net, item.views[0], item.mel, REALIGN + 3)
             best = max(curve, key=lambda shift: curve[shift])
-            sure = curve[best] - curve[0] > 0.02
-            self.delays[item.name] = 0 if not sure else best if abs(best) <= REALIGN else None
+            significant = curve[best] - curve[0] > 0.02
+            self.delays[item.name] = 0 if not significant else best if abs(best) <= REALIGN else None
         self.net.train()
         self.apply(items)
 
     def apply(self, items: list[ExpertClip]) -> None:
-        """Set the known delays of the clips."""
+        """Set the estimated delays of the clips."""
         for item in items:
             delay = self.delays.get(item.name, 0)
             item.delay, item.included = delay or 0, delay is not None
 
 
 def train_expert(config: ExpertConfig) -> dict[str, object]:
-    """Train, save the weights, measure on the dev speakers; returns (and writes) the acceptance table.
+    """Train an expert, write its weights, and return (and write) its acceptance table on the dev speakers.
 
     Raises:
-        BadInput: no corpus, no such side.
+        BadInput: if there is no corpus or no such side.
     """
     torch.set_num_threads(config.threads)
     side = expert_side(config.side)
@@ -380,7 +390,7 @@ def _count_delays(delays: dict[str, int | None]) -> dict[str, int]:
 
 
 def main() -> None:
-    """Command line."""
+    """Train from the command line."""
     try:
         print(json.dumps(train_expert(tyro.cli(ExpertConfig, description=__doc__)), indent=1))
     except BadInput as error:

@@ -1,8 +1,9 @@
-"""The main job, end to end, on a portrait that scikit-image carries and a recording of speech.
+"""The demo: post-training on one portrait and one recording, evaluated before and after.
 
     photo + speech ─► before.mp4 ─► GRPO on the first seconds of the speech ─► after.mp4 ─► report.html
 
-Post-training hears only the first six seconds; the table compares both models on the rest, over several seeds.
+The portrait comes with scikit-image. Post-training uses only the first six seconds of the speech; the table compares
+both models on the rest, over several seeds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ SEEDS = 8
 
 
 def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
-    """Run the demo into ``output``; returns what ``summary.json`` holds."""
+    """Run the demo.
+
+    Args:
+        output: folder for videos, run, report and ``summary.json``; a run that is there is replaced.
+        iterations: number of post-training iterations.
+
+    Returns:
+        The paths of report and summary, and the seconds that each stage took.
+    """
     console, seconds = Console(stderr=True), {}
 
     @contextmanager
@@ -49,7 +58,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     shutil.rmtree(output / "run", ignore_errors=True)
     inputs = output / "inputs"
     photo, speech = write_inputs(inputs)
-    heard = round(TRAINING_SECONDS * SAMPLE_RATE)
+    training_samples = round(TRAINING_SECONDS * SAMPLE_RATE)
     recipe = replace(find_recipe("flow-grpo"), groups=4, iterations=iterations or ITERATIONS)
     with stage("before: the supervised checkpoint"):
         render("sft", photo, speech, output / "before.mp4", sign=True)
@@ -62,7 +71,8 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     with stage(f"{SEEDS} seeds of each on held-out speech"):
         systems = {
             name: [
-                render(source, photo, speech[heard:], output / name / f"seed{seed}.mp4", seed) for seed in range(SEEDS)
+                render(source, photo, speech[training_samples:], output / name / f"seed{seed}.mp4", seed)
+                for seed in range(SEEDS)
             ]
             for name, source in (("before", "sft"), ("after", checkpoint))
         }
@@ -74,8 +84,8 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
             curves=trainer.history,
             notes=[
                 f"Portrait: skimage.data.astronaut(). Speech: {SPEECH.name} of useful-moonshine-onnx.",
-                f"Post-training heard the first {TRAINING_SECONDS:.0f} s of the speech; every figure in the table is "
-                f"measured on the rest, {SEEDS} seeds per model, by experts that took no part in training.",
+                f"Post-training used the first {TRAINING_SECONDS:.0f} s of the speech; every figure in the table is "
+                f"measured on the rest, {SEEDS} seeds per model, by networks that were not used in training.",
                 "One portrait and one voice: an illustration of the machinery, not a benchmark.",
             ],
             examples={"before": output / "before.mp4", "after": output / "after.mp4"},
@@ -89,7 +99,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
 
 
 def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The portrait and the speech as files and as arrays: ``[512, 512, 3]`` uint8, ``[N]`` at 16 kHz."""
+    """Write portrait and speech to files and return them as arrays: ``[512, 512, 3]`` uint8, ``[N]`` at 16 kHz."""
     from scipy.io import wavfile
     from skimage.data import astronaut
 
@@ -104,8 +114,11 @@ def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def render(
     checkpoint: str | Path, photo: np.ndarray, speech: np.ndarray, path: Path, seed: int = 0, sign: bool = False
 ) -> Path:
-    """One finished video. What is shown is signed and marked; what is only measured carries no mark that could be
-    measured with it."""
+    """Render one video and return its path.
+
+    Videos for people are signed and watermarked (``sign``); videos that are only measured are not, because the
+    watermark would be measured with them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     video = AnimatePipeline.from_pretrained(checkpoint)(photo, speech, seed=seed, size=512, crop=True)
     video.save(path, sign=sign, watermark=sign)
@@ -113,7 +126,7 @@ def render(
 
 
 def reward_change(curves: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean of every reward over the first and the last quarter of the iterations."""
+    """Return the mean of every reward over the first and the last quarter of the iterations."""
     quarter = max(1, len(curves) // 4)
 
     def mean(part: list[dict[str, float]], key: str) -> float:

@@ -34,7 +34,7 @@ _default: ContextVar[tuple[torch.device, torch.dtype]] = ContextVar(
 
 @contextmanager
 def use_device(device: Device = "cpu", dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """Place the networks that this thread loads inside the context, unless their loader is told otherwise."""
+    """Place the networks that this thread loads inside the context, unless their loader is given another device."""
     token = _default.set((torch.device(device), dtype))
     try:
         yield
@@ -43,52 +43,59 @@ def use_device(device: Device = "cpu", dtype: torch.dtype = torch.float32) -> It
 
 
 def default_device(device: Device | None = None, dtype: torch.dtype | None = None) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype to load a network with: those given, or those of ``use_device``, or the CPU and float32."""
-    where, precision = _default.get()
-    return where if device is None else torch.device(device), precision if dtype is None else dtype
+    """Return the device and dtype to load a network with: the given ones, else those of ``use_device``.
+
+    Without either it is the CPU and float32.
+    """
+    default_place, default_dtype = _default.get()
+    return default_place if device is None else torch.device(device), default_dtype if dtype is None else dtype
 
 
 def place(network: Network, device: Device | None = None, dtype: torch.dtype | None = None) -> Network:
-    """Move a network in place to ``device`` and let its matrix products run in ``dtype`` (see the module), by default
-    as ``default_device`` says."""
-    where, precision = default_device(device, dtype)
-    network.to(where)
-    if precision != torch.float32:
-        # Attention of torch itself reads its layers' weights without calling them.
+    """Move a network in place to ``device`` and run its matrix products in ``dtype``; return the network.
+
+    Both default to those of ``default_device``. What below float32 is kept in float32 is described in the module.
+    """
+    target_device, target_dtype = default_device(device, dtype)
+    network.to(target_device)
+    if target_dtype != torch.float32:
+        # PyTorch's own attention reads its layers' weights without calling the layers.
         fused = {id(layer) for part in network.modules() if isinstance(part, nn.MultiheadAttention)
                  for layer in part.modules()}  # fmt: skip
         for layer in network.modules():
             if isinstance(layer, _MATRIX_LAYERS) and id(layer) not in fused:
-                _compute_in(layer, precision)
+                _convert_layer(layer, target_dtype)
     return network
 
 
 def once_per_device(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
-    """Let a function that loads networks take ``device`` and ``dtype`` too, and return the same object for the same
-    arguments, device and dtype. Inside, ``place`` does what the caller asked for."""
+    """Decorate a function that loads networks with ``device`` and ``dtype`` parameters and a cache.
+
+    The same arguments, device and dtype give the same object. Inside the function ``place`` uses the caller's device.
+    """
 
     @lru_cache(maxsize=8)
-    def loaded(where: tuple[torch.device, torch.dtype], *args: Any) -> Loaded:
-        with use_device(*where):
+    def load_cached(placement: tuple[torch.device, torch.dtype], *args: Any) -> Loaded:
+        with use_device(*placement):
             return load(*args)
 
     @wraps(load)
-    def loader(*args: Any, device: Device | None = None, dtype: torch.dtype | None = None) -> Loaded:
-        return loaded(default_device(device, dtype), *args)
+    def load_on_device(*args: Any, device: Device | None = None, dtype: torch.dtype | None = None) -> Loaded:
+        return load_cached(default_device(device, dtype), *args)
 
-    loader.cache_clear = loaded.cache_clear  # type: ignore[attr-defined]
-    return loader
+    load_on_device.cache_clear = load_cached.cache_clear  # type: ignore[attr-defined]
+    return load_on_device
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file by name, in float32."""
+    """Return the tensors of a safetensors file by name, in float32."""
     from safetensors.torch import load_file
 
     return {name: value.float() for name, value in load_file(str(path)).items()}
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """The device that a network's first parameter or buffer is on; the CPU for a network without any."""
+    """Return the device of a network's first parameter or buffer; the CPU for a network without any."""
     for tensors in (network.parameters(), network.buffers()):
         for tensor in tensors:
             return tensor.device
@@ -96,17 +103,20 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def onnx_providers(device: Device | None = None) -> list[str]:
-    """The execution providers for an ONNX Runtime session on ``device``: those of its kind that the installed runtime
-    has, and the CPU's after them."""
+    """Return the execution providers for an ONNX Runtime session on ``device``.
+
+    These are the providers for its kind of device that the installed runtime has, followed by the CPU's.
+    """
     import onnxruntime
 
-    wanted = {"cuda": ["CUDAExecutionProvider"], "mps": ["CoreMLExecutionProvider"]}
+    providers = {"cuda": ["CUDAExecutionProvider"], "mps": ["CoreMLExecutionProvider"]}
     available = onnxruntime.get_available_providers()
-    chosen = [name for name in wanted.get(default_device(device)[0].type, []) if name in available]
-    return [*chosen, "CPUExecutionProvider"]
+    usable = [name for name in providers.get(default_device(device)[0].type, []) if name in available]
+    return [*usable, "CPUExecutionProvider"]
 
 
-def _compute_in(layer: nn.Module, dtype: torch.dtype) -> None:
+def _convert_layer(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a layer's weights to ``dtype``, cast its inputs to it and its outputs back to float32."""
     if _cast_inputs not in layer._forward_pre_hooks.values():
         layer.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
         layer.register_forward_hook(_cast_outputs)
@@ -115,19 +125,19 @@ def _compute_in(layer: nn.Module, dtype: torch.dtype) -> None:
 
 def _cast_inputs(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     dtype = next(layer.parameters()).dtype
-    return _cast(args, dtype), _cast(kwargs, dtype)
+    return _cast_tensors(args, dtype), _cast_tensors(kwargs, dtype)
 
 
 def _cast_outputs(_: nn.Module, __: Any, output: Any) -> Any:
-    return _cast(output, torch.float32)
+    return _cast_tensors(output, torch.float32)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """The same nested tuples, lists and dictionaries with floating-point tensors in ``dtype``."""
+def _cast_tensors(value: Any, dtype: torch.dtype) -> Any:
+    """Return the same nested tuples, lists and dictionaries with floating-point tensors in ``dtype``."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {name: _cast(part, dtype) for name, part in value.items()}
+        return {name: _cast_tensors(part, dtype) for name, part in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_cast(part, dtype) for part in value)
+        return type(value)(_cast_tensors(part, dtype) for part in value)
     return value

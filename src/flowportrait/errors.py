@@ -6,15 +6,15 @@ from typing import Any
 
 
 class BadInput(Exception):
-    """Something the user gave cannot be used.
+    """Input from the user that cannot be used.
 
-    The command line prints the message on standard error and exits with code 2; from Python it is an
-    ordinary exception. The message is one sentence with the offending path or key in it.
+    The command line prints the message on standard error and exits with code 2; in Python it is an ordinary exception.
+    The message is one sentence with the offending path or key in it.
     """
 
 
 class PartialFailure(BadInput):
-    """Some of several inputs could not be used; ``result`` is what the command returns for the others."""
+    """Some of several inputs that could not be used; ``result`` is what the command returns for the others."""
 
     def __init__(self, message: str, result: dict[str, Any]) -> None:
         super().__init__(message)

@@ -1,6 +1,9 @@
-"""Packages that only some commands need, by the extra that installs them: ``pip install 'flowportrait[judge]'``.
+"""Optional packages that only some commands need, by the extra that installs them.
 
-openai = require("judge", "openai")        the module, or one sentence that names the extra
+    pip install 'flowportrait[judge]'
+    openai = require("judge", "openai")        # the module, or BadInput with one sentence that names the extra
+
+``EXTRAS`` must agree with the extras of ``pyproject.toml``.
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 def require(extra: str, *modules: str) -> ModuleType:
-    """Import the first of ``modules`` and return it, once all of them, which the extra installs, are seen to be there.
+    """Import and return the first of ``modules`` after checking that all of them are installed.
+
+    Args:
+        extra: the extra that installs the modules.
+        *modules: names of modules that the extra installs, with dots where they lie in a package.
 
     Raises:
         BadInput: one of them is not installed; the sentence names the extra.
@@ -48,7 +55,7 @@ def _is_installed(package: str) -> bool:
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """The sentence for an import that failed because an extra is not installed; None for any other module."""
+    """Return the message for an import that failed because an extra is not installed; None for any other module."""
     package = (error.name or "").partition(".")[0]
     for extra, modules in EXTRAS.items():
         if package in modules:
@@ -57,5 +64,5 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
 
 
 def missing_sentence(module: str, extra: str) -> str:
-    """What is missing and what to do."""
+    """Return one sentence that names the missing package and the command that installs it."""
     return f"This needs the package {module}: run pip install 'flowportrait[{extra}]'."

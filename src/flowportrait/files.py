@@ -1,14 +1,13 @@
-"""Files that are complete or not there, folders of the user, and inputs that are never overwritten.
+"""Files that are written whole, the user's folders, and checks that outputs do not overwrite inputs.
 
-Files that are complete or not there: written under a temporary name beside their own, then renamed.
+A file is written under a temporary name beside its own and then renamed, so that it is complete or absent:
 
-with complete(path) as partial:  …write partial…      ─►  path, or nothing and no trace
+    with complete(path) as partial:
+        ...                              # write to partial; afterwards path exists, or nothing of it
 
-Folders of the user who runs the program, and a temporary one where there is none to write to.
-
-Containers run programs as users without a home, without a name, or with a home that is read-only.
-
-Where results go: fail before the work, not after it, and never take the place of an input.
+The folders of the user are those of the XDG conventions, and a temporary one where there is none to write to:
+containers run programs as users without a home, without a name, or with a home that is read-only. The checks of
+outputs let a command fail before its work, not after it.
 """
 
 from __future__ import annotations
@@ -32,13 +31,17 @@ if TYPE_CHECKING:
     import torch
 
 
+# --- Files written whole ----------------------------------------------------------------
+
 LONGEST_NAME = 255
-"""Bytes of a file name on the usual file systems."""
+"""Largest number of bytes in a file name on the usual file systems."""
 
 
 def partial_path(path: Path, suffix: str = "") -> Path:
-    """The hidden name beside ``path`` under which it is written first, no longer than file systems allow; ``suffix``
-    (such as ``.mp4``) tells libraries its format by the end of the name."""
+    """Return the hidden name beside ``path`` under which it is written first, no longer than file systems allow.
+
+    ``suffix`` (such as ``.mp4``) is put at the end of the name, from which libraries infer the format.
+    """
     tail = f".{os.getpid()}.partial{suffix}"
     name = f".{path.name}{tail}"
     if len(os.fsencode(name)) > LONGEST_NAME:
@@ -48,7 +51,7 @@ def partial_path(path: Path, suffix: str = "") -> Path:
 
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """A name to write to, beside ``path``; it becomes ``path`` when the block ends well, and goes when it does not.
+    """Yield a name beside ``path`` to write to; it is renamed to ``path`` if the block ends well, else removed.
 
     Raises:
         OSError: as writing and renaming do.
@@ -62,18 +65,18 @@ def complete(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file in UTF-8, whole or not at all."""
     with complete(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write plain values as JSON, whole or not at all."""
+    """Write plain values as a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write safetensors, whole or not at all; what is floating as float16."""
+    """Write tensors as a safetensors file, whole or not at all; floating-point ones are stored as float16."""
     from safetensors.torch import save_file
 
     halves = {name: (value.half() if value.is_floating_point() else value) for name, value in tensors.items()}
@@ -81,19 +84,25 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file({name: value.contiguous() for name, value in halves.items()}, partial)
 
 
+# --- Folders of the user ----------------------------------------------------------------
+
+
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/flowportrait`` or ``~/.cache/flowportrait``; not created."""
+    """Return ``$XDG_CACHE_HOME/flowportrait`` or ``~/.cache/flowportrait``; the folder is not created."""
     return _user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def config_folder() -> Path:
-    """``$XDG_CONFIG_HOME/flowportrait`` or ``~/.config/flowportrait``; not created."""
+    """Return ``$XDG_CONFIG_HOME/flowportrait`` or ``~/.config/flowportrait``; the folder is not created."""
     return _user_folder("XDG_CONFIG_HOME", ".config")
 
 
 def complete_environment() -> None:
-    """Give this process a user name and a home where the system knows none: libraries ask for them (PyTorch,
-    Matplotlib), and fail or complain without. ONNX Runtime collects no usage data and keeps no device id."""
+    """Set a user name and a home for this process where the system has none.
+
+    Libraries ask for them (PyTorch, Matplotlib), and fail or complain without. ONNX Runtime is also told to collect no
+    usage data and to keep no device id.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         getpass.getuser()
@@ -104,23 +113,23 @@ def complete_environment() -> None:
     except (RuntimeError, OSError):
         missing = True
     if missing:
-        os.environ["HOME"] = str(_temporary("home"))
+        os.environ["HOME"] = str(_temporary_folder("home"))
         Path(os.environ["HOME"]).mkdir(exist_ok=True)
-    elif not _can_be_made(Path.home() / ".config" / "matplotlib"):
+    elif not _is_creatable(Path.home() / ".config" / "matplotlib"):
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
 
 
 def _user_folder(variable: str, below_home: str) -> Path:
-    given = os.environ.get(variable)
+    configured = os.environ.get(variable)
     try:
-        base = Path(given) if given else Path.home() / below_home
+        base = Path(configured) if configured else Path.home() / below_home
     except RuntimeError:
-        return _temporary(below_home)
+        return _temporary_folder(below_home)
     folder = base / "flowportrait"
-    return folder if folder.is_dir() or _can_be_made(folder) else _temporary(below_home)
+    return folder if folder.is_dir() or _is_creatable(folder) else _temporary_folder(below_home)
 
 
-def _can_be_made(folder: Path) -> bool:
+def _is_creatable(folder: Path) -> bool:
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -128,14 +137,14 @@ def _can_be_made(folder: Path) -> bool:
 
 
 @lru_cache(maxsize=2)
-def _temporary(name: str) -> Path:
-    """A folder that belongs to this user alone: what lies in it is believed later, such as a signing key."""
+def _temporary_folder(name: str) -> Path:
+    """Return a folder that only this user can write to: files in it, such as a signing key, are trusted later."""
     folder = Path(tempfile.gettempdir()) / f"flowportrait-{_user_id()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        private = stat.S_ISDIR(found.st_mode) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        trusted = os.name == "nt" or (private and found.st_uid == os.getuid())
+        status = folder.lstat()
+        private = stat.S_ISDIR(status.st_mode) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        trusted = os.name == "nt" or (private and status.st_uid == os.getuid())
     except OSError:
         trusted = False
     return (folder if trusted else Path(tempfile.mkdtemp(prefix="flowportrait-"))) / name.lstrip(".")
@@ -145,28 +154,30 @@ def _user_id() -> str:
     return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
 
 
+# --- Outputs never replace inputs -------------------------------------------------------
+
 OUTPUTS = ("output", "motion_out")
-"""Options that name what a command writes; every other path is an input."""
+"""Options that name what a command writes; every other path among the options is an input."""
 CHECKPOINT = "checkpoint"
-"""Folder inside a run that training writes."""
-_TEXTS = ("text", "title")
-"""Options whose words are never paths."""
+"""Name of the folder inside a run in which training keeps its checkpoint."""
+_TEXT_OPTIONS = ("text", "title")
+"""Options that hold text and never a path."""
 
 
 def check_inputs_kept(options: object) -> None:
-    """That no output of a command is one of its inputs, under whatever name: another path, a link, other case.
+    """Check that no output of a command is one of its inputs under any name: another path, a link, other case.
 
     ``options.updates`` names the inputs that the command is meant to write into.
 
     Raises:
-        BadInput: one is.
+        BadInput: an output is an input.
     """
     updates = {*getattr(options, "updates", ()), *(("recipe", "start") if getattr(options, "resume", False) else ())}
     inputs = [
         path
         for name, value in vars(options).items()
-        if name not in (*OUTPUTS, *_TEXTS) and name not in updates
-        for path in _paths(value)
+        if name not in (*OUTPUTS, *_TEXT_OPTIONS) and name not in updates
+        for path in _possible_paths(value)
     ]
     for name in OUTPUTS:
         target = getattr(options, name, None)
@@ -175,10 +186,10 @@ def check_inputs_kept(options: object) -> None:
 
 
 def check_not_an_input(target: Path, inputs: Iterable[str | Path], flag: str = "--output") -> None:
-    """That writing ``target``, a file or the folder of a run, leaves these inputs as they are.
+    """Check that writing ``target``, a file or the folder of a run, leaves ``inputs`` as they are.
 
     Raises:
-        BadInput: it does not.
+        BadInput: it would replace one of them.
     """
     for path in inputs:
         if same_file(target, path) or same_file(target / CHECKPOINT, path):
@@ -186,20 +197,20 @@ def check_not_an_input(target: Path, inputs: Iterable[str | Path], flag: str = "
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:
-    """Whether two names are of one existing file or folder."""
+    """Return whether two names refer to one existing file or folder."""
     try:
         return os.path.samefile(one, other)
     except (OSError, ValueError):
         return False
 
 
-def _paths(value: Any) -> Iterator[str | Path]:
-    """What may be a path in an option's value: ``a.mp4``, ``name=a.mp4``, ``1=a.jpg,b.wav``."""
+def _possible_paths(value: Any) -> Iterator[str | Path]:
+    """Yield what may be a path in an option's value: ``a.mp4``, ``name=a.mp4``, ``1=a.jpg,b.wav``."""
     if isinstance(value, Path):
         yield value
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _paths(part)
+            yield from _possible_paths(part)
     elif isinstance(value, str):
         for text in (value, value.partition("=")[2]):
             yield text
@@ -207,16 +218,19 @@ def _paths(value: Any) -> Iterator[str | Path]:
                 yield from (text[:comma], text[comma + 1 :])
 
 
+# --- Outputs that can be written --------------------------------------------------------
+
+
 def check_output_file(path: Path, kind: str | None = None, flag: str = "--output") -> None:
-    """That a file can be written: a video, or one of another kind.
+    """Check that a file of the given kind can be written.
 
     Args:
-        path: what the user gave.
-        kind: the ending without its dot; None for every format in which videos are written.
-        flag: the option that names it.
+        path: the path that the user gave.
+        kind: the suffix without its dot; None for every format in which videos are written.
+        flag: the option that names the path.
 
     Raises:
-        BadInput: the folder is missing or not writable, the name is a folder, or it does not end as the kind does.
+        BadInput: the folder is missing or not writable, the name is a folder, or it has another suffix.
     """
     _check_name(path)
     endings = [f".{kind}"] if kind else list(FORMATS)
@@ -231,7 +245,11 @@ def check_output_file(path: Path, kind: str | None = None, flag: str = "--output
 
 
 def check_output_folder(path: Path) -> None:
-    """As ``check_output_file``, for a folder that the command creates or fills."""
+    """Check that a folder can be created or filled by a command.
+
+    Raises:
+        BadInput: the path is a file, lies below one, or cannot be written.
+    """
     _check_name(path)
     if path.exists() and not path.is_dir():
         raise BadInput(f"--output {path} is a file: give the name of a folder.")
@@ -254,7 +272,7 @@ def _check_name(path: Path) -> None:
 
 
 def _try_write(folder: Path, wanted: Path) -> None:
-    # os.access says yes to root on a read-only mount, so try it.
+    # os.access returns True for root on a read-only mount, so a file is really created.
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -1,7 +1,7 @@
-"""What is said on the terminal, progress, and interruption.
+"""Log lines, progress bars and signals of the command line.
 
-Signals that end a command, and Ctrl-C or SIGTERM in long work: the step under way is finished and saved; asked
-again, it stops at once.
+Messages and progress go to standard error, results to standard output. In a distributed run only the main process
+prints. A signal during long work is put off until the current step is finished and saved:
 
     with StopRequest() as stop:
         while not done and not stop.asked:
@@ -9,9 +9,7 @@ again, it stops at once.
         save()
     stop.obey()          # ends the program as the signal would have
 
-Saving in the middle of a step would keep a state that no uninterrupted run ever has.
-
-What the command line prints: messages and progress on standard error, results on standard output.
+Saving in the middle of a step would keep a state that no uninterrupted run ever has. A second signal stops at once.
 """
 
 from __future__ import annotations
@@ -32,92 +30,112 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
+# --- Signals ----------------------------------------------------------------------------
+
 SAME_REQUEST = 2.0
-"""Seconds within which signals are one request: launchers of several processes pass on what these got already."""
+"""Seconds within which several signals count as one request: launchers of several processes pass on a signal that the
+processes have already received.
+"""
 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that half-written files are removed: SystemExit(143) and
-    (129). Handlers are those of before again afterwards. A SIGHUP that is ignored (``nohup``) stays so; outside the
-    main thread, where signals cannot be caught, nothing changes."""
-    before: dict[int, Any] = {}
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that half-written files are removed.
+
+    They raise SystemExit(143) and SystemExit(129). The previous handlers are restored afterwards. A SIGHUP that is
+    ignored (``nohup``) stays ignored; outside the main thread, where signals cannot be caught, nothing changes.
+    """
+    previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+                previous[number] = signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            # None: set by something that is not Python; it cannot be put back.
+        for number, handler in previous.items():
+            # None means that the handler was not set by Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag. Outside the main thread, where signals cannot be caught, it does
-    nothing."""
+    """A context manager that turns the first SIGINT or SIGTERM into a flag; a second one ends the program.
+
+    Outside the main thread, where signals cannot be caught, it does nothing.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._since = 0.0
-        self._before: dict[int, Any] = {}
+        self._requested_at = 0.0
+        self._previous_handlers: dict[int, Any] = {}
 
     @property
     def asked(self) -> bool:
-        """Whether to stop after this step."""
+        """Whether a signal asked to stop after this step."""
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous_handlers[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
 
     def obey(self) -> None:
-        """Raise what was put off: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
+        """Raise the exception that was put off: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
         if self.signal is not None:
-            _end(self.signal)
+            _raise_for_signal(self.signal)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
-            self.signal, self._since = number, time.monotonic()
-            again = "Ctrl-C" if number == signal.SIGINT else "the same signal"
-            print(f"Finishing this step and saving; {again} again stops at once.", file=sys.stderr)
-        elif time.monotonic() - self._since > SAME_REQUEST:
-            _end(number)
+            self.signal, self._requested_at = number, time.monotonic()
+            repeat = "Ctrl-C" if number == signal.SIGINT else "the same signal"
+            print(f"Finishing this step and saving; {repeat} again stops at once.", file=sys.stderr)
+        elif time.monotonic() - self._requested_at > SAME_REQUEST:
+            _raise_for_signal(number)
 
 
-def _end(number: int) -> None:
+def _raise_for_signal(number: int) -> None:
     if number == signal.SIGTERM:
         sys.exit(143)
     raise KeyboardInterrupt
 
 
+# --- Log lines, progress and tables -----------------------------------------------------
+
 Item = TypeVar("Item")
 
 PLAIN_WIDTH = 140
-"""Columns of tables where standard output is not a terminal."""
+"""Width of tables in columns where standard output is not a terminal."""
 
 
 def speaks() -> bool:
-    """Whether this is the one among several processes (as torchrun and accelerate number them) that says things."""
+    """Return whether this is the process that logs.
+
+    It is the only process, or rank 0 of those that torchrun or accelerate started.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(sentence: str) -> None:
-    """One line on standard error."""
+def say(message: str) -> None:
+    """Print one line on standard error, in the main process alone."""
     if speaks():
-        # A terminal that was closed, or a pipe whose reader has gone, is no reason to lose the work.
+        # A closed terminal or a broken pipe must not end the work.
         with contextlib.suppress(OSError, ValueError):
-            print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+            print(" ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def progress(items: Iterable[Item], total: int | None, doing: str = "drawing") -> Generator[Item, None, None]:
-    """A bar with a time estimate on standard error while items are worked on; nothing where that is not a terminal."""
+    """Yield ``items`` and show a bar with a time estimate on standard error; no bar where that is not a terminal.
+
+    Args:
+        items: what is worked on.
+        total: their number, None where it is unknown.
+        doing: what is being done, shown beside the bar.
+    """
     from rich.progress import track
 
     console = error_console()
@@ -126,7 +144,7 @@ def progress(items: Iterable[Item], total: int | None, doing: str = "drawing") -
 
 @contextlib.contextmanager
 def waiting(doing: str) -> Iterator[None]:
-    """Show what is being done while the block takes its time; nothing where standard error is not a terminal."""
+    """Show what is being done while the block runs; nothing where standard error is not a terminal."""
     console = error_console()
     if not (console.is_terminal and speaks()):
         yield
@@ -136,14 +154,14 @@ def waiting(doing: str) -> Iterator[None]:
 
 
 def error_console() -> Console:
-    """Standard error for what changes while it is shown."""
+    """Return a console on standard error, for output that changes while it is shown."""
     from rich.console import Console
 
-    return Console(file=cast(TextIO, _Tolerant(sys.stderr)), quiet=sys.stderr is None)
+    return Console(file=cast(TextIO, _ClosableStream(sys.stderr)), quiet=sys.stderr is None)
 
 
 def print_table(table: RenderableType) -> None:
-    """A table on standard output, not wrapped to a narrow page where that is a file or a pipe."""
+    """Print a table on standard output; in a file or a pipe it is not wrapped to the width of a terminal."""
     from rich.console import Console
 
     console = Console(width=None if Console().is_terminal else PLAIN_WIDTH, highlight=False)
@@ -152,9 +170,12 @@ def print_table(table: RenderableType) -> None:
     print(captured.get(), end="")
 
 
+# --- Standard streams that are closed or broken -----------------------------------------
+
+
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Give closed standard streams the null device, and let output take every file name in the block.
+    """Replace closed standard streams by the null device, and let output take every file name in the block.
 
     A file that is opened while descriptor 2 is closed becomes standard error: libraries would write messages into it.
     """
@@ -165,27 +186,31 @@ def standard_streams() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
-    # File names may hold bytes that are no text, and terminals may know few characters.
+    # File names may hold bytes that are not text, and terminals may support few characters.
     stream = sys.stdout
-    before = getattr(stream, "errors", None)
-    if before is not None and hasattr(stream, "reconfigure"):
+    previous_errors = getattr(stream, "errors", None)
+    if previous_errors is not None and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
-        if before is not None and hasattr(stream, "reconfigure"):
+        if previous_errors is not None and hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError, ValueError):
-                stream.reconfigure(errors=before)
+                stream.reconfigure(errors=previous_errors)
 
 
 def discard_broken_output() -> bool:
-    """Send what is still to come on standard output nowhere if its reader has gone; returns whether it has."""
+    """Send the rest of standard output to the null device if its reader has gone.
+
+    Returns:
+        Whether the reader has gone.
+    """
     try:
         output = sys.stdout.fileno()
         if hasattr(select, "poll"):
-            watched = select.poll()
-            watched.register(output, 0)
-            if not any(event & select.POLLERR for _, event in watched.poll(0)):
+            poller = select.poll()
+            poller.register(output, 0)
+            if not any(event & select.POLLERR for _, event in poller.poll(0)):
                 return False
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, output)
@@ -195,8 +220,8 @@ def discard_broken_output() -> bool:
     return True
 
 
-class _Tolerant:
-    """A text stream that may be closed from outside, as a terminal is."""
+class _ClosableStream:
+    """A text stream that ignores errors of writing, since a terminal may be closed while the program runs."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream

@@ -1,16 +1,13 @@
-"""Requests to other machines, and the keys that they need.
+"""Requests to other machines: which addresses may be asked, which key goes where, and how large a response may be.
 
-Which key goes to which server. The person at the computer decides that in the environment; a file never does.
+The user decides in the environment which key goes to which server; a file never does:
 
-    FLOWPORTRAIT_JUDGE_KEY=…   FLOWPORTRAIT_JUDGE_HOST=judge.example.org        the key goes there and nowhere else
+    FLOWPORTRAIT_JUDGE_KEY=…   FLOWPORTRAIT_JUDGE_HOST=judge.example.org        the key goes to this host alone
     OPENAI_API_KEY=…           api.openai.com, or the host of OPENAI_BASE_URL
 
-Settings and recipes are shared between people. One that names an address and a variable could otherwise send any
-variable of the reader's environment to anybody.
-
-How the package asks servers: no redirect is followed, and no answer is larger than it may be.
-
-A redirect would send a portrait, and with it a key, to a host that nobody named.
+Settings and recipes are shared between people. A file that names an address and a variable could otherwise send any
+variable of the reader's environment to anybody. No redirect is followed: it would send a portrait, and with it a key,
+to a host that the user did not name.
 """
 
 from __future__ import annotations
@@ -26,34 +23,40 @@ import httpx2
 
 from flowportrait.errors import BadInput
 
+# --- Addresses and keys -----------------------------------------------------------------
+
 OPENAI_KEY, OPENAI_ADDRESS, OPENAI_HOST = "OPENAI_API_KEY", "OPENAI_BASE_URL", "api.openai.com"
 PLAIN_HTTP = "FLOWPORTRAIT_PLAIN_HTTP"
-"""Hosts, separated by commas, that may be asked without encryption; a key is sent to none of them."""
-_OWN = re.compile(r"FLOWPORTRAIT_[A-Z0-9_]*KEY")
-_TWISTED = re.compile(r"[\s\\@\x00-\x20\x7f]")
+"""Variable with the hosts, separated by commas, that may be asked without encryption; no key is sent to them."""
+_KEY_VARIABLE = re.compile(r"FLOWPORTRAIT_[A-Z0-9_]*KEY")
+_UNSAFE_CHARACTERS = re.compile(r"[\s\\@\x00-\x20\x7f]")
 
 
 def check_address(url: str, setting: str) -> None:
-    """Check that a server may be asked at all.
+    """Check that requests may be sent to a server.
+
+    Args:
+        url: the server's address.
+        setting: the name of the setting that holds the address, for the message.
 
     Raises:
         BadInput: ``url`` is no http(s) address, holds a name and password, or is not encrypted although the server is
-            on another computer; ``setting`` is what the sentence calls it.
+            on another computer.
     """
-    place = _parsed(url, setting)
-    if place.scheme == "https" or is_loopback(place.hostname or ""):
+    address = _parse_address(url, setting)
+    if address.scheme == "https" or is_loopback(address.hostname or ""):
         return
     allowed = [host.strip().lower() for host in os.environ.get(PLAIN_HTTP, "").split(",")]
-    if not {place.hostname, _host_port(place)} & set(allowed):
+    if not {address.hostname, _host_port(address)} & set(allowed):
         raise BadInput(
             f"{setting}={url} would send portraits and voices over the network unencrypted: give an https:// address, "
-            f"reach the server through an SSH tunnel to this computer, or set {PLAIN_HTTP}={place.hostname} if the "
+            f"reach the server through an SSH tunnel to this computer, or set {PLAIN_HTTP}={address.hostname} if the "
             "network is yours alone."
         )
 
 
 def key_for(url: str, variable: str, setting: str = "endpoint.key_env") -> str | None:
-    """The key in the environment variable ``variable`` for the server at ``url``; None where none is set.
+    """Return the key in the environment variable ``variable`` for the server at ``url``; None where none is set.
 
     An empty ``variable`` stands for OPENAI_API_KEY where that belongs to the server, and for no key elsewhere.
 
@@ -61,37 +64,37 @@ def key_for(url: str, variable: str, setting: str = "endpoint.key_env") -> str |
         BadInput: the variable is not one of those that hold keys for this package, the environment does not assign its
             key to this host, or the key would travel unencrypted.
     """
-    place = _parsed(url, "The address")
-    host = place.hostname or ""
+    address = _parse_address(url, "The address")
+    host = address.hostname or ""
     if not variable:
-        if not _openai_host(place):
+        if not _is_openai_host(address):
             return None
         variable = OPENAI_KEY
-    assigned = variable.removesuffix("KEY") + "HOST"
-    if variable != OPENAI_KEY and not _OWN.fullmatch(variable):
+    host_variable = variable.removesuffix("KEY") + "HOST"
+    if variable != OPENAI_KEY and not _KEY_VARIABLE.fullmatch(variable):
         raise BadInput(
             f"{setting}={variable[:60]!r} names no key of FlowPortrait: keys are read from {OPENAI_KEY} and from "
             f"FLOWPORTRAIT_…_KEY alone; put it into FLOWPORTRAIT_JUDGE_KEY and the host into FLOWPORTRAIT_JUDGE_HOST."
         )
     key = os.environ.get(variable)
     if variable == OPENAI_KEY:
-        if is_loopback(host) and not _openai_host(place):
+        if is_loopback(host) and not _is_openai_host(address):
             # Settings of version 0.1 name this variable by default; a server on this computer needs no key.
             return None
-        if not _openai_host(place):
+        if not _is_openai_host(address):
             raise BadInput(
                 f"{setting}={OPENAI_KEY} is sent to {OPENAI_HOST} alone, not to {host}: set {setting}="
-                f"FLOWPORTRAIT_JUDGE_KEY, put the key there and FLOWPORTRAIT_JUDGE_HOST={_host_port(place)} beside it, "
-                f"or leave {setting} empty for a server without a key."
+                f"FLOWPORTRAIT_JUDGE_KEY, put the key there and FLOWPORTRAIT_JUDGE_HOST={_host_port(address)} beside "
+                f"it, or leave {setting} empty for a server without a key."
             )
     elif key and not is_loopback(host):
-        owners = {name.strip().lower() for name in os.environ.get(assigned, "").split(",")}
-        if not {host, _host_port(place)} & owners:
+        assigned_hosts = {name.strip().lower() for name in os.environ.get(host_variable, "").split(",")}
+        if not {host, _host_port(address)} & assigned_hosts:
             raise BadInput(
-                f"The key in {variable} is not meant for {host}: set {assigned}={_host_port(place)} if it may be sent "
-                "there."
+                f"The key in {variable} is not meant for {host}: set {host_variable}={_host_port(address)} if it may "
+                "be sent there."
             )
-    if key and place.scheme != "https" and not is_loopback(host):
+    if key and address.scheme != "https" and not is_loopback(host):
         raise BadInput(
             f"The key in {variable} would travel to {host} unencrypted: give an https:// address, or reach the server "
             "through an SSH tunnel to this computer."
@@ -100,87 +103,89 @@ def key_for(url: str, variable: str, setting: str = "endpoint.key_env") -> str |
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this computer."""
+    """Return whether a host name or IP address refers to this computer."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
 
-def _openai_host(place: SplitResult) -> bool:
-    own = os.environ.get(OPENAI_ADDRESS, "")
-    if own and not _TWISTED.search(own) and _host_port(urlsplit(own)) == _host_port(place):
+def _is_openai_host(address: SplitResult) -> bool:
+    configured = os.environ.get(OPENAI_ADDRESS, "")
+    is_clean = bool(configured) and not _UNSAFE_CHARACTERS.search(configured)
+    if is_clean and _host_port(urlsplit(configured)) == _host_port(address):
         return True
-    return place.hostname == OPENAI_HOST and _port(place) == 443
+    return address.hostname == OPENAI_HOST and _port(address) == 443
 
 
-def _parsed(url: str, setting: str) -> SplitResult:
+def _parse_address(url: str, setting: str) -> SplitResult:
     try:
-        place = urlsplit(url)
-        plain = place.scheme in ("http", "https") and bool(place.hostname) and not _TWISTED.search(url)
-        _port(place)
+        address = urlsplit(url)
+        is_valid = address.scheme in ("http", "https") and bool(address.hostname) and not _UNSAFE_CHARACTERS.search(url)
+        _port(address)
     except ValueError:
-        plain = False
-    if not plain:
+        is_valid = False
+    if not is_valid:
         raise BadInput(f"{setting}={url} is no address: give https://HOST:PORT/v1, without a name or password.")
-    return place
+    return address
 
 
-def _port(place: SplitResult) -> int:
-    return place.port or (443 if place.scheme == "https" else 80)
+def _port(address: SplitResult) -> int:
+    return address.port or (443 if address.scheme == "https" else 80)
 
 
-def _host_port(place: SplitResult) -> str:
-    host = place.hostname or ""
-    return host if place.port is None else f"{f'[{host}]' if ':' in host else host}:{place.port}"
+def _host_port(address: SplitResult) -> str:
+    host = address.hostname or ""
+    return host if address.port is None else f"{f'[{host}]' if ':' in host else host}:{address.port}"
 
+
+# --- HTTP clients -----------------------------------------------------------------------
 
 LARGEST_ANSWER = 64 * 2**20
-"""Bytes."""
-_PLAIN = {"Accept-Encoding": "identity"}
+"""Largest size of a response body in bytes."""
+_HEADERS = {"Accept-Encoding": "identity"}
 
 
 class AnswerTooLarge(httpx2.RequestError):
-    """A server sent more than an answer may hold."""
+    """The error for a response that is larger than ``LARGEST_ANSWER`` or compressed."""
 
 
 def make_client(timeout: float | None = None) -> httpx2.Client:
-    """A client for blocking requests."""
-    return httpx2.Client(
-        event_hooks={"response": [_bound]}, follow_redirects=False, timeout=timeout, headers=_PLAIN
-    )  # fmt: skip
+    """Return a client for blocking requests with the limits of this module; ``timeout`` is in seconds."""
+    hooks = {"response": [_limit_size]}
+    return httpx2.Client(event_hooks=hooks, follow_redirects=False, timeout=timeout, headers=_HEADERS)
 
 
 def async_client_options(timeout: float | None = None) -> dict[str, Any]:
-    """Return the options of an ``httpx2.AsyncClient`` for an event loop, such as OpenAI's library takes."""
+    """Return the options of an ``httpx2.AsyncClient`` with this module's limits, such as OpenAI's library takes."""
     return {
-        "event_hooks": {"response": [_bound_async]},
+        "event_hooks": {"response": [_limit_size_async]},
         "follow_redirects": False,
         "timeout": timeout,
-        "headers": _PLAIN,
+        "headers": _HEADERS,
     }
 
 
-def _bound(answer: httpx2.Response) -> None:
-    """Count what is read of an answer; its body has not been asked for yet."""
-    _refuse_packed(answer)
-    assert isinstance(answer.stream, httpx2.SyncByteStream)
-    answer.stream = _Counted(answer.stream, answer.request)
+def _limit_size(response: httpx2.Response) -> None:
+    """Count the bytes of a response as they are read; its body has not been requested yet."""
+    _refuse_compressed(response)
+    assert isinstance(response.stream, httpx2.SyncByteStream)
+    response.stream = _CountedStream(response.stream, response.request)
 
 
-async def _bound_async(answer: httpx2.Response) -> None:
-    _refuse_packed(answer)
-    assert isinstance(answer.stream, httpx2.AsyncByteStream)
-    answer.stream = _AsyncCounted(answer.stream, answer.request)
+async def _limit_size_async(response: httpx2.Response) -> None:
+    _refuse_compressed(response)
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = _AsyncCountedStream(response.stream, response.request)
 
 
-def _refuse_packed(answer: httpx2.Response) -> None:
-    """Compressed answers are counted before they are unpacked: a few packed bytes could become gigabytes."""
-    if answer.headers.get("content-encoding", "identity") not in ("identity", ""):
-        raise AnswerTooLarge("the answer is compressed although that was not asked for", request=answer.request)
+def _refuse_compressed(response: httpx2.Response) -> None:
+    """Refuse compressed responses: they are counted before they are unpacked, and few bytes could become gigabytes."""
+    if response.headers.get("content-encoding", "identity") not in ("identity", ""):
+        raise AnswerTooLarge("the answer is compressed although that was not asked for", request=response.request)
 
 
-class _Counted(httpx2.SyncByteStream):
+class _CountedStream(httpx2.SyncByteStream):
     def __init__(self, stream: httpx2.SyncByteStream, request: httpx2.Request) -> None:
         self._stream, self._request = stream, request
 
@@ -188,14 +193,14 @@ class _Counted(httpx2.SyncByteStream):
         size = 0
         for piece in self._stream:
             size += len(piece)
-            _check(size, self._request)
+            _check_size(size, self._request)
             yield piece
 
     def close(self) -> None:
         self._stream.close()
 
 
-class _AsyncCounted(httpx2.AsyncByteStream):
+class _AsyncCountedStream(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream, request: httpx2.Request) -> None:
         self._stream, self._request = stream, request
 
@@ -203,13 +208,13 @@ class _AsyncCounted(httpx2.AsyncByteStream):
         size = 0
         async for piece in self._stream:
             size += len(piece)
-            _check(size, self._request)
+            _check_size(size, self._request)
             yield piece
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
 
-def _check(size: int, request: Any) -> None:
+def _check_size(size: int, request: Any) -> None:
     if size > LARGEST_ANSWER:
         raise AnswerTooLarge(f"the answer is larger than {LARGEST_ANSWER // 2**20} MiB", request=request)

@@ -1,10 +1,11 @@
-"""What every server of this package guards.
+"""Guards and limits that every server of this package has.
 
     connection ─► whole head within 15 s? ─► Host? Origin? key? content type? ─► body, counted as it arrives ─► app
 
 The checks are one pure ASGI middleware, ``RequestGuard``. A page of another site can neither read from these servers
-nor make them act (``Host`` defeats DNS rebinding; ``Origin`` and ``Sec-Fetch-Site`` defeat forged requests), and no
-request takes more memory or time than is stated here, whether it declares a length or is sent in chunks.
+nor make them act (checking ``Host`` defeats DNS rebinding; checking ``Origin`` and ``Sec-Fetch-Site`` defeats forged
+requests), and no request takes more memory or time than is stated here, whether it declares a length or is sent in
+chunks.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ if TYPE_CHECKING:
     import uvicorn
 
 
+# --- Limits -----------------------------------------------------------------------------
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADER_SECONDS = 15.0
-"""A connection that has sent no complete request head by then is closed."""
+"""Seconds after which a connection that has sent no complete request head is closed."""
 BODY_SECONDS = 30.0
-"""A body has this long, and a second more for every ``SLOWEST_BODY`` bytes that have arrived."""
+"""Seconds that a body may take, plus one second for every ``SLOWEST_BODY`` bytes that have arrived."""
 SLOWEST_BODY = 64 * 2**10
-"""Bytes a second below which an upload is given up."""
+"""Bytes per second below which an upload is given up."""
 BODIES_AT_ONCE = 4
-"""Largest bodies that all requests under way may hold together; one more is answered with 503."""
+"""How many largest bodies all running requests may hold together; further ones are answered with 503."""
 MOST_CONNECTIONS = 128
 """Connections that are served; as many again are answered with 503, any further are closed at once."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -52,8 +55,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class _Refused(Exception):
-    """A body that is too long or too slow; the guard answers."""
+# --- The request guard ------------------------------------------------------------------
+
+
+class _RefusedBody(Exception):
+    """The reason why a body that is too long or too slow is refused; the guard sends it as its response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -61,16 +67,16 @@ class _Refused(Exception):
 
 
 class RequestGuard:
-    """ASGI middleware with the checks of this module; add it last, so that it is asked first.
+    """ASGI middleware with the checks of this module; add it last, so that it runs first.
 
     Args:
         app: the application behind it.
         hosts: names by which the server may be called, without a port. Besides these, the address that the connection
             was made to is accepted; a page can only use a name that its owner controls.
         largest_body: bytes of a request's body.
-        content_types: path prefix → media types that a body sent there may have; the first prefix that fits counts.
+        content_types: path prefix to media types that a body sent there may have; the first matching prefix counts.
         key: a bearer token that every request must carry; None for none.
-        headers: response headers of every answer that does not set them itself.
+        headers: response headers that are added to every response which does not set them itself.
     """
 
     def __init__(
@@ -91,10 +97,10 @@ class RequestGuard:
             "Cross-Origin-Resource-Policy": "same-origin", **(headers or {}),
         }  # fmt: skip
         self._headers = [(name.lower().encode(), value.encode()) for name, value in added.items()]
-        self._held = 0
+        self._bytes_held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer why not."""
+        """Pass the request on, or answer with the reason why it is refused."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -108,35 +114,37 @@ class RequestGuard:
             await self._pass_on(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and sentence for a request whose head is not acceptable."""
+        """Return status and message for a request whose head is not acceptable, else None."""
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         if any(len(headers.get(name, ())) > 1 for name in ("host", "origin", "content-type", "authorization")):
             return 400, "A header of the request is given twice."
-        first = {name: values[0] for name, values in headers.items()}
-        host = _HOST.fullmatch(first.get("host", "").lower())
-        if host is None or not self._is_own_name(host[1].strip("[]"), scope.get("server")):
-            name = first.get("host", "")[:80]
+        values = {name: values[0] for name, values in headers.items()}
+        host = _HOST.fullmatch(values.get("host", "").lower())
+        if host is None or not self._is_known_host(host[1].strip("[]"), scope.get("server")):
+            name = values.get("host", "")[:80]
             return 400, f"This server does not go by the name {name!r}: start it with that name as a public name."
-        if not self._is_own_page(first, first["host"].lower(), scope["method"]):
+        if not self._is_same_site(values, values["host"].lower(), scope["method"]):
             return 403, "Pages of other sites may not use this server."
         if self._key is not None:
-            given = first.get("authorization", "").encode("latin-1")
+            given = values.get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, f"Bearer {self._key}".encode()):
                 return 401, "This server asks for its key as a bearer token."
-        length = first.get("content-length", "")
+        length = values.get("content-length", "")
         if length and (not length.isdigit() or len(length) > 15 or int(length) > self._largest):
             return 413, self._too_large()
         if scope["method"] not in _SAFE_METHODS:
-            wanted = next((types for prefix, types in self._types.items() if scope["path"].startswith(prefix)), ())
-            given_type = first.get("content-type", "").partition(";")[0].strip().lower()
-            has_body = "transfer-encoding" in first or length not in ("", "0")
-            if (given_type or has_body) and given_type not in wanted:
-                return 415, f"A body sent here must be of the type {' or '.join(wanted) or 'none'}."
+            accepted_types = next(
+                (types for prefix, types in self._types.items() if scope["path"].startswith(prefix)), ()
+            )
+            given_type = values.get("content-type", "").partition(";")[0].strip().lower()
+            has_body = "transfer-encoding" in values or length not in ("", "0")
+            if (given_type or has_body) and given_type not in accepted_types:
+                return 415, f"A body sent here must be of the type {' or '.join(accepted_types) or 'none'}."
         return None
 
-    def _is_own_name(self, name: str, server: Sequence[Any] | None) -> bool:
+    def _is_known_host(self, name: str, server: Sequence[Any] | None) -> bool:
         if name in self._hosts:
             return True
         try:
@@ -145,11 +153,13 @@ class RequestGuard:
         except ValueError:
             return False
 
-    def _is_own_page(self, headers: Mapping[str, str], host: str, method: str) -> bool:
-        """Whether a browser says that the request comes from a page of this server, or no browser sent it."""
+    def _is_same_site(self, headers: Mapping[str, str], host: str, method: str) -> bool:
+        """Return whether the request comes from a page of this server, by a browser's headers, or from no browser at
+        all.
+        """
         site = headers.get("sec-fetch-site", "").lower()
         if site not in ("", "none", "same-origin"):
-            # Following a link from elsewhere is no misuse; everything else that a foreign page can start is.
+            # A link from another site may be followed; every other request of a foreign page is refused.
             follows_link = method == "GET" and headers.get("sec-fetch-mode", "").lower() == "navigate"
             if not follows_link or headers.get("sec-fetch-dest", "").lower() != "document":
                 return False
@@ -160,23 +170,23 @@ class RequestGuard:
             # A page whose Referrer-Policy is no-referrer may hide its origin even from itself.
             return site == "same-origin"
         try:
-            place = urlsplit(origin.lower())
-            name = place.hostname or ""
+            address = urlsplit(origin.lower())
+            hostname = address.hostname or ""
         except ValueError:
             return False
         # Behind a proxy the Host may be the server's own name while the page was opened under the public one.
-        return place.netloc == host or (name in self._hosts and name not in LOOPBACK)
+        return address.netloc == host or (hostname in self._hosts and hostname not in LOOPBACK)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         names = {name for name, value in scope["headers"] if name == b"transfer-encoding" or value != b"0"}
         complete = not names & {b"transfer-encoding", b"content-length"}
-        began, received, started = loop.time(), 0, False
-        refused: _Refused | None = None
+        started_at, received, started = loop.time(), 0, False
+        refused: _RefusedBody | None = None
 
-        def refuse(status: int, message: str) -> _Refused:
+        def refuse(status: int, message: str) -> _RefusedBody:
             nonlocal refused
-            refused = _Refused(status, message)
+            refused = _RefusedBody(status, message)
             return refused
 
         async def receive_bounded() -> MutableMapping[str, Any]:
@@ -185,18 +195,18 @@ class RequestGuard:
                 raise refused
             if complete:
                 return await receive()
-            left = BODY_SECONDS + received / SLOWEST_BODY - (loop.time() - began)
+            seconds_left = BODY_SECONDS + received / SLOWEST_BODY - (loop.time() - started_at)
             try:
-                message = await asyncio.wait_for(receive(), max(left, 0.001))
+                message = await asyncio.wait_for(receive(), max(seconds_left, 0.001))
             except TimeoutError:
                 raise refuse(408, "The body of the request arrives too slowly.") from None
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
-                received, self._held = received + size, self._held + size
+                received, self._bytes_held = received + size, self._bytes_held + size
                 complete = not message.get("more_body", False)
                 if received > self._largest:
                     raise refuse(413, self._too_large())
-                if self._held > BODIES_AT_ONCE * self._largest:
+                if self._bytes_held > BODIES_AT_ONCE * self._largest:
                     raise refuse(503, "Too many large requests at once: try again in a moment.")
             return message
 
@@ -208,7 +218,7 @@ class RequestGuard:
                 started = True
                 headers = self._with_added(message.get("headers", ()))
                 if not complete:
-                    # The application does not want the rest of the body: it is not waited for.
+                    # The application does not read the rest of the body, so the server does not wait for it.
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)
@@ -219,17 +229,17 @@ class RequestGuard:
             if refused is None:
                 raise
         finally:
-            self._held -= received
+            self._bytes_held -= received
         if refused is not None and not started:
             await self._answer(send, refused.status, str(refused))
 
     def _with_added(self, headers: Any) -> list[tuple[bytes, bytes]]:
-        given = [(bytes(name).lower(), bytes(value)) for name, value in headers]
-        present = {name for name, _ in given}
-        return given + [pair for pair in self._headers if pair[0] not in present]
+        own_headers = [(bytes(name).lower(), bytes(value)) for name, value in headers]
+        present = {name for name, _ in own_headers}
+        return own_headers + [pair for pair in self._headers if pair[0] not in present]
 
     async def _answer(self, send: Send, status: int, message: str) -> None:
-        """An error in the form that OpenAI's clients and FastAPI's read; what is left of the body is not read."""
+        """Send an error in the form that the clients of OpenAI and FastAPI read; the rest of the body is not read."""
         error = {"message": message, "type": "invalid_request_error", "code": status}
         body = json.dumps({"error": error, "detail": message}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
@@ -243,44 +253,52 @@ class RequestGuard:
         return f"The body of the request is larger than {self._largest / 2**20:.3g} MiB."
 
 
-def without_paths(sentence: str, *folders: Path) -> str:
-    """A sentence for a client: each absolute path in it is cut to its last part, so that nobody learns where files are.
+# --- Names, sockets and certificates ----------------------------------------------------
 
-    folders: paths that may hold blanks or quotes and are known to occur; these are found exactly.
+
+def without_paths(sentence: str, *folders: Path) -> str:
+    """Return a message for a client in which each absolute path is cut to its last part.
+
+    So a client does not learn where files are.
+
+    Args:
+        sentence: the message.
+        *folders: paths that may hold blanks or quotes and are known to occur; these are found exactly.
     """
     for folder in folders:
-        for form in {str(folder), str(folder.absolute())}:
-            sentence = sentence.replace(form + os.sep, "").replace(form, folder.name)
-    return _PATH.sub(lambda found: re.split(r"[\\/]", found[0].rstrip("\\/"))[-1], sentence)
+        for name in {str(folder), str(folder.absolute())}:
+            sentence = sentence.replace(name + os.sep, "").replace(name, folder.name)
+    return _PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], sentence)
 
 
 def public_names(host: str, names: Sequence[str]) -> list[str]:
-    """Names by which a server that listens on ``host`` may be called: loopback's, this computer's where others can
-    reach it, and those that its owner gives.
+    """Return the names by which a server that listens on ``host`` may be called.
+
+    These are the names of loopback, this computer's where others can reach it, and ``names``, which the owner gives.
 
     Raises:
-        BadInput: one of ``names`` is no name of a host.
+        BadInput: one of ``names`` is no host name.
     """
     for name in names:
-        found = _HOST.fullmatch(name.lower())
-        if found is None or found[2]:
+        match = _HOST.fullmatch(name.lower())
+        if match is None or match[2]:
             raise BadInput(f"--public-name {name} is no host name: give it without https:// and without a port.")
     if host in LOOPBACK:
         return [*LOOPBACK, *names]
     computer = socket.gethostname().lower()
-    every = host in ("0.0.0.0", "::", "")
-    return [*LOOPBACK, computer, f"{computer}.local", *([] if every else [host]), *names]
+    listens_everywhere = host in ("0.0.0.0", "::", "")
+    return [*LOOPBACK, computer, f"{computer}.local", *([] if listens_everywhere else [host]), *names]
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """Return a socket that is bound to the address; port 0 takes a free one.
 
     Raises:
-        BadInput: the address cannot be listened on.
+        BadInput: the address cannot be used.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     if os.name == "posix":
-        # Elsewhere this option would let two servers share a port.
+        # On other systems this option would let two servers share a port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -291,13 +309,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket, scheme: str = "http") -> str:
-    """``http://HOST:PORT`` of a bound socket."""
+    """Return ``http://HOST:PORT`` of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def check_certificate(certificate: Path | None, private_key: Path | None) -> None:
-    """That a server can be run with this certificate and its key, PEM files, or with neither.
+    """Check that a server can use this certificate and its private key, PEM files, or neither.
 
     Raises:
         BadInput: one of them is missing, or they cannot be used together.
@@ -319,6 +337,9 @@ def check_certificate(certificate: Path | None, private_key: Path | None) -> Non
         ) from error
 
 
+# --- The server -------------------------------------------------------------------------
+
+
 def make_server(
     app: Any,
     ready: Callable[[], None] = lambda: None,
@@ -326,10 +347,14 @@ def make_server(
     private_key: Path | None = None,
     **options: Any,
 ) -> uvicorn.Server:
-    """A uvicorn server with the limits of this module; ``.run(sockets=[listener])`` serves until Ctrl-C.
+    """Return a uvicorn server with the limits of this module; ``.run(sockets=[listener])`` serves until Ctrl-C.
 
-    ready: called once connections are accepted; certificate and private_key: PEM files, for https. Nothing is logged
-    but faults.
+    Args:
+        app: the ASGI application.
+        ready: called once connections are accepted.
+        certificate: a PEM file, for https.
+        private_key: its key, a PEM file.
+        **options: further settings of uvicorn. Only warnings and errors are logged by default.
     """
     import uvicorn
 
@@ -338,16 +363,16 @@ def make_server(
             await super().startup(sockets)
             ready()
 
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "http": _timed_protocol(), "ws": "none", "limit_concurrency": MOST_CONNECTIONS, "log_level": "warning",
         "access_log": False, "server_header": False, "ssl_certfile": certificate, "ssl_keyfile": private_key,
     }  # fmt: skip
-    return Server(uvicorn.Config(app, **given | options))
+    return Server(uvicorn.Config(app, **settings | options))
 
 
 @functools.cache
 def _timed_protocol() -> Any:
-    """uvicorn's HTTP/1.1 protocol, which by itself waits for a request's head for ever."""
+    """Return uvicorn's HTTP/1.1 protocol with a time limit for the request head, which uvicorn itself does not have."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class TimedProtocol(H11Protocol):
@@ -371,7 +396,7 @@ def _timed_protocol() -> Any:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            # A next request that was already begun must be completed in time as well.
+            # A next request that has already begun must be completed in time as well.
             if self.cycle is None or self.cycle.response_complete:
                 self._cancel_head_timer()
 

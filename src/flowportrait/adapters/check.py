@@ -1,8 +1,8 @@
-"""Whether a generator of your own can be post-trained.
+"""Checks that a generator of one's own can be post-trained.
 
-    encode ─► velocity ─► rollout = replay ─► gradient ─► decode          each asked twice, alone and among others
+    encode ─► velocity ─► rollout = replay ─► gradient ─► decode     each called twice, for one item and for several
 
-Every fault here is one that training would not show: rewards rise or do not, and nobody knows why.
+Training would not show any of these faults: rewards would rise or not rise, without an explanation.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from flowportrait.rl.rollout import (
     rollout,
 )
 
-CLOSE = 1e-3
-"""Largest relative gap between the same thing computed twice in other company; rounding stays under 1e-4."""
-STEPS = 4
+TOLERANCE = 1e-3
+"""Largest relative difference between a result for one item and the same result in a batch; rounding stays under
+1e-4."""
+CHECK_STEPS = 4
 
 
 class CheckResult(NamedTuple):
-    """What was looked at, whether it holds, and if not what is wrong and what to do."""
+    """The name of a check, whether it passed, and a message: what was found, or what is wrong and what to do."""
 
     name: str
     passed: bool
@@ -43,20 +44,27 @@ class CheckResult(NamedTuple):
 
 
 class _Failed(Exception):
-    """A claim does not hold."""
+    """A check failed; the message says what is wrong and what to do."""
 
 
 def check(generator: Generator, items: Sequence[Item]) -> list[CheckResult]:
-    """Findings in the order of the data, up to the first that does not hold: later ones would only follow from it.
-    Two or more items let it see whether they are told apart."""
+    """Check a generator, from encoding to decoding.
+
+    Args:
+        generator: the generator.
+        items: with two or more, it is also checked that their velocities differ.
+
+    Returns:
+        The results up to the first that failed: later failures would only follow from it.
+    """
     policy = GeneratorPolicy(generator)
     checks = _Checks(policy, list(items))
     results: list[CheckResult] = []
-    for name, claim in checks.claims().items():
+    for name, run_check in checks.by_name().items():
         try:
-            message = claim()
-        except _Failed as wrong:
-            return [*results, CheckResult(name, False, str(wrong))]
+            message = run_check()
+        except _Failed as failure:
+            return [*results, CheckResult(name, False, str(failure))]
         except BadInput as error:
             return [*results, CheckResult(name, False, str(error))]
         except Exception as error:
@@ -74,7 +82,7 @@ class _Checks:
         self.known: Any = None
         self.trajectory: Trajectory | None = None
 
-    def claims(self) -> dict[str, Callable[[], str]]:
+    def by_name(self) -> dict[str, Callable[[], str]]:
         return {
             "encode": self.check_encode, "velocity": self.check_velocity, "condition": self.check_condition,
             "replay": self.check_replay, "gradient": self.check_gradient, "decode": self.check_decode,
@@ -93,7 +101,7 @@ class _Checks:
         if not all(torch.equal(a, b) for a, b in zip(parts, again, strict=True)):
             raise _Failed("encode gives something else the second time: switch off dropout and draw nothing in it.")
         alone = list(iterate_tensors(self.policy.encode(self.items[-1:])))
-        if not all(a[-1:].shape == b.shape and _gap(a[-1:], b) <= CLOSE for a, b in zip(parts, alone, strict=True)):
+        if not all(a[-1:].shape == b.shape and _gap(a[-1:], b) <= TOLERANCE for a, b in zip(parts, alone, strict=True)):
             raise _Failed("encode gives an item other rows alone than among others: fill up to a fixed length.")
         return f"{len(parts)} tensors, the same each time and alone"
 
@@ -111,13 +119,13 @@ class _Checks:
                 raise _Failed("velocity gives something else the second time: draw nothing in it, and no dropout.")
             last = map_tensors(lambda part: part[-1:], self.known)
             alone = self.generator.velocity(x[-1:], sigma[-1:], last)
-        if _gap(v[-1:], alone) > CLOSE:
+        if _gap(v[-1:], alone) > TOLERANCE:
             raise _Failed("velocity of a sample depends on the others in its batch: no statistics over the batch.")
         return f"shape {shape}, the same each time and alone"
 
     def check_condition(self) -> str:
         if len(self.items) < 2:
-            return "one item only: whether it is told apart from others was not looked at"
+            return "one item only: whether items have different velocities was not checked"
         x = unit_noise(tuple(self.generator.shape), 2)[None].to(self.policy.device)
         sigma = torch.full((1,), 0.7).to(x)
         with torch.no_grad():
@@ -126,12 +134,12 @@ class _Checks:
                 for row in (0, 1)
             )
         if torch.equal(one, other):
-            raise _Failed("velocity is the same for two items: what is known of them does not reach it.")
+            raise _Failed("velocity is the same for two items: what encode returned for them does not reach it.")
         return "two items have different velocities"
 
     def check_replay(self) -> str:
         rows = torch.arange(len(self.items))
-        plan = AllSteps(steps=STEPS)(0, 0, len(rows), 1)
+        plan = AllSteps(steps=CHECK_STEPS)(0, 0, len(rows), 1)
         plan = replace(plan, sigmas=self.policy.levels(plan.sigmas))
         self.policy.eval()
         self.trajectory = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), NoiseKey(0))
@@ -175,12 +183,12 @@ class _Checks:
         return "the same each time and alone"
 
     def check_delivery(self) -> str:
-        own = getattr(self.generator, "delivery_gap", None)
-        if own is None:
-            return "no delivery of its own to compare with"
-        gap = own(self.items[0])
+        delivery_gap = getattr(self.generator, "delivery_gap", None)
+        if delivery_gap is None:
+            return "no pipeline to compare the pictures with"
+        gap = delivery_gap(self.items[0])
         if gap is None:
-            return "its own pipeline cannot be asked for the same"
+            return "its own pipeline cannot be called with the same inputs"
         if gap > 1:
             raise _Failed(f"rewards see other pictures than its own pipeline delivers: they differ by {gap} of 255.")
         return "its own pipeline delivers the same pictures"
@@ -192,7 +200,7 @@ def _check_decoded(decoded: DecodedSamples, count: int) -> None:
     if decoded.motion is not None and (decoded.motion.ndim != 3 or decoded.motion.shape[::2] != (count, 30)):
         raise _Failed(f"decode returns motion of {tuple(decoded.motion.shape)}: it is [{count}, T, 30].")
     if decoded.frames is None and decoded.motion is None:
-        raise _Failed("decode shows nothing: give frames or motion.")
+        raise _Failed("decode returns neither frames nor motion: return one of them.")
     for clip in decoded.frames or ():
         if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
             kind = f"{getattr(clip, 'dtype', type(clip).__name__)} {tuple(getattr(clip, 'shape', ()))}"
@@ -213,10 +221,12 @@ def _same(one: DecodedSamples, other: DecodedSamples, levels: int) -> bool:
         a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= levels
         for a, b in zip(one.frames or (), other.frames or (), strict=True)
     )
-    return pictures and (one.motion is None or other.motion is None or _gap(one.motion, other.motion) <= levels * CLOSE)
+    return pictures and (
+        one.motion is None or other.motion is None or _gap(one.motion, other.motion) <= levels * TOLERANCE
+    )
 
 
 def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Relative difference by norm."""
+    """Return the norm of the difference relative to the norm of ``other``."""
     a, b = one.double(), other.double()
     return float((a - b).norm() / b.norm().clamp_min(1e-9))

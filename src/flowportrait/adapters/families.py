@@ -1,24 +1,14 @@
-"""The families of diffusers pipelines that are known.
+"""The supported families of diffusers pipelines: one thin adapter per family, found by the class of the pipeline.
 
-FLUX.1 and FLUX.2: latents as tokens, guidance told to the network; FLUX.2 may see pictures beside what it makes.
+    FLUX.1, FLUX.2        latents as tokens, guidance as an input of the network; FLUX.2 takes reference pictures
+    HunyuanVideo 1.5      image to video; the first frame and a mask in further channels
+    LTX-Video, LTX-2      image to video; the first latent frame is clean, latents as tokens; LTX-2 with given speech
+    Qwen-Image            FLUX's tokens, texts of any length, guidance that keeps a norm
+    Stable Diffusion 3    no peculiarities
+    Wan 2.1, 2.2          image to video; two networks in the 14B of 2.2
+    Z-Image               lists instead of batches, time from 0 to 1, the velocity with the opposite sign
 
-HunyuanVideo 1.5, image to video: the first frame and a mask in channels beside x; guided by a part of its own.
-
-LTX-Video and LTX-2, image to video: the first latent frame is the picture's, clean; latents as tokens.
-
-LTX-2 makes sound along with the picture. Here its sound is given, clean and at time zero like the first frame, so that
-the picture is made to it.
-
-Qwen-Image: FLUX's tokens, texts of any length, and guidance that keeps the length of the prompted prediction.
-
-Stable Diffusion 3 and 3.5: nothing special.
-
-Wan 2.1 and 2.2, image to video: the first frame in channels beside x, or as a first latent that is given (2.2, 5B);
-two networks, one for high and one for low noise (2.2, 14B).
-
-Z-Image: lists in place of batches, time from 0 (noise) to 1, the velocity with the other sign.
-
-One thin adapter per family of diffusers pipelines, found by the pipeline's class.
+Each overrides the methods of ``Family`` in which it differs. ``family_of`` finds the adapter of a pipeline.
 """
 
 from __future__ import annotations
@@ -37,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Flux(Family):
-    """FLUX.1: tokens of 2 × 2 latents; true guidance beside the embedded one where a negative prompt is given."""
+    """FLUX.1: tokens of 2 × 2 latents; with a negative prompt, true guidance besides the embedded one."""
 
     name = "flux.1"
     pipelines = ("FluxPipeline",)
-    guided_by = "true_cfg_scale"
+    guidance_argument = "true_cfg_scale"
 
     @property
     def latent_channels(self) -> int:
@@ -54,7 +44,7 @@ class Flux(Family):
 
 
 class Flux2(Family):
-    """FLUX.2: tokens of one normalised 2 × 2 patch each, then those of reference pictures."""
+    """FLUX.2: one token per normalised 2 × 2 patch, followed by the tokens of reference pictures."""
 
     name = "flux.2"
     pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
@@ -79,7 +69,7 @@ class Flux2(Family):
 
 
 class HunyuanVideo15(Family):
-    """See the module."""
+    """HunyuanVideo 1.5, image to video: the first frame and a mask are further channels; a guider object guides."""
 
     name = "hunyuan-video-1.5"
     pipelines = ("HunyuanVideo15ImageToVideoPipeline",)
@@ -98,12 +88,11 @@ class HunyuanVideo15(Family):
         return float(guider.guidance_scale)
 
 
-FFT = 1024
-"""Samples of a window of the sound autoencoder's spectrogram."""
-
-
 class LTX(Family):
-    """x: the latent frames after the first ``[B, C, T − 1, h, w]``."""
+    """LTX-Video, image to video: the first latent frame is that of the picture, clean; latents as tokens.
+
+    x holds the latent frames after the first ``[B, C, T − 1, h, w]``.
+    """
 
     name = "ltx-video"
     pipelines = ("LTXImageToVideoPipeline",)
@@ -111,122 +100,137 @@ class LTX(Family):
     needs = frozenset({"text", "image"})
     fps = 25.0
 
-    def rows(self, call: Call, x: torch.Tensor) -> Call:
-        given = call["hidden_states"].shape[1] - self.packed(x).shape[1]
-        return {**call, "hidden_states": call["hidden_states"][:, :given]}
+    def recorded_inputs(self, call: Call, x: torch.Tensor) -> Call:
+        clean_tokens = call["hidden_states"].shape[1] - self.pack(x).shape[1]
+        return {**call, "hidden_states": call["hidden_states"][:, :clean_tokens]}
 
     def call(self, x: torch.Tensor, kept: Call) -> Call:
         import torch
 
         first = kept["hidden_states"]
-        return {**kept, "hidden_states": torch.cat([first, self.packed(x).to(first.dtype)], 1)}
+        return {**kept, "hidden_states": torch.cat([first, self.pack(x).to(first.dtype)], 1)}
 
-    def read(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        return self.unpacked(output[:, kept["hidden_states"].shape[1] :], x.shape[2:])
+    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
+        return self.unpack(output[:, kept["hidden_states"].shape[1] :], x.shape[2:])
 
     def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
         import torch
 
-        first = self.unpacked(kept["hidden_states"], (1, *x.shape[3:]))
+        first = self.unpack(kept["hidden_states"], (1, *x.shape[3:]))
         return torch.cat([first.to(x.dtype), x], 2)
 
     def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor | None:
-        return self.packed(self.latents(x, kept))
+        return self.pack(self.latents(x, kept))
 
-    def packed(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B, C, T, h, w]`` to tokens ``[B, T·h·w, C]``, in patches where the model has such."""
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """Rearrange ``[B, C, T, h, w]`` to tokens ``[B, T·h·w, C]``, or to one token per patch if there are patches."""
         return self.pipeline._pack_latents(x, *self.patch)
 
-    def unpacked(self, tokens: torch.Tensor, size: Any) -> torch.Tensor:
-        """Inverse of ``packed``."""
+    def unpack(self, tokens: torch.Tensor, size: Any) -> torch.Tensor:
+        """Rearrange tokens to ``[B, C, T, h, w]``, the inverse of ``pack``."""
         return self.pipeline._unpack_latents(tokens, *size, *self.patch)
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Along height and width, and along time."""
+        """Size of a patch along height and width, and along time."""
         return self.pipeline.transformer_spatial_patch_size, self.pipeline.transformer_temporal_patch_size
 
 
+FFT_SIZE = 1024
+"""Samples in a window of the sound autoencoder's spectrogram."""
+
+
 class LTX2(LTX):
-    """LTX-2, driven by speech."""
+    """LTX-2, driven by speech.
+
+    The pipeline generates sound along with the picture. Here the sound is given, clean and at time zero like the first
+    frame, so that the picture follows it.
+    """
 
     name = "ltx-2"
     pipelines = ("LTX2ImageToVideoPipeline",)
     takes = frozenset({"text", "image", "audio"})
     needs = frozenset({"text", "image", "audio"})
     fps = 24.0
-    plain: Mapping[str, float] = {
+    neutral_arguments: Mapping[str, float] = {
         "stg_scale": 0.0, "audio_stg_scale": 0.0, "guidance_rescale": 0.0, "audio_guidance_rescale": 0.0,
         "modality_scale": 1.0, "audio_modality_scale": 1.0,
     }  # fmt: skip
-    timed = ("timestep", "audio_timestep", "sigma", "audio_sigma")
+    timestep_arguments = ("timestep", "audio_timestep", "sigma", "audio_sigma")
 
     def start(self, x: torch.Tensor, kept: Call) -> None:
-        # The pipeline makes its own sound: it cannot be given one.
+        # The pipeline generates its own sound and cannot be given one.
         return None
 
-    def drive(self, kept: Call, item: Item) -> Call:
+    def add_inputs(self, kept: Call, item: Item) -> Call:
         import torch
 
         from flowportrait.media.audio import read_audio
 
         assert item.audio is not None
         length = kept["audio_hidden_states"].shape[1]
-        sound = self.listen(torch.from_numpy(read_audio(item.audio)), length).to(kept["audio_hidden_states"])
+        sound = self.encode_speech(torch.from_numpy(read_audio(item.audio)), length).to(kept["audio_hidden_states"])
         quiet = torch.zeros_like(kept["audio_timestep"])
         return kept | {"audio_hidden_states": sound, "audio_timestep": quiet, "audio_sigma": quiet}
 
-    def listen(self, wave: torch.Tensor, length: int) -> torch.Tensor:
-        """Normalised sound tokens ``[1, length, C]`` of 16 kHz speech ``[N]``, cut or followed by silence."""
+    def encode_speech(self, wave: torch.Tensor, length: int) -> torch.Tensor:
+        """Encode 16 kHz speech ``[N]``, cut or padded with silence, as normalised sound tokens ``[1, length, C]``."""
         import torch.nn.functional as F
 
         encoder, hop = self.pipeline.audio_vae, self.pipeline.audio_hop_length
         samples = length * self.pipeline.audio_vae_temporal_compression_ratio * hop
         wave = F.pad(wave[:samples], (0, max(0, samples - len(wave))))
-        mel = spectrogram(wave, self.pipeline.audio_sampling_rate, hop, encoder.config.mel_bins)
+        mel = log_mel_magnitudes(wave, self.pipeline.audio_sampling_rate, hop, encoder.config.mel_bins)
         channels = encoder.config.in_channels
         latents = encoder.encode(mel.expand(1, channels, -1, -1).to(encoder.device, encoder.dtype)).latent_dist.mode()
         tokens = self.pipeline._pack_audio_latents(latents)[:, :length]
         return self.pipeline._normalize_audio_latents(tokens, encoder.latents_mean, encoder.latents_std)
 
 
-def spectrogram(wave: torch.Tensor, rate: int, hop: int, bands: int) -> torch.Tensor:
-    """Log-mel magnitudes ``[1 + N / hop, bands]`` as LTX-2's sound autoencoder was trained on."""
+def log_mel_magnitudes(wave: torch.Tensor, rate: int, hop: int, bands: int) -> torch.Tensor:
+    """Return the log-mel magnitudes ``[1 + N / hop, bands]`` that LTX-2's sound autoencoder was trained on.
+
+    Raises:
+        BadInput: the autoencoder has another sampling rate than 16 kHz.
+    """
     import torch
     from transformers.audio_utils import mel_filter_bank
 
     from flowportrait.media.audio import SAMPLE_RATE
 
     if rate != SAMPLE_RATE:
-        raise BadInput(f"The sound autoencoder wants {rate} Hz, where {SAMPLE_RATE} Hz are given: take LTX-2's own.")
-    bank = mel_filter_bank(FFT // 2 + 1, bands, 0.0, rate / 2, rate, norm="slaney", mel_scale="slaney")
-    spectrum = torch.stft(wave, FFT, hop, window=torch.hann_window(FFT), return_complex=True).abs()
+        raise BadInput(f"The sound autoencoder expects {rate} Hz but gets {SAMPLE_RATE} Hz: take LTX-2's own.")
+    bank = mel_filter_bank(FFT_SIZE // 2 + 1, bands, 0.0, rate / 2, rate, norm="slaney", mel_scale="slaney")
+    spectrum = torch.stft(wave, FFT_SIZE, hop, window=torch.hann_window(FFT_SIZE), return_complex=True).abs()
     return (spectrum.T @ torch.from_numpy(bank).float()).clamp_min(1e-5).log()
 
 
-LONGEST = 512
-"""Text tokens that rows are filled up to; a batch is cut to its own longest."""
+MAX_TEXT_TOKENS = 512
+"""Text tokens that rows are padded to; the network gets a batch cut to its longest text."""
 
 
 class QwenImage(Family):
-    """v = u·‖v⁺‖/‖u‖ with u = v⁻ + w (v⁺ − v⁻), norms per token."""
+    """Qwen-Image: FLUX's tokens, texts of any length, and guidance that keeps the norm of the prompted prediction.
+
+    v = u·‖v⁺‖/‖u‖ with u = v⁻ + w (v⁺ − v⁻), norms per token
+    """
 
     name = "qwen-image"
     pipelines = ("QwenImagePipeline",)
-    guided_by = "true_cfg_scale"
+    guidance_argument = "true_cfg_scale"
 
     @property
     def latent_channels(self) -> int:
         return int(self.pipeline.transformer.config.in_channels) // 4
 
-    def rows(self, call: Call, x: torch.Tensor) -> Call:
+    def recorded_inputs(self, call: Call, x: torch.Tensor) -> Call:
         import torch
         import torch.nn.functional as F
 
         text, mask = call["encoder_hidden_states"], call.get("encoder_hidden_states_mask")
         mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask is None else mask.bool()
-        missing = max(0, LONGEST - text.shape[1])
-        return super().rows(call, x) | {
+        missing = max(0, MAX_TEXT_TOKENS - text.shape[1])
+        return super().recorded_inputs(call, x) | {
             "encoder_hidden_states": F.pad(text, (0, 0, 0, missing)),
             "encoder_hidden_states_mask": F.pad(mask, (0, missing)),
         }
@@ -251,14 +255,18 @@ class QwenImage(Family):
 
 
 class SD3(Family):
-    """True guidance, both branches in one call."""
+    """Stable Diffusion 3 and 3.5: true guidance, with both branches in one call."""
 
     name = "sd3.5"
     pipelines = ("StableDiffusion3Pipeline",)
 
 
 class Wan(Family):
-    """See the module."""
+    """Wan 2.1 and 2.2, image to video.
+
+    The first frame is given in further channels, or as a first latent frame (2.2, 5B). The 14B of 2.2 has two networks,
+    one for high and one for low noise.
+    """
 
     name = "wan"
     pipelines = ("WanImageToVideoPipeline",)
@@ -272,16 +280,16 @@ class Wan(Family):
 
     @property
     def first_given(self) -> bool:
-        """Whether the first latent frame is the picture's, clean."""
+        """Whether the first latent frame is that of the picture, clean."""
         return bool(self.pipeline.config.expand_timesteps)
 
-    def sampled(self, sample: torch.Tensor) -> torch.Tensor:
+    def generated_part(self, sample: torch.Tensor) -> torch.Tensor:
         return sample[:, :, 1:] if self.first_given else sample
 
-    def rows(self, call: Call, x: torch.Tensor) -> Call:
+    def recorded_inputs(self, call: Call, x: torch.Tensor) -> Call:
         if self.first_given:
             return {**call, "hidden_states": call["hidden_states"][:, :, :1]}
-        return super().rows(call, x)
+        return super().recorded_inputs(call, x)
 
     def call(self, x: torch.Tensor, kept: Call) -> Call:
         import torch
@@ -301,14 +309,16 @@ class Wan(Family):
         result = call["hidden_states"].new_empty(0)
         for rows, part in ((~low, self.pipeline.transformer), (low, self.pipeline.transformer_2)):
             if rows.any():
-                own = {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in call.items()}
-                made = part(**own, return_dict=False)[0]
-                result = result if len(result) else made.new_zeros(len(sigma), *made.shape[1:])
-                result = result.index_put((rows.nonzero()[:, 0],), made)
+                arguments = {
+                    name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in call.items()
+                }
+                output = part(**arguments, return_dict=False)[0]
+                result = result if len(result) else output.new_zeros(len(sigma), *output.shape[1:])
+                result = result.index_put((rows.nonzero()[:, 0],), output)
         return result
 
-    def read(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        return output[:, :, 1:] if self.first_given else super().read(output, x, kept)
+    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
+        return output[:, :, 1:] if self.first_given else super().read_velocity(output, x, kept)
 
     def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
         import torch
@@ -319,23 +329,23 @@ class Wan(Family):
         return self.latents(x, kept)
 
 
-"""Text tokens that rows are filled up to; the network gets each text at its own length."""
-
-
 class ZImage(Family):
-    """v = −(u⁺ + w (u⁺ − u⁻)) of the network's u."""
+    """Z-Image: lists instead of batches, time from 0 (noise) to 1, and the velocity with the opposite sign.
+
+    v = −(u⁺ + w (u⁺ − u⁻)) of the network's output u. The network gets each text at its own length.
+    """
 
     name = "z-image"
     pipelines = ("ZImagePipeline",)
     prompted_first = True
 
-    def rows(self, call: Call, x: torch.Tensor) -> Call:
+    def recorded_inputs(self, call: Call, x: torch.Tensor) -> Call:
         import torch
         import torch.nn.functional as F
 
         (text,) = call["cap_feats"]
         length = torch.tensor([len(text)], device=text.device)
-        padded = F.pad(text, (0, 0, 0, max(0, LONGEST - len(text))))[None]
+        padded = F.pad(text, (0, 0, 0, max(0, MAX_TEXT_TOKENS - len(text))))[None]
         rest = {name: value for name, value in call.items() if name not in ("x", "t", "cap_feats")}
         return rest | {"timestep": call["t"], "text": padded, "length": length}
 
@@ -345,10 +355,10 @@ class ZImage(Family):
         return rest | {"x": list(x.to(kept["text"].dtype).unsqueeze(2).unbind()), "t": kept["timestep"],
                        "cap_feats": texts}  # fmt: skip
 
-    def times(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
+    def timesteps(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
         return 1 - sigma
 
-    def read(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
+    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
         import torch
 
         return -torch.stack(list(output)).float().squeeze(2)
@@ -357,18 +367,15 @@ class ZImage(Family):
         return prompted + weight * (prompted - unprompted)
 
 
-FAMILIES: tuple[type[Family], ...] = (
-    LTX2, LTX, Wan, HunyuanVideo15, SD3, Flux, Flux2, ZImage,
-    QwenImage,
-)  # fmt: skip
-"""Every family, video first."""
+FAMILIES: tuple[type[Family], ...] = (LTX2, LTX, Wan, HunyuanVideo15, SD3, Flux, Flux2, ZImage, QwenImage)
+"""All families, video first."""
 
 
 def family_of(pipeline: Any) -> Family:
-    """The adapter for a pipeline.
+    """Return the adapter of a pipeline.
 
     Raises:
-        BadInput: its class is of no family, with the classes that are.
+        BadInput: no family has the class of the pipeline; the message lists the classes that are supported.
     """
     name = type(pipeline).__name__
     for family in FAMILIES:

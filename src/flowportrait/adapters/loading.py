@@ -1,14 +1,15 @@
-"""Generators by name, and their prompts and samples in post-training.
+"""Third-party generators by name, their prompts, and their part in a run of post-training.
 
-Generators of other people and their prompts, by name.
+A generator is named by a hub name or folder of a diffusers pipeline, by ``MODULE:NAME``, or by an entry point:
 
-Wan-AI/Wan2.1-I2V-14B-480P-Diffusers     models/my-pipeline     my_package.generators:Mine     an entry point's name
+    Wan-AI/Wan2.1-I2V-14B-480P-Diffusers     models/my-pipeline     my_package.generators:Mine     my-entry-point
 
-Prompts are a ``prompts.jsonl``, a line each, or a folder of portraits and speech:
+Prompts are the lines of a ``prompts.jsonl``, or a folder of portraits and speech:
 
     {"text": "a woman speaks to the camera", "image": "a.png", "audio": "b.wav", "id": "optional"}
 
-Generators of other people in a run of post-training: which recipes fit, their prompts, their held-out samples.
+The parts in order: loading a generator; reading prompts; ``GeneratorAdapter``, which checks the recipe, prepares the
+run and writes held-out samples.
 """
 
 from __future__ import annotations
@@ -42,39 +43,39 @@ from flowportrait.rl.recipes import CARDS
 from flowportrait.rl.trainer import Trainer
 from flowportrait.training.held_out import SIZE
 
+# --- Generators by name ------------------------------------------------------------------------------------------
+
 METHODS = ("encode", "velocity", "decode")
-PROMPT_KEYS = frozenset({"id", "text", "image", "audio"})
-SPEECH_TEXT = "A person speaks to the camera."
-"""What is said of a folder's pairs, which come without a text."""
+"""The methods that a generator must have."""
 
 
 def load_policy_generator(name: str, settings: Sequence[str] | Mapping[str, Any] = (), half: bool = False) -> Generator:
-    """The generator of a name.
+    """Load a generator by name.
 
     Args:
         name: a pipeline's folder or hub name, ``MODULE:NAME``, or an entry point of the group ``policies``.
         settings: arguments of the pipeline's calls or of the class, by name or as ``key=value`` each.
-        half: load a pipeline's weights in bfloat16.
+        half: whether to load a pipeline's weights in bfloat16.
 
     Raises:
-        BadInput: nothing of that name, or it is not what it must be; says what is missing.
+        BadInput: there is nothing of that name, or it is not a generator; the message says what is missing.
     """
     arguments = dict(settings if isinstance(settings, Mapping) else map(parse_setting, settings))
     if is_reference(name) or name in plugin_names("policies"):
         return as_generator(load_plugin("policies", name), arguments, name)
-    return _pipeline(name, arguments, half)
+    return _load_pipeline(name, arguments, half)
 
 
 def as_generator(policy: Any, arguments: Mapping[str, Any] | None = None, name: str = "") -> Generator:
-    """A generator from an object: itself, a class or function that makes one, or a pipeline of diffusers.
+    """Return a generator from an object: a generator, a class or function that makes one, or a diffusers pipeline.
 
     Args:
         policy: the object.
         arguments: of the class, or of the pipeline's calls.
-        name: what the object is called in messages.
+        name: of the object in messages.
 
     Raises:
-        BadInput: it is not what it must be; says what is missing.
+        BadInput: the object is not a generator; the message says what is missing.
     """
     name = name or (policy.__name__ if isinstance(policy, type) else type(policy).__name__)
     arguments = dict(arguments or {})
@@ -96,11 +97,11 @@ def as_generator(policy: Any, arguments: Mapping[str, Any] | None = None, name: 
 
 
 def _is_pipeline(policy: Any) -> bool:
-    """Whether it is a pipeline of diffusers, without importing diffusers."""
+    """Return whether an object is a diffusers pipeline, without importing diffusers."""
     return all(hasattr(policy, name) for name in ("transformer", "vae", "scheduler", "components"))
 
 
-def _pipeline(name: str, arguments: dict[str, Any], half: bool) -> Generator:
+def _load_pipeline(name: str, arguments: dict[str, Any], half: bool) -> Generator:
     try:
         from diffusers import DiffusionPipeline
     except ImportError as error:
@@ -108,7 +109,7 @@ def _pipeline(name: str, arguments: dict[str, Any], half: bool) -> Generator:
     from flowportrait.adapters.pipeline import PipelineGenerator
 
     try:
-        with _quiet():
+        with _silent_libraries():
             pipeline = DiffusionPipeline.from_pretrained(name, torch_dtype=torch.bfloat16 if half else torch.float32)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -117,28 +118,35 @@ def _pipeline(name: str, arguments: dict[str, Any], half: bool) -> Generator:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars and messages of the libraries; what is wrong is reported once, by us."""
-    from diffusers.utils import logging as diffusers_notes
-    from transformers.utils import logging as transformers_notes
+def _silent_libraries() -> Iterator[None]:
+    """Hide the progress bars and messages of the libraries; errors are reported once, by this package."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    before = diffusers_notes.get_verbosity()
-    diffusers_notes.set_verbosity(diffusers_notes.FATAL)
-    diffusers_notes.disable_progress_bar()
-    transformers_notes.disable_progress_bar()
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(diffusers_logging.FATAL)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers_notes.set_verbosity(before)
-        diffusers_notes.enable_progress_bar()
-        transformers_notes.enable_progress_bar()
+        diffusers_logging.set_verbosity(before)
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
+
+
+# --- Prompts -----------------------------------------------------------------------------------------------------
+
+PROMPT_KEYS = frozenset({"id", "text", "image", "audio"})
+SPEECH_TEXT = "A person speaks to the camera."
+"""The text of prompts from a folder of portraits and speech."""
 
 
 def read_items(path: Path) -> list[Item]:
-    """Items of a ``.jsonl`` file, of a folder with a ``prompts.jsonl``, or every portrait with every recording.
+    """Read prompts: a ``.jsonl`` file, a folder with a ``prompts.jsonl``, or every portrait with every recording.
 
     Raises:
-        BadInput: nothing there, or a line that cannot be used, with its number.
+        BadInput: there are no prompts, or a line cannot be used; the message has its number.
     """
     listing = path / "prompts.jsonl" if path.is_dir() else path
     if not listing.is_file():
@@ -148,19 +156,19 @@ def read_items(path: Path) -> list[Item]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{listing} cannot be read as text ({error}): write one JSON object per line.") from error
     items = [
-        _item(line, f"{listing} line {number}", number, listing.parent)
+        _parse_item(line, f"{listing} line {number}", number, listing.parent)
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
     if not items:
         raise BadInput(f"{listing} lists no prompts: write one JSON object per line.")
     ids = [item.id for item in items]
-    if twice := next((name for name in ids if ids.count(name) > 1), None):
-        raise BadInput(f"{listing} has two prompts with the id {twice!r}: give each its own.")
+    if duplicate := next((name for name in ids if ids.count(name) > 1), None):
+        raise BadInput(f"{listing} has two prompts with the id {duplicate!r}: give each its own.")
     return items
 
 
-def _item(line: str, where: str, number: int, folder: Path) -> Item:
+def _parse_item(line: str, where: str, number: int, folder: Path) -> Item:
     try:
         record: Any = json.loads(line)
     except json.JSONDecodeError as error:
@@ -176,21 +184,29 @@ def _item(line: str, where: str, number: int, folder: Path) -> Item:
     return Item(record.get("id", f"{number:05d}"), record.get("text", ""), paths.get("image"), paths.get("audio"))
 
 
+# --- Post-training -----------------------------------------------------------------------------------------------
+
+
 @dataclass
 class GeneratorAdapter:
-    """A generator of three methods (``adapters.policy``), such as a pipeline of diffusers.
+    """A third-party generator (``adapters.policy.Generator``) as the policy of a run of post-training.
 
     Attributes:
-        name: what it is called in ``run.json``.
+        name: of the generator in ``run.json``.
         load: returns the generator.
     """
 
     name: str
     load: Callable[[], Generator]
     codecs: dict[Path, MotionCodec] = field(default_factory=dict)
-    """Of the portraits that motion of held-out prompts was drawn with."""
+    """Codecs of the portraits of held-out prompts, by path, for generators of motion."""
 
     def check(self, recipe: Recipe, data: TrainingData) -> None:
+        """Check that a recipe and its data fit such a generator.
+
+        Raises:
+            BadInput: the recipe needs an ability that the generator does not have, or the data is of another kind.
+        """
         if missing := missing_ability(recipe):
             able = [name for name, card in CARDS.items() if not missing_ability(card.recipe)]
             raise BadInput(
@@ -201,39 +217,44 @@ class GeneratorAdapter:
             raise BadInput("--policy needs --prompts and goes without --pairs and --exemplars.")
 
     def read_prompts(self, path: Path) -> list[Item]:
+        """Read prompts as ``read_items`` does."""
         return read_items(path)
 
     def prepare(self, recipe: Recipe, data: TrainingData, rewards: Composite | None) -> Prepared:
+        """Load the generator, and return it with its task and rewards."""
         rewards = rewards or Composite.default(recipe.rewards)
-        items = [as_item(prompt) for prompt in data.prompts or ()]
+        items = [item_from_prompt(prompt) for prompt in data.prompts or ()]
         return Prepared(GeneratorPolicy(self.load()), GeneratorTask(items, rewards.needs), rewards)
 
     def start(self, policy: GeneratorPolicy, recipe: Recipe) -> dict[str, str]:
-        # Where adapters are trained all weights stay as they are; the state of a run has those that do not.
+        """Return the name of the generator and a digest of its initial weights, for ``run.json``."""
+        # With adapters all weights stay as they are; trained weights are in the state of the run.
         return network_start(self.name, policy, frozen_only=not recipe.lora)
 
     @torch.no_grad()
     def write_sample(self, trainer: Trainer, prompt: Prompt | Item, path: Path) -> None:
-        """Draw without noise, in the recipe's number of steps at the generator's own noise levels.
+        """Write a video of a held-out prompt.
+
+        It is sampled deterministically, with the recipe's number of steps and the generator's own noise levels.
 
         Raises:
-            BadInput: the generator makes motion, and the prompt has no portrait to draw it with.
+            BadInput: the generator makes motion, and the prompt has no portrait to render it with.
         """
-        policy, item = trainer.policy, as_item(prompt)
-        assert isinstance(policy, GeneratorPolicy), "what the trainer got from prepare"
+        policy, item = trainer.policy, item_from_prompt(prompt)
+        assert isinstance(policy, GeneratorPolicy), "prepare returned it"
         with trainer.precision():
             condition = Condition(policy.encode([item]))
             levels = policy.levels(trainer.recipe.plan(trainer.recipe.seed, 0, 1, 1).sigmas)
             noise = unit_noise((policy.latent_dim,), 0)[None].to(policy.device)
             x = solve(lambda x, sigma: policy.velocity(x, sigma.to(x), condition.known).float(), noise, levels)
-            made = policy.decode(x[:, None], condition)
-        if made.frames is not None:
-            frames, fps = list(made.frames[0]), made.fps
+            decoded = policy.decode(x[:, None], condition)
+        if decoded.frames is not None:
+            frames, fps = list(decoded.frames[0]), decoded.fps
         else:
-            assert made.motion is not None, "decode returns frames or motion"
-            frames, fps = list(self._codec(item).decode(made.motion[0].float().cpu())), float(FPS)
+            assert decoded.motion is not None, "decode returns frames or motion"
+            frames, fps = list(self._codec(item).decode(decoded.motion[0].float().cpu())), float(FPS)
         task = trainer.task
-        assert isinstance(task, GeneratorTask), "what the trainer got from prepare"
+        assert isinstance(task, GeneratorTask), "prepare returned it"
         sound = task.sound([item], max(1, round(len(frames) / fps * FPS)))[0] if item.audio else None
         write_video(path, frames, sound, fps=fps)
 
@@ -250,17 +271,17 @@ class GeneratorAdapter:
 
 
 def missing_ability(recipe: Recipe) -> str:
-    """What a recipe asks that a generator of three methods does not have; empty where there is nothing."""
-    asked = {
+    """Return the ability that a recipe needs and a third-party generator does not have; empty if there is none."""
+    needed = {
         "a history of chunks to explore": recipe.exploration,
-        "real clips in our own latents": recipe.exemplars or recipe.offline_data,
-        "a teacher's own number of steps": recipe.teacher,
+        "real clips as latents of the package's generator": recipe.exemplars or recipe.offline_data,
+        "a teacher with its own number of steps": recipe.teacher,
         "latents with named regions": recipe.allocation.regions,
-        "our own hearing of disturbed speech": recipe.disturbance,
+        "the package's features of disturbed speech": recipe.disturbance,
     }
-    return next((ability for ability, part in asked.items() if part), "")
+    return next((ability for ability, part in needed.items() if part), "")
 
 
-def as_item(prompt: Prompt | Item) -> Item:
-    """A prompt as other generators take it; of a portrait and a recording the text says that somebody speaks."""
+def item_from_prompt(prompt: Prompt | Item) -> Item:
+    """Return a prompt as an ``Item``; a portrait and a recording get the text ``SPEECH_TEXT``."""
     return prompt if isinstance(prompt, Item) else Item(prompt.id, SPEECH_TEXT, prompt.image, prompt.audio)

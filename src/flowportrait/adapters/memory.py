@@ -1,22 +1,13 @@
-"""Published models, and the memory that post-training them needs.
-
-Published models by their configuration, to count what they need without downloading them.
-
-A configuration is what the model's repository says where it differs from the defaults of its class in diffusers. Inputs
-are those of one sample at the size the model is usually run at; texts are as long as the pipeline fills them up to.
-
-What post-training a model needs, counted on tensors without numbers: nothing is downloaded and nothing guessed.
+"""The memory that post-training of published models needs, counted on ``meta`` tensors without any download.
 
     weights      parameters × 2 bytes (bfloat16, frozen)
     adapters     LoRA parameters × 4 bytes × (live, gradient, two moments, ref, ema)
-    activations  most that is alive at once in one forward and backward pass of one sample, beside the weights; where
-                 the model is guided by two branches, of both
-    acting       the same without gradients;   decoding: the autoencoder's, with its weights
+    activations  peak of one forward and backward pass of one sample, without the weights; for a model that is guided
+                 by two branches, of both
+    acting       peak of one forward pass without gradients;   decoding: of the autoencoder, with its weights
     trajectory   latents × 4 bytes × (x, x', noise per trained step, and the sample)
 
-Blocks of a network are alike: peaks are counted with two and with three, and the rest is the same block again. Every
-storage is counted from its creation until it is released; attention counts as a fused kernel, which keeps no matrix of
-all pairs.
+The parts in order: published models by their configuration; ``count_memory``; the counter of storages.
 """
 
 from __future__ import annotations
@@ -35,33 +26,47 @@ from torch.utils._pytree import tree_leaves
 from flowportrait.errors import BadInput
 from flowportrait.training.lora import Lora, insert
 
+# --- Published models --------------------------------------------------------------------------------------------
+#
+# A configuration has the values of the model's repository that differ from the defaults of its class in diffusers.
+# Inputs are those of one sample at the usual size of the model; texts are as long as the pipeline pads them.
+
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """network and autoencoder: class in diffusers and configuration; depth: configuration keys that count blocks;
-    inputs: shapes of one sample; arguments: other arguments of the network; latents ``[C, (T,) h, w]`` as decoded."""
+    """A published model by its configuration."""
 
     name: str
     repository: str
+    """Name on the hub."""
     network: str
+    """Class of the network in diffusers."""
     config: Mapping[str, Any]
+    """Its configuration, without ``depth``."""
     depth: Mapping[str, int]
+    """The configuration keys that give numbers of blocks."""
     inputs: Mapping[str, Shape]
+    """Shapes of the network's inputs for one sample."""
     arguments: Mapping[str, Any]
+    """Other arguments of the network."""
     autoencoder: str
+    """Class of the autoencoder in diffusers."""
     autoencoder_config: Mapping[str, Any]
     latents: Shape
+    """Latents of one sample as the autoencoder decodes them, ``[C, h, w]`` or ``[C, T, h, w]``."""
     size: str
+    """Size of one sample, in words."""
     networks: int = 1
+    """Number of networks of this kind."""
     branches: int = 2
-    """Calls per velocity: two with true guidance."""
+    """Calls of the network per velocity: two with true guidance."""
     lists: tuple[str, ...] = field(default=())
     """Inputs that are lists of samples."""
 
 
-def _picture(tokens: int) -> str:
+def _picture_size(tokens: int) -> str:
     return f"1024 × 1024, {tokens} tokens"
 
 
@@ -80,7 +85,7 @@ def _sd3(name: str, layers: int, dual: tuple[int, ...], longest: int) -> Publish
          "pos_embed_max_size": longest, "dual_attention_layers": dual},
         {"num_layers": layers},
         {"hidden_states": (16, 128, 128), "encoder_hidden_states": (333, 4096), "pooled_projections": (2048,),
-         "timestep": ()}, {}, "AutoencoderKL", KL16, (16, 128, 128), _picture(4096),
+         "timestep": ()}, {}, "AutoencoderKL", KL16, (16, 128, 128), _picture_size(4096),
     )  # fmt: skip
 
 
@@ -93,7 +98,7 @@ def _flux2(name: str, depth: dict[str, int], heads: int, joint: int, branches: i
     return PublishedModel(
         name, f"black-forest-labs/{name.upper()}", "Flux2Transformer2DModel",
         {"num_attention_heads": heads, "joint_attention_dim": joint, "guidance_embeds": guided}, depth,
-        inputs | ({"guidance": ()} if guided else {}), {}, "AutoencoderKLFlux2", {}, (128, 64, 64), _picture(4096),
+        inputs | ({"guidance": ()} if guided else {}), {}, "AutoencoderKLFlux2", {}, (128, 64, 64), _picture_size(4096),
         branches=branches,
     )  # fmt: skip
 
@@ -160,7 +165,7 @@ _MODELS = (
         {"num_layers": 19, "num_single_layers": 38},
         {"hidden_states": (4096, 64), "encoder_hidden_states": (512, 4096), "pooled_projections": (768,),
          "timestep": (), "guidance": ()},
-        {"img_ids": (4096, 3), "txt_ids": (512, 3)}, "AutoencoderKL", KL16, (16, 128, 128), _picture(4096),
+        {"img_ids": (4096, 3), "txt_ids": (512, 3)}, "AutoencoderKL", KL16, (16, 128, 128), _picture_size(4096),
         branches=1,
     ),
     _flux2("flux.2-klein-4b", {"num_layers": 5, "num_single_layers": 20}, 24, 7680, 2),
@@ -168,12 +173,12 @@ _MODELS = (
     PublishedModel(
         "z-image", "Tongyi-MAI/Z-Image", "ZImageTransformer2DModel", {}, {"n_layers": 30, "n_refiner_layers": 2},
         {"x": (16, 1, 128, 128), "t": (), "cap_feats": (512, 2560)}, {}, "AutoencoderKL", KL16, (16, 128, 128),
-        _picture(4096), lists=("x", "cap_feats"),
+        _picture_size(4096), lists=("x", "cap_feats"),
     ),
     PublishedModel(
         "qwen-image", "Qwen/Qwen-Image", "QwenImageTransformer2DModel", {}, {"num_layers": 60},
         {"hidden_states": (4096, 64), "encoder_hidden_states": (512, 3584), "timestep": ()},
-        {"img_shapes": [[(1, 64, 64)]]}, "AutoencoderKLQwenImage", {}, (16, 1, 128, 128), _picture(4096),
+        {"img_shapes": [[(1, 64, 64)]]}, "AutoencoderKLQwenImage", {}, (16, 1, 128, 128), _picture_size(4096),
     ),
 )  # fmt: skip
 
@@ -181,27 +186,34 @@ MODELS: dict[str, PublishedModel] = {model.name: model for model in _MODELS}
 
 
 def model_named(name: str) -> PublishedModel:
-    """A published model.
+    """Return a published model by name.
 
     Raises:
-        BadInput: none of that name.
+        BadInput: there is no model of that name.
     """
     if name not in MODELS:
         raise BadInput(f"No model named {name!r} is counted: choose from {', '.join(MODELS)}.")
     return MODELS[name]
 
 
+# --- Counting ----------------------------------------------------------------------------------------------------
+#
+# The blocks of a network are alike: peaks are counted with two and with three of them, and further blocks add the
+# difference. Every storage is counted from its creation until its release; attention counts as a fused kernel, which
+# keeps no matrix of all pairs.
+
 GIB = 2**30
-COPIES = 6
-"""Of a trained number: itself, its gradient, two moments, ``ref`` and ``ema``."""
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-STEPS = 5
+COPIES_PER_PARAMETER = 6
+"""Copies of each trained number: itself, its gradient, two moments, ``ref`` and ``ema``."""
+ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Layers that get adapters."""
+TRAINED_STEPS = 5
 """Trained steps that a trajectory keeps."""
 
 
 @dataclass(frozen=True)
-class MemoryNeed:
-    """Bytes; parameters and adapters are numbers."""
+class MemoryEstimate:
+    """The memory that post-training a model needs, in bytes; ``parameters`` and ``adapters`` are counts."""
 
     model: str
     size: str
@@ -216,16 +228,16 @@ class MemoryNeed:
 
     @property
     def update(self) -> int:
-        """Peak of an update, one sample and one step at a time."""
+        """Peak memory of an update, one sample and one step at a time."""
         return self.weights + self.adapter_states + self.activations
 
     @property
     def rollout(self) -> int:
-        """Peak of acting and of decoding, whichever is more."""
+        """Peak memory of a rollout: of sampling or of decoding, whichever is larger."""
         return self.weights + self.adapter_states + max(self.acting, self.decoding)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything."""
+        """Return all figures by name."""
         return {**asdict(self), "update": self.update, "rollout": self.rollout}
 
     def __str__(self) -> str:
@@ -236,37 +248,45 @@ class MemoryNeed:
         )
 
 
-def count_memory(model: PublishedModel, rank: int = 32, checkpointing: bool = True) -> MemoryNeed:
-    """Count a published model with LoRA of a rank on its attention."""
+def count_memory(model: PublishedModel, rank: int = 32, checkpointing: bool = True) -> MemoryEstimate:
+    """Count the memory that post-training a published model needs, with LoRA on its attention.
+
+    Args:
+        model: the model.
+        rank: of the adapters.
+        checkpointing: whether activations are recomputed in the backward pass.
+    """
     with torch.device("meta"):
         whole = _network(model, dict(model.depth))
         parameters = sum(p.numel() for p in whole.parameters()) * model.networks
-        insert(whole, Lora(rank, rank, ATTENTION), 0)
+        insert(whole, Lora(rank, rank, ATTENTION_LAYERS), 0)
     adapters = sum(p.numel() for p in whole.parameters() if p.requires_grad) * model.networks
     updating = _for_whole_depth(
         model, lambda depth: _pass(model, depth, rank, checkpointing, gradient=True), model.branches
     )
     acting = _for_whole_depth(model, lambda depth: _pass(model, depth, rank, False, gradient=False))
     latents = torch.Size(model.latents).numel()
-    return MemoryNeed(
-        model.name, model.size, parameters, adapters, 2 * parameters, 4 * COPIES * adapters, updating, acting,
-        _decoding(model), 4 * latents * (3 * STEPS + 1),
+    return MemoryEstimate(
+        model.name, model.size, parameters, adapters, 2 * parameters, 4 * COPIES_PER_PARAMETER * adapters, updating,
+        acting, _decoding(model), 4 * latents * (3 * TRAINED_STEPS + 1),
     )  # fmt: skip
 
 
 def _for_whole_depth(model: PublishedModel, count: Callable[[dict[str, int]], int], branches: int = 1) -> int:
-    """A count for the whole depth, from two and three of each kind of block: the first differs from all others. What
-    blocks keep, each branch of guidance keeps; what one needs while it works, only one at a time."""
-    few = dict.fromkeys(model.depth, 2)
-    base = count(few)
-    kept = {kind: count({**few, kind: 3}) - base for kind in model.depth}
-    return base + sum(kept[kind] * (branches * blocks - 2) for kind, blocks in model.depth.items())
+    """Extrapolate a count to the whole depth from two and three of each kind of block; the first block is special.
+
+    What a block keeps for the backward pass is counted for every branch of guidance; its working memory only once.
+    """
+    two_blocks = dict.fromkeys(model.depth, 2)
+    base = count(two_blocks)
+    per_block = {kind: count({**two_blocks, kind: 3}) - base for kind in model.depth}
+    return base + sum(per_block[kind] * (branches * blocks - 2) for kind, blocks in model.depth.items())
 
 
 def _pass(model: PublishedModel, depth: dict[str, int], rank: int, checkpointing: bool, gradient: bool) -> int:
     with without_memory(torch.bfloat16):
         network = _network(model, depth)
-        insert(network, Lora(rank, rank, ATTENTION), 0)
+        insert(network, Lora(rank, rank, ATTENTION_LAYERS), 0)
         if checkpointing:
             network.enable_gradient_checkpointing()  # type: ignore[operator]
         return peak_bytes(network.train(gradient), _call(model), gradient)
@@ -282,9 +302,9 @@ def _decoding(model: PublishedModel) -> int:
         channels, *rest, high, wide = model.latents
         latents = torch.zeros(1, channels // patch**2, *rest, high * patch, wide * patch, dtype=torch.bfloat16)
         known = {t.untyped_storage()._cdata for t in (*vae.parameters(), *vae.buffers())}
-        with count_storages(known) as most, torch.no_grad():
+        with count_storages(known) as peak, torch.no_grad():
             vae.decode(latents)
-        return weights + most()
+        return weights + peak()
 
 
 def _network(model: PublishedModel, depth: dict[str, int]) -> nn.Module:
@@ -297,7 +317,7 @@ def _network(model: PublishedModel, depth: dict[str, int]) -> nn.Module:
 
 
 def _call(model: PublishedModel) -> dict[str, Any]:
-    """One sample's arguments."""
+    """Return the arguments of the network for one sample."""
     half = torch.bfloat16
     sizes = model.inputs.items()
     call: dict[str, Any] = {n: torch.zeros(1, *size, dtype=half if size else torch.float32) for n, size in sizes}
@@ -309,42 +329,52 @@ def _call(model: PublishedModel) -> dict[str, Any]:
 
 
 def peak_bytes(network: nn.Module, call: Mapping[str, Any], gradient: bool) -> int:
-    """Most bytes alive at once in a pass through a network ``network(**call)``, beside its weights and inputs."""
+    """Return the peak memory in bytes of a pass ``network(**call)``, without the network's weights.
+
+    Args:
+        network: a network, usually on the ``meta`` device.
+        call: its arguments.
+        gradient: whether to run the backward pass too.
+    """
     weights = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
-    with count_storages(weights) as most, torch.set_grad_enabled(gradient):
+    with count_storages(weights) as peak, torch.set_grad_enabled(gradient):
         output = network(**call)
         if gradient:
             out = [t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t.requires_grad]
             torch.stack([t.float().square().mean() for t in out]).sum().backward()
     network.zero_grad(set_to_none=True)
-    return most()
+    return peak()
 
 
 @contextmanager
 def count_storages(known: set[int]) -> Iterator[Any]:
-    """Count storages that come into being inside the block, except ``known`` ones; yields the most bytes at once."""
-    watch = _StorageCounter(known)
-    with watch:
-        yield lambda: watch.most
+    """Count the storages that are created inside the block, except ``known`` ones.
+
+    Yields:
+        A function that returns the peak in bytes.
+    """
+    counter = _StorageCounter(known)
+    with counter:
+        yield lambda: counter.peak
 
 
 class _StorageCounter(TorchDispatchMode):
     def __init__(self, known: set[int]) -> None:
         super().__init__()
-        self.held = dict.fromkeys(known, 0)
-        self.now = self.most = 0
+        self.sizes = dict.fromkeys(known, 0)
+        self.now = self.peak = 0
         self.inverted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = self._result(func, args, kwargs or {})
+        output = self._run(func, args, kwargs or {})
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         return output
 
-    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result. Where it would depend on numbers, a mask selects everything, its inverse nothing, and a condition
-        is false."""
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation. Where its result depends on values, which ``meta`` tensors do not have, a mask selects
+        everything, its inverse selects nothing, and a condition is false."""
         name, masked = func.name(), len(args) > 1 and _is_mask(args[1]) and args[0].is_meta
         if name == "aten::_local_scalar_dense" and args[0].is_meta:
             return 0
@@ -358,25 +388,25 @@ class _StorageCounter(TorchDispatchMode):
             self.inverted.add(output.untyped_storage()._cdata)
         return output
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key not in self.held:
-            self.held[key] = storage.nbytes()
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
             self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._let_go, key)
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._release, key)
 
-    def _let_go(self, key: int) -> None:
-        self.now -= self.held.pop(key, 0)
+    def _release(self, key: int) -> None:
+        self.now -= self.sizes.pop(key, 0)
         self.inverted.discard(key)
 
 
 @contextmanager
 def without_memory(kind: torch.dtype) -> Iterator[None]:
-    """Tensors that have a shape and a type and no memory, of this kind where none is said."""
+    """Create tensors on the ``meta`` device inside the block, by default of this type, with fused attention."""
     before, attention = torch.get_default_dtype(), nn.functional.scaled_dot_product_attention
     torch.set_default_dtype(kind)
-    nn.functional.scaled_dot_product_attention = _fused
+    nn.functional.scaled_dot_product_attention = _fused_attention
     try:
         with torch.device("meta"):
             yield
@@ -385,8 +415,8 @@ def without_memory(kind: torch.dtype) -> Iterator[None]:
         nn.functional.scaled_dot_product_attention = attention
 
 
-def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """Attention that keeps its inputs and its output and never the matrix of all pairs, as every fused kernel does."""
+def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Attention that keeps its inputs and output but not the matrix of all pairs, as fused kernels do."""
     return _Attention.apply(query, key, value)
 
 

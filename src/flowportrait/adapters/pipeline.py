@@ -1,12 +1,13 @@
-"""A diffusers pipeline as a generator.
+"""A diffusers pipeline as a generator that can be post-trained.
 
-encode     hear the pipeline's first step ─► the transformer's arguments, without x        (once per item)
-velocity   the transformer again, at any x and σ, both branches where it guides
-decode     its autoencoder, whole, as the pipeline would
-save       adapters as ``pipeline.load_lora_weights(folder)`` reads them
+    encode     record the pipeline's first step ─► the transformer's arguments, without x        (once per item)
+    velocity   call the transformer at any x and σ, for both branches of guidance
+    decode     decode whole samples with the pipeline's autoencoder
+    save       write adapters as ``pipeline.load_lora_weights(folder)`` reads them
 
-Files of adapters also say rank and alpha: without alpha, loaders take it to be the rank, and the adapter would act with
-another strength than it was trained with.
+``PipelineGenerator`` does this with the family of the pipeline (``adapters.families``); the functions after it write
+adapters. Their files include rank and alpha: without alpha, loaders assume that it equals the rank, and the adapter
+would have another strength than in training.
 """
 
 from __future__ import annotations
@@ -39,44 +40,55 @@ from flowportrait.media.image import read_image
 from flowportrait.rendering.vae_codec import VaeCodec, VideoLatents
 from flowportrait.rl.rollout import map_tensors
 
-AGREES, AGREES_HALF = 1e-3, 0.1
+VELOCITY_TOLERANCE, VELOCITY_TOLERANCE_HALF = 1e-3, 0.1
 """Largest relative gap between the velocity that the pipeline used and ours, in float32 and half precision."""
 
-CHANGING = frozenset({"guidance_scale_2", "skip_guidance_layers", "cfg_truncation"})
-"""Arguments under which later steps are guided otherwise than the first, which is the one that is recorded."""
+CHANGING_ARGUMENTS = frozenset({"guidance_scale_2", "skip_guidance_layers", "cfg_truncation"})
+"""Arguments with which later steps are guided differently from the first, which is the one that is recorded."""
 
 ADAPTER, PREFIX = "default", "transformer"
 ADAPTER_FILES = {
     "transformer": "pytorch_lora_weights.safetensors",
     "transformer_2": "pytorch_lora_weights_2.safetensors",
 }
-"""Where the adapters of a pipeline's networks are."""
+"""File names of the adapters of a pipeline's networks."""
 
 
-class Known(NamedTuple):
-    """The transformer's arguments that have a row per item, in the order of their names: with the prompt, and where
-    the pipeline guides, without."""
+class EncodedItems(NamedTuple):
+    """The transformer's arguments that have a row per item, in the order of their names.
+
+    Attributes:
+        prompted: those with the prompt.
+        unprompted: those without it, empty where the pipeline does not guide.
+    """
 
     prompted: tuple[torch.Tensor | None, ...]
     unprompted: tuple[torch.Tensor | None, ...]
 
 
 class PipelineGenerator:
-    """See the module. ``arguments`` go to every call of the pipeline: ``height``, ``num_frames``, ``guidance_scale``, …
+    """A generator from a diffusers pipeline, for which the networks of the pipeline are trained.
 
     ::
 
         generator = PipelineGenerator(WanImageToVideoPipeline.from_pretrained(…), {"num_frames": 49})
         policy = GeneratorPolicy(generator)
-
-    Raises:
-        BadInput: no family for this pipeline, parts that do not fit together, or an argument it does not have.
     """
 
     def __init__(self, pipeline: Any, arguments: Mapping[str, Any] | None = None, fps: float | None = None) -> None:
+        """Freeze everything but the networks of the pipeline.
+
+        Args:
+            pipeline: a diffusers pipeline of a supported family.
+            arguments: of every call of the pipeline: ``height``, ``num_frames``, ``guidance_scale``, …
+            fps: frame rate of videos, by default that of the arguments or the family.
+
+        Raises:
+            BadInput: no family supports the pipeline, its parts do not fit together, or it lacks an argument.
+        """
         self.pipeline = pipeline
         self.family = family_of(pipeline)
-        self.arguments = {**self.family.plain, **(arguments or {})}
+        self.arguments = {**self.family.neutral_arguments, **(arguments or {})}
         self.fps = fps or float(self.arguments.get("frame_rate", self.family.fps))
         _check(pipeline, self.family.latent_channels, self.arguments)
         self.codec = VaeCodec(pipeline.vae)
@@ -92,20 +104,20 @@ class PipelineGenerator:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the latents that the scheduler integrates, known from the first item on."""
+        """Shape of the latents that the scheduler integrates; known once an item was encoded."""
         assert self._shape, "encode an item first"
         return self._shape
 
-    def encode(self, items: Sequence[Item]) -> Known:
-        """What the pipeline tells its transformer about each item."""
+    def encode(self, items: Sequence[Item]) -> EncodedItems:
+        """Return the arguments that the pipeline passes to its transformer for each item."""
         rows = [self._encode(item) for item in items]
         return map_tensors(lambda *parts: torch.cat(parts), *rows)
 
     def call_arguments(self, item: Item) -> dict[str, Any]:
-        """What the pipeline is called with for an item.
+        """Return the arguments of the pipeline for an item.
 
         Raises:
-            BadInput: the item has what this pipeline does not take, or lacks what it needs.
+            BadInput: the item has an input that the pipeline does not take, or lacks one that it needs.
         """
         name, family = type(self.pipeline).__name__, self.family
         given = {key for key in ("text", "image", "audio") if getattr(item, key)}
@@ -124,14 +136,16 @@ class PipelineGenerator:
             arguments["image"] = Image.fromarray(read_image(item.image))
         return arguments
 
-    def _encode(self, item: Item) -> Known:
+    def _encode(self, item: Item) -> EncodedItems:
         arguments, device = self.call_arguments(item), next(self.networks["transformer"].parameters()).device
         if self.pipeline.vae.device != device:
             self.pipeline.to(device)
         recorded = record_first_step(self.pipeline, arguments)
         self.weight = self.family.guidance(arguments)
-        x = self.family.sampled(recorded.sample).float()
-        branches = [self.family.rows(call, x) for call in split_branches(recorded.calls, self.family.prompted_first)]
+        x = self.family.generated_part(recorded.sample).float()
+        branches = [
+            self.family.recorded_inputs(call, x) for call in split_branches(recorded.calls, self.family.prompted_first)
+        ]
         names = tuple(sorted(name for name, value in branches[0].items() if is_per_item(value)))
         shared = {name: value for name, value in branches[0].items() if name not in names}
         if self.recorded is None:
@@ -140,51 +154,63 @@ class PipelineGenerator:
         elif tuple(x.shape[1:]) != self._shape or not same_arguments(shared, self.shared):
             raise BadInput(f"Prompt {item.id!r} makes another size than those before it: give all the same size.")
         self.names = names
-        self._agrees(recorded, branches, x)
-        driven = [self.family.drive({**shared, **branch}, item) for branch in branches]
+        self._check_velocity(recorded, branches, x)
+        driven = [self.family.add_inputs({**shared, **branch}, item) for branch in branches]
         self.names = tuple(sorted(name for name, value in driven[0].items() if is_per_item(value)))
-        return self._known(driven)
+        return self._per_item(driven)
 
-    def _known(self, branches: Sequence[Call]) -> Known:
-        taken = [tuple(branch.get(name) for name in self.names) for branch in branches]
-        return Known(taken[0], taken[1] if len(taken) > 1 else ())
+    def _per_item(self, branches: Sequence[Call]) -> EncodedItems:
+        """Select the arguments that have a row per item."""
+        rows = [tuple(branch.get(name) for name in self.names) for branch in branches]
+        return EncodedItems(rows[0], rows[1] if len(rows) > 1 else ())
 
     @torch.no_grad()
-    def _agrees(self, recorded: RecordedStep, branches: Sequence[Call], x: torch.Tensor) -> None:
-        """Raises ``BadInput`` if the velocity is not what the pipeline itself used at its first step."""
+    def _check_velocity(self, recorded: RecordedStep, branches: Sequence[Call], x: torch.Tensor) -> None:
+        """Raise ``BadInput`` if the velocity differs from the one that the pipeline used at its first step."""
         gap = float("inf")
         if len(branches) <= 2:
-            own = self.velocity(x, recorded.time.reshape(1).to(x) / 1000, self._known(branches))
-            wanted = self.family.sampled(recorded.velocity).float()
-            gap = float((own - wanted).norm() / wanted.norm().clamp_min(1e-9))
+            replayed = self.velocity(x, recorded.time.reshape(1).to(x) / 1000, self._per_item(branches))
+            used = self.family.generated_part(recorded.velocity).float()
+            gap = float((replayed - used).norm() / used.norm().clamp_min(1e-9))
         half = self.pipeline.transformer.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-        if not gap <= (AGREES_HALF if half else AGREES):
+        if not gap <= (VELOCITY_TOLERANCE_HALF if half else VELOCITY_TOLERANCE):
             raise BadInput(
                 f"{type(self.pipeline).__name__} guides in a way that cannot be replayed (its velocity differs by "
                 f"{gap:.2g}): leave rescaling, skipped layers and other additions to guidance off."
             )
 
     def call(self, x: torch.Tensor, sigma: torch.Tensor, rows: Sequence[torch.Tensor | None]) -> tuple[Call, Call]:
-        """What is kept of a branch, and the transformer's arguments for it."""
+        """Return the transformer's arguments for one branch of guidance.
+
+        Args:
+            x: latents ``[B, *shape]``.
+            sigma: noise levels ``[B]``.
+            rows: the arguments with a row per item, ``known.prompted`` or ``known.unprompted``.
+
+        Returns:
+            The recorded arguments without x, and those with it.
+        """
         assert self.recorded is not None, "encode an item first"
         kept = {**self.shared, **dict(zip(self.names, rows, strict=True))}
         time = float(self.recorded.time)
         kept |= {
-            name: self.family.times(sigma, kept[name], time) for name in self.family.timed if kept.get(name) is not None
+            name: self.family.timesteps(sigma, kept[name], time)
+            for name in self.family.timestep_arguments
+            if kept.get(name) is not None
         }
         return kept, self.family.call(x, kept)
 
-    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: Known) -> torch.Tensor:
-        """v ``[B, *shape]`` in float32, guided as the pipeline does."""
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: EncodedItems) -> torch.Tensor:
+        """Return the velocity ``[B, *shape]`` in float32, with the guidance of the pipeline."""
         results = []
         for rows in known[:2]:
             if rows:
                 kept, call = self.call(x, sigma, rows)
-                results.append(self.family.read(self.family.network(call, sigma), x, kept).float())
+                results.append(self.family.read_velocity(self.family.network(call, sigma), x, kept).float())
         return results[0] if len(results) == 1 else self.family.guide(results[0], results[1], self.weight)
 
-    def decode(self, x: torch.Tensor, known: Known) -> DecodedSamples:
-        """Frames of every sample, decoded whole and one by one."""
+    def decode(self, x: torch.Tensor, known: EncodedItems) -> DecodedSamples:
+        """Decode the frames of every sample, one sample at a time and without tiles."""
         clips = []
         for row in range(len(x)):
             one = x[row : row + 1]
@@ -197,21 +223,27 @@ class PipelineGenerator:
         return DecodedSamples(clips, self.fps)
 
     def levels(self, sigmas: torch.Tensor) -> torch.Tensor:
-        """The levels at which the pipeline would stop in as many steps, shifted once more by what ``sigmas`` are."""
+        """Return the noise levels of the pipeline for as many steps as ``sigmas`` has, with the shift of ``sigmas``
+        added."""
         assert self.recorded is not None, "encode an item first"
         scheduler, steps = copy.deepcopy(self.pipeline.scheduler), len(sigmas) - 1
-        wanted: dict[str, Any] = {"num_inference_steps": steps}
+        arguments: dict[str, Any] = {"num_inference_steps": steps}
         if self.recorded.evenly:
-            wanted["sigmas"] = shifted(steps)[:-1].tolist()
+            arguments["sigmas"] = shifted(steps)[:-1].tolist()
         if self.recorded.mu is not None:
-            wanted["mu"] = self.family.shift(self.recorded, steps)
-        scheduler.set_timesteps(**wanted)
+            arguments["mu"] = self.family.shift(self.recorded, steps)
+        scheduler.set_timesteps(**arguments)
         return shift_levels(scheduler.sigmas.float().cpu(), shift_of(sigmas))
 
     @torch.no_grad()
     def delivery_gap(self, item: Item, steps: int = 3) -> int | None:
-        """How far what rewards see is from what the pipeline itself makes of the same noise, in levels of 255; none
-        where the pipeline cannot be asked for the same. Solvers of higher order are replaced by Euler's for it."""
+        """Return the largest difference between the frames that rewards see and those of the pipeline, of 255.
+
+        Both start from the same noise; solvers of higher order are replaced by Euler's.
+
+        Returns:
+            The difference, or None where the pipeline cannot be called with the same inputs.
+        """
         known, noise = self.encode([item]), unit_noise(self.shape, 0)[None].to(self.pipeline.transformer.device)
         kept, _ = self.call(noise, noise.new_ones(1), known.prompted)
         start = self.family.start(noise, kept)
@@ -223,14 +255,14 @@ class PipelineGenerator:
         with with_euler_steps(self.pipeline, levels):
             arguments = {"latents": start, "num_inference_steps": steps, "output_type": "np"}
             results = self.pipeline(**self.call_arguments(item), **arguments)[0]
-        theirs = (np.asarray(results[0], np.float32) * 255).round().astype(int)
-        return int(np.abs(theirs.reshape(clip.shape) - clip).max()) if theirs.size == clip.size else 255
+        expected = (np.asarray(results[0], np.float32) * 255).round().astype(int)
+        return int(np.abs(expected.reshape(clip.shape) - clip).max()) if expected.size == clip.size else 255
 
     def save(self, folder: Path, networks: Mapping[str, Any]) -> None:
-        """Adapters of the trained networks as diffusers loads them, or networks trained in full."""
-        found = {name: adapter_weights(network) for name, network in networks.items()}
-        if any(found.values()):
-            write_adapters(found, networks, folder)
+        """Write the adapters of the trained networks as diffusers loads them, or networks that were trained in full."""
+        adapters = {name: adapter_weights(network) for name, network in networks.items()}
+        if any(adapters.values()):
+            write_adapters(adapters, networks, folder)
         else:
             for name, network in networks.items():
                 network.save_pretrained(folder / name)
@@ -239,16 +271,16 @@ class PipelineGenerator:
 def _check(pipeline: Any, channels: int, arguments: Mapping[str, Any]) -> None:
     name = type(pipeline).__name__
     config = pipeline.vae.config
-    own = config.get("z_dim") or config.get("latent_channels")
-    if own != channels:
+    vae_channels = config.get("z_dim") or config.get("latent_channels")
+    if vae_channels != channels:
         raise BadInput(
-            f"{name}: the autoencoder makes {own} latent channels where the transformer works in {channels}: load the "
-            "one that belongs to it."
+            f"{name}: the autoencoder makes {vae_channels} latent channels where the transformer works in {channels}: "
+            "load the one that belongs to it."
         )
     if getattr(pipeline.vae, "use_tiling", False):
         raise BadInput(f"{name} decodes in tiles, whose seams rewards would learn from: call vae.disable_tiling().")
     known = inspect.signature(pipeline.__call__).parameters
-    if changing := sorted(CHANGING & arguments.keys()):
+    if changing := sorted(CHANGING_ARGUMENTS & arguments.keys()):
         raise BadInput(f"{name}: {changing[0]} changes guidance on the way, which is not replayed: leave it out.")
     for argument in arguments:
         if argument not in known:
@@ -256,7 +288,7 @@ def _check(pipeline: Any, channels: int, arguments: Mapping[str, Any]) -> None:
 
 
 def adapter_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Its adapters' weights by their names in diffusers; none without adapters."""
+    """Return the weights of a network's adapters by their names in diffusers; none without adapters."""
     return {
         name.replace(f".{ADAPTER}", ""): value.detach().cpu().contiguous()
         for name, value in network.state_dict().items()
@@ -265,7 +297,7 @@ def adapter_weights(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def adapter_config(network: nn.Module) -> dict[str, Any]:
-    """Rank, alpha and layers of its adapters, as ``peft`` writes them."""
+    """Return rank, alpha and layers of a network's adapters, as ``peft`` writes them."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
@@ -278,8 +310,11 @@ def adapter_config(network: nn.Module) -> dict[str, Any]:
 def write_adapters(
     adapters: Mapping[str, Mapping[str, torch.Tensor]], networks: Mapping[str, nn.Module], folder: Path
 ) -> None:
-    """One file per network; ``load_lora_weights`` finds the first by itself, the second one's network is said with
-    ``weight_name=ADAPTER_FILES["transformer_2"], load_into_transformer_2=True``."""
+    """Write adapters, one file per network.
+
+    ``load_lora_weights`` finds the first file by itself; the second is loaded with
+    ``weight_name=ADAPTER_FILES["transformer_2"], load_into_transformer_2=True``.
+    """
     from diffusers.loaders.lora_base import LoraBaseMixin
 
     for name, weights in adapters.items():

@@ -1,18 +1,11 @@
-"""What differs between families of diffusers pipelines, and calls recorded from them.
-
-What the families of pipelines have in common, and where they may differ.
-
-hidden_states = x, followed in dimension 1 by what the model is shown beside it (masks, first frame, references)
-timestep      = what was recorded at time t, times σ·1000 / t                       (0 where the picture is given)
-v             = v⁻ + w (v⁺ − v⁻), of the first ``x.shape[1]`` entries of the output
-
-Record what a pipeline of diffusers passes to its transformer at the first denoising step.
+"""The base class of families of diffusers pipelines, and recording what a pipeline passes to its transformer.
 
     pipeline(prompt, …) ─► encoders ─► transformer(hidden_states, timestep, conditions) ─► scheduler.step(v, t, x)
                                               └── recorded: calls ──┘                        └─ recorded, and stop
 
-The pipeline itself encodes texts and pictures, masks and packs; nothing of that is written a second time. The record is
-also the proof: the velocity computed from the calls must be the one that the pipeline gave its scheduler.
+The pipeline itself encodes texts and pictures, masks and packs; none of that is implemented again here. The record is
+also a test: the velocity computed from the calls must be the one that the pipeline gave its scheduler. ``Family`` turns
+recorded calls into calls at any x and σ.
 """
 
 from __future__ import annotations
@@ -32,28 +25,36 @@ if TYPE_CHECKING:
     from flowportrait.adapters.policy import Item
 
 
+# --- Families ----------------------------------------------------------------------------------------------------
+
 Call = dict[str, Any]
 """Arguments of the transformer by name."""
 
 
 class Family:
-    """A family with nothing special; see ``families`` for those with."""
+    """A family of pipelines. The defaults below fit most; ``adapters.families`` overrides where a family differs.
+
+    hidden_states = x, followed in dimension 1 by further inputs (masks, first frame, references)
+    timestep      = the recorded one at time t, times σ·1000 / t                       (0 for a given picture)
+    v             = v⁻ + w (v⁺ − v⁻), of the first ``x.shape[1]`` entries of the output
+    """
 
     name = ""
     pipelines: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset({"text"})
-    """What its items may have; an image is an image to animate."""
+    """Inputs that its items may have: text, image or audio; an image is an image to animate."""
     needs: frozenset[str] = frozenset({"text"})
-    """What its items must have."""
-    guided_by = "guidance_scale"
-    """The pipeline's argument that sets true guidance."""
+    """Inputs that its items must have."""
+    guidance_argument = "guidance_scale"
+    """The argument of the pipeline that sets the weight of true guidance."""
     prompted_first = False
-    """In one call for both branches, whether the prompted one comes first."""
-    plain: Mapping[str, float] = {}
-    """Arguments that switch off what the pipeline adds to guidance by default."""
-    timed: tuple[str, ...] = ("timestep",)
-    """Arguments of the transformer that follow the noise level."""
+    """Whether the prompted branch comes first in one call for both branches."""
+    neutral_arguments: Mapping[str, float] = {}
+    """Arguments that switch off the pipeline's default additions to guidance."""
+    timestep_arguments: tuple[str, ...] = ("timestep",)
+    """Arguments of the transformer that depend on the noise level."""
     fps = 25.0
+    """Default frame rate of its videos."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -64,63 +65,72 @@ class Family:
         return int(self.pipeline.transformer.config.in_channels)
 
     def guidance(self, arguments: dict[str, Any]) -> float:
-        """w, given what the pipeline is called with."""
-        default = inspect.signature(self.pipeline.__call__).parameters[self.guided_by].default
-        return float(arguments.get(self.guided_by, default))
+        """Return the weight w of guidance, given the arguments of the pipeline."""
+        default = inspect.signature(self.pipeline.__call__).parameters[self.guidance_argument].default
+        return float(arguments.get(self.guidance_argument, default))
 
-    def sampled(self, sample: torch.Tensor) -> torch.Tensor:
-        """Of what the scheduler integrates, what is not given."""
+    def generated_part(self, sample: torch.Tensor) -> torch.Tensor:
+        """Return x, the part of the scheduler's sample that is generated and not given."""
         return sample
 
-    def rows(self, call: Call, x: torch.Tensor) -> Call:
-        """A call that was recorded, without x itself: only what is kept of it."""
+    def recorded_inputs(self, call: Call, x: torch.Tensor) -> Call:
+        """Return a recorded call without x, which is what is kept of it."""
         return {**call, "hidden_states": call["hidden_states"][:, x.shape[1] :]}
 
     def call(self, x: torch.Tensor, kept: Call) -> Call:
-        """Inverse of ``rows`` for any x."""
+        """Return the call at any x, the inverse of ``recorded_inputs``."""
         import torch
 
         hidden = torch.cat([x.to(kept["hidden_states"].dtype), kept["hidden_states"]], 1)
         return {**kept, "hidden_states": hidden}
 
-    def drive(self, kept: Call, item: Item) -> Call:
-        """The call with what the pipeline has no argument for."""
+    def add_inputs(self, kept: Call, item: Item) -> Call:
+        """Return the call with inputs of the item for which the pipeline has no argument."""
         return kept
 
-    def times(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
-        """Time steps at noise levels ``[B]``, from those recorded at ``time`` ``[B, …]``."""
+    def timesteps(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
+        """Return the time steps ``[B, …]`` at noise levels ``[B]``, given those recorded at ``time``."""
         level = sigma.reshape(-1, *(1,) * (recorded.ndim - 1))
         return recorded.float() * (level * (1000.0 / time))
 
     def network(self, call: Call, sigma: torch.Tensor) -> Any:
-        """The transformer's output."""
+        """Return the output of the transformer."""
         return self.pipeline.transformer(**call, return_dict=False)[0]
 
-    def read(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        """Velocity in the shape of x."""
+    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
+        """Return the velocity in the shape of x, from the output of the transformer."""
         return output[:, : x.shape[1]]
 
     def guide(self, prompted: torch.Tensor, unprompted: torch.Tensor, weight: float) -> torch.Tensor:
-        """Both branches combined."""
+        """Return the guided velocity, given those with and without the prompt."""
         return unprompted + weight * (prompted - unprompted)
 
     def shift(self, recorded: RecordedStep, steps: int) -> float | None:
-        """mu of the schedule of so many steps."""
+        """Return mu, the shift of the schedule for a number of steps."""
         return recorded.mu
 
     def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor | None:
-        """x at σ = 1 as the pipeline takes it for its argument ``latents``, if it can be given all that was asked."""
+        """Return x at σ = 1 as the pipeline's argument ``latents``, or None if it cannot be given the same inputs."""
         return x
 
     def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        """x as the autoencoder's normalised latents ``[B, C, h, w]`` or ``[B, C, T, h, w]``."""
+        """Return x as normalised latents of the autoencoder, ``[B, C, h, w]`` or ``[B, C, T, h, w]``."""
         return x
 
 
+# --- Recording ---------------------------------------------------------------------------------------------------
+
+
 class RecordedStep(NamedTuple):
-    """calls: the transformer's arguments by name, one dict per call; velocity, time (0 to 1000) and sample as the
-    scheduler got them; mu, the shift of its schedule, where the pipeline sets one; evenly: whether the pipeline asks
-    for evenly spaced levels before they are shifted, or leaves them to its scheduler."""
+    """The first denoising step of a pipeline.
+
+    Attributes:
+        calls: the transformer's arguments by name, one dict per call.
+        velocity: what the scheduler got, like ``time`` (0 to 1000) and ``sample``.
+        mu: the shift of the schedule, where the pipeline sets one.
+        evenly: whether the pipeline asks for evenly spaced levels before they are shifted, or leaves them to its
+            scheduler.
+    """
 
     calls: list[dict[str, Any]]
     velocity: torch.Tensor
@@ -131,12 +141,12 @@ class RecordedStep(NamedTuple):
 
 
 class _StopPipeline(Exception):
-    """Raised out of the pipeline as soon as everything is recorded."""
+    """Raised to leave the pipeline once everything is recorded."""
 
 
 @torch.no_grad()
 def record_first_step(pipeline: Any, arguments: Mapping[str, Any]) -> RecordedStep:
-    """Run ``pipeline(**arguments)`` up to its scheduler's first step.
+    """Run ``pipeline(**arguments)`` up to the first step of its scheduler, and return what was recorded.
 
     Raises:
         BadInput: the pipeline refuses the arguments.
@@ -169,7 +179,12 @@ def record_first_step(pipeline: Any, arguments: Mapping[str, Any]) -> RecordedSt
 
 @contextmanager
 def with_euler_steps(pipeline: Any, levels: torch.Tensor) -> Iterator[None]:
-    """The pipeline with Euler's steps, where its scheduler takes others, at the same noise levels ``[K + 1]``."""
+    """Let the pipeline take Euler steps inside the block; another scheduler is replaced at the same noise levels.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        levels: noise levels ``[K + 1]``.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler = copy.deepcopy(pipeline.scheduler)
@@ -183,25 +198,25 @@ def with_euler_steps(pipeline: Any, levels: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def _with_scheduler(pipeline: Any, scheduler: Any) -> Iterator[None]:
-    own, pipeline.scheduler = pipeline.scheduler, scheduler
-    shown = getattr(pipeline, "_progress_bar_config", {})
+    before, pipeline.scheduler = pipeline.scheduler, scheduler
+    progress_bar = getattr(pipeline, "_progress_bar_config", {})
     pipeline.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
-        pipeline.scheduler = own
-        pipeline._progress_bar_config = shown
+        pipeline.scheduler = before
+        pipeline._progress_bar_config = progress_bar
 
 
 @contextmanager
 def _recording_calls(transformer: torch.nn.Module, calls: list[dict[str, Any]]) -> Iterator[None]:
     signature = inspect.signature(transformer.forward)
 
-    def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = signature.bind(*args, **kwargs).arguments
         calls.append({name: value for name, value in arguments.items() if name != "return_dict"})
 
-    handle = transformer.register_forward_pre_hook(note, with_kwargs=True)
+    handle = transformer.register_forward_pre_hook(record, with_kwargs=True)
     try:
         yield
     finally:
@@ -209,13 +224,16 @@ def _recording_calls(transformer: torch.nn.Module, calls: list[dict[str, Any]]) 
 
 
 def split_branches(calls: Sequence[Call], prompted_first: bool) -> list[Call]:
-    """One call per branch with one row each, the prompted one first; of several calls the first is the prompted one."""
+    """Split recorded calls into one call per branch, with one row each and the prompted branch first.
+
+    Of several calls, the first is the prompted one.
+    """
     branches = []
     for call in calls:
         rows = len(call["x"] if "x" in call else call["hidden_states"])
         branches += [{name: _row(value, rows, at) for name, value in call.items()} for at in range(rows)]
-    together = len(calls) == 1 and len(branches) > 1
-    return branches[::-1] if together and not prompted_first else branches
+    in_one_call = len(calls) == 1 and len(branches) > 1
+    return branches[::-1] if in_one_call and not prompted_first else branches
 
 
 def _row(value: Any, rows: int, at: int) -> Any:
@@ -225,12 +243,12 @@ def _row(value: Any, rows: int, at: int) -> Any:
 
 
 def is_per_item(value: Any) -> bool:
-    """Whether an argument belongs to one item, and not to all of them."""
+    """Return whether an argument has a row per item, and is not shared by all items."""
     return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == 1
 
 
 def same_arguments(one: Call, other: Call) -> bool:
-    """Whether two calls have the same arguments with the same values."""
+    """Return whether two calls have the same arguments with the same values."""
 
     def same(a: Any, b: Any) -> bool:
         return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b

@@ -1,23 +1,16 @@
-"""What a generator of your own has to have, and how it becomes a policy.
+"""The interface of third-party generators, and how one becomes a policy with a task for post-training.
 
-What a generator must be to be post-trained: a shape and three methods.
+A generator has a shape and three methods:
 
     encode(items) ─► known            velocity(x_σ, σ, known) ─► v            decode(x_0, known) ─► DecodedSamples
 
     x_σ = (1 − σ)·x_0 + σ·ε,   v = dx/dσ = ε − x_0,   σ from 1 (noise) to 0 (data)
 
-``known`` is opaque to everybody else: a tuple (named or nested, if you like) of tensors with one row per item.
+``known`` is the encoding of the items, a tuple (named or nested, if you like) of tensors with one row per item; nothing
+else looks into it.
 
-A generator of three methods as a policy: all of a sample is one chunk.
-
-x [..., D]  ⇄  [B, *shape],    a context is what is known, with the leading sizes of x
-
-Items for a generator, and what rewards see of its samples.
-
-motion it made itself                  ─► rewards as they are
-frames, and rewards look at a face     ─► tracked face, crop and landmarks (``rewards.batch``); the item's image
-                                          is the portrait, where one compares with it
-frames, and rewards look at pictures   ─► the whole frames
+The parts in order: ``Item``, ``DecodedSamples`` and ``Generator``, the interface; ``GeneratorPolicy``, a generator as a
+policy; ``GeneratorTask``, which draws items and turns samples into reward batches.
 """
 
 from __future__ import annotations
@@ -46,10 +39,12 @@ from flowportrait.rendering.motion_basis import MOTION_DIM
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rl.rollout import Trajectory, map_tensors
 
+# --- The interface -----------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Item:
-    """What is asked for: a text, a portrait, speech, or several of these; ``id`` tells items apart."""
+    """A prompt: a text, a portrait, speech, or several of these; ``id`` is unique."""
 
     id: str
     text: str = ""
@@ -58,10 +53,12 @@ class Item:
 
 
 class DecodedSamples(NamedTuple):
-    """B samples as they would be delivered.
+    """B samples as they would be delivered: frames, or motion for generators of motion.
 
-    frames: RGB ``[T, H, W, 3]`` uint8 per sample (T = 1: a picture) at ``fps``; or motion ``[B, T, 30]`` at 25 fps in
-    the numbers of ``rendering.motion_basis``, for generators of motion.
+    Attributes:
+        frames: RGB ``[T, H, W, 3]`` uint8 per sample; a picture has T = 1.
+        fps: frame rate of ``frames``.
+        motion: ``[B, T, 30]`` at 25 fps, in the numbers of ``rendering.motion_basis``.
     """
 
     frames: Sequence[np.ndarray] | None = None
@@ -70,90 +67,103 @@ class DecodedSamples(NamedTuple):
 
 
 Shown = DecodedSamples
-"""Its name in version 0.1."""
+"""The name of ``DecodedSamples`` in version 0.1."""
 
 
 class Generator(Protocol):
-    """A generator of one's own; as an ``nn.Module`` its parameters are what is trained.
+    """A third-party generator. If it is an ``nn.Module``, its parameters are trained.
 
-    It may also have ``levels(sigmas)``, its own noise schedule for levels from 1 to 0, ``save_pretrained(folder)`` and
-    ``recompute_activations()``.
+    It may also have ``networks`` (what is trained, by name), ``levels(sigmas)`` (its own noise schedule for levels from
+    1 to 0), ``save_pretrained(folder)`` and ``recompute_activations()``.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the latents of one sample."""
+        """Shape of the latents of one sample."""
         ...
 
     def encode(self, items: Sequence[Item]) -> Any:
-        """What is known of each item, a row each; asked once per item and kept, so nothing here is trained."""
+        """Encode items as a tuple of tensors with a row each; called once per item, so it must not be trained."""
         ...
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: Any) -> torch.Tensor:
-        """v ``[B, *shape]`` at x ``[B, *shape]`` float32 and noise levels ``[B]``, guidance included."""
+        """Return the velocity ``[B, *shape]`` at x ``[B, *shape]`` float32 and noise levels ``[B]``, with guidance."""
         ...
 
     def decode(self, x: torch.Tensor, known: Any) -> DecodedSamples:
-        """Clean latents ``[B, *shape]`` as they would be delivered."""
+        """Decode clean latents ``[B, *shape]`` as they would be delivered."""
         ...
 
 
+# --- A generator as a policy -------------------------------------------------------------------------------------
+
+
 class Condition(NamedTuple):
-    """What is known of each sample."""
+    """The encoding of each sample's item."""
 
     known: Any
 
     @property
     def chunks(self) -> int:
-        """One: everything at once."""
+        """Number of chunks to generate: one, the whole sample."""
         return 1
 
     def select(self, rows: torch.Tensor) -> Condition:
-        """The samples at ``rows``."""
+        """Return the samples at these indices."""
         return Condition(map_tensors(lambda part: part[rows.to(part.device)], self.known))
 
     def repeat(self, times: int) -> Condition:
-        """Each sample ``times`` times in a row."""
+        """Return each sample ``times`` times in a row."""
         return Condition(map_tensors(lambda part: part.repeat_interleave(times, 0), self.known))
 
 
 class SingleChunkSession:
-    """A session of one chunk."""
+    """A generation of one chunk, the whole sample."""
 
     def __init__(self, condition: Condition) -> None:
         self.known = condition.known
 
     def context(self) -> Any:
-        """What is known."""
+        """Return the context of the chunk, which is the encoding."""
         return self.known
 
     def append(self, latents: torch.Tensor) -> None:
-        """Nothing comes after it."""
+        """Do nothing, since no chunk follows."""
 
 
 class GeneratorPolicy(nn.Module):
-    """See the module. ``networks`` are what is trained: the generator itself, or what it names."""
+    """A third-party generator as a policy, for which a whole sample is one chunk.
+
+        x [..., D]  ⇄  [B, *shape],    a context is the encoding, with the leading sizes of x
+
+    Trained are the generator's ``networks``, or the generator itself if it names none.
+    """
 
     generator: Generator
 
     def __init__(self, generator: Generator) -> None:
+        """Wrap a generator.
+
+        Raises:
+            BadInput: the generator has nothing to train.
+        """
         super().__init__()
-        named = getattr(generator, "networks", None)
-        if named is None and not isinstance(generator, nn.Module):
+        networks = getattr(generator, "networks", None)
+        if networks is None and not isinstance(generator, nn.Module):
             raise BadInput(f"{type(generator).__name__} has nothing to train: make it a torch.nn.Module.")
         self.generator = generator
-        self.networks = nn.ModuleDict(named or {})
-        self.keeps_adapters = named is not None
+        self.networks = nn.ModuleDict(networks or {})
+        self.keeps_adapters = networks is not None
         """Whether adapters are saved by themselves instead of merged into the weights."""
-        # One piece of a rollout is decoded in a thread of its own while the next is encoded, and autoencoders of video
-        # (Wan's) keep what they work on in themselves.
+        # A rollout is decoded in another thread while the next one is encoded, and autoencoders of video (Wan's) keep
+        # intermediate results as attributes.
         self.lock = Lock()
         blocks = [getattr(part, "_no_split_modules", None) or getattr(part, "_repeated_blocks", None) or ()
                   for part in self.networks.values()]  # fmt: skip
         self._no_split_modules = [name for names in blocks for name in names]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GeneratorPolicy:
-        # Encoders and autoencoders of a pipeline are frozen: copies share them.
+        # Encoders and autoencoders of a pipeline are frozen, so that copies share them.
         memo[id(self.lock)] = self.lock
         if self.networks:
             memo[id(self.generator)] = self.generator
@@ -164,20 +174,20 @@ class GeneratorPolicy(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """D, numbers per sample."""
+        """D, the number of latents per sample."""
         return int(torch.Size(self.generator.shape).numel())
 
     @property
     def device(self) -> torch.device:
-        """Where the trained network is."""
+        """The device of the trained network."""
         return next(self.parameters()).device
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> Any:
-        """``known`` of items, detached.
+        """Encode items with the generator, without gradients.
 
         Raises:
-            BadInput: it is no tuple.
+            BadInput: the generator returns something else than a tuple.
         """
         with self.lock:
             known = self.generator.encode(items)
@@ -187,20 +197,20 @@ class GeneratorPolicy(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, condition: Condition) -> DecodedSamples:
-        """Latents ``[B, 1, D]`` as rewards see them."""
+        """Decode latents ``[B, 1, D]`` with the generator, without gradients."""
         with self.lock:
             return self.generator.decode(latents.reshape(-1, *self.generator.shape), condition.known)
 
     def session(self, condition: Condition) -> SingleChunkSession:
-        """Start generating."""
+        """Start generating a sample."""
         return SingleChunkSession(condition)
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> Any:
-        """What is known, for the one chunk ``[B, 1, …]``."""
+        """Return the contexts of the one chunk, the encoding as ``[B, 1, …]``."""
         return map_tensors(lambda part: part[:, None], condition.known)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: Any) -> torch.Tensor:
-        """v ``[..., D]`` at x ``[..., D]``; sigma and context broadcast to its leading sizes."""
+        """Return the velocity ``[..., D]`` at x ``[..., D]``; sigma and context broadcast to its leading sizes."""
         lead = x.shape[:-1]
         count = int(torch.Size(lead).numel())
         known = map_tensors(
@@ -210,27 +220,27 @@ class GeneratorPolicy(nn.Module):
         return self.generator.velocity(x.reshape(count, *self.generator.shape), level, known).reshape(x.shape)
 
     def levels(self, sigmas: torch.Tensor) -> torch.Tensor:
-        """The generator's own schedule for levels ``[K + 1]`` from 1 to 0."""
-        own = getattr(self.generator, "levels", None)
-        return own(sigmas) if own else sigmas
+        """Return the generator's own schedule for levels ``[K + 1]`` from 1 to 0, or these if it has none."""
+        schedule = getattr(self.generator, "levels", None)
+        return schedule(sigmas) if schedule else sigmas
 
     def recompute_activations(self) -> None:
-        """Trade activations for a second forward pass.
+        """Recompute activations in the backward pass instead of keeping them.
 
         Raises:
-            BadInput: the generator cannot.
+            BadInput: the generator has no such method.
         """
         for network in self.networks.values():
             network.enable_gradient_checkpointing()  # type: ignore[operator]
         if not self.networks:
-            own = getattr(self.generator, "recompute_activations", None)
-            if own is None:
+            recompute = getattr(self.generator, "recompute_activations", None)
+            if recompute is None:
                 name = type(self.generator).__name__
                 raise BadInput(f"checkpointing=true needs a method recompute_activations of {name}: leave it false.")
-            own()
+            recompute()
 
     def save_pretrained(self, folder: Path) -> None:
-        """What was trained, in the way of the generator, else as ``model.safetensors``."""
+        """Write what was trained with the generator's own method, or else as ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.networks:
             pipeline: Any = self.generator
@@ -238,47 +248,58 @@ class GeneratorPolicy(nn.Module):
         elif hasattr(self.generator, "save_pretrained"):
             self.generator.save_pretrained(folder)
         else:
-            assert isinstance(self.generator, nn.Module), "what names no networks is one"
+            assert isinstance(self.generator, nn.Module), "a generator without networks is a module"
             weights = {name: value.contiguous() for name, value in self.generator.state_dict().items()}
             with complete(folder / "model.safetensors") as partial:
                 save_file(weights, partial)
 
 
+# --- The task of a generator -------------------------------------------------------------------------------------
+
 WITHOUT_FACE = frozenset({"frames", "fps", "audio", "transcript", "group", "policy"})
-"""Needs that can be met without looking for a face."""
+"""Needs of rewards that can be met without tracking a face."""
 
 
 class ItemBatch(NamedTuple):
-    """One item per row."""
+    """A batch of prompts, one item per row."""
 
     items: list[Item]
 
     def select(self, rows: torch.Tensor) -> ItemBatch:
-        """The rows at these indices."""
+        """Return the rows at these indices."""
         return ItemBatch([self.items[int(row)] for row in rows])
 
 
 class GeneratorTask:
-    """Items drawn in a keyed order, each encoded once in a run. ``needs``: those of all rewards together."""
+    """The items that a generator is trained on, and what rewards see of its samples.
+
+        motion that it generated               ─► rewards, unchanged
+        frames, and rewards look at a face     ─► tracked face, crop and landmarks (``rewards.batch``); the item's image
+                                                  is the portrait that rewards compare with
+        frames, and rewards look at pictures   ─► the whole frames
+
+    Items are drawn in a keyed order and encoded once in a run.
+    """
 
     regions: Mapping[str, torch.Tensor] = {}
 
     def __init__(self, items: Sequence[Item], needs: frozenset[str]) -> None:
+        """Take the items, and the needs of all rewards together."""
         self.items = list(items)
-        self.tracked = not needs <= WITHOUT_FACE
-        self.compared = "portrait" in needs
+        self.tracks_faces = not needs <= WITHOUT_FACE
+        self.compares_portraits = "portrait" in needs
         self.known: dict[str, Any] = {}
         self.sounds: dict[str, np.ndarray] = {}
         self.faces: dict[Path, Portrait] = {}
 
     def draw(self, groups: int, seed: int, iteration: int) -> ItemBatch:
-        """A function of its arguments alone."""
+        """Draw items for a number of groups; the result depends on the arguments alone."""
         generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
         order = torch.randperm(len(self.items), generator=generator).tolist()
         return ItemBatch([self.items[order[i % len(order)]] for i in range(groups)])
 
     def condition(self, policy: GeneratorPolicy, prompts: ItemBatch) -> Condition:
-        """What is known of the items; encoders see each item once."""
+        """Return the encoding of items; each is encoded once in a run."""
         for item in prompts.items:
             if item.id not in self.known:
                 self.known[item.id] = map_tensors(lambda part: part.cpu(), policy.encode([item]))
@@ -286,20 +307,20 @@ class GeneratorTask:
         return Condition(map_tensors(lambda *parts: torch.cat(parts).to(policy.device), *rows))
 
     def real(self, policy: GeneratorPolicy, prompts: ItemBatch) -> torch.Tensor | None:
-        """None: items come without real clips."""
+        """Return None, since items have no real clips."""
         return None
 
     def batch(self, policy: GeneratorPolicy, trajectory: Trajectory, prompts: ItemBatch) -> RewardBatch:
-        """Finished samples as rewards see them."""
+        """Decode the samples of a trajectory, and return them as rewards see them."""
         latents = trajectory.latents.to(policy.device)
         condition = Condition(map_tensors(lambda part: part.to(policy.device), trajectory.condition.known))
-        made = self.reward_batch(policy.decode(latents, condition), prompts.items)
-        made.group, made.policy = trajectory.group, policy
-        made.condition, made.latents = condition, latents
-        return made
+        batch = self.reward_batch(policy.decode(latents, condition), prompts.items)
+        batch.group, batch.policy = trajectory.group, policy
+        batch.condition, batch.latents = condition, latents
+        return batch
 
     def reward_batch(self, decoded: DecodedSamples, items: Sequence[Item]) -> RewardBatch:
-        """Decoded samples with what is known of their items."""
+        """Return decoded samples with the texts, speech and portraits of their items, as rewards see them."""
         texts = [item.text for item in items]
         if decoded.motion is not None:
             sound = self.sound(items, decoded.motion.shape[1])
@@ -308,7 +329,7 @@ class GeneratorTask:
         assert decoded.frames is not None, "decode returns frames or motion"
         count = max(1, round(len(decoded.frames[0]) / decoded.fps * FPS))
         sound = self.sound(items, count)
-        if self.tracked:
+        if self.tracks_faces:
             return RewardBatch.from_frames(decoded.frames, list(sound), decoded.fps, self.portraits(items), texts)
         still = torch.zeros(len(items), count, MOTION_DIM)
         return RewardBatch(
@@ -316,13 +337,13 @@ class GeneratorTask:
         )
 
     def portraits(self, items: Sequence[Item]) -> list[Portrait] | None:
-        """Whose face each item is to be, where a reward compares with it and every item has an image.
+        """Return the portraits of items, if a reward compares with them and every item has an image; else None.
 
         Raises:
-            BadInput: an image without a face.
+            BadInput: an image has no face.
         """
         images = [item.image for item in items if item.image is not None]
-        if not self.compared or len(images) < len(items):
+        if not self.compares_portraits or len(images) < len(items):
             return None
         for image in images:
             if image not in self.faces:
@@ -330,7 +351,7 @@ class GeneratorTask:
         return [self.faces[image] for image in images]
 
     def sound(self, items: Sequence[Item], frames: int) -> np.ndarray:
-        """The speech of each item ``[B, 640 T]``, cut or followed by silence; silence where there is none."""
+        """Return the speech of each item ``[B, 640 T]``, cut or padded with silence; silence for items without it."""
         result = np.zeros((len(items), frames * SAMPLES_PER_FRAME), np.float32)
         for row, item in zip(result, items, strict=True):
             if item.audio is not None:
@@ -342,18 +363,18 @@ class GeneratorTask:
 
 
 class FrameSource:
-    """Frames that exist ``[B, T, H, W, 3]`` uint8, as a drawing; landmarks are not known."""
+    """Frames ``[B, T, H, W, 3]`` uint8 as the frame source of a reward batch; landmarks are ignored."""
 
     def __init__(self, frames: np.ndarray) -> None:
         self._frames = frames
 
     def __call__(self, _: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
-        """Frames ``[B, F, 3, H, W]`` in [0, 1]."""
+        """Return the frames at some indices ``[B, F, 3, H, W]`` in [0, 1]."""
         return torch.from_numpy(self._frames[:, list(indices)]).permute(0, 1, 4, 2, 3).float() / 255
 
 
 def _frame_source(decoded: DecodedSamples, count: int | None) -> FrameSource | None:
-    """Its frames at 25 fps, ``count`` of them."""
+    """Return the decoded frames, or ``count`` of them at 25 fps; None for motion."""
     if decoded.frames is None:
         return None
     clips = np.stack(list(decoded.frames))

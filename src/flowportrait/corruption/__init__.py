@@ -1,8 +1,8 @@
-"""Damage with a known cause and strength: what a judge or a reward must notice.
+"""Synthetic damage with a known cause and strength, which a judge, a metric or a reward must detect.
 
     damaged = corrupt(clip, "offset", 5.0)          strength in natural units (frames, pixels, levels)
 
-``CATALOGUE`` lists every kind of damage; ``corruptions("motion")`` gives those of one kind by name.
+``CATALOGUE`` lists every corruption; ``corruptions("motion")`` returns those of one kind by name.
 """
 
 from flowportrait.corruption.catalogue import (

@@ -1,10 +1,10 @@
-"""Every kind of damage by name.
+"""The catalogue of all corruptions, with their strengths and the aspects that they hurt.
 
-kind      takes             gives                made for
+kind      takes             returns              used for
 timing    ``Footage``       ``Footage``          judges, rewards and metrics of clips; preference pairs of videos
 face      ``Footage``       ``Footage``          the same
 picture   ``Footage``       ``Footage``          the same
-head      ``Footage``       ``Footage``          checks of the head's pose
+head      ``Footage``       ``Footage``          checks of the head pose
 motion    ``MotionWindow``  motion ``[T, 30]``   preference pairs in motion space
 still     ``FacePicture``   picture ``[H, W, 3]``  judges of portraits
 """
@@ -24,15 +24,18 @@ from flowportrait.corruption.stills import FacePicture
 from flowportrait.errors import BadInput
 
 Kind = Literal["timing", "face", "picture", "head", "motion", "still"]
+"""Kind of a corruption; see the table above."""
+
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CLIP_KINDS: tuple[Kind, ...] = ("timing", "face", "picture")
+"""Kinds of ``CORRUPTIONS``; those of the head are left out, as they serve the check of the head pose only."""
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage.
+    """One entry of the catalogue.
 
-    ``damage(subject, strength, rng)`` returns a damaged copy; strength 0 of a clip's damage is the clip itself.
+    ``damage(subject, strength, rng)`` returns a damaged copy. For clips, strength 0 returns the clip unchanged.
     """
 
     name: str
@@ -41,22 +44,22 @@ class Corruption:
     unit: str
     """Unit of the strengths."""
     strengths: tuple[float, ...]
-    """From hardly visible to plain."""
+    """Strengths from hardly visible to obvious."""
     hurts: tuple[str, ...]
-    """Aspects in which the intact one is better: sync, expression, motion, picture; of a still, the detector."""
+    """Aspects in which the intact subject is better: sync, expression, motion, picture; for stills, the detector."""
     needs: tuple[str, ...] = ()
-    """Tracks that a clip must have: frames, audio, landmarks."""
+    """Tracks that the clip must have: frames, audio, landmarks."""
     held_out: bool = False
-    """Motion damage that reward models are measured on and never trained on."""
+    """Whether reward models are evaluated on this motion damage and never trained on it."""
 
     @property
     def subtle(self) -> float:
-        """The mildest strength."""
+        """The lowest strength of the catalogue."""
         return self.strengths[0]
 
     @property
     def coarse(self) -> float:
-        """The strongest strength."""
+        """The highest strength of the catalogue."""
         return self.strengths[-1]
 
 
@@ -112,11 +115,11 @@ CATALOGUE: tuple[Corruption, ...] = (
 
 
 def corruptions(*kinds: Kind, held_out: bool | None = None) -> dict[str, Corruption]:
-    """Entries of the catalogue by name, of these kinds.
+    """Return the entries of the catalogue of these kinds, by name.
 
     Args:
-        kinds: of one subject (clip, motion or still), as names are unique within it.
-        held_out: only those that are held out of training, or only those that are not (default: both).
+        kinds: kinds of one subject (clip, motion or still); names are unique only within a subject.
+        held_out: True for corruptions held out of training, False for the others, None for both.
     """
     return {
         entry.name: entry
@@ -126,11 +129,11 @@ def corruptions(*kinds: Kind, held_out: bool | None = None) -> dict[str, Corrupt
 
 
 CORRUPTIONS = corruptions(*CLIP_KINDS)
-"""Damage to clips."""
+"""Corruptions of clips by name."""
 MOTION_CORRUPTIONS = corruptions("motion", held_out=False)
-"""Damage to motion that reward models learn from."""
+"""Corruptions of motion that reward models are trained on."""
 HELD_OUT_MOTION_CORRUPTIONS = corruptions("motion", held_out=True)
-"""Damage to motion that reward models are only measured on."""
+"""Corruptions of motion that reward models are only evaluated on."""
 
 
 @overload
@@ -140,10 +143,16 @@ def corrupt(subject: MotionWindow | FacePicture, name: str, strength: float, rng
 def corrupt(
     subject: Footage | MotionWindow | FacePicture, name: str, strength: float, rng: Seed = 0
 ) -> Footage | np.ndarray:
-    """A clip, a window of motion or a still, damaged by the corruption of that name.
+    """Return a damaged copy of a clip, a window of motion or a still.
+
+    Args:
+        subject: what is damaged; clips give clips, motion windows motion ``[T, 30]``, stills pictures ``[H, W, 3]``.
+        name: name of the corruption in the catalogue.
+        strength: strength in the corruption's own unit.
+        rng: seed or generator of random damage.
 
     Raises:
-        BadInput: no such corruption of this subject, or a clip lacks what it needs.
+        BadInput: if there is no such corruption of this subject, or the clip lacks a track that it needs.
     """
     if isinstance(subject, Footage):
         known = corruptions(*CLIP_KINDS, "head")

@@ -1,9 +1,11 @@
-"""Damage to clips: timing, face, picture and head.
+"""Corruptions of clips: timing, face, picture and head.
 
-timing    shown'[t] = shown[t + δ(t)]       δ: constant (late sound), slow wave, exchange of segments, freezing
+timing    shown'[t] = shown[t + δ(t)]       δ: constant (late sound), slow wave, swapped segments, frozen frames
 face      no motion, eyes that never move, a head that trembles
 picture   frame'[t] = frame[t] ∗ G_σ,       frame[t] + level(t) · tint,       frame[t] + level · box
 head      a skull that stretches, a neck that swings; pictures and landmarks move together
+
+Every corruption takes a ``Footage``, a strength and a seed, and returns a damaged copy.
 """
 
 from __future__ import annotations
@@ -18,29 +20,31 @@ from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
 from flowportrait.rendering.motion_basis import BLINK, GAZE
 
 Seed = int | np.random.Generator
-"""What random damage is drawn from."""
+"""Seed or generator of random damage."""
 
 WARP_SECONDS = 1.2
-"""Period of the local time-warp."""
+"""Period of ``warp_time``."""
 FREEZE_SECONDS = 0.8
-"""A picture freezes this often."""
+"""Period of ``freeze_frames``."""
 EYES = (
     np.array([33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7]),
     np.array([263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249]),
 )
 """Landmarks around each eye."""
 CORNERS = ((33, 133), (263, 362))
+"""Outer and inner corner of each eye."""
 EYE_MARGIN = 1.5
+"""Half-width of a pasted eye, in eye widths."""
 PUMP_HZ = 1.0
 TINT = np.array([1.0, -0.4, -0.6])
-"""Colour that pumping adds: warmer and cooler at almost equal brightness."""
+"""Colour that ``pump_colour`` adds: warmer and cooler at almost equal brightness."""
 FACE_MARGIN = 0.35
-"""How far the paste-back square reaches beyond the face, in face sizes."""
+"""How far the square of ``seam`` reaches beyond the face, in face sizes."""
 STRETCH_HZ, SHAKE_HZ = 1.5, 3.0
 
 
 def interpolate(track: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Values of a track ``[T, …]`` at fractional frames ``[S]``, linearly between its frames."""
+    """Return the values ``[S, …]`` of a track ``[T, …]`` at fractional frames ``[S]``, by linear interpolation."""
     times = times.clip(0, len(track) - 1)
     low = np.floor(times).astype(int)
     high = (low + 1).clip(max=len(track) - 1)
@@ -50,7 +54,7 @@ def interpolate(track: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Footage:
-    """A clip of T frames that can be damaged; any track may be missing, and damage that needs it then refuses.
+    """The tracks of one clip of T frames; any may be missing, and a corruption that needs it then raises BadInput.
 
     Attributes:
         frames: ``[T, H, W, 3]`` uint8.
@@ -71,7 +75,10 @@ class Footage:
         return 0 if self.audio is None else len(self.audio) // SAMPLES_PER_FRAME
 
     def at(self, moments: np.ndarray) -> Footage:
-        """The nearest picture and interpolated tracks at ``moments`` ``[S]`` (fractional frames); the sound stays."""
+        """Return the clip resampled at ``moments`` ``[S]`` (fractional frames).
+
+        Pictures are the nearest ones, landmarks and motion are interpolated, and the sound stays.
+        """
         nearest = np.rint(moments).astype(int).clip(0, len(self) - 1)
         return replace(
             self,
@@ -81,20 +88,20 @@ class Footage:
         )
 
     def pictures(self, wanted_by: str) -> np.ndarray:
-        """The frames.
+        """Return the frames ``[T, H, W, 3]``; ``wanted_by`` names the corruption in the error message.
 
         Raises:
-            BadInput: there are none.
+            BadInput: if there are none.
         """
         if self.frames is None:
             raise BadInput(f"'{wanted_by}' changes pictures: give the clip its frames.")
         return self.frames
 
     def points(self, wanted_by: str) -> np.ndarray:
-        """The landmarks.
+        """Return the landmarks ``[T, 478, 3]``; ``wanted_by`` names the corruption in the error message.
 
         Raises:
-            BadInput: there are none.
+            BadInput: if there are none.
         """
         if self.landmarks is None:
             raise BadInput(f"'{wanted_by}' must know where the face is: give the clip its landmarks.")
@@ -105,23 +112,26 @@ def _resampled(track: np.ndarray | None, moments: np.ndarray) -> np.ndarray | No
     return None if track is None else interpolate(track, moments).astype(track.dtype)
 
 
+# --- Timing ----------------------------------------------------------------------------------------------------------
+
+
 def offset_audio(clip: Footage, frames: float, rng: Seed = 0) -> Footage:
-    """Sound late by ``frames`` (early if negative), to a sample; the gap is filled with silence.
+    """Delay the sound by ``frames`` (advance it if negative), to the nearest sample; the gap is filled with silence.
 
     Raises:
-        BadInput: the clip has no sound.
+        BadInput: if the clip has no sound.
     """
     if clip.audio is None:
         raise BadInput("'offset' moves the sound: give the clip its audio.")
-    late = round(frames * SAMPLES_PER_FRAME)
-    moved = np.zeros_like(clip.audio)
-    size = max(0, len(moved) - abs(late))
-    moved[max(0, late) : max(0, late) + size] = clip.audio[max(0, -late) : max(0, -late) + size]
-    return replace(clip, audio=moved)
+    delay = round(frames * SAMPLES_PER_FRAME)
+    delayed = np.zeros_like(clip.audio)
+    size = max(0, len(delayed) - abs(delay))
+    delayed[max(0, delay) : max(0, delay) + size] = clip.audio[max(0, -delay) : max(0, -delay) + size]
+    return replace(clip, audio=delayed)
 
 
 def warp_time(clip: Footage, frames: float, rng: Seed = 0) -> Footage:
-    """Pictures run ahead and fall behind by up to ``frames`` in slow waves (1.2 s); time never runs backwards."""
+    """Let the pictures run ahead and fall behind by up to ``frames`` in slow waves (1.2 s), never backwards in time."""
     times = np.arange(len(clip), dtype=float)
     phase = np.random.default_rng(rng).uniform(0, 2 * np.pi)
     moments = times + frames * np.sin(2 * np.pi * times / (WARP_SECONDS * FPS) + phase)
@@ -129,7 +139,7 @@ def warp_time(clip: Footage, frames: float, rng: Seed = 0) -> Footage:
 
 
 def swap_segments(clip: Footage, frames: float, rng: Seed = 0) -> Footage:
-    """Pieces of ``frames`` change places two by two: 1 0 3 2 …; what is left at the end stays."""
+    """Exchange neighbouring segments of ``frames`` frames in pairs (1 0 3 2 …); a remainder at the end stays."""
     size = round(frames)
     order = np.arange(len(clip))
     if size > 0:
@@ -139,29 +149,34 @@ def swap_segments(clip: Footage, frames: float, rng: Seed = 0) -> Footage:
 
 
 def freeze_frames(clip: Footage, frames: float, rng: Seed = 0) -> Footage:
-    """Every 0.8 s the picture stands still for ``frames`` more frames, then jumps to where it should be."""
-    period, held = round(FREEZE_SECONDS * FPS), round(frames)
+    """Hold the picture for ``frames`` more frames every 0.8 s, then jump to where it should be."""
+    period, hold = round(FREEZE_SECONDS * FPS), round(frames)
     times = np.arange(len(clip))
-    place = times % period
-    return clip.at(np.where(place <= held, times - place, times).astype(float))
+    phase = times % period
+    return clip.at(np.where(phase <= hold, times - phase, times).astype(float))
 
 
 def freeze_picture(clip: Footage, share: float, rng: Seed = 0) -> Footage:
-    """Pictures stand still for ``share`` of the clip, from its beginning: 1 is a photo."""
+    """Hold the first picture for the first ``share`` of the clip; 1 shows a photo."""
     times = np.arange(len(clip))
     return clip.at(np.where(times < share * len(clip), 0, times).astype(float))
 
 
 def slow_down(clip: Footage, share: float, rng: Seed = 0) -> Footage:
-    """Everything moves slower by ``share``, so that nothing fits the sound; 1 is a photo."""
+    """Slow down all motion by ``share`` of its speed, so that it no longer fits the sound; 1 shows a photo."""
     return clip.at(np.arange(len(clip)) * (1.0 - share))
 
 
+# --- Face ------------------------------------------------------------------------------------------------------------
+
+
 def freeze_eyes(clip: Footage, share: float, rng: Seed = 0) -> Footage:
-    """Eyes of the first frame, moved along with the head, for ``share`` of the clip: no blink, no glance.
+    """Paste the eyes of the first frame, moved with the head, into the first ``share`` of the clip.
+
+    The face then neither blinks nor moves its gaze.
 
     Raises:
-        BadInput: frames without landmarks.
+        BadInput: if the clip has frames but no landmarks.
     """
     until = round(share * len(clip))
     frames, motion, points = clip.frames, clip.motion, clip.landmarks
@@ -186,7 +201,7 @@ def freeze_eyes(clip: Footage, share: float, rng: Seed = 0) -> Footage:
 
 
 def jitter(clip: Footage, pixels: float, rng: Seed = 0) -> Footage:
-    """The picture jumps by a normal ``pixels`` in x and y, anew in every frame; landmarks go with it."""
+    """Shift every frame and its landmarks by normal noise with a standard deviation of ``pixels`` in x and y."""
     moves = np.random.default_rng(rng).normal(0, pixels, (len(clip), 2))
     frames, points = clip.frames, clip.landmarks
     if frames is not None:
@@ -209,7 +224,7 @@ def jitter(clip: Footage, pixels: float, rng: Seed = 0) -> Footage:
 
 
 def _similarity(source: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Similarity ``[2, 3]`` that maps two points to two points."""
+    """Return the similarity ``[2, 3]`` that maps two points ``[2, 2]`` to two points."""
     a, b = source[1] - source[0], goal[1] - goal[0]
     cos, sin = np.array([a @ b, a[0] * b[1] - a[1] * b[0]]) / max(float(a @ a), 1e-9)
     turn = np.array([[cos, -sin], [sin, cos]])
@@ -219,16 +234,16 @@ def _similarity(source: np.ndarray, goal: np.ndarray) -> np.ndarray:
 def _paste_eye(
     source: np.ndarray,
     frame: np.ndarray,
-    there: np.ndarray,
-    here: np.ndarray,
+    source_points: np.ndarray,
+    frame_points: np.ndarray,
     around: np.ndarray,
     corners: tuple[int, int],
 ) -> np.ndarray:
-    """``frame`` with one eye of ``source`` laid over its own, softly, by the eye's corners."""
-    matrix = _similarity(there[list(corners), :2], here[list(corners), :2])
+    """Return ``frame`` with one eye of ``source`` blended over its own, aligned by the eye's corners."""
+    matrix = _similarity(source_points[list(corners), :2], frame_points[list(corners), :2])
     height, width = frame.shape[:2]
-    middle = here[list(corners), :2].mean(0)
-    reach = EYE_MARGIN * np.linalg.norm(here[corners[0], :2] - here[corners[1], :2])
+    middle = frame_points[list(corners), :2].mean(0)
+    reach = EYE_MARGIN * np.linalg.norm(frame_points[corners[0], :2] - frame_points[corners[1], :2])
     if not np.isfinite(reach):
         return frame
     left, top = np.floor(middle - reach).astype(int).clip(0)
@@ -248,8 +263,11 @@ def _paste_eye(
     return result
 
 
+# --- Picture ---------------------------------------------------------------------------------------------------------
+
+
 def blur(clip: Footage, sigma: float, rng: Seed = 0) -> Footage:
-    """Gaussian blur of ``sigma`` pixels."""
+    """Blur every frame with a Gaussian of ``sigma`` pixels."""
     if sigma <= 0:
         return clip
     frames = np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in clip.pictures("blur")])
@@ -257,25 +275,24 @@ def blur(clip: Footage, sigma: float, rng: Seed = 0) -> Footage:
 
 
 def pump_colour(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
-    """The white balance swings once a second by ``levels`` of 255, warm to cool."""
+    """Swing the white balance between warm and cool once a second, by ``levels`` of 255."""
     frames = clip.pictures("colour pumping")
     swing = levels * np.sin(2 * np.pi * PUMP_HZ * np.arange(len(frames)) / FPS)
     return replace(clip, frames=np.stack([_add_levels(f, s * TINT) for f, s in zip(frames, swing, strict=True)]))
 
 
 def flicker(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
-    """Brightness is off by a normal ``levels`` of 255, anew in every frame."""
+    """Add normal noise with a standard deviation of ``levels`` of 255 to the brightness of every frame."""
     frames = clip.pictures("flicker")
     off = np.random.default_rng(rng).normal(0, levels, len(frames))
     return replace(clip, frames=np.stack([_add_levels(f, np.full(3, s)) for f, s in zip(frames, off, strict=True)]))
 
 
 def seam(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
-    """A square around the face is brighter by ``levels`` of 255, with a hard border, as after a careless
-    paste-back; the square does not move.
+    """Brighten a fixed square around the face by ``levels`` of 255, with the hard border of a careless paste-back.
 
     Raises:
-        BadInput: no landmarks to know where the face is.
+        BadInput: if the clip has no landmarks.
     """
     frames, points = clip.pictures("seam"), clip.points("seam")
     left, top, right, bottom = paste_square(points, frames.shape[1:3])
@@ -286,7 +303,7 @@ def seam(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
 
 
 def paste_square(points: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Square (left, top, right, bottom) px around the face's mean place, inside a frame of ``size`` (H, W)."""
+    """Return the square (left, top, right, bottom) px around the mean face, inside a frame of ``size`` (H, W)."""
     face = np.nanmean(points[..., :2], axis=0)
     low, high = face.min(0), face.max(0)
     reach = (0.5 + FACE_MARGIN) * float((high - low).max())
@@ -300,14 +317,17 @@ def _add_levels(frame: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return (frame + levels).round().clip(0, 255).astype(np.uint8)
 
 
+# --- Head ------------------------------------------------------------------------------------------------------------
+
+
 def stretch_head(clip: Footage, share: float, rng: Seed = 0) -> Footage:
-    """The face grows wider and narrower by ``share`` and back, 1.5 times a second."""
+    """Stretch and narrow the face by ``share`` of its width, 1.5 times a second."""
     width = 1 + share * _oscillation(len(clip), STRETCH_HZ)
     return _transform(clip, [np.array([[w, 0.0], [0.0, 1.0]]) for w in width], "stretched")
 
 
 def shake_head(clip: Footage, degrees: float, rng: Seed = 0) -> Footage:
-    """The picture turns by ``degrees`` and back, three times a second."""
+    """Rotate the picture by ``degrees`` to either side and back, three times a second."""
     angles = np.radians(degrees) * _oscillation(len(clip), SHAKE_HZ)
     return _transform(clip, [np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for a in angles], "whipped")
 
@@ -317,7 +337,7 @@ def _oscillation(frames: int, hertz: float) -> np.ndarray:
 
 
 def _transform(clip: Footage, linear: list[np.ndarray], name: str) -> Footage:
-    """Every frame under a linear map about the face's middle."""
+    """Return the clip with a linear map about the middle of the face applied to each frame."""
     points = clip.points(name)
     middle = points[..., :2].mean((0, 1))
     matrices = [np.hstack([m, (middle - m @ middle)[:, None]]) for m in linear]

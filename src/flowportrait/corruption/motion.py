@@ -1,10 +1,11 @@
-"""Damage to motion.
+"""Corruptions of motion: damaged windows for preference pairs, and negative controls for whole clips.
 
-    intact:  motion[s : s + T]  under  mel[s : s + T]           damaged: another motion under the same sound
+    intact:  motion[s : s + T]  with  mel[s : s + T]           damaged: other motion with the same sound
 
-Damage of a ``MotionWindow`` makes preference pairs that need no annotator (the idea: SyncDPO, arXiv 2605.12179). It
-takes the window, a strength in its own unit and a generator, and returns the motion ``[T, 30]``; the catalogue says
-which aspects it hurts. ``negative_controls`` are for whole clips.
+Damage to a ``MotionWindow`` makes preference pairs without an annotator (the idea of SyncDPO, arXiv 2605.12179). Each
+function takes the window, a strength in its own unit and a generator, and returns the damaged motion ``[T, 30]``; the
+catalogue lists the aspects that it hurts. ``negative_controls`` returns motion of a whole clip that any sensible metric
+must score below the real motion.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ from flowportrait.evaluation.motion_metrics import loudness
 from flowportrait.rendering.motion_basis import BROWS, GAZE, HEAD, LOWER, MotionBasis, lip_gap
 
 UPPER = slice(BROWS.start, GAZE.stop)
+"""Brows, lids and gaze."""
 CONTROL_DELAY = 5
-"""Frames by which the control ``shifted`` is late."""
+"""Frames by which the negative control ``shifted`` is late."""
 
 
 class MotionWindow(NamedTuple):
-    """The window ``[start, start + frames)`` of a clip, with all that damage may take from elsewhere.
+    """The window ``[start, start + frames)`` of a clip, and the material that a corruption may need.
 
-    motion ``[N, 30]`` of the whole clip, loudness ``[N]`` of its sound, other ``[M, 30]`` another clip's motion.
+    Attributes:
+        motion: motion ``[N, 30]`` of the whole clip.
+        loudness: loudness ``[N]`` of its sound.
+        other: motion ``[M, 30]`` of another clip.
+        start: first frame of the window.
+        frames: its length T.
     """
 
     motion: np.ndarray
@@ -39,32 +46,35 @@ class MotionWindow(NamedTuple):
 
     @property
     def intact(self) -> np.ndarray:
-        """The window as it was, ``[T, 30]``."""
+        """The undamaged motion of the window, ``[T, 30]``."""
         return self.motion[self.start : self.start + self.frames].copy()
 
     def at(self, times: np.ndarray) -> np.ndarray:
-        """Motion at fractional frames of the clip ``[T]``."""
+        """Return the motion ``[T, 30]`` at fractional frames ``[T]`` of the clip."""
         return interpolate(self.motion, times)
 
 
+# --- Damage to windows -----------------------------------------------------------------------------------------------
+
+
 def shift(window: MotionWindow, frames: float, rng: np.random.Generator) -> np.ndarray:
-    """Lips early or late by ``frames``, with motion that was really there; by less where the clip is shorter."""
-    rooms = (window.start, len(window.motion) - window.frames - window.start)
-    amount = min(round(frames), max(rooms))
-    sides = [sign for sign, room in zip((-1, 1), rooms, strict=True) if room >= amount]
+    """Return real motion that is early or late by ``frames``, or by less where the clip is too short."""
+    room_on_sides = (window.start, len(window.motion) - window.frames - window.start)
+    amount = min(round(frames), max(room_on_sides))
+    sides = [sign for sign, room in zip((-1, 1), room_on_sides, strict=True) if room >= amount]
     first = window.start + int(rng.choice(sides)) * amount
     return window.motion[first : first + window.frames].copy()
 
 
 def warp_time(window: MotionWindow, frames: float, rng: np.random.Generator) -> np.ndarray:
-    """The middle of the window plays too early and too late by up to ``frames``; its ends stay."""
+    """Play the middle of the window too early and too late by up to ``frames``; its ends stay in place."""
     phase = np.linspace(0, 2 * np.pi, window.frames)
     times = np.arange(window.frames) + rng.choice([-1, 1]) * frames * np.sin(phase)
     return window.at(window.start + np.maximum.accumulate(times.clip(0, window.frames - 1)))
 
 
 def swap_segments(window: MotionWindow, frames: float, rng: np.random.Generator) -> np.ndarray:
-    """Two neighbouring pieces of ``frames`` frames exchanged."""
+    """Exchange two neighbouring segments of ``frames`` frames."""
     size = min(round(frames), window.frames // 2)
     first = int(rng.integers(window.frames - 2 * size + 1))
     order = np.arange(window.frames)
@@ -73,17 +83,17 @@ def swap_segments(window: MotionWindow, frames: float, rng: np.random.Generator)
 
 
 def replace_speech(window: MotionWindow, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Lower face of another clip over ``share`` of the window."""
+    """Replace the lower face by that of another clip over ``share`` of the window."""
     result, size = window.intact, round(share * window.frames)
     start = int(rng.integers(window.frames - size + 1))
     source = int(rng.integers(max(1, len(window.other) - size + 1)))
-    taken = window.other[source : source + size, LOWER]
-    result[start : start + len(taken), LOWER] = taken
+    replacement = window.other[source : source + size, LOWER]
+    result[start : start + len(replacement), LOWER] = replacement
     return result
 
 
 def follow_loudness(window: MotionWindow, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Lips that follow loudness alone along their own main direction, mixed in by ``share``."""
+    """Mix in, by ``share``, lips that follow loudness alone along the first principal direction of the lower face."""
     result = window.intact
     lower = result[:, LOWER]
     centred = lower - lower.mean(0)
@@ -96,14 +106,14 @@ def follow_loudness(window: MotionWindow, share: float, rng: np.random.Generator
 
 
 def freeze_eyes(window: MotionWindow, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Lids, gaze and brows stand still for ``share`` of the window, from its beginning."""
+    """Hold lids, gaze and brows still for the first ``share`` of the window."""
     result, until = window.intact, round(share * window.frames)
     result[:until, UPPER] = result[0, UPPER]
     return result
 
 
 def weaken_expression(window: MotionWindow, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Every expression weaker by ``share`` of its deviation from its own mean."""
+    """Reduce every expression's deviation from its mean by ``share``."""
     result = window.intact
     for part in (LOWER, UPPER):
         mean = result[:, part].mean(0)
@@ -112,12 +122,12 @@ def weaken_expression(window: MotionWindow, share: float, rng: np.random.Generat
 
 
 def exaggerate_expression(window: MotionWindow, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Every expression stronger by ``share`` of its deviation from its own mean."""
+    """Increase every expression's deviation from its mean by ``share``."""
     return weaken_expression(window, -share, rng)
 
 
 def weaken_head(window: MotionWindow, share: float, rng: np.random.Generator) -> np.ndarray:
-    """The head's motion weaker by ``share``."""
+    """Reduce the motion of the head by ``share``."""
     result = window.intact
     mean = result[:, HEAD].mean(0)
     result[:, HEAD] = mean + (1 - share) * (result[:, HEAD] - mean)
@@ -125,7 +135,7 @@ def weaken_head(window: MotionWindow, share: float, rng: np.random.Generator) ->
 
 
 def weaken_all_but_lips(window: MotionWindow, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A photo with moving lips: brows, eyes and head weaker by ``share``; at 1 they stand still."""
+    """Reduce the motion of brows, eyes and head by ``share``; 1 is a photo with moving lips."""
     result = window.intact
     for part in (UPPER, HEAD):
         mean = result[:, part].mean(0)
@@ -134,7 +144,7 @@ def weaken_all_but_lips(window: MotionWindow, share: float, rng: np.random.Gener
 
 
 def jitter(window: MotionWindow, size: float, rng: np.random.Generator) -> np.ndarray:
-    """Head and lips tremble by a normal ``size`` (standard deviations), anew in every frame."""
+    """Add normal noise of ``size`` (in standard deviations of motion) to the head and half of that to the lips."""
     result = window.intact
     result[:, HEAD] += size * rng.normal(size=result[:, HEAD].shape)
     result[:, LOWER] += 0.5 * size * rng.normal(size=result[:, LOWER].shape)
@@ -142,7 +152,7 @@ def jitter(window: MotionWindow, size: float, rng: np.random.Generator) -> np.nd
 
 
 def sway(window: MotionWindow, size: float, rng: np.random.Generator) -> np.ndarray:
-    """The head swings by ``size`` at 2–4 Hz."""
+    """Swing the head by ``size`` standard deviations at 2–4 Hz."""
     result, times = window.intact, np.arange(window.frames)[:, None] / 25
     rate, phase = rng.uniform(2, 4), rng.uniform(0, 2 * np.pi, 6)
     result[:, HEAD] += size * np.sin(2 * np.pi * rate * times + phase)
@@ -150,35 +160,40 @@ def sway(window: MotionWindow, size: float, rng: np.random.Generator) -> np.ndar
 
 
 def stutter(window: MotionWindow, frames: float, rng: np.random.Generator) -> np.ndarray:
-    """Motion stops for ``frames`` frames and jumps on, again and again."""
-    held = max(1, round(frames))
+    """Hold the motion for ``frames`` frames and jump on, over and over."""
+    hold = max(1, round(frames))
     times = np.arange(window.frames)
-    return window.intact[times - (times + int(rng.integers(held + 1))) % (held + 1) * (times >= held)]
+    return window.intact[times - (times + int(rng.integers(hold + 1))) % (hold + 1) * (times >= hold)]
 
 
 def jump(window: MotionWindow, size: float, rng: np.random.Generator) -> np.ndarray:
-    """The whole face jumps to another pose by ``size`` and stays there."""
-    result, when = window.intact, int(rng.integers(window.frames // 4, 3 * window.frames // 4))
-    result[when:, HEAD] += size * rng.choice([-1, 1], 6)
+    """Let the head jump to another pose by ``size`` standard deviations and stay there."""
+    result, jump_frame = window.intact, int(rng.integers(window.frames // 4, 3 * window.frames // 4))
+    result[jump_frame:, HEAD] += size * rng.choice([-1, 1], 6)
     return result
 
 
 def smooth_lips(window: MotionWindow, frames: float, rng: np.random.Generator) -> np.ndarray:
-    """Lips averaged over ``frames`` frames: in time with the sound, but hardly articulated."""
+    """Average the lips over ``frames`` frames: in time with the sound, but hardly articulated."""
     result, width = window.intact, 2 * (round(frames) // 2) + 1
     if width >= 3:
         result[:, LOWER] = savgol_filter(result[:, LOWER], min(width, window.frames - 1 + window.frames % 2), 1, axis=0)
     return result
 
 
+# --- Negative controls of whole clips --------------------------------------------------------------------------------
+
+
 def still_motion(motion: torch.Tensor, audio: np.ndarray) -> torch.Tensor:
-    """The portrait as it is: no motion at all."""
+    """Return motion of zeros, the portrait as it is."""
     return torch.zeros_like(motion)
 
 
 def loudness_driven_jaw(motion: torch.Tensor, audio: np.ndarray) -> torch.Tensor:
-    """Head and upper face as they were; the mouth opens and shuts along one direction as the sound (16 kHz
-    ``[N]``) gets louder and softer, as far as it really did."""
+    """Return the motion with a mouth that follows the loudness of the sound ``[N]`` (16 kHz) along one direction.
+
+    Its opening has the mean and standard deviation of the real one; head and upper face stay as they are.
+    """
     axis = _opening_axis()
     real = motion[:, LOWER] @ axis
     loud = torch.from_numpy(loudness(audio, len(motion), 1.0)).float()
@@ -190,21 +205,28 @@ def loudness_driven_jaw(motion: torch.Tensor, audio: np.ndarray) -> torch.Tensor
 
 
 def late_motion(motion: torch.Tensor, audio: np.ndarray, frames: int = CONTROL_DELAY) -> torch.Tensor:
-    """The real motion, late by ``frames``; the beginning continues backwards, so there is no jump."""
+    """Return the motion delayed by ``frames``; the beginning is played backwards first, so there is no jump.
+
+    Raises:
+        BadInput: if the clip is not longer than ``frames``.
+    """
     if len(motion) <= frames:
         raise BadInput(f"A clip of {len(motion)} frames is too short to be shifted by {frames}.")
     return torch.cat([motion[1 : frames + 1].flip(0), motion[:-frames]])
 
 
 def other_sentence(motion: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The real motion ``[S, 30]`` of another sentence, to and fro until it is long enough."""
-    there_and_back = torch.cat([other, other.flip(0)[1:-1]]) if len(other) > 2 else other
-    rounds = -(-len(motion) // len(there_and_back))
-    return there_and_back.repeat(rounds, 1)[: len(motion)]
+    """Return the motion of another sentence, as long as ``motion``.
+
+    ``other`` ``[S, 30]`` is played forwards and backwards in turn until it is long enough.
+    """
+    pendulum = torch.cat([other, other.flip(0)[1:-1]]) if len(other) > 2 else other
+    rounds = -(-len(motion) // len(pendulum))
+    return pendulum.repeat(rounds, 1)[: len(motion)]
 
 
 def negative_controls(motion: torch.Tensor, audio: np.ndarray, other: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Motion of one clip that must score below the real one, by name.
+    """Return motion that must score below the real motion of a clip, by name of the control.
 
     Args:
         motion: the clip's real motion ``[T, 30]``.
@@ -220,7 +242,7 @@ def negative_controls(motion: torch.Tensor, audio: np.ndarray, other: torch.Tens
 
 
 def _opening_axis() -> torch.Tensor:
-    """Unit direction ``[16]`` of lower-face motion that opens the lips most."""
+    """Return the unit direction ``[16]`` of lower-face motion that opens the lips most."""
     basis = MotionBasis.load()
     opening = lip_gap(basis.directions[LOWER]).mean(-1)
     return opening / opening.norm()

@@ -1,29 +1,11 @@
-"""What a corpus folder holds: sources, clips and their index.
+"""A corpus folder: source videos, prepared clips, their index, and shards.
 
-Whose face is in which file: the folder structures of the usual corpora.
+    clips.jsonl       the clips that were kept
+    rejected.jsonl    the clips that were not, and why
+    sources.jsonl     the videos that are done
+    clips/NAME.safetensors, pictures/NAME.jpg, crops/NAME.mp4, shards/SPLIT-00000.tar
 
-    VoxCeleb2   [dev|test]/mp4/id00012/21Uxsk56VDQ/00001.mp4      sound also in …/aac/…/00001.m4a
-    LRS3        [pretrain|trainval|test]/0Fi83BHQsMA/00002.mp4     a channel stands for a speaker
-    HDTF        WDA_BarackObama_000.mp4, RD_Radio10_000.mp4        digits after a politician's name count videos
-    MEAD        M003/video/front/angry/level_1/001.mp4            sound in M003/audio/angry/level_1/001.m4a
-    GRID        s1/video/mpg_6000/bbaf2n.mpg                      the name spells the sentence
-
-Anything else: the folder's name is the speaker. ``split.tsv`` (file, speaker, split) overrules all of it.
-
-Which videos there are to prepare, whose they are, and which split they belong to.
-
-One prepared clip: what training and the experts read instead of video.
-
-What a corpus folder lists: ``clips.jsonl`` what was kept, ``rejected.jsonl`` what was not and why, and
-``sources.jsonl`` which videos are done.
-
-A video's clips count only once its own line is written, so that an interrupted run repeats it whole.
-
-WebDataset shards: tar files that trainers stream from disks and buckets, a few hundred megabytes each.
-
-    shards/train-00000.tar:   NAME.json (the index record) · NAME.safetensors (the clip) · NAME.jpg · NAME.mp4, if there
-
-Files of one clip share the part of their name before the first dot, which is all that the format is.
+A video's clips count only once its own line is written, so that an interrupted run repeats the video.
 """
 
 from __future__ import annotations
@@ -46,34 +28,51 @@ from safetensors.numpy import load, save
 from flowportrait.errors import BadInput
 from flowportrait.files import complete, write_text
 
+# --- Who speaks in which file: the folder layouts of the usual corpora ------------------
+#
+#     VoxCeleb2   [dev|test]/mp4/id00012/21Uxsk56VDQ/00001.mp4      sound also in …/aac/…/00001.m4a
+#     LRS3        [pretrain|trainval|test]/0Fi83BHQsMA/00002.mp4     a channel stands for a speaker
+#     HDTF        WDA_BarackObama_000.mp4, RD_Radio10_000.mp4        digits after a politician's name count videos
+#     MEAD        M003/video/front/angry/level_1/001.mp4            sound in M003/audio/angry/level_1/001.m4a
+#     GRID        s1/video/mpg_6000/bbaf2n.mpg                      the name spells the sentence
+#
+# In any other layout the folder's name is the speaker. ``split.tsv`` (file, speaker, split) overrides all of it.
+
 SHARE = 0.9
-"""A layout is recognised when this share of the files follows it."""
+"""Share of the files that have to follow a layout for it to be recognised."""
 TEST = ("test",)
+"""Parts of a corpus that become the split ``test``; all others become ``train``."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """pattern: of a file's path, with groups ``speaker`` and perhaps ``part``. sound: how the path changes to where
-    the sound lies that the video does not carry."""
+    """The folder layout of a corpus.
+
+    Attributes:
+        pattern: of a file's path, with the group ``speaker`` and perhaps ``part``.
+        sound: how the path of a video without sound is changed to the path of its sound.
+    """
 
     name: str
     pattern: re.Pattern[str]
     sound: tuple[re.Pattern[str], str] | None = None
 
     def match(self, path: str) -> tuple[str, str] | None:
-        """Speaker and split (``train`` or ``test``) of a file, or None if it does not follow this layout."""
-        found = self.pattern.search(path)
-        if not found:
+        """Return speaker and split (``train`` or ``test``) of a file, or None if it does not follow this layout."""
+        match = self.pattern.search(path)
+        if not match:
             return None
-        part = found.groupdict().get("part") or ""
-        return found["speaker"], "test" if part in TEST else "train"
+        part = match.groupdict().get("part") or ""
+        return match["speaker"], "test" if part in TEST else "train"
 
     def sound_of(self, path: Path) -> Path | None:
-        """The sound file that belongs to a video without sound, if it is there."""
+        """Return the sound file that belongs to a video without sound, or None if it does not exist."""
         if self.sound is None:
             return None
-        beside = Path(self.sound[0].sub(self.sound[1], path.as_posix()))
-        return next((c for c in (beside.with_suffix(s) for s in (".m4a", ".wav")) if c != path and c.is_file()), None)
+        sound_path = Path(self.sound[0].sub(self.sound[1], path.as_posix()))
+        return next(
+            (c for c in (sound_path.with_suffix(s) for s in (".m4a", ".wav")) if c != path and c.is_file()), None
+        )
 
 
 LAYOUTS = (
@@ -96,20 +95,29 @@ LAYOUTS = (
 
 
 def recognise(paths: Sequence[str]) -> Layout | None:
-    """The layout that nine tenths of these paths follow, or None."""
+    """Return the layout that nine tenths of these paths follow, or None."""
     for layout in LAYOUTS:
         if paths and sum(layout.match(path) is not None for path in paths) >= SHARE * len(paths):
             return layout
     return None
 
 
+# --- Source videos ----------------------------------------------------------------------
+
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".m4v"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video to prepare: where it is, the name it gets, who speaks, which split it belongs to, and the file that
-    holds its sound where it has none itself."""
+    """A video to prepare.
+
+    Attributes:
+        path: where it is.
+        name: the name of its clips.
+        speaker: who speaks.
+        split: which split it belongs to.
+        sound: the file with its sound where the video has none itself.
+    """
 
     path: Path
     name: str
@@ -119,30 +127,35 @@ class Source:
 
 
 def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float = 0.0) -> list[Source]:
-    """Videos below files and folders.
+    """Return the videos in files and folders.
 
-    A folder with a ``split.tsv`` (file, speaker, split) uses its columns; otherwise the layout tells the speaker, or
-    the parent folder's name. ``hold_out``: this share of the speakers goes to the split ``dev``, chosen by a hash of
-    their name, so that a speaker is never on both sides, however often the corpus grows.
+    A folder with a ``split.tsv`` (file, speaker, split) uses its columns; otherwise the layout determines the speaker,
+    or the parent folder's name.
+
+    Args:
+        inputs: videos and folders.
+        layout: ``auto``, ``folders``, or a layout's name.
+        hold_out: share of the speakers that goes to the split ``dev``. They are chosen by a hash of their name, so that
+            a speaker is never in both splits, however often the corpus grows.
 
     Raises:
         BadInput: an input or the layout does not exist, or nothing is found.
     """
-    known = {known.name: known for known in LAYOUTS}
-    if layout not in ("auto", "folders", *known):
-        raise BadInput(f"There is no layout {layout!r}: choose auto, folders or one of {', '.join(known)}.")
+    layouts = {known.name: known for known in LAYOUTS}
+    if layout not in ("auto", "folders", *layouts):
+        raise BadInput(f"There is no layout {layout!r}: choose auto, folders or one of {', '.join(layouts)}.")
     sources: list[Source] = []
-    for given in inputs:
-        if not given.exists():
-            raise BadInput(f"No video or folder at {given}: check the path.")
-        if (given / "split.tsv").is_file():
-            sources += _listed(given)
+    for path in inputs:
+        if not path.exists():
+            raise BadInput(f"No video or folder at {path}: check the path.")
+        if (path / "split.tsv").is_file():
+            sources += _sources_in_table(path)
             continue
-        base = given if given.is_dir() else given.parent
-        every = sorted(given.rglob("*")) if given.is_dir() else [given]
-        found = [video.relative_to(base).as_posix() for video in every if video.suffix.lower() in VIDEO_SUFFIXES]
-        rule = known.get(layout) or (recognise(found) if layout == "auto" else None)
-        sources += [_source(base, path, rule) for path in found]
+        base = path if path.is_dir() else path.parent
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        video_paths = [video.relative_to(base).as_posix() for video in files if video.suffix.lower() in VIDEO_SUFFIXES]
+        rule = layouts.get(layout) or (recognise(video_paths) if layout == "auto" else None)
+        sources += [_source_from_path(base, path, rule) for path in video_paths]
     if not sources:
         raise BadInput(f"No videos found in {', '.join(map(str, inputs))}: give mp4, mov, mkv, webm or avi files.")
     names: dict[str, Path] = {}
@@ -151,10 +164,10 @@ def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float =
             raise BadInput(
                 f"{names[source.name]} and {source.path} would both be called {source.name}: prepare them apart."
             )
-    return [_held_out(source, hold_out) for source in sources]
+    return [_with_split(source, hold_out) for source in sources]
 
 
-def _listed(folder: Path) -> list[Source]:
+def _sources_in_table(folder: Path) -> list[Source]:
     sources = []
     for number, line in enumerate((folder / "split.tsv").read_text(encoding="utf-8").splitlines()[1:], 2):
         columns = line.split("\t")
@@ -165,26 +178,36 @@ def _listed(folder: Path) -> list[Source]:
     return sources
 
 
-def _source(base: Path, path: str, layout: Layout | None) -> Source:
+def _source_from_path(base: Path, path: str, layout: Layout | None) -> Source:
     name = Path(path).with_suffix("").as_posix()
-    whose = layout.match(path) if layout else None
-    if layout is None or whose is None:
+    speaker_and_split = layout.match(path) if layout else None
+    if layout is None or speaker_and_split is None:
         return Source(base / path, name, (base / path).parent.name, "train")
-    return Source(base / path, name, *whose, layout.sound_of(base / path))
+    return Source(base / path, name, *speaker_and_split, layout.sound_of(base / path))
 
 
-def _held_out(source: Source, share: float) -> Source:
+def _with_split(source: Source, share: float) -> Source:
     place = int.from_bytes(hashlib.sha256(source.speaker.encode()).digest()[:8], "big") / 2**64
     return replace(source, split="dev") if source.split == "train" and place < share else source
+
+
+# --- Prepared clips: what training and the experts read instead of video ----------------
 
 
 @dataclass(frozen=True)
 class Clip:
     """A face clip at 25 fps with its speech at 16 kHz.
 
-    landmarks ``[T, 478, 3]`` float32 px; blendshapes ``[T, 52]``; mouth ``[T, 48, 64]`` uint8 stabilised patches;
-    size ``[2]`` frame height and width; audio ``[640 T]`` float32 in [-1, 1]; speech ``[T]`` bool, and crop
-    ``[3]``, left, top and side in pixels of the square that holds the head throughout: None in older corpora.
+    Speech and crop are None in older corpora.
+
+    Attributes:
+        landmarks: ``[T, 478, 3]`` float32 px.
+        blendshapes: ``[T, 52]``.
+        mouth: ``[T, 48, 64]`` uint8 stabilised patches.
+        size: ``[2]`` frame height and width.
+        audio: ``[640 T]`` float32 in [-1, 1].
+        speech: ``[T]`` bool.
+        crop: ``[3]``, left, top and side in pixels of the square that holds the head in all frames.
     """
 
     landmarks: np.ndarray
@@ -199,7 +222,7 @@ class Clip:
         return len(self.landmarks)
 
     def save(self, path: Path) -> None:
-        """Write as safetensors (audio as int16), under a temporary name first."""
+        """Write the clip as safetensors (audio as int16), whole or not at all."""
         tensors = {
             "landmarks": self.landmarks.astype(np.float32),
             "blendshapes": self.blendshapes.astype(np.float16),
@@ -221,7 +244,7 @@ class Clip:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Clip:
-        """The clip in the bytes of a file."""
+        """Return the clip in the bytes of a file."""
         data = load(content)
         return cls(
             data["landmarks"],
@@ -234,12 +257,14 @@ class Clip:
         )
 
 
+# --- The index of a corpus --------------------------------------------------------------
+
 Record = dict[str, Any]
 KEPT, REJECTED, DONE = "clips.jsonl", "rejected.jsonl", "sources.jsonl"
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Lines of an index file; none where it does not exist. A last line that was cut off is left out."""
+    """Yield the lines of an index file; none where it does not exist. A truncated last line is skipped."""
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -249,10 +274,10 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def corpus_records(corpus: Path) -> list[Record]:
-    """The kept clips of a corpus.
+    """Return the records of the clips that a corpus keeps.
 
     Raises:
-        BadInput: it is not one, or is empty.
+        BadInput: the folder is no corpus, or is empty.
     """
     if not (corpus / KEPT).is_file():
         raise BadInput(f"{corpus} is not a prepared corpus (no {KEPT}): run 'flowportrait prepare' first.")
@@ -263,13 +288,13 @@ def corpus_records(corpus: Path) -> list[Record]:
 
 
 def reasons(corpus: Path) -> dict[str, int]:
-    """How many clips failed which gate, most first; ``unnamed`` in corpora of before there were names."""
-    counted = Counter(str(record.get("reason", "unnamed")) for record in read_records(corpus / REJECTED))
-    return dict(counted.most_common())
+    """Return how many clips were rejected for which reason, most frequent first; ``unnamed`` in old corpora."""
+    counts = Counter(str(record.get("reason", "unnamed")) for record in read_records(corpus / REJECTED))
+    return dict(counts.most_common())
 
 
 class Index:
-    """Appends to the three lists of a corpus; a context manager."""
+    """A context manager that appends to the three lists of a corpus."""
 
     def __init__(self, corpus: Path) -> None:
         self.corpus = corpus
@@ -277,7 +302,7 @@ class Index:
         self.done = {record["source"] for record in lists[DONE]}
         """Names of the videos that need no more work."""
         for name in (KEPT, REJECTED):
-            # Corpora of before there were several clips to a video name the clip like the video.
+            # In old corpora, with one clip per video, the clip has the video's name.
             self.done |= {record["name"] for record in lists[name] if "source" not in record}
             finished = [record for record in lists[name] if record.get("source", record["name"]) in self.done]
             if len(finished) < len(lists[name]):
@@ -294,7 +319,7 @@ class Index:
             file.close()
 
     def add(self, source: str, seconds: float, records: Iterable[Record]) -> None:
-        """List a finished video of this length and its clips."""
+        """List a finished video of this length in seconds, and its clips."""
         for record in records:
             self._write(REJECTED if "rejected" in record else KEPT, record)
         self._write(DONE, {"source": source, "seconds": round(seconds, 2)})
@@ -308,19 +333,29 @@ def _rewrite(path: Path, records: Iterable[Record]) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
+# --- WebDataset shards: tar files of a few hundred megabytes that trainers stream from disks and buckets
+#
+#     shards/train-00000.tar:   NAME.json (the index record) · NAME.safetensors (the clip) · NAME.jpg · NAME.mp4
+#
+# Files of one clip share the part of their name before the first dot; that is all of the format. Pictures and videos
+# may be missing.
+
 PARTS = (("clips", ".safetensors"), ("pictures", ".jpg"), ("crops", ".mp4"))
 
 
 def key(name: str) -> str:
-    """A clip's name as one word without dots."""
+    """Return a clip's name as one word without dots."""
     return name.replace("/", "__").replace(".", "_")
 
 
 def pack(corpus: Path, shard_mb: int) -> list[Path]:
     """Write the clips of every split to shards of about ``shard_mb`` megabytes; the same corpus gives the same bytes.
 
+    Returns:
+        The paths of the shards.
+
     Raises:
-        BadInput: no corpus, or the size is under 1 MB.
+        BadInput: the folder is no corpus, or the size is under 1 MB.
     """
     if shard_mb < 1:
         raise BadInput(f"Shards of {shard_mb} MB are not possible: give 1 or more.")
@@ -329,14 +364,14 @@ def pack(corpus: Path, shard_mb: int) -> list[Path]:
     groups: dict[str, list[list[Record]]] = defaultdict(lambda: [[]])
     filled: dict[str, int] = defaultdict(int)
     for record in corpus_records(corpus):
-        split, size = record["split"], sum(path.stat().st_size for _, path in _files(corpus, record))
+        split, size = record["split"], sum(path.stat().st_size for _, path in _clip_files(corpus, record))
         if groups[split][-1] and filled[split] + size > shard_mb * 2**20:
             groups[split].append([])
             filled[split] = 0
         groups[split][-1].append(record)
         filled[split] += size
     written = [
-        _write(corpus, folder / f"{split}-{number:05d}.tar", records)
+        _write_shard(corpus, folder / f"{split}-{number:05d}.tar", records)
         for split, parts in sorted(groups.items())
         for number, records in enumerate(parts)
     ]
@@ -346,7 +381,7 @@ def pack(corpus: Path, shard_mb: int) -> list[Path]:
 
 
 def read_shard(path: Path) -> Iterator[tuple[Record, Clip]]:
-    """Index records and clips of one shard, in order."""
+    """Yield the index records and clips of one shard, in order."""
     record: Record = {}
     with tarfile.open(path) as tar:
         for member in tar:
@@ -360,11 +395,13 @@ def read_shard(path: Path) -> Iterator[tuple[Record, Clip]]:
 
 
 def read_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[tuple[Record, Clip]]:
-    """Index records and clips of a corpus, of all splits or these, from its files or, where only those were copied,
-    from its shards.
+    """Yield the index records and clips of a corpus, from its files or, where only those were copied, from its shards.
+
+    Args:
+        splits: which splits; None for all.
 
     Raises:
-        BadInput: neither is there.
+        BadInput: there are neither files nor shards.
     """
     if (corpus / "clips").is_dir():
         for record in corpus_records(corpus):
@@ -378,21 +415,21 @@ def read_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[
         yield from (pair for pair in read_shard(shard) if splits is None or pair[0]["split"] in splits)
 
 
-def _files(corpus: Path, record: Record) -> list[tuple[str, Path]]:
+def _clip_files(corpus: Path, record: Record) -> list[tuple[str, Path]]:
     places = ((suffix, corpus / folder / f"{record['name']}{suffix}") for folder, suffix in PARTS)
     return [(suffix, path) for suffix, path in places if path.is_file()]
 
 
-def _write(corpus: Path, target: Path, records: list[Record]) -> Path:
+def _write_shard(corpus: Path, target: Path, records: list[Record]) -> Path:
     with complete(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in records:
-            _add(tar, f"{key(record['name'])}.json", json.dumps(record).encode())
-            for suffix, path in _files(corpus, record):
-                _add(tar, f"{key(record['name'])}{suffix}", path.read_bytes())
+            _add_file(tar, f"{key(record['name'])}.json", json.dumps(record).encode())
+            for suffix, path in _clip_files(corpus, record):
+                _add_file(tar, f"{key(record['name'])}{suffix}", path.read_bytes())
     return target
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     # Owner and time stay at zero, or the same corpus would not give the same bytes.
     entry = tarfile.TarInfo(name)
     entry.size = len(content)

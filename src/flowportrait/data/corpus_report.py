@@ -1,4 +1,4 @@
-"""A corpus at a glance, in one HTML file."""
+"""An overview of a corpus in one HTML file: figures, faces, mouths, and examples of what was rejected."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ img { display: block } h2 { margin-top: 2em; font-size: 1.15em } .small { color:
 
 
 def write_report(corpus: Path) -> dict[str, Any]:
-    """Write ``report.html`` into a corpus; returns its path and the main figures.
+    """Write ``report.html`` into a corpus and return its path and the main figures.
 
     Raises:
-        BadInput: not a corpus.
+        BadInput: the folder is no corpus.
     """
     kept, rejected = corpus_records(corpus), list(read_records(corpus / REJECTED))
     reasons = Counter(str(record.get("reason", "unnamed")) for record in rejected)
@@ -65,7 +65,7 @@ def write_report(corpus: Path) -> dict[str, Any]:
 
 
 def _spread(records: Sequence[Record], count: int) -> list[Record]:
-    """Records evenly over the list, so that no speaker fills the page."""
+    """Return ``count`` records evenly spaced over the list, so that no speaker fills the page."""
     places = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
     return [records[place] for place in places] if records else []
 
@@ -83,7 +83,10 @@ def _splits(kept: list[Record]) -> str:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in kept:
         groups[record["split"]].append(record)
-    rows = [(name, len(own), len({r["speaker"] for r in own}), _minutes(own)) for name, own in sorted(groups.items())]
+    rows = [
+        (name, len(records), len({r["speaker"] for r in records}), _minutes(records))
+        for name, records in sorted(groups.items())
+    ]
     return _table(("split", "clips", "speakers", "minutes"), rows)
 
 
@@ -92,7 +95,7 @@ def _speakers(kept: list[Record]) -> str:
     for record in kept:
         groups[record["speaker"]].append(record)
     order = sorted(groups.items(), key=lambda item: -sum(r["frames"] for r in item[1]))
-    rows = [(name, own[0]["split"], len(own), _minutes(own)) for name, own in order[:SPEAKERS]]
+    rows = [(name, records[0]["split"], len(records), _minutes(records)) for name, records in order[:SPEAKERS]]
     more = f"<p class=small>and {len(order) - SPEAKERS} more</p>" if len(order) > SPEAKERS else ""
     return _table(("speaker", "split", "clips", "minutes"), rows) + more
 
@@ -102,7 +105,7 @@ def _minutes(records: list[Record]) -> str:
 
 
 def _histograms(kept: list[Record]) -> str:
-    """One small histogram per measure that the records hold."""
+    """Return one small histogram for each measure that the records hold."""
     from matplotlib.figure import Figure
 
     columns = {name: [r[name] for r in kept if r.get(name) is not None] for name in MEASURED}
@@ -125,12 +128,12 @@ def _histograms(kept: list[Record]) -> str:
 
 def _faces(corpus: Path, records: Sequence[Record]) -> str:
     pictures = ((record, corpus / "pictures" / f"{record['name']}.jpg") for record in records)
-    shown = [_figure(path.read_bytes(), "jpeg", record["name"]) for record, path in pictures if path.is_file()]
-    return "".join(shown) or "<p class=small>This corpus was prepared without pictures.</p>"
+    figures = [_figure(path.read_bytes(), "jpeg", record["name"]) for record, path in pictures if path.is_file()]
+    return "".join(figures) or "<p class=small>This corpus was prepared without pictures.</p>"
 
 
 def _mouths(corpus: Path, records: Sequence[Record]) -> str:
-    """Twelve stabilised mouths of each clip in a row: a track that slips shows here first."""
+    """Return twelve stabilised mouths of each clip in a row: a track that slips is seen here first."""
     strips = []
     for record in records:
         path = corpus / "clips" / f"{record['name']}.safetensors"
@@ -143,11 +146,11 @@ def _mouths(corpus: Path, records: Sequence[Record]) -> str:
 
 
 def _reason(corpus: Path, reason: str, count: int, rejected: list[Record]) -> str:
-    own = [record for record in rejected if record.get("reason", "unnamed") == reason]
-    words = "".join(f"<li>{html.escape(str(record['rejected']))}</li>" for record in own[:3])
-    pictures = [record for record in own if (corpus / "pictures" / f"{record['name']}.jpg").is_file()]
-    shown = _faces(corpus, _spread(pictures, EXAMPLES)) if pictures else ""
-    return f"<h3>{html.escape(reason)}: {count}</h3><ul class=small>{words}</ul>{shown}"
+    matching = [record for record in rejected if record.get("reason", "unnamed") == reason]
+    sentences = "".join(f"<li>{html.escape(str(record['rejected']))}</li>" for record in matching[:3])
+    pictures = [record for record in matching if (corpus / "pictures" / f"{record['name']}.jpg").is_file()]
+    figures = _faces(corpus, _spread(pictures, EXAMPLES)) if pictures else ""
+    return f"<h3>{html.escape(reason)}: {count}</h3><ul class=small>{sentences}</ul>{figures}"
 
 
 def _figure(content: bytes, kind: str, caption: str) -> str:

@@ -1,16 +1,8 @@
-"""One video to the clips in it: faces followed, measured and judged.
+"""Extract the clips in a video: faces are tracked, one clip per face, each measured and accepted or rejected.
 
-Faces through a video: one track per person and shot.
+    frame ─► cut? ─► faces ─► tracks, one per person and shot ─► clips ─► measured ─► gates ─► kept or rejected
 
-    frame ─► cut? ─► faces ─► each goes to the track whose last face is nearest, or begins one
-
-A track ends at a cut, when its face is gone for longer than a blink of the tracker, or after a minute.
-
-What training cannot use, and why: every clip is measured, and a rejected one is told the first gate it fails.
-
-One video to the clips in it: faces followed, one clip per face, each measured and judged.
-
-Of faces that are seen at the same time only the one whose lips fit the sound best can be the speaker.
+Of faces that are visible at the same time only the one with the lips that fit the sound best can be the speaker.
 """
 
 from __future__ import annotations
@@ -35,24 +27,34 @@ from flowportrait.media.video import FPS, SAMPLES_PER_FRAME, CutDetector, iter_f
 from flowportrait.models.speech_stream import speech_gate
 from flowportrait.rewards.sync import SyncExpert, lower_face
 
+# --- Tracks -----------------------------------------------------------------------------
+#
+# Each face of a frame goes to the track with the nearest last face, or begins a new one. A track ends at a cut, when
+# its face is missing for longer than a dropout of the tracker, or after a minute.
+
 MAX_FACES = 3
 LONGEST = 1500
-"""Frames after which a track is cut: a minute."""
+"""Frames after which a track is split: a minute."""
 GAP = 5
-"""Frames a face may be lost for."""
+"""Frames that a face may be missing for."""
 NEAR = 0.5
-"""How far a face moves between two frames at most, in its own heights."""
+"""Largest distance that a face moves between two frames, in its own heights."""
 TRACKING_SIDE = 960
-"""Longer side of the picture that the tracker sees; landmarks are in pixels of the frame itself."""
+"""Longer side of the picture that the tracker gets; landmarks are in pixels of the frame itself."""
 PICTURE = 128
+"""Side of the pictures of faces in px."""
 LOOK_EVERY = 5
-_LOOK_SIDE = 96
+"""Frames from one measurement of sharpness and light to the next."""
+_MEASURED_SIDE = 96
 
 
 @dataclass
 class Track:
-    """One face from frame ``start`` on: landmarks ``[478, 3]``, blendshapes ``[52]`` and mouth patch of every frame
-    (None where it was lost), sharpness and light of every fifth, and one picture of it ``[128, 128, 3]``."""
+    """One face from frame ``start`` on.
+
+    landmarks ``[478, 3]``, blendshapes ``[52]`` and mouth patch: of every frame, None where the face is missing.
+    sharpness and light: of every fifth frame. picture: one picture of the face ``[128, 128, 3]``.
+    """
 
     start: int
     size: tuple[int, int]
@@ -68,20 +70,21 @@ class Track:
 
     @property
     def stop(self) -> int:
+        """The frame after the last one."""
         return self.start + len(self)
 
     def last(self) -> np.ndarray:
-        """Landmarks of the last frame the face was seen in."""
+        """Return the landmarks of the last frame with the face."""
         return next(points for points in reversed(self.landmarks) if points is not None)
 
     def lost(self) -> int:
-        """For how many frames the face has been gone."""
+        """Return for how many frames the face has been missing."""
         return next(i for i, points in enumerate(reversed(self.landmarks)) if points is not None)
 
     def see(self, frame: np.ndarray, points: np.ndarray, shapes: np.ndarray) -> None:
-        """Add what one frame shows."""
+        """Add a frame with the face."""
         if len(self) % LOOK_EVERY == 0:
-            self._look(frame, points)
+            self._measure_picture(frame, points)
         self.landmarks.append(points)
         self.blendshapes.append(shapes)
         self.mouth.append(mouth_patch(frame, points))
@@ -92,17 +95,17 @@ class Track:
             column.append(None)
 
     def trim(self) -> Track:
-        """Without the lost frames at its end."""
+        """Remove the frames without a face at the end, and return the track."""
         for _ in range(self.lost()):
             for column in (self.landmarks, self.blendshapes, self.mouth):
                 column.pop()
         return self
 
-    def _look(self, frame: np.ndarray, points: np.ndarray) -> None:
+    def _measure_picture(self, frame: np.ndarray, points: np.ndarray) -> None:
         low, high = points[:, :2].min(0), points[:, :2].max(0)
         centre, side = (low + high) / 2, float((high - low).max())
-        grey = cv2.cvtColor(_square(frame, centre, side, _LOOK_SIDE), cv2.COLOR_RGB2GRAY)
-        # Relative to the face's own contrast, or dark faces would count as blurred.
+        grey = cv2.cvtColor(_square(frame, centre, side, _MEASURED_SIDE), cv2.COLOR_RGB2GRAY)
+        # Relative to the face's own contrast: otherwise dark faces would count as blurred.
         contrast = float(grey.std()) + 1.0
         self.sharpness.append(float(cv2.Laplacian(grey, cv2.CV_32F).std()) / contrast)
         self.light.append(float(grey.mean()))
@@ -111,18 +114,18 @@ class Track:
 
 
 def picture(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The face with landmarks ``[478, ≥ 2]`` px in ``frame``, with some room, ``[128, 128, 3]`` uint8."""
+    """Return the face with landmarks ``[478, ≥ 2]`` px in ``frame``, with a margin, ``[128, 128, 3]`` uint8."""
     low, high = points[:, :2].min(0), points[:, :2].max(0)
     return _square(frame, (low + high) / 2, 1.7 * float((high - low).max()), PICTURE)
 
 
 def follow(frames: Iterable[np.ndarray]) -> Iterator[Track]:
-    """Tracks of a video's frames ``[H, W, 3]`` uint8 RGB at 25 fps, each as soon as it ends."""
+    """Yield the tracks of a video's frames ``[H, W, 3]`` uint8 RGB at 25 fps, each as soon as it ends."""
     cut, open_tracks = CutDetector(), list[Track]()
     with FaceTracker(max_faces=MAX_FACES) as tracker:
         for index, frame in enumerate(frames):
             if cut(frame):
-                yield from _ended(open_tracks, lambda track: True)
+                yield from _close_tracks(open_tracks, lambda track: True)
             faces = _detect(tracker, frame)
             for track, face in _assign(open_tracks, faces):
                 if face is None:
@@ -134,8 +137,8 @@ def follow(frames: Iterable[np.ndarray]) -> Iterator[Track]:
                 track = Track(index, frame.shape[:2])
                 track.see(frame, points, shapes)
                 open_tracks.append(track)
-            yield from _ended(open_tracks, lambda track: track.lost() > GAP or len(track) >= LONGEST)
-    yield from _ended(open_tracks, lambda track: True)
+            yield from _close_tracks(open_tracks, lambda track: track.lost() > GAP or len(track) >= LONGEST)
+    yield from _close_tracks(open_tracks, lambda track: True)
 
 
 Face = tuple[np.ndarray, np.ndarray]
@@ -149,7 +152,7 @@ def _detect(tracker: FaceTracker, frame: np.ndarray) -> list[Face]:
 
 
 def _assign(tracks: list[Track], faces: list[Face]) -> list[tuple[Track, Face | None]]:
-    """Nearest first; each face to one track at most."""
+    """Assign faces to tracks, nearest first, each face to one track at most; None for a track without a face."""
     pairs = []
     for track in tracks:
         last = track.last()
@@ -158,21 +161,21 @@ def _assign(tracks: list[Track], faces: list[Face]) -> list[tuple[Track, Face | 
             distance = float(np.linalg.norm((face[0] - last)[:, :2].mean(0)))
             if distance < reach:
                 pairs.append((distance, track, face))
-    taken: dict[int, Face] = {}
+    assigned: dict[int, Face] = {}
     for _, track, face in sorted(pairs, key=lambda pair: pair[0]):
-        if id(track) not in taken and all(face is not other for other in taken.values()):
-            taken[id(track)] = face
-    return [(track, taken.get(id(track))) for track in tracks]
+        if id(track) not in assigned and all(face is not other for other in assigned.values()):
+            assigned[id(track)] = face
+    return [(track, assigned.get(id(track))) for track in tracks]
 
 
-def _ended(tracks: list[Track], over: Callable[[Track], bool]) -> Iterator[Track]:
+def _close_tracks(tracks: list[Track], over: Callable[[Track], bool]) -> Iterator[Track]:
     for track in [track for track in tracks if over(track)]:
         tracks.remove(track)
         yield track.trim()
 
 
 def _square(frame: np.ndarray, centre: np.ndarray, side: float, size: int) -> np.ndarray:
-    """The square of ``side`` px around ``centre`` at ``size`` px, the frame's edge repeated beyond it."""
+    """Return the square of ``side`` px around ``centre`` at ``size`` px; beyond the frame its edge is repeated."""
     scale = size / max(side, 1.0)
     reach = max(1, int(0.5 / scale))
     frame, corner = around(frame, np.array([centre - side / 2, centre + side / 2]), reach + 2)
@@ -183,17 +186,19 @@ def _square(frame: np.ndarray, centre: np.ndarray, side: float, size: int) -> np
     return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
+# --- Quality: every clip is measured, and a rejected one records the first gate that it fails
+
 REACH = 10
 """Frames of delay between lips and sound that are tried."""
 LIP_READABLE = 30
-"""Frames from which on lip sync can be judged."""
+"""Frames from which on lip sync can be measured."""
 SURE_FRAMES, SURE_PEAK = 75, 0.15
-"""Length and margin from which on a delay is believed and put right."""
+"""Length in frames and margin from which on a measured delay is trusted and corrected."""
 
 
 @dataclass(frozen=True)
 class Gates:
-    """The least, or the most, that a clip for training shows. ``--set gate=value`` changes one."""
+    """Limits for clips that training uses. ``--set gate=value`` changes one."""
 
     frames: int = 20
     """Frames at least."""
@@ -221,8 +226,14 @@ class Gates:
 
 @dataclass(frozen=True)
 class Quality:
-    """Measured on one clip, in the units of ``Gates``; delay: frames by which the sound is late where it fits best;
-    peak: the margin there. The last three are None where the clip is too short to tell."""
+    """Measurements of one clip, in the units of ``Gates``.
+
+    Sync, delay and peak are None where the clip is too short to measure them.
+
+    Attributes:
+        delay: frames by which the sound is late where it fits best.
+        peak: the margin there.
+    """
 
     frames: int
     eyes: float
@@ -236,12 +247,12 @@ class Quality:
     peak: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, rounded for reading."""
+        """Return plain values, rounded for reading."""
         return {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
 def measure(clip: Clip, track: Track) -> Quality:
-    """The quality of a clip and the track it was cut from."""
+    """Measure the quality of a clip and the track that it was cut from."""
     eyes = np.linalg.norm(clip.landmarks[:, 33, :2] - clip.landmarks[:, 263, :2], axis=1)
     turned = np.abs([yaw(points) for points in clip.landmarks[::3]])
     sync, delay, peak = sync_margin(clip) if len(clip) >= LIP_READABLE else (None, None, None)
@@ -260,7 +271,7 @@ def measure(clip: Clip, track: Track) -> Quality:
 
 
 def judge(quality: Quality, gates: Gates) -> tuple[str, str] | None:
-    """The first gate a clip fails, as one word and in words; None for a clip worth training on."""
+    """Return the first gate that a clip fails, as one word and as a sentence; None for a clip worth training on."""
     q, g = quality, gates
     failures = (
         ("short", q.frames < g.frames, f"{q.frames} frames, fewer than {g.frames}"),
@@ -279,43 +290,58 @@ def judge(quality: Quality, gates: Gates) -> tuple[str, str] | None:
 
 @torch.no_grad()
 def sync_margin(clip: Clip) -> tuple[float, int, float]:
-    """How much better lips and sound fit when in time (within two frames) than at other delays; the best delay, and
-    how much better they fit there.
+    """Return how much better lips and sound fit in time (within two frames) than at other delays, and the best delay.
 
-    The expert is the reward's, which reads motion and not pixels: footage for the evaluation's own expert is not
-    chosen by itself.
+    The expert is the reward's, which reads motion and not pixels: so the evaluation's own expert does not select the
+    footage that it is trained on.
+
+    Returns:
+        The margin in time, the delay in frames where lips and sound fit best, and the margin there.
     """
     expert = SyncExpert.load()
     face = expert.embed_face(lower_face(clip.landmarks, clip.blendshapes)[None])[0]
     voice = expert.embed_audio(log_mel(level(clip.audio))[None])[0]
     length, fits = len(face), []
-    for late in range(-REACH, REACH + 1):
-        lips, sound = face[max(0, -late) : length - max(0, late)], voice[max(0, late) : length - max(0, -late)]
-        fits.append(float((lips * sound).sum(-1).mean()))
+    for delay in range(-REACH, REACH + 1):
+        face_part, voice_part = (
+            face[max(0, -delay) : length - max(0, delay)],
+            voice[max(0, delay) : length - max(0, -delay)],
+        )
+        fits.append(float((face_part * voice_part).sum(-1).mean()))
     table = np.array(fits)
-    usual = float(np.median(table))
-    return float(table[REACH - 2 : REACH + 3].max()) - usual, int(table.argmax()) - REACH, float(table.max()) - usual
+    median = float(np.median(table))
+    return float(table[REACH - 2 : REACH + 3].max()) - median, int(table.argmax()) - REACH, float(table.max()) - median
 
 
 def out_of_step(quality: Quality, gates: Gates) -> int:
-    """Frames by which the sound is clearly late (early if negative) in footage that is else in sync: a clear peak away
-    from zero in a clip of three seconds or more. Zero where there is nothing to put right."""
+    """Return by how many frames the sound is late (early if negative) in footage that is otherwise in sync.
+
+    That is a clear peak away from zero in a clip of three seconds or more. It is zero where there is nothing to
+    correct.
+    """
     if quality.sync is None or quality.delay is None or quality.peak is None or quality.frames < SURE_FRAMES:
         return 0
     clear = quality.sync < gates.sync and quality.peak > SURE_PEAK and abs(quality.delay) < REACH
     return quality.delay if clear else 0
 
 
+# --- Clips ------------------------------------------------------------------------------
+
 HEAD_ROOM = 1.9
-"""Side of the crop over the extent of the face throughout the clip."""
+"""Side of the crop divided by the extent of the face, over the whole clip."""
 SHORTEST = 5
-"""Frames below which a track is a flash of the detector and not worth a line."""
+"""Frames below which a track is a false detection that is not recorded."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A face track as a clip: its record for the index (``rejected`` and ``reason`` among it where it was), the clip,
-    and a picture ``[128, 128, 3]``."""
+    """A face track as a clip.
+
+    Attributes:
+        record: for the index, with ``rejected`` and ``reason`` if it was rejected.
+        clip: the clip.
+        picture: ``[128, 128, 3]``.
+    """
 
     record: dict[str, Any]
     clip: Clip | None
@@ -323,39 +349,45 @@ class Candidate:
 
 
 def extract(source: Source, gates: Gates, on_frame: Callable[[], None] = lambda: None) -> tuple[list[Candidate], float]:
-    """Every face track of a video, kept or rejected, and how many seconds the video lasts; one rejection where it is
-    of no use as a whole. ``on_frame`` is called for every frame that was read."""
-    shown = 0
+    """Return every face track of a video, kept or rejected, and how many seconds the video lasts.
 
-    def counted() -> Iterator[np.ndarray]:
-        nonlocal shown
+    A video that is of no use as a whole gives one rejection. ``on_frame`` is called for every frame that was read.
+    """
+    frames_read = 0
+
+    def counted_frames() -> Iterator[np.ndarray]:
+        nonlocal frames_read
         for frame in iter_frames(source.path):
-            shown += 1
+            frames_read += 1
             on_frame()
             yield frame
 
     base = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}
     try:
-        wave = _sound(source)
-        tracks = [track for track in follow(counted()) if len(track) >= SHORTEST]
+        wave = _read_sound(source)
+        tracks = [track for track in follow(counted_frames()) if len(track) >= SHORTEST]
     except BadInput as error:
-        return [Candidate(base | {"rejected": str(error), "reason": _reason(error)}, None, None)], shown / FPS
+        return [
+            Candidate(base | {"rejected": str(error), "reason": _rejection_reason(error)}, None, None)
+        ], frames_read / FPS
     if not tracks:
         rejected = base | {"rejected": f"{source.path} shows no face", "reason": "no face"}
-        return [Candidate(rejected, None, None)], shown / FPS
+        return [Candidate(rejected, None, None)], frames_read / FPS
     tracks.sort(key=lambda track: (track.start, -len(track)))
-    found = [
-        _candidate(base if len(tracks) == 1 else base | {"name": f"{source.name}@{number:02d}"}, track, wave, gates)
+    candidates = [
+        _build_candidate(
+            base if len(tracks) == 1 else base | {"name": f"{source.name}@{number:02d}"}, track, wave, gates
+        )
         for number, track in enumerate(tracks)
     ]
-    return _one_at_a_time(found), shown / FPS
+    return _reject_overlapping(candidates), frames_read / FPS
 
 
 def read_clip(path: Path, gates: Gates | None = None) -> Clip:
-    """The longest usable clip of one video.
+    """Return the longest usable clip of one video.
 
     Raises:
-        BadInput: there is none; the reason in the message.
+        BadInput: there is none; the message has the reason.
     """
     candidates, _ = extract(Source(path, path.stem, "", ""), gates or Gates())
     usable = [candidate.clip for candidate in candidates if "rejected" not in candidate.record]
@@ -364,26 +396,26 @@ def read_clip(path: Path, gates: Gates | None = None) -> Clip:
     return max((clip for clip in usable if clip is not None), key=len)
 
 
-def _sound(source: Source) -> np.ndarray:
+def _read_sound(source: Source) -> np.ndarray:
     path: Path = source.path
     if not has_audio(path) and path.is_file() and source.sound is not None:
         path = source.sound
     return read_audio(path)
 
 
-def _reason(error: BadInput) -> str:
+def _rejection_reason(error: BadInput) -> str:
     text = str(error)
     return "no sound" if "no audio stream" in text or "no sound samples" in text else "unreadable"
 
 
-def _candidate(base: dict[str, Any], track: Track, wave: np.ndarray, gates: Gates) -> Candidate:
-    clip = _clip(track, wave, late=0)
+def _build_candidate(base: dict[str, Any], track: Track, wave: np.ndarray, gates: Gates) -> Candidate:
+    clip = _build_clip(track, wave, sound_delay=0)
     quality = measure(clip, track)
-    late = out_of_step(quality, gates)
-    if late:
-        clip = _clip(track, wave, late)
+    sound_delay = out_of_step(quality, gates)
+    if sound_delay:
+        clip = _build_clip(track, wave, sound_delay)
         quality = measure(clip, track)
-        base = base | {"put_right": late}
+        base = base | {"put_right": sound_delay}
     record = base | {"start": round(track.start / FPS, 2), **quality.to_dict()}
     failed = judge(quality, gates)
     if failed:
@@ -391,8 +423,8 @@ def _candidate(base: dict[str, Any], track: Track, wave: np.ndarray, gates: Gate
     return Candidate(record, clip, track.picture)
 
 
-def _clip(track: Track, wave: np.ndarray, late: int) -> Clip:
-    """The track as a clip, with sound taken from ``late`` frames further on."""
+def _build_clip(track: Track, wave: np.ndarray, sound_delay: int) -> Clip:
+    """Return the track as a clip, with sound from ``sound_delay`` frames further on."""
     valid = np.array([points is not None for points in track.landmarks])
 
     def column(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -401,12 +433,12 @@ def _clip(track: Track, wave: np.ndarray, late: int) -> Clip:
 
     landmarks = column(track.landmarks, (478, 3))
     mouth = np.array([np.zeros((48, 64), np.uint8) if patch is None else patch for patch in track.mouth])
-    # A lost frame shows the mouth seen last.
+    # A frame without a face repeats the last mouth.
     mouth = mouth[np.maximum.accumulate(np.where(valid, np.arange(len(valid)), 0))]
     audio = np.zeros(len(track) * SAMPLES_PER_FRAME, np.float32)
-    places = np.arange(len(audio)) + (track.start + late) * SAMPLES_PER_FRAME
-    there = (places >= 0) & (places < len(wave))
-    audio[there] = wave[places[there]]
+    places = np.arange(len(audio)) + (track.start + sound_delay) * SAMPLES_PER_FRAME
+    is_inside = (places >= 0) & (places < len(wave))
+    audio[is_inside] = wave[places[is_inside]]
     return Clip(
         landmarks,
         column(track.blendshapes, (52,)),
@@ -419,7 +451,7 @@ def _clip(track: Track, wave: np.ndarray, late: int) -> Clip:
 
 
 def _crop(landmarks: np.ndarray) -> np.ndarray:
-    """Left, top and side of a square that holds the head in every frame."""
+    """Return left, top and side of a square that holds the head in every frame."""
     low, high = (f(landmarks[..., :2].reshape(-1, 2), 0) for f in (np.min, np.max))
     face = np.ptp(landmarks[..., :2], axis=1).max(-1).mean()
     side = max(float((high - low).max()), HEAD_ROOM * float(face))
@@ -427,20 +459,20 @@ def _crop(landmarks: np.ndarray) -> np.ndarray:
     return np.round([*corner, side]).astype(np.int32)
 
 
-def _one_at_a_time(found: list[Candidate]) -> list[Candidate]:
+def _reject_overlapping(candidates: list[Candidate]) -> list[Candidate]:
     """Reject every clip that overlaps with a better synchronised one."""
 
     def fit(candidate: Candidate) -> float:
         return candidate.record.get("sync") or -1.0
 
-    kept: list[Candidate] = []
+    accepted: list[Candidate] = []
     result = []
-    for candidate in sorted(found, key=fit, reverse=True):
+    for candidate in sorted(candidates, key=fit, reverse=True):
         record = candidate.record
-        if "rejected" not in record and any(_overlap(record, other.record) for other in kept):
+        if "rejected" not in record and any(_overlap(record, other.record) for other in accepted):
             record = record | {"reason": "other face", "rejected": f"{record['name']}: another face speaks"}
         elif "rejected" not in record:
-            kept.append(candidate)
+            accepted.append(candidate)
         result.append(Candidate(record, candidate.clip, candidate.picture))
     return sorted(result, key=lambda candidate: candidate.record["name"])
 

@@ -1,4 +1,4 @@
-"""A prepared corpus as training material."""
+"""A prepared corpus as training material: motion, features and style of every clip, and random windows of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from flowportrait.media.mel import level, log_mel
 from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER, MotionBasis, mirror_matrix
 
 TRAINING_SPLITS = ("reward", "evaluation")
-"""What a generator may learn from."""
+"""The splits that a generator may be trained on."""
 
 
 @dataclass(frozen=True)
 class MotionClip:
-    """motion ``[T, 30]``, mel ``[4T, 80]``, style ``[19]`` of the speaker; portrait ``[2, P, hidden]``: for a generator
-    that sees, what it sees of the speaker, upright and mirrored."""
+    """A clip as training material.
+
+    Attributes:
+        motion: ``[T, 30]``.
+        mel: ``[4T, 80]``.
+        style: ``[19]`` of the speaker.
+        portrait: ``[2, P, hidden]``, for a generator with vision, the features of the speaker's picture, upright and
+            mirrored.
+    """
 
     name: str
     speaker: str
@@ -39,31 +46,35 @@ def load_motion(corpus: Path, splits: Collection[str]) -> list[MotionClip]:
         BadInput: ``corpus`` is not a prepared corpus, or has no clip in these splits.
     """
     basis = MotionBasis.load()
-    found: dict[str, list[tuple[str, torch.Tensor, torch.Tensor]]] = defaultdict(list)
+    by_speaker: dict[str, list[tuple[str, torch.Tensor, torch.Tensor]]] = defaultdict(list)
     for record, clip in read_clips(corpus, splits):
         motion, _ = basis.encode(clip.landmarks, clip.blendshapes)
-        found[record["speaker"]].append((record["name"], motion, log_mel(level(clip.audio))))
-    if not found:
+        by_speaker[record["speaker"]].append((record["name"], motion, log_mel(level(clip.audio))))
+    if not by_speaker:
         raise BadInput(f"{corpus} has no clips in the splits {', '.join(splits)}: check its clips.jsonl.")
     clips = []
-    for speaker, own in found.items():
-        style = style_of(torch.cat([motion for _, motion, _ in own]))
-        clips += [MotionClip(name, speaker, motion, mel, style) for name, motion, mel in own]
+    for speaker, speaker_clips in by_speaker.items():
+        style = style_of(torch.cat([motion for _, motion, _ in speaker_clips]))
+        clips += [MotionClip(name, speaker, motion, mel, style) for name, motion, mel in speaker_clips]
     return clips
 
 
 def style_of(motion: torch.Tensor) -> torch.Tensor:
-    """How somebody moves ``[19]``: mean of the lower face, log amplitude of lower face, brows and head."""
+    """Return how somebody moves ``[19]``: mean of the lower face, log amplitude of lower face, brows and head."""
     amplitudes = [motion[:, part].std(0).mean().clamp_min(0.05).log() for part in (LOWER, BROWS, HEAD)]
     return torch.cat([motion[:, LOWER].mean(0), torch.stack(amplitudes)])
 
 
 TEMPO = (0.9, 1.12)
+"""Range of the tempo at which windows are played."""
 
 
 class WindowSampler:
-    """Random windows, speakers drawn in proportion to the square root of their footage; half of them mirrored,
-    each played at a tempo of its own (lips and sound alike)."""
+    """A sampler of random windows.
+
+    Speakers are drawn in proportion to the square root of their footage; half of the windows are mirrored, and each is
+    played at a random tempo (lips and sound alike).
+    """
 
     def __init__(self, clips: list[MotionClip], frames: int, generator: torch.Generator) -> None:
         self.clips = [clip for clip in clips if len(clip.motion) > frames]
@@ -79,9 +90,13 @@ class WindowSampler:
         self.mirror = mirror_matrix(MotionBasis.load())
 
     def draw(self, batch: int) -> tuple[torch.Tensor, ...]:
-        """Motion ``[B, 1 + T, 30]`` (with the frame before the window), mel ``[B, 4T, 80]`` (or
-        whatever clips hold in its place, at their rate per frame), style ``[B, 19]``, and where clips have them
-        portraits ``[B, P, hidden]``."""
+        """Return a batch of windows.
+
+        Returns:
+            Motion ``[B, 1 + T, 30]`` (with the frame before the window), mel ``[B, 4T, 80]`` (or the features that
+            clips hold in its place, at their rate per frame), style ``[B, 19]``, and where clips have them portraits
+            ``[B, P, hidden]``.
+        """
         picks = torch.multinomial(self.weights, batch, replacement=True, generator=self.generator).tolist()
         motion = torch.empty(batch, 1 + self.frames, self.clips[0].motion.shape[1])
         rate = round(len(self.clips[0].mel) / len(self.clips[0].motion))
@@ -107,5 +122,5 @@ class WindowSampler:
 
 
 def stretch(track: torch.Tensor, length: int) -> torch.Tensor:
-    """Linear interpolation of ``[T, D]`` to ``[length, D]``, sample centres aligned."""
+    """Return ``[T, D]`` linearly interpolated to ``[length, D]``, sample centres aligned."""
     return F.interpolate(track.T[None], size=length, mode="linear", align_corners=False)[0].T

@@ -1,13 +1,10 @@
-"""Videos to a training corpus, over several processes, resumable.
-
-Face videos beside the numbers: for training what draws, not only what moves.
-
-Videos to a training corpus, over several processes, resumable.
+"""Prepare a training corpus from videos, over several processes, resumable.
 
     videos ─► shots ─► face tracks ─► clips (landmarks, blendshapes, mouth, 16 kHz sound, speech) ─► gates ─► kept
                                                                                                       └─► counted
 
-``clips/NAME.safetensors`` is what training reads, ``pictures/NAME.jpg`` what people look at, kept or not.
+``clips/NAME.safetensors`` is what training reads, ``pictures/NAME.jpg`` what people look at, kept or not, and
+``crops/NAME.mp4`` face videos for training of networks that draw.
 """
 
 from __future__ import annotations
@@ -52,17 +49,27 @@ if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
 
+# --- Face videos ------------------------------------------------------------------------
+
+
 def write_crop(video: Path, clip: Clip, start: int, size: int, target: Path) -> None:
-    """The square ``clip.crop`` of ``video``, from frame ``start`` on, as an mp4 of ``size`` px with the clip's sound.
+    """Write the square ``clip.crop`` of a video as an mp4 with the clip's sound.
 
     A landmark at ``p`` in the video is at ``(p − corner + 0.5) · size / side − 0.5`` in the crop.
+
+    Args:
+        video: the source video.
+        clip: the clip; its ``crop`` is known.
+        start: the clip's first frame in the video.
+        size: side of the mp4 in px.
+        target: its path.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     frames = islice(iter_frames(video), start, start + len(clip))
-    write_video(target, _cropped(frames, clip, size), clip.audio)
+    write_video(target, _crop_frames(frames, clip, size), clip.audio)
 
 
-def _cropped(frames: Iterator[np.ndarray], clip: Clip, size: int) -> Iterator[np.ndarray]:
+def _crop_frames(frames: Iterator[np.ndarray], clip: Clip, size: int) -> Iterator[np.ndarray]:
     assert clip.crop is not None
     left, top, side = (int(value) for value in clip.crop)
     for frame in frames:
@@ -71,27 +78,36 @@ def _cropped(frames: Iterator[np.ndarray], clip: Clip, size: int) -> Iterator[np
         rows = np.arange(top, top + side).clip(0, height - 1)
         columns = np.arange(left, left + side).clip(0, width - 1)
         square = frame[rows][:, columns]
-        way = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-        yield cv2.resize(square, (size, size), interpolation=way)
+        interpolation = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+        yield cv2.resize(square, (size, size), interpolation=interpolation)
 
+
+# --- Preparation over several processes -------------------------------------------------
 
 Counter: TypeAlias = "Synchronized[int]"
 """A number that the processes of a run share."""
 
 AHEAD = 4
-"""Videos handed out per process."""
+"""Videos that are handed out per process."""
 RENEWED = 200
-"""Videos after which a process is replaced: even closed trackers leave about a megabyte behind each."""
+"""Videos after which a process is replaced: even closed trackers leak about a megabyte each."""
 _SPAWN = multiprocessing.get_context("spawn")
-_seen: Counter | None = None
-"""In a worker: frames read so far, by all of them."""
+_frames_read: Counter | None = None
+"""In a worker: how many frames all workers have read so far."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """layout: whose face is where (``auto``, ``folders``, or a name of ``layouts``); hold_out: share of speakers for
-    the split ``dev``; gates; crops: side in pixels of face videos to write as well, 0 for none; shard_mb: size of
-    WebDataset shards to pack, 0 for none; workers: processes, by default one for each core."""
+    """Settings of a preparation.
+
+    Attributes:
+        layout: ``auto``, ``folders``, or a layout's name (``data.corpus``).
+        hold_out: share of speakers for the split ``dev``.
+        gates: limits for clips.
+        crops: side in pixels of face videos that are written as well, 0 for none.
+        shard_mb: size of WebDataset shards, 0 for none.
+        workers: processes, by default one for each core.
+    """
 
     layout: str = "auto"
     hold_out: float = 0.0
@@ -102,13 +118,14 @@ class Preparation:
 
 
 def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = None) -> dict[str, Any]:
-    """Prepare every video below ``inputs`` into ``output``.
+    """Prepare every video in ``inputs`` into the corpus ``output``.
 
-    Returns counts of ``clips`` and ``rejected``, the latter by reason, hours kept, and the speed of this run in seconds
-    of video per second.
+    Returns:
+        Counts of ``clips`` and ``rejected``, the latter by reason, hours kept, and the speed of this run in seconds of
+        video per second.
 
     Raises:
-        BadInput: see ``find_sources``; or a process was killed, mostly for want of memory.
+        BadInput: see ``find_sources``; or a process was killed, mostly for lack of memory.
     """
     plan = plan or Preparation()
     sources = find_sources(inputs, plan.layout, plan.hold_out)
@@ -118,12 +135,12 @@ def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = Non
         todo = [source for source in sources if source.name not in index.done]
         seen = _SPAWN.Value("q", 0)
         with _progress(seen) as shown:
-            bar = shown.add_task("preparing", total=sum(map(_bytes, todo)), note="")
+            bar = shown.add_task("preparing", total=sum(map(_size_in_bytes, todo)), note="")
             for source, (records, seconds) in _results(todo, output, plan, seen):
                 index.add(source.name, seconds, records)
                 footage += seconds
                 speed = footage / (time.monotonic() - started)
-                shown.update(bar, advance=_bytes(source), note=f"{source.name}, {speed:.1f} × real time")
+                shown.update(bar, advance=_size_in_bytes(source), note=f"{source.name}, {speed:.1f} × real time")
     elapsed = time.monotonic() - started
     kept = corpus_records(output)
     result = {
@@ -141,12 +158,11 @@ def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = Non
 def _results(
     todo: list[Source], output: Path, plan: Preparation, seen: Counter | None = None
 ) -> Iterator[tuple[Source, tuple[list[Record], float]]]:
-    """Each video's records in the order of the list, made by several processes, which add the frames that they read to
-    ``seen``."""
+    """Yield each video's records in the order of the list; several processes read them and count frames in ``seen``."""
     workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
     pending: deque[tuple[Source, Future[tuple[list[Record], float]]]] = deque()
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, _SPAWN, _start, (seen,), max_tasks_per_child=RENEWED)
+    pool = ProcessPoolExecutor(workers, _SPAWN, _initialize_worker, (seen,), max_tasks_per_child=RENEWED)
     try:
         for source in todo:
             pending.append((source, pool.submit(work, source, output, plan)))
@@ -164,15 +180,15 @@ def _results(
     finally:
         pool.shutdown(wait=not pending, cancel_futures=True)
         if pending:
-            # Interrupted: the videos under way are repeated next time, nobody needs to wait for them.
+            # Interrupted: unfinished videos are repeated next time, so their processes can be stopped.
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
 
 
-def _start(seen: Counter | None) -> None:
-    """One core per process; Ctrl-C is the parent's business."""
-    global _seen
-    _seen = seen
+def _initialize_worker(seen: Counter | None) -> None:
+    """Limit a worker to one core; Ctrl-C is handled by the parent process."""
+    global _frames_read
+    _frames_read = seen
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -181,14 +197,14 @@ def _start(seen: Counter | None) -> None:
 
 
 def _count_frame() -> None:
-    """Add one to what the processes of this run have read."""
-    if _seen is not None:
-        with _seen.get_lock():
-            _seen.value += 1
+    """Add one to the frames that the processes of this run have read."""
+    if _frames_read is not None:
+        with _frames_read.get_lock():
+            _frames_read.value += 1
 
 
 def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record], float]:
-    """Prepare one video; its records and its length in seconds. Whatever goes wrong with it is its own rejection."""
+    """Prepare one video and return its records and its length in seconds; any error is recorded as its rejection."""
     try:
         candidates, seconds = extract(source, plan.gates, _count_frame)
         for candidate in candidates:
@@ -203,8 +219,8 @@ def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record],
                     start = round(candidate.record["start"] * 25)
                     write_crop(source.path, candidate.clip, start, plan.crops, output / "crops" / f"{name}.mp4")
     except Exception as error:
-        whose = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}
-        return [whose | {"reason": "failed", "rejected": f"{source.path}: {type(error).__name__}: {error}"}], 0.0
+        rejected = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}
+        return [rejected | {"reason": "failed", "rejected": f"{source.path}: {type(error).__name__}: {error}"}], 0.0
     return [candidate.record for candidate in candidates], seconds
 
 
@@ -215,12 +231,12 @@ def _write_picture(path: Path, picture: np.ndarray) -> None:
         partial.write_bytes(content.tobytes())
 
 
-def _bytes(source: Source) -> int:
+def _size_in_bytes(source: Source) -> int:
     return source.path.stat().st_size if source.path.is_file() else 0
 
 
-class _SecondsSeen(ProgressColumn):
-    """Seconds of video that all processes together have read: what moves while a long video is worked on."""
+class _SecondsRead(ProgressColumn):
+    """A progress column with the seconds of video that all processes have read, which moves during a long video."""
 
     def __init__(self, seen: Counter) -> None:
         super().__init__()
@@ -234,5 +250,5 @@ def _progress(seen: Counter) -> Progress:
     console = Console(stderr=True)
     share, note = TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[note]}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), share, TimeRemainingColumn(),
-               _SecondsSeen(seen), note)  # fmt: skip
+               _SecondsRead(seen), note)  # fmt: skip
     return Progress(*columns, console=console, disable=not console.is_terminal)

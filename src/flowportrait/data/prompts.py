@@ -1,7 +1,7 @@
-"""Prompts: portraits and speech to post-train and evaluate on.
+"""Prompts: pairs of portrait and speech for post-training and evaluation.
 
-A folder of images and audio files. With a ``prompts.jsonl`` in it, one line per pair,
-``{"image": "a.png", "audio": "b.wav", "id": "optional"}``; without one, every image speaks every recording.
+They are a folder of images and audio files. With a ``prompts.jsonl`` in it, one line per pair,
+``{"image": "a.png", "audio": "b.wav", "id": "optional"}``; without one, every image is paired with every recording.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Prompt:
 
 
 def read_prompts(folder: Path) -> list[Prompt]:
-    """The prompts of a folder, in a fixed order.
+    """Return the prompts of a folder, in a fixed order.
 
     Raises:
         BadInput: no such folder, nothing to pair, or a bad line in ``prompts.jsonl``.
@@ -37,36 +37,36 @@ def read_prompts(folder: Path) -> list[Prompt]:
         raise BadInput(f"No prompts folder at {folder}: give a folder with images and audio files.")
     listing = folder / "prompts.jsonl"
     if listing.is_file():
-        return _listed(listing)
+        return _read_listing(listing)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     sounds = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
-    for found, kind in ((images, "images"), (sounds, "audio files")):
-        if not found:
+    for group, kind in ((images, "images"), (sounds, "audio files")):
+        if not group:
             raise BadInput(f"{folder} holds no {kind}: prompts need at least one portrait and one recording.")
-    return _told_apart(
+    return _with_unique_ids(
         [Prompt(f"{image.stem}-{sound.stem}", image, sound) for image in images for sound in sounds], folder
     )
 
 
 def find_videos(inputs: Sequence[Path]) -> list[Path]:
-    """Videos among files and folders.
+    """Return the videos among files and folders.
 
     Raises:
-        BadInput: something does not exist, or nothing is found.
+        BadInput: a path does not exist, or nothing is found.
     """
-    found: list[Path] = []
-    for given in inputs:
-        if not given.exists():
-            raise BadInput(f"No video or folder at {given}: check the path.")
-        inside = (p for p in given.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
-        found += sorted(inside) if given.is_dir() else [given]
-    if not found:
+    videos: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise BadInput(f"No video or folder at {path}: check the path.")
+        contents = (p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
+        videos += sorted(contents) if path.is_dir() else [path]
+    if not videos:
         raise BadInput(f"No videos (mp4, mov, webm, avi, mkv) in {', '.join(map(str, inputs))}.")
-    return found
+    return videos
 
 
-def _listed(listing: Path) -> list[Prompt]:
+def _read_listing(listing: Path) -> list[Prompt]:
     prompts = []
     try:
         lines = listing.read_text(encoding="utf-8").splitlines()
@@ -94,13 +94,13 @@ def _listed(listing: Path) -> list[Prompt]:
         prompts.append(Prompt(name, image, audio))
     if not prompts:
         raise BadInput(f"{listing} lists no prompts: write one JSON object per line.")
-    return _told_apart(prompts, listing)
+    return _with_unique_ids(prompts, listing)
 
 
-def _told_apart(prompts: list[Prompt], where: Path) -> list[Prompt]:
+def _with_unique_ids(prompts: list[Prompt], where: Path) -> list[Prompt]:
     # Ids name the videos: two prompts of one id would overwrite each other.
     ids = [prompt.id for prompt in prompts]
-    twice = next((name for name in ids if ids.count(name) > 1), None)
-    if twice:
-        raise BadInput(f"{where} has two prompts with the id {twice!r}: rename a file or give each its own id.")
+    duplicate = next((name for name in ids if ids.count(name) > 1), None)
+    if duplicate:
+        raise BadInput(f"{where} has two prompts with the id {duplicate!r}: rename a file or give each its own id.")
     return prompts

@@ -1,8 +1,9 @@
-"""Measure and compare systems in one call.
+"""Evaluation in one call: measure the videos of several systems and compare them.
 
     systems ─► videos ─► measure_video, once per file ─► compare_systems ─► EvaluationReport
 
-A system is a folder of videos (any tool's), a checkpoint, or something to call that animates a portrait.
+A system is a folder of videos of any generator, a checkpoint, or a callable that animates a portrait. ``evaluate``
+compares systems with metrics; ``score_videos`` scores finished videos with the rewards of post-training.
 """
 
 from __future__ import annotations
@@ -56,24 +57,23 @@ TITLE = "Talking portraits, measured"
 Videos: TypeAlias = str | Path | Sequence[str | Path]
 """A folder of videos, a file, or several of them."""
 System: TypeAlias = Videos | Callable[[Path, Path], Any]
-"""Videos, the name or folder of a checkpoint, or a callable such as an ``AnimatePipeline``: called with the paths of a
-portrait and a recording, it returns frames ``[H, W, 3]`` uint8 at 25 a second, or an object that has them as
-``frames``."""
+"""Videos, the name or folder of a checkpoint, or a callable such as an ``AnimatePipeline``. A callable gets the paths
+of a portrait and a recording and returns frames ``[H, W, 3]`` uint8 at 25 fps, or an object with them as ``frames``."""
 RewardScores: TypeAlias = dict[str, float | str]
-"""A video's score by reward, or why there is none."""
+"""Score of a video by reward, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What was measured, compared and left out; to print, to read from Python, or to write.
+    """The results of an evaluation: print it, read it from Python, or write it to files.
 
     Attributes:
-        comparison: every figure of every clip and system, intervals and differences.
+        comparison: metrics of every clip and system, intervals and differences.
         files: the measured video of each system and clip.
-        title: heading of the page.
-        notes: sentences under the page's table.
-        curves: logged quantities per iteration of post-training, drawn on the page.
-        examples: a video of each system that the page shows.
+        title: heading of the HTML report.
+        notes: sentences under the report's table.
+        curves: logged quantities per iteration of post-training, drawn in the report.
+        examples: one video per system that the report shows.
     """
 
     comparison: Comparison
@@ -96,7 +96,7 @@ class EvaluationReport:
 
     @property
     def table(self) -> Table:
-        """A table for the terminal: a row per metric, a column per system."""
+        """A table for the terminal with a row per metric and a column per system."""
         return text_table(self.summary)
 
     def __str__(self) -> str:
@@ -106,11 +106,11 @@ class EvaluationReport:
         return captured.get()
 
     def to_json(self, path: str | Path) -> Path:
-        """Write everything that was measured, clip by clip, and return the path."""
+        """Write all results including those of every clip, and return the path."""
         return self.comparison.to_json(Path(path))
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write a line of metrics per system and clip, and return the path."""
+        """Write one line of metrics per system and clip, and return the path."""
         return self.comparison.to_csv(Path(path))
 
     def to_html(self, path: str | Path) -> Path:
@@ -131,11 +131,11 @@ class EvaluationReport:
         )
 
     def write(self, folder: str | Path) -> dict[str, Any]:
-        """Write metrics.json, metrics.csv and report.html into a folder; returns the summary with their paths."""
+        """Write metrics.json, metrics.csv and report.html into a folder, and return the summary with their paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        written = {"metrics.json": self.to_json, "metrics.csv": self.to_csv}
-        paths = {name: str(write(folder / name)) for name, write in written.items()}
+        writers = {"metrics.json": self.to_json, "metrics.csv": self.to_csv}
+        paths = {name: str(write(folder / name)) for name, write in writers.items()}
         return self.summary | {"report": str(self.to_html(folder / "report.html")), **paths}
 
 
@@ -156,32 +156,33 @@ def evaluate(
     cache: str | Path | None = None,
     workers: int = 1,
 ) -> EvaluationReport:
-    """Measure videos of one or several systems and compare them.
+    """Measure the videos of one or several systems and compare them.
 
         fp.evaluate({"ours": "out/", "theirs": "other/"}, real="clips/").to_html("report.html")
 
-    Videos of the same file name in different systems are pairs. A file that cannot be measured is named, counted and
-    left out; the rest is reported. What was tracked in a file is cached under the hash of its content.
+    Videos with the same file name in different systems are compared as pairs. A file that cannot be measured is left
+    out and listed in the report. Tracks of a file are cached under the hash of its content.
 
     Args:
-        systems: what is compared, by name; or one folder of videos.
+        systems: the systems by name; or one folder of videos.
         real: real clips, named like the systems' videos: the ground truth.
         prompts: folder of portraits and recordings that checkpoints and callables animate.
-        baseline: the system that the others are tested against.
+        baseline: the system against which the others are tested.
         output: folder for the videos of checkpoints and callables (default: a temporary one).
-        seed: of what checkpoints draw.
-        groups: a CSV file of clips and labels (language, skin tone …) to report apart, or ``labels[column][clip]``.
-        extra_metrics: more metrics of each system and clip, such as what a clip cost.
+        seed: random seed of the checkpoints' motion.
+        groups: labels of clips (language, skin tone …) by which results are split: a CSV file, or
+            ``labels[column][clip]``.
+        extra_metrics: additional metrics by system and clip, such as the cost of a clip.
         title: heading of the report.
         notes: sentences printed under the report's table.
         curves: one row per post-training iteration, drawn in the report.
         examples: videos that the report shows side by side (default: one measured clip of each system).
-        cache: folder of what was tracked before (default: the user's cache).
-        workers: processes that look at videos.
+        cache: folder of cached tracks (default: the user's cache).
+        workers: number of processes that measure videos.
 
     Raises:
-        BadInput: nothing to measure, an unknown baseline, two videos of one name in a system, a checkpoint without
-            prompts, or not one file that can be measured.
+        BadInput: there is nothing to measure, the baseline is unknown, a system has two videos of one name, a
+            checkpoint has no prompts, or no file can be measured.
     """
     if not isinstance(systems, Mapping):
         systems = {"videos": systems}
@@ -197,20 +198,20 @@ def evaluate(
     files, extra = _system_videos(systems, prompts, output, seed)
     if real is not None:
         files[REAL] = _list_videos(real)
-    for system, own in (extra_metrics or {}).items():
-        extra[system] = {clip: extra.get(system, {}).get(clip, {}) | row for clip, row in own.items()}
-    _check(files, baseline)
+    for system, system_rows in (extra_metrics or {}).items():
+        extra[system] = {clip: extra.get(system, {}).get(clip, {}) | row for clip, row in system_rows.items()}
+    _check_systems(files, baseline)
     cache = default_cache() if cache is None else Path(cache)
     measured = measure_videos(files, cache, workers)
     if not any(measured.metrics.values()):
         raise BadInput(f"None of the videos can be measured. {measured.excluded[0]['reason']}")
-    comparison = _complete(compare_systems(_rows(measured, files, cache, extra), baseline), measured)
+    comparison = _add_system_metrics(compare_systems(_collect_rows(measured, files, cache, extra), baseline), measured)
     if labels:
         comparison = replace(comparison, groups=metrics_by_group(comparison.rows, labels, comparison.excluded))
-    kept = {s: [path for path in paths if path.stem in measured.metrics[s]] for s, paths in files.items()}
+    measured_files = {s: [path for path in paths if path.stem in measured.metrics[s]] for s, paths in files.items()}
     by_clip = {system: {path.stem: path for path in paths} for system, paths in files.items()}
     return EvaluationReport(
-        comparison, by_clip, title, tuple(notes), curves, examples or example_videos(kept), temporary
+        comparison, by_clip, title, tuple(notes), curves, examples or example_videos(measured_files), temporary
     )
 
 
@@ -221,14 +222,14 @@ def score_videos(
 
     Args:
         videos: files or folders.
-        rewards: names or rewards; all built-in ones that can be measured if not given.
-        portrait: the photo that they were made from, which ``identity`` needs.
+        rewards: names or rewards; by default all built-in ones that can be measured.
+        portrait: the photo from which the videos were made, needed by ``identity``.
 
     Returns:
-        Scores by video and reward, and the reason for each video that is left out.
+        Scores by video and reward, and the reason for each video that was left out.
 
     Raises:
-        BadInput: an unknown reward, or a single video that cannot be read.
+        BadInput: a reward is unknown, or the only video cannot be read.
     """
     from flowportrait.media.image import read_image
     from flowportrait.media.portrait import Portrait
@@ -250,8 +251,8 @@ def score_videos(
     return scores, left_out
 
 
-def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None, all_of_them: bool) -> RewardScores:
-    """Scores of a video; with ``all_of_them`` also reasons of rewards that lack an input."""
+def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None, explain_missing: bool) -> RewardScores:
+    """Return the scores of a video; with ``explain_missing`` also the reasons of rewards that lack an input."""
     import numpy as np
 
     from flowportrait.media.audio import read_audio
@@ -263,7 +264,7 @@ def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None,
     batch = RewardBatch.from_frames([np.stack(list(iter_frames(path)))], [read_audio(path)], portraits=people)
     scores: RewardScores = {}
     for reward in rewards:
-        if all_of_them or reward.needs <= batch.has:
+        if explain_missing or reward.needs <= batch.has:
             result = score(reward, batch)
             reason = result.reasons.get(0)
             scores[reward.name] = reason.detail if reason else round(float(result.value), 4)
@@ -271,7 +272,7 @@ def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None,
 
 
 def _is_animated(system: System) -> bool:
-    """Whether a system must draw its videos first: a callable or a checkpoint."""
+    """Return whether a system must make its videos first: a callable or a checkpoint."""
     if callable(system):
         return True
     if not isinstance(system, str | Path):
@@ -292,7 +293,7 @@ def _list_videos(videos: Videos) -> list[Path]:
 def _system_videos(
     systems: Mapping[str, System], prompts: str | Path | None, output: str | Path | None, seed: int
 ) -> tuple[dict[str, list[Path]], dict[str, Mapping[str, Row]]]:
-    """Videos of every system, drawn where that is needed, and what each drawn clip cost."""
+    """Return the videos of every system, made first if needed, and the cost of every clip that was made."""
     from flowportrait.pipelines.prompt_videos import render_prompts, rendering_costs
 
     inputs = [path for system in systems.values() if not _is_animated(system) for path in _paths(system)]
@@ -324,7 +325,7 @@ def _paths(system: System) -> list[str | Path]:
 
 
 def _animate_prompts(animate: Callable[[Path, Path], Any], prompts: Path, folder: Path) -> list[Path]:
-    """A video per prompt of a callable, named after the prompt."""
+    """Make one video per prompt with a callable, named after the prompt."""
     from flowportrait.media.write_video import write_video
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -338,36 +339,42 @@ def _animate_prompts(animate: Callable[[Path, Path], Any], prompts: Path, folder
 
 @dataclass
 class Measurements:
-    """Metrics by system and clip, and system, file and reason of what could not be measured."""
+    """Metrics by system and clip, and system, file and reason of every file that could not be measured."""
 
     metrics: dict[str, dict[str, VideoMetrics]] = field(default_factory=dict)
     excluded: list[dict[str, str]] = field(default_factory=list)
 
 
-def _check(systems: dict[str, list[Path]], baseline: str | None) -> None:
+def _check_systems(systems: dict[str, list[Path]], baseline: str | None) -> None:
     if not any(systems.values()):
         raise BadInput("There is nothing to evaluate: give at least one video file.")
     if baseline is not None and baseline not in systems:
         raise BadInput(f"The baseline '{baseline}' is not among the systems {', '.join(systems)}.")
     for system, files in systems.items():
         names = [file.stem for file in files]
-        twice = next((file.name for file in files if names.count(file.stem) > 1), None)
-        if twice:
-            raise BadInput(f"System '{system}' has two videos named {twice}: rename one, names tell clips apart.")
+        duplicate = next((file.name for file in files if names.count(file.stem) > 1), None)
+        if duplicate:
+            raise BadInput(f"System '{system}' has two videos named {duplicate}: rename one, names tell clips apart.")
 
 
 def measure_videos(systems: dict[str, list[Path]], cache: Path, workers: int = 1) -> Measurements:
-    """Measure every video that can be measured, and name the rest."""
+    """Measure all videos of all systems.
+
+    Args:
+        systems: videos by system.
+        cache: folder of cached tracks.
+        workers: number of processes.
+    """
     measured = Measurements({system: {} for system in systems})
     jobs = [(system, file) for system, files in systems.items() for file in files]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("measuring", total=len(jobs))
-        for (system, file), found in zip(jobs, _measure_each([file for _, file in jobs], cache, workers), strict=True):
-            if isinstance(found, str):
-                measured.excluded.append({"system": system, "file": file.name, "reason": found})
+        for (system, file), result in zip(jobs, _measure_each([file for _, file in jobs], cache, workers), strict=True):
+            if isinstance(result, str):
+                measured.excluded.append({"system": system, "file": file.name, "reason": result})
             else:
-                measured.metrics[system][file.stem] = found
+                measured.metrics[system][file.stem] = result
             progress.advance(bar)
     return measured
 
@@ -376,51 +383,51 @@ def _measure_each(files: list[Path], cache: Path, workers: int) -> Iterator[Vide
     if workers <= 1 or len(files) < 2:
         yield from (_measure_or_reason(file, cache) for file in files)
         return
-    # Spawned, because threads of torch and mediapipe do not survive a fork.
+    # Spawned, because the threads of torch and mediapipe do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(_measure_or_reason, files, [cache] * len(files))
 
 
 def _measure_or_reason(file: Path, cache: Path) -> VideoMetrics | str:
-    """Metrics of a video, or the reason why there are none."""
+    """Return the metrics of a video, or the reason why it cannot be measured."""
     try:
         return measure_video(file, cache)
     except BadInput as error:
         return str(error)
 
 
-def _rows(
+def _collect_rows(
     measured: Measurements,
     files: Mapping[str, list[Path]],
     cache: Path,
     extra: Mapping[str, Mapping[str, Row]],
 ) -> dict[str, dict[str, Row]]:
-    """Metrics per system and clip, with those that need the real clip."""
-    paths = {system: {path.stem: path for path in own} for system, own in files.items()}
+    """Return the metrics by system and clip, including those against the real clip of the same name."""
+    paths = {system: {path.stem: path for path in system_files} for system, system_files in files.items()}
     real = measured.metrics.get(REAL, {})
     rows: dict[str, dict[str, Row]] = {}
     for system, clips in measured.metrics.items():
         rows[system] = {}
-        for clip, found in clips.items():
-            row = found.row | extra.get(system, {}).get(clip, {})
+        for clip, metrics in clips.items():
+            row = metrics.row | extra.get(system, {}).get(clip, {})
             if system != REAL and clip in real:
-                mine, truth = (track_file(paths[name][clip], cache) for name in (system, REAL))
-                row |= compare_with_real(mine, truth, found.features, real[clip].features)
+                tracks, real_tracks = (track_file(paths[name][clip], cache) for name in (system, REAL))
+                row |= compare_with_real(tracks, real_tracks, metrics.features, real[clip].features)
             rows[system][clip] = row
     return rows
 
 
-def _complete(comparison: Comparison, measured: Measurements) -> Comparison:
-    """Add metrics of whole systems, the ground-truth row, what was left out, and the networks that measured."""
-    whole = set_estimates(measured.metrics)
-    estimates = {system: found | whole.get(system, {}) for system, found in comparison.estimates.items()}
+def _add_system_metrics(comparison: Comparison, measured: Measurements) -> Comparison:
+    """Add metrics of whole systems, the shipped ground truth, excluded files, remarks, and the networks used."""
+    system_metrics = set_estimates(measured.metrics)
+    estimates = {system: found | system_metrics.get(system, {}) for system, found in comparison.estimates.items()}
     remarks = [r for clips in measured.metrics.values() for found in clips.values() for r in found.remarks]
     remarks += _length_remarks(comparison.rows)
     if REAL not in comparison.rows and (shipped := shipped_estimates()):
         estimates[SHIPPED] = shipped
         remarks.append(f"No real clips were given: '{SHIPPED}' is {shipped_reference()['about']}.")
     if 0 < len(comparison.rows.get(REAL, {})) < FEWEST:
-        remarks.append(f"Fewer than {FEWEST} real clips: ECS and THEval are held against the shipped footage instead.")
+        remarks.append(f"Fewer than {FEWEST} real clips: ECS and THEval are compared with the shipped footage instead.")
     dlib = any(found.network == "dlib68" for clips in measured.metrics.values() for found in clips.values())
     used = {
         "face network of ECS": "dlib, 68 points" if dlib else "MediaPipe (the rewards' own: install dlib-bin)",
@@ -438,18 +445,18 @@ def _complete(comparison: Comparison, measured: Measurements) -> Comparison:
 
 
 def _length_remarks(rows: dict[str, dict[str, Row]]) -> list[str]:
-    """Remarks on clips that are not as long as the real one of their name."""
-    found = []
+    """Return remarks on clips with another length than the real clip of the same name."""
+    remarks = []
     for system, clips in rows.items():
         for clip, row in clips.items():
             real = rows.get(REAL, {}).get(clip)
             if real and system != REAL and real["frames"] != row["frames"]:
-                found.append(f"{system}/{clip}: {row['frames']} frames, the real clip has {real['frames']}")
-    return found
+                remarks.append(f"{system}/{clip}: {row['frames']} frames, the real clip has {real['frames']}")
+    return remarks
 
 
 def example_videos(systems: dict[str, list[Path]]) -> dict[str, Path]:
-    """One video of each system, of the same clip where all have one."""
+    """Choose one video of each system, of the same clip if all systems have one."""
     stems = [{file.stem for file in files} for files in systems.values() if files]
     common = sorted(set.intersection(*stems)) if stems else []
     chosen = {}

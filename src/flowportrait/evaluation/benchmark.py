@@ -1,11 +1,11 @@
-"""The benchmark and the comparison of two of its results.
+"""The benchmark with negative controls and a ground-truth ceiling, and the comparison of two of its results.
 
     real footage, same crop and codec  >  its motion drawn on the portraits
-                                       >  shifted, other sentence, loudness jaw, still
+                                       >  negative controls: shifted, other sentence, loudness jaw, still
 
-Without real clips the only ceiling is the shipped row of real footage, and negative controls are made from the first
-system's own motion. ``results.json`` says on what it was measured, so that two machines can compare theirs:
-``compare_results``.
+Without real clips the only ceiling is the shipped result of real footage, and negative controls are made from the first
+system's own motion. ``results.json`` records machine, protocol and inputs, so that two machines can compare their
+results with ``compare_results``.
 """
 
 from __future__ import annotations
@@ -54,66 +54,73 @@ PACKAGES = ("flowportrait", "torch", "mediapipe", "opencv-contrib-python", "av",
 def run_benchmark(
     checkpoints: dict[str, str],
     others: dict[str, list[Path]],
-    made: list[Case],
+    all_cases: list[Case],
     protocol: Protocol,
     output: Path,
     cache: Path | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Draw every video that is not there yet, measure all, and write results.json and report.html into ``output``.
+    """Run the benchmark: draw missing videos, measure all, and write results.json and report.html into ``output``.
 
     Args:
         checkpoints: checkpoints by the name of their system.
-        others: finished videos of other tools, named like the cases.
-        made: the cases.
-        protocol: how they are cut, drawn and written.
+        others: finished videos of other tools by the name of their system; files are named like the cases.
+        all_cases: the cases.
+        protocol: the settings.
         output: folder for videos, results and report.
-        cache: folder of what was measured before (default: the user's cache).
-        workers: processes that look at videos.
+        cache: folder of cached tracks (default: the user's cache).
+        workers: number of processes that measure videos.
+
+    Returns:
+        Paths of results and report, and the checks of the ordering.
 
     Raises:
-        BadInput: no checkpoint; a checkpoint or case that cannot be used.
+        BadInput: there is no checkpoint, or a checkpoint or case cannot be used.
     """
     if not checkpoints:
         raise BadInput("The benchmark needs at least one checkpoint: give --system NAME=CHECKPOINT.")
     systems: dict[str, list[Path]] = {}
     costs: dict[str, dict[str, Row]] = {}
-    codecs = codecs_of(made, protocol.size)
-    motions = motions_of(checkpoints, made)
-    tracks = real_motion(made)
-    driven = tracks or next(iter(motions.values()))
-    jobs: dict[str, Callable[[int], Draw]] = {}
+    codecs = codecs_of(all_cases, protocol.size)
+    motions = motions_of(checkpoints, all_cases)
+    tracks = real_motion(all_cases)
+    source_motions = tracks or next(iter(motions.values()))
+    video_makers: dict[str, Callable[[int], Draw]] = {}
 
-    def draw_motions(found: Sequence[torch.Tensor]) -> Callable[[int], Draw]:
-        return lambda i: drawn(codecs[i], found[i], made[i].audio)
+    def draw_motions(system_motions: Sequence[torch.Tensor]) -> Callable[[int], Draw]:
+        return lambda i: drawn(codecs[i], system_motions[i], all_cases[i].audio)
 
     def draw_control(name: str) -> Callable[[int], Draw]:
-        return lambda i: drawn(codecs[i], losing_motion(name, driven, made, i, protocol), made[i].audio)
+        return lambda i: drawn(
+            codecs[i], losing_motion(name, source_motions, all_cases, i, protocol), all_cases[i].audio
+        )
 
     if tracks:
-        jobs[FOOTAGE] = lambda i: lambda: (cropped(made[i], protocol.size), made[i].audio)
-        jobs[REAL] = draw_motions(tracks)
-    jobs |= {name: draw_motions(found) for name, found in motions.items()}
-    jobs |= {name: draw_control(name) for name in LOSERS}
-    for name, job in jobs.items():
-        origin = json.dumps([fingerprint(protocol, made), weights_of(checkpoints, name), version("flowportrait")])
-        systems[name] = written(output / "videos" / name.replace(" ", "_"), name, job, made, protocol, origin)
+        video_makers[FOOTAGE] = lambda i: lambda: (cropped(all_cases[i], protocol.size), all_cases[i].audio)
+        video_makers[REAL] = draw_motions(tracks)
+    video_makers |= {name: draw_motions(found) for name, found in motions.items()}
+    video_makers |= {name: draw_control(name) for name in LOSERS}
+    for name, prepare_video in video_makers.items():
+        origin = json.dumps([fingerprint(protocol, all_cases), weights_of(checkpoints, name), version("flowportrait")])
+        systems[name] = written(
+            output / "videos" / name.replace(" ", "_"), name, prepare_video, all_cases, protocol, origin
+        )
         if name in checkpoints:
             costs[name] = rendering_costs(output / "videos" / name.replace(" ", "_"))
-    systems |= {name: matching(name, files, made) for name, files in others.items()}
+    systems |= {name: matching(name, files, all_cases) for name, files in others.items()}
     baseline = next(iter(checkpoints))
     summary = evaluate(
         systems,
         baseline=baseline,
         title=f"FlowPortrait benchmark, protocol {protocol.version}",
         extra_metrics=costs,
-        notes=_notes(protocol, made, bool(tracks)),
+        notes=_notes(protocol, all_cases, bool(tracks)),
         cache=cache,
         workers=workers,
     ).write(output)
     rows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["clips"]
     results = {
-        "protocol": fingerprint(protocol, made),
+        "protocol": fingerprint(protocol, all_cases),
         "machine": machine_info(),
         "checks": [check.as_dict() for check in check_ordering(rows, list(checkpoints))],
         "metrics": summary["metrics"],
@@ -131,7 +138,15 @@ def run_benchmark(
 
 
 class OrderCheck(NamedTuple):
-    """Whether a system that should win does: its advantage on the same clips, and whether that is surely positive."""
+    """The check of one expected ordering of two systems.
+
+    Attributes:
+        winner: the system that should be better.
+        loser: the system that should be worse.
+        metric: key of the metric.
+        advantage: mean advantage of the winner on the same clips.
+        holds: whether the interval of the advantage is positive.
+    """
 
     winner: str
     loser: str
@@ -140,16 +155,21 @@ class OrderCheck(NamedTuple):
     holds: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return self._asdict() | {"advantage": asdict(self.advantage)}
 
 
 def check_ordering(rows: dict[str, dict[str, Row]], checkpoints: list[str]) -> list[OrderCheck]:
-    """Compare ceiling, systems and negative controls clip by clip."""
-    winners = [(REAL, loser) for loser in LOSERS] + [(FOOTAGE, "still"), (FOOTAGE, REAL)]
-    winners += [(name, loser) for name in checkpoints for loser in ("still", "loudness jaw")]
-    found: list[OrderCheck] = []
-    for winner, loser in winners:
+    """Compare ceilings, systems and negative controls clip by clip.
+
+    Args:
+        rows: metrics by system and clip.
+        checkpoints: names of the systems that must beat the negative controls.
+    """
+    expected = [(REAL, loser) for loser in LOSERS] + [(FOOTAGE, "still"), (FOOTAGE, REAL)]
+    expected += [(name, loser) for name in checkpoints for loser in ("still", "loudness jaw")]
+    checks: list[OrderCheck] = []
+    for winner, loser in expected:
         for metric in ORDER_BY:
             pairs = [
                 (row.get(metric), rows[loser][clip].get(metric))
@@ -161,81 +181,88 @@ def check_ordering(rows: dict[str, dict[str, Row]], checkpoints: list[str]) -> l
                 continue
             advantage = bootstrap_mean(-gaps if metric == "ler" else gaps)
             holds = advantage.low is not None and advantage.low > 0
-            found.append(OrderCheck(winner, loser, metric, advantage, holds))
-    return found
+            checks.append(OrderCheck(winner, loser, metric, advantage, holds))
+    return checks
 
 
 def machine_info() -> dict[str, Any]:
-    """System, Python, processor and package versions; nothing that names a person or a network."""
-    found = {}
+    """Return system, Python, processor and package versions; nothing that identifies a person or a network."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
+            versions[package] = "not installed"
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "packages": found,
+        "packages": versions,
     }
 
 
-def _notes(protocol: Protocol, made: list[Case], real: bool) -> list[str]:
+def _notes(protocol: Protocol, all_cases: list[Case], real: bool) -> list[str]:
     source = "the motion of the real clips" if real else "the first system's own motion; no real clips were given"
     return [
-        f"{len(made)} clips, {protocol.size} px square crop, 25 frames a second, H.264 crf {protocol.crf}, AAC 16 kHz.",
+        f"{len(all_cases)} clips, {protocol.size} px square crop, 25 fps, H.264 crf {protocol.crf}, AAC 16 kHz.",
         f"Negative controls (shifted by {protocol.late}, other sentence, loudness jaw, still) are made from {source}.",
     ]
 
 
+# --- Comparing two results ---
+
 COMPARED = ("version", "size", "crf", "piece", "step", "seeds", "late", "clips", "cases", "inputs")
+"""Keys of the protocol that must agree."""
 MACHINE_BOUND = ("seconds_per_second", "frames_per_second", "first_frame", "peak_memory")
-"""Figures that say how fast a machine is; they are shown and not judged."""
+"""Metrics of the machine's speed; they are shown and not judged."""
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A results.json.
+    """Read a results.json of the benchmark.
 
     Raises:
-        BadInput: missing, or not made by the benchmark.
+        BadInput: the file is missing, or was not written by the benchmark.
     """
     if not path.is_file():
         raise BadInput(f"No results at {path}: give the results.json that flowportrait evaluate bench wrote.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise BadInput(
             f"{path} is not JSON ({error.msg}): give the results.json of flowportrait evaluate bench."
         ) from error
-    if not isinstance(found, dict) or not {"protocol", "metrics", "machine"} <= set(found):
+    if not isinstance(results, dict) or not {"protocol", "metrics", "machine"} <= set(results):
         raise BadInput(f"{path} was not written by flowportrait evaluate bench: give its results.json.")
-    return found
+    return results
 
 
 def compare_results(first: Path, second: Path) -> dict[str, Any]:
-    """Every figure of both: equal, within each other's 95 % intervals, or different.
+    """Compare every mean of two results: equal, within the 95 % intervals, or different.
 
     Raises:
         BadInput: a file cannot be used, or the two were not measured by the same protocol on the same inputs.
     """
-    one, other = read_results(first), read_results(second)
-    apart = [key for key in COMPARED if one["protocol"].get(key) != other["protocol"].get(key)]
-    if apart:
-        what = ", ".join(f"{k} {one['protocol'].get(k)} and {other['protocol'].get(k)}" for k in apart)
+    first_results, second_results = read_results(first), read_results(second)
+    protocols = first_results["protocol"], second_results["protocol"]
+    differing = [key for key in COMPARED if protocols[0].get(key) != protocols[1].get(key)]
+    if differing:
+        what = ", ".join(f"{k} {protocols[0].get(k)} and {protocols[1].get(k)}" for k in differing)
         raise BadInput(f"{first} and {second} cannot be compared, their protocols differ: {what}.")
-    networks = [k for k, v in one.get("networks", {}).items() if other.get("networks", {}).get(k) != v]
+    networks = [
+        k for k, v in first_results.get("networks", {}).items() if second_results.get("networks", {}).get(k) != v
+    ]
     rows = []
-    for system, figures in one["metrics"].items():
-        for key, mine in figures.items():
-            theirs = other["metrics"].get(system, {}).get(key)
-            if theirs is None:
+    for system, figures in first_results["metrics"].items():
+        for key, first_estimate in figures.items():
+            second_estimate = second_results["metrics"].get(system, {}).get(key)
+            if second_estimate is None:
                 continue
-            rows.append({"system": system, "metric": key, "first": mine["mean"], "second": theirs["mean"],
-                         "verdict": _verdict(key, mine, theirs)})  # fmt: skip
+            means = {"first": first_estimate["mean"], "second": second_estimate["mean"]}
+            verdict = _verdict(key, first_estimate, second_estimate)
+            rows.append({"system": system, "metric": key, **means, "verdict": verdict})
     verdicts = [row["verdict"] for row in rows]
-    checks = {(c["winner"], c["loser"], c["metric"]): c["holds"] for c in other.get("checks", [])}
+    checks = {(c["winner"], c["loser"], c["metric"]): c["holds"] for c in second_results.get("checks", [])}
     return {
         "figures": len(rows),
         "equal": verdicts.count("equal"),
@@ -244,19 +271,19 @@ def compare_results(first: Path, second: Path) -> dict[str, Any]:
         "measured by other networks": networks,
         "checks that differ": [
             f"{c['winner']} > {c['loser']} by {c['metric']}"
-            for c in one.get("checks", [])
+            for c in first_results.get("checks", [])
             if checks.get((c["winner"], c["loser"], c["metric"]), c["holds"]) != c["holds"]
         ],
-        "machines": [one["machine"], other["machine"]],
+        "machines": [first_results["machine"], second_results["machine"]],
         "rows": rows,
     }
 
 
-def _verdict(key: str, mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+def _verdict(key: str, first: dict[str, Any], second: dict[str, Any]) -> str:
     if key in MACHINE_BOUND:
         return "speed"
-    gap = abs(mine["mean"] - theirs["mean"])
+    gap = abs(first["mean"] - second["mean"])
     if gap <= 0.5 * 10 ** -(BY_KEY[key].digits if key in BY_KEY else 3):
         return "equal"
-    reach = max(((e["high"] - e["low"]) / 2 if e["low"] is not None else 0.0) for e in (mine, theirs))
-    return "within intervals" if gap <= reach else "different"
+    half_width = max(((e["high"] - e["low"]) / 2 if e["low"] is not None else 0.0) for e in (first, second))
+    return "within intervals" if gap <= half_width else "different"

@@ -1,10 +1,9 @@
-"""The benchmark's protocol, its systems, negative controls and ceiling.
+"""The benchmark's protocol, its cases, and the videos of its systems.
 
-The benchmark's protocol: portraits, speech, and how clips are cut, drawn and written.
+    cases (portrait, speech, seed)  ─►  real footage in its crop, its motion drawn, checkpoints, negative controls
 
-It is fixed, so that figures of two machines or two years can be compared; whatever changes here changes ``VERSION``.
-
-The videos of the benchmark: real footage in its crop, its motion drawn, checkpoints, and what must lose.
+The protocol is fixed, so that results of two machines or two years can be compared; any change here changes
+``VERSION``. The parts in order: protocol and cases, motion of the systems, writing of the videos.
 """
 
 from __future__ import annotations
@@ -40,33 +39,43 @@ from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.samples import SPEECH
 
+# --- Protocol and cases ---
+
 VERSION = "1"
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the benchmark is run."""
+    """The settings of the benchmark."""
 
     version: str = VERSION
     size: int = 512
-    """Pixels of the square face crop that every video shows, footage too."""
+    """Side in pixels of the square face crop of every video, including real footage."""
     crf: int = 17
-    """H.264 quality; 25 frames a second, AAC at 16 kHz mono."""
+    """H.264 quality; videos have 25 frames per second and AAC at 16 kHz mono."""
     piece: float = 4.0
-    """Seconds of speech in a clip; longer recordings are cut."""
+    """Seconds of speech in a clip; longer recordings are cut into pieces."""
     step: float = 2.0
-    """Seconds between the beginnings of two pieces."""
+    """Seconds between the starts of two pieces."""
     seeds: int = 2
     """Videos per portrait and piece; the n-th clip has the same seed in every system."""
     late: int = 5
-    """Frames by which the baseline 'shifted' is late."""
+    """Frames by which the negative control 'shifted' is late."""
     clips: int = 24
-    """At most so many real clips, evenly spread over those given."""
+    """Largest number of real clips, evenly spread over those given."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One clip to make: portrait ``[H, W, 3]`` uint8, audio ``[N]`` at 16 kHz; footage: real video of this speech."""
+    """One clip that every system makes.
+
+    Attributes:
+        id: name of the clip.
+        portrait: ``[H, W, 3]`` uint8 RGB.
+        audio: speech ``[N]`` at 16 kHz.
+        seed: random seed of the motion.
+        footage: real video of this speech, if there is one.
+    """
 
     id: str
     portrait: np.ndarray
@@ -76,12 +85,20 @@ class Case:
 
 
 def cases(protocol: Protocol, prompts: Path | None, real: list[Path]) -> list[Case]:
-    """What is to be made: pieces of the prompts' speech, or with real clips, their speech; portraits in turn.
+    """List the cases of a benchmark.
+
+    Without real clips, they are pieces of the prompts' speech with every portrait. With real clips, they are the speech
+    of those clips, and portraits alternate.
+
+    Args:
+        protocol: the settings.
+        prompts: folder of portraits and recordings; a built-in portrait and recording by default.
+        real: real clips.
 
     Raises:
         BadInput: the prompts cannot be read, or no real clip has sound.
     """
-    portraits, voices = _prompted(prompts)
+    portraits, voices = _read_portraits_and_speech(prompts)
     if real:
         audible = [path for path in real if has_audio(path)]
         if not audible:
@@ -105,150 +122,192 @@ def cases(protocol: Protocol, prompts: Path | None, real: list[Path]) -> list[Ca
     ]
 
 
-def _prompted(folder: Path | None) -> tuple[list[np.ndarray], list[tuple[str, np.ndarray]]]:
+def _read_portraits_and_speech(folder: Path | None) -> tuple[list[np.ndarray], list[tuple[str, np.ndarray]]]:
     if folder is not None:
-        found = read_prompts(folder)
-        images, sounds = (dict.fromkeys(p.image for p in found), dict.fromkeys(p.audio for p in found))
+        all_prompts = read_prompts(folder)
+        images, sounds = (dict.fromkeys(p.image for p in all_prompts), dict.fromkeys(p.audio for p in all_prompts))
         return [read_image(path) for path in images], [(path.stem, read_audio(path)) for path in sounds]
     from skimage.data import astronaut
 
     return [astronaut()], [(SPEECH.stem, read_audio(SPEECH))]
 
 
-def fingerprint(protocol: Protocol, made: list[Case]) -> dict[str, object]:
-    """What two runs must have in common to be compared: the settings, and one hash over every picture and sound."""
+def fingerprint(protocol: Protocol, all_cases: list[Case]) -> dict[str, object]:
+    """Return what comparable runs have in common: the settings, and one hash over all pictures and sounds."""
     total = hashlib.sha256()
-    for case in made:
+    for case in all_cases:
         total.update(case.id.encode())
         total.update(np.ascontiguousarray(case.portrait).tobytes())
         total.update(case.audio.tobytes())
         total.update(str(case.seed).encode())
         if case.footage is not None:
             total.update(content_hash(case.footage).encode())
-    return asdict(protocol) | {"cases": len(made), "inputs": total.hexdigest()[:16]}
+    return asdict(protocol) | {"cases": len(all_cases), "inputs": total.hexdigest()[:16]}
 
 
 def quick(protocol: Protocol) -> Protocol:
-    """A short run, to see whether everything works; its version says so."""
+    """Return the settings of a short test run, with a version of its own."""
     return replace(protocol, version=f"{protocol.version}-quick", size=256, seeds=1, clips=6)
 
 
+# --- Motion of the systems ---
+
 FOOTAGE, REAL = "footage", "real"
+"""Names of the two ceilings: real footage in the common crop, and its motion drawn on the portraits."""
 LOSERS = ("shifted", "other sentence", "loudness jaw", "still")
+"""Negative controls, which every good system must beat."""
 
 Draw = Callable[[], tuple[Iterator[np.ndarray], np.ndarray]]
-"""Frames and sound of one clip, made when called."""
+"""A function that returns the frames and the sound of one clip."""
 
 
-def codecs_of(made: list[Case], size: int) -> list[MotionCodec]:
-    """One per portrait, shared by its cases, drawing squares of ``size`` pixels."""
-    found: dict[int, MotionCodec] = {}
-    for case in made:
-        if id(case.portrait) not in found:
+def codecs_of(all_cases: list[Case], size: int) -> list[MotionCodec]:
+    """Build the codec of every case; cases with the same portrait share one. They draw squares of ``size`` pixels."""
+    codecs: dict[int, MotionCodec] = {}
+    for case in all_cases:
+        if id(case.portrait) not in codecs:
             portrait = Portrait.from_image(case.portrait, size, name=f"the portrait of {case.id}")
-            found[id(case.portrait)] = MotionCodec(portrait, size)
-    return [found[id(case.portrait)] for case in made]
+            codecs[id(case.portrait)] = MotionCodec(portrait, size)
+    return [codecs[id(case.portrait)] for case in all_cases]
 
 
-def motions_of(checkpoints: dict[str, str], made: list[Case]) -> dict[str, list[torch.Tensor]]:
-    found = {}
-    for name, where in checkpoints.items():
-        pipeline = AnimatePipeline.from_pretrained(where)
-        bar = track(made, description=f"{name}: motion", console=Console(stderr=True))
-        found[name] = [torch.cat(list(pipeline.motion(case.audio, seed=case.seed))) for case in bar]
-    return found
+def motions_of(checkpoints: dict[str, str], all_cases: list[Case]) -> dict[str, list[torch.Tensor]]:
+    """Generate the motion ``[T, 30]`` of every case with every checkpoint, by the name of its system."""
+    motions = {}
+    for name, checkpoint in checkpoints.items():
+        pipeline = AnimatePipeline.from_pretrained(checkpoint)
+        bar = track(all_cases, description=f"{name}: motion", console=Console(stderr=True))
+        motions[name] = [torch.cat(list(pipeline.motion(case.audio, seed=case.seed))) for case in bar]
+    return motions
 
 
-def real_motion(made: list[Case]) -> list[torch.Tensor]:
-    """Motion of the real clips, empty without them.
+def real_motion(all_cases: list[Case]) -> list[torch.Tensor]:
+    """Extract the motion ``[T, 30]`` of the real clips; an empty list without them.
 
     Raises:
         BadInput: a clip shows no face.
     """
-    if made[0].footage is None:
+    if all_cases[0].footage is None:
         return []
-    found = []
-    for case in track(made, description="real clips: motion", console=Console(stderr=True)):
+    motions = []
+    for case in track(all_cases, description="real clips: motion", console=Console(stderr=True)):
         assert case.footage is not None
         with FaceTracker() as tracker:
             faces = tracker.track(iter_frames(case.footage))
         if not faces.valid.any():
             raise BadInput(f"{case.footage} shows no face: leave it out of --real.")
         points, shapes = (bridge(values, faces.valid) for values in (faces.landmarks, faces.blendshapes))
-        found.append(MotionBasis.load().encode(points, shapes)[0])
-    return found
+        motions.append(MotionBasis.load().encode(points, shapes)[0])
+    return motions
 
 
 def losing_motion(
-    name: str, driven: list[torch.Tensor], made: list[Case], index: int, protocol: Protocol
+    name: str, source_motions: list[torch.Tensor], all_cases: list[Case], index: int, protocol: Protocol
 ) -> torch.Tensor:
-    motion, audio = driven[index], made[index].audio
+    """Return the motion ``[T, 30]`` of a negative control.
+
+    Args:
+        name: one of the negative controls.
+        source_motions: motion from which the controls are made, by case.
+        all_cases: the cases.
+        index: the case.
+        protocol: the settings.
+    """
+    motion, audio = source_motions[index], all_cases[index].audio
     if name == "still":
         return still_motion(motion, audio)
     if name == "loudness jaw":
         return loudness_driven_jaw(motion, audio)
     if name == "shifted":
         return late_motion(motion, audio, min(protocol.late, len(motion) - 1))
-    other = next((m for c, m in zip(made, driven, strict=True) if not np.array_equal(c.audio, audio)), motion.flip(0))
+    other = next(
+        (m for c, m in zip(all_cases, source_motions, strict=True) if not np.array_equal(c.audio, audio)),
+        motion.flip(0),
+    )
     following = [
-        m for c, m in zip(made[index + 1 :], driven[index + 1 :], strict=True) if not np.array_equal(c.audio, audio)
+        m
+        for c, m in zip(all_cases[index + 1 :], source_motions[index + 1 :], strict=True)
+        if not np.array_equal(c.audio, audio)
     ]
     return other_sentence(motion, following[0] if following else other)
 
 
+# --- Videos ---
+
+
 def drawn(codec: MotionCodec, motion: torch.Tensor, audio: np.ndarray) -> Draw:
+    """Return a function that draws motion ``[T, 30]`` with a codec."""
     return lambda: (codec.decode(motion), audio)
 
 
 def cropped(case: Case, size: int) -> Iterator[np.ndarray]:
-    """The real clip through a fixed square around its first face."""
-    matrix = None
+    """Yield the frames of a real clip, cropped to a fixed square around its first face.
+
+    Raises:
+        BadInput: the first frame shows no face.
+    """
+    to_crop = None
     assert case.footage is not None
     with FaceTracker(still=True) as tracker:
         for frame in iter_frames(case.footage):
-            if matrix is None:
+            if to_crop is None:
                 faces = tracker.detect(frame)
                 if not faces:
                     raise BadInput(f"{case.footage} shows no face in its first frame: leave it out of --real.")
-                matrix = crop_transform(faces[0][0], (frame.shape[0], frame.shape[1]), size)
-            yield sample_crop(frame, matrix, size)
+                to_crop = crop_transform(faces[0][0], (frame.shape[0], frame.shape[1]), size)
+            yield sample_crop(frame, to_crop, size)
 
 
 def written(
-    folder: Path, name: str, job: Callable[[int], Draw], made: list[Case], protocol: Protocol, origin: str
+    folder: Path,
+    name: str,
+    prepare_video: Callable[[int], Draw],
+    all_cases: list[Case],
+    protocol: Protocol,
+    origin: str,
 ) -> list[Path]:
-    """A system's videos; those that are there from the same origin are kept."""
+    """Write the videos of a system, and return their files.
+
+    Args:
+        folder: output folder; videos of the same origin that are there are kept.
+        name: name of the system.
+        prepare_video: function that prepares the video of the i-th case.
+        all_cases: the cases.
+        protocol: the settings.
+        origin: everything from which the videos are made, as text.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / RECORD
-    known: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    recorded: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     files = []
-    for index, case in enumerate(track(made, description=f"{name}: drawing", console=Console(stderr=True))):
+    for index, case in enumerate(track(all_cases, description=f"{name}: drawing", console=Console(stderr=True))):
         path = folder / f"{case.id}.mp4"
         files.append(path)
-        if path.is_file() and known.get(case.id, {}).get("origin") == origin:
+        if path.is_file() and recorded.get(case.id, {}).get("origin") == origin:
             continue
         watch = Stopwatch()
-        frames, audio = job(index)()
+        frames, audio = prepare_video(index)()
         write_video(path, watch(frames), audio, crf=protocol.crf)
-        known[case.id] = {"origin": origin, "cost": watch.cost()}
-        write_json(record, known, indent=None)
+        recorded[case.id] = {"origin": origin, "cost": watch.cost()}
+        write_json(record, recorded, indent=None)
     return files
 
 
 def weights_of(checkpoints: dict[str, str], name: str) -> str:
+    """Return the hash of a checkpoint's weights; for other systems their name."""
     return content_hash(checkpoint_folder(checkpoints[name]) / "model.safetensors") if name in checkpoints else name
 
 
-def matching(name: str, files: list[Path], made: list[Case]) -> list[Path]:
-    """Another tool's videos of these cases.
+def matching(name: str, files: list[Path], all_cases: list[Case]) -> list[Path]:
+    """Return those of another tool's videos that are named like cases.
 
     Raises:
-        BadInput: none has the name of a case.
+        BadInput: no video has the name of a case.
     """
-    ids = {case.id for case in made}
-    found = [file for file in files if file.stem in ids]
-    if not found:
+    ids = {case.id for case in all_cases}
+    matches = [file for file in files if file.stem in ids]
+    if not matches:
         raise BadInput(
-            f"No video of system '{name}' is named like a case of the benchmark: name them like {made[0].id}.mp4."
+            f"No video of system '{name}' is named like a case of the benchmark: name them like {all_cases[0].id}.mp4."
         )
-    return found
+    return matches

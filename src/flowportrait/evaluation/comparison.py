@@ -1,16 +1,10 @@
-"""Systems compared on the same clips.
+"""Comparison of systems on the same clips: estimates, differences, groups of clips, and metrics of whole systems.
 
-Intervals are percentile bootstrap over clips (95 %). Two systems are compared clip by clip (same file name): mean
-difference with its interval, and Wilcoxon's signed-rank p, Holm-corrected over everything compared.
+Intervals are 95 % percentile bootstrap over clips. Two systems are compared clip by clip (same file name): mean
+difference with its interval, and Wilcoxon's signed-rank p, Holm-corrected over all comparisons.
 
-Metrics of a whole system (pooled ECS, Fréchet distances, THEval) have intervals by a jackknife over ten groups of
-clips: resampling with repeats would shrink covariances and move Fréchet distances. The real system itself is split in
-half, which gives each metric its ceiling.
-
-    Fréchet distance d² = ‖μ₁ − μ₂‖² + tr( Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½ )            (Heusel et al. 2017)
-
-Metrics per group of clips (language, skin tone, age …) take a CSV table with a column ``clip`` and a column of labels
-for each grouping.
+Metrics of a whole system (pooled ECS, Fréchet distances, THEval) have jackknife intervals over ten groups of clips,
+because resampling with repeats would shrink covariances and bias Fréchet distances.
 """
 
 from __future__ import annotations
@@ -41,7 +35,7 @@ from flowportrait.files import complete, write_text
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of ``system`` minus that of ``baseline``, on the clips that both have.
+    """The difference of a metric between ``system`` and ``baseline``, on the clips that both have.
 
     Attributes:
         difference: mean and interval of the paired differences.
@@ -59,17 +53,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         rows: metrics by system and clip, ``rows[system][clip][key]``.
         estimates: means and intervals, ``estimates[system][key]``.
-        differences: of every system from ``baseline``.
+        differences: differences of every system from ``baseline``.
+        baseline: name of the system with which the others are compared.
         counts: clips, frames and frames without a face per system.
-        excluded: system, file and reason of what could not be measured.
-        remarks: what a reader should know about single files.
-        networks: the network that each metric comes from.
-        groups: metrics per group of clips, see ``metrics_by_group``.
+        excluded: system, file and reason of every file that could not be measured.
+        remarks: sentences about single files that a reader should know.
+        networks: the network behind each metric.
+        groups: metrics per group of clips; see ``metrics_by_group``.
     """
 
     rows: dict[str, dict[str, Row]]
@@ -83,7 +78,7 @@ class Comparison:
     groups: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, object]:
-        """Plain values for JSON, without the single clips."""
+        """Return plain values for JSON, without the single clips."""
         return {
             "baseline": self.baseline,
             "counts": self.counts,
@@ -96,12 +91,12 @@ class Comparison:
         }
 
     def to_json(self, path: Path) -> Path:
-        """Write the summary and every clip's metrics."""
+        """Write the summary and the metrics of every clip; return the path."""
         write_text(path, json.dumps(self.summary() | {"clips": self.rows}, indent=1) + "\n")
         return path
 
     def to_csv(self, path: Path) -> Path:
-        """Write one line of metrics per system and clip."""
+        """Write one line of metrics per system and clip; return the path."""
         columns = ["system", "clip"]
         for rows in self.rows.values():
             for row in rows.values():
@@ -115,7 +110,13 @@ class Comparison:
 
 
 def compare_systems(rows: dict[str, dict[str, Row]], baseline: str | None = None, seed: int = 0) -> Comparison:
-    """Compare systems, given each clip's metrics; the others are tested against ``baseline``."""
+    """Compare systems by the metrics of their clips.
+
+    Args:
+        rows: metrics by system and clip.
+        baseline: the system against which the others are tested; None for no tests.
+        seed: random seed of the bootstrap.
+    """
     rows = add_ler_excess(add_guarded_tfi(rows))
     estimates = {
         system: {
@@ -139,9 +140,9 @@ def compare_systems(rows: dict[str, dict[str, Row]], baseline: str | None = None
 
 
 def metric_values(rows: dict[str, Row], key: str) -> tuple[list[str], np.ndarray]:
-    """Clips that have the metric, and its values."""
-    found = {clip: value for clip, row in rows.items() if (value := _value(row, key)) is not None}
-    return list(found), np.array(list(found.values()))
+    """Return the names of the clips that have the metric ``key``, and its values ``[n]``."""
+    values = {clip: value for clip, row in rows.items() if (value := _value(row, key)) is not None}
+    return list(values), np.array(list(values.values()))
 
 
 def _value(row: Row, key: str) -> float | None:
@@ -150,67 +151,74 @@ def _value(row: Row, key: str) -> float | None:
 
 
 def add_ler_excess(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
-    """Add ``ler_excess`` where the real clip of the same name is among the systems: real footage has errors too."""
+    """Add ``ler_excess``, LER minus the real clip's, to clips with a real one of the same name.
+
+    Real footage has errors too, which this subtracts.
+    """
     real = rows.get(REAL, {})
 
-    def over(clip: str, row: Row) -> Row:
-        own, floor = row.get("ler"), real.get(clip, {}).get("ler")
-        return row if own is None or floor is None else row | {"ler_excess": float(own) - float(floor)}
+    def with_excess(clip: str, row: Row) -> Row:
+        ler, real_ler = row.get("ler"), real.get(clip, {}).get("ler")
+        return row if ler is None or real_ler is None else row | {"ler_excess": float(ler) - float(real_ler)}
 
     return {
-        system: {clip: row if system == REAL else over(clip, row) for clip, row in found.items()}
+        system: {clip: row if system == REAL else with_excess(clip, row) for clip, row in found.items()}
         for system, found in rows.items()
     }
 
 
 def add_guarded_tfi(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
-    """Add ``tfi_guarded`` where the real clip of the same name is among the systems."""
+    """Add ``tfi_guarded`` to clips with a real one of the same name; see ``guarded_tfi``."""
     real = rows.get(REAL, {})
     measured = [tfi for found in rows.values() for row in found.values() if (tfi := _value(row, "tfi")) is not None]
     if not real or not measured:
         return rows
     worst = max(measured)
 
-    def guarded(clip: str, row: Row) -> Row:
+    def with_guarded(clip: str, row: Row) -> Row:
         tfi, power = _value(row, "tfi"), _value(row, "flow_power")
-        goal = _value(real.get(clip, {}), "flow_power")
-        if tfi is None or power is None or goal is None:
+        real_power = _value(real.get(clip, {}), "flow_power")
+        if tfi is None or power is None or real_power is None:
             return row
-        return row | {"tfi_guarded": guarded_tfi(tfi, power, goal, worst)}
+        return row | {"tfi_guarded": guarded_tfi(tfi, power, real_power, worst)}
 
-    return {system: {clip: guarded(clip, row) for clip, row in found.items()} for system, found in rows.items()}
+    return {system: {clip: with_guarded(clip, row) for clip, row in found.items()} for system, found in rows.items()}
 
 
 def _differences(rows: dict[str, dict[str, Row]], baseline: str | None, seed: int) -> list[Difference]:
     if baseline is None or baseline not in rows:
         return []
-    found: list[Difference] = []
+    differences: list[Difference] = []
     for system in rows:
         for metric in METRICS if system not in (baseline, REAL) else ():
-            (names, values), (others, theirs) = (metric_values(rows[one], metric.key) for one in (system, baseline))
-            _, here, there = np.intersect1d(names, others, return_indices=True)
-            if not len(here):
+            (clips, values), (baseline_clips, baseline_values) = (
+                metric_values(rows[one], metric.key) for one in (system, baseline)
+            )
+            _, index, baseline_index = np.intersect1d(clips, baseline_clips, return_indices=True)
+            if not len(index):
                 continue
-            other = theirs[there]
-            gap = values[here] - other
-            change = float(gap.mean() / abs(other.mean())) if abs(other.mean()) > 1e-9 else None
-            found.append(
+            baseline_value = baseline_values[baseline_index]
+            gap = values[index] - baseline_value
+            change = float(gap.mean() / abs(baseline_value.mean())) if abs(baseline_value.mean()) > 1e-9 else None
+            differences.append(
                 Difference(metric.key, system, baseline, bootstrap_mean(gap, seed), change, signed_rank_p(gap))
             )
-    corrected = holm_correction([difference.p for difference in found])
-    return [replace(difference, p=p) for difference, p in zip(found, corrected, strict=True)]
+    corrected = holm_correction([difference.p for difference in differences])
+    return [replace(difference, p=p) for difference, p in zip(differences, corrected, strict=True)]
 
+
+# --- Metrics per group of clips (language, skin tone, age …) ---
 
 GROUP_METRICS = ("sync_in_time", "sync_in_time_short", "ler", "ecs", "tfi", "identity_kept", "csim")
 Labels = dict[str, dict[str, str]]
-"""labels[column][clip]."""
+"""Labels of clips: ``labels[column][clip]``."""
 
 
 def read_labels(path: Path) -> Labels:
-    """The table.
+    """Read a CSV table with a column ``clip`` and one column of labels per grouping.
 
     Raises:
-        BadInput: missing, without a column ``clip`` and another one, or with no line.
+        BadInput: the file is missing, empty, or lacks the column ``clip`` or a column of labels.
     """
     if not path.is_file():
         raise BadInput(f"No table of groups at {path}: give a CSV file with a column 'clip'.")
@@ -225,34 +233,50 @@ def read_labels(path: Path) -> Labels:
 def metrics_by_group(
     rows: dict[str, dict[str, Row]], labels: Labels, excluded: list[dict[str, str]]
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """found[column][label][system]: clips, frames, frames without a face, files left out, and each shown metric as
-    mean, low, high."""
-    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for name, of_clip in labels.items():
-        for label in sorted(set(of_clip.values())):
+    """Compute metrics per group of clips.
+
+    Args:
+        rows: metrics by system and clip.
+        labels: labels of the clips by column.
+        excluded: system, file and reason of the files that could not be measured.
+
+    Returns:
+        ``groups[column][label][system]`` with the numbers of clips, frames, frames without a face and files left out,
+        and each metric of ``GROUP_METRICS`` as mean, low, high.
+    """
+    groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    for name, label_by_clip in labels.items():
+        for label in sorted(set(label_by_clip.values())):
             for system, clips in rows.items():
-                own = {clip: row for clip, row in clips.items() if of_clip.get(clip) == label}
-                left = [e for e in excluded if e["system"] == system and of_clip.get(Path(e["file"]).stem) == label]
-                if not own and not left:
+                group_rows = {clip: row for clip, row in clips.items() if label_by_clip.get(clip) == label}
+                left_out = [
+                    e for e in excluded if e["system"] == system and label_by_clip.get(Path(e["file"]).stem) == label
+                ]
+                if not group_rows and not left_out:
                     continue
-                values = {key: metric_values(own, key)[1] for key in GROUP_METRICS}
+                values = {key: metric_values(group_rows, key)[1] for key in GROUP_METRICS}
                 estimates = {key: bootstrap_mean(v) for key, v in values.items() if len(v)}
-                found.setdefault(name, {}).setdefault(label, {})[system] = {
-                    "clips": len(own),
-                    "frames": sum(int(row.get("frames") or 0) for row in own.values()),
-                    "frames_without_face": sum(int(row.get("frames_without_face") or 0) for row in own.values()),
-                    "left_out": len(left),
+                groups.setdefault(name, {}).setdefault(label, {})[system] = {
+                    "clips": len(group_rows),
+                    "frames": sum(int(row.get("frames") or 0) for row in group_rows.values()),
+                    "frames_without_face": sum(int(row.get("frames_without_face") or 0) for row in group_rows.values()),
+                    "left_out": len(left_out),
                     "metrics": {key: [e.mean, e.low, e.high] for key, e in estimates.items()},
                 }
-    return found
+    return groups
 
+
+# --- Metrics of whole systems ---
 
 SHRINK = 1e-3
-"""Share of the mean variance added to the diagonal, so that few clips do not make a singular covariance."""
+"""Share of the mean variance that is added to the diagonal, so that few clips do not give a singular covariance."""
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """d² between ``[N, D]`` and ``[M, D]``; both need at least two rows."""
+    """Return the squared Fréchet distance between ``[N, D]`` and ``[M, D]`` (Heusel et al. 2017).
+
+    d² = ‖μ₁ − μ₂‖² + tr( Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½ ); both need at least two rows.
+    """
     gap = one.mean(0) - other.mean(0)
     first, second = _covariance(one), _covariance(other)
     # tr (Σ₁ Σ₂)^½ is the sum of square roots of the eigenvalues of the symmetric Σ₁^½ Σ₂ Σ₁^½.
@@ -263,23 +287,23 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _covariance(rows: np.ndarray) -> np.ndarray:
-    found = np.atleast_2d(np.cov(rows.astype(np.float64), rowvar=False))
-    return found + SHRINK * np.trace(found) / len(found) * np.eye(len(found))
+    covariance = np.atleast_2d(np.cov(rows.astype(np.float64), rowvar=False))
+    return covariance + SHRINK * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
 
 
 FEWEST = 4
-"""Clips that each side needs for a metric of distributions."""
+"""Fewest clips on each side for a metric of distributions."""
 Clips = Sequence[VideoMetrics]
 
 
 class SetFunction(Protocol):
-    """A number from a system's clips and the real ones; None where they are too few."""
+    """Interface of a function from the clips of a system and the real clips to a number; None if they are too few."""
 
     def __call__(self, clips: Clips, /, real: Clips) -> float | None: ...
 
 
 class SetMetric(NamedTuple):
-    """A metric of a whole system; its interval stays between ``lowest`` and ``highest``."""
+    """A metric of a whole system, with bounds of its interval."""
 
     compute: SetFunction
     lowest: float
@@ -287,63 +311,65 @@ class SetMetric(NamedTuple):
 
 
 def set_estimates(systems: dict[str, dict[str, VideoMetrics]]) -> dict[str, dict[str, Estimate]]:
-    """Metrics of whole systems.
+    """Compute the metrics of whole systems, by system and key.
 
     Without real clips, ECS and THEval are compared with the shipped metrics of real footage, and Fréchet distances are
-    left out.
+    left out. The real system is split in half and compared with itself, which gives the ceiling of each metric.
     """
     real = list(systems.get(REAL, {}).values())
-    found: dict[str, dict[str, Estimate]] = {}
+    estimates: dict[str, dict[str, Estimate]] = {}
     for name, clips in systems.items():
-        own, truth = list(clips.values()), real
+        compared, real_clips = list(clips.values()), real
         if name == REAL:
-            # Shuffled, because prompts often take portraits in turn and every other clip would be of the same ones.
-            order = np.random.default_rng(0).permutation(len(own))
-            own, truth = [own[i] for i in order[::2]], [own[i] for i in order[1::2]]
-        found[name] = {}
+            # Shuffled, because prompts often alternate portraits, and every other clip would show the same ones.
+            order = np.random.default_rng(0).permutation(len(compared))
+            compared, real_clips = [compared[i] for i in order[::2]], [compared[i] for i in order[1::2]]
+        estimates[name] = {}
         for key, metric in SET_METRICS.items():
-            estimate = jackknife(own, partial(metric.compute, real=truth), metric.lowest, metric.highest)
+            estimate = jackknife(compared, partial(metric.compute, real=real_clips), metric.lowest, metric.highest)
             if estimate is not None:
-                found[name][key] = estimate
-    return found
+                estimates[name][key] = estimate
+    return estimates
 
 
 def ecs_of_set(clips: Clips, real: Clips) -> float | None:
-    """Pooled ECS against the real clips, or the shipped footage."""
+    """Return the pooled ECS against the real clips, or against the shipped footage if there are few."""
     network = clips[0].network if clips else ""
-    own, truth = ([c.dynamics for c in side if c.dynamics and c.network == network] for side in (clips, real))
-    if not own:
+    samples, real_samples = (
+        [c.dynamics for c in side if c.dynamics and c.network == network] for side in (clips, real)
+    )
+    if not samples:
         return None
     reference = shipped_quantiles(network)
-    if len(truth) >= FEWEST:
-        reference = {group: reference_quantiles([clip[group] for clip in truth]) for group in GROUPS}
-    scores = pooled_ecs(own, reference)
+    if len(real_samples) >= FEWEST:
+        reference = {group: reference_quantiles([clip[group] for clip in real_samples]) for group in GROUPS}
+    scores = pooled_ecs(samples, reference)
     return scores["all"] if scores else None
 
 
 def frechet_of_set(clips: Clips, real: Clips, features: Callable[[VideoMetrics], np.ndarray]) -> float | None:
-    """Fréchet distance of the clips' features from those of the real clips."""
-    own, truth = ([found for clip in side if len(found := features(clip))] for side in (clips, real))
-    if min(len(own), len(truth)) < FEWEST:
+    """Return the Fréchet distance between the features of the clips and of the real clips."""
+    rows, real_rows = ([clip_rows for clip in side if len(clip_rows := features(clip))] for side in (clips, real))
+    if min(len(rows), len(real_rows)) < FEWEST:
         return None
-    return frechet_distance(np.concatenate(own), np.concatenate(truth))
+    return frechet_distance(np.concatenate(rows), np.concatenate(real_rows))
 
 
 def theval_of_set(clips: Clips, real: Clips) -> float | None:
-    """Total of the THEval measures that are measured here, each a mean over clips."""
+    """Return the total THEval score of the clips against the real ones or the shipped footage."""
     truth_means = theval_means(real) if len(real) >= FEWEST else shipped_means("theval_")
-    found = total(theval_means(clips), truth_means)
-    return found[0] if found else None
+    result = total(theval_means(clips), truth_means)
+    return result[0] if result else None
 
 
 def theval_means(clips: Clips) -> dict[str, float]:
-    """Mean over clips of each THEval measure."""
-    found = {}
+    """Return the mean over clips of each THEval measure."""
+    means = {}
     for name in MEASURES:
         values = [float(v) for c in clips if (v := c.row.get(f"theval_{name}")) is not None]
         if values:
-            found[name] = float(np.mean(values))
-    return found
+            means[name] = float(np.mean(values))
+    return means
 
 
 SET_METRICS: dict[str, SetMetric] = {

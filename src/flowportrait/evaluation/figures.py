@@ -1,14 +1,8 @@
-"""Results as tables and plots.
+"""Tables and plots of a comparison: HTML and text tables, and inline SVG for the report.
 
-Tables of a comparison: HTML for the report, and text for a terminal.
-
-A row per metric under its heading, a column per system, intervals and changes in the cells; and a table per grouping of
-clips.
-
-The report's plots, as inline SVG that takes the text colour of its page.
-
-Over systems: intervals, curves of post-training, a radar. Over clips: how each metric is spread, and which clips are
-far off.
+A table has a row per metric under its heading, a column per system, and intervals and changes in the cells; grouped
+clips have a table per grouping. Plots over systems are intervals, curves of post-training and a radar; plots over clips
+show how each metric is distributed, and which clips are outliers. SVG takes the text colour of its page.
 """
 
 from __future__ import annotations
@@ -33,17 +27,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+# --- Tables ---
+
 SIGNIFICANT = 0.05
+"""p value below which a difference is significant."""
 ARROWS = {"up": "↑", "down": "↓", "real": "≈"}
 
 
 def html_table(comparison: Comparison) -> str:
-    """HTML of the table, real footage first."""
+    """Return the HTML table of a comparison, real footage in the first column."""
     systems = sorted(comparison.estimates, key=lambda name: name not in (REAL, SHIPPED))
-    shown = [m for m in METRICS if any(m.key in comparison.estimates[s] for s in systems)]
+    metrics = [m for m in METRICS if any(m.key in comparison.estimates[s] for s in systems)]
     head = "".join(f"<th class='{_css_class(s)}'>{html.escape(s)}</th>" for s in systems)
     lines, heading = [], ""
-    for metric in shown:
+    for metric in metrics:
         if metric.group != heading:
             heading = metric.group
             lines.append(f"<tr class=group><th colspan={len(systems) + 1}>{heading}</th></tr>")
@@ -62,8 +59,14 @@ def html_table(comparison: Comparison) -> str:
 
 
 def text_table(summary: Mapping[str, Any]) -> Table:
-    """The table for a terminal: a row per figure with its direction and meaning, a column per system with intervals and
-    changes from the baseline; ``summary`` as ``Comparison.summary`` gives it."""
+    """Build the table for a terminal.
+
+    It has a row per metric with its direction and meaning, and a column per system with intervals and changes from the
+    baseline.
+
+    Args:
+        summary: the result of ``Comparison.summary``.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -102,7 +105,7 @@ def _text_cell(estimate: Mapping[str, Any] | None, change: Mapping[str, Any] | N
 
 
 def verdict(difference: Difference, metric: Metric) -> str:
-    """good, bad or even: even unless interval and corrected p agree."""
+    """Rate a difference as ``good``, ``bad`` or ``even``; it is even unless both interval and corrected p are clear."""
     gap = difference.difference
     if metric.better == "real" or not gap.excludes_zero:
         return "even"
@@ -112,7 +115,7 @@ def verdict(difference: Difference, metric: Metric) -> str:
 
 
 def format_metric(value: float, metric: Metric) -> str:
-    """As the metric is printed."""
+    """Return a value with the decimals of its metric."""
     return f"{value:.{metric.digits}f}".replace("-", "−")
 
 
@@ -139,7 +142,7 @@ def _interval(estimate: Estimate, metric: Metric) -> str:
 
 
 def _best(metric: Metric, comparison: Comparison, systems: list[str]) -> str | None:
-    """The best system other than real footage, among at least two."""
+    """Return the best system other than real footage; None if there are fewer than two."""
     means = {
         s: comparison.estimates[s][metric.key].mean
         for s in systems
@@ -162,27 +165,27 @@ def _counts(comparison: Comparison, system: str) -> str:
         text += f", no face in {counts['frames_without_face']}"
     if counts["clips_without_sync"]:
         text += f", no sync in {counts['clips_without_sync']}"
-    left = sum(entry["system"] == system for entry in comparison.excluded)
-    return text + (f", <b>{left} left out</b>" if left else "")
+    left_out = sum(entry["system"] == system for entry in comparison.excluded)
+    return text + (f", <b>{left_out} left out</b>" if left_out else "")
 
 
 def html_groups_table(groups: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
-    """HTML: a table per column of labels."""
+    """Return one HTML table per column of labels; ``groups`` is the result of ``metrics_by_group``."""
     return "".join(f"<h3>{html.escape(name)}</h3>{_group_rows(labels)}" for name, labels in groups.items())
 
 
 def _group_rows(labels: dict[str, dict[str, dict[str, Any]]]) -> str:
     entries = [entry for systems in labels.values() for entry in systems.values()]
-    shown = [key for key in GROUP_METRICS if any(key in entry["metrics"] for entry in entries)]
-    head = "".join(f"<th>{BY_KEY[key].title}</th>" for key in shown)
+    keys = [key for key in GROUP_METRICS if any(key in entry["metrics"] for entry in entries)]
+    head = "".join(f"<th>{BY_KEY[key].title}</th>" for key in keys)
     lines = []
     for label, systems in labels.items():
         for system, entry in systems.items():
-            cells = "".join(f"<td>{_group_cell(entry['metrics'].get(key), key)}</td>" for key in shown)
-            lost = f"{entry['frames_without_face']} of {entry['frames']}"
+            cells = "".join(f"<td>{_group_cell(entry['metrics'].get(key), key)}</td>" for key in keys)
+            faceless = f"{entry['frames_without_face']} of {entry['frames']}"
             lines.append(
                 f"<tr><th>{html.escape(label)}</th><td>{html.escape(system)}</td><td>{entry['clips']}</td>"
-                f"<td>{lost}</td><td>{entry['left_out']}</td>{cells}</tr>"
+                f"<td>{faceless}</td><td>{entry['left_out']}</td>{cells}</tr>"
             )
     return (
         "<div class=scroll><table><thead><tr><th></th><th>system</th><th>clips</th><th>frames without face</th>"
@@ -197,11 +200,12 @@ def _group_cell(values: list[float] | None, key: str) -> str:
     return f"<b>{mean}</b>" + (f"<small>{' … '.join(interval)}</small>" if interval else "")
 
 
+# --- Plots ---
+
 matplotlib.use("Agg")
 
-
 INK = "#123456"
-"""Stands for the page's text colour until ``svg`` replaces it."""
+"""Placeholder of the page's text colour, which ``to_svg`` replaces."""
 SERIES = ("#2f6fde", "#e0662f", "#2a9d6f", "#a44fc4", "#c9a227", "#d0416b", "#4fa3c7", "#7a7f87")
 STYLE = {
     "font.family": "sans-serif",
@@ -221,11 +225,11 @@ STYLE = {
     "savefig.transparent": True,
 }
 COLUMNS = 4
-"""Panels side by side."""
+"""Number of panels side by side."""
 
 
 def panel_grid(titles: Sequence[str], systems: Sequence[str], row: float) -> tuple[plt.Figure, list[Axes]]:
-    """A figure with a small panel for each title, a row of ``row`` inches for each system in it."""
+    """Create a figure with one small panel per title, each with one row of ``row`` inches per system."""
     count = math.ceil(len(titles) / COLUMNS)
     size = (11.6, count * (0.8 + row * len(systems)))
     figure, axes = plt.subplots(count, COLUMNS, figsize=size, squeeze=False, sharey=True)
@@ -241,31 +245,37 @@ def panel_grid(titles: Sequence[str], systems: Sequence[str], row: float) -> tup
 
 
 def to_svg(figure: plt.Figure) -> str:
-    """The figure, as wide as its place on the page; the figure is closed."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.12)
+    """Convert a figure to SVG as wide as its place on the page, and close the figure."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.12)
     plt.close(figure)
-    found = text.getvalue()
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', found[found.index("<svg") :], count=1).replace(
+    svg = buffer.getvalue()
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1).replace(
         INK, "currentColor"
     )
 
 
 def curves_svg(curves: list[dict[str, float]], step: str = "iteration") -> str:
-    """One small panel per logged quantity over ``step`` (row number if absent), thin raw line and running
-    mean."""
-    names = [name for name in dict.fromkeys(k for row in curves for k in row) if name != step and _number(curves, name)]
+    """Plot logged quantities of post-training, one small panel each, with raw values (thin) and a running mean.
+
+    Args:
+        curves: one row of quantities per iteration.
+        step: key of the horizontal axis; the row number if it is missing.
+    """
+    names = [
+        name for name in dict.fromkeys(k for row in curves for k in row) if name != step and _is_numeric(curves, name)
+    ]
     if not names:
         return ""
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 1.9 * rows), squeeze=False)
-        for place, axis in enumerate(axes.flat):
-            if place >= len(names):
+        for index, axis in enumerate(axes.flat):
+            if index >= len(names):
                 axis.axis("off")
                 continue
-            _panel(axis, curves, names[place], step, SERIES[place % len(SERIES)])
+            _draw_curve(axis, curves, names[index], step, SERIES[index % len(SERIES)])
         for axis in axes[-1]:
             axis.set_xlabel(step)
         figure.tight_layout()
@@ -273,38 +283,38 @@ def curves_svg(curves: list[dict[str, float]], step: str = "iteration") -> str:
 
 
 def intervals_svg(comparison: Comparison) -> str:
-    """Dot and 95 % interval of every system, one small panel per metric that at least two systems have."""
+    """Plot mean and 95 % interval of every system, one small panel per metric that at least two systems have."""
     systems = list(comparison.estimates)
-    shown = [m for m in METRICS if sum(m.key in found for found in comparison.estimates.values()) > 1]
-    if not shown or len(systems) < 2:
+    metrics = [m for m in METRICS if sum(m.key in found for found in comparison.estimates.values()) > 1]
+    if not metrics or len(systems) < 2:
         return ""
     arrows = {"up": "↑", "down": "↓", "real": "≈ real"}
     with plt.rc_context(STYLE):
-        figure, axes = panel_grid([f"{m.title} {arrows[m.better]}" for m in shown], systems, 0.24)
-        for axis, metric in zip(axes, shown, strict=True):
-            for place, system in enumerate(systems):
+        figure, axes = panel_grid([f"{m.title} {arrows[m.better]}" for m in metrics], systems, 0.24)
+        for axis, metric in zip(axes, metrics, strict=True):
+            for index, system in enumerate(systems):
                 estimate = comparison.estimates[system].get(metric.key)
                 if estimate is not None:
-                    _dot(axis, place, estimate, SERIES[place % len(SERIES)])
+                    _draw_interval(axis, index, estimate, SERIES[index % len(SERIES)])
         figure.tight_layout()
         return to_svg(figure)
 
 
-def _dot(axis: Axes, place: int, estimate: Estimate, colour: str) -> None:
+def _draw_interval(axis: Axes, index: int, estimate: Estimate, colour: str) -> None:
     if estimate.low is not None and estimate.high is not None:
         axis.plot(
             [estimate.low, estimate.high],
-            [place, place],
+            [index, index],
             color=colour,
             lw=2.2,
             solid_capstyle="round",
             alpha=0.55,
         )
-    axis.plot(estimate.mean, place, "o", color=colour, ms=5)
+    axis.plot(estimate.mean, index, "o", color=colour, ms=5)
 
 
-def _panel(axis: Axes, curves: list[dict[str, float]], name: str, step: str, colour: str) -> None:
-    points = [(float(row.get(step, place)), float(row[name])) for place, row in enumerate(curves) if name in row]
+def _draw_curve(axis: Axes, curves: list[dict[str, float]], name: str, step: str, colour: str) -> None:
+    points = [(float(row.get(step, index)), float(row[name])) for index, row in enumerate(curves) if name in row]
     points = [point for point in points if math.isfinite(point[1])]
     x, y = [p[0] for p in points], [p[1] for p in points]
     width = max(1, len(y) // 12)
@@ -318,7 +328,7 @@ def _panel(axis: Axes, curves: list[dict[str, float]], name: str, step: str, col
     axis.locator_params(nbins=4)
 
 
-def _number(curves: list[dict[str, float]], name: str) -> bool:
+def _is_numeric(curves: list[dict[str, float]], name: str) -> bool:
     values = [row[name] for row in curves if name in row]
     return all(isinstance(v, int | float) for v in values) and any(math.isfinite(v) for v in values)
 
@@ -340,16 +350,18 @@ KEY_FIGURES = (
 RADAR = ("sync_in_time", "sync_in_time_short", "ecs_pooled", "amplitude", "blink_rate", "gaze_std", "head_range", "tfi",
          "sharpness", "flicker", "identity_kept", "theval_lip_dynamics")  # fmt: skip
 MOST_CLIPS = 60
+"""Most clips in a strip."""
 MOST_SPREADS = 9.0
+"""Bound of ``badness``."""
 
 
 def ground_truth_name(comparison: Comparison) -> str | None:
-    """The system that is real footage, measured here or shipped."""
+    """Return the name of the system that is real footage, measured or shipped; None if there is none."""
     return next((name for name in (REAL, SHIPPED) if name in comparison.estimates), None)
 
 
 def radar_svg(comparison: Comparison) -> str:
-    """Closeness to real footage, 1 − |m − real| / |real| (not below 0), one spoke per figure; 1 is the rim."""
+    """Plot the closeness to real footage, max(0, 1 − |m − real| / |real|), with one spoke per metric; 1 is the rim."""
     real = ground_truth_name(comparison)
     systems = [s for s in comparison.estimates if s != real]
     if real is None or not systems:
@@ -365,10 +377,10 @@ def radar_svg(comparison: Comparison) -> str:
     angles = np.linspace(0, 2 * np.pi, len(keys), endpoint=False)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 5.2), subplot_kw={"projection": "polar"})
-        for place, system in enumerate(systems):
-            found = comparison.estimates[system]
-            values = [max(0.0, 1 - abs(found[k].mean - goal[k].mean) / abs(goal[k].mean)) for k in keys]
-            colour = SERIES[place % len(SERIES)]
+        for index, system in enumerate(systems):
+            estimates = comparison.estimates[system]
+            values = [max(0.0, 1 - abs(estimates[k].mean - goal[k].mean) / abs(goal[k].mean)) for k in keys]
+            colour = SERIES[index % len(SERIES)]
             axis.plot([*angles, angles[0]], [*values, values[0]], color=colour, lw=1.8, label=system)
             axis.fill(angles, values, color=colour, alpha=0.08)
         axis.set_xticks(angles, [BY_KEY[k].title for k in keys])
@@ -380,50 +392,52 @@ def radar_svg(comparison: Comparison) -> str:
 
 
 def distributions_svg(comparison: Comparison) -> str:
-    """Every clip a dot, one small panel per key figure, a row per system; the bar is the median."""
+    """Plot every clip as a dot, with one small panel per key metric and one row per system; the bar is the median."""
     systems = list(comparison.rows)
-    shown = _with_values(comparison)
-    if not shown:
+    metrics = _measured_key_metrics(comparison)
+    if not metrics:
         return ""
     rng = np.random.default_rng(0)
     with plt.rc_context(STYLE):
-        figure, axes = panel_grid([metric.title for metric in shown], systems, 0.34)
-        for axis, metric in zip(axes, shown, strict=True):
-            for place, system in enumerate(systems):
+        figure, axes = panel_grid([metric.title for metric in metrics], systems, 0.34)
+        for axis, metric in zip(axes, metrics, strict=True):
+            for index, system in enumerate(systems):
                 values = metric_values(comparison.rows[system], metric.key)[1]
                 if not len(values):
                     continue
-                colour = SERIES[place % len(SERIES)]
+                colour = SERIES[index % len(SERIES)]
                 axis.plot(
-                    values, place + rng.uniform(-0.22, 0.22, len(values)), "o", ms=2.6, alpha=0.45, color=colour, mew=0
+                    values, index + rng.uniform(-0.22, 0.22, len(values)), "o", ms=2.6, alpha=0.45, color=colour, mew=0
                 )
-                axis.plot([np.median(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=2)
+                axis.plot([np.median(values)] * 2, [index - 0.32, index + 0.32], color=colour, lw=2)
         figure.tight_layout()
         return to_svg(figure)
 
 
 def strips_svg(comparison: Comparison) -> str:
-    """Per system a strip of clips (columns, by name) against key figures (rows); red is worse than the rest, blue is
-    better, in median absolute deviations over all systems."""
-    systems, shown = list(comparison.rows), _with_values(comparison)
+    """Plot one strip per system with clips as columns (by name) and key metrics as rows.
+
+    Red is worse than the other clips and blue is better, in median absolute deviations over all systems.
+    """
+    systems, metrics = list(comparison.rows), _measured_key_metrics(comparison)
     clips = sorted({clip for rows in comparison.rows.values() for clip in rows})[:MOST_CLIPS]
-    if len(clips) < 2 or not shown:
+    if len(clips) < 2 or not metrics:
         return ""
     with plt.rc_context(STYLE):
-        size = (11.0, 0.5 + len(systems) * (0.34 + 0.16 * len(shown)))
+        size = (11.0, 0.5 + len(systems) * (0.34 + 0.16 * len(metrics)))
         figure, axes = plt.subplots(len(systems), 1, figsize=size, squeeze=False)
         for axis, system in zip(axes[:, 0], systems, strict=True):
-            table = np.array([_badness(comparison, metric, system, clips) for metric in shown])
+            table = np.array([_badness_of_clips(comparison, metric, system, clips) for metric in metrics])
             image = np.ma.masked_invalid(table.clip(-3, 3))
             axis.imshow(image, cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
             axis.set_title(system, loc="left")
-            axis.set_yticks(range(len(shown)), [m.title for m in shown], fontsize=7)
+            axis.set_yticks(range(len(metrics)), [m.title for m in metrics], fontsize=7)
             axis.set_xticks([])
         figure.tight_layout()
         return to_svg(figure)
 
 
-def _with_values(comparison: Comparison) -> list[Metric]:
+def _measured_key_metrics(comparison: Comparison) -> list[Metric]:
     return [
         metric
         for metric in METRICS
@@ -432,20 +446,22 @@ def _with_values(comparison: Comparison) -> list[Metric]:
     ]
 
 
-def _badness(comparison: Comparison, metric: Metric, system: str, clips: list[str]) -> list[float]:
-    """How many spreads each clip is on the bad side of the middle; NaN where it was not measured."""
+def _badness_of_clips(comparison: Comparison, metric: Metric, system: str, clips: list[str]) -> list[float]:
+    """Return the ``badness`` of every clip; NaN for a clip that was not measured."""
     return [badness(comparison, metric, comparison.rows[system].get(clip, {}).get(metric.key)) for clip in clips]
 
 
 def badness(comparison: Comparison, metric: Metric, value: float | int | str | None) -> float:
-    """Spreads (median absolute deviations over all clips) on the bad side of the middle of all clips, or of real
-    footage where that is the aim."""
+    """Return how far a value lies on the bad side of the median, in median absolute deviations over all clips.
+
+    The median is that of all clips, or of real footage for metrics that should be close to it. NaN without a value.
+    """
     if value is None:
         return math.nan
-    everything = np.concatenate([metric_values(rows, metric.key)[1] for rows in comparison.rows.values()])
+    all_values = np.concatenate([metric_values(rows, metric.key)[1] for rows in comparison.rows.values()])
     real = metric_values(comparison.rows.get(REAL, {}), metric.key)[1]
-    middle = np.median(real if metric.better == "real" and len(real) else everything)
-    # Half of all clips may share one value (LER of short clips): then the plain spread has to do.
-    spread = 1.4826 * np.median(np.abs(everything - middle)) or everything.std() or 1.0
-    off = np.clip((float(value) - middle) / spread, -MOST_SPREADS, MOST_SPREADS)
-    return float(abs(off) if metric.better == "real" else -off if metric.better == "up" else off)
+    middle = np.median(real if metric.better == "real" and len(real) else all_values)
+    # Half of all clips may share one value (LER of short clips); then the standard deviation is used.
+    spread = 1.4826 * np.median(np.abs(all_values - middle)) or all_values.std() or 1.0
+    deviation = np.clip((float(value) - middle) / spread, -MOST_SPREADS, MOST_SPREADS)
+    return float(abs(deviation) if metric.better == "real" else -deviation if metric.better == "up" else deviation)

@@ -1,16 +1,16 @@
-"""The evaluation's sync expert.
+"""Lip sync as the evaluation measures it: the sync expert, and LSE-C, LSE-D, offset and LER from its embeddings.
 
     score[t]    = cos( face(mouth[t … t+4]),  voice(mel[4t … 4t+19]) )
     distance[k] = mean_t ‖ face[t] − voice[t + k] ‖          LSE-D = min_k,  LSE-C = median_k − min_k,
                                                              offset = argmin_k  (frames, + = late sound)
 
-Two small convolutional networks embed both sides into one space (after SyncNet, Chung & Zisserman 2016), trained by
-contrast: the right sound against the same clip shifted and against other clips. Nothing is zero-padded in time: T
-frames give T − 4 windows, and every offset is averaged over the same mouth windows.
+Two small convolutional networks embed mouth and sound into one space (after SyncNet, Chung & Zisserman 2016). They were
+trained by contrast: the right sound against the same clip shifted and against other clips. Nothing is zero-padded in
+time: T frames give T − 4 windows, and every offset is averaged over the same mouth windows.
 
-Offsets reach ±15 frames on videos of 3 s and more and ±5 on shorter ones, which are reported apart, as the two are not
-comparable. LER is the share of one-second windows (the whole video if shorter) whose best offset is more than one frame
-from zero. Chance: the same figures against the sound's windows in reverse order.
+Offsets range over ±15 frames for videos of 3 s and more, and over ±5 for shorter ones; the two are reported separately,
+as they are not comparable. LER is the share of one-second windows (the whole video if shorter) with a best offset of
+more than one frame. The chance level is measured against the sound's windows in reverse order.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from flowportrait.media.mel import level, log_mel
 from flowportrait.training.descend import JointEmbedding
 
 CROP = (40, 56)
-"""The part of the 48 × 64 mouth patch that is looked at; the rest is room for training jitter."""
+"""Height and width of the centre of the 48 × 64 mouth patch that is used; the rest is room for training jitter."""
 
 
 class PixelSyncExpert(JointEmbedding):
-    """Joint embedding of mouth patches and log-mel, unit length, ``DIM`` numbers per window."""
+    """Joint embedding of mouth patches and log-mel: ``DIM`` numbers of unit length per window of five frames."""
 
     WINDOW = 5
     DIM = 128
@@ -61,7 +61,7 @@ class PixelSyncExpert(JointEmbedding):
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
     def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
-        """Embed grey patches ``[B, T, 40, 56]`` or ``[B, T, 48, 64]`` of any range as ``[B, T - 4, DIM]``."""
+        """Embed grey patches ``[B, T, 40, 56]`` or ``[B, T, 48, 64]`` of any value range as ``[B, T - 4, DIM]``."""
         top, left = ((size - crop) // 2 for size, crop in zip(lips.shape[-2:], CROP, strict=True))
         mouth = lips[..., top : top + CROP[0], left : left + CROP[1]].to(device_of(self)).float()
         windows = remove_shading(mouth).unfold(1, self.WINDOW, 1).movedim(-1, 2)
@@ -78,7 +78,7 @@ class PixelSyncExpert(JointEmbedding):
     @classmethod
     @once_per_device
     def load(cls) -> PixelSyncExpert:
-        """The expert that ships with the package."""
+        """Load the expert that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "sync_eval" / "model.safetensors")))
 
 
@@ -87,17 +87,27 @@ def _block(layer: nn.Conv2d) -> list[nn.Module]:
 
 
 def remove_shading(mouth: torch.Tensor) -> torch.Tensor:
-    """Patches ``[B, T, H, W]`` minus their own coarse 3 × 4 picture: light from a side, exposure and skin
-    tone go, lips stay. Together with unit variance per window, gain and gamma hardly matter either."""
+    """Subtract from patches ``[B, T, H, W]`` their own coarse 3 × 4 picture.
+
+    This removes side light, exposure and skin tone and keeps the lips. With unit variance per window, gain and gamma
+    hardly matter either.
+    """
     coarse = F.adaptive_avg_pool2d(mouth, (3, 4))
     return mouth - F.interpolate(coarse, size=mouth.shape[-2:], mode="bilinear", align_corners=False)
 
 
+# --- Measuring a video ---
+
 LONG_FRAMES, LONG_REACH, SHORT_REACH = 75, 15, 5
+"""Frames from which a video is long, and the largest offset in frames of long and of short videos."""
 SECOND = 25
+"""Frames of a window of the LER."""
 HOP = 5
+"""Frames between two windows of the LER."""
 TOLERANCE = 1
+"""Largest offset in frames that counts as in sync."""
 MIN_WINDOWS = 8
+"""Fewest mouth windows with which a video is measured."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,11 @@ class SyncMeasurement:
     """Lip sync of one video.
 
     Attributes:
-        distance: ``[2 reach + 1]`` mean distance at the offsets −reach … reach.
+        distance: mean distance ``[2 reach + 1]`` at the offsets −reach … reach.
         reach: the largest offset in frames.
-        windows: windows that the distance averages.
-        errors: one-second windows that are out of sync.
-        ler_windows: one-second windows in all.
+        windows: number of windows over which the distance is averaged.
+        errors: number of one-second windows out of sync.
+        ler_windows: number of one-second windows in total.
         chance: LSE-C against reversed sound.
     """
 
@@ -122,17 +132,17 @@ class SyncMeasurement:
 
     @property
     def lse_d(self) -> float:
-        """The smallest distance over all offsets."""
+        """LSE-D: the smallest distance over all offsets."""
         return float(self.distance.min())
 
     @property
     def lse_c(self) -> float:
-        """Confidence: the median distance minus the smallest."""
+        """LSE-C, the confidence: the median distance minus the smallest."""
         return float(np.median(self.distance) - self.distance.min())
 
     @property
     def in_time(self) -> float:
-        """Like LSE-C, but at offset zero, where generated speech belongs."""
+        """LSE-C at offset zero, where generated lips should be: the median distance minus that at offset zero."""
         return float(np.median(self.distance) - self.distance[self.reach])
 
     @property
@@ -142,14 +152,21 @@ class SyncMeasurement:
 
     @property
     def chance_ler(self) -> float:
-        """LER of a best offset drawn at random."""
+        """LER of random best offsets."""
         return 1 - (2 * TOLERANCE + 1) / (2 * self.reach + 1)
 
 
 @torch.no_grad()
 def measure_sync(tracked: VideoTracks, expert: PixelSyncExpert | None = None) -> SyncMeasurement | None:
-    """Lip sync of one video over its longest run of frames with a face; ``None`` without sound or when that
-    run is too short."""
+    """Measure the lip sync of one video over its longest run of frames with a face.
+
+    Args:
+        tracked: tracks of the video.
+        expert: the sync expert; the shipped one by default.
+
+    Returns:
+        The measurement; None if the video has no sound or the run is too short.
+    """
     run = longest_run(tracked.valid)
     frames = run.stop - run.start
     reach = LONG_REACH if frames >= LONG_FRAMES else SHORT_REACH
@@ -163,24 +180,24 @@ def measure_sync(tracked: VideoTracks, expert: PixelSyncExpert | None = None) ->
 
 
 def sync_from_embeddings(face: np.ndarray, voice: np.ndarray, reach: int) -> SyncMeasurement:
-    """Lip sync from unit embeddings ``[W, D]`` of the same windows of face and voice."""
-    table = offset_distances(face, voice, reach)
-    size = min(SECOND, len(table))
-    pieces = [table[start : start + size].mean(0) for start in range(0, len(table) - size + 1, HOP)]
-    best = np.array([int(piece.argmin()) - reach for piece in pieces])
+    """Measure lip sync from unit embeddings ``[W, D]`` of the same windows of face and voice."""
+    distances = offset_distances(face, voice, reach)
+    size = min(SECOND, len(distances))
+    means = [distances[start : start + size].mean(0) for start in range(0, len(distances) - size + 1, HOP)]
+    best_offsets = np.array([int(mean.argmin()) - reach for mean in means])
     chance = offset_distances(face, voice[::-1].copy(), reach).mean(0)
     return SyncMeasurement(
-        table.mean(0),
+        distances.mean(0),
         reach,
-        len(table),
-        int((np.abs(best) > TOLERANCE).sum()),
-        len(pieces),
+        len(distances),
+        int((np.abs(best_offsets) > TOLERANCE).sum()),
+        len(means),
         float(np.median(chance) - chance.min()),
     )
 
 
 def offset_distances(face: np.ndarray, voice: np.ndarray, reach: int) -> np.ndarray:
-    """Distances ``[W − 2 reach, 2 reach + 1]`` of each inner mouth window from the sound at each offset."""
+    """Return distances ``[W − 2 reach, 2 reach + 1]`` of every inner mouth window from the sound at every offset."""
     inner = slice(reach, len(face) - reach)
     sounds = np.stack([np.roll(voice, -shift, axis=0)[inner] for shift in range(-reach, reach + 1)], 1)
     return np.linalg.norm(face[inner, None] - sounds, axis=-1)

@@ -1,26 +1,11 @@
-"""Everything that is measured of one video.
+"""All metrics of one finished video, and of a video against the real clip of the same name.
 
-The measures of THEval (arXiv 2511.04520) that need no further network: five of eight.
+    AED = mean |expression − expression_real|      (24 coefficients, standard deviations)
+    APD = mean |angle − angle_real|                (pitch, yaw, roll from each clip's median pose, degrees)
+    SSIM, LPIPS: of the stabilised faces           CSIM: cosine of identity embeddings
 
-    score = 1 − |m − GT| / |GT|          total = mean of the scores            m, GT: means over clips
-
-| lip dynamics | mean over pairs of lip points of the temporal spread of their distance, picture scaled to 256 px |
-| head motion  | √( mean spread of pitch, yaw, roll · mean variance of their steps + mean variance of the place ) |
-| brows        | mean step between frames of the brow–eye distance over the distance of the eyes |
-| silent lip   | median distance of the lip opening from its mean in silences of 0.3 s and more |
-| lip sync     | mean | minmax(opening) − minmax(loudness) | where somebody speaks |
-
-Left out, because their networks must be downloaded: global aesthetics (TOPIQ-IAA), mouth quality (MUSIQ), face quality
-(TOPIQ-face). So the total is called THEval-5. Angles come from landmarks and not from FaceXFormer, speech from loudness
-and not from Silero, so values compare with the ground truth of the same run and not with the paper's.
-
-All metrics of one finished video, and of a video against the real clip of the same name.
-
-AED = mean |expression − expression_real|      (24 coefficients, standard deviations)
-APD = mean |angle − angle_real|                (pitch, yaw, roll from each clip's median pose, degrees)
-SSIM, LPIPS: of the stabilised faces           CSIM: cosine of identity embeddings
-
-A metric that cannot be measured is None or missing, never a number.
+``measure_video`` is the entry for one video, ``compare_with_real`` for a pair; the measures of THEval come first. A
+metric that cannot be measured is None or missing, never a number.
 """
 
 from __future__ import annotations
@@ -71,12 +56,30 @@ from flowportrait.evaluation.tracking import VideoTracks, content_hash, track_fi
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import EXPRESSION, MotionBasis
 
+# --- THEval (arXiv 2511.04520): the five of its eight measures that need no further network ---
+#
+#     score = 1 − |m − GT| / |GT|          total = mean of the scores            m, GT: means over clips
+#
+# | lip dynamics | mean over pairs of lip points of the temporal spread of their distance, picture scaled to 256 px |
+# | head motion  | √( mean spread of pitch, yaw, roll · mean variance of their steps + mean variance of the position ) |
+# | brows        | mean step between frames of the brow–eye distance over the distance of the eyes |
+# | silent lip   | median distance of the lip opening from its mean in silences of 0.3 s and more |
+# | lip sync     | mean | minmax(opening) − minmax(loudness) | during speech |
+#
+# Three measures are left out because their networks must be downloaded: global aesthetics (TOPIQ-IAA), mouth quality
+# (MUSIQ), face quality (TOPIQ-face). The total is therefore called THEval-5. Angles come from landmarks and not from
+# FaceXFormer, speech from loudness and not from Silero, so values compare with the ground truth of the same run and not
+# with the paper's.
+
 MEASURES = ("lip_dynamics", "head_motion", "brow_dynamics", "silent_lip_stability", "lip_sync")
 LEFT_OUT = ("global aesthetics (TOPIQ-IAA)", "mouth quality (MUSIQ)", "face quality (TOPIQ-face)")
 TOTAL = f"THEval-{len(MEASURES)}"
 SIDE = 256
+"""Side in pixels to which pictures are scaled."""
 SILENCE_FRAMES = 8
+"""Fewest frames of a silence."""
 MIN_SPEECH = 0.1
+"""Smallest share of frames with speech for which lip sync is measured."""
 UPPER = [191, 80, 81, 82, 13, 312, 311, 310]
 LOWER = [95, 88, 178, 87, 14, 317, 402, 318]
 THEVAL_LIPS = sorted(
@@ -92,100 +95,111 @@ BROWS = ([46, 53, 52, 65, 55, 70, 63, 105, 66, 107], [276, 283, 282, 295, 285, 3
 
 
 def measures(tracked: VideoTracks, turn: np.ndarray) -> dict[str, float]:
-    """Those of the five measures that a clip allows; ``turn`` is ``[V, 3]`` degrees of its valid frames."""
+    """Compute the THEval measures that a clip allows.
+
+    Args:
+        tracked: tracks of the clip.
+        turn: head rotation ``[V, 3]`` in degrees of the V frames with a face.
+
+    Returns:
+        The measures by name.
+    """
     points = tracked.landmarks[tracked.valid][..., :2].astype(np.float64)
     if len(points) < 3:
         return {}
     points = points * (SIDE / float(max(tracked.size)))
-    found = {
+    result = {
         "lip_dynamics": lip_dynamics(points[:, THEVAL_LIPS]),
         "head_motion": head_motion(turn, points.mean(1)),
         "brow_dynamics": brow_dynamics(points),
     }
     if not len(tracked.audio):
-        return found
+        return result
     opening, frames = lip_opening(points), len(tracked)
     silent = silent_frames(tracked.audio, frames)
-    speaks = ~silent
+    speech = ~silent
     quiet = binary_opening(silent, np.ones(SILENCE_FRAMES))[tracked.valid]
     if quiet.sum() >= 2:
-        found["silent_lip_stability"] = silent_lip_stability(opening[quiet])
-    speech = speaks[tracked.valid]
-    if speaks.mean() >= MIN_SPEECH and speech.sum() >= 2:
+        result["silent_lip_stability"] = silent_lip_stability(opening[quiet])
+    valid_speech = speech[tracked.valid]
+    if speech.mean() >= MIN_SPEECH and valid_speech.sum() >= 2:
         loud = loudness(tracked.audio, frames, 0.5)[tracked.valid]
-        found["lip_sync"] = lip_sync(opening[speech], loud[speech])
-    return found
+        result["lip_sync"] = lip_sync(opening[valid_speech], loud[valid_speech])
+    return result
 
 
 def lip_dynamics(lips: np.ndarray) -> float:
-    """Mean spread over time of the distances between lip points ``[T, n, 2]``, in pixels of a 256 px picture."""
+    """Return the mean spread over time of the distances between lip points ``[T, n, 2]``, in px of a 256 px picture."""
     pairs = np.array(list(combinations(range(lips.shape[1]), 2)))
     distance = np.linalg.norm(lips[:, pairs[:, 0]] - lips[:, pairs[:, 1]], axis=-1)
     return float(distance.std(0).mean())
 
 
-def head_motion(turn: np.ndarray, place: np.ndarray) -> float:
-    """Head motion from angles ``[T, 3]`` in degrees and the face's place ``[T, 2]`` in pixels of a 256 px picture."""
+def head_motion(turn: np.ndarray, position: np.ndarray) -> float:
+    """Return the head motion from angles ``[T, 3]`` in degrees and face positions ``[T, 2]`` in px of 256."""
     spread, steps = turn.std(0).mean(), np.diff(turn, axis=0).var(0).mean()
-    return float(np.sqrt(spread * steps + place.var(0).mean()))
+    return float(np.sqrt(spread * steps + position.var(0).mean()))
 
 
 def brow_dynamics(points: np.ndarray) -> float:
-    """Mean step of the brow–eye distance between frames, from landmarks ``[T, 478, 2]``."""
+    """Return the mean change of the brow–eye distance between frames, from landmarks ``[T, 478, 2]``."""
     eyes = [points[:, eye].mean(1) for eye in EYES]
     scale = np.linalg.norm(eyes[0] - eyes[1], axis=-1)
-    raised = [np.linalg.norm(points[:, b].mean(1) - e, axis=-1) / scale for b, e in zip(BROWS, eyes, strict=True)]
-    return float(np.mean([np.abs(np.diff(track)).mean() for track in raised]))
+    heights = [np.linalg.norm(points[:, b].mean(1) - e, axis=-1) / scale for b, e in zip(BROWS, eyes, strict=True)]
+    return float(np.mean([np.abs(np.diff(height)).mean() for height in heights]))
 
 
 def lip_opening(points: np.ndarray) -> np.ndarray:
-    """Mean height of the inner lips over the outer-eye distance ``[T]``, of landmarks ``[T, 478, 2]``."""
+    """Return the mean inner-lip opening over the outer-eye distance ``[T]``, of landmarks ``[T, 478, 2]``."""
     eyes = np.linalg.norm(points[:, 33] - points[:, 263], axis=-1)
     return np.abs(points[:, UPPER, 1] - points[:, LOWER, 1]).mean(1) / eyes
 
 
 def silent_lip_stability(opening: np.ndarray) -> float:
-    """Median distance of lip openings ``[n]`` in silence from their mean."""
+    """Return the median distance of lip openings ``[n]`` in silence from their mean."""
     return float(np.median(np.abs(opening - opening.mean())))
 
 
 def lip_sync(opening: np.ndarray, loud: np.ndarray) -> float:
-    """Mean difference of lip opening and loudness ``[n]``, both scaled to 0 … 1, on frames with speech."""
-    return float(np.abs(_unit(opening) - _unit(loud)).mean())
+    """Return the mean difference of lip opening and loudness ``[n]`` during speech, both scaled to 0 … 1."""
+    return float(np.abs(_min_max_scaled(opening) - _min_max_scaled(loud)).mean())
 
 
-def _unit(values: np.ndarray) -> np.ndarray:
+def _min_max_scaled(values: np.ndarray) -> np.ndarray:
     return (values - values.min()) / (np.ptp(values) + 1e-8)
 
 
 def score(measured: float, truth: float) -> float:
-    """Score of a measure against the ground truth: 1 − |m − GT| / |GT|."""
+    """Return the score of a measure against the ground truth: 1 − |m − GT| / |GT|."""
     return 1 - abs(measured - truth) / abs(truth)
 
 
 def total(measured: dict[str, float], truth: dict[str, float]) -> tuple[float, dict[str, float]] | None:
-    """Unweighted mean of the scores of the measures that both have, and each score; ``None`` without any."""
+    """Return the mean score of the measures that both have, and each score; None without a common measure."""
     scores = {name: score(measured[name], truth[name]) for name in MEASURES if name in measured and truth.get(name)}
     return (float(np.mean(list(scores.values()))), scores) if scores else None
 
 
+# --- One video ---
+
 LIPS = [61, 291, 0, 17, 13, 14, 37, 267, 84, 314, 39, 269, 181, 405]
 MIN_RUN = 12
-"""Fewer frames in a row with a face have no metrics of motion."""
+"""Fewest frames in a row with a face for which motion is measured."""
 LOWEST_FPS = 20
+"""Frame rate below which a remark explains the repeated frames."""
 
 
 @dataclass(frozen=True)
 class VideoMetrics:
-    """Metrics of one video, and what metrics of a whole system need of it.
+    """The metrics of one video, and its data for metrics of a whole system.
 
     Attributes:
         row: the metrics by key.
-        dynamics: samples per action group, for the pooled ECS.
-        network: the face network that the dynamics come from.
-        expression: ``[V, 24]`` coefficients of the V frames with a face.
-        features: of the pretrained networks.
-        remarks: what a reader should know about this file.
+        dynamics: ECS features per action group, for the pooled ECS.
+        network: the face network from which the dynamics come.
+        expression: coefficients ``[V, 24]`` of the V frames with a face.
+        features: features of the pretrained networks.
+        remarks: sentences that a reader should know about this file.
     """
 
     row: Row
@@ -197,10 +211,15 @@ class VideoMetrics:
 
 
 def measure_video(path: Path, cache: Path | None = None, nets: Networks | None = None) -> VideoMetrics:
-    """All metrics of a video file (``METRICS`` in ``flowportrait.evaluation.metrics`` names and orders them).
+    """Measure all metrics of a video file; ``flowportrait.evaluation.metrics.METRICS`` names them.
+
+    Args:
+        path: the video.
+        cache: folder of cached tracks and features; nothing is cached without it.
+        nets: the pretrained networks; the best installed ones by default.
 
     Raises:
-        BadInput: the file is missing or cannot be decoded, or shows no face at all.
+        BadInput: the file is missing, cannot be decoded, or shows no face.
     """
     tracked = track_file(path, cache)
     if not tracked.valid.any():
@@ -215,7 +234,7 @@ def measure_video(path: Path, cache: Path | None = None, nets: Networks | None =
     features = clip_features(tracked, nets or load_networks(), None if cache is None else cache / content_hash(path))
     turn = remove_pose(tracked.landmarks[tracked.valid])[1]
     network, samples = _dynamics(tracked)
-    row |= _sync(tracked) | _face(tracked) | _picture(tracked) | _identity(features)
+    row |= _sync(tracked) | _motion_metrics(tracked) | _picture_metrics(tracked) | _identity_metrics(features)
     row |= {f"theval_{name}": value for name, value in measures(tracked, turn).items()}
     scores = dynamics_score(samples, shipped_quantiles(network)) if samples else None
     if scores:
@@ -224,7 +243,7 @@ def measure_video(path: Path, cache: Path | None = None, nets: Networks | None =
 
 
 def expression_coefficients(tracked: VideoTracks) -> np.ndarray:
-    """Expression coefficients ``[V, 24]`` of the frames with a face, in standard deviations of real footage."""
+    """Return the expression coefficients ``[V, 24]`` of the frames with a face, in standard deviations."""
     motion, _ = MotionBasis.load().encode(
         tracked.landmarks[tracked.valid], tracked.blendshapes[tracked.valid], smooth=False
     )
@@ -242,41 +261,41 @@ def _dynamics(tracked: VideoTracks) -> tuple[str, dict[str, Samples] | None]:
 
 
 def _remarks(path: Path, tracked: VideoTracks) -> tuple[str, ...]:
-    lost, found = int((~tracked.valid).sum()), []
-    if lost:
-        found.append(
-            f"{path.name}: no face in {lost} of {len(tracked)} frames; the longest stretch with one is measured"
+    faceless, remarks = int((~tracked.valid).sum()), []
+    if faceless:
+        remarks.append(
+            f"{path.name}: no face in {faceless} of {len(tracked)} frames; the longest stretch with one is measured"
         )
     if not len(tracked.audio):
-        found.append(f"{path.name}: no sound, so nothing about lip sync")
+        remarks.append(f"{path.name}: no sound, so nothing about lip sync")
     if 0 < tracked.source_fps < LOWEST_FPS:
-        found.append(
+        remarks.append(
             f"{path.name}: {float(tracked.source_fps):.3g} frames a second; pictures are repeated up to {FPS}, which "
             "repeated frames, jerk and TFI show"
         )
-    return tuple(found)
+    return tuple(remarks)
 
 
 def _sync(tracked: VideoTracks) -> Row:
-    found = measure_sync(tracked)
-    if found is None:
+    sync = measure_sync(tracked)
+    if sync is None:
         return {}
-    kind = "" if found.reach > 5 else "_short"
+    kind = "" if sync.reach > 5 else "_short"
     return {
-        f"lse_d{kind}": found.lse_d,
-        f"lse_c{kind}": found.lse_c,
-        f"sync_in_time{kind}": found.in_time,
-        f"lse_c_chance{kind}": found.chance,
-        f"offset{kind}": found.offset,
-        f"offset_error{kind}": abs(found.offset),
-        "sync_windows": found.windows,
-        "ler": found.errors / found.ler_windows,
-        "ler_windows": found.ler_windows,
-        "ler_chance": found.chance_ler,
+        f"lse_d{kind}": sync.lse_d,
+        f"lse_c{kind}": sync.lse_c,
+        f"sync_in_time{kind}": sync.in_time,
+        f"lse_c_chance{kind}": sync.chance,
+        f"offset{kind}": sync.offset,
+        f"offset_error{kind}": abs(sync.offset),
+        "sync_windows": sync.windows,
+        "ler": sync.errors / sync.ler_windows,
+        "ler_windows": sync.ler_windows,
+        "ler_chance": sync.chance_ler,
     }
 
 
-def _face(tracked: VideoTracks) -> Row:
+def _motion_metrics(tracked: VideoTracks) -> Row:
     lips, silent = silent_lip(tracked.landmarks, tracked.valid, tracked.audio)
     row: Row = {"silent_lip": lips, "silent_frames": silent}
     run = longest_run(tracked.valid)
@@ -294,13 +313,13 @@ def _face(tracked: VideoTracks) -> Row:
     }
     if len(shape) >= LONG_FRAMES:
         row |= {"blinks": blinks(shape), "blink_rate": 60 * FPS * blinks(shape) / len(shape)}
-    trembled = tfi_and_flow_power(tracked.flow[run.start : run.stop - 1])
-    if trembled:
-        row |= {"tfi": trembled[0], "flow_power": trembled[1]}
+    tfi_and_power = tfi_and_flow_power(tracked.flow[run.start : run.stop - 1])
+    if tfi_and_power:
+        row |= {"tfi": tfi_and_power[0], "flow_power": tfi_and_power[1]}
     return row
 
 
-def _picture(tracked: VideoTracks) -> Row:
+def _picture_metrics(tracked: VideoTracks) -> Row:
     return {
         "colour_drift": colour_drift(tracked.skin),
         "flicker": brightness_flicker(tracked.skin),
@@ -309,30 +328,38 @@ def _picture(tracked: VideoTracks) -> Row:
     }
 
 
-def _identity(features: ClipFeatures) -> Row:
+def _identity_metrics(features: ClipFeatures) -> Row:
     if len(features.identity) < 2:
         return {}
     return {"identity_kept": float((features.identity[1:] @ features.identity[0]).mean())}
 
 
+# --- A video against the real clip of the same name ---
+
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
 CROP_PAIRS = 16
-"""Pairs of crops per clip that are compared."""
+"""Number of crop pairs per clip that are compared."""
 
 
 def compare_with_real(clip: VideoTracks, real: VideoTracks, features: ClipFeatures, real_features: ClipFeatures) -> Row:
-    """Metrics of a clip against the real clip of the same name, over the frames that both have.
+    """Measure a clip against the real clip of the same name, over the frames that both have.
 
-    A metric is left out where its network is not installed.
+    A metric is left out if its network is not installed.
+
+    Args:
+        clip: tracks of the clip.
+        real: tracks of the real clip.
+        features: network features of the clip.
+        real_features: network features of the real clip.
     """
     length = min(len(clip), len(real))
     both = clip.valid[:length] & real.valid[:length]
     row: Row = {"compared_frames": int(both.sum())}
     if not both.any():
         return row
-    faces = [_track(expression_coefficients(t), t)[:length] for t in (clip, real)]
+    faces = [_spread_to_all_frames(expression_coefficients(t), t)[:length] for t in (clip, real)]
     row["aed"] = float(np.abs(faces[0] - faces[1])[both].mean())
-    turns = [_track(remove_pose(t.landmarks[t.valid])[1], t)[:length] for t in (clip, real)]
+    turns = [_spread_to_all_frames(remove_pose(t.landmarks[t.valid])[1], t)[:length] for t in (clip, real)]
     row["apd"] = float(np.abs(turns[0] - turns[1])[both].mean())
     if len(features.identity) and len(real_features.identity):
         middle = real_features.identity.mean(0)
@@ -340,22 +367,22 @@ def compare_with_real(clip: VideoTracks, real: VideoTracks, features: ClipFeatur
     _, here, there = np.intersect1d(clip.crop_at, real.crop_at, return_indices=True)
     if len(here):
         chosen = np.unique(np.linspace(0, len(here) - 1, min(len(here), CROP_PAIRS)).round().astype(int))
-        row |= _pictures(clip.crops[here[chosen]], real.crops[there[chosen]])
+        row |= _compare_crops(clip.crops[here[chosen]], real.crops[there[chosen]])
     return row
 
 
-def _track(values: np.ndarray, tracked: VideoTracks) -> np.ndarray:
-    """Values of the valid frames on the whole clip, NaN elsewhere."""
+def _spread_to_all_frames(values: np.ndarray, tracked: VideoTracks) -> np.ndarray:
+    """Return values ``[V, n]`` of the frames with a face as ``[T, n]`` of all frames, NaN elsewhere."""
     whole = np.full((len(tracked), values.shape[1]), np.nan)
     whole[tracked.valid] = values
     return whole
 
 
 @torch.no_grad()
-def _pictures(mine: np.ndarray, real: np.ndarray) -> Row:
+def _compare_crops(generated: np.ndarray, real: np.ndarray) -> Row:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    one, other = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (mine, real))
+    one, other = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (generated, real))
     row: Row = {"ssim": float(structural_similarity_index_measure(one, other, data_range=1.0))}
     lpips = _lpips()
     if lpips is not None:
@@ -369,19 +396,21 @@ def _pictures(mine: np.ndarray, real: np.ndarray) -> Row:
 
 
 def _feature_gap(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Squared distance of channel vectors of unit length, mean over places and pictures (Zhang et al. 2018, without
-    learned channel weights)."""
+    """Return the squared distance of unit-length channel vectors, mean over positions and pictures.
+
+    This is LPIPS (Zhang et al. 2018) without learned channel weights.
+    """
     return float((F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean())
 
 
 def perceptual_name() -> str:
-    """Name of the distance that ``perceptual`` is here."""
+    """Return the name of the perceptual distance that is installed."""
     return "LPIPS (SqueezeNet)" if _lpips() else "LPIPS-style, MobileNetV2 without learned channel weights"
 
 
 @lru_cache(maxsize=1)
 def _lpips() -> Any:
-    """torchmetrics' LPIPS where torchvision and its SqueezeNet weights are on this machine; nothing is downloaded."""
+    """Load torchmetrics' LPIPS if torchvision and its SqueezeNet weights are installed; nothing is downloaded."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET
     if importlib.util.find_spec("torchvision") is None or not weights.is_file():
         return None

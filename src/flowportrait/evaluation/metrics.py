@@ -1,4 +1,8 @@
-"""Every metric by name, with its direction and meaning."""
+"""Every metric by key, with its title, direction and meaning, and the shipped results of real footage.
+
+Metrics are grouped as the report shows them: lip sync, expression, motion, picture and identity, whole system, the
+measures of THEval, and cost. Keys are used in metrics.json, results.json and tables and do not change.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,21 @@ from flowportrait.evaluation.statistics import Estimate
 
 Row = dict[str, float | int | str | None]
 REAL = "real"
-"""Name of the system that is real footage; same-named clips of it guard the TFI."""
+"""Name of the system that is real footage: clips with the same file name are the ground truth."""
 Better = Literal["up", "down", "real"]
 
 
 class Metric(NamedTuple):
-    """better: up, down, or real (closest to real footage). group: heading in the report."""
+    """One metric as tables and reports show it.
+
+    Attributes:
+        key: key in files and rows.
+        title: name in tables.
+        better: direction: ``up``, ``down``, or ``real`` (closest to real footage).
+        digits: decimals that are printed.
+        meaning: one line of explanation.
+        group: heading in the report.
+    """
 
     key: str
     title: str
@@ -42,7 +55,7 @@ SYNC = _group(
     ("offset_error_short", "|offset| (short)", "down", 2, "frames between mouth and sound, offsets ±5"),
     ("ler", "LER", "down", 3, "share of one-second windows out of sync by more than a frame"),
     ("ler_excess", "LER over real", "down", 3, "LER minus that of the real clip of the same name"),
-    ("silent_lip", "Silent lip", "down", 4, "lip gap over eye distance while nobody speaks"),
+    ("silent_lip", "Silent lip", "down", 4, "lip gap over eye distance in silence"),
 )
 EXPRESSION = _group(
     "Expression",
@@ -60,10 +73,16 @@ EXPRESSION = _group(
 )
 MOTION = _group(
     "Motion",
-    ("tfi_guarded", "TFI (guarded)", "down", 3, "TFI; the worst seen where motion is not within 15 % of the real clip"),
+    (
+        "tfi_guarded",
+        "TFI (guarded)",
+        "down",
+        3,
+        "TFI; the worst of all clips where the amount of motion is not within 15 % of the real clip",
+    ),
     ("tfi", "TFI", "down", 3, "flow power above 6 Hz in the face, (% eye distance / frame)²"),
     ("jerk", "Jerk", "real", 0, "third derivative of landmarks, eye distances / s³"),
-    ("repeated", "Repeated frames", "down", 3, "share of frames that show the picture before again"),
+    ("repeated", "Repeated frames", "down", 3, "share of frames that repeat the previous picture"),
     ("amplitude", "Amplitude", "real", 2, "motion of all landmarks, % of eye distance"),
     ("mouth_amplitude", "Mouth amplitude", "real", 2, "motion of the lips, % of eye distance"),
 )
@@ -105,21 +124,22 @@ COST = _group(
 METRICS = SYNC + EXPRESSION + MOTION + PICTURE + OF_SET + THEVAL + COST
 BY_KEY = {metric.key: metric for metric in METRICS}
 SHIPPED = "real footage (shipped)"
+"""Name of the system with the shipped results of real footage, which stand in if no real clips are given."""
 
 
 @lru_cache(maxsize=1)
 def shipped_reference() -> dict[str, Any]:
-    """``{"about": …, "metrics": {key: [mean, low, high, clips]}}``; empty where it was not made yet."""
+    """Read the shipped results of real footage: ``{"about": …, "metrics": {key: [mean, low, high, clips]}}``."""
     source = files("flowportrait") / "weights" / "sync_eval" / "real_footage.json"
     return json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"about": "", "metrics": {}}
 
 
 def shipped_estimates() -> dict[str, Estimate]:
-    """The shipped row of every metric."""
+    """Return the shipped estimate of every metric on real footage."""
     return {key: Estimate(*values) for key, values in shipped_reference()["metrics"].items()}
 
 
 def shipped_means(prefix: str) -> dict[str, float]:
-    """Shipped means of the metrics whose key begins with ``prefix``, without it."""
-    found = shipped_reference()["metrics"].items()
-    return {key.removeprefix(prefix): values[0] for key, values in found if key.startswith(prefix)}
+    """Return the shipped means of metrics with keys that begin with ``prefix``, by key without the prefix."""
+    items = shipped_reference()["metrics"].items()
+    return {key.removeprefix(prefix): values[0] for key, values in items if key.startswith(prefix)}

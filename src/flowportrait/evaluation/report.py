@@ -1,11 +1,8 @@
-"""The HTML report, with contact sheets.
+"""The HTML report of an evaluation: one self-contained file, readable offline and printable.
 
-Videos at a glance: contact sheets of frames and mouths, and animated pictures of videos side by side.
-
-The report: one HTML file with everything in it, to read, to send, to print. No other file, no network.
-
-It begins with what changed, in words; then come the videos, the table with intervals, the worst clips, and how it was
-measured and what was left out.
+It begins with the changes in words; then come the videos, the table with intervals, the worst clips, and how it was
+measured and what was left out. Contact sheets (frames with zooms on the mouth) and animated pictures come first in this
+file, then the page, then its list of worst clips.
 """
 
 from __future__ import annotations
@@ -44,26 +41,37 @@ from flowportrait.media.crop import to_canonical
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import FPS, iter_frames
 
+# --- Contact sheets and animated pictures ---
+
 CELL = 192
+"""Width in pixels of a frame on a contact sheet."""
 MOUTH_WIDTH = 0.9
-"""Of the mouth zoom, in outer-eye-corner distances."""
+"""Width of the mouth zoom in outer-eye-corner distances."""
 GAP = 4
-_STRIP = 20
+_LABEL_HEIGHT = 20
 
 
 def contact_sheet(path: Path, columns: int = 10) -> np.ndarray:
-    """``[H, W, 3]`` RGB: ``columns`` frames evenly spaced over the video, each over a zoom on its mouth, with
-    the time in seconds. Frames without a face leave the zoom empty.
+    """Draw evenly spaced frames of a video side by side, each with its time and a zoom on its mouth.
+
+    Frames without a face have an empty zoom.
+
+    Args:
+        path: the video.
+        columns: number of frames.
+
+    Returns:
+        The sheet ``[H, W, 3]`` uint8 RGB.
 
     Raises:
         BadInput: the file is missing or cannot be decoded.
     """
     total = sum(1 for _ in iter_frames(path))
-    wanted = np.unique(np.linspace(0, total - 1, min(columns, total)).round().astype(int))
+    chosen = np.unique(np.linspace(0, total - 1, min(columns, total)).round().astype(int))
     cells = []
     with FaceTracker(still=True) as tracker:
         for index, frame in enumerate(iter_frames(path)):
-            if index in wanted:
+            if index in chosen:
                 faces = tracker.detect(frame)
                 cells.append(_cell(frame, faces[0][0] if faces else None, index / FPS))
     gap = np.full((cells[0].shape[0], GAP, 3), 255, np.uint8)
@@ -77,7 +85,7 @@ def _cell(frame: np.ndarray, landmarks: np.ndarray | None, seconds: float) -> np
         matrix = to_canonical(landmarks) * (CELL / MOUTH_WIDTH)
         matrix[:, 2] += np.array([CELL / 2, zoom.shape[0] / 2]) - np.array([0.0, 0.84]) * CELL / MOUTH_WIDTH
         zoom = cv2.warpAffine(frame, matrix, zoom.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    label = np.full((_STRIP, CELL, 3), 255, np.uint8)
+    label = np.full((_LABEL_HEIGHT, CELL, 3), 255, np.uint8)
     cv2.putText(label, f"{seconds:.2f} s", (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (90, 90, 90), 1, cv2.LINE_AA)
     return np.vstack([label, picture, np.full((GAP, CELL, 3), 255, np.uint8), zoom])
 
@@ -89,7 +97,7 @@ def _square(frame: np.ndarray) -> np.ndarray:
 
 
 def _face_view(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """A square around the head (1.9 face heights), inside the frame where it fits."""
+    """Crop a square of 1.9 face heights around the head, moved inside the frame if it fits."""
     low, high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
     side = min(1.9 * float((high - low).max()), *frame.shape[:2])
     centre = np.clip((low + high) / 2, side / 2, np.array(frame.shape[1::-1]) - side / 2)
@@ -106,16 +114,22 @@ _QUALITY = 60
 def write_animated_webp(
     videos: Sequence[Path], target: Path, side: int = 256, seconds: float = 6.0, every: int = 2
 ) -> None:
-    """Write an endless WebP: the first ``seconds`` of square videos next to each other, ``side`` px each, every
-    ``every``-th frame; as long as the shortest of them.
+    """Write an endless animated WebP of square videos side by side, as long as the shortest of them.
+
+    Args:
+        videos: the videos.
+        target: file to write.
+        side: side of each video in pixels.
+        seconds: length of the beginning that is shown.
+        every: use every n-th frame.
 
     Raises:
         BadInput: a file is missing or cannot be decoded.
     """
-    shown = [islice(iter_frames(path), 0, round(seconds * FPS), every) for path in videos]
+    streams = [islice(iter_frames(path), 0, round(seconds * FPS), every) for path in videos]
     frames = [
         Image.fromarray(np.hstack([cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in at_once]))
-        for at_once in zip(*shown, strict=False)
+        for at_once in zip(*streams, strict=False)
     ]
     with complete(target) as unfinished:
         frames[0].save(
@@ -124,8 +138,10 @@ def write_animated_webp(
         )  # fmt: skip
 
 
+# --- The page ---
+
 LARGEST_VIDEO = 40_000_000
-"""Bytes; larger files are named instead of embedded."""
+"""Bytes up to which a video is embedded; larger files are only named."""
 HEADLINE = ("ler", "sync_in_time", "sync_in_time_short", "ecs", "tfi", "silent_lip")
 MOST_REMARKS = 40
 
@@ -145,29 +161,31 @@ def write_report(
     Args:
         output: the page.
         title: its heading.
-        comparison: what was measured.
+        comparison: the results.
         videos: one example per system, shown side by side.
-        curves: one row per post-training iteration: ``iteration`` and any logged quantities.
+        curves: one row per post-training iteration with ``iteration`` and any logged quantities.
         notes: sentences printed under the table.
         files: ``files[system][clip]``, for pictures of the worst clips.
     """
     sections = [
         _headline(comparison),
         _videos(videos),
-        _section("Measured", html_table(comparison) + _notes(comparison, notes)),
+        _section("Metrics", html_table(comparison) + _notes(comparison, notes)),
         _section("By group", html_groups_table(comparison.groups)),
         _section("Against real footage", radar_svg(comparison), "1 − |m − real| / |real|: the rim is real footage."),
         _section("Intervals", intervals_svg(comparison), "Mean over clips and 95 % interval."),
-        _section("Every clip", distributions_svg(comparison), "A dot is a clip, the bar their median."),
+        _section("Every clip", distributions_svg(comparison), "A dot is a clip, the bar is the median."),
         _section(
-            "Clip by clip", strips_svg(comparison), "A column is a clip; red is worse than the others, blue better."
+            "Clip by clip",
+            strips_svg(comparison),
+            "A column is a clip; red is worse than the other clips, blue is better.",
         ),
-        _section("Worst first", html_worst_clips(comparison, files or {})),
+        _section("Worst clips", html_worst_clips(comparison, files or {})),
         _section("Post-training", curves_svg(curves) if curves else "", "Thin: each iteration. Thick: running mean."),
         _section("Frame by frame", _sheets(videos)),
-        _section("Left out, and to know", _left_out(comparison)),
-        _section("Measured by", _networks(comparison)),
-        _section("What the rows mean", _glossary(comparison)),
+        _section("Excluded files and remarks", _left_out(comparison)),
+        _section("Networks", _networks(comparison)),
+        _section("Meaning of the metrics", _glossary(comparison)),
     ]
     page = (package_files("flowportrait.evaluation") / "report.html").read_text(encoding="utf-8")
     page = page.replace("{{title}}", html.escape(title)).replace("{{body}}", "\n".join(filter(None, sections)))
@@ -183,7 +201,7 @@ def _section(heading: str, body: str, lead: str = "") -> str:
 
 
 def _headline(comparison: Comparison) -> str:
-    """Cards with the relative change of what matters most, where one system is compared with a baseline."""
+    """Return cards with the relative change of the headline metrics, if one system is compared with a baseline."""
     if len({difference.system for difference in comparison.differences}) != 1:
         return ""
     cards = []
@@ -212,7 +230,7 @@ def _notes(comparison: Comparison, notes: list[str]) -> str:
             f"Holm-corrected p < {SIGNIFICANT}."
         )
     if ground_truth_name(comparison) is None:
-        lines.append("No real footage was given, so the figures have no ground-truth column to be read against.")
+        lines.append("No real footage was given, so there is no ground-truth column for comparison.")
     return _list(lines)
 
 
@@ -234,7 +252,7 @@ def _networks(comparison: Comparison) -> str:
 
 
 def _glossary(comparison: Comparison) -> str:
-    shown = [m for m in METRICS if any(m.key in found for found in comparison.estimates.values())]
+    shown = [m for m in METRICS if any(m.key in estimates for estimates in comparison.estimates.values())]
     return "<dl>" + "".join(f"<dt>{m.title}</dt><dd>{html.escape(m.meaning)}</dd>" for m in shown) + "</dl>"
 
 
@@ -250,7 +268,7 @@ def _videos(videos: dict[str, Path]) -> str:
     if not figures:
         return ""
     both = "<button type=button onclick='playAll()'>Play together</button>" if len(figures) > 1 else ""
-    return f"<section class=seen><h2>See for yourself</h2>{both}<div class=videos>{''.join(figures)}</div></section>"
+    return f"<section class=seen><h2>Videos</h2>{both}<div class=videos>{''.join(figures)}</div></section>"
 
 
 def _sheets(videos: dict[str, Path]) -> str:
@@ -262,34 +280,44 @@ def _sheets(videos: dict[str, Path]) -> str:
     )
 
 
+# --- The worst clips ---
+
 LISTED = 5
+"""Clips per system."""
 SHEETS = 2
 """Contact sheets per system."""
 REASONS = 3
+"""Metrics that are named per clip."""
 
 
 def rank_clips(comparison: Comparison, system: str) -> list[tuple[str, float, list[str]]]:
-    """Clips from worst to best: name, mean of their three worst figures in spreads, and those figures."""
-    found = []
+    """Rank the clips of a system from worst to best.
+
+    Returns:
+        Name of each clip, the mean ``badness`` of its three worst metrics, and the keys of those metrics.
+    """
+    ranked = []
     for clip, row in comparison.rows[system].items():
-        marks = {k: badness(comparison, BY_KEY[k], row[k]) for k in KEY_FIGURES if row.get(k) is not None}
-        keys = sorted(marks, key=lambda k: -marks[k])[:REASONS]
+        scores = {k: badness(comparison, BY_KEY[k], row[k]) for k in KEY_FIGURES if row.get(k) is not None}
+        keys = sorted(scores, key=lambda k: -scores[k])[:REASONS]
         if keys:
-            found.append((clip, float(np.mean([marks[k] for k in keys])), keys))
-    return sorted(found, key=lambda entry: -entry[1])
+            ranked.append((clip, float(np.mean([scores[k] for k in keys])), keys))
+    return sorted(ranked, key=lambda entry: -entry[1])
 
 
 def html_worst_clips(comparison: Comparison, files: dict[str, dict[str, Path]]) -> str:
-    """HTML: per system the worst clips with what is wrong with them, contact sheets of the first."""
+    """Return HTML with the worst clips of every system, their worst metrics, and contact sheets of the first."""
     parts = []
     for system, rows in comparison.rows.items():
         if system == REAL or len(rows) < 2:
             continue
         lines = []
-        for place, (clip, mark, keys) in enumerate(rank_clips(comparison, system)[:LISTED]):
+        for rank, (clip, mark, keys) in enumerate(rank_clips(comparison, system)[:LISTED]):
             why = ", ".join(f"{BY_KEY[k].title} {format_metric(float(rows[clip][k] or 0), BY_KEY[k])}" for k in keys)
-            sheet = _sheet(files.get(system, {}).get(clip)) if place < SHEETS else ""
-            lines.append(f"<li><b>{html.escape(clip)}</b> <small>{mark:.1f} spreads off: {why}</small>{sheet}</li>")
+            sheet = _sheet(files.get(system, {}).get(clip)) if rank < SHEETS else ""
+            lines.append(
+                f"<li><b>{html.escape(clip)}</b> <small>{mark:.1f} spreads from the median: {why}</small>{sheet}</li>"
+            )
         parts.append(f"<h3>{html.escape(system)}</h3><ol class=worst>{''.join(lines)}</ol>")
     return "".join(parts)
 
@@ -305,6 +333,6 @@ def _sheet(path: Path | None) -> str:
 
 
 def jpeg_data_url(image: np.ndarray, quality: int = 82) -> str:
-    """A data URL of an RGB picture."""
+    """Encode an RGB picture ``[H, W, 3]`` uint8 as the data URL of a JPEG."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

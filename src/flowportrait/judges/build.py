@@ -1,11 +1,11 @@
-"""A judge from settings, and reports of graded files.
+"""This module builds a judge of clips from settings, writes reports of graded files, and makes a judge a reward.
 
-build_judge(JudgeSettings())                                            the measured panel
-build_judge(override(JudgeSettings(), ["by=server", "endpoint.model=Qwen3-Omni"]))
-build_judge(override(JudgeSettings(), ["by=my_package.judges:MyJudge"]))
+    build_judge(JudgeSettings())                                            the measured panel
+    build_judge(override(JudgeSettings(), ["by=server", "endpoint.model=Qwen3-Omni"]))
+    build_judge(override(JudgeSettings(), ["by=my_package.judges:MyJudge"]))
 
-A judge of one's own is a class or function that takes the settings and returns an ``ItemJudge``; it is named as
-MODULE:NAME or by an entry point of the group ``flowportrait.judges``.
+A custom judge is a class or function that takes the settings and returns an ``ItemJudge``; it is named as MODULE:NAME
+or by an entry point of the group ``flowportrait.judges``.
 """
 
 from __future__ import annotations
@@ -41,39 +41,47 @@ from flowportrait.terminal import progress
 METHODS: dict[str, type[Panel[JudgedClip]]] = {
     "panel": Panel, "think": ThinkingPanel, "locate": LocatingPanel, "compare": ComparingPanel,
 }  # fmt: skip
+"""The panel of each method of a model."""
 BUILT_IN = ("measured", "server", "omni")
+"""The values of ``JudgeSettings.by`` that need no plugin."""
 FILES_IN_MEMORY = 8
+"""Number of clips that ``grade_files`` reads at once."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
+    """The settings of a judge of clips or stills."""
+
     by: str = "measured"
-    """Who judges: ``measured`` (experts that measure), ``server`` (a model behind an address), ``omni`` (a model in
-    this process), or a judge that another package adds, by name or as MODULE:NAME."""
+    """Who judges: ``measured`` (experts that measure), ``server`` (a model on a server), ``omni`` (a model in this
+    process), or a judge that another package adds, by name or as MODULE:NAME."""
     method: Literal["panel", "think", "locate", "compare"] = "panel"
-    """How a model comes to a grade: at once, by thinking first, or by finding moment and place first. ``compare``
-    grades at once, and where two clips are to be told apart looks at both."""
+    """How a model grades: without preparation (``panel``), after writing down what it sees (``think``), or after
+    locating flaws (``locate``). ``compare`` grades like ``panel``, and looks at both clips of a pair."""
     panel: PanelSettings = field(default_factory=PanelSettings)
+    """The panel of a model."""
     endpoint: Endpoint = field(default_factory=Endpoint)
+    """The server, for ``by=server``."""
     omni: OmniSettings = field(default_factory=OmniSettings)
+    """The model in this process, for ``by=omni``."""
     pose: bool = False
-    """Let a head that bends or turns as heads do not cap the grade of motion."""
+    """Cap the grade of motion where a head bends or turns in an impossible way."""
     library: Path | None = None
-    """What ``flowportrait judge learn`` wrote."""
+    """A rubric library that ``flowportrait judge learn`` wrote."""
     calibration: Path | None = None
-    """What ``flowportrait judge calibrate`` wrote."""
+    """A calibration that ``flowportrait judge calibrate`` wrote."""
     noise: float = 0.0
-    """Standard deviation of the overall score when the same clip is judged again; as a reward it says nothing about
-    siblings that differ by less."""
+    """Standard deviation of the overall score when the same clip is judged again; the judge as a reward does not
+    distinguish samples of one group that differ by less."""
     folder: Path | None = None
-    """Where answers, ledger and certificates are kept; the user's cache by default."""
+    """Folder of cached answers, ledger and certificates; in the user's cache by default."""
 
     def __post_init__(self) -> None:
         at_least(self, noise=0)
 
     @property
     def kept_in(self) -> Path:
-        """The folder where answers, ledger and certificates are kept."""
+        """The folder of cached answers, ledger and certificates."""
         return self.folder or default_folder()
 
 
@@ -81,7 +89,7 @@ def build_judge(settings: JudgeSettings | None = None) -> Judge:
     """Return the judge of clips that ``settings`` describe.
 
     Raises:
-        BadInput: a model, address or calibration that cannot be used, or no judge of that name.
+        BadInput: a model, address or calibration cannot be used, or no judge has this name.
     """
     settings = settings or JudgeSettings()
     judge = build_with_library(settings, Library.load(settings.library) if settings.library else Library())
@@ -93,7 +101,16 @@ def build_judge(settings: JudgeSettings | None = None) -> Judge:
 
 
 def build_with_library(settings: JudgeSettings, library: Library, backend: Backend | None = None) -> Judge:
-    """Return the judge of clips with this library, before any check of poses; ``backend``: one that is loaded."""
+    """Return the judge of clips with a library of rules or experts, without the check of head poses.
+
+    Args:
+        settings: which judge; its own ``library`` is not read.
+        library: the rules or experts.
+        backend: a loaded model, for ``by=server`` and ``by=omni``; loaded by default.
+
+    Raises:
+        BadInput: as for ``build_judge``.
+    """
     if settings.by not in BUILT_IN:
         return build_plugin(settings, "clips")
     calibration = Calibration.load(settings.calibration) if settings.calibration else None
@@ -106,14 +123,14 @@ def build_with_library(settings: JudgeSettings, library: Library, backend: Backe
 
 
 def build_plugin(settings: JudgeSettings, items: Literal["clips", "stills"]) -> Any:
-    """Return the judge that another package or script adds.
+    """Return the judge that another package or script provides.
 
     Args:
-        settings: ``by`` names it.
-        items: what it has to judge; a judge of stills says so in an attribute ``items``.
+        settings: ``by`` is the judge's name.
+        items: what it has to judge; a judge of stills states that in an attribute ``items``.
 
     Raises:
-        BadInput: no judge of that name, or one of something else.
+        BadInput: no judge has this name, or it judges other items.
     """
     added = plugin_names("judges")
     if settings.by not in added and not is_reference(settings.by):
@@ -127,10 +144,10 @@ def build_plugin(settings: JudgeSettings, items: Literal["clips", "stills"]) -> 
 
 
 def build_backend(settings: JudgeSettings) -> Backend:
-    """Return the model behind an address, or in this process.
+    """Return the model on a server or in this process.
 
     Raises:
-        BadInput: it cannot be used, or ``settings`` name none.
+        BadInput: the model cannot be used, or ``settings`` name none.
     """
     if settings.by == "server":
         from flowportrait.judges.client import ChatClient
@@ -144,14 +161,14 @@ def build_backend(settings: JudgeSettings) -> Backend:
 
 
 def certificate_folders(settings: JudgeSettings) -> list[Path]:
-    """Return where certificates are looked for: the user's folder, and those that ship."""
+    """Return the folders that hold certificates: the user's, and that of the package."""
     from importlib.resources import files
 
     return [settings.kept_in / "checked", Path(str(files("flowportrait") / "weights" / "judge" / "checked"))]
 
 
 def read_settings(path: Path | None) -> JudgeSettings:
-    """Return the judge settings in a file; those of the measured panel without one.
+    """Return the judge settings in a file; without a file those of the measured panel.
 
     Raises:
         BadInput: the file cannot be read.
@@ -159,13 +176,18 @@ def read_settings(path: Path | None) -> JudgeSettings:
     return JudgeSettings() if path is None else load(JudgeSettings, path)
 
 
-# --- reports
+# --- Reports of graded files
 
 
 def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] = ()) -> dict[str, Any]:
-    """Grade every file and return a report.
+    """Grade video files and return a report.
 
-    With a server, answers are cached as they come, and the report says what they cost.
+    With a server, every answer is cached when it arrives, and the report has the cost.
+
+    Args:
+        judge: the judge.
+        paths: the video files.
+        generators: what made each file, for reports; by default the names of the files' folders.
 
     Raises:
         BadInput: a file cannot be read.
@@ -175,8 +197,8 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
     before = ledger.totals() if ledger else None
     verdicts = []
     for first in progress(range(0, len(paths), FILES_IN_MEMORY), -(-len(paths) // FILES_IN_MEMORY), "judging"):
-        lot = zip(paths[first : first + FILES_IN_MEMORY], generators[first : first + FILES_IN_MEMORY], strict=True)
-        verdicts += judge.judge([JudgedClip.from_video(path, generator) for path, generator in lot])
+        chunk = zip(paths[first : first + FILES_IN_MEMORY], generators[first : first + FILES_IN_MEMORY], strict=True)
+        verdicts += judge.judge([JudgedClip.from_video(path, generator) for path, generator in chunk])
     summary: dict[str, Any] = {"judge": f"{judge.name} ({judge.kind})", "files": len(paths)}
     for aspect in ASPECTS:
         scores = [score for verdict in verdicts if (score := verdict.aspects[aspect].score) is not None]
@@ -197,15 +219,15 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
-    """Write a report, whole or not at all."""
+    """Write a report as JSON; an existing file is replaced only when the new one is complete."""
     write_json(path, report)
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read what ``write_report`` wrote.
+    """Read a report of graded files.
 
     Raises:
-        BadInput: it is something else.
+        BadInput: the file cannot be read or is not a report.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -217,33 +239,46 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def raw_scores(report: dict[str, Any]) -> dict[str, dict[Aspect, float | None]]:
-    """Return the scores before calibration, by file and aspect."""
+    """Return the scores of a report before calibration, by file and aspect."""
     return {
         verdict["file"]: {aspect: verdict["aspects"][aspect]["raw"] for aspect in ASPECTS}
         for verdict in report["verdicts"]
     }
 
 
-# --- the judge as a reward
+# --- The judge as a reward
 
 
 @runtime_checkable
 class BatchJudge(Protocol):
-    """A judge that grades a batch of rewards without drawing every frame."""
+    """The interface of a judge that grades a batch of rewards without rendering every frame."""
 
     def measure(self, batch: RewardBatch, silent: Sequence[bool]) -> list[dict[Aspect, AspectVerdict]]:
-        """Return the verdicts on every row."""
+        """Return the verdicts on every row.
+
+        Args:
+            batch: the samples.
+            silent: for every row whether it has no sound to be judged.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class JudgeReward:
-    """A judge as a reward: its overall score of a clip, or the score of one aspect.
+    """A reward from a judge: its overall score of a clip, or its score on one aspect.
 
-        value = Σ_aspect w_aspect · score_aspect,   1 … 5       invalid where the judge gave no score, with its reason
+        value = Σ_aspect w_aspect · score_aspect,   1 … 5       invalid, with the reason, if the judge gives no score
 
-    A measured panel reads motion and a few frames, the others look at every frame and listen. By recipe:
-    ``--set rewards.judge_by=panel``, with ``rewards.options.judge=FILE`` for a judge by server or model.
+    A measured panel reads motion and a few frames; other judges look at every frame and listen. A recipe uses it by
+    ``--set rewards.judge_by=panel``, with ``rewards.options.judge=FILE`` for a judge on a server or in this process.
+
+    Args:
+        judge: the judge.
+        aspect: the aspect that is the reward; None for the weighted mean of all.
+        name: name of the reward.
+        retries: number of retries of a failed score.
+        noise: standard deviation of the score when the same clip is judged again.
+        range: least and largest value.
     """
 
     judge: Judge
@@ -258,7 +293,7 @@ class JudgeReward:
         """Return the reward of a judge that has passed the sanity set.
 
         Raises:
-            BadInput: it has not, or cannot be built.
+            BadInput: the judge has not passed it, or cannot be built.
         """
         settings = settings or JudgeSettings()
         judge = build_judge(settings)
@@ -267,22 +302,24 @@ class JudgeReward:
 
     @property
     def needs(self) -> frozenset[str]:
+        """The parts of a batch that the judge reads."""
         if isinstance(self.judge, BatchJudge):
             return frozenset({"motion", "mel", "frames", "places"})
         return frozenset({"frames", "audio"})
 
     def __call__(self, batch: RewardBatch) -> Score:
+        """Score every sample of the batch."""
         if isinstance(self.judge, BatchJudge):
             found = self.judge.measure(batch, [False] * len(batch))
         else:
             found = [verdict.aspects for verdict in self.judge.judge(clips_from_batch(batch))]
         values, failures = torch.full((len(batch),), torch.nan), {}
         for row, aspects in enumerate(found):
-            value, why = self._value(aspects)
-            if why is None:
+            value, failure = self._value(aspects)
+            if failure is None:
                 values[row] = value
             else:
-                failures[row] = why
+                failures[row] = failure
         return measured(values, failures)
 
     def _value(self, verdicts: dict[Aspect, AspectVerdict]) -> tuple[float, Failure | None]:
@@ -296,5 +333,5 @@ class JudgeReward:
 
 
 def panel_reward(options: RewardOptions) -> JudgeReward:
-    """Return the reward ``panel``: the judge of clips of the options' settings file, measured without one."""
+    """Return the reward ``panel``: the judge in the options' settings file, without a file the measured panel."""
     return JudgeReward.for_training(read_settings(options.judge))

@@ -1,4 +1,4 @@
-"""From a judge's scores to people's.
+"""This module calibrates a judge: it maps the judge's scores to human ones and reports how far both agree.
 
     map = argmin_{m non-decreasing} Σ (m(judge_i) − human_i)²          (isotonic regression, scipy)
 
@@ -7,8 +7,9 @@
 
     ICC(2,1) = (MS_rows − MS_rest) / (MS_rows + (k − 1) MS_rest + k (MS_columns − MS_rest) / n)     Shrout & Fleiss 1979
 
-A map never changes an order, only ties and distances; outside the scores it was learned on it stays level. What it
-brings is measured on clips that it was not learned on (five folds).
+The map never reverses an order, it only changes ties and distances; outside the scores that it was fitted to it is
+constant. Its effect is reported on clips that it was not fitted to (five-fold cross-validation). ``Calibration`` is the
+map; ``compare_with_humans`` fits it and makes the report.
 """
 
 from __future__ import annotations
@@ -30,21 +31,26 @@ from flowportrait.files import complete, write_json
 from flowportrait.judges.rubric import ASPECTS, HIGHEST, LOWEST, Aspect
 
 MIN_CLIPS = 8
-"""Clips with both scores below which nothing is learned."""
+"""Least number of clips with both scores for a map to be fitted."""
 ERROR_SIZE = 1.0
-"""Grades from which on a difference counts as an error."""
+"""Difference in grades from which on the judge's score counts as an error."""
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A monotone map per aspect from the scores of ``judge`` to human ones: knots (judge, human), both rising."""
+    """A monotone map per aspect from a judge's scores to human ones.
+
+    Args:
+        judge: the name of the judge.
+        knots: by aspect the knots (judge, human), both rising, with straight lines between them.
+    """
 
     judge: str
     knots: dict[str, list[tuple[float, float]]]
 
     def apply(self, aspect: Aspect, score: float) -> float:
-        """Return the human score that belongs to ``score``; that of an unknown aspect is returned as it is."""
+        """Return the human score that corresponds to ``score``; for an aspect without a map ``score`` itself."""
         knots = self.knots.get(aspect)
         if not knots:
             return score
@@ -53,15 +59,15 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Changes with the map."""
+        """A hash of 12 hexadecimal digits that changes with the map."""
         return hashlib.sha256(json.dumps([self.judge, self.knots], sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as stored."""
+        """Return plain values, as they are written to a file."""
         return {"judge": self.judge, "knots": self.knots}
 
     def save(self, path: Path, report: dict[str, Any]) -> None:
-        """Write with the report it comes from."""
+        """Write the map to a JSON file, with the report of how it was fitted."""
         write_json(path, {**self.to_dict(), "report": report})
 
     @classmethod
@@ -69,7 +75,7 @@ class Calibration:
         """Read what ``save`` wrote.
 
         Raises:
-            BadInput: missing, not a calibration, or not monotone.
+            BadInput: the file is missing, is not a calibration, or its map is not monotone.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -85,9 +91,9 @@ class Calibration:
 
 
 def fit_monotone(judge: Sequence[float] | np.ndarray, human: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:
-    """Return the knots of the monotone map from ``judge`` to ``human`` scores, ``[N]`` each.
+    """Return the knots of the monotone map from ``judge`` to ``human`` scores ``[N]``.
 
-    Equal scores of the judge share a knot.
+    Equal scores of the judge share one knot.
 
     Raises:
         BadInput: fewer than ``MIN_CLIPS`` pairs.
@@ -98,25 +104,25 @@ def fit_monotone(judge: Sequence[float] | np.ndarray, human: Sequence[float] | n
     count = np.bincount(place).astype(float)
     mean = np.bincount(place, np.asarray(human, float)) / count
     fitted = isotonic_regression(mean, weights=count)
-    # Of a level stretch only its ends are needed; between stretches the map is drawn straight.
+    # Only the ends of a constant stretch are knots; the map is linear between stretches.
     keep = [0, *[i for i in range(1, len(x) - 1) if not fitted.x[i - 1] == fitted.x[i] == fitted.x[i + 1]]]
     keep += [len(x) - 1] if len(x) > 1 else []
     return [(float(x[i]), float(fitted.x[i])) for i in keep]
 
 
-# --- agreement
+# --- Agreement with human scores
 
 
 @dataclass(frozen=True)
 class HumanScores:
-    """The ratings of one file: ``[raters]`` per aspect."""
+    """The ratings that people gave one file, ``[raters]`` by aspect."""
 
     file: str
     generator: str
     ratings: dict[Aspect, list[float]]
 
     def mean(self, aspect: Aspect) -> float:
-        """Return the mean rating, NaN without any."""
+        """Return the mean rating, NaN if there is none."""
         ratings = self.ratings[aspect]
         return float(np.mean(ratings)) if ratings else float("nan")
 
@@ -125,11 +131,11 @@ def read_human_scores(path: Path) -> list[HumanScores]:
     """Read a table of human scores.
 
     Args:
-        path: csv with the columns ``file``, the aspects (1 … 5, empty allowed) and, where known, ``generator``; one
+        path: csv file with the columns ``file``, the aspects (1 … 5, empty allowed) and optionally ``generator``; one
             line per file and rater.
 
     Raises:
-        BadInput: missing file or column, or a rating that is none.
+        BadInput: the file or a column is missing, or a rating is not a number from 1 to 5.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -161,15 +167,18 @@ def read_human_scores(path: Path) -> list[HumanScores]:
 def compare_with_humans(
     judged: dict[str, dict[Aspect, float | None]], human: Sequence[HumanScores], judge: str
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Learn the calibration of a judge and report how far it agrees with people.
+    """Fit the calibration of a judge and report how far it agrees with people.
 
     Args:
         judged: raw scores by file and aspect.
-        human: what people gave.
+        human: ratings by people.
         judge: the judge's name.
 
+    Returns:
+        The calibration, and by aspect the agreement before and after it.
+
     Raises:
-        BadInput: not one aspect has enough clips with both scores.
+        BadInput: no aspect has enough clips with both scores.
     """
     knots: dict[str, list[tuple[float, float]]] = {}
     report: dict[str, Any] = {}
@@ -231,7 +240,11 @@ def icc(ratings: np.ndarray) -> float:
 
 
 def rater_agreement(ratings: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return the ICC among people on the clips that most of them rated: no judge can be expected to exceed it."""
+    """Return the ICC among people on the clips with the most ratings; a judge cannot be expected to exceed it.
+
+    Returns:
+        ``most``: ratings of such a clip; ``icc``: None with fewer than two raters or three clips.
+    """
     most = max(map(len, ratings))
     full = np.array([row for row in ratings if len(row) == most])
     enough = most >= 2 and len(full) >= 3
@@ -239,13 +252,13 @@ def rater_agreement(ratings: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 
 def histogram(scores: np.ndarray) -> list[int]:
-    """Return how many scores round to each of 1 … 5."""
+    """Return how many scores round to each of the grades 1 … 5."""
     grades = np.floor(scores + 0.5).clip(LOWEST, HIGHEST).astype(int)
     return [int((grades == grade).sum()) for grade in range(LOWEST, HIGHEST + 1)]
 
 
 def _out_of_fold(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Map each clip by what was learned without its fold."""
+    """Map the score of each clip by the map that was fitted without the clip's fold."""
     fold = np.random.default_rng(0).permutation(len(x)) % FOLDS
     mapped = np.empty_like(x)
     for fold_index in range(FOLDS):
@@ -259,12 +272,12 @@ def _out_of_fold(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _finite_or_none(value: float) -> float | None:
-    """Return a correlation, None where one side does not vary."""
+    """Return a correlation, None if one of the two sides is constant."""
     return float(value) if np.isfinite(value) else None
 
 
 def draw_histograms(report: dict[str, Any], path: Path) -> None:
-    """Draw human, judge and calibrated judge over 1 … 5, for every calibrated aspect of a report, as a PNG."""
+    """Write a PNG with histograms of human, judge and calibrated scores, for every calibrated aspect of a report."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,12 +1,14 @@
-"""A judge's model behind an address.
+"""This module asks a judge's model on an OpenAI-compatible server.
 
-    question ─► SDK: request, and again while the server is away, busy or fails (``attempts``) ─► reply
-                  each request ─► wait for a turn, wall-clock limit, ledger line
+    question ─► SDK: request, repeated while the server is away, busy or fails (``attempts``) ─► reply
+                  each request ─► rate limit, wall-clock limit, ledger entry
     reply ─► accepted ─► done
-      └─ refused or not the asked-for answer: asked again (``answers``), then a failure with its reason
+      └─ a refusal or an unusable answer: the question is asked again (``answers`` times), then a failure is returned
 
-OpenAI's SDK repeats requests. What it cannot do stands here: the ledger, a limit of requests per minute, pauses that a
-server asks for, a time limit that does not start anew with every byte, and parameters that a model does not know.
+OpenAI's SDK repeats failed requests. This module adds what the SDK lacks: the ledger, a limit of requests per minute,
+the pauses that a server asks for, a time limit for the whole request (the SDK's starts anew with every byte), and the
+removal of parameters that a model does not support. ``ChatClient`` is the interface; the HTTP client, the meaning of
+errors, and the helpers for waiting follow.
 """
 
 from __future__ import annotations
@@ -43,23 +45,23 @@ _OPTIONAL_PARAMS = (
     (("temperature",), ("temperature",)),
     (("",), ("response_format",)),
 )
-"""Words of a refusal, and the parameters that are then left out. A refusal that names nothing is taken for one of the
-schema, which servers refuse in the most different words."""
+"""Words in an error message, and the parameters that are left out after it. An error message that names no parameter is
+taken to refuse the schema, because servers word that refusal in many ways."""
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class RequestError:
-    """A request without a reply.
+    """The error of a request that brought no reply.
 
     Args:
-        outcome: as the ledger has it.
-        detail: in words.
+        outcome: how the ledger records the request.
+        detail: description for reports.
         retryable: whether the same request may succeed later.
-        status: of HTTP, if there was an answer.
+        status: HTTP status, if there was a response.
         wait: seconds that the server asks to wait.
-        fatal: what the user has to change before any request can succeed.
+        fatal: what the user has to change before any request can succeed; None if the error is not of that kind.
     """
 
     outcome: Outcome
@@ -71,7 +73,7 @@ class RequestError:
 
 
 class ChatClient:
-    """A ``Backend`` at an address. The ledger has every request."""
+    """A ``Backend`` that asks a model on a server; its ledger records every request."""
 
     def __init__(self, endpoint: Endpoint, ledger: Ledger | None = None) -> None:
         self.endpoint = endpoint.checked()
@@ -97,7 +99,7 @@ class ChatClient:
         """See ``Backend``.
 
         Raises:
-            BadInput: the server knows neither this key nor this model.
+            BadInput: the server does not accept the key, does not have the model, or redirects requests.
         """
         if not questions:
             return {}
@@ -105,23 +107,23 @@ class ChatClient:
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run(self._ask(questions, accept))
-        # Inside somebody's event loop (a notebook): in a thread with a loop of its own.
+        # An event loop is running already (in a notebook, say): use a thread with its own loop.
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, self._ask(questions, accept)).result()
 
     async def _ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
         end = self.endpoint
         uses = Counter(question.make_input for question in questions)
-        # Samples of one aspect are shown the same: encoded once, kept until the last of them is on its way.
+        # All samples of an aspect share one input: it is encoded once and released after the last sample.
         encoded = {make: SharedResult(partial(_encode, make, end.shows), count) for make, count in uses.items()}
-        free, failures = asyncio.Semaphore(end.concurrency), {}
-        # The SDK's own HTTP client follows redirects, and would take the clip elsewhere.
+        slots, failures = asyncio.Semaphore(end.concurrency), {}
+        # The SDK's own HTTP client follows redirects and would send the clip to another address.
         http = _RecordingClient(end)
         client = _Client(base_url=end.url, api_key=end.key(), timeout=end.timeout, http_client=http)
         client.endpoint = end
 
         async def ask_one(index: int, question: Question[Any]) -> None:
-            async with free:
+            async with slots:
                 parts = await asyncio.to_thread(encoded[question.make_input])
                 failure = await self._answer(client, question, parts, partial(accept, index))
             if failure is not None:
@@ -140,7 +142,7 @@ class ChatClient:
     async def _answer(
         self, client: _Client, question: Question[Any], parts: list[dict[str, Any]], accept: Callable[[Any], None]
     ) -> Failure | None:
-        """Ask until a reply is accepted; return why there is none."""
+        """Ask until a reply is accepted; return the failure if none is, else None."""
         end = self.endpoint
         messages: list[Any] = [
             {"role": "system", "content": question.system},
@@ -152,8 +154,8 @@ class ChatClient:
         while True:
             params = dict(self._params)
             try:
-                patient = client.with_options(max_retries=end.attempts - 1 - exchange.lost)
-                completion = await patient.chat.completions.create(
+                retrying_client = client.with_options(max_retries=end.attempts - 1 - exchange.failed_attempts)
+                completion = await retrying_client.chat.completions.create(
                     model=end.model, messages=messages, **_with_schema(params, question.answer)
                 )
                 reply, usage = read_completion(completion)
@@ -163,20 +165,20 @@ class ChatClient:
                 if error.fatal:
                     raise BadInput(error.fatal) from None
                 if error.status in (400, 422) and self._drop_unsupported_params(error.detail.lower(), params):
-                    exchange.lost -= 1
+                    exchange.failed_attempts -= 1
                     continue
                 if error.wait is not None and error.wait > end.patience:
                     return Failure("unavailable", f"asked to wait {error.wait:.0f} s, longer than {end.patience:g} s")
                 if not error.retryable:
                     return Failure("refused", error.detail)
-                return Failure("unavailable", f"{error.detail}, {exchange.lost} times")
+                return Failure("unavailable", f"{error.detail}, {exchange.failed_attempts} times")
             except (openai.APIError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
                     RecursionError) as broken:  # fmt: skip
                 detail = f"no readable completion ({type(broken).__name__}: {broken})"
-                exchange.failed(RequestError("malformed", detail, True, 200))
-                if exchange.lost >= end.attempts:
-                    return Failure("unavailable", f"{detail}, {exchange.lost} times")
-                await asyncio.sleep(retry_delay(exchange.lost, end.first_wait, end.longest_wait))
+                exchange.record_failure(RequestError("malformed", detail, True, 200))
+                if exchange.failed_attempts >= end.attempts:
+                    return Failure("unavailable", f"{detail}, {exchange.failed_attempts} times")
+                await asyncio.sleep(retry_delay(exchange.failed_attempts, end.first_wait, end.longest_wait))
                 continue
             try:
                 accept(reply)
@@ -191,8 +193,16 @@ class ChatClient:
                 return None
 
     def _drop_unsupported_params(self, message: str, sent: Mapping[str, Any]) -> bool:
-        """Leave out from now on what a model does not know: log-probabilities, a temperature, a schema, or the older
-        name of the length. Return whether the request that was ``sent`` can be made again in another way."""
+        """Stop sending a parameter that the model does not support: log-probabilities, the temperature, the schema, or
+        the older name of the maximum length.
+
+        Args:
+            message: the server's error message in lower case.
+            sent: the parameters of the request that was rejected.
+
+        Returns:
+            Whether the request can be repeated with fewer or other parameters.
+        """
         for words, names in _OPTIONAL_PARAMS:
             if names[0] in sent and any(word in message for word in words):
                 if "max_tokens" in names:
@@ -203,27 +213,27 @@ class ChatClient:
 
 
 class _Exchange:
-    """All requests about one question, as the ledger gets them."""
+    """All requests about one question: it counts them and writes their ledger entries."""
 
     def __init__(self, address: str, endpoint: Endpoint, ledger: Ledger) -> None:
         self._address, self._endpoint, self._ledger = address, endpoint, ledger
-        self.attempt = self.lost = 0
+        self.attempt = self.failed_attempts = 0
         self.error: RequestError | None = None
         self._began = 0.0
 
     def begin(self) -> None:
-        """A request leaves."""
+        """Count a request that is about to be sent, and start its clock."""
         self.attempt += 1
         self._began = time.monotonic()
 
-    def failed(self, error: RequestError) -> None:
-        """The request had no reply."""
-        self.lost += 1
+    def record_failure(self, error: RequestError) -> None:
+        """Record that the request brought no reply."""
+        self.failed_attempts += 1
         self.error = error
         self.record(error.outcome, error.status, None, error.detail)
 
     def record(self, outcome: Outcome, status: int | None, usage: tuple[int, int] | None, detail: str = "") -> None:
-        """Write the request's line."""
+        """Write the ledger entry of the request."""
         end, (read, written) = self._endpoint, usage or (None, None)
         dollars = ((read or 0) * end.dollars_in + (written or 0) * end.dollars_out) / 1e6
         seconds = round(time.monotonic() - self._began, 3)
@@ -232,16 +242,17 @@ class _Exchange:
 
 
 _EXCHANGE: ContextVar[_Exchange] = ContextVar("exchange")
-"""The question that a request is about: the SDK hands its HTTP client nothing but the request."""
+"""The question that a request belongs to; a context variable, because the SDK passes only the request to its HTTP
+client."""
 
 
 class _Client(openai.AsyncOpenAI):
-    """The SDK, with the pauses between its repetitions as the endpoint has them."""
+    """The SDK's client with the endpoint's pauses between repeated requests."""
 
     endpoint = Endpoint()
 
     def copy(self, **options: Any) -> _Client:
-        """See ``AsyncOpenAI``; also ``with_options``."""
+        """See ``AsyncOpenAI.copy``; ``with_options`` is the same method."""
         client = super().copy(**options)
         client.endpoint = self.endpoint
         return client
@@ -249,12 +260,12 @@ class _Client(openai.AsyncOpenAI):
     with_options = copy
 
     def _calculate_retry_timeout(self, remaining_retries: int, options: Any, response_headers: Any = None) -> float:
-        taken = options.get_max_retries(self.max_retries) - remaining_retries
-        return retry_delay(taken + 1, self.endpoint.first_wait, self.endpoint.longest_wait)
+        retries = options.get_max_retries(self.max_retries) - remaining_retries
+        return retry_delay(retries + 1, self.endpoint.first_wait, self.endpoint.longest_wait)
 
 
 class _RecordingClient(httpx2.AsyncClient):
-    """The SDK's HTTP client: paced, bounded by the wall clock, and every request in the ledger."""
+    """The SDK's HTTP client with a rate limit, a wall-clock limit per request, and a ledger entry for each."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(**async_client_options(endpoint.timeout))
@@ -262,27 +273,27 @@ class _RecordingClient(httpx2.AsyncClient):
         self._pacer = RequestPacer(endpoint.per_minute)
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send one request; a response says in ``x-should-retry`` whether the SDK may repeat it."""
+        """Send one request; the response's header ``x-should-retry`` tells the SDK whether to repeat it."""
         end, exchange = self._endpoint, _EXCHANGE.get()
         await self._pacer.wait_turn()
         exchange.begin()
         try:
-            # The SDK's own time-out starts anew with every byte; this one does not.
+            # The SDK's time-out starts anew with every byte; this one covers the whole request.
             async with asyncio.timeout(end.timeout):
                 response = await super().send(request, **options)
         except asyncio.CancelledError:
             exchange.record("unfinished", None, None, "stopped from this side")
             raise
         except (TimeoutError, httpx2.TimeoutException) as error:
-            exchange.failed(RequestError("timed_out", f"no answer in {end.timeout:g} s", True))
+            exchange.record_failure(RequestError("timed_out", f"no answer in {end.timeout:g} s", True))
             raise httpx2.ReadTimeout(str(error), request=request) from error
         except httpx2.HTTPError as error:
-            exchange.failed(RequestError("cut_off", f"connection lost ({error})", True))
+            exchange.record_failure(RequestError("cut_off", f"connection lost ({error})", True))
             raise
         if response.is_success:
             return response
         refusal = status_error(response, end)
-        exchange.failed(refusal)
+        exchange.record_failure(refusal)
         retry = refusal.retryable and (refusal.wait is None or refusal.wait <= end.patience)
         if retry and refusal.wait is not None:
             self._pacer.pause(refusal.wait)
@@ -293,12 +304,12 @@ class _RecordingClient(httpx2.AsyncClient):
 
 
 def status_error(response: httpx2.Response, end: Endpoint) -> RequestError:
-    """Return what a server's refusal or failure means."""
+    """Return the error that an unsuccessful response stands for."""
     status = response.status_code
     if 300 <= status < 400:
-        place = str(response.headers.get("location", "another address"))[:120]
-        moved = f"{end.url} sends requests on to {place}, which is not followed: set endpoint.url to where it is."
-        return RequestError("rejected", f"redirected ({status})", False, status, fatal=moved)
+        target = str(response.headers.get("location", "another address"))[:120]
+        redirected = f"{end.url} sends requests on to {target}, which is not followed: set endpoint.url to where it is."
+        return RequestError("rejected", f"redirected ({status})", False, status, fatal=redirected)
     key = f"the key in {end.key_env or OPENAI_KEY}"
     if end.key() == KEYLESS:
         key = f"the key {KEYLESS!r}, which stands for none,"
@@ -317,7 +328,7 @@ def status_error(response: httpx2.Response, end: Endpoint) -> RequestError:
 
 
 def _with_schema(params: Mapping[str, Any], answer: AnswerFormat[Any]) -> dict[str, Any]:
-    """Return the parameters with the schema of the answer, where it is asked for."""
+    """Return the parameters, with the JSON schema of the answer if ``response_format`` is among them."""
     if "response_format" not in params:
         return dict(params)
     schema = {"name": answer.name, "strict": True, "schema": answer.schema}
@@ -328,11 +339,11 @@ def _encode(make_input: Callable[[], JudgeInput], formats: MediaFormats) -> list
     return message_parts(make_input(), formats)
 
 
-# --- waiting
+# --- Waiting and sharing
 
 
 def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds that a server asks to wait: a number, or a date; None where it does not say."""
+    """Return the seconds that a server asks to wait, given as a number or a date; None if it asks for nothing."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name)
         if text is None:
@@ -349,12 +360,19 @@ def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time
 
 
 def retry_delay(tried: int, first: float, longest: float) -> float:
-    """Return the seconds to wait after the ``tried``-th failure; spread, so that many do not come back at once."""
+    """Return the seconds to wait after the ``tried``-th failure, with random jitter of up to one half.
+
+    delay = min(longest, first · 2^(tried − 1)) · U(0.5, 1)
+    """
     return min(longest, first * 2.0 ** min(tried - 1, 1000)) * random.uniform(0.5, 1.0)
 
 
 class RequestPacer:
-    """At most ``per_minute`` requests begin in a minute, evenly spaced (0: no limit), and none during a pause."""
+    """A rate limit: at most ``per_minute`` requests begin in a minute, evenly spaced, and none during a pause.
+
+    Args:
+        per_minute: requests per minute, 0 for no limit.
+    """
 
     def __init__(self, per_minute: float = 0.0) -> None:
         self._gap = 60.0 / per_minute if per_minute else 0.0
@@ -372,25 +390,28 @@ class RequestPacer:
             await asyncio.sleep(start - now)
 
     def pause(self, seconds: float) -> None:
-        """Let no request begin for so long: the server has asked for it."""
+        """Let no request begin for ``seconds``, as the server has asked."""
         self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
 
 class SharedResult(Generic[Value]):
-    """The result of ``make()`` for ``uses`` callers, from any thread: made for the first, let go after the last."""
+    """The result of ``make()`` shared by ``uses`` calls from any thread.
+
+    The first call computes it; after the last call it is released.
+    """
 
     def __init__(self, make: Callable[[], Value], uses: int) -> None:
         self._make = make
-        self._left = uses
+        self._remaining_uses = uses
         self._lock = threading.Lock()
-        self._made: list[Value] = []
+        self._result: list[Value] = []
 
     def __call__(self) -> Value:
         with self._lock:
-            if not self._made:
-                self._made.append(self._make())
-            value = self._made[0]
-            self._left -= 1
-            if self._left <= 0:
-                self._made.clear()
+            if not self._result:
+                self._result.append(self._make())
+            value = self._result[0]
+            self._remaining_uses -= 1
+            if self._remaining_uses <= 0:
+                self._result.clear()
             return value

@@ -1,8 +1,10 @@
-"""A clip as judges see and hear it.
+"""This module holds a clip that is judged, and makes the pictures and sound that a specialist is shown of it.
 
-lip_sync         mouth close-ups, 25 fps, five to a row, the waveform of the same 0.2 s under the row; the sound
-expressiveness   the whole face about six times a second; the sound
-motion           neighbouring frames and 4 × |difference|, where most changes
+    lip_sync         mouth close-ups, 25 fps, five to a row, the waveform of the same 0.2 s under the row; the sound
+    expressiveness   the whole face about six times a second; the sound
+    motion           neighbouring frames and 4 × |difference|, at the largest changes
+
+``JudgedClip`` is the clip, ``clip_input`` and ``pair_input`` make the ``JudgeInput``.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ from flowportrait.media.video import FPS, LOCAL, SAMPLES_PER_FRAME, ClipLimits, 
 from flowportrait.rewards.batch import Failure, RewardBatch
 
 MIN_FACE_SHARE = 0.8
-"""Share of frames that must show a face."""
+"""Least share of frames that must show a face."""
 MIN_FRAMES = 10
-"""Frames."""
+"""Least number of frames of a clip that can be judged."""
 MOUTH_POINTS = (61, 291, 0, 17)
-"""Corners, top and bottom of the mouth."""
+"""Landmarks of the corners, the top and the bottom of the mouth."""
 COLUMNS = 5
+"""Mouth close-ups in a row of a sheet."""
 CELL = 144
+"""Pixels of the side of a picture on a sheet."""
 _LABEL_HEIGHT = 16
 _WAVE_HEIGHT = 44
 _AMPLIFICATION = 4
@@ -45,15 +49,18 @@ _PAUSE = SAMPLE_RATE // 2
 
 @dataclass(frozen=True)
 class JudgedClip:
-    """A clip with its sound, from a file or from a batch of rewards, and its address by content.
+    """A clip with its sound, from a file or from a batch of rewards.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 at 25 fps.
         audio: ``[640 T]`` float32 at 16 kHz; cut or padded with silence to the length of the frames.
-        name: shown in reports.
-        generator: shown in reports.
-        known_batch: the same clip as a batch of one row, where the caller has one.
-        known_landmarks: ``[T, 478, 2]`` px, where the caller has them; the face is not tracked again.
+        name: the clip's name in reports.
+        generator: what made the clip, for reports.
+        known_batch: the same clip as a batch of one row, if the caller has one.
+        known_landmarks: ``[T, 478, 2]`` px, if the caller has them; the face is then not tracked again.
+
+    Raises:
+        BadInput: ``frames`` has another type or shape, or is empty.
     """
 
     frames: np.ndarray
@@ -85,11 +92,12 @@ class JudgedClip:
 
     @property
     def seconds(self) -> float:
+        """The length of the clip in seconds."""
         return len(self.frames) / FPS
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of frames and audio, in hexadecimal."""
+        """The SHA-256 hash of frames and audio, in hexadecimal."""
         found = hashlib.sha256(repr(self.frames.shape).encode())
         found.update(self.frames.tobytes())
         found.update(self.audio.tobytes())
@@ -106,7 +114,7 @@ class JudgedClip:
 
     @property
     def landmarks(self) -> np.ndarray:
-        """``[T, 478, 2]`` px, gaps filled in."""
+        """The face landmarks ``[T, 478, 2]`` px, interpolated where no face was found."""
         return self._tracked[0]
 
     @cached_property
@@ -115,23 +123,23 @@ class JudgedClip:
         return self.known_batch or RewardBatch.from_frames([self.frames], [self.audio])
 
     def with_sound(self, audio: np.ndarray, name: str) -> JudgedClip:
-        """Return the same frames with another sound; landmarks and the drawn batch are kept."""
+        """Return a clip with the same frames and another sound; landmarks and the batch are reused."""
         changed = JudgedClip(self.frames, audio, name, self.generator, known_landmarks=self.known_landmarks)
-        drawn = self.known_batch or self.__dict__.get("batch")
-        if drawn is not None:
+        current_batch = self.known_batch or self.__dict__.get("batch")
+        if current_batch is not None:
             mel = log_mel(level(changed.audio))[None]
-            batch = replace(drawn, mel=mel, audio=torch.from_numpy(changed.audio)[None])
+            batch = replace(current_batch, mel=mel, audio=torch.from_numpy(changed.audio)[None])
             changed = replace(changed, known_batch=batch)
         return changed
 
     def too_short(self) -> Failure | None:
-        """Return the failure of a clip that has fewer frames than can be judged, or None."""
+        """Return a failure if the clip has fewer than ``MIN_FRAMES`` frames, else None."""
         if len(self) < MIN_FRAMES:
             return Failure("too_short", f"{self.name} has {len(self)} frames, fewer than {MIN_FRAMES}")
         return None
 
     def validation_error(self) -> Failure | None:
-        """Return why the clip cannot be judged (too short, no face), or None."""
+        """Return the reason why the clip cannot be judged (too short, no face), or None."""
         short = self.too_short()
         if short is not None:
             return short
@@ -142,15 +150,19 @@ class JudgedClip:
         return None
 
     def is_silent(self) -> bool:
-        """Return whether the sound is silence."""
+        """Return whether the clip is silent (all samples below 0.001)."""
         return float(np.abs(self.audio).max(initial=0.0)) < 1e-3
 
 
 def clips_from_batch(batch: RewardBatch, names: Sequence[str] = ()) -> list[JudgedClip]:
-    """Draw every row of a batch in full, as clips.
+    """Render every row of a batch as a clip.
+
+    Args:
+        batch: the batch of rewards.
+        names: names of the clips, one per row.
 
     Raises:
-        BadInput: the batch cannot draw frames, or has no audio.
+        BadInput: the batch cannot render frames, or has no audio.
     """
     if "frames" not in batch.has or batch.audio is None:
         raise BadInput("A batch is judged by pictures and sound: give it a drawing and its audio.")
@@ -171,14 +183,14 @@ def clips_from_batch(batch: RewardBatch, names: Sequence[str] = ()) -> list[Judg
 
 @dataclass(frozen=True)
 class JudgeInput:
-    """What one specialist is shown.
+    """The pictures and the sound that a specialist is shown.
 
     Args:
-        aspect: what is judged.
-        pictures: (caption, sheet ``[H, W, 3]`` uint8) in order of time.
+        aspect: the aspect that is judged.
+        pictures: captions and sheets ``[H, W, 3]`` uint8, in order of time.
         video: ``[K, S, S, 3]`` uint8 at ``fps``, from the beginning of the clip.
-        fps: frames a second of ``video``.
-        audio: ``[N]`` at 16 kHz; empty where the aspect is judged without sound.
+        fps: frames per second of ``video``.
+        audio: ``[N]`` at 16 kHz; empty if the aspect is judged without sound.
         clip: the whole clip.
     """
 
@@ -191,7 +203,13 @@ class JudgeInput:
 
 
 def clip_input(clip: JudgedClip, aspect: Aspect, sheets: int = 4) -> JudgeInput:
-    """Make what a specialist on ``aspect`` is shown; of long clips ``sheets`` sheets are spread over the length."""
+    """Return the input of a specialist on ``aspect``.
+
+    Args:
+        clip: the clip.
+        aspect: one of ``ASPECTS``.
+        sheets: the most sheets of pictures; for long clips they are spread over the length.
+    """
     if aspect == "lip_sync":
         mouth = mouth_video(clip)
         starts = _spread_starts(len(clip), FPS, sheets)
@@ -218,7 +236,7 @@ def clip_input(clip: JudgedClip, aspect: Aspect, sheets: int = 4) -> JudgeInput:
 
 
 def pair_input(first: JudgedClip, second: JudgedClip, aspect: Aspect, sheets: int) -> JudgeInput:
-    """Make what is shown of two clips one after the other: captions that name the clip, videos and sounds in a row."""
+    """Return the input for a comparison: captions that name the clip, and videos and sounds one after the other."""
     inputs = [clip_input(clip, aspect, max(1, sheets // 2)) for clip in (first, second)]
     named = zip(("First clip", "Second clip"), inputs, strict=True)
     pictures = tuple((f"{which}. {caption}", picture) for which, one in named for caption, picture in one.pictures)
@@ -229,7 +247,7 @@ def pair_input(first: JudgedClip, second: JudgedClip, aspect: Aspect, sheets: in
 
 
 def concatenate_clips(first: JudgedClip, second: JudgedClip) -> JudgedClip:
-    """Join two clips in time, the second resized to the first."""
+    """Return one clip that shows two clips one after the other; the second is resized to the first."""
     height, width = first.frames.shape[1:3]
     resized = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in second.frames]
     frames = np.concatenate([first.frames, np.stack(resized)])
@@ -237,17 +255,17 @@ def concatenate_clips(first: JudgedClip, second: JudgedClip) -> JudgedClip:
 
 
 def mouth_video(clip: JudgedClip) -> np.ndarray:
-    """Mouth close-ups ``[T, CELL, CELL, 3]`` uint8: the place follows the mouth's corners, the scale stands still."""
+    """Return mouth close-ups ``[T, CELL, CELL, 3]`` uint8 that follow the mouth's corners at a constant scale."""
     points = clip.landmarks
     corners = points[:, MOUTH_POINTS[:2]]
     side = 2.2 * float(np.median(np.linalg.norm(corners[:, 1] - corners[:, 0], axis=-1)))
-    # Placed by the corners alone and a little low: the jaw opens without the window following it.
+    # The window follows the corners alone, a little lower, so that it does not move when the jaw opens.
     middle = _smoothed(corners.mean(1)) + np.array([0, 0.08 * side])
     return _crop_frames(clip.frames, middle, side, CELL)
 
 
 def face_video(clip: JudgedClip) -> np.ndarray:
-    """The whole face in a square that stands still ``[T, 256, 256, 3]`` uint8, so that head motion is seen."""
+    """Return the face ``[T, 256, 256, 3]`` uint8 in a square that does not move, so that head motion is visible."""
     points = np.nanmedian(clip.landmarks, 0)
     low, high = points.min(0), points.max(0)
     middle = np.repeat(((low + high) / 2)[None], len(clip), 0)
@@ -255,7 +273,7 @@ def face_video(clip: JudgedClip) -> np.ndarray:
 
 
 def mouth_sheet(mouth: np.ndarray, audio: np.ndarray, start: int) -> np.ndarray:
-    """One second of close-ups, five to a row with times, and under each row the waveform of those 0.2 s."""
+    """Return a sheet of one second of close-ups, five to a row with times, and the waveform of 0.2 s under each row."""
     level = max(float(np.abs(audio).max(initial=0.0)), 1e-3)
     rows = []
     for first in range(start, min(start + FPS, len(mouth)), COLUMNS):
@@ -268,7 +286,7 @@ def mouth_sheet(mouth: np.ndarray, audio: np.ndarray, start: int) -> np.ndarray:
 
 
 def waveform(samples: np.ndarray, width: int) -> np.ndarray:
-    """Samples in [-1, 1] as a picture ``[44, width, 3]`` uint8: each column spans their range at that moment."""
+    """Return samples in [-1, 1] as a picture ``[44, width, 3]`` uint8; each column shows their range at that moment."""
     canvas = np.full((_WAVE_HEIGHT, width, 3), 24, np.uint8)
     edges = np.linspace(0, len(samples), width + 1).astype(int)
     for x, (low, high) in enumerate(pairwise(edges)):
@@ -280,7 +298,10 @@ def waveform(samples: np.ndarray, width: int) -> np.ndarray:
 
 
 def change_sheet(face: np.ndarray) -> np.ndarray:
-    """Rows of (frame, next frame, amplified difference) at the ``_SHOWN_CHANGES`` largest changes, in order of time."""
+    """Return a sheet with rows of a frame, the next frame and their amplified difference.
+
+    It shows the ``_SHOWN_CHANGES`` largest changes of ``face`` ``[T, S, S, 3]`` uint8, in order of time.
+    """
     change = np.array([np.abs(b.astype(np.int16) - a).mean() for a, b in pairwise(face)])
     places = np.sort(np.argsort(-change)[:_SHOWN_CHANGES])
     cells, times = [], []
@@ -293,7 +314,7 @@ def change_sheet(face: np.ndarray) -> np.ndarray:
 
 
 def _sheet(cells: np.ndarray, times: np.ndarray, columns: int) -> np.ndarray:
-    """Pictures with their times in a grid, row by row."""
+    """Return pictures with their times in a grid, row by row; ``times`` are frame numbers."""
     side = CELL
     rows = -(-len(cells) // columns)
     sheet = np.zeros((rows * (side + _LABEL_HEIGHT), columns * side, 3), np.uint8)
@@ -316,13 +337,13 @@ def _crop_frames(frames: np.ndarray, middle: np.ndarray, side: float, pixels: in
 
 
 def _smoothed(track: np.ndarray) -> np.ndarray:
-    """Mean over five frames, so that the window does not tremble with the landmarks."""
+    """Return the moving average over five frames, so that the window does not tremble with the landmarks."""
     padded = np.pad(track, ((2, 2), (0, 0)), mode="edge")
     return np.stack([padded[i : i + len(track)] for i in range(5)]).mean(0)
 
 
 def _spread_starts(length: int, span: int, most: int) -> list[int]:
-    """Beginnings of at most ``most`` stretches of ``span`` that cover ``length``, or are spread over it."""
+    """Return the starts of at most ``most`` windows of length ``span`` that cover ``length`` or are spread over it."""
     count = -(-length // span)
     if count <= most:
         return [index * span for index in range(count)]

@@ -1,13 +1,14 @@
-"""Agreement with people's preferences, and learning from them what a judge goes by.
+"""This module measures how a judge agrees with human preferences, and learns a rubric library from them.
 
-    right 1 · wrong 0 · cannot tell ½ (a margin within the band, or no answer)       over pairs that people decided
+    right 1 · wrong 0 · no opinion ½ (a margin within the band, or no answer)       over pairs that people decided
 
-    library ─► judge ─► pairs shown ─► misses ─► a revision ─► held-out pairs ─► kept only if agreement rises
+    library ─► judge ─► training pairs ─► misses ─► a revision ─► held-out pairs ─► accepted if agreement rises
 
-The interval of an agreement is Wilson's. Without an opinion a judge stands at one half, so that refusing gains nothing.
-Nothing is trained: the judge stays as it is, only what it reads or measures by changes. Held-out pairs decide many
-times, so that their last value flatters; a third part, asked once before and once after, says what was gained. After
-RewardHarness (2605.08703: a frozen model, a library evolved from a hundred examples); its prompts are not public.
+The first part measures the agreement. A judge without an opinion reaches one half, so that refusing gains nothing; the
+interval is Wilson's. The second part learns: the judge is not trained, only the rules that it reads or the experts that
+it asks change. Because held-out pairs decide about every revision, their last value is optimistic; a third part of the
+pairs, asked once before and once after, measures the gain. After RewardHarness (2605.08703: a frozen model, a library
+evolved from a hundred examples); its prompts are not public.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from flowportrait.preferences.dataset import JUDGE_ASPECTS, Label, PreferenceDat
 from flowportrait.rewards.batch import RewardBatch
 
 BAND = 0.1
-"""Margin under which a judge cannot tell."""
+"""Margin up to which a judge counts as having no opinion."""
 TRAIN_SHARE, HELD_OUT_SHARE = 0.4, 0.4
-"""Of the pairs; the rest is asked before and after."""
+"""Shares of the pairs to learn from and to decide by; the rest measures the gain."""
 MIN_PAIRS = 10
+"""Least number of decided pairs to learn from."""
 MAX_MISSES_SHOWN = 6
+"""Most misses that are described to the model that writes a rule."""
 _MAX_RATIONALE = 300
 _Z = 1.96
 Element = TypeVar("Element")
@@ -50,14 +53,14 @@ _EDITOR_SYSTEM = (
 
 
 class LabelledPair(NamedTuple):
-    """Two clips, and per aspect which of them people preferred."""
+    """Two clips and, by aspect, which of them people preferred."""
 
     clips: ClipPair
     labels: Mapping[Aspect, Label]
 
 
 class Miss(NamedTuple):
-    """A decided pair on which the judge was not right."""
+    """A decided pair on which the judge was wrong or had no opinion."""
 
     pair: LabelledPair
     aspect: Aspect
@@ -67,15 +70,15 @@ class Miss(NamedTuple):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often a judge says what people said.
+    """The agreement of a judge with human preferences.
 
     Args:
-        accuracy: share over ``decided`` pairs and aspects.
-        decided: pairs and aspects that people decided.
-        by_aspect: accuracy and decided of each aspect.
+        accuracy: mean mark (1, ½ or 0) over the decided pairs and aspects.
+        decided: number of pairs and aspects that people decided.
+        by_aspect: accuracy and number by aspect.
         position_bias: share of comparisons that followed the position; None without comparisons.
-        no_opinion: share on which the judge could not tell.
-        seconds: per clip shown.
+        no_opinion: share of marks ½.
+        seconds: time per clip.
     """
 
     accuracy: float
@@ -87,7 +90,7 @@ class Agreement:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy."""
+        """The 95 % confidence interval of the accuracy."""
         return wilson(self.accuracy, self.decided)
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,10 +102,15 @@ class Agreement:
 
 
 def agreement(judge: Judge, pairs: Sequence[LabelledPair], band: float = BAND) -> tuple[Agreement, list[Miss]]:
-    """Return how a judge agrees with people, and the pairs on which it does not.
+    """Ask a judge about pairs and return its agreement with people, and the pairs on which it was not right.
+
+    Args:
+        judge: the judge.
+        pairs: clips and people's preferences.
+        band: margin up to which the judge has no opinion.
 
     Raises:
-        BadInput: no pair is decided.
+        BadInput: people decided no pair.
     """
     began = time.monotonic()
     choices = compare_pairs(judge, [one.clips for one in pairs])
@@ -113,47 +121,58 @@ def agreement(judge: Judge, pairs: Sequence[LabelledPair], band: float = BAND) -
 def count_agreement(
     pairs: Sequence[LabelledPair], choices: Sequence[PairChoices], band: float, seconds: float = 0.0
 ) -> tuple[Agreement, list[Miss]]:
-    """Return the same from choices that are known."""
+    """Return the agreement and the misses of known choices.
+
+    Args:
+        pairs: clips and people's preferences.
+        choices: the judge's choice for each pair.
+        band: margin up to which the judge has no opinion.
+        seconds: time per clip, for the result.
+
+    Raises:
+        BadInput: people decided no pair.
+    """
     marks: dict[Aspect, list[float]] = {aspect: [] for aspect in ASPECTS}
     biases, misses = [], []
-    for one, chosen in zip(pairs, choices, strict=True):
-        for aspect, label in one.labels.items():
+    for pair, pair_choices in zip(pairs, choices, strict=True):
+        for aspect, label in pair.labels.items():
             if label is Label.TIE:
                 continue
-            choice = chosen[aspect]
+            choice = pair_choices[aspect]
             mark = agreement_mark(choice.margin, label, band)
             marks[aspect].append(mark)
             if choice.position_bias is not None:
                 biases.append(choice.position_bias)
             if mark < 1:
-                misses.append(Miss(one, aspect, choice.margin, choice.rationale))
-    every = [mark for own in marks.values() for mark in own]
-    if not every:
+                misses.append(Miss(pair, aspect, choice.margin, choice.rationale))
+    all_marks = [mark for aspect_marks in marks.values() for mark in aspect_marks]
+    if not all_marks:
         raise BadInput("No pair is decided in sync, expression or motion: give pairs in what a judge grades.")
-    shares = {aspect: (sum(own) / len(own), len(own)) for aspect, own in marks.items() if own}
-    no_opinion = every.count(0.5) / len(every)
+    shares = {aspect: (sum(found) / len(found), len(found)) for aspect, found in marks.items() if found}
+    no_opinion = all_marks.count(0.5) / len(all_marks)
     bias = sum(biases) / len(biases) if biases else None
-    return Agreement(sum(every) / len(every), len(every), shares, bias, no_opinion, seconds), misses
+    return Agreement(sum(all_marks) / len(all_marks), len(all_marks), shares, bias, no_opinion, seconds), misses
 
 
 def agreement_mark(margin: float | None, label: Label, band: float) -> float:
-    """Return 1 for what people said, 0 for the opposite, ½ for a margin within the band or none."""
+    """Return 1 if the margin agrees with the label, 0 if it contradicts it, ½ within the band or without a margin."""
     if margin is None or abs(margin) <= band:
         return 0.5
     return float((margin > 0) == (label is Label.FIRST))
 
 
 def read_labelled_pairs(dataset: PreferenceDataset) -> list[LabelledPair]:
-    """Read the clips of pairs; each clip is read once, and its face is tracked once.
+    """Read the clips of a preference dataset; each clip is read and its face is tracked once.
 
     Raises:
         BadInput: a clip is missing or cannot be read.
     """
     clips = {name: _read_clip(dataset.folder / name) for name in dataset.clip_names}
-    own = {JUDGE_ASPECTS[aspect]: aspect for aspect in ASPECTS}
+    judged = {JUDGE_ASPECTS[aspect]: aspect for aspect in ASPECTS}
     return [
         LabelledPair(
-            (clips[pair.first], clips[pair.second]), {own[a]: label for a, label in pair.labels.items() if a in own}
+            (clips[pair.first], clips[pair.second]),
+            {judged[a]: label for a, label in pair.labels.items() if a in judged},
         )
         for pair in dataset
     ]
@@ -170,26 +189,32 @@ def _read_clip(path: Path) -> JudgedClip:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share of ``count``."""
+    """Return Wilson's 95 % confidence interval of a share of ``count``."""
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     return middle - half, middle + half
 
 
-# --- learning from preferences
+# --- Learning a library
 
 
 class Proposer(Protocol):
-    """A way to suggest the next revision of a library."""
+    """The interface of a function that proposes the next revision of a library."""
 
     def __call__(self, library: Library, misses: Sequence[Miss], number: int) -> Library | None:
-        """Return revision ``number``, None if there is none."""
+        """Return a revised library, None if there is nothing left to propose.
+
+        Args:
+            library: the library so far.
+            misses: training pairs on which the judge with this library is not right.
+            number: index of the revision.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Revision:
-    """A revision: agreement on held-out pairs before and after it, and whether it was kept."""
+    """A revision of a library: its entries by aspect, and the accuracy on held-out pairs before and after it."""
 
     entries: dict[str, list[str]]
     before: float
@@ -197,14 +222,19 @@ class Revision:
 
     @property
     def kept(self) -> bool:
+        """Whether the revision was accepted, because the accuracy rose."""
         return self.after > self.before
 
 
 @dataclass(frozen=True)
 class LearnedLibrary:
-    """The library that was kept, its revisions, and the agreement before and after.
+    """The result of learning a library.
 
-    ``first`` and ``last`` are of pairs that decided nothing; None where there were too few.
+    Args:
+        library: the library with all accepted revisions.
+        rounds: all revisions that were tried.
+        first: agreement before learning, on pairs that decided nothing; None without such pairs.
+        last: agreement after learning on the same pairs.
     """
 
     library: Library
@@ -229,12 +259,18 @@ def improve(
     start: Library | None = None,
     band: float = BAND,
 ) -> LearnedLibrary:
-    """Try up to ``rounds`` revisions of ``start`` and keep those that raise the agreement on held-out pairs.
+    """Try revisions of a library and keep those that raise the agreement on held-out pairs.
 
-    Pairs of one clip should stand together: the parts are cut in order.
+    Args:
+        judge_with: returns the judge with a library.
+        pairs: clips and people's preferences. They are split in order, so pairs of one clip should be neighbours.
+        propose: proposes revisions.
+        rounds: most revisions to try.
+        start: library to begin with, empty by default.
+        band: margin up to which the judge has no opinion.
 
     Raises:
-        BadInput: too few pairs that people decided.
+        BadInput: people decided fewer than ``MIN_PAIRS`` pairs.
     """
     pairs = [one for one in pairs if any(label is not Label.TIE for label in one.labels.values())]
     if len(pairs) < MIN_PAIRS:
@@ -260,21 +296,27 @@ def improve(
 
 
 def split_pairs(pairs: Sequence[Element]) -> tuple[Sequence[Element], Sequence[Element], Sequence[Element]]:
-    """Split pairs, in order, into those to learn from, to decide by, and to report on."""
+    """Split pairs in order into those to learn from, to decide by, and to report on."""
     one, two = round(TRAIN_SHARE * len(pairs)), round((TRAIN_SHARE + HELD_OUT_SHARE) * len(pairs))
     return pairs[:one], pairs[one:two], pairs[two:]
 
 
 @dataclass(frozen=True)
 class RuleEditor:
-    """A ``Proposer``: a model is told misses in words, shown one of them, and writes a rule."""
+    """A ``Proposer`` that shows a model one miss, describes others in words, and lets it write a rule.
+
+    Args:
+        backend: the model.
+        cache: cache of its replies.
+        sheets: sheets of pictures of the pair that is shown.
+    """
 
     backend: Backend
     cache: ReplyCache
     sheets: int = 4
 
     def __call__(self, library: Library, misses: Sequence[Miss], number: int) -> Library | None:
-        """See ``Proposer``. Every round begins at another miss."""
+        """See ``Proposer``; every round begins with another miss."""
         if not misses:
             return None
         turn = [misses[(number + place) % len(misses)] for place in range(min(MAX_MISSES_SHOWN, len(misses)))]
@@ -303,7 +345,7 @@ class RuleEditor:
 
 @dataclass(frozen=True)
 class ExpertToggles:
-    """A ``Proposer`` for measured panels: every expert is added to or taken from every aspect, one at a time."""
+    """A ``Proposer`` for measured panels that adds one expert to an aspect or removes it, one after the other."""
 
     experts: tuple[str, ...]
 
@@ -311,16 +353,16 @@ class ExpertToggles:
         """See ``Proposer``."""
         places = list(product(ASPECTS, self.experts))
         for aspect, expert in places[number % len(places) :]:
-            own = library.of(aspect)
-            if expert not in own:
+            current = library.of(aspect)
+            if expert not in current:
                 return library.with_entry(aspect, expert)
-            if len(own) > 1:
+            if len(current) > 1:
                 return library.without(aspect, expert)
         return None
 
 
 def describe_miss(miss: Miss) -> dict[str, object]:
-    """Return a miss in words."""
+    """Return a miss as the values that a question shows."""
     better = "first" if miss.pair.labels[miss.aspect] is Label.FIRST else "second"
     answer = "nothing" if miss.margin is None else "same" if abs(miss.margin) <= BAND else (
         "first" if miss.margin > 0 else "second"

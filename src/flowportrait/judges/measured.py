@@ -1,35 +1,10 @@
-"""A panel of experts that measure.
+"""This module holds the measured panel, a judge of clips that needs no model: experts measure, scales give grades.
 
-Two scores that are read from landmark tracks alone: how steadily a face moves, and whether its head can be.
+    grade(aspect) = min over its experts e of  scale_e(value_e),     scale_e monotone: 1 … 5
 
-Steadiness: does the face move as filmed faces do, without trembling, freezing or jumps?
-
-    a = rms acceleration of the face's middle       h = share of steps in which nothing moves
-    steadiness = − max(ln a, ln a₀) − 4 h           in distances between the outer corners of the eyes
-
-a₀ is what the steadiest fifth of real clips has: steadier earns nothing, so that a photo, which never moves (h = 1),
-loses. Trembling raises a; a freeze raises h, and a by the jump that ends it.
-
-Head pose: is this a skull that keeps its shape, on a neck that turns as necks do?
-
-    2-D    landmarks ≈ M · canonical head,  M = [m₁ m₂]ᵀ per frame     bend = rms of ln |m₁|/|m₂| and of cos(m₁, m₂)
-                                                                              about their medians
-    3-D    R from M                                                    turn = 95 % of the angle between frames, degrees
-    pose = − max(ln bend − b₀, 0) − max(ln turn − t₀, 0)
-
-Under any pose m₁ and m₂ of a rigid head stay orthogonal and equally long. b₀ and t₀ are what four fifths of real clips
-stay below, so that a plausible body earns nothing and one that cannot be loses.
-
-The offline judge: no model looks; experts measure, and their values are put on the rubric's scale.
-
-    grade(aspect) = min over its experts e of  map_e(value_e),     map_e monotone: 1 … 5
-
-An aspect is as good as its worst expert says: a clip that is smooth but flickers is not steady. The maps are learned by
-``fit_scales`` from known damage to real footage of training speakers. Every report calls it "measured panel". The
-experts are those of the reward side, so a measured panel is a reward and never an evaluation.
-
-``PoseChecked`` goes over any judge, coarse to fine: a head that cannot be caps the grade of motion. After HuM-Eval
-(2604.25361), which lets a model look first and then asks for 2-D pose and 3-D motion.
+The parts in order: two experts that read landmark tracks alone (``Steadiness``, ``HeadPose``), the experts with their
+scales (``Experts``), the judge (``MeasuredPanel``), and a check of head poses for any judge (``PoseChecked``). The
+other experts are rewards (sync, expressiveness, temporal), so a measured panel is a reward and never an evaluation.
 """
 
 from __future__ import annotations
@@ -57,17 +32,31 @@ from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.interface import Reward, Score, measured, score
 from flowportrait.rewards.registry import build
 
+# --- Steadiness
+
 MIN_FRAMES = 4
+"""Least number of frames of a track."""
 OUTER_CORNERS = (33, 263)
+"""Landmarks of the outer corners of the eyes."""
 FREEZE_WEIGHT = 4.0
 _TINY_STEP, _TINY = 1e-5, 1e-4
-_USUAL = 0.8
-_FAST = 0.95
 
 
+# Fingerprints contain the text of an instance (its repr): a changed name of the class or of a field changes them.
 @dataclass(frozen=True)
 class Steadiness:
-    """A reward for steady motion. ``floor``: ln a₀; ``unmoved``: speed per frame below which a step counts as none."""
+    """A reward for faces that move as filmed faces do, without trembling, freezing or jumps.
+
+        a = rms acceleration of the face's centre       h = share of steps in which nothing moves
+        steadiness = − max(ln a, ln a₀) − 4 h           lengths in distances between the outer corners of the eyes
+
+    a₀ is the value of the steadiest fifth of real clips. Steadier motion gains nothing, so that a photo, which never
+    moves (h = 1), scores low. Trembling raises a; a freeze raises h, and a by the jump at its end.
+
+    Args:
+        floor: ln a₀.
+        unmoved: speed per frame below which a step counts as no motion.
+    """
 
     floor: float
     unmoved: float
@@ -75,6 +64,7 @@ class Steadiness:
     needs: frozenset[str] = frozenset({"places"})
 
     def __call__(self, batch: RewardBatch) -> Score:
+        """Score every sample of the batch."""
         return score_tracks(batch, self.measure, "steadiness")
 
     def measure(self, places: torch.Tensor) -> torch.Tensor:
@@ -84,13 +74,16 @@ class Steadiness:
 
     @classmethod
     def of_real(cls, places: torch.Tensor) -> Steadiness:
-        """Fit to real clips ``[B, T, 478, 2]`` px: a₀ is their 20 %, half of their slowest 5 % of steps is unmoved."""
+        """Fit the reward to real clips ``[B, T, 478, 2]`` px.
+
+        ``floor`` is the 20 % quantile of ln a, ``unmoved`` is half of the 5 % quantile of speeds.
+        """
         shaking, speed = track_statistics(places)
         return cls(float(shaking.quantile(0.2)), float(speed.flatten().quantile(0.05)) / 2)
 
 
 def track_statistics(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ln a ``[B]`` and the rms speed of all landmarks ``[B, T − 1]`` of tracks ``[B, T, 478, 2]`` px."""
+    """Return ln a ``[B]``, and the rms speed of all landmarks ``[B, T − 1]``, of tracks ``[B, T, 478, 2]`` px."""
     left, right = (places[:, :, corner] for corner in OUTER_CORNERS)
     scaled = places / (left - right).norm(dim=-1).mean(1)[:, None, None, None]
     acceleration = scaled.mean(2).diff(n=2, dim=1).square().sum(-1).mean(1).sqrt()
@@ -98,9 +91,30 @@ def track_statistics(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (acceleration + _TINY_STEP).log(), speed
 
 
+# --- Head pose
+
+_REAL_QUANTILE = 0.8
+"""Share of real clips with a plausible pose by definition."""
+_TURN_QUANTILE = 0.95
+
+
+# Fingerprints contain the text of an instance (its repr): a changed name of the class or of a field changes them.
 @dataclass(frozen=True)
 class HeadPose:
-    """A reward for a possible head. ``bend`` and ``turn``: b₀ and t₀, of real clips."""
+    """A reward for heads that keep their shape and turn no faster than real heads do.
+
+        2-D    landmarks ≈ M · canonical head,  M = [m₁ m₂]ᵀ per frame     bend = rms of ln |m₁|/|m₂| and of
+                                                                                  cos(m₁, m₂) about their medians
+        3-D    R from M                            turn = 95 % quantile of the angle between frames, degrees
+        pose = − max(ln bend − b₀, 0) − max(ln turn − t₀, 0)
+
+    Under any pose m₁ and m₂ of a rigid head are orthogonal and equally long. Four fifths of real clips stay below b₀
+    and t₀, so that a plausible head scores 0 and an impossible one less.
+
+    Args:
+        bend: b₀.
+        turn: t₀.
+    """
 
     bend: float
     turn: float
@@ -108,6 +122,7 @@ class HeadPose:
     needs: frozenset[str] = frozenset({"places"})
 
     def __call__(self, batch: RewardBatch) -> Score:
+        """Score every sample of the batch."""
         return score_tracks(batch, self.measure, "pose to follow")
 
     def measure(self, places: torch.Tensor) -> torch.Tensor:
@@ -117,25 +132,25 @@ class HeadPose:
 
     @classmethod
     def of_real(cls, places: torch.Tensor) -> HeadPose:
-        """Fit to real clips ``[B, T, 478, 2]`` px."""
+        """Fit the reward to real clips ``[B, T, 478, 2]`` px."""
         bend, turn = pose_statistics(places)
-        return cls(float(bend.quantile(_USUAL)), float(turn.quantile(_USUAL)))
+        return cls(float(bend.quantile(_REAL_QUANTILE)), float(turn.quantile(_REAL_QUANTILE)))
 
 
 def pose_statistics(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ln bend and ln turn ``[B]`` each of tracks ``[B, T, 478, 2]`` px."""
+    """Return ln bend ``[B]`` and ln turn ``[B]`` of tracks ``[B, T, 478, 2]`` px."""
     camera = affine_camera(places)
     first, second = camera.unbind(-2)
     lengths = first.norm(dim=-1) / second.norm(dim=-1).clamp_min(_TINY)
     shape = torch.stack([lengths.clamp_min(_TINY).log(), torch.nn.functional.cosine_similarity(first, second, -1)], -1)
     off = shape - shape.median(1, keepdim=True).values
     bend = off.square().sum(-1).mean(1).sqrt()
-    turn = angles(rotation(camera)).quantile(_FAST, 1)
+    turn = angles(rotation(camera)).quantile(_TURN_QUANTILE, 1)
     return (bend + _TINY).log(), (turn + _TINY).log()
 
 
 def affine_camera(places: torch.Tensor) -> torch.Tensor:
-    """Return the affine camera M ``[B, T, 2, 3]`` from the canonical head's rigid points, by least squares."""
+    """Return the affine camera M ``[B, T, 2, 3]``, fitted to the canonical head's rigid points by least squares."""
     head = MotionBasis.load().canonical[RIGID_POINTS].double()
     head = head - head.mean(0)
     points = places[:, :, RIGID_POINTS].double()
@@ -144,26 +159,35 @@ def affine_camera(places: torch.Tensor) -> torch.Tensor:
 
 
 def rotation(camera: torch.Tensor) -> torch.Tensor:
-    """Return the rotation ``[..., 3, 3]`` nearest to a camera ``[..., 2, 3]``, its third axis from the first two."""
+    """Return the rotation ``[..., 3, 3]`` nearest to a camera ``[..., 2, 3]``; the third axis is a cross product."""
     u, _, vt = torch.linalg.svd(camera, full_matrices=False)
     rows = u @ vt
     return torch.cat([rows, torch.linalg.cross(rows[..., :1, :], rows[..., 1:, :])], -2)
 
 
 def angles(turned: torch.Tensor) -> torch.Tensor:
-    """Return the degrees between successive rotations ``[B, T, 3, 3]``."""
+    """Return the angles ``[B, T − 1]`` between successive rotations ``[B, T, 3, 3]``, in degrees."""
     step = turned[:, 1:] @ turned[:, :-1].mT
     cosine = (step.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
     return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
 
 
 def score_tracks(batch: RewardBatch, measure: Callable[[torch.Tensor], torch.Tensor], what: str) -> Score:
-    """Score a batch by ``measure`` of its tracks; clips too short to have ``what`` have no score."""
+    """Score a batch by a function of its landmark tracks.
+
+    Args:
+        batch: the samples; those shorter than ``MIN_FRAMES`` have no score.
+        measure: tracks ``[B, T, 478, 2]`` px to scores ``[B]``.
+        what: what is measured, for the failure's text.
+    """
     length = batch.motion.shape[1]
     if length < MIN_FRAMES:
-        why = Failure("too_short", f"{length} frames have no {what}")
-        return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
+        failure = Failure("too_short", f"{length} frames have no {what}")
+        return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), failure))
     return measured(measure(batch.places(tuple(range(length)))), {})
+
+
+# --- Experts and their scales
 
 
 SCALES_FILE = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json"))
@@ -173,32 +197,43 @@ READ_BY_EXPERTS = tuple(
     SCALES_FILE.parent.parent / name
     for name in ("sync_reward/model.safetensors", "basis/real_motion.json", "reward/real.json")
 )
-"""Weights and constants with which the experts' values change."""
+"""Files of weights and constants that the experts' values depend on; part of the fingerprint."""
 
 EXPERTS: dict[Aspect, tuple[str, ...]] = {
     "lip_sync": ("sync",),
     "expressiveness": ("expressiveness",),
     "motion": ("steadiness", "temporal"),
 }
-"""Experts by aspect: registered rewards, and ``Steadiness``."""
+"""The names of the experts of each aspect: registered rewards, and ``Steadiness``."""
 
 Knots = list[tuple[float, float]]
 
 
+# Fingerprints contain the text of an instance (its repr): a changed name of the class or of a field changes them.
 @dataclass(frozen=True)
 class Scale:
-    """A monotone map from an expert's value to a grade: knots (value, grade), both rising, straight lines between."""
+    """A monotone map from an expert's value to a grade: knots (value, grade), both rising, and lines between them.
+
+    The scales that ship were fitted to known damage of real footage of training speakers.
+    """
 
     knots: Knots
 
     def __call__(self, value: float) -> float:
+        """Return the grade of a value."""
         x, y = zip(*self.knots, strict=True)
         return float(np.clip(np.interp(value, x, y), LOWEST, HIGHEST))
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Rewards by name, the scales of their values, and the names that are asked about each aspect."""
+    """The experts of a measured panel.
+
+    Args:
+        rewards: the rewards that measure, by name.
+        scales: the maps from their values to grades, by name.
+        asked: the names of the experts of each aspect.
+    """
 
     rewards: Mapping[str, Reward]
     scales: Mapping[str, Scale]
@@ -207,12 +242,12 @@ class Experts:
     @classmethod
     @once_per_device
     def load(cls) -> Experts:
-        """Return the experts that ship."""
+        """Return the experts that ship with the package."""
         return cls.read(SCALES_FILE)
 
     @classmethod
     def read(cls, path: Path) -> Experts:
-        """Read what ``fit_scales`` wrote."""
+        """Read experts from a file of scales."""
         data = json.loads(path.read_text(encoding="utf-8"))
         scales = {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
         head = json.loads(POSE_FILE.read_text(encoding="utf-8"))
@@ -224,10 +259,10 @@ class Experts:
         return cls({name: landmarks.get(name) or build(name) for name in scales}, scales)
 
     def with_library(self, library: Library) -> Experts:
-        """Return the same experts, asked as a library says.
+        """Return the same experts with the aspects that a library assigns to them.
 
         Raises:
-            BadInput: the library names an expert that there is not.
+            BadInput: the library names an unknown expert.
         """
         for aspect in ASPECTS:
             if unknown := set(library.of(aspect)) - set(self.scales):
@@ -236,12 +271,23 @@ class Experts:
 
     @property
     def used(self) -> set[str]:
-        """The names that are asked at all."""
+        """The names of all experts that are asked about an aspect."""
         return {name for names in self.asked.values() for name in names}
 
 
+# --- The judge
+
+
 class MeasuredPanel:
-    """A judge whose specialists measure. Clips of one length are measured together."""
+    """A judge of clips by measuring experts.
+
+    The grade of an aspect is the lowest of its experts' grades: a clip that is smooth but flickers is not steady.
+    Clips of equal length are measured together. Reports name this judge "measured panel".
+
+    Args:
+        experts: the experts; those that ship by default.
+        calibration: map from the panel's grades to human scores.
+    """
 
     kind: Kind = "measured panel"
     name = "measured panel"
@@ -256,6 +302,7 @@ class MeasuredPanel:
 
     @property
     def fingerprint(self) -> str:
+        """See ``ItemJudge``."""
         calibration = self.calibration.digest if self.calibration else "uncalibrated"
         knots = {name: self.experts.scales[name].knots for name in sorted(self.experts.used)}
         found = hashlib.sha256(
@@ -268,7 +315,7 @@ class MeasuredPanel:
         return found.hexdigest()[:16]
 
     def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
-        """See ``ItemJudge``; all aspects are measured."""
+        """See ``ItemJudge``; all aspects are measured in any case."""
         verdicts: list[Verdict | None] = [None] * len(clips)
         by_length: dict[int, list[int]] = {}
         for index, clip in enumerate(clips):
@@ -285,7 +332,12 @@ class MeasuredPanel:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def measure(self, batch: RewardBatch, silent: Sequence[bool]) -> list[dict[Aspect, AspectVerdict]]:
-        """Return the verdicts on every row of a batch that can draw."""
+        """Return the verdicts on every row of a batch that can render frames.
+
+        Args:
+            batch: the samples.
+            silent: for every row whether its lip sync is left out because there is no sound.
+        """
         scores = {name: score(self.experts.rewards[name], batch) for name in self.experts.used}
         return [
             {aspect: self._aspect(aspect, scores, row, mute) for aspect in ASPECTS} for row, mute in enumerate(silent)
@@ -306,7 +358,7 @@ class MeasuredPanel:
             grades[expert] = self.experts.scales[expert](values[expert])
         worst = min(grades, key=lambda expert: grades[expert])
         raw = grades[worst]
-        told = ", ".join(f"{expert} {value:.3f} → {grades[expert]:.1f}" for expert, value in values.items())
+        measurements = ", ".join(f"{expert} {value:.3f} → {grades[expert]:.1f}" for expert, value in values.items())
         nearest = RUBRIC[aspect].grades[min(max(round(raw), LOWEST), HIGHEST) - 1]
         return AspectVerdict(
             aspect,
@@ -314,7 +366,7 @@ class MeasuredPanel:
             raw,
             "measurement",
             (raw,),
-            rationale=f"Measured, not looked at: {told}. The rubric's nearest grade reads: {nearest}",
+            rationale=f"Measured, not looked at: {measurements}. The rubric's nearest grade reads: {nearest}",
             measured=values,
         )
 
@@ -323,7 +375,7 @@ class MeasuredPanel:
 
 
 def concatenate_batches(batches: Sequence[RewardBatch]) -> RewardBatch:
-    """Return batches of one row each as one batch, for scorers that look at one sample at a time."""
+    """Return one batch of the rows of several batches that have one row each."""
 
     def frames(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
         return torch.cat([batch.frames(indices) for batch in batches])
@@ -343,10 +395,18 @@ def concatenate_batches(batches: Sequence[RewardBatch]) -> RewardBatch:
     )
 
 
-class PoseChecked:
-    """A judge over another: a head that bends or turns as heads do not caps the grade of motion.
+# --- The check of head poses
 
-    A plausible body adds nothing to what the other judge said.
+
+class PoseChecked:
+    """A judge that takes another judge's verdicts and caps the grade of motion where the head's pose is impossible.
+
+    A plausible head leaves the verdict unchanged. After HuM-Eval (2604.25361), where a model looks first and 2-D pose
+    and 3-D motion are examined afterwards.
+
+    Args:
+        judge: the other judge.
+        experts: hold ``HeadPose`` and its scale; those that ship by default.
     """
 
     def __init__(self, judge: Judge, experts: Experts | None = None) -> None:
@@ -357,19 +417,22 @@ class PoseChecked:
 
     @property
     def backend(self) -> Any:
-        """The backend of the other judge, for its ledger."""
+        """The backend of the other judge, for its ledger; None if it has none."""
         return getattr(self.inner, "backend", None)
 
     @property
     def name(self) -> str:
+        """See ``ItemJudge``."""
         return f"{self.inner.name}, pose checked"
 
     @property
     def kind(self) -> Kind:
+        """See ``ItemJudge``."""
         return self.inner.kind
 
     @property
     def fingerprint(self) -> str:
+        """See ``ItemJudge``."""
         return hashlib.sha256(f"{self.inner.fingerprint} {self.pose} {self.scale}".encode()).hexdigest()[:16]
 
     def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
@@ -384,9 +447,9 @@ class PoseChecked:
         cap = self.scale(value)
         if cap >= motion.score:
             return verdict
-        why = f"{motion.rationale} Capped from {motion.score:.1f}: no head bends or turns like this ({value:.2f})."
+        reason = f"{motion.rationale} Capped from {motion.score:.1f}: no head bends or turns like this ({value:.2f})."
         capped = replace(
-            motion, score=cap, decided_by="measurement", rationale=why.strip(),
+            motion, score=cap, decided_by="measurement", rationale=reason.strip(),
             measured={**(motion.measured or {}), HeadPose.name: value},
         )  # fmt: skip
         return replace(verdict, aspects={**verdict.aspects, "motion": capped})

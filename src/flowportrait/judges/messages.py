@@ -1,7 +1,9 @@
-"""Questions as chat messages with pictures and sound.
+"""This module describes a judge's server and encodes pictures, video and sound as chat message parts.
 
-image_url   data:image/jpeg     everywhere                    input_audio   wav in base64       OpenAI, vLLM
-video_url   data:video/mp4      vLLM, SGLang and ours         audio_url     data:audio/wav      vLLM, SGLang
+Message parts and the servers that take them:
+
+    image_url   data:image/jpeg     all servers                   input_audio   wav in base64       OpenAI, vLLM
+    video_url   data:video/mp4      vLLM, SGLang, this package    audio_url     data:audio/wav      vLLM, SGLang
 """
 
 from __future__ import annotations
@@ -27,64 +29,73 @@ from flowportrait.web_client import check_address, key_for
 
 KEYLESS = "none"
 OWN_MODEL = "flowportrait-panel"
-"""What ``flowportrait judge serve`` calls its measured panel."""
+"""The model name of the measured panel that ``flowportrait judge serve`` offers."""
 _JPEG = 90
 
 
 @dataclass(frozen=True)
 class MediaFormats:
-    """The message parts that a server can take."""
+    """The kinds of message parts that are sent to a server."""
 
     images: bool = True
-    """Sheets of close-ups, faces and differences as pictures."""
+    """Send sheets of close-ups, faces and differences as pictures."""
     video: bool = False
-    """The aspect's close-ups as mp4."""
+    """Send the aspect's close-ups as mp4."""
     audio: Literal["input_audio", "audio_url", "off"] = "input_audio"
+    """The message part in which sound is sent."""
     clip: bool = False
-    """The whole clip with its sound as mp4: what the panel served by ``flowportrait judge serve`` wants."""
+    """Send the whole clip with its sound as mp4; the panel of ``flowportrait judge serve`` needs it."""
 
     @property
     def key(self) -> str:
-        """As part of a model's id, in the words of the first version: cached replies are found by it."""
+        """The formats as a part of the model's id.
+
+        The text is that of version 0.1, because the addresses of cached replies depend on it.
+        """
         names = ("images", "video", "audio", "clip")
         return f"Shows({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server is and how it may be used."""
+    """The address of a judge's server and the settings of requests to it."""
 
     url: str = "http://127.0.0.1:8000/v1"
     """Base address of an OpenAI-compatible server: vLLM, SGLang, a hosted one, or ``flowportrait judge serve``."""
     model: str = ""
+    """The model's name on the server."""
     key_env: str = ""
     """Environment variable that holds the key, FLOWPORTRAIT_…_KEY, with the host it is for in FLOWPORTRAIT_…_HOST;
-    empty: OPENAI_API_KEY where ``url`` is OpenAI's, and no key elsewhere. See ``api_keys``."""
+    empty: OPENAI_API_KEY if ``url`` is OpenAI's, and no key elsewhere."""
     shows: MediaFormats = field(default_factory=MediaFormats)
+    """What is sent of a clip or picture."""
     temperature: float = 0.7
     max_tokens: int = 700
+    """Maximum length of an answer in tokens."""
     top_logprobs: int = 10
-    """Alternatives to ask for at every token; 0: the server has none."""
+    """Number of alternatives to ask for at every token; 0 for a server without log-probabilities."""
     json_schema: bool = True
-    """Let the server hold answers to their JSON schema; a server that refuses is asked without from then on."""
+    """Ask the server to enforce the JSON schema of answers; if it refuses, later requests go without the schema."""
     timeout: float = 120.0
-    """Seconds for one request."""
+    """Time limit of one request in seconds."""
     attempts: int = 6
     """Requests per question while the server is away, busy or fails."""
     answers: int = 3
-    """Answers per question while they are refused or not what was asked for."""
+    """Answers per question while they are refusals or unusable."""
     first_wait: float = 0.5
     """Seconds before the first repetition; doubled each time."""
     longest_wait: float = 30.0
+    """Longest pause before a repetition in seconds."""
     patience: float = 300.0
-    """A server that asks for a longer pause than this many seconds is given up for now."""
+    """Longest pause that a server may ask for, in seconds; if it asks for more, the question fails."""
     concurrency: int = 8
+    """Questions that are asked at the same time."""
     per_minute: float = 0.0
-    """Requests begun per minute, 0: no limit."""
+    """Requests begun per minute, 0 for no limit."""
     dollars_in: float = 0.0
-    """Price of a million tokens read."""
+    """Price of a million input tokens."""
     dollars_out: float = 0.0
-    """Price of a million tokens written."""
+    """Price of a million output tokens."""
 
     def __post_init__(self) -> None:
         at_least(self, attempts=1, answers=1, concurrency=1, timeout=0.01, max_tokens=16, top_logprobs=0, per_minute=0,
@@ -92,22 +103,22 @@ class Endpoint:
 
     @property
     def model_id(self) -> str:
-        """What changes the answers: model and sampling, not the address of the server."""
+        """The settings that change answers (model, sampling, formats), without the address of the server."""
         return f"{self.model} {self.temperature:g} {self.max_tokens} {self.top_logprobs} {self.shows.key}"
 
     def key(self) -> str:
-        """Return the key from the environment.
+        """Return the key from the environment, ``KEYLESS`` if there is none.
 
         Raises:
-            BadInput: it is not meant for this server.
+            BadInput: the key is not meant for this server.
         """
         return key_for(self.url, self.key_env) or KEYLESS
 
     def checked(self) -> Endpoint:
-        """Return itself if it can be used.
+        """Return the endpoint itself after checking that it can be used.
 
         Raises:
-            BadInput: no model is named, the address is none or not safe, or the key is not meant for it.
+            BadInput: no model is named, the address is invalid or not safe, or the key is not meant for it.
         """
         if not self.model:
             raise BadInput("A judge by server needs the model's name: --set endpoint.model=NAME.")
@@ -116,26 +127,26 @@ class Endpoint:
         return self
 
 
-def message_parts(shown: JudgeInput, formats: MediaFormats) -> list[dict[str, Any]]:
-    """Return what is shown as message parts, pictures in order of time."""
+def message_parts(judge_input: JudgeInput, formats: MediaFormats) -> list[dict[str, Any]]:
+    """Return a specialist's input as message parts, pictures in order of time."""
     parts: list[dict[str, Any]] = []
     if formats.images:
-        for caption, picture in shown.pictures:
+        for caption, picture in judge_input.pictures:
             parts += [text_part(caption), {"type": "image_url", "image_url": {"url": jpeg_url(picture)}}]
     if formats.video:
-        caption = f"The same as a video, {shown.fps:.3g} frames a second"
-        url = mp4_url(shown.video, None, shown.fps)
+        caption = f"The same as a video, {judge_input.fps:.3g} frames a second"
+        url = mp4_url(judge_input.video, None, judge_input.fps)
         parts += [text_part(caption), {"type": "video_url", "video_url": {"url": url}}]
     if formats.clip:
-        url = mp4_url(shown.clip.frames, shown.clip.audio, FPS)
+        url = mp4_url(judge_input.clip.frames, judge_input.clip.audio, FPS)
         parts += [text_part("The whole clip"), {"type": "video_url", "video_url": {"url": url}}]
-    if len(shown.audio) and formats.audio != "off":
-        data = base64.b64encode(wav_bytes(shown.audio)).decode()
+    if len(judge_input.audio) and formats.audio != "off":
+        data = base64.b64encode(wav_bytes(judge_input.audio)).decode()
         if formats.audio == "input_audio":
-            sound: dict[str, Any] = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+            audio_part: dict[str, Any] = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
         else:
-            sound = {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
-        parts += [text_part("The sound"), sound]
+            audio_part = {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
+        parts += [text_part("The sound"), audio_part]
     return parts
 
 
@@ -162,9 +173,9 @@ def wav_bytes(samples: np.ndarray) -> bytes:
 
 
 def mp4_url(frames: np.ndarray, audio: np.ndarray | None, fps: float) -> str:
-    """Return frames ``[T, H, W, 3]`` uint8 with sound as a data URL.
+    """Return frames ``[T, H, W, 3]`` uint8 with sound as an mp4 data URL.
 
-    Frame rates that are not whole are shown by repeating frames at 25.
+    A frame rate that is not a whole number is written as 25 fps with repeated frames.
     """
     if round(fps) != fps:
         moments = (np.arange(round(len(frames) * FPS / fps)) * fps / FPS).astype(int)

@@ -1,15 +1,13 @@
-"""Other ways to a grade: thinking first, finding the flaw first, comparing two clips.
+"""This module holds the other methods of a panel: think first, locate flaws first, and compare two clips.
 
-    think     look ─► thoughts (no grade asked for) ─► thoughts + evidence ─► E[score]
-    locate    whole clip ─► windows [start, end] ─► each window alone ─► there or not, and in which box ─► E[score]
+    think     clip ─► thoughts (no grade asked for) ─► thoughts + clip ─► E[score]
+    locate    whole clip ─► windows [start, end] ─► each window alone ─► flaw seen or not, and its box ─► E[score]
     compare   both orders, every sample:  (a, b) ─► first | second | same     margin = mean of ±1, 0 for same
-                                          (b, a) ─► second | first | same     position bias = share that went with place
+                                          (b, a) ─► second | first | same     position bias = share of samples that
+                                                                              chose the same position twice
 
-Think: a model that states its grade and its reasons in one breath reasons towards the grade; after DeScore
-(2605.05922), whose second stage is a trained regression head, here the same model and its log-probabilities. Locate:
-a flaw that is not found again when its window is looked at alone does not count; after CaC (2605.11723). Compare: a
-model that prefers whatever is shown first gives 0 and is known by its position bias; after UnifiedReward (2503.05236),
-one model for pairs and points. A judge that can only grade is asked for two grades, and their difference is the margin.
+``ThinkingPanel``, ``LocatingPanel`` and ``ComparingPanel`` differ from ``Panel`` in the questions that they ask.
+``compare_pairs`` compares two clips by any judge.
 """
 
 from __future__ import annotations
@@ -51,12 +49,18 @@ _WHICH = (
 
 ClipPair = tuple[JudgedClip, JudgedClip]
 
+# --- Thinking first
+
 
 class ThinkingPanel(Panel[JudgedClip]):
-    """A panel of specialists that write down what they see before they grade."""
+    """A panel of specialists that write down what they see before they grade.
+
+    A model that states its grade and its reasons in one answer argues for the grade it has chosen. After DeScore
+    (2605.05922); its second stage is a trained regression head, here it is the same model with its log-probabilities.
+    """
 
     def _grade(self, items: Sequence[JudgedClip], requests: Sequence[SampleKey]) -> list[Grade | Failure]:
-        """See ``Panel``: two questions each."""
+        """See ``Panel``; each grade takes two questions."""
         inputs = self._inputs(items, requests)
         thinking = [
             self._question(items[index], aspect, sample, "thoughts", _THINK, THOUGHTS, inputs[index, aspect])
@@ -64,17 +68,23 @@ class ThinkingPanel(Panel[JudgedClip]):
         ]
         thoughts, failures = ask_all(thinking, self.backend, self._cache)
         words = {
-            place: f"What was noted before grading:\n{noted}\nGrade by the rubric. {INSTRUCTION}"
-            for place, noted in thoughts.items()
+            place: f"What was noted before grading:\n{thought}\nGrade by the rubric. {INSTRUCTION}"
+            for place, thought in thoughts.items()
         }
         return self._ask_for_grades(items, requests, words, failures)
 
 
+# --- Locating flaws first
+
+
 class LocatingPanel(Panel[JudgedClip]):
-    """A panel of specialists that find the moment and the place of flaws before they grade."""
+    """A panel of specialists that locate flaws in time and in the picture before they grade.
+
+    A flaw that is not seen again when its window is shown alone does not count. After CaC (2605.11723).
+    """
 
     def _grade(self, items: Sequence[JudgedClip], requests: Sequence[SampleKey]) -> list[Grade | Failure]:
-        """See ``Panel``: two questions and one per window each."""
+        """See ``Panel``; each grade takes two questions and one more per window."""
         inputs = self._inputs(items, requests)
         when = [
             self._question(items[index], aspect, sample, "windows", _WHEN, windows_format(items[index].seconds),
@@ -82,11 +92,13 @@ class LocatingPanel(Panel[JudgedClip]):
             for index, aspect, sample in requests
         ]  # fmt: skip
         windows, failures = ask_all(when, self.backend, self._cache)
-        looks = [(place, flaw) for place in sorted(windows) for flaw in windows[place]]
-        where = [self._window_question(items[requests[place][0]], *requests[place][1:], flaw) for place, flaw in looks]
+        suspects = [(place, flaw) for place in sorted(windows) for flaw in windows[place]]
+        where = [
+            self._window_question(items[requests[place][0]], *requests[place][1:], flaw) for place, flaw in suspects
+        ]
         boxes, _ = ask_all(where, self.backend, self._cache)
         located: dict[int, list[tuple[Flaw, Box]]] = {place: [] for place in windows}
-        for order, (place, flaw) in enumerate(looks):
+        for order, (place, flaw) in enumerate(suspects):
             if (box := boxes.get(order)) is not None:
                 located[place].append((flaw, box))
         words = {}
@@ -103,7 +115,7 @@ class LocatingPanel(Panel[JudgedClip]):
 
 
 def cut_window(clip: JudgedClip, flaw: Flaw) -> JudgedClip:
-    """Return the moment of a flaw alone, long enough to be looked at."""
+    """Return the part of a clip that a flaw covers, at least ``MIN_FRAMES`` frames if the clip has them."""
     first = int(flaw.start * FPS)
     last = min(len(clip), max(int(flaw.end * FPS) + 1, first + MIN_FRAMES))
     first = max(0, min(first, last - MIN_FRAMES))
@@ -113,18 +125,18 @@ def cut_window(clip: JudgedClip, flaw: Flaw) -> JudgedClip:
     )  # fmt: skip
 
 
-# --- comparing
+# --- Comparing two clips
 
 
 @dataclass(frozen=True)
 class PairChoice:
-    """Which of two clips is better in one aspect.
+    """A judge's choice between two clips in one aspect.
 
     Args:
-        margin: above 0 the first clip is better, None if nobody could tell.
-        position_bias: share of samples whose answer stayed with the position when the clips changed places; None where
-            two grades were compared.
-        rationale: in words.
+        margin: above 0 if the first clip is better, below 0 if the second is, None if there is no answer.
+        position_bias: share of samples that chose the same position again when the clips changed places; None if two
+            grades were compared.
+        rationale: the judge's reasons.
     """
 
     margin: float | None
@@ -137,15 +149,19 @@ PairChoices = dict[Aspect, PairChoice]
 
 @runtime_checkable
 class PairJudge(Protocol):
-    """A judge that looks at two clips together."""
+    """The interface of a judge that looks at two clips together."""
 
     def compare(self, pairs: Sequence[ClipPair]) -> list[PairChoices]:
-        """Return one choice per pair, in order; margins from −1 to 1."""
+        """Return one choice per pair and aspect, in order, with margins from −1 to 1."""
         ...
 
 
 def compare_pairs(judge: Judge, pairs: Sequence[ClipPair]) -> list[PairChoices]:
-    """Return a judge's choice per pair: by looking at both, or else by the difference of two grades, −4 to 4."""
+    """Return a judge's choice per pair.
+
+    A ``PairJudge`` looks at both clips, with margins from −1 to 1. Any other judge grades each clip, and the margin is
+    the difference of the two grades, −4 to 4.
+    """
     if isinstance(judge, PairJudge):
         return judge.compare(pairs)
     clips = list({clip.digest: clip for pair in pairs for clip in pair}.values())
@@ -163,10 +179,14 @@ def compare_pairs(judge: Judge, pairs: Sequence[ClipPair]) -> list[PairChoices]:
 
 
 class ComparingPanel(Panel[JudgedClip]):
-    """A panel that grades at once, and compares two clips by looking at both."""
+    """A panel that grades without preparation, and compares two clips by looking at both.
+
+    Every pair is shown in both orders, so that a model that prefers the clip shown first reaches a margin of 0 and a
+    high position bias. After UnifiedReward (2503.05236), one model for pairs and points.
+    """
 
     def compare(self, pairs: Sequence[ClipPair]) -> list[PairChoices]:
-        """See ``PairJudge``: every specialist, every sample, both orders."""
+        """See ``PairJudge``; every specialist is asked for every sample in both orders."""
         requests = [
             (index, aspect, sample, swapped) for index in range(len(pairs)) for aspect in ASPECTS
             for sample in range(self.settings.samples) for swapped in (False, True)
@@ -176,8 +196,8 @@ class ComparingPanel(Panel[JudgedClip]):
         answers, failures = ask_all(questions, self.backend, self._cache)
         found: dict[tuple[int, Aspect], list[tuple[float, str] | Failure]] = {}
         for place, (index, aspect, _, swapped) in enumerate(requests):
-            one = failures[place] if place not in answers else _turned(answers[place], swapped)
-            found.setdefault((index, aspect), []).append(one)
+            answer = failures[place] if place not in answers else _in_given_order(answers[place], swapped)
+            found.setdefault((index, aspect), []).append(answer)
         return [{aspect: combine_orders(found[index, aspect]) for aspect in ASPECTS} for index in range(len(pairs))]
 
     def _pair_question(self, pair: ClipPair, aspect: Aspect, sample: int, swapped: bool) -> Question[Any]:
@@ -191,14 +211,17 @@ class ComparingPanel(Panel[JudgedClip]):
         return Question(SYSTEM, text, "pair", content, sample, CHOICE, make_input)
 
 
-def _turned(answer: tuple[float, str], swapped: bool) -> tuple[float, str]:
+def _in_given_order(answer: tuple[float, str], swapped: bool) -> tuple[float, str]:
+    """Return the answer about a pair in its given order."""
     return (-answer[0], answer[1]) if swapped else answer
 
 
 def combine_orders(answers: Sequence[tuple[float, str] | Failure]) -> PairChoice:
-    """Return one choice from answers in pairs: each sample in the order given and swapped, the second turned back.
+    """Return one choice from the answers of all samples.
 
-    An answer without its counterpart does not count.
+    Args:
+        answers: (margin, rationale) or a failure, two for every sample: the pair as given, then with the clips
+            swapped; the margin always refers to the given order. An answer without its counterpart does not count.
     """
     counted, biased = [], []
     for one, other in zip(answers[::2], answers[1::2], strict=True):

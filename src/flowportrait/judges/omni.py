@@ -1,19 +1,11 @@
-"""A multimodal language model in this process.
+"""This module runs a multimodal language model (Qwen2.5-Omni or Qwen3-Omni) as a judge in this process.
 
-    reasons    a whole answer is sampled, with the alternatives of every token: as from a server
+    reasons    a whole answer is sampled, with the alternatives of every token, as from a server
     scores     one forward pass:  p(k) ∝ exp logit(k),  k = 1 … 5  right after  {"score":       (no rationale)
 
-``scores`` costs a hundredth and is for post-training; it says so in place of a rationale. Where less than half of the
-probability falls on 1 … 5 the model has not understood the question, and there is no score.
-
-What a specialist is shown becomes patches of video, log-mel of sound, and ids that hold their places:
-
-    <|im_start|>user  V…V  A…A  text <|im_end|> <|im_start|>assistant …      V: one id per merged patch of two frames
-                                                                           A: one id per audio token
-
-Patches are laid out as in the models' own processor, [grid t, h / m, w / m, m, m] × [colour, time, p, p]; it is done
-here because the library's video processor needs torchvision, which this package does without. Rows are padded on the
-left, so that every answer begins at the last column.
+``scores`` takes about a hundredth of the time and is meant for post-training; a fixed sentence replaces the rationale.
+If less than half of the probability falls on 1 … 5, the model has not understood the question, and there is no score.
+``Omni`` is the backend, ``OmniInputs`` makes the tensors that the model reads.
 """
 
 from __future__ import annotations
@@ -41,7 +33,7 @@ FAMILIES = {
     "qwen3_omni_moe": ("qwen3_omni_moe", "Qwen3OmniMoeThinkerForConditionalGeneration"),
     "qwen3_omni_moe_thinker": ("qwen3_omni_moe", "Qwen3OmniMoeThinkerForConditionalGeneration"),
 }
-"""Model type of a checkpoint's config to its module and class in transformers."""
+"""The module and the class in transformers for the model type in a checkpoint's config."""
 OPENING = '{"score": '
 NO_REASONS = "Score only: no reasons were asked for."
 _TOP = 10
@@ -49,28 +41,38 @@ _TOP = 10
 
 @dataclass(frozen=True)
 class OmniSettings:
-    """Which model judges in this process, and how it is asked."""
+    """The settings of a model that judges in this process."""
 
     model: str = "Qwen/Qwen2.5-Omni-3B"
-    """Folder or hub name."""
+    """A folder or a name on the hub."""
     ask_for: Literal["reasons", "scores"] = "reasons"
+    """``reasons``: a whole answer; ``scores``: one forward pass that gives a score without reasons."""
     device: str = "auto"
-    """``auto``: a GPU if there is one."""
+    """A device of torch; ``auto`` is a GPU if there is one, else the CPU."""
     dtype: str = "auto"
-    """``auto``: as the checkpoint has it."""
+    """A floating-point type of torch; ``auto`` is the type of the checkpoint."""
     batch: int = 4
+    """Questions in one forward pass."""
     side: int = 224
-    """Pixels of a video frame."""
+    """Pixels of the side of a video frame."""
     temperature: float = 0.7
     max_tokens: int = 512
+    """Maximum length of an answer in tokens."""
     seed: int = 0
+    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         at_least(self, batch=1, side=28, temperature=0, max_tokens=16)
 
 
 class Omni:
-    """A ``Backend`` in this process."""
+    """A ``Backend`` that runs the model in this process.
+
+    Args:
+        model: the thinker, a model of transformers.
+        make_inputs: makes the tensors that it reads.
+        settings: how it is asked.
+    """
 
     kind: Kind = "multimodal LLM panel"
 
@@ -81,10 +83,10 @@ class Omni:
 
     @classmethod
     def from_pretrained(cls, settings: OmniSettings) -> Omni:
-        """Load the thinker of a checkpoint with its tokenizer and features.
+        """Load the thinker of a checkpoint with its tokenizer and feature extractor.
 
         Raises:
-            BadInput: it cannot be loaded, or is of another family.
+            BadInput: the checkpoint cannot be loaded, or is of another family.
         """
         import transformers
 
@@ -118,7 +120,7 @@ class Omni:
     def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
         """See ``Backend``."""
         failures: dict[int, Failure] = {}
-        # Alike in length together, so that little is padding.
+        # Questions of similar length share a batch, so that there is little padding.
         order = sorted(range(len(questions)), key=lambda place: (questions[place].aspect, place))
         for first in range(0, len(order), self.settings.batch):
             places = order[first : first + self.settings.batch]
@@ -135,7 +137,7 @@ class Omni:
 
     @torch.inference_mode()
     def grade_logits(self, questions: Sequence[Question[Any]]) -> torch.Tensor:
-        """Return log-probabilities ``[B, V]`` of the token after ``OPENING``."""
+        """Return the log-probabilities ``[B, V]`` of the token after ``OPENING``."""
         inputs = self._inputs(questions, OPENING)
         return self.model(**inputs).logits[:, -1].float().log_softmax(-1).cpu()
 
@@ -197,40 +199,56 @@ class Omni:
 def inputs_for(
     module: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int
 ) -> OmniInputs:
-    """Return what makes the inputs of a family's thinker with this config."""
+    """Return the ``OmniInputs`` of a thinker.
+
+    Args:
+        module: the family's module in transformers.
+        config: the thinker's config.
+        tokenizer: the model's tokenizer.
+        features: the model's audio feature extractor.
+        pixels: the model's image processor settings.
+        side: pixels of the side of a video frame.
+    """
     processing = importlib.import_module(f"transformers.models.{module}.processing_{module}")
     audio_tokens = processing._get_feat_extract_output_lengths
     vision = config.vision_config
     if module == "qwen3_omni_moe":
         window = config.audio_config.n_window
 
-        def counted(columns: torch.Tensor) -> torch.Tensor:
+        def token_count(columns: torch.Tensor) -> torch.Tensor:
             return audio_tokens(columns, window)
     else:
-        counted = audio_tokens
+        token_count = audio_tokens
     return OmniInputs(
         tokenizer, features, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size,
-        tuple(pixels["image_mean"]), tuple(pixels["image_std"]), counted, side,
+        tuple(pixels["image_mean"]), tuple(pixels["image_std"]), token_count, side,
     )  # fmt: skip
 
 
-# --- inputs
+# --- The model's inputs
 
 
 @dataclass(frozen=True)
 class OmniInputs:
-    """Makes the tensors that a thinker reads.
+    """A function that makes the tensors that a thinker reads: video patches, log-mel of the sound, and token ids.
+
+        <|im_start|>user  V…V  A…A  text <|im_end|> <|im_start|>assistant …    V: one id per merged patch of two frames
+                                                                             A: one id per audio token
+
+    Patches have the order of the models' own processor, [grid t, h / m, w / m, m, m] × [colour, time, p, p]. They are
+    made here because the library's video processor needs torchvision, which this package does not depend on. Rows are
+    padded on the left, so that every answer begins at the last column.
 
     Args:
-        tokenizer: of the model.
-        features: log-mel of the model.
-        patch: pixels of a video patch's side.
-        merge: patches a side that become one token.
+        tokenizer: the model's tokenizer.
+        features: the model's audio feature extractor (log-mel).
+        patch: pixels of the side of a video patch.
+        merge: number of patches, along a side, that become one token.
         temporal: frames in a patch.
-        mean: ``[3]`` of the model's pixels.
-        std: ``[3]`` likewise.
-        audio_tokens: mel columns ``[N]`` to numbers of tokens.
-        side: pixels of a video frame, rounded to whole patches.
+        mean: means ``[3]`` of the pixels that the model was trained with.
+        std: standard deviations ``[3]`` likewise.
+        audio_tokens: function from numbers of mel columns ``[N]`` to numbers of tokens ``[N]``.
+        side: pixels of the side of a video frame; it is rounded to whole patches.
     """
 
     tokenizer: Any
@@ -244,7 +262,7 @@ class OmniInputs:
     side: int = 224
 
     def __call__(self, questions: Sequence[Question[Any]], opening: str = "") -> dict[str, torch.Tensor]:
-        """Return the inputs of one batch; ``opening`` begins the assistant's turn."""
+        """Return the input tensors of one batch; ``opening`` is the beginning of the assistant's answer."""
         inputs = [question.make_input() for question in questions]
         videos = [self.patches(evidence.video) for evidence in inputs]
         sounds = [evidence.audio for evidence in inputs if len(evidence.audio)]
@@ -270,7 +288,7 @@ class OmniInputs:
         return tensors | self._padded(rows)
 
     def patches(self, video: np.ndarray) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """Return video ``[K, H, W, 3]`` uint8 as patches ``[N, 3 · temporal · p · p]``, and the grid (t, h, w)."""
+        """Return a video ``[K, H, W, 3]`` uint8 as patches ``[N, 3 · temporal · p · p]``, and their grid (t, h, w)."""
         step = self.patch * self.merge
         side = max(step, round(self.side / step) * step)
         frames = np.stack([cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in video])

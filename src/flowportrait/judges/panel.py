@@ -1,11 +1,11 @@
-"""Several judges of the same item, and how their grades become one.
+"""This module holds the panel: specialists that a model plays, a reviewer, and the aggregation of their grades.
 
-    score = mean_s E[score_s]          if max − min < DISPUTE
-          = the reviewer's             otherwise, within the specialists' range
-    no score at all                    if fewer than half of the samples could be used, or a dispute was not settled
+    score = mean_s E[score_s]          if max − min < dispute, over the samples s of one aspect
+          = the reviewer's score       otherwise, within the specialists' range
+    no score                           if fewer than half of the samples are usable, or the reviewer fails
 
-Three specialists, a reviewer and an aggregator: FlowPortrait (2603.00159). What is judged, in which words and by which
-pictures, is a ``Subject``: ``CLIPS`` here, still portraits in ``portraitgen.judging``.
+Three specialists, a reviewer and an aggregator are those of FlowPortrait (2603.00159). A ``Subject`` holds what is
+judged, with which texts and which pictures: ``CLIPS`` is here, still portraits are in ``portraitgen.judging``.
 """
 
 from __future__ import annotations
@@ -40,19 +40,22 @@ from flowportrait.rewards.batch import Failure
 Answer = TypeVar("Answer")
 MakeInput = Callable[[], JudgeInput]
 AspectKey = tuple[int, Aspect]
-"""Index of the item, and aspect."""
+"""The index of an item and an aspect."""
 SampleKey = tuple[int, Aspect, int]
-"""Index of the item, aspect, and sample."""
+"""The index of an item, an aspect, and the index of a sample."""
 Review = tuple[float, str]
-"""Score and reasons."""
+"""The reviewer's score and reasons."""
 
 
+# Fingerprints contain the text of an instance (its repr): a changed name of the class or of a field changes them.
 @dataclass(frozen=True)
 class PanelSettings:
+    """The settings of a panel."""
+
     samples: int = 3
-    """How often each specialist is asked."""
+    """Number of times that each specialist is asked."""
     dispute: float = 1.5
-    """Grades between the samples of one aspect from which on the reviewer settles."""
+    """Spread of the samples of one aspect, in grades, from which on the reviewer decides."""
     sheets: int = 4
     """Sheets of pictures per aspect."""
 
@@ -61,55 +64,55 @@ class PanelSettings:
 
 
 class Subject(ABC, Generic[Item]):
-    """What is judged: its aspects, and the words and pictures of a question about it."""
+    """A kind of item that a panel judges: its aspects, and the texts and pictures of questions about it."""
 
     name: ClassVar[str]
     aspects: ClassVar[tuple[Aspect, ...]]
     system: ClassVar[str]
     reviewed: ClassVar[bool] = False
-    """Whether a reviewer settles disputes."""
+    """Whether a reviewer decides disputes."""
     artefacts: ClassVar[tuple[str, ...]] = ()
-    """What specialists may name from a catalogue."""
+    """The names of artefacts that specialists may report."""
 
     @abstractmethod
     def rubric(self, aspect: Aspect, rules: Sequence[str] = ()) -> str:
-        """Return the criterion of an aspect in words."""
+        """Return the rubric of an aspect, followed by learned ``rules``."""
 
     @abstractmethod
     def context(self, item: Item, aspect: Aspect) -> str:
-        """Return what is told of the item before the criterion: whole lines, or nothing."""
+        """Return what the question says about the item before the rubric: complete lines, or an empty string."""
 
     @abstractmethod
     def instruction(self, aspect: Aspect) -> str:
-        """Return the words that ask for the answer."""
+        """Return the text that asks for the answer."""
 
     @abstractmethod
     def answer(self, item: Item, aspect: Aspect) -> AnswerFormat[Grade]:
-        """Return the form of a grade."""
+        """Return the form of a grade of the item."""
 
     @abstractmethod
     def content(self, item: Item, settings: PanelSettings) -> str:
-        """Return what identifies the pictures that are shown; part of a question's address."""
+        """Return a text that identifies the pictures that are shown; part of a question's address."""
 
     @abstractmethod
     def make_input(self, item: Item, aspect: Aspect, settings: PanelSettings) -> JudgeInput:
-        """Return what is shown."""
+        """Return the pictures and sound that a specialist is shown."""
 
     @abstractmethod
     def fingerprint_text(self, panel: Panel[Item]) -> str:
-        """Return everything that changes a panel's verdicts."""
+        """Return a text with everything that changes a panel's verdicts; its hash is the fingerprint."""
 
     def aspect_error(self, item: Item, aspect: Aspect) -> Failure | None:
-        """Return why nobody is asked about an aspect, or None."""
+        """Return the reason why the item cannot be judged on an aspect, or None."""
         return None
 
     def question(self, item: Item, aspect: Aspect, rubric: str, instruction: str) -> str:
-        """Return the user's message of a question."""
+        """Return the user's message of a question about one aspect."""
         return f"Aspect: {aspect}\n{self.context(item, aspect)}{rubric}\n{instruction}"
 
 
 class ClipSubject(Subject[JudgedClip]):
-    """Clips of talking faces: lip sync, expressiveness and motion."""
+    """Clips of talking faces, judged on lip sync, expressiveness and motion."""
 
     name = "clips"
     aspects = ASPECTS
@@ -147,7 +150,7 @@ class ClipSubject(Subject[JudgedClip]):
         return text + (f"|{panel.library.digest}" if panel.library.digest else "")
 
     def aspect_error(self, item: JudgedClip, aspect: Aspect) -> Failure | None:
-        """See ``Subject``: nobody is asked how lips fit a silence."""
+        """See ``Subject``; a silent clip is not judged on lip sync."""
         if aspect == "lip_sync" and item.is_silent():
             return Failure("no_sound", f"{item.name} is silent")
         return None
@@ -156,8 +159,18 @@ class ClipSubject(Subject[JudgedClip]):
 CLIPS = ClipSubject()
 
 
+# Fingerprints contain the names of this class and of its subclasses.
 class Panel(Generic[Item]):
-    """A judge that asks a model: several samples per aspect, their mean, and a reviewer for disputes."""
+    """A judge that asks a model for several samples per aspect, averages them, and lets a reviewer decide disputes.
+
+    Args:
+        backend: the model.
+        settings: number of samples, threshold of a dispute, sheets of pictures.
+        cache: cache of replies, none by default.
+        calibration: map from the panel's scores to human ones.
+        library: rules that are added to the rubric.
+        subject: what is judged, clips by default.
+    """
 
     def __init__(
         self,
@@ -191,11 +204,11 @@ class Panel(Generic[Item]):
         return hashlib.sha256(self.subject.fingerprint_text(self).encode()).hexdigest()[:16]
 
     def rubric(self, aspect: Aspect) -> str:
-        """Return what a specialist goes by."""
+        """Return the rubric of an aspect with the rules of the library."""
         return self.subject.rubric(aspect, self.library.of(aspect))
 
     def judge(self, items: Sequence[Item], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
-        """See ``ItemJudge``. What cannot be judged, such as a clip without a face, is not sent anywhere.
+        """See ``ItemJudge``. Items that cannot be judged, such as a clip without a face, are not sent to the model.
 
         Raises:
             BadInput: the backend cannot be used at all (key, model, address).
@@ -227,13 +240,15 @@ class Panel(Generic[Item]):
         return verdicts
 
     def _errors(self, item: Item, aspects: Sequence[Aspect]) -> dict[Aspect, Failure | None]:
-        """Return per aspect why nobody is asked, or None."""
+        """Return by aspect why an item cannot be judged, None where it can."""
         error = item.validation_error()
         return {aspect: error or self.subject.aspect_error(item, aspect) for aspect in aspects}
 
     def _grade(self, items: Sequence[Item], requests: Sequence[SampleKey]) -> list[Grade | Failure]:
-        """Return each specialist's grade, or why there is none, in order. Here one question each; other methods ask
-        more before."""
+        """Return each specialist's grade or its failure, in the order of ``requests``.
+
+        This method asks one question for each; other methods ask more questions before.
+        """
         words = {place: self.subject.instruction(aspect) for place, (_, aspect, _) in enumerate(requests)}
         return self._ask_for_grades(items, requests, words, {})
 
@@ -241,7 +256,17 @@ class Panel(Generic[Item]):
         self, items: Sequence[Item], requests: Sequence[SampleKey], instructions: Mapping[int, str],
         failures: Mapping[int, Failure],
     ) -> list[Grade | Failure]:  # fmt: skip
-        """Ask for grades in the words of ``instructions``; ``failures`` are of those that came to none before."""
+        """Ask for grades.
+
+        Args:
+            items: the items that are judged.
+            requests: what is graded.
+            instructions: the text that asks for the answer, by the index of a request.
+            failures: earlier failures by the index of a request; these requests are not asked.
+
+        Returns:
+            A grade or a failure for every request.
+        """
         inputs, questions = self._inputs(items, requests), []
         places = sorted(instructions)
         for place in places:
@@ -260,13 +285,13 @@ class Panel(Generic[Item]):
         self, item: Item, aspect: Aspect, sample: int, tag: str, instruction: str, answer: AnswerFormat[Answer],
         make_input: MakeInput,
     ) -> Question[Answer]:  # fmt: skip
-        """Return one of the questions on the way to a grade: the rubric, and ``instruction`` on what to answer."""
+        """Return a question with the rubric and an ``instruction``; ``tag`` is the step in the question's address."""
         text = self.subject.question(item, aspect, self.rubric(aspect), instruction)
         content = self.subject.content(item, self.settings)
         return Question(self.subject.system, text, tag, content, sample, answer, make_input)
 
     def _inputs(self, items: Sequence[Item], requests: Sequence[SampleKey]) -> dict[AspectKey, MakeInput]:
-        """Return what is shown, one function for all samples of an aspect: a backend encodes it once."""
+        """Return one input function for all samples of an item's aspect, so that a backend encodes it once."""
         return {(index, aspect): self._input(items[index], aspect) for index, aspect, _ in requests}
 
     def _input(self, item: Item, aspect: Aspect) -> MakeInput:
@@ -275,7 +300,7 @@ class Panel(Generic[Item]):
     def _review(
         self, items: Sequence[Item], grades: Mapping[AspectKey, Sequence[Grade]]
     ) -> dict[AspectKey, Review | Failure]:
-        """Return the reviewer's scores of disputed aspects, or why there are none."""
+        """Return the reviewer's score of each disputed aspect, or its failure."""
         disputes: dict[int, dict[Aspect, Sequence[Grade]]] = {}
         for (index, aspect), found in grades.items():
             if len(found) >= self._quorum and _spread(found) >= self.settings.dispute:
@@ -318,7 +343,7 @@ class Panel(Generic[Item]):
     def _aggregate(
         self, aspect: Aspect, grades: Sequence[Grade], failures: Sequence[Failure], review: Review | Failure | None
     ) -> AspectVerdict:
-        """Return the verdict on an aspect from its samples and, if they were disputed, the review."""
+        """Return the verdict on an aspect from its samples and, if they are disputed, from the review."""
         if len(grades) < self._quorum:
             kind = Counter(failure.kind for failure in failures).most_common(1)[0][0]
             detail = next(failure.detail for failure in failures if failure.kind == kind)
@@ -352,10 +377,10 @@ def _spread(grades: Sequence[Grade]) -> float:
 def _mean_dimensions(grades: Sequence[Grade]) -> dict[str, float]:
     """Return the mean of each dimension over the samples that graded them."""
     known = [grade.dimensions for grade in grades if grade.dimensions is not None]
-    return {name: statistics.fmean(own[name] for own in known) for name in (known[0] if known else {})}
+    return {name: statistics.fmean(grade[name] for grade in known) for name in (known[0] if known else {})}
 
 
 def _majority_artefacts(grades: Sequence[Grade], catalogue: Sequence[str]) -> dict[str, bool | None]:
-    """Return whether more than half of the samples with a list name each artefact of the catalogue."""
+    """Return for each artefact of the catalogue whether more than half of the samples with a list report it."""
     known = [grade.artefacts for grade in grades if grade.artefacts is not None]
-    return {name: 2 * sum(name in own for own in known) > len(known) for name in catalogue} if known else {}
+    return {name: 2 * sum(name in reported for reported in known) > len(known) for name in catalogue} if known else {}

@@ -1,11 +1,11 @@
-"""Questions, backends that answer them, the cache of replies and the ledger of costs.
+"""This module defines questions to a model, the interface of a backend, the cache of replies and the ledger of costs.
 
-    questions ─► cached replies ─┐
-        └─ the rest ─► backend ─► accept(reply): read, cached ─► answers, and failures
+    questions ─► cached replies ──────────────────────────────────────┐
+        └─ not in the cache ─► backend ─► accept(reply): read, cached ─┴► answers, and failures
 
-    address = SHA-256(clip, model, aspect, sample, rubric, the words)
+    address = SHA-256(model, content, aspect, sample, rubric, system message, text)
 
-The same question about the same clip is asked once. A reply is read in ``ask_all`` and nowhere else.
+The same question about the same clip is asked only once. Replies are read in ``ask_all`` alone.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from flowportrait.judges.rubric import rubric_version
 from flowportrait.rewards.batch import Failure
 
 Kind = Literal["multimodal LLM panel", "measured panel"]
-"""Whether a model looks or experts measure: part of every verdict, report and certificate."""
+"""Whether a model looks or experts measure; every verdict, report and certificate states it."""
 
 Answer_co = TypeVar("Answer_co", covariant=True)
 
 
 @dataclass(frozen=True)
 class Question(Generic[Answer_co]):
-    """One question about one clip or picture.
+    """One question to a model about one clip or picture.
 
     Args:
         system: the system message.
         text: the user's message.
-        aspect: what is judged, or the step on the way there; part of the address.
-        content: the digest of what is shown.
+        aspect: the aspect that is judged, or the name of an intermediate step; part of the address.
+        content: identifies the pictures and sound that are shown, such as a digest; part of the address.
         sample: the index of the sample when the same question is asked several times.
         answer: the form of the answer.
-        make_input: makes what is shown; called only if the question is put to a model. Questions about the same
-            pictures share one function, so that a backend encodes them once.
+        make_input: makes the pictures and sound; called only if the question is put to a model. Questions about the
+            same pictures share one function, so that a backend encodes them once.
     """
 
     system: str
@@ -62,15 +62,16 @@ class Question(Generic[Answer_co]):
 
 
 Accept = Callable[[int, Reply], None]
-"""``accept(index, reply)``: read and keep the reply to a question. Raises ``UnusableReply`` if it is no answer."""
+"""``accept(index, reply)`` reads the reply to a question and stores the answer; it raises ``UnusableReply`` if the
+reply is not an answer."""
 
 
 class Backend(Protocol):
-    """A model that answers questions about pictures and sound."""
+    """The interface of a model that answers questions about pictures and sound."""
 
     @property
     def model_id(self) -> str:
-        """Model and settings that change its answers: part of every address."""
+        """The model and the settings that change its answers; part of every address."""
         ...
 
     @property
@@ -79,14 +80,14 @@ class Backend(Protocol):
         ...
 
     def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
-        """Ask all questions.
+        """Ask all questions and return the failures.
 
         Args:
-            questions: asked in any order.
-            accept: called with the index of a question and its reply as soon as there is one.
+            questions: the questions; they may be asked in any order.
+            accept: called with the index of a question and its reply, as soon as the reply arrives.
 
         Returns:
-            Failures by index, for the questions without an accepted reply.
+            The failures by index, for the questions without an accepted reply.
         """
         ...
 
@@ -94,7 +95,10 @@ class Backend(Protocol):
 def ask_all(
     questions: Sequence[Question[Answer_co]], backend: Backend, cache: ReplyCache
 ) -> tuple[dict[int, Answer_co], dict[int, Failure]]:
-    """Return answers by index, from the cache and from the backend, and failures by index.
+    """Answer questions from the cache and then from the backend.
+
+    Returns:
+        The answers by index and the failures by index.
 
     Raises:
         BadInput: the backend cannot be used at all (key, model, address).
@@ -106,7 +110,7 @@ def ask_all(
             try:
                 answers[index] = question.answer.read(reply)
             except UnusableReply:
-                continue  # cached by a version that read it in another way
+                continue  # cached by a version that read replies differently
     todo = [index for index in range(len(questions)) if index not in answers]
 
     def accept(place: int, reply: Reply) -> None:
@@ -118,23 +122,26 @@ def ask_all(
     return answers, {todo[place]: failure for place, failure in failures.items()}
 
 
-# --- the cache
+# --- The cache of replies
 
 
 def default_folder() -> Path:
-    """Return the folder ``judge`` in the user's cache."""
+    """Return the folder ``judge`` in the user's cache folder."""
     return cache_folder() / "judge"
 
 
 class ReplyCache:
-    """Replies by the address of their question, one small file each: a run that was stopped asks only for the rest."""
+    """A cache of replies by the address of their question, one small JSON file each.
+
+    A run that was interrupted asks only the questions that have no cached reply.
+    """
 
     def __init__(self, folder: Path | None) -> None:
-        """Use ``folder``; None keeps nothing."""
+        """Keep replies in ``folder``; None turns the cache off."""
         self._folder = folder
 
     def get(self, address: str) -> Reply | None:
-        """Return the cached reply, or None."""
+        """Return the cached reply, None if there is none that can be read."""
         if self._folder is None:
             return None
         try:
@@ -143,7 +150,7 @@ class ReplyCache:
             return None
 
     def put(self, address: str, reply: Reply) -> None:
-        """Cache a reply that was read."""
+        """Write a reply into the cache."""
         if self._folder is None:
             return
         path = self._path(address)
@@ -155,18 +162,30 @@ class ReplyCache:
         return self._folder / address[:2] / f"{address}.json"
 
 
-# --- the ledger
+# --- The ledger of costs
 
 Outcome = Literal[
     "answered", "malformed", "refused", "timed_out", "rate_limited", "server_error", "cut_off", "rejected",
     "unfinished",
 ]  # fmt: skip
-"""How a request ended. ``rejected``: the server would not take it (4xx); ``unfinished``: this side was stopped."""
+"""How a request ended. ``rejected``: the server rejected it (4xx); ``unfinished``: it was cancelled on this side."""
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One request that left this machine. Tokens are None where the server sent no usage."""
+    """One request to a server.
+
+    Args:
+        address: the address of the question.
+        attempt: number of the request for this question, from 1.
+        outcome: how the request ended.
+        status: HTTP status, None without a response.
+        tokens_in: input tokens, None if the server did not report them.
+        tokens_out: output tokens, likewise.
+        dollars: cost at the endpoint's prices.
+        seconds: duration of the request.
+        detail: description of an error.
+    """
 
     address: str
     attempt: int
@@ -180,10 +199,14 @@ class LedgerEntry:
 
 
 class Ledger:
-    """Every request with its outcome and cost, in memory and in a JSON-lines file that later runs add to.
+    """A record of every request with its outcome and cost, in memory and in a JSON-lines file.
 
-    Totals are sums of lines, so they are exact whatever failed. A request that was cut off may have been billed without
-    telling: those are counted as ``untold`` and never guessed.
+    Later runs append to the file, and totals are sums over its lines, so that they stay exact after a crash. A request
+    that was cut off may have been billed without a report of its tokens; such requests are counted as ``untold``, and
+    their cost is not estimated.
+
+    Args:
+        path: the file; None keeps the record in memory only.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -194,18 +217,19 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, entry: LedgerEntry) -> None:
-        """Write one line at once, so that it outlives the process."""
+        """Append one entry and write it to the file at once."""
         with self._lock:
             self.entries.append(entry)
             if self._path is not None:
                 with self._path.open("ab") as file:
                     line = json.dumps({"at": round(time.time(), 3), **asdict(entry)}) + "\n"
-                    # A torn line of a process that died is ended first, so that this one stands alone.
+                    # A process that was killed may have left an incomplete line: start a new line after it.
                     torn = file.tell() > 0 and _last_byte(self._path) != b"\n"
                     file.write(("\n" + line if torn else line).encode())
 
     def totals(self) -> dict[str, Any]:
-        """Return requests, outcomes, tokens, dollars, seconds, and how many requests did not say what they cost."""
+        """Return the totals of requests, outcomes, tokens, dollars and seconds, and ``untold``: the number of requests
+        without reported tokens."""
         outcomes: dict[str, int] = {}
         for entry in self.entries:
             outcomes[entry.outcome] = outcomes.get(entry.outcome, 0) + 1
@@ -221,7 +245,7 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
-    """Return the entries of a file that may have torn lines."""
+    """Return the entries of a ledger file; incomplete lines are skipped."""
     if not path.is_file():
         return []
     entries = []

@@ -1,8 +1,9 @@
-"""A model's reply, read in one place.
+"""This module reads a model's reply: its JSON object, its score, and the expectation of the score.
 
-    E[score] = Σ_k k p(k) / Σ_k p(k)       over the score token's alternatives k = 1 … 5, where the server gives them
+    E[score] = Σ_k k p(k) / Σ_k p(k)       over the score token's alternatives k = 1 … 5, if the server returns them
 
-What kinds of answers there are is in ``answers``.
+``read_completion`` reads a server's completion into a ``Reply``; ``read_object``, ``read_score`` and
+``expected_score`` read a ``Reply``. The forms of answers are in ``judges.answers``.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from flowportrait.judges.rubric import HIGHEST, LOWEST
 from flowportrait.rewards.batch import Failure
 
 MAX_REPLY_LENGTH = 64 * 2**10
-"""Characters of a reply; no answer that was asked for is as long."""
+"""Longest reply that is read, in characters; every expected answer is far shorter."""
 _MAX_WASTED = 8 * MAX_REPLY_LENGTH
-"""Characters that are read as JSON in vain before the rest of a reply is given up."""
+"""Number of characters that may be parsed as JSON without success before the search ends."""
 MIN_GRADE_MASS = 0.5
-"""Of the score token's probability that must fall on 1 … 5 for the expectation to be taken."""
+"""Least probability that 1 … 5 must have together, among all alternatives of the score token, for an expectation."""
 _DECLINED = re.compile(r"\b(I'?m sorry|I can(?:no|')t|I am unable|I'm unable|I won't|as an AI)\b", re.IGNORECASE)
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SCORE = re.compile(r'"score"\s*:\s*"?')
 
 
 class Token(NamedTuple):
-    """One token of a reply and its alternatives: (text, log-probability)."""
+    """One token of a reply and its alternatives, each with text and log-probability."""
 
     text: str
     alternatives: tuple[tuple[str, float], ...] = ()
@@ -36,12 +37,12 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's reply as it came.
+    """A model's reply before it is read as an answer.
 
     Args:
-        text: the words.
-        tokens: with alternatives, where the server gives them.
-        refusal: what the server put into that field.
+        text: the text of the reply.
+        tokens: the tokens with their alternatives, if the server returns them.
+        refusal: the server's field ``refusal``, None if the model did not refuse.
         complete: False if the reply was cut off at the maximum length.
     """
 
@@ -51,18 +52,18 @@ class Reply:
     complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as they are cached."""
+        """Return plain values, as they are written into the cache."""
         return {"text": self.text, "tokens": self.tokens, "refusal": self.refusal, "whole": self.complete}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Reply:
-        """Inverse of ``to_dict``, also after JSON."""
+        """Return the reply that ``to_dict`` described, also after a round trip through JSON."""
         tokens = tuple(Token(text, tuple((word, float(p)) for word, p in others)) for text, others in data["tokens"])
         return cls(data["text"], tokens, data["refusal"], data["whole"])
 
 
 class UnusableReply(Exception):
-    """The reply is not the answer that was asked for; ``failure`` says why."""
+    """An error for a reply that is not the answer that was asked for; ``failure`` says why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.detail)
@@ -70,12 +71,12 @@ class UnusableReply(Exception):
 
 
 def read_completion(completion: Any) -> tuple[Reply, tuple[int, int] | None]:
-    """Return the reply in a chat completion, and how many tokens were read and written where the server says.
+    """Return the reply in a chat completion, and the numbers of input and output tokens, None if they are not reported.
 
-    OpenAI's library passes on whatever types a server sends.
+    Types are checked here, because OpenAI's library passes on whatever a server sends.
 
     Raises:
-        ValueError, TypeError, AttributeError, IndexError, ArithmeticError: it is no completion.
+        ValueError, TypeError, AttributeError, IndexError, ArithmeticError: ``completion`` is not a chat completion.
     """
     choice = completion.choices[0]
     message, usage = choice.message, completion.usage
@@ -102,10 +103,14 @@ def _count(value: Any) -> int:
 
 
 def read_object(reply: Reply, wanted: tuple[str, ...] = ("score", "scores")) -> dict[str, Any]:
-    """Return the last JSON object in a reply, which has one of the ``wanted`` keys.
+    """Return the last JSON object in a reply.
+
+    Args:
+        reply: the reply; text between ``<think>`` and ``</think>`` is ignored.
+        wanted: keys of which the object must have at least one.
 
     Raises:
-        UnusableReply: there is none, the model refused, or the reply was cut off or is longer than
+        UnusableReply: there is no such object, the model refused, or the reply was cut off or is longer than
             ``MAX_REPLY_LENGTH``.
     """
     if reply.refusal:
@@ -124,24 +129,29 @@ def read_object(reply: Reply, wanted: tuple[str, ...] = ("score", "scores")) -> 
 
 
 def read_score(value: Any, name: str) -> float:
-    """Return a score from 1 to 5.
+    """Return ``value`` as a score from 1 to 5; ``name`` is for the error message.
 
     Raises:
-        UnusableReply: anything else.
+        UnusableReply: ``value`` is not a number from 1 to 5.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise malformed(f"{name} is {describe_value(value)}, not a number")
-    # Python reads integers of any length, and NaN.
+    # Python's JSON reader accepts NaN and integers of any length.
     if not LOWEST <= value <= HIGHEST:
         raise malformed(f"{name} {describe_value(value)} is outside {LOWEST} … {HIGHEST}")
     return float(value)
 
 
 def expected_score(tokens: tuple[Token, ...], written: float) -> float | None:
-    """Return the score's expectation, or None where tokens do not carry it.
+    """Return the expectation of the score over the alternatives of its token.
 
-    That is without log-probabilities, for a score that is not one digit, or with less than half of the probability on
-    1 … 5.
+    Args:
+        tokens: the tokens of the reply.
+        written: the score in the text of the reply.
+
+    Returns:
+        The expectation; None without log-probabilities, for a score that is not one digit, or if 1 … 5 have less than
+        ``MIN_GRADE_MASS`` of the probability.
     """
     if written != round(written):
         return None
@@ -163,7 +173,7 @@ def expected_score(tokens: tuple[Token, ...], written: float) -> float | None:
         digit = word.strip().strip('"')
         if digit in {str(grade) for grade in range(LOWEST, HIGHEST + 1)}:
             if not log <= 1e-6:
-                return None  # a log-probability that is none
+                return None  # not a valid log-probability
             share[int(digit)] = share.get(int(digit), 0.0) + math.exp(log)
     mass = sum(share.values())
     if mass < MIN_GRADE_MASS or int(written) not in share:
@@ -172,12 +182,12 @@ def expected_score(tokens: tuple[Token, ...], written: float) -> float | None:
 
 
 def text_or_empty(value: Any) -> str:
-    """Return text without surrounding blanks, nothing for any other value."""
+    """Return text without surrounding blanks, or an empty string for a value that is not text."""
     return value.strip() if isinstance(value, str) else ""
 
 
 def describe_value(value: Any) -> str:
-    """Return a value of a reply as a sentence shows it, at most 80 characters."""
+    """Return a value as an error message shows it, in at most 80 characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):
@@ -186,12 +196,12 @@ def describe_value(value: Any) -> str:
 
 
 def malformed(detail: str) -> UnusableReply:
-    """Return the error for a reply that is not the asked-for answer, to be raised."""
+    """Return an ``UnusableReply`` for a reply that is not the asked-for answer; the caller raises it."""
     return UnusableReply(Failure("malformed", detail))
 
 
 def _encodable(found: dict[str, Any]) -> dict[str, Any]:
-    """Replace half a surrogate pair, which JSON can spell and no file can hold, by a question mark."""
+    """Replace unpaired surrogates, which JSON can express but UTF-8 cannot, by question marks."""
     try:
         written = json.dumps(found, ensure_ascii=False)
     except RecursionError:
@@ -202,7 +212,7 @@ def _encodable(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last_object(text: str) -> Any:
-    """Return the last JSON value that begins with a brace and is no part of another one; None where there is none."""
+    """Return the last JSON object that is not part of another one, None if there is none."""
     decoder, place, found, wasted = json.JSONDecoder(), 0, None, 0
     while (place := text.find("{", place)) >= 0:
         try:
@@ -214,7 +224,7 @@ def _last_object(text: str) -> Any:
             wasted += len(text) - place  # a number of thousands of digits
         except RecursionError:
             break
-        # Braces that open and never close would be read to the end again and again.
+        # Unclosed braces would make every attempt read to the end of the text.
         if wasted > _MAX_WASTED:
             break
         place += 1
@@ -222,12 +232,12 @@ def _last_object(text: str) -> Any:
 
 
 def _without_thoughts(text: str) -> str:
-    """Remove what stands between ``<think>`` and ``</think>``; a thought that does not end is left."""
-    kept, place = [], 0
+    """Remove text between ``<think>`` and ``</think>``; a ``<think>`` without an end tag is left in."""
+    answer_parts, place = [], 0
     while (begin := text.find("<think>", place)) >= 0 and (end := text.find("</think>", begin)) >= 0:
-        kept.append(text[place:begin])
+        answer_parts.append(text[place:begin])
         place = end + len("</think>")
-    return "".join(kept) + text[place:]
+    return "".join(answer_parts) + text[place:]
 
 
 def _short(text: str) -> str:

@@ -1,6 +1,8 @@
-"""What is graded, and by which words.
+"""This module holds the rubric of clips: aspects, the texts that a model is asked with, and the rules it has learned.
 
-5 like a filmed person · 4 a flaw that one must look for · 3 a flaw that one sees · 2 disturbing · 1 broken
+    5 like a filmed person · 4 a flaw found by looking for it · 3 an obvious flaw · 2 disturbing · 1 broken
+
+``RUBRIC`` and the other texts are part of every question: a changed word invalidates cached replies and certificates.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from flowportrait.errors import BadInput
 from flowportrait.files import write_json
 
 Aspect = str
-"""What one specialist grades: of clips one of ``ASPECTS``; stills have their own."""
+"""The name of what one specialist grades: one of ``ASPECTS`` for clips; stills have their own aspects."""
 ASPECTS: tuple[Aspect, ...] = ("lip_sync", "expressiveness", "motion")
 LOWEST, HIGHEST = 1, 5
 
 WEIGHTS: dict[Aspect, float] = {"lip_sync": 0.7, "expressiveness": 0.15, "motion": 0.15}
-"""Shares of the aspects in one overall score; those of the default composite's judge group."""
+"""The weights of the aspects in the overall score; they equal those of the default composite reward's judge group."""
 
 SYSTEM = (
     "You are one of several specialists who grade videos of talking faces for research. You judge one aspect only, by "
@@ -41,14 +43,14 @@ REVIEWER_SYSTEM = (
 
 @dataclass(frozen=True)
 class Criterion:
-    """What one specialist goes by, for clips and for stills.
+    """The rubric of one aspect, for clips and for stills.
 
     Args:
-        question: what is asked.
-        shown: what the specialist gets to see.
+        question: the question that the grade answers.
+        shown: a description of what the specialist sees and hears.
         ignore: what belongs to other aspects.
-        grades: the meaning of 1 … 5.
-        catalogue: what else is explained.
+        grades: the meanings of the grades 1 … 5.
+        catalogue: further explanations, such as a list of artefacts.
     """
 
     question: str
@@ -58,7 +60,7 @@ class Criterion:
     catalogue: str = ""
 
     def text(self, rules: Sequence[str] = ()) -> str:
-        """Return the criterion as a specialist reads it, with the rules that a library adds."""
+        """Return the rubric as a specialist reads it, followed by the ``rules`` of a library."""
         grades = "\n".join(f"{grade} = {text}" for grade, text in enumerate(self.grades, LOWEST))
         learned = "\nRules:\n" + "\n".join(f"- {rule}" for rule in rules) if rules else ""
         catalogue = f"{self.catalogue}\n" if self.catalogue else ""
@@ -110,22 +112,22 @@ RUBRIC: dict[Aspect, Criterion] = {
 
 
 def rubric_text(aspect: Aspect, rules: Sequence[str] = ()) -> str:
-    """Return the criterion of an aspect of clips as a specialist reads it."""
+    """Return the rubric of an aspect of clips as a specialist reads it, followed by ``rules``."""
     return RUBRIC[aspect].text(rules)
 
 
 def rubric_version() -> str:
-    """Return 12 hexadecimal digits that change with any word of the rubric: part of every cached reply's address."""
+    """Return 12 hexadecimal digits that change with any word of the rubric; every cached reply's address has them."""
     text = "\n\n".join(rubric_text(aspect) for aspect in ASPECTS)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Library:
-    """What a rubric has learned: entries by aspect.
+    """The entries by aspect that a rubric has learned from preferences.
 
-    For a model in the chair these are rules that its specialists read below the grades; for the measured panel the
-    names of the experts whose lowest grade counts. ``learning`` says how entries come and go.
+    For a model the entries are rules that specialists read below the grades. For the measured panel they are the names
+    of the experts that are asked. ``judges.learning`` adds and removes entries.
     """
 
     entries: Mapping[Aspect, tuple[str, ...]] = field(default_factory=dict)
@@ -135,27 +137,27 @@ class Library:
         return self.entries.get(aspect, ())
 
     def with_entry(self, aspect: Aspect, entry: str, replaces: int | None = None) -> Library:
-        """Return a library with one entry more, or with another in the place of number ``replaces``."""
-        own = list(self.of(aspect))
+        """Return a library with one more entry, or with entry number ``replaces`` of the aspect replaced."""
+        entries = list(self.of(aspect))
         if replaces is None:
-            own.append(entry)
+            entries.append(entry)
         else:
-            own[replaces] = entry
-        return Library({**self.entries, aspect: tuple(own)})
+            entries[replaces] = entry
+        return Library({**self.entries, aspect: tuple(entries)})
 
     def without(self, aspect: Aspect, entry: str) -> Library:
-        """Return a library with one entry less."""
+        """Return a library without this entry of the aspect."""
         return Library({**self.entries, aspect: tuple(other for other in self.of(aspect) if other != entry)})
 
     @property
     def digest(self) -> str:
-        """Changes with any entry; empty without any."""
+        """A hash of 12 hexadecimal digits over all entries; an empty string if there are none."""
         if not any(self.entries.values()):
             return ""
         return hashlib.sha256(json.dumps({a: self.of(a) for a in ASPECTS}).encode()).hexdigest()[:12]
 
     def save(self, path: Path, report: Mapping[str, Any]) -> None:
-        """Write the entries, with a report of how they came to be."""
+        """Write the entries to a JSON file, with the report of how they were learned."""
         write_json(path, {"entries": dict(self.entries), "report": report})
 
     @classmethod
@@ -163,11 +165,11 @@ class Library:
         """Read what ``save`` wrote.
 
         Raises:
-            BadInput: missing, or no library.
+            BadInput: the file is missing or is not a library.
         """
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
-            found = {aspect: tuple(map(str, own)) for aspect, own in entries.items()}
+            found = {aspect: tuple(map(str, texts)) for aspect, texts in entries.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} is no rubric library ({error}): make one with judge learn.") from error
         if unknown := set(found) - set(ASPECTS):

@@ -1,12 +1,14 @@
-"""Damage of known strength that a judge has to notice, and the certificate of having done so.
+"""This module tests whether a judge notices damage of known strength, and certifies the judges that do.
 
-    for every pair of strengths a < b of one item:   right if score(a) > score(b), half if equal
-    a case passes if the share of right pairs ≥ ``MIN_ORDER``, clean − strongest ≥ ``min_drop`` grades,
+    for every pair of strengths a < b of one item:   1 if score(a) > score(b), ½ if equal, 0 otherwise
+    a case passes if the mean over pairs ≥ ``MIN_ORDER``, clean − strongest ≥ ``min_drop`` grades,
     and at most ``MAX_LOST`` of the items could not be judged
 
-A judge that fails a case is not trained on: it would pay for something other than what it is asked about. Untuned
-multimodal LLMs are near chance on lip sync (52.6 % in FantasyTalking2, 2508.11255). Who passes gets a certificate, a
-file under the fingerprint of the judge.
+A judge that fails a case is not used as a reward, because it would reward something else than its question asks for.
+Untuned multimodal LLMs are near chance on lip sync (52.6 % in FantasyTalking2, 2508.11255). A certificate is a file
+under the fingerprint of the judge.
+
+The parts in order: the sanity set and its results, certificates, and the sanity set of clips.
 """
 
 from __future__ import annotations
@@ -29,15 +31,25 @@ from flowportrait.judges.verdicts import ItemJudge, Verdict
 from flowportrait.terminal import progress
 
 MIN_ORDER, MIN_DROP, MAX_LOST = 0.75, 0.5, 0.2
+"""Least share of pairs in the right order, least drop in grades, largest share of items without a score."""
 MIN_CLIPS = 4
+"""Least number of clips."""
 MIN_SECONDS = 1.1
+"""Least length of a clip."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class KnownDamage(Generic[Item]):
-    """One kind of damage: ``apply(item, strength, seed)`` returns the damaged item."""
+    """One kind of damage of known strength.
+
+    Args:
+        name: name of the damage.
+        unit: unit of the strengths.
+        strengths: strengths that are tested, in rising order.
+        apply: ``apply(item, strength, seed)`` returns the damaged item.
+    """
 
     name: str
     unit: str
@@ -47,15 +59,15 @@ class KnownDamage(Generic[Item]):
 
 @dataclass(frozen=True)
 class SanitySet(Generic[Item]):
-    """What a judge is examined by.
+    """The damage that a judge must notice, by aspect.
 
     Args:
-        cases: the damage that each aspect must notice.
-        prepare: checks real items and brings them into shape; raises ``BadInput``.
-        min_items: how many real items it takes.
-        what: the items in a word, for messages.
-        min_drop: grades between clean and strongest.
-        all_aspects: whether the other aspects are judged too, to see how far they fall.
+        cases: the kinds of damage that each aspect must notice.
+        prepare: checks and adapts real items; raises ``BadInput`` for one that cannot be used.
+        min_items: least number of real items.
+        what: a word for the items, for messages.
+        min_drop: least difference in grades between clean and strongest damage.
+        all_aspects: whether the other aspects are judged too, to report how far they fall.
     """
 
     cases: Mapping[Aspect, Sequence[KnownDamage[Item]]]
@@ -68,19 +80,19 @@ class SanitySet(Generic[Item]):
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What a judge did with one damage.
+    """The result of a judge on one kind of damage.
 
     Args:
-        aspect: what must notice it.
-        damage: its name.
-        unit: of the strengths.
-        strengths: 0 and those that grow.
-        means: mean score at each strength, over the items that were judged at all of them.
-        clips: how many these are.
-        lost: how many others.
-        order: share of pairs in the right order.
-        foreign: how much the other aspects fell at the strongest.
-        least_drop: grades that it takes.
+        aspect: the aspect that must notice the damage.
+        damage: name of the damage.
+        unit: unit of the strengths.
+        strengths: 0 and the strengths of the damage.
+        means: mean score at each strength, over the items that were judged at all strengths.
+        clips: number of these items.
+        lost: number of the other items.
+        order: share of pairs of strengths in the right order.
+        foreign: by other aspect, how far it fell at the strongest damage.
+        least_drop: the drop that is needed, in grades.
     """
 
     aspect: str
@@ -96,12 +108,12 @@ class CaseResult:
 
     @property
     def drop(self) -> float:
-        """Grades between clean and strongest."""
+        """The difference in grades between clean and strongest damage."""
         return self.means[0] - self.means[-1] if self.clips else 0.0
 
     @property
     def passed(self) -> bool:
-        """Whether the case is passed, by the rules at the top of the module."""
+        """Whether the judge passes: enough items judged, enough pairs in the right order, and a large enough drop."""
         judged = self.clips + self.lost
         enough = judged > 0 and self.lost <= MAX_LOST * judged
         return enough and self.order >= MIN_ORDER and self.drop >= self.least_drop
@@ -109,7 +121,14 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a judge did with the sanity set."""
+    """The results of a judge on a sanity set.
+
+    Args:
+        judge: name of the judge.
+        kind: whether a model looks or experts measure.
+        fingerprint: fingerprint of the judge.
+        results: one result per kind of damage.
+    """
 
     judge: str
     kind: str
@@ -118,25 +137,31 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether every case is passed."""
+        """Whether the judge passes every case."""
         return bool(self.results) and all(result.passed for result in self.results)
 
     def failed(self) -> str:
-        """Return the failed cases in words."""
+        """Return a text that lists the failed cases."""
         return ", ".join(f"{r.aspect}/{r.damage} ({r.order:.0%})" for r in self.results if not r.passed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as stored."""
+        """Return plain values, as they are written to a file."""
         cases = [{**asdict(result), "drop": result.drop, "passed": result.passed} for result in self.results]
         return {"judge": self.judge, "kind": self.kind, "fingerprint": self.fingerprint, "passed": self.passed,
                 "cases": cases}  # fmt: skip
 
 
 def examine(judge: ItemJudge[Item], items: Sequence[Item], by: SanitySet[Item], seed: int = 0) -> Certificate:
-    """Show a judge every damage of a sanity set on every item.
+    """Let a judge grade every item with every damage of a sanity set, and return the results.
+
+    Args:
+        judge: the judge.
+        items: real clips or pictures.
+        by: the sanity set.
+        seed: seed of the damage.
 
     Raises:
-        BadInput: too few items, or one that cannot be used.
+        BadInput: there are too few items, or one cannot be used.
     """
     if len(items) < by.min_items:
         few = f"{len(items)} {by.what} are too few to examine a judge"
@@ -161,7 +186,7 @@ def examine(judge: ItemJudge[Item], items: Sequence[Item], by: SanitySet[Item], 
 def case_result(
     aspect: Aspect, damage: KnownDamage[Any], levels: Sequence[Sequence[Verdict]], by: SanitySet[Any]
 ) -> CaseResult:
-    """Return one case from the verdicts at strength 0 and at those of the damage."""
+    """Return the result on one damage from verdicts by strength (0 first) and item."""
     scores = np.array([[_score(verdict, aspect) for verdict in level] for level in levels])
     foreign: dict[str, float] = {}
     for other in by.cases if by.all_aspects else ():
@@ -182,30 +207,22 @@ def order_result(
     aspect: str, damage: str, unit: str, strengths: tuple[float, ...], scores: np.ndarray, foreign: dict[str, float],
     least_drop: float = MIN_DROP,
 ) -> CaseResult:  # fmt: skip
-    """Return one case from the scores ``[L, N]`` of N items at L strengths, NaN where there was none."""
+    """Return the result on one damage from the scores ``[L, N]`` of N items at L strengths, NaN without a score."""
     judged = np.isfinite(scores).all(0)
-    kept = scores[:, judged]
-    pairs = [np.sign(kept[a] - kept[b]) / 2 + 0.5 for a, b in combinations(range(len(scores)), 2)]
-    order = float(np.mean(pairs)) if kept.size else 0.0
-    means = tuple(float(mean) for mean in kept.mean(1)) if kept.size else (0.0,) * len(scores)
+    valid = scores[:, judged]
+    pairs = [np.sign(valid[a] - valid[b]) / 2 + 0.5 for a, b in combinations(range(len(scores)), 2)]
+    order = float(np.mean(pairs)) if valid.size else 0.0
+    means = tuple(float(mean) for mean in valid.mean(1)) if valid.size else (0.0,) * len(scores)
     return CaseResult(
         aspect, damage, unit, strengths, means, int(judged.sum()), int((~judged).sum()), order, foreign, least_drop
     )
 
 
-def keep_certificate(certificate: Certificate, folder: Path) -> Path:
-    """Write it where ``require_sound`` looks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{certificate.fingerprint}.json"
-    write_json(path, certificate.to_dict())
-    return path
-
-
-# --- certificates
+# --- Certificates
 
 
 def save_certificate(certificate: Certificate, folder: Path) -> Path:
-    """Write a certificate where ``require_certificate`` looks."""
+    """Write a certificate into ``folder`` and return its path; ``require_certificate`` reads it from there."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{certificate.fingerprint}.json"
     write_json(path, certificate.to_dict())
@@ -213,7 +230,7 @@ def save_certificate(certificate: Certificate, folder: Path) -> Path:
 
 
 class HasFingerprint(Protocol):
-    """A judge, as a certificate knows it."""
+    """The interface of a judge that a certificate needs."""
 
     @property
     def name(self) -> str: ...
@@ -225,15 +242,15 @@ class HasFingerprint(Protocol):
 def require_certificate(
     judge: HasFingerprint, folders: Sequence[Path], command: str = "flowportrait judge check"
 ) -> None:
-    """Check that this very judge has passed the sanity set.
+    """Check that a judge has passed the sanity set with its present settings.
 
     Args:
-        judge: to be trained on.
-        folders: where certificates are looked for.
-        command: examines such a judge, for the message.
+        judge: the judge that is to be a reward.
+        folders: folders with certificates.
+        command: the command that makes a certificate, for the message.
 
     Raises:
-        BadInput: it was never examined, or failed; nothing is trained on it.
+        BadInput: there is no certificate with the judge's fingerprint, or the judge failed.
     """
     for folder in folders:
         path = folder / f"{judge.fingerprint}.json"
@@ -249,18 +266,18 @@ def require_certificate(
     raise BadInput(f"The {judge.name} as it is set has not passed the sanity set: run {command} first.")
 
 
-# --- clips
+# --- The sanity set of clips
 
 
 def corrupt_clip(clip: JudgedClip, damage: str, strength: float, seed: int = 0) -> JudgedClip:
-    """Return the clip with one damage; the face is tracked anew where the pictures changed."""
-    made = corrupt(Footage(clip.frames, clip.audio), damage, strength, seed)
-    assert made.frames is not None
-    assert made.audio is not None
+    """Return a clip with one damage; the face is tracked again if the frames changed and no landmarks are known."""
+    damaged = corrupt(Footage(clip.frames, clip.audio), damage, strength, seed)
+    assert damaged.frames is not None
+    assert damaged.audio is not None
     name = f"{clip.name} {damage} {strength:g}"
-    if made.frames is clip.frames:
-        return clip.with_sound(made.audio, name)
-    return JudgedClip(made.frames, made.audio, name, clip.generator, known_landmarks=clip.known_landmarks)
+    if damaged.frames is clip.frames:
+        return clip.with_sound(damaged.audio, name)
+    return JudgedClip(damaged.frames, damaged.audio, name, clip.generator, known_landmarks=clip.known_landmarks)
 
 
 def _check_clips(clips: Sequence[JudgedClip]) -> list[JudgedClip]:
@@ -286,7 +303,7 @@ CASES: dict[Aspect, tuple[str, ...]] = {
     "expressiveness": ("still", "slowed"),
     "motion": ("jitter", "frozen frames", "flicker"),
 }
-"""Which damage an aspect of clips must notice."""
+"""The kinds of damage that each aspect of clips must notice."""
 CLIP_SANITY = SanitySet(
     {aspect: [_clip_damage(name) for name in names] for aspect, names in CASES.items()}, _check_clips, MIN_CLIPS,
     "clips", all_aspects=True,

@@ -1,11 +1,11 @@
-"""Judges and rewards over HTTP.
+"""This module serves a judge and rewards over HTTP.
 
     POST /v1/chat/completions    a clip as video_url (data:video/mp4), "Aspect: lip_sync" in the text ─► the answer
     GET  /v1/models              POST /score/NAME    GET /scorers    GET /health
 
-It stays on this machine unless a key is set: on another address than loopback, requests carry it as a bearer token.
-Requests, clips and batches are bounded (``web_server``, ``media.video.SERVED``, ``rewards.remote``), and no answer
-says where anything lies on this machine.
+Without a key the server listens on the loopback address only; with a key, requests carry it as a bearer token.
+Requests, clips and batches are limited in size (``web_server``, ``media.video.SERVED``, ``rewards.remote``), and
+responses contain no paths of this machine.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from flowportrait.web_server import LOOPBACK, RequestGuard, without_paths
 
 MODEL = OWN_MODEL
 MAX_BODY = LARGEST_BATCH
-"""Bytes of a request."""
+"""Largest request in bytes."""
 CONTENT_TYPES = {"/v1/": ("application/json",), "/score/": (MEDIA_TYPE, "application/octet-stream")}
 _VIDEO_HEADS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"))
-"""Where and how mp4 and mov, webm and mkv, and avi files begin. FFmpeg would also take playlists that name other files
-and addresses."""
+"""Offset and bytes of the signatures of mp4 and mov, webm and mkv, and avi files. Other files are refused, because
+FFmpeg would also open playlists that name other files and addresses."""
 MAX_CACHED_VERDICTS = 64
-"""Clips whose verdict is kept."""
+"""Number of clips with a verdict in the cache."""
 
 
 def create_app(
     judge: Judge, scorers: Mapping[str, Reward], key: str | None = None, hosts: Sequence[str] = LOOPBACK
 ) -> FastAPI:
-    """Return the application; one clip or batch is worked on at a time.
+    """Return the web application; it processes one clip or batch at a time.
 
     Args:
-        judge: answers chat completions.
-        scorers: rewards by the name under which they are served.
-        key: of clients; None serves everybody who reaches the address.
-        hosts: names under which the server may be called.
+        judge: the judge that answers chat completions.
+        scorers: the rewards by the name under which they are served.
+        key: the key that clients must send; None serves every client that reaches the address.
+        hosts: host names under which the server may be called.
     """
     app = FastAPI(title="FlowPortrait judge", docs_url=None, redoc_url=None, openapi_url=None)
     lock = threading.Lock()
@@ -76,7 +76,7 @@ def create_app(
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
-        # What happened is in the log of the server, which is not the client's to read.
+        # The client learns the type of the error alone; the details are in the server's log.
         return _error(500, f"the server failed ({type(error).__name__})")
 
     @app.get("/health")
@@ -126,7 +126,7 @@ def create_app(
             return _error(400, "send the clip as a video_url part with a data:video/mp4;base64 address")
 
         def work() -> Verdict:
-            # Three specialists ask about the same clip: it is judged once.
+            # Three specialists ask about the same clip, which is judged only once.
             digest = hashlib.sha256(video.encode()).hexdigest()
             with lock:
                 if digest not in recent:
@@ -141,13 +141,16 @@ def create_app(
 
 
 def _describe(reward: Reward) -> dict[str, Any]:
-    own = traits(reward)
-    limits = [bound if math.isfinite(bound) else None for bound in own.range]
-    return {"name": reward.name, "needs": sorted(reward.needs), "scope": own.scope, "range": limits, "noise": own.noise}
+    declared = traits(reward)
+    limits = [bound if math.isfinite(bound) else None for bound in declared.range]
+    return {
+        "name": reward.name, "needs": sorted(reward.needs), "scope": declared.scope, "range": limits,
+        "noise": declared.noise,
+    }  # fmt: skip
 
 
 def _read_request(body: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the words and the last video of the last user message."""
+    """Return the text and the last video of the last user message."""
     content = [message for message in body["messages"] if message["role"] == "user"][-1]["content"]
     if isinstance(content, str):
         return content, None
@@ -178,7 +181,7 @@ def _read_clip(url: str) -> JudgedClip:
 
 
 def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
-    """Return the verdict as a completion: on the aspect that was asked about, on all where none is named."""
+    """Return the verdict as a chat completion: on the aspect that the text names, or on all aspects without a name."""
     asked = [aspect for aspect in ASPECTS if f"Aspect: {aspect}" in text]
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     if len(asked) == 1:
@@ -205,10 +208,10 @@ def _error(status: int, message: str) -> JSONResponse:
 
 
 def servable_rewards(names: Sequence[str]) -> dict[str, Reward]:
-    """Return the rewards of these names; without names every one that can travel and be loaded here.
+    """Return the rewards with these names; without names all rewards that can be served and loaded here.
 
     Raises:
-        BadInput: no such reward, or a named one cannot be served.
+        BadInput: a reward does not exist, or one of ``names`` cannot be served.
     """
     known(names)
     offered: dict[str, Reward] = {}

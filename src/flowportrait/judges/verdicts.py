@@ -1,4 +1,9 @@
-"""Verdicts on clips and stills."""
+"""This module defines the verdict of a judge and the interface of a judge, for clips and for still pictures.
+
+    Verdict (one clip or picture) ─► AspectVerdict (one aspect): score, reasons, flaws, or a failure
+
+``ItemJudge`` is the interface; ``Judge`` is a judge of clips.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +23,22 @@ DecidedBy = Literal["agreement", "reviewer", "measurement", "nobody"]
 
 @dataclass(frozen=True)
 class AspectVerdict:
-    """The verdict on one aspect.
+    """The verdict on one aspect of a clip or picture.
 
     Args:
-        aspect: what was graded.
-        score: 1 … 5 after calibration, None if there is none.
-        raw_score: before calibration.
-        decided_by: how the score came about.
+        aspect: the aspect that was graded.
+        score: the grade 1 … 5 after calibration, None if there is none.
+        raw_score: the grade before calibration.
+        decided_by: how the score was reached.
         samples: the scores of the samples.
-        spread: largest minus smallest sample.
-        rationale: of the sample nearest to the score, or the reviewer's words.
-        flaws: of the same sample.
-        measured: the experts' own values, where experts were asked.
-        failure: why there is no score.
-        value: the score as a reward, where a measurement says more than a grade.
+        spread: largest minus smallest sample score.
+        rationale: the reasons of the sample nearest to the score, or those of the reviewer.
+        flaws: the flaws that the same sample reported.
+        measured: the values that experts measured, by expert; None for a model.
+        failure: why there is no score, or None.
+        value: the score as a reward, where a measurement is finer than a grade.
         dimensions: further grades by name.
-        artefacts: name to whether a picture has it, None where nobody could tell.
+        artefacts: whether the picture has each artefact, by name; None if that is unknown.
     """
 
     aspect: Aspect
@@ -52,18 +57,26 @@ class AspectVerdict:
 
     @property
     def reward(self) -> float | None:
-        """The value where there is one, else the score."""
+        """The reward: ``value`` if there is one, else ``score``."""
         return self.score if self.value is None else self.value
 
 
 def missing_verdict(aspect: Aspect, failure: Failure) -> AspectVerdict:
-    """Return a verdict without a score, and why."""
+    """Return a verdict without a score, with the failure that explains why."""
     return AspectVerdict(aspect, None, None, "nobody", failure=failure)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one clip or picture. ``kind`` says honestly whether a model looked or experts measured."""
+    """The verdict on one clip or picture.
+
+    Args:
+        name: the clip or picture, as reports show it.
+        generator: what made it.
+        judge: the name of the judge.
+        kind: whether a model looked at it or experts measured it.
+        aspects: the verdicts by aspect.
+    """
 
     name: str
     generator: str
@@ -73,7 +86,7 @@ class Verdict:
 
     @property
     def overall(self) -> float | None:
-        """Weighted mean of the aspects of a clip; None if one of them has no score, and for pictures."""
+        """The weighted mean over the aspects of a clip; None if one of them has no score, and for pictures."""
         known = [(WEIGHTS[aspect], self.aspects[aspect].score) for aspect in WEIGHTS if aspect in self.aspects]
         scores = [(weight, score) for weight, score in known if score is not None]
         if len(scores) < len(WEIGHTS):
@@ -93,19 +106,25 @@ class Verdict:
 
 
 class Judgeable(Protocol):
-    """A clip or a picture."""
+    """What a judge needs to know of a clip or a picture."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name in reports."""
+        ...
 
     @property
-    def generator(self) -> str: ...
+    def generator(self) -> str:
+        """What made it, for reports."""
+        ...
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """A hash of its content."""
+        ...
 
     def validation_error(self) -> Failure | None:
-        """Return why it cannot be judged, or None."""
+        """Return the reason why it cannot be judged, or None."""
         ...
 
 
@@ -114,21 +133,30 @@ Item_contra = TypeVar("Item_contra", contravariant=True)
 
 
 class ItemJudge(Protocol[Item_contra]):
-    """A judge of clips or of pictures: a panel of a model, or experts that measure."""
+    """The interface of a judge of clips or of pictures: a panel that asks a model, or experts that measure."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The judge's name in reports."""
+        ...
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """Whether a model looks or experts measure."""
+        ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes with whatever changes its verdicts: a certificate is for one fingerprint."""
+        """A hash of everything that changes the judge's verdicts; a certificate is valid for one fingerprint."""
         ...
 
     def judge(self, items: Sequence[Item_contra], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
-        """Return one verdict per clip or picture, in order; on these aspects only, where a judge can do less."""
+        """Return one verdict per clip or picture, in order.
+
+        Args:
+            items: what is judged.
+            aspects: the aspects that are needed, None for all; a judge may return more.
+        """
         ...
 
 

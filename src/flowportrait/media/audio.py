@@ -1,24 +1,8 @@
-"""Speech in: any audio, or the sound of a video.
+"""Read audio files, or the sound of videos, as samples.
 
-Whether all of an mp3 is there, from its frames alone.
-
-    11 sync bits │ version │ layer │ bit rate │ sample rate │ padding │ …  ⇒  the frame's length in bytes
-
-Neither the container nor FFmpeg knows how long an mp3 is unless the encoder went back to write it into the first frame
-(Xing, Info, VBRI): otherwise the duration is a guess from the first bit rate. So a file is whole if it has as many
-frames as it counts, or, where it counts none, if its last frame is complete. What lies between or behind the frames
-(tags of files that were joined, padding) is skipped, as players do.
-
-Many channels to one, so that a voice in the centre stays as loud as it is.
-
-    m = C + (L + R) / √2 + (Ls + Rs) / 2                      ITU-R BS.775-4, table 2, mono from 3/2 stereo
-
-One or two channels are averaged. Low-frequency effects take no part.
-
-Speech in: any audio, or the sound of a video.
-
-``read_audio`` gives what the generator hears, 16 kHz mono; ``read_sound`` what was recorded, with its own rate and
-channels, for the sound of the finished video. Both count from the same moment as the picture.
+``read_audio`` returns what the generator hears, mono at 16 kHz; ``read_sound`` what was recorded, with its own rate
+and channels, for the sound of the finished video. Both count time from the same moment as the picture. The parts of
+this file: the check that an mp3 is complete, mixing channels to mono, and reading.
 """
 
 from __future__ import annotations
@@ -45,6 +29,15 @@ from flowportrait.media.containers import (
 )
 from flowportrait.media.image import is_picture
 
+# --- Whether an mp3 is complete ---------------------------------------------------------
+#
+#     11 sync bits │ version │ layer │ bit rate │ sample rate │ padding │ …  ⇒  the frame's length in bytes
+#
+# Neither the container nor FFmpeg knows how long an mp3 is unless the encoder went back to write it into the first
+# frame (Xing, Info, VBRI): otherwise the duration is a guess from the first bit rate. So a file is complete if it has
+# as many frames as it declares or, where it declares none, if its last frame is complete. What lies between or behind
+# the frames (tags of files that were joined, padding) is skipped, as players do.
+
 _KBITS = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -53,13 +46,19 @@ _KBITS = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""By version (2 for 2.5 as well) and layer: ISO 11172-3, 2.4.2.3, and ISO 13818-3, 2.4.2.3."""
+"""Bit rates in kbit/s by version (2 for 2.5 as well) and layer: ISO 11172-3, 2.4.2.3, and ISO 13818-3, 2.4.2.3."""
 _RATES = (44_100, 48_000, 32_000)
 
 
 @dataclass(frozen=True)
 class FrameHeader:
-    """What the first four bytes of a frame say: bytes of the frame, samples it gives, their rate in Hz."""
+    """The header of one mp3 frame.
+
+    Attributes:
+        length: bytes of the frame.
+        samples: how many samples it decodes to.
+        rate: their rate in Hz.
+    """
 
     length: int
     samples: int
@@ -67,79 +66,102 @@ class FrameHeader:
 
 
 def parse_header(data: bytes) -> FrameHeader | None:
-    """The header at the beginning of ``data``; None where no frame begins or its length is not said (free format)."""
+    """Return the frame header at the beginning of ``data``.
+
+    It is None where no frame begins or the header does not state a length (free format).
+    """
     if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
         return None
     version, layer = {3: 1, 2: 2, 0: 2.5}.get(data[1] >> 3 & 3), 4 - (data[1] >> 1 & 3)
-    bits, rate = data[2] >> 4, data[2] >> 2 & 3
-    if version is None or layer == 4 or not 0 < bits < 15 or rate == 3:
+    bits, rate_index = data[2] >> 4, data[2] >> 2 & 3
+    if version is None or layer == 4 or not 0 < bits < 15 or rate_index == 3:
         return None
-    old = 1 if version == 1 else 2
-    hertz = _RATES[rate] // {1: 1, 2: 2, 2.5: 4}[version]
-    samples = 384 if layer == 1 else 576 if layer == 3 and old == 2 else 1152
-    slot = 4 if layer == 1 else 1
-    slots = samples // 8 // slot * _KBITS[old, layer][bits - 1] * 1000 // hertz + (data[2] >> 1 & 1)
-    return FrameHeader(slots * slot, samples, hertz)
+    mpeg_version = 1 if version == 1 else 2
+    sample_rate = _RATES[rate_index] // {1: 1, 2: 2, 2.5: 4}[version]
+    samples = 384 if layer == 1 else 576 if layer == 3 and mpeg_version == 2 else 1152
+    slot_bytes = 4 if layer == 1 else 1
+    bit_rate, padding = _KBITS[mpeg_version, layer][bits - 1] * 1000, data[2] >> 1 & 1
+    slot_count = samples // 8 // slot_bytes * bit_rate // sample_rate + padding
+    return FrameHeader(slot_count * slot_bytes, samples, sample_rate)
 
 
 @dataclass
 class Mp3Check:
-    """Shown every packet of the mp3 at ``path`` in turn, says at the end whether all of it was there."""
+    """A check, fed with every packet of the mp3 at ``path`` in turn, of whether the whole file was there."""
 
     path: Path
-    _counted: float | None = field(default=None, init=False)
-    _last: tuple[int, int] | None = field(default=None, init=False)
-    _any: bool = field(default=False, init=False)
+    _declared_seconds: float | None = field(default=None, init=False)
+    _last_lengths: tuple[int, int] | None = field(default=None, init=False)
+    _started: bool = field(default=False, init=False)
 
     def header(self, packet: Any) -> FrameHeader | None:
-        """Note ``packet`` (``av.Packet``); the header of the frame that begins it, which has to decode then."""
-        if not self._any and packet.pos is not None:
-            self._counted, self._any = counted_seconds(self.path, packet.pos), True
+        """Record ``packet`` (``av.Packet``) and return the header of the frame that it begins with.
+
+        A packet with a header has to decode; one without holds data between the frames.
+        """
+        if not self._started and packet.pos is not None:
+            self._declared_seconds, self._started = counted_seconds(self.path, packet.pos), True
         header = parse_header(bytes(packet)[:4]) if packet.size >= 4 else None
         if header is not None:
-            self._last = (packet.size, header.length)
+            self._last_lengths = (packet.size, header.length)
         return header
 
     def missing(self, decoded: float) -> str | None:
-        """What is missing of the file after ``decoded`` seconds of it; None if it is whole."""
-        if self._counted is not None:
-            short = decoded < 0.999 * self._counted - 0.1
-            return f"only {decoded:.1f} s of {self._counted:.1f} s are there" if short else None
-        if self._last is not None and self._last[0] < self._last[1]:
+        """Return a description of what the file lacks after ``decoded`` seconds of sound; None if it is complete."""
+        if self._declared_seconds is not None:
+            is_short = decoded < 0.999 * self._declared_seconds - 0.1
+            return f"only {decoded:.1f} s of {self._declared_seconds:.1f} s are there" if is_short else None
+        if self._last_lengths is not None and self._last_lengths[0] < self._last_lengths[1]:
             return f"it ends in the middle of a frame at {decoded:.1f} s"
         return None
 
 
 def counted_seconds(path: Path, first: int) -> float | None:
-    """Length that the frame before the first one of sound, at byte ``first``, gives for the file; None without one."""
+    """Return the length in seconds that a header frame (Xing, Info, VBRI) declares for the file; None without one.
+
+    The header frame lies before the first frame of sound, which begins at byte ``first``.
+    """
     with path.open("rb") as file:
         file.seek(max(0, first - 2881))
         before = file.read(min(first, 2881) + 64)
-    for mark, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
-        at = before.rfind(mark)
-        # The mark stands behind the side information, at most 36 bytes after its frame's beginning.
-        headers = (parse_header(before[start : start + 4]) for start in range(max(0, at - 36), max(0, at - 12)))
-        header = next((found for found in headers if found is not None), None)
-        # Bit 0 of the flags: the number of frames is there.
-        if header is None or (mark != b"VBRI" and not before[at + 7] & 1):
+    for marker, count_offset in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        marker_offset = before.rfind(marker)
+        # The marker follows the side information, at most 36 bytes after its frame's beginning.
+        headers = (
+            parse_header(before[start : start + 4])
+            for start in range(max(0, marker_offset - 36), max(0, marker_offset - 12))
+        )
+        header = next((candidate for candidate in headers if candidate is not None), None)
+        # Bit 0 of the flags tells whether the number of frames is present.
+        if header is None or (marker != b"VBRI" and not before[marker_offset + 7] & 1):
             continue
-        return int.from_bytes(before[at + place : at + place + 4], "big") * header.samples / header.rate
+        place = marker_offset + count_offset
+        return int.from_bytes(before[place : place + 4], "big") * header.samples / header.rate
     return None
 
 
+# --- Channels to mono -------------------------------------------------------------------
+#
+#     m = C + (L + R) / √2 + (Ls + Rs) / 2                      ITU-R BS.775-4, table 2, mono from 3/2 stereo
+#
+# So a voice in the centre keeps its loudness. One or two channels are averaged. Low-frequency effects are left out.
+
 _FRONT = {"FL", "FR", "FLC", "FRC", "WL", "WR", "DL", "DR"}
 _EFFECTS = {"LFE", "LFE2"}
-_DEFAULT = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-"""What a number of channels usually means where a file does not say."""
+_DEFAULT_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+"""The usual layout of so many channels, for files that state none."""
 
 
 def layout_name(layout: Any) -> str:
-    """FFmpeg's name of an ``av.AudioLayout``; where a file states no places, of the usual one of as many channels."""
-    return _DEFAULT.get(layout.nb_channels, layout.name) if layout.name.endswith(" channels") else layout.name
+    """Return FFmpeg's name of an ``av.AudioLayout``.
+
+    Where a file does not state the positions of its channels, it is the usual layout of as many channels.
+    """
+    return _DEFAULT_LAYOUTS.get(layout.nb_channels, layout.name) if layout.name.endswith(" channels") else layout.name
 
 
 def to_mono(samples: np.ndarray, layout: Any) -> np.ndarray:
-    """Samples ``[N, C]`` in an ``av.AudioLayout`` to ``[N]`` float32; the sum may exceed full scale."""
+    """Mix samples ``[N, C]`` in an ``av.AudioLayout`` to mono ``[N]`` float32; the sum may exceed full scale."""
     channels = samples.shape[1]
     if channels <= 2:
         return samples.mean(1)
@@ -149,9 +171,9 @@ def to_mono(samples: np.ndarray, layout: Any) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def mono_weights(layout: str, channels: int) -> np.ndarray:
-    """Weight ``[C]`` float32 of each channel of a layout that FFmpeg names ``layout``.
+    """Return the weight ``[C]`` float32 of each channel of a layout that FFmpeg names ``layout``.
 
-    Where there is no centre, a voice is in left and right alike: they are averaged and the others stay in proportion.
+    Without a centre channel a voice is in left and right alike: these are averaged, and the others stay in proportion.
     A layout without known positions is averaged as a whole.
     """
     import av
@@ -169,10 +191,13 @@ def mono_weights(layout: str, channels: int) -> np.ndarray:
     return (scale * np.array(gains)).astype(np.float32)
 
 
+# --- Reading ----------------------------------------------------------------------------
+
 SAMPLE_RATE = 16_000
+"""The rate in Hz of all speech that networks are given."""
 
 _LOWEST_RATE, _HIGHEST_RATE = 1_000, 1_536_000
-"""Hz; others are damage, and a rate of 1 would make 16,000 samples of each."""
+"""Hz; other rates mean a damaged file, and a rate of 1 would make 16,000 samples of each one."""
 _LONGEST_DELAY = 3600.0
 """Seconds by which sound may start after the picture; more is a broken clock."""
 _FIRST_SAMPLES = 1 << 16
@@ -182,9 +207,12 @@ _FIRST_SAMPLES = 1 << 16
 class Sound:
     """A recording with its own rate and channels.
 
-    samples ``[C, N]`` float32 in [-1, 1] (a view of interleaved memory); rate in Hz; layout as FFmpeg names it
-    (``mono``, ``stereo``, ``5.1``, …); codec: what the file holds it as (``aac``, ``pcm_s16le``, …); delay: seconds of
-    silence at the beginning of ``samples`` that stand for a late start and are not in the file.
+    Attributes:
+        samples: ``[C, N]`` float32 in [-1, 1] (a view of interleaved memory).
+        rate: in Hz.
+        layout: FFmpeg's name of the channels (``mono``, ``stereo``, ``5.1``, …).
+        codec: FFmpeg's name of the codec in the file (``aac``, ``pcm_s16le``, …).
+        delay: seconds of silence at the beginning of ``samples`` that stand for a late start and are not in the file.
     """
 
     samples: np.ndarray
@@ -195,36 +223,43 @@ class Sound:
 
 
 def read_sound(path: str | Path, longest: float | None = None) -> Sound:
-    """Decode ``path`` with its own rate and channels; aligned, cleaned and refused as by ``read_audio``.
+    """Decode ``path`` with its own rate and channels; aligned, cleaned and checked as by ``read_audio``.
 
-    A file whose rate or channels change on the way keeps those it begins with.
+    A file that changes its rate or channels on the way is converted to those that it begins with.
+
+    Args:
+        path: the file.
+        longest: seconds; a longer file is refused as soon as it shows.
+
+    Raises:
+        BadInput: see ``read_audio``.
     """
     path = Path(path)
     with _open_sound(path) as (container, stream):
-        collected: _Samples | None = None
+        collected: _SampleBuffer | None = None
         layout, delay = "", 0.0
-        for frame in _decoded(path, container, stream, None, longest):
+        for frame in _decode_frames(path, container, stream, None, longest):
             if collected is None:
                 layout, rate = frame.layout.name, frame.sample_rate
                 late = _delay(container, stream, rate)
-                collected, delay = _Samples(frame.layout.nb_channels, rate, late), late / rate
+                collected, delay = _SampleBuffer(frame.layout.nb_channels, rate, late), late / rate
             collected.append(_interleaved(frame))
         if collected is None or collected.empty:
             raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
         codec = stream.codec_context.codec.canonical_name
-        return Sound(collected.finished().T, collected.rate, layout, codec, delay)
+        return Sound(collected.take().T, collected.rate, layout, codec, delay)
 
 
 def iter_sound(path: str | Path) -> Iterator[Sound]:
-    """Yield what ``read_sound`` gives piece by piece, so that a long recording is never in memory as a whole.
+    """Yield the sound of ``read_sound`` in pieces, so that a long recording is never in memory as a whole.
 
     Raises:
-        BadInput: see ``read_audio``; where it shows.
+        BadInput: see ``read_audio``; it is raised where the fault is reached.
     """
     path = Path(path)
     with _open_sound(path) as (container, stream):
         delay = 0
-        for index, frame in enumerate(_decoded(path, container, stream, None, None)):
+        for index, frame in enumerate(_decode_frames(path, container, stream, None, None)):
             rate, layout = frame.sample_rate, layout_name(frame.layout)
             if index == 0 and (delay := _delay(container, stream, rate)):
                 yield Sound(np.zeros((frame.layout.nb_channels, delay), np.float32), rate, layout, delay=delay / rate)
@@ -233,35 +268,35 @@ def iter_sound(path: str | Path) -> Iterator[Sound]:
 
 
 def read_audio(path: str | Path, rate: int = SAMPLE_RATE, longest: float | None = None) -> np.ndarray:
-    """Decode ``path`` to mono samples ``[N]`` float32 at ``rate`` Hz, any source rate resampled.
+    """Decode ``path`` to mono samples ``[N]`` float32 at ``rate`` Hz; any source rate is resampled.
 
-    The channels of stereo are averaged, more are mixed as ITU-R BS.775 says (``media.audio``). Sound that starts
-    after the picture of a video is preceded by silence, so that it stays with its picture. Samples that are not
-    numbers become silence, louder ones than full scale are cut to it.
+    The channels of stereo are averaged, more are mixed after ITU-R BS.775 (see ``to_mono``). Sound that starts after
+    the picture of a video is preceded by silence, so that it stays with its picture. Samples that are not numbers
+    become silence, louder ones than full scale are clipped.
 
     Args:
         path: the file.
         rate: of the result, in Hz.
-        longest: seconds; more is refused as soon as it shows.
+        longest: seconds; a longer file is refused as soon as it shows.
 
     Raises:
-        BadInput: missing, not audio, without an audio stream, cut off, empty, or too long.
+        BadInput: the file is missing, not audio, without an audio stream, cut off, empty, or too long.
     """
     path = Path(path)
     with _open_sound(path) as (container, stream):
-        collected = _Samples(1, rate, _delay(container, stream, rate))
+        collected = _SampleBuffer(1, rate, _delay(container, stream, rate))
         mixed = False
-        for frame in _decoded(path, container, stream, rate, longest):
+        for frame in _decode_frames(path, container, stream, rate, longest):
             mixed |= frame.layout.nb_channels > 2
             collected.append(to_mono(_interleaved(frame), frame.layout)[:, None])
         if collected.empty:
             raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
         # The sum of many loud channels may exceed full scale.
-        return collected.finished(turn_down=mixed)[:, 0]
+        return collected.take(turn_down=mixed)[:, 0]
 
 
 def has_audio(path: str | Path) -> bool:
-    """Whether the file opens and carries an audio stream."""
+    """Return whether the file opens and has an audio stream."""
     try:
         with open_media(path) as container:
             return sound_stream(container) is not None
@@ -271,7 +306,7 @@ def has_audio(path: str | Path) -> bool:
 
 @contextmanager
 def _open_sound(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The opened file and its stream of sound, after the checks that need no decoding.
+    """Yield the opened file and its stream of sound, after the checks that need no decoding.
 
     Raises:
         BadInput: see ``read_audio``.
@@ -294,11 +329,18 @@ def _open_sound(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def _decoded(path: Path, container: Any, stream: Any, rate: int | None, longest: float | None) -> Iterator[Any]:
-    """Frames of interleaved floats of a stream at ``rate`` Hz in the channels they come in; None: as the first one is.
+def _decode_frames(path: Path, container: Any, stream: Any, rate: int | None, longest: float | None) -> Iterator[Any]:
+    """Yield frames of interleaved floats of a stream in its own channels.
+
+    Args:
+        path: of the file, for messages.
+        container: the opened file.
+        stream: its stream of sound.
+        rate: of the result in Hz; None for the rate and layout of the first frame.
+        longest: seconds.
 
     Raises:
-        BadInput: the stream cannot be decoded, ends early, or is longer than ``longest`` seconds.
+        BadInput: the stream cannot be decoded, ends early, or is longer than ``longest``.
     """
     resampler: Any = None
     source: tuple[str, str, int] | None = None
@@ -307,7 +349,7 @@ def _decoded(path: Path, container: Any, stream: Any, rate: int | None, longest:
     mp3 = Mp3Check(path) if container.format.name == "mp3" else None
     try:
         for packet in container.demux(stream):
-            for frame in _frames(packet, mp3):
+            for frame in _decode_packet(packet, mp3):
                 frame.pts = None
                 setup = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if not _LOWEST_RATE <= frame.sample_rate <= _HIGHEST_RATE:
@@ -316,7 +358,7 @@ def _decoded(path: Path, container: Any, stream: Any, rate: int | None, longest:
                     if resampler is not None:
                         yield from resampler.resample(None)
                     elif rate is None:
-                        # Named, where the file says no more than how many channels it has.
+                        # The usual layout, where the file states only the number of its channels.
                         rate, layout = frame.sample_rate, layout_name(frame.layout)
                     resampler, source = av.AudioResampler(format="flt", layout=layout, rate=rate), setup
                 seconds += frame.samples / frame.sample_rate
@@ -332,13 +374,13 @@ def _decoded(path: Path, container: Any, stream: Any, rate: int | None, longest:
         raise BadInput(
             f"{path} cannot be read as audio ({_reason(error)}): give a wav, mp3, m4a, flac or ogg file."
         ) from error
-    missing = mp3.missing(seconds) if mp3 else _missing(container, stream, seconds)
+    missing = mp3.missing(seconds) if mp3 else _missing_flac_part(container, stream, seconds)
     if missing:
         raise BadInput(f"{path} is damaged, {missing}: copy or download it again.")
 
 
-def _frames(packet: Any, mp3: Mp3Check | None) -> list[Any]:
-    """The frames of a packet; none of what lies between the frames of an mp3."""
+def _decode_packet(packet: Any, mp3: Mp3Check | None) -> list[Any]:
+    """Return the frames of a packet; none of what lies between the frames of an mp3."""
     if mp3 is None or not packet.size:
         return packet.decode()
     header = mp3.header(packet)
@@ -350,17 +392,17 @@ def _frames(packet: Any, mp3: Mp3Check | None) -> list[Any]:
         return []
     for frame in frames:
         if header is not None:
-            # Of joined files FFmpeg calls the first frame's rate what it saw last while it looked ahead.
+            # In joined files FFmpeg reports for the first frame the rate of the last one that it looked ahead to.
             frame.sample_rate = header.rate
     return frames
 
 
-def _missing(container: Any, stream: Any, decoded: float) -> str | None:
-    """What a flac lacks after ``decoded`` seconds: its header counts the samples, but nothing says its length."""
+def _missing_flac_part(container: Any, stream: Any, decoded: float) -> str | None:
+    """Return what a flac lacks after ``decoded`` seconds, by the number of samples that its header declares."""
     if container.format.name != "flac" or not stream.duration:
         return None
-    promised = float(stream.duration * stream.time_base)
-    return f"only {decoded:.1f} s of {promised:.1f} s are there" if decoded < 0.98 * promised - 0.1 else None
+    declared = float(stream.duration * stream.time_base)
+    return f"only {decoded:.1f} s of {declared:.1f} s are there" if decoded < 0.98 * declared - 0.1 else None
 
 
 def _interleaved(frame: Any) -> np.ndarray:
@@ -368,8 +410,8 @@ def _interleaved(frame: Any) -> np.ndarray:
     return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
 
 
-class _Samples:
-    """Interleaved samples ``[N, C]`` that grow in place: an hour of sound is held once, not twice."""
+class _SampleBuffer:
+    """A buffer of interleaved samples ``[N, C]`` that grows in place: an hour of sound is held once, not twice."""
 
     def __init__(self, channels: int, rate: int, silence: int) -> None:
         self.rate = rate
@@ -378,7 +420,7 @@ class _Samples:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added."""
+        """Whether no samples were added after the silence at the beginning."""
         return self._used == self._silence
 
     def append(self, block: np.ndarray) -> None:
@@ -389,10 +431,11 @@ class _Samples:
         self._buffer[self._used : end] = block
         self._used = end
 
-    def finished(self, turn_down: bool = False) -> np.ndarray:
-        """All of it ``[N, C]`` in [-1, 1], what is no number as zero; the object is used up.
+    def take(self, turn_down: bool = False) -> np.ndarray:
+        """Return all samples ``[N, C]`` in [-1, 1], non-finite ones as zero; the buffer must not be used afterwards.
 
-        turn_down: what exceeds full scale is scaled down with all the rest, not cut.
+        Args:
+            turn_down: scale everything down where the peak exceeds full scale, instead of clipping it.
         """
         samples = self._buffer
         samples.resize((self._used, samples.shape[1]), refcheck=False)
@@ -404,7 +447,7 @@ class _Samples:
 
 
 def _delay(container: Any, stream: Any, rate: int) -> int:
-    """Samples of silence before the sound, none where the file has no moving picture.
+    """Return the samples of silence before the sound; none where the file has no moving picture.
 
     Raises:
         BadInput: it would be hours of them.

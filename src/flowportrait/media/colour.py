@@ -1,29 +1,11 @@
-"""Pictures as a display shows them: colour profiles, HDR, square pixels, upright.
+"""Convert pictures and video frames to what a display shows: sRGB, SDR, square pixels, upright.
 
-Pictures with a colour profile to sRGB, as a colour-managed viewer shows them.
-
-    embedded ICC profile  ›  PNG cICP, HEIF/AVIF nclx  ›  PNG gAMA and cHRM  ›  nothing said: sRGB
+    pictures    embedded ICC profile  ›  PNG cICP, HEIF/AVIF nclx  ›  PNG gAMA and cHRM  ›  nothing stated: sRGB
+    video       YUV ─matrix, range─► R'G'B' ─HDR, wide gamut─► BT.709 ─► square pixels ─display matrix─► upright
 
 Without this a phone's Display P3 photo looks pale: its numbers mean stronger colours than the same numbers in sRGB.
-
-HDR and wide-gamut video to what an SDR screen shows: BT.2100 (HLG or PQ, BT.2020 colours) to BT.709.
-
-    signal ─► light in cd/m² ─► BT.709 primaries ─► highlights rolled off to 100 cd/m² ─► gamma 1/2.4
-
-    HLG: inverse OETF, system gamma 1.2 (BT.2100-2, table 5)          PQ: EOTF (BT.2100-2, table 4)
-
-The roll-off is the EETF of ITU-R BT.2390-10, section 5.4.1: up to 27 cd/m² the light stays what it is, from there to
-the peak of a usual display, 1000 cd/m², it is bent. A white page of 203 cd/m² (BT.2408) comes out at 95 % of full
-scale.
-
-All of it is one map from colours to colours, so it is computed once, for the knots of a cube, and FFmpeg looks the
-pictures up in it.
-
-Decoded frames as a display shows them: right colours, square pixels, upright, 8-bit RGB.
-
-    YUV ─matrix, range─► R'G'B' ─HDR, wide gamut─► BT.709 ─pixel shape─► square pixels ─display matrix─► upright
-
-What a file does not say is taken as players take it: BT.709 from 720 lines on, else BT.601.
+The parts of this file: pictures with a colour profile (``to_srgb``), HDR and wide-gamut colours (``to_sdr``,
+``ToneMapper``), and decoded frames (``Display``).
 """
 
 from __future__ import annotations
@@ -46,6 +28,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# --- Pictures with a colour profile -----------------------------------------------------
+
 _PRIMARIES = {
     1: (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290),
     9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, 0.3127, 0.3290),
@@ -53,17 +37,23 @@ _PRIMARIES = {
 }
 """x and y of red, green, blue and white by their number in ITU-T H.273, table 2: BT.709, BT.2020, Display P3."""
 _GAMMA = {1: None, 4: 2.2, 5: 2.8, 6: None, 8: 1.0, 13: None, 14: None, 15: None}
-"""Exponent by the number of the transfer characteristic in table 3; None is sRGB's curve, which viewers use for
-video's as well. HDR (16, 18) is not among them."""
+"""Exponent by the number of the transfer characteristic in ITU-T H.273, table 3.
+
+None is sRGB's curve, which viewers use for video's as well. HDR (16, 18) is not among them.
+"""
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 
 def to_srgb(image: Image.Image, head: bytes = b"") -> Image.Image:
-    """The picture in sRGB, mode ``RGB`` or ``RGBA``; itself where it says nothing else or its profile is damaged.
+    """Return the picture in sRGB, mode ``RGB`` or ``RGBA``.
 
-    head: the first bytes of the file, where PNG, HEIF and AVIF say their colours without a profile.
+    It is returned unchanged if it states no other space or its profile is damaged.
+
+    Args:
+        image: the picture.
+        head: the first bytes of its file, where PNG, HEIF and AVIF state their colours without a profile.
     """
     from PIL import ImageCms
 
@@ -79,7 +69,7 @@ def to_srgb(image: Image.Image, head: bytes = b"") -> Image.Image:
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), base.mode, "RGB", intent)
         if base.mode == "RGB" and _changes_nothing(transform):
             return image
-        # In place where the mode allows: of a large photo a copy is hundreds of megabytes.
+        # In place where the mode allows: a copy of a large photo takes hundreds of megabytes.
         result = ImageCms.applyTransform(base, transform, inPlace=base.mode == "RGB") or base
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
@@ -89,7 +79,7 @@ def to_srgb(image: Image.Image, head: bytes = b"") -> Image.Image:
 
 
 def stated_profile(image: Image.Image, head: bytes) -> bytes | None:
-    """An ICC profile of what a picture says about its colours in other words; None where that is sRGB or nothing."""
+    """Return an ICC profile for the colours that a picture states in other ways; None where that is sRGB or nothing."""
     codes = _code_points(head)
     if codes is not None:
         primaries, transfer = codes
@@ -106,7 +96,7 @@ def stated_profile(image: Image.Image, head: bytes) -> bytes | None:
 
 
 def matrix_profile(places: tuple[float, ...], gamma: float | None) -> bytes | None:
-    """An ICC profile (ICC.1:2022) of an RGB space; None where the primaries span none.
+    """Return an ICC profile (ICC.1:2022) of an RGB space; None where the primaries span none.
 
     Args:
         places: x and y of red, green, blue and white.
@@ -137,12 +127,15 @@ def matrix_profile(places: tuple[float, ...], gamma: float | None) -> bytes | No
 
 
 def _fixed(values: Any) -> bytes:
-    """Numbers as s15Fixed16."""
+    """Return numbers in the format s15Fixed16."""
     return b"".join(struct.pack(">i", round(float(value) * 65536)) for value in values)
 
 
 def _without_alpha(image: Image.Image, space: str) -> tuple[Image.Image | None, Image.Image | None]:
-    """Colours in the mode that a profile of ``space`` is for, and transparency; no colours where it is not for them."""
+    """Return the colours in the mode that a profile of ``space`` is for, and the transparency.
+
+    The colours are None where the profile is not for them.
+    """
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if space == "GRAY" and image.mode in ("1", "L", "LA"):
         return image.convert("L"), alpha
@@ -155,7 +148,7 @@ def _without_alpha(image: Image.Image, space: str) -> tuple[Image.Image | None, 
 
 
 def _changes_nothing(transform: Any) -> bool:
-    """Whether a transform between two RGB spaces leaves all colours as they are, but for rounding."""
+    """Return whether a transform between two RGB spaces leaves all colours as they are, up to rounding."""
     from PIL import Image, ImageCms
 
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
@@ -165,7 +158,9 @@ def _changes_nothing(transform: Any) -> bool:
 
 
 def _code_points(head: bytes) -> tuple[int, int] | None:
-    """Numbers of the primaries and the transfer characteristic (ITU-T H.273) that a PNG, HEIF or AVIF file states."""
+    """Return the numbers of primaries and transfer characteristic (ITU-T H.273) in the head of a PNG, HEIF or AVIF
+    file.
+    """
     if head.startswith(b"\x89PNG"):
         place = 8
         while place + 12 <= len(head):
@@ -181,37 +176,48 @@ def _code_points(head: bytes) -> tuple[int, int] | None:
     return None
 
 
+# --- HDR and wide gamut -----------------------------------------------------------------
+#
+#     signal ─► light in cd/m² ─► BT.709 primaries ─► highlights rolled off to 100 cd/m² ─► gamma 1/2.4
+#
+#     HLG: inverse OETF, system gamma 1.2 (BT.2100-2, table 5)          PQ: EOTF (BT.2100-2, table 4)
+#
+# The roll-off is the EETF of ITU-R BT.2390-10, section 5.4.1: up to 27 cd/m² the light is unchanged, from there to the
+# peak of a usual display, 1000 cd/m², it is compressed. A white page of 203 cd/m² (BT.2408) comes out at 95 % of full
+# scale. The whole conversion is one map from colours to colours, so it is computed once, for the knots of a cube, and
+# FFmpeg looks the pictures up in it.
+
 HLG, PQ = 18, 16
-"""Transfer characteristics, ITU-T H.273, table 3."""
+"""Numbers of transfer characteristics in ITU-T H.273, table 3."""
 BT_2020, DISPLAY_P3 = 9, 12
-"""Colour primaries, ITU-T H.273, table 2."""
+"""Numbers of colour primaries in ITU-T H.273, table 2."""
 _UNSPECIFIED = 2
 
 PEAK, WHITE = 1000.0, 100.0
-"""Brightest light of the footage that is told apart, and of the result, in cd/m²."""
+"""Brightest light of the footage that is still distinguished, and brightest light of the result, in cd/m²."""
 
 _KNOTS = 49
 _TO_709 = {
     BT_2020: np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]),
     DISPLAY_P3: np.array([[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]]),
 }
-"""Linear light of wider primaries to BT.709's (of BT.2020: ITU-R BT.2087-0, annex 2)."""
+"""Matrices of linear light from wider primaries to BT.709's (for BT.2020: ITU-R BT.2087-0, annex 2)."""
 _LUMA_2020 = np.array([0.2627, 0.6780, 0.0593])
 _LUMA_709 = np.array([0.2126, 0.7152, 0.0722])
 _M1, _M2, _C1, _C2, _C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
 
 
 def to_sdr(signal: np.ndarray, transfer: int, primaries: int = BT_2020) -> np.ndarray:
-    """BT.709 signal ``[..., 3]`` in [0, 1], for a display of gamma 2.4, of another signal in [0, 1].
+    """Convert a signal to BT.709 ``[..., 3]`` in [0, 1] for a display of gamma 2.4.
 
     Args:
-        signal: ``[..., 3]`` red, green, blue.
+        signal: ``[..., 3]`` red, green, blue in [0, 1].
         transfer: ``HLG`` or ``PQ``; any other value is that of SDR, gamma 2.4.
         primaries: ``BT_2020``, ``DISPLAY_P3``, or any other value for those of BT.709.
     """
     light = _hlg_light(signal) if transfer == HLG else pq_light(signal) if transfer == PQ else WHITE * signal**2.4
     light = light @ _TO_709.get(primaries, np.eye(3)).T
-    # What BT.709 cannot show is paled towards its own grey, not cut channel by channel: that would turn its hue.
+    # Colours outside BT.709 are desaturated towards their grey; clipping each channel would change their hue.
     grey = (light @ _LUMA_709)[..., None].clip(0)
     low = light.min(-1, keepdims=True)
     light = grey + (light - grey) * np.where(low < 0, grey / np.maximum(grey - low, 1e-9), 1.0)
@@ -222,7 +228,7 @@ def to_sdr(signal: np.ndarray, transfer: int, primaries: int = BT_2020) -> np.nd
 
 
 def roll_off(light: np.ndarray) -> np.ndarray:
-    """Light in cd/m², up to ``PEAK``, to at most ``WHITE``: the EETF of BT.2390."""
+    """Compress light in cd/m², up to ``PEAK``, to at most ``WHITE`` with the EETF of BT.2390."""
     source = pq_signal(np.array(PEAK))
     value, most = pq_signal(light.clip(0, PEAK)) / source, float(pq_signal(np.array(WHITE)) / source)
     knee = 1.5 * most - 0.5
@@ -232,13 +238,13 @@ def roll_off(light: np.ndarray) -> np.ndarray:
 
 
 def pq_light(signal: np.ndarray) -> np.ndarray:
-    """PQ signal in [0, 1] to cd/m²."""
+    """Convert a PQ signal in [0, 1] to light in cd/m²."""
     power = signal.clip(0, 1) ** (1 / _M2)
     return 10_000 * ((power - _C1).clip(0) / (_C2 - _C3 * power)) ** (1 / _M1)
 
 
 def pq_signal(light: np.ndarray) -> np.ndarray:
-    """Light in cd/m² to PQ signal."""
+    """Convert light in cd/m² to a PQ signal."""
     power = (light / 10_000) ** _M1
     return ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
 
@@ -250,16 +256,16 @@ def _hlg_light(signal: np.ndarray) -> np.ndarray:
 
 
 class ToneMapper:
-    """Frames of one transfer characteristic and set of primaries to SDR in BT.709."""
+    """A converter of frames with one transfer characteristic and set of primaries to SDR in BT.709."""
 
     def __init__(self, transfer: int, primaries: int) -> None:
-        """See ``to_sdr``."""
+        """Compute the table of colours; for the arguments see ``to_sdr``."""
         self._table = _cube(transfer, primaries)
         self._graph: Any = None
         self._size: tuple[int, int] | None = None
 
     def __call__(self, frame: Any) -> Any:
-        """A decoded ``av.VideoFrame`` to one of planar RGB."""
+        """Convert a decoded ``av.VideoFrame`` to one of planar RGB."""
         # Wide primaries without a stated matrix come with BT.2020's, which has the same number.
         matrix = BT_2020 if frame.colorspace == _UNSPECIFIED else None
         frame = frame.reformat(format="gbrp10le", src_colorspace=matrix)
@@ -271,10 +277,10 @@ class ToneMapper:
 
 
 def _lookup(width: int, height: int, table: str) -> Any:
-    """A filter graph that looks frames of planar RGB up in a table of the .cube format."""
+    """Return a filter graph that looks frames of planar RGB up in a table of the .cube format."""
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("gbrp10le"), time_base=Fraction(1, 25))
-    # The filter takes its table from a file, which it has read when it is made.
+    # The filter reads its table from a file when it is created.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.cube"
         path.write_text(table, encoding="utf-8")
@@ -285,31 +291,39 @@ def _lookup(width: int, height: int, table: str) -> Any:
 
 @lru_cache(maxsize=4)
 def _cube(transfer: int, primaries: int) -> str:
-    """The map as a text of the .cube format, red fastest."""
+    """Return the map of colours as a text of the .cube format, red fastest."""
     steps = np.linspace(0, 1, _KNOTS)
     blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")
     colours = to_sdr(np.stack([red, green, blue], -1).reshape(-1, 3), transfer, primaries)
     return f"LUT_3D_SIZE {_KNOTS}\n" + ("%.5f %.5f %.5f\n" * len(colours)) % tuple(colours.ravel().tolist())
 
 
-MOST_PIXELS = 8192 * 4320
-"""A frame of 8K; more is refused before it is converted."""
+# --- Frames of a video ------------------------------------------------------------------
 
-_DISPLAY_UNSPECIFIED, _BT_709 = 2, 1
+MOST_PIXELS = 8192 * 4320
+"""Pixels of a frame of 8K; larger ones are refused before they are converted."""
+
+_BT_709 = 1
 _HD_LINES = 720
+"""Height from which on a frame without a stated matrix is taken for BT.709, as players do; below it is BT.601."""
 _LEAST_SQUEEZE = 0.01
-"""Pixels that are this near to squares are squares: rounding of writers."""
+"""Pixels whose aspect ratio is this near to one count as square: writers round."""
 _MOST_SQUEEZE = 8
 
 
 class Display:
-    """Frames of one stream to ``[H, W, 3]`` uint8 RGB."""
+    """A converter of the frames of one stream to ``[H, W, 3]`` uint8 RGB."""
 
     def __init__(self, path: Path, stream: Any, most_pixels: int = MOST_PIXELS) -> None:
-        """path: for messages; stream: ``av.VideoStream`` that the frames are decoded from.
+        """Prepare the conversion.
+
+        Args:
+            path: of the file, for messages.
+            stream: the ``av.VideoStream`` that the frames are decoded from.
+            most_pixels: of a frame.
 
         Raises:
-            BadInput: they would have more than ``most_pixels``.
+            BadInput: the frames have more than ``most_pixels``.
         """
         self._path, self._most_pixels = path, most_pixels
         self._aspect = _pixel_aspect(stream)
@@ -317,22 +331,22 @@ class Display:
         self._mapper: tuple[tuple[int, int], ToneMapper] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
-        """Pixels of an ``av.VideoFrame``.
+        """Return the pixels of an ``av.VideoFrame``.
 
         Raises:
             BadInput: it has too many.
         """
         width, height = self._size(frame)
-        how: dict[str, Any] = {"format": "rgb24"}
+        options: dict[str, Any] = {"format": "rgb24"}
         if (width, height) != (frame.width, frame.height):
-            how |= {"width": width, "height": height, "interpolation": "BICUBIC"}
-        if frame.colorspace == _DISPLAY_UNSPECIFIED and height >= _HD_LINES and not frame.format.is_rgb:
-            how["src_colorspace"] = _BT_709
+            options |= {"width": width, "height": height, "interpolation": "BICUBIC"}
+        if frame.colorspace == _UNSPECIFIED and height >= _HD_LINES and not frame.format.is_rgb:
+            options["src_colorspace"] = _BT_709
         matrix = _display_matrix(frame)
-        return upright(self._sdr(frame).to_ndarray(**how), matrix)
+        return upright(self._sdr(frame).to_ndarray(**options), matrix)
 
     def _size(self, coded: Any) -> tuple[int, int]:
-        """Width and height with square pixels of what has ``width`` and ``height`` of its own."""
+        """Return width and height with square pixels of an object with ``width`` and ``height``."""
         width, height = display_size(coded.width, coded.height, self._aspect)
         if width * height > self._most_pixels:
             raise BadInput(
@@ -342,7 +356,7 @@ class Display:
         return width, height
 
     def _sdr(self, frame: Any) -> Any:
-        """The frame in BT.709, itself if it is."""
+        """Return the frame in BT.709; itself if it already is."""
         transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
         if transfer not in (HLG, PQ) and primaries not in (BT_2020, DISPLAY_P3):
             return frame
@@ -357,9 +371,9 @@ class Display:
 
 
 def display_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
-    """Width and height in px with which pixels that are ``aspect`` times as wide as high become squares.
+    """Return the width and height in px after pixels that are ``aspect`` times as wide as high were made square.
 
-    The shorter-looking side is enlarged, so that no detail goes; it becomes an even number.
+    The side that looks shorter is enlarged, so that no detail is lost; it becomes an even number.
     """
     if aspect > 1:
         return round(width * aspect / 2) * 2, height
@@ -369,9 +383,10 @@ def display_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
 
 
 def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """``[H, W, 3]`` turned and mirrored as a display matrix says, to the nearest quarter.
+    """Rotate and mirror ``image`` ``[H, W, 3]`` as a display matrix states, to the nearest quarter turn.
 
-    matrix: (a, b, c, d) of x' = a x + c y, y' = b x + d y (ISO 14496-12, section 8.3.2), x to the right, y down.
+    Args:
+        matrix: (a, b, c, d) of x' = a x + c y, y' = b x + d y (ISO 14496-12, section 8.3.2), x to the right, y down.
     """
     a, b, c, d = matrix
     across, down = a, d
@@ -389,7 +404,7 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
 
 
 def _pixel_aspect(stream: Any) -> Fraction:
-    """Width of a pixel by its height; 1 where the file does not say or says nonsense."""
+    """Return a pixel's width divided by its height; 1 where the file does not state it or states an implausible one."""
     aspect = stream.sample_aspect_ratio
     if not aspect or abs(aspect - 1) < _LEAST_SQUEEZE or not Fraction(1, _MOST_SQUEEZE) <= aspect <= _MOST_SQUEEZE:
         return Fraction(1)

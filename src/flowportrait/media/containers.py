@@ -1,18 +1,10 @@
-"""Opening media files: their streams, beginnings, and whether all of them is there.
-
-Keep the chatter of native libraries off the user's terminal.
-
-MediaPipe and TensorFlow Lite write start-up remarks straight to file descriptor 2, past Python's ``sys.stderr``.
-While this is active anywhere in the process such writes go nowhere; what Python prints still arrives, and exceptions
-pass. Threads may use it at the same time: the first one in redirects the descriptor, the last one out restores it.
-
-Opening media files, which of their streams count, when they begin, and whether all of them is there.
+"""Open media files: their streams, when they begin, and whether the whole file is there.
 
 FFmpeg takes a name with a colon for a network address, and some files (playlists, session descriptions) for an order
 to open others. Here a name is a file and nothing else, and a file is read alone.
 
-It also plays a file that was cut off to where it ends and reports nothing: a broken download would become a frozen
-picture, half a recording half a video. So the length a file claims is compared with the length it has.
+FFmpeg also plays a truncated file up to its end and reports nothing: a broken download would become a frozen picture,
+half a recording half a video. So the length that a file declares is compared with the length that it has.
 """
 
 from __future__ import annotations
@@ -31,9 +23,16 @@ from av.stream import Disposition
 
 from flowportrait.errors import BadInput
 
+# --- Messages of native libraries -------------------------------------------------------
+#
+# MediaPipe and TensorFlow Lite write start-up messages straight to file descriptor 2, past Python's ``sys.stderr``.
+# While they are silenced anywhere in the process such messages are discarded; what Python prints still arrives, and
+# exceptions pass. Several threads may silence them at once: the first one redirects the descriptor, the last one
+# restores it.
+
 
 class _Redirection:
-    """File descriptor 2 at the null device for as long as somebody wants it there."""
+    """A redirection of file descriptor 2 to the null device that lasts while it has users."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,16 +44,16 @@ class _Redirection:
         self._redirected = False
 
     def begin(self) -> None:
-        """Redirect if this is the first user."""
+        """Add a user; the first one redirects."""
         with self._lock:
             self._users += 1
             if self._users == 1:
-                # Without a usable standard error (a service, a notebook) there is nothing to keep clean.
+                # Without a usable standard error (a service, a notebook) there is nothing to redirect.
                 with suppress(OSError, ValueError):
                     self._redirect()
 
     def end(self) -> None:
-        """Restore if this was the last user."""
+        """Remove a user; the last one restores."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
@@ -112,15 +111,21 @@ def _is_descriptor_two(stream: Any) -> bool:
         return False
 
 
+# --- Opening files ----------------------------------------------------------------------
+
 STREAMED = 0x7FFF_0000
-"""Recorders that write to a pipe put a length of about two or four gigabytes into the header of a wav file."""
+"""Length in a wav header from which on it is no length: recorders that write to a pipe put two or four gigabytes there.
+"""
 
 CONTAINERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,obu,ogg,rm,tta,w64,wav,wv,y4m,yuv4mpegpipe,apng"
 )
-"""Formats that hold their own pictures and sound. Not among them: what names further files or addresses (hls, dash,
-concat, sdp, rtsp, imf, image2) and what runs as a script (avisynth, vapoursynth)."""
+"""FFmpeg's names of formats that hold their own pictures and sound.
+
+Not among them: formats that name further files or addresses (hls, dash, concat, sdp, rtsp, imf, image2) and formats
+that run as a script (avisynth, vapoursynth).
+"""
 
 _IMAGE_CODECS = {"mjpeg", "png", "bmp", "tiff", "webp", "gif"}
 _THUMBNAIL = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -131,15 +136,18 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]{1,2}[^/\\]")
 
 
 def file_url(path: str | Path) -> str:
-    """The name of a file as FFmpeg takes it, for reading and writing: never a protocol, whatever the path contains."""
+    """Return the name of a file as FFmpeg takes it for reading and writing.
+
+    It is never taken for a protocol, whatever the path contains.
+    """
     return f"file:{os.fspath(path)}"
 
 
 def open_media(path: str | Path) -> Any:
-    """An ``av`` container of a media file, to read; close it or use it as a context manager.
+    """Open a media file for reading and return its ``av`` container; close it or use it as a context manager.
 
-    The file alone is read: playlists and other formats that name further files are refused, as is every protocol.
-    Text tags that are not UTF-8 are read with replacements.
+    The file alone is read: playlists and other formats that name further files are refused, as is every protocol. Text
+    tags that are not UTF-8 are read with replacements.
 
     Raises:
         av.FFmpegError, OSError: FFmpeg cannot open it.
@@ -157,28 +165,31 @@ def open_media(path: str | Path) -> Any:
 
 
 def check_is_file(path: Path, kind: str) -> None:
-    """That there is a file to read, before anything opens it.
+    """Check that there is a file to read, before anything opens it.
 
     Args:
-        path: what the user gave.
+        path: the path that the user gave.
         kind: ``audio``, ``video`` or ``image``, for the message.
 
     Raises:
-        BadInput: there is none; an address is told from a path.
+        BadInput: there is none; the message distinguishes folders and web addresses.
     """
     if path.is_file():
         return
     if path.is_dir():
         raise BadInput(f"{path} is a folder: give one {kind} file.")
-    # A Path has one slash where the address had two.
+    # A Path keeps one of the two slashes of an address.
     if _URL.match(str(path)):
         address = re.sub(r":[/\\]+", "://", str(path), count=1)
         raise BadInput(f"{address} is an address, not a file: download it first and give the {kind} file's path.")
     raise BadInput(f"No {kind} file at {path}: check the path.")
 
 
+# --- Streams ----------------------------------------------------------------------------
+
+
 def video_stream(container: Any) -> Any | None:
-    """The stream of an opened file that is its moving picture; None where it has no picture or only a cover.
+    """Return the stream that is an opened file's moving picture; None where it has no picture or only a cover.
 
     A cover or a track of thumbnails may come first, and not every writer marks it as such.
     """
@@ -188,15 +199,17 @@ def video_stream(container: Any) -> Any | None:
 
 
 def sound_stream(container: Any) -> Any | None:
-    """The stream of an opened file that players play: the default one, else the first; None without sound."""
+    """Return the stream of sound that players play: the default one, else the first; None without sound."""
     sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
     return max(sounds, key=lambda stream: bool(stream.disposition & Disposition.default), default=None)
 
 
 def origin(container: Any) -> float:
-    """The moment an opened file begins in seconds: where its picture or its sound starts, whichever comes first.
+    """Return the time in seconds at which an opened file begins.
 
-    Picture and sound both count from here, so that a track that starts late stays where it belongs.
+    That is the start of its picture or its sound, whichever is earlier. Both count from here, so that a track that
+    starts
+    late stays where it belongs.
     """
     played = [stream for stream in (video_stream(container), sound_stream(container)) if stream is not None]
     starts = [float(stream.start_time * stream.time_base) for stream in played if stream.start_time is not None]
@@ -204,7 +217,7 @@ def origin(container: Any) -> float:
 
 
 def _prominence(stream: Any) -> tuple[bool, bool, int, int]:
-    """What makes a stream the main picture, most important first; of equals the first is taken."""
+    """Return a key that is largest for the main picture, most important criterion first."""
     context = stream.codec_context
     entries = max(stream.frames, len(stream.index_entries))
     return (
@@ -215,24 +228,27 @@ def _prominence(stream: Any) -> tuple[bool, bool, int, int]:
     )
 
 
+# --- Whether the whole file is there ----------------------------------------------------
+
+
 def check_length(path: Path) -> None:
-    """Compare the length a file's outermost boxes claim with the length it has, before it is opened.
+    """Compare the length that a file's outermost boxes declare with the length it has, before it is opened.
 
     Raises:
-        BadInput: it is empty, or ends before it says it does.
+        BadInput: the file is empty, or ends before its declared end.
     """
     size = path.stat().st_size
     if size == 0:
         raise BadInput(f"{path} is empty (0 bytes): copy or download it again.")
     with path.open("rb") as file:
-        claimed = _claimed_length(file, size)
+        declared = _declared_length(file, size)
     # Some recorders miscount their header by a few bytes; nothing audible is lost there.
-    if claimed > size * 1.01:
-        raise BadInput(f"{path} is damaged, only {size / claimed:.0%} of it is there: copy or download it again.")
+    if declared > size * 1.01:
+        raise BadInput(f"{path} is damaged, only {size / declared:.0%} of it is there: copy or download it again.")
 
 
 def check_whole(container: Any, path: Path) -> None:
-    """Compare the index of an opened file with its size.
+    """Compare the index of an opened file with the file's size.
 
     Raises:
         BadInput: the index names pictures or sound beyond the end of the file.
@@ -243,12 +259,12 @@ def check_whole(container: Any, path: Path) -> None:
         raise BadInput(f"{path} is damaged, only {size / end:.0%} of it is there: copy or download it again.")
 
 
-def _claimed_length(file: BinaryIO, size: int) -> int:
-    """Bytes the file says it has; 0 where it does not say (streamed, or of another kind)."""
+def _declared_length(file: BinaryIO, size: int) -> int:
+    """Return the number of bytes a file declares; 0 where it declares none (streamed, or of another kind)."""
     head = file.read(12)
     if head[:4] in (b"RIFF", b"FORM"):
-        claimed = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-        return 0 if claimed >= STREAMED else claimed + 8
+        declared = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        return 0 if declared >= STREAMED else declared + 8
     if head[4:8] == b"ftyp":
         return max(_box_ends(file, size))
     if head[:4] == b"\x1a\x45\xdf\xa3":
@@ -257,7 +273,7 @@ def _claimed_length(file: BinaryIO, size: int) -> int:
 
 
 def _box_ends(file: BinaryIO, size: int) -> Iterator[int]:
-    """Where each outermost box of an mp4 or mov file ends (ISO 14496-12, section 4.2)."""
+    """Yield where each outermost box of an mp4 or mov file ends (ISO 14496-12, section 4.2)."""
     place = 0
     while place < size:
         file.seek(place)
@@ -274,7 +290,7 @@ def _box_ends(file: BinaryIO, size: int) -> Iterator[int]:
 
 
 def _matroska_length(file: BinaryIO) -> int:
-    """Where the one segment of a Matroska or WebM file ends (RFC 8794: an id, a length, the content)."""
+    """Return where the one segment of a Matroska or WebM file ends (RFC 8794: an id, a length, the content)."""
     file.seek(4)
     _, header = _vint(file)
     file.seek(header, 1)
@@ -285,7 +301,10 @@ def _matroska_length(file: BinaryIO) -> int:
 
 
 def _vint(file: BinaryIO) -> tuple[bool, int]:
-    """A length of one to eight bytes, the leading zeros of its first telling how many; all ones mean unknown."""
+    """Read an EBML length of one to eight bytes: whether it is unknown (all ones), and its value.
+
+    The leading zeros of its first byte give the number of bytes.
+    """
     first = (file.read(1) or b"\xff")[0]
     more = 8 - first.bit_length()
     bits = 7 * (more + 1)

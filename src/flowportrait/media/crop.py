@@ -1,17 +1,9 @@
-"""The square around a face, cut out and pasted back, and head-stabilised views of the face.
-
-The square around a face: cut out of a photo, and put back into it when it was drawn.
+"""Cut the square around a face out of a photo and paste it back, and cut head-stabilised views of the face.
 
     crop(x) = photo(to_crop⁻¹ x)            photo'(x) = (1 − m(x)) photo(x) + m(x) frame(to_crop x)
 
-where m is one in the crop's middle and falls smoothly to zero at its border. Or, where the crop alone is wanted and
-reaches past the photo, the largest square of it that the photo fills.
-
-Head-stabilised views of a face: a similarity transform from rigid landmarks to a canonical frame.
-
-The canonical frame has the outer eye corners one unit apart on a horizontal line around the origin, y down.
-Only points that hardly move with speech (eye corners, nose bridge, nose base) take part, so what moves inside
-a stabilised patch is the mouth and not the head.
+The mask m is one in the crop's middle and falls smoothly to zero at its border. Where the crop alone is wanted and
+reaches past the photo, ``photo_square`` gives the largest square of it that the photo fills.
 """
 
 from __future__ import annotations
@@ -23,19 +15,26 @@ import numpy as np
 
 from flowportrait.media.faces import extent
 
+# --- The crop of a photo ----------------------------------------------------------------
+
 _FACE_SHARE = 0.5
 _MAX_FACE_SHARE = 0.66
 _HEAD_ABOVE = 0.04
 _FEATHER = 0.06
 _WHOLE = 1e-3
-"""A border this near to a pixel's own, in px, is that pixel's: rounding of the affine map."""
+"""A border that is this near to a pixel's own, in px, counts as that pixel's: the affine map is rounded."""
 
 
 def crop_transform(landmarks: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
-    """Affine ``[2, 3]`` from photo to a square of ``size`` px around the face of ``landmarks``.
+    """Return the affine map ``[2, 3]`` from a photo to a square of ``size`` px around the face of ``landmarks``.
 
-    The square is kept inside the photo where that leaves the face at most two thirds of its side; a face
-    that fills the photo is given room by repeating the photo's edge.
+    The square is kept inside the photo where that leaves the face at most two thirds of its side; a face that fills the
+    photo gets a margin that repeats the photo's edge.
+
+    Args:
+        landmarks: ``[478, ≥ 2]`` px of the photo.
+        shape: height and width of the photo.
+        size: side of the crop in px.
     """
     height, width = shape
     face = extent(landmarks)
@@ -57,24 +56,30 @@ def crop_transform(landmarks: np.ndarray, shape: tuple[int, int], size: int) -> 
 
 
 def apply_affine(matrix: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Landmarks ``[..., 3]`` under an affine map of x and y; z follows its scale."""
+    """Map landmarks ``[..., 3]`` by an affine map of x and y; z is scaled with them."""
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     flat = landmarks[..., :2] @ matrix[:, :2].T + matrix[:, 2]
     return np.concatenate([flat, landmarks[..., 2:] * scale], -1).astype(np.float32)
 
 
 def resize_transform(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
-    """Affine ``[2, 3]`` between the pixels of a picture of shape ``before`` and of the same scaled to ``after``: their
-    outer edges meet, not the centres of their corner pixels."""
+    """Return the affine map ``[2, 3]`` from pixels of a picture to those of a resized copy.
+
+    The outer edges of the pictures coincide, not the centres of their corner pixels.
+
+    Args:
+        before: shape of the picture.
+        after: shape of the copy.
+    """
     down, across = after[0] / before[0], after[1] / before[1]
     return np.array([[across, 0, 0.5 * across - 0.5], [0, down, 0.5 * down - 0.5]])
 
 
 def sample_crop(image: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-    """Square view of ``image`` under ``matrix``, area-averaged where it shrinks."""
+    """Return the square view ``[size, size, ...]`` of ``image`` under ``matrix``, area-averaged where it shrinks."""
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if scale < 0.75:
-        # One exact area reduction over the needed window, then the sub-pixel remainder.
+        # One exact area reduction of the picture, then an affine map for the sub-pixel remainder.
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         shrink = np.vstack([resize_transform(image.shape, small.shape), [0, 0, 1]])
         matrix = (np.vstack([matrix, [0, 0, 1]]) @ np.linalg.inv(shrink))[:2]
@@ -84,11 +89,14 @@ def sample_crop(image: np.ndarray, matrix: np.ndarray, size: int, border: int = 
 
 
 class Paste:
-    """The way back of frames into one photo ``[H, W, 3]`` uint8, prepared once for all of them.
+    """A function that pastes frames back into one photo ``[H, W, 3]`` uint8, prepared once for all of them.
 
-    to_crop: the affine map ``[2, 3]`` that took the square of side ``size`` from the photo. mask: ``[S, S]`` float in
-    [0, 1], where a frame replaces the photo; by default all of the crop, feathered over 6 % of its side, except along
-    sides where the crop reaches the photo's edge.
+    Args:
+        image: the photo.
+        to_crop: the affine map ``[2, 3]`` that took the square of side ``size`` from the photo.
+        size: side of the frames in px.
+        mask: ``[S, S]`` float in [0, 1], where a frame replaces the photo; by default all of the crop, feathered over 6
+            % of its side, except along sides where the crop reaches the photo's edge.
     """
 
     def __init__(self, image: np.ndarray, to_crop: np.ndarray, size: int, mask: np.ndarray | None = None) -> None:
@@ -101,38 +109,52 @@ class Paste:
         self._box = None if right <= left or bottom <= top else np.s_[top:bottom, left:right]
         if self._box is None:
             return
-        self._local = to_photo.copy()
-        self._local[:, 2] -= (left, top)
+        self._to_patch = to_photo.copy()
+        self._to_patch[:, 2] -= (left, top)
         self._shape = (int(right - left), int(bottom - top))
         self._flags = cv2.INTER_CUBIC if np.linalg.det(to_photo[:, :2]) > 1 else cv2.INTER_LINEAR
         if mask is None:
             mask = feather(size, _open_sides(corners, width, height))
-        self._weight = cv2.warpAffine(
-            mask.astype(np.float32), self._local, self._shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        self._frame_weight = cv2.warpAffine(
+            mask.astype(np.float32),
+            self._to_patch,
+            self._shape,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
         )
-        self._rest = 1 - self._weight
-        self._under = np.ascontiguousarray(image[self._box])
+        self._photo_weight = 1 - self._frame_weight
+        self._photo_patch = np.ascontiguousarray(image[self._box])
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """A copy of the photo with ``frame`` ``[S, S, 3]`` uint8 laid over the square."""
+        """Return a copy of the photo with ``frame`` ``[S, S, 3]`` uint8 pasted over the square."""
         result = self._image.copy()
         if self._box is not None:
-            drawn = cv2.warpAffine(frame, self._local, self._shape, flags=self._flags, borderMode=cv2.BORDER_REPLICATE)
-            result[self._box] = cv2.blendLinear(drawn, self._under, self._weight, self._rest)
+            warped = cv2.warpAffine(
+                frame, self._to_patch, self._shape, flags=self._flags, borderMode=cv2.BORDER_REPLICATE
+            )
+            result[self._box] = cv2.blendLinear(warped, self._photo_patch, self._frame_weight, self._photo_weight)
         return result
 
 
 def paste_back(image: np.ndarray, frame: np.ndarray, to_crop: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Photo ``[H, W, 3]`` uint8 with ``frame`` ``[S, S, 3]`` uint8 laid over the square ``to_crop`` took it
-    from; see ``Paste``."""
+    """Return a photo ``[H, W, 3]`` uint8 with ``frame`` ``[S, S, 3]`` uint8 pasted over the square of ``to_crop``.
+
+    For the arguments see ``Paste``.
+    """
     return Paste(image, to_crop, frame.shape[0], mask)(frame)
 
 
 def photo_square(to_crop: np.ndarray, shape: tuple[int, ...], landmarks: np.ndarray, size: int) -> tuple[int, int, int]:
-    """Left, top and side, in px of a crop of side ``size``, of its largest square that the photo of ``shape`` fills.
+    """Return left, top and side of the largest square of a crop that the photo fills, in px of the crop.
 
-    The square holds the whole face (``landmarks`` ``[478, ≥ 2]`` in crop px), even where the photo does not: then what
-    repeats the photo's edge stays in view. ``(0, 0, size)`` where the photo fills the crop.
+    The square holds the whole face, even where the photo does not: then what repeats the photo's edge stays in view. It
+    is ``(0, 0, size)`` where the photo fills the crop.
+
+    Args:
+        to_crop: the affine map ``[2, 3]`` from photo to crop.
+        shape: of the photo.
+        landmarks: ``[478, ≥ 2]`` in px of the crop.
+        size: side of the crop.
     """
     height, width = shape[:2]
     corners = np.array([[-0.5, -0.5, 1], [width - 0.5, height - 0.5, 1]]) @ to_crop.T + 0.5
@@ -146,7 +168,11 @@ def photo_square(to_crop: np.ndarray, shape: tuple[int, ...], landmarks: np.ndar
 
 
 def feather(size: int, open_sides: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> np.ndarray:
-    """Weight ``[size, size]`` float32, zero along the open sides (left, top, right, bottom), one inside."""
+    """Return a weight ``[size, size]`` float32 that falls from one inside to zero at the open sides.
+
+    Args:
+        open_sides: whether the left, top, right and bottom sides are open.
+    """
     distance = np.arange(size) / (_FEATHER * size)
     ramp = distance.clip(0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
@@ -158,34 +184,47 @@ def feather(size: int, open_sides: tuple[bool, bool, bool, bool] = (True, True, 
 
 
 def _open_sides(corners: np.ndarray, width: int, height: int) -> tuple[bool, bool, bool, bool]:
-    """Sides of the crop with photo beyond them."""
+    """Return for each side of the crop (left, top, right, bottom) whether the photo goes on beyond it."""
     low, high = corners.min(0), corners.max(0)
     return bool(low[0] > 1), bool(low[1] > 1), bool(high[0] < width - 2), bool(high[1] < height - 2)
 
 
+# --- Head-stabilised views --------------------------------------------------------------
+#
+# A similarity transform takes rigid landmarks to a canonical frame, which has the outer eye corners one unit apart on a
+# horizontal line around the origin, y down. Only points that hardly move with speech (eye corners, nose bridge, nose
+# base) take part, so what moves inside a stabilised patch is the mouth and not the head.
+
 RIGID = np.array([33, 133, 362, 263, 168, 6, 197, 2])
-"""Outer and inner eye corners, nose bridge (three points), nose base."""
+"""Indices of landmarks that move with the skull alone.
+
+Outer and inner eye corners, nose bridge (three points), nose base.
+"""
 
 _CANONICAL = np.array(
     [[-0.5, 0], [-0.17, 0.02], [0.17, 0.02], [0.5, 0], [0, -0.06], [0, 0.1], [0, 0.24], [0, 0.56]], np.float32
 )
 
 MOUTH_PATCH = (48, 64)
-"""Height and width in pixels of the patch the evaluation expert reads."""
+"""Height and width in pixels of the mouth patch, the input of the evaluation expert."""
 
 _PATCH_CENTRE, _PATCH_WIDTH = (0.0, 0.84), 1.0
 
 
 def to_canonical(landmarks: np.ndarray) -> np.ndarray:
-    """Least-squares similarity ``[2, 3]`` from image pixels to the canonical frame for landmarks ``[478, 3]``."""
+    """Return the least-squares similarity ``[2, 3]`` from image pixels to the canonical frame.
+
+    Args:
+        landmarks: ``[478, 3]`` px.
+    """
     source = landmarks[RIGID, :2].astype(np.float64)
-    centre, goal = source.mean(0), _CANONICAL.mean(0)
-    a, b = source - centre, _CANONICAL - goal
+    centre, target_centre = source.mean(0), _CANONICAL.mean(0)
+    a, b = source - centre, _CANONICAL - target_centre
     scale = 1.0 / (a**2).sum()
     cos = (a * b).sum() * scale
     sin = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() * scale
-    turn = np.array([[cos, -sin], [sin, cos]])
-    return np.hstack([turn, (goal - turn @ centre)[:, None]])
+    rotation = np.array([[cos, -sin], [sin, cos]])
+    return np.hstack([rotation, (target_centre - rotation @ centre)[:, None]])
 
 
 @dataclass(frozen=True)
@@ -198,40 +237,53 @@ class CanonicalView:
     scale: float
 
     def pixels(self, places: np.ndarray) -> np.ndarray:
-        """Pixel coordinates ``[..., 2]`` of canonical ``places`` ``[..., 2]``."""
+        """Return pixel coordinates ``[..., 2]`` of canonical ``places`` ``[..., 2]``."""
         return (np.asarray(places) - (self.left, self.top)) * self.scale - 0.5
 
     def matrix(self, landmarks: np.ndarray) -> np.ndarray:
-        """Affine map ``[2, 3]`` from the pixels of an image with ``landmarks`` ``[478, ≥ 2]`` to those of the view."""
+        """Return the affine map ``[2, 3]`` from pixels of an image to those of the view.
+
+        Args:
+            landmarks: of the image's face, ``[478, ≥ 2]`` px.
+        """
         result = to_canonical(landmarks) * self.scale
         result[:, 2] -= np.array([self.left, self.top]) * self.scale + 0.5
         return result
 
     def cut(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """The view ``[size, size, 3]`` uint8 of ``image`` ``[H, W, 3]``, whose edge is repeated beyond it."""
+        """Return the view ``[size, size, 3]`` uint8 of ``image`` ``[H, W, 3]``; its edge is repeated beyond it."""
         matrix = self.matrix(landmarks)
         corners = np.array([[0, 0, 1], [self.size, 0, 1], [0, self.size, 1], [self.size, self.size, 1]])
-        near, (left, top) = around(image, corners @ cv2.invertAffineTransform(matrix).T)
+        window, (left, top) = around(image, corners @ cv2.invertAffineTransform(matrix).T)
         matrix[:, 2] += matrix[:, :2] @ (left, top)
-        return sample_crop(near, matrix, self.size)
+        return sample_crop(window, matrix, self.size)
 
 
 def mouth_patch(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Grey mouth patch ``[48, 64]`` uint8, one canonical unit wide, from a frame ``[H, W, 3]`` RGB."""
+    """Return the grey mouth patch ``[48, 64]`` uint8, one canonical unit wide, of a frame ``[H, W, 3]`` RGB."""
     height, width = MOUTH_PATCH
     pixels = width / _PATCH_WIDTH
     matrix = to_canonical(landmarks) * pixels
     matrix[:, 2] += np.array([width, height]) / 2 - np.array(_PATCH_CENTRE) * pixels
-    back = cv2.invertAffineTransform(matrix)
-    near, (left, top) = around(frame, np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]) @ back.T)
+    to_image = cv2.invertAffineTransform(matrix)
+    window, (left, top) = around(
+        frame, np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]) @ to_image.T
+    )
     matrix[:, 2] += matrix[:, :2] @ (left, top)
-    grey = cv2.cvtColor(near, cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(window, cv2.COLOR_RGB2GRAY)
     return cv2.warpAffine(grey, matrix, (width, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
 
 
 def around(frame: np.ndarray, places: np.ndarray, room: float = 2.0) -> tuple[np.ndarray, tuple[int, int]]:
-    """The part of a frame ``[H, W, 3]`` that holds ``places`` ``[N, 2]`` px and ``room`` px around them, at least one
-    pixel of it, and its left and top: of a large picture only what is looked at needs to be touched."""
+    """Return the part of a frame ``[H, W, 3]`` around some points, and its left and top.
+
+    Of a large picture only the part that is used needs to be read.
+
+    Args:
+        frame: the picture.
+        places: points ``[N, 2]`` in px.
+        room: margin around them in px; at least one pixel is returned.
+    """
     height, width = frame.shape[:2]
     low, high = np.floor(places.min(0) - room).astype(int), np.ceil(places.max(0) + room).astype(int)
     left, top = min(max(int(low[0]), 0), width - 1), min(max(int(low[1]), 0), height - 1)

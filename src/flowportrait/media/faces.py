@@ -1,18 +1,8 @@
-"""Faces in pictures: landmarks, blendshapes and pose from MediaPipe.
+"""Find faces in pictures: landmarks, blendshapes and pose from MediaPipe, one face per frame.
 
-Path of MediaPipe's ``face_landmarker.task``, which ships with the package (Apache-2.0, unchanged).
-
-MediaPipe's face landmarker without the rest of MediaPipe.
-
-``import mediapipe`` imports every task, among them an audio recorder (sounddevice, PortAudio) and drawing tools
-(matplotlib), half a second of processor for nothing that is used here. The modules of the landmarker need none of that:
-they are imported while the packages above them stand without their ``__init__``. Afterwards ``sys.modules`` is as it
-was, so whoever imports mediapipe in the same process gets the whole of it.
-
-Faces in pixels: 478 landmarks and 52 ARKit blendshapes from MediaPipe, one face per frame, and how they are turned.
-
-Landmarks are ``(x, y, z)`` in pixels of the given frame; z is depth relative to the face centre on the same
-scale as x, smaller is nearer. Frames without a face carry NaN and ``valid`` is False there.
+Landmarks are 478 points ``(x, y, z)`` in pixels of the given frame; z is depth relative to the face centre on the same
+scale as x, smaller is nearer. Blendshapes are the 52 of ARKit. Frames without a face carry NaN and ``valid`` is False
+there. The model ``face_landmarker.task`` ships with the package (Apache-2.0, unchanged).
 """
 
 from __future__ import annotations
@@ -37,14 +27,22 @@ import numpy as np
 from flowportrait.errors import BadInput
 from flowportrait.media.containers import native_chatter_silenced
 
+# --- MediaPipe's landmarker without the rest of MediaPipe -------------------------------
+#
+# ``import mediapipe`` imports every task, among them an audio recorder (sounddevice, PortAudio) and drawing tools
+# (matplotlib): half a second of processor time for nothing that is used here. The modules of the landmarker need none
+# of that: they are imported while the packages above them exist without their ``__init__`` having run. Afterwards
+# ``sys.modules`` is restored, so code that imports mediapipe in the same process gets the whole package.
+
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+"""Hash of the shipped model file."""
 
 
 def face_landmarker_path(given: str | Path | None = None) -> Path:
-    """Path of the model: ``given``, else ``$FLOWPORTRAIT_FACE_LANDMARKER``, else the shipped file.
+    """Return the path of the model: ``given``, else ``$FLOWPORTRAIT_FACE_LANDMARKER``, else the shipped file.
 
     Raises:
-        BadInput: a given file is missing, or the shipped one was left out of an incomplete installation.
+        BadInput: the given file is missing, or the installation lacks the shipped one.
     """
     if chosen := given or os.environ.get("FLOWPORTRAIT_FACE_LANDMARKER"):
         if not Path(chosen).is_file():
@@ -66,7 +64,7 @@ _LOCK = threading.Lock()
 
 
 class LandmarkerApi(NamedTuple):
-    """MediaPipe's classes that ``media.faces`` uses."""
+    """The classes of MediaPipe that this module uses."""
 
     BaseOptions: Any
     FaceLandmarker: Any
@@ -77,26 +75,29 @@ class LandmarkerApi(NamedTuple):
 
 
 def landmarker_api() -> LandmarkerApi:
-    """The classes, imported once; from a whole mediapipe if somebody has imported it or it is laid out otherwise."""
+    """Return MediaPipe's classes, imported once.
+
+    They are taken from the whole mediapipe if it was imported already, or if its modules are laid out in another way.
+    """
     with _LOCK:
-        return _load()
+        return _load_api()
 
 
 @lru_cache(maxsize=1)
-def _load() -> LandmarkerApi:
+def _load_api() -> LandmarkerApi:
     if "mediapipe" not in sys.modules:
         try:
             with _bare_packages():
-                api = _import()
-                # Finds the shared library as a resource of mediapipe, so it is loaded while the packages are bare.
+                api = _import_api()
+                # The shared library is found as a resource of mediapipe, so it is loaded while the packages are bare.
                 import_module(f"{_PYTHON}.core.mediapipe_c_bindings").load_raw_library()
                 return api
         except (ImportError, AttributeError):
             pass  # another version, laid out in another way
-    return _import()
+    return _import_api()
 
 
-def _import() -> LandmarkerApi:
+def _import_api() -> LandmarkerApi:
     landmarker = import_module(f"{_PYTHON}.vision.face_landmarker")
     image = import_module(f"{_PYTHON}.vision.core.image")
     mode = import_module(f"{_PYTHON}.vision.core.vision_task_running_mode")
@@ -109,7 +110,7 @@ def _import() -> LandmarkerApi:
 
 @contextmanager
 def _bare_packages() -> Iterator[None]:
-    """Let mediapipe's packages stand without having been run; take everything of mediapipe away at the end."""
+    """Let mediapipe's packages exist without running them; remove everything of mediapipe at the end."""
     top = find_spec("mediapipe")
     if top is None or top.submodule_search_locations is None:
         raise ModuleNotFoundError("No module named 'mediapipe'", name="mediapipe")
@@ -129,14 +130,22 @@ def _bare_package(name: str, folder: Path) -> ModuleType:
     return module_from_spec(spec)
 
 
+# --- Tracking ---------------------------------------------------------------------------
+
 N_LANDMARKS = 478
 N_BLENDSHAPES = 52
 
 
 @dataclass(frozen=True)
 class Faces:
-    """One face per frame: landmarks ``[T, 478, 3]`` px, blendshapes ``[T, 52]`` in [0, 1], valid ``[T]`` bool,
-    count ``[T]`` faces seen."""
+    """One face per frame of a clip.
+
+    Attributes:
+        landmarks: ``[T, 478, 3]`` px.
+        blendshapes: ``[T, 52]`` in [0, 1].
+        valid: ``[T]`` bool, whether there is a face.
+        count: ``[T]`` how many faces the frame shows.
+    """
 
     landmarks: np.ndarray
     blendshapes: np.ndarray
@@ -145,10 +154,16 @@ class Faces:
 
 
 class FaceTracker:
-    """Landmarks for a stream of frames of one video. Not shared between videos; use as a context manager.
+    """A tracker of one face through the frames of one video; use it as a context manager and for one video alone.
 
-    Several faces: in the first frame (of each shot, see ``new_shot``) the largest is taken, or the ``face``-th from the
-    left, afterwards the one nearest to the last position.
+    Of several faces the largest is taken in the first frame (of each shot, see ``new_shot``), or the ``face``-th from
+    the left; afterwards the one nearest to the last position.
+
+    Args:
+        max_faces: how many faces are detected per frame.
+        still: whether frames are separate pictures and no video.
+        model: path of the model; None for ``face_landmarker_path()``.
+        face: the number of the face, counted from the left beginning at 1; None for the largest.
     """
 
     def __init__(
@@ -163,10 +178,10 @@ class FaceTracker:
             output_face_blendshapes=True,
         )
         self._still = still
-        self._wanted, self._first_shot = face, True
+        self._face_number, self._first_shot = face, True
         with native_chatter_silenced():
             self._landmarker: Any = api.FaceLandmarker.create_from_options(options)
-        self._warm = False
+        self._is_loaded = False
         self._time_ms = 0
         self._last: np.ndarray | None = None
 
@@ -177,16 +192,16 @@ class FaceTracker:
         self._landmarker.close()
 
     def detect(self, frame: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """All faces of one RGB frame, largest first, as (landmarks ``[478, 3]`` px, blendshapes ``[52]``)."""
+        """Return all faces of one RGB frame, largest first, as (landmarks ``[478, 3]`` px, blendshapes ``[52]``)."""
         api = landmarker_api()
         image = api.Image(image_format=api.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
-        if self._warm:
-            result = self._run(image)
+        if self._is_loaded:
+            result = self._detect_raw(image)
         else:
-            # The first detection loads the networks, with remarks of its own.
+            # The first detection loads the networks, which print messages too.
             with native_chatter_silenced():
-                result = self._run(image)
-            self._warm = True
+                result = self._detect_raw(image)
+            self._is_loaded = True
         height, width = frame.shape[:2]
         scale = np.array([width, height, width], np.float32)
         faces = [
@@ -198,7 +213,7 @@ class FaceTracker:
         ]
         return sorted(faces, key=lambda face: -face_height(face[0]))
 
-    def _run(self, image: Any) -> Any:
+    def _detect_raw(self, image: Any) -> Any:
         if self._still:
             return self._landmarker.detect(image)
         self._time_ms += 40
@@ -209,23 +224,25 @@ class FaceTracker:
     ) -> Faces:
         """Follow one face through ``frames`` (``[H, W, 3]`` uint8 RGB).
 
-        inspect: called with each frame and the landmarks ``[478, 3]`` px of the face, None where there is none.
+        Args:
+            frames: of one shot or video.
+            inspect: called with each frame and the landmarks ``[478, 3]`` px of the face, None where there is none.
         """
         landmarks, blendshapes, valid, count = [], [], [], []
         for frame in frames:
-            found = self.detect(frame)
-            count.append(len(found))
-            if found:
-                points, shapes = self._same_face(found)
+            faces = self.detect(frame)
+            count.append(len(faces))
+            if faces:
+                points, shapes = self._same_face(faces)
                 self._last = points
             else:
                 points = np.full((N_LANDMARKS, 3), np.nan, np.float32)
                 shapes = np.full(N_BLENDSHAPES, np.nan, np.float32)
             if inspect is not None:
-                inspect(frame, points if found else None)
+                inspect(frame, points if faces else None)
             landmarks.append(points)
             blendshapes.append(shapes)
-            valid.append(bool(found))
+            valid.append(bool(faces))
         return Faces(
             np.array(landmarks, np.float32).reshape(-1, N_LANDMARKS, 3),
             np.array(blendshapes, np.float32).reshape(-1, N_BLENDSHAPES),
@@ -234,50 +251,64 @@ class FaceTracker:
         )
 
     def new_shot(self) -> None:
-        """Forget where the face was: the next frame comes after a cut. Where fewer faces are seen then than the wanted
-        one's number, the largest is taken."""
+        """Forget the position of the face, because the next frame comes after a cut.
+
+        If the next frame shows fewer faces than the number of the wanted one, the largest is taken.
+        """
         if self._last is not None:
             self._last, self._first_shot = None, False
 
-    def _same_face(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    def _same_face(self, faces: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         if self._last is None:
-            if self._wanted is None or (self._wanted > len(found) and not self._first_shot):
-                return found[0]
-            if not 1 <= self._wanted <= len(found):
-                raise BadInput(f"Where the video first shows faces there are {len(found)}, no number {self._wanted}.")
-            return sorted(found, key=lambda face: float(face[0][:, 0].mean()))[self._wanted - 1]
+            if self._face_number is None or (self._face_number > len(faces) and not self._first_shot):
+                return faces[0]
+            if not 1 <= self._face_number <= len(faces):
+                raise BadInput(
+                    f"Where the video first shows faces there are {len(faces)}, no number {self._face_number}."
+                )
+            return sorted(faces, key=lambda face: float(face[0][:, 0].mean()))[self._face_number - 1]
         centre = self._last[:, :2].mean(0)
-        return min(found, key=lambda face: float(np.hypot(*(face[0][:, :2].mean(0) - centre))))
+        return min(faces, key=lambda face: float(np.hypot(*(face[0][:, :2].mean(0) - centre))))
+
+
+# --- Measures of landmarks --------------------------------------------------------------
 
 
 def face_height(landmarks: np.ndarray) -> float:
-    """Vertical extent of the landmarks in pixels."""
+    """Return the vertical extent of landmarks in pixels."""
     return float(np.ptp(landmarks[:, 1]))
 
 
 def extent(landmarks: np.ndarray) -> float:
-    """The longer side in pixels of the box that holds landmarks ``[478, ≥ 2]``."""
+    """Return the longer side in pixels of the box that holds landmarks ``[478, ≥ 2]``."""
     return float(np.ptp(landmarks[:, :2], axis=0).max())
 
 
 def yaw(landmarks: np.ndarray) -> float:
-    """How far a face with landmarks ``[478, 3]`` px is turned aside, in degrees: the slant of its eye line in depth."""
+    """Return by how many degrees a face is turned aside: the slant of its eye line in depth.
+
+    Args:
+        landmarks: ``[478, 3]`` px.
+    """
     across = landmarks[263] - landmarks[33]
     return float(np.degrees(np.arctan2(across[2], np.hypot(across[0], across[1]))))
 
 
 def roll(landmarks: np.ndarray) -> float:
-    """How far a face with landmarks ``[478, ≥ 2]`` px lies on its side, in degrees from −180 to 180: the slant of its
-    eye line in the picture."""
+    """Return by how many degrees (−180 to 180) a face is rolled to its side: the slant of its eye line in the picture.
+
+    Args:
+        landmarks: ``[478, ≥ 2]`` px.
+    """
     across = landmarks[263] - landmarks[33]
     return float(np.degrees(np.arctan2(across[1], across[0])))
 
 
 def bridge(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Tracks ``[T, ...]`` with the frames that are not valid filled in linearly, held at the ends."""
+    """Fill the frames of tracks ``[T, ...]`` that are not valid by linear interpolation, held constant at the ends."""
     if valid.all():
         return values.astype(np.float32)
-    known = np.flatnonzero(valid)
+    valid_frames = np.flatnonzero(valid)
     flat = values.reshape(len(values), -1)
-    filled = np.stack([np.interp(np.arange(len(values)), known, column[known]) for column in flat.T], 1)
+    filled = np.stack([np.interp(np.arange(len(values)), valid_frames, column[valid_frames]) for column in flat.T], 1)
     return filled.reshape(values.shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Kinds of video file that can be written, by the ending of the name.
+"""Kinds of video file that can be written, by the suffix of the name.
 
 .mp4  H.264 + AAC      plays everywhere
 .mov  H.264 + AAC      for editors
@@ -16,12 +16,18 @@ from flowportrait.errors import BadInput
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """What a kind of file holds.
+    """The properties of one kind of video file.
 
-    muxer: FFmpeg's name of the container. mime: its media type. video_codec, audio_codec: FFmpeg's encoders, without
-    sound None. copied: codecs (FFmpeg's names) of given sound that go into the container as they are and that browsers
-    play from it. transparent: whether frames may have an alpha channel. embeds_manifest: whether a C2PA manifest is
-    put into the file; otherwise it lies beside it. streamed: whether it can be played while it is written.
+    Attributes:
+        suffix: the ending of its name.
+        muxer: FFmpeg's name of the container.
+        mime: its media type.
+        video_codec, audio_codec: FFmpeg's encoders; no audio codec means no sound.
+        copied: codecs (FFmpeg's names) of given sound that are copied into the container unchanged and that browsers
+            play from it.
+        transparent: whether frames may have an alpha channel.
+        embeds_manifest: whether a C2PA manifest is put into the file; otherwise it lies beside it.
+        streamed: whether the file can be played while it is written.
     """
 
     suffix: str
@@ -47,14 +53,14 @@ FORMATS = {
         OutputFormat(".gif", "gif", "image/gif", "gif", None, transparent=True),
     )
 }  # fmt: skip
-"""Formats by the ending of the name, in lower case."""
+"""The formats by the suffix of the file's name, in lower case."""
 
 
 def output_format(path: str | Path) -> OutputFormat:
-    """The format that a file name asks for by its ending.
+    """Return the format that a file name asks for by its suffix.
 
     Raises:
-        BadInput: the ending is none of ``FORMATS``.
+        BadInput: the suffix is none of ``FORMATS``.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:

@@ -1,4 +1,4 @@
-"""Photos in: any picture file to upright 8-bit sRGB."""
+"""Read photos: any picture file to upright 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 
 MOST_PIXELS = 200_000_000
+"""Pixels of the largest picture that is read."""
 WHITE = (255, 255, 255)
 
 _FORMATS = {
     "JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "ICO", "TGA", "PCX", "SGI", "PSD",
 }  # fmt: skip
-"""Formats by Pillow's names. Not among them: what is run as a program (EPS) or is made of further files."""
+"""Pillow's names of the formats that are read.
+
+Not among them: formats that are run as a program (EPS) or are made of further files.
+"""
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif"}
 _HEAD = 1 << 16
 _BAND_PIXELS = 4_000_000
@@ -32,9 +36,9 @@ _BAND_PIXELS = 4_000_000
 def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np.ndarray:
     """Decode ``path`` to ``[H, W, 3]`` uint8 RGB.
 
-    Colours are converted to sRGB from what the file says they are (``media.colour``), camera rotation (EXIF) is applied,
-    transparency is blended over ``background``, 16-bit samples are scaled to 8 bit, grey, palette and CMYK pictures
-    become RGB; of animations and bursts the first frame is taken.
+    Colours are converted to sRGB from the space that the file states (``media.colour``), camera rotation (EXIF) is
+    applied, transparency is blended over ``background``, 16-bit samples are scaled to 8 bit; grey, palette and CMYK
+    pictures become RGB; of animations and bursts the first frame is taken.
 
     Raises:
         BadInput: the file is missing, empty, not a picture, damaged, or beyond 200 megapixels.
@@ -53,25 +57,28 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np
                         "give a smaller picture."
                     )
                 file.seek(0)
-                return _decoded(opened, file.read(_HEAD), background)
+                return _decode(opened, file.read(_HEAD), background)
     except BadInput:
         raise
     except Exception as error:
-        # Decoders of damaged files raise nearly anything, in several lines at times.
+        # Decoders raise nearly any error on damaged files, sometimes with several lines.
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, struct.error):
             reason = "it ends within its header"
         raise BadInput(f"{path} cannot be read as a picture ({reason}): it may be damaged.") from error
-    raise BadInput(_no_picture(path))
+    raise BadInput(_not_a_picture_message(path))
 
 
 def from_pillow(image: Image.Image, background: tuple[int, int, int] = WHITE) -> np.ndarray:
-    """Pixels ``[H, W, 3]`` uint8 RGB of a Pillow image, converted as ``read_image`` does; the image stays as it is."""
-    return _decoded(image.copy(), b"", background)
+    """Return the pixels ``[H, W, 3]`` uint8 RGB of a Pillow image, converted as by ``read_image``.
+
+    The image itself is not changed.
+    """
+    return _decode(image.copy(), b"", background)
 
 
 def is_picture(path: str | Path) -> bool:
-    """Whether a file is a picture by its first bytes, whole or damaged."""
+    """Return whether a file is a picture by its first bytes, complete or damaged."""
     try:
         with open(path, "rb") as file:
             return _open(file) is not None
@@ -80,9 +87,10 @@ def is_picture(path: str | Path) -> bool:
 
 
 def _open(file: BinaryIO) -> Image.Image | None:
-    """The picture in an open file, not yet decoded; None if it is none.
+    """Return the picture in an open file, not yet decoded; None if it is none.
 
-    As ``PIL.Image.open``, whose limit of pixels is one number for the whole process and half of ours.
+    It does what ``PIL.Image.open`` does, except for its limit of pixels, which is one number for the whole process and
+    half of ours.
     """
     from PIL import Image
 
@@ -92,44 +100,44 @@ def _open(file: BinaryIO) -> Image.Image | None:
 
         file.seek(0)
         return HeifImageFile(file)
-    tried: set[str] = set()
+    tried_formats: set[str] = set()
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
-        for name in sorted(_FORMATS.intersection(Image.OPEN) - tried, key=Image.ID.index):
-            tried.add(name)
+        for name in sorted(_FORMATS.intersection(Image.OPEN) - tried_formats, key=Image.ID.index):
+            tried_formats.add(name)
             if name == "TGA" and not str(file.name).lower().endswith(".tga"):
-                # It has no mark of its own: much that is no picture would pass.
+                # TGA has no signature: many files that are no pictures would be accepted.
                 continue
-            make, accepts = Image.OPEN[name]
-            found = accepts(head) if accepts else True
-            if not found or isinstance(found, str):
+            open_image, accepts = Image.OPEN[name]
+            accepted = accepts(head) if accepts else True
+            if not accepted or isinstance(accepted, str):
                 continue
             file.seek(0)
             try:
-                return make(file, "")
+                return open_image(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue
     return None
 
 
-def _decoded(opened: Image.Image, head: bytes, background: tuple[int, int, int]) -> np.ndarray:
+def _decode(image_file: Image.Image, head: bytes, background: tuple[int, int, int]) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    # Of 200 megapixels every copy takes 800 MB.
-    ImageOps.exif_transpose(opened, in_place=True)
-    image = opened
+    # Every copy of 200 megapixels takes 800 MB.
+    ImageOps.exif_transpose(image_file, in_place=True)
+    image = image_file
     if image.mode.startswith(("I", "F")):
-        deep, image = image, Image.fromarray(_eight_bits(np.asarray(image, np.float64)))
-        image.info = {key: value for key, value in deep.info.items() if key != "transparency"}
+        original, image = image, Image.fromarray(_to_uint8(np.asarray(image, np.float64)))
+        image.info = {key: value for key, value in original.info.items() if key != "transparency"}
     image = to_srgb(image, head)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba)
-    return _rgb(image)
+    return _to_rgb_array(image)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """``[H, W, 3]`` uint8, converted band by band: the whole at once would be held three times."""
+def _to_rgb_array(image: Image.Image) -> np.ndarray:
+    """Return ``[H, W, 3]`` uint8, converted band by band: as a whole the picture would be held three times."""
     result = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -138,8 +146,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return result
 
 
-def _no_picture(path: Path) -> str:
-    """What to say of a file that is none: people give their video or their speech as a photo."""
+def _not_a_picture_message(path: Path) -> str:
+    """Return the message for a file that is no picture: people give their video or their speech as a photo."""
     try:
         with open_media(path) as container:
             if video_stream(container) is not None:
@@ -151,8 +159,8 @@ def _no_picture(path: Path) -> str:
     return f"{path} is not a picture: give a jpg, png, webp, heic, avif, bmp or tiff file."
 
 
-def _eight_bits(samples: np.ndarray) -> np.ndarray:
-    """Grey samples deeper than 8 bit (16-bit integers, or floats in [0, 1]) to uint8."""
+def _to_uint8(samples: np.ndarray) -> np.ndarray:
+    """Convert grey samples deeper than 8 bit (16-bit integers, or floats in [0, 1]) to uint8."""
     peak = samples.max(initial=0.0)
     full = 1.0 if peak <= 1.0 else 255.0 if peak <= 255.0 else 65535.0
     return np.round(samples.clip(0, full) * (255.0 / full)).astype(np.uint8)

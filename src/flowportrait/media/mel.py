@@ -1,4 +1,4 @@
-"""Log-mel features, four columns per video frame.
+"""Log-mel features of speech, four columns per video frame, and the loudness they are computed at.
 
 ``mel[4 i + j]`` describes the sound around ``i / 25 + j / 100 + 0.005`` s (25 ms windows, 10 ms apart), so the
 four columns of video frame ``i`` cover exactly the 40 ms it is on screen.
@@ -23,16 +23,18 @@ SAMPLES_PER_FRAME = HOP * MELS_PER_FRAME
 _FLOOR = 1e-6
 _SPEECH_RMS = 0.05
 QUIET_RMS, _SILENCE_RMS = 0.0056, 2e-4
-"""−45 and −74 dB below full scale: between them, what is uneven in time is speech and what is even is noise."""
+"""−45 and −74 dB below full scale: between them, sound that is uneven in time is speech and even sound is noise."""
 _UNEVEN = 5.0
-"""Power of the loudest of windows of 50 ms over that of the softest, as a factor (0.95 and 0.1 quantiles): hiss stays
-under 1.5, speech goes above 20."""
+"""Ratio of power between loud and quiet 50 ms windows (quantiles 0.95 and 0.1) above which sound is speech.
+
+Hiss stays under 1.5, speech goes above 20.
+"""
 _BLOCKS_PER_WINDOW = 5
 
 
 @lru_cache(maxsize=1)
 def filters() -> torch.Tensor:
-    """Slaney's triangles of unit area ``[257, 80]``, 50 to 7600 Hz, evenly apart on the mel scale."""
+    """Return Slaney's triangular filters of unit area ``[257, 80]``, 50 to 7600 Hz, evenly spaced on the mel scale."""
     low, high = slaney_mel(np.array([50.0, 7600.0]))
     corners = slaney_hertz(np.linspace(low, high, N_MELS + 2))
     bins = np.linspace(0, SAMPLE_RATE // 2, 257)
@@ -44,24 +46,24 @@ def filters() -> torch.Tensor:
 
 
 def slaney_mel(hertz: np.ndarray) -> np.ndarray:
-    """Hertz on Slaney's mel scale: linear below 1 kHz, logarithmic above."""
+    """Convert hertz to Slaney's mel scale: linear below 1 kHz, logarithmic above."""
     above = 15.0 + np.log(np.maximum(hertz, 1000.0) / 1000.0) * (27.0 / np.log(6.4))
     return np.where(hertz >= 1000.0, above, 3.0 * hertz / 200.0)
 
 
 def slaney_hertz(mel: np.ndarray) -> np.ndarray:
-    """Inverse of ``slaney_mel``."""
+    """Convert Slaney's mel scale to hertz, the inverse of ``slaney_mel``."""
     above = 1000.0 * np.exp(np.log(6.4) / 27.0 * (np.maximum(mel, 15.0) - 15.0))
     return np.where(mel >= 15.0, above, 200.0 * mel / 3.0)
 
 
 def frame_count(audio: np.ndarray | torch.Tensor) -> int:
-    """Video frames (25 fps) that ``audio`` ``[..., N]`` at 16 kHz spans, at least one, the last one begun."""
+    """Return the number of video frames (25 fps) that ``audio`` ``[..., N]`` at 16 kHz spans, rounded up."""
     return max(1, -(-audio.shape[-1] // SAMPLES_PER_FRAME))
 
 
 def log_mel(audio: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Natural-log mel energies ``[4 T, 80]`` float32 of 16 kHz samples ``[N]``, roughly in [-1, 3].
+    """Return natural-log mel energies ``[4 T, 80]`` float32 of 16 kHz samples ``[N]``, roughly in [-1, 3].
 
     T is ``frame_count(audio)``; the end is padded with silence.
     """
@@ -75,45 +77,59 @@ def log_mel(audio: np.ndarray | torch.Tensor) -> torch.Tensor:
     return (torch.log(spectrum @ filters() + _FLOOR) + 9.5) / 4.0
 
 
+# --- Loudness ---------------------------------------------------------------------------
+
+
 def level(audio: np.ndarray, block: int = HOP) -> np.ndarray:
-    """Bring speech ``[N]`` to a common loudness: RMS 0.05 over its louder half; silence and quiet noise are left
-    alone. ``block``: samples in 10 ms."""
-    wanted = level_gain(audio, block)
-    return audio if wanted == 1.0 else (audio * wanted).clip(-1.0, 1.0).astype(np.float32)
+    """Bring speech ``[N]`` to a common loudness, an RMS of 0.05 over its louder half.
+
+    Silence and quiet noise are left unchanged.
+
+    Args:
+        audio: samples ``[N]``.
+        block: samples in 10 ms.
+    """
+    factor = level_gain(audio, block)
+    return audio if factor == 1.0 else (audio * factor).clip(-1.0, 1.0).astype(np.float32)
 
 
 def level_gain(audio: np.ndarray, block: int = HOP) -> float:
-    """The factor by which ``level`` multiplies samples ``[N]``."""
+    """Return the factor by which ``level`` multiplies samples ``[N]``."""
     blocks = audio[: len(audio) // block * block].reshape(-1, block)
     return gain((blocks.astype(np.float64) ** 2).mean(1)) if len(blocks) else 1.0
 
 
 def raise_quiet(audio: np.ndarray) -> np.ndarray:
-    """A whole recording ``[N]`` at 16 kHz as the generator is given it: quiet speech at the common loudness, so that
-    its first words are not heard before it is known to be speech; any other recording as it is."""
+    """Return a whole recording ``[N]`` at 16 kHz with quiet speech raised to the common loudness.
+
+    In a stream the first words of quiet speech would pass before it is known to be speech. Other recordings are
+    unchanged.
+    """
     power = (audio[: len(audio) // HOP * HOP].reshape(-1, HOP).astype(np.float64) ** 2).mean(1)
     return level(audio) if len(power) and _loudness(power) < QUIET_RMS else audio
 
 
 def gain(power: np.ndarray) -> float:
-    """Factor that ``level`` applies, from the mean power of 10 ms blocks ``[n]``; 1 for silence and for quiet sound
-    that is as even as noise."""
+    """Return the factor that ``level`` applies, from the mean power of 10 ms blocks ``[n]``.
+
+    It is 1 for silence and for quiet sound that is as even as noise.
+    """
     rms = _loudness(power)
-    if rms < QUIET_RMS and (rms < _SILENCE_RMS or not _uneven(power)):
+    if rms < QUIET_RMS and (rms < _SILENCE_RMS or not _is_uneven(power)):
         return 1.0
     return _SPEECH_RMS / rms
 
 
 def _loudness(power: np.ndarray) -> float:
-    """RMS of the louder half of blocks."""
+    """Return the RMS of the louder half of blocks."""
     ordered = np.sort(power)
     return float(np.sqrt(ordered[len(ordered) // 2 :].mean()))
 
 
-def _uneven(power: np.ndarray) -> bool:
-    """Whether the power of 10 ms blocks ``[n]`` rises and falls as that of syllables does."""
+def _is_uneven(power: np.ndarray) -> bool:
+    """Return whether the power of 10 ms blocks ``[n]`` rises and falls as that of syllables does."""
     windows = power[len(power) % _BLOCKS_PER_WINDOW :].reshape(-1, _BLOCKS_PER_WINDOW).mean(1)
     if len(windows) < 2:
         return False
-    soft, loud = np.quantile(windows, (0.1, 0.95))
-    return bool(loud > _UNEVEN * max(soft, 1e-12))
+    quiet, loud = np.quantile(windows, (0.1, 0.95))
+    return bool(loud > _UNEVEN * max(quiet, 1e-12))

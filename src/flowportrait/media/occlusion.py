@@ -1,16 +1,10 @@
-"""Whether something covers a mouth, and the network that sees it.
-
-The network that sees what is before a face: 64 x 64 px of it in, how much of each 4 x 4 px is covered out.
-
-picture ─► 32² × 16 ─► 16² × 32 ─► 8² × 64 ─► 4² × 64 ─► mean of all
-                          └──────── + ◄─────── + ◄──────────┘            one logit a cell of the 16² map
-
-Is there a mouth to move? What is before it, and what of the face the picture does not show.
+"""Detect what covers a mouth: a small network for things in front of a face, and faces cut off by the picture's edge.
 
     face ──canonical view, 64 px──► network ──► covered share of 16 x 16 cells ──mean over mouth and jaw──► share
 
-The tracker finds landmarks on a hand or a mask as readily as on lips, so the picture itself is looked at, frame by
-frame. The network (``train_occlusion``) has seen many things before many faces: hands, cups, microphones, masks, hair.
+The tracker finds landmarks on a hand or a mask as readily as on lips, so the picture itself is examined, frame by
+frame. The network (``tools/train_occlusion.py``) was trained with many things in front of many faces: hands, cups,
+microphones, masks, hair.
 """
 
 from __future__ import annotations
@@ -31,14 +25,21 @@ if TYPE_CHECKING:
     from flowportrait.devices import Device
 
 
+# --- The network ------------------------------------------------------------------------
+
+
 class OcclusionNet(nn.Module):
-    """Pictures ``[B, 3, 64, 64]`` in [0, 1] to the covered share ``[B, 1, 16, 16]`` of their cells."""
+    """A network from pictures ``[B, 3, 64, 64]`` in [0, 1] to the covered share ``[B, 1, 16, 16]`` of their cells.
+
+    picture ─► 32² × 16 ─► 16² × 32 ─► 8² × 64 ─► 4² × 64 ─► mean of all
+                              └──────── + ◄─────── + ◄──────────┘            one logit for each cell of the 16² map
+    """
 
     place: torch.Tensor
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
-        # Where in the face a cell lies: colour and place come in together.
+        # The position in the face is an input beside the colour.
         ys, xs = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
         self.register_buffer("place", torch.stack([xs, ys])[None])
         self.to32 = _block(5, width, 2)
@@ -51,7 +52,7 @@ class OcclusionNet(nn.Module):
         self.mix16 = nn.Sequential(_block(2 * width, 2 * width), nn.Conv2d(2 * width, 1, 1))
 
     def logits(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Log odds ``[B, 1, 16, 16]``."""
+        """Return log odds ``[B, 1, 16, 16]`` for pictures ``[B, 3, 64, 64]``."""
         place = self.place.expand(pictures.shape[0], -1, -1, -1)
         at16 = self.to16(self.to32(torch.cat([2 * pictures - 1, place], 1)))
         at8 = self.to8(at16)
@@ -63,7 +64,7 @@ class OcclusionNet(nn.Module):
         return result
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Covered share of each cell."""
+        """Return the covered share ``[B, 1, 16, 16]`` of each cell."""
         return torch.sigmoid(self.logits(pictures))
 
 
@@ -73,16 +74,18 @@ def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
     )
 
 
+# --- The detector -----------------------------------------------------------------------
+
 VIEW = CanonicalView(left=-1.0, top=-0.45, size=64, scale=32.0)
-"""What of a face the network is shown: from above the brows to below the chin."""
+"""The part of a face that is the network's input: from above the brows to below the chin."""
 
 CELL = 4
-"""Pixels of a side of the cells that it judges."""
+"""Side of the cells that the network judges, in pixels."""
 
 MODEL = Path(str(files("flowportrait") / "weights" / "occlusion" / "model.onnx"))
 
 COVERED = 0.3
-"""Share of mouth and jaw from which on something is before them, where a single picture is judged."""
+"""Share of mouth and jaw from which on they count as covered, where a single picture is judged."""
 
 _MOUTH = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
 _JAW = [61, 291, 98, 327, 2, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397]
@@ -92,7 +95,7 @@ _MOUTH_SHARE = 0.5
 
 
 class OcclusionDetector:
-    """The network, loaded once; may be used by several threads."""
+    """The trained network, loaded once; several threads may use it."""
 
     def __init__(self, model: Path = MODEL, device: Device | None = None) -> None:
         import onnxruntime
@@ -105,25 +108,28 @@ class OcclusionDetector:
         self._session = onnxruntime.InferenceSession(str(model), options, providers=onnx_providers(device))
 
     def covered_cells(self, view: np.ndarray) -> np.ndarray:
-        """Covered share ``[16, 16]`` of the cells of a view ``[64, 64, 3]`` uint8 RGB of a face."""
+        """Return the covered share ``[16, 16]`` of the cells of a view ``[64, 64, 3]`` uint8 RGB of a face."""
         picture = view.transpose(2, 0, 1)[None].astype(np.float32) / 255
         result: np.ndarray = self._session.run(None, {"picture": picture})[0][0, 0]
         return result
 
     def covered_share(self, image: np.ndarray, landmarks: np.ndarray) -> float:
-        """How much of mouth and jaw of the face with ``landmarks`` ``[478, 3]`` px is hidden in ``image`` ``[H, W, 3]``
-        uint8 RGB, from 0 to 1; the mouth counts as much as all the rest."""
+        """Return how much of mouth and jaw is hidden in ``image`` ``[H, W, 3]`` uint8 RGB, from 0 to 1.
+
+        The mouth counts as much as all the rest. ``landmarks`` are those of the face, ``[478, 3]`` px.
+        """
         return self.view_share(VIEW.cut(image, landmarks), landmarks)
 
     def view_share(self, view: np.ndarray, landmarks: np.ndarray) -> float:
-        """``covered_share`` of a face whose ``view`` ``[64, 64, 3]`` was cut already."""
+        """Return the ``covered_share`` of a face from its ``view`` ``[64, 64, 3]`` that was cut already."""
         return lower_face_share(np.kron(self.covered_cells(view), np.ones((CELL, CELL), np.float32)), landmarks)
 
 
 def lower_face_share(covered: np.ndarray, landmarks: np.ndarray) -> float:
-    """Mean of ``covered`` ``[64, 64]`` over mouth and jaw, half of it the mouth's.
+    """Return the mean of ``covered`` ``[64, 64]`` over mouth and jaw; the mouth has half of the weight.
 
-    landmarks: ``[478, ≥ 2]`` px of the picture that the view was cut from.
+    Args:
+        landmarks: ``[478, ≥ 2]`` px of the picture that the view was cut from.
     """
     matrix = VIEW.matrix(landmarks)
     points = landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
@@ -136,27 +142,39 @@ def lower_face_share(covered: np.ndarray, landmarks: np.ndarray) -> float:
 
 
 def mouth_covered(image: np.ndarray, landmarks: np.ndarray) -> bool:
-    """Whether something is before the mouth of the face with landmarks ``[478, 3]`` px in ``image`` ``[H, W, 3]``
-    uint8."""
+    """Return whether something is in front of the mouth of a face in ``image`` ``[H, W, 3]`` uint8.
+
+    ``landmarks`` are those of the face, ``[478, 3]`` px.
+    """
     return OcclusionDetector().covered_share(image, landmarks) > COVERED
 
 
+# --- Faces that the picture cuts off ----------------------------------------------------
+
+
 def mouth_outside(shape: tuple[int, ...], landmarks: np.ndarray) -> bool:
-    """Whether lips of ``landmarks`` ``[478, ≥ 2]`` px lie beyond the edge of a picture of ``shape``."""
-    return _outside(shape, landmarks[_MOUTH]) > 0.1
+    """Return whether lips of ``landmarks`` ``[478, ≥ 2]`` px lie beyond the edge of a picture of ``shape``."""
+    return _outside_share(shape, landmarks[_MOUTH]) > 0.1
 
 
 def cut_by_edge(shape: tuple[int, ...], landmarks: np.ndarray) -> str | None:
-    """What of a face with ``landmarks`` ``[478, ≥ 2]`` px lies beyond the edge of a picture of ``shape``: ``"mouth"``,
-    ``"chin"`` or ``"face"``; None where hardly anything does."""
+    """Return which part of a face lies beyond the edge of a picture, None where hardly anything does.
+
+    Args:
+        shape: of the picture.
+        landmarks: ``[478, ≥ 2]`` px.
+
+    Returns:
+        ``"mouth"``, ``"chin"`` or ``"face"``.
+    """
     if mouth_outside(shape, landmarks):
         return "mouth"
-    if _outside(shape, landmarks[_CHIN]) > 0.5:
+    if _outside_share(shape, landmarks[_CHIN]) > 0.5:
         return "chin"
-    return "face" if _outside(shape, landmarks[_OVAL]) > 0.15 else None
+    return "face" if _outside_share(shape, landmarks[_OVAL]) > 0.15 else None
 
 
-def _outside(shape: tuple[int, ...], points: np.ndarray) -> float:
-    """Share of ``points`` ``[N, ≥ 2]`` px beyond the edge of a picture of ``shape``."""
+def _outside_share(shape: tuple[int, ...], points: np.ndarray) -> float:
+    """Return the share of ``points`` ``[N, ≥ 2]`` px beyond the edge of a picture of ``shape``."""
     height, width = shape[:2]
     return float(((points[:, :2] < 0) | (points[:, :2] > [width - 1, height - 1])).any(1).mean())

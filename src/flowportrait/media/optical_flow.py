@@ -28,28 +28,30 @@ from flowportrait.errors import BadInput
 FlowName = Literal["dis", "raft"]
 RAFT_FILE = "raft_small_C_T_V2-01064c6d.pth"
 RAFT_SIDE = 192
-"""``between`` enlarges pictures to this many pixels, as RAFT needs at least 128."""
+"""Pixels of a side to which ``between`` enlarges pictures: RAFT needs at least 128."""
 VIDEO_UPDATES = 8
-"""RAFT's refinements of frames in a batch; single pictures get torchvision's usual 12."""
+"""Refinement steps of RAFT for frames in a batch; single pictures get torchvision's usual 12."""
 
 
 class OpticalFlow(Protocol):
-    """Motion in pixels between two pictures, of whole batches backward or of one pair forward."""
+    """Motion in pixels between two pictures: backward for whole batches, or forward for one pair."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name by which ``build_flow`` finds it."""
 
     def __call__(self, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
-        """Backward flow ``[N, H, W, 2]`` between RGB frames ``[N, 3, H, W]`` in [0, 1]."""
+        """Return the backward flow ``[N, H, W, 2]`` between RGB frames ``[N, 3, H, W]`` in [0, 1]."""
 
     def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Forward flow ``[H, W, 2]`` between two grey pictures ``[H, W]`` uint8."""
+        """Return the forward flow ``[H, W, 2]`` between two grey pictures ``[H, W]`` uint8."""
 
 
 class Dis:
-    """Dense inverse search, about a millisecond per pair of 128 px.
+    """Dense inverse search of OpenCV, about a millisecond per pair of 128 px.
 
-    ``preset``: ``fast``, or ``medium``, which the evaluation takes.
+    Args:
+        preset: ``fast``, or ``medium``, which the evaluation uses.
     """
 
     name = "dis"
@@ -62,6 +64,7 @@ class Dis:
         return np.stack([self.between(later, earlier) for earlier, later in zip(old, new, strict=True)])
 
     def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the forward flow ``[H, W, 2]`` between two grey pictures ``[H, W]`` uint8."""
         presets = {"fast": cv2.DISOPTICAL_FLOW_PRESET_FAST, "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM}
         return cv2.DISOpticalFlow.create(presets[self.preset]).calc(first, second, None)
 
@@ -82,6 +85,7 @@ class Raft:
 
     @torch.no_grad()
     def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the forward flow ``[H, W, 2]`` between two square grey pictures ``[H, W]`` uint8."""
         side = first.shape[0]
         pair = [
             torch.from_numpy(cv2.resize(grey, (RAFT_SIDE, RAFT_SIDE), interpolation=cv2.INTER_CUBIC)).float()
@@ -93,10 +97,10 @@ class Raft:
 
 
 def build_flow(name: str, weights: Path | None = None) -> OpticalFlow:
-    """The flow of that name: ``dis`` or ``raft``.
+    """Return the optical flow of that name, ``dis`` or ``raft``.
 
     Raises:
-        BadInput: unknown, or it cannot be used here.
+        BadInput: the name is unknown, or the flow cannot be used here.
     """
     if name not in ("dis", "raft"):
         raise BadInput(f"No optical flow named {name!r}: choose dis or raft.")
@@ -105,7 +109,7 @@ def build_flow(name: str, weights: Path | None = None) -> OpticalFlow:
 
 @once_per_device
 def best_installed_flow() -> OpticalFlow:
-    """RAFT where torchvision and its weights are on this machine, DIS otherwise; nothing is downloaded.
+    """Return RAFT where torchvision and its weights are on this machine, DIS otherwise; nothing is downloaded.
 
     The weights are the file that ``FLOWPORTRAIT_RAFT`` names, or the one in torch hub's cache.
     """
@@ -115,7 +119,7 @@ def best_installed_flow() -> OpticalFlow:
     try:
         return Raft(weights)
     except (ImportError, RuntimeError, BadInput) as error:
-        # A torchvision that was built for another torch fails here and not when it is looked for.
+        # A torchvision that was built for another torch fails here and not when its presence is checked.
         warnings.warn(f"RAFT cannot be used, DIS measures the flow ({str(error).splitlines()[0]}).", stacklevel=2)
         return Dis("medium")
 
@@ -123,8 +127,8 @@ def best_installed_flow() -> OpticalFlow:
 def _installed_raft_weights() -> Path | None:
     if importlib.util.find_spec("torchvision") is None:
         return None
-    given = os.environ.get("FLOWPORTRAIT_RAFT")
-    path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / RAFT_FILE
+    configured = os.environ.get("FLOWPORTRAIT_RAFT")
+    path = Path(configured) if configured else Path(torch.hub.get_dir()) / "checkpoints" / RAFT_FILE
     return path if path.is_file() else None
 
 
@@ -152,23 +156,31 @@ def _load_raft(weights: Path | None) -> Any:
     return place(net.eval().requires_grad_(False))
 
 
+# --- Weights of RAFT --------------------------------------------------------------------
+
+
 def tensors_by_name(stored: Any, expected: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of RAFT-small's weights by torchvision's names; ``expected``: the network's own.
+    """Return the tensors of a file of RAFT-small's weights by torchvision's names.
+
+    Args:
+        stored: the content of the file.
+        expected: the network's own tensors by name.
+        path: of the file, for messages.
 
     Raises:
         BadInput: the file lacks a tensor, has one too many, or one of another shape.
     """
     if not isinstance(stored, Mapping):
         raise BadInput(f"{path} holds no RAFT-small weights: it is a {type(stored).__name__} and not tensors by name.")
-    found = {torchvision_name(str(name)): tensor for name, tensor in stored.items()}
-    if different := sorted(found.keys() ^ expected.keys()):
-        what = "lacks" if different[0] in expected else "has an unknown"
-        raise BadInput(f"{path} holds no RAFT-small weights: it {what} {different[0]}.")
+    tensors = {torchvision_name(str(name)): tensor for name, tensor in stored.items()}
+    if different := sorted(tensors.keys() ^ expected.keys()):
+        problem = "lacks" if different[0] in expected else "has an unknown"
+        raise BadInput(f"{path} holds no RAFT-small weights: it {problem} {different[0]}.")
     for name, tensor in expected.items():
-        shape = tuple(getattr(found[name], "shape", ()))
+        shape = tuple(getattr(tensors[name], "shape", ()))
         if shape != tuple(tensor.shape):
             raise BadInput(f"{path} holds no RAFT-small weights: {name} is {shape}, not {tuple(tensor.shape)}.")
-    return found
+    return tensors
 
 
 AUTHORS_NAMES = (
@@ -183,11 +195,11 @@ AUTHORS_NAMES = (
     (r"^update_block\.encoder\.conv\.", "update_block.motion_encoder.conv.0."),
     (r"^update_block\.gru\.", "update_block.recurrent_block.convgru1."),
 )
-"""Patterns of the names in the authors' file (princeton-vl/RAFT), and what torchvision calls the same."""
+"""Patterns of the names in the authors' file (princeton-vl/RAFT), and torchvision's names for the same weights."""
 
 
 def torchvision_name(name: str) -> str:
-    """What torchvision calls a weight of the authors' file; torchvision's own names stay as they are."""
+    """Return torchvision's name of a weight in the authors' file; torchvision's own names are returned unchanged."""
     for pattern, replacement in AUTHORS_NAMES:
         name = re.sub(pattern, replacement, name)
     return name

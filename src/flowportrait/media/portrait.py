@@ -1,19 +1,9 @@
-"""A photo to a portrait: its faces found, one of them cut out as a square with landmarks.
+"""Turn a photo into a portrait: find its faces and cut one of them out as a square with landmarks.
 
-Where the faces of a photo are, however small.
+    photo ──find──► largest face ──to_crop──► 512 x 512 crop, face about half its side ──► landmarks in the crop
 
-    whole picture ─► with room around it ─► tiles of 1, ½, ⅓, ⅕ of its shorter side        until something is found
-
-The detector sees a 128 px thumbnail, so small faces are missed in the whole picture. What tiles show must be seen
-again, in the same place, in two closer views: a coffee cup is a face once, but not thrice.
-
-A photo to a portrait: the face found, cut out as a square, with its landmarks.
-
-    photo ──find──► largest face ──to_crop──► 512 x 512 crop, face about half its side ──► landmarks in the
-    crop
-
-The crop keeps the way back (``to_crop``), so drawn frames can be put into the photo. Of a photo that is too large for
-video a smaller copy is shown (``Photo``), while the crop is sampled from its own pixels.
+The crop keeps the affine map from the photo (``to_crop``), so that drawn frames can be pasted back. A photo that is too
+large for video is shown as a smaller copy (``Photo``), while the crop is sampled from its own pixels.
 """
 
 from __future__ import annotations
@@ -30,51 +20,63 @@ from flowportrait.media.crop import apply_affine, crop_transform, resize_transfo
 from flowportrait.media.faces import FaceTracker, extent, roll, yaw
 from flowportrait.media.occlusion import cut_by_edge, mouth_covered
 
+# --- Finding faces ----------------------------------------------------------------------
+#
+#     whole picture ─► with a margin around it ─► tiles of 1, ½, ⅓, ⅕ of its shorter side        until a face is found
+#
+# The detector reduces its input to 128 px, so small faces are missed in the whole picture. Faces found in tiles must be
+# found again, in the same place, in two closer views: a coffee cup is taken for a face once, but not three times.
+
 Found = tuple[np.ndarray, np.ndarray]
-"""Landmarks ``[478, 3]`` px and blendshapes ``[52]``."""
+"""A detected face: landmarks ``[478, 3]`` px and blendshapes ``[52]``."""
 
 MOST_FACES = 8
 SMALLEST_PX = 24.0
+"""Height in px of the smallest face that is accepted."""
 _SEARCH_SIDE = 1024
 _AGREEMENT = 0.05
 """Share of its size by which a face may lie elsewhere in a closer view."""
 _UPRIGHT = 30.0
-"""Degrees of roll up to which a face stands upright."""
+"""Degrees of roll up to which a face counts as upright."""
 
 
 def find_faces(image: np.ndarray) -> list[Found]:
-    """Faces in ``image`` ``[H, W, 3]`` uint8 RGB with landmarks in its pixels, largest first."""
+    """Return the faces in ``image`` ``[H, W, 3]`` uint8 RGB with landmarks in its pixels, largest first."""
     with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
-        for closer, windows in enumerate(_searches(image.shape[:2])):
-            found: list[Found] = []
+        for search_index, windows in enumerate(_search_windows(image.shape[:2])):
+            faces: list[Found] = []
             for x, y, side in windows:
                 for face in _detect_window(tracker, image, x, y, side):
-                    if not any(same_face(face[0], other[0]) for other in found):
-                        found.append(face)
-            if closer:
-                found = [face for face in found if _confirmed(tracker, image, face[0])]
-            if found:
-                return sorted(found, key=lambda face: -extent(face[0]))
+                    if not any(same_face(face[0], other[0]) for other in faces):
+                        faces.append(face)
+            if search_index:
+                faces = [face for face in faces if _is_confirmed(tracker, image, face[0])]
+            if faces:
+                return sorted(faces, key=lambda face: -extent(face[0]))
     return []
 
 
 def stands_when_turned(image: np.ndarray) -> bool:
-    """Whether a face stands upright in ``image`` once it is turned by one, two or three quarters."""
+    """Return whether a face stands upright in ``image`` once it is rotated by one, two or three quarter turns."""
     return any(True for _ in faces_when_turned(image))
 
 
 def faces_when_turned(image: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``image`` turned by one, three and two quarters, with the landmarks ``[478, 3]`` px of each face that stands
-    upright in it then."""
+    """Yield rotated copies of ``image`` in which a face stands upright, each with the landmarks ``[478, 3]`` of that
+    face.
+
+    It is rotated by one, three and two quarter turns; landmarks are in px of the copy.
+    """
     with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
         for quarters in (1, 3, 2):
-            turned = np.ascontiguousarray(np.rot90(image, quarters))
-            for points, _ in _detect_window(tracker, turned, 0, 0, max(turned.shape[:2])):
-                if abs(roll(points)) < _UPRIGHT and _confirmed(tracker, turned, points):
-                    yield turned, points
+            rotated = np.ascontiguousarray(np.rot90(image, quarters))
+            for points, _ in _detect_window(tracker, rotated, 0, 0, max(rotated.shape[:2])):
+                if abs(roll(points)) < _UPRIGHT and _is_confirmed(tracker, rotated, points):
+                    yield rotated, points
 
 
-def _confirmed(tracker: FaceTracker, image: np.ndarray, landmarks: np.ndarray) -> bool:
+def _is_confirmed(tracker: FaceTracker, image: np.ndarray, landmarks: np.ndarray) -> bool:
+    """Return whether a face is found again, in the same place, in two closer views."""
     size, centre = extent(landmarks), landmarks[:, :2].mean(0)
     for room in (1.6, 2.4):
         side = round(room * size)
@@ -86,7 +88,8 @@ def _confirmed(tracker: FaceTracker, image: np.ndarray, landmarks: np.ndarray) -
     return True
 
 
-def _searches(shape: tuple[int, int]) -> Iterator[list[tuple[int, int, int]]]:
+def _search_windows(shape: tuple[int, int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield lists of square windows (left, top, side), each list a closer search than the one before."""
     height, width = shape
     yield [(0, 0, max(shape))]
     pad = max(shape) // 4
@@ -94,10 +97,10 @@ def _searches(shape: tuple[int, int]) -> Iterator[list[tuple[int, int, int]]]:
     for divisor in (1, 2, 3, 5):
         side = min(shape) // divisor
         if side >= 2 * SMALLEST_PX:
-            yield [(x, y, side) for y in _starts(height, side) for x in _starts(width, side)]
+            yield [(x, y, side) for y in _tile_starts(height, side) for x in _tile_starts(width, side)]
 
 
-def _starts(length: int, side: int) -> list[int]:
+def _tile_starts(length: int, side: int) -> list[int]:
     count = 1 + -(-2 * (length - side) // side)
     return sorted({int(start) for start in np.linspace(0, length - side, max(count, 1))})
 
@@ -107,47 +110,57 @@ def _detect_window(tracker: FaceTracker, image: np.ndarray, x: int, y: int, side
     size = round(side * scale)
     matrix = np.array([[scale, 0, -x * scale], [0, scale, -y * scale]])
     faces = tracker.detect(sample_crop(image, matrix, size, border=cv2.BORDER_CONSTANT))
-    back = cv2.invertAffineTransform(matrix)
-    return [(apply_affine(back, points), shapes) for points, shapes in faces]
+    to_image = cv2.invertAffineTransform(matrix)
+    return [(apply_affine(to_image, points), shapes) for points, shapes in faces]
 
 
 def same_face(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two sets of landmarks lie in the same place."""
+    """Return whether two sets of landmarks lie in the same place."""
     gap = np.linalg.norm(a[:, :2].mean(0) - b[:, :2].mean(0))
     return bool(gap < 0.4 * max(extent(a), extent(b)))
 
 
+# --- Photo and portrait -----------------------------------------------------------------
+
 LARGEST_SIDE = 1920
-"""Px of the longer side of a picture that ordinary video players take."""
+"""Longer side in px of a picture that ordinary video players accept."""
 
 _SMALL_FACE_PX = 64.0
 _LARGEST_YAW = 60.0
 _LARGEST_ROLL = 60.0
 _SIZES = (512, 768, 1024)
 _ENLARGEMENT = 1.5
-"""A drawn square is picked so large that pasting it back enlarges it by no more than this."""
+"""The side of the crop is chosen so large that pasting it back enlarges it by no more than this factor."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo with its own pixels and as it is shown: pixels, shown ``[H, W, 3]`` uint8 RGB, one the other scaled."""
+    """A photo at its own resolution and as it is shown in the video.
+
+    Attributes:
+        pixels: ``[H, W, 3]`` uint8 RGB.
+        shown: the same picture, perhaps scaled down.
+    """
 
     pixels: np.ndarray
     shown: np.ndarray
 
     @classmethod
     def for_video(cls, pixels: np.ndarray, side: int = LARGEST_SIDE) -> Photo:
-        """Shown with at most ``side`` px of its longer side."""
-        return cls(pixels, _limited(pixels, side))
+        """Return a photo that is shown with at most ``side`` px on its longer side."""
+        return cls(pixels, _scaled_down(pixels, side))
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """One person ready to be drawn.
+    """One person, prepared to be drawn.
 
-    image ``[H, W, 3]`` uint8 RGB, the whole photo as it is shown; crop ``[S, S, 3]`` uint8, the face about half its
-    side; landmarks ``[478, 3]`` float32 in crop pixels; blendshapes ``[52]``; to_crop ``[2, 3]`` affine map from
-    pixels of ``image`` to crop pixels.
+    Attributes:
+        image: ``[H, W, 3]`` uint8 RGB, the whole photo as it is shown.
+        crop: ``[S, S, 3]`` uint8, the face about half its side.
+        landmarks: ``[478, 3]`` float32 in px of the crop.
+        blendshapes: ``[52]``.
+        to_crop: ``[2, 3]`` affine map from pixels of ``image`` to pixels of the crop.
     """
 
     image: np.ndarray
@@ -160,11 +173,14 @@ class Portrait:
     def from_image(
         cls, image: np.ndarray | Photo, size: int | None = 512, name: str = "the photo", face: int | None = None
     ) -> Portrait:
-        """Portrait of a face of ``image`` ``[H, W, 3]`` uint8 RGB, or of a ``Photo``; ``name`` appears in messages.
+        """Return the portrait of a face in a picture.
 
-        size: side of the crop, or None for what the photo's own resolution asks for (512, 768 or 1024).
-        face: which one, counted from the left beginning at 1; the largest by default, with a warning if there are
-        several.
+        Args:
+            image: ``[H, W, 3]`` uint8 RGB, or a ``Photo``.
+            size: side of the crop, or None for the one that fits the photo's own resolution (512, 768 or 1024).
+            name: the photo's name in messages.
+            face: which face, counted from the left beginning at 1; the largest by default, with a warning if there are
+                several.
 
         Raises:
             BadInput: no face or no such face is found, it is smaller than 24 px, turned away over 60 degrees, or lies
@@ -172,16 +188,20 @@ class Portrait:
         """
         photo = image if isinstance(image, Photo) else Photo(image, image)
         image, shrink = photo.shown, photo.shown.shape[0] / photo.pixels.shape[0]
-        landmarks, blendshapes = _chosen(_found(image, name), face, name)
-        height, aside, tilted = extent(landmarks) / shrink, abs(yaw(landmarks)), abs(roll(landmarks))
+        landmarks, blendshapes = _choose_face(_find_faces_or_fail(image, name), face, name)
+        height, yaw_degrees, roll_degrees = extent(landmarks) / shrink, abs(yaw(landmarks)), abs(roll(landmarks))
         if height < SMALLEST_PX:
             raise BadInput(f"The face in {name} is only {height:.0f} px high: give a larger one.")
         if height < _SMALL_FACE_PX:
             warnings.warn(f"The face in {name} is only {height:.0f} px high and will be soft.", stacklevel=2)
-        if tilted > _LARGEST_ROLL:
-            raise BadInput(f"The face in {name} lies on its side, by {tilted:.0f} degrees: rotate the photo upright.")
-        if aside > _LARGEST_YAW:
-            raise BadInput(f"The face in {name} is turned {aside:.0f} degrees away: give a photo that shows both eyes.")
+        if roll_degrees > _LARGEST_ROLL:
+            raise BadInput(
+                f"The face in {name} lies on its side, by {roll_degrees:.0f} degrees: rotate the photo upright."
+            )
+        if yaw_degrees > _LARGEST_YAW:
+            raise BadInput(
+                f"The face in {name} is turned {yaw_degrees:.0f} degrees away: give a photo that shows both eyes."
+            )
         if size is None:
             side = 1 / np.sqrt(abs(np.linalg.det(crop_transform(landmarks, image.shape[:2], 1)[:, :2])))
             size = next((s for s in _SIZES if s * _ENLARGEMENT >= side), _SIZES[-1])
@@ -191,9 +211,9 @@ class Portrait:
         cut_off = cut_by_edge(image.shape, landmarks)
         landmarks = apply_affine(to_crop, landmarks)
         with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
-            again = [face for face in tracker.detect(crop) if same_face(face[0], landmarks)]
-        if again:
-            landmarks, blendshapes = again[0]
+            redetected = [face for face in tracker.detect(crop) if same_face(face[0], landmarks)]
+        if redetected:
+            landmarks, blendshapes = redetected[0]
         if cut_off:
             warnings.warn(f"The {cut_off} in {name} is cut off by the photo's edge: the rest is made up.", stacklevel=2)
         elif mouth_covered(crop, landmarks):
@@ -201,15 +221,15 @@ class Portrait:
         return cls(image, crop, landmarks.astype(np.float32), blendshapes, to_crop)
 
 
-def _limited(image: np.ndarray, side: int) -> np.ndarray:
-    """``[H, W, 3]`` scaled down so that its longer side is ``side`` px; itself if it is no larger."""
+def _scaled_down(image: np.ndarray, side: int) -> np.ndarray:
+    """Return ``image`` scaled down so that its longer side is ``side`` px; itself if it is no larger."""
     if max(image.shape[:2]) <= side:
         return image
     scale = side / max(image.shape[:2])
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def _found(image: np.ndarray, name: str) -> list[Found]:
+def _find_faces_or_fail(image: np.ndarray, name: str) -> list[Found]:
     faces = find_faces(image)
     if not faces and stands_when_turned(image):
         raise BadInput(f"No face stands upright in {name}, but one would if it were turned: rotate the photo upright.")
@@ -218,7 +238,7 @@ def _found(image: np.ndarray, name: str) -> list[Found]:
     return faces
 
 
-def _chosen(faces: list[Found], face: int | None, name: str) -> Found:
+def _choose_face(faces: list[Found], face: int | None, name: str) -> Found:
     if face is None:
         if len(faces) > 1:
             warnings.warn(

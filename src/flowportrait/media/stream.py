@@ -1,14 +1,10 @@
-"""Sound that is still coming in, and video that can be watched while it is made.
+"""Sound that is still arriving, and video that can be watched while it is written.
 
-Sound on its way to the generator, kept as it came until the frames it belongs to are written.
+    stdin: wav, or raw 16-bit mono at 16 kHz ─► pieces, own rate and channels ─┬─► mono at 16 kHz ─► generator
+                                                                               └─► buffered ─► frame(i) ─► video
+    frames + their sound ─► fragmented mp4 or live webm
 
-pieces, own rate and channels ─┬─► mono at 16 kHz ─► generator
-                               └─► kept ─► frame(i), own rate and channels ─► video
-
-Sound that is still coming in, and video that can be watched while it is made.
-
-stdin: wav, or raw 16-bit little-endian mono at 16 kHz ─► pieces with their own rate and channels
-frames + their sound ─► fragmented mp4 or live webm: a new fragment every half second, no index to wait for
+A stream of video has a new fragment about every half second and no index at its end.
 """
 
 from __future__ import annotations
@@ -33,20 +29,29 @@ from flowportrait.media.sound_track import EncodedSound
 from flowportrait.media.video import FPS
 from flowportrait.media.write_video import PictureTrack
 
+# --- Pieces of sound --------------------------------------------------------------------
+
 
 class Tape:
-    """Iterate over it for the pieces at 16 kHz; ``frame`` plays what went by."""
+    """A buffer that passes sound on to the generator and keeps it until the frames that it belongs to are written.
+
+    Iterate over it for the pieces as mono samples at 16 kHz; ``frame`` returns the original sound of a frame.
+    """
 
     def __init__(self, pieces: Iterable[Sound | np.ndarray]) -> None:
-        """pieces: with their own rate and channels, always the same, or samples ``[n]`` mono at 16 kHz."""
+        """Take the pieces of sound.
+
+        Args:
+            pieces: sound with its own rate and channels, the same for all pieces, or samples ``[n]`` mono at 16 kHz.
+        """
         self.pieces = pieces
         self.kept = Sound(np.zeros((1, 0), np.float32), SAMPLE_RATE, "mono")
         self.start = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return speech_of(self._keeping())
+        return speech_of(self._buffered_pieces())
 
-    def _keeping(self) -> Iterator[Sound]:
+    def _buffered_pieces(self) -> Iterator[Sound]:
         for piece in self.pieces:
             sound = piece if isinstance(piece, Sound) else Sound(piece[None], SAMPLE_RATE, "mono")
             together = [self.kept.samples, sound.samples] if self.kept.samples.size else [sound.samples]
@@ -54,7 +59,7 @@ class Tape:
             yield sound
 
     def frame(self, index: int) -> Sound:
-        """The sound of a video frame, 40 ms at most; what was before it is let go."""
+        """Return the sound of a video frame, 40 ms at most, and discard what was before it."""
         rate = self.kept.rate
         start, end = (round(number * rate / FPS) for number in (index, index + 1))
         self.kept = Sound(self.kept.samples[:, start - self.start :], rate, self.kept.layout)
@@ -63,7 +68,7 @@ class Tape:
 
 
 def speech_of(pieces: Iterable[Sound]) -> Iterator[np.ndarray]:
-    """What the generator hears of sound that comes in pieces of one rate: samples ``[n]`` float32, mono at 16 kHz."""
+    """Yield what the generator hears of sound in pieces of one rate: samples ``[n]`` float32, mono at 16 kHz."""
     resampler: Any = None
     for piece in pieces:
         wave = to_mono(piece.samples.T, av.AudioLayout(piece.layout)).clip(-1.0, 1.0)
@@ -74,44 +79,49 @@ def speech_of(pieces: Iterable[Sound]) -> Iterator[np.ndarray]:
             resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[None], np.float32), format="fltp", layout="mono")
         frame.sample_rate = piece.rate
-        yield _concatenated(resampler.resample(frame))
+        yield _concatenate_frames(resampler.resample(frame))
     if resampler is not None:
-        yield _concatenated(resampler.resample(None))
+        yield _concatenate_frames(resampler.resample(None))
 
 
 def joined(pieces: Iterable[Sound]) -> Sound:
-    """Pieces of one rate and layout, at least one, as one sound."""
-    held = list(pieces)
-    return Sound(np.concatenate([piece.samples for piece in held], axis=1), held[0].rate, held[0].layout)
+    """Return pieces of one rate and layout, at least one, as one sound."""
+    sounds = list(pieces)
+    return Sound(np.concatenate([piece.samples for piece in sounds], axis=1), sounds[0].rate, sounds[0].layout)
 
 
-def _concatenated(frames: list[Any]) -> np.ndarray:
+def _concatenate_frames(frames: list[Any]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.float32), *(frame.to_ndarray()[0] for frame in frames)])
 
 
+# --- Sound from standard input ----------------------------------------------------------
+
 PIECE_MILLISECONDS = 40
-"""Sound read at a time."""
+"""Milliseconds of sound that are read at once."""
 FRAGMENT_FRAMES = 12
-_LIVE = {
+"""Frames between two fragments of a video that is written as a stream."""
+_STREAM_OPTIONS = {
     "mp4": {"movflags": "empty_moov+default_base_moof+frag_keyframe"},
     "webm": {"live": "1", "cluster_time_limit": "500", "flush_packets": "1"},
 }
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _SAMPLES = {(_PCM, 1), (_PCM, 2), (_PCM, 3), (_PCM, 4), (_FLOAT, 4), (_FLOAT, 8)}
-"""Type and bytes of the samples that are read."""
+"""Type and bytes of the samples that can be read."""
 _MOST_CHANNELS = 64
 _RATES = range(1000, 768_001)
-"""Sample rates that are believed: a header that says 1 Hz would make hours of a few bytes."""
+"""Sample rates that are accepted: a header that states 1 Hz would turn a few bytes into hours."""
 _MOST_CHUNKS, _LONGEST_CHUNK = 1000, 1 << 16
-_USUAL = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-_MASKS = {
+_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+_LAYOUT_OF_MASK = {
     0x4: "mono", 0x3: "stereo", 0xB: "2.1", 0x7: "3.0", 0x107: "4.0", 0x33: "quad", 0x37: "5.0", 0x607: "5.0(side)",
     0x3F: "5.1", 0x60F: "5.1(side)", 0x70F: "6.1", 0x63F: "7.1",
 }  # fmt: skip
 """FFmpeg's names of the speaker positions in WAVEFORMATEXTENSIBLE."""
-_FILES = {b"ID3": 0, b"fLaC": 0, b"OggS": 0, b"ftyp": 4, b"\x1aE\xdf\xa3": 0}
-"""What files of other kinds (mp3, flac, ogg, m4a and mp4, webm) hold near their beginning, and at which byte: taken for
-raw samples they would be noise."""
+_FILE_MARKERS = {b"ID3": 0, b"fLaC": 0, b"OggS": 0, b"ftyp": 4, b"\x1aE\xdf\xa3": 0}
+"""Bytes near the beginning of other kinds of file (mp3, flac, ogg, m4a and mp4, webm), and at which offset.
+
+Taken for raw samples such files would be noise.
+"""
 
 
 def read_stream(source: BinaryIO) -> Iterator[np.ndarray]:
@@ -120,41 +130,51 @@ def read_stream(source: BinaryIO) -> Iterator[np.ndarray]:
 
 
 def iter_stream(source: BinaryIO) -> Iterator[Sound]:
-    """Yield sound as it arrives, with its own rate and channels: a wav stream, or raw 16-bit mono samples at 16 kHz.
+    """Yield sound as it arrives, with its own rate and channels.
+
+    Args:
+        source: a wav stream, or raw 16-bit mono samples at 16 kHz, little-endian.
 
     Raises:
-        BadInput: a wav stream of samples that are neither linear nor of a size that wav has, a file of another kind,
-            or nothing at all.
+        BadInput: a wav stream of samples that are neither linear nor of a size that wav has, a file of another kind, or
+            nothing at all.
     """
-    head = _exactly(source, 12)
+    head = _read_exactly(source, 12)
     if not head:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
-    if any(head.startswith(mark, at) for mark, at in _FILES.items()):
+    if any(head.startswith(mark, at) for mark, at in _FILE_MARKERS.items()):
         raise BadInput("Standard input holds a compressed file, not a wav: give it as --audio FILE without --stream.")
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE":
-        form, left = _wav_format(source)
-        rest = b""
+        form, bytes_left = _read_wav_header(source)
+        pending = b""
     else:
-        form, left = _Format("i", 2, 1, SAMPLE_RATE, "mono"), None
-        rest = head
+        form, bytes_left = _SampleFormat("i", 2, 1, SAMPLE_RATE, "mono"), None
+        pending = head
     width = form.size * form.channels
     piece = max(1, PIECE_MILLISECONDS * form.rate // 1000) * width
     while True:
-        data = source.read(piece if left is None else min(piece, left)) or b""
-        left = None if left is None else left - len(data)
-        rest += data
-        whole = len(rest) // width * width
+        data = source.read(piece if bytes_left is None else min(piece, bytes_left)) or b""
+        bytes_left = None if bytes_left is None else bytes_left - len(data)
+        pending += data
+        whole = len(pending) // width * width
         if whole:
-            samples = form.decode(rest[:whole]).reshape(-1, form.channels)
-            rest = rest[whole:]
+            samples = form.decode(pending[:whole]).reshape(-1, form.channels)
+            pending = pending[whole:]
             yield Sound(np.nan_to_num(samples, posinf=0.0, neginf=0.0).clip(-1.0, 1.0).T, form.rate, form.layout)
         if not data:
             break
 
 
 @dataclass(frozen=True)
-class _Format:
-    """kind: ``i`` integers, ``f`` floats; size: bytes of a sample; rate in Hz; layout: FFmpeg's name of it."""
+class _SampleFormat:
+    """The format of samples in a stream.
+
+    Attributes:
+        kind: ``i`` integers, ``f`` floats.
+        size: bytes of a sample.
+        rate: in Hz.
+        layout: FFmpeg's name of the channels.
+    """
 
     kind: str
     size: int
@@ -163,38 +183,40 @@ class _Format:
     layout: str
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Samples ``[n]`` float32, full scale 1."""
+        """Return samples ``[n]`` float32, full scale 1."""
         if self.kind == "f":
             return np.frombuffer(data, f"<f{self.size}").astype(np.float32)
         if self.size == 1:
-            # Bytes alone are unsigned.
+            # Samples of one byte are unsigned, all others signed.
             return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
         if self.size == 3:
-            # The highest three bytes of 32-bit samples.
+            # The three bytes become the highest of 32-bit samples.
             wide = np.zeros((len(data) // 3, 4), np.uint8)
             wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
             return wide.view("<i4")[:, 0].astype(np.float32) / 2**31
         return np.frombuffer(data, f"<i{self.size}").astype(np.float32) / 2 ** (8 * self.size - 1)
 
 
-def _exactly(source: BinaryIO, count: int) -> bytes:
-    """The next bytes of a stream, fewer only where it ends."""
+def _read_exactly(source: BinaryIO, count: int) -> bytes:
+    """Return the next ``count`` bytes of a stream, fewer only where it ends."""
     data = bytearray()
     while len(data) < count and (more := source.read(min(count - len(data), 1 << 16))):
         data += more
     return bytes(data)
 
 
-def _wav_format(source: BinaryIO) -> tuple[_Format, int | None]:
-    """The format, and how many bytes of samples there are, None where the header was written before anybody knew;
-    leaves the stream at the first sample."""
-    found, long_size = None, None
+def _read_wav_header(source: BinaryIO) -> tuple[_SampleFormat, int | None]:
+    """Return the format of a wav stream and how many bytes of samples it has; leave it at the first sample.
+
+    The number of bytes is None where the header was written before it was known.
+    """
+    sample_format, long_size = None, None
     for _ in range(_MOST_CHUNKS):
-        name, size = struct.unpack("<4sI", _exactly(source, 8).ljust(8, b"\0"))
-        if name == b"data" and found:
+        name, size = struct.unpack("<4sI", _read_exactly(source, 8).ljust(8, b"\0"))
+        if name == b"data" and sample_format:
             if size == 0xFFFF_FFFF and long_size:
-                return found, long_size
-            return found, size if 0 < size < STREAMED else None
+                return sample_format, long_size
+            return sample_format, size if 0 < size < STREAMED else None
         if name in (b"data", b"\0\0\0\0"):
             break
         if name not in (b"fmt ", b"ds64"):
@@ -202,12 +224,12 @@ def _wav_format(source: BinaryIO) -> tuple[_Format, int | None]:
             continue
         if size > _LONGEST_CHUNK:
             break
-        body = _exactly(source, size + size % 2)
+        body = _read_exactly(source, size + size % 2)
         if name == b"ds64" and len(body) >= 16:
             # RF64 (EBU Tech 3306) and BW64: lengths of files over four gigabytes.
             (long_size,) = struct.unpack_from("<Q", body, 8)
         if name == b"fmt ":
-            found = _sample_format(body)
+            sample_format = _sample_format(body)
     raise BadInput("The wav stream on standard input has no format before its samples: send a whole wav.")
 
 
@@ -216,8 +238,8 @@ def _skip(source: BinaryIO, count: int) -> None:
         count -= len(data)
 
 
-def _sample_format(body: bytes) -> _Format:
-    """The format that the chunk ``fmt`` of a wav describes."""
+def _sample_format(body: bytes) -> _SampleFormat:
+    """Return the format that the chunk ``fmt`` of a wav describes."""
     if len(body) < 16:
         raise BadInput("The wav stream on standard input ends within its header: send a whole wav.")
     code, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", body)
@@ -234,32 +256,37 @@ def _sample_format(body: bytes) -> _Format:
         )
     if not 0 < channels <= _MOST_CHANNELS or rate not in _RATES:
         raise BadInput(f"The wav stream says it has {channels} channels at {rate} Hz: send a whole wav.")
-    return _Format("f" if code == _FLOAT else "i", size, channels, rate, _layout(channels, mask))
+    return _SampleFormat("f" if code == _FLOAT else "i", size, channels, rate, _layout(channels, mask))
 
 
 def _layout(channels: int, mask: int) -> str:
-    """FFmpeg's name of the channels that a wav's mask names; without a mask, of the usual ones for their number."""
-    if mask.bit_count() == channels and (known := _MASKS.get(mask)):
+    """Return FFmpeg's name of the channels in a wav's mask; without a mask, the usual layout of as many channels."""
+    if mask.bit_count() == channels and (known := _LAYOUT_OF_MASK.get(mask)):
         return known
-    return _USUAL.get(channels, f"{channels} channels")
+    return _USUAL_LAYOUTS.get(channels, f"{channels} channels")
+
+
+# --- Video that can be watched while it is written --------------------------------------
 
 
 class _Sink:
-    """Where a stream is written: all of every piece at once, and what goes wrong is kept for later, since FFmpeg, which
-    calls this, would forget what it was."""
+    """The target of a stream, for FFmpeg, which would forget what went wrong: errors are kept in ``trouble``.
+
+    Each piece is written completely and flushed.
+    """
 
     def __init__(self, target: BinaryIO) -> None:
         self.target = target
-        self.trouble: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        left = memoryview(data)
+        remaining = memoryview(data)
         try:
-            while left and self.trouble is None:
-                left = left[self.target.write(left) :]
+            while remaining and self.error is None:
+                remaining = remaining[self.target.write(remaining) :]
             self.target.flush()
         except OSError as error:
-            self.trouble = error
+            self.error = error
         return len(data)
 
 
@@ -270,17 +297,17 @@ def write_stream(
     crf: int = 20,
     tags: Mapping[str, str] | None = None,
 ) -> int:
-    """Write frames as they come, with their sound; what is written so far can be played at any moment.
+    """Write frames as they arrive, with their sound; what is written so far can be played at any moment.
 
-    Fragmented mp4, or webm where the file is named so. A file is made with the first frame; a pipe whose reader has
-    gone ends the stream.
+    The format is fragmented mp4, or webm where the file is named so. A file is created with the first frame; a pipe
+    with a closed reading end stops the stream.
 
     Args:
-        target: a file, or something to write to.
+        target: a file, or an object to write to.
         frames: ``[H, W, 3]`` uint8 RGB at 25 frames a second; odd sides lose a pixel.
-        sound: gives the sound of frame i, up to 40 ms: with its own rate and channels, always the same, or samples
+        sound: returns the sound of frame i, up to 40 ms: with its own rate and channels, always the same, or samples
             ``[n]`` mono at 16 kHz. Where it is shorter, silence follows.
-        crf: quality as H.264 counts it, lower is better.
+        crf: quality on the scale of H.264, lower is better.
         tags: container metadata.
 
     Returns:
@@ -290,24 +317,24 @@ def write_stream(
         BadInput: the file cannot be written.
     """
     form = output_format(target) if isinstance(target, Path) else FORMATS[".mp4"]
-    coming = iter(frames)
-    first = next(coming, None)
+    remaining = iter(frames)
+    first = next(remaining, None)
     if first is None:
         return 0
     try:
-        # Unbuffered: what a fragment holds is there once it is complete.
+        # Unbuffered, so that a fragment is on disk once it is complete.
         opened = target.open("wb", buffering=0) if isinstance(target, Path) else nullcontext(target)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise _cannot_write(target, error) from error
     with opened as file:
         sink = _Sink(file)
-        count = _mux(sink, form, chain([first], coming), first.shape, sound, crf, tags)
-    if sink.trouble is not None and not isinstance(sink.trouble, BrokenPipeError):
-        raise _unwritable(target, sink.trouble) from sink.trouble
+        count = _mux(sink, form, chain([first], remaining), first.shape, sound, crf, tags)
+    if sink.error is not None and not isinstance(sink.error, BrokenPipeError):
+        raise _cannot_write(target, sink.error) from sink.error
     return count
 
 
-def _unwritable(target: Path | BinaryIO, error: OSError) -> BadInput:
+def _cannot_write(target: Path | BinaryIO, error: OSError) -> BadInput:
     where = target if isinstance(target, Path) else "the video"
     return BadInput(f"Cannot write {where} ({error.strerror}): choose another --output.")
 
@@ -321,30 +348,40 @@ def _mux(
     crf: int,
     tags: Mapping[str, str] | None,
 ) -> int:
-    with av.open(sink, "w", format=form.muxer, options=_LIVE[form.muxer]) as container:
+    with av.open(sink, "w", format=form.muxer, options=_STREAM_OPTIONS[form.muxer]) as container:
         container.metadata.update(tags or {})
         options = {"g": str(FRAGMENT_FRAMES)} | ({"tune": "zerolatency"} if form.video_codec == "libx264" else {})
         pictures = PictureTrack(container, form.video_codec, Fraction(FPS), crf, shape, options)
         voice: EncodedSound | None = None
         for frame in frames:
-            if sink.trouble is not None:
+            if sink.error is not None:
                 break
-            heard = sound(pictures.count)
-            piece = heard if isinstance(heard, Sound) else Sound(heard[None], SAMPLE_RATE, "mono")
+            piece_or_samples = sound(pictures.count)
+            piece = (
+                piece_or_samples
+                if isinstance(piece_or_samples, Sound)
+                else Sound(piece_or_samples[None], SAMPLE_RATE, "mono")
+            )
             if voice is None:
                 # Before the first packet: streams are added to an empty container.
                 voice = EncodedSound(container, str(form.audio_codec), piece.rate, piece.layout)
             pictures.write(frame)
-            voice.write(_lasting_until(piece, voice.written, pictures.count))
+            voice.write(_fit_to_frame(piece, voice.written, pictures.count))
         pictures.close()
         if voice is not None:
             voice.close()
     return pictures.count
 
 
-def _lasting_until(piece: Sound, written: int, frame: int) -> np.ndarray:
-    """Samples ``[C, n]``, cut or padded with silence so that those before and these end with a frame."""
+def _fit_to_frame(piece: Sound, written: int, frame: int) -> np.ndarray:
+    """Return samples ``[C, n]``, cut or padded with silence so that the sound ends with a frame.
+
+    Args:
+        piece: the sound of the frame.
+        written: samples that are written already.
+        frame: how many frames are written, with this one.
+    """
     block = np.zeros((len(piece.samples), round(frame * piece.rate / FPS) - written), np.float32)
-    heard = piece.samples[:, : block.shape[1]]
-    block[:, : heard.shape[1]] = heard
+    available = piece.samples[:, : block.shape[1]]
+    block[:, : available.shape[1]] = available
     return block

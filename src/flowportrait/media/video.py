@@ -1,35 +1,12 @@
-"""Videos in: any container to 25 fps RGB, with bounds for files of other people, and the cuts in them.
+"""Read videos: any container to 25 fps RGB, within limits for files of other people, and the cuts in them.
 
-Threads that work on items ahead of whoever takes the results, which keep their order.
+Inside the package every clip has 25 frames a second and 16 kHz mono audio. The conversion happens here, once, by
+presentation time: frame ``i`` of a clip is the source frame that was on screen ``i / 25`` seconds after the file's
+first picture or sound, whichever comes first; ``read_audio`` counts from the same moment. Frames are converted to what
+a display shows (``media.colour``).
 
-    items  1 2 3 4 5 6 …      taken 1 │ under way 2 3 4 │ not asked for yet 5 6 …
-
-Drawing, scaling and marking pictures runs outside Python's lock, so threads use all cores.
-
-Where a video cuts from one shot to another.
-
-    cut at t  ⇔  d[t] > LEAST  and  d[t] > RATIO · median of the last d      d = mean |thumbnail[t] − thumbnail[t − 1]|
-
-A cut is a jump out of the motion around it; a wave of the hand or a flickering lamp moves before and after as well.
-
-Video files in: any container to 25 fps RGB, as a display shows it (``media.colour``).
-
-Inside the package every clip has 25 frames a second and 16 kHz mono audio. The conversion happens here, once,
-by presentation time: frame ``i`` of a clip is the source frame that was on screen at ``i / 25`` seconds after the
-file's first picture or sound, whichever comes first; ``read_audio`` counts from the same moment.
-
-How many pictures a second a video file shows, and how many there are, read from its packets without decoding them.
-
-    rate = 1 / mean of the steps from time to time near their median, where most are; else 1 / mean of all steps
-
-Headers are wrong or empty in recordings of browsers and phones; time stamps are what players go by. Where they say what
-the header says, to 0.2 %, or a standard rate, that is the rate: time stamps are rounded.
-
-Clips from other people, read within bounds: 35 kB of H.264 can hold gigabytes of pictures, and a header can lie.
-
-    packets counted and timed, nothing decoded ─► decoded frame by frame, the decoder itself refuses larger pictures
-
-``read_clip`` never holds more than ``ClipLimits.decoded`` bytes of pictures, whatever the file says of itself.
+The parts of this file: a pool of threads that keeps the order of its results, the detector of cuts, reading frames,
+the frame rate of a file, and reading within limits.
 """
 
 from __future__ import annotations
@@ -62,68 +39,90 @@ from flowportrait.media.containers import (
 )
 from flowportrait.media.image import is_picture
 
+# --- Threads ----------------------------------------------------------------------------
+#
+# Drawing, scaling and marking pictures runs outside Python's global lock, so threads use all cores.
+#
+#     items  1 2 3 4 5 6 …      taken 1 │ in work 2 3 4 │ not requested yet 5 6 …
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
-    """Yield ``work(item)`` for each of ``items``, at most ``ahead`` of them under way in ``workers`` threads; with
-    fewer than two, one after the other in the caller's.
+    """Yield ``work(item)`` for each of ``items`` in order, with several of them worked on at once.
 
-    ``items`` are asked for in the caller's thread. What ``work`` raises is raised where its result is taken.
+    ``items`` are requested in the caller's thread. An error of ``work`` is raised where its result would be yielded.
+
+    Args:
+        work: called in a thread for each item.
+        items: what is worked on.
+        workers: threads; with fewer than two, all work is done in the caller's thread.
+        ahead: how many items are worked on or wait to be yielded at most.
     """
     if workers < 2:
         yield from map(work, items)
         return
     with ThreadPoolExecutor(workers) as pool:
-        under_way: deque[Future[Result]] = deque()
+        pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                if len(under_way) == ahead:
-                    yield under_way.popleft().result()
-                under_way.append(pool.submit(work, item))
-            while under_way:
-                yield under_way.popleft().result()
+                if len(pending) == ahead:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(work, item))
+            while pending:
+                yield pending.popleft().result()
         finally:
-            # Nobody waits for pictures that are not wanted any more.
-            for left in under_way:
-                left.cancel()
+            # The results of these will not be used any more.
+            for future in pending:
+                future.cancel()
 
+
+# --- Cuts -------------------------------------------------------------------------------
+#
+#     cut at t  ⇔  d[t] > LEAST  and  d[t] > RATIO · median of the last d     d = mean |thumbnail[t] − thumbnail[t − 1]|
+#
+# A cut is a change that exceeds the motion around it; a wave of the hand or a flickering lamp changes the picture
+# before and after as well.
 
 LEAST = 12.0
-"""Mean change of the thumbnail, of 255, that a cut has at least."""
+"""Smallest mean change of the thumbnail at a cut, of 255."""
 RATIO = 5.0
+"""Smallest ratio of the change at a cut to the median of the changes before it."""
 MEMORY, KNOWN = 12, 4
+"""How many past changes the median is taken of, and how many are needed to trust it."""
 _THUMBNAIL = (32, 18)
-_ENOUGH = 144
-"""Pixels of the shorter side that are looked at: of more, every second, third, … averages to the same thumbnail."""
+_SAMPLED_SIDE = 144
+"""Pixels of the shorter side that are read: larger pictures are subsampled and average to the same thumbnail."""
 
 
 class CutDetector:
-    """Shown one frame after the other, says which begin a new shot."""
+    """A detector of cuts, called with one frame after the other of a video."""
 
     def __init__(self) -> None:
-        self._before: np.ndarray | None = None
+        self._previous: np.ndarray | None = None
         self._changes: deque[float] = deque(maxlen=MEMORY)
 
     def __call__(self, frame: np.ndarray) -> bool:
-        """Whether ``frame`` ``[H, W, 3]`` uint8 begins a new shot; the first one of a video does not."""
-        step = max(1, min(frame.shape[:2]) // _ENOUGH)
+        """Return whether ``frame`` ``[H, W, 3]`` uint8 begins a new shot; the first one of a video does not."""
+        step = max(1, min(frame.shape[:2]) // _SAMPLED_SIDE)
         thumbnail = cv2.resize(frame[::step, ::step], _THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
-        before, self._before = self._before, thumbnail
-        if before is None:
+        previous, self._previous = self._previous, thumbnail
+        if previous is None:
             return False
-        change = float(np.abs(thumbnail - before).mean())
-        usual = float(np.median(self._changes)) if self._changes else 0.0
+        change = float(np.abs(thumbnail - previous).mean())
+        usual_change = float(np.median(self._changes)) if self._changes else 0.0
         if len(self._changes) < KNOWN:
-            # Too little was seen of how much this shot moves: assume a lot.
-            usual = max(usual, LEAST / 2)
-        if change > LEAST and change > RATIO * usual:
+            # Too few frames show how much this shot moves: assume a lot.
+            usual_change = max(usual_change, LEAST / 2)
+        if change > LEAST and change > RATIO * usual_change:
             self._changes.clear()
             return True
         self._changes.append(change)
         return False
 
+
+# --- Frames -----------------------------------------------------------------------------
 
 FPS = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
@@ -142,15 +141,15 @@ def iter_frames(
 ) -> Generator[np.ndarray, None, None]:
     """Yield RGB frames ``[H, W, 3]`` uint8 resampled in time to ``fps``, from number ``start`` on.
 
-    Upright and with square pixels; HDR is mapped to SDR, with a warning. Of several streams the moving picture is
-    taken, not a cover.
+    They are upright and have square pixels; HDR is mapped to SDR, with a warning. Of several streams the moving picture
+    is read, not a cover.
 
     Args:
         path: the file.
         fps: frames a second of the result.
-        start: frames that are left out at the beginning, without decoding them where the file allows.
-        longest: seconds; more is refused as soon as it shows.
-        most_pixels: of a frame; larger ones are refused before the decoder makes room for them.
+        start: how many frames are skipped at the beginning, without decoding them where the file allows.
+        longest: seconds; a longer file is refused as soon as it shows.
+        most_pixels: of a frame; larger ones are refused before the decoder allocates them.
 
     Raises:
         BadInput: the file is missing, empty, is not a video, is cut off, holds frames that cannot be decoded or are too
@@ -160,7 +159,7 @@ def iter_frames(
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
         emitted, last, begin, rgb = 0, None, origin(container), Display(path, stream, most_pixels)
-        # Pictures may grow on the way.
+        # The size of the pictures may grow within the file.
         stream.codec_context.options = {"max_pixels": str(most_pixels)}
         try:
             for frame in _decode_from(container, stream, begin + (start - 1) / fps if start else None):
@@ -168,14 +167,14 @@ def iter_frames(
                 if last is None and start:
                     # After a seek: this frame is the first one that is due from here on.
                     emitted = max(0, math.ceil((time - begin) * fps - 0.5))
-                # Everything due before this frame appears shows the previous one.
+                # Output frames before this frame's time show the previous one.
                 if last is not None and emitted / fps < time - begin - 0.5 / fps:
                     _check_clock(path, emitted / fps, time - begin, longest)
-                    shown = None
+                    rgb_frame = None
                     while emitted / fps < time - begin - 0.5 / fps:
                         if emitted >= start:
-                            shown = rgb(last) if shown is None else shown
-                            yield shown
+                            rgb_frame = rgb(last) if rgb_frame is None else rgb_frame
+                            yield rgb_frame
                         emitted += 1
                 last = frame
         except av.FFmpegError as error:
@@ -185,18 +184,18 @@ def iter_frames(
             raise BadInput(f"{path} holds no decodable frame: give another file.")
         length = max(_end_time(stream, begin), (emitted + 1) / fps)
         _check_clock(path, emitted / fps, length, longest)
-        shown = rgb(last)
+        rgb_frame = rgb(last)
         while emitted / fps < length - 0.5 / fps:
             if emitted >= start:
-                yield shown
+                yield rgb_frame
             emitted += 1
 
 
 def _check_clock(path: Path, now: float, until: float, longest: float | None) -> None:
-    """That a picture may be shown from ``now`` until another time, in seconds.
+    """Check that a picture may be shown from ``now`` until ``until``, in seconds.
 
     Raises:
-        BadInput: it may not.
+        BadInput: that is too long, or the video is.
     """
     if until - now > _LONGEST_GAP:
         raise BadInput(
@@ -208,9 +207,9 @@ def _check_clock(path: Path, now: float, until: float, longest: float | None) ->
 
 
 def _decode_from(container: Any, stream: Any, time: float | None) -> Iterator[Any]:
-    """Frames from the last key frame before ``time`` seconds on; all of them where that is None or cannot be found."""
+    """Yield frames from the last key frame before ``time`` seconds on; all where that is None or cannot be found."""
     if time is not None:
-        # A key frame may be followed by pictures that need what came before it: go back some more.
+        # A key frame may be followed by pictures that depend on earlier ones, so the seek goes back further.
         container.seek(round(max(time - _SEEK_MARGIN, 0.0) * av.time_base))
         frames = container.decode(stream)
         first = next(frames, None)
@@ -224,7 +223,7 @@ def _decode_from(container: Any, stream: Any, time: float | None) -> Iterator[An
 
 @contextmanager
 def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The opened file and its moving picture, after the checks that need no decoding."""
+    """Yield the opened file and its moving picture, after the checks that need no decoding."""
     check_is_file(path, "video")
     check_length(path)
     try:
@@ -244,6 +243,7 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _end_time(stream: Any, start: float) -> float:
+    """Return the seconds from ``start`` to the end of a stream, 0 where the file does not state it."""
     if stream.duration is None or stream.time_base is None:
         return 0.0
     first = float((stream.start_time or 0) * stream.time_base)
@@ -254,67 +254,90 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+# --- Frame rate -------------------------------------------------------------------------
+#
+#     rate = 1 / mean of the steps between time stamps near their median, where most are; else 1 / mean of all steps
+#
+# Headers are wrong or empty in recordings of browsers and phones; players go by time stamps. These are rounded, so a
+# rate within 0.2 % of the header's, or near a standard one, is taken for that rate.
+
 LARGEST_RATE = 240
-"""Above this a rate is an accident of the file or slow motion, which players show at less."""
+"""Largest plausible rate; a higher one is a fault of the file, or slow motion, which players show at less."""
 
 _STANDARD = [Fraction(rate) for rate in (24, 25, 30, 48, 50, 60, 100, 120, 240)]
 _STANDARD += [Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60, 120)]
-_NEAR, _MOST = 0.25, 0.75
-_SAME = 0.002
-_NAMED = 0.0004
+_NEAR_MEDIAN, _MOST_STEPS = 0.25, 0.75
+_DECLARED_TOLERANCE = 0.002
+_STANDARD_TOLERANCE = 0.0004
 
 
 class FrameRate(NamedTuple):
-    """Pictures a second, on average where their times are uneven, and how many pictures that makes."""
+    """Frames per second, on average where their times are uneven, and the number of frames."""
 
     fps: Fraction
     frames: int
 
 
 def frame_rate(path: str | Path) -> FrameRate:
-    """Rate and count of a video's pictures; 25 a second and a count of zero where the file does not tell."""
+    """Return the rate and number of a video's frames, read from its packets without decoding them.
+
+    It is 25 a second and a number of zero where the file does not state them.
+    """
     try:
         with open_media(path) as container:
             stream = video_stream(container)
             if stream is None:
                 return FrameRate(Fraction(FPS), 0)
-            # Some containers keep the order of decoding only.
+            # Some containers store decoding times only.
             stamps = [packet.dts if packet.pts is None else packet.pts for packet in container.demux(stream)]
             times = sorted(stamp for stamp in stamps if stamp is not None)
             base, declared = stream.time_base, stream.average_rate
     except (av.FFmpegError, OSError):
-        # Whoever reads the pictures says what is wrong with the file.
+        # The code that reads the pictures reports what is wrong with the file.
         return FrameRate(Fraction(FPS), 0)
     if len(times) < 2 or times[-1] == times[0]:
         return FrameRate(Fraction(declared or FPS), len(times))
     steps = np.diff(times)
-    near = steps[np.abs(steps - np.median(steps)) <= _NEAR * np.median(steps)]
-    # A recorder that leaves out a frame now and then has a rate all the same.
-    steps = near if len(near) >= _MOST * len(steps) else steps
+    near_median = steps[np.abs(steps - np.median(steps)) <= _NEAR_MEDIAN * np.median(steps)]
+    # A recorder that drops a frame now and then still has a constant rate.
+    steps = near_median if len(near_median) >= _MOST_STEPS * len(steps) else steps
     measured = 1 / (Fraction(int(steps.sum()), len(steps)) * base)
-    return FrameRate(_named(measured, declared), len(times))
+    return FrameRate(_rounded_rate(measured, declared), len(times))
 
 
-def _named(measured: Fraction, declared: Fraction | None) -> Fraction:
-    """The rate that a measured one, which time stamps round, stands for."""
+def _rounded_rate(measured: Fraction, declared: Fraction | None) -> Fraction:
+    """Return the exact rate that a measured one stands for, since time stamps are rounded."""
     nearest = min(_STANDARD, key=lambda rate: abs(rate - measured))
-    if abs(nearest - measured) < _NAMED * measured:
+    if abs(nearest - measured) < _STANDARD_TOLERANCE * measured:
         return nearest
-    if declared and abs(declared - measured) < _SAME * measured and declared <= LARGEST_RATE:
+    if declared and abs(declared - measured) < _DECLARED_TOLERANCE * measured and declared <= LARGEST_RATE:
         return Fraction(declared)
     return min(measured, Fraction(LARGEST_RATE)).limit_denominator(1001)
 
 
+# --- Clips of other people, within limits -----------------------------------------------
+#
+# 35 kB of H.264 can hold gigabytes of pictures, and a header can lie:
+#
+#     packets counted and timed, nothing decoded ─► decoded frame by frame, the decoder itself refuses larger pictures
+#
+# ``read_clip`` never holds more than ``ClipLimits.decoded`` bytes of pictures, whatever the file declares.
+
 _MOST_PACKETS = 500
 """Packets a second that are read of one stream; sound of 2.5 ms a packet has 400."""
 _SLOWEST_SOUND = 4_000
-"""Hz; a lower rate would make hours of a few bytes."""
+"""Hz; a lower rate would turn a few bytes into hours."""
 
 
 @dataclass(frozen=True)
 class ClipLimits:
-    """What a clip may hold. seconds: its length; pixels: of one picture; decoded: bytes of all its pictures at 25
-    frames a second, RGB."""
+    """The limits of a clip.
+
+    Attributes:
+        seconds: its length.
+        pixels: of one picture.
+        decoded: bytes of all its pictures at 25 frames a second, RGB.
+    """
 
     seconds: float
     pixels: int
@@ -322,13 +345,13 @@ class ClipLimits:
 
 
 SERVED = ClipLimits(seconds=120.0, pixels=3840 * 2160, decoded=2**30)
-"""For a clip that came over a network: 54 s of 512 px."""
+"""Limits of a clip that came over a network: 54 s of 512 px."""
 LOCAL = ClipLimits(seconds=3600.0, pixels=8192 * 4320, decoded=8 * 2**30)
-"""For a file on this computer that somebody else may have made."""
+"""Limits of a file on this computer that somebody else may have made."""
 
 
 def bounded_frames(path: Path, limits: ClipLimits = LOCAL) -> Iterator[np.ndarray]:
-    """Frames as ``iter_frames`` yields them; nothing is kept, so ``decoded`` does not count.
+    """Yield frames as ``iter_frames`` does; nothing is kept, so ``decoded`` does not count.
 
     Raises:
         BadInput: as ``iter_frames``, or the file exceeds the limits.
@@ -336,12 +359,12 @@ def bounded_frames(path: Path, limits: ClipLimits = LOCAL) -> Iterator[np.ndarra
     check_clip(path, limits)
     for count, frame in enumerate(iter_frames(path, most_pixels=limits.pixels), 1):
         if count > limits.seconds * FPS + 1:
-            raise _too_long(path, limits)
+            raise _too_long_error(path, limits)
         yield frame
 
 
 def read_clip(path: Path, limits: ClipLimits = LOCAL) -> tuple[np.ndarray, np.ndarray | None]:
-    """Frames ``[T, H, W, 3]`` uint8 and sound ``[N]`` float32 at 16 kHz; None where there is no sound.
+    """Return frames ``[T, H, W, 3]`` uint8 and sound ``[N]`` float32 at 16 kHz, None where there is no sound.
 
     Raises:
         BadInput: as ``iter_frames`` and ``read_audio``, the size of the picture changes on the way, or the file exceeds
@@ -369,10 +392,10 @@ def read_clip(path: Path, limits: ClipLimits = LOCAL) -> tuple[np.ndarray, np.nd
 
 
 def check_clip(path: Path, limits: ClipLimits) -> float:
-    """Seconds that the file lasts by its packets and by its header, whichever is more; nothing is decoded.
+    """Return the seconds that a file lasts by its packets or by its header, whichever is more; nothing is decoded.
 
     Raises:
-        BadInput: it exceeds the limits. What cannot be opened at all is left to whoever decodes it.
+        BadInput: the file exceeds the limits. A file that cannot be opened at all is left to the code that decodes it.
     """
     try:
         with open_media(path) as container:
@@ -385,19 +408,19 @@ def check_clip(path: Path, limits: ClipLimits) -> float:
             for sound in container.streams.audio:
                 if 0 < sound.rate < _SLOWEST_SOUND:
                     raise BadInput(f"{path} has sound at {sound.rate} Hz: give 8000 Hz or more.")
-            return _seconds(container, path, limits)
+            return _length_in_seconds(container, path, limits)
     except (av.FFmpegError, OSError):
         return limits.seconds
 
 
-def _seconds(container: av.container.InputContainer, path: Path, limits: ClipLimits) -> float:
+def _length_in_seconds(container: av.container.InputContainer, path: Path, limits: ClipLimits) -> float:
     streams = [*container.streams.video, *container.streams.audio]
     longest, counts, first = 0.0, dict.fromkeys((stream.index for stream in streams), 0), float("inf")
     for stream in streams:
         if stream.duration and stream.time_base:
             longest = max(longest, float(stream.duration * stream.time_base))
     if longest > limits.seconds + 1:
-        raise _too_long(path, limits)
+        raise _too_long_error(path, limits)
     last = -float("inf")
     for packet in container.demux(streams):
         counts[packet.stream_index] += 1
@@ -406,10 +429,10 @@ def _seconds(container: av.container.InputContainer, path: Path, limits: ClipLim
             begin = float(moment * packet.time_base)
             first, last = min(first, begin), max(last, begin + float((packet.duration or 0) * packet.time_base))
         if last - first > limits.seconds + 1 or max(counts.values()) > limits.seconds * _MOST_PACKETS:
-            raise _too_long(path, limits)
-    # Raw streams have no times at all.
+            raise _too_long_error(path, limits)
+    # Raw streams have no time stamps at all.
     return max(longest, last - first) if last >= first else limits.seconds
 
 
-def _too_long(path: Path, limits: ClipLimits) -> BadInput:
+def _too_long_error(path: Path, limits: ClipLimits) -> BadInput:
     return BadInput(f"{path} lasts more than {limits.seconds:g} s, or claims to: cut it.")

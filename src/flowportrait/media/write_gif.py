@@ -1,4 +1,4 @@
-"""GIF out: one palette of 256 colours for the whole clip.
+"""Write a GIF with one palette of 256 colours for the whole clip.
 
     frames ─► lossless file ─► palette ─► frames with the palette's colours, only what changes ─► gif + comment
 
@@ -20,14 +20,16 @@ import numpy as np
 from flowportrait.media.containers import file_url
 
 FASTEST = Fraction(50)
-"""Frames a second at most: browsers take a delay of one hundredth for ten."""
+"""Largest number of frames per second: browsers play a delay of one hundredth of a second as ten."""
 _HUNDREDTH = Fraction(1, 100)
-_USE = "dither=bayer:bayer_scale=5:diff_mode=rectangle"
-"""A dither that stands still: what does not move stays the same from frame to frame, and costs nothing."""
+_DITHER = "dither=bayer:bayer_scale=5:diff_mode=rectangle"
+"""A fixed dither pattern: what does not move stays the same from frame to frame, and costs no bytes."""
 
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""Shows how far one is with items, their number, and what is being done, as ``terminal.progress`` does."""
+"""A function of items, their number, and what is being done, that yields the items and shows a progress bar, as
+``terminal.progress`` does.
+"""
 
 
 def write_gif(
@@ -37,29 +39,35 @@ def write_gif(
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write frames ``[H, W, 3]`` uint8 RGB, or ``[H, W, 4]`` with alpha: a gif keeps whether it is half or more.
+    """Write frames ``[H, W, 3]`` uint8 RGB, or ``[H, W, 4]`` with alpha, which a gif keeps as opaque or transparent.
 
     The delays are whole hundredths of a second that add up to the clip's duration; above 50 frames a second frames are
-    left out. The comment among the tags is kept, other tags have no place in a gif. progress: shows how far the two
-    passes are that follow the last frame.
+    dropped.
+
+    Args:
+        path: the file.
+        frames: at least one.
+        fps: frames per second.
+        tags: metadata, of which a gif can hold the comment alone.
+        progress: shows the progress of the two passes that follow the last frame.
 
     Returns:
         How many frames came.
     """
-    store = path.with_suffix(".nut")
+    lossless = path.with_suffix(".nut")
     try:
-        count = _store(store, frames, fps)
-        watched = progress or (lambda items, total, doing: items)
-        palette = _find_palette(store, lambda decoded: watched(decoded, count, "choosing colours"))
-        _encode(path, store, palette, fps, count, lambda decoded: watched(decoded, count, "writing the gif"))
+        count = _write_lossless(lossless, frames, fps)
+        show_progress = progress or (lambda items, total, doing: items)
+        palette = _find_palette(lossless, lambda decoded: show_progress(decoded, count, "choosing colours"))
+        _encode(path, lossless, palette, fps, count, lambda decoded: show_progress(decoded, count, "writing the gif"))
     finally:
-        store.unlink(missing_ok=True)
+        lossless.unlink(missing_ok=True)
     if comment := (tags or {}).get("comment"):
         _add_comment(path, comment)
     return count
 
 
-def _store(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
+def _write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
     count = 0
     stream: Any = None
     with av.open(file_url(path), "w", format="nut") as container:
@@ -80,9 +88,9 @@ def _store(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
     return count
 
 
-def _find_palette(store: Path, watched: Callable[[Iterable[Any]], Iterable[Any]]) -> Any:
-    """The picture of 16 by 16 colours that ``palettegen`` makes of all frames."""
-    with av.open(file_url(store)) as source:
+def _find_palette(lossless: Path, show_progress: Callable[[Iterable[Any]], Iterable[Any]]) -> Any:
+    """Return the picture of 16 by 16 colours that ``palettegen`` makes of all frames."""
+    with av.open(file_url(lossless)) as source:
         stream = source.streams.video[0]
         graph = av.filter.Graph()
         transparent = int(stream.pix_fmt == "gbrap")
@@ -91,7 +99,7 @@ def _find_palette(store: Path, watched: Callable[[Iterable[Any]], Iterable[Any]]
         entry.link_to(generator)
         generator.link_to(leave)
         graph.configure()
-        for frame in watched(source.decode(stream)):
+        for frame in show_progress(source.decode(stream)):
             entry.push(frame)
         entry.push(None)
         return leave.pull()
@@ -99,37 +107,42 @@ def _find_palette(store: Path, watched: Callable[[Iterable[Any]], Iterable[Any]]
 
 def _encode(
     path: Path,
-    store: Path,
+    lossless: Path,
     palette: Any,
     fps: Fraction,
     count: int,
-    watched: Callable[[Iterable[Any]], Iterable[Any]],
+    show_progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> None:
     step = -(-fps // FASTEST)
     last = (count - 1) // step * step
     options = {"final_delay": str(_hundredths(count, fps) - _hundredths(last, fps))}
-    with av.open(file_url(store)) as source, av.open(file_url(path), "w", format="gif", options=options) as container:
-        given = source.streams.video[0]
+    with (
+        av.open(file_url(lossless)) as source,
+        av.open(file_url(path), "w", format="gif", options=options) as container,
+    ):
+        source_stream = source.streams.video[0]
         stream = container.add_stream("gif", rate=100)
-        stream.height, stream.width, stream.pix_fmt = given.height, given.width, "pal8"
+        stream.height, stream.width, stream.pix_fmt = source_stream.height, source_stream.width, "pal8"
         stream.codec_context.time_base = _HUNDREDTH
         graph = av.filter.Graph()
-        pictures = graph.add_buffer(template=given)
+        pictures = graph.add_buffer(template=source_stream)
         colours = graph.add_buffer(
-            width=palette.width, height=palette.height, format=palette.format, time_base=given.time_base
+            width=palette.width, height=palette.height, format=palette.format, time_base=source_stream.time_base
         )
-        use, leave = graph.add("paletteuse", _USE), graph.add("buffersink")
+        use, leave = graph.add("paletteuse", _DITHER), graph.add("buffersink")
         pictures.link_to(use, 0, 0)
         colours.link_to(use, 0, 1)
         use.link_to(leave)
         graph.configure()
         colours.push(palette)
         colours.push(None)
-        wanted = (frame for index, frame in enumerate(watched(source.decode(given))) if index % step == 0)
+        selected = (
+            frame for index, frame in enumerate(show_progress(source.decode(source_stream))) if index % step == 0
+        )
         written = 0
-        for frame in chain(wanted, [None]):
+        for frame in chain(selected, [None]):
             pictures.push(frame)
-            for done in _ready(leave):
+            for done in _finished_frames(leave):
                 done.pts, done.time_base = _hundredths(written * step, fps), _HUNDREDTH
                 container.mux(stream.encode(done))
                 written += 1
@@ -137,12 +150,12 @@ def _encode(
 
 
 def _hundredths(index: int, fps: Fraction) -> int:
-    """When frame ``index`` is shown, in hundredths of a second."""
+    """Return when frame ``index`` is shown, in hundredths of a second."""
     return round(index / fps * 100)
 
 
-def _ready(sink: Any) -> Iterator[Any]:
-    """The frames that a filter graph has finished."""
+def _finished_frames(sink: Any) -> Iterator[Any]:
+    """Yield the frames that a filter graph has finished."""
     while True:
         try:
             yield sink.pull()
@@ -151,7 +164,7 @@ def _ready(sink: Any) -> Iterator[Any]:
 
 
 def _add_comment(path: Path, text: str) -> None:
-    """Put a comment block (GIF89a, section 24) behind the header of a gif."""
+    """Insert a comment block (GIF89a, section 24) behind the header of a gif."""
     data = path.read_bytes()
     flags = data[10]
     header = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)

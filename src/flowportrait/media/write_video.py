@@ -1,14 +1,9 @@
-"""Video files out: frames and sound to mp4, mov or webm.
-
-The pictures of a video: RGB frames to one encoded stream, converted and tagged as BT.709 whatever their size.
+"""Write videos: RGB frames and their sound to mp4, mov, webm or gif; a file is complete under its name or absent.
 
     R'G'B' full range ─► Y'CbCr, matrix BT.709, Y' 16 to 235, 4:2:0 ─► H.264 or VP9, tagged bt709 / bt709 / bt709 / tv
 
-Players guess the matrix of an untagged video from its height, and not all guess alike: so the stream says it.
-
-A video into a fresh mp4, packet by packet: the very same pictures and sound.
-
-Video files out: RGB frames and their sound to mp4, mov, webm or gif, complete under its name or not there.
+The pictures are converted and tagged as BT.709 whatever their size: players guess the matrix of an untagged video from
+its height, and not all guess alike.
 """
 
 from __future__ import annotations
@@ -35,14 +30,16 @@ from flowportrait.media.sound_track import sound_track
 from flowportrait.media.video import FPS
 from flowportrait.media.write_gif import Progress, write_gif
 
+# --- The pictures of a video ------------------------------------------------------------
+
 # Chroma is averaged from every pixel of a row, not from every second one.
 _SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP
 _VP9_CRF = 10
-"""VP9 counts its quality from 0 to 63, H.264 from 0 to 51: about this much more for the same PSNR."""
+"""Difference between the quality scales for about the same PSNR: VP9 counts from 0 to 63, H.264 from 0 to 51."""
 
 
 class PictureTrack:
-    """One video stream of an open container."""
+    """The video stream of a container that is being written."""
 
     def __init__(
         self,
@@ -53,24 +50,24 @@ class PictureTrack:
         shape: tuple[int, ...],
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """Add the stream.
+        """Add the stream to a container.
 
         Args:
             container: an open ``av`` output container into which nothing was muxed yet.
             codec: ``libx264`` or ``libvpx-vp9``.
             fps: frames per second.
-            crf: quality as H.264 counts it; for VP9 it is converted.
+            crf: quality on the scale of H.264; for VP9 it is converted.
             shape: of the first frame ``[H, W, 3]``, or ``[H, W, 4]`` with alpha (VP9 only).
-            options: the encoder's, on top of these.
+            options: further options of the encoder.
 
         Raises:
-            BadInput: a side has less than 2 px, or more than the codec takes.
+            BadInput: a side has less than 2 px, or more than the codec supports.
         """
         check_frame_size(shape)
         self._container, self._fps, self._shape = container, fps, shape
         self.count = 0
-        given = _encoder_options(codec, crf) | dict(options or {})
-        self._stream = container.add_stream(codec, rate=fps, options=given)
+        encoder_options = _encoder_options(codec, crf) | dict(options or {})
+        self._stream = container.add_stream(codec, rate=fps, options=encoder_options)
         self._stream.height, self._stream.width = (side // 2 * 2 for side in shape[:2])
         self._stream.pix_fmt = "yuva420p" if shape[2] == 4 else "yuv420p"
         context = self._stream.codec_context
@@ -80,19 +77,19 @@ class PictureTrack:
         self._reformatter = VideoReformatter()
 
     def write(self, frame: np.ndarray) -> None:
-        """Encode the next frame, of the first one's shape, uint8; odd sides lose their last pixel.
+        """Encode the next frame, uint8 of the first one's shape; odd sides lose their last pixel.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the frame has another shape.
         """
-        self._container.mux(self._stream.encode(self._converted(frame)))
+        self._container.mux(self._stream.encode(self._convert(frame)))
         self.count += 1
 
     def close(self) -> None:
-        """Write what the encoder still holds."""
+        """Write the frames that the encoder still holds."""
         self._container.mux(self._stream.encode())
 
-    def _converted(self, image: np.ndarray) -> Any:
+    def _convert(self, image: np.ndarray) -> Any:
         if image.shape != self._shape:
             (height, width, *_), (first_height, first_width, *_) = image.shape, self._shape
             raise ValueError(f"frame {self.count} is {width}x{height}, not {first_width}x{first_height}")
@@ -109,7 +106,7 @@ class PictureTrack:
 
 
 def check_frame_size(shape: tuple[int, ...]) -> None:
-    """That frames of this shape ``[H, W, …]`` make a video.
+    """Check that frames of this shape ``[H, W, …]`` can be a video.
 
     Raises:
         BadInput: a side has less than 2 px.
@@ -129,23 +126,30 @@ def _encoder_options(codec: str, crf: int) -> dict[str, str]:
 
 
 def remux(given: Any, tracks: Sequence[Any], target: Path, tags: Mapping[str, str] | None = None) -> None:
-    """Copy ``tracks`` of an opened container into an mp4 at ``target`` that begins to play before it is loaded.
+    """Copy ``tracks`` of an opened container unchanged into an mp4 that plays before it is loaded completely.
 
-    tags: the only metadata that it has.
+    Args:
+        given: the opened container.
+        tracks: its streams to copy.
+        target: path of the mp4.
+        tags: the only metadata that the new file has.
 
     Raises:
         av.FFmpegError, OSError: as reading and writing do.
     """
     options = {"movflags": "+faststart"}
-    with av.open(file_url(target), "w", format="mp4", options=options) as fresh:
-        fresh.metadata.update(tags or {})
-        streams = {track.index: fresh.add_stream_from_template(track) for track in tracks}
+    with av.open(file_url(target), "w", format="mp4", options=options) as output:
+        output.metadata.update(tags or {})
+        streams = {track.index: output.add_stream_from_template(track) for track in tracks}
         for stream in streams.values():
             stream.metadata.clear()
         for packet in given.demux(*tracks):
             if packet.dts is not None:
                 packet.stream = streams[packet.stream.index]
-                fresh.mux(packet)
+                output.mux(packet)
+
+
+# --- Whole videos -----------------------------------------------------------------------
 
 
 def write_video(
@@ -162,68 +166,68 @@ def write_video(
     """Write frames and their sound in the format that the name asks for (see ``media.formats``).
 
     The sound keeps its rate and channels. It is cut or padded with silence to exactly ``frames / fps`` seconds; samples
-    that are not numbers become silence, louder ones than full scale are cut to it. The file appears under its name only
-    when complete: it is written beside it under a temporary name first.
+    that are not numbers become silence, louder ones than full scale are clipped. The file is first written beside its
+    name under a temporary one, so it is complete when it appears.
 
     Args:
         path: ends in ``.mp4``, ``.mov``, ``.webm`` or ``.gif``.
         frames: ``[H, W, 3]`` uint8 RGB; odd sides lose a pixel. ``[H, W, 4]`` with alpha for webm and gif.
-        sound: a file, whose packets are copied where the format takes them; samples ``[N]`` mono at 16 kHz; None.
+        sound: a file, whose packets are copied where the format supports them; samples ``[N]`` mono at 16 kHz; None.
         fps: frames per second.
-        crf: quality as H.264 counts it, lower is better.
+        crf: quality on the scale of H.264, lower is better.
         tags: container metadata (``title``, ``comment``, …).
         finish: called with the complete file under its temporary name, to sign it for example.
-        frame_total: how many frames come, where that is known: without it no packets are copied.
-        progress: shows what still has to be done after the last frame, for a gif (``terminal.progress``).
+        frame_total: the number of frames, where it is known: without it no packets are copied.
+        progress: shows what is left to do after the last frame, for a gif (``terminal.progress``).
 
     Returns:
         How many frames were written.
 
     Raises:
-        BadInput: the folder does not exist or cannot be written, the ending is unknown, the sound cannot be read, or
+        BadInput: the folder does not exist or cannot be written, the suffix is unknown, the sound cannot be read, or
             the frames are under 2 × 2 px.
     """
     path, rate = Path(path), Fraction(fps).limit_denominator(100_000)
     form = output_format(path)
     if isinstance(sound, np.ndarray):
         sound = Sound(sound[None], SAMPLE_RATE, "mono")
-    coming = iter(frames)
-    with _completed(path) as partial:
-        first = next(coming, None)
+    remaining = iter(frames)
+    with _replace_when_complete(path) as partial:
+        first = next(remaining, None)
         if first is None:
             raise ValueError("a video needs at least one frame")
         check_frame_size(first.shape)
         if first.shape[2] == 4 and not form.transparent:
             raise ValueError(f"{form.suffix} holds no transparent pictures")
-        given = _watched(chain([first], coming), partial, path)
+        checked_frames = _while_file_exists(chain([first], remaining), partial, path)
         if form.muxer == "gif":
-            count = write_gif(partial, given, rate, tags, progress)
+            count = write_gif(partial, checked_frames, rate, tags, progress)
         else:
             seconds = None if frame_total is None else float(frame_total / rate)
-            count = _write(partial, form, given, first.shape, sound, rate, crf, tags, seconds)
+            count = _write_container(partial, form, checked_frames, first.shape, sound, rate, crf, tags, seconds)
         if finish is not None:
             finish(partial)
     return count
 
 
 @contextmanager
-def _completed(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to, which becomes ``path`` when the block ends well and goes when it does not.
+def _replace_when_complete(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` to write to; it is renamed to ``path`` when the block ends well, else removed.
 
     Raises:
-        BadInput: the system does not take the name, or the disk is full.
+        BadInput: the system does not accept the name, or the disk is full.
     """
     if not path.parent.is_dir():
         raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
-    # Short, and of one's own, whatever the name and however many write at once.
+    # Short for names of any length, and unique among processes that write at once.
     partial = path.with_name(f".{secrets.token_hex(6)}.partial{path.suffix.lower()}")
-    _claim(path, partial)
+    _check_names(path, partial)
     try:
         yield partial
         os.replace(partial, path)
     except OSError as error:
         if not path.parent.is_dir():
-            raise _removed(path) from error
+            raise _folder_removed(path) from error
         if error.errno != errno.ENOSPC:
             raise
         raise BadInput(f"Cannot write {path}: the disk is full; make room or choose another --output.") from error
@@ -231,20 +235,21 @@ def _completed(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _watched(frames: Iterable[np.ndarray], partial: Path, path: Path) -> Iterator[np.ndarray]:
-    """The frames, for as long as the file that they are written to is there: the rest would be drawn for nothing."""
+def _while_file_exists(frames: Iterable[np.ndarray], partial: Path, path: Path) -> Iterator[np.ndarray]:
+    """Yield the frames while the file that they are written to exists: the rest would be drawn for nothing."""
     for frame in frames:
         if not partial.exists():
-            raise _removed(path)
+            raise _folder_removed(path)
         yield frame
 
 
-def _removed(path: Path) -> BadInput:
+def _folder_removed(path: Path) -> BadInput:
     return BadInput(f"Cannot write {path}: its folder was removed meanwhile; create it and start again.")
 
 
-def _claim(path: Path, partial: Path) -> None:
-    # FFmpeg opens its file only with the first frame; what the system has against the names shows here.
+def _check_names(path: Path, partial: Path) -> None:
+    # FFmpeg would report an unusable name only with the first frame.
+    """Check that both names can be created: FFmpeg opens its file only with the first frame."""
     try:
         if path.is_dir():
             raise BadInput(f"Cannot write {path}, it is a folder: choose another --output.")
@@ -256,7 +261,7 @@ def _claim(path: Path, partial: Path) -> None:
         raise BadInput(f"Cannot write {path} ({error.strerror}): choose another --output.") from error
 
 
-def _write(
+def _write_container(
     path: Path,
     form: OutputFormat,
     frames: Iterable[np.ndarray],

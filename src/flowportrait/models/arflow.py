@@ -1,21 +1,15 @@
-"""The generator: an autoregressive flow over chunks of motion, and its checkpoints.
+"""AR-Flow, the motion generator: an autoregressive flow over chunks of motion latents, and its checkpoints.
 
-A generator on disk: ``config.json``, float16 ``model.safetensors``, and a model card.
-
-frozen or LoRA over a pretrained backbone      only what was trained is written; the backbone is found by its name
-adapters merged into the backbone              all of it is written, and the config says ``adapt: full``
-
-AR-Flow: an autoregressive flow generator of motion latents.
-
-    token_i = audio of chunk i  +  motion of chunk i−1  +  style       (chunk: 4 frames × 30 numbers)
-    h_i     = backbone(token_1 … token_i), where sound puts the lips   (causal, KV cache; see ``LipReader``)
-    z_i     = flow head integrated from noise, σ: 1 → 0, given h_i
-    motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``chunk_space``)
+    token_i  = audio of chunk i  +  motion of chunk i−1  +  style      (a chunk is 4 frames × 30 numbers)
+    h_i      = backbone(token_1 … token_i), and predicted lips         (causal, KV cache; see ``LipReader``)
+    z_i      = flow head integrated from noise, σ: 1 → 0, given h_i
+    motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``ChunkSpace``)
 
 ``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``Session`` computes them one by
-one while the latents are being drawn. Both agree up to rounding. ``sampler`` draws motion for sound.
+one while the latents are being drawn. Both agree up to rounding. ``models.sampler`` draws motion for sound.
 
-Checkpoints by name: ``sft`` and ``rl`` ship with the package, anything else is a folder.
+The parts in order: files of a checkpoint; ``Condition``, the encoded inputs; ``ARFlow``; ``Session``; checkpoints by
+name.
 """
 
 from __future__ import annotations
@@ -49,21 +43,27 @@ from flowportrait.models.speech_encoder import (
 )
 from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM
 
-CARD = "README.md"
+# --- Files of a checkpoint ---------------------------------------------------------------------------------------
+#
+# ``config.json``, float16 ``model.safetensors``, and a model card. Over a pretrained backbone that is frozen or has
+# LoRA adapters, only what was trained is written, and the config names the backbone. Once adapters are merged into
+# the backbone, all of it is written, and the config says ``adapt: full``.
+
+CARD_FILE = "README.md"
 
 
-def save(model: ARFlow, folder: Path) -> None:
-    """Write a checkpoint; each file appears only when complete, and a card that is there already is kept."""
+def save_generator(model: ARFlow, folder: Path) -> None:
+    """Write a checkpoint; each file appears only when it is complete, and an existing model card is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(model.config, adapt="full") if _merged(model) else model.config
-    write_weights(folder / "model.safetensors", own_weights(model))
+    write_weights(folder / "model.safetensors", checkpoint_weights(model))
     write_json(folder / "config.json", asdict(config), indent=2)
-    if not (folder / CARD).exists():
-        write_text(folder / CARD, model_card.card(model))
+    if not (folder / CARD_FILE).exists():
+        write_text(folder / CARD_FILE, model_card.card(model))
 
 
-def read_config(folder: Path) -> GeneratorConfig:
-    """What a checkpoint is made of.
+def read_generator_config(folder: Path) -> GeneratorConfig:
+    """Read the config of a checkpoint, also of one that version 0.1 wrote.
 
     Raises:
         BadInput: the folder holds no checkpoint, or one of another version.
@@ -72,30 +72,30 @@ def read_config(folder: Path) -> GeneratorConfig:
         raise BadInput(f"No checkpoint in {folder}: it needs config.json and model.safetensors.")
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        today = dict(GeneratorConfig.earlier_keys)
-        return GeneratorConfig(**{today.get(key, key): value for key, value in stored.items()})
+        renamed = dict(GeneratorConfig.earlier_keys)
+        return GeneratorConfig(**{renamed.get(key, key): value for key, value in stored.items()})
     except (TypeError, ValueError, AttributeError) as error:
-        raise _misfit(folder, error) from error
+        raise _incompatible(folder, error) from error
 
 
-def fill(model: ARFlow, folder: Path) -> None:
-    """Read a checkpoint's weights into ``model``, in float32.
+def load_checkpoint_weights(model: ARFlow, folder: Path) -> None:
+    """Load the weights of a checkpoint into ``model``, in float32.
 
     Raises:
-        BadInput: they are of another shape, or some are missing.
+        BadInput: weights are missing, unknown or of another shape.
     """
     try:
         missing, unknown = model.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)
-        own = own_weights(model)
-        lost = [*unknown, *(name for name in missing if name in own)]
-        if lost:
-            raise ValueError(f"{len(lost)} weights differ, {lost[0]} among them")
+        required = checkpoint_weights(model)
+        mismatched = [*unknown, *(name for name in missing if name in required)]
+        if mismatched:
+            raise ValueError(f"{len(mismatched)} weights differ, {mismatched[0]} among them")
     except (ValueError, RuntimeError) as error:
-        raise _misfit(folder, error) from error
+        raise _incompatible(folder, error) from error
 
 
-def own_weights(model: ARFlow) -> dict[str, torch.Tensor]:
-    """What a checkpoint has to hold: all but the untrained parts of a pretrained backbone."""
+def checkpoint_weights(model: ARFlow) -> dict[str, torch.Tensor]:
+    """Return the weights that a checkpoint has to hold: all but the untrained parts of a pretrained backbone."""
     state = model.state_dict()
     if not model.config.backbone:
         return state
@@ -107,21 +107,27 @@ def own_weights(model: ARFlow) -> dict[str, torch.Tensor]:
 
 
 def _merged(model: ARFlow) -> bool:
-    """Whether adapters that were trained now are part of the backbone's own weights."""
+    """Return whether trained adapters were merged into the weights of the backbone."""
     adapted = bool(model.config.backbone) and model.config.adapt == "lora"
     return adapted and not any("lora_" in name for name, _ in model.backbone.named_parameters())
 
 
-def _misfit(folder: Path, error: Exception) -> BadInput:
+def _incompatible(folder: Path, error: Exception) -> BadInput:
     return BadInput(f"The checkpoint in {folder} does not fit this version: {str(error).splitlines()[0]}")
 
 
-class Condition(NamedTuple):
-    """What is known before the first chunk, one row per sample.
+# --- The model ---------------------------------------------------------------------------------------------------
 
-    audio ``[B, N, chunk·d]``: the encoded sound; with an anchor, followed by where the sound alone puts the lips
-    (``chunk·16``). style ``[B, hidden]``: the encoded speaking style; of a model with vision ``[B, 1 + P, hidden]``,
-    where the portrait's P tokens follow. start ``[B, 30]``: the motion frame before the first.
+
+class Condition(NamedTuple):
+    """The encoded inputs of B samples, one row for each.
+
+    Attributes:
+        audio: ``[B, N, chunk·d]``, the encoded sound; with an anchor, followed by the lips that the sound alone
+            predicts (``chunk·16``).
+        style: ``[B, hidden]``, the encoded speaking style; for a model with vision ``[B, 1 + P, hidden]``, where the P
+            tokens of the portrait follow the style.
+        start: ``[B, 30]``, the motion frame before the first.
     """
 
     audio: torch.Tensor
@@ -129,21 +135,21 @@ class Condition(NamedTuple):
     start: torch.Tensor
 
     def repeat(self, times: int) -> Condition:
-        """Each row ``times`` times in a row: the samples of a group share one encoding."""
+        """Return each row ``times`` times in a row: the samples of a group share one encoding."""
         return Condition(*(part.repeat_interleave(times, 0) for part in self))
 
     def select(self, rows: torch.Tensor) -> Condition:
-        """The rows at these indices."""
+        """Return the rows at these indices."""
         return Condition(*(part[rows] for part in self))
 
     @property
     def chunks(self) -> int:
-        """N, how many chunks there are to generate."""
+        """N, the number of chunks to generate."""
         return self.audio.shape[1]
 
     @property
     def speaker(self) -> torch.Tensor:
-        """The style ``[B, 1, hidden]``, added to every token."""
+        """The style ``[B, 1, hidden]``, which is added to every token."""
         return self.style[:, None] if self.style.dim() == 2 else self.style[:, :1]
 
     @property
@@ -153,14 +159,14 @@ class Condition(NamedTuple):
 
 
 class ARFlow(nn.Module):
-    """The generator's networks, and a policy for post-training."""
+    """The networks of the generator; also a policy for post-training."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
         foundation = load_foundation(config) if config.backbone else None
         hidden = foundation.decoder.config.hidden_size if foundation else config.hidden
-        self.speech, features = front_end(config, foundation)
+        self.speech, features = build_front_end(config, foundation)
         reader = LipReader(config.front_end, config.audio_width, inputs=features) if config.anchor else None
         self.lip_reader = reader.requires_grad_(False) if reader else None
         self.audio_encoder = AudioEncoder(config.front_end, config.audio_width, inputs=features)
@@ -180,11 +186,11 @@ class ARFlow(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """D, numbers per chunk."""
+        """D, the number of latents per chunk."""
         return self.config.latent_dim
 
     def train(self, mode: bool = True) -> ARFlow:
-        """Switch to training mode as ``nn.Module.train`` does; frozen parts stay in evaluation mode."""
+        """Set training mode as ``nn.Module.train`` does, but keep frozen parts in evaluation mode."""
         super().train(mode)
         for frozen in (self.speech, self.lip_reader, self.vision):
             if frozen is not None:
@@ -192,8 +198,10 @@ class ARFlow(nn.Module):
         return self
 
     def audio_features(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
-        """Features of the frozen front end ``[B, T, features]`` for log-mel ``[B, 4T, 80]``; the first ``skip`` blocks
-        of 32 frames are left out of the result."""
+        """Return features ``[B, T − 32·skip, features]`` of the frozen front end for log-mel ``[B, 4T, 80]``.
+
+        The first ``skip`` blocks of 32 frames serve as context only.
+        """
         mel = mel.to(self.rest_style.device)
         if self.speech is not None:
             return self.speech(mel, skip)
@@ -201,7 +209,7 @@ class ARFlow(nn.Module):
         return frames[:, skip * BLOCK // TOKENS_PER_FRAME :]
 
     def encode_portrait(self, crops: list[np.ndarray]) -> torch.Tensor:
-        """Encode portrait crops ``[S, S, 3]`` uint8 to the tokens ``[B, P, hidden]`` that ``condition`` takes.
+        """Encode portrait crops ``[S, S, 3]`` uint8 as the tokens ``[B, P, hidden]`` that ``condition`` takes.
 
         Raises:
             BadInput: this model has no vision tower.
@@ -221,13 +229,13 @@ class ARFlow(nn.Module):
         drop_audio: torch.Tensor | None = None,
         portrait: torch.Tensor | None = None,
     ) -> Condition:
-        """Encode what is known before generation.
+        """Encode the inputs of a generation.
 
         Args:
             mel: log-mel ``[B, 4T, 80]``, T a multiple of the chunk.
-            style: ``[B, 19]``; the typical speaker by default.
-            start: the frame before the first ``[B, 30]``; the neutral pose by default.
-            drop_audio: ``[B]`` bool, where the audio is replaced by the learned no-audio vector.
+            style: speaking style ``[B, 19]``; the typical speaker by default.
+            start: the motion frame before the first ``[B, 30]``; the neutral pose by default.
+            drop_audio: ``[B]`` bool, where to replace the audio by the learned no-audio vector.
             portrait: what ``encode_portrait`` returned ``[B, P, hidden]``.
         """
         return self.condition_from_features(self.audio_features(mel), style, start, drop_audio, portrait)
@@ -240,7 +248,7 @@ class ARFlow(nn.Module):
         drop_audio: torch.Tensor | None = None,
         portrait: torch.Tensor | None = None,
     ) -> Condition:
-        """Do as ``condition`` for what ``audio_features`` returned ``[B, T, features]``."""
+        """Encode the inputs as ``condition`` does, given what ``audio_features`` returned ``[B, T, features]``."""
         features = features.to(self.rest_style.device)
         batch, frames, _ = features.shape
         chunk = self.config.chunk
@@ -263,13 +271,17 @@ class ARFlow(nn.Module):
         return Condition(audio, speaker, start)
 
     def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
-        """Input tokens of the backbone; ``previous`` ``[B, N, hidden]`` is the embedded motion of the chunks before."""
+        """Return the input tokens of the backbone ``[B, N, hidden]``, where ``previous`` ``[B, N, hidden]`` is for each
+        chunk the embedded motion of the one before it."""
         encoded = condition.audio[..., : self.audio_in.in_features]
         return self.audio_in(encoded) + previous + condition.speaker
 
     def context_features(self, state: torch.Tensor, condition: Condition, last: torch.Tensor) -> torch.Tensor:
-        """Contexts ``[B, N, C]`` of chunks: the backbone's states ``[B, N, hidden]`` and, with an anchor, the latents
-        that would take the lips from the frame before, ``last`` ``[B, N, 30]``, to where the sound alone puts them."""
+        """Return the contexts ``[B, N, C]`` that the flow head is given.
+
+        These are the states of the backbone ``[B, N, hidden]`` and, with an anchor, the latents that move the lips from
+        the frame before each chunk, ``last`` ``[B, N, 30]``, to the positions that the sound alone predicts.
+        """
         if not self.config.anchor:
             return state
         lips = condition.audio[..., self.audio_in.in_features :].unflatten(-1, (self.config.chunk, N_LIPS))
@@ -278,26 +290,29 @@ class ARFlow(nn.Module):
         return torch.cat([state, self.space.encode(motion, last)], -1)
 
     def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
-        """Contexts of all chunks ``[B, N, G, C]`` for ``velocity``, given their clean latents ``[B, N, chunk·30]``:
-        with the sound, and for guidance also without it (G = 1 or 2)."""
+        """Return the contexts ``[B, N, G, C]`` of all chunks with clean latents ``[B, N, chunk·30]``, teacher-forced.
+
+        They are given with the sound, and where guidance needs it also without (G = 1 or 2).
+        """
         motion, chunk = self.to_motion(latents, condition.start), self.config.chunk
-        stretches = []
+        segments = []
         for first in range(0, latents.shape[1], self.config.horizon):
             last = min(first + self.config.horizon, latents.shape[1])
             before = motion[:, first * chunk - 1] if first else condition.start
-            stretch = condition._replace(audio=condition.audio[:, first:last], start=before)
-            own = motion[:, first * chunk : (last - 1) * chunk]
-            stretches.append(torch.stack([self.contexts_after(b, own) for b in self.branches(stretch)], -2))
-        return torch.cat(stretches, 1)
+            segment = condition._replace(audio=condition.audio[:, first:last], start=before)
+            history = motion[:, first * chunk : (last - 1) * chunk]
+            segments.append(torch.stack([self.contexts_after(b, history) for b in self.branches(segment)], -2))
+        return torch.cat(segments, 1)
 
     def branches(self, condition: Condition) -> tuple[Condition, ...]:
-        """The conditions that guidance combines; the condition alone where guidance is 1."""
+        """Return the conditions that guidance combines: with and without the sound, or the first alone at weight 1."""
         if self.config.guidance == 1.0:
             return (condition,)
         return condition, condition._replace(audio=self.silence.expand_as(condition.audio))
 
     def contexts_after(self, condition: Condition, motion: torch.Tensor) -> torch.Tensor:
-        """Context of every chunk, given the motion ``[B, (N−1)·chunk, 30]`` that all but the first follow."""
+        """Return the context of every chunk ``[B, N, C]`` in one pass, given the motion of all chunks but the last
+        ``[B, (N−1)·chunk, 30]``."""
         lead = condition.start[:, None].expand(-1, self.config.chunk, -1)
         before = torch.cat([lead, motion], 1)
         tokens = torch.cat([condition.portrait, self.tokens(condition, self.embed_motion(before))], 1)
@@ -305,76 +320,81 @@ class ARFlow(nn.Module):
         return self.context_features(state, condition, before[:, self.config.chunk - 1 :: self.config.chunk])
 
     def embed_motion(self, motion: torch.Tensor) -> torch.Tensor:
-        """Motion ``[B, N·chunk, 30]`` to one vector per chunk ``[B, N, hidden]``."""
+        """Embed motion ``[B, N·chunk, 30]`` as one vector per chunk ``[B, N, hidden]``."""
         return self.motion_in(motion.reshape(len(motion), -1, self.config.latent_dim))
 
     def begin(self, noise: torch.Tensor) -> torch.Tensor:
-        """Scale unit noise ``[..., chunk·30]`` to what a chunk starts from at σ = 1: wider where the config says so."""
+        """Return the latents at σ = 1 for unit noise ``[..., chunk·30]``, scaled by the config's spreads."""
         config, spread = self.config, torch.ones(MOTION_DIM)
         spread[BROWS], spread[HEAD] = config.spread_brows, config.spread_head
         spread[BLINK] = spread[GAZE] = config.spread_eyes
         return noise * spread.repeat_interleave(config.chunk).to(noise)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Velocity v ``[..., chunk·30]`` at x and noise level sigma (scalar or ``[...]``), context ``[..., G, C]``.
+        """Return the velocity of latents, with classifier-free guidance on the audio.
 
-        With guidance w:  v = v_silent + w (v_audio − v_silent).
+            v = v_silent + w (v_audio − v_silent)
+
+        x and v are ``[..., chunk·30]``, sigma is a scalar or ``[...]``, and context ``[..., G, C]`` (see ``contexts``).
         """
         level = sigma.to(x.device).expand(x.shape[:-1])
         return self._guided(self.head(x[..., None, :], level[..., None], context))
 
     def velocity_field(self, sigmas: torch.Tensor, context: torch.Tensor) -> Velocity:
-        """``velocity`` as a function of x and sigma for one context and the levels ``sigmas`` ``[K]``, on the CPU: the
-        head's modulations are computed for all levels at once, which saves a third of a step."""
+        """Return ``velocity`` as a function of x and sigma, for one context and the levels ``sigmas`` ``[K]``.
+
+        The modulations of the head are computed for all levels at once, which on a CPU saves a third of a step.
+        """
         levels = sigmas.to(context.device).reshape(-1, *(1,) * (context.dim() - 1))
         modulations = self.head.modulations(levels, context[None])
         steps = {float(sigma): part for sigma, *part in zip(sigmas, *modulations, strict=True)}
         return lambda x, sigma: self._guided(self.head.modulated(x[..., None, :], steps[float(sigma)]))
 
     def _guided(self, branches: torch.Tensor) -> torch.Tensor:
-        """Combine velocities with and without the sound ``[..., G, chunk·30]`` to one."""
+        """Combine the velocities with and without the sound ``[..., G, chunk·30]`` into one."""
         if branches.shape[-2] == 1:
             return branches[..., 0, :]
         conditional, unconditional = branches.unbind(-2)
         return unconditional + self.config.guidance * (conditional - unconditional)
 
     def recompute_activations(self) -> None:
-        """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
+        """Recompute the backbone's activations in the backward pass instead of keeping them, in training mode only."""
         self.backbone.recompute_activations()
 
     def compile_head(self) -> None:
-        """Let ``torch.compile`` fuse the flow head as ``velocity`` calls it, most of what a sampler step costs; the
-        first step then takes long, and a C++ compiler has to be there. Checkpoints do not change."""
+        """Compile the flow head, most of the cost of a sampler step, with ``torch.compile``; the first step then takes
+        long, and a C++ compiler must be installed. Checkpoints do not change."""
         self.head.compile(dynamic=False)
 
     def session(self, condition: Condition) -> Session:
-        """Start generating."""
+        """Start generating chunk by chunk."""
         return Session(self, condition)
 
     def to_motion(self, latents: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
-        """Decode latents ``[B, N, chunk·30]`` to motion ``[B, T, 30]`` after ``start`` (default: the neutral pose)."""
+        """Decode latents ``[B, N, chunk·30]`` to motion ``[B, T, 30]`` after the frame ``start`` ``[B, 30]``, which is
+        the neutral pose by default."""
         if start is None:
             start = latents.new_zeros(len(latents), MOTION_DIM)
         return self.space.decode_track(latents, start).flatten(1, 2)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write ``config.json``, float16 ``model.safetensors`` and a model card (see ``checkpoint``)."""
-        save(self, folder)
+        """Write ``config.json``, float16 ``model.safetensors`` and a model card."""
+        save_generator(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
-        """Load what ``save_pretrained`` wrote, placed as ``devices.place`` does.
+        """Load what ``save_pretrained`` wrote, on ``device`` and in ``dtype`` as ``devices.place`` resolves them.
 
         Raises:
             BadInput: the folder holds no checkpoint or one of another shape, or its backbone cannot be loaded.
         """
-        model = cls(read_config(folder))
-        fill(model, folder)
+        model = cls(read_generator_config(folder))
+        load_checkpoint_weights(model, folder)
         return place(model.eval(), device, dtype)
 
 
-def front_end(config: GeneratorConfig, foundation: Foundation | None) -> tuple[nn.Module | None, int]:
-    """The frozen front end, None for plain log-mel, and its features per frame."""
+def build_front_end(config: GeneratorConfig, foundation: Foundation | None) -> tuple[nn.Module | None, int]:
+    """Return the frozen audio front end, None for plain log-mel, and its number of features per frame."""
     if config.front_end == "mel":
         return None, MELS_PER_FRAME * N_MELS
     if config.front_end == "whisper":
@@ -386,42 +406,43 @@ def front_end(config: GeneratorConfig, foundation: Foundation | None) -> tuple[n
 
 
 class Session:
-    """Autoregressive state of B samples, with the backbone's cache: ``context`` of the next chunk, then ``append`` its
-    latents; repeat. ``extend`` adds sound that was not there at the start."""
+    """The generation of B samples, chunk by chunk, with the backbone's cache: alternate ``context``, for the context of
+    the next chunk, and ``append``, for its latents; ``extend`` adds sound that arrives after the start."""
 
     def __init__(self, model: ARFlow, condition: Condition) -> None:
         self.model = model
         self.branches = model.branches(condition)
         self.position = 0
         self.dropped = 0
+        """Chunks whose sound is no longer kept."""
         self.last = condition.start
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        """Empty the cache: everything but the last frame is forgotten."""
+        """Empty the cache, so that only the last frame carries over."""
         self.cache = self.model.backbone.new_cache()
         if self.branches[0].portrait.shape[1]:
             self.model.backbone(torch.cat([branch.portrait for branch in self.branches]), self.cache)
         self.previous = self.last[:, None].expand(-1, self.model.config.chunk, -1)
 
     def extend(self, audio: torch.Tensor) -> None:
-        """Add encoded audio ``[B, n, ·]`` after what is there; what was used is dropped."""
+        """Append the encoded audio of more chunks ``[B, n, ·]``; audio that was already used is dropped."""
         condition = self.branches[0]
-        left = condition.audio[:, self.position - self.dropped :]
+        remaining = condition.audio[:, self.position - self.dropped :]
         self.dropped = self.position
-        self.branches = self.model.branches(condition._replace(audio=torch.cat([left, audio], 1)))
+        self.branches = self.model.branches(condition._replace(audio=torch.cat([remaining, audio], 1)))
 
     def audio(self) -> torch.Tensor:
-        """Encoded audio of the next chunk ``[B, 1, ·]``."""
+        """Return the encoded audio of the next chunk ``[B, 1, ·]``."""
         at = self.position - self.dropped
         return self.branches[0].audio[:, at : at + 1]
 
     def context(self) -> torch.Tensor:
-        """Context of the next chunk ``[B, G, C]``, to be called once per chunk."""
+        """Return the context of the next chunk ``[B, G, C]``; call it once per chunk."""
         now = slice(self.position - self.dropped, self.position - self.dropped + 1)
         embedded = self.model.embed_motion(self.previous)
         branches = [branch._replace(audio=branch.audio[:, now]) for branch in self.branches]
-        # All branches in one pass: what a small decoder costs is hardly more for two rows than for one.
+        # All branches in one pass: a small decoder costs hardly more for two rows than for one.
         states = self.model.backbone(
             torch.cat([self.model.tokens(branch, embedded) for branch in branches]), self.cache
         )
@@ -432,11 +453,11 @@ class Session:
         return torch.stack(contexts, -2)
 
     def append(self, latents: torch.Tensor) -> torch.Tensor:
-        """Accept the chunk's clean latents ``[B, chunk·30]``; returns its motion ``[B, chunk, 30]``."""
-        return self.accept(self.model.space.decode(latents, self.last))
+        """Continue after the clean latents ``[B, chunk·30]`` of a chunk, and return its motion ``[B, chunk, 30]``."""
+        return self.append_motion(self.model.space.decode(latents, self.last))
 
-    def accept(self, motion: torch.Tensor) -> torch.Tensor:
-        """Go on after this motion ``[B, chunk, 30]`` of the chunk whose context was asked for last."""
+    def append_motion(self, motion: torch.Tensor) -> torch.Tensor:
+        """Continue after the motion ``[B, chunk, 30]`` of the chunk of the last ``context``, and return that motion."""
         self.previous, self.last = motion, motion[:, -1]
         self.position += 1
         if self.position % self.model.config.horizon == 0:
@@ -444,17 +465,20 @@ class Session:
         return motion
 
 
+# --- Checkpoints by name -----------------------------------------------------------------------------------------
+
 SHIPPED = {
     "sft": "supervised flow matching on real footage",
     "rl": "the lips of sft; head, eyes and lids post-trained with nft-regions",
 }
+"""The checkpoints that come with the package, by name."""
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """Where a checkpoint lies; a run folder stands for the ``checkpoint`` in it.
+    """Return the folder of a checkpoint: of a shipped name, of a folder, or of the ``checkpoint`` in a run folder.
 
     Raises:
-        BadInput: neither a shipped name nor a folder with a checkpoint.
+        BadInput: the name is neither a shipped checkpoint nor a folder with one.
     """
     if str(name) in SHIPPED:
         return Path(str(files("flowportrait") / "weights" / str(name)))
@@ -466,5 +490,5 @@ def checkpoint_folder(name: str | Path) -> Path:
 
 
 def load_generator(name: str | Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
-    """Load the generator of a checkpoint, in evaluation mode; see ``devices`` for device and dtype."""
+    """Load the generator of a checkpoint in evaluation mode; see ``devices`` for device and dtype."""
     return ARFlow.from_pretrained(checkpoint_folder(name), device, dtype)

@@ -1,30 +1,9 @@
-"""The decoder of the generator, its flow head, its settings, and its chunks of motion.
+"""The networks that an AR-Flow generator is built from, and its settings.
 
-What an AR-Flow generator is made of.
+    chunk tokens ─► Backbone (causal decoder) ─► states h ─► FlowHead (velocity of latents z) ─► ChunkSpace ─► motion
 
-The causal backbone: a decoder over chunk tokens with a cache of keys and values, a small one written out here, or a
-pretrained one of ``transformers`` (``pretrained``), whose attention reaches back as far as it likes: the generator
-starts it afresh every ``horizon`` chunks. The small one has Qwen3's architecture with sliding attention:
-
-    x ← x + W_o attention(rope(norm(W_q u)), rope(norm(W_k u)), W_v u),   u = norm(x)
-    x ← x + W_down (silu(W_gate u) · W_up u),                             u = norm(x)
-
-The same numbers to the bit, weights under the same names and the same initialisation as ``transformers.Qwen3Model``
-with its default settings: checkpoints fit either. It is written out here because importing that class takes longer than
-loading everything else that a video needs; pretrained backbones (``pretrained``) remain those of ``transformers``.
-
-The flow head: velocity of one chunk's latents, given the backbone's context.
-
-    v(x_σ, σ | h): residual MLP blocks whose normalisation is shifted and scaled by h and σ (adaptive layer norm).
-
-A chunk is small enough (120 numbers) that an MLP sees it whole; see MAR (2406.11838) for the pattern.
-
-The space a chunk is drawn in: change since the last frame, in whitened temporal modes.
-
-    u = motion[t … t+3] − motion[t−1]        z = Λ⁻¹ Vᵀ u   per motion number, V and Λ from the corpus
-
-A chunk continues where the last one ended, and what hardly varies in real motion (a head's jump within 40 ms)
-is small by construction: the sampler's errors are errors in z, of unit size, and shrink with Λ.
+The parts in order: ``GeneratorConfig``, the settings; ``Backbone`` and ``Decoder``, the causal transformer with its
+cache of keys and values; ``FlowHead``, the velocity field of one chunk; ``ChunkSpace``, the latent space of chunks.
 """
 
 from __future__ import annotations
@@ -41,8 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from flowportrait.rendering.motion_basis import MOTION_DIM
 
+# --- Settings ----------------------------------------------------------------------------------------------------
+
 STYLE_DIM = 19
-"""Sixteen lower-face means of a speaker, and log amplitudes of lips, brows and head."""
+"""Numbers of a speaking style: sixteen lower-face means of a speaker, and log amplitudes of lips, brows and head."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +31,7 @@ class GeneratorConfig:
     """The settings of a generator's networks and of sampling from it."""
 
     earlier_keys = (("sees", "use_vision"),)
-    """Keys of version 0.1, and today's."""
+    """Keys of version 0.1 and their current names."""
 
     hidden: int = 192
     """Width of the causal backbone."""
@@ -59,24 +40,26 @@ class GeneratorConfig:
     chunk: int = 4
     """Frames drawn at a time; 4 are 160 ms."""
     window: int = 16
-    """Chunks a chunk can look back on (sliding attention); 16 are 2.56 s."""
+    """Chunks that sliding attention looks back on; 16 are 2.56 s."""
     horizon: int = 18
-    """Chunks after which the backbone starts afresh from the last frame: the longest it was trained on. Layers of
-    sliding attention see further back than one window, into positions never trained, and there the head wanders."""
+    """Chunks after which the backbone restarts from the last frame: the longest sequence it was trained on. Stacked
+    layers of sliding attention reach further back than one window, to positions that were never trained, where the
+    head's motion drifts."""
     backbone: str = ""
     """Folder or hub name of a pretrained model whose decoder takes the place of the small one that ``hidden``,
     ``layers``, ``heads`` and ``window`` describe, such as ``Qwen/Qwen3-0.6B`` or ``Qwen/Qwen2.5-Omni-3B``."""
     adapt: Literal["frozen", "lora", "full"] = "lora"
-    """What of a pretrained decoder is trained."""
+    """Which weights of a pretrained decoder are trained."""
     lora_rank: int = 16
     use_vision: bool = False
-    """Let a portrait's tokens from the pretrained model's vision tower precede the speech."""
+    """Prepend a portrait's tokens from the pretrained model's vision tower to the speech."""
     portrait_side: int = 112
-    """Pixels of the portrait that the vision tower sees; 112 are 16 tokens at patches of 14 px merged by 2."""
+    """Side in pixels of the portrait that the vision tower is given; 112 are 16 tokens at patches of 14 px merged by
+    2."""
     front_end: Literal["whisper", "mel", "tower"] = "whisper"
     """The audio front end: Whisper's first layer, plain log-mel, or the pretrained model's own audio tower."""
     anchor: bool = True
-    """Draw around what a regression tells of the lips (``LipReader``)."""
+    """Give the flow head the lip motion that a regression predicts from the sound (``LipReader``)."""
     audio_width: int = 128
     head_width: int = 320
     head_depth: int = 4
@@ -85,22 +68,25 @@ class GeneratorConfig:
     shift: float = 1.0
     """Schedule shift when sampling; more than 1 spends more steps at high noise."""
     guidance: float = 1.5
-    """Classifier-free guidance on the audio; 1 is none and costs half."""
+    """Weight of classifier-free guidance on the audio; 1 is no guidance and halves the cost."""
 
     ease: float = 0.15
-    """How far chunks are joined without a jolt (see ``rendering/motion_filters.py``); 0 leaves them as they are drawn."""
+    """How much the joins between chunks are smoothed (see ``rendering/motion_filters.py``); 0 leaves chunks as they
+    are drawn."""
 
     spread_brows: float = 1.0
-    """Standard deviation of the noise that brows start from. The sampler leaves brows, eyes and head stiller than real
-    ones; more noise gives the amplitude back. Lips start from 1."""
+    """Standard deviation of the noise that brows start from. Sampled brows, eyes and heads move less than real ones;
+    more noise gives the amplitude back. Lips start from 1."""
     spread_eyes: float = 1.0
     spread_head: float = 1.0
 
     @property
     def latent_dim(self) -> int:
-        """Numbers per chunk."""
+        """Number of latents per chunk."""
         return self.chunk * MOTION_DIM
 
+
+# --- The causal decoder ------------------------------------------------------------------------------------------
 
 ROPE_BASE = 10_000.0
 NORM_EPS = 1e-6
@@ -108,7 +94,12 @@ INITIAL_STD = 0.02
 
 
 class Backbone(nn.Module):
-    """Tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``; state i depends on tokens i−window+1 … i."""
+    """A causal decoder that maps tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``.
+
+    State i depends on tokens i−window+1 … i. The decoder is the small ``Decoder`` of this module, or a pretrained one
+    of ``transformers`` (see ``models.pretrained``) with unlimited attention, which the generator restarts every
+    ``horizon`` chunks.
+    """
 
     decoder: Any
 
@@ -118,7 +109,7 @@ class Backbone(nn.Module):
         self.decoder = decoder or Decoder(config.hidden, config.heads, config.layers, config.window)
 
     def new_cache(self) -> Any:
-        """An empty cache that forgets what the window no longer reaches."""
+        """Return an empty cache, which drops tokens that the window no longer reaches."""
         if self.pretrained:
             from transformers import DynamicCache
 
@@ -126,14 +117,14 @@ class Backbone(nn.Module):
         return self.decoder.new_cache()
 
     def recompute_activations(self) -> None:
-        """Trade the memory of activations for a second forward pass, in training mode only."""
+        """Recompute activations in the backward pass instead of keeping them, in training mode only."""
         if self.pretrained:
             self.decoder.activation_checkpointing_enable()
         else:
             self.decoder.recompute_activations()
 
     def forward(self, tokens: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """All tokens at once, or the next ones after those in ``cache``."""
+        """Return the states of all tokens, or of the next tokens after those in ``cache``."""
         if not self.pretrained:
             return self.decoder(tokens, cache)
         return self.decoder(
@@ -143,38 +134,44 @@ class Backbone(nn.Module):
 
 @dataclass
 class CachedLayer:
-    """Keys and values ``[B, heads, N, d]`` of one layer."""
+    """The keys and values ``[B, heads, N, d]`` of one layer."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
 
 class KeyValueCache:
-    """Keys and values of the tokens that a window of ``window`` tokens still reaches, for each layer; with the
-    attributes that ``transformers.DynamicCache`` has."""
+    """The keys and values that each layer's window of ``window`` tokens still reaches.
+
+    Its attributes are those of ``transformers.DynamicCache``.
+    """
 
     def __init__(self, layers: int, window: int) -> None:
         self.layers: list[CachedLayer | None] = [None] * layers
         self.window = window
         self.seen = 0
-        """Tokens that went through all layers."""
+        """Number of tokens that went through all layers."""
 
     def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add keys and values ``[B, heads, N, d]`` of new tokens; returns them after those that were kept."""
-        kept = self.layers[layer]
-        if kept is not None:
-            keys, values = torch.cat([kept.keys, keys], 2), torch.cat([kept.values, values], 2)
-        kept_next = slice(1 - self.window, None) if self.window > 1 else slice(0)
-        self.layers[layer] = CachedLayer(keys[:, :, kept_next], values[:, :, kept_next])
+        """Add keys and values ``[B, heads, N, d]`` of new tokens to a layer.
+
+        Returns:
+            The keys and values of the cached tokens, followed by the new ones.
+        """
+        cached = self.layers[layer]
+        if cached is not None:
+            keys, values = torch.cat([cached.keys, keys], 2), torch.cat([cached.values, values], 2)
+        reachable = slice(1 - self.window, None) if self.window > 1 else slice(0)
+        self.layers[layer] = CachedLayer(keys[:, :, reachable], values[:, :, reachable])
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Tokens that went through all layers, kept or not."""
+        """Return the number of tokens that went through all layers, cached or not."""
         return self.seen
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean x² + ε), scaled."""
+    """Root-mean-square normalisation, x / √(mean x² + ε), with a learned scale."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -186,7 +183,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of several heads over rotated, normalised queries and keys."""
+    """Multi-head attention with normalised queries and keys and rotary positions."""
 
     def __init__(self, hidden: int, heads: int, layer: int) -> None:
         super().__init__()
@@ -215,7 +212,7 @@ class Attention(nn.Module):
 
 
 class GatedNetwork(nn.Module):
-    """silu(gate) · up, brought back to the width of the tokens."""
+    """A gated feed-forward network (SwiGLU): down(silu(gate x) · up x)."""
 
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
@@ -227,7 +224,7 @@ class GatedNetwork(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and gated network, each after a norm and around a residual connection."""
+    """A decoder layer: attention and a gated network, each behind a norm and a residual connection."""
 
     def __init__(self, hidden: int, heads: int, layer: int) -> None:
         super().__init__()
@@ -252,7 +249,15 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens ``[B, N, hidden]`` to states ``[B, N, hidden]``; each sees itself and ``window`` − 1 tokens before it."""
+    """A small decoder with Qwen3's architecture and sliding attention over ``window`` tokens.
+
+        x ← x + W_o attention(rope(norm(W_q u)), rope(norm(W_k u)), W_v u),   u = norm(x)
+        x ← x + W_down (silu(W_gate u) · W_up u),                             u = norm(x)
+
+    It computes the same numbers to the bit as ``transformers.Qwen3Model`` with default settings, with the same names of
+    weights and the same initialisation, so that checkpoints fit either. It is written out here because importing that
+    class takes longer than loading everything else that a video needs.
+    """
 
     _no_split_modules = ("DecoderLayer",)
     """Units that FSDP shards (see ``training.distributed``)."""
@@ -263,7 +268,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.window = window
         self.embed_tokens = nn.Embedding(1, hidden)
-        """Never read; every checkpoint has it."""
+        """Unused; part of every checkpoint."""
         self.layers = nn.ModuleList(DecoderLayer(hidden, heads, layer) for layer in range(layers))
         self.norm = RMSNorm(hidden)
         dims = hidden // heads
@@ -286,8 +291,13 @@ class Decoder(nn.Module):
     def forward(
         self, tokens: torch.Tensor, cache: KeyValueCache | None = None, place: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """All tokens at once, or the next ones after those in ``cache``. ``place`` ``[N]``: their positions, by default
-        counted on from what the cache has seen."""
+        """Return the states of tokens ``[B, N, hidden]``, which continue those in ``cache`` if there is one.
+
+        Args:
+            tokens: all tokens, or the next ones.
+            cache: keys and values of the tokens before; it is updated.
+            place: positions ``[N]`` of the tokens, by default counted on from those in the cache.
+        """
         if place is None:
             place = torch.arange(tokens.shape[1], device=tokens.device) + (cache.seen if cache else 0)
         rotation = self._rotation(place, tokens.dtype)
@@ -300,34 +310,43 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _rotation(self, place: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine ``[1, 1, N, d]`` of the angle at each position."""
+        """Return the cosine and sine ``[1, 1, N, d]`` of the angle at each position."""
         angles = place[None, :, None].float() * self.inverse_frequencies.float()
         both = torch.cat([angles, angles], -1)
         return both.cos().to(dtype)[:, None], both.sin().to(dtype)[:, None]
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotary position embedding of ``[B, heads, N, d]``: the halves of d are the two coordinates of each plane."""
+    """Apply rotary position embedding to ``[B, heads, N, d]``; the halves of d are the coordinates of each plane."""
     cosine, sine = rotation
     half = x.shape[-1] // 2
     return x * cosine + torch.cat([-x[..., half:], x[..., :half]], -1) * sine
 
 
 def sliding_mask(tokens: int, keys: int, window: int, device: torch.device) -> torch.Tensor | None:
-    """Which of ``keys`` the last ``tokens`` of them see ``[1, 1, tokens, keys]``; None where plainly causal attention
-    says the same, and for a single token: what a cache keeps, all of it is seen."""
+    """Return the mask ``[1, 1, tokens, keys]`` of sliding attention for the last ``tokens`` of ``keys`` positions.
+
+    None where causal attention is the same, and for a single token, which attends to everything in the cache.
+    """
     if tokens == 1 or (keys < window and tokens == keys):
         return None
-    own = torch.arange(keys - tokens, keys, device=device)[:, None]
-    other = torch.arange(keys, device=device)[None]
-    return ((other <= own) & (other > own - window))[None, None]
+    query = torch.arange(keys - tokens, keys, device=device)[:, None]
+    key = torch.arange(keys, device=device)[None]
+    return ((key <= query) & (key > query - window))[None, None]
 
+
+# --- The flow head -----------------------------------------------------------------------------------------------
 
 FREQUENCIES = 32
+"""Frequencies at which the noise level is embedded."""
 
 
 class FlowHead(nn.Module):
-    """Velocity field over chunk latents."""
+    """The velocity field v(x_σ, σ | h) over the latents of one chunk, given the backbone's context h.
+
+    Residual MLP blocks whose normalisation is shifted and scaled by h and σ (adaptive layer norm). A chunk is small
+    enough (120 numbers) for an MLP over all of it; the pattern is that of MAR (2406.11838).
+    """
 
     blocks: Any
 
@@ -343,19 +362,28 @@ class FlowHead(nn.Module):
         nn.init.zeros_(self.write.bias)
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """x ``[..., latent_dim]``, sigma broadcastable to ``[...]``, context ``[..., context_dim]`` → v like x."""
+        """Return the velocity of latents.
+
+        Args:
+            x: ``[..., latent_dim]``.
+            sigma: noise levels, broadcastable to ``[...]``.
+            context: ``[..., context_dim]``.
+
+        Returns:
+            v ``[..., latent_dim]``.
+        """
         condition, y = self._condition(sigma, context), self.read(x)
         for block in self.blocks:
             y = block(y, condition)
         return self.write(self.norm(y))
 
     def modulations(self, sigma: torch.Tensor, context: torch.Tensor) -> list[torch.Tensor]:
-        """Shift, scale and gate of each block ``[..., 3 width]``: all of ``forward`` that does not depend on x."""
+        """Return scale, shift and gate of each block ``[..., 3 width]``: the part of ``forward`` independent of x."""
         condition = self._condition(sigma, context)
         return [block.modulate(condition) for block in self.blocks]
 
     def modulated(self, x: torch.Tensor, modulations: Iterable[torch.Tensor]) -> torch.Tensor:
-        """The rest of ``forward``, given what ``modulations`` returned."""
+        """Do the rest of ``forward``, given what ``modulations`` returned."""
         y = self.read(x)
         for block, modulation in zip(self.blocks, modulations, strict=True):
             y = block.modulated(y, modulation)
@@ -378,22 +406,31 @@ class _Block(nn.Module):
         return self.modulated(x, self.modulate(condition))
 
     def modulated(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Do the rest of ``forward``, given what ``modulate`` returned."""
         scale, shift, gate = modulation.chunk(3, -1)
         return x + (1 + gate) * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
 def fourier(sigma: torch.Tensor) -> torch.Tensor:
-    """Sines and cosines of σ ``[...]`` at 32 frequencies, ``[..., 64]``."""
+    """Return sines and cosines of σ ``[...]`` at 32 frequencies, ``[..., 64]``."""
     exponent = torch.arange(FREQUENCIES, device=sigma.device) / (FREQUENCIES - 1)
     angle = sigma[..., None].float() * torch.exp(exponent * math.log(1000.0))
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-_SMALLEST = 1e-3
+# --- The latent space of chunks ----------------------------------------------------------------------------------
+
+_SMALLEST_SCALE = 1e-3
 
 
 class ChunkSpace(nn.Module):
-    """Motion chunks ⇄ latents of ``chunk · 30`` numbers."""
+    """The latent space of chunks: the change since the last frame, in whitened temporal modes.
+
+        u = motion[t … t+3] − motion[t−1]        z = Λ⁻¹ Vᵀ u   per motion number, V and Λ from the corpus
+
+    A chunk continues where the last one ended, and what hardly varies in real motion (a head's jump within 40 ms) is
+    small by construction: the sampler's errors are errors in z, of unit size, and shrink with Λ.
+    """
 
     def __init__(self, chunk: int) -> None:
         super().__init__()
@@ -406,7 +443,7 @@ class ChunkSpace(nn.Module):
 
     @torch.no_grad()
     def fit(self, tracks: Iterable[torch.Tensor]) -> None:
-        """Learn modes ``[30, chunk, chunk]`` (columns) and scales ``[30, chunk]`` from motion tracks ``[T, 30]``."""
+        """Fit modes ``[30, chunk, chunk]`` (columns) and scales ``[30, chunk]`` to motion tracks ``[T, 30]``."""
         changes = [
             track[1:].unfold(0, self.chunk, 1) - track[: -self.chunk, :, None]
             for track in tracks
@@ -415,25 +452,26 @@ class ChunkSpace(nn.Module):
         stacked = torch.cat(changes).permute(1, 0, 2).double()
         values, vectors = torch.linalg.eigh(stacked.mT @ stacked / stacked.shape[1])
         self.modes.copy_(vectors.flip(-1))
-        self.scale.copy_(values.flip(-1).clamp_min(0).sqrt().clamp_min(_SMALLEST))
+        self.scale.copy_(values.flip(-1).clamp_min(0).sqrt().clamp_min(_SMALLEST_SCALE))
 
     @property
     def step_size(self) -> torch.Tensor:
-        """Typical change over a chunk per motion number ``[30]``."""
+        """Typical change of each motion number over a chunk ``[30]``."""
         return self.scale.square().sum(-1).sqrt() / self.chunk**0.5
 
     def encode(self, motion: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        """Chunks ``[..., chunk, 30]`` after a frame ``[..., 30]`` to latents ``[..., chunk · 30]``."""
+        """Encode chunks ``[..., chunk, 30]`` after a frame ``base`` ``[..., 30]`` as latents ``[..., chunk · 30]``."""
         change = (motion - base[..., None, :]).transpose(-1, -2)
         return (torch.einsum("...df,dfk->...dk", change, self.modes) / self.scale).flatten(-2)
 
     def decode(self, latents: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        """Inverse of ``encode``."""
+        """Decode latents ``[..., chunk · 30]`` after a frame ``base`` ``[..., 30]`` to motion ``[..., chunk, 30]``."""
         coefficients = latents.unflatten(-1, (MOTION_DIM, self.chunk)) * self.scale
         return torch.einsum("...dk,dfk->...fd", coefficients, self.modes) + base[..., None, :]
 
     def decode_track(self, latents: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """Latents of successive chunks ``[B, N, chunk · 30]`` after a frame ``[B, 30]`` to ``[B, N, chunk, 30]``."""
+        """Decode latents of successive chunks ``[B, N, chunk · 30]`` after a frame ``start`` ``[B, 30]`` to motion
+        ``[B, N, chunk, 30]``."""
         change = self.decode(latents, latents.new_zeros(*latents.shape[:2], MOTION_DIM))
         ends = start[:, None] + change[:, :, -1].cumsum(1)
         base = torch.cat([start[:, None], ends[:, :-1]], 1)

@@ -1,28 +1,8 @@
-"""What else the generator is told: the portrait, the intensity, and a reward that guides it.
+"""Further inputs of the generator besides sound and style: a portrait, an intensity, and a reward that guides it.
 
-Portraits as tokens for a generator with vision: framed alike in training and inference, encoded once.
-
-    photo ─► picture of the face ─► vision tower ─► P tokens, before the first chunk
-
-A training clip comes with a picture of another clip of the same person: it tells whose face it is, not what this clip's
-lips are doing.
-
-How expressive the motion is: one direction among a generator's tokens.
-
-    token ← token + ln(intensity) · d          1: nothing is added, to the bit       1.5: brows move 1.5 times as far
-
-The direction d is all that was learned, from windows in which speakers move brows, smile and jaw more or less than they
-usually do (``train_intensity``). It was learned on ``sft`` and serves what is trained from it: what a sentence's lips
-do when stays the generator's own.
-
-Guidance by a reward of noisy latents while a chunk is drawn: bend its path, or choose among several.
-
-    guide     v ← v − min(σ/(1−σ), most) · ∇_x Σ_d w_d r_d(x_σ, σ)      Flow-NRG (2501.13918), see ``flow.guidance``
-    choose    n noises ─► n chunks ─► the one of largest Σ_d w_d r_d(x_0, 0)     pruning chunk by chunk
-                                                                          (Stream-T1, 2605.04461; one survivor)
-
-A chunk is scored as what follows the chunks before it, which the reward reads clean; it works on live sound too. The
-backbone runs once however many candidates there are.
+portrait     photo ─► crop of the face ─► vision tower ─► P tokens before the first chunk
+intensity    token ← token + ln(intensity) · d
+steering     follow a reward's gradient while a chunk is drawn, or choose the best of several candidates
 """
 
 from __future__ import annotations
@@ -49,16 +29,21 @@ from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow, Condition
 
+# --- Portraits as tokens -----------------------------------------------------------------------------------------
+#
+# For generators with vision. Faces are framed alike in training and inference, and encoded once. A training clip comes
+# with a picture from another clip of the same person, which shows whose face it is but not what this clip's lips do.
+
 
 def encode_portraits(model: ARFlow, portraits: Sequence[Portrait]) -> torch.Tensor | None:
-    """Encode N portraits to tokens ``[N, P, hidden]``; None for none, and for a model without vision."""
+    """Encode N portraits as tokens ``[N, P, hidden]``; None for no portraits and for a model without vision."""
     if not portraits or model.vision is None:
         return None
     return model.encode_portrait([picture(portrait.crop, portrait.landmarks) for portrait in portraits])
 
 
 def with_portraits(model: ARFlow, corpus: Path, clips: Sequence[MotionClip]) -> list[MotionClip]:
-    """Add to clips the tokens of a portrait of their speaker, upright and mirrored ``[2, P, hidden]``.
+    """Return the clips with tokens of a portrait of their speaker, as it is and mirrored ``[2, P, hidden]``.
 
     Raises:
         BadInput: a speaker has no picture in the corpus.
@@ -66,54 +51,83 @@ def with_portraits(model: ARFlow, corpus: Path, clips: Sequence[MotionClip]) -> 
     speakers: dict[str, list[MotionClip]] = defaultdict(list)
     for clip in clips:
         speakers[clip.speaker].append(clip)
-    found = []
-    for speaker, own in speakers.items():
-        paths = [corpus / "pictures" / f"{clip.name}.jpg" for clip in own]
-        tokens = [_upright_and_mirrored(model, read_image(path)) for path in paths if path.is_file()]
+    result = []
+    for speaker, speaker_clips in speakers.items():
+        paths = [corpus / "pictures" / f"{clip.name}.jpg" for clip in speaker_clips]
+        tokens = [_encode_with_mirror(model, read_image(path)) for path in paths if path.is_file()]
         if not tokens:
             raise BadInput(
                 f"{corpus} has no picture of {speaker}, and use_vision=true needs one: prepare the videos anew."
             )
-        found += [replace(clip, portrait=tokens[(place + 1) % len(tokens)]) for place, clip in enumerate(own)]
-    return found
+        result += [
+            replace(clip, portrait=tokens[(index + 1) % len(tokens)]) for index, clip in enumerate(speaker_clips)
+        ]
+    return result
 
 
-def _upright_and_mirrored(model: ARFlow, face: np.ndarray) -> torch.Tensor:
+def _encode_with_mirror(model: ARFlow, face: np.ndarray) -> torch.Tensor:
     return model.encode_portrait([face, np.ascontiguousarray(face[:, ::-1])]).half().cpu()
 
 
-LEAST, MOST = 0.6, 1.6
+# --- Intensity ---------------------------------------------------------------------------------------------------
+#
+#     token ← token + ln(intensity) · d       at 1 nothing is added, to the bit; at 1.5 brows move 1.5 times as far
+#
+# Only the direction d is learned, from windows in which speakers move brows, smile and jaw more or less than they
+# usually do (``train_intensity``). It was learned on ``sft`` and serves generators trained from it; the timing of the
+# lips stays that of the generator.
+
+MIN_INTENSITY, MAX_INTENSITY = 0.6, 1.6
+"""Range of the intensity."""
 
 
 @lru_cache(maxsize=1)
-def direction() -> torch.Tensor:
-    """d ``[hidden]``."""
+def intensity_direction() -> torch.Tensor:
+    """Return the direction d ``[hidden]`` of expressive motion in the space of tokens."""
     return read_weights(Path(str(files("flowportrait") / "weights" / "intensity" / "model.safetensors")))["direction"]
 
 
 def intensify(condition: Condition, intensity: float) -> Condition:
-    """The condition of motion that is so many times as expressive as usual.
+    """Return the condition of motion that is ``intensity`` times as expressive as usual.
 
     Raises:
-        BadInput: outside 0.6 to 1.6, or a generator of another width than the direction was learned for.
+        BadInput: the intensity is outside 0.6 to 1.6, or the generator has another width than the direction.
     """
     if intensity == 1.0:
         return condition
-    if not LEAST <= intensity <= MOST:
-        raise BadInput(f"intensity={intensity} is not possible: give a number from {LEAST:g} to {MOST:g}.")
-    if condition.style.shape[1:] != direction().shape:
+    if not MIN_INTENSITY <= intensity <= MAX_INTENSITY:
+        raise BadInput(
+            f"intensity={intensity} is not possible: give a number from {MIN_INTENSITY:g} to {MAX_INTENSITY:g}."
+        )
+    if condition.style.shape[1:] != intensity_direction().shape:
         raise BadInput("intensity was learned for the shipped generators: leave it at 1 for this checkpoint.")
-    return condition._replace(style=condition.style + math.log(intensity) * direction().to(condition.style))
+    return condition._replace(style=condition.style + math.log(intensity) * intensity_direction().to(condition.style))
 
+
+# --- Steering by a reward ----------------------------------------------------------------------------------------
+#
+# A reward that reads noisy latents guides the drawing of a chunk, also on live sound:
+#
+#     guide     v ← v − min(σ/(1−σ), max_factor) · ∇_x Σ_d w_d r_d(x_σ, σ)      Flow-NRG (2501.13918), ``flow.guidance``
+#     choose    n noises ─► n chunks ─► the one of largest Σ_d w_d r_d(x_0, 0)     pruning chunk by chunk
+#                                                                            (Stream-T1, 2605.04461; one survivor)
+#
+# A chunk is scored as the continuation of the chunks before it, which the reward reads without noise. The backbone runs
+# once, whatever the number of candidates.
 
 LatentScore = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Any]
-"""``(x [B, N, D], sigma [B, N], audio [B, N, ·], start [B, 30])`` to something with ``mean [B, N, dimensions]``, the
-score of every chunk given those before it (``preferences.latent_reward.LatentReward``)."""
+"""A reward ``(x [B, N, D], sigma [B, N], audio [B, N, ·], start [B, 30])``, which returns an object with ``mean
+[B, N, dimensions]``: the score of every chunk given those before it (``preferences.latent_reward.LatentReward``)."""
 
 
 class GuidanceContext(NamedTuple):
-    """What a chunk follows: clean latents ``[B, n, D]``, the encoded sound then and now ``[B, n + 1, ·]``, and the
-    frame before all of it ``[B, 30]``."""
+    """The n chunks before the next one, as a reward reads them.
+
+    Attributes:
+        latents: their clean latents ``[B, n, D]``.
+        audio: the encoded sound of these chunks and of the next ``[B, n + 1, ·]``.
+        start: the motion frame before all of them ``[B, 30]``.
+    """
 
     latents: torch.Tensor
     audio: torch.Tensor
@@ -122,40 +136,52 @@ class GuidanceContext(NamedTuple):
 
 @dataclass(frozen=True)
 class Steering:
-    """reward, and in the order of its dimensions the weights ``guide`` to bend by and ``choose`` to choose by."""
+    """Settings of guidance by a reward while chunks are drawn. Weights are in the order of the reward's dimensions."""
 
     reward: LatentScore
     guide: tuple[float, ...] = ()
+    """Weights of the gradient that bends the path of a chunk."""
     choose: tuple[float, ...] = ()
+    """Weights of the score that chooses among candidates."""
     candidates: int = 1
-    most: float = 2.0
-    """Largest σ/(1−σ): at six steps those at σ = 1 and 5/6 are clipped."""
+    """Chunks to draw, of which the best is chosen."""
+    max_factor: float = 2.0
+    """Largest factor σ/(1−σ); with six steps those at σ = 1 and 5/6 are clipped."""
     history_chunks: int = 7
-    """Chunks before the next one that the reward is given."""
+    """Number of previous chunks that the reward is given."""
 
     def draw(self, velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor, past: GuidanceContext) -> torch.Tensor:
-        """Latents ``[1, D]`` of the next chunk from ``candidates`` noises ``[n, D]``; with one candidate, of as many
-        streams as the context and the noises are of."""
+        """Draw the latents of the next chunk.
+
+        Args:
+            velocity: the generator's velocity field.
+            x: noise ``[n, D]``, one row for each candidate of a single stream; with one candidate, one row per stream.
+            sigmas: noise levels ``[K + 1]`` from 1 to 0.
+            past: the chunks before.
+
+        Returns:
+            Latents ``[1, D]`` of the best candidate, or with one candidate ``[n, D]``.
+        """
         if any(self.guide):
-            velocity = guided(velocity, lambda x, sigma: self.score(x, sigma, past, self.guide), self.most)
-        drawn = solve(velocity, x, sigmas)
+            velocity = guided(velocity, lambda x, sigma: self.score(x, sigma, past, self.guide), self.max_factor)
+        samples = solve(velocity, x, sigmas)
         if self.candidates == 1:
-            return drawn
-        best = self.score(drawn, sigmas[-1], past, self.choose).argmax()
-        return drawn[best][None]
+            return samples
+        best = self.score(samples, sigmas[-1], past, self.choose).argmax()
+        return samples[best][None]
 
     def score(
         self, x: torch.Tensor, sigma: torch.Tensor, past: GuidanceContext, weights: Sequence[float]
     ) -> torch.Tensor:
-        """Weighted score ``[B]`` of chunks ``[B, D]`` at noise level sigma after this past."""
+        """Return the weighted score ``[B]`` of chunks ``[B, D]`` at noise level sigma, which follow ``past``."""
         batch, length = len(x), past.audio.shape[1]
         level = x.new_zeros(batch, length)
         level[:, -1] = float(sigma)
         track = torch.cat([past.latents.expand(batch, -1, -1), x[:, None]], 1)
-        verdict = self.reward(track, level, past.audio.expand(batch, -1, -1), past.start.expand(batch, -1))
-        return verdict.mean[:, -1].to(x) @ torch.tensor(weights, device=x.device)
+        scores = self.reward(track, level, past.audio.expand(batch, -1, -1), past.start.expand(batch, -1))
+        return scores.mean[:, -1].to(x) @ torch.tensor(weights, device=x.device)
 
 
 def ordered_weights(weights: Mapping[str, float], dimensions: Sequence[str]) -> tuple[float, ...]:
-    """Weights by name in the order of a reward's dimensions; those not named are zero."""
+    """Return weights by name as a tuple in the order of a reward's dimensions, with zero for those not named."""
     return tuple(float(weights.get(name, 0.0)) for name in dimensions)

@@ -1,31 +1,11 @@
-"""Supervised learning of the generator: settings, loss, rollout history, and the learner.
-
-Settings of supervised training.
-
-Conditional flow matching on motion.
+"""Supervised training of the generator by conditional flow matching on motion.
 
     L = E ‖ w ⊙ ( v(x_σ, σ | h) − (ε − z) ) ‖²,   x_σ = (1−σ) z + σ ε,   h from noised history
 
-The history the backbone sees, and the frame each chunk continues from, are displaced by a random amount, so that
-at sampling time its own small errors look familiar and are undone (against exposure bias; ``rollout_history`` is
-the stronger remedy, for the end of a training). The speech is dropped in a tenth of the items, for guidance.
-
-Training on a history that the generator sampled itself: the remedy for a generator that only ever saw real motion.
-
-    y      the generator's motion over a long window, sampled as in use         r   real motion of those sentences
-    goal   g[t+k] = r[t+k] + ρ^k (y[t] − r[t]),   k = 1 … chunk                real motion, approached from where it is
-
-A chunk follows what the generator itself sampled (no gradient runs through it; Self Forcing, 2506.08009, trains on own
-rollouts too, but against a critic), and learns to come back from there to what a person does: lips within frames, the
-head within seconds (ρ). With ρ = 1 the head would never be called back, with ρ = 0 it would learn to jump. Clips are
-short, so that windows are joined from a speaker's clips by the same formula; they reach past the attention's window,
-and the cache need not be emptied.
-
-Supervised training of our generator, step by step: flow matching with a learning rate that rises and falls.
-
     gradient = mean over processes and parts of a batch        average ← average + (1 − d)(weights − average)
 
-A state goes to disk at every check; from it a run goes on to the same bits on a CPU, on any number of processes.
+The parts in order: ``PretrainConfig``, the settings; the loss; ``RolloutHistory``, batches after a history that the
+generator sampled itself; ``FlowMatchingLearner``, which takes the steps; ``SavedTraining``, which resumes them.
 """
 
 from __future__ import annotations
@@ -55,48 +35,59 @@ from flowportrait.training.distributed import exchanging, gathered
 from flowportrait.training.learner import Learner, Weights
 from flowportrait.training.state import latest_state, read_state, read_whole_weights, restore
 
+# --- Settings ----------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
+    """The settings of supervised training."""
+
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     steps: int = 6000
     batch: int = 32
     windows: tuple[int, ...] = (28, 72)
-    """Window lengths in frames, taken in turn."""
+    """Window lengths in frames, used in turn."""
     accumulate: int = 1
-    """Parts that a batch is drawn and learned from in, for the memory of one part."""
+    """Parts into which a batch is divided, whose gradients are accumulated; memory is needed for one part."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the networks compute in while training; ``auto`` is bf16 on a GPU that has it."""
+    """Precision of the networks in training; ``auto`` is bf16 on a GPU that supports it."""
     learning_rate: float = 4e-4
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """After the warm-up: half a cosine to the end, or level (warm-up, stable, decay) with a straight line down."""
+    """Learning rate after the warm-up: half a cosine to the end, or constant with a linear decay (warm-up, stable,
+    decay)."""
     decay_share: float = 0.2
-    """Share of the steps that ``wsd`` decays over."""
+    """Share of the steps over which ``wsd`` decays."""
     warmup: int = 200
     weight_decay: float = 0.05
     ema: float = 0.999
     variants: int = 4
-    """Other voices and rooms that each clip is heard in, besides its own."""
+    """Augmented copies of each clip with other voices and rooms."""
     lip_steps: int = 500
-    """Steps of the first stage; few, since it must predict speakers it has not seen. 0 hears as ``start_from`` does."""
+    """Steps of the lip regression; few, since it must predict unseen speakers. 0 takes the audio networks of
+    ``start_from``."""
     lip_residual: float = 0.5
-    """τ, the share that training targets keep of lip motion that sound does not tell; 1 is real motion."""
+    """τ, the share of the lip motion not predicted from sound that training targets keep; 1 is real motion."""
     start_from: str = ""
-    """Checkpoint to inherit weights from."""
+    """Checkpoint whose weights to start from."""
     history_noise: float = 0.7
     """Largest displacement of the history, in typical changes over a chunk."""
     long_window: int = 0
-    """Frames of windows strung together from clips, in the place of ``windows`` (see ``rollout_history``); 0 is off."""
+    """Frames of windows that are joined from several clips and replace ``windows`` (see ``RolloutHistory``); 0 is
+    off."""
     own_history: bool = True
-    """In long windows, go on from the generator's own motion and not from the real one."""
+    """In long windows, continue from motion that the generator sampled instead of real motion."""
     drop_audio: float = 0.1
+    """Share of windows without sound, for classifier-free guidance."""
     drop_style: float = 0.2
+    """Share of windows with the typical style; a portrait is dropped from as large a share of batches."""
     seed: int = 0
     splits: tuple[str, ...] = ("reward", "evaluation", "train")
     held_out: tuple[str, ...] = ("dev",)
+    """Splits of the corpus for the held-out loss."""
     check_every: int = 250
+    """Steps between checkpoints, each with the held-out loss and a state to resume from."""
     look_every: int = 2000
-    """Steps between looks at the held-out prompts, if any are given."""
+    """Steps between samples of the held-out prompts, if any are given."""
 
     def __post_init__(self) -> None:
         at_least(self, steps=1, batch=1, learning_rate=0, warmup=0, weight_decay=0, ema=0, check_every=1)
@@ -106,11 +97,13 @@ class PretrainConfig:
             raise BadInput(f"batch={self.batch} does not divide into accumulate={self.accumulate} equal parts.")
 
 
+# --- The loss ----------------------------------------------------------------------------------------------------
+
 MOTION_WEIGHT = (
     1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.8, 0.8, 0.8, 0.6, 0.6, 0.6, 0.6,
     0.5, 0.5, 0.5, 0.5, 0.7, 0.7, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5,
 )  # fmt: skip
-"""Weight of each motion number in the loss: what carries the lips counts most."""
+"""Weight of each motion number in the loss; those that move the lips count most."""
 
 
 def flow_matching_loss(
@@ -122,11 +115,16 @@ def flow_matching_loss(
     generator: torch.Generator,
     portrait: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean loss over a batch.
+    """Return the mean flow-matching loss over a batch of windows.
+
+    The history that the backbone is given, and the frame that each chunk continues from, are displaced by a random
+    amount, so that at sampling time the generator corrects its own small errors (against exposure bias;
+    ``RolloutHistory`` is the stronger remedy, for the end of a training). The speech is dropped in a tenth of the
+    windows, for guidance.
 
     Args:
-        motion: ``[B, 1 + T, 30]``, the frame before first.
-        features: of the sound ``[B, T, features]``, see ``ARFlow.audio_features``.
+        motion: ``[B, 1 + T, 30]``, starting with the frame before the window.
+        features: audio features ``[B, T, features]``, see ``ARFlow.audio_features``.
         style: ``[B, 19]``.
         portrait: for a model with vision ``[B, P, hidden]``, see ``ARFlow.encode_portrait``.
     """
@@ -150,20 +148,30 @@ def chunk_loss(
     generator: torch.Generator,
     portrait: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean loss of drawing the chunks ``goal`` ``[B, N, chunk, 30]``, each after those of ``history`` before it.
-    Portraits are left out of whole batches as often as styles: without one it has to speak too."""
+    """Return the mean flow-matching loss of target chunks after a given history.
 
-    def chance(share: float) -> torch.Tensor:
+    Portraits are dropped from whole batches as often as styles, so that the model also works without one.
+
+    Args:
+        start: the frame before the window ``[B, 30]``.
+        history: motion ``[B, N, chunk, 30]``; each target follows the chunks before it.
+        goal: target chunks ``[B, N, chunk, 30]``.
+        features: audio features ``[B, T, features]``.
+        style: ``[B, 19]``.
+        portrait: for a model with vision ``[B, P, hidden]``.
+    """
+
+    def random_mask(share: float) -> torch.Tensor:
         return (torch.rand(len(start), generator=generator) < share).to(start.device)
 
     base = torch.cat([start[:, None], history[:, :-1, -1]], 1)
     latents = model.space.encode(goal, base)
-    style = torch.where(chance(config.drop_style)[:, None], model.rest_style, style)
+    style = torch.where(random_mask(config.drop_style)[:, None], model.rest_style, style)
     if portrait is not None and torch.rand((), generator=generator) < config.drop_style:
         portrait = None
-    condition = model.condition_from_features(features, style, start, chance(config.drop_audio), portrait)
+    condition = model.condition_from_features(features, style, start, random_mask(config.drop_audio), portrait)
     context = model.contexts_after(condition, history[:, :-1].flatten(1, 2))
-    # Logit-normal σ: the middle of the path is the hard part.
+    # Logit-normal σ, because the middle of the path is the hardest.
     sigma = torch.sigmoid(torch.randn(latents.shape[:2], generator=generator)).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     error = model.head(interpolate(latents, noise, sigma[..., None]), sigma, context)
@@ -172,34 +180,40 @@ def chunk_loss(
 
 
 def latent_weight(space: ChunkSpace) -> torch.Tensor:
-    """Weight of each latent ``[chunk·30]``: that of its motion number, times the root of its mode's share."""
+    """Return the weight of each latent ``[chunk·30]``: that of its motion number, times the root of its mode's scale
+    relative to the largest."""
     share = (space.scale / space.scale[:, :1]).sqrt().clamp_min(0.2)
     return (share.new_tensor(MOTION_WEIGHT)[:, None] * share).flatten()
 
 
-class Matching(nn.Module):
-    """The loss as a network, for what wraps networks: three tensors of a window, or the five of a ``HistoryBatch``;
-    portraits follow them where there are any."""
+class FlowMatchingLoss(nn.Module):
+    """The loss as a network, which DDP and FSDP can wrap."""
 
     def __init__(self, model: ARFlow, config: PretrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 
     def forward(self, drawn: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
-        """Mean loss; see ``flow_matching_loss`` and ``chunk_loss``."""
+        """Return the mean loss of a batch.
+
+        Args:
+            drawn: motion, features and style of windows (see ``flow_matching_loss``) or a ``HistoryBatch`` (see
+                ``chunk_loss``), followed by portraits if there are any.
+            generator: of random numbers.
+        """
         if len(drawn) < 5:
             motion, features, style, *portrait = drawn
             return flow_matching_loss(self.model, motion, features, style, self.config, generator, *portrait)
         start, history, goal, features, style, *portrait = drawn
         return chunk_loss(self.model, start, history, goal, features, style, self.config, generator, *portrait)
 
-    def wake(self) -> None:
-        """Nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""
+    def fsdp_root_forward(self) -> None:
+        """Do nothing; called as a forward pass so that FSDP finds its root before any part is called by itself."""
 
 
 @torch.no_grad()
 def held_out_loss(model: ARFlow, clips: list[MotionClip], config: PretrainConfig) -> float:
-    """Flow-matching loss on unseen speakers, same draws every time."""
+    """Return the flow-matching loss on held-out clips, with the same windows and noise every time."""
     generator = torch.Generator().manual_seed(1)
     sampler = WindowSampler(clips, config.windows[0], generator)
     losses, device = [], model.rest_style.device
@@ -209,63 +223,92 @@ def held_out_loss(model: ARFlow, clips: list[MotionClip], config: PretrainConfig
     return sum(losses) / len(losses)
 
 
-RETURN = torch.full((MOTION_DIM,), 0.7)
-"""ρ, what is left after a frame of the distance to real motion."""
-RETURN[LOWER], RETURN[BROWS], RETURN[HEAD] = 0.6, 0.9, 0.97
-STEPS = 4
-"""Sampling steps of the history."""
-REUSE = 6
-"""Gradient steps taken on one history, each with noise of its own."""
+# --- Histories that the generator samples ------------------------------------------------------------------------
+
+RETURN_RATE = torch.full((MOTION_DIM,), 0.7)
+"""ρ, the share of the distance to real motion that is left after a frame."""
+RETURN_RATE[LOWER], RETURN_RATE[BROWS], RETURN_RATE[HEAD] = 0.6, 0.9, 0.97
+HISTORY_STEPS = 4
+"""Sampling steps per chunk of the history."""
+HISTORY_REUSE = 6
+"""Gradient steps on one history, each with new noise."""
 
 HistoryBatch = tuple[torch.Tensor, ...]
-"""start ``[B, 30]``, history and goal ``[B, N, chunk, 30]``, audio features, style, and portraits for vision."""
+"""start ``[B, 30]``, history and goal ``[B, N, chunk, 30]``, audio features, style, and for vision portraits."""
 
 
 def approach_real(real: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Approach real motion ``[..., K, 30]`` from ``offset`` ``[..., 30]`` beside the frame before it."""
+    """Return motion ``[..., K, 30]`` that approaches real motion exponentially.
+
+        g[k] = r[k] + ρ^k · offset,   k = 1 … K
+
+    Args:
+        real: real motion r ``[..., K, 30]``.
+        offset: distance from real motion at the frame before ``[..., 30]``.
+    """
     frames = torch.arange(1, real.shape[-2] + 1)
-    return real + offset[..., None, :] * RETURN ** frames[:, None]
+    return real + offset[..., None, :] * RETURN_RATE ** frames[:, None]
 
 
 def concatenate_clips(clips: list[MotionClip], frames: int, seed: int) -> list[MotionClip]:
-    """Join clips of each speaker in a random order, without a jump, to clips of more than ``frames`` frames."""
+    """Join the clips of each speaker in random order, without jumps, to clips of more than ``frames`` frames."""
     speakers: dict[str, list[MotionClip]] = defaultdict(list)
     for clip in clips:
         speakers[clip.speaker].append(clip)
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for own in speakers.values():
+    joined = []
+    for speaker_clips in speakers.values():
         parts: list[MotionClip] = []
-        for place in torch.randperm(len(own), generator=generator).tolist():
-            clip = own[place]
+        for index in torch.randperm(len(speaker_clips), generator=generator).tolist():
+            clip = speaker_clips[index]
             if parts:
                 clip = replace(clip, motion=approach_real(clip.motion, parts[-1].motion[-1] - clip.motion[0]))
             parts.append(clip)
             if sum(len(part.motion) for part in parts) > 1.25 * frames:
                 motion = torch.cat([part.motion for part in parts])
                 features = torch.cat([part.mel[: len(part.motion)] for part in parts])
-                found.append(replace(clip, motion=motion, mel=features))
+                joined.append(replace(clip, motion=motion, mel=features))
                 parts = []
-    return found
+    return joined
 
 
 class RolloutHistory:
-    """Training batches of long windows after a history that the generator drew itself, or after the real one."""
+    """Training batches of long windows after a history that the generator sampled, or after the real one.
+
+    The remedy for a generator that only ever continued real motion:
+
+        y      the generator's motion over a long window, sampled as in use         r   real motion of those sentences
+        goal   g[t+k] = r[t+k] + ρ^k (y[t] − r[t]),   k = 1 … chunk                real motion, approached from y
+
+    A chunk follows what the generator sampled, and learns to return from there to real motion: the lips within frames,
+    the head within seconds (ρ). With ρ = 1 the head would never return, with ρ = 0 it would learn to jump. No gradient
+    runs through the history (Self Forcing, 2506.08009, also trains on its own rollouts, but against a critic). Clips
+    are short, so that windows are joined from clips of a speaker by the same formula; they are longer than the window
+    of attention, and the cache need not be emptied.
+    """
 
     def __init__(
         self, clips: list[MotionClip], frames: int, batch: int, sampled: bool, generator: torch.Generator
     ) -> None:
-        """sampled: the history is the generator's own motion; otherwise it is the real one (teacher forcing)."""
+        """Prepare windows.
+
+        Args:
+            clips: training clips.
+            frames: length of a window.
+            batch: windows per batch.
+            sampled: whether the generator samples the history; otherwise it is the real one (teacher forcing).
+            generator: of random numbers.
+        """
         self.sampler = WindowSampler(concatenate_clips(clips, frames, 0), frames, generator)
         self.batch, self.sampled, self.generator = batch, sampled, generator
         self.current: HistoryBatch | None = None
-        self.left = 0
+        self.uses_left = 0
 
     def __call__(self, model: ARFlow) -> HistoryBatch:
-        """The next batch; each is returned ``REUSE`` times."""
-        if self.current is None or not self.left:
-            self.current, self.left = self._draw(model), REUSE
-        self.left -= 1
+        """Return the next batch; each is returned ``HISTORY_REUSE`` times."""
+        if self.current is None or not self.uses_left:
+            self.current, self.uses_left = self._draw(model), HISTORY_REUSE
+        self.uses_left -= 1
         return self.current
 
     @torch.no_grad()
@@ -282,11 +325,11 @@ class RolloutHistory:
         return start, history, approach_real(real, sampled_before - real_before), features, style, *portrait
 
     def _rollout(self, model: ARFlow, condition: Condition) -> torch.Tensor:
-        """The generator's motion ``[B, N, chunk, 30]``, with a cache that is never emptied."""
+        """Sample the generator's motion ``[B, N, chunk, 30]``, with a cache that is never emptied."""
         horizon = model.config.horizon
         model.config = replace(model.config, horizon=condition.chunks + 1)
         session, chunks = model.session(condition), []
-        sigmas = shifted(STEPS, model.config.shift)
+        sigmas = shifted(HISTORY_STEPS, model.config.shift)
         for _ in range(condition.chunks):
             noise = torch.randn(self.batch, model.latent_dim, generator=self.generator).to(condition.start)
             velocity = partial(model.velocity, context=session.context())
@@ -295,16 +338,22 @@ class RolloutHistory:
         return torch.stack(chunks, 1)
 
 
+# --- The learner -------------------------------------------------------------------------------------------------
+
 Draw = Callable[[int], tuple[torch.Tensor, ...]]
-"""A batch of so many windows, or a lesson."""
+"""A function that draws a batch of the given number of windows, or returns a ``HistoryBatch``."""
 
 
 class FlowMatchingLearner(Learner):
-    """One process of a supervised training; the others do the same with windows of their own."""
+    """One process of a supervised training; the others do the same with windows of their own.
+
+    A state is written at every check. On a CPU a resumed run gives the same bits as one without interruption, on any
+    number of processes.
+    """
 
     def __init__(self, model: ARFlow, config: PretrainConfig, accelerator: Accelerator) -> None:
         self.config, self.model = config, model.to(accelerator.device)
-        super().__init__(self.model, Matching(self.model, config), accelerator, config.ema, reference=False)
+        super().__init__(self.model, FlowMatchingLoss(self.model, config), accelerator, config.ema, reference=False)
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
@@ -315,11 +364,11 @@ class FlowMatchingLearner(Learner):
     @property
     def bf16(self) -> bool:
         """Whether the networks compute in bf16."""
-        able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return self.config.precision == "bf16" or (self.config.precision == "auto" and able)
+        supported = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.config.precision == "bf16" or (self.config.precision == "auto" and supported)
 
     def learn(self, draw: Draw) -> float:
-        """Take one step; a gradient that is not finite changes nothing. Returns the loss.
+        """Take one step and return its loss; a gradient that is not finite changes nothing.
 
         Raises:
             BadInput: the gradient was not finite ``GIVE_UP`` times in a row.
@@ -344,36 +393,43 @@ class FlowMatchingLearner(Learner):
         return total
 
     def averaged(self) -> ARFlow | None:
-        """A copy with the averaged weights, on the main process; all processes together."""
+        """Return a copy with the averaged weights on the main process, None on the others; all call it together."""
         with self.roles.use("ema"):
-            found = self.whole()
-        assert found is None or isinstance(found, ARFlow)
-        return found
+            model = self.whole()
+        assert model is None or isinstance(model, ARFlow)
+        return model
 
     def progress(self) -> dict[str, Any]:
+        """Return the running mean of the loss."""
         return {"running": self.running}
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
+        """Load what ``progress`` returned."""
         self.running = progress["running"]
 
     def fixed_tensors(self) -> Weights:
+        """Return the frozen weights and the buffers."""
         trained = self.roles.trained()
         return {name: value for name, value in self.model.state_dict().items() if name not in trained}
 
     def process_state(self) -> Weights:
+        """Return the state of this process's random numbers."""
         return {"generator": self.generator.get_state()}
 
     def load_process_states(self, states: Sequence[Weights]) -> None:
-        """With another number of processes than before, all draw from the seed and the step."""
-        own = self.accelerator.process_index
+        """Load the random numbers; with another number of processes than before, seed them from the seed and step."""
+        process = self.accelerator.process_index
         if len(states) == self.accelerator.num_processes:
-            self.generator.set_state(states[own]["generator"])
+            self.generator.set_state(states[process]["generator"])
         else:
-            self.generator.manual_seed(hash((self.config.seed, own, self.iteration)) & 0x7FFF_FFFF)
+            self.generator.manual_seed(hash((self.config.seed, process, self.iteration)) & 0x7FFF_FFFF)
 
 
 class SavedTraining:
-    """What a supervised training left in its folder: a state of today, or the ``state.pt`` of version 0.1."""
+    """The state that a supervised training left in its folder, or the ``state.pt`` that version 0.1 wrote.
+
+    It is false if the folder has neither.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "state"
@@ -386,17 +442,17 @@ class SavedTraining:
         return self.state is not None or self._version_1 is not None
 
     def model_weights(self) -> Weights:
-        """Whole weights and buffers of the model, by name."""
+        """Return the unsharded weights and buffers of the model, by name."""
         if self._version_1 is not None:
             return self._version_1["model"]
-        assert self.state is not None, "asked of a training that left something"
+        assert self.state is not None, "there is a saved state"
         return read_whole_weights(self.state, ("live", "fixed"))
 
     def resume(self, learner: FlowMatchingLearner) -> None:
-        """Go on from it; all processes together.
+        """Load the state into a learner; all processes call it together.
 
         Raises:
-            BadInput: it is of an earlier version than 0.1, or of another model.
+            BadInput: the state was written before version 0.1, or belongs to another model.
         """
         if self._version_1 is not None:
             _resume_version_1(learner, self._version_1)
@@ -409,17 +465,20 @@ def _resume_version_1(learner: FlowMatchingLearner, saved: Mapping[str, Any]) ->
         raise BadInput("The state to resume from was written by an earlier version: begin the training anew.")
     parameters = learner.roles.trained()
     state = {f"fixed/{name}": _like(saved["model"][name], value) for name, value in learner.fixed_tensors().items()}
-    for place, (name, like) in enumerate(parameters.items()):
+    for index, (name, like) in enumerate(parameters.items()):
         state[f"live/{name}"] = _like(saved["model"][name], like)
         state[f"ema/{name}"] = _like(saved["average"][name], like)
-        for moment, value in saved["optimizer"]["state"].get(place, {}).items():
+        for moment, value in saved["optimizer"]["state"].get(index, {}).items():
             state[f"optimizer.{moment}/{name}"] = _like(value, like) if value.shape else value
     progress = {"iteration": saved["step"], "running": saved["running"]}
     restore(learner, state, progress, [{"generator": draws} for draws in saved["draws"]])
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then down to a twentieth: by half a cosine, or level first (Hu et al. 2404.06395, WSD)."""
+    """Return the factor of the learning rate at a step: a linear warm-up, then a decay to a twentieth.
+
+    The decay is half a cosine, or linear after a constant stage (WSD, Hu et al. 2404.06395).
+    """
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "wsd":
@@ -430,7 +489,7 @@ def learning_rate_factor(step: int, config: PretrainConfig) -> float:
 
 
 def _like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on the device of ``like``, in shards where ``like`` is; all processes together."""
+    """Return a tensor on the device of ``like``, sharded if ``like`` is; all processes call it together."""
     if not isinstance(like, DTensor):
         return value.to(like.device)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

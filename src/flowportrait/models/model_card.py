@@ -1,4 +1,4 @@
-"""The model card of a checkpoint."""
+"""The model card that is written beside a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ tags: [talking-head, audio-driven-portrait, flow-matching]
 
 # {title}
 
-Speech in, motion of a face out: {chunk} frames at a time, {steps} steps each, {look_ahead} ms of look-ahead.
+This generator turns speech into motion of a face: {chunk} frames at a time, {steps} steps each, {look_ahead} ms of
+look-ahead.
 
 | | |
 |---|---|
@@ -40,22 +41,27 @@ fp.AnimatePipeline.from_pretrained("FOLDER")("photo.jpg", "speech.wav").save("ta
 
 ## Limits
 
-It moves a face that is in a photo; it does not know whether the person agreed. It was made to be watched, not to be
-taken for a recording: videos carry a mark that says so. Languages, voices and head poses far from its training data
-come out worse, and the lips of long vowels more often than the eyes.
+It animates the face in a photo and cannot know whether that person agreed. Its videos must not be passed off as
+recordings; they carry a mark that says how they were made. Languages, voices and head poses far from its training data
+are animated less well, and the lips of long vowels more often than the eyes.
 """
 
 
 def card(model: ARFlow, data: str = "", figures: str = "") -> str:
-    """Markdown with a header that model hubs read. ``data`` and ``figures``: what is known of them."""
+    """Return a model card in Markdown, with the header that model hubs read.
+
+    Args:
+        model: the generator to describe.
+        data: description of the training data.
+        figures: measured figures.
+    """
     config = model.config
-    small = f"Qwen3 decoder, {config.layers} layers of {config.hidden}, trained from nothing"
+    small = f"Qwen3 decoder, {config.layers} layers of {config.hidden}, trained from scratch"
     pretrained = f"`{config.backbone}` ({config.adapt})"
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return _CARD.format(
         title="A FlowPortrait generator", chunk=config.chunk, steps=config.steps, look_ahead=120,
         backbone=pretrained if config.backbone else small, front_end=config.front_end, guidance=config.guidance,
-        trained=sum(n for n, learns in sizes if learns) / 1e6, all=sum(n for n, _ in sizes) / 1e6,
-        data=data or "Not told to this card.",
-        figures=figures or "Not measured yet: `flowportrait evaluate bench` does it.",
+        trained=sum(n for n, trained in sizes if trained) / 1e6, all=sum(n for n, _ in sizes) / 1e6,
+        data=data or "Not documented.", figures=figures or "Not measured yet: run `flowportrait evaluate bench`.",
     )  # fmt: skip

@@ -1,25 +1,16 @@
-"""A generator that draws pictures, patch by patch.
-
-The head that draws a frame's patches together: patches mix, then numbers mix, shifted and scaled by h and σ.
-
-    y ← y + mix over patches (norm y)        y ← y + mix over numbers (norm y)
-
-A face crop is aligned, so a patch knows by its place what it shows, and mixing needs no attention (MLP-Mixer,
-2105.01601; adaptive layer norm as in ``flow_head``).
-
-AR-Flow over the latents of an image autoencoder: a frame is a chunk, its patches are drawn together.
+"""PatchFlow, a generator that draws pictures: AR-Flow over the latents of an image autoencoder.
 
     token_i = sound of frame i  +  patches of frame i−1  +  portrait        h_i = backbone(token_1 … token_i)
     ẑ       = head(x_σ, σ | h_i, patches of frame i−1, patches of the portrait)
     v       = (x_σ − ẑ) / max(σ, 0.1)                                       σ: 1 → 0, then the next frame
 
-The same policy as ``ARFlow`` to whoever trains it, but what it draws is free: nothing keeps the face this person's, the
-lips sharp, or the tenth second like the first. It is where perceptual rewards and failures are studied. The sound comes
-as the (frozen) audio features of a motion generator.
+A frame is a chunk, and its patches are drawn together. It is the same kind of policy as ``ARFlow``, but its pictures
+are unconstrained: nothing keeps the identity of the face, the sharpness of the lips, or the quality of the first second
+until the tenth. It serves to study perceptual rewards and their failures. The sound is given as the (frozen) audio
+features of a motion generator.
 
-Footage as a picture generator learns from it: framed faces as autoencoder latents, and audio features with them.
-
-The frame stands still while the head moves in it: one crop per clip, from the landmarks' median.
+The parts in order: ``PatchHead``, the velocity head; ``PatchFlow``, the generator; ``PatchSession``, which draws frame
+by frame; ``Film``, its training data.
 """
 
 from __future__ import annotations
@@ -48,24 +39,41 @@ from flowportrait.models.backbone import FREQUENCIES, Backbone, GeneratorConfig,
 from flowportrait.models.speech_encoder import N_LIPS
 from flowportrait.rendering.vae_codec import VaeCodec, VideoLatents
 
+# --- The head ----------------------------------------------------------------------------------------------------
+
 
 class PatchHead(nn.Module):
-    """Change of every patch ``[..., P, depth]`` from what is known of it ``[..., P, 3·depth]``."""
+    """Predicts the change of every patch ``[..., P, depth]`` from its inputs ``[..., P, 3·depth]``.
 
-    def __init__(self, patches: int, depth: int, context_dim: int, width: int, blocks: int) -> None:
+        y ← y + mix over patches (norm y)        y ← y + mix over numbers (norm y)
+
+    Norms are shifted and scaled by the context h and σ (adaptive layer norm as in ``FlowHead``). Face crops are
+    aligned, so that the position of a patch tells what it shows, and mixing needs no attention (MLP-Mixer, 2105.01601).
+    """
+
+    def __init__(self, patch_count: int, depth: int, context_dim: int, width: int, blocks: int) -> None:
         super().__init__()
         self.read = nn.Linear(3 * depth, width)
-        self.place = nn.Parameter(0.02 * torch.randn(patches, width))
+        self.place = nn.Parameter(0.02 * torch.randn(patch_count, width))
         self.context = nn.Linear(context_dim, width)
         self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(_Block(patches, width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(patch_count, width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.write = nn.Linear(width, depth)
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)
 
     def forward(self, cells: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """cells ``[..., P, 3·depth]``, sigma ``[...]``, context ``[..., context_dim]``."""
+        """Return the change of every patch.
+
+        Args:
+            cells: each patch as it is now, in the frame before and in the portrait ``[..., P, 3·depth]``.
+            sigma: noise levels ``[...]``.
+            context: ``[..., context_dim]``.
+
+        Returns:
+            ``[..., P, depth]``.
+        """
         condition = nn.functional.silu(self.context(context) + self.level(fourier(sigma)))[..., None, :]
         y = self.read(cells) + self.place
         for block in self.blocks:
@@ -74,12 +82,14 @@ class PatchHead(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, patches: int, width: int) -> None:
+    def __init__(self, patch_count: int, width: int) -> None:
         super().__init__()
         self.norm_patches = nn.LayerNorm(width, elementwise_affine=False)
         self.norm_numbers = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = nn.Linear(width, 4 * width)
-        self.over_patches = nn.Sequential(nn.Linear(patches, 2 * patches), nn.SiLU(), nn.Linear(2 * patches, patches))
+        self.over_patches = nn.Sequential(
+            nn.Linear(patch_count, 2 * patch_count), nn.SiLU(), nn.Linear(2 * patch_count, patch_count)
+        )
         self.over_numbers = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
@@ -90,12 +100,16 @@ class _Block(nn.Module):
         return y + self.over_numbers(self.norm_numbers(y) * (1 + scale_numbers) + shift_numbers)
 
 
-SHARPEST = 0.1
-"""σ below which the velocity no longer magnifies the error of ẑ."""
+# --- The generator -----------------------------------------------------------------------------------------------
+
+MIN_SIGMA = 0.1
+"""Smallest σ that the velocity is divided by, so that it does not magnify the error of ẑ without bound."""
 
 
 @dataclass(frozen=True)
 class PatchFlowConfig:
+    """The settings of a picture generator's networks and of sampling from it."""
+
     grid: int = 6
     """Patches along a side."""
     depth: int = 128
@@ -106,7 +120,7 @@ class PatchFlowConfig:
     window: int = 16
     """Frames that attention looks back on."""
     audio_width: int = 128
-    """Width of the motion generator's audio features, before those of the lips."""
+    """Width of the motion generator's audio features, without the predicted lips."""
     head_width: int = 192
     head_depth: int = 5
     steps: int = 4
@@ -114,33 +128,39 @@ class PatchFlowConfig:
 
     @property
     def latent_dim(self) -> int:
-        """Numbers per frame."""
+        """Number of latents per frame."""
         return self.grid**2 * self.depth
 
 
 class PatchCondition(NamedTuple):
-    """Sound ``[B, N, hidden]`` and portrait ``[B, hidden]`` embedded, and the portrait itself ``[B, D]``."""
+    """The encoded inputs of B samples.
+
+    Attributes:
+        audio: embedded sound ``[B, N, hidden]``.
+        style: embedded portrait ``[B, hidden]``.
+        portrait: latents of the portrait ``[B, D]``.
+    """
 
     audio: torch.Tensor
     style: torch.Tensor
     portrait: torch.Tensor
 
     def repeat(self, times: int) -> PatchCondition:
-        """Each item ``times`` times in a row."""
+        """Return each row ``times`` times in a row."""
         return PatchCondition(*(part.repeat_interleave(times, 0) for part in self))
 
     def select(self, rows: torch.Tensor) -> PatchCondition:
-        """The items at ``rows``."""
+        """Return the rows at these indices."""
         return PatchCondition(*(part[rows] for part in self))
 
     @property
     def chunks(self) -> int:
-        """N, how many frames there are to generate."""
+        """N, the number of frames to generate."""
         return self.audio.shape[1]
 
 
 class PatchFlow(nn.Module):
-    """The networks. A policy: ``condition``, ``contexts`` or ``session``, ``velocity``."""
+    """The networks of the picture generator; also a policy for post-training."""
 
     def __init__(self, config: PatchFlowConfig) -> None:
         super().__init__()
@@ -156,29 +176,34 @@ class PatchFlow(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """D, numbers per frame."""
+        """D, the number of latents per frame."""
         return self.config.latent_dim
 
     def condition(self, features: torch.Tensor, portrait: torch.Tensor) -> PatchCondition:
-        """From what ``hear`` returned ``[B, N, 144]`` and the portrait's latents ``[B, D]``."""
+        """Encode the inputs of a generation.
+
+        Args:
+            features: what ``motion_generator_features`` returned ``[B, N, 144]``.
+            portrait: latents of the portrait ``[B, D]``.
+        """
         return PatchCondition(self.audio_in(features), self.portrait_in(portrait), portrait)
 
     def contexts(self, condition: PatchCondition, latents: torch.Tensor) -> torch.Tensor:
-        """What ``velocity`` needs at every frame ``[B, N, hidden + 2 D]``, given the clean latents ``[B, N, D]``."""
+        """Return the context of every frame ``[B, N, hidden + 2 D]``, given the clean latents ``[B, N, D]``."""
         return self.contexts_after(condition, torch.cat([condition.portrait[:, None], latents[:, :-1]], 1))
 
     def contexts_after(self, condition: PatchCondition, before: torch.Tensor) -> torch.Tensor:
-        """Contexts, given the frame ``[B, N, D]`` that each follows."""
+        """Return the context of every frame ``[B, N, hidden + 2 D]``, given the frame before each ``[B, N, D]``."""
         state = self.backbone(self.frame_in(before) + condition.audio + condition.style[:, None])
         return torch.cat([state, before, condition.portrait[:, None].expand_as(before)], -1)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """v ``[..., D]`` at x and noise level sigma (scalar or ``[...]``)."""
+        """Return the velocity ``[..., D]`` at x ``[..., D]`` and noise level sigma (scalar or ``[...]``)."""
         level = sigma.to(x.device).expand(x.shape[:-1])
-        return (x - self.frame(x, level, context)) / level.clamp_min(SHARPEST)[..., None]
+        return (x - self.frame(x, level, context)) / level.clamp_min(MIN_SIGMA)[..., None]
 
     def frame(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """ẑ ``[..., D]``: the frame that x is taken for; the frame before plus what the head says has changed."""
+        """Return ẑ ``[..., D]``, the clean frame predicted from x: the frame before plus the predicted change."""
         state, before, portrait = context.split([self.config.hidden, self.latent_dim, self.latent_dim], -1)
         parts = torch.broadcast_tensors(x, before, portrait)
         cells = [part.unflatten(-1, (-1, self.config.depth)) for part in parts]
@@ -189,7 +214,7 @@ class PatchFlow(nn.Module):
         return PatchSession(self, condition)
 
     def recompute_activations(self) -> None:
-        """Trade the memory of the backbone's activations for a second forward pass, in training mode only."""
+        """Recompute the backbone's activations in the backward pass instead of keeping them, in training mode only."""
         self.backbone.recompute_activations()
 
     def save_pretrained(self, folder: Path) -> None:
@@ -200,7 +225,7 @@ class PatchFlow(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> PatchFlow:
-        """Load what ``save_pretrained`` wrote, placed as ``devices.place`` does.
+        """Load what ``save_pretrained`` wrote, on ``device`` and in ``dtype`` as ``devices.place`` resolves them.
 
         Raises:
             BadInput: the folder holds no such checkpoint.
@@ -215,20 +240,20 @@ class PatchFlow(nn.Module):
 
 
 class PatchSession:
-    """Generation under way: ``context`` of the next frame, then ``append`` its latents; repeat."""
+    """The generation of B samples, frame by frame: alternate ``context`` and ``append``."""
 
     def __init__(self, model: PatchFlow, condition: PatchCondition) -> None:
         self.model, self.condition = model, condition
         self.cache, self.position, self.last = model.backbone.new_cache(), 0, condition.portrait
 
     def context(self) -> torch.Tensor:
-        """Context of the next frame ``[B, hidden + 2 D]``. Call once per frame."""
+        """Return the context of the next frame ``[B, hidden + 2 D]``; call it once per frame."""
         token = self.model.frame_in(self.last) + self.condition.audio[:, self.position] + self.condition.style
         state = self.model.backbone(token[:, None], self.cache)[:, 0]
         return torch.cat([state, self.last, self.condition.portrait], -1)
 
     def append(self, latents: torch.Tensor) -> torch.Tensor:
-        """Accept the frame's clean latents ``[B, D]``."""
+        """Continue after the clean latents ``[B, D]`` of a frame, and return them."""
         self.last = latents
         self.position += 1
         return latents
@@ -236,22 +261,34 @@ class PatchSession:
 
 @torch.no_grad()
 def motion_generator_features(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
-    """Audio features of a motion generator with an anchor ``[B, T, audio_width + 16]`` for log-mel ``[B, 4T, 80]``, T
-    whole chunks: what its encoder learned, and where the lips most likely are."""
+    """Return the audio features of a motion generator with an anchor: its encoded sound and the predicted lips.
+
+    Args:
+        model: the motion generator.
+        mel: log-mel ``[B, 4T, 80]``, T a multiple of the chunk.
+
+    Returns:
+        ``[B, T, audio_width + 16]``.
+    """
     audio = model.condition(mel).audio
     split = [model.audio_in.in_features, audio.shape[-1] - model.audio_in.in_features]
     return torch.cat([p.unflatten(-1, (model.config.chunk, -1)).flatten(1, 2) for p in audio.split(split, -1)], -1)
 
 
-WIDTH, CENTRE = 2.8, (0.0, 0.45)
-"""The crop's width, and its middle below the eyes, in outer-eye-corner distances."""
+# --- Training data -----------------------------------------------------------------------------------------------
+#
+# Framed faces as autoencoder latents, with audio features. There is one crop per clip, from the median of the
+# landmarks: the frame stands still while the head moves in it.
+
+WIDTH, CROP_CENTRE = 2.8, (0.0, 0.45)
+"""Width of the crop and its centre relative to the eyes, in outer-eye-corner distances."""
 PATCH = 2
 """Latent cells along a side of a patch."""
 
 
 @dataclass(frozen=True)
 class Film:
-    """latents ``[T, D]`` as ``patches`` makes them; features ``[T, 144]``; the speaker's name."""
+    """A clip as latents ``[T, D]`` (see ``patches``) and audio features ``[T, 144]``, with the speaker's name."""
 
     latents: torch.Tensor
     features: torch.Tensor
@@ -259,35 +296,35 @@ class Film:
 
 
 def framing(landmarks: np.ndarray, side: int) -> np.ndarray:
-    """Affine map ``[2, 3]`` from a picture with these landmarks ``[478, 3]`` to the crop of ``side`` pixels."""
+    """Return the affine map ``[2, 3]`` from a picture with landmarks ``[478, 3]`` to the crop of ``side`` pixels."""
     matrix = to_canonical(landmarks) * (side / WIDTH)
-    matrix[:, 2] += side / 2 - np.array(CENTRE) * side / WIDTH - 0.5
+    matrix[:, 2] += side / 2 - np.array(CROP_CENTRE) * side / WIDTH - 0.5
     return matrix
 
 
 def framed(video: Path, clip: Clip, side: int, frames: int) -> Iterator[np.ndarray]:
-    """The first ``frames`` frames of a prepared clip's video, cut to the face ``[side, side, 3]`` uint8."""
+    """Yield the first ``frames`` frames of a prepared clip's video, cropped to the face ``[side, side, 3]`` uint8."""
     matrix = framing(np.median(clip.landmarks, 0), side)
     for _, frame in zip(range(min(frames, len(clip))), iter_frames(video), strict=False):
         yield sample_crop(frame, matrix, side, cv2.BORDER_REPLICATE)
 
 
 def film(video: Path, clip: Clip, speaker: str, codec: VaeCodec, model: ARFlow, side: int, frames: int) -> Film:
-    """Latents and sound of a clip, cut to whole chunks of the motion generator."""
+    """Return a clip as latents and audio features, cut to whole chunks of the motion generator."""
     chunk = model.config.chunk
-    pictures = np.stack(list(framed(video, clip, side, frames)))
+    crops = np.stack(list(framed(video, clip, side, frames)))
     features = motion_generator_features(model, log_mel(level(clip.audio))[None, : len(clip) // chunk * chunk * 4])[0]
-    length = min(len(pictures), len(features))
-    return Film(patches(codec.encode(pictures[:length]).values), features[:length], speaker)
+    length = min(len(crops), len(features))
+    return Film(patches(codec.encode(crops[:length]).values), features[:length], speaker)
 
 
 def patches(values: torch.Tensor) -> torch.Tensor:
-    """Latents ``[T, C, h, w]`` as rows of patches ``[T, h·w/4 · 4C]``."""
+    """Rearrange latents ``[T, C, h, w]`` to rows of patches ``[T, h·w/4 · 4C]``."""
     return F.pixel_unshuffle(values, PATCH).flatten(2).mT.flatten(1)
 
 
 def pictures(latents: torch.Tensor, codec: VaeCodec, side: int) -> Iterator[np.ndarray]:
-    """Frames ``[side, side, 3]`` uint8 of patches ``[T, D]``."""
+    """Decode rows of patches ``[T, D]`` to frames ``[side, side, 3]`` uint8."""
     cells = side // codec.spatial // PATCH
     values = F.pixel_shuffle(latents.unflatten(1, (cells**2, -1)).mT.unflatten(2, (cells, cells)), PATCH)
     yield from codec.decode(VideoLatents(values, len(values), side, side))

@@ -1,19 +1,12 @@
-"""Supervised training of a generator on a corpus, from the first weights to the model card.
-
-Initial weights of a generator to train: the front end's own, and those of another checkpoint.
-
-First stage of supervised training: regress the lower face on sound, before anything is drawn.
-
-L = E w ⊙ ( μ(sound) − standardised lips )²
-
-Supervised training: what the lips do given the sound (``train_lips``), then flow matching on motion (``matching``).
+"""Supervised training of a generator on a corpus, from the initial weights to the model card.
 
     heard.pt  ─► windows ─► learner ─► state/, checkpoint/ (averaged weights and a card), history.jsonl, samples/
 
-Front-end features are computed once (``training_clips``), in several voices and rooms. A run may start from another
-checkpoint (``start_from``): whatever fits is taken over. Several processes (``accelerate launch``) each draw windows
-of their own and average their gradients. Held-out clips give a loss; held-out prompts, drawn and judged by the
-evaluation side, say what people would see.
+Two stages: first a regression of the lips on the sound (``train_lips``), then flow matching on motion
+(``models.flow_matching``). Front-end features are computed once (``models.training_clips``), in several voices and
+rooms. A run may start from another checkpoint (``start_from``), from which all fitting weights are taken. Several
+processes (``accelerate launch``) each draw their own windows and average their gradients. A loss is measured on
+held-out clips, and held-out prompts are drawn and measured by the evaluation.
 """
 
 from __future__ import annotations
@@ -35,7 +28,7 @@ from flowportrait.data.motion_dataset import MotionClip, WindowSampler
 from flowportrait.data.prompts import Prompt
 from flowportrait.devices import device_of
 from flowportrait.files import write_text
-from flowportrait.models.arflow import CARD, ARFlow, load_generator
+from flowportrait.models.arflow import CARD_FILE, ARFlow, load_generator
 from flowportrait.models.flow_matching import (
     Draw,
     FlowMatchingLearner,
@@ -62,9 +55,11 @@ from flowportrait.training.distributed import on_main, repeatable, roll_call, tr
 from flowportrait.training.held_out import draw_and_measure
 from flowportrait.training.state import remove_states, write_state
 
+# --- Initial weights ---------------------------------------------------------------------------------------------
+
 
 def initial_model(config: PretrainConfig) -> ARFlow:
-    """Build a generator to train, with the front end's own weights and those of ``start_from``."""
+    """Build a generator to train, with the pretrained weights of the front end and those of ``start_from``."""
     model = ARFlow(config.generator)
     if isinstance(model.speech, SpeechEncoder):
         model.speech.load_weights().eval()
@@ -78,44 +73,65 @@ _AUDIO = ("speech.", "lip_reader.", "audio_", "silence")
 
 @torch.no_grad()
 def copy_weights(model: ARFlow, other: ARFlow, audio: bool = False) -> None:
-    """Copy parameters and buffers of the same name, those of the audio side only with ``audio``; where shapes differ,
-    the common corner, with zeros around it in the flow head (inputs it did not have must not disturb it)."""
-    theirs = other.state_dict()
-    for name, own in model.state_dict().items():
-        if name not in theirs or (name.startswith(_AUDIO) and not audio):
+    """Copy parameters and buffers of the same name from ``other`` into ``model``.
+
+    Where shapes differ, the common corner is copied; in the flow head the rest is set to zero, so that inputs which
+    ``other`` does not have cannot disturb it.
+
+    Args:
+        model: the generator to fill.
+        other: the generator to copy from.
+        audio: whether to copy the audio networks too.
+    """
+    source = other.state_dict()
+    for name, target in model.state_dict().items():
+        if name not in source or (name.startswith(_AUDIO) and not audio):
             continue
-        if name.startswith("head.") and own.shape != theirs[name].shape:
-            own.zero_()
-        corner = tuple(slice(min(a, b)) for a, b in zip(own.shape, theirs[name].shape, strict=True))
-        own[corner] = theirs[name][corner]
+        if name.startswith("head.") and target.shape != source[name].shape:
+            target.zero_()
+        corner = tuple(slice(min(a, b)) for a, b in zip(target.shape, source[name].shape, strict=True))
+        target[corner] = source[name][corner]
 
 
-WINDOW = 28
-BATCH = 48
-LEARNING_RATE = 2e-3
-WARMUP = 50
-WEIGHT = torch.tensor([1.0] * 8 + [0.8] * 4 + [0.6] * (N_LIPS - 12))
+# --- First stage: lips from sound --------------------------------------------------------------------------------
+#
+#     L = E w ⊙ ( μ(sound) − standardised lips )²
+
+LIP_WINDOW = 28
+LIP_BATCH = 48
+LIP_LEARNING_RATE = 2e-3
+LIP_WARMUP = 50
+LIP_WEIGHT = torch.tensor([1.0] * 8 + [0.8] * 4 + [0.6] * (N_LIPS - 12))
 
 
 def train_lips(
     reader: LipReader, clips: list[MotionClip], steps: int, share: float, seed: int, tick: Callable[[float], None]
 ) -> None:
-    """Fit ``reader`` in place, with its scale and gain, and freeze it; ``tick`` gets every step's loss."""
+    """Fit a lip regression in place, with its scale and gain, and freeze it.
+
+    Args:
+        reader: the regression.
+        clips: training clips with features.
+        steps: gradient steps.
+        share: τ, see ``LipReader.training_target``.
+        seed: of the windows.
+        tick: called with the loss of every step.
+    """
     device = device_of(reader)
-    everything = [reader.standardise(clip.motion.to(device), clip.style.to(device)) for clip in clips]
-    reader.fit_scale(torch.cat(everything))
+    standardised = [reader.standardise(clip.motion.to(device), clip.style.to(device)) for clip in clips]
+    reader.fit_scale(torch.cat(standardised))
     generator = torch.Generator().manual_seed(seed)
-    sampler = WindowSampler(clips, WINDOW, generator)
+    sampler = WindowSampler(clips, LIP_WINDOW, generator)
     reader.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(reader.parameters(), LEARNING_RATE, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(reader.parameters(), LIP_LEARNING_RATE, weight_decay=0.05)
     guarded_step = GuardedStep(reader.parameters(), optimizer, math.inf)
     for step in range(steps):
         progress = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * progress
-        motion, features, style, *_ = (part.to(device) for part in sampler.draw(BATCH))
+            group["lr"] = LIP_LEARNING_RATE * min(1.0, (step + 1) / LIP_WARMUP) * progress
+        motion, features, style, *_ = (part.to(device) for part in sampler.draw(LIP_BATCH))
         error = reader(features) - reader.standardise(motion[:, 1:], style)
-        loss = (error.square() * WEIGHT.to(device)).mean()
+        loss = (error.square() * LIP_WEIGHT.to(device)).mean()
         optimizer.zero_grad()
         loss.backward()
         guarded_step(step + 1)
@@ -126,6 +142,8 @@ def train_lips(
         real = [reader.standardise(c.motion.to(device), c.style.to(device)) for c in clips]
         reader.fit_gain(torch.cat(real), predicted, share)
 
+
+# --- The whole training ------------------------------------------------------------------------------------------
 
 __all__ = ["PretrainConfig", "chunk_loss", "flow_matching_loss", "pretrain", "with_lip_targets"]
 
@@ -141,13 +159,21 @@ def pretrain(
     prompts: Sequence[Prompt] = (),
     track: str | None = None,
 ) -> Path:
-    """Train and leave the averaged weights in ``output/checkpoint``; continue from ``output/state`` if asked.
+    """Train a generator and write its averaged weights to ``output/checkpoint``.
 
-    prompts: portraits and speech of people nobody trained on, to draw and judge every ``look_every`` steps. track:
-    ``tensorboard`` or ``wandb``.
+    Args:
+        config: the settings.
+        corpus: folder of prepared videos.
+        output: folder of the run.
+        resume: whether to continue from ``output/state``.
+        prompts: portraits and speech of unseen speakers, drawn and measured every ``look_every`` steps.
+        track: ``tensorboard`` or ``wandb``.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        BadInput: see ``load_motion``; an unknown tracker.
+        BadInput: the corpus cannot be used (see ``load_motion``), or the tracker is unknown.
     """
     output.mkdir(parents=True, exist_ok=True)
     accelerator = tracking(track, output)
@@ -155,15 +181,15 @@ def pretrain(
     repeatable()
     torch.manual_seed(config.seed)
     model = initial_model(config)
-    states, memory = output / "state", output / "heard.pt"
+    states, features_file = output / "state", output / "heard.pt"
     saved = SavedTraining(output) if resume else None
 
     def prepare_features() -> None:
-        if not (resume and memory.is_file()):
-            save_clips(memory, extract_features(model, corpus, config.splits, config.variants, config.seed))
+        if not (resume and features_file.is_file()):
+            save_clips(features_file, extract_features(model, corpus, config.splits, config.variants, config.seed))
 
     on_main(accelerator, prepare_features)
-    clips, held_out = load_clips(memory), load_held_out(model, corpus, config)
+    clips, held_out = load_clips(features_file), load_held_out(model, corpus, config)
     if saved:
         model.load_state_dict(saved.model_weights())
     else:
@@ -171,7 +197,7 @@ def pretrain(
     data = _describe_data(clips)
     clips, held_out = (with_lip_targets(model, part, config.lip_residual) for part in (clips, held_out))
     learner = FlowMatchingLearner(model, config, accelerator)
-    draw = _batches(clips, config, learner)
+    draw = _draw_function(clips, config, learner)
     if saved:
         saved.resume(learner)
     else:
@@ -185,12 +211,12 @@ def pretrain(
             (output / "history.jsonl").write_text("", encoding="utf-8")
     with StopRequest() as stop, Progress(*_COLUMNS, console=Console(stderr=True), disable=hidden) as progress:
         bar = progress.add_task("pretrain", total=config.steps, completed=learner.iteration)
-        started, asked = time.monotonic(), False
-        while learner.iteration < config.steps and not asked:
+        started, stopping = time.monotonic(), False
+        while learner.iteration < config.steps and not stopping:
             learner.learn(draw)
             progress.update(bar, advance=1, description=f"pretrain  loss {learner.running or math.nan:.3f}")
-            asked = any(roll_call(accelerator, stop.asked))
-            last = asked or learner.iteration == config.steps
+            stopping = any(roll_call(accelerator, stop.asked))
+            last = stopping or learner.iteration == config.steps
             if learner.iteration % config.check_every and not last:
                 continue
 
@@ -198,20 +224,20 @@ def pretrain(
 
             def check(average: ARFlow | None = average, last: bool = last) -> None:
                 assert average is not None
-                found: dict[str, float] = {}
+                figures: dict[str, float] = {}
                 if held_out:
-                    found["held_out"] = held_out_loss(average, held_out, config)
+                    figures["held_out"] = held_out_loss(average, held_out, config)
                 if prompts and (learner.iteration % config.look_every == 0 or last):
                     samples = output / "samples" / f"{learner.iteration:05d}"
-                    found |= draw_and_measure(average.eval(), prompts, samples)
-                record = {"step": learner.iteration, "loss": learner.running, "held_out": None, **found,
+                    figures |= draw_and_measure(average.eval(), prompts, samples)
+                record = {"step": learner.iteration, "loss": learner.running, "held_out": None, **figures,
                           "seconds": time.monotonic() - started}  # fmt: skip
                 with (output / "history.jsonl").open("a", encoding="utf-8") as history:
                     history.write(json.dumps(record) + "\n")
                 if track:
-                    shown = {key: value for key, value in record.items() if isinstance(value, float)}
-                    accelerator.log(shown, step=learner.iteration)
-                _write_checkpoint(average, output / "checkpoint", data, found)
+                    values = {key: value for key, value in record.items() if isinstance(value, float)}
+                    accelerator.log(values, step=learner.iteration)
+                _write_checkpoint(average, output / "checkpoint", data, figures)
 
             on_main(accelerator, check)
             write_state(learner, states)
@@ -222,7 +248,7 @@ def pretrain(
 
 
 def _fit_before_training(model: ARFlow, clips: list[MotionClip], config: PretrainConfig, hidden: bool) -> None:
-    """What is fitted before anything is drawn: the typical speaker, the chunk's space, the lips from sound."""
+    """Fit what flow matching builds on: the typical style, the space of chunks, and the lips from sound."""
     model.rest_style.copy_(typical_style(clips))
     if not config.start_from:
         model.space.fit(clip.motion for clip in clips)
@@ -235,25 +261,25 @@ def _fit_before_training(model: ARFlow, clips: list[MotionClip], config: Pretrai
     model.audio_encoder.load_state_dict(model.lip_reader.encoder.state_dict())
 
 
-def _batches(clips: list[MotionClip], config: PretrainConfig, learner: FlowMatchingLearner) -> Draw:
-    """Where batches come from."""
+def _draw_function(clips: list[MotionClip], config: PretrainConfig, learner: FlowMatchingLearner) -> Draw:
+    """Return the function that draws training batches."""
     if config.long_window:
         batch = config.batch // config.accumulate
-        lessons = RolloutHistory(clips, config.long_window, batch, config.own_history, learner.generator)
-        return lambda _: lessons(learner.model)
+        history = RolloutHistory(clips, config.long_window, batch, config.own_history, learner.generator)
+        return lambda _: history(learner.model)
     samplers = [WindowSampler(clips, frames, learner.generator) for frames in config.windows]
     return lambda batch: samplers[learner.iteration % len(samplers)].draw(batch)
 
 
 def _describe_data(clips: list[MotionClip]) -> str:
-    """What a card says of the training data."""
+    """Return the sentence about the training data in the model card."""
     seconds = sum(len(clip.motion) for clip in clips) / 25
     speakers = {clip.speaker for clip in clips}
-    return f"{len(clips)} clips of {len(speakers)} speakers, {seconds / 60:.1f} minutes, variants in sound included."
+    return f"{len(clips)} clips of {len(speakers)} speakers, {seconds / 60:.1f} minutes, with augmented sound included."
 
 
-def _write_checkpoint(model: ARFlow, folder: Path, data: str, found: dict[str, float]) -> None:
-    """The checkpoint, with a card of now."""
+def _write_checkpoint(model: ARFlow, folder: Path, data: str, figures: dict[str, float]) -> None:
+    """Write the checkpoint with a new model card."""
     model.save_pretrained(folder)
-    figures = "\n".join(f"* {name.removeprefix('evaluation/')}: {value:.4g}" for name, value in found.items())
-    write_text(folder / CARD, card(model, data, figures))
+    lines = "\n".join(f"* {name.removeprefix('evaluation/')}: {value:.4g}" for name, value in figures.items())
+    write_text(folder / CARD_FILE, card(model, data, lines))

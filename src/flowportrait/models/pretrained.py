@@ -1,10 +1,10 @@
-"""A pretrained multimodal language model as the backbone.
+"""A pretrained (multimodal) language model as the backbone of a generator.
 
     portrait ─vision─► P tokens ┐
     sound ─audio─► features ────┴─► decoder (frozen │ LoRA │ full) ─► states
 
-Any ``transformers`` decoder that takes embeddings will do (Qwen3 and its kin); of Qwen2.5-Omni and Qwen3-Omni the
-thinker is taken apart. What is frozen is not written into checkpoints: the name in the config brings it back.
+Any ``transformers`` decoder that takes embeddings works, such as Qwen3. Of Qwen2.5-Omni and Qwen3-Omni the parts of the
+thinker are used. Frozen weights are not written into checkpoints: they are loaded again by the name in the config.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ THINKERS = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
-"""Model type of an Omni checkpoint to the class of its thinker in transformers."""
+"""The class of the thinker in ``transformers`` for each model type of an Omni checkpoint."""
 
 _WINDOW = 24
-"""Frames of sound that the audio tower is given for each frame, the frame itself last: almost a second."""
+"""Frames of sound that the audio tower is given for each frame, which is the last of them: almost a second."""
 _AHEAD_COLUMNS = 2
-"""Mel columns past a frame's end that belong to its window: 20 ms."""
+"""Mel columns after the end of a frame that belong to its window: 20 ms."""
 
 
 class Foundation(NamedTuple):
-    """The parts of a pretrained model that a generator uses, networks of transformers; a plain decoder has no towers,
-    which are None then."""
+    """The parts of a pretrained model that a generator uses, which are networks of ``transformers``.
+
+    The towers of a plain decoder are None.
+    """
 
     decoder: Any
     audio: Any
@@ -44,10 +46,12 @@ class Foundation(NamedTuple):
 
 
 def load_foundation(config: GeneratorConfig) -> Foundation:
-    """The parts of ``config.backbone`` as ``config.adapt`` wants them trained; towers are always frozen.
+    """Load the parts of ``config.backbone``, with the weights trainable that ``config.adapt`` names.
+
+    Towers are always frozen.
 
     Raises:
-        BadInput: it cannot be loaded, or lacks a tower that the config asks for.
+        BadInput: the backbone cannot be loaded, or lacks a tower that the config asks for.
     """
     import transformers
 
@@ -57,32 +61,32 @@ def load_foundation(config: GeneratorConfig) -> Foundation:
         kind = transformers.AutoConfig.from_pretrained(name).model_type.removesuffix("_thinker")
         if kind in THINKERS:
             model = getattr(transformers, THINKERS[kind]).from_pretrained(name, dtype=dtype).model
-            found = Foundation(model.language_model, model.audio_tower, model.visual)
+            foundation = Foundation(model.language_model, model.audio_tower, model.visual)
         else:
-            found = Foundation(transformers.AutoModel.from_pretrained(name, dtype=dtype), None, None)
+            foundation = Foundation(transformers.AutoModel.from_pretrained(name, dtype=dtype), None, None)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = str(error).splitlines()[0]
         raise BadInput(f"The backbone {name} cannot be loaded ({first}): give a folder or a hub name.") from error
-    if config.front_end == "tower" and found.audio is None:
+    if config.front_end == "tower" and foundation.audio is None:
         raise BadInput(f"front_end=tower is not possible: {name} has no audio tower; choose whisper or mel.")
-    if config.use_vision and found.vision is None:
+    if config.use_vision and foundation.vision is None:
         raise BadInput(f"use_vision=true is not possible: {name} has no vision tower.")
-    decoder = found.decoder.requires_grad_(config.adapt == "full")
-    # Words are never read: their embedding would be the largest part of a small decoder.
+    decoder = foundation.decoder.requires_grad_(config.adapt == "full")
+    # Words are never embedded, and their embedding would be the largest part of a small decoder.
     decoder.set_input_embeddings(nn.Embedding(1, decoder.config.hidden_size).requires_grad_(False))
     if config.adapt == "lora":
-        # Experts of a mixture are no linear layers of their own: there the attention alone is adapted.
+        # Experts of a mixture are not separate linear layers: there only the attention is adapted.
         layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
         targets = tuple(target for target in Lora().targets if target in layers)
         insert(decoder, Lora(config.lora_rank, 2.0 * config.lora_rank, targets), seed=0)
-    return found
+    return foundation
 
 
 class AudioTower(nn.Module):
-    """Speech features of the model's own audio tower, one vector a frame, 32 ms ahead at most.
+    """Speech features of the pretrained model's audio tower: one vector per frame, with 32 ms of look-ahead at most.
 
-    The tower looks both ways within what it is given, so every frame is given a window of its own that ends just past
-    it: that can be streamed, and costs a pass of the tower over 24 frames for each frame.
+    The tower attends in both directions, so every frame is encoded in a window of its own that ends just after it. That
+    can be streamed, and costs a pass of the tower over 24 frames for each frame.
     """
 
     tower: Any
@@ -95,12 +99,12 @@ class AudioTower(nn.Module):
 
     @property
     def features(self) -> int:
-        """Numbers per frame."""
+        """Number of features per frame."""
         return self.tower.config.output_dim
 
     @torch.no_grad()
     def forward(self, mel: torch.Tensor, skip: int = 0) -> torch.Tensor:
-        """``[B, 4T, 80]`` to ``[B, T, features]``; ``skip`` as in ``SpeechEncoder``."""
+        """Encode log-mel ``[B, 4T, 80]`` as features ``[B, T, features]``; ``skip`` as in ``SpeechEncoder``."""
         first = skip * BLOCK // TOKENS_PER_FRAME
         before = (_WINDOW - 1) * MELS_PER_FRAME - _AHEAD_COLUMNS
         padded = F.pad(mel, (0, 0, before, _AHEAD_COLUMNS), value=SILENCE)
@@ -115,7 +119,7 @@ class AudioTower(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """A portrait as tokens of the decoder."""
+    """The pretrained model's vision tower, which encodes a portrait as tokens of the decoder."""
 
     tower: Any
 
@@ -134,9 +138,9 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, crops: list[np.ndarray]) -> torch.Tensor:
-        """Portrait crops ``[S, S, 3]`` uint8 to ``[B, P, hidden]``."""
-        seen = [self.layout.patches(crop[None]) for crop in crops]
-        where = next(self.tower.parameters())
-        patches = torch.cat([own for own, _ in seen]).to(where.device, where.dtype)
-        grid = torch.tensor([own for _, own in seen], device=where.device)
+        """Encode portrait crops ``[S, S, 3]`` uint8 as tokens ``[B, P, hidden]``."""
+        inputs = [self.layout.patches(crop[None]) for crop in crops]
+        weight = next(self.tower.parameters())
+        patches = torch.cat([patches for patches, _ in inputs]).to(weight.device, weight.dtype)
+        grid = torch.tensor([grid for _, grid in inputs], device=weight.device)
         return self.tower(patches, grid_thw=grid).pooler_output.float().unflatten(0, (len(crops), -1))

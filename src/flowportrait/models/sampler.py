@@ -1,26 +1,19 @@
-"""The one sampler: speech to motion, for recordings and live, one voice or many.
-
-One streaming step of a generator as an ONNX graph, for runtimes without Python.
-
-    step(audio of the chunk, style, motion before it, noise, position, keys, values) ─► motion, keys', values'
-
-The KV cache goes in and comes out: ``[layers, G, heads, past, d]``, G the branches of guidance, ``past`` 0 at a fresh
-start (``position`` 0, every ``horizon`` chunks) and never more than the window reaches. The Euler steps are unrolled
-inside, so a call draws a whole chunk from unit noise. Folder: ``step.onnx`` and ``step.json``, which says the sizes.
-
-Motion for speech: the one sampler, for recordings and for sound that still comes in, for one voice or for many.
-
-    sampler = Sampler(model, seeds=[3])
-    for piece in microphone: for motion in sampler.push(piece): draw(motion[0])
-    for motion in sampler.finish(): draw(motion[0])
+"""The sampler: motion for speech, for recordings and live sound, for one stream or a batch.
 
     samples ─► SpeechStream ─► ChunkSampler ─► Delivery ─► motion
 
+    sampler = Sampler(model, seeds=[3])
+    for samples in microphone:
+        for motion in sampler.push(samples): draw(motion[0])
+    for motion in sampler.finish(): draw(motion[0])
+
 A chunk of four frames is drawn once the sound reaches 120 ms past its end; its last frame waits for the next chunk,
-which it is joined to (``rendering/motion_filters.py``). A recording is a stream that is pushed at once: ``sample_motion`` and
-``Animator.motion`` do that. The pieces' lengths and the number of streams in a batch change nothing but the last bits
-of matrix products; noise depends on seed and position alone. ``state`` is a small dictionary (about 100 kB a stream)
-from which another process goes on; the backbone's cache is not in it but rebuilt from the chunks since it was emptied.
+with which it is joined (``rendering/motion_filters.py``). A recording is a stream that is pushed at once, which
+``sample_motion`` does. The lengths of the pushed pieces and the number of streams in a batch change nothing but the
+last bits of matrix products; noise depends on seed and position alone.
+
+The parts in order: the step of a generator as an ONNX graph; ``Sampler``; ``ChunkSampler``, which draws chunks from
+encoded sound; functions that sample whole recordings.
 """
 
 from __future__ import annotations
@@ -51,12 +44,22 @@ from flowportrait.models.speech_stream import Gain, SpeechStream
 from flowportrait.rendering.motion_basis import MOTION_DIM
 from flowportrait.rendering.motion_filters import Delivery
 
-INPUTS = ("audio", "style", "previous", "noise", "position", "keys", "values")
-OUTPUTS = ("motion", "new_keys", "new_values")
+# --- One step as an ONNX graph -----------------------------------------------------------------------------------
+#
+# For runtimes without Python: ``step.onnx``, and ``step.json`` with the sizes.
+#
+#     step(audio of the chunk, style, previous motion, noise, position, keys, values) ─► motion, keys', values'
+#
+# The KV cache is an input and an output: ``[layers, G, heads, past, d]``, with G branches of guidance. ``past`` is 0 at
+# a restart (``position`` 0, every ``horizon`` chunks) and never more than the window reaches. The Euler steps are
+# unrolled inside the graph, so that one call draws a whole chunk from unit noise.
+
+STEP_INPUTS = ("audio", "style", "previous", "noise", "position", "keys", "values")
+STEP_OUTPUTS = ("motion", "new_keys", "new_values")
 
 
-class Step(nn.Module):
-    """The graph: one voice, one chunk."""
+class SamplerStep(nn.Module):
+    """The network that is exported: it draws one chunk of one stream."""
 
     def __init__(self, model: ARFlow) -> None:
         super().__init__()
@@ -72,38 +75,51 @@ class Step(nn.Module):
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """audio ``[1, 1, ·]``, style ``[1, hidden]`` (both of ``ARFlow.condition``), previous ``[1, chunk, 30]``, noise
-        ``[1, chunk·30]``, position ``[1]`` int64, keys and values ``[layers, G, heads, past, d]``."""
+        """Draw a chunk.
+
+        Args:
+            audio: encoded sound of the chunk ``[1, 1, ·]``, of ``ARFlow.condition``.
+            style: encoded style ``[1, hidden]``, of ``ARFlow.condition``.
+            previous: motion of the chunk before ``[1, chunk, 30]``.
+            noise: unit noise ``[1, chunk·30]``.
+            position: chunks since the cache was emptied ``[1]`` int64.
+            keys: of the cache ``[layers, G, heads, past, d]``, like ``values``.
+
+        Returns:
+            Motion ``[1, chunk, 30]``, and the keys and values of the cache for the next call.
+        """
         model, last = self.model, previous[:, -1]
         branches = model.branches(Condition(audio, style, last))
         embedded = model.embed_motion(previous)
         tokens = torch.cat([model.tokens(branch, embedded) for branch in branches])
-        past = KeyValueCache(model.config.layers, model.config.window)
-        past.layers = [CachedLayer(*pair) for pair in zip(keys, values, strict=True)]
-        state = model.backbone.decoder(tokens, past, position)
+        cache = KeyValueCache(model.config.layers, model.config.window)
+        cache.layers = [CachedLayer(*pair) for pair in zip(keys, values, strict=True)]
+        state = model.backbone.decoder(tokens, cache, position)
         contexts = [
             model.context_features(state[i : i + 1], branch, last[:, None])[:, 0] for i, branch in enumerate(branches)
         ]
         velocity = partial(model.velocity, context=torch.stack(contexts, -2))
         latents = solve(velocity, model.begin(noise), shifted(model.config.steps, model.config.shift))
-        grown = [layer for layer in past.layers if layer is not None]
-        grown_keys = torch.stack([layer.keys for layer in grown])
-        grown_values = torch.stack([layer.values for layer in grown])
-        return model.space.decode(latents, last), grown_keys, grown_values
+        layers = [layer for layer in cache.layers if layer is not None]
+        new_keys = torch.stack([layer.keys for layer in layers])
+        new_values = torch.stack([layer.values for layer in layers])
+        return model.space.decode(latents, last), new_keys, new_values
 
 
 def empty_cache(model: ARFlow, past: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of a fresh start."""
+    """Return keys and values ``[layers, G, heads, past, d]`` of zeros; at a restart ``past`` is 0."""
     config, branches = model.config, 1 if model.config.guidance == 1.0 else 2
     shape = (config.layers, branches, config.heads, past, config.hidden // config.heads)
     return torch.zeros(shape), torch.zeros(shape)
 
 
 def export_step(model: ARFlow, path: Path) -> None:
-    """Write ``path`` (.onnx) and beside it a .json with the sizes; each appears only when complete.
+    """Write the step of a generator to ``path`` (.onnx), and its sizes to a .json of the same name.
+
+    Each file appears only when it is complete.
 
     Raises:
-        BadInput: a generator over a pretrained backbone, or ``onnx`` is not installed.
+        BadInput: the generator has a pretrained backbone, or ``onnx`` is not installed.
     """
     if model.config.backbone:
         raise BadInput("Only generators with a decoder of their own can be exported, not those over a pretrained one.")
@@ -112,26 +128,27 @@ def export_step(model: ARFlow, path: Path) -> None:
         condition = model.eval().condition(torch.zeros(1, 4 * chunk, 80))
     example = (condition.audio, condition.style, torch.zeros(1, chunk, MOTION_DIM), torch.zeros(1, latent),
                torch.tensor([3]), *empty_cache(model, past=3))  # fmt: skip
-    sizes: dict[str, list[Any]] = {name: list(tensor.shape) for name, tensor in zip(INPUTS, example, strict=True)}
+    sizes: dict[str, list[Any]] = {name: list(tensor.shape) for name, tensor in zip(STEP_INPUTS, example, strict=True)}
     sizes["keys"][3] = sizes["values"][3] = "past"
-    about = {"inputs": sizes, "horizon": model.config.horizon, "window": model.config.window, "chunk": chunk,
-             "rest_style": condition.style[0].tolist()}  # fmt: skip
+    description = {"inputs": sizes, "horizon": model.config.horizon, "window": model.config.window, "chunk": chunk,
+                   "rest_style": condition.style[0].tolist()}  # fmt: skip
     try:
         with complete(path) as partial, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                Step(model), example, str(partial), input_names=list(INPUTS), output_names=list(OUTPUTS),
+                SamplerStep(model), example, str(partial),
+                input_names=list(STEP_INPUTS), output_names=list(STEP_OUTPUTS),
                 dynamic_axes={"keys": {3: "past"}, "values": {3: "past"}, "new_keys": {3: "kept"},
                               "new_values": {3: "kept"}},
                 opset_version=17, dynamo=False,
             )  # fmt: skip
     except ImportError as error:
         raise BadInput("Exporting needs onnx and onnxscript: pip install 'flowportrait[onnx]'.") from error
-    write_json(path.with_suffix(".json"), about)
+    write_json(path.with_suffix(".json"), description)
 
 
 class OnnxStep:
-    """An exported step as a ``Sampler`` uses it in place of the model's networks, for one stream."""
+    """An exported step, which replaces the networks of a model in a ``Sampler`` of one stream."""
 
     def __init__(self, path: Path, threads: int = 1, device: Device | None = None) -> None:
         import onnxruntime
@@ -139,8 +156,8 @@ class OnnxStep:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.run = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device)).run
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        self.cache_shape = [0 if size == "past" else size for size in about["inputs"]["keys"]]
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        self.cache_shape = [0 if size == "past" else size for size in description["inputs"]["keys"]]
 
     def __call__(
         self, audio: torch.Tensor, style: torch.Tensor, previous: torch.Tensor, noise: torch.Tensor, place: int,
@@ -151,10 +168,10 @@ class OnnxStep:
         Args:
             audio: encoded sound of the chunk ``[1, 1, ·]``.
             style: encoded style ``[1, hidden]``.
-            previous: the motion before it ``[1, chunk, 30]``.
+            previous: motion of the chunk before ``[1, chunk, 30]``.
             noise: unit noise ``[1, chunk·30]``.
             place: chunks since the cache was emptied.
-            cache: what the last call returned.
+            cache: the cache that the last call returned.
 
         Returns:
             Motion ``[1, chunk, 30]``, and the cache for the next call.
@@ -162,16 +179,18 @@ class OnnxStep:
         if place == 0:
             cache = (np.zeros(self.cache_shape, np.float32),) * 2
         tensors = [part.float().cpu().numpy() for part in (audio, style, previous, noise)]
-        motion, *cache = self.run(None, dict(zip(INPUTS, (*tensors, np.array([place]), *cache), strict=True)))
+        motion, *cache = self.run(None, dict(zip(STEP_INPUTS, (*tensors, np.array([place]), *cache), strict=True)))
         return torch.from_numpy(motion), cache
 
 
+# --- The sampler -------------------------------------------------------------------------------------------------
+
 _MOST_CHUNKS = 16
-"""Chunks whose sound is encoded at once when much sound is there already."""
+"""Largest number of chunks whose sound is encoded at once, for sound that is already there."""
 
 
 class Sampler:
-    """B voices in step: sound in, motion as it is delivered out."""
+    """Turns the sound of B streams into delivered motion, chunk by chunk and all streams in step."""
 
     def __init__(
         self,
@@ -190,18 +209,20 @@ class Sampler:
         """Prepare B streams, one for each seed.
 
         Args:
+            model: the generator.
+            seeds: of the noise, one for each stream.
             style: speaking style ``[19]`` of all streams; the typical speaker by default.
-            state: where another sampler stood; seeds, style, intensity, portrait and gain are then those of the state.
+            state: what ``state`` of another sampler returned; it replaces seeds, style, intensity, portrait and gain.
             steering: a reward that guides every chunk or chooses among several.
-            intensity: how expressive, 0.6 to 1.6, see ``intensify``.
+            intensity: expressiveness from 0.6 to 1.6, see ``intensify``.
             enhancer: removes noise from the sound.
             portrait: tokens ``[B or 1, P, hidden]`` of the faces, for a model with vision, see ``encode_portraits``.
-            gain: what the loudness is levelled by, the sound so far or the whole recording, which is then sampled by
-                ``finish`` alone.
-            step: an exported step of the same model that takes the place of its networks, for one stream.
+            gain: ``running`` levels the loudness by the sound so far, ``whole`` by the whole recording, which only
+                ``finish`` then samples.
+            step: an exported step of the same model, which replaces its networks, for one stream.
 
         Raises:
-            BadInput: an impossible intensity.
+            BadInput: the intensity is out of range.
         """
         if state is not None:
             state = copy.deepcopy(_current_format(state))
@@ -216,10 +237,11 @@ class Sampler:
         if portrait is not None:
             self.portrait = portrait = portrait.to(device).expand(batch, -1, -1)
         with torch.no_grad():
-            known = model.condition(silence, self.style.expand(batch, -1), portrait=portrait)
-            known = intensify(known, intensity)
-        self.encoded = known.audio[:, :0]
-        self.chunks = ChunkSampler(model, known._replace(audio=self.encoded), self.seeds, steering, step)
+            condition = model.condition(silence, self.style.expand(batch, -1), portrait=portrait)
+            condition = intensify(condition, intensity)
+        self.encoded = condition.audio[:, :0]
+        """Encoded sound of chunks that were not drawn yet."""
+        self.chunks = ChunkSampler(model, condition._replace(audio=self.encoded), self.seeds, steering, step)
         if state is not None:
             self._restore(state)
 
@@ -227,15 +249,15 @@ class Sampler:
         """Take 16 kHz samples ``[N]`` or ``[B, N]`` float32 in [-1, 1].
 
         Returns:
-            An iterator that draws motion ``[B, ≤ 4, 30]`` for every chunk that the sound completes: its frames but the
-            last, which waits for the next chunk (see ``rendering.motion_filters``), after the one that waited.
+            An iterator that draws motion ``[B, ≤ 4, 30]`` for every chunk that the sound completes: the last frame of
+            the chunk before and all frames of this one but the last (see ``rendering.motion_filters``).
         """
         for stream, samples in zip(self.streams, np.atleast_2d(audio), strict=True):
             stream.push(samples)
         return self._deliver_complete()
 
     def finish(self) -> Iterator[torch.Tensor]:
-        """The sound is over: draw what is left; the last chunk is as short as the sound."""
+        """Draw the remaining motion after the end of the sound; the last chunk is as short as the sound."""
         for stream in self.streams:
             stream.finish()
         yield from self._deliver_complete(self.streams[0].frames)
@@ -243,7 +265,11 @@ class Sampler:
         yield last.expand(len(self.seeds), *last.shape[-2:])
 
     def state(self) -> dict[str, Any]:
-        """Where the sampler stands, for ``torch.save``; later pushes do not change it."""
+        """Return the state of the sampler, for ``torch.save``; later pushes do not change it.
+
+        It is a small dictionary (about 100 kB per stream) from which another process can continue. It holds the chunks
+        since the backbone's cache was emptied, from which the cache is rebuilt.
+        """
         return copy.deepcopy({
             "version": 2, "seeds": self.seeds, "style": self.style, "intensity": self.intensity,
             "portrait": self.portrait, "gain": self.gain, "streams": [stream.state() for stream in self.streams],
@@ -251,16 +277,19 @@ class Sampler:
         })  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for stream, own in zip(self.streams, state["streams"], strict=True):
-            stream.restore(own)
+        for stream, stream_state in zip(self.streams, state["streams"], strict=True):
+            stream.restore(stream_state)
         self.encoded = state["encoded"].to(self.model.rest_style.device)
         self.chunks.restore(state["chunks"])
         self.delivery.restore(state["delivery"])
 
     @torch.no_grad()
     def _deliver_complete(self, frames: int | None = None) -> Iterator[torch.Tensor]:
-        """Draw the chunks that the sound completes, and deliver what is ready of them; ``frames`` are all there are,
-        where the sound is over."""
+        """Draw the chunks that the sound completes, and deliver their motion.
+
+        Args:
+            frames: length of the motion, once the sound is over.
+        """
         while True:
             position = self.chunks.position
             if not self.encoded.shape[1]:
@@ -279,8 +308,10 @@ class Sampler:
 
 
 class ChunkSampler:
-    """B samples drawn chunk by chunk from encoded sound, as the networks give them: what ``Sampler``
-    delivers, and what measurements of the networks are made on."""
+    """Draws B samples chunk by chunk from encoded sound, without the filters of delivery.
+
+    ``Sampler`` delivers its motion; measurements of the networks use it directly.
+    """
 
     def __init__(
         self,
@@ -290,7 +321,14 @@ class ChunkSampler:
         steering: Steering | None = None,
         step: OnnxStep | None = None,
     ) -> None:
-        """See ``Sampler``; ``condition``: B rows, the sound of as many chunks as are known."""
+        """Prepare B samples.
+
+        Args:
+            model: the generator.
+            condition: encoded inputs of B rows, with the sound of all chunks known so far.
+            seeds: of the noise, one for each row.
+            steering: see ``Sampler``, like ``step``.
+        """
         if steering is not None and steering.candidates > 1 and len(seeds) > 1:
             raise ValueError("several candidates are drawn for one stream only")
         if step is not None and (steering is not None or len(seeds) > 1):
@@ -301,12 +339,12 @@ class ChunkSampler:
         self.start = self.session.last
         """The frame ``[B, 30]`` before ``history``."""
         self.history: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """Encoded sound ``[B, 1, ·]`` and motion ``[B, chunk, 30]`` of the chunks since the cache was last emptied."""
+        """Encoded sound ``[B, 1, ·]`` and motion ``[B, chunk, 30]`` of each chunk since the cache was emptied."""
         self.step_cache: Any = None
 
     @property
     def position(self) -> int:
-        """Chunks that were drawn."""
+        """Number of chunks that were drawn."""
         return self.session.position
 
     def extend(self, audio: torch.Tensor) -> None:
@@ -315,12 +353,12 @@ class ChunkSampler:
 
     @torch.no_grad()
     def draw(self) -> torch.Tensor:
-        """Motion ``[B, chunk, 30]`` of the next chunk; its noise depends on seed and position alone."""
+        """Draw the motion ``[B, chunk, 30]`` of the next chunk; its noise depends on seed and position alone."""
         if self.position % self.model.config.horizon == 0:
             self.start, self.history = self.session.last, []
         audio = self.session.audio()
         if self.step is not None:
-            motion = self.session.accept(self._exported_step(audio, self._noise()).to(self.start))
+            motion = self.session.append_motion(self._exported_step(audio, self._noise()).to(self.start))
         else:
             motion = self.session.append(self._latents(audio))
         self.history.append((audio, motion))
@@ -346,23 +384,28 @@ class ChunkSampler:
         return motion
 
     def guidance_context(self, chunks: int, audio: torch.Tensor) -> GuidanceContext:
-        """At most so many of the last chunks since the cache was emptied, and the sound ``[B, 1, ·]`` of the next."""
+        """Return the context that a reward is given for the next chunk.
+
+        Args:
+            chunks: largest number of previous chunks; there are fewer if the cache was emptied since.
+            audio: encoded sound of the next chunk ``[B, 1, ·]``.
+        """
         first = max(0, len(self.history) - chunks)
         start = self.history[first - 1][1][:, -1] if first else self.start
         before, latents = start, [start.new_zeros(len(start), 0, self.model.config.latent_dim)]
         for _, motion in self.history[first:]:
             latents.append(self.model.space.encode(motion, before)[:, None])
             before = motion[:, -1]
-        sounds = [own for own, _ in self.history[first:]]
+        sounds = [sound for sound, _ in self.history[first:]]
         return GuidanceContext(torch.cat(latents, 1), torch.cat([*sounds, audio], 1), start)
 
     def state(self) -> dict[str, Any]:
-        """Where sampling stands."""
+        """Return the state of sampling."""
         return {"position": self.position, "start": self.start, "history": self.history}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where another one stood: its last chunks go through the networks again."""
+        """Continue from what ``state`` returned: the last chunks go through the networks again."""
         device = self.start.device
         self.start = state["start"].to(device)
         self.history = [(audio.to(device), motion.to(device)) for audio, motion in state["history"]]
@@ -374,14 +417,16 @@ class ChunkSampler:
                 self._exported_step(audio, torch.zeros_like(self._noise()))
             else:
                 self.session.context()
-            self.session.accept(motion)
+            self.session.append_motion(motion)
+
+
+# --- Whole recordings --------------------------------------------------------------------------------------------
 
 
 def sample_motion(
     model: ARFlow, audio: np.ndarray, seeds: Sequence[int], *, gain: Gain = "whole", **options: Any
 ) -> torch.Tensor:
-    """Motion ``[B, T, 30]`` as it is delivered, for whole recordings ``[B, N]`` at 16 kHz; ``options`` as ``Sampler``
-    takes them."""
+    """Sample delivered motion ``[B, T, 30]`` for whole recordings ``[B, N]`` at 16 kHz; options as in ``Sampler``."""
     sampler = Sampler(model, seeds, gain=gain, **options)
     return torch.cat([*sampler.push(audio), *sampler.finish()], 1)
 
@@ -393,8 +438,7 @@ def sample_chunks(
     steering: Steering | None = None,
     step: OnnxStep | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Draw motion ``[B, chunk, 30]`` chunk by chunk for encoded sound, as the networks give it; row b uses
-    ``seeds[b]``."""
+    """Yield motion ``[B, chunk, 30]`` chunk by chunk for encoded sound, unfiltered; row b uses ``seeds[b]``."""
     sampler = ChunkSampler(model, condition, seeds, steering, step)
     for _ in range(condition.chunks):
         yield sampler.draw()
@@ -407,33 +451,35 @@ def sample_mel(
     style: torch.Tensor | None = None,
     steering: Steering | None = None,
 ) -> torch.Tensor:
-    """Motion ``[B, T, 30]`` for log-mel ``[B, 4T, 80]``, T a multiple of the chunk, as the networks give it."""
+    """Sample unfiltered motion ``[B, T, 30]`` for log-mel ``[B, 4T, 80]``, T a multiple of the chunk."""
     with torch.no_grad():
         condition = model.condition(mel, style)
     return torch.cat(list(sample_chunks(model, condition, seeds, steering)), 1)
 
 
 class GenerationSession(Sampler):
-    """A ``Sampler`` for one voice whose motion comes without the dimension of the batch ``[≤ 4, 30]``."""
+    """A ``Sampler`` of one stream, which returns motion without the batch dimension, ``[≤ 4, 30]``."""
 
     def __init__(self, model: ARFlow, seed: int = 0, style: torch.Tensor | None = None, **options: Any) -> None:
         super().__init__(model, (seed,), style=style, **options)
 
     def push(self, audio: np.ndarray) -> Iterator[torch.Tensor]:
+        """Take 16 kHz samples ``[N]``, and return an iterator over the motion that they complete."""
         return (motion[0] for motion in super().push(audio))
 
     def finish(self) -> Iterator[torch.Tensor]:
+        """Draw the remaining motion after the end of the sound."""
         return (motion[0] for motion in super().finish())
 
 
 def _current_format(state: dict[str, Any]) -> dict[str, Any]:
-    """A state in today's format; version 0.1 knew one stream, and names of its own."""
+    """Return a state in the current format; those of version 0.1 hold one stream and have other names."""
     if state.get("version", 1) == 2:
         return state
     joiner = {"share": state["ease"]["share"], "_held": state["ease"]["_held"][None]}
     stream = {
         "gain": "running", "samples": state["samples"], "due": 0, "gates": state["gates"],
-        # States written before samples were collected per chunk have none waiting.
+        # The first states had no samples that wait to be processed.
         "waiting": state.get("waiting", np.zeros(0, np.float32)),
         "mel": state["mel"], "mel_start": state["mel_start"],
         "sound": state["sound"], "denoiser": state["hearing"], "gate": state["gate"],

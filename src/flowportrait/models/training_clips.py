@@ -1,23 +1,9 @@
-"""Clips as supervised training reads them: audio features, augmentation, lip targets.
+"""Training clips of supervised training: augmentation, audio features, lip targets; and the drift of long sequences.
 
-Other voices, rooms, microphones and lines out of the same speech; lips and timing stay valid.
+    clip ─► augment_wave ─► augment ─► frozen front end ─► features, with motion at the speed of the sound
 
-``augment_wave``  tempo and pitch together, room, noise, line:   on samples, before anything listens
-``augment``       vocal-tract length, microphone colour, noise, missing bands:   on log-mel ``(ln power + 9.5) / 4``
-
-The clips that supervised training learns from: front-end features computed once, and motion as training targets.
-
-The front end is frozen, so its features of a clip never change; augmentation with other voices and rooms happens before
-it, in a fixed number of variants per clip. Every variant is a clip of its own, with motion as fast as its sound.
-
-Drift of long motion sequences: does a face that talks for minutes stay the face it was?
-
-    place of a group g in stretch m      p[m] = mean over its frames of motion[g]
-    shift                                ‖p[m] − p[1]‖ / √dim g            grows with m where motion drifts
-    head reach                           99 % quantile of ‖head‖ / √6      grows where it wanders
-    still                                share of seconds whose motion is under a fifth of what is usual
-
-All in standard deviations of real footage, as motion is.
+The parts in order: augmentation of speech; clips with features and targets; ``drift_figures``, which measures whether
+motion drifts over minutes.
 """
 
 from __future__ import annotations
@@ -48,19 +34,32 @@ from flowportrait.models.flow_matching import PretrainConfig
 from flowportrait.rendering import motion_basis as lips
 from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM, MotionBasis
 
+# --- Augmentation ------------------------------------------------------------------------------------------------
+#
+# Other voices, rooms, microphones and transmission lines from the same speech, for which lips and timing stay valid:
+#
+#     augment_wave   on samples:                                tempo and pitch together, room, noise, line
+#     augment        on log-mel ``(ln power + 9.5) / 4``:       vocal-tract length, microphone, noise, missing bands
+
 _LN_PER_UNIT = 4.0
-SPEED = (0.92, 1.1)
-"""How much faster the recording is played: sound and lips alike."""
+SPEED_RANGE = (0.92, 1.1)
+"""Range of the factor by which a recording is played faster, sound and lips alike."""
 REVERB_DB = NOISE_DB = (0.0, 20.0)
 """Range of direct sound over reverberation, and of speech over noise."""
 
 
 def augment_wave(audio: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Speech ``[N]`` in another room over another line, and the speed it is played at.
+    """Return speech in another room and over another line. Room, noise and line are each applied at random.
 
-    ``others`` are recordings to make babble of. Room, noise and line each happen in a part of the cases.
+    Args:
+        audio: 16 kHz samples ``[N]``.
+        others: recordings to make babble noise from.
+        rng: of random numbers.
+
+    Returns:
+        The samples at another speed, and that speed.
     """
-    speed = float(rng.uniform(*SPEED))
+    speed = float(rng.uniform(*SPEED_RANGE))
     place = np.arange(0, len(audio) - 1, speed)
     wave = np.interp(place, np.arange(len(audio)), audio)
     if rng.random() < 0.4:
@@ -76,12 +75,12 @@ def augment_wave(audio: np.ndarray, others: Sequence[np.ndarray], rng: np.random
 
 
 def loudness(wave: np.ndarray) -> float:
-    """Root mean square."""
+    """Return the root mean square of samples."""
     return float(np.sqrt(np.mean(np.square(wave))))
 
 
 def reverberate(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A room: exponentially decaying noise after the direct sound (RT60 0.15–0.7 s)."""
+    """Return the sound in a room: with exponentially decaying noise after the direct sound (RT60 0.15–0.7 s)."""
     decay = rng.uniform(0.15, 0.7)
     length = int(decay * SAMPLE_RATE)
     tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
@@ -92,14 +91,14 @@ def reverberate(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def coloured(length: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise whose power falls with frequency as f^−a, a from 0 (white) to 2 (brown)."""
+    """Return noise whose power falls with frequency as f^−a, a from 0 (white) to 2 (brown)."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
     frequency = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 20.0)
     return np.fft.irfft(spectrum * frequency ** (-rng.uniform(0, 2) / 2), length)
 
 
 def babble(others: Sequence[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
-    """Three to six other people talking at once."""
+    """Return babble noise: three to six other recordings at once."""
     total = np.zeros(length)
     for index in rng.integers(len(others), size=int(rng.integers(3, 7))):
         other = others[index]
@@ -108,7 +107,7 @@ def babble(others: Sequence[np.ndarray], length: int, rng: np.random.Generator) 
 
 
 def _line(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A telephone (300–3400 Hz, 8-bit μ-law) or a codec that cuts the treble off."""
+    """Return the sound over a telephone (300–3400 Hz, 8-bit μ-law) or a codec that cuts off high frequencies."""
     if rng.random() < 0.5:
         wave = sosfilt(butter(4, (300, 3400), "bandpass", fs=SAMPLE_RATE, output="sos"), wave)
         peak = max(np.abs(wave).max(), 1e-9)
@@ -119,7 +118,7 @@ def _line(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def augment(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A new voice and room for each item of ``[B, 4T, 80]``; lips and timing stay valid."""
+    """Return log-mel ``[B, 4T, 80]`` with a new voice and room for each item; lips and timing stay valid."""
     batch, _, bands = mel.shape
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -147,22 +146,39 @@ def augment(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     noise = colour * ripple * power.mean((1, 2), keepdim=True) * below
     noisy = (power + noise).log() / _LN_PER_UNIT
 
-    # A band of up to ten mels lost, in half of the items.
+    # A missing band of up to ten mels, in half of the items.
     start = (uniform(0, bands) // 1).long()[:, None]
     width = (uniform(0, 10) * (torch.rand(batch, generator=generator) < 0.5)).long()[:, None]
     band = torch.arange(bands)[None]
-    lost = (band >= start) & (band < start + width)
-    return torch.where(lost[:, None], noisy.mean((1, 2), keepdim=True), noisy)
+    missing = (band >= start) & (band < start + width)
+    return torch.where(missing[:, None], noisy.mean((1, 2), keepdim=True), noisy)
 
+
+# --- Clips with features and targets -----------------------------------------------------------------------------
+#
+# The front end is frozen, so that its features of a clip never change. Augmentation comes before it, in a fixed number
+# of variants per clip; every variant is a clip of its own, with motion at the speed of its sound.
 
 _BABBLE = 40
+"""Recordings that babble noise is made from."""
 
 
 def extract_features(
     model: ARFlow, corpus: Path, splits: Collection[str], variants: int, seed: int
 ) -> list[MotionClip]:
-    """Load clips of the splits with ``mel`` replaced by ``model.audio_features`` ``[T, features]`` in half precision:
-    first all of them clean, then ``variants`` times augmented; with portraits for a model with vision.
+    """Load the clips of some splits, with their log-mel replaced by audio features ``[T, features]`` in float16.
+
+    For a model with vision, clips get a portrait too.
+
+    Args:
+        model: the generator whose ``audio_features`` are computed.
+        corpus: folder of prepared videos.
+        splits: names of the splits.
+        variants: augmented copies of each clip.
+        seed: of the augmentation.
+
+    Returns:
+        All clips as they are, followed by the augmented ones.
 
     Raises:
         BadInput: see ``load_motion`` and ``with_portraits``.
@@ -170,26 +186,26 @@ def extract_features(
     clips = load_motion(corpus, splits)
     if model.vision is not None:
         clips = with_portraits(model, corpus, clips)
-    featured = [replace(clip, mel=_features(model, clip.mel)) for clip in clips]
+    result = [replace(clip, mel=_features(model, clip.mel)) for clip in clips]
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     if not variants:
-        return featured
+        return result
     sounds = [level(Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips]
-    babble = [sounds[int(i)] for i in rng.integers(len(sounds), size=_BABBLE)]
-    total = track(range(variants * len(clips)), description="hearing", console=Console(stderr=True))
+    babble_sources = [sounds[int(i)] for i in rng.integers(len(sounds), size=_BABBLE)]
+    total = track(range(variants * len(clips)), description="audio features", console=Console(stderr=True))
     for turn in total:
         clip, sound = clips[turn % len(clips)], sounds[turn % len(clips)]
-        wave, speed = augment_wave(sound, babble, rng)
+        wave, speed = augment_wave(sound, babble_sources, rng)
         mel = augment(log_mel(level(wave))[None], generator)[0]
         frames = min(len(mel) // MELS_PER_FRAME, round(len(clip.motion) / speed))
         motion = stretch(clip.motion, frames)
-        featured.append(replace(clip, motion=motion, mel=_features(model, mel[: frames * MELS_PER_FRAME])))
-    return featured
+        result.append(replace(clip, motion=motion, mel=_features(model, mel[: frames * MELS_PER_FRAME])))
+    return result
 
 
 def save_clips(path: Path, clips: list[MotionClip]) -> None:
-    """Write the clips, so that a resumed run need not compute their features again."""
+    """Write clips to a file, so that a resumed run need not compute their features again."""
     with complete(path) as partial:
         torch.save([asdict(clip) for clip in clips], partial)
 
@@ -205,7 +221,7 @@ def _features(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
 
 
 def with_lip_targets(model: ARFlow, clips: list[MotionClip], share: float) -> list[MotionClip]:
-    """Replace the clips' lip motion by what the generator is to learn (see ``LipReader``)."""
+    """Return the clips with their lip motion replaced by the training target of ``LipReader``; ``share`` is its τ."""
     reader = model.lip_reader
     if reader is None or share == 1.0:
         return clips
@@ -221,7 +237,7 @@ def with_lip_targets(model: ARFlow, clips: list[MotionClip], share: float) -> li
 
 
 def load_held_out(model: ARFlow, corpus: Path, config: PretrainConfig) -> list[MotionClip]:
-    """Load the clips that the held-out loss is measured on; none, with a warning, if the corpus has none."""
+    """Load the clips for the held-out loss; none, with a warning, if the corpus has no such split."""
     try:
         clips = extract_features(model, corpus, config.held_out, 0, config.seed)
     except BadInput:
@@ -234,36 +250,54 @@ def load_held_out(model: ARFlow, corpus: Path, config: PretrainConfig) -> list[M
 
 
 def typical_style(clips: list[MotionClip]) -> torch.Tensor:
-    """Median style over speakers ``[19]``."""
+    """Return the median style over speakers ``[19]``."""
     return torch.stack(list({clip.speaker: clip.style for clip in clips}.values())).median(0).values
 
 
-GROUPS = {"lower face": LOWER, "brows": BROWS, "lids": BLINK, "gaze": GAZE, "head": HEAD}
-STILL = 0.2
+# --- Drift of long motion sequences ------------------------------------------------------------------------------
+#
+#     place of a group g in segment m      p[m] = mean over its frames of motion[g]
+#     shift                                ‖p[m] − p[1]‖ / √dim g            grows with m where motion drifts
+#     head reach                           99 % quantile of ‖head‖ / √6      grows where the head drifts
+#     still                                share of seconds with less than a fifth of the usual motion
+#
+# All in standard deviations of real footage, as motion is.
+
+FACE_GROUPS = {"lower face": LOWER, "brows": BROWS, "lids": BLINK, "gaze": GAZE, "head": HEAD}
+STILL_SHARE = 0.2
+"""Share of the usual liveliness below which a second counts as still."""
 
 
 @lru_cache(maxsize=1)
 def lip_gap() -> torch.Tensor:
-    """How far each motion number opens the lips ``[30]``, in outer-eye-corner distances, mean over the lip."""
+    """Return how far each motion number opens the lips ``[30]``, in outer-eye-corner distances, mean over the lip."""
     opening = lips.lip_gap(MotionBasis.load().directions).mean(-1)
     return torch.cat([opening, torch.zeros(MOTION_DIM - len(opening))])
 
 
 def liveliness(motion: torch.Tensor) -> torch.Tensor:
-    """Mean spread of the 30 numbers within each whole second ``[B, S]`` of motion ``[B, T, 30]``."""
+    """Return the mean standard deviation of the 30 numbers within each second ``[B, S]`` of motion ``[B, T, 30]``."""
     seconds = motion[:, : motion.shape[1] // FPS * FPS].unflatten(1, (-1, FPS))
     return seconds.std(2).mean(-1)
 
 
 def drift_figures(motion: torch.Tensor, stretch: int, usual: float) -> dict[str, torch.Tensor]:
-    """Figures ``[B, M]`` by name of every stretch of so many frames of motion ``[B, T, 30]``; ``usual`` is the
-    liveliness that ``still`` is compared with."""
+    """Measure drift over M segments of a long motion sequence.
+
+    Args:
+        motion: ``[B, T, 30]``.
+        stretch: frames per segment.
+        usual: liveliness of usual motion, with which ``still`` is compared.
+
+    Returns:
+        Figures ``[B, M]`` by name.
+    """
     parts = motion[:, : motion.shape[1] // stretch * stretch].unflatten(1, (-1, stretch))
     place = parts.mean(2)
     shift = place - place[:, :1]
-    figures = {f"shift of {name}": _size(shift[..., group]) for name, group in GROUPS.items()}
-    head = _size(parts[..., HEAD])
-    quiet = liveliness(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]) < STILL * usual
+    figures = {f"shift of {name}": _root_mean_square(shift[..., group]) for name, group in FACE_GROUPS.items()}
+    head = _root_mean_square(parts[..., HEAD])
+    quiet = liveliness(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]) < STILL_SHARE * usual
     return figures | {
         "head reach": head.quantile(0.99, 2),
         "head spread": parts[..., HEAD].std(2).mean(-1),
@@ -272,5 +306,5 @@ def drift_figures(motion: torch.Tensor, stretch: int, usual: float) -> dict[str,
     }
 
 
-def _size(x: torch.Tensor) -> torch.Tensor:
+def _root_mean_square(x: torch.Tensor) -> torch.Tensor:
     return x.square().mean(-1).sqrt()

@@ -1,14 +1,17 @@
-"""The one service behind every talking video.
+"""``AnimatePipeline``: the service that makes every talking video.
 
-request ─► inputs ─► motion ─► frames ─► signed file
-           (read)    (GenerationSession) (MotionCodec, DubbedVideo)
+    request ─► inputs ─► motion            ─► frames                     ─► signed file
+               read      GenerationSession    MotionCodec, DubbedVideo      AnimatePipelineOutput.save
 
-pipe = AnimatePipeline.from_pretrained("rl")
-pipe("me.jpg", "me.wav").save("talking.mp4")                             # a photo
-pipe.dub("interview.mp4", "translated.wav").save("dubbed.mp4")           # a video
-pipe.conversation(["anna.jpg", "ben.jpg"], ["anna.wav", "ben.wav"])      # two people
-pipe.stream("me.jpg", microphone).save("live.mp4")                       # speech that is still coming in
-pipe.run(AnimateRequest(image=Path("me.jpg"), text="Hello."))            # any of these, as data
+    pipe = AnimatePipeline.from_pretrained("rl")
+    pipe("me.jpg", "me.wav").save("talking.mp4")                             # a photo
+    pipe.dub("interview.mp4", "translated.wav").save("dubbed.mp4")           # a video
+    pipe.conversation(["anna.jpg", "ben.jpg"], ["anna.wav", "ben.wav"])      # two speakers
+    pipe.stream("me.jpg", microphone).save("live.mp4")                       # speech that is still arriving
+    pipe.run(AnimateRequest(image=Path("me.jpg"), text="Hello."))            # any of these, as data
+
+The class has, in this order: loading, one method per kind of video, ``run`` and ``run_stream`` for requests, and the
+steps that they share (``motion``, ``stream_motion``, ``codec``, ``dubbed_video``).
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ from flowportrait.rendering.retouch import Network, retouch_network
 
 
 class AnimatePipeline:
-    """A generator of motion and everything around it that makes a talking video of a request."""
+    """Makes talking videos from portraits or footage and speech, with one motion generator."""
 
     def __init__(
         self,
@@ -79,14 +82,14 @@ class AnimatePipeline:
         """Put a pipeline together from its networks.
 
         Args:
-            generator: speech to motion.
+            generator: the network that generates motion from speech.
             enhancer: removes noise from the speech before the generator hears it; None leaves it as it is.
-            name: stands for the generator in messages.
-            display: shows how far the work has come; by default nothing is shown.
+            name: name of the generator in messages.
+            display: shows the progress; by default nothing is shown.
         """
         self.generator, self.enhancer, self.name, self.display = generator, enhancer, name, display or NoDisplay()
         self.dtype = torch.float32
-        self._found: tuple[Photo, tuple[int | None, int | None], Portrait] | None = None
+        self._cached_portrait: tuple[Photo, tuple[int | None, int | None], Portrait] | None = None
 
     @classmethod
     def from_pretrained(
@@ -102,10 +105,10 @@ class AnimatePipeline:
 
         Args:
             name: checkpoint name or folder; a run folder stands for the checkpoint in it.
-            device: where the networks compute, such as ``cuda``; the processor by default.
+            device: device of the networks, such as ``cuda``; the CPU by default.
             dtype: number format in which matrix products are computed; float32 by default.
             denoise: load the enhancer, which removes noise from the speech before the generator hears it.
-            display: shows how far the work has come, such as the module ``flowportrait.terminal``.
+            display: shows the progress, such as the module ``flowportrait.terminal``.
 
         Raises:
             BadInput: there is no such checkpoint.
@@ -117,7 +120,7 @@ class AnimatePipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks compute."""
+        """The device of the networks."""
         return device_of(self.generator)
 
     def __call__(
@@ -134,12 +137,12 @@ class AnimatePipeline:
         Args:
             image: photo, painting or drawing, as a file, ``[H, W, 3]`` uint8 RGB, or a Pillow image.
             audio: speech as a file, or samples ``[N]`` float32 at 16 kHz.
-            text: what to say instead of a recording.
-            voice: the voice that says it; see ``AnimateRequest.voice``.
+            text: text to speak instead of a recording.
+            voice: the voice that speaks the text; see ``AnimateRequest.voice``.
             **settings: see ``AnimateRequest``.
 
         Returns:
-            The video; its motion is generated and its frames are drawn when they are asked for.
+            The video. Its motion is generated and its frames are drawn when they are first used.
 
         Raises:
             BadInput: an input or a setting cannot be used.
@@ -163,24 +166,24 @@ class AnimatePipeline:
         loop: bool = False,
         denoise: bool = True,
     ) -> AnimatePipelineOutput:
-        """Give the person in a video lips that follow other speech, at the video's own frame rate.
+        """Dub a video: change only the lips so that they follow other speech, at the video's own frame rate.
 
-        Pose, eyes, light and background stay the video's own. Frames keep their own lips where there is no face or
-        something is before the mouth; ``undubbed_frames`` counts them.
+        Pose, eyes, light and background stay unchanged. Frames without a face or with a covered mouth keep their lips;
+        ``undubbed_frames`` counts them.
 
         Args:
             video: the footage.
             audio: speech as a file, or samples ``[N]`` float32 at 16 kHz.
-            text: what to say instead of a recording.
-            voice: the voice that says it.
-            seed: of the motion.
-            face: the N-th from the left where a shot begins; the largest by default.
-            loop: play the video backwards and forwards in turn until the speech ends, if it is longer; without, the
+            text: text to speak instead of a recording.
+            voice: the voice that speaks the text.
+            seed: random seed of the motion.
+            face: which face, counted from the left at the start of a shot, beginning at 1; the largest by default.
+            loop: if the speech is longer, play the video forwards and backwards in turn until it ends; otherwise the
                 result lasts as long as the video.
             denoise: remove noise from the speech before the generator hears it.
 
         Raises:
-            BadInput: unreadable video, no face in it that could be dubbed, or it or the speech lasts under 0.2 s.
+            BadInput: the video is unreadable or shows no face that can be dubbed, or one input lasts under 0.2 s.
         """
         request = AnimateRequest(video=Path(video), seed=seed, face=face, loop=loop, denoise=denoise)
         sound, speech = read_speech(audio, text, voice)
@@ -195,28 +198,28 @@ class AnimatePipeline:
         turns: bool = False,
         **settings: Unpack[AnimateSettings],
     ) -> AnimatePipelineOutput:
-        """Animate two people who talk with each other; who does not speak listens, nods and blinks.
+        """Animate two people who talk with each other; the silent one listens, nods and blinks.
 
         Args:
             images: photos of both, the left one first, or one photo that shows both.
-            recordings: what each says, in the order of the photos, both from the start; or with ``turns`` pairs of who
-                speaks (0 or 1) and a recording, played one after the other.
+            recordings: one recording per photo, in the same order, both from the start; with ``turns`` pairs of a
+                speaker (0 or 1) and a recording, played one after the other.
             turns: play the recordings one after the other.
             **settings: see ``AnimateRequest``.
 
         Raises:
-            BadInput: an input cannot be used, or the one photo does not show two faces.
+            BadInput: an input cannot be used, or the only photo does not show two faces.
         """
         request = AnimateRequest(**settings)
         request.check()
-        both = images if isinstance(images, (list, tuple)) else [images, images]
-        if len(both) != 2 or len(recordings) < 2 or (len(recordings) > 2 and not turns):
+        photos = images if isinstance(images, (list, tuple)) else [images, images]
+        if len(photos) != 2 or len(recordings) < 2 or (len(recordings) > 2 and not turns):
             raise BadInput(
-                f"A conversation of {len(both)} photos and {len(recordings)} recordings is not possible: give two of "
+                f"A conversation of {len(photos)} photos and {len(recordings)} recordings is not possible: give two of "
                 "each, or more recordings with turns=True."
             )
-        spoken = [given if isinstance(given, tuple) else (place % 2, given) for place, given in enumerate(recordings)]
-        return self._converse(conversation_inputs(both, spoken, turns, request.background, self.display), request)
+        by_speaker = [item if isinstance(item, tuple) else (index % 2, item) for index, item in enumerate(recordings)]
+        return self._converse(conversation_inputs(photos, by_speaker, turns, request.background, self.display), request)
 
     def stream(
         self,
@@ -227,13 +230,13 @@ class AnimatePipeline:
         voice: str | None = None,
         **settings: Unpack[AnimateSettings],
     ) -> AnimateStream:
-        """Animate a portrait while the speech is still coming in; each chunk of 160 ms needs 120 ms more of sound.
+        """Animate a portrait while the speech is still arriving; each chunk of 160 ms needs 120 ms of further sound.
 
         Args:
-            image: as for a call.
+            image: photo, painting or drawing, as in ``__call__``.
             chunks: pieces of speech of any length: samples ``[n]`` float32 at 16 kHz, or ``Sound``.
-            text: what to say instead, sentence by sentence.
-            voice: the voice that says it.
+            text: text to speak instead, sentence by sentence.
+            voice: the voice that speaks the text.
             **settings: see ``AnimateRequest``.
 
         Raises:
@@ -249,12 +252,12 @@ class AnimatePipeline:
         chunks: Iterable[np.ndarray | Sound] | None = None,
         portrait: Portrait | None = None,
     ) -> AnimateStream:
-        """Animate the photo of a request while speech is still coming in.
+        """Animate the photo of a request while the speech is still arriving.
 
         Args:
-            request: a photo, and how.
-            chunks: pieces of speech; without, the request's text is spoken.
-            portrait: the face of the photo, where it was found before.
+            request: a photo and settings.
+            chunks: pieces of speech; if None, the request's text is spoken.
+            portrait: the face in the photo, if it was already found.
 
         Raises:
             BadInput: an input or a setting cannot be used.
@@ -281,8 +284,8 @@ class AnimatePipeline:
         """Make the video that a request describes, with this pipeline's generator.
 
         Args:
-            request: what from, and how.
-            inputs: the files of the request, where they were read before.
+            request: inputs and settings.
+            inputs: the decoded inputs of the request, if they were already read.
 
         Raises:
             BadInput: an input or a setting cannot be used.
@@ -309,10 +312,22 @@ class AnimatePipeline:
         portrait: Portrait | None = None,
         denoise: bool = True,
     ) -> Iterator[torch.Tensor]:
-        """Yield motion ``[≤ 4, 30]`` chunk by chunk for 16 kHz samples ``[N]``; in all ``frame_count(audio)`` frames.
+        """Generate motion for a recording, chunk by chunk.
+
+        Args:
+            audio: samples ``[N]`` at 16 kHz.
+            seed: random seed.
+            intensity: how expressive the motion is, from 0.6 to 1.6.
+            controls: scales of blinks, head motion and expression, and the gaze direction.
+            guidance: reward that influences every chunk; see ``build_guidance``.
+            portrait: the speaker, for a generator that uses vision.
+            denoise: remove noise before the generator hears the audio.
+
+        Yields:
+            Motion ``[≤ 4, 30]``, in total ``frame_count(audio)`` frames.
 
         Raises:
-            BadInput: audio under 0.2 s.
+            BadInput: the audio lasts less than 0.2 s.
         """
         check_duration(audio)
         return self.stream_motion(
@@ -331,18 +346,22 @@ class AnimatePipeline:
         portrait: Portrait | None = None,
         denoise: bool = True,
     ) -> Iterator[torch.Tensor]:
-        """Yield motion ``[≤ 4, 30]`` while ``pieces`` of 16 kHz sound still come in.
+        """Generate motion while the speech is still arriving.
 
-        Each chunk but its last frame comes 120 ms of sound after its end; how the sound is cut changes nothing.
+        A chunk is ready when the sound reaches 120 ms past its end; its last frame waits for the next chunk. How the
+        sound is cut into pieces does not change the motion.
 
         Args:
-            pieces: samples ``[n]`` float32.
-            seed: of the noise.
-            intensity: how expressive, 0.6 to 1.6.
-            controls: scales of blinks, head and expression, and gaze.
-            guidance: a reward that influences every chunk, see ``build_guidance``.
-            portrait: who speaks, for a generator that looks at the portrait.
-            denoise: let the enhancer remove noise from what is heard.
+            pieces: samples ``[n]`` float32 at 16 kHz, of any length.
+            seed: random seed.
+            intensity: how expressive the motion is, from 0.6 to 1.6.
+            controls: scales of blinks, head motion and expression, and the gaze direction.
+            guidance: reward that influences every chunk; see ``build_guidance``.
+            portrait: the speaker, for a generator that uses vision.
+            denoise: remove noise before the generator hears the speech.
+
+        Yields:
+            Motion ``[≤ 4, 30]``.
         """
         session = GenerationSession(
             self.generator, seed, steering=guidance, intensity=intensity, enhancer=self.enhancer if denoise else None,
@@ -356,7 +375,7 @@ class AnimatePipeline:
             yield controlled(motion)
 
     def codec(self, portrait: Portrait) -> MotionCodec:
-        """What draws a portrait in motion, with its networks where the pipeline computes."""
+        """Return the codec that draws a portrait from motion, with its networks on the pipeline's device."""
         return MotionCodec(portrait, network=self._retouch_network())
 
     def dubbed_video(
@@ -376,11 +395,13 @@ class AnimatePipeline:
         footage = track_footage(video, face, progress)
         seconds = len(footage) / float(footage.fps)
         if seconds < SHORTEST_SECONDS:
-            raise BadInput(f"{video} lasts {seconds:.2f} s, too short to dub: a photo is given as --image.")
+            raise BadInput(
+                f"{video} lasts {seconds:.2f} s, too short to dub: give longer footage, or a photo as --image."
+            )
         count = max(len(footage), math.ceil(len(speech) * footage.fps / SAMPLE_RATE)) if loop else len(footage)
-        heard = np.zeros(math.ceil(count * FPS / footage.fps) * SAMPLES_PER_FRAME, np.float32)
-        heard[: len(speech)] = speech[: len(heard)]
-        motion = MotionTrack(lambda: self.motion(heard, seed=seed, intensity=intensity, denoise=denoise))
+        padded = np.zeros(math.ceil(count * FPS / footage.fps) * SAMPLES_PER_FRAME, np.float32)
+        padded[: len(speech)] = speech[: len(padded)]
+        motion = MotionTrack(lambda: self.motion(padded, seed=seed, intensity=intensity, denoise=denoise))
         return DubbedVideo(footage, motion, count, progress, self._retouch_network())
 
     def _animate(self, portrait: Portrait, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
@@ -395,10 +416,10 @@ class AnimatePipeline:
             )  # fmt: skip
 
         if request.motion_in:
-            given = controls(read_motion(request.motion_in))
-            motion, count = MotionTrack(lambda: [given]), len(given)
+            controlled = controls(read_motion(request.motion_in))
+            motion, count = MotionTrack(lambda: [controlled]), len(controlled)
         elif request.best_of > 1 and not request.prune:
-            seeds = self.display.progress(range(seed, seed + request.best_of), request.best_of, "performing")
+            seeds = self.display.progress(range(seed, seed + request.best_of), request.best_of, "generating")
             candidates = tuple(score_candidates(generate, seeds, inputs.speech, choosing_reward(request.by)))
             chosen = best_candidate(candidates)
             seed, motion = chosen.seed, MotionTrack(lambda: [chosen.motion])
@@ -450,18 +471,18 @@ class AnimatePipeline:
         )  # fmt: skip
 
     def _portrait(self, image: ImageInput | Portrait, request: AnimateRequest, name: str | None = None) -> Portrait:
-        """The face of a photo; the last one is kept, since recordings of one photo follow each other."""
+        """Return the face in a photo; the latest one is cached, since batches use one photo several times in a row."""
         if isinstance(image, Portrait):
             return image
         photo, size = read_photo(image, request.background), request.size or (512 if request.crop else None)
-        if self._found is not None:
-            known, how, portrait = self._found
-            same = np.array_equal(known.pixels, photo.pixels) and known.shown.shape == photo.shown.shape
-            if same and how == (size, request.face):
+        if self._cached_portrait is not None:
+            cached_photo, cached_settings, portrait = self._cached_portrait
+            same = np.array_equal(cached_photo.pixels, photo.pixels) and cached_photo.shown.shape == photo.shown.shape
+            if same and cached_settings == (size, request.face):
                 return portrait
         with self.display.waiting("looking for the face"):
             portrait = Portrait.from_image(photo, size, name or image_name(image), request.face)
-        self._found = (photo, (size, request.face), portrait)
+        self._cached_portrait = (photo, (size, request.face), portrait)
         return portrait
 
     def _guidance(self, request: AnimateRequest) -> Steering | None:

@@ -1,6 +1,9 @@
-"""The class of version 0.1.
+"""``Animator``, the class of version 0.1: a portrait and speech as arrays to frames.
 
-Animator.from_pretrained("rl")(image, audio) -> frames at 25 fps
+    Animator.from_pretrained("rl")(image, audio)     # frames [T, H, W, 3] at 25 fps
+
+It is kept for programs that use it and forwards everything to ``AnimatePipeline``, which reads files and writes signed
+videos.
 """
 
 from __future__ import annotations
@@ -25,30 +28,45 @@ from flowportrait.rendering.renderer import MotionCodec
 
 
 class Animator:
-    """Speech to motion and motion to frames, as arrays; ``AnimatePipeline`` reads files and writes signed ones."""
+    """Generates motion from speech and draws it on a portrait, with arrays as input and output."""
 
     def __init__(self, generator: ARFlow, intensity: float = 1.0, enhancer: Enhancer | None = None) -> None:
-        """intensity: how expressive its motion is, 0.6 to 1.6; enhancer: removes noise from what it hears."""
+        """Wrap a generator.
+
+        Args:
+            generator: the network that generates motion from speech.
+            intensity: how expressive the motion is, from 0.6 to 1.6.
+            enhancer: removes noise from the speech before the generator hears it; None leaves it as it is.
+        """
         self.pipeline, self.intensity = AnimatePipeline(generator, enhancer), intensity
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "rl", intensity: float = 1.0, as_heard: bool = False) -> Animator:
-        """Load a shipped checkpoint (``rl``, ``sft``) or one in a folder; ``as_heard`` leaves noise in the sound."""
+        """Load a generator.
+
+        Args:
+            name: a shipped checkpoint (``rl``, ``sft``) or the folder of one.
+            intensity: how expressive the motion is, from 0.6 to 1.6.
+            as_heard: leave noise in the speech that the generator hears.
+
+        Raises:
+            BadInput: there is no such checkpoint.
+        """
         pipeline = AnimatePipeline.from_pretrained(name, denoise=not as_heard)
         return cls(pipeline.generator, intensity, pipeline.enhancer)
 
     @property
     def generator(self) -> ARFlow:
-        """Speech to motion."""
+        """The network that generates motion from speech."""
         return self.pipeline.generator
 
     @property
     def enhancer(self) -> Enhancer | None:
-        """Removes noise from what the generator hears; None leaves it as it is."""
+        """The network that removes noise from the speech, or None."""
         return self.pipeline.enhancer
 
     def __call__(self, image: np.ndarray, audio: np.ndarray, *, seed: int = 0, size: int = 512) -> np.ndarray:
-        """All frames at once ``[T, H, W, 3]`` uint8; see ``animate``."""
+        """Return all frames at once, ``[T, H, W, 3]`` uint8; see ``animate`` for the arguments."""
         return np.stack(list(self.animate(image, audio, seed=seed, size=size)))
 
     def animate(
@@ -63,21 +81,21 @@ class Animator:
         face: int | None = None,
         controls: Controls | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield frames at 25 fps while they are made.
+        """Yield frames ``[H, W, 3]`` uint8 RGB at 25 fps while they are drawn.
 
         Args:
             image: ``[H, W, 3]`` uint8 RGB or a ``Photo``.
             audio: samples ``[N]`` float32 at 16 kHz.
-            seed: of the motion.
-            size: side of the drawn face square; None draws as large as the photo's resolution asks for, up to 1024.
-            crop: the face square alone, with as much around it as the photo shows; otherwise it is pasted into the
-                photo, whose sides are cut to even numbers.
-            name: stands for the image in messages.
-            face: the N-th from the left; the largest by default.
-            controls: turn blinks, head, expression and gaze up or down.
+            seed: random seed of the motion.
+            size: side of the drawn face square in pixels; None chooses it by the photo's resolution, up to 1024.
+            crop: return the face square alone, with as much around it as the photo shows; otherwise paste it into the
+                photo and cut the photo's sides to even numbers.
+            name: name of the image in error messages.
+            face: which face, counted from the left beginning at 1; the largest by default.
+            controls: scales of blinks, head motion and expression, and the gaze direction.
 
         Raises:
-            BadInput: no face in the picture, or audio under 0.2 s; before the first frame is asked for.
+            BadInput: the picture shows no face, or the audio is shorter than 0.2 s; raised before the first frame.
         """
         check_duration(audio)
         portrait = Portrait.from_image(image, size, name, face)
@@ -96,14 +114,14 @@ class Animator:
         face: int | None = None,
         live: bool = False,
     ) -> Iterator[np.ndarray]:
-        """Yield the frames of motion that exists already, in chunks ``[t, 30]``; see ``draw_frames``."""
+        """Yield the frames of existing motion, given in chunks ``[t, 30]``; see ``draw_frames``."""
         return cls.show(Portrait.from_image(image, size, name, face), motion, crop=crop, live=live)
 
     @classmethod
     def show(
         cls, portrait: Portrait, motion: Iterable[torch.Tensor], *, crop: bool = True, live: bool = False
     ) -> Iterator[np.ndarray]:
-        """``draw`` for a portrait that was found before."""
+        """Yield the frames of existing motion for a portrait that was already found; see ``draw_frames``."""
         return draw_frames(MotionCodec(portrait), motion, crop, live)
 
     def dub(
@@ -116,7 +134,7 @@ class Animator:
         loop: bool = False,
         progress: Progress = no_progress,
     ) -> DubbedVideo:
-        """The video's frames with lips that follow ``audio`` ``[N]`` at 16 kHz; see ``AnimatePipeline.dub``."""
+        """Dub a video with speech ``[N]`` at 16 kHz and return its frames; see ``AnimatePipeline.dub``."""
         return self.pipeline.dubbed_video(
             video, audio, seed=seed, intensity=self.intensity, face=face, loop=loop, progress=progress
         )
@@ -144,7 +162,7 @@ class Animator:
         steering: Steering | None = None,
         portrait: Portrait | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield motion ``[≤ 4, 30]`` while sound still comes in; see ``AnimatePipeline.stream_motion``."""
+        """Yield motion ``[≤ 4, 30]`` while sound is still arriving; see ``AnimatePipeline.stream_motion``."""
         return self.pipeline.stream_motion(
             pieces, seed=seed, intensity=self.intensity, controls=controls, guidance=steering, portrait=portrait
         )

@@ -1,7 +1,9 @@
-"""Two people in one picture.
+"""Two speakers in one picture: their motion, their portraits and their frames.
 
-side by side     [ face square 1 | face square 2 ]
-one photo        photo + (drawn 1 − photo) + (drawn 2 − photo):  each moves only what is around its own face
+    side by side     [ face square 1 | face square 2 ]
+    one photo        photo + (drawn 1 − photo) + (drawn 2 − photo):  each changes only the area around its own face
+
+Portraits come from two photos, or from one photo that shows both speakers.
 """
 
 from __future__ import annotations
@@ -18,66 +20,70 @@ from flowportrait.pipelines.output import draw_frames
 from flowportrait.pipelines.turns import Listener
 from flowportrait.rendering.renderer import MotionCodec
 
-_SECOND_SPEAKER = 7919
-"""Added to the seed for the second speaker: two people do not move alike."""
+_SECOND_SPEAKER_SEED = 7919
+"""Added to the seed of the second speaker, so that the two do not move alike."""
 
 
 def conversation_motion(
     speak: Callable[[np.ndarray, int], torch.Tensor], tracks: np.ndarray, seed: int = 0
 ) -> list[torch.Tensor]:
-    """Motion ``[T, 30]`` of each speaker, the first sitting on the left, for tracks ``[2, N]`` at 16 kHz.
+    """Generate the motion of two speakers, the first of whom sits on the left.
 
     Args:
-        speak: motion ``[T, 30]`` of who speaks, from samples ``[N]`` and a seed.
-        tracks: what each of them says.
-        seed: of the first speaker.
+        speak: function that generates motion ``[T, 30]`` from samples ``[N]`` at 16 kHz and a seed.
+        tracks: speech ``[2, N]`` at 16 kHz, one row per speaker.
+        seed: random seed of the first speaker.
+
+    Returns:
+        Motion ``[T, 30]`` of each speaker.
 
     Raises:
-        BadInput: the tracks last under 0.2 s.
+        BadInput: the tracks last less than 0.2 s.
     """
     gates = [speech_gate(track) for track in tracks]
     result = []
     for index, track in enumerate(tracks):
-        own = seed + _SECOND_SPEAKER * index
-        listener = Listener(toward=1.0 - 2.0 * index, seed=own)
-        result.append(listener(speak(track, own), gates[index], gates[1 - index]))
+        speaker_seed = seed + _SECOND_SPEAKER_SEED * index
+        listener = Listener(toward=1.0 - 2.0 * index, seed=speaker_seed)
+        result.append(listener(speak(track, speaker_seed), gates[index], gates[1 - index]))
     return result
 
 
 def two_portraits(
     photos: Sequence[np.ndarray | Photo], names: Sequence[str], size: int | None = None
 ) -> tuple[Portrait, Portrait]:
-    """Find the faces of both speakers: the largest of each photo, or the first two from the left where both photos are
-    the same object.
+    """Find the faces of both speakers.
+
+    These are the largest face of each photo, or the first two from the left if both photos are the same object.
 
     Raises:
-        BadInput: no face in a photo, or one photo of both does not show two.
+        BadInput: a photo shows no face, or the only photo does not show two.
     """
     shared = photos[0] is photos[1]
     if shared:
-        shown = photos[0].shown if isinstance(photos[0], Photo) else photos[0]
-        if len(find_faces(shown)) < len(photos):
+        pixels = photos[0].shown if isinstance(photos[0], Photo) else photos[0]
+        if len(find_faces(pixels)) < len(photos):
             raise BadInput(f"{names[0]} does not show two faces: give a photo of both speakers, or one of each.")
     first, second = (
-        Portrait.from_image(photo, size, name, place if shared else None)
-        for place, (photo, name) in enumerate(zip(photos, names, strict=True), 1)
+        Portrait.from_image(photo, size, name, number if shared else None)
+        for number, (photo, name) in enumerate(zip(photos, names, strict=True), 1)
     )
     return first, second
 
 
 def frames_side_by_side(codecs: Sequence[MotionCodec], motions: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
-    """Yield frames ``[size, 2 size, 3]`` uint8 of two face squares."""
-    drawn = [draw_frames(codec, [motion]) for codec, motion in zip(codecs, motions, strict=True)]
-    return (np.hstack(pair) for pair in zip(*drawn, strict=True))
+    """Yield frames ``[size, 2 size, 3]`` uint8 with both face squares side by side."""
+    frames_of_each = [draw_frames(codec, [motion]) for codec, motion in zip(codecs, motions, strict=True)]
+    return (np.hstack(pair) for pair in zip(*frames_of_each, strict=True))
 
 
 def frames_in_one_photo(codecs: Sequence[MotionCodec], motions: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
-    """Yield frames of the photo that both people are in, its sides cut to even numbers."""
+    """Yield frames ``[H, W, 3]`` uint8 of the photo that shows both people, its sides cut to even numbers."""
     photo = codecs[0].portrait.image
     height, width = (side // 2 * 2 for side in photo.shape[:2])
     still = photo[:height, :width].astype(np.int16)
-    drawn = [draw_frames(codec, [motion], crop=False) for codec, motion in zip(codecs, motions, strict=True)]
+    frames_of_each = [draw_frames(codec, [motion], crop=False) for codec, motion in zip(codecs, motions, strict=True)]
     return (
         (still + sum(frame.astype(np.int16) - still for frame in pair)).clip(0, 255).astype(np.uint8)
-        for pair in zip(*drawn, strict=True)
+        for pair in zip(*frames_of_each, strict=True)
     )

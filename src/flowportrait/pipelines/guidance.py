@@ -1,9 +1,9 @@
-"""Rewards that guide a video or choose among several.
+"""Rewards that guide a video or choose the best of several candidates.
 
-    guide     every chunk is bent by, or chosen by, the latent reward       (generator.steering)
-    best of   seeds s, s+1, … s+n−1 ─► motion each ─► reward ─► the largest
+    guide     the latent reward guides every chunk, or picks each chunk     (models.conditioning.Steering)
+    best of   seeds s, s+1, … s+n−1 ─► motion of each ─► reward ─► the largest
 
-Nothing is drawn before it is chosen: these rewards read motion and sound, not pictures.
+No frame is drawn before the choice: these rewards read motion and sound, not pictures.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward
 
 READABLE_FIELDS = frozenset({"motion", "mel", "fps"})
-"""What a reward can read of motion that is not drawn yet."""
+"""Inputs that a reward can read before any frame is drawn."""
 REWARD_ALIASES = {"reward": "preference", "expression": "preference_expression", "motion": "preference_motion"}
-"""Short names of ``AnimateRequest.by`` and the rewards that they stand for."""
+"""Short names accepted by ``AnimateRequest.by``, and the rewards that they stand for."""
 
 
 class Candidate(NamedTuple):
-    """One of several: its seed, motion ``[T, 30]``, and score (minus infinity where it could not be measured)."""
+    """One of several candidates: its seed, motion ``[T, 30]``, and score (minus infinity if not measurable)."""
 
     seed: int
     motion: torch.Tensor
@@ -47,36 +47,44 @@ def build_guidance(
     name: str = "it",
     dtype: torch.dtype = torch.float32,
 ) -> Steering | None:
-    """Build what bends every chunk by ``guide``, or chooses the best of ``candidates``; None where nothing is asked.
+    """Build the guidance that influences every chunk, or that chooses the best of several versions of it.
 
     Args:
         generator: the network that generates the motion.
         guide: weights from 0 to 10 by dimension of the latent reward.
-        candidates: how many chunks are generated, of which one is kept.
-        by: the dimension that chooses; all of them by default.
-        name: stands for the generator in messages.
-        dtype: number format in which the latent reward computes, on the generator's device.
+        candidates: number of versions of each chunk, of which one is kept.
+        by: the dimension by which the version is chosen; all of them by default.
+        name: name of the generator in messages.
+        dtype: number format of the latent reward, on the generator's device.
+
+    Returns:
+        The guidance; None if no guidance is requested.
 
     Raises:
-        BadInput: the latent reward was trained on other audio features than this generator's.
+        BadInput: the latent reward was trained with other audio features than this generator's.
     """
     if candidates == 1 and not any(guide.values()):
         return None
     from flowportrait.preferences.latent_reward import REACH, LatentReward
 
-    reward, fresh = LatentReward.load(device=device_of(generator), dtype=dtype), LatentReward.fresh(generator)
-    if (reward.config.heard, reward.config.chunk) != (fresh.config.heard, generator.config.chunk):
-        raise BadInput(f"Guiding and pruning do not fit {name}: the latent reward hears otherwise.")
+    reward, fitting = LatentReward.load(device=device_of(generator), dtype=dtype), LatentReward.fresh(generator)
+    if (reward.config.heard, reward.config.chunk) != (fitting.config.heard, generator.config.chunk):
+        raise BadInput(
+            f"Guiding and pruning do not fit {name}: the latent reward was trained with other audio features."
+        )
     dimensions = (by,) if by in GUIDE_DIMENSIONS else GUIDE_DIMENSIONS
     chosen_by = ordered_weights(dict.fromkeys(dimensions, 1.0), GUIDE_DIMENSIONS)
     return Steering(reward, ordered_weights(guide, GUIDE_DIMENSIONS), chosen_by, candidates, history_chunks=REACH)
 
 
 def choosing_reward(name: str | None = None) -> Reward:
-    """The reward that chooses among candidates: a short name such as sync or expression, or any reward's.
+    """Build the reward that ranks candidates.
+
+    Args:
+        name: a short name such as ``sync`` or ``expression``, or the name of any reward; ``reward`` by default.
 
     Raises:
-        BadInput: there is none of this name.
+        BadInput: there is no reward of this name.
     """
     from flowportrait.rewards.registry import build
 
@@ -88,33 +96,39 @@ def choosing_reward(name: str | None = None) -> Reward:
 def score_candidates(
     generate: Callable[[int], Iterable[torch.Tensor]], seeds: Iterable[int], audio: np.ndarray, reward: Reward
 ) -> list[Candidate]:
-    """Generate motion per seed, in chunks ``[t, 30]``, and score it on 16 kHz ``audio`` ``[N]``.
+    """Generate one motion per seed and score each.
+
+    Args:
+        generate: function that yields chunks of motion ``[t, 30]`` for a seed.
+        seeds: random seeds.
+        audio: speech ``[N]`` at 16 kHz.
+        reward: the reward, which may read motion and sound only.
 
     Raises:
         BadInput: the reward needs more than motion and sound.
     """
-    if more := sorted(reward.needs - READABLE_FIELDS):
-        raise BadInput(f"The reward {reward.name} needs {more[0]}: choose one that reads motion and sound.")
+    if unavailable := sorted(reward.needs - READABLE_FIELDS):
+        raise BadInput(f"The reward {reward.name} needs {unavailable[0]}: choose one that reads motion and sound.")
     mel = log_mel(level(audio))
-    found = []
+    candidates = []
     for seed in seeds:
         motion = torch.cat(list(generate(seed)))
         score = reward(RewardBatch(motion[None], mel[None, : MELS_PER_FRAME * len(motion)]))
-        found.append(Candidate(seed, motion, float(score.value[0]) if score.valid[0] else -torch.inf))
-    return found
+        candidates.append(Candidate(seed, motion, float(score.value[0]) if score.valid[0] else -torch.inf))
+    return candidates
 
 
 def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate of highest score; of equals the first."""
+    """Return the candidate with the highest score, the first one of equals."""
     return max(candidates, key=lambda candidate: candidate.score)
 
 
 def comparison_sentence(candidates: Sequence[Candidate], by: str) -> str:
-    """How the best candidate compares with the others: more is better for every reward."""
+    """Return a sentence that compares the best candidate with the others by the reward ``by``."""
     chosen = best_candidate(candidates)
     scores = [candidate.score for candidate in candidates if math.isfinite(candidate.score)]
     if not scores:
-        return f"Warning: none of {len(candidates)} performances could be measured by {by}; seed {chosen.seed} is used."
+        return f"Warning: none of {len(candidates)} candidates could be measured by {by}; seed {chosen.seed} is used."
     unmeasured = len(candidates) - len(scores)
     return (
         f"Seed {chosen.seed} is the best of {len(candidates)} by {by}, where higher is better: {chosen.score:.3f}; "

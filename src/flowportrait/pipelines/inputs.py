@@ -1,4 +1,10 @@
-"""What a request's photo, video and sound are read into."""
+"""Reading the inputs of a request: photos, speech and the sound that the video plays.
+
+    files or arrays ─► read_photo, read_speech ─► AnimateInputs (photos, sound to play, speech to animate)
+
+Every video has two versions of its sound: ``sound`` is what it plays, with its own rate and channels; ``speech`` is
+mono at 16 kHz, which the generator hears.
+"""
 
 from __future__ import annotations
 
@@ -32,38 +38,43 @@ AudioInput: TypeAlias = "str | Path | np.ndarray | Sound"
 
 SHORTEST_SECONDS = 0.2
 _SILENT_SHARE = 0.9
-"""Share of a recording through which the lips rest, from which on it is called silent."""
+"""A recording is called silent if the lips stay closed for more than this share of it."""
 
 
 class Display(Protocol):
-    """What shows how far the work has come; ``flowportrait.terminal`` is one."""
+    """Interface of a progress display; the module ``flowportrait.terminal`` implements it."""
 
     def progress(self, items: Iterable[Any], total: int | None, doing: str = ...) -> Iterable[Any]:
-        """The items, shown while they are worked on."""
+        """Return the items and show the progress while they are iterated."""
 
     def waiting(self, doing: str) -> AbstractContextManager[None]:
-        """Show what is being done while the block takes its time."""
+        """Show a message while the block runs."""
 
 
 class NoDisplay:
-    """Shows nothing."""
+    """A display that shows nothing."""
 
     def progress(self, items: Iterable[Any], total: int | None, doing: str = "") -> Iterable[Any]:
-        """The items."""
+        """Return the items unchanged."""
         return items
 
     def waiting(self, doing: str) -> AbstractContextManager[None]:
-        """Do nothing."""
+        """Return a context that does nothing."""
         return nullcontext()
 
 
 @dataclass(frozen=True)
 class AnimateInputs:
-    """The inputs of one video, decoded.
+    """The decoded inputs of one video.
 
-    sound is what the video plays, with its own rate and channels; speech is what the generator hears, ``[N]`` float32
-    at 16 kHz, or ``[2, N]``, a track for each speaker. There is a photo to animate, two of a conversation (twice the
-    same object for two faces of one photo), or a video to dub.
+    Attributes:
+        sound: what the video plays, with its own rate and channels.
+        speech: what the generator hears, ``[N]`` float32 at 16 kHz; ``[2, N]`` in a conversation, a track per speaker.
+        photos: one photo to animate; two in a conversation (the same object twice for two faces of one photo).
+        photo_names: names of the photos in messages.
+        video: footage to dub instead of a photo.
+        sound_name: name of the speech in messages.
+        notes: sentences that the user should read.
     """
 
     sound: Path | Sound | np.ndarray
@@ -73,14 +84,13 @@ class AnimateInputs:
     video: Path | None = None
     sound_name: str = "the speech"
     notes: tuple[str, ...] = ()
-    """Sentences that the user should read."""
 
 
 def read_inputs(request: AnimateRequest, display: Display | None = None) -> AnimateInputs:
     """Read and check the files that a request names.
 
     Raises:
-        BadInput: one cannot be used.
+        BadInput: a file cannot be used.
     """
     display = display or NoDisplay()
     if request.speakers:
@@ -106,7 +116,18 @@ def conversation_inputs(
     background: str | None = None,
     display: Display | None = None,
 ) -> AnimateInputs:
-    """Read the photos and recordings of two people: ``images`` of both, ``recordings`` with who speaks, 0 or 1."""
+    """Read the photos and recordings of two speakers.
+
+    Args:
+        images: a photo of each speaker; the same image twice if it shows both.
+        recordings: pairs of a speaker (0 or 1) and a recording.
+        turns: play the recordings one after the other instead of all from the start.
+        background: colour behind transparent photos.
+        display: shows the progress.
+
+    Raises:
+        BadInput: a photo or a recording cannot be used.
+    """
     display = display or NoDisplay()
     shared = _is_same_image(*images)
     first = read_photo(images[0], background)
@@ -119,10 +140,10 @@ def conversation_inputs(
 
 
 def read_photo(image: ImageInput, background: str | None = None) -> Photo:
-    """Read a picture and scale what is shown of it to what ordinary video players take.
+    """Read a picture and scale its displayed version to a size that ordinary video players support.
 
     Raises:
-        BadInput: it cannot be read, is no RGB picture, or ``background`` is no colour.
+        BadInput: the picture cannot be read or is not RGB, or ``background`` is no colour.
     """
     colour = parse_colour(background) if background else WHITE
     if isinstance(image, Photo):
@@ -139,10 +160,13 @@ def read_photo(image: ImageInput, background: str | None = None) -> Photo:
 def read_speech(
     audio: AudioInput | None, text: str | None = None, voice: str | None = None
 ) -> tuple[Path | Sound | np.ndarray, np.ndarray]:
-    """Sound as it is played, and speech ``[N]`` float32 at 16 kHz as the generator hears it.
+    """Read a recording, or speak a text.
+
+    Returns:
+        The sound as the video plays it, and speech ``[N]`` float32 at 16 kHz as the generator hears it.
 
     Raises:
-        BadInput: there is neither audio nor text, or it cannot be read or spoken.
+        BadInput: there is neither audio nor text, or the audio cannot be read, or the text cannot be spoken.
     """
     if isinstance(audio, np.ndarray):
         if audio.ndim != 1:
@@ -157,7 +181,12 @@ def read_speech(
 
 
 def synthesize_speech(text: str | Iterable[str], voice: str | None = None) -> Iterator[Sound]:
-    """Speak a text, or pieces of one, sentence by sentence at the voice's own rate; ``-`` reads standard input."""
+    """Yield the speech of a text sentence by sentence, at the voice's own sample rate.
+
+    Args:
+        text: the text, or pieces of it as they arrive; ``-`` reads standard input.
+        voice: name of the voice; see ``AnimateRequest.voice``.
+    """
     from flowportrait.speech.text_to_speech import speak_sound
     from flowportrait.speech.voices import DEFAULT, voice_named
 
@@ -169,7 +198,7 @@ def check_duration(speech: np.ndarray) -> None:
     """Check that samples ``[N]`` at 16 kHz are long enough to animate.
 
     Raises:
-        BadInput: they last under 0.2 s.
+        BadInput: the samples last less than 0.2 s.
     """
     seconds = len(speech) / SAMPLE_RATE
     if seconds < SHORTEST_SECONDS:
@@ -177,20 +206,25 @@ def check_duration(speech: np.ndarray) -> None:
 
 
 def quiet_speech_note(speech: np.ndarray, name: str) -> str | None:
-    """A sentence where ``speech`` ``[N]`` at 16 kHz, from ``name``, is silent, or quiet and raised for the lips."""
+    """Return a warning if speech is silent, or a note if it is quiet and therefore amplified for the lips; else None.
+
+    Args:
+        speech: samples ``[N]`` at 16 kHz.
+        name: name of the recording in the sentence.
+    """
     rms = float(np.sqrt((speech.astype(np.float64) ** 2).mean()))
     if rms >= QUIET_RMS:
         return None
     share = closed_lips_share(speech)
     if share > _SILENT_SHARE:
-        return f"Warning: {name} is all but silent, and the lips rest for {share:.0%} of it: speech has to be louder."
+        return f"Warning: {name} is almost silent, and the lips stay closed for {share:.0%} of it: give louder speech."
     decibels = 20 * np.log10(max(rms, 1e-9))
-    return (f"Note: {name} is quiet, {-decibels:.0f} dB below full scale: it is raised for the lips; the video's sound "
-            "is the given one.")  # fmt: skip
+    return (f"Note: {name} is quiet, {-decibels:.0f} dB below full scale: it is raised for the lips; the video plays "
+            "the recording unchanged.")  # fmt: skip
 
 
 def image_name(image: ImageInput) -> str:
-    """What stands for a picture in messages."""
+    """Return the name of a picture in messages."""
     return str(image) if isinstance(image, (str, Path)) else "the photo"
 
 

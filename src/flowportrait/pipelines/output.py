@@ -1,8 +1,10 @@
 """A finished or growing video, and how it is saved and signed.
 
-    motion (kept: 30 numbers a frame) ─► frames (drawn anew each time they are iterated) ─► save: mark, write, sign
+    motion (cached: 30 numbers a frame) ─► frames (drawn anew on every iteration) ─► save: watermark, write, sign
 
-Ten minutes of video take 2 MB as motion and 12 GB as pictures, so pictures are never kept.
+Ten minutes of video take 2 MB as motion and 12 GB as pictures, so pictures are never stored. ``MotionTrack`` and
+``LazyFrames`` are the two halves of that line, ``AnimatePipelineOutput`` is the finished video, ``AnimateStream`` the
+growing one, and ``draw_frames`` turns motion into frames.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ from flowportrait.provenance.manifest import Origin
 from flowportrait.rendering.renderer import MotionCodec
 
 Watch = Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]
-"""Passes the frames on their way to the file, to count or to stop them."""
+"""A function through which the frames pass on their way to the file, for example to count or to stop them."""
 
 
 class MotionTrack:
-    """Motion chunks ``[t, 30]`` that are generated when they are first asked for, and kept."""
+    """Motion chunks ``[t, 30]`` that are generated when they are first iterated, and cached."""
 
     def __init__(self, generate: Callable[[], Iterable[torch.Tensor]]) -> None:
         self._generate = generate
@@ -41,17 +43,17 @@ class MotionTrack:
         self._complete = False
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        place = 0
-        while place < len(self._chunks) or self._advance():
-            yield self._chunks[place]
-            place += 1
+        index = 0
+        while index < len(self._chunks) or self._advance():
+            yield self._chunks[index]
+            index += 1
 
     def tensor(self) -> torch.Tensor:
-        """All of it ``[T, 30]``."""
+        """Return all chunks as one tensor ``[T, 30]``."""
         return torch.cat(list(self))
 
     def _advance(self) -> bool:
-        """Generate the next chunk; returns whether there was one."""
+        """Generate the next chunk and return whether there was one."""
         if self._complete:
             return False
         try:
@@ -59,7 +61,7 @@ class MotionTrack:
                 self._source = iter(self._generate())
             chunk = next(self._source, None)
         except BaseException:
-            # A generator that was interrupted is over: whoever iterates next begins anew.
+            # An interrupted generator cannot continue: the next iteration starts from the beginning.
             self._source, self._chunks = None, []
             raise
         if chunk is None:
@@ -70,7 +72,7 @@ class MotionTrack:
 
 
 class LazyFrames:
-    """Frames ``[H, W, 3]`` uint8 RGB that are drawn while they are iterated, as often as they are iterated.
+    """Frames ``[H, W, 3]`` uint8 RGB that are drawn anew every time they are iterated.
 
     ``np.asarray(frames)`` draws all of them at once, ``[T, H, W, 3]``.
     """
@@ -89,14 +91,14 @@ class LazyFrames:
 
 
 class AnimatePipelineOutput:
-    """A talking video: frames, sound and motion, and ``save``.
+    """A talking video with its frames, sound and motion; ``save`` writes it.
 
     Attributes:
-        frames: the pictures; iterate them, or ``np.asarray(frames)`` for all at once.
-        frame_rate: frames per second, exact.
-        seed: the seed that generated the motion.
-        candidates: all that were generated with ``best_of``, with their scores; else empty.
-        undubbed_frames: how many frames of a dubbed video keep their own lips; None for others.
+        frames: the frames; iterate them, or call ``np.asarray(frames)`` for all at once.
+        frame_rate: exact frames per second.
+        seed: random seed of the motion.
+        candidates: all candidates of ``best_of`` with their scores; empty without it.
+        undubbed_frames: number of frames of a dubbed video that keep their own lips; None for other videos.
         notes: sentences that the user should read.
     """
 
@@ -125,14 +127,14 @@ class AnimatePipelineOutput:
 
     @cached_property
     def audio(self) -> Sound:
-        """What the video plays, with its own rate and channels."""
+        """The sound that the video plays, with its own rate and channels."""
         if isinstance(self._sound, np.ndarray):
             return Sound(self._sound[None], SAMPLE_RATE, "mono")
         return self._sound if isinstance(self._sound, Sound) else read_sound(self._sound)
 
     @property
     def motion(self) -> torch.Tensor:
-        """Motion ``[T, 30]`` at 25 frames a second; ``[2, T, 30]`` of a conversation."""
+        """Motion ``[T, 30]`` at 25 frames per second; ``[2, T, 30]`` for a conversation."""
         return self._motion()
 
     def save(
@@ -145,21 +147,22 @@ class AnimatePipelineOutput:
         private_key: Path | None = None,
         watch: Watch | None = None,
     ) -> int:
-        """Write the video in the format that the name asks for: .mp4, .mov, .webm or .gif (silent).
+        """Write the video in the format given by the file name: .mp4, .mov, .webm or .gif (without sound).
 
-        The frames carry a watermark, the file an AI label and a signed C2PA manifest, in it or beside it (.webm),
-        unless they are turned off; with both off there is no label either. The file appears when it is complete.
+        By default the frames carry a watermark, and the file carries an AI label and a signed C2PA manifest (in a
+        second file beside .webm). With both ``sign`` and ``watermark`` off there is no label either. The file appears
+        only when it is complete.
 
         Args:
-            path: where to write it.
+            path: the file to write.
             sign: write a signed manifest.
             watermark: put the watermark into the frames.
-            certificate: PEM chain to sign with; a self-made one by default.
+            certificate: PEM certificate chain to sign with; a self-signed one by default.
             private_key: PEM key of the certificate.
-            watch: passes the frames on their way to the file.
+            watch: function through which the frames pass on their way to the file.
 
         Returns:
-            How many frames were written.
+            The number of frames written.
 
         Raises:
             BadInput: the file cannot be written, or the certificate cannot be used.
@@ -178,11 +181,11 @@ class AnimatePipelineOutput:
             return publish(path, tracked, self._sound, provenance, self.frame_rate, count, progress)
         finally:
             if isinstance(tracked, Generator):
-                tracked.close()  # a bar that is shown ends here, whatever happened
+                tracked.close()  # ends the progress bar, also after an error
 
 
 class AnimateStream:
-    """A talking video whose speech is still coming in: iterate its frames once, or ``save`` it while it grows."""
+    """A talking video that is made while its speech is still arriving; iterate its frames once, or ``save`` it."""
 
     fps = float(FPS)
 
@@ -194,21 +197,21 @@ class AnimateStream:
         return self._frames
 
     def sound(self, frame: int) -> Sound:
-        """The sound of a frame that was drawn, 40 ms at most; what was before it is forgotten."""
+        """Return the sound of a drawn frame, at most 40 ms; earlier sound is discarded."""
         return self._tape.frame(frame)
 
     def save(self, target: str | Path | BinaryIO, *, watermark: bool = True, watch: Watch | None = None) -> int:
-        """Write fragmented mp4 or live webm that can be watched while it grows, with an AI label and a watermark.
+        """Write fragmented mp4 or live webm, which can be played while it grows, with an AI label and a watermark.
 
-        A file that grows cannot be signed.
+        A growing file cannot be signed.
 
         Args:
-            target: the file, or something to write to.
+            target: a file name, or a binary stream to write to.
             watermark: put the watermark into the frames and the label into the file.
-            watch: passes the frames on their way to the file.
+            watch: function through which the frames pass on their way to the file.
 
         Returns:
-            How many frames were written; 0 where no sound came, and then there is no file.
+            The number of frames written; 0 if no sound arrived, and then there is no file.
 
         Raises:
             BadInput: the file cannot be written.
@@ -228,9 +231,9 @@ def draw_frames(
 
     Args:
         codec: draws the face square.
-        motion: of the face.
-        crop: the face square alone; otherwise it is pasted into the photo, whose sides are cut to even numbers.
-        live: the next chunk may be long in coming, so no frame waits for it; otherwise drawing runs a chunk ahead.
+        motion: chunks of motion.
+        crop: yield the face square alone; otherwise paste it into the photo and cut the photo's sides to even numbers.
+        live: yield all frames of a chunk before asking for the next one; otherwise drawing runs one chunk ahead.
     """
     finish = _crop_to_photo(codec.portrait) if crop else _paste_into_photo(codec.portrait)
     if live:
@@ -241,7 +244,7 @@ def draw_frames(
 
 
 def _crop_to_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Cut off what the photo does not show, and enlarge to the size again; None where it shows everything."""
+    """Return a function that cuts off what lies outside the photo and enlarges the rest; None if nothing does."""
     size = len(portrait.crop)
     left, top, side = photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, size)
     if side == size:

@@ -1,7 +1,7 @@
 """Videos of checkpoints on prompts, and what drawing them costs.
 
-``rendered.json`` beside the videos says from what each was made (weights, picture, sound, seed, size) and what it cost.
-A video is kept only while that is unchanged: a checkpoint that was trained further is drawn again.
+``rendered.json`` beside the videos records from what each was made (weights, picture, sound, seed, size) and its cost.
+A video is kept only while that is unchanged, so a checkpoint that was trained further is rendered again.
 """
 
 from __future__ import annotations
@@ -32,52 +32,63 @@ RECORD = "rendered.json"
 
 
 def system_names(checkpoints: Sequence[str]) -> list[str]:
-    """A name for each checkpoint that tells them apart and can be a folder: the last part, or all of it.
+    """Return a distinct name for each checkpoint that can be a folder name: the last part of its path, or all of it.
 
     Raises:
-        BadInput: two are the same folder, or not told apart by their paths.
+        BadInput: two checkpoints are the same folder, or their paths give the same name.
     """
     folders = [checkpoint_folder(name).resolve() for name in checkpoints]
     if len(set(folders)) < len(folders):
         raise BadInput(f"{' and '.join(checkpoints)} are one checkpoint: give two different ones to compare.")
-    short = [Path(name).name for name in checkpoints]
-    if len(set(short)) < len(short) or "" in short:
-        short = ["_".join(part for part in Path(name).parts if part.strip("/.")) for name in checkpoints]
-    if len(set(short)) < len(short) or "" in short:
+    names = [Path(name).name for name in checkpoints]
+    if len(set(names)) < len(names) or "" in names:
+        names = ["_".join(part for part in Path(name).parts if part.strip("/.")) for name in checkpoints]
+    if len(set(names)) < len(names) or "" in names:
         raise BadInput(f"The paths {' and '.join(checkpoints)} do not tell the checkpoints apart: write them in full.")
-    return short
+    return names
 
 
 def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, size: int = 512) -> list[Path]:
-    """One face-square video per prompt, named after it."""
-    found = read_prompts(prompts)
+    """Render one video of the face square per prompt, named after the prompt.
+
+    Args:
+        checkpoint: name or folder of the generator.
+        prompts: folder of portraits and recordings.
+        folder: output folder; videos that are there and unchanged are kept.
+        seed: random seed of the motion.
+        size: side of the video in pixels.
+
+    Returns:
+        The video files, in the order of the prompts.
+    """
+    all_prompts = read_prompts(prompts)
     pipeline = AnimatePipeline.from_pretrained(checkpoint)
     weights = _digest(checkpoint_folder(checkpoint) / "model.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
-    record, made, videos = folder / RECORD, _recorded(folder), []
-    for prompt in track(found, description=f"rendering {checkpoint}", console=Console(stderr=True)):
+    record_file, rendered, videos = folder / RECORD, _read_record(folder), []
+    for prompt in track(all_prompts, description=f"rendering {checkpoint}", console=Console(stderr=True)):
         target = folder / f"{prompt.id}.mp4"
         videos.append(target)
         sources = [__version__, weights, _digest(prompt.image), _digest(prompt.audio), str(seed), str(size)]
         origin = hashlib.sha256("\n".join(sources).encode()).hexdigest()
-        if target.is_file() and made.get(prompt.id, {}).get("origin") == origin:
+        if target.is_file() and rendered.get(prompt.id, {}).get("origin") == origin:
             continue
         watch = Stopwatch()
         portrait = Portrait.from_image(read_image(prompt.image), size, str(prompt.image))
         video = pipeline(portrait, prompt.audio, seed=seed, crop=True)
         video.save(target, sign=False, watermark=False, watch=watch)
-        made[prompt.id] = {"origin": origin, "cost": watch.cost()}
-        write_json(record, made)
+        rendered[prompt.id] = {"origin": origin, "cost": watch.cost()}
+        write_json(record_file, rendered)
     return videos
 
 
 def rendering_costs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Figures per video (``Stopwatch.cost``) of a folder that ``render_prompts`` filled; empty for any other."""
-    return {name: entry["cost"] for name, entry in _recorded(folder).items() if "cost" in entry}
+    """Return the cost of each video (``Stopwatch.cost``) in a folder of ``render_prompts``; else an empty dict."""
+    return {name: entry["cost"] for name, entry in _read_record(folder).items() if "cost" in entry}
 
 
 class Stopwatch:
-    """What making one video costs, from the moment it exists to the last frame: encoding included, loading not."""
+    """Measures the cost of making one video, from its creation to the last frame: encoding included, loading not."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -85,7 +96,7 @@ class Stopwatch:
         self._frames = 0
 
     def __call__(self, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The frames, counted."""
+        """Yield the frames and count them."""
         for frame in frames:
             if self._first is None:
                 self._first = time.monotonic() - self._began
@@ -93,10 +104,14 @@ class Stopwatch:
             yield frame
 
     def cost(self) -> dict[str, float]:
-        """frames_per_second, seconds_per_second (of video), first_frame (seconds), peak_memory (MB, of the process;
-        left out on Windows, which does not report it)."""
+        """Return the cost of the video so far.
+
+        Returns:
+            ``frames_per_second``, ``seconds_per_second`` (seconds of work per second of video), ``first_frame``
+            (seconds until it was there) and ``peak_memory`` (MB of the process; missing on Windows).
+        """
         seconds = time.monotonic() - self._began
-        found = {
+        figures = {
             "frames_per_second": round(self._frames / seconds, 2),
             "seconds_per_second": round(seconds * FPS / max(1, self._frames), 3),
             "first_frame": round(self._first or seconds, 3),
@@ -106,17 +121,17 @@ class Stopwatch:
 
             # Kilobytes on Linux, bytes on macOS.
             unit = 2**20 if sys.platform == "darwin" else 2**10
-            found["peak_memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-        return found
+            figures["peak_memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+        return figures
 
 
-def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
     record = folder / RECORD
     try:
-        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        entries = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     except json.JSONDecodeError:
         return {}
-    return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
 
 
 def _digest(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""What is asked for: every setting of a video.
+"""The request for one video: every setting, what goes together, and the parsers of its text forms.
 
     AnimateRequest(image=Path("me.jpg"), audio=Path("me.wav"), seed=3, crop=True)
 
-The command line fills one in, the studio queues them, and ``AnimatePipeline.run`` makes the video. Importing this
-module imports nothing heavy.
+The command line fills one in, the studio queues them, and ``AnimatePipeline.run`` makes the video. ``check`` and its
+relatives test a request before anything is read. Importing this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
 
 
 GUIDE_DIMENSIONS = ("sync", "expression", "motion")
-"""Dimensions of the latent reward that can guide a video, in its order."""
+"""Dimensions of the latent reward that can guide a video, in the order of its outputs."""
 LARGEST_GUIDE_WEIGHT = 10.0
-"""The most that was measured, of any weight (docs/preference_methods.md)."""
+"""Largest weight whose effect was measured (docs/preference_methods.md)."""
 USEFUL_GUIDE_WEIGHT = {"sync": 10.0, "expression": 3.0, "motion": 3.0}
-"""The most that helps: beyond, a weight costs more than it moves."""
+"""Largest weight that helps; larger ones cost more quality than they gain."""
 MOST_CANDIDATES = 64
 SIZES = range(64, 2049)
 
 
 @dataclass(frozen=True)
 class SpeakerTurn:
-    """One recording of a conversation and who speaks it."""
+    """One recording of a conversation, and its speaker."""
 
     speaker: int
     """0 sits on the left, 1 on the right."""
     image: Path
     """Photo of the speaker, the same with each of the speaker's recordings."""
     audio: Path
-    """What the speaker says."""
+    """Recording of what the speaker says."""
 
     @classmethod
     def parse(cls, text: str) -> SpeakerTurn:
-        """Read ``1=photo.jpg,speech.wav``; the command line counts speakers from 1.
+        """Parse ``1=photo.jpg,speech.wav``; the command line counts speakers from 1.
 
         Raises:
-            BadInput: it is not of this form.
+            BadInput: the text is not of this form.
         """
         number, _, paths = text.partition("=")
         image, _, audio = paths.rpartition(",")
@@ -57,14 +57,14 @@ class SpeakerTurn:
 
 @dataclass(frozen=True)
 class AnimateRequest:
-    """One talking video: what it is made from, and the settings."""
+    """The inputs and settings of one talking video."""
 
     image: Path | None = None
     """Portrait to animate: photo, painting or drawing."""
     video: Path | None = None
     """Footage to dub instead of a portrait: only its lips change."""
     speakers: tuple[SpeakerTurn, ...] = ()
-    """Two people who talk, instead of one portrait: side by side, or two faces of one photo."""
+    """Two speakers instead of one portrait: shown side by side, or as two faces of one photo."""
     audio: Path | None = None
     """Speech: any audio or video file."""
     text: str | None = None
@@ -74,7 +74,7 @@ class AnimateRequest:
     checkpoint: str = "rl"
     """Generator: rl, sft, or a folder."""
     seed: int = 0
-    """Random seed: another number gives other motion for the same speech."""
+    """Random seed: another seed gives different motion for the same speech."""
     intensity: float = 1.0
     """How expressive the motion is, from 0.6 to 1.6."""
     denoise: bool = True
@@ -98,20 +98,20 @@ class AnimateRequest:
     motion_in: Path | None = None
     """Motion file (.csv or .json) to draw instead of generating motion."""
     guide: Mapping[str, float] = field(default_factory=dict)
-    """Weights of sync, expression and motion (0 to 10) by which the latent reward bends every chunk of motion."""
+    """Weights of sync, expression and motion (0 to 10) with which the latent reward guides every chunk of motion."""
     best_of: int = 1
-    """How many candidates are generated, of which the best is kept."""
+    """Number of candidates that are generated; the best one is used."""
     by: str | None = None
-    """Reward that chooses among the candidates: reward (default), sync, expression, motion, or any other by name."""
+    """Reward that ranks the candidates: reward (default), sync, expression, motion, or the name of any other."""
     prune: bool = False
-    """Choose among the candidates chunk by chunk, which is cheaper and works with streams."""
+    """Choose the best candidate chunk by chunk, which is cheaper and works with streams."""
     loop: bool = False
-    """Where speech is longer than the footage, play the footage backwards and forwards in turn until it ends."""
+    """Play the footage forwards and backwards in turn until the speech ends, if the speech is longer."""
     turns: bool = False
     """Play the speakers' recordings one after the other instead of all from the start."""
 
     def controls(self) -> Controls:
-        """Scales and gaze that are applied to the motion.
+        """Return the scales and the gaze direction that are applied to the motion.
 
         Raises:
             BadInput: a scale or an angle is out of range.
@@ -121,15 +121,15 @@ class AnimateRequest:
         return Controls(self.blink, self.head_motion, self.expression_scale, self.gaze)
 
     def check(self) -> None:
-        """Check that the settings are possible and go together, before anything is read.
+        """Check that the settings are possible and compatible, before anything is read.
 
         Raises:
-            BadInput: they are not.
+            BadInput: a setting is impossible, or two settings exclude each other.
         """
         if not 1 <= self.best_of <= MOST_CANDIDATES:
             raise BadInput(f"--best-of {self.best_of} is not possible: give a number from 1 to {MOST_CANDIDATES}.")
         if self.best_of == 1 and (self.by is not None or self.prune):
-            raise BadInput("--by and --prune say how to choose: give --best-of N with N of 2 or more.")
+            raise BadInput("--by and --prune set how candidates are compared: give --best-of N with N of 2 or more.")
         if self.prune and (self.by or "reward") not in ("reward", *GUIDE_DIMENSIONS):
             raise BadInput(f"--prune looks at single chunks: --by must be reward, {', '.join(GUIDE_DIMENSIONS)}.")
         check_guide(self.guide)
@@ -137,39 +137,41 @@ class AnimateRequest:
         for name in ("video", "speakers", "motion_in"):
             if reward_flag and getattr(self, name):
                 flag = "--speaker" if name == "speakers" else f"--{name.replace('_', '-')}"
-                raise BadInput(f"{reward_flag} goes with --image and a new performance: leave out {flag}.")
+                raise BadInput(f"{reward_flag} works with --image and newly generated motion: leave out {flag}.")
         if self.size is not None and (self.size not in SIZES or self.size % 2):
             raise BadInput(f"--size {self.size} is not possible: give an even number from 64 to 2048.")
         if self.motion_in and self.intensity != 1.0:
-            raise BadInput("--intensity shapes a new performance: leave out --motion-in, or use --expression-scale.")
+            raise BadInput(
+                "--intensity changes newly generated motion: leave out --motion-in, or use --expression-scale."
+            )
         if self.background:
             parse_colour(self.background)
 
     def check_inputs(self) -> None:
-        """Check that the settings go with what the video is made from: a photo, footage, or two speakers.
+        """Check that the settings are compatible with the input: a photo, footage, or two speakers.
 
         Raises:
-            BadInput: they do not.
+            BadInput: a setting does not apply to this kind of input.
         """
         self.check()
-        for names, kept in ((_MOTION_SETTINGS, "performance"), (_FRAMING_SETTINGS, "picture")):
+        for names, unchanged in ((_MOTION_SETTINGS, "motion"), (_FRAMING_SETTINGS, "picture")):
             changed = [name for name in names if getattr(self, name) != _DEFAULTS[name]]
             if self.video and changed:
                 flag = f"--{changed[0].replace('_', '-')}"
-                raise BadInput(f"{flag} works with --image only: a dubbed video keeps its own {kept}.")
+                raise BadInput(f"{flag} works with --image only: a dubbed video keeps its own {unchanged}.")
         if self.loop and not self.video:
             raise BadInput("--loop works with --video only: a photo speaks for as long as the speech lasts.")
         if self.speakers:
             self._check_speakers()
 
     def check_stream(self) -> None:
-        """Check that the settings go with speech that is still coming in.
+        """Check that the settings are compatible with speech that is still arriving.
 
         Raises:
-            BadInput: they do not.
+            BadInput: a setting does not apply to this kind of input.
         """
         if self.best_of > 1 and not self.prune:
-            raise BadInput("--stream cannot wait for whole performances: add --prune to choose chunk by chunk.")
+            raise BadInput("--stream cannot compare whole candidates: add --prune to choose chunk by chunk.")
         for name in ("video", "motion_in"):
             if getattr(self, name):
                 flag = f"--{name.replace('_', '-')}"
@@ -196,7 +198,7 @@ class AnimateRequest:
 
 
 class AnimateSettings(TypedDict, total=False):
-    """Keyword arguments of ``AnimatePipeline``: the fields of ``AnimateRequest`` that say how, not from what."""
+    """Keyword arguments of ``AnimatePipeline``: the fields of ``AnimateRequest`` that are settings, not inputs."""
 
     seed: int
     intensity: float
@@ -216,16 +218,16 @@ class AnimateSettings(TypedDict, total=False):
     prune: bool
 
 
-_DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(AnimateRequest)}
+_DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(AnimateRequest)}
 _MOTION_SETTINGS = ("intensity", "blink", "head_motion", "expression_scale", "gaze", "motion_in")
 _FRAMING_SETTINGS = ("crop", "size", "background")
 
 
 def parse_guide(text: str | None) -> dict[str, float]:
-    """Read ``sync=1,motion=0.3`` as weights by name.
+    """Parse ``sync=1,motion=0.3`` into weights by dimension.
 
     Raises:
-        BadInput: an unknown name, one that is given twice, or a weight that is no number from 0 to 10.
+        BadInput: a name is unknown or given twice, or a weight is no number from 0 to 10.
     """
     weights: dict[str, float] = {}
     for part in text.split(",") if text else ():
@@ -242,26 +244,30 @@ def parse_guide(text: str | None) -> dict[str, float]:
 
 
 def check_guide(weights: Mapping[str, float], text: str | None = None) -> None:
-    """Check the names and weights of ``AnimateRequest.guide``; ``text`` is a weight as the user wrote it.
+    """Check the names and weights of ``AnimateRequest.guide``.
+
+    Args:
+        weights: weight by dimension.
+        text: the weight as the user wrote it, for the message.
 
     Raises:
-        BadInput: an unknown name, or a weight outside 0 to 10.
+        BadInput: a name is unknown, or a weight lies outside 0 to 10.
     """
     for name, weight in weights.items():
         if name not in GUIDE_DIMENSIONS:
             raise BadInput(f"--guide knows no {name!r}: choose from {', '.join(GUIDE_DIMENSIONS)}, such as sync=1.")
         if not 0 <= weight <= LARGEST_GUIDE_WEIGHT:
-            written = f"{weight:g}" if text is None else text
+            shown_weight = f"{weight:g}" if text is None else text
             raise BadInput(
-                f"--guide {name}={written} is not possible: give a weight from 0 to {LARGEST_GUIDE_WEIGHT:g}."
+                f"--guide {name}={shown_weight} is not possible: give a weight from 0 to {LARGEST_GUIDE_WEIGHT:g}."
             )
 
 
 def parse_gaze(text: str) -> tuple[float, float]:
-    """Read ``10,-5`` as degrees to the viewer's right and up.
+    """Parse ``10,-5`` into degrees to the viewer's right and up.
 
     Raises:
-        BadInput: it is not two numbers.
+        BadInput: the text is not two numbers.
     """
     try:
         right, up = (float(part) for part in text.split(","))
@@ -271,10 +277,10 @@ def parse_gaze(text: str) -> tuple[float, float]:
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a colour's name in CSS or of ``#rrggbb``.
+    """Convert a CSS colour name or ``#rrggbb`` to red, green and blue from 0 to 255.
 
     Raises:
-        BadInput: it is neither.
+        BadInput: the text is neither.
     """
     from PIL import ImageColor
 

@@ -1,22 +1,17 @@
-"""Who speaks when in a conversation, and how the other listens.
+"""Timing of a two-person conversation: who speaks when, and how the other one listens.
 
-Who speaks when.
+Recordings are placed on two tracks of 16 kHz, either all from the start or one after the other (``turns``). A
+microphone also picks up the voice from across the table, so a track is muted wherever the other one is far louder.
 
-    one clock     both recordings run from the start: a conversation on two tracks
-    turns         one recording after the other, each on its speaker's track
-
-A voice that a microphone picks up from across the table is not its owner's: where the other track is far louder, a
-track is silent.
-
-A listener listens: the generator has learned speaking only, so what belongs to listening is laid over it.
+The generator was trained on speech only, so the behaviour of a listener is added to its motion:
 
     listening(t) = other speaks · self silent
-    head   ← head · (1 − listening / 2)  +  nods where the other pauses
-    lids   ← lids ∨ blinks, some of them at those pauses
+    head   ← head · (1 − listening / 2)  +  nods at pauses of the other
+    lids   ← max(lids, blinks), some of them at those pauses
     gaze   ← gaze towards the other
 
-Lips need nothing: they rest while their own track is silent. People nod and blink where a speaker pauses far more than
-elsewhere (Dittmann & Llewellyn 1968; Nakano & Kitazawa 2010).
+Lips need no change: they stay closed while their own track is silent. People nod and blink at pauses of the speaker far
+more often than elsewhere (Dittmann & Llewellyn 1968; Nakano & Kitazawa 2010).
 """
 
 from __future__ import annotations
@@ -35,27 +30,38 @@ from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, MotionBasis
 from flowportrait.rendering.motion_filters import gaze_coefficients
 
+# --- Tracks ---
+
 SPEAKERS = 2
 BETWEEN = 0.3
 """Seconds between turns."""
 _CROSSTALK = 10 ** (-9 / 20)
-"""A voice across the table arrives at least 9 dB below its owner's (both levelled); people who talk at once do not
-differ so much for long."""
-_AROUND = 9
-"""Frames over which loudness is compared: a syllable's pause is not the other's turn."""
-_FLOOR = 1e-4
+"""A voice from across the table arrives at least 9 dB quieter than at its own microphone (both levelled); people who
+talk at the same time do not differ that much for long."""
+_COMPARISON_FRAMES = 9
+"""Frames over which loudness is compared, so that a pause between syllables does not count as the other's turn."""
+_MIN_LOUDNESS = 1e-4
 
 
 def tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool = False) -> np.ndarray:
-    """Tracks ``[2, N]`` of 16 kHz from ``(speaker 0 or 1, samples)``, at a common loudness, without crosstalk."""
-    return without_crosstalk(_placed(recordings, in_turn))
+    """Place recordings on one track per speaker, at a common loudness and without crosstalk.
+
+    Args:
+        recordings: pairs of a speaker (0 or 1) and samples ``[n]`` at 16 kHz.
+        in_turn: play the recordings one after the other instead of all from the start.
+
+    Returns:
+        Tracks ``[2, N]`` at 16 kHz.
+    """
+    return without_crosstalk(_place_on_tracks(recordings, in_turn))
 
 
 def conversation_sound(
     recordings: Sequence[tuple[int, np.ndarray]], sounds: Sequence[Sound], in_turn: bool = False
 ) -> Sound:
-    """What the video of a conversation plays: ``tracks`` mixed, at the highest rate of the recordings, in stereo where
-    one of them is.
+    """Mix the sound that the video of a conversation plays.
+
+    It has the highest sample rate of the recordings, and is stereo if one of them is.
 
     Args:
         recordings: as for ``tracks``.
@@ -64,32 +70,32 @@ def conversation_sound(
     """
     rate = max(SAMPLE_RATE, *(sound.rate for sound in sounds))
     layout = "mono" if all(sound.layout == "mono" for sound in sounds) else "stereo"
-    weight = _owner_weight(_placed(recordings, in_turn))
+    weight = _owner_weight(_place_on_tracks(recordings, in_turn))
     total = round(weight.shape[1] * rate / SAMPLE_RATE)
     mixed = np.zeros((1 if layout == "mono" else 2, total), np.float32)
-    starts = _starts(recordings, in_turn)
+    starts = _start_samples(recordings, in_turn)
     for (speaker, samples), sound, start in zip(recordings, sounds, starts, strict=True):
-        place = round(start * rate / SAMPLE_RATE)
-        played = _converted(sound, rate, layout)[:, : total - place] * level_gain(samples)
-        moments = np.arange(place, place + played.shape[1]) * SAMPLE_RATE // rate
-        mixed[:, place : place + played.shape[1]] += played * weight[speaker, moments]
+        first = round(start * rate / SAMPLE_RATE)
+        played = _resample(sound, rate, layout)[:, : total - first] * level_gain(samples)
+        speech_samples = np.arange(first, first + played.shape[1]) * SAMPLE_RATE // rate
+        mixed[:, first : first + played.shape[1]] += played * weight[speaker, speech_samples]
     return Sound(mixed, rate, layout)
 
 
-def without_crosstalk(heard: np.ndarray) -> np.ndarray:
-    """Tracks ``[2, N]`` with silence wherever the other is more than 9 dB louder around it."""
-    return (heard * _owner_weight(heard)).astype(np.float32)
+def without_crosstalk(levelled: np.ndarray) -> np.ndarray:
+    """Mute each of the tracks ``[2, N]`` wherever the other one is more than 9 dB louder."""
+    return (levelled * _owner_weight(levelled)).astype(np.float32)
 
 
-def _starts(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> list[int]:
-    """At which sample of 16 kHz every recording begins."""
+def _start_samples(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> list[int]:
+    """Return the sample (at 16 kHz) at which every recording starts."""
     lengths = [len(samples) + round(BETWEEN * SAMPLE_RATE) if in_turn else 0 for _, samples in recordings]
     return [sum(lengths[:index]) for index in range(len(lengths))]
 
 
-def _placed(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> np.ndarray:
-    """Tracks ``[2, N]`` of the levelled recordings."""
-    starts = _starts(recordings, in_turn)
+def _place_on_tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> np.ndarray:
+    """Return the levelled recordings as tracks ``[2, N]``."""
+    starts = _start_samples(recordings, in_turn)
     ends = [start + len(samples) for start, (_, samples) in zip(starts, recordings, strict=True)]
     result = np.zeros((SPEAKERS, max(ends)), np.float32)
     for start, end, (speaker, samples) in zip(starts, ends, recordings, strict=True):
@@ -97,21 +103,21 @@ def _placed(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> np.n
     return result
 
 
-def _owner_weight(heard: np.ndarray) -> np.ndarray:
-    """How much of each track ``[2, N]`` is its owner's voice at every sample, 0 to 1."""
-    frames = -(-heard.shape[1] // SAMPLES_PER_FRAME)
+def _owner_weight(levelled: np.ndarray) -> np.ndarray:
+    """Return the share, 0 to 1, of the track's own speaker in every sample of tracks ``[2, N]``."""
+    frames = -(-levelled.shape[1] // SAMPLES_PER_FRAME)
     padded = np.zeros((SPEAKERS, frames * SAMPLES_PER_FRAME))
-    padded[:, : heard.shape[1]] = heard
+    padded[:, : levelled.shape[1]] = levelled
     loudness = np.sqrt((padded.reshape(SPEAKERS, frames, -1) ** 2).mean(2))
-    around = maximum_filter1d(loudness, _AROUND, axis=1) + _FLOOR
-    own = (around >= _CROSSTALK * around[::-1]).repeat(SAMPLES_PER_FRAME, axis=1)
-    # Where a track begins or ends, 40 ms of fading: a cut would click.
-    weight = np.stack([np.convolve(row, np.full(SAMPLES_PER_FRAME, 1 / SAMPLES_PER_FRAME), "same") for row in own])
-    return weight[:, : heard.shape[1]]
+    nearby_peak = maximum_filter1d(loudness, _COMPARISON_FRAMES, axis=1) + _MIN_LOUDNESS
+    is_owner = (nearby_peak >= _CROSSTALK * nearby_peak[::-1]).repeat(SAMPLES_PER_FRAME, axis=1)
+    # Fade over 40 ms where a track is muted or unmuted, because a hard cut would click.
+    weight = np.stack([np.convolve(row, np.full(SAMPLES_PER_FRAME, 1 / SAMPLES_PER_FRAME), "same") for row in is_owner])
+    return weight[:, : levelled.shape[1]]
 
 
-def _converted(sound: Sound, rate: int, layout: str) -> np.ndarray:
-    """Samples ``[C, N]`` of a sound at another rate and in other channels."""
+def _resample(sound: Sound, rate: int, layout: str) -> np.ndarray:
+    """Return samples ``[C, N]`` of a sound at another rate and channel layout."""
     if (sound.rate, sound.layout) == (rate, layout):
         return sound.samples
     resampler = av.AudioResampler(format="flt", layout=layout, rate=rate)
@@ -123,68 +129,82 @@ def _converted(sound: Sound, rate: int, layout: str) -> np.ndarray:
     return np.concatenate([part.to_ndarray().reshape(-1, channels) for part in frames]).T
 
 
+# --- Listening ---
+
 NOD_DEGREES, NOD_HERTZ, NOD_FRAMES = 4.0, 2.5, 20
 NOD_SHARE = 0.6
-"""Of the other's pauses, how many are answered by a nod."""
+"""Share of the other's pauses at which the listener nods."""
 BLINK_SECONDS = (2.0, 5.0)
-"""Between blinks."""
+"""Shortest and longest time between blinks."""
 _BLINK = 3.6 * torch.tensor([0.45, 1.0, 0.85, 0.45, 0.15])
-"""A closing lid, in standard deviations; as deep as the generator's own."""
-_EASE = 9
-"""Frames over which a part is taken up and given up."""
-_PAUSE = 5
-"""Frames without speech after which a pause is taken for one."""
+"""Lid closure of a blink per frame, in standard deviations; as deep as the generator's own blinks."""
+_FADE_FRAMES = 9
+"""Frames over which listening behaviour fades in and out."""
+_PAUSE_FRAMES = 5
+"""Frames without speech that count as a pause."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """How one person listens. toward: where the other is, -1 to the viewer's left, 1 to the right, 0 in front."""
+    """Adds listening behaviour to the motion of one person.
+
+    Attributes:
+        toward: where the other person sits: -1 to the viewer's left, 1 to the right, 0 in front.
+        gaze_degrees: how far the eyes turn towards the other person.
+        seed: random seed of nods and blinks.
+    """
 
     toward: float = 0.0
     gaze_degrees: float = 7.0
     seed: int = 0
 
     def __call__(self, motion: torch.Tensor, own: np.ndarray, other: np.ndarray) -> torch.Tensor:
-        """Motion ``[T, 30]`` of who speaks where ``own`` ``[T]`` and listens where ``other`` ``[T]`` is above zero."""
+        """Return motion with nods, blinks and gaze added while the person listens.
+
+        Args:
+            motion: ``[T, 30]`` of the person.
+            own: speech gate ``[T]`` of the person, above zero while speaking.
+            other: speech gate ``[T]`` of the other person.
+        """
         rng = np.random.default_rng(self.seed)
         listening = (other > 0) & (own == 0)
-        share = torch.from_numpy(uniform_filter1d(listening.astype(np.float32), _EASE))[:, None]
+        share = torch.from_numpy(uniform_filter1d(listening.astype(np.float32), _FADE_FRAMES))[:, None]
         result = motion.clone()
         result[:, HEAD] *= 1 - 0.5 * share
         result[:, GAZE] += share * gaze_coefficients(self.toward * self.gaze_degrees, 0.0)
         silent = own == 0
-        pauses = [at for at in pauses_of(other) if silent[at : at + NOD_FRAMES].all()]
-        nodded = [at for at in pauses if rng.random() < NOD_SHARE]
-        for at in nodded:
+        pauses = [frame for frame in pauses_of(other) if silent[frame : frame + NOD_FRAMES].all()]
+        nod_starts = [frame for frame in pauses if rng.random() < NOD_SHARE]
+        for at in nod_starts:
             nod = _nod()[: len(result) - at]
             result[at : at + len(nod), HEAD.start] += nod
-        for at in self._blinks(silent, pauses, rng):
+        for at in self._blink_frames(silent, pauses, rng):
             lid = _BLINK[: len(result) - at, None]
             result[at : at + len(lid), BLINK] = torch.maximum(result[at : at + len(lid), BLINK], lid)
         return result
 
-    def _blinks(self, silent: np.ndarray, pauses: list[int], rng: np.random.Generator) -> list[int]:
-        found, due = [], 0
+    def _blink_frames(self, silent: np.ndarray, pauses: list[int], rng: np.random.Generator) -> list[int]:
+        frames, next_blink = [], 0
         for at in range(len(silent)):
-            if silent[at] and (at >= due or (at in pauses and at > due - FPS)):
+            if silent[at] and (at >= next_blink or (at in pauses and at > next_blink - FPS)):
                 if at:
-                    found.append(at)
-                due = at + round(FPS * rng.uniform(*BLINK_SECONDS))
+                    frames.append(at)
+                next_blink = at + round(FPS * rng.uniform(*BLINK_SECONDS))
             elif not silent[at]:
-                # A speaker blinks by himself; the next of these is due some time after.
-                due = max(due, at + FPS)
-        return found
+                # The generated motion of a speaker already blinks; the next added blink comes some time later.
+                next_blink = max(next_blink, at + FPS)
+        return frames
 
 
 def pauses_of(speech: np.ndarray) -> list[int]:
-    """Frames in which a pause of the speaker with gate ``[T]`` is noticed."""
+    """Return the frames at which pauses begin in a speech gate ``[T]``."""
     spoken = speech > 0
     ends = np.flatnonzero(spoken[:-1] & ~spoken[1:]) + 1
-    return [int(end) for end in ends if not spoken[end : end + _PAUSE].any()]
+    return [int(end) for end in ends if not spoken[end : end + _PAUSE_FRAMES].any()]
 
 
 def _nod() -> torch.Tensor:
-    """Pitch ``[20]`` in standard deviations of a nod: down and up, and once more but less."""
+    """Return the head pitch ``[20]`` of a nod in standard deviations: down and up twice, the second time less."""
     time = np.arange(NOD_FRAMES) / FPS
     down = (1 - np.cos(2 * np.pi * NOD_HERTZ * time)) / 2
     degrees = NOD_DEGREES * down * np.linspace(1, 0, NOD_FRAMES)

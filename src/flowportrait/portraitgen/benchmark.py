@@ -1,18 +1,9 @@
-"""The portrait benchmark: pictures for known prompts, their artefacts and scores.
-
-PortraitBench: pictures for known prompts, judged; artefact rates and scores with their intervals.
+"""This module holds PortraitBench: pictures for known prompts are judged, and two results are compared.
 
     prompts ─► pictures, of a folder or a generator ─► OmniReward · AI-Portrait · agreement ─► results.json
 
-Rates have Wilson's interval over pictures, scores a bootstrap interval; counts say over how many. ``results.json``
-holds no path and no machine: two of them are comparable if prompts, version and judge agree.
-
-Two results of PortraitBench, picture by picture, and the tests that this takes.
-
-Generators that PortraitBench can call: a portrait flow, or a function of the user's own.
-
---policy FOLDER                      a flow of ``portrait_flow``: of a prompt it knows pose, tone, light, expression
---policy package.module:function     function(text, seed) -> [H, W, 3] uint8 RGB
+The parts in order: generating pictures, judging them (``run``), tables for the terminal, the comparison of two results
+(``compare``), and the generators that ``--policy`` can name.
 """
 
 from __future__ import annotations
@@ -39,15 +30,19 @@ from flowportrait.portraitgen.portrait_flow import PortraitFlow, Still, as_frame
 from flowportrait.portraitgen.taxonomy import TAXONOMY, VERSION, BenchPrompt, digest
 from flowportrait.terminal import progress
 
+# --- Pictures
+
 Draw = Callable[[BenchPrompt, int], np.ndarray]
-"""``(prompt, seed) -> picture [H, W, 3] uint8 RGB``."""
+"""A generator: ``(prompt, seed) -> picture [H, W, 3] uint8 RGB``."""
 
 
 def pictures_in(folder: Path, prompts: Sequence[BenchPrompt]) -> list[tuple[BenchPrompt, str, Path]]:
-    """Pictures of a folder with their prompts: ``ID.png``, or ``ID_0.png``, ``ID_1.png``, … for several of a prompt.
+    """Return the pictures of a folder with their prompts, each as (prompt, name, path).
+
+    Pictures are named ``ID.png``, or ``ID_0.png``, ``ID_1.png``, … for several of one prompt.
 
     Raises:
-        BadInput: no such folder, or no picture in it that belongs to a prompt.
+        BadInput: the folder is missing, or has no picture that belongs to a prompt.
     """
     if not folder.is_dir():
         raise BadInput(f"No folder at {folder}: give the folder with the pictures to be judged.")
@@ -63,7 +58,14 @@ def pictures_in(folder: Path, prompts: Sequence[BenchPrompt]) -> list[tuple[Benc
 
 
 def drawn(draw: Draw, prompts: Sequence[BenchPrompt], per_prompt: int, folder: Path) -> None:
-    """Draw what is not there yet, into ``folder``."""
+    """Generate the pictures that are missing in a folder.
+
+    Args:
+        draw: the generator.
+        prompts: the prompts.
+        per_prompt: pictures per prompt, with the seeds 0, 1, …
+        folder: folder of the pictures ``ID_SEED.png``.
+    """
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,10 +75,24 @@ def drawn(draw: Draw, prompts: Sequence[BenchPrompt], per_prompt: int, folder: P
             Image.fromarray(draw(prompt, seed)).save(partial, "PNG")
 
 
+# --- Judging
+
+
 def run(
     named: Iterable[tuple[BenchPrompt, str, Path]], judge: StillJudge, prompts: Sequence[BenchPrompt], total: int
 ) -> dict[str, Any]:
-    """Judge pictures; see the module for what comes back."""
+    """Judge pictures and return the content of ``results.json``.
+
+    Rates of artefacts have Wilson's interval over pictures, scores a bootstrap interval, and counts give the number of
+    pictures. The result has no path and no name of a machine; two results are comparable if their prompts, version and
+    judge are equal.
+
+    Args:
+        named: the pictures, each as (prompt, name, path).
+        judge: the judge of stills.
+        prompts: the whole set of prompts.
+        total: number of pictures, for the progress bar.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for prompt, name, path in progress(named, total, "judging"):
         still = Still(read_image(path), prompt.text, name)
@@ -85,12 +101,12 @@ def run(
         scores |= {f"omni_reward/{key}": value for key, value in verdicts["omni_reward"].dimensions.items()}
         met = agreement(still.look, prompt.terms)
         scores |= {f"agreement/{key}": float(value) for key, value in met.items()}
-        why = {rubric: verdict.failure.detail for rubric, verdict in verdicts.items() if verdict.failure}
+        failures = {rubric: verdict.failure.detail for rubric, verdict in verdicts.items() if verdict.failure}
         rows[name] = {
             "terms": prompt.terms,
             "artefacts": dict(verdicts["ai_portrait"].artefacts),
             "scores": scores,
-            "failures": why,
+            "failures": failures,
             "rationale": {rubric: verdict.rationale for rubric, verdict in verdicts.items()},
         }
     return {
@@ -106,23 +122,23 @@ def run(
 
 
 def name_of(picture: str, prompts: Sequence[BenchPrompt]) -> str:
-    """The prompt's id in a picture's name."""
+    """Return the prompt's id in a picture's name."""
     return picture if any(prompt.id == picture for prompt in prompts) else picture.rpartition("_")[0]
 
 
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Rates of artefacts and means of scores over pictures."""
+    """Return the rates of artefacts, the rate of pictures without any, and the means of scores over pictures."""
     rates = {}
     for artefact in CATALOGUE:
-        told = [row["artefacts"].get(artefact.name) for row in rows.values()]
-        known = [bool(value) for value in told if value is not None]
+        values = [row["artefacts"].get(artefact.name) for row in rows.values()]
+        known = [bool(value) for value in values if value is not None]
         if known:
             rates[artefact.name] = {"part": artefact.part, **rate(sum(known), len(known))}
     scores = {}
     for key in sorted({key for row in rows.values() for key in row["scores"]}):
-        values = np.array([row["scores"][key] for row in rows.values() if row["scores"].get(key) is not None], float)
-        if len(values):
-            found = bootstrap_mean(values)
+        numbers = np.array([row["scores"][key] for row in rows.values() if row["scores"].get(key) is not None], float)
+        if len(numbers):
+            found = bootstrap_mean(numbers)
             scores[key] = {"mean": found.mean, "low": found.low, "high": found.high, "pictures": found.clips}
     free = [sum(bool(v) for v in row["artefacts"].values()) == 0 for row in rows.values() if row["artefacts"]]
     clean = rate(sum(free), len(free)) if free else None
@@ -130,7 +146,7 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def rate(count: int, total: int) -> dict[str, float]:
-    """A share with Wilson's 95 % interval."""
+    """Return a rate with Wilson's 95 % confidence interval."""
     interval = binomtest(count, total).proportion_ci(method="wilson")
     return {
         "count": count, "of": total, "rate": count / total, "low": float(interval.low), "high": float(interval.high),
@@ -138,52 +154,61 @@ def rate(count: int, total: int) -> dict[str, float]:
 
 
 def by_term(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """AI-Portrait's score and the mean number of artefacts per value of every dimension: where a generator is weak."""
+    """Return AI-Portrait's mean score and the mean number of artefacts for every value of every dimension.
+
+    The table shows with which prompts a generator is weak.
+    """
     table: dict[str, dict[str, Any]] = {}
     for dimension, values in TAXONOMY.items():
         for value in values:
-            own = [row for row in rows.values() if row["terms"].get(dimension) == value]
-            scores = [row["scores"]["ai_portrait"] for row in own if row["scores"].get("ai_portrait") is not None]
+            matching = [row for row in rows.values() if row["terms"].get(dimension) == value]
+            scores = [row["scores"]["ai_portrait"] for row in matching if row["scores"].get("ai_portrait") is not None]
             if scores:
-                counts = [sum(bool(v) for v in row["artefacts"].values()) for row in own]
+                counts = [sum(bool(v) for v in row["artefacts"].values()) for row in matching]
                 table[f"{dimension}/{value}"] = {
-                    "pictures": len(own), "ai_portrait": float(np.mean(scores)), "artefacts": float(np.mean(counts)),
+                    "pictures": len(matching), "ai_portrait": float(np.mean(scores)),
+                    "artefacts": float(np.mean(counts)),
                 }  # fmt: skip
     return table
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """For the terminal."""
+    """Return the tables of artefacts and scores of a result, for the terminal."""
     judge, covered = found["judge"], found["covered"]
     rates = Table(title=f"artefacts, {judge['kind']}: {covered['pictures']} pictures of {covered['prompts']} prompts")
     for head in ("part", "artefact", "pictures", "rate", "95 %"):
         rates.add_column(head)
-    for name, own in found["artefacts"].items():
-        interval = f"{own['low']:.1%} … {own['high']:.1%}"
-        rates.add_row(own["part"], name, f"{own['count']} of {own['of']}", f"{own['rate']:.1%}", interval)
+    for name, row in found["artefacts"].items():
+        interval = f"{row['low']:.1%} … {row['high']:.1%}"
+        rates.add_row(row["part"], name, f"{row['count']} of {row['of']}", f"{row['rate']:.1%}", interval)
     scores = Table(title="scores: 1 to 5, agreement 0 to 1")
     for head in ("score", "mean", "95 %", "pictures"):
         scores.add_column(head)
-    for name, own in found["scores"].items():
-        interval = "–" if own["low"] is None else f"{own['low']:.2f} … {own['high']:.2f}"
-        scores.add_row(name, f"{own['mean']:.2f}", interval, str(own["pictures"]))
+    for name, row in found["scores"].items():
+        interval = "–" if row["low"] is None else f"{row['low']:.2f} … {row['high']:.2f}"
+        scores.add_row(name, f"{row['mean']:.2f}", interval, str(row["pictures"]))
     return [rates, scores]
 
 
 def write(found: Mapping[str, Any], path: Path) -> None:
-    """Whole or not at all."""
+    """Write a result to a JSON file; an existing file is replaced only when the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
 
 
+# --- Comparison of two results
+
 SAME = {"version": "version of the benchmark", "prompts": "set of prompts", "judge": "judge"}
+"""Keys of a result that must be equal for a comparison, and their descriptions."""
 
 
 def compare(first: Path, second: Path) -> list[dict[str, Any]]:
-    """Differences of two results, first minus second, on the pictures both have.
+    """Return the differences between two results, first minus second, on the pictures that both have.
+
+    Artefacts are compared by McNemar's test, scores by the signed-rank test, and p values are Holm-corrected.
 
     Raises:
-        BadInput: a file that is no result, or results by another version, prompt set or judge.
+        BadInput: a file is not a result, the results have another version, prompt set or judge, or no common picture.
     """
     one, other = _read(first), _read(second)
     for key, what in SAME.items():
@@ -219,8 +244,11 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
+# --- Generators
+
 STEPS = 20
-_ASKED: dict[tuple[str, str], dict[str, float]] = {
+"""Euler steps of a portrait flow."""
+_TERM_DEVIATIONS: dict[tuple[str, str], dict[str, float]] = {
     ("pose", "three-quarter"): {"yaw": 2.0},
     ("pose", "profile"): {"yaw": 2.5},
     ("skin_tone", "very light"): {"tone": 1.5},
@@ -237,14 +265,18 @@ _ASKED: dict[tuple[str, str], dict[str, float]] = {
     ("expression", "neutral"): {"opening": -1.0},
     ("expression", "serious"): {"opening": -1.0, "smile": -0.5},
 }
-"""Terms as deviations from what the flow's training portraits had."""
+"""The attributes that a term asks a flow for, in standard deviations from the mean of its training portraits."""
 
 
 def drawing(policy: str) -> Draw:
-    """What draws the pictures.
+    """Return the generator that ``--policy`` names.
+
+    Args:
+        policy: the folder of a ``PortraitFlow``, which follows the prompt's pose, tone, light and expression; or
+            ``package.module:function``, a function ``(text, seed) -> [H, W, 3] uint8 RGB``.
 
     Raises:
-        BadInput: no such folder, module or function.
+        BadInput: the folder, the module or the function does not exist.
     """
     if Path(policy).is_dir():
         return _by_flow(PortraitFlow.from_pretrained(Path(policy)))
@@ -265,12 +297,12 @@ def _by_function(policy: str, draw: Callable[[str, int], np.ndarray]) -> Draw:
 
 def _by_flow(flow: PortraitFlow) -> Draw:
     def draw(prompt: BenchPrompt, seed: int) -> np.ndarray:
-        asked = torch.zeros(1, len(ATTRIBUTES))
+        deviations = torch.zeros(1, len(ATTRIBUTES))
         for term in prompt.terms.items():
-            for name, deviation in _ASKED.get(term, {}).items():
-                asked[0, ATTRIBUTES.index(name)] = deviation
-        wanted = flow.usual[0] + asked * flow.usual[1]
+            for name, deviation in _TERM_DEVIATIONS.get(term, {}).items():
+                deviations[0, ATTRIBUTES.index(name)] = deviation
+        attributes = flow.usual[0] + deviations * flow.usual[1]
         number = int.from_bytes(prompt.id.encode()[-6:], "big")
-        return as_frames(flow.draw(wanted, seed=number * 1000 + seed, steps=STEPS))[0]
+        return as_frames(flow.draw(attributes, seed=number * 1000 + seed, steps=STEPS))[0]
 
     return draw

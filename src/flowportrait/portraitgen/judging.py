@@ -1,13 +1,15 @@
-"""Judges and rewards of still portraits.
+"""This module holds the judges and the rewards of still portraits.
 
-    omni_reward   composition, light, colour, detail and the prompt, each 1 to 5, and a score for all of it
-    ai_portrait   the person, artefact by artefact, and a score for how real they look
+    omni_reward   composition, light, colour, detail and the prompt, each 1 to 5, and a score of the whole picture
+    ai_portrait   artefacts of the person, and a score for how real the person looks
 
-The two names and what each is for are PortraitGen's (2606.26930); its wording is not public, this one is ours. As
-rewards they are measured, unless the settings of a judge by server or model are given:
+The two names and their purposes are those of PortraitGen (2606.26930); its prompts are not public, the texts here were
+written for this package. As rewards they are measured, unless settings name a judge on a server or in this process:
 
     Composite.of({"omni_reward": 0.5, "ai_portrait": 0.5})
     --set rewards.other.ai_portrait=0.3 rewards.options.judge=FILE
+
+The parts in order: the rubric and the judge, the pictures that a specialist is shown, the sanity set, and the rewards.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.interface import Score, measured
 from flowportrait.rewards.registry import RewardOptions
 
+# --- The rubric and the judge
+
 StillJudge = ItemJudge[Still]
 """A judge of stills."""
 
@@ -59,7 +63,7 @@ DIMENSIONS: dict[str, str] = {
     "detail": "resolution and focus where one looks",
     "prompt": "everything that the prompt asks for, and nothing that contradicts it",
 }
-"""Of omni_reward."""
+"""The dimensions of ``omni_reward`` with their descriptions, which a model is asked with."""
 _SHOWN = "the whole picture, and close-ups of face, eyes and mouth where there is a face"
 
 STILL_RUBRIC: dict[Aspect, Criterion] = {
@@ -104,7 +108,7 @@ _MOUTH = OUTER_UPPER + OUTER_LOWER
 
 
 class StillSubject(Subject[Still]):
-    """Still portraits: the picture, and the person in it."""
+    """Still portraits, judged on the picture and on the person in it."""
 
     name = "stills"
     aspects = STILL_ASPECTS
@@ -119,7 +123,7 @@ class StillSubject(Subject[Still]):
         return STILL_RUBRIC[aspect].text(rules)
 
     def context(self, item: Still, aspect: Aspect) -> str:
-        """See ``Subject``: the prompt, for the rubric that asks whether it was met."""
+        """See ``Subject``; ``omni_reward`` shows the prompt, because its rubric asks whether the prompt is met."""
         if aspect != "omni_reward":
             return ""
         known = f"The prompt was: {item.prompt}\n"
@@ -145,8 +149,8 @@ class StillSubject(Subject[Still]):
 
     def fingerprint_text(self, panel: Panel[Still]) -> str:
         """See ``Subject``."""
-        nothing = Still(np.zeros((1, 1, 3), np.uint8))
-        texts = [self.question(nothing, a, self.rubric(a), self.instruction(a)) for a in self.aspects]
+        empty = Still(np.zeros((1, 1, 3), np.uint8))
+        texts = [self.question(empty, a, self.rubric(a), self.instruction(a)) for a in self.aspects]
         version = hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:12]
         return f"{panel.backend.model_id}|{panel.settings.samples}|{version}"
 
@@ -155,10 +159,10 @@ STILLS = StillSubject()
 
 
 def build_still_judge(settings: JudgeSettings | None = None) -> StillJudge:
-    """Return the judge of stills that ``settings`` describe: measured, or a panel of a model.
+    """Return the judge of stills that ``settings`` describe: measured, or a panel that asks a model.
 
     Raises:
-        BadInput: a model or address that cannot be used, or no judge of that name.
+        BadInput: a model or address cannot be used, or no judge has this name.
     """
     settings = settings or JudgeSettings()
     if settings.by == "measured":
@@ -170,17 +174,17 @@ def build_still_judge(settings: JudgeSettings | None = None) -> StillJudge:
     return Panel(build_backend(settings), settings.panel, cache, subject=STILLS)
 
 
-# --- what is shown
+# --- The pictures that a specialist is shown
 
 
 def still_input(still: Still, aspect: Aspect) -> JudgeInput:
-    """Return the whole picture, and close-ups of face, eyes and mouth of its largest face."""
+    """Return a specialist's input: the whole picture, and close-ups of the largest face, its eyes and its mouth."""
     landmarks = still.look.landmarks
     views = [("The whole picture", _shrink(still.picture, _WHOLE))]
     if landmarks is not None:
         points = landmarks[:, :2]
         places = (("The face", points, 1.5), ("The eyes", points[_EYES], 1.4), ("The mouth", points[_MOUTH], 1.6))
-        views += [(caption, _close_up(still.picture, own, room)) for caption, own, room in places]
+        views += [(caption, _close_up(still.picture, part, room)) for caption, part, room in places]
     video = np.stack([_square(view) for _, view in views])
     clip = JudgedClip(still.picture[None], np.zeros(0, np.float32), still.name)
     return JudgeInput(aspect, tuple(views), video, 1.0, np.zeros(0, np.float32), clip)
@@ -201,36 +205,38 @@ def _close_up(picture: np.ndarray, points: np.ndarray, room: float) -> np.ndarra
 
 
 def _square(view: np.ndarray) -> np.ndarray:
-    """Return a view in a square, for models that watch views as a video."""
+    """Return a view padded to a square, for models that are shown the views as a video."""
     small = _shrink(view, _CLOSE)
     square = np.zeros((_CLOSE, _CLOSE, 3), np.uint8)
     square[: small.shape[0], : small.shape[1]] = small
     return square
 
 
-# --- the sanity set
+# --- The sanity set of stills
 
 CHECK_COMMAND = "flowportrait judge check --stills"
+"""The command that certifies a judge of stills."""
 MAX_FACE_SIZE = 2.0
-"""Times 115 px to which larger faces are brought, that filters stay affordable."""
+"""Size of a face, in multiples of 115 px, to which larger faces are reduced, to bound the time that damage takes."""
 STILL_CASES: dict[Aspect, tuple[str, ...]] = {
     "omni_reward": ("blur", "faded", "dark"),
     "ai_portrait": ("chroma", "airbrush", "tint", "shine", "blur", "jpeg"),
 }
+"""The kinds of damage that each aspect of stills must notice."""
 
 
 def read_stills(paths: Sequence[Path]) -> list[Still]:
-    """Read the pictures of files and folders.
+    """Read pictures from files and from all files of folders.
 
     Raises:
-        BadInput: one cannot be read.
+        BadInput: a picture cannot be read.
     """
-    found = [own for path in paths for own in (sorted(path.glob("[!.]*")) if path.is_dir() else [path])]
-    return [Still(read_image(path), name=path.stem) for path in found]
+    files = [file for path in paths for file in (sorted(path.glob("[!.]*")) if path.is_dir() else [path])]
+    return [Still(read_image(file), name=file.stem) for file in files]
 
 
 def _fit_faces(stills: Sequence[Still]) -> list[Still]:
-    """Return the stills with faces no larger than ``MAX_FACE_SIZE``."""
+    """Return the stills, reduced where a face is larger than ``MAX_FACE_SIZE``."""
     found = []
     for still in stills:
         scale = MAX_FACE_SIZE / relative_face_size(_require_face(still).look)
@@ -247,11 +253,12 @@ def _require_face(still: Still) -> Still:
     return still
 
 
-def _still_damage(act: Corruption) -> KnownDamage[Still]:
+def _still_damage(corruption: Corruption) -> KnownDamage[Still]:
     def apply(still: Still, strength: float, _: int) -> Still:
-        return Still(act.damage(still.look, strength), still.prompt, f"{still.name} {act.name} {strength:g}")
+        damaged = corruption.damage(still.look, strength)
+        return Still(damaged, still.prompt, f"{still.name} {corruption.name} {strength:g}")
 
-    return KnownDamage(act.name, act.unit, act.strengths, apply)
+    return KnownDamage(corruption.name, corruption.unit, corruption.strengths, apply)
 
 
 STILL_SANITY = SanitySet(
@@ -259,15 +266,20 @@ STILL_SANITY = SanitySet(
     _fit_faces, 6,
     "portraits", min_drop=0.2,
 )  # fmt: skip
-"""A grade may fall by less than of clips: one artefact is one of a long list."""
+"""The sanity set of stills. A smaller drop is needed than for clips, because an artefact is one of a long list."""
 
 
-# --- the judge as a reward
+# --- The judge as a reward
 
 
 @dataclass(frozen=True)
 class StillReward:
-    """One aspect of a judge of stills; of a clip the mean over the frames that were looked at."""
+    """A reward from one aspect of a judge of stills; for a clip, the mean over the frames that are judged.
+
+    Args:
+        judge: the judge.
+        name: the aspect.
+    """
 
     judge: StillJudge
     name: Aspect
@@ -275,10 +287,10 @@ class StillReward:
 
     @classmethod
     def load(cls, aspect: Aspect, settings: Path | None = None) -> StillReward:
-        """Return the reward of the judge in a settings file, measured without one.
+        """Return the reward of the judge in a settings file, without a file that of ``MeasuredStills``.
 
         Raises:
-            BadInput: it has not passed the sanity set for stills, or cannot be built.
+            BadInput: the judge has not passed the sanity set of stills, or cannot be built.
         """
         known = read_settings(settings)
         judge = build_still_judge(known)
@@ -290,11 +302,11 @@ class StillReward:
         rows = looks_of(batch)
         prompts = batch.prompts if isinstance(batch, StillBatch) and batch.prompts else [""] * len(rows)
         if isinstance(self.judge, MeasuredStills):
-            found = [[self.judge.measure(look, self.name) for look in own] for own in rows]
+            found = [[self.judge.measure(view, self.name) for view in row] for row in rows]
         else:
-            stills = [Still(look.picture, prompt) for own, prompt in zip(rows, prompts, strict=True) for look in own]
+            stills = [Still(view.picture, prompt) for row, prompt in zip(rows, prompts, strict=True) for view in row]
             verdicts = iter(self.judge.judge(stills, (self.name,)))
-            found = [[next(verdicts).aspects[self.name] for _ in own] for own in rows]
+            found = [[next(verdicts).aspects[self.name] for _ in row] for row in rows]
         return _mean_score(found)
 
 
@@ -305,16 +317,16 @@ def _mean_score(found: list[list[AspectVerdict]]) -> Score:
         if len(known) == len(verdicts):
             values[row] = statistics.fmean(known)
         else:
-            why = next((verdict.failure for verdict in verdicts if verdict.failure), None)
-            failures[row] = why or Failure("not_finite", "a frame has no score")
+            failure = next((verdict.failure for verdict in verdicts if verdict.failure), None)
+            failures[row] = failure or Failure("not_finite", "a frame has no score")
     return measured(values, failures)
 
 
 def omni_reward(options: RewardOptions) -> StillReward:
-    """Return the reward of the picture."""
+    """Return the reward ``omni_reward``: the quality of the picture."""
     return StillReward.load("omni_reward", options.judge)
 
 
 def ai_portrait_reward(options: RewardOptions) -> StillReward:
-    """Return the reward of the person in the picture."""
+    """Return the reward ``ai_portrait``: how real the person in the picture looks."""
     return StillReward.load("ai_portrait", options.judge)

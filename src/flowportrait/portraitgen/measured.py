@@ -1,27 +1,17 @@
-"""Experts that grade stills, and real portraits to compare with.
+"""This module holds the judge of stills that needs no model, and the real faces that its limits are learned from.
 
-Framed faces from footage: what the small flow learns from, and what detectors know of real pictures.
-
-    python -m flowportrait.portraitgen.measured CORPUS FOOTAGE faces.safetensors
-
-Speakers in about equal numbers; the dev speakers, whom nothing here learns from, are marked. The file holds pictures of
-people: it stays where the footage stays.
-
-Where real pictures end, and both rubrics measured by it, without a model.
-
-    limit = what 1 % of real pictures exceed         spread = their standard deviation
-    fitness of a number = 1 / (1 + exp(beyond))      beyond: spreads past the limit
+    limit = 99 % quantile of real pictures           spread = their standard deviation
+    fitness of a value = 1 / (1 + exp(excess))       excess = (value − limit) / spread
     reward = mean ln fitness      grade = 1 + 4 · mean fitness
 
-    python -m flowportrait.portraitgen.measured faces.safetensors weights/portraitgen/limits.json
+The parts in order, with the commands that make their files:
 
-An artefact is a number beyond its limit, so about one real portrait in a hundred is accused of each: rates are to be
-read against real pictures' own. Eyes are closed by definition, because people who speak blink; blocks begin where an
-ordinary JPEG file ends.
+    framed faces      python -m flowportrait.portraitgen.measured CORPUS FOOTAGE faces.safetensors
+    limits            python -m flowportrait.portraitgen.measured faces.safetensors weights/portraitgen/limits.json
+    the judge         ``MeasuredStills``
 
-ai_portrait: every artefact of the catalogue that has a detector. omni_reward: detail, contrast and colourfulness, which
-can only be too little, and exposure, which can be too little or too much; like most general scorers it finds no fault
-with strong colours. A picture without a face is worth as little as one with every artefact.
+A value beyond its limit is an artefact, so that about 1 % of real portraits show each artefact: compare rates with
+those of real pictures.
 """
 
 from __future__ import annotations
@@ -68,16 +58,31 @@ from flowportrait.portraitgen.detectors import (
 from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still
 from flowportrait.rewards.batch import Failure
 
+# --- Framed faces of real footage
+
 SIDE, LARGE = 48, 115
-"""Pixels of the small flow's pictures, and of the larger ones on which limits are learned."""
+"""Pixels of the side of the small flow's pictures, and of the larger pictures that limits are learned from."""
 FACES_PER_SPEAKER = 180
 PER_CLIP = 6
+"""Faces from a clip that is shorter than ten seconds."""
 
 
 @dataclass(frozen=True)
 class Faces:
-    """small ``[N, 48, 48, 3]`` and large ``[N, 115, 115, 3]`` uint8; landmarks ``[N, 478, 2]`` px of the large ones;
-    native ``[N]`` px between the eye corners as filmed; attributes ``[N, 5]``; speaker ``[N]``; dev ``[N]`` bool."""
+    """Framed faces of real footage, about equally many of every speaker.
+
+    The small flow and the limits learn from the training speakers. The file holds pictures of people, so it must not
+    leave the place of the footage.
+
+    Args:
+        small: ``[N, 48, 48, 3]`` uint8.
+        large: ``[N, 115, 115, 3]`` uint8.
+        landmarks: ``[N, 478, 2]`` px in ``large``.
+        native: ``[N]``, pixels between the eye corners in the footage.
+        attributes: ``[N, 5]``.
+        speaker: ``[N]``, number of the speaker.
+        dev: ``[N]`` bool, whether the face belongs to the dev split, which nothing is learned from.
+    """
 
     small: np.ndarray
     large: np.ndarray
@@ -91,15 +96,15 @@ class Faces:
         return len(self.small)
 
     def select(self, rows: np.ndarray) -> Faces:
-        """The faces at these rows, or where a mask holds."""
+        """Return the faces at these indices, or where a mask is true."""
         return Faces(**{name: value[rows] for name, value in vars(self).items()})
 
     def strangers(self) -> Faces:
-        """The dev faces of people of whom nothing else is known: GRID's one man is on both sides."""
+        """Return the dev faces of unseen speakers; one speaker of GRID is in both splits and is left out."""
         return self.select(self.dev & ~np.isin(self.speaker, self.speaker[~self.dev]))
 
     def save(self, path: Path) -> None:
-        """As safetensors, under a temporary name first."""
+        """Write the faces to a safetensors file; an existing file is replaced only when the new one is complete."""
         with complete(path) as partial:
             save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, str(partial))
 
@@ -108,7 +113,7 @@ class Faces:
         """Read what ``save`` wrote.
 
         Raises:
-            BadInput: no such file, or another kind of file.
+            BadInput: the file is missing or of another kind.
         """
         try:
             return cls(**load_file(str(path)))
@@ -119,21 +124,26 @@ class Faces:
 
 
 def collect(corpus: Path, footage: Path) -> Faces:
-    """Framed faces of every speaker of a prepared corpus."""
+    """Return framed faces of every speaker of a prepared corpus.
+
+    Args:
+        corpus: folder of the prepared corpus.
+        footage: folder of its videos, ``NAME.mp4``.
+    """
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     clips = _clips(corpus)
     speakers = sorted({record["speaker"] for record in clips})
     for record in track(clips, "framing"):
         for frame, points, shapes in _frames(corpus, footage, record["name"]):
-            _add(rows, frame, points, shapes, speakers.index(record["speaker"]), record["split"] == "dev")
+            _append_face(rows, frame, points, shapes, speakers.index(record["speaker"]), record["split"] == "dev")
     return Faces(**{name: np.stack(values) for name, values in rows.items()})
 
 
 def photos(folder: Path) -> Faces:
-    """Framed faces of a folder of photos: exemplars of one's own, each person once.
+    """Return the framed faces of a folder of photos, for exemplars of one's own; every photo counts as one speaker.
 
     Raises:
-        BadInput: no such folder, no picture in it, or one without a face that is large enough.
+        BadInput: the folder is missing or empty, or a photo shows no face that is large enough.
     """
     paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     if not paths:
@@ -141,25 +151,31 @@ def photos(folder: Path) -> Faces:
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     for number, path in enumerate(track(paths, "framing")):
         image = read_image(path)
-        seen = look(image)
-        if seen.landmarks is None or seen.blendshapes is None or seen.scale is None:
-            what = "no face" if seen.landmarks is None else "only a face too small to learn from"
+        view = look(image)
+        if view.landmarks is None or view.blendshapes is None or view.scale is None:
+            what = "no face" if view.landmarks is None else "only a face too small to learn from"
             raise BadInput(f"The exemplar {path} shows {what}: give a photo of one clearly visible person.")
-        _add(rows, image, seen.landmarks, seen.blendshapes, number, dev=False)
+        _append_face(rows, image, view.landmarks, view.blendshapes, number, dev=False)
     return Faces(**{name: np.stack(values) for name, values in rows.items()})
 
 
-def _add(
-    rows: dict[str, list[np.ndarray]], frame: np.ndarray, points: np.ndarray, shapes: np.ndarray, who: int, dev: bool
+def _append_face(
+    rows: dict[str, list[np.ndarray]],
+    frame: np.ndarray,
+    points: np.ndarray,
+    shapes: np.ndarray,
+    speaker: int,
+    dev: bool,
 ) -> None:
-    small, near = framed(frame, points, SIDE)
-    large, places = framed(frame, points, LARGE)
+    """Frame a face in both sizes and append it to every column of ``rows``."""
+    small, small_points = framed(frame, points, SIDE)
+    large, large_points = framed(frame, points, LARGE)
     rows["small"].append(small)
     rows["large"].append(large)
-    rows["landmarks"].append(places[:, :2].astype(np.float32))
+    rows["landmarks"].append(large_points[:, :2].astype(np.float32))
     rows["native"].append(np.array(eye_distance(points), np.float32))
-    rows["attributes"].append(attributes(small, near, shapes))
-    rows["speaker"].append(np.array(who, np.int32))
+    rows["attributes"].append(attributes(small, small_points, shapes))
+    rows["speaker"].append(np.array(speaker, np.int32))
     rows["dev"].append(np.array(dev))
 
 
@@ -180,48 +196,61 @@ def _frames(corpus: Path, footage: Path, name: str) -> Iterator[tuple[np.ndarray
     clip = Clip.load(corpus / "clips" / f"{name}.safetensors")
     seconds = len(clip) / 25
     count = PER_CLIP if seconds < 10 else FACES_PER_SPEAKER
-    wanted = set(np.linspace(2, min(len(clip), 1500) - 3, count).astype(int).tolist())
+    chosen = set(np.linspace(2, min(len(clip), 1500) - 3, count).astype(int).tolist())
     for number, frame in enumerate(iter_frames(footage / f"{name}.mp4")):
-        if number in wanted and number < len(clip):
+        if number in chosen and number < len(clip):
             yield frame, clip.landmarks[number], clip.blendshapes[number]
-        if number >= max(wanted):
+        if number >= max(chosen):
             return
 
 
-if __name__ == "__main__":
-    collect(Path(sys.argv[1]), Path(sys.argv[2])).save(Path(sys.argv[3]))
-
+# --- Limits of real pictures
 
 SHIPPED = Path(str(files("flowportrait") / "weights" / "portraitgen" / "limits.json"))
+"""The file of limits that ships with the package."""
 EXCEEDED = 0.01
+"""Share of real pictures beyond a limit."""
 CLOSED = -0.10
-"""Lid gap over eye width under which an eye is closed."""
+"""The limit of ``closed_eyes``: minus the lid gap over the eye width. It is fixed, because people blink when they
+speak."""
 PER_SPEAKER = 20
+"""Faces of each speaker that limits are learned from."""
 QUALITY = 75
-"""Of an ordinary JPEG file."""
+"""Quality of an ordinary JPEG file; the limit of ``blocks`` comes from pictures that are saved with it."""
 FACELESS = 3.0
-"""Spreads beyond every limit that a picture without a face counts for."""
+"""Excess over every limit, in spreads, that a picture without a face counts for."""
 ALLOWED = 1.5
-"""Spreads by which a picture may be darker or brighter than is usual."""
-_CAPPED = 6.0
-"""Further out makes no difference, lest one number decide everything."""
+"""Spreads by which a picture may be darker or brighter than the mean of real pictures."""
+_MAX_EXCESS = 6.0
+"""Largest excess that counts, in spreads, so that no single value decides a grade."""
 
 
 class Limit(NamedTuple):
-    """Beyond ``limit`` is an artefact; ``mean`` and ``spread`` are of real pictures."""
+    """The limit of one value, and its distribution in real pictures.
+
+    Args:
+        limit: the value beyond which there is an artefact.
+        mean: mean of real pictures.
+        spread: standard deviation of real pictures.
+    """
 
     limit: float
     mean: float
     spread: float
 
     def beyond(self, value: float) -> float:
-        """Standard deviations past the limit, negative inside."""
+        """Return by how many spreads ``value`` exceeds the limit; negative within the limit."""
         return (value - self.limit) / self.spread
 
 
 @dataclass(frozen=True)
 class Limits:
-    """by scale and detector; face: mean and spread ``[6]`` of the log ratios of real faces."""
+    """The limits of all detectors.
+
+    Args:
+        table: limits by the size of the framed face and by detector.
+        face: mean ``[6]`` and standard deviation ``[6]`` of the log ratios of real faces; see ``detectors.ratios``.
+    """
 
     table: Mapping[Scale, Mapping[str, Limit]]
     face: tuple[np.ndarray, np.ndarray]
@@ -229,46 +258,48 @@ class Limits:
     @classmethod
     @lru_cache(maxsize=1)
     def load(cls) -> Limits:
-        """Those that ship."""
+        """Return the limits that ship with the package."""
         return cls.read(SHIPPED)
 
     @classmethod
     def read(cls, path: Path) -> Limits:
-        """What ``fit`` wrote."""
+        """Read limits from a JSON file."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        table = {scale: {name: Limit(*values) for name, values in own.items()} for scale, own in data["limits"].items()}
+        table = {
+            scale: {name: Limit(*values) for name, values in limits.items()} for scale, limits in data["limits"].items()
+        }
         return cls(table, (np.array(data["face"][0]), np.array(data["face"][1])))
 
-    def measure(self, look: Look) -> dict[str, float | None]:
-        """Every measured artefact's number; None where it does not apply."""
+    def measure(self, view: Look) -> dict[str, float | None]:
+        """Return the value of every measured artefact by name, None where the detector does not apply."""
         found: dict[str, float | None] = {
-            artefact.name: artefact.detector(look) for artefact in CATALOGUE if artefact.detector
+            artefact.name: artefact.detector(view) for artefact in CATALOGUE if artefact.detector
         }
         found["proportions"] = None
-        if look.landmarks is not None and look.scale is not None:
-            found["proportions"] = float(np.abs((ratios(look.landmarks) - self.face[0]) / self.face[1]).max())
+        if view.landmarks is not None and view.scale is not None:
+            found["proportions"] = float(np.abs((ratios(view.landmarks) - self.face[0]) / self.face[1]).max())
         return found
 
-    def beyond(self, look: Look) -> dict[str, float | None]:
-        """The same in spreads past the limits; ``missing_face`` and ``second_face`` are 1 or −1."""
-        scale = look.scale or "small"
+    def beyond(self, view: Look) -> dict[str, float | None]:
+        """Return by how many spreads every artefact exceeds its limit; ``missing_face`` and ``second_face`` are ±1."""
+        scale = view.scale or "small"
         found = {
             name: None if value is None or name not in self.table[scale] else self.table[scale][name].beyond(value)
-            for name, value in self.measure(look).items()
+            for name, value in self.measure(view).items()
         }
-        found["missing_face"] = 1.0 if look.faces == 0 else -1.0
-        found["second_face"] = None if look.faces == 0 else (1.0 if look.faces > 1 else -1.0)
+        found["missing_face"] = 1.0 if view.faces == 0 else -1.0
+        found["second_face"] = None if view.faces == 0 else (1.0 if view.faces > 1 else -1.0)
         return found
 
 
-def artefacts(look: Look, limits: Limits | None = None) -> dict[str, bool | None]:
-    """Which artefacts a picture has; None where nobody measured."""
-    found = (limits or Limits.load()).beyond(look)
+def artefacts(view: Look, limits: Limits | None = None) -> dict[str, bool | None]:
+    """Return for every measured artefact whether a picture has it, None where the detector does not apply."""
+    found = (limits or Limits.load()).beyond(view)
     return {name: None if value is None else value > 0 for name, value in found.items()}
 
 
 def fit(faces: Faces) -> dict[str, object]:
-    """Limits from the training speakers' faces, as stored."""
+    """Return the limits that the training speakers' faces give, as the plain values of the JSON file."""
     looks: dict[Scale, list[Look]] = {"large": [], "small": []}
     rng = np.random.default_rng(0)
     with FaceTracker(still=True) as tracker:
@@ -278,19 +309,19 @@ def fit(faces: Faces) -> dict[str, object]:
                 looks["small"].append(glance(faces.small[row], tracker))
                 if faces.native[row] >= NEAREST["large"]:
                     looks["large"].append(glance(faces.large[row], tracker))
-    shapes = np.stack([ratios(look.landmarks) for look in looks["large"] if look.landmarks is not None])
+    shapes = np.stack([ratios(view.landmarks) for view in looks["large"] if view.landmarks is not None])
     normal = shapes.mean(0), shapes.std(0)
     bare = Limits({}, normal)
     table = {
-        scale: _limits([bare.measure(look) | quality(look) for look in track(own, scale)])
-        for scale, own in looks.items()
+        scale: _limits([bare.measure(view) | quality(view) for view in track(of_scale, scale)])
+        for scale, of_scale in looks.items()
     }
-    compressed = _limit(np.array([blocks(Look(ordinary(seen.picture), 0)) for seen in looks["large"]], float))
-    for own in table.values():
-        own["blocks"] = compressed
+    compressed = _limit(np.array([blocks(Look(ordinary(view.picture), 0)) for view in looks["large"]], float))
+    for limits in table.values():
+        limits["blocks"] = compressed
     return {
         "face": [values.tolist() for values in normal],
-        "pictures": {scale: len(own) for scale, own in looks.items()},
+        "pictures": {scale: len(of_scale) for scale, of_scale in looks.items()},
         "limits": table,
     }
 
@@ -312,13 +343,22 @@ def _limit(values: np.ndarray) -> list[float]:
 
 
 def ordinary(picture: np.ndarray) -> np.ndarray:
-    """A picture ``[H, W, 3]`` as JPEG files mostly are."""
+    """Return a picture ``[H, W, 3]`` after JPEG compression of ordinary quality."""
     _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
 
 
+# --- The judge
+
+
 class MeasuredStills:
-    """A judge of stills that measures."""
+    """A judge of stills by detectors, without a model.
+
+    ``ai_portrait`` counts every artefact of the catalogue that has a detector. ``omni_reward`` counts detail, contrast
+    and colourfulness, of which there can only be too little, and exposure, of which there can be too little or too
+    much; like most general scorers it does not object to strong colours. A picture without a face is graded like one
+    with every artefact.
+    """
 
     kind: Kind = "measured panel"
     name = "measured panel"
@@ -333,64 +373,80 @@ class MeasuredStills:
 
     def judge(self, stills: Sequence[Still], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
         """See ``ItemJudge``."""
-        own = STILL_ASPECTS if aspects is None else aspects
+        graded = STILL_ASPECTS if aspects is None else aspects
         return [
-            Verdict(still.name, "", self.name, self.kind, {aspect: self.measure(still.look, aspect) for aspect in own})
+            Verdict(still.name, "", self.name, self.kind, {a: self.measure(still.look, a) for a in graded})
             for still in stills
         ]
 
-    def measure(self, seen: Look, aspect: Aspect) -> AspectVerdict:
-        """Return the verdict on a picture that was looked at."""
+    def measure(self, view: Look, aspect: Aspect) -> AspectVerdict:
+        """Return the verdict on one aspect of a picture with a known face."""
         if aspect == "omni_reward":
-            return self._quality(seen)
-        found = self.limits.beyond(seen)
+            return self._quality(view)
+        found = self.limits.beyond(view)
         artefacts = {name: None if value is None else value > 0 for name, value in found.items()}
-        if seen.faces and seen.scale is None:
+        if view.faces and view.scale is None:
             small = Failure("no_face", "the face is too small to be measured")
             return AspectVerdict(aspect, None, None, "nobody", artefacts=artefacts, failure=small)
         known = {name: value for name, value in found.items() if value is not None and name != "second_face"}
-        if not seen.faces:
+        if not view.faces:
             known = dict.fromkeys(known, FACELESS)
         value, grade = worth(known)
         worst = sorted((name for name, has in artefacts.items() if has), key=lambda name: -(found[name] or 0))
-        return _measured(aspect, value, grade, f"measured: {', '.join(worst) or 'no artefact'}", artefacts=artefacts)
+        rationale = f"measured: {', '.join(worst) or 'no artefact'}"
+        return _measured_verdict(aspect, value, grade, rationale, artefacts=artefacts)
 
-    def _quality(self, seen: Look) -> AspectVerdict:
-        found = shortfall(quality(seen), self.limits.table[seen.scale or "small"])
-        value, grade = worth(found)
-        words = "measured: " + ", ".join(f"{name} {-own:+.1f}" for name, own in found.items())
-        dimensions = {name: worth({name: own})[1] for name, own in found.items()}
-        return _measured("omni_reward", value, grade, words, dimensions=dimensions)
+    def _quality(self, view: Look) -> AspectVerdict:
+        deficits = shortfall(quality(view), self.limits.table[view.scale or "small"])
+        value, grade = worth(deficits)
+        rationale = "measured: " + ", ".join(f"{name} {-deficit:+.1f}" for name, deficit in deficits.items())
+        dimensions = {name: worth({name: deficit})[1] for name, deficit in deficits.items()}
+        return _measured_verdict("omni_reward", value, grade, rationale, dimensions=dimensions)
 
 
-def _measured(aspect: Aspect, value: float, grade: float, rationale: str, **more: Any) -> AspectVerdict:
+def _measured_verdict(aspect: Aspect, value: float, grade: float, rationale: str, **more: Any) -> AspectVerdict:
     return AspectVerdict(
         aspect, grade, grade, "measurement", (grade,), rationale=rationale, value=value, **more
     )  # fmt: skip
 
 
 def worth(beyond: Mapping[str, float]) -> tuple[float, float]:
-    """Reward and grade of numbers in spreads past their limits."""
-    numbers = np.array(list(beyond.values())).clip(-_CAPPED, _CAPPED)
-    logs = -np.logaddexp(0, numbers)
+    """Return the reward (mean ln fitness) and the grade (1 … 5) of values by how many spreads they exceed limits."""
+    excess = np.array(list(beyond.values())).clip(-_MAX_EXCESS, _MAX_EXCESS)
+    logs = -np.logaddexp(0, excess)
     return float(logs.mean()), float(1 + 4 * np.exp(logs).mean())
 
 
 def shortfall(found: Mapping[str, float | None], usual: Mapping[str, Limit]) -> dict[str, float]:
-    """How far figures of quality fall short of what is usual, in spreads; a figure that needs a face and has none falls
-    short as far as a missing face."""
-    short: dict[str, float] = {}
+    """Return by how many spreads figures of quality are worse than the mean of real pictures.
+
+    Args:
+        found: figures of quality; None, where a face is needed and missing, counts as ``FACELESS`` spreads.
+        usual: mean and spread of real pictures, by figure.
+
+    Returns:
+        The deficits by figure; brightness becomes ``exposure``, which is too far from the mean on either side.
+    """
+    deficits: dict[str, float] = {}
     for name, value in found.items():
-        away = -FACELESS if value is None else (value - usual[name].mean) / usual[name].spread
+        deviation = -FACELESS if value is None else (value - usual[name].mean) / usual[name].spread
         if name == "brightness":
-            short["exposure"] = abs(away) - ALLOWED
+            deficits["exposure"] = abs(deviation) - ALLOWED
         else:
-            short[name] = -away
-    return short
+            deficits[name] = -deviation
+    return deficits
+
+
+def _main(arguments: list[str]) -> None:
+    """Write a file of framed faces (CORPUS FOOTAGE TARGET), or the limits that one gives (FACES TARGET)."""
+    source, target = Path(arguments[0]), Path(arguments[-1])
+    if len(arguments) == 3:
+        collect(source, Path(arguments[1])).save(target)
+        return
+    cv2.setNumThreads(1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, fit(Faces.load(source)))
 
 
 if __name__ == "__main__":
-    cv2.setNumThreads(1)
-    target = Path(sys.argv[2])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_json(target, fit(Faces.load(Path(sys.argv[1]))))
+    _main(sys.argv[1:])

@@ -1,18 +1,10 @@
-"""A small flow that draws portraits, and stills as rewards see them.
-
-A portrait flow small enough to be trained on a laptop: noise to face, given what the portrait should be like.
+"""This module holds a small flow that generates portraits, and still pictures as judges and rewards see them.
 
     attributes ─► context        v(x_σ, σ | context): residual blocks, scale and shift from (σ, context)
 
-A policy like any other (``rl.plan``), with one chunk: nothing comes before a picture. Its latents are
-principal components of small framed faces, a few hundred whitened numbers, learned from footage:
-
-    z = Wᵀ (picture − mean) / scale         picture ≈ mean + W (scale · z)
-
-What a variational autoencoder is to a large generator: linear, exact to invert, and unit variance in every direction,
-so that noise of unit variance reaches all of it.
-
-Still pictures: as a judge sees them, and as rewards see samples (a clip of one frame without sound).
+The portrait flow is small enough to be trained on a laptop. It is a policy (``rl.plan``) with a single chunk, because
+a picture has no past. The parts in order: the latent space (``PictureSpace``), the flow (``PortraitFlow``), and still
+pictures (``Still``, ``StillBatch``).
 """
 
 from __future__ import annotations
@@ -43,11 +35,25 @@ from flowportrait.rendering.motion_basis import MOTION_DIM
 from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.face import pair_indices
 
+# --- The latent space
+
 LATENTS = 192
+"""Number of latents of a picture."""
 
 
 class PictureSpace(nn.Module):
-    """Buffers mean ``[P]``, modes ``[P, D]``, scale ``[D]`` for pictures of ``side`` pixels, P = 3 side²."""
+    """A linear latent space of small pictures: whitened principal components, learned from framed faces.
+
+        z = Wᵀ (picture − mean) / scale         picture ≈ mean + W (scale · z)
+
+    It is to the small flow what a variational autoencoder is to a large generator. It is linear, and its latents have
+    unit variance in every direction, so that noise of unit variance covers the space. The buffers are mean ``[P]``,
+    modes W ``[P, D]`` and scale ``[D]``, with P = 3 side².
+
+    Args:
+        side: pixels of the side of a picture.
+        latents: number of latents D.
+    """
 
     def __init__(self, side: int, latents: int = LATENTS) -> None:
         super().__init__()
@@ -60,69 +66,76 @@ class PictureSpace(nn.Module):
         self.scale: torch.Tensor
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Latents ``[N, D]`` of pictures ``[N, 3, S, S]`` in [0, 1]."""
+        """Return the latents ``[N, D]`` of pictures ``[N, 3, S, S]`` in [0, 1]."""
         return (pictures.flatten(1) - self.mean) @ self.modes / self.scale
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures ``[N, 3, S, S]`` in [0, 1] of latents ``[N, D]``."""
+        """Return the pictures ``[N, 3, S, S]`` in [0, 1] of latents ``[N, D]``."""
         pictures = self.mean + (latents * self.scale) @ self.modes.T
         return pictures.clamp(0, 1).unflatten(1, (3, self.side, self.side))
 
     @classmethod
     def fit(cls, pictures: torch.Tensor, latents: int = LATENTS) -> PictureSpace:
-        """From pictures ``[N, 3, S, S]`` in [0, 1], N > D."""
-        found = cls(pictures.shape[-1], latents)
+        """Return the space of principal components of pictures ``[N, 3, S, S]`` in [0, 1], N > D."""
+        space = cls(pictures.shape[-1], latents)
         flat = pictures.flatten(1)
-        found.mean.copy_(flat.mean(0))
+        space.mean.copy_(flat.mean(0))
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            _, values, modes = torch.svd_lowrank(flat - found.mean, q=latents, niter=3)
-        found.modes.copy_(modes)
-        found.scale.copy_((values / len(flat) ** 0.5).clamp_min(1e-5))
-        return found
+            _, values, modes = torch.svd_lowrank(flat - space.mean, q=latents, niter=3)
+        space.modes.copy_(modes)
+        space.scale.copy_((values / len(flat) ** 0.5).clamp_min(1e-5))
+        return space
 
 
 def as_pictures(frames: np.ndarray) -> torch.Tensor:
-    """``[N, H, W, 3]`` uint8 as ``[N, 3, H, W]`` in [0, 1]."""
+    """Return frames ``[N, H, W, 3]`` uint8 as pictures ``[N, 3, H, W]`` float32 in [0, 1]."""
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
 
 
 def as_frames(pictures: torch.Tensor) -> np.ndarray:
-    """Inverse of ``as_pictures``, rounded."""
+    """Return pictures ``[N, 3, H, W]`` in [0, 1] as frames ``[N, H, W, 3]`` uint8, rounded."""
     return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+# --- The flow
 
 
 @dataclass(frozen=True)
 class PortraitFlowConfig:
+    """The sizes of a portrait flow."""
+
     side: int = 48
+    """Pixels of the side of a picture."""
     latents: int = LATENTS
     width: int = 256
     blocks: int = 3
+    """Number of residual blocks."""
     frequencies: int = 16
-    """Of the noise level's embedding."""
+    """Frequencies of the noise level's embedding."""
 
 
 class Wanted(NamedTuple):
-    """Attributes ``[B, 5]``, standardised by ``PortraitFlow.standardise``."""
+    """The condition of a portrait flow: attributes ``[B, 5]``, standardised by ``PortraitFlow.standardise``."""
 
     attributes: torch.Tensor
 
     @property
     def chunks(self) -> int:
-        """A picture is one chunk."""
+        """The number of chunks: a picture is one chunk."""
         return 1
 
     def select(self, rows: torch.Tensor) -> Wanted:
-        """The rows at these indices."""
+        """Return the condition of the rows at these indices."""
         return Wanted(self.attributes[rows])
 
     def repeat(self, times: int) -> Wanted:
-        """Each row ``times`` times in a row."""
+        """Return the condition with each row repeated ``times`` times, repetitions next to each other."""
         return Wanted(self.attributes.repeat_interleave(times, 0))
 
 
 class _Session:
-    """Generation of the one chunk."""
+    """The generation of the only chunk of a picture; see ``rl.plan``."""
 
     def __init__(self, context: torch.Tensor) -> None:
         self._context = context
@@ -131,11 +144,14 @@ class _Session:
         return self._context
 
     def append(self, latents: torch.Tensor) -> None:
-        """Nothing comes after a picture."""
+        """Do nothing, because a picture has no second chunk."""
 
 
 class _Block(nn.Module):
-    """x + gate · MLP(norm(x) · (1 + scale) + shift), the three from the condition; the identity at first."""
+    """A residual block: x + MLP(norm(x) · (1 + scale) + shift), with scale and shift from the condition.
+
+    It is the identity before training. The names of its layers are those of the weights on disk.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -146,13 +162,17 @@ class _Block(nn.Module):
         nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
-    def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.told(told).chunk(2, -1)
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.told(condition).chunk(2, -1)
         return x + self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
 class PortraitFlow(nn.Module):
-    """A ``Policy``; see the module."""
+    """A ``Policy`` that generates a portrait with given attributes by flow matching in a ``PictureSpace``.
+
+    The names of its layers and buffers are those of the weights on disk: ``usual`` ``[2, 5]`` is the mean and the
+    standard deviation of the attributes in training, ``told`` embeds attributes, ``level`` embeds the noise level.
+    """
 
     def __init__(self, config: PortraitFlowConfig | None = None) -> None:
         super().__init__()
@@ -168,11 +188,11 @@ class PortraitFlow(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """D."""
+        """The number of latents D of a picture."""
         return self.config.latents
 
     def standardise(self, attributes: torch.Tensor) -> torch.Tensor:
-        """Attributes ``[B, 5]`` as measured to deviations from what training portraits had."""
+        """Return measured attributes ``[B, 5]`` as standard deviations from the mean of the training portraits."""
         return (attributes - self.usual[0]) / self.usual[1]
 
     def session(self, condition: Wanted) -> _Session:
@@ -180,32 +200,38 @@ class PortraitFlow(nn.Module):
         return _Session(self.told(condition.attributes))
 
     def contexts(self, condition: Wanted, latents: torch.Tensor) -> torch.Tensor:
-        """See ``Policy``: ``[B, 1, W]``."""
+        """See ``Policy``; the contexts are ``[B, 1, W]``."""
         return self.told(condition.attributes)[:, None]
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """See ``Policy``."""
         octaves = torch.arange(self.config.frequencies, device=x.device) / 2
         angles = sigma.to(x.device)[..., None] * math.pi * 2**octaves
-        told = context + self.level(torch.cat([angles.sin(), angles.cos()], -1))
+        block_condition = context + self.level(torch.cat([angles.sin(), angles.cos()], -1))
         hidden = self.enter(x)
         for block in self.blocks:
-            hidden = block(hidden, told)
+            hidden = block(hidden, block_condition)
         return self.leave(hidden)
 
     def recompute_activations(self) -> None:
-        """See ``Policy``: there are few, all are kept."""
+        """See ``Policy``; the network is small, so all activations are kept."""
 
     @torch.no_grad()
     def draw(self, attributes: torch.Tensor, seed: int = 0, steps: int = 20) -> torch.Tensor:
-        """Pictures ``[B, 3, S, S]`` in [0, 1] for attributes ``[B, 5]`` as measured, by Euler's steps."""
+        """Return pictures ``[B, 3, S, S]`` in [0, 1] with the given attributes.
+
+        Args:
+            attributes: ``[B, 5]`` as measured, not standardised.
+            seed: seed of the noise.
+            steps: number of Euler steps.
+        """
         context = self.told(self.standardise(attributes.to(self.usual.device)))
         noise = torch.randn(len(attributes), self.latent_dim, generator=torch.Generator().manual_seed(seed))
         noise = noise.to(context)
         return self.space.decode(solve(lambda x, s: self.velocity(x, s, context), noise, shifted(steps)))
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors."""
+        """Write ``config.json`` and ``model.safetensors`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", asdict(self.config), indent=2)
         with complete(folder / "model.safetensors") as partial:
@@ -215,27 +241,43 @@ class PortraitFlow(nn.Module):
     def from_pretrained(
         cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None
     ) -> PortraitFlow:
-        """Load what ``save_pretrained`` wrote, in evaluation mode, placed as ``devices.place`` does.
+        """Return the flow that ``save_pretrained`` wrote, in evaluation mode.
+
+        Args:
+            folder: folder with ``config.json`` and ``model.safetensors``.
+            device: see ``devices.place``.
+            dtype: see ``devices.place``.
 
         Raises:
-            BadInput: it is not there, or another kind of model.
+            BadInput: the folder does not hold a portrait flow.
         """
         try:
-            found = cls(from_dict(PortraitFlowConfig, json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-            found.load_state_dict(read_weights(folder / "model.safetensors"))
+            flow = cls(from_dict(PortraitFlowConfig, json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+            flow.load_state_dict(read_weights(folder / "model.safetensors"))
         except (OSError, ValueError, RuntimeError, BadInput) as error:
-            why = str(error).splitlines()[0]
-            raise BadInput(f"{folder} is no portrait flow ({why}): train one with portraitgen.train_flow.") from error
-        return place(found.eval(), device, dtype)
+            reason = str(error).splitlines()[0]
+            raise BadInput(
+                f"{folder} is no portrait flow ({reason}): train one with tools/train_portrait_flow.py."
+            ) from error
+        return place(flow.eval(), device, dtype)
 
+
+# --- Still pictures
 
 STILL_ASPECTS = ("omni_reward", "ai_portrait")
-"""What is graded of a still: the picture, and the person in it."""
+"""The aspects of a still that are graded: the quality of the picture, and how real the person in it looks."""
 
 
 @dataclass(frozen=True)
 class Still:
-    """A picture ``[H, W, 3]`` uint8 RGB, the prompt it was made for (empty: unknown) and a name for reports."""
+    """A still picture to be judged.
+
+    Args:
+        picture: ``[H, W, 3]`` uint8 RGB.
+        prompt: the prompt that the picture was generated for; empty if it is unknown.
+        name: the picture's name in reports.
+        generator: what made the picture, for reports.
+    """
 
     picture: np.ndarray
     prompt: str = ""
@@ -244,30 +286,35 @@ class Still:
 
     @cached_property
     def look(self) -> Look:
-        """The face in the picture, looked for once."""
+        """The largest face in the picture; it is searched for only once."""
         return look(self.picture)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the picture, in hexadecimal."""
+        """The SHA-256 hash of the picture, in hexadecimal."""
         return hashlib.sha256(self.picture.tobytes() + repr(self.picture.shape).encode()).hexdigest()
 
     def validation_error(self) -> Failure | None:
-        """Return None: every picture is judged, with a face or without."""
+        """Return None, because every picture can be judged, with a face or without."""
         return None
 
 
 @dataclass
 class StillBatch(RewardBatch):
-    """prompts: what each picture was made for, where that is known; framed: the landmarks ``[478, 3]`` px that each
-    picture's face should have, where a generator draws framed faces: they are then believed and not looked for."""
+    """A batch of rewards over still pictures: clips of one frame without sound.
+
+    Args:
+        prompts: the prompt of each picture, if known.
+        framed: landmarks ``[478, 3]`` px of the face in each picture, for a generator of framed faces; they are used
+            as they are, and the pictures are not searched for faces.
+    """
 
     prompts: Sequence[str] = ()
     framed: Sequence[np.ndarray] = ()
 
     @cached_property
     def looks(self) -> list[Look]:
-        """Each picture looked at once, however many rewards ask."""
+        """The face in each picture; it is searched for only once, for all rewards together."""
         pictures = self.frames((0,))[:, 0]
         if not self.framed:
             return looks_at(pictures)
@@ -278,26 +325,33 @@ class StillBatch(RewardBatch):
 def still_batch(
     pictures: torch.Tensor, prompts: Sequence[str] = (), framed: Sequence[np.ndarray] = (), **known: Any
 ) -> StillBatch:
-    """Pictures ``[B, 3, H, W]`` in [0, 1]; ``known``: what else a batch may have (group, latents, policy, …)."""
+    """Return a batch of still pictures.
+
+    Args:
+        pictures: ``[B, 3, H, W]`` in [0, 1].
+        prompts: see ``StillBatch``.
+        framed: see ``StillBatch``.
+        **known: further fields of ``RewardBatch`` (group, latents, policy, …).
+    """
 
     def draw(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
         return pictures[:, None].expand(-1, len(indices), -1, -1, -1)
 
-    rest = torch.zeros(len(pictures), 1, MOTION_DIM)
-    sound = torch.zeros(len(pictures), MELS_PER_FRAME, N_MELS)
-    return StillBatch(rest, sound, draw, prompts=prompts, framed=framed, **known)
+    motion = torch.zeros(len(pictures), 1, MOTION_DIM)
+    mel = torch.zeros(len(pictures), MELS_PER_FRAME, N_MELS)
+    return StillBatch(motion, mel, draw, prompts=prompts, framed=framed, **known)
 
 
 def looks_at(pictures: torch.Tensor) -> list[Look]:
-    """A quick look at each of ``[B, 3, H, W]`` in [0, 1]."""
+    """Return the face in each of the pictures ``[B, 3, H, W]`` in [0, 1], by one quick search in each."""
     with FaceTracker(still=True) as tracker:
         return [glance(np.ascontiguousarray(frame), tracker) for frame in as_frames(pictures)]
 
 
 def looks_of(batch: RewardBatch) -> list[list[Look]]:
-    """Looks at every sample: the one of a still, two of a clip's frames."""
+    """Return the faces in every sample of a batch: one for a still, those of two frames for a clip."""
     if isinstance(batch, StillBatch):
-        return [[look] for look in batch.looks]
+        return [[view] for view in batch.looks]
     frames = batch.frames(pair_indices(batch.motion.shape[1])[1::2])
     looks = looks_at(frames.flatten(0, 1))
     return [looks[start : start + frames.shape[1]] for start in range(0, len(looks), frames.shape[1])]

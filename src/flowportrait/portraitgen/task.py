@@ -1,7 +1,7 @@
-"""Post-training on still portraits.
+"""This module holds the task of post-training on still portraits.
 
-draw ─► attributes of a training face ─► rollout ─► pictures ─► rewards
-                 └─► the exemplar: of the pool's faces the one most alike
+attributes of a training face ─► rollout ─► pictures ─► rewards
+            └─► the exemplar: the face in the pool with the most similar attributes
 """
 
 from __future__ import annotations
@@ -20,18 +20,29 @@ from flowportrait.rl.rollout import Trajectory
 
 @dataclass(frozen=True)
 class PortraitPrompts:
-    """attributes ``[G, 5]`` as measured, one row per group, of these rows of the training faces."""
+    """The prompts of one iteration.
+
+    Args:
+        attributes: ``[G, 5]`` as measured, one row per group.
+        rows: ``[G]``, the rows of the training faces that have these attributes.
+    """
 
     attributes: torch.Tensor
     rows: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> PortraitPrompts:
-        """The rows at these indices."""
+        """Return the prompts at these indices."""
         return PortraitPrompts(self.attributes[rows], self.rows[rows])
 
 
 class PortraitTask:
-    """A ``Task``. exemplars: how many real faces there are, speakers taken in turn; none by default."""
+    """A ``Task`` that asks a ``PortraitFlow`` for portraits with the attributes of real faces.
+
+    Args:
+        faces: real faces; every speaker is drawn equally often.
+        exemplars: number of real faces in the pool of exemplars; see ``pool``.
+        seed: seed of the pool.
+    """
 
     regions: Mapping[str, torch.Tensor] = {}
 
@@ -40,8 +51,8 @@ class PortraitTask:
         by_speaker = torch.bincount(torch.from_numpy(faces.speaker).long())
         self.weight = 1 / by_speaker[torch.from_numpy(faces.speaker).long()].float()
         self.spread = self.attributes.std(0).clamp_min(1e-3)
-        # A framed face's landmarks are where those of the face with these attributes are: finding them anew in every
-        # sample would take longer than all the rest.
+        # The landmarks of a generated face are taken to be those of the real face with the same attributes: a search
+        # in every sample would take longer than all other steps.
         scale = faces.small.shape[1] / LARGE
         flat = (faces.landmarks + 0.5) * scale - 0.5
         self.places = np.concatenate([flat, np.zeros_like(flat[..., :1])], -1).astype(np.float32)
@@ -49,14 +60,17 @@ class PortraitTask:
         self.pictures = as_pictures(faces.small[self.pool]) if len(self.pool) else None
 
     def draw(self, groups: int, seed: int, iteration: int) -> PortraitPrompts:
+        """See ``Task``; the attributes are those of random training faces."""
         generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
         rows = torch.multinomial(self.weight, groups, generator=generator)
         return PortraitPrompts(self.attributes[rows], rows)
 
     def condition(self, policy: PortraitFlow, prompts: PortraitPrompts) -> Wanted:
+        """See ``Task``."""
         return Wanted(policy.standardise(prompts.attributes.to(policy.usual.device)))
 
     def real(self, policy: PortraitFlow, prompts: PortraitPrompts) -> torch.Tensor | None:
+        """See ``Task``; returns the latents ``[G, 1, D]`` of the most similar faces in the pool, None without any."""
         if self.pictures is None:
             return None
         away = (prompts.attributes[:, None] - self.attributes[self.pool]) / self.spread
@@ -64,6 +78,7 @@ class PortraitTask:
         return policy.space.encode(self.pictures[nearest].to(policy.usual.device))[:, None]
 
     def batch(self, policy: PortraitFlow, trajectory: Trajectory, prompts: PortraitPrompts) -> StillBatch:
+        """See ``Task``."""
         latents = trajectory.latents.to(policy.usual.device)
         return still_batch(
             policy.space.decode(latents[:, 0]).cpu(), framed=[self.places[row] for row in prompts.rows.tolist()],
@@ -72,10 +87,10 @@ class PortraitTask:
 
 
 def pool(faces: Faces, count: int, seed: int = 0) -> np.ndarray:
-    """Rows of ``count`` exemplars, speakers in turn."""
+    """Return the rows of ``count`` exemplars, taken from the speakers in turn, in random order."""
     rng = np.random.default_rng(seed)
-    turns = [rng.permutation(np.flatnonzero(faces.speaker == speaker)) for speaker in np.unique(faces.speaker)]
-    rng.shuffle(turns)
-    longest = max((len(own) for own in turns), default=0)
-    order = [int(own[turn]) for turn in range(longest) for own in turns if turn < len(own)]
+    by_speaker = [rng.permutation(np.flatnonzero(faces.speaker == speaker)) for speaker in np.unique(faces.speaker)]
+    rng.shuffle(by_speaker)
+    longest = max((len(rows) for rows in by_speaker), default=0)
+    order = [int(rows[turn]) for turn in range(longest) for rows in by_speaker if turn < len(rows)]
     return np.array(order[:count], int)

@@ -1,8 +1,8 @@
-"""Prompts for portraits, and the taxonomy that they come from.
+"""This module holds the prompts of the portrait benchmark and the taxonomy that they are made from.
 
-    eight dimensions · every value of a dimension as often as any other · impossible pairs exchanged, not dropped
+    eight dimensions · all values of a dimension equally often · impossible pairs exchanged, not dropped
 
-The procedure is the definition: ``prompts()`` makes the set anew from its seed; ``prompts_1.jsonl`` is what it made.
+The set of prompts is a function of its seed; ``prompts_1.jsonl`` holds the set of version 1.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ TAXONOMY: dict[str, dict[str, str]] = {
         "wide angle": "24 mm lens from nearby",
     },
 }
-"""Dimension → value → words."""
+"""The words of a prompt, by dimension and value."""
 
 IMPOSSIBLE: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
     (("age", "child"), ("occupation", "nurse")),
@@ -88,9 +88,18 @@ IMPOSSIBLE: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
 )
 
 
+"""Pairs of values that no prompt has together."""
+
+
 @dataclass(frozen=True)
 class BenchPrompt:
-    """id for file names; text for the generator; terms: the value of every dimension."""
+    """A prompt of the benchmark.
+
+    Args:
+        id: name of the prompt, used in file names.
+        text: the text for the generator.
+        terms: the value of every dimension.
+    """
 
     id: str
     text: str
@@ -98,7 +107,7 @@ class BenchPrompt:
 
 
 def prompts(count: int = COUNT, seed: int = SEED) -> list[BenchPrompt]:
-    """The set of this version: a function of its arguments."""
+    """Return a set of prompts; the default arguments give the set of this version."""
     rng = np.random.default_rng(seed)
     columns = {
         name: [str(v) for v in rng.permutation((list(values) * (-(-count // len(values))))[:count])]
@@ -115,7 +124,7 @@ def prompts(count: int = COUNT, seed: int = SEED) -> list[BenchPrompt]:
 
 
 def _exchange(columns: dict[str, list[str]], name: str, row: int, partners: np.ndarray) -> None:
-    """Exchange a value with the first partner with whom both rows become possible."""
+    """Exchange a value with that of the first row in ``partners`` for which both rows become possible."""
     column = columns[name]
     for partner in partners.tolist():
         column[row], column[partner] = column[partner], column[row]
@@ -129,7 +138,7 @@ def _terms(columns: dict[str, list[str]], row: int) -> dict[str, str]:
 
 
 def sentence(terms: dict[str, str]) -> str:
-    """The words of a prompt."""
+    """Return the text of a prompt with these values."""
     words = {name: TAXONOMY[name][value] for name, value in terms.items()}
     return (
         f"Photo portrait of {words['age']} with {words['skin_tone']}, {words['occupation']}, {words['expression']}, "
@@ -138,20 +147,20 @@ def sentence(terms: dict[str, str]) -> str:
 
 
 def possible(terms: dict[str, str]) -> bool:
-    """Whether no two values contradict each other."""
+    """Return whether no two values contradict each other."""
     return not any(terms[one] == first and terms[other] == second for (one, first), (other, second) in IMPOSSIBLE)
 
 
-def write(made: list[BenchPrompt], path: Path = FILE) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(vars(prompt)) + "\n" for prompt in made), encoding="utf-8")
+def write(prompt_set: list[BenchPrompt], path: Path = FILE) -> None:
+    """Write prompts to a file, one JSON object per line."""
+    path.write_text("".join(json.dumps(vars(prompt)) + "\n" for prompt in prompt_set), encoding="utf-8")
 
 
 def read(path: Path | None = None) -> list[BenchPrompt]:
-    """The prompts of a file; those of this version without one.
+    """Return the prompts of a file; without a file those of this version.
 
     Raises:
-        BadInput: missing, empty, or a broken line, which is named.
+        BadInput: the file is missing or empty, or a line is broken (the message names it).
     """
     path = path or FILE
     try:
@@ -161,11 +170,11 @@ def read(path: Path | None = None) -> list[BenchPrompt]:
     found = [_prompt(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise BadInput(f"{path} has no prompts: give a file with one JSON object a line.")
-    seen: set[str] = set()
+    ids: set[str] = set()
     for prompt in found:
-        if prompt.id in seen:
+        if prompt.id in ids:
             raise BadInput(f"{path} has the id {prompt.id!r} twice: ids name picture files and must differ.")
-        seen.add(prompt.id)
+        ids.add(prompt.id)
     return found
 
 
@@ -174,8 +183,8 @@ def _prompt(line: str, where: str) -> BenchPrompt:
         data = json.loads(line)
         prompt = BenchPrompt(str(data["id"]), str(data["text"]), dict(data.get("terms", {})))
     except (ValueError, KeyError, TypeError) as error:
-        why = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else "it is no JSON object"
-        raise BadInput(f"{where} is no prompt, {why}: it needs an id and a text.") from error
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else "it is no JSON object"
+        raise BadInput(f"{where} is no prompt, {reason}: it needs an id and a text.") from error
     if not prompt.id or "/" in prompt.id or not prompt.text.strip():
         raise BadInput(f"{where} is no prompt, its id or text cannot be used: ids name files, texts are not empty.")
     for name, value in prompt.terms.items():
@@ -184,6 +193,6 @@ def _prompt(line: str, where: str) -> BenchPrompt:
     return prompt
 
 
-def digest(made: list[BenchPrompt]) -> str:
-    """12 hexadecimal digits of a set: results on different sets are not compared."""
-    return hashlib.sha256("".join(prompt.id + prompt.text for prompt in made).encode()).hexdigest()[:12]
+def digest(prompt_set: list[BenchPrompt]) -> str:
+    """Return a hash of a set of prompts, 12 hexadecimal digits; results on different sets are not compared."""
+    return hashlib.sha256("".join(prompt.id + prompt.text for prompt in prompt_set).encode()).hexdigest()[:12]

@@ -1,8 +1,8 @@
-"""Preference pairs, reward models that learn from them, and where pairs come from.
+"""Preference pairs, reward models that are trained on them, and the sources of pairs.
 
 study · build_pairs ─► dataset (``pairs.jsonl``) ─► inspection ─► clips ─┐
 corpus ─► corruption ─► synthetic_pairs ─────────────────────────────────┴─► reward_model · vlm_reward · latent_reward
-                                                                                           └─► as_reward
+                                                                                           └─► rewards
 """
 
 from flowportrait.preferences.dataset import (

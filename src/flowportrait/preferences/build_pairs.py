@@ -1,11 +1,11 @@
-"""Pairs from a judge's scores and from damage.
+"""Preference pairs from a judge's scores, and from damaged videos.
 
-    judge's scores of system A and of system B ─► first where score_a − score_b > band, second where < −band, else tie
+    judge's scores of systems A and B ─► first if score_a − score_b > band, second if < −band, else tie
     videos ─► each intact, and damaged by one corruption of the catalogue, coarse first, subtle last
 
-The band is what the judge's own score moves by when the same clip is shown again (its test–retest noise). Of damaged
-videos both clips are encoded the same way, sides are drawn, and only what the corruption is known to hurt is judged.
-Damage to the picture (blur, colour pumping) is no matter of sync, expression or motion: it decides ``overall`` alone.
+The band is the test–retest noise of the judge: how much its score changes when it sees the same clip again. In pairs of
+damaged videos both clips are encoded the same way, their order is random, and only aspects that the corruption is known
+to hurt are labelled. Damage to the picture (blur, colour pumping) decides ``overall`` alone.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from flowportrait.study.make import read_footage
 MEDIA = "media"
 
 ScoreTable = dict[str, dict[Aspect, float]]
-"""Clip → aspect → 1 … 5."""
+"""Scores from 1 to 5 by clip and aspect."""
 
 
 def read_scores(path: Path) -> ScoreTable:
-    """Read the scores in a report of ``judge score``, or in its list of verdicts alone.
+    """Read the scores from a report of ``judge score``, or from its list of verdicts.
 
-    A verdict is ``{"file", "aspects": {name: {"score"}}}`` (or a plain number for the aspect). What could not be judged
-    is left out.
+    A verdict is ``{"file", "aspects": {name: {"score"}}}`` (or a plain number per aspect). Aspects that could not be
+    judged are left out.
 
     Raises:
-        BadInput: not such a file, a clip listed twice, or a score outside 1 … 5.
+        BadInput: the file has another format, lists a clip twice, or has a score outside 1 to 5.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -63,17 +63,17 @@ def read_scores(path: Path) -> ScoreTable:
         raise BadInput(f"{path} holds no list of verdicts: give the report that `flowportrait judge score` wrote.")
     table: ScoreTable = {}
     for number, row in enumerate(rows, 1):
-        whole = isinstance(row, dict) and isinstance(row.get("file"), str) and isinstance(row.get("aspects"), dict)
-        if not whole:
+        is_verdict = isinstance(row, dict) and isinstance(row.get("file"), str) and isinstance(row.get("aspects"), dict)
+        if not is_verdict:
             raise BadInput(f"{path}, entry {number}: a verdict has 'file' and 'aspects'.")
         name = Path(row["file"]).name
         if name in table:
             raise BadInput(f"{path}, entry {number}: {name} is listed twice; keep one verdict of each clip.")
-        table[name] = _scores(row, path, number)
+        table[name] = _verdict_scores(row, path, number)
     return table
 
 
-def _scores(row: dict[str, Any], path: Path, number: int) -> dict[Aspect, float]:
+def _verdict_scores(row: dict[str, Any], path: Path, number: int) -> dict[Aspect, float]:
     scores: dict[Aspect, float] = {}
     for name, value in [*row["aspects"].items(), ("overall", row.get("overall"))]:
         score = value.get("score") if isinstance(value, dict) else value
@@ -91,16 +91,19 @@ def _scores(row: dict[str, Any], path: Path, number: int) -> dict[Aspect, float]
 def pairs_from_scores(
     a: ScoreTable, b: ScoreTable, band: float, judge: str, folders: tuple[str, str] = ("a", "b")
 ) -> tuple[list[PreferencePair[str]], list[str]]:
-    """Pairs of the clips that both tables score, and the names of those that only one does.
+    """Make pairs of the clips that both tables score.
 
     Args:
-        a, b: scores of two systems on clips of the same names.
-        band: points within which it is a tie.
+        a, b: scores of two systems on clips with the same names.
+        band: largest difference in points that counts as a tie.
         judge: name of the judge.
-        folders: where the clips of each table lie.
+        folders: folders of the clips of each table.
+
+    Returns:
+        The pairs, and the names of clips that only one table scores.
 
     Raises:
-        BadInput: a negative band, or no clip in both tables.
+        BadInput: the band is negative, or the tables have no clip in common.
     """
     if not band >= 0:
         raise BadInput(f"--tie-band {band} is not possible: it must be 0 or more points.")
@@ -136,24 +139,24 @@ def pairs_from_damage(
     seed: int = 0,
     report: Callable[[str], None] = lambda name: None,
 ) -> dict[str, str]:
-    """Write ``output/media`` and ``output/pairs.jsonl`` with every video intact and damaged.
+    """Make pairs of intact and damaged videos: write ``output/media`` and ``output/pairs.jsonl``.
 
     The strength of the k-th pair is ``strong + (k / last) · (mild − strong)``.
 
     Args:
-        videos: people who speak.
-        output: folder to write.
-        per_video: pairs of each video.
-        names: corruptions, taken in turn.
-        split: name of the split that the pairs are to be of.
-        seed: another number damages otherwise.
-        report: called with each video that is done.
+        videos: videos of people who speak.
+        output: output folder.
+        per_video: number of pairs per video.
+        names: corruptions, used in turn.
+        split: name of the pairs' split.
+        seed: random seed of the damage.
+        report: called with the name of each finished video.
 
     Returns:
-        The videos left out, with the reason.
+        The reason for each video that was left out.
 
     Raises:
-        BadInput: an unknown corruption, or no video can be used.
+        BadInput: a corruption is unknown, or no video can be used.
     """
     if unknown := [name for name in names if name not in CORRUPTIONS]:
         raise BadInput(f"Unknown corruption '{unknown[0]}': choose from {', '.join(CORRUPTIONS)}.")
@@ -197,7 +200,7 @@ def aspects_hurt(name: str) -> list[Aspect]:
 
 
 def damage_strength(name: str, progress: float) -> float:
-    """Strength of a corruption, from strong at progress 0 to mild at 1."""
+    """Return the strength of a corruption, from strong at progress 0 to mild at 1."""
     mild, _, strong = CORRUPTIONS[name].strengths
     return strong + progress * (mild - strong)
 
@@ -205,7 +208,7 @@ def damage_strength(name: str, progress: float) -> float:
 def _footage(path: Path, with_face: bool) -> Footage:
     clip = read_footage(path)
     if clip.audio is None:
-        raise BadInput(f"{path} has no sound: nobody can say whether its lips fit.")
+        raise BadInput(f"{path} has no sound: lip sync cannot be judged.")
     if not with_face:
         return clip
     faces = clip_faces(path)

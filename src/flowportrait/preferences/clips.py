@@ -1,12 +1,10 @@
-"""Clips of pairs as their readers want them, batches of pairs, and the loss of a pair.
+"""Clips of preference pairs as reward models read them, batches of pairs, and the loss of a pair.
 
-The clips of preference pairs as their readers want them. Every reader comes here.
+    video ─► face tracked once, cached under the file's content ─► motion, log-mel     (``clip_features``)
+    video ─► frames and sound, for models that watch                                   (``watch_clip``)
+    motion file (.json, .csv) with its sound beside it (.wav) ─► motion, log-mel: exact and fast
 
-video ─► face tracked once, kept under the file's content ─► motion, log-mel
-video ─► frames and sound, for models and judges that watch
-motion file (.json, .csv) with its sound beside it (.wav) ─► motion, log-mel: exact, and read at once
-
-A batch of pairs and what it teaches, with d = score of the first clip − score of the second.
+With d = score of the first clip − score of the second, the likelihoods of a label are
 
     Bradley–Terry with ties   P(first) = σ(d − ln k)    P(second) = σ(−d − ln k)    P(tie) = (k² − 1) P(first) P(second)
     plain Bradley–Terry       P(first) = σ(d), ties unused
@@ -14,7 +12,7 @@ A batch of pairs and what it teaches, with d = score of the first clip − score
     Thurstone with ties       P(first) = Φ((d − τ)/s)   P(second) = Φ((−d − τ)/s)   P(tie) = 1 − P(first) − P(second)
 
 with k = 5 (VideoReward, arXiv 2501.13918, sec. 3.2; Rao & Kupper 1967). Thurstone's law (1927; ties after Glenn & David
-1960) is for scores that know how uncertain they are: s² is the sum of both variances.
+1960) is for scores with a known uncertainty: s² is the sum of both variances.
 """
 
 from __future__ import annotations
@@ -40,20 +38,28 @@ from flowportrait.rendering.motion_files import read_motion
 from flowportrait.rewards.batch import face_failure
 from flowportrait.rewards.sync import SyncExpert
 
+# --- Reading clips ---
+
 MOTION_FILES = (".json", ".csv")
 SHORTEST = SyncExpert.WINDOW
-"""Frames of a clip that a reward model can score."""
+"""Fewest frames of a clip that a reward model can score."""
 
 
 class ClipFeatures(NamedTuple):
-    """What can be learned from without looking: motion ``[T, 30]`` and log-mel ``[4T, 80]``."""
+    """A clip for reward models of motion and sound: motion ``[T, 30]`` and log-mel ``[4T, 80]``."""
 
     motion: torch.Tensor
     mel: torch.Tensor
 
 
 class WatchedClip(NamedTuple):
-    """Evenly spaced frames ``[K, H, W, 3]`` uint8 at ``fps``, and the sound ``[N]`` 16 kHz mono of the whole clip."""
+    """A clip for reward models that watch.
+
+    Attributes:
+        frames: evenly spaced frames ``[K, H, W, 3]`` uint8 RGB.
+        fps: rate of these frames.
+        audio: sound ``[N]`` of the whole clip, 16 kHz mono.
+    """
 
     frames: np.ndarray
     fps: float
@@ -61,10 +67,10 @@ class WatchedClip(NamedTuple):
 
 
 def track_clip(path: Path) -> VideoTracks:
-    """Face track and sound of a video; a video that was tracked before, under whatever name, is not tracked again.
+    """Return face track and sound of a video, from the cache if the same content was tracked before.
 
     Raises:
-        BadInput: unreadable, or larger than ``media.video.LOCAL`` allows.
+        BadInput: the video is unreadable, or larger than ``media.video.LOCAL`` allows.
     """
     if path.is_file():
         check_clip(path, LOCAL)
@@ -72,10 +78,10 @@ def track_clip(path: Path) -> VideoTracks:
 
 
 def clip_features(path: Path) -> ClipFeatures:
-    """Motion and log-mel of a video, or of a motion file with its sound beside it.
+    """Read motion and log-mel of a video, or of a motion file with its sound beside it.
 
     Raises:
-        BadInput: unreadable, silent, too short, too large (``media.video.LOCAL``), or without a face.
+        BadInput: the clip is unreadable, silent, too short, too large (``media.video.LOCAL``), or shows no face.
     """
     if path.suffix.lower() in MOTION_FILES:
         motion, mel = read_motion(path), log_mel(level(read_audio(path.with_suffix(".wav"))))
@@ -83,7 +89,7 @@ def clip_features(path: Path) -> ClipFeatures:
         return ClipFeatures(motion[:frames], mel[: MELS_PER_FRAME * frames])
     tracked = track_clip(path)
     if not len(tracked.audio):
-        raise BadInput(f"{path} has no sound: lip sync cannot be told.")
+        raise BadInput(f"{path} has no sound: lip sync cannot be judged.")
     if failure := face_failure(tracked.valid):
         raise BadInput(f"{path}: {failure.detail}.")
     if len(tracked) < SHORTEST:
@@ -93,44 +99,47 @@ def clip_features(path: Path) -> ClipFeatures:
 
 
 def clip_faces(path: Path) -> Faces:
-    """The face in every frame of a video, tracked once as in ``track_clip``."""
+    """Return the face in every frame of a video, from the cache of ``track_clip``."""
     tracked = track_clip(path)
     return Faces(tracked.landmarks, tracked.blendshapes, tracked.valid, tracked.valid.astype(int))
 
 
 def watch_clip(path: Path, frames: int) -> WatchedClip:
-    """A video as a multimodal model watches it: ``frames`` of its frames, and its sound.
+    """Read a video for a model that watches: ``frames`` evenly spaced frames, and the sound.
 
     Raises:
-        BadInput: unreadable, too large (``media.video.LOCAL``), or without sound.
+        BadInput: the video is unreadable, too large (``media.video.LOCAL``), or without sound.
     """
     video, audio = read_clip(path)
     if audio is None:
-        raise BadInput(f"{path} has no sound: lip sync cannot be told.")
-    places = np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int)
-    return WatchedClip(video[places], FPS * len(places) / len(video), audio)
+        raise BadInput(f"{path} has no sound: lip sync cannot be judged.")
+    indices = np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int)
+    return WatchedClip(video[indices], FPS * len(indices) / len(video), audio)
 
+
+# --- Batches of pairs and their loss ---
 
 Objective = Literal["ties", "plain", "regression"]
 K = 5.0
+"""k, the tie parameter of Bradley–Terry with ties."""
 MIDDLE = 3.0
-"""Middle of the scale of points."""
+"""Middle of the scale of points from 1 to 5."""
 MARGIN = 0.9674
-"""τ from Φ(−τ) = 1/6: two equal scores of unit s tie in two of three cases, as under Bradley–Terry with k = 5."""
+"""τ with Φ(−τ) = 1/6: equal scores with s = 1 tie in two of three cases, as under Bradley–Terry with k = 5."""
 
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """Pairs of clips as the reward model is trained on them.
+    """A batch of pairs for training a reward model.
 
     Attributes:
         first, second: motion ``[B, T, 30]`` of both clips.
         mel: log-mel ``[B, 4T, 80]`` of the first clip, and of the second where ``mel_second`` is None.
-        labels: ``[B, 3]`` values of ``Label`` per dimension, ``NOT_JUDGED`` where there is none.
-        points: ``[B, 2, 3]`` 1 to 5 of both clips, NaN where there are none.
+        labels: ``[B, 3]`` values of ``Label`` per dimension, ``NOT_JUDGED`` where there is no label.
+        points: ``[B, 2, 3]`` points from 1 to 5 of both clips, NaN where there are none.
         kinds: the damage of the worse clip, or ``stated`` where an annotator compared two clips.
-        mel_second: log-mel of the second clip where it has another sound.
-        origins: index of the clip each pair was made from, and the window's first frame in it.
+        mel_second: log-mel of the second clip, if its sound differs.
+        origins: for each pair the index of its source clip and the first frame of the window in it.
     """
 
     first: torch.Tensor
@@ -144,7 +153,7 @@ class PreferenceBatch:
 
     @classmethod
     def from_pair(cls, pair: PreferencePair[ClipFeatures]) -> PreferenceBatch:
-        """A batch of one row: both clips cut to the shorter one, each with its own sound."""
+        """Make a batch of one pair: both clips are cut to the shorter one, each with its own sound."""
         frames = min(len(clip.motion) for clip in pair.clips)
         first, second = (clip.motion[None, :frames] for clip in pair.clips)
         mel, mel_second = (clip.mel[None, : MELS_PER_FRAME * frames] for clip in pair.clips)
@@ -155,20 +164,20 @@ class PreferenceBatch:
 def pair_loss(
     objective: Objective, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, points: torch.Tensor
 ) -> torch.Tensor:
-    """Mean loss over the judged entries, a scalar.
+    """Return the mean loss over the judged entries, a scalar.
 
     Args:
-        objective: see the module.
+        objective: the likelihood; see the formulas above.
         first, second: scores ``[B, D]`` of both clips.
         labels: ``[B, D]`` values of ``Label``, NaN where nobody judged.
         points: ``[B, 2, D]`` of both clips, NaN where there are none.
     """
-    # What is unknown must be a number too: NaN times the zero gradient of the mask would be NaN.
+    # Unknown entries are replaced by numbers, because NaN times the zero gradient of the mask would be NaN.
     difference = first - second
     if objective == "regression":
         known = points.isfinite()
-        wrong = (torch.stack([first, second], 1) - (torch.where(known, points, MIDDLE) - MIDDLE)).square()
-        return wrong[known].mean() if known.any() else wrong.sum() * 0
+        squared_error = (torch.stack([first, second], 1) - (torch.where(known, points, MIDDLE) - MIDDLE)).square()
+        return squared_error[known].mean() if known.any() else squared_error.sum() * 0
     known = labels.isfinite()
     labels = torch.where(known, labels, 0.5)
     if objective == "plain":
@@ -180,25 +189,31 @@ def pair_loss(
 
 
 def choice_log_probs(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The ln P ``[…]`` of the labels, out of ln P of first, tie, second ``[…, 3]``."""
+    """Select the ln P ``[…]`` of the labels from ln P of first, tie, second ``[…, 3]``."""
     return log_probs.gather(-1, (2 * (1 - labels)).long()[..., None])[..., 0]
 
 
 def bradley_terry_log_probs(difference: torch.Tensor, k: float = K) -> torch.Tensor:
-    """ln P of first, tie, second ``[…, 3]`` for score differences ``[…]``."""
+    """Return ln P of first, tie, second ``[…, 3]`` for score differences ``[…]`` under Bradley–Terry with ties."""
     win = F.logsigmoid(difference - math.log(k))
     loss = F.logsigmoid(-difference - math.log(k))
     return torch.stack([win, math.log(k**2 - 1) + win + loss, loss], -1)
 
 
 def thurstone_log_probs(difference: torch.Tensor, variance: torch.Tensor, margin: torch.Tensor | float) -> torch.Tensor:
-    """ln P of first, tie, second ``[…, 3]`` for score differences, s² and τ ``[…]``."""
-    spread = variance.sqrt()
-    apart = difference.abs()
-    win = torch.special.log_ndtr((difference - margin) / spread)
-    loss = torch.special.log_ndtr((-difference - margin) / spread)
-    # Φ(u) − Φ(l) on the side where both are small enough to be exact.
-    upper = torch.special.log_ndtr((margin - apart) / spread)
-    lower = torch.special.log_ndtr((-margin - apart) / spread)
+    """Return ln P of first, tie, second ``[…, 3]`` under Thurstone's law with ties.
+
+    Args:
+        difference: score differences ``[…]``.
+        variance: s² ``[…]``, the sum of both variances.
+        margin: τ.
+    """
+    std = variance.sqrt()
+    distance = difference.abs()
+    win = torch.special.log_ndtr((difference - margin) / std)
+    loss = torch.special.log_ndtr((-difference - margin) / std)
+    # Φ(u) − Φ(l), computed in the lower tail, where both are small and exact.
+    upper = torch.special.log_ndtr((margin - distance) / std)
+    lower = torch.special.log_ndtr((-margin - distance) / std)
     tie = upper + torch.log1p(-(lower - upper).clamp_max(-1e-6).exp())
     return torch.stack([win, tie, loss], -1)

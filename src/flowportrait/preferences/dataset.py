@@ -1,16 +1,16 @@
-"""The one dataset of preference pairs.
+"""The dataset of preference pairs and its file format.
 
     {"version": 2, "prompt": "0007", "first": "media/3f9c.mp4", "second": "media/81d0.mp4",
      "labels": {"sync": "first", "expression": "tie", "motion": "second", "overall": "first"},
      "points": {"first": {"sync": 4}, "second": {"sync": 2.5}}, "margins": {"sync": 1.5},
      "source": "study", "annotator": "p003", "speaker": "s12", "portrait": "p4", "split": "train"}
 
-``pairs.jsonl`` holds one such object a line. ``first`` and ``second`` are paths relative to the folder of the file: of
-videos, or of motion files with their sound beside them. Only ``prompt``, both paths, ``labels`` and ``source`` must be
-there; an aspect that nobody judged is left out.
+``pairs.jsonl`` holds one such object per line. ``first`` and ``second`` are paths, relative to the folder of the file,
+of videos or of motion files with their sound beside them. Only ``prompt``, both paths, ``labels`` and ``source`` are
+required; an aspect that nobody judged is left out.
 
-Lines without a version are of FlowPortrait 0.1, which called the clips ``a`` and ``b``, the labels ``aspects`` and
-their values ``A``, ``B`` and ``tie``; they are read as well, also in one file with newer ones.
+Lines without a version come from FlowPortrait 0.1, which called the clips ``a`` and ``b``, the labels ``aspects``, and
+their values ``A``, ``B`` and ``tie``. They can be read too, also in one file with newer lines.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from flowportrait.errors import BadInput
 from flowportrait.files import complete
 
 Aspect = Literal["sync", "expression", "motion", "overall"]
-"""What two clips are compared in."""
+"""Aspect in which two clips are compared."""
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 DIMENSIONS: tuple[Aspect, ...] = ("sync", "expression", "motion")
-"""The aspects that reward models score, in the order of their outputs."""
+"""Aspects that reward models score, in the order of their outputs."""
 JUDGE_ASPECTS: Mapping[str, Aspect] = {
     "lip_sync": "sync", "sync": "sync", "expressiveness": "expression", "expression": "expression",
     "motion": "motion", "overall": "overall",
 }  # fmt: skip
-"""Aspects of the judge, under the names that pairs use."""
+"""Names that judges use for aspects, and the aspects."""
 Side = Literal["first", "second"]
 SIDES: tuple[Side, Side] = ("first", "second")
 LOWEST, HIGHEST = 1.0, 5.0
-"""Range of the points of one clip."""
+"""Smallest and largest points of one clip."""
 NOT_JUDGED = math.nan
-"""In tensors of labels: nobody compared the clips in this aspect."""
+"""Value in tensors of labels for an aspect that nobody judged."""
 PAIRS_FILE = "pairs.jsonl"
 VERSION = 2
 LARGEST_FILE, LONGEST_LINE = 256 * 2**20, 2**20
-"""Bytes of a pairs.jsonl, and characters of a line: some hundred thousand pairs of a few hundred characters."""
+"""Largest size of a pairs.jsonl in bytes (some hundred thousand pairs), and of a line in characters."""
 
 
 class Label(float, Enum):
-    """Which of two clips is better: the share of the preference that goes to the first one.
+    """Which of two clips is better, as the preference for the first one from 0 to 1.
 
     Files hold the name in lower case, tensors the number. ``score_pair`` gives the same as a score of each clip.
     """
@@ -62,12 +62,12 @@ class Label(float, Enum):
 
     @property
     def opposite(self) -> Label:
-        """The same statement when the clips change places."""
+        """The label of the same preference with the clips swapped."""
         return Label(1.0 - self.value)
 
     @classmethod
     def from_margin(cls, margin: float, band: float) -> Label:
-        """The label of a first clip that is better by ``margin``; a tie within ``band``."""
+        """Return the label for a first clip that is better by ``margin``; a margin within ``band`` is a tie."""
         if abs(margin) <= band:
             return cls.TIE
         return cls.FIRST if margin > 0 else cls.SECOND
@@ -75,7 +75,7 @@ class Label(float, Enum):
 
 LABELS: tuple[Label, ...] = (Label.FIRST, Label.SECOND, Label.TIE)
 VERSION_1_LABELS: Mapping[str, Label] = {"A": Label.FIRST, "B": Label.SECOND, "tie": Label.TIE}
-"""How FlowPortrait 0.1 wrote labels, in pairs and in the answers of a study."""
+"""Labels as FlowPortrait 0.1 wrote them, in pairs and in the answers of a study."""
 
 Clip = TypeVar("Clip")
 Loaded = TypeVar("Loaded")
@@ -83,18 +83,18 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class PreferencePair(Generic[Clip]):
-    """Two clips of one prompt, and which of them somebody prefers.
+    """Two clips of one prompt, and which of them is preferred.
 
     Attributes:
-        prompt: name of what both clips were made from.
-        first, second: the clips: paths relative to the dataset's folder, or what was loaded from them.
-        labels: aspect to label; aspects that nobody judged are left out.
-        source: where the preference comes from: ``study``, ``judge``, ``corruption``, …
-        annotator: who stated it within the source; empty text means unknown, here and below.
-        speaker, portrait: who is heard and seen; pairs that share them are kept on one side of a split.
+        prompt: name of the prompt from which both clips were made.
+        first, second: the clips: paths relative to the dataset's folder, or the loaded clips.
+        labels: label by aspect; aspects that nobody judged are missing.
+        source: origin of the preference: ``study``, ``judge``, ``corruption``, …
+        annotator: the annotator within the source; empty text means unknown, here and below.
+        speaker, portrait: speaker and portrait of the clips; pairs that share them belong in one split.
         split: ``train``, or the name of another split.
-        points: 1 to 5 by clip and aspect, where clips were also rated one by one.
-        margins: by how much the first clip is better, in the annotator's own unit, where it is known.
+        points: points from 1 to 5 by clip and aspect, if clips were also rated individually.
+        margins: how much better the first clip is by aspect, in the annotator's own unit, if known.
     """
 
     prompt: str
@@ -111,11 +111,11 @@ class PreferencePair(Generic[Clip]):
 
     @property
     def clips(self) -> tuple[Clip, Clip]:
-        """Both clips, in order."""
+        """Both clips in order."""
         return self.first, self.second
 
     def swapped(self) -> PreferencePair[Clip]:
-        """The same statement with the clips in the other order."""
+        """Return the same preference with the clips in the other order."""
         other: dict[Side, Side] = {"first": "second", "second": "first"}
         return replace(
             self,
@@ -127,22 +127,22 @@ class PreferencePair(Generic[Clip]):
         )
 
     def label_values(self, aspects: Sequence[Aspect] = DIMENSIONS) -> list[float]:
-        """Labels as numbers in the order of ``aspects``, ``NOT_JUDGED`` where there is none."""
+        """Return the labels as numbers in the order of ``aspects``, ``NOT_JUDGED`` where there is none."""
         return [float(self.labels.get(aspect, NOT_JUDGED)) for aspect in aspects]
 
     def point_values(self, aspects: Sequence[Aspect] = DIMENSIONS) -> list[list[float]]:
-        """Points of both clips in the order of ``aspects``, NaN where there are none."""
+        """Return the points of both clips in the order of ``aspects``, NaN where there are none."""
         return [[self.points.get(side, {}).get(aspect, math.nan) for aspect in aspects] for side in SIDES]
 
     def with_clips(self, clips: Mapping[Clip, Loaded]) -> PreferencePair[Loaded]:
-        """The same statement about what was loaded from the clips."""
+        """Return the same preference with the clips replaced by what was loaded from them."""
         values = {name: value for name, value in vars(self).items() if name not in SIDES}
         return PreferencePair(first=clips[self.first], second=clips[self.second], **values)
 
 
 @dataclass(frozen=True)
 class PreferenceDataset(Sequence[PreferencePair[str]]):
-    """Preference pairs, and the folder that their paths start from.
+    """Preference pairs, and the folder to which their paths are relative.
 
     dataset = PreferenceDataset.load(Path("study"))           # reads study/pairs.jsonl
     clips, unreadable = dataset.read_clips(clip_features)
@@ -152,17 +152,17 @@ class PreferenceDataset(Sequence[PreferencePair[str]]):
     pairs: tuple[PreferencePair[str], ...]
     folder: Path
     files: tuple[Path, ...] = ()
-    """What they were read from."""
+    """Files from which the pairs were read."""
 
     @classmethod
     def load(cls, *paths: Path) -> PreferenceDataset:
         """Read and check files of pairs, or the ``pairs.jsonl`` of folders, of any version.
 
-        Paths in the pairs become absolute where the files lie in different folders.
+        Paths in the pairs become absolute if the files lie in different folders.
 
         Raises:
-            BadInput: no such file, no pairs in it, a line that is not a pair, or too much of either; the sentence names
-                the line and the field.
+            BadInput: a file is missing, empty or too large, or a line is not a valid pair; the message names the line
+                and the field.
         """
         files = tuple(path / PAIRS_FILE if path.is_dir() else path for path in paths)
         folders = {path.parent for path in files}
@@ -176,10 +176,10 @@ class PreferenceDataset(Sequence[PreferencePair[str]]):
         return cls(tuple(pairs), Path("/"), files)
 
     def save(self, path: Path) -> int:
-        """Write the pairs as ``pairs.jsonl``, whole or not at all; returns how many. Paths are written as they are.
+        """Write the pairs to a file atomically and return their number. Paths are written as they are.
 
         Raises:
-            BadInput: it cannot be written.
+            BadInput: the file cannot be written.
         """
         return write_pairs(path, self.pairs)
 
@@ -194,7 +194,7 @@ class PreferenceDataset(Sequence[PreferencePair[str]]):
 
     @property
     def clip_names(self) -> list[str]:
-        """Every clip once, as the pairs name it, in the order of the pairs."""
+        """The names of all clips, each once, in the order of the pairs."""
         return list(dict.fromkeys(name for pair in self.pairs for name in pair.clips))
 
     def read_clips(
@@ -203,11 +203,11 @@ class PreferenceDataset(Sequence[PreferencePair[str]]):
         """Read every clip once.
 
         Args:
-            read: gives the clip of a path, and raises ``BadInput`` for one that cannot be used.
+            read: function that reads the clip of a path, and raises ``BadInput`` if it cannot be used.
             names: the clips to read; all of ``clip_names`` by default.
 
         Returns:
-            What was read, by name, and the names of the other clips with the reason.
+            The clips by name, and the reason for each clip that cannot be used.
         """
         loaded: dict[str, Loaded] = {}
         unreadable: dict[str, str] = {}
@@ -219,15 +219,15 @@ class PreferenceDataset(Sequence[PreferencePair[str]]):
         return loaded, unreadable
 
     def with_clips_in(self, names: AbstractSet[str] | Mapping[str, Any]) -> PreferenceDataset:
-        """The pairs of which both clips are among ``names``."""
+        """Return the pairs with both clips among ``names``."""
         return replace(self, pairs=tuple(pair for pair in self.pairs if all(name in names for name in pair.clips)))
 
 
 def write_pairs(path: Path, pairs: Iterable[PreferencePair[str]]) -> int:
-    """Write pairs, whole or not at all; returns how many. Unknown fields are left out.
+    """Write pairs to a file atomically and return their number; empty fields are left out.
 
     Raises:
-        BadInput: it cannot be written.
+        BadInput: the file cannot be written.
     """
     count = 0
     try:
@@ -243,10 +243,10 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair[str]]) -> int:
 
 
 def read_pairs(path: Path) -> list[PreferencePair[str]]:
-    """Read and check every line of a file of any version; one line is in memory at a time.
+    """Read and check every line of a file of any version, one line at a time.
 
     Raises:
-        BadInput: as ``PreferenceDataset.load``.
+        BadInput: as in ``PreferenceDataset.load``.
     """
     pairs = []
     try:
@@ -269,18 +269,18 @@ def read_pairs(path: Path) -> list[PreferencePair[str]]:
 
 @dataclass(frozen=True)
 class _Format:
-    """How a version names things: the two clips, the labels' key, and the labels' values."""
+    """The keys of a format version: those of the two clips, of the labels, and the values of labels."""
 
     sides: tuple[str, str]
     labels: str
     values: Mapping[str, Label]
-    more: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     @property
     def keys(self) -> list[str]:
-        """Every key of a line."""
+        """All keys that a line may have."""
         text = ("source", "annotator", "speaker", "portrait", "split")
-        return ["prompt", *self.sides, self.labels, *text, "points", *self.more]
+        return ["prompt", *self.sides, self.labels, *text, "points", *self.optional]
 
 
 _FORMATS = {
@@ -340,7 +340,7 @@ def _parse(text: str, path: Path, number: int) -> PreferencePair[str]:
 
 
 def _numbers_problem(numbers: Any, what: str, lowest: float, highest: float, sentence: str) -> str | None:
-    """What is wrong with numbers by aspect, as the end of a sentence; ``sentence`` is about a number out of range."""
+    """Return what is wrong with numbers by aspect, or None; ``sentence`` is the text for a number out of range."""
     if not isinstance(numbers, dict):
         return f'{what} must be an object such as {{"sync": 4}}'
     for aspect, value in numbers.items():
@@ -352,6 +352,6 @@ def _numbers_problem(numbers: Any, what: str, lowest: float, highest: float, sen
 
 
 def _short(value: Any) -> str:
-    """A value as it appears in a sentence, which may go to a terminal of any encoding."""
+    """Return a value as short text that a terminal of any encoding can show."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,19 +1,9 @@
-"""What can be learned from pairs: counts, agreement, contradictions, leaks.
-
-How far people who judged the same things agree: Krippendorff's alpha for nominal data.
-
-    α = 1 − D_o / D_e        D_o = Σ_{c≠k} o_ck / n        D_e = Σ_{c≠k} n_c n_k / (n (n − 1))
-
-``o_ck`` counts ordered pairs of values within a unit, each unit weighted by 1 / (m_u − 1) for its m_u values
-(Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). Missing judgements simply are not there. 1 is
-perfect agreement, 0 is chance, below 0 is systematic disagreement.
-
-What is in a dataset of preferences, and which of its pairs must not be learned from.
+"""Inspection of preference pairs: counts, agreement, contradictions and leaks, and the pairs that remain usable.
 
     pairs ─► contradicted by the same annotator ─► clips missing ─► a clip preferred to itself ─► leaked ─► usable
 
-Whatever is left out is counted under one reason and reported in a sentence. A speaker, portrait or clip that occurs
-outside ``train`` too leaks: its training pairs go, because what measures must stay unseen.
+Every excluded pair is counted under one reason and reported in a sentence. A speaker, portrait or clip that also occurs
+outside ``train`` is a leak: its training pairs are excluded, because evaluation needs unseen speakers.
 """
 
 from __future__ import annotations
@@ -29,44 +19,54 @@ from flowportrait.terminal import say
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
-    """Alpha of the values given to each unit, in any order; units with fewer than two values say nothing.
+    """Return Krippendorff's alpha for nominal data, the agreement of annotators.
 
-    None where no unit has two values, or where everybody always said the same one thing (no variation to explain).
+        α = 1 − D_o / D_e        D_o = Σ_{c≠k} o_ck / n        D_e = Σ_{c≠k} n_c n_k / (n (n − 1))
+
+    ``o_ck`` counts ordered pairs of values within a unit, each unit weighted by 1 / (m_u − 1) for its m_u values
+    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). 1 is perfect agreement, 0 is chance, below 0 is
+    systematic disagreement.
+
+    Args:
+        units: the values given to each unit, in any order; units with fewer than two values do not count.
+
+    Returns:
+        Alpha; None if no unit has two values, or if all values are equal.
     """
-    together: defaultdict[tuple[Hashable, Hashable], float] = defaultdict(float)
+    coincidences: defaultdict[tuple[Hashable, Hashable], float] = defaultdict(float)
     for values in units:
         if len(values) < 2:
             continue
-        counted = Counter(values)
-        for one, often in counted.items():
-            for other, as_often in counted.items():
-                pairs = often * (as_often - (one == other))
-                together[one, other] += pairs / (len(values) - 1)
-    margin: defaultdict[Hashable, float] = defaultdict(float)
-    for (one, _), weight in together.items():
-        margin[one] += weight
-    total = sum(margin.values())
-    expected = total**2 - sum(weight**2 for weight in margin.values())
+        counts = Counter(values)
+        for one, count in counts.items():
+            for other, other_count in counts.items():
+                pairs = count * (other_count - (one == other))
+                coincidences[one, other] += pairs / (len(values) - 1)
+    totals: defaultdict[Hashable, float] = defaultdict(float)
+    for (one, _), weight in coincidences.items():
+        totals[one] += weight
+    total = sum(totals.values())
+    expected = total**2 - sum(weight**2 for weight in totals.values())
     if not total or not expected:
         return None
-    observed = sum(weight for (one, other), weight in together.items() if one != other)
+    observed = sum(weight for (one, other), weight in coincidences.items() if one != other)
     return 1.0 - observed * (total - 1) / expected
 
 
 TRAIN = "train"
 NEARLY_ALL = 0.98
-"""Share of ties from which on an aspect is called empty."""
+"""Share of ties from which an aspect is reported as useless."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """The result of an inspection.
 
     Attributes:
-        usable: the pairs to learn from.
-        excluded: reason to how many pairs were left out for it.
-        sentences: what a person should know.
-        counts: the table.
+        usable: the pairs for training.
+        excluded: number of excluded pairs by reason.
+        sentences: findings that a person should read.
+        counts: statistics of all pairs.
     """
 
     usable: PreferenceDataset
@@ -76,13 +76,18 @@ class Inspection:
 
 
 def inspect_pairs(dataset: PreferenceDataset, check_files: bool = True) -> Inspection:
-    """Look at the pairs of a dataset; ``check_files``: leave out pairs of clips that do not exist."""
+    """Inspect the pairs of a dataset.
+
+    Args:
+        dataset: the pairs.
+        check_files: exclude pairs of clips that do not exist.
+    """
     reasons: dict[int, str] = {}
     pairs = dataset.pairs
     for reason, indices in (
         ("contradicted by the same annotator", contradictions(pairs)),
-        ("clip missing", _without_clips(dataset) if check_files else set()),
-        ("a clip preferred to itself", _of_one_clip(pairs)),
+        ("clip missing", _missing_clips(dataset) if check_files else set()),
+        ("a clip preferred to itself", _self_preferences(pairs)),
         ("leaked between splits", leaks(pairs)),
     ):
         for index in indices:
@@ -97,15 +102,15 @@ def inspect_pairs(dataset: PreferenceDataset, check_files: bool = True) -> Inspe
 def training_pairs(
     dataset: PreferenceDataset, aspects: Callable[[Inspection], Sequence[Aspect]], explain: bool = False
 ) -> PreferenceDataset:
-    """The pairs to learn from: of the training split where splits are named; what is left out is logged.
+    """Return the pairs for training: those of the training split if splits are named. Excluded pairs are logged.
 
     Args:
-        dataset: pairs from anywhere.
-        aspects: which aspects must be decided by at least one of the usable pairs, if judged at all.
-        explain: log everything that a person should know of the pairs.
+        dataset: the pairs.
+        aspects: function that returns the aspects that need at least one usable pair without a tie, if judged at all.
+        explain: log the findings that a person should read.
 
     Raises:
-        BadInput: nothing is left, or nothing can be learned about one of ``aspects``.
+        BadInput: no pair is left, or one of the aspects has only ties.
     """
     inspection = inspect_pairs(dataset)
     for sentence in inspection.sentences if explain else ():
@@ -117,10 +122,10 @@ def training_pairs(
 
 
 def require_decided(inspection: Inspection, aspects: Sequence[Aspect]) -> PreferenceDataset:
-    """The usable pairs, if there is something to learn about each of ``aspects``.
+    """Return the usable pairs, after a check that every one of ``aspects`` has labels other than ties.
 
     Raises:
-        BadInput: nothing is left, or an aspect has ties only.
+        BadInput: no pair is left, or an aspect has only ties.
     """
     if not inspection.usable:
         why = ", ".join(f"{count} {reason}" for reason, count in inspection.excluded.items())
@@ -133,40 +138,42 @@ def require_decided(inspection: Inspection, aspects: Sequence[Aspect]) -> Prefer
 
 
 def contradictions(pairs: Sequence[PreferencePair[str]]) -> set[int]:
-    """Pairs that their annotator also judged the other way round, in the same aspect."""
-    stated: dict[tuple[str, str, str, str, str], dict[Label, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, pair in enumerate(map(_in_order, pairs)):
+    """Return the indices of pairs that their annotator also judged the other way round in the same aspect."""
+    indices_by_label: dict[tuple[str, str, str, str, str], dict[Label, list[int]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for index, pair in enumerate(map(_sorted_clips, pairs)):
         for aspect, label in pair.labels.items():
-            stated[pair.first, pair.second, pair.source, pair.annotator, aspect][label].append(index)
+            indices_by_label[pair.first, pair.second, pair.source, pair.annotator, aspect][label].append(index)
     indices: set[int] = set()
-    for labels in stated.values():
+    for labels in indices_by_label.values():
         if labels.keys() >= {Label.FIRST, Label.SECOND}:
             indices.update(labels[Label.FIRST], labels[Label.SECOND])
     return indices
 
 
 def leaks(pairs: Sequence[PreferencePair[str]]) -> set[int]:
-    """Training pairs that share a speaker, a portrait or a clip with a pair of another split."""
-    elsewhere = {thing for pair in pairs if pair.split and pair.split != TRAIN for thing in _traces(pair)}
-    return {index for index, pair in enumerate(pairs) if pair.split == TRAIN and _traces(pair) & elsewhere}
+    """Return the indices of training pairs that share a speaker, portrait or clip with a pair of another split."""
+    held_out = {trace for pair in pairs if pair.split and pair.split != TRAIN for trace in _identities(pair)}
+    return {index for index, pair in enumerate(pairs) if pair.split == TRAIN and _identities(pair) & held_out}
 
 
-def _in_order(pair: PreferencePair[str]) -> PreferencePair[str]:
-    """With the clips in alphabetical order, so that the same two clips always stand alike."""
+def _sorted_clips(pair: PreferencePair[str]) -> PreferencePair[str]:
+    """Return the pair with its clips in alphabetical order."""
     return pair if pair.first <= pair.second else pair.swapped()
 
 
-def _traces(pair: PreferencePair[str]) -> set[tuple[str, str]]:
-    named = {("speaker", pair.speaker), ("portrait", pair.portrait), ("clip", pair.first), ("clip", pair.second)}
-    return {(kind, name) for kind, name in named if name}
+def _identities(pair: PreferencePair[str]) -> set[tuple[str, str]]:
+    identities = {("speaker", pair.speaker), ("portrait", pair.portrait), ("clip", pair.first), ("clip", pair.second)}
+    return {(kind, name) for kind, name in identities if name}
 
 
-def _without_clips(dataset: PreferenceDataset) -> set[int]:
+def _missing_clips(dataset: PreferenceDataset) -> set[int]:
     missing = {name for name in dataset.clip_names if not (dataset.folder / name).is_file()}
     return {index for index, pair in enumerate(dataset) if not missing.isdisjoint(pair.clips)}
 
 
-def _of_one_clip(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+def _self_preferences(pairs: Sequence[PreferencePair[str]]) -> set[int]:
     return {
         index
         for index, pair in enumerate(pairs)
@@ -181,7 +188,7 @@ def _counts(pairs: Sequence[PreferencePair[str]]) -> dict[str, Any]:
         if not labels:
             continue
         by_clips: dict[tuple[str, str], list[Label]] = defaultdict(list)
-        for pair in map(_in_order, pairs):
+        for pair in map(_sorted_clips, pairs):
             if aspect in pair.labels:
                 by_clips[pair.clips].append(pair.labels[aspect])
         aspects[aspect] = {
@@ -219,14 +226,14 @@ def _sentences(
             sentences.append(f"On {aspect} the annotators agree no better than chance (alpha {row['alpha']:.2f}).")
     by_split: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for pair in pairs:
-        by_split[pair.split] |= _traces(pair)
+        by_split[pair.split] |= _identities(pair)
     held_out = set().union(*(traces for split, traces in by_split.items() if split not in ("", TRAIN)))
     shared = Counter(kind for kind, _ in by_split[TRAIN] & held_out)
     for kind, count in shared.items():
-        few = count == 1
+        single = count == 1
         sentences.append(
-            f"{count} {kind}{'' if few else 's'} of the training split also "
-            f"{'occurs' if few else 'occur'} in another one: those training pairs are left out."
+            f"{count} {kind}{'' if single else 's'} of the training split also "
+            f"{'occurs' if single else 'occur'} in another one: those training pairs are left out."
         )
     if not any(pair.split for pair in pairs):
         sentences.append("No split is named: leaks between training and measuring cannot be ruled out.")

@@ -1,6 +1,6 @@
-"""A reward model of noisy latents, for guidance and pruning.
+"""A reward model of noisy latents, for guidance and pruning, and its training.
 
-A reward of *noisy latents*: sync, expression and motion of a chunk at any noise level, without decoding it.
+It scores sync, expression and motion of a chunk at any noise level, without decoding it:
 
     past clean chunks ─► causal convolutions ─┐
     last frame before the chunk ──────────────┼─► head(x_σ, σ | ·) ─► mean        (one tower per dimension)
@@ -8,25 +8,9 @@ A reward of *noisy latents*: sync, expression and motion of a chunk at any noise
 
     P(first is better) = Φ( (mean_1 − mean_2 − τ) / √(v_1 + v_2) )             (Thurstone, with ties: ``pair_loss``)
 
-A chunk's score depends on the chunk as it is at σ, on ``REACH`` chunks before it and on nothing later, so that it can
-steer a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
-The towers share nothing: expression and motion never see the sound.
-
-Training of the latent reward: pairs of clips at noise levels drawn at random.
-
-    σ ~ U(0, 1)      x = (1 − σ) z + σ ε
-    L = − ln P(label | x_1, x_2)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]  +  μ · (1 − cos of slopes)
-
-The first term is Thurstone's likelihood (``pair_loss``). The second makes the variance mean something: c σ² is to be
-what the score of the clean clip, s₀, differs by from the score of its noisy latents, s_σ. Half of the batches know the
-clean past, as a live generator does, and there the third counts: the sync score is to rise where the sync expert does.
-In the others the whole clip is noised.
-
-    1 − cos( ∇_x s_sync(x_σ, σ | past),  ∇_x₀ expert(x₀) )
-
-A score that only tells intact lips from damaged ones may rise in any direction. The slope that guidance follows is that
-of E[expert(x₀) | x_σ], the mean of the expert's slopes over what x_σ can become, and its direction is what is learned;
-of a chunk given its clean past, as in a live session. The expert is the reward side's (``rewards.sync``).
+A chunk's score depends on the chunk at noise level σ, on ``REACH`` chunks before it and on nothing later, so it can
+guide a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
+The towers share nothing: expression and motion never see the sound. The model comes first, then its training.
 """
 
 from __future__ import annotations
@@ -59,45 +43,52 @@ from flowportrait.rendering.motion_basis import EXPRESSION, LOWER, MOTION_DIM
 from flowportrait.rewards.sync import SyncExpert
 from flowportrait.training.descend import Report, descend, silent
 
+# --- Model ---
+
 KERNEL, DILATIONS = 3, (1, 2)
 REACH = 1 + (KERNEL - 1) * sum(DILATIONS)
-"""Chunks that a chunk's score looks back on."""
+"""Number of earlier chunks on which a chunk's score depends."""
 BASE_VARIANCE = 0.5
-"""v₀, the variance of one clip's score without noise: the difference of two has variance 1, the unit of training."""
+"""v₀, the variance of one clip's score without noise, so that the difference of two scores has variance 1."""
 
 
 class LatentScores(NamedTuple):
-    """Scores of every chunk: mean and log_std ``[B, N, 3]``, in the order of ``DIMENSIONS``."""
+    """Mean and log_std ``[B, N, 3]`` of the score of every chunk, in the order of ``DIMENSIONS``."""
 
     mean: torch.Tensor
     log_std: torch.Tensor
 
     def clip(self) -> LatentScores:
-        """Scores of whole clips ``[B, 3]``: the mean over chunks, with the mean of their variances."""
+        """Return scores of whole clips ``[B, 3]``: the mean over chunks, with the mean of their variances."""
         return LatentScores(self.mean.mean(1), (2 * self.log_std).exp().mean(1).log() / 2)
 
     def split(self) -> tuple[LatentScores, LatentScores]:
-        """Those of the first half of the batch and of the second, as ``LatentPairBatch.all_clips`` orders clips."""
+        """Split the batch into first and second clips, as ``LatentPairBatch.all_clips`` orders them."""
         (first, second), (log_first, log_second) = self.mean.chunk(2), self.log_std.chunk(2)
         return LatentScores(first, log_first), LatentScores(second, log_second)
 
 
 @dataclass(frozen=True)
 class LatentRewardConfig:
+    """The shape of a latent reward, as its config.json holds it."""
+
     chunk: int = 4
+    """Frames per chunk."""
     heard: int = 576
     """Numbers of a generator's ``Condition.audio`` per chunk."""
     lips: bool = True
-    """Whether the last ``chunk · 16`` of them say where the sound puts the lips."""
+    """Whether the last ``chunk · 16`` of them are the lip positions predicted from the sound."""
     width: int = 128
+    """Channels of the towers."""
     depth: int = 2
+    """Layers of the heads."""
 
 
 class LatentReward(nn.Module):
-    """Scores of noisy latents; see the module for the model.
+    """A reward model of noisy latents with one tower per dimension.
 
-    ``LatentReward.fresh(generator)`` is untrained, ``load`` trained: then scores are standardised on real clips, 0 is
-    ordinary and 1 one standard deviation better.
+    ``LatentReward.fresh(generator)`` is untrained, ``LatentReward.load()`` is the trained one. Its scores are
+    standardised on real clips: 0 is ordinary footage, 1 is one standard deviation better.
     """
 
     centre: torch.Tensor
@@ -107,23 +98,23 @@ class LatentReward(nn.Module):
         super().__init__()
         self.config = config
         self.space = ChunkSpace(config.chunk)
-        lower, expression = _rows(LOWER, config.chunk), _rows(EXPRESSION, config.chunk)
-        everything = _rows(slice(0, MOTION_DIM), config.chunk)
+        lower, expression = _latent_rows(LOWER, config.chunk), _latent_rows(EXPRESSION, config.chunk)
+        everything = _latent_rows(slice(0, MOTION_DIM), config.chunk)
         sound = config.heard + config.lips * len(lower)
         self.sync = LatentTower(lower, LOWER, sound, config)
         self.expression = LatentTower(expression, EXPRESSION, 0, config)
         self.motion = LatentTower(everything, slice(0, 0), 0, config)
         self.growth = nn.Parameter(torch.zeros(2, len(DIMENSIONS)))
-        """Softplus of it is c: where the past is noisy too, and where it is known."""
+        """Parameter ``[2, 3]`` with c = softplus(growth): with a noisy past, and with a clean past."""
         self.register_buffer("centre", torch.zeros(len(DIMENSIONS)))
         self.register_buffer("spread", torch.ones(len(DIMENSIONS)))
 
     @classmethod
     def fresh(cls, generator: ARFlow, width: int = 128, depth: int = 2) -> LatentReward:
-        """Untrained, in the latent space and with the audio condition of ``generator``."""
-        own = generator.config
-        numbers = own.chunk * (own.audio_width + own.anchor * N_LIPS)
-        model = cls(LatentRewardConfig(own.chunk, numbers, own.anchor, width, depth))
+        """Create an untrained model for the latent space and the audio condition of ``generator``."""
+        config = generator.config
+        numbers = config.chunk * (config.audio_width + config.anchor * N_LIPS)
+        model = cls(LatentRewardConfig(config.chunk, numbers, config.anchor, width, depth))
         model.space.load_state_dict(generator.space.state_dict())
         return model
 
@@ -139,18 +130,18 @@ class LatentReward(nn.Module):
 
         Args:
             x: latents ``[B, N, chunk·30]`` at noise level sigma.
-            sigma: scalar, ``[B]`` or ``[B, N]``.
+            sigma: noise level: scalar, ``[B]`` or ``[B, N]``.
             audio: the generator's ``Condition.audio`` ``[B, N, ·]``.
             start: the frame ``[B, 30]`` before the first chunk.
-            past: the *clean* latents ``[B, N, chunk·30]`` that chunks follow (chunk i reads those before i alone, the
-                last is not read). Without past they are x itself: right at σ = 0, and where a whole clip is noised at
-                once.
+            past: the *clean* latents ``[B, N, chunk·30]`` before the chunks: chunk i reads those before i only, and the
+                last one is not read. Without it, x itself is the past, which is right at σ = 0 and if a whole clip is
+                noised at once.
 
-        A live session gives the last ``REACH + 1`` chunks, past clean ones and the present one, and reads the last.
+        A live session passes the last ``REACH + 1`` chunks, the clean past and the present one; the last score counts.
         """
         x, audio, start = (part.to(self.centre.device) for part in (x, audio, start))
         past = None if past is None else past.to(x.device)
-        level = _per_chunk(sigma, x)
+        level = _expand_sigma(sigma, x)
         estimate = self.expected_clean(x, level)
         before, before_level = (estimate, level) if past is None else (past, torch.zeros_like(level))
         ends = self.space.decode_track(before, start)[:, :, -1]
@@ -167,43 +158,42 @@ class LatentReward(nn.Module):
         return LatentScores((mean - self.centre) / self.spread, variance.log() / 2 - self.spread.log())
 
     def noise_variance(self, level: torch.Tensor, past_is_known: bool) -> torch.Tensor:
-        """c σ² ``[…, 3]`` before standardising, for σ ``[…]``."""
+        """Return c σ² ``[…, 3]`` before standardising, for σ ``[…]``."""
         return F.softplus(self.growth[int(past_is_known)]) * level[..., None].square()
 
     def log_probs(self, first: LatentScores, second: LatentScores) -> torch.Tensor:
-        """ln P ``[…, 3, 3]`` per dimension that the first is better, that they tie, that the second is, for scores
-        ``[…, 3]``."""
+        """Return ln P of first, tie, second ``[…, 3, 3]`` per dimension, for scores ``[…, 3]`` of both clips."""
         variance = (2 * first.log_std).exp() + (2 * second.log_std).exp()
         return thurstone_log_probs(first.mean - second.mean, variance, MARGIN / self.spread)
 
     def standardise(self, scores: torch.Tensor) -> None:
-        """Make scores ``[M, 3]`` of real clips, as they are now, the yardstick."""
+        """Set mean and spread of the standardisation from current scores ``[M, 3]`` of real clips."""
         self.centre.add_(self.spread * scores.mean(0))
         self.spread.mul_(scores.std(0).clamp_min(1e-3))
 
     def expected_clean(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """What clean latents of unit variance are to be expected at x: x (1−σ) / ((1−σ)² + σ²)."""
-        left = 1 - level
-        return x * (left / (left.square() + level.square()))[..., None]
+        """Return the expected clean latents at x, given unit variance: x (1−σ) / ((1−σ)² + σ²)."""
+        signal = 1 - level
+        return x * (signal / (signal.square() + level.square()))[..., None]
 
     def _sound(self, audio: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """The audio condition, and the latents that would take the lips to where the sound puts them."""
+        """Append to the audio condition the latents that move the lips to the positions predicted from the sound."""
         if not self.config.lips:
             return audio
         lips = audio[..., -self.config.chunk * N_LIPS :].unflatten(-1, (self.config.chunk, N_LIPS))
         motion = last[..., None, :].repeat(1, 1, self.config.chunk, 1)
         motion[..., LOWER] = lips
-        wanted = self.space.encode(motion, last)[..., self.sync.rows]
-        return torch.cat([audio, wanted], -1)
+        predicted = self.space.encode(motion, last)[..., self.sync.rows]
+        return torch.cat([audio, predicted], -1)
 
     @torch.no_grad()
     def copy_dimension(self, source: LatentReward, dimension: str) -> None:
-        """Replace the tower of ``dimension``, its variance and its yardstick by those of ``source``.
+        """Replace the tower of ``dimension``, its variance and its standardisation by those of ``source``.
 
-        The towers share nothing, so each may come from the training that was best for it.
+        The towers share nothing, so each can come from the training run that was best for it.
 
         Raises:
-            BadInput: no such dimension, or towers of another shape.
+            BadInput: there is no such dimension, or the towers have another shape.
         """
         if dimension not in DIMENSIONS or self.config != source.config:
             names = ", ".join(DIMENSIONS)
@@ -214,7 +204,7 @@ class LatentReward(nn.Module):
             getattr(self, name)[..., column] = getattr(source, name)[..., column]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write ``config.json`` and float16 ``model.safetensors``; each file appears only when complete."""
+        """Write ``config.json`` and float16 ``model.safetensors`` into a folder, each atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(folder / "model.safetensors", self.state_dict())
         write_json(folder / "config.json", asdict(self.config), indent=2)
@@ -223,10 +213,10 @@ class LatentReward(nn.Module):
     def from_pretrained(
         cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None
     ) -> LatentReward:
-        """Load what ``save_pretrained`` wrote, ready to score, placed as ``devices.place`` does.
+        """Load a model that ``save_pretrained`` wrote, frozen, on a device and in a number format.
 
         Raises:
-            BadInput: the folder holds no latent reward, or one of another shape.
+            BadInput: the folder holds no latent reward, or one with another shape.
         """
         try:
             model = cls(LatentRewardConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
@@ -241,15 +231,15 @@ class LatentReward(nn.Module):
     @classmethod
     @once_per_device
     def load(cls) -> LatentReward:
-        """The one that ships with the package."""
+        """Load the latent reward that ships with the package."""
         return cls.from_pretrained(Path(str(files("flowportrait") / "weights" / "latent_reward")))
 
 
 class LatentTower(nn.Module):
-    """One dimension.
+    """The network of one dimension.
 
-    It reads the latents ``rows`` of a chunk, the numbers ``place`` of the frame before it, and ``sound`` numbers of the
-    audio condition per chunk.
+    It reads the latents ``rows`` of a chunk, the motion numbers ``place`` of the frame before it, and ``sound`` numbers
+    of the audio condition per chunk.
     """
 
     rows: torch.Tensor
@@ -258,11 +248,11 @@ class LatentTower(nn.Module):
         super().__init__()
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
         self.place = place
-        width, placed = config.width, place.stop - place.start
+        width, frame_numbers = config.width, place.stop - place.start
         self.listen = nn.Linear(sound, width) if sound else None
-        self.remember = nn.Linear(len(rows) + 1 + placed + width * bool(sound), width)
+        self.remember = nn.Linear(len(rows) + 1 + frame_numbers + width * bool(sound), width)
         self.look_back = nn.ModuleList(nn.Conv1d(width, width, KERNEL, dilation=d) for d in DILATIONS)
-        self.head = FlowHead(len(rows), width + placed + width * bool(sound), width, config.depth)
+        self.head = FlowHead(len(rows), width + frame_numbers + width * bool(sound), width, config.depth)
         self.head.write = nn.Linear(width, 1)
 
     def forward(
@@ -274,38 +264,53 @@ class LatentTower(nn.Module):
         last: torch.Tensor,
         sound: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Score of every chunk ``[B, N]``."""
-        known = [last[..., self.place]]
+        """Return the score of every chunk ``[B, N]``."""
+        inputs = [last[..., self.place]]
         if self.listen is not None and sound is not None:
-            known.append(F.silu(self.listen(sound)))
-        summary = self.remember(torch.cat([before[..., self.rows], before_level[..., None], *known], -1))
-        # One chunk later: a chunk's memory ends with the chunk before it.
+            inputs.append(F.silu(self.listen(sound)))
+        summary = self.remember(torch.cat([before[..., self.rows], before_level[..., None], *inputs], -1))
+        # Shifted by one, because a chunk's memory ends with the chunk before it.
         memory = F.pad(summary.mT, (1, -1))
         for layer, dilation in zip(self.look_back, DILATIONS, strict=True):
             memory = memory + F.silu(layer(F.pad(memory, ((KERNEL - 1) * dilation, 0))))
-        return self.head(estimate[..., self.rows], level, torch.cat([memory.mT, *known], -1))[..., 0]
+        return self.head(estimate[..., self.rows], level, torch.cat([memory.mT, *inputs], -1))[..., 0]
 
 
-def _rows(span: slice, chunk: int) -> list[int]:
-    """Where a span of the motion numbers lies in a chunk's latents."""
+def _latent_rows(span: slice, chunk: int) -> list[int]:
+    """Return the rows of a chunk's latents that hold a span of the motion numbers."""
     return list(range(span.start * chunk, span.stop * chunk))
 
 
-def _per_chunk(sigma: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
-    """σ as ``[B, N]``."""
+def _expand_sigma(sigma: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
+    """Expand σ to ``[B, N]``."""
     level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     return (level[:, None] if level.dim() == 1 else level).expand(x.shape[:2])
 
 
-_LEAST = 0.02
-"""Least variance c σ² in the second term."""
+# --- Training: pairs of clips at random noise levels ---
+#
+#     σ ~ U(0, 1)      x = (1 − σ) z + σ ε
+#     L = − ln P(label | x_1, x_2)  +  λ · ½ [ (s₀ − s_σ)² / c σ² + ln c σ² ]  +  μ · (1 − cos of slopes)
+#
+# The first term is Thurstone's likelihood (``pair_loss``). The second calibrates the variance: c σ² should be the
+# squared difference between the score s₀ of the clean clip and the score s_σ of its noisy latents. Half of the batches
+# have a clean past, as in a live session, and there the third term applies: the sync score should rise in the same
+# direction as the sync expert (``rewards.sync``). In the other batches the whole clip is noised.
+#
+#     1 − cos( ∇_x s_sync(x_σ, σ | past),  ∇_x₀ expert(x₀) )
+#
+# A score that only separates intact from damaged lips may rise in any direction. Guidance follows the slope of
+# E[expert(x₀) | x_σ], the mean of the expert's slopes over all x₀ that x_σ can become; its direction is learned.
+
+_MIN_NOISE_VARIANCE = 0.02
+"""Smallest variance c σ² in the second term."""
 _FIT_PAIRS, _FIT_BATCHES, _FIT_STEPS = 90, 8, 150
 SYNC = DIMENSIONS.index("sync")
 
 
 @dataclass(frozen=True)
 class LatentTrainingConfig:
-    """How the latent reward is trained."""
+    """Settings of the training of the latent reward."""
 
     steps: int = 700
     batch: int = 45
@@ -314,15 +319,15 @@ class LatentTrainingConfig:
     width: int = 128
     depth: int = 2
     calibration: float = 0.1
-    """λ."""
+    """λ, the weight of the second term."""
     slope: float = 1.0
-    """μ; 0: sync learns from pairs alone."""
+    """μ, the weight of the third term; with 0, sync is trained from pairs alone."""
     curriculum: float = 0.6
-    """Share of the steps after which pairs are as subtle as they get."""
+    """Share of the steps over which pairs become more subtle."""
     voices: int = 3
-    """Voices that each clip is heard in, its own among them."""
+    """Number of voices per clip, including its own."""
     long_every: int = 3
-    """Every so many steps a batch of longer windows."""
+    """Steps between two batches of longer windows."""
     seed: int = 0
 
 
@@ -332,17 +337,17 @@ def train_latent(
     clips: Sequence[ConditionedClip],
     report: Report = silent,
 ) -> LatentReward:
-    """A trained latent reward, standardised on ``clips``.
+    """Train a latent reward and standardise it on ``clips``.
 
     Args:
-        config: how to train.
-        generator: whose latent space is meant.
-        clips: with its audio condition.
+        config: settings.
+        generator: the generator that defines latent space and audio condition.
+        clips: real clips with its audio condition.
         report: called with step, loss and seconds left.
 
     Raises:
         BadInput: no clip is long enough.
-        KeyboardInterrupt: asked to stop, after the step under way.
+        KeyboardInterrupt: the user interrupted; raised after the current step.
     """
     torch.manual_seed(config.seed)
     model, expert = LatentReward.fresh(generator, config.width, config.depth).train(), SyncExpert.load()
@@ -354,8 +359,8 @@ def train_latent(
         sampler = samplers[-1] if step % config.long_every == config.long_every - 1 else samplers[0]
         pairs = sampler.draw(config.batch, min(1.0, step / (config.curriculum * config.steps)))
         past_is_known = step % 2 == 0
-        own = latent_loss(model, score_pairs(model, pairs, past_is_known), config.calibration)
-        return own + config.slope * slope_loss(model, pairs, expert) if config.slope and past_is_known else own
+        total = latent_loss(model, score_pairs(model, pairs, past_is_known), config.calibration)
+        return total + config.slope * slope_loss(model, pairs, expert) if config.slope and past_is_known else total
 
     descend(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
     model.eval()
@@ -368,13 +373,13 @@ def train_latent(
 
 
 class ScoredPairs(NamedTuple):
-    """Scores of all first clips, then of all second ones.
+    """Scores of a batch of pairs: all first clips, then all second ones.
 
     Attributes:
-        mean, clean: scores at σ and at 0 ``[2B, 3]``.
-        sigma: ``[2B]``.
+        mean, clean: scores ``[2B, 3]`` at noise level σ and at 0.
+        sigma: noise level ``[2B]``.
         labels: ``[B, 3]``.
-        past_is_known: whether chunks followed clean ones.
+        past_is_known: whether the past chunks were clean.
     """
 
     mean: torch.Tensor
@@ -385,42 +390,47 @@ class ScoredPairs(NamedTuple):
 
 
 def score_pairs(model: LatentReward, pairs: LatentPairBatch, past_is_known: bool) -> ScoredPairs:
-    """Scores of pairs at noise drawn anew for every clip and σ drawn for every pair."""
+    """Score pairs with noise drawn for every clip and σ drawn for every pair."""
     clean, audio, start = pairs.all_clips()
     sigma = torch.rand(len(pairs.first)).repeat(2)
     noisy = interpolate(clean, torch.randn_like(clean), sigma[:, None, None])
     mean = model(noisy, sigma, audio, start, clean if past_is_known else None).clip().mean
     with torch.no_grad():
-        known = model(clean, 0.0, audio, start).clip().mean
-    return ScoredPairs(mean, known, sigma, pairs.labels, past_is_known)
+        clean_scores = model(clean, 0.0, audio, start).clip().mean
+    return ScoredPairs(mean, clean_scores, sigma, pairs.labels, past_is_known)
 
 
 def latent_loss(model: LatentReward, scored: ScoredPairs, calibration: float) -> torch.Tensor:
-    """The module's L without its third term, a scalar, for a model that is not yet standardised."""
+    """Return the first two terms of L, a scalar, for a model that is not yet standardised."""
     noise_variance = model.noise_variance(scored.sigma, scored.past_is_known)
     log_std = (BASE_VARIANCE + noise_variance).log() / 2
     log_probs = model.log_probs(*LatentScores(scored.mean, log_std).split())
     likelihood = -choice_log_probs(log_probs, scored.labels).mean()
-    wrong = (scored.clean - scored.mean).square()
-    return likelihood + calibration * (wrong / (noise_variance + _LEAST) + (noise_variance + _LEAST).log()).mean() / 2
+    squared_error = (scored.clean - scored.mean).square()
+    return (
+        likelihood
+        + calibration
+        * (squared_error / (noise_variance + _MIN_NOISE_VARIANCE) + (noise_variance + _MIN_NOISE_VARIANCE).log()).mean()
+        / 2
+    )
 
 
 def slope_loss(model: LatentReward, pairs: LatentPairBatch, expert: SyncExpert) -> torch.Tensor:
-    """The module's third term over the lips of the intact clips, a scalar; noise and σ drawn for every clip."""
+    """Return the third term of L over the lips of the intact clips, a scalar; noise and σ are drawn for every clip."""
     clean, start = pairs.intact()
-    wanted = expert_slope(model, clean, start, pairs.mel, expert)
+    target = expert_slope(model, clean, start, pairs.mel, expert)
     sigma = torch.rand(len(clean))
     noisy = interpolate(clean, torch.randn_like(clean), sigma[:, None, None]).requires_grad_()
     score = model(noisy, sigma, pairs.audio, start, clean).mean[..., SYNC].sum()
-    (own,) = torch.autograd.grad(score, noisy, create_graph=True)
+    (slope,) = torch.autograd.grad(score, noisy, create_graph=True)
     lips = model.sync.rows
-    return 1 - cosine_similarity(own[..., lips], wanted[..., lips], dim=-1).mean()
+    return 1 - cosine_similarity(slope[..., lips], target[..., lips], dim=-1).mean()
 
 
 def expert_slope(
     model: LatentReward, clean: torch.Tensor, start: torch.Tensor, mel: torch.Tensor, expert: SyncExpert
 ) -> torch.Tensor:
-    """Gradient of the expert's mean cosine in clean latents ``[B, N, D]``."""
+    """Return the gradient ``[B, N, D]`` of the expert's mean cosine with respect to clean latents."""
     point = clean.detach().requires_grad_()
     score = expert.score(model.space.decode_track(point, start).flatten(1, 2), mel)[1].sum()
     (slope,) = torch.autograd.grad(score, point)
@@ -428,7 +438,7 @@ def expert_slope(
 
 
 def fit_variance(model: LatentReward, sampler: LatentPairSampler, calibration: float) -> None:
-    """Fit c alone, with the towers as they are: six numbers that an optimiser of a million moves too slowly."""
+    """Fit c alone with fixed towers, because joint training moves its six numbers too slowly."""
     with torch.no_grad():
         batches = [
             score_pairs(model, sampler.draw(_FIT_PAIRS), past_is_known)

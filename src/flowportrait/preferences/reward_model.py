@@ -1,21 +1,20 @@
-"""A reward model of motion and sound.
+"""A reward model of motion and sound, and its training.
 
-Each score is made from what it may know:
+Each score reads only what it may depend on:
 
-    sync        lower face + mel ─► the reward side's sync expert, frozen ─► mean cosine ─► learned scale
+    sync        lower face + mel ─► the sync expert of the rewards, frozen ─► mean cosine ─► learned scale
     expression  lower face, brows, lids, gaze (no sound) ─► conv ─► mean and spread over time ─► score
-    motion      speed and acceleration of everything (no sound) ─► likewise
+    motion      speed and acceleration of everything (no sound) ─► conv ─► mean and spread over time ─► score
 
 Richer sync heads were tried, on the expert's channels and on the cosine's margin, worst moment and best other delay: on
-unseen speakers neither beat the plain cosine. Longer clips are scored in windows of ``FRAMES`` frames, as in training.
-The towers share nothing, so sound cannot reach ``motion``. Scores are standardised on real clips: 0 is ordinary
-footage, 1 is one standard deviation better.
+unseen speakers none was better than the plain cosine. Longer clips are scored in windows of ``FRAMES`` frames, as in
+training. Scores are standardised on real clips: 0 is ordinary footage, 1 is one standard deviation better.
 
-It is trained on pairs made from a prepared corpus, and on pairs of people or judges (``pairs.jsonl``) mixed in:
+The model is trained on damaged pairs from a prepared corpus, mixed with pairs of people or judges (``pairs.jsonl``):
 
-    batch = damaged pairs (curriculum coarse → subtle) + stated pairs ─► pair_loss ─► AdamW
+    batch = damaged pairs (curriculum coarse → subtle) + annotated pairs ─► pair_loss ─► AdamW
 
-Of a corpus only the split ``reward`` is read: who measures on the others measures on unseen speakers.
+Of a corpus only the split ``reward`` is used, so the other splits measure on unseen speakers.
 """
 
 from __future__ import annotations
@@ -42,14 +41,17 @@ from flowportrait.rendering.motion_basis import EXPRESSION, MOTION_DIM
 from flowportrait.rewards.sync import SyncExpert
 from flowportrait.training.descend import Report, descend, silent
 
+# --- Model ---
+
 WIDTH = 64
 START = 8.0
-"""Weight of the expert's own cosine before any training."""
+"""Weight of the expert's cosine before training."""
 STRIDE = FRAMES // 2
+"""Frames between two windows."""
 
 
 class MotionReward(nn.Module):
-    """``[B, T, 30]`` motion and ``[B, 4T, 80]`` log-mel to scores ``[B, 3]`` in the order of ``DIMENSIONS``."""
+    """Scores motion ``[B, T, 30]`` and log-mel ``[B, 4T, 80]`` as ``[B, 3]`` in the order of ``DIMENSIONS``."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -65,7 +67,7 @@ class MotionReward(nn.Module):
 
     @classmethod
     def fresh(cls) -> MotionReward:
-        """Ready to train: the sync tower starts from the reward side's expert, at its own cosine."""
+        """Create a model ready for training; its sync score starts as the cosine of the rewards' sync expert."""
         model = cls()
         model.listener.load_state_dict(SyncExpert.load().state_dict())
         nn.init.zeros_(model.sync.bias)
@@ -74,26 +76,26 @@ class MotionReward(nn.Module):
         return model
 
     def raw_scores(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        """Scores before standardising, ``[B, 3]``: what pairs train."""
+        """Return scores ``[B, 3]`` before standardisation, which the pair loss trains."""
         return self.window_scores(motion, mel).mean(1)
 
     def window_scores(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        """Scores before standardising of each window ``[B, W, 3]``; windows start at ``window_starts``.
+        """Return scores ``[B, W, 3]`` of every window before standardisation; windows start at ``window_starts``.
 
         Raises:
-            ValueError: fewer than ``SHORTEST`` frames.
+            ValueError: there are fewer than ``SHORTEST`` frames.
         """
         if motion.shape[1] < SHORTEST:
             raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {SHORTEST}")
         motion, mel = motion.to(self.mean.device), mel.to(self.mean.device)
         starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
-        own = torch.cat([motion[:, at : at + length] for at in starts])
-        sound = torch.cat([mel[:, MELS_PER_FRAME * at : MELS_PER_FRAME * (at + length)] for at in starts])
-        expression = own[..., EXPRESSION]
-        speed = own.diff(dim=1)
+        windows = torch.cat([motion[:, start : start + length] for start in starts])
+        sound = torch.cat([mel[:, MELS_PER_FRAME * start : MELS_PER_FRAME * (start + length)] for start in starts])
+        expression = windows[..., EXPRESSION]
+        speed = windows.diff(dim=1)
         with torch.no_grad():
             self.listener.eval()
-            cosine = self.listener.score(own, sound)[1]
+            cosine = self.listener.score(windows, sound)[1]
         scores = [
             self.sync(cosine[:, None])[:, 0],
             self.expression(
@@ -104,37 +106,37 @@ class MotionReward(nn.Module):
         return torch.stack(scores, -1).unflatten(0, (len(starts), -1)).transpose(0, 1)
 
     def forward(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        """Standardised scores ``[B, 3]``.
+        """Return standardised scores ``[B, 3]``.
 
         Raises:
-            ValueError: fewer than ``SHORTEST`` frames.
+            ValueError: there are fewer than ``SHORTEST`` frames.
         """
         return (self.raw_scores(motion, mel) - self.mean) / self.std
 
     def frame_scores(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        """Standardised scores of every frame ``[B, T, 3]``: the mean over the windows that hold it."""
+        """Return standardised scores ``[B, T, 3]`` of every frame: the mean over the windows that contain it."""
         starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
-        held = self.mean.new_zeros(len(starts), motion.shape[1])
-        for row, at in enumerate(starts):
-            held[row, at : at + length] = 1
+        contains = self.mean.new_zeros(len(starts), motion.shape[1])
+        for row, start in enumerate(starts):
+            contains[row, start : start + length] = 1
         scores = (self.window_scores(motion, mel) - self.mean) / self.std
-        return torch.einsum("wt,bwd->btd", held / held.sum(0), scores)
+        return torch.einsum("wt,bwd->btd", contains / contains.sum(0), scores)
 
     def standardise(self, scores: torch.Tensor) -> None:
-        """Make raw ``scores`` ``[N, 3]`` of real clips the yardstick."""
+        """Set mean and spread of the standardisation from raw ``scores`` ``[N, 3]`` of real clips."""
         self.mean.copy_(scores.mean(0))
         self.std.copy_(scores.std(0).clamp_min(1e-3))
 
     def save(self, path: Path) -> None:
-        """Write float16 safetensors, whole or not at all."""
+        """Write the weights as float16 safetensors, atomically."""
         write_weights(path, self.state_dict())
 
     @classmethod
     def read(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> MotionReward:
-        """Load a model written by ``save``, ready to score.
+        """Load a model that ``save`` wrote, frozen, on a device and in a number format.
 
         Raises:
-            BadInput: there is no such file, or it is of another shape.
+            BadInput: the file is missing, or has another shape.
         """
         model = cls()
         try:
@@ -147,18 +149,18 @@ class MotionReward(nn.Module):
     @classmethod
     @once_per_device
     def load(cls) -> MotionReward:
-        """The one that ships with the package."""
+        """Load the reward model that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "preference" / "model.safetensors")))
 
 
 def window_starts(frames: int) -> list[int]:
-    """First frames of the windows of a clip; the last window ends with the clip."""
+    """Return the first frame of every window of a clip; the last window ends with the clip."""
     last = max(0, frames - FRAMES)
     return sorted({*range(0, last + 1, STRIDE), last})
 
 
 class MotionTower(nn.Module):
-    """Features over time ``[B, T, F]`` to one number per clip ``[B]``."""
+    """Network from features over time ``[B, T, F]`` to one score per clip ``[B]``."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -173,15 +175,18 @@ class MotionTower(nn.Module):
         )  # fmt: skip
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Mean and spread over time, and the log amplitude of every feature, decide."""
+        """Score clips by mean and spread of hidden channels over time, and by the log amplitude of every feature."""
         hidden = self.layers(features.mT)
         amplitude = (features.var(1) + 1e-4).log() / 2
         return self.verdict(torch.cat([hidden.mean(-1), hidden.std(-1), amplitude], -1))[..., 0]
 
 
+# --- Training ---
+
+
 @dataclass(frozen=True)
 class RewardTrainingConfig:
-    """How the motion reward is trained."""
+    """Settings of the training of the motion reward."""
 
     objective: Objective = "ties"
     steps: int = 300
@@ -189,12 +194,16 @@ class RewardTrainingConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     curriculum: float = 0.6
-    """Share of the steps after which pairs are as subtle as they get."""
+    """Share of the steps over which pairs become more subtle."""
     seed: int = 0
 
 
 def load_batches(dataset: PreferenceDataset) -> tuple[list[PreferenceBatch], dict[str, str]]:
-    """One batch of one row per pair with usable clips, and the clips that cannot be used, with the reason."""
+    """Read the clips of a dataset.
+
+    Returns:
+        One batch of one row per pair with usable clips, and the reason for each clip that cannot be used.
+    """
 
     def read(path: Path) -> ClipFeatures:
         features = clip_features(path)
@@ -210,20 +219,20 @@ def load_batches(dataset: PreferenceDataset) -> tuple[list[PreferenceBatch], dic
 def train_reward(
     config: RewardTrainingConfig,
     clips: Sequence[MotionClip],
-    stated: Sequence[PreferenceBatch] = (),
+    annotated: Sequence[PreferenceBatch] = (),
     report: Report = silent,
 ) -> MotionReward:
-    """A trained model, standardised on ``clips``.
+    """Train a motion reward and standardise it on ``clips``.
 
     Args:
-        config: how to train.
+        config: settings.
         clips: real clips of training speakers, from which damaged pairs are made.
-        stated: batches from annotators, mixed in one a step.
+        annotated: batches of annotated pairs, of which one is added per step.
         report: called with step, loss and seconds left.
 
     Raises:
         BadInput: no clip is long enough.
-        KeyboardInterrupt: asked to stop, after the step under way.
+        KeyboardInterrupt: the user interrupted; raised after the current step.
     """
     torch.manual_seed(config.seed)
     model = MotionReward.fresh().train()
@@ -231,8 +240,10 @@ def train_reward(
 
     def loss(step: int) -> torch.Tensor:
         progress = min(1.0, step / (config.curriculum * config.steps))
-        own = _batch_loss(config.objective, model, sampler.draw(config.batch, progress))
-        return own + _batch_loss(config.objective, model, stated[step % len(stated)]) if stated else own
+        damaged = _batch_loss(config.objective, model, sampler.draw(config.batch, progress))
+        return (
+            damaged + _batch_loss(config.objective, model, annotated[step % len(annotated)]) if annotated else damaged
+        )
 
     descend(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
     model.eval().requires_grad_(False)

@@ -1,11 +1,11 @@
-"""What was learned from pairs, as rewards.
+"""Trained reward models as rewards of post-training.
 
     preference           Σ_d w_d · score_d of the reward model (motion and log-mel, or an LLM that watches and listens)
     preference_sync …    one dimension alone
-    latent_preference    Σ_d w_d · score_d of the latent reward at σ = 0: nothing is decoded
+    latent_preference    Σ_d w_d · score_d of the latent reward at σ = 0, without decoding
 
-Scores are standardised on real footage and cut at ``BEST``: nothing is believed to be better than real by more, and
-what a policy could win there it would win by fooling the score.
+Scores are standardised on real footage and capped at ``BEST``: a larger advantage over real footage is not credible,
+and a policy could only gain it by exploiting the reward model.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.interface import Reward, Score, all_valid, measured
 
 BEST = 2.0
+"""Cap of standardised scores."""
 EVEN = (1.0, 1.0, 1.0)
+"""Equal weights of all dimensions."""
 
 
 @dataclass(frozen=True)
 class LearnedPreference:
-    """The small reward model; weights in the order of ``DIMENSIONS``."""
+    """The reward of the small reward model, with weights in the order of ``DIMENSIONS``."""
 
     model: MotionReward
     weights: tuple[float, ...] = EVEN
@@ -51,7 +53,7 @@ class LearnedPreference:
 
 @dataclass(frozen=True)
 class LearnedLatentPreference:
-    """The latent reward on finished latents, in post-training only."""
+    """The latent reward on clean latents; works in post-training only."""
 
     model: LatentReward
     weights: tuple[float, ...] = EVEN
@@ -61,8 +63,8 @@ class LearnedLatentPreference:
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         assert batch.latents is not None
-        known = batch.condition() if callable(batch.condition) else batch.condition
-        scores = self.model(batch.latents.cpu(), 0.0, known.audio.cpu(), known.start.cpu())
+        condition = batch.condition() if callable(batch.condition) else batch.condition
+        scores = self.model(batch.latents.cpu(), 0.0, condition.audio.cpu(), condition.start.cpu())
         chunks = scores.mean.cpu().clamp_max(BEST) @ torch.tensor(self.weights)
         frames = batch.motion.shape[1]
         dense = chunks.repeat_interleave(frames // chunks.shape[1], 1) if frames % chunks.shape[1] == 0 else None
@@ -71,7 +73,7 @@ class LearnedLatentPreference:
 
 @dataclass(frozen=True)
 class WatchedPreference:
-    """A multimodal LLM trained by ``train_vlm``: it is shown frames and sound, one clip after the other."""
+    """The reward of a multimodal LLM trained by ``train_vlm``, which gets frames and sound of one clip at a time."""
 
     model: VlmReward
     weights: tuple[float, ...] = EVEN
@@ -83,19 +85,26 @@ class WatchedPreference:
         assert batch.audio is not None
         total = batch.motion.shape[1]
         count = min(self.model.settings.frames, total)
-        places = tuple(torch.linspace(0, total - 1, count).round().int().tolist())
-        frames = (batch.frames(places).permute(0, 1, 3, 4, 2) * 255).round().byte().cpu().numpy()
+        indices = tuple(torch.linspace(0, total - 1, count).round().int().tolist())
+        frames = (batch.frames(indices).permute(0, 1, 3, 4, 2) * 255).round().byte().cpu().numpy()
         sounds = batch.audio.cpu().numpy()
-        clips = [WatchedClip(own, FPS * count / total, sound) for own, sound in zip(frames, sounds, strict=True)]
+        clips = [
+            WatchedClip(clip_frames, FPS * count / total, sound)
+            for clip_frames, sound in zip(frames, sounds, strict=True)
+        ]
         scores = torch.cat([self.model([clip]).cpu() for clip in clips])
         return all_valid(scores.clamp_max(BEST) @ torch.tensor(self.weights))
 
 
 def load_preference_reward(name: str, folder: Path | None) -> Reward:
-    """The reward of one of the names above, from ``folder`` or as it ships.
+    """Load a preference reward.
+
+    Args:
+        name: ``preference``, or ``preference_`` and a dimension.
+        folder: folder of a trained reward model; the shipped one by default.
 
     Raises:
-        BadInput: ``folder`` holds neither a small reward model nor an LLM's.
+        BadInput: ``folder`` holds no reward model.
     """
     weights = tuple(float(name in ("preference", f"preference_{dimension}")) for dimension in DIMENSIONS)
     if folder is None:
@@ -108,5 +117,5 @@ def load_preference_reward(name: str, folder: Path | None) -> Reward:
 
 
 def load_latent_preference(folder: Path | None) -> Reward:
-    """The latent reward, from ``folder`` or as it ships."""
+    """Load the latent reward from ``folder``; the shipped one by default."""
     return LearnedLatentPreference(LatentReward.load() if folder is None else LatentReward.from_pretrained(folder))

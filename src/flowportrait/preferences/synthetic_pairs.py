@@ -1,11 +1,11 @@
-"""Pairs of intact and damaged motion.
+"""Training pairs of intact and damaged motion, made from a corpus.
 
     strength ~ U(lowest(p), coarse),   lowest(p) = coarse + p (subtle − coarse),   p: share of the training done
 
-Half of the pairs have the damaged clip first, so that the order says nothing. For the latent reward the same pairs are
-encoded in a generator's latent space, with the audio condition that the generator has:
+The order of the two clips is random. For the latent reward the same pairs are encoded in a generator's latent space,
+with the generator's audio condition:
 
-    motion of a window ─► chunks after the frame before ─► clean latents,   both clips under the same sound
+    motion of a window ─► chunks after the first frame ─► clean latents,   both clips under the same sound
 """
 
 from __future__ import annotations
@@ -29,23 +29,32 @@ from flowportrait.models.training_clips import augment
 from flowportrait.preferences.clips import PreferenceBatch
 from flowportrait.preferences.dataset import DIMENSIONS, HIGHEST, Label
 
+# --- Pairs of motion ---
+
 FRAMES = 22
 """Frames of a window, which leave room for a shift of 8 frames in clips of 1.2 s."""
 SHORT, LONG = 5, 13
-"""Chunks of a latent window: what fits clips of 1.2 s, and what shows the latent reward all that it looks back on."""
-_AT_ONCE = 64
+"""Chunks of a latent window: one that fits clips of 1.2 s, and one that covers the latent reward's whole history."""
+_GENERATION_BATCH = 64
 
 
 class DamagedPairSampler:
-    """Draws pairs of windows of ``frames`` frames from clips, one of them damaged.
-
-    Raises:
-        BadInput: no clip is long enough.
-    """
+    """Draws pairs of windows from clips, one window of each pair damaged."""
 
     def __init__(
         self, clips: Sequence[MotionClip], damages: Mapping[str, Corruption], seed: int, frames: int = FRAMES
     ) -> None:
+        """Prepare a sampler.
+
+        Args:
+            clips: real clips; those of speakers with many clips are drawn less often.
+            damages: corruptions of motion by name.
+            seed: random seed.
+            frames: frames per window.
+
+        Raises:
+            BadInput: no clip is long enough.
+        """
         self.frames = frames
         self.places = [place for place, clip in enumerate(clips) if len(clip.motion) >= frames + 2]
         self.clips = [clips[place] for place in self.places]
@@ -60,7 +69,12 @@ class DamagedPairSampler:
         self.weights = weights / weights.sum()
 
     def draw(self, batch: int, progress: float = 1.0) -> PreferenceBatch:
-        """``batch`` pairs, the damages in turn; progress: 0 coarse damage only … 1 everything down to subtle."""
+        """Draw pairs with the damages in turn.
+
+        Args:
+            batch: number of pairs.
+            progress: 0 for coarse damage only, up to 1 for all strengths down to subtle.
+        """
         names = list(self.damages)
         offset = int(self.rng.integers(len(names)))
         rows = [self._pair(names[(offset + index) % len(names)], progress) for index in range(batch)]
@@ -87,20 +101,23 @@ class DamagedPairSampler:
         points[1, hurt] = 3.0 - 2.0 * (strength - damage.subtle) / (damage.coarse - damage.subtle)
         if self.rng.random() < 0.5:
             first, second, label, points = second, first, label.opposite, points[::-1]
-        labels = [label.value if touched else Label.TIE.value for touched in hurt]
+        labels = [label.value if is_hurt else Label.TIE.value for is_hurt in hurt]
         mel = clip.mel[MELS_PER_FRAME * start : MELS_PER_FRAME * (start + self.frames)]
         return first, second, mel, labels, points, name, (self.places[chosen], start)
 
 
+# --- Pairs of latents ---
+
+
 @dataclass(frozen=True)
 class ConditionedClip:
-    """A corpus clip with the audio condition that a generator has, frame by frame.
+    """A corpus clip with the audio condition of a generator for every frame.
 
     Attributes:
         clip: motion and log-mel.
-        audio: ``[V, T, d]`` features in V voices, the own one first.
-        lips: ``[V, 2, T, 16]`` where the sound puts the lips, for the speaker's own style and for the typical one (no
-            numbers where the generator has no anchor).
+        audio: features ``[V, T, d]`` in V voices, the speaker's own one first.
+        lips: lip positions ``[V, 2, T, 16]`` predicted from the sound, for the speaker's own style and for the neutral
+            one; the last dimension is empty if the generator has no anchor.
     """
 
     clip: MotionClip
@@ -108,7 +125,7 @@ class ConditionedClip:
     lips: torch.Tensor
 
     def condition(self, first: int, frames: int, chunk: int, voice: int = 0, style: int = 1) -> torch.Tensor:
-        """``Condition.audio`` ``[N, chunk·(d + 16)]`` of ``frames`` frames from ``first`` on."""
+        """Return ``Condition.audio`` ``[N, chunk·(d + 16)]`` of ``frames`` frames from ``first`` on."""
         window = slice(first, first + frames)
         parts = self.audio[voice, window], self.lips[voice, style, window]
         return torch.cat([part.reshape(frames // chunk, -1) for part in parts], -1)
@@ -118,13 +135,13 @@ class ConditionedClip:
 def condition_clips(
     generator: ARFlow, clips: Sequence[MotionClip], voices: int = 1, seed: int = 0
 ) -> list[ConditionedClip]:
-    """Every clip with the audio condition of ``generator``, in its own and in ``voices − 1`` other voices."""
-    drawn = torch.Generator().manual_seed(seed)
+    """Compute the audio condition of clips, in their own voice and in ``voices − 1`` augmented voices."""
+    rng = torch.Generator().manual_seed(seed)
     conditioned = []
     for clip in clips:
         frames = len(clip.motion)
         mel = clip.mel[: MELS_PER_FRAME * frames].float()
-        sounds = torch.stack([mel, *(augment(mel[None], drawn)[0] for _ in range(voices - 1))])
+        sounds = torch.stack([mel, *(augment(mel[None], rng)[0] for _ in range(voices - 1))])
         features = generator.audio_features(sounds)
         audio = generator.audio_encoder(features)
         lips = audio.new_zeros(voices, 2, frames, 0)
@@ -138,39 +155,44 @@ def condition_clips(
 
 @torch.no_grad()
 def generated_clips(generator: ARFlow, clips: Sequence[ConditionedClip], seed: int = 0) -> list[ConditionedClip]:
-    """What ``generator`` makes of the same sounds from the same first frame.
+    """Generate clips for the same sounds from the same first frames.
 
-    The latent reward will meet such clips in use; they count as intact as real ones do.
+    The latent reward sees such clips in use, so training counts them as intact, like real ones.
     """
     chunk = generator.config.chunk
     by_length: dict[int, list[int]] = defaultdict(list)
-    for place, conditioned in enumerate(clips):
-        by_length[(len(conditioned.clip.motion) - 1) // chunk].append(place)
+    for index, conditioned in enumerate(clips):
+        by_length[(len(conditioned.clip.motion) - 1) // chunk].append(index)
     generated: list[ConditionedClip] = []
-    for chunks, places in by_length.items():
-        for rows in (places[at : at + _AT_ONCE] for at in range(0, len(places) if chunks else 0, _AT_ONCE)):
-            chosen = [clips[place] for place in rows]
-            audio = torch.stack([own.condition(1, chunks * chunk, chunk) for own in chosen]).float()
+    for chunks, indices in by_length.items():
+        for rows in (
+            indices[at : at + _GENERATION_BATCH] for at in range(0, len(indices) if chunks else 0, _GENERATION_BATCH)
+        ):
+            chosen = [clips[index] for index in rows]
+            audio = torch.stack(
+                [conditioned_clip.condition(1, chunks * chunk, chunk) for conditioned_clip in chosen]
+            ).float()
             style = generator.style_in(generator.rest_style.expand(len(rows), -1))
-            start = torch.stack([own.clip.motion[0] for own in chosen])
-            seeds = [seed + place for place in rows]
+            start = torch.stack([conditioned_clip.clip.motion[0] for conditioned_clip in chosen])
+            seeds = [seed + index for index in rows]
             motions = torch.cat([start[:, None], *sample_chunks(generator, Condition(audio, style, start), seeds)], 1)
             generated += [
-                replace(own, clip=replace(own.clip, motion=motion)) for own, motion in zip(chosen, motions, strict=True)
+                replace(conditioned_clip, clip=replace(conditioned_clip.clip, motion=motion))
+                for conditioned_clip, motion in zip(chosen, motions, strict=True)
             ]
     return generated
 
 
 class LatentPairBatch(NamedTuple):
-    """Damaged pairs in latent space.
+    """A batch of pairs of intact and damaged clips in latent space.
 
     Attributes:
         first, second: clean latents ``[B, N, chunk·30]`` of both clips.
-        start_first, start_second: the frames ``[B, 30]`` before them.
-        audio: the generator's condition ``[B, N, ·]``, the same for both.
+        start_first, start_second: frames ``[B, 30]`` before them.
+        audio: the generator's audio condition ``[B, N, ·]``, the same for both clips.
         mel: log-mel ``[B, 4T, 80]`` of their frames.
         labels: ``[B, 3]`` as in ``PreferenceBatch``; every pair is judged.
-        intact_is_first: ``[B]``.
+        intact_is_first: ``[B]`` whether the first clip is the intact one.
         kinds: the damage of the other clip.
     """
 
@@ -185,12 +207,12 @@ class LatentPairBatch(NamedTuple):
     kinds: tuple[str, ...]
 
     def all_clips(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, audio condition and first frames of all first clips, then of all second ones ``[2B, …]``."""
+        """Return latents, audio condition and start frames ``[2B, …]`` of all first clips, then of all second ones."""
         latents, starts = torch.cat([self.first, self.second]), torch.cat([self.start_first, self.start_second])
         return latents, torch.cat([self.audio] * 2), starts
 
     def intact(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents and first frames of the intact clips ``[B, …]``."""
+        """Return latents and start frames ``[B, …]`` of the intact clips."""
         chosen = self.intact_is_first[:, None]
         return (
             torch.where(chosen[..., None], self.first, self.second),
@@ -199,11 +221,7 @@ class LatentPairBatch(NamedTuple):
 
 
 class LatentPairSampler:
-    """Draws latent pairs; voice and style of the audio condition at random, or as in a live session (``vary`` off).
-
-    Raises:
-        BadInput: no clip is long enough.
-    """
+    """Draws pairs of intact and damaged clips in latent space."""
 
     def __init__(
         self,
@@ -214,19 +232,32 @@ class LatentPairSampler:
         chunks: int = SHORT,
         vary: bool = True,
     ) -> None:
+        """Prepare a sampler.
+
+        Args:
+            clips: clips with the audio condition of the generator.
+            space: the generator's latent space.
+            damages: corruptions of motion by name.
+            seed: random seed.
+            chunks: chunks per window.
+            vary: draw voice and style of the audio condition; otherwise they are as in a live session.
+
+        Raises:
+            BadInput: no clip is long enough.
+        """
         self.clips, self.space, self.vary = clips, space, vary
         motion = [conditioned.clip for conditioned in clips]
         self.sampler = DamagedPairSampler(motion, damages, seed, frames=1 + chunks * space.chunk)
 
     def draw(self, batch: int, progress: float = 1.0) -> LatentPairBatch:
-        """``batch`` pairs; progress as in ``DamagedPairSampler.draw``."""
+        """Draw pairs; see ``DamagedPairSampler.draw`` for the arguments."""
         pairs, rng, chunk = self.sampler.draw(batch, progress), self.sampler.rng, self.space.chunk
         frames = self.sampler.frames - 1
         audio = []
         for clip, start in pairs.origins:
-            own = self.clips[clip]
-            voice, style = (int(rng.integers(len(own.audio))), int(rng.integers(2))) if self.vary else (0, 1)
-            audio.append(own.condition(start + 1, frames, chunk, voice, style))
+            conditioned = self.clips[clip]
+            voice, style = (int(rng.integers(len(conditioned.audio))), int(rng.integers(2))) if self.vary else (0, 1)
+            audio.append(conditioned.condition(start + 1, frames, chunk, voice, style))
         return LatentPairBatch(
             self._encode(pairs.first), self._encode(pairs.second), pairs.first[:, 0], pairs.second[:, 0],
             torch.stack(audio).float(), pairs.mel[:, MELS_PER_FRAME:], pairs.labels,

@@ -1,19 +1,14 @@
-"""A multimodal language model as a reward model.
-
-What a multimodal LLM reads of a clip, with one token per score at the place where it may know no more and no less.
+"""A multimodal language model as a reward model: its inputs, the model and its training.
 
     user:  V…V  text  <motion> <expression>   A…A  <sync>
            frames                             speech: heard (Omni), or its log-mel as a picture (VL)
 
-A decoder looks back only, so the first two tokens cannot know the sound, and the third knows both (VideoReward, arXiv
-2501.13918, puts its text-free tokens before the prompt likewise). Rows are padded on the left.
-
-The reward model as a multimodal LLM: LoRA, and one special token per dimension (VideoReward, arXiv 2501.13918).
-
     h = decoder( frames, text, <motion> <expression>, speech, <sync> )        s_d = w_d · h at the token of d
 
-Qwen2-VL, Qwen2.5-VL and Qwen3-VL see the speech as a picture of its log-mel; the thinkers of Qwen2.5- and Qwen3-Omni
-hear it. Trained are the adapters of the decoder, the tokens' embeddings and w; only they are saved.
+One special token per dimension gives its score. A decoder reads from left to right, so the first two tokens cannot know
+the sound, and the third knows both (VideoReward, arXiv 2501.13918, places its text-free tokens before the prompt in the
+same way). Qwen2-VL, Qwen2.5-VL and Qwen3-VL get the speech as a picture of its log-mel; the thinkers of Qwen2.5- and
+Qwen3-Omni hear it. LoRA adapters of the decoder, the embeddings of the tokens and w are trained; only they are saved.
 
     pair ─► evenly spaced frames and the sound of both clips ─► scores ─► pair_loss ─► AdamW on the adapters
 """
@@ -44,16 +39,24 @@ from flowportrait.terminal import StopRequest
 from flowportrait.training.descend import GuardedStep
 from flowportrait.training.lora import Lora, insert
 
+# --- Inputs ---
+
 TEXT = "A person talks. Judge the motion, then the expression; then hear the speech and judge the lips."
 ORDER: tuple[Aspect, ...] = ("motion", "expression", "sync")
-"""Order of the tokens; the sound comes before the last."""
+"""Order of the score tokens; the sound comes before the last one."""
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Clips to the tensors of one family. layout: sizes of patches and the tokenizer; ids: the config's own tokens;
-    first_score: id of the first of three score tokens, after the model's own vocabulary."""
+    """Turns clips into the input tensors of one model family.
+
+    Attributes:
+        family: model type of the checkpoint's config.
+        layout: patch sizes and tokenizer.
+        ids: the config with the ids of the model's special tokens.
+        first_score: id of the first of three score tokens, after the model's own vocabulary.
+    """
 
     family: str
     layout: OmniInputs
@@ -62,10 +65,11 @@ class Reader:
 
     @property
     def hears(self) -> bool:
-        """Whether the family takes sound as sound."""
+        """Whether the family takes sound as audio, not as a picture."""
         return "omni" in self.family
 
     def __call__(self, clips: Sequence[WatchedClip]) -> dict[str, torch.Tensor]:
+        """Return the model's input tensors by name; rows are padded on the left."""
         videos = [self.layout.patches(clip.frames) for clip in clips]
         tensors: dict[str, torch.Tensor] = {
             "pixel_values_videos": torch.cat([patches for patches, _ in videos]),
@@ -75,15 +79,15 @@ class Reader:
             seconds = torch.tensor([self.layout.temporal / clip.fps for clip in clips])
             tensors["video_second_per_grid" if self.hears else "second_per_grid_ts"] = seconds
         if self.hears:
-            sounds, counts = self._heard(clips)
+            sounds, counts = self._audio_inputs(clips)
         else:
-            sounds, counts = self._drawn(clips)
+            sounds, counts = self._spectrogram_inputs(clips)
         rows = []
         for clip, (_, grid), count in zip(clips, videos, counts, strict=True):
-            rows.append(self._row(grid, self.layout.temporal / clip.fps, count))
-        return tensors | sounds | self._padded(rows)
+            rows.append(self._token_row(grid, self.layout.temporal / clip.fps, count))
+        return tensors | sounds | self._pad_left(rows)
 
-    def _heard(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
+    def _audio_inputs(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
         mel = self.layout.features(
             [clip.audio for clip in clips], sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt",
             truncation=False, padding="longest",
@@ -92,8 +96,8 @@ class Reader:
         counts = self.layout.audio_tokens(mask.sum(-1)).tolist()
         return {"input_features": mel["input_features"], "feature_attention_mask": mask.long()}, counts
 
-    def _drawn(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """Time to the right, pitch upwards, loud is bright."""
+    def _spectrogram_inputs(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Draw log-mel as pictures: time to the right, pitch upwards, loud is bright."""
         pictures = []
         for clip in clips:
             mel = ((log_mel(level(clip.audio)).T.flip(0) + 1) / 4 * 255).clamp(0, 255).byte().numpy()
@@ -102,61 +106,68 @@ class Reader:
         grids = torch.tensor([grid for _, grid in pictures])
         return {"pixel_values": torch.cat([patches for patches, _ in pictures]), "image_grid_thw": grids}, counts
 
-    def _row(self, grid: tuple[int, int, int], seconds: float, sound: int) -> list[tuple[int, int]]:
-        """(id, kind) of every token."""
+    def _token_row(self, grid: tuple[int, int, int], seconds: float, sound: int) -> list[tuple[int, int]]:
+        """Return id and kind of every token of a clip."""
         ids, per_picture = self.ids, grid[1] * grid[2] // self.layout.merge**2
         video = [(ids.video_token_id, _VIDEO)]
         if self.family == "qwen3_vl":
-            seen: list[tuple[int, int]] = []
+            frames: list[tuple[int, int]] = []
             for number in range(grid[0]):
-                seen += self._words(f"<{seconds * (number + 0.5):.1f} seconds>")
-                seen += self._framed(video * per_picture)
+                frames += self._text_tokens(f"<{seconds * (number + 0.5):.1f} seconds>")
+                frames += self._vision_tokens(video * per_picture)
         else:
-            seen = self._framed(video * (grid[0] * per_picture))
+            frames = self._vision_tokens(video * (grid[0] * per_picture))
         if self.hears:
-            tokens = self._words(self.layout.tokenizer.audio_bos_token)
-            tokens += [(ids.audio_token_id, _TEXT)] * sound + self._words(self.layout.tokenizer.audio_eos_token)
+            tokens = self._text_tokens(self.layout.tokenizer.audio_bos_token)
+            tokens += [(ids.audio_token_id, _TEXT)] * sound + self._text_tokens(self.layout.tokenizer.audio_eos_token)
         else:
-            tokens = self._framed([(ids.image_token_id, _IMAGE)] * sound)
-        motion, expression, sync = ((self.first_score + place, _TEXT) for place in range(len(ORDER)))
+            tokens = self._vision_tokens([(ids.image_token_id, _IMAGE)] * sound)
+        motion, expression, sync = ((self.first_score + offset, _TEXT) for offset in range(len(ORDER)))
         return [
-            *self._words("<|im_start|>user\n"), *seen, *self._words(TEXT), motion, expression, *tokens, sync,
+            *self._text_tokens("<|im_start|>user\n"), *frames, *self._text_tokens(TEXT), motion, expression, *tokens,
+            sync,
         ]  # fmt: skip
 
-    def _words(self, text: str) -> list[tuple[int, int]]:
+    def _text_tokens(self, text: str) -> list[tuple[int, int]]:
         return [(token, _TEXT) for token in self.layout.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
-    def _framed(self, tokens: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _vision_tokens(self, tokens: list[tuple[int, int]]) -> list[tuple[int, int]]:
         return [(self.ids.vision_start_token_id, _TEXT), *tokens, (self.ids.vision_end_token_id, _TEXT)]
 
-    def _padded(self, rows: Sequence[list[tuple[int, int]]]) -> dict[str, torch.Tensor]:
+    def _pad_left(self, rows: Sequence[list[tuple[int, int]]]) -> dict[str, torch.Tensor]:
         longest, pad = max(map(len, rows)), (self.layout.tokenizer.pad_token_id, _TEXT)
-        whole = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        padded = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        found = {"input_ids": whole[..., 0], "attention_mask": mask}
-        return found if self.hears else found | {"mm_token_type_ids": whole[..., 1].int()}
+        tensors = {"input_ids": padded[..., 0], "attention_mask": mask}
+        return tensors if self.hears else tensors | {"mm_token_type_ids": padded[..., 1].int()}
 
+
+# --- Model ---
 
 VL_FAMILIES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-"""Model type of a checkpoint's config to its class in transformers."""
+"""Class in transformers by the model type of a checkpoint's config."""
 
 
 @dataclass(frozen=True)
 class VlmSettings:
+    """The base model of the reward and its adapters, as vlm.json holds them."""
+
     model: str = "Qwen/Qwen2-VL-2B-Instruct"
-    """Folder or hub name."""
+    """Folder or hub name of the base model."""
     rank: int = 64
+    """Rank of the LoRA adapters."""
     alpha: float = 128.0
+    """Scale of the LoRA adapters."""
     frames: int = 16
-    """Frames of a clip that are watched, evenly spaced."""
+    """Number of evenly spaced frames per clip."""
     side: int = 224
-    """Pixels of a frame."""
+    """Side of a frame in pixels."""
     device: str = "auto"
-    """``auto``: a GPU if there is one."""
+    """Device; ``auto`` is a GPU if there is one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -164,7 +175,7 @@ class VlmSettings:
 
 
 class VlmReward(nn.Module):
-    """Clips to scores ``[B, 3]`` in the order of ``DIMENSIONS``."""
+    """Scores clips as ``[B, 3]`` in the order of ``DIMENSIONS`` with a multimodal language model."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -188,10 +199,10 @@ class VlmReward(nn.Module):
 
     @classmethod
     def from_name(cls, settings: VlmSettings) -> VlmReward:
-        """Untrained, around a checkpoint by folder or hub name.
+        """Create an untrained reward around the base model of ``settings``.
 
         Raises:
-            BadInput: it cannot be loaded, or is of another family.
+            BadInput: the base model cannot be loaded, or belongs to another family.
         """
         import transformers
 
@@ -201,8 +212,8 @@ class VlmReward(nn.Module):
             kind = config.model_type
             if kind not in VL_FAMILIES and kind not in OMNI_FAMILIES:
                 raise BadInput(f"{name} is a {kind}: the reward model is a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or an Omni.")
-            own = VL_FAMILIES[kind] if kind in VL_FAMILIES else OMNI_FAMILIES[kind][1]
-            model = getattr(transformers, own).from_pretrained(name, dtype="auto")
+            class_name = VL_FAMILIES[kind] if kind in VL_FAMILIES else OMNI_FAMILIES[kind][1]
+            model = getattr(transformers, class_name).from_pretrained(name, dtype="auto")
             pixels, _ = transformers.Qwen2VLImageProcessorPil.get_image_processor_dict(name)
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
             features = transformers.WhisperFeatureExtractor.from_pretrained(name) if kind in OMNI_FAMILIES else None
@@ -218,72 +229,80 @@ class VlmReward(nn.Module):
         return cls(model, reader, settings).to(device)
 
     def raw_scores(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
-        """Scores before standardising ``[B, 3]``: what pairs train."""
+        """Return scores ``[B, 3]`` before standardisation, which the pair loss trains."""
         device, dtype = self.read_out.weight.device, self.model.dtype
         inputs = {
             name: value.to(device, dtype if value.is_floating_point() and name != "second_per_grid_ts" else None)
             for name, value in self.reader(clips).items()
         }
         state = self.model.model(**inputs).last_hidden_state
-        places = inputs["input_ids"][..., None] == self.reader.first_score + torch.arange(len(ORDER), device=device)
-        at_tokens = torch.einsum("bth,btd->bdh", state.float(), places.float())
+        is_score_token = inputs["input_ids"][..., None] == self.reader.first_score + torch.arange(
+            len(ORDER), device=device
+        )
+        at_tokens = torch.einsum("bth,btd->bdh", state.float(), is_score_token.float())
         scores = torch.einsum("bdh,dh->bd", at_tokens, self.read_out.weight)
         return scores[:, [ORDER.index(dimension) for dimension in DIMENSIONS]]
 
     def forward(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
-        """Standardised scores ``[B, 3]``."""
+        """Return standardised scores ``[B, 3]``."""
         return (self.raw_scores(clips) - self.mean) / self.std
 
     def standardise(self, scores: torch.Tensor) -> None:
-        """Make raw ``scores`` ``[N, 3]`` the yardstick."""
+        """Set mean and spread of the standardisation from raw ``scores`` ``[N, 3]``."""
         self.mean.copy_(scores.mean(0))
         self.std.copy_(scores.std(0).clamp_min(1e-3))
 
     def save(self, folder: Path) -> None:
-        """Write what was trained and the settings, each whole or not at all."""
+        """Write the trained parameters and the settings, each file atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         with complete(folder / "vlm.safetensors") as partial:
-            save_file(self._own(), str(partial))
+            save_file(self._trained_tensors(), str(partial))
         save(self.settings, folder / "vlm.json")
 
     @classmethod
     def read(cls, folder: Path) -> VlmReward:
-        """What ``save`` wrote, around the model it names.
+        """Load a reward that ``save`` wrote, with its base model.
 
         Raises:
-            BadInput: no such folder, or it does not fit the model.
+            BadInput: the folder holds no reward, or one of another base model.
         """
         reward = cls.from_name(load(VlmSettings, folder / "vlm.json"))
         reward.restore(folder)
         return reward.eval().requires_grad_(False)
 
     def restore(self, folder: Path) -> None:
-        """Take over the trained part that ``save`` wrote.
+        """Load the trained parameters that ``save`` wrote.
 
         Raises:
-            BadInput: it cannot be read or does not fit.
+            BadInput: the file cannot be read, or belongs to another base model.
         """
         try:
-            trained = load_file(str(folder / "vlm.safetensors"))
+            stored = load_file(str(folder / "vlm.safetensors"))
         except OSError as error:
             raise BadInput(f"No trained reward in {folder}: it needs vlm.json and vlm.safetensors.") from error
-        own = self._own()
-        if {name: value.shape for name, value in trained.items()} != {name: value.shape for name, value in own.items()}:
+        current = self._trained_tensors()
+        if {name: value.shape for name, value in stored.items()} != {
+            name: value.shape for name, value in current.items()
+        }:
             raise BadInput(
                 f"The reward in {folder} does not fit {self.settings.model}: was it trained on another model?"
             )
         with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(trained[name])
+            for name, value in current.items():
+                value.copy_(stored[name])
 
-    def _own(self) -> dict[str, torch.Tensor]:
-        named = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
-        trained = ("lora_", "tokens.own", "read_out.")
-        return {name: value.data for name, value in named.items() if name in ("mean", "std") or _any(trained, name)}
+    def _trained_tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters())}
+        patterns = ("lora_", "tokens.own", "read_out.")
+        return {
+            name: value.data
+            for name, value in tensors.items()
+            if name in ("mean", "std") or _contains_any(patterns, name)
+        }
 
 
 class ScoreTokens(nn.Module):
-    """A vocabulary's embedding with three more ids after ``first``, whose vectors are learned."""
+    """The embedding of a vocabulary, extended by three ids from ``first`` on with learned vectors."""
 
     def __init__(self, words: nn.Embedding, first: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -292,15 +311,24 @@ class ScoreTokens(nn.Module):
         self.own = nn.Parameter(scale * torch.randn(len(ORDER), self.width, generator=generator))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids ``[…]`` to vectors ``[…, width]``."""
+        """Return the vectors ``[…, width]`` of ids ``[…]``."""
         extra = ids >= self.first
         vectors = self.words(ids.masked_fill(extra, 0))
-        own = self.own[(ids - self.first).clamp(0, len(ORDER) - 1)].to(vectors.dtype)
-        return torch.where(extra[..., None], own, vectors)
+        score_vectors = self.own[(ids - self.first).clamp(0, len(ORDER) - 1)].to(vectors.dtype)
+        return torch.where(extra[..., None], score_vectors, vectors)
 
 
 def reader_for(family: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int) -> Reader:
-    """The inputs of a family's model with this config."""
+    """Build the reader of a model family.
+
+    Args:
+        family: model type.
+        config: config of the checkpoint.
+        tokenizer: its tokenizer.
+        features: its audio feature extractor; None for families without audio.
+        pixels: settings of its image processor.
+        side: side of a frame in pixels.
+    """
     first = (config.text_config if hasattr(config, "text_config") else config).vocab_size
     if family in OMNI_FAMILIES:
         layout = inputs_for(OMNI_FAMILIES[family][0], config, tokenizer, features, pixels, side)
@@ -314,29 +342,33 @@ def reader_for(family: str, config: Any, tokenizer: Any, features: Any, pixels: 
 
 
 def _adapters(decoder: nn.Module, settings: VlmSettings) -> Lora:
-    """On every linear layer there usually is; experts of a mixture are no linear layers and stay as they are."""
+    """Choose the usual LoRA targets that exist; experts of a mixture are no linear layers and stay unchanged."""
     lora = Lora(settings.rank, settings.alpha)
-    there = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
-    return replace(lora, targets=tuple(target for target in lora.targets if target in there))
+    layer_names = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+    return replace(lora, targets=tuple(target for target in lora.targets if target in layer_names))
 
 
-def _any(parts: Sequence[str], name: str) -> bool:
+def _contains_any(parts: Sequence[str], name: str) -> bool:
     return any(part in name for part in parts)
+
+
+# --- Training ---
 
 
 @dataclass(frozen=True)
 class VlmTrainingConfig:
-    """How it is trained; VideoReward's settings, for one machine."""
+    """Settings of the training: those of VideoReward, for one machine."""
 
     settings: VlmSettings = field(default_factory=VlmSettings)
     objective: Objective = "ties"
     epochs: int = 2
     batch: int = 8
-    """Pairs a step."""
+    """Pairs per step."""
     at_once: int = 2
     """Pairs in memory at a time."""
     learning_rate: float = 2e-5
     warmup: float = 0.05
+    """Share of the steps over which the learning rate rises."""
     seed: int = 0
 
 
@@ -349,24 +381,24 @@ def train_vlm(
     """Train ``reward`` in place and standardise it on the clips of the pairs.
 
     Returns:
-        The clips that cannot be watched, with the reason.
+        The reason for each clip that cannot be read.
 
     Raises:
-        BadInput: no pair can be watched.
-        KeyboardInterrupt: asked to stop, after the step under way.
+        BadInput: no pair can be read.
+        KeyboardInterrupt: the user interrupted; raised after the current step.
     """
-    # Two frames tell that a clip can be watched; all of it is decoded again when its turn comes, for want of memory.
+    # Two frames show that a clip is readable; it is decoded again when it is used, because memory is limited.
     readable, unreadable = dataset.read_clips(lambda path: bool(watch_clip(path, 2)))
     usable = dataset.with_clips_in(readable)
     if not usable:
-        raise BadInput(f"None of {len(dataset)} pairs can be shown: {next(iter(unreadable.values()))}")
-    learned = [parameter for parameter in reward.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learned, config.learning_rate, weight_decay=0.0)
-    guarded_step = GuardedStep(learned, optimiser)
+        raise BadInput(f"None of {len(dataset)} pairs can be read: {next(iter(unreadable.values()))}")
+    parameters = [parameter for parameter in reward.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=0.0)
+    guarded_step = GuardedStep(parameters, optimiser)
     rng = np.random.default_rng(config.seed)
     order = np.concatenate([rng.permutation(len(usable)) for _ in range(config.epochs)])
     steps = [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
-    began = time.monotonic()
+    start_time = time.monotonic()
     reward.train()
     with StopRequest() as stop:
         for step, rows in enumerate(steps):
@@ -381,7 +413,7 @@ def train_vlm(
                 loss.backward()
                 total += float(loss.detach())
             guarded_step(step + 1)
-            report(step + 1, total, (time.monotonic() - began) / (step + 1) * (len(steps) - step - 1))
+            report(step + 1, total, (time.monotonic() - start_time) / (step + 1) * (len(steps) - step - 1))
             if stop.asked:
                 break
     stop.obey()

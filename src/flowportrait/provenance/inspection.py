@@ -1,4 +1,4 @@
-"""What a file says about itself, in words."""
+"""Inspect the provenance of a video file and describe it in sentences: container tags, C2PA signature, watermark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowportrait.provenance.manifest import Signature, read_signature
 from flowportrait.provenance.watermark import Finding, find_watermark
 
 _LARGEST_PICTURE = 64_000_000
-"""Pixels: twice 8K. A file of a few kilobytes can claim pictures of gigabytes."""
+"""Pixels: twice 8K. A file of a few kilobytes can declare pictures of gigabytes."""
 _LONGEST_TAG = 1000
 _VIDEOS = {*FORMATS, ".m4v", ".mkv", ".avi"}
 
@@ -30,32 +30,32 @@ class Inspection:
     watermark: Finding
 
     def sentences(self) -> dict[str, str]:
-        """``verdict``, ``metadata``, ``signature`` and ``watermark``, one sentence each."""
+        """Return one sentence each for ``verdict``, ``metadata``, ``signature`` and ``watermark``."""
         return {
             "verdict": self._verdict(),
             "metadata": self._metadata(),
-            "signature": _signature(self.signature),
-            "watermark": _watermark(self.watermark),
+            "signature": _signature_sentence(self.signature),
+            "watermark": _watermark_sentence(self.watermark),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, the sentences among them."""
+        """Return everything as plain values, the sentences included."""
         signature = asdict(self.signature) | {"self_signed": self.signature.self_signed}
         found = asdict(self.watermark) | {"found": self.watermark.found}
         return {**self.sentences(), "tags": self.tags, "details": {"signature": signature, "watermark": found}}
 
     @property
     def tagged(self) -> bool:
-        """The tags name FlowPortrait."""
+        """Whether the tags name FlowPortrait."""
         return "FlowPortrait" in self.tags.get("comment", "")
 
     @property
     def marked(self) -> bool:
-        """Any of the three marks names FlowPortrait."""
+        """Whether any of the three marks names FlowPortrait."""
         return any(self._marks().values())
 
     def cells(self) -> tuple[str, str, str, str]:
-        """What a table says of the file: made with FlowPortrait or not, tags, signature, watermark."""
+        """Return the cells of a table row: made with FlowPortrait or not, tags, signature, watermark."""
         signature = self.signature
         if not signature.present:
             signed = "none"
@@ -73,7 +73,9 @@ class Inspection:
     def _verdict(self) -> str:
         marks = [f"its {name}" for name, there in self._marks().items() if there]
         if marks:
-            return f"AI-generated with FlowPortrait, as {_joined(marks)} {'say' if len(marks) > 1 else 'says'}."
+            return (
+                f"AI-generated with FlowPortrait, as {_enumerate_names(marks)} {'say' if len(marks) > 1 else 'says'}."
+            )
         return "No mark of FlowPortrait was found; that does not prove that the video is real."
 
     def _metadata(self) -> str:
@@ -92,28 +94,32 @@ def inspect(path: Path) -> Inspection:
     tags = container_tags(path)
     frames = iter_frames(path)
     try:
-        found = find_watermark(frames)
+        detection = find_watermark(frames)
     except ValueError as error:
         raise BadInput(f"{path} holds no decodable frame: give another file.") from error
     finally:
         frames.close()
-    return Inspection(tags, read_signature(path), found)
+    return Inspection(tags, read_signature(path), detection)
 
 
 def videos_in(folder: Path) -> list[Path]:
-    """The files of a folder that are named as videos, by name; hidden ones are left out.
+    """Return the files of a folder that are named as videos, sorted by name, without hidden ones.
 
     Raises:
         BadInput: there is none.
     """
-    found = [path for path in folder.iterdir() if path.suffix.lower() in _VIDEOS and not path.name.startswith(".")]
-    if not found:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in _VIDEOS and not path.name.startswith(".")]
+    if not paths:
         raise BadInput(f"{folder} holds no video ({', '.join(sorted(_VIDEOS))}): give another folder, or a file.")
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in paths if path.is_file())
 
 
 def container_tags(path: Path) -> dict[str, str]:
-    """The tags of a file, names in lower case (Matroska has upper case), after a look at the size of its pictures."""
+    """Return the tags of a file, with names in lower case (Matroska has upper case).
+
+    Raises:
+        BadInput: the file cannot be opened, or its pictures are larger than 64 megapixels.
+    """
     try:
         with open_media(path) as container:
             for stream in container.streams.video:
@@ -127,14 +133,14 @@ def container_tags(path: Path) -> dict[str, str]:
         raise BadInput(f"{path} cannot be opened as a video ({reason}): give an mp4, mov, webm or gif file.") from error
 
 
-def _signature(signature: Signature) -> str:
+def _signature_sentence(signature: Signature) -> str:
     if not signature.present:
         return "There is no C2PA manifest in the file or beside it (re-encoding drops it)."
     if not signature.intact:
         return (
             f"There is a C2PA manifest, but it does not fit the file ({', '.join(signature.problems)}): changed since."
         )
-    who = f"signed by {signature.signer or 'an unnamed signer'}"
+    signed_by = f"signed by {signature.signer or 'an unnamed signer'}"
     if signature.self_signed:
         trust = "nobody vouches for the signer: the certificate was made on the computer that wrote the video"
     elif signature.trusted:
@@ -142,22 +148,23 @@ def _signature(signature: Signature) -> str:
     else:
         trust = "the signer is on no trust list known here"
     kind = signature.source_type.rsplit("/", 1)[-1] or "no source type"
-    where = " beside the file" if signature.sidecar else ""
-    return f"The C2PA manifest{where} is intact, made with {signature.generator}, {who}, states {kind}; {trust}."
+    place = " beside the file" if signature.sidecar else ""
+    made_with = f"made with {signature.generator}, {signed_by}"
+    return f"The C2PA manifest{place} is intact, {made_with}, states {kind}; {trust}."
 
 
-def _watermark(finding: Finding) -> str:
+def _watermark_sentence(finding: Finding) -> str:
     if not finding.found:
         return f"No FlowPortrait watermark (score {finding.score:.1f}, {finding.threshold:.1f} needed)."
-    how = []
+    changes = []
     if finding.mirrored:
-        how.append("mirrored")
+        changes.append("mirrored")
     if finding.moved:
-        how.append("cropped or padded")
-    changed = f", {' and '.join(how)} since" if how else ""
+        changes.append("cropped or padded")
+    suffix = f", {' and '.join(changes)} since" if changes else ""
     score = f"score {finding.score:.1f}, {finding.threshold:.1f} needed"
-    return f"FlowPortrait's watermark is in the picture ({score}){changed}."
+    return f"FlowPortrait's watermark is in the picture ({score}){suffix}."
 
 
-def _joined(names: list[str]) -> str:
+def _enumerate_names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

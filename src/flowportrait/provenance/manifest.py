@@ -1,18 +1,10 @@
-"""The signed C2PA manifest of a video, and who signs it.
+"""Write and read the signed C2PA manifest of a video, and find the certificate that signs it.
 
-Who signs: the user's certificate and key, or a pair made once for this computer and named as what it is.
+    talk.mp4, talk.mov, talk.gif    the manifest is in the file
+    talk.webm                       beside it in talk.c2pa, as the C2PA specification (section 11.4) has it for formats
+                                    that cannot carry one: it holds the hash of the whole file
 
-C2PA wants a leaf certificate below another one, so the self-made pair is a small authority and a signer below it, both
-called "self-signed by FlowPortrait". Nobody vouches for it: it proves that a file was not changed since it was written,
-not who wrote it.
-
-What is said about a video: in the container's tags and in the C2PA manifest the same, from here.
-
-The signed C2PA manifest of a video: write it, read it back. Nothing is fetched from a network.
-
-talk.mp4, talk.mov, talk.gif    the manifest is in the file
-talk.webm                       beside it in talk.c2pa, as the C2PA specification (section 11.4) has it for formats
-                                that cannot carry one: it holds the hash of the whole file
+The container's tags and the manifest state the same (``Origin``). Nothing is fetched from a network.
 """
 
 from __future__ import annotations
@@ -36,6 +28,13 @@ from flowportrait.files import config_folder
 from flowportrait.media.formats import output_format
 from flowportrait.terminal import say
 
+# --- Certificates and keys --------------------------------------------------------------
+#
+# The user's certificate and key sign, or a pair that is created once for this computer and named as what it is. C2PA
+# requires a leaf certificate below another one, so the self-made pair is a small authority and a signer below it, both
+# called "self-signed by FlowPortrait". Nobody vouches for it: it proves that a file was not changed since it was
+# written, not who wrote it.
+
 SELF_SIGNED = "self-signed by FlowPortrait"
 VARIABLES = ("FLOWPORTRAIT_CERTIFICATE", "FLOWPORTRAIT_PRIVATE_KEY")
 _YEARS = 20
@@ -44,8 +43,13 @@ _CURVES = {256: "es256", 384: "es384", 521: "es512"}
 
 @dataclass(frozen=True)
 class Credential:
-    """PEM texts: the certificate with those above it, the signer's own first, and its private key; the signature
-    algorithm as C2PA names it."""
+    """A certificate with its private key, as PEM texts.
+
+    Attributes:
+        certificates: the signer's certificate first, then those above it.
+        private_key: the signer's.
+        algorithm: of the signature, as C2PA names it.
+    """
 
     certificates: str
     private_key: str
@@ -53,17 +57,17 @@ class Credential:
 
 
 def find_credential(certificate: Path | None = None, private_key: Path | None = None) -> Credential:
-    """The given pair, else that of the environment, else the self-made one in the user's configuration folder.
+    """Return the given pair, else that of the environment, else the self-made one in the user's configuration folder.
 
     Raises:
         BadInput: one of the two is missing, unreadable, does not belong to the other, or is of a kind that C2PA does
             not sign with.
     """
     if certificate is None and private_key is None:
-        given = [os.environ.get(name) for name in VARIABLES]
-        certificate, private_key = (Path(path) if path else None for path in given)
+        configured = [os.environ.get(name) for name in VARIABLES]
+        certificate, private_key = (Path(path) if path else None for path in configured)
     if certificate is None and private_key is None:
-        return _own(config_folder())
+        return _own_credential(config_folder())
     if certificate is None or private_key is None:
         raise BadInput(
             "A certificate and its private key belong together: give --certificate and --private-key, or set "
@@ -73,7 +77,7 @@ def find_credential(certificate: Path | None = None, private_key: Path | None = 
 
 
 def read_credential(certificate: Path, private_key: Path) -> Credential:
-    """A pair from two PEM files.
+    """Return the pair in two PEM files.
 
     Raises:
         BadInput: see ``find_credential``.
@@ -91,8 +95,8 @@ def read_credential(certificate: Path, private_key: Path) -> Credential:
     kinds = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if chain[0].public_key().public_bytes(*kinds) != key.public_key().public_bytes(*kinds):
         raise BadInput(f"{private_key} is not the key of the first certificate in {certificate}.")
-    certificates, secret = (path.read_text(encoding="utf-8") for path in (certificate, private_key))
-    return Credential(certificates, secret, _algorithm(key, private_key))
+    certificates, key_text = (path.read_text(encoding="utf-8") for path in (certificate, private_key))
+    return Credential(certificates, key_text, _algorithm(key, private_key))
 
 
 def _algorithm(key: object, path: Path) -> str:
@@ -105,19 +109,19 @@ def _algorithm(key: object, path: Path) -> str:
     raise BadInput(f"{path} is of a kind that C2PA does not sign with: use P-256, P-384, P-521, Ed25519 or RSA 2048.")
 
 
-def _own(folder: Path) -> Credential:
-    """The self-made pair in ``folder``, made at the first call; not kept where nothing can be written."""
+def _own_credential(folder: Path) -> Credential:
+    """Return the self-made pair in ``folder``, created at the first call; not stored if that is impossible."""
     certificate, private_key = folder / "self_signed_certificate.pem", folder / "self_signed_private_key.pem"
     if certificate.is_file() and private_key.is_file():
         return read_credential(certificate, private_key)
-    made = self_signed()
+    credential = self_signed()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write_secret(private_key, made.private_key)
-        _write_secret(certificate, made.certificates)
+        _write_secret(private_key, credential.private_key)
+        _write_secret(certificate, credential.certificates)
     except OSError as error:
         say(f"Warning: no certificate can be kept in {folder} ({error.strerror}); one is made for this video alone.")
-    return made
+    return credential
 
 
 def _write_secret(path: Path, text: str) -> None:
@@ -128,7 +132,7 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def self_signed() -> Credential:
-    """A new authority and a signer below it (P-256), good for twenty years; the authority's key is thrown away."""
+    """Return a signer (P-256) below a new authority, valid for twenty years; its key is discarded."""
     authority, signer = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     root = _name(f"Authority, {SELF_SIGNED}")
     above = _certificate(root, authority.public_key(), root, authority, authority=True)
@@ -158,7 +162,7 @@ def _certificate(
     signed_by: ec.EllipticCurvePrivateKey,
     authority: bool,
 ) -> x509.Certificate:
-    """X.509 v3 as section 14.5 of the C2PA specification asks for it."""
+    """Return an X.509 v3 certificate after section 14.5 of the C2PA specification."""
     now = datetime.datetime.now(datetime.UTC)
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
@@ -171,7 +175,7 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        # Clocks differ: a certificate made this second must not lie in the reader's future.
+        # Clocks differ: a new certificate must already be valid by the reader's clock.
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=365 * _YEARS))
         .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
@@ -186,8 +190,12 @@ def _certificate(
     return builder.sign(signed_by, hashes.SHA256())
 
 
+# --- What a video states about itself ---------------------------------------------------
+
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+"""Address of the IPTC's digital source types."""
 SOURCE_TYPE = {"portrait": "trainedAlgorithmicMedia", "footage": "compositeWithTrainedAlgorithmicMedia"}
+"""IPTC digital source type of an animated portrait and of dubbed footage."""
 SENTENCE = {
     "portrait": "Synthetic video: a still portrait animated by AI to match speech.",
     "footage": "Synthetic video: the lips in this footage were redrawn by AI to match other speech.",
@@ -196,22 +204,22 @@ SENTENCE = {
 
 @dataclass(frozen=True)
 class Origin:
-    """How a video came to be: an animated portrait, or dubbed footage."""
+    """How a video was made: an animated portrait, or dubbed footage."""
 
     made_from: Literal["portrait", "footage"]
 
     @property
     def sentence(self) -> str:
-        """The one sentence a viewer needs."""
+        """The sentence that tells a viewer how the video was made."""
         return SENTENCE[self.made_from]
 
     @property
     def source_type(self) -> str:
-        """IPTC digital source type, as platforms read it."""
+        """The IPTC digital source type, as platforms read it."""
         return IPTC + SOURCE_TYPE[self.made_from]
 
     def tags(self) -> dict[str, str]:
-        """Container metadata that players and file managers show."""
+        """Return the container metadata that players and file managers show."""
         return {
             "comment": f"{self.sentence} Made with FlowPortrait {__version__}.",
             "description": self.source_type,
@@ -219,8 +227,12 @@ class Origin:
         }
 
     def manifest(self, mime: str = "video/mp4", watermark: bool = True) -> dict[str, Any]:
-        """C2PA manifest definition (specification 2.2) of a file of media type ``mime``: who made it and what was
-        done; ``watermark``: whether its frames carry one."""
+        """Return the C2PA manifest definition (specification 2.2) of a file: what made it and which actions were done.
+
+        Args:
+            mime: media type of the file.
+            watermark: whether its frames carry a watermark.
+        """
         agent = {"name": "FlowPortrait", "version": __version__}
         actions = [
             {
@@ -240,19 +252,28 @@ class Origin:
         }
 
 
+# --- Signing and reading ----------------------------------------------------------------
+
 _OFFLINE = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
     "builder": {"thumbnail": {"enabled": False}},
 }
 _LARGEST_SIDECAR = 16 << 20
-"""Bytes; ours have four thousand."""
+"""Bytes of the largest sidecar that is read; ours have about four thousand."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """present: the file carries a manifest; intact: it was not changed since it was signed; signer, generator and
-    source_type as the manifest states them; trusted: the signer is on a trust list; problems: what the reader
-    reports, in C2PA's codes; sidecar: the manifest lies in a file of its own."""
+    """What the manifest of a file states, and whether it is valid.
+
+    Attributes:
+        present: the file has a manifest.
+        intact: the file was not changed since it was signed.
+        signer, generator, source_type: as the manifest states them.
+        trusted: the signer is on a trust list.
+        problems: what the reader reports, in C2PA's codes.
+        sidecar: the manifest lies in a file of its own.
+    """
 
     present: bool
     intact: bool = False
@@ -265,19 +286,23 @@ class Signature:
 
     @property
     def self_signed(self) -> bool:
-        """Made by FlowPortrait for the computer that wrote the video: nobody vouches for it."""
+        """Whether FlowPortrait made the certificate for the computer that wrote the video: nobody vouches for it."""
         return SELF_SIGNED in self.signer
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the manifest of a file lies that cannot carry it."""
+    """Return the path of the manifest of a file that cannot carry it."""
     return path.with_suffix(".c2pa")
 
 
 def sign(path: Path, origin: Origin, credential: Credential, watermark: bool = True) -> None:
-    """Add the signed manifest to the mp4, mov or gif at ``path``, which is replaced when that is complete.
+    """Add the signed manifest to the mp4, mov or gif at ``path``, which is replaced once the signed file is complete.
 
-    ``watermark``: whether the manifest says that the frames carry one.
+    Args:
+        path: the file.
+        origin: how the video was made.
+        credential: the certificate and key that sign.
+        watermark: whether the manifest states that the frames carry one.
 
     Raises:
         BadInput: the certificate cannot sign C2PA claims.
@@ -292,7 +317,9 @@ def sign(path: Path, origin: Origin, credential: Credential, watermark: bool = T
 
 
 def detached_manifest(path: Path, origin: Origin, credential: Credential, watermark: bool = True) -> bytes:
-    """The signed manifest of the webm at ``path``, to be written to its ``sidecar_path``; see ``sign``.
+    """Return the signed manifest of the webm at ``path``, to be written to its ``sidecar_path``.
+
+    For the arguments see ``sign``.
 
     Raises:
         BadInput: the certificate cannot sign C2PA claims.
@@ -318,8 +345,10 @@ def _sign(source: Any, target: Any, manifest: dict[str, Any], credential: Creden
 
 
 def read_signature(path: Path) -> Signature:
-    """The manifest in the file at ``path``, or in the sidecar of one that cannot carry it; not ``present`` where there
-    is none."""
+    """Return the manifest in the file at ``path``, or in the sidecar of a file that cannot carry it.
+
+    It is not ``present`` where there is none.
+    """
     sidecar: bytes | None = None
     with path.open("rb") as file:
         head = file.read(8)

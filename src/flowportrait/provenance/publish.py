@@ -1,6 +1,8 @@
-"""Write a video that says what it is.
+"""Write a video with its provenance: watermark, tags and a signed C2PA manifest.
 
-frames ─► watermark ─► mp4, mov, webm or gif with tags ─► signed C2PA manifest, in it or beside it ─► name
+    frames ─► watermark ─► mp4, mov, webm or gif with tags ─► signed C2PA manifest, in it or beside it ─► name
+
+The file appears under its name when all of that is done.
 """
 
 from __future__ import annotations
@@ -22,12 +24,18 @@ from flowportrait.provenance.manifest import Credential, Origin, detached_manife
 from flowportrait.provenance.watermark import marked
 
 _WORKERS = 2
-"""Threads that mark frames."""
+"""Threads that add the watermark to frames."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is said of a video, who signs it (None: nobody), and whether its frames carry the watermark."""
+    """What a video states about itself.
+
+    Attributes:
+        origin: how it was made.
+        credential: the certificate that signs it, None for no signature.
+        watermark: whether its frames carry the watermark.
+    """
 
     origin: Origin
     credential: Credential | None
@@ -43,14 +51,14 @@ def publish(
     frame_total: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """``write_video`` with tags, watermark and manifest; without any of them where ``provenance`` is None.
+    """Write a video with tags, watermark and manifest; without any of them where ``provenance`` is None.
 
     The same frames give the same pictures in the file; the manifest differs in its id and signature. A format that
     cannot carry the manifest gets it as a file beside it (``manifest.sidecar_path``).
 
     Args:
         path, frames, sound, fps, frame_total, progress: see ``write_video``.
-        provenance: what is said and who signs.
+        provenance: what the video states and who signs it.
 
     Returns:
         How many frames were written.
@@ -90,7 +98,7 @@ def publish(
 
 
 def _has_stale_sidecar(path: Path) -> bool:
-    """Whether FlowPortrait's manifest of the very file that will be replaced lies beside it."""
+    """Return whether FlowPortrait's manifest of the very file that will be replaced lies beside it."""
     if output_format(path).embeds_manifest or not path.is_file():
         return False
     signature = read_signature(path)

@@ -1,20 +1,14 @@
-"""A video with other lips, and everything else of each frame left alone.
+"""Dubbing: give the person in a video new lips and leave everything else of each frame unchanged.
 
-Dubbing: give the person in a video other lips, and leave everything else of each frame alone.
-
-    frame ──warp of mouth and jaw, interior from the model, retouching──► drawn
+    frame ──warp of mouth and jaw, interior from the mouth model, retouching──► drawn
     result = frame + m (drawn − frame),      m = 1 around the mouth, 0 from the cheekbones up
 
-Each frame is its own portrait, so light, colour and sharpness stay true; only what must not flicker comes
-from the video as a whole and is kept in a ``MouthMemory``.
+``redraw_mouth`` dubs one frame. Each frame is its own portrait, so light, colour and sharpness stay true; only what
+must not flicker comes from the shot as a whole and is kept in a ``MouthMemory``. ``DubbedVideo`` dubs a whole video,
+shot by shot, at the video's own frame rate:
 
-A whole video with other lips, shot by shot, at the video's own frame rate.
-
-    motion at 25 a second ─► at the video's rate ─┐
-    shot ─► its own motion, identity and mouth ───┴─► lips exchanged ─► frames
-
-At a cut everything known about the face is forgotten: whose it is, where it is, in what light. A second person's mouth
-would else be drawn into the first one's face, and a filter over time would mix the frames before and after.
+    motion at 25 frames a second ─► at the video's rate ─┐
+    shot ─► its own motion, identity and mouth ──────────┴─► lips exchanged ─► frames
 """
 
 from __future__ import annotations
@@ -39,14 +33,24 @@ from flowportrait.rendering.mouth import Mouth, Palette, light_of, shown_teeth
 from flowportrait.rendering.mouth_geometry import skin_colour
 from flowportrait.rendering.retouch import Network, Retouch
 
+# --- One frame -------------------------------------------------------------------------------------------------------
+
 _FEATHER = 0.06
+"""Softness of the mask's edge, in distances from the eye line to the chin."""
+
 _MARGIN = 0.45
+"""Margin of the square that is redrawn, in face sizes."""
 
 
 @dataclass(frozen=True)
 class MouthMemory:
-    """What one video tells about a mouth: landmarks ``[478, 3]`` px of its most closed frame, its colours, and the
-    retouching that has seen that frame."""
+    """What the frames of one shot show of a mouth.
+
+    Attributes:
+        closed: landmarks ``[478, 3]`` px of the frame in which the lips are closest together.
+        palette: colours of teeth and mouth interior.
+        retouch: the retouching of that frame.
+    """
 
     closed: np.ndarray
     palette: Palette
@@ -56,7 +60,13 @@ class MouthMemory:
     def from_video(
         cls, frames: Sequence[np.ndarray], landmarks: np.ndarray, network: Network | None = None
     ) -> MouthMemory:
-        """Memory of frames ``[H, W, 3]`` uint8 with landmarks ``[T, 478, 3]`` px (a sample will do)."""
+        """Return the memory of the frames of one shot.
+
+        Args:
+            frames: frames ``[H, W, 3]`` uint8; a subset of the shot suffices.
+            landmarks: their landmarks ``[T, 478, 3]`` px.
+            network: the retouching network; by default the shipped one.
+        """
         eyes = np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=1)
         gap = np.linalg.norm(landmarks[:, 14] - landmarks[:, 13], axis=1) / eyes
         closed = int(gap.argmin())
@@ -70,26 +80,31 @@ class MouthMemory:
 def redraw_mouth(
     frame: np.ndarray, landmarks: np.ndarray, target: np.ndarray, mouth_memory: MouthMemory, share: float = 1.0
 ) -> np.ndarray:
-    """Frame ``[H, W, 3]`` uint8 with the lower face moved from ``landmarks`` to ``target`` (both ``[478,
-    3]`` px).
+    """Return a frame ``[H, W, 3]`` uint8 with its lower face moved from ``landmarks`` to ``target``.
 
-    The two must agree in the upper face. Pixels outside mouth, jaw and the skin just around them are
-    returned unchanged. share: how much of the drawing is seen.
+    Pixels outside mouth, jaw and the skin just around them are returned unchanged.
+
+    Args:
+        frame: the frame of the video.
+        landmarks: its landmarks ``[478, 3]`` px.
+        target: the wanted landmarks ``[478, 3]`` px, equal to ``landmarks`` in the upper face.
+        mouth_memory: what the shot shows of the mouth.
+        share: opacity of the drawn mouth, from 0 to 1.
     """
     landmarks, target = landmarks.astype(np.float64), target.astype(np.float64)
     left, top, size = _window(landmarks)
     shift = np.array([left, top, 0.0])
     crop = _cut(frame, left, top, size)
-    own, goal = landmarks - shift, target - shift
-    mesh = HeadMesh(crop, own, weight=np.zeros((2, 2), np.float32))
-    source = Rasterizer(mesh.triangles, mesh.source, size)(mesh(goal))
-    skin = bare_skin(crop, own, eyes=False)
+    source_points, target_points = landmarks - shift, target - shift
+    mesh = HeadMesh(crop, source_points, weight=np.zeros((2, 2), np.float32))
+    source = Rasterizer(mesh.triangles, mesh.source, size)(mesh(target_points))
+    skin = bare_skin(crop, source_points, eyes=False)
     drawn = cv2.remap(skin, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    closed = _carried(mouth_memory.closed, own)
+    closed = _align_closed_mouth(mouth_memory.closed, source_points)
     mouth = Mouth(crop, closed, keep_own=False, palette=mouth_memory.palette)
-    mouth.draw(drawn, goal)
-    mouth_memory.retouch.draw(drawn, goal, own)
-    mask = share * _lower_face(own, goal, size)[..., None]
+    mouth.draw(drawn, target_points)
+    mouth_memory.retouch.draw(drawn, target_points, source_points)
+    mask = share * _lower_face_mask(source_points, target_points, size)[..., None]
     mixed = np.round(crop + mask * (drawn.astype(np.float32) - crop)).clip(0, 255).astype(np.uint8)
     result = frame.copy()
     height, width = frame.shape[:2]
@@ -99,7 +114,7 @@ def redraw_mouth(
 
 
 def _window(landmarks: np.ndarray) -> tuple[int, int, int]:
-    """Square around the face, in whole pixels: left, top, even side."""
+    """Return the square around the face in whole pixels: left, top and an even side."""
     low, high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
     size = 2 * int(np.ceil((high - low).max() * (1 + _MARGIN) / 2))
     corner = np.floor((low + high - size) / 2).astype(int)
@@ -114,54 +129,64 @@ def _cut(frame: np.ndarray, left: int, top: int, size: int) -> np.ndarray:
     return np.ascontiguousarray(frame[np.ix_(ys, xs)])
 
 
-def _carried(closed: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The memory's closed mouth in this frame's head pose."""
-    matrix, shift = rigid_motion(closed, own)
+def _align_closed_mouth(closed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Return the landmarks of the memory's closed mouth in the head pose of this frame."""
+    matrix, shift = rigid_motion(closed, landmarks)
     return closed @ matrix.T + shift
 
 
-def _lower_face(own: np.ndarray, goal: np.ndarray, size: int) -> np.ndarray:
-    """Weight ``[size, size]``: one over mouth, jaw and chin in both poses, feathered around them."""
-    eye_line, nose = own[[33, 263], :2].mean(0), own[2, :2]
-    down = own[152, :2] - eye_line
+def _lower_face_mask(source: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:
+    """Return a mask ``[size, size]`` that is one over mouth, jaw and chin in both poses and feathered around them."""
+    eye_line, nose = source[[33, 263], :2].mean(0), source[2, :2]
+    down = source[152, :2] - eye_line
     height = float(np.linalg.norm(down))
     down = down / height
-    jaw = [i for i in FACE_OVAL if (own[i, :2] - nose) @ down > -0.1 * height]
-    around = np.concatenate([own[jaw, :2], goal[jaw, :2], own[[98, 327, 2], :2], goal[[61, 291], :2]])
-    around = np.concatenate([around, around[: len(jaw) * 2] + 0.1 * height * down])
-    hull = cv2.convexHull(around.astype(np.float32))[:, 0]
+    jaw = [i for i in FACE_OVAL if (source[i, :2] - nose) @ down > -0.1 * height]
+    points = np.concatenate([source[jaw, :2], target[jaw, :2], source[[98, 327, 2], :2], target[[61, 291], :2]])
+    points = np.concatenate([points, points[: len(jaw) * 2] + 0.1 * height * down])
+    hull = cv2.convexHull(points.astype(np.float32))[:, 0]
     return fill((size, size), hull, _FEATHER * height)
 
 
+# --- A whole video ---------------------------------------------------------------------------------------------------
+#
+# At a cut everything that is known about the face is discarded: its identity, pose and light. The mouth of one person
+# would otherwise be drawn into the face of another, and a filter over time would mix the frames before and after.
+
 MEMORY_FRAMES = 50
-"""How many frames of a shot its mouth is learned from, at least, where they fit into ``MEMORY_BYTES``."""
+"""Number of frames of a shot from which its mouth is learned, at least, as long as they fit into ``MEMORY_BYTES``."""
 
 MEMORY_BYTES = 640 * 2**20
+"""Memory for the frames from which a mouth is learned."""
 
-_SOON = 2.5
-"""Lips come near the video's own first; only then is one picture mixed with the other, or two mouths would show."""
+_OPACITY_GAIN = 2.5
+"""Where new lips fade out, they first move towards the video's own lips; only below a share of 1 / 2.5 is the
+drawing blended with the frame. Blending lips that are further apart would show two mouths."""
 
 _BLOCK = 64
 """Frames whose landmarks are computed together."""
 
 _BACKWARD_BYTES = 256 * 2**20
-"""What a video that is played backwards may hold of its pictures at a time."""
+"""Memory for the frames of a video that is played backwards."""
 
 
 class DubbedVideo:
-    """The frames of a video ``[H, W, 3]`` uint8 RGB (even sides) with the lower face of other motion; iterate it as
-    often as ``lips`` can be iterated.
+    """The frames of a video with new lips.
+
+    Iterating it yields frames ``[H, W, 3]`` uint8 RGB with even sides; it can be iterated as often as ``lips`` can.
 
     Args:
         footage: the tracked video.
-        lips: motion ``[t, 30]`` at 25 frames a second, chunk by chunk; held where it ends before the video.
-        count: how many frames; past its end the video plays backwards, then forwards again. By default the video's own.
-        progress: shows that mouths are being learned, before the first frame is asked for.
-        network: the retouching network, the shipped one on the processor by default.
+        lips: motion ``[t, 30]`` at 25 frames a second, chunk by chunk; its last frame is held if it ends before the
+            video.
+        count: number of frames, by default that of the video; beyond its end the video plays backwards, then forwards
+            again.
+        progress: shows the progress of learning the mouths, which is done in the constructor.
+        network: the retouching network; by default the shipped one on the CPU.
 
     Attributes:
-        fps: the video's own frame rate.
-        lips: the motion that was given.
+        fps: frame rate of the video.
+        lips: the motion of the new lips.
     """
 
     def __init__(
@@ -182,11 +207,11 @@ class DubbedVideo:
 
     @property
     def undubbed_frames(self) -> int:
-        """How many frames keep their own lips."""
+        """Number of frames that keep their own lips."""
         return int((self._footage.share[self._order] == 0).sum())
 
     def summary(self) -> str | None:
-        """One sentence on how many frames keep their own lips and why; None if all have new ones."""
+        """Return one sentence on how many frames keep their own lips and why; None if all have new ones."""
         return self._footage.summary(self._order)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -211,88 +236,101 @@ class DubbedVideo:
         lips: torch.Tensor,
         pictures: Iterator[np.ndarray],
     ) -> Iterator[np.ndarray]:
-        for frame, goal in zip(frames, face.target(frames, lips), strict=True):
+        for frame, target in zip(frames, face.target(frames, lips), strict=True):
             picture, share, points = next(pictures), float(face.share[frame]), face.landmarks[frame]
             if share > 0:
-                goal = points + share * (goal - points)
-                picture = redraw_mouth(picture, points, goal, mouth, min(1.0, _SOON * share))
+                target = points + share * (target - points)
+                picture = redraw_mouth(picture, points, target, mouth, min(1.0, _OPACITY_GAIN * share))
             yield _even(picture)
 
 
 class _ShotFace:
-    """The face of one shot: landmarks ``[t, 478, 3]`` px without gaps, and the share ``[t]`` of new lips it takes."""
+    """The face of one shot: landmarks ``[t, 478, 3]`` px without gaps, and its share ``[t]`` of new lips per frame."""
 
     def __init__(self, footage: Footage, shot: slice) -> None:
         faces, usable = footage.faces, footage.usable[shot]
-        # What the tracker makes of a face that something is before says nothing about the person.
+        # Landmarks of an occluded face are unreliable and left out where possible.
         known = usable if usable.any() else faces.valid[shot]
         self.landmarks, self.share = bridge(faces.landmarks[shot], known), footage.share[shot]
         self._basis = MotionBasis.load()
-        self._own: torch.Tensor
+        self._motion: torch.Tensor
         self._identity: Identity
-        self._own, self._identity = self._basis.encode(self.landmarks, bridge(faces.blendshapes[shot], known))
+        self._motion, self._identity = self._basis.encode(self.landmarks, bridge(faces.blendshapes[shot], known))
 
     def target(self, frames: np.ndarray, lips: torch.Tensor) -> np.ndarray:
-        """Landmarks ``[n, 478, 3]`` px of ``frames`` ``[n]`` (numbers in the shot) with the lower face of ``lips``
-        ``[n, 30]``."""
-        own = self._own[torch.from_numpy(frames)]
-        spoken = own.clone()
-        spoken[:, LOWER] = lips[:, LOWER]
-        # What the basis cannot express of the tracked face stays as tracked: only the difference is applied.
-        moved = self._basis.decode(spoken, self._identity) - self._basis.decode(own, self._identity)
-        result: np.ndarray = self.landmarks[frames] + moved.numpy()
+        """Return the landmarks of frames with new lips, ``[n, 478, 3]`` px.
+
+        Args:
+            frames: numbers of the frames in the shot ``[n]``.
+            lips: motion that gives the lower face ``[n, 30]``.
+        """
+        original = self._motion[torch.from_numpy(frames)]
+        dubbed = original.clone()
+        dubbed[:, LOWER] = lips[:, LOWER]
+        # Only the difference is applied, so that details of the tracked face outside the basis are kept.
+        change = self._basis.decode(dubbed, self._identity) - self._basis.decode(original, self._identity)
+        result: np.ndarray = self.landmarks[frames] + change.numpy()
         return result
 
 
-def at_rate(chunks: Iterable[torch.Tensor], fps: Fraction) -> Iterator[torch.Tensor]:
-    """Motion ``[30]`` frame by frame at ``fps`` from chunks ``[t, 30]`` at 25 a second, the last one held without end.
+# --- Frame rates and the order of frames -----------------------------------------------------------------------------
 
-    Each frame gets the motion of its middle. Between two given frames motion runs on a monotone cubic (Fritsch and
-    Carlson 1980): lips that meet in one of them do not pass through each other beside it. At 25 frames a second the
+
+def at_rate(chunks: Iterable[torch.Tensor], fps: Fraction) -> Iterator[torch.Tensor]:
+    """Yield motion ``[30]`` frame by frame at ``fps`` from chunks ``[t, 30]`` at 25 frames a second.
+
+    The last frame is repeated without end.
+
+    Each frame gets the motion at its middle. Between two input frames motion follows a monotone cubic (Fritsch and
+    Carlson 1980), so lips that meet in one of them do not overshoot and cross beside it. At 25 frames a second the
     motion passes unchanged.
     """
     rows = (row for chunk in chunks for row in chunk)
     first = next(rows)
-    known, start, ended = [first, first], -1, False
+    window, start, ended = [first, first], -1, False
     number = 0
     while True:
-        place = (number + Fraction(1, 2)) * FPS / fps - Fraction(1, 2)
-        before = int(place // 1)
-        while start + len(known) < before + 3:
+        time = (number + Fraction(1, 2)) * FPS / fps - Fraction(1, 2)
+        before = int(time // 1)
+        while start + len(window) < before + 3:
             row = None if ended else next(rows, None)
             ended = row is None
-            known.append(known[-1] if row is None else row)
+            window.append(window[-1] if row is None else row)
         drop = max(0, before - 1 - start)
-        known, start = known[drop:], start + drop
-        # Before the first frame there is as much of it as is asked for.
-        four = [known[max(before + step - start, 0)] for step in (-1, 0, 1, 2)]
-        yield _between(four, float(place - before))
+        window, start = window[drop:], start + drop
+        # The first frame is repeated before the beginning.
+        four = [window[max(before + step - start, 0)] for step in (-1, 0, 1, 2)]
+        yield _monotone_cubic(four, float(time - before))
         number += 1
 
 
-def _between(four: list[torch.Tensor], t: float) -> torch.Tensor:
+def _monotone_cubic(four: list[torch.Tensor], t: float) -> torch.Tensor:
+    """Return the value between the middle two of four samples, at ``t`` in [0, 1)."""
     if t == 0:
         return four[1]
     slopes = [after - before for before, after in pairwise(four)]
-    a, b = (_monotone(*pair) for pair in pairwise(slopes))
+    a, b = (_monotone_slope(*pair) for pair in pairwise(slopes))
     rise = slopes[1]
     return four[1] + t * (a + t * (3 * rise - 2 * a - b + t * (a + b - 2 * rise)))
 
 
-def _monotone(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Slope where two pieces meet: their harmonic mean, zero where they run against each other."""
+def _monotone_slope(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Return the slope at a sample: the harmonic mean of the two secants, zero where their signs differ."""
     product = before * after
     return torch.where(product > 0, 2 * product / (before + after).where(product > 0, torch.ones(())), 0.0)
 
 
 def pendulum(frames: int, count: int) -> np.ndarray:
-    """Numbers ``[count]`` of frames played forwards and backwards in turn, the first and the last once each time."""
-    place = np.arange(count) % max(2 * frames - 2, 1)
-    return np.minimum(place, 2 * frames - 2 - place) if frames > 1 else np.zeros(count, int)
+    """Return frame numbers ``[count]`` of a video of ``frames`` frames that is played forwards and backwards in turn.
+
+    The first and the last frame are shown once at each turn.
+    """
+    phase = np.arange(count) % max(2 * frames - 2, 1)
+    return np.minimum(phase, 2 * frames - 2 - phase) if frames > 1 else np.zeros(count, int)
 
 
 def _play(footage: Footage, order: np.ndarray) -> Iterator[np.ndarray]:
-    """Pictures of a video in the given order, each the neighbour of the one before; few of them are held."""
+    """Yield the frames of a video in the given order, in which neighbours differ by one; few are held in memory."""
     place = 0
     while place < len(order):
         forwards = place + 1 >= len(order) or order[place + 1] > order[place]
@@ -309,18 +347,18 @@ def _play(footage: Footage, order: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _play_backwards(footage: Footage, first: int, last: int) -> Iterator[np.ndarray]:
-    """Pictures number ``first`` down to ``last``, read piece by piece."""
+    """Yield the frames ``first`` down to ``last``, read in blocks."""
     stop, size = first + 1, 1
     while stop > last:
         start = max(last, stop - size)
-        piece = list(islice(iter_frames(footage.video, footage.fps, start), stop - start))
-        size = max(1, _BACKWARD_BYTES // piece[0].nbytes)
-        yield from reversed(piece)
+        block = list(islice(iter_frames(footage.video, footage.fps, start), stop - start))
+        size = max(1, _BACKWARD_BYTES // block[0].nbytes)
+        yield from reversed(block)
         stop = start
 
 
 def _learn_mouths(footage: Footage, progress: Progress, network: Network | None = None) -> list[MouthMemory | None]:
-    """What each shot tells about its mouth; None for shots that take no new lips."""
+    """Return the mouth memory of each shot; None for shots without new lips."""
     shots = list(footage.shots())
     result: list[MouthMemory | None] = []
     frames = iter(progress(iter_frames(footage.video, footage.fps), len(footage), "learning the mouth"))
@@ -331,16 +369,17 @@ def _learn_mouths(footage: Footage, progress: Progress, network: Network | None 
         count = int(usable.sum())
         step = max(1, count // MEMORY_FRAMES, math.ceil(count * first.nbytes / MEMORY_BYTES))
         sampled = np.flatnonzero(usable)[::step]
-        kept = [frame for index, frame in zip(range(len(usable)), frames, strict=False) if index in sampled]
+        pictures = [frame for index, frame in zip(range(len(usable)), frames, strict=False) if index in sampled]
         if not footage.share[shot].any():
             result.append(None)
             continue
         landmarks = footage.faces.landmarks[shot][sampled].astype(np.float32)
-        result.append(MouthMemory.from_video(kept, landmarks, network))
+        result.append(MouthMemory.from_video(pictures, landmarks, network))
     for _ in frames:
         pass
     return result
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
+    """Return the frame cut to even sides, as video encoders need."""
     return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]

@@ -1,17 +1,16 @@
-"""Regions of a portrait: outlines of eyes, lips and face, the person's silhouette, skin without openings.
+"""Regions of a portrait: outlines of eyes, lips and face, the person's silhouette, and skin without openings.
 
-Which landmarks outline what, and smooth closed curves through them.
+The first part lists the landmarks of each outline and turns chains of landmarks into smooth curves and masks. The
+second finds, once per portrait, where the person is and how much of each pixel moves with the head:
 
-Where the person is in a portrait crop, and what of it moves with the head; found once per portrait.
+    person          MediaPipe's selfie segmentation (weights/person), limited to the part that holds the face
+    matte           share of the person in each pixel: one inside the outline, with a soft edge just outside it
+    head_weight     how much each pixel moves with the head: one as far as the matte reaches, fading beyond it and
+                    down the neck
 
-person    MediaPipe's selfie segmentation (weights/person), the part that holds the face
-matte     how much of each pixel is the person: one inside the outline, ending softly just outside it
-weight    how much each pixel moves with the head: one as far as the matte reaches, fading beyond and down the neck
-
-The photo without its openings: eyes and mouth filled with the skin around them.
-
-Lips that close over a photographed smile, and lids that close over an eye, must not drag teeth or eye white
-along; they are drawn from this picture.
+The third, ``bare_skin``, is the photo with eyes and mouth filled by the skin around them. Lips that close over a
+photographed smile, and lids that close over an eye, are drawn from it, so that they do not drag teeth or eye white
+along.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from importlib.resources import files
 import cv2
 import numpy as np
 
+# --- Outlines --------------------------------------------------------------------------------------------------------
+
 FACE_OVAL = [
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
@@ -28,18 +29,18 @@ FACE_OVAL = [
 
 INNER_UPPER = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308]
 INNER_LOWER = [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308]
-"""Inner lip from the person's right corner to the left one."""
+"""Landmarks of the inner lips, from the person's right corner to the left one."""
 
 OUTER_UPPER = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291]
 OUTER_LOWER = [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291]
-"""Outer lip, same order."""
+"""Landmarks of the outer lips in the same order."""
 
 EYES = (
     ([33, 246, 161, 160, 159, 158, 157, 173, 133], [33, 7, 163, 144, 145, 153, 154, 155, 133], 468),
     ([362, 398, 384, 385, 386, 387, 388, 466, 263], [362, 382, 381, 380, 374, 373, 390, 249, 263], 473),
 )
-"""Per eye: upper lid, lower lid (both from one corner to the other), iris centre (four rim points follow
-it)."""
+"""Landmarks of each eye: upper lid, lower lid (both from corner to corner) and iris centre; the four indices after the
+centre are the rim of the iris."""
 
 RIGID = [
     33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 2, 98, 327, 10, 109, 338, 67, 297, 151, 9, 127, 356, 234, 454,
@@ -48,12 +49,17 @@ RIGID = [
 """Landmarks that move with the skull and hardly with speech."""
 
 _SHIFT = 4
+"""Fractional bits of the coordinates that OpenCV fills polygons with."""
+
 _FINER = 4
+"""Supersampling of masks."""
+
 _STEPS = 4
+"""Points of a smooth curve for each landmark."""
 
 
 def smooth_chain(points: np.ndarray, steps: int = _STEPS) -> np.ndarray:
-    """Catmull-Rom curve ``[(N - 1) steps + 1, 2]`` through an open chain ``[N, 2]``."""
+    """Return the Catmull-Rom curve ``[(N - 1) steps + 1, 2]`` through an open chain of points ``[N, 2]``."""
     ends = np.concatenate([[2 * points[0] - points[1]], points, [2 * points[-1] - points[-2]]])
     a, b, c, d = ends[:-3], ends[1:-2], ends[2:-1], ends[3:]
     t = (np.arange(steps) / steps)[None, :, None]
@@ -63,7 +69,10 @@ def smooth_chain(points: np.ndarray, steps: int = _STEPS) -> np.ndarray:
 
 
 def opening(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.ndarray:
-    """Closed outline ``[M, 2]`` between two chains ``[N, 2]`` with common ends; crossed parts are shut."""
+    """Return the closed outline ``[M, 2]`` between two chains ``[N, 2]`` with common ends.
+
+    Where the chains cross, the outline is shut.
+    """
     top, bottom = smooth_chain(upper, steps), smooth_chain(lower, steps)
     crossed = top[:, 1] > bottom[:, 1]
     middle = (top + bottom) / 2
@@ -73,9 +82,9 @@ def opening(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.nda
 
 
 def fill(shape: tuple[int, int], outline: np.ndarray, feather: float = 0.0) -> np.ndarray:
-    """Mask ``[H, W]`` float32 of the area inside ``outline`` ``[M, 2]`` px, blurred by ``feather`` px.
+    """Return a mask ``[H, W]`` float32 of the area inside ``outline`` ``[M, 2]`` px, blurred by ``feather`` px.
 
-    Drawn finer and averaged: each pixel holds the share of it that is inside, and slow motion looks smooth.
+    The mask is supersampled: each pixel holds the share of it that is inside, so that slow motion looks smooth.
     """
     mask = np.zeros(shape, np.float32)
     low = np.floor(outline.min(0)).astype(int).clip(0)
@@ -84,61 +93,76 @@ def fill(shape: tuple[int, int], outline: np.ndarray, feather: float = 0.0) -> n
     if width <= 0 or height <= 0:
         return mask
     fine = np.zeros((height * _FINER, width * _FINER), np.uint8)
-    place = (outline - low + 0.5) * _FINER - 0.5
-    cv2.fillPoly(fine, [np.round(place * (1 << _SHIFT)).astype(np.int32)], 255, cv2.LINE_8, _SHIFT)
+    points = (outline - low + 0.5) * _FINER - 0.5
+    cv2.fillPoly(fine, [np.round(points * (1 << _SHIFT)).astype(np.int32)], 255, cv2.LINE_8, _SHIFT)
     share = cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA)
     mask[low[1] : high[1], low[0] : high[0]] = share * np.float32(1 / 255)
     return cv2.GaussianBlur(mask, (0, 0), feather) if feather > 0.2 else mask
 
 
-_SEEN = 256
-"""Side of the square that the network looks at."""
+# --- The person ------------------------------------------------------------------------------------------------------
 
-_SIDE = 160
+_MASK_SIDE = 256
+"""Side of the square that the segmentation network takes."""
+
+_WEIGHT_SIDE = 160
+"""Side of the head weight."""
+
 _BAND = 0.075
+"""Share of the side over which the head weight fades outside the matte."""
+
 _BORDER, _TOUCHING = 0.07, 3.0
-"""Share of the side over which a person at the crop's border comes to rest; how near to it that is, in pixels."""
+"""Share of the side over which the motion of a person who crosses the crop's border fades to zero; distance to the
+border, in pixels, that counts as crossing."""
 
 _NECK = 0.62
+"""Distance over which the head weight fades down the neck, in distances from the forehead to the chin."""
+
 _EDGE = 0.012
-"""Share of the crop's side over which the matte ends, beyond the outline."""
+"""Share of the crop's side over which the matte fades outside the outline."""
 
 _DOUBT = 6
-"""Pixels of that square on either side of the network's outline among which colours decide."""
+"""Pixels of the mask on either side of the network's outline in which colours decide."""
 
-_KNOWN = 0.5
+_FACE_SHARE = 0.5
+"""Least share of the face that the network must take for a person."""
+
 _ASIDE = 0.8
-"""How far beside the face, in its widths, hair is its own; further away it is somebody else's."""
+"""Distance beside the face, in face widths, up to which hair belongs to it; further away it is another person's."""
 
 
 def person(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Mask ``[256, 256]`` uint8 of head, hair and body of the face with ``landmarks`` ``[478, 3]`` in ``crop`` ``[S, S,
-    3]`` uint8."""
+    """Return the mask ``[256, 256]`` uint8 of a person's head, hair and body.
+
+    Args:
+        crop: the portrait crop ``[S, S, 3]`` uint8.
+        landmarks: the landmarks ``[478, 3]`` px of the person's face in it.
+    """
     network = cv2.dnn.readNetFromTFLite(str(files("flowportrait") / "weights/person/selfie_segmentation.tflite"))
-    seen = cv2.resize(crop, (_SEEN, _SEEN), interpolation=cv2.INTER_AREA)
-    network.setInput(cv2.dnn.blobFromImage(seen, 1 / 255))
-    mask = _by_colour(seen, (network.forward().reshape(_SEEN, _SEEN) > 0.5).astype(np.uint8))
-    oval = landmarks[FACE_OVAL, :2] * (_SEEN / crop.shape[0])
+    small = cv2.resize(crop, (_MASK_SIDE, _MASK_SIDE), interpolation=cv2.INTER_AREA)
+    network.setInput(cv2.dnn.blobFromImage(small, 1 / 255))
+    mask = _refine_by_colour(small, (network.forward().reshape(_MASK_SIDE, _MASK_SIDE) > 0.5).astype(np.uint8))
+    oval = landmarks[FACE_OVAL, :2] * (_MASK_SIDE / crop.shape[0])
     low, high = oval.min(0), oval.max(0)
     centre, extent = (low + high) / 2, high - low
-    above = int(np.clip(high[1], 1, _SEEN))
+    above = int(np.clip(high[1], 1, _MASK_SIDE))
     mask[:above, : max(int(low[0] - _ASIDE * extent[0]), 0)] = 0
-    mask[:above, min(int(high[0] + _ASIDE * extent[0]), _SEEN) :] = 0
+    mask[:above, min(int(high[0] + _ASIDE * extent[0]), _MASK_SIDE) :] = 0
     face = np.zeros_like(mask)
     cv2.fillConvexPoly(face, cv2.convexHull(np.round(oval).astype(np.int32)), 1)
-    if mask[face > 0].mean() < _KNOWN:
-        # A face that the network takes for background: a head of the usual shape.
+    if mask[face > 0].mean() < _FACE_SHARE:
+        # If the network takes the face for background, assume a head of the usual shape.
         cv2.ellipse(mask, ((centre[0], centre[1] - 0.12 * extent[1]), (1.6 * extent[0], 1.75 * extent[1]), 0), 1, -1)
     mask |= face
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
     mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), cv2.MORPH_OPEN, disc)
     _, labels = cv2.connectedComponents(mask)
-    row, column = centre[::-1].clip(0, _SEEN - 1).astype(int)
+    row, column = centre[::-1].clip(0, _MASK_SIDE - 1).astype(int)
     return (labels == labels[row, column]).astype(np.uint8)
 
 
-def _by_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The mask with its outline where colours change, within a few pixels (GrabCut, Rother et al. 2004)."""
+def _refine_by_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the mask with its outline moved by a few pixels to where colours change (GrabCut, Rother et al. 2004)."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _DOUBT + 1, 2 * _DOUBT + 1))
     sure, possible = cv2.erode(mask, disc), cv2.dilate(mask, disc)
     if sure.all() or not sure.any() or possible.all():
@@ -156,21 +180,28 @@ def _by_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def matte(mask: np.ndarray, size: int) -> np.ndarray:
-    """Share ``[size, size]`` float32 of the person in each pixel, for a mask ``[256, 256]``."""
+    """Return the share ``[size, size]`` float32 of the person in each pixel, for a mask ``[256, 256]``."""
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
-    soft = _smoothstep(1 - (outside - 1) / (_EDGE * _SEEN)).astype(np.float32)
+    soft = _smoothstep(1 - (outside - 1) / (_EDGE * _MASK_SIDE)).astype(np.float32)
     return cv2.resize(cv2.GaussianBlur(soft, (0, 0), 1.0), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def head_weight(mask: np.ndarray, landmarks: np.ndarray, size: int, free_top: bool = False) -> np.ndarray:
-    """How much each pixel of a crop of side ``size`` moves with the head: ``[160, 160]`` float32 in [0, 1], for its
-    person's mask and landmarks in its pixels; nothing on the crop's border and near where the person crosses it, except
-    at its top with ``free_top``."""
-    points = landmarks[:, :2] * (_SIDE / size)
-    inside = cv2.resize(mask, (_SIDE, _SIDE), interpolation=cv2.INTER_NEAREST)
-    outside = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5) - 2 * _EDGE * _SIDE
-    near = _smoothstep(1 - (outside - 2) / (_BAND * _SIDE))
-    ys, xs = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
+    """Return how much each pixel of a crop moves with the head, ``[160, 160]`` float32 in [0, 1].
+
+    It is zero on the crop's border and fades to zero where the person crosses it.
+
+    Args:
+        mask: the person's mask ``[256, 256]``.
+        landmarks: landmarks ``[478, 3]`` in pixels of the crop.
+        size: side of the crop.
+        free_top: let the crop's top border move.
+    """
+    points = landmarks[:, :2] * (_WEIGHT_SIDE / size)
+    inside = cv2.resize(mask, (_WEIGHT_SIDE, _WEIGHT_SIDE), interpolation=cv2.INTER_NEAREST)
+    outside = cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5) - 2 * _EDGE * _WEIGHT_SIDE
+    near = _smoothstep(1 - (outside - 2) / (_BAND * _WEIGHT_SIDE))
+    ys, xs = np.mgrid[:_WEIGHT_SIDE, :_WEIGHT_SIDE].astype(np.float32)
     up = points[10] - points[152]
     height = float(np.linalg.norm(up))
     up = up / height
@@ -179,11 +210,13 @@ def head_weight(mask: np.ndarray, landmarks: np.ndarray, size: int, free_top: bo
     # Beside the face the fade starts at the jaw's height, under the chin at the chin.
     start = -0.12 * height * _smoothstep(sideways / (0.5 * height))
     neck = _smoothstep(1 - (below - start) / (_NECK * height))
-    edge = np.minimum(np.minimum(xs, _SIDE - 1 - xs), _SIDE - 1 - ys)
+    edge = np.minimum(np.minimum(xs, _WEIGHT_SIDE - 1 - xs), _WEIGHT_SIDE - 1 - ys)
     edge = edge if free_top else np.minimum(edge, ys)
-    # Only a person who goes on beyond the crop is held there; a wall stays by itself.
-    held = ((edge == 0) & (outside < _TOUCHING - 2 * _EDGE * _SIDE)).astype(np.uint8)
-    border = _smoothstep(cv2.distanceTransform(1 - held, cv2.DIST_L2, 5) / (_BORDER * _SIDE)) if held.any() else 1.0
+    # Only a person who continues beyond the crop is held at its border; the background does not move anyway.
+    held = ((edge == 0) & (outside < _TOUCHING - 2 * _EDGE * _WEIGHT_SIDE)).astype(np.uint8)
+    border = (
+        _smoothstep(cv2.distanceTransform(1 - held, cv2.DIST_L2, 5) / (_BORDER * _WEIGHT_SIDE)) if held.any() else 1.0
+    )
     return cv2.GaussianBlur((near * neck * border).astype(np.float32), (0, 0), 1.5) * (edge > 0)
 
 
@@ -192,24 +225,30 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
+# --- Skin without openings -------------------------------------------------------------------------------------------
+
+
 def bare_skin(crop: np.ndarray, landmarks: np.ndarray, eyes: bool = True) -> np.ndarray:
-    """Crop ``[S, S, 3]`` uint8 with the inside of lips, and with ``eyes`` of lids, painted over from their
-    rims."""
+    """Return a crop ``[S, S, 3]`` uint8 with mouth and eyes painted over.
+
+    The inside of the lips, and with ``eyes`` that of the lids, is inpainted from the skin around it.
+    """
     points = landmarks[:, :2].astype(np.float64)
     width = float(np.linalg.norm(points[33] - points[263]))
     result = crop.copy()
     for upper, lower, _ in EYES if eyes else ():
-        # Lashes at the rim belong to the lid: the filling begins a little inside the opening.
+        # Lashes at the rim belong to the lid, so the filled area begins a little inside the opening.
         _paint_over(result, opening(points[upper], points[lower]), -0.012 * width)
     lips = opening(points[INNER_UPPER], points[INNER_LOWER])
     gap = float((points[INNER_LOWER] - points[INNER_UPPER])[:, 1].max())
     if gap > 0.03 * width:
-        # Teeth shine into the rim of the lips: the filling begins a little outside the opening.
+        # Teeth shine into the rim of the lips, so the filled area begins a little outside the opening.
         _paint_over(result, lips, 0.018 * width)
     return result
 
 
 def _paint_over(image: np.ndarray, outline: np.ndarray, grow: float) -> None:
+    """Inpaint the inside of an outline ``[M, 2]`` px, grown by ``grow`` px, in place."""
     size = image.shape[0]
     margin = 12 + 2 * abs(grow)
     low = np.floor(outline.min(0) - margin).astype(int).clip(0, size - 1)

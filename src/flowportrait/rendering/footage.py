@@ -1,9 +1,10 @@
-"""A tracked video: its face, its shots, and the frames that keep their own lips.
+"""A tracked video: its face, its shots, and how much of the new lips each frame takes.
 
-    frames ─► cut? ─► face ─► something before the mouth? ─► share of the new lips each frame takes
+    frames ─► cut? ─► face ─► occluded mouth? ─► share of the new lips that each frame takes
 
-The new lips come and go over a fifth of a second before and after frames that cannot take them: where no face is found,
-something is before the mouth, the mouth lies outside the picture, or the head is turned aside or lies on its side.
+A frame keeps its own lips where no face is found, the mouth is covered or lies outside the picture, or the head is
+turned aside or lies on its side. Before and after such frames the new lips fade within a fifth of a second.
+``track_footage`` makes a tracked video from a file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flowportrait.media.portrait import faces_when_turned
 from flowportrait.media.video import FPS, CutDetector, frame_rate, iter_frames
 
 Progress = Callable[[Iterable[Any], int | None, str], Iterable[Any]]
-"""Shows how far work on items has come: items, how many they are, and what is done (``terminal.progress``)."""
+"""``(items, total, description) -> items``; shows the progress of work on items (``terminal.progress``)."""
 
 NO_FACE, COVERED, OUTSIDE, SIDEWAYS, ASIDE = range(1, 6)
 REASONS = {
@@ -33,26 +34,30 @@ REASONS = {
     OUTSIDE: "the mouth is outside the picture", SIDEWAYS: "the face lies on its side",
     ASIDE: "the head is turned aside",
 }  # fmt: skip
-"""Why a frame keeps its own lips."""
+"""Reasons for which a frame keeps its own lips."""
 
-HIDDEN, MAYBE, _USUAL = 0.2, 0.1, 2.0
-"""Share of mouth and jaw from which on something is before them; frames beside such a one count from the lower. How
-often a shot's median share comes on top of both."""
+HIDDEN, MAYBE, _MEDIAN_FACTOR = 0.2, 0.1, 2.0
+"""Share of mouth and jaw above which a frame counts as occluded; the lower threshold for frames next to an occluded
+one; multiple of a shot's median share that is added to both thresholds."""
 
-_WHOLE, _GONE = 32.0, 46.0
-"""Degrees of yaw between which the new lips give way to the video's own."""
+_FULL_YAW, _ZERO_YAW = 32.0, 46.0
+"""Degrees of yaw between which the new lips fade into the video's own."""
 
 _LARGEST_ROLL = 60.0
+"""Degrees of roll beyond which a face lies on its side."""
+
 _GUARD, _FADE = 0.08, 0.2
-"""Seconds beside frames without new lips that have none either, and over which these then come in."""
+"""Seconds next to frames without new lips that have none either, and seconds over which the new lips then fade in."""
 
 _FEW = 0.5
-_LOOKED_AT = (1, 16, 128)
-"""Which of the frames that keep their own lips are looked at once more, turned."""
+"""Share of usable frames below which the video may need to be rotated."""
+
+_RECHECKED = (1, 16, 128)
+"""Which of the frames that keep their own lips are examined again after turning them."""
 
 
 def no_progress(items: Iterable[Any], total: int | None, doing: str) -> Iterable[Any]:
-    """The items, and nothing shown."""
+    """Return the items and show nothing."""
     return items
 
 
@@ -61,10 +66,11 @@ class Footage:
     """A tracked video.
 
     Attributes:
-        faces: the followed face in every frame.
-        starts: where its shots begin (zero, then every cut).
-        fps: frames a second, the file's own rate.
-        obstacles: ``[T]``, zero or the first of ``REASONS`` that keeps a frame's own lips; None where nobody looked.
+        video: the file.
+        faces: the tracked face in every frame.
+        starts: first frame of each shot (zero, then every cut).
+        fps: frame rate of the file.
+        obstacles: ``[T]``, zero or the first of ``REASONS`` for which a frame keeps its own lips; None if not examined.
     """
 
     video: Path
@@ -77,27 +83,30 @@ class Footage:
         return len(self.faces.valid)
 
     def shots(self) -> Iterator[slice]:
-        """Frames of each shot."""
+        """Yield the frames of each shot."""
         for start, stop in zip(self.starts, [*self.starts[1:], len(self)], strict=True):
             yield slice(start, stop)
 
     @cached_property
     def usable(self) -> np.ndarray:
-        """Whether each frame shows a face that lips can be drawn into, ``[T]``."""
+        """Whether lips can be drawn into the face of each frame, ``[T]``."""
         return self.faces.valid if self.obstacles is None else self.faces.valid & (self.obstacles == 0)
 
     @cached_property
     def share(self) -> np.ndarray:
-        """How much of the new lips each frame takes, ``[T]`` from 0 to 1."""
+        """Share of the new lips that each frame takes, ``[T]`` from 0 to 1."""
         result = np.zeros(len(self), np.float64)
         for shot in self.shots():
-            result[shot] = _eased(self.usable[shot], float(self.fps))
+            result[shot] = _fade_in(self.usable[shot], float(self.fps))
         for index in np.flatnonzero(result):
             result[index] *= _frontal(self.faces.landmarks[index])
         return result
 
     def summary(self, frames: np.ndarray) -> str | None:
-        """One sentence on which of ``frames`` (numbers, as they are played) keep their own lips; None if none do."""
+        """Return one sentence on how many frames keep their own lips and why; None if none do.
+
+        ``frames`` are frame numbers in playing order.
+        """
         reasons = self._reasons()[frames]
         if not reasons.any():
             return None
@@ -105,23 +114,29 @@ class Footage:
         return f"{(reasons > 0).sum()} of {len(frames)} frames kept their own lips: {', '.join(parts)}."
 
     def _reasons(self) -> np.ndarray:
-        """Zero or the reason, ``[T]``; frames beside those without new lips have theirs."""
-        given = np.where(self.faces.valid, 0, NO_FACE) if self.obstacles is None else self.obstacles
-        result = np.where((given == 0) & (self.share == 0), ASIDE, given)
+        """Return zero or the reason for each frame, ``[T]``; frames guarded by a neighbour share its reason."""
+        obstacles = np.where(self.faces.valid, 0, NO_FACE) if self.obstacles is None else self.obstacles
+        result = np.where((obstacles == 0) & (self.share == 0), ASIDE, obstacles)
         for shot in self.shots():
-            known = np.flatnonzero(given[shot])
-            guarded = _distance(~self.usable[shot]) <= _GUARD * float(self.fps)
-            for index in np.flatnonzero(guarded & (given[shot] == 0)):
-                result[shot.start + index] = given[shot][known[np.abs(known - index).argmin()]]
+            obstructed = np.flatnonzero(obstacles[shot])
+            guarded = _frames_to_nearest(~self.usable[shot]) <= _GUARD * float(self.fps)
+            for index in np.flatnonzero(guarded & (obstacles[shot] == 0)):
+                result[shot.start + index] = obstacles[shot][obstructed[np.abs(obstructed - index).argmin()]]
         return result
 
 
 def track_footage(video: Path, face: int | None = None, progress: Progress = no_progress) -> Footage:
-    """Follow one face through each shot of a video: the largest where the shot begins, or the ``face``-th from the
-    left where that many are seen.
+    """Track one face through each shot of a video.
+
+    Args:
+        video: the file.
+        face: which face is tracked, counted from the left, where that many are visible; by default the largest face at
+            the beginning of the shot.
+        progress: shows the progress.
 
     Raises:
-        BadInput: an unreadable video, no face in it that could be dubbed, or no such face where it first shows any.
+        BadInput: if the video is unreadable, no face in it can be dubbed, or ``face`` is not there in the first frame
+            with faces.
     """
     rate = frame_rate(video)
     cut, starts, detector = CutDetector(), [0], OcclusionDetector()
@@ -130,7 +145,7 @@ def track_footage(video: Path, face: int | None = None, progress: Progress = no_
     doubts = 0
     doubtful: list[np.ndarray] = []
 
-    def watched() -> Iterator[np.ndarray]:
+    def frames_by_shot() -> Iterator[np.ndarray]:
         frames = progress(iter_frames(video, rate.fps), rate.frames or None, "following the face")
         for index, frame in enumerate(frames):
             if cut(frame):
@@ -144,17 +159,17 @@ def track_footage(video: Path, face: int | None = None, progress: Progress = no_
         if obstacles[-1] or hidden[-1] > HIDDEN:
             nonlocal doubts
             doubts += 1
-            if doubts in _LOOKED_AT:
+            if doubts in _RECHECKED:
                 doubtful.append(frame)
 
     with FaceTracker(face=face) as tracker:
-        faces = tracker.track(watched(), inspect)
-    found = Footage(video, faces, starts, rate.fps)
+        faces = tracker.track(frames_by_shot(), inspect)
+    unexamined = Footage(video, faces, starts, rate.fps)
     kinds = np.array(obstacles, int)
-    for shot in found.shots():
+    for shot in unexamined.shots():
         kinds[shot][hidden_frames(np.array(hidden[shot])) & (kinds[shot] == 0)] = COVERED
     footage = Footage(video, faces, starts, rate.fps, kinds)
-    _check(footage, doubtful, detector)
+    _check_usable(footage, doubtful, detector)
     if face is None and (faces.count > 1).mean() > 0.5:
         warnings.warn(
             f"Several faces found in {video}: the largest at the start of each shot is dubbed; --face N picks another.",
@@ -164,6 +179,7 @@ def track_footage(video: Path, face: int | None = None, progress: Progress = no_
 
 
 def _obstacle(frame: np.ndarray, landmarks: np.ndarray | None) -> int:
+    """Return zero, or the reason that the position of a face gives for keeping its lips."""
     if landmarks is None:
         return NO_FACE
     if abs(roll(landmarks)) > _LARGEST_ROLL:
@@ -171,14 +187,14 @@ def _obstacle(frame: np.ndarray, landmarks: np.ndarray | None) -> int:
     return OUTSIDE if mouth_outside(frame.shape, landmarks) else 0
 
 
-def _check(footage: Footage, doubtful: list[np.ndarray], detector: OcclusionDetector) -> None:
-    """That there is something to dub.
+def _check_usable(footage: Footage, doubtful: list[np.ndarray], detector: OcclusionDetector) -> None:
+    """Check that something can be dubbed.
 
     Raises:
-        BadInput: there is not.
+        BadInput: if nothing can be.
     """
     video, valid = footage.video, footage.faces.valid
-    if footage.usable.mean() < _FEW and all(_stands_when_turned(frame, detector) for frame in doubtful):
+    if footage.usable.mean() < _FEW and all(_upright_when_turned(frame, detector) for frame in doubtful):
         raise BadInput(f"No face stands upright in {video}, but one would if it were turned: rotate the video upright.")
     if not valid.any():
         raise BadInput(f"No face found in {video}: give a video with one clearly visible face.")
@@ -190,37 +206,40 @@ def _check(footage: Footage, doubtful: list[np.ndarray], detector: OcclusionDete
     raise BadInput(f"Nothing can be dubbed in {video}: {reasons.partition(': ')[2][:-1]} (of {len(footage)} frames).")
 
 
-def _stands_when_turned(frame: np.ndarray, detector: OcclusionDetector) -> bool:
-    """Whether a frame shows a face with a free mouth once it is turned.
+def _upright_when_turned(frame: np.ndarray, detector: OcclusionDetector) -> bool:
+    """Return whether a frame shows a face with an uncovered mouth once it is turned.
 
-    The tracker finds upright faces in faces that are upside down, which are not there: their mouths look covered.
+    In faces that are upside down the tracker finds false upright faces, whose mouths look covered.
     """
     return any(detector.covered_share(turned, points) < HIDDEN for turned, points in faces_when_turned(frame))
 
 
 def hidden_frames(shares: np.ndarray) -> np.ndarray:
-    """Whether something is before the mouth in each frame of a shot, from the covered ``shares`` ``[T]``.
+    """Return in which frames of a shot the mouth is covered, ``[T]`` bool.
 
-    A face that looks a little covered throughout, in coloured light for example, has to look more covered than that.
-    One frame alone, blurred or blinking, is no thing that comes and goes.
+    The thresholds rise with the median of the shot, as a face may look slightly covered throughout, in coloured light
+    for example. A single frame above them, blurred or blinking, does not count.
+
+    Args:
+        shares: covered share of mouth and jaw in each frame, ``[T]``.
     """
-    usual = float(np.median(shares))
-    above = _USUAL * usual if usual < HIDDEN else 0.0
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], shares > MAYBE + above, [0]]).astype(int)))
+    median = float(np.median(shares))
+    offset = _MEDIAN_FACTOR * median if median < HIDDEN else 0.0
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], shares > MAYBE + offset, [0]]).astype(int)))
     result = np.zeros(len(shares), bool)
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        result[start:stop] = stop - start > 1 and shares[start:stop].max() > HIDDEN + above
+        result[start:stop] = stop - start > 1 and shares[start:stop].max() > HIDDEN + offset
     return result
 
 
-def _eased(usable: np.ndarray, fps: float) -> np.ndarray:
-    """Share of the new lips, ``[T]``, with nothing in and beside frames that are not usable."""
-    t = ((_distance(~usable) / fps - _GUARD) / _FADE).clip(0, 1)
+def _fade_in(usable: np.ndarray, fps: float) -> np.ndarray:
+    """Return the share of the new lips, ``[T]``, which is zero in and next to frames that are not usable."""
+    t = ((_frames_to_nearest(~usable) / fps - _GUARD) / _FADE).clip(0, 1)
     return t * t * (3 - 2 * t)
 
 
-def _distance(marked: np.ndarray) -> np.ndarray:
-    """Frames from each one to the nearest that is marked, ``[T]``; infinite where none is."""
+def _frames_to_nearest(marked: np.ndarray) -> np.ndarray:
+    """Return the number of frames from each one to the nearest marked one, ``[T]``; infinite if none is marked."""
     places = np.flatnonzero(marked)
     if not len(places):
         return np.full(len(marked), np.inf)
@@ -231,8 +250,10 @@ def _distance(marked: np.ndarray) -> np.ndarray:
 
 
 def _frontal(landmarks: np.ndarray) -> float:
-    """How much of the new lips a face shows: all from the front, none in profile, where a mesh that was seen from the
-    front would draw them over the cheek's edge."""
-    turned = abs(yaw(landmarks))
-    rest = min(max((_GONE - turned) / (_GONE - _WHOLE), 0.0), 1.0)
-    return rest * rest * (3 - 2 * rest)
+    """Return the share of the new lips that a face takes by its yaw: one from the front, zero in profile.
+
+    In profile the mesh would draw the lips over the edge of the cheek.
+    """
+    angle = abs(yaw(landmarks))
+    t = min(max((_ZERO_YAW - angle) / (_ZERO_YAW - _FULL_YAW), 0.0), 1.0)
+    return t * t * (3 - 2 * t)

@@ -1,27 +1,7 @@
-"""Layers beside the warped face: eyeballs, the side that a half profile hides, and the background.
+"""Layers drawn in addition to the warped face: eyeballs, the far side of a half profile, and the background.
 
-Eyes under moving lids: the eyeball is a layer of its own, seen through the lids' opening.
-
-Lids are skin and belong to the mesh, but an open lid shows little but lashes: a lid that comes down is
-painted with the skin around it and keeps its lash line. The eyeball stays in its place in the head, and
-its iris slides with the gaze:
-
-    eye'(x) = eye(p − gaze · exp(−(|p − iris − gaze| / 1.7 r)⁴)),     p = head-aligned x
-
-The side of the face a half profile does not show, taken from the side that it does: faces are nearly symmetric.
-
-    frame = (1 − h) skin(source) + h (light · skin)(source of the mirror partners)
-
-h is one on vertices that face away in the photo, zero on those well in view. light brings the near side's colours to
-the far side's: their ratio where both are seen, carried on from there, since one side often lies in shadow.
-
-Two layers: the person moves, what is behind stays.
-
-    photo = P + (1 − a) B           a   share of the person in each pixel
-    frame = P(s) + (1 − a(s)) B     B   the photo without the person, guessed from around the outline
-                                    P   what the person adds to it;  s  where each pixel of the frame comes from
-
-At rest s is every pixel's own place and the frame is the photo, however well B was guessed.
+``Eye`` draws an eyeball between moving lids, ``FarSide`` the side of a turned face that the photo does not show, and
+``Backdrop`` the person in front of a background that does not move.
 """
 
 from __future__ import annotations
@@ -33,18 +13,30 @@ from flowportrait.rendering.face_regions import EYES, OUTER_LOWER, OUTER_UPPER, 
 from flowportrait.rendering.mesh import N_FACE, Enlarged, HeadMesh, Rasterizer, face_triangles, facing_camera
 from flowportrait.rendering.motion_basis import MotionBasis, partners
 
+# --- Eyes ------------------------------------------------------------------------------------------------------------
+#
+# Lids are skin and belong to the mesh, but an open lid shows little except lashes: a lid that comes down is painted
+# with the skin around it and keeps its lash line. The eyeball keeps its place in the head, and its iris slides with the
+# gaze:
+#
+#     eye'(x) = eye(p − gaze · exp(−(|p − iris − gaze| / 1.7 r)⁴)),     p = head-aligned x
+
 _SHADE = 0.45
+"""Light that an eyeball loses in the shadow of a closed lid."""
+
 _LID_SKIN = ((225, 224, 223, 222, 228, 229, 230, 231), (442, 443, 444, 445, 451, 450, 449, 448))
-"""Skin between brow and lid fold, then below the eye, each in the order of the lid's landmarks."""
+"""Landmarks on the skin between brow and lid fold, then below the eye, in the order of the lid's landmarks."""
 
 _LASHES = 0.75
 _OPACITY = 0.88
+"""Opacity of painted lashes and of a painted lid."""
+
 _TOUCHING = 1.5
+"""Opening in pixels below which lids fade into touching."""
 
 
 class Eye:
-    """One eye (0: the person's right, 1: left) of a portrait crop ``[S, S, 3]`` with landmarks ``[478, 3]``
-    px."""
+    """One eye of a portrait crop ``[S, S, 3]`` with landmarks ``[478, 3]`` px; ``side`` 0 is the person's right."""
 
     def __init__(self, crop: np.ndarray, landmarks: np.ndarray, side: int) -> None:
         self._upper, self._lower, self._iris = EYES[side]
@@ -64,7 +56,8 @@ class Eye:
         return float(np.linalg.norm(points[self._upper[4]] - points[self._lower[4]]))
 
     def _eyeball(self, crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Crop around the eye with the eyeball continued under the lids, and its corner in the crop."""
+        """Return the corner of a box around the eye, and the picture in it with the eyeball continued under the
+        lids."""
         size = crop.shape[0]
         margin = 0.55 * self._width
         low = np.floor(self.outline.min(0) - margin).astype(int).clip(0, size - 2)
@@ -75,11 +68,11 @@ class Eye:
         ball = cv2.inpaint(np.ascontiguousarray(patch), unknown, 3, cv2.INPAINT_TELEA)
         soft = cv2.GaussianBlur(ball, (0, 0), max(0.02 * self._width, 0.3))
         # The hidden part is smooth; a thin rim of real skin keeps the lash line where it is.
-        kept = fill(patch.shape[:2], self.outline - low, 0.012 * self._width)[..., None]
-        return low.astype(np.float64), kept * ball + (1 - kept) * soft
+        sharp = fill(patch.shape[:2], self.outline - low, 0.012 * self._width)[..., None]
+        return low.astype(np.float64), sharp * ball + (1 - sharp) * soft
 
     def _lid_colours(self, crop: np.ndarray, skin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lid colour along the eye ``[9, 3]`` and lash colour ``[3]``."""
+        """Return the lid colour along the eye ``[9, 3]`` and the lash colour ``[3]``."""
         smooth = cv2.GaussianBlur(crop, (0, 0), max(0.05 * self._width, 0.5))
         index = np.round(skin).astype(int).clip(0, crop.shape[0] - 1)
         # The brow shades the skin above more than a lid; the skin below catches more light.
@@ -94,10 +87,10 @@ class Eye:
     def _draw_lid(
         self, frame: np.ndarray, upper: np.ndarray, mapping: np.ndarray, shift: np.ndarray, closed: float
     ) -> None:
-        """Paint the lid between where its edge is in the photo and where it is now, and its lashes."""
-        rest = (self._photo_edge - shift) @ np.linalg.inv(mapping).T
+        """Paint the lid between its edge in the photo and its edge now, and its lashes."""
+        photo_edge = (self._photo_edge - shift) @ np.linalg.inv(mapping).T
         edge = smooth_chain(upper)
-        fold = smooth_chain(rest)
+        fold = smooth_chain(photo_edge)
         fold = fold + (fold - edge) * 0.1
         outline = np.concatenate([edge, fold[-2:0:-1]])
         size = frame.shape[0]
@@ -122,11 +115,11 @@ class Eye:
         """Draw the eye into ``frame`` ``[S, S, 3]`` uint8 in place for target landmarks ``[478, 3]`` px."""
         points = target[:, :2].astype(np.float64)
         outline = opening(points[self._upper], points[self._lower])
-        # Similarity from the target's eye corners to the portrait's, as complex numbers.
-        goal = points[[self._upper[0], self._upper[-1]]]
-        turn = complex(*(self._corners[1] - self._corners[0])) / complex(*(goal[1] - goal[0]))
+        # Similarity from the target's eye corners to those of the portrait, as complex numbers.
+        corners = points[[self._upper[0], self._upper[-1]]]
+        turn = complex(*(self._corners[1] - self._corners[0])) / complex(*(corners[1] - corners[0]))
         mapping = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
-        shift = self._corners.mean(0) - mapping @ goal.mean(0)
+        shift = self._corners.mean(0) - mapping @ corners.mean(0)
         closed = 1 - min(self._gap(points) * abs(turn) / max(self._height, 1e-3), 1.0)
         if closed > 0.02:
             self._draw_lid(frame, points[self._upper], mapping, shift, closed)
@@ -139,10 +132,10 @@ class Eye:
         ys, xs = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
         px = mapping[0, 0] * xs + mapping[0, 1] * ys + shift[0]
         py = mapping[1, 0] * xs + mapping[1, 1] * ys + shift[1]
-        reach = ((px - self._centre[0] - gaze[0]) ** 2 + (py - self._centre[1] - gaze[1]) ** 2) / (
+        radius2 = ((px - self._centre[0] - gaze[0]) ** 2 + (py - self._centre[1] - gaze[1]) ** 2) / (
             1.7 * self._radius
         ) ** 2
-        fade = np.exp(-(reach**2))
+        fade = np.exp(-(radius2**2))
         map_x = (px - gaze[0] * fade - self._origin[0]).astype(np.float32)
         map_y = (py - gaze[1] * fade - self._origin[1]).astype(np.float32)
         ball = cv2.remap(self._ball, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -150,41 +143,61 @@ class Eye:
         # Lids a fraction of a pixel apart touch.
         mask *= np.float32(min(self._gap(points) / _TOUCHING, 1.0))
         region = frame[low[1] : high[1], low[0] : high[0]]
-        # A lid that comes down throws its shadow on the eyeball.
+        # A lid that comes down casts a shadow on the eyeball.
         mixed = region + mask * (ball * (1 - _SHADE * closed) - region)
         region[:] = np.round(mixed).clip(0, 255).astype(np.uint8)
 
 
-_OWN = sorted({*OUTER_UPPER, *OUTER_LOWER, *(point for upper, lower, _ in EYES for point in (*upper, *lower))})
+# --- The far side of a half profile ----------------------------------------------------------------------------------
+#
+# The side of the face that a half profile hides is taken from the visible side, as faces are nearly symmetric:
+#
+#     frame = (1 − h) skin(source) + h (light · skin)(source of the mirror partners)
+#
+# h is one on vertices that face away in the photo and zero on those that are well visible. One side often lies in
+# shadow, so ``light`` brings the colours of the near side to those of the far side: it is their ratio where both are
+# visible, extrapolated smoothly from there.
+
+_DRAWN_ELSEWHERE = sorted(
+    {*OUTER_UPPER, *OUTER_LOWER, *(point for upper, lower, _ in EYES for point in (*upper, *lower))}
+)
 _WELL_SEEN = 0.35
+"""Cosine with the line of sight from which on a vertex is well visible."""
+
 _LITTLE, _MUCH = 3, 35
-"""Hidden vertices that call for no mirroring, and those that call for it in spite of uneven light."""
+"""Number of hidden vertices up to which nothing is mirrored; number from which on it is in spite of uneven light."""
 
 _ALIKE = 0.12
-"""How much the light's ratio (log) may differ from a smooth field at the rim before the mirror image is a patch."""
+"""Largest difference (log) at the rim between the ratio of light and its smooth field; beyond it the mirror image would
+show as a patch."""
 
 _RIM = (0.05, 0.4)
-"""Cosines with the line of sight: less is not seen well enough to tell light, more is not the rim."""
+"""Cosines with the line of sight: below the first the light cannot be measured, above the second is not the rim."""
 
 _SMOOTH = 0.15
-"""Reach in outer-eye-corner distances of the field's smoothing."""
+"""Width of the smoothing of the light field, in outer-eye-corner distances."""
 
 _DARK = 4.0
-"""Added to colours, so that black has a ratio too."""
+"""Added to colours, so that ratios with black are defined."""
 
 _FIELD = 64
+"""Side at which the light field is computed."""
+
 _NOSE = 0.22
 """Half the width of the nose in outer-eye-corner distances; its shadow is not mirrored."""
 
 _BETTER = 0.2
-"""A partner must face the camera by this much more to be trusted."""
+"""Difference in the cosine by which a mirror partner must face the camera more to be used."""
 
 _LARGEST = 1.1
-"""Of the light's ratio (log): a factor of three."""
+"""Bound of the ratio of light (log): a factor of three."""
 
 
 class FarSide:
-    """Mirror filling for one portrait: its mesh and skin ``[S, S, 3]`` uint8."""
+    """Fills the hidden side of one portrait with the mirror image of the visible side.
+
+    Takes the portrait's mesh and its skin ``[S, S, 3]`` uint8. ``needed`` tells whether there is anything to fill.
+    """
 
     def __init__(self, mesh: HeadMesh, skin: np.ndarray) -> None:
         points = mesh.landmarks[:N_FACE]
@@ -196,12 +209,12 @@ class FarSide:
         across = canonical[:N_FACE, 0].numpy()
         aside = np.clip(-across * np.sign((facing * across).sum()) / _NOSE - 1, 0, 1)
         share = away * better * aside
-        # Eyes and lips are drawn by themselves, and lashes are not where their mirror image would be.
-        share[_OWN] = 0
+        # Eyes and lips are drawn separately, and lashes are not where their mirror image would be.
+        share[_DRAWN_ELSEWHERE] = 0
         self._rasterize = Rasterizer(face_triangles(), points[other, :2], skin.shape[0], share)
         light, disagreement = _light(skin, points, other, facing)
         hidden = int((share > 0.5).sum())
-        # A cast shadow's mirror image would be a patch; only much hidden face is worth that.
+        # The mirror image of a cast shadow looks like a patch, which is accepted only where much of the face is hidden.
         self.needed = hidden > _LITTLE and (disagreement < _ALIKE or hidden >= _MUCH)
         self._skin = np.round(skin * light).clip(0, 255).astype(np.uint8)
 
@@ -216,8 +229,15 @@ class FarSide:
 
 
 def _light(skin: np.ndarray, points: np.ndarray, other: np.ndarray, facing: np.ndarray) -> tuple[np.ndarray, float]:
-    """Factor ``[S, S, 3]`` that gives each place of the near side the light of its partner on the far side, and how
-    much the ratio at the rim differs from it (log)."""
+    """Return the factor ``[S, S, 3]`` that gives the near side the light of the far side, and its misfit at the rim
+    (log).
+
+    Args:
+        skin: the skin of the portrait ``[S, S, 3]`` uint8.
+        points: face landmarks ``[468, 3]`` px.
+        other: index of each landmark's mirror partner ``[468]``.
+        facing: cosine of each vertex with the line of sight ``[468]``.
+    """
     size = skin.shape[0]
     partner = facing[other] - facing > 0.5 * _BETTER
     both = partner & (facing > _RIM[0])
@@ -238,80 +258,102 @@ def _light(skin: np.ndarray, points: np.ndarray, other: np.ndarray, facing: np.n
 
 
 def _smoothed(place: np.ndarray, values: np.ndarray, at: np.ndarray, reach: float) -> np.ndarray:
-    """Values ``[N, C]`` known at ``place`` ``[N, 2]`` at ``at`` ``[M, 2]``, smooth; far from all, the nearest's."""
+    """Return values ``[N, C]`` given at ``place`` ``[N, 2]``, smoothly interpolated at ``at`` ``[M, 2]``.
+
+    Far from all given places the nearest value is returned.
+    """
     distance = ((at[:, None] - place) ** 2).sum(-1) / (2 * reach**2)
     weight = np.exp(distance.min(1, keepdims=True) - distance)
     return weight @ values / weight.sum(1, keepdims=True)
 
 
-_FILLED = 160
-"""Side at which the colours behind the person are guessed: only a crescent of them is ever seen."""
+# --- The background --------------------------------------------------------------------------------------------------
+#
+# The person moves and the background does not:
+#
+#     photo = P + (1 − a) B           a   share of the person in each pixel
+#     frame = P(s) + (1 − a(s)) B     B   the photo without the person, inpainted from around the outline
+#                                     P   what the person adds to it;  s  the source of each pixel of the frame
+#
+# In the photo's own pose s is the identity and the frame is the photo, however well B was inpainted.
+
+_INPAINT_SIDE = 160
+"""Side at which the colours behind the person are inpainted; only a crescent of them is ever visible."""
 
 _CLEAR = 0.008
-"""Share of the side by which the guess begins outside the matte, so that no hair is spread over it."""
+"""Share of the side by which inpainting begins outside the matte, so that no hair is spread over the background."""
 
 _GRAIN, _GRAIN_DEPTH = 0.01, 0.05
-"""Finer detail than this share of the side is carried over from the mirror image beyond the outline, this far in."""
+"""Detail finer than the first share of the side is copied from the mirror image beyond the outline, up to a depth of
+the second."""
 
-_GUESSED = 2.5
-"""The guess stands alone where over 1 / 2.5 of a pixel is the person; with less, the photo shows what is behind."""
+_INPAINTED = 2.5
+"""Only inpainted colours are used where the person covers more than 1 / 2.5 of a pixel; below, the photo is blended
+in."""
 
 
 class Backdrop:
-    """A picture ``[S, S, 3]`` uint8 of which the share ``matte`` ``[S, S]`` float32 moves, before what stays."""
+    """A picture split into a moving person and a still background.
+
+    Takes the picture ``[S, S, 3]`` uint8 and the share ``matte`` ``[S, S]`` float32 of the person in each pixel.
+    """
 
     def __init__(self, picture: np.ndarray, matte: np.ndarray) -> None:
-        self._behind = _behind(picture, matte)
+        self._behind = _inpaint_background(picture, matte)
         through = np.round((1 - _opaque(picture, self._behind, matte)) * 255).astype(np.uint8)
         person = np.round(picture - self._behind * (through[..., None] / 255.0)).clip(0, 255).astype(np.uint8)
         self._person = Enlarged(np.dstack([person, through]))
 
     def at(self, source: np.ndarray) -> np.ndarray:
-        """The frame ``[S, S, 3]`` uint8 whose person comes from ``source`` ``[S, S, 2]`` float32 px."""
+        """Return the frame ``[S, S, 3]`` uint8 in which the person is read at ``source`` ``[S, S, 2]`` float32 px."""
         person = self._person.at(source)
-        # OpenCV takes slices of channels apart far more slowly than its own functions do.
+        # OpenCV functions split channels far faster than slicing does.
         through = cv2.cvtColor(cv2.extractChannel(person, 3), cv2.COLOR_GRAY2RGB)
         return cv2.add(cv2.cvtColor(person, cv2.COLOR_RGBA2RGB), cv2.multiply(self._behind, through, scale=1 / 255))
 
 
 def _opaque(picture: np.ndarray, behind: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """The matte, raised to the least share of a colour in [0, 255] that makes the picture of what is behind: dark hair
-    before a bright wall is no thinner than the light the wall lost."""
+    """Return the matte, raised to the least share with which some colour in [0, 255] explains the picture.
+
+    Dark hair in front of a bright wall covers at least as much as the wall is darkened.
+    """
     picture, behind = picture.astype(np.float32), behind.astype(np.float32)
     darker = (behind - picture) / behind.clip(1)
     brighter = (picture - behind) / (255 - behind).clip(1)
     return np.maximum(matte, np.maximum(darker, brighter).max(-1)).clip(0, 1)
 
 
-def _behind(picture: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """The picture with its person painted over: colours led in from the outline, with the grain of what is outside."""
+def _inpaint_background(picture: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """Return the picture without the person: colours inpainted from the outline, with the grain of the background."""
     size = picture.shape[0]
     radius = round(_CLEAR * size)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     hidden = cv2.dilate((matte > 0).astype(np.uint8), disc)
     if hidden.all():
         return picture
-    small, unknown = (cv2.resize(part, (_FILLED, _FILLED), interpolation=cv2.INTER_AREA) for part in (picture, hidden))
-    led_in = cv2.inpaint(small, unknown, 3, cv2.INPAINT_TELEA)
-    led_in = cv2.resize(led_in, (size, size), interpolation=cv2.INTER_CUBIC)
-    guess = (led_in + _grain(picture, hidden)).clip(0, 255)
-    share = np.clip(_GUESSED * matte, 0, 1)[..., None]
-    return np.round(picture + share * (guess - picture)).astype(np.uint8)
+    small, unknown = (
+        cv2.resize(part, (_INPAINT_SIDE, _INPAINT_SIDE), interpolation=cv2.INTER_AREA) for part in (picture, hidden)
+    )
+    smooth = cv2.inpaint(small, unknown, 3, cv2.INPAINT_TELEA)
+    smooth = cv2.resize(smooth, (size, size), interpolation=cv2.INTER_CUBIC)
+    inpainted = (smooth + _grain(picture, hidden)).clip(0, 255)
+    share = np.clip(_INPAINTED * matte, 0, 1)[..., None]
+    return np.round(picture + share * (inpainted - picture)).astype(np.uint8)
 
 
 def _grain(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fine detail ``[S, S, 3]`` float32 for the hidden part, from the mirror image beyond its outline."""
+    """Return fine detail ``[S, S, 3]`` float32 for the hidden part, taken from the mirror image beyond its outline."""
     size = picture.shape[0]
     depth, nearest = cv2.distanceTransformWithLabels(hidden, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    seen = np.argwhere(hidden == 0)
+    visible = np.argwhere(hidden == 0)
     outline = np.zeros((nearest.max() + 1, 2), np.float32)
-    outline[nearest[tuple(seen.T)]] = seen[:, ::-1]
+    outline[nearest[tuple(visible.T)]] = visible[:, ::-1]
     here = np.dstack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2))
     beyond = here + cv2.GaussianBlur(2 * (outline[nearest] - here), (0, 0), _CLEAR * size)
     mirrored = cv2.remap(picture, beyond, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    # Past a narrow bay the mirror image is the person again.
-    again = cv2.remap(hidden, beyond, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=1)
+    # Beyond a narrow bay the mirror image shows the person again.
+    person_again = cv2.remap(hidden, beyond, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=1)
     shallow = np.clip(2 - depth / (_GRAIN_DEPTH * size), 0, 1)
-    share = shallow * (1 - cv2.GaussianBlur(again.astype(np.float32), (0, 0), 2))
+    share = shallow * (1 - cv2.GaussianBlur(person_again.astype(np.float32), (0, 0), 2))
     fine = cv2.subtract(mirrored, cv2.GaussianBlur(mirrored, (0, 0), _GRAIN * size), dtype=cv2.CV_32F)
     return fine * share[..., None]

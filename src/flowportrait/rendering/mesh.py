@@ -1,19 +1,16 @@
-"""A triangle mesh over a portrait, and backward warping through it.
+"""A triangle mesh over a portrait, and backward warping of the picture through it.
 
-A triangle mesh over the whole portrait: the tracked face, and a grid for hair, neck and background around
-it.
+The mesh has the tracked face in the middle, and a grid around it for hair, neck and background:
 
-    face vertices   follow their landmarks exactly, except on the side the photo does not show
-    grid vertices   p + w(p) (rigid(p) - p) + sum_i k_i(p) residual_i
+    face vertices   follow their landmarks exactly, except on the side that the photo does not show
+    grid vertices   p + w(p) (rigid(p) − p) + Σ_i k_i(p) residual_i
 
-w is the head weight (one on hair, zero on the background), ``rigid`` the head's similarity motion in 3-D,
-and residual_i what the jaw line does beyond it, felt only close by. The grid's border never moves, except at the top of
-the picture itself: hair that is cut off there rises with the head and leaves the picture.
+w is the head weight (one on hair, zero on the background), ``rigid`` the similarity motion of the head in 3-D, and
+residual_i the motion of the jaw line beyond it, which acts only close by. The border of the grid does not move, except
+at the top of the picture itself: hair that is cut off there rises with the head and leaves the picture.
 
-Backward warping through a mesh: which source pixel does each output pixel show?
-
-The mesh is rasterised at its target place with the source coordinates as vertex colours; nearer triangles
-hide farther ones. Reading the picture at the result draws it (``Enlarged``).
+``HeadMesh`` gives the vertices for target landmarks, ``Rasterizer`` the source pixel that each output pixel shows, and
+``Enlarged`` reads the picture there.
 """
 
 from __future__ import annotations
@@ -27,36 +24,58 @@ from safetensors.numpy import load
 
 from flowportrait.rendering.face_regions import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, RIGID, head_weight, person
 
+# --- The mesh --------------------------------------------------------------------------------------------------------
+
 N_FACE = 468
+"""Number of face vertices: the landmarks without the irises."""
+
 _GRID = 32
+"""Grid cells along the side of the crop."""
+
 _CLEARANCE = 0.45
+"""Least distance of grid vertices from the face, in grid cells."""
+
 _REACH = 0.22
+"""Distance over which residual motion of the outline fades, in face heights."""
+
 _HIDDEN = 0.03
+"""Depth inside the hull from which on a vertex of the face oval is hidden, in face heights."""
+
 _TURNED_AWAY = 0.25
+"""Negative cosine with the line of sight from which on a vertex is flattened completely."""
+
 _STILL = 0.01
+"""Weight below which a vertex does not move at all."""
+
 _TOP = 0.07
-"""Share of the picture's height over which hair that its top cuts off does not sink: there is nothing above to come
-down."""
+"""Share of the picture's height below its top over which cut-off hair cannot move down, as nothing could follow it."""
 
 
 @lru_cache(maxsize=1)
 def face_triangles() -> np.ndarray:
-    """Triangles ``[900, 3]`` int32 of the face: MediaPipe's tesselation with eyes and mouth closed."""
+    """Return the triangles ``[900, 3]`` int32 of the face: MediaPipe's tesselation, with eyes and mouth filled."""
     data = load(files("flowportrait").joinpath("weights/mouth/triangles.safetensors").read_bytes())
     holes = [_strip(upper, lower) for upper, lower, _ in EYES] + [_strip(INNER_UPPER, INNER_LOWER)]
     return np.concatenate([data["face"].astype(np.int32), *holes])
 
 
 def _strip(upper: list[int], lower: list[int]) -> np.ndarray:
-    """Triangles between two chains that share their ends."""
+    """Return triangles ``[F, 3]`` between two chains of vertices that share their ends."""
     quads = zip(upper[:-1], upper[1:], lower[:-1], lower[1:], strict=True)
     triangles = [t for a, b, c, d in quads for t in ((a, b, d), (a, d, c)) if len(set(t)) == 3]
     return np.array(triangles, np.int32)
 
 
 def rigid_motion(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Similarity of the skull, ``target ≈ source @ matrix.T + shift`` (Umeyama 1991), from landmarks
-    ``[478, 3]`` to landmarks ``[478, 3]``: matrix ``[3, 3]``, shift ``[3]``."""
+    """Return the similarity of the skull between two sets of landmarks (Umeyama 1991).
+
+    Args:
+        source: landmarks ``[478, 3]``.
+        target: landmarks ``[478, 3]``.
+
+    Returns:
+        matrix ``[3, 3]`` and shift ``[3]`` with ``target ≈ source @ matrix.T + shift``.
+    """
     a, b = source[RIGID].astype(np.float64), target[RIGID].astype(np.float64)
     a_mean, b_mean = a.mean(0), b.mean(0)
     a, b = a - a_mean, b - b_mean
@@ -67,12 +86,18 @@ def rigid_motion(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
 
 
 class HeadMesh:
-    """Mesh of one portrait crop ``[S, S, 3]`` with landmarks ``[478, 3]`` px.
+    """The mesh of one portrait; calling it with target landmarks returns the new positions of its vertices.
 
-    ``source`` ``[V, 2]`` are the vertices' places in the crop, ``triangles`` ``[F, 3]`` int32; calling the
-    mesh with target landmarks gives the vertices' new places. weight: the head weight, any square size;
-    found in the crop by default. cut_off: of a crop that ends at the top because the picture does, where along it that
-    cuts through the person, ``[n]`` bool; None where the picture goes on.
+    Args:
+        crop: the portrait crop ``[S, S, 3]``.
+        landmarks: its landmarks ``[478, 3]`` px.
+        weight: the head weight, a square of any size; computed from the crop by default.
+        cut_off: for a crop that ends at the top of its picture, where along its top the picture cuts through the
+            person, ``[n]`` bool; None where the picture continues above the crop.
+
+    Attributes:
+        source: positions of the vertices in the crop ``[V, 2]`` px.
+        triangles: ``[F, 3]`` int32.
     """
 
     def __init__(
@@ -101,7 +126,7 @@ class HeadMesh:
         self._weight = cv2.remap(
             weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )[0].astype(np.float64)
-        # What would hardly move does not move at all.
+        # Vertices that would hardly move do not move at all.
         self._weight = (self._weight - _STILL).clip(0) / (1 - _STILL)
         fade = np.exp(-((distance.min(1) / (_REACH * height)) ** 2))
         edge = np.minimum(grid, size - 1 - grid).min(1)
@@ -116,7 +141,7 @@ class HeadMesh:
         self._height, self._behind = height, height * 0.05
 
     def __call__(self, target: np.ndarray) -> np.ndarray:
-        """Vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
+        """Return vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
         matrix, shift = rigid_motion(self.landmarks, target)
         moved = self._grid @ matrix.T + shift
         face = target[:N_FACE] + self._flatter[:, None] * (matrix[:, 2] - [0, 0, 1])
@@ -126,7 +151,7 @@ class HeadMesh:
         shift = self._weight[:, None] * (moved - self._grid)[:, :2] + self._felt @ residual
         shift[:, 1] = np.where(shift[:, 1] > 0, self._sinks * shift[:, 1], shift[:, 1])
         place = self._grid[:, :2] + shift
-        # Where the head moves further than its fade is wide the mesh folds: what moves with it is in front.
+        # Where the head moves further than the fade is wide, the mesh folds; the vertices that move more are in front.
         depth = self._grid[:, 2] + self._behind + (1 - self._weight) * self._height
         outer = np.column_stack([place, depth])
         return np.concatenate([face, outer])
@@ -140,14 +165,14 @@ class HeadMesh:
         return grid[inside < -_CLEARANCE * size / _GRID]
 
     def _outer_triangles(self, grid: np.ndarray) -> np.ndarray:
-        """Delaunay triangles from the outline to the grid, as vertex numbers of the whole mesh."""
+        """Return Delaunay triangles from the outline to the grid, as vertex numbers of the whole mesh."""
         from scipy.spatial import Delaunay
 
         number = np.concatenate([self._outline, N_FACE + np.arange(len(grid))])
         points = np.concatenate([self.landmarks[self._outline, :2], grid])
         triangles = Delaunay(points).simplices
         outer = (triangles >= len(self._outline)).any(1)
-        # Among outline vertices only, a triangle is wanted where the face has a bay, not across the face.
+        # A triangle of outline vertices alone is kept in a bay of the face, but not across the face.
         face = np.zeros(np.ceil(points.max(0)).astype(int)[::-1] + 1, np.uint8)
         for triangle in np.round(self.landmarks[face_triangles(), :2]).astype(np.int32):
             cv2.fillConvexPoly(face, triangle, 1)
@@ -156,7 +181,7 @@ class HeadMesh:
 
 
 def _distance_to_cut(points: np.ndarray, size: int, cut_off: np.ndarray | None) -> np.ndarray:
-    """Px ``[N]`` from points ``[N, 2]`` to where the picture's top cuts through the person."""
+    """Return the distance ``[N]`` px of points ``[N, 2]`` to where the top of the picture cuts through the person."""
     if cut_off is None or not cut_off.any():
         return np.full(len(points), np.inf)
     columns = (np.flatnonzero(cut_off) + 0.5) * size / len(cut_off)
@@ -164,7 +189,10 @@ def _distance_to_cut(points: np.ndarray, size: int, cut_off: np.ndarray | None) 
 
 
 def facing_camera(points: np.ndarray) -> np.ndarray:
-    """Cosine ``[468]`` between each face vertex's normal and the line of sight, for landmarks ``[468, 3]`` px."""
+    """Return the cosine ``[468]`` between each face vertex's normal and the line of sight.
+
+    ``points`` are face landmarks ``[468, 3]`` px.
+    """
     triangles = face_triangles()
     a, b, c = (points[triangles[:, i]] for i in range(3))
     across = np.cross(b - a, c - a)
@@ -176,50 +204,67 @@ def facing_camera(points: np.ndarray) -> np.ndarray:
 
 
 def _flatten_hidden(points: np.ndarray) -> np.ndarray:
-    """Change of depth ``[468]`` px that brings vertices facing away to the depth of the nearest visible one.
+    """Return the change of depth ``[468]`` px that moves vertices facing away to the depth of the nearest visible one.
 
-    A photo in half profile has no pixels of the far temple. With its own depth the temple would come forth
-    as smeared background when the head turns back; flattened, it stays behind the edge that is seen.
+    A photo in half profile has no pixels of the far temple. With its true depth the temple would appear as smeared
+    background when the head turns back; flattened, it stays behind the visible edge.
     """
     from scipy.spatial import cKDTree
 
     facing = facing_camera(points)
-    seen = np.flatnonzero(facing >= 0)
-    nearest = seen[cKDTree(points[seen]).query(points)[1]]
+    visible = np.flatnonzero(facing >= 0)
+    nearest = visible[cKDTree(points[visible]).query(points)[1]]
     hidden = np.clip(-facing / _TURNED_AWAY, 0, 1)
     return hidden * (points[nearest, 2] - points[:, 2])
 
 
 def _visible_outline(points: np.ndarray) -> np.ndarray:
-    """Vertices on the rim of the face as it is seen in the photo.
+    """Return the vertices on the rim of the face as visible in the photo.
 
-    In a turned face the far part of the oval hides behind the cheek; there the cheek's edge is the rim.
+    In a turned face the far part of the oval is hidden behind the cheek; there the edge of the cheek is the rim.
     """
     hull = cv2.convexHull(points.astype(np.float32), returnPoints=False)[:, 0]
     rim = points[hull].astype(np.float32)
     reach = _HIDDEN * np.ptp(points[:, 1])
     depth = [cv2.pointPolygonTest(rim, (float(x), float(y)), True) for x, y in points[FACE_OVAL]]
-    seen = [vertex for vertex, inside in zip(FACE_OVAL, depth, strict=True) if inside < reach]
-    return np.array(sorted({*hull.tolist(), *seen}))
+    visible = [vertex for vertex, inside in zip(FACE_OVAL, depth, strict=True) if inside < reach]
+    return np.array(sorted({*hull.tolist(), *visible}))
 
+
+# --- Backward warping ------------------------------------------------------------------------------------------------
+#
+# The mesh is rasterised at its target position with the source coordinates as vertex colours; nearer triangles hide
+# farther ones. Reading the picture at the result draws it.
 
 _DISTANCE = 20.0
 _HALF_ANGLE = 0.05
 _DEPTH = 0.1
+"""Distance and half viewing angle (rad) of OpenCV's camera; scale of depths in front of it."""
+
 _HALF_FROM = 384
+"""Side from which on maps are rasterised at half size."""
+
 _JUMP = 2.0
+"""Difference in pixels between a map and its blur that marks an edge where one part hides another."""
+
 _SOFT, _ROOM = 1.0, 5
-"""Pixels of the rasterised map over which a share ends, and room for that."""
+"""Pixels of the rasterised map over which a share fades out, and margin for that."""
 
 _CROSS = np.ones((3, 3), np.uint8)
 
 
 class Rasterizer:
-    """Source maps ``[S, S, 2]`` float32 for meshes with fixed triangles ``[F, 3]`` and source places ``[V,
-    2]``.
+    """Computes source maps ``[S, S, 2]`` float32 for meshes with fixed triangles.
 
-    Large maps are rasterised at half size and enlarged: a map is straight nearly everywhere, and where one
-    part hides another its jump becomes a soft edge instead of a jagged one.
+    Large maps are rasterised at half size and enlarged: a map is linear nearly everywhere, and its jumps, where one
+    part hides another, become soft edges instead of jagged ones.
+
+    Args:
+        triangles: ``[F, 3]``.
+        source: positions of the vertices in the picture ``[V, 2]`` px.
+        size: side S of the map.
+        share: a further value of each vertex ``[V]``, which ``with_share`` interpolates.
+        free_top: let the top row of the map move.
     """
 
     def __init__(
@@ -235,9 +280,9 @@ class Rasterizer:
         self._colours[:, :2] = source / (size - 1)
         if share is not None:
             self._colours[:, 2] = share
-        # A pixel no triangle covers (rounding along the border) shows itself.
-        own = ((np.arange(small) + 0.5) * (size / small) - 0.5).astype(np.float32) / (size - 1)
-        self._empty = np.dstack([*np.meshgrid(own, own), np.zeros((small, small), np.float32)])
+        # A pixel that no triangle covers (by rounding along the border) maps to itself.
+        line = ((np.arange(small) + 0.5) * (size / small) - 0.5).astype(np.float32) / (size - 1)
+        self._empty = np.dstack([*np.meshgrid(line, line), np.zeros((small, small), np.float32)])
         self._far = np.full((small, small), 2 * _DISTANCE, np.float32)
         self._camera = np.eye(4, dtype=np.float32)
         self._settings = cv2.TriangleRasterizeSettings()
@@ -245,21 +290,25 @@ class Rasterizer:
         self._settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
 
     def __call__(self, vertices: np.ndarray) -> np.ndarray:
-        """Source coordinates seen at each pixel for vertices ``[V, 3]`` px; pixels left empty map to
+        """Return the source coordinates that each pixel shows, for vertices ``[V, 3]`` px; empty pixels map to
         themselves."""
-        return self._source(self._coloured(vertices))
+        return self._source_map(self._rasterize(vertices))
 
     def with_share(self, vertices: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
-        """The same where vertices have a share: rows and columns of that part, its source ``[h, w, 2]`` and its share
-        ``[h, w]``, both float32; the share ends softly. None where nothing has one."""
-        colour = self._coloured(vertices)
+        """Return the map of the part in which vertices have a share, or None if there is none.
+
+        Returns:
+            rows and columns of the part, its source ``[h, w, 2]`` and its share ``[h, w]``, both float32; the share has
+            a soft edge.
+        """
+        colour = self._rasterize(vertices)
         known = (colour[..., 2] > 0).astype(np.uint8)
         left, top, width, height = cv2.boundingRect(known)
         if not width:
             return None
         top, left, bottom, right = max(top - _ROOM, 0), max(left - _ROOM, 0), top + height + _ROOM, left + width + _ROOM
         colour, known = np.ascontiguousarray(colour[top:bottom, left:right]), known[top:bottom, left:right]
-        # Carried on beyond its end, so that the soft edge is not drawn from somewhere in between.
+        # The map is extrapolated beyond its edge, so that the soft edge is not drawn from mixed coordinates.
         beyond = cv2.GaussianBlur(cv2.copyTo(colour, known), (0, 0), _SOFT)
         weight = np.maximum(cv2.GaussianBlur(known.astype(np.float32), (0, 0), _SOFT), 1e-6)
         source = cv2.copyTo(colour, known, beyond / weight[..., None])[..., :2] * np.float32(self._size - 1)
@@ -270,8 +319,9 @@ class Rasterizer:
         top, left = times * top, times * left
         return np.s_[top : top + share.shape[0], left : left + share.shape[1]], source, share
 
-    def _coloured(self, vertices: np.ndarray) -> np.ndarray:
-        """The mesh, each pixel in the colour of its place in the source ``[s, s, 3]``."""
+    def _rasterize(self, vertices: np.ndarray) -> np.ndarray:
+        """Return the rasterised mesh ``[s, s, 3]``, with the source coordinates and the share of each pixel as its
+        colour."""
         last = self._size - 1
         unit = _DISTANCE * np.tan(_HALF_ANGLE) / (self._size / 2)
         # Offsets are scaled by depth to undo the perspective of OpenCV's only camera.
@@ -280,7 +330,7 @@ class Rasterizer:
         world[:, 0] = (vertices[:, 0] - last / 2) * unit * away / _DISTANCE
         world[:, 1] = (last / 2 - vertices[:, 1]) * unit * away / _DISTANCE
         world[:, 2] = -away
-        # Fresh each time, so that frames can be drawn at once in several threads.
+        # New buffers each time, so that several threads can draw frames at once.
         colour, depth = self._empty.copy(), self._far.copy()
         cv2.triangleRasterize(
             world, self._triangles, self._colours, colour, depth, self._camera,
@@ -288,18 +338,18 @@ class Rasterizer:
         )  # fmt: skip
         return colour
 
-    def _source(self, colour: np.ndarray) -> np.ndarray:
+    def _source_map(self, colour: np.ndarray) -> np.ndarray:
         last = self._size - 1
         source = colour[..., :2] * np.float32(last)
-        # Where one part hides another the map jumps along pixel steps: soften the steps, and only there.
+        # Where one part hides another the map jumps in pixel steps: soften the steps, and only there.
         soft = cv2.GaussianBlur(source, (7, 7), 1.6)
-        apart = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
-        # A blur bends any map at the border, where nothing hides anything.
-        apart[:2], apart[-2:], apart[:, :2], apart[:, -2:] = 0, 0, 0, 0
-        source = cv2.copyTo(soft, cv2.dilate(cv2.compare(apart, _JUMP, cv2.CMP_GT), _CROSS), source)
+        difference = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
+        # At the border the blur changes any map, so differences there mean nothing.
+        difference[:2], difference[-2:], difference[:, :2], difference[:, -2:] = 0, 0, 0, 0
+        source = cv2.copyTo(soft, cv2.dilate(cv2.compare(difference, _JUMP, cv2.CMP_GT), _CROSS), source)
         if self._half:
             source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)
-            # Enlarging cannot extrapolate; the border is the fixed frame of the picture, but for a top that moves.
+            # Enlarging cannot extrapolate; the border is the fixed frame of the picture, except for a free top.
             line = np.arange(self._size, dtype=np.float32)
             top = 2 * source[1] - source[2] if self._free_top else np.column_stack([line, 0 * line])
             source[0], source[-1] = top, np.column_stack([line, 0 * line + last])
@@ -311,11 +361,11 @@ class Rasterizer:
 
 
 class Enlarged:
-    """A picture ``[H, W, 3]`` uint8 to be read between its pixels again and again, as by cubic interpolation.
+    """A picture ``[H, W, 3]`` uint8 that can be sampled between its pixels many times, with cubic interpolation.
 
-    Cubic, because what moves by half a pixel must not look softer than what stands still. It is done once, to
-    three times the size; a straight line between those samples is within a step of 255 of the curve (54 dB), and
-    is read in half the time.
+    The interpolation is cubic so that parts that move by half a pixel do not look softer than still ones. It is done
+    once, to three times the size; linear interpolation between those samples is within one level of 255 of the cubic
+    curve (54 dB) and takes half the time.
     """
 
     _TIMES = 3
@@ -324,7 +374,7 @@ class Enlarged:
         self._samples = cv2.resize(picture, None, fx=self._TIMES, fy=self._TIMES, interpolation=cv2.INTER_CUBIC)
 
     def at(self, source: np.ndarray) -> np.ndarray:
-        """Colours ``[h, w, 3]`` uint8 at places ``[h, w, 2]`` float32 px of the picture."""
+        """Return the colours ``[h, w, 3]`` uint8 at positions ``[h, w, 2]`` float32 px of the picture."""
         # Pixel centres, not corners, carry integer coordinates.
         place = source * np.float32(self._TIMES)
         place += np.float32((self._TIMES - 1) / 2)

@@ -1,21 +1,12 @@
-"""Motion as files that people and programs edit, and as ARKit blendshapes.
-
-Motion ⇄ ARKit blendshapes, so that a person can read a performance and edit it.
-
-    motion[:24] ≈ weights @ table          weights [T, 51] in [0, 1],  table [51, 24], learned with the basis
-
-A shape moves only its own part of the face: mouth and jaw shapes the lower face, brow shapes the brows, eye shapes
-lids and gaze (a blink its own lid alone). The way back is a non-negative least-squares fit per frame; what 51 shapes
-cannot say of a frame stays beside them as its ``detail``, so that nothing is lost.
-
-Performances as files that people and programs edit: one row per frame, ARKit shapes and the head in degrees.
+"""Motion files that people and programs can edit: one row per frame, with ARKit blendshapes and the head in degrees.
 
     frame, time, 51 shapes in [0, 1], headYaw, headPitch, headRoll (degrees), headX, headY (eye distances),
-    headScale (1: as in the photo), detail0 … detail23 (what the shapes cannot say; may be left out)
+    headScale (1: as in the photo), detail0 … detail23 (what the shapes cannot express; may be left out)
 
-``.csv`` has these as columns, ``.json`` as ``{"fps": 25, "frames": [{"blendshapes": {…}, "head": {…}, …}]}``.
-Yaw turns the nose to the viewer's right, pitch lifts it, roll leans the head clockwise as seen; missing columns are
-zero.
+A ``.csv`` file has these as columns, a ``.json`` file as ``{"fps": 25, "frames": [{"blendshapes": {…}, "head": {…},
+…}]}``. Positive yaw turns the nose to the viewer's right, pitch lifts it, roll leans the head clockwise as seen by the
+viewer; missing columns are zero. ``write_motion`` and ``read_motion`` use ``from_motion`` and ``to_motion``, the
+conversion between motion and ARKit weights.
 """
 
 from __future__ import annotations
@@ -39,6 +30,14 @@ from flowportrait.media.video import FPS
 from flowportrait.rendering.face_regions import EYES
 from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER, MotionBasis
 
+# --- Motion and ARKit blendshapes ------------------------------------------------------------------------------------
+#
+#     motion[:24] ≈ weights @ table          weights [T, 51] in [0, 1],  table [51, 24], learned with the basis
+#
+# A shape moves only its own part of the face: mouth and jaw shapes the lower face, brow shapes the brows, eye shapes
+# lids and gaze (a blink its own lid alone). The inverse is a non-negative least-squares fit per frame; what 51 shapes
+# cannot express of a frame is returned as its ``detail``, so that nothing is lost.
+
 SHAPES = (
     "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
     "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
@@ -50,15 +49,15 @@ SHAPES = (
     "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
     "noseSneerLeft", "noseSneerRight",
 )  # fmt: skip
-"""ARKit's shapes in MediaPipe's order. The 52nd, ``tongueOut``, is seen by no tracker here and left out."""
+"""ARKit's shapes in MediaPipe's order. The 52nd, ``tongueOut``, is left out, as no tracker used here detects it."""
 
 _RIDGE = 0.7
-"""Weight, in standard deviations of motion, that a shape must earn: of two shapes alike neither runs off."""
+"""Weight of the ridge penalty, in standard deviations of motion; it keeps the weights of two similar shapes small."""
 
 
 @lru_cache(maxsize=1)
 def table() -> torch.Tensor:
-    """Motion ``[51, 24]`` that each shape at full weight stands for."""
+    """Return the motion ``[51, 24]`` of each shape at full weight."""
     basis = MotionBasis.load()
     rows = (basis.from_blendshapes @ basis.readout.T)[1:]
     allowed = torch.zeros_like(rows)
@@ -67,14 +66,14 @@ def table() -> torch.Tensor:
         for part in parts:
             allowed[row, part] = 1.0
     rows = rows * allowed
-    # Footage hardly ever winks, so which lid is which is taken from geometry: each blink shuts its own eye.
+    # Footage hardly ever shows a wink, so the lids are told apart by geometry: each blink closes its own eye.
     lids = torch.stack([_lid_gap(basis.directions[BLINK], side) for side in (1, 0)], 1)
     open_lids = torch.stack([_lid_gap(basis.canonical, side) for side in (1, 0)])
     for eye, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
-        wanted = torch.zeros(2)
-        wanted[eye] = -open_lids[eye]
+        closing = torch.zeros(2)
+        closing[eye] = -open_lids[eye]
         rows[SHAPES.index(name)] = 0
-        rows[SHAPES.index(name), BLINK] = torch.linalg.solve(lids.T, wanted)
+        rows[SHAPES.index(name), BLINK] = torch.linalg.solve(lids.T, closing)
     return rows
 
 
@@ -84,33 +83,39 @@ def _lid_gap(faces: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def to_motion(weights: np.ndarray) -> torch.Tensor:
-    """Expression ``[T, 24]`` of shape weights ``[T, 51]``."""
+    """Return the expression ``[T, 24]`` of shape weights ``[T, 51]``."""
     return torch.as_tensor(weights, dtype=torch.float32) @ table()
 
 
 def from_motion(expression: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
-    """Weights ``[T, 51]`` in [0, 1] and detail ``[T, 24]`` with ``to_motion(weights) + detail == expression``."""
+    """Return the shape weights ``[T, 51]`` in [0, 1] and the detail ``[T, 24]`` of an expression ``[T, 24]``.
+
+    ``to_motion(weights) + detail`` equals the expression.
+    """
     from scipy.optimize import nnls
 
     columns = table().double().numpy().T
     left = np.vstack([columns, _RIDGE * np.eye(len(SHAPES))])
     zeros = np.zeros(len(SHAPES))
-    wanted = expression[:, EXPRESSION].double().numpy()
-    weights = np.stack([nnls(left, np.concatenate([frame, zeros]))[0] for frame in wanted]).clip(0, 1)
+    frames = expression[:, EXPRESSION].double().numpy()
+    weights = np.stack([nnls(left, np.concatenate([frame, zeros]))[0] for frame in frames]).clip(0, 1)
     return weights, expression[:, EXPRESSION] - to_motion(weights)
 
+
+# --- Files -----------------------------------------------------------------------------------------------------------
 
 HEAD_NAMES = ("headYaw", "headPitch", "headRoll", "headX", "headY", "headScale")
 _DETAIL = tuple(f"detail{i}" for i in range(EXPRESSION.stop))
 _IGNORED = ("frame", "time", "timecode", "blendshapecount")
+"""Columns that carry no motion."""
 _CANONICAL = {name.lower(): name for name in (*SHAPES, *HEAD_NAMES, *_DETAIL)}
 
 
 def write_motion(path: Path, motion: torch.Tensor) -> None:
-    """Write motion ``[T, 30]`` as the suffix says, whole or not at all.
+    """Write motion ``[T, 30]`` atomically, as CSV or JSON by the suffix of ``path``.
 
     Raises:
-        BadInput: the name ends neither in .csv nor in .json, or cannot be written.
+        BadInput: if the name ends neither in .csv nor in .json, or the file cannot be written.
     """
     check_name(path)
     weights, detail = from_motion(motion)
@@ -124,10 +129,10 @@ def write_motion(path: Path, motion: torch.Tensor) -> None:
 
 
 def read_motion(path: Path) -> torch.Tensor:
-    """Motion ``[T, 30]`` at 25 fps from a file; other rates are resampled.
+    """Return the motion ``[T, 30]`` at 25 fps of a file; other rates are resampled.
 
     Raises:
-        BadInput: not readable, an unknown column, a value that is no number, or no frame.
+        BadInput: if the file is not readable, has an unknown column, a value that is not a number, or no frame.
     """
     check_name(path)
     try:
@@ -137,26 +142,27 @@ def read_motion(path: Path) -> torch.Tensor:
     rows, times = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_json(text, path)
     if not rows:
         raise BadInput(f"{path} holds no frame: give a file with one row per frame.")
-    table = _table(rows, path)
-    if len(times) == len(table) > 1:
-        table = _resample(table, np.array(times), path)
+    columns = _as_columns(rows, path)
+    if len(times) == len(columns) > 1:
+        columns = _resample(columns, np.array(times), path)
     shapes = len(SHAPES)
-    detail = torch.as_tensor(table[:, shapes + 6 :], dtype=torch.float32)
-    expression = to_motion(table[:, :shapes]) + detail
-    return torch.cat([expression, _head_from_file(table[:, shapes : shapes + 6])], 1)
+    detail = torch.as_tensor(columns[:, shapes + 6 :], dtype=torch.float32)
+    expression = to_motion(columns[:, :shapes]) + detail
+    return torch.cat([expression, _head_from_file(columns[:, shapes : shapes + 6])], 1)
 
 
 def check_name(path: Path) -> None:
-    """That a motion file's name says what is in it.
+    """Check that the name of a motion file ends in .csv or .json.
 
     Raises:
-        BadInput: it does not.
+        BadInput: if it does not.
     """
     if path.suffix.lower() not in (".csv", ".json"):
         raise BadInput(f"A motion file must end in .csv or .json, not {path.name!r}.")
 
 
 def _head_to_file(head: torch.Tensor) -> np.ndarray:
+    """Return the head columns of a file ``[T, 6]`` for head motion ``[T, 6]``."""
     vector = (head * MotionBasis.load().head_std).numpy()
     # Positive turns about the axes to the right and down carry the nose down and to the left.
     degrees = np.degrees(vector[:, [1, 0, 2]]) * [-1, -1, 1]
@@ -164,6 +170,7 @@ def _head_to_file(head: torch.Tensor) -> np.ndarray:
 
 
 def _head_from_file(columns: np.ndarray) -> torch.Tensor:
+    """Return head motion ``[T, 6]`` of the head columns of a file ``[T, 6]``."""
     turn = np.radians(columns[:, [1, 0, 2]] * [-1, -1, 1])
     scale = np.log(np.where(columns[:, 5:] > 0, columns[:, 5:], 1.0))
     vector = np.column_stack([turn, columns[:, 3:5], scale])
@@ -184,26 +191,28 @@ def _as_json(columns: np.ndarray) -> str:
     frames = [
         {
             "time": round(index / FPS, 4),
-            "blendshapes": dict(zip(SHAPES, _short(row[:shapes]), strict=True)),
-            "head": dict(zip(HEAD_NAMES, _short(row[shapes : shapes + 6]), strict=True)),
-            "detail": _short(row[shapes + 6 :]),
+            "blendshapes": dict(zip(SHAPES, _seven_digits(row[:shapes]), strict=True)),
+            "head": dict(zip(HEAD_NAMES, _seven_digits(row[shapes : shapes + 6]), strict=True)),
+            "detail": _seven_digits(row[shapes + 6 :]),
         }
         for index, row in enumerate(columns)
     ]
     return json.dumps({"fps": FPS, "frames": frames}, indent=1) + "\n"
 
 
-def _short(values: np.ndarray) -> list[float]:
+def _seven_digits(values: np.ndarray) -> list[float]:
     return [float(f"{value:.7g}") for value in values]
 
 
 def _from_csv(text: str, path: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return the rows of a CSV file, and their times in seconds where given."""
     rows = list(csv.DictReader(io.StringIO(text)))
     times = [_number(row["time"], "time", path) for row in rows if row.get("time")]
     return rows, times
 
 
 def _from_json(text: str, path: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return the frames of a JSON file as rows, and their times in seconds."""
     try:
         data = json.loads(text)
         frames, fps = data["frames"], float(data.get("fps", FPS))
@@ -219,27 +228,29 @@ def _from_json(text: str, path: Path) -> tuple[list[dict[str, Any]], list[float]
     return rows, [index / fps for index in range(len(rows))]
 
 
-def _table(rows: Iterable[dict[str, Any]], path: Path) -> np.ndarray:
-    index = {name: column for column, name in enumerate(_CANONICAL.values())}
+def _as_columns(rows: Iterable[dict[str, Any]], path: Path) -> np.ndarray:
+    """Return the numbers of all rows, ``[T, 81]``, in the order of ``_CANONICAL``."""
+    index = {name: number for number, name in enumerate(_CANONICAL.values())}
     result = []
     for row in rows:
         values = np.zeros(len(index))
         values[index["headScale"]] = 1.0
-        for given, value in row.items():
-            name = _known(given, path)
+        for column, value in row.items():
+            name = _column_name(column, path)
             if name and value not in (None, ""):
-                values[index[name]] = _number(value, given, path)
+                values[index[name]] = _number(value, column, path)
         result.append(values)
     return np.stack(result)
 
 
-def _known(given: Any, path: Path) -> str | None:
-    name = str(given).strip().lower()
+def _column_name(column: Any, path: Path) -> str | None:
+    """Return the canonical name of a column, or None for one that is not read."""
+    name = str(column).strip().lower()
     if name in _CANONICAL or name in _IGNORED or name == "tongueout":
         return _CANONICAL.get(name)
     near = difflib.get_close_matches(name, _CANONICAL, 1)
     hint = f": did you mean {_CANONICAL[near[0]]!r}?" if near else "."
-    raise BadInput(f"{path} has an unknown column {given!r}{hint}")
+    raise BadInput(f"{path} has an unknown column {column!r}{hint}")
 
 
 def _number(value: Any, name: str, path: Path) -> float:
@@ -252,10 +263,11 @@ def _number(value: Any, name: str, path: Path) -> float:
     return number
 
 
-def _resample(table: np.ndarray, times: np.ndarray, path: Path) -> np.ndarray:
+def _resample(columns: np.ndarray, times: np.ndarray, path: Path) -> np.ndarray:
+    """Return columns given at ``times`` (seconds) at 25 rows a second."""
     if (np.diff(times) <= 0).any():
         raise BadInput(f"{path}: the times of its frames do not increase.")
     step = float(np.median(np.diff(times)))
     frames = max(1, round((times[-1] - times[0] + step) * FPS))
-    wanted = times[0] + np.arange(frames) / FPS
-    return np.stack([np.interp(wanted, times, column) for column in table.T], 1)
+    new_times = times[0] + np.arange(frames) / FPS
+    return np.stack([np.interp(new_times, times, column) for column in columns.T], 1)

@@ -1,24 +1,17 @@
-"""What is done to motion between generator and renderer: smoothing, joining of chunks, controls.
-
-Motion as it is delivered: what is done to the chunks that a generator draws.
+"""What is done to motion between generator and renderer: smoothing, joining of chunks, and user controls.
 
     head, brows   second-order Butterworth low-pass, causal: 3 Hz for the head, 5 Hz for the brows, never on lips and
-                  lids (real talking heads keep 97 % of their motion power below 6 Hz); at most two frames late
-    head          numbers beyond 2 standard deviations are bent towards 3.5, past which hardly one in a hundred frames
-                  of real speakers lies
-    lower face    times the speech gate: a mouth is closed while nobody speaks
+                  lids (real talking heads have 97 % of their motion power below 6 Hz); at most two frames of delay
+    head          values beyond 2 standard deviations are compressed towards 3.5, which hardly one in a hundred frames
+                  of real speakers exceeds
+    lower face    multiplied by the speech gate: the mouth is closed during silence
     borders       x'[t] = x[t] + a (x[t−1] − 2 x[t] + x[t+1]) for the two frames on either side of a border between
-                  chunks, on lips, lids and gaze. A chunk begins where the last one ended, but not at its speed: as they
-                  are drawn, lips and lids start anew six times a second, which is seen as trembling. With a = 0.15 the
+                  chunks, on lips, lids and gaze. A chunk begins where the last one ended, but not at its speed: without
+                  this, lips and lids start anew six times a second, which is visible as trembling. With a = 0.15 the
                   acceleration at borders is what it is inside chunks (``benchmarks/easing.py``)
 
-``Delivery`` does so for streams in step, ``deliver`` for whole sequences; both give the same.
-
-What a person may turn up or down in a performance, each leaving the lips' opening exactly as it was.
-
-blink, gaze, head     their own coordinates:  motion[part] · scale (+ offset)
-expression            brows, and the part N of the lower face that opens and closes no lips (smile, width):
-                      motion + (scale − 1) · motion N,     N = projection on the null space of the lip gap
+``Delivery`` does this for streams, ``deliver`` for whole sequences; both give the same result. ``Controls`` are what a
+user may turn up or down.
 """
 
 from __future__ import annotations
@@ -34,12 +27,21 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM, MotionBasis, lip_gap
 
-_FREE, _FARTHEST = 2.0, 3.5
+# --- Delivery --------------------------------------------------------------------------------------------------------
+
+_UNCHANGED, _LIMIT = 2.0, 3.5
+"""Standard deviations of head motion up to which it is unchanged, and which it never exceeds."""
 
 
 def deliver(motion: torch.Tensor, chunk: int, share: float, gates: torch.Tensor | None = None) -> torch.Tensor:
-    """Deliver whole sequences ``[B, T, 30]`` drawn in chunks of so many frames; ``share`` is a, gates ``[B, T]`` those
-    of speech."""
+    """Return the filtered and joined motion of whole sequences.
+
+    Args:
+        motion: sequences ``[B, T, 30]`` that were sampled in chunks.
+        chunk: frames of a chunk.
+        share: the weight a of the smoothing at borders.
+        gates: speech gates ``[B, T]``, by default one.
+    """
     motion = MotionLowPass()(motion)
     if gates is not None:
         motion[..., LOWER] *= gates[..., None]
@@ -47,50 +49,58 @@ def deliver(motion: torch.Tensor, chunk: int, share: float, gates: torch.Tensor 
 
 
 class Delivery:
-    """``deliver`` for streams in step, chunk by chunk; the last frame of a chunk waits for the next chunk."""
+    """``deliver`` for a batch of streams, chunk by chunk; the last frame of a chunk is held back until the next one."""
 
     def __init__(self, chunk: int, share: float) -> None:
         self.low_pass, self.joiner = MotionLowPass(), ChunkJoiner(share if chunk > 1 else 0.0)
 
     def __call__(self, motion: torch.Tensor, gates: torch.Tensor, frames: int | None = None) -> torch.Tensor:
-        """Take the next chunk ``[B, n, 30]`` with its speech gates ``[B, n]``, of which the first ``frames`` count;
-        returns the frames that are ready ``[B, m, 30]``."""
+        """Take the first ``frames`` of the next chunk and return the frames that are ready ``[B, m, 30]``.
+
+        Args:
+            motion: the next chunk ``[B, n, 30]``.
+            gates: its speech gates ``[B, n]``.
+            frames: how many frames of it are used, by default all.
+        """
         motion = self.low_pass(motion)
         motion[..., LOWER] *= gates[..., None]
         return self.joiner(motion[:, :frames])
 
     def finish(self) -> torch.Tensor:
-        """The frame still held back ``[B, ≤ 1, 30]``."""
+        """Return the frame that is still held back, ``[B, ≤ 1, 30]``."""
         return self.joiner.finish()
 
     def state(self) -> dict[str, Any]:
-        """Where the streams stand."""
+        """Return the state of the filters."""
         return {"low_pass": vars(self.low_pass), "joiner": vars(self.joiner)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where other streams stood."""
-        for part, own in state.items():
-            vars(getattr(self, part)).update(own)
+        """Continue from a state that ``state`` returned."""
+        for part, values in state.items():
+            vars(getattr(self, part)).update(values)
+
+
+# --- Low-pass --------------------------------------------------------------------------------------------------------
 
 
 class Biquad(NamedTuple):
-    """A second-order section: y ← b₀ x + z₀,  z₀ ← b₁ x − a₁ y + z₁,  z₁ ← b₂ x − a₂ y.
+    """A second-order filter section: y ← b₀ x + z₀,  z₀ ← b₁ x − a₁ y + z₁,  z₁ ← b₂ x − a₂ y.
 
-    As ``scipy.signal.butter(2, cutoff, fs=25, output="sos")`` and ``sosfilt_zi`` give it; scipy's own takes longer to
-    import than a second of motion takes to draw.
+    The coefficients are those of ``scipy.signal.butter(2, cutoff, fs=25, output="sos")`` and ``sosfilt_zi``. They are
+    stored here because importing scipy.signal takes longer than drawing a second of motion.
     """
 
     numerator: tuple[float, float, float]
     feedback: tuple[float, float]
     settled: tuple[float, float]
-    """State after a long time of ones."""
+    """State after a long input of ones."""
 
     def begin(self, first: np.ndarray) -> np.ndarray:
-        """State ``[2, B, C]`` as if values ``first`` ``[B, C]`` had always been there."""
+        """Return the state ``[2, B, C]`` after a long input of values ``first`` ``[B, C]``."""
         return np.stack([np.float64(z) * first for z in self.settled])
 
     def run(self, track: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Filter ``track`` ``[B, T, C]``; ``state`` is brought to its end in place."""
+        """Return ``track`` ``[B, T, C]`` filtered, and update ``state`` in place."""
         (b0, b1, b2), (a1, a2) = self.numerator, self.feedback
         result = np.empty(track.shape)
         for frame, x in enumerate(np.moveaxis(track, 1, 0).astype(np.float64)):
@@ -115,63 +125,72 @@ _BANDS = ((HEAD, HEAD_3_HZ), (BROWS, BROWS_5_HZ))
 
 
 class MotionLowPass:
-    """The low-pass and the bounds of the head for one stream of motion, or a batch of streams in step; its state runs
-    on from call to call."""
+    """The low-pass of head and brows, and the bounds of the head, for a batch of streams.
+
+    The state continues from call to call.
+    """
 
     def __init__(self) -> None:
         self._state: list[np.ndarray] | None = None
 
     def __call__(self, motion: torch.Tensor) -> torch.Tensor:
-        """Motion ``[B, T, 30]``, filtered; the first call starts as if its first frame had always been there."""
+        """Return the filtered motion ``[B, T, 30]``; the first call starts as if its first frame had lasted long
+        before."""
         track = motion.numpy()
         if self._state is None:
             self._state = [biquad.begin(track[:, 0, part]) for part, biquad in _BANDS]
         result = track.copy()
         for (part, biquad), state in zip(_BANDS, self._state, strict=True):
             result[..., part] = biquad.run(track[..., part], state)
-        result[..., HEAD] = _within(result[..., HEAD])
+        result[..., HEAD] = _compress(result[..., HEAD])
         return torch.from_numpy(result)
 
 
-def _within(head: np.ndarray) -> np.ndarray:
-    """The same up to ``_FREE`` either way, smoothly never beyond ``_FARTHEST``."""
-    room = _FARTHEST - _FREE
-    beyond = np.maximum(np.abs(head) - _FREE, 0)
-    return np.sign(head) * (np.minimum(np.abs(head), _FREE) + room * np.tanh(beyond / room))
+def _compress(head: np.ndarray) -> np.ndarray:
+    """Return values unchanged up to ``_UNCHANGED`` and compressed smoothly below ``_LIMIT`` beyond it."""
+    room = _LIMIT - _UNCHANGED
+    beyond = np.maximum(np.abs(head) - _UNCHANGED, 0)
+    return np.sign(head) * (np.minimum(np.abs(head), _UNCHANGED) + room * np.tanh(beyond / room))
+
+
+# --- Borders between chunks ------------------------------------------------------------------------------------------
 
 
 def join_chunks(motion: torch.Tensor, chunk: int, share: float) -> torch.Tensor:
-    """Smooth the borders between chunks of so many frames of motion ``[B, T, 30]``."""
-    at = [t for t in range(1, motion.shape[1] - 1) if _beside_border(t, chunk)]
-    bend = motion[:, [t - 1 for t in at]] - 2 * motion[:, at] + motion[:, [t + 1 for t in at]]
+    """Return motion ``[B, T, 30]`` with smoothed borders between its chunks of ``chunk`` frames; ``share`` is a."""
+    frames = [t for t in range(1, motion.shape[1] - 1) if _beside_border(t, chunk)]
+    bend = motion[:, [t - 1 for t in frames]] - 2 * motion[:, frames] + motion[:, [t + 1 for t in frames]]
     result = motion.clone()
-    result[:, at] += share * bend * _smoothed(motion)
+    result[:, frames] += share * bend * _border_mask(motion)
     return result
 
 
 class ChunkJoiner:
-    """``join_chunks`` for streams in step: the last frame of a chunk is held back until the next chunk is there."""
+    """``join_chunks`` for a batch of streams.
+
+    The last frame of a chunk is held back until the next chunk is available.
+    """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self._held: torch.Tensor | None = None
 
     def __call__(self, chunk: torch.Tensor) -> torch.Tensor:
-        """Take the next frames ``[..., n, 30]``; returns those that are ready: the one held back, and all of these but
-        the last."""
-        held = chunk[..., :0, :] if self._held is None else self._held
-        known = torch.cat([held, chunk], -2)
-        ready, first = known.clone(), held.shape[-2]
+        """Take the next frames ``[..., n, 30]`` and return those that are ready: the one held back, and all but the
+        last."""
+        previous = chunk[..., :0, :] if self._held is None else self._held
+        known = torch.cat([previous, chunk], -2)
+        ready, first = known.clone(), previous.shape[-2]
         for t in (first - 1, first):
             if first and 0 < t < known.shape[-2] - 1:
                 bend = known[..., t - 1, :] - 2 * known[..., t, :] + known[..., t + 1, :]
-                ready[..., t, :] += self.share * bend * _smoothed(known)
+                ready[..., t, :] += self.share * bend * _border_mask(known)
         returned = max(first - 1, 0)
         self._held = known[..., -2:, :]
         return ready[..., returned:-1, :]
 
     def finish(self) -> torch.Tensor:
-        """The frame still held back ``[..., ≤ 1, 30]``."""
+        """Return the frame that is still held back, ``[..., ≤ 1, 30]``."""
         return torch.zeros(0, MOTION_DIM) if self._held is None else self._held[..., -1:, :]
 
 
@@ -179,16 +198,25 @@ def _beside_border(t: int, chunk: int) -> bool:
     return chunk > 1 and ((t % chunk == 0) or (t % chunk == chunk - 1))
 
 
-def _smoothed(like: torch.Tensor) -> torch.Tensor:
-    """One for the numbers whose borders are smoothed ``[30]``."""
-    numbers = like.new_zeros(MOTION_DIM)
+def _border_mask(like: torch.Tensor) -> torch.Tensor:
+    """Return a mask ``[30]`` of the coefficients that are smoothed at borders."""
+    mask = like.new_zeros(MOTION_DIM)
     for part in (LOWER, BLINK, GAZE):
-        numbers[part] = 1
-    return numbers
+        mask[part] = 1
+    return mask
 
+
+# --- Controls --------------------------------------------------------------------------------------------------------
+#
+# Every control leaves the opening of the lips exactly as it was.
+#
+#     blink, gaze, head     their own coordinates:  motion[part] · scale (+ offset)
+#     expression            brows, and the part N of the lower face that opens and closes no lips (smile, width):
+#                           motion + (scale − 1) · motion N,     N = projection on the null space of the lip gap
 
 _LARGEST_SCALE = 3.0
 LARGEST_GAZE = 30.0
+"""Largest gaze angle in degrees."""
 
 _EYEBALL = 12 / 90
 """Radius of an eyeball in outer-eye-corner distances (about 12 and 90 mm)."""
@@ -198,10 +226,16 @@ _IRISES = (468, 473)
 
 @dataclass(frozen=True)
 class Controls:
-    """Scales (1: as performed, 0: not at all) and where the eyes look, in degrees from straight ahead.
+    """User controls of motion; calling them with motion ``[..., 30]`` returns the controlled motion.
 
-    blink: depth of blinks; head_motion: nods and turns; expression_scale: brows and smiles; gaze: (to the viewer's
-    right, up), added to the small eye movements of the performance.
+    Attributes:
+        blink: scale of blinks; 1 leaves them unchanged, 0 removes them.
+        head_motion: scale of head motion.
+        expression_scale: scale of brows and smiles.
+        gaze: degrees to the viewer's right and up from straight ahead, added to the eye movements of the motion.
+
+    Raises:
+        BadInput: if a value is out of range.
     """
 
     blink: float = 1.0
@@ -218,7 +252,7 @@ class Controls:
             raise BadInput(f"gaze={self.gaze} is not possible: give degrees within ±{LARGEST_GAZE:g}.")
 
     def __call__(self, motion: torch.Tensor) -> torch.Tensor:
-        """Motion ``[..., 30]`` as controlled; a new tensor."""
+        """Return the controlled motion ``[..., 30]`` as a new tensor."""
         result = motion.clone()
         result[..., BROWS] *= self.expression_scale
         result[..., LOWER] += (self.expression_scale - 1) * (motion[..., LOWER] @ lip_free())
@@ -230,14 +264,16 @@ class Controls:
 
 @lru_cache(maxsize=1)
 def lip_free() -> torch.Tensor:
-    """Projection ``[16, 16]`` of lower-face motion on what changes none of the nine lip gaps."""
+    """Return the projection ``[16, 16]`` of lower-face motion on directions that change none of the nine lip gaps."""
     gap = lip_gap(MotionBasis.load().directions[LOWER]).double()
     return (torch.eye(gap.shape[0], dtype=torch.float64) - gap @ torch.linalg.pinv(gap)).float()
 
 
 def gaze_coefficients(right: float, up: float) -> torch.Tensor:
-    """Gaze ``[2]`` in standard deviations for eyes turned by degrees to the viewer's right and up:
-    the iris moves by sin(angle) of the eyeball's radius."""
+    """Return the gaze coefficients ``[2]`` of eyes turned by degrees to the viewer's right and up.
+
+    The iris moves by sin(angle) of the eyeball's radius.
+    """
     per_std = MotionBasis.load().directions[GAZE][:, _IRISES, :2].mean(1)
-    wanted = _EYEBALL * torch.tensor([math.sin(math.radians(right)), -math.sin(math.radians(up))])
-    return torch.linalg.solve(per_std.T, wanted)
+    offset = _EYEBALL * torch.tensor([math.sin(math.radians(right)), -math.sin(math.radians(up))])
+    return torch.linalg.solve(per_std.T, offset)

@@ -1,33 +1,13 @@
-"""The inside of the mouth, drawn between the lips: a learned model in the light and colours of one portrait.
-
-The learned look of a mouth's inside: three smooth layers with sharp lines between them.
+"""The inside of the mouth, drawn between the lips of a finished face.
 
     colour / skin  =  cavity  ◁ lower teeth, j > line + curve u²  ◁ upper teeth, s < line + curve u²
 
-A small network gives the three layers' colours at a place (u, s, j, a, b) of an opening (height, width);
-what is in front of what, and where teeth end, is geometry fixed to skull and jaw.
-
-How light teeth are beside the skin. The mouth model knows their ratio for the skin it learned from, but enamel is
-white whatever the skin: from speaker to speaker the teeth's brightness hardly follows the skin's (as its power 0.2;
-``benchmarks/mouth_light.py``).
-
-    from a photo   (w / skin)^0.8,   w = √(white of the eyes / 0.9 · brightest of the picture / 1.62), one at least
-    from a video   the teeth it shows / 1.16
-
-The three numbers are the speakers' medians, relative to the skin; brightness is luma. White itself is warm in a
-painting under old varnish: the mouth takes a third of the hue (in logarithms) that the white of the eyes has.
-
-Light and shape the footage is too coarse to teach: one portrait's palette, single teeth, shadows of the
-lips.
-
-The mouth model learns from mouths some forty pixels wide how bright each layer is where. Here its ratios
-become colours of a given portrait (photo, painting, black-and-white), and its tooth bands become teeth.
-
-The inside of the mouth, drawn between the lips of a finished face.
-
-Teeth are attached to the skull (upper) or the jaw (lower) and never swim; their colours and the cavity's
-come from ``mouth_model``, relative to the portrait's own skin. A photo that already shows the inside keeps
-its own pixels there, carried by the skull, and the model continues them where the mouth opens further.
+The picture has three smooth layers with sharp lines between them (◁: covered by), in the coordinates (u, s, j, a, b) of
+``mouth_geometry``. ``MouthModel``, a small network, gives the colours of the layers relative to the skin; ``Light`` is
+how bright the teeth of one portrait are; ``Palette`` and ``compose`` turn both into colours and single teeth; ``Mouth``
+draws them. Teeth are attached to the skull (upper) or the jaw (lower), so they never swim. A photo that already shows
+the inside of the mouth keeps its own pixels there, moved with the skull, and the model continues them where the mouth
+opens further.
 """
 
 from __future__ import annotations
@@ -47,13 +27,21 @@ from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, 
 from flowportrait.rendering.mesh import rigid_motion
 from flowportrait.rendering.mouth_geometry import MouthFrame, Opening, skin_colour
 
+# --- The learned look ------------------------------------------------------------------------------------------------
+
 FEATURES = 12
 HIDDEN = 40
 LAYERS = 4
+"""Inputs, hidden width and number of linear layers of the network."""
 
 
 def features(place: Any, shape: Any) -> list[Any]:
-    """The 12 inputs ``[N]`` for coordinates ``[N, 5]``, opening shape ``[N, 2]``, NumPy or torch."""
+    """Return the 12 network inputs ``[N]``, in NumPy or torch.
+
+    Args:
+        place: coordinates ``[N, 5]``.
+        shape: height and width of the opening ``[N, 2]``.
+    """
     u, s, j, a, b = (place[:, i] for i in range(5))
     h, w = shape[:, 0], shape[:, 1]
     share, spread = a / (a + b + 0.02), abs(u) / (w + 0.1)
@@ -62,15 +50,25 @@ def features(place: Any, shape: Any) -> list[Any]:
 
 
 class MouthModel:
-    """Weights of the layers' network, and the two tooth lines (``[2]`` each: upper, lower)."""
+    """The network of the three layers' colours, and the lines at which teeth end.
+
+    Args:
+        layers: weight and bias of each linear layer.
+        line: position of the tooth lines at the middle, upper and lower, ``[2]``.
+        curve: their curvature, ``[2]``.
+    """
 
     def __init__(self, layers: Sequence[tuple[np.ndarray, np.ndarray]], line: np.ndarray, curve: np.ndarray) -> None:
         self._layers = [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
         self.line, self.curve = line.astype(np.float32), curve.astype(np.float32)
 
     def layers(self, place: np.ndarray, shape: tuple[float, float]) -> np.ndarray:
-        """Cavity, upper and lower tooth colours relative to the skin, ``[N, 9]`` float32, at places ``[N,
-        5]`` of an opening of (height, width)."""
+        """Return the colours of cavity, upper and lower teeth relative to the skin, ``[N, 9]`` float32.
+
+        Args:
+            place: coordinates ``[N, 5]``.
+            shape: height and width of the opening.
+        """
         x = np.stack(features(place, np.broadcast_to(np.array(shape, np.float32), (len(place), 2))), -1)
         for weight, bias in self._layers[:-1]:
             x = np.maximum(x @ weight + bias, 0)
@@ -78,7 +76,7 @@ class MouthModel:
         return np.exp(x @ weight + bias)
 
     def save(self, path: Path) -> None:
-        """Write as fp16 safetensors, under a temporary name first."""
+        """Write the model atomically as float16 safetensors."""
         tensors = {"line": self.line, "curve": self.curve}
         for index, (weight, bias) in enumerate(self._layers):
             tensors |= {f"weight_{index}": weight, f"bias_{index}": bias}
@@ -89,37 +87,58 @@ class MouthModel:
     @classmethod
     @lru_cache(maxsize=1)
     def shipped(cls) -> MouthModel:
-        """The model that comes with the package."""
+        """Return the model that comes with the package."""
         data = load(files("flowportrait").joinpath("weights/mouth/interior.safetensors").read_bytes())
         layers = [(data[f"weight_{i}"], data[f"bias_{i}"]) for i in range(LAYERS)]
         return cls(layers, data["line"], data["curve"])
 
 
+# --- Light of one portrait -------------------------------------------------------------------------------------------
+#
+# How bright the teeth are relative to the skin. The mouth model knows this ratio for the skin it was trained on, but
+# enamel is white whatever the skin: across speakers the brightness of teeth hardly follows that of the skin (as its
+# power 0.2; ``benchmarks/mouth_light.py``).
+#
+#     from a photo   (w / skin)^0.8,   w = √(white of the eyes / 0.9 · brightest of the picture / 1.62), at least one
+#     from a video   luma of the visible teeth / 1.16
+#
+# The three numbers are medians over speakers, relative to the skin; brightness is luma. In a painting under old varnish
+# white itself is warm, so the mouth takes a third of the hue (in logarithms) of the white of the eyes.
+
 _EYE_WHITE, _BRIGHTEST, _TEETH = 0.9, 1.62, 1.16
+"""Median luma of eye white, of the brightest pixels and of teeth, relative to the skin."""
+
 _POWER = 0.8
 _MOST = 1.7
 _LEAST = 0.75
-"""Teeth shown may be in the shadow of the lips; drawn ones have their own."""
+"""Bounds of the factor on teeth. Visible teeth may lie in the shadow of the lips; drawn ones get a shadow anyway."""
 
 _HUE, _MOST_HUE = 0.3, 1.2
-"""Share of the eye white's hue, which lashes and lids also colour, and its bound."""
+"""Share of the hue of the eye white that is used, as lashes and lids colour it too, and its bound."""
 
 _OPEN = 0.06
 """Opening in eye distances from which on a frame shows teeth."""
 
 _FEW = 3
+"""Least number of pixels, or of frames, of a measurement."""
+
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Light(NamedTuple):
-    """How a mouth is lit: factor on the model's teeth; hue ``[3]`` of what is white, of luma one."""
+    """The light in a mouth.
+
+    Attributes:
+        teeth: factor on the brightness of the model's teeth.
+        hue: hue of white ``[3]``, with luma one.
+    """
 
     teeth: float
     hue: np.ndarray
 
 
 def eye_white(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
-    """Colour ``[3]`` of the white of the eyes, none of them black; None where the eyes are shut."""
+    """Return the colour ``[3]`` of the white of the eyes, at least one in each channel; None if the eyes are shut."""
     points, whites = landmarks[:, :2], []
     for upper, lower, iris in EYES:
         inside = fill(picture.shape[:2], opening(points[upper], points[lower]))
@@ -132,7 +151,7 @@ def eye_white(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
 
 
 def teeth_seen(picture: np.ndarray, landmarks: np.ndarray) -> float | None:
-    """Luma of the teeth of a mouth that is open enough to show them."""
+    """Return the luma of the teeth in a picture, or None if the mouth is not open enough to show them."""
     points = landmarks[:, :2]
     gap = np.linalg.norm(points[14] - points[13]) / np.linalg.norm(points[33] - points[263])
     if gap <= _OPEN:
@@ -144,7 +163,7 @@ def teeth_seen(picture: np.ndarray, landmarks: np.ndarray) -> float | None:
 
 
 def light_of(picture: np.ndarray, landmarks: np.ndarray, skin: np.ndarray) -> Light:
-    """Light in a picture ``[H, W, 3]`` uint8 with landmarks ``[478, 3]`` px and skin colour ``[3]``."""
+    """Return the light of a picture ``[H, W, 3]`` uint8 with landmarks ``[478, 3]`` px and skin colour ``[3]``."""
     white = eye_white(picture, landmarks)
     if white is None:
         return Light(1.0, np.ones(3))
@@ -155,59 +174,68 @@ def light_of(picture: np.ndarray, landmarks: np.ndarray, skin: np.ndarray) -> Li
 
 
 def shown_teeth(frames: Sequence[np.ndarray], landmarks: np.ndarray, skin: np.ndarray) -> float | None:
-    """Factor on the model's teeth from a video's frames with landmarks ``[T, 478, 3]`` px; None where too few show the
-    mouth's inside."""
-    seen = [teeth_seen(frame, points) for frame, points in zip(frames, landmarks, strict=True)]
-    found = [luma for luma in seen if luma is not None]
+    """Return the factor on the model's teeth that fits the frames of a video with landmarks ``[T, 478, 3]`` px.
+
+    None if too few frames show the inside of the mouth.
+    """
+    lumas = [teeth_seen(frame, points) for frame, points in zip(frames, landmarks, strict=True)]
+    found = [luma for luma in lumas if luma is not None]
     if len(found) < _FEW:
         return None
     return float(np.clip(np.median(found) / (skin @ LUMA) / _TEETH, _LEAST, _MOST))
 
 
+# --- Colours and single teeth ----------------------------------------------------------------------------------------
+#
+# The model learned the brightness of each layer from mouths some forty pixels wide. Here its ratios become colours of a
+# given portrait (photo, painting, black-and-white), and its tooth bands become teeth; both add detail of shape and
+# shadow that the footage is too coarse to teach.
+
 _UPPER_TEETH = np.array([0.0, 8.5, 15.2, 22.2, 27.7, 32.2]) / 90
 _LOWER_TEETH = np.array([0.0, 5.3, 11.1, 17.5, 23.2, 28.2]) / 90
-"""Where teeth meet, from the middle outwards, projected on the front (mean widths in mm / 90 mm)."""
+"""Borders between teeth, from the middle outwards, projected on the front (mean widths in mm / 90 mm)."""
 
 _GROOVE = 0.004
 _UPPER_GROOVE, _LOWER_GROOVE = 0.16, 0.12
 """Width of the groove between teeth in eye distances, and how much darker it is."""
 
 _ROUNDING = 0.010
-"""How far a tooth's corners stand back behind its edge's middle."""
+"""How far the corners of a tooth stand back from the middle of its edge."""
 
 _UPPER_SHIFT, _LOWER_SHIFT = -0.002, 0.03
 """Added to the learned tooth lines: news presenters show more of their lower teeth than most people do."""
 
 _GAIN = np.array([1.0, 1.3, 0.95], np.float32)
-"""Brightness of cavity, upper and lower teeth against the footage, where upper teeth lie in studio shadow."""
+"""Brightness of cavity, upper and lower teeth relative to the footage, in which upper teeth lie in studio shadow."""
 
 _CAVITY_PEAK, _TONGUE_WIDTH = 0.5, 0.12
-"""The cavity's brightest ratio to the skin, in the middle, and where the round tongue darkens sideways."""
+"""Largest ratio of the cavity to the skin, in the middle, and the width over which the round tongue darkens
+sideways."""
 
 _CAVITY_HUE, _TOOTH_HUE = 0.45, 0.4
 _BASE = np.array([[1.28, 0.91, 0.8], [1.06, 1.0, 0.92], [1.06, 1.0, 0.92]], np.float32)
-"""How much of the learned hue shows, and the hue of the rest: tongue and gums red, enamel nearly white."""
+"""Shares of the learned hue, and the hues of the rest: tongue and gums red, enamel nearly white."""
 
 _NARROW, _NARROW_BELOW = 0.55, 0.035
-"""Light lost between lips that are close together."""
+"""Share of light lost between lips that are close together, and the opening that counts as close."""
 
 _LIP_SHADE_WIDTH, _UPPER_SHADE = 0.02, 0.25
 _LOWER_SHADE = np.array([0.2, 0.42, 0.5], np.float32)
-"""Light lost behind the upper lip, and behind the lower one, where gums begin."""
+"""Width of the shade behind a lip, and light lost behind the upper lip and behind the lower one, where gums begin."""
 
 _GREY_SATURATION = 0.10
-"""Skin less colourful than this is a black-and-white picture's."""
+"""Saturation of the skin below which a picture counts as partly, and at zero as fully, black-and-white."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def colourfulness(skin: np.ndarray) -> float:
-    """Zero for the skin colour ``[3]`` of a black-and-white picture, one for that of a colour photo."""
+    """Return how colourful a picture with skin colour ``[3]`` is: zero for black-and-white, one for a colour photo."""
     return min(float(np.ptp(skin) / skin.max()) / _GREY_SATURATION, 1.0)
 
 
 class Palette:
-    """Colours of one portrait's mouth, from its skin colour ``[3]`` and its light."""
+    """The colours of one portrait's mouth, from its skin colour ``[3]`` and its light."""
 
     def __init__(self, skin: np.ndarray, light: Light) -> None:
         self._skin = skin.astype(np.float32)
@@ -218,7 +246,7 @@ class Palette:
         self._lower_shade = _LOWER_SHADE.mean() + self.colourful * (_LOWER_SHADE - _LOWER_SHADE.mean())
 
     def colours(self, ratios: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """Layer colours ``[N, 9]`` from their ratios to the skin ``[N, 9]`` at places ``[N, 5]``."""
+        """Return layer colours ``[N, 9]`` for ratios to the skin ``[N, 9]`` at coordinates ``[N, 5]``."""
         across, above, below = place[:, 0], place[:, 3], place[:, 4]
         layers = ratios.reshape(-1, 3, 3) * self._gain
         peak = _CAVITY_PEAK * (0.55 + 0.45 * np.exp(-((across / _TONGUE_WIDTH) ** 2)))
@@ -233,25 +261,31 @@ class Palette:
         grey = (layers @ _LUMA)[..., None]
         # Enamel is white in light and takes the mouth's colour in shadow.
         hue = (1.25 - grey / (self._skin @ _LUMA)).clip(0, 1) * (1 - _TOOTH_HUE) + _TOOTH_HUE
-        # The darker skin is beside its light, the less of its hue is the light's.
+        # The darker the skin is relative to the light, the less of its hue comes from the light.
         hue = hue / self._teeth
         hue[:, 0] = _CAVITY_HUE
         return grey * self._base + self.colourful * hue * (layers - grey)
 
 
 def compose(layers: np.ndarray, place: np.ndarray, model: MouthModel, pixel: float) -> np.ndarray:
-    """Picture ``[h, w, 3]`` of teeth before the cavity, from layer colours ``[h, w, 9]`` at places ``(u, s,
-    j)`` ``[h, w, 3]``; ``pixel`` is a pixel's size in eye distances."""
+    """Return the picture ``[h, w, 3]`` of teeth in front of the cavity.
+
+    Args:
+        layers: layer colours ``[h, w, 9]``.
+        place: coordinates (u, s, j) ``[h, w, 3]``.
+        model: gives the tooth lines.
+        pixel: size of a pixel in eye distances.
+    """
     across, skull, jaw = np.abs(place[..., 0]), place[..., 1], place[..., 2]
-    bow = across * across
+    curved = across * across
     soft = max(0.7 * pixel, 0.004)
-    groove, corner = _teeth(across, _UPPER_TEETH)
-    line = model.line[0] + _UPPER_SHIFT + model.curve[0] * bow - _ROUNDING * corner
-    upper = _edge((line - skull) / soft)
+    groove, corner = _tooth_shape(across, _UPPER_TEETH)
+    line = model.line[0] + _UPPER_SHIFT + model.curve[0] * curved - _ROUNDING * corner
+    upper = _sigmoid((line - skull) / soft)
     upper_light = upper * (1 - _UPPER_GROOVE * groove)
-    groove, corner = _teeth(across, _LOWER_TEETH)
-    line = model.line[1] + _LOWER_SHIFT + model.curve[1] * bow + _ROUNDING * corner
-    lower = _edge((jaw - line) / soft) * (1 - upper)
+    groove, corner = _tooth_shape(across, _LOWER_TEETH)
+    line = model.line[1] + _LOWER_SHIFT + model.curve[1] * curved + _ROUNDING * corner
+    lower = _sigmoid((jaw - line) / soft) * (1 - upper)
     lower_light = lower * (1 - _LOWER_GROOVE * groove)
     colour = layers[..., :3] * (1 - upper - lower)[..., None]
     colour += layers[..., 3:6] * upper_light[..., None]
@@ -259,8 +293,9 @@ def compose(layers: np.ndarray, place: np.ndarray, model: MouthModel, pixel: flo
     return colour
 
 
-def _teeth(across: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much of a groove, and how far from a tooth's middle (one at its sides), each place is."""
+def _tooth_shape(across: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the depth of the groove between teeth (0–1), and the distance from the middle of a tooth (one at its
+    sides)."""
     index = np.searchsorted(borders, across, side="right").clip(1, len(borders) - 1)
     left, right = borders[index - 1], borders[index]
     groove = np.exp(-((np.minimum(across - left, np.abs(right - across)) / _GROOVE) ** 2))
@@ -268,40 +303,46 @@ def _teeth(across: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndar
     return groove.astype(np.float32), (within**4).astype(np.float32)
 
 
-def _edge(x: np.ndarray) -> np.ndarray:
+def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x.clip(-30, 30)))
 
 
 def enlarge(values: np.ndarray, stride: int, width: int, height: int) -> np.ndarray:
-    """Samples ``[rows, columns, C]`` taken every ``stride`` px to all ``[height, width, C]`` pixels."""
+    """Return samples ``[rows, columns, C]``, taken every ``stride`` px, at all pixels ``[height, width, C]``."""
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32) / stride
     parts = [np.ascontiguousarray(values[..., i : i + 3]) for i in range(0, values.shape[-1], 3)]
     return np.dstack([cv2.remap(part, grid, None, cv2.INTER_LINEAR) for part in parts])
 
 
+# --- Drawing ---------------------------------------------------------------------------------------------------------
+
 PHOTO_OPENING = 0.025
-"""Opening, in eye distances, from which on a photo is taken to show the mouth's inside."""
+"""Opening in eye distances from which on a photo counts as showing the inside of the mouth."""
 
 _TOUCHING = 2.0
 """Opening in pixels below which lips fade into touching."""
 
 _SEAM = 0.4
 _SHADOW, _SHADOW_BELOW = 0.35, 0.6
-"""Darkness of the line closed lips meet in; light left on photographed teeth behind them; both set in below
-this share of the photo's own opening."""
+"""Darkness of the line at which closed lips meet; light left on photographed teeth behind them; share of the photo's
+own opening below which both set in."""
 
 _REDDENING = np.array([-0.2, 0.06, 0.18], np.float32)
-"""Light between nearly closed lips has passed through them: how much faster than its mean each channel fades."""
+"""How much faster than the mean each channel fades between nearly closed lips, as that light has passed through
+them."""
 
 _STRIDE = 3
 """Pixels between samples of the smooth layers."""
 
 
 class Mouth:
-    """Mouth interior of one portrait crop ``[S, S, 3]`` uint8 with landmarks ``[478, 3]`` px.
+    """Draws the inside of one portrait's mouth.
 
-    keep_own: show the crop's own interior where its mouth is open. palette: the colours inside; from the crop by
-    default.
+    Args:
+        crop: the portrait crop ``[S, S, 3]`` uint8.
+        landmarks: its landmarks ``[478, 3]`` px.
+        keep_own: show the crop's own mouth interior where its mouth is open.
+        palette: the colours inside; by default measured in the crop.
     """
 
     def __init__(
@@ -314,12 +355,12 @@ class Mouth:
         self._landmarks = landmarks.astype(np.float64)
         points = self._landmarks[:, :2]
         outline = opening(points[INNER_UPPER], points[INNER_LOWER])
-        self._own = self._frame.opening(self._landmarks)
-        self._photo = crop if keep_own and self._own.height > PHOTO_OPENING else None
+        self._photo_shape = self._frame.opening(self._landmarks)
+        self._photo = crop if keep_own and self._photo_shape.height > PHOTO_OPENING else None
         self._photo_mask = fill(crop.shape[:2], outline, 0.8)
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
-        """Draw into ``frame`` ``[S, S, 3]`` uint8 in place for target landmarks ``[478, 3]`` px."""
+        """Draw into ``frame`` ``[S, S, 3]`` uint8 in place, for target landmarks ``[478, 3]`` px."""
         shape = self._frame.opening(target)
         size = frame.shape[0]
         low = np.floor(shape.outline.min(0) - 2).astype(int).clip(0, size - 1)
@@ -328,18 +369,18 @@ class Mouth:
             return
         region = frame[low[1] : high[1], low[0] : high[0]]
         if self._photo is not None:
-            self._seam(region, shape, low)
+            self._draw_seam(region, shape, low)
         inside = self._interior(shape, low, high)
         if self._photo is not None:
-            inside = self._own_pixels(inside, shape, target, low, high)
+            inside = self._blend_photo(inside, shape, target, low, high)
         mask = fill(region.shape[:2], shape.outline - low, 0.6)[..., None]
         # Lips a fraction of a pixel apart touch.
         mask *= np.float32(min(shape.height * float(np.hypot(*shape.axes[0])) / _TOUCHING, 1.0))
         region[:] = np.round(region + mask * (inside - region)).clip(0, 255).astype(np.uint8)
 
-    def _seam(self, region: np.ndarray, shape: Opening, low: np.ndarray) -> None:
-        """Lips photographed apart lack the dark line that closed lips meet in."""
-        closed = 1 - min(shape.height / self._own.height / _SHADOW_BELOW, 1.0)
+    def _draw_seam(self, region: np.ndarray, shape: Opening, low: np.ndarray) -> None:
+        """Draw the dark line at which closed lips meet, which lips that were photographed apart lack."""
+        closed = 1 - min(shape.height / self._photo_shape.height / _SHADOW_BELOW, 1.0)
         if closed > 0:
             half = len(shape.outline) // 2
             ring = np.concatenate([shape.outline, shape.outline[:1]])
@@ -350,12 +391,12 @@ class Mouth:
             region[:] = np.round(region * (1 - dark)).astype(np.uint8)
 
     def _interior(self, shape: Opening, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Colours ``[h, w, 3]`` of the box from ``low`` to ``high``, valid inside the opening."""
+        """Return the colours ``[h, w, 3]`` of the box from ``low`` to ``high``, valid inside the opening."""
         width, height = high - low
         xs = np.arange(low[0], high[0] + _STRIDE, _STRIDE, dtype=np.float64)
         ys = np.arange(low[1], high[1] + _STRIDE, _STRIDE, dtype=np.float64)
         coarse = shape.coordinates(np.stack(np.meshgrid(xs, ys), -1))
-        # Beyond the lips' edges the layers go on as at the edge.
+        # Beyond the edges of the lips the layers continue as at the edge.
         coarse[..., 3:] = coarse[..., 3:].clip(0)
         places = coarse.reshape(-1, 5)
         layers = self._palette.colours(self._model.layers(places, (shape.height, shape.width)), places)
@@ -363,10 +404,10 @@ class Mouth:
         place = enlarge(coarse[..., :3], _STRIDE, width, height)
         return compose(layers, place, self._model, 1 / float(np.hypot(*shape.axes[0])))
 
-    def _own_pixels(
+    def _blend_photo(
         self, inside: np.ndarray, shape: Opening, target: np.ndarray, low: np.ndarray, high: np.ndarray
     ) -> np.ndarray:
-        """The photo's own interior, carried by the skull, over the model's."""
+        """Return the model's interior with that of the photo, moved with the skull, blended over it."""
         matrix, shift = rigid_motion(self._landmarks, target)
         flat = matrix[:2, :2]
         depth = self._landmarks[[13, 14], 2].mean()
@@ -375,7 +416,7 @@ class Mouth:
         forward = np.column_stack([flat, offset])
         photo = cv2.warpAffine(self._photo, forward, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         known = cv2.warpAffine(self._photo_mask, forward, box, flags=cv2.INTER_LINEAR)[..., None]
-        # Lips that close put the teeth behind them into shadow.
-        light = _SHADOW + (1 - _SHADOW) * min(shape.height / (_SHADOW_BELOW * self._own.height), 1.0)
+        # Lips that close cast a shadow on the teeth behind them.
+        light = _SHADOW + (1 - _SHADOW) * min(shape.height / (_SHADOW_BELOW * self._photo_shape.height), 1.0)
         shade = light ** (1 + self._palette.colourful * _REDDENING)
         return inside + known * (photo * shade - inside)

@@ -1,20 +1,4 @@
-"""Coordinates inside an open mouth, and the mouth as a small head-stabilised picture.
-
-Coordinates inside an open mouth that teeth and tongue do not swim in.
-
-              skull frame: upper teeth rest here          jaw frame: lower teeth rest here
-    u   across, from the middle          s   down, from where closed lips meet          j = s − jaw
-    a   below the upper lip's edge       b   above the lower lip's edge
-
-All lengths are in distances between the outer eye corners (about 90 mm), so one model fits every size.
-
-The lower face as a small head-stabilised picture, and where the mouth's parts are in it.
-
-    window = 72 x 96 px, 1.15 outer-eye-corner distances across, from the nose's base to the chin
-    (u, s) = place [x, y, 1],   j = s − jaw        skull and jaw coordinates of ``mouth_frame``, linear in it
-
-What a network reads and writes here is the same size for every face and every picture.
-"""
+"""Geometry of the mouth: coordinates inside an open mouth, and the lower face as a small head-stabilised picture."""
 
 from __future__ import annotations
 
@@ -27,16 +11,34 @@ from flowportrait.media.crop import to_canonical
 from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER, fill, opening
 from flowportrait.rendering.mesh import rigid_motion
 
+# --- Coordinates inside the mouth ------------------------------------------------------------------------------------
+#
+# Teeth and tongue do not swim in these coordinates, as they are attached to the skull or to the jaw:
+#
+#     u   across, from the middle          s   down, from where closed lips meet (skull: upper teeth rest here)
+#                                          j = s − jaw   (jaw: lower teeth rest here)
+#     a   below the upper lip's edge       b   above the lower lip's edge
+#
+# All lengths are in distances between the outer eye corners (about 90 mm), so one model fits every size.
+
 _CHIN = [152, 148, 377, 175, 199, 176, 400]
 _TEETH_BEHIND_LIPS = 0.09
 _LIP_SHARE = 0.35
+"""Share of the opening by which the upper lip rises; the jaw carries the rest."""
 
 
 class Opening(NamedTuple):
-    """An open mouth in one picture, lengths in eye distances.
+    """An open mouth in one picture; lengths are in eye distances unless given in px.
 
-    outline ``[M, 2]`` px; middle ``[2]`` px, the skull-fixed origin; axes ``[2, 2]`` rows: across and down,
-    in px per unit; jaw: drop of the chin; height, width of the opening.
+    Attributes:
+        outline: ``[M, 2]`` px.
+        middle: origin of the coordinates ``[2]`` px, fixed to the skull.
+        axes: rows across and down, in px per unit, ``[2, 2]``.
+        jaw: drop of the chin.
+        height: height of the opening.
+        width: width of the opening.
+        upper: edge of the upper lip in (u, s), ``[11, 2]``.
+        lower: edge of the lower lip in (u, s), ``[11, 2]``.
     """
 
     outline: np.ndarray
@@ -49,7 +51,7 @@ class Opening(NamedTuple):
     lower: np.ndarray
 
     def coordinates(self, pixels: np.ndarray) -> np.ndarray:
-        """``(u, s, j, a, b)`` ``[..., 5]`` float32 at ``pixels`` ``[..., 2]`` px."""
+        """Return ``(u, s, j, a, b)`` ``[..., 5]`` float32 at ``pixels`` ``[..., 2]`` px."""
         scale = float(np.hypot(*self.axes[0]))
         local = (pixels - self.middle) @ (self.axes.T / scale**2)
         u, s = local[..., 0], local[..., 1]
@@ -59,7 +61,7 @@ class Opening(NamedTuple):
 
 
 class MouthFrame:
-    """Skull and jaw of one person, from landmarks ``[478, 3]`` px of one picture (its mouth may be open)."""
+    """Skull and jaw of one person, from landmarks ``[478, 3]`` px of one picture; the mouth may be open in it."""
 
     def __init__(self, landmarks: np.ndarray) -> None:
         self._landmarks = landmarks.astype(np.float64)
@@ -67,14 +69,14 @@ class MouthFrame:
         upper, lower = self._landmarks[13], self._landmarks[14]
         gap = max(float(lower[1] - upper[1]), 0.0)
         # Where the lips would meet: the jaw carries most of an opening.
-        self._rest = upper + _LIP_SHARE * (lower - upper) + np.array([0, 0, _TEETH_BEHIND_LIPS * scale])
+        self._lip_line = upper + _LIP_SHARE * (lower - upper) + np.array([0, 0, _TEETH_BEHIND_LIPS * scale])
         self._jaw = (1 - _LIP_SHARE) * gap / scale
         self._scale = scale
 
     def opening(self, target: np.ndarray) -> Opening:
-        """The opening for target landmarks ``[478, 3]`` px."""
+        """Return the opening for target landmarks ``[478, 3]`` px."""
         matrix, shift = rigid_motion(self._landmarks, target)
-        middle = (matrix @ self._rest + shift)[:2]
+        middle = (matrix @ self._lip_line + shift)[:2]
         chin = (target[_CHIN] - (self._landmarks[_CHIN] @ matrix.T + shift))[:, :2].mean(0)
         scale = self._scale * float(np.cbrt(np.linalg.det(matrix)))
         across = (target[263] - target[33])[:2]
@@ -106,7 +108,12 @@ def _eye_distance(landmarks: np.ndarray) -> float:
 
 
 def skin_colour(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Median colour ``[3]`` float64 of the skin around the mouth of ``image`` ``[H, W, 3]`` uint8."""
+    """Return the median colour ``[3]`` float64 of the skin around the mouth.
+
+    Args:
+        image: ``[H, W, 3]`` uint8.
+        landmarks: its landmarks ``[478, 3]`` px.
+    """
     height, width = image.shape[:2]
     around = landmarks[[205, 425, 207, 427, 187, 411, 2, 164, 167, 393, 36, 266, 212, 432, 200, 199, 18], :2]
     index = np.round(around).astype(int).clip(1, [width - 2, height - 2])
@@ -114,15 +121,35 @@ def skin_colour(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return np.maximum(np.median(patches, axis=0), 1.0)
 
 
+# --- The mouth window ------------------------------------------------------------------------------------------------
+#
+# The lower face as a small head-stabilised picture, and where the parts of the mouth are in it:
+#
+#     window = 72 x 96 px, 1.15 outer-eye-corner distances across, from the base of the nose to the chin
+#     (u, s) = place [x, y, 1],   j = s − jaw        coordinates inside the mouth, linear in the window
+#
+# So what a network reads and writes has the same size for every face and every picture.
+
 HEIGHT, WIDTH = 72, 96
 _SPAN = 1.15
+"""Width of the window in outer-eye-corner distances."""
+
 _CENTRE = np.array([0.0, 0.88])
+"""Middle of the window in canonical coordinates."""
+
 _MIDDLE = np.array([WIDTH - 1, HEIGHT - 1]) / 2
 
 
 class MouthState(NamedTuple):
-    """What the lips and the jaw do: inner opening and whole lips as shares of each pixel, ``[72, 96]``
-    float32; place ``[2, 3]`` from window pixels to (u, s); jaw's drop and opening's height in eye distances."""
+    """The state of the lips and the jaw in a mouth window.
+
+    Attributes:
+        inner: share of each pixel inside the opening, ``[72, 96]`` float32.
+        outer: share of each pixel inside the outer lips, ``[72, 96]`` float32.
+        place: linear map from window pixels to (u, s), ``[2, 3]``.
+        jaw: drop of the jaw in eye distances.
+        height: height of the opening in eye distances.
+    """
 
     inner: np.ndarray
     outer: np.ndarray
@@ -132,7 +159,7 @@ class MouthState(NamedTuple):
 
 
 def to_window(landmarks: np.ndarray) -> np.ndarray:
-    """Similarity ``[2, 3]`` from image pixels to window pixels for landmarks ``[478, 3]``."""
+    """Return the similarity ``[2, 3]`` from image pixels to window pixels, for landmarks ``[478, 3]`` px."""
     scale = WIDTH / _SPAN
     matrix = to_canonical(landmarks) * scale
     matrix[:, 2] += _MIDDLE - _CENTRE * scale
@@ -140,12 +167,12 @@ def to_window(landmarks: np.ndarray) -> np.ndarray:
 
 
 def cut(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Window ``[72, 96, 3]`` uint8 of an image ``[H, W, 3]`` uint8 under ``to_window``'s matrix."""
+    """Return the window ``[72, 96, 3]`` uint8 of an image ``[H, W, 3]`` uint8, for a matrix of ``to_window``."""
     pixel = 1 / float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     back = cv2.invertAffineTransform(matrix)
     if pixel > 1.2:
-        # Twice as fine, then averaged: what is left out must not flicker.
+        # Sampled twice as finely and averaged, so that fine detail does not flicker.
         fine = back.copy()
         fine[:, :2] /= 2
         fine[:, 2] -= back[:, :2] @ np.array([0.25, 0.25])
@@ -155,7 +182,13 @@ def cut(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def mouth_state(frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray) -> MouthState:
-    """State of the mouth with landmarks ``[478, 3]`` px, of a person whose skull and jaw ``frame`` knows."""
+    """Return the state of a mouth in its window.
+
+    Args:
+        frame: skull and jaw of the person.
+        landmarks: ``[478, 3]`` px.
+        matrix: similarity ``[2, 3]`` of ``to_window``.
+    """
     shape = frame.opening(landmarks)
     points = landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
     back = cv2.invertAffineTransform(matrix)

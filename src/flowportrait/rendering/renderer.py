@@ -1,15 +1,14 @@
-"""One portrait photo, drawn in any pose and expression: motion to video and back.
+"""Rendering: one portrait photo drawn in any pose and expression.
 
-Landmarks to pictures: one portrait photo, drawn in any pose and expression.
+``Renderer`` draws landmarks:
 
-    frame = retouch( skin(mesh warp of the person)  before the backdrop  +  eyeballs seen between the lids  +  mouth
-    interior between the lips )
+    frame = retouch( skin (mesh warp of the person)  in front of the backdrop
+                     +  eyeballs between the lids  +  mouth interior between the lips )
 
-Landmarks equal to the portrait's own give the photo back.
+Landmarks equal to those of the portrait give the photo back. ``MotionCodec`` converts between video and the motion
+of 30 numbers per frame:
 
-MotionCodec: a portrait and 30 numbers a frame ⇄ video.
-
-encode: video → landmarks → motion [T, 30]        decode: motion → landmarks of this face → warped portrait
+    encode: video → landmarks → motion [T, 30]        decode: motion → landmarks of this face → warped portrait
 """
 
 from __future__ import annotations
@@ -31,29 +30,34 @@ from flowportrait.rendering.motion_basis import LOWER, Identity, MotionBasis, cl
 from flowportrait.rendering.mouth import Mouth
 from flowportrait.rendering.retouch import Network, Retouch
 
-_EXACT = 1e-3
+_TOLERANCE = 1e-3
+"""Pixels within which a crop ends at the top of its photo."""
+
 _AHEAD = 4
-"""Frames under way at once: a chunk of motion."""
+"""Number of frames in progress at once: one chunk of motion."""
 
 
 class Interior(Protocol):
-    """What draws the inside of a mouth into a frame ``[S, S, 3]`` uint8 in place, for landmarks ``[478, 3]`` px."""
+    """Interface of an object that draws the inside of a mouth."""
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
-        """Draw."""
+        """Draw into a frame ``[S, S, 3]`` uint8 in place, for landmarks ``[478, 3]`` px."""
 
 
 class Renderer:
-    """Draws one portrait; prepared once (about half a second), then called with any number of frames.
-
-    size: side of the drawn square, the crop's own by default. Landmarks are in pixels of ``portrait.crop``
-    in every case. retouch: let the network go over the lower face. workers: threads that draw frames at once. network:
-    the retouching network, the shipped one on the processor by default.
+    """Draws one portrait: prepared once (in about half a second), then called with any number of frames.
 
     ::
 
         renderer = Renderer(Portrait.from_image(read_image("photo.jpg")))
         frames = list(renderer(landmarks))          # [T, 478, 3] -> T x [512, 512, 3]
+
+    Args:
+        portrait: who is drawn. Landmarks are always in pixels of ``portrait.crop``.
+        size: side S of the frames in pixels, by default that of the crop.
+        retouch: whether the retouching network is applied to the lower face.
+        workers: number of threads that draw frames at once.
+        network: the retouching network; by default the shipped one on the CPU.
     """
 
     def __init__(
@@ -86,13 +90,15 @@ class Renderer:
     def __call__(
         self, landmarks: Iterable[np.ndarray], finish: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield a frame ``[S, S, 3]`` uint8 RGB for each of ``landmarks`` ``[478, 3]``, in crop pixels; ``finish`` is
-        done to each in the thread that drew it."""
+        """Yield a frame ``[S, S, 3]`` uint8 RGB for each of ``landmarks`` ``[478, 3]``, in crop pixels.
+
+        ``finish`` is applied to each frame in the thread that drew it.
+        """
         draw = self.draw if finish is None else lambda points: finish(self.draw(points))
         return in_order(draw, landmarks, self._workers, _AHEAD)
 
     def draw(self, landmarks: np.ndarray) -> np.ndarray:
-        """One frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
+        """Return one frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
         target = self._scaled(landmarks)
         vertices = self._mesh(target)
         frame = self.picture.at(self._rasterize(vertices))
@@ -113,29 +119,30 @@ class Renderer:
 
 
 def _ends_at_top(portrait: Portrait) -> bool:
-    """Whether the crop's top is the photo's, so that nothing above it needs to fit."""
+    """Return whether the crop ends at the top of the photo, so that its top border need not match anything above it."""
     scale, offset = portrait.to_crop[1, 1:]
-    return bool(offset > 0.5 * scale - 0.5 - _EXACT)
+    return bool(offset > 0.5 * scale - 0.5 - _TOLERANCE)
 
 
-_HUMAN, _UNLIKE = 9.0, 13.0
-"""Up to which length of lower-face motion, in standard deviations, a photo's expression is believed and taken off;
-photos of people stay under the first, a drawn boy with doll's proportions reads as 13.5."""
+_PLAUSIBLE, _IMPLAUSIBLE = 9.0, 13.0
+"""Norms of lower-face motion in standard deviations: below the first, the expression of a photo is removed from its
+identity; above the second, it is kept as part of the face. Photos of people stay below the first; a drawn boy with a
+doll's proportions measures 13.5."""
 
 
 def resting(basis: MotionBasis, portrait: Portrait) -> Identity:
-    """Whose face it is. What looks like an impossible expression is how this face is made, and stays."""
+    """Return the identity of a portrait. An impossibly strong expression is kept as part of the face itself."""
     motion, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
     length = float(motion[0, LOWER].norm())
-    kept = min(max((length - _HUMAN) / (_UNLIKE - _HUMAN), 0.0), 1.0)
-    if kept == 0.0:
+    keep = min(max((length - _PLAUSIBLE) / (_IMPLAUSIBLE - _PLAUSIBLE), 0.0), 1.0)
+    if keep == 0.0:
         return identity
     shape = identity.pose.remove(torch.as_tensor(portrait.landmarks[None]))[0]
-    return Identity(close_lips(identity.neutral + kept * (shape - identity.neutral)), identity.pose)
+    return Identity(close_lips(identity.neutral + keep * (shape - identity.neutral)), identity.pose)
 
 
 class MotionCodec:
-    """Draws one portrait in motion."""
+    """Converts between video and motion for one portrait, and draws it in motion."""
 
     def __init__(
         self,
@@ -149,10 +156,10 @@ class MotionCodec:
 
         Args:
             portrait: who is drawn.
-            size: side of the drawn square in pixels, the crop's own by default.
-            basis: what the motion's numbers mean; the shipped one by default.
-            retouch: let the network go over the lower face.
-            network: the retouching network; the shipped one on the processor by default.
+            size: side S of the frames in pixels, by default that of the crop.
+            basis: the motion basis; by default the shipped one.
+            retouch: whether the retouching network is applied to the lower face.
+            network: the retouching network; by default the shipped one on the CPU.
         """
         self.portrait = portrait
         self.basis = basis or MotionBasis.load()
@@ -160,22 +167,22 @@ class MotionCodec:
         self.renderer = Renderer(portrait, size, retouch, network=network)
 
     def encode(self, faces: Faces) -> tuple[torch.Tensor, Identity]:
-        """Motion ``[T, 30]`` of a tracked video and whose it is."""
+        """Return the motion ``[T, 30]`` and the identity of a tracked video."""
         return self.basis.encode(faces.landmarks, faces.blendshapes)
 
     def landmarks(self, motion: torch.Tensor) -> np.ndarray:
-        """Where this face's landmarks go, ``[T, 478, 3]`` in crop pixels, for motion ``[T, 30]``."""
+        """Return the landmarks of this face ``[T, 478, 3]`` in crop pixels, for motion ``[T, 30]``."""
         return self.basis.decode(motion.to("cpu", torch.float32), self.identity).numpy()
 
     def decode(self, motion: torch.Tensor) -> Iterator[np.ndarray]:
-        """Frames ``[S, S, 3]`` uint8 for motion ``[T, 30]``."""
+        """Yield frames ``[S, S, 3]`` uint8 for motion ``[T, 30]``."""
         return self.decode_all([motion])
 
     def decode_all(
         self, chunks: Iterable[torch.Tensor], finish: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> Iterator[np.ndarray]:
-        """Frames ``[S, S, 3]`` uint8 for motion that comes in chunks ``[t, 30]``, each after ``finish``.
+        """Yield frames ``[S, S, 3]`` uint8, each after ``finish``, for motion in chunks ``[t, 30]``.
 
-        The first frames of a chunk are drawn while the next one is asked for, so a frame can come out a chunk late.
+        Frames of a chunk are drawn while the next chunk is requested, so a frame can be returned one chunk late.
         """
         return self.renderer((points for chunk in chunks for points in self.landmarks(chunk)), finish)

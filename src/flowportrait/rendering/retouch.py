@@ -1,25 +1,16 @@
-"""The network that retouches mouth, lips and folds of a drawn face.
+"""Retouching: a small network that corrects mouth, lips and folds of a drawn face.
 
-The network that retouches a warped lower face: a small U-Net over the mouth window.
-
+    frame ──cut to the mouth window──► network ──► flow, residual ──applied at the frame's own resolution──► frame
     out(x) = base(x + flow(x)) + skin · residual(x)
 
-base is what the warp and the mouth model drew. The flow mends where lips and folds are and keeps the photo's own
-detail; the residual, kept soft, brings the light of an open mouth. Colours go in and out relative to the skin, so a
-painting or a grey photo is retouched in its own palette. Untrained, the network changes nothing.
+base is what the warp and the mouth model drew. The flow corrects the shape of lips and folds and keeps the photo's own
+detail; the blurred residual adds the light of an open mouth. Colours are relative to the skin, so a painting or a grey
+photo is retouched in its own palette. An untrained network changes nothing.
 
-The retouching network as ONNX Runtime runs it: the same weights, drawn in two thirds of the time.
+``RetouchNet`` is the network, ``ExportedNet`` the same as ONNX, and ``Retouch`` applies it to one portrait. Trained and
+stored are the weights ``model.safetensors``; after training, export them again:
 
     python -m flowportrait.rendering.retouch        model.safetensors ─► model.onnx, both in weights/retouch
-
-A window is so small that much of PyTorch's time goes between the convolutions; the runtime fuses
-what lies there. What is trained and kept is ``model.safetensors``.
-
-Retouch a drawn face with the shipped network: mouth, lips and folds around them, in the portrait's own palette.
-
-    frame ──cut to the window──► network ──► flow, residual ──laid back at the frame's own resolution──► frame
-
-The frame's detail is kept: it is moved by the flow, and only the change is as coarse as the window.
 """
 
 from __future__ import annotations
@@ -45,25 +36,39 @@ from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_
 from flowportrait.rendering.mouth import PHOTO_OPENING, colourfulness
 from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, MouthFrame, cut, mouth_state, skin_colour, to_window
 
+# --- The network -----------------------------------------------------------------------------------------------------
+
 _WIDTHS = (32, 64, 96)
 _INPUTS = 13
+"""Input planes; see ``RetouchNet.inputs``."""
+
 _LARGEST_FLOW = 6.0
-"""Pixels of the window the flow can reach."""
+"""Largest flow in pixels of the window."""
 
 _FADE = 10
-"""Pixels over which the network's say fades towards the window's border."""
+"""Pixels over which the change fades to zero at the border of the window."""
 
 _SOFTNESS, _REACH = 2.0, 5
-"""Standard deviation and reach in pixels of the blur over the residual: free to paint edges, a network this small
-paints the mean of all the teeth it has seen, which is none."""
+"""Standard deviation and radius in pixels of the blur of the residual. Without the blur, a network this small paints
+the average of all teeth in its training data, which resembles none."""
 
 _DARKEST = 0.06
+"""Least colour of the skin that others are divided by."""
 
 
 class Windows(NamedTuple):
-    """A batch of windows, colours in [0, 1]: base and source ``[B, 3, H, W]`` (source: the portrait's own window),
-    skin ``[B, 3]``, shares inner, outer and source_inner ``[B, 1, H, W]``, place ``[B, 2, 3]``, drop ``[B, 2]``
-    (jaw, opening)."""
+    """A batch of mouth windows; colours are in [0, 1].
+
+    Attributes:
+        base: the drawn windows ``[B, 3, H, W]``.
+        source: the portrait's own windows ``[B, 3, H, W]``.
+        skin: skin colours ``[B, 3]``.
+        inner: share of each pixel inside the opening ``[B, 1, H, W]``.
+        outer: share of each pixel inside the outer lips ``[B, 1, H, W]``.
+        source_inner: share of each pixel inside the portrait's own opening ``[B, 1, H, W]``.
+        place: linear map from window pixels to mouth coordinates (u, s) ``[B, 2, 3]``.
+        drop: drop of the jaw and height of the opening ``[B, 2]``.
+    """
 
     base: Tensor
     source: Tensor
@@ -76,7 +81,7 @@ class Windows(NamedTuple):
 
 
 class Block(nn.Module):
-    """Two convolutions around which the input passes."""
+    """A residual block of two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,12 +91,12 @@ class Block(nn.Module):
             self.second.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, h, w]`` to the same shape."""
+        """Return ``x`` ``[B, C, h, w]`` plus the convolutions' output."""
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
-def _fade() -> Tensor:
-    """``[H, W]``: nothing changes at the window's border."""
+def _border_fade() -> Tensor:
+    """Return the weight of the change ``[H, W]``, zero at the border of the window."""
     ramps = []
     for size in (HEIGHT, WIDTH):
         place = torch.arange(size).float()
@@ -101,7 +106,10 @@ def _fade() -> Tensor:
 
 
 class RetouchNet(nn.Module):
-    """``flow [B, 2, H, W]`` in window pixels and ``residual [B, 3, H, W]`` in skin colours for ``Windows``."""
+    """A U-Net that maps ``Windows`` to a flow and a residual.
+
+    The flow ``[B, 2, H, W]`` is in window pixels, the residual ``[B, 3, H, W]`` in skin colours.
+    """
 
     fade: Tensor
     taps: Tensor
@@ -119,13 +127,17 @@ class RetouchNet(nn.Module):
             for parameter in self.head.parameters():
                 parameter.zero_()
         ys, xs = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
-        self.register_buffer("fade", _fade(), persistent=False)
+        self.register_buffer("fade", _border_fade(), persistent=False)
         taps = torch.exp(-0.5 * (torch.arange(-_REACH, _REACH + 1) / _SOFTNESS) ** 2)
         self.register_buffer("taps", taps / taps.sum(), persistent=False)
         self.register_buffer("grid", torch.stack([xs, ys, torch.ones_like(xs)]).float(), persistent=False)
 
     def inputs(self, windows: Windows) -> Tensor:
-        """Planes ``[B, 13, H, W]``: two pictures relative to the skin, three shares, u, s, j, opening."""
+        """Return the input planes ``[B, 13, H, W]`` of the network.
+
+        They are two pictures relative to the skin (6), three shares (3), the coordinates u, s and j (3), and the
+        opening (1).
+        """
         skin = windows.skin.clamp_min(_DARKEST)[..., None, None]
         place = torch.einsum("bij,jhw->bihw", windows.place, self.grid)
         drop = windows.drop[..., None, None].expand(-1, -1, *place.shape[2:])
@@ -135,7 +147,7 @@ class RetouchNet(nn.Module):
         return torch.cat([*pictures, *shares, 2 * place[:, :1], 4 * place[:, 1:], 4 * jaw, 4 * drop[:, 1:]], 1)
 
     def forward(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        """Flow and residual."""
+        """Return flow and residual."""
         x = F.pixel_unshuffle(self.inputs(windows), 2).contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         skips = []
@@ -148,16 +160,16 @@ class RetouchNet(nn.Module):
             x = F.interpolate(self.ups[level](x), scale_factor=2.0) + skips[level]
             x = self.decoders[level](x)
         out = F.pixel_shuffle(self.head(F.relu(x)), 2) * self.fade
-        return _LARGEST_FLOW * torch.tanh(out[:, :2] / _LARGEST_FLOW), self._softened(out[:, 2:])
+        return _LARGEST_FLOW * torch.tanh(out[:, :2] / _LARGEST_FLOW), self._blur(out[:, 2:])
 
-    def _softened(self, residual: Tensor) -> Tensor:
-        """Gaussian blur: light and colour pass, edges stay what the warp and the mouth model drew."""
+    def _blur(self, residual: Tensor) -> Tensor:
+        """Return the blurred residual: it carries light and colour, while edges remain those that were drawn."""
         taps = self.taps.expand(3, 1, 1, -1)
         across = F.conv2d(F.pad(residual, (_REACH, _REACH, 0, 0)), taps, groups=3)
         return F.conv2d(F.pad(across, (0, 0, _REACH, _REACH)), taps.transpose(2, 3), groups=3)
 
     def retouched(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        """The retouched windows ``[B, 3, H, W]`` and the flow, differentiably."""
+        """Return the retouched windows ``[B, 3, H, W]`` and the flow, differentiably."""
         flow, residual = self(windows)
         place = (self.grid[:2] + flow).permute(0, 2, 3, 1)
         last = torch.tensor([WIDTH - 1, HEIGHT - 1], dtype=place.dtype)
@@ -165,34 +177,39 @@ class RetouchNet(nn.Module):
         return moved + windows.skin.clamp_min(_DARKEST)[..., None, None] * residual, flow
 
 
+# --- The network as ONNX ---------------------------------------------------------------------------------------------
+#
+# ONNX Runtime runs the same weights in two thirds of the time: the window is so small that much of PyTorch's time is
+# spent between the convolutions, which the runtime fuses.
+
 FOLDER = Path(str(files("flowportrait") / "weights" / "retouch"))
 
 
 class ExportedNet:
-    """``RetouchNet`` from an ONNX file, for one window at a time; may be called from several threads at once."""
+    """``RetouchNet`` from an ONNX file, for one window at a time; it can be called from several threads at once."""
 
     def __init__(self, path: Path, device: Device | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # frames are drawn side by side; threads within one would only wait
+        options.intra_op_num_threads = 1  # frames are drawn in parallel; threads within one would only wait
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
 
     def __call__(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        """Flow and residual; see ``RetouchNet``."""
+        """Return flow and residual; see ``RetouchNet``."""
         feed = {name: tensor.numpy() for name, tensor in windows._asdict().items()}
         flow, residual = self._session.run(None, feed)
         return torch.from_numpy(flow), torch.from_numpy(residual)
 
 
 def blank_windows() -> Windows:
-    """One window of nothing, as an example of the shapes."""
+    """Return one window of random values, as an example of the shapes."""
     picture, share = torch.rand(1, 3, HEIGHT, WIDTH), torch.rand(1, 1, HEIGHT, WIDTH)
     return Windows(picture, picture.clone(), torch.rand(1, 3), share, share.clone(), share.clone(), torch.rand(1, 2, 3),
                    torch.rand(1, 2))  # fmt: skip
 
 
 def export(network: RetouchNet, path: Path) -> None:
-    """Write ``network`` as ONNX, under a temporary name first."""
+    """Write ``network`` atomically as ONNX."""
     partial = path.with_suffix(".partial")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -204,7 +221,7 @@ def export(network: RetouchNet, path: Path) -> None:
 
 
 class _Positional(nn.Module):
-    """The exporter hands over tensors, not a named tuple of them."""
+    """``RetouchNet`` with positional tensors, as the exporter passes them instead of a named tuple."""
 
     def __init__(self, network: RetouchNet) -> None:
         super().__init__()
@@ -214,36 +231,36 @@ class _Positional(nn.Module):
         return self.network(Windows(*windows))
 
 
-if __name__ == "__main__":
-    trained = RetouchNet()
-    trained.load_state_dict(load_file(str(FOLDER / "model.safetensors")))
-    export(trained, FOLDER / "model.onnx")
-
+# --- Retouching of one portrait --------------------------------------------------------------------------------------
 
 Network = Callable[[Windows], tuple[torch.Tensor, torch.Tensor]]
+"""``Windows -> (flow, residual)``, as ``RetouchNet`` returns them."""
 
 _LIPS = [*INNER_UPPER, *INNER_LOWER, *OUTER_UPPER, *OUTER_LOWER]
 
-_TRAINED, _UNSEEN = 0.09, 0.17
-"""Openings in eye distances between which the network, which has seen few wider mouths, hands over to the drawing."""
+_KNOWN_OPENING, _UNKNOWN_OPENING = 0.09, 0.17
+"""Openings in eye distances between which the effect of the network fades out, as it was trained on few wider
+mouths."""
 
-_MOVED = 2.0
-"""Window pixels, on average, from the photo's own lips at which the network has its full say; the photo needs none."""
+_FULL_EFFECT = 2.0
+"""Mean distance in window pixels from the photo's own lips at which the network has its full effect; the photo itself
+needs none."""
 
 _OWN = 0.8
+"""Share of the residual that is suppressed on teeth that the photo shows."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @once_per_device
 def shipped_network() -> Network:
-    """The network that comes with the package."""
+    """Return the network that comes with the package, run by ONNX Runtime."""
     return ExportedNet(FOLDER / "model.onnx")
 
 
 @once_per_device
 def _torch_network() -> Network:
-    """The shipped network in PyTorch, where no ONNX Runtime of the device's kind is installed."""
+    """Return the shipped network in PyTorch, for devices that the installed ONNX Runtime does not support."""
     network = RetouchNet().requires_grad_(False).eval()
     network.load_state_dict(read_weights(FOLDER / "model.safetensors"))
     device = device_of(place(network))
@@ -256,18 +273,25 @@ def _torch_network() -> Network:
 
 
 def retouch_network(device: Device = "cpu", dtype: torch.dtype = torch.float32) -> Network:
-    """The shipped network on a device: with ONNX Runtime where it can compute so, which is faster, or PyTorch."""
-    runs_there = torch.device(device).type == "cpu" or len(onnx_providers(device)) > 1
-    if runs_there and dtype == torch.float32:
+    """Return the shipped network on a device.
+
+    ONNX Runtime runs it where it supports the device and type, which is faster; otherwise PyTorch does.
+    """
+    supported = torch.device(device).type == "cpu" or len(onnx_providers(device)) > 1
+    if supported and dtype == torch.float32:
         return shipped_network(device=device)
     return _torch_network(device=device, dtype=dtype)
 
 
 class Retouch:
-    """Retouching of one portrait crop ``[S, S, 3]`` uint8 with landmarks ``[478, 3]`` px.
+    """Retouches frames that were drawn from one portrait.
 
-    keep_own: what is retouched shows the crop's own mouth interior where that is open. skin: colour ``[3]``; measured
-    in the crop by default.
+    Args:
+        crop: the portrait crop ``[S, S, 3]`` uint8.
+        landmarks: its landmarks ``[478, 3]`` px.
+        network: the network; by default the shipped one.
+        keep_own: whether the frames show the crop's own mouth interior where that is open.
+        skin: skin colour ``[3]``; by default measured in the crop.
     """
 
     def __init__(
@@ -285,23 +309,26 @@ class Retouch:
         self._colourful = colourfulness(skin)
         start = to_window(landmarks)
         self._source = _picture(cut(crop, start))
-        self._rest = _lips(landmarks, start)
-        own = mouth_state(self._frame, landmarks, start)
-        self._source_inner = _plane(own.inner)
-        self._own_teeth = keep_own and own.height > PHOTO_OPENING
+        self._photo_lips = _lips(landmarks, start)
+        photo_state = mouth_state(self._frame, landmarks, start)
+        self._source_inner = _plane(photo_state.inner)
+        self._own_teeth = keep_own and photo_state.height > PHOTO_OPENING
 
-    def draw(self, frame: np.ndarray, target: np.ndarray, own: np.ndarray | None = None) -> None:
-        """Retouch ``frame`` ``[S, S, 3]`` uint8, drawn for target landmarks ``[478, 3]`` px, in place.
+    def draw(self, frame: np.ndarray, target: np.ndarray, source: np.ndarray | None = None) -> None:
+        """Retouch a frame in place.
 
-        own: landmarks of the picture it was drawn from; the portrait's by default.
+        Args:
+            frame: ``[S, S, 3]`` uint8.
+            target: the landmarks ``[478, 3]`` px for which it was drawn.
+            source: landmarks of the picture from which it was drawn; by default those of the portrait.
         """
         matrix = to_window(target)
-        rest = self._rest if own is None else _lips(own, to_window(own))
+        photo_lips = self._photo_lips if source is None else _lips(source, to_window(source))
         state = mouth_state(self._frame, target, matrix)
-        known = min(max((_UNSEEN - state.height) / (_UNSEEN - _TRAINED), 0.0), 1.0)
-        moved = float(np.linalg.norm(_lips(target, matrix) - rest, axis=1).mean())
-        say = np.float32(known * min(moved / _MOVED, 1.0))
-        if say == 0:
+        trained = min(max((_UNKNOWN_OPENING - state.height) / (_UNKNOWN_OPENING - _KNOWN_OPENING), 0.0), 1.0)
+        moved = float(np.linalg.norm(_lips(target, matrix) - photo_lips, axis=1).mean())
+        strength = np.float32(trained * min(moved / _FULL_EFFECT, 1.0))
+        if strength == 0:
             return
         windows = Windows(
             base=_picture(cut(frame, matrix)),
@@ -314,21 +341,21 @@ class Retouch:
             drop=torch.tensor([[state.jaw, state.height]], dtype=torch.float32),
         )
         with torch.inference_mode():
-            flow, residual = (say * change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
+            flow, residual = (strength * change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
         if self._own_teeth:
-            # Teeth that the photo shows are as light as they are.
+            # Teeth that the photo shows keep their own brightness.
             residual = residual * (1 - _OWN * cv2.GaussianBlur(state.inner, (0, 0), 2.0))[..., None]
-        self._lay(frame, matrix, flow, self._painted(residual))
+        self._apply(frame, matrix, flow, self._to_colours(residual))
 
-    def _painted(self, residual: np.ndarray) -> np.ndarray:
-        """Residual in 8-bit colours; a grey portrait stays grey."""
+    def _to_colours(self, residual: np.ndarray) -> np.ndarray:
+        """Return the residual in 8-bit colours; a grey portrait stays grey."""
         colour = residual * (255 * np.maximum(self._skin, 0.06))
         grey = (colour @ _LUMA)[..., None]
         return grey + self._colourful * (colour - grey)
 
     @staticmethod
-    def _lay(frame: np.ndarray, matrix: np.ndarray, flow: np.ndarray, residual: np.ndarray) -> None:
-        """Move and repaint ``frame`` under the window."""
+    def _apply(frame: np.ndarray, matrix: np.ndarray, flow: np.ndarray, residual: np.ndarray) -> None:
+        """Apply flow and residual to the part of ``frame`` under the window, in place."""
         back = cv2.invertAffineTransform(matrix)
         corners = np.array([[0, 0, 1], [WIDTH, 0, 1], [0, HEIGHT, 1], [WIDTH, HEIGHT, 1]]) @ back.T
         size = frame.shape[0]
@@ -352,13 +379,21 @@ class Retouch:
 
 
 def _lips(landmarks: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Lip points ``[40, 2]`` in the window."""
+    """Return the lip landmarks ``[44, 2]`` in the window."""
     return landmarks[_LIPS, :2] @ matrix[:, :2].T + matrix[:, 2]
 
 
 def _picture(window: np.ndarray) -> torch.Tensor:
+    """Return a window ``[H, W, 3]`` uint8 as ``[1, 3, H, W]`` in [0, 1]."""
     return torch.from_numpy(window).permute(2, 0, 1)[None].float() / 255
 
 
 def _plane(share: np.ndarray) -> torch.Tensor:
+    """Return shares ``[H, W]`` as ``[1, 1, H, W]``."""
     return torch.from_numpy(share)[None, None]
+
+
+if __name__ == "__main__":
+    trained = RetouchNet()
+    trained.load_state_dict(load_file(str(FOLDER / "model.safetensors")))
+    export(trained, FOLDER / "model.onnx")

@@ -1,4 +1,5 @@
-"""One frame of a clip as the portrait, driven by the clip's own motion: the truth is known.
+"""Self-reenactment: one frame of a clip as the portrait, driven by the clip's own motion, so that the true frames are
+known.
 
 motion[t] = expression of frame t, and its head pose relative to the portrait's frame
 """
@@ -14,15 +15,27 @@ from flowportrait.rendering.motion_basis import EXPRESSION, HEAD, MotionBasis, f
 
 
 def portrait_of(frame: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarray, size: int) -> Portrait:
-    """Portrait cut from a video frame ``[H, W, 3]`` uint8 that was tracked already (landmarks ``[478, 3]`` px)."""
+    """Return the portrait cut from a tracked video frame.
+
+    Args:
+        frame: ``[H, W, 3]`` uint8.
+        landmarks: its landmarks ``[478, 3]`` px.
+        blendshapes: its blendshapes ``[52]``.
+        size: side of the crop in pixels.
+    """
     to_crop = crop_transform(landmarks, frame.shape[:2], size)
     crop = sample_crop(frame, to_crop, size)
     return Portrait(frame, crop, apply_affine(to_crop, landmarks), blendshapes, to_crop)
 
 
 def own_motion(landmarks: np.ndarray, blendshapes: np.ndarray, source: int = 0) -> torch.Tensor:
-    """Motion ``[T, 30]`` of a tracked clip (landmarks ``[T, 478, 3]`` px, blendshapes ``[T, 52]``) for the
-    portrait that is its frame ``source``."""
+    """Return the motion ``[T, 30]`` of a tracked clip for the portrait that is its frame ``source``.
+
+    Args:
+        landmarks: ``[T, 478, 3]`` px.
+        blendshapes: ``[T, 52]``.
+        source: number of the portrait's frame.
+    """
     basis = MotionBasis.load()
     motion, identity = basis.encode(landmarks, blendshapes)
     pose = from_vector(motion[:, HEAD] * basis.head_std, identity.pose)

@@ -1,26 +1,11 @@
-"""Video to latents of an image or video autoencoder and back.
+"""VaeCodec: video to latents of an image or video autoencoder and back, so that a generator can work in latent space.
 
-Raw latents of an autoencoder to numbers of about mean zero and variance one, as generators want them.
+    encode: frames [T, H, W, 3] ─► edge-padded ─► autoencoder ─► (z − mean) / std      decode: the inverse, cut to size
 
-    values = (patches(z) − mean) / std            z = unpatches(values · std + mean)
-
-Families keep these two under different names: a scaling and a shift factor (KL, FLUX), means and deviations per channel
-(Wan, LTX), or the running statistics of a batch norm over 2 × 2 patches (FLUX.2).
-
-TAESD-style autoencoders with weights as their author publishes them (``taef2_encoder.pth``, ``taef2_decoder.pth``).
-
-    encoder: conv, block, then three times (halve, three blocks), conv         decoder: the same upside down
-
-Small enough for a CPU (2 × 1.5 million weights). ``AutoencoderTiny`` of diffusers holds the older ones; the FLUX.2 kind
-has a pooled branch in its coarsest blocks, which that class lacks. Architecture: github.com/madebyollin/taesd (MIT).
-
-VaeCodec: video ⇄ latents of an image or video autoencoder, so that a generator can work in those.
-
-    encode: frames [T, H, W, 3] ─► edge-padded ─► autoencoder ─► (z − mean) / std      decode: the way back, cut to size
-
-Where ``MotionCodec`` draws one portrait from 30 numbers a frame, this draws anything from ``C · h · w`` numbers a frame
-or group of frames. Autoencoders are those of diffusers: ``AutoencoderKLWan``, ``AutoencoderKLLTXVideo``,
-``AutoencoderKLFlux2``, ``AutoencoderKL``, ``AutoencoderTiny``, and ``TinyAutoencoder`` of this package.
+Where ``MotionCodec`` draws one portrait from 30 numbers a frame, this draws anything from ``C · h · w`` numbers per
+frame or group of frames. The autoencoders are those of diffusers (``AutoencoderKLWan``, ``AutoencoderKLLTXVideo``,
+``AutoencoderKLFlux2``, ``AutoencoderKL``, ``AutoencoderTiny``), and ``TinyAutoencoder`` of this module. ``LatentScale``
+normalises their latents.
 """
 
 from __future__ import annotations
@@ -40,10 +25,25 @@ from torch import nn
 from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
 
+# --- Scale of latents ------------------------------------------------------------------------------------------------
+#
+# Generators expect latents of about mean zero and variance one:
+#
+#     values = (patches(z) − mean) / std            z = unpatches(values · std + mean)
+#
+# Families store the two numbers under different names: a scaling and a shift factor (KL, FLUX), means and deviations
+# per channel (Wan, LTX), or the running statistics of a batch norm over 2 × 2 patches (FLUX.2).
+
 
 @dataclass(frozen=True)
 class LatentScale:
-    """mean and std ``[C, 1, 1]`` (or scalars) of latents whose ``patch`` × ``patch`` neighbours are one cell."""
+    """Mean and standard deviation of raw latents.
+
+    Attributes:
+        mean: ``[C, 1, 1]`` or a scalar.
+        std: ``[C, 1, 1]`` or a scalar.
+        patch: ``patch`` × ``patch`` neighbouring latents form one cell.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -51,7 +51,7 @@ class LatentScale:
 
     @classmethod
     def of(cls, autoencoder: Any) -> LatentScale:
-        """What the autoencoder says about its own latents; unscaled where it says nothing."""
+        """Return the scale that an autoencoder's configuration gives for its latents; unscaled if it gives none."""
         config = autoencoder.config
         factor = 1.0 / (config.get("scaling_factor") or 1.0)
         if hasattr(autoencoder, "bn"):
@@ -64,11 +64,14 @@ class LatentScale:
         return cls(torch.tensor(float(config.get("shift_factor") or 0.0)), torch.tensor(factor))
 
     def normalise(self, latents: torch.Tensor) -> torch.Tensor:
-        """``[T, C, h, w]`` raw to normal; with patches ``[T, C p², h / p, w / p]``."""
+        """Return the normalised values of raw latents ``[T, C, h, w]``.
+
+        The result is ``[T, C p², h / p, w / p]`` for patches of size p.
+        """
         return (F.pixel_unshuffle(latents, self.patch) - self.mean) / self.std
 
     def restore(self, values: torch.Tensor) -> torch.Tensor:
-        """Inverse of ``normalise``."""
+        """Return the raw latents of normalised values, the inverse of ``normalise``."""
         return F.pixel_shuffle(values * self.std + self.mean, self.patch)
 
 
@@ -76,14 +79,29 @@ def _column(values: Any) -> torch.Tensor:
     return torch.as_tensor(values).detach().float().reshape(-1, 1, 1)
 
 
+# --- A tiny autoencoder ----------------------------------------------------------------------------------------------
+#
+# TAESD-style autoencoders with weights as their author publishes them (``taef2_encoder.pth``, ``taef2_decoder.pth``):
+#
+#     encoder: conv, block, then three times (halve, three blocks), conv         decoder: the reverse
+#
+# They are small enough for a CPU (2 × 1.5 million weights). ``AutoencoderTiny`` of diffusers loads the older ones; the
+# FLUX.2 kind has a pooled branch in its coarsest blocks, which that class lacks. Architecture:
+# github.com/madebyollin/taesd (MIT).
+
 WIDTH = 64
+"""Channels of all hidden layers."""
 CLAMP = 3.0
-"""Latents beyond this are squashed before decoding."""
+"""Bound at which latents are compressed before decoding."""
 GROUPS = 4
+"""Groups of the group normalisation."""
 
 
 class Block(nn.Module):
-    """Three convolutions beside the input; ``pooled`` adds a wide 1 × 1 branch with group normalisation before."""
+    """A residual block of three convolutions.
+
+    ``pooled`` puts a wide 1 × 1 branch with group normalisation before it.
+    """
 
     def __init__(self, pooled: bool) -> None:
         super().__init__()
@@ -106,15 +124,17 @@ class Block(nn.Module):
 
 
 class Clamp(nn.Module):
-    """Soft limit of what the decoder reads."""
+    """A soft limit of the decoder's input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return CLAMP * torch.tanh(x / CLAMP)
 
 
 class TinyAutoencoder(nn.Module):
-    """Image autoencoder with the interface of diffusers': pixels ``[B, 3, H, W]`` in [−1, 1] to latents
-    ``[B, C, H / 8, W / 8]`` and back."""
+    """A small image autoencoder with the interface of those in diffusers.
+
+    It maps pixels ``[B, 3, H, W]`` in [−1, 1] to latents ``[B, C, H / 8, W / 8]`` and back.
+    """
 
     def __init__(self, channels: int, pooled: bool) -> None:
         super().__init__()
@@ -138,10 +158,10 @@ class TinyAutoencoder(nn.Module):
     def read(
         cls, encoder: Path, decoder: Path, device: Device | None = None, dtype: torch.dtype | None = None
     ) -> TinyAutoencoder:
-        """Load the two weight files, ``.pth`` or ``.safetensors``; what they hold tells the kind.
+        """Return the autoencoder of two weight files, ``.pth`` or ``.safetensors``; its kind is inferred from them.
 
         Raises:
-            BadInput: a file is missing or holds something else.
+            BadInput: if a file is missing or contains something else.
         """
         states = []
         for path in (encoder, decoder):
@@ -150,7 +170,7 @@ class TinyAutoencoder(nn.Module):
             safe = path.suffix == ".safetensors"
             states.append(load_file(str(path)) if safe else torch.load(path, map_location="cpu", weights_only=True))
         try:
-            last = states[0][max((key for key in states[0] if key.endswith(".weight")), key=_place)]
+            last = states[0][max((key for key in states[0] if key.endswith(".weight")), key=_layer_number)]
             model = cls(channels=len(last), pooled=any(".pool." in key for key in states[0]))
             model.encoder.load_state_dict(states[0])
             model.decoder.load_state_dict(states[1])
@@ -160,20 +180,20 @@ class TinyAutoencoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Type of the weights."""
         return next(self.parameters()).dtype
 
     def encode(self, pixels: torch.Tensor) -> SimpleNamespace:
-        """``.latents`` of pixels in [−1, 1]."""
+        """Return an object with the ``latents`` of pixels in [−1, 1]."""
         return SimpleNamespace(latents=self.encoder((pixels + 1) / 2))
 
     def decode(self, latents: torch.Tensor) -> SimpleNamespace:
-        """``.sample``, pixels in about [−1, 1]."""
+        """Return an object with the ``sample``, pixels in about [−1, 1]."""
         return SimpleNamespace(sample=2 * self.decoder(latents) - 1)
 
 
 class _Config(dict[str, Any]):
-    """Keys as attributes, as diffusers has them."""
+    """A dictionary with its keys as attributes, like the configurations of diffusers."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -182,8 +202,8 @@ class _Config(dict[str, Any]):
             raise AttributeError(name) from error
 
 
-def _conv(before: int, after: int) -> nn.Conv2d:
-    return nn.Conv2d(before, after, 3, padding=1)
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 def _halve() -> nn.Conv2d:
@@ -194,17 +214,26 @@ def _double() -> tuple[nn.Module, nn.Module]:
     return nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)
 
 
-def _place(key: str) -> int:
+def _layer_number(key: str) -> int:
     return int(key.split(".")[0])
 
 
+# --- The codec -------------------------------------------------------------------------------------------------------
+
 BATCH = 4
-"""Frames an image autoencoder sees at once."""
+"""Number of frames that an image autoencoder processes at once."""
 
 
 @dataclass(frozen=True)
 class VideoLatents:
-    """values ``[T', C, h, w]`` float32, about standard normal; how many frames of what height and width they are."""
+    """Latents of a video.
+
+    Attributes:
+        values: ``[T', C, h, w]`` float32, about standard normal.
+        frames: number of frames T of the video.
+        height: height of its frames in pixels.
+        width: width of its frames in pixels.
+    """
 
     values: torch.Tensor
     frames: int
@@ -213,7 +242,7 @@ class VideoLatents:
 
 
 class VaeCodec:
-    """Encode and decode with one autoencoder, frozen.
+    """Encodes and decodes video with one frozen autoencoder.
 
     ::
 
@@ -227,9 +256,9 @@ class VaeCodec:
         self.scale = LatentScale.of(autoencoder)
         self.video = _is_video(autoencoder)
         self.spatial = _spatial(autoencoder) * self.scale.patch
-        """Pixels per latent cell along height and width."""
+        """Pixels of a latent cell along height and width."""
         self.temporal = _temporal(autoencoder) if self.video else 1
-        """Frames per latent after the first, which stands for one frame alone."""
+        """Frames of each latent after the first, which represents a single frame."""
 
     @classmethod
     def from_pretrained(
@@ -239,10 +268,10 @@ class VaeCodec:
         device: Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> VaeCodec:
-        """With an autoencoder saved by diffusers, in a folder or on the Hugging Face hub.
+        """Return the codec of an autoencoder that diffusers saved, in a folder or on the Hugging Face hub.
 
         Raises:
-            BadInput: diffusers is not installed, or there is no autoencoder under that name.
+            BadInput: if diffusers is not installed, or there is no autoencoder of this name.
         """
         try:
             from diffusers import AutoModel
@@ -260,21 +289,24 @@ class VaeCodec:
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray) -> VideoLatents:
-        """Latents of frames ``[T, H, W, 3]`` uint8; the mean of the posterior, so the same frames give the same."""
+        """Return the latents of frames ``[T, H, W, 3]`` uint8.
+
+        They are the mean of the posterior, so encoding is deterministic.
+        """
         count, height, width = frames.shape[:3]
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         if self.video:
-            whole = self._padded(pixels)
-            late = -(len(whole) - 1) % self.temporal
-            whole = torch.cat([whole, whole[-1:].expand(late, -1, -1, -1)])
-            values = self._mean(whole.transpose(0, 1)[None])[0].transpose(0, 1)
+            clip = self._padded(pixels)
+            missing = -(len(clip) - 1) % self.temporal
+            clip = torch.cat([clip, clip[-1:].expand(missing, -1, -1, -1)])
+            values = self._mean(clip.transpose(0, 1)[None])[0].transpose(0, 1)
         else:
             values = torch.cat([self._mean(self._padded(part)) for part in pixels.split(BATCH)])
         return VideoLatents(self.scale.normalise(values.float().cpu()), count, height, width)
 
     @torch.no_grad()
     def decode(self, latents: VideoLatents) -> Iterator[np.ndarray]:
-        """Frames ``[H, W, 3]`` uint8 of latents, as many and as large as were encoded."""
+        """Yield the frames ``[H, W, 3]`` uint8 of latents, as many and as large as were encoded."""
         device = next(self.autoencoder.parameters()).device
         values = self.scale.restore(latents.values).to(device, self.autoencoder.dtype)
         parts = [values.transpose(0, 1)[None]] if self.video else values.split(BATCH)
@@ -282,12 +314,12 @@ class VaeCodec:
             pixels = self._decoded(part)
             if self.video:
                 pixels = pixels[0].transpose(0, 1)[: latents.frames]
-            shown = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-            for frame in shown[..., : latents.height, : latents.width]:
+            rounded = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+            for frame in rounded[..., : latents.height, : latents.width]:
                 yield np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
 
     def _padded(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Bytes ``[T, 3, H, W]`` to [−1, 1], sides filled up to whole cells by repeating the edge."""
+        """Return bytes ``[T, 3, H, W]`` in [−1, 1], padded to whole cells by repeating the edge."""
         down, right = (-side % self.spatial for side in pixels.shape[-2:])
         scaled = pixels.float() / 127.5 - 1
         return F.pad(scaled, (0, right, 0, down), mode="replicate").to(
@@ -300,18 +332,19 @@ class VaeCodec:
 
     def _decoded(self, values: torch.Tensor) -> torch.Tensor:
         if getattr(self.autoencoder.config, "timestep_conditioning", False):
-            # LTX decoders of the distilled kind can also denoise; at time zero they only decode.
+            # Distilled LTX decoders can also denoise; at time zero they only decode.
             return self.autoencoder.decode(values, values.new_zeros(len(values))).sample
         return self.autoencoder.decode(values).sample
 
 
 def _is_video(autoencoder: Any) -> bool:
-    """Whether it wants ``[B, C, T, H, W]``: its first convolution tells."""
+    """Return whether the autoencoder takes ``[B, C, T, H, W]``, inferred from its first convolution."""
     kernels = (m for m in autoencoder.encoder.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d))
     return isinstance(next(kernels), torch.nn.Conv3d)
 
 
 def _spatial(autoencoder: Any) -> int:
+    """Return the pixels of a raw latent along height and width."""
     config = autoencoder.config
     if "dim_mult" in config:
         return int(2 ** (len(config.dim_mult) - 1) * (config.get("patch_size") or 1))
@@ -322,6 +355,7 @@ def _spatial(autoencoder: Any) -> int:
 
 
 def _temporal(autoencoder: Any) -> int:
+    """Return the frames of a latent of a video autoencoder."""
     if "temperal_downsample" in autoencoder.config:
         return int(2 ** sum(autoencoder.config.temperal_downsample))
     return int(autoencoder.temporal_compression_ratio)

@@ -1,37 +1,7 @@
-"""Rewards of pictures over time: perceptual and temporal consistency, and sharpness.
+"""This module defines rewards of pictures over time: perceptual consistency, temporal consistency, and sharpness.
 
-Where mouth, eyes, face and background are in a picture, from its landmarks.
-
-How alike two pictures are, by name. All give 1 for equal pictures and less for others.
-
-ssim    structural similarity                      always there, fastest          (Wang 2004)
-face    cosine of a face network's feature maps    ships with the package
-lpips   1 − LPIPS                                  torchmetrics + torchvision     (Zhang, 1801.03924)
-clip, dino   cosine of image embeddings            transformers, a model folder or hub name
-
-Perceptual consistency: does the picture hold together, from frame to frame and with the photo it came from.
-
-    f = − ln(1.001 − similarity of neighbouring frames)      p = the same of frames to the portrait, face on face
-    perceptual = − ½ huber( (f − μ_f) / d_f ) − ½ huber( (p − μ_p) / d_p )
-
-Two-sided, against real motion: a torn or pulsating face is less alike from frame to frame than real ones are, a frozen
-or blurred one more. Without a portrait, the clip's median picture stands for it; without landmarks, frames are compared
-as they are.
-
-Temporal consistency: what optical flow cannot explain between two frames, relative to how much there is to see.
-
-    m = ln ( mean |later − warp(now, flow)| / mean |∇ later| )          temporal = − softplus( (m − μ) / d )
-
-μ and d are those of real motion; less than real motion leaves is hardly worth more, so stillness cannot win. It is
-relative to the picture's own gradients, because a blurred video would otherwise look steadier than a sharp one. All
-three colours count: pumping in colour at equal brightness is seen.
-
-Sharpness of mouth and eyes: the share of fine detail where people look.
-
-    s = ln ( mean |∇ I|² / mean |∇ (G ∗ I)|² )       sharpness = − softplus( −(s − s_photo − μ) / d ),  mean of regions
-
-The ratio of fine to coarse gradients does not depend on contrast or light. Compared with the portrait, as real motion
-drawn from a portrait compares; without a portrait, with real footage. Being sharper than that is hardly worth more.
+All three compare a measurement of the frames with its mean μ and standard deviation d over real footage. The parts, in
+order: regions of a picture, similarities of two pictures, and the three rewards.
 """
 
 from __future__ import annotations
@@ -55,15 +25,25 @@ from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.face import AT_ONCE, FaceNet, align, pair_indices, shrunk, structural_similarity
 from flowportrait.rewards.interface import Normal, Score, all_valid, noises, normals
 
+# --- Regions of a picture ---
+
 MOUTH = OUTER_UPPER + OUTER_LOWER
+"""Landmarks of the outer lips."""
 EYE_POINTS = [upper + lower for upper, lower, _ in EYES]
+"""Landmarks of the lids of each eye."""
 _MARGIN = 0.12
-"""Room around lips and lids, in outer-eye-corner distances."""
+"""Margin around lips and lids, in outer-eye-corner distances."""
 
 
 def masks(places: torch.Tensor, side: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Shares of every pixel ``[N, H, W]`` that belong to ``mouth``, ``eyes``, ``face`` (the rest of it) and
-    ``background``, for landmarks ``[N, 478, 2]`` px; each pixel belongs to one of them."""
+    """Return the masks ``[N, H, W]`` of mouth, eyes, the rest of the face, and background.
+
+    Every pixel belongs to one of them.
+
+    Args:
+        places: landmarks ``[N, 478, 2]`` in pixels.
+        side: height and width of the pictures.
+    """
     shape = (len(places), *side)
     mouth, eyes, face = (np.zeros(shape, np.uint8) for _ in range(3))
     for row, points in enumerate(places.numpy()):
@@ -80,23 +60,34 @@ def masks(places: torch.Tensor, side: tuple[int, int]) -> dict[str, torch.Tensor
 
 
 def mean_over(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean ``[N]`` of ``[N, H, W]`` where the mask is, NaN where it is nowhere."""
+    """Return the mean ``[N]`` of values ``[N, H, W]`` inside a mask, NaN if the mask is empty."""
     return (values * mask).sum((1, 2)) / mask.sum((1, 2))
 
 
 def _fill(canvas: np.ndarray, points: np.ndarray, margin: float) -> None:
+    """Fill the convex hull of points, which is widened by a margin."""
     middle = points.mean(0)
     reach = np.linalg.norm(points - middle, axis=1, keepdims=True)
     hull = cv2.convexHull((middle + (points - middle) * (1 + margin / np.maximum(reach, 1e-6))).astype(np.float32))
     cv2.fillConvexPoly(canvas, np.round(hull).astype(np.int32), 1)
 
 
+# --- Similarities of two pictures ---
+#
+# All of them are 1 for equal pictures and less for others.
+#
+#     ssim         structural similarity                      no further package, fastest    (Wang 2004)
+#     face         cosine of a face network's feature maps    ships with the package
+#     lpips        1 − LPIPS                                  torchmetrics and torchvision   (Zhang, 1801.03924)
+#     clip, dino   cosine of image embeddings                 transformers, and a folder or hub name of a model
+
 BackboneName = Literal["ssim", "face", "lpips", "clip", "dino"]
 HUB = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dinov2-small"}
+"""Default hub names of image models."""
 
 
 class Backbone(Protocol):
-    """Similarity ``[N]`` of RGB pictures ``[N, 3, H, W]`` in [0, 1]."""
+    """A function that returns the similarity ``[N]`` of RGB pictures ``[N, 3, H, W]`` in [0, 1]."""
 
     @property
     def name(self) -> str: ...
@@ -105,7 +96,7 @@ class Backbone(Protocol):
 
 
 class Structural:
-    """Box-window SSIM."""
+    """Structural similarity with box windows; see ``structural_similarity``."""
 
     name = "ssim"
 
@@ -114,21 +105,21 @@ class Structural:
 
 
 class FaceFeatures:
-    """Mean over three feature maps of the cosine at each place: like LPIPS, without weights learned for it."""
+    """The cosine at each position of three feature maps of a face network, averaged. LPIPS without learned weights."""
 
     name = "face"
 
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        net, found = FaceNet.load(), []
-        for some, others in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True):
-            maps = zip(net.features(some), net.features(others), strict=True)
-            found.append(torch.stack([F.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in maps]).mean(0))
-        return torch.cat(found).cpu()
+        net, similarities = FaceNet.load(), []
+        for first, second in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True):
+            maps = zip(net.features(first), net.features(second), strict=True)
+            similarities.append(torch.stack([F.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in maps]).mean(0))
+        return torch.cat(similarities).cpu()
 
 
 class Lpips:
-    """Learned perceptual similarity by torchmetrics."""
+    """Learned perceptual similarity (LPIPS) from torchmetrics."""
 
     name = "lpips"
 
@@ -149,7 +140,7 @@ class Lpips:
 
 
 class Embedding:
-    """Cosine of one image model's embeddings (CLIP's projected one, DINO's class token)."""
+    """The cosine of the embeddings of an image model: CLIP's projected embedding, or DINO's class token."""
 
     def __init__(self, name: str, model: str) -> None:
         self.name = name
@@ -161,16 +152,17 @@ class Embedding:
         return F.cosine_similarity(self._embed(a), self._embed(b), dim=-1).cpu()
 
     def _embed(self, pictures: torch.Tensor) -> torch.Tensor:
-        sized = F.interpolate(pictures, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 1)
-        normed = ((sized - self._mean) / self._std).to(device_of(self._net))
+        resized = F.interpolate(pictures, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 1)
+        normalized = ((resized - self._mean) / self._std).to(device_of(self._net))
         if hasattr(self._net, "get_image_features"):
-            found = self._net.get_image_features(pixel_values=normed)
-            return found if isinstance(found, torch.Tensor) else found.pooler_output
-        return self._net(pixel_values=normed).last_hidden_state[:, 0]
+            output = self._net.get_image_features(pixel_values=normalized)
+            return output if isinstance(output, torch.Tensor) else output.pooler_output
+        return self._net(pixel_values=normalized).last_hidden_state[:, 0]
 
 
 @lru_cache(maxsize=4)
 def _image_model(model: str) -> tuple[Any, int, torch.Tensor, torch.Tensor]:
+    """Return an image model, the side of its input in pixels, and the mean and deviation of its input."""
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -188,10 +180,10 @@ def _image_model(model: str) -> tuple[Any, int, torch.Tensor, torch.Tensor]:
 
 
 def backbone_named(name: str, model: str | None = None) -> Backbone:
-    """The backbone of that name; ``model`` overrides the hub name of clip and dino.
+    """Return the similarity of a name; ``model`` overrides the hub name of clip and dino.
 
     Raises:
-        BadInput: unknown, or it cannot be loaded here.
+        BadInput: the name is unknown, or the model cannot be loaded.
     """
     if name == "ssim":
         return Structural()
@@ -204,16 +196,27 @@ def backbone_named(name: str, model: str | None = None) -> Backbone:
     raise BadInput(f"No backbone named {name!r}: choose one of ssim, face, lpips, clip, dino.")
 
 
+# --- Perceptual consistency ---
+
 _EQUAL = 1e-3
-_MOST = -math.log(_EQUAL)
+_LOG_SCALE_MAX = -math.log(_EQUAL)
+"""Value of equal pictures on the logarithmic scale of similarity."""
 
 ALIGNED = 96
-"""Pixels of the aligned face; in a 128 px rendering the face has about as many."""
+"""Side in pixels of the aligned face, about that of the face in a 128 px rendering."""
 
 
 @dataclass(frozen=True)
 class Perceptual:
-    """Similarity under one backbone."""
+    """Rewards frames that are as similar to each other, and to the portrait, as those of real footage.
+
+        f = − ln(1.001 − similarity of neighbouring frames)      p = the same of aligned faces to the portrait
+        perceptual = − ½ huber( (f − μ_f) / d_f ) − ½ huber( (p − μ_p) / d_p )
+
+    It is two-sided: frames of a torn or pulsating face are less similar than real ones, those of a frozen or blurred
+    face more. Without a portrait the median picture of the clip replaces it. Without landmarks frames are compared
+    without alignment.
+    """
 
     real: Mapping[str, Normal] = field(default_factory=normals)
     backbone: Backbone = field(default_factory=Structural)
@@ -223,7 +226,7 @@ class Perceptual:
 
     @classmethod
     def load(cls, backbone: Backbone | None = None) -> Perceptual:
-        """With what real footage measures under this backbone."""
+        """Return the reward with a similarity (SSIM by default) and its shipped statistics."""
         backbone = backbone or Structural()
         return cls(backbone=backbone, noise=noises().get(f"perceptual/{backbone.name}", 0.0))
 
@@ -235,35 +238,35 @@ class Perceptual:
         return all_valid(-distance)
 
     def measure(self, batch: RewardBatch) -> dict[str, torch.Tensor]:
-        """f and p, ``[B]`` each, under the names they are kept by."""
+        """Return f and p ``[B]`` under the names of their statistics."""
         indices = pair_indices(batch.motion.shape[1])
         frames = batch.frames(indices)
-        neighbours = self._alike(frames[:, 0::2], frames[:, 1::2])
-        seen, kind = frames, "median"
+        neighbours = self._log_similarity(frames[:, 0::2], frames[:, 1::2])
+        compared, kind = frames, "median"
         if "places" in batch.has:
             faces = align(frames.flatten(0, 1), batch.places(indices).flatten(0, 1), ALIGNED)
-            seen = faces.unflatten(0, frames.shape[:2])
+            compared = faces.unflatten(0, frames.shape[:2])
             kind = "median" if batch.portraits is None else "portrait"
         if kind == "portrait":
-            model = _portraits(batch, frames.shape[-1])[:, None]
+            reference = _aligned_portraits(batch, frames.shape[-1])[:, None]
         else:
-            model = seen.median(1, keepdim=True).values
-        likeness = self._alike(seen, model.expand_as(seen))
-        own = f"perceptual/{self.backbone.name}"
-        return {f"{own}/frames": neighbours, f"{own}/{kind}": likeness}
+            reference = compared.median(1, keepdim=True).values
+        likeness = self._log_similarity(compared, reference.expand_as(compared))
+        prefix = f"perceptual/{self.backbone.name}"
+        return {f"{prefix}/frames": neighbours, f"{prefix}/{kind}": likeness}
 
-    def _alike(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        alike = self.backbone(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2]).mean(1)
-        # Similarities crowd under 1; on this scale real clips spread evenly and a frozen one stands out.
-        return -(1 + _EQUAL - alike).clamp_min(_EQUAL).log()
+    def _log_similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        similarity = self.backbone(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2]).mean(1)
+        # Similarities crowd just below 1. On this scale real clips spread evenly and a frozen one is an outlier.
+        return -(1 + _EQUAL - similarity).clamp_min(_EQUAL).log()
 
     def _normal(self, name: str) -> Normal:
-        # A backbone that was never measured on real footage counts as it is: the more alike the better.
-        return self.real.get(name, Normal(_MOST, 1.0))
+        # Without statistics of real footage for this similarity, more similar counts as better.
+        return self.real.get(name, Normal(_LOG_SCALE_MAX, 1.0))
 
 
-def _portraits(batch: RewardBatch, side: int) -> torch.Tensor:
-    """The aligned portrait of every row ``[B, 3, S, S]``; each person once."""
+def _aligned_portraits(batch: RewardBatch, side: int) -> torch.Tensor:
+    """Return the aligned portrait of every row ``[B, 3, S, S]``; each is aligned once."""
     assert batch.portraits is not None
     people = {id(portrait): portrait for portrait in batch.portraits}
     aligned = {}
@@ -273,12 +276,22 @@ def _portraits(batch: RewardBatch, side: int) -> torch.Tensor:
     return torch.stack([aligned[id(portrait)] for portrait in batch.portraits])
 
 
+# --- Temporal consistency ---
+
 _RESIDUAL_FLOOR, _GRADIENT_FLOOR = 5e-4, 2e-3
 
 
 @dataclass(frozen=True)
 class Temporal:
-    """Unexplained change over two frame pairs; with landmarks known, also by region."""
+    """Penalises changes between neighbouring frames that optical flow does not explain.
+
+        m = ln ( mean |later − warp(now, flow)| / mean |∇ later| )          temporal = − softplus( (m − μ) / d )
+
+    A residual smaller than that of real motion is hardly rewarded, so stillness does not win. The residual is divided
+    by the gradients of the picture, since a blurred video would otherwise look steadier than a sharp one. All three
+    colours count, so that flicker of colour at constant brightness is penalised. It uses two pairs of frames. With
+    landmarks it also has scores by region.
+    """
 
     real: Mapping[str, Normal] = field(default_factory=normals)
     flow: OpticalFlow = field(default_factory=Dis)
@@ -288,23 +301,24 @@ class Temporal:
 
     @classmethod
     def load(cls, flow: OpticalFlow | None = None) -> Temporal:
-        """With what real footage measures, by this flow."""
+        """Return the reward with an optical flow (DIS by default) and its shipped statistics."""
         flow = flow or Dis()
         return cls(flow=flow, noise=noises().get(f"temporal/{flow.name}", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
-        # A flow that was never measured on real footage is compared with what DIS leaves there.
-        usual = self.real[f"temporal/dis/{batch.domain}"]
-        real = self.real.get(f"temporal/{self.flow.name}/{batch.domain}", usual)
-        value, parts = self._measured(batch)
+        # A flow without statistics of real footage uses those of DIS.
+        default = self.real[f"temporal/dis/{batch.domain}"]
+        real = self.real.get(f"temporal/{self.flow.name}/{batch.domain}", default)
+        value, parts = self._measure(batch)
         regions = {name: -F.softplus(real.z(part)) for name, part in parts.items()}
         return all_valid(-F.softplus(real.z(value)))._replace(regions=regions or None)
 
     def measure(self, batch: RewardBatch) -> dict[str, torch.Tensor]:
-        """m ``[B]``, for ``measure_real``."""
-        return {f"temporal/{self.flow.name}": self._measured(batch)[0]}
+        """Return m ``[B]`` under the name of its statistics."""
+        return {f"temporal/{self.flow.name}": self._measure(batch)[0]}
 
-    def _measured(self, batch: RewardBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _measure(self, batch: RewardBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return m ``[B]`` of the whole picture, and by region."""
         indices = pair_indices(batch.motion.shape[1])
         frames = batch.frames(indices)
         now, later = frames[:, 0::2].flatten(0, 1), frames[:, 1::2].flatten(0, 1)
@@ -312,46 +326,64 @@ class Temporal:
         gradient = _gradient(later)
         pairs = frames.shape[1] // 2
 
-        def ratio(left: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-            shares = (left + _RESIDUAL_FLOOR).log() - (seen + _GRADIENT_FLOOR).log()
-            return shares.unflatten(0, (-1, pairs)).mean(1)
+        def log_ratio(residual_mean: torch.Tensor, gradient_mean: torch.Tensor) -> torch.Tensor:
+            ratios = (residual_mean + _RESIDUAL_FLOOR).log() - (gradient_mean + _GRADIENT_FLOOR).log()
+            return ratios.unflatten(0, (-1, pairs)).mean(1)
 
-        value = ratio(residual.mean((1, 2)), gradient.mean((1, 2)))
+        value = log_ratio(residual.mean((1, 2)), gradient.mean((1, 2)))
         if "places" not in batch.has:
             return value, {}
-        where = masks(batch.places(indices)[:, 1::2].flatten(0, 1), (residual.shape[1], residual.shape[2]))
-        parts = {name: ratio(mean_over(residual, mask), mean_over(gradient, mask)) for name, mask in where.items()}
+        regions = masks(batch.places(indices)[:, 1::2].flatten(0, 1), (residual.shape[1], residual.shape[2]))
+        parts = {
+            name: log_ratio(mean_over(residual, mask), mean_over(gradient, mask)) for name, mask in regions.items()
+        }
         return value, parts
 
 
 def unexplained(now: torch.Tensor, later: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
-    """|later − now carried along the flow| ``[N, H, W]``, mean over the colours of RGB frames ``[N, 3, H, W]``."""
+    """Return |later − warp(now, flow)| ``[N, H, W]``, averaged over colours.
+
+    Args:
+        now: RGB frames ``[N, 3, H, W]``.
+        later: the frames that follow them.
+        flow: ``[N, H, W, 2]``, the position in ``now`` of every pixel of ``later``, relative to the pixel.
+    """
     height, width = now.shape[-2:]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     result = np.empty((len(now), height, width), np.float32)
-    for row, (before, after, moved) in enumerate(zip(now.numpy(), later.numpy(), flow, strict=True)):
+    for row, (before, after, offset) in enumerate(zip(now.numpy(), later.numpy(), flow, strict=True)):
         picture = np.ascontiguousarray(before.transpose(1, 2, 0))
-        carried = cv2.remap(picture, x + moved[..., 0], y + moved[..., 1], cv2.INTER_LINEAR,
-                            borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
-        result[row] = np.abs(carried.transpose(2, 0, 1) - after).mean(0)
+        warped = cv2.remap(picture, x + offset[..., 0], y + offset[..., 1], cv2.INTER_LINEAR,
+                           borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
+        result[row] = np.abs(warped.transpose(2, 0, 1) - after).mean(0)
     return torch.from_numpy(result)
 
 
 def _gradient(frames: torch.Tensor) -> torch.Tensor:
-    """|∂x| + |∂y| of the mean colour ``[N, H, W]``."""
+    """Return |∂x| + |∂y| of the mean colour ``[N, H, W]``."""
     grey = frames.mean(1)
     across = F.pad(grey.diff(dim=2).abs(), (0, 1))
     return across + F.pad(grey.diff(dim=1).abs(), (0, 0, 0, 1))
 
 
+# --- Sharpness ---
+
 WHERE = ("mouth", "eyes")
+"""Regions of which the sharpness is measured."""
 _BLUR = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 _FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Detail of mouth and eyes in four frames."""
+    """Rewards fine detail of mouth and eyes, as much as real motion rendered from the portrait has.
+
+        s = ln ( mean |∇ I|² / mean |∇ (G ∗ I)|² )
+        sharpness = mean over regions of − softplus( −(s − s_photo − μ) / d )
+
+    G is a small Gaussian blur. The ratio of fine to coarse gradients does not depend on contrast or light. Without a
+    portrait s is compared with real footage. More sharpness than real is hardly rewarded. It uses four frames.
+    """
 
     real: Mapping[str, Normal] = field(default_factory=normals)
     noise: float = 0.0
@@ -360,7 +392,7 @@ class Sharpness:
 
     @classmethod
     def load(cls) -> Sharpness:
-        """With what real footage measures."""
+        """Return the reward with its shipped statistics."""
         return cls(noise=noises().get("sharpness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
@@ -369,38 +401,39 @@ class Sharpness:
         return all_valid(torch.stack(list(regions.values())).mean(0))._replace(regions=regions)
 
     def measure(self, batch: RewardBatch) -> dict[str, torch.Tensor]:
-        """s, or s − s_photo, ``[B]`` by region."""
+        """Return s − s_photo ``[B]``, or s without portraits, of every region under the name of its statistics."""
         indices = pair_indices(batch.motion.shape[1])
         frames = batch.frames(indices)
-        found = detail(frames.flatten(0, 1), batch.places(indices).flatten(0, 1))
-        clips = {name: value.unflatten(0, frames.shape[:2]).mean(1) for name, value in found.items()}
+        by_frame = detail(frames.flatten(0, 1), batch.places(indices).flatten(0, 1))
+        clips = {name: value.unflatten(0, frames.shape[:2]).mean(1) for name, value in by_frame.items()}
         if batch.portraits is None:
             return {f"sharpness/{name}/alone": value for name, value in clips.items()}
         people = {id(portrait): portrait for portrait in batch.portraits}
         photos = {key: shrunk(portrait, frames.shape[-1]) for key, portrait in people.items()}
-        own = {key: detail(picture[None], points[None]) for key, (picture, points) in photos.items()}
+        photo = {key: detail(picture[None], points[None]) for key, (picture, points) in photos.items()}
         return {
-            f"sharpness/{name}/photo": value - torch.cat([own[id(portrait)][name] for portrait in batch.portraits])
+            f"sharpness/{name}/photo": value - torch.cat([photo[id(portrait)][name] for portrait in batch.portraits])
             for name, value in clips.items()
         }
 
 
 def detail(frames: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
-    """s ``[N]`` of mouth and eyes in frames ``[N, 3, H, W]`` with landmarks ``[N, 478, 2]`` px."""
+    """Return s ``[N]`` of mouth and eyes in frames ``[N, 3, H, W]`` with landmarks ``[N, 478, 2]`` in pixels."""
     grey = frames.mean(1)
-    where = masks(places, (grey.shape[1], grey.shape[2]))
-    fine, coarse = _power(grey), _power(_blurred(grey))
+    regions = masks(places, (grey.shape[1], grey.shape[2]))
+    fine, coarse = _gradient_power(grey), _gradient_power(_blur(grey))
     return {
-        name: (mean_over(fine, where[name]) + _FLOOR).log() - (mean_over(coarse, where[name]) + _FLOOR).log()
+        name: (mean_over(fine, regions[name]) + _FLOOR).log() - (mean_over(coarse, regions[name]) + _FLOOR).log()
         for name in WHERE
     }
 
 
-def _power(grey: torch.Tensor) -> torch.Tensor:
+def _gradient_power(grey: torch.Tensor) -> torch.Tensor:
+    """Return |∂x|² + |∂y|² ``[N, H, W]``."""
     across, down = grey.diff(dim=2).square(), grey.diff(dim=1).square()
     return F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1))
 
 
-def _blurred(grey: torch.Tensor) -> torch.Tensor:
+def _blur(grey: torch.Tensor) -> torch.Tensor:
     padded = F.pad(grey[:, None], (2, 2, 2, 2), mode="replicate")
     return F.conv2d(F.conv2d(padded, _BLUR.view(1, 1, 1, 5)), _BLUR.view(1, 1, 5, 1))[:, 0]

@@ -1,34 +1,20 @@
-"""What a reward says, what it declares about itself, and how its answer is checked and normalised.
+"""This module defines the interface of rewards, and asks rewards for checked scores.
 
-What a reward says, and what it declares about itself.
-
-Rewards stay separate until credit: each gives one number per sample, with a mask of where it could be measured at
-all. A scorer that cannot measure a sample says so, and why; it never makes a number up.
+Rewards stay separate until credit is assigned. Each gives one number per sample and a mask of the samples that it could
+measure, with the reason for the others:
 
     def brightness(batch: RewardBatch) -> torch.Tensor:      # a plain function is a reward
         return batch.frames((0,)).mean((1, 2, 3, 4))         # [B], or [B, C] for C equal parts of every clip
 
-    class Brightness:                                        # one that declares what it needs, and what is invalid
+    class Brightness:                                        # a class also declares what it needs
         name = "brightness"
         needs = frozenset({"frames"})
 
         def __call__(self, batch: RewardBatch) -> Score:
             return all_valid(batch.frames((0,)).mean((1, 2, 3, 4)))
 
-What real footage measures, and how well a measurement repeats: the constants behind the rewards.
-
-    z = (measured − mean of real speakers) / their standard deviation
-
-Kept beside the experts' weights, made by ``tools.measure_reward_constants`` on training speakers. Two domains,
-because a drawn portrait is cleaner than a compressed broadcast: ``drawn`` by the small rendering of post-training, and
-``filmed``.
-
-Ask a reward for its scores and take only an answer that holds.
-
-    needs met? ─► ask ─► unavailable rows: wait, ask again, at most ``retries`` times ─► last word
-                  └────► wrong shape, not finite, out of range: invalid, with the reason
-
-What a reward could not measure is NaN and not valid. A mistake in a reward's own code is raised, not hidden.
+The parts, in order: scores and rewards, functions and classes as rewards, statistics of real footage, and checked
+scoring (``score``).
 """
 
 from __future__ import annotations
@@ -54,16 +40,22 @@ __all__ = [
     "as_reward", "measured", "per_row", "traits",
 ]  # fmt: skip
 
+# --- Scores and rewards ---
+
 REGIONS = ("mouth", "face", "background")
-"""Parts of a picture that a reward may score by themselves; ``face`` is without the mouth."""
+"""Parts of a picture that a reward may score separately. ``face`` is without the mouth."""
 
 
 class Score(NamedTuple):
-    """One reward's opinion of a batch.
+    """The scores that one reward gives to a batch of B samples of T frames.
 
-    value ``[B]``, higher is better; valid ``[B]`` bool; dense ``[B, T]`` per frame where the reward knows which moment
-    earned what; regions: ``[B]`` or ``[B, T]`` per region of ``REGIONS`` likewise; failures: why a row is invalid, one
-    entry per row or none at all; noise: standard deviation of the value's own measurement error (0: exact).
+    Attributes:
+        value: ``[B]``, higher is better.
+        valid: ``[B]`` bool.
+        dense: scores per frame ``[B, T]``, if the reward has them.
+        regions: scores per region of ``REGIONS``, ``[B]`` or ``[B, T]``, if the reward has them.
+        failures: why a row is invalid, one entry per row, or empty.
+        noise: standard deviation of the measurement error of the values; 0 if they are exact.
     """
 
     value: torch.Tensor
@@ -75,21 +67,22 @@ class Score(NamedTuple):
 
     @property
     def reasons(self) -> dict[int, Failure]:
-        """Row → why it is invalid, for the rows that say so."""
+        """Return row → why it is invalid, for the rows with a reason."""
         return {row: failure for row, failure in enumerate(self.failures) if failure is not None}
 
 
 class Reward(Protocol):
-    """A scorer. Beyond these it may declare ``scope``, ``range``, ``noise`` and ``retries``: see ``Traits``."""
+    """A function that scores batches. It may also have ``scope``, ``range``, ``noise`` and ``retries``: see
+    ``Traits``."""
 
     @property
     def name(self) -> str:
-        """What it is logged and weighted as."""
+        """Return the name under which the reward is logged and weighted."""
         ...
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads of a batch: a set of ``Need``."""
+        """Return what the reward reads of a batch, a set of ``Need``."""
         ...
 
     def __call__(self, batch: RewardBatch) -> Score:
@@ -99,20 +92,20 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a reward declares, with the defaults of one that declares nothing."""
+    """Optional properties of a reward, with their defaults."""
 
     scope: Literal["sample", "group"] = "sample"
-    """``group``: a sample's score depends on its siblings; the batch must say who they are."""
+    """``group`` means that a sample's score depends on the other samples of its group, so the batch needs group ids."""
     range: tuple[float, float] = (-math.inf, math.inf)
-    """Values outside are malformed."""
+    """Scores outside are invalid."""
     noise: float = 0.0
-    """Standard deviation of the score when a clip is shown again with another crop, encoding or seed."""
+    """Standard deviation of the score of the same clip with another crop, encoding or seed."""
     retries: int = 0
-    """How often a scorer that was ``unavailable`` is asked again."""
+    """How often a reward is asked again about samples for which it was ``unavailable``."""
 
 
 def traits(reward: Reward) -> Traits:
-    """What ``reward`` declares."""
+    """Return the optional properties of a reward."""
     default = Traits()
     return Traits(
         scope=getattr(reward, "scope", default.scope),
@@ -122,13 +115,15 @@ def traits(reward: Reward) -> Traits:
     )
 
 
+# --- Functions and classes as rewards ---
+
 RewardFunction = Callable[[RewardBatch], "torch.Tensor | Score"]
-"""A plain function as a reward: per sample ``[B]``, or per sample and part of the clip ``[B, C]``; higher is better."""
+"""A function that returns one score per sample ``[B]``, or per sample and part of the clip ``[B, C]``."""
 
 
 @dataclass(frozen=True)
 class CallableReward:
-    """A function, or a reward under another name, as a ``Reward``."""
+    """A reward made of a function, or of a reward under another name."""
 
     function: RewardFunction
     name: str
@@ -139,15 +134,15 @@ class CallableReward:
     retries: int = Traits.retries
 
     def __call__(self, batch: RewardBatch) -> Score:
-        """The function's scores; values that are not finite are invalid.
+        """Return the function's scores. Values that are not finite are invalid.
 
         Raises:
-            ValueError: it returns something of another shape.
+            ValueError: the function returns something of another shape.
         """
-        found = self.function(batch)
-        if isinstance(found, Score):
-            return found
-        value = torch.as_tensor(found).detach().float().cpu()
+        result = self.function(batch)
+        if isinstance(result, Score):
+            return result
+        value = torch.as_tensor(result).detach().float().cpu()
         if value.shape == (len(batch),):
             return all_valid(value)
         if value.ndim != 2 or len(value) != len(batch) or not value.shape[1]:
@@ -160,15 +155,15 @@ class CallableReward:
 
 
 def as_reward(found: Any, name: str | None = None) -> Reward:
-    """Whatever may stand for a reward as a ``Reward``.
+    """Return a reward, a class of rewards or a plain function as a ``Reward``.
 
     Args:
-        found: a reward; a class whose instances are rewards and need no arguments; or a plain function of a
-            ``RewardBatch``. A function is taken to need ``motion``, unless it has an attribute ``needs``.
-        name: what it is called; without it, what it calls itself.
+        found: a reward; a class of rewards that needs no arguments; or a plain function of a ``RewardBatch``. A
+            function needs ``motion``, unless it has an attribute ``needs``.
+        name: name of the reward. By default it is the object's own name.
 
     Raises:
-        BadInput: it cannot be called.
+        BadInput: the object cannot be called.
     """
     if isinstance(found, type):
         try:
@@ -179,102 +174,128 @@ def as_reward(found: Any, name: str | None = None) -> Reward:
             ) from error
     if not callable(found):
         raise BadInput(f"{found!r} is no reward: give a name, a function of a RewardBatch, a reward, or its class.")
-    own = getattr(found, "name", None) or getattr(found, "__name__", type(found).__name__).strip("<>")
-    if hasattr(found, "name") and hasattr(found, "needs") and name in (None, own):
+    own_name = getattr(found, "name", None) or getattr(found, "__name__", type(found).__name__).strip("<>")
+    if hasattr(found, "name") and hasattr(found, "needs") and name in (None, own_name):
         reward: Reward = found
         return reward
     declared = traits(found)
     return CallableReward(
-        found, name or own, frozenset(getattr(found, "needs", CallableReward.needs)), declared.scope, declared.range,
-        declared.noise, declared.retries,
+        found, name or own_name, frozenset(getattr(found, "needs", CallableReward.needs)), declared.scope,
+        declared.range, declared.noise, declared.retries,
     )  # fmt: skip
 
 
 def all_valid(value: torch.Tensor, dense: torch.Tensor | None = None) -> Score:
-    """A score that is valid wherever it is finite."""
+    """Return a score that is valid wherever it is finite."""
     return Score(value, torch.isfinite(value), dense)
 
 
 def measured(value: torch.Tensor, failures: Mapping[int, Failure], dense: torch.Tensor | None = None) -> Score:
-    """A score that is valid except in the rows of ``failures``."""
+    """Return a score that is valid where it is finite, except in the rows of ``failures``."""
     valid = torch.isfinite(value)
     valid[list(failures)] = False
     return Score(value, valid, dense, failures=per_row(failures, len(value)))
 
 
 def per_row(failures: Mapping[int, Failure], rows: int) -> tuple[Failure | None, ...]:
-    """Failures by row as ``Score`` keeps them."""
+    """Return one entry per row, as in ``Score.failures``."""
     return tuple(failures.get(row) for row in range(rows))
 
 
+# --- Statistics of real footage ---
+#
+#     z = (measurement − mean of real speakers) / their standard deviation
+#
+# The statistics are stored beside the experts' weights. ``tools.measure_reward_constants`` computes them from training
+# speakers in two domains, since a rendered portrait is cleaner than compressed video: ``drawn`` with the small
+# rendering of post-training, and ``filmed``.
+
 FOLDER = Path(str(files("flowportrait") / "weights" / "reward"))
+"""Folder of the statistics and weights of rewards."""
 
 
 class Normal(NamedTuple):
-    """Mean and standard deviation of one measurement over real clips."""
+    """The mean and standard deviation of one measurement over real clips."""
 
     mean: float
     std: float
 
     def z(self, value: torch.Tensor) -> torch.Tensor:
-        """Deviations from what is usual."""
+        """Return the standardised value."""
         return (value - self.mean) / self.std
 
 
 @lru_cache(maxsize=1)
 def normals() -> dict[str, Normal]:
-    """Every measurement by ``name/domain``."""
+    """Return the statistics of every measurement by ``name/domain``."""
     found = json.loads((FOLDER / "real.json").read_text(encoding="utf-8"))
     return {name: Normal(*values) for name, values in found.items()}
 
 
 @lru_cache(maxsize=1)
 def noises() -> dict[str, float]:
-    """Standard deviation of each reward when the same clip is filmed, encoded and tracked again."""
+    """Return the standard deviation of each reward when the same clip is filmed, encoded and tracked again."""
     return json.loads((FOLDER / "noise.json").read_text(encoding="utf-8"))
 
 
+# --- Checked scoring ---
+#
+#     needs met? ─► ask ─► rows that are unavailable: wait and ask again, at most ``retries`` times ─► result
+#                   └────► wrong shape, not finite, out of range: invalid, with the reason
+#
+# A score that could not be measured is NaN and not valid. Errors in the code of a reward are raised, not hidden.
+
 _LOG = logging.getLogger(__name__)
-_SLACK = 1e-4
+_RANGE_TOLERANCE = 1e-4
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
-"""Seconds between tries; doubled each time."""
+"""Seconds before the first retry, and at most. The wait doubles with every retry."""
 
 _PICTURE_NEEDS = frozenset({"motion", "frames", "places", "policy"})
+"""Needs that cannot be met in rows without a tracked face."""
 
 
 class Unavailable(Exception):
-    """Raised by a scorer that could not answer now (a server down, a time-out) but may later."""
+    """Raised by a reward that cannot answer now (a server is down, a time-out) but may answer later."""
 
 
 def score(reward: Reward, batch: RewardBatch, sleep: Callable[[float], None] = time.sleep) -> Score:
-    """Scores of a batch, checked.
+    """Return the checked scores of a batch.
+
+    Args:
+        reward: the reward to ask.
+        batch: the samples.
+        sleep: waits some seconds between retries.
 
     Raises:
-        BadInput: the batch lacks something the reward needs.
-        ValueError: the reward broke the interface (a score of another length).
+        BadInput: the batch does not have something that the reward needs.
+        ValueError: the reward broke the interface, such as by scores of another length.
     """
-    own = traits(reward)
-    check_needs(reward, own, batch)
-    found = _ask(reward, batch)
+    declared = traits(reward)
+    check_needs(reward, declared, batch)
+    result = _ask(reward, batch)
     wait = FIRST_WAIT
-    for tried in range(own.retries):
-        rows = [row for row, failure in found.reasons.items() if failure.kind == "unavailable"]
+    for tried in range(declared.retries):
+        rows = [row for row, failure in result.reasons.items() if failure.kind == "unavailable"]
         if not rows:
             break
         _LOG.info("%s: %d of %d unavailable after %d tries, waiting %.1f s", reward.name, len(rows), len(batch),
                   tried + 1, wait)  # fmt: skip
         sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)
-        # Siblings are judged together: a group-scope reward is asked about whole groups again.
-        if own.scope == "group":
+        # A reward that compares samples is asked again about whole groups.
+        if declared.scope == "group":
             assert batch.group is not None
             rows = torch.isin(batch.group, batch.group[rows]).nonzero()[:, 0].tolist()
-        found = _replace(found, _ask(reward, batch.select(torch.tensor(rows))), rows)
-    return _checked(_last_word(found, reward.name, own.retries), reward, own, batch)
+        result = _replace_rows(result, _ask(reward, batch.select(torch.tensor(rows))), rows)
+    return _check_score(_give_up(result, reward.name, declared.retries), reward, declared, batch)
 
 
 def check_needs(reward: Reward, own: Traits, batch: RewardBatch) -> None:
-    """Raises ``BadInput`` if the batch cannot show what the reward wants to see."""
+    """Check that the batch has everything that the reward needs.
+
+    Raises:
+        BadInput: it does not.
+    """
     needs = reward.needs | ({"group"} if own.scope == "group" else frozenset())
     missing = sorted(needs - batch.has)
     if missing:
@@ -286,6 +307,7 @@ def check_needs(reward: Reward, own: Traits, batch: RewardBatch) -> None:
 
 
 def _ask(reward: Reward, batch: RewardBatch) -> Score:
+    """Return the reward's scores, with all rows ``unavailable`` if it cannot answer."""
     try:
         return reward(batch)
     except (Unavailable, ConnectionError, TimeoutError) as error:
@@ -294,7 +316,8 @@ def _ask(reward: Reward, batch: RewardBatch) -> Score:
         return measured(torch.full((len(batch),), torch.nan), failures)
 
 
-def _replace(before: Score, again: Score, rows: list[int]) -> Score:
+def _replace_rows(before: Score, again: Score, rows: list[int]) -> Score:
+    """Return the score ``before`` with the rows ``rows`` replaced by those of ``again``."""
     value, valid = before.value.clone(), before.valid.clone()
     value[rows], valid[rows] = again.value.to(value.dtype), again.valid
     failures = {row: failure for row, failure in before.reasons.items() if row not in rows}
@@ -303,7 +326,7 @@ def _replace(before: Score, again: Score, rows: list[int]) -> Score:
     if again.dense is not None:
         dense = torch.zeros(len(value), again.dense.shape[1]) if dense is None else dense.clone()
         dense[rows] = again.dense
-    # Maps by region exist only if every sample has one.
+    # Scores by region exist only if all samples have them.
     regions = {
         name: part.clone().index_copy_(0, torch.tensor(rows), again.regions[name])
         for name, part in (before.regions or {}).items()
@@ -312,32 +335,35 @@ def _replace(before: Score, again: Score, rows: list[int]) -> Score:
     return Score(value, valid, dense, regions or None, per_row(failures, len(value)))
 
 
-def _last_word(found: Score, name: str, retries: int) -> Score:
-    lost = {row: failure for row, failure in found.reasons.items() if failure.kind == "unavailable"}
-    if not lost:
-        return found
+def _give_up(result: Score, name: str, retries: int) -> Score:
+    """Log the rows that are still unavailable and add the number of tries to their reasons."""
+    unavailable = {row: failure for row, failure in result.reasons.items() if failure.kind == "unavailable"}
+    if not unavailable:
+        return result
     tries = f"after {retries + 1} tries" if retries else "at the only try"
-    last = next(iter(lost.values())).detail
-    _LOG.warning("%s gave up on %d of %d samples %s: %s", name, len(lost), len(found.value), tries, last)
-    worded = {row: Failure("unavailable", f"gave up {tries}: {failure.detail}") for row, failure in lost.items()}
-    return found._replace(failures=per_row(found.reasons | worded, len(found.value)))
+    detail = next(iter(unavailable.values())).detail
+    _LOG.warning("%s gave up on %d of %d samples %s: %s", name, len(unavailable), len(result.value), tries, detail)
+    final = {row: Failure("unavailable", f"gave up {tries}: {failure.detail}") for row, failure in unavailable.items()}
+    return result._replace(failures=per_row(result.reasons | final, len(result.value)))
 
 
-def _checked(found: Score, reward: Reward, own: Traits, batch: RewardBatch) -> Score:
-    value, valid = found.value.detach().float().cpu().clone(), found.valid.cpu().clone()
+def _check_score(result: Score, reward: Reward, declared: Traits, batch: RewardBatch) -> Score:
+    """Return the score with invalid values marked, or raise ValueError if its shape is wrong."""
+    value, valid = result.value.detach().float().cpu().clone(), result.valid.cpu().clone()
     if value.shape != (len(batch),) or valid.shape != (len(batch),):
         raise ValueError(f"{reward.name}: {tuple(value.shape)} scores for {len(batch)} samples")
-    if found.dense is not None and found.dense.shape != batch.motion.shape[:2]:
-        raise ValueError(f"{reward.name}: dense scores {tuple(found.dense.shape)}, not {tuple(batch.motion.shape[:2])}")
-    failures = found.reasons
+    if result.dense is not None and result.dense.shape != batch.motion.shape[:2]:
+        shape = tuple(batch.motion.shape[:2])
+        raise ValueError(f"{reward.name}: dense scores {tuple(result.dense.shape)}, not {shape}")
+    failures = result.reasons
     if reward.needs & _PICTURE_NEEDS:
         failures |= batch.unseen
-    low, high = own.range
+    low, high = declared.range
     for row, number in enumerate(value.tolist()):
         if not math.isfinite(number):
             failures.setdefault(row, Failure("not_finite", f"{reward.name} gave {number}"))
-        elif valid[row] and not low - _SLACK <= number <= high + _SLACK:
+        elif valid[row] and not low - _RANGE_TOLERANCE <= number <= high + _RANGE_TOLERANCE:
             failures[row] = Failure("malformed", f"{reward.name} gave {number:.4g}, outside [{low:g}, {high:g}]")
     valid[list(failures)] = False
     value[~valid] = torch.nan
-    return Score(value, valid, found.dense, found.regions, per_row(failures, len(value)), own.noise)
+    return Score(value, valid, result.dense, result.regions, per_row(failures, len(value)), declared.noise)

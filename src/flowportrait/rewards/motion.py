@@ -1,45 +1,12 @@
-"""Rewards of motion: expressiveness, smoothness, blinks, glances, head, silent lips, likeness of a crowd.
+"""This module defines rewards of motion coefficients, without pictures.
 
-Expressiveness and smoothness, measured on motion against the statistics of real footage.
+    expressiveness    amplitude and speed of every part of the face like those of real speakers
+    smoothness        little motion above 6 Hz (also ``Tremor``, for parts of the face)
+    eyes, head        blinks, gaze and head motion like those of real speakers
+    silent lips       a closed mouth while nobody speaks
+    crowd             a distribution of motion over the whole batch like that of real speakers
 
-For each action group (lips, brows, lids and gaze, head) a clip has a log amplitude and a log speed. Real clips of
-the same length have a mean μ and deviation d of both. Expressiveness is the mean log-likelihood kernel
-
-    expressiveness = − mean_j  huber( (y_j − μ_j) / d_j )
-
-so a dead face and a grimacing one both lose; longer samples are judged by overlapping windows of that length,
-statistics averaged first. Smoothness compares the share of motion energy above 6 Hz:
-
-    smoothness = − softplus( (ln h − μ_h) / d_h ) − relu( (μ_a − d_a − ln lip amplitude) / d_a )
-
-the last term being a guard: lips that move less than five in six real clips' lose more than stillness earns.
-
-Blinks, glances and head motion: what a living face does besides speaking.
-
-    eyes = − ½ mean_{lids, gaze} huber(z of log amplitude) − ½ [ ln P(mode) − ln P(k) ],   P = Poisson(λ T)
-    head = − ½ mean_{amplitude, speed} huber(z)            − relu( mean distance from rest − what is usual )
-
-k blinks in T seconds; the count is left out in clips under two seconds, which real people often pass without one. z
-compares with real speakers (``liveliness.RealMotion``): a stare loses as much as a flutter, a stiff neck as much as a
-lolling head.
-
-Silent lips: while nobody speaks, the mouth is shut.
-
-    dense[t] = − mean lip gap at t, in outer-eye-corner distances      silent lip = mean over the silent frames
-
-Silence is found in the log-mel: runs of frames 30 dB under the clip's loud level. A clip without any has no score.
-
-Is the crowd of performances like real people? Each is paid for what it adds to the likeness of all.
-
-    crowd(y) = mean over statistics of [ E|y − Y| − E|y − X| ] / E|X − X'|        Y: this batch,  X: real windows
-
-That is the witness of the energy distance between made and real (Székely & Rizzo 2013): following it moves all of Y's
-distribution towards X's. A reward per clip, the likelihood of y say, is greatest for the usual clip, so it pulls every
-clip there: since half of all seconds pass without a blink, nobody blinks. Here the second blinker of a batch is
-welcome while the batch blinks too little, and not after.
-
-Statistics, of windows of 28 frames: log amplitude and log pace (change over 160 ms) of every action group; for lips,
-lids and gaze the share of motion above 6 Hz. Tracked brows and heads tremble more than real ones: theirs is no model.
+All but the silent lips compare with statistics of real speakers, which are described first.
 """
 
 from __future__ import annotations
@@ -73,16 +40,30 @@ from flowportrait.rendering.motion_basis import (
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import FOLDER, Failure, Score, all_valid, measured, noises
 
+# --- Statistics of real motion ---
+
 CUTOFF_HZ = 6.0
+"""Frequency above which motion counts as flutter."""
 GROUPS: dict[str, slice] = {
     "lips": LOWER, "brows": BROWS, "blink": BLINK, "gaze": GAZE, "head": HEAD,
 }  # fmt: skip
+"""Action groups: parts of the face and their motion coefficients."""
 _LIP_GROUP = 0
+
+Statistic = Callable[[torch.Tensor], torch.Tensor]
+"""A statistic ``[B, 5]`` of motion ``[B, T, 30]``, one value per action group."""
 
 
 @dataclass(frozen=True)
 class RealMotion:
-    """Mean and deviation over real clips of the statistics below; one entry per action group."""
+    """Mean and standard deviation over real clips of three statistics, one entry per action group.
+
+    Attributes:
+        frames: length of the clips.
+        amplitude_mean, amplitude_std: of ``log_amplitude``.
+        speed_mean, speed_std: of ``log_speed``.
+        flutter_mean, flutter_std: of ``log_flutter``.
+    """
 
     frames: int
     amplitude_mean: list[float]
@@ -95,44 +76,49 @@ class RealMotion:
     @classmethod
     @lru_cache(maxsize=1)
     def load(cls) -> RealMotion:
-        """The statistics that ship with the package."""
+        """Return the statistics that ship with the package."""
         text = (files("flowportrait") / "weights" / "basis" / "real_motion.json").read_text(encoding="utf-8")
         return cls(**json.loads(text))
 
     @classmethod
     def measure(cls, windows: torch.Tensor) -> RealMotion:
-        """From real motion ``[B, T, 30]``."""
+        """Compute the statistics of real motion ``[B, T, 30]``."""
         values: dict[str, list[float]] = {}
-        for name, of in (("amplitude", log_amplitude), ("speed", log_speed), ("flutter", log_flutter)):
-            stats = of(windows)
+        for name, statistic in (("amplitude", log_amplitude), ("speed", log_speed), ("flutter", log_flutter)):
+            stats = statistic(windows)
             values[f"{name}_mean"] = stats.mean(0).tolist()
             values[f"{name}_std"] = stats.std(0).tolist()
         return cls(frames=windows.shape[1], **values)
 
-    def over_windows(self, statistic: Callable[[torch.Tensor], torch.Tensor], motion: torch.Tensor) -> torch.Tensor:
-        """Mean of ``statistic`` over half-overlapping windows of ``frames`` frames, ``[B, 5]``; a clip shorter than
-        that is one window."""
+    def over_windows(self, statistic: Statistic, motion: torch.Tensor) -> torch.Tensor:
+        """Return the mean ``[B, 5]`` of a statistic over windows of motion ``[B, T, 30]``.
+
+        Windows have ``frames`` frames and overlap by half. A shorter clip is one window.
+        """
         frames = min(self.frames, motion.shape[1])
         windows = motion.unfold(1, frames, frames // 2).mT
         return statistic(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]).mean(1)
 
     def to_json(self) -> str:
-        """As stored beside the basis."""
+        """Return the statistics as JSON, as they are stored beside the motion basis."""
         return json.dumps(asdict(self), indent=1)
 
 
 def log_amplitude(motion: torch.Tensor) -> torch.Tensor:
-    """ln of the mean standard deviation of each action group ``[B, 5]`` for motion ``[B, T, 30]``."""
+    """Return the log of the mean standard deviation of each action group ``[B, 5]`` of motion ``[B, T, 30]``."""
     return _per_group(motion.std(1))
 
 
 def log_speed(motion: torch.Tensor) -> torch.Tensor:
-    """ln of the mean absolute change per frame ``[B, 5]``."""
+    """Return the log of the mean absolute change per frame of each action group ``[B, 5]``."""
     return _per_group(motion.diff(dim=1).abs().mean(1))
 
 
 def log_flutter(motion: torch.Tensor) -> torch.Tensor:
-    """ln of the share of velocity power above 6 Hz ``[B, 5]``; signed motion, so a clean 4 Hz nod counts as 4 Hz."""
+    """Return the log of the share of velocity power above 6 Hz of each action group ``[B, 5]``.
+
+    It is computed from signed motion, so that a clean nod at 4 Hz counts as 4 Hz.
+    """
     velocity = motion.diff(dim=1)
     window = torch.hann_window(velocity.shape[1], periodic=False)
     power = torch.fft.rfft((velocity - velocity.mean(1, keepdim=True)) * window[None, :, None], dim=1).abs().square()
@@ -143,12 +129,34 @@ def log_flutter(motion: torch.Tensor) -> torch.Tensor:
 
 
 def _per_group(values: torch.Tensor) -> torch.Tensor:
+    """Return the log of the mean of values ``[B, 30]`` of each action group ``[B, 5]``."""
     return torch.stack([values[:, part].mean(1) for part in GROUPS.values()], 1).clamp_min(1e-3).log()
+
+
+def _standardize(
+    real: RealMotion, statistic: Statistic, mean: list[float], std: list[float], motion: torch.Tensor
+) -> torch.Tensor:
+    """Return a statistic ``[B, 5]`` of motion in standard deviations from the mean of real speakers."""
+    return (real.over_windows(statistic, motion) - torch.tensor(mean)) / torch.tensor(std)
+
+
+def _huber(z: torch.Tensor) -> torch.Tensor:
+    return F.huber_loss(z, torch.zeros_like(z), reduction="none")
+
+
+# --- Expressiveness and smoothness ---
 
 
 @dataclass(frozen=True)
 class Expressiveness:
-    """How close the face's liveliness is to that of real speakers."""
+    """Rewards amplitude and speed of every action group like those of real speakers.
+
+        expressiveness = − mean_j  huber( (y_j − μ_j) / d_j )
+
+    y are the log amplitude and the log speed of every action group, μ and d their mean and standard deviation in real
+    clips of the same length. A still face and a grimacing one both lose. Longer clips are divided into overlapping
+    windows of that length, and y is averaged over windows.
+    """
 
     real: RealMotion
     noise: float = 0.0
@@ -157,7 +165,7 @@ class Expressiveness:
 
     @classmethod
     def load(cls) -> Expressiveness:
-        """Against the real speakers that ship."""
+        """Return the reward with the shipped statistics of real speakers."""
         return cls(RealMotion.load(), noises().get("expressiveness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
@@ -166,14 +174,19 @@ class Expressiveness:
             (log_amplitude, self.real.amplitude_mean, self.real.amplitude_std),
             (log_speed, self.real.speed_mean, self.real.speed_std),
         ):
-            z = (self.real.over_windows(statistic, batch.motion) - torch.tensor(mean)) / torch.tensor(std)
-            distance = distance + F.huber_loss(z, torch.zeros_like(z), reduction="none").mean(1)
+            distance = distance + _huber(_standardize(self.real, statistic, mean, std, batch.motion)).mean(1)
         return all_valid(-distance / 2)
 
 
 @dataclass(frozen=True)
 class Smoothness:
-    """Absence of flutter, with a guard against stillness; within what real lips do, amplitude does not count."""
+    """Rewards motion without flutter, with a guard against stillness.
+
+        smoothness = − softplus( (ln h − μ_h) / d_h ) − relu( (μ_a − d_a − ln lip amplitude) / d_a )
+
+    h is the share of motion power above 6 Hz. The last term is the guard: lips that move less than those of five in six
+    real clips lose more than stillness gains. Within the range of real lips the amplitude does not count.
+    """
 
     real: RealMotion
     noise: float = 0.0
@@ -184,30 +197,32 @@ class Smoothness:
 
     @classmethod
     def load(cls) -> Smoothness:
-        """Against the real speakers that ship."""
+        """Return the reward with the shipped statistics of real speakers."""
         return cls(RealMotion.load(), noises().get("smoothness", 0.0))
 
     @classmethod
     def only(cls, name: str, *groups: str) -> Smoothness:
-        """Of some action groups, under a name of its own: to pay the part of the face that flutters."""
+        """Return the reward of some action groups, under another name."""
         return cls(RealMotion.load(), name=name, groups=groups)
 
     def __call__(self, batch: RewardBatch) -> Score:
-        measured = self.real.over_windows(log_flutter, batch.motion)
-        flutter = (measured - torch.tensor(self.real.flutter_mean)) / torch.tensor(self.real.flutter_std)
+        flutter = _standardize(
+            self.real, log_flutter, self.real.flutter_mean, self.real.flutter_std, batch.motion
+        )  # fmt: skip
         amplitude = self.real.over_windows(log_amplitude, batch.motion)[:, _LIP_GROUP]
         stillness = (self.real.amplitude_mean[_LIP_GROUP] - amplitude) / self.real.amplitude_std[_LIP_GROUP]
-        own = [list(GROUPS).index(name) for name in self.groups]
-        return all_valid(-F.softplus(flutter[:, own]).mean(1) - F.relu(stillness - 1))
+        columns = [list(GROUPS).index(name) for name in self.groups]
+        return all_valid(-F.softplus(flutter[:, columns]).mean(1) - F.relu(stillness - 1))
 
 
 @dataclass(frozen=True)
 class Tremor:
-    """Power of motion above 6 Hz in some action groups, as it is and not as a share: wider slow swings do not hide it.
+    """Penalises the power of motion above 6 Hz in some action groups.
 
         tremor = − mean_j softplus( (ln h_j s_j² − μ_j) / d_j ),   h: share above 6 Hz, s: mean speed
 
-    μ and d are those of real speakers, share and speed taken as independent.
+    Unlike a share of the power, it does not decrease with wider slow motion. μ and d are those of real speakers, with
+    share and speed taken as independent.
     """
 
     real: RealMotion
@@ -218,33 +233,40 @@ class Tremor:
 
     @classmethod
     def of(cls, name: str, *groups: str) -> Tremor:
-        """Against the real speakers that ship."""
+        """Return the reward of some action groups under a name, with the shipped statistics of real speakers."""
         return cls(RealMotion.load(), name, groups)
 
     def __call__(self, batch: RewardBatch) -> Score:
-        real, own = self.real, [list(GROUPS).index(name) for name in self.groups]
+        real, columns = self.real, [list(GROUPS).index(name) for name in self.groups]
         power = real.over_windows(lambda motion: log_flutter(motion) + 2 * log_speed(motion), batch.motion)
         mean = torch.tensor(real.flutter_mean) + 2 * torch.tensor(real.speed_mean)
         std = (torch.tensor(real.flutter_std).square() + 4 * torch.tensor(real.speed_std).square()).sqrt()
-        return all_valid(-F.softplus((power - mean) / std)[:, own].mean(1))
+        return all_valid(-F.softplus((power - mean) / std)[:, columns].mean(1))
 
+
+# --- Blinks, gaze and head motion ---
 
 BLINKS_PER_SECOND = 0.55
-"""Of training speakers, by the same count (``measure_real`` prints it)."""
+"""Mean of training speakers, counted by ``blinks``."""
 PROMINENCE = 1.5
-"""Standard deviations that lids must close by; agrees with the tracker's own blink signal in 96 % of clips."""
+"""Standard deviations by which lids must close in a blink. The count agrees with the tracker's blink signal in 96 % of
+clips."""
 SHORTEST_SECONDS = 2.0
+"""Length from which blinks are counted; real speakers often do not blink in shorter clips."""
 USUAL_DISTANCE = 1.5
-"""Mean absolute head coordinates, in standard deviations, that real speakers stay within."""
-
-Statistic = Callable[[torch.Tensor], torch.Tensor]
+"""Mean absolute head coordinates, in standard deviations, that real speakers do not exceed."""
 
 _LIDS, _GAZE, _HEAD = (list(GROUPS).index(name) for name in ("blink", "gaze", "head"))
 
 
 @dataclass(frozen=True)
 class Eyes:
-    """How alive lids and gaze are."""
+    """Rewards motion of lids and gaze, and a number of blinks, like those of real speakers.
+
+        eyes = − ½ mean_{lids, gaze} huber(z of log amplitude) − ½ [ ln P(mode) − ln P(k) ],   P = Poisson(λ T)
+
+    k is the number of blinks in T seconds, λ the blink rate of real speakers. A stare loses as much as a flutter.
+    """
 
     real: RealMotion
     noise: float = 0.0
@@ -253,22 +275,28 @@ class Eyes:
 
     @classmethod
     def load(cls) -> Eyes:
-        """Against the real speakers that ship."""
+        """Return the reward with the shipped statistics of real speakers."""
         return cls(RealMotion.load(), noises().get("eyes", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
-        amplitude = _z(self.real, log_amplitude, self.real.amplitude_mean, self.real.amplitude_std, batch.motion)
-        moving = -_huber(amplitude[:, [_LIDS, _GAZE]]).mean(1)
+        real = self.real
+        amplitude = _standardize(real, log_amplitude, real.amplitude_mean, real.amplitude_std, batch.motion)
+        liveliness = -_huber(amplitude[:, [_LIDS, _GAZE]]).mean(1)
         seconds = batch.motion.shape[1] / FPS
         if seconds < SHORTEST_SECONDS:
-            return all_valid(moving)
-        counted = torch.tensor([blinks(row) for row in batch.motion[..., BLINK].mean(-1).numpy()])
-        return all_valid(0.5 * moving - 0.5 * surprise(counted, BLINKS_PER_SECOND * seconds))
+            return all_valid(liveliness)
+        counts = torch.tensor([blinks(row) for row in batch.motion[..., BLINK].mean(-1).numpy()])
+        return all_valid(0.5 * liveliness - 0.5 * surprise(counts, BLINKS_PER_SECOND * seconds))
 
 
 @dataclass(frozen=True)
 class Head:
-    """How alive the head is, and whether it stays where a head stays."""
+    """Rewards head motion like that of real speakers, near the neutral pose.
+
+        head = − ½ Σ_{amplitude, speed} huber(z) − relu( mean distance from the neutral pose − ``USUAL_DISTANCE`` )
+
+    A stiff neck loses as much as a swaying head.
+    """
 
     real: RealMotion
     noise: float = 0.0
@@ -277,51 +305,51 @@ class Head:
 
     @classmethod
     def load(cls) -> Head:
-        """Against the real speakers that ship."""
+        """Return the reward with the shipped statistics of real speakers."""
         return cls(RealMotion.load(), noises().get("head", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         real = self.real
-        amplitude = _z(real, log_amplitude, real.amplitude_mean, real.amplitude_std, batch.motion)[:, _HEAD]
-        speed = _z(real, log_speed, real.speed_mean, real.speed_std, batch.motion)[:, _HEAD]
-        far = F.relu(batch.motion[..., HEAD].abs().mean((1, 2)) - USUAL_DISTANCE)
-        return all_valid(-0.5 * (_huber(amplitude) + _huber(speed)) - far)
+        amplitude = _standardize(real, log_amplitude, real.amplitude_mean, real.amplitude_std, batch.motion)[:, _HEAD]
+        speed = _standardize(real, log_speed, real.speed_mean, real.speed_std, batch.motion)[:, _HEAD]
+        excess = F.relu(batch.motion[..., HEAD].abs().mean((1, 2)) - USUAL_DISTANCE)
+        return all_valid(-0.5 * (_huber(amplitude) + _huber(speed)) - excess)
 
 
 def blinks(lids: np.ndarray) -> int:
-    """Closures of the lids ``[T]`` (standard deviations, closed is positive), up to a second long."""
+    """Return the number of blinks, which are closures of up to a second, in lid coordinates ``[T]``.
+
+    The coordinates are in standard deviations; closed is positive.
+    """
     padded = np.concatenate([[lids.min()], lids, [lids.min()]])
     return len(find_peaks(padded, prominence=PROMINENCE, width=(None, FPS))[0])
 
 
 def surprise(count: torch.Tensor, expected: float) -> torch.Tensor:
-    """ln P(mode) − ln P(count) under a Poisson law, at least zero."""
-    law = torch.distributions.Poisson(torch.tensor(expected))
+    """Return ln P(mode) − ln P(count) ``[B]`` of a Poisson distribution, which is at least zero."""
+    distribution = torch.distributions.Poisson(torch.tensor(expected))
     mode = torch.tensor(float(int(expected)))
-    return law.log_prob(mode) - law.log_prob(count.float())
+    return distribution.log_prob(mode) - distribution.log_prob(count.float())
 
 
-def _z(
-    real: RealMotion, statistic: Statistic, mean: list[float], std: list[float], motion: torch.Tensor
-) -> torch.Tensor:
-    return (real.over_windows(statistic, motion) - torch.tensor(mean)) / torch.tensor(std)
-
-
-def _huber(z: torch.Tensor) -> torch.Tensor:
-    return F.huber_loss(z, torch.zeros_like(z), reduction="none")
-
+# --- Silent lips ---
 
 QUIET = 30.0
-"""dB under the level that a twentieth of the frames exceed."""
+"""Decibels by which silence is below the level that a twentieth of the frames exceed."""
 SHORTEST = 4
-"""Frames of a run of silence; its first and last are left to lips that close and open."""
-_ABSOLUTE = -0.45
-"""Mean log-mel under which a frame is silent whatever the rest is: digital silence has −1.08."""
+"""Smallest number of frames of a pause. Its first and last frames do not count, since lips close and open there."""
+_DIGITAL_SILENCE = -0.45
+"""Mean log-mel below which a frame is silent at any level of the clip. Digital silence has −1.08."""
 
 
 @dataclass(frozen=True)
 class SilentLip:
-    """Mean opening in silence, negative."""
+    """Rewards closed lips while nobody speaks.
+
+        dense[t] = − mean lip gap at t, in outer-eye-corner distances      silent lip = mean over the silent frames
+
+    Silent frames are found in the log-mel. A clip without any has no score.
+    """
 
     noise: float = 0.0
     name: str = "silent_lip"
@@ -330,53 +358,75 @@ class SilentLip:
 
     @classmethod
     def load(cls) -> SilentLip:
-        """With its measured noise."""
+        """Return the reward with its measurement noise."""
         return cls(noises().get("silent_lip", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         silent = silence(batch.mel).float()
         dense = -lip_gap(batch.motion) * silent
-        spoken = (silent.sum(1) == 0).nonzero()[:, 0].tolist()
-        why = {row: Failure("no_sound", "speech throughout: no silence to be silent in") for row in spoken}
-        return measured(dense.sum(1) / silent.sum(1).clamp_min(1), why, dense)
+        without_pause = (silent.sum(1) == 0).nonzero()[:, 0].tolist()
+        failures = {row: Failure("no_sound", "speech throughout: no silence to be silent in") for row in without_pause}
+        return measured(dense.sum(1) / silent.sum(1).clamp_min(1), failures, dense)
 
 
 def lip_gap(motion: torch.Tensor) -> torch.Tensor:
-    """Mean gap ``[B, T]`` between the inner lips of motion ``[B, T, 30]``; the resting face has closed lips."""
+    """Return the mean gap ``[B, T]`` between the inner lips of motion ``[B, T, 30]``.
+
+    Lips are closed in the neutral pose.
+    """
     directions = MotionBasis.load().directions
     opening = (directions[:, LOWER_INNER, 1] - directions[:, UPPER_INNER, 1]).to(motion)
     return F.relu(motion[..., EXPRESSION] @ opening).mean(-1)
 
 
 def silence(mel: torch.Tensor) -> torch.Tensor:
-    """Which frames ``[B, T]`` of log-mel ``[B, 4T, 80]`` are silent, away from the edges of a pause."""
+    """Return the mask ``[B, T]`` of silent frames of a log-mel ``[B, 4T, 80]``, without the edges of pauses."""
     power = (4 * mel - 9.5).exp().mean(-1).unflatten(1, (-1, MELS_PER_FRAME)).mean(-1)
     loud = power.quantile(0.95, dim=1, keepdim=True)
-    flat = mel.mean(-1).unflatten(1, (-1, MELS_PER_FRAME)).mean(-1) < _ABSOLUTE
-    quiet = ((power < loud * 10 ** (-QUIET / 10)) | flat).float()[:, None]
-    # Opening by SHORTEST drops short runs, one more frame of erosion the edges.
+    digital = mel.mean(-1).unflatten(1, (-1, MELS_PER_FRAME)).mean(-1) < _DIGITAL_SILENCE
+    quiet = ((power < loud * 10 ** (-QUIET / 10)) | digital).float()[:, None]
+    # A morphological opening by SHORTEST removes short runs, and an erosion by one frame removes the edges.
     core = -F.max_pool1d(F.pad(-quiet, (0, SHORTEST - 1), value=0.0), SHORTEST, 1)
     runs = F.max_pool1d(F.pad(core, (SHORTEST - 1, 0)), SHORTEST, 1)
     inside = -F.max_pool1d(F.pad(-runs, (1, 1), value=-1.0), 3, 1)
     return inside[:, 0] > 0.5
 
 
+# --- The distribution of motion over a batch ---
+
 FRAMES = 28
+"""Length of a window."""
 STRIDE = 4
+"""Frames (160 ms) over which the pace is measured."""
 QUANTILES = 64
-"""A real distribution is kept as this many of its quantiles, at (k + ½)/64."""
+"""Number of quantiles, at (k + ½)/64, by which a real distribution is stored."""
 TREMBLING = ("lips", "blink", "gaze")
+"""Action groups of which the flutter is used. Tracked brows and heads tremble more than real ones."""
 COLUMNS = (*GROUPS, *GROUPS, *TREMBLING)
-"""Whose statistic it is: amplitudes, paces, trembling."""
-_STILL = 1e-4
+"""Action group of every statistic: amplitudes, paces, flutter."""
+_MIN_STATISTIC = 1e-4
+_FILE = FOLDER / "crowd.safetensors"
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """real ``[64, 13]``: quantiles of every statistic; groups: those whose count here.
+    """Rewards a distribution of motion over the whole batch like that of real speakers.
 
-    It compares a clip with those it is scored together with: score whole batches (``rollout_chunks=1``). Several
-    processes have a crowd each."""
+        crowd(y) = mean over statistics of [ E|y − Y| − E|y − X| ] / E|X − X'|        Y: this batch,  X: real windows
+
+    It is the witness function of the energy distance between generated and real motion (Székely & Rizzo 2013): every
+    clip is rewarded for what it adds to the likeness of the batch, which moves the distribution of Y towards that of X.
+    A reward of single clips, such as the likelihood of y, is largest for the most common clip and pulls every clip
+    there: since half of all seconds have no blink, nobody blinks. Here another clip with a blink is rewarded while the
+    batch has too few of them, and not after.
+
+    A clip is compared with those it is scored together with, so whole batches should be scored (``rollout_chunks=1``).
+    Every process has a distribution of its own.
+
+    Attributes:
+        real: quantiles ``[64, 13]`` of every statistic.
+        groups: action groups that count.
+    """
 
     real: torch.Tensor
     name: str = "crowd"
@@ -386,64 +436,70 @@ class Crowd:
 
     @classmethod
     def of(cls, name: str, *groups: str) -> Self:
-        """Some action groups, under a name of its own, against the real speakers that ship."""
-        return cls(_shipped(), name, groups)
+        """Return the reward of some action groups under a name, with the shipped quantiles of real speakers."""
+        return cls(_shipped_quantiles(), name, groups)
 
     def __call__(self, batch: RewardBatch) -> Score:
-        own = [column for column, group in enumerate(COLUMNS) if group in self.groups]
-        made, real = statistics(batch.motion)[..., own], self.real[:, own]
-        # Against the others at the same moment: pooled, a start too stiff and an end too wild would pass for lively.
-        moments = made.transpose(0, 1)
-        crowd = _distance(moments, moments[:, None]).transpose(0, 1)
-        witness = ((crowd - _distance(made, real)) / _distance(real, real).mean(0)).mean(-1)
+        columns = [column for column, group in enumerate(COLUMNS) if group in self.groups]
+        generated, real = statistics(batch.motion)[..., columns], self.real[:, columns]
+        # Each window is compared with the same window of the other clips. If all windows were pooled, a start that is
+        # too stiff and an end that is too wild would together look lively.
+        by_window = generated.transpose(0, 1)
+        batch_distance = _mean_distance(by_window, by_window[:, None]).transpose(0, 1)
+        real_spread = _mean_distance(real, real).mean(0)
+        witness = ((batch_distance - _mean_distance(generated, real)) / real_spread).mean(-1)
         return all_valid(witness.mean(1), _per_frame(witness, batch.motion.shape[1]))
 
 
 def statistics(motion: torch.Tensor) -> torch.Tensor:
-    """``[B, W, 13]`` of motion ``[B, T, 30]`` in half-overlapping windows; a clip shorter than one is one window."""
+    """Return the statistics ``[B, W, 13]`` of windows of motion ``[B, T, 30]``.
+
+    They are the log amplitude and the log pace of every action group, and the share of motion above 6 Hz of lips, lids
+    and gaze. Windows have 28 frames and overlap by half; a shorter clip is one window.
+    """
     frames = min(FRAMES, motion.shape[1])
     windows = motion.unfold(1, frames, frames // 2).mT
     flat = windows.flatten(0, 1)
-    signals = [_lips(flat), *(flat[..., part] for name, part in GROUPS.items() if name != "lips")]
+    signals = [_inner_lip_positions(flat), *(flat[..., part] for name, part in GROUPS.items() if name != "lips")]
     amplitude = [signal.var(1).mean(-1).sqrt() for signal in signals]
     pace = [(signal[:, STRIDE:] - signal[:, :-STRIDE]).abs().mean((1, 2)) for signal in signals]
-    trembling = log_flutter(flat)[:, [list(GROUPS).index(name) for name in TREMBLING]]
-    found = torch.cat([torch.stack(amplitude + pace, 1).clamp_min(_STILL).log(), trembling], 1)
-    return found.unflatten(0, windows.shape[:2])
+    flutter = log_flutter(flat)[:, [list(GROUPS).index(name) for name in TREMBLING]]
+    columns = torch.cat([torch.stack(amplitude + pace, 1).clamp_min(_MIN_STATISTIC).log(), flutter], 1)
+    return columns.unflatten(0, windows.shape[:2])
 
 
-def _lips(motion: torch.Tensor) -> torch.Tensor:
-    """Where the inner lips are ``[B, T, 36]``: coefficients do not say how wide a mouth looks."""
+def _inner_lip_positions(motion: torch.Tensor) -> torch.Tensor:
+    """Return the positions of the inner lips ``[B, T, 36]``, since coefficients do not show how wide a mouth looks."""
     directions = MotionBasis.load().directions[:, [*UPPER_INNER, *LOWER_INNER], :2].flatten(1)
     return motion[..., EXPRESSION] @ directions.to(motion)
 
 
 def keep(windows: torch.Tensor) -> None:
-    """Store what real windows ``[N, 28, 30]`` are like."""
-    places = (torch.arange(QUANTILES) + 0.5) / QUANTILES
-    save_file({"quantiles": statistics(windows)[:, 0].quantile(places, 0).contiguous()}, str(_FILE))
+    """Store the quantiles of the statistics of real windows ``[N, 28, 30]``."""
+    levels = (torch.arange(QUANTILES) + 0.5) / QUANTILES
+    save_file({"quantiles": statistics(windows)[:, 0].quantile(levels, 0).contiguous()}, str(_FILE))
 
 
-def _distance(y: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """E|y − other| of ``[..., S]`` over ``[N, S]``."""
+@lru_cache(maxsize=1)
+def _shipped_quantiles() -> torch.Tensor:
+    return load_file(str(_FILE))["quantiles"]
+
+
+def _mean_distance(y: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return E|y − other| ``[..., S]`` of values ``[..., S]`` over others ``[N, S]``."""
     return (y[..., None, :] - others).abs().mean(-2)
 
 
 def _per_frame(witness: torch.Tensor, frames: int) -> torch.Tensor:
-    """Windows ``[B, W]`` to the frames ``[B, T]`` they cover, overlaps averaged, the remainder as the last window."""
+    """Return values of windows ``[B, W]`` as values of frames ``[B, T]``.
+
+    Overlapping windows are averaged, and frames after the last window have its value.
+    """
     width = min(FRAMES, frames)
     total, count = torch.zeros(len(witness), frames), torch.zeros(frames)
     for index, value in enumerate(witness.T):
         start = index * (width // 2)
         total[:, start : start + width] += value[:, None]
         count[start : start + width] += 1
-    filled = total / count.clamp_min(1)
-    return torch.where(count > 0, filled, witness[:, -1:])
-
-
-_FILE = FOLDER / "crowd.safetensors"
-
-
-@lru_cache(maxsize=1)
-def _shipped() -> torch.Tensor:
-    return load_file(str(_FILE))["quantiles"]
+    mean = total / count.clamp_min(1)
+    return torch.where(count > 0, mean, witness[:, -1:])

@@ -1,20 +1,13 @@
-"""Rewards by name, and the weighted set of rewards of a run.
+"""This module builds rewards by name, and defines the weighted set of rewards of a run.
 
-Rewards by name: what ``--set rewards.…`` and a small dict choose from.
+    build("sync")                          a reward of the package
+    build("quiet_motion")                  a reward of another package, an entry point ``flowportrait.rewards``
+    build("my_module:MyReward")            a class (created by ``load()``, or without arguments), an object, or a
+                                           function ``batch -> values [B]``
+    register("mine", lambda options: Mine())      make a reward available as ``build("mine")``
 
-build("sync")                          a reward that comes with the package
-build("quiet_motion")                  one that another package announces as an entry point ``flowportrait.rewards``
-build("my_module:MyReward")            a class (made by ``load()``, or without arguments), an object, or a function
-                                       ``batch -> values [B]``
-register("mine", lambda options: Mine())          REWARDS["mine"] is now as good as any other
-
-Which rewards a run has, and the weight of each.
-
-    judge .5 (.7 of it lip sync, the rest expressiveness and smoothness alike) · perceptual .3 · temporal .2
-
-The three groups and their weights are FlowPortrait's (2603.00159); more rewards are a weight away:
-``--set rewards.identity=0.2``. Nothing is summed here: rewards are normalised one by one inside their group of samples
-and combined by ``rl.credit``.
+The parts, in order: the names of all rewards, building a reward by name, the weights of a run (``RewardWeights``), and
+the rewards of a run (``Composite``).
 """
 
 from __future__ import annotations
@@ -39,29 +32,34 @@ from flowportrait.rewards.motion import Crowd, Expressiveness, Eyes, Head, Silen
 from flowportrait.rewards.relative import SelfConfidence
 from flowportrait.rewards.sync import LipSync
 
+# --- The names of rewards ---
+
 
 @dataclass(frozen=True)
 class RewardOptions:
+    """Settings of the rewards of this package."""
+
     backbone: BackboneName = "ssim"
-    """What ``perceptual`` compares pictures with."""
+    """The similarity of pictures that ``perceptual`` uses."""
     backbone_model: str | None = None
-    """Folder or hub name of the model behind ``clip`` or ``dino``."""
+    """Folder or hub name of the model of ``clip`` or ``dino``."""
     flow: FlowName = "dis"
-    """What ``temporal`` follows motion with."""
+    """The optical flow that ``temporal`` uses."""
     flow_weights: Path | None = None
-    """RAFT's weights, if they are not to be fetched."""
+    """File of RAFT's weights. Without it they are downloaded."""
     judge: Path | None = None
-    """Settings of the judge behind ``panel``; the measured panel without them."""
+    """Settings of the judge of ``panel``. Without them it is a panel of measurements."""
     preference: Path | None = None
-    """Folder that ``flowportrait preferences train`` wrote, for ``preference`` and its dimensions; by default
-    what ships."""
+    """Folder written by ``flowportrait preferences train``, for ``preference`` and its dimensions. Without it the weights
+    that ship are used."""
     latent_preference: Path | None = None
-    """Likewise for ``latent_preference``, by ``flowportrait preferences train-latent``."""
+    """Folder written by ``flowportrait preferences train-latent``, for ``latent_preference``."""
     elsewhere: dict[str, str] = field(default_factory=dict)
-    """Rewards that another machine scores, and its address: ``elsewhere.identity=http://gpu:8300``."""
+    """Rewards that another machine scores → its address: ``elsewhere.identity=http://gpu:8300``."""
 
 
 Build = Callable[[RewardOptions], Reward]
+"""A function that builds a reward."""
 
 BUILT_IN: dict[str, Build] = {
     "sync": lambda _: LipSync.load(),
@@ -77,24 +75,24 @@ BUILT_IN: dict[str, Build] = {
     "realness": lambda _: Realness.load(),
     "self_confidence": lambda _: SelfConfidence.load(),
 }
-"""Every reward that comes with the package."""
+"""Rewards that have a weight of their own in ``RewardWeights``."""
 
 
-def _preference(name: str) -> Build:
-    def build(options: RewardOptions) -> Reward:
+def _preference_builder(name: str) -> Build:
+    def build_preference(options: RewardOptions) -> Reward:
         from flowportrait.preferences.rewards import load_latent_preference, load_preference_reward
 
         if name == "latent_preference":
             return load_latent_preference(options.latent_preference)
         return load_preference_reward(name, options.preference)
 
-    return build
+    return build_preference
 
 
 PREFERENCES = (
     "preference", "preference_sync", "preference_expression", "preference_motion", "latent_preference",
 )  # fmt: skip
-"""What was learned from pairs: all three dimensions, one of them, or all three from latents."""
+"""Rewards learned from preference pairs: all three dimensions, one of them, or all three from latents."""
 
 PARTS: dict[str, Build] = {
     "steady_lips": lambda _: Smoothness.only("steady_lips", "lips"),
@@ -105,26 +103,29 @@ PARTS: dict[str, Build] = {
     "crowd_eyes": lambda _: Crowd.of("crowd_eyes", "brows", "blink", "gaze"),
     "crowd_head": lambda _: Crowd.of("crowd_head", "head"),
 }
-"""Fast motion, and likeness to real motion, of one part of the face, for recipes that pay parts."""
+"""Rewards of one part of the face: fast motion, and the distribution of motion."""
 
 JUDGES: dict[str, str] = {
     "panel": "flowportrait.judges.build:panel_reward",
     "omni_reward": "flowportrait.portraitgen.judging:omni_reward",
     "ai_portrait": "flowportrait.portraitgen.judging:ai_portrait_reward",
 }
-"""Judges as rewards: the function that builds each, imported when it is asked for, as judges are made of rewards."""
+"""Judges as rewards. The function that builds one is imported when it is needed, since judges are made of rewards."""
 
 REWARDS: dict[str, Build | str] = {
-    **BUILT_IN, **{name: _preference(name) for name in PREFERENCES}, **JUDGES, **PARTS,
+    **BUILT_IN, **{name: _preference_builder(name) for name in PREFERENCES}, **JUDGES, **PARTS,
 }  # fmt: skip
-"""Every reward that comes with the package or was registered; strings are ``module:function``."""
+"""All rewards of the package and those that were registered. Strings are ``module:function``."""
+
+
+# --- Building a reward by name ---
 
 
 def register(name: str, build: Build) -> None:
-    """Make a reward of your own available by name.
+    """Make a reward available by name.
 
     Raises:
-        BadInput: there is one of that name already.
+        BadInput: there already is a reward of that name.
     """
     if name in REWARDS:
         raise BadInput(f"There is a reward named {name!r} already: choose another name.")
@@ -132,10 +133,10 @@ def register(name: str, build: Build) -> None:
 
 
 def known(names: Iterable[str]) -> None:
-    """Check that every name is a reward: registered, an entry point, or MODULE:NAME (which is not imported).
+    """Check that every name is a registered reward, an entry point, or MODULE:NAME (which is not imported).
 
     Raises:
-        BadInput: one is not, with the choices.
+        BadInput: there is no reward of a name. The message lists the choices.
     """
     for name in names:
         if name not in REWARDS and not is_reference(name) and name not in plugin_names("rewards"):
@@ -144,10 +145,10 @@ def known(names: Iterable[str]) -> None:
 
 
 def build(name: str, options: RewardOptions | None = None) -> Reward:
-    """Return the reward of that name.
+    """Return the reward of a name.
 
     Raises:
-        BadInput: no such reward, or what it is made of cannot be loaded.
+        BadInput: there is no reward of that name, or something that it uses cannot be loaded.
     """
     known([name])
     options = options or RewardOptions()
@@ -167,10 +168,10 @@ def build(name: str, options: RewardOptions | None = None) -> Reward:
 
 @dataclass(frozen=True)
 class PluginReward:
-    """A reward of another package or script under the name by which it was asked for.
+    """A reward of another package or script, under the name by which it was requested.
 
-    What it declares beside its name (``scope``, ``range``, ``noise``, ``retries``) is the other's. A function that
-    declares no ``needs`` is shown what every batch has.
+    Its other properties (``scope``, ``range``, ``noise``, ``retries``) are those of the wrapped reward. A function
+    without ``needs`` gets what every batch has.
     """
 
     name: str
@@ -178,7 +179,7 @@ class PluginReward:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads of a batch."""
+        """Return what the reward reads of a batch."""
         return frozenset(getattr(self.reward, "needs", ("motion", "mel")))
 
     def __getattr__(self, attribute: str) -> Any:
@@ -188,45 +189,58 @@ class PluginReward:
 
     def __call__(self, batch: RewardBatch) -> Score:
         """Score every sample of the batch."""
-        found = self.reward(batch)
-        return all_valid(found) if isinstance(found, torch.Tensor) else found
+        result = self.reward(batch)
+        return all_valid(result) if isinstance(result, torch.Tensor) else result
 
 
-def _plugin_reward(found: Any, name: str) -> Reward:
-    """Return what was found under a name as a reward.
+def _plugin_reward(plugin: Any, name: str) -> Reward:
+    """Return a plugin, which is a class, an object or a function, as a reward.
 
     Raises:
         BadInput: it cannot be called with a batch.
     """
-    if isinstance(found, type):
-        made: Any = found
-        found = made.load() if hasattr(made, "load") else made()
-    if not callable(found):
+    if isinstance(plugin, type):
+        reward_class: Any = plugin
+        plugin = reward_class.load() if hasattr(reward_class, "load") else reward_class()
+    if not callable(plugin):
         raise BadInput(f"The reward {name!r} cannot be called: give a class or function that takes a batch.")
-    return PluginReward(name, found)
+    return PluginReward(name, plugin)
 
 
 def noise_key(reward: Any) -> str:
-    """The name under which a reward's measured noise is kept: with its flow or backbone, where it has one."""
+    """Return the key of a reward's measurement noise: its name, followed by its flow or backbone if it has one."""
     part = getattr(reward, "flow", None) or getattr(reward, "backbone", None)
     return f"{reward.name}/{part.name}" if part else reward.name
 
 
+# --- The weights of a run ---
+#
+#     judge .5 (.7 of it lip sync, the rest divided equally between expressiveness and smoothness)
+#     perceptual .3 · temporal .2
+#
+# The three groups and their weights are those of FlowPortrait (2603.00159). Further rewards are added by their weight:
+# ``--set rewards.identity=0.2``.
+
 MEASURED = "measured"
+"""Value of ``RewardWeights.judge_by`` for the judge that is made of measurements."""
 
 AnyReward = str | Reward | type | RewardFunction
-"""Whatever names a reward: a built-in name, an entry point, MODULE:NAME, a plain function, a reward, or its class."""
+"""A reward in any form: a built-in name, an entry point, MODULE:NAME, a plain function, a reward, or its class."""
 
 
 @dataclass(frozen=True)
 class RewardWeights:
+    """The weight of every reward in a run."""
+
     judge: float = 0.5
+    """Weight of the judge."""
     perceptual: float = 0.3
     temporal: float = 0.2
     judge_by: str = MEASURED
-    """Who judges: ``measured`` (lip sync, expressiveness and smoothness), or a registered reward by its name."""
+    """The judge: ``measured`` (lip sync, expressiveness and smoothness), or the name of a registered reward."""
     sync_share: float = 0.7
-    """Of the measured judge's weight: lip sync. The rest is halved between expressiveness and smoothness."""
+    """Share of lip sync in the weight of the measured judge. Expressiveness and smoothness have half of the rest
+    each."""
     sync: float = 0.0
     expressiveness: float = 0.0
     smoothness: float = 0.0
@@ -246,7 +260,7 @@ class RewardWeights:
         known([*self.other, *([] if self.judge_by == MEASURED else [self.judge_by])])
 
     def by_name(self) -> dict[str, float]:
-        """The weight of every reward that has one."""
+        """Return the weight of every reward with a weight above zero."""
         weights = {part.name: getattr(self, part.name) for part in fields(self) if part.name in BUILT_IN} | self.other
         rest = (1 - self.sync_share) / 2
         shares = {"sync": self.sync_share, "expressiveness": rest, "smoothness": rest}
@@ -255,62 +269,66 @@ class RewardWeights:
         return {name: weight for name, weight in weights.items() if weight > 0}
 
 
+# --- The rewards of a run ---
+
+
 @dataclass(frozen=True)
 class Composite:
-    """Rewards and the weight of each; a weight of zero leaves the reward out."""
+    """Rewards with their weights. Scores are not summed here: ``rl.credit`` normalises and combines them."""
 
     rewards: tuple[Reward, ...]
     weights: dict[str, float]
 
     @classmethod
     def default(cls, weights: RewardWeights | None = None) -> Self:
-        """The composite described above, with the experts that ship."""
+        """Return the rewards of the weights (by default those of FlowPortrait), with the experts that ship."""
         weights = weights or RewardWeights()
         return cls.of(weights.by_name(), weights.options)
 
     @classmethod
     def of(cls, rewards: Mapping[Any, float] | Iterable[AnyReward], options: RewardOptions | None = None) -> Self:
-        """Any rewards, with a weight for each: ``Composite.of({"sync": 0.6, my_reward: 0.4})``.
+        """Return rewards in any form with their weights: ``Composite.of({"sync": 0.6, my_reward: 0.4})``.
 
         Args:
-            rewards: weights by reward (see ``AnyReward``), or rewards that weigh 1 each.
+            rewards: weights by reward (see ``AnyReward``), or rewards with a weight of 1 each. A weight of zero leaves
+                the reward out.
             options: settings of the rewards of this package.
 
         Raises:
-            BadInput: a name that is no reward, one that cannot be loaded here, or two rewards of one name.
+            BadInput: there is no reward of a name, it cannot be loaded, or two rewards have the same name.
         """
         weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
-        found = [(load_reward(reward, options), weight) for reward, weight in weights.items() if weight > 0]
-        names = [reward.name for reward, _ in found]
+        loaded = [(load_reward(reward, options), weight) for reward, weight in weights.items() if weight > 0]
+        names = [reward.name for reward, _ in loaded]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise BadInput(f"Two rewards are called {twice!r}: give each a name of its own.")
-        return cls(tuple(reward for reward, _ in found), {reward.name: weight for reward, weight in found})
+        return cls(tuple(reward for reward, _ in loaded), {reward.name: weight for reward, weight in loaded})
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a batch must have for all of them."""
+        """Return what a batch must have for all rewards."""
         return frozenset().union(*(reward.needs for reward in self.rewards))
 
     def __call__(self, batch: RewardBatch) -> dict[str, Score]:
-        """Every reward's scores, apart.
+        """Return the scores of every reward by name.
 
         Raises:
-            BadInput: the batch lacks what a reward needs.
+            BadInput: the batch does not have something that a reward needs.
         """
         return {reward.name: score(reward, batch) for reward in self.rewards}
 
 
 def load_reward(reward: AnyReward, options: RewardOptions | None = None) -> Reward:
-    """A reward by whatever names it; one by name is called so.
+    """Return a reward in any form as a ``Reward``. A reward given by name has that name.
 
     Raises:
-        BadInput: no such reward, or what it is made of cannot be loaded.
+        BadInput: there is no such reward, or something that it uses cannot be loaded.
     """
     if not isinstance(reward, str):
         return as_reward(reward)
     if reward not in REWARDS:
         return as_reward(load_plugin("rewards", reward, REWARDS), reward)
-    found = build(reward, options)
-    if found.name != reward:
-        raise BadInput(f"The reward registered as {reward!r} calls itself {found.name!r}: give it one name.")
-    return found
+    built = build(reward, options)
+    if built.name != reward:
+        raise BadInput(f"The reward registered as {reward!r} calls itself {built.name!r}: give it one name.")
+    return built

@@ -1,22 +1,4 @@
-"""Rewards that compare a sample with its siblings, or with what the policy expects of it.
-
-Pairwise preference as a reward: the share of siblings that a sample is preferred to (Pref-GRPO, 2508.20751).
-
-    w_i = mean over siblings j of  P(i is better than j)
-
-A judge that compares is often surer than one that grades. G siblings cost G (G − 1) / 2 questions; a pair that the
-judge could not settle is left out, and a sample without any settled pair has no score.
-
-SOLACE's intrinsic reward: how surely the policy recognises the noise that is put back on its own sample.
-
-    x_σ = (1 − σ) x₀ + σ ε        ε̂ = x_σ + (1 − σ) v(x_σ, σ)
-    r = − Σ_σ w(σ) ln( mean (ε̂ − ε)² + 1e-6 ) / Σ_σ w(σ),        w(σ) = σ (1 − σ)
-
-No network but the policy itself, at the cost of a replay. Noises come in antithetic pairs and are the same for all
-siblings, so that what differs between them is the sample. Each chunk has its own r (dense). Alone it rewards what is
-easy: simple, average motion; use it beside a reward that asks for something. Source: SOLACE (CVPR 2026); unlike there,
-guidance stays as it is delivered, and z-scores are left to credit.
-"""
+"""This module defines rewards that need no measurement: pairwise preference and the policy's own confidence."""
 
 from __future__ import annotations
 
@@ -33,12 +15,18 @@ from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Failure, Score, all_valid, measured, noises
 
 Prefer = Callable[[RewardBatch, int, int], float]
-"""``(batch, row a, row b)`` → probability that a is better, NaN if it cannot be said."""
+"""A function ``(batch, row a, row b) -> probability that a is better``, NaN if it cannot decide."""
 
 
 @dataclass(frozen=True)
 class PairwiseWins:
-    """Win rates inside each group."""
+    """Rewards a sample for the samples of its group that it is preferred to (Pref-GRPO, 2508.20751).
+
+        w_i = mean over the other samples j of the group of  P(i is better than j)
+
+    A judge is often more certain in comparisons than in grades. A group of G samples needs G (G − 1) / 2 comparisons.
+    Undecided pairs are left out, and a sample without a decided pair has no score.
+    """
 
     prefer: Prefer
     name: str = "wins"
@@ -49,16 +37,16 @@ class PairwiseWins:
 
     def __call__(self, batch: RewardBatch) -> Score:
         assert batch.group is not None
-        won, asked = torch.zeros(len(batch)), torch.zeros(len(batch))
-        for own in batch.group.unique():
-            for a, b in combinations((batch.group == own).nonzero()[:, 0].tolist(), 2):
-                chance = self.prefer(batch, a, b)
-                if not math.isnan(chance):
-                    won[a], won[b] = won[a] + chance, won[b] + 1 - chance
-                    asked[[a, b]] += 1
-        alone = (asked == 0).nonzero()[:, 0].tolist()
-        why = {row: Failure("refused", "no pair with this sample was settled") for row in alone}
-        return measured(won / asked.clamp_min(1), why)
+        wins, pairs = torch.zeros(len(batch)), torch.zeros(len(batch))
+        for group_id in batch.group.unique():
+            for a, b in combinations((batch.group == group_id).nonzero()[:, 0].tolist(), 2):
+                probability = self.prefer(batch, a, b)
+                if not math.isnan(probability):
+                    wins[a], wins[b] = wins[a] + probability, wins[b] + 1 - probability
+                    pairs[[a, b]] += 1
+        undecided = (pairs == 0).nonzero()[:, 0].tolist()
+        failures = {row: Failure("refused", "no pair with this sample was settled") for row in undecided}
+        return measured(wins / pairs.clamp_min(1), failures)
 
 
 _FLOOR = 1e-6
@@ -66,7 +54,21 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class SelfConfidence:
-    """``levels``: the later (lower) noise levels of a schedule; ``pairs`` of noises at each."""
+    """Rewards samples on which the policy predicts added noise well (SOLACE, CVPR 2026).
+
+        x_σ = (1 − σ) x₀ + σ ε        ε̂ = x_σ + (1 − σ) v(x_σ, σ)
+        r = − Σ_σ w(σ) ln( mean (ε̂ − ε)² + 1e-6 ) / Σ_σ w(σ),        w(σ) = σ (1 − σ)
+
+    It needs no network but the policy, at the cost of a replay. Noises come in antithetic pairs and are the same for
+    all samples, so that scores differ only by the samples. Each chunk has its own r (dense). Alone it rewards simple,
+    average motion; combine it with a reward of the task. Unlike in the paper, guidance is that of the policy's config,
+    and z-scores are left to credit.
+
+    Attributes:
+        levels: low noise levels of a schedule.
+        pairs: antithetic pairs of noises at each level.
+        seed: of the noises.
+    """
 
     levels: tuple[float, ...] = (0.2, 0.35, 0.5)
     pairs: int = 4
@@ -77,7 +79,7 @@ class SelfConfidence:
 
     @classmethod
     def load(cls) -> SelfConfidence:
-        """With its measured noise."""
+        """Return the reward with its measurement noise."""
         return cls(noise=noises().get("self_confidence", 0.0))
 
     @torch.no_grad()
@@ -90,15 +92,15 @@ class SelfConfidence:
         for number, level in enumerate(self.levels):
             sigma, error = torch.tensor(level), torch.zeros(latents.shape[:2])
             for pair in range(self.pairs):
-                drawn = unit_noise(tuple(latents.shape[1:]), self.seed, number, pair).to(latents)
-                for noise in (drawn, -drawn):
+                pair_noise = unit_noise(tuple(latents.shape[1:]), self.seed, number, pair).to(latents)
+                for noise in (pair_noise, -pair_noise):
                     x = interpolate(latents, noise, sigma)
-                    guess = predict_noise(x, policy.velocity(x, sigma, context), sigma)
-                    error += (guess - noise).square().mean(-1).cpu() / (2 * self.pairs)
+                    prediction = predict_noise(x, policy.velocity(x, sigma, context), sigma)
+                    error += (prediction - noise).square().mean(-1).cpu() / (2 * self.pairs)
             total -= level * (1 - level) * (error + _FLOOR).log()
             weights += level * (1 - level)
         chunks = total / weights
         frames = batch.motion.shape[1]
-        # Chunks that do not divide the clip evenly keep their scores to themselves.
+        # There are no scores per frame if the chunks do not divide the clip evenly.
         dense = chunks.repeat_interleave(frames // chunks.shape[1], 1) if frames % chunks.shape[1] == 0 else None
         return all_valid(chunks.mean(1), dense)

@@ -1,18 +1,16 @@
-"""A reward on another machine: the batch goes there, the scores come back, nothing is pickled.
+"""This module scores batches with a reward on another machine, over HTTP.
 
-A reward on another machine: the batch goes there, the scores come back, nothing is pickled.
+    batch ─► safetensors + JSON header ─► POST /score/NAME ─► scorer ─► scores, or a request for frames ─► once more
 
-    batch ─► safetensors + JSON header ─► POST /score/NAME ─► scorer ─► scores, or "these frames, please" ─► once more
+    HttpReward.at("http://127.0.0.1:8300", "identity")        gives the scores of Identity.load() there
 
-Frames are drawn only when the far side asks for them; it asks once, and the client remembers. They travel as 8 bit,
-which is what a rendering has. Policies and latents do not travel.
+Frames are rendered only if the server requests them. It requests them once, and the client remembers which ones. They
+are sent with 8 bits per channel, as a rendering has. Policies and latents are not sent, and nothing is pickled.
 
-What arrives is checked before a scorer sees it: every tensor's kind and shape against the number of samples and frames,
-and both against ``MOST_SAMPLES`` and ``MOST_FRAMES``. A tensor without elements can claim any shape.
+The server checks a batch before a reward gets it: the type and shape of every tensor against the number of samples and
+frames, and both against ``MOST_SAMPLES`` and ``MOST_FRAMES``, since a tensor without elements can claim any shape.
 
-Rewards that live behind an address: the client's side of ``/score``.
-
-HttpReward.at("http://127.0.0.1:8300", "identity")        is as good as Identity.load()
+The parts, in order: limits, packing and unpacking of batches and of scores, and the client (``HttpReward``).
 """
 
 from __future__ import annotations
@@ -38,10 +36,11 @@ from flowportrait.web_client import check_address, key_for, make_client
 
 MEDIA_TYPE = "application/x-safetensors"
 LARGEST_BATCH = 256 * 2**20
-"""Bytes of a batch."""
+"""Largest size of a batch in bytes."""
 LARGEST_HEADER = 4 * 2**20
-"""Bytes of its header: names, shapes and the JSON beside them."""
+"""Largest size of its header in bytes: names and shapes of tensors, and the JSON description."""
 MOST_SAMPLES, MOST_FRAMES = 4096, 100_000
+"""Largest number of samples in a batch, and of frames in a sample."""
 MOTION_SIZE, MEL_BANDS = 30, 80
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -55,7 +54,7 @@ _TENSORS = {"audio": "audio", "reference": "reference", "group": "group"}
 
 @dataclass
 class Wanted(Exception):
-    """The scorer asked for frames or landmarks that were not sent."""
+    """Raised if a reward needs frames or landmarks that were not sent, with their indices."""
 
     frames: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
@@ -63,21 +62,21 @@ class Wanted(Exception):
 
 @dataclass(frozen=True)
 class Sent:
-    """Which frames and landmarks went along."""
+    """The indices of the frames and landmarks that are sent."""
 
     frames: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
 
     def with_(self, wanted: Wanted) -> Sent:
-        """Also those."""
+        """Return these indices together with the requested ones."""
         return Sent(tuple(sorted({*self.frames, *wanted.frames})), tuple(sorted({*self.places, *wanted.places})))
 
 
 def pack_batch(batch: RewardBatch, needs: frozenset[str], sent: Sent) -> bytes:
-    """What a reward with these needs reads of a batch.
+    """Return what a reward with these needs reads of a batch, as bytes.
 
     Raises:
-        BadInput: it needs what does not travel.
+        BadInput: it needs something that cannot be sent.
     """
     if needs - TRAVELS:
         raise BadInput(f"{', '.join(sorted(needs - TRAVELS))} cannot be sent to another machine: score it in process.")
@@ -94,29 +93,29 @@ def pack_batch(batch: RewardBatch, needs: frozenset[str], sent: Sent) -> bytes:
     if "transcript" in needs:
         head["transcript"] = list(batch.transcript or ())
     if "portrait" in needs and batch.portraits is not None:
-        # Siblings share their portrait: each travels once.
+        # Samples share portraits: each is sent once.
         people = list({id(portrait): portrait for portrait in batch.portraits}.values())
-        order = {id(portrait): place for place, portrait in enumerate(people)}
+        order = {id(portrait): number for number, portrait in enumerate(people)}
         head["portraits"] = [order[id(portrait)] for portrait in batch.portraits]
-        for place, portrait in enumerate(people):
+        for number, portrait in enumerate(people):
             for name in ("crop", "landmarks", "blendshapes", "to_crop"):
-                tensors[f"portrait/{place}/{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(portrait, name)))
+                tensors[f"portrait/{number}/{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(portrait, name)))
     flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     return save(flat, {"batch": json.dumps(head)})
 
 
 def unpack_batch(data: bytes) -> RewardBatch:
-    """The batch at the far side; asking for frames that did not come raises ``Wanted``.
+    """Return the batch on the server. Reading frames that were not sent raises ``Wanted``.
 
     Raises:
-        BadInput: the bytes are no batch, or more than the limits of this module allow.
+        BadInput: the bytes are not a batch, or exceed the limits of this module.
     """
     if len(data) > LARGEST_BATCH:
         raise BadInput(f"The batch is larger than {LARGEST_BATCH // 2**20} MiB: send fewer samples.")
     try:
-        head = _head(data)
-        parts = _Parts(load(data), head)
-        return parts.batch()
+        head = _read_head(data)
+        reader = _BatchReader(load(data), head)
+        return reader.batch()
     except BadInput:
         raise
     except Exception as error:
@@ -125,29 +124,29 @@ def unpack_batch(data: bytes) -> RewardBatch:
         ) from error
 
 
-class _Parts:
-    """The tensors of a batch that arrived, each taken out by its expected kind and shape."""
+class _BatchReader:
+    """A reader of the tensors of a received batch, which checks the type and shape of each."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], head: Mapping[str, Any]) -> None:
         self.tensors, self.head = tensors, head
         motion = tensors["motion"]
         if motion.dim() != 3 or not 1 <= len(motion) <= MOST_SAMPLES or not 1 <= motion.shape[1] <= MOST_FRAMES:
-            _wrong(f"motion has the shape {tuple(motion.shape)}")
+            _refuse(f"motion has the shape {tuple(motion.shape)}")
         self.rows, self.frames = motion.shape[:2]
 
     def batch(self) -> RewardBatch:
-        """All of it."""
+        """Return the batch."""
         head, rows, frames = self.head, self.rows, self.frames
         portraits, transcript = head.get("portraits"), head.get("transcript")
         if portraits is not None:
-            people = [self.portrait(place) for place in range(1 + max(self.indices(portraits, "portraits", rows)))]
-            portraits = [people[place] for place in portraits]
+            people = [self.portrait(number) for number in range(1 + max(self.indices(portraits, "portraits", rows)))]
+            portraits = [people[number] for number in portraits]
         if transcript is not None and not all(isinstance(text, str) for text in transcript):
-            _wrong("the transcript is no list of texts")
-        if any(given is not None and len(given) != rows for given in (portraits, transcript)):
-            _wrong(f"portraits or transcripts are not {rows}")
+            _refuse("the transcript is no list of texts")
+        if any(values is not None and len(values) != rows for values in (portraits, transcript)):
+            _refuse(f"portraits or transcripts are not {rows}")
         if head["domain"] not in ("drawn", "filmed"):
-            _wrong("the domain is neither drawn nor filmed")
+            _refuse("the domain is neither drawn nor filmed")
         return RewardBatch(
             self.tensor("motion", (rows, frames, MOTION_SIZE)),
             self.tensor("mel", (rows, MELS_PER_FRAME * frames, MEL_BANDS)),
@@ -155,52 +154,53 @@ class _Parts:
             self.drawing("places", (N_LANDMARKS, 2), _FLOATS) if head["lands"] else None,
             self.optional("audio", (rows, SAMPLES_PER_FRAME * frames)), portraits, transcript,
             self.optional("reference", (rows, frames, MOTION_SIZE)), self.optional("group", (rows,), _INTEGERS),
-            domain=head["domain"], unseen=_failures(head["unseen"], rows),
+            domain=head["domain"], unseen=_read_failures(head["unseen"], rows),
         )  # fmt: skip
 
     def tensor(
         self, name: str, shape: Sequence[int | None], kinds: Sequence[torch.dtype] = _FLOATS
     ) -> torch.Tensor:  # fmt: skip
-        """The tensor of that name; a None in ``shape`` stands for any length from 1 on."""
-        found = self.tensors[name]
-        fits = found.dim() == len(shape) and all(
-            length == wanted if wanted is not None else length > 0
-            for length, wanted in zip(found.shape, shape, strict=True)
+        """Return the tensor of a name; None in ``shape`` stands for any length from 1 on."""
+        tensor = self.tensors[name]
+        fits = tensor.dim() == len(shape) and all(
+            length == expected if expected is not None else length > 0
+            for length, expected in zip(tensor.shape, shape, strict=True)
         )
-        if not fits or found.dtype not in kinds:
-            _wrong(f"{name} is {found.dtype} {tuple(found.shape)}, not {tuple(shape)}")
-        return found
+        if not fits or tensor.dtype not in kinds:
+            _refuse(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {tuple(shape)}")
+        return tensor
 
     def optional(
         self, name: str, shape: Sequence[int | None], kinds: Sequence[torch.dtype] = _FLOATS
     ) -> torch.Tensor | None:
-        """The same, None where it was not sent."""
+        """Return the tensor of a name, or None if it was not sent."""
         return self.tensor(name, shape, kinds) if name in self.tensors else None
 
-    def indices(self, given: Any, what: str, most: int) -> list[int]:
-        """Whole numbers from 0 to under ``most``, at most ``most`` of them."""
-        if not isinstance(given, list) or len(given) > most or not all(type(i) is int and 0 <= i < most for i in given):
-            _wrong(f"{what} are no numbers from 0 to {most - 1}")
-        return given
+    def indices(self, values: Any, what: str, limit: int) -> list[int]:
+        """Return the values as a list of at most ``limit`` whole numbers, each from 0 to below ``limit``."""
+        is_short_list = isinstance(values, list) and len(values) <= limit
+        if not is_short_list or not all(type(i) is int and 0 <= i < limit for i in values):
+            _refuse(f"{what} are no numbers from 0 to {limit - 1}")
+        return values
 
     def drawing(self, what: str, shape: Sequence[int | None], kinds: Sequence[torch.dtype]) -> Any:
-        """A ``Draw`` or ``Place`` of what was sent."""
+        """Return a ``Draw`` or ``Place`` of the frames or landmarks that were sent."""
         sent = self.indices(self.head[what], what, self.frames)
-        place = {index: at for at, index in enumerate(sent)}
+        position = {index: column for column, index in enumerate(sent)}
         tensor = self.tensor(what, (self.rows, len(sent), *shape), kinds) if sent else None
 
-        def look(_: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
-            absent = tuple(index for index in wanted if index not in place)
-            if absent or tensor is None:
-                raise Wanted(**{what: absent})
-            chosen = tensor[:, [place[index] for index in wanted]]
-            return chosen.float() / 255 if what == "frames" else chosen
+        def look_up(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+            missing = tuple(index for index in indices if index not in position)
+            if missing or tensor is None:
+                raise Wanted(**{what: missing})
+            values = tensor[:, [position[index] for index in indices]]
+            return values.float() / 255 if what == "frames" else values
 
-        return look
+        return look_up
 
-    def portrait(self, place: int) -> Portrait:
-        """Number ``place`` of the people; the whole photo does not travel, the crop stands for it."""
-        prefix = f"portrait/{place}/"
+    def portrait(self, number: int) -> Portrait:
+        """Return a portrait. The whole photo is not sent; the crop replaces it."""
+        prefix = f"portrait/{number}/"
         crop = self.tensor(f"{prefix}crop", (None, None, 3), (torch.uint8,)).numpy()
         landmarks = self.tensor(f"{prefix}landmarks", (N_LANDMARKS, 3))
         blendshapes, to_crop = (
@@ -210,25 +210,25 @@ class _Parts:
 
 
 def pack_score(score: Score) -> bytes:
-    """Scores for the way back."""
+    """Return the scores as bytes."""
     tensors = {"value": score.value.float(), "valid": score.valid}
     if score.dense is not None:
         tensors["dense"] = score.dense
     tensors |= {f"region/{name}": value for name, value in (score.regions or {}).items()}
     head = {"failures": {row: list(why) for row, why in score.reasons.items()}, "noise": score.noise}
-    # Cloned: a map may be another's view, which safetensors does not take.
+    # Cloned, since safetensors does not accept tensors that share memory.
     return save({name: value.contiguous().clone() for name, value in tensors.items()}, {"score": json.dumps(head)})
 
 
 def unpack_score(data: bytes, rows: int) -> Score:
-    """Scores that came back.
+    """Return the scores that a server sent.
 
     Raises:
-        ValueError: cut off, or not for this many rows.
+        ValueError: they are incomplete, or not for this many rows.
     """
     try:
-        head, tensors = _head(data), load(data)
-        failures, noise = _failures(head["failures"], rows), float(head["noise"])
+        head, tensors = _read_head(data), load(data)
+        failures, noise = _read_failures(head["failures"], rows), float(head["noise"])
         value, valid = tensors["value"].float(), tensors["valid"].bool()
         dense = tensors.get("dense")
     except Exception as error:
@@ -244,41 +244,43 @@ def unpack_score(data: bytes, rows: int) -> Score:
     return Score(value, valid, dense, regions or None, per_row(failures, rows), noise)
 
 
-def _head(data: bytes) -> dict[str, Any]:
-    """The JSON in a safetensors header: 8 bytes of length, then the header with ``__metadata__``."""
+def _read_head(data: bytes) -> dict[str, Any]:
+    """Return the JSON description in a safetensors header: 8 bytes of length, then the header with ``__metadata__``."""
     size = int.from_bytes(data[:8], "little")
     if size > LARGEST_HEADER:
         raise BadInput(f"The header of the batch is larger than {LARGEST_HEADER // 2**20} MiB: send fewer samples.")
     metadata: Mapping[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
     head = json.loads(next(iter(metadata.values())))
     if not isinstance(head, dict):
-        _wrong("its description is no object")
+        _refuse("its description is no object")
     return head
 
 
-def _failures(given: Mapping[str, Any], rows: int) -> dict[int, Failure]:
-    """Why rows have no score: row → kind and sentence."""
-    found = {int(row): Failure(*why) for row, why in given.items()}
-    for row, why in found.items():
-        if not 0 <= row < rows or why.kind not in get_args(FailureKind) or not isinstance(why.detail, str):
-            _wrong("a failure is of no sample or of an unknown kind")
-    return found
+def _read_failures(by_row: Mapping[str, Any], rows: int) -> dict[int, Failure]:
+    """Return row → why it has no score."""
+    failures = {int(row): Failure(*parts) for row, parts in by_row.items()}
+    for row, failure in failures.items():
+        if not 0 <= row < rows or failure.kind not in get_args(FailureKind) or not isinstance(failure.detail, str):
+            _refuse("a failure is of no sample or of an unknown kind")
+    return failures
 
 
-def _wrong(what: str) -> NoReturn:
+def _refuse(what: str) -> NoReturn:
     raise BadInput(f"The body is no batch of samples ({what}): send what pack_batch makes.")
 
 
+# --- The client ---
+
 KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
-"""Environment variable with the key of a server that asks for one; which host it is for stands in
-FLOWPORTRAIT_SERVE_HOST where that is not this computer."""
-_MOST_ROUNDS = 4
-"""How often a scorer may ask for more frames."""
+"""Environment variable with the key of a server that requires one. The key is sent to this computer, or to the host in
+FLOWPORTRAIT_SERVE_HOST."""
+_MAX_REQUESTS = 4
+"""How often a batch is sent because the server requests more frames."""
 
 
 @dataclass(frozen=True)
 class HttpReward:
-    """A scorer on another machine. What it is called, needs and promises is what the server says it does."""
+    """A reward on another machine. The server reports its name, needs and other properties."""
 
     url: str
     scorer: str
@@ -294,10 +296,16 @@ class HttpReward:
 
     @classmethod
     def at(cls, url: str, scorer: str, retries: int = 4, timeout: float = 120.0) -> HttpReward:
-        """The scorer of that name at a server.
+        """Return the reward that a server offers under a name.
+
+        Args:
+            url: address of the server.
+            scorer: name of the reward there.
+            retries: how often it is asked again if it is unavailable.
+            timeout: seconds to wait for an answer.
 
         Raises:
-            BadInput: the address is not safe, nobody answers there, or has such a scorer.
+            BadInput: the address is not safe, no server answers, or it does not offer the reward.
         """
         url = url.rstrip("/")
         check_address(url, f"The address of the reward {scorer!r}")
@@ -317,24 +325,24 @@ class HttpReward:
                    _client=client)  # fmt: skip
 
     def __call__(self, batch: RewardBatch) -> Score:
-        """Scores from the far side.
+        """Return the scores of the server.
 
         Raises:
-            Unavailable: no usable answer; ``rewards.interface`` asks again.
-            BadInput: the far side says that the batch cannot be scored.
+            Unavailable: there is no usable answer; ``rewards.interface`` asks again.
+            BadInput: the server reports that the batch cannot be scored.
         """
         length = batch.motion.shape[1]
         sent = self._wanted.get(length, Sent())
         needs = self.needs | ({"group"} if self.scope == "group" else frozenset())
-        for _ in range(_MOST_ROUNDS):
-            found = self._post(pack_batch(batch, needs, sent), len(batch))
-            if isinstance(found, Score):
+        for _ in range(_MAX_REQUESTS):
+            answer = self._post(pack_batch(batch, needs, sent), len(batch))
+            if isinstance(answer, Score):
                 self._wanted[length] = sent
-                return found
-            if any(index >= length for index in (*found.frames, *found.places)):
+                return answer
+            if any(index >= length for index in (*answer.frames, *answer.places)):
                 raise Unavailable(f"{self.url} asked for frames that a clip of {length} frames does not have")
-            sent = sent.with_(found)
-        raise Unavailable(f"{self.url} asked for frames {_MOST_ROUNDS} times")
+            sent = sent.with_(answer)
+        raise Unavailable(f"{self.url} asked for frames {_MAX_REQUESTS} times")
 
     def _post(self, body: bytes, rows: int) -> Score | Wanted:
         headers = {"Content-Type": MEDIA_TYPE, **_headers(self.url)}
@@ -344,14 +352,14 @@ class HttpReward:
         except httpx2.HTTPError as error:
             raise Unavailable(f"{self.url} does not answer ({type(error).__name__})") from error
         if answer.status_code == 409:
-            return _wanted(answer)
+            return _read_requested_frames(answer)
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
             raise Unavailable(f"{self.url} failed ({answer.status_code})")
         if 300 <= answer.status_code < 400:
-            place = answer.headers.get("location", "another address")[:120]
-            raise BadInput(f"{self.url} sends requests on to {place}, which is not followed: give that address.")
+            target = answer.headers.get("location", "another address")[:120]
+            raise BadInput(f"{self.url} sends requests on to {target}, which is not followed: give that address.")
         if answer.status_code != 200:
-            raise BadInput(f"{self.url} would not score ({answer.status_code}): {_said(answer)}")
+            raise BadInput(f"{self.url} would not score ({answer.status_code}): {_error_message(answer)}")
         try:
             return unpack_score(answer.content, rows)
         except ValueError as error:
@@ -360,7 +368,7 @@ class HttpReward:
 
 @dataclass(frozen=True)
 class _Offer:
-    """What a server says of one of its scorers."""
+    """The properties of a reward that a server offers."""
 
     name: str
     needs: frozenset[str]
@@ -369,14 +377,18 @@ class _Offer:
     noise: float
 
     @classmethod
-    def read(cls, said: Any) -> _Offer:
-        """From JSON; raises ValueError, TypeError or LookupError."""
-        low, high = said["range"]
+    def read(cls, data: Any) -> _Offer:
+        """Read the properties from JSON.
+
+        Raises:
+            ValueError, TypeError, LookupError: they are incomplete or malformed.
+        """
+        low, high = data["range"]
         limits = (float("-inf" if low is None else low), float("inf" if high is None else high))
-        needs, scope = frozenset(said["needs"]), said["scope"]
-        if scope not in ("sample", "group") or not needs <= TRAVELS or not isinstance(said["name"], str):
+        needs, scope = frozenset(data["needs"]), data["scope"]
+        if scope not in ("sample", "group") or not needs <= TRAVELS or not isinstance(data["name"], str):
             raise ValueError("it describes its scorer in another way")
-        return cls(said["name"], needs, scope, limits, float(said["noise"]))
+        return cls(data["name"], needs, scope, limits, float(data["noise"]))
 
 
 def _headers(url: str) -> dict[str, str]:
@@ -384,11 +396,11 @@ def _headers(url: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _wanted(answer: httpx2.Response) -> Wanted:
-    """The frames and landmarks that a scorer asks for."""
+def _read_requested_frames(answer: httpx2.Response) -> Wanted:
+    """Return the frames and landmarks that a server requests."""
     try:
-        asked = answer.json()["wanted"]
-        frames, places = asked.get("frames", ()), asked.get("places", ())
+        requested = answer.json()["wanted"]
+        frames, places = requested.get("frames", ()), requested.get("places", ())
         if not all(type(index) is int and index >= 0 for index in (*frames, *places)):
             raise ValueError("frames are whole numbers from 0")
         return Wanted(tuple(frames), tuple(places))
@@ -396,7 +408,7 @@ def _wanted(answer: httpx2.Response) -> Wanted:
         raise Unavailable(f"unreadable answer ({error})") from error
 
 
-def _said(answer: httpx2.Response) -> str:
+def _error_message(answer: httpx2.Response) -> str:
     try:
         return str(answer.json()["error"]["message"])[:500]
     except (ValueError, LookupError, TypeError, RecursionError):

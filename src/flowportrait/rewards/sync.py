@@ -1,22 +1,7 @@
-"""The lip-sync reward and its expert.
+"""This module defines the lip-sync reward and the sync expert that it uses.
 
-The reward side's sync expert: do these lips move as this speech does?
-
-    score[t] = cos( face(motion[t … t+8]),  voice(mel[4t … 4t+35]) )
-
-It reads motion coefficients, not pixels, so it is differentiable in what the generator makes and costs next
-to nothing: hundreds of clips per second on one core. Trained by contrast
-(``tools.train_sync_expert``) on speakers the evaluation side never sees. Nothing is zero-padded in
-time: T frames give T − 8 windows.
-
-The lip-sync reward: how much better the lips fit this moment of the speech than its neighbourhood.
-
-    margin[w] = cos(f_w, a_w) − mean_{3 ≤ |k| ≤ 10} cos(f_w, a_{w+k})         of the window of frames w … w + 8
-    dense[t]  = margin of the window whose middle is nearest to frame t
-
-Against shifted speech as the baseline, lips that fit any speech a little earn nothing. A clip of T frames has T − 8
-windows; its first and last four frames have the margin of the first and the last window, to which they belong, so that
-every chunk is credited in full.
+score[t]  = cos( face(motion[t … t+8]),  voice(mel[4t … 4t+35]) )                      of the expert
+margin[w] = cos(f_w, a_w) − mean_{3 ≤ |k| ≤ 10} cos(f_w, a_{w+k})                      of the reward
 """
 
 from __future__ import annotations
@@ -36,9 +21,17 @@ from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid, noises
 from flowportrait.training.descend import JointEmbedding
 
+# --- The sync expert ---
+
 
 class SyncExpert(JointEmbedding):
-    """Joint embedding of lower-face motion and log-mel, unit length, ``DIM`` numbers per window."""
+    """A joint embedding of lower-face motion and log-mel, of unit length and ``DIM`` elements per window of 9 frames.
+
+    It reads motion coefficients instead of pixels, so it is differentiable with respect to the generator's output and
+    scores hundreds of clips per second on one core. It was trained with a contrastive loss
+    (``tools.train_sync_expert``) on speakers that the evaluation does not use. There is no padding in time: T frames
+    give T − 8 windows.
+    """
 
     WINDOW = 9
     DIM = 96
@@ -67,9 +60,10 @@ class SyncExpert(JointEmbedding):
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
     def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
-        """``[B, T, ≥16]`` motion (the first 16 coefficients count) to ``[B, T - 8, DIM]``.
+        """Return the embeddings ``[B, T - 8, DIM]`` of motion ``[B, T, ≥16]``, of which it uses the first 16
+        coefficients.
 
-        The mean over the clip is taken off: whose resting mouth it is says nothing about sync.
+        The mean over the clip is subtracted, since the neutral shape of a mouth tells nothing about sync.
         """
         lower = lips[..., LOWER].to(device_of(self))
         lower = lower - lower.mean(1, keepdim=True)
@@ -78,13 +72,14 @@ class SyncExpert(JointEmbedding):
         return F.normalize(self.face(features.mT).mT, dim=-1)
 
     def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
-        """``[B, 4T, 80]`` log-mel to ``[B, T - 8, DIM]``; each window hears exactly its own 36 columns."""
+        """Return the embeddings ``[B, T - 8, DIM]`` of a log-mel ``[B, 4T, 80]``; each uses the 36 columns of its
+        window."""
         return F.normalize(self.voice((mel.to(device_of(self)) - 1.0).mT).mT, dim=-1)
 
     @classmethod
     @once_per_device
     def load(cls) -> SyncExpert:
-        """The expert that ships with the package."""
+        """Return the expert that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "sync_reward" / "model.safetensors")))
 
 
@@ -94,17 +89,32 @@ def _block(before: int, after: int, kernel: int, stride: int = 1, groups: int = 
 
 
 def lower_face(landmarks: np.ndarray, blendshapes: np.ndarray) -> torch.Tensor:
-    """Lower-face motion ``[T, 16]`` of a tracked clip (landmarks ``[T, 478, 3]`` px, blendshapes ``[T,
-    52]``)."""
+    """Return the lower-face motion ``[T, 16]`` of a tracked clip.
+
+    Args:
+        landmarks: ``[T, 478, 3]`` in pixels.
+        blendshapes: ``[T, 52]``.
+    """
     return MotionBasis.load().encode(landmarks, blendshapes)[0][:, LOWER]
 
 
+# --- The lip-sync reward ---
+
 NEAREST, FARTHEST = 3, 10
+"""Smallest and largest shift in frames of the speech that serves as baseline."""
 
 
 @dataclass(frozen=True)
 class LipSync:
-    """Scores with the reward-side sync expert, never with the evaluation side's."""
+    """Rewards lips that fit the speech better than they fit the speech shortly before and after.
+
+        margin[w] = cos(f_w, a_w) − mean_{3 ≤ |k| ≤ 10} cos(f_w, a_{w+k})         of the window of frames w … w + 8
+        dense[t]  = margin of the window with its middle nearest to frame t
+
+    With shifted speech as the baseline, lips that fit any speech a little gain nothing. A clip of T frames has T − 8
+    windows. Its first and last four frames have the margin of the first and the last window, so that every chunk gets
+    credit for all of its frames. The expert is that of rewards, not the one of the evaluation.
+    """
 
     expert: SyncExpert
     noise: float = 0.0
@@ -114,7 +124,7 @@ class LipSync:
 
     @classmethod
     def load(cls) -> LipSync:
-        """With the expert that ships."""
+        """Return the reward with the expert that ships with the package."""
         return cls(SyncExpert.load(), noises().get("sync", 0.0))
 
     @torch.no_grad()
@@ -126,16 +136,16 @@ class LipSync:
 
 
 def by_frame(windows: torch.Tensor, frames: int) -> torch.Tensor:
-    """Numbers of windows ``[B, W]`` in the middle of a clip to numbers of its frames ``[B, frames]``: that of the
-    window whose middle is nearest."""
+    """Return values of windows ``[B, W]`` as values of frames ``[B, frames]``: that of the window with the nearest
+    middle."""
     edge = (frames - windows.shape[1]) // 2
     return windows[:, (torch.arange(frames) - edge).clamp(0, windows.shape[1] - 1)]
 
 
 def margins(similarity: torch.Tensor) -> torch.Tensor:
-    """Similarity ``[B, W, W]`` of every lip window with every speech window to the margin of each ``[B, W]``."""
-    place = torch.arange(similarity.shape[1])
-    apart = (place[:, None] - place[None]).abs()
-    others = ((apart >= NEAREST) & (apart <= FARTHEST)).float()
-    baseline = (similarity * others).sum(-1) / others.sum(-1).clamp_min(1.0)
+    """Return the margin of every window ``[B, W]`` from the similarity ``[B, W, W]`` of lip and speech windows."""
+    index = torch.arange(similarity.shape[1])
+    shift = (index[:, None] - index[None]).abs()
+    shifted = ((shift >= NEAREST) & (shift <= FARTHEST)).float()
+    baseline = (similarity * shifted).sum(-1) / shifted.sum(-1).clamp_min(1.0)
     return similarity.diagonal(dim1=1, dim2=2) - baseline

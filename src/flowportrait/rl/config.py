@@ -1,7 +1,8 @@
-"""The configuration of post-training.
+"""This module defines the configuration of a post-training run.
 
-Every part is a frozen dataclass that is both its settings and the thing itself, so ``--set objective.clip_low=0.1``
-reaches it and ``recipe.json`` shows it:
+A recipe is a ``PostTrainConfig`` with the settings of one method. Every part (plan, objective, credit, stages, …) is a
+frozen dataclass that holds its settings and implements the behaviour, so that ``--set objective.clip_low=0.1`` reaches
+the setting and ``recipe.json`` records it:
 
     PostTrainConfig.from_recipe("flow-grpo", groups=4, **{"objective.kl_weight": 0.1})
 """
@@ -31,15 +32,15 @@ from flowportrait.training.learner import SlowCopy
 from flowportrait.training.lora import Lora
 
 FIRST_VERSION = 1
-"""The version of a recipe or state that names none: FlowPortrait 0.1 wrote none."""
+"""The version of a recipe or state that does not name one. FlowPortrait 0.1 did not write a version."""
 
 
 @dataclass(frozen=True)
 class PostTrainConfig:
-    """Every setting of a post-training run; a recipe is one of these with the settings of a method."""
+    """All settings of a post-training run. A recipe is one instance with the settings of a method."""
 
     name: str
-    """The recipe that this is: a built-in name, an entry point, or MODULE:NAME; a run is resumed by it."""
+    """Name of the recipe: a built-in name, an entry point, or MODULE:NAME. A resumed run must have the same name."""
     plan: Planner = field(default_factory=AllSteps)
     """Which denoising steps are stochastic, and which of them are trained on."""
     kernel: str = "flow-sde"
@@ -47,79 +48,79 @@ class PostTrainConfig:
     eta: float = 0.5
     """Scale of the kernel's noise."""
     same_start: bool = False
-    """Whether siblings of a group share their initial noise."""
+    """Whether the samples of a group share their initial noise."""
     groups: int = 6
-    """Prompts per iteration, each with a group of samples; the processes share them."""
+    """Prompts per iteration over all processes. Each prompt has one group of samples."""
     group_size: int = 16
     """Samples per group (siblings), which are compared with each other."""
     frames: int = 72
-    """Length of a rollout in frames, 25 a second."""
+    """Length of a rollout in frames, at 25 frames per second."""
     disturbance: Disturbance | None = None
-    """Let the policy hear noise and rooms where rewards hear the clean track."""
+    """Give the policy speech with noise and reverberation, while rewards get the clean recording."""
     exploration: HistoryRouting | None = None
     """Explore through the history of chunks instead of through noise."""
     exemplars: Exemplars | None = None
-    """Put a real clip of the same speech into every group."""
+    """Add a real clip of the same speech to every group."""
     teacher: Teacher | None = None
-    """Learn to draw in the plan's steps, without guidance, what the start draws in many with it."""
+    """Distil the starting policy, sampled in many guided steps, into one sampled in the plan's steps without
+    guidance."""
     offline_data: OfflineDataConfig | None = None
-    """Learn from clips that exist already instead of from rollouts; their scores come with them."""
+    """Learn from existing clips with known scores instead of from rollouts."""
     stages: tuple[Stage, ...] = ()
-    """Further stages of a method of your own, called after those above."""
+    """Further stages, for methods of your own. They are called after those in the fields above."""
     train_on: int | None = None
-    """Samples of a group that are trained on: half of them its best, half its worst; none means all."""
+    """Samples of a group that are trained on: half of them the best, half the worst. None trains on all."""
     rollout_chunks: int = 2
-    """A rollout is made in this many parts; each is scored while the next is made."""
+    """Number of parts in which a rollout is sampled. Each part is scored while the next one is sampled."""
     staleness: int = 0
-    """Iterations that a rollout waits before it is trained on, for rewards slower than everything else; its
-    importance weight is truncated."""
+    """Iterations that a rollout waits before it is trained on, for slow rewards. Its importance weight is truncated."""
     rewards: RewardWeights = field(default_factory=RewardWeights)
     """Weight of every reward."""
     credit: CreditConfig = field(default_factory=CreditConfig)
     """How scores become advantages."""
     allocation: Allocation = field(default_factory=Allocation)
-    """Which rewards count at which noise levels and in which latent regions."""
+    """At which noise levels and in which latent regions each reward counts."""
     objective: Objective = field(default_factory=ClippedRatio)
     """The loss."""
     learning_rate: float = 5e-5
     """Learning rate of AdamW, constant."""
     updates: int = 2
-    """Optimiser steps per rollout; each sees an equal share of every group, or of the groups."""
+    """Optimiser steps per rollout. Each uses an equal share of every group, or of the groups."""
     epochs: int = 1
     """Passes over one rollout, each of ``updates`` optimiser steps."""
     micro_batch: int | None = None
-    """Samples per backward pass; gradients add up to those of the whole."""
+    """Samples per backward pass. Gradients are accumulated over the whole batch."""
     grad_clip: float = 1.0
     """Largest norm of a gradient."""
     ema: float = 0.9
-    """Decay of the averaged weights, which are delivered."""
+    """Decay of the averaged weights, which are written to checkpoints."""
     old: SlowCopy | None = None
-    """A slow copy of the weights that makes the rollouts in place of the live ones."""
+    """A slowly updated copy of the weights that samples the rollouts in place of the live weights."""
     lora: Lora | None = None
     """Train adapters instead of all weights."""
     autocast: Literal["no", "bf16"] = "no"
-    """Precision of the networks; ratios are float32 in any case."""
+    """Precision of the networks. Ratios are always float32."""
     checkpointing: bool = False
     """Recompute the backbone's activations in the backward pass instead of keeping them."""
     offload: bool = False
     """Keep trajectories on the host between rollout and update."""
     iterations: int = 100
-    """Iterations of the run: a rollout and its updates each."""
+    """Number of iterations: one rollout and its updates each."""
     checkpoint_every: int = 10
-    """Iterations between states on disk to resume from."""
+    """Iterations between saved states, from which a run can be resumed."""
     evaluate_every: int = 10
-    """Iterations between held-out evaluations, where there are held-out prompts."""
+    """Iterations between held-out evaluations, if there are held-out prompts."""
     patience: int = 3
-    """Held-out evaluations in a row that must be worse than the start, while rewards rise, before a run is stopped."""
+    """Consecutive held-out evaluations that must be worse than the start, while rewards rise, to stop a run."""
     give_up: int = 10
-    """Iterations in a row in which nothing was learned, or failed attempts in a row to save, before a run is ended."""
+    """Consecutive iterations without an update, or consecutive failed attempts to save, after which a run ends."""
     render_size: int = 128
-    """Side in pixels of the frames that rewards look at."""
+    """Side in pixels of the frames that rewards receive."""
     seed: int = 0
     """Seed of prompts, plans and noise."""
     version: int = KEY_VERSION
-    """What a run must keep to go on as it began: 1 is FlowPortrait 0.1 (noise keys, the first step of flow-sde, and
-    regions that all weigh alike). A ``recipe.json`` or a state that names none is of version 1."""
+    """Version of the numerics, kept when a run is resumed. Version 1 is FlowPortrait 0.1: its noise keys, its first
+    step of flow-sde, and equal weights of all regions. A ``recipe.json`` or state without a version has version 1."""
 
     earlier_keys = (
         ("pieces", "rollout_chunks"), ("stale", "staleness"), ("explore", "exploration"), ("given", "offline_data"),
@@ -127,11 +128,11 @@ class PostTrainConfig:
 
     @classmethod
     def from_recipe(cls, recipe: str, /, **settings: Any) -> PostTrainConfig:
-        """A recipe by name with some settings changed.
+        """Return a recipe by name with some settings changed.
 
         Args:
             recipe: a built-in recipe, an entry point of ``flowportrait.recipes``, or ``MODULE:NAME``.
-            settings: values by key; settings of parts by dotted keys, as in ``**{"objective.kl_weight": 0.1}``.
+            settings: values by key. Settings of parts have dotted keys, as in ``**{"objective.kl_weight": 0.1}``.
 
         Raises:
             BadInput: unknown recipe, unknown key, or a value that does not fit its field.
@@ -140,10 +141,10 @@ class PostTrainConfig:
 
     @classmethod
     def from_json(cls, path: Path) -> PostTrainConfig:
-        """The configuration of a run from its ``recipe.json``, of this version or of version 0.1.
+        """Read the configuration of a run from its ``recipe.json``, written by this version or by version 0.1.
 
         Raises:
-            BadInput: not such a file, or settings that the recipe does not have.
+            BadInput: the file is not a recipe, or it has settings that the recipe does not have.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -155,19 +156,22 @@ class PostTrainConfig:
         return merge(recipe, recipe.upgrade(data))
 
     def upgrade(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings as any version wrote them, of a run with this recipe, under today's keys."""
+        """Return the settings of a run with this recipe, as written by any version, under the current keys."""
         return {"version": FIRST_VERSION, "stages": [], **upgrade_keys(self, data)}
 
     @property
     def active_stages(self) -> tuple[Stage, ...]:
-        """The stages of the method: those in fields of their own in the order of the fields, then ``stages``."""
-        own = (getattr(self, part.name) for part in fields(self))
-        return (*(part for part in own if isinstance(part, Stage)), *self.stages)
+        """Return all stages in call order: those in fields of their own, in the order of the fields, then
+        ``stages``."""
+        values = (getattr(self, part.name) for part in fields(self))
+        return (*(value for value in values if isinstance(value, Stage)), *self.stages)
 
     @property
     def group_minibatches(self) -> int:
-        """Into how many minibatches of whole groups a process's groups are divided: one, unless the objective compares
-        siblings."""
+        """Return the number of minibatches of whole groups into which a process's groups are divided.
+
+        It is one, unless the objective compares the samples of a group with each other.
+        """
         return self.updates if self.objective.whole_groups else 1
 
     def __post_init__(self) -> None:
@@ -178,8 +182,10 @@ class PostTrainConfig:
                 f"version={self.version} is not possible: this FlowPortrait knows {FIRST_VERSION} to {KEY_VERSION}; a "
                 "run of a later one needs a later FlowPortrait."
             )
-        fewest = 1 if self.credit.baseline_scope == "batch" else 2
-        at_least(self, eta=0, groups=1, group_size=fewest, frames=4, learning_rate=0, updates=1, rollout_chunks=1)
+        smallest_group = 1 if self.credit.baseline_scope == "batch" else 2
+        at_least(
+            self, eta=0, groups=1, group_size=smallest_group, frames=4, learning_rate=0, updates=1, rollout_chunks=1
+        )
         at_least(self, micro_batch=1, train_on=2, grad_clip=0, ema=0, iterations=1, checkpoint_every=1, render_size=32)
         at_least(self, evaluate_every=1, patience=1, give_up=1, epochs=1, staleness=0)
         if self.credit.aggregation == "sum_then_normalize" and (self.allocation.steps or self.allocation.regions):

@@ -1,23 +1,17 @@
-"""From scores to the advantage of every sample, chunk, step and region.
+"""This module turns scores into the advantage of every sample, chunk, denoising step and region.
 
-    A[i, n]        = Σ_reward w · (score_i − mean of the group) / std of the group         (``assign_credit``)
-    A[i, n, r, p]  = Σ_reward A_reward[i, n] · weight(reward, σ_r) · [reward pays region p]  (``allocate_advantage``)
+    A[i, n]        = Σ_reward w · (score_i − mean of the group) / std of the group
+    A[i, n, r, p]  = Σ_reward A_reward[i, n] · weight(reward, σ_r) · [reward counts in region p]
 
-    value     d_i = r_i − mean of the group                  win rate     d_i = mean_j [ r_i > r_j ] − ½
-    divided   group: std of the group · batch: std of all groups' d · largest: of the group where it is largest
-              none: 1
+The parts, in order:
 
-A group whose spread is no larger than the reward's own measurement noise gets nothing: dividing it by its std would
-turn noise into advantage. An invalid score takes part in nothing. A sample is ``valid`` where every reward that
-distinguishes its siblings has judged it, and some reward has: its zero would otherwise pass for an average score. A
-reward that knows when it was earned (lip sync does) gives part of its weight to the chunk n that earned it, normalised
-among the siblings' same chunk.
+    normalisation     scores of one reward compared inside groups (``deviations``, ``win_rates``)
+    credit            all rewards together, per sample and chunk (``assign_credit``, ``credit_batch``)
+    allocation        credit distributed over denoising steps and latent regions (``allocate_advantage``)
+    signal metrics    how much each reward contributes (``signal_metrics``)
 
-Sources: GRPO (2402.03300), Dr-GRPO (2503.20783: none), LongCat-Video (2510.22200: largest), REINFORCE++ (2501.03262:
-batch), Pref-GRPO (2508.20751: win rate). A reward may count more at high or at low noise (after OTCA, 2604.19234: the
-composition of a clip is decided early, its texture late) and only in the region that it looks at (after ViPO,
-2511.18719). Where siblings share a past, what they share earns the mean of its leaves, normalised per place
-(BranchGRPO, 2509.06040).
+An invalid score is used nowhere. A sample is ``valid`` if at least one reward scored it, and so did every reward that
+distinguishes the samples of its group; otherwise its advantage of zero would count as an average score.
 """
 
 from __future__ import annotations
@@ -41,11 +35,32 @@ Divisor = Literal["group", "batch", "largest", "none"]
 Baseline = Literal["mean", "leave_one_out"]
 
 ZERO_SPREAD = 1e-6
+"""Standard deviations and advantages up to this count as zero."""
+EVERY = "all"
+"""Entry of ``CreditConfig.win_rate`` that stands for every reward."""
+
+# --- Normalisation inside groups ---
+#
+#     value     d_i = r_i − mean of the group                  win rate     d_i = mean_j [ r_i > r_j ] − ½
+#     divisor   group: std of the group · batch: std of all groups' d · largest: the largest std of any group
+#               none: 1
+#
+# A group whose spread is no larger than the reward's measurement noise gets no advantage: dividing by its std would
+# turn noise into advantage.
+#
+# Sources: GRPO (2402.03300), Dr-GRPO (2503.20783: none), LongCat-Video (2510.22200: largest), REINFORCE++ (2501.03262:
+# batch), Pref-GRPO (2508.20751: win rate).
 
 
 class NormalizedScores(NamedTuple):
-    """value ``[B]``, zero where a score takes no part; spread: mean std inside groups; degenerate_fraction: share of
-    groups in which the reward says nothing (spread under its noise, or fewer than two valid scores)."""
+    """The scores of one reward, normalised inside groups.
+
+    Attributes:
+        value: ``[B]``, zero where a score is not used.
+        spread: mean standard deviation inside groups.
+        degenerate_fraction: share of groups that the reward does not distinguish, since their spread is at most its
+            noise or they have fewer than two valid scores.
+    """
 
     value: torch.Tensor
     spread: float
@@ -55,11 +70,13 @@ class NormalizedScores(NamedTuple):
 def siblings(
     valid: torch.Tensor, group: torch.Tensor, reference: torch.Tensor | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of the valid members of every group, and those of them that its statistics are of: the ``reference`` ones
-    (all, if none is given)."""
+    """Yield for every group the rows of its valid samples, and those of them that its statistics are computed from.
+
+    Statistics use the samples in the mask ``reference`` ``[B]``, or all of them without one.
+    """
     reference = torch.ones_like(valid) if reference is None else reference
-    for own in group.unique():
-        rows = ((group == own) & valid).nonzero()[:, 0]
+    for group_id in group.unique():
+        rows = ((group == group_id) & valid).nonzero()[:, 0]
         yield rows, rows[reference[rows]]
 
 
@@ -70,12 +87,15 @@ def win_rates(
     noise: float,
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Share of the reference siblings that each score ``[B]`` beats, differences within the ``noise`` counting half."""
+    """Return the share of the reference samples of its group that each score ``[B]`` beats.
+
+    Differences of at most ``noise`` count as half a win.
+    """
     result = torch.zeros(len(value))
     for rows, base in siblings(valid, group, reference):
         if len(base) > 1:
-            apart = value[rows, None].float() - value[None, base].float()
-            wins = torch.where(apart.abs() <= noise, 0.5, (apart > 0).float()).sum(1)
+            difference = value[rows, None].float() - value[None, base].float()
+            wins = torch.where(difference.abs() <= noise, 0.5, (difference > 0).float()).sum(1)
             itself = torch.isin(rows, base).float()
             result[rows] = (wins - 0.5 * itself) / (len(base) - itself)
     return result
@@ -90,23 +110,30 @@ def deviations(
     noise: float = 0.0,
     reference: torch.Tensor | None = None,
 ) -> NormalizedScores:
-    """Scores ``[B]`` as deviations from their group's mean, divided as asked; see the module.
+    """Return scores ``[B]`` as deviations from the mean of their group, divided by a standard deviation.
 
-    ``reference`` ``[B]`` marks the scores that means and spreads are of; the others are measured against them, as a
-    real clip is against a group's own samples.
+    Args:
+        value: scores ``[B]``.
+        valid: mask ``[B]`` of the scores that are used.
+        group: ids of the groups ``[B]``.
+        divisor: what the deviations are divided by; see the heading above.
+        baseline: whether the mean includes the sample itself.
+        noise: groups with a standard deviation up to this get zeros.
+        reference: mask ``[B]`` of the scores that means and spreads are computed from. The others are compared with
+            them, as a real clip is with the samples of a group.
     """
-    result, spreads, max_std, families = torch.zeros(len(group)), [], 0.0, 0
+    result, spreads, max_std, group_count = torch.zeros(len(group)), [], 0.0, 0
     valid_rows: list[torch.Tensor] = []
     for rows, base in siblings(valid, group, reference):
-        families += 1
+        group_count += 1
         if len(base) < 2:
             continue
-        known = value[base].float()
-        spread = float(known.std())
+        base_values = value[base].float()
+        spread = float(base_values.std())
         spreads.append(spread)
         if spread <= max(noise, ZERO_SPREAD):
             continue
-        deviation = value[rows].float() - known.mean()
+        deviation = value[rows].float() - base_values.mean()
         if baseline == "leave_one_out":
             deviation = torch.where(torch.isin(rows, base), deviation * len(base) / (len(base) - 1), deviation)
         result[rows] = deviation / spread if divisor == "group" else deviation
@@ -117,36 +144,41 @@ def deviations(
     if valid_rows and divisor == "batch":
         result /= result[torch.cat(valid_rows)].square().mean().sqrt()
     mean = sum(spreads) / len(spreads) if spreads else 0.0
-    return NormalizedScores(result, mean, 1 - len(valid_rows) / families if families else 1.0)
+    return NormalizedScores(result, mean, 1 - len(valid_rows) / group_count if group_count else 1.0)
 
 
-EVERY = "all"
+# --- Credit of all rewards ---
+#
+# A dense reward, which has a score per frame (such as lip sync), gives part of its weight to single chunks: the mean
+# score of a chunk is normalised among the same chunks of the other samples of the group.
 
 
 @dataclass(frozen=True)
 class CreditConfig:
-    """How the scores of a batch become advantages."""
+    """Settings of how the scores of a batch become advantages."""
 
     std: Divisor = "group"
-    """What a deviation is divided by: its group's std, that of the whole batch, the largest group's (LongCat), or
-    nothing (Dr-GRPO)."""
+    """What a deviation is divided by: the standard deviation of its group, of the whole batch, the largest one of any
+    group (LongCat-Video), or nothing (Dr-GRPO)."""
     baseline: Baseline = "mean"
+    """Whether the baseline of a sample is the mean of its group or that of the other samples of the group."""
     win_rate: tuple[str, ...] = ()
-    """Rewards that count by the share of siblings they beat instead of by how much (Pref-GRPO); ``all``: every one."""
+    """Rewards that count by the share of samples that a sample beats (Pref-GRPO). ``all`` stands for every reward."""
     aggregation: Literal["normalize_then_sum", "sum_then_normalize"] = "normalize_then_sum"
-    """Whether every reward is normalised and then weighted, or raw scores are weighted and their sum normalised."""
+    """Whether every reward is normalised and then weighted, or raw scores are weighted and their sum is normalised."""
     floors: dict[str, float] = field(default_factory=dict)
-    """Reward → score under which it does not get worse."""
+    """Reward → lower limit to which its scores are clipped."""
     caps: dict[str, float] = field(default_factory=dict)
-    """Reward → score beyond which more earns nothing: against over-optimising what is good enough."""
+    """Reward → upper limit to which its scores are clipped, against over-optimisation of what is good enough."""
     baseline_scope: Literal["group", "batch"] = "group"
-    """Whom a sample is compared with: its siblings, or the whole batch, whose mean is one threshold for all prompts."""
+    """What a sample is compared with: its group, or the whole batch, the mean of which is a threshold for all
+    prompts."""
     gate: float = 1.0
     """A reward is ignored in a group where its spread is at most this many times its measurement noise."""
     dense: float = 0.7
-    """Share of a dense reward's weight that goes to single chunks; the rest goes to the whole clip."""
+    """Share of a dense reward's weight that goes to single chunks. The rest goes to the whole clip."""
     limit: float = 5.0
-    """Advantages are clipped to ± this."""
+    """Largest absolute value of an advantage; larger ones are clipped."""
 
     earlier_keys = (("when", "aggregation"), ("among", "baseline_scope"))
     earlier_values = (
@@ -156,8 +188,15 @@ class CreditConfig:
 
 @dataclass(frozen=True)
 class Credit:
-    """Advantage ``[B, N]`` of every chunk, what each reward brought to it (their sum before the limit), what to log,
-    and by reward whether each sample ``[B]`` can be compared with its siblings (without a name, it can)."""
+    """The advantages of a batch and where they come from.
+
+    Attributes:
+        advantage: ``[B, N]`` of every chunk, clipped to the limit.
+        parts: reward → its contribution ``[B, N]``; their sum is the advantage before clipping.
+        metrics: values to log.
+        valid: reward → mask ``[B]`` of the samples that can be compared with their group. A reward without an entry
+            can compare all.
+    """
 
     advantage: torch.Tensor
     parts: dict[str, torch.Tensor]
@@ -165,8 +204,8 @@ class Credit:
     valid: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def select(self, rows: torch.Tensor | slice) -> Credit:
-        """The samples at ``rows``; metrics stay those of all."""
-        parts, valid = ({name: own[rows] for name, own in of.items()} for of in (self.parts, self.valid))
+        """Return the credit of the samples at ``rows``. The metrics stay those of all samples."""
+        parts, valid = ({name: value[rows] for name, value in by_name.items()} for by_name in (self.parts, self.valid))
         return Credit(self.advantage[rows], parts, self.metrics, valid)
 
 
@@ -178,10 +217,16 @@ def assign_credit(
     config: CreditConfig,
     reference: torch.Tensor | None = None,
 ) -> Credit:
-    """Advantages of B samples of N = ``chunks`` chunks in groups ``[B]`` (any integer ids).
+    """Return the advantages of B samples.
 
-    ``reference`` ``[B]``: the samples that all statistics are of (without it all); the others are credited by the same
-    rules against them.
+    Args:
+        scores: reward → scores of the B samples.
+        group: ids of the groups ``[B]``, any integers.
+        chunks: N, the number of chunks of a sample.
+        weights: reward → weight.
+        config: how scores become advantages.
+        reference: mask ``[B]`` of the samples that all statistics are computed from, all without one. The others are
+            compared with these by the same rules.
     """
     reference = torch.ones(len(group), dtype=torch.bool) if reference is None else reference
     metrics: dict[str, float] = {}
@@ -189,29 +234,29 @@ def assign_credit(
     bounded: dict[str, Score] = {}
     for name, score in scores.items():
         bounded[name] = _bounded(score, config.floors.get(name, -math.inf), config.caps.get(name, math.inf))
-        own = normalize_scores(
+        normalized = normalize_scores(
             bounded[name], group, config, name in config.win_rate or EVERY in config.win_rate, reference
         )
-        known = score.value[score.valid & reference]
-        metrics[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
-        metrics[f"spread/{name}"] = own.spread
-        metrics[f"silent/{name}"] = own.degenerate_fraction
+        valid_values = score.value[score.valid & reference]
+        metrics[f"reward/{name}"] = float(valid_values.mean()) if len(valid_values) else float("nan")
+        metrics[f"spread/{name}"] = normalized.spread
+        metrics[f"silent/{name}"] = normalized.degenerate_fraction
         metrics[f"invalid/{name}"] = float((~score.valid[reference]).float().mean())
     any_valid = (
         torch.stack([score.valid for score in bounded.values()]).any(0) if bounded else torch.zeros_like(reference)
     )
     if config.aggregation == "sum_then_normalize":
-        bounded = {"total": _summed(bounded, group, weights, config, reference)}
-        parts = {"total": _part(bounded["total"], group, chunks, config, False, reference)}
+        bounded = {"total": _weighted_sum(bounded, group, weights, config, reference)}
+        parts = {"total": _unweighted_advantage(bounded["total"], group, chunks, config, False, reference)}
     else:
         wins = {name: name in config.win_rate or EVERY in config.win_rate for name in bounded}
         parts = {
-            name: weights[name] * _part(score, group, chunks, config, wins[name], reference)
+            name: weights[name] * _unweighted_advantage(score, group, chunks, config, wins[name], reference)
             for name, score in bounded.items()
         }
     valid = {name: any_valid & (score.valid | _degenerate(parts[name], prompts)) for name, score in bounded.items()}
     total = torch.stack(list(parts.values())).sum(0) if parts else torch.zeros(len(group), chunks)
-    largest = [total[reference & (prompts == own)].abs().max() for own in prompts[reference].unique()]
+    largest = [total[reference & (prompts == prompt)].abs().max() for prompt in prompts[reference].unique()]
     metrics["dead_groups"] = float((torch.stack(largest) <= ZERO_SPREAD).float().mean())
     return Credit(total.clamp(-config.limit, config.limit), parts, metrics, valid)
 
@@ -219,7 +264,7 @@ def assign_credit(
 def normalize_scores(
     score: Score, group: torch.Tensor, config: CreditConfig, wins: bool = False, reference: torch.Tensor | None = None
 ) -> NormalizedScores:
-    """One reward's clip scores among siblings."""
+    """Return one reward's scores of whole clips, normalised inside groups; with ``wins`` by win rate."""
     floor = config.gate * score.noise
     if not wins:
         return deviations(score.value, score.valid, group, config.std, config.baseline, floor, reference)
@@ -232,14 +277,14 @@ def normalize_scores(
 
 @dataclass(frozen=True)
 class BatchCredit:
-    """Credit of the samples of all processes, and after them of the samples that groups are compared with.
+    """The credit of the samples of all processes, followed by that of the samples that groups are compared with.
 
-    Args:
+    Attributes:
         credit: of B samples and C comparison samples, in this order.
-        group: groups ``[B]`` of the samples.
-        own_rows: rows of this process's samples.
-        scores: of the samples.
-        comparison_scores: of the comparison samples; empty where there are none.
+        group: ids of the groups ``[B]`` of the samples.
+        own_rows: rows of the samples of this process.
+        scores: of the B samples.
+        comparison_scores: of the C comparison samples; empty if there are none.
     """
 
     credit: Credit
@@ -250,12 +295,12 @@ class BatchCredit:
 
     @property
     def sample_count(self) -> int:
-        """B, without the comparison samples."""
+        """Return B, the number of samples without the comparison samples."""
         return len(self.group)
 
     @property
     def own(self) -> Credit:
-        """Credit of this process's samples."""
+        """Return the credit of the samples of this process."""
         return self.credit.select(self.own_rows)
 
 
@@ -269,78 +314,95 @@ def credit_batch(
     config: CreditConfig,
     reference: torch.Tensor | None = None,
 ) -> BatchCredit:
-    """``assign_credit`` on the samples of all processes together with what they are compared with.
+    """Return the credit of the samples of all processes together with the samples that they are compared with.
 
     Args:
-        scores: of B samples in groups ``[B]``.
-        comparison_scores: of further samples in the order of the groups, equally many in each; or empty.
-        reference: ``[B]``, the samples that all statistics are of; comparison samples are among them.
+        scores: reward → scores of B samples.
+        comparison_scores: of further samples in the order of the groups, the same number for each group; or empty.
+        group: ids of the groups ``[B]``.
+        own_rows: rows of the samples of this process.
+        chunks: N, the number of chunks of a sample.
+        weights: reward → weight.
+        config: how scores become advantages.
+        reference: mask ``[B]`` of the samples that all statistics are computed from. Comparison samples are always
+            among them.
     """
-    everything, everyone = scores, group
+    all_scores, all_groups = scores, group
     if comparison_scores:
-        families = group.unique()
+        group_ids = group.unique()
         added = len(next(iter(comparison_scores.values())).value)
-        everything = join_scores([scores, comparison_scores])
-        everyone = torch.cat([group, families.repeat_interleave(added // len(families))])
+        all_scores = join_scores([scores, comparison_scores])
+        all_groups = torch.cat([group, group_ids.repeat_interleave(added // len(group_ids))])
         if reference is not None:
             reference = torch.cat([reference, torch.ones(added, dtype=torch.bool)])
-    credit = assign_credit(everything, everyone, chunks, weights, config, reference)
+    credit = assign_credit(all_scores, all_groups, chunks, weights, config, reference)
     return BatchCredit(credit, group, own_rows, scores, comparison_scores)
 
 
 def _degenerate(part: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-    """Samples ``[B]`` in whose group a reward's part ``[B, N]`` is zero throughout: it does not tell them apart."""
+    """Return the mask ``[B]`` of samples of groups in which a reward's contribution ``[B, N]`` is zero everywhere."""
     return ~torch.isin(prompts, prompts[(part != 0).any(1)])
 
 
 def _bounded(score: Score, low: float, high: float) -> Score:
+    """Return a score clipped to [low, high]."""
     if low == -math.inf and high == math.inf:
         return score
     dense = None if score.dense is None else score.dense.clamp(low, high)
     return score._replace(value=score.value.clamp(low, high), dense=dense)
 
 
-def _part(
+def _unweighted_advantage(
     score: Score, group: torch.Tensor, chunks: int, config: CreditConfig, wins: bool, reference: torch.Tensor
 ) -> torch.Tensor:
-    """Advantage ``[B, N]`` of one reward at weight 1: its share for the clip and that for single chunks."""
+    """Return the advantage ``[B, N]`` of one reward at weight 1: its share for the clip and that for single chunks."""
     share = 0.0 if score.dense is None else config.dense
     part = (1 - share) * normalize_scores(score, group, config, wins, reference).value[:, None].expand(
         -1, chunks
     ).clone()
     if score.dense is None or share == 0:
         return part
-    for chunk, earned in enumerate(score.dense.chunk(chunks, 1)):
-        # The noise of a mean over 1/N of the clip is √N times that of the clip's.
-        own = Score(earned.mean(1), score.valid, noise=score.noise * math.sqrt(chunks))
-        part[:, chunk] += share * normalize_scores(own, group, config, wins, reference).value
+    for chunk, frame_scores in enumerate(score.dense.chunk(chunks, 1)):
+        # The noise of a mean over 1/N of the clip is √N times the noise of the mean over the clip.
+        chunk_score = Score(frame_scores.mean(1), score.valid, noise=score.noise * math.sqrt(chunks))
+        part[:, chunk] += share * normalize_scores(chunk_score, group, config, wins, reference).value
     return part
 
 
-def _summed(
+def _weighted_sum(
     scores: Mapping[str, Score],
     group: torch.Tensor,
     weights: Mapping[str, float],
     config: CreditConfig,
     reference: torch.Tensor,
 ) -> Score:
-    """Raw scores weighted and added; a reward that is silent in a group adds nothing there, and a sample without one of
-    the others' scores has no sum."""
+    """Return the weighted sum of raw scores.
+
+    A reward that does not distinguish the samples of a group adds nothing there. A sample for which one of the other
+    scores is missing has no sum.
+    """
     frames = max((s.dense.shape[1] for s in scores.values() if s.dense is not None), default=0)
     value, valid = torch.zeros(len(group)), torch.ones(len(group), dtype=torch.bool)
     dense = torch.zeros(len(group), frames)
     for name, score in scores.items():
-        for own in group.unique():
-            rows = group == own
-            known = rows & score.valid & reference
-            if known.sum() < 2 or float(score.value[known].std()) <= max(config.gate * score.noise, ZERO_SPREAD):
+        for group_id in group.unique():
+            rows = group == group_id
+            base = rows & score.valid & reference
+            if base.sum() < 2 or float(score.value[base].std()) <= max(config.gate * score.noise, ZERO_SPREAD):
                 continue
             valid &= score.valid | ~rows
             value[rows] += weights[name] * score.value[rows].float()
             if frames:
-                moment = score.value[rows, None] if score.dense is None else score.dense[rows]
-                dense[rows] += weights[name] * moment
+                per_frame = score.value[rows, None] if score.dense is None else score.dense[rows]
+                dense[rows] += weights[name] * per_frame
     return Score(value, valid, dense if frames else None)
+
+
+# --- Allocation to denoising steps and regions ---
+#
+# A reward may count more at high or at low noise (after OTCA, 2604.19234: the composition of a clip is decided early,
+# its texture late), and only in the latent region that it measures (after ViPO, 2511.18719). States that several
+# samples share up to a fork get the mean of these samples' advantages, normalised per place (BranchGRPO, 2509.06040).
 
 
 @dataclass(frozen=True)
@@ -348,10 +410,10 @@ class Allocation:
     """At which noise levels and in which latent regions rewards count."""
 
     steps: dict[str, float] = field(default_factory=dict)
-    """Reward → slope t in [−1, 1]: its weight at noise level σ is 1 + t·(2σ − 1). With 1 it counts only at high noise,
-    with −1 only at low noise, with 0 (as rewards that are not named) equally."""
+    """Reward → slope t in [−1, 1]: its weight at noise level σ is 1 + t·(2σ − 1). A slope of 1 makes it count most at
+    high noise, −1 at low noise, 0 equally. Rewards without an entry have 0."""
     regions: dict[str, str] = field(default_factory=dict)
-    """Reward → the latent region that it counts in; a reward that is not named counts in all."""
+    """Reward → the latent region in which it counts. Rewards without an entry count in all regions."""
 
     def __post_init__(self) -> None:
         for name, slope in self.steps.items():
@@ -368,25 +430,33 @@ def allocate_advantage(
     limit: float = 5.0,
     equal_regions: bool = False,
 ) -> Advantage:
-    """Advantages of a batch; ``regions``: latent numbers ``[D]`` (0 or 1) of every region the generator knows;
-    ``equal_regions``: see ``Advantage``.
+    """Return the advantage of every sample, chunk, recorded step and region.
+
+    Args:
+        credit: advantages per chunk by reward.
+        trajectory: the samples.
+        allocation: at which noise levels and in which regions rewards count.
+        regions: region → mask ``[D]`` of 0 and 1 over latent elements.
+        forks: forks of the plan that the samples were made with.
+        limit: largest absolute value of an advantage.
+        equal_regions: see ``Advantage``.
 
     Raises:
-        BadInput: a reward or a region that does not exist is named.
+        BadInput: the allocation has a reward or a region that does not exist.
     """
-    _check(allocation, credit, regions)
+    _check_allocation(allocation, credit, regions)
     if not (allocation.steps or allocation.regions or forks):
         return Advantage(credit.advantage[:, :, None, None], valid=_valid(credit, allocation, [""]))
     names = list(regions) if allocation.regions else [""]
     sigma = trajectory.sigma.cpu()
-    if not sigma.shape[-1]:  # only the end is known: every noise level counts alike
+    if not sigma.shape[-1]:  # no recorded steps: all noise levels have the same weight
         sigma = torch.full((len(trajectory), 1, 1), 0.5)
     value = torch.zeros(*credit.advantage.shape, sigma.shape[-1], len(names))
     for reward, part in credit.parts.items():
         slope = allocation.steps.get(reward, 0.0)
         weight = 1 + slope * (2 * sigma - 1)
-        own = torch.tensor([allocation.regions.get(reward, name) == name for name in names])
-        value += (part[:, :, None] * weight)[..., None] * own
+        counts_in = torch.tensor([allocation.regions.get(reward, name) == name for name in names])
+        value += (part[:, :, None] * weight)[..., None] * counts_in
     if forks:
         value = _per_node(value, trajectory)
     masks = torch.stack([regions[name] for name in names]) if allocation.regions else None
@@ -394,72 +464,86 @@ def allocate_advantage(
 
 
 def _valid(credit: Credit, allocation: Allocation, names: Sequence[str]) -> torch.Tensor | None:
-    """Whether each sample can be compared with its siblings in every region ``[B, 1, 1, P]``: by all rewards that pay
-    it, and at all."""
+    """Return the mask ``[B, 1, 1, P]`` of samples that any reward, and all rewards that count in a region, can
+    compare."""
     if not credit.valid:
         return None
     any_valid = torch.stack(list(credit.valid.values())).any(0)
     columns = []
     for region in names:
-        paying = (own for reward, own in credit.valid.items() if allocation.regions.get(reward, region) == region)
-        columns.append(torch.stack([any_valid, *paying]).all(0))
+        masks = (mask for reward, mask in credit.valid.items() if allocation.regions.get(reward, region) == region)
+        columns.append(torch.stack([any_valid, *masks]).all(0))
     return torch.stack(columns, -1)[:, None, None]
 
 
 def select_best_and_worst(
     score: torch.Tensor, group: torch.Tensor, count: int | None, valid: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Rows to train on: all, or of every group the best and the worst ``count // 2`` (DanceGRPO, 2505.07818). Those
-    that are not ``valid`` ``[B]`` are taken only where there are too few others."""
+    """Return the rows to train on: all, or the best and the worst ``count // 2`` of every group.
+
+    Samples that are not ``valid`` ``[B]`` are chosen only if there are too few others. Source: DanceGRPO (2505.07818).
+    """
     if count is None:
         return torch.arange(len(score))
     valid = torch.ones_like(group, dtype=torch.bool) if valid is None else valid
-    chosen = []
-    for family in group.unique():
-        rows = (group == family).nonzero()[:, 0]
+    selected = []
+    for group_id in group.unique():
+        rows = (group == group_id).nonzero()[:, 0]
         ranked = rows[score[rows].argsort(stable=True)]
-        known, unknown = ranked[valid[ranked]], ranked[~valid[ranked]]
-        middle = (len(known) + 1) // 2
-        ranked = torch.cat([known[:middle], unknown, known[middle:]])
-        chosen.append(torch.cat([ranked[: count // 2], ranked[-(count // 2) :]]) if count < len(rows) else rows)
-    return torch.cat(chosen).sort().values
+        scored, unscored = ranked[valid[ranked]], ranked[~valid[ranked]]
+        middle = (len(scored) + 1) // 2
+        ranked = torch.cat([scored[:middle], unscored, scored[middle:]])
+        selected.append(torch.cat([ranked[: count // 2], ranked[-(count // 2) :]]) if count < len(rows) else rows)
+    return torch.cat(selected).sort().values
 
 
 def _per_node(value: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
-    """Leaf advantages ``[B, N, R, P]`` to those of the nodes passed, normalised among siblings at every place."""
+    """Return the advantages ``[B, N, R, P]`` of the tree nodes that samples pass, from those of the samples.
+
+    They are the means over the samples of a node, normalised inside groups at every chunk and step.
+    """
     result = torch.zeros_like(value)
     for region in range(value.shape[-1]):
         node = node_means(value[..., region], trajectory.noise_source_id, trajectory.group)
-        for family in trajectory.group.unique():
-            rows = trajectory.group == family
-            own = node[rows] - node[rows].mean(0)
-            std = own.std(0)
-            result[rows, ..., region] = torch.where(std > ZERO_SPREAD, own / std.clamp_min(ZERO_SPREAD), 0)
+        for group_id in trajectory.group.unique():
+            rows = trajectory.group == group_id
+            deviation = node[rows] - node[rows].mean(0)
+            std = deviation.std(0)
+            result[rows, ..., region] = torch.where(std > ZERO_SPREAD, deviation / std.clamp_min(ZERO_SPREAD), 0)
     return result
 
 
-def _check(allocation: Allocation, credit: Credit, regions: Mapping[str, torch.Tensor]) -> None:
+def _check_allocation(allocation: Allocation, credit: Credit, regions: Mapping[str, torch.Tensor]) -> None:
     for name in (*allocation.steps, *allocation.regions):
-        # One that this run gives no weight to is a recipe's reward left out, and not a mistake.
+        # A recipe's reward to which this run gives no weight is not a mistake.
         if name not in credit.parts and name not in REWARDS:
             raise BadInput(f"allocation names the reward {name!r}; this run has {', '.join(credit.parts)}.")
     for region in allocation.regions.values():
         if region not in regions:
-            known = ", ".join(regions) or "no regions of its own"
-            raise BadInput(f"allocation.regions names {region!r}; the generator has {known}.")
+            choices = ", ".join(regions) or "no regions of its own"
+            raise BadInput(f"allocation.regions names {region!r}; the generator has {choices}.")
 
 
-_NOTHING = 1e-9
+# --- Signal metrics ---
+
+_NEGLIGIBLE = 1e-9
 
 
 def signal_metrics(parts: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Of every reward's contribution ``[B, N]``: ``share/name`` of the mean magnitude; of every pair:
-    ``correlation/a/b``, where both vary."""
+    """Return how much each reward contributes to the advantage, and how the rewards correlate.
+
+    Args:
+        parts: reward → contribution ``[B, N]``.
+
+    Returns:
+        ``share/NAME``, the reward's share of the mean absolute contribution, and ``correlation/A/B`` for every pair of
+        rewards that both vary.
+    """
     size = {name: float(part.abs().mean()) for name, part in parts.items()}
     total = sum(size.values())
-    result = {f"share/{name}": value / total if total > _NOTHING else 0.0 for name, value in size.items()}
+    result = {f"share/{name}": value / total if total > _NEGLIGIBLE else 0.0 for name, value in size.items()}
     for first, second in combinations(parts, 2):
         both = torch.stack([parts[first].flatten(), parts[second].flatten()]).double()
-        if (both.std(1) > _NOTHING).all():
+        if (both.std(1) > _NEGLIGIBLE).all():
             result[f"correlation/{first}/{second}"] = float(torch.corrcoef(both)[0, 1])
     return result

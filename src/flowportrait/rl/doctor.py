@@ -1,7 +1,7 @@
-"""What is wrong with a post-training run, in words.
+"""This module diagnoses post-training runs from their metrics.
 
-Every rule looks at one hazard of flow post-training and says what it saw, with the numbers, and what to do. A healthy
-run has no findings.
+Every rule checks for one known problem of flow post-training. It reports the measured numbers and what to do about
+them. A healthy run has no findings.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from typing import Any, NamedTuple
 Record = Mapping[str, float]
 
 RECENT = 10
-"""Iterations over which something is judged."""
+"""Number of last iterations that the rules look at."""
 SLOW, SLOW_FOR = 1.5, 3
-"""A process holds up the others if it takes this many times as long as the middle one, this many iterations on end."""
+"""A process is slow if it takes this many times as long as the median process, for so many consecutive iterations."""
+TOLERANCE = 0.1
+"""Relative decrease of the held-out evaluation that is tolerated."""
+REAL_SYNC = 0.1
+"""Approximate lip-sync score of real motion in the held-out evaluation. The tolerance is relative to at least this
+much, since a start near zero has no scale of its own."""
 
 
 class Finding(NamedTuple):
-    """kind to count by; what was seen; what to do about it."""
+    """A problem of a run: its kind, what was measured, and what to do about it."""
 
     kind: str
     seen: str
@@ -29,16 +34,24 @@ Rule = Callable[[Sequence[Record], Mapping[str, Any]], Finding | None]
 
 
 def examine(records: Sequence[Record], recipe: Mapping[str, Any]) -> list[Finding]:
-    """Findings in a run's records, gravest first; ``recipe`` as in ``recipe.json``."""
+    """Return the problems found in a run, most severe first.
+
+    Args:
+        records: the lines of ``metrics.jsonl``.
+        recipe: the settings as in ``recipe.json``.
+    """
     trained = [record for record in records if "grad_norm" in record]
-    found = (rule(trained, recipe) for rule in RULES) if trained else ()
-    own = [finding for finding in found if finding]
+    results = (rule(trained, recipe) for rule in RULES) if trained else ()
+    findings = [finding for finding in results if finding]
     hacking = reward_hacking(records, recipe)
-    return own + ([hacking] if hacking else [])
+    return findings + ([hacking] if hacking else [])
 
 
 def ratio_mismatch(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """Before the first update of an iteration the ratio is 1 by construction; anything else is another network."""
+    """Report likelihood ratios that differ from 1 before the first update of an iteration.
+
+    There they are 1 by construction, unless replay and rollout use different networks.
+    """
     worst = max((record.get("ratio/first_error", 0.0) for record in records[-RECENT:]), default=0.0)
     if worst <= 1e-6:
         return None
@@ -51,7 +64,7 @@ def ratio_mismatch(records: Sequence[Record], recipe: Mapping[str, Any]) -> Find
 
 
 def replay_mismatch(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """Recomputed noise that drifts from the drawn noise."""
+    """Report replayed noise that differs from the noise drawn in the rollout."""
     bound = 0.05 if recipe.get("autocast") == "bf16" else 1e-2
     worst = max((record.get("noise_gap", 0.0) for record in records[-RECENT:]), default=0.0)
     if worst <= bound:
@@ -64,7 +77,7 @@ def replay_mismatch(records: Sequence[Record], recipe: Mapping[str, Any]) -> Fin
 
 
 def kl_without_gradient(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """A KL term that is logged but pulls nothing."""
+    """Report a KL term that has a weight but no gradient."""
     if not recipe.get("objective", {}).get("kl_weight") or not any("kl/trains" in record for record in records):
         return None
     if any(record.get("kl/trains") for record in records[-RECENT:]):
@@ -78,7 +91,7 @@ def kl_without_gradient(records: Sequence[Record], recipe: Mapping[str, Any]) ->
 
 
 def starved_reward(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """A reward with a weight but without a say."""
+    """Report a reward that has a weight but hardly contributes to the advantage."""
     recent = records[-RECENT:]
     names = [key.removeprefix("share/") for key in recent[-1] if key.startswith("share/")]
     for name in names:
@@ -102,7 +115,7 @@ def starved_reward(records: Sequence[Record], recipe: Mapping[str, Any]) -> Find
 
 
 def dead_groups(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """Groups whose samples all score alike teach nothing."""
+    """Report groups in which all samples score the same, so that nothing is learned from them."""
     share = _mean(records[-RECENT:], "dead_groups")
     if share <= 0.3:
         return None
@@ -114,7 +127,7 @@ def dead_groups(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding
 
 
 def skipped_updates(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """Updates that were not made: see ``hazards``."""
+    """Report skipped updates; ``rl.learner`` lists why updates are skipped."""
     share = _mean(records[-RECENT:], "skipped")
     if share <= 0:
         return None
@@ -126,7 +139,7 @@ def skipped_updates(records: Sequence[Record], recipe: Mapping[str, Any]) -> Fin
 
 
 def slow_process(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """One process that all others wait for."""
+    """Report a process that all others wait for."""
     recent = records[-SLOW_FOR:]
     if len(recent) < SLOW_FOR or any(record.get("slowest/times", 0.0) <= SLOW for record in recent):
         return None
@@ -139,19 +152,19 @@ def slow_process(records: Sequence[Record], recipe: Mapping[str, Any]) -> Findin
 
 
 def velocity_inflation(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """Velocities that grow: over-saturated, exaggerated motion (known of NFT, AWM and DPO)."""
-    known = [record["velocity"] for record in records if "velocity" in record]
-    if len(known) < 2 or known[-1] <= 1.25 * known[0]:
+    """Report growing velocities, which exaggerate motion (a known problem of NFT, AWM and DPO)."""
+    sizes = [record["velocity"] for record in records if "velocity" in record]
+    if len(sizes) < 2 or sizes[-1] <= 1.25 * sizes[0]:
         return None
     return Finding(
         "velocity inflation",
-        f"velocities have grown to {known[-1] / known[0]:.2f} times those of the first iteration",
+        f"velocities have grown to {sizes[-1] / sizes[0]:.2f} times those of the first iteration",
         "raise kl_weight, lower learning_rate, or stop earlier.",
     )
 
 
 def off_policy(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """Updates so large that most of what was sampled lies outside the clip range."""
+    """Report updates so large that most transitions lie outside the clip range."""
     outside = _mean(records[-RECENT:], "clip/positive") + _mean(records[-RECENT:], "clip/negative")
     if outside <= 0.5:
         return None
@@ -163,7 +176,7 @@ def off_policy(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding 
 
 
 def reward_hacking(records: Sequence[Record], recipe: Mapping[str, Any]) -> Finding | None:
-    """The rewards rise while the held-out evaluation falls."""
+    """Report rewards that rise while the held-out evaluation falls."""
     evaluations = [record for record in records if "evaluation/sync" in record]
     scored = [record for record in records if any(key.startswith("reward/") for key in record)]
     if len(evaluations) < 3 or len(scored) < 2 * RECENT // 3:
@@ -181,16 +194,11 @@ def reward_hacking(records: Sequence[Record], recipe: Mapping[str, Any]) -> Find
     return None
 
 
-TOLERANCE = 0.1
-"""By how much the held-out evaluation may fall before it counts, as a share of its size."""
-REAL_SYNC = 0.1
-"""About what the held-out evaluation's sync is of real motion: the least size that the tolerance is a share of, since
-a start near zero has no size of its own."""
-
-
 def is_worse(first: float, last: float) -> bool:
-    """Whether an evaluation of either sign fell by more than the tolerance; for a start well above zero, below 90 % of
-    it."""
+    """Return whether an evaluation, which may be negative, fell by more than the tolerance.
+
+    For a start well above zero this means below 90 % of it.
+    """
     return first - last > TOLERANCE * max(abs(first), abs(last), REAL_SYNC)
 
 
@@ -198,15 +206,17 @@ RULES: tuple[Rule, ...] = (
     ratio_mismatch, replay_mismatch, kl_without_gradient, skipped_updates, dead_groups, starved_reward,
     velocity_inflation, off_policy, slow_process,
 )  # fmt: skip
+"""The rules in the order in which their findings are listed."""
 
 
 def _mean(records: Sequence[Record], key: str) -> float:
-    known = [record[key] for record in records if key in record]
-    return sum(known) / len(known) if known else 0.0
+    """Return the mean over the records that have the key, or 0 if none has it."""
+    values = [record[key] for record in records if key in record]
+    return sum(values) / len(values) if values else 0.0
 
 
 def _gain(records: Sequence[Record]) -> float:
-    """How much the rewards rose from the first to the last iterations, in their spreads inside groups, on average."""
+    """Return the mean increase of the rewards from the first to the last iterations, in spreads inside groups."""
     part = max(1, min(RECENT, len(records) // 3))
     gains = []
     for key in (key for key in records[-1] if key.startswith("reward/")):

@@ -1,25 +1,10 @@
-"""The weights that a run trains, replayed on minibatches of whole groups.
-
-How a batch is divided: groups over processes, samples over optimiser steps and backward passes.
-
-    groups 0 1 2 3 4 5  on two processes:  0 1 2 | 3 4 5
-    a process's batch ─ minibatch_rows: a share of every group ─► optimiser steps ─ microbatch_rows ─► backward passes
-
-Group and sample ids are global and noise is keyed by them, so every number of processes draws the same samples. Credit
-is computed from the scores of all processes; gradients are averaged by torch, over whole weights or shards
-(``training/distributed.py``).
-
-What must not reach the weights is kept out here, and counted as ``skipped``; all processes skip together:
-
-    a sample that is not finite       its scores are invalid; nobody updates in this iteration
-    no reward answered                nobody updates in this iteration
-    a gradient that is not finite     nobody takes this optimiser step (see ``Learner.learn``)
-
-The weights that a run trains: in their roles, replayed under any of them, and an optimiser step on a batch.
+"""This module updates the weights of a policy from rollouts and their advantages.
 
     rollouts, advantages ─► freeze: points, and velocities of old, ref, teacher ─► learn: live, loss, gradient, step
 
-Nothing in here knows where rollouts come from or what paid them; see ``trainer``.
+The parts, in order: exclusion of samples that are not finite, division of a batch over processes and steps, merging of
+the metrics of all processes, and ``PolicyLearner``. Where rollouts and scores come from is the matter of
+``rl.trainer``.
 """
 
 from __future__ import annotations
@@ -50,14 +35,23 @@ from flowportrait.training.distributed import exchanging, gathered, processes, r
 from flowportrait.training.learner import Learner
 from flowportrait.training.lora import insert
 
+# --- Samples that must not reach the weights ---
+#
+# These cases are counted as ``skipped``. All processes skip together:
+#
+#     a sample that is not finite       its scores are invalid, and there is no update in this iteration
+#     no reward gave a score            there is no update in this iteration
+#     a gradient that is not finite     this optimiser step is left out (see ``PolicyLearner.learn``)
+
 
 def non_finite_mask(trajectory: Trajectory) -> torch.Tensor:
-    """Samples ``[B]`` with latents that are infinite or not numbers."""
+    """Return the mask ``[B]`` of samples with latents that are infinite or NaN."""
     return ~torch.isfinite(trajectory.latents).flatten(1).all(1).cpu()
 
 
 def zero_masked(trajectory: Trajectory, broken: torch.Tensor) -> Trajectory:
-    """The trajectory with zero latents for the broken samples ``[B]``, so that rewards can look at the others."""
+    """Return the trajectory with zero latents for the samples in the mask ``broken`` ``[B]``, so that it can be
+    scored."""
     if not broken.any():
         return trajectory
     where = broken.to(trajectory.latents.device)[:, None, None]
@@ -65,7 +59,7 @@ def zero_masked(trajectory: Trajectory, broken: torch.Tensor) -> Trajectory:
 
 
 def invalidate_scores(scores: Mapping[str, Score], broken: torch.Tensor) -> dict[str, Score]:
-    """Scores in which those of the broken samples ``[B]`` are invalid."""
+    """Return the scores with those of the samples in the mask ``broken`` ``[B]`` marked invalid."""
     if not broken.any():
         return dict(scores)
     reason = Failure("not_finite", "the generator gave something that is not a number")
@@ -80,14 +74,32 @@ def invalidate_scores(scores: Mapping[str, Score], broken: torch.Tensor) -> dict
 
 
 def all_rewards_failed(metrics: Mapping[str, float]) -> bool:
-    """Whether no reward scored any sample of any process, from the metrics ``invalid/NAME``."""
+    """Return whether no reward scored any sample of any process, from the metrics ``invalid/NAME``."""
     shares = [value for key, value in metrics.items() if key.startswith("invalid/")]
     return bool(shares) and min(shares) == 1.0
 
 
+# --- Division of a batch ---
+#
+#     groups 0 1 2 3 4 5  on two processes:  0 1 2 | 3 4 5
+#     batch of a process ─ minibatch_rows: a share of every group ─► optimiser steps ─ microbatch_rows ─► backward
+#     passes
+#
+# Ids of groups and samples are global and noise is keyed by them, so that any number of processes draws the same
+# samples. Credit is computed from the scores of all processes. Gradients are averaged by torch, over whole weights or
+# shards (``training/distributed.py``).
+
+
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples of one backward pass, with everything that is fixed before the first update."""
+    """The samples of one backward pass with everything that is fixed before the first update.
+
+    Attributes:
+        trajectory: the samples.
+        points: states at which velocities are compared.
+        others: role → velocities ``[B, N, R, D]`` at the points.
+        advantage: of the samples.
+    """
 
     trajectory: Trajectory
     points: Points
@@ -95,7 +107,7 @@ class MicroBatch:
     advantage: Advantage
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """A copy on a device."""
+        """Return a copy on a device."""
         x, sigma, target, until = self.points
         points = Points(
             x.to(device), sigma.to(device), None if target is None else target.to(device),
@@ -106,9 +118,12 @@ class MicroBatch:
 
 
 def minibatch_rows(trajectory: Trajectory, config: PostTrainConfig) -> list[torch.Tensor]:
-    """Rows of every optimiser step: a share of every group, or where siblings are compared, of the groups."""
+    """Return the rows of every optimiser step.
+
+    They are a share of every group, or a share of the groups if the objective compares the samples of a group.
+    """
     group = trajectory.group
-    # Ids and places within a group, and not places in this process's batch: the same for any process count.
+    # Group ids and positions within a group, not positions in this batch: the same for any number of processes.
     order = group if config.objective.whole_groups else (group[:, None] == group).tril(-1).sum(1)
     found = [(order % config.updates == part).nonzero()[:, 0] for part in range(config.updates)]
     return [rows for rows in found if len(rows)]
@@ -117,7 +132,7 @@ def minibatch_rows(trajectory: Trajectory, config: PostTrainConfig) -> list[torc
 def microbatch_rows(
     trajectory: Trajectory, config: PostTrainConfig, rows: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """Rows of every backward pass."""
+    """Return the rows of every backward pass over ``rows``, or over all samples."""
     rows = torch.arange(len(trajectory)) if rows is None else rows
     if config.micro_batch is None:
         return [rows]
@@ -126,22 +141,23 @@ def microbatch_rows(
     return list(rows.split(config.micro_batch))
 
 
-WORST = frozenset({"noise_gap", "ratio/first_error", "skipped"})
-"""Metrics of which the largest of any process counts."""
-
-
 @dataclass(frozen=True)
 class RankGroups:
-    """This process's groups ``[G/W]`` among W processes."""
+    """The ids ``[G/W]`` of the groups of this process among W processes."""
 
     groups: torch.Tensor
 
     @classmethod
     def of(cls, accelerator: Accelerator, groups: int, parts: int = 1) -> RankGroups:
-        """The contiguous, equal share of this process, which must be divisible into ``parts`` of whole groups.
+        """Return the contiguous, equal share of this process.
+
+        Args:
+            accelerator: the processes.
+            groups: number of groups of all processes.
+            parts: number of minibatches of whole groups into which a share must be divisible.
 
         Raises:
-            BadInput: the groups cannot be dealt out evenly.
+            BadInput: the groups cannot be divided evenly.
         """
         world = accelerator.num_processes
         if groups % world:
@@ -156,47 +172,61 @@ class RankGroups:
         return cls(torch.arange(first, first + size))
 
     def own_rows(self, group: torch.Tensor) -> torch.Tensor:
-        """Rows that belong to this process among the samples of all processes, from their groups ``[B]``."""
+        """Return the rows of this process among the samples of all processes, from the ids of their groups ``[B]``."""
         return torch.isin(group, self.groups).nonzero()[:, 0]
+
+
+# --- Results of all processes ---
+
+WORST = frozenset({"noise_gap", "ratio/first_error", "skipped"})
+"""Metrics that are merged by their maximum over processes. The others are merged by their mean."""
 
 
 def gather_scores(
     accelerator: Accelerator, scores: Mapping[str, Score], group: torch.Tensor
 ) -> tuple[dict[str, Score], torch.Tensor]:
-    """The scores of all processes and their groups, in the order of the groups."""
-    everyone = roll_call(accelerator, (dict(scores), group))
-    return join_scores([own for own, _ in everyone]), torch.cat([own for _, own in everyone])
+    """Return the scores of all processes and the ids of their groups ``[B]``, in the order of the groups."""
+    results = roll_call(accelerator, (dict(scores), group))
+    return join_scores([part for part, _ in results]), torch.cat([ids for _, ids in results])
 
 
 def combine_metrics(
     accelerator: Accelerator, metrics: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """The metrics of an iteration of all processes as one: means, except for errors and times, of which the largest.
+    """Merge the metrics of an iteration of all processes: means, but maxima of errors and times.
 
-    With several processes also which one was slowest before they met, and how much slower than the median one.
+    With several processes, the result also has the slowest process before they synchronise (``slowest/process``) and
+    its time relative to the median (``slowest/times``).
     """
-    everyone = roll_call(accelerator, dict(metrics))
+    all_metrics = roll_call(accelerator, dict(metrics))
     times = roll_call(accelerator, dict(seconds))
-    found: dict[str, float] = {}
-    for key in dict.fromkeys(key for own in everyone for key in own):
-        values = [own[key] for own in everyone if key in own]
-        found[key] = max(values) if key in WORST else sum(values) / len(values)
-    found |= {key: max(own[key] for own in times) for key in seconds}
+    merged: dict[str, float] = {}
+    for key in dict.fromkeys(key for record in all_metrics for key in record):
+        values = [record[key] for record in all_metrics if key in record]
+        merged[key] = max(values) if key in WORST else sum(values) / len(values)
+    merged |= {key: max(record[key] for record in times) for key in seconds}
     if len(times) > 1:
-        alone = [own["seconds/rollout"] + own["seconds/waiting"] for own in times]
-        slowest = max(range(len(alone)), key=alone.__getitem__)
-        found |= {"slowest/process": slowest, "slowest/times": alone[slowest] / max(median_low(alone), 1e-9)}
-    return found
+        unsynchronised = [record["seconds/rollout"] + record["seconds/waiting"] for record in times]
+        slowest = max(range(len(unsynchronised)), key=unsynchronised.__getitem__)
+        factor = unsynchronised[slowest] / max(median_low(unsynchronised), 1e-9)
+        merged |= {"slowest/process": slowest, "slowest/times": factor}
+    return merged
 
 
 def averaged(records: Sequence[Metrics]) -> Metrics:
-    """Means over those that have each key: a step without pairs has no margin."""
-    known = {key: [record[key] for record in records if key in record] for record in records for key in record}
-    return {key: sum(values) / len(values) for key, values in known.items()}
+    """Return the mean of every key over the records that have it; a step without pairs has no margin."""
+    by_key = {key: [record[key] for record in records if key in record] for record in records for key in record}
+    return {key: sum(values) / len(values) for key, values in by_key.items()}
+
+
+# --- The learner ---
 
 
 class PolicyLearner(Learner):
-    """A policy under a recipe. Deterministic: all randomness is keyed."""
+    """A policy with the weights of its roles, its optimiser, and the updates of a recipe.
+
+    All randomness is keyed, so that updates are deterministic.
+    """
 
     def __init__(self, policy: Any, recipe: Recipe, accelerator: Accelerator | None = None) -> None:
         accelerator = accelerator or processes()
@@ -219,11 +249,15 @@ class PolicyLearner(Learner):
 
     @property
     def noise_key(self) -> NoiseKey:
-        """The key of all noise of this iteration."""
+        """Return the key of all noise of this iteration."""
         return NoiseKey(self.recipe.seed, self.iteration, self.recipe.version)
 
     def update(self, trajectory: Trajectory, advantage: Advantage) -> Metrics:
-        """Optimiser steps on one batch of rollouts; metrics are means over the steps."""
+        """Take all optimiser steps on one batch of rollouts and return the means of their metrics.
+
+        Raises:
+            ReplayMismatch: the replayed noise is not the noise that was drawn.
+        """
         recipe = self.recipe
         parts = [
             [
@@ -238,21 +272,26 @@ class PolicyLearner(Learner):
             frozen = [shard for part in parts for shard in part if "old" in shard.others]
             gap = max((check_noise(shard.trajectory, shard.others["old"], half) for shard in frozen), default=0.0)
         sizes = [sum(len(shard.trajectory) for shard in part) for part in parts]
-        everyone = torch.tensor(roll_call(self.accelerator, sizes)).float().mean(0).tolist()
-        again = list(zip(parts, everyone, strict=True)) * recipe.epochs
-        collected = [self.learn(part, size) for part, size in again]
-        means = averaged(collected)
-        if "ratio/mean" in collected[0]:
-            means["ratio/first_error"] = max(abs(collected[0]["ratio/mean"] - 1), collected[0].get("ratio/std", 0.0))
+        mean_sizes = torch.tensor(roll_call(self.accelerator, sizes)).float().mean(0).tolist()
+        steps = list(zip(parts, mean_sizes, strict=True)) * recipe.epochs
+        records = [self.learn(part, size) for part, size in steps]
+        means = averaged(records)
+        if "ratio/mean" in records[0]:
+            means["ratio/first_error"] = max(abs(records[0]["ratio/mean"] - 1), records[0].get("ratio/std", 0.0))
         return {**means, "noise_gap": gap}
 
     def learn(self, shards: Sequence[MicroBatch], total: float) -> Metrics:
-        """One optimiser step on the shards together; ``total``: how many samples the processes have for it on
-        average, by which torch's mean over processes becomes that over samples."""
+        """Take one optimiser step on micro-batches, the gradients of which are accumulated.
+
+        Args:
+            shards: micro-batches of this process.
+            total: mean number of samples per process in this step. With it as divisor, torch's mean of gradients over
+                processes is the mean over samples.
+        """
         metrics = Metrics()
         self.optimizer.zero_grad()
-        for number, held in enumerate(shards):
-            shard = held.to(self.device)
+        for number, stored in enumerate(shards):
+            shard = stored.to(self.device)
             with exchanging(self.replay, number == len(shards) - 1):
                 live = self.velocity(shard.trajectory, shard.points)
                 loss = self.recipe.objective(
@@ -273,7 +312,7 @@ class PolicyLearner(Learner):
 
     @torch.no_grad()
     def freeze(self, trajectory: Trajectory, advantage: Advantage) -> MicroBatch:
-        """Points, and the other roles' velocities there, before any update of this iteration."""
+        """Return the samples with their points and the other roles' velocities there, before any update."""
         objective = self.recipe.objective
         points = objective.points(trajectory, self.noise_key)
         others = {}
@@ -284,20 +323,29 @@ class PolicyLearner(Learner):
         return shard.to("cpu") if self.recipe.offload else shard
 
     def velocity(self, trajectory: Trajectory, points: Points | None = None, strides: int = 0) -> torch.Tensor:
-        """Float32 velocities of the weights now in the policy, at ``points`` or the recorded states."""
+        """Return the float32 velocities ``[B, N, R, D]`` of the policy's current weights.
+
+        Args:
+            trajectory: the samples.
+            points: states at which to evaluate; without them the recorded states.
+            strides: see ``rl.rollout.velocity_at``.
+        """
         with self.precision():
             return self.replay(trajectory, points or Points(trajectory.x, trajectory.sigma), strides)
 
     @contextmanager
     def use_weights(self, role: str) -> Iterator[None]:
-        """A role's weights inside the block, and the settings of a role that a stage added."""
+        """Load a role's weights inside the block, with the policy settings of a role that a stage added."""
         view = self.views.get(role, RoleView(role))
         with self.roles.use(view.weights), view.settings():
             yield
 
     @contextmanager
     def rollout_mode(self, role: str | None = None) -> Iterator[None]:
-        """A role's weights (the acting one's), as they are delivered: whole, in evaluation mode, without gradients."""
+        """Load the weights of a role inside the block, unsharded, in evaluation mode and without gradients.
+
+        Without a role these are the weights that sample rollouts.
+        """
         role = role or self.roles.actor
         self.roles.policy.eval()
         try:
@@ -307,7 +355,7 @@ class PolicyLearner(Learner):
             self.roles.policy.train()
 
     def precision(self) -> AbstractContextManager[None]:
-        """Autocast, if the recipe asks for it."""
+        """Return the autocast context of the recipe's precision."""
         if self.recipe.autocast == "no":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
@@ -319,11 +367,10 @@ class PolicyLearner(Learner):
         self.updates = progress["updates"]
 
     def check_progress(self, progress: Mapping[str, Any], run: Path) -> None:
-        """Go on with the noise keys and the kernel that the run began with (``Recipe.version``); other settings than
-        its own print a warning.
+        """Adopt the numerics version that a resumed run began with (``Recipe.version``) and warn of changed settings.
 
         Raises:
-            BadInput: it was begun with another recipe.
+            BadInput: the run was begun with another recipe.
         """
         before = self.recipe.upgrade(progress["recipe"])
         self.recipe = replace(self.recipe, version=before["version"])

@@ -1,30 +1,13 @@
-"""Iterations, callbacks, events, held-out evaluation and the rule that stops a run.
+"""This module runs the iterations of a post-training run: train, evaluate, log, save, and stop.
 
-What happened to a run, one line each in ``events.jsonl``, and when going on makes no sense.
+    step ─► evaluate on held-out prompts ─► record ─► examine ─► save
 
-    {"time": "2026-11-21T10:00:00Z", "iteration": 12, "event": "not saved", "detail": "No space left on device"}
+The loop ends at the last iteration, when a signal or a callback asks it to stop, when the held-out evaluation falls
+while rewards rise, or when nothing can be learned or saved any more. All processes run it together, since evaluating
+and saving need the weights of all; only the main process writes and prints.
 
-What an iteration is worth keeping for is in ``metrics.jsonl``; here is what a person asks about on Monday morning.
-
-Code of one's own that runs while a run trains.
-
-class Patience(Callback):
-    def on_evaluate(self, metrics):
-        if metrics["evaluation/sync"] < 0.1:
-            self.stop("lip sync is gone")
-
-PostTrainer(..., callbacks=[Patience()])
-
-Evaluation on held-out prompts while a run trains: which checkpoint is the best, and when to stop.
-
-The checkpoint that is delivered is the one that the evaluation's experts rate best. A run whose rewards rise while the
-evaluation falls is stopped.
-
-The iterations of a run: train, evaluate, write down, save, and stop when there is a reason.
-
-    step ─► evaluate on held-out prompts ─► record ─► examine ─► save       again, until done, asked, hacked or hopeless
-
-All processes do the same work, since evaluating and saving need everybody's weights; the main one reports.
+The parts, in order: logs (``metrics.jsonl`` and ``events.jsonl``), ``Callback``, held-out evaluation, ``Loop``, and the
+table in the terminal.
 """
 
 from __future__ import annotations
@@ -52,10 +35,19 @@ from flowportrait.training.distributed import gathered, on_main, roll_call
 from flowportrait.training.held_out import measure_samples
 from flowportrait.training.state import latest_state, write_checkpoint, write_state
 
+# --- Logs ---
+#
+# ``metrics.jsonl`` has the metrics of every iteration, ``events.jsonl`` what was unusual about the run:
+#
+#     {"time": "2026-11-21T10:00:00Z", "iteration": 12, "event": "not saved", "detail": "No space left on device"}
+
 
 class JsonLinesLog:
-    """Lines added to a file. What a full disk does not take waits in memory and goes first the next time; a line is
-    there whole or not at all."""
+    """A file of JSON lines that is only appended to.
+
+    A line is written completely or not at all. Lines that cannot be written, as on a full disk, are kept in memory and
+    written first the next time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +57,7 @@ class JsonLinesLog:
             os.truncate(path, written.rfind(b"\n") + 1)  # a line that a crash cut off
 
     def add(self, record: Mapping[str, Any]) -> bool:
-        """Append one record; returns whether everything is written now."""
+        """Append one record and return whether all records are written now."""
         self.waiting.append(json.dumps(record).encode() + b"\n")
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -80,9 +72,12 @@ class JsonLinesLog:
 
 
 class EventLog:
-    """The run's ``events.jsonl``, and counts of what may happen now and then but not for ever.
+    """The ``events.jsonl`` of a run, with counts of failures in a row.
 
-    ``write``: whether this process writes; all count alike, so that all stop alike. ``limit``: how often in a row.
+    Args:
+        path: the file.
+        limit: failures of one kind in a row after which the run should stop.
+        write: whether this process writes. All processes count, so that all of them stop at the same iteration.
     """
 
     def __init__(self, path: Path, limit: int, write: bool = True) -> None:
@@ -91,13 +86,13 @@ class EventLog:
         self.in_a_row = {"skipped": 0, "unsaved": 0, "slow": 0}
 
     def add(self, event: str, iteration: int, detail: str = "") -> None:
-        """One line."""
+        """Write one event."""
         if self.log:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self.log.add({"time": now, "iteration": iteration, "event": event, "detail": detail})
 
     def after_iteration(self, record: Mapping[str, float]) -> str | None:
-        """Note what was unusual about an iteration; returns why the run should stop, if it should."""
+        """Write what was unusual about an iteration, and return why the run should stop, if it should."""
         iteration = int(record["iteration"])
         invalid = {key.removeprefix("invalid/"): share for key, share in record.items() if key.startswith("invalid/")}
         for name, share in invalid.items():
@@ -114,7 +109,7 @@ class EventLog:
         return None
 
     def after_saving(self, iteration: int, where: Path, error: OSError | None) -> str | None:
-        """Note how saving went; returns why the run should stop, if it should."""
+        """Write whether saving failed, and return why the run should stop, if it should."""
         if error is None:
             if self.in_a_row["unsaved"]:
                 self.add("saved again", iteration, str(where))
@@ -127,52 +122,72 @@ class EventLog:
         return None
 
     def _check_pace(self, record: Mapping[str, float], iteration: int) -> None:
+        """Write an event when one process has been slow for ``SLOW_FOR`` iterations."""
         self.in_a_row["slow"] = self.in_a_row["slow"] + 1 if record.get("slowest/times", 1.0) > SLOW else 0
         if self.in_a_row["slow"] == SLOW_FOR:
             process, times = int(record["slowest/process"]), record["slowest/times"]
             self.add("slow process", iteration, f"process {process} takes {times:.1f} times as long as the middle one")
 
 
-class Callback:
-    """Override what you need; every method does nothing here.
+# --- Callbacks ---
 
-    Of several processes the main one calls them. What a callback raises ends the run; the last saved state is kept.
+
+class Callback:
+    """User code that is called while a run trains. Override the methods you need; by default they do nothing.
+
+    ::
+
+        class Patience(Callback):
+            def on_evaluate(self, metrics):
+                if metrics["evaluation/sync"] < 0.1:
+                    self.stop("lip sync is gone")
+
+        PostTrainer(..., callbacks=[Patience()])
+
+    Of several processes only the main one calls them. An exception in a callback ends the run; the last saved state is
+    kept.
     """
 
     stop_reason: str | None = None
     """Why the run should end after this iteration, set by ``stop``."""
 
     def stop(self, reason: str) -> None:
-        """Ask the run to end after this iteration; it is saved first and can be resumed."""
+        """Ask the run to end after this iteration. It is saved first and can be resumed."""
         self.stop_reason = reason
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Before the first iteration; ``trainer`` has ``recipe``, ``policy`` and ``iteration``."""
+        """Called before the first iteration. ``trainer`` has ``recipe``, ``policy`` and ``iteration``."""
 
     def on_step_end(self, metrics: Mapping[str, float]) -> None:
-        """After every iteration, with its line of ``metrics.jsonl``."""
+        """Called after every iteration, with its line of ``metrics.jsonl``."""
 
     def on_evaluate(self, metrics: Mapping[str, float]) -> None:
-        """After every evaluation on held-out prompts, with its ``evaluation/…``."""
+        """Called after every evaluation on held-out prompts, with its metrics ``evaluation/…``."""
 
     def on_save(self, folder: Path) -> None:
-        """After a state was written; ``folder`` is the run's, with ``checkpoint`` in it."""
+        """Called after a state was written. ``folder`` is that of the run and has ``checkpoint`` in it."""
 
     def on_train_end(self, reason: str) -> None:
-        """After the last iteration; ``reason`` says why a run ended early, and is empty where it did not."""
+        """Called after the last iteration. ``reason`` is why the run ended early, or empty if it did not."""
 
+
+# --- Evaluation on held-out prompts ---
+#
+# The evaluation uses experts other than the rewards'. It selects the best checkpoint, and it stops a run in which the
+# rewards rise while the evaluation falls.
 
 SYNC, FACES = "evaluation/sync", "evaluation/faces"
+"""Metrics that select the best checkpoint: lip sync, and the share of samples with a face."""
 
 
 @dataclass(frozen=True)
 class HeldOutEvaluation:
-    """Prompts that a run never trains on.
+    """An evaluation on prompts that a run never trains on.
 
     Attributes:
-        prompts: what to draw, of the kind that ``write_sample`` takes.
-        folder: where the videos go, in one folder for each evaluation.
-        write_sample: draws a prompt with the weights that are in the trainer's policy, and writes the video.
+        prompts: the prompts, of the type that ``write_sample`` takes.
+        folder: where the videos are written, in one folder per evaluation.
+        write_sample: samples a prompt with the current weights of the trainer's policy and writes the video.
     """
 
     prompts: Sequence[Any]
@@ -180,36 +195,36 @@ class HeldOutEvaluation:
     write_sample: Callable[[Trainer, Any, Path], None]
 
     def run(self, trainer: Trainer) -> dict[str, float]:
-        """Draw and measure all prompts with the averaged weights; all processes together.
+        """Sample and measure all prompts with the averaged weights. All processes call it together.
 
         Raises:
             BadInput: nothing can be measured before training has begun.
         """
         policy, folder = trainer.roles.policy, self.folder / f"{trainer.iteration:05d}"
 
-        def measured() -> dict[str, float]:
+        def measure() -> dict[str, float]:
             return measure_samples(self.prompts, folder, lambda prompt, path: self.write_sample(trainer, prompt, path))
 
         policy.eval()
         try:
             with trainer.roles.use("ema"), gathered(trainer.replay):
-                found = on_main(trainer.accelerator, measured)
+                metrics = on_main(trainer.accelerator, measure)
         finally:
             policy.train()
-        if not found.keys() - {FACES} and trainer.iteration == 0:
+        if not metrics.keys() - {FACES} and trainer.iteration == 0:
             raise BadInput(
                 "Nothing can be measured of the held-out prompts, since no sample shows a face: choose other prompts, "
                 f"or leave out --held-out; the samples are in {folder}."
             )
-        return found
+        return metrics
 
 
 def is_best_checkpoint(records: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the last evaluation is the best so far.
+    """Return whether the last evaluation is the best so far, by lip sync.
 
-    The measure is lip sync. An evaluation is never the best in which lips move or the face trembles more than twice as
-    much as at the start, which sync alone would reward, or in which faces are missing that were there at the start.
-    Where lip sync cannot be measured the last checkpoint counts as the best.
+    An evaluation is never the best if lips move or the face trembles more than twice as much as at the start, which
+    lip sync alone would reward, or if fewer samples show a face than at the start. If lip sync cannot be measured, the
+    last checkpoint counts as the best.
     """
     evaluations = [record for record in records if _has_evaluation(record)]
     first, last = evaluations[0], evaluations[-1]
@@ -224,8 +239,11 @@ def is_best_checkpoint(records: Sequence[Mapping[str, float]]) -> bool:
 
 
 def should_stop(records: Sequence[Mapping[str, float]], patience: int) -> Finding | None:
-    """The finding that ends a run: for ``patience`` evaluations in a row rewards rose while lip sync fell, or faces
-    that were there at the start were missing."""
+    """Return the finding that ends a run, or None.
+
+    A run ends if for ``patience`` evaluations in a row the rewards rose while lip sync fell, or if fewer than half as
+    many samples show a face as at the start.
+    """
     evaluations = [record for record in records if _has_evaluation(record)]
     if len(evaluations) <= patience:
         return None
@@ -246,16 +264,14 @@ def _has_evaluation(record: Mapping[str, float]) -> bool:
     return any(key.startswith("evaluation/") for key in record)
 
 
+# --- The loop ---
+
 SECONDS = ("seconds/rollout", "seconds/waiting", "seconds/update")
 """Metrics that add up to the wall-clock time of an iteration."""
 
-SAFEGUARDS = ("ratio/mean", "ratio/std", "clip/positive", "clip/negative", "delta_v", "kl", "dead_groups", "grad_norm",
-              "noise_gap")  # fmt: skip
-"""Metrics that the terminal shows below the rewards."""
-
 
 class Loop:
-    """Trains to the recipe's last iteration, into the folder of a run."""
+    """The training loop of a run, which writes to the run's folder."""
 
     def __init__(
         self,
@@ -278,17 +294,19 @@ class Loop:
         self.unsaved: OSError | None = None
 
     def run(self) -> None:
-        """Train until the recipe's last iteration, a stop rule, a callback that asks to stop, or Ctrl-C, which finishes
-        the iteration under way.
+        """Train until the recipe's last iteration, a stop rule, a callback that asks to stop, or Ctrl-C.
+
+        Ctrl-C finishes the current iteration.
 
         Raises:
-            BadInput: going on made no sense, or what was learned could not be saved; says why and what is kept.
+            BadInput: nothing could be learned, or what was learned could not be saved. The message says why, and which
+                state is kept.
             KeyboardInterrupt: after everything is saved.
         """
         recipe, trainer = self.recipe, self.trainer
-        hacked, hopeless = None, None
-        before = f"from iteration {trainer.iteration}, " if trainer.iteration else ""
-        self.events.add("started", trainer.iteration, f"{before}processes: {self.accelerator.num_processes}")
+        hacking, failure = None, None
+        resumed = f"from iteration {trainer.iteration}, " if trainer.iteration else ""
+        self.events.add("started", trainer.iteration, f"{resumed}processes: {self.accelerator.num_processes}")
         for callback in self.callbacks:
             callback.stop_reason = None
             callback.on_train_begin(trainer)
@@ -299,44 +317,44 @@ class Loop:
             if self.evaluation and not any(_evaluation_of(record) for record in self.records):
                 self.record({"iteration": trainer.iteration, **self.evaluation.run(trainer)})
                 self.save()
-            while trainer.iteration < recipe.iterations and not (hacked or hopeless or self.asked_to_stop(stop)):
+            while trainer.iteration < recipe.iterations and not (hacking or failure or self.asked_to_stop(stop)):
                 record = trainer.step()
                 evaluated = self.evaluation is not None and trainer.iteration % recipe.evaluate_every == 0
                 if self.evaluation and evaluated:
                     record |= self.evaluation.run(trainer)
                 self.record(record)
-                hopeless = self.events.after_iteration(record)
+                failure = self.events.after_iteration(record)
                 if self.main:
                     findings = examine(self.records, to_dict(recipe))
                     live.update(status_table(record, recipe.iterations, self.seconds_left(), findings))
                 for callback in self.callbacks:
                     callback.on_step_end(record)
                 if evaluated:
-                    hacked = should_stop(self.records, recipe.patience)
+                    hacking = should_stop(self.records, recipe.patience)
                 if trainer.iteration % recipe.checkpoint_every == 0 or evaluated or self.unsaved:
-                    hopeless = self.save(evaluated) or hopeless
+                    failure = self.save(evaluated) or failure
             self.save()
-        reason = hopeless or (hacked.seen if hacked else "") or self.callback_reason()
+        reason = failure or (hacking.seen if hacking else "") or self.callback_reason()
         self.events.add("ended", trainer.iteration, reason)
         for callback in self.callbacks:
             callback.on_train_end(reason)
-        if hopeless or self.unsaved:
-            raise BadInput(self.failure_sentence(hopeless))
+        if failure or self.unsaved:
+            raise BadInput(self.failure_sentence(failure))
         if reason and self.main:
             best = "; checkpoint/ is the one that the evaluation rated best" if self.evaluation else ""
             say(f"Stopped at iteration {trainer.iteration}: {reason}{best}.")
         stop.obey()
 
     def callback_reason(self) -> str:
-        """Why a callback asked to stop; empty where none did."""
+        """Return why a callback asked to stop, or an empty string."""
         return next((callback.stop_reason for callback in self.callbacks if callback.stop_reason), "")
 
     def asked_to_stop(self, stop: StopRequest) -> bool:
-        """Whether a signal or a callback asked any process to stop: then all do, at the same iteration."""
+        """Return whether a signal or a callback asked any process to stop. Then all stop at the same iteration."""
         return any(roll_call(self.accelerator, stop.asked or bool(self.callback_reason())))
 
     def record(self, record: dict[str, float]) -> None:
-        """Keep a record, write it down, and send it to the tracker."""
+        """Keep a record in memory, write it to ``metrics.jsonl``, and send it to the tracker and the callbacks."""
         self.records.append(record)
         if not self.main:
             return
@@ -347,8 +365,13 @@ class Loop:
                 callback.on_evaluate(evaluation)
 
     def save(self, evaluated: bool = False) -> str | None:
-        """Write what resuming needs and the averaged weights, as ``checkpoint`` if they are the best so far. What
-        cannot be written is tried again after the next iteration; returns a reason to give up, if there is one."""
+        """Write the state to resume from and the averaged weights, as ``checkpoint`` if they are the best so far.
+
+        If writing fails it is tried again after the next iteration.
+
+        Returns:
+            Why the run should stop, if it should.
+        """
         best, self.unsaved = self.output / "checkpoint", None
         try:
             write_state(self.trainer, self.state)
@@ -364,26 +387,30 @@ class Loop:
                 callback.on_save(self.output)
         return self.events.after_saving(self.trainer.iteration, self.state, self.unsaved)
 
-    def failure_sentence(self, hopeless: str | None) -> str:
-        """Why the run ended before its time, what was saved, and what to do."""
+    def failure_sentence(self, failure: str | None) -> str:
+        """Return why the run ended early, what was saved, and what to do."""
         iteration, saved = self.trainer.iteration, latest_state(self.state)
-        why = hopeless or f"it could not be saved ({self.unsaved and (self.unsaved.strerror or self.unsaved)})"
+        why = failure or f"it could not be saved ({self.unsaved and (self.unsaved.strerror or self.unsaved)})"
         kept = f"the state of iteration {int(saved.name)} is complete in {saved}" if saved else "no state was saved"
         return f"The run ended at iteration {iteration}: {why}; {kept}: see events.jsonl, then go on with --resume."
 
     def seconds_left(self) -> float:
-        """Estimate of the remaining time, from the last ten iterations."""
+        """Return an estimate of the remaining time, from the last ten iterations."""
         recent = [sum(v for k, v in r.items() if k in SECONDS) for r in self.records[-10:] if "grad_norm" in r]
         return (self.recipe.iterations - self.trainer.iteration) * sum(recent) / max(1, len(recent))
 
 
 def _evaluation_of(record: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of a held-out evaluation in a record."""
     return {key: value for key, value in record.items() if key.startswith("evaluation/")}
 
 
 def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
-    """What was logged up to ``iteration``; later lines, and one cut off by a crash, are dropped: they come again."""
-    kept: list[dict[str, float]] = []
+    """Return the records logged up to ``iteration``.
+
+    Later lines, which the resumed run writes again, and a line that a crash cut off are removed from the file.
+    """
+    records: list[dict[str, float]] = []
     if metrics.is_file():
         for line in metrics.read_text(encoding="utf-8").splitlines():
             try:
@@ -391,15 +418,22 @@ def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
             except ValueError:
                 break
             if record["iteration"] <= iteration:
-                kept.append(record)
-        write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
+                records.append(record)
+        write_text(metrics, "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+# --- The table in the terminal ---
+
+SAFEGUARDS = ("ratio/mean", "ratio/std", "clip/positive", "clip/negative", "delta_v", "kl", "dead_groups", "grad_norm",
+              "noise_gap")  # fmt: skip
+"""Metrics that the terminal shows below the rewards."""
 
 
 def status_table(
     record: Mapping[str, float], iterations: int, seconds_left: float, findings: Sequence[Finding]
 ) -> Group:
-    """What the terminal shows: progress, every reward by itself, the safeguards, and the doctor's findings."""
+    """Return what the terminal shows: progress, every reward, the safeguard metrics, the evaluation, and findings."""
     title = f"iteration {record['iteration']:.0f}/{iterations} · {seconds_left / 60:.1f} min left"
     table = Table(title=title, title_justify="left")
     for column in ("reward", "mean", "spread in groups", "share"):

@@ -1,9 +1,9 @@
-"""What a run was started with.
+"""This module records what a run was started with, in ``run.json``, and compares it when the run is resumed.
 
     python and package versions · seed · hashes of the starting weights and of every portrait and recording
 
-Files are named by their path below the folder that holds all of them, so that a whole folder may be moved and two
-recordings of one name in different folders are two. Version 0.1 had file names alone; its manifests are still read.
+Files are named by their path relative to their common folder, so that the folder may be moved, and files of the same
+name in different folders are distinguished. Version 0.1 used file names alone; its manifests can still be read.
 """
 
 from __future__ import annotations
@@ -27,39 +27,42 @@ from flowportrait.models.arflow import checkpoint_folder
 PACKAGES = (
     "flowportrait", "torch", "transformers", "accelerate", "peft", "numpy", "mediapipe", "opencv-contrib-python",
 )  # fmt: skip
+"""Packages of which the versions are recorded."""
 MUST_AGREE = {
     "seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts or clips",
 }  # fmt: skip
+"""Entries of ``run.json`` that must be the same when a run is resumed, and what they are called in messages."""
 
 HASHED_NUMBERS = 4096
-"""Numbers of a tensor that ``network_start`` looks at, at least."""
+"""Smallest number of elements of a tensor that ``network_start`` hashes; a smaller tensor is hashed completely."""
 
 FORMAT = 2
-"""Version of ``run.json``; one without it is of version 0.1."""
+"""Version of ``run.json``. A file without a version was written by FlowPortrait 0.1."""
 
 HARMLESS_SETTINGS = frozenset({
     "iterations", "checkpoint_every", "evaluate_every", "patience", "give_up", "micro_batch", "checkpointing",
     "offload",
 })  # fmt: skip
-"""Settings that do not change what is learned in an iteration."""
+"""Settings that may change when a run is resumed, since they do not change what is learned in an iteration."""
 
 
 def manifest(
     start: Mapping[str, str], prompts: Sequence[Any], seed: int, files: Sequence[Path] = (), **more: Any
 ) -> dict[str, Any]:
-    """Describe a run that is about to begin.
+    """Return the content of ``run.json`` for a run that is about to begin.
 
     Args:
-        start: name and hash of the weights that it starts from.
-        prompts: ``Prompt``s of our generator (image and audio) or ``Item``s of another one (text, too).
-        seed: the recipe's.
+        start: name and hash of the weights that the run starts from.
+        prompts: ``Prompt`` objects of the built-in generator (image and audio), or ``Item`` objects of another
+            generator (also text).
+        seed: seed of the recipe.
         files: clips to learn from.
-        more: what else should be known of the run; a resumed run may differ in it.
+        more: further entries, in which a resumed run may differ.
     """
     paths = {path for prompt in prompts for path in (prompt.image, prompt.audio) if path is not None}
     names = relative_names(paths | set(files))
 
-    def described(prompt: Any) -> Any:
+    def describe(prompt: Any) -> Any:
         image, audio = (path and names[path] for path in (prompt.image, prompt.audio))
         return {"text": prompt.text, "image": image, "audio": audio} if hasattr(prompt, "text") else [image, audio]
 
@@ -70,59 +73,61 @@ def manifest(
         "packages": {name: version(name) for name in PACKAGES},
         "seed": seed,
         "start": dict(start),
-        "prompts": {prompt.id: described(prompt) for prompt in prompts},
+        "prompts": {prompt.id: describe(prompt) for prompt in prompts},
         "files": file_hashes(names),
         **more,
     }
 
 
 def checkpoint_start(name: str) -> dict[str, str]:
-    """Name and SHA-256 of a checkpoint on disk, for ``manifest``."""
+    """Return the name and SHA-256 of a checkpoint on disk, for ``manifest``."""
     return {"name": name, "sha256": _digest(checkpoint_folder(name) / "model.safetensors")}
 
 
 def network_start(name: str, network: nn.Module, frozen_only: bool = False) -> dict[str, str]:
-    """Name and fingerprint of a network in memory, for ``manifest``.
+    """Return the name and fingerprint of a network in memory, for ``manifest``.
 
     Args:
-        name: what the network is called.
-        network: whose parameters are hashed: of every tensor its name, its shape and up to twice ``HASHED_NUMBERS``
-            evenly spaced numbers, so that 14 billion parameters take no longer than a million.
-        frozen_only: leave out the parameters that will be trained; a run's state holds those.
+        name: name of the network.
+        network: the network. The fingerprint is a hash of the name and shape of every parameter and of up to twice
+            ``HASHED_NUMBERS`` evenly spaced elements, so that 14 billion parameters take no longer than a million.
+        frozen_only: leave out the parameters that will be trained, which the state of a run contains.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for key, weights in network.named_parameters():
         if not (frozen_only and weights.requires_grad):
             numbers = weights.detach().flatten()
             chosen = numbers[:: max(1, len(numbers) // HASHED_NUMBERS)].cpu().contiguous()
-            found.update(f"{key} {tuple(weights.shape)}".encode() + chosen.view(torch.uint8).numpy().tobytes())
-    return {"name": name, "fingerprint": found.hexdigest()}
+            digest.update(f"{key} {tuple(weights.shape)}".encode() + chosen.view(torch.uint8).numpy().tobytes())
+    return {"name": name, "fingerprint": digest.hexdigest()}
 
 
 def relative_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """A name of each file by which no other of them is called: its path below their common folder, with ``/``."""
-    known = sorted(set(paths))
-    whole = {path: path.absolute() for path in known}
+    """Return a unique name of each file: its path relative to the common folder of all, with ``/`` as separator."""
+    unique = sorted(set(paths))
+    absolute = {path: path.absolute() for path in unique}
     try:
-        folder = os.path.commonpath([path.parent for path in whole.values()]) if known else ""
+        folder = os.path.commonpath([path.parent for path in absolute.values()]) if unique else ""
     except ValueError:  # on Windows: files on different drives
-        return {path: place.as_posix() for path, place in whole.items()}
-    return {path: place.relative_to(folder).as_posix() for path, place in whole.items()}
+        return {path: full.as_posix() for path, full in absolute.items()}
+    return {path: full.relative_to(folder).as_posix() for path, full in absolute.items()}
 
 
 def file_hashes(names: Mapping[Path, str]) -> dict[str, str]:
-    """SHA-256 of every file by its name."""
+    """Return the SHA-256 of every file by its name."""
     return {name: _digest(path) for path, name in names.items()}
 
 
 def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
-    """Write ``run.json``, or if it exists compare: returns what differs harmlessly (versions), in words.
+    """Write ``run.json``, or compare it with the current manifest if it exists.
 
-    A manifest of version 0.1 is compared by what it holds and then replaced by one of this version, which tells files
-    of one name apart.
+    A manifest of version 0.1 is compared in the entries that it has, and then replaced by one of the current version.
+
+    Returns:
+        One sentence per harmless difference, such as the version of a package.
 
     Raises:
-        BadInput: a resumed run would start from other weights or see other data.
+        BadInput: a resumed run would start from other weights or use other data.
     """
     if not path.is_file():
         write_json(path, current, indent=2)
@@ -149,7 +154,7 @@ def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
 
 
 def _as_version_1(current: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest as version 0.1 wrote it: of files of one name it kept the hash of the last."""
+    """Return a manifest as version 0.1 wrote it. Of files with the same name it has the hash of the last one."""
 
     def name(path: str | None) -> str:
         return (path or "").rpartition("/")[2]
@@ -163,7 +168,7 @@ def _as_version_1(current: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(before: Any, now: Any) -> str:
-    """The first thing by which two entries differ, in brackets, where they have parts with names."""
+    """Return the first key in which two mappings differ, in brackets; empty for entries that are no mappings."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return ""
     different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -171,10 +176,15 @@ def _difference(before: Any, now: Any) -> str:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> list[str]:
-    """What a resumed run's settings, as ``config.to_dict`` gives them, differ in from those of its state, in words.
+    """Return one sentence per setting that a resumed run changes, without the harmless ones.
+
+    Args:
+        before: the settings in the state, as from ``config.to_dict``.
+        now: the settings of the resumed run.
+        run: folder of the run, for the message.
 
     Raises:
-        BadInput: it was begun with another recipe.
+        BadInput: the run was begun with another recipe.
     """
     if before["name"] != now["name"]:
         raise BadInput(
@@ -182,17 +192,17 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Pat
             "which repeats its settings, or choose another --output."
         )
     old, new = flat(before), flat(now)
-    # A setting that a run did not know yet, or whose part is left out, is none.
+    # A setting that did not exist when the run began, or that belongs to a part that is left out, counts as None.
     values = {key: (old.get(key, "None"), new.get(key, "None")) for key in dict.fromkeys((*old, *new))}
     return [
-        f"{key} was {was}, is {given}"
-        for key, (was, given) in values.items()
-        if was != given and key not in HARMLESS_SETTINGS
+        f"{key} was {old_value}, is {new_value}"
+        for key, (old_value, new_value) in values.items()
+        if old_value != new_value and key not in HARMLESS_SETTINGS
     ]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; what is neither a number nor a truth value is text."""
+    """Return nested settings by dotted names. Values other than numbers, booleans and strings become strings."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,11 +1,13 @@
-"""Clips that exist already, in place of rollouts.
+"""This module trains on existing clips with known scores, in place of rollouts.
 
-    pairs     ● ○      what somebody preferred (``pairs.jsonl``): a label per aspect
-    rated     ●        single clips and their points, 1 to 5
-    damaged   ● ○      real clips, and the same out of time: shifted, warped, swapped (SyncDPO, 2605.12179)
+    pairs     ● ○      preference pairs (``pairs.jsonl``) with a label per aspect
+    rated     ●        single clips with points from 1 to 5
+    damaged   ● ○      real clips, and the same clips shifted, warped or swapped in time (SyncDPO, 2605.12179)
 
-An offline clip is a trajectory of which only the end is known, and its scores come with it. Credit, objective and roles
-then treat it as any rollout; objectives that need the steps of a sample (ratios of transitions) cannot.
+An offline clip becomes a trajectory with a final sample but no recorded steps. Credit, objective and roles treat it
+like any rollout. Objectives that need the steps of a sample (ratios of transitions) cannot use it.
+
+The parts, in order: the stage and its settings, sources of clips, the reader of preference files, and the task.
 """
 
 from __future__ import annotations
@@ -36,27 +38,30 @@ from flowportrait.rl.task import encode_after, latent_regions
 from flowportrait.terminal import progress, say
 
 DAMAGES = corruptions("motion")
+"""Corruptions of motion by name."""
 
 
 @dataclass(frozen=True)
 class OfflineDataConfig(Stage):
-    """Learn from clips that exist already instead of from rollouts; their scores come with them."""
+    """A stage that learns from existing clips with known scores instead of from rollouts."""
 
     clips: Literal["pairs", "rated", "damaged"] = "pairs"
+    """Which clips: preference pairs, single rated clips, or real clips with damaged copies."""
     weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ASPECTS, 1.0))
-    """Aspect → how much it counts."""
+    """Aspect → weight."""
     damages: tuple[str, ...] = ("shift", "time-warp", "swapped segments")
+    """Names of the corruptions that make damaged clips."""
     curriculum: int = 30
-    """Iterations over which damage goes from coarse alone to all strengths."""
+    """Iterations over which damage goes from strong only to all strengths."""
 
     def __post_init__(self) -> None:
         at_least(self, curriculum=1)
-        for name, known in [(n, ASPECTS) for n in self.weights] + [(n, tuple(DAMAGES)) for n in self.damages]:
-            if name not in known:
-                raise BadInput(f"offline_data: {name!r} is not known; choose from {', '.join(known)}.")
+        for name, choices in [(n, ASPECTS) for n in self.weights] + [(n, tuple(DAMAGES)) for n in self.damages]:
+            if name not in choices:
+                raise BadInput(f"offline_data: {name!r} is not known; choose from {', '.join(choices)}.")
 
     def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
-        """Return the clips of this process's groups with their scores; nothing is rolled out, unless the task has none."""
+        """Return the clips of this process's groups with their scores, or rollouts if the task has no clips."""
         if not hasattr(rollouts.task, "show"):
             return collect()
         with rollouts.rollout_mode():
@@ -66,16 +71,19 @@ class OfflineDataConfig(Stage):
 
     @property
     def group_size(self) -> int:
-        """Clips that are compared with each other."""
+        """Return the number of clips that are compared with each other."""
         return 1 if self.clips == "rated" else 2
 
 
+# --- Sources of clips ---
+
+
 class PreferenceGroup(NamedTuple):
-    """Clips of one prompt with scores.
+    """The clips of one prompt with their scores.
 
     Attributes:
         clips: motion ``[T, 30]`` and log-mel ``[4T, 80]`` of S clips.
-        scores: ``[S]`` by aspect, NaN where nobody judged.
+        scores: aspect → ``[S]``, NaN where there is no label.
     """
 
     clips: list[ClipFeatures]
@@ -83,12 +91,12 @@ class PreferenceGroup(NamedTuple):
 
     @property
     def frames(self) -> int:
-        """Length of the shortest clip."""
+        """Return the length of the shortest clip in frames."""
         return min(len(motion) for motion, _ in self.clips)
 
     @classmethod
     def from_pair(cls, pair: PreferencePair[ClipFeatures]) -> PreferenceGroup:
-        """Both clips of a pair, with the labels as scores."""
+        """Return both clips of a pair, with the labels as scores."""
         scores: dict[str, torch.Tensor] = {
             aspect: score_pair(torch.tensor(label.value)) for aspect, label in pair.labels.items()
         }
@@ -96,12 +104,12 @@ class PreferenceGroup(NamedTuple):
 
 
 class OfflineBatch(NamedTuple):
-    """G groups of S clips for one iteration.
+    """The clips of one iteration: G groups of S clips.
 
     Attributes:
-        mel: ``[G, S, 4T, 80]``.
-        motion: ``[G, S, 1 + T, 30]`` with the frame before.
-        scores: ``[G, S]`` by aspect.
+        mel: log-mel ``[G, S, 4T, 80]``.
+        motion: ``[G, S, 1 + T, 30]``, beginning with the frame before the clip.
+        scores: aspect → ``[G, S]``.
     """
 
     mel: torch.Tensor
@@ -109,20 +117,20 @@ class OfflineBatch(NamedTuple):
     scores: dict[str, torch.Tensor]
 
     def select(self, rows: torch.Tensor) -> OfflineBatch:
-        """The groups at these indices."""
+        """Return the groups at these indices."""
         scores = {name: score[rows] for name, score in self.scores.items()}
         return OfflineBatch(self.mel[rows], self.motion[rows], scores)
 
 
 OfflineSource = Callable[[int, int, int], OfflineBatch]
-"""``(groups, seed, iteration) -> OfflineBatch``, a function of its arguments alone."""
+"""A pure function ``(groups, seed, iteration) -> OfflineBatch``."""
 
 
 def window_source(groups: Sequence[PreferenceGroup], frames: int, aspects: Sequence[str]) -> OfflineSource:
-    """Windows of the clips of groups, the same moment of all clips of a group.
+    """Return a source of windows of the groups' clips, at the same time in all clips of a group.
 
     Raises:
-        BadInput: none is longer than ``frames``.
+        BadInput: no clip is longer than ``frames``.
     """
     usable = [group for group in groups if group.frames > frames]
     if not usable:
@@ -133,25 +141,25 @@ def window_source(groups: Sequence[PreferenceGroup], frames: int, aspects: Seque
         generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
         order = torch.randperm(len(usable), generator=generator).tolist()
         mels, motions, scores = [], [], []
-        for place in range(count):
-            group = usable[order[place % len(usable)]]
+        for position in range(count):
+            group = usable[order[position % len(usable)]]
             first = int(torch.randint(group.frames - frames, (), generator=generator))
-            sound = slice((first + 1) * MELS_PER_FRAME, (first + 1 + frames) * MELS_PER_FRAME)
+            mel_window = slice((first + 1) * MELS_PER_FRAME, (first + 1 + frames) * MELS_PER_FRAME)
             motions.append(torch.stack([motion[first : first + 1 + frames] for motion, _ in group.clips]))
-            mels.append(torch.stack([mel[sound] for _, mel in group.clips]))
-            unknown = torch.full((len(group.clips),), torch.nan)
-            scores.append([group.scores.get(aspect, unknown) for aspect in aspects])
-        judged = [torch.stack(column) for column in zip(*scores, strict=True)]
-        return OfflineBatch(torch.stack(mels).float(), torch.stack(motions), dict(zip(aspects, judged, strict=True)))
+            mels.append(torch.stack([mel[mel_window] for _, mel in group.clips]))
+            missing = torch.full((len(group.clips),), torch.nan)
+            scores.append([group.scores.get(aspect, missing) for aspect in aspects])
+        by_aspect = [torch.stack(column) for column in zip(*scores, strict=True)]
+        return OfflineBatch(torch.stack(mels).float(), torch.stack(motions), dict(zip(aspects, by_aspect, strict=True)))
 
     return draw
 
 
 def damaged_source(clips: Sequence[MotionClip], config: OfflineDataConfig, frames: int) -> OfflineSource:
-    """Real clips beside what damage makes of them.
+    """Return a source of pairs of a real clip and a damaged copy of it.
 
     Raises:
-        BadInput: ``frames`` is more than such a window has, or no clip is long enough.
+        BadInput: ``frames`` is more than a window of damaged clips has, or no clip is long enough.
     """
     if frames >= FRAMES:
         raise BadInput(f"frames={frames} is not possible with damaged clips: their windows have {FRAMES - 1} at most.")
@@ -174,24 +182,27 @@ def damaged_source(clips: Sequence[MotionClip], config: OfflineDataConfig, frame
 
 
 def score_pair(labels: torch.Tensor) -> torch.Tensor:
-    """Values of ``Label`` ``[...]``, NaN where nobody judged, as scores of both clips ``[..., 2]``."""
+    """Return the scores ``[..., 2]`` of both clips from values of ``Label`` ``[...]``, NaN where there is no label."""
     return torch.stack([labels, 1 - labels], -1)
+
+
+# --- Reading preference files ---
 
 
 def load_offline_task(
     config: OfflineDataConfig, frames: int, pairs: Sequence[Path], corpus: Path | None, chunk: int
 ) -> tuple[OfflineTask, list[Path]]:
-    """The task of a recipe with offline data, and the files that it was read from.
+    """Return the task of a recipe with offline data, and the files that it was read from.
 
     Args:
-        config: which clips.
+        config: which clips to use.
         frames: length of a window.
         pairs: files of preference pairs, or folders with a ``pairs.jsonl``.
         corpus: prepared corpus of real clips, for damaged ones.
         chunk: frames in a chunk of the policy.
 
     Raises:
-        BadInput: what ``config`` asks for is not there, or cannot be learned from.
+        BadInput: the data that ``config`` needs are missing, or nothing can be learned from them.
     """
     if config.clips == "damaged":
         if corpus is None:
@@ -201,25 +212,25 @@ def load_offline_task(
     if not pairs:
         raise BadInput("This run learns from stated clips: give their pairs.jsonl with --pairs.")
     groups, files = read_groups(pairs, config)
-    judged = [aspect for aspect in config.weights if any(aspect in group.scores for group in groups)]
-    return OfflineTask(window_source(groups, frames, judged), chunk), files
+    labelled = [aspect for aspect in config.weights if any(aspect in group.scores for group in groups)]
+    return OfflineTask(window_source(groups, frames, labelled), chunk), files
 
 
 def read_groups(paths: Sequence[Path], config: OfflineDataConfig) -> tuple[list[PreferenceGroup], list[Path]]:
-    """Groups of the pairs that can be learned from, and every file that they were read from.
+    """Return the groups of all pairs that can be learned from, and every file that they were read from.
 
     Raises:
-        BadInput: unreadable pairs, or nothing to learn from them.
+        BadInput: the pairs cannot be read, or nothing can be learned from them.
     """
 
-    def contested(found: Inspection) -> list[Aspect]:
-        """Aspects that the clips must differ in: those that somebody decided, or all where nobody did."""
+    def required_aspects(inspection: Inspection) -> list[Aspect]:
+        """Return the aspects in which clips must differ: those with a decided label, or all if there is none."""
         if config.clips == "rated":
             return []
-        counts = {aspect: row for aspect, row in found.counts["aspects"].items() if config.weights.get(aspect)}
+        counts = {aspect: row for aspect, row in inspection.counts["aspects"].items() if config.weights.get(aspect)}
         return [aspect for aspect, row in counts.items() if row["first"] or row["second"]] or list(counts)
 
-    dataset = training_pairs(PreferenceDataset.load(*paths), contested)
+    dataset = training_pairs(PreferenceDataset.load(*paths), required_aspects)
     names = dataset.clip_names
     clips, unreadable = dataset.read_clips(clip_features, progress(names, len(names), "reading clips"))
     for name, why in unreadable.items():
@@ -235,22 +246,25 @@ def read_groups(paths: Sequence[Path], config: OfflineDataConfig) -> tuple[list[
 
 
 def rated_groups(pairs: Iterable[PreferencePair[str]], clips: Mapping[str, ClipFeatures]) -> list[PreferenceGroup]:
-    """A group per clip that was given points: their mean by aspect, from whomever."""
+    """Return one group per rated clip, with its mean points over all raters by aspect."""
     points: dict[str, dict[str, list[float]]] = {}
     for pair in pairs:
         for side, name in zip(SIDES, pair.clips, strict=True):
-            own = points.setdefault(name, {})
+            ratings = points.setdefault(name, {})
             for aspect, value in pair.points.get(side, {}).items():
-                own.setdefault(aspect, []).append(value)
+                ratings.setdefault(aspect, []).append(value)
     return [
-        PreferenceGroup([clips[name]], {aspect: torch.tensor([sum(v) / len(v)]) for aspect, v in own.items()})
-        for name, own in points.items()
-        if own and name in clips
+        PreferenceGroup([clips[name]], {aspect: torch.tensor([sum(v) / len(v)]) for aspect, v in ratings.items()})
+        for name, ratings in points.items()
+        if ratings and name in clips
     ]
 
 
+# --- The task ---
+
+
 class OfflineTask:
-    """A task with samples that exist already."""
+    """A task that returns existing clips in place of rollouts."""
 
     def __init__(self, source: OfflineSource, chunk: int) -> None:
         self.source = source
@@ -260,18 +274,18 @@ class OfflineTask:
         return self.source(groups, seed, iteration)
 
     def condition(self, policy: ARFlow, batch: OfflineBatch) -> Condition:
-        """One row per clip: each goes on from the frame that it really followed."""
+        """Return the condition with one row per clip. Each clip starts from the frame that really preceded it."""
         device = next(policy.parameters()).device
         mel, start = batch.mel.flatten(0, 1), batch.motion[:, :, 0].flatten(0, 1)
         return policy.condition(mel.to(device), start=start.to(device))
 
     def show(self, policy: ARFlow, batch: OfflineBatch, groups: torch.Tensor) -> Batch:
-        """The clips of these groups with their scores."""
-        began = time.monotonic()
+        """Return the clips of these groups with their scores."""
+        started = time.monotonic()
         motion = batch.motion.flatten(0, 1).to(next(policy.parameters()).device)
         size = batch.motion.shape[1]
         group = groups.repeat_interleave(size)
         sample = group * size + torch.arange(size).repeat(len(groups))
         trajectory = final_samples(self.condition(policy, batch), encode_after(policy, motion), group, sample)
         scores: dict[str, Score] = {name: all_valid(score.flatten()) for name, score in batch.scores.items()}
-        return Batch(trajectory, scores, {"seconds/rollout": time.monotonic() - began, "seconds/waiting": 0.0})
+        return Batch(trajectory, scores, {"seconds/rollout": time.monotonic() - started, "seconds/waiting": 0.0})

@@ -1,6 +1,7 @@
-"""Which denoising steps are stochastic, which of them are trained on, and the policy's own schedule.
+"""This module decides which denoising steps are stochastic, and defines the interface of a policy.
 
-Plans: which denoising steps of a rollout are stochastic, and which of them are trained on.
+A plan says which denoising steps of a rollout are stochastic (●) and which follow the ODE (○), and which of the
+stochastic steps are trained on:
 
     flow-grpo    ● ● ● ● ● ○      every step but the last
     mix-grpo     ○ ● ● ○ ○ ○      a window that slides from high to low noise
@@ -8,25 +9,9 @@ Plans: which denoising steps of a rollout are stochastic, and which of them are 
     nft, awm     ○ ○ ○ ○ ○ ○      none
     branch       ● ─┬─ ● ─┬─ ●    noise shared up to each fork
 
-A planner is a pure function of (seed, iteration, groups, chunks), so that a resumed run plans the same.
+A planner is a pure function of (seed, iteration, groups, chunks), so that a resumed run makes the same plans.
 
-Rollouts with forks share a past: noise is a function of its key, so siblings whose noise has the same source up to a
-fork go the same way up to it, without any bookkeeping of states. Sample i of a group takes, at fork f, the branch that
-is the f-th digit of i written in base ``width``; the id of its noise source at a place is made of the digits of the
-forks it has passed.
-
-    group of 4, two forks:   ──┬── 0 ──┬── 00      digits of sample 2: 1, 0
-                               │       └── 01
-                               └── 1 ──┬── 10
-                                       └── 11
-
-What post-training asks of a generator: a velocity field over chunks of latents, given what came before.
-
-    condition ─► session: context of chunk 1, append z_1, context of chunk 2, …     (rollout)
-    condition, all z ─► contexts of every chunk in one pass                          (replay)
-    velocity(x_σ, σ, context)                                                        (both)
-
-A generator that is not autoregressive has one chunk. Nothing here says what a condition or a context holds.
+The parts, in order: forks and noise sources, planners, and what post-training requires of a generator (``Policy``).
 """
 
 from __future__ import annotations
@@ -43,19 +28,31 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.noise import seed_of
 from flowportrait.flow.paths import shifted
 
+# --- Forks and noise sources ---
+#
+# The samples of a group can share their noise up to a fork. Noise is a function of its key, so samples with the same
+# noise source up to a fork pass through the same states up to it, and no states need to be copied. At fork f, sample i
+# of a group takes the branch given by the f-th digit of i written in base ``width``. The id of its noise source at a
+# step is made of the digits of the forks it has passed.
+#
+#     group of 4, two forks:   ──┬── 0 ──┬── 00      digits of sample 2: 1, 0
+#                                │       └── 01
+#                                └── 1 ──┬── 10
+#                                        └── 11
+
 
 class Fork(NamedTuple):
-    """A place where siblings part: the noise of this denoising step of this chunk is their own."""
+    """A denoising step of a chunk at which the samples of a group get noise of their own."""
 
     chunk: int
     step: int
 
 
 def branching_factor(group_size: int, forks: int) -> int:
-    """How many ways every fork goes.
+    """Return the number of branches at every fork, ``group_size ** (1 / forks)``.
 
     Raises:
-        BadInput: the group is not a power of a whole number, or too small to part that often.
+        BadInput: the group size is not such a power of a whole number of at least 2.
     """
     width = round(group_size ** (1 / forks))
     if width < 2 or width**forks != group_size:
@@ -66,38 +63,56 @@ def branching_factor(group_size: int, forks: int) -> int:
 def noise_source_ids(
     sample: torch.Tensor, group: torch.Tensor, group_size: int, forks: Sequence[Fork], chunks: int, steps: int
 ) -> torch.Tensor:
-    """Ids ``[B, N, K+1]`` of whose noise sample b uses in chunk n at the start (column 0) and at step k (column
-    k + 1). Without forks it is the sample's own."""
+    """Return the ids ``[B, N, K+1]`` of the noise sources of every sample in every chunk.
+
+    Column 0 is the source of the initial noise, column k + 1 that of step k. Without forks the source of a sample is
+    the sample itself.
+    """
     if not forks:
         return sample[:, None, None].expand(-1, chunks, steps + 1)
     width = branching_factor(group_size, len(forks))
     table = torch.empty(len(sample), chunks, steps + 1, dtype=torch.long)
     time = torch.arange(chunks)[:, None] * (steps + 1) + torch.arange(steps + 1)
     passed = torch.stack([time >= fork.chunk * (steps + 1) + fork.step + 1 for fork in forks]).sum(0)
-    for row, (own, family) in enumerate(zip(sample.tolist(), group.tolist(), strict=True)):
-        digits = [own % group_size // width ** (len(forks) - 1 - f) % width for f in range(len(forks))]
-        ids = torch.tensor([seed_of(family, depth, *digits[:depth]) for depth in range(len(forks) + 1)])
+    for row, (sample_id, group_id) in enumerate(zip(sample.tolist(), group.tolist(), strict=True)):
+        digits = [sample_id % group_size // width ** (len(forks) - 1 - f) % width for f in range(len(forks))]
+        ids = torch.tensor([seed_of(group_id, depth, *digits[:depth]) for depth in range(len(forks) + 1)])
         table[row] = ids[passed]
-    table[:, :, 0] = table[:, :1, 0]  # later chunks start alike, so that a fork's effect is its own
+    # Later chunks start from shared noise, so that differences come from the forks alone.
+    table[:, :, 0] = table[:, :1, 0]
     return table
 
 
 def node_means(value: torch.Tensor, source: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Mean of leaf values ``[B, ...]`` over the leaves of one's group with one's noise source id ``[B, ...]``, at every
-    place."""
+    """Return the mean of the values ``[B, ...]`` over the samples of a group with the same noise source.
+
+    Args:
+        value: one value per sample and place, ``[B, ...]``.
+        source: ids of the noise sources ``[B, ...]``; samples with the same id are in the same node of the tree.
+        group: ids of the groups ``[B]``.
+    """
     result = torch.empty_like(value)
-    for family in group.unique():
-        rows = (group == family).nonzero()[:, 0]
-        own = source[rows]
-        same = (own[:, None] == own[None]).to(value.dtype)
+    for group_id in group.unique():
+        rows = (group == group_id).nonzero()[:, 0]
+        ids = source[rows]
+        same = (ids[:, None] == ids[None]).to(value.dtype)
         result[rows] = torch.einsum("ij...,j...->i...", same, value[rows]) / same.sum(1)
     return result
 
 
+# --- Planners ---
+
+
 @dataclass(frozen=True)
 class Plan:
-    """sigmas ``[K+1]``; stochastic ``[G, N, K]`` bool per group and chunk; record ``[G, R]`` the step indices kept
-    for training, ascending; forks, in order of time, where siblings part (none: they part at the start)."""
+    """The denoising schedule of an iteration with its stochastic and recorded steps.
+
+    Attributes:
+        sigmas: noise levels ``[K+1]``, from 1 to 0.
+        stochastic: ``[G, N, K]`` bool, whether a step of a group and chunk is stochastic. The last step never is.
+        record: ``[G, R]``, ascending indices of the steps that are recorded for training.
+        forks: where the samples of a group get noise of their own, in order of time; empty if from the start.
+    """
 
     sigmas: torch.Tensor
     stochastic: torch.Tensor
@@ -109,26 +124,27 @@ class Plan:
 
 
 class Planner(Protocol):
-    """A plan for an iteration."""
+    """A function that makes the plan of an iteration."""
 
     @property
     def steps(self) -> int:
-        """K, denoising steps per chunk."""
+        """Return K, the number of denoising steps per chunk."""
         ...
 
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
-        """The plan of all groups of an iteration."""
+        """Return the plan of all groups of an iteration."""
         ...
 
 
 @dataclass(frozen=True)
 class AllSteps:
-    """Noise at every step but the last. ``trained``: how many of them, drawn per iteration, are trained on (all if
-    none is said; DanceGRPO trains on a fraction)."""
+    """A plan with noise at every step but the last (Flow-GRPO, 2505.05470)."""
 
     steps: int = 6
     shift: float = 1.0
+    """Shift of the noise schedule; 1 is even."""
     trained: int | None = None
+    """Stochastic steps that are trained on, drawn per iteration (DanceGRPO, 2505.07818). None trains on all."""
 
     def __post_init__(self) -> None:
         at_least(self, steps=2, shift=1e-3, trained=1)
@@ -144,8 +160,11 @@ class AllSteps:
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """MixGRPO (2507.21802): noise in ``width`` consecutive steps, the ODE elsewhere; the window moves one step
-    towards low noise every ``dwell`` iterations and starts again at the top, or is drawn at random."""
+    """A plan with noise in ``width`` consecutive steps and the ODE elsewhere (MixGRPO, 2507.21802).
+
+    The window moves one step towards low noise every ``dwell`` iterations and then starts again at high noise, or it is
+    drawn at random.
+    """
 
     steps: int = 6
     shift: float = 1.0
@@ -158,9 +177,9 @@ class SlidingWindow:
 
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
         width = min(self.width, self.steps - 1)
-        places = self.steps - width
+        positions = self.steps - width
         turn = iteration // self.dwell
-        first = turn % places if self.order == "progressive" else _draw(places, 1, seed, turn, 1)[0]
+        first = turn % positions if self.order == "progressive" else _draw(positions, 1, seed, turn, 1)[0]
         window = torch.arange(first, first + width)
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         stochastic[..., window] = True
@@ -169,8 +188,11 @@ class SlidingWindow:
 
 @dataclass(frozen=True)
 class SingleStep:
-    """Noise at one step among the first ``first_steps``, drawn per group (Flash-GRPO, 2605.15980) or, with
-    ``shared``, once for all groups (LongCat-Video, 2510.22200). Siblings always have theirs at the same step."""
+    """A plan with noise at one step, drawn among the first ``first_steps``.
+
+    The step is drawn per group (Flash-GRPO, 2605.15980) or, with ``shared``, once for all groups (LongCat-Video,
+    2510.22200). It is always the same for all samples of a group.
+    """
 
     steps: int = 6
     shift: float = 1.0
@@ -192,11 +214,12 @@ class SingleStep:
 
 @dataclass(frozen=True)
 class OdePlan:
-    """The ODE throughout: for objectives that need only the samples, or with ``keep_path`` the way to them."""
+    """A plan without noise, for objectives that need only final samples or the deterministic path to them."""
 
     steps: int = 6
     shift: float = 1.0
     keep_path: bool = False
+    """Record the states of all steps."""
 
     def __post_init__(self) -> None:
         at_least(self, steps=1, shift=1e-3)
@@ -209,20 +232,20 @@ class OdePlan:
 
 @dataclass(frozen=True)
 class Branching:
-    """BranchGRPO (2509.06040) and TempFlow-GRPO (2508.04324): siblings share all noise up to a fork, which is a
-    denoising step of a chunk.
+    """A plan in which the samples of a group share all noise up to a fork, which is a denoising step of a chunk.
 
-    ``forks`` steps are drawn per iteration, each in a chunk drawn with it. ``elsewhere`` says what the other steps
-    are: ``sde``, noise shared by those who have not parted yet (BranchGRPO), or ``ode``, so that what a fork led to
-    is its own doing (TempFlow).
+    Sources: BranchGRPO (2509.06040) and TempFlow-GRPO (2508.04324).
     """
 
     steps: int = 6
     shift: float = 1.0
     forks: int = 1
+    """Forks per iteration; the step and the chunk of each are drawn at random."""
     elsewhere: Literal["ode", "sde"] = "ode"
+    """What the other steps do. ``sde``: noise, shared by samples that have not separated yet (BranchGRPO). ``ode``: no
+    noise, so that the effect of a fork comes from the fork alone (TempFlow-GRPO)."""
     first_steps: int = 4
-    """Forks are at one of the first steps: late ones hardly change the reward."""
+    """Forks are among this many first steps, since late ones hardly change the reward."""
 
     earlier_keys = (("among", "first_steps"),)
 
@@ -231,8 +254,8 @@ class Branching:
 
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
         first = min(self.first_steps, self.steps - 1)
-        places = sorted(_draw(chunks * first, min(self.forks, chunks * first), seed, iteration, 1))
-        forks = tuple(Fork(place // first, place % first) for place in places)
+        positions = sorted(_draw(chunks * first, min(self.forks, chunks * first), seed, iteration, 1))
+        forks = tuple(Fork(position // first, position % first) for position in positions)
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         if self.elsewhere == "sde":
             stochastic[..., :-1] = True
@@ -243,60 +266,75 @@ class Branching:
 
 
 def _draw(choices: int, count: int, *key: int) -> list[int]:
+    """Return ``count`` different numbers below ``choices``, drawn with a seed made of ``key``."""
     generator = torch.Generator().manual_seed(seed_of(*key))
     return torch.randperm(choices, generator=generator)[:count].tolist()
 
+
+# --- What post-training requires of a generator ---
+#
+# A policy is a velocity field over chunks of latents, conditioned on the chunks before:
+#
+#     condition ─► session: context of chunk 1, append z_1, context of chunk 2, …     (rollout)
+#     condition, all z ─► contexts of every chunk in one pass                          (replay)
+#     velocity(x_σ, σ, context)                                                        (both)
+#
+# A generator that is not autoregressive has one chunk. The trainer does not look into conditions and contexts.
 
 Self = TypeVar("Self", bound="Condition")
 
 
 class Condition(Protocol):
-    """What is known before the first chunk, one row per sample."""
+    """The inputs of a policy that are known before the first chunk, with one row per sample."""
 
     @property
     def chunks(self) -> int:
-        """N, how many chunks there are to generate."""
+        """Return N, the number of chunks to generate."""
         ...
 
     def select(self: Self, rows: torch.Tensor) -> Self:
-        """The rows at these indices."""
+        """Return the rows at these indices."""
         ...
 
     def repeat(self: Self, times: int) -> Self:
-        """Each row ``times`` times in a row."""
+        """Return every row ``times`` times in succession."""
         ...
 
 
 class Session(Protocol):
-    """Generation under way: ``context`` of the next chunk, then ``append`` its latents; repeat."""
+    """A generation in progress: for every chunk, call ``context``, sample the chunk, and ``append`` its latents."""
 
     def context(self) -> Any:
-        """Context of the next chunk, a tensor ``[B, …]`` or nested tuples of such; once per chunk."""
+        """Return the context of the next chunk, a tensor ``[B, …]`` or nested tuples of tensors. Call it once per
+        chunk."""
         ...
 
     def append(self, latents: torch.Tensor) -> Any:
-        """Accept the chunk's clean latents ``[B, D]``."""
+        """Add the chunk's clean latents ``[B, D]`` to the history."""
         ...
 
 
 class Policy(Protocol):
-    """A generator seen by the trainer; it is also an ``nn.Module``."""
+    """A generator as the trainer uses it. It must also be an ``nn.Module``."""
 
     @property
     def latent_dim(self) -> int:
-        """D, numbers per chunk."""
+        """Return D, the number of latent elements per chunk."""
         ...
 
     def session(self, condition: Any) -> Session:
-        """Start generating."""
+        """Start the generation of samples under a condition."""
         ...
 
     def contexts(self, condition: Any, latents: torch.Tensor) -> Any:
-        """Contexts of all chunks ``[B, N, …]``, given the clean latents ``[B, N, D]``; of a session's kind."""
+        """Return the contexts ``[B, N, …]`` of all chunks, given the clean latents ``[B, N, D]``.
+
+        They have the same structure as the contexts of a session.
+        """
         ...
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: Any) -> torch.Tensor:
-        """v ``[..., D]`` at x and noise level sigma (broadcastable to ``[...]``)."""
+        """Return the velocity ``[..., D]`` at the state x and noise level sigma (broadcastable to ``[...]``)."""
         ...
 
     def recompute_activations(self) -> None:
@@ -305,21 +343,21 @@ class Policy(Protocol):
 
 
 def module(policy: Policy) -> nn.Module:
-    """The policy as an ``nn.Module``."""
+    """Return the policy as an ``nn.Module``."""
     assert isinstance(policy, nn.Module), "a policy is an nn.Module"
     return policy
 
 
 def apply_policy_schedule(policy: Any, plan: Plan) -> Plan:
-    """A plan with the policy's own noise schedule, where it has one (a method ``levels``); else the plan itself."""
+    """Return the plan with the policy's own noise schedule if it has a method ``levels``, else the plan itself."""
     levels = getattr(policy, "levels", None)
     return replace(plan, sigmas=levels(plan.sigmas)) if levels else plan
 
 
 def begin(policy: Any, noise: torch.Tensor) -> torch.Tensor:
-    """Where sampling starts at σ = 1, from unit noise ``[B, D]``; a generator may say so in a method ``begin``.
+    """Return the state ``[B, D]`` at σ = 1 from unit noise ``[B, D]``.
 
-    No ratio depends on it.
+    It is the noise itself, unless the policy has a method ``begin``. Likelihood ratios do not depend on it.
     """
-    own = getattr(policy, "begin", None)
-    return own(noise) if own else noise
+    policy_begin = getattr(policy, "begin", None)
+    return policy_begin(noise) if policy_begin else noise

@@ -1,8 +1,8 @@
-"""The built-in generator as a policy of post-training.
+"""This module defines what differs between kinds of generators in post-training, and adapts the built-in generator.
 
-    PolicyAdapter: check(recipe) ─► load ─► task, rewards ─► (training) ─► write_sample of held-out prompts
+    PolicyAdapter: check(recipe) ─► prepare: policy, task, rewards ─► (training) ─► write_sample of held-out prompts
 
-The run itself (``post_trainer``) is the same for every kind of generator. Generators of other people are in
+The run itself (``rl.post_trainer``) is the same for every kind of generator. Third-party generators are adapted in
 ``adapters.loading``.
 """
 
@@ -33,18 +33,25 @@ from flowportrait.training.held_out import write_portrait_sample
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from."""
+    """The data that a run learns from."""
 
     prompts: Sequence[Any] | None = None
-    """Prompts of the kind that the adapter reads."""
+    """Prompts of the type that the adapter reads."""
     pairs: Sequence[Path] = ()
-    """Files of stated preference pairs or rated clips."""
+    """Files of preference pairs or rated clips."""
     exemplars: Path | None = None
-    """A prepared corpus: its clips are the speech, and their real motion joins the groups, or is damaged."""
+    """A prepared corpus of real clips. It provides the speech, and its motion is added to groups or damaged."""
 
 
 class Prepared(NamedTuple):
-    """A policy with its task; rewards where the data come with their own; files that were read."""
+    """A policy and everything that it learns from.
+
+    Attributes:
+        policy: the policy to train.
+        task: its prompts and how they are scored.
+        rewards: rewards of data that have scores of their own; None otherwise.
+        files: files that were read.
+    """
 
     policy: Any
     task: Any
@@ -53,23 +60,23 @@ class Prepared(NamedTuple):
 
 
 class PolicyAdapter(Protocol):
-    """What differs between kinds of generators."""
+    """The operations of post-training that depend on the kind of generator."""
 
     @property
     def name(self) -> str:
-        """What the generator is called in ``run.json``."""
+        """Return the name of the generator in ``run.json``."""
         ...
 
     def check(self, recipe: Recipe, data: TrainingData) -> None:
-        """See that recipe and data fit this kind of generator, before anything is loaded.
+        """Check that recipe and data fit this kind of generator, before anything is loaded.
 
         Raises:
-            BadInput: they do not; names the recipes that do.
+            BadInput: they do not fit. The message names recipes that do.
         """
         ...
 
     def read_prompts(self, path: Path) -> Sequence[Any]:
-        """The prompts at a path.
+        """Read the prompts at a path.
 
         Raises:
             BadInput: there are none.
@@ -81,20 +88,20 @@ class PolicyAdapter(Protocol):
         ...
 
     def start(self, policy: Any, recipe: Recipe) -> dict[str, str]:
-        """Name and hash of the weights that a run starts from, for its manifest."""
+        """Return the name and hash of the weights that a run starts from, for its manifest."""
         ...
 
     def write_sample(self, trainer: Trainer, prompt: Any, path: Path) -> None:
-        """Draw a held-out prompt with the weights that are in the trainer's policy now, and write the video."""
+        """Sample a held-out prompt with the current weights of the trainer's policy, and write the video."""
         ...
 
 
 @dataclass
 class ARFlowAdapter:
-    """Our own generator: portraits that speak recordings, or clips that are there already."""
+    """The adapter of the built-in generator, which learns from portraits and recordings or from existing clips."""
 
     policy: str | Path | ARFlow = "sft"
-    """A shipped checkpoint, a folder, or the generator itself."""
+    """The name of a shipped checkpoint, a folder, or the generator itself."""
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,15 +139,24 @@ class ARFlowAdapter:
 def load_prompts(
     prompts: Sequence[Prompt], recipe: Recipe, exemplars: Path | None = None
 ) -> tuple[list[SpeechItem], list[MotionCodec]]:
-    """Load every portrait once and every recording once; with a corpus of exemplars, its clips are the recordings.
+    """Load every portrait and every recording of the prompts once.
+
+    Args:
+        prompts: portraits and recordings.
+        recipe: the recipe.
+        exemplars: a prepared corpus of real clips, which replace the recordings.
+
+    Returns:
+        The speech items, and the renderers of the portraits to which their indices refer.
 
     Raises:
-        BadInput: the recipe needs exemplars and there are none, or none long enough; or clips are to be disturbed.
+        BadInput: the recipe needs exemplars and there are none, or none is long enough, or the recipe has a
+            disturbance, which does not go with exemplars.
     """
     if recipe.exemplars and exemplars is None:
         raise BadInput(f"The recipe {recipe.name} needs real clips: give a prepared corpus with --exemplars.")
     images = sorted({prompt.image for prompt in prompts})
-    # Rewards ask what the motion does to a face; a network's touch-up costs five times the drawing itself.
+    # Rewards measure the effect of motion, so the retouching network, five times as slow as rendering, is left out.
     portraits = [Portrait.from_image(read_image(image), name=str(image)) for image in images]
     codecs = [MotionCodec(portrait, recipe.render_size, retouch=False) for portrait in portraits]
     if exemplars is not None:

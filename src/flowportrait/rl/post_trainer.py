@@ -1,12 +1,14 @@
-"""Post-training of any generator in a few lines.
+"""This module post-trains any generator: it is the public entry point of reinforcement learning.
 
-policy ─► adapter (ours, or other people's) ─► task, rewards ─► Trainer ─► Loop ─► checkpoint/
+    policy ─► adapter (built-in or third-party generator) ─► task, rewards ─► Trainer ─► Loop ─► checkpoint/
 
-recipe.json     the resolved recipe                    metrics.jsonl   one line per iteration
-run.json        versions, seed, hashes of all inputs   samples/        held-out videos every k iterations
-state/          to resume from                         checkpoint/     the best: ``animate --checkpoint RUN``
-events.jsonl    what happened to the run               latest/         the last averaged weights, where the
-                                                       held-out evaluation chose an earlier ``checkpoint``
+A run writes to its folder:
+
+    recipe.json     the resolved recipe                    metrics.jsonl   one line per iteration
+    run.json        versions, seed, hashes of all inputs   samples/        held-out videos every k iterations
+    state/          the state to resume from               checkpoint/     the best: ``animate --checkpoint RUN``
+    events.jsonl    unusual events                         latest/         the last averaged weights, if there is a
+                                                                           held-out evaluation
 """
 
 from __future__ import annotations
@@ -42,14 +44,17 @@ from flowportrait.training.distributed import on_main, one_voice, roll_call, tra
 from flowportrait.training.state import latest_state, read_state
 
 Prompts = str | Path | Sequence[Any]
+"""Prompts as ``PostTrainer`` takes them: a path, or objects of the type that the policy's adapter reads."""
 RewardLike = str | type | Reward | Callable[[RewardBatch], Any]
+"""A reward as ``PostTrainer`` takes it: a name, MODULE:NAME, a class, an object, or a function of a batch."""
 Rewards = Composite | Sequence[RewardLike] | Mapping[str, float]
+"""Rewards as ``PostTrainer`` takes them: a composite, rewards of equal weight, or weights by name."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class PostTrainer:
-    """Reinforcement learning of a generator on portraits, speech or texts.
+    """Trains a generator by reinforcement learning on portraits, speech or texts.
 
     ::
 
@@ -61,22 +66,23 @@ class PostTrainer:
     Several processes (``accelerate launch``) train together.
 
     Args:
-        policy: what to train. A shipped checkpoint (``sft``, ``rl``), the folder of a checkpoint or of a run, a
-            generator (``ARFlow``); or a generator of somebody else: a pipeline of diffusers (the object, its folder or
-            its hub name), ``MODULE:NAME``, an entry point of the group ``policies``, or an object with the methods of
-            ``adapters.policy.Generator``.
-        rewards: names, ``MODULE:NAME``s, classes, objects or plain functions of a batch, which count alike; or a
-            mapping from names to weights. By default those of the config.
-        config: the recipe with its settings, or a recipe's name.
+        policy: the generator to train. Of the built-in generator: a shipped checkpoint (``sft``, ``rl``), the folder
+            of a checkpoint or of a run, or an ``ARFlow`` object. Of third parties: a pipeline of diffusers (the object,
+            its folder or its hub name), ``MODULE:NAME``, an entry point of the group ``policies``, or an object with
+            the methods of ``adapters.policy.Generator``.
+        rewards: names, ``MODULE:NAME``, classes, objects or plain functions of a batch, with equal weights; or a
+            mapping from names to weights. The default is the rewards of the config.
+        config: the recipe with its settings, or the name of a recipe.
         train_prompts: a folder of images and audio files, a ``prompts.jsonl``, or ``Prompt`` or ``Item`` objects.
-        eval_prompts: the same, never trained on. They are drawn and measured every ``config.evaluate_every``
-            iterations; they decide which checkpoint is the best, and stop a run that learns its rewards only.
-        callbacks: code of your own, see ``Callback``.
+        eval_prompts: prompts of the same type that are never trained on. They are sampled and measured every
+            ``config.evaluate_every`` iterations, select the best checkpoint, and stop a run in which only the rewards
+            improve.
+        callbacks: user code that is called during the run; see ``Callback``.
         output_dir: folder of the run.
-        pairs: files of preference pairs or rated clips to learn from, in the place of prompts.
-        exemplars: a prepared corpus with real clips, for recipes that need them.
+        pairs: files of preference pairs or rated clips to learn from instead of prompts.
+        exemplars: a prepared corpus of real clips, for recipes that need them.
         policy_arguments: arguments of a pipeline's calls (``height``, ``num_frames``, …) or of a class.
-        bf16: load a pipeline's weights in bfloat16.
+        bf16: load the weights of a pipeline in bfloat16.
         report_to: ``tensorboard`` or ``wandb``.
 
     Raises:
@@ -118,14 +124,14 @@ class PostTrainer:
         """Train to the config's last iteration, or until there is a reason to stop.
 
         Args:
-            resume: go on with the run in ``output_dir``, if there is one.
+            resume: continue the run in ``output_dir``, if there is one.
 
         Returns:
             The folder of the best checkpoint.
 
         Raises:
-            BadInput: prompts or settings that cannot be used, a run already in ``output_dir`` that is not to be resumed
-                or that differs from what is asked, or a run that came to nothing.
+            BadInput: prompts or settings cannot be used, ``output_dir`` has a run that is not to be resumed or that has
+                other data, or nothing could be learned or saved.
         """
         accelerator = tracking(self.report_to, self.output_dir)
         with one_voice(accelerator, self.output_dir):
@@ -134,13 +140,14 @@ class PostTrainer:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The records of all iterations so far, as in ``metrics.jsonl``."""
+        """Return the records of all iterations so far, as in ``metrics.jsonl``."""
         path = self.output_dir / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Copy the best checkpoint, with the recipe that made it: a generator of ours as ``AnimatePipeline`` loads it,
-        adapters of a pipeline as diffusers loads them. Of several processes the main one copies.
+        """Copy the best checkpoint and its recipe to a folder. Of several processes only the main one copies.
+
+        ``AnimatePipeline`` loads a built-in generator from it, and diffusers loads the adapters of a pipeline.
 
         Raises:
             BadInput: nothing has been trained yet, or the folder cannot be written.
@@ -161,7 +168,7 @@ class PostTrainer:
         config, output, state = self.config, self.output_dir, self.output_dir / "state"
         if any(roll_call(accelerator, latest_state(state) is not None)) and not resume:
             raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
-        # Clips that are given are learned from in the place of prompts.
+        # With offline data the run learns from existing clips instead of prompts.
         train_prompts = None if config.offline_data else self._read(self.train_prompts)
         eval_prompts = self._read(self.eval_prompts)
         data = TrainingData(train_prompts, self.pairs, self.exemplars)
@@ -199,10 +206,10 @@ class PostTrainer:
 
 
 def adapter_for(policy: Any, arguments: Mapping[str, Any] | Sequence[str] = (), bf16: bool = False) -> PolicyAdapter:
-    """The adapter for whatever ``PostTrainer`` takes as a policy.
+    """Return the adapter for anything that ``PostTrainer`` takes as a policy.
 
     Raises:
-        BadInput: a name that nothing has, or an object that is no generator.
+        BadInput: there is no policy of that name, or the object is not a generator.
     """
     if isinstance(policy, ARFlow):
         return ARFlowAdapter(policy)
@@ -225,20 +232,20 @@ def adapter_for(policy: Any, arguments: Mapping[str, Any] | Sequence[str] = (), 
 
 
 def composite_of(rewards: Rewards) -> Composite:
-    """Rewards as ``PostTrainer`` takes them, with the weight of each.
+    """Return rewards in any form that ``PostTrainer`` takes as a composite.
 
     Raises:
-        BadInput: a name that is no reward.
+        BadInput: there is no reward of that name.
     """
     if isinstance(rewards, Composite):
         return rewards
     if isinstance(rewards, Mapping):
         return Composite.of(rewards)
-    found = [_reward_of(reward) for reward in rewards]
-    return Composite(tuple(found), {reward.name: 1.0 for reward in found})
+    parts = [_to_reward(reward) for reward in rewards]
+    return Composite(tuple(parts), {reward.name: 1.0 for reward in parts})
 
 
-def _reward_of(reward: Any) -> Reward:
+def _to_reward(reward: Any) -> Reward:
     if isinstance(reward, str) and is_reference(reward):
         reward = load_reference(reward)
     if isinstance(reward, str):
@@ -249,7 +256,7 @@ def _reward_of(reward: Any) -> Reward:
 
 
 class _FunctionReward:
-    """A plain function of a batch as a reward; what it needs it finds in the batch."""
+    """A plain function of a batch as a reward. It needs nothing, unless the function has an attribute ``needs``."""
 
     def __init__(self, function: Callable[[RewardBatch], Any]) -> None:
         self.function = function
@@ -261,32 +268,35 @@ class _FunctionReward:
 
 
 def resolve_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> PostTrainConfig:
-    """A recipe by name, or by the folder of a run that used it, with ``key=value`` changes applied.
+    """Return a recipe by name, or by the folder of a run that used it, with ``key=value`` changes applied.
 
     Raises:
         BadInput: unknown recipe, key or value.
     """
     path = Path(recipe)
-    written = path / "recipe.json" if path.is_dir() else path
-    found = PostTrainConfig.from_json(written) if path.exists() else find_recipe(str(recipe))
-    return override(found, changes)
+    file = path / "recipe.json" if path.is_dir() else path
+    config = PostTrainConfig.from_json(file) if path.exists() else find_recipe(str(recipe))
+    return override(config, changes)
 
 
 def learning_from_pairs(recipe: PostTrainConfig) -> PostTrainConfig:
-    """The recipe, learning from stated pairs, or from single rated clips if it compares with the whole batch.
+    """Return the recipe changed to learn from preference pairs, or from single rated clips.
+
+    It learns from rated clips if it compares every sample with the whole batch.
 
     Raises:
-        BadInput: it makes its own pairs, or needs the way to a sample, which a given clip does not have.
+        BadInput: the recipe makes its own pairs, or needs the steps of a sample, which an existing clip does not have.
     """
     if not _needs_final_samples_only(recipe):
-        able = [name for name in CARDS if _needs_final_samples_only(find_recipe(name))]
-        raise BadInput(f"The recipe {recipe.name} does not go with --pairs: choose one of {', '.join(able)}.")
+        choices = [name for name in CARDS if _needs_final_samples_only(find_recipe(name))]
+        raise BadInput(f"The recipe {recipe.name} does not go with --pairs: choose one of {', '.join(choices)}.")
     clips: Literal["pairs", "rated"] = "rated" if recipe.credit.baseline_scope == "batch" else "pairs"
     offline_data = replace(recipe.offline_data or OfflineDataConfig(), clips=clips)
     return replace(recipe, offline_data=offline_data, group_size=offline_data.group_size)
 
 
 def _needs_final_samples_only(recipe: PostTrainConfig) -> bool:
-    drawn_without_path = isinstance(recipe.plan, OdePlan) and not recipe.plan.keep_path
+    """Return whether the recipe can learn from clips without recorded steps and does not make clips of its own."""
+    samples_without_path = isinstance(recipe.plan, OdePlan) and not recipe.plan.keep_path
     damages_clips = recipe.offline_data and recipe.offline_data.clips == "damaged"
-    return drawn_without_path and not (recipe.exemplars or recipe.exploration or damages_clips)
+    return samples_without_path and not (recipe.exemplars or recipe.exploration or damages_clips)

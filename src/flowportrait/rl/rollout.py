@@ -1,31 +1,10 @@
-"""Samples of a policy with everything that replaying them needs.
-
-Rollouts: how a policy's samples are made, what is recorded of them, and how they are evaluated again.
+"""This module samples trajectories from a policy, replays them, scores them, and stores them in states.
 
     rollout(policy, condition, plan, kernel) ─► Trajectory ─► replay_velocity(policy, trajectory)
     chunk after chunk, through a KV cache       transitions    one teacher-forced pass, then the flow head on all steps
 
-A rollout reaches its states through a KV cache, a replay in one pass; the two differ by rounding. The velocity v_old is
-therefore taken from the replay as well, so that the first ratio is exactly 1, and the noise that the replay implies is
-compared with the noise that was drawn. The ratio alone proves nothing: with scrambled conditions it stays at 1, and the
-implied noise does not stay.
-
-Conditions and contexts are nested tuples of tensors with one row per sample; ``map_tensors`` and ``iterate_tensors``
-walk them.
-
-Rollouts and their scores: pieces of the batch are scored in a second thread while the next piece is made.
-
-    act   ████▌████▌████▌████
-    score     ░░░░▌░░░░▌░░░░▌░░░░
-
-Nothing is stale: all pieces are made with the same weights, and a sample's noise and score depend on neither the
-piece nor the order. What overlap hides is reported.
-
-Rollouts that wait to be trained on are packed as named tensors, so that a state can hold them and reading runs no code:
-
-    (trajectory, scores) ─► {"0/trajectory/x": …, "0/trajectory/condition/0": …, "0/score/sync/value": …}
-
-What kind of condition it was is not kept; whoever reads knows it.
+The parts, in order: nested tuples of tensors, ``Trajectory``, sampling (``rollout``), replay, collecting rollouts with
+their scores, and packing rollouts into tensors.
 """
 
 from __future__ import annotations
@@ -46,9 +25,13 @@ from flowportrait.flow.noise import NoiseKey, Use
 from flowportrait.rewards.interface import Failure, Score
 from flowportrait.rl.plan import Plan, Policy, Session, begin, module, noise_source_ids
 
+# --- Nested tuples of tensors ---
+#
+# Conditions and contexts are nested tuples of tensors with one row per sample.
+
 
 def map_tensors(act: Callable[..., torch.Tensor], first: Any, *more: Any) -> Any:
-    """``act`` on every tensor, together with those in the same place of ``more``; None stays None."""
+    """Return nested tuples with ``act`` applied to every tensor and its counterparts in ``more``. None stays None."""
     if isinstance(first, tuple):
         parts = [map_tensors(act, *together) for together in zip(first, *more, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
@@ -56,7 +39,7 @@ def map_tensors(act: Callable[..., torch.Tensor], first: Any, *more: Any) -> Any
 
 
 def iterate_tensors(rows: Any) -> Iterator[torch.Tensor]:
-    """All of them, in order."""
+    """Yield all tensors in nested tuples, in order."""
     for part in rows:
         if isinstance(part, tuple):
             yield from iterate_tensors(part)
@@ -65,19 +48,33 @@ def iterate_tensors(rows: Any) -> Iterator[torch.Tensor]:
 
 
 def add_step_axis(context: Any) -> Any:
-    """Contexts of chunks ``[B, N, …]`` as contexts of several states of each ``[B, N, 1, …]``."""
+    """Return contexts of chunks ``[B, N, …]`` as contexts of several states per chunk ``[B, N, 1, …]``."""
     return map_tensors(lambda part: part[:, :, None], context)
+
+
+# --- Trajectories ---
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """B samples of N chunks with R recorded steps over latents of D numbers.
+    """B samples of N chunks with R recorded steps over latents of D elements.
 
-    group ``[B]``, sample ``[B]`` ids; condition of each sample; latents ``[B, N, D]`` clean result; step ``[B, R]``
-    recorded indices; sigma ``[B, 1, R]``; coefficients ``[B, N, R, 1]`` each; trainable ``[B, N, R]`` bool, false
-    where the step was not stochastic; noise_source_id ``[B, N, R]`` of whose noise it was; x, x_next, noise ``[B, N, R,
-    D]``; real ``[B]`` bool marks real clips; v_behaviour ``[B, N, R, D]``, the velocity a rollout was made with if it
-    is older than the weights now trained.
+    Attributes:
+        group: ids of the groups ``[B]``.
+        sample: ids of the samples ``[B]``.
+        condition: of the policy, one row per sample.
+        latents: clean latents ``[B, N, D]``.
+        step: indices of the recorded steps ``[B, R]``.
+        sigma: noise levels of the recorded steps ``[B, 1, R]``.
+        coefficients: (a, b, s) of the recorded steps, ``[B, N, R, 1]`` each.
+        trainable: ``[B, N, R]`` bool, false where the step was not stochastic.
+        noise_source_id: ids ``[B, N, R]`` of the sources of the noise; see ``rl.plan``.
+        x: states before the recorded steps ``[B, N, R, D]``.
+        x_next: states after them ``[B, N, R, D]``.
+        noise: unit noise of the steps ``[B, N, R, D]``.
+        real: ``[B]`` bool, true for real clips.
+        v_behaviour: velocities ``[B, N, R, D]`` of the weights that made the rollout, if these are older than the
+            weights that are trained.
     """
 
     group: torch.Tensor
@@ -100,12 +97,12 @@ class Trajectory:
 
     @property
     def noise_gain(self) -> torch.Tensor:
-        """k = b/s of every transition ``[B, N, R, 1]``; zero where there is nothing to train."""
+        """Return k = b/s of every transition ``[B, N, R, 1]``, zero where the step is not trainable."""
         where = self.trainable[..., None]
         return torch.where(where, self.coefficients.b / torch.where(where, self.coefficients.s, 1), 0)
 
     def select(self, rows: torch.Tensor) -> Trajectory:
-        """The samples at ``rows``."""
+        """Return the samples at ``rows``."""
 
         def pick(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
@@ -117,47 +114,57 @@ class Trajectory:
         return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
 
     def to(self, device: torch.device | str) -> Trajectory:
-        """Everything but the ids on a device: off-loaded between rollout and update, back for its shard."""
+        """Return a copy with everything on a device but ``group``, ``sample`` and ``real``, which stay on the CPU."""
 
-        kept = ("group", "sample", "real")
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in kept}
+        on_cpu = ("group", "sample", "real")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in on_cpu}
         return replace(
-            self, **{name: map_tensors(lambda part: part.to(device), value) for name, value in moved.items()}
+            self, **{name: map_tensors(lambda part: part.to(device), value) for name, value in values.items()}
         )
 
 
 def final_samples(condition: Any, latents: torch.Tensor, group: torch.Tensor, sample: torch.Tensor) -> Trajectory:
-    """Samples ``[B, N, D]`` of which only the end is known, not the way there: no recorded step."""
+    """Return a trajectory without recorded steps from final samples ``[B, N, D]``."""
     batch, chunks, size = latents.shape
-    nowhere = torch.empty(batch, chunks, 0, dtype=torch.long)
+    no_ids = torch.empty(batch, chunks, 0, dtype=torch.long)
     path = latents.new_empty(batch, chunks, 0, size)
     no_steps = latents.new_empty(batch, chunks, 0, 1)
     return Trajectory(
-        group=group, sample=sample, condition=condition, latents=latents, step=nowhere[:, 0],
+        group=group, sample=sample, condition=condition, latents=latents, step=no_ids[:, 0],
         sigma=latents.new_empty(batch, 1, 0), coefficients=Step(no_steps, no_steps, no_steps),
-        trainable=nowhere.to(latents.device, torch.bool), noise_source_id=nowhere, x=path, x_next=path, noise=path,
+        trainable=no_ids.to(latents.device, torch.bool), noise_source_id=no_ids, x=path, x_next=path, noise=path,
         real=torch.zeros(batch, dtype=torch.bool),
     )  # fmt: skip
 
 
 def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
-    """Trajectories of different samples under the same recorded step count, as one."""
+    """Return trajectories of different samples with the same number of recorded steps as one."""
 
-    def glue(*pieces: torch.Tensor) -> torch.Tensor:
+    def concatenate(*pieces: torch.Tensor) -> torch.Tensor:
         return torch.cat(pieces)
 
-    return Trajectory(*(map_tensors(glue, *(getattr(part, f.name) for part in parts)) for f in fields(Trajectory)))
+    return Trajectory(
+        *(map_tensors(concatenate, *(getattr(part, f.name) for part in parts)) for f in fields(Trajectory))
+    )
 
 
 class Points(NamedTuple):
-    """States ``[B, N, R, D]`` and their noise levels, broadcastable to ``[B, N, R]``; where the states were made by
-    noising a clean sample, target is the velocity ε − x₀ there; until, like sigma, is how far a teacher is to go from
-    there."""
+    """The states at which velocities are evaluated.
+
+    Attributes:
+        x: states ``[B, N, R, D]``.
+        sigma: their noise levels, broadcastable to ``[B, N, R]``.
+        target: velocities ε − x₀ ``[B, N, R, D]`` of states that were made by noising a clean sample.
+        until: noise levels, like ``sigma``, down to which a teacher integrates from the states.
+    """
 
     x: torch.Tensor
     sigma: torch.Tensor
     target: torch.Tensor | None = None
     until: torch.Tensor | None = None
+
+
+# --- Sampling ---
 
 
 @torch.no_grad()
@@ -173,18 +180,28 @@ def rollout(
     group_size: int = 1,
     session: Session | None = None,
 ) -> Trajectory:
-    """Sample B clips under ``condition`` (one row each); ``group`` ``[B]`` indexes the plan's rows.
+    """Sample B clips and record the steps of the plan.
 
-    Noise depends on (key, source, chunk, step) alone, so the result is the same for any batching. ``same_start``
-    gives siblings of a group one initial noise (keyed by the group id). ``session`` replaces the policy's own where
-    a recipe explores by other means than noise.
+    Noise depends on (key, source, chunk, step) alone, so the result is the same for any batching.
+
+    Args:
+        policy: the generator.
+        condition: its condition, one row per clip.
+        group: ids of the groups ``[B]``, which are rows of the plan.
+        sample: ids of the samples ``[B]``.
+        plan: which steps are stochastic and recorded.
+        kernel: the stochastic kernel.
+        key: key of all noise.
+        same_start: give all samples of a group the same initial noise, keyed by the id of the group.
+        group_size: samples per group, for plans with forks.
+        session: replaces the policy's own session if a recipe explores by other means than noise.
     """
     size, steps, chunks = policy.latent_dim, len(plan.sigmas) - 1, condition.chunks
     session = session or policy.session(condition)
     source = noise_source_ids(sample, group, group_size, plan.forks, chunks, steps)
     noisy = plan.stochastic[group]
     record = plan.record[group]
-    wanted = sorted(set(record.flatten().tolist()))
+    recorded_steps = sorted(set(record.flatten().tolist()))
     stepping = step_table(plan.sigmas, kernel, noisy)
     device = _device(condition)
     stepping = Step(*(part.to(device) for part in stepping))
@@ -194,7 +211,7 @@ def rollout(
         context = session.context()
         starts = group if same_start else source[:, chunk, 0]
         x = begin(policy, _noise(size, key, "start", starts, chunk).to(device))
-        kept = []
+        transitions = []
         for k in range(steps):
             step = Step(*(part[:, chunk, k] for part in stepping))
             velocity = policy.velocity(x, plan.sigmas[k].to(device), context).float()
@@ -203,20 +220,20 @@ def rollout(
             if rows.any():
                 eps[rows] = _noise(size, key, "step", source[rows, chunk, k + 1], chunk, k).to(device)
             x_next = step.mean(x, velocity) + step.s * eps
-            if k in wanted:
-                kept.append((x, x_next, eps))
+            if k in recorded_steps:
+                transitions.append((x, x_next, eps))
             x = x_next
         empty = x.new_zeros(len(x), 0, size)
-        states.append([torch.stack(part, 1) for part in zip(*kept, strict=True)] if kept else [empty] * 3)
+        states.append([torch.stack(part, 1) for part in zip(*transitions, strict=True)] if transitions else [empty] * 3)
         latents.append(x)
         session.append(x)
-    index = torch.searchsorted(torch.tensor(wanted), record) if wanted else record
+    index = torch.searchsorted(torch.tensor(recorded_steps), record) if recorded_steps else record
 
-    def gathered(part: int) -> torch.Tensor:
+    def gather_states(part: int) -> torch.Tensor:
         stacked = torch.stack([chunk[part] for chunk in states], 1)
         return stacked.gather(2, index[:, None, :, None].expand(-1, chunks, -1, size).to(device))
 
-    def at(table: torch.Tensor) -> torch.Tensor:
+    def gather_steps(table: torch.Tensor) -> torch.Tensor:
         return table.gather(2, record[:, None].expand(-1, chunks, -1).to(table.device))
 
     return Trajectory(
@@ -226,51 +243,65 @@ def rollout(
         latents=torch.stack(latents, 1),
         step=record,
         sigma=plan.sigmas[record][:, None].to(device),
-        coefficients=Step(*(at(part[..., 0])[..., None] for part in stepping)),
-        trainable=at(noisy).to(device),
-        noise_source_id=at(source[:, :, 1:]),
-        x=gathered(0),
-        x_next=gathered(1),
-        noise=gathered(2),
+        coefficients=Step(*(gather_steps(part[..., 0])[..., None] for part in stepping)),
+        trainable=gather_steps(noisy).to(device),
+        noise_source_id=gather_steps(source[:, :, 1:]),
+        x=gather_states(0),
+        x_next=gather_states(1),
+        noise=gather_states(2),
         real=torch.zeros(len(group), dtype=torch.bool),
     )
 
 
 def step_table(sigmas: torch.Tensor, kernel: Kernel, noisy: torch.Tensor) -> Step:
-    """(a, b, s) ``[B, N, K, 1]`` of every step: the kernel's where it is noisy, Euler's elsewhere."""
+    """Return (a, b, s) ``[B, N, K, 1]`` of every step: of the kernel where it is noisy, of Euler's method elsewhere."""
     euler = ode()(sigmas[:-1], sigmas[1:])
     sde = kernel(sigmas[:-1], sigmas[1:])
     return Step(*(torch.where(noisy, s, e)[..., None] for s, e in zip(sde, euler, strict=True)))
 
 
 def _noise(size: int, key: NoiseKey, use: Use, ids: torch.Tensor, chunk: int, step: int = 0) -> torch.Tensor:
+    """Return unit noise ``[len(ids), size]`` of every source."""
     return torch.stack([key.normal(size, use, int(i), chunk, step) for i in ids])
 
 
 def _device(condition: Any) -> torch.device:
-    """Where the condition's first tensor is."""
+    """Return the device of the condition's first tensor."""
     return next(iterate_tensors(condition)).device
 
 
+# --- Replay ---
+#
+# A rollout computes its states through a KV cache, a replay in one pass; the two differ by rounding. The velocity v_old
+# is therefore taken from the replay as well, so that the first likelihood ratio is exactly 1. The noise that the replay
+# implies is compared with the noise that was drawn, since the ratio alone detects no mismatch: with a scrambled
+# condition it is still 1, while the implied noise changes.
+
 NOISE_BOUND = 1e-2
-"""Largest tolerated |recomputed − drawn| unit noise in float32; rounding stays under 1e-3, any real mismatch is of
-order 1."""
+"""Largest tolerated absolute difference between replayed and drawn unit noise in float32. Rounding stays under 1e-3; a
+real mismatch is of order 1."""
 NOISE_BOUND_HALF = 0.05
-"""The same under bfloat16 autocast, root mean square: rounding of the shipped generator is 0.01 there, a scrambled
-condition 0.23, a chunk too late 0.5."""
+"""The same under bfloat16 autocast, root mean square. Rounding of the shipped generator is 0.01 there, a scrambled
+condition 0.23, and a shift by one chunk 0.5."""
 
 
 class ReplayMismatch(RuntimeError):
-    """The replay does not see what the rollout saw."""
+    """Raised when a replay has other inputs or another network state than the rollout had."""
 
 
 def velocity_at(policy: Policy, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
-    """v ``[B, N, R, D]`` of ``policy`` in float32 at ``points`` of every chunk, given the trajectory's history; with
-    ``strides`` its mean over so many Euler steps from there down to ``points.until``."""
+    """Return the float32 velocity ``[B, N, R, D]`` of a policy at ``points``, given the trajectory's history.
+
+    Args:
+        policy: the generator.
+        trajectory: its condition and the latents of the chunks before.
+        points: states at which to evaluate.
+        strides: if not 0, return the mean velocity over this many Euler steps from the points to ``points.until``.
+    """
     context = add_step_axis(policy.contexts(trajectory.condition, trajectory.latents))
     if not strides:
         return policy.velocity(points.x, points.sigma, context).float()
-    assert points.until is not None, "a mean velocity is one over a way"
+    assert points.until is not None, "a mean velocity needs the noise level at which it ends"
     x, sigma, stride = points.x, points.sigma, (points.until - points.sigma) / strides
     for _ in range(strides):
         x = x + stride[..., None] * policy.velocity(x, sigma, context).float()
@@ -279,14 +310,18 @@ def velocity_at(policy: Policy, trajectory: Trajectory, points: Points, strides:
 
 
 def replay_velocity(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
-    """v ``[B, N, R, D]`` of ``policy`` at every recorded state."""
+    """Return the velocity ``[B, N, R, D]`` of a policy at every recorded state."""
     return velocity_at(policy, trajectory, Points(trajectory.x, trajectory.sigma))
 
 
 @torch.no_grad()
 def check_noise(trajectory: Trajectory, velocity: torch.Tensor, half: bool = False) -> float:
-    """The largest gap between drawn noise and the noise that replayed velocities ``[B, N, R, D]`` under the
-    rollout's weights imply (with ``half`` its root mean square).
+    """Return the largest difference between the drawn noise and the noise that replayed velocities imply.
+
+    Args:
+        trajectory: the samples with the drawn noise.
+        velocity: replayed velocities ``[B, N, R, D]`` of the weights that made the rollout.
+        half: return the root mean square instead, for velocities under bfloat16 autocast.
 
     Raises:
         ReplayMismatch: the gap exceeds its bound.
@@ -307,30 +342,41 @@ def check_noise(trajectory: Trajectory, velocity: torch.Tensor, half: bool = Fal
 
 
 class Replay(nn.Module):
-    """``velocity_at`` as a network, so that libraries which wrap networks (DDP, FSDP) see one forward pass."""
+    """``velocity_at`` as a network, so that libraries that wrap networks (DDP, FSDP) have one forward pass."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = module(policy)
 
     def forward(self, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
-        """v ``[B, N, R, D]``."""
+        """Return the velocity ``[B, N, R, D]``; see ``velocity_at``."""
         return velocity_at(cast(Policy, self.policy), trajectory, points, strides)
 
     def fsdp_root_forward(self) -> None:
-        """Do nothing; a forward pass by name, with which FSDP learns who is outermost before any part is called."""
+        """Do nothing. FSDP treats it as a forward pass and identifies the root module before any part is called."""
 
 
-WaitingRollout = tuple[Trajectory, dict[str, Score]]
-Tensors = dict[str, torch.Tensor]
+# --- Collecting rollouts with their scores ---
+#
+# One part of the batch is scored in a second thread while the next part is sampled:
+#
+#     sample  ████▌████▌████▌████
+#     score       ░░░░▌░░░░▌░░░░▌░░░░
+#
+# All parts are sampled with the same weights, and neither noise nor scores depend on the division or the order.
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples with their scores, and how long making and scoring took (wall-clock of each, and of both).
+    """Samples with their scores.
 
-    comparison_scores: scores of further samples that groups are compared with and nothing is trained on, such as a
-    teacher's: in the order of the groups, equally many in each.
+    Attributes:
+        trajectory: the samples.
+        scores: reward → scores.
+        seconds: wall-clock time of sampling (``seconds/rollout``) and scoring (``seconds/reward``), and of waiting for
+            scores after sampling (``seconds/waiting``).
+        comparison_scores: scores of further samples that groups are compared with and that are not trained on, such as
+            those of a teacher, in the order of the groups and the same number for each.
     """
 
     trajectory: Trajectory
@@ -342,65 +388,84 @@ class Batch:
 def collect(
     pieces: Sequence[Any], act: Callable[[Any], Trajectory], score: Callable[[Trajectory, Any], Mapping[str, Score]]
 ) -> Batch:
-    """Act and score piece by piece, overlapped."""
+    """Sample and score a batch part by part; scoring overlaps with sampling.
+
+    Args:
+        pieces: the parts, such as ids of groups.
+        act: samples a part.
+        score: scores the samples of a part.
+    """
     started, scoring = time.monotonic(), [0.0]
 
-    def timed(trajectory: Trajectory, piece: Any) -> Mapping[str, Score]:
-        begun = time.monotonic()
+    def timed_score(trajectory: Trajectory, piece: Any) -> Mapping[str, Score]:
+        score_started = time.monotonic()
         with torch.no_grad():
             result = score(trajectory, piece)
-        scoring[0] += time.monotonic() - begun
+        scoring[0] += time.monotonic() - score_started
         return result
 
-    made, pending = [], []
+    trajectories, pending = [], []
     with ThreadPoolExecutor(1) as scorer:
         for piece in pieces:
             trajectory = act(piece)
-            made.append(trajectory)
-            pending.append(scorer.submit(timed, trajectory, piece))
-        acted = time.monotonic()
+            trajectories.append(trajectory)
+            pending.append(scorer.submit(timed_score, trajectory, piece))
+        sampled = time.monotonic()
         scores = [future.result() for future in pending]
     seconds = {
-        "seconds/rollout": acted - started,
+        "seconds/rollout": sampled - started,
         "seconds/reward": scoring[0],
-        "seconds/waiting": time.monotonic() - acted,
+        "seconds/waiting": time.monotonic() - sampled,
     }
-    return Batch(join_trajectories(made), join_scores(scores), seconds)
+    return Batch(join_trajectories(trajectories), join_scores(scores), seconds)
 
 
 def join_scores(parts: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """Scores of successive samples, as one per reward."""
-    return {name: _join([part[name] for part in parts]) for name in parts[0]}
+    """Return the scores of successive samples as one score per reward."""
+    return {name: _concatenate_scores([part[name] for part in parts]) for name in parts[0]}
 
 
-def _join(scores: Sequence[Score]) -> Score:
-    # A piece without failures may leave the list out; rows must still line up.
+def _concatenate_scores(scores: Sequence[Score]) -> Score:
+    # A score without failures may have an empty list of them; the joint list must have one entry per row.
     if any(score.failures for score in scores):
         scores = [s if s.failures else s._replace(failures=(None,) * len(s.value)) for s in scores]
-    return Score(*(_glue(values) for values in zip(*scores, strict=True)))
+    return Score(*(_concatenate_values(values) for values in zip(*scores, strict=True)))
 
 
-def _glue(values: Sequence[Any]) -> Any:
+def _concatenate_values(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(list(values))
     if isinstance(first, Mapping):
-        return {key: _glue([value[key] for value in values]) for key in first}
+        return {key: _concatenate_values([value[key] for value in values]) for key in first}
     if isinstance(first, (list, tuple)):
         return type(first)(item for value in values for item in value)
     return first
 
 
+# --- Packing rollouts into tensors ---
+#
+# Rollouts that wait to be trained on are stored in a state as named tensors, so that reading them runs no code:
+#
+#     (trajectory, scores) ─► {"0/trajectory/x": …, "0/trajectory/condition/0": …, "0/score/sync/value": …}
+#
+# The type of the condition is not stored; the reader provides a template.
+
+WaitingRollout = tuple[Trajectory, dict[str, Score]]
+"""Samples and their scores, which wait to be trained on."""
+Tensors = dict[str, torch.Tensor]
+
+
 def pack_rollouts(waiting: Sequence[WaitingRollout]) -> Tensors:
-    """Everything that waits, oldest first."""
+    """Return all waiting rollouts, oldest first, as named tensors on the CPU."""
     result: Tensors = {}
-    for place, (trajectory, scores) in enumerate(waiting):
+    for position, (trajectory, scores) in enumerate(waiting):
         for part in fields(Trajectory):
-            result |= _leaves(f"{place}/trajectory/{part.name}", getattr(trajectory, part.name))
+            result |= _flatten_tensors(f"{position}/trajectory/{part.name}", getattr(trajectory, part.name))
         for name, score in scores.items():
-            start = f"{place}/score/{name}"
+            start = f"{position}/score/{name}"
             result |= {f"{start}/value": score.value, f"{start}/valid": score.valid}
-            result |= _leaves(f"{start}/dense", score.dense)
+            result |= _flatten_tensors(f"{start}/dense", score.dense)
             result |= {f"{start}/regions/{region}": part for region, part in (score.regions or {}).items()}
             text = json.dumps([score.noise, score.failures]).encode()
             result[f"{start}/words"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -410,66 +475,81 @@ def pack_rollouts(waiting: Sequence[WaitingRollout]) -> Tensors:
 def unpack_rollouts(
     parts: Sequence[Tensors], groups: torch.Tensor, condition: Any, device: torch.device
 ) -> list[WaitingRollout]:
-    """What waits for ``groups``, from what all processes packed; ``condition`` is any of the kind they hold."""
-    found = []
-    parts = [_upgrade_keys(part) for part in parts]
-    for place in sorted({int(name.partition("/")[0]) for part in parts for name in part}):
-        own = [part for part in parts if f"{place}/trajectory/group" in part]
-        trajectory = join_trajectories([_trajectory(part, place, condition) for part in own])
-        scores = join_scores([_scores(part, f"{place}/score/") for part in own])
+    """Return the waiting rollouts of some groups.
+
+    Args:
+        parts: what all processes packed.
+        groups: ids of the groups to return.
+        condition: any condition of the same structure, as a template.
+        device: where to put the tensors.
+    """
+    rollouts = []
+    parts = [_upgrade_tensor_names(part) for part in parts]
+    for position in sorted({int(name.partition("/")[0]) for part in parts for name in part}):
+        packed = [part for part in parts if f"{position}/trajectory/group" in part]
+        trajectory = join_trajectories([_unpack_trajectory(part, position, condition) for part in packed])
+        scores = join_scores([_unpack_scores(part, f"{position}/score/") for part in packed])
         rows = torch.isin(trajectory.group, groups).nonzero()[:, 0]
-        found.append((trajectory.select(rows).to(device), {name: _rows(score, rows) for name, score in scores.items()}))
-    return found
+        selected = {name: _select_score(score, rows) for name, score in scores.items()}
+        rollouts.append((trajectory.select(rows).to(device), selected))
+    return rollouts
 
 
-def _upgrade_keys(tensors: Tensors) -> Tensors:
-    """Tensors under today's names; version 0.1 said ``owner`` for ``noise_source_id``."""
+def _upgrade_tensor_names(tensors: Tensors) -> Tensors:
+    """Return the tensors under their current names. Version 0.1 wrote ``owner`` for ``noise_source_id``."""
     return {
         re.sub(r"^(\d+/trajectory/)owner(?=$|/)", r"\1noise_source_id", key): value for key, value in tensors.items()
     }
 
 
-def _leaves(name: str, value: Any) -> Tensors:
+def _flatten_tensors(name: str, value: Any) -> Tensors:
+    """Return the tensors in nested tuples, named by their path."""
     if value is None:
         return {}
     if isinstance(value, torch.Tensor):
         return {name: value}
-    assert isinstance(value, tuple), f"{name}: a {type(value).__name__} cannot wait in a checkpoint"
-    return {key: leaf for place, part in enumerate(value) for key, leaf in _leaves(f"{name}/{place}", part).items()}
+    assert isinstance(value, tuple), f"{name}: a {type(value).__name__} cannot be stored in a state"
+    return {
+        key: tensor
+        for position, part in enumerate(value)
+        for key, tensor in _flatten_tensors(f"{name}/{position}", part).items()
+    }
 
 
-def _like(template: Any, name: str, tensors: Tensors) -> Any:
-    """Inverse of ``_leaves`` for values of the template's kind."""
+def _unflatten_tensors(template: Any, name: str, tensors: Tensors) -> Any:
+    """Return nested tuples of the template's structure; the inverse of ``_flatten_tensors``."""
     if not isinstance(template, tuple):
         return tensors.get(name)
-    parts = [_like(part, f"{name}/{place}", tensors) for place, part in enumerate(template)]
+    parts = [_unflatten_tensors(part, f"{name}/{position}", tensors) for position, part in enumerate(template)]
     return type(template)(*parts) if hasattr(template, "_fields") else type(template)(parts)
 
 
-def _trajectory(tensors: Tensors, place: int, condition: Any) -> Trajectory:
-    kinds = {"condition": condition, "coefficients": Step(*(torch.empty(0),) * 3)}
+def _unpack_trajectory(tensors: Tensors, position: int, condition: Any) -> Trajectory:
+    templates = {"condition": condition, "coefficients": Step(*(torch.empty(0),) * 3)}
     return Trajectory(
         **{
-            field.name: _like(kinds.get(field.name), f"{place}/trajectory/{field.name}", tensors)
+            field.name: _unflatten_tensors(templates.get(field.name), f"{position}/trajectory/{field.name}", tensors)
             for field in fields(Trajectory)
         }
     )
 
 
-def _scores(tensors: Tensors, start: str) -> dict[str, Score]:
-    found = {}
+def _unpack_scores(tensors: Tensors, start: str) -> dict[str, Score]:
+    scores = {}
     for name in dict.fromkeys(key.removeprefix(start).split("/")[0] for key in tensors if key.startswith(start)):
         noise, failures = json.loads(bytes(tensors[f"{start}{name}/words"].tolist()))
         within = f"{start}{name}/regions/"
         regions = {key.removeprefix(within): part for key, part in tensors.items() if key.startswith(within)}
-        found[name] = Score(
+        scores[name] = Score(
             tensors[f"{start}{name}/value"], tensors[f"{start}{name}/valid"], tensors.get(f"{start}{name}/dense"),
             regions or None, tuple(failure and Failure(*failure) for failure in failures), noise,
         )  # fmt: skip
-    return found
+    return scores
 
 
-def _rows(score: Score, rows: torch.Tensor) -> Score:
+def _select_score(score: Score, rows: torch.Tensor) -> Score:
+    """Return the score of the samples at ``rows``."""
+
     def pick(value: Any) -> Any:
         return None if value is None else value[rows]
 

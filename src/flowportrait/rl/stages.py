@@ -1,15 +1,13 @@
-"""Stages that a recipe hands to the trainer, and those of the methods that need one.
-
-Stages: what a method adds to the trainer's loop, handed over by the recipe.
+"""This module defines stages, by which a method extends the trainer's loop, and the stages of the built-in methods.
 
     collect_batch ─► start_session · augment_rollout ─► adjust_scores ─► baseline_rows ─► adjust_advantage
-    whose samples    how they are explored, and what    before credit    what means       after credit
-                     stands beside them                                  and spreads are of
+    which samples    exploration,     further samples   before credit    samples of the   after credit
+                                                                         statistics
 
-The trainer calls every hook of every stage of its recipe, in order, and knows none of them. A stage is a frozen
-dataclass that is both its settings and the thing itself; it overrides the hooks that its method needs, and every other
-hook leaves things as they are. A recipe has stages in fields of its own (``exploration``, ``exemplars``, ``teacher``,
-``offline_data``; see ``methods`` and ``given``) and any others in ``stages``:
+The trainer calls every hook of every stage of its recipe, in order, and does not depend on any particular stage. A
+stage is a frozen dataclass of its settings that overrides the hooks that its method needs; the default hooks change
+nothing. A recipe has built-in stages in fields of their own (``exploration``, ``exemplars``, ``teacher``,
+``offline_data``) and any others in ``stages``:
 
     @dataclass(frozen=True)
     class Curriculum(Stage):
@@ -20,17 +18,9 @@ hook leaves things as they are. A recipe has stages in fields of its own (``expl
 
     replace(find_recipe("flow-grpo"), stages=(Curriculum(),))
 
-The stages that come with the package: real clips in groups, exploration through the past, distillation.
-
-    Exemplars        group:  ○ ○ ○ ○ ○ ○ ○ ○ ●      ● the real clip of the same speech, inverted
-
-    HistoryRouting   history cache   ▒▒▒▒▒▒▒▒████   the nearest ``keep`` chunks as they were,
-                                     ▒ ▒▒  ▒▒▒▒██   of the older ones a random choice, per sample
-
-    Teacher          teacher   x_1 ·─·─·─·─·─► x_σ' ·─·─·─·─·─► x_0     the start, its guidance, its many steps
-                     student   x_1 ──────────► x_σ' ──────────► x_0     the live weights, unguided, the plan's steps
-
-Learning from clips that exist already is the stage of ``given``.
+The parts, in order: the interface (``Stage``), real clips in groups (``Exemplars``), exploration through the history
+(``HistoryRouting``), and distillation (``Teacher``). The stage that learns from existing clips is in
+``rl.offline_data``.
 """
 
 from __future__ import annotations
@@ -63,13 +53,13 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class RoleView:
-    """A role that a stage adds to ``live``, ``old``, ``ref`` and ``ema``: other weights, or other settings of the
-    policy.
+    """A role that a stage adds to ``live``, ``old``, ``ref`` and ``ema``, with settings of its own.
 
-    Args:
-        weights: the role that lends its weights.
-        settings: puts the policy into this role's settings for a while.
-        strides: Euler steps over which velocities are averaged, down to ``Points.until``; 0: the velocity itself.
+    Attributes:
+        weights: the role of which the weights are used.
+        settings: a context manager in which the policy has the settings of this role.
+        strides: number of Euler steps, down to ``Points.until``, over which velocities are averaged. With 0 the
+            velocity itself is used.
     """
 
     weights: str
@@ -82,127 +72,141 @@ class IterationRollouts(Protocol):
 
     @property
     def policy(self) -> Any:
-        """The policy that is trained."""
+        """Return the policy that is trained."""
         ...
 
     @property
     def task(self) -> Any:
-        """Where prompts come from, and conditions and batches of them."""
+        """Return the task, which makes prompts, conditions and reward batches."""
         ...
 
     @property
     def prompts(self) -> Any:
-        """Prompts of all groups of all processes, one row per group."""
+        """Return the prompts of all groups of all processes, one row per group."""
         ...
 
     @property
     def groups(self) -> torch.Tensor:
-        """Ids ``[G]`` of this process's groups; they index ``prompts`` and the rows of plans."""
+        """Return the ids ``[G]`` of this process's groups, which are rows of ``prompts`` and of plans."""
         ...
 
     @property
     def sample_count(self) -> int:
-        """How many samples the rollouts of all processes have together; ids from there on are free."""
+        """Return the number of samples in the rollouts of all processes. Ids from this number on are free."""
         ...
 
     @property
     def recipe_name(self) -> str:
-        """What the recipe is called, for messages."""
+        """Return the name of the recipe, for messages."""
         ...
 
     @property
     def kernel(self) -> Kernel:
-        """The stochastic kernel."""
+        """Return the stochastic kernel."""
         ...
 
     @property
     def noise_key(self) -> NoiseKey:
-        """The key of all noise of this iteration."""
+        """Return the key of all noise of this iteration."""
         ...
 
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
-        """The weights of a role (those that make rollouts), in evaluation mode, without gradients."""
+        """Load the weights of a role inside the block, in evaluation mode and without gradients.
+
+        Without a role these are the weights that sample rollouts.
+        """
         ...
 
     def sample_and_score(self, planner: Planner, group_size: int, role: str | None = None) -> Batch:
-        """Further scored samples of every prompt under another plan and role, from the noise of the first siblings."""
+        """Return further scored samples of every prompt under another plan and role.
+
+        They start from the noise of the first samples of their group.
+        """
         ...
 
 
 class Stage:
-    """One part of a method; every hook here leaves things as they are."""
+    """A part of a method that extends the trainer's loop. The hooks of this base class change nothing."""
 
     roles: frozenset[str] = frozenset()
-    """Names of the roles that ``prepare_policy`` adds; an objective may need them."""
+    """Names of the roles that ``prepare_policy`` adds, which an objective may need."""
 
     def prepare_policy(self, policy: Any, steps: int) -> tuple[Any, Mapping[str, RoleView]]:
-        """The policy to train, and roles by name. It must not change the policy that it is given.
+        """Return the policy to train, and roles by name. The policy that is passed in must not be changed.
 
         Args:
-            policy: as it was handed to the trainer, or to the stage before.
+            policy: the policy that the trainer or the previous stage passes in.
             steps: denoising steps of the recipe's plan.
         """
         return policy, {}
 
     def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
-        """The scored samples of an iteration; ``collect`` makes those of the stages behind, at last the rollouts."""
+        """Return the scored samples of an iteration.
+
+        Args:
+            rollouts: the rollouts of this process in this iteration.
+            collect: returns the samples of the stages that follow, and of the rollouts after the last stage.
+        """
         return collect()
 
     def start_session(self, policy: Any, condition: Any, sample: torch.Tensor, key: NoiseKey) -> Session | None:
-        """A session that explores, for samples with the ids ``[B]``; None for the policy's own."""
+        """Return a session that explores, for samples with the ids ``[B]``, or None for the policy's own."""
         return None
 
     def augment_rollout(
         self, trajectory: Trajectory, groups: torch.Tensor, plan: Plan, rollouts: IterationRollouts
     ) -> Trajectory:
-        """The rollout of some groups with further samples of them."""
+        """Return the rollout of some groups with further samples added."""
         return trajectory
 
     def adjust_scores(self, scores: Mapping[str, Score], trajectory: Trajectory) -> Mapping[str, Score]:
-        """This process's scores ``[B]`` before they become credit."""
+        """Return this process's scores ``[B]`` as they are used for credit."""
         return scores
 
     def baseline_rows(self, trajectory: Trajectory) -> torch.Tensor | None:
-        """Which samples ``[B]`` means and spreads of groups are of; None for all."""
+        """Return the mask ``[B]`` of the samples from which group means and spreads are computed; None for all."""
         return None
 
     def adjust_advantage(
         self, advantage: Advantage, trajectory: Trajectory, credit: BatchCredit
     ) -> tuple[Advantage, Metrics]:
-        """This process's advantages after credit, and what to log."""
+        """Return this process's advantages as they are trained on, and metrics to log."""
         return advantage, {}
 
 
-TEACHER = "teacher"
+# --- Real clips in groups ---
+#
+#     group:  ○ ○ ○ ○ ○ ○ ○ ○ ●      ● the real clip of the same speech, inverted
 
 
 @dataclass(frozen=True)
 class Exemplars(Stage):
-    """A real clip of the same speech in every group (PortraitGen, 2606.26930), with the states it would have passed.
+    """A stage that adds a real clip of the same speech to every group (PortraitGen, 2606.26930).
 
-    An inverted path is no sample of the stochastic policy: its residual (x' − a·x − b·v)/s is not unit normal, so its
-    ratio is biased; the residual's mean square is logged. Objectives that noise finished samples (AWM, NFT, DPO) need
-    no path and have no such bias.
+    The states on the path to the real clip come from inversion. An inverted path is not a sample of the stochastic
+    policy: its residual (x' − a·x − b·v)/s is not unit normal, so its likelihood ratio is biased. The mean square of
+    the residual is logged. Objectives that add noise to final samples (AWM, NFT, DPO) need no path and have no such
+    bias.
     """
 
     inversion: Inversion = "straight"
-    """How the states on the way to a real clip are found."""
+    """How the states on the path to a real clip are computed."""
     baseline: Literal["rollouts", "all"] = "rollouts"
-    """What a group is normalised by: its own samples alone, or the real clip as well. Either way a real clip is
-    credited by the same rules as they are (gate, floors, caps, win rate, chunks). With ``all`` most own samples fall
-    below the mean and a step only pushes away."""
+    """What a group is normalised by: the policy's samples alone, or also the real clip. In both cases the real clip
+    gets credit by the same rules (gate, floors, caps, win rate, chunks). With ``all`` most samples fall below the mean,
+    and a step mainly pushes away from them."""
     limit: float = 1.5
     """Largest advantage of a real clip."""
     negative_limit: float = 1.5
-    """Largest negative advantage of a real clip. Where samples come to score better than what is real, there is no end
-    to pushing away from what no policy draws; with 0 nothing is ever pushed away from a real clip."""
+    """Largest magnitude of a negative advantage of a real clip. Once samples score better than real clips, pushing away
+    from the clips, which the policy does not sample, has no bound. With 0 nothing is pushed away from a real clip."""
 
     earlier_keys = (("push", "negative_limit"),)
 
     def augment_rollout(
         self, trajectory: Trajectory, groups: torch.Tensor, plan: Plan, rollouts: IterationRollouts
     ) -> Trajectory:
-        """The rollout with the real clip of every group, inverted under the weights that made the rollout.
+        """Return the rollout with the real clip of every group, inverted with the weights that made the rollout.
 
         Raises:
             BadInput: the task has no real clips.
@@ -220,16 +224,17 @@ class Exemplars(Stage):
         return join_trajectories([trajectory, real])
 
     def baseline_rows(self, trajectory: Trajectory) -> torch.Tensor | None:
-        """A group's own samples, unless ``baseline`` is ``all``."""
+        """Return the mask of the policy's samples, or None if ``baseline`` is ``all``."""
         return ~trajectory.real if self.baseline == "rollouts" else None
 
     def adjust_advantage(
         self, advantage: Advantage, trajectory: Trajectory, credit: BatchCredit
     ) -> tuple[Advantage, Metrics]:
-        """Advantages with those of the real clips inside their bounds.
+        """Return the advantages with those of the real clips limited.
 
-        Logs ``residual``, the mean square of real clips' noise (1 if they were samples of the policy); ``advantage`` of
-        the real clips; ``negative``, the share of own samples that this step pushes away from.
+        The metrics are ``exemplar/residual``, the mean square of the real clips' noise (1 for samples of the policy);
+        ``exemplar/advantage``, the mean advantage of the real clips; and ``exemplar/negative``, the share of samples of
+        the policy with a negative advantage.
         """
         real, value = trajectory.real, advantage.value.clone()
         value[real] = value[real].clamp(-self.negative_limit, self.limit)
@@ -255,7 +260,19 @@ def invert(
     key: NoiseKey,
     how: Inversion,
 ) -> Trajectory:
-    """Real latents ``[B, N, D]`` as a trajectory; the recorded noise is what the transitions imply under ``policy``."""
+    """Return real latents ``[B, N, D]`` as a trajectory. Its noise is what the transitions imply under ``policy``.
+
+    Args:
+        policy: the generator.
+        condition: its condition, one row per clip.
+        latents: of the real clips.
+        group: ids of the groups ``[B]``.
+        sample: ids of the clips ``[B]``.
+        plan: which steps are stochastic and recorded.
+        kernel: the stochastic kernel.
+        key: key of the noise of straight-line inversion.
+        how: method of inversion.
+    """
     chunks, size = latents.shape[1:]
     sigmas, record = plan.sigmas.to(latents.device), plan.record[group]
     context = policy.contexts(condition, latents)
@@ -287,26 +304,33 @@ def invert(
     )  # fmt: skip
 
 
+# --- Exploration through the history ---
+#
+#     history cache   ▒▒▒▒▒▒▒▒████   the last ``keep`` chunks unchanged,
+#                     ▒ ▒▒  ▒▒▒▒██   a random choice of the older ones per sample
+
+
 @dataclass(frozen=True)
 class HistoryRouting(Stage):
-    """Exploring through the past instead of through noise (KVPO, 2605.14278).
+    """A stage that explores through the history of chunks instead of through noise (KVPO, 2605.14278).
 
-    Only the context of the chunk to come is changed; what is stored stays true, so every sample's past is its own.
+    Only the context of the next chunk is changed. The stored history stays unchanged, so that every sample continues
+    from its own past.
     """
 
     keep: int = 4
-    """Chunks of the past that are left alone."""
+    """Number of last chunks that are left unchanged."""
     chunks: int = 5
-    """Chunks in a row that look at a changed past, beginning at one drawn per iteration."""
+    """Consecutive chunks with a changed history, beginning at one that is drawn per iteration."""
 
     def __post_init__(self) -> None:
         at_least(self, keep=1, chunks=1)
 
     def start_session(self, policy: ARFlow, condition: Condition, sample: torch.Tensor, key: NoiseKey) -> CachedSession:
-        """A session whose contexts see a routed past where they explore.
+        """Return a session with routed histories.
 
         Raises:
-            BadInput: no chunk has a past beyond what is left alone.
+            BadInput: no chunk has a history beyond the chunks that are left unchanged.
         """
         if condition.chunks <= self.keep + 1:
             raise BadInput(
@@ -317,7 +341,7 @@ class HistoryRouting(Stage):
 
 
 class RoutedSession(CachedSession):
-    """A session whose contexts see a random choice of the older chunks while it explores."""
+    """A session that computes contexts from a random choice of the older chunks while it explores."""
 
     def __init__(
         self, policy: ARFlow, condition: Condition, routing: HistoryRouting, sample: torch.Tensor, key: NoiseKey
@@ -330,44 +354,54 @@ class RoutedSession(CachedSession):
         self.first = routing.keep + 1 + int(key.integers(last, 1, "window"))
 
     def context(self) -> torch.Tensor:
-        """Context of the next chunk; the true past is stored either way."""
+        """Return the context of the next chunk. The true history is stored in any case."""
         chunk, exploring = self.position, self.first <= self.position < self.first + self.routing.chunks
         before = copy.deepcopy(self.cache) if exploring else None
-        true = super().context()
+        true_context = super().context()
         if before is None or before.get_seq_length() <= self.routing.keep:
-            return true
-        kept, self.cache = self.cache, before
+            return true_context
+        true_cache, self.cache = self.cache, before
         for layer in self.cache.layers:
             index = self._route(layer.keys.shape[2], chunk).to(layer.keys.device).repeat(len(self.branches), 1)
             index = index[:, None, :, None].expand_as(layer.keys)
             layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
-        routed = super().context()
-        self.cache = kept
-        return routed
+        routed_context = super().context()
+        self.cache = true_cache
+        return routed_context
 
     def _route(self, length: int, chunk: int) -> torch.Tensor:
-        """Which stored chunk stands at each place ``[B, length]``."""
+        """Return the indices ``[B, length]`` of the stored chunks that replace the history of every sample."""
         rows = []
         for sample in self.sample:
             older = max(0, length - self.routing.keep)
-            chosen = self.key.integers(max(1, older), older, "history", sample, chunk).sort().values
-            rows.append(torch.cat([chosen, torch.arange(older, length)]))
+            choice = self.key.integers(max(1, older), older, "history", sample, chunk).sort().values
+            rows.append(torch.cat([choice, torch.arange(older, length)]))
         return torch.stack(rows)
+
+
+# --- Distillation ---
+#
+#     teacher   x_1 ·─·─·─·─·─► x_σ' ·─·─·─·─·─► x_0     starting weights, with guidance, many steps
+#     student   x_1 ──────────► x_σ' ──────────► x_0     live weights, without guidance, the plan's steps
+
+TEACHER = "teacher"
+"""Name of the teacher's role."""
 
 
 @dataclass(frozen=True)
 class Teacher(Stage):
-    """A slow generator teaches a fast one: many guided steps against few unguided ones, from the same noise.
+    """A stage that distils a generator with many guided steps into one with few unguided steps.
 
-    Every chunk is taught after the student's own past (Self Forcing, 2506.08009), where the teacher's samples of the
-    same speech score better than the student's (the gate of RATS, 2604.14910). The teacher is the start of the run as
-    it was delivered; the student is delivered with the plan's steps and without guidance.
+    The student's own chunks are the history of every chunk (Self Forcing, 2506.08009). A chunk is learned only where
+    the teacher's samples of the same speech score better than the student's (the gate of RATS, 2604.14910). The teacher
+    has the starting weights of the run with their own number of steps and guidance. The student is saved with the
+    plan's number of steps and without guidance.
     """
 
     steps: int = 8
-    """The teacher's Euler steps over the whole way."""
+    """Euler steps of the teacher from noise to sample."""
     samples: int = 2
-    """Samples of the teacher in every group, from the noise of the student's first ones; 0: no gate."""
+    """Samples of the teacher in every group, from the noise of the student's first samples. With 0 there is no gate."""
 
     roles = frozenset({TEACHER})
     earlier_keys = (("witnesses", "samples"),)
@@ -376,40 +410,40 @@ class Teacher(Stage):
         at_least(self, steps=2, samples=0)
 
     def strides(self, student_steps: int) -> int:
-        """Steps of the teacher within one of the student's."""
+        """Return the number of the teacher's steps within one step of the student."""
         return max(1, round(self.steps / student_steps))
 
     def prepare_policy(self, policy: Any, steps: int) -> tuple[Any, Mapping[str, RoleView]]:
-        """The student, which shares its weights with the policy, and the teacher's role.
+        """Return the student, which shares its weights with the policy, and the teacher's role.
 
         Raises:
-            BadInput: the policy's ``config`` does not say in how many steps it is drawn.
+            BadInput: the policy's ``config`` has no number of steps.
         """
-        student, delivered = student_of(policy, steps), policy.config
+        student, teacher_config = student_of(policy, steps), policy.config
 
         @contextmanager
-        def as_delivered() -> Iterator[None]:
-            fast, student.config = student.config, delivered
+        def teacher_settings() -> Iterator[None]:
+            student_config, student.config = student.config, teacher_config
             try:
                 yield
             finally:
-                student.config = fast
+                student.config = student_config
 
-        return student, {TEACHER: RoleView("ref", as_delivered, self.strides(steps))}
+        return student, {TEACHER: RoleView("ref", teacher_settings, self.strides(steps))}
 
     def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
-        """The student's samples, and the scores of the teacher's to compare them with."""
+        """Return the student's samples with the scores of the teacher's samples for comparison."""
         batch = collect()
         if not self.samples:
             return batch
-        taught = rollouts.sample_and_score(OdePlan(self.steps), self.samples, TEACHER)
-        seconds = {name: own + taught.seconds[name] for name, own in batch.seconds.items()}
-        return replace(batch, comparison_scores=taught.scores, seconds=seconds)
+        teacher_batch = rollouts.sample_and_score(OdePlan(self.steps), self.samples, TEACHER)
+        seconds = {name: value + teacher_batch.seconds[name] for name, value in batch.seconds.items()}
+        return replace(batch, comparison_scores=teacher_batch.scores, seconds=seconds)
 
     def adjust_advantage(
         self, advantage: Advantage, trajectory: Trajectory, credit: BatchCredit
     ) -> tuple[Advantage, Metrics]:
-        """Advantages for an exponential weight: nothing is learned where the teacher is not better."""
+        """Return advantages of −∞ where the teacher is not better, so that the weight exp(A/τ) is zero there."""
         if not credit.comparison_scores:
             return advantage, {}
         better, metrics = teacher_is_better(credit)
@@ -418,10 +452,10 @@ class Teacher(Stage):
 
 
 def student_of(policy: Any, steps: int) -> Any:
-    """A policy with the same weights that is drawn in ``steps`` steps without guidance; ``policy`` stays as it is.
+    """Return a copy of the policy that shares its weights and is sampled in ``steps`` steps without guidance.
 
     Raises:
-        BadInput: its ``config`` does not say in how many steps it is drawn.
+        BadInput: the policy's ``config`` has no number of steps.
     """
     config = getattr(policy, "config", None)
     if not is_dataclass(config) or isinstance(config, type) or not hasattr(config, "steps"):
@@ -433,27 +467,31 @@ def student_of(policy: Any, steps: int) -> Any:
 
 
 def teacher_is_better(credit: BatchCredit) -> tuple[torch.Tensor, Metrics]:
-    """Where ``[B, N]`` the mean of the teacher's samples in the group has more credit than a sample, and what to log.
+    """Return where the teacher's samples of a group have, on average, more credit than a sample, and metrics to log.
 
-    A sample of the teacher that could not be judged does not count; where none could, the teacher is not better.
+    Samples of the teacher that could not be scored do not count. If none of a group could be scored, the teacher is not
+    better.
+
+    Returns:
+        A mask ``[B, N]`` of the samples and chunks of all processes, and metrics.
     """
-    group, own = credit.group, credit.credit.advantage[: credit.sample_count]
-    families = group.unique()
-    # The teacher's come in the order of the groups, equally many in each.
-    valid = torch.stack(list(credit.credit.valid.values())).all(0)[:, None]
-    known, theirs = (
-        rows[credit.sample_count :].unflatten(0, (len(families), -1)) for rows in (valid, credit.credit.advantage)
+    group, student = credit.group, credit.credit.advantage[: credit.sample_count]
+    group_ids = group.unique()
+    # The teacher's samples come in the order of the groups, the same number for each.
+    scored = torch.stack(list(credit.credit.valid.values())).all(0)[:, None]
+    valid, teacher = (
+        rows[credit.sample_count :].unflatten(0, (len(group_ids), -1)) for rows in (scored, credit.credit.advantage)
     )
-    theirs = (theirs * known).sum(1) / known.sum(1).clamp_min(1)
-    place = torch.searchsorted(families, group)
-    theirs = theirs[place]
-    better = (theirs > own) & known.any(1)[place]
+    teacher = (teacher * valid).sum(1) / valid.sum(1).clamp_min(1)
+    index = torch.searchsorted(group_ids, group)
+    teacher = teacher[index]
+    better = (teacher > student) & valid.any(1)[index]
     metrics = {
         f"{TEACHER}/better": float(better.float().mean()),
-        f"{TEACHER}/ahead": float((theirs - own).mean()),
+        f"{TEACHER}/ahead": float((teacher - student).mean()),
     }
     for name, score in credit.scores.items():
-        taught = credit.comparison_scores[name]
+        teacher_score = credit.comparison_scores[name]
         metrics[f"reward/{name}"] = float(score.value[score.valid].mean())
-        metrics[f"{TEACHER}/{name}"] = float(taught.value[taught.valid].mean())
+        metrics[f"{TEACHER}/{name}"] = float(teacher_score.value[teacher_score.valid].mean())
     return better, metrics

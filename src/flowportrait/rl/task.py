@@ -1,24 +1,10 @@
-"""Prompts as the policy hears them and rewards see them.
-
-What a policy is to do and how its result is seen: prompts in, a batch for the rewards out.
+"""This module defines tasks, which make prompts for a policy and turn its samples into batches for rewards.
 
     draw(iteration) ─► prompts ─► condition(policy) ─► (rollout) ─► batch(policy, latents) ─► rewards
 
-A task knows its generator's inputs and outputs; the trainer knows neither. A prompt is a window of speech, spoken by
-one of the portraits; no video is needed. With a ``Disturbance`` the policy hears noise and rooms, and the rewards hear
-the clean track:
-
-    clean ─┬─► a room, other people or noise ─► (denoiser) ─► policy ─► motion ─┐
-           └───────────────────────────────────────────────► rewards ◄──────────┘
-
-A recording is disturbed a few times before a run, and every prompt hears one of these variants or the clean one, all
-siblings the same. Lips and timing of clean speech are what is rewarded, so a policy learns what of them can still be
-heard.
-
-Pictures drawn freely as something to post-train: ``models.patch_flow`` under rewards that look at frames.
-
-The test bed of perceptual rewards: motion of a codec keeps a face whole whatever a policy does, patches of a frame do
-not. Prompts are windows of footage: a first frame, and the sound after it.
+A task knows the inputs and outputs of its generator; the trainer knows neither. The parts, in order: prompts of speech,
+the interface (``Task``), the task of the built-in generator (``TalkingTask``), disturbed speech (``Disturbance``), and
+the task of a generator of frames (``FilmTask``).
 """
 
 from __future__ import annotations
@@ -50,12 +36,22 @@ from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Draw
 from flowportrait.rl.rollout import Trajectory
 
+# --- Prompts of speech ---
+#
+# A prompt is a window of a recording and a portrait; no video is needed.
+
 
 @dataclass(frozen=True)
 class SpeechItem:
-    """Speech as log-mel ``[4T, 80]`` (T as long as the recording), the index of a portrait, where it is known how it
-    was really spoken, that motion ``[T, 30]``, for judges that listen the sound itself ``[640 T]``, and of disturbed
-    speech what the policy may hear in its place, ``[4T, 80]`` each."""
+    """A recording of T frames and a portrait.
+
+    Attributes:
+        mel: log-mel ``[4T, 80]``.
+        portrait: index of the portrait.
+        motion: real motion ``[T, 30]`` of the recording, if it is known.
+        audio: waveform ``[640 T]``, for rewards that need sound.
+        disturbed_mels: log-mels ``[4T, 80]`` of disturbed copies, which the policy may get in place of ``mel``.
+    """
 
     mel: torch.Tensor
     portrait: int
@@ -65,9 +61,15 @@ class SpeechItem:
 
 
 class Prompts(NamedTuple):
-    """One row per group: the speech ``[G, 4T, 80]``, whose face it is, where it is known how it was really spoken,
-    ``[G, 1 + T, 30]`` with the frame before, the sound ``[G, 640 T]`` for judges that listen, and where the policy is
-    to hear it disturbed, what it hears ``[G, 4T, 80]``."""
+    """The prompts of an iteration, one row per group.
+
+    Attributes:
+        mel: log-mel ``[G, 4T, 80]``.
+        portraits: indices of the portraits.
+        motion: real motion ``[G, 1 + T, 30]`` with the frame before, if it is known.
+        audio: waveform ``[G, 640 T]``, for rewards that need sound.
+        policy_mel: log-mel ``[G, 4T, 80]`` that the policy gets in place of ``mel``, if speech is disturbed.
+    """
 
     mel: torch.Tensor
     portraits: list[int]
@@ -76,37 +78,37 @@ class Prompts(NamedTuple):
     policy_mel: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> Prompts:
-        """The rows at these indices."""
-        known = (None if part is None else part[rows] for part in (self.motion, self.audio, self.policy_mel))
-        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], *known)
+        """Return the rows at these indices."""
+        optional = (None if part is None else part[rows] for part in (self.motion, self.audio, self.policy_mel))
+        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], *optional)
 
 
 def speech_mel(audio: np.ndarray, frames: int) -> torch.Tensor:
-    """Levelled log-mel of a recording ``[N]``, repeated if it is shorter than ``frames``."""
+    """Return the levelled log-mel ``[4T, 80]`` of a recording ``[N]``, repeated if it is shorter than ``frames``."""
     return repeat_mel(log_mel(level(audio)), frames)
 
 
 def repeat_mel(mel: torch.Tensor, frames: int) -> torch.Tensor:
-    """Log-mel ``[4T, 80]``, repeated if it is shorter than ``frames``."""
+    """Return a log-mel ``[4T, 80]``, repeated if it is shorter than ``frames``."""
     times = -(-frames * MELS_PER_FRAME // len(mel))
     return mel.repeat(times, 1)
 
 
 def speech_waveform(audio: np.ndarray, frames: int) -> torch.Tensor:
-    """The recording ``[N]`` itself, as long as its ``speech_mel`` and repeated with it."""
+    """Return the waveform ``[640 T]`` of a recording ``[N]``, repeated like its ``speech_mel``."""
     wave = torch.zeros(frame_count(audio) * SAMPLES_PER_FRAME)
     wave[: len(audio)] = torch.from_numpy(audio)
     return wave.repeat(-(-frames * SAMPLES_PER_FRAME // len(wave)))
 
 
 def draw_prompts(items: Sequence[SpeechItem], count: int, frames: int, seed: int, iteration: int) -> Prompts:
-    """``count`` windows of speech; a function of seed and iteration alone."""
+    """Return ``count`` windows of speech, a pure function of seed and iteration."""
     generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
     order = torch.randperm(len(items), generator=generator).tolist()
-    chosen = [items[order[i % len(items)]] for i in range(count)]
+    selected = [items[order[i % len(items)]] for i in range(count)]
     windows, motions, sounds, policy_mels = [], [], [], []
-    for item in chosen:
-        # A real clip's window begins one frame in: the frame before it is where the motion continues from.
+    for item in selected:
+        # The window of a real clip begins at its second frame or later, since motion continues from the frame before.
         earliest = 0 if item.motion is None else 1
         last = len(item.mel) // MELS_PER_FRAME - frames - earliest
         first = earliest + int(torch.randint(last + 1, (), generator=generator))
@@ -122,44 +124,50 @@ def draw_prompts(items: Sequence[SpeechItem], count: int, frames: int, seed: int
     real = torch.stack(motions) if len(motions) == count else None
     sound = torch.stack(sounds) if len(sounds) == count else None
     policy_mel = torch.stack(policy_mels) if len(policy_mels) == count else None
-    return Prompts(torch.stack(windows), [item.portrait for item in chosen], real, sound, policy_mel)
+    return Prompts(torch.stack(windows), [item.portrait for item in selected], real, sound, policy_mel)
 
 
-DrawFor = Callable[[Sequence[int]], Draw]
-"""Given the portrait of each row of a batch, how to render it small."""
+# --- The interface of tasks ---
 
 
 class PromptSource(Protocol):
-    """Prompts and what a policy is to know of them; ``Any`` where only task and generator know the type."""
+    """A source of prompts and of the conditions that a policy gets. Types known only to task and generator are
+    ``Any``."""
 
     @property
     def regions(self) -> Mapping[str, torch.Tensor]:
-        """Latent regions by name: ``[D]`` of 0 and 1."""
+        """Return the latent regions: name → mask ``[D]`` of 0 and 1."""
         ...
 
     def draw(self, groups: int, seed: int, iteration: int) -> Any:
-        """The prompts of an iteration, one row per group, a function of its arguments alone; has ``select``."""
+        """Return the prompts of an iteration, one row per group, as a pure function. They have a method ``select``."""
         ...
 
     def condition(self, policy: Any, prompts: Any) -> Any:
-        """What the policy is to know, one row per group."""
+        """Return the policy's condition, one row per group."""
         ...
 
 
 class Task(PromptSource, Protocol):
-    """Prompts whose rollouts can be scored."""
+    """A source of prompts that can also turn samples into batches for rewards."""
 
     def batch(self, policy: Any, trajectory: Trajectory, prompts: Any) -> RewardBatch:
-        """Finished latents as rewards see them, under one row of prompts per sample."""
+        """Return the samples of a trajectory as a batch for rewards, given one row of prompts per sample."""
         ...
 
     def real(self, policy: Any, prompts: Any) -> torch.Tensor | None:
-        """Latents ``[G, N, D]`` of the real clips of the same prompts, where there are such."""
+        """Return the latents ``[G, N, D]`` of the real clips of the prompts, or None if there are none."""
         ...
 
 
+# --- Portraits that speak ---
+
+DrawFor = Callable[[Sequence[int]], Draw]
+"""A function that returns the renderer of a batch, given the index of every row's portrait."""
+
+
 class TalkingTask:
-    """Windows of speech, each spoken by one of the portraits."""
+    """A task in which portraits speak windows of recordings."""
 
     def __init__(
         self,
@@ -167,13 +175,21 @@ class TalkingTask:
         frames: int,
         draw_for: DrawFor | None,
         chunk: int,
-        looks: torch.Tensor | None = None,
+        portrait_tokens: torch.Tensor | None = None,
     ) -> None:
-        """looks ``[portraits, P, hidden]``: what a policy that sees saw of them."""
+        """Create the task.
+
+        Args:
+            items: recordings with portraits.
+            frames: length of a window.
+            draw_for: renders the portraits; None if no reward needs frames.
+            chunk: frames per chunk of the policy.
+            portrait_tokens: features ``[portraits, P, hidden]`` of the portraits, for a policy with vision.
+        """
         self.items = items
         self.frames = frames
         self.draw_for = draw_for
-        self.looks = looks
+        self.portrait_tokens = portrait_tokens
         self.regions = latent_regions(chunk)
 
     def draw(self, groups: int, seed: int, iteration: int) -> Prompts:
@@ -182,7 +198,7 @@ class TalkingTask:
     def condition(self, policy: ARFlow, prompts: Prompts) -> Condition:
         device = next(policy.parameters()).device
         start = None if prompts.motion is None else prompts.motion[:, 0].to(device)
-        portrait = None if self.looks is None else self.looks[prompts.portraits].to(device)
+        portrait = None if self.portrait_tokens is None else self.portrait_tokens[prompts.portraits].to(device)
         policy_mel = prompts.mel if prompts.policy_mel is None else prompts.policy_mel
         return policy.condition(policy_mel.to(device), start=start, portrait=portrait)
 
@@ -207,27 +223,34 @@ class TalkingTask:
 
 
 def encode_after(policy: ARFlow, motion: torch.Tensor) -> torch.Tensor:
-    """Latents ``[B, N, D]`` of real motion ``[B, 1 + T, 30]`` after its first frame."""
+    """Return the latents ``[B, N, D]`` of the motion ``[B, 1 + T, 30]`` after its first frame."""
     chunks = motion[:, 1:].unflatten(1, (-1, policy.config.chunk))
     before = torch.cat([motion[:, :1], chunks[:, :-1, -1]], 1)
     return policy.space.encode(chunks, before)
 
 
 def latent_regions(chunk: int) -> dict[str, torch.Tensor]:
-    """Latent numbers ``[D]`` (0 or 1) of mouth, eyes with brows, and head."""
+    """Return the masks ``[D]`` of 0 and 1 over latent elements of the mouth, the eyes with brows, and the head."""
     spans = {"mouth": LOWER, "eyes": slice(BROWS.start, GAZE.stop), "head": HEAD}
-    return {name: _numbers(span, chunk) for name, span in spans.items()}
+    return {name: _latent_mask(span, chunk) for name, span in spans.items()}
 
 
-def _numbers(span: slice, chunk: int) -> torch.Tensor:
-    """A span of the 30 motion numbers in a chunk's latents, where each number has ``chunk`` modes."""
+def _latent_mask(span: slice, chunk: int) -> torch.Tensor:
+    """Return the mask ``[30 · chunk]`` of a span of the 30 motion coefficients, each of which has ``chunk``
+    elements."""
     mask = torch.zeros(30, chunk)
     mask[span] = 1
     return mask.flatten()
 
 
 class Drawing:
-    """A ``Draw`` that also knows its ``places`` and ``portraits``; ``which``: the codec of each row."""
+    """A renderer of motion that also provides landmarks (``places``) and ``portraits``; see ``rewards.batch.Draw``.
+
+    Args:
+        codecs: one per portrait.
+        which: index of the codec of every row.
+        size: side of the frames in pixels.
+    """
 
     def __init__(self, codecs: Sequence[MotionCodec], which: Sequence[int], size: int) -> None:
         self.codecs = [codecs[index] for index in which]
@@ -235,11 +258,11 @@ class Drawing:
 
     @property
     def portraits(self) -> list[Portrait]:
-        """Whose face each row is."""
+        """Return the portrait of every row."""
         return [codec.portrait for codec in self.codecs]
 
     def __call__(self, motion: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
-        """Frames ``[B, F, 3, S, S]`` in [0, 1] of motion ``[B, T, 30]``."""
+        """Return the frames ``[B, F, 3, S, S]`` in [0, 1] of motion ``[B, T, 30]`` at these indices."""
         clips = []
         for codec, row in zip(self.codecs, motion, strict=True):
             frames = [torch.from_numpy(frame.copy()) for frame in codec.decode(row[list(indices)])]
@@ -247,7 +270,7 @@ class Drawing:
         return torch.stack(clips).permute(0, 1, 4, 2, 3).float() / 255
 
     def places(self, motion: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
-        """Landmarks ``[B, F, 478, 2]`` in the pixels of those frames."""
+        """Return the landmarks ``[B, F, 478, 2]`` in pixels of these frames."""
         rows = [
             torch.from_numpy(codec.landmarks(row[list(indices)])[..., :2] * (self.size / len(codec.portrait.crop)))
             for codec, row in zip(self.codecs, motion, strict=True)
@@ -255,21 +278,36 @@ class Drawing:
         return torch.stack(rows).float()
 
 
+# --- Disturbed speech ---
+#
+# The policy gets speech with reverberation or noise, while the rewards get the clean recording:
+#
+#     clean ─┬─► a room, other people or noise ─► (denoiser) ─► policy ─► motion ─┐
+#            └───────────────────────────────────────────────► rewards ◄──────────┘
+#
+# Every recording is disturbed several times before a run. A prompt has one of these variants or the clean recording,
+# the same for all samples of a group. Rewards measure lips and timing on clean speech, so the policy learns to use what
+# the disturbed speech still tells of them.
+
 FEW = 20
-"""Recordings that are disturbed in a moment, without a word."""
+"""With at least this many recordings a progress bar is shown while they are disturbed."""
 
 
 @dataclass(frozen=True)
 class Disturbance:
+    """Settings of the noise and reverberation in the speech that the policy gets."""
+
     variants: int = 4
-    """Disturbed ones of every recording; a prompt hears one of these or the clean one, all as often."""
+    """Disturbed variants of every recording. A prompt has one of these or the clean recording, all equally likely."""
     room: float = 0.4
-    """Share of the variants that stand in a room (RT60 0.15–0.7 s); the others are in noise, half of it people."""
+    """Share of the variants with the reverberation of a room (RT60 0.15–0.7 s). The others have noise, half of them
+    babble of other recordings."""
     lowest: float = 0.0
-    """Decibels of speech over noise."""
+    """Lowest signal-to-noise ratio in decibels."""
     highest: float = 15.0
+    """Highest signal-to-noise ratio in decibels."""
     enhanced: bool = True
-    """Whether the shipped denoiser stands in front, as it does in ``animate``."""
+    """Whether disturbed speech passes through the shipped denoiser, as in ``animate``."""
 
     def __post_init__(self) -> None:
         at_least(self, variants=1, room=0, lowest=-20, highest=-20)
@@ -280,19 +318,24 @@ class Disturbance:
             )
 
     def disturb(self, speech: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """Speech ``[N]`` disturbed once; ``others`` are recordings to make babble of."""
+        """Return speech ``[N]`` with noise or reverberation; babble is made of the recordings ``others``."""
         if rng.random() < self.room:
             return reverberate(speech, rng).astype(np.float32)
-        people = len(others) > 0 and rng.random() < 0.5
-        noise = babble(others, len(speech), rng) if people else coloured(len(speech), rng)
-        below = 10 ** (-rng.uniform(self.lowest, self.highest) / 20)
-        return (speech + noise * (loudness(speech) / max(loudness(noise), 1e-9)) * below).astype(np.float32)
+        use_babble = len(others) > 0 and rng.random() < 0.5
+        noise = babble(others, len(speech), rng) if use_babble else coloured(len(speech), rng)
+        gain = 10 ** (-rng.uniform(self.lowest, self.highest) / 20)
+        return (speech + noise * (loudness(speech) / max(loudness(noise), 1e-9)) * gain).astype(np.float32)
 
     def disturbed_mels(
         self, waves: Mapping[Path, np.ndarray], frames: int, seed: int
     ) -> Iterator[tuple[Path, tuple[torch.Tensor, ...]]]:
-        """Every recording ``[N]`` with what a policy hears of it: of each variant what ``speech_mel`` is of the clean
-        one, a function of ``seed``."""
+        """Yield every recording's path and the log-mels ``[4T, 80]`` of its disturbed variants.
+
+        Args:
+            waves: waveforms ``[N]`` by path.
+            frames: length to which shorter recordings are repeated.
+            seed: all randomness is a function of it.
+        """
         bar = track(list(waves.items()), "disturbing", console=Console(stderr=True), disable=len(waves) < FEW)
         for number, (path, speech) in enumerate(bar):
             others = [wave for other, wave in waves.items() if other != path]
@@ -305,20 +348,40 @@ class Disturbance:
             yield path, tuple(mels)
 
 
-class Scenes(NamedTuple):
-    """heard ``[G, T, 144]``, portrait ``[G, D]`` and the real latents ``[G, T, D]``."""
+# --- Frames without a motion codec ---
+#
+# A test bed for perceptual rewards with ``models.patch_flow``, which generates patches of frames. The motion codec
+# keeps a face intact whatever a policy does; patches do not. Prompts are windows of footage: a first frame and the
+# speech after it.
 
-    heard: torch.Tensor
+
+class Scenes(NamedTuple):
+    """The prompts of an iteration, one row per group.
+
+    Attributes:
+        speech_features: of speech ``[G, T, 144]``.
+        portrait: latents ``[G, D]`` of the frame before the window.
+        real: latents ``[G, T, D]`` of the real frames.
+    """
+
+    speech_features: torch.Tensor
     portrait: torch.Tensor
     real: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> Scenes:
-        """The rows at these indices."""
+        """Return the rows at these indices."""
         return Scenes(*(part[rows] for part in self))
 
 
 class FilmTask:
-    """Windows of ``frames`` frames of films with more than that, drawn with ``codec`` at ``side`` pixels."""
+    """A task in which a policy generates the frames of windows of films.
+
+    Args:
+        films: films; those of at most ``frames`` frames are left out.
+        frames: length of a window.
+        codec: decodes latents to pictures.
+        side: side of the pictures in pixels.
+    """
 
     def __init__(self, films: Sequence[Film], frames: int, codec: VaeCodec, side: int) -> None:
         self.films = [film for film in films if len(film.latents) > frames]
@@ -336,21 +399,21 @@ class FilmTask:
         return Scenes(*(torch.stack(part).float() for part in zip(*rows, strict=True)))
 
     def condition(self, policy: PatchFlow, scenes: Scenes) -> PatchCondition:
-        return policy.condition(scenes.heard, scenes.portrait)
+        return policy.condition(scenes.speech_features, scenes.portrait)
 
     def real(self, policy: PatchFlow, scenes: Scenes) -> torch.Tensor | None:
         return scenes.real
 
     def batch(self, policy: PatchFlow, trajectory: Trajectory, scenes: Scenes) -> RewardBatch:
-        """Rewards may ask for frames; there is no motion and no sound to read."""
+        """Return the samples as a batch that offers frames. Its motion and its sound are zero."""
         latents, count = trajectory.latents.cpu(), len(trajectory.latents)
 
-        def show(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
-            chosen = latents[:, list(indices)].flatten(0, 1)
-            shown = np.stack(list(pictures(chosen, self.codec, self.side)))
-            return torch.from_numpy(shown).unflatten(0, (count, -1)).permute(0, 1, 4, 2, 3).float() / 255
+        def render(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
+            selected = latents[:, list(indices)].flatten(0, 1)
+            decoded = np.stack(list(pictures(selected, self.codec, self.side)))
+            return torch.from_numpy(decoded).unflatten(0, (count, -1)).permute(0, 1, 4, 2, 3).float() / 255
 
-        nothing = torch.zeros(count, self.frames, MOTION_DIM)
+        no_motion = torch.zeros(count, self.frames, MOTION_DIM)
         silence = torch.zeros(count, self.frames * MELS_PER_FRAME, N_MELS)
-        return RewardBatch(nothing, silence, show, group=trajectory.group, policy=policy,
+        return RewardBatch(no_motion, silence, render, group=trajectory.group, policy=policy,
                            condition=trajectory.condition, latents=latents, domain="filmed")  # fmt: skip

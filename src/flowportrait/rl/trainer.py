@@ -1,7 +1,9 @@
-"""One iteration of post-training.
+"""This module runs one iteration of post-training.
 
-Methods differ in what a recipe hands over: its plan, kernel, credit, allocation, objective, role rule and stages. The
-trainer calls each of them in the same order for every recipe, and nothing in here asks which method runs.
+    collect rollouts and scores ─► (delay) ─► credit: advantages ─► select samples ─► update
+
+Methods differ in the parts of their recipe: plan, kernel, credit, allocation, objective, roles and stages. The trainer
+calls these parts in the same order for every recipe, and does not depend on the method.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from flowportrait.training.learner import Weights
 
 
 class Trainer(PolicyLearner):
-    """Post-trains a policy on a task under a composite reward."""
+    """Post-trains a policy on a task with a composite reward."""
 
     def __init__(
         self,
@@ -62,11 +64,11 @@ class Trainer(PolicyLearner):
 
     @property
     def kernel(self) -> Kernel:
-        """The recipe's stochastic kernel."""
+        """Return the recipe's stochastic kernel."""
         return kernel_named(self.recipe.kernel, self.recipe.eta, self.recipe.version)
 
     def step(self) -> Metrics:
-        """Run one iteration, on all processes together; returns what to log."""
+        """Run one iteration and return its metrics. All processes call it together."""
         started = time.monotonic()
         batch = self.collect()
         due = self.delay(batch)
@@ -83,12 +85,12 @@ class Trainer(PolicyLearner):
                 metrics |= self.update(trajectory.select(rows), advantage.select(rows))
         self.roles.after_iteration(self.iteration)
         self.iteration += 1
-        own = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
-        seconds = batch.seconds | {"seconds/update": own}
+        update = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
+        seconds = batch.seconds | {"seconds/update": update}
         return {"iteration": self.iteration, **combine_metrics(self.accelerator, metrics, seconds)}
 
     def collect(self) -> Batch:
-        """Scored samples of this process's groups of this iteration."""
+        """Return the scored samples of this process's groups in this iteration, as the stages collect them."""
         rollouts = Rollouts(self)
         collect_batch: Callable[[], Batch] = rollouts.collect
         for stage in reversed(self.recipe.active_stages):
@@ -96,30 +98,30 @@ class Trainer(PolicyLearner):
         return collect_batch()
 
     def delay(self, batch: Batch) -> Batch | None:
-        """The batch to train on now: this one, or the one made ``staleness`` iterations ago (none at first)."""
+        """Return the batch to train on now: this one, or that of ``staleness`` iterations ago (none at first)."""
         if self.recipe.staleness == 0:
             return batch
-        made = batch.trajectory
+        new = batch.trajectory
         with self.rollout_mode():
-            behaviour = torch.cat([self.velocity(made.select(rows)) for rows in microbatch_rows(made, self.recipe)])
-        self.waiting.append((replace(made, v_behaviour=behaviour), batch.scores))
+            behaviour = torch.cat([self.velocity(new.select(rows)) for rows in microbatch_rows(new, self.recipe)])
+        self.waiting.append((replace(new, v_behaviour=behaviour), batch.scores))
         if len(self.waiting) <= self.recipe.staleness:
             return None
         trajectory, scores = self.waiting.pop(0)
         return Batch(trajectory, scores, batch.seconds)
 
     def credit(self, batch: Batch) -> tuple[Advantage, Metrics]:
-        """Advantages of this process's samples; statistics are those of the samples of all processes."""
+        """Return the advantages of this process's samples. Statistics are over the samples of all processes."""
         recipe, trajectory, scores = self.recipe, batch.trajectory, batch.scores
         for stage in recipe.active_stages:
             scores = dict(stage.adjust_scores(scores, trajectory))
-        everyone, group = gather_scores(self.accelerator, scores, trajectory.group)
-        compared = (
+        all_scores, group = gather_scores(self.accelerator, scores, trajectory.group)
+        comparison_scores = (
             batch.comparison_scores and gather_scores(self.accelerator, batch.comparison_scores, trajectory.group)[0]
         )
         chunks, own_rows = trajectory.latents.shape[1], self.share.own_rows(group)
         credit = credit_batch(
-            everyone, compared, group, own_rows, chunks, self.rewards.weights, recipe.credit,
+            all_scores, comparison_scores, group, own_rows, chunks, self.rewards.weights, recipe.credit,
             self.baseline_rows(trajectory),
         )  # fmt: skip
         own, plan = credit.own, recipe.plan(recipe.seed, self.iteration, recipe.groups, chunks)
@@ -130,35 +132,35 @@ class Trainer(PolicyLearner):
         metrics = {**own.metrics, **signal_metrics(own.parts)}
         metrics["invalid_samples"] = float((~advantage.is_judged).float().mean())
         for stage in recipe.active_stages:
-            advantage, logged = stage.adjust_advantage(advantage, trajectory, credit)
-            metrics |= logged
+            advantage, stage_metrics = stage.adjust_advantage(advantage, trajectory, credit)
+            metrics |= stage_metrics
         return advantage, metrics
 
     def baseline_rows(self, trajectory: Trajectory) -> torch.Tensor | None:
-        """Which samples of all processes means and spreads are of, after every stage; None for all."""
-        named = [stage.baseline_rows(trajectory) for stage in self.recipe.active_stages]
-        masks = [mask for mask in named if mask is not None]
+        """Return the mask of the samples of all processes from which means and spreads are computed; None for all."""
+        stage_masks = [stage.baseline_rows(trajectory) for stage in self.recipe.active_stages]
+        masks = [mask for mask in stage_masks if mask is not None]
         return torch.cat(roll_call(self.accelerator, torch.stack(masks).all(0))) if masks else None
 
     def any_condition(self) -> Any:
-        """One row of a condition of this task, to know its kind."""
+        """Return one row of a condition of this task, as a template of its type."""
         with self.rollout_mode():
             prompts: Any = self.task.draw(self.recipe.groups, self.recipe.seed, self.iteration)
             return self.task.condition(self.policy, prompts.select(self.share.groups[:1]))
 
     def process_state(self) -> Weights:
-        """The rollouts of this process that wait to be trained on."""
+        """Return the rollouts of this process that wait to be trained on, packed as tensors."""
         return pack_rollouts(self.waiting)
 
     def load_process_states(self, states: Sequence[Weights]) -> None:
-        """The waiting rollouts of this process's groups, whoever drew them."""
+        """Restore the waiting rollouts of this process's groups, whichever process sampled them."""
         if states and self.recipe.staleness:
             waiting = unpack_rollouts(states, self.share.groups, self.any_condition(), self.device)
             self.waiting = waiting[-self.recipe.staleness :]
 
 
 class Rollouts:
-    """This process's rollouts in the trainer's iteration; what stages see of it is ``stages.IterationRollouts``."""
+    """The rollouts of this process in one iteration. Stages use it as ``stages.IterationRollouts``."""
 
     def __init__(self, trainer: Trainer) -> None:
         recipe = trainer.recipe
@@ -173,16 +175,19 @@ class Rollouts:
         self.noise_key: NoiseKey = trainer.noise_key
 
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
-        """The weights of a role (those that make rollouts), in evaluation mode, without gradients."""
+        """Load the weights of a role inside the block; see ``PolicyLearner.rollout_mode``."""
         return self.trainer.rollout_mode(role)
 
     def collect(self) -> Batch:
-        """The iteration's scored samples, as the recipe's stages explore and augment them."""
+        """Return the iteration's scored samples, as the recipe's stages explore and augment them."""
         recipe = self.trainer.recipe
         return self._collect(partial(self._sample, recipe.plan, recipe.group_size, recipe.active_stages))
 
     def sample_and_score(self, planner: Planner, group_size: int, role: str | None = None) -> Batch:
-        """Further scored samples of every prompt under another plan and role, from the noise of the first siblings."""
+        """Return further scored samples of every prompt under another plan and role.
+
+        They start from the noise of the first samples of their group.
+        """
         return self._collect(partial(self._sample, planner, group_size, ()), role)
 
     def _collect(self, sample: Callable[[torch.Tensor], Trajectory], role: str | None = None) -> Batch:
@@ -199,13 +204,13 @@ class Rollouts:
         group = groups.repeat_interleave(group_size)
         sample = group * recipe.group_size + torch.arange(group_size).repeat(len(groups))
         sessions = [stage.start_session(policy, condition, sample, key) for stage in stages]
-        session = next((found for found in sessions if found is not None), None)
-        made = rollout(
+        session = next((candidate for candidate in sessions if candidate is not None), None)
+        trajectory = rollout(
             policy, condition, group, sample, plan, self.kernel, key, recipe.same_start, group_size, session
         )  # fmt: skip
         for stage in stages:
-            made = stage.augment_rollout(made, groups, plan, self)
-        return made.to("cpu") if recipe.offload else made
+            trajectory = stage.augment_rollout(trajectory, groups, plan, self)
+        return trajectory.to("cpu") if recipe.offload else trajectory
 
     def _score(self, trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
         prompts, broken = self.prompts.select(trajectory.group), non_finite_mask(trajectory)

@@ -1,15 +1,8 @@
-"""Text to sound, sentence by sentence, while the rest is still to come.
+"""Text to speech, sentence by sentence, so that a portrait speaks the first words while the rest is still to come.
 
-Text to sentences, as it comes: a sentence is let go once the next one has begun.
+    text ─► sentences ─► parts of one script ─► voice ─► loudness ─► pieces, with a pause after each sentence
 
-A full stop ends a sentence where white space and no small letter follow, and no title or initial comes before it.
-Sentences too long to wait for are cut after a comma.
-
-Text to sound, sentence by sentence, so that a portrait speaks the first words while the rest is still to come.
-
-    text ─► sentences ─► stretches of one script ─► voice ─► level ─► pieces, with a pause after each sentence
-
-A stretch in a script that the voice does not read is read by espeak in the language the script stands for.
+A part in a script that the voice does not read is read by espeak in the language that the script stands for.
 """
 
 from __future__ import annotations
@@ -31,62 +24,73 @@ from flowportrait.media.mel import level
 from flowportrait.media.stream import speech_of
 from flowportrait.speech.voices import Espeak, Voice, runs
 
+# --- Sentences --------------------------------------------------------------------------
+#
+# A sentence is passed on once the next one has begun. A full stop ends a sentence where white space and no small letter
+# follow, and no title or initial comes before it. Sentences too long to wait for are cut after a comma.
+
 LONGEST = 240
-"""Characters."""
+"""Characters of the longest sentence that is spoken as a whole."""
 _END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”]*|[؟۔।]+|\n+""")
 _TITLE = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|St|Hr|Fr|Nr|No|vs|etc|e\.g|i\.e|z\.B|bzw|ca|usw)|\b[A-Z])\.$")
-_CERTAIN = "。！？؟۔।"
+_UNAMBIGUOUS_ENDS = "。！？؟۔।"
 _COMMA = re.compile(r"[,;:，、；،]\s*")
 
 
 def sentences(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the sentences of text that comes in ``pieces``, however cut; none without a letter or digit."""
-    waiting = ""
+    """Yield the sentences of text that arrives in ``pieces``, however cut; none without a letter or digit."""
+    buffer = ""
     for piece in pieces:
-        waiting += piece
-        while (end := _first_end(waiting)) is not None:
-            yield from _short(waiting[:end])
-            waiting = waiting[end:]
-    yield from _short(waiting)
+        buffer += piece
+        while (end := _first_end(buffer)) is not None:
+            yield from _split_at_commas(buffer[:end])
+            buffer = buffer[end:]
+    yield from _split_at_commas(buffer)
 
 
 def _first_end(text: str) -> int | None:
-    for found in _END.finditer(text):
-        mark, rest = found.group(), text[found.end() :]
-        if "\n" in mark or (rest and mark[0] in _CERTAIN):
-            return found.end()
-        rest = rest.lstrip()
-        if rest and not rest[0].islower() and not _TITLE.search(text[: found.end()]):
-            return found.end()
+    for match in _END.finditer(text):
+        ending, following = match.group(), text[match.end() :]
+        if "\n" in ending or (following and ending[0] in _UNAMBIGUOUS_ENDS):
+            return match.end()
+        following = following.lstrip()
+        if following and not following[0].islower() and not _TITLE.search(text[: match.end()]):
+            return match.end()
     return None
 
 
-def _short(sentence: str) -> Iterator[str]:
+def _split_at_commas(sentence: str) -> Iterator[str]:
+    """Yield a sentence in parts that are not too long."""
     sentence = " ".join(sentence.split())
     while len(sentence) > LONGEST:
-        commas = [found.end() for found in _COMMA.finditer(sentence, 0, LONGEST)]
+        commas = [match.end() for match in _COMMA.finditer(sentence, 0, LONGEST)]
         cut = commas[-1] if commas else sentence.rfind(" ", 1, LONGEST) + 1 or LONGEST
-        yield from _worded(sentence[:cut])
+        yield from _if_it_has_words(sentence[:cut])
         sentence = sentence[cut:]
-    yield from _worded(sentence)
+    yield from _if_it_has_words(sentence)
 
 
-def _worded(sentence: str) -> Iterator[str]:
+def _if_it_has_words(sentence: str) -> Iterator[str]:
+    """Yield the sentence if it has a letter or digit."""
     if any(map(str.isalnum, sentence)):
         yield sentence.strip()
 
 
+# --- Speech -----------------------------------------------------------------------------
+
 Piece = TypeVar("Piece")
 
 BEFORE, BETWEEN, AFTER = 0.2, 0.3, 0.5
-"""Seconds of silence before the first word, between sentences, and after the last one, while the face comes to rest."""
+"""Seconds of silence before the first word, between sentences, and after the last one, while the face returns to its
+neutral pose.
+"""
 _AHEAD = 2
-"""Sentences spoken in advance."""
+"""Sentences that are spoken in advance."""
 _EDGE_RMS = 1e-3
 
 
 def speak(pieces: Iterable[str], voice: Voice) -> Iterator[np.ndarray]:
-    """Yield 16 kHz samples ``[N]`` float32 of what ``speak_sound`` says.
+    """Yield the sound of ``speak_sound`` as 16 kHz samples ``[N]`` float32.
 
     Raises:
         BadInput: see ``speak_sound``.
@@ -98,16 +102,16 @@ def speak_sound(pieces: Iterable[str], voice: Voice) -> Iterator[Sound]:
     """Yield the spoken text, one piece per sentence, in one channel at the voice's own rate, 16 kHz at least.
 
     Raises:
-        BadInput: the text holds nothing to say, or a voice fails.
+        BadInput: the text has no words, or a voice fails.
     """
     rate = 0
     for sentence in sentences(pieces):
-        stretches = _stretches(sentence, voice)
-        if not any(len(wave) for wave, _ in stretches):
+        parts = _speak_by_script(sentence, voice)
+        if not any(len(wave) for wave, _ in parts):
             continue
         pause = BETWEEN if rate else BEFORE
-        rate = rate or max(SAMPLE_RATE, stretches[0][1])
-        waves = [_resampled(wave, own_rate, rate) for wave, own_rate in stretches]
+        rate = rate or max(SAMPLE_RATE, parts[0][1])
+        waves = [_resample(wave, wave_rate, rate) for wave, wave_rate in parts]
         yield Sound(np.concatenate([_silence(pause, rate), *waves])[None], rate, "mono")
     if not rate:
         raise BadInput("The text holds nothing to say: give words.")
@@ -115,18 +119,18 @@ def speak_sound(pieces: Iterable[str], voice: Voice) -> Iterator[Sound]:
 
 
 def ahead(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same pieces, made by a thread up to two in advance: who speaks does not wait for who draws."""
-    waiting: queue.Queue[Piece | BaseException | None] = queue.Queue(_AHEAD)
+    """Yield the same pieces, computed by a thread up to two in advance, so that speech does not wait for drawing."""
+    finished_pieces: queue.Queue[Piece | BaseException | None] = queue.Queue(_AHEAD)
     stopped = threading.Event()
 
     def put(item: Piece | BaseException | None) -> None:
         while not stopped.is_set():
             try:
-                return waiting.put(item, timeout=0.1)
+                return finished_pieces.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def make() -> None:
+    def fill_queue() -> None:
         try:
             for piece in pieces:
                 put(piece)
@@ -136,9 +140,9 @@ def ahead(pieces: Iterable[Piece]) -> Iterator[Piece]:
         except BaseException as error:
             put(error)
 
-    threading.Thread(target=make, daemon=True, name="voice").start()
+    threading.Thread(target=fill_queue, daemon=True, name="voice").start()
     try:
-        while (item := waiting.get()) is not None:
+        while (item := finished_pieces.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -146,18 +150,20 @@ def ahead(pieces: Iterable[Piece]) -> Iterator[Piece]:
         stopped.set()
 
 
-def _stretches(sentence: str, voice: Voice) -> list[tuple[np.ndarray, int]]:
-    """What a sentence sounds like, stretch by stretch of one script: samples ``[n]``, at speech's loudness and without
-    the silence around them, and their rate."""
+def _speak_by_script(sentence: str, voice: Voice) -> list[tuple[np.ndarray, int]]:
+    """Return the sound of a sentence, part by part of one script: samples ``[n]`` and their rate.
+
+    They have the loudness of speech and no silence around them.
+    """
     spoken = [(voice if voice.reads(language) else _espeak(language)).say(words) for language, words in runs(sentence)]
-    return [(_trimmed(level(one.samples[0], one.rate // 100)), one.rate) for one in spoken]
+    return [(_trim_silence(level(sound.samples[0], sound.rate // 100)), sound.rate) for sound in spoken]
 
 
-def _resampled(wave: np.ndarray, given: int, wanted: int) -> np.ndarray:
-    if given == wanted or not len(wave):
+def _resample(wave: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    if source_rate == target_rate or not len(wave):
         return wave
-    common = gcd(given, wanted)
-    return np.asarray(resample_poly(wave, wanted // common, given // common), np.float32)
+    common = gcd(source_rate, target_rate)
+    return np.asarray(resample_poly(wave, target_rate // common, source_rate // common), np.float32)
 
 
 @lru_cache(maxsize=16)
@@ -165,8 +171,8 @@ def _espeak(language: str) -> Espeak:
     return Espeak(language)
 
 
-def _trimmed(wave: np.ndarray) -> np.ndarray:
-    """Without the silence that voices put around what they say."""
+def _trim_silence(wave: np.ndarray) -> np.ndarray:
+    """Return samples without the silence that voices put around what they say."""
     loud = np.flatnonzero(np.abs(wave) > _EDGE_RMS)
     return wave[loud[0] : loud[-1] + 1] if len(loud) else wave[:0]
 

@@ -1,33 +1,13 @@
 """Voices by name: installed ones, espeak's, and those of a speech server.
 
-Which script words are written in, so that each can be read by a voice that knows it.
+    heart              English, neural, in a package (the default)
+    espeak             about a hundred languages, mechanical;  espeak:de, espeak:fr, espeak:pt-br+f2, …
+    openai:NAME        any OpenAI-compatible speech server; openai:NAME@MODEL
+    NAME, NAME:REST    a voice that another package announces as an entry point ``flowportrait.voices``
+    MODULE:NAME        an object, class or function of one's own
 
-    "Say Привет to 東京."  ─►  (en, "Say "), (ru, "Привет "), (en, "to "), (cmn, "東京.")
-
-A script stands for the most spoken language written in it, as espeak-ng names it; Latin script stands for English.
-Kana anywhere in a sentence makes its Han characters Japanese.
-
-What a voice is: one sentence in, its sound out.
-
-``espeak`` and ``espeak:LANGUAGE``: the formant voice of espeak-ng, about a hundred languages from one small package.
-
-Nobody takes it for a person, but it reads what no other installed voice can. The library (GPL-3) and its data lie in
-``espeakng-loader`` and are called through ctypes; it keeps one voice for the whole process, hence the lock.
-
-``heart``: an English neural voice that lies complete in the package ``hibari-tts`` (Apache-2.0).
-
-``openai:VOICE`` and ``openai:VOICE@MODEL``: any OpenAI-compatible speech server.
-
-OPENAI_BASE_URL says where it is and OPENAI_API_KEY holds the key, as everywhere; servers of one's own mostly need none.
-A key travels encrypted or not at all, and no redirect is followed.
-
-Voices by name.
-
-heart              English, neural, in a package (the default)
-espeak             about a hundred languages, mechanical;  espeak:de, espeak:fr, espeak:pt-br+f2, …
-openai:NAME        a speech server; openai:NAME@MODEL
-NAME, NAME:REST    a voice that another package announces as an entry point ``flowportrait.voices``
-MODULE:NAME        a voice of one's own
+The parts of this file: the script that words are written in, what a voice is, the three kinds of voice, and
+``voice_named``, which finds one.
 """
 
 from __future__ import annotations
@@ -48,6 +28,14 @@ from flowportrait.media.stream import iter_stream
 from flowportrait.plugins import is_reference, load_plugin, load_reference, plugin_names
 from flowportrait.web_client import OPENAI_ADDRESS, OPENAI_KEY, check_address, key_for
 
+# --- Scripts ----------------------------------------------------------------------------
+#
+#     "Say Привет to 東京."  ─►  (en, "Say "), (ru, "Привет "), (en, "to "), (cmn, "東京.")
+#
+# Each part of a sentence is read by a voice that knows its script. A script stands for the most spoken language written
+# in it, as espeak-ng names it; Latin script stands for English. Kana anywhere in a sentence makes its Han characters
+# Japanese.
+
 LATIN = "en"
 JAPANESE = "ja"
 LANGUAGE = {
@@ -55,32 +43,37 @@ LANGUAGE = {
     "KATAKANA": JAPANESE, "HANGUL": "ko", "DEVANAGARI": "hi", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te",
     "GEORGIAN": "ka", "ARMENIAN": "hy", "ETHIOPIC": "am", "THAI": "th",
 }  # fmt: skip
-"""First word of a character's Unicode name, and a language."""
+"""Language by the first word of a character's Unicode name."""
 
 
 def language_of(character: str) -> str | None:
-    """Language that a character's script stands for; None for digits, marks, spaces and unknown scripts."""
+    """Return the language that a character's script stands for; None for digits, marks, spaces and unknown scripts."""
     if not (character.isalpha() or unicodedata.category(character) == "Lo"):
         return None
     return LANGUAGE.get(unicodedata.name(character, "").split(" ", 1)[0].split("-", 1)[0])
 
 
 def runs(sentence: str) -> list[tuple[str, str]]:
-    """Stretches of one script with their language; what belongs to no script goes with the words before it."""
-    found: list[tuple[str, str]] = []
+    """Return the parts of a sentence in one script, with their language.
+
+    Characters that belong to no script join the words before them.
+    """
+    parts: list[tuple[str, str]] = []
     for character in sentence:
         language = language_of(character)
-        if found and (language is None or language == found[-1][0]):
-            found[-1] = (found[-1][0], found[-1][1] + character)
+        if parts and (language is None or language == parts[-1][0]):
+            parts[-1] = (parts[-1][0], parts[-1][1] + character)
         else:
-            before = found.pop()[1] if found and not any(map(language_of, found[0][1])) else ""
-            found.append((language or LATIN, before + character))
-    if any(language == JAPANESE for language, _ in found):
-        found = _joined([(JAPANESE if language == "cmn" else language, words) for language, words in found])
-    return found
+            before = parts.pop()[1] if parts and not any(map(language_of, parts[0][1])) else ""
+            parts.append((language or LATIN, before + character))
+    if any(language == JAPANESE for language, _ in parts):
+        parts = _merge_same_language(
+            [(JAPANESE if language == "cmn" else language, words) for language, words in parts]
+        )
+    return parts
 
 
-def _joined(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _merge_same_language(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
     result: list[tuple[str, str]] = []
     for language, words in parts:
         if result and result[-1][0] == language:
@@ -90,36 +83,50 @@ def _joined(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return result
 
 
+# --- What a voice is --------------------------------------------------------------------
+
+
 class Voice(Protocol):
-    """Somebody who can speak."""
+    """A synthetic voice: one sentence in, its sound out."""
 
     @property
     def name(self) -> str:
-        """As ``voice_named`` knows it."""
+        """The name by which ``voice_named`` finds the voice."""
 
     def reads(self, language: str) -> bool:
-        """Whether text in this language's script (``en``, ``ru``, ``cmn``, …) comes out as speech."""
+        """Return whether text in this language's script (``en``, ``ru``, ``cmn``, …) comes out as speech."""
 
     def say(self, sentence: str) -> Sound:
-        """One channel at the voice's own rate; no samples for a sentence without anything to say.
+        """Return the sound of a sentence, one channel at the voice's own rate.
+
+        It has no samples where there is nothing to say.
 
         Raises:
             BadInput: the voice cannot be reached.
         """
 
 
+# --- espeak -----------------------------------------------------------------------------
+#
+# The formant voice of espeak-ng sounds mechanical, but it reads about a hundred languages, which no other installed
+# voice does. The library (GPL-3) and its data lie in ``espeakng-loader`` and are called through ctypes; it keeps one
+# voice for the whole process, hence the lock.
+
 ESPEAK = "espeak"
 _SYNCHRONOUS, _UTF8, _WORDS_PER_MINUTE, _RATE = 2, 1, 160, 1
-_Heard = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 _LOCK = threading.Lock()
 
 
 class Espeak:
-    """Reads one language, by default whichever a sentence's script stands for."""
+    """A voice of espeak-ng that reads one language, English by default."""
 
     def __init__(self, language: str = LATIN) -> None:
-        """language: as espeak-ng names it (``de``, ``fr``, ``pt-br``, ``cmn``), with ``+f2`` and the like for others
-        of its voices.
+        """Load the library.
+
+        Args:
+            language: as espeak-ng names it (``de``, ``fr``, ``pt-br``, ``cmn``), with ``+f2`` and the like for others
+                of its voices.
 
         Raises:
             BadInput: the package is not installed, or the language unknown.
@@ -127,37 +134,37 @@ class Espeak:
         self._library, self._rate = _library()
         self.language = language
         with _LOCK:
-            self._choose()
+            self._select_language()
 
     @property
     def name(self) -> str:
-        """See ``Voice``."""
+        """The name by which ``voice_named`` finds the voice."""
         return f"{ESPEAK}:{self.language}"
 
     def reads(self, language: str) -> bool:
-        """See ``Voice``: only Latin script is written by many languages, of which this voice has one."""
-        own = self.language.split("+")[0].split("-")[0]
-        return language == own or (language == LATIN and own not in LANGUAGE.values())
+        """Return whether the voice reads a script; Latin script has many languages, of which it reads one."""
+        spoken = self.language.split("+")[0].split("-")[0]
+        return language == spoken or (language == LATIN and spoken not in LANGUAGE.values())
 
     def say(self, sentence: str) -> Sound:
-        """See ``Voice``."""
+        """Return the sound of a sentence; see ``Voice``."""
         pieces: list[np.ndarray] = []
 
-        @_Heard
-        def heard(wave: Any, count: int, _: Any) -> int:
+        @_SynthCallback
+        def collect(wave: Any, count: int, _: Any) -> int:
             if wave and count > 0:
                 pieces.append(np.ctypeslib.as_array(wave, (count,)).copy())
             return 0
 
         text = sentence.encode() + b"\0"
         with _LOCK:
-            self._choose()
-            self._library.espeak_SetSynthCallback(heard)
+            self._select_language()
+            self._library.espeak_SetSynthCallback(collect)
             self._library.espeak_Synth(text, len(text), 0, 0, 0, _UTF8, None, None)
         wave = np.concatenate([np.zeros(0, np.int16), *pieces]).astype(np.float32) / 32768.0
         return Sound(wave[None], self._rate, "mono")
 
-    def _choose(self) -> None:
+    def _select_language(self) -> None:
         if self._library.espeak_SetVoiceByName(self.language.encode()) != 0:
             raise BadInput(f"espeak knows no language {self.language!r}: give one such as espeak:de or espeak:cmn.")
         self._library.espeak_SetParameter(_RATE, _WORDS_PER_MINUTE, 0)
@@ -165,6 +172,7 @@ class Espeak:
 
 @lru_cache(maxsize=1)
 def _library() -> tuple[Any, int]:
+    """Load espeak-ng once and return it with its sample rate in Hz."""
     try:
         import espeakng_loader
     except ImportError as error:
@@ -178,18 +186,22 @@ def _library() -> tuple[Any, int]:
     return library, rate
 
 
+# --- heart ------------------------------------------------------------------------------
+
 HEART = "heart"
 _HEART_RATE = 24_000
 
 
 class Heart:
-    """Reads English, the same text always the same."""
+    """The English neural voice of the package ``hibari-tts`` (Apache-2.0); the same text always sounds the same."""
 
     name = HEART
 
     def __init__(self) -> None:
-        """Raises:
-        BadInput: the package is not installed.
+        """Load the network.
+
+        Raises:
+            BadInput: the package is not installed.
         """
         try:
             from hibari import Hibari
@@ -200,13 +212,18 @@ class Heart:
         self._speech: Any = Hibari(threads=1)
 
     def reads(self, language: str) -> bool:
-        """See ``Voice``."""
+        """Return whether the language is English."""
         return language == LATIN
 
     def say(self, sentence: str) -> Sound:
-        """See ``Voice``."""
+        """Return the sound of a sentence; see ``Voice``."""
         return Sound(np.asarray(self._speech(sentence, seed=0), np.float32).reshape(1, -1), _HEART_RATE, "mono")
 
+
+# --- Speech servers ---------------------------------------------------------------------
+#
+# OPENAI_BASE_URL is the server's address and OPENAI_API_KEY holds the key, as everywhere; servers of one's own mostly
+# need none. A key travels encrypted or not at all, and no redirect is followed.
 
 SERVER = "openai"
 SPEECH_MODEL = "tts-1"
@@ -215,11 +232,13 @@ _ATTEMPTS = 3
 
 
 class SpeechServer:
-    """Reads whatever the server reads; one request a sentence."""
+    """A voice of an OpenAI-compatible speech server; it sends one request per sentence."""
 
     def __init__(self, voice: str, model: str = SPEECH_MODEL) -> None:
-        """Raises:
-        BadInput: no address is set, it is none, or not safe.
+        """Check the address and key in the environment.
+
+        Raises:
+            BadInput: no address is set, it is none, or not safe.
         """
         address = os.environ.get(OPENAI_ADDRESS, "")
         if not address:
@@ -230,15 +249,15 @@ class SpeechServer:
 
     @property
     def name(self) -> str:
-        """See ``Voice``."""
+        """The name by which ``voice_named`` finds the voice."""
         return f"{SERVER}:{self.voice}@{self.model}"
 
     def reads(self, language: str) -> bool:
-        """See ``Voice``: nothing is known about it, so it is trusted with everything."""
+        """Return True: nothing is known about the server, so every language is sent to it."""
         return True
 
     def say(self, sentence: str) -> Sound:
-        """See ``Voice``."""
+        """Return the sound of a sentence; see ``Voice``."""
         import openai
 
         try:
@@ -257,7 +276,7 @@ class SpeechServer:
         pieces = list(iter_stream(io.BytesIO(reply.content)))
         if not pieces:
             return Sound(np.zeros((1, 0), np.float32), SAMPLE_RATE, "mono")
-        # A voice is one person, whatever the server's channels.
+        # A voice has one channel, whatever the server sends.
         samples = np.concatenate([piece.samples for piece in pieces], axis=1).mean(0, keepdims=True)
         return Sound(samples, pieces[0].rate, "mono")
 
@@ -273,7 +292,10 @@ class SpeechServer:
         )  # fmt: skip
 
 
+# --- Voices by name ---------------------------------------------------------------------
+
 DEFAULT = HEART
+"""Name of the voice that speaks if none is chosen."""
 
 
 def voice_named(name: str = DEFAULT) -> Voice:
@@ -282,7 +304,7 @@ def voice_named(name: str = DEFAULT) -> Voice:
     A voice of another package is an object, or a class or function that is called with what follows the colon.
 
     Raises:
-        BadInput: there is none of this name, its package is not installed, or its server's address is not set.
+        BadInput: no voice has this name, its package is not installed, or its server's address is not set.
     """
     kind, _, rest = name.partition(":")
     if name == HEART:
@@ -293,18 +315,18 @@ def voice_named(name: str = DEFAULT) -> Voice:
         voice, _, model = rest.partition("@")
         return SpeechServer(voice, model or SPEECH_MODEL)
     if kind in plugin_names("voices"):
-        return _made(load_plugin("voices", kind), rest)
+        return _build_voice(load_plugin("voices", kind), rest)
     if is_reference(name):
-        return _made(load_reference(name), "")
+        return _build_voice(load_reference(name), "")
     added = "".join(f", {other}" for other in plugin_names("voices"))
     raise BadInput(
         f"There is no voice {name!r}: give {HEART}, espeak, espeak:LANGUAGE, openai:NAME{added} or MODULE:NAME."
     )
 
 
-def _made(found: Any, rest: str) -> Voice:
-    if not isinstance(found, type) and hasattr(found, "say"):
-        voice: Voice = found
+def _build_voice(part: Any, rest: str) -> Voice:
+    if not isinstance(part, type) and hasattr(part, "say"):
+        voice: Voice = part
     else:
-        voice = found(rest) if rest else found()
+        voice = part(rest) if rest else part()
     return voice

@@ -1,15 +1,10 @@
-"""Videos that are drawn one after the other and watched meanwhile.
+"""The studio's render queue: videos are drawn one after the other and can be watched meanwhile.
 
-How much one page may ask for.
+    request ─► queue ─► one worker ─► folder/ID.mp4 (a fragment every half second) ─► GET /live/ID.mp4 follows the file
+                                                └─► when it is done, GET /signed/ID.mp4: an mp4 with a signed manifest
 
-Old files go: a folder is bounded by age and by size.
-
-A photo as the studio takes it: the portrait in it, and what its owner should know before anything is drawn.
-
-Videos that are watched while they are drawn: one is drawn at a time, into a file that grows.
-
-request ─► queue ─► one worker ─► folder/ID.mp4 (a fragment every half second) ─► GET /live/ID.mp4 follows the file
-                                            └─► when it is done, GET /signed/ID.mp4: an ordinary mp4 with a manifest
+The parts in order: limits of what one page may request, deletion of old files, the portrait in an uploaded photo, and
+the queue with its jobs. Old files are deleted because they show people.
 """
 
 from __future__ import annotations
@@ -50,48 +45,61 @@ from flowportrait.web_server import without_paths
 
 @dataclass(frozen=True)
 class Limits:
+    """Limits of the studio."""
+
     seconds: float = 60.0
-    """Of speech in a video; the rest is cut off, which the page says."""
+    """Seconds of speech per video; the rest is cut off, with a notice."""
     letters: int = 1500
-    """Of text."""
+    """Characters of text per video."""
     megabytes: int = 25
-    """Of an uploaded file."""
+    """Size of an uploaded file in MB."""
     minutes: float = 10.0
-    """That one video may be drawn for."""
+    """Minutes that drawing one video may take."""
     waiting: int = 4
-    """Videos asked for and not begun."""
+    """Videos that may wait in the queue."""
     hours: float = 24.0
-    """That uploads and videos are kept; they show people."""
+    """Hours after which uploads and videos are deleted."""
     kept_megabytes: int = 2000
-    """Of uploads, and of videos; the oldest go first."""
+    """Total size in MB of uploads, and of videos; the oldest are deleted first."""
 
     def __post_init__(self) -> None:
         at_least(self, seconds=1, letters=1, megabytes=1, minutes=0.1, waiting=1, hours=0.1,
                  kept_megabytes=1)  # fmt: skip
 
 
+# --- Deleting old files ---
+
 _GRACE = 60.0
-"""Seconds for which a new file stays whatever else holds: somebody may be about to use it."""
+"""Seconds for which a new file is always kept, because somebody may be about to use it."""
 
 
 def prune(folder: Path, hours: float, megabytes: float, in_use: Collection[Path] = ()) -> list[Path]:
-    """Delete files below ``folder`` that are older than ``hours``, and then the oldest until ``megabytes`` are left.
+    """Delete files that are too old, and then the oldest ones until the rest is small enough.
 
-    ``in_use`` stay, and so do files that cannot be deleted. Returns what was deleted.
+    Files that cannot be deleted are kept.
+
+    Args:
+        folder: the folder; files in its subfolders count too.
+        hours: largest age.
+        megabytes: largest total size.
+        in_use: files that are always kept.
+
+    Returns:
+        The deleted files.
     """
-    now, found = time.time(), []
+    now, files = time.time(), []
     for path in folder.rglob("*"):
         try:
             if path.is_file() and not path.is_symlink():
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
+                files.append((status.st_mtime, status.st_size, path))
         except OSError:
             continue
-    kept, deleted = {path.resolve() for path in in_use}, []
-    total = sum(size for _, size, _ in found)
-    for changed, size, path in sorted(found):
+    protected, deleted = {path.resolve() for path in in_use}, []
+    total = sum(size for _, size, _ in files)
+    for changed, size, path in sorted(files):
         too_old, too_much = now - changed > 3600 * hours, total > megabytes * 2**20
-        if not (too_old or too_much) or now - changed < _GRACE or path.resolve() in kept:
+        if not (too_old or too_much) or now - changed < _GRACE or path.resolve() in protected:
             continue
         try:
             path.unlink()
@@ -100,19 +108,22 @@ def prune(folder: Path, hours: float, megabytes: float, in_use: Collection[Path]
         deleted.append(path)
         total -= size
         if path.parent != folder:
-            with suppress(OSError):  # it holds more
+            with suppress(OSError):  # the folder is not empty
                 path.parent.rmdir()
     return deleted
 
 
+# --- The portrait in a photo ---
+
 SIZE = 512
+"""Side of the drawn face square in pixels."""
 _SMALL_PX = 64.0
-"""Height of a face in the photo under which it will look soft."""
+"""Height of a face in the photo below which it will look soft."""
 
 
 @dataclass(frozen=True)
 class FoundPortrait:
-    """A portrait, how many faces its photo shows, and sentences for the page."""
+    """A portrait, the number of faces in its photo, and sentences for the page."""
 
     portrait: Portrait
     faces: int
@@ -120,12 +131,15 @@ class FoundPortrait:
 
 
 def find_portrait(path: Path, face: int | None = None, whole: bool = False) -> FoundPortrait:
-    """The chosen face of a photo (counted from the left beginning at 1; None: the largest); kept for the next call.
+    """Find the chosen face of a photo; the result is cached.
 
-    whole: the photo will be shown as a whole, scaled down to what players take.
+    Args:
+        path: the photo.
+        face: which face, counted from the left beginning at 1; the largest by default.
+        whole: the video will show the whole photo, scaled to a size that players support.
 
     Raises:
-        BadInput: it cannot be read, or shows no such face.
+        BadInput: the photo cannot be read, or does not show this face.
     """
     try:
         changed = path.stat().st_mtime_ns
@@ -143,7 +157,7 @@ def _find_portrait(path: Path, changed: int, face: int | None, whole: bool) -> F
     if count > 1:
         which = "the largest one speaks" if face is None else f"number {face} from the left speaks"
         notes.append(f"The photo shows {count} faces: {which}. Choose another one under Face.")
-    from_left = sorted(faces, key=lambda found: float(found[0][:, 0].mean()))
+    from_left = sorted(faces, key=lambda candidate: float(candidate[0][:, 0].mean()))
     height = extent((faces[0] if face is None else from_left[face - 1])[0])
     if height < _SMALL_PX:
         notes.append(f"The face is only {height:.0f} px high and will be soft: a closer photo looks better.")
@@ -152,22 +166,25 @@ def _find_portrait(path: Path, changed: int, face: int | None, whole: bool) -> F
     return FoundPortrait(portrait, count, tuple(notes))
 
 
+# --- The queue ---
+
 PIECE_SECONDS = 0.5
+"""Seconds of the pieces in which recorded speech is passed on."""
 LONGEST_UPLOAD = 3600.0
-"""Seconds of recorded speech that are decoded; a few bytes could otherwise become gigabytes of silence."""
-_BLOCK = 1 << 16
-_POLL = 0.05
+"""Most seconds of recorded speech that are decoded; otherwise a few bytes could become gigabytes of silence."""
+_BLOCK_BYTES = 1 << 16
+_POLL_SECONDS = 0.05
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass
 class RenderJob:
-    """One video on its way."""
+    """One video in the queue."""
 
     path: Path
     request: AnimateRequest
     owner: str = ""
-    """The browser tab that asked for it."""
+    """The browser tab that requested it."""
     submitted: float = field(default_factory=time.monotonic)
     first_frame: float | None = None
     """Seconds from the request to the first frame."""
@@ -175,20 +192,20 @@ class RenderJob:
     ended: float | None = None
     error: str | None = None
     cut: threading.Event = field(default_factory=threading.Event)
-    """Set where there was more to say than a video may last."""
+    """Set if the speech was longer than a video may be."""
     done: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     started: bool = False
     stopped: bool = False
-    """Whether it ended because somebody stopped it."""
+    """Whether somebody stopped it."""
 
     @property
     def name(self) -> str:
-        """Its id."""
+        """The id of the job."""
         return self.path.stem
 
     def status_text(self) -> str:
-        """How it stands, in a sentence."""
+        """Return the state of the job as a sentence."""
         if self.error:
             return self.error
         if self.first_frame is None:
@@ -197,28 +214,28 @@ class RenderJob:
         drawn = (
             f"{self.frames / FPS:.1f} s of video in {seconds:.1f} s, the first frame after {self.first_frame:.1f} s."
         )
-        rest = " The rest of what is said was left out: it is too long." if self.cut.is_set() else ""
+        rest = " The speech was too long: its end was left out." if self.cut.is_set() else ""
         state = "Stopped" if self.stopped else "Done" if self.done.is_set() else "Drawing"
         return f"{state}: {drawn}{rest}"
 
     def follow(self) -> Iterator[bytes]:
-        """The file's bytes from the beginning, as they come, until it is complete."""
+        """Yield the bytes of the file from the beginning while it grows, until it is complete."""
         for data in self._blocks():
             if data:
                 yield data
             else:
-                time.sleep(_POLL)
+                time.sleep(_POLL_SECONDS)
 
     async def follow_async(self) -> AsyncIterator[bytes]:
-        """The same in an event loop: who waits for a video occupies no thread."""
+        """Yield the bytes of the file while it grows, in an event loop, so that waiting occupies no thread."""
         for data in self._blocks():
             if data:
                 yield data
             else:
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(_POLL_SECONDS)
 
     def _blocks(self) -> Iterator[bytes]:
-        """The file's bytes; nothing wherever more is still to come."""
+        """Yield the bytes of the file, and empty bytes whenever the next ones are not there yet."""
         while not self.path.exists() and not self.done.is_set():
             yield b""
         if not self.path.exists():
@@ -226,7 +243,7 @@ class RenderJob:
         with self.path.open("rb") as file:
             while True:
                 over = self.done.is_set()
-                if data := file.read(_BLOCK):
+                if data := file.read(_BLOCK_BYTES):
                     yield data
                 elif over:
                     return
@@ -235,7 +252,7 @@ class RenderJob:
 
 
 class RenderQueue:
-    """Draws requests one after the other into a folder."""
+    """Draws requested videos one after the other into a folder."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -248,12 +265,12 @@ class RenderQueue:
         """Check a request and queue it.
 
         Args:
-            request: a photo and speech; recorded speech has precedence over text. Guidance and the settings of the
-                motion count; the face is drawn at 512 px.
-            owner: the browser tab that it comes from.
+            request: a photo and speech; recorded speech has precedence over text. Guidance and motion settings apply;
+                the face is drawn at 512 px.
+            owner: the browser tab that requested it.
 
         Raises:
-            BadInput: it cannot be drawn, or too many wait.
+            BadInput: the request cannot be drawn, or too many videos are waiting.
         """
         self._check_room()
         job = RenderJob(self.folder / f"{uuid.uuid4().hex}.mp4", request, owner)
@@ -271,7 +288,7 @@ class RenderQueue:
         return job
 
     def stop(self, owner: str | None = None) -> None:
-        """Stop the videos that ``owner`` asked for, or all of them; what was drawn stays."""
+        """Stop the videos that ``owner`` requested, or all videos by default; what was drawn is kept."""
         with self._lock:
             for job in self.jobs.values():
                 if job.done.is_set() or owner not in (None, job.owner):
@@ -282,16 +299,17 @@ class RenderQueue:
                     job.done.set()
 
     def close(self) -> None:
-        """Stop everything and wait."""
+        """Stop all videos and wait for the worker."""
         self.stop()
         self._worker.shutdown(cancel_futures=True)
 
     def signed(self, name: str) -> Path | None:
-        """The finished video as an ordinary mp4 with tags and signed manifest, made when it is first asked for; None
-        where there is no such video.
+        """Return the finished video as an ordinary mp4 with tags and signed manifest; None if there is no such video.
+
+        The file is written on the first call.
 
         Raises:
-            BadInput: it cannot be signed.
+            BadInput: the video cannot be signed.
         """
         job = self.jobs.get(name)
         if job is None or not job.done.is_set() or not job.path.is_file() or not job.frames:
@@ -310,9 +328,9 @@ class RenderQueue:
         return target
 
     def tidy(self) -> None:
-        """Delete videos that are too old or too many, and forget them."""
-        under_way = [job.path for job in self.jobs.values() if not job.done.is_set()]
-        prune(self.folder, self.limits.hours, self.limits.kept_megabytes, under_way)
+        """Delete videos that are too old or too many, and remove their jobs."""
+        unfinished = [job.path for job in self.jobs.values() if not job.done.is_set()]
+        prune(self.folder, self.limits.hours, self.limits.kept_megabytes, unfinished)
         now = time.monotonic()
         with self._lock:
             for name, job in list(self.jobs.items()):
@@ -331,13 +349,13 @@ class RenderQueue:
         try:
             torch.set_num_threads(1)
             stream = load_pipeline(job.request.checkpoint).run_stream(job.request, sound, portrait)
-            # Unbuffered: what is written can be watched.
+            # Unbuffered, so that everything written can be watched at once.
             with job.path.open("wb", buffering=0) as file:
                 stream.save(file, watch=lambda frames: self._count_frames(job, frames))
         except BadInput as error:
             job.error = without_paths(str(error))
         except Exception as error:
-            # Nobody asks for the result of this call: what is raised here would be lost.
+            # Nobody reads the result of this call, so an exception would be lost.
             _LOG.exception("The video %s could not be drawn", job.name)
             why = without_paths(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
             job.error = f"Drawing failed ({why}): the terminal has more."
@@ -347,7 +365,7 @@ class RenderQueue:
             self.tidy()
 
     def _count_frames(self, job: RenderJob, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        last = time.monotonic() + 60 * self.limits.minutes
+        deadline = time.monotonic() + 60 * self.limits.minutes
         for frame in frames:
             job.first_frame = job.first_frame or time.monotonic() - job.submitted
             yield frame
@@ -355,17 +373,21 @@ class RenderQueue:
             if job.stop.is_set():
                 job.stopped = True
                 return
-            if time.monotonic() > last:
+            if time.monotonic() > deadline:
                 job.error = f"Stopped after {self.limits.minutes:g} minutes of drawing: ask for less."
                 return
 
 
 def speech_pieces(request: AnimateRequest, limits: Limits, cut: Callable[[], None]) -> Iterator[Sound]:
-    """Speech in pieces as it is spoken, with its own rate and channels; no more of it than allowed, and ``cut`` is
-    called where there would be more.
+    """Yield the speech of a request in pieces, with its own rate and channels, up to the limits.
+
+    Args:
+        request: a request with a recording or a text.
+        limits: limits of the studio.
+        cut: called if the speech is longer than a video may be.
 
     Raises:
-        BadInput: nothing to say, too much of it, or no such voice.
+        BadInput: there is no speech, the text is too long, or there is no such voice.
     """
     text = request.text or ""
     if request.audio is not None:
@@ -376,7 +398,7 @@ def speech_pieces(request: AnimateRequest, limits: Limits, cut: Callable[[], Non
         raise BadInput(f"The text has {len(text)} letters, more than {limits.letters}: shorten it.")
     else:
         pieces = ahead(synthesize_speech([text], request.voice))
-    return _take(pieces, limits.seconds, cut)
+    return _limit_seconds(pieces, limits.seconds, cut)
 
 
 def _split(sound: Sound) -> Iterator[Sound]:
@@ -385,19 +407,19 @@ def _split(sound: Sound) -> Iterator[Sound]:
         yield Sound(sound.samples[:, start : start + length], sound.rate, sound.layout)
 
 
-def _take(pieces: Iterator[Sound], seconds: float, cut: Callable[[], None]) -> Iterator[Sound]:
-    taken = 0
+def _limit_seconds(pieces: Iterator[Sound], seconds: float, cut: Callable[[], None]) -> Iterator[Sound]:
+    used = 0
     for piece in pieces:
-        left, length = round(seconds * piece.rate) - taken, piece.samples.shape[1]
+        left, length = round(seconds * piece.rate) - used, piece.samples.shape[1]
         if left > 0:
             yield Sound(piece.samples[:, :left], piece.rate, piece.layout)
         if length > left:
             cut()
             return
-        taken += length
+        used += length
 
 
 @lru_cache(maxsize=2)
 def load_pipeline(checkpoint: str) -> AnimatePipeline:
-    """The pipeline of a checkpoint, kept while it is used."""
+    """Load the pipeline of a checkpoint; the two latest ones are cached."""
     return AnimatePipeline.from_pretrained(checkpoint)

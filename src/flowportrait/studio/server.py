@@ -1,18 +1,14 @@
 """The studio as a web application on this machine, and its page.
 
-What the measured panel says of finished videos.
-
-The studio as a web application on this machine alone.
-
     GET /                the page (gradio)
     GET /live/ID.mp4     a video, followed while it is drawn; with byte ranges once it is complete
-    GET /signed/ID.mp4   the finished video with its signed manifest, to be kept
+    GET /signed/ID.mp4   the finished video with its signed manifest, for download
 
-Nothing is loaded from elsewhere, and nobody else can reach it: it binds to loopback, answers to loopback names and to
-its own page only, and the page may fetch from nowhere but here. Of files it serves what was uploaded and what it drew,
-and these go after a while (``Limits``).
+Nothing is loaded from elsewhere, and nobody else can reach it: it binds to loopback, answers requests for loopback
+names from its own page only, and the page may load nothing from other hosts. It serves only files that were uploaded
+and videos that it drew, and deletes them after a while (``Limits``).
 
-The page: speak, compare, train, ask people. Every mistake is answered with a sentence where one looks.
+The page has tabs to speak, compare, train and ask people. Every error appears as a sentence on the page.
 """
 
 from __future__ import annotations
@@ -40,8 +36,10 @@ from flowportrait.studio.render_queue import Limits, RenderJob, RenderQueue, fin
 from flowportrait.studio.training import Training
 from flowportrait.web_server import RequestGuard, address_of, bind, make_server, without_paths
 
+# --- Scores of finished videos ---
+
 SHORTEST_SCORED = 1.5
-"""Seconds; the experts' windows are a little shorter."""
+"""Fewest seconds of a scored video; the windows of the judges' networks are a little shorter."""
 
 
 @lru_cache(maxsize=1)
@@ -52,7 +50,15 @@ def _panel() -> Any:
 
 
 def scores(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
-    """A table in Markdown, or the sentence that says why there is none."""
+    """Score finished videos with the judges.
+
+    Args:
+        jobs: all jobs by id.
+        names: ids of the jobs to score.
+
+    Returns:
+        A Markdown table, or a sentence with the reason why there is none.
+    """
     from flowportrait.judges.build import grade_files
     from flowportrait.judges.rubric import ASPECTS
 
@@ -60,7 +66,7 @@ def scores(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
     if not chosen or not all(job.done.is_set() and job.frames for job in chosen):
         return "There is no finished video yet: make one first."
     if any(job.frames < SHORTEST_SCORED * FPS for job in chosen):
-        return f"The panel's experts need {SHORTEST_SCORED} seconds of video: let it say more."
+        return f"Scoring needs {SHORTEST_SCORED} seconds of video: use a longer text or recording."
     panel = _panel()
     head = f"| {panel.name} ({panel.kind}) | " + " | ".join(ASPECTS) + " |\n" + "|---" * (len(ASPECTS) + 1) + "|\n"
     rows = []
@@ -73,12 +79,14 @@ def scores(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
     return head + "\n".join(rows)
 
 
+# --- The web application ---
+
 HEADERS = {
-    # gradio's page needs its own inline scripts; what matters is that none of it comes from or goes elsewhere.
+    # gradio's page needs its own inline scripts; nothing may be loaded from or sent to other hosts.
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'",
 }
-_FETCHES = re.compile(r"/gradio_api/(?:proxy=|file=\s*[a-z][a-z0-9+.-]*:)", re.IGNORECASE)
-"""Routes by which gradio would fetch other addresses on behalf of whoever asks."""
+_FETCH_ROUTES = re.compile(r"/gradio_api/(?:proxy=|file=\s*[a-z][a-z0-9+.-]*:)", re.IGNORECASE)
+"""Routes of gradio that would fetch other addresses on behalf of a client."""
 _TIDY_SECONDS = 600.0
 _LOG = logging.getLogger(__name__)
 
@@ -96,10 +104,10 @@ class Studio:
         threading.Thread(target=self._keep_tidy, name="studio tidy", daemon=True).start()
 
     def study(self, folder: Path) -> str:
-        """The address of a preference study, served beside the studio.
+        """Serve a preference study beside the studio and return its address.
 
         Raises:
-            BadInput: the folder holds none.
+            BadInput: the folder holds no study.
         """
         from flowportrait.study.server import study_app
 
@@ -113,7 +121,7 @@ class Studio:
 
     @property
     def uploads(self) -> Path:
-        """Where gradio puts what is uploaded."""
+        """The folder in which gradio stores uploads."""
         return self.folder.resolve() / "uploads"
 
     def tidy(self) -> None:
@@ -122,7 +130,7 @@ class Studio:
         prune(self.uploads, self.limits.hours, self.limits.kept_megabytes)
 
     def close(self) -> None:
-        """End what is being drawn, and ask a run to save."""
+        """Stop drawing, and ask a training run to save and stop."""
         self._closed.set()
         self.queue.close()
         self.training.stop()
@@ -136,7 +144,7 @@ class Studio:
 
 
 def studio_app(studio: Studio) -> FastAPI:
-    """The application.
+    """Build the web application of a studio.
 
     Raises:
         BadInput: gradio is not installed.
@@ -175,8 +183,8 @@ def studio_app(studio: Studio) -> FastAPI:
     )  # fmt: skip
 
     @mounted.middleware("http")
-    async def fetch_nothing(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        return Response(status_code=404) if _FETCHES.match(request.url.path) else await call(request)
+    async def block_fetch_routes(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        return Response(status_code=404) if _FETCH_ROUTES.match(request.url.path) else await call(request)
 
     mounted.add_middleware(
         RequestGuard, largest_body=(studio.limits.megabytes + 1) * 2**20, headers=HEADERS,
@@ -186,10 +194,15 @@ def studio_app(studio: Studio) -> FastAPI:
 
 
 def serve(studio: Studio, port: int, ready: Callable[[str], None]) -> None:
-    """Until Ctrl-C; ``ready`` gets the address.
+    """Serve the studio until Ctrl-C.
+
+    Args:
+        studio: the studio.
+        port: port on the loopback address; 0 for a free one.
+        ready: called with the address.
 
     Raises:
-        BadInput: gradio is not installed, or the port is taken.
+        BadInput: gradio is not installed, or the port is in use.
     """
     with bind("127.0.0.1", port) as listener:
         server = make_server(studio_app(studio), lambda: ready(f"{address_of(listener)}/"))
@@ -198,6 +211,8 @@ def serve(studio: Studio, port: int, ready: Callable[[str], None]) -> None:
     studio.close()
 
 
+# --- The page ---
+
 LOOK: dict[str, Any] = {
     "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     "footer_links": [],
@@ -205,20 +220,20 @@ LOOK: dict[str, Any] = {
 }
 VOICES = [DEFAULT, "espeak:en", "espeak:de", "espeak:fr", "espeak:es", "espeak:ru", "espeak:ar", "espeak:cmn"]
 MOVES = {"sync": "mouth", "expression": "brows and lids, a little", "motion": "head"}
-"""What a weight of guidance is seen to move; see ``docs/preference_methods.md``."""
+"""What guidance by a dimension visibly changes; see ``docs/preference_methods.md``."""
 LARGEST = "the largest"
 _TABS = 32
-"""Tabs that can wait for their videos at once."""
-_EMPTY = "<video class='show'></video>"
+"""Number of browser tabs that can wait for their videos at the same time."""
+_EMPTY_VIDEO = "<video class='show'></video>"
 
 
 def as_uploaded(payload: Any) -> str | None:
-    """In place of gradio's own reading of uploads: whether a file can be read is said in our words."""
+    """Return the path of an upload; replaces gradio's own decoding, so that errors are our own sentences."""
     return None if payload is None else payload.path
 
 
 def page(studio: Studio) -> gr.Blocks:
-    """All tabs over one studio."""
+    """Build the page with all tabs of a studio."""
     with gr.Blocks(title="FlowPortrait studio", analytics_enabled=False) as blocks:
         gr.Markdown("# FlowPortrait studio\nEverything stays on this machine. Animate only people who agreed to it.")
         with gr.Row():
@@ -231,13 +246,15 @@ def page(studio: Studio) -> gr.Blocks:
                 face = gr.Dropdown([LARGEST], value=LARGEST, label="Face", visible=False, elem_id="face")
                 whole = gr.Checkbox(label="Show the whole photo", elem_id="whole")
                 notes = gr.Markdown(elem_id="photo-notes")
-                with gr.Accordion("Performance", open=False):
+                with gr.Accordion("Motion", open=False):
                     expression = gr.Slider(0, 3, 1, label="Expression")
                     head = gr.Slider(0, 3, 1, label="Head motion")
                     blink = gr.Slider(0, 3, 1, label="Blinks")
                     seed = gr.Number(0, label="Seed", precision=0)
                 with gr.Accordion("Guidance", open=False):
-                    gr.Markdown("How much a reward bends every chunk: 0 is off, the right end the most that helps.")
+                    gr.Markdown(
+                        "How much a reward changes every chunk: 0 is off, the right end is the largest useful weight."
+                    )
                     guide = [gr.Slider(0, USEFUL_GUIDE_WEIGHT[name], 0, label=f"{name.capitalize()} ({MOVES[name]})",
                                        elem_id=f"guide-{name}") for name in GUIDE_DIMENSIONS]  # fmt: skip
             with gr.Column(scale=2):
@@ -250,29 +267,29 @@ def page(studio: Studio) -> gr.Blocks:
                     _train_tab(studio)
                 with gr.Tab("Ask people"):
                     _study_tab(studio)
-        photo.change(_look_at_photo, photo, [face, notes])
-        face.input(_look_at_face, [photo, face], notes)
+        photo.change(_photo_changed, photo, [face, notes])
+        face.input(_face_changed, [photo, face], notes)
     return blocks
 
 
-def _look_at_photo(photo: str | None) -> tuple[Any, str]:
-    """Which faces can be chosen, and what the photo's owner should know."""
+def _photo_changed(photo: str | None) -> tuple[Any, str]:
+    """Return the choices of faces in a photo, and notes about the photo."""
     faces, notes = 1, ""
     if photo:
         try:
             found = find_portrait(Path(photo))
             faces, notes = found.faces, "\n\n".join(found.notes)
         except Exception as error:
-            notes = _sentence(error)
+            notes = _error_text(error)
     choices = [LARGEST, *(f"{number} from the left" for number in range(1, faces + 1))]
     return gr.Dropdown(choices, value=LARGEST, visible=faces > 1), notes
 
 
-def _look_at_face(photo: str | None, face: str) -> str:
+def _face_changed(photo: str | None, face: str) -> str:
     try:
         return "\n\n".join(find_portrait(Path(photo), _face_number(face)).notes) if photo else ""
     except Exception as error:
-        return _sentence(error)
+        return _error_text(error)
 
 
 def _face_number(face: str | None) -> int | None:
@@ -285,16 +302,16 @@ def _speak_tab(studio: Studio, inputs: list[Any]) -> None:
         go = gr.Button("Speak", variant="primary", elem_id="go")
         stop = gr.Button("Stop", elem_id="stop")
         judge = gr.Button("Score", elem_id="score")
-    said = gr.Markdown(elem_id="said")
-    screen = gr.HTML(_EMPTY)
-    shown: Any = gr.State(None)
+    status = gr.Markdown(elem_id="said")
+    screen = gr.HTML(_EMPTY_VIDEO)
+    current: Any = gr.State(None)
 
     def speak(request: gr.Request, name: str, *values: Any) -> Iterator[tuple[Any, str, str | None]]:
-        yield _EMPTY, "Looking at the photo …", None
+        yield _EMPTY_VIDEO, "Looking at the photo …", None
         try:
             job = studio.queue.submit(_request(name, values), _tab(request))
         except Exception as error:
-            yield _EMPTY, _sentence(error), None
+            yield _EMPTY_VIDEO, _error_text(error), None
             return
         yield _video(job), job.status_text(), job.name
         # The screen is left alone from here on: a video that is set again begins again.
@@ -302,9 +319,9 @@ def _speak_tab(studio: Studio, inputs: list[Any]) -> None:
             yield gr.skip(), job.status_text(), job.name
         yield gr.skip(), _final_status(job), job.name
 
-    go.click(speak, [checkpoint, *inputs], [screen, said, shown], show_progress="hidden", concurrency_limit=_TABS)
-    stop.click(_stopping(studio), None, None)
-    judge.click(_answered(lambda name: scores(studio.queue.jobs, [name])), shown, said)
+    go.click(speak, [checkpoint, *inputs], [screen, status, current], show_progress="hidden", concurrency_limit=_TABS)
+    stop.click(_stop_own_videos(studio), None, None)
+    judge.click(_with_error_text(lambda name: scores(studio.queue.jobs, [name])), current, status)
 
 
 def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
@@ -314,17 +331,17 @@ def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
         go = gr.Button("Compare", variant="primary", elem_id="compare")
         stop = gr.Button("Stop", elem_id="stop-both")
         judge = gr.Button("Score both", elem_id="score-both")
-    said = gr.Markdown(elem_id="compared")
+    status = gr.Markdown(elem_id="compared")
     with gr.Row():
-        left, right = gr.HTML(_EMPTY), gr.HTML(_EMPTY)
-    shown: Any = gr.State([])
+        left, right = gr.HTML(_EMPTY_VIDEO), gr.HTML(_EMPTY_VIDEO)
+    current: Any = gr.State([])
 
     def compare(request: gr.Request, a: str, b: str, *values: Any) -> Iterator[tuple[Any, Any, str, list[str]]]:
-        yield _EMPTY, _EMPTY, "Looking at the photo …", []
+        yield _EMPTY_VIDEO, _EMPTY_VIDEO, "Looking at the photo …", []
         try:
             jobs = [studio.queue.submit(_request(name, values), _tab(request)) for name in (a, b)]
         except Exception as error:
-            yield _EMPTY, _EMPTY, _sentence(error), []
+            yield _EMPTY_VIDEO, _EMPTY_VIDEO, _error_text(error), []
             return
         names = [job.name for job in jobs]
         yield _video(jobs[0]), _video(jobs[1]), "Beginning …", names
@@ -333,10 +350,10 @@ def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
                 yield gr.skip(), gr.skip(), _comparison_status(jobs), names
         yield gr.skip(), gr.skip(), _comparison_status(jobs), names
 
-    go.click(compare, [first, second, *inputs], [left, right, said, shown], show_progress="hidden",
+    go.click(compare, [first, second, *inputs], [left, right, status, current], show_progress="hidden",
              concurrency_limit=_TABS)  # fmt: skip
-    stop.click(_stopping(studio), None, None)
-    judge.click(_answered(lambda names: scores(studio.queue.jobs, names)), shown, said)
+    stop.click(_stop_own_videos(studio), None, None)
+    judge.click(_with_error_text(lambda names: scores(studio.queue.jobs, names)), current, status)
 
 
 def _train_tab(studio: Studio) -> None:
@@ -353,18 +370,17 @@ def _train_tab(studio: Studio) -> None:
     status = gr.Markdown(elem_id="run")
     curves = gr.LinePlot(x="iteration", y="reward", color="name", height=260)
 
-    def begin(*given: Any) -> str:
-        named, folder, chosen, checkpoint, count = given
-        studio.training.start(named, folder, chosen, checkpoint, count)
+    def begin(run: str, folder: str, recipe_name: str, checkpoint: str, count: int) -> str:
+        studio.training.start(run, folder, recipe_name, checkpoint, count)
         return studio.training.status_text()
 
-    go.click(_answered(begin), [name, prompts, recipe, start, iterations], status)
+    go.click(_with_error_text(begin), [name, prompts, recipe, start, iterations], status)
     stop.click(studio.training.stop, None, None)
     gr.Timer(2).tick(lambda: _progress(studio), None, [status, curves])
 
 
 def _progress(studio: Studio) -> tuple[Any, Any]:
-    """How the run stands, and its mean rewards by iteration."""
+    """Return the state of the run, and its mean rewards by iteration."""
     import pandas
 
     if studio.training.run is None:
@@ -380,27 +396,29 @@ def _progress(studio: Studio) -> tuple[Any, Any]:
 
 def _study_tab(studio: Studio) -> None:
     folder = gr.Textbox(label="Folder that 'flowportrait preferences study make' wrote", elem_id="study")
-    go, said = gr.Button("Open", elem_id="open-study"), gr.Markdown(elem_id="opened")
+    go, status = gr.Button("Open", elem_id="open-study"), gr.Markdown(elem_id="opened")
 
-    def opened(given: str) -> str:
-        address = studio.study(Path(given))
+    def open_study(path: str) -> str:
+        address = studio.study(Path(path))
         return f"The study is at <a href='{address}' target='_blank'>{address}</a> as long as the studio runs."
 
-    go.click(_answered(opened), folder, said)
+    go.click(_with_error_text(open_study), folder, status)
 
 
-def _answered(act: Callable[..., str]) -> Callable[..., str]:
-    def answer(*given: Any) -> str:
+def _with_error_text(function: Callable[..., str]) -> Callable[..., str]:
+    """Wrap a function so that it returns the text of an error instead of raising it."""
+
+    def wrapped(*arguments: Any) -> str:
         try:
-            return act(*given)
+            return function(*arguments)
         except Exception as error:
-            return _sentence(error)
+            return _error_text(error)
 
-    return answer
+    return wrapped
 
 
-def _sentence(error: Exception) -> str:
-    """What the page says of an error; one that nobody foresaw is logged as well."""
+def _error_text(error: Exception) -> str:
+    """Return the text of an error for the page; an unexpected error is also logged."""
     if isinstance(error, BadInput):
         return without_paths(str(error))
     _LOG.error("The studio's page failed", exc_info=error)
@@ -411,8 +429,8 @@ def _tab(request: gr.Request | None) -> str:
     return (request.session_hash if request else None) or ""
 
 
-def _stopping(studio: Studio) -> Callable[..., None]:
-    """What a Stop button does: it ends what its own tab asked for."""
+def _stop_own_videos(studio: Studio) -> Callable[..., None]:
+    """Return the action of a Stop button, which stops the videos of its own tab."""
 
     def stop(request: gr.Request) -> None:
         studio.queue.stop(_tab(request))
@@ -438,7 +456,7 @@ def _video(job: RenderJob) -> str:
 
 
 def _final_status(job: RenderJob) -> str:
-    """How it stands, and where the file is once it is complete."""
+    """Return the state of a job, with a download link once it is complete."""
     if not job.done.is_set() or not job.frames:
         return job.status_text()
     return f"{job.status_text()}\n\n[Download the signed mp4](/signed/{job.name}.mp4)"

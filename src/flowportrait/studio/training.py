@@ -1,4 +1,8 @@
-"""One post-training run as a process of its own."""
+"""Training in the studio: one post-training run in a process of its own.
+
+``Training`` starts the process, asks it to stop with the same signal as Ctrl-C, and reads its metrics and its log. A
+run of the same name is resumed.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,13 @@ else:
     _GROUP, _INTERRUPT = 0, signal.SIGINT
 
 _LAST_LINES = 4
-_LOG_END = 16 * 2**10
-"""Bytes of a run's log that are read for its last lines."""
+"""Lines of the log that are shown."""
+_LOG_TAIL_BYTES = 16 * 2**10
+"""Bytes at the end of the log that are read for its last lines."""
 
 
 class Training:
-    """The run that this studio started, if any; ``folder`` holds the runs."""
+    """The training run of a studio, if it started one; ``folder`` holds all runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,16 +39,24 @@ class Training:
 
     @property
     def running(self) -> bool:
-        """Whether a run is under way."""
+        """Whether a run is in progress."""
         return self._process is not None and self._process.poll() is None
 
     def start(
         self, name: str, prompts: str, recipe: str, start: str, iterations: int, changes: Sequence[str] = ()
     ) -> Path:
-        """Begin a run, or go on with the one of this name; returns its folder.
+        """Start a run, or resume the one of this name, and return its folder.
+
+        Args:
+            name: name of the run and of its folder.
+            prompts: folder of prompts.
+            recipe: name of the recipe.
+            start: checkpoint to start from.
+            iterations: number of iterations.
+            changes: changed settings of the recipe, as ``NAME=VALUE``.
 
         Raises:
-            BadInput: one is running, the name is no name, or the prompts are no folder.
+            BadInput: a run is in progress, the name is impossible, or the prompts are no folder.
         """
         if self.running:
             raise BadInput(f"The run {self.run and self.run.name!r} is under way: stop it first.")
@@ -68,20 +81,20 @@ class Training:
         return run
 
     def stop(self) -> None:
-        """Ask the run to finish its iteration and save; asked twice, it stops at once."""
+        """Ask the run to finish its iteration and save; a second call stops it at once."""
         if self._process is not None and self.running:
             self._process.send_signal(_INTERRUPT)
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """The exit code of the run, once it has ended; None before it was started.
+        """Wait for the end of the run and return its exit code; None if no run was started.
 
         Raises:
-            subprocess.TimeoutExpired: it goes on.
+            subprocess.TimeoutExpired: the run takes longer than ``seconds``.
         """
         return None if self._process is None else self._process.wait(seconds)
 
     def records(self) -> list[dict[str, Any]]:
-        """What was noted of every iteration."""
+        """Return the logged metrics of every iteration."""
         metrics = None if self.run is None else self.run / "metrics.jsonl"
         if metrics is None or not metrics.is_file():
             return []
@@ -89,15 +102,15 @@ class Training:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def status_text(self) -> str:
-        """How the run stands: iterations, what the doctor finds, and the last lines it said."""
+        """Return the state of the run: iterations, findings of the doctor, and the last lines of the log."""
         if self.run is None:
             return "No run was started here."
         code = None if self._process is None else self._process.poll()
         state = "under way" if self.running else "ended" if code == 0 else f"stopped ({code})"
         recipe = self.run / "recipe.json"
         records = self.records()
-        judged = bool(records) and recipe.is_file()
-        findings = examine(records, json.loads(recipe.read_text(encoding="utf-8"))) if judged else []
+        can_examine = bool(records) and recipe.is_file()
+        findings = examine(records, json.loads(recipe.read_text(encoding="utf-8"))) if can_examine else []
         lines = [f"{self.run.name}: {state}, {len(records)} iterations."]
         lines += [f"{finding.kind}: {finding.seen}; {finding.advice}" for finding in findings]
         return "\n\n".join(lines + self._last_lines(self.run / "log.txt"))
@@ -105,6 +118,6 @@ class Training:
     @staticmethod
     def _last_lines(log: Path) -> list[str]:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _LOG_END))
+            file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
         return [without_paths(line) for line in lines]

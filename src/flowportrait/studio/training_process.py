@@ -1,6 +1,7 @@
-"""The process of a run that the studio started.
+"""Entry point of the process of a training run that the studio started.
 
-A studio in the background ignores Ctrl-C, and what it starts inherits that; it is how a run is asked to stop.
+A run is asked to stop with Ctrl-C (SIGINT). A studio in the background ignores that signal, and its child processes
+inherit this, so the signal is enabled here first.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command of ``sys.argv``; returns its exit code."""
+    """Run the command in ``sys.argv`` and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "win32":
         signal.signal(signal.SIGBREAK, signal.default_int_handler)

@@ -1,31 +1,7 @@
-"""Who is preferred in a study, and how sure that is.
+"""This module analyses the answers of a study: which system is preferred in each aspect, and how certain that is.
 
-The analysis as one HTML page without anything from elsewhere: cards, a bar of wins, ties and losses per row, and the
-strengths with their intervals.
-
-The results of a study: per aspect and two systems, which is preferred and how sure that is.
-
-    preferred = wins / (wins + losses)      p: exact two-sided binomial test of ½, ties left out (sign test)
-    with ties = (wins + ties / 2) / all     p by person: the same test on each participant's own majority
-    strengths: Bradley–Terry with ties      agreement: Krippendorff's alpha
-
-The binomial test takes every answer as independent, which several answers of one person are not: where the two p
-disagree, believe the one by person. p values are Holm-corrected over all rows of the table.
-
-Answers of participants who fail the attention checks are left out:
-
-    prefers a ruined video, or calls it the same, overall
-    prefers one of two identical videos, overall, in more than half of those seen
-    stopped before any ruined video was shown (nobody knows whether they looked)
-
-Strengths are Bradley–Terry with Davidson's ties (JASA 1970):
-
-    P(i beats j) ∝ π_i       P(tie) ∝ ν √(π_i π_j)       θ = log π, Σ θ = 0
-
-Written as a choice among three with utilities θ_i, θ_j and log ν + (θ_i + θ_j) / 2 it is a multinomial logit, linear in
-(θ, log ν): Newton's method has one maximum to find, and its information matrix gives the intervals. Half an answer of
-each kind is added to every compared pair of systems (Jeffreys' prior), so that a system that always wins has a finite
-strength.
+The parts in order: the tests of preferences (``analyse_study`` writes ``analysis.json``, ``analysis.html`` and the
+preference pairs), the strengths of systems (``davidson``), and the HTML page (``render_report``).
 """
 
 from __future__ import annotations
@@ -49,29 +25,333 @@ from flowportrait.preferences.dataset import LABELS, PAIRS_FILE, Aspect, Label, 
 from flowportrait.preferences.inspection import krippendorff_alpha
 from flowportrait.study.plan import ANSWERS, MEDIA, QUESTIONS, Answers, AnswerStore, Study
 
+# --- Preferences
+
+CHECKED_ASPECT: Aspect = "overall"
+"""The aspect of attention checks that is evaluated."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result of one aspect for two systems.
+
+        preferred = wins / (wins + losses)      p: exact two-sided binomial test of ½, ties left out (sign test)
+        with_ties = (wins + ties / 2) / all     p_person: the same test on each participant's own majority
+
+    The binomial test takes all answers as independent, which several answers of one person are not: where both p values
+    disagree, ``p_person`` is the reliable one.
+
+    Args:
+        aspect: the aspect.
+        system_a: the first system.
+        system_b: the second system.
+        wins: answers that prefer ``system_a``.
+        losses: answers that prefer ``system_b``.
+        ties: answers that prefer neither.
+        preferred: share of ``system_a`` without ties; None without wins and losses.
+        low: lower end of the exact 95 % interval of ``preferred``.
+        high: upper end of the interval.
+        with_ties: share of ``system_a`` with every tie as half a win.
+        p: p value over answers.
+        p_person: p value over participants.
+        p_holm: ``p``, Holm-corrected over all rows.
+    """
+
+    aspect: Aspect
+    system_a: str
+    system_b: str
+    wins: int
+    losses: int
+    ties: int
+    preferred: float | None
+    low: float | None
+    high: float | None
+    with_ties: float
+    p: float
+    p_person: float
+    p_holm: float = 1.0
+
+
+def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
+    """Analyse a study, and write its results and preference pairs.
+
+    Args:
+        folder: folder of the study; ``pairs.jsonl`` is written into it.
+        output: folder for ``analysis.json`` and ``analysis.html``.
+
+    Returns:
+        The content of ``analysis.json``.
+
+    Raises:
+        BadInput: there is no study, no answer, or no answer that counts.
+    """
+    study = Study.load(folder)
+    if not (folder / ANSWERS).is_file():
+        raise BadInput(
+            f"{folder} has no answers yet: run 'flowportrait preferences study serve {folder}' and take part."
+        )
+    answers = AnswerStore(folder, study).all_answers()
+    by_participant = {number: given for number, given in answers.items() if number is not None}
+    reasons = {number: exclusion_reason(study, given) for number, given in by_participant.items()}
+    counted_answers = {number: given for number, given in by_participant.items() if not reasons[number]}
+    if not counted_answers:
+        reasons_text = "; ".join(f"{n} {why}" for why, n in Counter(reasons.values()).items()) or "nobody answered"
+        raise BadInput(f"{folder} has no answers that count ({reasons_text}): ask more people.")
+    votes = {aspect: _votes_on(study, counted_answers, aspect) for aspect in QUESTIONS}
+    rows = holm([row for aspect, of_aspect in votes.items() for row in _preference_rows(aspect, of_aspect)])
+    strengths = {aspect: davidson(of_aspect, study.systems) for aspect, of_aspect in votes.items()}
+    analysis = {
+        "study": study.title,
+        "identity": study.identity,
+        "systems": list(study.systems),
+        "participants": len(by_participant),
+        "kept": len(counted_answers),
+        "left_out": dict(Counter(why for why in reasons.values() if why)),
+        "answers": sum(map(len, votes.values())),
+        "preferences": [asdict(row) for row in rows],
+        "strengths": {
+            aspect: {
+                "theta": estimate.theta,
+                "half_width_95": {name: half if np.isfinite(half) else None for name, half in estimate.half.items()},
+                "tie": estimate.tie, "interval": "sandwich by participant" if estimate.robust else "information matrix",
+            }
+            for aspect, estimate in strengths.items()
+        },
+        "agreement": {aspect: _agreement_alpha(study, counted_answers, aspect) for aspect in QUESTIONS},
+        "pairs": write_pairs(folder / PAIRS_FILE, preference_pairs(study, counted_answers)),
+        "excluded_files": study.excluded or {},
+    }  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in (("analysis.json", json.dumps(analysis, indent=2)), ("analysis.html", render_report(analysis))):
+        write_text(output / name, text + "\n")
+    return analysis
+
+
+def exclusion_reason(study: Study, answers: Answers) -> str:
+    """Return why a participant's answers do not count, or an empty string if they do.
+
+    Answers do not count if the participant did not prefer the intact video to a damaged one overall, preferred one of
+    two identical videos overall in more than half of such checks, or stopped before the first damaged video.
+    """
+    labels: dict[str, list[Label]] = {"broken": [], "identical": []}
+    for check in study.checks:
+        if CHECKED_ASPECT in (given := answers.get(check.key, {})):
+            labels[check.kind].append(given[CHECKED_ASPECT])
+    if any(label is not Label.FIRST for label in labels["broken"]):
+        return "did not prefer the intact video to a ruined one"
+    if 2 * sum(label is not Label.TIE for label in labels["identical"]) > max(1, len(labels["identical"])):
+        return "preferred one of two identical videos"
+    if not labels["broken"] and any(check.kind == "broken" for check in study.checks):
+        return "stopped before the first attention check"
+    return ""
+
+
+def preference_pairs(study: Study, counted_answers: dict[int, Answers]) -> list[PreferencePair[str]]:
+    """Return every answer that counts as a preference pair to learn from, without the attention checks."""
+    return [
+        PreferencePair(
+            prompt=one.prompt, first=f"{MEDIA}/{one.a}", second=f"{MEDIA}/{one.b}", labels=dict(answers[one.key]),
+            source="study", annotator=f"p{number:03}", speaker=one.speaker, portrait=one.portrait, split=one.split,
+        )
+        for number, answers in counted_answers.items() for one in study.pairs if answers.get(one.key)
+    ]  # fmt: skip
+
+
+def holm(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with p values corrected by Holm's step-down method over all rows."""
+    corrected = holm_correction([row.p for row in rows])
+    return [replace(row, p_holm=p or 0.0) for row, p in zip(rows, corrected, strict=True)]
+
+
+def _votes_on(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> list[Vote]:
+    return [
+        Vote(number, one.system_a, one.system_b, answers[one.key][aspect])
+        for number, answers in counted_answers.items()
+        for one in study.pairs
+        if aspect in answers.get(one.key, {})
+    ]
+
+
+def _preference_rows(aspect: Aspect, votes: Sequence[Vote]) -> list[Row]:
+    between: dict[tuple[str, str], list[Vote]] = defaultdict(list)
+    for vote in votes:
+        between[vote.system_a, vote.system_b].append(vote)
+    rows = []
+    for (one, other), of_pair in between.items():
+        labels = Counter(vote.label for vote in of_pair)
+        wins, losses, ties = (labels[label] for label in LABELS)
+        majority: Counter[int] = Counter()
+        for vote in of_pair:
+            majority[vote.participant] += (vote.label is Label.FIRST) - (vote.label is Label.SECOND)
+        for_a, for_b = sum(m > 0 for m in majority.values()), sum(m < 0 for m in majority.values())
+        test = binomtest(wins, wins + losses) if wins + losses else None
+        low, high = test.proportion_ci(method="exact") if test else (None, None)
+        rows.append(
+            Row(
+                aspect, one, other, wins, losses, ties, wins / (wins + losses) if test else None, low, high,
+                with_ties=(wins + ties / 2) / len(of_pair),
+                p=float(test.pvalue) if test else 1.0,
+                p_person=float(binomtest(for_a, for_a + for_b).pvalue) if for_a + for_b else 1.0,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _agreement_alpha(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> float | None:
+    judged = ([answers.get(one.key, {}).get(aspect) for answers in counted_answers.values()] for one in study.pairs)
+    return krippendorff_alpha([label for label in unit if label is not None] for unit in judged)
+
+
+# --- Strengths of systems
+
+PRIOR = 0.5
+"""Answers of each kind that are added to every compared pair of systems."""
+NORMAL_95 = 1.959964
+CLUSTERS = 8
+"""Number of participants from which on intervals account for the dependence of one person's answers (sandwich
+estimate)."""
+
+
+class Vote(NamedTuple):
+    """One answer: the participant's number, the two systems, and the label."""
+
+    participant: int
+    system_a: str
+    system_b: str
+    label: Label
+
+
+class Strengths(NamedTuple):
+    """The strengths of systems.
+
+    Args:
+        theta: θ by system.
+        half: half-width of the 95 % interval of θ by system.
+        tie: ν.
+        robust: whether the intervals account for the dependence of one participant's answers.
+    """
+
+    theta: dict[str, float]
+    half: dict[str, float]
+    tie: float
+    robust: bool
+
+    def chance(self, one: str, other: str) -> tuple[float, float, float]:
+        """Return the probabilities that ``one`` wins, that ``other`` wins, and of a tie."""
+        a, b = np.exp(self.theta[one]), np.exp(self.theta[other])
+        weights = np.array([a, b, self.tie * np.sqrt(a * b)])
+        win, loss, tie = weights / weights.sum()
+        return float(win), float(loss), float(tie)
+
+
+def davidson(votes: Sequence[Vote], systems: Sequence[str]) -> Strengths:
+    """Return the maximum a posteriori strengths of systems in the Bradley–Terry model with Davidson's ties (JASA 1970).
+
+        P(i beats j) ∝ π_i       P(tie) ∝ ν √(π_i π_j)       θ = log π, Σ θ = 0
+
+    As a choice among three with utilities θ_i, θ_j and log ν + (θ_i + θ_j) / 2 the model is a multinomial logit, linear
+    in (θ, log ν): Newton's method finds its only maximum, and the information matrix gives the intervals. Half an
+    answer of each kind is added to every compared pair of systems (Jeffreys' prior), so that a system that always wins
+    has a finite strength.
+
+    Args:
+        votes: the answers.
+        systems: the systems; one that nobody compared has the strength 0 and an infinite interval.
+    """
+    place = {name: index for index, name in enumerate(systems)}
+    size = len(systems) + 1
+    rows, chosen, weight, who = [], [], [], []
+    for one, other in sorted({(vote.system_a, vote.system_b) for vote in votes}):
+        for choice in range(len(LABELS)):
+            rows.append((place[one], place[other]))
+            chosen.append(choice)
+            weight.append(PRIOR)
+            who.append(-1)
+    for vote in votes:
+        rows.append((place[vote.system_a], place[vote.system_b]))
+        chosen.append(LABELS.index(vote.label))
+        weight.append(1.0)
+        who.append(vote.participant)
+    if not votes:
+        return Strengths(dict.fromkeys(systems, 0.0), dict.fromkeys(systems, float("inf")), 0.0, False)
+    design = _design_matrix(np.array(rows), size)
+    count, picked = np.array(weight), np.eye(3)[chosen]
+    at, gradient, information = np.zeros(size), np.zeros((len(count), size)), np.eye(size)
+    # θ is determined up to a constant: a separate direction holds its mean at zero.
+    level = np.append(np.ones(size - 1), 0.0)
+    for _ in range(50):
+        utility = design @ at
+        share = np.exp(utility - utility.max(1, keepdims=True))
+        share /= share.sum(1, keepdims=True)
+        gradient = count[:, None] * np.einsum("nc,ncp->np", picked - share, design)
+        centred = design - np.einsum("nc,ncp->np", share, design)[:, None]
+        information = np.einsum("n,nc,ncp,ncq->pq", count, share, centred, centred) + np.outer(level, level)
+        step = np.linalg.lstsq(information, gradient.sum(0), rcond=None)[0]
+        at = at + step.clip(-2, 2)
+        if np.abs(step).max() < 1e-10:
+            break
+    # That direction is orthogonal to all information in the answers: its part of the inverse is removed again.
+    spread = np.linalg.pinv(information, 1e-10, hermitian=True) - np.outer(level, level) / (level @ level) ** 2
+    by_person: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(size))
+    for person, score in zip(who, gradient, strict=True):
+        if person >= 0:
+            by_person[person] += score
+    robust = len(by_person) >= CLUSTERS
+    if robust:
+        pull = np.stack(list(by_person.values()))
+        spread = spread @ (pull.T @ pull * len(pull) / (len(pull) - 1)) @ spread
+    compared = {name for vote in votes for name in (vote.system_a, vote.system_b)}
+    half = NORMAL_95 * np.sqrt(np.diag(spread).clip(min=0))
+    return Strengths(
+        {name: float(at[index]) for name, index in place.items()},
+        {name: float(half[index]) if name in compared else float("inf") for name, index in place.items()},
+        float(np.exp(at[-1])),
+        robust,
+    )
+
+
+def _design_matrix(rows: np.ndarray, size: int) -> np.ndarray:
+    """Return the design ``[N, 3, P]``: the weights of θ and log ν in the utilities of first, second and tie."""
+    design = np.zeros((len(rows), 3, size))
+    each = np.arange(len(rows))
+    design[each, 0, rows[:, 0]] = design[each, 1, rows[:, 1]] = 1.0
+    design[each, 2, rows[:, 0]] = design[each, 2, rows[:, 1]] = 0.5
+    design[:, 2, -1] = 1.0
+    return design
+
+
+# --- The page
+
 TITLES = {"sync": "Lip sync", "expression": "Expression", "motion": "Motion", "overall": "Overall"}
 
 
 def render_report(analysis: dict[str, Any]) -> str:
-    """The page."""
+    """Return the HTML page of an analysis; it loads nothing from elsewhere.
+
+    It shows numbers of participants and answers, a bar of wins, ties and losses for every row, the strengths with their
+    intervals, and the agreement (Krippendorff's alpha).
+    """
     cards = [
         (analysis["kept"], f"of {analysis['participants']} participants count"),
         (analysis["answers"], "answers"),
         (len(analysis["systems"]), "systems"),
     ]
     body = [f"<div class=cards>{''.join(f'<div class=card><b>{n}</b>{escape(what)}</div>' for n, what in cards)}</div>"]
-    body += ["<h2>Who is preferred</h2>", _preferences(analysis["preferences"])]
+    body += ["<h2>Who is preferred</h2>", _preferences_table(analysis["preferences"])]
     body += [
         "<p class=soft>Preferred: share of wins without ties, with its exact 95 % interval. p: exact two-sided "
         "binomial test against ½, ties left out, taking every answer as independent. By person: the same test on each "
         "participant's own majority. Holm: p corrected for all rows.</p>"
     ]
-    body += ["<h2>Strengths</h2>", *(_forest(k, v, analysis["systems"]) for k, v in analysis["strengths"].items())]
+    body += [
+        "<h2>Strengths</h2>",
+        *(_strengths_plot(k, v, analysis["systems"]) for k, v in analysis["strengths"].items()),
+    ]
     body += [
         "<p class=soft>Bradley–Terry with ties (Davidson), log scale, mean zero, with 95 % intervals "
         f"({escape(next(iter(analysis['strengths'].values()))['interval'])}).</p>"
     ]
-    body += ["<h2>Agreement</h2>", _agreement(analysis["agreement"])]
+    body += ["<h2>Agreement</h2>", _agreement_cards(analysis["agreement"])]
     notes = [f"{n} participant{'s' * (n > 1)} left out: {escape(why)}." for why, n in analysis["left_out"].items()]
     notes += [f"{escape(name)} is not in the study: {escape(why)}" for name, why in analysis["excluded_files"].items()]
     if notes:
@@ -85,11 +365,11 @@ def render_report(analysis: dict[str, Any]) -> str:
 
 
 def probability(p: float) -> str:
-    """A p value as people write it."""
+    """Return a p value as text, with three decimals or ``< 0.001``."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _preferences(rows: list[dict[str, Any]]) -> str:
+def _preferences_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         total = row["wins"] + row["ties"] + row["losses"]
@@ -108,7 +388,7 @@ def _preferences(rows: list[dict[str, Any]]) -> str:
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead>{''.join(lines)}</table></div>"
 
 
-def _forest(aspect: str, found: dict[str, Any], systems: list[str]) -> str:
+def _strengths_plot(aspect: str, found: dict[str, Any], systems: list[str]) -> str:
     halves = {name: found["half_width_95"][name] or 0.0 for name in systems}
     reach = max([abs(found["theta"][name]) + halves[name] for name in systems] + [1.0])
     height = 28 * len(systems) + 34
@@ -133,246 +413,10 @@ def _forest(aspect: str, found: dict[str, Any], systems: list[str]) -> str:
     )
 
 
-def _agreement(alphas: dict[str, float | None]) -> str:
+def _agreement_cards(alphas: dict[str, float | None]) -> str:
     cells = "".join(
         f"<div class=card><b>{'–' if alpha is None else f'{alpha:.2f}'}</b>{TITLES[aspect]}</div>"
         for aspect, alpha in alphas.items()
     )
     legend = "Krippendorff's alpha: 1 agreement, 0 chance; – cannot be said."
     return f"<div class=cards>{cells}</div><p class=soft>{legend}</p>"
-
-
-CHECKED_ASPECT: Aspect = "overall"
-"""The question that attention checks look at."""
-PRIOR = 0.5
-NORMAL_95 = 1.959964
-CLUSTERS = 8
-"""Participants from which on intervals allow for one person's answers being alike (sandwich estimate)."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One aspect of two systems. preferred and its exact 95 % interval are system_a's; p_holm: corrected p."""
-
-    aspect: Aspect
-    system_a: str
-    system_b: str
-    wins: int
-    losses: int
-    ties: int
-    preferred: float | None
-    low: float | None
-    high: float | None
-    with_ties: float
-    p: float
-    p_person: float
-    p_holm: float = 1.0
-
-
-def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
-    """Write ``analysis.json`` (what is returned) and ``analysis.html`` into ``output``, ``pairs.jsonl`` into the study.
-
-    Raises:
-        BadInput: no study, no answers, or none that count.
-    """
-    study = Study.load(folder)
-    if not (folder / ANSWERS).is_file():
-        raise BadInput(
-            f"{folder} has no answers yet: run 'flowportrait preferences study serve {folder}' and take part."
-        )
-    answers = AnswerStore(folder, study).all_answers()
-    everything = {number: own for number, own in answers.items() if number is not None}
-    reasons = {number: exclusion_reason(study, own) for number, own in everything.items()}
-    counted_answers = {number: own for number, own in everything.items() if not reasons[number]}
-    if not counted_answers:
-        reasons_text = "; ".join(f"{n} {why}" for why, n in Counter(reasons.values()).items()) or "nobody answered"
-        raise BadInput(f"{folder} has no answers that count ({reasons_text}): ask more people.")
-    votes = {aspect: _votes(study, counted_answers, aspect) for aspect in QUESTIONS}
-    rows = holm([row for aspect, own in votes.items() for row in _rows(aspect, own)])
-    strengths = {aspect: davidson(own, study.systems) for aspect, own in votes.items()}
-    analysis = {
-        "study": study.title,
-        "identity": study.identity,
-        "systems": list(study.systems),
-        "participants": len(everything),
-        "kept": len(counted_answers),
-        "left_out": dict(Counter(why for why in reasons.values() if why)),
-        "answers": sum(map(len, votes.values())),
-        "preferences": [asdict(row) for row in rows],
-        "strengths": {
-            aspect: {
-                "theta": estimate.theta,
-                "half_width_95": {name: half if np.isfinite(half) else None for name, half in estimate.half.items()},
-                "tie": estimate.tie, "interval": "sandwich by participant" if estimate.robust else "information matrix",
-            }
-            for aspect, estimate in strengths.items()
-        },
-        "agreement": {aspect: _alpha(study, counted_answers, aspect) for aspect in QUESTIONS},
-        "pairs": write_pairs(folder / PAIRS_FILE, preference_pairs(study, counted_answers)),
-        "excluded_files": study.excluded or {},
-    }  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
-    for name, text in (("analysis.json", json.dumps(analysis, indent=2)), ("analysis.html", render_report(analysis))):
-        write_text(output / name, text + "\n")
-    return analysis
-
-
-def exclusion_reason(study: Study, answers: Answers) -> str:
-    """Why a participant's answers do not count, or empty text where they do."""
-    labels: dict[str, list[Label]] = {"broken": [], "identical": []}
-    for check in study.checks:
-        if CHECKED_ASPECT in (given := answers.get(check.key, {})):
-            labels[check.kind].append(given[CHECKED_ASPECT])
-    if any(label is not Label.FIRST for label in labels["broken"]):
-        return "did not prefer the intact video to a ruined one"
-    if 2 * sum(label is not Label.TIE for label in labels["identical"]) > max(1, len(labels["identical"])):
-        return "preferred one of two identical videos"
-    if not labels["broken"] and any(check.kind == "broken" for check in study.checks):
-        return "stopped before the first attention check"
-    return ""
-
-
-def preference_pairs(study: Study, counted_answers: dict[int, Answers]) -> list[PreferencePair[str]]:
-    """Every answer that counts, without the checks, to learn from."""
-    return [
-        PreferencePair(
-            prompt=one.prompt, first=f"{MEDIA}/{one.a}", second=f"{MEDIA}/{one.b}", labels=dict(answers[one.key]),
-            source="study", annotator=f"p{number:03}", speaker=one.speaker, portrait=one.portrait, split=one.split,
-        )
-        for number, answers in counted_answers.items() for one in study.pairs if answers.get(one.key)
-    ]  # fmt: skip
-
-
-def holm(rows: Sequence[Row]) -> list[Row]:
-    """Holm's step-down correction over all rows."""
-    corrected = holm_correction([row.p for row in rows])
-    return [replace(row, p_holm=p or 0.0) for row, p in zip(rows, corrected, strict=True)]
-
-
-def _votes(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> list[Vote]:
-    return [
-        Vote(number, one.system_a, one.system_b, answers[one.key][aspect])
-        for number, answers in counted_answers.items()
-        for one in study.pairs
-        if aspect in answers.get(one.key, {})
-    ]
-
-
-def _rows(aspect: Aspect, votes: Sequence[Vote]) -> list[Row]:
-    between: dict[tuple[str, str], list[Vote]] = defaultdict(list)
-    for vote in votes:
-        between[vote.system_a, vote.system_b].append(vote)
-    rows = []
-    for (one, other), own in between.items():
-        labels = Counter(vote.label for vote in own)
-        wins, losses, ties = (labels[label] for label in LABELS)
-        majority: Counter[int] = Counter()
-        for vote in own:
-            majority[vote.participant] += (vote.label is Label.FIRST) - (vote.label is Label.SECOND)
-        for_a, for_b = sum(m > 0 for m in majority.values()), sum(m < 0 for m in majority.values())
-        test = binomtest(wins, wins + losses) if wins + losses else None
-        low, high = test.proportion_ci(method="exact") if test else (None, None)
-        rows.append(
-            Row(
-                aspect, one, other, wins, losses, ties, wins / (wins + losses) if test else None, low, high,
-                with_ties=(wins + ties / 2) / len(own),
-                p=float(test.pvalue) if test else 1.0,
-                p_person=float(binomtest(for_a, for_a + for_b).pvalue) if for_a + for_b else 1.0,
-            )
-        )  # fmt: skip
-    return rows
-
-
-def _alpha(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> float | None:
-    judged = ([answers.get(one.key, {}).get(aspect) for answers in counted_answers.values()] for one in study.pairs)
-    return krippendorff_alpha([label for label in unit if label is not None] for unit in judged)
-
-
-class Vote(NamedTuple):
-    """One answer: of which participant, about which two systems, and its label."""
-
-    participant: int
-    system_a: str
-    system_b: str
-    label: Label
-
-
-class Strengths(NamedTuple):
-    """theta and half-width of its 95 % interval per system; tie: ν; robust: whether the intervals allow for
-    participants."""
-
-    theta: dict[str, float]
-    half: dict[str, float]
-    tie: float
-    robust: bool
-
-    def chance(self, one: str, other: str) -> tuple[float, float, float]:
-        """Probability that one wins, that the other does, and of a tie."""
-        a, b = np.exp(self.theta[one]), np.exp(self.theta[other])
-        weights = np.array([a, b, self.tie * np.sqrt(a * b)])
-        win, loss, tie = weights / weights.sum()
-        return float(win), float(loss), float(tie)
-
-
-def davidson(votes: Sequence[Vote], systems: Sequence[str]) -> Strengths:
-    """Maximum a posteriori strengths of ``systems``; one that nobody compared stays at 0 with an infinite interval."""
-    place = {name: index for index, name in enumerate(systems)}
-    size = len(systems) + 1
-    rows, chosen, weight, who = [], [], [], []
-    for one, other in sorted({(vote.system_a, vote.system_b) for vote in votes}):
-        for choice in range(len(LABELS)):
-            rows.append((place[one], place[other]))
-            chosen.append(choice)
-            weight.append(PRIOR)
-            who.append(-1)
-    for vote in votes:
-        rows.append((place[vote.system_a], place[vote.system_b]))
-        chosen.append(LABELS.index(vote.label))
-        weight.append(1.0)
-        who.append(vote.participant)
-    if not votes:
-        return Strengths(dict.fromkeys(systems, 0.0), dict.fromkeys(systems, float("inf")), 0.0, False)
-    design = _design(np.array(rows), size)
-    count, picked = np.array(weight), np.eye(3)[chosen]
-    at, gradient, information = np.zeros(size), np.zeros((len(count), size)), np.eye(size)
-    # θ is only known up to a constant: the mean is held at zero by a direction of its own.
-    level = np.append(np.ones(size - 1), 0.0)
-    for _ in range(50):
-        utility = design @ at
-        share = np.exp(utility - utility.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
-        gradient = count[:, None] * np.einsum("nc,ncp->np", picked - share, design)
-        centred = design - np.einsum("nc,ncp->np", share, design)[:, None]
-        information = np.einsum("n,nc,ncp,ncq->pq", count, share, centred, centred) + np.outer(level, level)
-        step = np.linalg.lstsq(information, gradient.sum(0), rcond=None)[0]
-        at = at + step.clip(-2, 2)
-        if np.abs(step).max() < 1e-10:
-            break
-    # The level's direction is orthogonal to everything that answers tell: its share of the inverse comes off again.
-    spread = np.linalg.pinv(information, 1e-10, hermitian=True) - np.outer(level, level) / (level @ level) ** 2
-    by_person: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(size))
-    for person, own in zip(who, gradient, strict=True):
-        if person >= 0:
-            by_person[person] += own
-    robust = len(by_person) >= CLUSTERS
-    if robust:
-        pull = np.stack(list(by_person.values()))
-        spread = spread @ (pull.T @ pull * len(pull) / (len(pull) - 1)) @ spread
-    compared = {name for vote in votes for name in (vote.system_a, vote.system_b)}
-    half = NORMAL_95 * np.sqrt(np.diag(spread).clip(min=0))
-    return Strengths(
-        {name: float(at[index]) for name, index in place.items()},
-        {name: float(half[index]) if name in compared else float("inf") for name, index in place.items()},
-        float(np.exp(at[-1])),
-        robust,
-    )
-
-
-def _design(rows: np.ndarray, size: int) -> np.ndarray:
-    """``[N, 3, P]``: what θ and log ν add to the utilities of first, second and tie."""
-    design = np.zeros((len(rows), 3, size))
-    each = np.arange(len(rows))
-    design[each, 0, rows[:, 0]] = design[each, 1, rows[:, 1]] = 1.0
-    design[each, 2, rows[:, 0]] = design[each, 2, rows[:, 1]] = 0.5
-    design[:, 2, -1] = 1.0
-    return design

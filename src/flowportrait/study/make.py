@@ -1,12 +1,12 @@
-"""Make a study of folders of videos.
+"""This module makes a study from folders of videos, one folder per system.
 
     A/0007.mp4, B/0007.mp4 ─► media/3f9c….mp4, media/81d0….mp4 ─► one comparison
 
-Names in ``media/`` are drawn at random; which system a file is of stands in ``study.json`` alone, which is not served.
-Every file plays in every browser and does not tell what made it:
+The names in ``media/`` are hashes; the system of a file is recorded in ``study.json`` alone, which is not served. Every
+file plays in all browsers and has no metadata about its origin:
 
-    H.264 4:2:0 (+ AAC) ─► copied packet by packet into a fresh mp4: the very same pictures, none of the tags
-    anything else       ─► decoded and encoded again (CRF 17)
+    H.264 4:2:0 (+ AAC) ─► packets are copied into a new mp4: the same pictures without tags
+    all other formats   ─► decoded and encoded again (CRF 17)
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from flowportrait.media.write_video import remux, write_video
 from flowportrait.study.plan import ANSWERS, MEDIA, PLAN, Comparison, Study
 
 ABOUT = ("prompt", "speaker", "portrait", "split")
+"""Facts about a clip that can be given."""
 RUINED = (("still", 1.0), ("blur", 6.0), ("colour pumping", 60.0))
-"""Damage of the broken check: a still, blurred face that changes colour. Nobody who looks prefers it."""
+"""Damage and strengths of a ``broken`` check: a still, blurred face that changes colour, which an attentive participant
+never prefers."""
 
 
 def make_study(
@@ -49,27 +51,29 @@ def make_study(
     about: Path | None = None,
     report: Callable[[str], None] = lambda name: None,
 ) -> Study:
-    """Write a study into ``output``.
+    """Write a study into a folder and return it.
 
     Args:
-        folders: one per system; its name is the system's.
+        folders: one folder of videos per system; its name is that of the system.
         output: folder of the study.
         title: heading of the page.
-        checks: how many attention checks of each kind (broken, identical).
+        checks: number of attention checks of each kind (broken, identical).
         share: pairs per participant, 0 for all.
-        seed: what order and sides come from; drawn by default.
-        about: JSON lines with ``name`` (of the video, without suffix) and any of prompt, speaker, portrait, split.
-        report: called with each clip that is done.
+        seed: seed of order and sides; random by default.
+        about: file of JSON lines with ``name`` (of the video, without suffix) and any of prompt, speaker, portrait and
+            split.
+        report: called with the name of each clip that is done.
 
     Raises:
-        BadInput: fewer than two systems, no common name, a folder in use, or an unreadable ``about``.
+        BadInput: there are fewer than two systems or no common name, the output has answers already, or ``about``
+            cannot be read.
     """
     systems = named_folders(folders)
     if (output / ANSWERS).exists():
         raise BadInput(f"{output} already has answers ({ANSWERS}): choose another --output.")
     if checks < 0 or share < 0:
         raise BadInput("--checks and --pairs-per-participant are 0 or more.")
-    facts = _facts(about)
+    facts = _read_facts(about)
     media = output / MEDIA
     media.mkdir(parents=True, exist_ok=True)
     for old in (*media.glob("*.mp4"), output / PLAN):
@@ -79,24 +83,24 @@ def make_study(
     excluded: dict[str, str] = {}
     ready: dict[str, dict[str, str]] = {}
     for clip in sorted(set().union(*videos.values())):
-        for system, own in videos.items():
-            if clip not in own:
+        for system, by_name in videos.items():
+            if clip not in by_name:
                 excluded[f"{system}/{clip}"] = "no video of this name"
             elif sum(clip in other for other in videos.values()) > 1:
-                target = _neutral(seed, system, clip)
+                target = _neutral_name(seed, system, clip)
                 try:
-                    make_playable(own[clip], media / target)
+                    make_playable(by_name[clip], media / target)
                 except BadInput as error:
-                    excluded[f"{system}/{own[clip].name}"] = str(error)
+                    excluded[f"{system}/{by_name[clip].name}"] = str(error)
                 else:
                     ready.setdefault(clip, {})[system] = target
         report(clip)
     ready = {clip: files for clip, files in ready.items() if len(files) > 1}
-    comparisons = _pairs(ready, facts)
+    comparisons = _pair_comparisons(ready, facts)
     if not comparisons:
-        why = "; ".join(excluded.values()) or "no names in common"
-        raise BadInput(f"No clip exists in two systems ({why[:300]}): name the videos of one prompt alike.")
-    comparisons += _checks(ready, videos, media, seed, checks)
+        reasons = "; ".join(excluded.values()) or "no names in common"
+        raise BadInput(f"No clip exists in two systems ({reasons[:300]}): name the videos of one prompt alike.")
+    comparisons += _check_comparisons(ready, videos, media, seed, checks)
     study = Study(secrets.token_hex(6), title, seed, tuple(systems), tuple(comparisons), share, excluded)
     for unused in {path.name for path in media.glob("*.mp4")} - study.files:
         (media / unused).unlink()
@@ -105,10 +109,10 @@ def make_study(
 
 
 def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
-    """Systems by name.
+    """Return the folders by the name of their system.
 
     Raises:
-        BadInput: fewer than two, not a folder, or two of the same name.
+        BadInput: there are fewer than two, one is not a folder, or two have the same name.
     """
     if len(folders) < 2:
         raise BadInput("A study compares at least two folders of videos: give one for each system.")
@@ -130,11 +134,13 @@ def _videos(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
-def _neutral(seed: str, *what: str) -> str:
+def _neutral_name(seed: str, *what: str) -> str:
     return hashlib.sha256("\0".join((seed, *what)).encode()).hexdigest()[:16] + ".mp4"
 
 
-def _pairs(ready: Mapping[str, Mapping[str, str]], facts: Mapping[str, Mapping[str, str]]) -> list[Comparison]:
+def _pair_comparisons(
+    ready: Mapping[str, Mapping[str, str]], facts: Mapping[str, Mapping[str, str]]
+) -> list[Comparison]:
     comparisons: list[Comparison] = []
     for clip, files in ready.items():
         for one, other in combinations(files, 2):
@@ -146,19 +152,19 @@ def _pairs(ready: Mapping[str, Mapping[str, str]], facts: Mapping[str, Mapping[s
     return comparisons
 
 
-def _checks(
+def _check_comparisons(
     ready: Mapping[str, Mapping[str, str]],
     videos: Mapping[str, Mapping[str, Path]],
     media: Path,
     seed: str,
     count: int,
 ) -> list[Comparison]:
-    """Checks from clips spread over the study, the systems in turn."""
+    """Return ``count`` checks of each kind, from clips spread over the study and from all systems in turn."""
     checks = []
     candidates = [(clip, system) for clip, files in ready.items() for system in files]
     for index in range(min(count, len(candidates))):
         clip, system = candidates[(index * len(candidates)) // count]
-        broken = _neutral(seed, "broken", system, clip)
+        broken = _neutral_name(seed, "broken", system, clip)
         make_ruined(videos[system][clip], media / broken)
         checks.append(Comparison(f"b{index}", "broken", clip, ready[clip][system], broken))
         clip, system = candidates[-1 - (index * len(candidates)) // count]
@@ -166,7 +172,7 @@ def _checks(
     return checks
 
 
-def _facts(about: Path | None) -> dict[str, dict[str, str]]:
+def _read_facts(about: Path | None) -> dict[str, dict[str, str]]:
     if about is None:
         return {}
     facts = {}
@@ -183,12 +189,12 @@ def _facts(about: Path | None) -> dict[str, dict[str, str]]:
 
 
 def make_playable(source: Path, target: Path) -> bool:
-    """Write ``target`` (mp4); returns whether it had to be encoded again.
+    """Write a video as an mp4 file that browsers play, and return whether it had to be encoded again.
 
     Raises:
-        BadInput: the file is missing, damaged, or holds no video.
+        BadInput: ``source`` is missing or damaged, or has no video.
     """
-    if _copied(source, target):
+    if _copy_packets(source, target):
         return False
     sound = read_audio(source, longest=LOCAL.seconds + 1) if has_audio(source) else None
     write_video(target, bounded_frames(source), sound)
@@ -196,10 +202,10 @@ def make_playable(source: Path, target: Path) -> bool:
 
 
 def make_ruined(source: Path, target: Path) -> None:
-    """Write an obviously broken version of a video.
+    """Write an obviously damaged version of a video, for a ``broken`` check.
 
     Raises:
-        BadInput: as ``make_playable``.
+        BadInput: as for ``make_playable``.
     """
     clip = read_footage(source)
     for name, strength in RUINED:
@@ -209,10 +215,10 @@ def make_ruined(source: Path, target: Path) -> None:
 
 
 def read_footage(path: Path) -> Footage:
-    """Frames of a video and, where there is sound, audio cut or padded to them.
+    """Return the frames of a video and, if it has sound, its audio, cut or padded to the length of the frames.
 
     Raises:
-        BadInput: the file cannot be read, or holds more than ``media.video.LOCAL`` allows.
+        BadInput: the file cannot be read, or exceeds ``media.video.LOCAL``.
     """
     frames, sound = read_clip(path)
     if sound is None:
@@ -222,10 +228,10 @@ def read_footage(path: Path) -> Footage:
     return Footage(frames, audio)
 
 
-def _copied(source: Path, target: Path) -> bool:
-    """Packets into a fresh mp4, where browsers can play them as they are."""
+def _copy_packets(source: Path, target: Path) -> bool:
+    """Copy the packets of a video into a new mp4 and return True, or return False if browsers cannot play them."""
     for _ in bounded_frames(source):
-        pass  # a file that does not play to its end is found now, not by a participant
+        pass  # decode the whole file now, so that no participant meets one that does not play to its end
     partial = target.with_name(f".{target.name}.partial.mp4")
     try:
         with open_media(source) as container:
@@ -233,7 +239,7 @@ def _copied(source: Path, target: Path) -> bool:
             assert video is not None
             tracks = [video] if sound is None else [video, sound]
             plays = video.codec_context.name == "h264" and video.codec_context.pix_fmt == "yuv420p"
-            if not plays or (sound is not None and sound.codec_context.name != "aac") or _turned(video):
+            if not plays or (sound is not None and sound.codec_context.name != "aac") or _is_rotated(video):
                 return False
             remux(container, tracks, partial)
         os.replace(partial, target)
@@ -244,7 +250,8 @@ def _copied(source: Path, target: Path) -> bool:
         partial.unlink(missing_ok=True)
 
 
-def _turned(video: av.VideoStream) -> bool:
+def _is_rotated(video: av.VideoStream) -> bool:
+    """Return whether the stream's metadata asks the player to rotate the picture."""
     frame = next(video.container.decode(video), None)
     video.container.seek(0)
     return bool(getattr(frame, "rotation", 0))

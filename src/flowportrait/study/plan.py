@@ -1,14 +1,9 @@
-"""The plan of a study: pairs, order, attention checks, answers.
+"""This module holds the plan of a study (pairs, their order, attention checks) and the answers of its participants.
 
-    trials(participant) = shuffle_key( their share of the pairs + all checks ),   side = coin_key(pair)
+    trials(participant) = shuffle_key( the participant's share of the pairs + all checks ),   side = coin_key(pair)
     key = study seed, participant's link token
 
-Shares walk around a fixed random circle of pairs by the participant's number, so that every pair is judged equally
-often; order and sides are a function of the key, so that a reload shows what was shown before.
-
-Of an answer is kept who gave it (a random link token and a number), on which comparison and aspect, and what it is. No
-address, browser, name or time of day is kept. Write-ahead logging lets people answer while others read; one short
-connection per request, so that every thread has its own.
+``Study`` is the plan, stored in ``study.json``; ``AnswerStore`` holds the answers, stored in ``answers.sqlite``.
 """
 
 from __future__ import annotations
@@ -32,7 +27,7 @@ from flowportrait.preferences.dataset import VERSION_1_LABELS, Aspect, Label
 FORMAT, VERSION = "flowportrait study", 1
 PLAN, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
 MOST_PARTICIPANTS = 1000
-"""Who may begin a study, unless its owner says otherwise: nobody fills the disk."""
+"""Default limit of participants, so that requests cannot fill the disk."""
 
 QUESTIONS: dict[Aspect, str] = {
     "sync": "Whose lips fit the speech better?",
@@ -40,12 +35,29 @@ QUESTIONS: dict[Aspect, str] = {
     "motion": "Which moves more smoothly and naturally?",
     "overall": "Which video is better overall?",
 }
+"""The question of each aspect, as participants read it."""
+
+# --- The plan
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two clips to be shown side by side. kind: a pair of systems, or a check: ``broken`` (a is intact, b is ruined),
-    ``identical`` (the same file twice). a, b: file names in ``media/``."""
+    """Two clips that are shown side by side.
+
+    Args:
+        key: identifies the comparison within the study.
+        kind: a ``pair`` of two systems, or an attention check: ``broken`` (a is intact, b is damaged) or ``identical``
+            (the same file twice).
+        clip: name of the videos without suffix.
+        a: file name in ``media/``.
+        b: file name in ``media/``.
+        system_a: the system of a; empty for a check.
+        system_b: the system of b; empty for a check.
+        prompt: identifies the prompt of both clips.
+        speaker: the speaker, if known.
+        portrait: the portrait, if known.
+        split: the split of the speaker, if known.
+    """
 
     key: str
     kind: Literal["pair", "broken", "identical"]
@@ -62,7 +74,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Trial:
-    """One screen: the comparison, and whether its a is on the right."""
+    """One screen of a session: a comparison, and whether its clip a is on the right."""
 
     comparison: Comparison
     flipped: bool
@@ -70,7 +82,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """A whole study. share: pairs per participant, 0 for all; excluded: file → why it is not in it."""
+    """The plan of a study.
+
+    Args:
+        identity: random name of the study, which its answers refer to.
+        title: heading of the page.
+        seed: seed of order and sides.
+        systems: names of the systems.
+        comparisons: all pairs and checks.
+        share: pairs per participant, 0 for all.
+        excluded: reasons by file that is left out.
+    """
 
     identity: str
     title: str
@@ -82,7 +104,7 @@ class Study:
 
     @property
     def pairs(self) -> list[Comparison]:
-        """What is compared, without the checks."""
+        """The comparisons of two systems, without the attention checks."""
         return [one for one in self.comparisons if one.kind == "pair"]
 
     @property
@@ -92,28 +114,36 @@ class Study:
 
     @property
     def files(self) -> frozenset[str]:
-        """Every file that may be served."""
+        """The names of all files in ``media/`` that may be served."""
         return frozenset(name for one in self.comparisons for name in (one.a, one.b))
 
     def trials(self, token: str, number: int) -> list[Trial]:
-        """The screens of the participant with this link, the ``number``-th (from 0) to begin."""
+        """Return the screens of one participant, the same for every call.
+
+        Successive participants take successive shares of a fixed random circle of pairs, so that all pairs are judged
+        equally often. Order and sides depend only on the seed and the token, so that a reload shows the same.
+
+        Args:
+            token: the participant's link token.
+            number: the participant's number, from 0.
+        """
         circle = self.pairs
         random.Random(f"{self.seed} circle").shuffle(circle)
         share = min(self.share or len(circle), len(circle))
-        own = [circle[(number * share + step) % len(circle)] for step in range(share)]
+        session = [circle[(number * share + step) % len(circle)] for step in range(share)]
         rng = random.Random(f"{self.seed} {token}")
-        rng.shuffle(own)
+        rng.shuffle(session)
         checks = self.checks
         rng.shuffle(checks)
-        # Spread over the session, and never first: the first screen is where people find their way.
+        # Checks are spread over the session, and never come first, because people learn the page on the first screen.
         for index, check in enumerate(checks):
-            low = 1 + index * len(own) // len(checks)
-            high = max(low, (index + 1) * len(own) // len(checks))
-            own.insert(min(rng.randint(low, high) + index, len(own)), check)
-        return [Trial(one, rng.random() < 0.5) for one in own]
+            low = 1 + index * len(session) // len(checks)
+            high = max(low, (index + 1) * len(session) // len(checks))
+            session.insert(min(rng.randint(low, high) + index, len(session)), check)
+        return [Trial(one, rng.random() < 0.5) for one in session]
 
     def save(self, folder: Path) -> None:
-        """Write ``study.json``, whole or not at all."""
+        """Write ``study.json``; an existing file is replaced only when the new one is complete."""
         write_json(folder / PLAN, {"format": FORMAT, "version": VERSION, **asdict(self)})
 
     @classmethod
@@ -121,7 +151,7 @@ class Study:
         """Read a study that ``study make`` wrote.
 
         Raises:
-            BadInput: there is none, of another version, incomplete, or with videos missing.
+            BadInput: the study is missing, of another version or incomplete, or videos are missing.
         """
         path = folder / PLAN
         try:
@@ -150,6 +180,8 @@ class Study:
         return study
 
 
+# --- The answers
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS study (identity TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS participants (token TEXT PRIMARY KEY, number INTEGER UNIQUE NOT NULL);
@@ -160,20 +192,28 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 
 Answers = dict[str, dict[Aspect, Label]]
-"""Comparison → aspect → label; the first clip is the comparison's a, on whatever side it was shown."""
+"""Labels by comparison and aspect; the first clip is the comparison's a, on whichever side it was shown."""
 _TEXT_OF: dict[Label, str] = {label: text for text, label in VERSION_1_LABELS.items()}
-"""How the table writes labels."""
+"""The texts that stand for labels in the table."""
 
 
 class StudyFull(Exception):
-    """Nobody else may begin."""
+    """An error for a study that has its maximum number of participants."""
 
 
 class AnswerStore:
-    """The answers of one study.
+    """The answers of one study in an SQLite file.
+
+    An answer has a random link token, the participant's number, the comparison, the aspect and the label. No address,
+    browser, name or time is stored. Write-ahead logging lets people answer while others read; every request has its own
+    short connection, because connections cannot be shared by threads.
+
+    Args:
+        folder: folder of the study.
+        study: the study that the answers belong to.
 
     Raises:
-        BadInput: the file is of another study, or cannot be written.
+        BadInput: the file belongs to another study, or cannot be written.
     """
 
     def __init__(self, folder: Path, study: Study) -> None:
@@ -198,14 +238,17 @@ class AnswerStore:
                 yield base
 
     def begin(self, most: int | None = None) -> str:
-        """A new participant's link token.
+        """Register a new participant and return the link token.
+
+        Args:
+            most: limit of participants, None for no limit.
 
         Raises:
-            StudyFull: ``most`` have begun already.
+            StudyFull: the limit is reached.
         """
         token = secrets.token_urlsafe(12)
         with self._open() as base:
-            # Taking the lock before counting gives two who begin at once two numbers.
+            # The lock comes before the count, so that two who begin at the same time get different numbers.
             base.execute("BEGIN IMMEDIATE")
             number = base.execute("SELECT COALESCE(MAX(number), -1) + 1 FROM participants").fetchone()[0]
             if most is not None and number >= most:
@@ -214,19 +257,19 @@ class AnswerStore:
         return token
 
     def number(self, token: str) -> int | None:
-        """The participant's number from 0; None if nobody has this link."""
+        """Return the participant's number, from 0; None if no participant has this token."""
         with self._open() as base:
             row = base.execute("SELECT number FROM participants WHERE token = ?", (token,)).fetchone()
         return None if row is None else row[0]
 
     def answer(self, token: str, comparison: str, aspect: Aspect, label: Label) -> None:
-        """Keep one answer; the last one given counts."""
+        """Store one answer; it replaces an earlier answer to the same question."""
         values = (token, comparison, aspect, _TEXT_OF[label])
         with self._open() as base:
             base.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", values)
 
     def answers(self, token: str) -> Answers:
-        """The answers of one participant so far; those of others are not read."""
+        """Return the answers of one participant so far."""
         answers: Answers = {}
         with self._open() as base:
             rows = base.execute("SELECT comparison, aspect, label FROM answers WHERE token = ?", (token,)).fetchall()
@@ -235,12 +278,12 @@ class AnswerStore:
         return answers
 
     def withdraw(self, token: str) -> None:
-        """Forget what a participant answered; the number stays taken."""
+        """Delete the answers of a participant; the number is not given to anybody else."""
         with self._open() as base:
             base.execute("DELETE FROM answers WHERE token = ?", (token,))
 
     def all_answers(self) -> dict[int | None, Answers]:
-        """Participant's number → answers."""
+        """Return the answers of all participants by their numbers."""
         answers: dict[int | None, Answers] = {}
         with self._open() as base:
             rows = base.execute(

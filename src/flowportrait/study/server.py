@@ -1,13 +1,13 @@
-"""The page of a study.
+"""This module serves the web page of a study.
 
-    POST   /api/participants                        begin; the answer holds the link token
-    GET    /api/participants/TOKEN                  questions, how many screens, the first unfinished one
-    GET    /api/participants/TOKEN/trials/I         the two videos and what was answered so far
+    POST   /api/participants                        begin; the response has the link token
+    GET    /api/participants/TOKEN                  questions, number of screens, the first unfinished screen
+    GET    /api/participants/TOKEN/trials/I         the two videos and the answers so far
     PUT    /api/participants/TOKEN/trials/I         one answer: aspect and left | same | right
-    DELETE /api/participants/TOKEN/answers          withdraw
+    DELETE /api/participants/TOKEN/answers          withdraw all answers
 
-The browser learns neutral file names and sides, never a system or which screen is a check. Requests are not logged,
-there are no cookies, and nothing is loaded from elsewhere.
+The browser receives neutral file names and sides, but neither the systems nor which screens are checks. Requests are
+not logged, there are no cookies, and the page loads nothing from other servers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from flowportrait.study.plan import MEDIA, MOST_PARTICIPANTS, QUESTIONS, AnswerS
 from flowportrait.web_server import LOOPBACK, RequestGuard
 
 PAGE = {"index.html": "text/html", "study.css": "text/css", "study.js": "text/javascript"}
+"""The files of the page and their media types."""
 LARGEST_ANSWER = 4096
-"""Bytes of a request's body."""
+"""Largest body of a request in bytes."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,15 +38,19 @@ Choice = Literal["left", "same", "right"]
 
 
 class PostedAnswer(BaseModel, extra="forbid"):
-    """One answer as the page sends it."""
+    """The body of a request with one answer."""
 
     aspect: Aspect
     choice: Choice
 
 
 def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int = MOST_PARTICIPANTS) -> FastAPI:
-    """The application over a study folder; ``hosts``: names under which it may be called; ``participants``: how many
-    may begin.
+    """Return the web application of a study.
+
+    Args:
+        folder: folder of the study.
+        hosts: host names under which the server may be called.
+        participants: limit of participants.
 
     Raises:
         BadInput: the folder holds no study, or its answers belong to another one.
@@ -84,7 +89,7 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
 
     @app.get("/media/{name}")
     def video(name: str) -> FileResponse:
-        # FileResponse answers byte ranges, without which browsers cannot loop a video.
+        # FileResponse supports byte ranges, which browsers need to loop a video.
         if name not in study.files:
             raise HTTPException(404)
         return FileResponse(
@@ -142,14 +147,19 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
 
 
 def to_label(choice: Choice, flipped: bool) -> Label:
-    """The label of a choice, where the first clip is the comparison's a; flipped: a was on the right."""
+    """Return the label of a choice.
+
+    Args:
+        choice: the side that was chosen, or ``same``.
+        flipped: whether the comparison's a, the first clip of the label, was on the right.
+    """
     if choice == "same":
         return Label.TIE
     return Label.FIRST if (choice == "left") != flipped else Label.SECOND
 
 
 def to_choice(label: Label, flipped: bool) -> Choice:
-    """Inverse of ``to_label``."""
+    """Return the choice that ``to_label`` turns into ``label``."""
     if label is Label.TIE:
         return "same"
     return "left" if (label is Label.FIRST) != flipped else "right"

@@ -1,15 +1,10 @@
-"""How small networks are trained, and the embedding that both sync experts are.
+"""The training loop of small networks, and the base class of the lip-sync experts.
 
-The step that every supervised training takes, and how the small models learn: AdamW on a learning rate that rises
-over a tenth of the steps and falls to nothing.
+    θ ← AdamW(θ, lr(t), ∇L_t),   ‖∇L_t‖ ≤ 1,   skipped where ∇L_t is not finite
 
-    θ ← AdamW(θ, lr(t), ∇L_t),   ‖∇L_t‖ ≤ 1,   left out where ∇L_t is not finite
-
-What both sync experts are, whatever they look at: lips and sound embedded into one space.
-
-    score[t] = cos( embed_face(lips)[t], embed_audio(mel)[t] )
-
-The reward's and the evaluation's expert know nothing of each other; they share this, and neither networks nor input.
+``GuardedStep`` is the optimiser step that every supervised training takes; ``descend`` is a whole training of a small
+model with it. ``JointEmbedding`` is the base class of both lip-sync experts, that of the reward and that of the
+evaluation: these share the class, but neither networks nor inputs.
 """
 
 from __future__ import annotations
@@ -32,39 +27,46 @@ from flowportrait.terminal import StopRequest
 from flowportrait.terminal import say as log
 
 Report = Callable[[int, float, float], None]
-"""Told the step, its loss and the seconds left, every ``EVERY`` steps."""
-EVERY = 50
-RISE, LONGEST = 0.1, 1.0
+"""A callback that gets the step, its loss and the remaining seconds, every ``REPORT_EVERY`` steps."""
+REPORT_EVERY = 50
+WARMUP_SHARE, MAX_GRADIENT_NORM = 0.1, 1.0
+"""Share of the steps in which the learning rate rises, and the norm that gradients are clipped to."""
 GIVE_UP = 20
-"""Steps in a row without a finite gradient after which a training is ended."""
+"""Steps in a row without a finite gradient after which a training is stopped."""
 
 
 class GuardedStep:
-    """An optimiser's step with the gradient clipped to ``longest``; one that is not finite changes nothing.
+    """An optimiser step with the gradient clipped to the norm ``max_norm``, which skips gradients that are not finite.
 
-    Gradients are those of all processes together, so that all of them decide alike.
+    Gradients are already averaged over all processes, so that every process takes the same decision.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, longest: float = LONGEST
+        self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, max_norm: float = MAX_GRADIENT_NORM
     ) -> None:
-        self.parameters, self.optimizer, self.longest = list(parameters), optimizer, longest
-        self.left_out = 0
-        """Steps in a row."""
+        self.parameters, self.optimizer, self.max_norm = list(parameters), optimizer, max_norm
+        self.skipped = 0
+        """Steps skipped in a row."""
 
     def __call__(self, step: int) -> bool:
-        """Take the step, named by its number in messages; returns whether it was taken.
+        """Take the optimiser step, unless the gradient is not finite.
+
+        Args:
+            step: number of the step in messages.
+
+        Returns:
+            Whether the step was taken.
 
         Raises:
             BadInput: the gradient was not finite ``GIVE_UP`` times in a row.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.longest)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         if math.isfinite(float(norm.full_tensor() if isinstance(norm, DTensor) else norm)):
-            self.left_out = 0
+            self.skipped = 0
             self.optimizer.step()
             return True
-        self.left_out += 1
-        if self.left_out == GIVE_UP:
+        self.skipped += 1
+        if self.skipped == GIVE_UP:
             raise BadInput(
                 f"The gradient was not finite in {GIVE_UP} steps in a row, up to step {step}: lower the learning rate, "
                 "train in fp32, or look for damaged clips; the last state saved is kept."
@@ -74,7 +76,7 @@ class GuardedStep:
 
 
 def silent(step: int, loss: float, left: float) -> None:
-    """A report to nobody."""
+    """Report nothing."""
 
 
 def descend(
@@ -85,61 +87,74 @@ def descend(
     weight_decay: float,
     report: Report = silent,
 ) -> None:
-    """Take ``steps`` steps down ``loss(step)`` with those parameters that want gradients.
+    """Minimise ``loss(step)`` with AdamW over the parameters that require gradients.
+
+    The learning rate rises over the first tenth of the steps and then falls to almost zero (``OneCycleLR``).
 
     Raises:
-        BadInput: the gradient stays infinite.
-        KeyboardInterrupt: asked to stop, after the step under way.
+        BadInput: the gradient stays non-finite.
+        KeyboardInterrupt: the user asked to stop; raised after the current step.
     """
-    learned = [parameter for parameter in parameters if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learned, learning_rate, weight_decay=weight_decay)
-    guarded = GuardedStep(learned, optimiser)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1, pct_start=RISE)
-    began = time.monotonic()
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, learning_rate, weight_decay=weight_decay)
+    guarded_step = GuardedStep(trained, optimiser)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, learning_rate, total_steps=steps + 1, pct_start=WARMUP_SHARE
+    )
+    started = time.monotonic()
     with StopRequest() as stop:
         for step in range(steps):
-            now = loss(step)
+            step_loss = loss(step)
             optimiser.zero_grad()
-            now.backward()
+            step_loss.backward()
             done = step + 1
-            guarded(done)
+            guarded_step(done)
             schedule.step()
-            if done % EVERY == 0:
-                report(done, float(now.detach()), (time.monotonic() - began) / done * (steps - done))
+            if done % REPORT_EVERY == 0:
+                report(done, float(step_loss.detach()), (time.monotonic() - started) / done * (steps - done))
             if stop.asked:
                 break
     stop.obey()
 
 
 class JointEmbedding(nn.Module, ABC):
-    """Unit vectors ``[B, T − WINDOW + 1, DIM]`` of lips seen for ``WINDOW`` frames, and of the sound meanwhile."""
+    """An embedding of lips and of sound into one space, whose cosine scores lip sync.
+
+        score[t] = cos( embed_face(lips)[t], embed_audio(mel)[t] )
+
+    Embeddings are unit vectors ``[B, T − WINDOW + 1, DIM]``, one for each window of ``WINDOW`` frames.
+    """
 
     WINDOW: int
     DIM: int
     log_scale: nn.Parameter
-    """ln of how sharply training tells pairs apart."""
+    """Logarithm of the scale (inverse temperature) of the cosines in the contrastive training loss."""
 
     @abstractmethod
     def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
-        """Of lips ``[B, T, …]``."""
+        """Embed lips ``[B, T, …]``."""
 
     @abstractmethod
     def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
-        """Of log-mel ``[B, 4T, 80]``; each window hears exactly its own ``4 · WINDOW`` columns."""
+        """Embed log-mel ``[B, 4T, 80]``; each window depends on exactly its own ``4 · WINDOW`` columns."""
 
     def score(self, lips: torch.Tensor, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine per window ``[B, T − WINDOW + 1]``, the t-th centred on frame t + WINDOW // 2, and its mean per clip
-        ``[B]``."""
+        """Score the synchrony of lips and sound.
+
+        Returns:
+            The cosine of every window ``[B, T − WINDOW + 1]``, where window t is centred on frame t + WINDOW // 2, and
+            its mean over each clip ``[B]``.
+        """
         cosine = (self.embed_face(lips) * self.embed_audio(mel)).sum(-1)
         return cosine, cosine.mean(-1)
 
     def save(self, path: Path) -> None:
-        """Write float16 safetensors, whole or not at all."""
+        """Write float16 safetensors; the file appears only when it is complete."""
         write_weights(path, self.state_dict())
 
     @classmethod
     def read(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Load an expert written by ``save``, ready to score (no dropout, weights frozen)."""
+        """Load what ``save`` wrote, in evaluation mode and with frozen weights."""
         expert = cls()
         expert.load_state_dict(read_weights(path))
         return place(expert.eval().requires_grad_(False), device, dtype)

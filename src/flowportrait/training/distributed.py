@@ -1,15 +1,14 @@
-"""Several processes that train as one, and networks in shards.
+"""Training on several processes, with networks that are replicated (DDP) or sharded (FSDP2).
 
-Several processes that train as one: who they are, what each says, what one decides for all, where curves go.
+Communication between processes:
 
-roll_call   every process says something     ─► all of it, to each
-on_main     one process does it              ─► its result or its error, to each
+    roll_call   every process passes a value      ─► every process gets all values
+    on_main     the main process does something   ─► every process gets its result or its error
+    one_voice   any process fails                 ─► the main process alone reports it
 
-A network as one of several processes holds it: whole on one, replicated (DDP), or in shards (FSDP2).
+A network over its life in a training:
 
-distribute ─► step: exchanging ─► act: gathered ─► deliver: whole
-
-The same numbers again: what torch needs for one.
+    distribute ─► train: exchanging ─► roll out: gathered ─► save: whole
 """
 
 from __future__ import annotations
@@ -43,27 +42,38 @@ from flowportrait.errors import BadInput
 
 Anything = TypeVar("Anything")
 
+# --- Processes ---------------------------------------------------------------------------------------------------
+
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for the slowest one: a reward server may be away for a while."""
+PROCESS_TIMEOUT = timedelta(hours=2)
+"""How long processes wait for the slowest one; long, because a reward server may be away for a while."""
 
 
 def processes(**more: Any) -> Accelerator:
-    """The device of this process and its part among all; ``more`` goes to ``Accelerator``. What is rounded how is the
-    recipe's to say (``autocast``), not the launcher's."""
+    """Return the accelerator that describes the processes and the device of this one.
+
+    Mixed precision is left to the recipe (``autocast``), whatever the launcher says.
+
+    Args:
+        more: further arguments of ``Accelerator``.
+    """
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **more,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)], **more,
     )  # fmt: skip
     if accelerator.num_processes > 1:
-        # A process that ends with the threads of its group still running is aborted at times.
+        # A process that ends while the threads of its group still run is sometimes aborted.
         atexit.register(accelerator.state.destroy_process_group)
     return accelerator
 
 
 def tracking(track: str | None, output: Path) -> Accelerator:
-    """The device and the processes, and a tracker in ``output`` if one is named.
+    """Return the accelerator as ``processes`` does, with an experiment tracker that writes into ``output``.
+
+    Args:
+        track: ``tensorboard``, ``wandb``, or None for no tracker.
+        output: the folder of the run.
 
     Raises:
         BadInput: an unknown tracker, or one that is not installed.
@@ -77,13 +87,17 @@ def tracking(track: str | None, output: Path) -> Accelerator:
     return processes(log_with=track, project_dir=str(output))
 
 
-def roll_call(accelerator: Accelerator, own: Anything) -> list[Anything]:
-    """What every process says, in the order of the processes; all must call it together."""
-    return gather_object([own]) if accelerator.num_processes > 1 else [own]
+def roll_call(accelerator: Accelerator, value: Anything) -> list[Anything]:
+    """Return the values of all processes, in the order of the processes; all must call it together."""
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
-    """The main process's result, for all; what it raises, all raise. All must call it together."""
+    """Do ``work`` on the main process and return its result on every process; all must call it together.
+
+    Raises:
+        BadInput: the main process raised it; likewise ``OSError``.
+    """
     result: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -99,10 +113,10 @@ def on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
 
 @contextmanager
 def one_voice(accelerator: Accelerator, output: Path) -> Iterator[None]:
-    """What the user is told, the main process tells; the others end with the exit code of bad input.
+    """Report errors inside the block on the main process alone; the others exit with the code of bad input.
 
     Raises:
-        BadInput: from inside, or because ``output`` could not be written.
+        BadInput: from inside the block, or because ``output`` could not be written.
     """
     try:
         yield
@@ -114,21 +128,27 @@ def one_voice(accelerator: Accelerator, output: Path) -> Iterator[None]:
         raise
 
 
+# --- Networks ----------------------------------------------------------------------------------------------------
+
+
 def distribute(accelerator: Accelerator, network: nn.Module) -> nn.Module:
-    """The network as this process trains it: as it is, replicated (DDP), or where the launcher asks for FSDP, sharded
-    in place over all processes, with a unit for each block that the network's parts say not to split."""
+    """Return the network as this process trains it.
+
+    On one process that is the network itself; on several it is replicated (DDP), or, where the launcher asks for FSDP,
+    sharded in place over all processes, with one unit for each class in ``_no_split_modules`` of the network's parts.
+    """
     if accelerator.num_processes == 1:
         return network.to(accelerator.device)
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        # What conditions are encoded with is not reached by the replay: its parameters are unused.
+        # The replay does not run the encoders of conditions: their parameters are unused in the backward pass.
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         return accelerator.prepare(network)
     for tensor in (*network.parameters(), *network.buffers()):
         torch.distributed.broadcast(tensor.data, 0)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    whole = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    unit_classes = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     for part in network.modules():
-        if type(part).__name__ in whole:
+        if type(part).__name__ in unit_classes:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(network, "fsdp_root_forward")
@@ -136,14 +156,17 @@ def distribute(accelerator: Accelerator, network: nn.Module) -> nn.Module:
 
 
 def shards(network: nn.Module) -> list[FSDPModule]:
-    """Units of the network that are sharded, outermost first; none unless it was sharded."""
+    """Return the FSDP units of the network, outermost first; none unless it was sharded."""
     return [part for part in network.modules() if isinstance(part, FSDPModule)]
 
 
 @contextmanager
 def gathered(network: nn.Module) -> Iterator[None]:
-    """Whole weights on every process inside the block, so that acting, which calls the policy's parts by themselves
-    and often, exchanges nothing: a rollout gathers them once and not once per denoising step."""
+    """Keep all weights on every process inside the block.
+
+    A rollout calls the parts of a policy by themselves and often; with this it gathers the weights once and not once
+    per denoising step.
+    """
     units = shards(network)
     if units:
         network.fsdp_root_forward()  # type: ignore[operator]
@@ -159,13 +182,19 @@ def gathered(network: nn.Module) -> Iterator[None]:
 
 
 def outline(network: nn.Module) -> nn.Module:
-    """The network without its numbers: what to pour gathered weights into."""
+    """Return a copy of the network on the ``meta`` device, without memory, to load gathered weights into."""
     tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): _empty(tensor) for tensor in tensors})
+    return copy.deepcopy(network, {id(tensor): _meta_tensor(tensor) for tensor in tensors})
 
 
-def whole(accelerator: Accelerator, network: nn.Module, outline: nn.Module) -> nn.Module | None:
-    """A plain copy of a network that may be sharded, on the main process; all processes together."""
+def whole(accelerator: Accelerator, network: nn.Module, template: nn.Module) -> nn.Module | None:
+    """Return an unsharded copy of a network on the main process, None on the others; all call it together.
+
+    Args:
+        accelerator: the processes.
+        network: a network that may be sharded.
+        template: what ``outline`` returned for the network before it was distributed.
+    """
     if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return copy.deepcopy(network) if accelerator.is_main_process else None
     state = {}
@@ -175,19 +204,24 @@ def whole(accelerator: Accelerator, network: nn.Module, outline: nn.Module) -> n
             state[name] = full.cpu()
     if not accelerator.is_main_process:
         return None
-    result = copy.deepcopy(outline)
+    result = copy.deepcopy(template)
     result.load_state_dict(state, assign=True)
     return result
 
 
-def _empty(tensor: torch.Tensor) -> torch.Tensor:
+def _meta_tensor(tensor: torch.Tensor) -> torch.Tensor:
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 @contextmanager
 def exchanging(network: nn.Module, now: bool) -> Iterator[None]:
-    """Whether this backward pass exchanges gradients, or adds to what a later one will."""
+    """Choose whether a backward pass inside the block averages gradients over the processes.
+
+    Args:
+        network: what ``distribute`` returned.
+        now: False to only accumulate gradients on this process, for a later backward pass to average.
+    """
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(now)
         yield
@@ -198,7 +232,13 @@ def exchanging(network: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
+# --- Determinism -------------------------------------------------------------------------------------------------
+
+
 def repeatable() -> None:
-    """Without this a convolution's gradient on a CPU depends on where memory happens to lie, in the last bit."""
+    """Make torch compute the same numbers every time.
+
+    Without this, the last bit of a convolution's gradient on a CPU depends on the alignment of memory.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.mkldnn.set_flags(_deterministic=True)

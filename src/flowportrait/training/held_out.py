@@ -1,8 +1,8 @@
-"""Samples of held-out prompts, measured by the evaluation.
+"""Samples of held-out prompts during a training, measured by the evaluation.
 
     samples/00010/<prompt>.mp4 ─► evaluation experts ─► sync, amplitude, trembling, …
 
-Nobody trains on these prompts, and what measures here is never a reward.
+No training uses these prompts, and none of these measures is a reward.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from flowportrait.pipelines.animate import AnimatePipeline
 
 SIZE = 256
 """Height and width of the samples in pixels."""
-SECONDS = 4.0
+SAMPLE_SECONDS = 4.0
 MEASURES = {
     "sync": ("sync_in_time", "sync_in_time_short"), "amplitude": ("mouth_amplitude",), "trembling": ("tfi",),
     "expression": ("ecs",), "head": ("head_range",), "silent_lip": ("silent_lip",),
 }  # fmt: skip
-"""What is logged as ``evaluation/…`` and the evaluation's figures it is taken from, the first that exists."""
+"""Names that are logged as ``evaluation/…``, each with the figures of ``measure_video`` that it is read from: the first
+that exists."""
 
 
-class Named(Protocol):
-    """A prompt of any kind."""
+class HasId(Protocol):
+    """Any prompt that has an id."""
 
     @property
     def id(self) -> str:
-        """Name of its video."""
+        """Name of the prompt and of its video."""
         ...
 
 
-AnyPrompt = TypeVar("AnyPrompt", bound=Named)
+AnyPrompt = TypeVar("AnyPrompt", bound=HasId)
 
 
 def measure_samples(
@@ -50,13 +51,13 @@ def measure_samples(
     """Write a sample of every prompt into ``folder`` and measure it.
 
     Args:
-        prompts: what to draw.
+        prompts: the held-out prompts.
         folder: where the videos go, one ``<id>.mp4`` for each prompt.
-        write_sample: writes the video of a prompt under the given name.
+        write_sample: writes the video of a prompt to the given path.
 
     Returns:
-        Means over the prompts, as ``evaluation/NAME``; what no sample has is left out. ``evaluation/faces`` is the
-        share of samples that show a face, where that is less than all of them.
+        Means over the prompts as ``evaluation/NAME``, without figures that no sample has. ``evaluation/faces`` is the
+        share of samples that show a face; it is left out when all of them do.
     """
     rows = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,24 +68,24 @@ def measure_samples(
             rows.append(measure_video(path).row)
         except BadInput:  # no face in it
             continue
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for name, keys in MEASURES.items():
         values = [next((row[key] for key in keys if isinstance(row.get(key), (int, float))), None) for row in rows]
         known = [float(value) for value in values if isinstance(value, (int, float)) and np.isfinite(value)]
         if known:
-            found[f"evaluation/{name}"] = float(np.mean(known))
+            means[f"evaluation/{name}"] = float(np.mean(known))
     if len(rows) < len(prompts):
-        found["evaluation/faces"] = len(rows) / len(prompts)
-    return found
+        means["evaluation/faces"] = len(rows) / len(prompts)
+    return means
 
 
 def write_portrait_sample(generator: ARFlow, prompt: Prompt, path: Path) -> None:
-    """Write the first four seconds of a prompt as our generator speaks it, always from the same seed."""
-    audio = read_audio(prompt.audio)[: round(SECONDS * SAMPLE_RATE)]
+    """Write the first four seconds of a prompt as drawn by our generator, always from the same seed."""
+    audio = read_audio(prompt.audio)[: round(SAMPLE_SECONDS * SAMPLE_RATE)]
     video = AnimatePipeline(generator)(Portrait.from_image(read_image(prompt.image), SIZE), audio, crop=True)
     video.save(path, sign=False, watermark=False)
 
 
 def draw_and_measure(generator: ARFlow, prompts: Sequence[Prompt], folder: Path) -> dict[str, float]:
-    """Draw every prompt with our generator on this process and measure it, see ``measure_samples``."""
+    """Draw every prompt with our generator on this process, and measure the videos as ``measure_samples`` does."""
     return measure_samples(prompts, folder, lambda prompt, path: write_portrait_sample(generator, prompt, path))

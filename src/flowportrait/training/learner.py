@@ -1,17 +1,9 @@
-"""What every long training has in common, and its weights in their roles.
+"""The base class of long trainings: weights in several roles, an optimiser, and a state that can be resumed.
 
-The weights a run keeps beside the live ones, as copies of what is trained.
+    network ─► distribute (whole, replicated or sharded) ─► roles: live, ema, … ─► state_dict ─► training/state.py
 
-    live  is trained     ref  never moves     ema  follows and is delivered     old  follows slowly, makes rollouts
-
-Of sharded weights every process keeps its shard of each role. Only trainable tensors are kept: of a model that trains
-adapters (LoRA), a role is the adapters, and ``ref`` is theirs before the first update, which change nothing.
-
-What every long training has in common: weights in their roles, an optimiser, and a state that survives anything.
-
-    network ─► distribute (whole, replicated or in shards) ─► roles: live, ema, … ─► state_dict ─► training/state.py
-
-Supervised training (``models/flow_matching.py``) and post-training (``rl/learner.py``) add what they learn from.
+``Roles`` keeps copies of the trained weights; ``Learner`` is one process of a training. Supervised training
+(``models/flow_matching.py``) and post-training (``rl/learner.py``) subclass it and add their loss.
 """
 
 from __future__ import annotations
@@ -36,7 +28,10 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class SlowCopy:
-    """``old`` after iteration i:  old ← d·old + (1−d)·live,  d = min(rate·i, max_decay)  (DiffusionNFT, 2509.16117)."""
+    """How the role ``old`` follows the live weights (DiffusionNFT, 2509.16117).
+
+    After iteration i:  old ← d·old + (1−d)·live,  d = min(rate·i, max_decay)
+    """
 
     rate: float = 1e-3
     max_decay: float = 0.5
@@ -48,7 +43,14 @@ class SlowCopy:
 
 
 class Roles:
-    """Roles of one policy. ``with roles.use("ema"):`` puts that role's weights in the policy for a while."""
+    """Copies of a policy's trained weights, one for each role.
+
+        live  is trained     ref  never moves     ema  follows and is saved     old  follows slowly, makes rollouts
+
+    ``with roles.use("ema"):`` puts the weights of that role into the policy for a while. Of sharded weights every
+    process keeps its shard of each role. Only trainable tensors are kept: for a model that trains adapters (LoRA), a
+    role holds the adapters, and ``ref`` the adapters before the first update, which change nothing.
+    """
 
     def __init__(
         self,
@@ -58,7 +60,15 @@ class Roles:
         network: nn.Module | None = None,
         reference: bool = True,
     ) -> None:
-        """network: holds the policy, where that is what was sharded. reference: whether to keep ``ref``."""
+        """Copy the trained weights of ``policy`` into every role.
+
+        Args:
+            policy: the model in which the live weights are.
+            ema: decay of the role ``ema``.
+            old: how the role ``old`` follows; None for no such role.
+            network: what was distributed, if that is a network around the policy.
+            reference: whether to keep the role ``ref``.
+        """
         self.policy = policy
         self.network = network or policy
         self.decay = ema
@@ -72,18 +82,21 @@ class Roles:
         return "old" if self.slow else "live"
 
     def trained(self) -> Weights:
-        """The live trainable tensors by name; what was gathered of them is forgotten, lest it outlive a change."""
+        """Return the live trainable tensors by name.
+
+        Gathered weights are released first, since they would be outdated after a change.
+        """
         return {name: parameter.data for name, parameter in self.parameters().items()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name, as the optimiser knows it."""
+        """Return the trainable parameters by name, as the optimiser knows them; gathered weights are released."""
         for unit in shards(self.network):
             unit.reshard()
         return {name: parameter for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
-        """Act as ``role`` inside the block; the live weights are back afterwards, whatever happens."""
+        """Put the weights of ``role`` into the policy inside the block; afterwards the live ones are restored."""
         if role not in self.copies:
             yield
             return
@@ -96,21 +109,21 @@ class Roles:
 
     @torch.no_grad()
     def after_update(self, updates: int) -> None:
-        """Move ``ema`` towards ``live``; early on it follows faster, so that it forgets the start."""
+        """Move ``ema`` towards ``live`` after an update; at first it follows faster, so that the start is forgotten."""
         self._follow("ema", min(self.decay, (1 + updates) / (10 + updates)))
 
     @torch.no_grad()
     def after_iteration(self, iteration: int) -> None:
-        """Move ``old`` towards ``live``, if there is one."""
+        """Move ``old`` towards ``live`` after an iteration, if the role exists."""
         if self.slow:
             self._follow("old", min(self.slow.rate * iteration, self.slow.max_decay))
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights of all roles."""
+        """Return the weights of all roles as ``{role: {name: tensor}}``."""
         return {"live": self._copy(), **self.copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of ``state_dict``."""
+        """Load what ``state_dict`` returned."""
         self._write(state["live"])
         for role, copies in self.copies.items():
             self.copies[role] = {name: state[role][name] for name in copies}
@@ -133,7 +146,7 @@ class Roles:
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that this process holds; all of it, unless it is sharded."""
+    """Return the part of a tensor that this process holds; all of it, unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -141,7 +154,7 @@ class Learner(ABC):
     """One process of a training.
 
     Attributes:
-        network: the network as this process trains it; its forward pass is that of training.
+        network: the network as this process trains it; its forward pass is the one that is trained.
         roles: the trained weights and their copies by role.
         optimizer: set by the subclass.
         iteration: how many steps or iterations were taken.
@@ -158,51 +171,59 @@ class Learner(ABC):
         old: SlowCopy | None = None,
         reference: bool = True,
     ) -> None:
-        """model: what is trained, on its device. network: holds the model, and its forward pass is that of training.
-        ema, old, reference: see ``Roles``."""
+        """Distribute the network and copy its weights into their roles.
+
+        Args:
+            model: the model to train, on its device.
+            network: a network around the model; its forward pass is the one that is trained.
+            accelerator: the processes.
+            ema: see ``Roles``, like ``old`` and ``reference``.
+        """
         self.accelerator = accelerator
         self.device = accelerator.device
-        self.outline = outline(model)
+        self.template = outline(model)
         self.network = distribute(accelerator, network)
         self.roles = Roles(model, ema, old, self.network, reference)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.iteration = 0
 
     def whole(self) -> nn.Module | None:
-        """A copy of the model as it is now, on the main process; all processes together."""
-        return whole(self.accelerator, self.roles.policy, self.outline)
+        """Return an unsharded copy of the model on the main process, None on the others; all call it together."""
+        return whole(self.accelerator, self.roles.policy, self.template)
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:
-        """Plain values that a state holds besides tensors."""
+        """Return the plain values (JSON) that a state holds besides tensors."""
 
     @abstractmethod
     def load_progress(self, progress: Mapping[str, Any]) -> None:
-        """Inverse of ``progress``."""
+        """Load what ``progress`` returned."""
 
     def check_progress(self, progress: Mapping[str, Any], run: Path) -> None:
-        """See that a state of the run in this folder can be resumed with these settings.
+        """Check that a state of the run in this folder can be resumed with these settings.
 
         Raises:
-            BadInput: it cannot.
+            BadInput: the state cannot be resumed.
         """
         return
 
     def process_state(self) -> Weights:
-        """Tensors that this process alone has."""
+        """Return the tensors that this process alone has."""
         return {}
 
     def load_process_states(self, states: Sequence[Weights]) -> None:
-        """Inverse of ``process_state``, from the states of all processes; there may be another number of them now."""
+        """Load what ``process_state`` returned on all processes; the number of processes may have changed since."""
         return
 
     def fixed_tensors(self) -> Weights:
-        """Tensors by name that are not trained and belong to a state all the same."""
+        """Return tensors by name that are not trained but belong to a state."""
         return {}
 
     def state_dict(self) -> Weights:
-        """Weights of all roles, the optimiser's moments, and what is fixed, as ``kind/name``. Noise, prompts and plans
-        are functions of the iteration and need no state."""
+        """Return the weights of all roles, the optimiser's moments and the fixed tensors, as ``kind/name``.
+
+        Noise, prompts and plans are functions of the iteration and need no state.
+        """
         roles = self.roles.state_dict()
         state = {f"{role}/{name}": value for role, weights in roles.items() for name, value in weights.items()}
         for name, parameter in self.roles.parameters().items():
@@ -212,7 +233,7 @@ class Learner(ABC):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Inverse of ``state_dict``."""
+        """Load what ``state_dict`` returned."""
         kinds: dict[str, Weights] = {}
         for key, value in state.items():
             kind, _, name = key.partition("/")
@@ -222,4 +243,6 @@ class Learner(ABC):
         self.roles.load_state_dict(kinds)
         moments = {kind.removeprefix("optimizer."): kinds[kind] for kind in kinds if kind.startswith("optimizer.")}
         for name, parameter in self.roles.parameters().items():
-            self.optimizer.state[parameter] = {kind: own[name] for kind, own in moments.items() if name in own}
+            self.optimizer.state[parameter] = {
+                kind: tensors[name] for kind, tensors in moments.items() if name in tensors
+            }

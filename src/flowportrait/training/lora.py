@@ -1,4 +1,4 @@
-"""Low-rank adapters in place of all weights.
+"""Low-rank adapters (LoRA, Hu et al. 2106.09685), trained in place of all weights.
 
 W x  ─►  W x + (α/r)·B A x,      only A and B are trained; B starts at zero
 """
@@ -17,27 +17,29 @@ from flowportrait.errors import BadInput
 
 @dataclass(frozen=True)
 class Lora:
+    """The settings of low-rank adapters."""
+
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers, by the end of their name."""
+    """Ends of the names of the linear layers that get adapters."""
 
     def __post_init__(self) -> None:
         at_least(self, rank=1, alpha=0)
 
 
 def insert(policy: nn.Module, lora: Lora, seed: int) -> None:
-    """Put adapters into ``policy`` and freeze everything else. Changes nothing until trained.
+    """Put adapters into ``policy`` and freeze everything else; the outputs stay the same until they are trained.
 
     Raises:
-        BadInput: a target that no layer has.
+        BadInput: a target matches no linear layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = [name for name, part in policy.named_modules() if isinstance(part, nn.Linear)]
     for target in lora.targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
-            names = sorted({_own_name(name) for name in layers})
+            names = sorted({_layer_name(name) for name in layers})
             raise BadInput(f"lora.targets: no linear layer is called {target}; there are {', '.join(names)}.")
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
     with torch.random.fork_rng(devices=[]):
@@ -46,25 +48,25 @@ def insert(policy: nn.Module, lora: Lora, seed: int) -> None:
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
-            # What is learned is far smaller than what a half-precision weight can be told apart by.
+            # Updates are far smaller than the spacing of numbers in half precision.
             parameter.data = parameter.data.float()
 
 
-def _own_name(name: str) -> str:
-    """The last part that is no number, with the numbers after it: ``to_out.0``."""
+def _layer_name(name: str) -> str:
+    """Return the last part of a name that is no number, with the numbers after it: ``to_out.0``."""
     parts = name.split(".")
     first = max((place for place, part in enumerate(parts) if not part.isdigit()), default=0)
     return ".".join(parts[first:])
 
 
 def merged(policy: nn.Module) -> nn.Module:
-    """A copy of ``policy`` with its adapters added into the weights; without adapters, a plain copy."""
+    """Return a copy of ``policy`` with its adapters added into the weights; without adapters, a plain copy."""
     from peft.tuners.lora import LoraLayer
 
     result = copy.deepcopy(policy)
     for name, part in list(result.named_modules()):
         if isinstance(part, LoraLayer):
             part.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(result.get_submodule(parent), own, part.get_base_layer())
+            parent, _, attribute = name.rpartition(".")
+            setattr(result.get_submodule(parent), attribute, part.get_base_layer())
     return result

@@ -1,13 +1,13 @@
-"""The state of a training on disk.
+"""The state of a training on disk, from which it can be resumed.
 
     state/000010.partial/  ── written, flushed ──►  state/000010/  ──►  older ones removed
         weights/       all roles' weights and the optimiser's moments by name, in shards where they are sharded
         processes/     what each process alone has: rollouts that wait to be trained on, random numbers
         progress.json  iteration, number of processes, and what the learner adds (``Learner.progress``)
 
-Whatever stops a process at whatever moment, the last complete state is what resuming finds. Tensors are safetensors
-throughout, so that reading a state runs no code. States that version 0.1 wrote are read too: there ``processes`` is
-called ``waiting``, and ``progress.json`` names no format.
+Resuming finds the last complete state, whenever a process was stopped. All tensors are safetensors, so that reading a
+state runs no code. States that version 0.1 wrote are read too: there ``processes`` is called ``waiting``, and
+``progress.json`` names no format.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as packed
+from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -34,28 +34,28 @@ from flowportrait.training.distributed import roll_call
 from flowportrait.training.learner import Learner
 from flowportrait.training.lora import merged
 
-FORMAT = 2
-"""Of ``progress.json``; one without it is of version 0.1."""
+STATE_FORMAT = 2
+"""The value of ``format`` in ``progress.json``; files of version 0.1 have none."""
 WEIGHTS, PROCESSES, PROCESSES_V1 = "weights", "processes", "waiting"
 
 
 def write_state(learner: Learner, folder: Path) -> Path:
-    """Write everything that a resumed training needs; all processes together.
+    """Write everything that a resumed training needs; all processes call it together.
 
     Returns:
         The folder of this iteration's state in ``folder``.
 
     Raises:
-        OSError: some process could not write; raised on every process. The state before is untouched.
+        OSError: some process could not write; raised on every process. The previous state is untouched.
     """
     accelerator, target = learner.accelerator, folder / f"{learner.iteration:06d}"
     partial = target.with_suffix(".partial")
     try:
         if not all(roll_call(accelerator, target.is_dir())):
-            _together(learner, lambda: _begin(learner, partial))
-            _together(learner, lambda: _write_process(learner, partial))
+            _on_every_process(learner, lambda: _create_folders(learner, partial))
+            _on_every_process(learner, lambda: _write_process(learner, partial))
             _write_weights(learner, partial / WEIGHTS)
-            _together(learner, lambda: _finish(learner, partial, target))
+            _on_every_process(learner, lambda: _publish(learner, partial, target))
     except OSError:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -66,22 +66,24 @@ def write_state(learner: Learner, folder: Path) -> Path:
 
 
 def latest_state(folder: Path) -> Path | None:
-    """The last complete state in a folder."""
+    """Return the last complete state in a folder, None if there is none."""
     complete = [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()]
     return max(complete, key=lambda path: int(path.name), default=None)
 
 
 def remove_states(folder: Path) -> None:
-    """Remove all states in a folder, for a training that begins anew."""
+    """Remove all states in a folder, for a training that starts from the beginning."""
     if folder.is_dir():
         _remove_states(folder, keep=None)
 
 
 def read_state(learner: Learner, folder: Path) -> None:
-    """Continue from the last complete state in ``folder``, on however many processes; all together.
+    """Load the last complete state in ``folder`` into a learner; all processes call it together.
+
+    The number of processes may differ from that of the training that wrote the state.
 
     Raises:
-        BadInput: there is none, or it is of another training, or of another model.
+        BadInput: there is no state, or it belongs to another training or another model.
     """
     path = latest_state(folder)
     if path is None:
@@ -89,7 +91,7 @@ def read_state(learner: Learner, folder: Path) -> None:
     progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
     learner.check_progress(progress, folder.parent)
     reader = dcp.HuggingFaceStorageReader(str(path / WEIGHTS))
-    state = _blank_state(learner, _sizes(reader), path)
+    state = _empty_state(learner, _sizes(reader), path)
     _load(state, reader, alone=learner.accelerator.num_processes == 1)
     files = [file for name in (PROCESSES, PROCESSES_V1) for file in sorted((path / name).glob("*.safetensors"))]
     restore(learner, state, progress, [load_file(file) for file in files])
@@ -101,7 +103,7 @@ def restore(
     progress: Mapping[str, Any],
     process_states: list[dict[str, torch.Tensor]],
 ) -> None:
-    """Put a state that was read into a learner."""
+    """Put a state that was read from disk into a learner."""
     learner.load_state_dict(state)
     learner.iteration = progress["iteration"]
     learner.load_progress(progress)
@@ -109,12 +111,15 @@ def restore(
 
 
 def read_whole_weights(state: Path, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Tensors of some kinds (``live``, ``ema``, ``fixed``, …) in a state, whole and by name, on this process alone."""
+    """Return the unsharded tensors of some kinds (``live``, ``ema``, ``fixed``, …) in a state, by name.
+
+    Reads on this process alone.
+    """
     reader = dcp.HuggingFaceStorageReader(str(state / WEIGHTS))
-    found = reader.read_metadata().state_dict_metadata
+    entries = reader.read_metadata().state_dict_metadata
     tensors = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in found.items()
+        for key, entry in entries.items()
         if isinstance(entry, dcp.TensorStorageMetadata) and key.partition("/")[0] in kinds
     }
     _load(tensors, reader, alone=True)
@@ -122,24 +127,25 @@ def read_whole_weights(state: Path, kinds: tuple[str, ...]) -> dict[str, torch.T
 
 
 def write_checkpoint(learner: Learner, folder: Path, role: str = "ema") -> None:
-    """Write a role's weights (the averaged ones) as a checkpoint to use, adapters merged unless the model keeps them
-    apart; all processes together.
+    """Write the weights of a role, by default the averaged ones, as a checkpoint; all processes call it together.
+
+    Adapters are merged into the weights, unless the model saves them by themselves (``keeps_adapters``).
 
     Raises:
-        OSError: it could not be written; the one before is untouched.
+        OSError: the checkpoint could not be written; the previous one is untouched.
     """
     with learner.roles.use(role):
         model = learner.whole()
-    _together(learner, lambda: _save_model(model, folder))
+    _on_every_process(learner, lambda: _save_model(model, folder))
 
 
 def _sizes(reader: dcp.HuggingFaceStorageReader) -> dict[str, torch.Size]:
-    found = reader.read_metadata().state_dict_metadata
-    return {name: entry.size for name, entry in found.items() if isinstance(entry, dcp.TensorStorageMetadata)}
+    entries = reader.read_metadata().state_dict_metadata
+    return {name: entry.size for name, entry in entries.items() if isinstance(entry, dcp.TensorStorageMetadata)}
 
 
-def _blank_state(learner: Learner, sizes: Mapping[str, torch.Size], path: Path) -> dict[str, torch.Tensor]:
-    """Room for every tensor of a state, sharded like what it belongs to."""
+def _empty_state(learner: Learner, sizes: Mapping[str, torch.Size], path: Path) -> dict[str, torch.Tensor]:
+    """Return a zero tensor for every tensor of a state, sharded like the parameter that it belongs to."""
     parameters, roles, fixed = learner.roles.trained(), learner.roles.state_dict(), learner.fixed_tensors()
     expected = {f"{role}/{name}" for role, weights in roles.items() for name in weights}
     expected |= {f"fixed/{name}" for name in fixed}
@@ -166,13 +172,13 @@ def _load(state: dict[str, torch.Tensor], reader: dcp.HuggingFaceStorageReader, 
 def _save_model(model: nn.Module | None, folder: Path) -> None:
     if model is not None:
         try:
-            own: Any = model if getattr(model, "keeps_adapters", False) else merged(model)
-            own.save_pretrained(folder)
+            to_save: Any = model if getattr(model, "keeps_adapters", False) else merged(model)
+            to_save.save_pretrained(folder)
         except SafetensorError as error:  # how a full disk is reported there
             raise OSError(errno.EIO, str(error)) from error
 
 
-def _begin(learner: Learner, partial: Path) -> None:
+def _create_folders(learner: Learner, partial: Path) -> None:
     if learner.accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / WEIGHTS).mkdir(parents=True)
@@ -183,10 +189,11 @@ def _write_process(learner: Learner, partial: Path) -> None:
     if not partial.is_dir():
         raise OSError(f"process {learner.accelerator.process_index} does not see it; all need one shared folder")
     if tensors := learner.process_state():
-        _write_flushed(partial / PROCESSES / f"{learner.accelerator.process_index:05d}.safetensors", packed(tensors))
+        name = f"{learner.accelerator.process_index:05d}.safetensors"
+        _write_flushed(partial / PROCESSES / name, safetensors_bytes(tensors))
     if learner.accelerator.is_main_process:
         progress = {
-            "format": FORMAT,
+            "format": STATE_FORMAT,
             "iteration": learner.iteration,
             "processes": learner.accelerator.num_processes,
             **learner.progress(),
@@ -209,7 +216,8 @@ def _write_weights(learner: Learner, folder: Path) -> None:
             raise first from error
 
 
-def _finish(learner: Learner, partial: Path, target: Path) -> None:
+def _publish(learner: Learner, partial: Path, target: Path) -> None:
+    """Flush a written state to disk and give it its final name."""
     if learner.accelerator.is_main_process:
         for folder in (partial / WEIGHTS, partial / PROCESSES, partial):
             _flush_folder(folder)
@@ -223,17 +231,17 @@ def _remove_states(folder: Path, keep: Path | None) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _together(learner: Learner, act: Callable[[], None]) -> None:
-    """Do it on every process; what fails on one fails on all."""
-    failed: OSError | None = None
+def _on_every_process(learner: Learner, action: Callable[[], None]) -> None:
+    """Do an action on every process; an ``OSError`` on one is raised on all."""
+    local_error: OSError | None = None
     try:
-        act()
+        action()
     except OSError as error:
-        failed = error
-    errors = roll_call(learner.accelerator, failed and (failed.errno, str(failed)))
-    first = next((own for own in errors if own), None)
-    if failed:
-        raise failed
+        local_error = error
+    errors = roll_call(learner.accelerator, local_error and (local_error.errno, str(local_error)))
+    first = next((error for error in errors if error), None)
+    if local_error:
+        raise local_error
     if first:
         raise OSError(first[0] or 0, f"on another process: {first[1]}")
 

@@ -1,10 +1,10 @@
-"""What an objective sees and returns.
+"""This module defines the interface of objectives, the losses of post-training.
 
     points(trajectory) ─► live, old, ref velocities there ─► loss(inputs)
 
-The trainer evaluates the roles an objective ``needs``; ``old`` and ``ref`` are fixed before an iteration's first
-update, ``live`` carries the gradient. Losses are means over what is trainable, so that equal micro-batches, or
-equal shares on several processes, average to the loss of the whole.
+The learner evaluates the velocities of the roles that an objective ``needs``. Those of ``old`` and ``ref`` are computed
+before the first update of an iteration, and ``live`` has the gradient. Losses are means over trainable transitions, so
+that micro-batches of equal size, or equal shares on several processes, average to the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from flowportrait.rl.rollout import Points, Trajectory
 Reduce = Literal["sum", "mean"]
 
 FIXED_ROLES = frozenset({"old", "ref"})
-"""Roles that every run has beside ``live``: the weights that made the rollouts, and those of the start."""
+"""Roles that every run has beside ``live``: the weights that made the rollouts, and the starting weights."""
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """The advantage of every sample, and whether it was judged at all.
+    """The advantages of a batch, and which samples have a score at all.
 
-    A region weighs by its number of latent elements, so that the same advantage in all regions is that of no regions.
+    The weight of a region is its number of latent elements, so that equal advantages in all regions have the same
+    effect as one advantage without regions.
 
-    Args:
+    Attributes:
         value: ``[B, N, R, P]`` of every sample, chunk, denoising step and region; N, R and P may be 1.
-        regions: ``[P, D]``, 1 where a latent element belongs to a region; None: all elements belong to one.
-        valid: ``[B, 1, 1, P]`` (P may be 1), false where a sample could not be judged: its zero is then no score, and
-            it has no weight and is in no pair. None: all were judged.
-        equal_regions: all regions weigh the same in means, as in version 0.1.
+        regions: ``[P, D]``, 1 where a latent element belongs to a region. None: there is one region of all elements.
+        valid: ``[B, 1, 1, P]`` (P may be 1), false where a sample could not be scored: it has no weight and is in no
+            pair. None: all samples were scored.
+        equal_regions: give all regions the same weight in means, as in version 0.1.
     """
 
     value: torch.Tensor
@@ -45,49 +46,48 @@ class Advantage:
     equal_regions: bool = False
 
     def select(self, rows: torch.Tensor) -> Advantage:
-        """The samples at ``rows``."""
+        """Return the samples at ``rows``."""
         return replace(self, value=self.value[rows], valid=None if self.valid is None else self.valid[rows])
 
     def to(self, device: torch.device | str) -> Advantage:
-        """A copy on a device; ``regions`` stays where it is."""
+        """Return a copy on a device. ``regions`` stays where it is."""
         return replace(self, value=self.value.to(device), valid=None if self.valid is None else self.valid.to(device))
 
     def mask_invalid(self, parts: torch.Tensor) -> torch.Tensor:
-        """Values ``[B, N, R, P]`` with zeros where the sample was not judged in the region."""
+        """Return values ``[B, N, R, P]`` with zeros where the sample has no score in the region."""
         return parts if self.valid is None else torch.where(self.valid, parts, 0)
 
     @property
     def is_judged(self) -> torch.Tensor:
-        """Samples ``[B]`` that were judged in some region."""
+        """Return the mask ``[B]`` of samples with a score in some region."""
         if self.valid is None:
             return torch.ones(len(self.value), dtype=torch.bool, device=self.value.device)
         return self.valid.flatten(1).any(1)
 
     def average(self, parts: torch.Tensor) -> torch.Tensor:
-        """The mean of a loss ``[B, N, R, P]`` over samples, chunks, states and regions.
+        """Return the mean of a loss ``[B, N, R, P]`` over samples, chunks, states and regions.
 
-        Samples that were not judged add nothing and count in the number that it is divided by, so that it does not
-        depend on how a batch is divided.
+        Samples without a score add nothing but count in the divisor, so that the mean does not depend on how a batch is
+        divided.
         """
         parts = self.mask_invalid(parts)
         return parts.mean() if self.equal_regions else self.combine_regions(parts, "mean").mean()
 
     def average_elements(self, elements: torch.Tensor) -> torch.Tensor:
-        """The same for a loss of latent elements ``[B, N, R, D]`` without regions, as a pull to a reference."""
+        """Return the mean of a loss of latent elements ``[B, N, R, D]`` that has no regions, such as a KL term."""
         return (elements.mean(-1) * self.is_judged[:, None, None]).mean()
 
     def reduce(self, elements: torch.Tensor, how: Reduce) -> torch.Tensor:
-        """Values per region ``[B, N, R, P]`` from values per latent element ``[B, N, R, D]``."""
+        """Return the sum or mean ``[B, N, R, P]`` over each region of values per latent element ``[B, N, R, D]``."""
         if self.regions is None:
             return elements.sum(-1, keepdim=True) if how == "sum" else elements.mean(-1, keepdim=True)
         weights = self.regions.to(elements) if how == "sum" else self.regions / self.regions.sum(1, keepdim=True)
         return elements @ weights.to(elements).T
 
     def combine_regions(self, parts: torch.Tensor, how: Reduce) -> torch.Tensor:
-        """Values of all regions together ``[B, N, R, 1]`` from those per region ``[B, N, R, P]``.
+        """Return the values of all regions together ``[B, N, R, 1]`` from those per region ``[B, N, R, P]``.
 
-        They are added; where each is a mean over its elements, they are averaged with the numbers of elements as
-        weights.
+        Sums are added. Means are averaged with the numbers of elements as weights.
         """
         if self.regions is None or how == "sum":
             return parts.sum(-1, keepdim=True)
@@ -96,13 +96,13 @@ class Advantage:
 
     @property
     def per_sample(self) -> torch.Tensor:
-        """The mean advantage of every sample ``[B]``."""
+        """Return the mean advantage of every sample ``[B]``."""
         return self.value.flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Samples, their advantage, the points, and the roles' velocities ``[B, N, R, D]`` there."""
+    """Samples, their advantage, the points, and the velocities ``[B, N, R, D]`` of the live weights and other roles."""
 
     trajectory: Trajectory
     advantage: Advantage
@@ -112,43 +112,47 @@ class LossInputs:
 
 
 class Loss(NamedTuple):
-    """The scalar to minimise and what to log."""
+    """The scalar to minimise, and metrics to log."""
 
     total: torch.Tensor
     metrics: dict[str, float]
 
 
 class Objective(Protocol):
-    """A loss; implementations are frozen dataclasses of their settings."""
+    """A loss of post-training. Implementations are frozen dataclasses of their settings."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Roles beside ``live``: some of ``FIXED_ROLES``, and of those that the recipe's stages add."""
+        """Return the roles that it uses beside ``live``: ``FIXED_ROLES``, or roles that stages of the recipe add."""
         ...
 
     @property
     def whole_groups(self) -> bool:
-        """Whether it compares siblings, so that groups must not be divided."""
+        """Return whether it compares the samples of a group, so that groups must not be divided."""
         ...
 
     def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
-        """Where velocities are needed; all randomness comes from ``key``."""
+        """Return the states at which it needs velocities. All randomness comes from ``key``."""
         ...
 
     def __call__(self, inputs: LossInputs) -> Loss:
-        """The loss."""
+        """Return the loss of a batch."""
         ...
 
 
 def masked_mean(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of ``[B, N, R, P]`` where mask ``[B, N, R]`` is true; zero if it nowhere is."""
+    """Return the mean of values ``[B, N, R, P]`` where the mask ``[B, N, R]`` is true, or zero if it is true
+    nowhere."""
     where = mask[..., None].expand_as(value)
     return torch.where(where, value, 0).sum() / where.sum().clamp_min(1)
 
 
 def noised_points(trajectory: Trajectory, count: int, key: NoiseKey, by_group: bool = False) -> Points:
-    """``count`` noised states of every clean chunk: σ stratified over (0, 1) per sample, noise per sample, chunk and
-    state, or with ``by_group`` shared by siblings."""
+    """Return ``count`` noised states of every clean chunk.
+
+    The noise levels of a sample are stratified over (0, 1). The noise is that of sample, chunk and state; with
+    ``by_group`` all samples of a group share levels and noise.
+    """
     ids = (trajectory.group if by_group else trajectory.sample).tolist()
     chunks, size = trajectory.latents.shape[1:]
     sigma, noise = [], []

@@ -1,8 +1,8 @@
-"""Objectives by weighted or contrasted flow matching.
+"""This module defines the objectives that use weighted or contrastive flow matching.
 
-NFT        towards good samples and away from bad ones (DiffusionNFT)
-RWR        matching of one's own samples, weighted by exp(A / τ) (Flow-RWR)
-Distil     regression on a teacher's velocity, weighted by exp(A / τ)
+NFT        moves towards good samples and away from bad ones (DiffusionNFT)
+RWR        matches the policy's samples, weighted by exp(A / τ) (Flow-RWR)
+Distil     regresses on a teacher's velocity, weighted by exp(A / τ)
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from flowportrait.flow.paths import predict_data
 from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
 from flowportrait.rl.rollout import Points, Trajectory
 
-_SMALLEST = 1e-3
+_MIN_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
 class NFT:
-    """DiffusionNFT (2509.16117): the forward process, contrasted.
+    """DiffusionNFT (2509.16117), which contrasts good and bad samples in the forward process.
 
         v⁺ = β·v + (1−β)·v_old        v⁻ = (1+β)·v_old − β·v        r = clip(½ + A / 2·span, 0, 1)
         L  = (r·‖x̂₀(v⁺) − x₀‖² / w⁺ + (1−r)·‖x̂₀(v⁻) − x₀‖² / w⁻) / β + kl_weight·‖v − v_ref‖²,   w = sg mean |x̂₀ −
         x₀|
 
-    Needs only finished samples and any solver. With r = 1 and β = 1 it is supervised matching of one's own samples.
+    It needs only final samples, made by any solver. With r = 1 and β = 1 it is supervised matching of the policy's
+    samples.
     """
 
     beta: float = 1.0
     span: float = 1.0
-    """Advantage at which a sample counts as all good."""
+    """Advantage at which a sample counts as completely good (r = 1)."""
     states: int = 6
     """Noised states per chunk."""
     kl_weight: float = 1e-4
@@ -57,7 +58,7 @@ class NFT:
         sides = []
         for velocity in (toward, away):
             error = predict_data(points.x, velocity, points.sigma[..., None]) - inputs.trajectory.latents[:, :, None]
-            scale = error.detach().abs().mean(-1, keepdim=True).clamp_min(_SMALLEST)
+            scale = error.detach().abs().mean(-1, keepdim=True).clamp_min(_MIN_ERROR)
             sides.append(advantage.reduce(error.square() / scale, "mean"))
         contrast = advantage.average(good * sides[0] + (1 - good) * sides[1]) / self.beta
         metrics = {
@@ -75,9 +76,9 @@ class NFT:
 
 @dataclass(frozen=True)
 class RWR:
-    """Flow-RWR (2501.13918): matching of one's own samples, each weighted by exp(A / τ).
+    """Flow-RWR (2501.13918), which matches the policy's samples, each weighted by exp(A / τ).
 
-    L = mean  w·‖v − (ε − x₀)‖²,      w = exp(A/τ), no more than ``max_weight``
+    L = mean  w·‖v − (ε − x₀)‖²,      w = exp(A/τ), at most ``max_weight``
     """
 
     temperature: float = 0.5
@@ -104,13 +105,13 @@ class RWR:
 
 @dataclass(frozen=True)
 class Distil:
-    """Reward-weighted distillation: one step of the student is to end where many of the teacher end.
+    """Reward-weighted distillation, which trains one step of the student to end where many steps of the teacher end.
 
         u = (x_σ' − x_σ) / (σ' − σ),  x_σ' from x_σ by the teacher        L = mean  w·‖v(x_σ, σ) − u‖²,  w = exp(A/τ)
 
-    The weight is Reward Forcing's (2512.04678) and Stream-R1's (2605.03849): what a good sample is taught counts more.
-    They weigh a critic's gradient of noised samples; here the teacher's way from the same noise is the target, which
-    needs no critic. A weight says where precision matters, and never moves the target.
+    The weight, by which good samples count more, is that of Reward Forcing (2512.04678) and Stream-R1 (2605.03849).
+    They weight the gradient of a critic on noised samples. Here the target is the teacher's mean velocity from the same
+    state, which needs no critic. The weight does not change the target.
     """
 
     temperature: float = 1.0
@@ -123,7 +124,7 @@ class Distil:
         at_least(self, temperature=1e-3, max_weight=1)
 
     def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
-        # Of an Euler step b is σ' − σ.
+        # b of an Euler step is σ' − σ.
         return Points(trajectory.x, trajectory.sigma, until=trajectory.sigma + trajectory.coefficients.b[..., 0])
 
     def __call__(self, inputs: LossInputs) -> Loss:

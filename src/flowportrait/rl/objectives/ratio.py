@@ -1,11 +1,11 @@
-"""Objectives by a ratio of likelihoods.
+"""This module defines the objectives that use a ratio of likelihoods.
 
 L = − mean w · min( ρ·A, clip(ρ, 1−c₋, 1+c₊)·A ) + β · KL
 
-ClippedRatio     ρ of a transition: a chunk at one denoising step (Flow-GRPO and its variants)
+ClippedRatio     ρ of a transition, which is a chunk at one denoising step (Flow-GRPO and its variants)
 SequenceRatio    ρ of a whole clip (GSPO)
-AWM              ρ from the matching loss of one's own samples (advantage-weighted matching)
-KVPO             ρ of a branch among its siblings
+AWM              ρ from the matching loss of the policy's samples (advantage-weighted matching)
+KVPO             ρ of a branch among the branches of its group
 """
 
 from __future__ import annotations
@@ -24,33 +24,34 @@ from flowportrait.rl.rollout import Points, Trajectory
 
 @dataclass(frozen=True)
 class ClippedRatio:
-    """The clipped-ratio objective (Flow-GRPO) on exact log-ratios, its variants, and its regulariser.
+    """The clipped-ratio objective of Flow-GRPO (2505.05470) with exact log-ratios, and its variants.
 
         ρ = exp( reduce log r ),   L = − mean w · min( ρ·A, clip(ρ, 1−c₋, 1+c₊)·A ) + β · KL
 
-    ``reduce`` acts over the latent elements of one transition (a chunk at one denoising step: the unit that the
-    policy chooses at once). ``mean`` is what the published clip ranges of 1e-5…1e-3 assume; ``sum`` gives the true
-    ratio of that action, for which PPO's 0.2 is natural. Regions have a ratio and a clip each, and their terms add up.
+    ``reduce`` acts on the latent elements of one transition (a chunk at one denoising step, which is one action of the
+    policy). The published clip ranges of 1e-5…1e-3 assume ``mean``; ``sum`` gives the true ratio of the action, for
+    which PPO's range of 0.2 is suitable. Every region has its own ratio and clip, and the terms of regions are added.
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     reduce: Reduce = "sum"
     form: Literal["exact", "guard"] = "exact"
-    """``guard``: GRPO-Guard's RatioNorm (2510.22319), ρ = exp(reduce b·ε·Δv): centred, and alike at every step."""
+    """``guard``: RatioNorm of GRPO-Guard (2510.22319), ρ = exp(reduce b·ε·Δv), which is centred and has the same scale
+    at every step."""
     trust: Literal["clip", "divergence"] = "clip"
-    """``divergence``: Flow-DPPO's mask. A transition that moves on in the direction its advantage asks for is left
-    out once its divergence ½k²Δv² exceeds ``divergence``, whatever its ratio."""
+    """``divergence``: the mask of Flow-DPPO. A transition that moves in the direction of its advantage is left out once
+    its divergence ½k²Δv² exceeds ``divergence``, at any ratio."""
     divergence: float = 0.02
     step_weight: Literal["even", "rectified", "noise"] = "even"
-    """``rectified``: w = s/|b|, which takes the step's own gradient scale out (Flash-GRPO, LongCat-Video), and 1/|b|
-    of ``guard``'s ratio; ``noise``: w = s, more to steps that explore more (TempFlow-GRPO)."""
+    """``rectified``: w = s/|b|, which removes the gradient scale of the step (Flash-GRPO, LongCat-Video), or 1/|b| with
+    ``form=guard``. ``noise``: w = s, a larger weight for steps that explore more (TempFlow-GRPO)."""
     kl_weight: float = 0.02
     kl_space: Literal["v", "x", "exact"] = "exact"
-    """``exact``: ½k²‖v − v_ref‖², the KL of the transition; ``x``: b²‖v − v_ref‖²; ``v``: ‖v − v_ref‖². Reduced like
-    the ratio."""
+    """``exact``: ½k²‖v − v_ref‖², the KL of the transition; ``x``: b²‖v − v_ref‖²; ``v``: ‖v − v_ref‖². It is reduced
+    like the ratio."""
     truncation: float = 2.0
-    """Largest importance weight of a rollout made by older weights."""
+    """Largest importance weight of a rollout that older weights made."""
     whole_groups = False
 
     def __post_init__(self) -> None:
@@ -67,41 +68,41 @@ class ClippedRatio:
         trajectory, advantage, old = inputs.trajectory, inputs.advantage, inputs.others["old"]
         gain, noise, mask = trajectory.noise_gain, trajectory.noise, trajectory.trainable
         delta = inputs.live - old
-        stale = torch.ones(())
+        importance = torch.ones(())
         if trajectory.v_behaviour is not None:
-            moved = old - trajectory.v_behaviour
-            # The likelihood of the whole transition, summed whatever ``reduce`` is: a mean would correct nothing.
-            likelier = torch.where(mask[..., None], log_ratio(gain, noise, moved), 0).sum(-1, keepdim=True)
-            stale = likelier.exp().clamp_max(self.truncation)
-            noise = noise - gain * moved
+            shift = old - trajectory.v_behaviour
+            # The likelihood ratio of the whole transition is a sum for any ``reduce``; a mean would correct nothing.
+            log_weight = torch.where(mask[..., None], log_ratio(gain, noise, shift), 0).sum(-1, keepdim=True)
+            importance = log_weight.exp().clamp_max(self.truncation)
+            noise = noise - gain * shift
         guard = self.form == "guard"
         exponent = trajectory.coefficients.b * noise * delta if guard else log_ratio(gain, noise, delta)
         ratio = advantage.reduce(torch.where(mask[..., None], exponent, 0), self.reduce).exp()
         signed = advantage.value.expand_as(ratio)
         if self.trust == "clip":
             clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-            gained = torch.minimum(ratio * signed, clipped * signed)
+            surrogate = torch.minimum(ratio * signed, clipped * signed)
             outside = ratio != clipped
         else:
-            apart = advantage.reduce(gaussian_kl(gain, delta.detach()), self.reduce)
-            outside = (apart > self.divergence) & ((ratio - 1) * signed > 0)
-            gained = torch.where(outside, 0, ratio * signed)
-        weighted = advantage.mask_invalid(self._weight(trajectory) * stale * gained)
+            divergence = advantage.reduce(gaussian_kl(gain, delta.detach()), self.reduce)
+            outside = (divergence > self.divergence) & ((ratio - 1) * signed > 0)
+            surrogate = torch.where(outside, 0, ratio * signed)
+        weighted = advantage.mask_invalid(self._step_weights(trajectory) * importance * surrogate)
         policy = -masked_mean(advantage.combine_regions(weighted, self.reduce), mask)
         metrics = self._report(trajectory, ratio, outside, signed, delta)
         metrics["loss/policy"] = float(policy.detach())
         if trajectory.v_behaviour is not None:
-            metrics["stale/weight"] = float(stale.mean())
+            metrics["stale/weight"] = float(importance.mean())
         total = policy
         if self.kl_weight > 0:
-            away = inputs.live - inputs.others["ref"]
-            apart = getattr(torch, self.reduce)(self._kl(trajectory, away), -1) * advantage.is_judged[:, None, None]
-            kl = masked_mean(apart[..., None], mask)
+            difference = inputs.live - inputs.others["ref"]
+            divergence = getattr(torch, self.reduce)(self._kl(trajectory, difference), -1)
+            kl = masked_mean((divergence * advantage.is_judged[:, None, None])[..., None], mask)
             total = total + self.kl_weight * kl
             metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
         return Loss(total, metrics)
 
-    def _weight(self, trajectory: Trajectory) -> torch.Tensor:
+    def _step_weights(self, trajectory: Trajectory) -> torch.Tensor:
         if self.step_weight == "even":
             return torch.ones(())
         _, b, s = trajectory.coefficients
@@ -109,10 +110,10 @@ class ClippedRatio:
             return s
         return (1 if self.form == "guard" else s) / b.abs()
 
-    def _kl(self, trajectory: Trajectory, away: torch.Tensor) -> torch.Tensor:
+    def _kl(self, trajectory: Trajectory, difference: torch.Tensor) -> torch.Tensor:
         if self.kl_space == "exact":
-            return gaussian_kl(trajectory.noise_gain, away)
-        return away.square() if self.kl_space == "v" else (trajectory.coefficients.b * away).square()
+            return gaussian_kl(trajectory.noise_gain, difference)
+        return difference.square() if self.kl_space == "v" else (trajectory.coefficients.b * difference).square()
 
     @torch.no_grad()
     def _report(
@@ -124,34 +125,35 @@ class ClippedRatio:
         delta: torch.Tensor,
     ) -> dict[str, float]:
         mask = trajectory.trainable
-        known, sign, out = ratio[mask], signed[mask], outside[mask].float()
-        if not len(known):
+        ratios, sign, clipped = ratio[mask], signed[mask], outside[mask].float()
+        if not len(ratios):
             return {}
         metrics = {
-            "ratio/mean": float(known.mean()),
-            "ratio/std": float(known.std(correction=0)),
-            "clip/positive": float((out * (sign > 0)).mean()),
-            "clip/negative": float((out * (sign < 0)).mean()),
+            "ratio/mean": float(ratios.mean()),
+            "ratio/std": float(ratios.std(correction=0)),
+            "clip/positive": float((clipped * (sign > 0)).mean()),
+            "clip/negative": float((clipped * (sign < 0)).mean()),
             "delta_v": float(delta.square().mean().sqrt()),
         }
         steps = trajectory.step[:, None].expand_as(mask)
         for step in trajectory.step.unique().tolist():
-            own = ratio[mask & (steps == step)]
-            if len(own):
-                metrics[f"ratio_mean/step{step}"] = float(own.mean())
-                metrics[f"ratio_std/step{step}"] = float(own.std(correction=0))
+            of_step = ratio[mask & (steps == step)]
+            if len(of_step):
+                metrics[f"ratio_mean/step{step}"] = float(of_step.mean())
+                metrics[f"ratio_std/step{step}"] = float(of_step.std(correction=0))
         return metrics
 
 
 @dataclass(frozen=True)
 class SequenceRatio:
-    """GSPO (2507.18071): a whole clip is clipped, not each of its transitions.
+    """GSPO (2507.18071), which clips the ratio of a whole clip instead of that of each transition.
 
         s = exp( mean over transitions of log r ),   s_t = sg[s] · r_t / sg[r_t]
         L = − mean min( s_t·A_t, clip(s_t)·A_t )
 
-    All transitions of a clip have the value s and each its own gradient, so that a chunk may still have an advantage of
-    its own; where the clip has one, this is the gradient of min(s·A, clip(s)·A). log r is summed over latent numbers.
+    All transitions of a clip have the value s, and each has its own gradient, so that chunks may have different
+    advantages. If they have the same, this is the gradient of min(s·A, clip(s)·A). log r is summed over latent
+    elements.
     """
 
     clip_low: float = 0.015
@@ -167,29 +169,29 @@ class SequenceRatio:
 
     def __call__(self, inputs: LossInputs) -> Loss:
         trajectory, advantage = inputs.trajectory, inputs.advantage
-        acted = inputs.others["old"] if trajectory.v_behaviour is None else trajectory.v_behaviour
-        logs = advantage.reduce(log_ratio(trajectory.noise_gain, trajectory.noise, inputs.live - acted), "sum")
-        known = trajectory.trainable
-        clip = (logs.sum(-1) * known).sum((1, 2)) / known.sum((1, 2)).clamp_min(1)
+        behaviour = inputs.others["old"] if trajectory.v_behaviour is None else trajectory.v_behaviour
+        logs = advantage.reduce(log_ratio(trajectory.noise_gain, trajectory.noise, inputs.live - behaviour), "sum")
+        mask = trajectory.trainable
+        clip = (logs.sum(-1) * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
         ratio = (clip[:, None, None, None] - logs).detach().add(logs).exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         signed = advantage.value.expand_as(ratio)
-        gained = advantage.mask_invalid((ratio * signed).minimum(clipped * signed))
-        total = -masked_mean(advantage.combine_regions(gained, "sum"), known)
+        surrogate = advantage.mask_invalid((ratio * signed).minimum(clipped * signed))
+        total = -masked_mean(advantage.combine_regions(surrogate, "sum"), mask)
         sequence = clip.detach().exp()
         metrics = {
             "loss/policy": float(total.detach()),
             "ratio/mean": float(sequence.mean()),
             "ratio/std": float(sequence.std(correction=0)),
             "clip/share": float(((sequence < 1 - self.clip_low) | (sequence > 1 + self.clip_high)).float().mean()),
-            "delta_v": float((inputs.live - acted).detach().square().mean().sqrt()),
+            "delta_v": float((inputs.live - behaviour).detach().square().mean().sqrt()),
         }
         return Loss(total, metrics)
 
 
 @dataclass(frozen=True)
 class AWM:
-    """Advantage-weighted matching (2509.25050): the supervised loss of one's own samples as a log-probability.
+    """Advantage-weighted matching (2509.25050), which uses the matching loss of samples as their log-probability.
 
     ℓ = −w(σ)·mean ‖v − (ε − x₀)‖²,      L = −mean min( ρ·A, clip(ρ)·A ),   ρ = exp(ℓ − ℓ_old)
     """
@@ -199,7 +201,7 @@ class AWM:
     weight: Literal["one", "sigma", "sigma_squared"] = "one"
     clip: float = 0.2
     kl_weight: float = 0.02
-    """Of ‖v − v_ref‖²."""
+    """Weight of ‖v − v_ref‖²."""
     whole_groups = False
 
     def __post_init__(self) -> None:
@@ -216,15 +218,15 @@ class AWM:
         points, advantage, old = inputs.points, inputs.advantage, inputs.others["old"]
         assert points.target is not None, "forward-process points have a target"
         gain = (old - points.target).square() - (inputs.live - points.target).square()
-        ratio = (self._level(points.sigma)[..., None] * advantage.reduce(gain, "mean")).exp()
+        ratio = (self._level_weights(points.sigma)[..., None] * advantage.reduce(gain, "mean")).exp()
         signed = advantage.value.expand_as(ratio)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         policy = -advantage.average(torch.minimum(ratio * signed, clipped * signed))
-        known = ratio.detach()
+        ratios = ratio.detach()
         metrics = {
             "loss/policy": float(policy.detach()),
-            "ratio/mean": float(known.mean()),
-            "ratio/std": float(known.std(correction=0)),
+            "ratio/mean": float(ratios.mean()),
+            "ratio/std": float(ratios.std(correction=0)),
             "delta_v": float((inputs.live - old).detach().square().mean().sqrt()),
         }
         total = policy
@@ -234,24 +236,24 @@ class AWM:
             metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
         return Loss(total, metrics)
 
-    def _level(self, sigma: torch.Tensor) -> torch.Tensor:
+    def _level_weights(self, sigma: torch.Tensor) -> torch.Tensor:
         return {"one": torch.ones_like(sigma), "sigma": sigma, "sigma_squared": sigma.square()}[self.weight]
 
 
-_NEVER = 1e6
-"""An energy at which a branch has no probability."""
+_EXCLUDED_ENERGY = 1e6
+"""An energy at which a branch has a probability of zero."""
 
 
 @dataclass(frozen=True)
 class KVPO:
-    """KVPO (2605.14278): which of several ways to go on, made by another look at the past, should become likelier.
+    """KVPO (2605.14278), which makes branches with a high score likelier among the branches of their group.
 
-        u = (x' − x) / (σ' − σ)            the way that a branch went, from shared noise along the ODE
-        E = mean over steps ‖v(x, σ | true past) − u‖²
-        π(branch) = softmax over siblings of −E/τ,   L = −mean min( ρ·A, clip(ρ)·A ) + β·KL(π_ref ‖ π)
+        u = (x' − x) / (σ' − σ)            velocity of a branch, from shared noise along the ODE
+        E = mean over steps ‖v(x, σ | true history) − u‖²
+        π(branch) = softmax over the group of −E/τ,   L = −mean min( ρ·A, clip(ρ)·A ) + β·KL(π_ref ‖ π)
 
-    The rollout explores through the history cache (``explore``); the replay sees the true past, so learning makes the
-    velocity given it agree with the branches that scored well.
+    Branches differ by the history that their rollouts use (``exploration``). The replay uses the true history, so that
+    learning moves the velocity given the true history towards the branches with high scores.
     """
 
     temperature: float = 0.05
@@ -268,16 +270,16 @@ class KVPO:
         return frozenset({"old", "ref"})
 
     def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
-        went = (trajectory.x_next - trajectory.x) / trajectory.coefficients.b
-        return Points(trajectory.x, trajectory.sigma, went)
+        branch_velocity = (trajectory.x_next - trajectory.x) / trajectory.coefficients.b
+        return Points(trajectory.x, trajectory.sigma, branch_velocity)
 
     def __call__(self, inputs: LossInputs) -> Loss:
         live, old, reference = (
             self._log_policy(velocity, inputs) for velocity in (inputs.live, inputs.others["old"], inputs.others["ref"])
         )
         valid = inputs.advantage.is_judged[:, None]
-        earned = inputs.advantage.combine_regions(inputs.advantage.mask_invalid(inputs.advantage.value), "mean")
-        advantage = earned.flatten(2).mean(-1).expand_as(live)
+        combined = inputs.advantage.combine_regions(inputs.advantage.mask_invalid(inputs.advantage.value), "mean")
+        advantage = combined.flatten(2).mean(-1).expand_as(live)
         ratio = torch.where(valid, live - old, 0).exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         policy = -torch.minimum(ratio * advantage, clipped * advantage).mean()
@@ -292,13 +294,13 @@ class KVPO:
         return Loss(policy + self.kl_weight * kl, metrics)
 
     def _log_policy(self, velocity: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
-        """log π ``[B, N]`` of every branch among its siblings, chunk by chunk; one that was not judged is no choice."""
-        assert inputs.points.target is not None, "points carry the way each branch went"
+        """Return log π ``[B, N]`` of every branch in its group, per chunk. Branches without a score are excluded."""
+        assert inputs.points.target is not None, "points have the velocity of each branch as target"
         energy = (velocity - inputs.points.target).square().mean((2, 3))
-        energy = torch.where(inputs.advantage.is_judged[:, None], energy, _NEVER)
+        energy = torch.where(inputs.advantage.is_judged[:, None], energy, _EXCLUDED_ENERGY)
         group = inputs.trajectory.group
-        families, index = group.unique(return_inverse=True)
-        # Siblings of equal number side by side: [families, size, N].
+        group_ids, index = group.unique(return_inverse=True)
+        # [groups, samples of a group, N]; all groups have the same size.
         order = index.argsort(stable=True)
-        by_family = (-energy[order] / self.temperature).unflatten(0, (len(families), -1))
-        return torch.log_softmax(by_family, 1).flatten(0, 1)[order.argsort()]
+        by_group = (-energy[order] / self.temperature).unflatten(0, (len(group_ids), -1))
+        return torch.log_softmax(by_group, 1).flatten(0, 1)[order.argsort()]

@@ -1,11 +1,11 @@
-"""Every post-training method as a recipe, by the name the command line takes.
+"""This package contains every post-training method as a recipe, and finds recipes by name.
 
     find_recipe("flow-grpo")          one of ``RECIPES``
     find_recipe("calm")               an entry point of the group ``flowportrait.recipes``
     find_recipe("my_module:CARD")     a ``Card``, or a function that returns one
 
-A run keeps the name in its ``recipe.json``, so that it is resumed by it. Nothing heavy is imported before a recipe is
-asked for: listing names and texts takes milliseconds.
+A run stores the name in its ``recipe.json`` and is resumed by it. No heavy module is imported before a recipe is
+requested, so that listing names and texts takes milliseconds.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ RECIPES: dict[str, str] = {
     "threshold": "preference:THRESHOLD_CARD",
     "distil": "matching:DISTIL_CARD",
 }
-"""Name of every recipe of this package → the module in this folder and the card in it."""
+"""Name of every built-in recipe → its module in this folder and its card there."""
 
 TEXTS = ("source", "verified", "reading")
 
 
 class _BuiltInCards(Mapping[str, "Card"]):
-    """The cards of ``RECIPES`` by name; a card's module is imported when it is asked for."""
+    """The cards of ``RECIPES`` by name. The module of a card is imported when the card is requested."""
 
     def __getitem__(self, name: str) -> Card:
         module, _, attribute = RECIPES[name].partition(":")
@@ -79,19 +79,19 @@ CARDS: Mapping[str, Card] = _BuiltInCards()
 
 
 def find_card(name: str) -> Card:
-    """The card of a recipe, which is called as it was asked for.
+    """Return the card of a recipe, with the requested name.
 
     Args:
         name: a built-in recipe, an entry point of ``flowportrait.recipes``, or ``MODULE:NAME``.
 
     Raises:
-        BadInput: there is none of that name, or what it refers to is no card.
+        BadInput: there is no recipe of that name, or it is not a card.
     """
     if name in RECIPES:
         return CARDS[name]
     kind: type[Card] = importlib.import_module(f"{__name__}.card").Card
-    found: Any = load_plugin("recipes", name, RECIPES)
-    card = found() if callable(found) else found
+    plugin: Any = load_plugin("recipes", name, RECIPES)
+    card = plugin() if callable(plugin) else plugin
     if not isinstance(card, kind):
         raise BadInput(
             f"The recipe {name!r} is of type {type(card).__name__}: make it a Card, or a function that returns one."
@@ -100,18 +100,18 @@ def find_card(name: str) -> Card:
 
 
 def find_recipe(name: str) -> PostTrainConfig:
-    """A recipe with its defaults; see ``find_card``.
+    """Return a recipe with its default settings; see ``find_card``.
 
     Raises:
-        BadInput: there is none of that name.
+        BadInput: there is no recipe of that name.
     """
     return find_card(name).recipe
 
 
 def recipe_texts() -> dict[str, dict[str, str]]:
-    """Name of every recipe → its ``source``, ``verified`` and ``reading``, those of other packages last.
+    """Return name → ``source``, ``verified`` and ``reading`` of every recipe, with those of other packages last.
 
-    The texts of built-in recipes are read from their files, since importing these imports torch, which takes seconds.
+    The texts of built-in recipes are parsed from their files, since importing these imports torch, which takes seconds.
     """
     return {**_built_in_texts(), **{name: _texts(find_card(name)) for name in plugin_names("recipes")}}
 
@@ -131,11 +131,11 @@ def _texts(card: Card) -> dict[str, str]:
 
 
 def _parse_cards(module: str) -> dict[str, dict[str, str]]:
-    """Texts of every ``NAME = Card(source="…", …)`` in a module of this folder, by NAME."""
-    found = {}
+    """Return the texts of every ``NAME = Card(source="…", …)`` in a module of this folder, by NAME."""
+    cards = {}
     for node in ast.parse((Path(__file__).parent / f"{module}.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Card":
-            given = {keyword.arg: keyword.value for keyword in node.value.keywords}
-            texts = {text: ast.literal_eval(given[text]) for text in TEXTS}
-            found[ast.unparse(node.targets[0])] = texts
-    return found
+            arguments = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            texts = {text: ast.literal_eval(arguments[text]) for text in TEXTS}
+            cards[ast.unparse(node.targets[0])] = texts
+    return cards

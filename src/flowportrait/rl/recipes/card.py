@@ -1,7 +1,7 @@
-"""What a recipe is, where it comes from, and what of it was verified.
+"""This module defines the card of a recipe, which documents its source, its equation and its settings.
 
-flowportrait posttrain recipes              source, verified, reading            of every card
-flowportrait posttrain recipes show NAME    the card, and why each setting that it chooses is what it is
+flowportrait posttrain recipes              source, verified, reading of every card
+flowportrait posttrain recipes show NAME    one card, with the reasons for the settings that it changes
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from flowportrait.rl.manifest import flat
 
 @dataclass(frozen=True)
 class Card:
-    """recipe: with its defaults; source: where it is from; equation: what is optimised, in one or a few lines;
-    paper: what the source says and we follow; verified: where we saw that it does; reading: what is ours, and why;
-    why: setting, or the part that it belongs to → the reason for its value."""
+    """A recipe with its documentation.
+
+    Attributes:
+        recipe: the recipe with its default settings.
+        source: where the method is published.
+        equation: what is optimised, in one or a few lines.
+        paper: what the source says and the recipe follows.
+        verified: what of it was verified, and where.
+        reading: where the recipe differs from the source or interprets it, and why.
+        why: setting, or the part that it belongs to → the reason for its value.
+    """
 
     recipe: PostTrainConfig
     source: str
@@ -31,23 +39,23 @@ class Card:
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """Return the name of the recipe on the command line."""
         return self.recipe.name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting by its full name."""
+        """Return every setting by its full name."""
         return flat(to_dict(self.recipe))
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The settings that are not those of every recipe with its kind of plan and objective."""
+        """Return the settings that differ from the defaults of a recipe with the same types of plan and objective."""
         recipe = self.recipe
-        usual = to_dict(PostTrainConfig(recipe.name)) | {
+        defaults = to_dict(PostTrainConfig(recipe.name)) | {
             "plan": to_dict(type(recipe.plan)()), "objective": to_dict(type(recipe.objective)())
         }  # fmt: skip
-        known = flat(usual)
-        return {name: value for name, value in self.settings.items() if known.get(name, _NOWHERE) != value}
+        default_settings = flat(defaults)
+        return {name: value for name, value in self.settings.items() if default_settings.get(name, _MISSING) != value}
 
 
-_NOWHERE = object()
+_MISSING = object()

@@ -1,4 +1,4 @@
-"""Recipes with real clips in their groups."""
+"""This module contains the recipes with real clips in their groups."""
 
 from __future__ import annotations
 

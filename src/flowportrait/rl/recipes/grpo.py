@@ -1,4 +1,4 @@
-"""Recipes that learn from groups by a ratio of likelihoods: Flow-GRPO and its relatives."""
+"""This module contains the recipes that learn from groups by a ratio of likelihoods: Flow-GRPO and its variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes that change credit, exploration or tree of Flow-GRPO."""
+"""This module contains the recipes that change the objective, credit or exploration of Flow-GRPO."""
 
 from __future__ import annotations
 

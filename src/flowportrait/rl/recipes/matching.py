@@ -1,4 +1,4 @@
-"""Recipes that learn by weighted or contrasted flow matching."""
+"""This module contains the recipes that learn by weighted or contrastive flow matching."""
 
 from __future__ import annotations
 

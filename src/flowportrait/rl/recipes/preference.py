@@ -1,4 +1,4 @@
-"""Recipes that learn from preferences."""
+"""This module contains the recipes that learn from preferences."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ THRESHOLD_CARD = Card(
     paper="One threshold for all prompts turns unpaired ratings into labels, weighted by the distance from it.",
     verified="The abstract alone.",
     reading=(
-        "Only the abstract was at hand: the loss is KTO's (2402.01306) without its reference point, the threshold the "
-        "mean of the batch. With --pairs the points of single clips are the ratings; without, one's own samples are "
-        "rated by the rewards."
+        "Only the abstract was available: the loss is KTO's (2402.01306) without its reference point, the threshold "
+        "the mean of the batch. With --pairs the points of single clips are the ratings; without, the policy's samples "
+        "are rated by the rewards."
     ),
     why={
         "credit.baseline_scope": "the method: one threshold for all prompts",

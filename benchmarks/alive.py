@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from generator import LANGUAGES, Material, estimate
 
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import load_motion
-from flowportrait.evaluation.motion_metrics import blinks, eye_aperture, gaze_std, head_range
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import load_motion_clips
+from flowportrait.evaluation.motion_metrics import count_blinks, eye_aperture, gaze_std, head_range
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level
+from flowportrait.media.mel import SAMPLES_PER_FRAME, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.models.arflow import load_generator
 from flowportrait.models.sampler import sample_motion
@@ -40,9 +40,12 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[0], help="sampling steps, 0: the checkpoint's own")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    clips = load_motion(given.corpus, ("dev",))
-    audio = {clip.name: level(Clip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips}
-    long = [clip.motion for clip in load_motion(given.corpus, ("reward", "evaluation")) if len(clip.motion) > 400]
+    clips = load_motion_clips(given.corpus, ("dev",))
+    audio = {
+        clip.name: normalize_loudness(FaceClip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio)
+        for clip in clips
+    }
+    long = [clip.motion for clip in load_motion_clips(given.corpus, ("reward", "evaluation")) if len(clip.motion) > 400]
     line("real, long recordings", [part for motion in long for part in motion.split(10 * FPS) if len(part) == 10 * FPS])
     chosen = {source: Material(clips, audio).of(source, frames) for source, (_, frames) in LANGUAGES.items()}
     for source, (language, frames) in LANGUAGES.items():
@@ -72,7 +75,7 @@ def figures(motion: torch.Tensor) -> list[float]:
     basis = MotionBasis.load()
     shape = basis.shape(motion, basis.canonical).numpy()
     turn = np.degrees((motion[:, HEAD] * basis.head_std)[:, :3].numpy())
-    count, aperture = blinks(shape), eye_aperture(shape)
+    count, aperture = count_blinks(shape), eye_aperture(shape)
     shut = (aperture < 0.5 * np.quantile(aperture, 0.9)).sum() / count if count else np.nan
     power = (np.abs(np.fft.rfft(turn - turn.mean(0), axis=0)) ** 2).sum(1)
     fast = power[np.fft.rfftfreq(len(turn), 1 / FPS) > 1].sum() / max(float(power.sum()), 1e-9)

@@ -12,20 +12,20 @@ from contestants import SMALL
 from unseen import test_clips
 
 from flowportrait.config import override
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.data.prompts import read_prompts
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow
-from flowportrait.models.sampler import sample_mel
+from flowportrait.models.sampler import sample_from_mel
 from flowportrait.rendering.motion_filters import MotionLowPass
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.policy_adapter import load_prompts
+from flowportrait.rl.policy_adapter import load_speech_items
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.task import Drawing, Prompts, TalkingTask, draw_prompts
+from flowportrait.rl.task import PortraitRenderer, SpeechPrompts, TalkingTask, draw_prompts
 
 SIZE = 256
 WATCHED = 16
@@ -45,9 +45,9 @@ class Bench:
     clips: int
 
     @cached_property
-    def everything(self) -> Composite:
+    def everything(self) -> CompositeReward:
         """The composite that all are watched with, whatever they were trained on."""
-        return Composite.default()
+        return CompositeReward.default()
 
     @cached_property
     def portraits(self) -> list[MotionCodec]:
@@ -57,7 +57,7 @@ class Bench:
         return [MotionCodec(Portrait.from_image(read_image(path), SIZE, path.name)) for path in used]
 
     @cached_property
-    def test(self) -> dict[str, Clip]:
+    def test(self) -> dict[str, FaceClip]:
         """What is spoken in the videos."""
         return test_clips(self.corpus, self.clips)
 
@@ -79,10 +79,10 @@ class Bench:
     def watch(self, policy: ARFlow) -> dict[str, list[float]]:
         """All rewards of every held-out performance as delivered; the same prompts and noise every time."""
         held = self.held
-        prompts = Prompts(*draw_prompts(held.items, WATCHED, held.frames, 0, 0))
-        assert held.draw_for is not None, "these tasks draw"
-        motion = MotionLowPass()(sample_mel(policy, prompts.mel, list(range(WATCHED))))
-        scores = self.everything(RewardBatch(motion, prompts.mel, held.draw_for(prompts.portraits)))
+        prompts = SpeechPrompts(*draw_prompts(held.items, WATCHED, held.frames, 0, 0))
+        assert held.renderer_for is not None, "these tasks draw"
+        motion = MotionLowPass()(sample_from_mel(policy, prompts.mel, list(range(WATCHED))))
+        scores = self.everything(RewardBatch(motion, prompts.mel, held.renderer_for(prompts.portraits)))
         return {name: [round(value, 6) for value in score.value.tolist()] for name, score in scores.items()}
 
     def at_start(self, policy: ARFlow) -> dict[str, list[float]]:
@@ -98,9 +98,9 @@ class Bench:
         return self.output / name.replace(" ", "_") / str(seed)
 
     def _task(self, folder: Path, recipe: Recipe, exemplars: Path | None = None) -> TalkingTask:
-        items, codecs = load_prompts(read_prompts(folder), recipe, exemplars)
+        items, codecs = load_speech_items(read_prompts(folder), recipe, exemplars)
 
-        def draw(rows: Sequence[int]) -> Drawing:
-            return Drawing(codecs, rows, recipe.render_size)
+        def draw(rows: Sequence[int]) -> PortraitRenderer:
+            return PortraitRenderer(codecs, rows, recipe.render_size)
 
         return TalkingTask(items, recipe.frames, draw, chunk=4)

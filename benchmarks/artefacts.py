@@ -25,8 +25,8 @@ from rich.table import Table
 from flowportrait.corruption import corruptions
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.portraitgen.detectors import Look, glance, look
-from flowportrait.portraitgen.measured import Faces, Limits
+from flowportrait.portraitgen.detectors import FaceView, find_face, find_framed_face
+from flowportrait.portraitgen.measured import DetectorLimits, FramedFaces
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,12 @@ DAMAGE = [corruptions("still")[name] for name in ("chroma", "airbrush", "tint", 
 
 def main(options: Options) -> None:
     """Measure and print."""
-    strangers = Faces.load(options.faces).strangers()
-    rows = np.random.default_rng(0).choice(np.flatnonzero(strangers.native >= 40), options.pictures, replace=False)
+    unseen_speakers = FramedFaces.load(options.faces).unseen_speakers()
+    rows = np.random.default_rng(0).choice(
+        np.flatnonzero(unseen_speakers.native >= 40), options.pictures, replace=False
+    )
     with FaceTracker(still=True) as tracker:
-        looks = [glance(strangers.large[row], tracker) for row in rows]
+        looks = [find_framed_face(unseen_speakers.large[row], tracker) for row in rows]
     looks = [seen for seen in looks if seen.landmarks is not None]
     rates = {"as filmed": fired([seen.picture for seen in looks], looks)}
     for act in DAMAGE:
@@ -64,18 +66,18 @@ def main(options: Options) -> None:
     console = Console(width=190)
     console.print(table)
     for path in sorted(options.photos.iterdir()) if options.photos else ():
-        found = Limits.load().beyond(look(read_image(path)))
+        found = DetectorLimits.load().beyond(find_face(read_image(path)))
         accused = [f"{name} {value:.1f}" for name, value in found.items() if value is not None and value > 0]
         console.print(f"{path.name}: {', '.join(accused) or 'nothing'}")
 
 
-def fired(pictures: list[np.ndarray], looks: list[Look]) -> dict[str, float | None]:
+def fired(pictures: list[np.ndarray], looks: list[FaceView]) -> dict[str, float | None]:
     """Share of pictures beyond each limit, their faces where they were."""
-    limits, rows = Limits.load(), []
+    limits, rows = DetectorLimits.load(), []
     for picture, seen in zip(pictures, looks, strict=True):
         assert seen.landmarks is not None, "only pictures with a face are asked about"
         assert seen.blendshapes is not None, "a face has both"
-        rows.append(limits.beyond(Look.at(picture, [(seen.landmarks, seen.blendshapes)])))
+        rows.append(limits.beyond(FaceView.at(picture, [(seen.landmarks, seen.blendshapes)])))
     shares: dict[str, float | None] = {}
     for name in rows[0]:
         known = [row[name] for row in rows if row[name] is not None]

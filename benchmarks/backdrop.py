@@ -25,7 +25,7 @@ from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animator import Animator
-from flowportrait.rendering.face_regions import bare_skin, head_weight, matte, person
+from flowportrait.rendering.face_regions import head_weight, person_matte, segment_person, skin_without_openings
 from flowportrait.rendering.layers import Backdrop
 from flowportrait.rendering.mesh import HeadMesh, Rasterizer
 from flowportrait.rendering.renderer import MotionCodec
@@ -56,7 +56,7 @@ def main() -> None:
         motion = torch.cat(list(animator.motion(sound, seed=index)))
         codec = MotionCodec(Portrait.from_image(read_image(path), name=path.name))
         free = uncovered(codec, motion)
-        skin = bare_skin(codec.portrait.crop, codec.portrait.landmarks)
+        skin = skin_without_openings(codec.portrait.crop, codec.portrait.landmarks)
         whole = Backdrop(skin, np.ones(skin.shape[:2], np.float32))
         pictures = {"one sheet": whole, "two layers": codec.renderer.picture}
         for system, codec.renderer.picture in pictures.items():
@@ -79,8 +79,8 @@ def main() -> None:
 def uncovered(codec: MotionCodec, motion: torch.Tensor) -> list[np.ndarray]:
     """Masks ``[S, S]`` bool of every ``EVERY``-th frame: no share of the person is here, and none was in the photo."""
     crop, landmarks = codec.portrait.crop, codec.portrait.landmarks
-    mask = person(crop, landmarks)
-    share = matte(mask, len(crop))
+    mask = segment_person(crop, landmarks)
+    share = person_matte(mask, len(crop))
     mesh = HeadMesh(crop, landmarks, head_weight(mask, landmarks, len(crop)))
     place = Rasterizer(mesh.triangles, mesh.source, len(crop))
     free = []

@@ -13,7 +13,7 @@ import torch
 
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import REWARDS, register
+from flowportrait.rewards.registry import REWARDS, register_reward
 
 SMALL = (
     "groups=4", "group_size=8", "frames=48", "rollout_chunks=1", "render_size=96",
@@ -41,7 +41,7 @@ class Chance:
 CHANCES = ("chance", "chance_mouth", "chance_eyes", "chance_head")
 for _name in CHANCES:
     if _name not in REWARDS:
-        register(_name, lambda options, name=_name: Chance(name))
+        register_reward(_name, lambda options, name=_name: Chance(name))
 
 ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objective.kl_weight=0", "learning_rate=2e-4")
 AT_RANDOM = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "rewards.other.chance=1")

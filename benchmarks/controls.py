@@ -18,20 +18,20 @@ from scipy.signal import butter, sosfiltfilt
 
 from flowportrait.config import override
 from flowportrait.data.motion_dataset import WindowSampler
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.pretrain import PretrainConfig, flow_matching_loss, with_lip_targets
-from flowportrait.models.sampler import sample_mel
+from flowportrait.models.sampler import sample_from_mel
 from flowportrait.models.training_clips import extract_features, load_clips, save_clips
 from flowportrait.pipelines.animator import Animator
-from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.rendering.motion_basis import LOWER_FACE
 from flowportrait.rendering.motion_filters import MotionLowPass
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.credit import CreditConfig, assign_credit
-from flowportrait.rl.task import DrawFor, Prompts
+from flowportrait.rl.task import RendererFactory, SpeechPrompts
 
 BEST_OF = 8
 TAKES = 2
@@ -88,18 +88,26 @@ def perform(model: ARFlow, sampling: Sampling, audio: np.ndarray, seed: int) -> 
 
 
 def best_of(
-    model: ARFlow, sampling: Sampling, audio: np.ndarray, seed: int, portrait: int, rewards: Composite, draw: DrawFor
+    model: ARFlow,
+    sampling: Sampling,
+    audio: np.ndarray,
+    seed: int,
+    portrait: int,
+    rewards: CompositeReward,
+    draw: RendererFactory,
 ) -> torch.Tensor:
     """The performance of eight that the training reward likes best."""
     takes = torch.stack([perform(model, sampling, audio, BEST_OF * seed + take) for take in range(BEST_OF)])
-    mel = log_mel(level(audio))[: 4 * takes.shape[1]].expand(BEST_OF, -1, -1)
+    mel = log_mel(normalize_loudness(audio))[: 4 * takes.shape[1]].expand(BEST_OF, -1, -1)
     whole = 4 * (mel.shape[1] // 4)
     scores = rewards(RewardBatch(takes[:, : whole // 4], mel[:, :whole], draw([portrait] * BEST_OF)))
     credit = assign_credit(scores, torch.zeros(BEST_OF, dtype=torch.long), 1, rewards.weights, CreditConfig(dense=0.0))
     return takes[int(credit.advantage[:, 0].argmax())]
 
 
-def tuned(model: ARFlow, prompts: Prompts, rewards: Composite, draw: DrawFor, say: Callable[[str], None]) -> Sampling:
+def tuned(
+    model: ARFlow, prompts: SpeechPrompts, rewards: CompositeReward, draw: RendererFactory, say: Callable[[str], None]
+) -> Sampling:
     """Settings found one after the other, each the one that the training reward likes best on ``prompts``."""
     chosen = Sampling(model.config.guidance, model.config.steps)
     base = _scored(model, chosen, prompts, rewards, draw)
@@ -117,9 +125,11 @@ def tuned(model: ARFlow, prompts: Prompts, rewards: Composite, draw: DrawFor, sa
     return chosen
 
 
-def _scored(model: ARFlow, sampling: Sampling, prompts: Prompts, rewards: Composite, draw: DrawFor) -> dict[str, Score]:
+def _scored(
+    model: ARFlow, sampling: Sampling, prompts: SpeechPrompts, rewards: CompositeReward, draw: RendererFactory
+) -> dict[str, Score]:
     mel, portraits = prompts.mel.repeat(TAKES, 1, 1), prompts.portraits * TAKES
-    motion = sample_mel(sampled(model, sampling), mel, list(range(len(mel))))
+    motion = sample_from_mel(sampled(model, sampling), mel, list(range(len(mel))))
     return rewards(RewardBatch(MotionLowPass()(_smoothed(motion, sampling.low_pass)), mel, draw(portraits)))
 
 
@@ -137,6 +147,6 @@ def _smoothed(motion: torch.Tensor, cutoff: float) -> torch.Tensor:
     if not cutoff:
         return motion
     smooth = motion.clone()
-    passed = sosfiltfilt(butter(2, cutoff, fs=FPS, output="sos"), motion[..., LOWER].numpy(), axis=1)
-    smooth[..., LOWER] = torch.from_numpy(passed.copy()).float()
+    passed = sosfiltfilt(butter(2, cutoff, fs=FPS, output="sos"), motion[..., LOWER_FACE].numpy(), axis=1)
+    smooth[..., LOWER_FACE] = torch.from_numpy(passed.copy()).float()
     return smooth

@@ -21,12 +21,12 @@ from flowportrait.media.video import FPS, iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.models.speech_stream import speech_gate
 from flowportrait.pipelines.animator import Animator
-from flowportrait.pipelines.conversation import conversation_motion, frames_side_by_side, two_portraits
-from flowportrait.pipelines.turns import tracks
+from flowportrait.pipelines.conversation import draw_side_by_side, find_speaker_portraits, generate_conversation_motion
+from flowportrait.pipelines.turns import build_speaker_tracks
 from flowportrait.rendering.motion_basis import BLINK
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.speech.text_to_speech import speak
-from flowportrait.speech.voices import voice_named
+from flowportrait.speech.text_to_speech import synthesize_samples
+from flowportrait.speech.voices import load_voice
 
 SAID = (
     "Did you sleep well? I heard the storm all night, and the window would not close.",
@@ -49,7 +49,7 @@ def opening(frames: list[np.ndarray]) -> np.ndarray:
 def measure(
     people: list[MotionCodec], motions: list[torch.Tensor], sound: np.ndarray, path: Path, size: int
 ) -> np.ndarray:
-    write_video(path, frames_side_by_side(people, motions), sound)
+    write_video(path, draw_side_by_side(people, motions), sound)
     frames = list(iter_frames(path))
     return np.stack([opening([frame[:, :size] for frame in frames]), opening([frame[:, size:] for frame in frames])])
 
@@ -63,17 +63,19 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(1)
     given.output.mkdir(parents=True, exist_ok=True)
-    portraits = two_portraits([read_image(photo) for photo in given.photos], list(map(str, given.photos)), given.size)
+    portraits = find_speaker_portraits(
+        [read_image(photo) for photo in given.photos], list(map(str, given.photos)), given.size
+    )
     people = [MotionCodec(portrait) for portrait in portraits]
-    voices, turns = [voice_named("heart"), voice_named("espeak:en+m3")], []
+    voices, turns = [load_voice("heart"), load_voice("espeak:en+m3")], []
     for index, text in enumerate(cycle(SAID)):
-        turns.append((index % 2, np.concatenate(list(speak([text], voices[index % 2])))))
+        turns.append((index % 2, np.concatenate(list(synthesize_samples([text], voices[index % 2])))))
         if sum(len(sound) for _, sound in turns) > given.seconds * 16_000:
             break
-    heard = tracks(turns, in_turn=True)
+    heard = build_speaker_tracks(turns, in_turn=True)
     mixed = heard.sum(0)
     animator = Animator.from_pretrained("rl")
-    motions = conversation_motion(lambda own, seed: torch.cat(list(animator.motion(own, seed=seed))), heard)
+    motions = generate_conversation_motion(lambda own, seed: torch.cat(list(animator.motion(own, seed=seed))), heard)
     gates = np.stack([speech_gate(track) for track in heard])
     speaking, listening = gates == 1, (gates == 0) & (gates[::-1] == 1)
     both = [torch.cat(list(animator.motion(mixed, seed=seed))) for seed in (0, 1)]

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from figures import EVALUATION, HELD, SPREAD
 
-from flowportrait.evaluation.figures import SERIES
+from flowportrait.evaluation.figures import SERIES_COLOURS
 
 
 def draw_curves(path: Path, curves: Mapping[str, Any]) -> None:
@@ -38,7 +38,10 @@ def panels(
         for axis, key in zip(axes[0], keys, strict=True):
             for place, (name, points) in enumerate(lines.items()):
                 x, y = ([point[part] for point in points if key in point] for part in (along, key))
-                colour, dashes = SERIES[place % len(SERIES)], ("-", "--", ":")[place // len(SERIES)]
+                colour, dashes = (
+                    SERIES_COLOURS[place % len(SERIES_COLOURS)],
+                    ("-", "--", ":")[place // len(SERIES_COLOURS)],
+                )
                 axis.plot(x, y, color=colour, lw=1.4, ls=dashes, label=name)
                 if points and key + SPREAD in points[0]:
                     reach = [point[key + SPREAD] for point in points]

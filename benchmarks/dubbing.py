@@ -38,17 +38,17 @@ from sheets import motion
 
 from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.media.crop import apply_affine
-from flowportrait.media.faces import bridge, yaw
+from flowportrait.media.faces import face_yaw, interpolate_missing_frames
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.rendering.dubbing import DubbedVideo, MouthMemory, redraw_mouth
-from flowportrait.rendering.footage import track_footage
-from flowportrait.rendering.motion_basis import LOWER, MotionBasis
-from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, cut, to_window
+from flowportrait.rendering.footage import track_face_in_video
+from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis
+from flowportrait.rendering.mouth_geometry import WINDOW_HEIGHT, WINDOW_WIDTH, cut_mouth_window, mouth_window_transform
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rendering.retouch import Windows
+from flowportrait.rendering.retouch import MouthWindows
 
 NEAR = 4
 """Frames before and after a cut that are told apart."""
@@ -77,7 +77,7 @@ class Options:
     # folder of photos, for turned heads
 
 
-def nothing(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+def nothing(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
     """A network that retouches nothing."""
     return torch.zeros_like(windows.base[:, :2]), torch.zeros_like(windows.base)
 
@@ -87,7 +87,7 @@ def later_lips(scene: Scene) -> np.ndarray:
     basis = MotionBasis.load()
     own, identity = basis.encode(scene.landmarks, scene.blendshapes)
     spoken = own[:-LATER].clone()
-    spoken[:, LOWER] = own[LATER:, LOWER]
+    spoken[:, LOWER_FACE] = own[LATER:, LOWER_FACE]
     moved = basis.decode(spoken, identity) - basis.decode(own[:-LATER], identity)
     return scene.landmarks[:-LATER] + moved.numpy()
 
@@ -112,16 +112,16 @@ class Goal:
     def __init__(self, scene: Scene) -> None:
         self.frames, self.landmarks = scene.frames[:-LATER], scene.landmarks[:-LATER]
         self.target = later_lips(scene)
-        self._matrices = [to_window(points) for points in self.target]
-        places = [to_window(points) for points in scene.landmarks[LATER:]]
-        self.true = [cut(frame, m) for frame, m in zip(scene.frames[LATER:], places, strict=True)]
+        self._matrices = [mouth_window_transform(points) for points in self.target]
+        places = [mouth_window_transform(points) for points in scene.landmarks[LATER:]]
+        self.true = [cut_mouth_window(frame, m) for frame, m in zip(scene.frames[LATER:], places, strict=True)]
         self._inside = [between(p, m, INNER) for p, m in zip(self.target, self._matrices, strict=True)]
         seen = [between(p, m, INNER) for p, m in zip(scene.landmarks[LATER:], places, strict=True)]
         self._true_change = change(self.true, seen)
 
     def windows(self, drawn: list[np.ndarray]) -> list[np.ndarray]:
         """The lower faces of drawn frames."""
-        return [cut(frame, m) for frame, m in zip(drawn, self._matrices, strict=True)]
+        return [cut_mouth_window(frame, m) for frame, m in zip(drawn, self._matrices, strict=True)]
 
     def __call__(self, drawn: list[np.ndarray], near: slice | None = None) -> dict[str, float]:
         """Figures; ``near``: frames of which mouth and flicker are told apart."""
@@ -168,7 +168,7 @@ def cut_rows(pair: tuple[Scene, Scene], folder: Path) -> dict[str, dict[str, flo
 
     def dub(frames: list[np.ndarray], spoken: torch.Tensor, one_shot: bool = False) -> list[np.ndarray]:
         write_video(folder / "video.mp4", frames, None, crf=8)
-        footage = track_footage(folder / "video.mp4")
+        footage = track_face_in_video(folder / "video.mp4")
         found.append(footage.starts)
         return list(DubbedVideo(replace(footage, starts=[0]) if one_shot else footage, [spoken]))
 
@@ -200,12 +200,12 @@ def turned_figures(portrait: Portrait, spoken: torch.Tensor, folder: Path) -> di
     turns = [motion({"headYaw": 20 * np.sin(2 * np.pi * t / len(spoken))}) for t in range(len(spoken))]
     write_video(folder / "turning.mp4", codec.decode(torch.cat(turns)), None, crf=8)
     frames = list(iter_frames(folder / "turning.mp4"))
-    footage = track_footage(folder / "turning.mp4")
+    footage = track_face_in_video(folder / "turning.mp4")
     drawn = list(DubbedVideo(footage, [spoken]))
-    landmarks = bridge(footage.faces.landmarks, footage.faces.valid)
-    matrices = [to_window(points) for points in landmarks]
-    whole = [np.ones((HEIGHT, WIDTH), np.float32)] * len(frames)
-    old, new = ([cut(f, m) for f, m in zip(each, matrices, strict=True)] for each in (frames, drawn))
+    landmarks = interpolate_missing_frames(footage.faces.landmarks, footage.faces.valid)
+    matrices = [mouth_window_transform(points) for points in landmarks]
+    whole = [np.ones((WINDOW_HEIGHT, WINDOW_WIDTH), np.float32)] * len(frames)
+    old, new = ([cut_mouth_window(f, m) for f, m in zip(each, matrices, strict=True)] for each in (frames, drawn))
     figures = {"flicker": change(new, whole) / change(old, whole), "seam": seam(drawn, frames)}
     return figures | {"seen": float(footage.faces.valid.mean())}
 
@@ -245,7 +245,7 @@ def main(options: Options) -> None:
             spoken, _ = MotionBasis.load().encode(scene.landmarks, scene.blendshapes)
             for path in sorted(options.portraits.iterdir()):
                 portrait = Portrait.from_image(read_image(path))
-                angle = float(yaw(portrait.landmarks))
+                angle = float(face_yaw(portrait.landmarks))
                 if abs(angle) > ASIDE:
                     figures = turned_figures(portrait, spoken, folder)
                     told = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())

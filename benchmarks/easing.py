@@ -21,14 +21,14 @@ from arena import SIZE
 from rich.progress import track
 from unseen import test_clips
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animator import Animator
-from flowportrait.rendering.motion_basis import BLINK, LOWER, MotionBasis
+from flowportrait.rendering.motion_basis import BLINK, LOWER_FACE, MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
 
 Figures = dict[str, np.ndarray]
@@ -62,7 +62,9 @@ def main() -> None:
             first = first or figures
 
 
-def finished(folder: Path, takes: Sequence[torch.Tensor], clips: dict[str, Clip], codecs: list[MotionCodec]) -> Figures:
+def finished(
+    folder: Path, takes: Sequence[torch.Tensor], clips: dict[str, FaceClip], codecs: list[MotionCodec]
+) -> Figures:
     """Figures of finished videos, a value per clip; files that are there already are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[float]] = {key: [] for key in SHOWN}
@@ -81,7 +83,7 @@ def finished(folder: Path, takes: Sequence[torch.Tensor], clips: dict[str, Clip]
 def show(name: str, takes: Sequence[torch.Tensor], figures: Figures, first: Figures | None = None) -> None:
     """Print a row."""
     parts = [f"{name:10s}"]
-    for what, part in (("lips", LOWER), ("lids", BLINK)):
+    for what, part in (("lips", LOWER_FACE), ("lids", BLINK)):
         beside, inside = bends([take[:, part] for take in takes])
         parts.append(f"{what} {beside:.3f} beside borders, {inside:.3f} inside;")
     for key, title in SHOWN.items():

@@ -26,13 +26,13 @@ import torch
 from flowportrait.models.arflow import load_generator
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import AllSteps
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.rollout import Points, Trajectory
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 from flowportrait.rl.task import SpeechItem, TalkingTask
 from flowportrait.rl.trainer import Trainer
 
@@ -57,7 +57,7 @@ def trainer(recipe: Recipe, reward: Slow) -> Trainer:
     policy = load_generator("sft")
     speech = [SpeechItem(torch.randn(1200, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(4)]
     task = TalkingTask(speech, recipe.frames, None, policy.config.chunk)
-    return Trainer(policy, task, recipe, Composite((reward,), {"slow": 1.0}))
+    return Trainer(policy, task, recipe, CompositeReward((reward,), {"slow": 1.0}))
 
 
 def step_loop_cache(run: Trainer, trajectory: Trajectory, learn: Callable[..., None]) -> None:
@@ -106,7 +106,7 @@ def backward(run: Trainer, trajectory: Trajectory, old: torch.Tensor, variant: s
             coefficients=type(trajectory.coefficients)(*(c[:, :, part] for c in trajectory.coefficients)),
         )  # fmt: skip
         live = run.policy.velocity(x, sigma, context[:, :, None])
-        evidence = LossInputs(own, Advantage(advantage), Points(x, sigma), live, {"old": old[:, :, part]})
+        evidence = LossInputs(own, Advantage(advantage), EvaluationPoints(x, sigma), live, {"old": old[:, :, part]})
         (OBJECTIVE(evidence).total * x.shape[2] / steps).backward(retain_graph=more)
 
     VARIANTS[variant](run, trajectory, learn)

@@ -19,14 +19,14 @@ import torch
 from tools.sync_expert_data import load_expert_clips
 from tools.train_sync_expert import SIDES, acceptance_table, embed_clip, expert_side, shifted_score
 
-from flowportrait.data.corpus import Clip
-from flowportrait.evaluation.figures import SERIES, STYLE, to_svg
+from flowportrait.data.corpus import FaceClip
+from flowportrait.evaluation.figures import PLOT_STYLE, SERIES_COLOURS, to_svg
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.rewards.sync import lower_face
+from flowportrait.rewards.sync import lower_face_motion
 
-VIEWS: dict[str, Callable[[Clip], list[torch.Tensor]]] = {
+VIEWS: dict[str, Callable[[FaceClip], list[torch.Tensor]]] = {
     "evaluation": lambda clip: [torch.from_numpy(clip.mouth)],
-    "reward": lambda clip: [lower_face(clip.landmarks, clip.blendshapes)],
+    "reward": lambda clip: [lower_face_motion(clip.landmarks, clip.blendshapes)],
 }
 REACH = 12
 MIN_WINDOWS = 8
@@ -75,9 +75,9 @@ def show(name: str, found: dict[str, Any]) -> None:
 def drawn(found: dict[str, Any]) -> str:
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLOT_STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 3.0))
-        for colour, (name, table) in zip(SERIES, found.items(), strict=False):
+        for colour, (name, table) in zip(SERIES_COLOURS, found.items(), strict=False):
             shifts = [int(k) for k in table["curve"]]
             mean, low, high = np.array(list(table["curve"].values())).T
             axis.plot(shifts, mean, color=colour, lw=1.8, label=f"{name} expert")

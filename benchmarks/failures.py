@@ -26,7 +26,7 @@ from skimage.data import astronaut
 from unseen import test_clips
 
 from flowportrait.evaluation.measure import measure_video
-from flowportrait.evaluation.metrics import Row
+from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animator import Animator
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     codec = MotionCodec(Portrait.from_image(astronaut(), SIZE, "the astronaut"))
     clips = test_clips(given.corpus, given.clips)
-    rows: dict[str, dict[str, Row]] = {name: {} for name in given.checkpoints}
+    rows: dict[str, dict[str, MetricRow]] = {name: {} for name in given.checkpoints}
     frames: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in given.checkpoints}
     for name in given.checkpoints:
         animator = Animator.from_pretrained(name)
@@ -71,7 +71,7 @@ def main() -> None:
     os.replace(partial, given.output / "failures.jpg")
 
 
-def strip(title: str, frames: list[np.ndarray], row: Row) -> np.ndarray:
+def strip(title: str, frames: list[np.ndarray], row: MetricRow) -> np.ndarray:
     """Eight moments side by side under what was measured."""
     known = {word: value for key, word in SHOWN.items() if (value := number(row, key)) is not None}
     told = ", ".join(f"{word} {value:.3g}" for word, value in known.items())

@@ -28,17 +28,17 @@ from unseen import headline
 
 from flowportrait.evaluation.comparison import compare_systems, metric_values
 from flowportrait.evaluation.measure import measure_video
-from flowportrait.evaluation.metrics import BY_KEY, Row
+from flowportrait.evaluation.metrics import METRIC_BY_KEY, MetricRow
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
-from flowportrait.models.sampler import sample_mel
+from flowportrait.models.sampler import sample_from_mel
 from flowportrait.pipelines.animator import Animator
 from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rewards.motion import GROUPS, log_amplitude
+from flowportrait.rewards.motion import MOTION_GROUPS, log_amplitude
 
 SIZE = 256
 KEYS = ("lse_c_short", "sync_in_time_short", "ler", "ecs", "tfi", "mouth_amplitude", "head_range", "lid_motion")
@@ -68,7 +68,7 @@ def main() -> None:
     paths = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
     codecs = [MotionCodec(Portrait.from_image(read_image(path), SIZE), SIZE) for path in paths[: given.clips]]
     clips, basis = headline(given.corpus, given.clips), MotionBasis.load()
-    rows: dict[str, dict[str, Row]] = {}
+    rows: dict[str, dict[str, MetricRow]] = {}
     costs: dict[str, float] = {}
     acting = {name: performer(one) for name, one in systems(given.teacher, given.students).items()}
     for system, perform in ((REAL, None), *acting.items()):
@@ -118,11 +118,11 @@ def quickly(corpus: Path, found: dict[str, Animator]) -> None:
         frames = len(perform(0.1 * np.random.default_rng(0).normal(size=5 * SAMPLE_RATE).astype(np.float32), 0))
         print(f"{name:20} {1e3 * (time.process_time() - began) / frames:.1f} ms a frame", flush=True)
     mel = speech(corpus)
-    made = {name: sample_mel(one.generator.eval(), mel, list(range(len(mel)))) for name, one in found.items()}
+    made = {name: sample_from_mel(one.generator.eval(), mel, list(range(len(mel)))) for name, one in found.items()}
     teacher = made.pop(TEACHER)
     for name, motion in made.items():
         more = (log_amplitude(motion) - log_amplitude(teacher)).T
-        print(name, *(factor(part, logs) for part, logs in zip(GROUPS, more, strict=True)), sep="  ")
+        print(name, *(factor(part, logs) for part, logs in zip(MOTION_GROUPS, more, strict=True)), sep="  ")
         print(name, differences([rate(motion, mel).tolist()], rate(teacher, mel).tolist()), sep="  ")
 
 
@@ -132,9 +132,9 @@ def performer(animator: Animator) -> Perform:
     return lambda audio, seed: torch.cat(list(animator.motion(audio, seed=seed)))
 
 
-def table(rows: dict[str, dict[str, Row]], costs: dict[str, float]) -> None:
+def table(rows: dict[str, dict[str, MetricRow]], costs: dict[str, float]) -> None:
     """Means, then differences from the teacher."""
-    print("| | ms | " + " | ".join(BY_KEY[key].title for key in KEYS) + " |\n" + "|---" * (len(KEYS) + 2) + "|")
+    print("| | ms | " + " | ".join(METRIC_BY_KEY[key].title for key in KEYS) + " |\n" + "|---" * (len(KEYS) + 2) + "|")
     for system, own in rows.items():
         cells = [shown(bootstrap_mean(metric_values(own, key)[1]), "") for key in KEYS]
         print(f"| {system} | {costs[system]:.1f} | " + " | ".join(cells) + " |")
@@ -142,7 +142,7 @@ def table(rows: dict[str, dict[str, Row]], costs: dict[str, float]) -> None:
     for gap in compare_systems(rows, TEACHER).differences:
         if gap.metric in KEYS and gap.system != TEACHER:
             p = "" if gap.p is None else f"  p {gap.p:.3f}"
-            print(f"{gap.system:24} {BY_KEY[gap.metric].title:20} {shown(gap.difference, '+')}{p}")
+            print(f"{gap.system:24} {METRIC_BY_KEY[gap.metric].title:20} {shown(gap.difference, '+')}{p}")
 
 
 def shown(found: Estimate, sign: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from contestants import STUDIES
 from over_runs import POST_TRAINED, change, correct, paired
 
-from flowportrait.evaluation.metrics import METRICS, Row
+from flowportrait.evaluation.metrics import METRICS, MetricRow
 from flowportrait.rewards.registry import RewardWeights
 
 SYNC, LER, ECS, TFI = "sync_in_time_short", "ler", "ecs", "tfi"
@@ -131,13 +131,13 @@ def _folder(runs: Path, name: str) -> Path:
     return runs / name.replace(" ", "_")
 
 
-def _rows(runs: Path, name: str) -> dict[str, dict[str, Row]]:
+def _rows(runs: Path, name: str) -> dict[str, dict[str, MetricRow]]:
     """Clips' figures by seed."""
     paths = sorted(_folder(runs, name).glob("*/rows.json"))
     return {path.parent.name: json.loads(path.read_text()) for path in paths}
 
 
-def _performances(path: Path, start: Path) -> dict[str, Row]:
+def _performances(path: Path, start: Path) -> dict[str, MetricRow]:
     """Rewards of every held-out performance, by its number; ``composite``: their weighted sum, each in standard
     deviations of the start."""
     seen, first = ({k: np.array(v) for k, v in json.loads(one.read_text()).items()} for one in (path, start))

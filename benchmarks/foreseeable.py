@@ -25,7 +25,7 @@ from reenact import distance, features
 from tools.train_retouch import load_pairs
 from torch import Tensor, nn
 
-from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH
+from flowportrait.rendering.mouth_geometry import WINDOW_HEIGHT, WINDOW_WIDTH
 
 _GRID, _COARSE = (24, 18), (12, 9)
 _PARTS = 40
@@ -74,7 +74,7 @@ def read(data: dict[str, Tensor], rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def error(data: dict[str, Tensor], rows: np.ndarray, flows: np.ndarray) -> float:
     """Mouth error of drawings moved by flows ``[N, 864]``."""
-    fields = [cv2.resize(f.reshape(*_GRID[::-1], 2).astype(np.float32), (WIDTH, HEIGHT)) for f in flows]
+    fields = [cv2.resize(f.reshape(*_GRID[::-1], 2).astype(np.float32), (WINDOW_WIDTH, WINDOW_HEIGHT)) for f in flows]
     drawn = [moved(data["base"][row, 0].numpy(), field) for row, field in zip(rows, fields, strict=True)]
     return distance(features(drawn), features([data["truth"][row, 0].numpy() for row in rows]))
 

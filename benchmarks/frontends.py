@@ -9,7 +9,7 @@ both in the wheel openwakeword 0.4.0; 76-column windows that end 100 ms after th
 ``phones`` (posteriors of the 42 phones of PocketSphinx's American English model, ``pip install pocketsphinx``;
 its features reach 40 ms ahead, and their mean is the whole clip's).
 Each is followed by the same small convolutional reader (``audio_encoder.LipReader``), trained without augmentation.
-Figures: correlation with real motion per clip, averaged; ``loudness`` (lips open as it is loud) must lose.
+Figures: correlation with real motion per clip, averaged; ``frame_rms`` (lips open as it is loud) must lose.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from generator import correlation, lip_gap
 
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import MotionClip, load_motion
-from flowportrait.evaluation.motion_metrics import loudness
-from flowportrait.media.mel import MELS_PER_FRAME, level
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
+from flowportrait.evaluation.motion_metrics import frame_rms
+from flowportrait.media.mel import MELS_PER_FRAME, normalize_loudness
 from flowportrait.models.pretrain import train_lips
-from flowportrait.models.speech_encoder import SPEECH_DIM, LipReader, SpeechEncoder
-from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.models.speech_encoder import SPEECH_DIM, LipRegression, SpeechEncoder
+from flowportrait.rendering.motion_basis import LOWER_FACE
 
 WIDTH = 128
 PHONES = 42
@@ -52,8 +52,8 @@ def main() -> None:
     options.add_argument("--wakeword", type=Path)
     given = options.parse_args()
     torch.set_num_threads(1)
-    training = load_motion(given.corpus, ("reward", "evaluation", "train"))
-    dev = load_motion(given.corpus, ("dev",))
+    training = load_motion_clips(given.corpus, ("reward", "evaluation", "train"))
+    dev = load_motion_clips(given.corpus, ("dev",))
     show("loudness", dev, lambda clip: loud(given.corpus, clip))
     encoder = SpeechEncoder().load_weights().eval()
     front_ends: dict[str, tuple[Listen, int]] = {
@@ -69,24 +69,24 @@ def main() -> None:
         heard, held_out = ([replace(clip, mel=listen(clip)) for clip in part] for part in (training, dev))
         for seed in given.seeds:
             torch.manual_seed(seed)
-            reader = LipReader("mel" if name == "mel" else "features", WIDTH, inputs=inputs)
+            reader = LipRegression("mel" if name == "mel" else "features", WIDTH, inputs=inputs)
             train_lips(reader, heard, given.steps, 1.0, seed, lambda loss: None)
             show(f"{name} seed {seed}", held_out, lambda clip, reader=reader: read(reader, clip))  # type: ignore[misc]
 
 
 @torch.no_grad()
-def read(reader: LipReader, clip: MotionClip) -> torch.Tensor:
+def read(reader: LipRegression, clip: MotionClip) -> torch.Tensor:
     """Predicted motion ``[T, 30]`` of a clip, lips only."""
     predicted = reader(clip.mel[None].float())[0, : len(clip.motion)]
     motion = torch.zeros_like(clip.motion)
-    motion[:, LOWER] = reader.lips(predicted[None], clip.style[None])[0]
+    motion[:, LOWER_FACE] = reader.lips(predicted[None], clip.style[None])[0]
     return motion
 
 
 def loud(corpus: Path, clip: MotionClip) -> torch.Tensor:
     """All lips open as the sound gets louder."""
-    sound = Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio
-    track = torch.from_numpy(loudness(sound, len(clip.motion), 1.0)).float()
+    sound = FaceClip.load(corpus / "clips" / f"{clip.name}.safetensors").audio
+    track = torch.from_numpy(frame_rms(sound, len(clip.motion), 1.0)).float()
     return track[:, None] * lip_gap()[None]
 
 
@@ -117,7 +117,7 @@ def wakeword(folder: Path, corpus: Path) -> Listen:
     )
 
     def listen(clip: MotionClip) -> torch.Tensor:
-        sound = level(Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio)
+        sound = normalize_loudness(FaceClip.load(corpus / "clips" / f"{clip.name}.safetensors").audio)
         padded = np.pad(sound, (160 * _PAST_COLUMNS, 160 * 2 * _AHEAD_COLUMNS))[None].astype(np.float32) * 32767
         columns = mel.run(None, {mel.get_inputs()[0].name: padded})[0].squeeze() / 10 + 2
         ends = [4 * (t + 1) + _AHEAD_COLUMNS for t in range(len(clip.motion))]
@@ -139,7 +139,7 @@ def phones(corpus: Path) -> Listen:
     ))  # fmt: skip
 
     def listen(clip: MotionClip) -> torch.Tensor:
-        sound = level(Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio)
+        sound = normalize_loudness(FaceClip.load(corpus / "clips" / f"{clip.name}.safetensors").audio)
         decoder.start_utt()
         decoder.process_raw((sound * 32767).astype(np.int16).tobytes(), full_utt=True)
         decoder.end_utt()

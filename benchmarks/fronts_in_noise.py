@@ -24,14 +24,14 @@ from generator_videos import unseen_voices
 from noisereduce import reduce_noise
 from tools.train_enhancer import generator_features
 
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import load_motion
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import load_generator
 from flowportrait.models.enhancer import Enhancer, denoise_mel, load_enhancer
 from flowportrait.models.sampler import sample_motion
-from flowportrait.rewards.sync import SyncExpert
+from flowportrait.rewards.sync import MotionSyncExpert
 
 FRAMES = 72
 """Of a piece that are measured: whole chunks."""
@@ -58,9 +58,9 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=28)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    model, expert = load_generator(given.checkpoint).requires_grad_(False), SyncExpert.load()
-    names = [clip.name for clip in load_motion(given.corpus, ("dev",))][::7]
-    others = [level(Clip.load(given.corpus / "clips" / f"{name}.safetensors").audio) for name in names]
+    model, expert = load_generator(given.checkpoint).requires_grad_(False), MotionSyncExpert.load()
+    names = [clip.name for clip in load_motion_clips(given.corpus, ("dev",))][::7]
+    others = [normalize_loudness(FaceClip.load(given.corpus / "clips" / f"{name}.safetensors").audio) for name in names]
     found = unseen_voices(given.data / "speech", MOST_PIECES)
     voices = np.stack([wave[: FRAMES * SAMPLES_PER_FRAME] for language, _, wave in found if "English" in language])
     sounds = np.concatenate([np.roll(voices, 1, 0), voices], 1)[: given.pieces]
@@ -71,7 +71,7 @@ def main() -> None:
         return expert.score(made, spoken)[1].numpy()
 
     def hears(heard: np.ndarray, front: Enhancer | None) -> torch.Tensor:
-        waves = [level(wave) for wave in heard]
+        waves = [normalize_loudness(wave) for wave in heard]
         mels = [log_mel(wave) for wave in waves]
         if front is not None:
             mels = [denoise_mel(front, mel, wave)[0] for mel, wave in zip(mels, waves, strict=True)]

@@ -41,11 +41,11 @@ from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.media.crop import apply_affine
 from flowportrait.rendering.mesh import N_FACE
 from flowportrait.rendering.motion_basis import MOTION_DIM, Identity, MotionBasis
-from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, cut, to_window
+from flowportrait.rendering.mouth_geometry import WINDOW_HEIGHT, WINDOW_WIDTH, cut_mouth_window, mouth_window_transform
 from flowportrait.rendering.renderer import Renderer
-from flowportrait.rendering.self_reenactment import own_motion
+from flowportrait.rendering.self_reenactment import self_reenactment_motion
 
-_GRID = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), -1).astype(np.float32)
+_GRID = np.stack(np.meshgrid(np.arange(WINDOW_WIDTH), np.arange(WINDOW_HEIGHT)), -1).astype(np.float32)
 _FINER = 2
 _ROUNDS, _STIFF, _TRUST, _STEP = 4, 2.0, 0.01, 0.01
 """Rounds of drawing and fitting; blur of the flow in window pixels; what a number's change costs, in pixels²; step of
@@ -83,12 +83,12 @@ def flow(true: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     finder.setFinestScale(0)
     grey = [cv2.cvtColor(window, cv2.COLOR_RGB2GRAY) for window in (true, drawn)]
     fine = [cv2.resize(g, None, fx=_FINER, fy=_FINER, interpolation=cv2.INTER_CUBIC) for g in grey]
-    return cv2.resize(finder.calc(*fine, None), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) / _FINER
+    return cv2.resize(finder.calc(*fine, None), (WINDOW_WIDTH, WINDOW_HEIGHT), interpolation=cv2.INTER_AREA) / _FINER
 
 
 def affine(field: np.ndarray) -> np.ndarray:
     """The affine map nearest to a flow."""
-    place = np.column_stack([_GRID.reshape(-1, 2), np.ones(HEIGHT * WIDTH)])
+    place = np.column_stack([_GRID.reshape(-1, 2), np.ones(WINDOW_HEIGHT * WINDOW_WIDTH)])
     return (place @ np.linalg.lstsq(place, field.reshape(-1, 2), rcond=None)[0]).reshape(field.shape).astype(np.float32)
 
 
@@ -118,7 +118,7 @@ def best_numbers(
         motion = motion.clone()
         for number, (t, w) in enumerate(zip(true, windows, strict=True)):
             x, y = here[number].T
-            inside = (x > 0) & (x < WIDTH - 1) & (y > 0) & (y < HEIGHT - 1)
+            inside = (x > 0) & (x < WINDOW_WIDTH - 1) & (y > 0) & (y < WINDOW_HEIGHT - 1)
             field = blurred(flow(t, w), _STIFF)
             off = -field[y[inside].round().astype(int), x[inside].round().astype(int)]
             slope = slopes[number, inside].reshape(-1, MOTION_DIM)
@@ -153,16 +153,18 @@ def rows(scene: Scene) -> dict[str, float]:
     """Mouth error of everything for one scene."""
     portrait = scene.portrait()
     back = np.linalg.inv(np.vstack([portrait.to_crop, [0, 0, 1]]))
-    matrices = [to_window(points) for points in scene.landmarks]
-    true = [cut(frame, m) for frame, m in zip(scene.frames, matrices, strict=True)]
+    matrices = [mouth_window_transform(points) for points in scene.landmarks]
+    true = [cut_mouth_window(frame, m) for frame, m in zip(scene.frames, matrices, strict=True)]
     basis = MotionBasis.load()
     _, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
-    motion = own_motion(scene.landmarks, scene.blendshapes)
+    motion = self_reenactment_motion(scene.landmarks, scene.blendshapes)
     goals = basis.decode(motion, identity).numpy()
 
     def drawn(goals: np.ndarray, retouch: bool) -> list[np.ndarray]:
         frames = Renderer(portrait, retouch=retouch, workers=1)(goals)
-        return [cut(f, (np.vstack([m, [0, 0, 1]]) @ back)[:2]) for f, m in zip(frames, matrices, strict=True)]
+        return [
+            cut_mouth_window(f, (np.vstack([m, [0, 0, 1]]) @ back)[:2]) for f, m in zip(frames, matrices, strict=True)
+        ]
 
     inner, outer = ([between(p, m, lips) for p, m in zip(scene.landmarks, matrices, strict=True)]
                     for lips in (INNER, OUTER))  # fmt: skip
@@ -212,7 +214,7 @@ def rows(scene: Scene) -> dict[str, float]:
     }
     for crf in (18, 23, 28):
         again = encoded(scene.frames, crf)
-        shown[f"real: H.264 crf {crf}"] = [cut(f, m) for f, m in zip(again, matrices, strict=True)]
+        shown[f"real: H.264 crf {crf}"] = [cut_mouth_window(f, m) for f, m in zip(again, matrices, strict=True)]
     goal = features(true)
     return {name: distance(features(windows), goal) for name, windows in shown.items()}
 

@@ -31,17 +31,17 @@ import numpy as np
 import torch
 from scipy.signal import fftconvolve
 
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import MotionClip, load_motion
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.enhancer import Enhancer, denoise_mel, load_enhancer
 from flowportrait.models.sampler import sample_motion
-from flowportrait.models.training_clips import lip_gap
-from flowportrait.rendering.motion_basis import HEAD, LOWER
-from flowportrait.rewards.sync import SyncExpert
+from flowportrait.models.training_clips import lip_opening_per_number
+from flowportrait.rendering.motion_basis import HEAD, LOWER_FACE
+from flowportrait.rewards.sync import MotionSyncExpert
 
 LANGUAGES = {"anchors": ("Arabic", 28), "grid": ("English", 72)}
 """Sources of dev clips: their language and the frames that are compared."""
@@ -83,8 +83,11 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 def prepared(given: argparse.Namespace) -> tuple[Material, dict[str, Heard]]:
     """What to measure on, and the systems by name."""
-    clips = load_motion(given.corpus, ("dev",))
-    audio = {clip.name: level(Clip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips}
+    clips = load_motion_clips(given.corpus, ("dev",))
+    audio = {
+        clip.name: normalize_loudness(FaceClip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio)
+        for clip in clips
+    }
     others = list(audio.values())[::7]
     hear: dict[str, Callable[[np.ndarray], np.ndarray]] = {"clean": lambda wave: wave, "room": room}
     hear |= {name: partial(babble, others=others, level=float(name[6:] or 10)) for name in SOUNDS if "babble" in name}
@@ -143,7 +146,7 @@ def room(wave: np.ndarray) -> np.ndarray:
 def in_motion(name: str, system: Heard, source: str, material: Material, lead: bool) -> np.ndarray:
     """Print the figures of one generator on one language; returns its sync clip by clip. ``lead``: every sentence comes
     after another one, which is not measured."""
-    expert, (language, frames) = SyncExpert.load(), LANGUAGES[source]
+    expert, (language, frames) = MotionSyncExpert.load(), LANGUAGES[source]
     chosen = material.of(source, frames)
     clean = np.stack([material.audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
     sounds = np.concatenate([np.roll(clean, 1, 0), clean], 1) if lead else clean
@@ -154,8 +157,8 @@ def in_motion(name: str, system: Heard, source: str, material: Material, lead: b
     made = sample_motion(system.model, heard, list(range(len(chosen))), enhancer=system.enhancer)
     spent = 1e3 * (time.process_time() - started) / made[..., 0].numel()
     made = made[:, -frames:]
-    gaps = [motion @ lip_gap() for motion in (made, real)]
-    spreads = [motion[..., LOWER].std(1).mean(-1) for motion in (made, real)]
+    gaps = [motion @ lip_opening_per_number() for motion in (made, real)]
+    spreads = [motion[..., LOWER_FACE].std(1).mean(-1) for motion in (made, real)]
     values = {
         "lip gap": correlation(*gaps), "lower face": correlation(made[..., :8].mT, real[..., :8].mT).mean(-1),
         "amplitude": spreads[0] / spreads[1].mean(),
@@ -163,7 +166,7 @@ def in_motion(name: str, system: Heard, source: str, material: Material, lead: b
     }  # fmt: skip
     line = "  ".join(f"{key} {estimate(value.numpy())}" for key, value in values.items())
     if system.enhancer:
-        waves = [level(wave) for wave in heard]
+        waves = [normalize_loudness(wave) for wave in heard]
         known = [(log_mel(wave), wave) for wave in waves]
         same = sum(torch.equal(denoise_mel(system.enhancer, mel, wave)[0], mel) for mel, wave in known)
         line += f"  untouched {same}"
@@ -178,7 +181,7 @@ def diversity(model: ARFlow, source: str, material: Material, seeds: int) -> Non
     sounds = np.stack([material.audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
     rows = range(len(chosen))
     takes = torch.stack([sample_motion(model, sounds, [1000 * seed + row for row in rows]) for seed in range(seeds)])
-    head, lips, pairs = takes[..., HEAD], takes @ lip_gap(), list(combinations(range(seeds), 2))
+    head, lips, pairs = takes[..., HEAD], takes @ lip_opening_per_number(), list(combinations(range(seeds), 2))
     apart = torch.stack([(head[a] - head[b]).square().mean((-1, -2)).sqrt() for a, b in pairs]).mean(0)
     same = torch.stack([correlation(lips[a], lips[b]) for a, b in pairs]).mean(0)
     across = torch.stack([correlation(take, take.roll(1, 0)) for take in lips]).mean(0)

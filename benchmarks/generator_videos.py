@@ -27,22 +27,22 @@ import numpy as np
 import torch
 from generator import LANGUAGES, Heard, Material, estimate, options, prepared, share
 
-from flowportrait.corruption.motion import loudness_driven_jaw, other_sentence
+from flowportrait.corruption.motion import loudness_driven_jaw, motion_of_other_sentence
 from flowportrait.evaluation.lip_sync import measure_sync
-from flowportrait.evaluation.motion_metrics import silent_lip
+from flowportrait.evaluation.motion_metrics import measure_silent_lip
 from flowportrait.evaluation.tracking import VideoTracks
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.crop import MOUTH_PATCH, mouth_patch
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level
+from flowportrait.media.mel import SAMPLES_PER_FRAME, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animator import Animator
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.speech.text_to_speech import speak
-from flowportrait.speech.voices import voice_named
+from flowportrait.speech.text_to_speech import synthesize_samples
+from flowportrait.speech.voices import load_voice
 
 MANDARIN = (
     "今天天气很好，我们去公园散步吧。", "请问火车站怎么走？", "这本书我已经看了三遍了。", "他每天早上六点起床跑步。",
@@ -104,8 +104,8 @@ def judge(path: Path, take: Take, only: list[str] | None) -> None:
     seen = glance(video)
     sync = measure_sync(seen)
     if sync is not None:
-        row = {"LSE-C": sync.lse_c, "at 0": sync.in_time, "LER": sync.errors / max(1, sync.ler_windows),
-               "silent lip": silent_lip(seen.landmarks, seen.valid, seen.audio)[0]}  # fmt: skip
+        row = {"LSE-C": sync.lse_c, "at 0": sync.lse_c_at_zero, "LER": sync.errors / max(1, sync.ler_windows),
+               "silent lip": measure_silent_lip(seen.landmarks, seen.valid, seen.audio)[0]}  # fmt: skip
         path.write_text(json.dumps(row))
 
 
@@ -159,7 +159,7 @@ def takes(given: argparse.Namespace, material: Material, systems: dict[str, Hear
             known = {
                 "real motion": clip.motion,
                 "loudness jaw": loudness_driven_jaw(clip.motion, wave),
-                "another sentence": other_sentence(clip.motion, chosen[index - 1].motion),
+                "another sentence": motion_of_other_sentence(clip.motion, chosen[index - 1].motion),
             }
             for name, motion in known.items():
                 yield Take(name, language, stem, codec, partial(torch.clone, motion), wave)
@@ -175,7 +175,7 @@ def takes(given: argparse.Namespace, material: Material, systems: dict[str, Hear
         jaw = partial(lambda own, sound: loudness_driven_jaw(own(), sound), first, wave)
         yield Take("loudness jaw", language, stem, codec, jaw, wave)
         if before is not None and not np.array_equal(wave, before[0]):
-            stranger = partial(lambda own, other: other_sentence(own(), other()), first, before[1])
+            stranger = partial(lambda own, other: motion_of_other_sentence(own(), other()), first, before[1])
             yield Take("another sentence", language, stem, codec, stranger, wave)
         yield from drawn
         before = wave, first
@@ -185,14 +185,14 @@ def unseen_voices(folder: Path, pieces: int) -> Iterator[tuple[str, str, np.ndar
     """Language, name and sound of speech that there is no video of."""
     piece = 3 * SAMPLE_RATE
     for index, path in ((index, path) for index in range(pieces) for path in sorted(folder.glob("*.wav"))):
-        chinese, wave = "chinese" in path.name, level(read_audio(path))
+        chinese, wave = "chinese" in path.name, normalize_loudness(read_audio(path))
         first = 0 if chinese else index * piece
         if first + piece <= len(wave):
             language = "Chinese, sound only" if chinese else "English, other voices, sound only"
             yield language, f"{path.stem}_{index}", wave[first : first + piece]
     for index, sentence in enumerate(MANDARIN):
-        sound = np.concatenate(list(speak([sentence], voice_named("espeak:cmn"))))
-        yield "Chinese, synthetic voice", f"mandarin_{index}", level(sound)
+        sound = np.concatenate(list(synthesize_samples([sentence], load_voice("espeak:cmn"))))
+        yield "Chinese, synthetic voice", f"mandarin_{index}", normalize_loudness(sound)
 
 
 def performance(system: Heard, wave: np.ndarray, seed: int, lead: np.ndarray) -> torch.Tensor:

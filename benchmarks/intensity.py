@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from generator import LANGUAGES, Material, estimate
 
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import load_motion
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import load_motion_clips
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import load_generator
 from flowportrait.models.sampler import sample_motion
 from flowportrait.models.speech_encoder import STYLE_LIPS
-from flowportrait.models.training_clips import lip_gap
+from flowportrait.models.training_clips import lip_opening_per_number
 from flowportrait.rendering.motion_basis import BROWS, HEAD
-from flowportrait.rewards.sync import SyncExpert
+from flowportrait.rewards.sync import MotionSyncExpert
 
 INTENSITIES = (0.6, 0.8, 1.25, 1.6)
 
@@ -37,8 +37,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    model, clips = load_generator(given.checkpoint).requires_grad_(False), load_motion(given.corpus, ("dev",))
-    audio = {clip.name: level(Clip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips}
+    model, clips = load_generator(given.checkpoint).requires_grad_(False), load_motion_clips(given.corpus, ("dev",))
+    audio = {
+        clip.name: normalize_loudness(FaceClip.load(given.corpus / "clips" / f"{clip.name}.safetensors").audio)
+        for clip in clips
+    }
     for source, (language, frames) in LANGUAGES.items():
         chosen = Material(clips, audio).of(source, frames)[: given.clips]
         sounds = np.stack([audio[clip.name][: frames * SAMPLES_PER_FRAME] for clip in chosen])
@@ -57,7 +60,7 @@ def main() -> None:
 def line(name: str, made: torch.Tensor, neutral: torch.Tensor, mel: torch.Tensor) -> None:
     """One row."""
     ratios = {part: (spread(made, part) / spread(neutral, part).mean()).numpy() for part in ("lips", "brows", "head")}
-    sync = SyncExpert.load().score(made, mel)[1].numpy()
+    sync = MotionSyncExpert.load().score(made, mel)[1].numpy()
     print(f"  {name:14s} " + "  ".join(f"{part} {estimate(values)}" for part, values in ratios.items())
           + f"  sync {estimate(sync)}", flush=True)  # fmt: skip
 
@@ -65,7 +68,7 @@ def line(name: str, made: torch.Tensor, neutral: torch.Tensor, mel: torch.Tensor
 def spread(motion: torch.Tensor, part: str) -> torch.Tensor:
     """Standard deviation over time ``[B]``."""
     if part == "lips":
-        return (motion @ lip_gap()).std(1)
+        return (motion @ lip_opening_per_number()).std(1)
     return motion[..., BROWS if part == "brows" else HEAD].std(1).mean(-1)
 
 

@@ -26,14 +26,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from flowportrait.data.motion_dataset import load_motion
+from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.flow import guidance as inversion
-from flowportrait.flow.kernels import flow_sde
-from flowportrait.flow.paths import Velocity, shifted, solve
+from flowportrait.flow.kernels import flow_sde_kernel
+from flowportrait.flow.paths import VelocityField, noise_schedule, solve_ode
 from flowportrait.models.arflow import load_generator
-from flowportrait.portraitgen.measured import Faces
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_pictures
-from flowportrait.rl.task import Prompts, SpeechItem, TalkingTask, draw_prompts
+from flowportrait.portraitgen.measured import FramedFaces
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, frames_to_pictures
+from flowportrait.rl.task import SpeechItem, SpeechPrompts, TalkingTask, draw_prompts
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -61,20 +61,20 @@ def rms(values: torch.Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-def round_trips(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> dict[str, dict[str, float]]:
+def round_trips(velocity: VelocityField, x0: torch.Tensor, sigmas: torch.Tensor) -> dict[str, dict[str, float]]:
     """Error, noise and path by scheme."""
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    straight = inversion.straight(x0, noise, sigmas)
-    ode = inversion.ode(velocity, x0, sigmas)
-    two = inversion.two_step(velocity, x0, sigmas)
+    straight = inversion.straight_path_states(x0, noise, sigmas)
+    ode = inversion.invert_euler(velocity, x0, sigmas)
+    two = inversion.invert_two_step(velocity, x0, sigmas)
     second = two[0] + (sigmas[1] - sigmas[0]) * velocity(two[0], sigmas[0])
     paths = {
-        "straight": (straight, solve(velocity, straight[0], sigmas)),
-        "ode": (ode, solve(velocity, ode[0], sigmas)),
-        "two-step": (two, inversion.undo_two_step(velocity, two[0], two[1], sigmas)),
-        "two-step, noise alone": (two, inversion.undo_two_step(velocity, two[0], second, sigmas)),
+        "straight": (straight, solve_ode(velocity, straight[0], sigmas)),
+        "ode": (ode, solve_ode(velocity, ode[0], sigmas)),
+        "two-step": (two, inversion.sample_two_step(velocity, two[0], two[1], sigmas)),
+        "two-step, noise alone": (two, inversion.sample_two_step(velocity, two[0], second, sigmas)),
     }
-    kernel, found = flow_sde(0.5), {}
+    kernel, found = flow_sde_kernel(0.5), {}
     for name, (states, back) in paths.items():
         residuals = []
         for k in range(len(sigmas) - 2):
@@ -88,21 +88,21 @@ def round_trips(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> d
     return found
 
 
-def fields(options: Options) -> Iterator[tuple[str, Velocity, torch.Tensor]]:
+def fields(options: Options) -> Iterator[tuple[str, VelocityField, torch.Tensor]]:
     """Velocity fields with real samples."""
     if options.flow and options.faces:
         flow = PortraitFlow.from_pretrained(options.flow)
-        faces = Faces.load(options.faces).strangers()
+        faces = FramedFaces.load(options.faces).unseen_speakers()
         chosen = np.random.default_rng(0).choice(len(faces), options.samples, replace=False)
-        x0 = flow.space.encode(as_pictures(faces.small[chosen]))
+        x0 = flow.space.encode(frames_to_pictures(faces.small[chosen]))
         told = flow.told(flow.standardise(torch.from_numpy(faces.attributes[chosen])))
         yield "portrait flow", partial(flow.velocity, context=told), x0
     if options.corpus:
         policy = load_generator(options.generator)
-        clips = [clip for clip in load_motion(options.corpus, ("dev",)) if len(clip.motion) > 28]
+        clips = [clip for clip in load_motion_clips(options.corpus, ("dev",)) if len(clip.motion) > 28]
         items = [SpeechItem(clip.mel, 0, clip.motion) for clip in clips]
         task = TalkingTask(items, 28, None, policy.config.chunk)
-        prompts = Prompts(*draw_prompts(items, options.samples // 4, 28, 0, 0))
+        prompts = SpeechPrompts(*draw_prompts(items, options.samples // 4, 28, 0, 0))
         latents = task.real(policy, prompts)
         assert latents is not None, "clips of a corpus have motion"
         context = policy.contexts(task.condition(policy, prompts), latents)
@@ -115,7 +115,7 @@ def main(options: Options) -> None:
     results = {}
     for name, velocity, x0 in fields(options):
         table = Table(title=f"{name}: round-trip error (noise, path) over {len(x0)} real samples")
-        rows = {steps: round_trips(velocity, x0, shifted(steps, options.shift)) for steps in options.steps}
+        rows = {steps: round_trips(velocity, x0, noise_schedule(steps, options.shift)) for steps in options.steps}
         for head in ("steps", *next(iter(rows.values()))):
             table.add_column(head, justify="right")
         for steps, found in rows.items():

@@ -32,10 +32,10 @@ from tools.fit_judge_scales import damage_head, speakers_clips, stack_landmarks
 
 from flowportrait.corruption import CORRUPTIONS, corruptions
 from flowportrait.corruption.clips import freeze_eyes
-from flowportrait.judges.build import METHODS, JudgeReward
+from flowportrait.judges.build import PANEL_METHODS, JudgeReward
 from flowportrait.judges.client import ChatClient
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.learning import ExpertToggles, LabelledPair, agreement, improve
+from flowportrait.judges.learning import ExpertToggles, LabelledPair, learn_library, measure_agreement
 from flowportrait.judges.measured import (
     EXPERTS,
     SCALES_FILE,
@@ -48,12 +48,12 @@ from flowportrait.judges.measured import (
 from flowportrait.judges.messages import Endpoint
 from flowportrait.judges.methods import PairJudge
 from flowportrait.judges.panel import Panel, PanelSettings
-from flowportrait.judges.rubric import ASPECTS, Aspect, Library
-from flowportrait.judges.sanity import CLIP_SANITY, corrupt_clip, examine, order_result, save_certificate
-from flowportrait.judges.server import create_app, servable_rewards
+from flowportrait.judges.rubric import CLIP_ASPECTS, Aspect, RubricLibrary
+from flowportrait.judges.sanity import CLIP_SANITY, certify_judge, corrupt_clip, order_result, save_certificate
+from flowportrait.judges.server import judge_app, servable_rewards
 from flowportrait.preferences.dataset import Label
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Reward, score
+from flowportrait.rewards.interface import Reward, score_batch
 from flowportrait.rewards.remote import HttpReward
 
 ROWS = 16
@@ -63,11 +63,11 @@ CERTIFICATES = SCALES_FILE.parent / "checked"
 def rate(reward: Reward, batches: list[RewardBatch]) -> float:
     """Scores per second: what was drawn before is there, so the scorer alone is timed."""
     for batch in batches:
-        score(reward, batch)
+        score_batch(reward, batch)
     began, rounds = time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - began < 0.5:
         for batch in batches:
-            score(reward, batch)
+            score_batch(reward, batch)
         rounds += 1
     return rounds * sum(map(len, batches)) / (time.perf_counter() - began)
 
@@ -82,7 +82,7 @@ def cost(footage: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = create_app(MeasuredPanel(), scorers)
+    app = judge_app(MeasuredPanel(), scorers)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
@@ -100,7 +100,7 @@ def cost(footage: Path) -> None:
 def sanity(footage: Path) -> None:
     """The measured panel on speakers that neither its experts nor its scales were fitted on."""
     clips = speakers_clips(footage, split="dev", per_speaker=2)
-    certificate = examine(MeasuredPanel(), clips, CLIP_SANITY)
+    certificate = certify_judge(MeasuredPanel(), clips, CLIP_SANITY)
     print(f"{len(clips)} clips of the split dev; {'passed' if certificate.passed else certificate.failed()}")
     for result in certificate.results:
         means = " → ".join(f"{mean:.2f}" for mean in result.means)
@@ -124,13 +124,13 @@ def learning(footage: Path) -> None:
     clips = speakers_clips(footage, split="dev", per_speaker=2)
     stated = preferences([replace(clip, known_landmarks=clip.landmarks) for clip in clips])
     experts = Experts.load()
-    learned = improve(
+    learned = learn_library(
         lambda library: MeasuredPanel(experts.with_library(library)), stated, ExpertToggles(tuple(experts.scales)),
-        len(ASPECTS) * len(experts.scales), Library(EXPERTS),
+        len(CLIP_ASPECTS) * len(experts.scales), RubricLibrary(EXPERTS),
     )  # fmt: skip
     for one in learned.rounds:
         print(f"  {'kept' if one.kept else '    '} {one.before:.3f} → {one.after:.3f}  {one.entries}")
-    whole = agreement(MeasuredPanel(), stated)[0]
+    whole = measure_agreement(MeasuredPanel(), stated)[0]
     rows = {"all pairs": whole, "pairs kept apart, before": learned.first, "pairs kept apart, after": learned.last}
     for name, found in rows.items():
         if found is not None:
@@ -188,7 +188,7 @@ def asking(footage: Path) -> None:
     said = {"rationale": "r", "errors": [], "score": 4, "thoughts": "t", "windows": [flaw, flaw], "seen": True,
             "box": [0, 0, 1, 1], "better": "first"}  # fmt: skip
     with answering(json.dumps(said)) as url:
-        for name, method in METHODS.items():
+        for name, method in PANEL_METHODS.items():
             server = ChatClient(Endpoint(url=url, model="m"))
             judge = method(server, PanelSettings(samples=1))
             began = time.process_time()

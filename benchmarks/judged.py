@@ -14,9 +14,9 @@ from flowportrait.evaluation.measure import measure_video
 from flowportrait.media.write_video import write_video
 from flowportrait.models.arflow import load_generator
 from flowportrait.pipelines.animator import Animator
-from flowportrait.rendering.motion_basis import HEAD, LOWER, MotionBasis
+from flowportrait.rendering.motion_basis import HEAD, LOWER_FACE, MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rl.task import Drawing
+from flowportrait.rl.task import PortraitRenderer
 
 
 def evaluate(bench: Bench, name: str, seed: int) -> None:
@@ -37,7 +37,7 @@ def evaluate(bench: Bench, name: str, seed: int) -> None:
         write_video(path, codecs[index % len(codecs)].decode(motion), clip.audio)
         rows[stem] = measure_video(path).row
         if spread is not None:
-            rows[stem] |= {"spread_lips": float(spread[LOWER].mean()), "spread_head": float(spread[HEAD].mean())}
+            rows[stem] |= {"spread_lips": float(spread[LOWER_FACE].mean()), "spread_head": float(spread[HEAD].mean())}
     (folder / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
@@ -60,5 +60,5 @@ class Act:
             return torch.cat(list(Animator(self.model).motion(audio, seed=seed)))
         return best_of(
             self.model, self.sampling, audio, seed, index % len(self.small), self.bench.everything,
-            lambda rows: Drawing(self.small, rows, 96),
+            lambda rows: PortraitRenderer(self.small, rows, 96),
         )  # fmt: skip

@@ -30,17 +30,17 @@ from tools.fit_judge_scales import damage_head, speakers_clips
 from flowportrait.corruption import CORRUPTIONS
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.learning import agreement
-from flowportrait.judges.measured import EXPERTS, Experts, MeasuredPanel, PoseChecked
-from flowportrait.judges.rubric import ASPECTS, Aspect, Library
-from flowportrait.judges.sanity import CASES, corrupt_clip
+from flowportrait.judges.learning import measure_agreement
+from flowportrait.judges.measured import EXPERTS, Experts, MeasuredPanel, PoseCappedJudge
+from flowportrait.judges.rubric import CLIP_ASPECTS, Aspect, RubricLibrary
+from flowportrait.judges.sanity import CLIP_CASES, corrupt_clip
 from flowportrait.judges.verdicts import Judge
 
-LEARNED = Library(
+LEARNED = RubricLibrary(
     {**EXPERTS, "expressiveness": ("expressiveness", "sync"), "motion": ("steadiness", "temporal", "pose")}
 )
 COLUMNS: dict[str, tuple[Aspect, tuple[str, ...]]] = {
-    **{aspect: (aspect, CASES[aspect]) for aspect in ASPECTS}, "heads": ("motion", tuple(HEADS)),
+    **{aspect: (aspect, CLIP_CASES[aspect]) for aspect in CLIP_ASPECTS}, "heads": ("motion", tuple(HEADS)),
 }  # fmt: skip
 """Column → what is graded under which damage."""
 Levels = list[list[JudgedClip]]
@@ -54,7 +54,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     clips = [seen(clip) for clip in speakers_clips(given.footage, split="dev", per_speaker=2)]
-    panels = judges(Library.load(given.library) if given.library else LEARNED)
+    panels = judges(RubricLibrary.load(given.library) if given.library else LEARNED)
     shares: dict[str, dict[str, list[np.ndarray]]] = {name: {column: [] for column in COLUMNS} for name in panels}
     seconds, shown = dict.fromkeys(panels, 0.0), 0
     for column, (aspect, damages) in COLUMNS.items():
@@ -70,20 +70,20 @@ def main() -> None:
     for name, judge in panels.items():
         found = [bootstrap_mean(np.mean(own, 0)) for own in shares[name].values()]
         cells = [f"{one.mean:.0%} ({one.low or 0:.0%}–{one.high or 0:.0%})" for one in found]
-        said = agreement(judge, stated)[0]
+        said = measure_agreement(judge, stated)[0]
         low, high = said.interval
         cells += [f"{said.accuracy:.0%} ({low:.0%}–{high:.0%})", f"{seconds[name] / shown:.3f}"]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def judges(library: Library) -> dict[str, Judge]:
+def judges(library: RubricLibrary) -> dict[str, Judge]:
     """Those of the module."""
     experts = Experts.load()
     taught = MeasuredPanel(experts.with_library(library))
-    alone = MeasuredPanel(experts.with_library(Library(dict.fromkeys(ASPECTS, ("sync",)))))
+    alone = MeasuredPanel(experts.with_library(RubricLibrary(dict.fromkeys(CLIP_ASPECTS, ("sync",)))))
     return {
-        "measured": MeasuredPanel(), "measured, pose": PoseChecked(MeasuredPanel()), "measured, library": taught,
-        "measured, pose and library": PoseChecked(taught), "sync for everything": alone,
+        "measured": MeasuredPanel(), "measured, pose": PoseCappedJudge(MeasuredPanel()), "measured, library": taught,
+        "measured, pose and library": PoseCappedJudge(taught), "sync for everything": alone,
     }  # fmt: skip
 
 

@@ -28,8 +28,8 @@ from flowportrait.media.crop import paste_back
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rendering.self_reenactment import own_motion
-from flowportrait.rewards.face import FaceNet, align
+from flowportrait.rendering.self_reenactment import self_reenactment_motion
+from flowportrait.rewards.face import FaceNet, align_faces
 
 _BAND = range(4, 9)
 
@@ -49,7 +49,7 @@ def embeddings(frames: list[np.ndarray], landmarks: np.ndarray) -> torch.Tensor:
     """Unit embeddings ``[T, 1024]``."""
     images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
-        return FaceNet.load()(align(images, torch.as_tensor(np.asarray(landmarks)[..., :2], dtype=torch.float32)))
+        return FaceNet.load()(align_faces(images, torch.as_tensor(np.asarray(landmarks)[..., :2], dtype=torch.float32)))
 
 
 def seam(image: np.ndarray, to_crop: np.ndarray, size: int) -> float:
@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     for number, path in enumerate(paths):
         image, scene = read_image(path), scenes[number % len(scenes)]
         codec = MotionCodec(Portrait.from_image(image, None))
-        motion = own_motion(scene.landmarks, scene.blendshapes)
+        motion = self_reenactment_motion(scene.landmarks, scene.blendshapes)
         motion = motion[np.linspace(0, len(motion) - 1, options.frames).round().astype(int)]
         frames = list(codec.decode(motion))
         points = np.concatenate([codec.portrait.landmarks[None], codec.landmarks(motion)])

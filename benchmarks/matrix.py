@@ -21,13 +21,13 @@ from rich.progress import track
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.data.prompts import find_videos
 from flowportrait.evaluation.api import Measurements, measure_videos
-from flowportrait.evaluation.figures import STYLE, to_svg
+from flowportrait.evaluation.figures import PLOT_STYLE, to_svg
 from flowportrait.evaluation.measure import compare_with_real
-from flowportrait.evaluation.metrics import Row
+from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.evaluation.tracking import track_file
 from flowportrait.media.audio import read_audio
-from flowportrait.media.faces import FaceTracker, bridge
+from flowportrait.media.faces import FaceTracker, interpolate_missing_frames
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 from flowportrait.media.write_video import write_video
 
@@ -108,12 +108,12 @@ def read(clip: Path) -> Footage:
     wave = np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
     heard = read_audio(clip)[: len(wave)]
     wave[: len(heard)] = heard
-    return Footage(frames, wave, bridge(faces.landmarks, faces.valid))
+    return Footage(frames, wave, interpolate_missing_frames(faces.landmarks, faces.valid))
 
 
-def with_real(measured: Measurements, files: dict[str, list[Path]], cache: Path) -> dict[str, dict[str, Row]]:
+def with_real(measured: Measurements, files: dict[str, list[Path]], cache: Path) -> dict[str, dict[str, MetricRow]]:
     """Rows with the figures that compare with the undamaged clip, and LSE-C at 0 of either reach as ``sync``."""
-    rows: dict[str, dict[str, Row]] = {}
+    rows: dict[str, dict[str, MetricRow]] = {}
     for name, paths in files.items():
         for path in paths:
             finding, real = measured.metrics[name].get(path.stem), measured.metrics[PLAIN].get(path.stem)
@@ -127,7 +127,7 @@ def with_real(measured: Measurements, files: dict[str, list[Path]], cache: Path)
     return rows
 
 
-def table(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, dict[str, float | bool]]]:
+def table(rows: dict[str, dict[str, MetricRow]]) -> dict[str, dict[str, dict[str, float | bool]]]:
     """cells[corruption][metric]: change in spreads, whether it is sure, and both means."""
     cells: dict[str, dict[str, dict[str, float | bool]]] = {}
     for name in CORRUPTIONS:
@@ -171,7 +171,7 @@ def drawn(cells: dict[str, dict[str, dict[str, float | bool]]]) -> str:
     import matplotlib.pyplot as plt
 
     values = np.array([[row.get(key, {}).get("change", np.nan) for key in COLUMNS] for row in cells.values()], float)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLOT_STYLE):
         figure, axis = plt.subplots(figsize=(10.5, 4.6))
         axis.imshow(np.ma.masked_invalid(values.clip(-4, 4)), cmap="RdBu_r", vmin=-4, vmax=4, aspect="auto")
         for y, (name, row) in enumerate(cells.items()):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowportrait.adapters.memory import GIB, MODELS, count_memory, peak_bytes, without_memory
+from flowportrait.adapters.memory import GIB, PUBLISHED_MODELS, count_memory, meta_tensors, peak_bytes
 
 TOKENS, TEXT, MIB = 3072, 64, 2**20
 
@@ -89,7 +89,7 @@ def _resident(field: str) -> int:
 
 def predicted(name: str, checkpointing: bool) -> int:
     """The same, counted on tensors without numbers."""
-    with without_memory(torch.float32):
+    with meta_tensors(torch.float32):
         network, call = SMALL[name]()
         _prepared(network, call, checkpointing)
         return peak_bytes(network, call, gradient=True)
@@ -102,8 +102,8 @@ def main() -> None:
     if options.table is not None:
         print("| model | one sample | parameters | weights | adapters | activations | decoding | rollout | update |")
         print("|---|---|---|---|---|---|---|---|---|")
-        for name in options.table or MODELS:
-            own = count_memory(MODELS[name])
+        for name in options.table or PUBLISHED_MODELS:
+            own = count_memory(PUBLISHED_MODELS[name])
             parts = (own.weights, own.adapter_states, own.activations, own.decoding, own.rollout, own.update)
             sizes = " | ".join(f"{part / GIB:.1f}" for part in parts)
             print(f"| {own.model} | {own.size} | {own.parameters / 1e9:.1f} G | {sizes} |", flush=True)

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import tyro
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.media.video import iter_frames
-from flowportrait.rendering.mouth import LUMA, eye_white, teeth_seen
+from flowportrait.rendering.mouth import LUMA, eye_white_colour, teeth_luma
 from flowportrait.rendering.mouth_geometry import skin_colour
 
 _FRAMES = 4
@@ -34,14 +34,14 @@ class Options:
     # per speaker
 
 
-def measured(clip: Clip, video: Path) -> list[list[float]]:
+def measured(clip: FaceClip, video: Path) -> list[list[float]]:
     """Luma of skin, teeth, eye white and the brightest for each frame that shows all of them."""
     points = clip.landmarks[:60]
     chosen = set(np.argsort(-np.linalg.norm(points[:, 14] - points[:, 13], axis=1))[:_FRAMES].tolist())
     found = []
     for index, (frame, here) in enumerate(zip(iter_frames(video), points, strict=False)):
         if index in chosen:
-            teeth, white = teeth_seen(frame, here), eye_white(frame, here)
+            teeth, white = teeth_luma(frame, here), eye_white_colour(frame, here)
             if teeth is not None and white is not None:
                 brightest = float(np.percentile(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), 99))
                 found.append([float(skin_colour(frame, here) @ LUMA), teeth, float(white @ LUMA), brightest])
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
     for speaker, names in sorted(speakers.items()):
         found: list[list[float]] = []
         for name in names[: options.clips]:
-            clip = Clip.load(options.corpus / "clips" / f"{name}.safetensors")
+            clip = FaceClip.load(options.corpus / "clips" / f"{name}.safetensors")
             found += measured(clip, options.data / f"{name}.mp4")
         if found:
             rows.append(np.median(found, axis=0))

@@ -3,7 +3,7 @@
 Clips of people whom the network has not seen (``dev``), every third frame. Rows: the clips as they are, where every
 alarm is false unless one looks and finds something (``--sheet`` shows the frames with the largest shares); and each
 kind of drawn thing before their mouths, by how much of mouth and jaw it covers: ``dubbing`` keeps a frame's own lips
-from a share of ``HIDDEN`` on. Photos (``portraits``, ``celebamask``, ``london``) are judged one by one, as ``animate``
+from a share of ``OCCLUDED_SHARE`` on. Photos (``portraits``, ``celebamask``, ``london``) are judged one by one, as ``animate``
 does.
 """
 
@@ -28,9 +28,9 @@ from tools.train_occlusion import split_files
 
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.occlusion import COVERED, VIEW, OcclusionDetector, lower_face_share
+from flowportrait.media.occlusion import COVERED_THRESHOLD, OCCLUSION_VIEW, OcclusionDetector, covered_lower_face_share
 from flowportrait.media.video import iter_frames
-from flowportrait.rendering.footage import HIDDEN, hidden_frames
+from flowportrait.rendering.footage import OCCLUDED_SHARE, occluded_frames
 
 CLIPS, PHOTOS = ("talkvid", "hdtf", "celebv", "clips", "anchors", "grid"), ("celebamask", "london")
 STEP = 3
@@ -67,7 +67,7 @@ def look(picture: np.ndarray, tracker: FaceTracker, detector: OcclusionDetector)
     if not found:
         return None
     points = found[0][0]
-    return Face(VIEW.cut(picture, points), points, detector.covered_share(picture, points))
+    return Face(OCCLUSION_VIEW.cut(picture, points), points, detector.covered_share(picture, points))
 
 
 def read_clip(path: Path, detector: OcclusionDetector) -> list[Face]:
@@ -88,11 +88,13 @@ def detection(faces: list[Face], detector: OcclusionDetector, seed: int) -> Tabl
         found: dict[int, list[bool]] = defaultdict(list)
         for _ in range(400):
             face, other = (faces[i] for i in rng.integers(len(faces), size=2))
-            picture, alpha = add_occluder(face.view.astype(np.float32), VIEW, rng, other.view.astype(np.float32), kind)
-            covers = lower_face_share(alpha, face.landmarks)
-            share = detector.view_share(picture.clip(0, 255).astype(np.uint8), face.landmarks)
+            picture, alpha = add_occluder(
+                face.view.astype(np.float32), OCCLUSION_VIEW, rng, other.view.astype(np.float32), kind
+            )
+            covers = covered_lower_face_share(alpha, face.landmarks)
+            share = detector.covered_share_of_view(picture.clip(0, 255).astype(np.uint8), face.landmarks)
             if covers > SMALL:
-                found[int(covers > 0.3) + int(covers > 0.6)].append(share > HIDDEN)
+                found[int(covers > 0.3) + int(covers > 0.6)].append(share > OCCLUDED_SHARE)
         cells = [f"{np.mean(found[b]):.1%} of {len(found[b])}" if found[b] else "–" for b in range(3)]
         table.add_row(kind, *cells)
     return table
@@ -110,7 +112,7 @@ def main(options: Options) -> None:
     everything: list[Face] = []
     for folder in CLIPS:
         clips = [read_clip(path, detector) for path in track(files[folder], folder, console=Console(stderr=True))]
-        kept = [hidden_frames(np.array([face.share for face in clip])) for clip in clips if clip]
+        kept = [occluded_frames(np.array([face.share for face in clip])) for clip in clips if clip]
         frames = np.concatenate(kept)
         table.add_row(f"{folder} ({len(kept)})", str(len(frames)), f"{frames.sum()} ({frames.mean():.2%})",
                       ", ".join(p.name for p, k in zip(files[folder], kept, strict=False) if k.any()))  # fmt: skip
@@ -119,7 +121,7 @@ def main(options: Options) -> None:
         for folder in ("portraits", *PHOTOS):
             pictures = files[folder][: options.photos]
             faces = [f for p in pictures if (f := look(read_image(p), tracker, detector)) is not None]
-            alarms = sum(face.share > COVERED for face in faces)
+            alarms = sum(face.share > COVERED_THRESHOLD for face in faces)
             table.add_row(f"{folder}, photos", str(len(faces)), f"{alarms} ({alarms / len(faces):.2%})", "")
             everything += faces
     Console(width=130).print(table, detection(everything, detector, options.seed))

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowportrait.evaluation.metrics import METRICS, Row
+from flowportrait.evaluation.metrics import METRICS, MetricRow
 from flowportrait.evaluation.statistics import (
+    draw_resample_indices,
     holm_correction,
     percentile_interval,
-    resample,
     resampled_means,
     signed_rank_p,
 )
@@ -53,7 +53,9 @@ class Paired(NamedTuple):
     clips: list[str]
 
 
-def paired(runs: Sequence[Mapping[str, Row]], starts: Sequence[Mapping[str, Row]], key: str) -> Paired | None:
+def paired(
+    runs: Sequence[Mapping[str, MetricRow]], starts: Sequence[Mapping[str, MetricRow]], key: str
+) -> Paired | None:
     """Of the clips that have the figure everywhere; None without any."""
     everywhere = (*runs, *starts)
     clips = [clip for clip in starts[0] if all(number(rows.get(clip, {}), key) is not None for rows in everywhere)]
@@ -91,7 +93,7 @@ def gap_closed(before: float, after: float, real: float) -> float | None:
     return None if gap <= 0.02 * abs(real) else 1 - abs(real - after) / gap
 
 
-def closed(found: Paired, real: Mapping[str, Row], key: str) -> dict[str, Any]:
+def closed(found: Paired, real: Mapping[str, MetricRow], key: str) -> dict[str, Any]:
     """``gap_closed`` of the means, with its interval over runs and clips."""
     have = [place for place, clip in enumerate(found.clips) if number(real.get(clip, {}), key) is not None]
     if not have:
@@ -102,7 +104,7 @@ def closed(found: Paired, real: Mapping[str, Row], key: str) -> dict[str, Any]:
     share = gap_closed(float(before.mean()), float(after.mean()), float(truth.mean()))
     if share is None:
         return result
-    seeds, clips = resample(after.shape[1], after.shape[0])
+    seeds, clips = draw_resample_indices(after.shape[1], after.shape[0])
     afters = after[seeds[:, :, None], clips[:, None, :]].mean((1, 2))
     gaps = np.abs(truth[clips].mean(1) - before[clips].mean(1))
     shares = 1 - np.abs(truth[clips].mean(1) - afters) / np.maximum(gaps, 1e-9)
@@ -129,7 +131,7 @@ def headline_runs(folder: Path) -> dict[str, Any]:
 
 
 def _against(
-    rows: Mapping[str, Mapping[str, Row]], own: Sequence[str], starts: Sequence[str] = ("sft",)
+    rows: Mapping[str, Mapping[str, MetricRow]], own: Sequence[str], starts: Sequence[str] = ("sft",)
 ) -> dict[str, Any]:
     """Figures clip by clip of some systems, and their change from others."""
     result: dict[str, Any] = {}
@@ -152,7 +154,7 @@ def _pooled(whole: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def number(row: Row, key: str) -> float | None:
+def number(row: MetricRow, key: str) -> float | None:
     """A figure of a clip, where it was measured."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else None

@@ -3,7 +3,7 @@
     python benchmarks/picture_generator.py CORPUS FOOTAGE ENCODER DECODER CHECKPOINT --output DIR
                                            [--seconds 8] [--clips 6] [--photo IMAGE]
 
-``patches``: the picture generator of ``tools.train_patches`` goes on from the first frame of ``dev`` speakers'
+``latents_to_patches``: the picture generator of ``tools.train_patches`` goes on from the first frame of ``dev`` speakers'
 clips, while their clips are heard one after another. Beside it the same first frame moved by ``sft`` (same sound,
 same crop), and real footage through the autoencoder, which is one second long. Per second, over clips:
 
@@ -12,7 +12,7 @@ shift      of the second's mean latents from the first frame's, in their standar
 face       share of frames in which the tracker finds one                      colour      farthest mean, in levels
 
 LSE-C is the evaluation side's, of the whole. DIR gets videos and a sheet of each clip: pictures of people, to keep.
-With ``--photo`` only that picture is drawn, to ``photo.png``: the frame at each second's beginning, ``patches`` above
+With ``--photo`` only that picture is drawn, to ``photo.png``: the frame at each second's beginning, ``latents_to_patches`` above
 and ``motion`` below.
 """
 
@@ -29,34 +29,34 @@ import torch
 from generator import estimate
 from generator_videos import glance
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import measure_sync
-from flowportrait.evaluation.networks import load_networks
-from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.paths import shifted, solve
+from flowportrait.evaluation.networks import load_evaluation_networks
+from flowportrait.flow.noise import keyed_noise
+from flowportrait.flow.paths import noise_schedule, solve_ode
 from flowportrait.media.crop import sample_crop
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.media.write_video import write_video
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.patch_flow import (
-    WIDTH,
+    CROP_WIDTH,
     PatchFlow,
-    framed,
-    framing,
+    crop_matrix,
+    cropped_frames,
+    decode_patches,
+    latents_to_patches,
     motion_generator_features,
-    patches,
-    pictures,
 )
 from flowportrait.models.sampler import sample_motion
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rendering.vae_codec import TinyAutoencoder, VaeCodec
 
-CENTRAL = 2.0 / WIDTH
+CENTRAL = 2.0 / CROP_WIDTH
 """Share of the crop that the identity network sees."""
 LARGE = 256
 
@@ -82,13 +82,13 @@ def main() -> None:
     rows: dict[str, list[list[dict[str, float]]]] = defaultdict(list)
     sync: dict[str, list[float]] = defaultdict(list)
     for number, (name, clip, sound) in enumerate(material(given)):
-        real = np.stack(list(framed(given.footage / f"{name}.mp4", clip, side, FPS)))
-        first = patches(codec.encode(real[:1]).values)
+        real = np.stack(list(cropped_frames(given.footage / f"{name}.mp4", clip, side, FPS)))
+        first = latents_to_patches(codec.encode(real[:1]).values)
         systems = {"real, autoencoder": np.stack(list(codec.decode(codec.encode(real))))}
         systems["patches"] = paint(
             model, motion_generator_features(ears, log_mel(sound)[None]), first, codec, side, number
         )
-        large = next(iter(framed(given.footage / f"{name}.mp4", clip, LARGE, 1)))
+        large = next(iter(cropped_frames(given.footage / f"{name}.mp4", clip, LARGE, 1)))
         brought = motion(large, name, sample_motion(ears, sound[None], [number])[0], side)
         systems |= {"motion": brought} if brought is not None else {}
         for system, frames in systems.items():
@@ -111,7 +111,7 @@ def main() -> None:
             ))  # fmt: skip
 
 
-def material(given: argparse.Namespace) -> list[tuple[str, Clip, np.ndarray]]:
+def material(given: argparse.Namespace) -> list[tuple[str, FaceClip, np.ndarray]]:
     """A clip to begin with, and minutes of its speaker, for as many clips as asked for, speakers in turn."""
     records = [json.loads(line) for line in (given.corpus / "clips.jsonl").read_text().splitlines()]
     speakers: dict[str, list[str]] = defaultdict(list)
@@ -124,8 +124,8 @@ def material(given: argparse.Namespace) -> list[tuple[str, Clip, np.ndarray]]:
     while len(found) < given.clips:
         names = speakers[list(speakers)[turn % len(speakers)]]
         first = turn // len(speakers)
-        own = [Clip.load(given.corpus / "clips" / f"{name}.safetensors") for name in names[first:][:12]]
-        sound = np.concatenate([level(clip.audio) for clip in own])
+        own = [FaceClip.load(given.corpus / "clips" / f"{name}.safetensors") for name in names[first:][:12]]
+        sound = np.concatenate([normalize_loudness(clip.audio) for clip in own])
         found.append((names[first], own[0], np.resize(sound, given.seconds * FPS // 4 * 4 * SAMPLES_PER_FRAME)))
         turn += 1
     return found
@@ -137,17 +137,17 @@ def paint(
     """Frames ``[T, side, side, 3]`` that go on from the latents of a first one."""
     session, drawn = model.session(model.condition(heard, first)), []
     for frame in range(heard.shape[1]):
-        context, x = session.context(), unit_noise(model.latent_dim, seed, frame)[None]
-        sigmas = shifted(model.config.steps, model.config.shift)
-        drawn.append(session.append(solve(lambda x, s, c=context: model.velocity(x, s, c), x, sigmas)))
-    return np.stack(list(pictures(torch.cat(drawn), codec, side)))
+        context, x = session.context(), keyed_noise(model.latent_dim, seed, frame)[None]
+        sigmas = noise_schedule(model.config.steps, model.config.shift)
+        drawn.append(session.append(solve_ode(lambda x, s, c=context: model.velocity(x, s, c), x, sigmas)))
+    return np.stack(list(decode_patches(torch.cat(drawn), codec, side)))
 
 
 def strips(model: PatchFlow, ears: ARFlow, codec: VaeCodec, photo: Path, sound: np.ndarray, side: int) -> np.ndarray:
     """A photo's face drawn to sound both ways, a column a second ``[2 S, seconds · S, 3]``."""
     portrait = Portrait.from_image(read_image(photo), 512, photo.name)
-    large, small = (sample_crop(portrait.crop, framing(portrait.landmarks, s), s) for s in (LARGE, side))
-    first = patches(codec.encode(small[None]).values)
+    large, small = (sample_crop(portrait.crop, crop_matrix(portrait.landmarks, s), s) for s in (LARGE, side))
+    first = latents_to_patches(codec.encode(small[None]).values)
     rows = [paint(model, motion_generator_features(ears, log_mel(sound)[None]), first, codec, side, 0)]
     brought = motion(large, photo.name, sample_motion(ears, sound[None], [0])[0], side)
     rows += [brought] if brought is not None else []
@@ -165,11 +165,11 @@ def motion(picture: np.ndarray, name: str, track: torch.Tensor, side: int) -> np
 
 def figures(frames: np.ndarray, portrait: np.ndarray, first: torch.Tensor, codec: VaeCodec) -> dict[str, float]:
     """Of one second."""
-    look = load_networks().identity
+    look = load_evaluation_networks().identity
     middle = frames[len(frames) // 2]
     with FaceTracker(still=True) as tracker:
         seen = [len(tracker.detect(cv2.resize(frame, (LARGE, LARGE)))) > 0 for frame in frames[::5]]
-    shift = patches(codec.encode(frames[::5]).values).mean(0) - first[0]
+    shift = latents_to_patches(codec.encode(frames[::5]).values).mean(0) - first[0]
     found = {
         "sharpness": float(np.mean([detail(frame) for frame in frames[::5]]) / detail(portrait)),
         "shift": float(shift.square().mean().sqrt() / first.std()),

@@ -28,18 +28,18 @@ import torch
 from generator import estimate
 from picture_generator import detail
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.models.arflow import load_generator
-from flowportrait.models.patch_flow import Film, PatchFlow, film, pictures
+from flowportrait.models.patch_flow import LatentClip, PatchFlow, decode_patches, encode_clip
 from flowportrait.rendering.vae_codec import TinyAutoencoder, VaeCodec
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.rollout import final_samples, rollout
-from flowportrait.rl.task import FilmTask, Scenes
+from flowportrait.rl.rollout import rollout, trajectory_of_final_samples
+from flowportrait.rl.task import FilmPrompts, FilmTask
 from flowportrait.rl.trainer import Trainer
 
 FRAMES = 24
@@ -58,9 +58,9 @@ def main() -> None:
     codec = VaeCodec(TinyAutoencoder.read(given.encoder, given.decoder))
     model = PatchFlow.from_pretrained(given.run / "checkpoint")
     side = model.config.grid * 2 * codec.spatial
-    films = [Film(*parts) for parts in torch.load(given.run / "films.pt", weights_only=True)]
-    rewards, unseen = Composite.of(WEIGHTS), FilmTask(held_out(given, codec, side), FRAMES, codec, side)
-    scenes = Scenes(*(torch.stack(part) for part in zip(*(
+    films = [LatentClip(*parts) for parts in torch.load(given.run / "films.pt", weights_only=True)]
+    rewards, unseen = CompositeReward.of(WEIGHTS), FilmTask(held_out(given, codec, side), FRAMES, codec, side)
+    scenes = FilmPrompts(*(torch.stack(part) for part in zip(*(
         (f.features[1 : FRAMES + 1], f.latents[0], f.latents[1 : FRAMES + 1]) for f in unseen.films
     ), strict=True)))  # fmt: skip
     before = drawn(model, unseen, scenes)
@@ -73,13 +73,15 @@ def main() -> None:
     change = {key: tables["after"][key] - tables["before"][key] for key in tables["after"]}
     print("after − before  " + "  ".join(f"{key} {estimate(value)}" for key, value in change.items()))
     rows = [
-        np.concatenate([frame for clip in systems[name][:3] for frame in list(pictures(clip, codec, side))[::6]], 1)
+        np.concatenate(
+            [frame for clip in systems[name][:3] for frame in list(decode_patches(clip, codec, side))[::6]], 1
+        )
         for name in ("real", "before", "after")
     ]
     cv2.imwrite(str(given.output / "sheet.png"), np.concatenate(rows)[..., ::-1])
 
 
-def trained(model: PatchFlow, task: FilmTask, rewards: Composite, given: argparse.Namespace) -> PatchFlow:
+def trained(model: PatchFlow, task: FilmTask, rewards: CompositeReward, given: argparse.Namespace) -> PatchFlow:
     """The model after so many minutes."""
     recipe = replace(find_recipe(given.recipe), groups=3, group_size=8, frames=task.frames, rollout_chunks=1, updates=1)
     trainer, began = Trainer(model, task, recipe, rewards), time.process_time()
@@ -92,7 +94,7 @@ def trained(model: PatchFlow, task: FilmTask, rewards: Composite, given: argpars
 
 
 @torch.no_grad()
-def drawn(model: PatchFlow, task: FilmTask, scenes: Scenes) -> torch.Tensor:
+def drawn(model: PatchFlow, task: FilmTask, scenes: FilmPrompts) -> torch.Tensor:
     """Latents ``[B, T, D]`` that go on from each scene's portrait."""
     rows = torch.arange(len(scenes.portrait))
     condition = task.condition(model, scenes)
@@ -101,14 +103,16 @@ def drawn(model: PatchFlow, task: FilmTask, scenes: Scenes) -> torch.Tensor:
 
 
 def show(
-    name: str, model: PatchFlow, task: FilmTask, scenes: Scenes, latents: torch.Tensor, rewards: Composite
+    name: str, model: PatchFlow, task: FilmTask, scenes: FilmPrompts, latents: torch.Tensor, rewards: CompositeReward
 ) -> dict[str, np.ndarray]:
     """Print a row; returns its figures over clips."""
     rows = torch.arange(len(latents))
-    batch: RewardBatch = task.batch(model, final_samples(task.condition(model, scenes), latents, rows, rows), scenes)
+    batch: RewardBatch = task.batch(
+        model, trajectory_of_final_samples(task.condition(model, scenes), latents, rows, rows), scenes
+    )
     found = {key: score.value.numpy() for key, score in rewards(batch).items()}
-    clips = [np.stack(list(pictures(clip, task.codec, task.side))) for clip in latents]
-    firsts = [next(iter(pictures(first[None], task.codec, task.side))) for first in scenes.portrait]
+    clips = [np.stack(list(decode_patches(clip, task.codec, task.side))) for clip in latents]
+    firsts = [next(iter(decode_patches(first[None], task.codec, task.side))) for first in scenes.portrait]
     bright = [frames.mean((1, 2, 3)) for frames in clips]
     found |= {
         "flicker": np.array([np.sqrt(np.square(np.diff(level, 2)).mean()) for level in bright]),
@@ -120,15 +124,15 @@ def show(
     return found
 
 
-def held_out(given: argparse.Namespace, codec: VaeCodec, side: int) -> list[Film]:
+def held_out(given: argparse.Namespace, codec: VaeCodec, side: int) -> list[LatentClip]:
     """Clips of unseen speakers, evenly from all of them."""
     records = [json.loads(line) for line in (given.corpus / "clips.jsonl").read_text().splitlines()]
     usable = [r for r in records if r["split"] == "dev" and r["frames"] > FRAMES + 4]
     ears = load_generator("sft").requires_grad_(False)
     chosen = [usable[i] for i in np.linspace(0, len(usable) - 1, given.clips).astype(int)]
-    clips = [Clip.load(given.corpus / "clips" / f"{record['name']}.safetensors") for record in chosen]
+    clips = [FaceClip.load(given.corpus / "clips" / f"{record['name']}.safetensors") for record in chosen]
     return [
-        film(given.footage / f"{record['name']}.mp4", clip, record["speaker"], codec, ears, side, FRAMES + 1)
+        encode_clip(given.footage / f"{record['name']}.mp4", clip, record["speaker"], codec, ears, side, FRAMES + 1)
         for record, clip in zip(chosen, clips, strict=True)
     ]
 

@@ -37,13 +37,18 @@ from rich.table import Table
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import frechet_distance
-from flowportrait.evaluation.networks import load_networks
-from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar, signed_rank_p
-from flowportrait.portraitgen.measured import Faces, Limits, MeasuredStills
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, as_frames, as_pictures, looks_at
+from flowportrait.evaluation.networks import load_evaluation_networks
+from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar_test, signed_rank_p
+from flowportrait.portraitgen.measured import DetectorLimits, FramedFaces, MeasuredStills
+from flowportrait.portraitgen.portrait_flow import (
+    PortraitFlow,
+    find_framed_faces,
+    frames_to_pictures,
+    pictures_to_frames,
+)
 from flowportrait.portraitgen.task import PortraitTask
-from flowportrait.rewards.face import STATISTICS_SIDE, FaceDensity, align
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.face import STATISTICS_SIDE, FaceDensity, align_faces
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.plan import AllSteps, OdePlan
 from flowportrait.rl.recipes import find_recipe
@@ -111,7 +116,7 @@ def recipe_of(system: System, seed: int, iterations: int) -> Recipe:
     )  # fmt: skip
 
 
-def train(name: str, seed: int, options: Options, faces: Faces) -> PortraitFlow:
+def train(name: str, seed: int, options: Options, faces: FramedFaces) -> PortraitFlow:
     """The post-trained flow, from an earlier call or now; the averaged weights."""
     system, folder = SYSTEMS[name], options.output / f"{name.replace(' ', '_')}-{seed}"
     assert options.flow is not None
@@ -120,7 +125,7 @@ def train(name: str, seed: int, options: Options, faces: Faces) -> PortraitFlow:
     policy = PortraitFlow.from_pretrained(options.flow / "spoilt")
     task = PortraitTask(faces.select(~faces.dev), system.exemplars, seed)
     recipe = recipe_of(system, seed, options.iterations)
-    trainer = Trainer(policy, task, recipe, Composite.of(system.rewards))
+    trainer = Trainer(policy, task, recipe, CompositeReward.of(system.rewards))
     log = [trainer.step() for _ in track(range(options.iterations), f"{name}, seed {seed}")]
     with trainer.roles.use("ema"):
         policy.save_pretrained(folder)
@@ -132,8 +137,8 @@ def train(name: str, seed: int, options: Options, faces: Faces) -> PortraitFlow:
 
 def measure(pictures: torch.Tensor, held_out: np.ndarray) -> dict[str, Any]:
     """Artefacts and grades per picture ``[N, 3, S, S]``, and the distance to held-out features ``[M, D]``."""
-    limits, judge = Limits.load(), MeasuredStills()
-    looks = looks_at(pictures)
+    limits, judge = DetectorLimits.load(), MeasuredStills()
+    looks = find_framed_faces(pictures)
     beyond = [limits.beyond(look) for look in looks]
     return {
         "artefacts": {
@@ -155,23 +160,23 @@ def unusual(pictures: torch.Tensor, landmarks: Sequence[np.ndarray | None]) -> l
         if points is None:
             found.append(None)
             continue
-        face = align(picture[None], torch.from_numpy(points[None, :, :2]).float(), STATISTICS_SIDE)
+        face = align_faces(picture[None], torch.from_numpy(points[None, :, :2]).float(), STATISTICS_SIDE)
         found.append(float(density.unusual(density.describe(face))[0]))
     return found
 
 
 def features(pictures: torch.Tensor) -> np.ndarray:
     """The evaluation side's image features of pictures enlarged to its crops."""
-    image = load_networks().image
+    image = load_evaluation_networks().image
     if image is None:
         raise BadInput("No image network is installed: see docs/evaluation.md for those that can be.")
-    crops = [cv2.resize(frame, (128, 128), interpolation=cv2.INTER_CUBIC) for frame in as_frames(pictures)]
+    crops = [cv2.resize(frame, (128, 128), interpolation=cv2.INTER_CUBIC) for frame in pictures_to_frames(pictures)]
     return image(np.stack(crops))
 
 
 def sheet(pictures: torch.Tensor, path: Path) -> None:
     """The first 32 as a contact sheet."""
-    frames = as_frames(pictures[:32])
+    frames = pictures_to_frames(pictures[:32])
     rows = [np.concatenate(list(frames[start : start + 16]), 1) for start in range(0, len(frames), 16)]
     large = cv2.resize(np.concatenate(rows), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     cv2.imwrite(str(path), large[..., ::-1])
@@ -182,12 +187,12 @@ def run(options: Options) -> None:
     if options.faces is None or options.flow is None:
         raise BadInput("run needs --faces and --flow: see the head of benchmarks/portraitgen.py.")
     options.output.mkdir(parents=True, exist_ok=True)
-    faces = Faces.load(options.faces)
-    dev = faces.strangers()
+    faces = FramedFaces.load(options.faces)
+    dev = faces.unseen_speakers()
     rows = np.random.default_rng(0).choice(len(dev), options.pictures, replace=False)
     other = np.setdiff1d(np.arange(len(dev)), rows)
-    told, truth = torch.from_numpy(dev.attributes[rows]), as_pictures(dev.small[rows])
-    held_out = features(as_pictures(dev.small[other]))
+    told, truth = torch.from_numpy(dev.attributes[rows]), frames_to_pictures(dev.small[rows])
+    held_out = features(frames_to_pictures(dev.small[other]))
     clean = PortraitFlow.from_pretrained(options.flow / "clean")
     jobs = {
         "start": lambda: PortraitFlow.from_pretrained(options.flow / "spoilt").draw(told, 0, STEPS),
@@ -257,7 +262,7 @@ def _against(
             tests[name, key], gaps[name, key] = 1.0 if p is None else p, float(gap.mean())
         for kind in kinds:
             a, b = ([v for pair in pairs for v in pair[side]["artefacts"].get(kind, [])] for side in (0, 1))
-            tests[name, kind], gaps[name, kind] = mcnemar(a, b)
+            tests[name, kind], gaps[name, kind] = mcnemar_test(a, b)
     corrected = dict(zip(tests, holm_correction(list(tests.values())), strict=True))
     shown = Table(title=f"against {baseline}: change per picture (Holm-corrected p)")
     keys = ("artefacts", *kinds, "realness")

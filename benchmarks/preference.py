@@ -21,32 +21,38 @@ from rich.console import Console
 from rich.table import Table
 
 from flowportrait.corruption import HELD_OUT_MOTION_CORRUPTIONS, MOTION_CORRUPTIONS
-from flowportrait.data.motion_dataset import MotionClip, load_motion
+from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.flow.paths import interpolate
 from flowportrait.models.arflow import load_generator
-from flowportrait.preferences.clips import Objective, PreferenceBatch
+from flowportrait.preferences.clips import PairObjective, PreferenceBatch
 from flowportrait.preferences.dataset import DIMENSIONS
 from flowportrait.preferences.latent_reward import LatentReward
-from flowportrait.preferences.reward_model import MotionReward, RewardTrainingConfig, train_reward
+from flowportrait.preferences.reward_model import MotionReward, MotionRewardTrainingConfig, train_motion_reward
 from flowportrait.preferences.synthetic_pairs import (
-    FRAMES,
+    WINDOW_FRAMES,
     DamagedPairSampler,
     LatentPairBatch,
     LatentPairSampler,
-    condition_clips,
-    generated_clips,
+    add_audio_conditions,
+    generate_clips,
 )
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward
-from flowportrait.rewards.motion import Expressiveness, Eyes, Head, RealMotion, Smoothness
-from flowportrait.rewards.sync import LipSync, SyncExpert
+from flowportrait.rewards.motion import (
+    ExpressivenessReward,
+    EyesReward,
+    HeadReward,
+    RealMotionStatistics,
+    SmoothnessReward,
+)
+from flowportrait.rewards.sync import LipSyncReward, MotionSyncExpert
 
 PAIRS, LATENT_PAIRS = 840, 270
 PASTS = ("whole clip noisy", "past clean")
 SIGMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
 DAMAGES = {"learned damage": MOTION_CORRUPTIONS, "unseen damage": HELD_OUT_MOTION_CORRUPTIONS}
 SHIPPED = "reward model (shipped)"
-BASELINES: tuple[Objective, ...] = ("plain", "regression")
+BASELINES: tuple[PairObjective, ...] = ("plain", "regression")
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Motion and log-mel to ``[B, 3]``, one column per dimension."""
 Rows = dict[str, dict[str, float]]
@@ -59,14 +65,16 @@ def everywhere(reward: Reward) -> Scores:
 
 def single_scorers(clips: list[MotionClip]) -> dict[str, Scores]:
     """Each as an opinion on all three dimensions; statistics of real windows as long as the pairs."""
-    real = RealMotion.measure(torch.stack([clip.motion[:FRAMES] for clip in clips if len(clip.motion) >= FRAMES]))
+    real = RealMotionStatistics.measure(
+        torch.stack([clip.motion[:WINDOW_FRAMES] for clip in clips if len(clip.motion) >= WINDOW_FRAMES])
+    )
     rewards: dict[str, Reward] = {
-        "sync": LipSync(SyncExpert.load()), "expressiveness": Expressiveness(real), "eyes": Eyes(real),
-        "head": Head(real), "smoothness": Smoothness(real),
+        "sync": LipSyncReward(MotionSyncExpert.load()), "expressiveness": ExpressivenessReward(real), "eyes": EyesReward(real),
+        "head": HeadReward(real), "smoothness": SmoothnessReward(real),
     }  # fmt: skip
     found = {f"scorer {name}": everywhere(reward) for name, reward in rewards.items()}
     found["scorer sync, plain cosine"] = lambda motion, mel: (
-        SyncExpert.load().score(motion, mel)[1][:, None].expand(-1, 3)
+        MotionSyncExpert.load().score(motion, mel)[1][:, None].expand(-1, 3)
     )
     return found
 
@@ -203,7 +211,7 @@ def measure_scores(clips: list[MotionClip], dev: list[MotionClip], models: dict[
 def measure_latent(output: Path, dev: list[MotionClip], models: dict[str, Scores]) -> dict[str, Any]:
     """The latent reward on real and generated clips; what scores say of real against generated."""
     generator, latent = load_generator("sft"), LatentReward.load()
-    real = kept(output / "heard.pt", lambda: condition_clips(generator, dev))
+    real = kept(output / "heard.pt", lambda: add_audio_conditions(generator, dev))
     found = {}
     for seed, (test, own) in enumerate(DAMAGES.items(), 3):
         found[test] = latent_rows(
@@ -216,7 +224,7 @@ def measure_latent(output: Path, dev: list[MotionClip], models: dict[str, Scores
             }
             columns = [f"{d}{' it says' * (key == 'says')}" for key in ("right", "says") for d in DIMENSIONS]
             show(f"latent reward, {test}, {past}", rows, columns)
-    made = kept(output / "made.pt", lambda: generated_clips(generator, real))
+    made = kept(output / "made.pt", lambda: generate_clips(generator, real))
     pairs = LatentPairSampler(made, latent.space, MOTION_CORRUPTIONS, 5, vary=False).draw(LATENT_PAIRS)
     found["generated clips"] = latent_rows(latent, pairs, PASTS[1:])
     rows = {
@@ -230,13 +238,13 @@ def measure_latent(output: Path, dev: list[MotionClip], models: dict[str, Scores
 def main(corpus: Path, output: Path, only: str, figure: Path | None) -> None:
     """Train the baselines, measure, print."""
     output.mkdir(parents=True, exist_ok=True)
-    clips, dev = kept(output / "clips.pt", lambda: [load_motion(corpus, (split,)) for split in ("reward", "dev")])
+    clips, dev = kept(output / "clips.pt", lambda: [load_motion_clips(corpus, (split,)) for split in ("reward", "dev")])
     models: dict[str, Scores] = {SHIPPED: MotionReward.load()}
     for objective in BASELINES:
         path = output / f"{objective}.safetensors"
         if not path.is_file():
             with torch.enable_grad():
-                train_reward(RewardTrainingConfig(objective=objective), clips).save(path)
+                train_motion_reward(MotionRewardTrainingConfig(objective=objective), clips).save(path)
         models[objective] = MotionReward.read(path)
     if only != "latent":
         (output / "scores.json").write_text(json.dumps(measure_scores(clips, dev, models), indent=1) + "\n")
@@ -252,9 +260,9 @@ def real_above_generated(dev: list[MotionClip], made: list[MotionClip], models: 
     """Share of sentences whose real motion scores above what the generator makes of the same sound: nothing was trained
     on such pairs."""
     by_name = {clip.name: clip for clip in dev}
-    pairs = [(by_name[own.name], own) for own in made if len(own.motion) > FRAMES]
-    real, drawn = (torch.stack([pair[side].motion[1 : 1 + FRAMES] for pair in pairs]) for side in (0, 1))
-    mel = torch.stack([own.mel[4 : 4 * (1 + FRAMES)].float() for own, _ in pairs])
+    pairs = [(by_name[own.name], own) for own in made if len(own.motion) > WINDOW_FRAMES]
+    real, drawn = (torch.stack([pair[side].motion[1 : 1 + WINDOW_FRAMES] for pair in pairs]) for side in (0, 1))
+    mel = torch.stack([own.mel[4 : 4 * (1 + WINDOW_FRAMES)].float() for own, _ in pairs])
     found: Rows = {}
     for name, scores in models.items():
         above = (scores(real, mel) > scores(drawn, mel)).float().mean(0).tolist()

@@ -10,18 +10,18 @@ from preference_material import FRAMES as WHOLE
 from preference_material import WEIGHTS, Material
 
 from flowportrait.data.motion_dataset import MotionClip
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.objectives.preference import DPO
-from flowportrait.rl.offline_data import OfflineDataConfig, OfflineTask, damaged_source, window_source
-from flowportrait.rl.post_trainer import learning_from_pairs
+from flowportrait.rl.offline_data import OfflineDataConfig, OfflineTask, clip_window_source, damaged_clip_source
+from flowportrait.rl.post_trainer import recipe_for_pairs
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.task import SpeechItem, TalkingTask
 
 FRAMES, CHUNK = 24, 4
 ONLINE = {"sync": 0.7, "expressiveness": 0.15, "smoothness": 0.15}
-Setup = tuple[TalkingTask | OfflineTask, Recipe, Composite]
+Setup = tuple[TalkingTask | OfflineTask, Recipe, CompositeReward]
 
 HARD = 2e-4
 """A learning rate at which DPO is expected to fail, ten times its own."""
@@ -71,24 +71,24 @@ def setup(arm: str, made: Material, clips: Sequence[MotionClip], seed: int = 0) 
 
 
 def _setup(arm: str, made: Material, clips: Sequence[MotionClip]) -> Setup:
-    offline = Composite((), WEIGHTS)
+    offline = CompositeReward((), WEIGHTS)
     if arm == "supervised":
         recipe = replace(
             find_recipe("flow-rwr"), offline_data=OfflineDataConfig(clips="rated"),
             credit=CreditConfig(baseline_scope="batch"), group_size=1, groups=48, frames=FRAMES, learning_rate=5e-5,
         )  # fmt: skip
-        return OfflineTask(window_source(made.real, FRAMES, ["sync"]), CHUNK), recipe, offline
+        return OfflineTask(clip_window_source(made.real, FRAMES, ["sync"]), CHUNK), recipe, offline
     name, _, change = arm.partition(" ")
     changed = CHANGES.get(change, lambda recipe: recipe)
     if name == "sync-dpo":
         recipe = changed(replace(find_recipe(name), groups=24))
         assert recipe.offline_data is not None, "it damages clips"
-        return OfflineTask(damaged_source(clips, recipe.offline_data, recipe.frames), CHUNK), recipe, offline
+        return OfflineTask(damaged_clip_source(clips, recipe.offline_data, recipe.frames), CHUNK), recipe, offline
     if arm in ("flow-dpo online", "flow-rwr", *WITH_REAL):
         items = [SpeechItem(clip.mel.float(), 0, clip.motion) for clip in clips if len(clip.motion) > WHOLE]
         recipe = replace(find_recipe(name), frames=WHOLE, groups=6, group_size=8)
-        return TalkingTask(items, WHOLE, None, CHUNK), recipe, Composite.of(ONLINE)
+        return TalkingTask(items, WHOLE, None, CHUNK), recipe, CompositeReward.of(ONLINE)
     rated = name == "threshold"
     families = made.rated if rated else made.pairs
-    recipe = replace(learning_from_pairs(find_recipe(name)), frames=FRAMES, groups=48 if rated else 24)
-    return OfflineTask(window_source(families, FRAMES, list(WEIGHTS)), CHUNK), changed(recipe), offline
+    recipe = replace(recipe_for_pairs(find_recipe(name)), frames=FRAMES, groups=48 if rated else 24)
+    return OfflineTask(clip_window_source(families, FRAMES, list(WEIGHTS)), CHUNK), changed(recipe), offline

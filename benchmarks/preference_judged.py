@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from preference_arms import CHOSEN, is_trained, several, trained
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.evaluation.comparison import metric_values
 from flowportrait.evaluation.measure import measure_video
-from flowportrait.evaluation.metrics import Row
+from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
-from flowportrait.models.conditioning import Steering, ordered_weights
+from flowportrait.models.conditioning import RewardSteering, ordered_weights
 from flowportrait.pipelines.animator import Animator
 from flowportrait.pipelines.guidance import best_candidate, score_candidates
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
-from flowportrait.preferences.latent_reward import REACH, LatentReward
+from flowportrait.preferences.latent_reward import HISTORY_CHUNKS, LatentReward
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rewards.registry import build
+from flowportrait.rewards.registry import build_reward
 
 SIZE, FOLD, PORTRAITS = 256, 100, 3
 READ = ("sync_in_time_short", "lse_d_short", "ecs", "amplitude", "tfi", "jerk")
@@ -47,10 +47,10 @@ def performer(system: str, output: Path, by: str) -> Perform:
     steering = None
     if system.startswith("guide "):
         weights = ordered_weights(parse_guide(system.removeprefix("guide ")), GUIDE_DIMENSIONS)
-        steering = Steering(LatentReward.load(), weights, history_chunks=REACH)
+        steering = RewardSteering(LatentReward.load(), weights, history_chunks=HISTORY_CHUNKS)
     if system.startswith("pruned"):
-        steering = Steering(
-            LatentReward.load(), choose=(1.0, 1.0, 1.0), candidates=several(system), history_chunks=REACH
+        steering = RewardSteering(
+            LatentReward.load(), choose=(1.0, 1.0, 1.0), candidates=several(system), history_chunks=HISTORY_CHUNKS
         )
 
     def once(audio: np.ndarray, seed: int) -> torch.Tensor:
@@ -58,7 +58,7 @@ def performer(system: str, output: Path, by: str) -> Perform:
 
     if not system.startswith("best of"):
         return once
-    reward = build(by)
+    reward = build_reward(by)
 
     def chosen(audio: np.ndarray, seed: int) -> torch.Tensor:
         seeds = [seed + FOLD * take for take in range(several(system))]
@@ -92,7 +92,7 @@ def draw(corpus: Path, footage: Path, output: Path, count: int, system: str, by:
     for index, name in enumerate(names):
         path = videos(output, system) / f"{Path(name).stem}.mp4"
         if not path.is_file():
-            clip = Clip.load(corpus / "clips" / f"{name}.safetensors")
+            clip = FaceClip.load(corpus / "clips" / f"{name}.safetensors")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, faces[index % len(faces)].decode(perform(clip.audio, index)), clip.audio)
         measure_video(path, output / "seen")
@@ -106,7 +106,7 @@ def cost(corpus: Path, output: Path, by: str) -> None:
         for record in map(json.loads, (corpus / "clips.jsonl").read_text().splitlines())
         if record["split"] == "dev" and record["frames"] >= 60
     )
-    audio = Clip.load(corpus / "clips" / f"{name}.safetensors").audio
+    audio = FaceClip.load(corpus / "clips" / f"{name}.safetensors").audio
     found: dict[str, float] = {}
     for system in ("sft", "guide sync=3,expression=1,motion=1", *CHOSEN):
         perform = performer(system, output, by)
@@ -142,7 +142,7 @@ def table(output: Path, systems: Sequence[str], keys: Sequence[str], percent: bo
         print(f"| `{family}` | {len(runs)} | " + " | ".join(cells) + " |")
 
 
-def gaps(runs: Sequence[dict[str, Row]], start: dict[str, Row], key: str) -> np.ndarray:
+def gaps(runs: Sequence[dict[str, MetricRow]], start: dict[str, MetricRow], key: str) -> np.ndarray:
     """Figure of every run minus that of ``start`` ``[runs, clips]``, for clips that all have it."""
     found = [dict(zip(*metric_values(rows, key), strict=True)) for rows in (*runs, start)]
     common = sorted(set.intersection(*(set(own) for own in found)))

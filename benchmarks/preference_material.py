@@ -16,13 +16,13 @@ import torch
 from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.models.arflow import ARFlow
-from flowportrait.models.sampler import sample_mel
-from flowportrait.preferences.clips import ClipFeatures
+from flowportrait.models.sampler import sample_from_mel
+from flowportrait.preferences.clips import MotionMelClip
 from flowportrait.preferences.dataset import Label
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.motion import Expressiveness, Smoothness
-from flowportrait.rewards.sync import LipSync
-from flowportrait.rl.offline_data import PreferenceGroup, score_pair
+from flowportrait.rewards.motion import ExpressivenessReward, SmoothnessReward
+from flowportrait.rewards.sync import LipSyncReward
+from flowportrait.rl.offline_data import PreferenceGroup, labels_to_scores
 
 FRAMES = 28
 """Of a performance; windows of 24 are learned from."""
@@ -45,7 +45,7 @@ def material(policy: ARFlow, clips: Sequence[MotionClip], prompts: int) -> Mater
     usable = [clip for clip in clips if len(clip.motion) >= FRAMES]
     chosen = [usable[i] for i in torch.linspace(0, len(usable) - 1, min(prompts, len(usable))).long().tolist()]
     mel = torch.stack([clip.mel[: MELS_PER_FRAME * FRAMES].float() for clip in chosen])
-    takes = [sample_mel(policy, mel, [1000 * take + i for i in range(len(mel))]) for take in range(TAKES)]
+    takes = [sample_from_mel(policy, mel, [1000 * take + i for i in range(len(mel))]) for take in range(TAKES)]
     motion = torch.stack(takes, 1)
     scores = torch.stack([rate(motion[:, take], mel) for take in range(TAKES)], 1)
     scores = (scores - scores.mean((0, 1))) / scores.std((0, 1))
@@ -54,22 +54,22 @@ def material(policy: ARFlow, clips: Sequence[MotionClip], prompts: int) -> Mater
     for row, (best, worst) in enumerate(zip(total.argmax(1).tolist(), total.argmin(1).tolist(), strict=True)):
         gap = scores[row, best] - scores[row, worst]
         labels = [Label.from_margin(float(own), TIE).value for own in gap]
-        verdict = {aspect: score_pair(torch.tensor(labels[column])) for column, aspect in enumerate(WEIGHTS)}
-        clips_of_pair = [ClipFeatures(motion[row, take], mel[row]) for take in (best, worst)]
+        verdict = {aspect: labels_to_scores(torch.tensor(labels[column])) for column, aspect in enumerate(WEIGHTS)}
+        clips_of_pair = [MotionMelClip(motion[row, take], mel[row]) for take in (best, worst)]
         pairs.append(PreferenceGroup(clips_of_pair, verdict))
         points = (3 + scores[row]).clamp(1, 5)
         rated += [
             PreferenceGroup(
-                [ClipFeatures(motion[row, take], mel[row])], {a: points[take, c][None] for c, a in enumerate(WEIGHTS)}
+                [MotionMelClip(motion[row, take], mel[row])], {a: points[take, c][None] for c, a in enumerate(WEIGHTS)}
             )
             for take in range(TAKES)
         ]
-    real = [PreferenceGroup([ClipFeatures(clip.motion, clip.mel)], {"sync": torch.ones(1)}) for clip in usable]
+    real = [PreferenceGroup([MotionMelClip(clip.motion, clip.mel)], {"sync": torch.ones(1)}) for clip in usable]
     return Material(pairs, rated, real)
 
 
 def rate(motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
     """Sync, expressiveness and smoothness ``[B, 3]`` by the reward side."""
     batch = RewardBatch(motion, mel)
-    rewards = (LipSync.load(), Expressiveness.load(), Smoothness.load())
+    rewards = (LipSyncReward.load(), ExpressivenessReward.load(), SmoothnessReward.load())
     return torch.stack([reward(batch).value.float() for reward in rewards], -1)

@@ -25,14 +25,20 @@ import torch
 from preference_arms import ARMS, CHUNK, FRAMES, again, setup, trained
 from preference_material import material
 
-from flowportrait.data.motion_dataset import load_motion
+from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.rl.learner import Metrics
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.preference import DPO
-from flowportrait.rl.offline_data import OfflineDataConfig, OfflineSource, OfflineTask, damaged_source, window_source
-from flowportrait.rl.rollout import Batch, velocity_at
+from flowportrait.rl.offline_data import (
+    OfflineDataConfig,
+    OfflineSource,
+    OfflineTask,
+    clip_window_source,
+    damaged_clip_source,
+)
+from flowportrait.rl.rollout import ScoredRollouts, velocity_at
 from flowportrait.rl.task import latent_regions
 from flowportrait.rl.trainer import Trainer
 from flowportrait.training.state import write_checkpoint
@@ -94,17 +100,19 @@ def main() -> None:
 def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str], seed: int) -> None:
     """Every arm to ``trained(OUTPUT, ARM@SEED)``: checkpoint, curve.jsonl, and likelihood.json of its looks."""
     start = load_generator("sft")
-    clips = load_motion(corpus, ("reward",))
+    clips = load_motion_clips(corpus, ("reward",))
     kept = output / "material.pt"
     if not kept.is_file():
         output.mkdir(parents=True, exist_ok=True)
-        held_out = material(start, load_motion(corpus, ("dev",)), HELD_OUT).pairs
+        held_out = material(start, load_motion_clips(corpus, ("dev",)), HELD_OUT).pairs
         torch.save((material(start, clips, PROMPTS), held_out), kept.with_suffix(".partial"))
         kept.with_suffix(".partial").replace(kept)
     made, own = torch.load(kept, weights_only=False)
     held = {
-        "performances": window_source(own, FRAMES, ["sync"]),
-        "real and out of time": damaged_source(load_motion(corpus, ("dev",)), OfflineDataConfig(curriculum=1), SHORT),
+        "performances": clip_window_source(own, FRAMES, ["sync"]),
+        "real and out of time": damaged_clip_source(
+            load_motion_clips(corpus, ("dev",)), OfflineDataConfig(curriculum=1), SHORT
+        ),
     }
     for arm in arms:
         folder = trained(output, again(arm, seed))
@@ -133,7 +141,7 @@ def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str], seed:
 class Watched(Trainer):
     """Also logs ``negative``, the share of own samples that a step pushes away from."""
 
-    def credit(self, batch: Batch) -> tuple[Advantage, Metrics]:
+    def credit(self, batch: ScoredRollouts) -> tuple[Advantage, Metrics]:
         advantage, metrics = super().credit(batch)
         own = advantage.per_sample[~batch.trajectory.real]
         return advantage, metrics | {"negative": float((own < 0).float().mean())}

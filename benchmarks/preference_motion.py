@@ -16,17 +16,17 @@ import torch
 from preference_arms import ARMS, CHOSEN, is_trained, several, trained
 from preference_material import FRAMES, rate
 
-from flowportrait.data.motion_dataset import MotionClip, load_motion
+from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.models.arflow import load_generator
-from flowportrait.models.conditioning import Steering, ordered_weights
-from flowportrait.models.sampler import sample_mel
+from flowportrait.models.conditioning import RewardSteering, ordered_weights
+from flowportrait.models.sampler import sample_from_mel
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
 from flowportrait.preferences.latent_reward import LatentReward
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.motion import GROUPS, log_amplitude, log_flutter, log_speed
-from flowportrait.rewards.registry import build
+from flowportrait.rewards.motion import MOTION_GROUPS, log_amplitude, log_flutter, log_speed
+from flowportrait.rewards.registry import build_reward
 
 CLIPS, FOLD = 48, 1000
 WEIGHTS = (1, 3, 10)
@@ -36,7 +36,7 @@ SYSTEMS = ("sft", *ARMS, *SWEEP, "guide sync=3,expression=1,motion=1", *CHOSEN)
 
 def speech(corpus: Path) -> torch.Tensor:
     """Log-mel ``[48, 4·28, 80]`` of clips of unseen speakers, evenly taken."""
-    clips: list[MotionClip] = [clip for clip in load_motion(corpus, ("dev",)) if len(clip.motion) >= FRAMES]
+    clips: list[MotionClip] = [clip for clip in load_motion_clips(corpus, ("dev",)) if len(clip.motion) >= FRAMES]
     chosen = [clips[i] for i in torch.linspace(0, len(clips) - 1, CLIPS).long().tolist()]
     return torch.stack([clip.mel[: MELS_PER_FRAME * FRAMES].float() for clip in chosen])
 
@@ -46,16 +46,18 @@ def played(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
     model = load_generator(trained(output, system) / "checkpoint" if is_trained(system) else "sft")
     seeds, reward = list(range(len(mel))), LatentReward.load()
     if system.startswith("pruned"):
-        steering = Steering(reward, choose=(1.0, 1.0, 1.0), candidates=several(system))
-        rows = [sample_mel(model, mel[row : row + 1], [seed], steering=steering) for row, seed in enumerate(seeds)]
+        steering = RewardSteering(reward, choose=(1.0, 1.0, 1.0), candidates=several(system))
+        rows = [sample_from_mel(model, mel[row : row + 1], [seed], steering=steering) for row, seed in enumerate(seeds)]
         return torch.cat(rows)
     if system.startswith("best of"):
         folds = range(0, FOLD * several(system), FOLD)
-        takes = [sample_mel(model, mel, [seed + fold for seed in seeds]) for fold in folds]
-        liked = torch.stack([build("preference")(RewardBatch(motion, mel)).value for motion in takes])
+        takes = [sample_from_mel(model, mel, [seed + fold for seed in seeds]) for fold in folds]
+        liked = torch.stack([build_reward("preference")(RewardBatch(motion, mel)).value for motion in takes])
         return torch.stack(takes)[liked.argmax(0), torch.arange(len(mel))]
     weights = parse_guide(system.removeprefix("guide ")) if system.startswith("guide ") else {}
-    return sample_mel(model, mel, seeds, steering=Steering(reward, ordered_weights(weights, GUIDE_DIMENSIONS)))
+    return sample_from_mel(
+        model, mel, seeds, steering=RewardSteering(reward, ordered_weights(weights, GUIDE_DIMENSIONS))
+    )
 
 
 def parts(corpus: Path, output: Path, systems: Sequence[str]) -> None:
@@ -65,7 +67,7 @@ def parts(corpus: Path, output: Path, systems: Sequence[str]) -> None:
     start = played("sft", output, mel)
     for system in systems:
         motion, cells = played(system, output, mel), []
-        for column, part in enumerate(GROUPS):
+        for column, part in enumerate(MOTION_GROUPS):
             cells.append(factor(part, (log_amplitude(motion) - log_amplitude(start))[:, column]))
         share = (log_flutter(motion) - log_flutter(start))[:, -1]
         faster = 2 * (log_speed(motion) - log_speed(start))[:, -1]

@@ -18,9 +18,9 @@ from preference_motion import speech
 
 from flowportrait.models.arflow import load_generator
 from flowportrait.models.sampler import sample_chunks
-from flowportrait.preferences.latent_reward import SYNC, LatentReward
-from flowportrait.rewards.sync import SyncExpert
-from flowportrait.rl.task import encode_after
+from flowportrait.preferences.latent_reward import SYNC_INDEX, LatentReward
+from flowportrait.rewards.sync import MotionSyncExpert
+from flowportrait.rl.task import encode_following_motion
 
 TAKES, STEPS = 6, (0.5, 1.0, 2.0, 4.0)
 Score = Callable[[torch.Tensor], torch.Tensor]
@@ -28,23 +28,23 @@ Score = Callable[[torch.Tensor], torch.Tensor]
 
 def main(corpus: Path, folder: Path | None) -> None:
     """Measure and print."""
-    generator, expert, mel = load_generator("sft"), SyncExpert.load(), speech(corpus)
+    generator, expert, mel = load_generator("sft"), MotionSyncExpert.load(), speech(corpus)
     reward = LatentReward.from_pretrained(folder) if folder else LatentReward.load()
     with torch.no_grad():
         condition = generator.condition(mel)
         takes = [torch.cat([*sample_chunks(generator, condition, seeds(take, len(mel)))], 1) for take in range(TAKES)]
         start = condition.start
-        latents = [encode_after(generator, torch.cat([start[:, None], motion], 1)) for motion in takes]
+        latents = [encode_following_motion(generator, torch.cat([start[:, None], motion], 1)) for motion in takes]
 
     def by_expert(x: torch.Tensor) -> torch.Tensor:
         return expert.score(generator.to_motion(x, start), mel)[1]
 
     def by_reward(x: torch.Tensor) -> torch.Tensor:
-        return reward(x, 0.0, condition.audio, start, latents[0]).mean[..., SYNC].mean(1)
+        return reward(x, 0.0, condition.audio, start, latents[0]).mean[..., SYNC_INDEX].mean(1)
 
     with torch.no_grad():
         heard = torch.stack([by_expert(x) for x in latents], 1)
-        told = torch.stack([reward(x, 0.0, condition.audio, start).clip().mean[:, SYNC] for x in latents], 1)
+        told = torch.stack([reward(x, 0.0, condition.audio, start).clip().mean[:, SYNC_INDEX] for x in latents], 1)
     print(f"expert: std within a sentence {heard.std(1).mean():.3f}, between {heard.mean(1).std():.3f}")
     centred = [score - score.mean(1, keepdim=True) for score in (told, heard)]
     print(f"correlation within a sentence {float(torch.cosine_similarity(*(c.flatten() for c in centred), dim=0)):.3f}")

@@ -5,7 +5,7 @@
     VIDEOS/SYSTEM/CLIP.mp4, as ``heldout.py`` leaves them        share = (won + ½ · cannot tell) / pairs
     FILE   grades of every video, read again if they are there; shares by system, for ``results.py --preferred``
 
-Two judges that measure: the measured panel's grades (1 to 5, one cannot tell within ``BAND``), and the reward model
+Two judges that measure: the measured panel's grades (1 to 5, one cannot tell within ``NO_OPINION_BAND``), and the reward model
 that was learned from damage (no ties). Both belong to the rewards' side, neither paid for what ships
 but for the sync expert in both, and nobody knows how often people agree with them: a share says which way they lean.
 Intervals are bootstrapped over clips.
@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import track
 
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.judges.learning import BAND
+from flowportrait.judges.learning import NO_OPINION_BAND
 from flowportrait.judges.measured import MeasuredPanel
-from flowportrait.judges.rubric import ASPECTS, WEIGHTS
+from flowportrait.judges.rubric import ASPECT_WEIGHTS, CLIP_ASPECTS
 from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames
 from flowportrait.preferences.dataset import DIMENSIONS
@@ -67,8 +67,8 @@ def grades(path: Path, panel: MeasuredPanel, model: MotionReward) -> dict[str, f
     batch = RewardBatch.from_frames([np.stack(list(iter_frames(path)))], [read_audio(path)])
     findings = panel.measure(batch, [False])[0]
     found = {f"panel {aspect}": finding.score for aspect, finding in findings.items() if finding.score is not None}
-    if len(found) == len(ASPECTS):
-        found["panel"] = sum(found[f"panel {aspect}"] * WEIGHTS[aspect] for aspect in ASPECTS)
+    if len(found) == len(CLIP_ASPECTS):
+        found["panel"] = sum(found[f"panel {aspect}"] * ASPECT_WEIGHTS[aspect] for aspect in CLIP_ASPECTS)
     with torch.no_grad():
         scores = model(batch.motion, batch.mel)[0].tolist()
     return found | {f"model {name}": score for name, score in zip(DIMENSIONS, scores, strict=True)} | {
@@ -76,14 +76,14 @@ def grades(path: Path, panel: MeasuredPanel, model: MotionReward) -> dict[str, f
     }  # fmt: skip
 
 
-KEYS = ("panel", *(f"panel {aspect}" for aspect in ASPECTS), "model", *(f"model {name}" for name in DIMENSIONS))
+KEYS = ("panel", *(f"panel {aspect}" for aspect in CLIP_ASPECTS), "model", *(f"model {name}" for name in DIMENSIONS))
 
 
 def share(ours: Grades, theirs: Grades, key: str) -> tuple[float, float, float]:
     """Of the pairs won, ties as halves, with its interval."""
     pairs = [name for name in ours if key in ours[name] and key in theirs.get(name, {})]
     margins = np.array([ours[name][key] - theirs[name][key] for name in pairs])
-    won = np.where(np.abs(margins) <= (BAND if key.startswith("panel") else 0), 0.5, margins > 0)
+    won = np.where(np.abs(margins) <= (NO_OPINION_BAND if key.startswith("panel") else 0), 0.5, margins > 0)
     found = bootstrap_mean(won.astype(float))
     return found.mean, found.low, found.high
 

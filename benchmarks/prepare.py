@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.data.corpus import Clip, Source, corpus_records
-from flowportrait.data.extract import LIP_READABLE, Gates, extract, sync_margin
-from flowportrait.data.prepare import Preparation, prepare, work
+from flowportrait.data.corpus import FaceClip, SourceVideo, corpus_records
+from flowportrait.data.extract import MIN_SYNC_FRAMES, QualityGates, extract_clips, sync_margin
+from flowportrait.data.prepare import PreparationConfig, prepare_corpus, prepare_video
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import iter_frames
 
@@ -41,7 +41,7 @@ def speed(footage: list[Path], workers: int) -> None:
         for path in footage:
             shutil.copy(path, folder / "in" / path.name)
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        told = prepare([folder / "in"], folder / "out", Preparation(workers=workers))
+        told = prepare_corpus([folder / "in"], folder / "out", PreparationConfig(workers=workers))
         elapsed, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         video = sum(json.loads(line)["seconds"] for line in (folder / "out" / "sources.jsonl").read_text().splitlines())
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -56,11 +56,11 @@ def warm(groups: dict[str, list[Path]]) -> None:
     seconds, busy = 0.0, 0.0
     with tempfile.TemporaryDirectory() as name:
         first = next(iter(groups.values()))[0]
-        work(Source(first, "first", "s", "train"), Path(name), Preparation())
+        prepare_video(SourceVideo(first, "first", "s", "train"), Path(name), PreparationConfig())
         for kind, paths in groups.items():
             started, length = time.process_time(), 0.0
             for path in paths:
-                length += work(Source(path, path.stem, "s", "train"), Path(name), Preparation())[1]
+                length += prepare_video(SourceVideo(path, path.stem, "s", "train"), Path(name), PreparationConfig())[1]
             spent = time.process_time() - started
             print(f"prepare, warm, {kind}: {2 * length / spent:.2f} × ({length:.0f} s of video)", flush=True)
             seconds, busy = seconds + length, busy + spent
@@ -86,7 +86,7 @@ def memory(path: Path, repeats: int = 40) -> None:
     """Print how much the process grows per video once everything is loaded."""
     sizes = []
     for _ in range(repeats):
-        extract(Source(path, "a", "s", "train"), Gates())
+        extract_clips(SourceVideo(path, "a", "s", "train"), QualityGates())
         sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20)
     print(
         f"memory: {sizes[-1]:.0f} MB after {repeats} videos, {(sizes[-1] - sizes[9]) / (repeats - 10):+.2f} MB a video"
@@ -95,9 +95,9 @@ def memory(path: Path, repeats: int = 40) -> None:
 
 def gate(corpus: Path) -> None:
     """Print the share of clips that the sync gate turns away."""
-    records = [r for r in corpus_records(corpus) if r["split"] == "dev" and r["frames"] >= LIP_READABLE]
-    clips = [Clip.load(corpus / "clips" / f"{record['name']}.safetensors") for record in records]
-    least, half = Gates().sync, len(clips) // 2
+    records = [r for r in corpus_records(corpus) if r["split"] == "dev" and r["frames"] >= MIN_SYNC_FRAMES]
+    clips = [FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors") for record in records]
+    least, half = QualityGates().sync, len(clips) // 2
     late = [replace(clip, audio=np.roll(clip.audio, 6 * 640)) for clip in clips]
     swapped = [
         replace(clip, audio=np.resize(clips[(place + half) % len(clips)].audio, clip.audio.shape))

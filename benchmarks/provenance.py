@@ -27,16 +27,16 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
-from flowportrait.media.formats import FORMATS
+from flowportrait.media.formats import OUTPUT_FORMATS
 from flowportrait.media.image import read_image
-from flowportrait.media.stream import write_stream
+from flowportrait.media.stream import write_video_stream
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animator import Animator
-from flowportrait.provenance.inspection import inspect
-from flowportrait.provenance.manifest import Origin, self_signed, sidecar_path, sign
-from flowportrait.provenance.publish import Provenance, publish
-from flowportrait.provenance.watermark import find_watermark, marked
+from flowportrait.provenance.inspection import inspect_provenance
+from flowportrait.provenance.manifest import VideoOrigin, self_signed, sidecar_path, sign_video
+from flowportrait.provenance.publish import Provenance, write_video_with_provenance
+from flowportrait.provenance.watermark import add_watermark, find_watermark
 
 Frames = Iterable[np.ndarray]
 
@@ -74,7 +74,7 @@ def survival(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
     scores: dict[str, list[float]] = {change: [] for change in CHANGES}
     found = dict.fromkeys(CHANGES, 0)
     for frames in clips:
-        done = list(marked(frames))
+        done = list(add_watermark(frames))
         change = np.stack(done).astype(np.int16) - np.stack(frames)
         psnr.append(10 * np.log10(255**2 / np.square(change, dtype=np.float32).mean()))
         largest = max(largest, int(np.abs(change).max()))
@@ -101,16 +101,18 @@ def survival(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
 def formats(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
     """Print what each kind of output carries: tags, manifest, and the share of clips in which the mark is found."""
     print(f"\n{name}, by format: {len(clips)} clips, {clips[0][0].shape[1]} px wide", flush=True)
-    provenance = Provenance(Origin("portrait"), self_signed())
-    for title in (*FORMATS, "stream .mp4", "stream .webm"):
+    provenance = Provenance(VideoOrigin("portrait"), self_signed())
+    for title in (*OUTPUT_FORMATS, "stream .mp4", "stream .webm"):
         path, found = folder / f"format{title.split()[-1]}", []
         for frames in clips:
             if title.startswith("stream"):
                 sidecar_path(path).unlink(missing_ok=True)
-                write_stream(path, marked(frames), lambda i: np.zeros(640, np.float32), tags=provenance.origin.tags())
+                write_video_stream(
+                    path, add_watermark(frames), lambda i: np.zeros(640, np.float32), tags=provenance.origin.tags()
+                )
             else:
-                publish(path, frames, None, provenance)
-            found.append(inspect(path))
+                write_video_with_provenance(path, frames, None, provenance)
+            found.append(inspect_provenance(path))
         signature = found[0].signature
         signed = "none" if not signature.intact else "beside it" if signature.sidecar else "in it"
         margin = np.median([one.watermark.score - one.watermark.threshold for one in found])
@@ -132,15 +134,15 @@ def false_alarms(paths: list[Path]) -> None:
 
 def cost(animator: Animator, photo: np.ndarray, speech: np.ndarray, folder: Path) -> None:
     """Print what each part costs in processor time, and all of it against drawing and writing alone."""
-    path, provenance = folder / "cost.mp4", Provenance(Origin("portrait"), self_signed())
+    path, provenance = folder / "cost.mp4", Provenance(VideoOrigin("portrait"), self_signed())
     frames = list(animator.animate(photo, speech, size=512))
-    done = list(marked(frames))
+    done = list(add_watermark(frames))
     spent = {
         "draw": seconds(lambda: list(animator.animate(photo, speech, size=512))),
         "write": seconds(lambda: write_video(path, frames, speech)),
-        "mark": seconds(lambda: list(marked(frames))),
+        "mark": seconds(lambda: list(add_watermark(frames))),
         "write marked": seconds(lambda: write_video(path, done, speech, tags=provenance.origin.tags())),
-        "sign": seconds(lambda: sign(path, provenance.origin, provenance.credential)),
+        "sign": seconds(lambda: sign_video(path, provenance.origin, provenance.credential)),
     }
     print(
         "\ncost at 512 px: " + ", ".join(f"{k} {1000 * v / len(frames):.2f}" for k, v in spent.items()) + " ms a frame"

@@ -24,19 +24,19 @@ from arena import SIZE
 from rich.progress import track
 from unseen import test_clips
 
-from flowportrait.evaluation.lip_sync import SHORT_REACH, PixelSyncExpert, sync_from_embeddings
+from flowportrait.evaluation.lip_sync import SHORT_MAX_OFFSET, PixelSyncExpert, sync_from_embeddings
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.crop import mouth_patch
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.pipelines.animator import Animator
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward
-from flowportrait.rewards.registry import build
-from flowportrait.rewards.sync import LipSync, SyncExpert
+from flowportrait.rewards.registry import build_reward
+from flowportrait.rewards.sync import LipSyncReward, MotionSyncExpert
 
 TAKES = 8
 BESIDE = ("expressiveness", "tremor_lips")
@@ -73,7 +73,7 @@ def perform(corpus: Path, data: Path, count: int) -> dict[str, torch.Tensor]:
     motions, mels, judged = [], [], []
     for index, clip in enumerate(track(list(test_clips(corpus, count).values()), description="takes")):
         takes = [torch.cat(list(animator.motion(clip.audio, seed=TAKES * index + take))) for take in range(TAKES)]
-        mel = log_mel(level(clip.audio))[: 4 * len(takes[0])]
+        mel = log_mel(normalize_loudness(clip.audio))[: 4 * len(takes[0])]
         judged.append([judge(codecs[index % len(codecs)], motion, mel) for motion in takes])
         motions.append(torch.stack(takes))
         mels.append(mel)
@@ -96,7 +96,7 @@ def judge(codec: MotionCodec, motion: torch.Tensor, mel: torch.Tensor) -> float:
     mouths = np.array([mouth_patch(frame, face.landmarks[0]) for frame, face in zip(frames, faces, strict=True)])
     expert = PixelSyncExpert.load()
     face, voice = expert.embed_face(torch.from_numpy(mouths)[None])[0], expert.embed_audio(mel[None])[0]
-    return sync_from_embeddings(face.numpy(), voice.numpy(), SHORT_REACH).in_time
+    return sync_from_embeddings(face.numpy(), voice.numpy(), SHORT_MAX_OFFSET).lse_c_at_zero
 
 
 def proxies(taken: dict[str, torch.Tensor], experts: list[Path]) -> dict[str, np.ndarray]:
@@ -107,13 +107,13 @@ def proxies(taken: dict[str, torch.Tensor], experts: list[Path]) -> dict[str, np
     def scored(reward: Reward) -> np.ndarray:
         return reward(batch).value.view(count, TAKES).numpy()
 
-    margins = {"shipped": scored(LipSync.load())}
-    margins |= {path.parent.name: scored(LipSync(SyncExpert.read(path))) for path in experts}
+    margins = {"shipped": scored(LipSyncReward.load())}
+    margins |= {path.parent.name: scored(LipSyncReward(MotionSyncExpert.read(path))) for path in experts}
     found = dict(margins)
     if experts:
         all_of_them = np.stack(list(margins.values()))
         found |= {"mean of all": all_of_them.mean(0), "mean − spread": all_of_them.mean(0) - all_of_them.std(0)}
-    return found | {name: scored(build(name)) for name in BESIDE}
+    return found | {name: scored(build_reward(name)) for name in BESIDE}
 
 
 def worth(judged: np.ndarray, scores: np.ndarray) -> dict[str, list[float]]:

@@ -31,7 +31,7 @@ from rich.console import Console
 
 from flowportrait.config import override
 from flowportrait.models.arflow import load_generator
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.trainer import Trainer
 
@@ -86,7 +86,7 @@ def post_train(bench: Bench, name: str, folder: Path, seed: int) -> None:
     contestant = CONTESTANTS[name]
     recipe = override(find_recipe(contestant.recipe), [*SMALL, *contestant.settings, f"seed={seed}"])
     task = bench.shown if recipe.exemplars else bench.spoken
-    trainer = Trainer(load_generator("sft"), task, recipe, Composite.default(recipe.rewards))
+    trainer = Trainer(load_generator("sft"), task, recipe, CompositeReward.default(recipe.rewards))
     seen = bench.at_start(trainer.policy)
     records = [{"iteration": 0.0, "seconds": 0.0, **means(seen)}]
     spent, due = 0.0, bench.seconds / LOOKS
@@ -115,9 +115,9 @@ def means(seen: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def tune(bench: Bench, folder: Path, seed: int) -> None:
     """Sampling settings for ``sft`` by the training reward on training prompts."""
     task = bench.spoken
-    assert task.draw_for is not None, "these tasks draw"
+    assert task.renderer_for is not None, "these tasks draw"
     model = load_generator("sft")
-    sampling = tuned(model, task.draw(8, seed, 0), bench.everything, task.draw_for, _OUT.print)
+    sampling = tuned(model, task.draw(8, seed, 0), bench.everything, task.renderer_for, _OUT.print)
     (folder / "sampling.json").write_text(json.dumps(asdict(sampling), indent=1) + "\n")
     load_generator("sft").save_pretrained(folder / "checkpoint")
 

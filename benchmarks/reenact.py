@@ -34,16 +34,29 @@ from rich.progress import track
 from rich.table import Table
 from tiny_autoencoder import TinyAutoencoder
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.evaluation.statistics import bootstrap_ratio
-from flowportrait.media.faces import FaceTracker, bridge
+from flowportrait.media.faces import FaceTracker, interpolate_missing_frames
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
-from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER, fill, opening
-from flowportrait.rendering.motion_basis import LOWER, MotionBasis
-from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, cut, skin_colour, to_window
+from flowportrait.rendering.face_regions import (
+    INNER_LOWER,
+    INNER_UPPER,
+    OUTER_LOWER,
+    OUTER_UPPER,
+    opening_outline,
+    outline_mask,
+)
+from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis
+from flowportrait.rendering.mouth_geometry import (
+    WINDOW_HEIGHT,
+    WINDOW_WIDTH,
+    cut_mouth_window,
+    mouth_window_transform,
+    skin_colour,
+)
 from flowportrait.rendering.renderer import Renderer
-from flowportrait.rendering.self_reenactment import own_motion, portrait_of
+from flowportrait.rendering.self_reenactment import portrait_from_frame, self_reenactment_motion
 from flowportrait.rewards.face import FaceNet
 
 MOUTH = sorted({*INNER_LOWER, *INNER_UPPER, *OUTER_LOWER, *OUTER_UPPER})
@@ -82,7 +95,7 @@ class Scene:
 
     def portrait(self) -> Portrait:
         """The first frame."""
-        return portrait_of(self.frames[0], self.landmarks[0], self.blendshapes[0], 512)
+        return portrait_from_frame(self.frames[0], self.landmarks[0], self.blendshapes[0], 512)
 
 
 class FlatCavity:
@@ -94,7 +107,7 @@ class FlatCavity:
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
         """Fill the opening."""
         points = target[:, :2].astype(np.float64)
-        mask = fill(frame.shape[:2], opening(points[INNER_UPPER], points[INNER_LOWER]), 0.6)[..., None]
+        mask = outline_mask(frame.shape[:2], opening_outline(points[INNER_UPPER], points[INNER_LOWER]), 0.6)[..., None]
         frame[:] = np.round(frame + mask * (self._colour - frame)).astype(np.uint8)
 
 
@@ -106,7 +119,7 @@ def read_scenes(options: Options, split: str, count: int) -> Iterator[Scene]:
     for record in records:
         turn[record["speaker"]] = record["turn"] = turn.get(record["speaker"], 0) + 1
     for record in sorted(records, key=lambda r: (r["turn"], r["speaker"]))[:count]:
-        clip = Clip.load(options.corpus / "clips" / f"{record['name']}.safetensors")
+        clip = FaceClip.load(options.corpus / "clips" / f"{record['name']}.safetensors")
         frames = list(iter_frames(options.data / f"{record['name']}.mp4"))[: options.frames]
         end = min(len(frames), len(clip))
         yield Scene(record["name"], frames[:end], clip.landmarks[:end], clip.blendshapes[:end])
@@ -119,7 +132,9 @@ def track_video(path: Path, longest: int) -> Scene:
         faces = tracker.track(frames)
     start, end = np.flatnonzero(faces.valid)[[0, -1]]
     part = slice(start, end + 1)
-    points, shapes = (bridge(v[part], faces.valid[part]) for v in (faces.landmarks, faces.blendshapes))
+    points, shapes = (
+        interpolate_missing_frames(v[part], faces.valid[part]) for v in (faces.landmarks, faces.blendshapes)
+    )
     return Scene(path.stem, frames[part], points, shapes)
 
 
@@ -143,8 +158,10 @@ class Measures:
     def __init__(self, scene: Scene, portrait: Portrait) -> None:
         self._to_crop = np.vstack([portrait.to_crop, [0, 0, 1]])
         self._scene = scene
-        self._matrices = [to_window(points) for points in scene.landmarks]
-        self._true = [cut(frame, matrix) for frame, matrix in zip(scene.frames, self._matrices, strict=True)]
+        self._matrices = [mouth_window_transform(points) for points in scene.landmarks]
+        self._true = [
+            cut_mouth_window(frame, matrix) for frame, matrix in zip(scene.frames, self._matrices, strict=True)
+        ]
         self._inside = [between(p, m, INNER) for p, m in zip(scene.landmarks, self._matrices, strict=True)]
         self._maps = features(self._true)
 
@@ -153,7 +170,8 @@ class Measures:
         to_crop = self._to_crop if in_crop else np.eye(3)
         back = np.linalg.inv(to_crop)
         windows = [
-            cut(frame, (np.vstack([m, [0, 0, 1]]) @ back)[:2]) for frame, m in zip(drawn, self._matrices, strict=True)
+            cut_mouth_window(frame, (np.vstack([m, [0, 0, 1]]) @ back)[:2])
+            for frame, m in zip(drawn, self._matrices, strict=True)
         ]
         colour = [np.abs(a.astype(float) - b).mean() / 255 for a, b in zip(windows, self._true, strict=True)]
         with FaceTracker() as tracker:
@@ -185,7 +203,10 @@ INNER, OUTER = (INNER_UPPER, INNER_LOWER), (OUTER_UPPER, OUTER_LOWER)
 
 def between(points: np.ndarray, matrix: np.ndarray, lips: tuple[list[int], list[int]]) -> np.ndarray:
     """Share ``[72, 96]`` of each pixel of the window under ``matrix`` that is between the ``lips``."""
-    return fill((HEIGHT, WIDTH), opening(*(points[chain, :2] @ matrix[:, :2].T + matrix[:, 2] for chain in lips)))
+    return outline_mask(
+        (WINDOW_HEIGHT, WINDOW_WIDTH),
+        opening_outline(*(points[chain, :2] @ matrix[:, :2].T + matrix[:, 2] for chain in lips)),
+    )
 
 
 def _opening(points: np.ndarray) -> np.ndarray:
@@ -199,8 +220,8 @@ def draw(
     """The scene redrawn."""
     basis = MotionBasis.load()
     _, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
-    motion = own_motion(scene.landmarks, scene.blendshapes)
-    motion[:, LOWER] *= amplitude
+    motion = self_reenactment_motion(scene.landmarks, scene.blendshapes)
+    motion[:, LOWER_FACE] *= amplitude
     renderer = Renderer(portrait, retouch=retouch, workers=1)
     if cavity:
         renderer.mouth = FlatCavity(portrait, cavity)
@@ -250,8 +271,10 @@ def rows(scene: Scene, cavity: tuple[float, float, float], amplitude: float, mod
 
 def through(net: TinyAutoencoder, frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """The frame with what lies under the mouth window, and as much again around it, through the autoencoder."""
-    back = cv2.invertAffineTransform(to_window(landmarks))
-    corners = np.array([[0, 0, 1], [WIDTH, 0, 1], [0, HEIGHT, 1], [WIDTH, HEIGHT, 1]]) @ back.T
+    back = cv2.invertAffineTransform(mouth_window_transform(landmarks))
+    corners = (
+        np.array([[0, 0, 1], [WINDOW_WIDTH, 0, 1], [0, WINDOW_HEIGHT, 1], [WINDOW_WIDTH, WINDOW_HEIGHT, 1]]) @ back.T
+    )
     low, high = corners.min(0), corners.max(0)
     room = (high - low) / 2
     left, top = np.floor(low - room).astype(int).clip(0)

@@ -23,7 +23,7 @@ from tools.train_retouch import draw, load_pairs
 from torch import Tensor
 
 from flowportrait.evaluation.statistics import bootstrap_ratio
-from flowportrait.rendering.retouch import RetouchNet, Windows
+from flowportrait.rendering.retouch import MouthWindows, RetouchNet
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def error(drawn: Tensor, goal: list[Tensor]) -> Tensor:
     return torch.stack(gaps).mean(0)
 
 
-def sharpness(drawn: Tensor, windows: Windows) -> float:
+def sharpness(drawn: Tensor, windows: MouthWindows) -> float:
     """Mean step between neighbours within the lips' outline."""
     step = drawn.diff(dim=-1).abs().mean(1)[:, :-1] + drawn.diff(dim=-2).abs().mean(1)[..., :-1]
     weight = windows.outer[:, 0, :-1, :-1]

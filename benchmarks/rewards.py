@@ -27,21 +27,21 @@ from scipy.stats import mannwhitneyu
 from skimage.data import astronaut
 
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import MotionClip, load_motion
-from flowportrait.media.crop import apply_affine, crop_transform, to_canonical
-from flowportrait.media.mel import level, log_mel
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
+from flowportrait.media.crop import apply_affine, canonical_transform, crop_transform
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.models.arflow import load_generator
-from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER, MotionBasis
+from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER_FACE, MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rewards.batch import SIDE, Recorded, RewardBatch, cropped
-from flowportrait.rewards.face import FaceNet, align
-from flowportrait.rewards.interface import Reward, score
-from flowportrait.rewards.motion import silence
-from flowportrait.rewards.registry import BUILT_IN, Composite, RewardOptions, build
-from flowportrait.rl.task import Drawing
+from flowportrait.rewards.batch import REWARD_CROP_SIDE, RecordedFrames, RewardBatch, crop_frame
+from flowportrait.rewards.face import FaceNet, align_faces
+from flowportrait.rewards.interface import Reward, score_batch
+from flowportrait.rewards.motion import find_silent_frames
+from flowportrait.rewards.registry import WEIGHTED_REWARDS, CompositeReward, RewardOptions, build_reward
+from flowportrait.rl.task import PortraitRenderer
 
 FRAMES = 29
 PER_SPEAKER = 4
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--known", action="store_true", help="matrix: landmarks as damaged, not tracked anew (faster)")
     parser.add_argument("--frames", type=int, default=28, help="length of the clips of motion, a multiple of 4")
-    parser.add_argument("--rewards", nargs="+", choices=tuple(BUILT_IN))
+    parser.add_argument("--rewards", nargs="+", choices=tuple(WEIGHTED_REWARDS))
     given = parser.parse_args()
     {"matrix": matrix, "motion": motion, "people": people, "cost": cost}[given.what](given)
 
@@ -82,9 +82,9 @@ def stranger(other: Footage) -> Callable[[Footage, float, int], Footage]:
 
     def damage(clip: Footage, share: float, seed: int = 0) -> Footage:
         frames = clip.pictures("stranger").copy()
-        theirs = to_canonical(other.points("stranger")[0])
+        theirs = canonical_transform(other.points("stranger")[0])
         for frame, points in zip(frames, clip.points("stranger"), strict=True):
-            back = np.vstack([cv2.invertAffineTransform(to_canonical(points)), [0, 0, 1]])
+            back = np.vstack([cv2.invertAffineTransform(canonical_transform(points)), [0, 0, 1]])
             matrix = (back @ np.vstack([theirs, [0, 0, 1]]))[:2]
             face = cv2.warpAffine(other.pictures("stranger")[0], matrix, frame.shape[1::-1])
             mask = np.zeros(frame.shape[:2], np.float32)
@@ -105,7 +105,7 @@ def dev_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Footage, np.nd
             by_speaker[record["speaker"]].append(record["name"])
     for speaker, names in sorted(by_speaker.items()):
         for place in np.linspace(0, len(names) - 1, PER_SPEAKER).astype(int):
-            clip = Clip.load(corpus / "clips" / f"{names[place]}.safetensors")
+            clip = FaceClip.load(corpus / "clips" / f"{names[place]}.safetensors")
             frames = [f for f, _ in zip(iter_frames(footage / f"{names[place]}.mp4"), range(FRAMES), strict=False)]
             shapes = clip.blendshapes[:FRAMES]
             yield speaker, Footage(np.stack(frames), clip.audio[: FRAMES * 640], clip.landmarks[:FRAMES]), shapes
@@ -117,7 +117,7 @@ def matrix(given: argparse.Namespace) -> None:
     clips = [(speaker, clip) for speaker, clip, _ in found_clips]
     shapes = [shape for _, _, shape in found_clips]
     portraits = [Portrait.from_image(clip.frames[0]) for _, clip in clips]
-    rewards = [build(name) for name in given.rewards or BUILT_IN if name != "self_confidence"]
+    rewards = [build_reward(name) for name in given.rewards or WEIGHTED_REWARDS if name != "self_confidence"]
     damages: dict[str, tuple[Callable[..., Footage], Sequence[float]]] = {
         name: (lambda clip, strength, seed, name=name: corrupt(clip, name, strength, seed), found.strengths)
         for name, found in CORRUPTIONS.items()
@@ -135,7 +135,7 @@ def matrix(given: argparse.Namespace) -> None:
         else:
             frames, sound = [clip.frames for clip in damaged], [clip.audio for clip in damaged]
             batch = RewardBatch.from_frames(frames, sound, portraits=portraits)
-        return {reward.name: score(reward, batch).value for reward in rewards}
+        return {reward.name: score_batch(reward, batch).value for reward in rewards}
 
     clean = scores([clip for _, clip in clips])
     jobs = [(name, strength) for name, (_, strengths) in damages.items() for strength in strengths]
@@ -155,14 +155,14 @@ def known_tracks(
     motions, crops, points = [], [], []
     for clip, shape in zip(damaged, shapes, strict=True):
         motion, _ = MotionBasis.load().encode(clip.landmarks, shape)
-        to_crop = crop_transform(np.median(clip.landmarks, 0), clip.frames.shape[1:3], SIDE)
+        to_crop = crop_transform(np.median(clip.landmarks, 0), clip.frames.shape[1:3], REWARD_CROP_SIDE)
         motions.append(motion)
-        crops.append(np.stack([cropped(frame, to_crop, SIDE) for frame in clip.frames]))
+        crops.append(np.stack([crop_frame(frame, to_crop, REWARD_CROP_SIDE) for frame in clip.frames]))
         points.append(apply_affine(to_crop, clip.landmarks)[..., :2])
     sound = np.stack([clip.audio for clip in damaged])
     return RewardBatch(
-        torch.stack(motions), torch.stack([log_mel(level(wave)) for wave in sound]),
-        Recorded(np.stack(crops), np.stack(points)), portraits=portraits, domain="filmed",
+        torch.stack(motions), torch.stack([log_mel(normalize_loudness(wave)) for wave in sound]),
+        RecordedFrames(np.stack(crops), np.stack(points)), portraits=portraits, domain="filmed",
     )  # fmt: skip
 
 
@@ -174,13 +174,13 @@ def motion(given: argparse.Namespace) -> None:
     policy = load_generator("sft").eval()
     frames = given.frames
     by_speaker: dict[str, list[MotionClip]] = defaultdict(list)
-    for clip in load_motion(given.corpus, ("dev",)):
+    for clip in load_motion_clips(given.corpus, ("dev",)):
         if len(clip.motion) >= frames and len(by_speaker[clip.speaker]) < MOST:
             by_speaker[clip.speaker].append(clip)
     clips = [clip for own in by_speaker.values() for clip in own]
     tracks = torch.stack([clip.motion[:frames] for clip in clips])
     mel = torch.stack([clip.mel[: 4 * frames] for clip in clips])
-    quiet = silence(mel)[..., None].float()
+    quiet = find_silent_frames(mel)[..., None].float()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(tracks.shape, generator=generator)
 
@@ -192,14 +192,14 @@ def motion(given: argparse.Namespace) -> None:
 
     def mumbling(share: float) -> torch.Tensor:
         changed = tracks.clone()
-        changed[..., LOWER] += share * quiet * tracks[..., LOWER].roll(frames // 3, 1)
+        changed[..., LOWER_FACE] += share * quiet * tracks[..., LOWER_FACE].roll(frames // 3, 1)
         return changed
 
     damages: dict[str, tuple[Callable[[float], torch.Tensor], Sequence[float]]] = {
         "late lips": (lambda n: torch.cat([tracks[:, :1].expand(-1, int(n), -1), tracks], 1)[:, :frames], (2, 5, 10)),
         "tremor": (lambda s: tracks + s * noise, (0.1, 0.2, 0.4)),
-        "lips damped": (lambda f: scaled(LOWER, f), (0.7, 0.4, 0.1)),
-        "lips exaggerated": (lambda f: scaled(LOWER, f), (1.5, 2.2, 3.5)),
+        "lips damped": (lambda f: scaled(LOWER_FACE, f), (0.7, 0.4, 0.1)),
+        "lips exaggerated": (lambda f: scaled(LOWER_FACE, f), (1.5, 2.2, 3.5)),
         "mumbling in silence": (mumbling, (0.3, 0.6, 1.2)),
         "eyes stare": (lambda f: scaled(slice(BLINK.start, GAZE.stop), f), (0.5, 0.2, 0.0)),
         "stiff neck": (lambda f: scaled(HEAD, f), (0.5, 0.2, 0.05)),
@@ -207,7 +207,7 @@ def motion(given: argparse.Namespace) -> None:
         "still": (lambda f: scaled(slice(0, 30), f), (0.5, 0.2, 0.02)),
     }
     names = given.rewards or ("sync", "silent_lip", "expressiveness", "eyes", "head", "smoothness", "self_confidence")
-    rewards = [build(name) for name in names]
+    rewards = [build_reward(name) for name in names]
 
     @torch.no_grad()
     def scores(changed: torch.Tensor) -> Scores:
@@ -215,7 +215,7 @@ def motion(given: argparse.Namespace) -> None:
         before = torch.cat([torch.zeros_like(chunks[:, :1, -1]), chunks[:, :-1, -1]], 1)
         batch = RewardBatch(changed, mel, policy=policy, condition=policy.condition(mel),
                             latents=policy.space.encode(chunks, before))  # fmt: skip
-        return {reward.name: score(reward, batch).value for reward in rewards}
+        return {reward.name: score_batch(reward, batch).value for reward in rewards}
 
     clean = scores(tracks)
     found = {(name, s): scores(damage(s)) for name, (damage, strengths) in damages.items() for s in strengths}
@@ -260,7 +260,7 @@ def people(given: argparse.Namespace) -> None:
     places = [torch.from_numpy(clip.landmarks[0, :, :2]) for _, clip in clips]
     same = np.array([[a == b for a, _ in clips] for b, _ in clips])[np.triu_indices(len(clips), 1)]
     for side in (224, 128, 96, 64):
-        faces = torch.cat([align(f[None], p[None], side) for f, p in zip(frames, places, strict=True)])
+        faces = torch.cat([align_faces(f[None], p[None], side) for f, p in zip(frames, places, strict=True)])
         with torch.no_grad():
             FaceNet.load()(faces[:2])
             started = time.process_time()
@@ -286,7 +286,7 @@ def cost(given: argparse.Namespace) -> None:
         own = tracks[rows]
         condition = policy.condition(mel[rows])
         return RewardBatch(
-            own, mel[rows], Drawing([codec], [0] * len(own), 128), policy=policy, condition=condition,
+            own, mel[rows], PortraitRenderer([codec], [0] * len(own), 128), policy=policy, condition=condition,
             latents=torch.randn(len(own), 18, policy.latent_dim),
         )  # fmt: skip
 
@@ -297,32 +297,32 @@ def cost(given: argparse.Namespace) -> None:
     whole.places(_all_indices())
     print(f"drawing 4 frames of 96 samples at 128 px: {drawing:.2f} s ({frames.shape[0] / drawing:.0f} samples/s)\n")
     print("| reward | samples/s, 96 at once | samples/s, one by one | ratio |\n|---|---|---|---|")
-    rewards: list[tuple[str, Reward]] = [(name, build(name)) for name in given.rewards or BUILT_IN]
+    rewards: list[tuple[str, Reward]] = [(name, build_reward(name)) for name in given.rewards or WEIGHTED_REWARDS]
     if not given.rewards:
-        rewards.append(("perceptual (face)", build("perceptual", RewardOptions(backbone="face"))))
+        rewards.append(("perceptual (face)", build_reward("perceptual", RewardOptions(backbone="face"))))
     for name, reward in rewards:
         single = [whole.select(torch.tensor([row])) for row in range(0, 96, 12)]
         for part in single:
             part.frames(_all_indices()), part.places(_all_indices())
-        score(reward, single[0])
+        score_batch(reward, single[0])
         started = time.process_time()
-        score(reward, whole)
+        score_batch(reward, whole)
         at_once = 96 / (time.process_time() - started)
         started = time.process_time()
         for part in single:
-            score(reward, part)
+            score_batch(reward, part)
         apart = len(single) / (time.process_time() - started)
         print(f"| {name} | {at_once:.0f} | {apart:.0f} | {at_once / apart:.1f} |")
-    composite, fresh = Composite.default(), batch(slice(0, 96))
+    composite, fresh = CompositeReward.default(), batch(slice(0, 96))
     started = time.process_time()
     composite(fresh)
     print(f"\ndefault composite on 96 fresh samples, drawing included: {time.process_time() - started:.2f} s")
 
 
 def _all_indices() -> tuple[int, ...]:
-    from flowportrait.rewards.face import pair_indices
+    from flowportrait.rewards.face import frame_pair_indices
 
-    return pair_indices(72)
+    return frame_pair_indices(72)
 
 
 if __name__ == "__main__":

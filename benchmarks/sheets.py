@@ -26,7 +26,7 @@ from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
 from flowportrait.rendering.motion_basis import HEAD, MotionBasis
-from flowportrait.rendering.motion_files import SHAPES, to_motion
+from flowportrait.rendering.motion_files import ARKIT_SHAPES, blendshapes_to_motion
 from flowportrait.rendering.renderer import MotionCodec
 
 _PER_SHEET = 4
@@ -72,12 +72,12 @@ _FROM_LOOP = 8
 
 def motion(state: dict[str, float]) -> torch.Tensor:
     """Motion ``[1, 30]`` of one state."""
-    weights = np.array([[state.get(name, 0.0) for name in SHAPES]])
+    weights = np.array([[state.get(name, 0.0) for name in ARKIT_SHAPES]])
     head = torch.zeros(1, 6)
     head[0, 1] = -np.radians(state.get("headYaw", 0.0)) / MotionBasis.load().head_std[1]
     head[0, 0] = -np.radians(state.get("headPitch", 0.0)) / MotionBasis.load().head_std[0]
     assert HEAD.stop - HEAD.start == head.shape[1]
-    return torch.cat([to_motion(weights), head], 1)
+    return torch.cat([blendshapes_to_motion(weights), head], 1)
 
 
 def loop(names: list[str]) -> torch.Tensor:

@@ -22,8 +22,8 @@ import torch
 from flowportrait.media.audio import Sound
 from flowportrait.media.image import read_image
 from flowportrait.pipelines.animator import Animator
-from flowportrait.speech.text_to_speech import ahead, speak
-from flowportrait.speech.voices import voice_named
+from flowportrait.speech.text_to_speech import prefetch, synthesize_samples
+from flowportrait.speech.voices import load_voice
 
 TEXT = (
     "Good morning. This is a longer text, of which only the first words are needed to begin. While they are shown, the "
@@ -35,7 +35,7 @@ class Slow:
     """A voice that takes as long to speak as what it says lasts: a server across the world on a bad day."""
 
     def __init__(self, name: str) -> None:
-        self.voice = voice_named(name)
+        self.voice = load_voice(name)
         self.name = f"{name}, at the pace of speech"
 
     def reads(self, language: str) -> bool:
@@ -69,15 +69,15 @@ def main() -> None:
     photo = options.parse_args().photo
     torch.set_num_threads(1)
     image, animator = read_image(photo), Animator.from_pretrained("rl")
-    for voice in (voice_named("heart"), voice_named("espeak"), Slow("espeak")):
+    for voice in (load_voice("heart"), load_voice("espeak"), Slow("espeak")):
         voice.say("Hello.")
 
         def whole(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
             return iter([np.concatenate(list(pieces))])
 
-        for name, way in (("sentence by sentence", ahead), ("spoken whole first", whole)):
+        for name, way in (("sentence by sentence", prefetch), ("spoken whole first", whole)):
             began, spent = time.monotonic(), time.process_time()
-            frames = animator.draw(image, animator.live(way(speak([TEXT], voice))))
+            frames = animator.draw(image, animator.live(way(synthesize_samples([TEXT], voice))))
             next(frames)
             print(
                 f"warm  {voice.name:32s} {name:22s} first frame {time.monotonic() - began:6.2f} s "

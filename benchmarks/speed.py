@@ -47,8 +47,8 @@ from flowportrait.media.write_video import write_video
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.sampler import GenerationSession, OnnxStep, export_step, sample_chunks
 from flowportrait.pipelines.animator import Animator
-from flowportrait.provenance.manifest import Origin, self_signed, sign
-from flowportrait.provenance.publish import Provenance, publish
+from flowportrait.provenance.manifest import VideoOrigin, self_signed, sign_video
+from flowportrait.provenance.publish import Provenance, write_video_with_provenance
 from flowportrait.provenance.watermark import Watermark
 from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
@@ -132,14 +132,14 @@ def stages(given: argparse.Namespace) -> dict[str, float]:
         drawn = timed("paste-back", lambda: [paste(frame) for frame in drawn], frames)
     mark = Watermark(*drawn[0].shape[:2])
     marked = timed("watermark", lambda: [mark(frame) for frame in drawn], frames)
-    origin, credential = Origin("portrait"), self_signed()
+    origin, credential = VideoOrigin("portrait"), self_signed()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.mp4"
         timed("encoding", lambda: write_video(path, marked, sound, tags=origin.tags()), frames)
-        timed("signing", lambda: sign(path, origin, credential), frames)
+        timed("signing", lambda: sign_video(path, origin, credential), frames)
         began = time.monotonic()
         made = animator.animate(image, sound, size=given.size, crop=given.crop)
-        timed("whole", lambda: publish(path, made, sound, Provenance(origin, credential)), frames)
+        timed("whole", lambda: write_video_with_provenance(path, made, sound, Provenance(origin, credential)), frames)
         table["clock"] = 1e3 * (time.monotonic() - began) / frames
     return table
 
@@ -148,10 +148,10 @@ def paster(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:
     """As ``animate`` pastes, in this version of the package or an older one."""
     height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
     try:
-        from flowportrait.media.crop import Paste
+        from flowportrait.media.crop import FramePaster
     except ImportError:
         return lambda frame: paste_back(portrait.image, frame, portrait.to_crop)[:height, :width]
-    paste = Paste(portrait.image, portrait.to_crop, len(portrait.crop))
+    paste = FramePaster(portrait.image, portrait.to_crop, len(portrait.crop))
     return lambda frame: paste(frame)[:height, :width]
 
 

@@ -18,12 +18,12 @@ import torch
 from flowportrait.models.arflow import load_generator
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.task import SpeechItem, TalkingTask
 from flowportrait.rl.trainer import Trainer
-from flowportrait.training.lora import Lora
+from flowportrait.training.lora import LoraSettings
 from flowportrait.training.state import read_state, write_state
 
 TIMES = 5
@@ -43,7 +43,7 @@ def trainer(recipe: Recipe) -> Trainer:
     """The shipped generator after one iteration, so that there are moments to save."""
     policy = load_generator("sft")
     task = TalkingTask([SpeechItem(torch.randn(160, 80), 0)], recipe.frames, None, policy.config.chunk)
-    run = Trainer(policy, task, recipe, Composite((Lift(),), {"lift": 1.0}))
+    run = Trainer(policy, task, recipe, CompositeReward((Lift(),), {"lift": 1.0}))
     run.step()
     return run
 
@@ -64,7 +64,7 @@ def main() -> None:
     options.add_argument("--lora", action="store_true")
     chosen = options.parse_args()
     recipe = replace(find_recipe("flow-grpo"), groups=1, group_size=2, frames=32, updates=1)
-    run = trainer(replace(recipe, lora=Lora()) if chosen.lora else recipe)
+    run = trainer(replace(recipe, lora=LoraSettings()) if chosen.lora else recipe)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         folder = Path(name)
 

@@ -24,21 +24,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import load_motion
-from flowportrait.evaluation.motion_metrics import blinks
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import load_motion_clips
+from flowportrait.evaluation.motion_metrics import count_blinks
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.sampler import GenerationSession, sample_motion
-from flowportrait.models.training_clips import drift_figures, liveliness
+from flowportrait.models.training_clips import liveliness, measure_drift
 from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rewards.sync import SyncExpert
+from flowportrait.rewards.sync import MotionSyncExpert
 
 MINUTE = 60 * FPS
 DRAWN = 128
@@ -65,7 +65,7 @@ def main() -> None:
     face = given.portrait
     codec = MotionCodec(Portrait.from_image(read_image(face), DRAWN, face.name)) if face else None
     sounds = np.stack([stream(given, number) for number in range(given.streams)])
-    real = [clip.motion for clip in load_motion(given.corpus, ("dev",)) if len(clip.motion) >= FPS]
+    real = [clip.motion for clip in load_motion_clips(given.corpus, ("dev",)) if len(clip.motion) >= FPS]
     usual = float(torch.cat([liveliness(motion[None])[0] for motion in real]).median())
     still = float(torch.cat([liveliness(motion[None])[0] for motion in real]).lt(0.2 * usual).float().mean())
     print(f"real clips of unseen speakers: still {still:.3f}")
@@ -86,12 +86,12 @@ def stream(given: argparse.Namespace, number: int) -> np.ndarray:
     dev = [record["name"] for record in records if record["split"] == "dev"]
     folder = given.corpus / "clips"
     if number % 2:
-        pieces = [Clip.load(folder / f"{name}.safetensors").audio for name in dev if name.startswith("anchors")]
+        pieces = [FaceClip.load(folder / f"{name}.safetensors").audio for name in dev if name.startswith("anchors")]
     else:
         pieces = [read_audio(path) for path in (given.data / "speech").glob("*.wav") if "chinese" not in path.name]
     wanted, sound = given.minutes * 60 * SAMPLE_RATE, np.zeros(0, np.float32)
     for piece in cycle([pieces[i] for i in rng.permutation(len(pieces))]):
-        sound = np.concatenate([sound, level(piece), PAUSE])
+        sound = np.concatenate([sound, normalize_loudness(piece), PAUSE])
         if len(sound) >= wanted:
             return sound[:wanted]
     raise AssertionError("a cycle has no end")
@@ -99,14 +99,14 @@ def stream(given: argparse.Namespace, number: int) -> np.ndarray:
 
 def table(motion: torch.Tensor, sounds: np.ndarray, usual: float, codec: MotionCodec | None) -> None:
     """Minute by minute, over streams ``[B, T, 30]``."""
-    figures = drift_figures(motion, MINUTE, usual)
-    expert = SyncExpert.load()
+    figures = measure_drift(motion, MINUTE, usual)
+    expert = MotionSyncExpert.load()
     heard = torch.stack([log_mel(sound) for sound in sounds])
     parts = zip(motion.split(MINUTE, 1), heard.split(4 * MINUTE, 1), strict=True)
     figures["sync"] = torch.stack([expert.score(made, mel)[1] for made, mel in parts], 1)
     basis = MotionBasis.load()
     figures["blinks a minute"] = torch.tensor([
-        [60 * FPS / MINUTE * blinks(basis.shape(part, basis.canonical).numpy()) for part in own.split(MINUTE)]
+        [60 * FPS / MINUTE * count_blinks(basis.shape(part, basis.canonical).numpy()) for part in own.split(MINUTE)]
         for own in motion
     ])  # fmt: skip
     if codec is not None:

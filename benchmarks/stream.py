@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.paths import shifted, solve
+from flowportrait.flow.noise import keyed_noise
+from flowportrait.flow.paths import noise_schedule, solve_ode
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.sampler import GenerationSession
@@ -89,17 +89,17 @@ def per_chunk(model: ARFlow, cached: bool, ahead: bool = True, chunks: int = 17)
     """Seconds of processor time per chunk over one horizon; ``ahead``: the head is told all levels at once, as live."""
     columns = 4 * model.config.chunk
     condition = model.condition(torch.randn(1, chunks * columns, 80, generator=torch.Generator().manual_seed(0)))
-    sigmas, session, latents = shifted(model.config.steps, model.config.shift), model.session(condition), []
+    sigmas, session, latents = noise_schedule(model.config.steps, model.config.shift), model.session(condition), []
     started = time.process_time()
     for chunk in range(chunks):
-        x = unit_noise(model.config.latent_dim, 0, chunk)[None]
+        x = keyed_noise(model.config.latent_dim, 0, chunk)[None]
         if cached:
             context = session.context()
         else:
             known = torch.stack([*latents, x], 1)
             context = model.contexts(condition._replace(audio=condition.audio[:, : chunk + 1]), known)[:, -1]
         velocity = model.velocity_field(sigmas, context) if ahead else partial(model.velocity, context=context)
-        latents.append(solve(velocity, x, sigmas))
+        latents.append(solve_ode(velocity, x, sigmas))
         if cached:
             session.append(latents[-1])
     return (time.process_time() - started) / chunks

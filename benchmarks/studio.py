@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flowportrait.media.video import FPS
 from flowportrait.pipelines.request import AnimateRequest
-from flowportrait.studio.render_queue import Limits, RenderQueue
+from flowportrait.studio.render_queue import RenderQueue, StudioLimits
 
 TEXT = "Good morning. I read whatever you type, and you watch while I am still being drawn."
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        queue = RenderQueue(Path(folder), Limits())
+        queue = RenderQueue(Path(folder), StudioLimits())
         requests = {
             "speech": AnimateRequest(image=given.photo, audio=given.speech, crop=True),
             "text": AnimateRequest(image=given.photo, text=TEXT, crop=True),

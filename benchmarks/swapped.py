@@ -22,10 +22,10 @@ from unseen import headline, test_clips
 
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.pipelines.animator import Animator
-from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.rendering.motion_basis import LOWER_FACE
 from flowportrait.rendering.renderer import MotionCodec
 
 
@@ -46,13 +46,13 @@ def main() -> None:
     found_clips = headline(given.corpus) if given.headline else test_clips(given.corpus, given.clips)
     clips = list(found_clips.values())
     for index, clip in enumerate(track(clips * given.seeds, description="performances")):
-        mel = log_mel(level(clip.audio))
+        mel = log_mel(normalize_loudness(clip.audio))
         seed = 1000 + index
         motions = {name: torch.cat(list(one.motion(clip.audio, seed=seed))) for name, one in animators.items()}
         for lips, below in motions.items():
             for rest, motion in motions.items():
                 mixed = motion.clone()
-                mixed[:, LOWER] = below[:, LOWER]
+                mixed[:, LOWER_FACE] = below[:, LOWER_FACE]
                 score = judge(codecs[index % len(codecs)], mixed, mel[: 4 * len(mixed)])
                 found.setdefault((lips, rest), []).append(score)
     first = found[given.checkpoints[0], given.checkpoints[0]]

@@ -11,7 +11,7 @@ from typing import Any
 from figures import BESIDE, COMPOSITE, FIGURES, REAL, digits
 from over_runs import OWN_RUNS, PAIRS, POOLED, POST_TRAINED, RUNS, SYSTEMS, gap_closed
 
-from flowportrait.evaluation.metrics import METRICS, SHIPPED
+from flowportrait.evaluation.metrics import METRICS, SHIPPED_FOOTAGE_SYSTEM
 
 TITLES = {metric.key: metric.title for metric in METRICS} | {
     "identity_kept": "Identity", "spread_lips": "Spread, lips", "spread_head": "Spread, head",
@@ -59,7 +59,7 @@ def headline_table(own: Mapping[str, Any]) -> str:
     """The shipped checkpoints: per figure supervised, post-trained, real motion drawn again, real footage, and how
     much of the distance was closed."""
     metrics, differences = own["metrics"], {(d["system"], d["metric"]): d for d in own["differences"]}
-    systems = [s for s in ("sft", "rl", REAL, SHIPPED, "loudness jaw", "still") if s in metrics]
+    systems = [s for s in ("sft", "rl", REAL, SHIPPED_FOOTAGE_SYSTEM, "loudness jaw", "still") if s in metrics]
     lines = [row("", *systems, "change", "p", "gap to real motion closed"), "|---" * (len(systems) + 4) + "|"]
     for key in HEADLINE_ROWS:
         if key not in metrics["sft"] or key not in metrics["rl"]:

@@ -20,10 +20,10 @@ import numpy as np
 from flowportrait.data.prompts import find_videos
 from flowportrait.evaluation.api import measure_videos
 from flowportrait.evaluation.lip_sync import measure_sync
-from flowportrait.evaluation.measure import measures
-from flowportrait.evaluation.motion_metrics import action_signals68, blinks, remove_pose, silent_lip
-from flowportrait.evaluation.networks import Networks, clip_features, load_networks
-from flowportrait.evaluation.tracking import face_boxes, landmarks68, stabilizing_transforms, track_file
+from flowportrait.evaluation.measure import theval_measures
+from flowportrait.evaluation.motion_metrics import action_signals68, count_blinks, measure_silent_lip, remove_pose
+from flowportrait.evaluation.networks import EvaluationNetworks, compute_network_features, load_evaluation_networks
+from flowportrait.evaluation.tracking import face_boxes, find_landmarks68, stabilizing_transforms, track_file
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.media.video import iter_frames
@@ -37,7 +37,7 @@ def main() -> None:
     given = options.parse_args()
     found = find_videos(given.inputs)
     clips = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, given.clips).astype(int))]
-    load_networks()
+    load_evaluation_networks()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
         fresh, again = (seconds(lambda: measure_videos({"a": clips}, cache)) for _ in range(2))
@@ -53,18 +53,21 @@ def main() -> None:
     show("everything, from the cache", again, len(clips))
     look = seconds(lambda: [follow(clip) for clip in clips])
     show("decoding and tracking alone", look, len(clips))
-    nets = load_networks()
+    nets = load_evaluation_networks()
     parts: dict[str, Callable[[], object]] = {
         "LSE-C/D, offset, LER": lambda: [measure_sync(t) for t in tracked],
         "TFI (flow)": lambda: [flow(clip, t) for clip, t in zip(clips, tracked, strict=True)],
         "ECS (68 points)": lambda: [outline(clip, t) for clip, t in zip(clips, tracked, strict=True)],
         "silent lip, blinks, gaze, head": lambda: [
-            (silent_lip(t.landmarks, t.valid, t.audio), blinks(remove_pose(t.landmarks[t.valid])[0])) for t in tracked
+            (measure_silent_lip(t.landmarks, t.valid, t.audio), count_blinks(remove_pose(t.landmarks[t.valid])[0]))
+            for t in tracked
         ],
-        "THEval-5": lambda: [measures(t, remove_pose(t.landmarks[t.valid])[1]) for t in tracked],
-        "CSIM": lambda: [clip_features(t, Networks(nets.identity, None, None, None)) for t in tracked],
+        "THEval-5": lambda: [theval_measures(t, remove_pose(t.landmarks[t.valid])[1]) for t in tracked],
+        "CSIM": lambda: [
+            compute_network_features(t, EvaluationNetworks(nets.identity, None, None, None)) for t in tracked
+        ],
         "FID- and FVD-style": lambda: [
-            clip_features(t, Networks(None, nets.image, nets.texture, nets.video)) for t in tracked
+            compute_network_features(t, EvaluationNetworks(None, nets.image, nets.texture, nets.video)) for t in tracked
         ],
     }
     for name, part in parts.items():
@@ -89,7 +92,7 @@ def flow(clip: Path, tracked: object) -> None:
 
 def outline(clip: Path, tracked: object) -> None:
     around = face_boxes(tracked.landmarks, tracked.valid)  # type: ignore[attr-defined]
-    action_signals68(np.array([landmarks68(f, box) for f, box in zip(iter_frames(clip), around, strict=True)]))
+    action_signals68(np.array([find_landmarks68(f, box) for f, box in zip(iter_frames(clip), around, strict=True)]))
 
 
 def seconds(work: Callable[[], object]) -> float:

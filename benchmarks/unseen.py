@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 
 HEADLINE_CLIPS = 32
 """Clips of unseen speakers that ``heldout.py`` takes for the shipped checkpoints: left out where recipes are chosen."""
 _SHORT = 60
 
 
-def headline(corpus: Path, count: int = HEADLINE_CLIPS) -> dict[str, Clip]:
+def headline(corpus: Path, count: int = HEADLINE_CLIPS) -> dict[str, FaceClip]:
     """Clips of ``heldout.py``'s table of speakers, by name."""
     names = _names(corpus)
     return _clips(corpus, [names[place] for place in _places(names, count)])
 
 
-def test_clips(corpus: Path, count: int) -> dict[str, Clip]:
+def test_clips(corpus: Path, count: int) -> dict[str, FaceClip]:
     """Clips that the headline table does not use, by name."""
     names = _names(corpus)
     taken = set(_places(names, HEADLINE_CLIPS))
@@ -38,5 +38,5 @@ def _places(names: list[str], count: int) -> list[int]:
     return places
 
 
-def _clips(corpus: Path, names: list[str]) -> dict[str, Clip]:
-    return {Path(name).name: Clip.load(corpus / "clips" / f"{name}.safetensors") for name in names}
+def _clips(corpus: Path, names: list[str]) -> dict[str, FaceClip]:
+    return {Path(name).name: FaceClip.load(corpus / "clips" / f"{name}.safetensors") for name in names}

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from flowportrait.adapters.policy import DecodedSamples, Item
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
-from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, level, log_mel
-from flowportrait.adapters.policy import DecodedSamples, Item
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, log_mel, normalize_loudness
 from flowportrait.rl.plan import AllSteps
 from flowportrait.rl.post_trainer import PostTrainer
 from flowportrait.rl.recipes import find_recipe
@@ -51,7 +51,7 @@ class Murmur(nn.Module):
         """One item's, four columns a frame, cut or filled up with its quietest."""
         if item.audio is None:
             raise BadInput(f"Murmur needs an audio: prompt {item.id!r} has none.")
-        mel = log_mel(level(read_audio(item.audio)))[: FRAMES * MELS_PER_FRAME]
+        mel = log_mel(normalize_loudness(read_audio(item.audio)))[: FRAMES * MELS_PER_FRAME]
         quiet = mel.amin().expand(FRAMES * MELS_PER_FRAME - len(mel), N_MELS)
         return torch.cat([mel, quiet]).reshape(FRAMES, -1).T
 

@@ -85,7 +85,7 @@ def plugin_package(_installed_plugin_package: Path, monkeypatch: pytest.MonkeyPa
     for commands that the test starts. Returns the folder that it is installed in."""
     monkeypatch.syspath_prepend(_installed_plugin_package)
     monkeypatch.setenv("PYTHONPATH", str(_installed_plugin_package), prepend=os.pathsep)
-    plugins.forget_installed()
+    plugins.clear_plugin_cache()
     yield _installed_plugin_package
-    plugins.forget_installed()
+    plugins.clear_plugin_cache()
     sys.modules.pop("flowportrait_plugin_example", None)

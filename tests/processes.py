@@ -27,16 +27,16 @@ from accelerate.state import AcceleratorState
 
 from flowportrait.models.arflow import ARFlow
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Score, Unavailable, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.interface import RewardUnavailable, Score, all_valid
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import CreditConfig
-from flowportrait.rl.loop import Loop
+from flowportrait.rl.loop import TrainingLoop
 from flowportrait.rl.plan import AllSteps
 from flowportrait.rl.task import SpeechItem, TalkingTask
 from flowportrait.rl.trainer import Trainer
 from flowportrait.training.learner import SlowCopy
-from flowportrait.training.lora import Lora
+from flowportrait.training.lora import LoraSettings
 from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.test_generator import TINY
 
@@ -64,7 +64,7 @@ class Lift:
         if self.calls is not None:
             self.calls.append(1)
             if own and len(self.calls) in self.away:
-                raise Unavailable("the server is away")
+                raise RewardUnavailable("the server is away")
         return all_valid(batch.motion[..., 0].mean(1))
 
 
@@ -75,7 +75,7 @@ def trainer(recipe: Recipe = RECIPE, reward: Lift | None = None) -> Trainer:
         parameter.data += 0.05 * torch.randn_like(parameter)
     items = [SpeechItem(torch.randn(160, 80, generator=torch.Generator().manual_seed(i)), 0) for i in range(5)]
     task = TalkingTask(items, recipe.frames, None, TINY.chunk)
-    return Trainer(policy, task, recipe, Composite((reward or Lift(),), {"lift": 1.0}))
+    return Trainer(policy, task, recipe, CompositeReward((reward or Lift(),), {"lift": 1.0}))
 
 
 def weights(run: Trainer) -> dict[str, dict[str, torch.Tensor]]:
@@ -165,7 +165,7 @@ def troubled(folder: Path, on: int) -> Found:
     run.step, os.fsync = stepped, fsync  # type: ignore[method-assign]
     ended = ""
     try:
-        Loop(run, folder).run()
+        TrainingLoop(run, folder).run()
     except SystemExit as error:
         ended = f"exit {error.code}"
     finally:
@@ -175,7 +175,7 @@ def troubled(folder: Path, on: int) -> Found:
 
 STALE = replace(RECIPE, staleness=1)
 RECOMPUTED = replace(RECIPE, checkpointing=True, old=SlowCopy())
-LORA = replace(RECIPE, lora=Lora(rank=2), micro_batch=3)
+LORA = replace(RECIPE, lora=LoraSettings(rank=2), micro_batch=3)
 
 
 def main(folder: Path, processes: int) -> None:
@@ -260,7 +260,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
     if "--loop" in sys.argv:
-        Loop(trainer(replace(RECIPE, iterations=1000, checkpoint_every=1000)), target).run()
+        TrainingLoop(trainer(replace(RECIPE, iterations=1000, checkpoint_every=1000)), target).run()
         raise SystemExit
     if "--recipes" in sys.argv:
         joined([fork(lambda: every_recipe(target, 1)), *together(lambda count: every_recipe(target, count))])

@@ -21,14 +21,14 @@ from skimage.data import astronaut
 from flowportrait.cli import main, read_command
 from flowportrait.commands.animate import items_of
 from flowportrait.errors import BadInput
-from flowportrait.media.mel import QUIET_RMS, gain, raise_quiet
+from flowportrait.media.mel import QUIET_RMS, loudness_gain_from_power, normalize_quiet_recording
 from flowportrait.media.video import iter_frames
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.models.speech_stream import LevelledSound, closed_lips_share
 from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.pipelines.animator import Animator
 from flowportrait.pipelines.batch import BatchItem
-from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.rendering.motion_basis import LOWER_FACE
 
 RATE = 16_000
 
@@ -201,7 +201,9 @@ def test_a_transparent_photo_shows_the_chosen_background(files: Path, tmp_path: 
 def test_quiet_speech_moves_the_lips_as_loud_speech_does(animator: Animator, decibels: float) -> None:
     loud = at_level(babble(4.0), -26)
     quiet = np.round(at_level(loud, decibels) * 32768) / 32768  # as a 16-bit file holds it
-    one, other = (torch.cat(list(animator.motion(wave.astype(np.float32), seed=1)))[:, LOWER] for wave in (loud, quiet))
+    one, other = (
+        torch.cat(list(animator.motion(wave.astype(np.float32), seed=1)))[:, LOWER_FACE] for wave in (loud, quiet)
+    )
     assert np.corrcoef(one.flatten(), other.flatten())[0, 1] > 0.98
     assert float(other.norm() / one.norm()) == pytest.approx(1.0, abs=0.05)
 
@@ -211,7 +213,7 @@ def test_quiet_speech_is_raised_while_it_streams(animator: Animator, decibels: f
     loud = at_level(babble(6.0), -26)
 
     def streamed(wave: np.ndarray) -> torch.Tensor:
-        return torch.cat(list(animator.live(np.array_split(wave, 100), seed=1)))[:, LOWER]
+        return torch.cat(list(animator.live(np.array_split(wave, 100), seed=1)))[:, LOWER_FACE]
 
     one, other = streamed(loud), streamed(at_level(loud, decibels))
     assert np.corrcoef(one[50:].flatten(), other[50:].flatten())[0, 1] > 0.9
@@ -229,10 +231,10 @@ def test_ordinary_speech_is_heard_as_before_to_the_bit() -> None:
     """RMS 0.05 over the louder half of 10 ms blocks, whatever the recording's own loudness down to −45 dB."""
     for decibels in (-6, -20, -40):
         wave = at_level(babble(3.0), decibels)
-        assert raise_quiet(wave) is wave
+        assert normalize_quiet_recording(wave) is wave
         power = (wave[: len(wave) // 160 * 160].reshape(-1, 160).astype(np.float64) ** 2).mean(1)
         ordered = np.sort(power)
-        assert gain(power) == min(0.05 / float(np.sqrt(ordered[len(ordered) // 2 :].mean())), 20.0)
+        assert loudness_gain_from_power(power) == min(0.05 / float(np.sqrt(ordered[len(ordered) // 2 :].mean())), 20.0)
 
 
 @pytest.mark.parametrize("colour", [0.0, 0.5])
@@ -271,7 +273,7 @@ def test_portions_change_no_bit(animator: Animator, monkeypatch: pytest.MonkeyPa
         return torch.cat(list(animator.motion(speech.astype(np.float32), seed=2)))
 
     found = performed()
-    monkeypatch.setattr("flowportrait.models.speech_stream.PORTION", 10**9)
+    monkeypatch.setattr("flowportrait.models.speech_stream.PORTION_SAMPLES", 10**9)
     assert torch.equal(found, performed())
 
 

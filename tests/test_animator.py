@@ -14,7 +14,7 @@ from flowportrait import Animator
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
 from flowportrait.models.speech_stream import closed_lips_share, speech_gate
-from flowportrait.rendering.motion_basis import HEAD, LOWER, MotionBasis, close_lips, lip_gap
+from flowportrait.rendering.motion_basis import HEAD, LOWER_FACE, MotionBasis, close_lips, lip_pair_gaps
 
 BASIS = MotionBasis.load()
 
@@ -47,7 +47,7 @@ def test_a_silent_second_keeps_the_lips_closed_and_the_face_alive(animator: Anim
     speech = babble(1.0)
     audio = np.concatenate([speech, np.zeros(24_000, np.float32), speech])
     track = motion(animator, audio)
-    gap = lip_gap(BASIS.shape(track, close_lips(BASIS.canonical)))[:, 4]
+    gap = lip_pair_gaps(BASIS.shape(track, close_lips(BASIS.canonical)))[:, 4]
     assert gap[34:56].max() == 0.0
     assert gap[5:22].max() > 0.02
     assert gap[68:84].max() > 0.02
@@ -67,7 +67,7 @@ def test_the_gate_ignores_short_pauses_and_follows_the_noise_floor() -> None:
 @pytest.mark.parametrize("loudness", [0.0, 0.011, 0.02, 1.0])
 def test_the_lips_rest_for_as_long_as_a_user_is_told(animator: Animator, loudness: float) -> None:
     audio = loudness * np.concatenate([np.zeros(24_000, np.float32), babble(2.0), np.zeros(16_000, np.float32)])
-    resting = (motion(animator, audio)[:, LOWER] == 0).all(1)
+    resting = (motion(animator, audio)[:, LOWER_FACE] == 0).all(1)
     assert closed_lips_share(audio) == pytest.approx(float(resting.float().mean()), abs=0.05)
 
 

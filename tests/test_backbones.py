@@ -19,15 +19,15 @@ from flowportrait.errors import BadInput
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.backbone import GeneratorConfig
-from flowportrait.models.conditioning import encode_portraits, with_portraits
+from flowportrait.models.conditioning import add_portraits, encode_portraits
 from flowportrait.models.flow_matching import FlowMatchingLearner, PretrainConfig, SavedTraining
 from flowportrait.models.pretrain import pretrain
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.models.training_clips import save_clips
 from flowportrait.pipelines.animator import Animator
 from flowportrait.rl.task import SpeechItem, TalkingTask
-from flowportrait.training.distributed import processes
-from flowportrait.training.lora import merged
+from flowportrait.training.distributed import create_accelerator
+from flowportrait.training.lora import merge_adapters
 from tests.test_judge_omni import thinker, tokenizer
 
 SMALL = GeneratorConfig(horizon=3, audio_width=16, head_width=32, head_depth=1, steps=2, lora_rank=2, portrait_side=56)
@@ -118,7 +118,7 @@ def test_a_training_step_changes_what_it_should_and_the_disk_keeps_that_alone(
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])
 def test_what_a_training_delivers_holds_what_it_trained(folders: dict[str, Path], tmp_path: Path, adapt: str) -> None:
-    learner = FlowMatchingLearner(build(folders, "qwen3", adapt), PretrainConfig(), processes())
+    learner = FlowMatchingLearner(build(folders, "qwen3", adapt), PretrainConfig(), create_accelerator())
     averaged = learner.averaged()
     assert averaged is not None
     averaged.save_pretrained(tmp_path)
@@ -130,7 +130,7 @@ def test_what_a_training_delivers_holds_what_it_trained(folders: dict[str, Path]
 
 def test_adapters_merged_into_the_backbone_are_written_with_it(folders: dict[str, Path], tmp_path: Path) -> None:
     model = build(folders, "qwen3")
-    merged(model).save_pretrained(tmp_path)
+    merge_adapters(model).save_pretrained(tmp_path)
     again = ARFlow.from_pretrained(tmp_path)
     assert again.config.adapt == "full"
     latents = torch.randn(2, 3, model.latent_dim)
@@ -187,11 +187,11 @@ def test_a_clip_comes_with_its_speaker_at_another_moment(folders: dict[str, Path
     nothing = torch.zeros(30, 30), torch.zeros(30, 8), torch.zeros(19)
     clips = [MotionClip(name, "a", *nothing) for name in ("a1", "a2")]
     with pytest.raises(BadInput, match="no picture of a"):
-        with_portraits(model, tmp_path, clips)
+        add_portraits(model, tmp_path, clips)
     (tmp_path / "pictures").mkdir()
     for seed, clip in enumerate(clips):
         cv2.imwrite(str(tmp_path / "pictures" / f"{clip.name}.jpg"), face(seed).crop)
-    first, second = with_portraits(model, tmp_path, clips)
+    first, second = add_portraits(model, tmp_path, clips)
     assert first.portrait is not None
     own = model.encode_portrait([cv2.imread(str(tmp_path / "pictures" / "a2.jpg"))[..., ::-1]])[0]
     assert torch.allclose(first.portrait[0].float(), own, atol=1e-2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 from flowportrait.media.portrait import Portrait
-from flowportrait.rendering.face_regions import FACE_OVAL, head_weight, matte, person
+from flowportrait.rendering.face_regions import FACE_OVAL, head_weight, person_matte, segment_person
 from flowportrait.rendering.layers import Backdrop
 from flowportrait.rendering.mesh import N_FACE, HeadMesh
 from flowportrait.rendering.renderer import Renderer
@@ -69,7 +69,7 @@ def test_hair_that_is_darker_than_the_wall_stays_as_dark_where_it_moves() -> Non
 
 
 def test_the_astronaut_is_found_with_her_hair_and_without_the_flag_beside_her() -> None:
-    mask = person(astronaut().crop, astronaut().landmarks)
+    mask = segment_person(astronaut().crop, astronaut().landmarks)
     points = astronaut().landmarks[:, :2] / 2
     face = cv2.fillConvexPoly(np.zeros_like(mask), cv2.convexHull(np.round(points[FACE_OVAL]).astype(np.int32)), 1)
     assert mask[face > 0].all()
@@ -84,21 +84,21 @@ def test_of_two_people_only_the_one_with_this_face_is_taken() -> None:
     pair = np.full((512, 512, 3), 200, np.uint8)
     pair[200:456, :256], pair[200:456, 256:] = half, half[:, ::-1]
     landmarks = astronaut().landmarks / 2 + np.array([0, 200, 0], np.float32)
-    above_the_chin = person(pair, landmarks)[: int(landmarks[152, 1] / 2)]
+    above_the_chin = segment_person(pair, landmarks)[: int(landmarks[152, 1] / 2)]
     assert above_the_chin[:, :115].any()
     assert not above_the_chin[:, 150:].any()
 
 
 def test_a_face_the_network_does_not_see_still_gets_a_head() -> None:
     landmarks = astronaut().landmarks
-    mask = person(np.full((512, 512, 3), 127, np.uint8), landmarks)
+    mask = segment_person(np.full((512, 512, 3), 127, np.uint8), landmarks)
     extent = np.ptp(landmarks[FACE_OVAL, :2], axis=0) / 2
     assert 0.9 * np.pi / 4 * extent.prod() < mask.sum() < 4 * extent.prod()
 
 
 def test_what_the_matte_shows_moves_as_one_with_the_head_above_the_neck() -> None:
-    mask = person(astronaut().crop, astronaut().landmarks)
-    share = cv2.resize(matte(mask, 512), (160, 160), interpolation=cv2.INTER_AREA)
+    mask = segment_person(astronaut().crop, astronaut().landmarks)
+    share = cv2.resize(person_matte(mask, 512), (160, 160), interpolation=cv2.INTER_AREA)
     weight = head_weight(mask, astronaut().landmarks, 512, free_top=True)
     above = slice(0, int(astronaut().landmarks[10, 1] * 160 / 512))
     inner = np.s_[above, 16:-16]
@@ -110,7 +110,7 @@ def test_a_head_that_leans_leaves_the_flag_behind_it_straight() -> None:
     renderer = Renderer(portrait, retouch=False)
     lean = portrait.landmarks + np.array([14, 0, 0], np.float32)
     frame = renderer.draw(lean).astype(int)
-    share = matte(person(portrait.crop, portrait.landmarks), 512)
+    share = person_matte(segment_person(portrait.crop, portrait.landmarks), 512)
     moved = cv2.warpAffine(share, np.float32([[1, 0, 14], [0, 1, 0]]), (512, 512))
     free = (cv2.dilate(share, np.ones((9, 9))) == 0) & (cv2.dilate(moved, np.ones((9, 9))) == 0)
     assert free[:256].mean() > 0.2
@@ -119,7 +119,7 @@ def test_a_head_that_leans_leaves_the_flag_behind_it_straight() -> None:
 
 def test_hair_under_the_pictures_top_comes_down_whole_and_hair_that_it_cuts_off_stays() -> None:
     portrait = astronaut()
-    mask = person(portrait.crop, portrait.landmarks)
+    mask = segment_person(portrait.crop, portrait.landmarks)
     weight = head_weight(mask, portrait.landmarks, 512, free_top=True)
     sunk = portrait.landmarks + np.array([0, 12, 0], np.float32)
     under, through = (

@@ -21,7 +21,7 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from flowportrait.media.image import read_image
-from flowportrait.media.stream import write_stream
+from flowportrait.media.stream import write_video_stream
 from flowportrait.media.write_video import write_video
 from tests.study_browser import browser
 from tests.test_write_video import decoded_with_bt709
@@ -105,7 +105,7 @@ def written(folder: Path, suffix: str, side: int) -> Path:
     picture = read_image(photo(folder / f"photo{side}.png", side))
     path = folder / f"video{side}.{suffix}"
     if suffix == "live.mp4":
-        write_stream(path, [picture] * 13, lambda index: np.zeros(640, np.float32))
+        write_video_stream(path, [picture] * 13, lambda index: np.zeros(640, np.float32))
     else:
         write_video(path, [picture] * 13, None)
     return path

@@ -21,7 +21,7 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
 from flowportrait.models.arflow import checkpoint_folder
-from flowportrait.pipelines.prompt_videos import render_prompts, system_names
+from flowportrait.pipelines.prompt_videos import distinct_system_names, render_prompts
 
 
 def tone(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1, loudness: float = 0.3) -> Path:
@@ -249,13 +249,13 @@ def checkpoint(folder: Path, change: float) -> Path:
 
 def test_two_checkpoints_are_never_taken_for_one(tmp_path: Path) -> None:
     a, b, rl = (checkpoint(tmp_path / name, 0.0) for name in ("a/checkpoint", "b/checkpoint", "runs/rl"))
-    assert system_names(["sft", str(rl)]) == ["sft", "rl"]
+    assert distinct_system_names(["sft", str(rl)]) == ["sft", "rl"]
     for pair in ([str(a), str(b)], ["rl", str(rl)]):
-        names = system_names(pair)
+        names = distinct_system_names(pair)
         assert len(set(names)) == 2
         assert not any("/" in name for name in names)
     with pytest.raises(BadInput, match="one checkpoint"):
-        system_names([str(a), str(a.parent)])
+        distinct_system_names([str(a), str(a.parent)])
 
 
 def test_videos_are_drawn_again_when_the_checkpoint_was_trained_further(files: Path, tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ from flowportrait.rendering.motion_basis import (
     EXPRESSION,
     GAZE,
     HEAD,
-    LOWER,
+    LOWER_FACE,
     Identity,
     MotionBasis,
     Pose,
     close_lips,
     fit_pose,
-    from_vector,
-    lip_gap,
+    lip_pair_gaps,
     mirror_matrix,
-    partners,
-    to_vector,
+    mirror_partners,
+    pose_to_vector,
+    vector_to_pose,
 )
 from flowportrait.rendering.motion_filters import MotionLowPass
 
@@ -51,21 +51,21 @@ def test_the_pose_of_a_rigid_head_is_found_exactly(angles: tuple[float, float, f
 
 def test_a_pose_survives_its_vector() -> None:
     base, moved = pose((0.0, 5.0, 0.0)), pose((3.0, -9.0, 4.0), (210.0, 244.0), 95.0)
-    again = from_vector(to_vector(moved, base), base)
+    again = vector_to_pose(pose_to_vector(moved, base), base)
     assert torch.allclose(again.apply(BASIS.canonical[None]), moved.apply(BASIS.canonical[None]), atol=1e-2)
 
 
 def test_rest_is_the_persons_own_closed_mouth() -> None:
     shape = BASIS.shape(torch.zeros(1, 30), close_lips(BASIS.canonical))
-    assert torch.equal(lip_gap(shape), torch.zeros(1, 9))
+    assert torch.equal(lip_pair_gaps(shape), torch.zeros(1, 9))
 
 
 @settings(max_examples=25)
 @given(st.lists(st.floats(-4, 4), min_size=16, max_size=16))
 def test_lips_never_cross(lower: list[float]) -> None:
     motion = torch.zeros(1, 30)
-    motion[0, LOWER] = torch.tensor(lower)
-    assert lip_gap(BASIS.shape(motion, close_lips(BASIS.canonical))).min() >= -1e-6
+    motion[0, LOWER_FACE] = torch.tensor(lower)
+    assert lip_pair_gaps(BASIS.shape(motion, close_lips(BASIS.canonical))).min() >= -1e-6
 
 
 @pytest.mark.parametrize("part", [BLINK, GAZE, HEAD])
@@ -73,7 +73,7 @@ def test_eyes_and_head_leave_the_lips_alone(part: slice) -> None:
     motion = torch.zeros(1, 30)
     motion[0, part] = 2.0
     rest = close_lips(BASIS.canonical)
-    assert torch.allclose(lip_gap(BASIS.shape(motion, rest)), torch.zeros(9), atol=1e-6)
+    assert torch.allclose(lip_pair_gaps(BASIS.shape(motion, rest)), torch.zeros(9), atol=1e-6)
 
 
 def test_motion_is_read_back_from_the_landmarks_it_makes() -> None:
@@ -90,7 +90,7 @@ def test_motion_is_read_back_from_the_landmarks_it_makes() -> None:
 
 
 def test_a_mirror_seen_in_a_mirror_is_no_mirror() -> None:
-    order = partners(BASIS.canonical)
+    order = mirror_partners(BASIS.canonical)
     assert torch.equal(order[order], torch.arange(478))
     motion = torch.randn(50, 30)
     twice = motion @ mirror_matrix(BASIS) @ mirror_matrix(BASIS)

@@ -15,17 +15,26 @@ from hypothesis import strategies as st
 from flowportrait.errors import BadInput
 from flowportrait.rendering import motion_files as blendshapes
 from flowportrait.rendering.face_regions import EYES
-from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MotionBasis, close_lips, lip_gap
+from flowportrait.rendering.motion_basis import (
+    BLINK,
+    BROWS,
+    GAZE,
+    HEAD,
+    LOWER_FACE,
+    MotionBasis,
+    close_lips,
+    lip_pair_gaps,
+)
 from flowportrait.rendering.motion_files import (
-    HEAD_NAMES,
-    SHAPES,
-    from_motion,
+    ARKIT_SHAPES,
+    HEAD_COLUMNS,
+    blendshape_table,
+    blendshapes_to_motion,
+    motion_to_blendshapes,
     read_motion,
-    table,
-    to_motion,
     write_motion,
 )
-from flowportrait.rendering.motion_filters import Controls, gaze_coefficients, lip_free
+from flowportrait.rendering.motion_filters import Controls, gaze_coefficients, lip_preserving_projection
 
 BASIS = MotionBasis.load()
 REST = close_lips(BASIS.canonical)
@@ -36,7 +45,7 @@ def performance(frames: int = 25, seed: int = 0) -> torch.Tensor:
 
 
 def gap(motion: torch.Tensor) -> torch.Tensor:
-    return lip_gap(BASIS.shape(motion, REST))
+    return lip_pair_gaps(BASIS.shape(motion, REST))
 
 
 scale = st.floats(0, 3)
@@ -66,7 +75,7 @@ def test_each_control_moves_its_own_part_only() -> None:
 def test_expression_off_leaves_what_opens_the_lips() -> None:
     calm = Controls(expression_scale=0.0)(performance())
     assert calm[:, BROWS].abs().max() == 0
-    assert (calm[:, LOWER] @ lip_free()).abs().max() < 1e-4
+    assert (calm[:, LOWER_FACE] @ lip_preserving_projection()).abs().max() < 1e-4
     assert gap(calm).max() > 0.02
 
 
@@ -88,16 +97,16 @@ def test_controls_out_of_range_are_bad_input(wrong: dict[str, float]) -> None:
 
 def shaped(**weights: float) -> torch.Tensor:
     """The face ``[478, 3]`` at rest with these blendshapes."""
-    row = np.zeros((1, len(SHAPES)))
+    row = np.zeros((1, len(ARKIT_SHAPES)))
     for name, weight in weights.items():
-        row[0, SHAPES.index(name)] = weight
-    motion = torch.cat([to_motion(row), torch.zeros(1, 6)], 1)
+        row[0, ARKIT_SHAPES.index(name)] = weight
+    motion = torch.cat([blendshapes_to_motion(row), torch.zeros(1, 6)], 1)
     return BASIS.shape(motion, REST)[0]
 
 
 def test_blendshapes_do_what_their_names_say() -> None:
     rest = shaped()
-    assert lip_gap(shaped(jawOpen=0.5))[4] > 0.1
+    assert lip_pair_gaps(shaped(jawOpen=0.5))[4] > 0.1
     smile = shaped(mouthSmileLeft=1.0, mouthSmileRight=1.0)
     assert smile[61, 0] < rest[61, 0] - 0.02
     assert smile[291, 0] > rest[291, 0] + 0.02
@@ -109,26 +118,26 @@ def test_blendshapes_do_what_their_names_say() -> None:
     winked = shaped(eyeBlinkLeft=1.0)
     assert lid_gap(winked, 1) < 0.6 * lid_gap(rest, 1)
     assert lid_gap(winked, 0) > 0.75 * lid_gap(rest, 0)
-    for name in SHAPES:
+    for name in ARKIT_SHAPES:
         if name.startswith(("eye", "brow")):
-            assert torch.allclose(lip_gap(shaped(**{name: 1.0})), torch.zeros(9), atol=1e-5), name
+            assert torch.allclose(lip_pair_gaps(shaped(**{name: 1.0})), torch.zeros(9), atol=1e-5), name
 
 
 def test_shapes_and_detail_together_are_the_motion() -> None:
     motion = performance()
-    weights, detail = from_motion(motion)
+    weights, detail = motion_to_blendshapes(motion)
     assert weights.min() >= 0
     assert weights.max() <= 1
-    assert torch.allclose(to_motion(weights) + detail, motion[:, :24], atol=1e-5)
+    assert torch.allclose(blendshapes_to_motion(weights) + detail, motion[:, :24], atol=1e-5)
 
 
 def test_shapes_alone_say_most_of_a_face_made_of_shapes() -> None:
     rng = np.random.default_rng(0)
-    weights = rng.random((20, len(SHAPES))) * (rng.random((20, len(SHAPES))) < 0.15)
-    motion = to_motion(weights)
-    _, detail = from_motion(torch.cat([motion, torch.zeros(20, 6)], 1))
+    weights = rng.random((20, len(ARKIT_SHAPES))) * (rng.random((20, len(ARKIT_SHAPES))) < 0.15)
+    motion = blendshapes_to_motion(weights)
+    _, detail = motion_to_blendshapes(torch.cat([motion, torch.zeros(20, 6)], 1))
     assert detail.square().sum() < 0.1 * motion.square().sum()
-    assert torch.linalg.matrix_rank(table()) == 24
+    assert torch.linalg.matrix_rank(blendshape_table()) == 24
 
 
 @pytest.mark.parametrize("suffix", ["csv", "json"])
@@ -148,7 +157,7 @@ def test_an_edited_column_changes_what_it_names_and_nothing_else(tmp_path: Path)
         frame["head"]["headYaw"] += 10
     path.write_text(json.dumps(data))
     change = read_motion(path) - motion
-    assert torch.allclose(change[:, LOWER], torch.zeros(5, 16), atol=2e-3)
+    assert torch.allclose(change[:, LOWER_FACE], torch.zeros(5, 16), atol=2e-3)
     assert change[:, BLINK.start].min() > 1
     turned = change[:, HEAD] * BASIS.head_std
     assert torch.allclose(turned[:, 1], torch.full((5,), -np.deg2rad(10.0)), atol=1e-3)
@@ -157,7 +166,7 @@ def test_an_edited_column_changes_what_it_names_and_nothing_else(tmp_path: Path)
 def test_yaw_turns_the_nose_to_the_viewers_right_and_pitch_lifts_it(tmp_path: Path) -> None:
     path = tmp_path / "head.csv"
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, HEAD_NAMES)
+        writer = csv.DictWriter(file, HEAD_COLUMNS)
         writer.writeheader()
         writer.writerow({"headYaw": 20, "headPitch": 20, "headScale": 1})
     _, identity = BASIS.encode(100 * BASIS.canonical[None].numpy(), np.zeros((1, 52)), smooth=False)
@@ -196,4 +205,4 @@ def test_a_motion_file_that_is_none_is_named(tmp_path: Path, name: str, text: st
 
 
 def test_every_mediapipe_shape_has_its_name() -> None:
-    assert len(set(SHAPES)) == 51 == len(blendshapes.SHAPES)
+    assert len(set(ARKIT_SHAPES)) == 51 == len(blendshapes.ARKIT_SHAPES)

@@ -15,7 +15,15 @@ from tools.train_retouch import Misfit, draw, load_pairs
 
 from flowportrait.media.portrait import Portrait
 from flowportrait.rendering.face_regions import INNER_LOWER
-from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, MouthFrame, cut, mouth_state, skin_colour, to_window
+from flowportrait.rendering.mouth_geometry import (
+    WINDOW_HEIGHT,
+    WINDOW_WIDTH,
+    MouthFrame,
+    cut_mouth_window,
+    mouth_state,
+    mouth_window_transform,
+    skin_colour,
+)
 from flowportrait.rendering.retouch import Retouch, RetouchNet
 
 
@@ -53,8 +61,10 @@ def test_an_untrained_network_changes_nothing() -> None:
 def test_only_the_window_around_the_mouth_changes_and_its_border_fades() -> None:
     crop, target = astronaut().crop, opened(-0.04)
     change = np.abs(retouched(restless(), crop, target).astype(int) - crop).max(2)
-    back = cv2.invertAffineTransform(to_window(target))
-    corners = np.array([[0, 0, 1], [WIDTH, 0, 1], [WIDTH, HEIGHT, 1], [0, HEIGHT, 1]]) @ back.T
+    back = cv2.invertAffineTransform(mouth_window_transform(target))
+    corners = (
+        np.array([[0, 0, 1], [WINDOW_WIDTH, 0, 1], [WINDOW_WIDTH, WINDOW_HEIGHT, 1], [0, WINDOW_HEIGHT, 1]]) @ back.T
+    )
     outside = cv2.fillConvexPoly(np.ones((512, 512), np.uint8), np.round(corners).astype(np.int32), 0)
     assert change.max() > 5
     assert change[outside > 0].max() <= 2
@@ -87,9 +97,12 @@ def test_the_window_is_the_same_for_every_size_of_the_picture() -> None:
     crop, points = astronaut().crop, astronaut().landmarks.astype(np.float64)
     large = cv2.resize(crop, (1024, 1024), interpolation=cv2.INTER_CUBIC)
     twice = points * 2 + np.array([0.5, 0.5, 0])
-    near, far = cut(crop, to_window(points)), cut(large, to_window(twice))
+    near, far = (
+        cut_mouth_window(crop, mouth_window_transform(points)),
+        cut_mouth_window(large, mouth_window_transform(twice)),
+    )
     assert np.abs(near.astype(int) - far).mean() < 2
-    states = [mouth_state(MouthFrame(p), p, to_window(p)) for p in (points, twice)]
+    states = [mouth_state(MouthFrame(p), p, mouth_window_transform(p)) for p in (points, twice)]
     np.testing.assert_allclose(states[0].place, states[1].place, atol=1e-4)
     assert states[0].height == pytest.approx(states[1].height, abs=1e-4)
     assert np.abs(states[0].inner - states[1].inner).mean() < 0.01
@@ -99,9 +112,9 @@ def test_the_window_is_the_same_for_every_size_of_the_picture() -> None:
 def pairs() -> dict[str, torch.Tensor]:
     """Pairs whose truth is the base with brighter lips."""
     crop, points = astronaut().crop, astronaut().landmarks.astype(np.float64)
-    matrix = to_window(points)
+    matrix = mouth_window_transform(points)
     state = mouth_state(MouthFrame(points), points, matrix)
-    window, outer = cut(crop, matrix), np.round(state.outer * 255).astype(np.uint8)
+    window, outer = cut_mouth_window(crop, matrix), np.round(state.outer * 255).astype(np.uint8)
     truth = np.clip(window + 60 * state.outer[..., None], 0, 255).astype(np.uint8)
     inner = np.round(state.inner * 255).astype(np.uint8)
     row = {
@@ -117,7 +130,7 @@ def test_recoloured_and_mirrored_pairs_keep_their_geometry(tmp_path: Path) -> No
     save_file({name: value.contiguous() for name, value in pairs().items()}, str(tmp_path / "pairs-0.safetensors"))
     torch.manual_seed(0)
     windows, truth = draw(load_pairs(tmp_path, "pairs-*"), torch.arange(4))
-    assert windows.base.shape == truth.shape == (8, 3, HEIGHT, WIDTH)
+    assert windows.base.shape == truth.shape == (8, 3, WINDOW_HEIGHT, WINDOW_WIDTH)
     across = torch.einsum("bij,jhw->bihw", windows.place, RetouchNet().grid)[:, 0]
     # Mirrored or not, u grows to the right and is zero in the middle of the lips.
     assert (across.diff(dim=-1) > 0).all()

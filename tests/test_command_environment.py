@@ -25,7 +25,7 @@ from tyro.conf import Positional
 from flowportrait.cli import COMMANDS, main, read_command
 from flowportrait.commands.animate import request_of
 from flowportrait.errors import BadInput
-from flowportrait.files import LONGEST_NAME, cache_folder, check_inputs_kept, complete, config_folder
+from flowportrait.files import MAX_NAME_BYTES, atomic_write, cache_folder, check_outputs_are_not_inputs, config_folder
 
 PROGRAM = [sys.executable, "-m", "flowportrait"]
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX users, descriptors and signals")
@@ -125,8 +125,8 @@ def test_no_output_takes_the_place_of_an_input_file(wish: str, kind: str, tmp_pa
     words = [word.replace(f"IN.{suffix}", str(mine)) for word in wish.split()]
     options = read_command([str(linked(kind, mine)) if word == "OUT" else word for word in words])[1]
     with pytest.raises(BadInput, match="give another name"):
-        check_inputs_kept(options)
-    check_inputs_kept(read_command([str(tmp_path / f"new.{suffix}") if w == "OUT" else w for w in words])[1])
+        check_outputs_are_not_inputs(options)
+    check_outputs_are_not_inputs(read_command([str(tmp_path / f"new.{suffix}") if w == "OUT" else w for w in words])[1])
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_no_output_folder_is_an_input_folder(wish: str, tmp_path: Path) -> None:
     for other in (folder, tmp_path / "." / "mine", linked("symbolic", folder)):
         words = wish.replace("IN", str(folder)).replace("OUT", str(other)).split()
         with pytest.raises(BadInput, match="give another name"):
-            check_inputs_kept(read_command(words)[1])
+            check_outputs_are_not_inputs(read_command(words)[1])
 
 
 def test_a_run_goes_on_and_a_study_is_analysed_in_place(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_run_goes_on_and_a_study_is_analysed_in_place(tmp_path: Path) -> None:
         "posttrain --prompts p --recipe IN --start IN --output IN --resume",
         "preferences study analyse IN --output IN",
     ):
-        check_inputs_kept(read_command(wish.replace("IN", str(tmp_path)).split())[1])
+        check_outputs_are_not_inputs(read_command(wish.replace("IN", str(tmp_path)).split())[1])
 
 
 def test_the_refusal_comes_first_and_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,19 +280,19 @@ def test_a_closed_standard_error_never_becomes_a_file_that_is_written(tmp_path: 
     assert (tmp_path / "video").read_text() == ""
 
 
-@pytest.mark.parametrize("length", [LONGEST_NAME - 4, LONGEST_NAME])
+@pytest.mark.parametrize("length", [MAX_NAME_BYTES - 4, MAX_NAME_BYTES])
 def test_names_as_long_as_the_file_system_allows(length: int, tmp_path: Path) -> None:
     path = tmp_path / ("ü" * ((length - 4) // 2) + "n" * ((length - 4) % 2) + ".mp4")
     assert len(os.fsencode(path.name)) == length
-    with complete(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("whole")
-        assert len(os.fsencode(partial.name)) <= LONGEST_NAME
+        assert len(os.fsencode(partial.name)) <= MAX_NAME_BYTES
     assert [one.read_text() for one in tmp_path.iterdir()] == ["whole"]
 
 
 def test_two_long_names_do_not_share_a_partial_file(tmp_path: Path) -> None:
     first, second = (tmp_path / ("n" * 240 + end) for end in ("a.mp4", "b.mp4"))
-    with complete(first) as one, complete(second) as other:
+    with atomic_write(first) as one, atomic_write(second) as other:
         one.write_text("one")
         other.write_text("other")
     assert (first.read_text(), second.read_text()) == ("one", "other")

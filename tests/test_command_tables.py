@@ -15,10 +15,10 @@ from flowportrait.commands.doctor import find_runs
 from flowportrait.commands.evaluate import MEANINGS, score_table
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import compare_systems
-from flowportrait.evaluation.figures import text_table
-from flowportrait.evaluation.metrics import BY_KEY
-from flowportrait.pipelines.guidance import Candidate, comparison_sentence
-from flowportrait.rewards.registry import BUILT_IN
+from flowportrait.evaluation.figures import build_text_table
+from flowportrait.evaluation.metrics import METRIC_BY_KEY
+from flowportrait.pipelines.guidance import MotionCandidate, describe_candidates
+from flowportrait.rewards.registry import WEIGHTED_REWARDS
 
 
 def printed(table: Table, width: int = 160) -> str:
@@ -28,22 +28,22 @@ def printed(table: Table, width: int = 160) -> str:
     return captured.get()
 
 
-def candidate(seed: int, score: float) -> Candidate:
-    return Candidate(seed, torch.zeros(1, 30), score)
+def candidate(seed: int, score: float) -> MotionCandidate:
+    return MotionCandidate(seed, torch.zeros(1, 30), score)
 
 
 def test_the_best_of_two_is_compared_with_their_median_and_the_other() -> None:
     """Of two the middle one is neither: it was printed as the best itself."""
     found = [candidate(0, 0.25), candidate(1, 0.75)]
-    sentence = comparison_sentence(found, "sync")
+    sentence = describe_candidates(found, "sync")
     assert "Seed 1 is the best of 2 by sync, where higher is better: 0.750" in sentence
     assert "the worst has 0.250, the median is 0.500" in sentence
 
 
 def test_performances_that_could_not_be_measured_do_not_count() -> None:
     found = [candidate(0, -torch.inf), candidate(1, 0.1), candidate(2, 0.3)]
-    assert "the median is 0.200; 1 could not be measured." in comparison_sentence(found, "sync")
-    assert "none of 2 candidates could be measured" in comparison_sentence([found[0]] * 2, "sync")
+    assert "the median is 0.200; 1 could not be measured." in describe_candidates(found, "sync")
+    assert "none of 2 candidates could be measured" in describe_candidates([found[0]] * 2, "sync")
 
 
 def test_scores_come_with_their_direction_scale_and_meaning() -> None:
@@ -66,7 +66,7 @@ def test_many_videos_are_a_mean_and_the_worst() -> None:
 
 def test_every_reward_that_measures_videos_is_explained() -> None:
     needs_a_policy = {"self_confidence"}
-    assert set(BUILT_IN) - needs_a_policy == set(MEANINGS)
+    assert set(WEIGHTED_REWARDS) - needs_a_policy == set(MEANINGS)
 
 
 def test_an_evaluation_is_a_table_with_direction_units_and_changes() -> None:
@@ -75,11 +75,11 @@ def test_an_evaluation_is_a_table_with_direction_units_and_changes() -> None:
         "theirs": {f"c{i}": {"lse_c": 0.2 + i / 1000, "lse_d": 1.2, "frames": 25} for i in range(8)},
     }
     summary = json.loads(json.dumps(compare_systems(rows, "theirs").summary()))
-    text = printed(text_table(summary), 200)
+    text = printed(build_text_table(summary), 200)
     up, down = (next(line for line in text.splitlines() if f" {name} " in line) for name in ("LSE-C", "LSE-D"))
     assert "↑" in up
     assert "↓" in down
-    assert BY_KEY["lse_c"].meaning in up
+    assert METRIC_BY_KEY["lse_c"].meaning in up
     assert "0.400 +97%*" in up
     assert "higher is better" in text
     assert "8 clips" in text

@@ -18,8 +18,8 @@ from flowportrait.judges.build import build_judge
 from flowportrait.judges.clips import JudgedClip
 from flowportrait.media.faces import FaceTracker
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import score
-from flowportrait.rewards.registry import build
+from flowportrait.rewards.interface import score_batch
+from flowportrait.rewards.registry import build_reward
 from tests.test_golden import speech
 
 PHOTO = astronaut()[:400, 60:400]
@@ -42,7 +42,7 @@ def animate_score_judge(animator: Animator, seed: int) -> Work:
     frames = np.stack(list(animator.draw(PHOTO, [motion], size=256)))
     batch = RewardBatch.from_frames([frames], [audio])
     with torch.no_grad():
-        scores = {name: float(score(build(name), batch).value) for name in REWARDS}
+        scores = {name: float(score_batch(build_reward(name), batch).value) for name in REWARDS}
     verdict = build_judge().judge([JudgedClip(frames, audio, f"seed {seed}")])[0]
     return Work(motion.numpy(), frames, scores, verdict.to_dict())
 

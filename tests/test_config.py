@@ -20,7 +20,7 @@ from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.recipes import CARDS, find_recipe
 from flowportrait.training.learner import SlowCopy
-from flowportrait.training.lora import Lora
+from flowportrait.training.lora import LoraSettings
 
 
 @given(
@@ -62,14 +62,22 @@ def test_a_bad_setting_is_named_with_what_would_be_right(change: str, sentence: 
 
 def test_a_recipe_is_made_with_settings_under_strict_keys() -> None:
     recipe = PostTrainConfig.from_recipe(
-        "flow-grpo", groups=4, lora=Lora(rank=2), **{"objective.kl_weight": 0.1, "credit.caps.sync": 1, "old.rate": 0.5}
+        "flow-grpo",
+        groups=4,
+        lora=LoraSettings(rank=2),
+        **{"objective.kl_weight": 0.1, "credit.caps.sync": 1, "old.rate": 0.5},
     )
-    assert (recipe.name, recipe.groups, recipe.lora, recipe.objective.kl_weight) == ("flow-grpo", 4, Lora(rank=2), 0.1)
+    assert (recipe.name, recipe.groups, recipe.lora, recipe.objective.kl_weight) == (
+        "flow-grpo",
+        4,
+        LoraSettings(rank=2),
+        0.1,
+    )
     assert (recipe.credit.caps, recipe.old) == ({"sync": 1.0}, SlowCopy(rate=0.5))
     for settings, sentence in (
         ({"objective.kl_wieght": 0.1}, "did you mean 'kl_weight'"), ({"groups": 2.5}, "type int"),
         ({"groups": "4"}, "type int"), ({"groups.size": 1}, "groups has no parts"), ({"groups": 0}, "at least 1"),
-        ({"kernel": "ode"}, "kernel=ode is not possible"), ({"nonsense": Lora()}, "Unknown key 'nonsense'"),
+        ({"kernel": "ode"}, "kernel=ode is not possible"), ({"nonsense": LoraSettings()}, "Unknown key 'nonsense'"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=sentence):
             PostTrainConfig.from_recipe("flow-grpo", **settings)

@@ -14,14 +14,20 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound
 from flowportrait.pipelines.conversation import (
-    conversation_motion,
-    frames_in_one_photo,
-    frames_side_by_side,
-    two_portraits,
+    draw_in_one_photo,
+    draw_side_by_side,
+    find_speaker_portraits,
+    generate_conversation_motion,
 )
 from flowportrait.pipelines.request import SpeakerTurn
-from flowportrait.pipelines.turns import Listener, conversation_sound, pauses_of, tracks, without_crosstalk
-from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER, MotionBasis, close_lips, lip_gap
+from flowportrait.pipelines.turns import (
+    ListeningBehaviour,
+    build_speaker_tracks,
+    find_pauses,
+    mix_conversation_sound,
+    remove_crosstalk,
+)
+from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER_FACE, MotionBasis, close_lips, lip_pair_gaps
 from flowportrait.rendering.renderer import MotionCodec
 from tests.test_animator import babble
 
@@ -30,22 +36,22 @@ BASIS = MotionBasis.load()
 
 def opening(motion: torch.Tensor) -> torch.Tensor:
     """Lip gap at the middle of the mouth, ``[T]``."""
-    return lip_gap(BASIS.shape(motion, close_lips(BASIS.canonical)))[:, 4]
+    return lip_pair_gaps(BASIS.shape(motion, close_lips(BASIS.canonical)))[:, 4]
 
 
 def test_turns_follow_one_another_and_one_clock_is_one_clock() -> None:
     a, b = babble(1.0), babble(0.6, 1)
-    after = tracks([(0, a), (1, b), (0, b)], in_turn=True)
+    after = build_speaker_tracks([(0, a), (1, b), (0, b)], in_turn=True)
     assert after.shape == (2, 16_000 + 4_800 + 9_600 + 4_800 + 9_600)
     assert np.abs(after[1, :16_000]).max() == 0
     assert np.abs(after[0, 21_500:30_000]).max() == 0
-    assert tracks([(0, a), (1, b)]).shape == (2, 16_000)
+    assert build_speaker_tracks([(0, a), (1, b)]).shape == (2, 16_000)
 
 
 def test_a_voice_from_across_the_table_is_not_ones_own() -> None:
     speech, silence = babble(1.0), np.zeros(16_000, np.float32)
     first, second = np.concatenate([speech, silence]), np.concatenate([silence, speech])
-    clean = without_crosstalk(np.stack([first + 0.1 * second, second + 0.1 * first]))
+    clean = remove_crosstalk(np.stack([first + 0.1 * second, second + 0.1 * first]))
     assert np.abs(clean[0, 19_500:]).max() == 0
     assert np.abs(clean[1, :12_500]).max() == 0
     assert np.allclose(clean[0, 2_000:13_000], first[2_000:13_000])
@@ -53,22 +59,22 @@ def test_a_voice_from_across_the_table_is_not_ones_own() -> None:
 
 def test_who_talks_at_the_same_time_is_heard() -> None:
     both = np.stack([babble(1.0), 0.6 * babble(1.0, 1)])
-    assert np.allclose(without_crosstalk(both)[:, 640:-640], both[:, 640:-640])
+    assert np.allclose(remove_crosstalk(both)[:, 640:-640], both[:, 640:-640])
 
 
 def test_a_listener_nods_and_blinks_where_the_other_pauses_and_looks_at_the_other() -> None:
     other = np.tile(np.r_[np.ones(60), np.zeros(15)], 8)
     own = np.zeros_like(other)
     rest = torch.zeros(len(other), 30)
-    heard = Listener(toward=1.0)(rest, own, other)
-    assert pauses_of(other)[0] == 60
+    heard = ListeningBehaviour(toward=1.0)(rest, own, other)
+    assert find_pauses(other)[0] == 60
     pitch = torch.rad2deg(heard[:, HEAD.start] * BASIS.head_std[0])
     assert 1.5 < pitch.max() < 5
     assert pitch[:59].abs().max() == 0
     blinks = int(((heard[1:, BLINK.start] > 3) & (heard[:-1, BLINK.start] <= 3)).sum())
     assert len(other) / 25 / 6 < blinks < len(other) / 25 / 1.5
-    assert torch.equal(heard[:, LOWER], rest[:, LOWER])
-    left = Listener(toward=-1.0)(rest, own, other)
+    assert torch.equal(heard[:, LOWER_FACE], rest[:, LOWER_FACE])
+    left = ListeningBehaviour(toward=-1.0)(rest, own, other)
     assert torch.allclose(heard[30:50, GAZE], -left[30:50, GAZE], atol=1e-5)
     assert heard[30:50, GAZE].abs().max() > 0.3
 
@@ -76,33 +82,33 @@ def test_a_listener_nods_and_blinks_where_the_other_pauses_and_looks_at_the_othe
 def test_a_speaker_is_left_alone() -> None:
     motion = torch.randn(100, 30)
     speaking = np.ones(100)
-    assert torch.equal(Listener(1.0)(motion, speaking, speaking), motion)
+    assert torch.equal(ListeningBehaviour(1.0)(motion, speaking, speaking), motion)
 
 
 def test_lips_do_not_cross_over_and_both_are_drawn() -> None:
     torch.set_num_threads(1)
     animator = Animator.from_pretrained("rl")
-    voices = tracks([(0, babble(1.2)), (1, babble(1.2, 1))], in_turn=True)
-    motions = conversation_motion(lambda own, seed: torch.cat(list(animator.motion(own, seed=seed))), voices)
+    voices = build_speaker_tracks([(0, babble(1.2)), (1, babble(1.2, 1))], in_turn=True)
+    motions = generate_conversation_motion(lambda own, seed: torch.cat(list(animator.motion(own, seed=seed))), voices)
     first, second = (opening(motion) for motion in motions)
     assert first[5:28].max() > 0.02
     assert second[5:28].max() == 0
     assert second[42:66].max() > 0.02
     assert first[42:].max() == 0
     photo = np.ascontiguousarray(astronaut()[:300, 60:360])
-    people = [MotionCodec(portrait) for portrait in two_portraits([photo, photo.copy()], ["a", "b"], 128)]
-    frame = next(frames_side_by_side(people, [motion[10:12] for motion in motions]))
+    people = [MotionCodec(portrait) for portrait in find_speaker_portraits([photo, photo.copy()], ["a", "b"], 128)]
+    frame = next(draw_side_by_side(people, [motion[10:12] for motion in motions]))
     assert frame.shape == (128, 256, 3)
     two = np.hstack([photo, photo])
-    pair = [MotionCodec(portrait) for portrait in two_portraits([two, two], ["two", "two"], 128)]
+    pair = [MotionCodec(portrait) for portrait in find_speaker_portraits([two, two], ["two", "two"], 128)]
     still = torch.zeros(2, 30)
-    apart = next(frames_in_one_photo(pair, [motions[0][12:14], still])).astype(int)
-    none = next(frames_in_one_photo(pair, [still, still])).astype(int)
+    apart = next(draw_in_one_photo(pair, [motions[0][12:14], still])).astype(int)
+    none = next(draw_in_one_photo(pair, [still, still])).astype(int)
     moved = np.abs(apart - none).max((0, 2))
     assert moved[:300].max() > 20
     assert moved[340:].max() == 0
     with pytest.raises(BadInput, match="does not show two faces"):
-        two_portraits([photo, photo], ["alone", "alone"], 128)
+        find_speaker_portraits([photo, photo], ["alone", "alone"], 128)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +146,16 @@ def test_the_sound_of_a_conversation_keeps_rate_and_channels_and_is_what_its_tra
 
     sounds = [pitch(9000, 48_000, 2), pitch(10_000, 44_100, 1)]
     recordings = [(0, babble(1.0)), (1, babble(1.0, 1))]
-    played = conversation_sound(recordings, sounds, in_turn=True)
+    played = mix_conversation_sound(recordings, sounds, in_turn=True)
     assert (played.rate, played.layout) == (48_000, "stereo")
-    voices = tracks(recordings, in_turn=True)
+    voices = build_speaker_tracks(recordings, in_turn=True)
     assert played.samples.shape == (2, 3 * voices.shape[1])
     for start, frequency in ((0, 9000), (round(1.3 * 48_000), 10_000)):
         turn = played.samples[1, start + 9600 : start + 38_400]
         spectrum = np.abs(np.fft.rfft(turn * np.hanning(len(turn))))
         assert spectrum.argmax() * 48_000 / len(turn) == pytest.approx(frequency, abs=5)
     assert np.abs(played.samples[:, round(1.05 * 48_000) : round(1.25 * 48_000)]).max() < 1e-3
-    same = conversation_sound(recordings, [Sound(wave[None], 16_000, "mono") for _, wave in recordings], in_turn=True)
+    same = mix_conversation_sound(
+        recordings, [Sound(wave[None], 16_000, "mono") for _, wave in recordings], in_turn=True
+    )
     assert np.allclose(same.samples[0], voices.sum(0), atol=1e-6)

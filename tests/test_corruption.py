@@ -23,7 +23,7 @@ from flowportrait.corruption.catalogue import CLIP_KINDS, KINDS
 from flowportrait.corruption.clips import paste_square
 from flowportrait.errors import BadInput
 from flowportrait.media.video import SAMPLES_PER_FRAME
-from flowportrait.rendering.motion_basis import BLINK, GAZE, LOWER
+from flowportrait.rendering.motion_basis import BLINK, GAZE, LOWER_FACE
 
 FRAMES, SIDE = 50, 96
 
@@ -94,7 +94,7 @@ def test_frozen_eyes_leave_the_mouth_and_the_head_alone() -> None:
     frozen = corrupt(clip, "frozen eyes", 1.0)
     assert np.ptp(frozen.motion[:, BLINK], axis=0).max() == 0
     assert np.ptp(frozen.motion[:, GAZE], axis=0).max() == 0
-    np.testing.assert_array_equal(frozen.motion[:, LOWER], clip.motion[:, LOWER])
+    np.testing.assert_array_equal(frozen.motion[:, LOWER_FACE], clip.motion[:, LOWER_FACE])
     np.testing.assert_array_equal(frozen.frames[:, :10], clip.frames[:, :10])
     np.testing.assert_array_equal(frozen.landmarks[:, 13], clip.landmarks[:, 13])
 

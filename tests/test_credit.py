@@ -17,12 +17,12 @@ from flowportrait.rl.credit import (
     CreditConfig,
     allocate_advantage,
     assign_credit,
-    deviations,
+    normalized_deviations,
     select_best_and_worst,
     win_rates,
 )
-from flowportrait.rl.objectives.preference import pairs
-from flowportrait.rl.rollout import final_samples
+from flowportrait.rl.objectives.preference import best_worst_pairs
+from flowportrait.rl.rollout import trajectory_of_final_samples
 
 GROUP = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
 VALUE = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 10.0, 20.0, 20.0])
@@ -38,21 +38,21 @@ def credit(
 
 
 def test_group_statistics_are_those_of_siblings() -> None:
-    own = deviations(VALUE, ALL, GROUP).value
+    own = normalized_deviations(VALUE, ALL, GROUP).value
     for rows in (slice(0, 4), slice(4, 8)):
         assert torch.allclose(own[rows], (VALUE[rows] - VALUE[rows].mean()) / VALUE[rows].std())
 
 
 def test_the_largest_group_alone_has_unit_spread_and_the_batch_unit_power() -> None:
-    largest = deviations(VALUE, ALL, GROUP, "largest").value
+    largest = normalized_deviations(VALUE, ALL, GROUP, "largest").value
     assert largest[4:].std() == pytest.approx(1.0)
     assert largest[:4].std() == pytest.approx(float(VALUE[:4].std() / VALUE[4:].std()))
-    assert deviations(VALUE, ALL, GROUP, "batch").value.square().mean() == pytest.approx(1.0)
-    assert torch.equal(deviations(VALUE, ALL, GROUP, "none").value[:4], torch.tensor([-1.5, -0.5, 0.5, 1.5]))
+    assert normalized_deviations(VALUE, ALL, GROUP, "batch").value.square().mean() == pytest.approx(1.0)
+    assert torch.equal(normalized_deviations(VALUE, ALL, GROUP, "none").value[:4], torch.tensor([-1.5, -0.5, 0.5, 1.5]))
 
 
 def test_leaving_oneself_out_is_comparing_with_the_others() -> None:
-    own = deviations(VALUE, ALL, GROUP, "none", "leave_one_out").value
+    own = normalized_deviations(VALUE, ALL, GROUP, "none", "leave_one_out").value
     assert own[0] == pytest.approx(1.0 - (2 + 3 + 4) / 3)
 
 
@@ -170,7 +170,7 @@ def partial(valid: list[bool], value: list[float]) -> Score:
 def advantages(scores: dict[str, Score], group: torch.Tensor, allocation: Allocation | None = None, **settings: Any):  # type: ignore[no-untyped-def]
     """Advantages as objectives get them."""
     credit = assign_credit(scores, group, 1, dict.fromkeys(scores, 1.0), CreditConfig(**settings))
-    rollout = final_samples(None, torch.zeros(len(group), 1, 4), group, torch.arange(len(group)))
+    rollout = trajectory_of_final_samples(None, torch.zeros(len(group), 1, 4), group, torch.arange(len(group)))
     halves = {"upper": torch.tensor([1.0, 1, 0, 0]), "lower": torch.tensor([0.0, 0, 1, 1])}
     return allocate_advantage(credit, rollout, allocation or Allocation(), halves)
 
@@ -186,9 +186,9 @@ def test_a_clip_that_one_reward_could_not_judge_wins_no_pair_though_its_sum_is_t
     assert int(value[:, 0].argmax()) == 0
     assert advantage.is_judged.tolist() == [False, True, True, True]
     real = torch.zeros(4, dtype=torch.bool)
-    winner, loser, _ = pairs(value, group, real, advantage.valid[:, 0, 0])
+    winner, loser, _ = best_worst_pairs(value, group, real, advantage.valid[:, 0, 0])
     assert 0 not in (*winner.tolist(), *loser.tolist())
-    assert pairs(value, group, real)[0].tolist() == [0], "without the mask it would have won"
+    assert best_worst_pairs(value, group, real)[0].tolist() == [0], "without the mask it would have won"
 
 
 def test_a_clip_that_nothing_judged_is_left_out_and_one_that_is_average_is_not() -> None:

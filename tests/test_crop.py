@@ -16,10 +16,10 @@ from skimage import data
 
 from flowportrait.errors import BadInput
 from flowportrait.media import portrait as portrait_module
-from flowportrait.media.crop import apply_affine, crop_transform, feather, paste_back, photo_square
-from flowportrait.media.faces import yaw
+from flowportrait.media.crop import apply_affine, crop_transform, feather_mask, largest_photo_square, paste_back
+from flowportrait.media.faces import face_yaw
 from flowportrait.media.image import read_image
-from flowportrait.media.occlusion import mouth_covered
+from flowportrait.media.occlusion import is_mouth_covered
 from flowportrait.media.portrait import Portrait
 
 
@@ -109,7 +109,7 @@ def test_the_crop_always_holds_the_whole_face(x: float, y: float, face: float, s
 
 
 def test_the_feather_is_zero_at_open_sides_only() -> None:
-    weight = feather(100, (True, False, True, True))
+    weight = feather_mask(100, (True, False, True, True))
     assert weight[50, 50] == 1
     assert weight[:, 0].max() == 0
     assert weight[0, 50] == 1
@@ -143,9 +143,9 @@ def test_a_face_that_is_not_there_is_bad_input(face: int) -> None:
 @settings(max_examples=30, deadline=None)
 def test_the_yaw_of_a_turned_face_is_read_from_its_eyes(angle: float, roll: float) -> None:
     level = astronaut().landmarks.copy()
-    level = level @ Rotation.from_euler("y", yaw(level), degrees=True).as_matrix().T
+    level = level @ Rotation.from_euler("y", face_yaw(level), degrees=True).as_matrix().T
     turn = Rotation.from_euler("zy", [roll, -angle], degrees=True).as_matrix()
-    assert yaw(level @ turn.T) == pytest.approx(angle, abs=12)
+    assert face_yaw(level @ turn.T) == pytest.approx(angle, abs=12)
 
 
 def found_as(monkeypatch: pytest.MonkeyPatch, landmarks: np.ndarray) -> None:
@@ -182,10 +182,10 @@ def test_a_face_of_fifty_pixels_is_taken_with_a_warning_and_one_of_ten_is_refuse
 @pytest.mark.parametrize("colour", [(170, 200, 230), (25, 25, 30)])
 def test_a_mask_over_the_mouth_is_noticed_and_a_smile_is_none(colour: tuple[int, int, int]) -> None:
     crop, points = astronaut().crop.copy(), astronaut().landmarks
-    assert not mouth_covered(crop, points)
+    assert not is_mouth_covered(crop, points)
     around = [234, 132, 58, 172, 136, 150, 176, 152, 400, 379, 365, 397, 288, 361, 454, 4]
     cv2.fillConvexPoly(crop, cv2.convexHull(np.round(points[around, :2]).astype(np.int32)), colour)
-    assert mouth_covered(cv2.GaussianBlur(crop, (0, 0), 2), points)
+    assert is_mouth_covered(cv2.GaussianBlur(crop, (0, 0), 2), points)
 
 
 @pytest.mark.parametrize("side", [300, 1100, 1900])
@@ -217,7 +217,7 @@ def test_the_square_that_is_shown_alone_is_photo_from_edge_to_edge_and_has_the_w
     points = whole_astronaut_landmarks() - [left, top, 0]
     to_crop = crop_transform(points, photo.shape[:2], 512)
     face = apply_affine(to_crop, points)
-    x, y, side = photo_square(to_crop, photo.shape, face, 512)
+    x, y, side = largest_photo_square(to_crop, photo.shape, face, 512)
     assert 0 <= x <= 512 - side
     assert 0 <= y <= 512 - side
     filled = cv2.warpAffine(np.ones(photo.shape[:2], np.float32), to_crop, (512, 512), flags=cv2.INTER_NEAREST)
@@ -232,7 +232,7 @@ def test_the_square_that_is_shown_alone_is_photo_from_edge_to_edge_and_has_the_w
 
 def test_a_photo_with_room_around_the_face_is_shown_as_it_was_cut() -> None:
     portrait = astronaut()
-    assert photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, 512) == (0, 0, 512)
+    assert largest_photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, 512) == (0, 0, 512)
 
 
 @lru_cache

@@ -10,10 +10,10 @@ from transformers import DynamicCache, Qwen3Config, Qwen3Model, WhisperConfig
 from transformers.audio_utils import hertz_to_mel, mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-from flowportrait.media.mel import filters, slaney_hertz, slaney_mel
+from flowportrait.media.mel import hertz_to_mel, mel_filterbank, mel_to_hertz
 from flowportrait.media.video import FPS
 from flowportrait.models.backbone import Decoder, sliding_mask
-from flowportrait.models.enhancer import FORGET, running_mean
+from flowportrait.models.enhancer import MEAN_DECAY, running_mean
 from flowportrait.models.speech_encoder import WIDTH, EncoderLayer
 from flowportrait.rendering.motion_filters import BROWS_5_HZ, HEAD_3_HZ, Biquad
 
@@ -105,10 +105,10 @@ def test_the_speech_layer_is_whispers_to_the_bit() -> None:
 
 def test_the_mel_scale_and_its_filters_are_slaneys() -> None:
     hertz = np.array([0.0, 50.0, 999.0, 1000.0, 1001.0, 7600.0])
-    assert np.array_equal(slaney_mel(hertz), hertz_to_mel(hertz.copy(), "slaney"))
-    assert np.allclose(slaney_hertz(slaney_mel(hertz)), hertz)
+    assert np.array_equal(hertz_to_mel(hertz), hertz_to_mel(hertz.copy(), "slaney"))
+    assert np.allclose(mel_to_hertz(hertz_to_mel(hertz)), hertz)
     theirs = mel_filter_bank(257, 80, 50.0, 7600.0, 16000, norm="slaney", mel_scale="slaney").astype(np.float32)
-    assert np.array_equal(filters().numpy(), theirs)
+    assert np.array_equal(mel_filterbank().numpy(), theirs)
 
 
 @pytest.mark.parametrize(("hertz", "biquad"), [(3.0, HEAD_3_HZ), (5.0, BROWS_5_HZ)])
@@ -126,7 +126,7 @@ def test_the_low_passes_of_head_and_brows_are_butterworths(hertz: float, biquad:
 
 def test_a_running_mean_forgets_at_its_rate_however_it_is_cut() -> None:
     x, start = torch.randn(50, 4), torch.rand(4)
-    wanted = lfilter([1 - FORGET], [1, -FORGET], x.double(), 0, FORGET * start.double()[None])[0]
+    wanted = lfilter([1 - MEAN_DECAY], [1, -MEAN_DECAY], x.double(), 0, MEAN_DECAY * start.double()[None])[0]
     state = {"mean": start}
     pieces = [running_mean(piece, state, "mean") for piece in x.split(7)]
     assert np.allclose(torch.cat(pieces), wanted, atol=1e-5)

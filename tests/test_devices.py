@@ -17,23 +17,23 @@ import torch
 from torch import nn
 
 from flowportrait import devices
-from flowportrait.devices import default_device, device_of, onnx_providers, place, use_device
+from flowportrait.devices import default_device, device_of, onnx_providers, place_network, use_device
 from flowportrait.evaluation import networks as evaluation
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
 from flowportrait.media.occlusion import OcclusionNet
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.enhancer import Isolator, load_enhancer
 from flowportrait.models.patch_flow import PatchFlow, PatchFlowConfig
-from flowportrait.models.sampler import ChunkSampler, sample_mel, sample_motion
+from flowportrait.models.sampler import ChunkSampler, sample_from_mel, sample_motion
 from flowportrait.portraitgen.portrait_flow import PortraitFlow
 from flowportrait.preferences.latent_reward import LatentReward
 from flowportrait.preferences.reward_model import MotionReward
-from flowportrait.rendering.retouch import RetouchNet, Windows, blank_windows
+from flowportrait.rendering.retouch import MouthWindows, RetouchNet, example_windows
 from flowportrait.rendering.vae_codec import TinyAutoencoder
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.face import FaceNet
-from flowportrait.rewards.registry import build as build_reward
-from flowportrait.rewards.sync import SyncExpert
+from flowportrait.rewards.registry import build_reward
+from flowportrait.rewards.sync import MotionSyncExpert
 from tests.test_generator_live import TINY
 from tests.test_generator_live import build as tiny
 
@@ -82,7 +82,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Forward]] = {
     "retouching": (lambda: perturbed(RetouchNet()), lambda net, at: net(windows(at))[1]),
     "occlusion": (OcclusionNet, lambda net, at: net(rand(1, 3, 64, 64).to(at))),
     "autoencoder": (lambda: TinyAutoencoder(4, False), lambda net, at: net.encode(rand(1, 3, 32, 32).to(at)).latents),
-    "sync reward": (lambda: copy.deepcopy(SyncExpert.load()), lambda net, at: net.score(*clips())[0]),
+    "sync reward": (lambda: copy.deepcopy(MotionSyncExpert.load()), lambda net, at: net.score(*clips())[0]),
     "sync evaluation": (
         lambda: copy.deepcopy(PixelSyncExpert.load()),
         lambda net, at: net.score(100 * rand(2, 9, 48, 64), rand(2, 36, 80))[0],
@@ -97,9 +97,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Forward]] = {
 }  # fmt: skip
 
 
-def windows(device: torch.device) -> Windows:
+def windows(device: torch.device) -> MouthWindows:
     torch.manual_seed(1)
-    return Windows(*(part.to(device) for part in blank_windows()))
+    return MouthWindows(*(part.to(device) for part in example_windows()))
 
 
 def perturbed(net: nn.Module) -> nn.Module:
@@ -142,7 +142,7 @@ def network(name: str) -> tuple[nn.Module, Forward]:
 
 def test_a_network_is_wholly_on_its_device_and_needs_nothing_from_another(network: tuple[nn.Module, Forward]) -> None:
     net, forward = network
-    place(net, "meta")
+    place_network(net, "meta")
     assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"meta"}
     with torch.no_grad():
         assert forward(net, torch.device("meta")).device.type == "meta"
@@ -153,7 +153,7 @@ def test_half_precision_computes_nearly_the_same(name: str, network: tuple[nn.Mo
     with torch.no_grad():
         exact = forward(net, torch.device("cpu"))
         before = {name: value.dtype for name, value in net.state_dict().items()}
-        place(net, dtype=torch.bfloat16)
+        place_network(net, dtype=torch.bfloat16)
         rough = forward(net, torch.device("cpu"))
     after = {name: value.dtype for name, value in net.state_dict().items()}
     assert any(after[name] == torch.bfloat16 for name in after)
@@ -169,7 +169,7 @@ def test_a_graphics_processor_computes_what_the_cpu_does(network: tuple[nn.Modul
     net, forward = network
     with torch.no_grad():
         ours = forward(net, torch.device("cpu"))
-        theirs = forward(place(net, "cuda"), torch.device("cuda"))
+        theirs = forward(place_network(net, "cuda"), torch.device("cuda"))
     assert theirs.device.type == "cuda"
     assert torch.allclose(ours, theirs.cpu(), atol=1e-2, rtol=1e-2)
 
@@ -196,16 +196,16 @@ def test_a_graphics_processor_performs_what_the_cpu_does() -> None:
 
 def test_what_is_loaded_in_a_context_is_placed_there_and_nothing_else() -> None:
     with use_device("meta"):
-        inside = SyncExpert.load()
-        told_otherwise = SyncExpert.load(device="cpu")
+        inside = MotionSyncExpert.load()
+        told_otherwise = MotionSyncExpert.load(device="cpu")
         generator = load_generator("sft")
-        nets = evaluation.load_networks()
+        nets = evaluation.load_evaluation_networks()
     assert device_of(inside).type == device_of(generator).type == "meta"
-    assert isinstance(nets.texture, evaluation.MobileNet)
+    assert isinstance(nets.texture, evaluation.MobileNetFeatures)
     assert device_of(nets.texture._layers).type == "meta"
     assert device_of(told_otherwise).type == "cpu"
-    assert SyncExpert.load() is told_otherwise
-    assert SyncExpert.load(device="meta") is inside
+    assert MotionSyncExpert.load() is told_otherwise
+    assert MotionSyncExpert.load(device="meta") is inside
     assert default_device() == (torch.device("cpu"), torch.float32)
 
 
@@ -243,11 +243,11 @@ def test_a_network_without_any_numbers_is_on_the_cpu() -> None:
 def test_placing_twice_and_back_changes_nothing_but_the_rounding(tmp_path: Path) -> None:
     model = tiny(TINY)
     mel = rand(1, 48, 80)
-    exact = sample_mel(model, mel, [1])
-    hooks = [len(part._forward_pre_hooks) for part in place(model, dtype=torch.bfloat16).modules()]
-    assert [len(part._forward_pre_hooks) for part in place(model, dtype=torch.bfloat16).modules()] == hooks
-    back = sample_mel(model.float(), mel, [1])
+    exact = sample_from_mel(model, mel, [1])
+    hooks = [len(part._forward_pre_hooks) for part in place_network(model, dtype=torch.bfloat16).modules()]
+    assert [len(part._forward_pre_hooks) for part in place_network(model, dtype=torch.bfloat16).modules()] == hooks
+    back = sample_from_mel(model.float(), mel, [1])
     assert torch.allclose(back, exact, atol=0.1)
     model.save_pretrained(tmp_path)
-    assert torch.allclose(sample_mel(ARFlow.from_pretrained(tmp_path), mel, [1]), back, atol=0.05)
+    assert torch.allclose(sample_from_mel(ARFlow.from_pretrained(tmp_path), mel, [1]), back, atol=0.05)
     assert devices.read_weights(tmp_path / "model.safetensors")["motion_in.weight"].dtype == torch.float32

@@ -11,7 +11,7 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.paths import shifted, solve
+from flowportrait.flow.paths import noise_schedule, solve_ode
 from flowportrait.rendering.motion_filters import join_chunks
 from flowportrait.rewards.interface import Score, all_valid
 from flowportrait.rl.config import Recipe
@@ -21,8 +21,8 @@ from flowportrait.rl.objectives.matching import Distil
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.rollout import Points
-from flowportrait.rl.stages import TEACHER, Teacher, teacher_is_better
+from flowportrait.rl.rollout import EvaluationPoints
+from flowportrait.rl.stages import TEACHER, Teacher, mask_teacher_better
 from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import tiny_policy, trainer
 
@@ -47,7 +47,7 @@ def test_a_teachers_mean_velocity_is_where_its_own_solver_ends() -> None:
         context = run.policy.contexts(trajectory.condition, trajectory.latents)
         for step, (high, low) in enumerate(((1.0, 0.5), (0.5, 0.0))):
             levels = torch.linspace(high, low, 5)
-            end = solve(partial(run.policy.velocity, context=context), trajectory.x[:, :, step], levels)
+            end = solve_ode(partial(run.policy.velocity, context=context), trajectory.x[:, :, step], levels)
             assert torch.allclose(trajectory.x[:, :, step] + (low - high) * mean[:, :, step], end, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
             drawn = (run.noise_key.normal(run.policy.latent_dim, "start", 4 * group, chunk) for group in range(3))
             noise = torch.stack(list(drawn))
             field = partial(run.policy.velocity, context=session.context())
-            x = solve(field, run.policy.begin(noise), shifted(8))
+            x = solve_ode(field, run.policy.begin(noise), noise_schedule(8))
             made.append(session.append(x))
     config = run.policy.config
     lift = join_chunks(torch.cat(made, 1), config.chunk, config.ease)[..., 0].mean(1)
@@ -86,7 +86,7 @@ def compared(own: Score, group: torch.Tensor, taught: Score, chunks: int) -> Bat
 def test_only_what_the_teacher_does_better_is_learned() -> None:
     own, shown = all_valid(torch.tensor([0.0, 3.0, 5.0, 1.0])), all_valid(torch.tensor([1.0, 2.0]))
     credit = compared(own, torch.tensor([0, 0, 1, 1]), shown, 2)
-    better, metrics = teacher_is_better(credit)
+    better, metrics = mask_teacher_better(credit)
     assert better.tolist() == [[True] * 2, [False] * 2, [False] * 2, [True] * 2]
     assert metrics["reward/lift"] == 2.25
     assert metrics["teacher/lift"] == 1.5
@@ -101,7 +101,7 @@ def test_a_witness_that_could_not_be_judged_teaches_nothing() -> None:
     """Its zero would pass for an average performance and be better than the worst of the student's."""
     own, group = all_valid(torch.tensor([0.0, 3.0, 0.0, 3.0])), torch.tensor([0, 0, 1, 1])
     shown = all_valid(torch.tensor([torch.nan, torch.nan, torch.nan, 2.0]))
-    better, _ = teacher_is_better(compared(own, group, shown, 1))
+    better, _ = mask_teacher_better(compared(own, group, shown, 1))
     assert better[:, 0].tolist() == [False, False, True, False]
 
 
@@ -136,4 +136,4 @@ def test_a_teacher_needs_to_be_told_how_far_to_go() -> None:
     run = taught("distil")
     trajectory = run.collect().trajectory
     with pytest.raises(AssertionError, match="noise level at which it ends"):
-        run.velocity(trajectory, Points(trajectory.x, trajectory.sigma), 2)
+        run.velocity(trajectory, EvaluationPoints(trajectory.x, trajectory.sigma), 2)

@@ -16,7 +16,7 @@ from flowportrait.config import override, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.manifest import changed_settings
 from flowportrait.rl.recipes import find_recipe
@@ -50,7 +50,7 @@ def test_the_policy_hears_the_disturbance_and_rewards_the_clean_track() -> None:
     ]
     task = TalkingTask(items, 16, None, TINY.chunk)
     recipe, listener = replace(RECIPE, groups=5, group_size=2, rollout_chunks=1), Listener()
-    run = Trainer(tiny_policy(), task, recipe, Composite((listener,), {"listener": 1.0}))
+    run = Trainer(tiny_policy(), task, recipe, CompositeReward((listener,), {"listener": 1.0}))
     prompts = task.draw(5, recipe.seed, 0)
     heard = prompts.policy_mel
     assert heard is not None

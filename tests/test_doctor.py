@@ -14,10 +14,10 @@ from flowportrait.cli import main
 from flowportrait.config import save, to_dict
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl import learner as learner_module
-from flowportrait.rl.doctor import Record, examine
-from flowportrait.rl.loop import is_best_checkpoint, should_stop
+from flowportrait.rl.doctor import MetricsRecord, diagnose_run
+from flowportrait.rl.loop import find_stop_reason, is_best_checkpoint
 from flowportrait.rl.objectives.interface import Loss, LossInputs
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.trainer import Trainer
@@ -37,17 +37,17 @@ class Constant:
         return all_valid(torch.full((len(batch.motion),), 3.0))
 
 
-def records(run: Trainer, iterations: int = 4) -> list[Record]:
+def records(run: Trainer, iterations: int = 4) -> list[MetricsRecord]:
     return [run.step() for _ in range(iterations)]
 
 
-def ratio_off() -> list[Record]:
+def ratio_off() -> list[MetricsRecord]:
     run = trainer(QUICK)
     run.policy.head.register_forward_hook(lambda _, __, v: v + 1e-4 * torch.randn_like(v))
     return records(run)
 
 
-def kl_without_gradient() -> list[Record]:
+def kl_without_gradient() -> list[MetricsRecord]:
     plain = ClippedRatio.__call__
 
     def deaf(self: ClippedRatio, evidence: LossInputs) -> Loss:
@@ -72,19 +72,19 @@ class Called:
         return self.call(ClippedRatio(), evidence)
 
 
-def starved_reward() -> list[Record]:
+def starved_reward() -> list[MetricsRecord]:
     run = trainer(QUICK)
-    run.rewards = Composite((Lift(), Constant()), {"lift": 0.5, "constant": 0.5})
+    run.rewards = CompositeReward((Lift(), Constant()), {"lift": 0.5, "constant": 0.5})
     return records(run)
 
 
-def dead_groups() -> list[Record]:
+def dead_groups() -> list[MetricsRecord]:
     run = trainer(QUICK)
-    run.rewards = Composite((Constant(),), {"constant": 1.0})
+    run.rewards = CompositeReward((Constant(),), {"constant": 1.0})
     return records(run)
 
 
-def updates_skipped() -> list[Record]:
+def updates_skipped() -> list[MetricsRecord]:
     run = trainer(QUICK)
     credit = run.credit
 
@@ -97,7 +97,7 @@ def updates_skipped() -> list[Record]:
     return records(run)
 
 
-def hacking() -> list[Record]:
+def hacking() -> list[MetricsRecord]:
     run, seen = trainer(replace(QUICK, learning_rate=3e-3)), []
     start = float(run.task.batch(run.policy, run.collect().trajectory, prompts(run)).motion[..., 0].mean())
     for iteration in range(16):
@@ -114,7 +114,7 @@ def prompts(run: Trainer):  # type: ignore[no-untyped-def]
     return drawn.select(torch.arange(3).repeat_interleave(8))
 
 
-def velocity_inflation() -> list[Record]:
+def velocity_inflation() -> list[MetricsRecord]:
     run = trainer(QUICK)
     seen = [run.step()]
     run.policy.head.write.weight.data *= 2
@@ -122,7 +122,7 @@ def velocity_inflation() -> list[Record]:
     return [*seen, *records(run, 2)]
 
 
-BROKEN: dict[str, Callable[[], list[Record]]] = {
+BROKEN: dict[str, Callable[[], list[MetricsRecord]]] = {
     "ratio off": ratio_off, "KL without gradient": kl_without_gradient, "starved reward": starved_reward,
     "dead groups": dead_groups, "updates skipped": updates_skipped, "hacking": hacking,
     "velocity inflation": velocity_inflation,
@@ -133,7 +133,7 @@ BROKEN: dict[str, Callable[[], list[Record]]] = {
 def test_the_doctor_names_what_was_broken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "ratio off":
         monkeypatch.setattr(learner_module, "check_noise", lambda *_: 0.0)
-    found = examine(BROKEN[kind](), to_dict(RECIPE))
+    found = diagnose_run(BROKEN[kind](), to_dict(RECIPE))
     assert [finding.kind for finding in found][:1] == [kind]
 
 
@@ -141,7 +141,7 @@ def test_a_healthy_run_has_no_findings_and_the_command_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = records(trainer(QUICK), 6)
-    assert examine(seen, to_dict(QUICK)) == []
+    assert diagnose_run(seen, to_dict(QUICK)) == []
     assert main(["doctor", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     save(QUICK, tmp_path / "recipe.json")
@@ -150,7 +150,7 @@ def test_a_healthy_run_has_no_findings_and_the_command_says_so(
     assert "nothing found in 6 iterations" in capsys.readouterr().out
 
 
-def looks(*values: float, amplitude: float = 1.0) -> list[Record]:
+def looks(*values: float, amplitude: float = 1.0) -> list[MetricsRecord]:
     rewards = {"spread/r": 1.0}
     return [
         {"iteration": i, "reward/r": 0.2 * i, **rewards,
@@ -160,11 +160,11 @@ def looks(*values: float, amplitude: float = 1.0) -> list[Record]:
 
 
 def test_a_run_stops_when_evaluation_stays_worse_while_rewards_rise() -> None:
-    assert should_stop(looks(1.0, 1.1, 0.8, 0.7, 0.6), patience=3)
-    assert not should_stop(looks(1.0, 1.1, 0.8, 0.95, 0.6), patience=3)
-    assert not should_stop(looks(1.0, 1.1, 1.2, 1.3, 1.2), patience=3)
+    assert find_stop_reason(looks(1.0, 1.1, 0.8, 0.7, 0.6), patience=3)
+    assert not find_stop_reason(looks(1.0, 1.1, 0.8, 0.95, 0.6), patience=3)
+    assert not find_stop_reason(looks(1.0, 1.1, 1.2, 1.3, 1.2), patience=3)
     flat = [{**record, "reward/r": 0.0} for record in looks(1.0, 0.8, 0.8, 0.7, 0.6)]
-    assert not should_stop(flat, patience=3)
+    assert not find_stop_reason(flat, patience=3)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_an_evaluation_of_either_sign_is_worse_when_it_falls_and_not_when_it_ris
     values: tuple[float, ...], worse: bool
 ) -> None:
     seen = looks(*values)
-    assert (should_stop(seen, patience=3) is not None) == worse
-    assert ("hacking" in [finding.kind for finding in examine(seen, {})]) == worse
+    assert (find_stop_reason(seen, patience=3) is not None) == worse
+    assert ("hacking" in [finding.kind for finding in diagnose_run(seen, {})]) == worse
 
 
 def test_the_best_look_is_evaluations_and_exaggeration_is_no_merit() -> None:

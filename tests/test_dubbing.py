@@ -23,12 +23,12 @@ from skimage import data
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.media.faces import Faces, FaceTracker, yaw
-from flowportrait.media.video import frame_rate, iter_frames
+from flowportrait.media.faces import FaceTracker, TrackedFace, face_yaw
+from flowportrait.media.video import iter_frames, read_frame_rate
 from flowportrait.media.write_video import write_video
 from flowportrait.rendering import dubbing as dubbed_video
-from flowportrait.rendering.dubbing import MEMORY_FRAMES, DubbedVideo, at_rate, pendulum
-from flowportrait.rendering.footage import Footage, track_footage
+from flowportrait.rendering.dubbing import MEMORY_FRAMES, DubbedVideo, ping_pong_order, resample_motion
+from flowportrait.rendering.footage import TrackedVideo, track_face_in_video
 from flowportrait.rendering.motion_basis import MOTION_DIM
 
 PHOTO = np.ascontiguousarray(data.astronaut()[:256, 90:346])
@@ -44,7 +44,7 @@ def other_person() -> np.ndarray:
     return smaller
 
 
-def dubbed(footage: Footage, lips: torch.Tensor = OPEN) -> list[np.ndarray]:
+def dubbed(footage: TrackedVideo, lips: torch.Tensor = OPEN) -> list[np.ndarray]:
     return list(DubbedVideo(footage, [lips]))
 
 
@@ -53,9 +53,9 @@ def changes(after: Iterable[np.ndarray], before: Iterable[np.ndarray]) -> np.nda
     return np.array([np.abs(a.astype(int) - b).mean() for a, b in zip(after, before, strict=True)])
 
 
-def faces(tracks: np.ndarray, shapes: np.ndarray, valid: bool = True) -> Faces:
+def faces(tracks: np.ndarray, shapes: np.ndarray, valid: bool = True) -> TrackedFace:
     seen = np.full(len(tracks), valid)
-    return Faces(tracks, np.repeat(shapes[None], len(tracks), 0), seen, seen.astype(int))
+    return TrackedFace(tracks, np.repeat(shapes[None], len(tracks), 0), seen, seen.astype(int))
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,12 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_comes_before_a_cut_changes_nothing_after_it(video: Path, tmp_path: Path) -> None:
-    footage = track_footage(video)
+    footage = track_face_in_video(video)
     assert footage.starts == [0, COUNT]
     write_video(tmp_path / "alone.mp4", [other_person()] * COUNT, None, crf=0)
     together = dubbed(footage)[COUNT:]
-    alone = dubbed(track_footage(tmp_path / "alone.mp4"))
-    as_one = dubbed(Footage(video, footage.faces, [0]))[COUNT:]
+    alone = dubbed(track_face_in_video(tmp_path / "alone.mp4"))
+    as_one = dubbed(TrackedVideo(video, footage.faces, [0]))[COUNT:]
     assert changes(together, alone)[1:].mean() < 0.1
     assert changes(as_one, alone)[1:].mean() > 5 * changes(together, alone)[1:].mean()
 
@@ -88,9 +88,9 @@ def test_a_face_in_profile_keeps_its_own_lips(video: Path, found: tuple[np.ndarr
     centre = points.mean(0)
     turns = [Rotation.from_euler("y", angle, degrees=True).as_matrix() for angle in np.linspace(0, 60, COUNT)]
     tracks = np.array([(points - centre) @ turn.T + centre for turn in turns], np.float32)
-    dub = DubbedVideo(Footage(video, faces(tracks, shapes), [0]), [OPEN])
+    dub = DubbedVideo(TrackedVideo(video, faces(tracks, shapes), [0]), [OPEN])
     change = changes(dub, frames)
-    aside = np.abs([yaw(p) for p in tracks]) > 46
+    aside = np.abs([face_yaw(p) for p in tracks]) > 46
     assert change[0] > 0.5
     assert (change[aside] == 0).all()
     assert aside.any()
@@ -101,9 +101,9 @@ def test_a_video_without_a_face_is_bad_input_and_a_shot_without_one_passes(tmp_p
     wall = np.full((256, 256, 3), 90, np.uint8)
     write_video(tmp_path / "wall.mp4", [wall] * 4, None)
     with pytest.raises(BadInput, match="No face found"):
-        track_footage(tmp_path / "wall.mp4")
+        track_face_in_video(tmp_path / "wall.mp4")
     write_video(tmp_path / "both.mp4", [wall] * 5 + [PHOTO] * 5, None, crf=0)
-    dub = DubbedVideo(track_footage(tmp_path / "both.mp4"), [OPEN])
+    dub = DubbedVideo(track_face_in_video(tmp_path / "both.mp4"), [OPEN])
     change = changes(dub, iter_frames(tmp_path / "both.mp4"))
     assert (change > 0.1).tolist() == [False] * 5 + [True] * 5
     assert dub.summary() == "5 of 10 frames kept their own lips: in 5 no face is found."
@@ -153,13 +153,13 @@ def test_nothing_is_drawn_onto_what_comes_before_the_mouth(
     draw(hidden, points, np.median(PHOTO[cheek[1] - 8 : cheek[1], cheek[0] - 25 : cheek[0] + 25].reshape(-1, 3), 0))
     path, free, covered = tmp_path / "hand.mp4", 12, 10
     write_video(path, [PHOTO] * free + [hidden] * covered + [PHOTO] * free, None, crf=0)
-    dub = DubbedVideo(track_footage(path), [OPEN])
+    dub = DubbedVideo(track_face_in_video(path), [OPEN])
     change = changes(dub, iter_frames(path))
     during = slice(free - 2, free + covered + 2)
     assert (change[during] == 0).all(), "the thing, and two frames on either side of it, stay as they were"
     assert (np.diff(change[free + covered + 1 : -2]) >= -0.02).all(), "lips come back gradually"
     assert (np.diff(change[2 : free - 1]) <= 0.02).all(), "and go gradually"
-    whole = DubbedVideo(Footage(path, dub._footage.faces, [0]), [OPEN])
+    whole = DubbedVideo(TrackedVideo(path, dub._footage.faces, [0]), [OPEN])
     expected = changes(whole, iter_frames(path))
     np.testing.assert_allclose(change[[0, 1, -2, -1]], expected[[0, 1, -2, -1]], rtol=0.15)
     kept = covered + 4
@@ -167,7 +167,7 @@ def test_nothing_is_drawn_onto_what_comes_before_the_mouth(
 
 
 def test_ordinary_footage_takes_new_lips_in_every_frame(video: Path) -> None:
-    footage = track_footage(video)
+    footage = track_face_in_video(video)
     assert (footage.share == 1).all()
     assert DubbedVideo(footage, [OPEN]).summary() is None
 
@@ -177,21 +177,21 @@ def test_a_video_whose_mouth_is_always_hidden_is_refused(tmp_path: Path, found: 
     microphone(hidden, found[0], np.zeros(3))
     write_video(tmp_path / "singer.mp4", [hidden] * COUNT, None, crf=0)
     with pytest.raises(BadInput, match=r"Nothing can be dubbed in .*: in 9 something is before the mouth \(of 9 f"):
-        track_footage(tmp_path / "singer.mp4")
+        track_face_in_video(tmp_path / "singer.mp4")
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_a_video_that_lies_on_its_side_or_its_head_is_refused_in_one_sentence(quarters: int, tmp_path: Path) -> None:
     write_video(tmp_path / "turned.mp4", [np.rot90(PHOTO, quarters)] * 6, None, crf=0)
     with pytest.raises(BadInput, match=r"turned\.mp4.*: rotate the video upright"):
-        track_footage(tmp_path / "turned.mp4")
+        track_face_in_video(tmp_path / "turned.mp4")
 
 
 def test_a_mouth_outside_the_picture_keeps_its_own_lips(tmp_path: Path, found: tuple[np.ndarray, np.ndarray]) -> None:
     edge = int(found[0][13, 1]) // 2 * 2
     write_video(tmp_path / "low.mp4", [PHOTO[:edge]] * 6, None, crf=0)
     with pytest.raises(BadInput, match=r"No face found|the mouth is outside the picture"):
-        track_footage(tmp_path / "low.mp4")
+        track_face_in_video(tmp_path / "low.mp4")
 
 
 @pytest.mark.parametrize("fps", [Fraction(24), NTSC, Fraction(30), Fraction(50), Fraction(60)])
@@ -199,8 +199,8 @@ def test_a_dubbed_video_keeps_its_frame_rate_and_every_frame(fps: Fraction, tmp_
     path, count = tmp_path / "clip.mp4", 13
     shades = [np.clip(PHOTO.astype(int) + 2 * number, 0, 255).astype(np.uint8) for number in range(count)]
     write_video(path, shades, None, fps, crf=0)
-    assert frame_rate(path) == (fps, count)
-    dub = DubbedVideo(track_footage(path), [OPEN])
+    assert read_frame_rate(path) == (fps, count)
+    dub = DubbedVideo(track_face_in_video(path), [OPEN])
     assert dub.fps == fps
     assert len(dub) == count
     # Each frame is its own portrait: what is not lips is the frame's own.
@@ -225,13 +225,13 @@ def write_uneven(path: Path, times: list[int]) -> None:
 def test_a_recorder_that_leaves_out_frames_has_a_rate_all_the_same(tmp_path: Path) -> None:
     times = [round(number * 1000 / 29.97) for number in range(60) if number % 9]
     write_uneven(tmp_path / "screen.mp4", times)
-    assert frame_rate(tmp_path / "screen.mp4").fps == NTSC
+    assert read_frame_rate(tmp_path / "screen.mp4").fps == NTSC
 
 
 def test_uneven_frame_times_become_their_average_rate(tmp_path: Path) -> None:
     times = np.concatenate([[0], np.cumsum([33, 50] * 20)]).tolist()
     write_uneven(tmp_path / "phone.mp4", times)
-    rate = frame_rate(tmp_path / "phone.mp4")
+    rate = read_frame_rate(tmp_path / "phone.mp4")
     assert float(rate.fps) == pytest.approx(1000 / 41.5, rel=1e-3)
     assert rate.frames == len(times)
     assert len(list(iter_frames(tmp_path / "phone.mp4", rate.fps))) == pytest.approx(len(times), abs=1)
@@ -252,7 +252,9 @@ def test_reading_from_the_middle_gives_the_frames_that_reading_all_gives(fps: Fr
 def test_motion_at_another_rate_is_where_it_was_in_time(fps: Fraction) -> None:
     ramp = torch.arange(50.0)[:, None].expand(-1, MOTION_DIM)
     count = int(2 * fps)
-    rows = torch.stack([row for row, _ in zip(at_rate(ramp.split(4), Fraction(fps)), range(count), strict=False)])
+    rows = torch.stack(
+        [row for row, _ in zip(resample_motion(ramp.split(4), Fraction(fps)), range(count), strict=False)]
+    )
     middles = (torch.arange(count) + 0.5) / float(fps)
     wanted = 25 * middles - 0.5
     inside = (wanted >= 1) & (wanted <= 48)
@@ -262,24 +264,26 @@ def test_motion_at_another_rate_is_where_it_was_in_time(fps: Fraction) -> None:
 
 def test_motion_at_its_own_rate_is_unchanged_and_held_at_its_end() -> None:
     motion = torch.randn(10, MOTION_DIM, generator=torch.Generator().manual_seed(0))
-    rows = [row for row, _ in zip(at_rate(motion.split(3), Fraction(25)), range(14), strict=False)]
+    rows = [row for row, _ in zip(resample_motion(motion.split(3), Fraction(25)), range(14), strict=False)]
     assert torch.equal(torch.stack(rows), torch.cat([motion, motion[-1:].expand(4, -1)]))
 
 
 @given(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=12), st.sampled_from([24, 30, 48, 60]))
 def test_motion_between_two_frames_stays_between_them(values: list[float], fps: int) -> None:
     given_motion = torch.tensor(values)[:, None]
-    for number, row in zip(range(len(values) * fps // 25), at_rate([given_motion], Fraction(fps)), strict=False):
+    for number, row in zip(
+        range(len(values) * fps // 25), resample_motion([given_motion], Fraction(fps)), strict=False
+    ):
         place = min(max((number + 0.5) * 25 / fps - 0.5, 0), len(values) - 1)
         beside = given_motion[int(place) : int(place) + 2]
         assert beside.min() - 1e-5 <= row <= beside.max() + 1e-5
 
 
 def test_a_short_video_swings_back_and_forth_without_a_jump() -> None:
-    order = pendulum(5, 23)
+    order = ping_pong_order(5, 23)
     assert order[:13].tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4]
     assert (np.abs(np.diff(order)) == 1).all()
-    assert pendulum(1, 3).tolist() == [0, 0, 0]
+    assert ping_pong_order(1, 3).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("held", [1, 3, 1000])
@@ -290,17 +294,17 @@ def test_a_looped_video_shows_its_frames_backwards_however_few_are_held(
     write_video(tmp_path / "clip.mp4", shades, None, 30, crf=0)
     monkeypatch.setattr(dubbed_video, "_BACKWARD_BYTES", held * shades[0].nbytes)
     nobody = faces(np.full((11, 478, 3), np.nan, np.float32), np.zeros(52), valid=False)
-    dub = DubbedVideo(Footage(tmp_path / "clip.mp4", nobody, [0], Fraction(30)), [OPEN], count=40)
+    dub = DubbedVideo(TrackedVideo(tmp_path / "clip.mp4", nobody, [0], Fraction(30)), [OPEN], count=40)
     brightness = [float(frame.mean()) for frame in dub]
-    np.testing.assert_allclose(brightness, 20 * pendulum(11, 40), atol=2)
+    np.testing.assert_allclose(brightness, 20 * ping_pong_order(11, 40), atol=2)
 
 
 def test_a_looped_video_goes_back_through_its_cut(video: Path) -> None:
-    footage = track_footage(video)
+    footage = track_face_in_video(video)
     frames = list(DubbedVideo(footage, [OPEN], count=3 * len(footage)))
     assert len(frames) == 3 * len(footage)
     # Held lips on the same frame of the video are the same picture, whichever way it is played.
-    order = pendulum(len(footage), len(frames))
+    order = ping_pong_order(len(footage), len(frames))
     first = frames[: len(footage)]
     assert max(changes(frames, [first[number] for number in order])) < 0.05
 
@@ -326,7 +330,7 @@ def test_few_pictures_of_a_long_video_are_held(
 
     monkeypatch.setattr(dubbed_video, "iter_frames", long_video)
     points, shapes = found
-    footage = Footage(video, faces(np.repeat(points[None], 600, 0), shapes), [0])
+    footage = TrackedVideo(video, faces(np.repeat(points[None], 600, 0), shapes), [0])
     frames = iter(DubbedVideo(footage, [OPEN]))
     for _ in range(3):
         next(frames)
@@ -340,7 +344,7 @@ def test_what_comes_before_the_first_frame_is_shown_with_an_estimate(video: Path
         shown.append((doing, total))
         return items
 
-    DubbedVideo(track_footage(video, progress=progress), [OPEN], progress=progress)
+    DubbedVideo(track_face_in_video(video, progress=progress), [OPEN], progress=progress)
     assert shown == [("following the face", 2 * COUNT), ("learning the mouth", 2 * COUNT)]
 
 
@@ -360,7 +364,7 @@ def test_the_command_keeps_the_frame_rate_loops_and_says_which_frames_keep_their
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert (report["frames"], report["fps"]) == (30, 29.97)
-    assert frame_rate(tmp_path / "out.mp4") == (NTSC, 30)
+    assert read_frame_rate(tmp_path / "out.mp4") == (NTSC, 30)
     assert "6 of 30 frames kept their own lips: in 6 no face is found." in err
     assert report["undubbed_frames"] == 6
     output = str(tmp_path / "photo.mp4")

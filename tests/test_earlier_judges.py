@@ -18,19 +18,19 @@ import pytest
 
 from flowportrait.config import load
 from flowportrait.errors import BadInput
-from flowportrait.judges.build import JudgeSettings, build_judge, build_with_library
+from flowportrait.judges.build import JudgeSettings, build_judge, build_judge_with_library
 from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.learning import LabelledPair, RuleEditor, improve
-from flowportrait.judges.measured import Experts, MeasuredPanel, PoseChecked
+from flowportrait.judges.learning import LabelledPair, RuleEditor, learn_library
+from flowportrait.judges.measured import Experts, MeasuredPanel, PoseCappedJudge
 from flowportrait.judges.methods import PairChoices, compare_pairs
 from flowportrait.judges.panel import Panel, PanelSettings
-from flowportrait.judges.questions import Accept, Kind, Ledger, Question, ReplyCache
+from flowportrait.judges.questions import AcceptReply, JudgeKind, Ledger, Question, ReplyCache
 from flowportrait.judges.replies import Reply, Token, UnusableReply
-from flowportrait.judges.rubric import Library
+from flowportrait.judges.rubric import RubricLibrary
 from flowportrait.judges.sanity import require_certificate
 from flowportrait.judges.verdicts import Judge
-from flowportrait.portraitgen.judging import DIMENSIONS, STILLS
+from flowportrait.portraitgen.judging import OMNI_DIMENSIONS, STILL_SUBJECT
 from flowportrait.portraitgen.measured import MeasuredStills
 from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still
 from flowportrait.rewards.batch import Failure
@@ -66,13 +66,13 @@ def still(seed: int) -> Still:
 class ScriptedModel:
     """Replies that depend on the question alone; one in eleven is refused, one in thirteen cut off."""
 
-    kind: Kind = "multimodal LLM panel"
+    kind: JudgeKind = "multimodal LLM panel"
 
     def __init__(self) -> None:
         self.model_id = SAID["who"]
         self.log: list[list[Any]] = []
 
-    def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question[Any]], accept: AcceptReply) -> dict[int, Failure]:
         failures = {}
         for place, question in enumerate(questions):
             try:
@@ -122,7 +122,7 @@ class ScriptedModel:
                 scores[aspect] = min(one["score"] for one in json.JSONDecoder().raw_decode(rest)[0])
             return {"rationale": "Settled.", "scores": scores}
         if q.aspect == "omni_reward":
-            graded = {name: 1 + (n // (k + 2)) % 5 for k, name in enumerate(DIMENSIONS)}
+            graded = {name: 1 + (n // (k + 2)) % 5 for k, name in enumerate(OMNI_DIMENSIONS)}
             return {"rationale": f"R{n % 97}", "dimensions": graded, "score": 1 + n % 5}
         if q.aspect == "ai_portrait":
             named = [{"type": name, "where": "there", "severity": 1 + n % 3}
@@ -150,9 +150,9 @@ def with_answers(folder: Path) -> ReplyCache:
 
 def judge_of(name: str, backend: ScriptedModel) -> Judge:
     settings = replace(load(JudgeSettings, Path(f"{name}.json")), folder=Path())
-    library = Library.load(settings.library) if settings.library else Library()
-    judge = build_with_library(settings, library, backend)
-    return PoseChecked(judge) if settings.pose else judge
+    library = RubricLibrary.load(settings.library) if settings.library else RubricLibrary()
+    judge = build_judge_with_library(settings, library, backend)
+    return PoseCappedJudge(judge) if settings.pose else judge
 
 
 def plain(choices: Sequence[PairChoices]) -> Any:
@@ -188,8 +188,8 @@ def test_a_library_learns_the_same_rules_from_the_same_preferences(folder: Path)
     pairs = [
         LabelledPair(((first, second), (second, first))[k % 2], {"motion": "A", "lip_sync": "B"}) for k in range(10)
     ]
-    learned = improve(
-        lambda library: build_with_library(replace(settings, folder=folder), library, backend),
+    learned = learn_library(
+        lambda library: build_judge_with_library(replace(settings, folder=folder), library, backend),
         pairs, RuleEditor(backend, ReplyCache(None)), 3,
     )  # fmt: skip
     found, expected = json.loads(json.dumps(learned.to_dict())), SAID["improved"]["report"]
@@ -204,7 +204,7 @@ def test_a_library_learns_the_same_rules_from_the_same_preferences(folder: Path)
 def test_stills_are_graded_as_before(cached: bool, folder: Path) -> None:
     backend, said = ScriptedModel(), SAID["stills"]
     cache = with_answers(folder) if cached else ReplyCache(None)
-    judge: Panel[Still] = Panel(backend, PanelSettings(), cache, subject=STILLS)
+    judge: Panel[Still] = Panel(backend, PanelSettings(), cache, subject=STILL_SUBJECT)
     assert (judge.name, judge.fingerprint) == (said["name"], said["fingerprint"])
     stills = [still(number) for number in range(3)]
     for aspect in STILL_ASPECTS:
@@ -224,9 +224,9 @@ def test_stills_are_graded_as_before(cached: bool, folder: Path) -> None:
 
 def test_the_measured_panel_is_the_same_judge_with_the_same_grades(folder: Path) -> None:
     said, calibration = SAID["measured"], Calibration.load(Path("calibration.json"))
-    library = Library({"motion": ("steadiness", "pose")})
+    library = RubricLibrary({"motion": ("steadiness", "pose")})
     assert MeasuredPanel().fingerprint == said["fingerprint"]
-    assert PoseChecked(MeasuredPanel()).fingerprint == said["posed"]
+    assert PoseCappedJudge(MeasuredPanel()).fingerprint == said["posed"]
     assert MeasuredPanel(calibration=calibration).fingerprint == said["calibrated"]
     assert MeasuredPanel(Experts.load().with_library(library)).fingerprint == said["library"]
     assert MeasuredStills().fingerprint == said["stills"]
@@ -240,7 +240,7 @@ def test_the_measured_panel_is_the_same_judge_with_the_same_grades(folder: Path)
 def test_certificates_and_the_ledger_are_read(folder: Path) -> None:
     judge = build_judge(load(JudgeSettings, Path("panel.json")))
     require_certificate(judge, [folder / "checked"])
-    failed = Panel(ScriptedModel(), subject=STILLS)
+    failed = Panel(ScriptedModel(), subject=STILL_SUBJECT)
     with pytest.raises(BadInput, match="failed the sanity set"):
         require_certificate(failed, [folder / "checked"])
     assert Ledger(folder / "ledger.jsonl").totals() == SAID["ledger"]

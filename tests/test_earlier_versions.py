@@ -23,11 +23,11 @@ from flowportrait.config import save, to_dict, upgrade_keys
 from flowportrait.data.prompts import Prompt
 from flowportrait.errors import BadInput
 from flowportrait.models.arflow import ARFlow
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import PostTrainConfig, Recipe
 from flowportrait.rl.credit import Allocation
-from flowportrait.rl.loop import Loop
-from flowportrait.rl.manifest import checkpoint_start, manifest, write_or_compare
+from flowportrait.rl.loop import TrainingLoop
+from flowportrait.rl.manifest import describe_checkpoint, describe_run, write_or_compare_manifest
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.task import SpeechItem, TalkingTask
@@ -53,7 +53,7 @@ def trainer(recipe: Recipe) -> Trainer:
         parameter.data = (0.2 if parameter.requires_grad else 0.05) * numbers(*parameter.shape, seed=number)
     items = [SpeechItem(numbers(80, 80, seed=i), 0) for i in range(3)]
     task = TalkingTask(items, recipe.frames, None, SMALLEST.chunk)
-    return Trainer(policy, task, recipe, Composite((Lift(),), {"lift": 1.0}))
+    return Trainer(policy, task, recipe, CompositeReward((Lift(),), {"lift": 1.0}))
 
 
 def resumed(name: str, folder: Path, recipe: Recipe) -> Trainer:
@@ -62,7 +62,7 @@ def resumed(name: str, folder: Path, recipe: Recipe) -> Trainer:
     run = trainer(recipe)
     read_state(run, folder / "state")
     save(run.recipe, folder / "recipe.json")
-    Loop(run, folder).run()
+    TrainingLoop(run, folder).run()
     return run
 
 
@@ -150,7 +150,7 @@ def new_manifest(folder: Path, **more: Any) -> dict[str, Any]:
     """What a run on these prompts is made of, from the weights that the old manifest names."""
     old = json.loads((WRITTEN / "run.json").read_text())
     return (
-        manifest(checkpoint_start("sft"), write_prompts(folder), 3)
+        describe_run(describe_checkpoint("sft"), write_prompts(folder), 3)
         | {"start": old["start"], "packages": old["packages"]}
         | more
     )
@@ -158,7 +158,7 @@ def new_manifest(folder: Path, **more: Any) -> dict[str, Any]:
 
 def test_a_manifest_of_version_0_1_is_compared_by_what_it_holds_and_then_replaced(tmp_path: Path) -> None:
     shutil.copy(WRITTEN / "run.json", tmp_path / "run.json")
-    assert write_or_compare(tmp_path / "run.json", new_manifest(tmp_path / "prompts")) == []
+    assert write_or_compare_manifest(tmp_path / "run.json", new_manifest(tmp_path / "prompts")) == []
     now = json.loads((tmp_path / "run.json").read_text())
     assert set(now["files"]) == {"a/0.wav", "b/0.wav", "me.png"}
     assert now["prompts"]["b-0"] == ["me.png", "b/0.wav"]
@@ -166,32 +166,34 @@ def test_a_manifest_of_version_0_1_is_compared_by_what_it_holds_and_then_replace
     current = new_manifest(tmp_path / "prompts")
     current["files"]["b/0.wav"] = "0" * 64
     with pytest.raises(BadInput, match=r"another set of prompts or clips \(0\.wav is not as it was\)"):
-        write_or_compare(tmp_path / "run.json", current)
+        write_or_compare_manifest(tmp_path / "run.json", current)
 
 
 @pytest.mark.parametrize("person", ["a", "b"])
 def test_a_changed_recording_is_noticed_although_another_has_its_name(person: str, tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts")
-    write_or_compare(tmp_path / "run.json", manifest(checkpoint_start("sft"), prompts, 3))
+    write_or_compare_manifest(tmp_path / "run.json", describe_run(describe_checkpoint("sft"), prompts, 3))
     shutil.copytree(tmp_path / "prompts", tmp_path / "moved")
     assert (
-        write_or_compare(tmp_path / "run.json", manifest(checkpoint_start("sft"), write_prompts(tmp_path / "moved"), 3))
+        write_or_compare_manifest(
+            tmp_path / "run.json", describe_run(describe_checkpoint("sft"), write_prompts(tmp_path / "moved"), 3)
+        )
         == []
     )
     (tmp_path / "prompts" / person / "0.wav").write_bytes(b"other speech")
     with pytest.raises(BadInput, match=rf"set of prompts or clips \({person}/0\.wav is not as it was\)"):
-        write_or_compare(tmp_path / "run.json", manifest(checkpoint_start("sft"), prompts, 3))
+        write_or_compare_manifest(tmp_path / "run.json", describe_run(describe_checkpoint("sft"), prompts, 3))
 
 
 def test_the_manifest_of_another_generators_run_tells_files_of_one_name_apart(tmp_path: Path) -> None:
     items = [Request(prompt.id, "hello", prompt.image, prompt.audio) for prompt in write_prompts(tmp_path)]
-    write_or_compare(tmp_path / "run.json", manifest({}, items, 0))
-    assert write_or_compare(tmp_path / "run.json", manifest({}, items, 0)) == []
+    write_or_compare_manifest(tmp_path / "run.json", describe_run({}, items, 0))
+    assert write_or_compare_manifest(tmp_path / "run.json", describe_run({}, items, 0)) == []
     (tmp_path / "a" / "0.wav").write_bytes(b"other speech")
     with pytest.raises(BadInput, match=r"a/0\.wav is not as it was"):
-        write_or_compare(tmp_path / "run.json", manifest({}, items, 0))
+        write_or_compare_manifest(tmp_path / "run.json", describe_run({}, items, 0))
     before = {"prompts": {item.id: item.text for item in items}, "seed": 0, "start": {}, "packages": {},
               "files": json.loads((WRITTEN / "run.json").read_text())["files"]}  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(before))
     write_prompts(tmp_path)
-    write_or_compare(tmp_path / "run.json", manifest({}, items, 0))
+    write_or_compare_manifest(tmp_path / "run.json", describe_run({}, items, 0))

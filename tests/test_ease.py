@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER, MOTION_DIM
+from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER_FACE, MOTION_DIM
 from flowportrait.rendering.motion_filters import ChunkJoiner, join_chunks
 
 
@@ -31,7 +31,7 @@ def test_a_jolt_at_a_border_is_spread_over_its_neighbours() -> None:
     still_then_moving = (torch.arange(12.0) - 3).clamp_min(0)[None, :, None].repeat(1, 1, MOTION_DIM)
     eased = join_chunks(still_then_moving, 4, 0.15)
     jolt, left = (track.diff(n=2, dim=1).abs().amax(1)[0] for track in (still_then_moving, eased))
-    torch.testing.assert_close(left[LOWER], 0.7 * jolt[LOWER])
+    torch.testing.assert_close(left[LOWER_FACE], 0.7 * jolt[LOWER_FACE])
     torch.testing.assert_close(left[HEAD], jolt[HEAD])
     torch.testing.assert_close(left[BROWS], jolt[BROWS])
     torch.testing.assert_close(eased[:, -1], still_then_moving[:, -1])
@@ -42,7 +42,7 @@ def test_frames_inside_chunks_are_not_touched() -> None:
     eased = join_chunks(motion, 4, 0.15)
     torch.testing.assert_close(eased[:, 1::4], motion[:, 1::4])
     torch.testing.assert_close(eased[:, 2::4], motion[:, 2::4])
-    assert (eased[:, 4::4, LOWER] != motion[:, 4::4, LOWER]).all()
+    assert (eased[:, 4::4, LOWER_FACE] != motion[:, 4::4, LOWER_FACE]).all()
 
 
 def test_frames_drawn_one_by_one_have_no_borders() -> None:

@@ -10,24 +10,24 @@ import pytest
 import torch
 from tools.train_enhancer import FRAMES, generator_features, losses_of, mixture, music
 
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.enhancer import (
-    CLEANEST,
-    FULL,
+    CLEAN_DB,
     HOP,
+    REMOVAL_FULL_DB,
     WINDOW,
     Enhancer,
     Isolator,
     NoiseRemoval,
     denoise_mel,
     load_enhancer,
-    window,
+    vorbis_window,
 )
 from flowportrait.models.sampler import GenerationSession, sample_motion
 from flowportrait.models.speech_stream import LevelledSound
-from flowportrait.speech.text_to_speech import speak
-from flowportrait.speech.voices import voice_named
+from flowportrait.speech.text_to_speech import synthesize_samples
+from flowportrait.speech.voices import load_voice
 from tests.test_generator_live import TINY, build, together
 
 
@@ -54,7 +54,7 @@ def beside(enhancer: Enhancer) -> Enhancer:
     return enhancer
 
 
-CLEAN, NOISY, BESIDE = deciding(CLEANEST), deciding(0.0), beside(deciding(0.0))
+CLEAN, NOISY, BESIDE = deciding(CLEAN_DB), deciding(0.0), beside(deciding(0.0))
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_noise_is_taken_off_little_by_little_and_then_wholly() -> None:
     assert shares[0] == 0.0
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    assert hearing.estimate < FULL
-    back = [hearing._weight(CLEANEST) for _ in range(400)]
+    assert hearing.estimate < REMOVAL_FULL_DB
+    back = [hearing._weight(CLEAN_DB) for _ in range(400)]
     assert back[-1] == 0.0
 
 
@@ -133,7 +133,7 @@ def test_training_speech_is_mixed_as_loud_as_said_and_its_loss_reaches_every_wei
     for _ in range(8):
         heard, clean, level = mixture(sounds, rng)
         assert len(heard) == len(clean) == FRAMES * SAMPLES_PER_FRAME
-        if level < CLEANEST:
+        if level < CLEAN_DB:
             assert 10 * np.log10((clean**2).mean() / ((heard - clean) ** 2).mean()) == pytest.approx(level, abs=1e-6)
         else:
             assert np.abs(heard - clean).max() < 0.05 * np.abs(clean).max()
@@ -152,15 +152,15 @@ def test_the_shipped_one_leaves_clean_speech_and_brings_noisy_speech_nearer_to_i
     pytest.importorskip("espeakng_loader")
 
     def say(text: str, language: str) -> np.ndarray:
-        sound = np.concatenate(list(speak([text], voice_named(f"espeak:{language}"))))
-        return level(np.resize(sound, 640 * 100))
+        sound = np.concatenate(list(synthesize_samples([text], load_voice(f"espeak:{language}"))))
+        return normalize_loudness(np.resize(sound, 640 * 100))
 
     speech = say("The birch canoe slid on the smooth planks, and glue held the sheet to the board.", "en-us")
     crowd = sum(say(text, language) for text, language in (
         ("Am Abend sitzen wir gerne noch lange im Garten.", "de"), ("Il fait beau ce matin dans la ville.", "fr"),
         ("Mañana por la tarde vamos todos al mercado.", "es"), ("Domani andiamo tutti insieme al mare.", "it"),
     ))  # fmt: skip
-    noisy = level((speech + crowd * np.std(speech) / np.std(crowd) * 10 ** (-5 / 20)).astype(np.float32))
+    noisy = normalize_loudness((speech + crowd * np.std(speech) / np.std(crowd) * 10 ** (-5 / 20)).astype(np.float32))
     clean, heard = log_mel(speech), log_mel(noisy)
     assert torch.equal(denoise_mel(load_enhancer(), clean, speech)[0], clean)
     made = denoise_mel(load_enhancer(), heard, noisy)[0]
@@ -177,7 +177,7 @@ def test_the_shipped_one_leaves_clean_speech_and_brings_noisy_speech_nearer_to_i
 def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(tmp_path: Path) -> None:
     assert BESIDE.isolator is not None
     model, sound = BESIDE.isolator, torch.from_numpy(syllables())
-    assert torch.allclose(window()[:HOP].square() + window()[HOP:].square(), torch.ones(HOP), atol=1e-6)
+    assert torch.allclose(vorbis_window()[:HOP].square() + vorbis_window()[HOP:].square(), torch.ones(HOP), atol=1e-6)
     state = model.begin()
     pieces = torch.cat([model(part, state) for part in sound.split(640 * 3)])
     assert torch.allclose(pieces, model(sound, model.begin()), atol=1e-4)
@@ -186,7 +186,7 @@ def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(
     assert sum(value.untyped_storage().nbytes() for value in state.values()) < 20_000
     model.save(tmp_path / "isolator.safetensors")
     kept = Isolator.load(tmp_path / "isolator.safetensors")
-    spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * window()) / WINDOW
+    spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * vorbis_window()) / WINDOW
     ours, theirs = (net.separate(spectra, net.begin()) for net in (model, kept))
     assert (ours - theirs).abs().square().mean() < 1e-3 * ours.abs().square().mean()
 
@@ -194,7 +194,7 @@ def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(
 def test_clean_speech_never_wakes_the_isolator_and_noise_wakes_it_once() -> None:
     sound = syllables()
     quiet, noisy = NoiseRemoval(), NoiseRemoval()
-    quiet(beside(deciding(CLEANEST)), log_mel(sound)[:-1], sound)
+    quiet(beside(deciding(CLEAN_DB)), log_mel(sound)[:-1], sound)
     noisy(BESIDE, log_mel(sound)[:-1], sound)
     assert quiet.isolated is None
     assert len(quiet.past) == 25 * SAMPLES_PER_FRAME

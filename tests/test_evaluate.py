@@ -12,13 +12,13 @@ from flowportrait.evaluation.api import evaluate
 from flowportrait.evaluation.comparison import compare_systems
 from flowportrait.evaluation.lip_sync import sync_from_embeddings
 from flowportrait.evaluation.motion_metrics import (
-    GROUPS,
+    ACTION_GROUPS,
     autocorrelation,
+    clip_ecs,
+    compute_reference_quantiles,
     dynamics_samples,
-    ecs,
     guarded_tfi,
     longest_run,
-    reference_quantiles,
     silent_frames,
     tfi_and_flow_power,
 )
@@ -46,13 +46,13 @@ def test_confidence_at_zero_orders_real_shifted_and_still() -> None:
     voice = unit(rng, 90)
     real = voice + 0.8 * unit(rng, 90)
     still = np.repeat(real[40:41], 90, 0)
-    in_time = {
-        name: sync_from_embeddings(face / np.linalg.norm(face, axis=1, keepdims=True), voice, 15).in_time
+    lse_c_at_zero = {
+        name: sync_from_embeddings(face / np.linalg.norm(face, axis=1, keepdims=True), voice, 15).lse_c_at_zero
         for name, face in {"real": real, "shifted": np.roll(real, 5, axis=0), "still": still}.items()
     }
-    assert in_time["real"] > 0.4
-    assert abs(in_time["shifted"]) < 0.1
-    assert abs(in_time["still"]) < 0.1
+    assert lse_c_at_zero["real"] > 0.4
+    assert abs(lse_c_at_zero["shifted"]) < 0.1
+    assert abs(lse_c_at_zero["still"]) < 0.1
 
 
 def test_the_longest_run_ignores_gaps() -> None:
@@ -79,22 +79,24 @@ def lively(seed: int, frames: int = 150) -> dict[str, np.ndarray]:
     kernel = np.hanning(9) / np.hanning(9).sum()
     return {
         group: np.stack([np.convolve(rng.normal(size=frames + 8), kernel, "valid") for _ in range(3)], 1)
-        for group in GROUPS
+        for group in ACTION_GROUPS
     }
 
 
 def test_expression_ranks_alike_above_noise_above_still() -> None:
     clips = [lively(seed) for seed in range(20)]
-    reference = {group: reference_quantiles([dynamics_samples(clip[group]) for clip in clips]) for group in GROUPS}
+    reference = {
+        group: compute_reference_quantiles([dynamics_samples(clip[group]) for clip in clips]) for group in ACTION_GROUPS
+    }
     rng = np.random.default_rng(0)
     alike = lively(99)
     noise = {group: rng.permuted(x, axis=0) for group, x in alike.items()}
     still = {group: np.zeros_like(x) for group, x in alike.items()}
-    scores = [ecs(clip, reference)["all"] for clip in (alike, noise, still)]
+    scores = [clip_ecs(clip, reference)["all"] for clip in (alike, noise, still)]
     assert scores[0] > 0.6
     assert scores[0] > scores[1] + 0.1
     assert scores[0] > scores[2] + 0.5
-    assert ecs({group: x[:20] for group, x in alike.items()}, reference) is None
+    assert clip_ecs({group: x[:20] for group, x in alike.items()}, reference) is None
 
 
 def test_autocorrelation_of_a_cosine_is_a_cosine_and_of_a_constant_nothing() -> None:

@@ -17,11 +17,16 @@ from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.evaluation import tracking
 from flowportrait.evaluation.api import evaluate
-from flowportrait.evaluation.comparison import compare_systems, metrics_by_group, read_labels
+from flowportrait.evaluation.comparison import compare_systems, metrics_by_group, read_clip_labels
 from flowportrait.evaluation.figures import html_groups_table
-from flowportrait.evaluation.networks import Networks, TorchScriptNetwork, clip_features, load_networks
+from flowportrait.evaluation.networks import (
+    EvaluationNetworks,
+    TorchScriptNetwork,
+    compute_network_features,
+    load_evaluation_networks,
+)
 from flowportrait.evaluation.statistics import jackknife
-from flowportrait.evaluation.tracking import default_cache, track_file
+from flowportrait.evaluation.tracking import default_tracks_cache, track_file
 from flowportrait.media.write_video import write_video
 
 FRAMES = 30
@@ -111,7 +116,7 @@ def test_the_same_content_is_looked_at_once_under_any_name(
 
 def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "flowportrait" / "tracked"
+    assert default_tracks_cache() == tmp_path / "flowportrait" / "tracked"
 
 
 class Tiny(torch.nn.Module):
@@ -124,18 +129,18 @@ def test_a_given_network_is_used_and_named_and_another_kind_of_file_refused(
 ) -> None:
     torch.jit.script(Tiny()).save(tmp_path / "inception.pt")
     monkeypatch.setenv("FLOWPORTRAIT_INCEPTION", str(tmp_path / "inception.pt"))
-    load_networks.cache_clear()
+    load_evaluation_networks.cache_clear()
     try:
-        nets = load_networks()
+        nets = load_evaluation_networks()
         assert nets.names()["image features (FID)"] == "inception.pt"
         crops = np.full((3, 128, 128, 3), 7, np.uint8)
         np.testing.assert_allclose(nets.image(crops), np.full((3, 3), 7.0))
         monkeypatch.setenv("FLOWPORTRAIT_INCEPTION", str(tmp_path / "missing.pt"))
-        load_networks.cache_clear()
+        load_evaluation_networks.cache_clear()
         with pytest.raises(BadInput, match=r"missing\.pt, which does not exist"):
-            load_networks()
+            load_evaluation_networks()
     finally:
-        load_networks.cache_clear()
+        load_evaluation_networks.cache_clear()
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(BadInput, match="not a TorchScript network"):
         TorchScriptNetwork(tmp_path / "text.pt")
@@ -143,9 +148,9 @@ def test_a_given_network_is_used_and_named_and_another_kind_of_file_refused(
 
 def test_without_networks_their_figures_are_empty_and_never_made_up(clips: Path, tmp_path: Path) -> None:
     tracked = track_file(clips / "ours" / "short.mp4", tmp_path)
-    found = clip_features(tracked, Networks(None, None, None, None))
+    found = compute_network_features(tracked, EvaluationNetworks(None, None, None, None))
     assert not len(found.identity) + len(found.image) + len(found.video)
-    assert set(Networks(None, None, None, None).names().values()) == {"not installed"}
+    assert set(EvaluationNetworks(None, None, None, None).names().values()) == {"not installed"}
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -163,7 +168,7 @@ def test_errors_over_those_of_real_footage_are_an_excess() -> None:
 
 def test_groups_are_reported_apart_with_their_counts(tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text("clip,language\na,Arabic\nb,Arabic\nc,English\nlost,English\n")
-    labels = read_labels(tmp_path / "groups.csv")
+    labels = read_clip_labels(tmp_path / "groups.csv")
     rows = {"x": {c: {"frames": 30, "frames_without_face": n, "ler": n / 10} for n, c in enumerate("abc")}}
     found = metrics_by_group(rows, labels, [{"system": "x", "file": "lost.mp4", "reason": "broken"}])["language"]
     assert found["Arabic"]["x"]["clips"] == 2
@@ -172,7 +177,7 @@ def test_groups_are_reported_apart_with_their_counts(tmp_path: Path) -> None:
     assert "Arabic" in html_groups_table({"language": found})
     (tmp_path / "groups.csv").write_text("name,language\na,Arabic\n")
     with pytest.raises(BadInput, match="column 'clip'"):
-        read_labels(tmp_path / "groups.csv")
+        read_clip_labels(tmp_path / "groups.csv")
 
 
 def test_systems_are_named_once_and_checkpoints_need_prompts(tmp_path: Path) -> None:

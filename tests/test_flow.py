@@ -12,18 +12,26 @@ from hypothesis import strategies as st
 
 from flowportrait.flow.kernels import (
     KERNELS,
-    Step,
-    cps,
-    dance_sde,
-    flow_sde,
+    StepCoefficients,
+    build_kernel,
+    cps_kernel,
+    dance_sde_kernel,
+    flow_sde_kernel,
     gaussian_kl,
-    kernel_named,
     log_ratio,
-    longcat_sde,
-    ode,
+    longcat_sde_kernel,
+    ode_kernel,
 )
-from flowportrait.flow.noise import _USES, NoiseKey, Use, seed_of, unit_noise
-from flowportrait.flow.paths import interpolate, predict_data, predict_noise, shifted, solve, target_velocity, walk
+from flowportrait.flow.noise import _USES, NoiseKey, NoiseUse, keyed_noise, mix_seed
+from flowportrait.flow.paths import (
+    interpolate,
+    iterate_transitions,
+    noise_schedule,
+    predict_data,
+    predict_noise,
+    solve_ode,
+    target_velocity,
+)
 
 levels = st.floats(0.05, 0.95)
 
@@ -36,7 +44,7 @@ def pair(sigma: float, share: float) -> tuple[torch.Tensor, torch.Tensor]:
 @given(sigma=levels, share=st.floats(0.1, 0.9))
 def test_without_noise_every_kernel_is_an_euler_step(name: str, sigma: float, share: float) -> None:
     step = KERNELS[name](0.0)(*pair(sigma, share))
-    euler = ode()(*pair(sigma, share))
+    euler = ode_kernel()(*pair(sigma, share))
     for got, want in zip(step, euler, strict=True):
         assert float(got) == pytest.approx(float(want), abs=1e-9)
 
@@ -44,7 +52,7 @@ def test_without_noise_every_kernel_is_an_euler_step(name: str, sigma: float, sh
 @given(sigma=levels, share=st.floats(0.1, 0.9), eta=st.floats(0.05, 1.0))
 def test_flow_sde_is_the_published_step(sigma: float, share: float, eta: float) -> None:
     sigma_, next_ = pair(sigma, share)
-    a, b, s = flow_sde(eta)(sigma_, next_)
+    a, b, s = flow_sde_kernel(eta)(sigma_, next_)
     dt = share * sigma - sigma
     g2 = eta**2 * sigma / (1 - sigma)
     assert float(a) == pytest.approx(1 + g2 * dt / (2 * sigma), abs=1e-9)
@@ -55,7 +63,7 @@ def test_flow_sde_is_the_published_step(sigma: float, share: float, eta: float) 
 @given(sigma=levels, share=st.floats(0.1, 0.9), eta=st.floats(0.05, 0.95))
 def test_cps_mixes_predicted_data_predicted_noise_and_fresh_noise(sigma: float, share: float, eta: float) -> None:
     sigma_, next_ = pair(sigma, share)
-    step = cps(eta)(sigma_, next_)
+    step = cps_kernel(eta)(sigma_, next_)
     x, v = torch.tensor(0.7, dtype=torch.float64), torch.tensor(-1.3, dtype=torch.float64)
     data, noise = predict_data(x, v, sigma_), predict_noise(x, v, sigma_)
     fresh = float(next_) * math.sin(eta * math.pi / 2)
@@ -66,15 +74,15 @@ def test_cps_mixes_predicted_data_predicted_noise_and_fresh_noise(sigma: float, 
 
 def test_longcat_never_exceeds_its_cap_and_puts_the_cap_into_the_drift() -> None:
     sigma, following = torch.tensor(0.97), torch.tensor(0.6)
-    step = longcat_sde(1.0, 0.45)(sigma, following)
+    step = longcat_sde_kernel(1.0, 0.45)(sigma, following)
     assert float(step.s) == pytest.approx(0.45)
     assert float(step.a) == pytest.approx(1 - 0.45**2 / (2 * 0.97))
 
 
 def test_flow_sde_starts_at_pure_noise_without_diverging() -> None:
-    nearly, exactly = (flow_sde(0.5)(torch.tensor(start), torch.tensor(0.94)) for start in (0.999999, 1.0))
+    nearly, exactly = (flow_sde_kernel(0.5)(torch.tensor(start), torch.tensor(0.94)) for start in (0.999999, 1.0))
     assert torch.allclose(torch.stack(nearly), torch.stack(exactly), atol=1e-4)
-    step = flow_sde(0.7)(torch.tensor(1.0), torch.tensor(0.9))
+    step = flow_sde_kernel(0.7)(torch.tensor(1.0), torch.tensor(0.9))
     assert all(torch.isfinite(c) for c in step)
 
 
@@ -82,16 +90,16 @@ def test_flow_sde_starts_at_pure_noise_without_diverging() -> None:
 @pytest.mark.parametrize("name", ["flow-sde", "longcat-sde"])
 def test_the_first_step_is_the_authors_and_version_1_keeps_its_own(name: str, steps: int) -> None:
     """Flow-GRPO's code: std = η·√(σ/(1 − where(σ == 1, σ₂, σ)))·√−dt. In version 1 the first s is √σ₂ of that."""
-    sigmas = shifted(steps).double()
+    sigmas = noise_schedule(steps).double()
     first, second = sigmas[:2]
     authors = 0.3 * torch.sqrt(first / (1 - second)) * torch.sqrt(first - second)
-    now, then = (kernel_named(name, 0.3, version)(first, second).s for version in (2, 1))
+    now, then = (build_kernel(name, 0.3, version)(first, second).s for version in (2, 1))
     assert float(now) == pytest.approx(float(authors))
     assert float(then) == pytest.approx(float(authors * second.sqrt()))
     if steps == 6:
         assert float(then / now) == pytest.approx(0.913, abs=5e-4)
     for later, following in itertools.pairwise(sigmas[1:-1]):
-        one, other = (kernel_named(name, 0.3, version)(later, following) for version in (2, 1))
+        one, other = (build_kernel(name, 0.3, version)(later, following) for version in (2, 1))
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -106,13 +114,15 @@ def _gaussian_field(mean: float, std: float):  # type: ignore[no-untyped-def]
     return velocity
 
 
-@pytest.mark.parametrize(("kernel", "keeps"), [(flow_sde(0.7), True), (dance_sde(0.3), True), (cps(0.9), False)])
+@pytest.mark.parametrize(
+    ("kernel", "keeps"), [(flow_sde_kernel(0.7), True), (dance_sde_kernel(0.3), True), (cps_kernel(0.9), False)]
+)
 def test_sdes_keep_the_marginal_and_cps_contracts_it(kernel, keeps: bool) -> None:  # type: ignore[no-untyped-def]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20_000, generator=generator)
     steps = 100
-    for transition in walk(
-        _gaussian_field(1.5, 0.3), x, shifted(steps), kernel, lambda _: torch.randn(20_000, generator=generator)
+    for transition in iterate_transitions(
+        _gaussian_field(1.5, 0.3), x, noise_schedule(steps), kernel, lambda _: torch.randn(20_000, generator=generator)
     ):
         x = transition.x_next
     assert float(x.mean()) == pytest.approx(1.5, abs=0.02)
@@ -124,18 +134,20 @@ def test_sdes_keep_the_marginal_and_cps_contracts_it(kernel, keeps: bool) -> Non
 
 def test_the_last_step_is_never_stochastic() -> None:
     field = _gaussian_field(0.0, 1.0)
-    transitions = list(walk(field, torch.zeros(3), shifted(4), flow_sde(), lambda _: torch.ones(3)))
+    transitions = list(
+        iterate_transitions(field, torch.zeros(3), noise_schedule(4), flow_sde_kernel(), lambda _: torch.ones(3))
+    )
     assert float(transitions[-1].step.s) == 0.0
     assert all(float(t.step.s) > 0 for t in transitions[:-1])
 
 
 def test_the_ode_is_solved_exactly_where_velocity_is_constant_and_to_first_order_elsewhere() -> None:
     x = torch.tensor([0.4, -1.2])
-    assert torch.allclose(solve(lambda x, s: torch.full_like(x, 2.0), x, shifted(3)), x - 2.0)
+    assert torch.allclose(solve_ode(lambda x, s: torch.full_like(x, 2.0), x, noise_schedule(3)), x - 2.0)
     field = _gaussian_field(1.5, 0.3)
     # The ODE maps N(0, 1) onto N(1.5, 0.3²) monotonically: x ↦ 1.5 + 0.3 x.
     exact = 1.5 + 0.3 * x
-    error = {steps: float((solve(field, x, shifted(steps)) - exact).abs().max()) for steps in (50, 100)}
+    error = {steps: float((solve_ode(field, x, noise_schedule(steps)) - exact).abs().max()) for steps in (50, 100)}
     assert error[50] == pytest.approx(2 * error[100], rel=0.1)
 
 
@@ -151,7 +163,7 @@ def test_path_predictions_invert_interpolation(sigma: float) -> None:
 @given(eta=st.floats(0.1, 1.0), shift=st.floats(-0.5, 0.5))
 def test_log_ratio_equals_the_difference_of_gaussian_log_densities(eta: float, shift: float) -> None:
     sigma, following = pair(0.6, 0.7)
-    step: Step = flow_sde(eta)(sigma, following)
+    step: StepCoefficients = flow_sde_kernel(eta)(sigma, following)
     x, v_old, noise = (torch.tensor(c, dtype=torch.float64) for c in (0.2, -0.8, 1.1))
     x_next = step.mean(x, v_old) + step.s * noise
     v = v_old + shift
@@ -179,8 +191,8 @@ def test_the_expected_ratio_under_the_old_policy_is_one() -> None:
 
 @given(key=st.lists(st.integers(-5, 2**40), min_size=1, max_size=5))
 def test_noise_is_a_function_of_its_key(key: list[int]) -> None:
-    assert torch.equal(unit_noise(8, *key), unit_noise(8, *key))
-    assert seed_of(*key) != seed_of(*key[:-1], key[-1] + 1)
+    assert torch.equal(keyed_noise(8, *key), keyed_noise(8, *key))
+    assert mix_seed(*key) != mix_seed(*key[:-1], key[-1] + 1)
 
 
 SAMPLES, CHUNKS, STEPS = 48 * 24, 40, 25
@@ -211,7 +223,7 @@ Places = st.tuples(
 
 @given(Places, Places)
 def test_different_places_have_different_keys_or_counters(
-    one: tuple[int, int, Use, int, int, int], other: tuple[int, int, Use, int, int, int]
+    one: tuple[int, int, NoiseUse, int, int, int], other: tuple[int, int, NoiseUse, int, int, int]
 ) -> None:
     """For every seed, iteration, use, sample (63 bits: those of a tree are hashes), chunk and step."""
     keys = [(place[:2], NoiseKey(*place[:2]).counter(*place[2:])) for place in (one, other)]
@@ -225,9 +237,9 @@ def test_version_1_gave_two_places_the_same_noise_and_is_kept_as_it_was() -> Non
     old, new = NoiseKey(5, 3, version=1), NoiseKey(5, 3)
     assert torch.equal(old.normal(8, "forward", 4), old.normal(8, "step", 2, 4, 1))
     assert not torch.equal(new.normal(8, "forward", 4), new.normal(8, "step", 2, 4, 1))
-    assert torch.equal(old.normal(8, "start", 9, 2), unit_noise(8, 5, 3, 9, 2, -1))
+    assert torch.equal(old.normal(8, "start", 9, 2), keyed_noise(8, 5, 3, 9, 2, -1))
     # torch's generators read 32 bits of a seed, so that version 1 repeats itself within an iteration of the authors'.
-    seeds = [seed_of(5, 3, sample, chunk, step) & 0xFFFFFFFF
+    seeds = [mix_seed(5, 3, sample, chunk, step) & 0xFFFFFFFF
              for sample in range(1152) for chunk in range(18) for step in range(10)]  # fmt: skip
     assert len(set(seeds)) < len(seeds)
 
@@ -245,7 +257,7 @@ def test_keyed_noise_is_standard_normal_and_its_places_are_uncorrelated() -> Non
 
 
 def test_schedules_run_from_one_to_zero_and_shift_spends_steps_at_high_noise() -> None:
-    plain, high = shifted(6), shifted(6, 3.0)
+    plain, high = noise_schedule(6), noise_schedule(6, 3.0)
     assert plain[0] == high[0] == 1.0
     assert plain[-1] == high[-1] == 0.0
     assert (high[1:-1] > plain[1:-1]).all()
@@ -261,11 +273,11 @@ def test_two_step_inversion_is_undone_to_rounding_and_eulers_is_not(steps: int) 
         return torch.tanh(x @ weights[0]) @ weights[1] * (1 + sigma) + x @ weights[2]
 
     x0 = torch.randn(4, 6, dtype=torch.float64)
-    sigmas = shifted(steps).double()
-    states = inversion.two_step(velocity, x0, sigmas)
-    back = inversion.undo_two_step(velocity, states[0], states[1], sigmas)
+    sigmas = noise_schedule(steps).double()
+    states = inversion.invert_two_step(velocity, x0, sigmas)
+    back = inversion.sample_two_step(velocity, states[0], states[1], sigmas)
     assert torch.allclose(back, x0, rtol=1e-6, atol=1e-6)
-    euler = solve(velocity, inversion.ode(velocity, x0, sigmas)[0], sigmas)
+    euler = solve_ode(velocity, inversion.invert_euler(velocity, x0, sigmas)[0], sigmas)
     assert (euler - x0).norm() > 100 * (back - x0).norm()
 
 
@@ -273,11 +285,11 @@ def test_inverting_a_straight_flow_is_exact_in_every_scheme() -> None:
     from flowportrait.flow import guidance as inversion
 
     x0, noise = torch.randn(2, 5, dtype=torch.float64)
-    sigmas = shifted(7).double()
+    sigmas = noise_schedule(7).double()
     for states in (
-        inversion.straight(x0, noise, sigmas),
-        inversion.ode(lambda x, s: noise - x0, x0, sigmas),
-        inversion.two_step(lambda x, s: noise - x0, x0, sigmas),
+        inversion.straight_path_states(x0, noise, sigmas),
+        inversion.invert_euler(lambda x, s: noise - x0, x0, sigmas),
+        inversion.invert_two_step(lambda x, s: noise - x0, x0, sigmas),
     ):
         assert len(states) == 8
         assert torch.allclose(states[0], noise)

@@ -31,17 +31,17 @@ from flowportrait.judges.answers import (
     read_windows,
 )
 from flowportrait.judges.replies import Reply, Token, UnusableReply, read_completion
-from flowportrait.judges.rubric import HIGHEST, LOWEST
-from flowportrait.portraitgen.detectors import BY_NAME
-from flowportrait.portraitgen.judging import DIMENSIONS
+from flowportrait.judges.rubric import HIGHEST_GRADE, LOWEST_GRADE
+from flowportrait.portraitgen.detectors import ARTEFACTS_BY_NAME
+from flowportrait.portraitgen.judging import OMNI_DIMENSIONS
 from flowportrait.preferences.dataset import ASPECTS, LABELS, read_pairs
 from flowportrait.rewards.batch import FailureKind
-from flowportrait.rewards.interface import measured
+from flowportrait.rewards.interface import score_with_failures
 from flowportrait.rewards.remote import (
-    MOST_FRAMES,
-    MOST_SAMPLES,
-    Sent,
-    Wanted,
+    MAX_BATCH_FRAMES,
+    MAX_BATCH_SAMPLES,
+    FramesRequested,
+    SentFrames,
     pack_batch,
     pack_score,
     unpack_batch,
@@ -157,7 +157,7 @@ REPLIES = st.builds(Reply, REPLY_TEXTS, TOKENS, st.none() | TEXTS, st.booleans()
 READERS: tuple[Callable[[Reply], Any], ...] = (
     lambda reply: read_grade(reply, 2.0), lambda reply: read_review(reply, ("lip_sync", "motion")), read_choice,
     lambda reply: read_rule(reply, 2), read_box, lambda reply: read_windows(reply, 2.0), read_thoughts,
-    lambda reply: read_still_grade(reply, tuple(DIMENSIONS)), lambda reply: read_still_grade(reply, (), BY_NAME),
+    lambda reply: read_still_grade(reply, tuple(OMNI_DIMENSIONS)), lambda reply: read_still_grade(reply, (), ARTEFACTS_BY_NAME),
 )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_replies_are_read_or_called_unusable(reply: Reply, folder: Path) -> None
             continue
         json.dumps(getattr(found, "__dict__", found), ensure_ascii=False, default=str).encode()
         if hasattr(found, "score"):
-            assert LOWEST <= found.score <= HIGHEST
+            assert LOWEST_GRADE <= found.score <= HIGHEST_GRADE
 
 
 class Loose:
@@ -219,10 +219,10 @@ def test_a_completion_of_any_types_is_a_reply_of_text_or_an_error_that_the_clien
 
 
 NEEDS = frozenset({"motion", "mel", "audio", "frames", "places", "portrait"})
-PACKED = pack_batch(batch(2, 10), NEEDS, Sent((0, 9), (3,)))
-SCORED = pack_score(measured(torch.tensor([0.5, 0.25]), {}, torch.zeros(2, 10)))
+PACKED = pack_batch(batch(2, 10), NEEDS, SentFrames((0, 9), (3,)))
+SCORED = pack_score(score_with_failures(torch.tensor([0.5, 0.25]), {}, torch.zeros(2, 10)))
 SIZES = st.sampled_from(
-    [0, 1, 2, 3, 10, 30, 40, 80, 478, -1, 2**31, 2**62, 2**64, 10**30, MOST_FRAMES + 1, MOST_SAMPLES + 1]
+    [0, 1, 2, 3, 10, 30, 40, 80, 478, -1, 2**31, 2**62, 2**64, 10**30, MAX_BATCH_FRAMES + 1, MAX_BATCH_SAMPLES + 1]
 )  # fmt: skip
 SHAPES = st.lists(SIZES, max_size=5) | VALUES
 OFFSETS = st.lists(st.integers(-10, 20_000) | st.sampled_from([0, 2**63, 2**64]), max_size=3) | VALUES
@@ -292,8 +292,8 @@ def test_a_batch_is_consistent_or_refused(data: bytes, folder: Path) -> None:
         assert len(str(error)) < 2000
         return
     rows, frames = found.motion.shape[:2]
-    assert 1 <= rows <= MOST_SAMPLES
-    assert 1 <= frames <= MOST_FRAMES
+    assert 1 <= rows <= MAX_BATCH_SAMPLES
+    assert 1 <= frames <= MAX_BATCH_FRAMES
     assert found.motion.shape[2] == 30
     assert found.mel.shape == (rows, 4 * frames, 80)
     assert found.audio is None or found.audio.shape == (rows, 640 * frames)
@@ -301,7 +301,7 @@ def test_a_batch_is_consistent_or_refused(data: bytes, folder: Path) -> None:
     assert set(found.unseen) <= set(range(rows))
     for what, draw in (("frames", found.frames), ("places", found.places)):
         if what in found.has:
-            shown, wanted = outcome(partial(draw, (0,)), Wanted)
+            shown, wanted = outcome(partial(draw, (0,)), FramesRequested)
             assert wanted.frames or wanted.places if wanted is not None else shown.shape[:2] == (rows, 1)
 
 

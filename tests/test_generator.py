@@ -11,9 +11,9 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.backbone import GeneratorConfig
-from flowportrait.models.sampler import sample_mel
-from flowportrait.models.training_clips import augment
-from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER
+from flowportrait.models.sampler import sample_from_mel
+from flowportrait.models.training_clips import augment_mel
+from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER_FACE
 
 TINY = GeneratorConfig(
     hidden=32, layers=2, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, steps=3
@@ -51,14 +51,14 @@ def test_no_chunk_hears_more_than_120_ms_ahead(model: ARFlow, mel: torch.Tensor)
     changed = mel.clone()
     first = 4 * 24 + 12  # 120 ms after the end of the chunk that ends with frame 23
     changed[:, first:] += 1.0
-    before, after = sample_mel(model, mel, [3, 4]), sample_mel(model, changed, [3, 4])
+    before, after = sample_from_mel(model, mel, [3, 4]), sample_from_mel(model, changed, [3, 4])
     assert torch.equal(before[:, :24], after[:, :24])
     assert not torch.equal(before[:, 24:], after[:, 24:])
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(model: ARFlow, mel: torch.Tensor) -> None:
-    together = sample_mel(model, mel, [3, 4])
-    alone = sample_mel(model, mel[1:], [4])
+    together = sample_from_mel(model, mel, [3, 4])
+    alone = sample_from_mel(model, mel[1:], [4])
     assert torch.allclose(together[1:], alone, atol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_guidance_of_one_is_no_guidance_and_zero_forgets_the_audio(model: ARFlow
     def at(guidance: float) -> torch.Tensor:
         twin = ARFlow(replace(TINY, guidance=guidance)).eval()
         twin.load_state_dict(model.state_dict())
-        return sample_mel(twin, mel, [3, 3])
+        return sample_from_mel(twin, mel, [3, 3])
 
     plain, deaf = at(1.0), at(0.0)
     assert torch.allclose(plain, at(1.000001), atol=1e-3)
@@ -77,7 +77,7 @@ def test_guidance_of_one_is_no_guidance_and_zero_forgets_the_audio(model: ARFlow
 def test_a_checkpoint_survives_the_disk_to_half_precision(model: ARFlow, mel: torch.Tensor, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = ARFlow.from_pretrained(tmp_path)
-    assert torch.allclose(sample_mel(model, mel, [1, 2]), sample_mel(loaded, mel, [1, 2]), atol=0.05)
+    assert torch.allclose(sample_from_mel(model, mel, [1, 2]), sample_from_mel(loaded, mel, [1, 2]), atol=0.05)
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_augmentation_changes_the_voice_but_not_the_timing() -> None:
     generator = torch.Generator().manual_seed(0)
     mel = torch.full((16, 120, 80), -1.0)
     mel[:, 60:] = 1.0
-    heard = augment(mel, generator)
+    heard = augment_mel(mel, generator)
     assert heard.shape == mel.shape
     assert torch.isfinite(heard).all()
     louder = heard[:, 60:].mean((1, 2)) > heard[:, :60].mean((1, 2))
@@ -104,5 +104,5 @@ def test_what_is_to_move_more_starts_from_wider_noise_and_lips_do_not(model: ARF
     parts = wider.begin(noise).unflatten(-1, (-1, model.config.chunk))
     assert (parts[:, HEAD] == 2).all()
     assert (parts[:, BROWS] == 1.5).all()
-    assert (parts[:, LOWER] == 1).all()
+    assert (parts[:, LOWER_FACE] == 1).all()
     assert torch.equal(model.begin(noise), noise)

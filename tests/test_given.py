@@ -19,7 +19,7 @@ from flowportrait.flow.noise import NoiseKey
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.preferences.dataset import NOT_JUDGED, Label, PreferencePair, write_pairs
 from flowportrait.rendering.motion_files import write_motion
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
 from flowportrait.rl.objectives.preference import DPO, Threshold
@@ -27,14 +27,14 @@ from flowportrait.rl.offline_data import (
     OfflineDataConfig,
     OfflineTask,
     PreferenceGroup,
-    damaged_source,
-    read_groups,
-    score_pair,
-    window_source,
+    clip_window_source,
+    damaged_clip_source,
+    labels_to_scores,
+    read_preference_groups,
 )
-from flowportrait.rl.post_trainer import learning_from_pairs
+from flowportrait.rl.post_trainer import recipe_for_pairs
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.rollout import Points
+from flowportrait.rl.rollout import EvaluationPoints
 from flowportrait.rl.trainer import Trainer
 from tests.test_generator import TINY
 from tests.test_posttrain import tiny_policy, weights
@@ -59,10 +59,10 @@ def preferred(count: int = 4, better: float = 3.0, worse: float = -3.0) -> list[
 
 
 def run(families: list[PreferenceGroup], recipe: Recipe | None = None, learning_rate: float = 2e-3) -> Trainer:
-    recipe = recipe or learning_from_pairs(find_recipe("flow-dpo"))
+    recipe = recipe or recipe_for_pairs(find_recipe("flow-dpo"))
     recipe = replace(recipe, groups=4, frames=FRAMES, learning_rate=learning_rate)
-    task = OfflineTask(window_source(families, FRAMES, ["sync"]), TINY.chunk)
-    return Trainer(tiny_policy(), task, recipe, Composite((), {"sync": 1.0}))
+    task = OfflineTask(clip_window_source(families, FRAMES, ["sync"]), TINY.chunk)
+    return Trainer(tiny_policy(), task, recipe, CompositeReward((), {"sync": 1.0}))
 
 
 def weigh(trainer: Trainer, objective: DPO | Threshold, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,9 +100,9 @@ def test_a_pair_of_identical_clips_teaches_nothing_whatever_was_said() -> None:
 
 
 def test_a_tie_makes_no_pair() -> None:
-    tied = [family._replace(scores={"sync": score_pair(torch.tensor(Label.TIE.value))}) for family in preferred()]
+    tied = [family._replace(scores={"sync": labels_to_scores(torch.tensor(Label.TIE.value))}) for family in preferred()]
     assert run(tied).step()["pairs"] == 0
-    unjudged = [family._replace(scores={"sync": score_pair(torch.tensor(NOT_JUDGED))}) for family in preferred(2)]
+    unjudged = [family._replace(scores={"sync": labels_to_scores(torch.tensor(NOT_JUDGED))}) for family in preferred(2)]
     assert run(preferred(2) + unjudged).step()["pairs"] == 1.0  # two pairs of four, over two updates
     alone = run(preferred(1) + [unjudged[0]] * 3)
     assert [alone.step()["pairs"] for _ in range(6)] == [0.5] * 6  # whichever of the two updates it falls into
@@ -113,7 +113,7 @@ def test_the_derived_beta_is_the_constant_one_shrunk_with_the_noise() -> None:
     trajectory = trainer.collect().trajectory
     points = DPO().points(trajectory, NoiseKey(0))
     level = 0.3
-    points = Points(points.x, torch.full_like(points.sigma, level), points.target)
+    points = EvaluationPoints(points.x, torch.full_like(points.sigma, level), points.target)
     live, reference = torch.randn(2, *points.x.shape)
     evidence = LossInputs(trajectory, Advantage(BETTER[:, None, None, None]), points, live, {"ref": reference})
     derived = DPO(beta=2.0, level="derived")(evidence).total
@@ -152,7 +152,7 @@ def test_the_anchor_is_matching_of_the_winner() -> None:
 
 @pytest.mark.parametrize(("name", "rate"), [("flow-dpo", 2e-3), ("flow-rwr", 1e-2), ("awm", 2e-3)])
 def test_what_was_preferred_becomes_likelier(name: str, rate: float) -> None:
-    trainer = run(preferred(), learning_from_pairs(find_recipe(name)), rate)
+    trainer = run(preferred(), recipe_for_pairs(find_recipe(name)), rate)
 
     def gap() -> float:
         """How much better the preferred clips are matched than the others."""
@@ -173,14 +173,14 @@ def test_ratings_above_the_batchs_mean_gain_and_those_below_lose() -> None:
         PreferenceGroup([clip(i, lift)], {"sync": torch.tensor([3 + lift / 2])})
         for i, lift in enumerate((3, 3, -3, -3))
     ]
-    trainer = run(rated, learning_from_pairs(find_recipe("threshold")))
+    trainer = run(rated, recipe_for_pairs(find_recipe("threshold")))
     assert trainer.recipe.group_size == 1
     records = [trainer.step() for _ in range(8)]
     assert records[-1]["winner_gain"] > records[-1]["loser_gain"]
 
 
 def test_a_resumed_offline_run_sees_the_same_clips() -> None:
-    source = window_source(preferred(), FRAMES, ["sync"])
+    source = clip_window_source(preferred(), FRAMES, ["sync"])
     again, later = source(4, 0, 3), source(4, 0, 4)
     assert torch.equal(source(4, 0, 3).motion, again.motion)
     assert not torch.equal(later.motion, again.motion)
@@ -189,7 +189,7 @@ def test_a_resumed_offline_run_sees_the_same_clips() -> None:
 def test_damage_goes_from_coarse_to_subtle_and_leaves_one_clip_of_each_pair_intact() -> None:
     clips = [MotionClip(str(i), f"s{i}", *clip(i, frames=40), torch.zeros(19)) for i in range(4)]
     given = OfflineDataConfig(clips="damaged", weights={"sync": 1.0}, damages=("time-warp",), curriculum=10)
-    source = damaged_source(clips, given, 20)
+    source = damaged_clip_source(clips, given, 20)
 
     def distance(iteration: int) -> float:
         shown = source(32, 0, iteration)
@@ -204,15 +204,15 @@ def test_damage_goes_from_coarse_to_subtle_and_leaves_one_clip_of_each_pair_inta
 
     assert distance(10) < distance(0)
     with pytest.raises(BadInput, match="at most"):
-        damaged_source(clips, given, 24)
+        damaged_clip_source(clips, given, 24)
 
 
 def test_sync_dpo_learns_to_tell_the_clip_in_time() -> None:
     clips = [MotionClip(str(i), f"s{i}", *clip(i, frames=40), torch.zeros(19)) for i in range(4)]
     recipe = replace(find_recipe("sync-dpo"), groups=8, learning_rate=1e-3)
     assert recipe.offline_data is not None
-    task = OfflineTask(damaged_source(clips, recipe.offline_data, recipe.frames), TINY.chunk)
-    trainer = Trainer(tiny_policy(), task, recipe, Composite((), recipe.offline_data.weights))
+    task = OfflineTask(damaged_clip_source(clips, recipe.offline_data, recipe.frames), TINY.chunk)
+    trainer = Trainer(tiny_policy(), task, recipe, CompositeReward((), recipe.offline_data.weights))
     records = [trainer.step() for _ in range(10)]
     assert sum(record["margin"] for record in records[-4:]) > 0
 
@@ -232,7 +232,7 @@ def write_performances(folder: Path) -> Path:
 
 def test_a_performance_with_its_sound_is_read_exactly(tmp_path: Path) -> None:
     path = write_performances(tmp_path)
-    families, files = read_groups([path], OfflineDataConfig())
+    families, files = read_preference_groups([path], OfflineDataConfig())
     assert len(families) == 1
     assert {file.name for file in files} == {"pairs.jsonl", "a.json", "b.json"}
     motion, mel = families[0].clips[0]
@@ -240,7 +240,7 @@ def test_a_performance_with_its_sound_is_read_exactly(tmp_path: Path) -> None:
     assert mel.shape == (100, 80)
     assert families[0].scores["sync"].tolist() == [1.0, 0.0]
     assert families[0].scores["motion"].tolist() == [0.5, 0.5]
-    rated, _ = read_groups([path], OfflineDataConfig(clips="rated"))
+    rated, _ = read_preference_groups([path], OfflineDataConfig(clips="rated"))
     assert [family.scores["sync"].tolist() for family in rated] == [[5.0], [1.0]]
 
 

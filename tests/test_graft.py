@@ -12,7 +12,7 @@ import pytest
 import torch
 from tools.graft_checkpoint import FRAMES, Graft, graft, grafted
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import TRAINING_SPLITS, MotionClip, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import SAMPLES_PER_FRAME
@@ -76,7 +76,7 @@ def test_without_what_was_heard_a_corpus_is_listened_to_and_learned_from_alike(t
         sound = draws.uniform(-0.1, 0.1, 60 * SAMPLES_PER_FRAME).astype(np.float32)
         mouth, size = np.zeros((60, 48, 64), np.uint8), np.array([256, 256])
         (tmp_path / "clips").mkdir(exist_ok=True)
-        Clip(faces, np.zeros((60, 52)), mouth, size, sound).save(tmp_path / "clips" / f"{name}.safetensors")
+        FaceClip(faces, np.zeros((60, 52)), mouth, size, sound).save(tmp_path / "clips" / f"{name}.safetensors")
         records.append({"name": name, "speaker": name, "split": "reward", "frames": 60})
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     save_clips(tmp_path / "heard.pt", extract_features(lips, tmp_path, TRAINING_SPLITS, 0, 0))

@@ -25,8 +25,8 @@ import uvicorn
 from flowportrait.errors import BadInput
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
-from flowportrait.rl.loop import EventLog, JsonLinesLog, Loop
+from flowportrait.rewards.registry import CompositeReward
+from flowportrait.rl.loop import EventLog, JsonLinesLog, TrainingLoop
 from flowportrait.rl.trainer import Trainer
 from flowportrait.training.state import latest_state, read_state, write_state
 from tests.processes import RECIPE, Lift, trainer
@@ -43,11 +43,11 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def loop(folder: Path, run: Trainer | None = None, resume: bool = False) -> Loop:
+def loop(folder: Path, run: Trainer | None = None, resume: bool = False) -> TrainingLoop:
     run = run or trainer(SMALL)
     if resume:
         read_state(run, folder / "state")
-    return Loop(run, folder)
+    return TrainingLoop(run, folder)
 
 
 def events(folder: Path) -> list[str]:
@@ -235,7 +235,7 @@ def test_an_iteration_that_no_reward_answers_changes_nothing_and_the_run_goes_on
         return step()
 
     run.step = watched  # type: ignore[method-assign]
-    Loop(run, tmp_path).run()
+    TrainingLoop(run, tmp_path).run()
     assert [record["skipped"] for record in records(tmp_path)] == [0.0, 1.0, 0.0]
     assert events(tmp_path) == ["started", "not scored", "skipped", "ended"]
     assert all(torch.equal(kept[1][1][key], kept[2][1][key]) for key in kept[1][1]), "moments are untouched too"
@@ -254,7 +254,7 @@ def test_a_reward_that_never_comes_back_ends_the_run_with_a_sentence(tmp_path: P
     run = trainer(replace(SMALL, give_up=3, iterations=50), Lift(away=tuple(range(200)), calls=[]))
     before = weights(run)
     with pytest.raises(BadInput, match="nothing was learned for 3 iterations in a row") as error:
-        Loop(run, tmp_path).run()
+        TrainingLoop(run, tmp_path).run()
     assert "the state of iteration 3 is complete" in str(error.value)
     assert same(before, weights(run))
 
@@ -305,7 +305,7 @@ def test_terminated_like_interrupted_the_step_is_finished_and_saved(
 
     run.collect = terminated  # type: ignore[method-assign]
     with pytest.raises(ends) as ended:
-        Loop(run, tmp_path).run()
+        TrainingLoop(run, tmp_path).run()
     assert ends is KeyboardInterrupt or ended.value.code == 143  # type: ignore[attr-defined]
     assert latest_state(tmp_path / "state") == tmp_path / "state" / "000001"
     loop(tmp_path, resume=True).run()
@@ -315,12 +315,12 @@ def test_terminated_like_interrupted_the_step_is_finished_and_saved(
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    from flowportrait.training.lora import Lora
+    from flowportrait.training.lora import LoraSettings
 
     run = trainer(SMALL)
     write_state(run, tmp_path)
     with pytest.raises(BadInput, match="not of this model and recipe"):
-        read_state(trainer(replace(SMALL, lora=Lora(rank=2))), tmp_path)
+        read_state(trainer(replace(SMALL, lora=LoraSettings(rank=2))), tmp_path)
     with pytest.raises(BadInput, match="no complete state"):
         read_state(run, tmp_path / "elsewhere")
 
@@ -362,9 +362,9 @@ class Far:
 @contextmanager
 def served(reward: Far, port: int) -> Iterator[None]:
     """``flowportrait judge serve`` with that scorer, for a while."""
-    from flowportrait.judges.server import create_app
+    from flowportrait.judges.server import judge_app
 
-    app = create_app(None, {"far": reward})  # type: ignore[arg-type]
+    app = judge_app(None, {"far": reward})  # type: ignore[arg-type]
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -384,7 +384,7 @@ def test_a_reward_on_another_machine_is_asked_meanwhile_and_may_hang_or_be_gone(
     run, far = trainer(SMALL), Far()
     with served(far, port):
         remote = HttpReward.at(f"http://127.0.0.1:{port}", "far", retries=1, timeout=0.5)
-        run.rewards = Composite((Lift(), remote), {"lift": 1.0, "far": 1.0})
+        run.rewards = CompositeReward((Lift(), remote), {"lift": 1.0, "far": 1.0})
         assert run.step()["invalid/far"] == 0.0
         far.hangs = 1.0
         hung = run.step()

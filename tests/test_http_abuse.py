@@ -27,15 +27,15 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.judges.client import ChatClient
 from flowportrait.judges.messages import Endpoint
-from flowportrait.judges.server import MODEL, create_app
-from flowportrait.media.video import ClipLimits, bounded_frames, check_clip, read_clip
+from flowportrait.judges.server import SERVED_MODEL, judge_app
+from flowportrait.media.video import ClipLimits, check_clip_limits, iter_bounded_frames, read_clip
 from flowportrait.media.write_video import write_video
 from flowportrait.rewards.remote import MEDIA_TYPE, HttpReward
-from flowportrait.rewards.sync import LipSync
-from flowportrait.speech.voices import SpeechServer
+from flowportrait.rewards.sync import LipSyncReward
+from flowportrait.speech.voices import SpeechServerVoice
 from flowportrait.study.server import study_app
-from flowportrait.web_client import check_address, key_for
-from flowportrait.web_server import bind, make_server, public_names, without_paths
+from flowportrait.web_client import api_key_for, check_server_address
+from flowportrait.web_server import allowed_host_names, bind_listener, make_server, strip_paths
 from tests.memory import peak_mb
 from tests.study_browser import small_study
 from tests.test_judge_serve import Grey
@@ -48,7 +48,7 @@ CHAT = b"POST /v1/chat/completions HTTP/1.1\r\n" + HOST
 @contextmanager
 def running(app: Any) -> Iterator[int]:
     """The port of an application that is served as the commands serve it."""
-    with bind("127.0.0.1", 0) as listener:
+    with bind_listener("127.0.0.1", 0) as listener:
         server = make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -72,15 +72,15 @@ def server(
     """Name, port and a path that takes a POST, of each server of the package."""
     app: Any
     if request.param == "judge":
-        app, path = create_app(Grey(), {"sync": LipSync.load()}), "/v1/chat/completions"
+        app, path = judge_app(Grey(), {"sync": LipSyncReward.load()}), "/v1/chat/completions"
     elif request.param == "study":
         app, path = study_app(study), "/api/participants"
     else:
         pytest.importorskip("gradio")
-        from flowportrait.studio.render_queue import Limits
+        from flowportrait.studio.render_queue import StudioLimits
         from flowportrait.studio.server import Studio, studio_app
 
-        app, path = studio_app(Studio(tmp_path_factory.mktemp("studio"), Limits())), "/gradio_api/queue/join"
+        app, path = studio_app(Studio(tmp_path_factory.mktemp("studio"), StudioLimits())), "/gradio_api/queue/join"
     with running(app) as port:
         yield request.param, port, path
 
@@ -228,7 +228,7 @@ def test_many_connections_are_answered_or_closed_and_the_server_goes_on(
 
 def test_large_bodies_at_once_share_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "BODIES_AT_ONCE", 1)
-    app = create_app(Grey(), {})
+    app = judge_app(Grey(), {})
     app.user_middleware[0].kwargs["largest_body"] = 2**16
     head = CHAT + JSON + b"Content-Length: 65000\r\n\r\n"
     with running(app) as port, closing(socket.create_connection(("127.0.0.1", port), 5)) as first:
@@ -242,7 +242,7 @@ def test_large_bodies_at_once_share_a_bound(monkeypatch: pytest.MonkeyPatch) -> 
 
 def completion(port: int, url: Any) -> httpx2.Response:
     part = {"type": "video_url", "video_url": {"url": url}}
-    body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
+    body = {"model": SERVED_MODEL, "messages": [{"role": "user", "content": [part]}]}
     return httpx2.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=120)
 
 
@@ -274,7 +274,7 @@ def test_a_small_clip_that_would_become_gigabytes_is_refused_before_it_is_decode
         "both": still(tmp_path / "both.mp4", 3.6, 2048),
     }
     assert all(path.stat().st_size < 200_000 for path in bombs.values())
-    with running(create_app(Grey(), {})) as port:
+    with running(judge_app(Grey(), {})) as port:
         assert completion(port, data_url(still(tmp_path / "good.mp4").read_bytes())).status_code == 200
         before = peak_mb()
         for name, said in (("long", "lasts more than 120 s"), ("large", "megapixels"), ("both", "1 GiB")):
@@ -293,7 +293,7 @@ def test_no_message_says_where_files_are_and_nothing_but_videos_is_opened(tmp_pa
     secret.write_bytes(b"G" * 188)
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n".encode()
     broken = still(tmp_path / "a.mp4").read_bytes()[:-300]
-    with running(create_app(Grey(), {})) as port:
+    with running(judge_app(Grey(), {})) as port:
         for given, said in (
             (data_url(playlist), "no mp4"),
             (data_url(b"ffconcat version 1.0\nfile /etc/passwd\n"), "no mp4"),
@@ -320,7 +320,7 @@ def test_a_failure_inside_is_one_sentence_without_its_details() -> None:
         def judge(self, exhibits: list[Any]) -> Any:
             raise RuntimeError("secret at /srv/private/model.bin")
 
-    with running(create_app(Broken(), {})) as port:
+    with running(judge_app(Broken(), {})) as port:
         url = "data:video/mp4;base64,"
         found = completion(port, url + base64.b64encode(small_mp4()).decode())
     assert found.status_code == 500
@@ -369,8 +369,8 @@ def test_clips_of_other_people_are_bounded_wherever_they_are_read(tmp_path: Path
         container.mux(voice.encode())
     with pytest.raises(BadInput, match="more than 2 s"):
         read_clip(hour, limits)
-    assert check_clip(tmp_path / "good.mp4", limits) == pytest.approx(1.0, abs=0.1)
-    assert sum(1 for _ in bounded_frames(tmp_path / "good.mp4", limits)) == 25
+    assert check_clip_limits(tmp_path / "good.mp4", limits) == pytest.approx(1.0, abs=0.1)
+    assert sum(1 for _ in iter_bounded_frames(tmp_path / "good.mp4", limits)) == 25
 
 
 def test_the_decoder_itself_refuses_pictures_that_grow_on_the_way(tmp_path: Path) -> None:
@@ -392,8 +392,8 @@ def test_the_decoder_itself_refuses_pictures_that_grow_on_the_way(tmp_path: Path
     ],
 )
 def test_paths_are_cut_from_sentences_and_nothing_else_is(sentence: str, told: str) -> None:
-    assert without_paths(sentence) == told
-    assert without_paths("/a b's/c.mp4 is bad", Path("/a b's/c.mp4")) == "c.mp4 is bad"
+    assert strip_paths(sentence) == told
+    assert strip_paths("/a b's/c.mp4 is bad", Path("/a b's/c.mp4")) == "c.mp4 is bad"
 
 
 def test_keys_go_where_the_environment_says_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,11 +402,11 @@ def test_keys_go_where_the_environment_says_and_nowhere_else(monkeypatch: pytest
     monkeypatch.setenv("OPENAI_API_KEY", "open")
     monkeypatch.setenv("FLOWPORTRAIT_JUDGE_KEY", "own")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "cloud")
-    assert key_for("https://api.openai.com/v1", "") == "open"
-    assert key_for("https://api.openai.com/v1", "OPENAI_API_KEY") == "open"
-    assert key_for("http://127.0.0.1:8000/v1", "OPENAI_API_KEY") is None
-    assert key_for("http://127.0.0.1:8000/v1", "FLOWPORTRAIT_JUDGE_KEY") == "own"
-    assert key_for("https://evil.example/v1", "") is None
+    assert api_key_for("https://api.openai.com/v1", "") == "open"
+    assert api_key_for("https://api.openai.com/v1", "OPENAI_API_KEY") == "open"
+    assert api_key_for("http://127.0.0.1:8000/v1", "OPENAI_API_KEY") is None
+    assert api_key_for("http://127.0.0.1:8000/v1", "FLOWPORTRAIT_JUDGE_KEY") == "own"
+    assert api_key_for("https://evil.example/v1", "") is None
     for url, variable, said in (
         ("https://evil.example/v1", "AWS_SECRET_ACCESS_KEY", "names no key of FlowPortrait"),
         ("https://api.openai.com/v1", "AWS_SECRET_ACCESS_KEY", "names no key of FlowPortrait"),
@@ -421,17 +421,17 @@ def test_keys_go_where_the_environment_says_and_nowhere_else(monkeypatch: pytest
         ("ftp://api.openai.com/v1", "OPENAI_API_KEY", "is no address"),
     ):
         with pytest.raises(BadInput, match=said):
-            key_for(url, variable)
+            api_key_for(url, variable)
     monkeypatch.setenv("FLOWPORTRAIT_JUDGE_HOST", "judge.example, other.example:8443")
-    assert key_for("https://judge.example/v1", "FLOWPORTRAIT_JUDGE_KEY") == "own"
-    assert key_for("https://other.example:8443/v1", "FLOWPORTRAIT_JUDGE_KEY") == "own"
+    assert api_key_for("https://judge.example/v1", "FLOWPORTRAIT_JUDGE_KEY") == "own"
+    assert api_key_for("https://other.example:8443/v1", "FLOWPORTRAIT_JUDGE_KEY") == "own"
     for url in ("https://other.example/v1", "https://judge.example.evil/v1"):
         with pytest.raises(BadInput, match="not meant for"):
-            key_for(url, "FLOWPORTRAIT_JUDGE_KEY")
+            api_key_for(url, "FLOWPORTRAIT_JUDGE_KEY")
     with pytest.raises(BadInput, match="unencrypted"):
-        key_for("http://judge.example/v1", "FLOWPORTRAIT_JUDGE_KEY")
+        api_key_for("http://judge.example/v1", "FLOWPORTRAIT_JUDGE_KEY")
     monkeypatch.setenv("OPENAI_BASE_URL", "https://router.example/api/v1")
-    assert key_for("https://router.example/api/v1", "OPENAI_API_KEY") == "open"
+    assert api_key_for("https://router.example/api/v1", "OPENAI_API_KEY") == "open"
 
 
 def test_settings_from_somebody_else_send_no_variable_anywhere(
@@ -459,7 +459,7 @@ def test_nothing_is_sent_unencrypted_to_another_computer_unless_its_owner_says_s
 ) -> None:
     monkeypatch.delenv("FLOWPORTRAIT_PLAIN_HTTP", raising=False)
     for url in ("http://127.0.0.1:1/v1", "http://localhost/v1", "http://[::1]:8/v1", "https://far.example/v1"):
-        check_address(url, "endpoint.url")
+        check_server_address(url, "endpoint.url")
     ends: list[Callable[[], Any]] = [
         lambda: ChatClient(Endpoint(url="http://far.example/v1", model="m")),
         lambda: HttpReward.at("http://far.example", "sync"),
@@ -469,12 +469,12 @@ def test_nothing_is_sent_unencrypted_to_another_computer_unless_its_owner_says_s
             end()
     monkeypatch.setenv("OPENAI_BASE_URL", "http://far.example/v1")
     with pytest.raises(BadInput, match=r"FLOWPORTRAIT_PLAIN_HTTP=far\.example"):
-        SpeechServer("alloy")
+        SpeechServerVoice("alloy")
     monkeypatch.setenv("FLOWPORTRAIT_PLAIN_HTTP", "far.example")
     ChatClient(Endpoint(url="http://far.example/v1", model="m"))
     monkeypatch.setenv("OPENAI_API_KEY", "open")
     with pytest.raises(BadInput, match="unencrypted"):
-        SpeechServer("alloy")
+        SpeechServerVoice("alloy")
 
 
 @contextmanager
@@ -519,7 +519,7 @@ def test_redirects_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
                 HttpReward.at(f"http://127.0.0.1:{port}", "sync")
             monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
             with pytest.raises(BadInput, match="did not speak"):
-                SpeechServer("alloy").say("Hello.")
+                SpeechServerVoice("alloy").say("Hello.")
         with pytest.raises(TimeoutError):
             heard.append(thief.accept()[0].recv(10))
     assert heard == []
@@ -544,11 +544,16 @@ def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_server_for_others_goes_by_its_own_names_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Desk")
-    assert set(public_names("0.0.0.0", ["study.example"])) == {*web.LOOPBACK, "desk", "desk.local", "study.example"}
-    assert set(public_names("127.0.0.1", [])) == set(web.LOOPBACK)
+    assert set(allowed_host_names("0.0.0.0", ["study.example"])) == {
+        *web.LOOPBACK,
+        "desk",
+        "desk.local",
+        "study.example",
+    }
+    assert set(allowed_host_names("127.0.0.1", [])) == set(web.LOOPBACK)
     for wrong in ("https://a.example", "a.example:80", "a b", "*"):
         with pytest.raises(BadInput, match="no host name"):
-            public_names("0.0.0.0", [wrong])
+            allowed_host_names("0.0.0.0", [wrong])
 
 
 def test_a_study_for_others_refuses_unknown_names(study: Path) -> None:
@@ -585,7 +590,7 @@ def test_a_judge_for_others_needs_a_key_and_what_belongs_together(
 
 
 def test_a_wrong_batch_is_one_sentence_and_the_next_is_scored() -> None:
-    with running(create_app(Grey(), {"sync": LipSync.load()})) as port:
+    with running(judge_app(Grey(), {"sync": LipSyncReward.load()})) as port:
         address, kind = f"http://127.0.0.1:{port}/score/sync", {"Content-Type": MEDIA_TYPE}
         long = (2**40).to_bytes(8, "little")
         for body in (b"", b"\0" * 8, b"\xff" * 8, b"\x10" + b"\0" * 7 + b"{" * 16, long + b"{}"):

@@ -15,7 +15,7 @@ from scipy.io import wavfile
 from skimage import color
 
 from flowportrait.errors import BadInput
-from flowportrait.media.colour import matrix_profile
+from flowportrait.media.colour import matrix_icc_profile
 from flowportrait.media.image import read_image
 from flowportrait.media.write_video import write_video
 
@@ -190,11 +190,11 @@ def test_png_gamma_is_used_and_the_usual_one_changes_nothing(tmp_path: Path) -> 
 
 def test_a_profile_made_of_primaries_has_the_known_columns() -> None:
     places = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329)
-    made = ImageCms.ImageCmsProfile(io.BytesIO(matrix_profile(places, None) or b""))
+    made = ImageCms.ImageCmsProfile(io.BytesIO(matrix_icc_profile(places, None) or b""))
     for name, seen in zip((b"r", b"g", b"b"), ("red", "green", "blue"), strict=True):
         assert getattr(made.profile, f"{seen}_colorant")[0] == pytest.approx(P3_COLUMNS[name], abs=2e-3)
-    assert matrix_profile((0.3, 0.3) * 4, None) is None
-    assert matrix_profile((float("nan"), 0.3) * 4, None) is None
+    assert matrix_icc_profile((0.3, 0.3) * 4, None) is None
+    assert matrix_icc_profile((float("nan"), 0.3) * 4, None) is None
 
 
 def test_photos_up_to_200_megapixels_are_read_without_a_warning(tmp_path: Path) -> None:

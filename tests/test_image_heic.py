@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flowportrait.errors import BadInput
-from flowportrait.media.image import is_picture, read_image
+from flowportrait.media.image import is_image_file, read_image
 from tests.test_image_colour import EXPECTED, difference, display_p3, patches
 
 if "libx265" not in av.codecs_available:
@@ -81,7 +81,7 @@ def test_a_phone_s_photo_is_read_in_its_colours(tmp_path: Path, profile: str) ->
     }
     pixels = np.pad(patches(), ((0, 48), (0, 16), (0, 0)), mode="edge")
     path = heic(tmp_path / "a.heic", pixels, box(b"colr", stated[profile]))
-    assert is_picture(path)
+    assert is_image_file(path)
     assert difference(read_image(path)[:16, :112], EXPECTED) < 2
 
 

@@ -10,7 +10,7 @@ from tools.train_intensity import amplitudes
 from flowportrait.errors import BadInput
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.sampler import GenerationSession, sample_motion
-from flowportrait.models.training_clips import lip_gap
+from flowportrait.models.training_clips import lip_opening_per_number
 from flowportrait.pipelines.animator import Animator
 from tests.test_generator import TINY
 
@@ -30,7 +30,7 @@ def test_a_livelier_performance_is_livelier_and_its_lips_keep_time(name: str) ->
     sizes = torch.stack([amplitudes(motion).mean(0) for motion in (calm, usual, lively)])
     assert (sizes.diff(dim=0) > 0).all()
     assert float((sizes[2] - sizes[0]).mean()) > 0.2
-    gaps = torch.stack([(motion @ lip_gap()).flatten() for motion in (usual, lively)])
+    gaps = torch.stack([(motion @ lip_opening_per_number()).flatten() for motion in (usual, lively)])
     assert torch.corrcoef(gaps)[0, 1] > 0.8
 
 

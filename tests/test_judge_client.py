@@ -17,9 +17,9 @@ import pytest
 
 from flowportrait.errors import BadInput
 from flowportrait.judges.answers import (
-    BOX,
-    CHOICE,
-    THOUGHTS,
+    BOX_FORMAT,
+    CHOICE_FORMAT,
+    THOUGHTS_FORMAT,
     Grade,
     grade_format,
     review_format,
@@ -33,7 +33,7 @@ from flowportrait.judges.messages import Endpoint
 from flowportrait.judges.panel import Panel, PanelSettings
 from flowportrait.judges.questions import Ledger, ReplyCache
 from flowportrait.judges.replies import Reply
-from flowportrait.judges.rubric import ASPECTS
+from flowportrait.judges.rubric import CLIP_ASPECTS
 from tests.judge_server import GOOD, USAGE, FaultyServer
 
 OUTCOME = {
@@ -76,7 +76,7 @@ def test_through_every_fault_all_scores_arrive_and_every_request_is_in_the_ledge
     with FaultyServer(scripted(faults)) as server:
         judge, ledger = panel(server, tmp_path, samples=2)
         verdicts = judge.judge([clip(seed) for seed in range(4)])
-    assert all(verdict.aspects[aspect].score == 4.0 for verdict in verdicts for aspect in ASPECTS)
+    assert all(verdict.aspects[aspect].score == 4.0 for verdict in verdicts for aspect in CLIP_ASPECTS)
     expected: dict[str, int] = {}
     for fault, count in server.happened.items():
         expected[OUTCOME[fault]] = expected.get(OUTCOME[fault], 0) + count
@@ -223,7 +223,16 @@ def test_a_request_that_is_refused_for_another_reason_is_not_repeated_for_ever()
 def test_every_answer_that_the_schemas_describe_is_read() -> None:
     review = review_format({"motion": [Grade(3, 3, False, "r")]})
     stills = still_grade_format(("light",)), still_grade_format((), ("oily",))
-    formats = [grade_format(2.0), *stills, CHOICE, THOUGHTS, BOX, windows_format(2.0), rule_format(1), review]
+    formats = [
+        grade_format(2.0),
+        *stills,
+        CHOICE_FORMAT,
+        THOUGHTS_FORMAT,
+        BOX_FORMAT,
+        windows_format(2.0),
+        rule_format(1),
+        review,
+    ]
     for form in formats:
         form.read(Reply(json.dumps(_example(form.schema))))
 

@@ -18,34 +18,34 @@ from flowportrait.config import override
 from flowportrait.corruption.clips import Footage, shake_head, stretch_head
 from flowportrait.errors import BadInput
 from flowportrait.judges.answers import read_choice, read_rule
-from flowportrait.judges.build import JudgeSettings, build_judge, build_with_library
+from flowportrait.judges.build import JudgeSettings, build_judge, build_judge_with_library
 from flowportrait.judges.clips import JudgedClip, pair_input
 from flowportrait.judges.learning import (
     ExpertToggles,
     LabelledPair,
     Miss,
     RuleEditor,
-    agreement,
     count_agreement,
-    improve,
+    learn_library,
+    measure_agreement,
     split_pairs,
-    wilson,
+    wilson_interval,
 )
 from flowportrait.judges.measured import (
     EXPERTS,
     Experts,
     HeadPose,
     MeasuredPanel,
-    PoseChecked,
-    affine_camera,
+    PoseCappedJudge,
+    fit_affine_camera,
+    nearest_rotation,
     pose_statistics,
-    rotation,
 )
 from flowportrait.judges.methods import ComparingPanel, PairChoice, PairJudge, compare_pairs
 from flowportrait.judges.panel import Panel, PanelSettings
 from flowportrait.judges.questions import Question, ReplyCache
 from flowportrait.judges.replies import Reply, UnusableReply
-from flowportrait.judges.rubric import ASPECTS, Library
+from flowportrait.judges.rubric import CLIP_ASPECTS, RubricLibrary
 from flowportrait.preferences.dataset import Label
 from flowportrait.rendering.motion_basis import MotionBasis
 from tests.judge_server import FaultyServer
@@ -72,8 +72,8 @@ def test_who_compares_says_the_same_in_either_order() -> None:
     panel = ComparingPanel(Scripted(brighter), ONE)
     bright, dark = two()
     (one, other) = panel.compare([(bright, dark), (dark, bright)])
-    assert all(one[aspect].margin == 1 and one[aspect].position_bias == 0 for aspect in ASPECTS)
-    assert all(other[aspect].margin == -1 for aspect in ASPECTS)
+    assert all(one[aspect].margin == 1 and one[aspect].position_bias == 0 for aspect in CLIP_ASPECTS)
+    assert all(other[aspect].margin == -1 for aspect in CLIP_ASPECTS)
 
 
 def test_who_prefers_what_comes_first_has_no_opinion_and_is_told_apart() -> None:
@@ -104,8 +104,8 @@ def test_who_only_grades_is_asked_for_two_grades_and_each_clip_once() -> None:
     panel = Panel(backend, ONE)
     assert not isinstance(panel, PairJudge)
     (one, other) = compare_pairs(panel, [(bright, dark), (dark, bright)])
-    assert [one[aspect].margin for aspect in ASPECTS] == [2] * 3
-    assert [other[aspect].margin for aspect in ASPECTS] == [-2] * 3
+    assert [one[aspect].margin for aspect in CLIP_ASPECTS] == [2] * 3
+    assert [other[aspect].margin for aspect in CLIP_ASPECTS] == [-2] * 3
     assert len(backend.asked) == 6
 
 
@@ -116,8 +116,8 @@ def test_agreement_counts_what_people_decided_and_refusing_gains_nothing() -> No
         LabelledPair(pair, {"lip_sync": Label.SECOND}),
         LabelledPair(pair, {"motion": Label.FIRST}),
     ]
-    sure = {aspect: PairChoice(1.0) for aspect in ASPECTS}
-    found, misses = count_agreement(stated, [sure, sure, {aspect: PairChoice(None) for aspect in ASPECTS}], 0.1)
+    sure = {aspect: PairChoice(1.0) for aspect in CLIP_ASPECTS}
+    found, misses = count_agreement(stated, [sure, sure, {aspect: PairChoice(None) for aspect in CLIP_ASPECTS}], 0.1)
     assert found.accuracy == 0.5
     assert found.decided == 3
     assert found.by_aspect == {"lip_sync": (0.5, 2), "motion": (0.5, 1)}
@@ -130,9 +130,9 @@ def test_agreement_counts_what_people_decided_and_refusing_gains_nothing() -> No
 @settings(deadline=None)
 @given(st.integers(1, 400), st.floats(0, 1))
 def test_an_interval_holds_its_share_and_narrows_with_what_was_asked(count: int, share: float) -> None:
-    low, high = wilson(share, count)
+    low, high = wilson_interval(share, count)
     assert -1e-9 <= low <= share + 1e-9 <= high + 2e-9 <= 1 + 3e-9
-    assert high - low > np.subtract(*wilson(share, 4 * count)[::-1])
+    assert high - low > np.subtract(*wilson_interval(share, 4 * count)[::-1])
 
 
 def dark_rule(question: Question) -> dict[str, object]:
@@ -148,7 +148,7 @@ def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: 
     bright, dark = two()
     stated = [LabelledPair((bright, dark), {"motion": Label.SECOND})] * 10
     backend = Scripted(dark_rule)
-    learned = improve(
+    learned = learn_library(
         lambda library: Panel(backend, ONE, library=library), stated, RuleEditor(backend, ReplyCache(None)), 3
     )
     assert [(one.before, one.after, one.kept) for one in learned.rounds] == [(0, 0, False), (0, 1, True)]
@@ -157,13 +157,13 @@ def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: 
     assert learned.last
     assert (learned.first.accuracy, learned.last.accuracy) == (0, 1)
     learned.library.save(tmp_path / "library.json", learned.to_dict())
-    assert Library.load(tmp_path / "library.json") == learned.library
+    assert RubricLibrary.load(tmp_path / "library.json") == learned.library
     assert "agreement" not in (tmp_path / "library.json").read_text()
     with pytest.raises(BadInput, match="9 pairs that people decided"):
-        improve(lambda library: Panel(backend, ONE), stated[1:], ExpertToggles(()), 1)
+        learn_library(lambda library: Panel(backend, ONE), stated[1:], ExpertToggles(()), 1)
     (tmp_path / "wrong.json").write_text('{"entries": {"beauty": []}}')
     with pytest.raises(BadInput, match="beauty is no aspect"):
-        Library.load(tmp_path / "wrong.json")
+        RubricLibrary.load(tmp_path / "wrong.json")
 
 
 def test_what_is_reported_was_not_decided_by() -> None:
@@ -174,8 +174,8 @@ def test_what_is_reported_was_not_decided_by() -> None:
 
 def test_a_library_changes_the_question_and_the_fingerprint_and_an_empty_one_neither() -> None:
     settings = override(JudgeSettings(), ["by=server", "endpoint.model=some"])
-    plain, empty = build_judge(settings), build_with_library(settings, Library({"motion": ()}))
-    ruled = build_with_library(settings, Library({"motion": ("Look at the ears.",)}))
+    plain, empty = build_judge(settings), build_judge_with_library(settings, RubricLibrary({"motion": ()}))
+    ruled = build_judge_with_library(settings, RubricLibrary({"motion": ("Look at the ears.",)}))
     assert plain.fingerprint == empty.fingerprint != ruled.fingerprint
     assert isinstance(plain, Panel)
     assert isinstance(ruled, Panel)
@@ -193,9 +193,9 @@ def test_a_rule_is_one_sentence_in_a_place_that_exists(said: dict[str, object]) 
 
 
 def test_toggles_try_every_expert_in_every_aspect_and_leave_none_without() -> None:
-    library = Library(EXPERTS)
+    library = RubricLibrary(EXPERTS)
     tried = [ExpertToggles(("sync", "pose"))(library, (), number) for number in range(6)]
-    assert all(own is not None and all(own.of(aspect) for aspect in ASPECTS) for own in tried)
+    assert all(own is not None and all(own.of(aspect) for aspect in CLIP_ASPECTS) for own in tried)
     assert any("pose" in own.of("motion") for own in tried if own)
 
 
@@ -213,7 +213,7 @@ def test_a_rigid_head_does_not_bend_however_it_turns_and_its_turn_is_measured() 
     assert float(pose_statistics(still)[1]) < -7
     truth = Rotation.from_euler("xyz", [[0, 0, 0], [0, 4, 0]], degrees=True).as_matrix()
     points = MotionBasis.load().canonical.numpy() @ truth.transpose(0, 2, 1)
-    found = rotation(affine_camera(torch.from_numpy(points[None, ..., :2])))
+    found = nearest_rotation(fit_affine_camera(torch.from_numpy(points[None, ..., :2])))
     assert np.allclose(found[0].numpy(), truth, atol=1e-5)
 
 
@@ -228,7 +228,7 @@ def test_a_head_that_cannot_be_caps_the_grade_and_another_changes_nothing(
     whole = JudgedClip(frames, np.ones(20 * 640, np.float32), known_landmarks=places)
     track = Footage(None, landmarks=np.concatenate([places, places[..., :1]], -1))
     hurt = replace(whole, known_landmarks=damage(track, strength).landmarks[..., :2])
-    given, capped = PoseChecked(Panel(Scripted(lambda question: graded(5)), ONE)).judge([whole, hurt])
+    given, capped = PoseCappedJudge(Panel(Scripted(lambda question: graded(5)), ONE)).judge([whole, hurt])
     assert (given.aspects["motion"].score or 0) > 4.5
     assert (capped.aspects["motion"].score or 5) < 3.5
     assert "no head" in capped.aspects["motion"].rationale
@@ -237,12 +237,12 @@ def test_a_head_that_cannot_be_caps_the_grade_and_another_changes_nothing(
 
 def test_a_measured_panel_is_the_same_until_a_library_says_otherwise() -> None:
     plain = MeasuredPanel()
-    assert MeasuredPanel(Experts.load().with_library(Library())).fingerprint == plain.fingerprint
-    posed = MeasuredPanel(Experts.load().with_library(Library({"motion": ("steadiness", "pose")})))
+    assert MeasuredPanel(Experts.load().with_library(RubricLibrary())).fingerprint == plain.fingerprint
+    posed = MeasuredPanel(Experts.load().with_library(RubricLibrary({"motion": ("steadiness", "pose")})))
     assert posed.fingerprint != plain.fingerprint
     assert posed.experts.used == {"sync", "expressiveness", "steadiness", "pose"}
     with pytest.raises(BadInput, match="No expert named beauty"):
-        Experts.load().with_library(Library({"motion": ("beauty",)}))
+        Experts.load().with_library(RubricLibrary({"motion": ("beauty",)}))
 
 
 def test_a_server_is_asked_in_both_orders_and_answers_are_kept(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_server_is_asked_in_both_orders_and_answers_are_kept(tmp_path: Path) -
                    f"folder={tmp_path}"]  # fmt: skip
         for _ in range(2):
             judge = build_judge(override(JudgeSettings(), changes))
-            found, _ = agreement(judge, [LabelledPair(two(), {"motion": Label.FIRST})])
+            found, _ = measure_agreement(judge, [LabelledPair(two(), {"motion": Label.FIRST})])
         assert len(server.bodies) == 6
     assert found.position_bias == 1
     assert found.accuracy == 0.5

@@ -9,11 +9,11 @@ from tools.fit_judge_scales import monotone
 
 from flowportrait.judges.build import JudgeReward, JudgeSettings, build_judge, certificate_folders
 from flowportrait.judges.measured import EXPERTS, Experts, MeasuredPanel, Steadiness, concatenate_batches
-from flowportrait.judges.rubric import ASPECTS
+from flowportrait.judges.rubric import CLIP_ASPECTS
 from flowportrait.judges.sanity import require_certificate
 from flowportrait.rewards.batch import Failure, RewardBatch
-from flowportrait.rewards.interface import score
-from flowportrait.rewards.registry import build
+from flowportrait.rewards.interface import score_batch
+from flowportrait.rewards.registry import build_reward
 from tests.test_reward import lively
 
 SIDE = 64
@@ -49,7 +49,7 @@ def test_trembling_freezing_and_stillness_are_less_steady_than_a_nod() -> None:
     frozen = smooth[np.where(times % 20 <= 6, times - times % 20, times)]
 
     def value(path: np.ndarray) -> float:
-        return float(score(reward, seen(path)).value[0])
+        return float(score_batch(reward, seen(path)).value[0])
 
     calm = value(smooth)
     shaken = [value(smooth + rng.normal(0, pixels, smooth.shape)) for pixels in (0.2, 0.6, 2.0)]
@@ -77,7 +77,7 @@ def test_the_panel_says_that_it_measures_and_what() -> None:
     panel = MeasuredPanel()
     [findings] = panel.measure(seen(nod()), [False])
     assert panel.kind == "measured panel"
-    for aspect in ASPECTS:
+    for aspect in CLIP_ASPECTS:
         finding = findings[aspect]
         assert finding.score is not None
         assert 1 <= finding.score <= 5
@@ -110,8 +110,8 @@ def test_rows_keep_their_place_when_batches_are_joined() -> None:
 
 def test_the_shipped_panel_has_passed_and_is_a_reward_by_name() -> None:
     require_certificate(build_judge(), certificate_folders(JudgeSettings()))
-    reward = build("panel")
+    reward = build_reward("panel")
     assert reward.name == "panel"
-    found = score(reward, seen(nod()))
+    found = score_batch(reward, seen(nod()))
     assert found.valid.all()
     assert 1 <= float(found.value[0]) <= 5

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from flowportrait.errors import BadInput
 from flowportrait.judges.clips import clip_input
-from flowportrait.judges.omni import NO_REASONS, OPENING, Omni, OmniSettings, inputs_for
-from flowportrait.judges.panel import CLIPS, Panel, PanelSettings
+from flowportrait.judges.omni import ANSWER_OPENING, NO_REASONS_TEXT, OmniBackend, OmniSettings, build_omni_inputs
+from flowportrait.judges.panel import CLIP_SUBJECT, Panel, PanelSettings
 from flowportrait.judges.questions import Question
 from tests.test_judge_client import clip
 
@@ -72,23 +72,23 @@ def thinker(family: str, words: Any) -> Any:
     return transformers.Qwen3OmniMoeThinkerForConditionalGeneration(config)
 
 
-def omni(family: str, **settings: Any) -> Omni:
+def omni(family: str, **settings: Any) -> OmniBackend:
     from transformers import WhisperFeatureExtractor
 
     words = tokenizer()
     model = thinker(family, words)
     features = WhisperFeatureExtractor(feature_size=16)
     chosen = OmniSettings(model=family, side=56, max_tokens=16, **settings)
-    return Omni(model, inputs_for(family, model.config, words, features, PIXELS, 56), chosen)
+    return OmniBackend(model, build_omni_inputs(family, model.config, words, features, PIXELS, 56), chosen)
 
 
-def asked(backend: Omni, aspect: Any = "lip_sync", **changes: Any) -> Question[Any]:
+def asked(backend: OmniBackend, aspect: Any = "lip_sync", **changes: Any) -> Question[Any]:
     from dataclasses import replace
 
     shown = replace(clip(), **changes)
-    text = CLIPS.question(shown, aspect, CLIPS.rubric(aspect), CLIPS.instruction(aspect))
-    answer = CLIPS.answer(shown, aspect)
-    return Question(CLIPS.system, text, aspect, shown.digest, 0, answer, lambda: clip_input(shown, aspect))
+    text = CLIP_SUBJECT.question(shown, aspect, CLIP_SUBJECT.rubric(aspect), CLIP_SUBJECT.instruction(aspect))
+    answer = CLIP_SUBJECT.answer(shown, aspect)
+    return Question(CLIP_SUBJECT.system, text, aspect, shown.digest, 0, answer, lambda: clip_input(shown, aspect))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,8 +135,8 @@ def test_a_score_is_the_expectation_over_the_grades() -> None:
     expected = float((weights * torch.arange(1, 6)).sum())
     for finding in verdict.aspects.values():
         assert finding.score == pytest.approx(expected, abs=1e-4)
-        assert finding.rationale == NO_REASONS
-    assert OPENING.endswith(": ")
+        assert finding.rationale == NO_REASONS_TEXT
+    assert ANSWER_OPENING.endswith(": ")
 
 
 def test_what_was_saved_is_loaded_by_name(tmp_path: Path) -> None:
@@ -146,11 +146,11 @@ def test_what_was_saved_is_loaded_by_name(tmp_path: Path) -> None:
     backend.make_inputs.features.save_pretrained(tmp_path)
     settings = tmp_path / "preprocessor_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | PIXELS))
-    loaded = Omni.from_pretrained(OmniSettings(model=str(tmp_path), side=56, device="cpu"))
+    loaded = OmniBackend.from_pretrained(OmniSettings(model=str(tmp_path), side=56, device="cpu"))
     assert torch.allclose(loaded.grade_logits([asked(loaded)]), backend.grade_logits([asked(backend)]), atol=1e-5)
 
 
 def test_another_kind_of_model_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(BadInput, match="is a gpt2"):
-        Omni.from_pretrained(OmniSettings(model=str(tmp_path)))
+        OmniBackend.from_pretrained(OmniSettings(model=str(tmp_path)))

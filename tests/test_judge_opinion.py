@@ -20,15 +20,15 @@ from flowportrait.judges.calibration import (
     Calibration,
     compare_with_humans,
     fit_monotone,
-    histogram,
-    icc,
+    grade_histogram,
+    intraclass_correlation,
     read_human_scores,
 )
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.questions import Kind
+from flowportrait.judges.questions import JudgeKind
 from flowportrait.judges.replies import Reply, Token, UnusableReply, expected_score
-from flowportrait.judges.rubric import ASPECTS, RUBRIC, WEIGHTS, Aspect, rubric_text
-from flowportrait.judges.sanity import CASES, CLIP_SANITY, examine, require_certificate, save_certificate
+from flowportrait.judges.rubric import ASPECT_WEIGHTS, CLIP_ASPECTS, RUBRIC, Aspect, rubric_text
+from flowportrait.judges.sanity import CLIP_CASES, CLIP_SANITY, certify_judge, require_certificate, save_certificate
 from flowportrait.judges.verdicts import AspectVerdict, Verdict
 from flowportrait.rewards.batch import Failure
 from tests.test_judge_client import clip
@@ -101,8 +101,8 @@ def test_little_probability_on_the_grades_is_no_expectation() -> None:
 
 
 def test_every_grade_of_every_aspect_is_said_in_words() -> None:
-    assert sum(WEIGHTS.values()) == pytest.approx(1)
-    for aspect in ASPECTS:
+    assert sum(ASPECT_WEIGHTS.values()) == pytest.approx(1)
+    for aspect in CLIP_ASPECTS:
         assert all(f"{grade} = {words}" in rubric_text(aspect) for grade, words in enumerate(RUBRIC[aspect].grades, 1))
 
 
@@ -123,7 +123,7 @@ def test_a_biased_judge_is_put_right_on_clips_it_was_not_fitted_on(tmp_path: Pat
     path = tmp_path / "scores.csv"
     lines = [f"{i}.mp4,{'a' if i % 2 else 'b'},{h:.3f},{h:.3f},{h:.3f}" for i, h in enumerate(human)]
     path.write_text("\n".join(["file,generator,lip_sync,expressiveness,motion", *lines]))
-    raw = {f"{i}.mp4": dict.fromkeys(ASPECTS, float(score)) for i, score in enumerate(judge)}
+    raw = {f"{i}.mp4": dict.fromkeys(CLIP_ASPECTS, float(score)) for i, score in enumerate(judge)}
     calibration, report = compare_with_humans(raw, read_human_scores(path), "test")
     before, after = report["lip_sync"]["before"], report["lip_sync"]["after_on_unseen_clips"]
     assert after["mean_error"] < 0.4 * before["mean_error"]
@@ -139,12 +139,12 @@ def test_a_biased_judge_is_put_right_on_clips_it_was_not_fitted_on(tmp_path: Pat
 
 def test_icc_is_one_for_equals_and_knows_an_offset() -> None:
     scores = np.random.default_rng(0).uniform(1, 5, 50)
-    assert icc(np.stack([scores, scores], 1)) == pytest.approx(1)
-    assert icc(np.stack([scores, scores - 2], 1)) < 0.6
+    assert intraclass_correlation(np.stack([scores, scores], 1)) == pytest.approx(1)
+    assert intraclass_correlation(np.stack([scores, scores - 2], 1)) < 0.6
     # Shrout & Fleiss (1979), table 2: four judges, six targets, ICC(2,1) = .29
     table = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
-    assert icc(table) == pytest.approx(0.29, abs=0.005)
-    assert histogram(np.array([1.0, 1.4, 2.5, 4.6])) == [2, 0, 1, 0, 1]
+    assert intraclass_correlation(table) == pytest.approx(0.29, abs=0.005)
+    assert grade_histogram(np.array([1.0, 1.4, 2.5, 4.6])) == [2, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(("text", "said"), [
@@ -161,7 +161,7 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path: Path, text: str, said: s
 class Scripted:
     """A judge whose scores are a function of how much its clip was damaged."""
 
-    kind: Kind = "measured panel"
+    kind: JudgeKind = "measured panel"
     name = "scripted"
 
     def __init__(self, fingerprint: str, fall: float, deaf: bool = False, lost: float = 0.0) -> None:
@@ -171,8 +171,8 @@ class Scripted:
         verdicts = []
         for place, shown in enumerate(clips):
             level = 0
-            for aspect in ASPECTS:
-                for damage in CASES[aspect]:
+            for aspect in CLIP_ASPECTS:
+                for damage in CLIP_CASES[aspect]:
                     if f" {damage} " in shown.name:
                         level = 0 if self.deaf and aspect == "lip_sync" else float(shown.name.split()[-1])
             score = 5 - self.fall * math.log1p(level)
@@ -182,7 +182,7 @@ class Scripted:
                 if gone
                 else AspectVerdict("motion", score, score, "agreement")
             )
-            verdicts.append(Verdict(shown.name, "", self.name, self.kind, dict.fromkeys(ASPECTS, finding)))
+            verdicts.append(Verdict(shown.name, "", self.name, self.kind, dict.fromkeys(CLIP_ASPECTS, finding)))
         return verdicts
 
 
@@ -192,9 +192,11 @@ def sane_clips() -> list[JudgedClip]:
 
 def test_a_judge_that_orders_all_damage_passes_and_may_be_trained_on(tmp_path: Path) -> None:
     judge = Scripted("good", 1.5)
-    certificate = examine(judge, sane_clips(), CLIP_SANITY)
+    certificate = certify_judge(judge, sane_clips(), CLIP_SANITY)
     assert certificate.passed
-    assert {result.damage for result in certificate.results} == {name for names in CASES.values() for name in names}
+    assert {result.damage for result in certificate.results} == {
+        name for names in CLIP_CASES.values() for name in names
+    }
     assert all(result.order == 1 for result in certificate.results)
     save_certificate(certificate, tmp_path)
     require_certificate(judge, [tmp_path])
@@ -205,7 +207,7 @@ def test_a_judge_that_orders_all_damage_passes_and_may_be_trained_on(tmp_path: P
     (Scripted("upside down", -0.5), "0%"), (Scripted("refuses", 1.5, lost=0.5), "failed"),
 ])  # fmt: skip
 def test_a_judge_that_does_not_is_refused(tmp_path: Path, judge: Scripted, said: str) -> None:
-    certificate = examine(judge, sane_clips(), CLIP_SANITY)
+    certificate = certify_judge(judge, sane_clips(), CLIP_SANITY)
     assert not certificate.passed
     save_certificate(certificate, tmp_path)
     with pytest.raises(BadInput, match=said):
@@ -222,7 +224,7 @@ def test_a_report_and_a_table_make_a_calibration_on_the_command_line(
 ) -> None:
     rng = np.random.default_rng(0)
     human = rng.uniform(1, 5, 12)
-    aspects = [{aspect: {"raw": 0.5 * score + 1} for aspect in ASPECTS} for score in human]
+    aspects = [{aspect: {"raw": 0.5 * score + 1} for aspect in CLIP_ASPECTS} for score in human]
     verdicts = [{"file": f"{i}.mp4", "aspects": found} for i, found in enumerate(aspects)]
     (tmp_path / "r.json").write_text(json.dumps({"judge": "test", "verdicts": verdicts}))
     rows = [f"{i}.mp4,{s:.2f},{s:.2f},{s:.2f}" for i, s in enumerate(human)]

@@ -25,16 +25,16 @@ from flowportrait.judges.client import ChatClient
 from flowportrait.judges.clips import JudgedClip, clips_from_batch
 from flowportrait.judges.messages import Endpoint, MediaFormats, mp4_url
 from flowportrait.judges.panel import Panel, PanelSettings
-from flowportrait.judges.questions import Kind, Ledger
-from flowportrait.judges.rubric import ASPECTS, Aspect
-from flowportrait.judges.server import MODEL, create_app
+from flowportrait.judges.questions import JudgeKind, Ledger
+from flowportrait.judges.rubric import CLIP_ASPECTS, Aspect
+from flowportrait.judges.server import SERVED_MODEL, judge_app
 from flowportrait.judges.verdicts import AspectVerdict, Verdict, missing_verdict
 from flowportrait.media.portrait import Portrait
 from flowportrait.rewards.batch import Failure, RewardBatch
-from flowportrait.rewards.interface import Score, all_valid, measured, score
-from flowportrait.rewards.registry import Composite, RewardWeights
+from flowportrait.rewards.interface import Score, all_valid, score_batch, score_with_failures
+from flowportrait.rewards.registry import CompositeReward, RewardWeights
 from flowportrait.rewards.remote import HttpReward
-from flowportrait.rewards.sync import LipSync
+from flowportrait.rewards.sync import LipSyncReward
 from flowportrait.rl.task import SpeechItem, draw_prompts, speech_mel, speech_waveform
 from tests.test_judge_client import clip
 
@@ -55,13 +55,13 @@ class Brightness:
         light = batch.frames((0, late)).mean((1, 2, 3, 4)) + 0 * batch.places((3,)).sum((1, 2, 3))
         light = light + torch.tensor([portrait.crop.mean() / 2550 for portrait in batch.portraits])
         dark = {row: Failure("no_face", "too dark") for row in (light < 0.2).nonzero()[:, 0].tolist()}
-        return measured(light, dark, light[:, None].expand(-1, late + 1))
+        return score_with_failures(light, dark, light[:, None].expand(-1, late + 1))
 
 
 class Grey:
     """A judge that grades by brightness and cannot see black clips."""
 
-    kind: Kind = "measured panel"
+    kind: JudgeKind = "measured panel"
     name = "grey"
     fingerprint = "grey"
     judged = 0
@@ -75,7 +75,7 @@ class Grey:
                 aspect: missing_verdict(aspect, Failure("no_face", "black"))
                 if light < 0.1
                 else AspectVerdict(aspect, 1 + 4 * light, 1 + 4 * light, "measurement", rationale="grey is grey")
-                for aspect in ASPECTS
+                for aspect in CLIP_ASPECTS
             }
             verdicts.append(Verdict(shown.name, "", self.name, self.kind, findings))
         return verdicts
@@ -108,7 +108,7 @@ def served(key: str | None = None, **scorers: Any) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(Grey(), scorers, key), port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(judge_app(Grey(), scorers, key), port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -119,11 +119,11 @@ def served(key: str | None = None, **scorers: Any) -> Iterator[str]:
 
 
 def test_a_scorer_elsewhere_says_what_it_says_here_failures_included() -> None:
-    with served(brightness=Brightness(), sync=LipSync.load()) as url:
-        for here in (Brightness(), LipSync.load()):
+    with served(brightness=Brightness(), sync=LipSyncReward.load()) as url:
+        for here in (Brightness(), LipSyncReward.load()):
             far = HttpReward.at(url, here.name)
             assert (far.needs, far.range) == (here.needs, getattr(here, "range", (-np.inf, np.inf)))
-            ours, theirs = score(here, batch()), score(far, batch())
+            ours, theirs = score_batch(here, batch()), score_batch(far, batch())
             assert torch.equal(ours.valid, theirs.valid)
             assert torch.allclose(ours.value, theirs.value, atol=1e-6, equal_nan=True)
             assert ours.failures == theirs.failures
@@ -131,23 +131,23 @@ def test_a_scorer_elsewhere_says_what_it_says_here_failures_included() -> None:
             assert ours.dense is not None
             assert theirs.dense is not None
             assert torch.allclose(ours.dense, theirs.dense)
-    assert score(Brightness(), batch()).reasons[0].kind == "no_face"
+    assert score_batch(Brightness(), batch()).reasons[0].kind == "no_face"
 
 
 def test_only_the_frames_that_a_scorer_asks_for_are_drawn() -> None:
     with served(brightness=Brightness()) as url:
         far = HttpReward.at(url, "brightness")
         first, second = batch(), batch()
-        score(far, first)
-        score(far, second)
+        score_batch(far, first)
+        score_batch(far, second)
     assert set(first.drawn) == set(second.drawn) == {0, 29}  # type: ignore[attr-defined]
 
 
 def test_a_server_that_is_gone_is_asked_again_and_then_unavailable() -> None:
-    with served(sync=LipSync.load()) as url:
+    with served(sync=LipSyncReward.load()) as url:
         far = HttpReward.at(url, "sync", retries=2)
     waits: list[float] = []
-    found = score(far, batch(), waits.append)
+    found = score_batch(far, batch(), waits.append)
     assert len(waits) == 2
     assert not found.valid.any()
     assert found.value.isnan().all()
@@ -176,7 +176,7 @@ def test_garbage_and_overload_on_the_way_back_are_not_scores() -> None:
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
     far = HttpReward(url, "x", "x", frozenset({"motion"}), retries=3)
-    found = score(far, batch(), lambda _: None)
+    found = score_batch(far, batch(), lambda _: None)
     server.shutdown()
     assert not answers
     assert not found.valid.any()
@@ -184,24 +184,24 @@ def test_garbage_and_overload_on_the_way_back_are_not_scores() -> None:
 
 
 def test_a_recipe_says_which_rewards_live_elsewhere() -> None:
-    with served(sync=LipSync.load()) as url:
+    with served(sync=LipSyncReward.load()) as url:
         weights = override(RewardWeights(), [f"options.elsewhere.sync={url}"])
-        composite = Composite.of({"sync": 1.0, "expressiveness": 1.0}, weights.options)
+        composite = CompositeReward.of({"sync": 1.0, "expressiveness": 1.0}, weights.options)
         far = composite(batch())["sync"].value
     assert isinstance(composite.rewards[0], HttpReward)
-    assert torch.allclose(far, Composite.of({"sync": 1.0})(batch())["sync"].value, atol=1e-6)
+    assert torch.allclose(far, CompositeReward.of({"sync": 1.0})(batch())["sync"].value, atol=1e-6)
 
 
 def test_what_does_not_exist_is_said_by_name() -> None:
-    with served(sync=LipSync.load()) as url, pytest.raises(BadInput, match="choose from sync"):
+    with served(sync=LipSyncReward.load()) as url, pytest.raises(BadInput, match="choose from sync"):
         HttpReward.at(url, "sharpness")
 
 
 def test_with_a_key_nobody_else_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    with served("secret", sync=LipSync.load()) as url:
+    with served("secret", sync=LipSyncReward.load()) as url:
         assert httpx2.get(f"{url}/scorers").status_code == 401
         monkeypatch.setenv("FLOWPORTRAIT_SERVE_KEY", "secret")
-        assert score(HttpReward.at(url, "sync"), batch()).valid.all()
+        assert score_batch(HttpReward.at(url, "sync"), batch()).valid.all()
 
 
 def test_the_panel_client_works_against_our_own_server() -> None:
@@ -212,12 +212,14 @@ def test_the_panel_client_works_against_our_own_server() -> None:
     Grey.judged = 0
     with served() as url:
         ledger = Ledger()
-        backend = ChatClient(Endpoint(url=f"{url}/v1", model=MODEL, shows=shows, answers=1, concurrency=1), ledger)
+        backend = ChatClient(
+            Endpoint(url=f"{url}/v1", model=SERVED_MODEL, shows=shows, answers=1, concurrency=1), ledger
+        )
         bright, dark = Panel(backend, PanelSettings(samples=1)).judge([clip(), black])
     assert bright.kind == "measured panel"
     assert Grey.judged == 2
     expected = 1 + 4 * float(clip().frames.mean()) / 255
-    for aspect in ASPECTS:
+    for aspect in CLIP_ASPECTS:
         assert bright.aspects[aspect].score == pytest.approx(expected, abs=0.1)
         assert bright.aspects[aspect].rationale == "grey is grey"
         failure = dark.aspects[aspect].failure
@@ -229,9 +231,9 @@ def test_the_panel_client_works_against_our_own_server() -> None:
 def test_the_served_panel_says_what_it_cannot_take() -> None:
     with served() as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        assert [model.id for model in client.models.list()] == [MODEL]
+        assert [model.id for model in client.models.list()] == [SERVED_MODEL]
         with pytest.raises(openai.BadRequestError, match="video_url"):
-            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}])
+            client.chat.completions.create(model=SERVED_MODEL, messages=[{"role": "user", "content": "Hello"}])
         with pytest.raises(openai.BadRequestError, match="not fetched"):
             ask(client, "http://example.org/clip.mp4")
         answer = ask(client, mp4_url(clip().frames, clip().audio, 25)).choices[0].message.content
@@ -240,12 +242,12 @@ def test_the_served_panel_says_what_it_cannot_take() -> None:
 
 def ask(client: openai.OpenAI, url: str) -> Any:
     part: Any = {"type": "video_url", "video_url": {"url": url}}
-    return client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": [part]}])
+    return client.chat.completions.create(model=SERVED_MODEL, messages=[{"role": "user", "content": [part]}])
 
 
 def test_a_judge_is_a_reward_and_its_failures_are_the_rewards() -> None:
     reward = JudgeReward(Grey())
-    found = score(reward, batch())
+    found = score_batch(reward, batch())
     assert found.valid.tolist() == [False, True, True]
     assert found.reasons[0].kind == "no_face"
     light = torch.linspace(0.05, 0.9, 3)

@@ -11,11 +11,11 @@ import pytest
 from flowportrait.config import override
 from flowportrait.judges.answers import Flaw, read_box
 from flowportrait.judges.build import JudgeSettings, build_judge
-from flowportrait.judges.methods import LocatingPanel, ThinkingPanel, cut_window
+from flowportrait.judges.methods import LocatingPanel, ThinkingPanel, clip_around_flaw
 from flowportrait.judges.panel import PanelSettings
-from flowportrait.judges.questions import Accept, Kind, Question
+from flowportrait.judges.questions import AcceptReply, JudgeKind, Question
 from flowportrait.judges.replies import Reply, UnusableReply
-from flowportrait.judges.rubric import ASPECTS
+from flowportrait.judges.rubric import CLIP_ASPECTS
 from flowportrait.rewards.batch import Failure
 from tests.test_judge_client import clip
 
@@ -24,13 +24,13 @@ class Scripted:
     """Answers by rule; what cannot be read comes back as a failure, as from a server."""
 
     model_id = "scripted"
-    kind: Kind = "multimodal LLM panel"
+    kind: JudgeKind = "multimodal LLM panel"
 
     def __init__(self, answer: Callable[[Question], dict[str, object]]) -> None:
         self.answer = answer
         self.asked: list[Question] = []
 
-    def ask(self, questions: Sequence[Question], accept: Accept) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question], accept: AcceptReply) -> dict[int, Failure]:
         failures = {}
         for place, question in enumerate(questions):
             self.asked.append(question)
@@ -55,7 +55,7 @@ def test_the_grade_is_given_by_who_has_read_the_thoughts() -> None:
 
     backend = Scripted(answer)
     (verdict,) = ThinkingPanel(backend, PanelSettings(samples=2)).judge([clip()])
-    assert [verdict.aspects[aspect].score for aspect in ASPECTS] == [1, 5, 5]
+    assert [verdict.aspects[aspect].score for aspect in CLIP_ASPECTS] == [1, 5, 5]
     assert [question.aspect for question in backend.asked[:6]] == ["thoughts"] * 6
     assert len(backend.asked) == 12
 
@@ -63,7 +63,7 @@ def test_the_grade_is_given_by_who_has_read_the_thoughts() -> None:
 def test_without_thoughts_there_is_no_grade_and_it_is_said_why() -> None:
     backend = Scripted(lambda question: {"thoughts": ""} if question.aspect == "thoughts" else graded(3))
     (verdict,) = ThinkingPanel(backend, PanelSettings(samples=1)).judge([clip()])
-    assert all(verdict.aspects[aspect].score is None for aspect in ASPECTS)
+    assert all(verdict.aspects[aspect].score is None for aspect in CLIP_ASPECTS)
     assert "no thoughts" in str(verdict.aspects["motion"].failure)
     assert len(backend.asked) == 3
 
@@ -82,7 +82,7 @@ def test_a_flaw_that_is_not_found_again_does_not_count() -> None:
 
     backend = Scripted(answer)
     (verdict,) = LocatingPanel(backend, PanelSettings(samples=1)).judge([clip()])
-    assert [verdict.aspects[aspect].score for aspect in ASPECTS] == [2, 2, 2]
+    assert [verdict.aspects[aspect].score for aspect in CLIP_ASPECTS] == [2, 2, 2]
     assert sum(question.aspect == "box" for question in backend.asked) == 6
 
 
@@ -95,11 +95,11 @@ def test_nothing_wrong_needs_two_questions_and_no_third() -> None:
 
 def test_a_window_is_shown_alone_with_its_own_sound() -> None:
     whole = clip(frames=40)
-    part = cut_window(whole, Flaw(0.8, 1.2, "soft p"))
+    part = clip_around_flaw(whole, Flaw(0.8, 1.2, "soft p"))
     assert np.array_equal(part.frames, whole.frames[20:31])
     assert np.array_equal(part.audio, whole.audio[20 * 640 : 31 * 640])
     assert np.array_equal(part.landmarks, whole.landmarks[20:31])
-    assert len(cut_window(whole, Flaw(1.6, 1.6, "the end"))) == 10
+    assert len(clip_around_flaw(whole, Flaw(1.6, 1.6, "the end"))) == 10
 
 
 @pytest.mark.parametrize("said", [

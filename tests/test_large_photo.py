@@ -12,8 +12,8 @@ from PIL import Image
 from skimage import data
 
 from flowportrait.media.crop import resize_transform
-from flowportrait.media.portrait import LARGEST_SIDE, Photo, Portrait
-from flowportrait.pipelines.conversation import frames_in_one_photo, two_portraits
+from flowportrait.media.portrait import MAX_VIDEO_SIDE, Photo, Portrait
+from flowportrait.pipelines.conversation import draw_in_one_photo, find_speaker_portraits
 from flowportrait.pipelines.inputs import read_photo
 from flowportrait.rendering.renderer import MotionCodec
 
@@ -36,7 +36,7 @@ def test_the_crop_of_a_large_photo_is_as_sharp_as_the_file(tmp_path: Path) -> No
     picture = group()
     Image.fromarray(picture).save(tmp_path / "a.bmp")
     shown = read_photo(tmp_path / "a.bmp")
-    assert max(shown.shown.shape) == LARGEST_SIDE
+    assert max(shown.shown.shape) == MAX_VIDEO_SIDE
     assert np.array_equal(shown.pixels, picture)
     portrait = Portrait.from_image(shown)
     assert portrait.image is shown.shown
@@ -82,8 +82,10 @@ def test_two_speakers_of_a_large_photo_are_shown_as_large_as_players_take_it() -
 
     picture = group(3000, 2000, 1000)
     picture[400:1400, 1700:2700] = picture[400:1400, 300:1300]
-    codecs = [MotionCodec(portrait) for portrait in two_portraits([Photo.for_video(picture)] * 2, ["both"] * 2)]
-    frame = next(frames_in_one_photo(codecs, [torch.zeros(1, 30)] * 2))
+    codecs = [
+        MotionCodec(portrait) for portrait in find_speaker_portraits([Photo.for_video(picture)] * 2, ["both"] * 2)
+    ]
+    frame = next(draw_in_one_photo(codecs, [torch.zeros(1, 30)] * 2))
     assert frame.shape == (1280, 1920, 3)
 
 

@@ -20,10 +20,10 @@ from scipy.io import wavfile
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
-from flowportrait.media.containers import native_chatter_silenced
-from flowportrait.media.crop import RIGID, mouth_patch, to_canonical
-from flowportrait.media.faces import bridge
-from flowportrait.media.mel import frame_count, level, log_mel
+from flowportrait.media.containers import silence_native_stderr
+from flowportrait.media.crop import STABILISING_LANDMARKS, canonical_transform, mouth_patch
+from flowportrait.media.faces import interpolate_missing_frames
+from flowportrait.media.mel import frame_count, log_mel, normalize_loudness
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 
@@ -371,13 +371,19 @@ def test_a_click_is_heard_in_its_own_column() -> None:
 
 def test_levelling_undoes_gain_and_leaves_silence_alone() -> None:
     speech = np.random.default_rng(0).normal(size=16_000).astype(np.float32) * 0.02
-    assert np.allclose(level(speech), level(5 * speech), atol=1e-6)
-    assert np.array_equal(level(1e-4 * speech), 1e-4 * speech)
+    assert np.allclose(normalize_loudness(speech), normalize_loudness(5 * speech), atol=1e-6)
+    assert np.array_equal(normalize_loudness(1e-4 * speech), 1e-4 * speech)
 
 
 def test_lost_frames_are_bridged_linearly_and_held_at_the_ends() -> None:
     track = np.array([[9.0], [1.0], [9.0], [3.0], [9.0]])
-    assert bridge(track, np.array([False, True, False, True, False])).ravel().tolist() == [1, 1, 2, 3, 3]
+    assert interpolate_missing_frames(track, np.array([False, True, False, True, False])).ravel().tolist() == [
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
 
 
 def test_the_stabilised_view_ignores_shift_turn_and_size() -> None:
@@ -387,7 +393,7 @@ def test_the_stabilised_view_ignores_shift_turn_and_size() -> None:
     moved[:, :2] = 2.5 * face[:, :2] @ turn.T + [30, -80]
 
     def seen(points: np.ndarray) -> np.ndarray:
-        matrix = to_canonical(points)
+        matrix = canonical_transform(points)
         return points[:, :2] @ matrix[:, :2].T + matrix[:, 2]
 
     assert np.allclose(seen(face), seen(moved), atol=1e-6)
@@ -398,7 +404,7 @@ def test_looking_only_around_the_mouth_shows_what_looking_everywhere_does(shift:
     frame = np.random.default_rng(0).integers(0, 255, (420, 640, 3), np.uint8)
     frame = cv2.GaussianBlur(frame, (0, 0), 3)
     points = np.zeros((478, 3), np.float32)
-    points[RIGID, :2] = np.array([300 + shift, 150 + shift / 2]) + 130 * np.array(
+    points[STABILISING_LANDMARKS, :2] = np.array([300 + shift, 150 + shift / 2]) + 130 * np.array(
         [[-0.5, 0], [-0.17, 0.02], [0.17, 0.02], [0.5, 0], [0, -0.06], [0, 0.1], [0, 0.24], [0, 0.56]]
     )
     far = np.full((1260, 1920, 3), 0, np.uint8)
@@ -423,6 +429,6 @@ def test_native_chatter_is_silenced_while_our_own_words_arrive() -> None:
 
 
 def test_an_exception_passes_through_the_silence() -> None:
-    with pytest.raises(ValueError, match="loud"), native_chatter_silenced():
+    with pytest.raises(ValueError, match="loud"), silence_native_stderr():
         raise ValueError("loud")
     assert os.write(2, b"") == 0

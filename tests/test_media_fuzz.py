@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import has_audio, parse_header, read_audio, read_sound
+from flowportrait.media.audio import has_audio, parse_mp3_header, read_audio, read_sound
 from flowportrait.media.image import read_image
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
@@ -226,5 +226,5 @@ def test_damaged_pictures_are_read_or_refused(folder: Path, name: str, data: st.
 @settings(some, max_examples=500)
 @given(data=st.binary(min_size=4, max_size=4) | st.binary(min_size=3, max_size=3).map(lambda rest: b"\xff" + rest))
 def test_an_mp3_header_is_a_length_or_nothing(data: bytes) -> None:
-    header = parse_header(data)
+    header = parse_mp3_header(data)
     assert header is None or (4 < header.length <= 2881 and 8_000 <= header.rate <= 48_000)

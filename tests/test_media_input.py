@@ -16,11 +16,11 @@ from scipy.io import wavfile
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.tracking import _source_fps
-from flowportrait.media.audio import has_audio, mono_weights, read_audio, read_sound
+from flowportrait.media.audio import has_audio, mono_mix_weights, read_audio, read_sound
 from flowportrait.media.containers import file_url, open_media
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.study.make import make_playable
+from flowportrait.study.make import make_playable_video
 
 RATE = 48_000
 NAMES = [
@@ -71,7 +71,7 @@ def test_any_legal_name_is_a_file(tmp_path: Path, name: str, monkeypatch: pytest
         assert read_sound(path).rate == 16_000
         assert has_audio(path)
         assert _source_fps(path) == 25
-    assert not make_playable(Path(name), tmp_path / "copy: of.mp4")
+    assert not make_playable_video(Path(name), tmp_path / "copy: of.mp4")
     assert len(list(iter_frames(tmp_path / "copy: of.mp4"))) == 10
 
 
@@ -251,12 +251,12 @@ def test_a_voice_in_the_centre_stays_as_loud_as_it_is(tmp_path: Path, layout: st
 
 
 def test_other_channels_are_mixed_as_bs_775_says() -> None:
-    weights = dict(zip(["FL", "FR", "FC", "LFE", "BL", "BR"], mono_weights("5.1", 6), strict=True))
+    weights = dict(zip(["FL", "FR", "FC", "LFE", "BL", "BR"], mono_mix_weights("5.1", 6), strict=True))
     expected = {"FL": 0.7071, "FR": 0.7071, "FC": 1.0, "LFE": 0.0, "BL": 0.5, "BR": 0.5}
     assert weights == pytest.approx(expected, abs=1e-4)
     # Left and right alone: what both hold stays as loud as in stereo.
-    assert mono_weights("quad", 4)[:2] == pytest.approx([0.5, 0.5])
-    assert mono_weights("2.1", 3) == pytest.approx([0.5, 0.5, 0.0])
+    assert mono_mix_weights("quad", 4)[:2] == pytest.approx([0.5, 0.5])
+    assert mono_mix_weights("2.1", 3) == pytest.approx([0.5, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("channels", range(3, 9))

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from flowportrait.evaluation import measure as theval
 from flowportrait.evaluation.comparison import frechet_distance
 from flowportrait.evaluation.motion_metrics import (
-    GROUPS,
+    ACTION_GROUPS,
     action_signals68,
     brightness_flicker,
     colour_drift,
+    compute_reference_quantiles,
     dynamics_samples,
     pooled_ecs,
-    reference_quantiles,
     remove_pose,
     seam_energy,
 )
-from flowportrait.evaluation.tracking import BorderProbe, track_file
-from flowportrait.media.optical_flow import Dis
+from flowportrait.evaluation.tracking import SeamProbe, track_file
+from flowportrait.media.optical_flow import DisFlow
 from flowportrait.media.video import FPS
 
 
@@ -39,13 +39,13 @@ def test_the_frechet_distance_of_shifted_and_of_widened_normals_is_known() -> No
 
 def test_the_score_of_theval_is_one_for_the_truth_itself_and_falls_by_the_relative_error() -> None:
     truth = {"lip_dynamics": 1.7166, "brow_dynamics": 0.006777, "lip_sync": 0.2528}
-    assert theval.total(truth, truth)[0] == 1
+    assert theval.theval_total(truth, truth)[0] == 1
     off = truth | {"lip_dynamics": 1.5 * 1.7166, "lip_sync": 0.75 * 0.2528}
-    total, scores = theval.total(off, truth)
+    total, scores = theval.theval_total(off, truth)
     assert scores == pytest.approx({"lip_dynamics": 0.5, "brow_dynamics": 1.0, "lip_sync": 0.75})
     assert total == pytest.approx((0.5 + 1.0 + 0.75) / 3)
-    assert theval.score(4 * 0.2528, 0.2528) == pytest.approx(-2)
-    assert theval.total({}, truth) is None
+    assert theval.theval_score(4 * 0.2528, 0.2528) == pytest.approx(-2)
+    assert theval.theval_total({}, truth) is None
 
 
 def test_lip_dynamics_is_the_spread_of_distances() -> None:
@@ -70,8 +70,8 @@ def test_head_motion_is_known_for_a_pendulum() -> None:
 
 def test_lip_sync_is_zero_for_lips_that_open_as_loud_as_it_is_and_silent_lips_are_stable() -> None:
     loud = np.abs(np.sin(np.arange(50) / 3))
-    assert theval.lip_sync(0.1 + 0.4 * loud, loud) == pytest.approx(0, abs=1e-6)
-    assert theval.lip_sync(1 - loud, loud) > 0.4
+    assert theval.lip_loudness_difference(0.1 + 0.4 * loud, loud) == pytest.approx(0, abs=1e-6)
+    assert theval.lip_loudness_difference(1 - loud, loud) > 0.4
     assert theval.silent_lip_stability(np.full(20, 0.02)) == pytest.approx(0)
     assert theval.silent_lip_stability(0.02 + 0.01 * (np.arange(20) % 2)) == pytest.approx(0.005)
 
@@ -94,18 +94,18 @@ def walk(seed: int, frames: int = 90) -> dict[str, np.ndarray]:
     size = np.exp(rng.normal(0, 0.3))
     return {
         g: np.stack([size * np.convolve(rng.normal(size=frames + 8), kernel, "valid") for _ in range(3)], 1)
-        for g in GROUPS
+        for g in ACTION_GROUPS
     }
 
 
 def test_pooled_real_footage_split_in_half_is_near_one_and_noise_with_its_marginals_far_below() -> None:
     real, others = [walk(s) for s in range(40)], [walk(s) for s in range(100, 140)]
     rng = np.random.default_rng(0)
-    samples = [{g: dynamics_samples(clip[g]) for g in GROUPS} for clip in real]
-    reference = {g: reference_quantiles([s[g] for s in samples]) for g in GROUPS}
+    samples = [{g: dynamics_samples(clip[g]) for g in ACTION_GROUPS} for clip in real]
+    reference = {g: compute_reference_quantiles([s[g] for s in samples]) for g in ACTION_GROUPS}
 
     def score(clips: list[dict[str, np.ndarray]]) -> float:
-        return pooled_ecs([{g: dynamics_samples(clip[g]) for g in GROUPS} for clip in clips], reference)["all"]
+        return pooled_ecs([{g: dynamics_samples(clip[g]) for g in ACTION_GROUPS} for clip in clips], reference)["all"]
 
     assert score(others) > 0.85
     assert score([{g: rng.permuted(x, axis=0) for g, x in clip.items()} for clip in others]) < 0.5
@@ -133,12 +133,12 @@ def test_a_paste_back_border_shows_with_its_levels(levels: int) -> None:
     rng = np.random.default_rng(0)
     landmarks = np.zeros((1, 478, 3))
     landmarks[0, :, :2] = rng.uniform(96, 160, (478, 2))
-    probe = BorderProbe(landmarks)
+    probe = SeamProbe(landmarks)
     for _ in range(20):
         frame = 60 + 0.3 * x + 0.2 * y + 8 * np.sin((x + y) / 9) + rng.normal(0, 3, x.shape)
         frame[60:200, 60:200] += levels
         probe.add(np.repeat(frame.clip(0, 255).astype(np.uint8)[..., None], 3, -1))
-    assert seam_energy(probe.jumps()) == pytest.approx(levels, abs=2.0)
+    assert seam_energy(probe.border_steps()) == pytest.approx(levels, abs=2.0)
 
 
 def test_optical_flow_is_signed_and_in_pixels() -> None:
@@ -146,7 +146,7 @@ def test_optical_flow_is_signed_and_in_pixels() -> None:
     picture = cv2.GaussianBlur(rng.uniform(0, 255, (96, 96)).astype(np.float32), (0, 0), 3)
     picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     moved = cv2.warpAffine(picture, np.array([[1, 0, 2.0], [0, 1, -1.0]]), (96, 96), borderMode=cv2.BORDER_REPLICATE)
-    field = Dis("medium").between(picture, moved)[16:-16, 16:-16].reshape(-1, 2)
+    field = DisFlow("medium").between(picture, moved)[16:-16, 16:-16].reshape(-1, 2)
     np.testing.assert_allclose(np.median(field, 0), [2.0, -1.0], atol=0.2)
 
 
@@ -160,7 +160,7 @@ def test_theval_on_real_clips_is_what_a_loop_over_frames_gives(tmp_path: Path) -
     for clip in clips:
         tracked = track_file(clip, tmp_path)
         turn = remove_pose(tracked.landmarks[tracked.valid])[1]
-        found = theval.measures(tracked, turn)
+        found = theval.theval_measures(tracked, turn)
         points = tracked.landmarks[..., :2] * 256 / max(tracked.size)
         spreads = []
         for i, a in enumerate(theval.THEVAL_LIPS):
@@ -168,14 +168,14 @@ def test_theval_on_real_clips_is_what_a_loop_over_frames_gives(tmp_path: Path) -
                 spreads.append(np.std([np.hypot(*(frame[a] - frame[b])) for frame in points]))
         assert found["lip_dynamics"] == pytest.approx(np.mean(spreads), rel=1e-4)
         steps = []
-        for brow, eye in zip(theval.BROWS, theval.EYES, strict=True):
+        for brow, eye in zip(theval.BROW_LANDMARKS, theval.EYE_LANDMARKS, strict=True):
             track = []
             for frame in points:
-                centres = [frame[e].mean(0) for e in theval.EYES]
+                centres = [frame[e].mean(0) for e in theval.EYE_LANDMARKS]
                 track.append(
                     np.hypot(*(frame[brow].mean(0) - frame[eye].mean(0))) / np.hypot(*(centres[0] - centres[1]))
                 )
             steps += [abs(a - b) for a, b in zip(track[1:], track[:-1], strict=True)]
         assert found["brow_dynamics"] == pytest.approx(np.mean(steps), rel=1e-4)
-        assert theval.total(found, found)[0] == 1
+        assert theval.theval_total(found, found)[0] == 1
         assert 0.1 < found["lip_dynamics"] < 5

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowportrait.flow.kernels import Step
+from flowportrait.flow.kernels import StepCoefficients
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
 from flowportrait.rl.objectives.matching import NFT, RWR, Distil
@@ -46,7 +46,7 @@ def trajectory(draw: torch.Generator) -> Trajectory:
         group=torch.arange(GROUPS).repeat_interleave(SIZE), sample=torch.arange(BATCH), condition=None,
         latents=torch.randn(BATCH, CHUNKS, NUMBERS, generator=draw), step=torch.arange(STEPS).expand(BATCH, -1),
         sigma=torch.tensor([0.8, 0.4]).expand(BATCH, 1, -1),
-        coefficients=Step(torch.ones(table), torch.full(table, -0.3), torch.full(table, 0.4)),
+        coefficients=StepCoefficients(torch.ones(table), torch.full(table, -0.3), torch.full(table, 0.4)),
         trainable=torch.ones(table[:3], dtype=torch.bool), noise_source_id=torch.zeros(table[:3], dtype=torch.long),
         x=x, x_next=x_next, noise=noise, real=torch.zeros(BATCH, dtype=torch.bool),
     )  # fmt: skip
@@ -163,7 +163,7 @@ def stale_weight(size: int, moved: float, reduce: Any) -> tuple[torch.Tensor, to
     rollout = replace(
         trajectory(torch.Generator().manual_seed(0)),
         group=torch.zeros(count, dtype=torch.long), sample=torch.arange(count), latents=noise[:, :, 0],
-        step=torch.zeros(count, 1, dtype=torch.long), sigma=table[..., 0], coefficients=Step(table, table, table),
+        step=torch.zeros(count, 1, dtype=torch.long), sigma=table[..., 0], coefficients=StepCoefficients(table, table, table),
         trainable=torch.ones(count, 1, 1, dtype=torch.bool),
         noise_source_id=torch.zeros(count, 1, 1, dtype=torch.long), x=noise,
         x_next=noise, noise=noise, real=torch.zeros(count, dtype=torch.bool), v_behaviour=torch.zeros_like(noise),

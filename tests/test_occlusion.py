@@ -14,9 +14,9 @@ from skimage import data
 
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.occlusion import COVERED, OcclusionDetector, cut_by_edge, mouth_outside
+from flowportrait.media.occlusion import COVERED_THRESHOLD, OcclusionDetector, is_mouth_outside, part_cut_by_edge
 from flowportrait.media.portrait import Portrait
-from flowportrait.rendering.footage import hidden_frames
+from flowportrait.rendering.footage import occluded_frames
 
 DETECTOR = OcclusionDetector()
 ASTRONAUT = data.astronaut()
@@ -109,10 +109,10 @@ def test_light_and_style_cover_nothing_and_hide_no_cover(look: str) -> None:
         "painted": lambda x: cv2.stylization(x, sigma_s=20, sigma_r=0.4),
     }
     free, points = looks[look](ASTRONAUT), face_of(ASTRONAUT)
-    assert DETECTOR.covered_share(free, face_of(free)) < COVERED / 2
+    assert DETECTOR.covered_share(free, face_of(free)) < COVERED_THRESHOLD / 2
     for cover in (mask, hand, cup):
         hidden = looks[look](cover(ASTRONAUT.copy(), points))
-        assert DETECTOR.covered_share(hidden, face_of(free)) > COVERED, cover.__name__
+        assert DETECTOR.covered_share(hidden, face_of(free)) > COVERED_THRESHOLD, cover.__name__
 
 
 @pytest.mark.data
@@ -121,9 +121,11 @@ def test_covers_are_told_from_faces_on_photos_paintings_and_drawings() -> None:
     for path in sorted(folder.iterdir()):
         image = read_image(path)
         points = face_of(image)
-        assert DETECTOR.covered_share(image, points) < COVERED, path.name
+        assert DETECTOR.covered_share(image, points) < COVERED_THRESHOLD, path.name
         for cover in (mask, hand, cup):
-            assert DETECTOR.covered_share(cover(image.copy(), points), points) > COVERED, f"{path.name} {cover}"
+            assert DETECTOR.covered_share(cover(image.copy(), points), points) > COVERED_THRESHOLD, (
+                f"{path.name} {cover}"
+            )
 
 
 def test_a_chin_beyond_the_edge_of_the_photo_is_warned_of() -> None:
@@ -131,18 +133,18 @@ def test_a_chin_beyond_the_edge_of_the_photo_is_warned_of() -> None:
     chin, lips = int(points[152, 1]), int(points[14, 1])
     with pytest.warns(UserWarning, match=r"The chin in cut\.png is cut off by the photo's edge"):
         Portrait.from_image(np.ascontiguousarray(ASTRONAUT[: (chin + lips) // 2]), name="cut.png")
-    assert cut_by_edge(ASTRONAUT.shape, points) is None
-    assert cut_by_edge((chin - 5, 512), points) == "chin"
-    assert cut_by_edge((lips, 512), points) == "mouth"
-    assert cut_by_edge((512, int(points[4, 0])), points) in ("mouth", "chin", "face")
-    assert mouth_outside((lips - 3, 512), points)
-    assert not mouth_outside((lips + 40, 512), points)
+    assert part_cut_by_edge(ASTRONAUT.shape, points) is None
+    assert part_cut_by_edge((chin - 5, 512), points) == "chin"
+    assert part_cut_by_edge((lips, 512), points) == "mouth"
+    assert part_cut_by_edge((512, int(points[4, 0])), points) in ("mouth", "chin", "face")
+    assert is_mouth_outside((lips - 3, 512), points)
+    assert not is_mouth_outside((lips + 40, 512), points)
 
 
 def test_a_thing_stays_before_the_mouth_from_where_it_comes_to_where_it_goes() -> None:
     come_and_gone = [0.15, 0.15, 0.9, 0.9, 0.15]
     shares = np.array([0.0] * 8 + come_and_gone + [0.0] * 8 + [0.15] * 3 + [0.0] * 4 + [0.9] + [0.0] * 4)
-    hidden = np.flatnonzero(hidden_frames(shares))
+    hidden = np.flatnonzero(occluded_frames(shares))
     assert hidden.tolist() == [8, 9, 10, 11, 12], "beside a thing less counts; alone, or for one frame, it does not"
-    assert hidden_frames(np.full(9, 0.9)).all()
-    assert not hidden_frames(np.linspace(0.05, 0.25, 9)).any(), "a face that always looks so is not covered"
+    assert occluded_frames(np.full(9, 0.9)).all()
+    assert not occluded_frames(np.linspace(0.05, 0.25, 9)).any(), "a face that always looks so is not covered"

@@ -21,17 +21,17 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 from torch import nn
 
-from flowportrait.adapters.check import check
+from flowportrait.adapters.check import check_generator
 from flowportrait.adapters.loading import missing_ability
-from flowportrait.adapters.policy import Condition, DecodedSamples, GeneratorPolicy, GeneratorTask, Item
+from flowportrait.adapters.policy import DecodedSamples, GeneratorPolicy, GeneratorTask, Item, ItemCondition
 from flowportrait.cli import main as command
 from flowportrait.errors import BadInput
-from flowportrait.rewards.face import Identity
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.face import IdentityReward
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.plan import AllSteps
 from flowportrait.rl.post_trainer import PostTrainer
 from flowportrait.rl.recipes import CARDS, find_recipe
-from flowportrait.training.lora import Lora
+from flowportrait.training.lora import LoraSettings
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ FAULTS: dict[str, tuple[Sound, str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_said_in_a_sentence(fault: str) -> None:
     made, sentence = FAULTS[fault]
-    last = check(made, [Item("a", "one"), Item("b", "three")])[-1]
+    last = check_generator(made, [Item("a", "one"), Item("b", "three")])[-1]
     assert not last.passed
     assert sentence in last.message
     assert last.message.endswith(".")
@@ -166,22 +166,24 @@ def test_every_fault_is_said_in_a_sentence(fault: str) -> None:
 
 def test_recipes_that_need_more_than_three_methods_say_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"kvpo needs a history of chunks to explore, .* choose one of flow-grpo, "):
-        PostTrainer(Sound(), Composite((), {}), find_recipe("kvpo"), [Item("a", "one")], output_dir=tmp_path / "run")
+        PostTrainer(
+            Sound(), CompositeReward((), {}), find_recipe("kvpo"), [Item("a", "one")], output_dir=tmp_path / "run"
+        )
     own = {name for name, card in CARDS.items() if missing_ability(card.recipe)}
     real = {"exemplar-ratio", "exemplar-awm", "exemplar-dpo", "sync-dpo"}
     assert own == real | {"nft-regions", "kvpo", "vipo", "distil"}
 
 
-@pytest.mark.parametrize("lora", [None, Lora(2, 2, ("layer",))])
+@pytest.mark.parametrize("lora", [None, LoraSettings(2, 2, ("layer",))])
 def test_a_run_goes_on_with_the_weights_that_it_left_as_they_were_and_no_others(
-    lora: Lora | None, tmp_path: Path
+    lora: LoraSettings | None, tmp_path: Path
 ) -> None:
     recipe = replace(find_recipe("flow-grpo"), iterations=1, groups=1, group_size=2, lora=lora)
 
     def train(bias: float) -> None:
         generator = Sound()
         torch.nn.init.constant_(generator.layer.bias, bias)
-        trainer = PostTrainer(generator, Composite((), {}), recipe, [Item("a", "one")], output_dir=tmp_path)
+        trainer = PostTrainer(generator, CompositeReward((), {}), recipe, [Item("a", "one")], output_dir=tmp_path)
         trainer.train(resume=True)
 
     train(0.1)
@@ -196,11 +198,11 @@ def test_a_run_goes_on_with_the_weights_that_it_left_as_they_were_and_no_others(
 def test_the_image_of_an_item_is_the_portrait_where_a_reward_compares_with_it(tmp_path: Path) -> None:
     Image.fromarray(astronaut()).save(tmp_path / "face.png")
     items = [Item("a", image=tmp_path / "face.png"), Item("b", image=tmp_path / "face.png")]
-    faces = GeneratorTask(items, Identity().needs).portraits(items)
+    faces = GeneratorTask(items, IdentityReward().needs).portraits(items)
     assert faces is not None
     assert faces[0] is faces[1]
     assert GeneratorTask(items, frozenset({"frames", "places"})).portraits(items) is None
-    assert GeneratorTask(items, Identity().needs).portraits([Item("c", "no image")]) is None
+    assert GeneratorTask(items, IdentityReward().needs).portraits([Item("c", "no image")]) is None
 
 
 def test_one_piece_is_not_encoded_while_another_is_decoded() -> None:
@@ -218,7 +220,7 @@ def test_one_piece_is_not_encoded_while_another_is_decoded() -> None:
 
     policy = GeneratorPolicy(broken(encode=slowly(Sound.encode), decode=slowly(Sound.decode)))
     items = [Item("a", "one")]
-    condition, latents = Condition(policy.encode(items)), torch.zeros(1, 1, 12)
+    condition, latents = ItemCondition(policy.encode(items)), torch.zeros(1, 1, 12)
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(policy.encode, items), pool.submit(policy.decode, latents, condition)] * 3
         asked += [pool.submit(policy.decode, latents, condition), pool.submit(policy.encode, items)]
@@ -229,7 +231,7 @@ def test_one_piece_is_not_encoded_while_another_is_decoded() -> None:
 
 
 def test_nothing_is_wrong_with_what_is_not_broken() -> None:
-    assert all(finding.passed for finding in check(Sound(), [Item("a", "one"), Item("b", "three")]))
+    assert all(finding.passed for finding in check_generator(Sound(), [Item("a", "one"), Item("b", "three")]))
 
 
 def test_a_generator_may_have_its_own_noise_levels() -> None:

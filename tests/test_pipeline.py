@@ -14,7 +14,7 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.media.video import iter_frames
 
 TINY = ["generator.hidden=32", "generator.layers=1", "generator.heads=2", "generator.head_width=32",
@@ -57,7 +57,7 @@ def test_prepared_clips_hold_sound_and_motion_of_one_length(work: Path) -> None:
     records = [json.loads(line) for line in (work / "corpus" / "clips.jsonl").read_text().splitlines()]
     assert [record["name"] for record in records] == ["v0", "v1"]
     for record in records:
-        clip = Clip.load(work / "corpus" / "clips" / f"{record['name']}.safetensors")
+        clip = FaceClip.load(work / "corpus" / "clips" / f"{record['name']}.safetensors")
         assert len(clip) == record["frames"] == 35
         assert len(clip.audio) == 640 * len(clip)
         assert clip.mouth.shape == (35, 48, 64)

@@ -20,10 +20,10 @@ from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.portraitgen.judging import build_still_judge
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import score
-from flowportrait.rewards.registry import Composite, build
+from flowportrait.rewards.interface import score_batch
+from flowportrait.rewards.registry import CompositeReward, build_reward
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.speech.voices import voice_named
+from flowportrait.speech.voices import load_voice
 
 
 def batch(rows: int = 3) -> RewardBatch:
@@ -38,19 +38,19 @@ def test_a_reward_of_another_package_has_a_weight_in_a_recipe(plugin_package: Pa
     recipe = override(find_recipe("flow-grpo"), ["rewards.other.quiet_motion=0.5", "rewards.other.loud_speech=0.25"])
     again = merge(find_recipe("flow-grpo"), json.loads(json.dumps(to_dict(recipe))))
     assert again.rewards.by_name()["quiet_motion"] == 0.5
-    composite = Composite.of({"quiet_motion": 0.5, "loud_speech": 0.25}, again.rewards.options)
+    composite = CompositeReward.of({"quiet_motion": 0.5, "loud_speech": 0.25}, again.rewards.options)
     scores = composite(batch())
     assert scores["quiet_motion"].value[0] > scores["quiet_motion"].value[1] > scores["quiet_motion"].value[2]
     assert scores["loud_speech"].value.tolist() == [1.0, 2.0, 3.0]
-    assert build("quiet_motion").needs == {"motion"}
+    assert build_reward("quiet_motion").needs == {"motion"}
 
 
 def test_what_a_reward_of_another_package_declares_is_kept(plugin_package: Path) -> None:
     fast = batch()
     fast.motion[1] = float("nan")
-    found = score(build("quiet_motion"), fast)
+    found = score_batch(build_reward("quiet_motion"), fast)
     assert found.valid.tolist() == [True, False, True]
-    assert build("quiet_motion").range == (-10.0, 0.0)  # type: ignore[attr-defined]
+    assert build_reward("quiet_motion").range == (-10.0, 0.0)  # type: ignore[attr-defined]
 
 
 def test_a_reward_of_a_script_is_named_by_module_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +60,9 @@ def test_a_reward_of_a_script_is_named_by_module_and_name(tmp_path: Path, monkey
     name = "own_package.own_rewards:loud"
     recipe = override(find_recipe("flow-grpo"), [f"rewards.other.{name}=1", "rewards.judge=0"])
     assert recipe.rewards.by_name()[name] == 1
-    assert Composite.of({name: 1.0})(batch())[name].value.tolist() == [1.0, 2.0, 3.0]
+    assert CompositeReward.of({name: 1.0})(batch())[name].value.tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(BadInput, match="cannot be imported"):
-        build("own_package.no_such_module:loud")
+        build_reward("own_package.no_such_module:loud")
 
 
 def test_without_the_package_a_recipe_with_its_reward_is_refused_with_what_there_is() -> None:
@@ -115,9 +115,9 @@ def test_a_voice_of_another_package_speaks_in_a_video(plugin_package: Path, tmp_
 
 
 def test_a_voice_is_an_object_or_is_made_with_what_follows_the_colon(plugin_package: Path) -> None:
-    assert voice_named("hum").name == "hum:120"
-    assert voice_named("hum:150").name == "hum:150"
-    assert voice_named("flowportrait_plugin_example:Hum").name == "hum:120"
-    assert voice_named("espeak:de").name == "espeak:de"
+    assert load_voice("hum").name == "hum:120"
+    assert load_voice("hum:150").name == "hum:150"
+    assert load_voice("flowportrait_plugin_example:Hum").name == "hum:120"
+    assert load_voice("espeak:de").name == "espeak:de"
     with pytest.raises(BadInput, match="hum or MODULE:NAME"):
-        voice_named("nobody")
+        load_voice("nobody")

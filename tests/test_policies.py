@@ -13,21 +13,21 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
-from flowportrait.adapters.check import check
+from flowportrait.adapters.check import check_generator
 from flowportrait.adapters.loading import load_policy_generator, read_items
 from flowportrait.adapters.pipeline import ADAPTER_FILES, PipelineGenerator
 from flowportrait.adapters.policy import GeneratorPolicy, GeneratorTask, Item
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.flow.paths import shift_levels, shifted
+from flowportrait.flow.paths import noise_schedule, shift_levels
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.plan import AllSteps
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.rollout import check_noise, replay_velocity
+from flowportrait.rl.rollout import check_replayed_noise, replay_velocity
 from flowportrait.rl.trainer import Trainer
-from flowportrait.training.lora import Lora
+from flowportrait.training.lora import LoraSettings
 from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.small_pipelines import SMALL, VIDEO, reading_wan, small
 
@@ -35,7 +35,7 @@ diffusers = pytest.importorskip("diffusers")
 
 RECIPE = replace(
     find_recipe("flow-grpo"), groups=2, group_size=6, plan=AllSteps(steps=3), learning_rate=0.02, eta=0.7, updates=1,
-    rollout_chunks=1, lora=Lora(4, 8.0, ("to_q", "to_k", "to_v", "to_out.0")),
+    rollout_chunks=1, lora=LoraSettings(4, 8.0, ("to_q", "to_k", "to_v", "to_out.0")),
 )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def trainer(name: str, folder: Path, half: bool = False, **changes: Any) -> Trai
         told = {key: value.bfloat16() if isinstance(value, torch.Tensor) else value for key, value in told.items()}
     policy = GeneratorPolicy(PipelineGenerator(pipeline, told))
     task = GeneratorTask(items(name, folder), Bright().needs)
-    return Trainer(policy, task, replace(RECIPE, **changes), Composite((Bright(),), {"bright": 1.0}))
+    return Trainer(policy, task, replace(RECIPE, **changes), CompositeReward((Bright(),), {"bright": 1.0}))
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "ltx-2"])
@@ -96,7 +96,7 @@ def test_rollout_replay_update_save_and_diffusers_loads_it(name: str, folder: Pa
     first = batch.trajectory
     with torch.no_grad():
         velocity = run.velocity(first)
-        assert check_noise(first, velocity) < 1e-3
+        assert check_replayed_noise(first, velocity) < 1e-3
         if name in VIDEO:
             others = first.condition.select(torch.arange(len(first)).roll(6))
             assert not torch.allclose(run.velocity(replace(first, condition=others)), velocity, atol=1e-6)
@@ -156,10 +156,10 @@ def test_sound_given_to_ltx2_is_heard(folder: Path) -> None:
 def test_a_shift_asked_for_comes_on_top_of_the_models_own(folder: Path) -> None:
     generator = PipelineGenerator(*small("sd3.5"))
     generator.encode(items("sd3.5", folder)[:1])
-    own = generator.levels(shifted(4))
+    own = generator.levels(noise_schedule(4))
     assert own[0] == 1
     assert own[-1] == 0
-    assert torch.allclose(generator.levels(shifted(4, 2.0)), shift_levels(own, 2.0))
+    assert torch.allclose(generator.levels(noise_schedule(4, 2.0)), shift_levels(own, 2.0))
 
 
 def test_bad_input_is_one_clear_sentence(folder: Path, tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ def test_a_saved_pipeline_is_loaded_by_its_folder_and_checked(folder: Path, tmp_
 
 def test_the_check_holds_for_a_pipeline_and_sees_other_pictures_than_are_delivered(folder: Path) -> None:
     generator = PipelineGenerator(*small("ltx-video"))
-    found = check(generator, items("ltx-video", folder))
+    found = check_generator(generator, items("ltx-video", folder))
     assert [finding.name for finding in found if finding.passed][-1] == "delivery"
     assert all(finding.passed for finding in found)
     generator.codec.scale = replace(generator.codec.scale, std=generator.codec.scale.std * 1.1)
-    last = check(generator, items("ltx-video", folder))[-1]
+    last = check_generator(generator, items("ltx-video", folder))[-1]
     assert not last.passed
     assert "rewards see other pictures than its own pipeline delivers" in last.message

@@ -19,29 +19,36 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.statistics import holm_correction, mcnemar
+from flowportrait.evaluation.statistics import holm_correction, mcnemar_test
 from flowportrait.flow import guidance as inversion
-from flowportrait.flow.paths import shifted
+from flowportrait.flow.paths import noise_schedule
 from flowportrait.judges.answers import read_still_grade
 from flowportrait.judges.client import ChatClient
 from flowportrait.judges.messages import Endpoint, MediaFormats, message_parts
 from flowportrait.judges.panel import Panel, PanelSettings
-from flowportrait.judges.questions import Accept, Kind, Question, ReplyCache
+from flowportrait.judges.questions import AcceptReply, JudgeKind, Question, ReplyCache
 from flowportrait.judges.replies import Reply, UnusableReply
 from flowportrait.judges.rubric import Aspect
-from flowportrait.judges.sanity import examine, save_certificate
+from flowportrait.judges.sanity import certify_judge, save_certificate
 from flowportrait.judges.verdicts import AspectVerdict, Verdict
 from flowportrait.portraitgen import benchmark as bench
 from flowportrait.portraitgen import taxonomy
-from flowportrait.portraitgen.benchmark import compare
-from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE, Look, look
-from flowportrait.portraitgen.judging import DIMENSIONS, STILL_SANITY, STILLS, StillReward
-from flowportrait.portraitgen.measured import Faces, Limits, MeasuredStills, artefacts, photos, worth
+from flowportrait.portraitgen.benchmark import compare_bench_results
+from flowportrait.portraitgen.detectors import ARTEFACTS, ARTEFACTS_BY_NAME, FaceView, find_face
+from flowportrait.portraitgen.judging import OMNI_DIMENSIONS, STILL_SANITY, STILL_SUBJECT, StillReward
+from flowportrait.portraitgen.measured import (
+    DetectorLimits,
+    FramedFaces,
+    MeasuredStills,
+    artefacts,
+    frame_photos,
+    reward_and_grade,
+)
 from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, Still, still_batch
 from flowportrait.portraitgen.task import PortraitTask, pool
 from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.plan import AllSteps, OdePlan
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.trainer import Trainer
@@ -59,9 +66,9 @@ def swirl(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 @settings(max_examples=30, deadline=None)
 def test_the_two_step_inversion_is_undone_to_rounding_at_any_schedule(steps: int, shift: float, seed: int) -> None:
     x0 = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    sigmas = shifted(steps, shift).double()
-    states = inversion.two_step(swirl, x0, sigmas)
-    back = inversion.undo_two_step(swirl, states[0], states[1], sigmas)
+    sigmas = noise_schedule(steps, shift).double()
+    states = inversion.invert_two_step(swirl, x0, sigmas)
+    back = inversion.sample_two_step(swirl, states[0], states[1], sigmas)
     assert (back - x0).abs().max() < 1e-9
     assert len(states) == steps + 1
 
@@ -69,10 +76,10 @@ def test_the_two_step_inversion_is_undone_to_rounding_at_any_schedule(steps: int
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_two_step_path_is_of_second_order_and_eulers_of_first(shift: float) -> None:
     x0 = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    truth = inversion.two_step(swirl, x0, shifted(1024, shift).double())[0]
+    truth = inversion.invert_two_step(swirl, x0, noise_schedule(1024, shift).double())[0]
 
     def error(scheme: str, steps: int) -> float:
-        return float((getattr(inversion, scheme)(swirl, x0, shifted(steps, shift).double())[0] - truth).norm())
+        return float((getattr(inversion, scheme)(swirl, x0, noise_schedule(steps, shift).double())[0] - truth).norm())
 
     assert error("two_step", 32) / error("two_step", 128) > 10
     assert 3 < error("ode", 32) / error("ode", 128) < 7
@@ -82,8 +89,8 @@ def test_the_two_step_path_is_of_second_order_and_eulers_of_first(shift: float) 
 
 
 @lru_cache(maxsize=1)
-def person() -> Look:
-    return look(np.ascontiguousarray(astronaut()[:300, 80:380]))
+def person() -> FaceView:
+    return find_face(np.ascontiguousarray(astronaut()[:300, 80:380]))
 
 
 def damaged(picture: np.ndarray) -> dict[str, float | None]:
@@ -91,7 +98,7 @@ def damaged(picture: np.ndarray) -> dict[str, float | None]:
     whole = person()
     assert whole.landmarks is not None
     assert whole.blendshapes is not None
-    return Limits.load().beyond(Look.at(picture, [(whole.landmarks, whole.blendshapes)]))
+    return DetectorLimits.load().beyond(FaceView.at(picture, [(whole.landmarks, whole.blendshapes)]))
 
 
 def coloured(picture: np.ndarray, times: float) -> np.ndarray:
@@ -122,24 +129,24 @@ def test_a_photo_has_few_artefacts_and_a_wall_has_no_face() -> None:
     found = artefacts(person())
     assert sum(bool(value) for value in found.values()) <= 1
     assert found["missing_face"] is False
-    empty = artefacts(Look(np.full((64, 64, 3), 120, np.uint8), 0))
+    empty = artefacts(FaceView(np.full((64, 64, 3), 120, np.uint8), 0))
     assert empty["missing_face"] is True
     assert empty["over_saturated"] is None
 
 
 def test_blocks_are_seen_on_the_grid_and_not_off_it() -> None:
     rough = cv2.resize(person().picture, (37, 37), interpolation=cv2.INTER_AREA).repeat(8, 0).repeat(8, 1)
-    from flowportrait.portraitgen.detectors import blocks
+    from flowportrait.portraitgen.detectors import jpeg_blockiness
 
-    assert (blocks(Look(rough, 0)) or 0) > 5 * (blocks(Look(person().picture, 0)) or 0)
-    assert blocks(Look(rough[:64, :64], 0)) is None
+    assert (jpeg_blockiness(FaceView(rough, 0)) or 0) > 5 * (jpeg_blockiness(FaceView(person().picture, 0)) or 0)
+    assert jpeg_blockiness(FaceView(rough[:64, :64], 0)) is None
 
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=8), st.floats(0.1, 5))
 @settings(max_examples=50, deadline=None)
 def test_a_worse_number_never_makes_a_better_grade(numbers: list[float], more: float) -> None:
-    before = worth({str(i): n for i, n in enumerate(numbers)})
-    after = worth({str(i): n + more * (i == 0) for i, n in enumerate(numbers)})
+    before = reward_and_grade({str(i): n for i, n in enumerate(numbers)})
+    after = reward_and_grade({str(i): n + more * (i == 0) for i, n in enumerate(numbers)})
     assert after[0] <= before[0]
     assert 1 <= after[1] <= before[1] <= 5
 
@@ -148,7 +155,7 @@ def test_rewards_prefer_the_photo_to_its_damage_and_to_no_face() -> None:
     photo = cv2.resize(person().picture, (128, 128), interpolation=cv2.INTER_AREA)
     rows = [photo, coloured(photo, 2.0), np.full_like(photo, 128)]
     batch = still_batch(torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).float() / 255)
-    scores = Composite.of({"omni_reward": 0.5, "ai_portrait": 0.5})(batch)
+    scores = CompositeReward.of({"omni_reward": 0.5, "ai_portrait": 0.5})(batch)
     portrait, omni = scores["ai_portrait"], scores["omni_reward"]
     assert portrait.valid.all()
     assert portrait.value[0] > portrait.value[1] > portrait.value[2]
@@ -166,13 +173,13 @@ class Scripted:
     """A backend that gives each sample its reply in turn, or None for a refusal."""
 
     model_id, kind = "scripted 1", "multimodal LLM panel"
-    kind: Kind
+    kind: JudgeKind
 
     def __init__(self, replies: Sequence[Reply | None]) -> None:
         self.replies = replies
         self.asked: list[Question] = []
 
-    def ask(self, questions: Sequence[Question], accept: Accept) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question], accept: AcceptReply) -> dict[int, Failure]:
         failures = {}
         for place, question in enumerate(questions):
             self.asked.append(question)
@@ -187,7 +194,7 @@ class Scripted:
 class Grader:
     """A judge of stills by a rule."""
 
-    kind: Kind = "multimodal LLM panel"
+    kind: JudgeKind = "multimodal LLM panel"
     name = "grader"
     fingerprint = "grader"
 
@@ -198,7 +205,7 @@ class Grader:
         found = []
         for still in stills:
             grade = self.grade(still.picture)
-            own = {a: AspectVerdict(a, grade, grade, "agreement") for a in aspects or STILLS.aspects}
+            own = {a: AspectVerdict(a, grade, grade, "agreement") for a in aspects or STILL_SUBJECT.aspects}
             found.append(Verdict(still.name, "", self.name, self.kind, own))
         return found
 
@@ -207,7 +214,7 @@ def graded(
     backend: Scripted | ChatClient, still: Still, aspect: Aspect, samples: int = 3, cache: ReplyCache | None = None
 ) -> AspectVerdict:
     """The verdict of a panel on one aspect of one still."""
-    judge: Panel[Still] = Panel(backend, PanelSettings(samples=samples), cache, subject=STILLS)
+    judge: Panel[Still] = Panel(backend, PanelSettings(samples=samples), cache, subject=STILL_SUBJECT)
     return judge.judge([still], (aspect,))[0].aspects[aspect]
 
 
@@ -215,14 +222,14 @@ def test_who_does_not_put_damage_in_order_is_no_reward(tmp_path: Path, monkeypat
     whole = [Still(person().picture)] * 6
     seen = person().picture.astype(float)
     shrewd = Grader(lambda picture: 5 - 0.5 * float(np.abs(picture - seen).mean()) ** 0.5)
-    assert examine(shrewd, whole, STILL_SANITY).passed
-    blind = examine(Grader(lambda picture: 3.0), whole, STILL_SANITY)
+    assert certify_judge(shrewd, whole, STILL_SANITY).passed
+    blind = certify_judge(Grader(lambda picture: 3.0), whole, STILL_SANITY)
     assert not blind.passed
     assert all(case.order == 0.5 for case in blind.results)
     with pytest.raises(BadInput, match="too few to examine"):
-        examine(shrewd, whole[:3], STILL_SANITY)
+        certify_judge(shrewd, whole[:3], STILL_SANITY)
     with pytest.raises(BadInput, match="cannot be in the sanity set"):
-        examine(shrewd, [Still(np.zeros((200, 200, 3), np.uint8))] * 6, STILL_SANITY)
+        certify_judge(shrewd, [Still(np.zeros((200, 200, 3), np.uint8))] * 6, STILL_SANITY)
 
     monkeypatch.setattr("flowportrait.portraitgen.judging.build_still_judge", lambda settings: shrewd)
     settings = tmp_path / "judge.json"
@@ -232,7 +239,7 @@ def test_who_does_not_put_damage_in_order_is_no_reward(tmp_path: Path, monkeypat
     save_certificate(blind, tmp_path / "checked")
     with pytest.raises(BadInput, match=r"failed the sanity set .*is not trained on"):
         StillReward.load("ai_portrait", settings)
-    save_certificate(examine(shrewd, whole, STILL_SANITY), tmp_path / "checked")
+    save_certificate(certify_judge(shrewd, whole, STILL_SANITY), tmp_path / "checked")
     assert StillReward.load("ai_portrait", settings).judge is shrewd
 
 
@@ -268,14 +275,14 @@ def test_a_server_is_shown_close_ups_and_asked_once_for_each_answer(tmp_path: Pa
 
 
 def test_a_picture_has_no_score_when_most_samples_are_lost() -> None:
-    good = reply(rationale="a", dimensions=dict.fromkeys(DIMENSIONS, 4), score=4)
+    good = reply(rationale="a", dimensions=dict.fromkeys(OMNI_DIMENSIONS, 4), score=4)
     lost = graded(Scripted([good, None, None]), Still(person().picture), "omni_reward")
     assert lost.score is None
     assert lost.failure is not None
     assert lost.failure.kind == "refused"
     kept = graded(Scripted([good, good, None]), Still(person().picture), "omni_reward")
     assert kept.score == 4.0
-    assert kept.dimensions == dict.fromkeys(DIMENSIONS, 4.0)
+    assert kept.dimensions == dict.fromkeys(OMNI_DIMENSIONS, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -289,33 +296,34 @@ def test_a_picture_has_no_score_when_most_samples_are_lost() -> None:
 )
 def test_a_reply_that_breaks_the_form_is_no_opinion(values: dict[str, object]) -> None:
     with pytest.raises(UnusableReply):
-        read_still_grade(reply(rationale="a", **values), artefacts=tuple(BY_NAME))
+        read_still_grade(reply(rationale="a", **values), artefacts=tuple(ARTEFACTS_BY_NAME))
 
 
 def test_each_rubric_asks_for_what_is_its_own() -> None:
     still = Still(np.zeros((8, 8, 3), np.uint8), "a welder")
     omni, portrait = (
-        STILLS.question(still, aspect, STILLS.rubric(aspect), STILLS.instruction(aspect)) for aspect in STILLS.aspects
+        STILL_SUBJECT.question(still, aspect, STILL_SUBJECT.rubric(aspect), STILL_SUBJECT.instruction(aspect))
+        for aspect in STILL_SUBJECT.aspects
     )
     assert "a welder" in omni
     assert "a welder" not in portrait
-    assert all(artefact.name in portrait for artefact in CATALOGUE)
-    assert {artefact.part for artefact in CATALOGUE} >= {"skin", "eyes", "teeth", "hands", "biology"}
-    assert len(BY_NAME) == len(CATALOGUE)
+    assert all(artefact.name in portrait for artefact in ARTEFACTS)
+    assert {artefact.part for artefact in ARTEFACTS} >= {"skin", "eyes", "teeth", "hands", "biology"}
+    assert len(ARTEFACTS_BY_NAME) == len(ARTEFACTS)
 
 
 # --- the benchmark
 
 
 def test_the_prompts_that_ship_are_what_the_procedure_makes_even_and_possible() -> None:
-    made = taxonomy.prompts()
-    assert made == taxonomy.read()
-    assert taxonomy.digest(made) == "f49638ff440e"
+    made = taxonomy.make_bench_prompts()
+    assert made == taxonomy.read_bench_prompts()
+    assert taxonomy.prompts_digest(made) == "f49638ff440e"
     for dimension, values in taxonomy.TAXONOMY.items():
         counts = Counter(prompt.terms[dimension] for prompt in made)
         assert set(counts) == set(values)
         assert max(counts.values()) - min(counts.values()) <= 1
-    assert all(taxonomy.possible(prompt.terms) for prompt in made)
+    assert all(taxonomy.is_possible(prompt.terms) for prompt in made)
 
 
 @pytest.mark.parametrize(
@@ -340,32 +348,32 @@ def test_a_broken_prompt_line_is_named(
 
 
 def test_pictures_are_counted_with_intervals_and_results_compared(tmp_path: Path) -> None:
-    prompts = taxonomy.read()[:2]
+    prompts = taxonomy.read_bench_prompts()[:2]
     for folder, second in (("a", person().picture), ("b", coloured(person().picture, 2.2))):
         (tmp_path / folder).mkdir()
         for prompt, picture in zip(prompts, (person().picture, second), strict=True):
             cv2.imwrite(str(tmp_path / folder / f"{prompt.id}_0.png"), picture[..., ::-1])
-        named_pictures = bench.pictures_in(tmp_path / folder, prompts)
-        found = bench.run(named_pictures, MeasuredStills(), prompts, 2)
-        bench.write(found, tmp_path / f"{folder}.json")
+        named_pictures = bench.find_prompt_pictures(tmp_path / folder, prompts)
+        found = bench.judge_pictures(named_pictures, MeasuredStills(), prompts, 2)
+        bench.write_bench_result(found, tmp_path / f"{folder}.json")
     assert found["artefacts"]["over_saturated"]["count"] == 1
     assert found["artefacts"]["missing_face"]["of"] == 2
     assert found["scores"]["ai_portrait"]["pictures"] == 2
     assert str(tmp_path) not in (tmp_path / "b.json").read_text()
-    rows = {row["what"]: row for row in compare(tmp_path / "b.json", tmp_path / "a.json")}
+    rows = {row["what"]: row for row in compare_bench_results(tmp_path / "b.json", tmp_path / "a.json")}
     assert rows["over_saturated"]["difference"] == 0.5
     assert rows["ai_portrait"]["difference"] < 0
     other = json.loads((tmp_path / "a.json").read_text()) | {"prompts": "another"}
     (tmp_path / "c.json").write_text(json.dumps(other))
     with pytest.raises(BadInput, match="another set of prompts"):
-        compare(tmp_path / "b.json", tmp_path / "c.json")
+        compare_bench_results(tmp_path / "b.json", tmp_path / "c.json")
 
 
 def test_rates_and_tests_are_the_textbooks() -> None:
-    found = bench.rate(0, 10)
+    found = bench.rate_with_interval(0, 10)
     assert found["low"] == pytest.approx(0.0, abs=1e-12)
     assert found["high"] == pytest.approx(0.2775, abs=1e-3)
-    p, gap = mcnemar([True] * 6 + [False] * 4 + [None], [False] * 10 + [True])
+    p, gap = mcnemar_test([True] * 6 + [False] * 4 + [None], [False] * 10 + [True])
     assert p == pytest.approx(2 / 2**6)
     assert gap == pytest.approx(0.6)
     assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
@@ -375,10 +383,10 @@ def test_rates_and_tests_are_the_textbooks() -> None:
 
 
 @lru_cache(maxsize=1)
-def faces() -> Faces:
+def faces() -> FramedFaces:
     rng = np.random.default_rng(0)
     count = 24
-    return Faces(
+    return FramedFaces(
         rng.integers(0, 255, (count, 8, 8, 3), np.uint8), np.zeros((count, 1, 1, 3), np.uint8),
         np.zeros((count, 478, 2), np.float32), np.ones(count, np.float32),
         rng.normal(size=(count, 5)).astype(np.float32), (np.arange(count) % 4).astype(np.int32), np.zeros(count, bool),
@@ -411,7 +419,7 @@ def run(recipe: str, exemplars: int = 0) -> Trainer:
     plan = AllSteps(steps=4) if isinstance(found.plan, AllSteps) else OdePlan(steps=4)
     real = found.exemplars and replace(found.exemplars, inversion="two_step")
     found = replace(found, plan=plan, groups=4, group_size=6, learning_rate=1e-2, exemplars=real)
-    return Trainer(tiny_flow(), PortraitTask(faces(), exemplars), found, Composite((Bright(),), {"bright": 1.0}))
+    return Trainer(tiny_flow(), PortraitTask(faces(), exemplars), found, CompositeReward((Bright(),), {"bright": 1.0}))
 
 
 def test_a_portrait_flow_is_a_policy_like_any_other() -> None:
@@ -472,4 +480,4 @@ def test_the_picture_space_keeps_what_it_learned() -> None:
 def test_an_exemplar_without_a_face_is_named(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "wall.png"), np.full((100, 100, 3), 90, np.uint8))
     with pytest.raises(BadInput, match=r"wall\.png shows no face"):
-        photos(tmp_path)
+        frame_photos(tmp_path)

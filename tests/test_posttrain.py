@@ -12,22 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
-from flowportrait.flow.kernels import KERNELS, Step, log_ratio
+from flowportrait.flow.kernels import KERNELS, StepCoefficients, log_ratio
 from flowportrait.models.arflow import ARFlow
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import Allocation, Credit, CreditConfig, allocate_advantage, assign_credit
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import AllSteps, Branching, Fork, OdePlan, Planner, SingleStep, SlidingWindow
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.rollout import Batch, Points, ReplayMismatch, Trajectory, check_noise
+from flowportrait.rl.rollout import EvaluationPoints, ReplayMismatch, ScoredRollouts, Trajectory, check_replayed_noise
 from flowportrait.rl.task import SpeechItem, TalkingTask
 from flowportrait.rl.trainer import Trainer
-from flowportrait.training.learner import Roles, SlowCopy
-from flowportrait.training.lora import Lora, merged
+from flowportrait.training.learner import SlowCopy, WeightRoles
+from flowportrait.training.lora import LoraSettings, merge_adapters
 from flowportrait.training.state import read_state, write_checkpoint, write_state
 from tests.test_generator import TINY
 
@@ -61,7 +61,7 @@ def trainer(recipe: Recipe = RECIPE, size: float = 0.05) -> Trainer:
     spoken = [rising + 0.05 * torch.randn(20, 30, generator=draw) if recipe.exemplars else None for draw in draws]
     items = [SpeechItem(torch.randn(80, 80, generator=draw), 0, real) for draw, real in zip(draws, spoken, strict=True)]
     task = TalkingTask(items, recipe.frames, None, TINY.chunk)
-    return Trainer(tiny_policy(size), task, recipe, Composite((Lift(),), {"lift": 1.0}))
+    return Trainer(tiny_policy(size), task, recipe, CompositeReward((Lift(),), {"lift": 1.0}))
 
 
 def shake(run: Trainer, size: float = 0.05) -> None:
@@ -76,7 +76,7 @@ def one(value: torch.Tensor) -> Advantage:
 
 
 def evidence(run: Trainer, trajectory: Trajectory, advantage: torch.Tensor, old: torch.Tensor) -> LossInputs:
-    live, points = run.velocity(trajectory), Points(trajectory.x, trajectory.sigma)
+    live, points = run.velocity(trajectory), EvaluationPoints(trajectory.x, trajectory.sigma)
     with run.roles.use("ref"), torch.no_grad():
         reference = run.velocity(trajectory)
     return LossInputs(trajectory, one(advantage), points, live, {"old": old, "ref": reference})
@@ -93,7 +93,7 @@ def test_the_ratio_is_exactly_one_before_the_first_update(autocast: str) -> None
     with torch.no_grad():
         old = run.velocity(trajectory)
     assert old.dtype == torch.float32
-    check_noise(trajectory, old, half=autocast == "bf16")
+    check_replayed_noise(trajectory, old, half=autocast == "bf16")
     loss = ClippedRatio()(evidence(run, trajectory, torch.randn(len(trajectory)), old))
     assert loss.metrics["ratio/mean"] == 1.0
     assert loss.metrics["ratio/std"] == 0.0
@@ -109,15 +109,15 @@ def test_the_replay_recovers_the_noise_of_every_chunk_and_step_and_nothing_else_
         honest = run.velocity(trajectory)
         implied = trajectory.coefficients.noise(trajectory.x, trajectory.x_next, honest)
         assert torch.allclose(implied, trajectory.noise, atol=0.5 if half else 1e-3)
-        check_noise(trajectory, honest, half)
+        check_replayed_noise(trajectory, honest, half)
         scrambled = replace(trajectory, condition=trajectory.condition.select(torch.arange(len(trajectory)).flip(0)))
         late = replace(trajectory, latents=trajectory.latents.roll(1, dims=1))
         for wrong in (scrambled, late):
             with pytest.raises(ReplayMismatch):
-                check_noise(wrong, run.velocity(wrong), half)
+                check_replayed_noise(wrong, run.velocity(wrong), half)
         hook = run.policy.head.register_forward_hook(lambda _, __, v: torch.nn.functional.dropout(v, 0.1))
         with pytest.raises(ReplayMismatch):
-            check_noise(trajectory, run.velocity(trajectory), half)
+            check_replayed_noise(trajectory, run.velocity(trajectory), half)
         hook.remove()
 
 
@@ -141,7 +141,7 @@ def test_the_reward_rises() -> None:
     assert sum(history[-5:]) / 5 > sum(history[:5]) / 5 + 0.3
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, old=SlowCopy(), lora=Lora(rank=2))])
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, old=SlowCopy(), lora=LoraSettings(rank=2))])
 def test_stopping_and_resuming_gives_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
     straight = trainer(recipe)
     for _ in range(4):
@@ -183,7 +183,7 @@ def test_neither_does_it_where_a_group_is_tied(name: str, monkeypatch: pytest.Mo
     base = replace(find_recipe(name), groups=3, group_size=4, frames=16, updates=1, grad_clip=1e9)
     credit = Trainer.credit
 
-    def tied(run: Trainer, batch: Batch) -> tuple[Advantage, dict[str, float]]:
+    def tied(run: Trainer, batch: ScoredRollouts) -> tuple[Advantage, dict[str, float]]:
         advantage, metrics = credit(run, batch)
         return replace(advantage, value=advantage.value * (batch.trajectory.group > 0)[:, None, None, None]), metrics
 
@@ -221,18 +221,18 @@ def test_the_kl_term_changes_the_gradient_in_every_space() -> None:
 
 
 def test_lora_starts_as_nothing_learns_and_merges(tmp_path: Path) -> None:
-    plain, run = trainer(), trainer(replace(RECIPE, lora=Lora(rank=2), learning_rate=1e-2))
+    plain, run = trainer(), trainer(replace(RECIPE, lora=LoraSettings(rank=2), learning_rate=1e-2))
     assert torch.allclose(plain.collect().trajectory.latents, run.collect().trajectory.latents, atol=1e-5)
     frozen = run.policy.head.write.weight.clone()
     history = [run.step()["reward/lift"] for _ in range(20)]
     assert sum(history[-5:]) > sum(history[:5])
     assert torch.equal(frozen, run.policy.head.write.weight)
     assert all("lora_" in name for name in run.roles.trained())
-    whole = merged(run.policy)
+    whole = merge_adapters(run.policy)
     latents = run.collect().trajectory.latents
     run.policy = run.replay.policy = whole
     assert torch.allclose(run.collect().trajectory.latents, latents, atol=1e-4)
-    write_checkpoint(trainer(replace(RECIPE, lora=Lora(rank=2))), tmp_path)
+    write_checkpoint(trainer(replace(RECIPE, lora=LoraSettings(rank=2))), tmp_path)
     assert set(ARFlow.from_pretrained(tmp_path).state_dict()) == set(tiny_policy().state_dict())
 
 
@@ -254,10 +254,10 @@ def test_roles_come_back_as_they_were_even_when_something_breaks() -> None:
 def test_the_slow_copy_acts_and_follows() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    roles = Roles(layer, 0.9, SlowCopy(rate=0.1, max_decay=0.5))
+    roles = WeightRoles(layer, 0.9, SlowCopy(rate=0.1, max_decay=0.5))
     layer.weight.data.fill_(1.0)
     roles.after_iteration(3)
-    assert roles.actor == "old"
+    assert roles.rollout_role == "old"
     with roles.use("old"):
         assert layer.weight.item() == pytest.approx(1 - 0.3)
     assert layer.weight.item() == 1.0
@@ -292,13 +292,13 @@ def one_step(
     trajectory = Trajectory(
         group=torch.zeros(batch, dtype=torch.long), sample=torch.arange(batch), condition=None,
         latents=torch.zeros(batch, 1, size), step=torch.zeros(batch, 1, dtype=torch.long),
-        sigma=torch.full((batch, 1, 1), 0.5), coefficients=Step(torch.ones_like(s), gain * s, s),
+        sigma=torch.full((batch, 1, 1), 0.5), coefficients=StepCoefficients(torch.ones_like(s), gain * s, s),
         trainable=torch.ones(batch, 1, 1, dtype=torch.bool), noise_source_id=torch.zeros(batch, 1, 1, dtype=torch.long),
         x=torch.zeros(shape), x_next=torch.zeros(shape), noise=noise.reshape(shape),
         real=torch.zeros(batch, dtype=torch.bool),
         v_behaviour=None if behaviour is None else behaviour.reshape(shape),
     )  # fmt: skip
-    points = Points(trajectory.x, trajectory.sigma)
+    points = EvaluationPoints(trajectory.x, trajectory.sigma)
     return LossInputs(trajectory, one(torch.ones(batch)), points, live.reshape(shape), {"old": torch.zeros(shape)})
 
 

@@ -15,12 +15,12 @@ from flowportrait.errors import BadInput
 from flowportrait.judges.learning import read_labelled_pairs
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import read_clip
-from flowportrait.preferences.build_pairs import pairs_from_damage
-from flowportrait.preferences.clips import clip_features
+from flowportrait.preferences.build_pairs import build_pairs_from_damage
+from flowportrait.preferences.clips import read_motion_mel
 from flowportrait.preferences.dataset import LABELS, NOT_JUDGED, Label, PreferenceDataset, PreferencePair, read_pairs
-from flowportrait.preferences.reward_model import load_batches
+from flowportrait.preferences.reward_model import load_pair_batches
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rl.offline_data import OfflineDataConfig, read_groups, score_pair
+from flowportrait.rl.offline_data import OfflineDataConfig, labels_to_scores, read_preference_groups
 from flowportrait.study.analysis import analyse_study
 from tests.study_browser import videos
 
@@ -36,7 +36,7 @@ def test_pairs_of_version_1_say_what_their_readers_heard(name: str) -> None:
     assert len(pairs) == len(expected)
     for pair, row in zip(pairs, expected, strict=True):
         assert pair.clips == (row["first"], row["second"])
-        assert {k: score_pair(torch.tensor(v.value)).tolist() for k, v in pair.labels.items()} == row["scores"]
+        assert {k: labels_to_scores(torch.tensor(v.value)).tolist() for k, v in pair.labels.items()} == row["scores"]
         codes = [{1.0: 1, 0.5: 0, 0.0: -1}.get(value, 2) for value in pair.label_values()]
         assert codes == row["codes"]
         points = [[None if math.isnan(value) else value for value in side] for side in pair.point_values()]
@@ -127,13 +127,13 @@ def test_a_face_is_tracked_once_for_all_readers_of_a_clip(tmp_path: Path, monkey
 
     monkeypatch.setattr(FaceTracker, "__init__", counted)
     dataset = PreferenceDataset.load(tmp_path)
-    (batch,), unreadable = load_batches(dataset)
+    (batch,), unreadable = load_pair_batches(dataset)
     assert not unreadable
     assert len(trackers) == 2
-    groups, files = read_groups([tmp_path], OfflineDataConfig())
+    groups, files = read_preference_groups([tmp_path], OfflineDataConfig())
     assert files == [*dataset.files, *(tmp_path / name for name in dataset.clip_names)]
     (stated,) = read_labelled_pairs(dataset)
-    pairs_from_damage([tmp_path / "slow" / "clip0.mp4"], tmp_path / "damaged", 1, ["seam"])
+    build_pairs_from_damage([tmp_path / "slow" / "clip0.mp4"], tmp_path / "damaged", 1, ["seam"])
     assert len(trackers) == 2
     # All of them, and who looks at the frames itself, see the same motion.
     frames, audio = read_clip(tmp_path / "slow" / "clip0.mp4")
@@ -143,4 +143,4 @@ def test_a_face_is_tracked_once_for_all_readers_of_a_clip(tmp_path: Path, monkey
     assert torch.equal(batch.first[0], motion)
     assert torch.equal(groups[0].clips[0].motion, motion)
     assert torch.equal(stated.clips[0].batch.motion[0], motion)
-    assert torch.equal(clip_features(tmp_path / "slow" / "clip0.mp4").motion, motion)
+    assert torch.equal(read_motion_mel(tmp_path / "slow" / "clip0.mp4").motion, motion)

@@ -14,27 +14,27 @@ from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.backbone import GeneratorConfig
-from flowportrait.preferences.clips import MARGIN, thurstone_log_probs
+from flowportrait.preferences.clips import TIE_MARGIN, thurstone_log_probs
 from flowportrait.preferences.dataset import DIMENSIONS, Label
 from flowportrait.preferences.latent_reward import (
-    REACH,
+    HISTORY_CHUNKS,
     LatentReward,
-    LatentTrainingConfig,
+    LatentRewardTrainingConfig,
     expert_slope,
     slope_loss,
-    train_latent,
+    train_latent_reward,
 )
 from flowportrait.preferences.synthetic_pairs import (
     DamagedPairSampler,
     LatentPairSampler,
-    condition_clips,
-    generated_clips,
+    add_audio_conditions,
+    generate_clips,
 )
-from flowportrait.rewards.sync import SyncExpert
-from flowportrait.training.descend import descend
+from flowportrait.rewards.sync import MotionSyncExpert
+from flowportrait.training.descend import minimize
 
 SYNC = DIMENSIONS.index("sync")
-CHUNKS = REACH + 3
+CHUNKS = HISTORY_CHUNKS + 3
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_score_knows_the_present_the_past_it_reaches_and_nothing_later(
 
 def test_the_last_chunks_of_a_live_session_are_enough(generator: ARFlow, reward: LatentReward) -> None:
     x, heard, start = inputs(generator)
-    past, first = x.flip(0), CHUNKS - REACH - 1
+    past, first = x.flip(0), CHUNKS - HISTORY_CHUNKS - 1
     whole = reward(x, 0.4, heard, start, past).mean[:, -1]
     frame = generator.to_motion(past[:, :first], start)[:, -1]
     live = reward(x[:, first:], 0.4, heard[:, first:], frame, past[:, first:]).mean[:, -1]
@@ -102,15 +102,15 @@ def test_the_last_chunks_of_a_live_session_are_enough(generator: ARFlow, reward:
 @settings(max_examples=40, deadline=None)
 def test_three_answers_sum_to_one_and_swap_with_the_sides(gap: float, variance: float) -> None:
     d, v = torch.tensor(gap), torch.tensor(variance)
-    chances, swapped = thurstone_log_probs(d, v, MARGIN).exp(), thurstone_log_probs(-d, v, MARGIN).exp()
+    chances, swapped = thurstone_log_probs(d, v, TIE_MARGIN).exp(), thurstone_log_probs(-d, v, TIE_MARGIN).exp()
     assert chances.sum().item() == pytest.approx(1, abs=1e-4)
     assert torch.allclose(chances, swapped.flip(-1), atol=1e-6)
 
 
 def test_equal_clips_tie_in_two_of_three_cases_and_doubt_makes_a_gap_say_less() -> None:
     one = torch.tensor(1.0)
-    assert thurstone_log_probs(0 * one, one, MARGIN).exp()[1].item() == pytest.approx(2 / 3, abs=1e-3)
-    sure, unsure = (thurstone_log_probs(2 * one, v * one, MARGIN).exp() for v in (1, 5))
+    assert thurstone_log_probs(0 * one, one, TIE_MARGIN).exp()[1].item() == pytest.approx(2 / 3, abs=1e-3)
+    sure, unsure = (thurstone_log_probs(2 * one, v * one, TIE_MARGIN).exp() for v in (1, 5))
     assert sure[0] > unsure[0]
     assert sure[2] < unsure[2]
 
@@ -171,10 +171,10 @@ def clips() -> list[MotionClip]:
 def test_clips_are_heard_as_the_generator_hears_them_and_pairs_keep_their_motion(
     generator: ARFlow, clips: list[MotionClip]
 ) -> None:
-    heard = condition_clips(generator, clips, voices=2)
+    heard = add_audio_conditions(generator, clips, voices=2)
     own = generator.condition(clips[0].mel[None], generator.rest_style[None]).audio[0]
     assert torch.allclose(heard[0].condition(0, 40, 4).float(), own, atol=0.01)
-    made = generated_clips(generator, heard)
+    made = generate_clips(generator, heard)
     assert [clip.clip.name for clip in made] == [clip.name for clip in clips]
     assert torch.equal(made[0].clip.motion[0], clips[0].motion[0])
     pairs = LatentPairSampler(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 0, vary=False).draw(8)
@@ -187,9 +187,9 @@ def test_clips_are_heard_as_the_generator_hears_them_and_pairs_keep_their_motion
 
 def test_the_sync_score_learns_to_rise_where_the_expert_rises(generator: ARFlow, clips: list[MotionClip]) -> None:
     torch.manual_seed(4)
-    expert, model = SyncExpert.load(), LatentReward.fresh(generator, width=32, depth=1)
+    expert, model = MotionSyncExpert.load(), LatentReward.fresh(generator, width=32, depth=1)
     pairs = LatentPairSampler(
-        condition_clips(generator, clips), generator.space, MOTION_CORRUPTIONS, 0, vary=False
+        add_audio_conditions(generator, clips), generator.space, MOTION_CORRUPTIONS, 0, vary=False
     ).draw(9)
     clean, start = pairs.intact()
     slope = expert_slope(model, clean, start, pairs.mel, expert)
@@ -207,7 +207,7 @@ def test_the_sync_score_learns_to_rise_where_the_expert_rises(generator: ARFlow,
         losses.append(float(now.detach()))
         return now
 
-    descend(model.parameters(), loss, 40, 6e-3, 0.0)
+    minimize(model.parameters(), loss, 40, 6e-3, 0.0)
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
@@ -220,9 +220,9 @@ def test_a_few_steps_tell_trembling_from_steady_latents(generator: ARFlow) -> No
     for name in "abcdef":
         motion = smooth(smooth(torch.randn(1, 30, 80)))[0].T
         clips.append(MotionClip(name, name, motion / motion.std(), torch.randn(160, 80), torch.zeros(19)))
-    heard = condition_clips(generator, clips)
-    config = LatentTrainingConfig(steps=150, batch=45, width=32, learning_rate=4e-3, slope=0)
-    model = train_latent(config, generator, heard)
+    heard = add_audio_conditions(generator, clips)
+    config = LatentRewardTrainingConfig(steps=150, batch=45, width=32, learning_rate=4e-3, slope=0)
+    model = train_latent_reward(config, generator, heard)
     pairs = LatentPairSampler(heard, generator.space, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(200, progress=0)
     clean, sound, start = pairs.all_clips()
     a, b = model(clean, 0.0, sound, start).clip().mean.chunk(2)

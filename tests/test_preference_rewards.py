@@ -13,15 +13,15 @@ from flowportrait.cli import main
 from flowportrait.corruption import CORRUPTIONS
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
-from flowportrait.preferences.build_pairs import damage_strength, pairs_from_damage, read_scores
+from flowportrait.preferences.build_pairs import build_pairs_from_damage, damage_strength, read_judge_scores
 from flowportrait.preferences.dataset import DIMENSIONS, PAIRS_FILE, Label, PreferenceDataset
 from flowportrait.preferences.inspection import inspect_pairs
 from flowportrait.preferences.reward_model import MotionReward, window_starts
-from flowportrait.preferences.rewards import BEST
-from flowportrait.preferences.synthetic_pairs import FRAMES
+from flowportrait.preferences.rewards import SCORE_CAP
+from flowportrait.preferences.synthetic_pairs import WINDOW_FRAMES
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import score
-from flowportrait.rewards.registry import PREFERENCES, REWARDS, RewardOptions, build
+from flowportrait.rewards.interface import score_batch
+from flowportrait.rewards.registry import PREFERENCE_REWARDS, REWARDS, RewardOptions, build_reward
 
 
 def batch(frames: int, rows: int = 3) -> RewardBatch:
@@ -31,29 +31,29 @@ def batch(frames: int, rows: int = 3) -> RewardBatch:
 
 
 def test_the_shipped_model_is_small_and_its_dimensions_add_up_to_the_reward() -> None:
-    assert set(PREFERENCES) <= set(REWARDS)
+    assert set(PREFERENCE_REWARDS) <= set(REWARDS)
     own = batch(50)
-    parts = [build(f"preference_{dimension}")(own).value for dimension in DIMENSIONS]
-    whole = score(build("preference"), own)
+    parts = [build_reward(f"preference_{dimension}")(own).value for dimension in DIMENSIONS]
+    whole = score_batch(build_reward("preference"), own)
     assert torch.allclose(torch.stack(parts).sum(0), whole.value, atol=1e-4)
     assert whole.valid.all()
     assert whole.dense is not None
     assert whole.dense.shape == (3, 50)
-    assert (whole.value <= 3 * BEST).all()
-    assert build("preference").name == "preference"
+    assert (whole.value <= 3 * SCORE_CAP).all()
+    assert build_reward("preference").name == "preference"
 
 
 def test_a_clip_too_short_to_judge_has_no_score_and_says_so() -> None:
-    found = score(build("preference"), batch(6))
+    found = score_batch(build_reward("preference"), batch(6))
     assert not found.valid.any()
     assert found.reasons[0].kind == "too_short"
 
 
 def test_a_long_clip_is_the_mean_of_its_windows() -> None:
-    model, own = MotionReward.load(), batch(2 * FRAMES + 5)
-    starts = window_starts(2 * FRAMES + 5)
-    assert starts[-1] + FRAMES == 2 * FRAMES + 5
-    alone = [model(own.motion[:, s : s + FRAMES], own.mel[:, 4 * s : 4 * (s + FRAMES)]) for s in starts]
+    model, own = MotionReward.load(), batch(2 * WINDOW_FRAMES + 5)
+    starts = window_starts(2 * WINDOW_FRAMES + 5)
+    assert starts[-1] + WINDOW_FRAMES == 2 * WINDOW_FRAMES + 5
+    alone = [model(own.motion[:, s : s + WINDOW_FRAMES], own.mel[:, 4 * s : 4 * (s + WINDOW_FRAMES)]) for s in starts]
     assert torch.allclose(model(own.motion, own.mel), torch.stack(alone).mean(0), atol=1e-4)
     moments = model.frame_scores(own.motion, own.mel)
     assert torch.allclose(moments[:, 0], alone[0], atol=1e-4)
@@ -63,12 +63,12 @@ def test_a_long_clip_is_the_mean_of_its_windows() -> None:
 def test_another_model_is_a_folder_and_an_empty_one_is_refused(tmp_path: Path) -> None:
     MotionReward.load().save(tmp_path / "model.safetensors")
     own = batch(30)
-    again = build("preference", RewardOptions(preference=tmp_path))
-    assert torch.allclose(again(own).value, build("preference")(own).value, atol=0.05)
+    again = build_reward("preference", RewardOptions(preference=tmp_path))
+    assert torch.allclose(again(own).value, build_reward("preference")(own).value, atol=0.05)
     with pytest.raises(BadInput, match="No reward model in"):
-        build("preference_sync", RewardOptions(preference=tmp_path / "none"))
+        build_reward("preference_sync", RewardOptions(preference=tmp_path / "none"))
     with pytest.raises(BadInput, match="No latent reward in"):
-        build("latent_preference", RewardOptions(latent_preference=tmp_path))
+        build_reward("latent_preference", RewardOptions(latent_preference=tmp_path))
 
 
 def test_videos_become_pairs_from_coarse_to_subtle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ def test_videos_become_pairs_from_coarse_to_subtle(tmp_path: Path, capsys: pytes
     mild, _, strong = CORRUPTIONS["blur"].strengths
     assert (damage_strength("blur", 0), damage_strength("blur", 1)) == (strong, mild)
     with pytest.raises(BadInput, match="Unknown corruption 'rust'"):
-        pairs_from_damage([tmp_path / "a.mp4"], output, names=["rust"])
+        build_pairs_from_damage([tmp_path / "a.mp4"], output, names=["rust"])
 
 
 def test_the_judges_own_report_is_a_score_table(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_the_judges_own_report_is_a_score_table(tmp_path: Path) -> None:
     verdict = {"file": "runs/x/1.mp4", "generator": "x", "overall": 3.5,
                "aspects": {"lip_sync": finding, "expressiveness": {"score": None}, "motion": finding}}  # fmt: skip
     (tmp_path / "report.json").write_text(json.dumps({"judge": "panel", "verdicts": [verdict]}))
-    assert read_scores(tmp_path / "report.json") == {"1.mp4": {"sync": 4.0, "motion": 4.0, "overall": 3.5}}
+    assert read_judge_scores(tmp_path / "report.json") == {"1.mp4": {"sync": 4.0, "motion": 4.0, "overall": 3.5}}
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(BadInput, match="holds no list of verdicts"):
-        read_scores(tmp_path / "report.json")
+        read_judge_scores(tmp_path / "report.json")
 
 
 def test_training_says_what_it_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

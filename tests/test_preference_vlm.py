@@ -13,19 +13,19 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
-from flowportrait.preferences.clips import WatchedClip
+from flowportrait.preferences.clips import FramesAudioClip
 from flowportrait.preferences.dataset import DIMENSIONS, Label, PreferenceDataset, PreferencePair
-from flowportrait.preferences.rewards import BEST
+from flowportrait.preferences.rewards import SCORE_CAP
 from flowportrait.preferences.vlm_reward import (
     VL_FAMILIES,
     VlmReward,
     VlmSettings,
     VlmTrainingConfig,
-    reader_for,
-    train_vlm,
+    build_vlm_inputs,
+    train_vlm_reward,
 )
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.registry import RewardOptions, build
+from flowportrait.rewards.registry import RewardOptions, build_reward
 from tests.test_judge_omni import PIXELS, thinker, tokenizer
 
 SIDE = 56
@@ -67,14 +67,14 @@ def reward_of(family: str, rank: int = 4) -> VlmReward:
     words = tokenizer()
     model = model_of(family, words)
     features = WhisperFeatureExtractor(feature_size=16)
-    reader = reader_for(family, model.config, words, features, PIXELS, SIDE)
+    reader = build_vlm_inputs(family, model.config, words, features, PIXELS, SIDE)
     return VlmReward(model, reader, VlmSettings(model=family, rank=rank, alpha=8, frames=4, side=SIDE))
 
 
-def clip(seed: int = 0) -> WatchedClip:
+def clip(seed: int = 0) -> FramesAudioClip:
     rng = np.random.default_rng(seed)
     audio = (0.2 * np.sin(np.arange(16_000) * 0.05 * (1 + seed)) * rng.uniform(0.2, 1, 16_000)).astype(np.float32)
-    return WatchedClip(rng.integers(0, 255, (4, 64, 64, 3), dtype=np.uint8), 4.0, audio)
+    return FramesAudioClip(rng.integers(0, 255, (4, 64, 64, 3), dtype=np.uint8), 4.0, audio)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,7 +111,7 @@ def test_it_learns_a_preference_and_only_what_it_learned_is_saved(tmp_path: Path
     frozen = {name: value.clone() for name, value in reward.named_parameters() if not value.requires_grad}
     plan = VlmTrainingConfig(settings=reward.settings, epochs=12, batch=2, learning_rate=3e-2)
     losses: list[float] = []
-    unread = train_vlm(plan, reward, pairs, lambda step, loss, left: losses.append(loss))
+    unread = train_vlm_reward(plan, reward, pairs, lambda step, loss, left: losses.append(loss))
     assert list(unread) == ["gone.mp4"]
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(value, frozen[name]) for name, value in reward.named_parameters() if name in frozen)
@@ -139,9 +139,9 @@ def test_a_trained_llm_is_a_reward_by_the_folder_it_was_written_to(tmp_path: Pat
         torch.zeros(1, 25, 30), torch.zeros(1, 100, 80), lambda _, places: pictures[:, : len(places)],
         audio=torch.from_numpy(own.audio)[None],
     )  # fmt: skip
-    reward = build("preference_motion", RewardOptions(preference=tmp_path / "reward"))
+    reward = build_reward("preference_motion", RewardOptions(preference=tmp_path / "reward"))
     with torch.no_grad():
-        expected = trained([own])[:, DIMENSIONS.index("motion")].clamp_max(BEST)
+        expected = trained([own])[:, DIMENSIONS.index("motion")].clamp_max(SCORE_CAP)
     assert torch.allclose(reward(batch).value, expected, atol=1e-4)
 
 

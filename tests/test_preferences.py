@@ -18,8 +18,8 @@ from flowportrait.cli import main
 from flowportrait.corruption import MOTION_CORRUPTIONS, MotionWindow, corruptions
 from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
-from flowportrait.preferences.build_pairs import pairs_from_scores, read_scores
-from flowportrait.preferences.clips import Objective, bradley_terry_log_probs, pair_loss
+from flowportrait.preferences.build_pairs import build_pairs_from_scores, read_judge_scores
+from flowportrait.preferences.clips import PairObjective, bradley_terry_log_probs, pair_loss
 from flowportrait.preferences.dataset import (
     ASPECTS,
     DIMENSIONS,
@@ -30,10 +30,10 @@ from flowportrait.preferences.dataset import (
     read_pairs,
     write_pairs,
 )
-from flowportrait.preferences.inspection import Inspection, inspect_pairs, require_decided
-from flowportrait.preferences.reward_model import MotionReward, RewardTrainingConfig, train_reward
-from flowportrait.preferences.synthetic_pairs import FRAMES, DamagedPairSampler
-from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER
+from flowportrait.preferences.inspection import PairInspection, inspect_pairs, require_decided_labels
+from flowportrait.preferences.reward_model import MotionReward, MotionRewardTrainingConfig, train_motion_reward
+from flowportrait.preferences.synthetic_pairs import WINDOW_FRAMES, DamagedPairSampler
+from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER_FACE
 
 WORDS = st.text(min_size=1, max_size=8)
 STATED = st.dictionaries(st.sampled_from(ASPECTS), st.sampled_from(LABELS), min_size=1)
@@ -49,7 +49,7 @@ def pair(first: str = "a", second: str = "b", label: Label = Label.FIRST, **more
     return PreferencePair("p", first, second, {"sync": label}, "study", **more)
 
 
-def inspect(*pairs: PreferencePair[str], folder: Path | None = None) -> Inspection:
+def inspect(*pairs: PreferencePair[str], folder: Path | None = None) -> PairInspection:
     """What is found in pairs whose clips lie in ``folder``; without one, clips are trusted to exist."""
     return inspect_pairs(PreferenceDataset(pairs, folder or Path()), check_files=folder is not None)
 
@@ -118,9 +118,9 @@ def test_one_annotator_and_nothing_but_ties_are_said() -> None:
     assert any("One annotator only" in sentence for sentence in found.sentences)
     assert any("100% ties" in sentence for sentence in found.sentences)
     with pytest.raises(BadInput, match="All 3 judgements of sync are ties"):
-        require_decided(found, ("sync",))
+        require_decided_labels(found, ("sync",))
     with pytest.raises(BadInput, match="None of the pairs"):
-        require_decided(inspect(pair("a", "a")), ("sync",))
+        require_decided_labels(inspect(pair("a", "a")), ("sync",))
 
 
 def test_agreement_does_not_depend_on_which_clip_was_called_a() -> None:
@@ -143,9 +143,9 @@ def test_score_tables_become_pairs_with_a_band_of_ties(tmp_path: Path, capsys: p
     assert Label.from_margin(-0.6, 0.5) is Label.SECOND
     (tmp_path / "a.json").write_text(json.dumps([{"file": "1.mp4", "aspects": {"lip_sync": 7}}]))
     with pytest.raises(BadInput, match=r"entry 1: the score 7 of lip_sync"):
-        read_scores(tmp_path / "a.json")
+        read_judge_scores(tmp_path / "a.json")
     with pytest.raises(BadInput, match="no clip name in common"):
-        pairs_from_scores({"x": {}}, {"y": {}}, 0.5, "judge")
+        build_pairs_from_scores({"x": {}}, {"y": {}}, 0.5, "judge")
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +164,10 @@ def clips() -> list[MotionClip]:
 
 
 CHANGES = {
-    "shift": EXPRESSION, "time-warp": EXPRESSION, "other speech": LOWER, "frozen eyes": slice(BROWS.start, GAZE.stop),
+    "shift": EXPRESSION, "time-warp": EXPRESSION, "other speech": LOWER_FACE, "frozen eyes": slice(BROWS.start, GAZE.stop),
     "dull": EXPRESSION, "grimace": EXPRESSION,
-    "stiff head": HEAD, "jitter": HEAD, "sway": HEAD, "swapped segments": EXPRESSION, "loudness jaw": LOWER,
-    "dead face": HEAD, "smeared lips": LOWER, "stutter": EXPRESSION, "jump": HEAD,
+    "stiff head": HEAD, "jitter": HEAD, "sway": HEAD, "swapped segments": EXPRESSION, "loudness jaw": LOWER_FACE,
+    "dead face": HEAD, "smeared lips": LOWER_FACE, "stutter": EXPRESSION, "jump": HEAD,
 }  # fmt: skip
 
 
@@ -175,12 +175,12 @@ CHANGES = {
 def test_damage_grows_with_its_strength_and_leaves_the_rest_alone(name: str, clips: list[MotionClip]) -> None:
     damage = corruptions("motion")[name]
     motion = clips[0].motion.numpy().astype(float)
-    window = MotionWindow(motion, np.abs(motion[:, 0]), clips[1].motion.numpy(), 8, FRAMES)
+    window = MotionWindow(motion, np.abs(motion[:, 0]), clips[1].motion.numpy(), 8, WINDOW_FRAMES)
     before = motion.copy()
 
     def change(strength: float) -> float:
         drawn = [damage.damage(window, strength, np.random.default_rng(seed)) for seed in range(12)]
-        assert all(one.shape == (FRAMES, 30) for one in drawn)
+        assert all(one.shape == (WINDOW_FRAMES, 30) for one in drawn)
         return float(np.mean([np.abs(one - window.intact)[:, CHANGES[name]].mean() for one in drawn]))
 
     assert change(damage.coarse) > change(damage.subtle) > 0
@@ -222,7 +222,7 @@ def test_the_three_answers_of_a_pair_sum_to_one_and_ties_pull_scores_together() 
 
 
 @pytest.mark.parametrize("objective", ["ties", "plain", "regression"])
-def test_what_nobody_judged_or_rated_has_no_gradient_and_leaves_the_rest_its_own(objective: Objective) -> None:
+def test_what_nobody_judged_or_rated_has_no_gradient_and_leaves_the_rest_its_own(objective: PairObjective) -> None:
     labels, points = torch.tensor([[1.0, math.nan]]), torch.tensor([[[4.0, math.nan], [math.nan, 2.0]]])
     first, second = torch.tensor([[0.3, -1.0]], requires_grad=True), torch.tensor([[0.1, 0.5]], requires_grad=True)
     pair_loss(objective, first, second, labels, points).backward()
@@ -249,7 +249,7 @@ def test_each_score_sees_only_what_it_may(clips: list[MotionClip]) -> None:
 def test_a_few_steps_learn_to_tell_trembling_and_a_saved_model_says_the_same(
     clips: list[MotionClip], tmp_path: Path
 ) -> None:
-    model = train_reward(RewardTrainingConfig(steps=25, batch=14, learning_rate=4e-3), clips)
+    model = train_motion_reward(MotionRewardTrainingConfig(steps=25, batch=14, learning_rate=4e-3), clips)
     batch = DamagedPairSampler(clips, {"jitter": MOTION_CORRUPTIONS["jitter"]}, 9).draw(60, progress=0)
     difference = model(batch.first, batch.mel) - model(batch.second, batch.mel)
     column = DIMENSIONS.index("motion")

@@ -18,29 +18,36 @@ from skimage.data import astronaut
 from flowportrait.cli import main
 from flowportrait.config import override
 from flowportrait.data.corpus import (
-    Clip,
-    Index,
-    Source,
+    CorpusIndex,
+    FaceClip,
+    SourceVideo,
     corpus_records,
     find_sources,
-    key,
-    pack,
-    read_clips,
+    read_corpus_clips,
     read_records,
     read_shard,
-    recognise,
+    recognize_layout,
+    shard_key,
+    write_shards,
 )
-from flowportrait.data.corpus_report import write_report
-from flowportrait.data.extract import Gates, Quality, extract, follow, judge, read_clip
-from flowportrait.data.prepare import Preparation, work
+from flowportrait.data.corpus_report import write_corpus_report
+from flowportrait.data.extract import (
+    ClipQuality,
+    QualityGates,
+    extract_clips,
+    first_failed_gate,
+    longest_usable_clip,
+    track_faces,
+)
+from flowportrait.data.prepare import PreparationConfig, prepare_video
 from flowportrait.errors import BadInput
 from flowportrait.media.video import CutDetector, iter_frames
 from flowportrait.media.write_video import write_video
 
-GOOD = Quality(
+GOOD = ClipQuality(
     frames=75, eyes=60.0, seen=1.0, yaw=10.0, sharpness=0.4, light=120.0, speech=0.9, sync=0.3, delay=0, peak=0.3
 )
-LOOSE = Gates(sync=-2, speech=0)
+LOOSE = QualityGates(sync=-2, speech=0)
 
 
 def face(count: int, shift: int = 0) -> Iterator[np.ndarray]:
@@ -71,11 +78,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(videos / "wall.mp4", room(25), syllables(1))
     write_video(videos / "mute.mp4", face(25), None)
     (videos / "broken.mp4").write_bytes(b"no video")
-    plan = Preparation(gates=LOOSE)
+    plan = PreparationConfig(gates=LOOSE)
     (folder / "out").mkdir()
-    with Index(folder / "out") as index:
+    with CorpusIndex(folder / "out") as index:
         for source in find_sources([videos]):
-            records, seconds = work(source, folder / "out", replace(plan, crops=64 if source.name == "two" else 0))
+            records, seconds = prepare_video(
+                source, folder / "out", replace(plan, crops=64 if source.name == "two" else 0)
+            )
             index.add(source.name, seconds, records)
     return folder
 
@@ -85,7 +94,7 @@ def test_each_shot_of_a_face_is_a_clip_in_its_place_with_its_sound(corpus: Path)
     assert [record["name"] for record in records] == ["two@00", "two@01"]
     assert [record["start"] for record in records] == [0.0, pytest.approx(42 / 25, abs=0.05)]
     for record, frames in zip(records, (30, 28), strict=True):
-        clip = Clip.load(corpus / "out" / "clips" / f"{record['name']}.safetensors")
+        clip = FaceClip.load(corpus / "out" / "clips" / f"{record['name']}.safetensors")
         assert len(clip) == record["frames"] == pytest.approx(frames, abs=1)
         assert len(clip.audio) == 640 * len(clip)
         begin = round(record["start"] * 16_000)
@@ -101,7 +110,7 @@ def test_every_rejection_has_a_reason_that_is_counted(corpus: Path) -> None:
 
 
 def test_a_crop_shows_the_head_where_the_landmarks_say(corpus: Path) -> None:
-    clip = Clip.load(corpus / "out" / "clips" / "two@01.safetensors")
+    clip = FaceClip.load(corpus / "out" / "clips" / "two@01.safetensors")
     frames = list(iter_frames(corpus / "out" / "crops" / "two@01.mp4"))
     assert len(frames) == len(clip)
     assert frames[0].shape == (64, 64, 3)
@@ -117,29 +126,29 @@ def test_a_crop_shows_the_head_where_the_landmarks_say(corpus: Path) -> None:
 
 
 def test_shards_give_the_clips_back_and_are_the_same_twice(corpus: Path, tmp_path: Path) -> None:
-    shards = pack(corpus / "out", 1)
+    shards = write_shards(corpus / "out", 1)
     before = [shard.read_bytes() for shard in shards]
-    assert [shard.read_bytes() for shard in pack(corpus / "out", 1)] == before
+    assert [shard.read_bytes() for shard in write_shards(corpus / "out", 1)] == before
     again = [pair for shard in shards for pair in read_shard(shard)]
     assert [record["name"] for record, _ in again] == ["two@00", "two@01"]
-    for (record, clip), (same, stored) in zip(again, read_clips(corpus / "out"), strict=True):
+    for (record, clip), (same, stored) in zip(again, read_corpus_clips(corpus / "out"), strict=True):
         assert record == same
         assert np.array_equal(clip.landmarks, stored.landmarks)
         assert np.array_equal(clip.audio, stored.audio)
     for shard in shards:
         (tmp_path / shard.name).write_bytes(shard.read_bytes())
-    assert len(list(read_clips(tmp_path))) == 2
+    assert len(list(read_corpus_clips(tmp_path))) == 2
     with pytest.raises(BadInput, match="not a prepared corpus"):
-        list(read_clips(tmp_path / "none"))
+        list(read_corpus_clips(tmp_path / "none"))
 
 
 @given(st.text(alphabet="ab./@_-", min_size=1))
 def test_a_shard_key_has_no_dot_and_no_folder(name: str) -> None:
-    assert not set(key(name)) & set("./")
+    assert not set(shard_key(name)) & set("./")
 
 
 def test_the_report_shows_kept_and_rejected_in_one_file(corpus: Path) -> None:
-    told = write_report(corpus / "out")
+    told = write_corpus_report(corpus / "out")
     page = Path(told["report"]).read_text()
     assert told["rejected"] == {"unreadable": 1, "no sound": 1, "no face": 1}
     assert "no face: 1" in page
@@ -149,11 +158,11 @@ def test_the_report_shows_kept_and_rejected_in_one_file(corpus: Path) -> None:
 
 
 def test_an_interrupted_video_is_repeated_whole(tmp_path: Path) -> None:
-    with Index(tmp_path) as index:
+    with CorpusIndex(tmp_path) as index:
         index.add("a", 1.0, [{"name": "a", "source": "a"}])
         index._write("clips.jsonl", {"name": "b@00", "source": "b"})
     (tmp_path / "clips.jsonl").open("a").write('{"name": "b@01", "sou')
-    again = Index(tmp_path)
+    again = CorpusIndex(tmp_path)
     assert again.done == {"a"}
     assert [record["name"] for record in read_records(tmp_path / "clips.jsonl")] == ["a"]
 
@@ -161,14 +170,14 @@ def test_an_interrupted_video_is_repeated_whole(tmp_path: Path) -> None:
 def test_corpora_of_before_are_read_and_continued(tmp_path: Path) -> None:
     (tmp_path / "clips.jsonl").write_text('{"name": "x/1", "speaker": "s", "split": "dev", "frames": 30}\n')
     (tmp_path / "rejected.jsonl").write_text('{"name": "x/2", "speaker": "s", "split": "dev", "rejected": "dark"}\n')
-    assert Index(tmp_path).done == {"x/1", "x/2"}
-    clip = Clip(np.zeros((3, 478, 3), np.float32), np.zeros((3, 52)), np.zeros((3, 48, 64), np.uint8),
+    assert CorpusIndex(tmp_path).done == {"x/1", "x/2"}
+    clip = FaceClip(np.zeros((3, 478, 3), np.float32), np.zeros((3, 52)), np.zeros((3, 48, 64), np.uint8),
                 np.array([64, 64]), np.zeros(1920, np.float32))  # fmt: skip
     clip.save(tmp_path / "old.safetensors")
-    old = Clip.load(tmp_path / "old.safetensors")
+    old = FaceClip.load(tmp_path / "old.safetensors")
     assert old.speech is None
     assert old.crop is None
-    assert write_report(tmp_path)["rejected"] == {"unnamed": 1}
+    assert write_corpus_report(tmp_path)["rejected"] == {"unnamed": 1}
 
 
 @pytest.mark.parametrize(
@@ -180,17 +189,17 @@ def test_corpora_of_before_are_read_and_continued(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_each_gate_names_itself(change: dict[str, float], reason: str) -> None:
-    assert judge(GOOD, Gates()) is None
-    failed = judge(replace(GOOD, **change), Gates())
+    assert first_failed_gate(GOOD, QualityGates()) is None
+    failed = first_failed_gate(replace(GOOD, **change), QualityGates())
     assert failed is not None
     assert failed[0] == reason
 
 
 def test_gates_are_set_by_name_and_a_clip_too_short_for_lips_is_not_judged_by_them() -> None:
-    assert judge(replace(GOOD, yaw=40.0), override(Gates(), ["yaw=30"])) is not None
-    assert judge(replace(GOOD, sync=None, delay=None, peak=None), Gates()) is None
+    assert first_failed_gate(replace(GOOD, yaw=40.0), override(QualityGates(), ["yaw=30"])) is not None
+    assert first_failed_gate(replace(GOOD, sync=None, delay=None, peak=None), QualityGates()) is None
     with pytest.raises(BadInput, match="did you mean 'yaw'"):
-        override(Gates(), ["yew=30"])
+        override(QualityGates(), ["yew=30"])
 
 
 def test_blur_and_darkness_are_seen(tmp_path: Path) -> None:
@@ -203,16 +212,16 @@ def test_blur_and_darkness_are_seen(tmp_path: Path) -> None:
     for name, change in changes.items():
         path = tmp_path / f"{name}.mp4"
         write_video(path, map(change, face(22)), syllables(0.9))
-        found, _ = extract(Source(path, name, "s", "train"), LOOSE)
+        found, _ = extract_clips(SourceVideo(path, name, "s", "train"), LOOSE)
         reasons[name] = found[0].record.get("reason")
     assert reasons == {"sharp": None, "blurred": "blurred", "dark": "dark"}
     with pytest.raises(BadInput, match=r"of no use for training: .*brightness"):
-        read_clip(tmp_path / "dark.mp4", LOOSE)
+        longest_usable_clip(tmp_path / "dark.mp4", LOOSE)
 
 
 def test_two_faces_are_two_tracks_that_do_not_swap() -> None:
     one = cv2.resize(astronaut()[:320, 60:380], (240, 240), interpolation=cv2.INTER_AREA)
-    tracks = list(follow(np.hstack([one, one[:, ::-1]]) for _ in range(8)))
+    tracks = list(track_faces(np.hstack([one, one[:, ::-1]]) for _ in range(8)))
     assert len(tracks) == 2
     assert {len(track) for track in tracks} == {8}
     for track in tracks:
@@ -253,7 +262,7 @@ def test_a_large_picture_is_cut_where_a_small_one_is() -> None:
     ],
 )
 def test_the_usual_layouts_tell_the_speaker(layout: str, path: str, speaker: str, split: str) -> None:
-    found = recognise([path])
+    found = recognize_layout([path])
     assert found is not None
     assert found.name == layout
     assert found.match(path) == (speaker, split)
@@ -285,7 +294,7 @@ def test_sound_that_lies_apart_is_found(tmp_path: Path) -> None:
     wavfile.write(sound, 16_000, syllables(0.9))
     (source,) = find_sources([tmp_path])
     assert source.sound == sound
-    found, _ = extract(source, LOOSE)
+    found, _ = extract_clips(source, LOOSE)
     assert found[0].clip is not None
     assert np.abs(found[0].clip.audio).max() > 0.1
 
@@ -296,9 +305,11 @@ def test_sound_that_is_clearly_late_is_put_right(tmp_path: Path) -> None:
     from flowportrait.media.audio import read_audio
 
     wave, frames = read_audio(path), list(islice(iter_frames(path), 100))
-    shown = read_clip(write(tmp_path / "right.mp4", frames, wave))
+    shown = longest_usable_clip(write(tmp_path / "right.mp4", frames, wave))
     late = np.concatenate([np.zeros(6 * 640, np.float32), wave])
-    found, _ = extract(Source(write(tmp_path / "late.mp4", frames, late), "late", "s", "train"), Gates())
+    found, _ = extract_clips(
+        SourceVideo(write(tmp_path / "late.mp4", frames, late), "late", "s", "train"), QualityGates()
+    )
     assert found[0].record["put_right"] == pytest.approx(6, abs=1)
     assert "rejected" not in found[0].record
     assert found[0].clip is not None
@@ -319,10 +330,10 @@ def test_the_sound_of_another_sentence_is_rejected() -> None:
     data = Path(os.environ["FLOWPORTRAIT_DATA"])
     rows = [line.split("\t") for line in (data / "split.tsv").read_text().splitlines()[1:]]
     files = [data / file for file, _, split in rows if split == "dev" and file.startswith("grid")][:4]
-    clips = [read_clip(file, Gates(sync=-2)) for file in files]
+    clips = [longest_usable_clip(file, QualityGates(sync=-2)) for file in files]
     right = [sync_margin(clip)[0] for clip in clips]
     wrong = [sync_margin(replace(clip, audio=other.audio))[0] for clip, other in pairwise(clips)]
-    assert min(right) > Gates().sync
+    assert min(right) > QualityGates().sync
     assert np.mean(wrong) < np.mean(right) / 2
 
 
@@ -345,9 +356,9 @@ def test_an_interrupted_run_ends_its_processes_and_goes_on_where_it_was(
 
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.mp4").write_bytes(b"no video")
-    monkeypatch.setattr(module, "AHEAD", 1)
+    monkeypatch.setattr(module, "VIDEOS_PER_WORKER", 1)
     sources = find_sources([tmp_path])
-    results = module._results(sources, tmp_path / "out", Preparation(workers=1))
+    results = module._results(sources, tmp_path / "out", PreparationConfig(workers=1))
     first, (records, _) = next(results)
     assert first.name == "a"
     assert records[0]["reason"] == "unreadable"

@@ -26,11 +26,11 @@ from flowportrait.data.prompts import Prompt
 from flowportrait.errors import BadInput
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.backbone import GeneratorConfig
-from flowportrait.models.flow_matching import Draw, FlowMatchingLearner, learning_rate_factor
+from flowportrait.models.flow_matching import DrawBatch, FlowMatchingLearner, learning_rate_factor
 from flowportrait.models.pretrain import PretrainConfig, pretrain
 from flowportrait.models.training_clips import save_clips
-from flowportrait.training.descend import GIVE_UP, descend
-from flowportrait.training.state import latest_state, read_whole_weights
+from flowportrait.training.descend import MAX_SKIPPED_STEPS, minimize
+from flowportrait.training.state import latest_state, read_full_weights
 
 TINY = GeneratorConfig(
     hidden=32, layers=1, heads=2, window=4, horizon=6, audio_width=16, head_width=32, head_depth=1, front_end="mel"
@@ -54,8 +54,8 @@ def read_state(output: Path) -> dict[str, Any]:
     state = latest_state(output / "state")
     assert state is not None
     progress = json.loads((state / "progress.json").read_text())
-    model, average = (read_whole_weights(state, (role, "fixed")) for role in ("live", "ema"))
-    moments = [read_whole_weights(state, (f"optimizer.{kind}",)) for kind in ("exp_avg", "exp_avg_sq", "step")]
+    model, average = (read_full_weights(state, (role, "fixed")) for role in ("live", "ema"))
+    moments = [read_full_weights(state, (f"optimizer.{kind}",)) for kind in ("exp_avg", "exp_avg_sq", "step")]
     draws = [load_file(file)["generator"] for file in sorted((state / "processes").iterdir())]
     return {"model": model, "average": average, "optimizer": moments, "draws": draws, "step": progress["iteration"],
             "running": progress["running"]}  # fmt: skip
@@ -142,7 +142,7 @@ def stopping_after(steps: int) -> type:
             self.left -= 1
             return self.left <= 0
 
-        def obey(self) -> None:
+        def raise_pending_signal(self) -> None:
             pass
 
     return Asked
@@ -153,7 +153,7 @@ def learner(config: PretrainConfig = CONFIG) -> FlowMatchingLearner:
     return FlowMatchingLearner(ARFlow(config.generator), config, Accelerator(cpu=True))
 
 
-def poisoned(own: FlowMatchingLearner, steps: Container[int]) -> Draw:
+def poisoned(own: FlowMatchingLearner, steps: Container[int]) -> DrawBatch:
     """Batches of the made-up clips; in these steps one of their numbers is infinite."""
     sampler = WindowSampler(clips(), 12, own.generator)
 
@@ -188,20 +188,22 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_training_goes_on(caps
 
 def test_small_models_leave_out_a_step_whose_gradient_is_not_finite() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    descend([weight], lambda step: (weight * (math.inf if step == 2 else 1.0)).sum(), 6, 0.1, 0.0)
+    minimize([weight], lambda step: (weight * (math.inf if step == 2 else 1.0)).sum(), 6, 0.1, 0.0)
     assert weight.isfinite().all()
     assert (weight < 0.9).all()
     with pytest.raises(BadInput, match="not finite in 20 steps in a row, up to step 20"):
-        descend([weight], lambda step: (weight * math.nan).sum(), 40, 0.1, 0.0)
+        minimize([weight], lambda step: (weight * math.nan).sum(), 40, 0.1, 0.0)
     assert weight.isfinite().all()
 
 
 def test_a_training_whose_gradients_stay_infinite_ends_with_a_sentence() -> None:
     own = learner(replace(CONFIG, batch=2, accumulate=1))
     draw = poisoned(own, range(1000))
-    for _ in range(GIVE_UP - 1):
+    for _ in range(MAX_SKIPPED_STEPS - 1):
         own.learn(draw)
-    with pytest.raises(BadInput, match=f"not finite in {GIVE_UP} steps in a row, up to step {GIVE_UP}: lower"):
+    with pytest.raises(
+        BadInput, match=f"not finite in {MAX_SKIPPED_STEPS} steps in a row, up to step {MAX_SKIPPED_STEPS}: lower"
+    ):
         own.learn(draw)
 
 

@@ -21,18 +21,25 @@ from flowportrait.media.audio import Sound
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.provenance import manifest as credentials
-from flowportrait.provenance.inspection import inspect
+from flowportrait.provenance.inspection import inspect_provenance
 from flowportrait.provenance.manifest import (
-    Credential,
-    Origin,
+    SigningCredential,
+    VideoOrigin,
     find_credential,
     read_credential,
     read_signature,
     self_signed,
-    sign,
+    sign_video,
 )
-from flowportrait.provenance.publish import Provenance, publish
-from flowportrait.provenance.watermark import FALSE_ALARM, Watermark, find_watermark, marked, pattern, tile
+from flowportrait.provenance.publish import Provenance, write_video_with_provenance
+from flowportrait.provenance.watermark import (
+    FALSE_ALARM_RATE,
+    Watermark,
+    add_watermark,
+    find_watermark,
+    watermark_pattern,
+    watermark_tile,
+)
 
 VOICE = (0.1 * np.sin(np.arange(6400) / 9)).astype(np.float32)
 
@@ -48,7 +55,7 @@ def clip(count: int = 10, size: int = 512) -> Iterator[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def own() -> Credential:
+def own() -> SigningCredential:
     return self_signed()
 
 
@@ -81,21 +88,21 @@ def test_any_size_is_marked_in_place(height: int, width: int) -> None:
 
 
 def test_the_pattern_is_the_same_in_every_size_of_a_picture() -> None:
-    large, small = pattern(1024, 1024), pattern(512, 512)
+    large, small = watermark_pattern(1024, 1024), watermark_pattern(512, 512)
     shrunk = cv2.resize(large, (512, 512), interpolation=cv2.INTER_AREA)
     assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.98
-    assert tile().mean() == pytest.approx(0, abs=1e-3)
+    assert watermark_tile().mean() == pytest.approx(0, abs=1e-3)
 
 
 def test_the_mark_outlives_encoding_and_scaling_to_half(tmp_path: Path) -> None:
-    assert find_watermark(rewritten(tmp_path, marked(clip()), 28)).found
-    found = find_watermark(rewritten(tmp_path, map(half, marked(clip())), 23))
+    assert find_watermark(rewritten(tmp_path, add_watermark(clip()), 28)).found
+    found = find_watermark(rewritten(tmp_path, map(half, add_watermark(clip())), 23))
     assert found.found
     assert found.zoom == 1.0
 
 
 def test_the_mark_outlives_a_crop_and_a_mirror_which_are_recognised(tmp_path: Path) -> None:
-    cropped = (np.ascontiguousarray(frame[90:474, 40:424][:, ::-1]) for frame in marked(clip()))
+    cropped = (np.ascontiguousarray(frame[90:474, 40:424][:, ::-1]) for frame in add_watermark(clip()))
     found = find_watermark(rewritten(tmp_path, cropped, 23))
     assert found.found
     assert found.mirrored
@@ -109,24 +116,26 @@ def test_a_video_without_the_mark_has_none_at_any_zoom(tmp_path: Path) -> None:
 
 
 def test_without_the_mark_the_score_of_one_place_is_standard_normal() -> None:
-    from flowportrait.provenance.watermark import _search_scaled, residual
+    from flowportrait.provenance.watermark import _search_scaled, high_pass_residual
 
     rng, photo = np.random.default_rng(0), astronaut()
     scores = []
     for _ in range(60):
         left, top, side = *rng.integers(0, 200, 2), int(rng.integers(150, 300))
         view = np.ascontiguousarray(photo[top : top + side, left : left + side])
-        scores.append(_search_scaled(residual([view])[0], [1.0], reach=0)[0].score)
+        scores.append(_search_scaled(high_pass_residual([view])[0], [1.0], reach=0)[0].score)
     assert np.mean(scores) == pytest.approx(0, abs=0.5)
     assert 0.7 < np.std(scores) < 1.4
-    assert FALSE_ALARM <= 1e-6
+    assert FALSE_ALARM_RATE <= 1e-6
 
 
-def test_a_published_video_carries_all_three_marks_and_the_same_pictures_twice(tmp_path: Path, own: Credential) -> None:
-    provenance = Provenance(Origin("portrait"), own)
+def test_a_published_video_carries_all_three_marks_and_the_same_pictures_twice(
+    tmp_path: Path, own: SigningCredential
+) -> None:
+    provenance = Provenance(VideoOrigin("portrait"), own)
     paths = [tmp_path / name for name in ("a.mp4", "b.mp4")]
     for path in paths:
-        assert publish(path, clip(size=256), VOICE, provenance) == 10
+        assert write_video_with_provenance(path, clip(size=256), VOICE, provenance) == 10
     assert np.array_equal(*(list(iter_frames(path)) for path in paths))
     assert sorted(tmp_path.iterdir()) == paths
     signature = read_signature(paths[0])
@@ -138,9 +147,9 @@ def test_a_published_video_carries_all_three_marks_and_the_same_pictures_twice(t
     assert find_watermark(iter_frames(paths[0])).found
 
 
-def test_a_file_changed_after_signing_is_told(tmp_path: Path, own: Credential) -> None:
+def test_a_file_changed_after_signing_is_told(tmp_path: Path, own: SigningCredential) -> None:
     path = tmp_path / "a.mp4"
-    publish(path, clip(3, 64), None, Provenance(Origin("footage"), own))
+    write_video_with_provenance(path, clip(3, 64), None, Provenance(VideoOrigin("footage"), own))
     data = bytearray(path.read_bytes())
     data[data.rfind(b"mdat") + 400] ^= 1
     path.write_bytes(data)
@@ -151,7 +160,7 @@ def test_a_file_changed_after_signing_is_told(tmp_path: Path, own: Credential) -
 
 
 def test_an_unmarked_video_carries_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(tmp_path / "a.mp4", clip(3, 400), VOICE, None)
+    write_video_with_provenance(tmp_path / "a.mp4", clip(3, 400), VOICE, None)
     assert not read_signature(tmp_path / "a.mp4").present
     assert main(["verify", str(tmp_path / "a.mp4")]) == 0
     said = capsys.readouterr().out
@@ -160,9 +169,9 @@ def test_an_unmarked_video_carries_nothing(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_verify_says_in_words_and_in_json_what_it_found(
-    tmp_path: Path, own: Credential, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own: SigningCredential, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish(tmp_path / "a.mp4", clip(), VOICE, Provenance(Origin("footage"), own))
+    write_video_with_provenance(tmp_path / "a.mp4", clip(), VOICE, Provenance(VideoOrigin("footage"), own))
     assert main(["verify", str(tmp_path / "a.mp4")]) == 0
     said = capsys.readouterr().out
     assert "AI-generated with FlowPortrait, as its tags, its signature and its watermark say." in said
@@ -193,12 +202,14 @@ def test_where_nothing_can_be_kept_the_video_is_signed_all_the_same(
     (tmp_path / "file").touch()
     monkeypatch.setattr(credentials, "config_folder", lambda: tmp_path / "file" / "flowportrait")
     write_video(tmp_path / "a.mp4", clip(3, 64), None)
-    sign(tmp_path / "a.mp4", Origin("portrait"), find_credential())
+    sign_video(tmp_path / "a.mp4", VideoOrigin("portrait"), find_credential())
     assert read_signature(tmp_path / "a.mp4").intact
     assert "no certificate can be kept" in capsys.readouterr().err
 
 
-def test_the_users_own_certificate_signs(tmp_path: Path, own: Credential, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_certificate_signs(
+    tmp_path: Path, own: SigningCredential, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(credentials, "SELF_SIGNED", "Example News")
         theirs = self_signed()
@@ -208,7 +219,7 @@ def test_the_users_own_certificate_signs(tmp_path: Path, own: Credential, monkey
     monkeypatch.setenv("FLOWPORTRAIT_CERTIFICATE", str(certificate))
     monkeypatch.setenv("FLOWPORTRAIT_PRIVATE_KEY", str(key))
     write_video(tmp_path / "a.mp4", clip(3, 64), None)
-    sign(tmp_path / "a.mp4", Origin("portrait"), find_credential())
+    sign_video(tmp_path / "a.mp4", VideoOrigin("portrait"), find_credential())
     signature = read_signature(tmp_path / "a.mp4")
     assert signature.intact
     assert "Example News" in signature.signer
@@ -251,11 +262,13 @@ def test_animate_marks_unless_told_not_to(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "webm", "gif"])
 def test_every_format_carries_tags_watermark_and_a_manifest_that_notices_a_changed_byte(
-    tmp_path: Path, own: Credential, suffix: str
+    tmp_path: Path, own: SigningCredential, suffix: str
 ) -> None:
     path = tmp_path / f"talk.{suffix}"
-    publish(path, clip(), Sound(np.stack([VOICE, VOICE]), 16_000, "stereo"), Provenance(Origin("portrait"), own))
-    found = inspect(path)
+    write_video_with_provenance(
+        path, clip(), Sound(np.stack([VOICE, VOICE]), 16_000, "stereo"), Provenance(VideoOrigin("portrait"), own)
+    )
+    found = inspect_provenance(path)
     assert found.tagged
     assert found.signature.intact
     assert found.signature.source_type.endswith("/trainedAlgorithmicMedia")
@@ -271,18 +284,22 @@ def test_every_format_carries_tags_watermark_and_a_manifest_that_notices_a_chang
     assert not changed.intact
 
 
-def test_the_manifest_of_another_webm_does_not_fit(tmp_path: Path, own: Credential) -> None:
+def test_the_manifest_of_another_webm_does_not_fit(tmp_path: Path, own: SigningCredential) -> None:
     for name, size in (("a", 128), ("b", 160)):
-        publish(tmp_path / f"{name}.webm", clip(3, size), None, Provenance(Origin("portrait"), own))
+        write_video_with_provenance(
+            tmp_path / f"{name}.webm", clip(3, size), None, Provenance(VideoOrigin("portrait"), own)
+        )
     (tmp_path / "a.c2pa").replace(tmp_path / "b.c2pa")
     assert read_signature(tmp_path / "b.webm").problems == ("assertion.dataHash.mismatch",)
     assert not read_signature(tmp_path / "a.webm").present
 
 
-def test_a_folder_is_verified_file_by_file(tmp_path: Path, own: Credential, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(tmp_path / "marked.mp4", clip(), VOICE, Provenance(Origin("portrait"), own))
-    publish(tmp_path / "signed.webm", clip(), VOICE, Provenance(Origin("portrait"), own))
-    publish(tmp_path / "plain.mp4", clip(3, 400), VOICE, None)
+def test_a_folder_is_verified_file_by_file(
+    tmp_path: Path, own: SigningCredential, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video_with_provenance(tmp_path / "marked.mp4", clip(), VOICE, Provenance(VideoOrigin("portrait"), own))
+    write_video_with_provenance(tmp_path / "signed.webm", clip(), VOICE, Provenance(VideoOrigin("portrait"), own))
+    write_video_with_provenance(tmp_path / "plain.mp4", clip(3, 400), VOICE, None)
     (tmp_path / "broken.mov").write_bytes(b"no video")
     (tmp_path / "notes.txt").write_text("not a video")
     assert main(["verify", str(tmp_path)]) == 0
@@ -306,8 +323,8 @@ def test_a_folder_is_verified_file_by_file(tmp_path: Path, own: Credential, caps
 
 def test_without_provenance_no_format_carries_a_mark(tmp_path: Path) -> None:
     for suffix in ("mp4", "mov", "webm", "gif"):
-        publish(tmp_path / f"a.{suffix}", clip(10, 400), VOICE, None)
-        assert not inspect(tmp_path / f"a.{suffix}").marked
+        write_video_with_provenance(tmp_path / f"a.{suffix}", clip(10, 400), VOICE, None)
+        assert not inspect_provenance(tmp_path / f"a.{suffix}").marked
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -316,14 +333,16 @@ def test_pictures_that_would_fill_the_memory_are_refused_before_they_are_decoded
     bomb = b"GIF89a" + b"\xff" * 4 + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + b"\xff" * 4 + b"\0\x02\x02D\x01\0;"
     (tmp_path / "bomb.gif").write_bytes(bomb)
     with pytest.raises(BadInput):
-        inspect(tmp_path / "bomb.gif")
+        inspect_provenance(tmp_path / "bomb.gif")
 
 
-def test_a_video_without_provenance_leaves_no_manifest_of_the_one_it_replaced(tmp_path: Path, own: Credential) -> None:
+def test_a_video_without_provenance_leaves_no_manifest_of_the_one_it_replaced(
+    tmp_path: Path, own: SigningCredential
+) -> None:
     path = tmp_path / "a.webm"
-    publish(path, clip(3, 128), None, Provenance(Origin("portrait"), own))
-    publish(path, clip(4, 128), None, None)
+    write_video_with_provenance(path, clip(3, 128), None, Provenance(VideoOrigin("portrait"), own))
+    write_video_with_provenance(path, clip(4, 128), None, None)
     assert list(tmp_path.iterdir()) == [path]
     (tmp_path / "a.c2pa").write_bytes(b"somebody else's")
-    publish(path, clip(4, 128), None, None)
+    write_video_with_provenance(path, clip(4, 128), None, None)
     assert (tmp_path / "a.c2pa").read_bytes() == b"somebody else's"

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
-from flowportrait.provenance.inspection import container_tags
-from flowportrait.provenance.manifest import Origin, read_signature, self_signed, sidecar_path
-from flowportrait.provenance.publish import Provenance, publish
-from flowportrait.provenance.watermark import FRAMES
+from flowportrait.provenance.inspection import read_container_tags
+from flowportrait.provenance.manifest import VideoOrigin, read_signature, self_signed, sidecar_path
+from flowportrait.provenance.publish import Provenance, write_video_with_provenance
+from flowportrait.provenance.watermark import MAX_FRAMES_READ
 
 SUFFIXES = (".mp4", ".mov", ".gif", ".webm", ".c2pa")
 """What is damaged: four formats, and the manifest beside the webm."""
@@ -47,8 +47,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("published")
     frames = [np.full((32, 32, 3), 60 * index, np.uint8) for index in range(3)]
     for suffix in SUFFIXES[:4]:
-        publish(
-            folder / f"a{suffix}", frames, np.zeros(1920, np.float32), Provenance(Origin("portrait"), self_signed())
+        write_video_with_provenance(
+            folder / f"a{suffix}",
+            frames,
+            np.zeros(1920, np.float32),
+            Provenance(VideoOrigin("portrait"), self_signed()),
         )
     return {path.suffix: path.read_bytes() for path in folder.iterdir()}
 
@@ -75,7 +78,7 @@ def read_everything(folder: Path, published: dict[str, bytes], suffix: str, data
     began = time.monotonic()
     signature = read_signature(path)
     assert signature.present or not signature.intact
-    for read in (container_tags, lambda given: list(islice(iter_frames(given), FRAMES))):
+    for read in (read_container_tags, lambda given: list(islice(iter_frames(given), MAX_FRAMES_READ))):
         try:
             read(path)
         except BadInput as error:

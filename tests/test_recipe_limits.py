@@ -9,13 +9,13 @@ from typing import Literal
 import pytest
 import torch
 
-from flowportrait.flow.kernels import flow_sde, gaussian_kl, log_ratio, longcat_sde
+from flowportrait.flow.kernels import flow_sde_kernel, gaussian_kl, log_ratio, longcat_sde_kernel
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.paths import shifted
+from flowportrait.flow.paths import noise_schedule
 from flowportrait.rewards.interface import Score
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.credit import Allocation, CreditConfig, assign_credit, deviations
+from flowportrait.rl.credit import Allocation, CreditConfig, assign_credit, normalized_deviations
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.matching import NFT
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
@@ -137,7 +137,7 @@ def test_gspo_begins_as_flow_grpo_and_then_clips_whole_clips() -> None:
 
 def test_longcats_kernel_without_its_cap_is_flow_sde() -> None:
     levels = torch.tensor([1.0, 0.8, 0.5]), torch.tensor([0.8, 0.5, 0.2])
-    for one, other in zip(longcat_sde(0.7, float("inf"))(*levels), flow_sde(0.7)(*levels), strict=True):
+    for one, other in zip(longcat_sde_kernel(0.7, float("inf"))(*levels), flow_sde_kernel(0.7)(*levels), strict=True):
         assert torch.equal(one, other)
 
 
@@ -184,11 +184,11 @@ def test_credit_is_the_clips_share_everywhere_and_the_chunks_share_where_it_was_
     group, valid = torch.tensor([0, 0, 0, 0]), torch.ones(4, dtype=torch.bool)
     dense = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
     score = Score(dense.mean(1), valid, dense)
-    clip = deviations(score.value, valid, group).value
+    clip = normalized_deviations(score.value, valid, group).value
     for share in (0.0, 0.7, 1.0):
         found = assign_credit({"r": score}, group, 3, {"r": 2.0}, CreditConfig(dense=share, limit=99.0)).advantage
         for chunk in range(3):
-            own = deviations(dense[:, 4 * chunk : 4 * chunk + 4].mean(1), valid, group).value
+            own = normalized_deviations(dense[:, 4 * chunk : 4 * chunk + 4].mean(1), valid, group).value
             assert torch.allclose(found[:, chunk], 2 * ((1 - share) * clip + share * own), atol=1e-5)
 
 
@@ -196,10 +196,10 @@ def test_credit_is_the_clips_share_everywhere_and_the_chunks_share_where_it_was_
 def test_the_kl_pulls_one_over_dt_times_as_hard_as_the_authors(steps: int) -> None:
     """Flow-GRPO's code: ‖μ − μ_ref‖² / 2g², where the transition's variance is g²·|dt|; the card has the factors."""
     shift = 1.0 if steps == 6 else 3.0
-    sigmas = shifted(steps, shift).double()
+    sigmas = noise_schedule(steps, shift).double()
     factors = []
     for sigma, following in itertools.pairwise(sigmas[:-1]):
-        step, apart = flow_sde(0.7)(sigma, following), torch.tensor(0.3, dtype=torch.float64)
+        step, apart = flow_sde_kernel(0.7)(sigma, following), torch.tensor(0.3, dtype=torch.float64)
         g = step.s / (sigma - following).sqrt()
         authors = (step.b * apart).square() / (2 * g.square())
         factors.append(float(gaussian_kl(step.gain, apart)) / float(authors))
@@ -211,16 +211,16 @@ def test_the_kl_pulls_one_over_dt_times_as_hard_as_the_authors(steps: int) -> No
 
 
 def test_longcats_weights_are_not_the_papers_where_its_cap_binds() -> None:
-    sigmas = shifted(6).double()
+    sigmas = noise_schedule(6).double()
     ours, paper = [], []
     for sigma, following in itertools.pairwise(sigmas[:4]):
-        step = longcat_sde()(sigma, following)
+        step = longcat_sde_kernel()(sigma, following)
         assert float(step.s) == pytest.approx(0.45)
         ours.append(float(step.s / step.b.abs()))
         paper.append(float((sigma / ((sigma - following) * (1 - sigma))).sqrt()))
     assert ours == pytest.approx([2.7, 2.407, 2.071], abs=1e-3)
     assert paper == pytest.approx([float("inf"), 5.477, 3.464], abs=1e-3)
-    free = longcat_sde(largest_std=float("inf"))(sigmas[2], sigmas[3])
+    free = longcat_sde_kernel(largest_std=float("inf"))(sigmas[2], sigmas[3])
     assert paper[2] / float(free.s / free.b.abs()) == pytest.approx(1.5)
     assert "2.7, 2.4 and 2.1" in CARDS["longcat-grpo"].reading
 

@@ -20,11 +20,11 @@ from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import Allocation, select_best_and_worst
 from flowportrait.rl.objectives.interface import Advantage, Loss, LossInputs, noised_points
 from flowportrait.rl.objectives.matching import NFT, RWR
-from flowportrait.rl.objectives.preference import DPO, pairs
+from flowportrait.rl.objectives.preference import DPO, best_worst_pairs
 from flowportrait.rl.objectives.ratio import AWM, SequenceRatio
 from flowportrait.rl.plan import OdePlan, SlidingWindow
 from flowportrait.rl.recipes import CARDS, find_recipe
-from flowportrait.rl.rollout import Batch, Trajectory
+from flowportrait.rl.rollout import ScoredRollouts, Trajectory
 from flowportrait.rl.stages import HistoryRouting
 from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import RECIPE, shake, trainer
@@ -91,7 +91,7 @@ def test_what_rises_when_siblings_keep_their_pay_does_not_when_they_swap_it(
     assert rise(recipe) > LEARNED
     credit, draw = Trainer.credit, torch.Generator().manual_seed(10 + seed)
 
-    def swapped(run: Trainer, batch: Batch) -> tuple[Advantage, dict[str, float]]:
+    def swapped(run: Trainer, batch: ScoredRollouts) -> tuple[Advantage, dict[str, float]]:
         order = torch.cat([8 * group + torch.randperm(8, generator=draw) for group in range(3)])
         scores = {name: own._replace(value=own.value[order]) for name, own in batch.scores.items()}
         return credit(run, replace(batch, scores=scores))
@@ -192,7 +192,7 @@ def test_a_pairs_noise_is_shared_and_ties_make_no_pair() -> None:
     assert torch.allclose(noise[:8], noise[:1].expand(8, -1, -1, -1), atol=1e-5)
     assert not torch.allclose(noise[0], noise[8], atol=1e-2)
     score = torch.cat([torch.zeros(8), torch.arange(16.0)])
-    winners, losers, _ = pairs(score[:, None], trajectory.group, trajectory.real)
+    winners, losers, _ = best_worst_pairs(score[:, None], trajectory.group, trajectory.real)
     assert winners.tolist() == [15, 23]
     assert losers.tolist() == [8, 16]
     assert torch.equal(weigh(run, DPO(), trajectory, torch.zeros(24)), torch.zeros_like(run.policy.head.write.weight))

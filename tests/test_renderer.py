@@ -17,14 +17,21 @@ from skimage import data
 
 from flowportrait.media.portrait import Portrait
 from flowportrait.rendering.dubbing import MouthMemory, redraw_mouth
-from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, RIGID, fill, opening
-from flowportrait.rendering.layers import FarSide
+from flowportrait.rendering.face_regions import (
+    EYES,
+    INNER_LOWER,
+    INNER_UPPER,
+    RIGID_LANDMARKS,
+    opening_outline,
+    outline_mask,
+)
+from flowportrait.rendering.layers import FarSideLayer
 from flowportrait.rendering.mesh import N_FACE, HeadMesh, Rasterizer, face_triangles, rigid_motion
 from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.mouth import MouthModel
 from flowportrait.rendering.mouth_geometry import MouthFrame
-from flowportrait.rendering.renderer import Renderer, resting
-from flowportrait.rendering.retouch import Windows
+from flowportrait.rendering.renderer import Renderer, portrait_identity
+from flowportrait.rendering.retouch import MouthWindows
 
 
 @lru_cache
@@ -90,7 +97,7 @@ def test_the_background_stays_while_the_head_turns() -> None:
 
 def test_closed_lips_hide_a_photographed_smile() -> None:
     points = astronaut().landmarks.astype(np.float64)
-    inside = fill((512, 512), opening(points[INNER_UPPER, :2], points[INNER_LOWER, :2])) > 0.9
+    inside = outline_mask((512, 512), opening_outline(points[INNER_UPPER, :2], points[INNER_LOWER, :2])) > 0.9
 
     def not_red(frame: np.ndarray) -> float:
         """Share of pixels where the smile was whose colour is a tooth's and no lip's."""
@@ -118,8 +125,8 @@ def test_gaze_moves_the_iris_inside_still_lids() -> None:
     points[468:, 0] += 6
     moved, crop = draw(points), astronaut().crop
     upper, lower, iris = EYES[0]
-    outline = opening(astronaut().landmarks[upper, :2], astronaut().landmarks[lower, :2])
-    outside = fill((512, 512), outline, 3.0) < 0.01
+    outline = opening_outline(astronaut().landmarks[upper, :2], astronaut().landmarks[lower, :2])
+    outside = outline_mask((512, 512), outline, 3.0) < 0.01
     box = np.s_[int(outline[:, 1].min()) - 20 : int(outline[:, 1].max()) + 20]
     assert np.abs(moved[box].astype(int) - crop[box])[outside[box]][:, :].mean() < 2
 
@@ -182,8 +189,8 @@ def test_hair_moves_with_the_skull_and_the_jaw_alone_moves_no_hair() -> None:
     rest = mesh(points)
     np.testing.assert_allclose(rest[:, :2], mesh.source, atol=1e-6)
     jaw = points.copy()
-    jaw[[i for i in range(478) if i not in RIGID], 1] += (
-        8 * (points[:, 1] > points[2, 1] + 20)[[i for i in range(478) if i not in RIGID]]
+    jaw[[i for i in range(478) if i not in RIGID_LANDMARKS], 1] += (
+        8 * (points[:, 1] > points[2, 1] + 20)[[i for i in range(478) if i not in RIGID_LANDMARKS]]
     )
     hair = (mesh.source[:, 1] < points[10, 1] - 10) & (np.arange(len(mesh.source)) >= 468)
     assert np.abs(mesh(jaw) - rest)[hair][:, :2].max() < 0.5
@@ -210,7 +217,7 @@ def test_the_mouth_model_is_dark_inside_and_brighter_on_teeth() -> None:
     assert lower.mean() > cavity.mean()
 
 
-def louder(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+def louder(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
     """A network that brightens everything."""
     return torch.zeros_like(windows.base[:, :2]), torch.full_like(windows.base, 0.3)
 
@@ -252,8 +259,8 @@ def half_profile() -> Portrait:
 def test_the_far_side_of_a_half_profile_is_the_near_sides_mirror_image() -> None:
     portrait = half_profile()
     mesh = HeadMesh(portrait.crop, portrait.landmarks)
-    assert not FarSide(HeadMesh(astronaut().crop, astronaut().landmarks), astronaut().crop).needed
-    side = FarSide(mesh, portrait.crop)
+    assert not FarSideLayer(HeadMesh(astronaut().crop, astronaut().landmarks), astronaut().crop).needed
+    side = FarSideLayer(mesh, portrait.crop)
     assert side.needed
     vertices = mesh(astronaut().landmarks.astype(np.float64))
     filled = np.zeros_like(portrait.crop)
@@ -273,8 +280,8 @@ def test_a_far_side_in_shadow_is_filled_in_shadow() -> None:
     shadowed = np.round(portrait.crop * shade[:, None]).astype(np.uint8)
     vertices = mesh(astronaut().landmarks.astype(np.float64))
     light, dark = np.zeros_like(portrait.crop), np.zeros_like(portrait.crop)
-    FarSide(mesh, portrait.crop).draw(light, vertices)
-    side = FarSide(mesh, shadowed)
+    FarSideLayer(mesh, portrait.crop).draw(light, vertices)
+    side = FarSideLayer(mesh, shadowed)
     side.draw(dark, vertices)
     assert side.needed
     inside = light.min(2) > 60
@@ -285,12 +292,12 @@ def test_a_face_unlike_any_humans_keeps_its_shape_at_rest() -> None:
     basis, person = MotionBasis.load(), astronaut()
     strange = person.blendshapes.copy()
     strange[[23, 33, 35, 38, 40, 44, 46]] = 1.0
-    odd = resting(basis, dataclasses.replace(person, blendshapes=strange))
+    odd = portrait_identity(basis, dataclasses.replace(person, blendshapes=strange))
     taken_off = basis.encode(person.landmarks[None], strange[None], smooth=False)[1]
     own = odd.pose.remove(torch.as_tensor(person.landmarks[None]))[0]
     assert (odd.neutral - own).norm(dim=1).mean() < 0.5 * (taken_off.neutral - own).norm(dim=1).mean()
     usual = basis.encode(person.landmarks[None], person.blendshapes[None], smooth=False)[1]
-    assert torch.equal(resting(basis, person).neutral, usual.neutral)
+    assert torch.equal(portrait_identity(basis, person).neutral, usual.neutral)
 
 
 def test_frames_drawn_at_once_are_the_frames_drawn_one_by_one() -> None:

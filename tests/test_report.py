@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flowportrait.evaluation.comparison import compare_systems
-from flowportrait.evaluation.report import contact_sheet, write_animated_webp, write_report
+from flowportrait.evaluation.report import draw_contact_sheet, write_animated_webp, write_html_report
 from flowportrait.media.write_video import write_video
 
 
@@ -27,7 +27,7 @@ def rows(shift: float) -> dict:
 def test_the_page_is_self_contained_and_complete(tmp_path, video) -> None:
     comparison = compare_systems({"real": rows(-0.2), "before": rows(0.0), "a<b": rows(-0.1)}, baseline="before")
     curves = [{"iteration": i, "reward": 0.1 * i, "kl": 0.0} for i in range(5)]
-    path = write_report(
+    path = write_html_report(
         tmp_path / "report.html",
         title="Before & after",
         comparison=comparison,
@@ -50,7 +50,7 @@ def test_the_page_is_self_contained_and_complete(tmp_path, video) -> None:
 
 def test_without_real_footage_the_page_says_so(tmp_path) -> None:
     comparison = compare_systems({"only": rows(0.0)})
-    page = write_report(
+    page = write_html_report(
         tmp_path / "r.html", title="t", comparison=comparison, videos={}, curves=None, notes=[]
     ).read_text()
     assert "No real footage was given" in page
@@ -70,5 +70,5 @@ def test_a_moving_picture_shows_videos_beside_each_other_at_their_own_pace(video
 
 
 def test_a_contact_sheet_has_a_column_per_frame_even_without_a_face(video) -> None:
-    assert contact_sheet(video, columns=4).shape[1] == 4 * 192 + 3 * 4
-    assert contact_sheet(video, columns=50).shape[1] == 20 * 192 + 19 * 4
+    assert draw_contact_sheet(video, columns=4).shape[1] == 4 * 192 + 3 * 4
+    assert draw_contact_sheet(video, columns=50).shape[1] == 20 * 192 + 19 * 4

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowportrait.config import override
-from flowportrait.evaluation.metrics import Row
+from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.models.arflow import checkpoint_folder, load_generator
-from flowportrait.models.sampler import sample_mel
+from flowportrait.models.sampler import sample_from_mel
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.recipes import find_recipe
@@ -82,8 +82,8 @@ def test_runs_that_disagree_widen_the_interval_until_nothing_is_claimed(tmp_path
 
 
 def test_a_gap_that_every_clip_and_run_closes_is_closed_without_doubt() -> None:
-    start: dict[str, Row] = {f"c{i}": {"ecs": 0.1 * i} for i in range(8)}
-    real: dict[str, Row] = {f"c{i}": {"ecs": 0.1 * i + 1} for i in range(8)}
+    start: dict[str, MetricRow] = {f"c{i}": {"ecs": 0.1 * i} for i in range(8)}
+    real: dict[str, MetricRow] = {f"c{i}": {"ecs": 0.1 * i + 1} for i in range(8)}
     pairs = over_runs.paired([real, real, real], [start], "ecs")
     assert pairs is not None
     found = over_runs.closed(pairs, real, "ecs")
@@ -135,12 +135,12 @@ def test_every_contestant_is_a_recipe_that_exists() -> None:
 def test_sampling_otherwise_leaves_the_model_as_it_was() -> None:
     model = load_generator("sft")
     mel = torch.randn(2, 32, 80)
-    as_delivered = sample_mel(model, mel, [0, 1])
+    as_delivered = sample_from_mel(model, mel, [0, 1])
     own = controls.Sampling(model.config.guidance, model.config.steps)
-    assert torch.equal(sample_mel(controls.sampled(model, own), mel, [0, 1]), as_delivered)
+    assert torch.equal(sample_from_mel(controls.sampled(model, own), mel, [0, 1]), as_delivered)
     cold = controls.sampled(model, replace(own, temperature=0.5))
-    assert not torch.equal(sample_mel(cold, mel, [0, 1]), as_delivered)
-    assert torch.equal(sample_mel(model, mel, [0, 1]), as_delivered)
+    assert not torch.equal(sample_from_mel(cold, mel, [0, 1]), as_delivered)
+    assert torch.equal(sample_from_mel(model, mel, [0, 1]), as_delivered)
 
 
 def test_the_page_in_the_repository_is_what_its_figures_say() -> None:

@@ -16,7 +16,7 @@ from flowportrait.media.portrait import Portrait
 from flowportrait.media.write_video import write_video
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 
 FRAMES = 30
 
@@ -73,7 +73,7 @@ def test_every_reward_scores_a_face_and_none_invents_one() -> None:
         ),
         1.0,
     )
-    for name, score in Composite.of(weights)(looked()).items():
+    for name, score in CompositeReward.of(weights)(looked()).items():
         assert score.valid.tolist() == [True, False], name
         assert torch.isfinite(score.value[0]), name
         assert score.failures[1] is not None
@@ -81,7 +81,7 @@ def test_every_reward_scores_a_face_and_none_invents_one() -> None:
 
 
 def test_a_finished_video_of_its_own_portrait_is_that_person() -> None:
-    assert Composite.of({"identity": 1.0})(looked())["identity"].value[0] > 0.8
+    assert CompositeReward.of({"identity": 1.0})(looked())["identity"].value[0] > 0.8
 
 
 def test_other_frame_rates_are_resampled_by_time() -> None:

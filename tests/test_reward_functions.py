@@ -11,8 +11,8 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Score, all_valid, as_reward, score
-from flowportrait.rewards.registry import Composite, load_reward
+from flowportrait.rewards.interface import Score, all_valid, as_reward, score_batch
+from flowportrait.rewards.registry import CompositeReward, load_reward
 from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import RECIPE, Lift, trainer
 
@@ -51,13 +51,13 @@ def batch(samples: int = 3, frames: int = 8) -> RewardBatch:
 
 def test_a_function_is_scored_as_the_class_that_says_the_same() -> None:
     given = batch()
-    assert torch.equal(score(as_reward(lifted), given).value, score(Lift(), given).value)
+    assert torch.equal(score_batch(as_reward(lifted), given).value, score_batch(Lift(), given).value)
     assert (as_reward(lifted).name, as_reward(lifted).needs) == ("lifted", {"motion"})
 
 
 def test_numbers_per_part_of_a_clip_pay_the_frames_of_the_part() -> None:
     given = batch(frames=9)
-    found = score(as_reward(lifted_by_half), given)
+    found = score_batch(as_reward(lifted_by_half), given)
     parts = lifted_by_half(given)
     assert torch.allclose(found.value, parts.mean(1))
     assert found.dense is not None
@@ -66,25 +66,25 @@ def test_numbers_per_part_of_a_clip_pay_the_frames_of_the_part() -> None:
 
 def test_what_is_not_finite_is_invalid_and_another_shape_is_an_error() -> None:
     given = batch()
-    found = score(as_reward(lambda _: torch.tensor([1.0, math.nan, 2.0])), given)
+    found = score_batch(as_reward(lambda _: torch.tensor([1.0, math.nan, 2.0])), given)
     assert found.valid.tolist() == [True, False, True]
     with pytest.raises(ValueError, match=r"lambda returns scores of shape \(2,\) for 3 samples"):
-        score(as_reward(lambda _: torch.zeros(2)), given)
+        score_batch(as_reward(lambda _: torch.zeros(2)), given)
     with pytest.raises(ValueError, match=r"shape \(3, 2, 2\)"):
-        score(as_reward(lambda _: torch.zeros(3, 2, 2)), given)
+        score_batch(as_reward(lambda _: torch.zeros(3, 2, 2)), given)
 
 
 def test_a_function_may_say_what_it_needs() -> None:
-    assert Composite.of([of_frames]).needs == {"frames"}
+    assert CompositeReward.of([of_frames]).needs == {"frames"}
     with pytest.raises(BadInput, match="'of_frames' needs frames"):
-        Composite.of([of_frames])(batch())
+        CompositeReward.of([of_frames])(batch())
 
 
 def test_functions_classes_objects_and_names_stand_beside_each_other() -> None:
-    composite = Composite.of({"head": 0.5, lifted: 0.3, Counting: 0.2, Lift(): 0.1, lifted_by_half: 0.0})
+    composite = CompositeReward.of({"head": 0.5, lifted: 0.3, Counting: 0.2, Lift(): 0.1, lifted_by_half: 0.0})
     assert composite.weights == {"head": 0.5, "lifted": 0.3, "counting": 0.2, "lift": 0.1}
     assert set(composite(batch(frames=32))) == set(composite.weights)
-    assert Composite.of([lifted, "head"]).weights == {"lifted": 1.0, "head": 1.0}
+    assert CompositeReward.of([lifted, "head"]).weights == {"lifted": 1.0, "head": 1.0}
 
 
 def test_a_reward_of_a_script_is_called_as_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_reward_of_a_script_is_called_as_it_was_named(tmp_path: Path, monkeypa
         "        return all_valid(batch.motion[..., 0].mean(1) * 0 + 2)\n\n\nTHIRD = 3\n"
     )
     monkeypatch.chdir(tmp_path)
-    composite = Composite.of({"own_rewards:first": 1.0, "own_rewards:Second": 1.0})
+    composite = CompositeReward.of({"own_rewards:first": 1.0, "own_rewards:Second": 1.0})
     assert list(composite.weights) == ["own_rewards:first", "own_rewards:Second"]
     found = composite(batch())
     assert torch.equal(found["own_rewards:first"].value, lifted(batch()))
@@ -106,14 +106,14 @@ def test_a_reward_of_a_script_is_called_as_it_was_named(tmp_path: Path, monkeypa
 
 def test_two_rewards_of_one_name_and_a_class_that_wants_arguments_are_refused() -> None:
     with pytest.raises(BadInput, match="Two rewards are called 'lift'"):
-        Composite.of([Lift(), Lift("lift", frozenset({"mel"}))])
+        CompositeReward.of([Lift(), Lift("lift", frozenset({"mel"}))])
     with pytest.raises(BadInput, match="The reward Loud cannot be made without arguments"):
         as_reward(type("Loud", (), {"__init__": lambda self, number: None, "__call__": lifted}))
 
 
 def test_a_function_trains_a_policy_to_the_bits_of_the_reward_that_says_the_same() -> None:
     written, plain = trainer(RECIPE), trainer(RECIPE)
-    plain = Trainer(trainer(RECIPE).policy, plain.task, replace(RECIPE), Composite.of({lifted: 1.0}))
+    plain = Trainer(trainer(RECIPE).policy, plain.task, replace(RECIPE), CompositeReward.of({lifted: 1.0}))
     written.step()
     assert "reward/lifted" in plain.step()
     pairs = zip(written.policy.parameters(), plain.policy.parameters(), strict=True)

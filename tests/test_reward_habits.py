@@ -7,11 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER
+from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER_FACE
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import score
-from flowportrait.rewards.motion import BLINKS_PER_SECOND, Eyes, Head, SilentLip, blinks, lip_gap, silence, surprise
-from flowportrait.rewards.relative import SelfConfidence
+from flowportrait.rewards.interface import score_batch
+from flowportrait.rewards.motion import (
+    BLINKS_PER_SECOND,
+    EyesReward,
+    HeadReward,
+    SilentLipReward,
+    count_lid_closures,
+    find_silent_frames,
+    inner_lip_gap,
+    poisson_surprise,
+)
+from flowportrait.rewards.relative import SelfConfidenceReward
 from tests.test_reward import lively
 
 
@@ -28,13 +37,13 @@ def blinking(times: int, frames: int = 100) -> torch.Tensor:
 
 @pytest.mark.parametrize("times", [0, 1, 3, 6])
 def test_blinks_are_counted_and_half_closed_lids_are_none(times: int) -> None:
-    assert blinks(blinking(times).numpy()) == times
-    assert blinks((0.2 * blinking(times)).numpy()) == 0
+    assert count_lid_closures(blinking(times).numpy()) == times
+    assert count_lid_closures((0.2 * blinking(times)).numpy()) == 0
 
 
 def test_the_usual_number_of_blinks_surprises_least() -> None:
     counts = torch.arange(12)
-    found = surprise(counts, BLINKS_PER_SECOND * 4)
+    found = poisson_surprise(counts, BLINKS_PER_SECOND * 4)
     assert found.argmin() == 2
     assert (found >= 0).all()
     assert (found.diff()[:2] < 0).all()
@@ -47,7 +56,7 @@ def test_a_stare_and_a_flutter_are_worse_than_living_eyes() -> None:
     stare, flutter = alive.clone(), alive.clone()
     stare[..., BLINK.start : GAZE.stop] = 0
     flutter[..., BLINK] = blinking(16, 112)[:, None]
-    own, dead, nervous = Eyes.load()(batch(torch.cat([alive, stare, flutter]))).value
+    own, dead, nervous = EyesReward.load()(batch(torch.cat([alive, stare, flutter]))).value
     assert own > dead + 0.3
     assert own > nervous + 0.3
 
@@ -57,8 +66,8 @@ def test_a_stiff_and_a_lolling_head_are_worse_than_a_living_one_and_lips_do_not_
     stiff, lolling, mute = alive.clone(), alive.clone(), alive.clone()
     stiff[..., HEAD] *= 0.05
     lolling[..., HEAD] *= 6
-    mute[..., LOWER] = 0
-    own, dead, drunk, silent = Head.load()(batch(torch.cat([alive, stiff, lolling, mute]))).value
+    mute[..., LOWER_FACE] = 0
+    own, dead, drunk, silent = HeadReward.load()(batch(torch.cat([alive, stiff, lolling, mute]))).value
     assert own > max(dead, drunk) + 0.3
     assert own == silent
 
@@ -71,26 +80,26 @@ def spoken(quiet: slice, frames: int = 60) -> torch.Tensor:
 
 
 def test_silence_is_where_nobody_speaks_away_from_its_edges() -> None:
-    found = silence(spoken(slice(20, 40)))[0].nonzero()[:, 0].tolist()
+    found = find_silent_frames(spoken(slice(20, 40)))[0].nonzero()[:, 0].tolist()
     assert found == list(range(21, 39))
-    assert not silence(spoken(slice(20, 22))).any()
+    assert not find_silent_frames(spoken(slice(20, 22))).any()
 
 
 def test_resting_lips_are_shut_and_jaws_open_them() -> None:
     motion = torch.zeros(1, 60, 30)
-    assert lip_gap(motion).max() == 0
+    assert inner_lip_gap(motion).max() == 0
     opened = torch.eye(16)[:, None].expand(-1, 60, -1)
-    gaps = lip_gap(torch.cat([opened, torch.zeros(16, 60, 14)], -1)).mean(1)
+    gaps = inner_lip_gap(torch.cat([opened, torch.zeros(16, 60, 14)], -1)).mean(1)
     assert gaps.max() > 0.01
 
 
 def test_lips_open_in_silence_cost_and_lips_open_in_speech_do_not() -> None:
-    gaps = lip_gap(torch.cat([torch.eye(16)[:, None], torch.zeros(16, 1, 14)], -1))[:, 0]
+    gaps = inner_lip_gap(torch.cat([torch.eye(16)[:, None], torch.zeros(16, 1, 14)], -1))[:, 0]
     mumbling, speaking = torch.zeros(1, 60, 30), torch.zeros(1, 60, 30)
     mumbling[:, 20:40, gaps.argmax()] = 2.0
     speaking[:, :18, gaps.argmax()] = 2.0
     mel = spoken(slice(20, 40)).expand(2, -1, -1)
-    found = SilentLip.load()(batch(torch.cat([mumbling, speaking]), mel))
+    found = SilentLipReward.load()(batch(torch.cat([mumbling, speaking]), mel))
     assert found.value[0] < -0.02
     assert found.value[1] == 0
     assert found.dense is not None
@@ -99,7 +108,7 @@ def test_lips_open_in_silence_cost_and_lips_open_in_speech_do_not() -> None:
 
 
 def test_speech_throughout_has_no_score_for_silence_and_says_why() -> None:
-    found = score(SilentLip.load(), batch(lively(60), spoken(slice(0, 0))))
+    found = score_batch(SilentLipReward.load(), batch(lively(60), spoken(slice(0, 0))))
     assert not found.valid.any()
     assert found.failures[0] is not None
     assert found.failures[0].kind == "no_sound"
@@ -120,7 +129,7 @@ def confident(latents: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, tor
     frames = 4 * latents.shape[1]
     known = RewardBatch(torch.zeros(len(latents), frames, 30), torch.zeros(len(latents), 4 * frames, 80),
                         policy=Gaussian(), latents=latents)  # fmt: skip
-    found = score(SelfConfidence(**settings), known)
+    found = score_batch(SelfConfidenceReward(**settings), known)
     assert found.dense is not None
     return found.value, found.dense
 

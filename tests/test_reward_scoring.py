@@ -10,8 +10,16 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import LONGEST_WAIT, Failure, Score, Unavailable, all_valid, measured, score
-from flowportrait.rewards.relative import PairwiseWins
+from flowportrait.rewards.interface import (
+    LONGEST_WAIT,
+    Failure,
+    RewardUnavailable,
+    Score,
+    all_valid,
+    score_batch,
+    score_with_failures,
+)
+from flowportrait.rewards.relative import PairwiseWinReward
 
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1])
 
@@ -37,13 +45,13 @@ class Flaky:
         self.asked.append(rows)
         down = self.script.pop(0) if self.script else set()
         lost = {place: Failure("unavailable", "503") for place, row in enumerate(rows) if row in down}
-        return measured(batch.motion[:, 0, 0].clone(), lost)
+        return score_with_failures(batch.motion[:, 0, 0].clone(), lost)
 
 
 def test_only_what_failed_is_asked_again_and_nothing_is_lost() -> None:
     waits: list[float] = []
     reward = Flaky([{1, 4}, {4}])
-    found = score(reward, batch(), waits.append)
+    found = score_batch(reward, batch(), waits.append)
     assert reward.asked == [[0, 1, 2, 3, 4, 5], [1, 4], [4]]
     assert found.valid.all()
     assert torch.equal(found.value, torch.arange(6.0))
@@ -52,7 +60,7 @@ def test_only_what_failed_is_asked_again_and_nothing_is_lost() -> None:
 
 def test_after_the_last_try_a_sample_is_invalid_with_a_clear_last_word(caplog: pytest.LogCaptureFixture) -> None:
     waits: list[float] = []
-    found = score(Flaky([{1, 4}] * 9, retries=7), batch(), waits.append)
+    found = score_batch(Flaky([{1, 4}] * 9, retries=7), batch(), waits.append)
     assert found.valid.tolist() == [True, False, True, True, False, True]
     assert found.value.isnan().tolist() == (~found.valid).tolist()
     assert found.failures[4] == Failure("unavailable", "gave up after 8 tries: 503")
@@ -66,9 +74,9 @@ def test_a_scorer_that_is_down_altogether_invalidates_and_does_not_raise() -> No
         name, needs, retries = "down", frozenset({"motion"}), 1
 
         def __call__(self, batch: RewardBatch) -> Score:
-            raise Unavailable("connection refused")
+            raise RewardUnavailable("connection refused")
 
-    found = score(Down(), batch(), lambda _: None)
+    found = score_batch(Down(), batch(), lambda _: None)
     assert not found.valid.any()
     assert {failure.kind for failure in found.reasons.values()} == {"unavailable"}
 
@@ -81,7 +89,7 @@ def test_a_mistake_in_a_reward_is_not_hidden() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        score(Wrong(), batch())
+        score_batch(Wrong(), batch())
 
 
 def test_numbers_that_cannot_be_are_invalid() -> None:
@@ -91,7 +99,7 @@ def test_numbers_that_cannot_be_are_invalid() -> None:
         def __call__(self, batch: RewardBatch) -> Score:
             return all_valid(torch.tensor([1.0, 5.0, 7.0, math.nan, math.inf, 3.0]))
 
-    found = score(Odd(), batch())
+    found = score_batch(Odd(), batch())
     assert found.valid.tolist() == [True, True, False, False, False, True]
     assert found.failures[2] == Failure("malformed", "odd gave 7, outside [1, 5]")
     assert found.failures[3] is not None
@@ -106,7 +114,7 @@ def test_a_score_of_another_length_breaks_the_interface() -> None:
             return all_valid(torch.zeros(2))
 
     with pytest.raises(ValueError, match="2,\\) scores for 6"):
-        score(Short(), batch())
+        score_batch(Short(), batch())
 
 
 def test_a_missing_need_is_named() -> None:
@@ -117,21 +125,21 @@ def test_a_missing_need_is_named() -> None:
             raise AssertionError("never asked")
 
     with pytest.raises(BadInput, match="'picky' needs audio, transcript, which this batch does not have"):
-        score(Picky(), batch())
+        score_batch(Picky(), batch())
 
 
 def test_where_no_face_was_seen_only_what_looks_at_faces_is_silent() -> None:
     blind = batch(unseen={2: Failure("no_face", "turned away")})
-    assert score(Flaky([]), blind).valid.tolist() == [True, True, False, True, True, True]
+    assert score_batch(Flaky([]), blind).valid.tolist() == [True, True, False, True, True, True]
     deaf = Flaky([], needs=frozenset({"mel"}))
-    assert score(deaf, blind).valid.all()
+    assert score_batch(deaf, blind).valid.all()
 
 
 def test_group_scope_needs_groups_and_is_asked_about_whole_ones_again() -> None:
     with pytest.raises(BadInput, match="needs group"):
-        score(Flaky([], scope="group"), batch())
+        score_batch(Flaky([], scope="group"), batch())
     reward = Flaky([{4}], scope="group")
-    assert score(reward, batch(group=GROUP), lambda _: None).valid.all()
+    assert score_batch(reward, batch(group=GROUP), lambda _: None).valid.all()
     assert reward.asked[1] == [3, 4, 5]
 
 
@@ -140,7 +148,7 @@ def test_win_rates_come_from_settled_pairs_only() -> None:
         return math.nan if {a, b} & {5} else float(a > b)
 
     drawing = batch(group=GROUP, draw=lambda motion, indices: torch.zeros(6, len(indices), 3, 4, 4))
-    found = score(PairwiseWins(prefer), drawing)
+    found = score_batch(PairwiseWinReward(prefer), drawing)
     assert found.value[:5].tolist() == [0.0, 0.5, 1.0, 0.0, 1.0]
     assert found.valid.tolist() == [True] * 5 + [False]
     assert found.failures[5] == Failure("refused", "no pair with this sample was settled")

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow
-from flowportrait.models.conditioning import Steering
+from flowportrait.models.conditioning import RewardSteering
 from flowportrait.models.enhancer import load_enhancer
-from flowportrait.models.sampler import GenerationSession, Sampler, sample_mel, sample_motion
-from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.models.sampler import GenerationSession, Sampler, sample_from_mel, sample_motion
+from flowportrait.rendering.motion_basis import LOWER_FACE
 from flowportrait.rendering.motion_filters import MotionLowPass
 from tests.test_generator_live import TINY, build
 from tests.test_steering import First
@@ -98,25 +98,25 @@ def test_the_networks_see_the_recording_as_they_would_without_a_stream() -> None
     model = build(replace(TINY, ease=0.0))
     loud = np.tile(speech(0.2, 1, 0.2), 16)[: SAMPLES_PER_FRAME * 4 * 15]
     delivered = sample_motion(model, loud, [3])
-    drawn = MotionLowPass()(sample_mel(model, log_mel(level(loud))[None], [3]))
+    drawn = MotionLowPass()(sample_from_mel(model, log_mel(normalize_loudness(loud))[None], [3]))
     assert torch.allclose(delivered[:, :-8], drawn[:, :-8], atol=ROUNDING)
 
 
 def test_silence_closes_the_lips_of_its_own_voice_alone() -> None:
     sounds = np.stack([speech(3.0, 1), np.zeros(48_000, np.float32)])
-    lips = sample_motion(MODEL, sounds, [3, 3])[..., LOWER]
+    lips = sample_motion(MODEL, sounds, [3, 3])[..., LOWER_FACE]
     assert lips[1].abs().max() == 0
     assert lips[0].abs().max() > 0.1
 
 
 def test_a_reward_guides_every_voice_of_a_batch_by_itself() -> None:
-    steering = Steering(First(), guide=(1.0, 0.5, 0.0))
+    steering = RewardSteering(First(), guide=(1.0, 0.5, 0.0))
     sounds = np.stack([speech(2.0, 1), speech(2.0, 2)])
     together = sampled(Sampler(MODEL, [1, 2], steering=steering), [sounds])
     alone = sampled(Sampler(MODEL, [2], steering=steering), [sounds[1]])
     assert torch.allclose(together[1], alone[0], atol=ROUNDING)
     with pytest.raises(ValueError, match="one stream only"):
-        Sampler(MODEL, [1, 2], steering=Steering(First(), choose=(1.0, 0.0, 0.0), candidates=3))
+        Sampler(MODEL, [1, 2], steering=RewardSteering(First(), choose=(1.0, 0.0, 0.0), candidates=3))
 
 
 def test_a_batch_goes_on_from_its_state_as_if_nothing_had_happened() -> None:

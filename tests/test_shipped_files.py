@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.networks import perceptual_stages
+from flowportrait.evaluation.networks import load_perceptual_stages
 from flowportrait.media.audio import read_audio
-from flowportrait.media.faces import SHA256, face_landmarker_path
+from flowportrait.media.faces import FACE_LANDMARKER_SHA256, face_landmarker_path
 from flowportrait.samples import SPEECH
 
 
@@ -22,7 +22,7 @@ def test_the_face_landmarker_ships_and_is_googles_file(monkeypatch: pytest.Monke
         monkeypatch.delenv(variable, raising=False)
     path = face_landmarker_path()
     assert path.parents[2].name == "flowportrait"
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == FACE_LANDMARKER_SHA256
 
 
 def test_another_face_landmarker_is_used_where_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_the_image_features_are_those_of_torchvisions_weights() -> None:
     """Channel means of a fixed picture, as the complete published file ``mobilenet_v2-b0353104.pth`` gives them."""
     ramp = torch.linspace(0, 1, 128)
     picture = torch.stack([ramp.expand(128, 128), ramp.expand(128, 128).T, (ramp.outer(ramp))])[None]
-    stages = perceptual_stages()(picture)
+    stages = load_perceptual_stages()(picture)
     assert [stage.shape[1] for stage in stages] == [16, 24, 32, 96]
     assert np.allclose([float(stage.abs().mean()) for stage in stages], PUBLISHED, rtol=1e-4)
 

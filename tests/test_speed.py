@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from skimage import data
 
-from flowportrait.media.crop import Paste, paste_back
-from flowportrait.media.video import in_order
-from flowportrait.rendering.mesh import Enlarged
-from flowportrait.rendering.retouch import FOLDER, RetouchNet, blank_windows, shipped_network
+from flowportrait.media.crop import FramePaster, paste_back
+from flowportrait.media.video import map_in_order
+from flowportrait.rendering.mesh import UpsampledPicture
+from flowportrait.rendering.retouch import RETOUCH_FOLDER, RetouchNet, example_windows, shipped_retouch_network
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -24,11 +24,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_the_exported_network_is_the_trained_one() -> None:
     network = RetouchNet()
-    network.load_state_dict(load_file(str(FOLDER / "model.safetensors")))
+    network.load_state_dict(load_file(str(RETOUCH_FOLDER / "model.safetensors")))
     torch.manual_seed(0)
-    windows = blank_windows()
+    windows = example_windows()
     with torch.inference_mode():
-        for ours, theirs in zip(shipped_network()(windows), network.eval()(windows), strict=True):
+        for ours, theirs in zip(shipped_retouch_network()(windows), network.eval()(windows), strict=True):
             assert ours.shape == theirs.shape
             assert torch.allclose(ours, theirs, atol=1e-4)
 
@@ -41,14 +41,14 @@ def test_an_enlarged_picture_reads_like_cubic_interpolation_and_better_than_stra
         cv2.remap(picture, place, None, way, borderMode=cv2.BORDER_REPLICATE)
         for way in (cv2.INTER_CUBIC, cv2.INTER_LINEAR)
     )
-    assert psnr(Enlarged(picture).at(place), cubic) > 45 > psnr(linear, cubic)
+    assert psnr(UpsampledPicture(picture).at(place), cubic) > 45 > psnr(linear, cubic)
     still = np.dstack([xs, ys])
-    assert psnr(Enlarged(picture).at(still), picture) > 45
+    assert psnr(UpsampledPicture(picture).at(still), picture) > 45
 
 
 def test_pasting_many_frames_is_pasting_each() -> None:
     photo, to_crop = data.astronaut(), np.array([[1.3, 0, -40.5], [0, 1.3, -12.25]])
-    paste = Paste(photo, to_crop, 128)
+    paste = FramePaster(photo, to_crop, 128)
     for shade in (20, 200):
         frame = np.full((128, 128, 3), shade, np.uint8)
         assert np.array_equal(paste(frame), paste_back(photo, frame, to_crop))
@@ -63,15 +63,17 @@ def test_threads_keep_the_order_and_run_no_further_ahead_than_told() -> None:
             asked.append(number)
             yield number
 
-    results = in_order(lambda n: n * n, numbers(), workers=3, ahead=4)  # type: ignore[arg-type]
+    results = map_in_order(lambda n: n * n, numbers(), workers=3, ahead=4)  # type: ignore[arg-type]
     assert [next(results) for _ in range(20)] == [n * n for n in range(20)]
     assert len(asked) <= 20 + 4 + 1
     results.close()  # type: ignore[attr-defined]
-    assert list(in_order(str, range(5), workers=2, ahead=2)) == list(in_order(str, range(5), workers=1, ahead=2))
+    assert list(map_in_order(str, range(5), workers=2, ahead=2)) == list(
+        map_in_order(str, range(5), workers=1, ahead=2)
+    )
 
 
 def test_an_error_in_a_thread_is_raised_where_its_result_is_taken() -> None:
-    results = in_order(lambda n: 1 / n, [1, 0, 1], workers=2, ahead=2)
+    results = map_in_order(lambda n: 1 / n, [1, 0, 1], workers=2, ahead=2)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         list(results)

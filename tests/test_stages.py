@@ -23,7 +23,7 @@ from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import CARDS, find_card, find_recipe, recipe_texts
-from flowportrait.rl.rollout import Batch, Trajectory
+from flowportrait.rl.rollout import ScoredRollouts, Trajectory
 from flowportrait.rl.stages import IterationRollouts, Metrics, RoleView, Stage, Teacher
 from flowportrait.training.state import read_state, write_state
 from tests.test_posttrain import RECIPE, tiny_policy, trainer, weights
@@ -53,7 +53,7 @@ class Witness(Stage):
         self.called.append("prepare_policy")
         return super().prepare_policy(policy, steps)
 
-    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
+    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], ScoredRollouts]) -> ScoredRollouts:
         self.called.append("collect_batch")
         assert rollouts.sample_count == RECIPE.groups * RECIPE.group_size
         return super().collect_batch(rollouts, collect)
@@ -177,7 +177,7 @@ def test_a_recipe_of_a_script_is_named_by_module_and_attribute(tmp_path: Path, m
 
 
 def test_a_policy_is_not_changed_by_the_trainer_that_distils_it() -> None:
-    from flowportrait.rewards.registry import Composite
+    from flowportrait.rewards.registry import CompositeReward
     from flowportrait.rl.task import SpeechItem, TalkingTask
     from flowportrait.rl.trainer import Trainer
 
@@ -185,6 +185,6 @@ def test_a_policy_is_not_changed_by_the_trainer_that_distils_it() -> None:
     before = policy.config
     task = TalkingTask([SpeechItem(torch.randn(80, 80), 0)], 16, None, policy.config.chunk)
     recipe = replace(find_recipe("distil"), plan=OdePlan(steps=1, keep_path=True), groups=2, frames=16)
-    run = Trainer(policy, task, recipe, Composite((), {}))
+    run = Trainer(policy, task, recipe, CompositeReward((), {}))
     assert policy.config == before
     assert run.policy.config.steps == 1

@@ -21,8 +21,8 @@ from skimage.data import astronaut
 
 from flowportrait import cli
 from flowportrait.errors import BadInput
-from flowportrait.extras import EXTRAS, require
-from flowportrait.media.containers import native_chatter_silenced
+from flowportrait.extras import EXTRAS, require_extra
+from flowportrait.media.containers import silence_native_stderr
 from flowportrait.rl.recipes import CARDS, recipe_texts
 
 COMMANDS = [*cli.COMMANDS]
@@ -123,9 +123,9 @@ def test_a_command_whose_extra_is_missing_names_it_in_one_sentence(
 
 
 def test_require_returns_the_module_or_names_the_extra() -> None:
-    assert require("judge", "json") is json
+    assert require_extra("judge", "json") is json
     with pytest.raises(BadInput, match=r"the package flowportrait_no_such: run pip install 'flowportrait\[vae\]'"):
-        require("vae", "flowportrait_no_such.part")
+        require_extra("vae", "flowportrait_no_such.part")
     modules = [module for modules in EXTRAS.values() for module in modules]
     assert len(set(modules)) == len(modules)
 
@@ -134,7 +134,7 @@ def test_a_broken_package_is_not_taken_for_one_that_is_missing(tmp_path: Path, m
     (tmp_path / "flowportrait_broken.py").write_text("import flowportrait_lacks_this")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="flowportrait_lacks_this"):
-        require("vae", "flowportrait_broken")
+        require_extra("vae", "flowportrait_broken")
 
 
 def test_the_whole_of_mediapipe_can_be_imported_after_the_landmarker(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_closed_standard_error_stays_closed_and_stops_nothing() -> None:
 
 def test_silence_in_this_process_keeps_what_python_prints(capfd: pytest.CaptureFixture[str]) -> None:
     def chatter() -> None:
-        with native_chatter_silenced():
+        with silence_native_stderr():
             os.write(2, b"native")
 
     threads = [threading.Thread(target=chatter) for _ in range(8)]

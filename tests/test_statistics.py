@@ -11,10 +11,10 @@ from flowportrait.evaluation.statistics import (
     Estimate,
     bootstrap_mean,
     bootstrap_ratio,
+    draw_resample_indices,
     holm_correction,
     jackknife,
-    mcnemar,
-    resample,
+    mcnemar_test,
     signed_rank_p,
 )
 
@@ -26,7 +26,7 @@ def test_an_interval_is_the_same_as_in_version_0_1() -> None:
 
 
 def test_one_run_draws_the_same_clips_as_no_runs_at_all() -> None:
-    rows, columns = resample(7)
+    rows, columns = draw_resample_indices(7)
     assert not rows.any()
     np.testing.assert_array_equal(columns, np.random.default_rng(0).integers(7, size=(4000, 7)))
     values = np.random.default_rng(1).normal(size=7)
@@ -59,9 +59,9 @@ def test_too_few_pairs_and_pairs_that_are_equal_have_no_p() -> None:
 
 
 def test_answers_that_differ_as_often_either_way_are_no_difference() -> None:
-    p, difference = mcnemar([True, False, True, None], [False, True, True, True])
+    p, difference = mcnemar_test([True, False, True, None], [False, True, True, True])
     assert (p, difference) == (1.0, 0.0)
-    p, difference = mcnemar([True] * 8, [False] * 8)
+    p, difference = mcnemar_test([True] * 8, [False] * 8)
     assert (p, difference) == (pytest.approx(2 / 2**8), 1.0)
 
 

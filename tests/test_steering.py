@@ -16,10 +16,10 @@ from skimage.data import astronaut
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.flow.guidance import guided
-from flowportrait.flow.paths import shifted, solve
+from flowportrait.flow.guidance import guided_velocity
+from flowportrait.flow.paths import noise_schedule, solve_ode
 from flowportrait.media.portrait import Portrait
-from flowportrait.models.conditioning import GuidanceContext, Steering, ordered_weights
+from flowportrait.models.conditioning import GuidanceContext, RewardSteering, ordered_weights
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.pipelines.animator import Animator
@@ -49,7 +49,7 @@ class First:
         return Mean(torch.stack([x[..., 0], -x[..., 1], torch.zeros_like(x[..., 0])], -1))
 
 
-def drawn(steering: Steering | None, seed: int = 3) -> torch.Tensor:
+def drawn(steering: RewardSteering | None, seed: int = 3) -> torch.Tensor:
     return together(GenerationSession(MODEL, seed=seed, steering=steering), [SPEECH])
 
 
@@ -67,16 +67,18 @@ def test_guiding_a_gaussian_by_a_linear_reward_moves_its_mean_by_the_weight() ->
             return x - x
         return (x - clean) / sigma
 
-    noise, sigmas = torch.randn(4096, 1, generator=torch.Generator().manual_seed(0)), shifted(400)
-    plain = solve(velocity, noise, sigmas)
-    tilted = solve(guided(velocity, lambda x, sigma: weight * posterior(sigma) * x[:, 0], 1e6), noise, sigmas)
+    noise, sigmas = torch.randn(4096, 1, generator=torch.Generator().manual_seed(0)), noise_schedule(400)
+    plain = solve_ode(velocity, noise, sigmas)
+    tilted = solve_ode(
+        guided_velocity(velocity, lambda x, sigma: weight * posterior(sigma) * x[:, 0], 1e6), noise, sigmas
+    )
     assert float(plain.mean()) == pytest.approx(mean, abs=0.03)
     assert float(tilted.mean() - plain.mean()) == pytest.approx(weight * spread**2, abs=0.02)
     assert float(tilted.std()) == pytest.approx(spread, abs=0.03)
 
 
 def test_the_factor_is_clipped_near_pure_noise() -> None:
-    field_ = guided(lambda x, sigma: torch.zeros_like(x), lambda x, sigma: x.sum(1), most=2.0)
+    field_ = guided_velocity(lambda x, sigma: torch.zeros_like(x), lambda x, sigma: x.sum(1), most=2.0)
     x = torch.randn(3, 4)
     factors = [-float(field_(x, torch.tensor(sigma))[0, 0]) for sigma in (1.0, 0.9, 0.5, 0.2, 0.0)]
     assert factors == pytest.approx([2.0, 2.0, 1.0, 0.25, 0.0])
@@ -84,15 +86,15 @@ def test_the_factor_is_clipped_near_pure_noise() -> None:
 
 def test_a_weight_of_zero_and_one_candidate_change_no_bit() -> None:
     plain = drawn(None)
-    assert torch.equal(drawn(Steering(First(), guide=(0.0, 0.0, 0.0))), plain)
-    assert torch.equal(drawn(Steering(First(), choose=(1.0, 0.0, 0.0))), plain)
-    assert not torch.equal(drawn(Steering(First(), guide=(1.0, 0.0, 0.0))), plain)
+    assert torch.equal(drawn(RewardSteering(First(), guide=(0.0, 0.0, 0.0))), plain)
+    assert torch.equal(drawn(RewardSteering(First(), choose=(1.0, 0.0, 0.0))), plain)
+    assert not torch.equal(drawn(RewardSteering(First(), guide=(1.0, 0.0, 0.0))), plain)
 
 
 def test_more_weight_steers_further_and_only_where_the_reward_looks() -> None:
     def reached(**weights: float) -> tuple[float, float]:
         reward = First()
-        drawn(Steering(reward, guide=ordered_weights(weights, ("a", "b", "c")), choose=(1.0, 0.0, 0.0)))
+        drawn(RewardSteering(reward, guide=ordered_weights(weights, ("a", "b", "c")), choose=(1.0, 0.0, 0.0)))
         last = torch.stack([x[0, -1] for x, sigma, _, _ in reward.seen])
         return float(last[:, 0].mean()), float(last[:, 1].mean())
 
@@ -103,7 +105,7 @@ def test_more_weight_steers_further_and_only_where_the_reward_looks() -> None:
 
 def test_a_chunk_is_judged_noisy_after_a_clean_past_and_the_sound_of_both() -> None:
     reward = First()
-    drawn(Steering(reward, guide=(0.1, 0.0, 0.0), history_chunks=3))
+    drawn(RewardSteering(reward, guide=(0.1, 0.0, 0.0), history_chunks=3))
     lengths = [x.shape[1] for x, *_ in reward.seen]
     assert max(lengths) == 4
     for x, sigma, heard, start in reward.seen:
@@ -114,7 +116,7 @@ def test_a_chunk_is_judged_noisy_after_a_clean_past_and_the_sound_of_both() -> N
 
 
 def test_the_past_that_the_reward_sees_is_what_was_drawn() -> None:
-    session = GenerationSession(MODEL, seed=3, steering=Steering(First(), guide=(0.1, 0.0, 0.0)))
+    session = GenerationSession(MODEL, seed=3, steering=RewardSteering(First(), guide=(0.1, 0.0, 0.0)))
     motion = list(session.push(SPEECH))
     assert len(motion) > 3
     past = session.chunks.guidance_context(2, session.chunks.history[-1][0])
@@ -127,7 +129,10 @@ def test_live_and_whole_and_resumed_are_one_performance() -> None:
     def session() -> GenerationSession:
         return GenerationSession(MODEL, seed=3, steering=steering)
 
-    for steering in (Steering(First(), (1.0, 0.5, 0.0)), Steering(First(), (), (1.0, 0.0, 0.0), candidates=3)):
+    for steering in (
+        RewardSteering(First(), (1.0, 0.5, 0.0)),
+        RewardSteering(First(), (), (1.0, 0.0, 0.0), candidates=3),
+    ):
         whole = together(session(), [SPEECH])
         assert torch.allclose(whole, together(session(), np.split(SPEECH, [3000, 3100, 9000])), atol=0.02)
         first = session()
@@ -139,7 +144,7 @@ def test_live_and_whole_and_resumed_are_one_performance() -> None:
 
 def test_the_best_of_the_candidates_goes_on() -> None:
     reward = First()
-    drawn(Steering(reward, choose=(1.0, 0.0, 0.0), candidates=4))
+    drawn(RewardSteering(reward, choose=(1.0, 0.0, 0.0), candidates=4))
     tried = [x for x, *_ in reward.seen]
     assert all(len(x) == 4 for x in tried)
     for before, after in pairwise(tried):
@@ -178,7 +183,7 @@ def test_the_shipped_latent_reward_steers_the_shipped_generator_in_its_own_judge
     assert steering is not None
     audio = SPEECH[:10_000]
 
-    def liked(steering: Steering | None) -> float:
+    def liked(steering: RewardSteering | None) -> float:
         session = GenerationSession(animator.generator, seed=0, steering=steering)
         list(session.push(audio))
         past = session.chunks.guidance_context(8, session.chunks.history[-1][0])

@@ -21,7 +21,7 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
-from flowportrait.media.stream import Tape, iter_stream, read_stream, write_stream
+from flowportrait.media.stream import SoundBuffer, iter_sound_stream, read_speech_stream, write_video_stream
 
 TONE = (0.3 * np.sin(np.arange(16_000) * 0.2)).astype(np.float32)
 
@@ -34,12 +34,12 @@ def as_wav(samples: np.ndarray, rate: int) -> io.BytesIO:
 
 
 def test_raw_samples_and_wav_of_any_rate_say_the_same() -> None:
-    raw = np.concatenate(list(read_stream(io.BytesIO((TONE * 32767).astype("<i2").tobytes()))))
+    raw = np.concatenate(list(read_speech_stream(io.BytesIO((TONE * 32767).astype("<i2").tobytes()))))
     assert np.abs(raw - TONE).max() < 1e-3
-    wav = np.concatenate(list(read_stream(as_wav((TONE * 32767).astype(np.int16), 16_000))))
+    wav = np.concatenate(list(read_speech_stream(as_wav((TONE * 32767).astype(np.int16), 16_000))))
     assert np.array_equal(wav, raw)
     stereo = np.repeat(np.repeat(TONE, 3)[:, None], 2, 1)
-    other = np.concatenate(list(read_stream(as_wav(stereo, 48_000))))
+    other = np.concatenate(list(read_speech_stream(as_wav(stereo, 48_000))))
     assert abs(len(other) - len(TONE)) < 200
     assert np.abs(other[1000:9000] - TONE[1000:9000]).mean() < 0.1
 
@@ -53,21 +53,21 @@ def test_sound_arrives_while_the_source_is_open() -> None:
             return bytes(size)
 
     source = Open()
-    assert len(next(read_stream(source))) > 0  # type: ignore[arg-type]
+    assert len(next(read_speech_stream(source))) > 0  # type: ignore[arg-type]
     assert source.sent < 3000
 
 
 def test_nothing_and_unknown_formats_are_refused() -> None:
     with pytest.raises(BadInput, match="No sound"):
-        list(read_stream(io.BytesIO(b"")))
+        list(read_speech_stream(io.BytesIO(b"")))
     header = b"RIFF" + struct.pack("<I", 0) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 40_000, 5, 40)
     with pytest.raises(BadInput, match="40-bit"):
-        list(read_stream(io.BytesIO(header)))
+        list(read_speech_stream(io.BytesIO(header)))
     for beginning in (b"ID3\4\0\0\0\0\0\0\0\0", b"\0\0\0\x20ftypM4A ", b"OggS\0\2\0\0\0\0\0\0"):
         with pytest.raises(BadInput, match="compressed file"):
-            list(read_stream(io.BytesIO(beginning + bytes(640))))
+            list(read_speech_stream(io.BytesIO(beginning + bytes(640))))
     with pytest.raises(BadInput, match="no format"):
-        list(read_stream(io.BytesIO(b"RIFF0000WAVEdata0000")))
+        list(read_speech_stream(io.BytesIO(b"RIFF0000WAVEdata0000")))
 
 
 def header(code: int = 1, channels: int = 1, rate: int = 16_000, size: int = 32_000, riff: bytes = b"RIFF") -> bytes:
@@ -88,7 +88,7 @@ def header(code: int = 1, channels: int = 1, rate: int = 16_000, size: int = 32_
 )
 def test_headers_written_before_anybody_knew_the_length_are_read(beginning: bytes) -> None:
     samples = (TONE * 32767).astype("<i2").tobytes()
-    heard = np.concatenate(list(read_stream(io.BytesIO(beginning + samples))))
+    heard = np.concatenate(list(read_speech_stream(io.BytesIO(beginning + samples))))
     assert len(heard) == 16_000
     assert np.abs(heard - TONE).max() < 1e-3
 
@@ -96,7 +96,7 @@ def test_headers_written_before_anybody_knew_the_length_are_read(beginning: byte
 def test_what_follows_the_samples_is_not_heard() -> None:
     tags = b"LIST" + struct.pack("<I", 4000) + bytes(range(250)) * 16
     samples = (TONE * 32767).astype("<i2").tobytes()
-    assert sum(len(piece) for piece in read_stream(io.BytesIO(header() + samples + tags))) == 16_000
+    assert sum(len(piece) for piece in read_speech_stream(io.BytesIO(header() + samples + tags))) == 16_000
 
 
 def test_damaged_headers_are_refused_in_a_sentence() -> None:
@@ -108,7 +108,7 @@ def test_damaged_headers_are_refused_in_a_sentence() -> None:
         (header(code=6), "of type 6"),
     ):
         with pytest.raises(BadInput, match=says):
-            list(read_stream(io.BytesIO(damaged)))
+            list(read_speech_stream(io.BytesIO(damaged)))
 
 
 KINDS = {
@@ -134,7 +134,7 @@ def wav_of(samples: np.ndarray, codec: str, rate: int = 16_000, layout: str = "m
 @pytest.mark.parametrize("kind", KINDS)
 def test_wav_of_any_sample_size_is_read(kind: str) -> None:
     codec, rounding = KINDS[kind]
-    heard = np.concatenate(list(read_stream(io.BytesIO(wav_of(TONE[None], codec)))))
+    heard = np.concatenate(list(read_speech_stream(io.BytesIO(wav_of(TONE[None], codec)))))
     assert len(heard) == len(TONE)
     assert np.abs(heard - TONE).max() <= rounding
 
@@ -147,7 +147,7 @@ def test_24_bit_samples_are_read_as_recorders_write_them() -> None:
     extended = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 16_000, 48_000, 3, 24, 22, 20, 4) + b"\1\0" + guid
     for form in (plain, extended):
         head = b"RIFF\0\0\0\0WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", 12)
-        heard = np.concatenate(list(read_stream(io.BytesIO(head + body))))
+        heard = np.concatenate(list(read_speech_stream(io.BytesIO(head + body))))
         assert heard == pytest.approx([0.5, -0.5, 1 - 2**-23, 2**-23], abs=1e-9)
 
 
@@ -156,7 +156,7 @@ def test_a_voice_in_the_centre_of_5_1_stays_as_loud_as_it_is() -> None:
     samples = np.zeros((6, 16_000), np.float32)
     samples[2] = TONE
     for layout in ("5.1", "5.1(side)"):
-        heard = np.concatenate(list(read_stream(io.BytesIO(wav_of(samples, "pcm_s24le", layout=layout)))))
+        heard = np.concatenate(list(read_speech_stream(io.BytesIO(wav_of(samples, "pcm_s24le", layout=layout)))))
         assert np.abs(heard - TONE).max() < 1e-5
 
 
@@ -166,19 +166,19 @@ def test_the_long_forms_of_wav_are_read(mark: bytes) -> None:
     sizes = b"ds64" + struct.pack("<IQQQI", 28, len(samples) + 80, len(samples), len(TONE), 0)
     form = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
     head = mark + b"\xff" * 4 + b"WAVE" + sizes + form + b"data" + b"\xff" * 4
-    heard = list(read_stream(io.BytesIO(head + samples + b"LIST" + bytes(4000))))
+    heard = list(read_speech_stream(io.BytesIO(head + samples + b"LIST" + bytes(4000))))
     assert sum(map(len, heard)) == len(TONE)
 
 
 def test_the_stream_keeps_the_rate_and_the_channels_that_came_in() -> None:
     times = np.arange(48_000) / 48_000
     given = np.stack([0.3 * np.sin(2 * np.pi * pitch * times) for pitch in (440, 9000)]).astype(np.float32)
-    tape = Tape(iter_stream(io.BytesIO(wav_of(given, "pcm_s24le", 48_000, "stereo"))))
+    tape = SoundBuffer(iter_sound_stream(io.BytesIO(wav_of(given, "pcm_s24le", 48_000, "stereo"))))
     spoken = np.concatenate(list(tape))
     assert len(spoken) == pytest.approx(16_000, abs=20)
     made = io.BytesIO()
     frames = [np.full((64, 80, 3), 4 * i, np.uint8) for i in range(25)]
-    assert write_stream(made, frames, tape.frame) == 25
+    assert write_video_stream(made, frames, tape.frame) == 25
     with av.open(io.BytesIO(made.getvalue())) as video:
         stream = video.streams.audio[0]
         assert (stream.rate, stream.layout.name) == (48_000, "stereo")
@@ -192,7 +192,7 @@ def test_the_stream_keeps_the_rate_and_the_channels_that_came_in() -> None:
 def test_a_streamed_file_is_tagged_as_bt709_and_says_what_it_is(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"live.{suffix}"
     frames = (np.full((720, 720, 3), [200, 40, 40], np.uint8) for _ in range(30))
-    assert write_stream(path, frames, lambda i: TONE[:640], tags={"comment": "what it is"}) == 30
+    assert write_video_stream(path, frames, lambda i: TONE[:640], tags={"comment": "what it is"}) == 30
     with av.open(str(path)) as video:
         stream = video.streams.video[0]
         context = stream.codec_context
@@ -220,7 +220,7 @@ def read_hostile(data: bytes) -> None:
     """Read a stream to its end, or to one sentence that refuses it."""
     samples = 0
     try:
-        for piece in read_stream(io.BytesIO(data)):
+        for piece in read_speech_stream(io.BytesIO(data)):
             samples += len(piece)
             # A byte of 8 bits at the lowest rate is sixteen samples at 16 kHz.
             assert samples <= 16 * len(data) + 1000
@@ -278,17 +278,17 @@ def test_a_file_can_be_watched_while_it_grows_and_after_an_interruption(tmp_path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_stream(path, frames(), lambda i: TONE[:640])
+        write_video_stream(path, frames(), lambda i: TONE[:640])
     # Never more behind than a fragment and what the encoders hold.
     assert all(number - count <= 18 for number, count in enumerate(seen))
     assert played(path) == 40
 
 
 def test_nothing_is_written_of_nothing_and_a_closed_player_ends_the_stream(tmp_path: Path) -> None:
-    assert write_stream(tmp_path / "none.mp4", iter(()), lambda i: TONE[:640]) == 0
+    assert write_video_stream(tmp_path / "none.mp4", iter(()), lambda i: TONE[:640]) == 0
     assert not (tmp_path / "none.mp4").exists()
     with pytest.raises(BadInput, match="Cannot write"):
-        write_stream(tmp_path / "no" / "folder.mp4", [np.zeros((8, 8, 3), np.uint8)], lambda i: TONE[:640])
+        write_video_stream(tmp_path / "no" / "folder.mp4", [np.zeros((8, 8, 3), np.uint8)], lambda i: TONE[:640])
     reading, writing = os.pipe()
     player, video = os.fdopen(reading, "rb"), os.fdopen(writing, "wb", buffering=0)
 
@@ -299,20 +299,20 @@ def test_nothing_is_written_of_nothing_and_a_closed_player_ends_the_stream(tmp_p
             yield np.full((64, 80, 3), number % 250, np.uint8)
 
     with video:
-        assert write_stream(video, frames(), lambda i: TONE[:640]) < 40
+        assert write_video_stream(video, frames(), lambda i: TONE[:640]) < 40
 
     class Full(io.BytesIO):
         def write(self, data: object) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(BadInput, match="No space left"):
-        write_stream(Full(), frames(), lambda i: TONE[:640])
+        write_video_stream(Full(), frames(), lambda i: TONE[:640])
 
 
 def test_what_is_written_so_far_can_be_played() -> None:
     made = io.BytesIO()
     frames = (np.full((64, 80, 3), 4 * i, np.uint8) for i in range(40))
-    assert write_stream(made, frames, lambda i: TONE[:640]) == 40
+    assert write_video_stream(made, frames, lambda i: TONE[:640]) == 40
     whole = made.getvalue()
     assert whole.count(b"moof") >= 3
     with av.open(io.BytesIO(whole)) as video:

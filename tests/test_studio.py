@@ -30,13 +30,13 @@ from flowportrait.pipelines.request import AnimateRequest
 from flowportrait.provenance.manifest import read_signature
 from flowportrait.studio import render_queue, training_process
 from flowportrait.studio.render_queue import (
-    Limits,
     RenderJob,
     RenderQueue,
+    StudioLimits,
+    delete_old_files,
     find_portrait,
+    iterate_speech,
     load_pipeline,
-    prune,
-    speech_pieces,
 )
 from flowportrait.studio.training import Training
 from tests.test_animator import babble
@@ -62,7 +62,7 @@ def speech(folder: Path, seconds: float = 1.0) -> Path:
 
 
 def test_a_wish_is_drawn_no_longer_than_allowed_and_can_be_followed(tmp_path: Path) -> None:
-    queue = RenderQueue(tmp_path / "videos", Limits(seconds=1))
+    queue = RenderQueue(tmp_path / "videos", StudioLimits(seconds=1))
     try:
         job = queue.submit(request(photo(tmp_path), speech(tmp_path, 2.0)))
         watched = b"".join(job.follow())
@@ -80,7 +80,7 @@ def test_a_wish_is_drawn_no_longer_than_allowed_and_can_be_followed(tmp_path: Pa
 def test_a_tight_photo_is_framed_as_on_the_command_line(tmp_path: Path) -> None:
     tight = astronaut()[60:230, 120:275]
     cv2.imwrite(str(tmp_path / "tight.png"), cv2.cvtColor(tight, cv2.COLOR_RGB2BGR))
-    queue = RenderQueue(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", StudioLimits())
     try:
         job = queue.submit(request(tmp_path / "tight.png", speech(tmp_path, 0.4), checkpoint="sft"))
         b"".join(job.follow())
@@ -97,13 +97,13 @@ def test_as_much_as_allowed_is_not_called_cut(tmp_path: Path) -> None:
     called: list[bool] = []
     wanted = request(None, speech(tmp_path, 2.0))
     for seconds, cut in ((2.0, 0), (1.0, 1)):
-        pieces = list(speech_pieces(wanted, Limits(seconds=seconds), lambda: called.append(True)))
+        pieces = list(iterate_speech(wanted, StudioLimits(seconds=seconds), lambda: called.append(True)))
         assert sum(piece.samples.shape[1] for piece in pieces) == seconds * 16_000
         assert len(called) == cut
 
 
 def test_the_video_plays_the_recording_at_its_own_rate_and_in_stereo(tmp_path: Path) -> None:
-    queue, path = RenderQueue(tmp_path / "videos", Limits()), tmp_path / "stereo.wav"
+    queue, path = RenderQueue(tmp_path / "videos", StudioLimits()), tmp_path / "stereo.wav"
     left = np.repeat(babble(0.6), 3)
     with wave.open(str(path), "wb") as file:
         file.setparams((2, 2, 48_000, 0, "NONE", ""))
@@ -132,7 +132,7 @@ def test_guidance_reaches_every_chunk_and_none_is_none(tmp_path: Path) -> None:
 
 
 def test_mistakes_get_a_sentence_before_anything_is_drawn(tmp_path: Path) -> None:
-    queue = RenderQueue(tmp_path / "videos", Limits(letters=10))
+    queue = RenderQueue(tmp_path / "videos", StudioLimits(letters=10))
     bad, blank = tmp_path / "bad.png", tmp_path / "blank.png"
     bad.write_bytes(b"no picture")
     cv2.imwrite(str(blank), np.full((200, 200, 3), 128, np.uint8))
@@ -203,7 +203,7 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_stop_ends_what_its_own_tab_asked_for_and_says_so(tmp_path: Path) -> None:
-    queue = RenderQueue(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", StudioLimits())
     face, sound = photo(tmp_path), speech(tmp_path, 3.0)
     try:
         first = queue.submit(request(face, sound), owner="one tab")
@@ -234,7 +234,7 @@ def test_a_failure_nobody_foresaw_is_one_sentence_on_the_page_and_a_traceback_in
         raise RuntimeError("no weights\nin /srv/secret/rl")
 
     monkeypatch.setattr(render_queue, "load_pipeline", broken)
-    queue = RenderQueue(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", StudioLimits())
     try:
         job = queue.submit(request(photo(tmp_path), speech(tmp_path)))
         assert job.done.wait(60)
@@ -246,7 +246,7 @@ def test_a_failure_nobody_foresaw_is_one_sentence_on_the_page_and_a_traceback_in
 
 
 def test_what_waits_when_the_studio_closes_is_done(tmp_path: Path) -> None:
-    queue = RenderQueue(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", StudioLimits())
     jobs = [queue.submit(request(photo(tmp_path), speech(tmp_path, 2.0))) for _ in range(2)]
     queue.close()
     assert all(job.done.is_set() and job.stopped for job in jobs)
@@ -262,16 +262,16 @@ def test_old_files_go_by_age_and_size_and_what_is_in_use_stays(tmp_path: Path) -
 
     old, used, upload = aged("old.mp4", 30), aged("used.mp4", 30), aged("upload/photo.jpg", 30)
     large, newer, fresh = aged("large.mp4", 3, 900), aged("newer.mp4", 2, 900), aged("fresh.mp4", 0, 900)
-    assert set(prune(tmp_path, 24, 2, [used])) == {old, upload, large}
+    assert set(delete_old_files(tmp_path, 24, 2, [used])) == {old, upload, large}
     assert used.exists()
     assert newer.exists()
     assert fresh.exists()
     assert not upload.parent.exists()
-    assert prune(tmp_path, 24, 0.1, [used]) == [newer], "a file of this minute may be about to be used"
+    assert delete_old_files(tmp_path, 24, 0.1, [used]) == [newer], "a file of this minute may be about to be used"
 
 
 def test_a_video_that_went_is_forgotten(tmp_path: Path) -> None:
-    queue = RenderQueue(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", StudioLimits())
     job = RenderJob(queue.folder / "a.mp4", request(None), ended=time.monotonic() - 4000)
     job.done.set()
     job.path.write_bytes(b"x")
@@ -320,7 +320,7 @@ def test_a_covered_mouth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_whole_photo_is_shown_and_the_finished_file_is_signed(tmp_path: Path) -> None:
-    queue = RenderQueue(tmp_path / "videos", Limits())
+    queue = RenderQueue(tmp_path / "videos", StudioLimits())
     try:
         job = queue.submit(request(two_faces(tmp_path), speech(tmp_path, 0.8), face=2, crop=False))
         assert queue.signed(job.name) is None, "not before it is done"

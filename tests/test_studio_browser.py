@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flowportrait.provenance.manifest import read_signature
-from flowportrait.studio.render_queue import Limits
-from flowportrait.studio.server import Studio, serve
+from flowportrait.studio.render_queue import StudioLimits
+from flowportrait.studio.server import Studio, serve_studio
 from tests.study_browser import browser, small_study
 from tests.test_studio import photo, speech, two_faces
 
@@ -27,7 +27,7 @@ def plays(page: Any, count: int) -> None:
 
 
 @contextmanager
-def studio_at(folder: Path, limits: Limits) -> Iterator[tuple[Studio, str]]:
+def studio_at(folder: Path, limits: StudioLimits) -> Iterator[tuple[Studio, str]]:
     """A running studio and its address."""
     pytest.importorskip("gradio")
     studio, found, there = Studio(folder, limits), [], threading.Event()
@@ -36,7 +36,7 @@ def studio_at(folder: Path, limits: Limits) -> Iterator[tuple[Studio, str]]:
         found.append(address)
         there.set()
 
-    threading.Thread(target=serve, args=(studio, 0, ready), daemon=True).start()
+    threading.Thread(target=serve_studio, args=(studio, 0, ready), daemon=True).start()
     assert there.wait(60)
     try:
         yield studio, found[0]
@@ -55,7 +55,7 @@ def upload_photo_and_speech(page: Any, address: str, image: Path, sound: Path) -
 
 
 def test_stop_ends_ones_own_video_and_not_that_of_another_tab(tmp_path: Path) -> None:
-    with studio_at(tmp_path / "studio", Limits()) as (studio, address), browser() as chromium:
+    with studio_at(tmp_path / "studio", StudioLimits()) as (studio, address), browser() as chromium:
         pages = [chromium.new_context().new_page() for _ in range(2)]
         for page in pages:
             upload_photo_and_speech(page, address, photo(tmp_path), speech(tmp_path, 4.0))
@@ -74,7 +74,7 @@ def test_stop_ends_ones_own_video_and_not_that_of_another_tab(tmp_path: Path) ->
 
 
 def test_the_page_says_what_a_photo_shows_and_a_face_can_be_chosen(tmp_path: Path) -> None:
-    with studio_at(tmp_path / "studio", Limits()) as (studio, address), browser() as chromium:
+    with studio_at(tmp_path / "studio", StudioLimits()) as (studio, address), browser() as chromium:
         page = chromium.new_page()
         upload_photo_and_speech(page, address, two_faces(tmp_path), speech(tmp_path, 0.6))
         page.wait_for_selector("#photo-notes:has-text('2 faces: the largest one speaks')")
@@ -104,7 +104,7 @@ def set_slider(page: Any, name: str, value: str) -> None:
 
 
 def test_a_photo_and_speech_become_a_video_that_plays_and_is_compared(tmp_path: Path) -> None:
-    with studio_at(tmp_path / "studio", Limits(seconds=1.6)) as (studio, address), browser() as chromium:
+    with studio_at(tmp_path / "studio", StudioLimits(seconds=1.6)) as (studio, address), browser() as chromium:
         page = chromium.new_context(viewport={"width": 1300, "height": 1000}).new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))

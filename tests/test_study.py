@@ -21,10 +21,17 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.preferences.dataset import Label, read_pairs
 from flowportrait.preferences.inspection import krippendorff_alpha
-from flowportrait.study.analysis import Row, Vote, analyse_study, davidson, exclusion_reason, holm
+from flowportrait.study.analysis import (
+    PreferenceResult,
+    StudyVote,
+    analyse_study,
+    correct_p_values,
+    exclusion_reason,
+    fit_strengths,
+)
 from flowportrait.study.make import make_study
-from flowportrait.study.plan import QUESTIONS, AnswerStore, Comparison, Study
-from flowportrait.study.server import study_app, to_choice, to_label
+from flowportrait.study.plan import QUESTIONS, AnswerStore, Study, StudyComparison
+from flowportrait.study.server import choice_of_label, label_of_choice, study_app
 from tests.study_browser import small_study, videos
 
 
@@ -46,8 +53,8 @@ def client(folder: Path) -> TestClient:
 
 
 def planned(pairs: int, share: int = 0, checks: int = 2) -> Study:
-    comparisons = [Comparison(f"p{n}", "pair", f"c{n}", f"{n}a", f"{n}b", "x", "y") for n in range(pairs)]
-    comparisons += [Comparison(f"b{n}", "broken", "c", "a", "b") for n in range(checks)]
+    comparisons = [StudyComparison(f"p{n}", "pair", f"c{n}", f"{n}a", f"{n}b", "x", "y") for n in range(pairs)]
+    comparisons += [StudyComparison(f"b{n}", "broken", "c", "a", "b") for n in range(checks)]
     return Study("id", "t", "seed", ("x", "y"), tuple(comparisons), share)
 
 
@@ -131,10 +138,10 @@ def test_shares_meet_every_pair_equally_often_and_sides_are_a_coin() -> None:
 
 
 def test_left_and_right_are_undone() -> None:
-    assert to_label("left", True) is Label.SECOND
+    assert label_of_choice("left", True) is Label.SECOND
     for flipped in (False, True):
         for choice in ("left", "same", "right"):
-            assert to_choice(to_label(choice, flipped), flipped) == choice  # type: ignore[arg-type]
+            assert choice_of_label(label_of_choice(choice, flipped), flipped) == choice  # type: ignore[arg-type]
 
 
 def test_the_page_learns_no_system_and_no_check_and_videos_can_be_sought(fresh: Path) -> None:
@@ -228,7 +235,7 @@ def test_who_does_not_look_does_not_count() -> None:
     assert exclusion_reason(plan, {"b0": {"overall": Label.FIRST}}) == ""
     assert "ruined" in exclusion_reason(plan, {"b0": {"overall": Label.TIE}})
     assert "before" in exclusion_reason(plan, {"p0": {"overall": Label.FIRST}})
-    same = tuple(Comparison(f"i{n}", "identical", "c", "a", "a") for n in range(2))
+    same = tuple(StudyComparison(f"i{n}", "identical", "c", "a", "a") for n in range(2))
     plan = Study("id", "t", "s", ("x", "y"), (*plan.comparisons, *same))
     looked = {"b0": {"overall": Label.FIRST}, "i0": {"overall": Label.FIRST}, "i1": {"overall": Label.TIE}}
     assert exclusion_reason(plan, looked) == ""
@@ -250,7 +257,7 @@ def test_krippendorffs_own_example() -> None:
 def test_two_systems_strengths_are_the_closed_form() -> None:
     # With one pair, Davidson's model is saturated: it gives back the (smoothed) shares themselves.
     labels = [Label.FIRST] * 30 + [Label.SECOND] * 10 + [Label.TIE] * 20
-    found = davidson([Vote(n % 4, "x", "y", label) for n, label in enumerate(labels)], ("x", "y"))
+    found = fit_strengths([StudyVote(n % 4, "x", "y", label) for n, label in enumerate(labels)], ("x", "y"))
     shares = np.array([30.5, 10.5, 20.5]) / 61.5
     assert found.chance("x", "y") == pytest.approx(tuple(shares), abs=1e-6)
     assert found.theta["x"] == pytest.approx(np.log(30.5 / 10.5) / 2, abs=1e-6)
@@ -265,20 +272,20 @@ def test_strengths_come_back_from_drawn_answers_and_never_run_away() -> None:
         a, b = np.exp(true[one]), np.exp(true[other])
         weights = np.array([a, b, 0.7 * np.sqrt(a * b)])
         label = (Label.FIRST, Label.SECOND, Label.TIE)[rng.choice(3, p=weights / weights.sum())]
-        votes.append(Vote(n % 20, one, other, label))
-    found = davidson(votes, tuple(true))
+        votes.append(StudyVote(n % 20, one, other, label))
+    found = fit_strengths(votes, tuple(true))
     assert found.robust
     assert found.tie == pytest.approx(0.7, abs=0.1)
     for name, theta in true.items():
         assert abs(found.theta[name] - theta) < 2 * found.half[name] < 0.3
-    always = davidson([Vote(0, "x", "y", Label.FIRST)] * 10, ("x", "y", "z"))
+    always = fit_strengths([StudyVote(0, "x", "y", Label.FIRST)] * 10, ("x", "y", "z"))
     assert 0.5 < always.theta["x"] < 5
     assert always.half["z"] == float("inf")
 
 
 def test_holm_by_hand() -> None:
-    rows = [Row("sync", "a", "b", 1, 1, 0, 0.5, 0.0, 1.0, 0.5, p, p) for p in (0.04, 0.01, 0.03)]
-    assert [row.p_holm for row in holm(rows)] == pytest.approx([0.06, 0.03, 0.06])
+    rows = [PreferenceResult("sync", "a", "b", 1, 1, 0, 0.5, 0.0, 1.0, 0.5, p, p) for p in (0.04, 0.01, 0.03)]
+    assert [row.p_holm for row in correct_p_values(rows)] == pytest.approx([0.06, 0.03, 0.06])
 
 
 def test_the_analysis_finds_what_people_said_and_leaves_out_who_did_not_look(

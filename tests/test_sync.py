@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from tools.train_sync_expert import contrastive_loss, shifted_score
 
 from flowportrait.corruption.motion import negative_controls
-from flowportrait.data.corpus import Clip
-from flowportrait.data.extract import read_clip
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.extract import longest_usable_clip
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.rendering.motion_basis import MotionBasis
-from flowportrait.rewards.sync import SyncExpert as MotionExpert
+from flowportrait.rewards.sync import MotionSyncExpert as MotionExpert
 
 FRAMES = 24
 
@@ -109,7 +109,7 @@ def test_perfect_embeddings_have_the_lowest_loss_and_the_loss_is_finite_with_its
     assert torch.isfinite(scale.grad)
 
 
-def _clips(split: str, wanted: int) -> list[Clip]:
+def _clips(split: str, wanted: int) -> list[FaceClip]:
     """A few of the split's GRID clips, tracked on the spot."""
     data = Path(os.environ["FLOWPORTRAIT_DATA"])
     table = data / "split.tsv"
@@ -117,7 +117,7 @@ def _clips(split: str, wanted: int) -> list[Clip]:
         pytest.skip("FLOWPORTRAIT_DATA does not hold the development footage")
     rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
     files = [data / row[0] for row in rows if row[2] == split and row[0].startswith("grid")]
-    return [read_clip(file) for file in files[:wanted]]
+    return [longest_usable_clip(file) for file in files[:wanted]]
 
 
 @pytest.mark.data
@@ -128,7 +128,7 @@ def test_both_experts_rank_real_above_every_baseline() -> None:
     motion_expert, pixel_expert = MotionExpert.load(), PixelSyncExpert.load()
     real, lost, curve = [], {}, {0: [], 3: [], 8: [], "still": []}
     for place, clip in enumerate(clips):
-        sound = log_mel(level(clip.audio))
+        sound = log_mel(normalize_loudness(clip.audio))
         real.append(float(motion_expert.score(moving[place][None], sound[None])[1]))
         for name, fake in negative_controls(moving[place], clip.audio, moving[place - 1]).items():
             lost.setdefault(name, []).append(float(motion_expert.score(fake[None], sound[None])[1]))

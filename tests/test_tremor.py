@@ -6,14 +6,14 @@ import math
 
 import torch
 
-from flowportrait.rendering.motion_basis import GAZE, LOWER
+from flowportrait.rendering.motion_basis import GAZE, LOWER_FACE
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.registry import build
+from flowportrait.rewards.registry import build_reward
 
 TIMES = torch.arange(75) / 25
 
 
-def waves(slow: float, fast: float, part: slice = LOWER) -> RewardBatch:
+def waves(slow: float, fast: float, part: slice = LOWER_FACE) -> RewardBatch:
     """Motion of one part at 2 Hz and at 9 Hz, three seconds."""
     track = slow * torch.sin(2 * math.pi * 2 * TIMES) + fast * torch.sin(2 * math.pi * 9 * TIMES)
     motion = torch.zeros(1, 75, 30)
@@ -22,7 +22,7 @@ def waves(slow: float, fast: float, part: slice = LOWER) -> RewardBatch:
 
 
 def value(name: str, batch: RewardBatch) -> float:
-    return float(build(name)(batch).value)
+    return float(build_reward(name)(batch).value)
 
 
 def test_swinging_wider_pleases_the_share_and_not_the_tremor() -> None:

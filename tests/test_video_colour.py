@@ -13,7 +13,15 @@ import pytest
 from skimage import color
 
 from flowportrait.errors import BadInput
-from flowportrait.media.colour import HLG, PQ, display_size, pq_signal, roll_off, to_sdr, upright
+from flowportrait.media.colour import (
+    HLG,
+    PQ,
+    apply_display_matrix,
+    light_to_pq,
+    roll_off_highlights,
+    square_pixel_size,
+    to_sdr,
+)
 from flowportrait.media.video import iter_frames
 
 COEFFICIENTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -99,7 +107,7 @@ def test_hdr_footage_looks_as_the_sdr_picture_it_was_made_of(tmp_path: Path, tra
     dark = [np.full(3, 0.2), np.full(3, 0.4), 0.75 * SKIN, np.array([0.2, 0.5, 0.3]), np.array([0.6, 0.1, 0.1])]
     white = np.full(3, 203 / 100) ** (1 / 2.4)
     light = [TO_2020 @ (100 * colour**2.4) for colour in [*dark, white]]
-    signal = [hlg_signal(one) if transfer == HLG else pq_signal(one) for one in light]
+    signal = [hlg_signal(one) if transfer == HLG else light_to_pq(one) for one in light]
     path = patch_video(
         tmp_path / "a.mp4", signal, bits=10, colorspace=9, color_range=1, color_trc=transfer, color_primaries=9
     )
@@ -113,11 +121,11 @@ def test_hdr_footage_looks_as_the_sdr_picture_it_was_made_of(tmp_path: Path, tra
 
 def test_the_roll_off_keeps_the_dark_and_never_turns_back() -> None:
     light = np.linspace(0.0, 1000.0, 2001)
-    bent = roll_off(light)
+    bent = roll_off_highlights(light)
     assert np.allclose(bent[light < 27], light[light < 27], rtol=1e-6)
     assert (np.diff(bent) > 0).all()
     assert bent[-1] == pytest.approx(100.0, rel=1e-6)
-    assert roll_off(np.array([5000.0])) == pytest.approx(100.0, rel=1e-6)
+    assert roll_off_highlights(np.array([5000.0])) == pytest.approx(100.0, rel=1e-6)
 
 
 def test_colours_beyond_bt_709_are_paled_and_keep_their_hue() -> None:
@@ -164,7 +172,7 @@ def test_pixels_that_are_not_square_are_shown_in_their_shape(tmp_path: Path, asp
     frame = next(iter_frames(path))
     bright = frame.mean(2) > 125
     assert np.ptp(np.flatnonzero(bright.any(0))) == pytest.approx(np.ptp(np.flatnonzero(bright.any(1))), abs=3)
-    width, height = display_size(160, 120, aspect)
+    width, height = square_pixel_size(160, 120, aspect)
     assert frame.shape[:2] == ((width, height) if turn else (height, width))
 
 
@@ -207,8 +215,8 @@ def test_turned_and_mirrored_footage_stands_as_its_matrix_says(
 
 def test_a_turn_between_quarters_goes_to_the_nearest() -> None:
     image = np.arange(24).reshape(2, 4, 3).astype(np.uint8)
-    assert np.array_equal(upright(image, (100, 5, -5, 100)), image)
-    assert np.array_equal(upright(image, (5, 100, -100, 5)), np.rot90(image, -1))
+    assert np.array_equal(apply_display_matrix(image, (100, 5, -5, 100)), image)
+    assert np.array_equal(apply_display_matrix(image, (5, 100, -100, 5)), np.rot90(image, -1))
 
 
 def test_frames_that_would_be_larger_than_8k_are_refused(tmp_path: Path) -> None:
@@ -225,6 +233,6 @@ def test_frames_that_would_be_larger_than_8k_are_refused(tmp_path: Path) -> None
 
 def test_a_caller_may_allow_less(tmp_path: Path) -> None:
     path = patch_video(tmp_path / "a.mp4", [SKIN], (320, 240), encoded_as=5)
-    assert next(iter_frames(path, most_pixels=320 * 240)).shape == (240, 320, 3)
+    assert next(iter_frames(path, max_pixels=320 * 240)).shape == (240, 320, 3)
     with pytest.raises(BadInput, match="320x240 px"):
-        next(iter_frames(path, most_pixels=320 * 240 - 1))
+        next(iter_frames(path, max_pixels=320 * 240 - 1))

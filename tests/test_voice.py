@@ -20,8 +20,17 @@ from hypothesis import strategies as st
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound
-from flowportrait.speech.text_to_speech import AFTER, BEFORE, BETWEEN, LONGEST, ahead, sentences, speak, speak_sound
-from flowportrait.speech.voices import runs, voice_named
+from flowportrait.speech.text_to_speech import (
+    MAX_SENTENCE_CHARACTERS,
+    PAUSE_AFTER,
+    PAUSE_BEFORE,
+    PAUSE_BETWEEN,
+    prefetch,
+    split_into_sentences,
+    synthesize_samples,
+    synthesize_sound,
+)
+from flowportrait.speech.voices import load_voice, split_by_script
 
 
 def seconds(sound: Sound) -> float:
@@ -43,7 +52,7 @@ class Beeps:
 
 def test_a_full_stop_inside_a_sentence_does_not_end_it() -> None:
     text = 'Dr. Smith paid 3.5 dollars to J. Doe, e.g. in cash. "Really?" Yes! 你好。再见！\nA title\n...'
-    assert list(sentences([text])) == [
+    assert list(split_into_sentences([text])) == [
         "Dr. Smith paid 3.5 dollars to J. Doe, e.g. in cash.", '"Really?"', "Yes!", "你好。", "再见！", "A title",
     ]  # fmt: skip
 
@@ -52,34 +61,39 @@ def test_a_full_stop_inside_a_sentence_does_not_end_it() -> None:
 def test_sentences_do_not_depend_on_how_the_text_comes_in(text: str, cuts: list[int]) -> None:
     ends = [0, *sorted(cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(ends)]
-    assert list(sentences(pieces)) == list(sentences([text]))
+    assert list(split_into_sentences(pieces)) == list(split_into_sentences([text]))
 
 
 def test_a_sentence_without_an_end_is_cut_where_one_breathes() -> None:
-    parts = list(sentences(["one two, three four " * 40]))
-    assert max(map(len, parts)) <= LONGEST
+    parts = list(split_into_sentences(["one two, three four " * 40]))
+    assert max(map(len, parts)) <= MAX_SENTENCE_CHARACTERS
     assert all(part.endswith(",") for part in parts[:-1])
     assert " ".join(parts) == " ".join(("one two, three four " * 40).split())
 
 
 def test_words_are_told_apart_by_their_script() -> None:
-    assert runs("Say Привет to 東京. 3!") == [("en", "Say "), ("ru", "Привет "), ("en", "to "), ("cmn", "東京. 3!")]
-    assert runs("東京にいる") == [("ja", "東京にいる")]
-    assert runs("¡12 años!") == [("en", "¡12 años!")]
+    assert split_by_script("Say Привет to 東京. 3!") == [
+        ("en", "Say "),
+        ("ru", "Привет "),
+        ("en", "to "),
+        ("cmn", "東京. 3!"),
+    ]
+    assert split_by_script("東京にいる") == [("ja", "東京にいる")]
+    assert split_by_script("¡12 años!") == [("en", "¡12 años!")]
 
 
 @given(st.text(max_size=40))
 def test_no_character_is_lost_between_scripts(text: str) -> None:
-    assert "".join(words for _, words in runs(text)) == text
+    assert "".join(words for _, words in split_by_script(text)) == text
 
 
 def test_sentences_are_parted_by_silence() -> None:
-    pieces = list(speak(["One. Two. Three."], Beeps()))
+    pieces = list(synthesize_samples(["One. Two. Three."], Beeps()))
     assert len(pieces) == 4
     seconds = [len(piece) / 16_000 for piece in pieces]
-    assert np.allclose(seconds, [BEFORE + 1, BETWEEN + 1, BETWEEN + 1, AFTER], atol=0.01)
+    assert np.allclose(seconds, [PAUSE_BEFORE + 1, PAUSE_BETWEEN + 1, PAUSE_BETWEEN + 1, PAUSE_AFTER], atol=0.01)
     with pytest.raises(BadInput, match="nothing to say"):
-        list(speak(["... !"], Beeps()))
+        list(synthesize_samples(["... !"], Beeps()))
 
 
 def test_a_voice_keeps_its_own_rate_and_another_in_the_same_text_follows_it() -> None:
@@ -88,11 +102,11 @@ def test_a_voice_keeps_its_own_rate_and_another_in_the_same_text_follows_it() ->
     class High(Beeps):
         rate = 24_000
 
-    pieces = list(speak_sound(["One. Two."], High()))
+    pieces = list(synthesize_sound(["One. Two."], High()))
     assert {piece.rate for piece in pieces} == {24_000}
     lengths = [seconds(piece) for piece in pieces]
-    assert np.allclose(lengths, [BEFORE + 1, BETWEEN + 1, AFTER], atol=0.01)
-    spoken = np.concatenate(list(speak(["One. Two."], High())))
+    assert np.allclose(lengths, [PAUSE_BEFORE + 1, PAUSE_BETWEEN + 1, PAUSE_AFTER], atol=0.01)
+    spoken = np.concatenate(list(synthesize_samples(["One. Two."], High())))
     assert len(spoken) / 16_000 == pytest.approx(sum(lengths), abs=0.01)
 
 
@@ -104,7 +118,7 @@ def test_the_first_sentence_is_heard_before_the_last_one_is_written() -> None:
             said.append(words)
             yield words
 
-    next(speak(typed(), Beeps()))
+    next(synthesize_samples(typed(), Beeps()))
     assert said == ["One. T"]
 
 
@@ -114,7 +128,7 @@ def test_the_next_sentence_is_spoken_while_the_first_is_drawn() -> None:
             time.sleep(0.05)
             yield np.full(1, index)
 
-    drawn = ahead(slow())
+    drawn = prefetch(slow())
     assert next(drawn)[0] == 0
     time.sleep(0.2)
     began = time.monotonic()
@@ -127,7 +141,7 @@ def test_what_goes_wrong_while_speaking_is_said_where_one_listens() -> None:
         yield np.zeros(1)
         raise BadInput("The server went away.")
 
-    drawn = ahead(broken())
+    drawn = prefetch(broken())
     next(drawn)
     with pytest.raises(BadInput, match="went away"):
         next(drawn)
@@ -139,7 +153,7 @@ def test_who_stops_watching_stops_the_voice() -> None:
             yield np.zeros(1)
 
     before = threading.active_count()
-    drawn = ahead(endless())
+    drawn = prefetch(endless())
     next(drawn)
     drawn.close()  # type: ignore[attr-defined]
     time.sleep(0.3)
@@ -148,21 +162,21 @@ def test_who_stops_watching_stops_the_voice() -> None:
 
 def test_espeak_reads_languages_the_neural_voice_does_not() -> None:
     pytest.importorskip("espeakng_loader")
-    german, chinese = voice_named("espeak:de"), voice_named("espeak:cmn")
+    german, chinese = load_voice("espeak:de"), load_voice("espeak:cmn")
     assert 0.8 < seconds(german.say("Guten Morgen, liebe Freunde.")) < 4
     assert seconds(chinese.say("你好")) > 0.2
     assert not german.reads("ru")
     assert chinese.reads("cmn")
     with pytest.raises(BadInput, match="knows no language 'xx'"):
-        voice_named("espeak:xx")
+        load_voice("espeak:xx")
 
 
 def test_the_default_voice_reads_english_and_leaves_other_scripts_to_espeak() -> None:
     pytest.importorskip("hibari")
-    voice = voice_named()
+    voice = load_voice()
     assert np.array_equal(voice.say("Hello there.").samples, voice.say("Hello there.").samples)
-    english = next(speak(["Hello there."], voice))
-    mixed = next(speak(["Hello there, привет."], voice))
+    english = next(synthesize_samples(["Hello there."], voice))
+    mixed = next(synthesize_samples(["Hello there, привет."], voice))
     assert len(mixed) > len(english) + 0.3 * 16_000
 
 
@@ -189,23 +203,23 @@ class _Speech(BaseHTTPRequestHandler):
 def test_a_speech_server_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(BadInput, match="OPENAI_BASE_URL"):
-        voice_named("openai:alloy")
+        load_voice("openai:alloy")
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Speech)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
     try:
-        spoken = voice_named("openai:alloy@tiny").say("Hello.")
+        spoken = load_voice("openai:alloy@tiny").say("Hello.")
         assert (spoken.rate, seconds(spoken)) == (24_000, 1.0)
         assert b'"alloy"' in _Speech.asked[-1]
         assert b'"tiny"' in _Speech.asked[-1]
         with pytest.raises(BadInput, match="did not speak"):
-            voice_named("openai:nobody").say("Hello.")
+            load_voice("openai:nobody").say("Hello.")
     finally:
         server.shutdown()
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setattr("flowportrait.speech.voices._ATTEMPTS", 1)
     with pytest.raises(BadInput, match="cannot be reached"):
-        voice_named("openai:alloy").say("Hello.")
+        load_voice("openai:alloy").say("Hello.")
 
 
 @pytest.mark.parametrize(

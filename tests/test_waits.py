@@ -18,9 +18,9 @@ from rich.console import Console
 
 from flowportrait import terminal
 from flowportrait.data import prepare as preparing
-from flowportrait.data.corpus import Source
-from flowportrait.data.prepare import Preparation, work
-from flowportrait.judges.sanity import CLIP_SANITY, examine
+from flowportrait.data.corpus import SourceVideo
+from flowportrait.data.prepare import PreparationConfig, prepare_video
+from flowportrait.judges.sanity import CLIP_SANITY, certify_judge
 from flowportrait.media.write_video import write_video
 from tests.test_judge_opinion import Scripted, sane_clips
 from tests.test_prepare import room, syllables
@@ -36,7 +36,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 def test_the_examination_of_a_judge_shows_each_of_its_steps(screen: io.StringIO) -> None:
-    assert examine(Scripted("good", 1.5), sane_clips(), CLIP_SANITY).passed
+    assert certify_judge(Scripted("good", 1.5), sane_clips(), CLIP_SANITY).passed
     shown = screen.getvalue()
     assert "looking for faces" in shown
     assert "judging" in shown
@@ -49,7 +49,7 @@ def test_the_frames_that_a_worker_reads_are_counted_while_it_reads(
     write_video(tmp_path / "a.mp4", room(30), syllables(1.2))
     seen = multiprocessing.get_context("spawn").Value("q", 0)
     monkeypatch.setattr(preparing, "_frames_read", seen)
-    work(Source(tmp_path / "a.mp4", "a", "s", "train"), tmp_path / "out", Preparation())
+    prepare_video(SourceVideo(tmp_path / "a.mp4", "a", "s", "train"), tmp_path / "out", PreparationConfig())
     assert seen.value == 30
     assert "1 s of video seen" in str(preparing._SecondsRead(seen).render(None))  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowportrait.files import complete, write_json, write_weights
+from flowportrait.files import atomic_write, write_json, write_weights
 
 
 def test_an_interruption_leaves_what_was_there_and_no_trace(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_an_interruption_leaves_what_was_there_and_no_trace(tmp_path: Path) -> N
     write_json(path, {"before": 1})
 
     def interrupted() -> None:
-        with complete(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half of it")
             raise KeyboardInterrupt
 
@@ -29,7 +29,7 @@ def test_an_interruption_leaves_what_was_there_and_no_trace(tmp_path: Path) -> N
 
 def test_nobody_finds_the_name_before_the_end(tmp_path: Path) -> None:
     path = tmp_path / "clip.safetensors"
-    with complete(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(b"some")
         assert not list(tmp_path.glob("*.safetensors"))
     assert path.read_bytes() == b"some"

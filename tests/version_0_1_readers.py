@@ -12,12 +12,12 @@ import torch
 
 from flowportrait.cli import main
 from flowportrait.data.corpus import corpus_records, read_shard
-from flowportrait.data.motion_dataset import load_motion
+from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.errors import BadInput
-from flowportrait.judges.answers import CHOICE, THOUGHTS, grade_format, read_review
+from flowportrait.judges.answers import CHOICE_FORMAT, THOUGHTS_FORMAT, grade_format, read_review
 from flowportrait.judges.learning import read_labelled_pairs
 from flowportrait.judges.replies import Reply, UnusableReply
-from flowportrait.portraitgen.judging import STILLS
+from flowportrait.portraitgen.judging import STILL_SUBJECT
 from flowportrait.portraitgen.portrait_flow import Still
 from flowportrait.preferences.clips import PreferenceBatch
 from flowportrait.preferences.dataset import (
@@ -30,11 +30,11 @@ from flowportrait.preferences.dataset import (
     Side,
 )
 from flowportrait.preferences.inspection import inspect_pairs
-from flowportrait.preferences.reward_model import MOTION_CORRUPTIONS, load_batches
+from flowportrait.preferences.reward_model import MOTION_CORRUPTIONS, load_pair_batches
 from flowportrait.preferences.synthetic_pairs import DamagedPairSampler
 from flowportrait.rendering.motion_files import read_motion
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.offline_data import OfflineDataConfig, PreferenceGroup, read_groups
+from flowportrait.rl.offline_data import OfflineDataConfig, PreferenceGroup, read_preference_groups
 
 LABELS: dict[Label, str] = {label: name for name, label in VERSION_1_LABELS.items()}
 """Labels, and below sides, under the names of version 0.1."""
@@ -81,7 +81,7 @@ def checkpoint_motion(checkpoint: Path, folder: Path) -> list[list[float]]:
 
 def corpus(folder: Path) -> dict[str, Any]:
     """The index, the clips as they are learned from, and what is in the shards."""
-    clips = load_motion(folder, ["train"])
+    clips = load_motion_clips(folder, ["train"])
     packed = [one for path in sorted(folder.glob("shards/*.tar")) for one in read_shard(path)]
     return {
         "records": corpus_records(folder),
@@ -137,7 +137,7 @@ def inspection(path: Path) -> dict[str, Any]:
 
 def _groups(path: Path, config: OfflineDataConfig) -> Any:
     try:
-        groups, files = read_groups([path], config)
+        groups, files = read_preference_groups([path], config)
     except BadInput as error:
         return {"refused": str(error).replace(str(path.parent), "…")}
     return {"families": [_group(group) for group in groups],
@@ -176,7 +176,7 @@ def _batch(batch: PreferenceBatch) -> dict[str, Any]:
 
 def stated(path: Path) -> dict[str, Any]:
     """Pairs as the reward model learns from them; points that nobody gave are −1."""
-    batches, unreadable = load_batches(PreferenceDataset.load(path))
+    batches, unreadable = load_pair_batches(PreferenceDataset.load(path))
     return {"pairs": [_batch(batch) for batch in batches], "unread": sorted(unreadable)}
 
 
@@ -190,7 +190,7 @@ def shown_to_judges(path: Path) -> list[dict[str, Any]]:
 
 def pairs_made_from(folder: Path) -> dict[str, Any]:
     """Intact against damaged windows of a corpus, drawn with a seed."""
-    return _batch(DamagedPairSampler(load_motion(folder, ["train"]), MOTION_CORRUPTIONS, 3).draw(8, 0.5))
+    return _batch(DamagedPairSampler(load_motion_clips(folder, ["train"]), MOTION_CORRUPTIONS, 3).draw(8, 0.5))
 
 
 def reply(record: dict[str, Any]) -> dict[str, Any]:
@@ -206,14 +206,14 @@ def reply(record: dict[str, Any]) -> dict[str, Any]:
                 scores, rationale = read_review(given, tuple(record["disputed"]))
                 return {"scores": dict(scores), "rationale": rationale}
             case "choice":
-                worth, rationale = CHOICE.read(given)
+                worth, rationale = CHOICE_FORMAT.read(given)
                 return {"worth": worth, "rationale": rationale}
             case "still":
                 picture = Still(np.zeros((1, 1, 3), np.uint8))
-                grade = STILLS.answer(picture, record["rubric"]).read(given)
+                grade = STILL_SUBJECT.answer(picture, record["rubric"]).read(given)
                 return {"score": grade.score, "rationale": grade.rationale, "dimensions": grade.dimensions,
                         "artefacts": grade.artefacts, "unknown": grade.unknown_artefacts}  # fmt: skip
             case _:
-                return {"thoughts": THOUGHTS.read(given)}
+                return {"thoughts": THOUGHTS_FORMAT.read(given)}
     except UnusableReply as error:
         return {"failure": error.failure.kind, "detail": error.failure.detail}

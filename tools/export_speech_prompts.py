@@ -17,9 +17,9 @@ import numpy as np
 from scipy.io import wavfile
 from skimage.data import astronaut
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import level
+from flowportrait.media.mel import normalize_loudness
 
 SECONDS = 6.0
 """Least duration of a recording."""
@@ -41,7 +41,7 @@ def export(corpus: Path, output: Path) -> int:
         joined: list[np.ndarray] = []
         written = 0
         for path in clips:
-            joined.append(level(Clip.load(path).audio))
+            joined.append(normalize_loudness(FaceClip.load(path).audio))
             if sum(map(len, joined)) >= SECONDS * SAMPLE_RATE and written < PER_SPEAKER:
                 wavfile.write(output / f"{speaker}_{written:02d}.wav", SAMPLE_RATE, np.concatenate(joined))
                 joined, written = [], written + 1

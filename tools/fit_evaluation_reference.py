@@ -19,24 +19,24 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.data.prompts import find_videos
 from flowportrait.evaluation.api import measure_videos
 from flowportrait.evaluation.comparison import compare_systems
 from flowportrait.evaluation.metrics import METRICS
 from flowportrait.evaluation.motion_metrics import (
-    GROUPS,
-    Reference,
-    Samples,
+    ACTION_GROUPS,
+    DynamicsReference,
+    DynamicsSamples,
     action_signals,
     action_signals68,
+    clip_ecs,
+    compute_reference_quantiles,
     dynamics_samples,
-    ecs,
     pooled_ecs,
-    reference_quantiles,
     remove_pose,
 )
-from flowportrait.evaluation.tracking import default_cache, face_boxes, landmarks68
+from flowportrait.evaluation.tracking import default_tracks_cache, face_boxes, find_landmarks68
 from flowportrait.files import write_json
 from flowportrait.media.video import iter_frames
 
@@ -57,7 +57,7 @@ def fit_expression(corpus: Path, data: Path, output: Path, every: int = 1) -> No
     records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines()][::every]
     signals: dict[str, dict[str, list[Signals]]] = {n: {"train": [], "dev": []} for n in ("mediapipe", "dlib68")}
     for record in track(records, description="reading"):
-        clip = Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
+        clip = FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors")
         part = "train" if record["split"] in FITTED_ON else "dev"
         signals["mediapipe"][part].append(action_signals(remove_pose(clip.landmarks)[0]))
         outline = _landmarks68(clip, data, record["name"])
@@ -65,7 +65,10 @@ def fit_expression(corpus: Path, data: Path, output: Path, every: int = 1) -> No
             signals["dlib68"][part].append(action_signals68(outline))
     result: dict[str, Any] = {"clips": {}, "check": {}, "groups": {}}
     for network, parts in signals.items():
-        reference = {g: reference_quantiles([dynamics_samples(clip[g]) for clip in parts["train"]]) for g in GROUPS}
+        reference = {
+            g: compute_reference_quantiles([dynamics_samples(clip[g]) for clip in parts["train"]])
+            for g in ACTION_GROUPS
+        }
         result["groups"][network] = reference
         result["clips"][network] = {part: len(clips) for part, clips in parts.items()}
         result["check"][network] = _check(parts["dev"], reference)
@@ -73,7 +76,7 @@ def fit_expression(corpus: Path, data: Path, output: Path, every: int = 1) -> No
     print(json.dumps({"clips": result["clips"], "check": result["check"]}, indent=1))
 
 
-def _landmarks68(clip: Clip, data: Path, name: str) -> np.ndarray | None:
+def _landmarks68(clip: FaceClip, data: Path, name: str) -> np.ndarray | None:
     """Return 68 landmarks ``[T, 68, 2]`` in the clip's footage; None if the file is missing or too short."""
     file = next((data / f"{name}{suffix}" for suffix in (".mp4", ".mpg") if (data / f"{name}{suffix}").is_file()), None)
     if file is None:
@@ -82,10 +85,10 @@ def _landmarks68(clip: Clip, data: Path, name: str) -> np.ndarray | None:
     frames = list(iter_frames(file))
     if len(frames) < len(clip):
         return None
-    return np.array([landmarks68(f, box) for f, box in zip(frames[: len(clip)], boxes, strict=True)])
+    return np.array([find_landmarks68(f, box) for f, box in zip(frames[: len(clip)], boxes, strict=True)])
 
 
-def _check(real: list[Signals], reference: Reference) -> dict[str, dict[str, float]]:
+def _check(real: list[Signals], reference: DynamicsReference) -> dict[str, dict[str, float]]:
     """Return scores of held-out speakers and of negative controls, per clip and pooled."""
     rng = np.random.default_rng(0)
     kinds = {
@@ -98,7 +101,7 @@ def _check(real: list[Signals], reference: Reference) -> dict[str, dict[str, flo
     halves = _halves(real)
     result = {}
     for name, clips in kinds.items():
-        rows = [row["all"] for row in (ecs(clip, reference) for clip in clips) if row]
+        rows = [row["all"] for row in (clip_ecs(clip, reference) for clip in clips) if row]
         pooled = pooled_ecs(_dynamics(clips), reference)
         same_speakers = pooled_ecs(_dynamics(clips[::2]), halves[1])
         result[name] = {
@@ -116,17 +119,17 @@ def _slow_down(signal: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(times, np.arange(len(signal)), column) for column in signal.T], 1)
 
 
-def _dynamics(clips: list[Signals]) -> list[dict[str, Samples]]:
-    return [{g: dynamics_samples(clip[g]) for g in GROUPS} for clip in clips]
+def _dynamics(clips: list[Signals]) -> list[dict[str, DynamicsSamples]]:
+    return [{g: dynamics_samples(clip[g]) for g in ACTION_GROUPS} for clip in clips]
 
 
-def _halves(clips: list[Signals]) -> tuple[Reference, Reference]:
+def _halves(clips: list[Signals]) -> tuple[DynamicsReference, DynamicsReference]:
     one, other = (_dynamics(clips[start::2]) for start in (0, 1))
     return _reference(one), _reference(other)
 
 
-def _reference(half: list[dict[str, Samples]]) -> Reference:
-    return {g: reference_quantiles([clip[g] for clip in half]) for g in GROUPS}
+def _reference(half: list[dict[str, DynamicsSamples]]) -> DynamicsReference:
+    return {g: compute_reference_quantiles([clip[g] for clip in half]) for g in ACTION_GROUPS}
 
 
 def fit_footage(videos: list[Path], output: Path, about: str = "", every: int = 1) -> None:
@@ -138,7 +141,7 @@ def fit_footage(videos: list[Path], output: Path, about: str = "", every: int = 
         about: one sentence on whose footage it is, and how many clips.
         every: use every n-th video.
     """
-    measured = measure_videos({"real": find_videos(videos)[::every]}, default_cache(), workers=1)
+    measured = measure_videos({"real": find_videos(videos)[::every]}, default_tracks_cache(), workers=1)
     estimates = compare_systems(
         {"real": {clip: result.row for clip, result in measured.metrics["real"].items()}}
     ).estimates

@@ -31,8 +31,8 @@ from flowportrait.judges.clips import JudgedClip
 from flowportrait.judges.measured import HeadPose, Knots, Steadiness, concatenate_batches
 from flowportrait.judges.sanity import corrupt_clip
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import score
-from flowportrait.rewards.registry import build
+from flowportrait.rewards.interface import score_batch
+from flowportrait.rewards.registry import build_reward
 from flowportrait.terminal import progress
 
 GRADED: dict[str, tuple[str, dict[int, float]]] = {
@@ -55,17 +55,17 @@ def fit(clips: Sequence[JudgedClip], names: Sequence[str], steadiness: Steadines
     scales: dict[str, Knots] = {}
     for name in progress(names, len(names), "measuring"):
         damage, strengths = GRADED[name]
-        expert = steadiness if name == steadiness.name else build(name)
-        values = score(expert, clean).value.numpy()
+        expert = steadiness if name == steadiness.name else build_reward(name)
+        values = score_batch(expert, clean).value.numpy()
         points = [(BEST, float(np.nanquantile(values, BEST_SHARE))), (CLEAN, float(np.nanmedian(values)))]
         for grade, strength in strengths.items():
             batch = concatenate_batches(
                 [corrupt_clip(clip, damage, strength, place).batch for place, clip in enumerate(clips)]
             )
-            points.append((float(grade), float(np.nanmedian(score(expert, batch).value.numpy()))))
+            points.append((float(grade), float(np.nanmedian(score_batch(expert, batch).value.numpy()))))
         if name == "sync":
             other = RewardBatch(clean.motion, clean.mel.roll(1, 0))
-            points.append((1.0, float(torch.nanmedian(score(expert, other).value))))
+            points.append((1.0, float(torch.nanmedian(score_batch(expert, other).value))))
         scales[name] = monotone(points)
     return scales
 
@@ -128,7 +128,7 @@ def fit_experts(footage: Path, before: dict[str, Knots], only: Sequence[str]) ->
     """Return the stored form of the experts' scales; those not in ``only`` are taken from ``before``."""
     clips = speakers_clips(footage)
     every = tuple(range(len(clips[0])))
-    steadiness = Steadiness.of_real(torch.cat([clip.batch.places(every) for clip in clips]))
+    steadiness = Steadiness.fit_to_real_clips(torch.cat([clip.batch.places(every) for clip in clips]))
     scales = before | fit(clips, only or list(GRADED), steadiness)
     real = {"floor": steadiness.floor, "unmoved": steadiness.unmoved}
     return {"clips": len(clips), "graded_by": GRADED, "real": real, "scales": {name: scales[name] for name in GRADED}}
@@ -137,7 +137,7 @@ def fit_experts(footage: Path, before: dict[str, Knots], only: Sequence[str]) ->
 def fit_pose(footage: Path) -> dict[str, object]:
     """Return the stored form of the pose check's constants and scale."""
     clips = [replace(clip, known_landmarks=clip.landmarks) for clip in speakers_clips(footage)]
-    pose = HeadPose.of_real(stack_landmarks(clips))
+    pose = HeadPose.fit_to_real_clips(stack_landmarks(clips))
     clean = pose.measure(stack_landmarks(clips)).numpy()
     points = [(BEST, float(np.quantile(clean, BEST_SHARE))), (CLEAN, float(np.median(clean)))]
     for grade, share in STRETCHED.items():

@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.rendering.motion_basis import (
-    LOWER_INNER,
-    UPPER_INNER,
+    LOWER_LIP_PAIRS,
+    UPPER_LIP_PAIRS,
     MotionBasis,
     fit_pose,
-    lip_gap,
+    lip_pair_gaps,
     median_pose,
-    to_vector,
+    pose_to_vector,
 )
 
 LIPS = sorted(
     {61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 146, 91, 181, 84, 17, 314, 405, 321, 375, 78, 308}
-    | set(UPPER_INNER)
-    | set(LOWER_INNER)
+    | set(UPPER_LIP_PAIRS)
+    | set(LOWER_LIP_PAIRS)
 )
 LIP_WEIGHT = 3.0
 FRAMES_PER_SPEAKER = 1500
@@ -52,17 +52,17 @@ def lower_share(canonical: torch.Tensor) -> torch.Tensor:
     return ((y - top) / (bottom - top)).clamp(0, 1)
 
 
-def load_clips(corpus: Path) -> dict[str, list[Clip]]:
+def load_clips(corpus: Path) -> dict[str, list[FaceClip]]:
     """Return the clips of every speaker outside the dev split."""
-    clips: dict[str, list[Clip]] = defaultdict(list)
+    clips: dict[str, list[FaceClip]] = defaultdict(list)
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev":
-            clips[record["speaker"]].append(Clip.load(corpus / "clips" / f"{record['name']}.safetensors"))
+            clips[record["speaker"]].append(FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors"))
     return clips
 
 
-def canonical_head(clips: dict[str, list[Clip]], rounds: int = 4) -> torch.Tensor:
+def canonical_head(clips: dict[str, list[FaceClip]], rounds: int = 4) -> torch.Tensor:
     """Return the mean head over speakers ``[478, 3]``, with the outer eye corners at (±½, 0, 0)."""
     heads = [
         torch.from_numpy(np.stack([c.landmarks[len(c) // 2] for c in speaker_clips[:20]]))
@@ -97,7 +97,7 @@ def fit(corpus: Path) -> MotionBasis:
             points = torch.from_numpy(clip.landmarks)
             pose = fit_pose(points, canonical)
             shape, weights = pose.remove(points), torch.from_numpy(clip.blendshapes)
-            heads.append(to_vector(pose, median_pose(pose)))
+            heads.append(pose_to_vector(pose, median_pose(pose)))
             deviations.append((shape - shape.mean(0)).flatten(1))
             scores.append(weights - weights.mean(0))
             shapes.append((shape, weights))
@@ -136,7 +136,7 @@ def fit(corpus: Path) -> MotionBasis:
         print(f"variance held, {name}: {1 - missed.var(0).sum() / centred[:, region].var(0).sum():.4f}")
     print(
         "lip gap percentiles 5/10/25/50:",
-        np.percentile(torch.cat([lip_gap(shape)[:, 4] for shape, _ in shapes]).numpy(), [5, 10, 25, 50]).round(4),
+        np.percentile(torch.cat([lip_pair_gaps(shape)[:, 4] for shape, _ in shapes]).numpy(), [5, 10, 25, 50]).round(4),
     )
     return MotionBasis(
         canonical,

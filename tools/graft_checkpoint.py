@@ -23,11 +23,11 @@ from flowportrait.data.motion_dataset import TRAINING_SPLITS, WindowSampler
 from flowportrait.errors import BadInput
 from flowportrait.flow.paths import interpolate
 from flowportrait.models.arflow import ARFlow, load_generator
-from flowportrait.models.flow_matching import PretrainConfig, latent_weight
+from flowportrait.models.flow_matching import PretrainConfig, latent_loss_weight
 from flowportrait.models.training_clips import extract_features, load_clips, with_lip_targets
-from flowportrait.rendering.motion_basis import LOWER, MOTION_DIM
-from flowportrait.training.descend import descend
-from flowportrait.training.distributed import repeatable
+from flowportrait.rendering.motion_basis import LOWER_FACE, MOTION_DIM
+from flowportrait.training.descend import minimize
+from flowportrait.training.distributed import use_deterministic_algorithms
 
 FRAMES, BATCH = 48, 16
 LEARNING_RATE = 3e-4
@@ -51,9 +51,9 @@ class Graft:
             raise BadInput("A graft needs two checkpoints of one architecture: take runs from the same start.")
         self.student, self.teachers, self.sampler = student, (lips, rest), sampler
         is_lower = torch.zeros(MOTION_DIM, dtype=torch.bool)
-        is_lower[LOWER] = True
+        is_lower[LOWER_FACE] = True
         self.of_lips = is_lower.repeat_interleave(lips.config.chunk)
-        self.weight = latent_weight(lips.space)
+        self.weight = latent_loss_weight(lips.space)
         self.apart = torch.zeros(2)
 
     def __call__(self, step: int) -> torch.Tensor:
@@ -82,7 +82,7 @@ class Graft:
 
         def velocity_of(model: ARFlow) -> torch.Tensor:
             condition = model.condition_from_features(audio_features, style, start, drop_audio=silent)
-            return model.head(x, sigma, model.contexts_after(condition, history[:, :-1].flatten(1, 2)))
+            return model.head(x, sigma, model.contexts_from_motion(condition, history[:, :-1].flatten(1, 2)))
 
         return velocity_of
 
@@ -101,7 +101,7 @@ def graft(lips: ARFlow, rest: ARFlow, sampler: WindowSampler, steps: int) -> ARF
         shares = ", ".join(f"{name} {share:.3f}" for name, share in zip(("lips", "rest"), loss.apart, strict=True))
         print(f"step {step} of {steps}, {left:.0f} s left: {shares}", flush=True)
 
-    descend(student.parameters(), loss, steps, LEARNING_RATE, 0.0, report)
+    minimize(student.parameters(), loss, steps, LEARNING_RATE, 0.0, report)
     return student
 
 
@@ -110,7 +110,7 @@ def grafted(lips: ARFlow, rest: ARFlow, corpus: Path, heard: Path | None = None,
 
     ``heard`` is the feature file (``heard.pt``) of a supervised run; without it, features are extracted first.
     """
-    repeatable()
+    use_deterministic_algorithms()
     clips = load_clips(heard) if heard else extract_features(lips, corpus, TRAINING_SPLITS, 0, CONFIG.seed)
     clips = with_lip_targets(lips, clips, CONFIG.lip_residual)
     sampler = WindowSampler(clips, FRAMES, torch.Generator().manual_seed(CONFIG.seed))

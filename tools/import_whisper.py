@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from transformers import WhisperModel
 
-from flowportrait.data.corpus import Clip
-from flowportrait.media.mel import level, log_mel
+from flowportrait.data.corpus import FaceClip
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.models.speech_encoder import WIDTH, SpeechEncoder
 
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
@@ -87,7 +87,7 @@ def _voices(corpus: Path) -> Iterator[torch.Tensor]:
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if record["split"] != "dev":
-            yield log_mel(level(Clip.load(corpus / "clips" / f"{record['name']}.safetensors").audio))
+            yield log_mel(normalize_loudness(FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors").audio))
 
 
 def main() -> None:

@@ -23,14 +23,20 @@ import tyro
 from rich.progress import track
 from safetensors.numpy import save_file
 
-from flowportrait.data.corpus import Clip
-from flowportrait.files import complete
+from flowportrait.data.corpus import FaceClip
+from flowportrait.files import atomic_write
 from flowportrait.media.crop import apply_affine
 from flowportrait.media.video import iter_frames
 from flowportrait.rendering.motion_basis import MotionBasis
-from flowportrait.rendering.mouth_geometry import MouthFrame, cut, mouth_state, skin_colour, to_window
+from flowportrait.rendering.mouth_geometry import (
+    MouthFrame,
+    cut_mouth_window,
+    mouth_state,
+    mouth_window_transform,
+    skin_colour,
+)
 from flowportrait.rendering.renderer import Renderer
-from flowportrait.rendering.self_reenactment import own_motion, portrait_of
+from flowportrait.rendering.self_reenactment import portrait_from_frame, self_reenactment_motion
 
 _SIZE = 384
 """Side of the crop at which faces in the footage have about the resolution of the window."""
@@ -76,32 +82,34 @@ def main(config: Config) -> None:
         video = footage / f"{record['name']}.mp4"
         if not video.is_file():
             continue
-        clip = Clip.load(config.corpus / "clips" / f"{record['name']}.safetensors")
+        clip = FaceClip.load(config.corpus / "clips" / f"{record['name']}.safetensors")
         for row in clip_pairs(clip, video, config.per_source, np.random.default_rng([number, config.part])):
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
     config.output.mkdir(parents=True, exist_ok=True)
     name = f"{'dev' if config.dev else 'pairs'}-{config.part}.safetensors"
-    with complete(config.output / name) as partial:
+    with atomic_write(config.output / name) as partial:
         save_file({name: np.stack(values) for name, values in columns.items()}, str(partial))
 
 
-def clip_pairs(clip: Clip, video: Path, per_source: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+def clip_pairs(
+    clip: FaceClip, video: Path, per_source: int, rng: np.random.Generator
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield pairs of one clip; its portraits are random frames, one for every three seconds."""
     frames = list(iter_frames(video))
     length = min(len(frames), len(clip))
     for _ in range(1 + length // 75):
         source = int(rng.integers(length))
-        portrait = portrait_of(frames[source], clip.landmarks[source], clip.blendshapes[source], _SIZE)
+        portrait = portrait_from_frame(frames[source], clip.landmarks[source], clip.blendshapes[source], _SIZE)
         basis = MotionBasis.load()
         _, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
-        decoded = basis.decode(own_motion(clip.landmarks, clip.blendshapes, source), identity).numpy()
+        decoded = basis.decode(self_reenactment_motion(clip.landmarks, clip.blendshapes, source), identity).numpy()
         tracked = apply_affine(portrait.to_crop, clip.landmarks)
         renderer = Renderer(portrait, retouch=False)
         mouth = MouthFrame(portrait.landmarks)
-        start = to_window(portrait.landmarks)
+        start = mouth_window_transform(portrait.landmarks)
         common = {
-            "source": cut(portrait.crop, start),
+            "source": cut_mouth_window(portrait.crop, start),
             "source_inner": _to_byte(mouth_state(mouth, portrait.landmarks, start).inner),
             "skin": skin_colour(portrait.crop, portrait.landmarks).astype(np.float32),
         }
@@ -110,11 +118,11 @@ def clip_pairs(clip: Clip, video: Path, per_source: int, rng: np.random.Generato
             rows = []
             for t in (first, first + 1):
                 target = decoded[t] + share * (tracked[t] - decoded[t])
-                matrix = to_window(target)
+                matrix = mouth_window_transform(target)
                 state = mouth_state(mouth, target, matrix)
                 rows.append({
-                    "base": cut(renderer.draw(target), matrix),
-                    "truth": cut(frames[t], to_window(clip.landmarks[t])),
+                    "base": cut_mouth_window(renderer.draw(target), matrix),
+                    "truth": cut_mouth_window(frames[t], mouth_window_transform(clip.landmarks[t])),
                     "inner": _to_byte(state.inner),
                     "outer": _to_byte(state.outer),
                     "place": state.place,

@@ -32,7 +32,7 @@ import torch
 from rich.progress import track
 from skimage.data import astronaut
 
-from flowportrait.data.motion_dataset import load_motion
+from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.files import write_json
 from flowportrait.media.audio import read_audio
 from flowportrait.media.mel import MELS_PER_FRAME
@@ -43,27 +43,27 @@ from flowportrait.models.arflow import load_generator
 from flowportrait.rendering.motion_basis import BLINK
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards import motion as crowd
-from flowportrait.rewards.batch import SIDE as RENDERED
+from flowportrait.rewards.batch import REWARD_CROP_SIDE as RENDERED
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.consistency import FaceFeatures, Perceptual, Sharpness, Temporal
+from flowportrait.rewards.consistency import FaceFeatureSimilarity, PerceptualReward, SharpnessReward, TemporalReward
 from flowportrait.rewards.face import (
     STATISTICS_SIDE,
     FaceDensity,
-    Realness,
-    align,
+    RealnessReward,
+    align_faces,
+    aligned_portrait_face,
     face_statistics,
-    pair_indices,
-    photo_face,
+    frame_pair_indices,
 )
-from flowportrait.rewards.interface import Reward, score
-from flowportrait.rewards.motion import RealMotion, blinks
-from flowportrait.rewards.registry import BUILT_IN, RewardOptions, build, noise_key
-from flowportrait.rewards.relative import SelfConfidence
-from flowportrait.rl.task import Drawing
+from flowportrait.rewards.interface import Reward, score_batch
+from flowportrait.rewards.motion import RealMotionStatistics, count_lid_closures
+from flowportrait.rewards.registry import WEIGHTED_REWARDS, RewardOptions, build_reward, reward_noise_key
+from flowportrait.rewards.relative import SelfConfidenceReward
+from flowportrait.rl.task import PortraitRenderer
 
 # --- Motion ----------------------------------------------------------------------------------------------------------
 
-FRAMES = crowd.FRAMES
+FRAMES = crowd.CROWD_WINDOW_FRAMES
 PER_SPEAKER = 12
 
 
@@ -71,10 +71,10 @@ def real_windows(corpus: Path) -> torch.Tensor:
     """Return windows ``[N, 28, 30]`` of motion, the same number from every training speaker."""
     tracks: dict[str, list[torch.Tensor]] = {}
     count, seconds = 0, 0.0
-    for clip in load_motion(corpus, ("reward", "evaluation")):
+    for clip in load_motion_clips(corpus, ("reward", "evaluation")):
         if len(clip.motion) >= FRAMES:
             tracks.setdefault(clip.speaker, []).append(clip.motion.unfold(0, FRAMES, FRAMES).mT)
-            count += blinks(clip.motion[:, BLINK].mean(-1).numpy())
+            count += count_lid_closures(clip.motion[:, BLINK].mean(-1).numpy())
             seconds += len(clip.motion) / FPS
     print(f"{count / seconds:.2f} blinks a second")
     by_speaker = [torch.cat(parts) for parts in tracks.values()]
@@ -84,8 +84,8 @@ def real_windows(corpus: Path) -> torch.Tensor:
 def measure_motion(corpus: Path, output: Path) -> None:
     """Write the constants of real motion, and the quantiles that ``rewards.motion`` compares with."""
     real = real_windows(corpus)
-    output.write_text(RealMotion.measure(real).to_json() + "\n", encoding="utf-8")
-    crowd.keep(real)
+    output.write_text(RealMotionStatistics.measure(real).to_json() + "\n", encoding="utf-8")
+    crowd.save_real_quantiles(real)
 
 
 # --- Pictures --------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def drawn(batch: RewardBatch, portraits: Sequence[Portrait]) -> RewardBatch:
     """Return the batch with its real motion rendered on other faces."""
     codecs = [MotionCodec(portrait, RENDERED, retouch=False) for portrait in portraits]
     rows = [row % len(codecs) for row in range(len(batch))]
-    return RewardBatch(batch.motion, batch.mel, Drawing(codecs, rows, RENDERED))
+    return RewardBatch(batch.motion, batch.mel, PortraitRenderer(codecs, rows, RENDERED))
 
 
 def measure(corpus: Path, footage: Path, output: Path) -> None:
@@ -145,10 +145,12 @@ def measure(corpus: Path, footage: Path, output: Path) -> None:
     tracked = torch.tensor([row for row in range(len(batch)) if row not in batch.unseen])
     batch, own_portraits = batch.select(tracked), [portraits[row] for row in tracked.tolist()]
     output.mkdir(parents=True, exist_ok=True)
-    indices = pair_indices(PICTURE_FRAMES)
-    faces = align(batch.frames(indices).flatten(0, 1), batch.places(indices).flatten(0, 1), STATISTICS_SIDE)
+    indices = frame_pair_indices(PICTURE_FRAMES)
+    faces = align_faces(batch.frames(indices).flatten(0, 1), batch.places(indices).flatten(0, 1), STATISTICS_SIDE)
     statistics = face_statistics(faces).unflatten(0, (len(batch), -1))
-    photos = torch.cat([face_statistics(photo_face(portrait, RENDERED)) for portrait in own_portraits])[:, None]
+    photos = torch.cat([face_statistics(aligned_portrait_face(portrait, RENDERED)) for portrait in own_portraits])[
+        :, None
+    ]
     photos = photos.expand_as(statistics)
     density = FaceDensity.fit(statistics.flatten(0, 1), photos.flatten(0, 1))
     density.save(output / "face_density.safetensors")
@@ -163,23 +165,31 @@ def measure(corpus: Path, footage: Path, output: Path) -> None:
         for reference in (None, references):
             clips_of_domain.portraits = reference
             found: dict[str, torch.Tensor] = {}
-            for scorer in (Temporal({}), Perceptual({}), Perceptual({}, FaceFeatures()), Sharpness({})):
+            for scorer in (
+                TemporalReward({}),
+                PerceptualReward({}),
+                PerceptualReward({}, FaceFeatureSimilarity()),
+                SharpnessReward({}),
+            ):
                 found |= scorer.measure(clips_of_domain)
             if domain == "drawn":
-                found |= Realness(density, {}).measure(clips_of_domain)
+                found |= RealnessReward(density, {}).measure(clips_of_domain)
             else:
                 found |= realness_of_unseen(clips_of_domain, statistics, photos)
             for name, value in found.items():
                 real[f"{name}/{domain}"] = [float(value.mean()), float(value.std())]
     write_json(output / "real.json", real)
     write_json(output / "noise.json", {})
-    rewards = [*(build(name) for name in BUILT_IN), build("perceptual", RewardOptions(backbone="face"))]
+    rewards = [
+        *(build_reward(name) for name in WEIGHTED_REWARDS),
+        build_reward("perceptual", RewardOptions(backbone="face")),
+    ]
     noise = repeatability(rewards, clips, portraits) | {"self_confidence": seed_noise(batch)}
     write_json(output / "noise.json", noise)
 
 
 def realness_of_unseen(batch: RewardBatch, statistics: torch.Tensor, photos: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the measurements of ``Realness`` on unseen speakers.
+    """Return the measurements of ``RealnessReward`` on unseen speakers.
 
     Each half of the speakers is measured with the density of the other half.
     """
@@ -188,7 +198,7 @@ def realness_of_unseen(batch: RewardBatch, statistics: torch.Tensor, photos: tor
     for half in clips.tensor_split(2):
         rest = ~torch.isin(clips, half)
         others = FaceDensity.fit(statistics[rest].flatten(0, 1), photos[rest].flatten(0, 1))
-        for name, value in Realness(others, {}).measure(batch.select(half)).items():
+        for name, value in RealnessReward(others, {}).measure(batch.select(half)).items():
             found[name].append(value)
     return {name: torch.cat(values) for name, values in found.items()}
 
@@ -213,11 +223,11 @@ def repeatability(
     for reward in rewards:
         if not reward.needs <= batches[0].has:
             continue
-        first, second = (score(reward, batch) for batch in batches)
+        first, second = (score_batch(reward, batch) for batch in batches)
         both = first.valid & second.valid
         difference = (first.value - second.value)[both].abs()
         if len(difference):
-            result[noise_key(reward)] = round(1.4826 * float(difference.median()) / 2**0.5, 5)
+            result[reward_noise_key(reward)] = round(1.4826 * float(difference.median()) / 2**0.5, 5)
     return result
 
 
@@ -232,7 +242,7 @@ def seed_noise(batch: RewardBatch) -> float:
     known = RewardBatch(
         motion, mel, policy=policy, condition=policy.condition(mel), latents=policy.space.encode(chunks, before)
     )
-    first, second = (SelfConfidence(seed=seed)(known).value for seed in (0, 1))
+    first, second = (SelfConfidenceReward(seed=seed)(known).value for seed in (0, 1))
     # Samples of one group share their noise, so a constant shift of all of them does not count.
     difference = first - second
     return round(1.4826 * float((difference - difference.median()).abs().median()) / 2**0.5, 5)

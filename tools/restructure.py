@@ -471,6 +471,7 @@ class Restructure:
                     changes.append((start, end, (b"\n" + indent).join(text.encode() for text in texts)))
                 else:
                     changes.append((self.at_line_start(module, start), self.line_end(module, end), b""))
+        self.renamed_here = renamed
         self._rename_uses(module, renamed, modules, direct, home, changes)
         return changes, collected
 
@@ -536,6 +537,13 @@ class Restructure:
                 assert found, (module.name, node.name)
                 changes.append((*found.span(1), renamed[node.name].encode()))
         for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and len(node.args) > 1 and isinstance(node.args[0], ast.Name):
+                # monkeypatch.setattr(module, "name", …)
+                word = node.args[1]
+                if node.args[0].id in modules and isinstance(word, ast.Constant) and isinstance(word.value, str):
+                    final = self.name_of(modules[node.args[0].id], word.value)
+                    if final != word.value:
+                        changes.append((*module.span(word), f'"{final}"'.encode()))
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
                 old = modules[node.value.id]
                 final = self.name_of(old, node.attr)
@@ -687,13 +695,28 @@ class Restructure:
                     continue
                 module = self.modules[name] if name is not None else parse(f"?{path}", path)
                 changes, _ = self.edits(module, None)
-                text = self._dotted(apply(module.source, changes).decode()).encode()
+                text = self._quoted(module, self._dotted(apply(module.source, changes).decode())).encode()
                 if text != module.source:
                     found[path] = text
         return found
 
+    def _quoted(self, module: Module, text: str) -> str:
+        """Renamed names in double backticks, unless something else in the file is called the same."""
+        others = {node.arg for node in ast.walk(module.tree) if isinstance(node, (ast.arg, ast.keyword))}
+        others |= {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
+        for outer in ast.walk(module.tree):
+            if isinstance(outer, (ast.FunctionDef, ast.ClassDef)):
+                others |= {name for statement in outer.body for name in bound_here(statement)}
+        for name, final in self.renamed_here.items():
+            if name not in others:
+                text = re.sub(rf"(?<=``){re.escape(name)}(?=``|\()", final, text)
+        return text
+
     def _dotted(self, text: str) -> str:
         """Dotted names and paths of old modules in strings and documents."""
+        for (module, name), final in self.final.items():
+            before = rf"\b{PACKAGE}\.{re.escape(module)}([.:]){re.escape(name)}\b"
+            text = re.sub(before, rf"{PACKAGE}.{module}\1{final}", text)
         moved = {old: new for old, new in self.place.items() if old != new}
         for old in sorted(moved, key=len, reverse=True):
             new = moved[old]

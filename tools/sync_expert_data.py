@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from rich.progress import track
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.lip_sync import CROP
-from flowportrait.evaluation.motion_metrics import loudness, mouth_opening
-from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.evaluation.lip_sync import MOUTH_CROP
+from flowportrait.evaluation.motion_metrics import frame_rms, mouth_opening
+from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.rendering.motion_basis import LOWER, MotionBasis, mirror_matrix
+from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis, mirror_matrix
 
 # --- Augmentation ----------------------------------------------------------------------------------------------------
 
@@ -61,9 +61,9 @@ def jitter_patches(mouth: torch.Tensor, rng: np.random.Generator) -> torch.Tenso
     blended[:, 1:-1] = 0.25 * image[:, :-2] + 0.5 * image[:, 1:-1] + 0.25 * image[:, 2:]
     image = torch.where(some(0.15), blended, image)
     image = 255 * (image.clamp(0, 255) / 255) ** torch.exp(uniform(-0.5, 0.5))
-    across = torch.linspace(-1, 1, CROP[1]) * uniform(-0.5, 0.5) + torch.linspace(-1, 1, CROP[0])[:, None] * uniform(
-        -0.4, 0.4
-    )
+    across = torch.linspace(-1, 1, MOUTH_CROP[1]) * uniform(-0.5, 0.5) + torch.linspace(-1, 1, MOUTH_CROP[0])[
+        :, None
+    ] * uniform(-0.4, 0.4)
     image = (image - 128) * uniform(0.6, 1.3) + 128 + uniform(-40, 40)
     image = image * (1 + across)
     noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
@@ -76,11 +76,11 @@ def _reframe(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     flip = rng.choice([-1.0, 1.0], batch)
     squeeze = np.exp(rng.normal(0, 0.05, batch))
     theta = np.zeros((batch, 2, 3))
-    y, x = CROP[0] / height, CROP[1] / width
+    y, x = MOUTH_CROP[0] / height, MOUTH_CROP[1] / width
     theta[:, 0, 0], theta[:, 0, 1] = flip * scale * np.cos(angle) * x, -scale * np.sin(angle) * y
     theta[:, 1, 0], theta[:, 1, 1] = flip * scale * np.sin(angle) * x, scale * squeeze * np.cos(angle) * y
     theta[:, :, 2] = rng.normal(0, 0.05, (batch, 2))
-    grid = F.affine_grid(torch.from_numpy(theta).float(), [batch, 1, *CROP], align_corners=False)
+    grid = F.affine_grid(torch.from_numpy(theta).float(), [batch, 1, *MOUTH_CROP], align_corners=False)
     return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
@@ -115,7 +115,7 @@ def jitter_mel(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _mirror() -> torch.Tensor:
-    return mirror_matrix(MotionBasis.load())[LOWER, LOWER]
+    return mirror_matrix(MotionBasis.load())[LOWER_FACE, LOWER_FACE]
 
 
 def jitter_motion(motion: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -171,20 +171,20 @@ class ExpertClip:
         return len(self.views[0])
 
 
-def loudness_driven_frames(clip: Clip, smooth: float = 1.0) -> np.ndarray:
+def loudness_driven_frames(clip: FaceClip, smooth: float = 1.0) -> np.ndarray:
     """Return frame numbers ``[T]`` of the clip with which its mouth follows loudness.
 
     The rank of the mouth opening equals the rank of loudness.
     """
     openness = mouth_opening(clip.landmarks)
-    loud = loudness(clip.audio, len(clip), smooth)
+    loud = frame_rms(clip.audio, len(clip), smooth)
     order = np.empty(len(clip), np.int64)
     order[np.argsort(loud, kind="stable")] = np.argsort(openness, kind="stable")
     return order
 
 
 def load_expert_clips(
-    corpus: Path, splits: Sequence[str], views: Callable[[Clip], list[torch.Tensor]]
+    corpus: Path, splits: Sequence[str], views: Callable[[FaceClip], list[torch.Tensor]]
 ) -> list[ExpertClip]:
     """Return all clips of ``splits`` in a prepared corpus.
 
@@ -201,17 +201,19 @@ def load_expert_clips(
     return [
         item
         for record in track(selected, description=f"reading {'/'.join(splits)}")
-        for item in _split_clip(record, Clip.load(corpus / "clips" / f"{record['name']}.safetensors"), views)
+        for item in _split_clip(record, FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors"), views)
     ]
 
 
-def _split_clip(record: dict[str, str], clip: Clip, views: Callable[[Clip], list[torch.Tensor]]) -> list[ExpertClip]:
+def _split_clip(
+    record: dict[str, str], clip: FaceClip, views: Callable[[FaceClip], list[torch.Tensor]]
+) -> list[ExpertClip]:
     """Return a clip as items; a long one gives several, so that a single long video still gives distinct windows."""
-    faces, mel = views(clip), log_mel(level(clip.audio))
+    faces, mel = views(clip), log_mel(normalize_loudness(clip.audio))
     items = []
     for start in range(0, max(1, len(clip) - PIECE + 1), LONGEST):
         stop = min(start + LONGEST, len(clip))
-        part = Clip(
+        part = FaceClip(
             clip.landmarks[start:stop],
             clip.blendshapes[start:stop],
             clip.mouth[start:stop],

@@ -21,15 +21,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flowportrait.data.corpus import read_clips
+from flowportrait.data.corpus import read_corpus_clips
 from flowportrait.data.motion_dataset import TRAINING_SPLITS
-from flowportrait.files import complete
+from flowportrait.files import atomic_write
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import HOP, N_MELS, SAMPLES_PER_FRAME, gain, level, log_mel
+from flowportrait.media.mel import (
+    HOP_LENGTH,
+    N_MELS,
+    SAMPLES_PER_FRAME,
+    log_mel,
+    loudness_gain_from_power,
+    normalize_loudness,
+)
 from flowportrait.models.arflow import ARFlow, load_generator
-from flowportrait.models.enhancer import CLEANEST, Enhancer
-from flowportrait.models.speech_encoder import SILENCE
-from flowportrait.models.training_clips import NOISE_DB, babble, coloured, loudness, reverberate
+from flowportrait.models.enhancer import CLEAN_DB, Enhancer
+from flowportrait.models.speech_encoder import SILENT_MEL
+from flowportrait.models.training_clips import NOISE_DB, add_reverberation, babble_noise, coloured_noise, rms_level
 from flowportrait.training.descend import GuardedStep
 
 FRAMES, BATCH = 76, 12
@@ -51,29 +58,29 @@ def mixture(sounds: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndar
     speech = np.interp(place, np.arange(len(sound)), sound)
     while len(speech) < length:
         other = sounds[int(rng.integers(len(sounds)))]
-        speech = np.concatenate([speech, other * (loudness(speech) / max(loudness(other), 1e-9))])
+        speech = np.concatenate([speech, other * (rms_level(speech) / max(rms_level(other), 1e-9))])
     speech = speech[:length]
     if rng.random() < 0.15:
         speech[: int(rng.uniform(0, 1) * SAMPLE_RATE)] *= 10 ** -rng.uniform(1, 3)
     added = np.zeros(length)
     if rng.random() < 0.2:
-        added += reverberate(speech, rng) - speech
+        added += add_reverberation(speech, rng) - speech
     if rng.random() < 0.75:
         noise = some_noise(sounds, length, rng)
         below = 10 ** (-rng.uniform(*NOISE_DB) / 20)
-        added += noise * (loudness(speech) / max(loudness(noise), 1e-9)) * below
-    ratio = 20 * np.log10(max(loudness(speech), 1e-9) / max(loudness(added), 1e-9))
+        added += noise * (rms_level(speech) / max(rms_level(noise), 1e-9)) * below
+    ratio = 20 * np.log10(max(rms_level(speech), 1e-9) / max(rms_level(added), 1e-9))
     noisy = speech + added
-    factor = gain((noisy.reshape(-1, HOP) ** 2).mean(1)) * 10 ** (rng.uniform(-3, 3) / 20)
-    return noisy * factor, speech * factor, min(ratio, CLEANEST)
+    factor = loudness_gain_from_power((noisy.reshape(-1, HOP_LENGTH) ** 2).mean(1)) * 10 ** (rng.uniform(-3, 3) / 20)
+    return noisy * factor, speech * factor, min(ratio, CLEAN_DB)
 
 
 def some_noise(sounds: list[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
     """Return random noise ``[length]``: two thirds voices, a fifth coloured noise, else music."""
     kind = rng.random()
     if kind < 0.67:
-        return babble(sounds, length, rng)
-    return coloured(length, rng) if kind < 0.87 else music(length, rng)
+        return babble_noise(sounds, length, rng)
+    return coloured_noise(length, rng) if kind < 0.87 else music(length, rng)
 
 
 def music(length: int, rng: np.random.Generator) -> np.ndarray:
@@ -131,7 +138,7 @@ def learn(enhancer: Enhancer, model: ARFlow, sounds: list[np.ndarray], minutes: 
             print(f"{spent / 60:.1f} min, step {step}: mel {running[0]:.4f} level {running[1]:.4f} "
                   f"features {running[2]:.4f}", flush=True)  # fmt: skip
             saved = {"enhancer": enhancer.state_dict(), "optimizer": optimizer.state_dict()}
-            with complete(state) as partial:
+            with atomic_write(state) as partial:
                 torch.save(saved | {"spent": spent, "step": step}, partial)
 
 
@@ -144,7 +151,7 @@ def losses_of(
     levels: torch.Tensor,
 ) -> torch.Tensor:
     """Return the losses of log-mel, level and features ``[3]``; the last one is 0 without a model."""
-    lead = noisy.new_full((len(noisy), 1, N_MELS), SILENCE)
+    lead = noisy.new_full((len(noisy), 1, N_MELS), SILENT_MEL)
     groups = torch.cat([lead, noisy[:, :-1]], 1).reshape(len(noisy), FRAMES, -1)
     added, predicted_level, _ = enhancer(groups)
     enhanced = (groups - added).reshape(len(noisy), -1, N_MELS)[:, 1:]
@@ -171,7 +178,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     options.output.mkdir(parents=True, exist_ok=True)
-    sounds = [level(clip.audio) for _, clip in read_clips(options.corpus, TRAINING_SPLITS)]
+    sounds = [normalize_loudness(clip.audio) for _, clip in read_corpus_clips(options.corpus, TRAINING_SPLITS)]
     enhancer = Enhancer()
     model = load_generator(options.checkpoint).requires_grad_(False)
     learn(enhancer, model, sounds, options.minutes, options.output / STATE)

@@ -23,13 +23,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowportrait.data.motion_dataset import TRAINING_SPLITS, WindowSampler
-from flowportrait.files import complete
+from flowportrait.files import atomic_write
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.flow_matching import PretrainConfig, flow_matching_loss
 from flowportrait.models.sampler import sample_chunks
 from flowportrait.models.speech_encoder import STYLE_LIPS
 from flowportrait.models.training_clips import extract_features, load_clips, with_lip_targets
-from flowportrait.rendering.motion_basis import BROWS, LOWER
+from flowportrait.rendering.motion_basis import BROWS, LOWER_FACE
 from flowportrait.training.descend import GuardedStep
 
 FRAMES, BATCH = 28, 32
@@ -56,7 +56,7 @@ class Dial(nn.Module):
 
 def amplitudes(motion: torch.Tensor) -> torch.Tensor:
     """Return the log amplitudes of lower face and brows ``[B, 2]`` of motion ``[B, T, 30]``, as styles contain them."""
-    parts = [motion[..., part].std(1).mean(-1).clamp_min(0.05).log() for part in (LOWER, BROWS)]
+    parts = [motion[..., part].std(1).mean(-1).clamp_min(0.05).log() for part in (LOWER_FACE, BROWS)]
     return torch.stack(parts, -1)
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     dial = learn(model, sampler, options.seconds)
     calibrate(model, dial, sampler)
     options.output.mkdir(parents=True, exist_ok=True)
-    with complete(options.output / "model.safetensors") as partial:
+    with atomic_write(options.output / "model.safetensors") as partial:
         save_file({"direction": dial.direction.detach()}, str(partial))
 
 

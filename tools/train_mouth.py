@@ -25,11 +25,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file as load_torch
 from torch import Tensor, nn
 
-from flowportrait.data.corpus import Clip
-from flowportrait.files import complete
+from flowportrait.data.corpus import FaceClip
+from flowportrait.files import atomic_write
 from flowportrait.media.video import iter_frames
-from flowportrait.rendering.face_regions import fill
-from flowportrait.rendering.mouth import FEATURES, HIDDEN, LAYERS, MouthModel, features
+from flowportrait.rendering.face_regions import outline_mask
+from flowportrait.rendering.mouth import FEATURE_COUNT, HIDDEN_UNITS, LAYER_COUNT, MouthModel, mouth_features
 from flowportrait.rendering.mouth_geometry import MouthFrame, skin_colour
 from flowportrait.training.descend import GuardedStep
 
@@ -69,7 +69,7 @@ def collect(corpus: Path, footage: Path) -> dict[str, np.ndarray]:
     records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("place", "shape", "ratio", "clip", "dev")}
     for number, record in enumerate(track(records, description="cutting mouths")):
-        clip = Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
+        clip = FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors")
         video = footage / f"{record['name']}.mp4"
         if not video.is_file():
             continue
@@ -86,7 +86,7 @@ def collect(corpus: Path, footage: Path) -> dict[str, np.ndarray]:
             if index not in chosen:
                 continue
             shape = frame.opening(points[index])
-            inside = np.argwhere(fill(image.shape[:2], shape.outline) > 0.9)[:, ::-1]
+            inside = np.argwhere(outline_mask(image.shape[:2], shape.outline) > 0.9)[:, ::-1]
             if len(inside) < 20:
                 continue
             inside = rng.permutation(inside)[:_PIXELS_PER_FRAME]
@@ -104,7 +104,7 @@ class ClipwiseMouth(nn.Module):
 
     def __init__(self, clips: int) -> None:
         super().__init__()
-        sizes = [FEATURES] + [HIDDEN] * (LAYERS - 1) + [9]
+        sizes = [FEATURE_COUNT] + [HIDDEN_UNITS] * (LAYER_COUNT - 1) + [9]
         self.linear = [nn.Linear(a, b) for a, b in pairwise(sizes)]
         self.network = nn.ModuleList(self.linear)
         with torch.no_grad():
@@ -119,7 +119,7 @@ class ClipwiseMouth(nn.Module):
 
     def forward(self, place: Tensor, shape: Tensor, clip: Tensor, softness: float) -> Tensor:
         """Return colour ratios ``[N, 3]`` at coordinates ``[N, 5]`` of openings ``[N, 2]`` in clips ``[N]``."""
-        x = torch.stack(features(place, shape), -1)
+        x = torch.stack(mouth_features(place, shape), -1)
         for layer in self.linear[:-1]:
             x = F.relu(layer(x))
         gain = self.clip_gain(clip)
@@ -139,7 +139,7 @@ def train(config: Config) -> None:
     torch.manual_seed(config.seed)
     if not config.samples.is_file():
         columns = collect(config.corpus, Path(os.environ["FLOWPORTRAIT_DATA"]))
-        with complete(config.samples) as partial:
+        with atomic_write(config.samples) as partial:
             save_file(columns, str(partial))
     samples = load_torch(str(config.samples))
     held_out = samples.pop("dev")

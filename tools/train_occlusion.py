@@ -28,12 +28,15 @@ from flowportrait.errors import BadInput
 from flowportrait.media.crop import CanonicalView
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.occlusion import CELL, MODEL, VIEW, OcclusionNet
+from flowportrait.media.occlusion import CELL_PIXELS, OCCLUSION_MODEL_PATH, OCCLUSION_VIEW, OcclusionNet
 from flowportrait.media.video import iter_frames
 from flowportrait.training.descend import GuardedStep
 
 STORED_VIEW = CanonicalView(
-    VIEW.left - 0.35, VIEW.top - 0.35, 3 * VIEW.size, 3 * VIEW.size / (VIEW.size / VIEW.scale + 0.7)
+    OCCLUSION_VIEW.left - 0.35,
+    OCCLUSION_VIEW.top - 0.35,
+    3 * OCCLUSION_VIEW.size,
+    3 * OCCLUSION_VIEW.size / (OCCLUSION_VIEW.size / OCCLUSION_VIEW.scale + 0.7),
 )
 """The stored view of a face, larger and finer than the network's input."""
 
@@ -52,7 +55,7 @@ class Config:
 
     data: tyro.conf.Positional[Path]
     # folder with split.tsv
-    output: Path = MODEL
+    output: Path = OCCLUSION_MODEL_PATH
     faces: Path = Path("faces.npy")
     # views of faces; made from the data if the file does not exist
     minutes: float = 15.0
@@ -114,7 +117,7 @@ def _pictures(path: Path, count: int) -> Iterator[np.ndarray]:
 
 def sample(faces: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     """Return one random network input ``[size, size, 3]`` uint8, and the alpha ``[size, size]`` of its occluders."""
-    view = replace(VIEW)
+    view = replace(OCCLUSION_VIEW)
     if rng.random() < _DRAWING:
         picture = _drawing(view, rng)
     else:
@@ -138,18 +141,22 @@ def sample(faces: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 def _random_view(face: np.ndarray, rng: Rng) -> np.ndarray:
     """Return the network's view of a face with slightly wrong landmarks, ``[size, size, 3]`` float32."""
-    scale = VIEW.scale / STORED_VIEW.scale * np.exp(rng.normal(0, 0.05))
+    scale = OCCLUSION_VIEW.scale / STORED_VIEW.scale * np.exp(rng.normal(0, 0.05))
     centre = np.array([0.0, 0.55])
     start = STORED_VIEW.pixels(centre + rng.normal(0, 0.05, 2))
     matrix = cv2.getRotationMatrix2D((float(start[0]), float(start[1])), rng.normal(0, 5), scale)
-    matrix[:, 2] += VIEW.pixels(centre) - start
+    matrix[:, 2] += OCCLUSION_VIEW.pixels(centre) - start
     # Longer and shorter lower faces, as mouths open and close.
-    nose, longer = VIEW.pixels(np.array([0, 0.5]))[1], np.exp(rng.normal(0, 0.08))
+    nose, longer = OCCLUSION_VIEW.pixels(np.array([0, 0.5]))[1], np.exp(rng.normal(0, 0.08))
     matrix[1] = longer * matrix[1]
     matrix[1, 2] += (1 - longer) * nose
     small = cv2.GaussianBlur(face, (0, 0), 0.8) if scale < 0.75 else face
     return cv2.warpAffine(
-        small, matrix, (VIEW.size, VIEW.size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        small,
+        matrix,
+        (OCCLUSION_VIEW.size, OCCLUSION_VIEW.size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
     ).astype(np.float32)
 
 
@@ -266,7 +273,7 @@ def train(config: Config) -> None:
             group["lr"] = config.learning_rate * min(1, (step + 1) / 100) * (1 - done)
         pairs = [sample(faces, rng) for _ in range(config.batch)]
         pictures = torch.from_numpy(np.stack([p for p, _ in pairs])).permute(0, 3, 1, 2).float() / 255
-        covered = F.avg_pool2d(torch.from_numpy(np.stack([a for _, a in pairs]))[:, None], CELL)
+        covered = F.avg_pool2d(torch.from_numpy(np.stack([a for _, a in pairs]))[:, None], CELL_PIXELS)
         loss = (F.binary_cross_entropy_with_logits(network.logits(pictures), covered, reduction="none") * oval).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -285,9 +292,14 @@ def train(config: Config) -> None:
 
 def _face_weight() -> torch.Tensor:
     """Return the loss weight of each cell: one inside the face, little beside it."""
-    ys, xs = np.mgrid[: VIEW.size // CELL, : VIEW.size // CELL] * CELL + (CELL - 1) / 2
-    middle = VIEW.pixels(np.array([0, 0.6]))
-    inside = ((xs - middle[0]) / (0.65 * VIEW.scale)) ** 2 + ((ys - middle[1]) / (0.85 * VIEW.scale)) ** 2 < 1
+    ys, xs = (
+        np.mgrid[: OCCLUSION_VIEW.size // CELL_PIXELS, : OCCLUSION_VIEW.size // CELL_PIXELS] * CELL_PIXELS
+        + (CELL_PIXELS - 1) / 2
+    )
+    middle = OCCLUSION_VIEW.pixels(np.array([0, 0.6]))
+    inside = ((xs - middle[0]) / (0.65 * OCCLUSION_VIEW.scale)) ** 2 + (
+        (ys - middle[1]) / (0.85 * OCCLUSION_VIEW.scale)
+    ) ** 2 < 1
     return torch.from_numpy(np.where(inside, 1.0, 0.15).astype(np.float32))
 
 
@@ -298,7 +310,7 @@ def export(weights: dict[str, torch.Tensor], path: Path) -> None:
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
-        network.eval(), (torch.rand(1, 3, VIEW.size, VIEW.size),), str(partial), input_names=["picture"],
+        network.eval(), (torch.rand(1, 3, OCCLUSION_VIEW.size, OCCLUSION_VIEW.size),), str(partial), input_names=["picture"],
         output_names=["covered"], opset_version=17, dynamo=False,
     )  # fmt: skip
     os.replace(partial, path)

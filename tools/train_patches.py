@@ -25,12 +25,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
-from flowportrait.files import complete
+from flowportrait.files import atomic_write
 from flowportrait.flow.paths import interpolate, target_velocity
 from flowportrait.models.arflow import load_generator
-from flowportrait.models.patch_flow import PATCH, Film, PatchFlow, PatchFlowConfig, film
+from flowportrait.models.patch_flow import PATCH_SIDE, LatentClip, PatchFlow, PatchFlowConfig, encode_clip
 from flowportrait.rendering.vae_codec import TinyAutoencoder, VaeCodec
 from flowportrait.terminal import StopRequest
 from flowportrait.training.descend import GuardedStep
@@ -45,7 +45,9 @@ AVERAGE = 0.995
 SPLITS = ("reward", "evaluation")
 
 
-def films(corpus: Path, footage: Path, codec: VaeCodec, side: int, most: int, splits: tuple[str, ...]) -> list[Film]:
+def films(
+    corpus: Path, footage: Path, codec: VaeCodec, side: int, most: int, splits: tuple[str, ...]
+) -> list[LatentClip]:
     """Return the latents of up to ``most`` clips of every speaker, evenly spread over those in the corpus.
 
     Raises:
@@ -66,12 +68,12 @@ def films(corpus: Path, footage: Path, codec: VaeCodec, side: int, most: int, sp
     model = load_generator("sft")
     result = []
     for name, speaker in track(chosen, "pictures to latents", console=Console(stderr=True)):
-        clip = Clip.load(corpus / "clips" / f"{name}.safetensors")
-        result.append(film(footage / f"{name}.mp4", clip, speaker, codec, model, side, FRAMES))
+        clip = FaceClip.load(corpus / "clips" / f"{name}.safetensors")
+        result.append(encode_clip(footage / f"{name}.mp4", clip, speaker, codec, model, side, FRAMES))
     return result
 
 
-def draw(clips: list[Film], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw(clips: list[LatentClip], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a random batch.
 
     Returns:
@@ -86,13 +88,13 @@ def draw(clips: list[Film], generator: torch.Generator) -> tuple[torch.Tensor, t
     return windows, features, portraits
 
 
-def loss(model: PatchFlow, clips: list[Film], generator: torch.Generator) -> torch.Tensor:
+def loss(model: PatchFlow, clips: list[LatentClip], generator: torch.Generator) -> torch.Tensor:
     """Return the flow-matching loss of one random batch."""
     latents, features, portrait = draw(clips, generator)
     spread = HISTORY * torch.rand(len(latents), 1, 1, generator=generator)
     history = latents + spread * torch.randn(latents.shape, generator=generator)
     condition = model.condition(features, portrait)
-    context = model.contexts_after(condition, history[:, :-1])
+    context = model.contexts_from_motion(condition, history[:, :-1])
     clean = latents[:, 1:]
     sigma = torch.sigmoid(torch.randn(clean.shape[:2], generator=generator))
     noise = torch.randn(clean.shape, generator=generator)
@@ -100,11 +102,11 @@ def loss(model: PatchFlow, clips: list[Film], generator: torch.Generator) -> tor
     return (velocity - target_velocity(clean, noise)).square().mean()
 
 
-def train(clips: list[Film], output: Path, minutes: float, side: int, spatial: int) -> None:
+def train(clips: list[LatentClip], output: Path, minutes: float, side: int, spatial: int) -> None:
     """Train for ``minutes`` of CPU time and write the averaged weights to ``output``."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    grid = side // spatial // PATCH
+    grid = side // spatial // PATCH_SIDE
     model = PatchFlow(PatchFlowConfig(grid=grid, depth=clips[0].latents.shape[1] // grid**2))
     average = PatchFlow(model.config).requires_grad_(False)
     average.load_state_dict(model.state_dict())
@@ -141,9 +143,9 @@ def train(clips: list[Film], output: Path, minutes: float, side: int, spatial: i
                     "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
                     "generator": generator.get_state(), "step": step, "spent": spent, "running": running,
                 }  # fmt: skip
-                with complete(state_path) as partial:
+                with atomic_write(state_path) as partial:
                     torch.save(state, partial)
-    stop.obey()
+    stop.raise_pending_signal()
 
 
 def main() -> None:
@@ -160,9 +162,9 @@ def main() -> None:
     codec, latents_path = VaeCodec(TinyAutoencoder.read(options.encoder, options.decoder)), options.output / "films.pt"
     if not latents_path.is_file():
         encoded = films(options.corpus, options.footage, codec, options.side, options.clips, SPLITS)
-        with complete(latents_path) as partial:
+        with atomic_write(latents_path) as partial:
             torch.save([(clip.latents.half(), clip.features.half(), clip.speaker) for clip in encoded], partial)
-    clips = [Film(*parts) for parts in torch.load(latents_path, weights_only=True)]
+    clips = [LatentClip(*parts) for parts in torch.load(latents_path, weights_only=True)]
     train(clips, options.output, options.minutes, options.side, codec.spatial)
 
 

@@ -20,8 +20,8 @@ from rich.progress import track
 
 from flowportrait.config import at_least
 from flowportrait.flow.paths import interpolate, target_velocity
-from flowportrait.portraitgen.measured import Faces
-from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, as_pictures
+from flowportrait.portraitgen.measured import FramedFaces
+from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, frames_to_pictures
 from flowportrait.training.descend import GuardedStep
 
 _MIRRORED = torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0])
@@ -57,7 +57,7 @@ def spoilt(face: np.ndarray, smoothing: float, saturation: float) -> np.ndarray:
     return np.round(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).astype(np.uint8)
 
 
-def train(faces: Faces, folder: Path, config: TrainConfig | None = None) -> None:
+def train(faces: FramedFaces, folder: Path, config: TrainConfig | None = None) -> None:
     """Train and write both checkpoints; an existing clean one is used as it is."""
     config = config or TrainConfig()
     training = faces.select(~faces.dev)
@@ -69,13 +69,15 @@ def train(faces: Faces, folder: Path, config: TrainConfig | None = None) -> None
     else:
         flow = PortraitFlow(PortraitFlowConfig(side=training.small.shape[1]))
         flow.usual.copy_(torch.stack([attributes.mean(0), attributes.std(0).clamp_min(1e-3)]))
-        pictures = as_pictures(training.small)
+        pictures = frames_to_pictures(training.small)
         space = PictureSpace.fit(torch.cat([pictures, pictures.flip(-1)]), flow.latent_dim)
         flow.space.load_state_dict(space.state_dict())
         flow = fit(flow, pictures, attributes, weight, config, config.steps)
         flow.save_pretrained(folder / "clean")
     degraded = np.stack([spoilt(face, config.smoothing, config.saturation) for face in training.small])
-    fit(flow, as_pictures(degraded), attributes, weight, config, config.spoiling).save_pretrained(folder / "spoilt")
+    fit(flow, frames_to_pictures(degraded), attributes, weight, config, config.spoiling).save_pretrained(
+        folder / "spoilt"
+    )
 
 
 def fit(
@@ -124,4 +126,4 @@ def fit(
 
 
 if __name__ == "__main__":
-    train(Faces.load(Path(sys.argv[1])), Path(sys.argv[2]))
+    train(FramedFaces.load(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -23,8 +23,8 @@ import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH
-from flowportrait.rendering.retouch import RetouchNet, Windows
+from flowportrait.rendering.mouth_geometry import WINDOW_HEIGHT, WINDOW_WIDTH
+from flowportrait.rendering.retouch import MouthWindows, RetouchNet
 from flowportrait.training.descend import GuardedStep
 
 # --- Loss ------------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class RaftFeatures:
         return F.relu(x + y)
 
 
-def misfit(out: Tensor, flow: Tensor, windows: Windows, truth: Tensor, features: RaftFeatures) -> Misfit:
+def misfit(out: Tensor, flow: Tensor, windows: MouthWindows, truth: Tensor, features: RaftFeatures) -> Misfit:
     """Return the distances of retouched windows from the truth.
 
     Args:
@@ -161,7 +161,7 @@ def load_pairs(folder: Path, pattern: str) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def draw(data: dict[str, Tensor], rows: Tensor, recolour: bool = True) -> tuple[Windows, Tensor]:
+def draw(data: dict[str, Tensor], rows: Tensor, recolour: bool = True) -> tuple[MouthWindows, Tensor]:
     """Return the windows of ``2 len(rows)`` frames (first frames, then their successors) and the true windows."""
     values = {name: column[rows] for name, column in data.items()}
     for name in ("source", "source_inner", "skin"):
@@ -176,7 +176,7 @@ def draw(data: dict[str, Tensor], rows: Tensor, recolour: bool = True) -> tuple[
         _recolour(flat, len(rows))
         _mirror(flat, torch.rand(len(rows)).lt(0.5).repeat(2))
     truth = flat.pop("truth")
-    return Windows(**flat), truth
+    return MouthWindows(**flat), truth
 
 
 def _recolour(flat: dict[str, Tensor], pairs: int) -> None:
@@ -208,7 +208,7 @@ def _mirror(flat: dict[str, Tensor], chosen: Tensor) -> None:
     for name in (*_IMAGES, "inner", "outer", "source_inner"):
         flat[name] = torch.where(chosen[:, None, None, None], flat[name].flip(-1), flat[name])
     place = flat["place"].clone()
-    place[..., 2] += (WIDTH - 1) * place[..., 0]
+    place[..., 2] += (WINDOW_WIDTH - 1) * place[..., 0]
     place[..., 0] *= -1
     place[:, 0] *= -1
     flat["place"] = torch.where(chosen[:, None, None], place, flat["place"])
@@ -258,7 +258,9 @@ def report(weights: dict[str, Tensor], dev: dict[str, Tensor], features: RaftFea
         for rows in torch.arange(0, len(dev["base"]), max(1, len(dev["base"]) // 128)).split(16):
             windows, truth = draw(dev, rows, recolour=False)
             retouched = misfit(*network.retouched(windows), windows, truth, features)
-            base = misfit(windows.base, torch.zeros(len(truth), 2, HEIGHT, WIDTH), windows, truth, features)
+            base = misfit(
+                windows.base, torch.zeros(len(truth), 2, WINDOW_HEIGHT, WINDOW_WIDTH), windows, truth, features
+            )
             sums.append(torch.tensor([retouched[:5], base[:5]]))
     retouched_sum, base_sum = torch.stack(sums).mean(0)
     shares = " ".join(

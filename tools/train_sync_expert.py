@@ -42,12 +42,12 @@ from tools.sync_expert_data import (
     reencode_patches,
 )
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
-from flowportrait.files import complete, write_json
-from flowportrait.rewards.sync import SyncExpert as MotionExpert
-from flowportrait.rewards.sync import lower_face
+from flowportrait.files import atomic_write, write_json
+from flowportrait.rewards.sync import MotionSyncExpert as MotionExpert
+from flowportrait.rewards.sync import lower_face_motion
 from flowportrait.training.descend import GuardedStep, JointEmbedding
 
 SPAN = 6
@@ -103,19 +103,19 @@ class ExpertSide:
     """A family of experts: its split of the corpus, its input views of a clip, its augmentation and its network."""
 
     split: str
-    views: Callable[[Clip], list[torch.Tensor]]
+    views: Callable[[FaceClip], list[torch.Tensor]]
     jitter: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
     network: type[JointEmbedding]
     steps: int
     clips: int
 
 
-def _patch_views(clip: Clip) -> list[torch.Tensor]:
+def _patch_views(clip: FaceClip) -> list[torch.Tensor]:
     return [torch.from_numpy(clip.mouth), torch.from_numpy(reencode_patches(clip.mouth, 26 + len(clip.audio) % 11))]
 
 
-def _motion_views(clip: Clip) -> list[torch.Tensor]:
-    return [lower_face(clip.landmarks, clip.blendshapes)]
+def _motion_views(clip: FaceClip) -> list[torch.Tensor]:
+    return [lower_face_motion(clip.landmarks, clip.blendshapes)]
 
 
 SIDES = {
@@ -298,7 +298,7 @@ class ExpertTraining:
             "delays": self.delays,
             "step": self.step,
         }
-        with complete(path) as partial:
+        with atomic_write(path) as partial:
             torch.save(state, partial)
 
     def restore(self, path: Path) -> None:

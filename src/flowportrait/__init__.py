@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from flowportrait.pipelines.animator import Animator
     from flowportrait.pipelines.output import AnimatePipelineOutput, AnimateStream
     from flowportrait.pipelines.request import AnimateRequest
-    from flowportrait.provenance.inspection import inspect as inspect_video
+    from flowportrait.provenance.inspection import inspect_provenance as inspect_video
     from flowportrait.rendering.motion_files import read_motion, write_motion
     from flowportrait.rewards.batch import RewardBatch
     from flowportrait.rewards.interface import Reward, Score
-    from flowportrait.rewards.registry import build as build_reward
+    from flowportrait.rewards.registry import build_reward
     from flowportrait.rl.config import PostTrainConfig
     from flowportrait.rl.loop import Callback
     from flowportrait.rl.post_trainer import PostTrainer
@@ -68,9 +68,9 @@ _MODULES = {
     "RewardBatch": "flowportrait.rewards.batch",
     "Score": "flowportrait.rewards.interface",
     "build_judge": "flowportrait.judges.build",
-    "build_reward": "flowportrait.rewards.registry:build",
+    "build_reward": "flowportrait.rewards.registry:build_reward",
     "evaluate": "flowportrait.evaluation.api",
-    "inspect_video": "flowportrait.provenance.inspection:inspect",
+    "inspect_video": "flowportrait.provenance.inspection:inspect_provenance",
     "load_generator": "flowportrait.models.arflow",
     "read_motion": "flowportrait.rendering.motion_files",
     "write_motion": "flowportrait.rendering.motion_files",

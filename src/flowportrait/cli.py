@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from flowportrait import __version__
 from flowportrait.errors import BadInput, PartialFailure
-from flowportrait.extras import missing_extra
-from flowportrait.files import check_inputs_kept, complete_environment
-from flowportrait.terminal import discard_broken_output, exit_on_signals, say, speaks, standard_streams
+from flowportrait.extras import missing_extra_message
+from flowportrait.files import check_outputs_are_not_inputs, set_missing_environment
+from flowportrait.terminal import discard_broken_output, exit_on_signals, is_main_process, log, repair_standard_streams
 
 
 class Command(NamedTuple):
@@ -96,16 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     and the display of warnings belong to the command while it runs, and are the caller's again afterwards.
     """
     show = warnings.showwarning
-    warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}")
+    warnings.showwarning = lambda message, *_, **__: log(f"Warning: {message}")
     try:
-        with standard_streams(), exit_on_signals():
+        with repair_standard_streams(), exit_on_signals():
             return _main(sys.argv[1:] if arguments is None else arguments)
     finally:
         warnings.showwarning = show
 
 
 def _main(arguments: Sequence[str]) -> int:
-    complete_environment()
+    set_missing_environment()
     try:
         return _run(arguments)
     except BrokenPipeError:
@@ -113,29 +113,29 @@ def _main(arguments: Sequence[str]) -> int:
             raise
         return 0
     except BadInput as error:
-        say(str(error))
+        log(str(error))
         return 2
     except ModuleNotFoundError as error:
-        sentence = missing_extra(error)
+        sentence = missing_extra_message(error)
         if sentence is None:
             raise
-        say(sentence)
+        log(sentence)
         return 2
     except KeyboardInterrupt:
-        say("Interrupted; nothing half-written was left behind.")
+        log("Interrupted; nothing half-written was left behind.")
         return 130
 
 
 def _run(arguments: Sequence[str]) -> int:
     function, options = read_command(arguments)
-    check_inputs_kept(options)
+    check_outputs_are_not_inputs(options)
     code = 0
     try:
         result = function(options)
     except PartialFailure as error:
-        say(str(error))
+        log(str(error))
         result, code = error.result, 2
-    if not speaks():
+    if not is_main_process():
         return code
     if getattr(options, "json", False):
         print(json.dumps(result))
@@ -174,7 +174,7 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     words = list(arguments)
     if words and words[0] in OLD_COMMANDS:
         new = OLD_COMMANDS[words[0]]
-        say(f"Warning: '{PROGRAM} {words[0]}' is now '{PROGRAM} {new}'; the old name goes with the next version.")
+        log(f"Warning: '{PROGRAM} {words[0]}' is now '{PROGRAM} {new}'; the old name goes with the next version.")
         words = [*new.split(), *words[1:]]
     for length in range(min(3, len(words)), 0, -1):
         if (name := " ".join(words[:length])) in COMMANDS:

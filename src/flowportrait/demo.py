@@ -22,7 +22,7 @@ from rich.console import Console
 
 from flowportrait.data.prompts import Prompt
 from flowportrait.evaluation.api import evaluate
-from flowportrait.evaluation.report import contact_sheet, write_animated_webp
+from flowportrait.evaluation.report import draw_contact_sheet, write_animated_webp
 from flowportrait.files import write_json
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.pipelines.animate import AnimatePipeline
@@ -31,11 +31,11 @@ from flowportrait.rl.recipes import find_recipe
 from flowportrait.samples import SPEECH
 
 TRAINING_SECONDS = 6.0
-ITERATIONS = 24
-SEEDS = 8
+DEMO_ITERATIONS = 24
+DEMO_SEEDS = 8
 
 
-def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
+def run_demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     """Run the demo.
 
     Args:
@@ -57,22 +57,22 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / "run", ignore_errors=True)
     inputs = output / "inputs"
-    photo, speech = write_inputs(inputs)
+    photo, speech = write_demo_inputs(inputs)
     training_samples = round(TRAINING_SECONDS * SAMPLE_RATE)
-    recipe = replace(find_recipe("flow-grpo"), groups=4, iterations=iterations or ITERATIONS)
+    recipe = replace(find_recipe("flow-grpo"), groups=4, iterations=iterations or DEMO_ITERATIONS)
     with stage("before: the supervised checkpoint"):
-        render("sft", photo, speech, output / "before.mp4", sign=True)
+        render_demo_video("sft", photo, speech, output / "before.mp4", sign=True)
     with stage(f"post-training: {recipe.name}, {recipe.iterations} iterations"):
         prompt = Prompt("demo", inputs / "portrait.png", inputs / "training_speech.wav")
         trainer = PostTrainer("sft", config=recipe, train_prompts=[prompt], output_dir=output / "run")
         checkpoint = trainer.train()
     with stage("after: the same seed"):
-        render(checkpoint, photo, speech, output / "after.mp4", sign=True)
-    with stage(f"{SEEDS} seeds of each on held-out speech"):
+        render_demo_video(checkpoint, photo, speech, output / "after.mp4", sign=True)
+    with stage(f"{DEMO_SEEDS} seeds of each on held-out speech"):
         systems = {
             name: [
-                render(source, photo, speech[training_samples:], output / name / f"seed{seed}.mp4", seed)
-                for seed in range(SEEDS)
+                render_demo_video(source, photo, speech[training_samples:], output / name / f"seed{seed}.mp4", seed)
+                for seed in range(DEMO_SEEDS)
             ]
             for name, source in (("before", "sft"), ("after", checkpoint))
         }
@@ -85,12 +85,12 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
             notes=[
                 f"Portrait: skimage.data.astronaut(). Speech: {SPEECH.name} of useful-moonshine-onnx.",
                 f"Post-training used the first {TRAINING_SECONDS:.0f} s of the speech; every figure in the table is "
-                f"measured on the rest, {SEEDS} seeds per model, by networks that were not used in training.",
+                f"measured on the rest, {DEMO_SEEDS} seeds per model, by networks that were not used in training.",
                 "One portrait and one voice: an illustration of the machinery, not a benchmark.",
             ],
             examples={"before": output / "before.mp4", "after": output / "after.mp4"},
         ).write(output)
-        sheets = [contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
+        sheets = [draw_contact_sheet(output / f"{name}.mp4") for name in ("before", "after")]
         cv2.imwrite(str(output / "sheet.jpg"), np.vstack(sheets)[..., ::-1])
         write_animated_webp([output / "before.mp4", output / "after.mp4"], output / "moving.webp")
     result = {"seconds": seconds, "iterations": recipe.iterations, "rewards": reward_change(trainer.history), **summary}
@@ -98,7 +98,7 @@ def demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
     return {"report": str(output / "report.html"), "summary": str(output / "summary.json"), "seconds": seconds}
 
 
-def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def write_demo_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Write portrait and speech to files and return them as arrays: ``[512, 512, 3]`` uint8, ``[N]`` at 16 kHz."""
     from scipy.io import wavfile
     from skimage.data import astronaut
@@ -111,7 +111,7 @@ def write_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return photo, speech
 
 
-def render(
+def render_demo_video(
     checkpoint: str | Path, photo: np.ndarray, speech: np.ndarray, path: Path, seed: int = 0, sign: bool = False
 ) -> Path:
     """Render one video and return its path.

@@ -51,7 +51,7 @@ def default_device(device: Device | None = None, dtype: torch.dtype | None = Non
     return default_place if device is None else torch.device(device), default_dtype if dtype is None else dtype
 
 
-def place(network: Network, device: Device | None = None, dtype: torch.dtype | None = None) -> Network:
+def place_network(network: Network, device: Device | None = None, dtype: torch.dtype | None = None) -> Network:
     """Move a network in place to ``device`` and run its matrix products in ``dtype``; return the network.
 
     Both default to those of ``default_device``. What below float32 is kept in float32 is described in the module.
@@ -68,10 +68,10 @@ def place(network: Network, device: Device | None = None, dtype: torch.dtype | N
     return network
 
 
-def once_per_device(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
+def cached_per_device(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
     """Decorate a function that loads networks with ``device`` and ``dtype`` parameters and a cache.
 
-    The same arguments, device and dtype give the same object. Inside the function ``place`` uses the caller's device.
+    The same arguments, device and dtype give the same object. Inside the function ``place_network`` uses the caller's device.
     """
 
     @lru_cache(maxsize=8)

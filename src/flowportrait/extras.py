@@ -30,7 +30,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 """Each extra and the top-level modules of the packages that it installs."""
 
 
-def require(extra: str, *modules: str) -> ModuleType:
+def require_extra(extra: str, *modules: str) -> ModuleType:
     """Import and return the first of ``modules`` after checking that all of them are installed.
 
     Args:
@@ -43,7 +43,7 @@ def require(extra: str, *modules: str) -> ModuleType:
     for name in modules:
         package = name.partition(".")[0]
         if package not in sys.modules and not _is_installed(package):
-            raise BadInput(missing_sentence(package, extra))
+            raise BadInput(missing_package_message(package, extra))
     return importlib.import_module(modules[0])
 
 
@@ -54,15 +54,15 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def missing_extra(error: ModuleNotFoundError) -> str | None:
+def missing_extra_message(error: ModuleNotFoundError) -> str | None:
     """Return the message for an import that failed because an extra is not installed; None for any other module."""
     package = (error.name or "").partition(".")[0]
     for extra, modules in EXTRAS.items():
         if package in modules:
-            return missing_sentence(package, extra)
+            return missing_package_message(package, extra)
     return None
 
 
-def missing_sentence(module: str, extra: str) -> str:
+def missing_package_message(module: str, extra: str) -> str:
     """Return one sentence that names the missing package and the command that installs it."""
     return f"This needs the package {module}: run pip install 'flowportrait[{extra}]'."

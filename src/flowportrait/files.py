@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowportrait.errors import BadInput
-from flowportrait.media.formats import FORMATS
+from flowportrait.media.formats import OUTPUT_FORMATS
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # --- Files written whole ----------------------------------------------------------------
 
-LONGEST_NAME = 255
+MAX_NAME_BYTES = 255
 """Largest number of bytes in a file name on the usual file systems."""
 
 
@@ -44,13 +44,13 @@ def partial_path(path: Path, suffix: str = "") -> Path:
     """
     tail = f".{os.getpid()}.partial{suffix}"
     name = f".{path.name}{tail}"
-    if len(os.fsencode(name)) > LONGEST_NAME:
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{tail}"
     return path.with_name(name)
 
 
 @contextmanager
-def complete(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a name beside ``path`` to write to; it is renamed to ``path`` if the block ends well, else removed.
 
     Raises:
@@ -66,7 +66,7 @@ def complete(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
-    with complete(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -80,7 +80,7 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     halves = {name: (value.half() if value.is_floating_point() else value) for name, value in tensors.items()}
-    with complete(path) as partial:
+    with atomic_write(path) as partial:
         save_file({name: value.contiguous() for name, value in halves.items()}, partial)
 
 
@@ -97,7 +97,7 @@ def config_folder() -> Path:
     return _user_folder("XDG_CONFIG_HOME", ".config")
 
 
-def complete_environment() -> None:
+def set_missing_environment() -> None:
     """Set a user name and a home for this process where the system has none.
 
     Libraries ask for them (PyTorch, Matplotlib), and fail or complain without. ONNX Runtime is also told to collect no
@@ -156,15 +156,15 @@ def _user_id() -> str:
 
 # --- Outputs never replace inputs -------------------------------------------------------
 
-OUTPUTS = ("output", "motion_out")
+OUTPUT_OPTIONS = ("output", "motion_out")
 """Options that name what a command writes; every other path among the options is an input."""
-CHECKPOINT = "checkpoint"
+CHECKPOINT_FOLDER = "checkpoint"
 """Name of the folder inside a run in which training keeps its checkpoint."""
 _TEXT_OPTIONS = ("text", "title")
 """Options that hold text and never a path."""
 
 
-def check_inputs_kept(options: object) -> None:
+def check_outputs_are_not_inputs(options: object) -> None:
     """Check that no output of a command is one of its inputs under any name: another path, a link, other case.
 
     ``options.updates`` names the inputs that the command is meant to write into.
@@ -176,27 +176,27 @@ def check_inputs_kept(options: object) -> None:
     inputs = [
         path
         for name, value in vars(options).items()
-        if name not in (*OUTPUTS, *_TEXT_OPTIONS) and name not in updates
+        if name not in (*OUTPUT_OPTIONS, *_TEXT_OPTIONS) and name not in updates
         for path in _possible_paths(value)
     ]
-    for name in OUTPUTS:
+    for name in OUTPUT_OPTIONS:
         target = getattr(options, name, None)
         if isinstance(target, Path) and str(target) != "-":
-            check_not_an_input(target, inputs, f"--{name.replace('_', '-')}")
+            check_output_is_not_input(target, inputs, f"--{name.replace('_', '-')}")
 
 
-def check_not_an_input(target: Path, inputs: Iterable[str | Path], flag: str = "--output") -> None:
+def check_output_is_not_input(target: Path, inputs: Iterable[str | Path], flag: str = "--output") -> None:
     """Check that writing ``target``, a file or the folder of a run, leaves ``inputs`` as they are.
 
     Raises:
         BadInput: it would replace one of them.
     """
     for path in inputs:
-        if same_file(target, path) or same_file(target / CHECKPOINT, path):
+        if is_same_file(target, path) or is_same_file(target / CHECKPOINT_FOLDER, path):
             raise BadInput(f"{flag} {target} would take the place of the input {path}: give another name.")
 
 
-def same_file(one: str | Path, other: str | Path) -> bool:
+def is_same_file(one: str | Path, other: str | Path) -> bool:
     """Return whether two names refer to one existing file or folder."""
     try:
         return os.path.samefile(one, other)
@@ -233,7 +233,7 @@ def check_output_file(path: Path, kind: str | None = None, flag: str = "--output
         BadInput: the folder is missing or not writable, the name is a folder, or it has another suffix.
     """
     _check_name(path)
-    endings = [f".{kind}"] if kind else list(FORMATS)
+    endings = [f".{kind}"] if kind else list(OUTPUT_FORMATS)
     if path.suffix.lower() not in endings:
         listed = endings[0] if kind else f"{', '.join(endings[:-1])} or {endings[-1]}"
         raise BadInput(f"{flag} {path} must end in {listed}.")

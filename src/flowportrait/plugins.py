@@ -84,6 +84,6 @@ def _installed(group: Group) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=f"flowportrait.{group}")}
 
 
-def forget_installed() -> None:
+def clear_plugin_cache() -> None:
     """Clear the cache of entry points, so that they are looked up again after a package was installed or removed."""
     _installed.cache_clear()

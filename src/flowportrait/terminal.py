@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # --- Signals ----------------------------------------------------------------------------
 
-SAME_REQUEST = 2.0
+SAME_REQUEST_SECONDS = 2.0
 """Seconds within which several signals count as one request: launchers of several processes pass on a signal that the
 processes have already received.
 """
@@ -84,7 +84,7 @@ class StopRequest:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def obey(self) -> None:
+    def raise_pending_signal(self) -> None:
         """Raise the exception that was put off: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
         if self.signal is not None:
             _raise_for_signal(self.signal)
@@ -94,7 +94,7 @@ class StopRequest:
             self.signal, self._requested_at = number, time.monotonic()
             repeat = "Ctrl-C" if number == signal.SIGINT else "the same signal"
             print(f"Finishing this step and saving; {repeat} again stops at once.", file=sys.stderr)
-        elif time.monotonic() - self._requested_at > SAME_REQUEST:
+        elif time.monotonic() - self._requested_at > SAME_REQUEST_SECONDS:
             _raise_for_signal(number)
 
 
@@ -108,11 +108,11 @@ def _raise_for_signal(number: int) -> None:
 
 Item = TypeVar("Item")
 
-PLAIN_WIDTH = 140
+TABLE_WIDTH = 140
 """Width of tables in columns where standard output is not a terminal."""
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Return whether this is the process that logs.
 
     It is the only process, or rank 0 of those that torchrun or accelerate started.
@@ -120,9 +120,9 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """Print one line on standard error, in the main process alone."""
-    if speaks():
+    if is_main_process():
         # A closed terminal or a broken pipe must not end the work.
         with contextlib.suppress(OSError, ValueError):
             print(" ".join(message.split()), file=sys.stderr, flush=True)
@@ -146,7 +146,7 @@ def progress(items: Iterable[Item], total: int | None, doing: str = "drawing") -
 def waiting(doing: str) -> Iterator[None]:
     """Show what is being done while the block runs; nothing where standard error is not a terminal."""
     console = error_console()
-    if not (console.is_terminal and speaks()):
+    if not (console.is_terminal and is_main_process()):
         yield
         return
     with console.status(doing):
@@ -164,7 +164,7 @@ def print_table(table: RenderableType) -> None:
     """Print a table on standard output; in a file or a pipe it is not wrapped to the width of a terminal."""
     from rich.console import Console
 
-    console = Console(width=None if Console().is_terminal else PLAIN_WIDTH, highlight=False)
+    console = Console(width=None if Console().is_terminal else TABLE_WIDTH, highlight=False)
     with console.capture() as captured:
         console.print(table)
     print(captured.get(), end="")
@@ -174,7 +174,7 @@ def print_table(table: RenderableType) -> None:
 
 
 @contextlib.contextmanager
-def standard_streams() -> Iterator[None]:
+def repair_standard_streams() -> Iterator[None]:
     """Replace closed standard streams by the null device, and let output take every file name in the block.
 
     A file that is opened while descriptor 2 is closed becomes standard error: libraries would write messages into it.

@@ -25,14 +25,14 @@ from flowportrait.errors import BadInput
 
 # --- Addresses and keys -----------------------------------------------------------------
 
-OPENAI_KEY, OPENAI_ADDRESS, OPENAI_HOST = "OPENAI_API_KEY", "OPENAI_BASE_URL", "api.openai.com"
-PLAIN_HTTP = "FLOWPORTRAIT_PLAIN_HTTP"
+OPENAI_KEY_VARIABLE, OPENAI_ADDRESS_VARIABLE, OPENAI_HOST = "OPENAI_API_KEY", "OPENAI_BASE_URL", "api.openai.com"
+PLAIN_HTTP_VARIABLE = "FLOWPORTRAIT_PLAIN_HTTP"
 """Variable with the hosts, separated by commas, that may be asked without encryption; no key is sent to them."""
 _KEY_VARIABLE = re.compile(r"FLOWPORTRAIT_[A-Z0-9_]*KEY")
 _UNSAFE_CHARACTERS = re.compile(r"[\s\\@\x00-\x20\x7f]")
 
 
-def check_address(url: str, setting: str) -> None:
+def check_server_address(url: str, setting: str) -> None:
     """Check that requests may be sent to a server.
 
     Args:
@@ -46,16 +46,16 @@ def check_address(url: str, setting: str) -> None:
     address = _parse_address(url, setting)
     if address.scheme == "https" or is_loopback(address.hostname or ""):
         return
-    allowed = [host.strip().lower() for host in os.environ.get(PLAIN_HTTP, "").split(",")]
+    allowed = [host.strip().lower() for host in os.environ.get(PLAIN_HTTP_VARIABLE, "").split(",")]
     if not {address.hostname, _host_port(address)} & set(allowed):
         raise BadInput(
             f"{setting}={url} would send portraits and voices over the network unencrypted: give an https:// address, "
-            f"reach the server through an SSH tunnel to this computer, or set {PLAIN_HTTP}={address.hostname} if the "
+            f"reach the server through an SSH tunnel to this computer, or set {PLAIN_HTTP_VARIABLE}={address.hostname} if the "
             "network is yours alone."
         )
 
 
-def key_for(url: str, variable: str, setting: str = "endpoint.key_env") -> str | None:
+def api_key_for(url: str, variable: str, setting: str = "endpoint.key_env") -> str | None:
     """Return the key in the environment variable ``variable`` for the server at ``url``; None where none is set.
 
     An empty ``variable`` stands for OPENAI_API_KEY where that belongs to the server, and for no key elsewhere.
@@ -69,21 +69,21 @@ def key_for(url: str, variable: str, setting: str = "endpoint.key_env") -> str |
     if not variable:
         if not _is_openai_host(address):
             return None
-        variable = OPENAI_KEY
+        variable = OPENAI_KEY_VARIABLE
     host_variable = variable.removesuffix("KEY") + "HOST"
-    if variable != OPENAI_KEY and not _KEY_VARIABLE.fullmatch(variable):
+    if variable != OPENAI_KEY_VARIABLE and not _KEY_VARIABLE.fullmatch(variable):
         raise BadInput(
-            f"{setting}={variable[:60]!r} names no key of FlowPortrait: keys are read from {OPENAI_KEY} and from "
+            f"{setting}={variable[:60]!r} names no key of FlowPortrait: keys are read from {OPENAI_KEY_VARIABLE} and from "
             f"FLOWPORTRAIT_…_KEY alone; put it into FLOWPORTRAIT_JUDGE_KEY and the host into FLOWPORTRAIT_JUDGE_HOST."
         )
     key = os.environ.get(variable)
-    if variable == OPENAI_KEY:
+    if variable == OPENAI_KEY_VARIABLE:
         if is_loopback(host) and not _is_openai_host(address):
             # Settings of version 0.1 name this variable by default; a server on this computer needs no key.
             return None
         if not _is_openai_host(address):
             raise BadInput(
-                f"{setting}={OPENAI_KEY} is sent to {OPENAI_HOST} alone, not to {host}: set {setting}="
+                f"{setting}={OPENAI_KEY_VARIABLE} is sent to {OPENAI_HOST} alone, not to {host}: set {setting}="
                 f"FLOWPORTRAIT_JUDGE_KEY, put the key there and FLOWPORTRAIT_JUDGE_HOST={_host_port(address)} beside "
                 f"it, or leave {setting} empty for a server without a key."
             )
@@ -111,7 +111,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_openai_host(address: SplitResult) -> bool:
-    configured = os.environ.get(OPENAI_ADDRESS, "")
+    configured = os.environ.get(OPENAI_ADDRESS_VARIABLE, "")
     is_clean = bool(configured) and not _UNSAFE_CHARACTERS.search(configured)
     if is_clean and _host_port(urlsplit(configured)) == _host_port(address):
         return True
@@ -141,16 +141,16 @@ def _host_port(address: SplitResult) -> str:
 
 # --- HTTP clients -----------------------------------------------------------------------
 
-LARGEST_ANSWER = 64 * 2**20
+MAX_RESPONSE_BYTES = 64 * 2**20
 """Largest size of a response body in bytes."""
 _HEADERS = {"Accept-Encoding": "identity"}
 
 
-class AnswerTooLarge(httpx2.RequestError):
-    """The error for a response that is larger than ``LARGEST_ANSWER`` or compressed."""
+class ResponseTooLarge(httpx2.RequestError):
+    """The error for a response that is larger than ``MAX_RESPONSE_BYTES`` or compressed."""
 
 
-def make_client(timeout: float | None = None) -> httpx2.Client:
+def make_http_client(timeout: float | None = None) -> httpx2.Client:
     """Return a client for blocking requests with the limits of this module; ``timeout`` is in seconds."""
     hooks = {"response": [_limit_size]}
     return httpx2.Client(event_hooks=hooks, follow_redirects=False, timeout=timeout, headers=_HEADERS)
@@ -182,7 +182,7 @@ async def _limit_size_async(response: httpx2.Response) -> None:
 def _refuse_compressed(response: httpx2.Response) -> None:
     """Refuse compressed responses: they are counted before they are unpacked, and few bytes could become gigabytes."""
     if response.headers.get("content-encoding", "identity") not in ("identity", ""):
-        raise AnswerTooLarge("the answer is compressed although that was not asked for", request=response.request)
+        raise ResponseTooLarge("the answer is compressed although that was not asked for", request=response.request)
 
 
 class _CountedStream(httpx2.SyncByteStream):
@@ -216,5 +216,5 @@ class _AsyncCountedStream(httpx2.AsyncByteStream):
 
 
 def _check_size(size: int, request: Any) -> None:
-    if size > LARGEST_ANSWER:
-        raise AnswerTooLarge(f"the answer is larger than {LARGEST_ANSWER // 2**20} MiB", request=request)
+    if size > MAX_RESPONSE_BYTES:
+        raise ResponseTooLarge(f"the answer is larger than {MAX_RESPONSE_BYTES // 2**20} MiB", request=request)

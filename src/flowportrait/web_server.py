@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 # --- Limits -----------------------------------------------------------------------------
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-HEADER_SECONDS = 15.0
+HEADER_TIMEOUT = 15.0
 """Seconds after which a connection that has sent no complete request head is closed."""
-BODY_SECONDS = 30.0
-"""Seconds that a body may take, plus one second for every ``SLOWEST_BODY`` bytes that have arrived."""
-SLOWEST_BODY = 64 * 2**10
+BODY_TIMEOUT = 30.0
+"""Seconds that a body may take, plus one second for every ``MIN_BODY_RATE`` bytes that have arrived."""
+MIN_BODY_RATE = 64 * 2**10
 """Bytes per second below which an upload is given up."""
-BODIES_AT_ONCE = 4
+MAX_BODIES_HELD = 4
 """How many largest bodies all running requests may hold together; further ones are answered with 503."""
-MOST_CONNECTIONS = 128
+MAX_CONNECTIONS = 128
 """Connections that are served; as many again are answered with 503, any further are closed at once."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
@@ -195,7 +195,7 @@ class RequestGuard:
                 raise refused
             if complete:
                 return await receive()
-            seconds_left = BODY_SECONDS + received / SLOWEST_BODY - (loop.time() - started_at)
+            seconds_left = BODY_TIMEOUT + received / MIN_BODY_RATE - (loop.time() - started_at)
             try:
                 message = await asyncio.wait_for(receive(), max(seconds_left, 0.001))
             except TimeoutError:
@@ -206,7 +206,7 @@ class RequestGuard:
                 complete = not message.get("more_body", False)
                 if received > self._largest:
                     raise refuse(413, self._too_large())
-                if self._bytes_held > BODIES_AT_ONCE * self._largest:
+                if self._bytes_held > MAX_BODIES_HELD * self._largest:
                     raise refuse(503, "Too many large requests at once: try again in a moment.")
             return message
 
@@ -256,7 +256,7 @@ class RequestGuard:
 # --- Names, sockets and certificates ----------------------------------------------------
 
 
-def without_paths(sentence: str, *folders: Path) -> str:
+def strip_paths(sentence: str, *folders: Path) -> str:
     """Return a message for a client in which each absolute path is cut to its last part.
 
     So a client does not learn where files are.
@@ -271,7 +271,7 @@ def without_paths(sentence: str, *folders: Path) -> str:
     return _PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], sentence)
 
 
-def public_names(host: str, names: Sequence[str]) -> list[str]:
+def allowed_host_names(host: str, names: Sequence[str]) -> list[str]:
     """Return the names by which a server that listens on ``host`` may be called.
 
     These are the names of loopback, this computer's where others can reach it, and ``names``, which the owner gives.
@@ -290,7 +290,7 @@ def public_names(host: str, names: Sequence[str]) -> list[str]:
     return [*LOOPBACK, computer, f"{computer}.local", *([] if listens_everywhere else [host]), *names]
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind_listener(host: str, port: int) -> socket.socket:
     """Return a socket that is bound to the address; port 0 takes a free one.
 
     Raises:
@@ -308,13 +308,13 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def address_of(listener: socket.socket, scheme: str = "http") -> str:
+def listener_url(listener: socket.socket, scheme: str = "http") -> str:
     """Return ``http://HOST:PORT`` of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def check_certificate(certificate: Path | None, private_key: Path | None) -> None:
+def check_tls_certificate(certificate: Path | None, private_key: Path | None) -> None:
     """Check that a server can use this certificate and its private key, PEM files, or neither.
 
     Raises:
@@ -364,7 +364,7 @@ def make_server(
             ready()
 
     settings: dict[str, Any] = {
-        "http": _timed_protocol(), "ws": "none", "limit_concurrency": MOST_CONNECTIONS, "log_level": "warning",
+        "http": _timed_protocol(), "ws": "none", "limit_concurrency": MAX_CONNECTIONS, "log_level": "warning",
         "access_log": False, "server_header": False, "ssl_certfile": certificate, "ssl_keyfile": private_key,
     }  # fmt: skip
     return Server(uvicorn.Config(app, **settings | options))
@@ -382,7 +382,7 @@ def _timed_protocol() -> Any:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > 2 * MOST_CONNECTIONS:
+            if len(self.connections) > 2 * MAX_CONNECTIONS:
                 transport.abort()
                 return
             self._await_head()
@@ -405,7 +405,7 @@ def _timed_protocol() -> Any:
             super().connection_lost(exc)
 
         def _await_head(self) -> None:
-            self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.abort)
 
         def _cancel_head_timer(self) -> None:
             if self._head_timer is not None:

@@ -12,8 +12,8 @@ from torch import nn
 from flowportrait.adapters.policy import DecodedSamples, Item
 from flowportrait.judges.build import JudgeSettings
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.questions import Kind
-from flowportrait.judges.rubric import ASPECTS, Aspect
+from flowportrait.judges.questions import JudgeKind
+from flowportrait.judges.rubric import CLIP_ASPECTS, Aspect
 from flowportrait.judges.verdicts import AspectVerdict, Verdict
 from flowportrait.media.audio import Sound
 from flowportrait.rewards.batch import RewardBatch
@@ -40,7 +40,7 @@ def loud_speech(batch: RewardBatch) -> torch.Tensor:
 class BrightnessJudge:
     """A judge: the brighter a clip, the better in every aspect."""
 
-    kind: Kind = "measured panel"
+    kind: JudgeKind = "measured panel"
     name = "brightness"
     fingerprint = "brightness 1"
 
@@ -52,7 +52,7 @@ class BrightnessJudge:
         verdicts = []
         for clip in clips:
             grade = 1 + 4 * float(clip.frames.mean()) / 255
-            found = {aspect: AspectVerdict(aspect, grade, grade, "measurement") for aspect in aspects or ASPECTS}
+            found = {aspect: AspectVerdict(aspect, grade, grade, "measurement") for aspect in aspects or CLIP_ASPECTS}
             verdicts.append(Verdict(clip.name, clip.generator, self.name, self.kind, found))
         return verdicts
 

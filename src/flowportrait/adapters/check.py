@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowportrait.adapters.policy import Condition, DecodedSamples, Generator, GeneratorPolicy, Item
+from flowportrait.adapters.policy import DecodedSamples, Generator, GeneratorPolicy, Item, ItemCondition
 from flowportrait.errors import BadInput
-from flowportrait.flow.kernels import flow_sde, log_ratio
-from flowportrait.flow.noise import NoiseKey, unit_noise
+from flowportrait.flow.kernels import flow_sde_kernel, log_ratio
+from flowportrait.flow.noise import NoiseKey, keyed_noise
 from flowportrait.rl.plan import AllSteps
 from flowportrait.rl.rollout import (
     ReplayMismatch,
     Trajectory,
-    check_noise,
+    check_replayed_noise,
     iterate_tensors,
     map_tensors,
     replay_velocity,
@@ -47,7 +47,7 @@ class _Failed(Exception):
     """A check failed; the message says what is wrong and what to do."""
 
 
-def check(generator: Generator, items: Sequence[Item]) -> list[CheckResult]:
+def check_generator(generator: Generator, items: Sequence[Item]) -> list[CheckResult]:
     """Check a generator, from encoding to decoding.
 
     Args:
@@ -107,7 +107,7 @@ class _Checks:
 
     def check_velocity(self) -> str:
         shape = tuple(self.generator.shape)
-        x = torch.stack([unit_noise(shape, 1, row) for row in range(len(self.items))]).to(self.policy.device)
+        x = torch.stack([keyed_noise(shape, 1, row) for row in range(len(self.items))]).to(self.policy.device)
         sigma = torch.linspace(0.9, 0.3, len(x)).to(x)
         with torch.no_grad():
             v, again = (self.generator.velocity(x, sigma, self.known) for _ in range(2))
@@ -126,7 +126,7 @@ class _Checks:
     def check_condition(self) -> str:
         if len(self.items) < 2:
             return "one item only: whether items have different velocities was not checked"
-        x = unit_noise(tuple(self.generator.shape), 2)[None].to(self.policy.device)
+        x = keyed_noise(tuple(self.generator.shape), 2)[None].to(self.policy.device)
         sigma = torch.full((1,), 0.7).to(x)
         with torch.no_grad():
             one, other = (
@@ -142,12 +142,14 @@ class _Checks:
         plan = AllSteps(steps=CHECK_STEPS)(0, 0, len(rows), 1)
         plan = replace(plan, sigmas=self.policy.levels(plan.sigmas))
         self.policy.eval()
-        self.trajectory = rollout(self.policy, Condition(self.known), rows, rows, plan, flow_sde(0.7), NoiseKey(0))
+        self.trajectory = rollout(
+            self.policy, ItemCondition(self.known), rows, rows, plan, flow_sde_kernel(0.7), NoiseKey(0)
+        )
         self.policy.train()
         with torch.no_grad():
             v, again = (replay_velocity(self.policy, self.trajectory) for _ in range(2))
         try:
-            gap = check_noise(self.trajectory, v)
+            gap = check_replayed_noise(self.trajectory, v)
         except ReplayMismatch as error:
             raise _Failed(f"{error}; in training mode it is another function (dropout, batch statistics).") from error
         worst = float(log_ratio(self.trajectory.noise_gain, self.trajectory.noise, again - v).abs().max())
@@ -172,7 +174,7 @@ class _Checks:
 
     def check_decode(self) -> str:
         assert self.trajectory is not None
-        condition, latents = Condition(self.known), self.trajectory.latents
+        condition, latents = ItemCondition(self.known), self.trajectory.latents
         decoded, again = (self.policy.decode(latents, condition) for _ in range(2))
         _check_decoded(decoded, len(self.items))
         if not _same(decoded, again, 0):

@@ -8,7 +8,7 @@
     Wan 2.1, 2.2          image to video; two networks in the 14B of 2.2
     Z-Image               lists instead of batches, time from 0 to 1, the velocity with the opposite sign
 
-Each overrides the methods of ``Family`` in which it differs. ``family_of`` finds the adapter of a pipeline.
+Each overrides the methods of ``PipelineFamily`` in which it differs. ``family_of`` finds the adapter of a pipeline.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flowportrait.adapters.pipeline_family import Call, Family
+from flowportrait.adapters.pipeline_family import Call, PipelineFamily
 from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flowportrait.adapters.policy import Item
 
 
-class Flux(Family):
+class Flux(PipelineFamily):
     """FLUX.1: tokens of 2 × 2 latents; with a negative prompt, true guidance besides the embedded one."""
 
     name = "flux.1"
@@ -43,7 +43,7 @@ class Flux(Family):
         return self.pipeline._unpack_latents(x, high * cell, wide * cell, self.pipeline.vae_scale_factor)
 
 
-class Flux2(Family):
+class Flux2(PipelineFamily):
     """FLUX.2: one token per normalised 2 × 2 patch, followed by the tokens of reference pictures."""
 
     name = "flux.2"
@@ -68,7 +68,7 @@ class Flux2(Family):
         return self.latents(x, kept)
 
 
-class HunyuanVideo15(Family):
+class HunyuanVideo15(PipelineFamily):
     """HunyuanVideo 1.5, image to video: the first frame and a mask are further channels; a guider object guides."""
 
     name = "hunyuan-video-1.5"
@@ -88,7 +88,7 @@ class HunyuanVideo15(Family):
         return float(guider.guidance_scale)
 
 
-class LTX(Family):
+class LTX(PipelineFamily):
     """LTX-Video, image to video: the first latent frame is that of the picture, clean; latents as tokens.
 
     x holds the latent frames after the first ``[B, C, T − 1, h, w]``.
@@ -209,7 +209,7 @@ MAX_TEXT_TOKENS = 512
 """Text tokens that rows are padded to; the network gets a batch cut to its longest text."""
 
 
-class QwenImage(Family):
+class QwenImage(PipelineFamily):
     """Qwen-Image: FLUX's tokens, texts of any length, and guidance that keeps the norm of the prompted prediction.
 
     v = u·‖v⁺‖/‖u‖ with u = v⁻ + w (v⁺ − v⁻), norms per token
@@ -254,14 +254,14 @@ class QwenImage(Family):
         return self.pipeline._unpack_latents(x, high * cell, wide * cell, self.pipeline.vae_scale_factor)
 
 
-class SD3(Family):
+class SD3(PipelineFamily):
     """Stable Diffusion 3 and 3.5: true guidance, with both branches in one call."""
 
     name = "sd3.5"
     pipelines = ("StableDiffusion3Pipeline",)
 
 
-class Wan(Family):
+class Wan(PipelineFamily):
     """Wan 2.1 and 2.2, image to video.
 
     The first frame is given in further channels, or as a first latent frame (2.2, 5B). The 14B of 2.2 has two networks,
@@ -329,7 +329,7 @@ class Wan(Family):
         return self.latents(x, kept)
 
 
-class ZImage(Family):
+class ZImage(PipelineFamily):
     """Z-Image: lists instead of batches, time from 0 (noise) to 1, and the velocity with the opposite sign.
 
     v = −(u⁺ + w (u⁺ − u⁻)) of the network's output u. The network gets each text at its own length.
@@ -367,11 +367,11 @@ class ZImage(Family):
         return prompted + weight * (prompted - unprompted)
 
 
-FAMILIES: tuple[type[Family], ...] = (LTX2, LTX, Wan, HunyuanVideo15, SD3, Flux, Flux2, ZImage, QwenImage)
+FAMILIES: tuple[type[PipelineFamily], ...] = (LTX2, LTX, Wan, HunyuanVideo15, SD3, Flux, Flux2, ZImage, QwenImage)
 """All families, video first."""
 
 
-def family_of(pipeline: Any) -> Family:
+def family_of(pipeline: Any) -> PipelineFamily:
     """Return the adapter of a pipeline.
 
     Raises:

@@ -23,29 +23,29 @@ from typing import Any
 
 import torch
 
-from flowportrait.adapters.policy import Condition, Generator, GeneratorPolicy, GeneratorTask, Item
+from flowportrait.adapters.policy import Generator, GeneratorPolicy, GeneratorTask, Item, ItemCondition
 from flowportrait.config import parse_setting
 from flowportrait.data.prompts import Prompt, read_prompts
 from flowportrait.errors import BadInput
-from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.paths import solve
+from flowportrait.flow.noise import keyed_noise
+from flowportrait.flow.paths import solve_ode
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.media.write_video import write_video
 from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.manifest import network_start
-from flowportrait.rl.policy_adapter import Prepared, TrainingData
+from flowportrait.rl.manifest import describe_network
+from flowportrait.rl.policy_adapter import TrainingData, TrainingSetup
 from flowportrait.rl.recipes import CARDS
 from flowportrait.rl.trainer import Trainer
-from flowportrait.training.held_out import SIZE
+from flowportrait.training.held_out import SAMPLE_SIZE
 
 # --- Generators by name ------------------------------------------------------------------------------------------
 
-METHODS = ("encode", "velocity", "decode")
+GENERATOR_METHODS = ("encode", "velocity", "decode")
 """The methods that a generator must have."""
 
 
@@ -88,9 +88,11 @@ def as_generator(policy: Any, arguments: Mapping[str, Any] | None = None, name: 
         from flowportrait.adapters.pipeline import PipelineGenerator
 
         return PipelineGenerator(policy, arguments)
-    for method in METHODS:
+    for method in GENERATOR_METHODS:
         if not callable(getattr(policy, method, None)):
-            raise BadInput(f"{name} has no method {method}: it takes {', '.join(METHODS)} (docs/own_generator.md).")
+            raise BadInput(
+                f"{name} has no method {method}: it takes {', '.join(GENERATOR_METHODS)} (docs/own_generator.md)."
+            )
     if not hasattr(policy, "shape"):
         raise BadInput(f"{name} has no shape: say the shape of one sample's latents (docs/own_generator.md).")
     return policy
@@ -220,16 +222,16 @@ class GeneratorAdapter:
         """Read prompts as ``read_items`` does."""
         return read_items(path)
 
-    def prepare(self, recipe: Recipe, data: TrainingData, rewards: Composite | None) -> Prepared:
+    def prepare(self, recipe: Recipe, data: TrainingData, rewards: CompositeReward | None) -> TrainingSetup:
         """Load the generator, and return it with its task and rewards."""
-        rewards = rewards or Composite.default(recipe.rewards)
+        rewards = rewards or CompositeReward.default(recipe.rewards)
         items = [item_from_prompt(prompt) for prompt in data.prompts or ()]
-        return Prepared(GeneratorPolicy(self.load()), GeneratorTask(items, rewards.needs), rewards)
+        return TrainingSetup(GeneratorPolicy(self.load()), GeneratorTask(items, rewards.needs), rewards)
 
     def start(self, policy: GeneratorPolicy, recipe: Recipe) -> dict[str, str]:
         """Return the name of the generator and a digest of its initial weights, for ``run.json``."""
         # With adapters all weights stay as they are; trained weights are in the state of the run.
-        return network_start(self.name, policy, frozen_only=not recipe.lora)
+        return describe_network(self.name, policy, frozen_only=not recipe.lora)
 
     @torch.no_grad()
     def write_sample(self, trainer: Trainer, prompt: Prompt | Item, path: Path) -> None:
@@ -243,10 +245,10 @@ class GeneratorAdapter:
         policy, item = trainer.policy, item_from_prompt(prompt)
         assert isinstance(policy, GeneratorPolicy), "prepare returned it"
         with trainer.precision():
-            condition = Condition(policy.encode([item]))
+            condition = ItemCondition(policy.encode([item]))
             levels = policy.levels(trainer.recipe.plan(trainer.recipe.seed, 0, 1, 1).sigmas)
-            noise = unit_noise((policy.latent_dim,), 0)[None].to(policy.device)
-            x = solve(lambda x, sigma: policy.velocity(x, sigma.to(x), condition.known).float(), noise, levels)
+            noise = keyed_noise((policy.latent_dim,), 0)[None].to(policy.device)
+            x = solve_ode(lambda x, sigma: policy.velocity(x, sigma.to(x), condition.known).float(), noise, levels)
             decoded = policy.decode(x[:, None], condition)
         if decoded.frames is not None:
             frames, fps = list(decoded.frames[0]), decoded.fps
@@ -266,7 +268,7 @@ class GeneratorAdapter:
             )
         if item.image not in self.codecs:
             portrait = Portrait.from_image(read_image(item.image), name=str(item.image))
-            self.codecs[item.image] = MotionCodec(portrait, SIZE)
+            self.codecs[item.image] = MotionCodec(portrait, SAMPLE_SIZE)
         return self.codecs[item.image]
 
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flowportrait.errors import BadInput
-from flowportrait.training.lora import Lora, insert
+from flowportrait.training.lora import LoraSettings, insert_adapters
 
 # --- Published models --------------------------------------------------------------------------------------------
 #
@@ -182,18 +182,18 @@ _MODELS = (
     ),
 )  # fmt: skip
 
-MODELS: dict[str, PublishedModel] = {model.name: model for model in _MODELS}
+PUBLISHED_MODELS: dict[str, PublishedModel] = {model.name: model for model in _MODELS}
 
 
-def model_named(name: str) -> PublishedModel:
+def published_model(name: str) -> PublishedModel:
     """Return a published model by name.
 
     Raises:
         BadInput: there is no model of that name.
     """
-    if name not in MODELS:
-        raise BadInput(f"No model named {name!r} is counted: choose from {', '.join(MODELS)}.")
-    return MODELS[name]
+    if name not in PUBLISHED_MODELS:
+        raise BadInput(f"No model named {name!r} is counted: choose from {', '.join(PUBLISHED_MODELS)}.")
+    return PUBLISHED_MODELS[name]
 
 
 # --- Counting ----------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def count_memory(model: PublishedModel, rank: int = 32, checkpointing: bool = Tr
     with torch.device("meta"):
         whole = _network(model, dict(model.depth))
         parameters = sum(p.numel() for p in whole.parameters()) * model.networks
-        insert(whole, Lora(rank, rank, ATTENTION_LAYERS), 0)
+        insert_adapters(whole, LoraSettings(rank, rank, ATTENTION_LAYERS), 0)
     adapters = sum(p.numel() for p in whole.parameters() if p.requires_grad) * model.networks
     updating = _for_whole_depth(
         model, lambda depth: _pass(model, depth, rank, checkpointing, gradient=True), model.branches
@@ -284,9 +284,9 @@ def _for_whole_depth(model: PublishedModel, count: Callable[[dict[str, int]], in
 
 
 def _pass(model: PublishedModel, depth: dict[str, int], rank: int, checkpointing: bool, gradient: bool) -> int:
-    with without_memory(torch.bfloat16):
+    with meta_tensors(torch.bfloat16):
         network = _network(model, depth)
-        insert(network, Lora(rank, rank, ATTENTION_LAYERS), 0)
+        insert_adapters(network, LoraSettings(rank, rank, ATTENTION_LAYERS), 0)
         if checkpointing:
             network.enable_gradient_checkpointing()  # type: ignore[operator]
         return peak_bytes(network.train(gradient), _call(model), gradient)
@@ -295,7 +295,7 @@ def _pass(model: PublishedModel, depth: dict[str, int], rank: int, checkpointing
 def _decoding(model: PublishedModel) -> int:
     import diffusers
 
-    with without_memory(torch.bfloat16):
+    with meta_tensors(torch.bfloat16):
         vae = getattr(diffusers, model.autoencoder)(**model.autoencoder_config).eval()
         weights = sum(t.numel() * t.element_size() for t in vae.parameters())
         patch = 2 if model.autoencoder == "AutoencoderKLFlux2" else 1
@@ -402,7 +402,7 @@ class _StorageCounter(TorchDispatchMode):
 
 
 @contextmanager
-def without_memory(kind: torch.dtype) -> Iterator[None]:
+def meta_tensors(kind: torch.dtype) -> Iterator[None]:
     """Create tensors on the ``meta`` device inside the block, by default of this type, with fused attention."""
     before, attention = torch.get_default_dtype(), nn.functional.scaled_dot_product_attention
     torch.set_default_dtype(kind)

@@ -34,8 +34,8 @@ from flowportrait.adapters.pipeline_family import (
 )
 from flowportrait.adapters.policy import DecodedSamples, Item
 from flowportrait.errors import BadInput
-from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.paths import shift_levels, shift_of, shifted, solve
+from flowportrait.flow.noise import keyed_noise
+from flowportrait.flow.paths import noise_schedule, schedule_shift, shift_levels, solve_ode
 from flowportrait.media.image import read_image
 from flowportrait.rendering.vae_codec import VaeCodec, VideoLatents
 from flowportrait.rl.rollout import map_tensors
@@ -229,11 +229,11 @@ class PipelineGenerator:
         scheduler, steps = copy.deepcopy(self.pipeline.scheduler), len(sigmas) - 1
         arguments: dict[str, Any] = {"num_inference_steps": steps}
         if self.recorded.evenly:
-            arguments["sigmas"] = shifted(steps)[:-1].tolist()
+            arguments["sigmas"] = noise_schedule(steps)[:-1].tolist()
         if self.recorded.mu is not None:
             arguments["mu"] = self.family.shift(self.recorded, steps)
         scheduler.set_timesteps(**arguments)
-        return shift_levels(scheduler.sigmas.float().cpu(), shift_of(sigmas))
+        return shift_levels(scheduler.sigmas.float().cpu(), schedule_shift(sigmas))
 
     @torch.no_grad()
     def delivery_gap(self, item: Item, steps: int = 3) -> int | None:
@@ -244,13 +244,13 @@ class PipelineGenerator:
         Returns:
             The difference, or None where the pipeline cannot be called with the same inputs.
         """
-        known, noise = self.encode([item]), unit_noise(self.shape, 0)[None].to(self.pipeline.transformer.device)
+        known, noise = self.encode([item]), keyed_noise(self.shape, 0)[None].to(self.pipeline.transformer.device)
         kept, _ = self.call(noise, noise.new_ones(1), known.prompted)
         start = self.family.start(noise, kept)
         if start is None:
             return None
-        levels = self.levels(shifted(steps))
-        x = solve(lambda x, sigma: self.velocity(x, sigma.to(x).expand(1), known), noise, levels)
+        levels = self.levels(noise_schedule(steps))
+        x = solve_ode(lambda x, sigma: self.velocity(x, sigma.to(x).expand(1), known), noise, levels)
         (clip,) = self.decode(x, known).frames or ()
         with with_euler_steps(self.pipeline, levels):
             arguments = {"latents": start, "num_inference_steps": steps, "output_type": "np"}

@@ -4,7 +4,7 @@
                                               └── recorded: calls ──┘                        └─ recorded, and stop
 
 The pipeline itself encodes texts and pictures, masks and packs; none of that is implemented again here. The record is
-also a test: the velocity computed from the calls must be the one that the pipeline gave its scheduler. ``Family`` turns
+also a test: the velocity computed from the calls must be the one that the pipeline gave its scheduler. ``PipelineFamily`` turns
 recorded calls into calls at any x and σ.
 """
 
@@ -31,7 +31,7 @@ Call = dict[str, Any]
 """Arguments of the transformer by name."""
 
 
-class Family:
+class PipelineFamily:
     """A family of pipelines. The defaults below fit most; ``adapters.families`` overrides where a family differs.
 
     hidden_states = x, followed in dimension 1 by further inputs (masks, first frame, references)

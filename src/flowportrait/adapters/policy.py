@@ -28,11 +28,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowportrait.errors import BadInput
-from flowportrait.files import complete
-from flowportrait.flow.noise import seed_of
+from flowportrait.files import atomic_write
+from flowportrait.flow.noise import mix_seed
 from flowportrait.media.audio import read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import MOTION_DIM
@@ -98,7 +98,7 @@ class Generator(Protocol):
 # --- A generator as a policy -------------------------------------------------------------------------------------
 
 
-class Condition(NamedTuple):
+class ItemCondition(NamedTuple):
     """The encoding of each sample's item."""
 
     known: Any
@@ -108,19 +108,19 @@ class Condition(NamedTuple):
         """Number of chunks to generate: one, the whole sample."""
         return 1
 
-    def select(self, rows: torch.Tensor) -> Condition:
+    def select(self, rows: torch.Tensor) -> ItemCondition:
         """Return the samples at these indices."""
-        return Condition(map_tensors(lambda part: part[rows.to(part.device)], self.known))
+        return ItemCondition(map_tensors(lambda part: part[rows.to(part.device)], self.known))
 
-    def repeat(self, times: int) -> Condition:
+    def repeat(self, times: int) -> ItemCondition:
         """Return each sample ``times`` times in a row."""
-        return Condition(map_tensors(lambda part: part.repeat_interleave(times, 0), self.known))
+        return ItemCondition(map_tensors(lambda part: part.repeat_interleave(times, 0), self.known))
 
 
 class SingleChunkSession:
     """A generation of one chunk, the whole sample."""
 
-    def __init__(self, condition: Condition) -> None:
+    def __init__(self, condition: ItemCondition) -> None:
         self.known = condition.known
 
     def context(self) -> Any:
@@ -196,16 +196,16 @@ class GeneratorPolicy(nn.Module):
         return map_tensors(lambda part: part.detach(), known)
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor, condition: Condition) -> DecodedSamples:
+    def decode(self, latents: torch.Tensor, condition: ItemCondition) -> DecodedSamples:
         """Decode latents ``[B, 1, D]`` with the generator, without gradients."""
         with self.lock:
             return self.generator.decode(latents.reshape(-1, *self.generator.shape), condition.known)
 
-    def session(self, condition: Condition) -> SingleChunkSession:
+    def session(self, condition: ItemCondition) -> SingleChunkSession:
         """Start generating a sample."""
         return SingleChunkSession(condition)
 
-    def contexts(self, condition: Condition, latents: torch.Tensor) -> Any:
+    def contexts(self, condition: ItemCondition, latents: torch.Tensor) -> Any:
         """Return the contexts of the one chunk, the encoding as ``[B, 1, …]``."""
         return map_tensors(lambda part: part[:, None], condition.known)
 
@@ -250,13 +250,13 @@ class GeneratorPolicy(nn.Module):
         else:
             assert isinstance(self.generator, nn.Module), "a generator without networks is a module"
             weights = {name: value.contiguous() for name, value in self.generator.state_dict().items()}
-            with complete(folder / "model.safetensors") as partial:
+            with atomic_write(folder / "model.safetensors") as partial:
                 save_file(weights, partial)
 
 
 # --- The task of a generator -------------------------------------------------------------------------------------
 
-WITHOUT_FACE = frozenset({"frames", "fps", "audio", "transcript", "group", "policy"})
+NEEDS_WITHOUT_FACE = frozenset({"frames", "fps", "audio", "transcript", "group", "policy"})
 """Needs of rewards that can be met without tracking a face."""
 
 
@@ -286,7 +286,7 @@ class GeneratorTask:
     def __init__(self, items: Sequence[Item], needs: frozenset[str]) -> None:
         """Take the items, and the needs of all rewards together."""
         self.items = list(items)
-        self.tracks_faces = not needs <= WITHOUT_FACE
+        self.tracks_faces = not needs <= NEEDS_WITHOUT_FACE
         self.compares_portraits = "portrait" in needs
         self.known: dict[str, Any] = {}
         self.sounds: dict[str, np.ndarray] = {}
@@ -294,17 +294,17 @@ class GeneratorTask:
 
     def draw(self, groups: int, seed: int, iteration: int) -> ItemBatch:
         """Draw items for a number of groups; the result depends on the arguments alone."""
-        generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
+        generator = torch.Generator().manual_seed(mix_seed(seed, iteration, 0))
         order = torch.randperm(len(self.items), generator=generator).tolist()
         return ItemBatch([self.items[order[i % len(order)]] for i in range(groups)])
 
-    def condition(self, policy: GeneratorPolicy, prompts: ItemBatch) -> Condition:
+    def condition(self, policy: GeneratorPolicy, prompts: ItemBatch) -> ItemCondition:
         """Return the encoding of items; each is encoded once in a run."""
         for item in prompts.items:
             if item.id not in self.known:
                 self.known[item.id] = map_tensors(lambda part: part.cpu(), policy.encode([item]))
         rows = [self.known[item.id] for item in prompts.items]
-        return Condition(map_tensors(lambda *parts: torch.cat(parts).to(policy.device), *rows))
+        return ItemCondition(map_tensors(lambda *parts: torch.cat(parts).to(policy.device), *rows))
 
     def real(self, policy: GeneratorPolicy, prompts: ItemBatch) -> torch.Tensor | None:
         """Return None, since items have no real clips."""
@@ -313,7 +313,7 @@ class GeneratorTask:
     def batch(self, policy: GeneratorPolicy, trajectory: Trajectory, prompts: ItemBatch) -> RewardBatch:
         """Decode the samples of a trajectory, and return them as rewards see them."""
         latents = trajectory.latents.to(policy.device)
-        condition = Condition(map_tensors(lambda part: part.to(policy.device), trajectory.condition.known))
+        condition = ItemCondition(map_tensors(lambda part: part.to(policy.device), trajectory.condition.known))
         batch = self.reward_batch(policy.decode(latents, condition), prompts.items)
         batch.group, batch.policy = trajectory.group, policy
         batch.condition, batch.latents = condition, latents
@@ -386,4 +386,4 @@ def _frame_source(decoded: DecodedSamples, count: int | None) -> FrameSource | N
 
 def _log_mels(sound: np.ndarray) -> torch.Tensor:
     columns = sound.shape[1] // SAMPLES_PER_FRAME * MELS_PER_FRAME
-    return torch.stack([log_mel(level(wave))[:columns] for wave in sound])
+    return torch.stack([log_mel(normalize_loudness(wave))[:columns] for wave in sound])

@@ -22,10 +22,10 @@ from flowportrait import terminal
 from flowportrait.commands.options import Files, Flag, Json, OptionalInt, OptionalPath, OptionalText, Repeated
 from flowportrait.errors import BadInput, PartialFailure
 from flowportrait.files import check_output_file
-from flowportrait.media.formats import FORMATS, output_format
+from flowportrait.media.formats import OUTPUT_FORMATS, output_format
 from flowportrait.pipelines.batch import BatchItem, is_batch, plan_batch
 from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn, parse_gaze, parse_guide
-from flowportrait.terminal import say, waiting
+from flowportrait.terminal import log, waiting
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -190,13 +190,13 @@ def _check_sound(options: AnimateOptions) -> None:
 
 
 def _check_motion_output(options: AnimateOptions, target: Path) -> None:
-    from flowportrait.rendering.motion_files import check_name
+    from flowportrait.rendering.motion_files import check_motion_file_name
 
     if options.video:
         raise BadInput("--motion-out works with --image only: a dubbed video keeps its own performance.")
     if options.stream:
         raise BadInput("--stream does not go with --motion-out: give --image, and --text or sound on standard input.")
-    check_name(target)
+    check_motion_file_name(target)
     check_output_file(target, target.suffix.lower()[1:], "--motion-out")
 
 
@@ -205,7 +205,7 @@ def _read(request: AnimateRequest) -> AnimateInputs:
 
     inputs = read_inputs(request, terminal)
     for note in inputs.notes:
-        say(note)
+        log(note)
     return inputs
 
 
@@ -239,16 +239,16 @@ def _saver(options: AnimateOptions) -> Save:
     pipeline = _load_pipeline(options)
 
     def save(item: BatchItem, inputs: AnimateInputs | None = None, began: float | None = None) -> dict[str, Any]:
-        from flowportrait.pipelines.guidance import comparison_sentence
+        from flowportrait.pipelines.guidance import describe_candidates
 
         request, output = item
         began = began or time.monotonic()
         inputs = inputs or _read(request)
         video = pipeline.run(request, inputs)
         if video.candidates:
-            say(comparison_sentence(video.candidates, request.by or "reward"))
+            log(describe_candidates(video.candidates, request.by or "reward"))
         if output_format(output).audio_codec is None:
-            say(f"Note: {output.name} will be silent: {output.suffix} holds no sound.")
+            log(f"Note: {output.name} will be silent: {output.suffix} holds no sound.")
         marked = not options.no_provenance
         count = video.save(
             output, sign=marked, watermark=marked, certificate=options.certificate, private_key=options.private_key
@@ -258,7 +258,7 @@ def _saver(options: AnimateOptions) -> Save:
 
             write_motion(options.motion_out, video.motion)
         for note in video.notes[len(inputs.notes) :]:
-            say(note)
+            log(note)
         result = _summary(request, output, count, time.monotonic() - began, video.frame_rate)
         return result if video.undubbed_frames is None else result | {"undubbed_frames": video.undubbed_frames}
 
@@ -281,12 +281,12 @@ def _save_batch(options: AnimateOptions, items: Sequence[BatchItem], save: Save)
             videos.append(save(item))
         except (BadInput, OSError) as error:
             failures[str(item.output)] = str(error)
-            say(f"{number} of {total}: {item.output.name} was not made. {error}")
+            log(f"{number} of {total}: {item.output.name} was not made. {error}")
         except KeyboardInterrupt:
-            say(f"{len(videos)} of {total} videos are finished in {options.output}.")
+            log(f"{len(videos)} of {total} videos are finished in {options.output}.")
             raise
         else:
-            say(f"{number} of {total}: {item.output.name}, {time.monotonic() - began:.0f} s")
+            log(f"{number} of {total}: {item.output.name}, {time.monotonic() - began:.0f} s")
     result: dict[str, Any] = {"output": str(options.output)}
     if options.json:
         result |= {"videos": videos, "failures": failures}
@@ -304,19 +304,19 @@ def _stream(options: AnimateOptions, request: AnimateRequest) -> dict[str, Any]:
     if piped and options.json:
         raise BadInput("--output - writes the video to standard output: leave out --json.")
     if not piped and not output_format(options.output).streamed:
-        endings = " or ".join(form.suffix for form in FORMATS.values() if form.streamed)
+        endings = " or ".join(form.suffix for form in OUTPUT_FORMATS.values() if form.streamed)
         raise BadInput(f"--stream does not write {options.output.suffix}: give a name that ends in {endings}.")
-    from flowportrait.media.stream import iter_stream
+    from flowportrait.media.stream import iter_sound_stream
 
     pipeline = _load_pipeline(options)
-    stream = pipeline.run_stream(request, None if request.text is not None else iter_stream(sys.stdin.buffer))
+    stream = pipeline.run_stream(request, None if request.text is not None else iter_sound_stream(sys.stdin.buffer))
     began = time.monotonic()
     # Not through Python's buffer: a player that is closed would leave it something to complain of at the end.
     target = FileIO(sys.stdout.fileno(), "wb", closefd=False) if piped else options.output
     try:
         count = stream.save(target, watermark=not options.no_provenance)
     except KeyboardInterrupt:
-        say("Interrupted: the video ends here, and plays.")
+        log("Interrupted: the video ends here, and plays.")
         raise SystemExit(130) from None
     if count == 0:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.commands.options import OptionalInt
-from flowportrait.extras import require
+from flowportrait.extras import require_extra
 from flowportrait.files import check_output_folder
 
 
@@ -24,7 +24,7 @@ class DemoOptions:
 def run(options: DemoOptions) -> dict[str, Any]:
     """The main job end to end."""
     check_output_folder(options.output)
-    require("demo", "accelerate", "peft", "matplotlib", "skimage", "torchmetrics")
-    from flowportrait.demo import demo
+    require_extra("demo", "accelerate", "peft", "matplotlib", "skimage", "torchmetrics")
+    from flowportrait.demo import run_demo
 
-    return demo(options.output, options.iterations)
+    return run_demo(options.output, options.iterations)

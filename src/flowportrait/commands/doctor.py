@@ -13,7 +13,7 @@ from flowportrait.commands.options import Json
 from flowportrait.errors import BadInput
 
 if TYPE_CHECKING:
-    from flowportrait.rl.doctor import Finding
+    from flowportrait.rl.doctor import RunFinding
 
 METRICS, RECIPE = FILES = ("metrics.jsonl", "recipe.json")
 """What makes a folder a run of post-training."""
@@ -69,19 +69,19 @@ def find_runs(folder: Path) -> list[Path]:
     raise BadInput(f"{folder} holds no run, neither itself nor in its folders: a run has {METRICS} and {RECIPE}.")
 
 
-def _examine(run: Path) -> tuple[int, list[Finding]]:
+def _examine(run: Path) -> tuple[int, list[RunFinding]]:
     """Iterations and findings of one run."""
-    from flowportrait.rl.doctor import examine
+    from flowportrait.rl.doctor import diagnose_run
 
     try:
         lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines if line.strip()]
-        return len(records), examine(records, json.loads((run / RECIPE).read_text(encoding="utf-8")))
+        return len(records), diagnose_run(records, json.loads((run / RECIPE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"A file of {run} is damaged: {error}.") from error
 
 
-def _readable(count: int, findings: list[Finding]) -> dict[str, str]:
+def _readable(count: int, findings: list[RunFinding]) -> dict[str, str]:
     if not findings:
         return {"healthy": f"nothing found in {count} iterations"}
     return {finding.kind: f"{finding.seen}; {finding.advice}" for finding in findings}

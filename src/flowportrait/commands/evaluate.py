@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from flowportrait.commands.options import Flag, Inputs, Json, OptionalPair, OptionalPath, OptionalText, Repeated
 from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
-from flowportrait.extras import require
+from flowportrait.extras import require_extra
 from flowportrait.files import check_output_folder
-from flowportrait.terminal import print_table, say
+from flowportrait.terminal import log, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -147,20 +147,20 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     if options.workers < 1:
         raise BadInput(f"--workers {options.workers} is not a number of processes: give 1 or more.")
     check_output_folder(options.output)
-    require("report", "matplotlib")
-    from flowportrait.evaluation.api import Videos, evaluate
-    from flowportrait.pipelines.prompt_videos import system_names
+    require_extra("report", "matplotlib")
+    from flowportrait.evaluation.api import VideoInput, evaluate
+    from flowportrait.pipelines.prompt_videos import distinct_system_names
 
-    systems: dict[str, Videos] = {"videos": find_videos(options.videos)} if options.videos else {}
+    systems: dict[str, VideoInput] = {"videos": find_videos(options.videos)} if options.videos else {}
     systems |= named_systems(options.system, options.prompts)
     checkpoints = [name for name in (options.checkpoint, options.baseline) if name]
     if checkpoints:
-        systems |= dict(zip(system_names(checkpoints), checkpoints, strict=True))
+        systems |= dict(zip(distinct_system_names(checkpoints), checkpoints, strict=True))
     report = evaluate(
         systems,
         options.real,
         prompts=options.prompts,
-        baseline=options.against or (system_names(checkpoints)[1] if options.baseline else None),
+        baseline=options.against or (distinct_system_names(checkpoints)[1] if options.baseline else None),
         output=options.output,
         seed=options.seed,
         groups=options.groups,
@@ -173,9 +173,9 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         return found
     print_table(report.table)
     for remark in found["remarks"][:MOST_REMARKS]:
-        say(f"Note: {remark}")
+        log(f"Note: {remark}")
     for entry in found["excluded"]:
-        say(f"Left out: {entry['system']}/{entry['file']}: {entry['reason']}")
+        log(f"Left out: {entry['system']}/{entry['file']}: {entry['reason']}")
     return {name: found[name] for name in ("report", "metrics.json", "metrics.csv")}
 
 
@@ -217,7 +217,7 @@ def run_score(options: ScoreOptions) -> dict[str, Any]:
     names = options.rewards.split(",") if options.rewards else None
     found, left_out = score_videos(options.videos, names, options.portrait)
     for reason in left_out.values():
-        say(f"Left out: {reason}")
+        log(f"Left out: {reason}")
     if not found:
         raise BadInput(f"None of {len(left_out)} videos can be scored.")
     if options.json:
@@ -266,21 +266,21 @@ def _format_score(value: float | None) -> str:
 
 def run_bench(options: BenchOptions) -> dict[str, Any]:
     """Run the benchmark, or compare two results."""
-    from flowportrait.evaluation.benchmark import compare_results
+    from flowportrait.evaluation.benchmark import compare_benchmark_results
 
     if options.compare:
-        found = compare_results(*options.compare)
+        found = compare_benchmark_results(*options.compare)
         return found if options.json else _differing_rows(found)
     if options.output is None:
         raise BadInput("flowportrait evaluate bench needs --output FOLDER, or --compare with two results.json.")
     check_output_folder(options.output)
-    require("report", "matplotlib")
+    require_extra("report", "matplotlib")
     from flowportrait.evaluation.benchmark import run_benchmark
-    from flowportrait.evaluation.benchmark_systems import Protocol, cases, quick
+    from flowportrait.evaluation.benchmark_systems import BenchmarkProtocol, benchmark_cases, quick_protocol
 
     checkpoints, others = _bench_systems(options.system or ["sft=sft", "rl=rl"])
-    protocol = quick(Protocol()) if options.quick else Protocol()
-    made = cases(protocol, options.prompts, find_videos([options.real]) if options.real else [])
+    protocol = quick_protocol(BenchmarkProtocol()) if options.quick else BenchmarkProtocol()
+    made = benchmark_cases(protocol, options.prompts, find_videos([options.real]) if options.real else [])
     found = run_benchmark(checkpoints, others, made, protocol, options.output, options.cache, options.workers)
     if options.json:
         return found
@@ -323,13 +323,13 @@ def run_portraits(options: PortraitsOptions) -> dict[str, Any]:
     from flowportrait.portraitgen import taxonomy
 
     if options.compare:
-        from flowportrait.portraitgen.benchmark import compare
+        from flowportrait.portraitgen.benchmark import compare_bench_results
 
-        rows = compare(*options.compare)
+        rows = compare_bench_results(*options.compare)
         if options.json:
             return {"differences": rows}
         return {row["what"]: f"{row['difference']:+.3f}, p = {row['p']:.2g}" for row in rows}
-    prompts = taxonomy.read(options.prompts)
+    prompts = taxonomy.read_bench_prompts(options.prompts)
     if options.list:
         return {prompt.id: prompt.text for prompt in prompts}
     if (options.images is None) == (options.policy is None):
@@ -342,29 +342,29 @@ def run_portraits(options: PortraitsOptions) -> dict[str, Any]:
         raise BadInput(f"--per-prompt {options.per_prompt} is not possible: it must be at least 1.")
     if options.output:
         check_output_folder(options.output)
-    from flowportrait.judges.build import read_settings
+    from flowportrait.judges.build import read_judge_settings
     from flowportrait.portraitgen import benchmark as bench
     from flowportrait.portraitgen.judging import build_still_judge
 
-    judge = build_still_judge(read_settings(options.judge))
+    judge = build_still_judge(read_judge_settings(options.judge))
     if options.images is not None:
         folder = options.images
     else:
         assert options.policy is not None
         assert options.output is not None
-        from flowportrait.portraitgen.benchmark import drawing
+        from flowportrait.portraitgen.benchmark import load_picture_generator
 
         folder = options.output / "pictures"
-        bench.drawn(drawing(options.policy), prompts, options.per_prompt, folder)
-    named = bench.pictures_in(folder, prompts)
-    found = bench.run(named, judge, prompts, len(named))
+        bench.generate_missing_pictures(load_picture_generator(options.policy), prompts, options.per_prompt, folder)
+    named = bench.find_prompt_pictures(folder, prompts)
+    found = bench.judge_pictures(named, judge, prompts, len(named))
     if options.output:
-        bench.write(found, options.output / "results.json")
+        bench.write_bench_result(found, options.output / "results.json")
     if options.json:
         return found
     from rich.console import Console
 
-    for table in bench.tables(found):
+    for table in bench.result_tables(found):
         Console().print(table)
     free = found["free_of_artefacts"]
     return {"free of artefacts": f"{free['count']} of {free['of']}"} if free else {}

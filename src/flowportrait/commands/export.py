@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowportrait.files import check_not_an_input, check_output_file
+from flowportrait.files import check_output_file, check_output_is_not_input
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,6 @@ def run(options: ExportOptions) -> dict[str, Any]:
     from flowportrait.models.sampler import export_step
 
     sizes = options.output.with_suffix(".json")
-    check_not_an_input(sizes, checkpoint_folder(options.checkpoint).iterdir())
+    check_output_is_not_input(sizes, checkpoint_folder(options.checkpoint).iterdir())
     export_step(load_generator(options.checkpoint), options.output)
     return {"output": str(options.output), "bytes": options.output.stat().st_size}

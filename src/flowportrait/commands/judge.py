@@ -12,7 +12,7 @@ from tyro import conf
 
 from flowportrait.commands.options import Flag, Inputs, Json, OptionalPath, Pairs, Repeated, Settings
 from flowportrait.errors import BadInput
-from flowportrait.extras import require
+from flowportrait.extras import require_extra
 
 if TYPE_CHECKING:
     from flowportrait.judges.build import JudgeSettings
@@ -114,12 +114,12 @@ def run_score(options: JudgeScoreOptions) -> dict[str, Any]:
     """Grade files into a report."""
     _check_json(options.output)
     from flowportrait.data.prompts import find_videos
-    from flowportrait.judges.build import grade_files, write_report
+    from flowportrait.judges.build import grade_files, write_judge_report
 
     paths = find_videos(options.videos)
     judge = _judge(options)
     report = grade_files(judge, paths)
-    write_report(report, options.output)
+    write_judge_report(report, options.output)
     return {"report": str(options.output), **report["summary"]}
 
 
@@ -129,7 +129,7 @@ def run_check(options: JudgeCheckOptions) -> dict[str, Any]:
 
     settings = _settings(options)
     certificate = (_examine_stills if options.stills else _examine_clips)(settings, options.videos)
-    path = save_certificate(certificate, settings.kept_in / "checked")
+    path = save_certificate(certificate, settings.storage_folder / "checked")
     cases = {
         f"{result.aspect} / {result.damage}": " → ".join(f"{mean:.2f}" for mean in result.means)
         + f"  order {result.order:.0%}{'' if result.passed else '  FAILED'}"
@@ -148,22 +148,22 @@ def _examine_clips(settings: JudgeSettings, paths: Sequence[Path]) -> Certificat
     with waiting("loading the judge"):
         from flowportrait.judges.build import build_judge
         from flowportrait.judges.clips import JudgedClip
-        from flowportrait.judges.sanity import CLIP_SANITY, examine
+        from flowportrait.judges.sanity import CLIP_SANITY, certify_judge
 
         judge = build_judge(settings)
     clips = [JudgedClip.from_video(path) for path in progress(found, len(found), "reading clips")]
-    return examine(judge, clips, CLIP_SANITY)
+    return certify_judge(judge, clips, CLIP_SANITY)
 
 
 def _examine_stills(settings: JudgeSettings, paths: Sequence[Path]) -> Certificate:
     from flowportrait.terminal import waiting
 
     with waiting("loading the judge"):
-        from flowportrait.judges.sanity import examine
+        from flowportrait.judges.sanity import certify_judge
         from flowportrait.portraitgen.judging import STILL_SANITY, build_still_judge, read_stills
 
         judge = build_still_judge(settings)
-    return examine(judge, read_stills(paths), STILL_SANITY)
+    return certify_judge(judge, read_stills(paths), STILL_SANITY)
 
 
 def run_calibrate(options: JudgeCalibrateOptions) -> dict[str, Any]:
@@ -171,18 +171,18 @@ def run_calibrate(options: JudgeCalibrateOptions) -> dict[str, Any]:
     if (options.scores is None) == (options.videos is None):
         raise BadInput("flowportrait judge calibrate needs either --scores with a report or --videos with a folder.")
     _check_json(options.output)
-    require("report", "matplotlib")  # for the histograms, which are drawn after all grading
-    from flowportrait.judges.build import grade_files, raw_scores, read_report
+    require_extra("report", "matplotlib")  # for the histograms, which are drawn after all grading
+    from flowportrait.judges.build import grade_files, read_judge_report, scores_before_calibration
     from flowportrait.judges.calibration import compare_with_humans, draw_histograms, read_human_scores
 
     human = read_human_scores(options.human)
     if options.videos is None:
         assert options.scores is not None
-        report = read_report(options.scores)
+        report = read_judge_report(options.scores)
     else:
         paths = [options.videos / person.file for person in human]
         report = grade_files(_judge(options), paths, [person.generator for person in human])
-    calibration, agreement = compare_with_humans(raw_scores(report), human, report["judge"])
+    calibration, agreement = compare_with_humans(scores_before_calibration(report), human, report["judge"])
     calibration.save(options.output, agreement)
     picture = options.output.with_suffix(".png")
     draw_histograms(agreement, picture)
@@ -191,41 +191,41 @@ def run_calibrate(options: JudgeCalibrateOptions) -> dict[str, Any]:
 
 def run_agree(options: JudgeAgreeOptions) -> dict[str, Any]:
     """A judge beside stated preferences."""
-    from flowportrait.judges.learning import agreement, read_labelled_pairs
+    from flowportrait.judges.learning import measure_agreement, read_labelled_pairs
     from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.terminal import waiting
 
     judge = _judge(options)
     with waiting("judging the clips of the pairs"):
-        found = agreement(judge, read_labelled_pairs(PreferenceDataset.load(options.pairs)), options.band)[0]
+        found = measure_agreement(judge, read_labelled_pairs(PreferenceDataset.load(options.pairs)), options.band)[0]
     return {"judge": f"{judge.name} ({judge.kind})", **found.to_dict()}
 
 
 def run_learn(options: JudgeLearnOptions) -> dict[str, Any]:
     """Revise a library as long as held-out preferences are better agreed with."""
     _check_json(options.output)
-    from flowportrait.judges.build import build_backend, build_with_library
-    from flowportrait.judges.learning import ExpertToggles, Proposer, RuleEditor, improve, read_labelled_pairs
+    from flowportrait.judges.build import build_judge_backend, build_judge_with_library
+    from flowportrait.judges.learning import ExpertToggles, Proposer, RuleEditor, learn_library, read_labelled_pairs
     from flowportrait.judges.questions import ReplyCache
-    from flowportrait.judges.rubric import Library
+    from flowportrait.judges.rubric import RubricLibrary
     from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.terminal import waiting
 
     settings = _settings(options)
     stated = read_labelled_pairs(PreferenceDataset.load(options.pairs))
-    start = Library.load(settings.library) if settings.library else None
+    start = RubricLibrary.load(settings.library) if settings.library else None
     propose: Proposer
     if settings.by == "measured":
         from flowportrait.judges.measured import EXPERTS, Experts
 
-        backend, start = None, start or Library(EXPERTS)
+        backend, start = None, start or RubricLibrary(EXPERTS)
         propose = ExpertToggles(tuple(Experts.load().scales))
     else:
-        backend = build_backend(settings)
-        propose = RuleEditor(backend, ReplyCache(settings.kept_in / "answers"))
+        backend = build_judge_backend(settings)
+        propose = RuleEditor(backend, ReplyCache(settings.storage_folder / "answers"))
     with waiting(f"judging the clips of {len(stated)} pairs with up to {options.rounds} revisions"):
-        learned = improve(
-            lambda library: build_with_library(settings, library, backend),
+        learned = learn_library(
+            lambda library: build_judge_with_library(settings, library, backend),
             stated,
             propose,
             options.rounds,
@@ -239,25 +239,32 @@ def run_learn(options: JudgeLearnOptions) -> dict[str, Any]:
 
 def run_serve(options: JudgeServeOptions) -> dict[str, Any]:
     """Serve until stopped."""
-    from flowportrait.terminal import say
-    from flowportrait.web_server import LOOPBACK, address_of, bind, check_certificate, make_server, public_names
+    from flowportrait.terminal import log
+    from flowportrait.web_server import (
+        LOOPBACK,
+        allowed_host_names,
+        bind_listener,
+        check_tls_certificate,
+        listener_url,
+        make_server,
+    )
 
     key, local = os.environ.get(KEY_ENV), options.host in LOOPBACK
     if not local and not key:
         raise BadInput(f"--host {options.host} can be reached from outside: set a key in {KEY_ENV} first.")
-    check_certificate(options.certificate, options.private_key)
-    names = public_names(options.host, options.public_name)
-    with bind(options.host, options.port) as listener:
+    check_tls_certificate(options.certificate, options.private_key)
+    names = allowed_host_names(options.host, options.public_name)
+    with bind_listener(options.host, options.port) as listener:
         from flowportrait.judges.build import build_judge
-        from flowportrait.judges.server import MODEL, create_app, servable_rewards
+        from flowportrait.judges.server import SERVED_MODEL, judge_app, servable_rewards
 
-        app = create_app(build_judge(_settings(options)), servable_rewards(options.scorers), key, names)
-        address = address_of(listener, "https" if options.certificate else "http")
+        app = judge_app(build_judge(_settings(options)), servable_rewards(options.scorers), key, names)
+        address = listener_url(listener, "https" if options.certificate else "http")
 
         def ready() -> None:
-            say(f"{MODEL} at {address}/v1, scorers at {address}/score/NAME (Ctrl-C ends it)")
+            log(f"{SERVED_MODEL} at {address}/v1, scorers at {address}/score/NAME (Ctrl-C ends it)")
             if not local and options.certificate is None:
-                say("Clients send no key over an unencrypted network: give --certificate and --private-key, or let "
+                log("Clients send no key over an unencrypted network: give --certificate and --private-key, or let "
                     "them come through an SSH tunnel.")  # fmt: skip
 
         make_server(app, ready, options.certificate, options.private_key).run(sockets=[listener])

@@ -31,7 +31,7 @@ import tyro
 from tyro import conf
 
 from flowportrait.errors import BadInput
-from flowportrait.terminal import say
+from flowportrait.terminal import log
 
 Options = TypeVar("Options")
 
@@ -208,7 +208,7 @@ class _Words:
         name = written.replace("_", "-")
         name = RENAMED.get(name, name)
         if name in REPLACED and REPLACED[name] in self.names:
-            say(f"Warning: {name} is called {REPLACED[name]} now; the old name goes with the next version.")
+            log(f"Warning: {name} is called {REPLACED[name]} now; the old name goes with the next version.")
             return REPLACED[name]
         if name in self.names:
             return name

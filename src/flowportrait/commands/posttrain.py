@@ -183,12 +183,12 @@ def run_policies(options: PolicyOptions) -> dict[str, Any]:
 
 
 def _check_policy(options: PolicyOptions) -> dict[str, Any]:
-    from flowportrait.adapters.check import check
+    from flowportrait.adapters.check import check_generator
     from flowportrait.adapters.loading import load_policy_generator, read_items
     from flowportrait.adapters.policy import Item
 
     items = read_items(options.prompts)[:2] if options.prompts else [Item("one", "A face."), Item("two", "A street.")]
-    found = check(load_policy_generator(options.name[0], options.policy_set, options.bf16), items)
+    found = check_generator(load_policy_generator(options.name[0], options.policy_set, options.bf16), items)
     last = found[-1]
     if not last.passed and last.name == "encode" and not options.prompts:
         raise BadInput(
@@ -203,8 +203,8 @@ def _check_policy(options: PolicyOptions) -> dict[str, Any]:
 def _count_memory(options: PolicyOptions) -> dict[str, Any]:
     with waiting("loading diffusers"):
         from flowportrait.adapters.memory import count_memory
-    from flowportrait.adapters.memory import MODELS, model_named
+    from flowportrait.adapters.memory import PUBLISHED_MODELS, published_model
 
-    chosen = [model_named(name) for name in options.name or MODELS]
+    chosen = [published_model(name) for name in options.name or PUBLISHED_MODELS]
     needs = {model.name: count_memory(model) for model in progress(chosen, len(chosen), "counting")}
     return {name: own.as_dict() if options.json else str(own) for name, own in needs.items()}

@@ -25,8 +25,8 @@ from flowportrait.commands.options import (
 )
 from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
-from flowportrait.study.plan import MOST_PARTICIPANTS
-from flowportrait.terminal import say
+from flowportrait.study.plan import MAX_PARTICIPANTS
+from flowportrait.terminal import log
 
 if TYPE_CHECKING:
     from flowportrait.preferences.dataset import PreferenceDataset
@@ -114,7 +114,7 @@ class StudyServeOptions:
     """Port to listen on; 0 for a free one."""
     public_name: Repeated = ()
     """Name under which others reach this computer; its own names and addresses are known."""
-    participants: int = MOST_PARTICIPANTS
+    participants: int = MAX_PARTICIPANTS
     """How many may take part."""
 
 
@@ -134,7 +134,7 @@ class StudyAnalyseOptions:
 class TrainOptions:
     """Train the reward model of sync, expression and motion: Bradley-Terry with ties."""
 
-    configuration: ClassVar[str] = "flowportrait.preferences.reward_model:RewardTrainingConfig"
+    configuration: ClassVar[str] = "flowportrait.preferences.reward_model:MotionRewardTrainingConfig"
     output: Path
     """Folder to write."""
     corpus: OptionalPath = None
@@ -152,7 +152,7 @@ class TrainOptions:
 class TrainLatentOptions:
     """Train the same three scores of noisy latents, for guidance and pruning."""
 
-    configuration: ClassVar[str] = "flowportrait.preferences.latent_reward:LatentTrainingConfig"
+    configuration: ClassVar[str] = "flowportrait.preferences.latent_reward:LatentRewardTrainingConfig"
     corpus: Path
     """Prepared corpus that pairs are made from."""
     output: Path
@@ -181,9 +181,9 @@ def run_inspect(options: InspectOptions) -> dict[str, Any]:
     if options.json:
         return result
     for sentence in inspection.sentences:
-        say(sentence)
+        log(sentence)
     for reason, count in inspection.excluded.items():
-        say(f"Left out: {count} of {inspection.counts['pairs']}: {reason}.")
+        log(f"Left out: {count} of {inspection.counts['pairs']}: {reason}.")
     lines = {key: value for key, value in result.items() if key not in ("aspects", "excluded", "sentences")}
     for aspect, row in inspection.counts["aspects"].items():
         alpha = "cannot be said" if row["alpha"] is None else f"{row['alpha']:.2f}"
@@ -196,13 +196,13 @@ def run_inspect(options: InspectOptions) -> dict[str, Any]:
 
 def run_judged(options: FromJudgeOptions) -> dict[str, Any]:
     """Two score tables to pairs."""
-    from flowportrait.preferences.build_pairs import pairs_from_scores, read_scores
+    from flowportrait.preferences.build_pairs import build_pairs_from_scores, read_judge_scores
     from flowportrait.preferences.dataset import write_pairs
 
-    tables = read_scores(options.a), read_scores(options.b)
-    pairs, alone = pairs_from_scores(*tables, options.tie_band, options.judge, options.folders)
+    tables = read_judge_scores(options.a), read_judge_scores(options.b)
+    pairs, alone = build_pairs_from_scores(*tables, options.tie_band, options.judge, options.folders)
     if alone:
-        say(f"{len(alone)} clips are in one table only and left out: {', '.join(alone[:5])}{' …' * (len(alone) > 5)}")
+        log(f"{len(alone)} clips are in one table only and left out: {', '.join(alone[:5])}{' …' * (len(alone) > 5)}")
     write_pairs(options.output, pairs)
     return {"pairs": len(pairs), "left_out": len(alone), "output": str(options.output)}
 
@@ -212,14 +212,16 @@ def run_make(options: MakeOptions) -> dict[str, Any]:
     check_output_folder(options.output)
     from flowportrait.corruption.catalogue import CORRUPTIONS
     from flowportrait.data.prompts import find_videos
-    from flowportrait.preferences.build_pairs import pairs_from_damage
+    from flowportrait.preferences.build_pairs import build_pairs_from_damage
     from flowportrait.preferences.dataset import PAIRS_FILE, read_pairs
 
     videos = find_videos(options.videos)
     names = options.damage or list(CORRUPTIONS)
-    left_out = pairs_from_damage(videos, options.output, options.per_video, names, options.split, options.seed, say)
+    left_out = build_pairs_from_damage(
+        videos, options.output, options.per_video, names, options.split, options.seed, log
+    )
     for name, why in left_out.items():
-        say(f"Left out: {name}: {why}")
+        log(f"Left out: {name}: {why}")
     path = options.output / PAIRS_FILE
     return {"pairs": len(read_pairs(path)), "left_out": len(left_out), "output": str(path)}
 
@@ -241,7 +243,7 @@ def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
         report=done.append,
     )
     for name, why in (study.excluded or {}).items():
-        say(f"Left out: {name}: {why}")
+        log(f"Left out: {name}: {why}")
     screens = min(study.share or len(study.pairs), len(study.pairs)) + len(study.checks)
     if not options.json:
         return {
@@ -267,19 +269,19 @@ def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
 def run_study_serve(options: StudyServeOptions) -> dict[str, Any]:
     """The page, until Ctrl-C."""
     from flowportrait.study.server import study_app
-    from flowportrait.web_server import LOOPBACK, address_of, bind, make_server, public_names
+    from flowportrait.web_server import LOOPBACK, allowed_host_names, bind_listener, listener_url, make_server
 
     if options.participants < 1:
         raise BadInput(f"--participants {options.participants} is not possible: somebody must be able to take part.")
-    names = public_names(options.host, options.public_name)
+    names = allowed_host_names(options.host, options.public_name)
     app = study_app(options.study, names, options.participants)
-    with bind(options.host, options.port) as listener:
+    with bind_listener(options.host, options.port) as listener:
 
         def ready() -> None:
-            say(f"The study is at {address_of(listener)}/ (Ctrl-C ends it; every answer is saved at once).")
+            log(f"The study is at {listener_url(listener)}/ (Ctrl-C ends it; every answer is saved at once).")
             if options.host not in LOOPBACK:
                 known = ", ".join(dict.fromkeys(name for name in names if name not in LOOPBACK))
-                say(f"Others on the network can reach it, by its address or as {known}. Requests are not logged.")
+                log(f"Others on the network can reach it, by its address or as {known}. Requests are not logged.")
 
         # No access log: it would hold addresses.
         make_server(app, ready).run(sockets=[listener])
@@ -298,7 +300,7 @@ def run_study_analyse(options: StudyAnalyseOptions) -> dict[str, Any]:
         return analysis
     _print_preferences(analysis)
     for why, count in analysis["left_out"].items():
-        say(f"Left out: {count} participant{'s' * (count > 1)}: {why}.")
+        log(f"Left out: {count} participant{'s' * (count > 1)}: {why}.")
     return {
         "participants": f"{analysis['kept']} of {analysis['participants']}",
         "report": str(output / "analysis.html"),
@@ -310,7 +312,7 @@ def _print_preferences(analysis: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flowportrait.study.analysis import TITLES, probability
+    from flowportrait.study.analysis import ASPECT_TITLES, format_p_value
 
     table = Table(box=None, pad_edge=False)
     for name in ("", "A", "B", "won / same / lost", "A preferred", "p", "p by person", "p Holm", "alpha"):
@@ -319,9 +321,9 @@ def _print_preferences(analysis: dict[str, Any]) -> None:
         alpha = analysis["agreement"][row["aspect"]]
         share = "–" if row["preferred"] is None else f"{row['preferred']:.0%} ({row['low']:.0%}–{row['high']:.0%})"
         table.add_row(
-            TITLES[row["aspect"]], row["system_a"], row["system_b"],
-            f"{row['wins']} / {row['ties']} / {row['losses']}", share, probability(row["p"]),
-            probability(row["p_person"]), probability(row["p_holm"]), "–" if alpha is None else f"{alpha:.2f}",
+            ASPECT_TITLES[row["aspect"]], row["system_a"], row["system_b"],
+            f"{row['wins']} / {row['ties']} / {row['losses']}", share, format_p_value(row["p"]),
+            format_p_value(row["p_person"]), format_p_value(row["p_holm"]), "–" if alpha is None else f"{alpha:.2f}",
         )  # fmt: skip
     strengths = Table(box=None, pad_edge=False)
     for name in ("Bradley–Terry with ties", *analysis["systems"]):
@@ -329,7 +331,7 @@ def _print_preferences(analysis: dict[str, Any]) -> None:
     for aspect, estimate in analysis["strengths"].items():
         half = estimate["half_width_95"]
         cells = [f"{t:+.2f} ± {half[n]:.2f}" if half[n] is not None else "–" for n, t in estimate["theta"].items()]
-        strengths.add_row(TITLES[aspect], *cells)
+        strengths.add_row(ASPECT_TITLES[aspect], *cells)
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
     console.print(table, "\n", strengths)
 
@@ -342,19 +344,19 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
     if options.corpus is None:
         raise BadInput("Give --corpus to make pairs from, or --model to train an LLM on --pairs alone.")
     from flowportrait.config import override, save
-    from flowportrait.data.motion_dataset import load_motion
+    from flowportrait.data.motion_dataset import load_motion_clips
     from flowportrait.preferences.clips import PreferenceBatch
-    from flowportrait.preferences.reward_model import RewardTrainingConfig, load_batches, train_reward
+    from flowportrait.preferences.reward_model import MotionRewardTrainingConfig, load_pair_batches, train_motion_reward
 
-    config = override(RewardTrainingConfig(), options.set)
+    config = override(MotionRewardTrainingConfig(), options.set)
     stated: list[PreferenceBatch] = []
     if options.pairs:
         dataset = _load_training_pairs(options.pairs)
-        stated, unreadable = load_batches(dataset)
+        stated, unreadable = load_pair_batches(dataset)
         _log_unreadable(unreadable)
         if not stated:
             raise BadInput(f"No clip of {len(dataset)} pairs shows a face and is long enough: look at the videos.")
-    model = train_reward(config, load_motion(options.corpus, ("reward",)), stated, _log_step)
+    model = train_motion_reward(config, load_motion_clips(options.corpus, ("reward",)), stated, _log_step)
     options.output.mkdir(parents=True, exist_ok=True)
     model.save(options.output / "model.safetensors")
     save(config, options.output / "plan.json")
@@ -365,15 +367,15 @@ def run_train_latent(options: TrainLatentOptions) -> dict[str, Any]:
     """Damaged pairs, with a generator's audio condition, to a latent reward."""
     check_output_folder(options.output)
     from flowportrait.config import override, save
-    from flowportrait.data.motion_dataset import load_motion
+    from flowportrait.data.motion_dataset import load_motion_clips
     from flowportrait.models.arflow import load_generator
-    from flowportrait.preferences.latent_reward import LatentTrainingConfig, train_latent
-    from flowportrait.preferences.synthetic_pairs import condition_clips, generated_clips
+    from flowportrait.preferences.latent_reward import LatentRewardTrainingConfig, train_latent_reward
+    from flowportrait.preferences.synthetic_pairs import add_audio_conditions, generate_clips
 
-    config = override(LatentTrainingConfig(), options.set)
+    config = override(LatentRewardTrainingConfig(), options.set)
     generator = load_generator(options.checkpoint)
-    real = condition_clips(generator, load_motion(options.corpus, ("reward",)), config.voices, config.seed)
-    model = train_latent(config, generator, real + generated_clips(generator, real, config.seed), _log_step)
+    real = add_audio_conditions(generator, load_motion_clips(options.corpus, ("reward",)), config.voices, config.seed)
+    model = train_latent_reward(config, generator, real + generate_clips(generator, real, config.seed), _log_step)
     model.save_pretrained(options.output)
     save(config, options.output / "plan.json")
     return {"model": str(options.output), "checkpoint": str(options.checkpoint)}
@@ -381,14 +383,14 @@ def run_train_latent(options: TrainLatentOptions) -> dict[str, Any]:
 
 def _train_vlm(options: TrainOptions) -> dict[str, Any]:
     from flowportrait.config import override, save
-    from flowportrait.preferences.vlm_reward import VlmReward, VlmTrainingConfig, train_vlm
+    from flowportrait.preferences.vlm_reward import VlmReward, VlmTrainingConfig, train_vlm_reward
 
     if not options.pairs:
         raise BadInput("--model learns from finished videos: give --pairs.")
     config = override(VlmTrainingConfig(), [*options.set, f"settings.model={options.model}"])
     dataset = _load_training_pairs(options.pairs)
     reward = VlmReward.from_name(config.settings)
-    _log_unreadable(train_vlm(config, reward, dataset, _log_step))
+    _log_unreadable(train_vlm_reward(config, reward, dataset, _log_step))
     reward.save(options.output)
     save(config, options.output / "plan.json")
     return {"model": str(options.output), "stated_pairs": len(dataset)}
@@ -397,18 +399,18 @@ def _train_vlm(options: TrainOptions) -> dict[str, Any]:
 def _load_training_pairs(paths: Sequence[Path]) -> PreferenceDataset:
     """The pairs to learn from; what is left out is logged."""
     from flowportrait.preferences.dataset import DIMENSIONS, PreferenceDataset
-    from flowportrait.preferences.inspection import TRAIN, training_pairs
+    from flowportrait.preferences.inspection import TRAIN_SPLIT, select_training_pairs
 
-    dataset = training_pairs(PreferenceDataset.load(*paths), lambda found: DIMENSIONS, explain=True)
+    dataset = select_training_pairs(PreferenceDataset.load(*paths), lambda found: DIMENSIONS, explain=True)
     if not dataset:
-        raise BadInput(f"None of the pairs is of the split '{TRAIN}': there is nothing to learn from.")
+        raise BadInput(f"None of the pairs is of the split '{TRAIN_SPLIT}': there is nothing to learn from.")
     return dataset
 
 
 def _log_unreadable(unreadable: dict[str, str]) -> None:
     for name, why in unreadable.items():
-        say(f"Left out: {name}: {why}")
+        log(f"Left out: {name}: {why}")
 
 
 def _log_step(step: int, loss: float, left: float) -> None:
-    say(f"step {step}: loss {loss:.3f}, {left:.0f} s left")
+    log(f"step {step}: loss {loss:.3f}, {left:.0f} s left")

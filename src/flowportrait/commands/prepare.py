@@ -15,7 +15,7 @@ from flowportrait.terminal import waiting
 class PrepareOptions:
     """Turn videos into a training corpus, or look at one."""
 
-    configuration: ClassVar[str] = "flowportrait.data.extract:Gates"
+    configuration: ClassVar[str] = "flowportrait.data.extract:QualityGates"
     inputs: Inputs = ()
     """Footage: videos or folders."""
     output: OptionalPath = None
@@ -43,9 +43,9 @@ def run(options: PrepareOptions) -> dict[str, Any]:
         if options.inputs or options.output:
             raise BadInput("flowportrait prepare --inspect CORPUS takes no videos and no --output.")
         with waiting("drawing the report"):
-            from flowportrait.data.corpus_report import write_report
+            from flowportrait.data.corpus_report import write_corpus_report
 
-            return write_report(options.inspect)
+            return write_corpus_report(options.inspect)
     if not options.inputs or not options.output:
         raise BadInput("flowportrait prepare needs videos and --output, or --inspect with a corpus.")
     if options.crops and (not 64 <= options.crops <= 2048 or options.crops % 2):
@@ -55,15 +55,15 @@ def run(options: PrepareOptions) -> dict[str, Any]:
     check_output_folder(options.output)
     with waiting("starting"):
         from flowportrait.config import override
-        from flowportrait.data.extract import Gates
-        from flowportrait.data.prepare import Preparation, prepare
+        from flowportrait.data.extract import QualityGates
+        from flowportrait.data.prepare import PreparationConfig, prepare_corpus
 
-    plan = Preparation(
+    plan = PreparationConfig(
         options.layout,
         options.hold_out,
-        override(Gates(), options.set),
+        override(QualityGates(), options.set),
         options.crops,
         options.shards,
         options.workers,
     )
-    return {"output": str(options.output), **prepare(options.inputs, options.output, plan)}
+    return {"output": str(options.output), **prepare_corpus(options.inputs, options.output, plan)}

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 from flowportrait.commands.options import Settings
 from flowportrait.files import check_output_folder
-from flowportrait.terminal import say, waiting
+from flowportrait.terminal import log, waiting
 
 
 @dataclass(frozen=True)
 class StudioOptions:
     """Do all of it in a browser, on this machine alone."""
 
-    configuration: ClassVar[str] = "flowportrait.studio.render_queue:Limits"
+    configuration: ClassVar[str] = "flowportrait.studio.render_queue:StudioLimits"
     folder: Path = Path("studio")
     """Where its files stay."""
     port: int = 7860
@@ -31,12 +31,12 @@ def run(options: StudioOptions) -> dict[str, Any]:
     with ExitStack() as shown:
         shown.enter_context(waiting("starting the studio"))
         from flowportrait.config import override
-        from flowportrait.studio.render_queue import Limits
-        from flowportrait.studio.server import Studio, serve
+        from flowportrait.studio.render_queue import StudioLimits
+        from flowportrait.studio.server import Studio, serve_studio
 
         def ready(address: str) -> None:
             shown.close()
-            say(f"The studio is at {address} (Ctrl-C ends it).")
+            log(f"The studio is at {address} (Ctrl-C ends it).")
 
-        serve(Studio(options.folder, override(Limits(), options.set)), options.port, ready)
+        serve_studio(Studio(options.folder, override(StudioLimits(), options.set)), options.port, ready)
     return {}

@@ -11,7 +11,7 @@ from tyro import conf
 from flowportrait.commands.options import Json
 
 if TYPE_CHECKING:
-    from flowportrait.provenance.inspection import Inspection
+    from flowportrait.provenance.inspection import ProvenanceReport
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class VerifyOptions:
 
 def run(options: VerifyOptions) -> dict[str, Any]:
     """Tags, signature and watermark of one file, or of every video in a folder."""
-    from flowportrait.provenance.inspection import inspect, videos_in
+    from flowportrait.provenance.inspection import inspect_provenance, list_videos
     from flowportrait.terminal import progress
 
     if options.video.is_dir():
-        return _verify_folder(videos_in(options.video), options.json)
-    (found,) = [inspect(path) for path in progress([options.video], 1, "looking for the watermark")]
+        return _verify_folder(list_videos(options.video), options.json)
+    (found,) = [inspect_provenance(path) for path in progress([options.video], 1, "looking for the watermark")]
     return found.to_dict() if options.json else found.sentences()
 
 
@@ -39,13 +39,13 @@ def _verify_folder(paths: list[Path], as_json: bool) -> dict[str, Any]:
     from rich.table import Table
 
     from flowportrait.errors import BadInput
-    from flowportrait.provenance.inspection import inspect
-    from flowportrait.terminal import print_table, progress, say
+    from flowportrait.provenance.inspection import inspect_provenance
+    from flowportrait.terminal import log, print_table, progress
 
-    found: dict[str, Inspection | str] = {}
+    found: dict[str, ProvenanceReport | str] = {}
     for path in progress(paths, len(paths), "looking for the watermark"):
         try:
-            found[path.name] = inspect(path)
+            found[path.name] = inspect_provenance(path)
         except BadInput as error:
             found[path.name] = str(error)
     if as_json:
@@ -60,6 +60,6 @@ def _verify_folder(paths: list[Path], as_json: bool) -> dict[str, Any]:
     print_table(table)
     for one in found.values():
         if isinstance(one, str):
-            say(one)
+            log(one)
     marked = sum(one.marked for one in found.values() if not isinstance(one, str))
     return {"made with FlowPortrait": f"{marked} of {len(found)}"}

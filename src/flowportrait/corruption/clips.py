@@ -26,12 +26,12 @@ WARP_SECONDS = 1.2
 """Period of ``warp_time``."""
 FREEZE_SECONDS = 0.8
 """Period of ``freeze_frames``."""
-EYES = (
+EYE_OUTLINES = (
     np.array([33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7]),
     np.array([263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249]),
 )
 """Landmarks around each eye."""
-CORNERS = ((33, 133), (263, 362))
+EYE_CORNER_PAIRS = ((33, 133), (263, 362))
 """Outer and inner corner of each eye."""
 EYE_MARGIN = 1.5
 """Half-width of a pasted eye, in eye widths."""
@@ -39,11 +39,11 @@ PUMP_HZ = 1.0
 TINT = np.array([1.0, -0.4, -0.6])
 """Colour that ``pump_colour`` adds: warmer and cooler at almost equal brightness."""
 FACE_MARGIN = 0.35
-"""How far the square of ``seam`` reaches beyond the face, in face sizes."""
+"""How far the square of ``add_seam`` reaches beyond the face, in face sizes."""
 STRETCH_HZ, SHAKE_HZ = 1.5, 3.0
 
 
-def interpolate(track: np.ndarray, times: np.ndarray) -> np.ndarray:
+def interpolate_track(track: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Return the values ``[S, …]`` of a track ``[T, …]`` at fractional frames ``[S]``, by linear interpolation."""
     times = times.clip(0, len(track) - 1)
     low = np.floor(times).astype(int)
@@ -109,7 +109,7 @@ class Footage:
 
 
 def _resampled(track: np.ndarray | None, moments: np.ndarray) -> np.ndarray | None:
-    return None if track is None else interpolate(track, moments).astype(track.dtype)
+    return None if track is None else interpolate_track(track, moments).astype(track.dtype)
 
 
 # --- Timing ----------------------------------------------------------------------------------------------------------
@@ -187,20 +187,20 @@ def freeze_eyes(clip: Footage, share: float, rng: Seed = 0) -> Footage:
         track = clip.points("frozen eyes")
         frames = frames.copy()
         for index in range(1, until):
-            for around, corners in zip(EYES, CORNERS, strict=True):
+            for around, corners in zip(EYE_OUTLINES, EYE_CORNER_PAIRS, strict=True):
                 frames[index] = _paste_eye(
                     clip.pictures("frozen eyes")[0], frames[index], track[0], track[index], around, corners
                 )
     if points is not None:
         points = points.copy()
-        for around, corners in zip(EYES, CORNERS, strict=True):
+        for around, corners in zip(EYE_OUTLINES, EYE_CORNER_PAIRS, strict=True):
             for index in range(1, until):
                 matrix = _similarity(points[0, corners, :2], points[index, corners, :2])
                 points[index, around, :2] = points[0, around, :2] @ matrix[:, :2].T + matrix[:, 2]
     return replace(clip, frames=frames, motion=motion, landmarks=points)
 
 
-def jitter(clip: Footage, pixels: float, rng: Seed = 0) -> Footage:
+def jitter_frames(clip: Footage, pixels: float, rng: Seed = 0) -> Footage:
     """Shift every frame and its landmarks by normal noise with a standard deviation of ``pixels`` in x and y."""
     moves = np.random.default_rng(rng).normal(0, pixels, (len(clip), 2))
     frames, points = clip.frames, clip.landmarks
@@ -266,7 +266,7 @@ def _paste_eye(
 # --- Picture ---------------------------------------------------------------------------------------------------------
 
 
-def blur(clip: Footage, sigma: float, rng: Seed = 0) -> Footage:
+def blur_frames(clip: Footage, sigma: float, rng: Seed = 0) -> Footage:
     """Blur every frame with a Gaussian of ``sigma`` pixels."""
     if sigma <= 0:
         return clip
@@ -281,14 +281,14 @@ def pump_colour(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
     return replace(clip, frames=np.stack([_add_levels(f, s * TINT) for f, s in zip(frames, swing, strict=True)]))
 
 
-def flicker(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
+def add_flicker(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
     """Add normal noise with a standard deviation of ``levels`` of 255 to the brightness of every frame."""
     frames = clip.pictures("flicker")
     off = np.random.default_rng(rng).normal(0, levels, len(frames))
     return replace(clip, frames=np.stack([_add_levels(f, np.full(3, s)) for f, s in zip(frames, off, strict=True)]))
 
 
-def seam(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
+def add_seam(clip: Footage, levels: float, rng: Seed = 0) -> Footage:
     """Brighten a fixed square around the face by ``levels`` of 255, with the hard border of a careless paste-back.
 
     Raises:

@@ -26,7 +26,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from flowportrait.errors import BadInput
-from flowportrait.files import complete, write_text
+from flowportrait.files import atomic_write, write_text
 
 # --- Who speaks in which file: the folder layouts of the usual corpora ------------------
 #
@@ -38,14 +38,14 @@ from flowportrait.files import complete, write_text
 #
 # In any other layout the folder's name is the speaker. ``split.tsv`` (file, speaker, split) overrides all of it.
 
-SHARE = 0.9
+LAYOUT_SHARE = 0.9
 """Share of the files that have to follow a layout for it to be recognised."""
-TEST = ("test",)
+TEST_PARTS = ("test",)
 """Parts of a corpus that become the split ``test``; all others become ``train``."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class CorpusLayout:
     """The folder layout of a corpus.
 
     Attributes:
@@ -63,7 +63,7 @@ class Layout:
         if not match:
             return None
         part = match.groupdict().get("part") or ""
-        return match["speaker"], "test" if part in TEST else "train"
+        return match["speaker"], "test" if part in TEST_PARTS else "train"
 
     def sound_of(self, path: Path) -> Path | None:
         """Return the sound file that belongs to a video without sound, or None if it does not exist."""
@@ -76,28 +76,30 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout(
+    CorpusLayout(
         "voxceleb2",
         re.compile(r"(?:(?:^|/)(?P<part>dev|test)/)?(?:mp4/)?(?P<speaker>id\d{5})/[\w-]{11}/\d{5}\.\w+$"),
         (re.compile(r"/mp4/(id\d{5}/)"), r"/aac/\1"),
     ),
-    Layout("lrs3", re.compile(r"(?:(?:^|/)(?P<part>pretrain|trainval|test)/)?(?P<speaker>[\w-]{11})/\d{5}\.mp4$")),
-    Layout(
+    CorpusLayout(
+        "lrs3", re.compile(r"(?:(?:^|/)(?P<part>pretrain|trainval|test)/)?(?P<speaker>[\w-]{11})/\d{5}\.mp4$")
+    ),
+    CorpusLayout(
         "mead",
         re.compile(r"(?P<speaker>[MW]\d{3})/video/\w+/\w+/level_\d/\d{3}\.\w+$"),
         (re.compile(r"/video/\w+/"), "/audio/"),
     ),
-    Layout(
+    CorpusLayout(
         "grid", re.compile(r"(?P<speaker>s\d{1,2})/(?:video/)?(?:mpg_\w+/)?[blps][bgrw][abiw][a-z][0-9z][anps]\.\w+$")
     ),
-    Layout("hdtf", re.compile(r"(?:^|/)(?P<speaker>RD_Radio\d+|W[DR]A_[A-Za-z]+)\d*(?:_\w+)?\.\w+$")),
+    CorpusLayout("hdtf", re.compile(r"(?:^|/)(?P<speaker>RD_Radio\d+|W[DR]A_[A-Za-z]+)\d*(?:_\w+)?\.\w+$")),
 )
 
 
-def recognise(paths: Sequence[str]) -> Layout | None:
+def recognize_layout(paths: Sequence[str]) -> CorpusLayout | None:
     """Return the layout that nine tenths of these paths follow, or None."""
     for layout in LAYOUTS:
-        if paths and sum(layout.match(path) is not None for path in paths) >= SHARE * len(paths):
+        if paths and sum(layout.match(path) is not None for path in paths) >= LAYOUT_SHARE * len(paths):
             return layout
     return None
 
@@ -108,7 +110,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".m4v"}
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceVideo:
     """A video to prepare.
 
     Attributes:
@@ -126,7 +128,7 @@ class Source:
     sound: Path | None = None
 
 
-def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float = 0.0) -> list[Source]:
+def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float = 0.0) -> list[SourceVideo]:
     """Return the videos in files and folders.
 
     A folder with a ``split.tsv`` (file, speaker, split) uses its columns; otherwise the layout determines the speaker,
@@ -144,7 +146,7 @@ def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float =
     layouts = {known.name: known for known in LAYOUTS}
     if layout not in ("auto", "folders", *layouts):
         raise BadInput(f"There is no layout {layout!r}: choose auto, folders or one of {', '.join(layouts)}.")
-    sources: list[Source] = []
+    sources: list[SourceVideo] = []
     for path in inputs:
         if not path.exists():
             raise BadInput(f"No video or folder at {path}: check the path.")
@@ -154,7 +156,7 @@ def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float =
         base = path if path.is_dir() else path.parent
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         video_paths = [video.relative_to(base).as_posix() for video in files if video.suffix.lower() in VIDEO_SUFFIXES]
-        rule = layouts.get(layout) or (recognise(video_paths) if layout == "auto" else None)
+        rule = layouts.get(layout) or (recognize_layout(video_paths) if layout == "auto" else None)
         sources += [_source_from_path(base, path, rule) for path in video_paths]
     if not sources:
         raise BadInput(f"No videos found in {', '.join(map(str, inputs))}: give mp4, mov, mkv, webm or avi files.")
@@ -167,26 +169,26 @@ def find_sources(inputs: Sequence[Path], layout: str = "auto", hold_out: float =
     return [_with_split(source, hold_out) for source in sources]
 
 
-def _sources_in_table(folder: Path) -> list[Source]:
+def _sources_in_table(folder: Path) -> list[SourceVideo]:
     sources = []
     for number, line in enumerate((folder / "split.tsv").read_text(encoding="utf-8").splitlines()[1:], 2):
         columns = line.split("\t")
         if len(columns) != 3:
             raise BadInput(f"{folder / 'split.tsv'} line {number} needs three columns: file, speaker, split.")
         file, speaker, split = columns
-        sources.append(Source(folder / file, Path(file).with_suffix("").as_posix(), speaker, split))
+        sources.append(SourceVideo(folder / file, Path(file).with_suffix("").as_posix(), speaker, split))
     return sources
 
 
-def _source_from_path(base: Path, path: str, layout: Layout | None) -> Source:
+def _source_from_path(base: Path, path: str, layout: CorpusLayout | None) -> SourceVideo:
     name = Path(path).with_suffix("").as_posix()
     speaker_and_split = layout.match(path) if layout else None
     if layout is None or speaker_and_split is None:
-        return Source(base / path, name, (base / path).parent.name, "train")
-    return Source(base / path, name, *speaker_and_split, layout.sound_of(base / path))
+        return SourceVideo(base / path, name, (base / path).parent.name, "train")
+    return SourceVideo(base / path, name, *speaker_and_split, layout.sound_of(base / path))
 
 
-def _with_split(source: Source, share: float) -> Source:
+def _with_split(source: SourceVideo, share: float) -> SourceVideo:
     place = int.from_bytes(hashlib.sha256(source.speaker.encode()).digest()[:8], "big") / 2**64
     return replace(source, split="dev") if source.split == "train" and place < share else source
 
@@ -195,7 +197,7 @@ def _with_split(source: Source, share: float) -> Source:
 
 
 @dataclass(frozen=True)
-class Clip:
+class FaceClip:
     """A face clip at 25 fps with its speech at 16 kHz.
 
     Speech and crop are None in older corpora.
@@ -234,16 +236,16 @@ class Clip:
             tensors["speech"] = self.speech.astype(np.uint8)
         if self.crop is not None:
             tensors["crop"] = self.crop.astype(np.int32)
-        with complete(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
 
     @classmethod
-    def load(cls, path: Path) -> Clip:
+    def load(cls, path: Path) -> FaceClip:
         """Read a clip written by ``save``, of this version or an earlier one."""
         return cls.from_bytes(path.read_bytes())
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Clip:
+    def from_bytes(cls, content: bytes) -> FaceClip:
         """Return the clip in the bytes of a file."""
         data = load(content)
         return cls(
@@ -260,7 +262,7 @@ class Clip:
 # --- The index of a corpus --------------------------------------------------------------
 
 Record = dict[str, Any]
-KEPT, REJECTED, DONE = "clips.jsonl", "rejected.jsonl", "sources.jsonl"
+KEPT_LIST, REJECTED_LIST, DONE_LIST = "clips.jsonl", "rejected.jsonl", "sources.jsonl"
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -279,29 +281,29 @@ def corpus_records(corpus: Path) -> list[Record]:
     Raises:
         BadInput: the folder is no corpus, or is empty.
     """
-    if not (corpus / KEPT).is_file():
-        raise BadInput(f"{corpus} is not a prepared corpus (no {KEPT}): run 'flowportrait prepare' first.")
-    records = list(read_records(corpus / KEPT))
-    if not records and not (corpus / REJECTED).is_file():
+    if not (corpus / KEPT_LIST).is_file():
+        raise BadInput(f"{corpus} is not a prepared corpus (no {KEPT_LIST}): run 'flowportrait prepare' first.")
+    records = list(read_records(corpus / KEPT_LIST))
+    if not records and not (corpus / REJECTED_LIST).is_file():
         raise BadInput(f"{corpus} lists no clips: prepare it again.")
     return records
 
 
-def reasons(corpus: Path) -> dict[str, int]:
+def count_rejections(corpus: Path) -> dict[str, int]:
     """Return how many clips were rejected for which reason, most frequent first; ``unnamed`` in old corpora."""
-    counts = Counter(str(record.get("reason", "unnamed")) for record in read_records(corpus / REJECTED))
+    counts = Counter(str(record.get("reason", "unnamed")) for record in read_records(corpus / REJECTED_LIST))
     return dict(counts.most_common())
 
 
-class Index:
+class CorpusIndex:
     """A context manager that appends to the three lists of a corpus."""
 
     def __init__(self, corpus: Path) -> None:
         self.corpus = corpus
-        lists = {name: list(read_records(corpus / name)) for name in (KEPT, REJECTED, DONE)}
-        self.done = {record["source"] for record in lists[DONE]}
+        lists = {name: list(read_records(corpus / name)) for name in (KEPT_LIST, REJECTED_LIST, DONE_LIST)}
+        self.done = {record["source"] for record in lists[DONE_LIST]}
         """Names of the videos that need no more work."""
-        for name in (KEPT, REJECTED):
+        for name in (KEPT_LIST, REJECTED_LIST):
             # In old corpora, with one clip per video, the clip has the video's name.
             self.done |= {record["name"] for record in lists[name] if "source" not in record}
             finished = [record for record in lists[name] if record.get("source", record["name"]) in self.done]
@@ -309,8 +311,8 @@ class Index:
                 _rewrite(corpus / name, finished)
         self._files: dict[str, TextIO] = {}
 
-    def __enter__(self) -> Index:
-        for name in (KEPT, REJECTED, DONE):
+    def __enter__(self) -> CorpusIndex:
+        for name in (KEPT_LIST, REJECTED_LIST, DONE_LIST):
             self._files[name] = (self.corpus / name).open("a", encoding="utf-8")
         return self
 
@@ -321,8 +323,8 @@ class Index:
     def add(self, source: str, seconds: float, records: Iterable[Record]) -> None:
         """List a finished video of this length in seconds, and its clips."""
         for record in records:
-            self._write(REJECTED if "rejected" in record else KEPT, record)
-        self._write(DONE, {"source": source, "seconds": round(seconds, 2)})
+            self._write(REJECTED_LIST if "rejected" in record else KEPT_LIST, record)
+        self._write(DONE_LIST, {"source": source, "seconds": round(seconds, 2)})
 
     def _write(self, name: str, record: Record) -> None:
         self._files[name].write(json.dumps(record) + "\n")
@@ -340,15 +342,15 @@ def _rewrite(path: Path, records: Iterable[Record]) -> None:
 # Files of one clip share the part of their name before the first dot; that is all of the format. Pictures and videos
 # may be missing.
 
-PARTS = (("clips", ".safetensors"), ("pictures", ".jpg"), ("crops", ".mp4"))
+SHARD_PARTS = (("clips", ".safetensors"), ("pictures", ".jpg"), ("crops", ".mp4"))
 
 
-def key(name: str) -> str:
+def shard_key(name: str) -> str:
     """Return a clip's name as one word without dots."""
     return name.replace("/", "__").replace(".", "_")
 
 
-def pack(corpus: Path, shard_mb: int) -> list[Path]:
+def write_shards(corpus: Path, shard_mb: int) -> list[Path]:
     """Write the clips of every split to shards of about ``shard_mb`` megabytes; the same corpus gives the same bytes.
 
     Returns:
@@ -380,7 +382,7 @@ def pack(corpus: Path, shard_mb: int) -> list[Path]:
     return written
 
 
-def read_shard(path: Path) -> Iterator[tuple[Record, Clip]]:
+def read_shard(path: Path) -> Iterator[tuple[Record, FaceClip]]:
     """Yield the index records and clips of one shard, in order."""
     record: Record = {}
     with tarfile.open(path) as tar:
@@ -391,10 +393,10 @@ def read_shard(path: Path) -> Iterator[tuple[Record, Clip]]:
             if member.name.endswith(".json"):
                 record = json.loads(content.read())
             elif member.name.endswith(".safetensors"):
-                yield record, Clip.from_bytes(content.read())
+                yield record, FaceClip.from_bytes(content.read())
 
 
-def read_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[tuple[Record, Clip]]:
+def read_corpus_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[tuple[Record, FaceClip]]:
     """Yield the index records and clips of a corpus, from its files or, where only those were copied, from its shards.
 
     Args:
@@ -406,7 +408,7 @@ def read_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[
     if (corpus / "clips").is_dir():
         for record in corpus_records(corpus):
             if splits is None or record["split"] in splits:
-                yield record, Clip.load(corpus / "clips" / f"{record['name']}.safetensors")
+                yield record, FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors")
         return
     shards = sorted((corpus / "shards").glob("*.tar")) or sorted(corpus.glob("*.tar"))
     if not shards:
@@ -416,16 +418,16 @@ def read_clips(corpus: Path, splits: Collection[str] | None = None) -> Iterator[
 
 
 def _clip_files(corpus: Path, record: Record) -> list[tuple[str, Path]]:
-    places = ((suffix, corpus / folder / f"{record['name']}{suffix}") for folder, suffix in PARTS)
+    places = ((suffix, corpus / folder / f"{record['name']}{suffix}") for folder, suffix in SHARD_PARTS)
     return [(suffix, path) for suffix, path in places if path.is_file()]
 
 
 def _write_shard(corpus: Path, target: Path, records: list[Record]) -> Path:
-    with complete(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_write(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in records:
-            _add_file(tar, f"{key(record['name'])}.json", json.dumps(record).encode())
+            _add_file(tar, f"{shard_key(record['name'])}.json", json.dumps(record).encode())
             for suffix, path in _clip_files(corpus, record):
-                _add_file(tar, f"{key(record['name'])}{suffix}", path.read_bytes())
+                _add_file(tar, f"{shard_key(record['name'])}{suffix}", path.read_bytes())
     return target
 
 

@@ -13,18 +13,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flowportrait.data.corpus import REJECTED, Clip, Record, corpus_records, read_records
+from flowportrait.data.corpus import REJECTED_LIST, FaceClip, Record, corpus_records, read_records
 from flowportrait.files import write_text
 from flowportrait.media.video import FPS
 
-FACES = 40
-EXAMPLES = 8
-SPEAKERS = 30
-MEASURED = {
+REPORT_FACES = 40
+REPORT_EXAMPLES = 8
+REPORT_SPEAKERS = 30
+MEASURE_TITLES = {
     "frames": "length (s)", "eyes": "px between the eyes", "yaw": "head turned (degrees)", "sharpness": "sharpness",
     "light": "brightness", "speech": "share of speech", "sync": "sync margin", "delay": "sound late (frames)",
 }  # fmt: skip
-STYLE = """
+REPORT_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .9em .25em 0; text-align: left }
 td.n { text-align: right; font-variant-numeric: tabular-nums } figure { display: inline-block; margin: 0 6px 6px 0 }
@@ -33,13 +33,13 @@ img { display: block } h2 { margin-top: 2em; font-size: 1.15em } .small { color:
 """
 
 
-def write_report(corpus: Path) -> dict[str, Any]:
+def write_corpus_report(corpus: Path) -> dict[str, Any]:
     """Write ``report.html`` into a corpus and return its path and the main figures.
 
     Raises:
         BadInput: the folder is no corpus.
     """
-    kept, rejected = corpus_records(corpus), list(read_records(corpus / REJECTED))
+    kept, rejected = corpus_records(corpus), list(read_records(corpus / REJECTED_LIST))
     reasons = Counter(str(record.get("reason", "unnamed")) for record in rejected)
     hours = sum(record["frames"] for record in kept) / FPS / 3600
     speakers = len({record["speaker"] for record in kept})
@@ -50,15 +50,15 @@ def write_report(corpus: Path) -> dict[str, Any]:
         "<h2>Kept: what was measured</h2>",
         _histograms(kept),
         "<h2>Kept: faces</h2>",
-        _faces(corpus, _spread(kept, FACES)),
+        _faces(corpus, _spread(kept, REPORT_FACES)),
         "<h2>Kept: mouths through a clip</h2>",
-        _mouths(corpus, _spread(kept, EXAMPLES)),
+        _mouths(corpus, _spread(kept, REPORT_EXAMPLES)),
         "<h2>Rejected</h2>",
         *(_reason(corpus, reason, count, rejected) for reason, count in reasons.most_common()),
         "<h2>Speakers</h2>",
         _speakers(kept),
     ]
-    page = f"<!doctype html><meta charset=utf-8><title>Corpus</title><style>{STYLE}</style>{''.join(parts)}"
+    page = f"<!doctype html><meta charset=utf-8><title>Corpus</title><style>{REPORT_STYLE}</style>{''.join(parts)}"
     target = corpus / "report.html"
     write_text(target, page)
     return {"report": str(target), "clips": len(kept), "hours": round(hours, 3), "rejected": dict(reasons)}
@@ -95,8 +95,8 @@ def _speakers(kept: list[Record]) -> str:
     for record in kept:
         groups[record["speaker"]].append(record)
     order = sorted(groups.items(), key=lambda item: -sum(r["frames"] for r in item[1]))
-    rows = [(name, records[0]["split"], len(records), _minutes(records)) for name, records in order[:SPEAKERS]]
-    more = f"<p class=small>and {len(order) - SPEAKERS} more</p>" if len(order) > SPEAKERS else ""
+    rows = [(name, records[0]["split"], len(records), _minutes(records)) for name, records in order[:REPORT_SPEAKERS]]
+    more = f"<p class=small>and {len(order) - REPORT_SPEAKERS} more</p>" if len(order) > REPORT_SPEAKERS else ""
     return _table(("speaker", "split", "clips", "minutes"), rows) + more
 
 
@@ -108,7 +108,7 @@ def _histograms(kept: list[Record]) -> str:
     """Return one small histogram for each measure that the records hold."""
     from matplotlib.figure import Figure
 
-    columns = {name: [r[name] for r in kept if r.get(name) is not None] for name in MEASURED}
+    columns = {name: [r[name] for r in kept if r.get(name) is not None] for name in MEASURE_TITLES}
     columns = {name: values for name, values in columns.items() if values}
     if not columns:
         return "<p class=small>Nothing was measured.</p>"
@@ -118,7 +118,7 @@ def _histograms(kept: list[Record]) -> str:
         axes = figure.add_subplot(rows, 4, place + 1)
         scale = FPS if name == "frames" else 1
         axes.hist(np.array(values) / scale, bins=30, color="#4477aa")
-        axes.set_title(MEASURED[name], fontsize=9)
+        axes.set_title(MEASURE_TITLES[name], fontsize=9)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
@@ -138,7 +138,7 @@ def _mouths(corpus: Path, records: Sequence[Record]) -> str:
     for record in records:
         path = corpus / "clips" / f"{record['name']}.safetensors"
         if path.is_file():
-            mouth = Clip.load(path).mouth
+            mouth = FaceClip.load(path).mouth
             row = np.hstack(mouth[np.linspace(0, len(mouth) - 1, 12).round().astype(int)])
             _, content = cv2.imencode(".jpg", row)
             strips.append(_image(content.tobytes(), "jpeg"))
@@ -149,7 +149,7 @@ def _reason(corpus: Path, reason: str, count: int, rejected: list[Record]) -> st
     matching = [record for record in rejected if record.get("reason", "unnamed") == reason]
     sentences = "".join(f"<li>{html.escape(str(record['rejected']))}</li>" for record in matching[:3])
     pictures = [record for record in matching if (corpus / "pictures" / f"{record['name']}.jpg").is_file()]
-    figures = _faces(corpus, _spread(pictures, EXAMPLES)) if pictures else ""
+    figures = _faces(corpus, _spread(pictures, REPORT_EXAMPLES)) if pictures else ""
     return f"<h3>{html.escape(reason)}: {count}</h3><ul class=small>{sentences}</ul>{figures}"
 
 

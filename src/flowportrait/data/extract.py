@@ -17,39 +17,39 @@ import numpy as np
 import torch
 
 from flowportrait.config import at_least
-from flowportrait.data.corpus import Clip, Source
+from flowportrait.data.corpus import FaceClip, SourceVideo
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.crop import around, mouth_patch
-from flowportrait.media.faces import FaceTracker, bridge, yaw
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.crop import mouth_patch, window_around
+from flowportrait.media.faces import FaceTracker, face_yaw, interpolate_missing_frames
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME, CutDetector, iter_frames
 from flowportrait.models.speech_stream import speech_gate
-from flowportrait.rewards.sync import SyncExpert, lower_face
+from flowportrait.rewards.sync import MotionSyncExpert, lower_face_motion
 
 # --- Tracks -----------------------------------------------------------------------------
 #
 # Each face of a frame goes to the track with the nearest last face, or begins a new one. A track ends at a cut, when
 # its face is missing for longer than a dropout of the tracker, or after a minute.
 
-MAX_FACES = 3
-LONGEST = 1500
+MAX_FACES_PER_FRAME = 3
+MAX_TRACK_FRAMES = 1500
 """Frames after which a track is split: a minute."""
-GAP = 5
+MAX_MISSING_FRAMES = 5
 """Frames that a face may be missing for."""
-NEAR = 0.5
+MAX_FACE_STEP = 0.5
 """Largest distance that a face moves between two frames, in its own heights."""
 TRACKING_SIDE = 960
 """Longer side of the picture that the tracker gets; landmarks are in pixels of the frame itself."""
-PICTURE = 128
+THUMBNAIL_SIDE = 128
 """Side of the pictures of faces in px."""
-LOOK_EVERY = 5
+MEASURE_EVERY = 5
 """Frames from one measurement of sharpness and light to the next."""
 _MEASURED_SIDE = 96
 
 
 @dataclass
-class Track:
+class FaceTrack:
     """One face from frame ``start`` on.
 
     landmarks ``[478, 3]``, blendshapes ``[52]`` and mouth patch: of every frame, None where the face is missing.
@@ -83,7 +83,7 @@ class Track:
 
     def see(self, frame: np.ndarray, points: np.ndarray, shapes: np.ndarray) -> None:
         """Add a frame with the face."""
-        if len(self) % LOOK_EVERY == 0:
+        if len(self) % MEASURE_EVERY == 0:
             self._measure_picture(frame, points)
         self.landmarks.append(points)
         self.blendshapes.append(shapes)
@@ -94,7 +94,7 @@ class Track:
         for column in (self.landmarks, self.blendshapes, self.mouth):
             column.append(None)
 
-    def trim(self) -> Track:
+    def trim(self) -> FaceTrack:
         """Remove the frames without a face at the end, and return the track."""
         for _ in range(self.lost()):
             for column in (self.landmarks, self.blendshapes, self.mouth):
@@ -109,20 +109,20 @@ class Track:
         contrast = float(grey.std()) + 1.0
         self.sharpness.append(float(cv2.Laplacian(grey, cv2.CV_32F).std()) / contrast)
         self.light.append(float(grey.mean()))
-        if self.picture is None or len(self) == 2 * LOOK_EVERY:
-            self.picture = picture(frame, points)
+        if self.picture is None or len(self) == 2 * MEASURE_EVERY:
+            self.picture = face_thumbnail(frame, points)
 
 
-def picture(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+def face_thumbnail(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return the face with landmarks ``[478, ≥ 2]`` px in ``frame``, with a margin, ``[128, 128, 3]`` uint8."""
     low, high = points[:, :2].min(0), points[:, :2].max(0)
-    return _square(frame, (low + high) / 2, 1.7 * float((high - low).max()), PICTURE)
+    return _square(frame, (low + high) / 2, 1.7 * float((high - low).max()), THUMBNAIL_SIDE)
 
 
-def follow(frames: Iterable[np.ndarray]) -> Iterator[Track]:
+def track_faces(frames: Iterable[np.ndarray]) -> Iterator[FaceTrack]:
     """Yield the tracks of a video's frames ``[H, W, 3]`` uint8 RGB at 25 fps, each as soon as it ends."""
-    cut, open_tracks = CutDetector(), list[Track]()
-    with FaceTracker(max_faces=MAX_FACES) as tracker:
+    cut, open_tracks = CutDetector(), list[FaceTrack]()
+    with FaceTracker(max_faces=MAX_FACES_PER_FRAME) as tracker:
         for index, frame in enumerate(frames):
             if cut(frame):
                 yield from _close_tracks(open_tracks, lambda track: True)
@@ -134,10 +134,12 @@ def follow(frames: Iterable[np.ndarray]) -> Iterator[Track]:
                     track.see(frame, *face)
                     faces = [other for other in faces if other is not face]
             for points, shapes in faces:
-                track = Track(index, frame.shape[:2])
+                track = FaceTrack(index, frame.shape[:2])
                 track.see(frame, points, shapes)
                 open_tracks.append(track)
-            yield from _close_tracks(open_tracks, lambda track: track.lost() > GAP or len(track) >= LONGEST)
+            yield from _close_tracks(
+                open_tracks, lambda track: track.lost() > MAX_MISSING_FRAMES or len(track) >= MAX_TRACK_FRAMES
+            )
     yield from _close_tracks(open_tracks, lambda track: True)
 
 
@@ -151,12 +153,12 @@ def _detect(tracker: FaceTracker, frame: np.ndarray) -> list[Face]:
     return [(points * ratio, shapes) for points, shapes in tracker.detect(small)]
 
 
-def _assign(tracks: list[Track], faces: list[Face]) -> list[tuple[Track, Face | None]]:
+def _assign(tracks: list[FaceTrack], faces: list[Face]) -> list[tuple[FaceTrack, Face | None]]:
     """Assign faces to tracks, nearest first, each face to one track at most; None for a track without a face."""
     pairs = []
     for track in tracks:
         last = track.last()
-        reach = NEAR * float(np.ptp(last[:, 1])) * (1 + track.lost())
+        reach = MAX_FACE_STEP * float(np.ptp(last[:, 1])) * (1 + track.lost())
         for face in faces:
             distance = float(np.linalg.norm((face[0] - last)[:, :2].mean(0)))
             if distance < reach:
@@ -168,7 +170,7 @@ def _assign(tracks: list[Track], faces: list[Face]) -> list[tuple[Track, Face | 
     return [(track, assigned.get(id(track))) for track in tracks]
 
 
-def _close_tracks(tracks: list[Track], over: Callable[[Track], bool]) -> Iterator[Track]:
+def _close_tracks(tracks: list[FaceTrack], over: Callable[[FaceTrack], bool]) -> Iterator[FaceTrack]:
     for track in [track for track in tracks if over(track)]:
         tracks.remove(track)
         yield track.trim()
@@ -178,7 +180,7 @@ def _square(frame: np.ndarray, centre: np.ndarray, side: float, size: int) -> np
     """Return the square of ``side`` px around ``centre`` at ``size`` px; beyond the frame its edge is repeated."""
     scale = size / max(side, 1.0)
     reach = max(1, int(0.5 / scale))
-    frame, corner = around(frame, np.array([centre - side / 2, centre + side / 2]), reach + 2)
+    frame, corner = window_around(frame, np.array([centre - side / 2, centre + side / 2]), reach + 2)
     centre = centre - corner
     matrix = np.array([[scale, 0, size / 2 - scale * centre[0]], [0, scale, size / 2 - scale * centre[1]]])
     if scale < 0.5:
@@ -188,16 +190,16 @@ def _square(frame: np.ndarray, centre: np.ndarray, side: float, size: int) -> np
 
 # --- Quality: every clip is measured, and a rejected one records the first gate that it fails
 
-REACH = 10
+MAX_TRIED_DELAY = 10
 """Frames of delay between lips and sound that are tried."""
-LIP_READABLE = 30
+MIN_SYNC_FRAMES = 30
 """Frames from which on lip sync can be measured."""
-SURE_FRAMES, SURE_PEAK = 75, 0.15
+TRUSTED_DELAY_FRAMES, TRUSTED_DELAY_MARGIN = 75, 0.15
 """Length in frames and margin from which on a measured delay is trusted and corrected."""
 
 
 @dataclass(frozen=True)
-class Gates:
+class QualityGates:
     """Limits for clips that training uses. ``--set gate=value`` changes one."""
 
     frames: int = 20
@@ -225,8 +227,8 @@ class Gates:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """Measurements of one clip, in the units of ``Gates``.
+class ClipQuality:
+    """Measurements of one clip, in the units of ``QualityGates``.
 
     Sync, delay and peak are None where the clip is too short to measure them.
 
@@ -251,12 +253,12 @@ class Quality:
         return {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
-def measure(clip: Clip, track: Track) -> Quality:
+def measure_quality(clip: FaceClip, track: FaceTrack) -> ClipQuality:
     """Measure the quality of a clip and the track that it was cut from."""
     eyes = np.linalg.norm(clip.landmarks[:, 33, :2] - clip.landmarks[:, 263, :2], axis=1)
-    turned = np.abs([yaw(points) for points in clip.landmarks[::3]])
-    sync, delay, peak = sync_margin(clip) if len(clip) >= LIP_READABLE else (None, None, None)
-    return Quality(
+    turned = np.abs([face_yaw(points) for points in clip.landmarks[::3]])
+    sync, delay, peak = sync_margin(clip) if len(clip) >= MIN_SYNC_FRAMES else (None, None, None)
+    return ClipQuality(
         frames=len(clip),
         eyes=float(np.quantile(eyes, 0.1)),
         seen=sum(points is not None for points in track.landmarks) / len(track),
@@ -270,7 +272,7 @@ def measure(clip: Clip, track: Track) -> Quality:
     )
 
 
-def judge(quality: Quality, gates: Gates) -> tuple[str, str] | None:
+def first_failed_gate(quality: ClipQuality, gates: QualityGates) -> tuple[str, str] | None:
     """Return the first gate that a clip fails, as one word and as a sentence; None for a clip worth training on."""
     q, g = quality, gates
     failures = (
@@ -289,7 +291,7 @@ def judge(quality: Quality, gates: Gates) -> tuple[str, str] | None:
 
 
 @torch.no_grad()
-def sync_margin(clip: Clip) -> tuple[float, int, float]:
+def sync_margin(clip: FaceClip) -> tuple[float, int, float]:
     """Return how much better lips and sound fit in time (within two frames) than at other delays, and the best delay.
 
     The expert is the reward's, which reads motion and not pixels: so the evaluation's own expert does not select the
@@ -298,11 +300,11 @@ def sync_margin(clip: Clip) -> tuple[float, int, float]:
     Returns:
         The margin in time, the delay in frames where lips and sound fit best, and the margin there.
     """
-    expert = SyncExpert.load()
-    face = expert.embed_face(lower_face(clip.landmarks, clip.blendshapes)[None])[0]
-    voice = expert.embed_audio(log_mel(level(clip.audio))[None])[0]
+    expert = MotionSyncExpert.load()
+    face = expert.embed_face(lower_face_motion(clip.landmarks, clip.blendshapes)[None])[0]
+    voice = expert.embed_audio(log_mel(normalize_loudness(clip.audio))[None])[0]
     length, fits = len(face), []
-    for delay in range(-REACH, REACH + 1):
+    for delay in range(-MAX_TRIED_DELAY, MAX_TRIED_DELAY + 1):
         face_part, voice_part = (
             face[max(0, -delay) : length - max(0, delay)],
             voice[max(0, delay) : length - max(0, -delay)],
@@ -310,31 +312,35 @@ def sync_margin(clip: Clip) -> tuple[float, int, float]:
         fits.append(float((face_part * voice_part).sum(-1).mean()))
     table = np.array(fits)
     median = float(np.median(table))
-    return float(table[REACH - 2 : REACH + 3].max()) - median, int(table.argmax()) - REACH, float(table.max()) - median
+    return (
+        float(table[MAX_TRIED_DELAY - 2 : MAX_TRIED_DELAY + 3].max()) - median,
+        int(table.argmax()) - MAX_TRIED_DELAY,
+        float(table.max()) - median,
+    )
 
 
-def out_of_step(quality: Quality, gates: Gates) -> int:
+def sound_delay_to_correct(quality: ClipQuality, gates: QualityGates) -> int:
     """Return by how many frames the sound is late (early if negative) in footage that is otherwise in sync.
 
     That is a clear peak away from zero in a clip of three seconds or more. It is zero where there is nothing to
     correct.
     """
-    if quality.sync is None or quality.delay is None or quality.peak is None or quality.frames < SURE_FRAMES:
+    if quality.sync is None or quality.delay is None or quality.peak is None or quality.frames < TRUSTED_DELAY_FRAMES:
         return 0
-    clear = quality.sync < gates.sync and quality.peak > SURE_PEAK and abs(quality.delay) < REACH
+    clear = quality.sync < gates.sync and quality.peak > TRUSTED_DELAY_MARGIN and abs(quality.delay) < MAX_TRIED_DELAY
     return quality.delay if clear else 0
 
 
 # --- Clips ------------------------------------------------------------------------------
 
-HEAD_ROOM = 1.9
+CROP_TO_FACE = 1.9
 """Side of the crop divided by the extent of the face, over the whole clip."""
-SHORTEST = 5
+MIN_TRACK_FRAMES = 5
 """Frames below which a track is a false detection that is not recorded."""
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ClipCandidate:
     """A face track as a clip.
 
     Attributes:
@@ -344,11 +350,13 @@ class Candidate:
     """
 
     record: dict[str, Any]
-    clip: Clip | None
+    clip: FaceClip | None
     picture: np.ndarray | None
 
 
-def extract(source: Source, gates: Gates, on_frame: Callable[[], None] = lambda: None) -> tuple[list[Candidate], float]:
+def extract_clips(
+    source: SourceVideo, gates: QualityGates, on_frame: Callable[[], None] = lambda: None
+) -> tuple[list[ClipCandidate], float]:
     """Return every face track of a video, kept or rejected, and how many seconds the video lasts.
 
     A video that is of no use as a whole gives one rejection. ``on_frame`` is called for every frame that was read.
@@ -365,14 +373,14 @@ def extract(source: Source, gates: Gates, on_frame: Callable[[], None] = lambda:
     base = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}
     try:
         wave = _read_sound(source)
-        tracks = [track for track in follow(counted_frames()) if len(track) >= SHORTEST]
+        tracks = [track for track in track_faces(counted_frames()) if len(track) >= MIN_TRACK_FRAMES]
     except BadInput as error:
         return [
-            Candidate(base | {"rejected": str(error), "reason": _rejection_reason(error)}, None, None)
+            ClipCandidate(base | {"rejected": str(error), "reason": _rejection_reason(error)}, None, None)
         ], frames_read / FPS
     if not tracks:
         rejected = base | {"rejected": f"{source.path} shows no face", "reason": "no face"}
-        return [Candidate(rejected, None, None)], frames_read / FPS
+        return [ClipCandidate(rejected, None, None)], frames_read / FPS
     tracks.sort(key=lambda track: (track.start, -len(track)))
     candidates = [
         _build_candidate(
@@ -383,20 +391,20 @@ def extract(source: Source, gates: Gates, on_frame: Callable[[], None] = lambda:
     return _reject_overlapping(candidates), frames_read / FPS
 
 
-def read_clip(path: Path, gates: Gates | None = None) -> Clip:
+def longest_usable_clip(path: Path, gates: QualityGates | None = None) -> FaceClip:
     """Return the longest usable clip of one video.
 
     Raises:
         BadInput: there is none; the message has the reason.
     """
-    candidates, _ = extract(Source(path, path.stem, "", ""), gates or Gates())
+    candidates, _ = extract_clips(SourceVideo(path, path.stem, "", ""), gates or QualityGates())
     usable = [candidate.clip for candidate in candidates if "rejected" not in candidate.record]
     if not usable:
         raise BadInput(f"{path} is of no use for training: {candidates[0].record['rejected']}.")
     return max((clip for clip in usable if clip is not None), key=len)
 
 
-def _read_sound(source: Source) -> np.ndarray:
+def _read_sound(source: SourceVideo) -> np.ndarray:
     path: Path = source.path
     if not has_audio(path) and path.is_file() and source.sound is not None:
         path = source.sound
@@ -408,28 +416,28 @@ def _rejection_reason(error: BadInput) -> str:
     return "no sound" if "no audio stream" in text or "no sound samples" in text else "unreadable"
 
 
-def _build_candidate(base: dict[str, Any], track: Track, wave: np.ndarray, gates: Gates) -> Candidate:
+def _build_candidate(base: dict[str, Any], track: FaceTrack, wave: np.ndarray, gates: QualityGates) -> ClipCandidate:
     clip = _build_clip(track, wave, sound_delay=0)
-    quality = measure(clip, track)
-    sound_delay = out_of_step(quality, gates)
+    quality = measure_quality(clip, track)
+    sound_delay = sound_delay_to_correct(quality, gates)
     if sound_delay:
         clip = _build_clip(track, wave, sound_delay)
-        quality = measure(clip, track)
+        quality = measure_quality(clip, track)
         base = base | {"put_right": sound_delay}
     record = base | {"start": round(track.start / FPS, 2), **quality.to_dict()}
-    failed = judge(quality, gates)
+    failed = first_failed_gate(quality, gates)
     if failed:
         record |= {"reason": failed[0], "rejected": f"{base['name']}: {failed[1]}"}
-    return Candidate(record, clip, track.picture)
+    return ClipCandidate(record, clip, track.picture)
 
 
-def _build_clip(track: Track, wave: np.ndarray, sound_delay: int) -> Clip:
+def _build_clip(track: FaceTrack, wave: np.ndarray, sound_delay: int) -> FaceClip:
     """Return the track as a clip, with sound from ``sound_delay`` frames further on."""
     valid = np.array([points is not None for points in track.landmarks])
 
     def column(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
         lost = np.full(shape, np.nan, np.float32)
-        return bridge(np.array([lost if value is None else value for value in values]), valid)
+        return interpolate_missing_frames(np.array([lost if value is None else value for value in values]), valid)
 
     landmarks = column(track.landmarks, (478, 3))
     mouth = np.array([np.zeros((48, 64), np.uint8) if patch is None else patch for patch in track.mouth])
@@ -439,7 +447,7 @@ def _build_clip(track: Track, wave: np.ndarray, sound_delay: int) -> Clip:
     places = np.arange(len(audio)) + (track.start + sound_delay) * SAMPLES_PER_FRAME
     is_inside = (places >= 0) & (places < len(wave))
     audio[is_inside] = wave[places[is_inside]]
-    return Clip(
+    return FaceClip(
         landmarks,
         column(track.blendshapes, (52,)),
         mouth,
@@ -454,18 +462,18 @@ def _crop(landmarks: np.ndarray) -> np.ndarray:
     """Return left, top and side of a square that holds the head in every frame."""
     low, high = (f(landmarks[..., :2].reshape(-1, 2), 0) for f in (np.min, np.max))
     face = np.ptp(landmarks[..., :2], axis=1).max(-1).mean()
-    side = max(float((high - low).max()), HEAD_ROOM * float(face))
+    side = max(float((high - low).max()), CROP_TO_FACE * float(face))
     corner = (low + high) / 2 - side / 2
     return np.round([*corner, side]).astype(np.int32)
 
 
-def _reject_overlapping(candidates: list[Candidate]) -> list[Candidate]:
+def _reject_overlapping(candidates: list[ClipCandidate]) -> list[ClipCandidate]:
     """Reject every clip that overlaps with a better synchronised one."""
 
-    def fit(candidate: Candidate) -> float:
+    def fit(candidate: ClipCandidate) -> float:
         return candidate.record.get("sync") or -1.0
 
-    accepted: list[Candidate] = []
+    accepted: list[ClipCandidate] = []
     result = []
     for candidate in sorted(candidates, key=fit, reverse=True):
         record = candidate.record
@@ -473,7 +481,7 @@ def _reject_overlapping(candidates: list[Candidate]) -> list[Candidate]:
             record = record | {"reason": "other face", "rejected": f"{record['name']}: another face speaks"}
         elif "rejected" not in record:
             accepted.append(candidate)
-        result.append(Candidate(record, candidate.clip, candidate.picture))
+        result.append(ClipCandidate(record, candidate.clip, candidate.picture))
     return sorted(result, key=lambda candidate: candidate.record["name"])
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from flowportrait.data.corpus import read_clips
+from flowportrait.data.corpus import read_corpus_clips
 from flowportrait.errors import BadInput
-from flowportrait.media.mel import level, log_mel
-from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER, MotionBasis, mirror_matrix
+from flowportrait.media.mel import log_mel, normalize_loudness
+from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER_FACE, MotionBasis, mirror_matrix
 
 TRAINING_SPLITS = ("reward", "evaluation")
 """The splits that a generator may be trained on."""
@@ -39,7 +39,7 @@ class MotionClip:
     portrait: torch.Tensor | None = None
 
 
-def load_motion(corpus: Path, splits: Collection[str]) -> list[MotionClip]:
+def load_motion_clips(corpus: Path, splits: Collection[str]) -> list[MotionClip]:
     """Encode every clip of the given splits.
 
     Raises:
@@ -47,25 +47,25 @@ def load_motion(corpus: Path, splits: Collection[str]) -> list[MotionClip]:
     """
     basis = MotionBasis.load()
     by_speaker: dict[str, list[tuple[str, torch.Tensor, torch.Tensor]]] = defaultdict(list)
-    for record, clip in read_clips(corpus, splits):
+    for record, clip in read_corpus_clips(corpus, splits):
         motion, _ = basis.encode(clip.landmarks, clip.blendshapes)
-        by_speaker[record["speaker"]].append((record["name"], motion, log_mel(level(clip.audio))))
+        by_speaker[record["speaker"]].append((record["name"], motion, log_mel(normalize_loudness(clip.audio))))
     if not by_speaker:
         raise BadInput(f"{corpus} has no clips in the splits {', '.join(splits)}: check its clips.jsonl.")
     clips = []
     for speaker, speaker_clips in by_speaker.items():
-        style = style_of(torch.cat([motion for _, motion, _ in speaker_clips]))
+        style = motion_style(torch.cat([motion for _, motion, _ in speaker_clips]))
         clips += [MotionClip(name, speaker, motion, mel, style) for name, motion, mel in speaker_clips]
     return clips
 
 
-def style_of(motion: torch.Tensor) -> torch.Tensor:
+def motion_style(motion: torch.Tensor) -> torch.Tensor:
     """Return how somebody moves ``[19]``: mean of the lower face, log amplitude of lower face, brows and head."""
-    amplitudes = [motion[:, part].std(0).mean().clamp_min(0.05).log() for part in (LOWER, BROWS, HEAD)]
-    return torch.cat([motion[:, LOWER].mean(0), torch.stack(amplitudes)])
+    amplitudes = [motion[:, part].std(0).mean().clamp_min(0.05).log() for part in (LOWER_FACE, BROWS, HEAD)]
+    return torch.cat([motion[:, LOWER_FACE].mean(0), torch.stack(amplitudes)])
 
 
-TEMPO = (0.9, 1.12)
+TEMPO_RANGE = (0.9, 1.12)
 """Range of the tempo at which windows are played."""
 
 
@@ -105,22 +105,22 @@ class WindowSampler:
         portraits = []
         for row, pick in enumerate(picks):
             clip = self.clips[pick]
-            tempo = TEMPO[0] + (TEMPO[1] - TEMPO[0]) * float(torch.rand((), generator=self.generator))
+            tempo = TEMPO_RANGE[0] + (TEMPO_RANGE[1] - TEMPO_RANGE[0]) * float(torch.rand((), generator=self.generator))
             length = min(round(self.frames * tempo), len(clip.motion) - 1)
             start = 1 + int(torch.randint(len(clip.motion) - length, (), generator=self.generator))
             window = clip.motion[start - 1 : start + length]
             mirrored = bool(torch.rand((), generator=self.generator) < 0.5)
             if mirrored:
                 window = window @ self.mirror
-                style[row, : LOWER.stop] = clip.style[: LOWER.stop] @ self.mirror[LOWER, LOWER]
-            motion[row, 0], motion[row, 1:] = window[0], stretch(window[1:], self.frames)
+                style[row, : LOWER_FACE.stop] = clip.style[: LOWER_FACE.stop] @ self.mirror[LOWER_FACE, LOWER_FACE]
+            motion[row, 0], motion[row, 1:] = window[0], resample_track(window[1:], self.frames)
             sound = clip.mel[start * rate : (start + length) * rate].float()
-            mel[row] = stretch(sound, self.frames * rate)
+            mel[row] = resample_track(sound, self.frames * rate)
             if clip.portrait is not None:
                 portraits.append(clip.portrait[int(mirrored)].float())
         return (motion, mel, style, torch.stack(portraits)) if portraits else (motion, mel, style)
 
 
-def stretch(track: torch.Tensor, length: int) -> torch.Tensor:
+def resample_track(track: torch.Tensor, length: int) -> torch.Tensor:
     """Return ``[T, D]`` linearly interpolated to ``[length, D]``, sample centres aligned."""
     return F.interpolate(track.T[None], size=length, mode="linear", align_corners=False)[0].T

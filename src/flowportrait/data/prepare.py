@@ -29,19 +29,19 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from flowportrait.data.corpus import (
-    Clip,
-    Index,
+    CorpusIndex,
+    FaceClip,
     Record,
-    Source,
+    SourceVideo,
     corpus_records,
+    count_rejections,
     find_sources,
-    pack,
     read_records,
-    reasons,
+    write_shards,
 )
-from flowportrait.data.extract import Gates, extract
+from flowportrait.data.extract import QualityGates, extract_clips
 from flowportrait.errors import BadInput
-from flowportrait.files import complete
+from flowportrait.files import atomic_write
 from flowportrait.media.video import FPS, iter_frames
 from flowportrait.media.write_video import write_video
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # --- Face videos ------------------------------------------------------------------------
 
 
-def write_crop(video: Path, clip: Clip, start: int, size: int, target: Path) -> None:
+def write_face_crop(video: Path, clip: FaceClip, start: int, size: int, target: Path) -> None:
     """Write the square ``clip.crop`` of a video as an mp4 with the clip's sound.
 
     A landmark at ``p`` in the video is at ``(p − corner + 0.5) · size / side − 0.5`` in the crop.
@@ -69,7 +69,7 @@ def write_crop(video: Path, clip: Clip, start: int, size: int, target: Path) -> 
     write_video(target, _crop_frames(frames, clip, size), clip.audio)
 
 
-def _crop_frames(frames: Iterator[np.ndarray], clip: Clip, size: int) -> Iterator[np.ndarray]:
+def _crop_frames(frames: Iterator[np.ndarray], clip: FaceClip, size: int) -> Iterator[np.ndarray]:
     assert clip.crop is not None
     left, top, side = (int(value) for value in clip.crop)
     for frame in frames:
@@ -84,20 +84,20 @@ def _crop_frames(frames: Iterator[np.ndarray], clip: Clip, size: int) -> Iterato
 
 # --- Preparation over several processes -------------------------------------------------
 
-Counter: TypeAlias = "Synchronized[int]"
+SharedCounter: TypeAlias = "Synchronized[int]"
 """A number that the processes of a run share."""
 
-AHEAD = 4
+VIDEOS_PER_WORKER = 4
 """Videos that are handed out per process."""
-RENEWED = 200
+MAX_VIDEOS_PER_PROCESS = 200
 """Videos after which a process is replaced: even closed trackers leak about a megabyte each."""
 _SPAWN = multiprocessing.get_context("spawn")
-_frames_read: Counter | None = None
+_frames_read: SharedCounter | None = None
 """In a worker: how many frames all workers have read so far."""
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PreparationConfig:
     """Settings of a preparation.
 
     Attributes:
@@ -111,13 +111,13 @@ class Preparation:
 
     layout: str = "auto"
     hold_out: float = 0.0
-    gates: Gates = field(default_factory=Gates)
+    gates: QualityGates = field(default_factory=QualityGates)
     crops: int = 0
     shard_mb: int = 0
     workers: int | None = None
 
 
-def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = None) -> dict[str, Any]:
+def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig | None = None) -> dict[str, Any]:
     """Prepare every video in ``inputs`` into the corpus ``output``.
 
     Returns:
@@ -127,11 +127,11 @@ def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = Non
     Raises:
         BadInput: see ``find_sources``; or a process was killed, mostly for lack of memory.
     """
-    plan = plan or Preparation()
+    plan = plan or PreparationConfig()
     sources = find_sources(inputs, plan.layout, plan.hold_out)
     output.mkdir(parents=True, exist_ok=True)
     started, footage = time.monotonic(), 0.0
-    with Index(output) as index:
+    with CorpusIndex(output) as index:
         todo = [source for source in sources if source.name not in index.done]
         seen = _SPAWN.Value("q", 0)
         with _progress(seen) as shown:
@@ -146,27 +146,27 @@ def prepare(inputs: Sequence[Path], output: Path, plan: Preparation | None = Non
     result = {
         "clips": len(kept),
         "rejected": sum(1 for _ in read_records(output / "rejected.jsonl")),
-        "reasons": reasons(output),
+        "reasons": count_rejections(output),
         "hours": round(sum(record["frames"] for record in kept) / 25 / 3600, 3),
         "real_time": round(footage / elapsed, 2) if footage else None,
     }
     if plan.shard_mb:
-        result["shards"] = len(pack(output, plan.shard_mb))
+        result["shards"] = len(write_shards(output, plan.shard_mb))
     return result
 
 
 def _results(
-    todo: list[Source], output: Path, plan: Preparation, seen: Counter | None = None
-) -> Iterator[tuple[Source, tuple[list[Record], float]]]:
+    todo: list[SourceVideo], output: Path, plan: PreparationConfig, seen: SharedCounter | None = None
+) -> Iterator[tuple[SourceVideo, tuple[list[Record], float]]]:
     """Yield each video's records in the order of the list; several processes read them and count frames in ``seen``."""
     workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
-    pending: deque[tuple[Source, Future[tuple[list[Record], float]]]] = deque()
+    pending: deque[tuple[SourceVideo, Future[tuple[list[Record], float]]]] = deque()
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, _SPAWN, _initialize_worker, (seen,), max_tasks_per_child=RENEWED)
+    pool = ProcessPoolExecutor(workers, _SPAWN, _initialize_worker, (seen,), max_tasks_per_child=MAX_VIDEOS_PER_PROCESS)
     try:
         for source in todo:
-            pending.append((source, pool.submit(work, source, output, plan)))
-            if len(pending) == AHEAD * workers:
+            pending.append((source, pool.submit(prepare_video, source, output, plan)))
+            if len(pending) == VIDEOS_PER_WORKER * workers:
                 yield pending[0][0], pending[0][1].result()
                 pending.popleft()
         while pending:
@@ -185,7 +185,7 @@ def _results(
                 process.terminate()
 
 
-def _initialize_worker(seen: Counter | None) -> None:
+def _initialize_worker(seen: SharedCounter | None) -> None:
     """Limit a worker to one core; Ctrl-C is handled by the parent process."""
     global _frames_read
     _frames_read = seen
@@ -203,10 +203,10 @@ def _count_frame() -> None:
             _frames_read.value += 1
 
 
-def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record], float]:
+def prepare_video(source: SourceVideo, output: Path, plan: PreparationConfig) -> tuple[list[Record], float]:
     """Prepare one video and return its records and its length in seconds; any error is recorded as its rejection."""
     try:
-        candidates, seconds = extract(source, plan.gates, _count_frame)
+        candidates, seconds = extract_clips(source, plan.gates, _count_frame)
         for candidate in candidates:
             name = str(candidate.record["name"])
             if candidate.picture is not None:
@@ -217,7 +217,7 @@ def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record],
                 candidate.clip.save(target)
                 if plan.crops:
                     start = round(candidate.record["start"] * 25)
-                    write_crop(source.path, candidate.clip, start, plan.crops, output / "crops" / f"{name}.mp4")
+                    write_face_crop(source.path, candidate.clip, start, plan.crops, output / "crops" / f"{name}.mp4")
     except Exception as error:
         rejected = {"name": source.name, "speaker": source.speaker, "split": source.split, "source": source.name}
         return [rejected | {"reason": "failed", "rejected": f"{source.path}: {type(error).__name__}: {error}"}], 0.0
@@ -227,18 +227,18 @@ def work(source: Source, output: Path, plan: Preparation) -> tuple[list[Record],
 def _write_picture(path: Path, picture: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _, content = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-    with complete(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content.tobytes())
 
 
-def _size_in_bytes(source: Source) -> int:
+def _size_in_bytes(source: SourceVideo) -> int:
     return source.path.stat().st_size if source.path.is_file() else 0
 
 
 class _SecondsRead(ProgressColumn):
     """A progress column with the seconds of video that all processes have read, which moves during a long video."""
 
-    def __init__(self, seen: Counter) -> None:
+    def __init__(self, seen: SharedCounter) -> None:
         super().__init__()
         self._frames = seen
 
@@ -246,7 +246,7 @@ class _SecondsRead(ProgressColumn):
         return Text(f"{self._frames.value / FPS:.0f} s of video seen")
 
 
-def _progress(seen: Counter) -> Progress:
+def _progress(seen: SharedCounter) -> Progress:
     console = Console(stderr=True)
     share, note = TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[note]}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), share, TimeRemainingColumn(),

@@ -22,27 +22,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flowportrait.data.prompts import find_videos, read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import (
-    FEWEST,
-    Comparison,
-    Labels,
+    MIN_SET_CLIPS,
+    ClipLabels,
+    SystemComparison,
     compare_systems,
+    estimate_system_metrics,
     metrics_by_group,
-    read_labels,
-    set_estimates,
+    read_clip_labels,
 )
-from flowportrait.evaluation.figures import text_table
+from flowportrait.evaluation.figures import build_text_table
 from flowportrait.evaluation.measure import (
-    LEFT_OUT,
-    TOTAL,
+    THEVAL_OMITTED_MEASURES,
+    THEVAL_TOTAL_NAME,
     VideoMetrics,
     compare_with_real,
     measure_video,
-    perceptual_name,
+    perceptual_distance_name,
 )
-from flowportrait.evaluation.metrics import REAL, SHIPPED, Row, shipped_estimates, shipped_reference
-from flowportrait.evaluation.networks import load_networks
-from flowportrait.evaluation.tracking import default_cache, track_file
-from flowportrait.files import check_not_an_input
+from flowportrait.evaluation.metrics import (
+    REAL,
+    SHIPPED_FOOTAGE_SYSTEM,
+    MetricRow,
+    shipped_estimates,
+    shipped_reference,
+)
+from flowportrait.evaluation.networks import load_evaluation_networks
+from flowportrait.evaluation.tracking import default_tracks_cache, track_file
+from flowportrait.files import check_output_is_not_input
 from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.models.arflow import checkpoint_folder
 
@@ -53,10 +59,10 @@ if TYPE_CHECKING:
     from flowportrait.rewards.interface import Reward
 
 
-TITLE = "Talking portraits, measured"
-Videos: TypeAlias = str | Path | Sequence[str | Path]
+DEFAULT_TITLE = "Talking portraits, measured"
+VideoInput: TypeAlias = str | Path | Sequence[str | Path]
 """A folder of videos, a file, or several of them."""
-System: TypeAlias = Videos | Callable[[Path, Path], Any]
+EvaluatedSystem: TypeAlias = VideoInput | Callable[[Path, Path], Any]
 """Videos, the name or folder of a checkpoint, or a callable such as an ``AnimatePipeline``. A callable gets the paths
 of a portrait and a recording and returns frames ``[H, W, 3]`` uint8 at 25 fps, or an object with them as ``frames``."""
 RewardScores: TypeAlias = dict[str, float | str]
@@ -76,16 +82,16 @@ class EvaluationReport:
         examples: one video per system that the report shows.
     """
 
-    comparison: Comparison
+    comparison: SystemComparison
     files: Mapping[str, Mapping[str, Path]]
-    title: str = TITLE
+    title: str = DEFAULT_TITLE
     notes: Sequence[str] = ()
     curves: Sequence[Mapping[str, float]] | None = None
     examples: Mapping[str, Path] = field(default_factory=dict)
     _temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @property
-    def rows(self) -> dict[str, dict[str, Row]]:
+    def rows(self) -> dict[str, dict[str, MetricRow]]:
         """Metrics of each system and clip: ``rows["ours"]["clip1"]["ler"]``."""
         return self.comparison.rows
 
@@ -97,7 +103,7 @@ class EvaluationReport:
     @property
     def table(self) -> Table:
         """A table for the terminal with a row per metric and a column per system."""
-        return text_table(self.summary)
+        return build_text_table(self.summary)
 
     def __str__(self) -> str:
         console = Console(width=140)
@@ -115,12 +121,12 @@ class EvaluationReport:
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained page with tables, plots and example videos, and return its path."""
-        from flowportrait.extras import require
+        from flowportrait.extras import require_extra
 
-        require("report", "matplotlib")
-        from flowportrait.evaluation.report import write_report
+        require_extra("report", "matplotlib")
+        from flowportrait.evaluation.report import write_html_report
 
-        return write_report(
+        return write_html_report(
             Path(path),
             title=self.title,
             comparison=self.comparison,
@@ -140,16 +146,16 @@ class EvaluationReport:
 
 
 def evaluate(
-    systems: Mapping[str, System] | str | Path,
-    real: Videos | None = None,
+    systems: Mapping[str, EvaluatedSystem] | str | Path,
+    real: VideoInput | None = None,
     *,
     prompts: str | Path | None = None,
     baseline: str | None = None,
     output: str | Path | None = None,
     seed: int = 0,
-    groups: str | Path | Labels | None = None,
-    extra_metrics: Mapping[str, Mapping[str, Row]] | None = None,
-    title: str = TITLE,
+    groups: str | Path | ClipLabels | None = None,
+    extra_metrics: Mapping[str, Mapping[str, MetricRow]] | None = None,
+    title: str = DEFAULT_TITLE,
     notes: Sequence[str] = (),
     curves: Sequence[Mapping[str, float]] | None = None,
     examples: Mapping[str, Path] | None = None,
@@ -190,7 +196,7 @@ def evaluate(
         raise BadInput(f"Real clips are given twice, as real=… and as the system '{REAL}': leave one out.")
     if workers < 1:
         raise BadInput(f"{workers} is not a number of processes: give 1 or more workers.")
-    labels = read_labels(Path(groups)) if isinstance(groups, str | Path) else groups
+    labels = read_clip_labels(Path(groups)) if isinstance(groups, str | Path) else groups
     temporary = None
     if output is None and any(_is_animated(system) for system in systems.values()):
         temporary = tempfile.TemporaryDirectory(prefix="flowportrait-")
@@ -201,7 +207,7 @@ def evaluate(
     for system, system_rows in (extra_metrics or {}).items():
         extra[system] = {clip: extra.get(system, {}).get(clip, {}) | row for clip, row in system_rows.items()}
     _check_systems(files, baseline)
-    cache = default_cache() if cache is None else Path(cache)
+    cache = default_tracks_cache() if cache is None else Path(cache)
     measured = measure_videos(files, cache, workers)
     if not any(measured.metrics.values()):
         raise BadInput(f"None of the videos can be measured. {measured.excluded[0]['reason']}")
@@ -211,7 +217,7 @@ def evaluate(
     measured_files = {s: [path for path in paths if path.stem in measured.metrics[s]] for s, paths in files.items()}
     by_clip = {system: {path.stem: path for path in paths} for system, paths in files.items()}
     return EvaluationReport(
-        comparison, by_clip, title, tuple(notes), curves, examples or example_videos(measured_files), temporary
+        comparison, by_clip, title, tuple(notes), curves, examples or choose_example_videos(measured_files), temporary
     )
 
 
@@ -233,11 +239,13 @@ def score_videos(
     """
     from flowportrait.media.image import read_image
     from flowportrait.media.portrait import Portrait
-    from flowportrait.rewards.registry import BUILT_IN, build
+    from flowportrait.rewards.registry import WEIGHTED_REWARDS, build_reward
     from flowportrait.terminal import progress
 
     paths = find_videos([Path(video) for video in videos])
-    built = [build(reward.strip()) if isinstance(reward, str) else reward for reward in rewards or BUILT_IN]
+    built = [
+        build_reward(reward.strip()) if isinstance(reward, str) else reward for reward in rewards or WEIGHTED_REWARDS
+    ]
     person = Portrait.from_image(read_image(Path(portrait)), name=str(portrait)) if portrait else None
     scores: dict[str, RewardScores] = {}
     left_out: dict[str, str] = {}
@@ -258,20 +266,20 @@ def _score_video(path: Path, rewards: Sequence[Reward], person: Portrait | None,
     from flowportrait.media.audio import read_audio
     from flowportrait.media.video import iter_frames
     from flowportrait.rewards.batch import RewardBatch
-    from flowportrait.rewards.interface import score
+    from flowportrait.rewards.interface import score_batch
 
     people = None if person is None else [person]
     batch = RewardBatch.from_frames([np.stack(list(iter_frames(path)))], [read_audio(path)], portraits=people)
     scores: RewardScores = {}
     for reward in rewards:
         if explain_missing or reward.needs <= batch.has:
-            result = score(reward, batch)
+            result = score_batch(reward, batch)
             reason = result.reasons.get(0)
             scores[reward.name] = reason.detail if reason else round(float(result.value), 4)
     return scores
 
 
-def _is_animated(system: System) -> bool:
+def _is_animated(system: EvaluatedSystem) -> bool:
     """Return whether a system must make its videos first: a callable or a checkpoint."""
     if callable(system):
         return True
@@ -284,21 +292,21 @@ def _is_animated(system: System) -> bool:
     return True
 
 
-def _list_videos(videos: Videos) -> list[Path]:
+def _list_videos(videos: VideoInput) -> list[Path]:
     if isinstance(videos, str | Path):
         return find_videos([Path(videos)])
     return [file for path in map(Path, videos) for file in (find_videos([path]) if path.is_dir() else [path])]
 
 
 def _system_videos(
-    systems: Mapping[str, System], prompts: str | Path | None, output: str | Path | None, seed: int
-) -> tuple[dict[str, list[Path]], dict[str, Mapping[str, Row]]]:
+    systems: Mapping[str, EvaluatedSystem], prompts: str | Path | None, output: str | Path | None, seed: int
+) -> tuple[dict[str, list[Path]], dict[str, Mapping[str, MetricRow]]]:
     """Return the videos of every system, made first if needed, and the cost of every clip that was made."""
     from flowportrait.pipelines.prompt_videos import render_prompts, rendering_costs
 
     inputs = [path for system in systems.values() if not _is_animated(system) for path in _paths(system)]
     files: dict[str, list[Path]] = {}
-    costs: dict[str, Mapping[str, Row]] = {}
+    costs: dict[str, Mapping[str, MetricRow]] = {}
     for name, system in systems.items():
         if not _is_animated(system):
             files[name] = _list_videos(system)  # type: ignore[arg-type]
@@ -309,7 +317,7 @@ def _system_videos(
             raise BadInput(f"System '{name}' cannot be the name of a folder: leave out slashes.")
         assert output is not None, "a temporary folder stands in for a missing one"
         target = Path(output) / name
-        check_not_an_input(target, inputs)
+        check_output_is_not_input(target, inputs)
         if callable(system):
             files[name] = _animate_prompts(system, Path(prompts), target)
         else:
@@ -318,7 +326,7 @@ def _system_videos(
     return files, costs
 
 
-def _paths(system: System) -> list[str | Path]:
+def _paths(system: EvaluatedSystem) -> list[str | Path]:
     if callable(system):
         return []
     return [system] if isinstance(system, str | Path) else list(system)
@@ -400,12 +408,12 @@ def _collect_rows(
     measured: Measurements,
     files: Mapping[str, list[Path]],
     cache: Path,
-    extra: Mapping[str, Mapping[str, Row]],
-) -> dict[str, dict[str, Row]]:
+    extra: Mapping[str, Mapping[str, MetricRow]],
+) -> dict[str, dict[str, MetricRow]]:
     """Return the metrics by system and clip, including those against the real clip of the same name."""
     paths = {system: {path.stem: path for path in system_files} for system, system_files in files.items()}
     real = measured.metrics.get(REAL, {})
-    rows: dict[str, dict[str, Row]] = {}
+    rows: dict[str, dict[str, MetricRow]] = {}
     for system, clips in measured.metrics.items():
         rows[system] = {}
         for clip, metrics in clips.items():
@@ -417,34 +425,36 @@ def _collect_rows(
     return rows
 
 
-def _add_system_metrics(comparison: Comparison, measured: Measurements) -> Comparison:
+def _add_system_metrics(comparison: SystemComparison, measured: Measurements) -> SystemComparison:
     """Add metrics of whole systems, the shipped ground truth, excluded files, remarks, and the networks used."""
-    system_metrics = set_estimates(measured.metrics)
+    system_metrics = estimate_system_metrics(measured.metrics)
     estimates = {system: found | system_metrics.get(system, {}) for system, found in comparison.estimates.items()}
     remarks = [r for clips in measured.metrics.values() for found in clips.values() for r in found.remarks]
     remarks += _length_remarks(comparison.rows)
     if REAL not in comparison.rows and (shipped := shipped_estimates()):
-        estimates[SHIPPED] = shipped
-        remarks.append(f"No real clips were given: '{SHIPPED}' is {shipped_reference()['about']}.")
-    if 0 < len(comparison.rows.get(REAL, {})) < FEWEST:
-        remarks.append(f"Fewer than {FEWEST} real clips: ECS and THEval are compared with the shipped footage instead.")
+        estimates[SHIPPED_FOOTAGE_SYSTEM] = shipped
+        remarks.append(f"No real clips were given: '{SHIPPED_FOOTAGE_SYSTEM}' is {shipped_reference()['about']}.")
+    if 0 < len(comparison.rows.get(REAL, {})) < MIN_SET_CLIPS:
+        remarks.append(
+            f"Fewer than {MIN_SET_CLIPS} real clips: ECS and THEval are compared with the shipped footage instead."
+        )
     dlib = any(found.network == "dlib68" for clips in measured.metrics.values() for found in clips.values())
     used = {
         "face network of ECS": "dlib, 68 points" if dlib else "MediaPipe (the rewards' own: install dlib-bin)",
         "optical flow (TFI)": best_installed_flow().name.upper(),
-        "perceptual distance": perceptual_name(),
-        "left out of THEval": f"{', '.join(LEFT_OUT)}; the total is {TOTAL}",
+        "perceptual distance": perceptual_distance_name(),
+        "left out of THEval": f"{', '.join(THEVAL_OMITTED_MEASURES)}; the total is {THEVAL_TOTAL_NAME}",
     }
     return replace(
         comparison,
         estimates=estimates,
         excluded=measured.excluded,
         remarks=remarks,
-        networks=load_networks().names() | used,
+        networks=load_evaluation_networks().names() | used,
     )
 
 
-def _length_remarks(rows: dict[str, dict[str, Row]]) -> list[str]:
+def _length_remarks(rows: dict[str, dict[str, MetricRow]]) -> list[str]:
     """Return remarks on clips with another length than the real clip of the same name."""
     remarks = []
     for system, clips in rows.items():
@@ -455,7 +465,7 @@ def _length_remarks(rows: dict[str, dict[str, Row]]) -> list[str]:
     return remarks
 
 
-def example_videos(systems: dict[str, list[Path]]) -> dict[str, Path]:
+def choose_example_videos(systems: dict[str, list[Path]]) -> dict[str, Path]:
     """Choose one video of each system, of the same clip if all systems have one."""
     stems = [{file.stem for file in files} for files in systems.values() if files]
     common = sorted(set.intersection(*stems)) if stems else []

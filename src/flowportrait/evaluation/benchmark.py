@@ -5,7 +5,7 @@
 
 Without real clips the only ceiling is the shipped result of real footage, and negative controls are made from the first
 system's own motion. ``results.json`` records machine, protocol and inputs, so that two machines can compare their
-results with ``compare_results``.
+results with ``compare_benchmark_results``.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.api import evaluate
 from flowportrait.evaluation.benchmark_systems import (
-    FOOTAGE,
-    LOSERS,
+    FOOTAGE_SYSTEM,
+    NEGATIVE_CONTROLS,
     REAL,
-    Case,
-    Draw,
-    Protocol,
-    codecs_of,
-    cropped,
-    drawn,
-    fingerprint,
-    losing_motion,
-    matching,
-    motions_of,
-    real_motion,
-    weights_of,
-    written,
+    BenchmarkCase,
+    BenchmarkProtocol,
+    VideoFactory,
+    build_codecs,
+    crop_footage,
+    decode_motion,
+    extract_real_motions,
+    generate_motions,
+    match_cases,
+    negative_control_motion,
+    protocol_fingerprint,
+    weights_digest,
+    write_videos,
 )
-from flowportrait.evaluation.metrics import BY_KEY, Row
+from flowportrait.evaluation.metrics import METRIC_BY_KEY, MetricRow
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.files import write_json
 from flowportrait.pipelines.prompt_videos import rendering_costs
 
-ORDER_BY = ("sync_in_time", "sync_in_time_short", "ler")
-PACKAGES = ("flowportrait", "torch", "mediapipe", "opencv-contrib-python", "av", "dlib-bin", "numpy")
+ORDERING_METRICS = ("sync_in_time", "sync_in_time_short", "ler")
+REPORTED_PACKAGES = ("flowportrait", "torch", "mediapipe", "opencv-contrib-python", "av", "dlib-bin", "numpy")
 
 
 def run_benchmark(
     checkpoints: dict[str, str],
     others: dict[str, list[Path]],
-    all_cases: list[Case],
-    protocol: Protocol,
+    all_cases: list[BenchmarkCase],
+    protocol: BenchmarkProtocol,
     output: Path,
     cache: Path | None = None,
     workers: int = 1,
@@ -80,34 +80,36 @@ def run_benchmark(
     if not checkpoints:
         raise BadInput("The benchmark needs at least one checkpoint: give --system NAME=CHECKPOINT.")
     systems: dict[str, list[Path]] = {}
-    costs: dict[str, dict[str, Row]] = {}
-    codecs = codecs_of(all_cases, protocol.size)
-    motions = motions_of(checkpoints, all_cases)
-    tracks = real_motion(all_cases)
+    costs: dict[str, dict[str, MetricRow]] = {}
+    codecs = build_codecs(all_cases, protocol.size)
+    motions = generate_motions(checkpoints, all_cases)
+    tracks = extract_real_motions(all_cases)
     source_motions = tracks or next(iter(motions.values()))
-    video_makers: dict[str, Callable[[int], Draw]] = {}
+    video_makers: dict[str, Callable[[int], VideoFactory]] = {}
 
-    def draw_motions(system_motions: Sequence[torch.Tensor]) -> Callable[[int], Draw]:
-        return lambda i: drawn(codecs[i], system_motions[i], all_cases[i].audio)
+    def draw_motions(system_motions: Sequence[torch.Tensor]) -> Callable[[int], VideoFactory]:
+        return lambda i: decode_motion(codecs[i], system_motions[i], all_cases[i].audio)
 
-    def draw_control(name: str) -> Callable[[int], Draw]:
-        return lambda i: drawn(
-            codecs[i], losing_motion(name, source_motions, all_cases, i, protocol), all_cases[i].audio
+    def draw_control(name: str) -> Callable[[int], VideoFactory]:
+        return lambda i: decode_motion(
+            codecs[i], negative_control_motion(name, source_motions, all_cases, i, protocol), all_cases[i].audio
         )
 
     if tracks:
-        video_makers[FOOTAGE] = lambda i: lambda: (cropped(all_cases[i], protocol.size), all_cases[i].audio)
+        video_makers[FOOTAGE_SYSTEM] = lambda i: lambda: (crop_footage(all_cases[i], protocol.size), all_cases[i].audio)
         video_makers[REAL] = draw_motions(tracks)
     video_makers |= {name: draw_motions(found) for name, found in motions.items()}
-    video_makers |= {name: draw_control(name) for name in LOSERS}
+    video_makers |= {name: draw_control(name) for name in NEGATIVE_CONTROLS}
     for name, prepare_video in video_makers.items():
-        origin = json.dumps([fingerprint(protocol, all_cases), weights_of(checkpoints, name), version("flowportrait")])
-        systems[name] = written(
+        origin = json.dumps(
+            [protocol_fingerprint(protocol, all_cases), weights_digest(checkpoints, name), version("flowportrait")]
+        )
+        systems[name] = write_videos(
             output / "videos" / name.replace(" ", "_"), name, prepare_video, all_cases, protocol, origin
         )
         if name in checkpoints:
             costs[name] = rendering_costs(output / "videos" / name.replace(" ", "_"))
-    systems |= {name: matching(name, files, all_cases) for name, files in others.items()}
+    systems |= {name: match_cases(name, files, all_cases) for name, files in others.items()}
     baseline = next(iter(checkpoints))
     summary = evaluate(
         systems,
@@ -120,7 +122,7 @@ def run_benchmark(
     ).write(output)
     rows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["clips"]
     results = {
-        "protocol": fingerprint(protocol, all_cases),
+        "protocol": protocol_fingerprint(protocol, all_cases),
         "machine": machine_info(),
         "checks": [check.as_dict() for check in check_ordering(rows, list(checkpoints))],
         "metrics": summary["metrics"],
@@ -159,18 +161,18 @@ class OrderCheck(NamedTuple):
         return self._asdict() | {"advantage": asdict(self.advantage)}
 
 
-def check_ordering(rows: dict[str, dict[str, Row]], checkpoints: list[str]) -> list[OrderCheck]:
+def check_ordering(rows: dict[str, dict[str, MetricRow]], checkpoints: list[str]) -> list[OrderCheck]:
     """Compare ceilings, systems and negative controls clip by clip.
 
     Args:
         rows: metrics by system and clip.
         checkpoints: names of the systems that must beat the negative controls.
     """
-    expected = [(REAL, loser) for loser in LOSERS] + [(FOOTAGE, "still"), (FOOTAGE, REAL)]
+    expected = [(REAL, loser) for loser in NEGATIVE_CONTROLS] + [(FOOTAGE_SYSTEM, "still"), (FOOTAGE_SYSTEM, REAL)]
     expected += [(name, loser) for name in checkpoints for loser in ("still", "loudness jaw")]
     checks: list[OrderCheck] = []
     for winner, loser in expected:
-        for metric in ORDER_BY:
+        for metric in ORDERING_METRICS:
             pairs = [
                 (row.get(metric), rows[loser][clip].get(metric))
                 for clip, row in rows.get(winner, {}).items()
@@ -188,7 +190,7 @@ def check_ordering(rows: dict[str, dict[str, Row]], checkpoints: list[str]) -> l
 def machine_info() -> dict[str, Any]:
     """Return system, Python, processor and package versions; nothing that identifies a person or a network."""
     versions = {}
-    for package in PACKAGES:
+    for package in REPORTED_PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -202,7 +204,7 @@ def machine_info() -> dict[str, Any]:
     }
 
 
-def _notes(protocol: Protocol, all_cases: list[Case], real: bool) -> list[str]:
+def _notes(protocol: BenchmarkProtocol, all_cases: list[BenchmarkCase], real: bool) -> list[str]:
     source = "the motion of the real clips" if real else "the first system's own motion; no real clips were given"
     return [
         f"{len(all_cases)} clips, {protocol.size} px square crop, 25 fps, H.264 crf {protocol.crf}, AAC 16 kHz.",
@@ -212,13 +214,13 @@ def _notes(protocol: Protocol, all_cases: list[Case], real: bool) -> list[str]:
 
 # --- Comparing two results ---
 
-COMPARED = ("version", "size", "crf", "piece", "step", "seeds", "late", "clips", "cases", "inputs")
+COMPARED_PROTOCOL_KEYS = ("version", "size", "crf", "piece", "step", "seeds", "late", "clips", "cases", "inputs")
 """Keys of the protocol that must agree."""
-MACHINE_BOUND = ("seconds_per_second", "frames_per_second", "first_frame", "peak_memory")
+SPEED_METRICS = ("seconds_per_second", "frames_per_second", "first_frame", "peak_memory")
 """Metrics of the machine's speed; they are shown and not judged."""
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_benchmark_results(path: Path) -> dict[str, Any]:
     """Read a results.json of the benchmark.
 
     Raises:
@@ -237,15 +239,15 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def compare_results(first: Path, second: Path) -> dict[str, Any]:
+def compare_benchmark_results(first: Path, second: Path) -> dict[str, Any]:
     """Compare every mean of two results: equal, within the 95 % intervals, or different.
 
     Raises:
         BadInput: a file cannot be used, or the two were not measured by the same protocol on the same inputs.
     """
-    first_results, second_results = read_results(first), read_results(second)
+    first_results, second_results = read_benchmark_results(first), read_benchmark_results(second)
     protocols = first_results["protocol"], second_results["protocol"]
-    differing = [key for key in COMPARED if protocols[0].get(key) != protocols[1].get(key)]
+    differing = [key for key in COMPARED_PROTOCOL_KEYS if protocols[0].get(key) != protocols[1].get(key)]
     if differing:
         what = ", ".join(f"{k} {protocols[0].get(k)} and {protocols[1].get(k)}" for k in differing)
         raise BadInput(f"{first} and {second} cannot be compared, their protocols differ: {what}.")
@@ -280,10 +282,10 @@ def compare_results(first: Path, second: Path) -> dict[str, Any]:
 
 
 def _verdict(key: str, first: dict[str, Any], second: dict[str, Any]) -> str:
-    if key in MACHINE_BOUND:
+    if key in SPEED_METRICS:
         return "speed"
     gap = abs(first["mean"] - second["mean"])
-    if gap <= 0.5 * 10 ** -(BY_KEY[key].digits if key in BY_KEY else 3):
+    if gap <= 0.5 * 10 ** -(METRIC_BY_KEY[key].digits if key in METRIC_BY_KEY else 3):
         return "equal"
     half_width = max(((e["high"] - e["low"]) / 2 if e["low"] is not None else 0.0) for e in (first, second))
     return "within intervals" if gap <= half_width else "different"

@@ -3,7 +3,7 @@
     cases (portrait, speech, seed)  ─►  real footage in its crop, its motion drawn, checkpoints, negative controls
 
 The protocol is fixed, so that results of two machines or two years can be compared; any change here changes
-``VERSION``. The parts in order: protocol and cases, motion of the systems, writing of the videos.
+``PROTOCOL_VERSION``. The parts in order: protocol and cases, motion of the systems, writing of the videos.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from flowportrait.corruption.motion import late_motion, loudness_driven_jaw, other_sentence, still_motion
+from flowportrait.corruption.motion import delayed_motion, loudness_driven_jaw, motion_of_other_sentence, still_motion
 from flowportrait.data.prompts import read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.tracking import content_hash
 from flowportrait.files import write_json
 from flowportrait.media.audio import SAMPLE_RATE, has_audio, read_audio
 from flowportrait.media.crop import crop_transform, sample_crop
-from flowportrait.media.faces import FaceTracker, bridge
+from flowportrait.media.faces import FaceTracker, interpolate_missing_frames
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.models.arflow import checkpoint_folder
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.pipelines.prompt_videos import RECORD, Stopwatch
+from flowportrait.pipelines.prompt_videos import RENDER_RECORD_FILE, RenderStopwatch
 from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.samples import SPEECH
 
 # --- Protocol and cases ---
 
-VERSION = "1"
+PROTOCOL_VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Protocol:
+class BenchmarkProtocol:
     """The settings of the benchmark."""
 
-    version: str = VERSION
+    version: str = PROTOCOL_VERSION
     size: int = 512
     """Side in pixels of the square face crop of every video, including real footage."""
     crf: int = 17
@@ -66,7 +66,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """One clip that every system makes.
 
     Attributes:
@@ -84,7 +84,7 @@ class Case:
     footage: Path | None = None
 
 
-def cases(protocol: Protocol, prompts: Path | None, real: list[Path]) -> list[Case]:
+def benchmark_cases(protocol: BenchmarkProtocol, prompts: Path | None, real: list[Path]) -> list[BenchmarkCase]:
     """List the cases of a benchmark.
 
     Without real clips, they are pieces of the prompts' speech with every portrait. With real clips, they are the speech
@@ -105,7 +105,7 @@ def cases(protocol: Protocol, prompts: Path | None, real: list[Path]) -> list[Ca
             raise BadInput(f"None of the {len(real)} real clips has sound: give clips of speech.")
         chosen = [audible[i] for i in np.unique(np.linspace(0, len(audible) - 1, protocol.clips).astype(int))]
         return [
-            Case(path.stem, portraits[index % len(portraits)], read_audio(path), index, path)
+            BenchmarkCase(path.stem, portraits[index % len(portraits)], read_audio(path), index, path)
             for index, path in enumerate(chosen)
         ]
     length, step = round(protocol.piece * SAMPLE_RATE), round(protocol.step * SAMPLE_RATE)
@@ -115,7 +115,7 @@ def cases(protocol: Protocol, prompts: Path | None, real: list[Path]) -> list[Ca
         for start in range(0, max(1, len(audio) - length + 1), step)
     ]
     return [
-        Case(f"{name}_p{face}_s{seed}", portrait, audio, seed + 100 * index)
+        BenchmarkCase(f"{name}_p{face}_s{seed}", portrait, audio, seed + 100 * index)
         for index, (name, audio) in enumerate(pieces)
         for face, portrait in enumerate(portraits)
         for seed in range(protocol.seeds)
@@ -132,7 +132,7 @@ def _read_portraits_and_speech(folder: Path | None) -> tuple[list[np.ndarray], l
     return [astronaut()], [(SPEECH.stem, read_audio(SPEECH))]
 
 
-def fingerprint(protocol: Protocol, all_cases: list[Case]) -> dict[str, object]:
+def protocol_fingerprint(protocol: BenchmarkProtocol, all_cases: list[BenchmarkCase]) -> dict[str, object]:
     """Return what comparable runs have in common: the settings, and one hash over all pictures and sounds."""
     total = hashlib.sha256()
     for case in all_cases:
@@ -145,23 +145,23 @@ def fingerprint(protocol: Protocol, all_cases: list[Case]) -> dict[str, object]:
     return asdict(protocol) | {"cases": len(all_cases), "inputs": total.hexdigest()[:16]}
 
 
-def quick(protocol: Protocol) -> Protocol:
+def quick_protocol(protocol: BenchmarkProtocol) -> BenchmarkProtocol:
     """Return the settings of a short test run, with a version of its own."""
     return replace(protocol, version=f"{protocol.version}-quick", size=256, seeds=1, clips=6)
 
 
 # --- Motion of the systems ---
 
-FOOTAGE, REAL = "footage", "real"
+FOOTAGE_SYSTEM, REAL = "footage", "real"
 """Names of the two ceilings: real footage in the common crop, and its motion drawn on the portraits."""
-LOSERS = ("shifted", "other sentence", "loudness jaw", "still")
+NEGATIVE_CONTROLS = ("shifted", "other sentence", "loudness jaw", "still")
 """Negative controls, which every good system must beat."""
 
-Draw = Callable[[], tuple[Iterator[np.ndarray], np.ndarray]]
+VideoFactory = Callable[[], tuple[Iterator[np.ndarray], np.ndarray]]
 """A function that returns the frames and the sound of one clip."""
 
 
-def codecs_of(all_cases: list[Case], size: int) -> list[MotionCodec]:
+def build_codecs(all_cases: list[BenchmarkCase], size: int) -> list[MotionCodec]:
     """Build the codec of every case; cases with the same portrait share one. They draw squares of ``size`` pixels."""
     codecs: dict[int, MotionCodec] = {}
     for case in all_cases:
@@ -171,7 +171,7 @@ def codecs_of(all_cases: list[Case], size: int) -> list[MotionCodec]:
     return [codecs[id(case.portrait)] for case in all_cases]
 
 
-def motions_of(checkpoints: dict[str, str], all_cases: list[Case]) -> dict[str, list[torch.Tensor]]:
+def generate_motions(checkpoints: dict[str, str], all_cases: list[BenchmarkCase]) -> dict[str, list[torch.Tensor]]:
     """Generate the motion ``[T, 30]`` of every case with every checkpoint, by the name of its system."""
     motions = {}
     for name, checkpoint in checkpoints.items():
@@ -181,7 +181,7 @@ def motions_of(checkpoints: dict[str, str], all_cases: list[Case]) -> dict[str, 
     return motions
 
 
-def real_motion(all_cases: list[Case]) -> list[torch.Tensor]:
+def extract_real_motions(all_cases: list[BenchmarkCase]) -> list[torch.Tensor]:
     """Extract the motion ``[T, 30]`` of the real clips; an empty list without them.
 
     Raises:
@@ -196,13 +196,19 @@ def real_motion(all_cases: list[Case]) -> list[torch.Tensor]:
             faces = tracker.track(iter_frames(case.footage))
         if not faces.valid.any():
             raise BadInput(f"{case.footage} shows no face: leave it out of --real.")
-        points, shapes = (bridge(values, faces.valid) for values in (faces.landmarks, faces.blendshapes))
+        points, shapes = (
+            interpolate_missing_frames(values, faces.valid) for values in (faces.landmarks, faces.blendshapes)
+        )
         motions.append(MotionBasis.load().encode(points, shapes)[0])
     return motions
 
 
-def losing_motion(
-    name: str, source_motions: list[torch.Tensor], all_cases: list[Case], index: int, protocol: Protocol
+def negative_control_motion(
+    name: str,
+    source_motions: list[torch.Tensor],
+    all_cases: list[BenchmarkCase],
+    index: int,
+    protocol: BenchmarkProtocol,
 ) -> torch.Tensor:
     """Return the motion ``[T, 30]`` of a negative control.
 
@@ -219,7 +225,7 @@ def losing_motion(
     if name == "loudness jaw":
         return loudness_driven_jaw(motion, audio)
     if name == "shifted":
-        return late_motion(motion, audio, min(protocol.late, len(motion) - 1))
+        return delayed_motion(motion, audio, min(protocol.late, len(motion) - 1))
     other = next(
         (m for c, m in zip(all_cases, source_motions, strict=True) if not np.array_equal(c.audio, audio)),
         motion.flip(0),
@@ -229,18 +235,18 @@ def losing_motion(
         for c, m in zip(all_cases[index + 1 :], source_motions[index + 1 :], strict=True)
         if not np.array_equal(c.audio, audio)
     ]
-    return other_sentence(motion, following[0] if following else other)
+    return motion_of_other_sentence(motion, following[0] if following else other)
 
 
 # --- Videos ---
 
 
-def drawn(codec: MotionCodec, motion: torch.Tensor, audio: np.ndarray) -> Draw:
+def decode_motion(codec: MotionCodec, motion: torch.Tensor, audio: np.ndarray) -> VideoFactory:
     """Return a function that draws motion ``[T, 30]`` with a codec."""
     return lambda: (codec.decode(motion), audio)
 
 
-def cropped(case: Case, size: int) -> Iterator[np.ndarray]:
+def crop_footage(case: BenchmarkCase, size: int) -> Iterator[np.ndarray]:
     """Yield the frames of a real clip, cropped to a fixed square around its first face.
 
     Raises:
@@ -258,12 +264,12 @@ def cropped(case: Case, size: int) -> Iterator[np.ndarray]:
             yield sample_crop(frame, to_crop, size)
 
 
-def written(
+def write_videos(
     folder: Path,
     name: str,
-    prepare_video: Callable[[int], Draw],
-    all_cases: list[Case],
-    protocol: Protocol,
+    prepare_video: Callable[[int], VideoFactory],
+    all_cases: list[BenchmarkCase],
+    protocol: BenchmarkProtocol,
     origin: str,
 ) -> list[Path]:
     """Write the videos of a system, and return their files.
@@ -277,7 +283,7 @@ def written(
         origin: everything from which the videos are made, as text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / RECORD
+    record = folder / RENDER_RECORD_FILE
     recorded: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     files = []
     for index, case in enumerate(track(all_cases, description=f"{name}: drawing", console=Console(stderr=True))):
@@ -285,7 +291,7 @@ def written(
         files.append(path)
         if path.is_file() and recorded.get(case.id, {}).get("origin") == origin:
             continue
-        watch = Stopwatch()
+        watch = RenderStopwatch()
         frames, audio = prepare_video(index)()
         write_video(path, watch(frames), audio, crf=protocol.crf)
         recorded[case.id] = {"origin": origin, "cost": watch.cost()}
@@ -293,12 +299,12 @@ def written(
     return files
 
 
-def weights_of(checkpoints: dict[str, str], name: str) -> str:
+def weights_digest(checkpoints: dict[str, str], name: str) -> str:
     """Return the hash of a checkpoint's weights; for other systems their name."""
     return content_hash(checkpoint_folder(checkpoints[name]) / "model.safetensors") if name in checkpoints else name
 
 
-def matching(name: str, files: list[Path], all_cases: list[Case]) -> list[Path]:
+def match_cases(name: str, files: list[Path], all_cases: list[BenchmarkCase]) -> list[Path]:
     """Return those of another tool's videos that are named like cases.
 
     Raises:

@@ -20,21 +20,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.measure import MEASURES, VideoMetrics, total
-from flowportrait.evaluation.metrics import METRICS, REAL, Row, shipped_means
+from flowportrait.evaluation.measure import THEVAL_MEASURES, VideoMetrics, theval_total
+from flowportrait.evaluation.metrics import METRICS, REAL, MetricRow, shipped_means
 from flowportrait.evaluation.motion_metrics import (
-    GROUPS,
+    ACTION_GROUPS,
+    compute_reference_quantiles,
     guarded_tfi,
     pooled_ecs,
-    reference_quantiles,
     shipped_quantiles,
 )
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean, holm_correction, jackknife, signed_rank_p
-from flowportrait.files import complete, write_text
+from flowportrait.files import atomic_write, write_text
 
 
 @dataclass(frozen=True)
-class Difference:
+class MetricDifference:
     """The difference of a metric between ``system`` and ``baseline``, on the clips that both have.
 
     Attributes:
@@ -52,7 +52,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SystemComparison:
     """The results of an evaluation.
 
     Attributes:
@@ -67,9 +67,9 @@ class Comparison:
         groups: metrics per group of clips; see ``metrics_by_group``.
     """
 
-    rows: dict[str, dict[str, Row]]
+    rows: dict[str, dict[str, MetricRow]]
     estimates: dict[str, dict[str, Estimate]]
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[MetricDifference] = field(default_factory=list)
     baseline: str | None = None
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     excluded: list[dict[str, str]] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Comparison:
         for rows in self.rows.values():
             for row in rows.values():
                 columns += [key for key in row if key not in columns]
-        with complete(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
             table = csv.DictWriter(stream, columns)
             table.writeheader()
             for system, rows in self.rows.items():
@@ -109,7 +109,9 @@ class Comparison:
         return path
 
 
-def compare_systems(rows: dict[str, dict[str, Row]], baseline: str | None = None, seed: int = 0) -> Comparison:
+def compare_systems(
+    rows: dict[str, dict[str, MetricRow]], baseline: str | None = None, seed: int = 0
+) -> SystemComparison:
     """Compare systems by the metrics of their clips.
 
     Args:
@@ -136,28 +138,28 @@ def compare_systems(rows: dict[str, dict[str, Row]], baseline: str | None = None
         }
         for system, found in rows.items()
     }
-    return Comparison(rows, estimates, _differences(rows, baseline, seed), baseline, counts)
+    return SystemComparison(rows, estimates, _differences(rows, baseline, seed), baseline, counts)
 
 
-def metric_values(rows: dict[str, Row], key: str) -> tuple[list[str], np.ndarray]:
+def metric_values(rows: dict[str, MetricRow], key: str) -> tuple[list[str], np.ndarray]:
     """Return the names of the clips that have the metric ``key``, and its values ``[n]``."""
     values = {clip: value for clip, row in rows.items() if (value := _value(row, key)) is not None}
     return list(values), np.array(list(values.values()))
 
 
-def _value(row: Row, key: str) -> float | None:
+def _value(row: MetricRow, key: str) -> float | None:
     value = row.get(key)
     return None if value is None else float(value)
 
 
-def add_ler_excess(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
+def add_ler_excess(rows: dict[str, dict[str, MetricRow]]) -> dict[str, dict[str, MetricRow]]:
     """Add ``ler_excess``, LER minus the real clip's, to clips with a real one of the same name.
 
     Real footage has errors too, which this subtracts.
     """
     real = rows.get(REAL, {})
 
-    def with_excess(clip: str, row: Row) -> Row:
+    def with_excess(clip: str, row: MetricRow) -> MetricRow:
         ler, real_ler = row.get("ler"), real.get(clip, {}).get("ler")
         return row if ler is None or real_ler is None else row | {"ler_excess": float(ler) - float(real_ler)}
 
@@ -167,7 +169,7 @@ def add_ler_excess(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]
     }
 
 
-def add_guarded_tfi(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
+def add_guarded_tfi(rows: dict[str, dict[str, MetricRow]]) -> dict[str, dict[str, MetricRow]]:
     """Add ``tfi_guarded`` to clips with a real one of the same name; see ``guarded_tfi``."""
     real = rows.get(REAL, {})
     measured = [tfi for found in rows.values() for row in found.values() if (tfi := _value(row, "tfi")) is not None]
@@ -175,7 +177,7 @@ def add_guarded_tfi(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]
         return rows
     worst = max(measured)
 
-    def with_guarded(clip: str, row: Row) -> Row:
+    def with_guarded(clip: str, row: MetricRow) -> MetricRow:
         tfi, power = _value(row, "tfi"), _value(row, "flow_power")
         real_power = _value(real.get(clip, {}), "flow_power")
         if tfi is None or power is None or real_power is None:
@@ -185,10 +187,10 @@ def add_guarded_tfi(rows: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]
     return {system: {clip: with_guarded(clip, row) for clip, row in found.items()} for system, found in rows.items()}
 
 
-def _differences(rows: dict[str, dict[str, Row]], baseline: str | None, seed: int) -> list[Difference]:
+def _differences(rows: dict[str, dict[str, MetricRow]], baseline: str | None, seed: int) -> list[MetricDifference]:
     if baseline is None or baseline not in rows:
         return []
-    differences: list[Difference] = []
+    differences: list[MetricDifference] = []
     for system in rows:
         for metric in METRICS if system not in (baseline, REAL) else ():
             (clips, values), (baseline_clips, baseline_values) = (
@@ -201,7 +203,7 @@ def _differences(rows: dict[str, dict[str, Row]], baseline: str | None, seed: in
             gap = values[index] - baseline_value
             change = float(gap.mean() / abs(baseline_value.mean())) if abs(baseline_value.mean()) > 1e-9 else None
             differences.append(
-                Difference(metric.key, system, baseline, bootstrap_mean(gap, seed), change, signed_rank_p(gap))
+                MetricDifference(metric.key, system, baseline, bootstrap_mean(gap, seed), change, signed_rank_p(gap))
             )
     corrected = holm_correction([difference.p for difference in differences])
     return [replace(difference, p=p) for difference, p in zip(differences, corrected, strict=True)]
@@ -210,11 +212,11 @@ def _differences(rows: dict[str, dict[str, Row]], baseline: str | None, seed: in
 # --- Metrics per group of clips (language, skin tone, age …) ---
 
 GROUP_METRICS = ("sync_in_time", "sync_in_time_short", "ler", "ecs", "tfi", "identity_kept", "csim")
-Labels = dict[str, dict[str, str]]
+ClipLabels = dict[str, dict[str, str]]
 """Labels of clips: ``labels[column][clip]``."""
 
 
-def read_labels(path: Path) -> Labels:
+def read_clip_labels(path: Path) -> ClipLabels:
     """Read a CSV table with a column ``clip`` and one column of labels per grouping.
 
     Raises:
@@ -231,7 +233,7 @@ def read_labels(path: Path) -> Labels:
 
 
 def metrics_by_group(
-    rows: dict[str, dict[str, Row]], labels: Labels, excluded: list[dict[str, str]]
+    rows: dict[str, dict[str, MetricRow]], labels: ClipLabels, excluded: list[dict[str, str]]
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Compute metrics per group of clips.
 
@@ -268,7 +270,7 @@ def metrics_by_group(
 
 # --- Metrics of whole systems ---
 
-SHRINK = 1e-3
+COVARIANCE_SHRINKAGE = 1e-3
 """Share of the mean variance that is added to the diagonal, so that few clips do not give a singular covariance."""
 
 
@@ -288,29 +290,29 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 def _covariance(rows: np.ndarray) -> np.ndarray:
     covariance = np.atleast_2d(np.cov(rows.astype(np.float64), rowvar=False))
-    return covariance + SHRINK * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    return covariance + COVARIANCE_SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
 
 
-FEWEST = 4
+MIN_SET_CLIPS = 4
 """Fewest clips on each side for a metric of distributions."""
-Clips = Sequence[VideoMetrics]
+VideoMetricsSequence = Sequence[VideoMetrics]
 
 
-class SetFunction(Protocol):
+class SystemMetricFunction(Protocol):
     """Interface of a function from the clips of a system and the real clips to a number; None if they are too few."""
 
-    def __call__(self, clips: Clips, /, real: Clips) -> float | None: ...
+    def __call__(self, clips: VideoMetricsSequence, /, real: VideoMetricsSequence) -> float | None: ...
 
 
-class SetMetric(NamedTuple):
+class SystemMetric(NamedTuple):
     """A metric of a whole system, with bounds of its interval."""
 
-    compute: SetFunction
+    compute: SystemMetricFunction
     lowest: float
     highest: float
 
 
-def set_estimates(systems: dict[str, dict[str, VideoMetrics]]) -> dict[str, dict[str, Estimate]]:
+def estimate_system_metrics(systems: dict[str, dict[str, VideoMetrics]]) -> dict[str, dict[str, Estimate]]:
     """Compute the metrics of whole systems, by system and key.
 
     Without real clips, ECS and THEval are compared with the shipped metrics of real footage, and Fréchet distances are
@@ -325,14 +327,14 @@ def set_estimates(systems: dict[str, dict[str, VideoMetrics]]) -> dict[str, dict
             order = np.random.default_rng(0).permutation(len(compared))
             compared, real_clips = [compared[i] for i in order[::2]], [compared[i] for i in order[1::2]]
         estimates[name] = {}
-        for key, metric in SET_METRICS.items():
+        for key, metric in SYSTEM_METRICS.items():
             estimate = jackknife(compared, partial(metric.compute, real=real_clips), metric.lowest, metric.highest)
             if estimate is not None:
                 estimates[name][key] = estimate
     return estimates
 
 
-def ecs_of_set(clips: Clips, real: Clips) -> float | None:
+def system_ecs(clips: VideoMetricsSequence, real: VideoMetricsSequence) -> float | None:
     """Return the pooled ECS against the real clips, or against the shipped footage if there are few."""
     network = clips[0].network if clips else ""
     samples, real_samples = (
@@ -341,41 +343,45 @@ def ecs_of_set(clips: Clips, real: Clips) -> float | None:
     if not samples:
         return None
     reference = shipped_quantiles(network)
-    if len(real_samples) >= FEWEST:
-        reference = {group: reference_quantiles([clip[group] for clip in real_samples]) for group in GROUPS}
+    if len(real_samples) >= MIN_SET_CLIPS:
+        reference = {
+            group: compute_reference_quantiles([clip[group] for clip in real_samples]) for group in ACTION_GROUPS
+        }
     scores = pooled_ecs(samples, reference)
     return scores["all"] if scores else None
 
 
-def frechet_of_set(clips: Clips, real: Clips, features: Callable[[VideoMetrics], np.ndarray]) -> float | None:
+def system_frechet_distance(
+    clips: VideoMetricsSequence, real: VideoMetricsSequence, features: Callable[[VideoMetrics], np.ndarray]
+) -> float | None:
     """Return the Fréchet distance between the features of the clips and of the real clips."""
     rows, real_rows = ([clip_rows for clip in side if len(clip_rows := features(clip))] for side in (clips, real))
-    if min(len(rows), len(real_rows)) < FEWEST:
+    if min(len(rows), len(real_rows)) < MIN_SET_CLIPS:
         return None
     return frechet_distance(np.concatenate(rows), np.concatenate(real_rows))
 
 
-def theval_of_set(clips: Clips, real: Clips) -> float | None:
+def system_theval(clips: VideoMetricsSequence, real: VideoMetricsSequence) -> float | None:
     """Return the total THEval score of the clips against the real ones or the shipped footage."""
-    truth_means = theval_means(real) if len(real) >= FEWEST else shipped_means("theval_")
-    result = total(theval_means(clips), truth_means)
+    truth_means = theval_means(real) if len(real) >= MIN_SET_CLIPS else shipped_means("theval_")
+    result = theval_total(theval_means(clips), truth_means)
     return result[0] if result else None
 
 
-def theval_means(clips: Clips) -> dict[str, float]:
+def theval_means(clips: VideoMetricsSequence) -> dict[str, float]:
     """Return the mean over clips of each THEval measure."""
     means = {}
-    for name in MEASURES:
+    for name in THEVAL_MEASURES:
         values = [float(v) for c in clips if (v := c.row.get(f"theval_{name}")) is not None]
         if values:
             means[name] = float(np.mean(values))
     return means
 
 
-SET_METRICS: dict[str, SetMetric] = {
-    "ecs_pooled": SetMetric(ecs_of_set, -np.inf, 1.0),
-    "e_fid": SetMetric(partial(frechet_of_set, features=lambda clip: clip.expression[::3]), 0.0, np.inf),
-    "fid": SetMetric(partial(frechet_of_set, features=lambda clip: clip.features.image), 0.0, np.inf),
-    "fvd": SetMetric(partial(frechet_of_set, features=lambda clip: clip.features.video), 0.0, np.inf),
-    "theval": SetMetric(theval_of_set, -np.inf, 1.0),
+SYSTEM_METRICS: dict[str, SystemMetric] = {
+    "ecs_pooled": SystemMetric(system_ecs, -np.inf, 1.0),
+    "e_fid": SystemMetric(partial(system_frechet_distance, features=lambda clip: clip.expression[::3]), 0.0, np.inf),
+    "fid": SystemMetric(partial(system_frechet_distance, features=lambda clip: clip.features.image), 0.0, np.inf),
+    "fvd": SystemMetric(partial(system_frechet_distance, features=lambda clip: clip.features.video), 0.0, np.inf),
+    "theval": SystemMetric(system_theval, -np.inf, 1.0),
 }

@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from flowportrait.evaluation.comparison import GROUP_METRICS, Comparison, Difference, metric_values
-from flowportrait.evaluation.metrics import BY_KEY, METRICS, REAL, SHIPPED, Metric
+from flowportrait.evaluation.comparison import GROUP_METRICS, MetricDifference, SystemComparison, metric_values
+from flowportrait.evaluation.metrics import METRIC_BY_KEY, METRICS, REAL, SHIPPED_FOOTAGE_SYSTEM, Metric
 from flowportrait.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 # --- Tables ---
 
-SIGNIFICANT = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """p value below which a difference is significant."""
-ARROWS = {"up": "↑", "down": "↓", "real": "≈"}
+DIRECTION_ARROWS = {"up": "↑", "down": "↓", "real": "≈"}
 
 
-def html_table(comparison: Comparison) -> str:
+def html_table(comparison: SystemComparison) -> str:
     """Return the HTML table of a comparison, real footage in the first column."""
-    systems = sorted(comparison.estimates, key=lambda name: name not in (REAL, SHIPPED))
+    systems = sorted(comparison.estimates, key=lambda name: name not in (REAL, SHIPPED_FOOTAGE_SYSTEM))
     metrics = [m for m in METRICS if any(m.key in comparison.estimates[s] for s in systems)]
     head = "".join(f"<th class='{_css_class(s)}'>{html.escape(s)}</th>" for s in systems)
     lines, heading = [], ""
@@ -49,7 +49,7 @@ def html_table(comparison: Comparison) -> str:
             f"<td class='{_css_class(s)} {'best' if s == best else ''}'>{_cell(comparison, s, metric)}</td>"
             for s in systems
         )
-        title = f"{metric.title} <i>{ARROWS[metric.better]}</i>"
+        title = f"{metric.title} <i>{DIRECTION_ARROWS[metric.better]}</i>"
         lines.append(f"<tr><th title='{html.escape(metric.meaning)}'>{title}</th>{cells}</tr>")
     clips = "".join(f"<td class='{_css_class(s)}'>{_counts(comparison, s)}</td>" for s in systems)
     return (
@@ -58,7 +58,7 @@ def html_table(comparison: Comparison) -> str:
     )
 
 
-def text_table(summary: Mapping[str, Any]) -> Table:
+def build_text_table(summary: Mapping[str, Any]) -> Table:
     """Build the table for a terminal.
 
     It has a row per metric with its direction and meaning, and a column per system with intervals and changes from the
@@ -71,11 +71,11 @@ def text_table(summary: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     metrics, baseline = summary["metrics"], summary["baseline"]
-    systems = sorted(metrics, key=lambda name: name not in (REAL, SHIPPED))
+    systems = sorted(metrics, key=lambda name: name not in (REAL, SHIPPED_FOOTAGE_SYSTEM))
     changes = {(d["system"], d["metric"]): d for d in summary["differences"]}
     title = "↑ higher is better · ↓ lower is better · ≈ closest to real footage · in brackets 95 % intervals over clips"
     if baseline:
-        title += f" · % from {escape(baseline)}, * p < {SIGNIFICANT}"
+        title += f" · % from {escape(baseline)}, * p < {SIGNIFICANCE_LEVEL}"
     result = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for name in ("figure", "", *systems, "meaning"):
         result.add_column(escape(name), justify="right" if name in systems else "left")
@@ -87,7 +87,7 @@ def text_table(summary: Mapping[str, Any]) -> Table:
             heading = metric.group
             result.add_row(f"[bold]{heading}")
         cells = [_text_cell(metrics[s].get(metric.key), changes.get((s, metric.key)), metric) for s in systems]
-        result.add_row(f"  {metric.title}", ARROWS[metric.better], *cells, metric.meaning)
+        result.add_row(f"  {metric.title}", DIRECTION_ARROWS[metric.better], *cells, metric.meaning)
     counts = summary["counts"]
     result.add_row("measured", "", *(f"{counts[s]['clips']} clips" if s in counts else "" for s in systems), "")
     return result
@@ -98,18 +98,18 @@ def _text_cell(estimate: Mapping[str, Any] | None, change: Mapping[str, Any] | N
         return "–"
     text = format_metric(estimate["mean"], metric)
     if change is not None and change["change"] is not None:
-        text += f" {change['change']:+.0%}{'*' if change['p'] is not None and change['p'] < SIGNIFICANT else ''}"
+        text += f" {change['change']:+.0%}{'*' if change['p'] is not None and change['p'] < SIGNIFICANCE_LEVEL else ''}"
     if estimate["low"] is not None:
         text += f" ({format_metric(estimate['low'], metric)} … {format_metric(estimate['high'], metric)})"
     return text
 
 
-def verdict(difference: Difference, metric: Metric) -> str:
+def rate_difference(difference: MetricDifference, metric: Metric) -> str:
     """Rate a difference as ``good``, ``bad`` or ``even``; it is even unless both interval and corrected p are clear."""
     gap = difference.difference
     if metric.better == "real" or not gap.excludes_zero:
         return "even"
-    if difference.p is None or difference.p > SIGNIFICANT:
+    if difference.p is None or difference.p > SIGNIFICANCE_LEVEL:
         return "even"
     return "good" if (gap.mean > 0) == (metric.better == "up") else "bad"
 
@@ -120,18 +120,18 @@ def format_metric(value: float, metric: Metric) -> str:
 
 
 def _css_class(system: str) -> str:
-    return "real" if system in (REAL, SHIPPED) else ""
+    return "real" if system in (REAL, SHIPPED_FOOTAGE_SYSTEM) else ""
 
 
-def _cell(comparison: Comparison, system: str, metric: Metric) -> str:
+def _cell(comparison: SystemComparison, system: str, metric: Metric) -> str:
     estimate = comparison.estimates[system].get(metric.key)
     if estimate is None:
         return "<span class=none>–</span>"
     text = f"<b>{format_metric(estimate.mean, metric)}</b>"
     for difference in comparison.differences:
         if (difference.system, difference.metric) == (system, metric.key) and difference.change is not None:
-            star = "*" if difference.p is not None and difference.p < SIGNIFICANT else ""
-            text += f"<em class={verdict(difference, metric)}>{difference.change:+.0%}{star}</em>"
+            star = "*" if difference.p is not None and difference.p < SIGNIFICANCE_LEVEL else ""
+            text += f"<em class={rate_difference(difference, metric)}>{difference.change:+.0%}{star}</em>"
     return text + _interval(estimate, metric)
 
 
@@ -141,22 +141,22 @@ def _interval(estimate: Estimate, metric: Metric) -> str:
     return f"<small>{format_metric(estimate.low, metric)} … {format_metric(estimate.high, metric)}</small>"
 
 
-def _best(metric: Metric, comparison: Comparison, systems: list[str]) -> str | None:
+def _best(metric: Metric, comparison: SystemComparison, systems: list[str]) -> str | None:
     """Return the best system other than real footage; None if there are fewer than two."""
     means = {
         s: comparison.estimates[s][metric.key].mean
         for s in systems
-        if s not in (REAL, SHIPPED) and metric.key in comparison.estimates[s]
+        if s not in (REAL, SHIPPED_FOOTAGE_SYSTEM) and metric.key in comparison.estimates[s]
     }
     if len(means) < 2:
         return None
     if metric.better == "real":
-        real = comparison.estimates.get(REAL, comparison.estimates.get(SHIPPED, {})).get(metric.key)
+        real = comparison.estimates.get(REAL, comparison.estimates.get(SHIPPED_FOOTAGE_SYSTEM, {})).get(metric.key)
         return min(means, key=lambda s: abs(means[s] - real.mean)) if real else None
     return (max if metric.better == "up" else min)(means, key=lambda s: means[s])
 
 
-def _counts(comparison: Comparison, system: str) -> str:
+def _counts(comparison: SystemComparison, system: str) -> str:
     counts = comparison.counts.get(system)
     if not counts:
         return ""
@@ -177,7 +177,7 @@ def html_groups_table(groups: dict[str, dict[str, dict[str, dict[str, Any]]]]) -
 def _group_rows(labels: dict[str, dict[str, dict[str, Any]]]) -> str:
     entries = [entry for systems in labels.values() for entry in systems.values()]
     keys = [key for key in GROUP_METRICS if any(key in entry["metrics"] for entry in entries)]
-    head = "".join(f"<th>{BY_KEY[key].title}</th>" for key in keys)
+    head = "".join(f"<th>{METRIC_BY_KEY[key].title}</th>" for key in keys)
     lines = []
     for label, systems in labels.items():
         for system, entry in systems.items():
@@ -196,7 +196,7 @@ def _group_rows(labels: dict[str, dict[str, dict[str, Any]]]) -> str:
 def _group_cell(values: list[float] | None, key: str) -> str:
     if values is None:
         return "<span class=none>–</span>"
-    mean, *interval = (format_metric(value, BY_KEY[key]) for value in values if value is not None)
+    mean, *interval = (format_metric(value, METRIC_BY_KEY[key]) for value in values if value is not None)
     return f"<b>{mean}</b>" + (f"<small>{' … '.join(interval)}</small>" if interval else "")
 
 
@@ -204,19 +204,19 @@ def _group_cell(values: list[float] | None, key: str) -> str:
 
 matplotlib.use("Agg")
 
-INK = "#123456"
+INK_PLACEHOLDER = "#123456"
 """Placeholder of the page's text colour, which ``to_svg`` replaces."""
-SERIES = ("#2f6fde", "#e0662f", "#2a9d6f", "#a44fc4", "#c9a227", "#d0416b", "#4fa3c7", "#7a7f87")
-STYLE = {
+SERIES_COLOURS = ("#2f6fde", "#e0662f", "#2a9d6f", "#a44fc4", "#c9a227", "#d0416b", "#4fa3c7", "#7a7f87")
+PLOT_STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
     "svg.fonttype": "none",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "axes.edgecolor": INK_PLACEHOLDER,
+    "axes.labelcolor": INK_PLACEHOLDER,
+    "axes.titlecolor": INK_PLACEHOLDER,
+    "text.color": INK_PLACEHOLDER,
+    "xtick.color": INK_PLACEHOLDER,
+    "ytick.color": INK_PLACEHOLDER,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9.5,
@@ -224,15 +224,15 @@ STYLE = {
     "axes.linewidth": 0.6,
     "savefig.transparent": True,
 }
-COLUMNS = 4
+PANEL_COLUMNS = 4
 """Number of panels side by side."""
 
 
 def panel_grid(titles: Sequence[str], systems: Sequence[str], row: float) -> tuple[plt.Figure, list[Axes]]:
     """Create a figure with one small panel per title, each with one row of ``row`` inches per system."""
-    count = math.ceil(len(titles) / COLUMNS)
+    count = math.ceil(len(titles) / PANEL_COLUMNS)
     size = (11.6, count * (0.8 + row * len(systems)))
-    figure, axes = plt.subplots(count, COLUMNS, figsize=size, squeeze=False, sharey=True)
+    figure, axes = plt.subplots(count, PANEL_COLUMNS, figsize=size, squeeze=False, sharey=True)
     for axis, title in zip(axes.flat, titles, strict=False):
         axis.set_title(title, loc="left")
         axis.set_yticks(range(len(systems)), systems)
@@ -251,7 +251,7 @@ def to_svg(figure: plt.Figure) -> str:
     plt.close(figure)
     svg = buffer.getvalue()
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg[svg.index("<svg") :], count=1).replace(
-        INK, "currentColor"
+        INK_PLACEHOLDER, "currentColor"
     )
 
 
@@ -269,33 +269,33 @@ def curves_svg(curves: list[dict[str, float]], step: str = "iteration") -> str:
         return ""
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLOT_STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 1.9 * rows), squeeze=False)
         for index, axis in enumerate(axes.flat):
             if index >= len(names):
                 axis.axis("off")
                 continue
-            _draw_curve(axis, curves, names[index], step, SERIES[index % len(SERIES)])
+            _draw_curve(axis, curves, names[index], step, SERIES_COLOURS[index % len(SERIES_COLOURS)])
         for axis in axes[-1]:
             axis.set_xlabel(step)
         figure.tight_layout()
         return to_svg(figure)
 
 
-def intervals_svg(comparison: Comparison) -> str:
+def intervals_svg(comparison: SystemComparison) -> str:
     """Plot mean and 95 % interval of every system, one small panel per metric that at least two systems have."""
     systems = list(comparison.estimates)
     metrics = [m for m in METRICS if sum(m.key in found for found in comparison.estimates.values()) > 1]
     if not metrics or len(systems) < 2:
         return ""
     arrows = {"up": "↑", "down": "↓", "real": "≈ real"}
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLOT_STYLE):
         figure, axes = panel_grid([f"{m.title} {arrows[m.better]}" for m in metrics], systems, 0.24)
         for axis, metric in zip(axes, metrics, strict=True):
             for index, system in enumerate(systems):
                 estimate = comparison.estimates[system].get(metric.key)
                 if estimate is not None:
-                    _draw_interval(axis, index, estimate, SERIES[index % len(SERIES)])
+                    _draw_interval(axis, index, estimate, SERIES_COLOURS[index % len(SERIES_COLOURS)])
         figure.tight_layout()
         return to_svg(figure)
 
@@ -333,7 +333,7 @@ def _is_numeric(curves: list[dict[str, float]], name: str) -> bool:
     return all(isinstance(v, int | float) for v in values) and any(math.isfinite(v) for v in values)
 
 
-KEY_FIGURES = (
+KEY_METRICS = (
     "sync_in_time",
     "sync_in_time_short",
     "ler",
@@ -347,20 +347,20 @@ KEY_FIGURES = (
     "flicker",
     "colour_drift",
 )
-RADAR = ("sync_in_time", "sync_in_time_short", "ecs_pooled", "amplitude", "blink_rate", "gaze_std", "head_range", "tfi",
+RADAR_METRICS = ("sync_in_time", "sync_in_time_short", "ecs_pooled", "amplitude", "blink_rate", "gaze_std", "head_range", "tfi",
          "sharpness", "flicker", "identity_kept", "theval_lip_dynamics")  # fmt: skip
-MOST_CLIPS = 60
+MAX_STRIP_CLIPS = 60
 """Most clips in a strip."""
-MOST_SPREADS = 9.0
+MAX_BADNESS = 9.0
 """Bound of ``badness``."""
 
 
-def ground_truth_name(comparison: Comparison) -> str | None:
+def ground_truth_name(comparison: SystemComparison) -> str | None:
     """Return the name of the system that is real footage, measured or shipped; None if there is none."""
-    return next((name for name in (REAL, SHIPPED) if name in comparison.estimates), None)
+    return next((name for name in (REAL, SHIPPED_FOOTAGE_SYSTEM) if name in comparison.estimates), None)
 
 
-def radar_svg(comparison: Comparison) -> str:
+def radar_svg(comparison: SystemComparison) -> str:
     """Plot the closeness to real footage, max(0, 1 − |m − real| / |real|), with one spoke per metric; 1 is the rim."""
     real = ground_truth_name(comparison)
     systems = [s for s in comparison.estimates if s != real]
@@ -369,21 +369,21 @@ def radar_svg(comparison: Comparison) -> str:
     goal = comparison.estimates[real]
     keys = [
         k
-        for k in RADAR
+        for k in RADAR_METRICS
         if k in goal and abs(goal[k].mean) > 1e-9 and all(k in comparison.estimates[s] for s in systems)
     ]
     if len(keys) < 3:
         return ""
     angles = np.linspace(0, 2 * np.pi, len(keys), endpoint=False)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLOT_STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 5.2), subplot_kw={"projection": "polar"})
         for index, system in enumerate(systems):
             estimates = comparison.estimates[system]
             values = [max(0.0, 1 - abs(estimates[k].mean - goal[k].mean) / abs(goal[k].mean)) for k in keys]
-            colour = SERIES[index % len(SERIES)]
+            colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
             axis.plot([*angles, angles[0]], [*values, values[0]], color=colour, lw=1.8, label=system)
             axis.fill(angles, values, color=colour, alpha=0.08)
-        axis.set_xticks(angles, [BY_KEY[k].title for k in keys])
+        axis.set_xticks(angles, [METRIC_BY_KEY[k].title for k in keys])
         axis.set_ylim(0, 1)
         axis.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "0.5", "", "1"])
         axis.grid(alpha=0.25)
@@ -391,21 +391,21 @@ def radar_svg(comparison: Comparison) -> str:
         return f"<div class=half>{to_svg(figure)}</div>"
 
 
-def distributions_svg(comparison: Comparison) -> str:
+def distributions_svg(comparison: SystemComparison) -> str:
     """Plot every clip as a dot, with one small panel per key metric and one row per system; the bar is the median."""
     systems = list(comparison.rows)
     metrics = _measured_key_metrics(comparison)
     if not metrics:
         return ""
     rng = np.random.default_rng(0)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLOT_STYLE):
         figure, axes = panel_grid([metric.title for metric in metrics], systems, 0.34)
         for axis, metric in zip(axes, metrics, strict=True):
             for index, system in enumerate(systems):
                 values = metric_values(comparison.rows[system], metric.key)[1]
                 if not len(values):
                     continue
-                colour = SERIES[index % len(SERIES)]
+                colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
                 axis.plot(
                     values, index + rng.uniform(-0.22, 0.22, len(values)), "o", ms=2.6, alpha=0.45, color=colour, mew=0
                 )
@@ -414,16 +414,16 @@ def distributions_svg(comparison: Comparison) -> str:
         return to_svg(figure)
 
 
-def strips_svg(comparison: Comparison) -> str:
+def strips_svg(comparison: SystemComparison) -> str:
     """Plot one strip per system with clips as columns (by name) and key metrics as rows.
 
     Red is worse than the other clips and blue is better, in median absolute deviations over all systems.
     """
     systems, metrics = list(comparison.rows), _measured_key_metrics(comparison)
-    clips = sorted({clip for rows in comparison.rows.values() for clip in rows})[:MOST_CLIPS]
+    clips = sorted({clip for rows in comparison.rows.values() for clip in rows})[:MAX_STRIP_CLIPS]
     if len(clips) < 2 or not metrics:
         return ""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(PLOT_STYLE):
         size = (11.0, 0.5 + len(systems) * (0.34 + 0.16 * len(metrics)))
         figure, axes = plt.subplots(len(systems), 1, figsize=size, squeeze=False)
         for axis, system in zip(axes[:, 0], systems, strict=True):
@@ -437,21 +437,21 @@ def strips_svg(comparison: Comparison) -> str:
         return to_svg(figure)
 
 
-def _measured_key_metrics(comparison: Comparison) -> list[Metric]:
+def _measured_key_metrics(comparison: SystemComparison) -> list[Metric]:
     return [
         metric
         for metric in METRICS
-        if metric.key in KEY_FIGURES
+        if metric.key in KEY_METRICS
         and any(row.get(metric.key) is not None for rows in comparison.rows.values() for row in rows.values())
     ]
 
 
-def _badness_of_clips(comparison: Comparison, metric: Metric, system: str, clips: list[str]) -> list[float]:
+def _badness_of_clips(comparison: SystemComparison, metric: Metric, system: str, clips: list[str]) -> list[float]:
     """Return the ``badness`` of every clip; NaN for a clip that was not measured."""
     return [badness(comparison, metric, comparison.rows[system].get(clip, {}).get(metric.key)) for clip in clips]
 
 
-def badness(comparison: Comparison, metric: Metric, value: float | int | str | None) -> float:
+def badness(comparison: SystemComparison, metric: Metric, value: float | int | str | None) -> float:
     """Return how far a value lies on the bad side of the median, in median absolute deviations over all clips.
 
     The median is that of all clips, or of real footage for metrics that should be close to it. NaN without a value.
@@ -463,5 +463,5 @@ def badness(comparison: Comparison, metric: Metric, value: float | int | str | N
     middle = np.median(real if metric.better == "real" and len(real) else all_values)
     # Half of all clips may share one value (LER of short clips); then the standard deviation is used.
     spread = 1.4826 * np.median(np.abs(all_values - middle)) or all_values.std() or 1.0
-    deviation = np.clip((float(value) - middle) / spread, -MOST_SPREADS, MOST_SPREADS)
+    deviation = np.clip((float(value) - middle) / spread, -MAX_BADNESS, MAX_BADNESS)
     return float(abs(deviation) if metric.better == "real" else -deviation if metric.better == "up" else deviation)

@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowportrait.devices import device_of, once_per_device
+from flowportrait.devices import cached_per_device, device_of
 from flowportrait.evaluation.motion_metrics import longest_run
 from flowportrait.evaluation.tracking import VideoTracks
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.training.descend import JointEmbedding
 
-CROP = (40, 56)
+MOUTH_CROP = (40, 56)
 """Height and width of the centre of the 48 × 64 mouth patch that is used; the rest is room for training jitter."""
 
 
@@ -62,8 +62,8 @@ class PixelSyncExpert(JointEmbedding):
 
     def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
         """Embed grey patches ``[B, T, 40, 56]`` or ``[B, T, 48, 64]`` of any value range as ``[B, T - 4, DIM]``."""
-        top, left = ((size - crop) // 2 for size, crop in zip(lips.shape[-2:], CROP, strict=True))
-        mouth = lips[..., top : top + CROP[0], left : left + CROP[1]].to(device_of(self)).float()
+        top, left = ((size - crop) // 2 for size, crop in zip(lips.shape[-2:], MOUTH_CROP, strict=True))
+        mouth = lips[..., top : top + MOUTH_CROP[0], left : left + MOUTH_CROP[1]].to(device_of(self)).float()
         windows = remove_shading(mouth).unfold(1, self.WINDOW, 1).movedim(-1, 2)
         batch, count = windows.shape[:2]
         flat = windows.reshape(batch * count, *windows.shape[2:])
@@ -76,7 +76,7 @@ class PixelSyncExpert(JointEmbedding):
         return F.normalize(self.voice_out(sound.permute(0, 2, 1, 3).flatten(2)), dim=-1)
 
     @classmethod
-    @once_per_device
+    @cached_per_device
     def load(cls) -> PixelSyncExpert:
         """Load the expert that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "sync_eval" / "model.safetensors")))
@@ -98,13 +98,13 @@ def remove_shading(mouth: torch.Tensor) -> torch.Tensor:
 
 # --- Measuring a video ---
 
-LONG_FRAMES, LONG_REACH, SHORT_REACH = 75, 15, 5
+LONG_FRAMES, LONG_MAX_OFFSET, SHORT_MAX_OFFSET = 75, 15, 5
 """Frames from which a video is long, and the largest offset in frames of long and of short videos."""
-SECOND = 25
+LER_WINDOW_FRAMES = 25
 """Frames of a window of the LER."""
-HOP = 5
+LER_HOP_FRAMES = 5
 """Frames between two windows of the LER."""
-TOLERANCE = 1
+MAX_SYNC_OFFSET = 1
 """Largest offset in frames that counts as in sync."""
 MIN_WINDOWS = 8
 """Fewest mouth windows with which a video is measured."""
@@ -141,7 +141,7 @@ class SyncMeasurement:
         return float(np.median(self.distance) - self.distance.min())
 
     @property
-    def in_time(self) -> float:
+    def lse_c_at_zero(self) -> float:
         """LSE-C at offset zero, where generated lips should be: the median distance minus that at offset zero."""
         return float(np.median(self.distance) - self.distance[self.reach])
 
@@ -153,7 +153,7 @@ class SyncMeasurement:
     @property
     def chance_ler(self) -> float:
         """LER of random best offsets."""
-        return 1 - (2 * TOLERANCE + 1) / (2 * self.reach + 1)
+        return 1 - (2 * MAX_SYNC_OFFSET + 1) / (2 * self.reach + 1)
 
 
 @torch.no_grad()
@@ -169,11 +169,11 @@ def measure_sync(tracked: VideoTracks, expert: PixelSyncExpert | None = None) ->
     """
     run = longest_run(tracked.valid)
     frames = run.stop - run.start
-    reach = LONG_REACH if frames >= LONG_FRAMES else SHORT_REACH
+    reach = LONG_MAX_OFFSET if frames >= LONG_FRAMES else SHORT_MAX_OFFSET
     expert = expert or PixelSyncExpert.load()
     if not len(tracked.audio) or frames - expert.WINDOW + 1 - 2 * reach < MIN_WINDOWS:
         return None
-    mel = log_mel(level(tracked.audio))[4 * run.start : 4 * run.stop]
+    mel = log_mel(normalize_loudness(tracked.audio))[4 * run.start : 4 * run.stop]
     face = expert.embed_face(torch.from_numpy(tracked.mouth[run])[None])[0].cpu().numpy()
     voice = expert.embed_audio(mel[None])[0].cpu().numpy()
     return sync_from_embeddings(face, voice, reach)
@@ -182,15 +182,15 @@ def measure_sync(tracked: VideoTracks, expert: PixelSyncExpert | None = None) ->
 def sync_from_embeddings(face: np.ndarray, voice: np.ndarray, reach: int) -> SyncMeasurement:
     """Measure lip sync from unit embeddings ``[W, D]`` of the same windows of face and voice."""
     distances = offset_distances(face, voice, reach)
-    size = min(SECOND, len(distances))
-    means = [distances[start : start + size].mean(0) for start in range(0, len(distances) - size + 1, HOP)]
+    size = min(LER_WINDOW_FRAMES, len(distances))
+    means = [distances[start : start + size].mean(0) for start in range(0, len(distances) - size + 1, LER_HOP_FRAMES)]
     best_offsets = np.array([int(mean.argmin()) - reach for mean in means])
     chance = offset_distances(face, voice[::-1].copy(), reach).mean(0)
     return SyncMeasurement(
         distances.mean(0),
         reach,
         len(distances),
-        int((np.abs(best_offsets) > TOLERANCE).sum()),
+        int((np.abs(best_offsets) > MAX_SYNC_OFFSET).sum()),
         len(means),
         float(np.median(chance) - chance.min()),
     )

@@ -24,34 +24,40 @@ from scipy.ndimage import binary_opening
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import LONG_FRAMES, measure_sync
-from flowportrait.evaluation.metrics import Row
+from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.motion_metrics import (
-    GROUPS,
-    Samples,
+    ACTION_GROUPS,
+    DynamicsSamples,
     action_signals,
     action_signals68,
-    amplitude,
-    blinks,
     brightness_flicker,
     colour_drift,
+    count_blinks,
     dynamics_samples,
     dynamics_score,
+    frame_rms,
     gaze_std,
     head_range,
     jerk,
     lid_motion,
     longest_run,
-    loudness,
+    measure_silent_lip,
+    motion_amplitude,
+    mouth_sharpness,
     remove_pose,
     repeated_fraction,
     seam_energy,
-    sharpness,
     shipped_quantiles,
     silent_frames,
-    silent_lip,
     tfi_and_flow_power,
 )
-from flowportrait.evaluation.networks import ClipFeatures, Networks, clip_features, load_networks, perceptual_stages
+from flowportrait.evaluation.networks import (
+    EvaluationNetworks,
+    NetworkFeatures,
+    compute_network_features,
+    load_evaluation_networks,
+    load_perceptual_stages,
+)
 from flowportrait.evaluation.tracking import VideoTracks, content_hash, track_file
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import EXPRESSION, MotionBasis
@@ -71,30 +77,30 @@ from flowportrait.rendering.motion_basis import EXPRESSION, MotionBasis
 # FaceXFormer, speech from loudness and not from Silero, so values compare with the ground truth of the same run and not
 # with the paper's.
 
-MEASURES = ("lip_dynamics", "head_motion", "brow_dynamics", "silent_lip_stability", "lip_sync")
-LEFT_OUT = ("global aesthetics (TOPIQ-IAA)", "mouth quality (MUSIQ)", "face quality (TOPIQ-face)")
-TOTAL = f"THEval-{len(MEASURES)}"
-SIDE = 256
+THEVAL_MEASURES = ("lip_dynamics", "head_motion", "brow_dynamics", "silent_lip_stability", "lip_sync")
+THEVAL_OMITTED_MEASURES = ("global aesthetics (TOPIQ-IAA)", "mouth quality (MUSIQ)", "face quality (TOPIQ-face)")
+THEVAL_TOTAL_NAME = f"THEval-{len(THEVAL_MEASURES)}"
+THEVAL_SIDE = 256
 """Side in pixels to which pictures are scaled."""
 SILENCE_FRAMES = 8
 """Fewest frames of a silence."""
 MIN_SPEECH = 0.1
 """Smallest share of frames with speech for which lip sync is measured."""
-UPPER = [191, 80, 81, 82, 13, 312, 311, 310]
-LOWER = [95, 88, 178, 87, 14, 317, 402, 318]
+UPPER_INNER_LIP = [191, 80, 81, 82, 13, 312, 311, 310]
+LOWER_INNER_LIP = [95, 88, 178, 87, 14, 317, 402, 318]
 THEVAL_LIPS = sorted(
     {61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409, 78, 308, 415, 324}
-    | set(UPPER)
-    | set(LOWER)
+    | set(UPPER_INNER_LIP)
+    | set(LOWER_INNER_LIP)
 )
-EYES = (
+EYE_LANDMARKS = (
     [33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173],
     [263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398],
 )
-BROWS = ([46, 53, 52, 65, 55, 70, 63, 105, 66, 107], [276, 283, 282, 295, 285, 300, 293, 334, 296, 336])
+BROW_LANDMARKS = ([46, 53, 52, 65, 55, 70, 63, 105, 66, 107], [276, 283, 282, 295, 285, 300, 293, 334, 296, 336])
 
 
-def measures(tracked: VideoTracks, turn: np.ndarray) -> dict[str, float]:
+def theval_measures(tracked: VideoTracks, turn: np.ndarray) -> dict[str, float]:
     """Compute the THEval measures that a clip allows.
 
     Args:
@@ -107,7 +113,7 @@ def measures(tracked: VideoTracks, turn: np.ndarray) -> dict[str, float]:
     points = tracked.landmarks[tracked.valid][..., :2].astype(np.float64)
     if len(points) < 3:
         return {}
-    points = points * (SIDE / float(max(tracked.size)))
+    points = points * (THEVAL_SIDE / float(max(tracked.size)))
     result = {
         "lip_dynamics": lip_dynamics(points[:, THEVAL_LIPS]),
         "head_motion": head_motion(turn, points.mean(1)),
@@ -123,8 +129,8 @@ def measures(tracked: VideoTracks, turn: np.ndarray) -> dict[str, float]:
         result["silent_lip_stability"] = silent_lip_stability(opening[quiet])
     valid_speech = speech[tracked.valid]
     if speech.mean() >= MIN_SPEECH and valid_speech.sum() >= 2:
-        loud = loudness(tracked.audio, frames, 0.5)[tracked.valid]
-        result["lip_sync"] = lip_sync(opening[valid_speech], loud[valid_speech])
+        loud = frame_rms(tracked.audio, frames, 0.5)[tracked.valid]
+        result["lip_sync"] = lip_loudness_difference(opening[valid_speech], loud[valid_speech])
     return result
 
 
@@ -143,16 +149,18 @@ def head_motion(turn: np.ndarray, position: np.ndarray) -> float:
 
 def brow_dynamics(points: np.ndarray) -> float:
     """Return the mean change of the brow–eye distance between frames, from landmarks ``[T, 478, 2]``."""
-    eyes = [points[:, eye].mean(1) for eye in EYES]
+    eyes = [points[:, eye].mean(1) for eye in EYE_LANDMARKS]
     scale = np.linalg.norm(eyes[0] - eyes[1], axis=-1)
-    heights = [np.linalg.norm(points[:, b].mean(1) - e, axis=-1) / scale for b, e in zip(BROWS, eyes, strict=True)]
+    heights = [
+        np.linalg.norm(points[:, b].mean(1) - e, axis=-1) / scale for b, e in zip(BROW_LANDMARKS, eyes, strict=True)
+    ]
     return float(np.mean([np.abs(np.diff(height)).mean() for height in heights]))
 
 
 def lip_opening(points: np.ndarray) -> np.ndarray:
     """Return the mean inner-lip opening over the outer-eye distance ``[T]``, of landmarks ``[T, 478, 2]``."""
     eyes = np.linalg.norm(points[:, 33] - points[:, 263], axis=-1)
-    return np.abs(points[:, UPPER, 1] - points[:, LOWER, 1]).mean(1) / eyes
+    return np.abs(points[:, UPPER_INNER_LIP, 1] - points[:, LOWER_INNER_LIP, 1]).mean(1) / eyes
 
 
 def silent_lip_stability(opening: np.ndarray) -> float:
@@ -160,7 +168,7 @@ def silent_lip_stability(opening: np.ndarray) -> float:
     return float(np.median(np.abs(opening - opening.mean())))
 
 
-def lip_sync(opening: np.ndarray, loud: np.ndarray) -> float:
+def lip_loudness_difference(opening: np.ndarray, loud: np.ndarray) -> float:
     """Return the mean difference of lip opening and loudness ``[n]`` during speech, both scaled to 0 … 1."""
     return float(np.abs(_min_max_scaled(opening) - _min_max_scaled(loud)).mean())
 
@@ -169,23 +177,27 @@ def _min_max_scaled(values: np.ndarray) -> np.ndarray:
     return (values - values.min()) / (np.ptp(values) + 1e-8)
 
 
-def score(measured: float, truth: float) -> float:
+def theval_score(measured: float, truth: float) -> float:
     """Return the score of a measure against the ground truth: 1 − |m − GT| / |GT|."""
     return 1 - abs(measured - truth) / abs(truth)
 
 
-def total(measured: dict[str, float], truth: dict[str, float]) -> tuple[float, dict[str, float]] | None:
+def theval_total(measured: dict[str, float], truth: dict[str, float]) -> tuple[float, dict[str, float]] | None:
     """Return the mean score of the measures that both have, and each score; None without a common measure."""
-    scores = {name: score(measured[name], truth[name]) for name in MEASURES if name in measured and truth.get(name)}
+    scores = {
+        name: theval_score(measured[name], truth[name])
+        for name in THEVAL_MEASURES
+        if name in measured and truth.get(name)
+    }
     return (float(np.mean(list(scores.values()))), scores) if scores else None
 
 
 # --- One video ---
 
-LIPS = [61, 291, 0, 17, 13, 14, 37, 267, 84, 314, 39, 269, 181, 405]
-MIN_RUN = 12
+LIP_LANDMARKS = [61, 291, 0, 17, 13, 14, 37, 267, 84, 314, 39, 269, 181, 405]
+MIN_FACE_FRAMES = 12
 """Fewest frames in a row with a face for which motion is measured."""
-LOWEST_FPS = 20
+MIN_SOURCE_FPS = 20
 """Frame rate below which a remark explains the repeated frames."""
 
 
@@ -202,15 +214,15 @@ class VideoMetrics:
         remarks: sentences that a reader should know about this file.
     """
 
-    row: Row
-    dynamics: dict[str, Samples] | None
+    row: MetricRow
+    dynamics: dict[str, DynamicsSamples] | None
     network: str
     expression: np.ndarray
-    features: ClipFeatures
+    features: NetworkFeatures
     remarks: tuple[str, ...] = ()
 
 
-def measure_video(path: Path, cache: Path | None = None, nets: Networks | None = None) -> VideoMetrics:
+def measure_video(path: Path, cache: Path | None = None, nets: EvaluationNetworks | None = None) -> VideoMetrics:
     """Measure all metrics of a video file; ``flowportrait.evaluation.metrics.METRICS`` names them.
 
     Args:
@@ -224,18 +236,20 @@ def measure_video(path: Path, cache: Path | None = None, nets: Networks | None =
     tracked = track_file(path, cache)
     if not tracked.valid.any():
         raise BadInput(f"{path} shows no face in any of its {len(tracked)} frames: nothing of it can be measured.")
-    row: Row = {
+    row: MetricRow = {
         "file": path.name,
         "frames": len(tracked),
         "frames_without_face": int((~tracked.valid).sum()),
         "has_sound": int(len(tracked.audio) > 0),
         "source_fps": float(tracked.source_fps),
     }
-    features = clip_features(tracked, nets or load_networks(), None if cache is None else cache / content_hash(path))
+    features = compute_network_features(
+        tracked, nets or load_evaluation_networks(), None if cache is None else cache / content_hash(path)
+    )
     turn = remove_pose(tracked.landmarks[tracked.valid])[1]
     network, samples = _dynamics(tracked)
     row |= _sync(tracked) | _motion_metrics(tracked) | _picture_metrics(tracked) | _identity_metrics(features)
-    row |= {f"theval_{name}": value for name, value in measures(tracked, turn).items()}
+    row |= {f"theval_{name}": value for name, value in theval_measures(tracked, turn).items()}
     scores = dynamics_score(samples, shipped_quantiles(network)) if samples else None
     if scores:
         row |= {"ecs" if group == "all" else f"ecs_{group}": score for group, score in scores.items()}
@@ -250,13 +264,13 @@ def expression_coefficients(tracked: VideoTracks) -> np.ndarray:
     return motion[:, EXPRESSION].numpy()
 
 
-def _dynamics(tracked: VideoTracks) -> tuple[str, dict[str, Samples] | None]:
+def _dynamics(tracked: VideoTracks) -> tuple[str, dict[str, DynamicsSamples] | None]:
     run = longest_run(tracked.valid)
     if len(tracked.points):
         network, groups = "dlib68", action_signals68(tracked.points[run])
     else:
         network, groups = "mediapipe", action_signals(remove_pose(tracked.landmarks[run])[0])
-    samples = {group: dynamics_samples(groups[group]) for group in GROUPS}
+    samples = {group: dynamics_samples(groups[group]) for group in ACTION_GROUPS}
     return network, samples if all(samples.values()) else None
 
 
@@ -268,7 +282,7 @@ def _remarks(path: Path, tracked: VideoTracks) -> tuple[str, ...]:
         )
     if not len(tracked.audio):
         remarks.append(f"{path.name}: no sound, so nothing about lip sync")
-    if 0 < tracked.source_fps < LOWEST_FPS:
+    if 0 < tracked.source_fps < MIN_SOURCE_FPS:
         remarks.append(
             f"{path.name}: {float(tracked.source_fps):.3g} frames a second; pictures are repeated up to {FPS}, which "
             "repeated frames, jerk and TFI show"
@@ -276,7 +290,7 @@ def _remarks(path: Path, tracked: VideoTracks) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def _sync(tracked: VideoTracks) -> Row:
+def _sync(tracked: VideoTracks) -> MetricRow:
     sync = measure_sync(tracked)
     if sync is None:
         return {}
@@ -284,7 +298,7 @@ def _sync(tracked: VideoTracks) -> Row:
     return {
         f"lse_d{kind}": sync.lse_d,
         f"lse_c{kind}": sync.lse_c,
-        f"sync_in_time{kind}": sync.in_time,
+        f"sync_in_time{kind}": sync.lse_c_at_zero,
         f"lse_c_chance{kind}": sync.chance,
         f"offset{kind}": sync.offset,
         f"offset_error{kind}": abs(sync.offset),
@@ -295,31 +309,31 @@ def _sync(tracked: VideoTracks) -> Row:
     }
 
 
-def _motion_metrics(tracked: VideoTracks) -> Row:
-    lips, silent = silent_lip(tracked.landmarks, tracked.valid, tracked.audio)
-    row: Row = {"silent_lip": lips, "silent_frames": silent}
+def _motion_metrics(tracked: VideoTracks) -> MetricRow:
+    lips, silent = measure_silent_lip(tracked.landmarks, tracked.valid, tracked.audio)
+    row: MetricRow = {"silent_lip": lips, "silent_frames": silent}
     run = longest_run(tracked.valid)
-    if run.stop - run.start < MIN_RUN:
+    if run.stop - run.start < MIN_FACE_FRAMES:
         return row
     shape, turn = remove_pose(tracked.landmarks[run])
     row |= {
-        "amplitude": amplitude(shape, slice(None)),
-        "mouth_amplitude": amplitude(shape, LIPS),
+        "amplitude": motion_amplitude(shape, slice(None)),
+        "mouth_amplitude": motion_amplitude(shape, LIP_LANDMARKS),
         "jerk": jerk(shape),
         "head_range": head_range(turn),
         "gaze_std": gaze_std(shape),
         "lid_motion": lid_motion(shape),
-        "sharpness": sharpness(tracked.mouth[run]),
+        "sharpness": mouth_sharpness(tracked.mouth[run]),
     }
     if len(shape) >= LONG_FRAMES:
-        row |= {"blinks": blinks(shape), "blink_rate": 60 * FPS * blinks(shape) / len(shape)}
+        row |= {"blinks": count_blinks(shape), "blink_rate": 60 * FPS * count_blinks(shape) / len(shape)}
     tfi_and_power = tfi_and_flow_power(tracked.flow[run.start : run.stop - 1])
     if tfi_and_power:
         row |= {"tfi": tfi_and_power[0], "flow_power": tfi_and_power[1]}
     return row
 
 
-def _picture_metrics(tracked: VideoTracks) -> Row:
+def _picture_metrics(tracked: VideoTracks) -> MetricRow:
     return {
         "colour_drift": colour_drift(tracked.skin),
         "flicker": brightness_flicker(tracked.skin),
@@ -328,7 +342,7 @@ def _picture_metrics(tracked: VideoTracks) -> Row:
     }
 
 
-def _identity_metrics(features: ClipFeatures) -> Row:
+def _identity_metrics(features: NetworkFeatures) -> MetricRow:
     if len(features.identity) < 2:
         return {}
     return {"identity_kept": float((features.identity[1:] @ features.identity[0]).mean())}
@@ -336,12 +350,14 @@ def _identity_metrics(features: ClipFeatures) -> Row:
 
 # --- A video against the real clip of the same name ---
 
-SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
+SQUEEZENET_FILE = "squeezenet1_1-b8a52dc0.pth"
 CROP_PAIRS = 16
 """Number of crop pairs per clip that are compared."""
 
 
-def compare_with_real(clip: VideoTracks, real: VideoTracks, features: ClipFeatures, real_features: ClipFeatures) -> Row:
+def compare_with_real(
+    clip: VideoTracks, real: VideoTracks, features: NetworkFeatures, real_features: NetworkFeatures
+) -> MetricRow:
     """Measure a clip against the real clip of the same name, over the frames that both have.
 
     A metric is left out if its network is not installed.
@@ -354,7 +370,7 @@ def compare_with_real(clip: VideoTracks, real: VideoTracks, features: ClipFeatur
     """
     length = min(len(clip), len(real))
     both = clip.valid[:length] & real.valid[:length]
-    row: Row = {"compared_frames": int(both.sum())}
+    row: MetricRow = {"compared_frames": int(both.sum())}
     if not both.any():
         return row
     faces = [_spread_to_all_frames(expression_coefficients(t), t)[:length] for t in (clip, real)]
@@ -379,16 +395,16 @@ def _spread_to_all_frames(values: np.ndarray, tracked: VideoTracks) -> np.ndarra
 
 
 @torch.no_grad()
-def _compare_crops(generated: np.ndarray, real: np.ndarray) -> Row:
+def _compare_crops(generated: np.ndarray, real: np.ndarray) -> MetricRow:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     one, other = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (generated, real))
-    row: Row = {"ssim": float(structural_similarity_index_measure(one, other, data_range=1.0))}
+    row: MetricRow = {"ssim": float(structural_similarity_index_measure(one, other, data_range=1.0))}
     lpips = _lpips()
     if lpips is not None:
         row["perceptual"] = float(lpips(one * 2 - 1, other * 2 - 1))
     else:
-        stages = perceptual_stages()
+        stages = load_perceptual_stages()
         row["perceptual"] = float(
             np.mean([_feature_gap(*stage) for stage in zip(stages(one), stages(other), strict=True)])
         )
@@ -403,7 +419,7 @@ def _feature_gap(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean())
 
 
-def perceptual_name() -> str:
+def perceptual_distance_name() -> str:
     """Return the name of the perceptual distance that is installed."""
     return "LPIPS (SqueezeNet)" if _lpips() else "LPIPS-style, MobileNetV2 without learned channel weights"
 
@@ -411,7 +427,7 @@ def perceptual_name() -> str:
 @lru_cache(maxsize=1)
 def _lpips() -> Any:
     """Load torchmetrics' LPIPS if torchvision and its SqueezeNet weights are installed; nothing is downloaded."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET_FILE
     if importlib.util.find_spec("torchvision") is None or not weights.is_file():
         return None
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity

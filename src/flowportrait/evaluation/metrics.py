@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 from flowportrait.evaluation.statistics import Estimate
 
-Row = dict[str, float | int | str | None]
+MetricRow = dict[str, float | int | str | None]
 REAL = "real"
 """Name of the system that is real footage: clips with the same file name are the ground truth."""
-Better = Literal["up", "down", "real"]
+MetricDirection = Literal["up", "down", "real"]
 
 
 class Metric(NamedTuple):
@@ -33,17 +33,17 @@ class Metric(NamedTuple):
 
     key: str
     title: str
-    better: Better
+    better: MetricDirection
     digits: int
     meaning: str
     group: str
 
 
-def _group(name: str, *rows: tuple[str, str, Better, int, str]) -> tuple[Metric, ...]:
+def _group(name: str, *rows: tuple[str, str, MetricDirection, int, str]) -> tuple[Metric, ...]:
     return tuple(Metric(*row, name) for row in rows)
 
 
-SYNC = _group(
+SYNC_METRICS = _group(
     "Lip sync",
     ("lse_c", "LSE-C", "up", 3, "sync confidence, offsets ±15 (3 s and longer)"),
     ("sync_in_time", "LSE-C at 0", "up", 3, "median distance minus the distance at offset zero"),
@@ -57,7 +57,7 @@ SYNC = _group(
     ("ler_excess", "LER over real", "down", 3, "LER minus that of the real clip of the same name"),
     ("silent_lip", "Silent lip", "down", 4, "lip gap over eye distance in silence"),
 )
-EXPRESSION = _group(
+EXPRESSION_METRICS = _group(
     "Expression",
     ("ecs", "ECS per clip", "up", 3, "likeness of facial-action dynamics to real footage of many people"),
     ("ecs_mouth", "ECS mouth", "up", 3, "the mouth's share of it"),
@@ -71,7 +71,7 @@ EXPRESSION = _group(
     ("gaze_std", "Gaze spread", "real", 2, "spread of the iris position, % of eye width"),
     ("head_range", "Head range", "real", 2, "degrees between 5th and 95th percentile"),
 )
-MOTION = _group(
+MOTION_METRICS = _group(
     "Motion",
     (
         "tfi_guarded",
@@ -86,7 +86,7 @@ MOTION = _group(
     ("amplitude", "Amplitude", "real", 2, "motion of all landmarks, % of eye distance"),
     ("mouth_amplitude", "Mouth amplitude", "real", 2, "motion of the lips, % of eye distance"),
 )
-PICTURE = _group(
+PICTURE_METRICS = _group(
     "Picture and identity",
     ("sharpness", "Mouth sharpness", "real", 3, "Laplacian spread over picture spread"),
     ("flicker", "Flicker", "real", 2, "jump of the cheeks' brightness between frames, levels of 255"),
@@ -98,7 +98,7 @@ PICTURE = _group(
     ("ssim", "SSIM", "up", 3, "structural similarity with the real clip, stabilised faces"),
     ("perceptual", "Perceptual distance", "down", 4, "LPIPS or its like, against the real clip, stabilised faces"),
 )  # fmt: skip
-OF_SET = _group(
+WHOLE_SYSTEM_METRICS = _group(
     "Whole system",
     ("ecs_pooled", "ECS", "up", 3, "likeness of facial-action dynamics to real footage, all clips together"),
     ("e_fid", "E-FID", "down", 3, "Fréchet distance of expression coefficients from the real clips"),
@@ -106,7 +106,7 @@ OF_SET = _group(
     ("fvd", "FVD-style", "down", 3, "Fréchet distance of video features of faces from the real clips"),
     ("theval", "THEval-5", "up", 3, "mean of five of THEval's eight scores, 1 − |m − GT| / |GT|"),
 )
-THEVAL = _group(
+THEVAL_METRICS = _group(
     "THEval measures",
     ("theval_lip_dynamics", "Lip dynamics", "real", 3, "spread of distances between lip points, px of 256"),
     ("theval_head_motion", "Head motion", "real", 3, "spread and unsteadiness of pose, and of place in px of 256"),
@@ -114,16 +114,24 @@ THEVAL = _group(
     ("theval_silent_lip_stability", "Silent lip stability", "real", 4, "median departure of lip opening in silence"),
     ("theval_lip_sync", "Lip–loudness", "real", 3, "mean |opening − loudness|, both from 0 to 1, where speech is"),
 )
-COST = _group(
+COST_METRICS = _group(
     "Cost",
     ("seconds_per_second", "Cost", "down", 2, "seconds of work per second of video, where given"),
     ("frames_per_second", "Frames / s", "up", 1, "frames made per second"),
     ("first_frame", "First frame", "down", 2, "seconds until the first frame"),
     ("peak_memory", "Peak memory", "down", 0, "MB of the process that made the videos"),
 )
-METRICS = SYNC + EXPRESSION + MOTION + PICTURE + OF_SET + THEVAL + COST
-BY_KEY = {metric.key: metric for metric in METRICS}
-SHIPPED = "real footage (shipped)"
+METRICS = (
+    SYNC_METRICS
+    + EXPRESSION_METRICS
+    + MOTION_METRICS
+    + PICTURE_METRICS
+    + WHOLE_SYSTEM_METRICS
+    + THEVAL_METRICS
+    + COST_METRICS
+)
+METRIC_BY_KEY = {metric.key: metric for metric in METRICS}
+SHIPPED_FOOTAGE_SYSTEM = "real footage (shipped)"
 """Name of the system with the shipped results of real footage, which stand in if no real clips are given."""
 
 

@@ -25,11 +25,11 @@ from scipy.signal import find_peaks, welch
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME
 from flowportrait.media.video import FPS
-from flowportrait.rendering.motion_basis import MotionBasis, fit_pose, median_pose, to_vector
+from flowportrait.rendering.motion_basis import MotionBasis, fit_pose, median_pose, pose_to_vector
 
 # --- Signals over time ---
 
-GROUPS = ("mouth", "cheeks", "eyes", "brows")
+ACTION_GROUPS = ("mouth", "cheeks", "eyes", "brows")
 
 
 def remove_pose(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def remove_pose(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     points = torch.as_tensor(landmarks, dtype=torch.float32)
     pose = fit_pose(points, MotionBasis.load().canonical)
-    turn = to_vector(pose, median_pose(pose))[:, :3]
+    turn = pose_to_vector(pose, median_pose(pose))[:, :3]
     return pose.remove(points).numpy(), np.degrees(turn.numpy())
 
 
@@ -123,7 +123,7 @@ def eye_aperture(shape: np.ndarray) -> np.ndarray:
     return 0.5 * (aperture(159, 145, 33, 133) + aperture(386, 374, 263, 362))
 
 
-def gaze(shape: np.ndarray) -> np.ndarray:
+def iris_positions(shape: np.ndarray) -> np.ndarray:
     """Return the iris position relative to the eye's centre over the eye width ``[T, 2]``, mean of both eyes."""
 
     def iris_offset(iris: int, outer: int, inner: int) -> np.ndarray:
@@ -134,7 +134,7 @@ def gaze(shape: np.ndarray) -> np.ndarray:
     return 0.5 * (iris_offset(468, 33, 133) + iris_offset(473, 263, 362))
 
 
-def loudness(audio: np.ndarray, frames: int, smooth: float = 1.0) -> np.ndarray:
+def frame_rms(audio: np.ndarray, frames: int, smooth: float = 1.0) -> np.ndarray:
     """Return the RMS of 16 kHz samples per video frame ``[frames]``, smoothed by a Gaussian.
 
     Args:
@@ -178,7 +178,7 @@ SILENCE_DB = -30.0
 """Level below the clip's loud level (95th percentile of frame RMS) that counts as silence."""
 QUIET_RMS = 0.001
 """RMS below which a frame is silent in any clip."""
-SILENT_RUN = 4
+MIN_SILENT_FRAMES = 4
 """Fewest silent frames in a row."""
 BLINK_DEPTH = 0.45
 """Depth of a blink as a share of the open eye's aperture."""
@@ -186,12 +186,12 @@ BLINK_DEPTH = 0.45
 
 def silent_frames(audio: np.ndarray, frames: int) -> np.ndarray:
     """Return which video frames are silent ``[frames]``: at least four quiet frames in a row, for 16 kHz samples."""
-    level = loudness(audio, frames, 0.5)
+    level = frame_rms(audio, frames, 0.5)
     quiet = (level < np.quantile(level, 0.95) * 10 ** (SILENCE_DB / 20)) | (level < QUIET_RMS)
-    return binary_opening(quiet, np.ones(SILENT_RUN))
+    return binary_opening(quiet, np.ones(MIN_SILENT_FRAMES))
 
 
-def silent_lip(landmarks: np.ndarray, valid: np.ndarray, audio: np.ndarray) -> tuple[float | None, int]:
+def measure_silent_lip(landmarks: np.ndarray, valid: np.ndarray, audio: np.ndarray) -> tuple[float | None, int]:
     """Measure the inner-lip gap in silence.
 
     Args:
@@ -210,7 +210,7 @@ def silent_lip(landmarks: np.ndarray, valid: np.ndarray, audio: np.ndarray) -> t
     return float(mouth_opening(landmarks[silent]).mean()), int(silent.sum())
 
 
-def blinks(shape: np.ndarray) -> int:
+def count_blinks(shape: np.ndarray) -> int:
     """Count lid closures: dips of the eye aperture by 45 % of its open level and back."""
     aperture = eye_aperture(shape)
     depth = BLINK_DEPTH * np.quantile(aperture, 0.9)
@@ -226,7 +226,7 @@ def lid_motion(shape: np.ndarray) -> float:
 def gaze_std(shape: np.ndarray) -> float:
     """Return the spread of the iris position in % of the eye width, while the eyes are open."""
     aperture = eye_aperture(shape)
-    looking = gaze(shape)[aperture > 0.6 * np.quantile(aperture, 0.9)]
+    looking = iris_positions(shape)[aperture > 0.6 * np.quantile(aperture, 0.9)]
     return float(100 * np.sqrt(looking.var(0).sum()))
 
 
@@ -235,9 +235,9 @@ def head_range(turn: np.ndarray) -> float:
     return float(np.linalg.norm(np.quantile(turn, 0.95, 0) - np.quantile(turn, 0.05, 0)))
 
 
-CUTOFF_HZ = 6.0
+JITTER_CUTOFF_HZ = 6.0
 """Frequency above which motion counts as jitter."""
-SEGMENT = 28
+WELCH_SEGMENT_FRAMES = 28
 """Frames of a segment of Welch's method."""
 AMPLITUDE_TOLERANCE = 0.15
 """Largest relative deviation of the motion amplitude from the real clip's that ``guarded_tfi`` accepts."""
@@ -248,10 +248,10 @@ def tfi_and_flow_power(flow: np.ndarray) -> tuple[float, float] | None:
     if len(flow) < FPS:
         return None
     series = flow.reshape(len(flow), -1)
-    frequency, power = welch(series, fs=FPS, nperseg=min(SEGMENT, len(flow)), detrend="constant", axis=0)
+    frequency, power = welch(series, fs=FPS, nperseg=min(WELCH_SEGMENT_FRAMES, len(flow)), detrend="constant", axis=0)
     step = frequency[1] - frequency[0]
     mean = power.mean(1)
-    return float(mean[frequency > CUTOFF_HZ].sum() * step), float(mean.sum() * step)
+    return float(mean[frequency > JITTER_CUTOFF_HZ].sum() * step), float(mean.sum() * step)
 
 
 def guarded_tfi(tfi: float, power: float, real_power: float, worst: float) -> float:
@@ -265,7 +265,7 @@ def jerk(shape: np.ndarray) -> float:
     return float(np.linalg.norm(np.diff(shape[..., :2], 3, axis=0), axis=-1).mean() * FPS**3)
 
 
-def amplitude(shape: np.ndarray, points: slice | list[int]) -> float:
+def motion_amplitude(shape: np.ndarray, points: slice | list[int]) -> float:
     """Return the motion of landmarks about their own mean: RMS in % of the eye distance.
 
     Args:
@@ -300,7 +300,7 @@ def seam_energy(border: np.ndarray) -> float | None:
     return float(border[0] - border[1]) if border[0] > 0 else None
 
 
-def sharpness(mouth: np.ndarray) -> float:
+def mouth_sharpness(mouth: np.ndarray) -> float:
     """Return the sharpness of mouth patches ``[T, 48, 64]``: the mean of std(Laplacian) / std(patch)."""
     ratios = [cv2.Laplacian(patch, cv2.CV_32F).std() / max(float(patch.std()), 1.0) for patch in mouth]
     return float(np.mean(ratios))
@@ -314,39 +314,39 @@ def sharpness(mouth: np.ndarray) -> float:
 # joint distribution (sliced Wasserstein), and (b) autocorrelation at 0.2–0.6 s, and at 1 and 2 s where the video is
 # long enough. All over windows of 1.2 s.
 #
-# ``ecs`` compares one clip with footage of many speakers; as one person differs from the average, even real clips stay
+# ``clip_ecs`` compares one clip with footage of many speakers; as one person differs from the average, even real clips stay
 # well below 1. ``pooled_ecs`` compares all clips of a system together with the real clips of the same prompts (or the
 # shipped footage): there real footage split in half reaches the ceiling, and noise with the same marginals does not.
 
-WINDOW, HOP = 30, 15
+DYNAMICS_WINDOW, DYNAMICS_HOP = 30, 15
 """Frames of a window, and between two windows."""
 SHORT_LAGS, LONG_LAGS = (5, 10, 15), (25, 50)
-LONG_WINDOW = 75
+DYNAMICS_LONG_WINDOW = 75
 QUANTILES = np.linspace(0.005, 0.995, 100)
-Samples = dict[str, np.ndarray]
+DynamicsSamples = dict[str, np.ndarray]
 """Samples ``[n]`` by feature."""
-Reference = dict[str, dict[str, list[float]]]
+DynamicsReference = dict[str, dict[str, list[float]]]
 """Quantiles by action group and feature."""
 
 
-def dynamics_samples(signals: np.ndarray) -> Samples:
+def dynamics_samples(signals: np.ndarray) -> DynamicsSamples:
     """Compute the ECS features of one group's signals ``[T, n]``.
 
     These are four projections of (log amplitude, log speed), and autocorrelations by lag.
     """
     spread: list[np.ndarray] = []
     lags: dict[int, list[np.ndarray]] = {lag: [] for lag in (*SHORT_LAGS, *LONG_LAGS)}
-    for start in range(0, len(signals) - WINDOW + 1, HOP):
-        piece = signals[start : start + WINDOW]
+    for start in range(0, len(signals) - DYNAMICS_WINDOW + 1, DYNAMICS_HOP):
+        piece = signals[start : start + DYNAMICS_WINDOW]
         amplitude = np.linalg.norm(piece - np.median(piece, 0), axis=1)[1:]
         speed = np.linalg.norm(np.diff(piece, axis=0), axis=1)
         spread.append(np.log(np.stack([amplitude, speed], 1) + 1e-4))
         for lag in SHORT_LAGS:
             lags[lag].append(autocorrelation(piece, lag))
-    for start in range(0, len(signals) - LONG_WINDOW + 1, HOP):
+    for start in range(0, len(signals) - DYNAMICS_LONG_WINDOW + 1, DYNAMICS_HOP):
         for lag in LONG_LAGS:
-            lags[lag].append(autocorrelation(signals[start : start + LONG_WINDOW], lag))
-    samples: Samples = {}
+            lags[lag].append(autocorrelation(signals[start : start + DYNAMICS_LONG_WINDOW], lag))
+    samples: DynamicsSamples = {}
     if spread:
         pairs = np.concatenate(spread)
         for angle in (0, 45, 90, 135):
@@ -363,7 +363,7 @@ def autocorrelation(piece: np.ndarray, lag: int) -> np.ndarray:
     return np.where(power > 1e-12, product / np.maximum(power, 1e-12), 0.0)
 
 
-def reference_quantiles(samples: Sequence[Samples]) -> dict[str, list[float]]:
+def compute_reference_quantiles(samples: Sequence[DynamicsSamples]) -> dict[str, list[float]]:
     """Return the reference of one group: the quantiles of the pooled samples by feature."""
     names = sorted({name for sample in samples for name in sample})
     return {
@@ -375,43 +375,43 @@ def reference_quantiles(samples: Sequence[Samples]) -> dict[str, list[float]]:
 
 
 @lru_cache(maxsize=1)
-def reference_file() -> dict[str, Any]:
+def read_dynamics_reference() -> dict[str, Any]:
     """Read the reference that ``tools.fit_evaluation_reference`` measured on the footage of training speakers."""
     source = files("flowportrait") / "weights" / "sync_eval" / "expression_reference.json"
     return json.loads(source.read_text(encoding="utf-8"))
 
 
-def shipped_quantiles(network: str) -> Reference:
+def shipped_quantiles(network: str) -> DynamicsReference:
     """Return the shipped quantiles of real footage, as a face network (``dlib68`` or ``mediapipe``) measures them."""
-    return reference_file()["groups"][network]
+    return read_dynamics_reference()["groups"][network]
 
 
-def ecs(groups: dict[str, np.ndarray], reference: Reference) -> dict[str, float] | None:
+def clip_ecs(groups: dict[str, np.ndarray], reference: DynamicsReference) -> dict[str, float] | None:
     """Return the ECS of one clip per action group and their mean (``all``); None below 1.2 s.
 
     Args:
         groups: signals ``[T, n]`` by action group.
         reference: quantiles of real footage.
     """
-    return dynamics_score({group: dynamics_samples(groups[group]) for group in GROUPS}, reference)
+    return dynamics_score({group: dynamics_samples(groups[group]) for group in ACTION_GROUPS}, reference)
 
 
-def pooled_ecs(clips: Sequence[dict[str, Samples]], reference: Reference) -> dict[str, float] | None:
-    """Return the ECS of all clips of a system together; see ``ecs``."""
+def pooled_ecs(clips: Sequence[dict[str, DynamicsSamples]], reference: DynamicsReference) -> dict[str, float] | None:
+    """Return the ECS of all clips of a system together; see ``clip_ecs``."""
     pooled = {
         group: {
             name: np.concatenate([clip[group][name] for clip in clips if name in clip[group]])
             for name in sorted({name for clip in clips for name in clip[group]})
         }
-        for group in GROUPS
+        for group in ACTION_GROUPS
     }
     return dynamics_score(pooled, reference)
 
 
-def dynamics_score(samples: dict[str, Samples], reference: Reference) -> dict[str, float] | None:
+def dynamics_score(samples: dict[str, DynamicsSamples], reference: DynamicsReference) -> dict[str, float] | None:
     """Return 1 − W₁ / IQR per action group and their mean (``all``); None if a group has no common feature."""
     scores: dict[str, float] = {}
-    for group in GROUPS:
+    for group in ACTION_GROUPS:
         parts: dict[str, list[float]] = {}
         for name, values in samples[group].items():
             if name not in reference[group]:
@@ -423,4 +423,4 @@ def dynamics_score(samples: dict[str, Samples], reference: Reference) -> dict[st
         if not parts:
             return None
         scores[group] = float(np.mean([np.mean(values) for values in parts.values()]))
-    return scores | {"all": float(np.mean([scores[group] for group in GROUPS]))}
+    return scores | {"all": float(np.mean([scores[group] for group in ACTION_GROUPS]))}

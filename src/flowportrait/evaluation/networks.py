@@ -26,13 +26,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowportrait.devices import default_device, device_of, once_per_device, onnx_providers, place, read_weights
+from flowportrait.devices import (
+    cached_per_device,
+    default_device,
+    device_of,
+    onnx_providers,
+    place_network,
+    read_weights,
+)
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.tracking import VideoTracks, dlib_model_path, load_or_compute
 
 # --- MobileNetV2 (Sandler et al. 2018, table 2), without its classifier; weights are laid out as torchvision's ---
 
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+MOBILENET_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 """Expansion factor, output channels, number of blocks and stride of the first block of every stage."""
 
 
@@ -60,7 +75,7 @@ def mobilenet_v2(stages: int = 19) -> nn.Sequential:
     """Build the first ``stages`` of the 19 feature stages."""
     layers: list[nn.Module] = [_conv_block(3, 32, 3, 2)]
     channels = 32
-    for expansion, out_channels, repeats, stride in STAGES:
+    for expansion, out_channels, repeats, stride in MOBILENET_STAGES:
         for index in range(repeats):
             layers.append(InvertedResidual(channels, out_channels, stride if index == 0 else 1, expansion))
             channels = out_channels
@@ -86,7 +101,7 @@ class CropNetwork(Protocol):
 
 
 @dataclass(frozen=True)
-class Networks:
+class EvaluationNetworks:
     """The networks of one evaluation; ``None`` for one that is not installed."""
 
     identity: CropNetwork | None
@@ -146,7 +161,7 @@ class ArcFace:
         return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-class MobileNet:
+class MobileNetFeatures:
     """Channel means of one stage of MobileNetV2 at 128 × 128.
 
     Stage 14 (96 numbers) describes the content, stage 4 (24 numbers) sharpness and artefacts.
@@ -189,8 +204,8 @@ class TorchScriptNetwork:
         return self._net(frames.to(self._device), rescale=False, resize=False, return_features=True).cpu().numpy()
 
 
-@once_per_device
-def load_networks() -> Networks:
+@cached_per_device
+def load_evaluation_networks() -> EvaluationNetworks:
     """Load the best network of each kind that is installed.
 
     Raises:
@@ -201,14 +216,14 @@ def load_networks() -> Networks:
     )
     has_dlib = dlib_model_path("dlib_face_recognition_resnet_model_v1.dat") is not None
     identity: CropNetwork | None = ArcFace(arcface) if arcface else DlibIdentity() if has_dlib else None
-    image: CropNetwork = TorchScriptNetwork(inception) if inception else MobileNet(14)
-    return Networks(identity, image, MobileNet(4), TorchScriptNetwork(i3d) if i3d else None)
+    image: CropNetwork = TorchScriptNetwork(inception) if inception else MobileNetFeatures(14)
+    return EvaluationNetworks(identity, image, MobileNetFeatures(4), TorchScriptNetwork(i3d) if i3d else None)
 
 
 PERCEPTUAL_STAGES = (2, 4, 7, 14)
 
 
-def perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]]:
+def load_perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """Return a function that computes feature maps of pictures ``[K, 3, H, W]`` in [0, 1] at four depths."""
     layers = _mobilenet()
 
@@ -237,13 +252,13 @@ def _file_from_environment(variable: str) -> Path | None:
     return Path(value)
 
 
-@once_per_device
+@cached_per_device
 def _mobilenet() -> torch.nn.Sequential:
     net = mobilenet_v2(PERCEPTUAL_STAGES[-1])
     state = read_weights(Path(str(files("flowportrait") / "weights" / "image_features" / "model.safetensors")))
     # The file lacks only the batch counters of the normalisation layers, which are not used here.
     net.load_state_dict(net.state_dict() | state)
-    return place(net.eval().requires_grad_(False))
+    return place_network(net.eval().requires_grad_(False))
 
 
 # --- Features of a clip, cached beside its tracks ---
@@ -257,7 +272,7 @@ VIDEO_CROPS = 16
 
 
 @dataclass(frozen=True)
-class ClipFeatures:
+class NetworkFeatures:
     """Network features of one clip; an array is empty if the network is not installed or no frame shows a face.
 
     Attributes:
@@ -271,7 +286,9 @@ class ClipFeatures:
     video: np.ndarray
 
 
-def clip_features(tracked: VideoTracks, nets: Networks, cache: Path | None = None) -> ClipFeatures:
+def compute_network_features(
+    tracked: VideoTracks, nets: EvaluationNetworks, cache: Path | None = None
+) -> NetworkFeatures:
     """Compute the network features of one clip, or read them from the cache.
 
     Args:
@@ -283,13 +300,13 @@ def clip_features(tracked: VideoTracks, nets: Networks, cache: Path | None = Non
         return _compute_features(tracked.crops, nets)
     names = hashlib.sha256("|".join(nets.names().values()).encode()).hexdigest()[:8]
     file = cache.with_name(f"{cache.name}-{names}.npz")
-    return load_or_compute(ClipFeatures, file, lambda: _compute_features(tracked.crops, nets))
+    return load_or_compute(NetworkFeatures, file, lambda: _compute_features(tracked.crops, nets))
 
 
-def _compute_features(crops: np.ndarray, nets: Networks) -> ClipFeatures:
+def _compute_features(crops: np.ndarray, nets: EvaluationNetworks) -> NetworkFeatures:
     nothing = np.zeros((0, 0), np.float32)
     if not len(crops):
-        return ClipFeatures(nothing, nothing, nothing)
+        return NetworkFeatures(nothing, nothing, nothing)
     identity = nets.identity(crops[_evenly_spaced(len(crops), IDENTITY_CROPS)]) if nets.identity else nothing
     image = nets.image(crops[_evenly_spaced(len(crops), IMAGE_CROPS)]) if nets.image else nothing
     video = nothing
@@ -299,7 +316,7 @@ def _compute_features(crops: np.ndarray, nets: Networks) -> ClipFeatures:
         series = nets.texture(crops[:VIDEO_CROPS])
         change = np.sqrt((np.diff(series, axis=0) ** 2).mean(0))
         video = np.log(np.concatenate([series.std(0), change]) + 1e-3)[None]
-    return ClipFeatures(identity, image, video)
+    return NetworkFeatures(identity, image, video)
 
 
 def _evenly_spaced(count: int, limit: int) -> np.ndarray:

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.comparison import Comparison
+from flowportrait.evaluation.comparison import SystemComparison
 from flowportrait.evaluation.figures import (
-    KEY_FIGURES,
-    SIGNIFICANT,
+    KEY_METRICS,
+    SIGNIFICANCE_LEVEL,
     badness,
     curves_svg,
     distributions_svg,
@@ -32,26 +32,26 @@ from flowportrait.evaluation.figures import (
     html_table,
     intervals_svg,
     radar_svg,
+    rate_difference,
     strips_svg,
-    verdict,
 )
-from flowportrait.evaluation.metrics import BY_KEY, METRICS, REAL
-from flowportrait.files import complete, write_text
-from flowportrait.media.crop import to_canonical
+from flowportrait.evaluation.metrics import METRIC_BY_KEY, METRICS, REAL
+from flowportrait.files import atomic_write, write_text
+from flowportrait.media.crop import canonical_transform
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import FPS, iter_frames
 
 # --- Contact sheets and animated pictures ---
 
-CELL = 192
+SHEET_CELL_WIDTH = 192
 """Width in pixels of a frame on a contact sheet."""
-MOUTH_WIDTH = 0.9
+MOUTH_ZOOM_WIDTH = 0.9
 """Width of the mouth zoom in outer-eye-corner distances."""
-GAP = 4
+SHEET_GAP = 4
 _LABEL_HEIGHT = 20
 
 
-def contact_sheet(path: Path, columns: int = 10) -> np.ndarray:
+def draw_contact_sheet(path: Path, columns: int = 10) -> np.ndarray:
     """Draw evenly spaced frames of a video side by side, each with its time and a zoom on its mouth.
 
     Frames without a face have an empty zoom.
@@ -74,20 +74,27 @@ def contact_sheet(path: Path, columns: int = 10) -> np.ndarray:
             if index in chosen:
                 faces = tracker.detect(frame)
                 cells.append(_cell(frame, faces[0][0] if faces else None, index / FPS))
-    gap = np.full((cells[0].shape[0], GAP, 3), 255, np.uint8)
+    gap = np.full((cells[0].shape[0], SHEET_GAP, 3), 255, np.uint8)
     return np.hstack([piece for cell in cells for piece in (cell, gap)][:-1])
 
 
 def _cell(frame: np.ndarray, landmarks: np.ndarray | None, seconds: float) -> np.ndarray:
-    picture = _face_view(frame, landmarks) if landmarks is not None else cv2.resize(_square(frame), (CELL, CELL))
-    zoom = np.full((round(CELL * 0.62), CELL, 3), 255, np.uint8)
+    picture = (
+        _face_view(frame, landmarks)
+        if landmarks is not None
+        else cv2.resize(_square(frame), (SHEET_CELL_WIDTH, SHEET_CELL_WIDTH))
+    )
+    zoom = np.full((round(SHEET_CELL_WIDTH * 0.62), SHEET_CELL_WIDTH, 3), 255, np.uint8)
     if landmarks is not None:
-        matrix = to_canonical(landmarks) * (CELL / MOUTH_WIDTH)
-        matrix[:, 2] += np.array([CELL / 2, zoom.shape[0] / 2]) - np.array([0.0, 0.84]) * CELL / MOUTH_WIDTH
+        matrix = canonical_transform(landmarks) * (SHEET_CELL_WIDTH / MOUTH_ZOOM_WIDTH)
+        matrix[:, 2] += (
+            np.array([SHEET_CELL_WIDTH / 2, zoom.shape[0] / 2])
+            - np.array([0.0, 0.84]) * SHEET_CELL_WIDTH / MOUTH_ZOOM_WIDTH
+        )
         zoom = cv2.warpAffine(frame, matrix, zoom.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    label = np.full((_LABEL_HEIGHT, CELL, 3), 255, np.uint8)
+    label = np.full((_LABEL_HEIGHT, SHEET_CELL_WIDTH, 3), 255, np.uint8)
     cv2.putText(label, f"{seconds:.2f} s", (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (90, 90, 90), 1, cv2.LINE_AA)
-    return np.vstack([label, picture, np.full((GAP, CELL, 3), 255, np.uint8), zoom])
+    return np.vstack([label, picture, np.full((SHEET_GAP, SHEET_CELL_WIDTH, 3), 255, np.uint8), zoom])
 
 
 def _square(frame: np.ndarray) -> np.ndarray:
@@ -101,11 +108,13 @@ def _face_view(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     low, high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
     side = min(1.9 * float((high - low).max()), *frame.shape[:2])
     centre = np.clip((low + high) / 2, side / 2, np.array(frame.shape[1::-1]) - side / 2)
-    matrix = np.array([[1.0, 0, side / 2 - centre[0]], [0, 1.0, side / 2 - centre[1]]]) * (CELL / side)
-    flags = cv2.INTER_AREA if side > CELL else cv2.INTER_CUBIC
-    if side > 1.5 * CELL:
-        frame = cv2.GaussianBlur(frame, (0, 0), 0.4 * side / CELL)
-    return cv2.warpAffine(frame, matrix, (CELL, CELL), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    matrix = np.array([[1.0, 0, side / 2 - centre[0]], [0, 1.0, side / 2 - centre[1]]]) * (SHEET_CELL_WIDTH / side)
+    flags = cv2.INTER_AREA if side > SHEET_CELL_WIDTH else cv2.INTER_CUBIC
+    if side > 1.5 * SHEET_CELL_WIDTH:
+        frame = cv2.GaussianBlur(frame, (0, 0), 0.4 * side / SHEET_CELL_WIDTH)
+    return cv2.warpAffine(
+        frame, matrix, (SHEET_CELL_WIDTH, SHEET_CELL_WIDTH), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 _QUALITY = 60
@@ -131,7 +140,7 @@ def write_animated_webp(
         Image.fromarray(np.hstack([cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA) for frame in at_once]))
         for at_once in zip(*streams, strict=False)
     ]
-    with complete(target) as unfinished:
+    with atomic_write(target) as unfinished:
         frames[0].save(
             unfinished, "WEBP", save_all=True, append_images=frames[1:], duration=1000 * every // FPS, loop=0,
             quality=_QUALITY, method=4,
@@ -140,17 +149,17 @@ def write_animated_webp(
 
 # --- The page ---
 
-LARGEST_VIDEO = 40_000_000
+MAX_EMBEDDED_VIDEO_BYTES = 40_000_000
 """Bytes up to which a video is embedded; larger files are only named."""
-HEADLINE = ("ler", "sync_in_time", "sync_in_time_short", "ecs", "tfi", "silent_lip")
-MOST_REMARKS = 40
+HEADLINE_METRICS = ("ler", "sync_in_time", "sync_in_time_short", "ecs", "tfi", "silent_lip")
+MAX_REMARKS = 40
 
 
-def write_report(
+def write_html_report(
     output: Path,
     *,
     title: str,
-    comparison: Comparison,
+    comparison: SystemComparison,
     videos: dict[str, Path],
     curves: list[dict[str, float]] | None,
     notes: list[str],
@@ -200,15 +209,15 @@ def _section(heading: str, body: str, lead: str = "") -> str:
     return f"<section><h2>{heading}</h2>{lead}{body}</section>"
 
 
-def _headline(comparison: Comparison) -> str:
+def _headline(comparison: SystemComparison) -> str:
     """Return cards with the relative change of the headline metrics, if one system is compared with a baseline."""
     if len({difference.system for difference in comparison.differences}) != 1:
         return ""
     cards = []
     for difference in comparison.differences:
-        if difference.metric in HEADLINE and difference.change is not None:
-            metric = BY_KEY[difference.metric]
-            kind = verdict(difference, metric)
+        if difference.metric in HEADLINE_METRICS and difference.change is not None:
+            metric = METRIC_BY_KEY[difference.metric]
+            kind = rate_difference(difference, metric)
             p = "" if difference.p is None else f" · p {_format_p(difference.p)}"
             cards.append(
                 f"<div class='card {kind}'><b>{difference.change:+.0%}</b><span>{metric.title}</span>"
@@ -222,12 +231,12 @@ def _format_p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def _notes(comparison: Comparison, notes: list[str]) -> str:
+def _notes(comparison: SystemComparison, notes: list[str]) -> str:
     lines = [*notes]
     if comparison.baseline:
         lines.append(
             f"Percentages: relative to {comparison.baseline} on the same clips; * = Wilcoxon signed-rank, "
-            f"Holm-corrected p < {SIGNIFICANT}."
+            f"Holm-corrected p < {SIGNIFICANCE_LEVEL}."
         )
     if ground_truth_name(comparison) is None:
         lines.append("No real footage was given, so there is no ground-truth column for comparison.")
@@ -239,19 +248,19 @@ def _list(lines: list[str], kind: str = "notes") -> str:
     return f"<ul class={kind}>{items}</ul>" if lines else ""
 
 
-def _left_out(comparison: Comparison) -> str:
+def _left_out(comparison: SystemComparison) -> str:
     excluded = [f"{e['system']}/{e['file']}, left out: {e['reason']}" for e in comparison.excluded]
-    more = len(comparison.remarks) - MOST_REMARKS
+    more = len(comparison.remarks) - MAX_REMARKS
     tail = [f"… and {more} more in metrics.json."] if more > 0 else []
-    return _list(excluded + comparison.remarks[:MOST_REMARKS] + tail)
+    return _list(excluded + comparison.remarks[:MAX_REMARKS] + tail)
 
 
-def _networks(comparison: Comparison) -> str:
+def _networks(comparison: SystemComparison) -> str:
     rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in comparison.networks.items())
     return f"<dl>{rows}</dl>" if rows else ""
 
 
-def _glossary(comparison: Comparison) -> str:
+def _glossary(comparison: SystemComparison) -> str:
     shown = [m for m in METRICS if any(m.key in estimates for estimates in comparison.estimates.values())]
     return "<dl>" + "".join(f"<dt>{m.title}</dt><dd>{html.escape(m.meaning)}</dd>" for m in shown) + "</dl>"
 
@@ -259,7 +268,7 @@ def _glossary(comparison: Comparison) -> str:
 def _videos(videos: dict[str, Path]) -> str:
     figures = []
     for name, path in videos.items():
-        if path.stat().st_size > LARGEST_VIDEO:
+        if path.stat().st_size > MAX_EMBEDDED_VIDEO_BYTES:
             body = f"<p class=lead>{html.escape(path.name)} is too large to embed.</p>"
         else:
             data = base64.b64encode(path.read_bytes()).decode()
@@ -275,22 +284,22 @@ def _sheets(videos: dict[str, Path]) -> str:
     return "".join(
         f"<figure class=sheet><figcaption>{html.escape(name)}</figcaption>"
         f"<img alt='frames of {html.escape(name)}, mouths below' "
-        f"src='{jpeg_data_url(contact_sheet(path), 88)}'></figure>"
+        f"src='{jpeg_data_url(draw_contact_sheet(path), 88)}'></figure>"
         for name, path in videos.items()
     )
 
 
 # --- The worst clips ---
 
-LISTED = 5
+WORST_CLIPS_LISTED = 5
 """Clips per system."""
-SHEETS = 2
+WORST_CLIP_SHEETS = 2
 """Contact sheets per system."""
-REASONS = 3
+WORST_METRICS_NAMED = 3
 """Metrics that are named per clip."""
 
 
-def rank_clips(comparison: Comparison, system: str) -> list[tuple[str, float, list[str]]]:
+def rank_clips(comparison: SystemComparison, system: str) -> list[tuple[str, float, list[str]]]:
     """Rank the clips of a system from worst to best.
 
     Returns:
@@ -298,23 +307,25 @@ def rank_clips(comparison: Comparison, system: str) -> list[tuple[str, float, li
     """
     ranked = []
     for clip, row in comparison.rows[system].items():
-        scores = {k: badness(comparison, BY_KEY[k], row[k]) for k in KEY_FIGURES if row.get(k) is not None}
-        keys = sorted(scores, key=lambda k: -scores[k])[:REASONS]
+        scores = {k: badness(comparison, METRIC_BY_KEY[k], row[k]) for k in KEY_METRICS if row.get(k) is not None}
+        keys = sorted(scores, key=lambda k: -scores[k])[:WORST_METRICS_NAMED]
         if keys:
             ranked.append((clip, float(np.mean([scores[k] for k in keys])), keys))
     return sorted(ranked, key=lambda entry: -entry[1])
 
 
-def html_worst_clips(comparison: Comparison, files: dict[str, dict[str, Path]]) -> str:
+def html_worst_clips(comparison: SystemComparison, files: dict[str, dict[str, Path]]) -> str:
     """Return HTML with the worst clips of every system, their worst metrics, and contact sheets of the first."""
     parts = []
     for system, rows in comparison.rows.items():
         if system == REAL or len(rows) < 2:
             continue
         lines = []
-        for rank, (clip, mark, keys) in enumerate(rank_clips(comparison, system)[:LISTED]):
-            why = ", ".join(f"{BY_KEY[k].title} {format_metric(float(rows[clip][k] or 0), BY_KEY[k])}" for k in keys)
-            sheet = _sheet(files.get(system, {}).get(clip)) if rank < SHEETS else ""
+        for rank, (clip, mark, keys) in enumerate(rank_clips(comparison, system)[:WORST_CLIPS_LISTED]):
+            why = ", ".join(
+                f"{METRIC_BY_KEY[k].title} {format_metric(float(rows[clip][k] or 0), METRIC_BY_KEY[k])}" for k in keys
+            )
+            sheet = _sheet(files.get(system, {}).get(clip)) if rank < WORST_CLIP_SHEETS else ""
             lines.append(
                 f"<li><b>{html.escape(clip)}</b> <small>{mark:.1f} spreads from the median: {why}</small>{sheet}</li>"
             )
@@ -326,7 +337,7 @@ def _sheet(path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        picture = contact_sheet(path, columns=8)
+        picture = draw_contact_sheet(path, columns=8)
     except BadInput:
         return ""
     return f"<div class=sheet><img alt='frames of {html.escape(path.stem)}' src='{jpeg_data_url(picture)}'></div>"

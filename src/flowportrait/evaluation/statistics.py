@@ -20,7 +20,7 @@ from scipy.stats import binomtest, wilcoxon
 RESAMPLES = 4000
 MIN_PAIRS = 6
 """Fewest pairs with which Wilcoxon's test can reach p < 0.05."""
-FOLDS = 10
+JACKKNIFE_GROUPS = 10
 """Number of groups that the jackknife leaves out one after the other."""
 
 Item = TypeVar("Item")
@@ -41,7 +41,9 @@ class Estimate:
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
-def resample(items: int, runs: int = 1, resamples: int = RESAMPLES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw_resample_indices(
+    items: int, runs: int = 1, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the indices of bootstrap resamples of crossed runs and items.
 
     Args:
@@ -67,7 +69,7 @@ def percentile_interval(values: np.ndarray) -> tuple[float, float]:
 def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return bootstrap means ``[R]`` of items ``[n]``, or of crossed runs and items ``[runs, n]``."""
     table = np.atleast_2d(values)
-    rows, columns = resample(table.shape[1], table.shape[0], seed=seed)
+    rows, columns = draw_resample_indices(table.shape[1], table.shape[0], seed=seed)
     return np.asarray(table[rows[:, :, None], columns[:, None, :]].mean((1, 2)))
 
 
@@ -84,7 +86,7 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Estimate:
 
 def bootstrap_ratio(values: np.ndarray, base: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Return the mean of ``values`` ``[n]`` over that of ``base`` ``[n]``, with a bootstrap interval over items."""
-    _, items = resample(len(base), resamples=resamples, seed=seed)
+    _, items = draw_resample_indices(len(base), resamples=resamples, seed=seed)
     low, high = percentile_interval(values[items].mean(1) / base[items].mean(1))
     return Estimate(float(values.mean() / base.mean()), low, high, len(base))
 
@@ -111,7 +113,7 @@ def jackknife(
     mean = statistic(items)
     if mean is None:
         return None
-    folds = min(FOLDS, len(items))
+    folds = min(JACKKNIFE_GROUPS, len(items))
     left_out = [statistic([item for i, item in enumerate(items) if i % folds != fold]) for fold in range(folds)]
     values = np.array([value for value in left_out if value is not None])
     if len(values) < 2:
@@ -127,7 +129,7 @@ def signed_rank_p(differences: np.ndarray) -> float | None:
     return float(wilcoxon(differences).pvalue)
 
 
-def mcnemar(first: Sequence[bool | None], second: Sequence[bool | None]) -> tuple[float, float]:
+def mcnemar_test(first: Sequence[bool | None], second: Sequence[bool | None]) -> tuple[float, float]:
     """Compare paired yes/no answers with McNemar's exact test, over the pairs in which both are known.
 
     Returns:

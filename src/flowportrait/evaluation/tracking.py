@@ -25,8 +25,8 @@ from scipy.signal import savgol_filter
 from flowportrait.errors import BadInput
 from flowportrait.files import cache_folder
 from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.containers import open_media, video_stream
-from flowportrait.media.crop import MOUTH_PATCH, mouth_patch, to_canonical
+from flowportrait.media.containers import main_video_stream, open_media
+from flowportrait.media.crop import MOUTH_PATCH, canonical_transform, mouth_patch
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
@@ -85,7 +85,7 @@ def face_boxes(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.hstack([state[:, :2] - half, state[:, :2] + half])
 
 
-def landmarks68(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+def find_landmarks68(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Find 68 landmarks ``[68, 2]`` px of the face inside ``box`` of a frame ``[H, W, 3]`` uint8 RGB."""
     import dlib
 
@@ -99,7 +99,7 @@ BORDER_RANGE = (0.12, 0.95)
 """Range in which lines are searched, from the face's outline outward, in face sizes."""
 
 
-class BorderProbe:
+class SeamProbe:
     """Computes the mean picture of a clip and finds straight vertical and horizontal steps around the face.
 
     A fixed border stays sharp in the mean picture, while everything that moves blurs. The edge of a background object
@@ -118,7 +118,7 @@ class BorderProbe:
         self._sum = grey if self._sum is None else self._sum + grey
         self._count += 1
 
-    def jumps(self) -> np.ndarray:
+    def border_steps(self) -> np.ndarray:
         """Return the strongest and the median step ``[2]``, in levels, over all lines around the face."""
         if self._sum is None:
             return np.zeros(2, np.float32)
@@ -153,7 +153,7 @@ class BorderProbe:
 
 # --- Tracks and their cache ---
 
-FORMAT = 5
+TRACKS_FORMAT_VERSION = 5
 """Version in the cache file's name; raised when the stored arrays change."""
 Arrays = TypeVar("Arrays")
 
@@ -199,7 +199,7 @@ class VideoTracks:
         return len(self.landmarks)
 
 
-def default_cache() -> Path:
+def default_tracks_cache() -> Path:
     """Return the folder ``tracked`` in the user's cache."""
     return cache_folder() / "tracked"
 
@@ -225,7 +225,7 @@ def track_file(path: Path, cache: Path | None = None) -> VideoTracks:
     digest = content_hash(path)
     if cache is None:
         return extract_tracks(path)
-    file = cache / f"{digest}-{FORMAT}-{best_installed_flow().name.upper()}.npz"
+    file = cache / f"{digest}-{TRACKS_FORMAT_VERSION}-{best_installed_flow().name.upper()}.npz"
     return load_or_compute(VideoTracks, file, lambda: extract_tracks(path))
 
 
@@ -250,19 +250,19 @@ def load_or_compute(kind: type[Arrays], file: Path, compute: Callable[[], Arrays
 
 FLOW_SIDE = 96
 """Side in pixels of the stabilised face square in which the flow is measured."""
-CELLS = 8
+FLOW_CELLS = 8
 """Cells per side over which the flow is averaged."""
 FACE_SQUARE = (0.0, 0.45, 2.0)
 """Centre (x, y) and width of that square in outer-eye-corner distances."""
 CROP_SIDE = 128
 CROP_EVERY = 5
 """Frames between stored crops; the same frames in every file, so that clips can be compared."""
-MOST_CROPS = 60
+MAX_CROPS = 60
 STABILISER_FRAMES = 9
 """Window of the smoothing of the stabiliser, which keeps the head's jitter in the picture."""
-CHEEKS = (slice(54, 66), (slice(16, 32), slice(64, 80)))
+CHEEK_REGIONS = (slice(54, 66), (slice(16, 32), slice(64, 80)))
 """Rows and columns of the cheeks in the stabilised square, which hardly move with speech."""
-SAME_PICTURE = 0.06
+SAME_PICTURE_LEVELS = 0.06
 """Mean change in levels below which two frames are the same picture, encoded again."""
 FRAME_BUFFER_BYTES = 600_000_000
 """Bytes of frames that are kept in memory for the second pass; longer videos are decoded twice."""
@@ -308,9 +308,9 @@ def extract_tracks(path: Path) -> VideoTracks:
 def _second_pass(frames: Iterable[np.ndarray], landmarks: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
     """Return the tracks that need the landmarks of the whole video, because the stabiliser smooths over time."""
     count = len(landmarks)
-    every = max(CROP_EVERY, -(-count // (MOST_CROPS * CROP_EVERY)) * CROP_EVERY)
+    every = max(CROP_EVERY, -(-count // (MAX_CROPS * CROP_EVERY)) * CROP_EVERY)
     tracks: dict[str, np.ndarray] = {
-        "flow": np.full((max(0, count - 1), CELLS, CELLS, 2), np.nan, np.float32),
+        "flow": np.full((max(0, count - 1), FLOW_CELLS, FLOW_CELLS, 2), np.nan, np.float32),
         "skin": np.full((count, 3), np.nan, np.float32),
         "still": np.zeros(max(0, count - 1), bool),
         "points": np.zeros((0, 68, 2), np.float32),
@@ -323,26 +323,28 @@ def _second_pass(frames: Iterable[np.ndarray], landmarks: np.ndarray, valid: np.
     to_square, boxes = stabilizing_transforms(landmarks, valid), face_boxes(landmarks, valid)
     has_points = has_landmarks68()
     method, percent = best_installed_flow(), 100 * FACE_SQUARE[2] / FLOW_SIDE
-    probe, crops, crop_frames, points = BorderProbe(landmarks[valid]), [], [], []
+    probe, crops, crop_frames, points = SeamProbe(landmarks[valid]), [], [], []
     frame_before = last_grey = None
     for index, frame in enumerate(frames):
         square = _warp(frame, to_square[index], FLOW_SIDE)
         grey = cv2.cvtColor(square, cv2.COLOR_RGB2GRAY)
         if frame_before is not None and last_grey is not None:
-            tracks["still"][index - 1] = _mean_change(frame_before, frame, boxes[index]) < SAME_PICTURE
+            tracks["still"][index - 1] = _mean_change(frame_before, frame, boxes[index]) < SAME_PICTURE_LEVELS
             if valid[index] and valid[index - 1]:
                 field = method.between(last_grey, grey) * percent
-                tracks["flow"][index - 1] = cv2.resize(field, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+                tracks["flow"][index - 1] = cv2.resize(field, (FLOW_CELLS, FLOW_CELLS), interpolation=cv2.INTER_AREA)
         frame_before, last_grey = frame, grey
         if valid[index]:
-            tracks["skin"][index] = np.mean([square[CHEEKS[0], cheek].mean((0, 1)) for cheek in CHEEKS[1]], 0)
+            tracks["skin"][index] = np.mean(
+                [square[CHEEK_REGIONS[0], cheek].mean((0, 1)) for cheek in CHEEK_REGIONS[1]], 0
+            )
         if has_points:
-            points.append(landmarks68(frame, boxes[index]))
+            points.append(find_landmarks68(frame, boxes[index]))
         if index % every == 0 and valid[index]:
             crops.append(_warp(frame, to_square[index] * (CROP_SIDE / FLOW_SIDE), CROP_SIDE))
             crop_frames.append(index)
         probe.add(frame)
-    tracks["border"] = probe.jumps()
+    tracks["border"] = probe.border_steps()
     if points:
         tracks["points"] = np.array(points)
     if crops:
@@ -369,7 +371,7 @@ def stabilizing_transforms(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarr
         valid: ``[T]`` whether a frame shows a face.
     """
     times = np.arange(len(landmarks))
-    known = np.array([to_canonical(p) for p in landmarks[valid]]).reshape(-1, 6)
+    known = np.array([canonical_transform(p) for p in landmarks[valid]]).reshape(-1, 6)
     values = np.stack([np.interp(times, times[valid], column) for column in known.T], 1)
     if len(values) >= STABILISER_FRAMES:
         values = savgol_filter(values, STABILISER_FRAMES, 1, axis=0)
@@ -380,6 +382,6 @@ def stabilizing_transforms(landmarks: np.ndarray, valid: np.ndarray) -> np.ndarr
 
 def _source_fps(path: Path) -> float:
     with open_media(path) as container:
-        stream = video_stream(container)
+        stream = main_video_stream(container)
         rate = stream.average_rate if stream else None
     return float(rate) if rate else 0.0

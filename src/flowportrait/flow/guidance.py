@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from flowportrait.flow.paths import Velocity, interpolate
+from flowportrait.flow.paths import VelocityField, interpolate
 
 # --- Reward guidance -------------------------------------------------------------------------------------------------
 #
@@ -28,7 +28,7 @@ Potential = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``(x [B, D], sigma) -> w·r [B]``, differentiable in x."""
 
 
-def guided(velocity: Velocity, potential: Potential, most: float) -> Velocity:
+def guided_velocity(velocity: VelocityField, potential: Potential, most: float) -> VelocityField:
     """Return the velocity field of the density that is tilted by ``potential``.
 
     Args:
@@ -63,12 +63,12 @@ Inversion = Literal["straight", "ode", "two_step"]
 """Name of an inversion scheme."""
 
 
-def straight(x0: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
+def straight_path_states(x0: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
     """Return the K+1 states of the straight path from ``noise`` to ``x0``."""
     return [interpolate(x0, noise, sigma) for sigma in sigmas]
 
 
-def ode(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
+def invert_euler(velocity: VelocityField, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
     """Return the K+1 states of the Euler path that is walked backwards from ``x0``."""
     states = [x0]
     for k in range(len(sigmas) - 2, -1, -1):
@@ -76,7 +76,7 @@ def ode(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torc
     return states[::-1]
 
 
-def two_step(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
+def invert_two_step(velocity: VelocityField, x0: torch.Tensor, sigmas: torch.Tensor) -> list[torch.Tensor]:
     """Return the K+1 states of the two-step path walked backwards from ``x0``; the first backward step is Euler's."""
     last = len(sigmas) - 1
     states = [x0, x0 - (sigmas[last] - sigmas[last - 1]) * velocity(x0, sigmas[last])]
@@ -88,10 +88,12 @@ def two_step(velocity: Velocity, x0: torch.Tensor, sigmas: torch.Tensor) -> list
     return states[::-1]
 
 
-def undo_two_step(velocity: Velocity, first: torch.Tensor, second: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+def sample_two_step(
+    velocity: VelocityField, first: torch.Tensor, second: torch.Tensor, sigmas: torch.Tensor
+) -> torch.Tensor:
     """Return the sample at σ = 0 by two-step sampling from the states at the first two levels.
 
-    This is the exact inverse of ``two_step``, up to rounding.
+    This is the exact inverse of ``invert_two_step``, up to rounding.
     """
     previous, current = first, second
     for k in range(len(sigmas) - 2):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 
-class Step(NamedTuple):
+class StepCoefficients(NamedTuple):
     """Coefficients of one transition, each broadcastable to the data."""
 
     a: torch.Tensor
@@ -44,36 +44,38 @@ class Step(NamedTuple):
         return self.b / self.s
 
 
-Kernel = Callable[[torch.Tensor, torch.Tensor], Step]
+Kernel = Callable[[torch.Tensor, torch.Tensor], StepCoefficients]
 """``(sigma, sigma_next) -> Step``."""
 
 
-def ode() -> Kernel:
+def ode_kernel() -> Kernel:
     """Return the kernel of a deterministic Euler step along the velocity."""
 
-    def kernel(sigma: torch.Tensor, sigma_next: torch.Tensor) -> Step:
-        return Step(torch.ones_like(sigma), sigma_next - sigma, torch.zeros_like(sigma))
+    def kernel(sigma: torch.Tensor, sigma_next: torch.Tensor) -> StepCoefficients:
+        return StepCoefficients(torch.ones_like(sigma), sigma_next - sigma, torch.zeros_like(sigma))
 
     return kernel
 
 
-def sde(diffusion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], largest_std: float = float("inf")) -> Kernel:
+def sde_kernel(
+    diffusion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], largest_std: float = float("inf")
+) -> Kernel:
     """Return the kernel of the reverse SDE that has the same marginals as the ODE.
 
     The diffusion coefficient is g = ``diffusion(σ, σ')``. ``largest_std`` caps s = g·√−dt; the capped g also enters
     the drift (LongCat-Video, appendix A.1).
     """
 
-    def kernel(sigma: torch.Tensor, sigma_next: torch.Tensor) -> Step:
+    def kernel(sigma: torch.Tensor, sigma_next: torch.Tensor) -> StepCoefficients:
         dt = sigma_next - sigma
         s = (diffusion(sigma, sigma_next) * (-dt).sqrt()).clamp_max(largest_std)
         half_g2_dt = -0.5 * s.square()
-        return Step(1 + half_g2_dt / sigma, dt + half_g2_dt * (1 - sigma) / sigma, s)
+        return StepCoefficients(1 + half_g2_dt / sigma, dt + half_g2_dt * (1 - sigma) / sigma, s)
 
     return kernel
 
 
-NEAR = 0.01
+NEAR_PURE_NOISE = 0.01
 """Share of a step: levels closer than this to σ = 1 are treated as σ = 1 by ``flow_diffusion``."""
 
 
@@ -83,41 +85,41 @@ def flow_diffusion(eta: float, version: int = 2) -> Callable[[torch.Tensor, torc
     At σ = 1 the authors' code replaces σ by the schedule's second level σ₂ in the denominator alone, g = η·√(1/(1−σ₂)),
     and so does version 2. Version 1 (FlowPortrait 0.1) replaced it in both places, g = η·√(σ₂/(1−σ₂)): s of the first
     step is √σ₂ times the authors' value, a factor of .913 at six even steps. The replacement is made wherever σ is
-    closer to 1 than ``NEAR`` times the step, because UniPC's schedule, which Wan uses, begins at 0.999999.
+    closer to 1 than ``NEAR_PURE_NOISE`` times the step, because UniPC's schedule, which Wan uses, begins at 0.999999.
     """
 
     def diffusion(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        finite = torch.where(1 - sigma < NEAR * (sigma - sigma_next), sigma_next, sigma)
+        finite = torch.where(1 - sigma < NEAR_PURE_NOISE * (sigma - sigma_next), sigma_next, sigma)
         return eta * ((finite if version == 1 else sigma) / (1 - finite)).sqrt()
 
     return diffusion
 
 
-def flow_sde(eta: float = 0.7, version: int = 2) -> Kernel:
+def flow_sde_kernel(eta: float = 0.7, version: int = 2) -> Kernel:
     """Return Flow-GRPO's kernel (2505.05470)."""
-    return sde(flow_diffusion(eta, version))
+    return sde_kernel(flow_diffusion(eta, version))
 
 
-def dance_sde(eta: float = 0.3) -> Kernel:
+def dance_sde_kernel(eta: float = 0.3) -> Kernel:
     """Return DanceGRPO's kernel (2505.07818), in which g = η is constant."""
-    return sde(lambda sigma, _: torch.full_like(sigma, eta))
+    return sde_kernel(lambda sigma, _: torch.full_like(sigma, eta))
 
 
-def longcat_sde(eta: float = 1.0, largest_std: float = 0.45, version: int = 2) -> Kernel:
+def longcat_sde_kernel(eta: float = 1.0, largest_std: float = 0.45, version: int = 2) -> Kernel:
     """Return LongCat-Video's kernel (2510.22200): Flow-SDE with s capped at ``largest_std``, in the drift as well."""
-    return sde(flow_diffusion(eta, version), largest_std)
+    return sde_kernel(flow_diffusion(eta, version), largest_std)
 
 
-def cps(eta: float = 0.9) -> Kernel:
+def cps_kernel(eta: float = 0.9) -> Kernel:
     """Return the kernel of coefficients-preserving sampling (2509.05952).
 
     It replaces part of the predicted noise by fresh noise.
     """
     angle = torch.tensor(eta * torch.pi / 2)
 
-    def kernel(sigma: torch.Tensor, sigma_next: torch.Tensor) -> Step:
+    def kernel(sigma: torch.Tensor, sigma_next: torch.Tensor) -> StepCoefficients:
         predicted = sigma_next * torch.cos(angle)
-        return Step(
+        return StepCoefficients(
             (1 - sigma_next) + predicted,
             -sigma * (1 - sigma_next) + (1 - sigma) * predicted,
             sigma_next * torch.sin(angle),
@@ -127,23 +129,23 @@ def cps(eta: float = 0.9) -> Kernel:
 
 
 KERNELS: dict[str, Callable[[float], Kernel]] = {
-    "flow-sde": flow_sde,
-    "dance-sde": dance_sde,
-    "longcat-sde": longcat_sde,
-    "cps": cps,
+    "flow-sde": flow_sde_kernel,
+    "dance-sde": dance_sde_kernel,
+    "longcat-sde": longcat_sde_kernel,
+    "cps": cps_kernel,
 }
 """Factories of stochastic kernels by name; each takes its noise strength η."""
 
 
 VERSION_1_KERNELS: dict[str, Callable[[float], Kernel]] = {
     **KERNELS,
-    "flow-sde": partial(flow_sde, version=1),
-    "longcat-sde": partial(longcat_sde, version=1),
+    "flow-sde": partial(flow_sde_kernel, version=1),
+    "longcat-sde": partial(longcat_sde_kernel, version=1),
 }
 """The same kernels with the first step of FlowPortrait 0.1, for runs that were started with that version."""
 
 
-def kernel_named(name: str, eta: float, version: int = 2) -> Kernel:
+def build_kernel(name: str, eta: float, version: int = 2) -> Kernel:
     """Return the stochastic kernel of this name with noise strength ``eta``, as runs of this ``version`` use it."""
     return (VERSION_1_KERNELS if version == 1 else KERNELS)[name](eta)
 

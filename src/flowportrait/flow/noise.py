@@ -20,10 +20,10 @@ import torch
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 
-KEY_VERSION = 2
+NOISE_KEY_VERSION = 2
 """Version of the mapping from places to numbers that new runs use."""
 
-Use = Literal["start", "step", "real", "forward", "level", "history", "window"]
+NoiseUse = Literal["start", "step", "real", "forward", "level", "history", "window"]
 """Use of keyed numbers.
 
 start: initial noise of a rollout; step: noise of a stochastic step; real: noise that a real clip is inverted to;
@@ -31,7 +31,7 @@ forward: noise added to a finished sample; level: noise levels of that; history:
 window: the chunks that attend to a changed history.
 """
 
-_USES: tuple[Use, ...] = ("start", "step", "real", "forward", "level", "history", "window")
+_USES: tuple[NoiseUse, ...] = ("start", "step", "real", "forward", "level", "history", "window")
 
 
 @dataclass(frozen=True)
@@ -43,39 +43,41 @@ class NoiseKey:
 
     seed: int
     iteration: int = 0
-    version: int = KEY_VERSION
+    version: int = NOISE_KEY_VERSION
 
-    def normal(self, size: int | tuple[int, ...], use: Use, sample: int, chunk: int = 0, step: int = 0) -> torch.Tensor:
+    def normal(
+        self, size: int | tuple[int, ...], use: NoiseUse, sample: int, chunk: int = 0, step: int = 0
+    ) -> torch.Tensor:
         """Return standard normal float32 numbers of shape ``size`` that belong to this place alone."""
         if self.version == 1:
-            return unit_noise(size, *self._version_1_key(use, sample, chunk, step))
+            return keyed_noise(size, *self._version_1_key(use, sample, chunk, step))
         return torch.from_numpy(self._philox_generator(use, sample, chunk, step).standard_normal(size, np.float32))
 
-    def uniform(self, count: int, use: Use, sample: int = 0) -> torch.Tensor:
+    def uniform(self, count: int, use: NoiseUse, sample: int = 0) -> torch.Tensor:
         """Return ``count`` uniform float32 numbers in [0, 1), ``[count]``."""
         if self.version == 1:
             return torch.rand(count, generator=self._torch_generator(use, sample, 0))
         return torch.from_numpy(self._philox_generator(use, sample).random(count, np.float32))
 
-    def integers(self, below: int, count: int, use: Use, sample: int = 0, chunk: int = 0) -> torch.Tensor:
+    def integers(self, below: int, count: int, use: NoiseUse, sample: int = 0, chunk: int = 0) -> torch.Tensor:
         """Return ``count`` uniform integers ``[count]`` from 0 to ``below`` − 1."""
         if self.version == 1:
             return torch.randint(below, (count,), generator=self._torch_generator(use, sample, chunk))
         return torch.from_numpy(self._philox_generator(use, sample, chunk).integers(below, size=count))
 
-    def counter(self, use: Use, sample: int, chunk: int = 0, step: int = 0) -> tuple[int, int, int, int]:
+    def counter(self, use: NoiseUse, sample: int, chunk: int = 0, step: int = 0) -> tuple[int, int, int, int]:
         """Return the first Philox counter of a place, four 64-bit words; word 0 counts the numbers drawn there."""
         return 0, _USES.index(use), (chunk << 32) + step, sample & _MASK
 
-    def _philox_generator(self, use: Use, sample: int, chunk: int = 0, step: int = 0) -> np.random.Generator:
+    def _philox_generator(self, use: NoiseUse, sample: int, chunk: int = 0, step: int = 0) -> np.random.Generator:
         philox_key = np.array([self.seed & _MASK, self.iteration], np.uint64)
         counter = np.array(self.counter(use, sample, chunk, step), np.uint64)
         return np.random.Generator(np.random.Philox(counter=counter, key=philox_key))
 
-    def _torch_generator(self, use: Use, sample: int, chunk: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed_of(*self._version_1_key(use, sample, chunk, 0)))
+    def _torch_generator(self, use: NoiseUse, sample: int, chunk: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mix_seed(*self._version_1_key(use, sample, chunk, 0)))
 
-    def _version_1_key(self, use: Use, sample: int, chunk: int, step: int) -> tuple[int, ...]:
+    def _version_1_key(self, use: NoiseUse, sample: int, chunk: int, step: int) -> tuple[int, ...]:
         """Return the integers that version 1 hashes; for "forward" the noise of all chunks is drawn at once."""
         run_key = (self.seed, self.iteration)
         return {
@@ -85,7 +87,7 @@ class NoiseKey:
         }[use]  # fmt: skip
 
 
-def seed_of(*key: int) -> int:
+def mix_seed(*key: int) -> int:
     """Return one 63-bit seed mixed from integers (a seed, an iteration, …) by splitmix64 rounds.
 
     It seeds choices such as which prompts an iteration draws; torch's generators read its lower 32 bits. The noise of
@@ -99,6 +101,6 @@ def seed_of(*key: int) -> int:
     return state >> 1
 
 
-def unit_noise(size: int | tuple[int, ...], *key: int) -> torch.Tensor:
+def keyed_noise(size: int | tuple[int, ...], *key: int) -> torch.Tensor:
     """Return standard normal float32 numbers of shape ``size`` for ``key``; videos generated with a seed use these."""
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed_of(*key)))
+    return torch.randn(size, generator=torch.Generator().manual_seed(mix_seed(*key)))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from flowportrait.flow.kernels import Kernel, Step, ode
+from flowportrait.flow.kernels import Kernel, StepCoefficients, ode_kernel
 
 # --- The path --------------------------------------------------------------------------------------------------------
 
@@ -38,7 +38,7 @@ def predict_noise(x: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) 
 # --- Noise schedules -------------------------------------------------------------------------------------------------
 
 
-def shifted(steps: int, shift: float = 1.0) -> torch.Tensor:
+def noise_schedule(steps: int, shift: float = 1.0) -> torch.Tensor:
     """Return the ``steps + 1`` noise levels σ = shift·u / (1 + (shift−1)·u) of a sampler, with u linear from 1 to 0.
 
     A shift of 1 gives uniform levels; a larger one spends more steps at high noise.
@@ -51,8 +51,8 @@ def shift_levels(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def shift_of(sigmas: torch.Tensor) -> float:
-    """Return the shift with which ``shifted`` makes these levels ``[K + 1]``.
+def schedule_shift(sigmas: torch.Tensor) -> float:
+    """Return the shift with which ``noise_schedule`` makes these levels ``[K + 1]``.
 
     It is 1 for a single step, which no shift changes.
     """
@@ -62,10 +62,10 @@ def shift_of(sigmas: torch.Tensor) -> float:
 
 # --- Integration -----------------------------------------------------------------------------------------------------
 
-Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+VelocityField = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``(x, sigma) -> v``; sigma is a scalar tensor."""
 
-Noise = Callable[[int], torch.Tensor]
+NoiseSource = Callable[[int], torch.Tensor]
 """``step number -> unit noise`` of the shape of x."""
 
 
@@ -74,17 +74,17 @@ class Transition(NamedTuple):
 
     number: int
     sigma: torch.Tensor
-    step: Step
+    step: StepCoefficients
     x: torch.Tensor
     x_next: torch.Tensor
 
 
-def walk(
-    velocity: Velocity,
+def iterate_transitions(
+    velocity: VelocityField,
     x: torch.Tensor,
     sigmas: torch.Tensor,
     kernel: Kernel | None = None,
-    noise: Noise | None = None,
+    noise: NoiseSource | None = None,
     stochastic: torch.Tensor | None = None,
 ) -> Iterator[Transition]:
     """Yield every transition from ``sigmas[0]`` to ``sigmas[-1]``; ``x_next`` of the last one is the sample.
@@ -101,7 +101,7 @@ def walk(
     steps = len(sigmas) - 1
     if stochastic is None:
         stochastic = torch.tensor([kernel is not None] * steps)
-    euler = ode()
+    euler = ode_kernel()
     for i in range(steps):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         noisy = kernel is not None and noise is not None and bool(stochastic[i]) and i < steps - 1
@@ -113,8 +113,8 @@ def walk(
         x = x_next
 
 
-def solve(velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+def solve_ode(velocity: VelocityField, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """Return the end point of the ODE that starts at ``x`` and ``sigmas[0]``, integrated by Euler steps."""
-    for transition in walk(velocity, x, sigmas):
+    for transition in iterate_transitions(velocity, x, sigmas):
         x = transition.x_next
     return x

@@ -4,7 +4,7 @@
 
 An answer is read strictly and missing parts are not filled in. The JSON object may be surrounded by free text, for
 servers that do not enforce a schema. Every ``read_…`` function raises ``UnusableReply`` for a reply that is not the
-answer; the ``…_format`` functions and ``CHOICE``, ``THOUGHTS`` and ``BOX`` are the forms.
+answer; the ``…_format`` functions and ``CHOICE_FORMAT``, ``THOUGHTS_FORMAT`` and ``BOX_FORMAT`` are the forms.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from flowportrait.judges.replies import (
     Reply,
     describe_value,
     expected_score,
-    malformed,
+    malformed_reply,
     read_object,
     read_score,
     text_or_empty,
 )
-from flowportrait.judges.rubric import ASPECTS, HIGHEST, LOWEST, Aspect
+from flowportrait.judges.rubric import CLIP_ASPECTS, HIGHEST_GRADE, LOWEST_GRADE, Aspect
 
 MAX_WINDOWS = 3
 MAX_RULE_LENGTH = 300
@@ -91,7 +91,7 @@ def _list_of(**properties: dict[str, Any]) -> dict[str, Any]:
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _NUMBER: dict[str, Any] = {"type": "number"}
-_GRADE: dict[str, Any] = {"type": "number", "minimum": LOWEST, "maximum": HIGHEST}
+_GRADE: dict[str, Any] = {"type": "number", "minimum": LOWEST_GRADE, "maximum": HIGHEST_GRADE}
 _FLAWS = _list_of(start=_NUMBER, end=_NUMBER, what=_TEXT)
 
 
@@ -115,7 +115,7 @@ def read_grade(reply: Reply, seconds: float) -> Grade:
     score = _read_score(found, reply)
     rationale = found.get("rationale")
     if not isinstance(rationale, str) or not rationale.strip():
-        raise malformed("no rationale")
+        raise malformed_reply("no rationale")
     return Grade(*score, rationale.strip(), read_flaws(found.get("errors", []), seconds))
 
 
@@ -147,7 +147,7 @@ def read_still_grade(reply: Reply, dimensions: Sequence[str] = (), artefacts: Co
     if dimensions:
         reported = found.get("dimensions")
         if reported is not None and not isinstance(reported, dict):
-            raise malformed("dimensions is not an object")
+            raise malformed_reply("dimensions is not an object")
         grades = None if reported is None else {name: read_score(reported.get(name), name) for name in dimensions}
         return Grade(*score, rationale, dimensions=grades)
     severities, unknown = _read_artefacts(found.get("artefacts"), artefacts)
@@ -169,7 +169,7 @@ def review_format(disputed: dict[Aspect, Sequence[Grade]]) -> AnswerFormat[tuple
             written = [grade.written_score for grade in disputed[aspect]]
             if not min(written) <= score <= max(written):
                 between = f"{min(written):g} … {max(written):g}"
-                raise malformed(f"the review's {aspect} {score:g} is not in {between}")
+                raise malformed_reply(f"the review's {aspect} {score:g} is not in {between}")
         return scores, rationale
 
     return AnswerFormat("review", _schema(rationale=_TEXT, scores=_schema(**dict.fromkeys(disputed, _GRADE))), read)
@@ -184,8 +184,8 @@ def read_review(reply: Reply, disputed: tuple[Aspect, ...]) -> tuple[dict[Aspect
     found = read_object(reply)
     scores = found.get("scores")
     if not isinstance(scores, dict):
-        raise malformed("no scores")
-    graded: dict[Aspect, float] = {a: read_score(scores.get(a), a) for a in ASPECTS if a in disputed}
+        raise malformed_reply("no scores")
+    graded: dict[Aspect, float] = {a: read_score(scores.get(a), a) for a in CLIP_ASPECTS if a in disputed}
     return graded, text_or_empty(found.get("rationale"))
 
 
@@ -199,7 +199,7 @@ def read_choice(reply: Reply) -> tuple[float, str]:
     better, rationale = text_or_empty(found["better"]), text_or_empty(found.get("rationale"))
     if better not in _CHOICE_VALUES or not rationale:
         value = describe_value(found["better"])
-        raise malformed(f"better is {value}, not first, second or same with a rationale")
+        raise malformed_reply(f"better is {value}, not first, second or same with a rationale")
     return _CHOICE_VALUES[better], rationale
 
 
@@ -211,7 +211,7 @@ def read_thoughts(reply: Reply) -> str:
     """
     thoughts = read_object(reply, ("thoughts",))["thoughts"]
     if not isinstance(thoughts, str) or not thoughts.strip():
-        raise malformed("no thoughts")
+        raise malformed_reply("no thoughts")
     return thoughts.strip()
 
 
@@ -235,13 +235,13 @@ def read_box(reply: Reply) -> Box | None:
         return None
     box = found.get("box")
     if found["seen"] is not True or not isinstance(box, list) or len(box) != 4:
-        raise malformed("no seen and box")
+        raise malformed_reply("no seen and box")
     try:
         left, top, right, bottom = (float(side) for side in box)
     except (TypeError, ValueError, OverflowError) as error:
-        raise malformed(f"no box: {describe_value(box)}") from error
+        raise malformed_reply(f"no box: {describe_value(box)}") from error
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise malformed(f"no box: {describe_value(box)}")
+        raise malformed_reply(f"no box: {describe_value(box)}")
     return left, top, right, bottom
 
 
@@ -258,17 +258,17 @@ def read_rule(reply: Reply, entries: int) -> tuple[str, int | None]:
     found = read_object(reply, ("rule",))
     rule, replaces = found["rule"], found.get("replaces")
     if not isinstance(rule, str) or not rule.strip() or len(rule) > MAX_RULE_LENGTH:
-        raise malformed(f"no rule of at most {MAX_RULE_LENGTH} letters")
+        raise malformed_reply(f"no rule of at most {MAX_RULE_LENGTH} letters")
     if replaces is not None and (type(replaces) is not int or not 0 <= replaces < entries):
-        raise malformed(f"replaces is {describe_value(replaces)}, no number of a rule")
+        raise malformed_reply(f"replaces is {describe_value(replaces)}, no number of a rule")
     return rule.strip(), replaces
 
 
-CHOICE = AnswerFormat(
+CHOICE_FORMAT = AnswerFormat(
     "choice", _schema(rationale=_TEXT, better=_TEXT | {"enum": list(_CHOICE_VALUES)}), read_choice
 )  # fmt: skip
-THOUGHTS = AnswerFormat("thoughts", _schema(thoughts=_TEXT), read_thoughts)
-BOX = AnswerFormat("box", _schema(seen={"type": "boolean"}, box={"type": "array", "items": _NUMBER}), read_box)
+THOUGHTS_FORMAT = AnswerFormat("thoughts", _schema(thoughts=_TEXT), read_thoughts)
+BOX_FORMAT = AnswerFormat("box", _schema(seen={"type": "boolean"}, box={"type": "array", "items": _NUMBER}), read_box)
 
 
 def windows_format(seconds: float) -> AnswerFormat[tuple[Flaw, ...]]:
@@ -296,13 +296,13 @@ def read_flaws(reported: Any, seconds: float) -> tuple[Flaw, ...]:
         UnusableReply: ``reported`` is not a list of start, end and what.
     """
     if not isinstance(reported, list):
-        raise malformed("errors is not a list")
+        raise malformed_reply("errors is not a list")
     flaws = []
     for item in reported:
         try:
             start, end, what = float(item["start"]), float(item["end"]), item["what"]
         except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise malformed(f"an error without start, end and what: {describe_value(item)}") from error
+            raise malformed_reply(f"an error without start, end and what: {describe_value(item)}") from error
         if 0 <= start <= end <= seconds + _TIME_TOLERANCE:
             flaws.append(Flaw(start, end, text_or_empty(what) or describe_value(what)))
     return tuple(flaws)
@@ -313,16 +313,16 @@ def _read_artefacts(reported: Any, catalogue: Collection[str]) -> tuple[dict[str
     if reported is None:
         return None, 0
     if not isinstance(reported, list):
-        raise malformed("artefacts is not a list")
+        raise malformed_reply("artefacts is not a list")
     severities: dict[str, int] = {}
     unknown = 0
     for item in reported:
         try:
             name, severity = str(item["type"]), int(item["severity"])
         except (TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
-            raise malformed(f"an artefact without type and severity: {describe_value(item)}") from error
+            raise malformed_reply(f"an artefact without type and severity: {describe_value(item)}") from error
         if not 1 <= severity <= 3:
-            raise malformed(f"severity {severity} is outside 1 … 3")
+            raise malformed_reply(f"severity {severity} is outside 1 … 3")
         if name in catalogue:
             severities[name] = max(severity, severities.get(name, 0))
         else:

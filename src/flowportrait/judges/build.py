@@ -28,21 +28,29 @@ from flowportrait.judges.messages import Endpoint
 from flowportrait.judges.methods import ComparingPanel, LocatingPanel, ThinkingPanel
 from flowportrait.judges.omni import OmniSettings
 from flowportrait.judges.panel import Panel, PanelSettings
-from flowportrait.judges.questions import Backend, Ledger, ReplyCache, default_folder
-from flowportrait.judges.rubric import ASPECTS, HIGHEST, LOWEST, WEIGHTS, Aspect, Library, rubric_version
+from flowportrait.judges.questions import Backend, Ledger, ReplyCache, judge_cache_folder
+from flowportrait.judges.rubric import (
+    ASPECT_WEIGHTS,
+    CLIP_ASPECTS,
+    HIGHEST_GRADE,
+    LOWEST_GRADE,
+    Aspect,
+    RubricLibrary,
+    rubric_version,
+)
 from flowportrait.judges.sanity import require_certificate
 from flowportrait.judges.verdicts import AspectVerdict, Judge
 from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.rewards.batch import Failure, RewardBatch
-from flowportrait.rewards.interface import Score, measured
+from flowportrait.rewards.interface import Score, score_with_failures
 from flowportrait.rewards.registry import RewardOptions
 from flowportrait.terminal import progress
 
-METHODS: dict[str, type[Panel[JudgedClip]]] = {
+PANEL_METHODS: dict[str, type[Panel[JudgedClip]]] = {
     "panel": Panel, "think": ThinkingPanel, "locate": LocatingPanel, "compare": ComparingPanel,
 }  # fmt: skip
 """The panel of each method of a model."""
-BUILT_IN = ("measured", "server", "omni")
+BUILT_IN_JUDGES = ("measured", "server", "omni")
 """The values of ``JudgeSettings.by`` that need no plugin."""
 FILES_IN_MEMORY = 8
 """Number of clips that ``grade_files`` reads at once."""
@@ -53,7 +61,7 @@ class JudgeSettings:
     """The settings of a judge of clips or stills."""
 
     by: str = "measured"
-    """Who judges: ``measured`` (experts that measure), ``server`` (a model on a server), ``omni`` (a model in this
+    """Who judges: ``score_with_failures`` (experts that measure), ``server`` (a model on a server), ``omni`` (a model in this
     process), or a judge that another package adds, by name or as MODULE:NAME."""
     method: Literal["panel", "think", "locate", "compare"] = "panel"
     """How a model grades: without preparation (``panel``), after writing down what it sees (``think``), or after
@@ -80,9 +88,9 @@ class JudgeSettings:
         at_least(self, noise=0)
 
     @property
-    def kept_in(self) -> Path:
+    def storage_folder(self) -> Path:
         """The folder of cached answers, ledger and certificates."""
-        return self.folder or default_folder()
+        return self.folder or judge_cache_folder()
 
 
 def build_judge(settings: JudgeSettings | None = None) -> Judge:
@@ -92,15 +100,17 @@ def build_judge(settings: JudgeSettings | None = None) -> Judge:
         BadInput: a model, address or calibration cannot be used, or no judge has this name.
     """
     settings = settings or JudgeSettings()
-    judge = build_with_library(settings, Library.load(settings.library) if settings.library else Library())
+    judge = build_judge_with_library(
+        settings, RubricLibrary.load(settings.library) if settings.library else RubricLibrary()
+    )
     if not settings.pose:
         return judge
-    from flowportrait.judges.measured import PoseChecked
+    from flowportrait.judges.measured import PoseCappedJudge
 
-    return PoseChecked(judge)
+    return PoseCappedJudge(judge)
 
 
-def build_with_library(settings: JudgeSettings, library: Library, backend: Backend | None = None) -> Judge:
+def build_judge_with_library(settings: JudgeSettings, library: RubricLibrary, backend: Backend | None = None) -> Judge:
     """Return the judge of clips with a library of rules or experts, without the check of head poses.
 
     Args:
@@ -111,18 +121,20 @@ def build_with_library(settings: JudgeSettings, library: Library, backend: Backe
     Raises:
         BadInput: as for ``build_judge``.
     """
-    if settings.by not in BUILT_IN:
-        return build_plugin(settings, "clips")
+    if settings.by not in BUILT_IN_JUDGES:
+        return build_plugin_judge(settings, "clips")
     calibration = Calibration.load(settings.calibration) if settings.calibration else None
     if settings.by == "measured":
         from flowportrait.judges.measured import Experts, MeasuredPanel
 
         return MeasuredPanel(Experts.load().with_library(library), calibration)
-    cache = ReplyCache(settings.kept_in / "answers")
-    return METHODS[settings.method](backend or build_backend(settings), settings.panel, cache, calibration, library)
+    cache = ReplyCache(settings.storage_folder / "answers")
+    return PANEL_METHODS[settings.method](
+        backend or build_judge_backend(settings), settings.panel, cache, calibration, library
+    )
 
 
-def build_plugin(settings: JudgeSettings, items: Literal["clips", "stills"]) -> Any:
+def build_plugin_judge(settings: JudgeSettings, items: Literal["clips", "stills"]) -> Any:
     """Return the judge that another package or script provides.
 
     Args:
@@ -134,7 +146,7 @@ def build_plugin(settings: JudgeSettings, items: Literal["clips", "stills"]) -> 
     """
     added = plugin_names("judges")
     if settings.by not in added and not is_reference(settings.by):
-        choices = ", ".join([*BUILT_IN, *added])
+        choices = ", ".join([*BUILT_IN_JUDGES, *added])
         raise BadInput(f"by={settings.by} is not possible: choose one of {choices}, or give MODULE:NAME.")
     judge = load_plugin("judges", settings.by)(settings)
     subject = getattr(judge, "items", "clips")
@@ -143,7 +155,7 @@ def build_plugin(settings: JudgeSettings, items: Literal["clips", "stills"]) -> 
     return judge
 
 
-def build_backend(settings: JudgeSettings) -> Backend:
+def build_judge_backend(settings: JudgeSettings) -> Backend:
     """Return the model on a server or in this process.
 
     Raises:
@@ -152,11 +164,11 @@ def build_backend(settings: JudgeSettings) -> Backend:
     if settings.by == "server":
         from flowportrait.judges.client import ChatClient
 
-        return ChatClient(settings.endpoint, Ledger(settings.kept_in / "ledger.jsonl"))
+        return ChatClient(settings.endpoint, Ledger(settings.storage_folder / "ledger.jsonl"))
     if settings.by == "omni":
-        from flowportrait.judges.omni import Omni
+        from flowportrait.judges.omni import OmniBackend
 
-        return Omni.from_pretrained(settings.omni)
+        return OmniBackend.from_pretrained(settings.omni)
     raise BadInput(f"The judge {settings.by!r} has no model: set by=server or by=omni.")
 
 
@@ -164,10 +176,10 @@ def certificate_folders(settings: JudgeSettings) -> list[Path]:
     """Return the folders that hold certificates: the user's, and that of the package."""
     from importlib.resources import files
 
-    return [settings.kept_in / "checked", Path(str(files("flowportrait") / "weights" / "judge" / "checked"))]
+    return [settings.storage_folder / "checked", Path(str(files("flowportrait") / "weights" / "judge" / "checked"))]
 
 
-def read_settings(path: Path | None) -> JudgeSettings:
+def read_judge_settings(path: Path | None) -> JudgeSettings:
     """Return the judge settings in a file; without a file those of the measured panel.
 
     Raises:
@@ -200,7 +212,7 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
         chunk = zip(paths[first : first + FILES_IN_MEMORY], generators[first : first + FILES_IN_MEMORY], strict=True)
         verdicts += judge.judge([JudgedClip.from_video(path, generator) for path, generator in chunk])
     summary: dict[str, Any] = {"judge": f"{judge.name} ({judge.kind})", "files": len(paths)}
-    for aspect in ASPECTS:
+    for aspect in CLIP_ASPECTS:
         scores = [score for verdict in verdicts if (score := verdict.aspects[aspect].score) is not None]
         summary[aspect] = round(fmean(scores), 3) if scores else None
         summary[f"{aspect}_without_score"] = len(verdicts) - len(scores)
@@ -218,12 +230,12 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
     return report
 
 
-def write_report(report: dict[str, Any], path: Path) -> None:
+def write_judge_report(report: dict[str, Any], path: Path) -> None:
     """Write a report as JSON; an existing file is replaced only when the new one is complete."""
     write_json(path, report)
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_judge_report(path: Path) -> dict[str, Any]:
     """Read a report of graded files.
 
     Raises:
@@ -231,17 +243,17 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        raw_scores(report)
+        scores_before_calibration(report)
         str(report["judge"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is no report of judge score ({type(error).__name__}): make one first.") from error
     return report
 
 
-def raw_scores(report: dict[str, Any]) -> dict[str, dict[Aspect, float | None]]:
+def scores_before_calibration(report: dict[str, Any]) -> dict[str, dict[Aspect, float | None]]:
     """Return the scores of a report before calibration, by file and aspect."""
     return {
-        verdict["file"]: {aspect: verdict["aspects"][aspect]["raw"] for aspect in ASPECTS}
+        verdict["file"]: {aspect: verdict["aspects"][aspect]["raw"] for aspect in CLIP_ASPECTS}
         for verdict in report["verdicts"]
     }
 
@@ -286,7 +298,7 @@ class JudgeReward:
     name: str = "panel"
     retries: int = 0
     noise: float = 0.0
-    range: tuple[float, float] = (float(LOWEST), float(HIGHEST))
+    range: tuple[float, float] = (float(LOWEST_GRADE), float(HIGHEST_GRADE))
 
     @classmethod
     def for_training(cls, settings: JudgeSettings | None = None, aspect: Aspect | None = None) -> JudgeReward:
@@ -320,18 +332,18 @@ class JudgeReward:
                 values[row] = value
             else:
                 failures[row] = failure
-        return measured(values, failures)
+        return score_with_failures(values, failures)
 
     def _value(self, verdicts: dict[Aspect, AspectVerdict]) -> tuple[float, Failure | None]:
         total = 0.0
-        for aspect in (self.aspect,) if self.aspect else ASPECTS:
+        for aspect in (self.aspect,) if self.aspect else CLIP_ASPECTS:
             verdict = verdicts[aspect]
             if verdict.score is None:
                 return 0.0, verdict.failure or Failure("not_finite", f"no {aspect} score")
-            total += verdict.score * (1.0 if self.aspect else WEIGHTS[aspect])
+            total += verdict.score * (1.0 if self.aspect else ASPECT_WEIGHTS[aspect])
         return total, None
 
 
 def panel_reward(options: RewardOptions) -> JudgeReward:
     """Return the reward ``panel``: the judge in the options' settings file, without a file the measured panel."""
-    return JudgeReward.for_training(read_settings(options.judge))
+    return JudgeReward.for_training(read_judge_settings(options.judge))

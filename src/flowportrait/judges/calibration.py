@@ -27,10 +27,10 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau, spearmanr
 
 from flowportrait.errors import BadInput
-from flowportrait.files import complete, write_json
-from flowportrait.judges.rubric import ASPECTS, HIGHEST, LOWEST, Aspect
+from flowportrait.files import atomic_write, write_json
+from flowportrait.judges.rubric import CLIP_ASPECTS, HIGHEST_GRADE, LOWEST_GRADE, Aspect
 
-MIN_CLIPS = 8
+MIN_CALIBRATION_CLIPS = 8
 """Least number of clips with both scores for a map to be fitted."""
 ERROR_SIZE = 1.0
 """Difference in grades from which on the judge's score counts as an error."""
@@ -55,7 +55,7 @@ class Calibration:
         if not knots:
             return score
         x, y = zip(*knots, strict=True)
-        return float(np.clip(np.interp(score, x, y), LOWEST, HIGHEST))
+        return float(np.clip(np.interp(score, x, y), LOWEST_GRADE, HIGHEST_GRADE))
 
     @property
     def digest(self) -> str:
@@ -85,7 +85,7 @@ class Calibration:
             raise BadInput(f"{path} is no calibration ({error}): make one with judge calibrate.") from error
         for aspect, points in found.knots.items():
             x, y = np.array(points).T
-            if aspect not in ASPECTS or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
+            if aspect not in CLIP_ASPECTS or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
                 raise BadInput(f"{path} is no calibration: {aspect} is unknown or its map does not rise.")
         return found
 
@@ -96,10 +96,10 @@ def fit_monotone(judge: Sequence[float] | np.ndarray, human: Sequence[float] | n
     Equal scores of the judge share one knot.
 
     Raises:
-        BadInput: fewer than ``MIN_CLIPS`` pairs.
+        BadInput: fewer than ``MIN_CALIBRATION_CLIPS`` pairs.
     """
-    if len(judge) < MIN_CLIPS:
-        raise BadInput(f"{len(judge)} clips have both scores: calibrating takes at least {MIN_CLIPS}.")
+    if len(judge) < MIN_CALIBRATION_CLIPS:
+        raise BadInput(f"{len(judge)} clips have both scores: calibrating takes at least {MIN_CALIBRATION_CLIPS}.")
     x, place = np.unique(np.asarray(judge, float), return_inverse=True)
     count = np.bincount(place).astype(float)
     mean = np.bincount(place, np.asarray(human, float)) / count
@@ -142,15 +142,16 @@ def read_human_scores(path: Path) -> list[HumanScores]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read ({error}): give a csv file with human scores.") from error
-    lacking = [name for name in ("file", *ASPECTS) if not rows or name not in rows[0]]
+    lacking = [name for name in ("file", *CLIP_ASPECTS) if not rows or name not in rows[0]]
     if lacking:
-        raise BadInput(f"{path} has no column {', '.join(lacking)}: it needs file, {', '.join(ASPECTS)}.")
+        raise BadInput(f"{path} has no column {', '.join(lacking)}: it needs file, {', '.join(CLIP_ASPECTS)}.")
     found: dict[str, HumanScores] = {}
     for line, row in enumerate(rows, 2):
         person = found.setdefault(
-            row["file"], HumanScores(row["file"], row.get("generator") or "unknown", {aspect: [] for aspect in ASPECTS})
+            row["file"],
+            HumanScores(row["file"], row.get("generator") or "unknown", {aspect: [] for aspect in CLIP_ASPECTS}),
         )
-        for aspect in ASPECTS:
+        for aspect in CLIP_ASPECTS:
             text = (row[aspect] or "").strip()
             if not text:
                 continue
@@ -158,8 +159,10 @@ def read_human_scores(path: Path) -> list[HumanScores]:
                 rating = float(text)
             except ValueError:
                 rating = float("nan")
-            if not LOWEST <= rating <= HIGHEST:
-                raise BadInput(f"{path}, line {line}: {aspect} is {text!r}, not a score from {LOWEST} to {HIGHEST}.")
+            if not LOWEST_GRADE <= rating <= HIGHEST_GRADE:
+                raise BadInput(
+                    f"{path}, line {line}: {aspect} is {text!r}, not a score from {LOWEST_GRADE} to {HIGHEST_GRADE}."
+                )
             person.ratings[aspect].append(rating)
     return list(found.values())
 
@@ -182,11 +185,11 @@ def compare_with_humans(
     """
     knots: dict[str, list[tuple[float, float]]] = {}
     report: dict[str, Any] = {}
-    for aspect in ASPECTS:
+    for aspect in CLIP_ASPECTS:
         known = [(person, judged.get(person.file, {}).get(aspect)) for person in human]
         pairs = [(p, float(s)) for p, s in known if s is not None and np.isfinite(p.mean(aspect))]
         without_score = sum(s is None and p.file in judged for p, s in known)
-        if len(pairs) < MIN_CLIPS:
+        if len(pairs) < MIN_CALIBRATION_CLIPS:
             report[aspect] = {"clips": len(pairs), "without_score": without_score, "calibrated": False}
             continue
         x = np.array([score for _, score in pairs])
@@ -203,7 +206,7 @@ def compare_with_humans(
         }
     if not knots:
         raise BadInput(
-            f"No aspect has {MIN_CLIPS} clips with a human and a judge's score: check that file names agree."
+            f"No aspect has {MIN_CALIBRATION_CLIPS} clips with a human and a judge's score: check that file names agree."
         )
     return Calibration(judge, knots), report
 
@@ -219,16 +222,16 @@ def _agreement_statistics(x: np.ndarray, y: np.ndarray, generators: Sequence[str
     return {
         "spearman": _finite_or_none(spearmanr(x, y).statistic),
         "kendall": _finite_or_none(kendalltau(x, y).statistic),
-        "icc": icc(np.stack([x, y], 1)),
+        "icc": intraclass_correlation(np.stack([x, y], 1)),
         "mean_error": float(np.abs(x - y).mean()),
         "bias": float((x - y).mean()),
-        "judge_histogram": histogram(x),
-        "human_histogram": histogram(y),
+        "judge_histogram": grade_histogram(x),
+        "human_histogram": grade_histogram(y),
         "by_generator": by,
     }
 
 
-def icc(ratings: np.ndarray) -> float:
+def intraclass_correlation(ratings: np.ndarray) -> float:
     """Return ICC(2,1) of ratings ``[clips, raters]``; 0 where nothing varies."""
     n, k = ratings.shape
     mean = ratings.mean()
@@ -243,18 +246,18 @@ def rater_agreement(ratings: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Return the ICC among people on the clips with the most ratings; a judge cannot be expected to exceed it.
 
     Returns:
-        ``most``: ratings of such a clip; ``icc``: None with fewer than two raters or three clips.
+        ``most``: ratings of such a clip; ``intraclass_correlation``: None with fewer than two raters or three clips.
     """
     most = max(map(len, ratings))
     full = np.array([row for row in ratings if len(row) == most])
     enough = most >= 2 and len(full) >= 3
-    return {"most": most, "icc": icc(full) if enough else None}
+    return {"most": most, "icc": intraclass_correlation(full) if enough else None}
 
 
-def histogram(scores: np.ndarray) -> list[int]:
+def grade_histogram(scores: np.ndarray) -> list[int]:
     """Return how many scores round to each of the grades 1 … 5."""
-    grades = np.floor(scores + 0.5).clip(LOWEST, HIGHEST).astype(int)
-    return [int((grades == grade).sum()) for grade in range(LOWEST, HIGHEST + 1)]
+    grades = np.floor(scores + 0.5).clip(LOWEST_GRADE, HIGHEST_GRADE).astype(int)
+    return [int((grades == grade).sum()) for grade in range(LOWEST_GRADE, HIGHEST_GRADE + 1)]
 
 
 def _out_of_fold(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -263,7 +266,7 @@ def _out_of_fold(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     mapped = np.empty_like(x)
     for fold_index in range(FOLDS):
         rest = fold != fold_index
-        if rest.sum() < MIN_CLIPS:
+        if rest.sum() < MIN_CALIBRATION_CLIPS:
             mapped[~rest] = x[~rest]
             continue
         a, b = np.array(fit_monotone(x[rest], y[rest])).T
@@ -281,10 +284,10 @@ def draw_histograms(report: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    known = [aspect for aspect in ASPECTS if report[aspect]["calibrated"]]
+    known = [aspect for aspect in CLIP_ASPECTS if report[aspect]["calibrated"]]
     figure = Figure((4 * len(known), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    grades = np.arange(LOWEST, HIGHEST + 1)
+    grades = np.arange(LOWEST_GRADE, HIGHEST_GRADE + 1)
     for place, aspect in enumerate(known):
         axes = figure.add_subplot(1, len(known), place + 1)
         before, after = report[aspect]["before"], report[aspect]["after_on_unseen_clips"]
@@ -297,5 +300,5 @@ def draw_histograms(report: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("score")
         axes.set_ylabel("clips")
         axes.legend()
-    with complete(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120, format="png")

@@ -32,11 +32,11 @@ import openai
 from flowportrait.errors import BadInput
 from flowportrait.judges.answers import AnswerFormat
 from flowportrait.judges.clips import JudgeInput
-from flowportrait.judges.messages import KEYLESS, OWN_MODEL, Endpoint, MediaFormats, message_parts, text_part
-from flowportrait.judges.questions import Accept, Kind, Ledger, LedgerEntry, Outcome, Question
+from flowportrait.judges.messages import NO_KEY, SERVED_PANEL_MODEL, Endpoint, MediaFormats, message_parts, text_part
+from flowportrait.judges.questions import AcceptReply, JudgeKind, Ledger, LedgerEntry, Question, RequestOutcome
 from flowportrait.judges.replies import UnusableReply, read_completion
 from flowportrait.rewards.batch import Failure
-from flowportrait.web_client import OPENAI_KEY, async_client_options
+from flowportrait.web_client import OPENAI_KEY_VARIABLE, async_client_options
 
 _RETRYABLE = (408, 409, 425, 429)
 _OPTIONAL_PARAMS = (
@@ -64,7 +64,7 @@ class RequestError:
         fatal: what the user has to change before any request can succeed; None if the error is not of that kind.
     """
 
-    outcome: Outcome
+    outcome: RequestOutcome
     detail: str
     retryable: bool
     status: int | None = None
@@ -91,11 +91,11 @@ class ChatClient:
         return self.endpoint.model_id
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> JudgeKind:
         """See ``Backend``."""
-        return "measured panel" if self.endpoint.model == OWN_MODEL else "multimodal LLM panel"
+        return "measured panel" if self.endpoint.model == SERVED_PANEL_MODEL else "multimodal LLM panel"
 
-    def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question[Any]], accept: AcceptReply) -> dict[int, Failure]:
         """See ``Backend``.
 
         Raises:
@@ -111,7 +111,7 @@ class ChatClient:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, self._ask(questions, accept)).result()
 
-    async def _ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+    async def _ask(self, questions: Sequence[Question[Any]], accept: AcceptReply) -> dict[int, Failure]:
         end = self.endpoint
         uses = Counter(question.make_input for question in questions)
         # All samples of an aspect share one input: it is encoded once and released after the last sample.
@@ -183,7 +183,7 @@ class ChatClient:
             try:
                 accept(reply)
             except UnusableReply as error:
-                outcome: Outcome = "refused" if error.failure.kind == "refused" else "malformed"
+                outcome: RequestOutcome = "refused" if error.failure.kind == "refused" else "malformed"
                 exchange.record(outcome, 200, usage, error.failure.detail)
                 unusable += 1
                 if unusable >= end.answers:
@@ -232,7 +232,9 @@ class _Exchange:
         self.error = error
         self.record(error.outcome, error.status, None, error.detail)
 
-    def record(self, outcome: Outcome, status: int | None, usage: tuple[int, int] | None, detail: str = "") -> None:
+    def record(
+        self, outcome: RequestOutcome, status: int | None, usage: tuple[int, int] | None, detail: str = ""
+    ) -> None:
         """Write the ledger entry of the request."""
         end, (read, written) = self._endpoint, usage or (None, None)
         dollars = ((read or 0) * end.dollars_in + (written or 0) * end.dollars_out) / 1e6
@@ -292,7 +294,7 @@ class _RecordingClient(httpx2.AsyncClient):
             raise
         if response.is_success:
             return response
-        refusal = status_error(response, end)
+        refusal = error_of_response(response, end)
         exchange.record_failure(refusal)
         retry = refusal.retryable and (refusal.wait is None or refusal.wait <= end.patience)
         if retry and refusal.wait is not None:
@@ -303,16 +305,16 @@ class _RecordingClient(httpx2.AsyncClient):
         return response
 
 
-def status_error(response: httpx2.Response, end: Endpoint) -> RequestError:
+def error_of_response(response: httpx2.Response, end: Endpoint) -> RequestError:
     """Return the error that an unsuccessful response stands for."""
     status = response.status_code
     if 300 <= status < 400:
         target = str(response.headers.get("location", "another address"))[:120]
         redirected = f"{end.url} sends requests on to {target}, which is not followed: set endpoint.url to where it is."
         return RequestError("rejected", f"redirected ({status})", False, status, fatal=redirected)
-    key = f"the key in {end.key_env or OPENAI_KEY}"
-    if end.key() == KEYLESS:
-        key = f"the key {KEYLESS!r}, which stands for none,"
+    key = f"the key in {end.key_env or OPENAI_KEY_VARIABLE}"
+    if end.key() == NO_KEY:
+        key = f"the key {NO_KEY!r}, which stands for none,"
     fatal = {
         401: f"{end.url} does not accept {key} ({status}): give a valid one by endpoint.key_env.",
         403: f"{end.url} does not let {key} do this ({status}): use another key or model.",

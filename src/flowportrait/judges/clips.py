@@ -23,20 +23,20 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.judges.rubric import Aspect
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.faces import FaceTracker, bridge
-from flowportrait.media.mel import level, log_mel
-from flowportrait.media.video import FPS, LOCAL, SAMPLES_PER_FRAME, ClipLimits, read_clip
+from flowportrait.media.faces import FaceTracker, interpolate_missing_frames
+from flowportrait.media.mel import log_mel, normalize_loudness
+from flowportrait.media.video import FPS, LOCAL_CLIP_LIMITS, SAMPLES_PER_FRAME, ClipLimits, read_clip
 from flowportrait.rewards.batch import Failure, RewardBatch
 
 MIN_FACE_SHARE = 0.8
 """Least share of frames that must show a face."""
-MIN_FRAMES = 10
+MIN_JUDGED_FRAMES = 10
 """Least number of frames of a clip that can be judged."""
 MOUTH_POINTS = (61, 291, 0, 17)
 """Landmarks of the corners, the top and the bottom of the mouth."""
-COLUMNS = 5
+MOUTH_COLUMNS = 5
 """Mouth close-ups in a row of a sheet."""
-CELL = 144
+CELL_SIDE = 144
 """Pixels of the side of a picture on a sheet."""
 _LABEL_HEIGHT = 16
 _WAVE_HEIGHT = 44
@@ -78,7 +78,7 @@ class JudgedClip:
         object.__setattr__(self, "audio", fitted)
 
     @classmethod
-    def from_video(cls, path: Path, generator: str = "", limits: ClipLimits = LOCAL) -> JudgedClip:
+    def from_video(cls, path: Path, generator: str = "", limits: ClipLimits = LOCAL_CLIP_LIMITS) -> JudgedClip:
         """Read a video file; a file without a sound track becomes a silent clip.
 
         Raises:
@@ -110,7 +110,11 @@ class JudgedClip:
         with FaceTracker() as tracker:
             faces = tracker.track(self.frames)
         face_share = float(faces.valid.mean())
-        return (bridge(faces.landmarks, faces.valid)[..., :2] if face_share else faces.landmarks[..., :2]), face_share
+        return (
+            interpolate_missing_frames(faces.landmarks, faces.valid)[..., :2]
+            if face_share
+            else faces.landmarks[..., :2]
+        ), face_share
 
     @property
     def landmarks(self) -> np.ndarray:
@@ -127,15 +131,15 @@ class JudgedClip:
         changed = JudgedClip(self.frames, audio, name, self.generator, known_landmarks=self.known_landmarks)
         current_batch = self.known_batch or self.__dict__.get("batch")
         if current_batch is not None:
-            mel = log_mel(level(changed.audio))[None]
+            mel = log_mel(normalize_loudness(changed.audio))[None]
             batch = replace(current_batch, mel=mel, audio=torch.from_numpy(changed.audio)[None])
             changed = replace(changed, known_batch=batch)
         return changed
 
     def too_short(self) -> Failure | None:
-        """Return a failure if the clip has fewer than ``MIN_FRAMES`` frames, else None."""
-        if len(self) < MIN_FRAMES:
-            return Failure("too_short", f"{self.name} has {len(self)} frames, fewer than {MIN_FRAMES}")
+        """Return a failure if the clip has fewer than ``MIN_JUDGED_FRAMES`` frames, else None."""
+        if len(self) < MIN_JUDGED_FRAMES:
+            return Failure("too_short", f"{self.name} has {len(self)} frames, fewer than {MIN_JUDGED_FRAMES}")
         return None
 
     def validation_error(self) -> Failure | None:
@@ -261,7 +265,7 @@ def mouth_video(clip: JudgedClip) -> np.ndarray:
     side = 2.2 * float(np.median(np.linalg.norm(corners[:, 1] - corners[:, 0], axis=-1)))
     # The window follows the corners alone, a little lower, so that it does not move when the jaw opens.
     middle = _smoothed(corners.mean(1)) + np.array([0, 0.08 * side])
-    return _crop_frames(clip.frames, middle, side, CELL)
+    return _crop_frames(clip.frames, middle, side, CELL_SIDE)
 
 
 def face_video(clip: JudgedClip) -> np.ndarray:
@@ -276,16 +280,16 @@ def mouth_sheet(mouth: np.ndarray, audio: np.ndarray, start: int) -> np.ndarray:
     """Return a sheet of one second of close-ups, five to a row with times, and the waveform of 0.2 s under each row."""
     level = max(float(np.abs(audio).max(initial=0.0)), 1e-3)
     rows = []
-    for first in range(start, min(start + FPS, len(mouth)), COLUMNS):
-        cells = mouth[first : first + COLUMNS]
+    for first in range(start, min(start + FPS, len(mouth)), MOUTH_COLUMNS):
+        cells = mouth[first : first + MOUTH_COLUMNS]
         samples = audio[first * SAMPLES_PER_FRAME : (first + len(cells)) * SAMPLES_PER_FRAME]
-        pictures = _sheet(cells, np.arange(first, first + len(cells)), COLUMNS)
-        wave = waveform(samples / level, len(cells) * CELL)
+        pictures = _sheet(cells, np.arange(first, first + len(cells)), MOUTH_COLUMNS)
+        wave = waveform_picture(samples / level, len(cells) * CELL_SIDE)
         rows += [pictures, np.pad(wave, ((0, 0), (0, pictures.shape[1] - wave.shape[1]), (0, 0)))]
     return np.concatenate(rows)
 
 
-def waveform(samples: np.ndarray, width: int) -> np.ndarray:
+def waveform_picture(samples: np.ndarray, width: int) -> np.ndarray:
     """Return samples in [-1, 1] as a picture ``[44, width, 3]`` uint8; each column shows their range at that moment."""
     canvas = np.full((_WAVE_HEIGHT, width, 3), 24, np.uint8)
     edges = np.linspace(0, len(samples), width + 1).astype(int)
@@ -315,7 +319,7 @@ def change_sheet(face: np.ndarray) -> np.ndarray:
 
 def _sheet(cells: np.ndarray, times: np.ndarray, columns: int) -> np.ndarray:
     """Return pictures with their times in a grid, row by row; ``times`` are frame numbers."""
-    side = CELL
+    side = CELL_SIDE
     rows = -(-len(cells) // columns)
     sheet = np.zeros((rows * (side + _LABEL_HEIGHT), columns * side, 3), np.uint8)
     for index, (cell, time) in enumerate(zip(cells, times, strict=True)):

@@ -27,14 +27,14 @@ from flowportrait.judges.answers import rule_format
 from flowportrait.judges.clips import JudgedClip, JudgeInput, pair_input
 from flowportrait.judges.methods import ClipPair, PairChoices, compare_pairs
 from flowportrait.judges.questions import Backend, Question, ReplyCache, ask_all
-from flowportrait.judges.rubric import ASPECTS, Aspect, Library, rubric_text
+from flowportrait.judges.rubric import CLIP_ASPECTS, Aspect, RubricLibrary, rubric_text
 from flowportrait.judges.verdicts import Judge
-from flowportrait.media.faces import bridge
-from flowportrait.preferences.clips import clip_faces
+from flowportrait.media.faces import interpolate_missing_frames
+from flowportrait.preferences.clips import track_clip_faces
 from flowportrait.preferences.dataset import JUDGE_ASPECTS, Label, PreferenceDataset
 from flowportrait.rewards.batch import RewardBatch
 
-BAND = 0.1
+NO_OPINION_BAND = 0.1
 """Margin up to which a judge counts as having no opinion."""
 TRAIN_SHARE, HELD_OUT_SHARE = 0.4, 0.4
 """Shares of the pairs to learn from and to decide by; the rest measures the gain."""
@@ -91,7 +91,7 @@ class Agreement:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the accuracy."""
-        return wilson(self.accuracy, self.decided)
+        return wilson_interval(self.accuracy, self.decided)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a report."""
@@ -101,7 +101,9 @@ class Agreement:
                 "turned": self.position_bias, "untold": self.no_opinion, "seconds_per_clip": self.seconds}  # fmt: skip
 
 
-def agreement(judge: Judge, pairs: Sequence[LabelledPair], band: float = BAND) -> tuple[Agreement, list[Miss]]:
+def measure_agreement(
+    judge: Judge, pairs: Sequence[LabelledPair], band: float = NO_OPINION_BAND
+) -> tuple[Agreement, list[Miss]]:
     """Ask a judge about pairs and return its agreement with people, and the pairs on which it was not right.
 
     Args:
@@ -132,7 +134,7 @@ def count_agreement(
     Raises:
         BadInput: people decided no pair.
     """
-    marks: dict[Aspect, list[float]] = {aspect: [] for aspect in ASPECTS}
+    marks: dict[Aspect, list[float]] = {aspect: [] for aspect in CLIP_ASPECTS}
     biases, misses = [], []
     for pair, pair_choices in zip(pairs, choices, strict=True):
         for aspect, label in pair.labels.items():
@@ -168,7 +170,7 @@ def read_labelled_pairs(dataset: PreferenceDataset) -> list[LabelledPair]:
         BadInput: a clip is missing or cannot be read.
     """
     clips = {name: _read_clip(dataset.folder / name) for name in dataset.clip_names}
-    judged = {JUDGE_ASPECTS[aspect]: aspect for aspect in ASPECTS}
+    judged = {JUDGE_ASPECTS[aspect]: aspect for aspect in CLIP_ASPECTS}
     return [
         LabelledPair(
             (clips[pair.first], clips[pair.second]),
@@ -182,13 +184,13 @@ def _read_clip(path: Path) -> JudgedClip:
     if not path.is_file():
         raise BadInput(f"{path} is missing: pairs name clips beside their file.")
     clip = JudgedClip.from_video(path)
-    faces = clip_faces(path)
+    faces = track_clip_faces(path)
     batch = RewardBatch.from_frames([clip.frames], [clip.audio], faces=[faces])
-    landmarks = bridge(faces.landmarks, faces.valid)[..., :2] if faces.valid.any() else None
+    landmarks = interpolate_missing_frames(faces.landmarks, faces.valid)[..., :2] if faces.valid.any() else None
     return replace(clip, known_batch=batch, known_landmarks=landmarks)
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Return Wilson's 95 % confidence interval of a share of ``count``."""
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
@@ -201,7 +203,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 class Proposer(Protocol):
     """The interface of a function that proposes the next revision of a library."""
 
-    def __call__(self, library: Library, misses: Sequence[Miss], number: int) -> Library | None:
+    def __call__(self, library: RubricLibrary, misses: Sequence[Miss], number: int) -> RubricLibrary | None:
         """Return a revised library, None if there is nothing left to propose.
 
         Args:
@@ -237,7 +239,7 @@ class LearnedLibrary:
         last: agreement after learning on the same pairs.
     """
 
-    library: Library
+    library: RubricLibrary
     rounds: tuple[Revision, ...]
     first: Agreement | None
     last: Agreement | None
@@ -251,13 +253,13 @@ class LearnedLibrary:
         }
 
 
-def improve(
-    judge_with: Callable[[Library], Judge],
+def learn_library(
+    judge_with: Callable[[RubricLibrary], Judge],
     pairs: Sequence[LabelledPair],
     propose: Proposer,
     rounds: int,
-    start: Library | None = None,
-    band: float = BAND,
+    start: RubricLibrary | None = None,
+    band: float = NO_OPINION_BAND,
 ) -> LearnedLibrary:
     """Try revisions of a library and keep those that raise the agreement on held-out pairs.
 
@@ -276,22 +278,22 @@ def improve(
     if len(pairs) < MIN_PAIRS:
         few = f"{len(pairs)} pairs that people decided in sync, expression or motion are too few to learn from"
         raise BadInput(f"{few}: give at least {MIN_PAIRS}, a hundred are good.")
-    library = start or Library()
+    library = start or RubricLibrary()
     train, held_out, untouched = split_pairs(pairs)
-    first = agreement(judge_with(library), untouched, band)[0] if untouched else None
-    misses = agreement(judge_with(library), train, band)[1]
-    best = agreement(judge_with(library), held_out, band)[0].accuracy
+    first = measure_agreement(judge_with(library), untouched, band)[0] if untouched else None
+    misses = measure_agreement(judge_with(library), train, band)[1]
+    best = measure_agreement(judge_with(library), held_out, band)[0].accuracy
     done: list[Revision] = []
     for number in range(rounds):
         revision = propose(library, misses, number)
         if revision is None:
             break
-        after = agreement(judge_with(revision), held_out, band)[0].accuracy
-        done.append(Revision({aspect: list(revision.of(aspect)) for aspect in ASPECTS}, best, after))
+        after = measure_agreement(judge_with(revision), held_out, band)[0].accuracy
+        done.append(Revision({aspect: list(revision.of(aspect)) for aspect in CLIP_ASPECTS}, best, after))
         if done[-1].kept:
             library, best = revision, after
-            misses = agreement(judge_with(library), train, band)[1]
-    last = agreement(judge_with(library), untouched, band)[0] if untouched else None
+            misses = measure_agreement(judge_with(library), train, band)[1]
+    last = measure_agreement(judge_with(library), untouched, band)[0] if untouched else None
     return LearnedLibrary(library, tuple(done), first, last)
 
 
@@ -315,7 +317,7 @@ class RuleEditor:
     cache: ReplyCache
     sheets: int = 4
 
-    def __call__(self, library: Library, misses: Sequence[Miss], number: int) -> Library | None:
+    def __call__(self, library: RubricLibrary, misses: Sequence[Miss], number: int) -> RubricLibrary | None:
         """See ``Proposer``; every round begins with another miss."""
         if not misses:
             return None
@@ -349,9 +351,9 @@ class ExpertToggles:
 
     experts: tuple[str, ...]
 
-    def __call__(self, library: Library, misses: Sequence[Miss], number: int) -> Library | None:
+    def __call__(self, library: RubricLibrary, misses: Sequence[Miss], number: int) -> RubricLibrary | None:
         """See ``Proposer``."""
-        places = list(product(ASPECTS, self.experts))
+        places = list(product(CLIP_ASPECTS, self.experts))
         for aspect, expert in places[number % len(places) :]:
             current = library.of(aspect)
             if expert not in current:
@@ -364,7 +366,7 @@ class ExpertToggles:
 def describe_miss(miss: Miss) -> dict[str, object]:
     """Return a miss as the values that a question shows."""
     better = "first" if miss.pair.labels[miss.aspect] is Label.FIRST else "second"
-    answer = "nothing" if miss.margin is None else "same" if abs(miss.margin) <= BAND else (
+    answer = "nothing" if miss.margin is None else "same" if abs(miss.margin) <= NO_OPINION_BAND else (
         "first" if miss.margin > 0 else "second"
     )  # fmt: skip
     return {"people preferred": better, "the panel": answer, "because": miss.rationale[:_MAX_RATIONALE]}

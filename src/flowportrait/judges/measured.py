@@ -3,7 +3,7 @@
     grade(aspect) = min over its experts e of  scale_e(value_e),     scale_e monotone: 1 … 5
 
 The parts in order: two experts that read landmark tracks alone (``Steadiness``, ``HeadPose``), the experts with their
-scales (``Experts``), the judge (``MeasuredPanel``), and a check of head poses for any judge (``PoseChecked``). The
+scales (``Experts``), the judge (``MeasuredPanel``), and a check of head poses for any judge (``PoseCappedJudge``). The
 other experts are rewards (sync, expressiveness, temporal), so a measured panel is a reward and never an evaluation.
 """
 
@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowportrait.devices import once_per_device
+from flowportrait.devices import cached_per_device
 from flowportrait.errors import BadInput
 from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.questions import Kind
-from flowportrait.judges.rubric import ASPECTS, HIGHEST, LOWEST, RUBRIC, Aspect, Library
+from flowportrait.judges.questions import JudgeKind
+from flowportrait.judges.rubric import CLIP_ASPECTS, HIGHEST_GRADE, LOWEST_GRADE, RUBRIC, Aspect, RubricLibrary
 from flowportrait.judges.verdicts import AspectVerdict, Judge, Verdict, missing_verdict
 from flowportrait.rendering.motion_basis import RIGID_POINTS, MotionBasis
 from flowportrait.rewards.batch import Failure, RewardBatch
-from flowportrait.rewards.interface import Reward, Score, measured, score
-from flowportrait.rewards.registry import build
+from flowportrait.rewards.interface import Reward, Score, score_batch, score_with_failures
+from flowportrait.rewards.registry import build_reward
 
 # --- Steadiness
 
-MIN_FRAMES = 4
+MIN_TRACK_FRAMES = 4
 """Least number of frames of a track."""
 OUTER_CORNERS = (33, 263)
 """Landmarks of the outer corners of the eyes."""
@@ -73,7 +73,7 @@ class Steadiness:
         return -shaking.clamp_min(self.floor) - FREEZE_WEIGHT * (speed < self.unmoved).float().mean(1)
 
     @classmethod
-    def of_real(cls, places: torch.Tensor) -> Steadiness:
+    def fit_to_real_clips(cls, places: torch.Tensor) -> Steadiness:
         """Fit the reward to real clips ``[B, T, 478, 2]`` px.
 
         ``floor`` is the 20 % quantile of ln a, ``unmoved`` is half of the 5 % quantile of speeds.
@@ -131,7 +131,7 @@ class HeadPose:
         return (-(bend - self.bend).clamp_min(0) - (turn - self.turn).clamp_min(0)).float()
 
     @classmethod
-    def of_real(cls, places: torch.Tensor) -> HeadPose:
+    def fit_to_real_clips(cls, places: torch.Tensor) -> HeadPose:
         """Fit the reward to real clips ``[B, T, 478, 2]`` px."""
         bend, turn = pose_statistics(places)
         return cls(float(bend.quantile(_REAL_QUANTILE)), float(turn.quantile(_REAL_QUANTILE)))
@@ -139,17 +139,17 @@ class HeadPose:
 
 def pose_statistics(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ln bend ``[B]`` and ln turn ``[B]`` of tracks ``[B, T, 478, 2]`` px."""
-    camera = affine_camera(places)
+    camera = fit_affine_camera(places)
     first, second = camera.unbind(-2)
     lengths = first.norm(dim=-1) / second.norm(dim=-1).clamp_min(_TINY)
     shape = torch.stack([lengths.clamp_min(_TINY).log(), torch.nn.functional.cosine_similarity(first, second, -1)], -1)
     off = shape - shape.median(1, keepdim=True).values
     bend = off.square().sum(-1).mean(1).sqrt()
-    turn = angles(rotation(camera)).quantile(_TURN_QUANTILE, 1)
+    turn = rotation_angles(nearest_rotation(camera)).quantile(_TURN_QUANTILE, 1)
     return (bend + _TINY).log(), (turn + _TINY).log()
 
 
-def affine_camera(places: torch.Tensor) -> torch.Tensor:
+def fit_affine_camera(places: torch.Tensor) -> torch.Tensor:
     """Return the affine camera M ``[B, T, 2, 3]``, fitted to the canonical head's rigid points by least squares."""
     head = MotionBasis.load().canonical[RIGID_POINTS].double()
     head = head - head.mean(0)
@@ -158,14 +158,14 @@ def affine_camera(places: torch.Tensor) -> torch.Tensor:
     return (torch.linalg.pinv(head) @ points).mT
 
 
-def rotation(camera: torch.Tensor) -> torch.Tensor:
+def nearest_rotation(camera: torch.Tensor) -> torch.Tensor:
     """Return the rotation ``[..., 3, 3]`` nearest to a camera ``[..., 2, 3]``; the third axis is a cross product."""
     u, _, vt = torch.linalg.svd(camera, full_matrices=False)
     rows = u @ vt
     return torch.cat([rows, torch.linalg.cross(rows[..., :1, :], rows[..., 1:, :])], -2)
 
 
-def angles(turned: torch.Tensor) -> torch.Tensor:
+def rotation_angles(turned: torch.Tensor) -> torch.Tensor:
     """Return the angles ``[B, T − 1]`` between successive rotations ``[B, T, 3, 3]``, in degrees."""
     step = turned[:, 1:] @ turned[:, :-1].mT
     cosine = (step.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
@@ -176,15 +176,15 @@ def score_tracks(batch: RewardBatch, measure: Callable[[torch.Tensor], torch.Ten
     """Score a batch by a function of its landmark tracks.
 
     Args:
-        batch: the samples; those shorter than ``MIN_FRAMES`` have no score.
+        batch: the samples; those shorter than ``MIN_TRACK_FRAMES`` have no score.
         measure: tracks ``[B, T, 478, 2]`` px to scores ``[B]``.
         what: what is measured, for the failure's text.
     """
     length = batch.motion.shape[1]
-    if length < MIN_FRAMES:
+    if length < MIN_TRACK_FRAMES:
         failure = Failure("too_short", f"{length} frames have no {what}")
-        return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), failure))
-    return measured(measure(batch.places(tuple(range(length)))), {})
+        return score_with_failures(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), failure))
+    return score_with_failures(measure(batch.places(tuple(range(length)))), {})
 
 
 # --- Experts and their scales
@@ -193,7 +193,7 @@ def score_tracks(batch: RewardBatch, measure: Callable[[torch.Tensor], torch.Ten
 SCALES_FILE = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json"))
 POSE_FILE = SCALES_FILE.with_name("pose.json")
 
-READ_BY_EXPERTS = tuple(
+EXPERT_FILES = tuple(
     SCALES_FILE.parent.parent / name
     for name in ("sync_reward/model.safetensors", "basis/real_motion.json", "reward/real.json")
 )
@@ -222,7 +222,7 @@ class Scale:
     def __call__(self, value: float) -> float:
         """Return the grade of a value."""
         x, y = zip(*self.knots, strict=True)
-        return float(np.clip(np.interp(value, x, y), LOWEST, HIGHEST))
+        return float(np.clip(np.interp(value, x, y), LOWEST_GRADE, HIGHEST_GRADE))
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Experts:
     asked: Mapping[Aspect, tuple[str, ...]] = field(default_factory=lambda: EXPERTS)
 
     @classmethod
-    @once_per_device
+    @cached_per_device
     def load(cls) -> Experts:
         """Return the experts that ship with the package."""
         return cls.read(SCALES_FILE)
@@ -256,18 +256,18 @@ class Experts:
             "steadiness": Steadiness(**data["real"]),
             HeadPose.name: HeadPose(**head["real"]),
         }
-        return cls({name: landmarks.get(name) or build(name) for name in scales}, scales)
+        return cls({name: landmarks.get(name) or build_reward(name) for name in scales}, scales)
 
-    def with_library(self, library: Library) -> Experts:
+    def with_library(self, library: RubricLibrary) -> Experts:
         """Return the same experts with the aspects that a library assigns to them.
 
         Raises:
             BadInput: the library names an unknown expert.
         """
-        for aspect in ASPECTS:
+        for aspect in CLIP_ASPECTS:
             if unknown := set(library.of(aspect)) - set(self.scales):
                 raise BadInput(f"No expert named {', '.join(unknown)}: a measured panel has {', '.join(self.scales)}.")
-        return replace(self, asked={aspect: library.of(aspect) or EXPERTS[aspect] for aspect in ASPECTS})
+        return replace(self, asked={aspect: library.of(aspect) or EXPERTS[aspect] for aspect in CLIP_ASPECTS})
 
     @property
     def used(self) -> set[str]:
@@ -289,7 +289,7 @@ class MeasuredPanel:
         calibration: map from the panel's grades to human scores.
     """
 
-    kind: Kind = "measured panel"
+    kind: JudgeKind = "measured panel"
     name = "measured panel"
 
     def __init__(
@@ -310,7 +310,7 @@ class MeasuredPanel:
         )
         if self.experts.asked != EXPERTS:
             found.update(f"{sorted(self.experts.asked.items())} {self.experts.rewards[HeadPose.name]}".encode())
-        for path in READ_BY_EXPERTS:
+        for path in EXPERT_FILES:
             found.update(path.read_bytes())
         return found.hexdigest()[:16]
 
@@ -323,7 +323,9 @@ class MeasuredPanel:
             if short is None:
                 by_length.setdefault(len(clip), []).append(index)
             else:
-                verdicts[index] = self._verdict(clip, {aspect: missing_verdict(aspect, short) for aspect in ASPECTS})
+                verdicts[index] = self._verdict(
+                    clip, {aspect: missing_verdict(aspect, short) for aspect in CLIP_ASPECTS}
+                )
         for indices in by_length.values():
             batch = concatenate_batches([clips[index].batch for index in indices])
             found = self.measure(batch, [clips[index].is_silent() for index in indices])
@@ -338,9 +340,10 @@ class MeasuredPanel:
             batch: the samples.
             silent: for every row whether its lip sync is left out because there is no sound.
         """
-        scores = {name: score(self.experts.rewards[name], batch) for name in self.experts.used}
+        scores = {name: score_batch(self.experts.rewards[name], batch) for name in self.experts.used}
         return [
-            {aspect: self._aspect(aspect, scores, row, mute) for aspect in ASPECTS} for row, mute in enumerate(silent)
+            {aspect: self._aspect(aspect, scores, row, mute) for aspect in CLIP_ASPECTS}
+            for row, mute in enumerate(silent)
         ]
 
     def _aspect(self, aspect: Aspect, scores: Mapping[str, Score], row: int, mute: bool) -> AspectVerdict:
@@ -359,7 +362,7 @@ class MeasuredPanel:
         worst = min(grades, key=lambda expert: grades[expert])
         raw = grades[worst]
         measurements = ", ".join(f"{expert} {value:.3f} → {grades[expert]:.1f}" for expert, value in values.items())
-        nearest = RUBRIC[aspect].grades[min(max(round(raw), LOWEST), HIGHEST) - 1]
+        nearest = RUBRIC[aspect].grades[min(max(round(raw), LOWEST_GRADE), HIGHEST_GRADE) - 1]
         return AspectVerdict(
             aspect,
             self.calibration.apply(aspect, raw) if self.calibration else raw,
@@ -398,7 +401,7 @@ def concatenate_batches(batches: Sequence[RewardBatch]) -> RewardBatch:
 # --- The check of head poses
 
 
-class PoseChecked:
+class PoseCappedJudge:
     """A judge that takes another judge's verdicts and caps the grade of motion where the head's pose is impossible.
 
     A plausible head leaves the verdict unchanged. After HuM-Eval (2604.25361), where a model looks first and 2-D pose
@@ -426,7 +429,7 @@ class PoseChecked:
         return f"{self.inner.name}, pose checked"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> JudgeKind:
         """See ``ItemJudge``."""
         return self.inner.kind
 

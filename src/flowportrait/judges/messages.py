@@ -25,10 +25,10 @@ from flowportrait.judges.clips import JudgeInput
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.video import FPS
 from flowportrait.media.write_video import write_video
-from flowportrait.web_client import check_address, key_for
+from flowportrait.web_client import api_key_for, check_server_address
 
-KEYLESS = "none"
-OWN_MODEL = "flowportrait-panel"
+NO_KEY = "none"
+SERVED_PANEL_MODEL = "flowportrait-panel"
 """The model name of the measured panel that ``flowportrait judge serve`` offers."""
 _JPEG = 90
 
@@ -107,12 +107,12 @@ class Endpoint:
         return f"{self.model} {self.temperature:g} {self.max_tokens} {self.top_logprobs} {self.shows.key}"
 
     def key(self) -> str:
-        """Return the key from the environment, ``KEYLESS`` if there is none.
+        """Return the key from the environment, ``NO_KEY`` if there is none.
 
         Raises:
             BadInput: the key is not meant for this server.
         """
-        return key_for(self.url, self.key_env) or KEYLESS
+        return api_key_for(self.url, self.key_env) or NO_KEY
 
     def checked(self) -> Endpoint:
         """Return the endpoint itself after checking that it can be used.
@@ -122,7 +122,7 @@ class Endpoint:
         """
         if not self.model:
             raise BadInput("A judge by server needs the model's name: --set endpoint.model=NAME.")
-        check_address(self.url, "endpoint.url")
+        check_server_address(self.url, "endpoint.url")
         self.key()
         return self
 

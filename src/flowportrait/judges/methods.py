@@ -18,11 +18,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from flowportrait.judges.answers import BOX, CHOICE, MAX_WINDOWS, THOUGHTS, Box, Flaw, Grade, windows_format
-from flowportrait.judges.clips import MIN_FRAMES, JudgedClip, JudgeInput, clip_input, pair_input
+from flowportrait.judges.answers import (
+    BOX_FORMAT,
+    CHOICE_FORMAT,
+    MAX_WINDOWS,
+    THOUGHTS_FORMAT,
+    Box,
+    Flaw,
+    Grade,
+    windows_format,
+)
+from flowportrait.judges.clips import MIN_JUDGED_FRAMES, JudgedClip, JudgeInput, clip_input, pair_input
 from flowportrait.judges.panel import Panel, SampleKey
 from flowportrait.judges.questions import Question, ask_all
-from flowportrait.judges.rubric import ASPECTS, INSTRUCTION, SYSTEM, Aspect
+from flowportrait.judges.rubric import CLIP_ASPECTS, GRADE_INSTRUCTION, SPECIALIST_SYSTEM, Aspect
 from flowportrait.judges.verdicts import Judge
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
 from flowportrait.rewards.batch import Failure
@@ -63,12 +72,12 @@ class ThinkingPanel(Panel[JudgedClip]):
         """See ``Panel``; each grade takes two questions."""
         inputs = self._inputs(items, requests)
         thinking = [
-            self._question(items[index], aspect, sample, "thoughts", _THINK, THOUGHTS, inputs[index, aspect])
+            self._question(items[index], aspect, sample, "thoughts", _THINK, THOUGHTS_FORMAT, inputs[index, aspect])
             for index, aspect, sample in requests
         ]
         thoughts, failures = ask_all(thinking, self.backend, self._cache)
         words = {
-            place: f"What was noted before grading:\n{thought}\nGrade by the rubric. {INSTRUCTION}"
+            place: f"What was noted before grading:\n{thought}\nGrade by the rubric. {GRADE_INSTRUCTION}"
             for place, thought in thoughts.items()
         }
         return self._ask_for_grades(items, requests, words, failures)
@@ -105,20 +114,20 @@ class LocatingPanel(Panel[JudgedClip]):
         for place, flaws in located.items():
             flaws_json = json.dumps([{**flaw._asdict(), "box": box} for flaw, box in flaws], ensure_ascii=False)
             found = f"Found, and found again when looked at alone: {flaws_json}\n"
-            words[place] = f"{found}Grade by the rubric. {INSTRUCTION}"
+            words[place] = f"{found}Grade by the rubric. {GRADE_INSTRUCTION}"
         return self._ask_for_grades(items, requests, words, failures)
 
     def _window_question(self, clip: JudgedClip, aspect: Aspect, sample: int, flaw: Flaw) -> Question[Box | None]:
-        part = cut_window(clip, flaw)
+        part = clip_around_flaw(clip, flaw)
         words = _WHERE.format(what=flaw.what)
-        return self._question(part, aspect, sample, "box", words, BOX, lambda: clip_input(part, aspect, 1))
+        return self._question(part, aspect, sample, "box", words, BOX_FORMAT, lambda: clip_input(part, aspect, 1))
 
 
-def cut_window(clip: JudgedClip, flaw: Flaw) -> JudgedClip:
-    """Return the part of a clip that a flaw covers, at least ``MIN_FRAMES`` frames if the clip has them."""
+def clip_around_flaw(clip: JudgedClip, flaw: Flaw) -> JudgedClip:
+    """Return the part of a clip that a flaw covers, at least ``MIN_JUDGED_FRAMES`` frames if the clip has them."""
     first = int(flaw.start * FPS)
-    last = min(len(clip), max(int(flaw.end * FPS) + 1, first + MIN_FRAMES))
-    first = max(0, min(first, last - MIN_FRAMES))
+    last = min(len(clip), max(int(flaw.end * FPS) + 1, first + MIN_JUDGED_FRAMES))
+    first = max(0, min(first, last - MIN_JUDGED_FRAMES))
     return JudgedClip(
         clip.frames[first:last], clip.audio[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME], clip.name,
         clip.generator, known_landmarks=clip.landmarks[first:last],
@@ -169,7 +178,7 @@ def compare_pairs(judge: Judge, pairs: Sequence[ClipPair]) -> list[PairChoices]:
     found = []
     for pair in pairs:
         choices: PairChoices = {}
-        for aspect in ASPECTS:
+        for aspect in CLIP_ASPECTS:
             sides = [verdicts[clip.digest].aspects[aspect] for clip in pair]
             grades = [side.score for side in sides if side.score is not None]
             margin = grades[0] - grades[1] if len(grades) == 2 else None
@@ -188,7 +197,7 @@ class ComparingPanel(Panel[JudgedClip]):
     def compare(self, pairs: Sequence[ClipPair]) -> list[PairChoices]:
         """See ``PairJudge``; every specialist is asked for every sample in both orders."""
         requests = [
-            (index, aspect, sample, swapped) for index in range(len(pairs)) for aspect in ASPECTS
+            (index, aspect, sample, swapped) for index in range(len(pairs)) for aspect in CLIP_ASPECTS
             for sample in range(self.settings.samples) for swapped in (False, True)
         ]  # fmt: skip
         questions = [self._pair_question(pairs[index], aspect, sample, swapped)
@@ -198,7 +207,9 @@ class ComparingPanel(Panel[JudgedClip]):
         for place, (index, aspect, _, swapped) in enumerate(requests):
             answer = failures[place] if place not in answers else _in_given_order(answers[place], swapped)
             found.setdefault((index, aspect), []).append(answer)
-        return [{aspect: combine_orders(found[index, aspect]) for aspect in ASPECTS} for index in range(len(pairs))]
+        return [
+            {aspect: combine_orders(found[index, aspect]) for aspect in CLIP_ASPECTS} for index in range(len(pairs))
+        ]
 
     def _pair_question(self, pair: ClipPair, aspect: Aspect, sample: int, swapped: bool) -> Question[Any]:
         first, second = pair[::-1] if swapped else pair
@@ -208,7 +219,7 @@ class ComparingPanel(Panel[JudgedClip]):
         def make_input() -> JudgeInput:
             return pair_input(first, second, aspect, self.settings.sheets)
 
-        return Question(SYSTEM, text, "pair", content, sample, CHOICE, make_input)
+        return Question(SPECIALIST_SYSTEM, text, "pair", content, sample, CHOICE_FORMAT, make_input)
 
 
 def _in_given_order(answer: tuple[float, str], swapped: bool) -> tuple[float, str]:

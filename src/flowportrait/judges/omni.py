@@ -5,7 +5,7 @@
 
 ``scores`` takes about a hundredth of the time and is meant for post-training; a fixed sentence replaces the rationale.
 If less than half of the probability falls on 1 … 5, the model has not understood the question, and there is no score.
-``Omni`` is the backend, ``OmniInputs`` makes the tensors that the model reads.
+``OmniBackend`` is the backend, ``OmniInputs`` makes the tensors that the model reads.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import torch
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
-from flowportrait.judges.questions import Accept, Kind, Question
+from flowportrait.judges.questions import AcceptReply, JudgeKind, Question
 from flowportrait.judges.replies import MIN_GRADE_MASS, Reply, Token, UnusableReply
-from flowportrait.judges.rubric import HIGHEST, LOWEST
+from flowportrait.judges.rubric import HIGHEST_GRADE, LOWEST_GRADE
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.rewards.batch import Failure
 
-FAMILIES = {
+OMNI_MODEL_CLASSES = {
     "qwen2_5_omni": ("qwen2_5_omni", "Qwen2_5OmniThinkerForConditionalGeneration"),
     "qwen2_5_omni_thinker": ("qwen2_5_omni", "Qwen2_5OmniThinkerForConditionalGeneration"),
     "qwen3_omni_moe": ("qwen3_omni_moe", "Qwen3OmniMoeThinkerForConditionalGeneration"),
     "qwen3_omni_moe_thinker": ("qwen3_omni_moe", "Qwen3OmniMoeThinkerForConditionalGeneration"),
 }
 """The module and the class in transformers for the model type in a checkpoint's config."""
-OPENING = '{"score": '
-NO_REASONS = "Score only: no reasons were asked for."
+ANSWER_OPENING = '{"score": '
+NO_REASONS_TEXT = "Score only: no reasons were asked for."
 _TOP = 10
 
 
@@ -65,7 +65,7 @@ class OmniSettings:
         at_least(self, batch=1, side=28, temperature=0, max_tokens=16)
 
 
-class Omni:
+class OmniBackend:
     """A ``Backend`` that runs the model in this process.
 
     Args:
@@ -74,7 +74,7 @@ class Omni:
         settings: how it is asked.
     """
 
-    kind: Kind = "multimodal LLM panel"
+    kind: JudgeKind = "multimodal LLM panel"
 
     def __init__(self, model: Any, make_inputs: OmniInputs, settings: OmniSettings) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -82,7 +82,7 @@ class Omni:
         self.settings = settings
 
     @classmethod
-    def from_pretrained(cls, settings: OmniSettings) -> Omni:
+    def from_pretrained(cls, settings: OmniSettings) -> OmniBackend:
         """Load the thinker of a checkpoint with its tokenizer and feature extractor.
 
         Raises:
@@ -93,11 +93,11 @@ class Omni:
         name = settings.model
         try:
             config = transformers.AutoConfig.from_pretrained(name)
-            if config.model_type not in FAMILIES:
+            if config.model_type not in OMNI_MODEL_CLASSES:
                 raise BadInput(
                     f"{name} is a {config.model_type}: the judge in this process is a Qwen2.5- or Qwen3-Omni."
                 )
-            module, kind = FAMILIES[config.model_type]
+            module, kind = OMNI_MODEL_CLASSES[config.model_type]
             model = getattr(transformers, kind).from_pretrained(name, dtype=settings.dtype)
             pixels, _ = transformers.Qwen2VLImageProcessorPil.get_image_processor_dict(name)
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -108,7 +108,7 @@ class Omni:
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        make_inputs = inputs_for(module, model.config, tokenizer, features, pixels, settings.side)
+        make_inputs = build_omni_inputs(module, model.config, tokenizer, features, pixels, settings.side)
         return cls(model.to(device), make_inputs, settings)
 
     @property
@@ -117,7 +117,7 @@ class Omni:
         s = self.settings
         return f"{s.model} {s.ask_for} {s.dtype} {s.side} {s.temperature:g} {s.max_tokens} {s.seed}"
 
-    def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question[Any]], accept: AcceptReply) -> dict[int, Failure]:
         """See ``Backend``."""
         failures: dict[int, Failure] = {}
         # Questions of similar length share a batch, so that there is little padding.
@@ -137,13 +137,13 @@ class Omni:
 
     @torch.inference_mode()
     def grade_logits(self, questions: Sequence[Question[Any]]) -> torch.Tensor:
-        """Return the log-probabilities ``[B, V]`` of the token after ``OPENING``."""
-        inputs = self._inputs(questions, OPENING)
+        """Return the log-probabilities ``[B, V]`` of the token after ``ANSWER_OPENING``."""
+        inputs = self._inputs(questions, ANSWER_OPENING)
         return self.model(**inputs).logits[:, -1].float().log_softmax(-1).cpu()
 
     def _score(self, questions: Sequence[Question[Any]]) -> list[Reply | Failure]:
         log = self.grade_logits(questions)
-        grades = range(LOWEST, HIGHEST + 1)
+        grades = range(LOWEST_GRADE, HIGHEST_GRADE + 1)
         ids = [self.make_inputs.tokenizer(str(grade), add_special_tokens=False)["input_ids"][-1] for grade in grades]
         found: list[Reply | Failure] = []
         for row in log[:, ids]:
@@ -151,10 +151,10 @@ class Omni:
             if mass < MIN_GRADE_MASS:
                 found.append(Failure("malformed", f"only {mass:.1%} of the probability is on 1 to 5"))
                 continue
-            likeliest = LOWEST + int(row.argmax())
+            likeliest = LOWEST_GRADE + int(row.argmax())
             alternatives = tuple((str(grade), float(p)) for grade, p in zip(grades, row, strict=True))
-            tokens = (Token(OPENING), Token(str(likeliest), alternatives))
-            text = f'{OPENING}{likeliest}, "rationale": "{NO_REASONS}", "errors": []}}'
+            tokens = (Token(ANSWER_OPENING), Token(str(likeliest), alternatives))
+            text = f'{ANSWER_OPENING}{likeliest}, "rationale": "{NO_REASONS_TEXT}", "errors": []}}'
             found.append(Reply(text, tokens))
         return found
 
@@ -196,7 +196,7 @@ class Omni:
         }
 
 
-def inputs_for(
+def build_omni_inputs(
     module: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int
 ) -> OmniInputs:
     """Return the ``OmniInputs`` of a thinker.

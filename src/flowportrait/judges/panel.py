@@ -5,7 +5,7 @@
     no score                           if fewer than half of the samples are usable, or the reviewer fails
 
 Three specialists, a reviewer and an aggregator are those of FlowPortrait (2603.00159). A ``Subject`` holds what is
-judged, with which texts and which pictures: ``CLIPS`` is here, still portraits are in ``portraitgen.judging``.
+judged, with which texts and which pictures: ``CLIP_SUBJECT`` is here, still portraits are in ``portraitgen.judging``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from flowportrait.config import at_least
 from flowportrait.judges.answers import AnswerFormat, Grade, grade_format, review_format
 from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip, JudgeInput, clip_input
-from flowportrait.judges.questions import Backend, Kind, Question, ReplyCache, ask_all
+from flowportrait.judges.questions import Backend, JudgeKind, Question, ReplyCache, ask_all
 from flowportrait.judges.rubric import (
-    ASPECTS,
-    INSTRUCTION,
+    CLIP_ASPECTS,
+    GRADE_INSTRUCTION,
     REVIEWER_SYSTEM,
-    SYSTEM,
+    SPECIALIST_SYSTEM,
     Aspect,
-    Library,
+    RubricLibrary,
     rubric_text,
     rubric_version,
 )
@@ -69,7 +69,7 @@ class Subject(ABC, Generic[Item]):
     name: ClassVar[str]
     aspects: ClassVar[tuple[Aspect, ...]]
     system: ClassVar[str]
-    reviewed: ClassVar[bool] = False
+    has_reviewer: ClassVar[bool] = False
     """Whether a reviewer decides disputes."""
     artefacts: ClassVar[tuple[str, ...]] = ()
     """The names of artefacts that specialists may report."""
@@ -115,9 +115,9 @@ class ClipSubject(Subject[JudgedClip]):
     """Clips of talking faces, judged on lip sync, expressiveness and motion."""
 
     name = "clips"
-    aspects = ASPECTS
-    system = SYSTEM
-    reviewed = True
+    aspects = CLIP_ASPECTS
+    system = SPECIALIST_SYSTEM
+    has_reviewer = True
 
     def rubric(self, aspect: Aspect, rules: Sequence[str] = ()) -> str:
         """See ``Subject``."""
@@ -129,7 +129,7 @@ class ClipSubject(Subject[JudgedClip]):
 
     def instruction(self, aspect: Aspect) -> str:
         """See ``Subject``."""
-        return INSTRUCTION
+        return GRADE_INSTRUCTION
 
     def answer(self, item: JudgedClip, aspect: Aspect) -> AnswerFormat[Grade]:
         """See ``Subject``."""
@@ -156,7 +156,7 @@ class ClipSubject(Subject[JudgedClip]):
         return None
 
 
-CLIPS = ClipSubject()
+CLIP_SUBJECT = ClipSubject()
 
 
 # Fingerprints contain the names of this class and of its subclasses.
@@ -178,14 +178,14 @@ class Panel(Generic[Item]):
         settings: PanelSettings | None = None,
         cache: ReplyCache | None = None,
         calibration: Calibration | None = None,
-        library: Library | None = None,
+        library: RubricLibrary | None = None,
         subject: Subject[Item] | None = None,
     ) -> None:
         self.backend = backend
-        self.library = library or Library()
+        self.library = library or RubricLibrary()
         self.settings = settings or PanelSettings()
         self.calibration = calibration
-        self.subject: Subject[Any] = subject or CLIPS
+        self.subject: Subject[Any] = subject or CLIP_SUBJECT
         self._cache = cache or ReplyCache(None)
 
     @property
@@ -194,7 +194,7 @@ class Panel(Generic[Item]):
         return f"panel of {self.backend.model_id.split()[0]}"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> JudgeKind:
         """See ``ItemJudge``."""
         return self.backend.kind
 
@@ -227,7 +227,7 @@ class Panel(Generic[Item]):
                 grades.setdefault((index, aspect), []).append(found)
             else:
                 failures.setdefault((index, aspect), []).append(found)
-        reviews = self._review(items, grades) if self.subject.reviewed else {}
+        reviews = self._review(items, grades) if self.subject.has_reviewer else {}
         verdicts = []
         for index, item in enumerate(items):
             found_aspects = {}

@@ -26,7 +26,7 @@ from flowportrait.judges.replies import Reply, UnusableReply
 from flowportrait.judges.rubric import rubric_version
 from flowportrait.rewards.batch import Failure
 
-Kind = Literal["multimodal LLM panel", "measured panel"]
+JudgeKind = Literal["multimodal LLM panel", "measured panel"]
 """Whether a model looks or experts measure; every verdict, report and certificate states it."""
 
 Answer_co = TypeVar("Answer_co", covariant=True)
@@ -61,7 +61,7 @@ class Question(Generic[Answer_co]):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-Accept = Callable[[int, Reply], None]
+AcceptReply = Callable[[int, Reply], None]
 """``accept(index, reply)`` reads the reply to a question and stores the answer; it raises ``UnusableReply`` if the
 reply is not an answer."""
 
@@ -75,11 +75,11 @@ class Backend(Protocol):
         ...
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> JudgeKind:
         """Whether a model looks or experts measure."""
         ...
 
-    def ask(self, questions: Sequence[Question[Any]], accept: Accept) -> dict[int, Failure]:
+    def ask(self, questions: Sequence[Question[Any]], accept: AcceptReply) -> dict[int, Failure]:
         """Ask all questions and return the failures.
 
         Args:
@@ -125,7 +125,7 @@ def ask_all(
 # --- The cache of replies
 
 
-def default_folder() -> Path:
+def judge_cache_folder() -> Path:
     """Return the folder ``judge`` in the user's cache folder."""
     return cache_folder() / "judge"
 
@@ -164,7 +164,7 @@ class ReplyCache:
 
 # --- The ledger of costs
 
-Outcome = Literal[
+RequestOutcome = Literal[
     "answered", "malformed", "refused", "timed_out", "rate_limited", "server_error", "cut_off", "rejected",
     "unfinished",
 ]  # fmt: skip
@@ -189,7 +189,7 @@ class LedgerEntry:
 
     address: str
     attempt: int
-    outcome: Outcome
+    outcome: RequestOutcome
     status: int | None
     tokens_in: int | None
     tokens_out: int | None

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flowportrait.judges.rubric import HIGHEST, LOWEST
+from flowportrait.judges.rubric import HIGHEST_GRADE, LOWEST_GRADE
 from flowportrait.rewards.batch import Failure
 
 MAX_REPLY_LENGTH = 64 * 2**10
@@ -116,16 +116,16 @@ def read_object(reply: Reply, wanted: tuple[str, ...] = ("score", "scores")) -> 
     if reply.refusal:
         raise UnusableReply(Failure("refused", _short(reply.refusal)))
     if len(reply.text) > MAX_REPLY_LENGTH:
-        raise malformed(f"an answer of {len(reply.text)} characters: {_short(reply.text[:200])}")
+        raise malformed_reply(f"an answer of {len(reply.text)} characters: {_short(reply.text[:200])}")
     text = _without_thoughts(reply.text)
     found = _last_object(text)
     if isinstance(found, dict) and any(key in found for key in wanted):
         return _encodable(found)
     if not reply.complete:
-        raise malformed(f"the answer was cut off: {_short(text)}")
+        raise malformed_reply(f"the answer was cut off: {_short(text)}")
     if _DECLINED.search(text):
         raise UnusableReply(Failure("refused", _short(text)))
-    raise malformed(f"no JSON with a {wanted[0]} in {_short(text)}")
+    raise malformed_reply(f"no JSON with a {wanted[0]} in {_short(text)}")
 
 
 def read_score(value: Any, name: str) -> float:
@@ -135,10 +135,10 @@ def read_score(value: Any, name: str) -> float:
         UnusableReply: ``value`` is not a number from 1 to 5.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise malformed(f"{name} is {describe_value(value)}, not a number")
+        raise malformed_reply(f"{name} is {describe_value(value)}, not a number")
     # Python's JSON reader accepts NaN and integers of any length.
-    if not LOWEST <= value <= HIGHEST:
-        raise malformed(f"{name} {describe_value(value)} is outside {LOWEST} … {HIGHEST}")
+    if not LOWEST_GRADE <= value <= HIGHEST_GRADE:
+        raise malformed_reply(f"{name} {describe_value(value)} is outside {LOWEST_GRADE} … {HIGHEST_GRADE}")
     return float(value)
 
 
@@ -171,7 +171,7 @@ def expected_score(tokens: tuple[Token, ...], written: float) -> float | None:
     share: dict[int, float] = {}
     for word, log in tokens[index].alternatives:
         digit = word.strip().strip('"')
-        if digit in {str(grade) for grade in range(LOWEST, HIGHEST + 1)}:
+        if digit in {str(grade) for grade in range(LOWEST_GRADE, HIGHEST_GRADE + 1)}:
             if not log <= 1e-6:
                 return None  # not a valid log-probability
             share[int(digit)] = share.get(int(digit), 0.0) + math.exp(log)
@@ -195,7 +195,7 @@ def describe_value(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def malformed(detail: str) -> UnusableReply:
+def malformed_reply(detail: str) -> UnusableReply:
     """Return an ``UnusableReply`` for a reply that is not the asked-for answer; the caller raises it."""
     return UnusableReply(Failure("malformed", detail))
 
@@ -205,7 +205,7 @@ def _encodable(found: dict[str, Any]) -> dict[str, Any]:
     try:
         written = json.dumps(found, ensure_ascii=False)
     except RecursionError:
-        raise malformed("JSON that is nested too deeply") from None
+        raise malformed_reply("JSON that is nested too deeply") from None
     if not _HALF_PAIR.search(written):
         return found
     return dict(json.loads(written.encode("utf-8", "replace")))

@@ -18,18 +18,18 @@ from flowportrait.errors import BadInput
 from flowportrait.files import write_json
 
 Aspect = str
-"""The name of what one specialist grades: one of ``ASPECTS`` for clips; stills have their own aspects."""
-ASPECTS: tuple[Aspect, ...] = ("lip_sync", "expressiveness", "motion")
-LOWEST, HIGHEST = 1, 5
+"""The name of what one specialist grades: one of ``CLIP_ASPECTS`` for clips; stills have their own aspects."""
+CLIP_ASPECTS: tuple[Aspect, ...] = ("lip_sync", "expressiveness", "motion")
+LOWEST_GRADE, HIGHEST_GRADE = 1, 5
 
-WEIGHTS: dict[Aspect, float] = {"lip_sync": 0.7, "expressiveness": 0.15, "motion": 0.15}
+ASPECT_WEIGHTS: dict[Aspect, float] = {"lip_sync": 0.7, "expressiveness": 0.15, "motion": 0.15}
 """The weights of the aspects in the overall score; they equal those of the default composite reward's judge group."""
 
-SYSTEM = (
+SPECIALIST_SYSTEM = (
     "You are one of several specialists who grade videos of talking faces for research. You judge one aspect only, by "
     "the rubric, from what you are shown, and say nothing that you cannot see or hear in it."
 )
-INSTRUCTION = (
+GRADE_INSTRUCTION = (
     "First look and listen, then answer with one JSON object and nothing else: "
     '{"rationale": "two or three sentences", "errors": [{"start": seconds, "end": seconds, "what": "a few words"}], '
     '"score": 1 to 5}. Leave the list empty if there are no errors.'
@@ -61,7 +61,7 @@ class Criterion:
 
     def text(self, rules: Sequence[str] = ()) -> str:
         """Return the rubric as a specialist reads it, followed by the ``rules`` of a library."""
-        grades = "\n".join(f"{grade} = {text}" for grade, text in enumerate(self.grades, LOWEST))
+        grades = "\n".join(f"{grade} = {text}" for grade, text in enumerate(self.grades, LOWEST_GRADE))
         learned = "\nRules:\n" + "\n".join(f"- {rule}" for rule in rules) if rules else ""
         catalogue = f"{self.catalogue}\n" if self.catalogue else ""
         return (
@@ -118,12 +118,12 @@ def rubric_text(aspect: Aspect, rules: Sequence[str] = ()) -> str:
 
 def rubric_version() -> str:
     """Return 12 hexadecimal digits that change with any word of the rubric; every cached reply's address has them."""
-    text = "\n\n".join(rubric_text(aspect) for aspect in ASPECTS)
+    text = "\n\n".join(rubric_text(aspect) for aspect in CLIP_ASPECTS)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
-class Library:
+class RubricLibrary:
     """The entries by aspect that a rubric has learned from preferences.
 
     For a model the entries are rules that specialists read below the grades. For the measured panel they are the names
@@ -136,32 +136,32 @@ class Library:
         """Return the entries of an aspect."""
         return self.entries.get(aspect, ())
 
-    def with_entry(self, aspect: Aspect, entry: str, replaces: int | None = None) -> Library:
+    def with_entry(self, aspect: Aspect, entry: str, replaces: int | None = None) -> RubricLibrary:
         """Return a library with one more entry, or with entry number ``replaces`` of the aspect replaced."""
         entries = list(self.of(aspect))
         if replaces is None:
             entries.append(entry)
         else:
             entries[replaces] = entry
-        return Library({**self.entries, aspect: tuple(entries)})
+        return RubricLibrary({**self.entries, aspect: tuple(entries)})
 
-    def without(self, aspect: Aspect, entry: str) -> Library:
+    def without(self, aspect: Aspect, entry: str) -> RubricLibrary:
         """Return a library without this entry of the aspect."""
-        return Library({**self.entries, aspect: tuple(other for other in self.of(aspect) if other != entry)})
+        return RubricLibrary({**self.entries, aspect: tuple(other for other in self.of(aspect) if other != entry)})
 
     @property
     def digest(self) -> str:
         """A hash of 12 hexadecimal digits over all entries; an empty string if there are none."""
         if not any(self.entries.values()):
             return ""
-        return hashlib.sha256(json.dumps({a: self.of(a) for a in ASPECTS}).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps({a: self.of(a) for a in CLIP_ASPECTS}).encode()).hexdigest()[:12]
 
     def save(self, path: Path, report: Mapping[str, Any]) -> None:
         """Write the entries to a JSON file, with the report of how they were learned."""
         write_json(path, {"entries": dict(self.entries), "report": report})
 
     @classmethod
-    def load(cls, path: Path) -> Library:
+    def load(cls, path: Path) -> RubricLibrary:
         """Read what ``save`` wrote.
 
         Raises:
@@ -172,6 +172,6 @@ class Library:
             found = {aspect: tuple(map(str, texts)) for aspect, texts in entries.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} is no rubric library ({error}): make one with judge learn.") from error
-        if unknown := set(found) - set(ASPECTS):
+        if unknown := set(found) - set(CLIP_ASPECTS):
             raise BadInput(f"{path} is no rubric library: {', '.join(sorted(unknown))} is no aspect.")
         return cls(found)

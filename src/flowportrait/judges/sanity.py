@@ -2,7 +2,7 @@
 
     for every pair of strengths a < b of one item:   1 if score(a) > score(b), ½ if equal, 0 otherwise
     a case passes if the mean over pairs ≥ ``MIN_ORDER``, clean − strongest ≥ ``min_drop`` grades,
-    and at most ``MAX_LOST`` of the items could not be judged
+    and at most ``MAX_UNJUDGED_SHARE`` of the items could not be judged
 
 A judge that fails a case is not used as a reward, because it would reward something else than its question asks for.
 Untuned multimodal LLMs are near chance on lip sync (52.6 % in FantasyTalking2, 2508.11255). A certificate is a file
@@ -30,11 +30,11 @@ from flowportrait.judges.rubric import Aspect
 from flowportrait.judges.verdicts import ItemJudge, Verdict
 from flowportrait.terminal import progress
 
-MIN_ORDER, MIN_DROP, MAX_LOST = 0.75, 0.5, 0.2
+MIN_ORDER, MIN_DROP, MAX_UNJUDGED_SHARE = 0.75, 0.5, 0.2
 """Least share of pairs in the right order, least drop in grades, largest share of items without a score."""
-MIN_CLIPS = 4
+MIN_SANITY_CLIPS = 4
 """Least number of clips."""
-MIN_SECONDS = 1.1
+MIN_SANITY_SECONDS = 1.1
 """Least length of a clip."""
 
 Item = TypeVar("Item")
@@ -115,7 +115,7 @@ class CaseResult:
     def passed(self) -> bool:
         """Whether the judge passes: enough items judged, enough pairs in the right order, and a large enough drop."""
         judged = self.clips + self.lost
-        enough = judged > 0 and self.lost <= MAX_LOST * judged
+        enough = judged > 0 and self.lost <= MAX_UNJUDGED_SHARE * judged
         return enough and self.order >= MIN_ORDER and self.drop >= self.least_drop
 
 
@@ -151,7 +151,7 @@ class Certificate:
                 "cases": cases}  # fmt: skip
 
 
-def examine(judge: ItemJudge[Item], items: Sequence[Item], by: SanitySet[Item], seed: int = 0) -> Certificate:
+def certify_judge(judge: ItemJudge[Item], items: Sequence[Item], by: SanitySet[Item], seed: int = 0) -> Certificate:
     """Let a judge grade every item with every damage of a sanity set, and return the results.
 
     Args:
@@ -282,7 +282,7 @@ def corrupt_clip(clip: JudgedClip, damage: str, strength: float, seed: int = 0) 
 
 def _check_clips(clips: Sequence[JudgedClip]) -> list[JudgedClip]:
     for clip in progress(clips, len(clips), "looking for faces"):
-        if clip.seconds < MIN_SECONDS or clip.is_silent() or clip.validation_error() is not None:
+        if clip.seconds < MIN_SANITY_SECONDS or clip.is_silent() or clip.validation_error() is not None:
             raise BadInput(
                 f"{clip.name} cannot be in the sanity set: give clips of 1.2 s or more with a face and speech."
             )
@@ -298,13 +298,13 @@ def _clip_damage(name: str) -> KnownDamage[JudgedClip]:
     return KnownDamage(name, entry.unit, tuple(entry.strengths), apply)
 
 
-CASES: dict[Aspect, tuple[str, ...]] = {
+CLIP_CASES: dict[Aspect, tuple[str, ...]] = {
     "lip_sync": ("offset", "time-warp"),
     "expressiveness": ("still", "slowed"),
     "motion": ("jitter", "frozen frames", "flicker"),
 }
 """The kinds of damage that each aspect of clips must notice."""
 CLIP_SANITY = SanitySet(
-    {aspect: [_clip_damage(name) for name in names] for aspect, names in CASES.items()}, _check_clips, MIN_CLIPS,
+    {aspect: [_clip_damage(name) for name in names] for aspect, names in CLIP_CASES.items()}, _check_clips, MIN_SANITY_CLIPS,
     "clips", all_aspects=True,
 )  # fmt: skip

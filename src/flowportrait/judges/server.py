@@ -30,18 +30,25 @@ from fastapi.responses import JSONResponse, Response
 
 from flowportrait.errors import BadInput
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.messages import OWN_MODEL
-from flowportrait.judges.rubric import ASPECTS
+from flowportrait.judges.messages import SERVED_PANEL_MODEL
+from flowportrait.judges.rubric import CLIP_ASPECTS
 from flowportrait.judges.verdicts import Judge, Verdict
-from flowportrait.media.video import SERVED
-from flowportrait.rewards.interface import Reward, Unavailable, score, traits
-from flowportrait.rewards.registry import REWARDS, build, known
-from flowportrait.rewards.remote import LARGEST_BATCH, MEDIA_TYPE, TRAVELS, Wanted, pack_score, unpack_batch
-from flowportrait.terminal import say
-from flowportrait.web_server import LOOPBACK, RequestGuard, without_paths
+from flowportrait.media.video import SERVER_CLIP_LIMITS
+from flowportrait.rewards.interface import Reward, RewardUnavailable, read_traits, score_batch
+from flowportrait.rewards.registry import REWARDS, build_reward, check_reward_names
+from flowportrait.rewards.remote import (
+    MAX_BATCH_BYTES,
+    MEDIA_TYPE,
+    SENDABLE_NEEDS,
+    FramesRequested,
+    pack_score,
+    unpack_batch,
+)
+from flowportrait.terminal import log
+from flowportrait.web_server import LOOPBACK, RequestGuard, strip_paths
 
-MODEL = OWN_MODEL
-MAX_BODY = LARGEST_BATCH
+SERVED_MODEL = SERVED_PANEL_MODEL
+MAX_REQUEST_BYTES = MAX_BATCH_BYTES
 """Largest request in bytes."""
 CONTENT_TYPES = {"/v1/": ("application/json",), "/score/": (MEDIA_TYPE, "application/octet-stream")}
 _VIDEO_HEADS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (0, b"RIFF"))
@@ -51,7 +58,7 @@ MAX_CACHED_VERDICTS = 64
 """Number of clips with a verdict in the cache."""
 
 
-def create_app(
+def judge_app(
     judge: Judge, scorers: Mapping[str, Reward], key: str | None = None, hosts: Sequence[str] = LOOPBACK
 ) -> FastAPI:
     """Return the web application; it processes one clip or batch at a time.
@@ -67,7 +74,7 @@ def create_app(
     recent: OrderedDict[str, Verdict] = OrderedDict()
 
     app.add_middleware(
-        RequestGuard, hosts=hosts, largest_body=MAX_BODY, content_types=CONTENT_TYPES, key=key or None
+        RequestGuard, hosts=hosts, largest_body=MAX_REQUEST_BYTES, content_types=CONTENT_TYPES, key=key or None
     )  # fmt: skip
 
     @app.exception_handler(BadInput)
@@ -85,7 +92,10 @@ def create_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "flowportrait"}]}
+        return {
+            "object": "list",
+            "data": [{"id": SERVED_MODEL, "object": "model", "created": 0, "owned_by": "flowportrait"}],
+        }
 
     @app.get("/scorers")
     async def offered() -> dict[str, Any]:
@@ -101,10 +111,10 @@ def create_app(
             try:
                 batch = unpack_batch(data)
                 with lock:
-                    return Response(pack_score(score(scorers[name], batch)), media_type=MEDIA_TYPE)
-            except Wanted as wanted:
+                    return Response(pack_score(score_batch(scorers[name], batch)), media_type=MEDIA_TYPE)
+            except FramesRequested as wanted:
                 return JSONResponse({"wanted": {"frames": wanted.frames, "places": wanted.places}}, 409)
-            except Unavailable as error:
+            except RewardUnavailable as error:
                 return _error(503, str(error))
 
         return await run_in_threadpool(work)
@@ -116,8 +126,8 @@ def create_app(
             text, video = _read_request(body)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             return _error(400, f"not a chat completion request ({type(error).__name__})")
-        if body.get("model") != MODEL:
-            return _error(404, f"no model {str(body.get('model'))[:80]!r} here: it is {MODEL}")
+        if body.get("model") != SERVED_MODEL:
+            return _error(404, f"no model {str(body.get('model'))[:80]!r} here: it is {SERVED_MODEL}")
         if body.get("stream"):
             return _error(400, "answers are not streamed")
         if body.get("logprobs"):
@@ -141,7 +151,7 @@ def create_app(
 
 
 def _describe(reward: Reward) -> dict[str, Any]:
-    declared = traits(reward)
+    declared = read_traits(reward)
     limits = [bound if math.isfinite(bound) else None for bound in declared.range]
     return {
         "name": reward.name, "needs": sorted(reward.needs), "scope": declared.scope, "range": limits,
@@ -175,14 +185,14 @@ def _read_clip(url: str) -> JudgedClip:
             raise BadInput("The video is no mp4, mov, webm, mkv or avi file: convert it first.")
         path.write_bytes(video)
         try:
-            return JudgedClip.from_video(path, limits=SERVED)
+            return JudgedClip.from_video(path, limits=SERVER_CLIP_LIMITS)
         except BadInput as error:
-            raise BadInput(without_paths(str(error), path)) from error
+            raise BadInput(strip_paths(str(error), path)) from error
 
 
 def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
     """Return the verdict as a chat completion: on the aspect that the text names, or on all aspects without a name."""
-    asked = [aspect for aspect in ASPECTS if f"Aspect: {aspect}" in text]
+    asked = [aspect for aspect in CLIP_ASPECTS if f"Aspect: {aspect}" in text]
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     if len(asked) == 1:
         graded = verdict.aspects[asked[0]]
@@ -196,14 +206,14 @@ def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
         scores = {aspect: graded.score for aspect, graded in verdict.aspects.items()}
         message["content"] = json.dumps({"scores": scores, **verdict.to_dict()})
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": MODEL,
+        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": SERVED_MODEL,
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
     }  # fmt: skip
 
 
 def _error(status: int, message: str) -> JSONResponse:
-    message = without_paths(message)
+    message = strip_paths(message)
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "code": status}}, status)
 
 
@@ -213,17 +223,17 @@ def servable_rewards(names: Sequence[str]) -> dict[str, Reward]:
     Raises:
         BadInput: a reward does not exist, or one of ``names`` cannot be served.
     """
-    known(names)
+    check_reward_names(names)
     offered: dict[str, Reward] = {}
     for name in names or [name for name in REWARDS if name != "panel"]:
         try:
-            reward = build(name)
+            reward = build_reward(name)
         except BadInput as error:
             if names:
                 raise
-            say(f"{name} is not offered: {error}")
+            log(f"{name} is not offered: {error}")
             continue
-        left = reward.needs - TRAVELS
+        left = reward.needs - SENDABLE_NEEDS
         if left and names:
             raise BadInput(
                 f"The reward {name!r} needs {', '.join(sorted(left))}, which does not travel: use it in process."

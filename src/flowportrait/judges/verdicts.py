@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from flowportrait.judges.answers import Flaw
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.questions import Kind
-from flowportrait.judges.rubric import WEIGHTS, Aspect
+from flowportrait.judges.questions import JudgeKind
+from flowportrait.judges.rubric import ASPECT_WEIGHTS, Aspect
 from flowportrait.rewards.batch import Failure
 
 DecidedBy = Literal["agreement", "reviewer", "measurement", "nobody"]
@@ -81,15 +81,17 @@ class Verdict:
     name: str
     generator: str
     judge: str
-    kind: Kind
+    kind: JudgeKind
     aspects: dict[Aspect, AspectVerdict]
 
     @property
     def overall(self) -> float | None:
         """The weighted mean over the aspects of a clip; None if one of them has no score, and for pictures."""
-        known = [(WEIGHTS[aspect], self.aspects[aspect].score) for aspect in WEIGHTS if aspect in self.aspects]
+        known = [
+            (ASPECT_WEIGHTS[aspect], self.aspects[aspect].score) for aspect in ASPECT_WEIGHTS if aspect in self.aspects
+        ]
         scores = [(weight, score) for weight, score in known if score is not None]
-        if len(scores) < len(WEIGHTS):
+        if len(scores) < len(ASPECT_WEIGHTS):
             return None
         return math.fsum(weight * score for weight, score in scores)
 
@@ -141,7 +143,7 @@ class ItemJudge(Protocol[Item_contra]):
         ...
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> JudgeKind:
         """Whether a model looks or experts measure."""
         ...
 

@@ -19,15 +19,15 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.containers import (
+    check_declared_length,
+    check_index_within_file,
     check_is_file,
-    check_length,
-    check_whole,
     file_url,
+    main_sound_stream,
     open_media,
-    origin,
-    sound_stream,
+    start_time_of,
 )
-from flowportrait.media.image import is_picture
+from flowportrait.media.image import is_image_file
 
 # --- Whether an mp3 is complete ---------------------------------------------------------
 #
@@ -51,7 +51,7 @@ _RATES = (44_100, 48_000, 32_000)
 
 
 @dataclass(frozen=True)
-class FrameHeader:
+class Mp3FrameHeader:
     """The header of one mp3 frame.
 
     Attributes:
@@ -65,7 +65,7 @@ class FrameHeader:
     rate: int
 
 
-def parse_header(data: bytes) -> FrameHeader | None:
+def parse_mp3_header(data: bytes) -> Mp3FrameHeader | None:
     """Return the frame header at the beginning of ``data``.
 
     It is None where no frame begins or the header does not state a length (free format).
@@ -82,11 +82,11 @@ def parse_header(data: bytes) -> FrameHeader | None:
     slot_bytes = 4 if layer == 1 else 1
     bit_rate, padding = _KBITS[mpeg_version, layer][bits - 1] * 1000, data[2] >> 1 & 1
     slot_count = samples // 8 // slot_bytes * bit_rate // sample_rate + padding
-    return FrameHeader(slot_count * slot_bytes, samples, sample_rate)
+    return Mp3FrameHeader(slot_count * slot_bytes, samples, sample_rate)
 
 
 @dataclass
-class Mp3Check:
+class Mp3CompletenessCheck:
     """A check, fed with every packet of the mp3 at ``path`` in turn, of whether the whole file was there."""
 
     path: Path
@@ -94,14 +94,14 @@ class Mp3Check:
     _last_lengths: tuple[int, int] | None = field(default=None, init=False)
     _started: bool = field(default=False, init=False)
 
-    def header(self, packet: Any) -> FrameHeader | None:
+    def header(self, packet: Any) -> Mp3FrameHeader | None:
         """Record ``packet`` (``av.Packet``) and return the header of the frame that it begins with.
 
         A packet with a header has to decode; one without holds data between the frames.
         """
         if not self._started and packet.pos is not None:
-            self._declared_seconds, self._started = counted_seconds(self.path, packet.pos), True
-        header = parse_header(bytes(packet)[:4]) if packet.size >= 4 else None
+            self._declared_seconds, self._started = declared_mp3_seconds(self.path, packet.pos), True
+        header = parse_mp3_header(bytes(packet)[:4]) if packet.size >= 4 else None
         if header is not None:
             self._last_lengths = (packet.size, header.length)
         return header
@@ -116,7 +116,7 @@ class Mp3Check:
         return None
 
 
-def counted_seconds(path: Path, first: int) -> float | None:
+def declared_mp3_seconds(path: Path, first: int) -> float | None:
     """Return the length in seconds that a header frame (Xing, Info, VBRI) declares for the file; None without one.
 
     The header frame lies before the first frame of sound, which begins at byte ``first``.
@@ -128,7 +128,7 @@ def counted_seconds(path: Path, first: int) -> float | None:
         marker_offset = before.rfind(marker)
         # The marker follows the side information, at most 36 bytes after its frame's beginning.
         headers = (
-            parse_header(before[start : start + 4])
+            parse_mp3_header(before[start : start + 4])
             for start in range(max(0, marker_offset - 36), max(0, marker_offset - 12))
         )
         header = next((candidate for candidate in headers if candidate is not None), None)
@@ -152,7 +152,7 @@ _DEFAULT_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.
 """The usual layout of so many channels, for files that state none."""
 
 
-def layout_name(layout: Any) -> str:
+def channel_layout_name(layout: Any) -> str:
     """Return FFmpeg's name of an ``av.AudioLayout``.
 
     Where a file does not state the positions of its channels, it is the usual layout of as many channels.
@@ -166,11 +166,13 @@ def to_mono(samples: np.ndarray, layout: Any) -> np.ndarray:
     if channels <= 2:
         return samples.mean(1)
     # A channel without signal may hold NaN in files of floats; it must not spoil the others.
-    return np.nan_to_num(samples, posinf=0.0, neginf=0.0).clip(-1.0, 1.0) @ mono_weights(layout_name(layout), channels)
+    return np.nan_to_num(samples, posinf=0.0, neginf=0.0).clip(-1.0, 1.0) @ mono_mix_weights(
+        channel_layout_name(layout), channels
+    )
 
 
 @lru_cache(maxsize=32)
-def mono_weights(layout: str, channels: int) -> np.ndarray:
+def mono_mix_weights(layout: str, channels: int) -> np.ndarray:
     """Return the weight ``[C]`` float32 of each channel of a layout that FFmpeg names ``layout``.
 
     Without a centre channel a voice is in left and right alike: these are averaged, and the others stay in proportion.
@@ -260,7 +262,7 @@ def iter_sound(path: str | Path) -> Iterator[Sound]:
     with _open_sound(path) as (container, stream):
         delay = 0
         for index, frame in enumerate(_decode_frames(path, container, stream, None, None)):
-            rate, layout = frame.sample_rate, layout_name(frame.layout)
+            rate, layout = frame.sample_rate, channel_layout_name(frame.layout)
             if index == 0 and (delay := _delay(container, stream, rate)):
                 yield Sound(np.zeros((frame.layout.nb_channels, delay), np.float32), rate, layout, delay=delay / rate)
             samples = np.nan_to_num(_interleaved(frame), posinf=0.0, neginf=0.0)
@@ -292,14 +294,14 @@ def read_audio(path: str | Path, rate: int = SAMPLE_RATE, longest: float | None 
         if collected.empty:
             raise BadInput(f"{path} holds no sound samples: give a recording with sound in it.")
         # The sum of many loud channels may exceed full scale.
-        return collected.take(turn_down=mixed)[:, 0]
+        return collected.take(scale_to_peak=mixed)[:, 0]
 
 
 def has_audio(path: str | Path) -> bool:
     """Return whether the file opens and has an audio stream."""
     try:
         with open_media(path) as container:
-            return sound_stream(container) is not None
+            return main_sound_stream(container) is not None
     except (av.FFmpegError, OSError, BadInput):
         return False
 
@@ -312,20 +314,20 @@ def _open_sound(path: Path) -> Iterator[tuple[Any, Any]]:
         BadInput: see ``read_audio``.
     """
     check_is_file(path, "audio")
-    check_length(path)
+    check_declared_length(path)
     try:
         container = open_media(path)
     except (av.FFmpegError, OSError) as error:
-        if is_picture(path):
+        if is_image_file(path):
             raise BadInput(f"{path} is a picture, not sound: give it as --image.") from error
         raise BadInput(
             f"{path} cannot be read as audio ({_reason(error)}): give a wav, mp3, m4a, flac or ogg file."
         ) from error
     with container:
-        stream = sound_stream(container)
+        stream = main_sound_stream(container)
         if stream is None:
             raise BadInput(f"{path} holds no audio stream: give a file with sound.")
-        check_whole(container, path)
+        check_index_within_file(container, path)
         yield container, stream
 
 
@@ -346,7 +348,7 @@ def _decode_frames(path: Path, container: Any, stream: Any, rate: int | None, lo
     source: tuple[str, str, int] | None = None
     layout: Any = None
     seconds = 0.0
-    mp3 = Mp3Check(path) if container.format.name == "mp3" else None
+    mp3 = Mp3CompletenessCheck(path) if container.format.name == "mp3" else None
     try:
         for packet in container.demux(stream):
             for frame in _decode_packet(packet, mp3):
@@ -359,7 +361,7 @@ def _decode_frames(path: Path, container: Any, stream: Any, rate: int | None, lo
                         yield from resampler.resample(None)
                     elif rate is None:
                         # The usual layout, where the file states only the number of its channels.
-                        rate, layout = frame.sample_rate, layout_name(frame.layout)
+                        rate, layout = frame.sample_rate, channel_layout_name(frame.layout)
                     resampler, source = av.AudioResampler(format="flt", layout=layout, rate=rate), setup
                 seconds += frame.samples / frame.sample_rate
                 if longest is not None and seconds > longest:
@@ -379,7 +381,7 @@ def _decode_frames(path: Path, container: Any, stream: Any, rate: int | None, lo
         raise BadInput(f"{path} is damaged, {missing}: copy or download it again.")
 
 
-def _decode_packet(packet: Any, mp3: Mp3Check | None) -> list[Any]:
+def _decode_packet(packet: Any, mp3: Mp3CompletenessCheck | None) -> list[Any]:
     """Return the frames of a packet; none of what lies between the frames of an mp3."""
     if mp3 is None or not packet.size:
         return packet.decode()
@@ -431,7 +433,7 @@ class _SampleBuffer:
         self._buffer[self._used : end] = block
         self._used = end
 
-    def take(self, turn_down: bool = False) -> np.ndarray:
+    def take(self, scale_to_peak: bool = False) -> np.ndarray:
         """Return all samples ``[N, C]`` in [-1, 1], non-finite ones as zero; the buffer must not be used afterwards.
 
         Args:
@@ -441,7 +443,7 @@ class _SampleBuffer:
         samples.resize((self._used, samples.shape[1]), refcheck=False)
         for start in range(0, len(samples), _FIRST_SAMPLES):
             np.nan_to_num(samples[start : start + _FIRST_SAMPLES], copy=False, posinf=0.0, neginf=0.0)
-        if turn_down:
+        if scale_to_peak:
             samples /= max(1.0, float(samples.max()), -float(samples.min()))
         return np.clip(samples, -1.0, 1.0, out=samples)
 
@@ -454,7 +456,7 @@ def _delay(container: Any, stream: Any, rate: int) -> int:
     """
     if stream.start_time is None:
         return 0
-    seconds = float(stream.start_time * stream.time_base) - origin(container)
+    seconds = float(stream.start_time * stream.time_base) - start_time_of(container)
     if seconds > _LONGEST_DELAY:
         name = container.name.removeprefix(file_url(""))
         raise BadInput(f"{name} is damaged, its sound starts at {seconds:.0f} s: copy or download it again.")

@@ -5,7 +5,7 @@
 
 Without this a phone's Display P3 photo looks pale: its numbers mean stronger colours than the same numbers in sRGB.
 The parts of this file: pictures with a colour profile (``to_srgb``), HDR and wide-gamut colours (``to_sdr``,
-``ToneMapper``), and decoded frames (``Display``).
+``ToneMapper``), and decoded frames (``DisplayConverter``).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def to_srgb(image: Image.Image, head: bytes = b"") -> Image.Image:
     """
     from PIL import ImageCms
 
-    profile = image.info.get("icc_profile") or stated_profile(image, head)
+    profile = image.info.get("icc_profile") or declared_icc_profile(image, head)
     if not profile:
         return image
     try:
@@ -78,24 +78,24 @@ def to_srgb(image: Image.Image, head: bytes = b"") -> Image.Image:
     return result
 
 
-def stated_profile(image: Image.Image, head: bytes) -> bytes | None:
+def declared_icc_profile(image: Image.Image, head: bytes) -> bytes | None:
     """Return an ICC profile for the colours that a picture states in other ways; None where that is sRGB or nothing."""
     codes = _code_points(head)
     if codes is not None:
         primaries, transfer = codes
         if primaries not in _PRIMARIES or transfer not in _GAMMA or codes in ((1, 1), (1, 6), (1, 13)):
             return None
-        return matrix_profile(_PRIMARIES[primaries], _GAMMA[transfer])
+        return matrix_icc_profile(_PRIMARIES[primaries], _GAMMA[transfer])
     gamma, places = image.info.get("gamma"), image.info.get("chromaticity")
     if "srgb" in image.info or not gamma or not 0.1 < gamma < 10:
         return None
     # White comes first in PNG, last here.
     places = (*places[2:], *places[:2]) if places and len(places) == 8 else _PRIMARIES[1]
     # 1/2.2 is how writers name sRGB's curve.
-    return matrix_profile(places, None if abs(gamma - 1 / 2.2) < 0.002 else 1 / gamma)
+    return matrix_icc_profile(places, None if abs(gamma - 1 / 2.2) < 0.002 else 1 / gamma)
 
 
-def matrix_profile(places: tuple[float, ...], gamma: float | None) -> bytes | None:
+def matrix_icc_profile(places: tuple[float, ...], gamma: float | None) -> bytes | None:
     """Return an ICC profile (ICC.1:2022) of an RGB space; None where the primaries span none.
 
     Args:
@@ -193,7 +193,7 @@ BT_2020, DISPLAY_P3 = 9, 12
 """Numbers of colour primaries in ITU-T H.273, table 2."""
 _UNSPECIFIED = 2
 
-PEAK, WHITE = 1000.0, 100.0
+HDR_PEAK, SDR_WHITE = 1000.0, 100.0
 """Brightest light of the footage that is still distinguished, and brightest light of the result, in cd/m²."""
 
 _KNOTS = 49
@@ -215,7 +215,9 @@ def to_sdr(signal: np.ndarray, transfer: int, primaries: int = BT_2020) -> np.nd
         transfer: ``HLG`` or ``PQ``; any other value is that of SDR, gamma 2.4.
         primaries: ``BT_2020``, ``DISPLAY_P3``, or any other value for those of BT.709.
     """
-    light = _hlg_light(signal) if transfer == HLG else pq_light(signal) if transfer == PQ else WHITE * signal**2.4
+    light = (
+        _hlg_light(signal) if transfer == HLG else pq_to_light(signal) if transfer == PQ else SDR_WHITE * signal**2.4
+    )
     light = light @ _TO_709.get(primaries, np.eye(3)).T
     # Colours outside BT.709 are desaturated towards their grey; clipping each channel would change their hue.
     grey = (light @ _LUMA_709)[..., None].clip(0)
@@ -223,27 +225,27 @@ def to_sdr(signal: np.ndarray, transfer: int, primaries: int = BT_2020) -> np.nd
     light = grey + (light - grey) * np.where(low < 0, grey / np.maximum(grey - low, 1e-9), 1.0)
     if transfer in (HLG, PQ):
         peak = light.max(-1, keepdims=True)
-        light = light * (roll_off(peak) / np.maximum(peak, 1e-9))
-    return (light / WHITE).clip(0, 1) ** (1 / 2.4)
+        light = light * (roll_off_highlights(peak) / np.maximum(peak, 1e-9))
+    return (light / SDR_WHITE).clip(0, 1) ** (1 / 2.4)
 
 
-def roll_off(light: np.ndarray) -> np.ndarray:
-    """Compress light in cd/m², up to ``PEAK``, to at most ``WHITE`` with the EETF of BT.2390."""
-    source = pq_signal(np.array(PEAK))
-    value, most = pq_signal(light.clip(0, PEAK)) / source, float(pq_signal(np.array(WHITE)) / source)
+def roll_off_highlights(light: np.ndarray) -> np.ndarray:
+    """Compress light in cd/m², up to ``HDR_PEAK``, to at most ``SDR_WHITE`` with the EETF of BT.2390."""
+    source = light_to_pq(np.array(HDR_PEAK))
+    value, most = light_to_pq(light.clip(0, HDR_PEAK)) / source, float(light_to_pq(np.array(SDR_WHITE)) / source)
     knee = 1.5 * most - 0.5
     t = ((value - knee) / (1 - knee)).clip(0)
     bent = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * most
-    return pq_light(np.where(value < knee, value, bent) * source)
+    return pq_to_light(np.where(value < knee, value, bent) * source)
 
 
-def pq_light(signal: np.ndarray) -> np.ndarray:
+def pq_to_light(signal: np.ndarray) -> np.ndarray:
     """Convert a PQ signal in [0, 1] to light in cd/m²."""
     power = signal.clip(0, 1) ** (1 / _M2)
     return 10_000 * ((power - _C1).clip(0) / (_C2 - _C3 * power)) ** (1 / _M1)
 
 
-def pq_signal(light: np.ndarray) -> np.ndarray:
+def light_to_pq(light: np.ndarray) -> np.ndarray:
     """Convert light in cd/m² to a PQ signal."""
     power = (light / 10_000) ** _M1
     return ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
@@ -252,7 +254,7 @@ def pq_signal(light: np.ndarray) -> np.ndarray:
 def _hlg_light(signal: np.ndarray) -> np.ndarray:
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
-    return PEAK * scene * (scene @ _LUMA_2020)[..., None].clip(0) ** 0.2
+    return HDR_PEAK * scene * (scene @ _LUMA_2020)[..., None].clip(0) ** 0.2
 
 
 class ToneMapper:
@@ -300,7 +302,7 @@ def _cube(transfer: int, primaries: int) -> str:
 
 # --- Frames of a video ------------------------------------------------------------------
 
-MOST_PIXELS = 8192 * 4320
+MAX_FRAME_PIXELS = 8192 * 4320
 """Pixels of a frame of 8K; larger ones are refused before they are converted."""
 
 _BT_709 = 1
@@ -311,10 +313,10 @@ _LEAST_SQUEEZE = 0.01
 _MOST_SQUEEZE = 8
 
 
-class Display:
+class DisplayConverter:
     """A converter of the frames of one stream to ``[H, W, 3]`` uint8 RGB."""
 
-    def __init__(self, path: Path, stream: Any, most_pixels: int = MOST_PIXELS) -> None:
+    def __init__(self, path: Path, stream: Any, max_pixels: int = MAX_FRAME_PIXELS) -> None:
         """Prepare the conversion.
 
         Args:
@@ -323,9 +325,9 @@ class Display:
             most_pixels: of a frame.
 
         Raises:
-            BadInput: the frames have more than ``most_pixels``.
+            BadInput: the frames have more than ``max_pixels``.
         """
-        self._path, self._most_pixels = path, most_pixels
+        self._path, self._most_pixels = path, max_pixels
         self._aspect = _pixel_aspect(stream)
         self._size(stream.codec_context)
         self._mapper: tuple[tuple[int, int], ToneMapper] | None = None
@@ -343,11 +345,11 @@ class Display:
         if frame.colorspace == _UNSPECIFIED and height >= _HD_LINES and not frame.format.is_rgb:
             options["src_colorspace"] = _BT_709
         matrix = _display_matrix(frame)
-        return upright(self._sdr(frame).to_ndarray(**options), matrix)
+        return apply_display_matrix(self._sdr(frame).to_ndarray(**options), matrix)
 
     def _size(self, coded: Any) -> tuple[int, int]:
         """Return width and height with square pixels of an object with ``width`` and ``height``."""
-        width, height = display_size(coded.width, coded.height, self._aspect)
+        width, height = square_pixel_size(coded.width, coded.height, self._aspect)
         if width * height > self._most_pixels:
             raise BadInput(
                 f"{self._path} has frames of {width}x{height} px, more than {self._most_pixels / 1e6:.0f} megapixels: "
@@ -370,7 +372,7 @@ class Display:
         return self._mapper[1](frame)
 
 
-def display_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
+def square_pixel_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
     """Return the width and height in px after pixels that are ``aspect`` times as wide as high were made square.
 
     The side that looks shorter is enlarged, so that no detail is lost; it becomes an even number.
@@ -382,7 +384,7 @@ def display_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
     return width, height
 
 
-def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+def apply_display_matrix(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     """Rotate and mirror ``image`` ``[H, W, 3]`` as a display matrix states, to the nearest quarter turn.
 
     Args:

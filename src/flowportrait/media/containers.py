@@ -95,7 +95,7 @@ _redirection = _Redirection()
 
 
 @contextmanager
-def native_chatter_silenced() -> Iterator[None]:
+def silence_native_stderr() -> Iterator[None]:
     """Redirect file descriptor 2 to the null device, and ``sys.stderr`` to where it pointed before."""
     _redirection.begin()
     try:
@@ -113,11 +113,11 @@ def _is_descriptor_two(stream: Any) -> bool:
 
 # --- Opening files ----------------------------------------------------------------------
 
-STREAMED = 0x7FFF_0000
+STREAMED_WAV_LENGTH = 0x7FFF_0000
 """Length in a wav header from which on it is no length: recorders that write to a pipe put two or four gigabytes there.
 """
 
-CONTAINERS = (
+FFMPEG_CONTAINERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,obu,ogg,rm,tta,w64,wav,wv,y4m,yuv4mpegpipe,apng"
 )
@@ -153,7 +153,7 @@ def open_media(path: str | Path) -> Any:
         av.FFmpegError, OSError: FFmpeg cannot open it.
         BadInput: it is a list of other files.
     """
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    options = {"protocol_whitelist": "file", "format_whitelist": FFMPEG_CONTAINERS}
     try:
         return av.open(file_url(path), "r", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError):
@@ -188,7 +188,7 @@ def check_is_file(path: Path, kind: str) -> None:
 # --- Streams ----------------------------------------------------------------------------
 
 
-def video_stream(container: Any) -> Any | None:
+def main_video_stream(container: Any) -> Any | None:
     """Return the stream that is an opened file's moving picture; None where it has no picture or only a cover.
 
     A cover or a track of thumbnails may come first, and not every writer marks it as such.
@@ -198,20 +198,20 @@ def video_stream(container: Any) -> Any | None:
     return max(videos, key=_prominence, default=None)
 
 
-def sound_stream(container: Any) -> Any | None:
+def main_sound_stream(container: Any) -> Any | None:
     """Return the stream of sound that players play: the default one, else the first; None without sound."""
     sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
     return max(sounds, key=lambda stream: bool(stream.disposition & Disposition.default), default=None)
 
 
-def origin(container: Any) -> float:
+def start_time_of(container: Any) -> float:
     """Return the time in seconds at which an opened file begins.
 
     That is the start of its picture or its sound, whichever is earlier. Both count from here, so that a track that
     starts
     late stays where it belongs.
     """
-    played = [stream for stream in (video_stream(container), sound_stream(container)) if stream is not None]
+    played = [stream for stream in (main_video_stream(container), main_sound_stream(container)) if stream is not None]
     starts = [float(stream.start_time * stream.time_base) for stream in played if stream.start_time is not None]
     return min(starts, default=0.0)
 
@@ -231,7 +231,7 @@ def _prominence(stream: Any) -> tuple[bool, bool, int, int]:
 # --- Whether the whole file is there ----------------------------------------------------
 
 
-def check_length(path: Path) -> None:
+def check_declared_length(path: Path) -> None:
     """Compare the length that a file's outermost boxes declare with the length it has, before it is opened.
 
     Raises:
@@ -247,7 +247,7 @@ def check_length(path: Path) -> None:
         raise BadInput(f"{path} is damaged, only {size / declared:.0%} of it is there: copy or download it again.")
 
 
-def check_whole(container: Any, path: Path) -> None:
+def check_index_within_file(container: Any, path: Path) -> None:
     """Compare the index of an opened file with the file's size.
 
     Raises:
@@ -264,7 +264,7 @@ def _declared_length(file: BinaryIO, size: int) -> int:
     head = file.read(12)
     if head[:4] in (b"RIFF", b"FORM"):
         declared = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-        return 0 if declared >= STREAMED else declared + 8
+        return 0 if declared >= STREAMED_WAV_LENGTH else declared + 8
     if head[4:8] == b"ftyp":
         return max(_box_ends(file, size))
     if head[:4] == b"\x1a\x45\xdf\xa3":

@@ -3,7 +3,7 @@
     crop(x) = photo(to_crop⁻¹ x)            photo'(x) = (1 − m(x)) photo(x) + m(x) frame(to_crop x)
 
 The mask m is one in the crop's middle and falls smoothly to zero at its border. Where the crop alone is wanted and
-reaches past the photo, ``photo_square`` gives the largest square of it that the photo fills.
+reaches past the photo, ``largest_photo_square`` gives the largest square of it that the photo fills.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from flowportrait.media.faces import extent
+from flowportrait.media.faces import face_extent
 
 # --- The crop of a photo ----------------------------------------------------------------
 
@@ -37,7 +37,7 @@ def crop_transform(landmarks: np.ndarray, shape: tuple[int, int], size: int) -> 
         size: side of the crop in px.
     """
     height, width = shape
-    face = extent(landmarks)
+    face = face_extent(landmarks)
     side = face / _FACE_SHARE
     if side > min(shape):
         side = max(float(min(shape)), face / _MAX_FACE_SHARE)
@@ -88,7 +88,7 @@ def sample_crop(image: np.ndarray, matrix: np.ndarray, size: int, border: int = 
     return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=border)
 
 
-class Paste:
+class FramePaster:
     """A function that pastes frames back into one photo ``[H, W, 3]`` uint8, prepared once for all of them.
 
     Args:
@@ -114,7 +114,7 @@ class Paste:
         self._shape = (int(right - left), int(bottom - top))
         self._flags = cv2.INTER_CUBIC if np.linalg.det(to_photo[:, :2]) > 1 else cv2.INTER_LINEAR
         if mask is None:
-            mask = feather(size, _open_sides(corners, width, height))
+            mask = feather_mask(size, _open_sides(corners, width, height))
         self._frame_weight = cv2.warpAffine(
             mask.astype(np.float32),
             self._to_patch,
@@ -139,12 +139,14 @@ class Paste:
 def paste_back(image: np.ndarray, frame: np.ndarray, to_crop: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Return a photo ``[H, W, 3]`` uint8 with ``frame`` ``[S, S, 3]`` uint8 pasted over the square of ``to_crop``.
 
-    For the arguments see ``Paste``.
+    For the arguments see ``FramePaster``.
     """
-    return Paste(image, to_crop, frame.shape[0], mask)(frame)
+    return FramePaster(image, to_crop, frame.shape[0], mask)(frame)
 
 
-def photo_square(to_crop: np.ndarray, shape: tuple[int, ...], landmarks: np.ndarray, size: int) -> tuple[int, int, int]:
+def largest_photo_square(
+    to_crop: np.ndarray, shape: tuple[int, ...], landmarks: np.ndarray, size: int
+) -> tuple[int, int, int]:
     """Return left, top and side of the largest square of a crop that the photo fills, in px of the crop.
 
     The square holds the whole face, even where the photo does not: then what repeats the photo's edge stays in view. It
@@ -167,7 +169,7 @@ def photo_square(to_crop: np.ndarray, shape: tuple[int, ...], landmarks: np.ndar
     return int(corner[0]), int(corner[1]), int(side)
 
 
-def feather(size: int, open_sides: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> np.ndarray:
+def feather_mask(size: int, open_sides: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> np.ndarray:
     """Return a weight ``[size, size]`` float32 that falls from one inside to zero at the open sides.
 
     Args:
@@ -195,7 +197,7 @@ def _open_sides(corners: np.ndarray, width: int, height: int) -> tuple[bool, boo
 # horizontal line around the origin, y down. Only points that hardly move with speech (eye corners, nose bridge, nose
 # base) take part, so what moves inside a stabilised patch is the mouth and not the head.
 
-RIGID = np.array([33, 133, 362, 263, 168, 6, 197, 2])
+STABILISING_LANDMARKS = np.array([33, 133, 362, 263, 168, 6, 197, 2])
 """Indices of landmarks that move with the skull alone.
 
 Outer and inner eye corners, nose bridge (three points), nose base.
@@ -211,13 +213,13 @@ MOUTH_PATCH = (48, 64)
 _PATCH_CENTRE, _PATCH_WIDTH = (0.0, 0.84), 1.0
 
 
-def to_canonical(landmarks: np.ndarray) -> np.ndarray:
+def canonical_transform(landmarks: np.ndarray) -> np.ndarray:
     """Return the least-squares similarity ``[2, 3]`` from image pixels to the canonical frame.
 
     Args:
         landmarks: ``[478, 3]`` px.
     """
-    source = landmarks[RIGID, :2].astype(np.float64)
+    source = landmarks[STABILISING_LANDMARKS, :2].astype(np.float64)
     centre, target_centre = source.mean(0), _CANONICAL.mean(0)
     a, b = source - centre, _CANONICAL - target_centre
     scale = 1.0 / (a**2).sum()
@@ -246,7 +248,7 @@ class CanonicalView:
         Args:
             landmarks: of the image's face, ``[478, ≥ 2]`` px.
         """
-        result = to_canonical(landmarks) * self.scale
+        result = canonical_transform(landmarks) * self.scale
         result[:, 2] -= np.array([self.left, self.top]) * self.scale + 0.5
         return result
 
@@ -254,7 +256,7 @@ class CanonicalView:
         """Return the view ``[size, size, 3]`` uint8 of ``image`` ``[H, W, 3]``; its edge is repeated beyond it."""
         matrix = self.matrix(landmarks)
         corners = np.array([[0, 0, 1], [self.size, 0, 1], [0, self.size, 1], [self.size, self.size, 1]])
-        window, (left, top) = around(image, corners @ cv2.invertAffineTransform(matrix).T)
+        window, (left, top) = window_around(image, corners @ cv2.invertAffineTransform(matrix).T)
         matrix[:, 2] += matrix[:, :2] @ (left, top)
         return sample_crop(window, matrix, self.size)
 
@@ -263,10 +265,10 @@ def mouth_patch(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Return the grey mouth patch ``[48, 64]`` uint8, one canonical unit wide, of a frame ``[H, W, 3]`` RGB."""
     height, width = MOUTH_PATCH
     pixels = width / _PATCH_WIDTH
-    matrix = to_canonical(landmarks) * pixels
+    matrix = canonical_transform(landmarks) * pixels
     matrix[:, 2] += np.array([width, height]) / 2 - np.array(_PATCH_CENTRE) * pixels
     to_image = cv2.invertAffineTransform(matrix)
-    window, (left, top) = around(
+    window, (left, top) = window_around(
         frame, np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]) @ to_image.T
     )
     matrix[:, 2] += matrix[:, :2] @ (left, top)
@@ -274,7 +276,7 @@ def mouth_patch(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(grey, matrix, (width, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
 
 
-def around(frame: np.ndarray, places: np.ndarray, room: float = 2.0) -> tuple[np.ndarray, tuple[int, int]]:
+def window_around(frame: np.ndarray, places: np.ndarray, room: float = 2.0) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the part of a frame ``[H, W, 3]`` around some points, and its left and top.
 
     Of a large picture only the part that is used needs to be read.

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.containers import native_chatter_silenced
+from flowportrait.media.containers import silence_native_stderr
 
 # --- MediaPipe's landmarker without the rest of MediaPipe -------------------------------
 #
@@ -34,7 +34,7 @@ from flowportrait.media.containers import native_chatter_silenced
 # of that: they are imported while the packages above them exist without their ``__init__`` having run. Afterwards
 # ``sys.modules`` is restored, so code that imports mediapipe in the same process gets the whole package.
 
-SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+FACE_LANDMARKER_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 """Hash of the shipped model file."""
 
 
@@ -137,7 +137,7 @@ N_BLENDSHAPES = 52
 
 
 @dataclass(frozen=True)
-class Faces:
+class TrackedFace:
     """One face per frame of a clip.
 
     Attributes:
@@ -179,7 +179,7 @@ class FaceTracker:
         )
         self._still = still
         self._face_number, self._first_shot = face, True
-        with native_chatter_silenced():
+        with silence_native_stderr():
             self._landmarker: Any = api.FaceLandmarker.create_from_options(options)
         self._is_loaded = False
         self._time_ms = 0
@@ -199,7 +199,7 @@ class FaceTracker:
             result = self._detect_raw(image)
         else:
             # The first detection loads the networks, which print messages too.
-            with native_chatter_silenced():
+            with silence_native_stderr():
                 result = self._detect_raw(image)
             self._is_loaded = True
         height, width = frame.shape[:2]
@@ -221,7 +221,7 @@ class FaceTracker:
 
     def track(
         self, frames: Iterable[np.ndarray], inspect: Callable[[np.ndarray, np.ndarray | None], None] | None = None
-    ) -> Faces:
+    ) -> TrackedFace:
         """Follow one face through ``frames`` (``[H, W, 3]`` uint8 RGB).
 
         Args:
@@ -243,7 +243,7 @@ class FaceTracker:
             landmarks.append(points)
             blendshapes.append(shapes)
             valid.append(bool(faces))
-        return Faces(
+        return TrackedFace(
             np.array(landmarks, np.float32).reshape(-1, N_LANDMARKS, 3),
             np.array(blendshapes, np.float32).reshape(-1, N_BLENDSHAPES),
             np.array(valid, bool),
@@ -279,12 +279,12 @@ def face_height(landmarks: np.ndarray) -> float:
     return float(np.ptp(landmarks[:, 1]))
 
 
-def extent(landmarks: np.ndarray) -> float:
+def face_extent(landmarks: np.ndarray) -> float:
     """Return the longer side in pixels of the box that holds landmarks ``[478, ≥ 2]``."""
     return float(np.ptp(landmarks[:, :2], axis=0).max())
 
 
-def yaw(landmarks: np.ndarray) -> float:
+def face_yaw(landmarks: np.ndarray) -> float:
     """Return by how many degrees a face is turned aside: the slant of its eye line in depth.
 
     Args:
@@ -294,7 +294,7 @@ def yaw(landmarks: np.ndarray) -> float:
     return float(np.degrees(np.arctan2(across[2], np.hypot(across[0], across[1]))))
 
 
-def roll(landmarks: np.ndarray) -> float:
+def face_roll(landmarks: np.ndarray) -> float:
     """Return by how many degrees (−180 to 180) a face is rolled to its side: the slant of its eye line in the picture.
 
     Args:
@@ -304,7 +304,7 @@ def roll(landmarks: np.ndarray) -> float:
     return float(np.degrees(np.arctan2(across[1], across[0])))
 
 
-def bridge(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def interpolate_missing_frames(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Fill the frames of tracks ``[T, ...]`` that are not valid by linear interpolation, held constant at the ends."""
     if valid.all():
         return values.astype(np.float32)

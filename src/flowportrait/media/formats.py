@@ -41,7 +41,7 @@ class OutputFormat:
     streamed: bool = False
 
 
-FORMATS = {
+OUTPUT_FORMATS = {
     form.suffix: form
     for form in (
         OutputFormat(".mp4", "mp4", "video/mp4", "libx264", "aac", frozenset({"aac", "mp3", "opus"}), streamed=True),
@@ -60,10 +60,10 @@ def output_format(path: str | Path) -> OutputFormat:
     """Return the format that a file name asks for by its suffix.
 
     Raises:
-        BadInput: the suffix is none of ``FORMATS``.
+        BadInput: the suffix is none of ``OUTPUT_FORMATS``.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        *others, last = FORMATS
+    if suffix not in OUTPUT_FORMATS:
+        *others, last = OUTPUT_FORMATS
         raise BadInput(f"Cannot write {path}: the name must end in {', '.join(others)} or {last}.")
-    return FORMATS[suffix]
+    return OUTPUT_FORMATS[suffix]

@@ -11,15 +11,15 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.colour import to_srgb
-from flowportrait.media.containers import check_is_file, open_media, sound_stream, video_stream
+from flowportrait.media.containers import check_is_file, main_sound_stream, main_video_stream, open_media
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-MOST_PIXELS = 200_000_000
+MAX_IMAGE_PIXELS = 200_000_000
 """Pixels of the largest picture that is read."""
-WHITE = (255, 255, 255)
+WHITE_BACKGROUND = (255, 255, 255)
 
 _FORMATS = {
     "JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "ICO", "TGA", "PCX", "SGI", "PSD",
@@ -33,7 +33,7 @@ _HEAD = 1 << 16
 _BAND_PIXELS = 4_000_000
 
 
-def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+def read_image(path: str | Path, background: tuple[int, int, int] = WHITE_BACKGROUND) -> np.ndarray:
     """Decode ``path`` to ``[H, W, 3]`` uint8 RGB.
 
     Colours are converted to sRGB from the space that the file states (``media.colour``), camera rotation (EXIF) is
@@ -51,9 +51,9 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np
         with path.open("rb") as file:
             opened = _open(file)
             if opened is not None:
-                if opened.width * opened.height > MOST_PIXELS:
+                if opened.width * opened.height > MAX_IMAGE_PIXELS:
                     raise BadInput(
-                        f"{path} has {opened.width}x{opened.height} px, over {MOST_PIXELS // 10**6} megapixels: "
+                        f"{path} has {opened.width}x{opened.height} px, over {MAX_IMAGE_PIXELS // 10**6} megapixels: "
                         "give a smaller picture."
                     )
                 file.seek(0)
@@ -69,7 +69,7 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> np
     raise BadInput(_not_a_picture_message(path))
 
 
-def from_pillow(image: Image.Image, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+def pillow_to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE_BACKGROUND) -> np.ndarray:
     """Return the pixels ``[H, W, 3]`` uint8 RGB of a Pillow image, converted as by ``read_image``.
 
     The image itself is not changed.
@@ -77,7 +77,7 @@ def from_pillow(image: Image.Image, background: tuple[int, int, int] = WHITE) ->
     return _decode(image.copy(), b"", background)
 
 
-def is_picture(path: str | Path) -> bool:
+def is_image_file(path: str | Path) -> bool:
     """Return whether a file is a picture by its first bytes, complete or damaged."""
     try:
         with open(path, "rb") as file:
@@ -150,9 +150,9 @@ def _not_a_picture_message(path: Path) -> str:
     """Return the message for a file that is no picture: people give their video or their speech as a photo."""
     try:
         with open_media(path) as container:
-            if video_stream(container) is not None:
+            if main_video_stream(container) is not None:
                 return f"{path} is a video, not a picture: give it as --video, or a frame of it as a picture."
-            if sound_stream(container) is not None:
+            if main_sound_stream(container) is not None:
                 return f"{path} is sound, not a picture: give it as --audio."
     except (av.FFmpegError, OSError, BadInput):
         pass

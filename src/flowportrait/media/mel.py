@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from flowportrait.media.audio import SAMPLE_RATE
 
 N_MELS = 80
-HOP = 160
-WINDOW = 400
+HOP_LENGTH = 160
+WINDOW_LENGTH = 400
 MELS_PER_FRAME = 4
-SAMPLES_PER_FRAME = HOP * MELS_PER_FRAME
+SAMPLES_PER_FRAME = HOP_LENGTH * MELS_PER_FRAME
 
 _FLOOR = 1e-6
 _SPEECH_RMS = 0.05
@@ -33,10 +33,10 @@ _BLOCKS_PER_WINDOW = 5
 
 
 @lru_cache(maxsize=1)
-def filters() -> torch.Tensor:
+def mel_filterbank() -> torch.Tensor:
     """Return Slaney's triangular filters of unit area ``[257, 80]``, 50 to 7600 Hz, evenly spaced on the mel scale."""
-    low, high = slaney_mel(np.array([50.0, 7600.0]))
-    corners = slaney_hertz(np.linspace(low, high, N_MELS + 2))
+    low, high = hertz_to_mel(np.array([50.0, 7600.0]))
+    corners = mel_to_hertz(np.linspace(low, high, N_MELS + 2))
     bins = np.linspace(0, SAMPLE_RATE // 2, 257)
     width = np.diff(corners)
     slopes = corners[None] - bins[:, None]
@@ -45,14 +45,14 @@ def filters() -> torch.Tensor:
     return torch.from_numpy(bank.astype(np.float32))
 
 
-def slaney_mel(hertz: np.ndarray) -> np.ndarray:
+def hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
     """Convert hertz to Slaney's mel scale: linear below 1 kHz, logarithmic above."""
     above = 15.0 + np.log(np.maximum(hertz, 1000.0) / 1000.0) * (27.0 / np.log(6.4))
     return np.where(hertz >= 1000.0, above, 3.0 * hertz / 200.0)
 
 
-def slaney_hertz(mel: np.ndarray) -> np.ndarray:
-    """Convert Slaney's mel scale to hertz, the inverse of ``slaney_mel``."""
+def mel_to_hertz(mel: np.ndarray) -> np.ndarray:
+    """Convert Slaney's mel scale to hertz, the inverse of ``hertz_to_mel``."""
     above = 1000.0 * np.exp(np.log(6.4) / 27.0 * (np.maximum(mel, 15.0) - 15.0))
     return np.where(mel >= 15.0, above, 200.0 * mel / 3.0)
 
@@ -69,18 +69,18 @@ def log_mel(audio: np.ndarray | torch.Tensor) -> torch.Tensor:
     """
     wave = torch.as_tensor(audio, dtype=torch.float32)
     columns = frame_count(wave) * MELS_PER_FRAME
-    centre = HOP // 2
-    left = WINDOW // 2 - centre
-    right = (columns - 1) * HOP + centre + WINDOW // 2 - wave.shape[-1]
-    frames = F.pad(wave, (left, right)).unfold(-1, WINDOW, HOP)
-    spectrum = torch.fft.rfft(frames * torch.hann_window(WINDOW), n=512).abs().square()
-    return (torch.log(spectrum @ filters() + _FLOOR) + 9.5) / 4.0
+    centre = HOP_LENGTH // 2
+    left = WINDOW_LENGTH // 2 - centre
+    right = (columns - 1) * HOP_LENGTH + centre + WINDOW_LENGTH // 2 - wave.shape[-1]
+    frames = F.pad(wave, (left, right)).unfold(-1, WINDOW_LENGTH, HOP_LENGTH)
+    spectrum = torch.fft.rfft(frames * torch.hann_window(WINDOW_LENGTH), n=512).abs().square()
+    return (torch.log(spectrum @ mel_filterbank() + _FLOOR) + 9.5) / 4.0
 
 
 # --- Loudness ---------------------------------------------------------------------------
 
 
-def level(audio: np.ndarray, block: int = HOP) -> np.ndarray:
+def normalize_loudness(audio: np.ndarray, block: int = HOP_LENGTH) -> np.ndarray:
     """Bring speech ``[N]`` to a common loudness, an RMS of 0.05 over its louder half.
 
     Silence and quiet noise are left unchanged.
@@ -89,28 +89,28 @@ def level(audio: np.ndarray, block: int = HOP) -> np.ndarray:
         audio: samples ``[N]``.
         block: samples in 10 ms.
     """
-    factor = level_gain(audio, block)
+    factor = loudness_gain(audio, block)
     return audio if factor == 1.0 else (audio * factor).clip(-1.0, 1.0).astype(np.float32)
 
 
-def level_gain(audio: np.ndarray, block: int = HOP) -> float:
-    """Return the factor by which ``level`` multiplies samples ``[N]``."""
+def loudness_gain(audio: np.ndarray, block: int = HOP_LENGTH) -> float:
+    """Return the factor by which ``normalize_loudness`` multiplies samples ``[N]``."""
     blocks = audio[: len(audio) // block * block].reshape(-1, block)
-    return gain((blocks.astype(np.float64) ** 2).mean(1)) if len(blocks) else 1.0
+    return loudness_gain_from_power((blocks.astype(np.float64) ** 2).mean(1)) if len(blocks) else 1.0
 
 
-def raise_quiet(audio: np.ndarray) -> np.ndarray:
+def normalize_quiet_recording(audio: np.ndarray) -> np.ndarray:
     """Return a whole recording ``[N]`` at 16 kHz with quiet speech raised to the common loudness.
 
     In a stream the first words of quiet speech would pass before it is known to be speech. Other recordings are
     unchanged.
     """
-    power = (audio[: len(audio) // HOP * HOP].reshape(-1, HOP).astype(np.float64) ** 2).mean(1)
-    return level(audio) if len(power) and _loudness(power) < QUIET_RMS else audio
+    power = (audio[: len(audio) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH).astype(np.float64) ** 2).mean(1)
+    return normalize_loudness(audio) if len(power) and _loudness(power) < QUIET_RMS else audio
 
 
-def gain(power: np.ndarray) -> float:
-    """Return the factor that ``level`` applies, from the mean power of 10 ms blocks ``[n]``.
+def loudness_gain_from_power(power: np.ndarray) -> float:
+    """Return the factor that ``normalize_loudness`` applies, from the mean power of 10 ms blocks ``[n]``.
 
     It is 1 for silence and for quiet sound that is as even as noise.
     """

@@ -76,15 +76,15 @@ def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
 
 # --- The detector -----------------------------------------------------------------------
 
-VIEW = CanonicalView(left=-1.0, top=-0.45, size=64, scale=32.0)
+OCCLUSION_VIEW = CanonicalView(left=-1.0, top=-0.45, size=64, scale=32.0)
 """The part of a face that is the network's input: from above the brows to below the chin."""
 
-CELL = 4
+CELL_PIXELS = 4
 """Side of the cells that the network judges, in pixels."""
 
-MODEL = Path(str(files("flowportrait") / "weights" / "occlusion" / "model.onnx"))
+OCCLUSION_MODEL_PATH = Path(str(files("flowportrait") / "weights" / "occlusion" / "model.onnx"))
 
-COVERED = 0.3
+COVERED_THRESHOLD = 0.3
 """Share of mouth and jaw from which on they count as covered, where a single picture is judged."""
 
 _MOUTH = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
@@ -97,7 +97,7 @@ _MOUTH_SHARE = 0.5
 class OcclusionDetector:
     """The trained network, loaded once; several threads may use it."""
 
-    def __init__(self, model: Path = MODEL, device: Device | None = None) -> None:
+    def __init__(self, model: Path = OCCLUSION_MODEL_PATH, device: Device | None = None) -> None:
         import onnxruntime
 
         from flowportrait.devices import onnx_providers
@@ -118,46 +118,48 @@ class OcclusionDetector:
 
         The mouth counts as much as all the rest. ``landmarks`` are those of the face, ``[478, 3]`` px.
         """
-        return self.view_share(VIEW.cut(image, landmarks), landmarks)
+        return self.covered_share_of_view(OCCLUSION_VIEW.cut(image, landmarks), landmarks)
 
-    def view_share(self, view: np.ndarray, landmarks: np.ndarray) -> float:
+    def covered_share_of_view(self, view: np.ndarray, landmarks: np.ndarray) -> float:
         """Return the ``covered_share`` of a face from its ``view`` ``[64, 64, 3]`` that was cut already."""
-        return lower_face_share(np.kron(self.covered_cells(view), np.ones((CELL, CELL), np.float32)), landmarks)
+        return covered_lower_face_share(
+            np.kron(self.covered_cells(view), np.ones((CELL_PIXELS, CELL_PIXELS), np.float32)), landmarks
+        )
 
 
-def lower_face_share(covered: np.ndarray, landmarks: np.ndarray) -> float:
+def covered_lower_face_share(covered: np.ndarray, landmarks: np.ndarray) -> float:
     """Return the mean of ``covered`` ``[64, 64]`` over mouth and jaw; the mouth has half of the weight.
 
     Args:
         landmarks: ``[478, ≥ 2]`` px of the picture that the view was cut from.
     """
-    matrix = VIEW.matrix(landmarks)
+    matrix = OCCLUSION_VIEW.matrix(landmarks)
     points = landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
     shares = []
     for group in (_MOUTH, _JAW):
-        inside = np.zeros((VIEW.size, VIEW.size), np.float32)
+        inside = np.zeros((OCCLUSION_VIEW.size, OCCLUSION_VIEW.size), np.float32)
         cv2.fillConvexPoly(inside, cv2.convexHull(np.round(points[group]).astype(np.int32)), 1.0)
         shares.append(float((covered * inside).sum()) / max(float(inside.sum()), 1.0))
     return _MOUTH_SHARE * shares[0] + (1 - _MOUTH_SHARE) * shares[1]
 
 
-def mouth_covered(image: np.ndarray, landmarks: np.ndarray) -> bool:
+def is_mouth_covered(image: np.ndarray, landmarks: np.ndarray) -> bool:
     """Return whether something is in front of the mouth of a face in ``image`` ``[H, W, 3]`` uint8.
 
     ``landmarks`` are those of the face, ``[478, 3]`` px.
     """
-    return OcclusionDetector().covered_share(image, landmarks) > COVERED
+    return OcclusionDetector().covered_share(image, landmarks) > COVERED_THRESHOLD
 
 
 # --- Faces that the picture cuts off ----------------------------------------------------
 
 
-def mouth_outside(shape: tuple[int, ...], landmarks: np.ndarray) -> bool:
+def is_mouth_outside(shape: tuple[int, ...], landmarks: np.ndarray) -> bool:
     """Return whether lips of ``landmarks`` ``[478, ≥ 2]`` px lie beyond the edge of a picture of ``shape``."""
     return _outside_share(shape, landmarks[_MOUTH]) > 0.1
 
 
-def cut_by_edge(shape: tuple[int, ...], landmarks: np.ndarray) -> str | None:
+def part_cut_by_edge(shape: tuple[int, ...], landmarks: np.ndarray) -> str | None:
     """Return which part of a face lies beyond the edge of a picture, None where hardly anything does.
 
     Args:
@@ -167,7 +169,7 @@ def cut_by_edge(shape: tuple[int, ...], landmarks: np.ndarray) -> str | None:
     Returns:
         ``"mouth"``, ``"chin"`` or ``"face"``.
     """
-    if mouth_outside(shape, landmarks):
+    if is_mouth_outside(shape, landmarks):
         return "mouth"
     if _outside_share(shape, landmarks[_CHIN]) > 0.5:
         return "chin"

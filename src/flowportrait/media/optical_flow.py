@@ -22,14 +22,14 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.devices import device_of, once_per_device, place
+from flowportrait.devices import cached_per_device, device_of, place_network
 from flowportrait.errors import BadInput
 
 FlowName = Literal["dis", "raft"]
 RAFT_FILE = "raft_small_C_T_V2-01064c6d.pth"
 RAFT_SIDE = 192
 """Pixels of a side to which ``between`` enlarges pictures: RAFT needs at least 128."""
-VIDEO_UPDATES = 8
+RAFT_VIDEO_UPDATES = 8
 """Refinement steps of RAFT for frames in a batch; single pictures get torchvision's usual 12."""
 
 
@@ -38,7 +38,7 @@ class OpticalFlow(Protocol):
 
     @property
     def name(self) -> str:
-        """The name by which ``build_flow`` finds it."""
+        """The name by which ``build_optical_flow`` finds it."""
 
     def __call__(self, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
         """Return the backward flow ``[N, H, W, 2]`` between RGB frames ``[N, 3, H, W]`` in [0, 1]."""
@@ -47,7 +47,7 @@ class OpticalFlow(Protocol):
         """Return the forward flow ``[H, W, 2]`` between two grey pictures ``[H, W]`` uint8."""
 
 
-class Dis:
+class DisFlow:
     """Dense inverse search of OpenCV, about a millisecond per pair of 128 px.
 
     Args:
@@ -69,7 +69,7 @@ class Dis:
         return cv2.DISOpticalFlow.create(presets[self.preset]).calc(first, second, None)
 
 
-class Raft:
+class RaftFlow:
     """RAFT-small of torchvision, with the weights in a file or, without one, those that torchvision downloads."""
 
     name = "raft"
@@ -80,7 +80,7 @@ class Raft:
     @torch.no_grad()
     def __call__(self, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
         before, after = (2 * frames.to(device_of(self._net)) - 1 for frames in (before, after))
-        flow = self._net(after, before, num_flow_updates=VIDEO_UPDATES)[-1]
+        flow = self._net(after, before, num_flow_updates=RAFT_VIDEO_UPDATES)[-1]
         return flow.permute(0, 2, 3, 1).cpu().numpy()
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class Raft:
         return cv2.resize(field, (side, side), interpolation=cv2.INTER_AREA) * (side / RAFT_SIDE)
 
 
-def build_flow(name: str, weights: Path | None = None) -> OpticalFlow:
+def build_optical_flow(name: str, weights: Path | None = None) -> OpticalFlow:
     """Return the optical flow of that name, ``dis`` or ``raft``.
 
     Raises:
@@ -104,10 +104,10 @@ def build_flow(name: str, weights: Path | None = None) -> OpticalFlow:
     """
     if name not in ("dis", "raft"):
         raise BadInput(f"No optical flow named {name!r}: choose dis or raft.")
-    return Dis() if name == "dis" else Raft(weights)
+    return DisFlow() if name == "dis" else RaftFlow(weights)
 
 
-@once_per_device
+@cached_per_device
 def best_installed_flow() -> OpticalFlow:
     """Return RAFT where torchvision and its weights are on this machine, DIS otherwise; nothing is downloaded.
 
@@ -115,13 +115,13 @@ def best_installed_flow() -> OpticalFlow:
     """
     weights = _installed_raft_weights()
     if weights is None:
-        return Dis("medium")
+        return DisFlow("medium")
     try:
-        return Raft(weights)
+        return RaftFlow(weights)
     except (ImportError, RuntimeError, BadInput) as error:
         # A torchvision that was built for another torch fails here and not when its presence is checked.
         warnings.warn(f"RAFT cannot be used, DIS measures the flow ({str(error).splitlines()[0]}).", stacklevel=2)
-        return Dis("medium")
+        return DisFlow("medium")
 
 
 def _installed_raft_weights() -> Path | None:
@@ -132,7 +132,7 @@ def _installed_raft_weights() -> Path | None:
     return path if path.is_file() else None
 
 
-@once_per_device
+@cached_per_device
 def _load_raft(weights: Path | None) -> Any:
     try:
         from torchvision.models.optical_flow import Raft_Small_Weights, raft_small
@@ -142,7 +142,7 @@ def _load_raft(weights: Path | None) -> Any:
         ) from error
     if weights is None:
         try:
-            return place(raft_small(weights=Raft_Small_Weights.DEFAULT, progress=False).eval())
+            return place_network(raft_small(weights=Raft_Small_Weights.DEFAULT, progress=False).eval())
         except OSError as error:
             raise BadInput(f"RAFT's weights cannot be fetched ({error}): give their file as flow_weights.") from error
     if not weights.is_file():
@@ -152,14 +152,14 @@ def _load_raft(weights: Path | None) -> Any:
         stored = torch.load(weights, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise BadInput(f"{weights} holds no RAFT-small weights: {str(error).splitlines()[0]}.") from error
-    net.load_state_dict(tensors_by_name(stored, net.state_dict(), weights))
-    return place(net.eval().requires_grad_(False))
+    net.load_state_dict(read_raft_tensors(stored, net.state_dict(), weights))
+    return place_network(net.eval().requires_grad_(False))
 
 
 # --- Weights of RAFT --------------------------------------------------------------------
 
 
-def tensors_by_name(stored: Any, expected: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+def read_raft_tensors(stored: Any, expected: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file of RAFT-small's weights by torchvision's names.
 
     Args:
@@ -172,7 +172,7 @@ def tensors_by_name(stored: Any, expected: Mapping[str, torch.Tensor], path: Pat
     """
     if not isinstance(stored, Mapping):
         raise BadInput(f"{path} holds no RAFT-small weights: it is a {type(stored).__name__} and not tensors by name.")
-    tensors = {torchvision_name(str(name)): tensor for name, tensor in stored.items()}
+    tensors = {torchvision_raft_name(str(name)): tensor for name, tensor in stored.items()}
     if different := sorted(tensors.keys() ^ expected.keys()):
         problem = "lacks" if different[0] in expected else "has an unknown"
         raise BadInput(f"{path} holds no RAFT-small weights: it {problem} {different[0]}.")
@@ -183,7 +183,7 @@ def tensors_by_name(stored: Any, expected: Mapping[str, torch.Tensor], path: Pat
     return tensors
 
 
-AUTHORS_NAMES = (
+RAFT_NAME_PATTERNS = (
     (r"^module\.", ""),
     (r"^fnet\.", "feature_encoder."),
     (r"^cnet\.", "context_encoder."),
@@ -198,8 +198,8 @@ AUTHORS_NAMES = (
 """Patterns of the names in the authors' file (princeton-vl/RAFT), and torchvision's names for the same weights."""
 
 
-def torchvision_name(name: str) -> str:
+def torchvision_raft_name(name: str) -> str:
     """Return torchvision's name of a weight in the authors' file; torchvision's own names are returned unchanged."""
-    for pattern, replacement in AUTHORS_NAMES:
+    for pattern, replacement in RAFT_NAME_PATTERNS:
         name = re.sub(pattern, replacement, name)
     return name

@@ -17,8 +17,8 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.crop import apply_affine, crop_transform, resize_transform, sample_crop
-from flowportrait.media.faces import FaceTracker, extent, roll, yaw
-from flowportrait.media.occlusion import cut_by_edge, mouth_covered
+from flowportrait.media.faces import FaceTracker, face_extent, face_roll, face_yaw
+from flowportrait.media.occlusion import is_mouth_covered, part_cut_by_edge
 
 # --- Finding faces ----------------------------------------------------------------------
 #
@@ -27,11 +27,11 @@ from flowportrait.media.occlusion import cut_by_edge, mouth_covered
 # The detector reduces its input to 128 px, so small faces are missed in the whole picture. Faces found in tiles must be
 # found again, in the same place, in two closer views: a coffee cup is taken for a face once, but not three times.
 
-Found = tuple[np.ndarray, np.ndarray]
+DetectedFace = tuple[np.ndarray, np.ndarray]
 """A detected face: landmarks ``[478, 3]`` px and blendshapes ``[52]``."""
 
-MOST_FACES = 8
-SMALLEST_PX = 24.0
+MAX_PHOTO_FACES = 8
+MIN_FACE_PX = 24.0
 """Height in px of the smallest face that is accepted."""
 _SEARCH_SIDE = 1024
 _AGREEMENT = 0.05
@@ -40,44 +40,44 @@ _UPRIGHT = 30.0
 """Degrees of roll up to which a face counts as upright."""
 
 
-def find_faces(image: np.ndarray) -> list[Found]:
+def find_faces(image: np.ndarray) -> list[DetectedFace]:
     """Return the faces in ``image`` ``[H, W, 3]`` uint8 RGB with landmarks in its pixels, largest first."""
-    with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
+    with FaceTracker(still=True, max_faces=MAX_PHOTO_FACES) as tracker:
         for search_index, windows in enumerate(_search_windows(image.shape[:2])):
-            faces: list[Found] = []
+            faces: list[DetectedFace] = []
             for x, y, side in windows:
                 for face in _detect_window(tracker, image, x, y, side):
-                    if not any(same_face(face[0], other[0]) for other in faces):
+                    if not any(is_same_face(face[0], other[0]) for other in faces):
                         faces.append(face)
             if search_index:
                 faces = [face for face in faces if _is_confirmed(tracker, image, face[0])]
             if faces:
-                return sorted(faces, key=lambda face: -extent(face[0]))
+                return sorted(faces, key=lambda face: -face_extent(face[0]))
     return []
 
 
-def stands_when_turned(image: np.ndarray) -> bool:
+def has_upright_face_when_rotated(image: np.ndarray) -> bool:
     """Return whether a face stands upright in ``image`` once it is rotated by one, two or three quarter turns."""
-    return any(True for _ in faces_when_turned(image))
+    return any(True for _ in faces_in_rotated_image(image))
 
 
-def faces_when_turned(image: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def faces_in_rotated_image(image: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield rotated copies of ``image`` in which a face stands upright, each with the landmarks ``[478, 3]`` of that
     face.
 
     It is rotated by one, three and two quarter turns; landmarks are in px of the copy.
     """
-    with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
+    with FaceTracker(still=True, max_faces=MAX_PHOTO_FACES) as tracker:
         for quarters in (1, 3, 2):
             rotated = np.ascontiguousarray(np.rot90(image, quarters))
             for points, _ in _detect_window(tracker, rotated, 0, 0, max(rotated.shape[:2])):
-                if abs(roll(points)) < _UPRIGHT and _is_confirmed(tracker, rotated, points):
+                if abs(face_roll(points)) < _UPRIGHT and _is_confirmed(tracker, rotated, points):
                     yield rotated, points
 
 
 def _is_confirmed(tracker: FaceTracker, image: np.ndarray, landmarks: np.ndarray) -> bool:
     """Return whether a face is found again, in the same place, in two closer views."""
-    size, centre = extent(landmarks), landmarks[:, :2].mean(0)
+    size, centre = face_extent(landmarks), landmarks[:, :2].mean(0)
     for room in (1.6, 2.4):
         side = round(room * size)
         x, y = np.round(centre - side / 2).astype(int)
@@ -96,7 +96,7 @@ def _search_windows(shape: tuple[int, int]) -> Iterator[list[tuple[int, int, int
     yield [(-pad, -pad, max(shape) + 2 * pad)]
     for divisor in (1, 2, 3, 5):
         side = min(shape) // divisor
-        if side >= 2 * SMALLEST_PX:
+        if side >= 2 * MIN_FACE_PX:
             yield [(x, y, side) for y in _tile_starts(height, side) for x in _tile_starts(width, side)]
 
 
@@ -105,7 +105,7 @@ def _tile_starts(length: int, side: int) -> list[int]:
     return sorted({int(start) for start in np.linspace(0, length - side, max(count, 1))})
 
 
-def _detect_window(tracker: FaceTracker, image: np.ndarray, x: int, y: int, side: int) -> list[Found]:
+def _detect_window(tracker: FaceTracker, image: np.ndarray, x: int, y: int, side: int) -> list[DetectedFace]:
     scale = min(1.0, _SEARCH_SIDE / side) if side > 256 else 512 / side
     size = round(side * scale)
     matrix = np.array([[scale, 0, -x * scale], [0, scale, -y * scale]])
@@ -114,15 +114,15 @@ def _detect_window(tracker: FaceTracker, image: np.ndarray, x: int, y: int, side
     return [(apply_affine(to_image, points), shapes) for points, shapes in faces]
 
 
-def same_face(a: np.ndarray, b: np.ndarray) -> bool:
+def is_same_face(a: np.ndarray, b: np.ndarray) -> bool:
     """Return whether two sets of landmarks lie in the same place."""
     gap = np.linalg.norm(a[:, :2].mean(0) - b[:, :2].mean(0))
-    return bool(gap < 0.4 * max(extent(a), extent(b)))
+    return bool(gap < 0.4 * max(face_extent(a), face_extent(b)))
 
 
 # --- Photo and portrait -----------------------------------------------------------------
 
-LARGEST_SIDE = 1920
+MAX_VIDEO_SIDE = 1920
 """Longer side in px of a picture that ordinary video players accept."""
 
 _SMALL_FACE_PX = 64.0
@@ -146,7 +146,7 @@ class Photo:
     shown: np.ndarray
 
     @classmethod
-    def for_video(cls, pixels: np.ndarray, side: int = LARGEST_SIDE) -> Photo:
+    def for_video(cls, pixels: np.ndarray, side: int = MAX_VIDEO_SIDE) -> Photo:
         """Return a photo that is shown with at most ``side`` px on its longer side."""
         return cls(pixels, _scaled_down(pixels, side))
 
@@ -189,8 +189,12 @@ class Portrait:
         photo = image if isinstance(image, Photo) else Photo(image, image)
         image, shrink = photo.shown, photo.shown.shape[0] / photo.pixels.shape[0]
         landmarks, blendshapes = _choose_face(_find_faces_or_fail(image, name), face, name)
-        height, yaw_degrees, roll_degrees = extent(landmarks) / shrink, abs(yaw(landmarks)), abs(roll(landmarks))
-        if height < SMALLEST_PX:
+        height, yaw_degrees, roll_degrees = (
+            face_extent(landmarks) / shrink,
+            abs(face_yaw(landmarks)),
+            abs(face_roll(landmarks)),
+        )
+        if height < MIN_FACE_PX:
             raise BadInput(f"The face in {name} is only {height:.0f} px high: give a larger one.")
         if height < _SMALL_FACE_PX:
             warnings.warn(f"The face in {name} is only {height:.0f} px high and will be soft.", stacklevel=2)
@@ -208,15 +212,15 @@ class Portrait:
         to_crop = crop_transform(landmarks, image.shape[:2], size)
         to_shown = np.vstack([resize_transform(photo.pixels.shape, image.shape), [0, 0, 1]])
         crop = sample_crop(photo.pixels, to_crop @ to_shown, size)
-        cut_off = cut_by_edge(image.shape, landmarks)
+        cut_off = part_cut_by_edge(image.shape, landmarks)
         landmarks = apply_affine(to_crop, landmarks)
-        with FaceTracker(still=True, max_faces=MOST_FACES) as tracker:
-            redetected = [face for face in tracker.detect(crop) if same_face(face[0], landmarks)]
+        with FaceTracker(still=True, max_faces=MAX_PHOTO_FACES) as tracker:
+            redetected = [face for face in tracker.detect(crop) if is_same_face(face[0], landmarks)]
         if redetected:
             landmarks, blendshapes = redetected[0]
         if cut_off:
             warnings.warn(f"The {cut_off} in {name} is cut off by the photo's edge: the rest is made up.", stacklevel=2)
-        elif mouth_covered(crop, landmarks):
+        elif is_mouth_covered(crop, landmarks):
             warnings.warn(f"The mouth in {name} seems to be covered: lips will be drawn over it.", stacklevel=2)
         return cls(image, crop, landmarks.astype(np.float32), blendshapes, to_crop)
 
@@ -229,16 +233,16 @@ def _scaled_down(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def _find_faces_or_fail(image: np.ndarray, name: str) -> list[Found]:
+def _find_faces_or_fail(image: np.ndarray, name: str) -> list[DetectedFace]:
     faces = find_faces(image)
-    if not faces and stands_when_turned(image):
+    if not faces and has_upright_face_when_rotated(image):
         raise BadInput(f"No face stands upright in {name}, but one would if it were turned: rotate the photo upright.")
     if not faces:
         raise BadInput(f"No face found in {name}: give a photo with one clearly visible face.")
     return faces
 
 
-def _choose_face(faces: list[Found], face: int | None, name: str) -> Found:
+def _choose_face(faces: list[DetectedFace], face: int | None, name: str) -> DetectedFace:
     if face is None:
         if len(faces) > 1:
             warnings.warn(

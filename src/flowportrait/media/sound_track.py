@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from flowportrait.media.audio import Sound, iter_sound, to_mono
-from flowportrait.media.containers import open_media, origin, sound_stream
+from flowportrait.media.containers import main_sound_stream, open_media, start_time_of
 from flowportrait.media.formats import OutputFormat
 
 _RATES = {
@@ -48,7 +48,9 @@ class SoundTrack(Protocol):
         """Write the rest of a video that lasts ``seconds``, with silence where the sound is shorter."""
 
 
-def sound_track(container: Any, form: OutputFormat, sound: Path | Sound, seconds: float | None) -> SoundTrack | None:
+def add_sound_track(
+    container: Any, form: OutputFormat, sound: Path | Sound, seconds: float | None
+) -> SoundTrack | None:
     """Add the stream of ``sound`` to a container and return its track; None where the format has no sound.
 
     Args:
@@ -62,15 +64,15 @@ def sound_track(container: Any, form: OutputFormat, sound: Path | Sound, seconds
     """
     if form.audio_codec is None:
         return None
-    if isinstance(sound, Path) and seconds is not None and copyable(sound, form, seconds):
-        return CopiedSound(container, sound)
+    if isinstance(sound, Path) and seconds is not None and can_copy_sound(sound, form, seconds):
+        return CopiedSoundTrack(container, sound)
     pieces = iter([sound]) if isinstance(sound, Sound) else iter_sound(sound)
     first = next(pieces)
     blocks = (piece.samples for piece in chain([first], pieces))
-    return EncodedSound(container, form.audio_codec, first.rate, first.layout, blocks)
+    return EncodedSoundTrack(container, form.audio_codec, first.rate, first.layout, blocks)
 
 
-class EncodedSound:
+class EncodedSoundTrack:
     """A sound track that encodes samples to AAC or Opus."""
 
     def __init__(
@@ -142,13 +144,13 @@ class EncodedSound:
         return np.concatenate(pieces, axis=1) if pieces else self._pending[:, :0]
 
 
-class CopiedSound:
+class CopiedSoundTrack:
     """A sound track that copies a file's packets unchanged."""
 
     def __init__(self, container: Any, path: Path) -> None:
-        """Add the stream to a container; ``copyable`` tells whether this is possible."""
+        """Add the stream to a container; ``can_copy_sound`` tells whether this is possible."""
         self._container, self._source = container, open_media(path)
-        stream: Any = sound_stream(self._source)
+        stream: Any = main_sound_stream(self._source)
         self._start = stream.start_time or 0
         self._stream = container.add_stream_from_template(stream)
         self._packets = (packet for packet in self._source.demux(stream) if packet.size)
@@ -179,14 +181,14 @@ class CopiedSound:
         self._container.mux(packet)
 
 
-def copyable(path: Path, form: OutputFormat, seconds: float) -> bool:
+def can_copy_sound(path: Path, form: OutputFormat, seconds: float) -> bool:
     """Return whether a file's packets can be the sound of a video of ``seconds``: nothing to delay, pad or convert."""
     with open_media(path) as source:
-        stream = sound_stream(source)
+        stream = main_sound_stream(source)
         if stream is None or stream.codec_context.codec.canonical_name not in form.copied or not stream.time_base:
             return False
         start = stream.start_time or 0
-        if abs(float(start * stream.time_base) - origin(source)) > _LATE:
+        if abs(float(start * stream.time_base) - start_time_of(source)) > _LATE:
             return False
         end, kind = None, None
         for packet in source.demux(stream):

@@ -23,16 +23,16 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound, to_mono
-from flowportrait.media.containers import STREAMED
-from flowportrait.media.formats import FORMATS, OutputFormat, output_format
-from flowportrait.media.sound_track import EncodedSound
+from flowportrait.media.containers import STREAMED_WAV_LENGTH
+from flowportrait.media.formats import OUTPUT_FORMATS, OutputFormat, output_format
+from flowportrait.media.sound_track import EncodedSoundTrack
 from flowportrait.media.video import FPS
-from flowportrait.media.write_video import PictureTrack
+from flowportrait.media.write_video import VideoTrack
 
 # --- Pieces of sound --------------------------------------------------------------------
 
 
-class Tape:
+class SoundBuffer:
     """A buffer that passes sound on to the generator and keeps it until the frames that it belongs to are written.
 
     Iterate over it for the pieces as mono samples at 16 kHz; ``frame`` returns the original sound of a frame.
@@ -49,7 +49,7 @@ class Tape:
         self.start = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return speech_of(self._buffered_pieces())
+        return resample_to_speech(self._buffered_pieces())
 
     def _buffered_pieces(self) -> Iterator[Sound]:
         for piece in self.pieces:
@@ -67,7 +67,7 @@ class Tape:
         return Sound(self.kept.samples[:, : end - start], rate, self.kept.layout)
 
 
-def speech_of(pieces: Iterable[Sound]) -> Iterator[np.ndarray]:
+def resample_to_speech(pieces: Iterable[Sound]) -> Iterator[np.ndarray]:
     """Yield what the generator hears of sound in pieces of one rate: samples ``[n]`` float32, mono at 16 kHz."""
     resampler: Any = None
     for piece in pieces:
@@ -84,7 +84,7 @@ def speech_of(pieces: Iterable[Sound]) -> Iterator[np.ndarray]:
         yield _concatenate_frames(resampler.resample(None))
 
 
-def joined(pieces: Iterable[Sound]) -> Sound:
+def concatenate_sounds(pieces: Iterable[Sound]) -> Sound:
     """Return pieces of one rate and layout, at least one, as one sound."""
     sounds = list(pieces)
     return Sound(np.concatenate([piece.samples for piece in sounds], axis=1), sounds[0].rate, sounds[0].layout)
@@ -124,12 +124,12 @@ Taken for raw samples such files would be noise.
 """
 
 
-def read_stream(source: BinaryIO) -> Iterator[np.ndarray]:
-    """Yield mono samples ``[n]`` float32 at 16 kHz as they arrive; see ``iter_stream``."""
-    return speech_of(iter_stream(source))
+def read_speech_stream(source: BinaryIO) -> Iterator[np.ndarray]:
+    """Yield mono samples ``[n]`` float32 at 16 kHz as they arrive; see ``iter_sound_stream``."""
+    return resample_to_speech(iter_sound_stream(source))
 
 
-def iter_stream(source: BinaryIO) -> Iterator[Sound]:
+def iter_sound_stream(source: BinaryIO) -> Iterator[Sound]:
     """Yield sound as it arrives, with its own rate and channels.
 
     Args:
@@ -216,7 +216,7 @@ def _read_wav_header(source: BinaryIO) -> tuple[_SampleFormat, int | None]:
         if name == b"data" and sample_format:
             if size == 0xFFFF_FFFF and long_size:
                 return sample_format, long_size
-            return sample_format, size if 0 < size < STREAMED else None
+            return sample_format, size if 0 < size < STREAMED_WAV_LENGTH else None
         if name in (b"data", b"\0\0\0\0"):
             break
         if name not in (b"fmt ", b"ds64"):
@@ -290,7 +290,7 @@ class _Sink:
         return len(data)
 
 
-def write_stream(
+def write_video_stream(
     target: Path | BinaryIO,
     frames: Iterable[np.ndarray],
     sound: Callable[[int], Sound | np.ndarray],
@@ -316,7 +316,7 @@ def write_stream(
     Raises:
         BadInput: the file cannot be written.
     """
-    form = output_format(target) if isinstance(target, Path) else FORMATS[".mp4"]
+    form = output_format(target) if isinstance(target, Path) else OUTPUT_FORMATS[".mp4"]
     remaining = iter(frames)
     first = next(remaining, None)
     if first is None:
@@ -351,8 +351,8 @@ def _mux(
     with av.open(sink, "w", format=form.muxer, options=_STREAM_OPTIONS[form.muxer]) as container:
         container.metadata.update(tags or {})
         options = {"g": str(FRAGMENT_FRAMES)} | ({"tune": "zerolatency"} if form.video_codec == "libx264" else {})
-        pictures = PictureTrack(container, form.video_codec, Fraction(FPS), crf, shape, options)
-        voice: EncodedSound | None = None
+        pictures = VideoTrack(container, form.video_codec, Fraction(FPS), crf, shape, options)
+        voice: EncodedSoundTrack | None = None
         for frame in frames:
             if sink.error is not None:
                 break
@@ -364,7 +364,7 @@ def _mux(
             )
             if voice is None:
                 # Before the first packet: streams are added to an empty container.
-                voice = EncodedSound(container, str(form.audio_codec), piece.rate, piece.layout)
+                voice = EncodedSoundTrack(container, str(form.audio_codec), piece.rate, piece.layout)
             pictures.write(frame)
             voice.write(_fit_to_frame(piece, voice.written, pictures.count))
         pictures.close()

@@ -27,17 +27,17 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, has_audio, read_audio
-from flowportrait.media.colour import MOST_PIXELS, Display
+from flowportrait.media.colour import MAX_FRAME_PIXELS, DisplayConverter
 from flowportrait.media.containers import (
+    check_declared_length,
+    check_index_within_file,
     check_is_file,
-    check_length,
-    check_whole,
+    main_sound_stream,
+    main_video_stream,
     open_media,
-    origin,
-    sound_stream,
-    video_stream,
+    start_time_of,
 )
-from flowportrait.media.image import is_picture
+from flowportrait.media.image import is_image_file
 
 # --- Threads ----------------------------------------------------------------------------
 #
@@ -49,7 +49,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
+def map_in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
     """Yield ``work(item)`` for each of ``items`` in order, with several of them worked on at once.
 
     ``items`` are requested in the caller's thread. An error of ``work`` is raised where its result would be yielded.
@@ -85,11 +85,11 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
 # A cut is a change that exceeds the motion around it; a wave of the hand or a flickering lamp changes the picture
 # before and after as well.
 
-LEAST = 12.0
+MIN_CUT_CHANGE = 12.0
 """Smallest mean change of the thumbnail at a cut, of 255."""
-RATIO = 5.0
+MIN_CUT_RATIO = 5.0
 """Smallest ratio of the change at a cut to the median of the changes before it."""
-MEMORY, KNOWN = 12, 4
+CUT_HISTORY, MIN_CUT_HISTORY = 12, 4
 """How many past changes the median is taken of, and how many are needed to trust it."""
 _THUMBNAIL = (32, 18)
 _SAMPLED_SIDE = 144
@@ -101,7 +101,7 @@ class CutDetector:
 
     def __init__(self) -> None:
         self._previous: np.ndarray | None = None
-        self._changes: deque[float] = deque(maxlen=MEMORY)
+        self._changes: deque[float] = deque(maxlen=CUT_HISTORY)
 
     def __call__(self, frame: np.ndarray) -> bool:
         """Return whether ``frame`` ``[H, W, 3]`` uint8 begins a new shot; the first one of a video does not."""
@@ -112,10 +112,10 @@ class CutDetector:
             return False
         change = float(np.abs(thumbnail - previous).mean())
         usual_change = float(np.median(self._changes)) if self._changes else 0.0
-        if len(self._changes) < KNOWN:
+        if len(self._changes) < MIN_CUT_HISTORY:
             # Too few frames show how much this shot moves: assume a lot.
-            usual_change = max(usual_change, LEAST / 2)
-        if change > LEAST and change > RATIO * usual_change:
+            usual_change = max(usual_change, MIN_CUT_CHANGE / 2)
+        if change > MIN_CUT_CHANGE and change > MIN_CUT_RATIO * usual_change:
             self._changes.clear()
             return True
         self._changes.append(change)
@@ -137,7 +137,7 @@ def iter_frames(
     fps: float | Fraction = FPS,
     start: int = 0,
     longest: float | None = None,
-    most_pixels: int = MOST_PIXELS,
+    max_pixels: int = MAX_FRAME_PIXELS,
 ) -> Generator[np.ndarray, None, None]:
     """Yield RGB frames ``[H, W, 3]`` uint8 resampled in time to ``fps``, from number ``start`` on.
 
@@ -158,9 +158,9 @@ def iter_frames(
     path, fps = Path(path), float(fps)
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
-        emitted, last, begin, rgb = 0, None, origin(container), Display(path, stream, most_pixels)
+        emitted, last, begin, rgb = 0, None, start_time_of(container), DisplayConverter(path, stream, max_pixels)
         # The size of the pictures may grow within the file.
-        stream.codec_context.options = {"max_pixels": str(most_pixels)}
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
         try:
             for frame in _decode_from(container, stream, begin + (start - 1) / fps if start else None):
                 time = float(frame.time) if frame.time is not None else begin + emitted / fps
@@ -225,20 +225,20 @@ def _decode_from(container: Any, stream: Any, time: float | None) -> Iterator[An
 def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """Yield the opened file and its moving picture, after the checks that need no decoding."""
     check_is_file(path, "video")
-    check_length(path)
+    check_declared_length(path)
     try:
         container = open_media(path)
     except (av.FFmpegError, OSError) as error:
-        if is_picture(path):
+        if is_image_file(path):
             raise BadInput(f"{path} is a picture, not a video: give it as --image.") from error
         reason = _reason(error)
         raise BadInput(f"{path} cannot be opened as a video ({reason}): give an mp4, mov, webm or avi file.") from error
     with container:
-        stream = video_stream(container)
+        stream = main_video_stream(container)
         if stream is None:
-            advice = "its sound is given as --audio" if sound_stream(container) else "give a file with pictures"
+            advice = "its sound is given as --audio" if main_sound_stream(container) else "give a file with pictures"
             raise BadInput(f"{path} holds no video stream: {advice}.")
-        check_whole(container, path)
+        check_index_within_file(container, path)
         yield container, stream
 
 
@@ -261,7 +261,7 @@ def _reason(error: BaseException) -> str:
 # Headers are wrong or empty in recordings of browsers and phones; players go by time stamps. These are rounded, so a
 # rate within 0.2 % of the header's, or near a standard one, is taken for that rate.
 
-LARGEST_RATE = 240
+MAX_FRAME_RATE = 240
 """Largest plausible rate; a higher one is a fault of the file, or slow motion, which players show at less."""
 
 _STANDARD = [Fraction(rate) for rate in (24, 25, 30, 48, 50, 60, 100, 120, 240)]
@@ -278,14 +278,14 @@ class FrameRate(NamedTuple):
     frames: int
 
 
-def frame_rate(path: str | Path) -> FrameRate:
+def read_frame_rate(path: str | Path) -> FrameRate:
     """Return the rate and number of a video's frames, read from its packets without decoding them.
 
     It is 25 a second and a number of zero where the file does not state them.
     """
     try:
         with open_media(path) as container:
-            stream = video_stream(container)
+            stream = main_video_stream(container)
             if stream is None:
                 return FrameRate(Fraction(FPS), 0)
             # Some containers store decoding times only.
@@ -310,9 +310,9 @@ def _rounded_rate(measured: Fraction, declared: Fraction | None) -> Fraction:
     nearest = min(_STANDARD, key=lambda rate: abs(rate - measured))
     if abs(nearest - measured) < _STANDARD_TOLERANCE * measured:
         return nearest
-    if declared and abs(declared - measured) < _DECLARED_TOLERANCE * measured and declared <= LARGEST_RATE:
+    if declared and abs(declared - measured) < _DECLARED_TOLERANCE * measured and declared <= MAX_FRAME_RATE:
         return Fraction(declared)
-    return min(measured, Fraction(LARGEST_RATE)).limit_denominator(1001)
+    return min(measured, Fraction(MAX_FRAME_RATE)).limit_denominator(1001)
 
 
 # --- Clips of other people, within limits -----------------------------------------------
@@ -344,26 +344,26 @@ class ClipLimits:
     decoded: int
 
 
-SERVED = ClipLimits(seconds=120.0, pixels=3840 * 2160, decoded=2**30)
+SERVER_CLIP_LIMITS = ClipLimits(seconds=120.0, pixels=3840 * 2160, decoded=2**30)
 """Limits of a clip that came over a network: 54 s of 512 px."""
-LOCAL = ClipLimits(seconds=3600.0, pixels=8192 * 4320, decoded=8 * 2**30)
+LOCAL_CLIP_LIMITS = ClipLimits(seconds=3600.0, pixels=8192 * 4320, decoded=8 * 2**30)
 """Limits of a file on this computer that somebody else may have made."""
 
 
-def bounded_frames(path: Path, limits: ClipLimits = LOCAL) -> Iterator[np.ndarray]:
+def iter_bounded_frames(path: Path, limits: ClipLimits = LOCAL_CLIP_LIMITS) -> Iterator[np.ndarray]:
     """Yield frames as ``iter_frames`` does; nothing is kept, so ``decoded`` does not count.
 
     Raises:
         BadInput: as ``iter_frames``, or the file exceeds the limits.
     """
-    check_clip(path, limits)
-    for count, frame in enumerate(iter_frames(path, most_pixels=limits.pixels), 1):
+    check_clip_limits(path, limits)
+    for count, frame in enumerate(iter_frames(path, max_pixels=limits.pixels), 1):
         if count > limits.seconds * FPS + 1:
             raise _too_long_error(path, limits)
         yield frame
 
 
-def read_clip(path: Path, limits: ClipLimits = LOCAL) -> tuple[np.ndarray, np.ndarray | None]:
+def read_clip(path: Path, limits: ClipLimits = LOCAL_CLIP_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
     """Return frames ``[T, H, W, 3]`` uint8 and sound ``[N]`` float32 at 16 kHz, None where there is no sound.
 
     Raises:
@@ -372,8 +372,8 @@ def read_clip(path: Path, limits: ClipLimits = LOCAL) -> tuple[np.ndarray, np.nd
     """
     frames: np.ndarray | None = None
     count = 0
-    expected = round(check_clip(path, limits) * FPS) + FPS
-    for frame in bounded_frames(path, limits):
+    expected = round(check_clip_limits(path, limits) * FPS) + FPS
+    for frame in iter_bounded_frames(path, limits):
         if frames is None:
             most = limits.decoded // frame.nbytes
             # Memory that is never written to costs nothing; growing an array would hold it twice.
@@ -391,7 +391,7 @@ def read_clip(path: Path, limits: ClipLimits = LOCAL) -> tuple[np.ndarray, np.nd
     return frames[:count], audio
 
 
-def check_clip(path: Path, limits: ClipLimits) -> float:
+def check_clip_limits(path: Path, limits: ClipLimits) -> float:
     """Return the seconds that a file lasts by its packets or by its header, whichever is more; nothing is decoded.
 
     Raises:

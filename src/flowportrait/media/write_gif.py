@@ -19,7 +19,7 @@ import numpy as np
 
 from flowportrait.media.containers import file_url
 
-FASTEST = Fraction(50)
+MAX_GIF_FPS = Fraction(50)
 """Largest number of frames per second: browsers play a delay of one hundredth of a second as ten."""
 _HUNDREDTH = Fraction(1, 100)
 _DITHER = "dither=bayer:bayer_scale=5:diff_mode=rectangle"
@@ -113,7 +113,7 @@ def _encode(
     count: int,
     show_progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> None:
-    step = -(-fps // FASTEST)
+    step = -(-fps // MAX_GIF_FPS)
     last = (count - 1) // step * step
     options = {"final_delay": str(_hundredths(count, fps) - _hundredths(last, fps))}
     with (

@@ -26,7 +26,7 @@ from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.containers import file_url
 from flowportrait.media.formats import OutputFormat, output_format
-from flowportrait.media.sound_track import sound_track
+from flowportrait.media.sound_track import add_sound_track
 from flowportrait.media.video import FPS
 from flowportrait.media.write_gif import Progress, write_gif
 
@@ -38,7 +38,7 @@ _VP9_CRF = 10
 """Difference between the quality scales for about the same PSNR: VP9 counts from 0 to 63, H.264 from 0 to 51."""
 
 
-class PictureTrack:
+class VideoTrack:
     """The video stream of a container that is being written."""
 
     def __init__(
@@ -125,7 +125,7 @@ def _encoder_options(codec: str, crf: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def remux(given: Any, tracks: Sequence[Any], target: Path, tags: Mapping[str, str] | None = None) -> None:
+def remux_to_mp4(given: Any, tracks: Sequence[Any], target: Path, tags: Mapping[str, str] | None = None) -> None:
     """Copy ``tracks`` of an opened container unchanged into an mp4 that plays before it is loaded completely.
 
     Args:
@@ -278,8 +278,8 @@ def _write_container(
     options = {"movflags": flags[form.muxer]} if form.muxer in flags else {}
     with av.open(file_url(path), "w", format=form.muxer, options=options) as container:
         container.metadata.update(tags or {})
-        pictures = PictureTrack(container, form.video_codec, fps, crf, shape)
-        track = None if sound is None else sound_track(container, form, sound, seconds)
+        pictures = VideoTrack(container, form.video_codec, fps, crf, shape)
+        track = None if sound is None else add_sound_track(container, form, sound, seconds)
         for frame in frames:
             pictures.write(frame)
             if track is not None:

@@ -1,14 +1,14 @@
 """AR-Flow, the motion generator: an autoregressive flow over chunks of motion latents, and its checkpoints.
 
     token_i  = audio of chunk i  +  motion of chunk i−1  +  style      (a chunk is 4 frames × 30 numbers)
-    h_i      = backbone(token_1 … token_i), and predicted lips         (causal, KV cache; see ``LipReader``)
+    h_i      = backbone(token_1 … token_i), and predicted lips         (causal, KV cache; see ``LipRegression``)
     z_i      = flow head integrated from noise, σ: 1 → 0, given h_i
     motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``ChunkSpace``)
 
-``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``Session`` computes them one by
+``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``ARFlowSession`` computes them one by
 one while the latents are being drawn. Both agree up to rounding. ``models.sampler`` draws motion for sound.
 
-The parts in order: files of a checkpoint; ``Condition``, the encoded inputs; ``ARFlow``; ``Session``; checkpoints by
+The parts in order: files of a checkpoint; ``SpeechCondition``, the encoded inputs; ``ARFlow``; ``ARFlowSession``; checkpoints by
 name.
 """
 
@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowportrait.devices import Device, place, read_weights
+from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json, write_text, write_weights
-from flowportrait.flow.paths import Velocity
+from flowportrait.flow.paths import VelocityField
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.models import model_card
 from flowportrait.models.backbone import STYLE_DIM, Backbone, ChunkSpace, FlowHead, GeneratorConfig
@@ -38,10 +38,10 @@ from flowportrait.models.speech_encoder import (
     SPEECH_DIM,
     TOKENS_PER_FRAME,
     AudioEncoder,
-    LipReader,
+    LipRegression,
     SpeechEncoder,
 )
-from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM
+from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER_FACE, MOTION_DIM
 
 # --- Files of a checkpoint ---------------------------------------------------------------------------------------
 #
@@ -59,7 +59,7 @@ def save_generator(model: ARFlow, folder: Path) -> None:
     write_weights(folder / "model.safetensors", checkpoint_weights(model))
     write_json(folder / "config.json", asdict(config), indent=2)
     if not (folder / CARD_FILE).exists():
-        write_text(folder / CARD_FILE, model_card.card(model))
+        write_text(folder / CARD_FILE, model_card.model_card_markdown(model))
 
 
 def read_generator_config(folder: Path) -> GeneratorConfig:
@@ -119,7 +119,7 @@ def _incompatible(folder: Path, error: Exception) -> BadInput:
 # --- The model ---------------------------------------------------------------------------------------------------
 
 
-class Condition(NamedTuple):
+class SpeechCondition(NamedTuple):
     """The encoded inputs of B samples, one row for each.
 
     Attributes:
@@ -134,13 +134,13 @@ class Condition(NamedTuple):
     style: torch.Tensor
     start: torch.Tensor
 
-    def repeat(self, times: int) -> Condition:
+    def repeat(self, times: int) -> SpeechCondition:
         """Return each row ``times`` times in a row: the samples of a group share one encoding."""
-        return Condition(*(part.repeat_interleave(times, 0) for part in self))
+        return SpeechCondition(*(part.repeat_interleave(times, 0) for part in self))
 
-    def select(self, rows: torch.Tensor) -> Condition:
+    def select(self, rows: torch.Tensor) -> SpeechCondition:
         """Return the rows at these indices."""
-        return Condition(*(part[rows] for part in self))
+        return SpeechCondition(*(part[rows] for part in self))
 
     @property
     def chunks(self) -> int:
@@ -167,7 +167,7 @@ class ARFlow(nn.Module):
         foundation = load_foundation(config) if config.backbone else None
         hidden = foundation.decoder.config.hidden_size if foundation else config.hidden
         self.speech, features = build_front_end(config, foundation)
-        reader = LipReader(config.front_end, config.audio_width, inputs=features) if config.anchor else None
+        reader = LipRegression(config.front_end, config.audio_width, inputs=features) if config.anchor else None
         self.lip_reader = reader.requires_grad_(False) if reader else None
         self.audio_encoder = AudioEncoder(config.front_end, config.audio_width, inputs=features)
         self.audio_in = nn.Linear(config.chunk * config.audio_width, hidden)
@@ -228,7 +228,7 @@ class ARFlow(nn.Module):
         start: torch.Tensor | None = None,
         drop_audio: torch.Tensor | None = None,
         portrait: torch.Tensor | None = None,
-    ) -> Condition:
+    ) -> SpeechCondition:
         """Encode the inputs of a generation.
 
         Args:
@@ -247,7 +247,7 @@ class ARFlow(nn.Module):
         start: torch.Tensor | None = None,
         drop_audio: torch.Tensor | None = None,
         portrait: torch.Tensor | None = None,
-    ) -> Condition:
+    ) -> SpeechCondition:
         """Encode the inputs as ``condition`` does, given what ``audio_features`` returned ``[B, T, features]``."""
         features = features.to(self.rest_style.device)
         batch, frames, _ = features.shape
@@ -268,15 +268,15 @@ class ARFlow(nn.Module):
         speaker = self.style_in(style)
         if portrait is not None:
             speaker = torch.cat([speaker[:, None], portrait], 1)
-        return Condition(audio, speaker, start)
+        return SpeechCondition(audio, speaker, start)
 
-    def tokens(self, condition: Condition, previous: torch.Tensor) -> torch.Tensor:
+    def tokens(self, condition: SpeechCondition, previous: torch.Tensor) -> torch.Tensor:
         """Return the input tokens of the backbone ``[B, N, hidden]``, where ``previous`` ``[B, N, hidden]`` is for each
         chunk the embedded motion of the one before it."""
         encoded = condition.audio[..., : self.audio_in.in_features]
         return self.audio_in(encoded) + previous + condition.speaker
 
-    def context_features(self, state: torch.Tensor, condition: Condition, last: torch.Tensor) -> torch.Tensor:
+    def context_features(self, state: torch.Tensor, condition: SpeechCondition, last: torch.Tensor) -> torch.Tensor:
         """Return the contexts ``[B, N, C]`` that the flow head is given.
 
         These are the states of the backbone ``[B, N, hidden]`` and, with an anchor, the latents that move the lips from
@@ -286,10 +286,10 @@ class ARFlow(nn.Module):
             return state
         lips = condition.audio[..., self.audio_in.in_features :].unflatten(-1, (self.config.chunk, N_LIPS))
         motion = last[..., None, :].repeat(*(1,) * (last.dim() - 1), self.config.chunk, 1)
-        motion[..., LOWER] = lips
+        motion[..., LOWER_FACE] = lips
         return torch.cat([state, self.space.encode(motion, last)], -1)
 
-    def contexts(self, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
+    def contexts(self, condition: SpeechCondition, latents: torch.Tensor) -> torch.Tensor:
         """Return the contexts ``[B, N, G, C]`` of all chunks with clean latents ``[B, N, chunk·30]``, teacher-forced.
 
         They are given with the sound, and where guidance needs it also without (G = 1 or 2).
@@ -301,16 +301,16 @@ class ARFlow(nn.Module):
             before = motion[:, first * chunk - 1] if first else condition.start
             segment = condition._replace(audio=condition.audio[:, first:last], start=before)
             history = motion[:, first * chunk : (last - 1) * chunk]
-            segments.append(torch.stack([self.contexts_after(b, history) for b in self.branches(segment)], -2))
+            segments.append(torch.stack([self.contexts_from_motion(b, history) for b in self.branches(segment)], -2))
         return torch.cat(segments, 1)
 
-    def branches(self, condition: Condition) -> tuple[Condition, ...]:
+    def branches(self, condition: SpeechCondition) -> tuple[SpeechCondition, ...]:
         """Return the conditions that guidance combines: with and without the sound, or the first alone at weight 1."""
         if self.config.guidance == 1.0:
             return (condition,)
         return condition, condition._replace(audio=self.silence.expand_as(condition.audio))
 
-    def contexts_after(self, condition: Condition, motion: torch.Tensor) -> torch.Tensor:
+    def contexts_from_motion(self, condition: SpeechCondition, motion: torch.Tensor) -> torch.Tensor:
         """Return the context of every chunk ``[B, N, C]`` in one pass, given the motion of all chunks but the last
         ``[B, (N−1)·chunk, 30]``."""
         lead = condition.start[:, None].expand(-1, self.config.chunk, -1)
@@ -340,7 +340,7 @@ class ARFlow(nn.Module):
         level = sigma.to(x.device).expand(x.shape[:-1])
         return self._guided(self.head(x[..., None, :], level[..., None], context))
 
-    def velocity_field(self, sigmas: torch.Tensor, context: torch.Tensor) -> Velocity:
+    def velocity_field(self, sigmas: torch.Tensor, context: torch.Tensor) -> VelocityField:
         """Return ``velocity`` as a function of x and sigma, for one context and the levels ``sigmas`` ``[K]``.
 
         The modulations of the head are computed for all levels at once, which on a CPU saves a third of a step.
@@ -366,9 +366,9 @@ class ARFlow(nn.Module):
         long, and a C++ compiler must be installed. Checkpoints do not change."""
         self.head.compile(dynamic=False)
 
-    def session(self, condition: Condition) -> Session:
+    def session(self, condition: SpeechCondition) -> ARFlowSession:
         """Start generating chunk by chunk."""
-        return Session(self, condition)
+        return ARFlowSession(self, condition)
 
     def to_motion(self, latents: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
         """Decode latents ``[B, N, chunk·30]`` to motion ``[B, T, 30]`` after the frame ``start`` ``[B, 30]``, which is
@@ -390,7 +390,7 @@ class ARFlow(nn.Module):
         """
         model = cls(read_generator_config(folder))
         load_checkpoint_weights(model, folder)
-        return place(model.eval(), device, dtype)
+        return place_network(model.eval(), device, dtype)
 
 
 def build_front_end(config: GeneratorConfig, foundation: Foundation | None) -> tuple[nn.Module | None, int]:
@@ -405,11 +405,11 @@ def build_front_end(config: GeneratorConfig, foundation: Foundation | None) -> t
     return tower, tower.features
 
 
-class Session:
+class ARFlowSession:
     """The generation of B samples, chunk by chunk, with the backbone's cache: alternate ``context``, for the context of
     the next chunk, and ``append``, for its latents; ``extend`` adds sound that arrives after the start."""
 
-    def __init__(self, model: ARFlow, condition: Condition) -> None:
+    def __init__(self, model: ARFlow, condition: SpeechCondition) -> None:
         self.model = model
         self.branches = model.branches(condition)
         self.position = 0
@@ -467,7 +467,7 @@ class Session:
 
 # --- Checkpoints by name -----------------------------------------------------------------------------------------
 
-SHIPPED = {
+SHIPPED_CHECKPOINTS = {
     "sft": "supervised flow matching on real footage",
     "rl": "the lips of sft; head, eyes and lids post-trained with nft-regions",
 }
@@ -480,13 +480,15 @@ def checkpoint_folder(name: str | Path) -> Path:
     Raises:
         BadInput: the name is neither a shipped checkpoint nor a folder with one.
     """
-    if str(name) in SHIPPED:
+    if str(name) in SHIPPED_CHECKPOINTS:
         return Path(str(files("flowportrait") / "weights" / str(name)))
     folder = Path(name)
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / "model.safetensors").is_file():
             return candidate
-    raise BadInput(f"No checkpoint named {name}: use {' or '.join(SHIPPED)}, or a folder with model.safetensors.")
+    raise BadInput(
+        f"No checkpoint named {name}: use {' or '.join(SHIPPED_CHECKPOINTS)}, or a folder with model.safetensors."
+    )
 
 
 def load_generator(name: str | Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowportrait.data.extract import picture
+from flowportrait.data.extract import face_thumbnail
 from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
-from flowportrait.flow.guidance import guided
-from flowportrait.flow.paths import Velocity, solve
+from flowportrait.flow.guidance import guided_velocity
+from flowportrait.flow.paths import VelocityField, solve_ode
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.models.arflow import ARFlow, Condition
+from flowportrait.models.arflow import ARFlow, SpeechCondition
 
 # --- Portraits as tokens -----------------------------------------------------------------------------------------
 #
@@ -39,10 +39,10 @@ def encode_portraits(model: ARFlow, portraits: Sequence[Portrait]) -> torch.Tens
     """Encode N portraits as tokens ``[N, P, hidden]``; None for no portraits and for a model without vision."""
     if not portraits or model.vision is None:
         return None
-    return model.encode_portrait([picture(portrait.crop, portrait.landmarks) for portrait in portraits])
+    return model.encode_portrait([face_thumbnail(portrait.crop, portrait.landmarks) for portrait in portraits])
 
 
-def with_portraits(model: ARFlow, corpus: Path, clips: Sequence[MotionClip]) -> list[MotionClip]:
+def add_portraits(model: ARFlow, corpus: Path, clips: Sequence[MotionClip]) -> list[MotionClip]:
     """Return the clips with tokens of a portrait of their speaker, as it is and mirrored ``[2, P, hidden]``.
 
     Raises:
@@ -87,7 +87,7 @@ def intensity_direction() -> torch.Tensor:
     return read_weights(Path(str(files("flowportrait") / "weights" / "intensity" / "model.safetensors")))["direction"]
 
 
-def intensify(condition: Condition, intensity: float) -> Condition:
+def apply_intensity(condition: SpeechCondition, intensity: float) -> SpeechCondition:
     """Return the condition of motion that is ``intensity`` times as expressive as usual.
 
     Raises:
@@ -135,7 +135,7 @@ class GuidanceContext(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Steering:
+class RewardSteering:
     """Settings of guidance by a reward while chunks are drawn. Weights are in the order of the reward's dimensions."""
 
     reward: LatentScore
@@ -150,7 +150,9 @@ class Steering:
     history_chunks: int = 7
     """Number of previous chunks that the reward is given."""
 
-    def draw(self, velocity: Velocity, x: torch.Tensor, sigmas: torch.Tensor, past: GuidanceContext) -> torch.Tensor:
+    def draw(
+        self, velocity: VelocityField, x: torch.Tensor, sigmas: torch.Tensor, past: GuidanceContext
+    ) -> torch.Tensor:
         """Draw the latents of the next chunk.
 
         Args:
@@ -163,8 +165,10 @@ class Steering:
             Latents ``[1, D]`` of the best candidate, or with one candidate ``[n, D]``.
         """
         if any(self.guide):
-            velocity = guided(velocity, lambda x, sigma: self.score(x, sigma, past, self.guide), self.max_factor)
-        samples = solve(velocity, x, sigmas)
+            velocity = guided_velocity(
+                velocity, lambda x, sigma: self.score(x, sigma, past, self.guide), self.max_factor
+            )
+        samples = solve_ode(velocity, x, sigmas)
         if self.candidates == 1:
             return samples
         best = self.score(samples, sigmas[-1], past, self.choose).argmax()

@@ -27,20 +27,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowportrait.devices import Device, device_of, once_per_device, place, read_weights
+from flowportrait.devices import Device, cached_per_device, device_of, place_network, read_weights
 from flowportrait.files import write_weights
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import HOP, MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME, filters
-from flowportrait.models.speech_encoder import SILENCE
+from flowportrait.media.mel import HOP_LENGTH, MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME, mel_filterbank
+from flowportrait.models.speech_encoder import SILENT_MEL
 
 # --- The isolator ------------------------------------------------------------------------------------------------
 
 IsolatorState = dict[str, torch.Tensor]
 """The state of one stream through the isolator, by name."""
-WINDOW = 2 * HOP
+WINDOW = 2 * HOP_LENGTH
 BINS, BANDS, FILTERED, TAPS = WINDOW // 2 + 1, 32, 64, 5
 CHANNELS, ENCODER_WIDTH, ISOLATOR_WIDTH = 16, 128, 256
-FORGET = 0.99
+MEAN_DECAY = 0.99
 """Decay of running means per hop of 10 ms, which gives a time constant of one second."""
 _INT8_MAX, _FLOOR = 127, 1e-6
 _LN_PER_UNIT = 4.0
@@ -91,10 +91,10 @@ class Isolator(nn.Module):
             name: torch.zeros(layers, 1, ISOLATOR_WIDTH) for name, layers in (("seen", 1), ("gain", 1), ("filter", 3))
         }
         state |= {
-            "sound": torch.zeros(HOP), "spectra": torch.zeros(TAPS - 1, FILTERED, dtype=torch.complex64),
+            "sound": torch.zeros(HOP_LENGTH), "spectra": torch.zeros(TAPS - 1, FILTERED, dtype=torch.complex64),
             "powers": torch.zeros(1, 1, 2, BANDS), "phasors": torch.zeros(1, 2, 2, FILTERED),
             "decibels": torch.linspace(-60, -90, BANDS), "sizes": torch.linspace(1e-3, 1e-4, FILTERED),
-            "mel": torch.zeros(2, 1, filters().shape[1]),
+            "mel": torch.zeros(2, 1, mel_filterbank().shape[1]),
         }  # fmt: skip
         return {name: value.to(device_of(self)) for name, value in state.items()}
 
@@ -111,8 +111,8 @@ class Isolator(nn.Module):
         for name, value in state.items():
             state[name] = value.to(device_of(self))
         sound = torch.cat([state["sound"], sound.to(device_of(self))])
-        state["sound"] = sound[-HOP:].clone()
-        spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * window().to(sound)) / WINDOW
+        state["sound"] = sound[-HOP_LENGTH:].clone()
+        spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP_LENGTH) * vorbis_window().to(sound)) / WINDOW
         mel = torch.stack([self.mel(spectra), self.mel(self.separate(spectra, state))])
         mel = torch.cat([state["mel"], mel], 1)
         state["mel"] = mel[:, -1:].clone()
@@ -124,7 +124,7 @@ class Isolator(nn.Module):
     def mel(spectra: torch.Tensor) -> torch.Tensor:
         """Return the mel energies ``[K, 80]`` of spectra ``[K, 161]``, in the bands of ``log_mel``."""
         sound = torch.fft.irfft(spectra * WINDOW, WINDOW)
-        return torch.fft.rfft(sound * window().to(sound), n=512).abs().square() @ filters().to(sound)
+        return torch.fft.rfft(sound * vorbis_window().to(sound), n=512).abs().square() @ mel_filterbank().to(sound)
 
     def separate(self, spectra: torch.Tensor, state: IsolatorState) -> torch.Tensor:
         """Return the part of spectra ``[K, 161]`` that is the nearest speaker's voice."""
@@ -169,7 +169,7 @@ class Isolator(nn.Module):
         tensors = read_weights(path)
         model = cls()
         model.load_state_dict({name: tensors[name] * tensors.get(f"{name}.scale", 1) for name in model.state_dict()})
-        return place(model.requires_grad_(False).eval(), device, dtype)
+        return place_network(model.requires_grad_(False).eval(), device, dtype)
 
 
 class GroupedLinear(nn.Module):
@@ -206,10 +206,10 @@ def prepend_past(x: torch.Tensor, state: IsolatorState, name: str) -> torch.Tens
 
 def running_mean(x: torch.Tensor, state: IsolatorState, name: str) -> torch.Tensor:
     """Return the exponential running mean at each row of ``[K, B]``: s ← 0.99 s + 0.01 x."""
-    mean, carried = np.empty(x.shape), FORGET * state[name].double().cpu().numpy()
-    for row, new in enumerate((1 - FORGET) * x.double().cpu().numpy()):
+    mean, carried = np.empty(x.shape), MEAN_DECAY * state[name].double().cpu().numpy()
+    for row, new in enumerate((1 - MEAN_DECAY) * x.double().cpu().numpy()):
         mean[row] = new + carried
-        carried = FORGET * mean[row]
+        carried = MEAN_DECAY * mean[row]
     # In double precision, so that processing sound in portions gives the same bits as processing it at once.
     state[name] = torch.from_numpy(mean[-1].copy()).to(x.device)
     return torch.from_numpy(mean).to(x)
@@ -221,7 +221,7 @@ def columns_to_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=1)
-def window() -> torch.Tensor:
+def vorbis_window() -> torch.Tensor:
     """Return the Vorbis window ``[WINDOW]``; the squares of overlapping windows sum to 1."""
     place = torch.pi * (torch.arange(WINDOW) + 0.5) / WINDOW
     return torch.sin(torch.pi / 2 * torch.sin(place).square())
@@ -250,9 +250,9 @@ def erb_bands() -> torch.Tensor:
 # --- The enhancer ------------------------------------------------------------------------------------------------
 
 IN_WIDTH, WIDTH = 192, 256
-CLEANEST = 30.0
+CLEAN_DB = 30.0
 """Speech-to-noise ratio in decibels that counts as clean; larger ones are clipped to it."""
-REMOVAL_START_DB, FULL = 13.5, 12.5
+REMOVAL_START_DB, REMOVAL_FULL_DB = 13.5, 12.5
 """Estimated ratios in decibels below which noise removal starts, and below which it is complete."""
 ESTIMATE_FRAMES, PRIOR_FRAMES = 100, 6
 """Frames that the estimate is a mean of, and the number of clean frames that it starts from."""
@@ -305,10 +305,10 @@ class Enhancer(nn.Module):
         model.load_state_dict(read_weights(folder / "model.safetensors"))
         isolator = folder / "isolator.safetensors"
         model.isolator = Isolator.load(isolator, device, dtype) if isolator.is_file() else None
-        return place(model.requires_grad_(False).eval(), device, dtype)
+        return place_network(model.requires_grad_(False).eval(), device, dtype)
 
 
-@once_per_device
+@cached_per_device
 def load_enhancer() -> Enhancer:
     """Load the enhancer that comes with the package."""
     return Enhancer.load(Path(str(files("flowportrait") / "weights" / "enhancer")))
@@ -321,11 +321,11 @@ def load_enhancer() -> Enhancer:
 class NoiseRemoval:
     """Removes noise from one stream of log-mel; the fields are its state."""
 
-    before: torch.Tensor = field(default_factory=lambda: torch.full((1, N_MELS), SILENCE))
+    before: torch.Tensor = field(default_factory=lambda: torch.full((1, N_MELS), SILENT_MEL))
     """The column before the first."""
     memory: torch.Tensor | None = None
     """The memory of the GRU."""
-    estimate: float = CLEANEST
+    estimate: float = CLEAN_DB
     """Mean speech-to-noise ratio in decibels."""
     frames: int = PRIOR_FRAMES
     """Number of frames in that mean."""
@@ -357,7 +357,7 @@ class NoiseRemoval:
         memory = None if self.memory is None else self.memory.to(device)
         added, levels, self.memory = enhancer(groups.to(device), memory)
         added = added.cpu()
-        weights = torch.tensor([self._weight(level) for level in levels[0].clamp(-10, CLEANEST).tolist()])
+        weights = torch.tensor([self._weight(level) for level in levels[0].clamp(-10, CLEAN_DB).tolist()])
         if enhancer.isolator is not None:
             added = (added + self._isolator_estimate(enhancer.isolator, torch.from_numpy(sound), weights)) / 2
         clean = groups - weights[:, None] * added
@@ -389,7 +389,7 @@ class NoiseRemoval:
         """Update the estimate with a frame's level, and return the share w of the noise to remove."""
         self.frames = min(self.frames + 1, ESTIMATE_FRAMES)
         self.estimate += (level - self.estimate) / self.frames
-        return min(1.0, max(0.0, (REMOVAL_START_DB - self.estimate) / (REMOVAL_START_DB - FULL)))
+        return min(1.0, max(0.0, (REMOVAL_START_DB - self.estimate) / (REMOVAL_START_DB - REMOVAL_FULL_DB)))
 
 
 def denoise_mel(enhancer: Enhancer, mel: torch.Tensor, sound: np.ndarray) -> tuple[torch.Tensor, list[float]]:

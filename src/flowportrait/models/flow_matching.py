@@ -26,14 +26,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from flowportrait.config import at_least
 from flowportrait.data.motion_dataset import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
-from flowportrait.flow.paths import interpolate, shifted, solve, target_velocity
-from flowportrait.models.arflow import ARFlow, Condition
+from flowportrait.flow.paths import interpolate, noise_schedule, solve_ode, target_velocity
+from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.backbone import ChunkSpace, GeneratorConfig
-from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER, MOTION_DIM
+from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER_FACE, MOTION_DIM
 from flowportrait.training.descend import GuardedStep
-from flowportrait.training.distributed import exchanging, gathered
+from flowportrait.training.distributed import full_weights, gradient_sync
 from flowportrait.training.learner import Learner, Weights
-from flowportrait.training.state import latest_state, read_state, read_whole_weights, restore
+from flowportrait.training.state import latest_state, load_into_learner, read_full_weights, read_state
 
 # --- Settings ----------------------------------------------------------------------------------------------------
 
@@ -170,16 +170,16 @@ def chunk_loss(
     if portrait is not None and torch.rand((), generator=generator) < config.drop_style:
         portrait = None
     condition = model.condition_from_features(features, style, start, random_mask(config.drop_audio), portrait)
-    context = model.contexts_after(condition, history[:, :-1].flatten(1, 2))
+    context = model.contexts_from_motion(condition, history[:, :-1].flatten(1, 2))
     # Logit-normal σ, because the middle of the path is the hardest.
     sigma = torch.sigmoid(torch.randn(latents.shape[:2], generator=generator)).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     error = model.head(interpolate(latents, noise, sigma[..., None]), sigma, context)
     error = error - target_velocity(latents, noise)
-    return (latent_weight(model.space) * error.float().square()).mean()
+    return (latent_loss_weight(model.space) * error.float().square()).mean()
 
 
-def latent_weight(space: ChunkSpace) -> torch.Tensor:
+def latent_loss_weight(space: ChunkSpace) -> torch.Tensor:
     """Return the weight of each latent ``[chunk·30]``: that of its motion number, times the root of its mode's scale
     relative to the largest."""
     share = (space.scale / space.scale[:, :1]).sqrt().clamp_min(0.2)
@@ -227,7 +227,7 @@ def held_out_loss(model: ARFlow, clips: list[MotionClip], config: PretrainConfig
 
 RETURN_RATE = torch.full((MOTION_DIM,), 0.7)
 """ρ, the share of the distance to real motion that is left after a frame."""
-RETURN_RATE[LOWER], RETURN_RATE[BROWS], RETURN_RATE[HEAD] = 0.6, 0.9, 0.97
+RETURN_RATE[LOWER_FACE], RETURN_RATE[BROWS], RETURN_RATE[HEAD] = 0.6, 0.9, 0.97
 HISTORY_STEPS = 4
 """Sampling steps per chunk of the history."""
 HISTORY_REUSE = 6
@@ -237,7 +237,7 @@ HistoryBatch = tuple[torch.Tensor, ...]
 """start ``[B, 30]``, history and goal ``[B, N, chunk, 30]``, audio features, style, and for vision portraits."""
 
 
-def approach_real(real: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+def approach_real_motion(real: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Return motion ``[..., K, 30]`` that approaches real motion exponentially.
 
         g[k] = r[k] + ρ^k · offset,   k = 1 … K
@@ -250,7 +250,7 @@ def approach_real(real: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     return real + offset[..., None, :] * RETURN_RATE ** frames[:, None]
 
 
-def concatenate_clips(clips: list[MotionClip], frames: int, seed: int) -> list[MotionClip]:
+def join_speaker_clips(clips: list[MotionClip], frames: int, seed: int) -> list[MotionClip]:
     """Join the clips of each speaker in random order, without jumps, to clips of more than ``frames`` frames."""
     speakers: dict[str, list[MotionClip]] = defaultdict(list)
     for clip in clips:
@@ -262,7 +262,7 @@ def concatenate_clips(clips: list[MotionClip], frames: int, seed: int) -> list[M
         for index in torch.randperm(len(speaker_clips), generator=generator).tolist():
             clip = speaker_clips[index]
             if parts:
-                clip = replace(clip, motion=approach_real(clip.motion, parts[-1].motion[-1] - clip.motion[0]))
+                clip = replace(clip, motion=approach_real_motion(clip.motion, parts[-1].motion[-1] - clip.motion[0]))
             parts.append(clip)
             if sum(len(part.motion) for part in parts) > 1.25 * frames:
                 motion = torch.cat([part.motion for part in parts])
@@ -299,7 +299,7 @@ class RolloutHistory:
             sampled: whether the generator samples the history; otherwise it is the real one (teacher forcing).
             generator: of random numbers.
         """
-        self.sampler = WindowSampler(concatenate_clips(clips, frames, 0), frames, generator)
+        self.sampler = WindowSampler(join_speaker_clips(clips, frames, 0), frames, generator)
         self.batch, self.sampled, self.generator = batch, sampled, generator
         self.current: HistoryBatch | None = None
         self.uses_left = 0
@@ -322,25 +322,25 @@ class RolloutHistory:
             history = self._rollout(model, model.condition_from_features(features, style, start, None, *tokens)).cpu()
         sampled_before = torch.cat([start[:, None], history[:, :-1, -1]], 1)
         real_before = torch.cat([start[:, None], real[:, :-1, -1]], 1)
-        return start, history, approach_real(real, sampled_before - real_before), features, style, *portrait
+        return start, history, approach_real_motion(real, sampled_before - real_before), features, style, *portrait
 
-    def _rollout(self, model: ARFlow, condition: Condition) -> torch.Tensor:
+    def _rollout(self, model: ARFlow, condition: SpeechCondition) -> torch.Tensor:
         """Sample the generator's motion ``[B, N, chunk, 30]``, with a cache that is never emptied."""
         horizon = model.config.horizon
         model.config = replace(model.config, horizon=condition.chunks + 1)
         session, chunks = model.session(condition), []
-        sigmas = shifted(HISTORY_STEPS, model.config.shift)
+        sigmas = noise_schedule(HISTORY_STEPS, model.config.shift)
         for _ in range(condition.chunks):
             noise = torch.randn(self.batch, model.latent_dim, generator=self.generator).to(condition.start)
             velocity = partial(model.velocity, context=session.context())
-            chunks.append(session.append(solve(velocity, model.begin(noise), sigmas)))
+            chunks.append(session.append(solve_ode(velocity, model.begin(noise), sigmas)))
         model.config = replace(model.config, horizon=horizon)
         return torch.stack(chunks, 1)
 
 
 # --- The learner -------------------------------------------------------------------------------------------------
 
-Draw = Callable[[int], tuple[torch.Tensor, ...]]
+DrawBatch = Callable[[int], tuple[torch.Tensor, ...]]
 """A function that draws a batch of the given number of windows, or returns a ``HistoryBatch``."""
 
 
@@ -367,7 +367,7 @@ class FlowMatchingLearner(Learner):
         supported = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return self.config.precision == "bf16" or (self.config.precision == "auto" and supported)
 
-    def learn(self, draw: Draw) -> float:
+    def learn(self, draw: DrawBatch) -> float:
         """Take one step and return its loss; a gradient that is not finite changes nothing.
 
         Raises:
@@ -378,9 +378,9 @@ class FlowMatchingLearner(Learner):
             group["lr"] = config.learning_rate * learning_rate_factor(self.iteration, config)
         self.optimizer.zero_grad()
         for part in range(parts):
-            with gathered(self.network):
+            with full_weights(self.network):
                 drawn = tuple(tensor.to(device) for tensor in draw(config.batch // parts))
-            with exchanging(self.network, now=part == parts - 1):
+            with gradient_sync(self.network, now=part == parts - 1):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     loss = self.network(drawn, self.generator)
                 (loss / parts).backward()
@@ -446,7 +446,7 @@ class SavedTraining:
         if self._version_1 is not None:
             return self._version_1["model"]
         assert self.state is not None, "there is a saved state"
-        return read_whole_weights(self.state, ("live", "fixed"))
+        return read_full_weights(self.state, ("live", "fixed"))
 
     def resume(self, learner: FlowMatchingLearner) -> None:
         """Load the state into a learner; all processes call it together.
@@ -471,7 +471,7 @@ def _resume_version_1(learner: FlowMatchingLearner, saved: Mapping[str, Any]) ->
         for moment, value in saved["optimizer"]["state"].get(index, {}).items():
             state[f"optimizer.{moment}/{name}"] = _like(value, like) if value.shape else value
     progress = {"iteration": saved["step"], "running": saved["running"]}
-    restore(learner, state, progress, [{"generator": draws} for draws in saved["draws"]])
+    load_into_learner(learner, state, progress, [{"generator": draws} for draws in saved["draws"]])
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:

@@ -47,7 +47,7 @@ are animated less well, and the lips of long vowels more often than the eyes.
 """
 
 
-def card(model: ARFlow, data: str = "", figures: str = "") -> str:
+def model_card_markdown(model: ARFlow, data: str = "", figures: str = "") -> str:
     """Return a model card in Markdown, with the header that model hubs read.
 
     Args:

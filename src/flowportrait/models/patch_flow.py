@@ -10,7 +10,7 @@ until the tenth. It serves to study perceptual rewards and their failures. The s
 features of a motion generator.
 
 The parts in order: ``PatchHead``, the velocity head; ``PatchFlow``, the generator; ``PatchSession``, which draws frame
-by frame; ``Film``, its training data.
+by frame; ``LatentClip``, its training data.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowportrait.data.corpus import Clip
-from flowportrait.devices import Device, place, read_weights
+from flowportrait.data.corpus import FaceClip
+from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json, write_weights
-from flowportrait.media.crop import sample_crop, to_canonical
-from flowportrait.media.mel import level, log_mel
+from flowportrait.media.crop import canonical_transform, sample_crop
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.video import iter_frames
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.backbone import FREQUENCIES, Backbone, GeneratorConfig, fourier
@@ -190,9 +190,9 @@ class PatchFlow(nn.Module):
 
     def contexts(self, condition: PatchCondition, latents: torch.Tensor) -> torch.Tensor:
         """Return the context of every frame ``[B, N, hidden + 2 D]``, given the clean latents ``[B, N, D]``."""
-        return self.contexts_after(condition, torch.cat([condition.portrait[:, None], latents[:, :-1]], 1))
+        return self.contexts_from_motion(condition, torch.cat([condition.portrait[:, None], latents[:, :-1]], 1))
 
-    def contexts_after(self, condition: PatchCondition, before: torch.Tensor) -> torch.Tensor:
+    def contexts_from_motion(self, condition: PatchCondition, before: torch.Tensor) -> torch.Tensor:
         """Return the context of every frame ``[B, N, hidden + 2 D]``, given the frame before each ``[B, N, D]``."""
         state = self.backbone(self.frame_in(before) + condition.audio + condition.style[:, None])
         return torch.cat([state, before, condition.portrait[:, None].expand_as(before)], -1)
@@ -236,7 +236,7 @@ class PatchFlow(nn.Module):
         except (OSError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"No picture generator in {folder} ({reason}): train one with train_patches.") from error
-        return place(model.eval(), device, dtype)
+        return place_network(model.eval(), device, dtype)
 
 
 class PatchSession:
@@ -280,51 +280,55 @@ def motion_generator_features(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
 # Framed faces as autoencoder latents, with audio features. There is one crop per clip, from the median of the
 # landmarks: the frame stands still while the head moves in it.
 
-WIDTH, CROP_CENTRE = 2.8, (0.0, 0.45)
+CROP_WIDTH, CROP_CENTRE = 2.8, (0.0, 0.45)
 """Width of the crop and its centre relative to the eyes, in outer-eye-corner distances."""
-PATCH = 2
+PATCH_SIDE = 2
 """Latent cells along a side of a patch."""
 
 
 @dataclass(frozen=True)
-class Film:
-    """A clip as latents ``[T, D]`` (see ``patches``) and audio features ``[T, 144]``, with the speaker's name."""
+class LatentClip:
+    """A clip as latents ``[T, D]`` (see ``latents_to_patches``) and audio features ``[T, 144]``, with the speaker's name."""
 
     latents: torch.Tensor
     features: torch.Tensor
     speaker: str
 
 
-def framing(landmarks: np.ndarray, side: int) -> np.ndarray:
+def crop_matrix(landmarks: np.ndarray, side: int) -> np.ndarray:
     """Return the affine map ``[2, 3]`` from a picture with landmarks ``[478, 3]`` to the crop of ``side`` pixels."""
-    matrix = to_canonical(landmarks) * (side / WIDTH)
-    matrix[:, 2] += side / 2 - np.array(CROP_CENTRE) * side / WIDTH - 0.5
+    matrix = canonical_transform(landmarks) * (side / CROP_WIDTH)
+    matrix[:, 2] += side / 2 - np.array(CROP_CENTRE) * side / CROP_WIDTH - 0.5
     return matrix
 
 
-def framed(video: Path, clip: Clip, side: int, frames: int) -> Iterator[np.ndarray]:
+def cropped_frames(video: Path, clip: FaceClip, side: int, frames: int) -> Iterator[np.ndarray]:
     """Yield the first ``frames`` frames of a prepared clip's video, cropped to the face ``[side, side, 3]`` uint8."""
-    matrix = framing(np.median(clip.landmarks, 0), side)
+    matrix = crop_matrix(np.median(clip.landmarks, 0), side)
     for _, frame in zip(range(min(frames, len(clip))), iter_frames(video), strict=False):
         yield sample_crop(frame, matrix, side, cv2.BORDER_REPLICATE)
 
 
-def film(video: Path, clip: Clip, speaker: str, codec: VaeCodec, model: ARFlow, side: int, frames: int) -> Film:
+def encode_clip(
+    video: Path, clip: FaceClip, speaker: str, codec: VaeCodec, model: ARFlow, side: int, frames: int
+) -> LatentClip:
     """Return a clip as latents and audio features, cut to whole chunks of the motion generator."""
     chunk = model.config.chunk
-    crops = np.stack(list(framed(video, clip, side, frames)))
-    features = motion_generator_features(model, log_mel(level(clip.audio))[None, : len(clip) // chunk * chunk * 4])[0]
+    crops = np.stack(list(cropped_frames(video, clip, side, frames)))
+    features = motion_generator_features(
+        model, log_mel(normalize_loudness(clip.audio))[None, : len(clip) // chunk * chunk * 4]
+    )[0]
     length = min(len(crops), len(features))
-    return Film(patches(codec.encode(crops[:length]).values), features[:length], speaker)
+    return LatentClip(latents_to_patches(codec.encode(crops[:length]).values), features[:length], speaker)
 
 
-def patches(values: torch.Tensor) -> torch.Tensor:
+def latents_to_patches(values: torch.Tensor) -> torch.Tensor:
     """Rearrange latents ``[T, C, h, w]`` to rows of patches ``[T, h·w/4 · 4C]``."""
-    return F.pixel_unshuffle(values, PATCH).flatten(2).mT.flatten(1)
+    return F.pixel_unshuffle(values, PATCH_SIDE).flatten(2).mT.flatten(1)
 
 
-def pictures(latents: torch.Tensor, codec: VaeCodec, side: int) -> Iterator[np.ndarray]:
+def decode_patches(latents: torch.Tensor, codec: VaeCodec, side: int) -> Iterator[np.ndarray]:
     """Decode rows of patches ``[T, D]`` to frames ``[side, side, 3]`` uint8."""
-    cells = side // codec.spatial // PATCH
-    values = F.pixel_shuffle(latents.unflatten(1, (cells**2, -1)).mT.unflatten(2, (cells, cells)), PATCH)
+    cells = side // codec.spatial // PATCH_SIDE
+    values = F.pixel_shuffle(latents.unflatten(1, (cells**2, -1)).mT.unflatten(2, (cells, cells)), PATCH_SIDE)
     yield from codec.decode(VideoLatents(values, len(values), side, side))

@@ -30,7 +30,7 @@ from flowportrait.devices import device_of
 from flowportrait.files import write_text
 from flowportrait.models.arflow import CARD_FILE, ARFlow, load_generator
 from flowportrait.models.flow_matching import (
-    Draw,
+    DrawBatch,
     FlowMatchingLearner,
     PretrainConfig,
     RolloutHistory,
@@ -39,20 +39,25 @@ from flowportrait.models.flow_matching import (
     flow_matching_loss,
     held_out_loss,
 )
-from flowportrait.models.model_card import card
-from flowportrait.models.speech_encoder import N_LIPS, LipReader, SpeechEncoder
+from flowportrait.models.model_card import model_card_markdown
+from flowportrait.models.speech_encoder import N_LIPS, LipRegression, SpeechEncoder
 from flowportrait.models.training_clips import (
     extract_features,
     load_clips,
     load_held_out,
+    median_style,
     save_clips,
-    typical_style,
     with_lip_targets,
 )
 from flowportrait.terminal import StopRequest
 from flowportrait.training.descend import GuardedStep
-from flowportrait.training.distributed import on_main, repeatable, roll_call, tracking
-from flowportrait.training.held_out import draw_and_measure
+from flowportrait.training.distributed import (
+    all_gather_object,
+    create_tracking_accelerator,
+    run_on_main,
+    use_deterministic_algorithms,
+)
+from flowportrait.training.held_out import measure_portrait_samples
 from flowportrait.training.state import remove_states, write_state
 
 # --- Initial weights ---------------------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ LIP_WEIGHT = torch.tensor([1.0] * 8 + [0.8] * 4 + [0.6] * (N_LIPS - 12))
 
 
 def train_lips(
-    reader: LipReader, clips: list[MotionClip], steps: int, share: float, seed: int, tick: Callable[[float], None]
+    reader: LipRegression, clips: list[MotionClip], steps: int, share: float, seed: int, tick: Callable[[float], None]
 ) -> None:
     """Fit a lip regression in place, with its scale and gain, and freeze it.
 
@@ -176,9 +181,9 @@ def pretrain(
         BadInput: the corpus cannot be used (see ``load_motion``), or the tracker is unknown.
     """
     output.mkdir(parents=True, exist_ok=True)
-    accelerator = tracking(track, output)
+    accelerator = create_tracking_accelerator(track, output)
     hidden = not accelerator.is_main_process
-    repeatable()
+    use_deterministic_algorithms()
     torch.manual_seed(config.seed)
     model = initial_model(config)
     states, features_file = output / "state", output / "heard.pt"
@@ -188,7 +193,7 @@ def pretrain(
         if not (resume and features_file.is_file()):
             save_clips(features_file, extract_features(model, corpus, config.splits, config.variants, config.seed))
 
-    on_main(accelerator, prepare_features)
+    run_on_main(accelerator, prepare_features)
     clips, held_out = load_clips(features_file), load_held_out(model, corpus, config)
     if saved:
         model.load_state_dict(saved.model_weights())
@@ -201,7 +206,7 @@ def pretrain(
     if saved:
         saved.resume(learner)
     else:
-        on_main(accelerator, lambda: remove_states(states))
+        run_on_main(accelerator, lambda: remove_states(states))
         write_state(learner, states)
     if track:
         accelerator.init_trackers("flowportrait", {"config": json.dumps(to_dict(config))})
@@ -215,7 +220,7 @@ def pretrain(
         while learner.iteration < config.steps and not stopping:
             learner.learn(draw)
             progress.update(bar, advance=1, description=f"pretrain  loss {learner.running or math.nan:.3f}")
-            stopping = any(roll_call(accelerator, stop.asked))
+            stopping = any(all_gather_object(accelerator, stop.asked))
             last = stopping or learner.iteration == config.steps
             if learner.iteration % config.check_every and not last:
                 continue
@@ -229,7 +234,7 @@ def pretrain(
                     figures["held_out"] = held_out_loss(average, held_out, config)
                 if prompts and (learner.iteration % config.look_every == 0 or last):
                     samples = output / "samples" / f"{learner.iteration:05d}"
-                    figures |= draw_and_measure(average.eval(), prompts, samples)
+                    figures |= measure_portrait_samples(average.eval(), prompts, samples)
                 record = {"step": learner.iteration, "loss": learner.running, "held_out": None, **figures,
                           "seconds": time.monotonic() - started}  # fmt: skip
                 with (output / "history.jsonl").open("a", encoding="utf-8") as history:
@@ -239,17 +244,17 @@ def pretrain(
                     accelerator.log(values, step=learner.iteration)
                 _write_checkpoint(average, output / "checkpoint", data, figures)
 
-            on_main(accelerator, check)
+            run_on_main(accelerator, check)
             write_state(learner, states)
     if track:
         accelerator.end_training()
-    stop.obey()
+    stop.raise_pending_signal()
     return output / "checkpoint"
 
 
 def _fit_before_training(model: ARFlow, clips: list[MotionClip], config: PretrainConfig, hidden: bool) -> None:
     """Fit what flow matching builds on: the typical style, the space of chunks, and the lips from sound."""
-    model.rest_style.copy_(typical_style(clips))
+    model.rest_style.copy_(median_style(clips))
     if not config.start_from:
         model.space.fit(clip.motion for clip in clips)
     if model.lip_reader is None or not config.lip_steps:
@@ -261,7 +266,7 @@ def _fit_before_training(model: ARFlow, clips: list[MotionClip], config: Pretrai
     model.audio_encoder.load_state_dict(model.lip_reader.encoder.state_dict())
 
 
-def _draw_function(clips: list[MotionClip], config: PretrainConfig, learner: FlowMatchingLearner) -> Draw:
+def _draw_function(clips: list[MotionClip], config: PretrainConfig, learner: FlowMatchingLearner) -> DrawBatch:
     """Return the function that draws training batches."""
     if config.long_window:
         batch = config.batch // config.accumulate
@@ -282,4 +287,4 @@ def _write_checkpoint(model: ARFlow, folder: Path, data: str, figures: dict[str,
     """Write the checkpoint with a new model card."""
     model.save_pretrained(folder)
     lines = "\n".join(f"* {name.removeprefix('evaluation/')}: {value:.4g}" for name, value in figures.items())
-    write_text(folder / CARD_FILE, card(model, data, lines))
+    write_text(folder / CARD_FILE, model_card_markdown(model, data, lines))

@@ -19,8 +19,8 @@ from torch import nn
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.models.backbone import GeneratorConfig
-from flowportrait.models.speech_encoder import BLOCK, SILENCE, TOKENS_PER_FRAME, band_matrix, whisper_scale
-from flowportrait.training.lora import Lora, insert
+from flowportrait.models.speech_encoder import BLOCK, SILENT_MEL, TOKENS_PER_FRAME, to_whisper_mel, whisper_band_matrix
+from flowportrait.training.lora import LoraSettings, insert_adapters
 
 THINKERS = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
@@ -77,8 +77,8 @@ def load_foundation(config: GeneratorConfig) -> Foundation:
     if config.adapt == "lora":
         # Experts of a mixture are not separate linear layers: there only the attention is adapted.
         layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
-        targets = tuple(target for target in Lora().targets if target in layers)
-        insert(decoder, Lora(config.lora_rank, 2.0 * config.lora_rank, targets), seed=0)
+        targets = tuple(target for target in LoraSettings().targets if target in layers)
+        insert_adapters(decoder, LoraSettings(config.lora_rank, 2.0 * config.lora_rank, targets), seed=0)
     return foundation
 
 
@@ -95,7 +95,7 @@ class AudioTower(nn.Module):
     def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
-        self.register_buffer("bands", band_matrix(tower.config.num_mel_bins), persistent=False)
+        self.register_buffer("bands", whisper_band_matrix(tower.config.num_mel_bins), persistent=False)
 
     @property
     def features(self) -> int:
@@ -107,10 +107,10 @@ class AudioTower(nn.Module):
         """Encode log-mel ``[B, 4T, 80]`` as features ``[B, T, features]``; ``skip`` as in ``SpeechEncoder``."""
         first = skip * BLOCK // TOKENS_PER_FRAME
         before = (_WINDOW - 1) * MELS_PER_FRAME - _AHEAD_COLUMNS
-        padded = F.pad(mel, (0, 0, before, _AHEAD_COLUMNS), value=SILENCE)
+        padded = F.pad(mel, (0, 0, before, _AHEAD_COLUMNS), value=SILENT_MEL)
         padded = padded[:, first * MELS_PER_FRAME :]
         columns = _WINDOW * MELS_PER_FRAME
-        windows = whisper_scale(padded, self.bands).unfold(1, columns, MELS_PER_FRAME)
+        windows = to_whisper_mel(padded, self.bands).unfold(1, columns, MELS_PER_FRAME)
         batch, frames = windows.shape[:2]
         together = windows.permute(2, 0, 1, 3).flatten(1).to(self.tower.dtype)
         lengths = torch.full((batch * frames,), columns, device=mel.device)

@@ -32,17 +32,17 @@ from torch import nn
 
 from flowportrait.devices import Device, onnx_providers
 from flowportrait.errors import BadInput
-from flowportrait.files import complete, write_json
-from flowportrait.flow.noise import unit_noise
-from flowportrait.flow.paths import shifted, solve
+from flowportrait.files import atomic_write, write_json
+from flowportrait.flow.noise import keyed_noise
+from flowportrait.flow.paths import noise_schedule, solve_ode
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
-from flowportrait.models.arflow import ARFlow, Condition
+from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.backbone import CachedLayer, KeyValueCache
-from flowportrait.models.conditioning import GuidanceContext, Steering, intensify
+from flowportrait.models.conditioning import GuidanceContext, RewardSteering, apply_intensity
 from flowportrait.models.enhancer import Enhancer
 from flowportrait.models.speech_stream import Gain, SpeechStream
 from flowportrait.rendering.motion_basis import MOTION_DIM
-from flowportrait.rendering.motion_filters import Delivery
+from flowportrait.rendering.motion_filters import MotionPostprocessor
 
 # --- One step as an ONNX graph -----------------------------------------------------------------------------------
 #
@@ -89,7 +89,7 @@ class SamplerStep(nn.Module):
             Motion ``[1, chunk, 30]``, and the keys and values of the cache for the next call.
         """
         model, last = self.model, previous[:, -1]
-        branches = model.branches(Condition(audio, style, last))
+        branches = model.branches(SpeechCondition(audio, style, last))
         embedded = model.embed_motion(previous)
         tokens = torch.cat([model.tokens(branch, embedded) for branch in branches])
         cache = KeyValueCache(model.config.layers, model.config.window)
@@ -99,7 +99,7 @@ class SamplerStep(nn.Module):
             model.context_features(state[i : i + 1], branch, last[:, None])[:, 0] for i, branch in enumerate(branches)
         ]
         velocity = partial(model.velocity, context=torch.stack(contexts, -2))
-        latents = solve(velocity, model.begin(noise), shifted(model.config.steps, model.config.shift))
+        latents = solve_ode(velocity, model.begin(noise), noise_schedule(model.config.steps, model.config.shift))
         layers = [layer for layer in cache.layers if layer is not None]
         new_keys = torch.stack([layer.keys for layer in layers])
         new_values = torch.stack([layer.values for layer in layers])
@@ -133,7 +133,7 @@ def export_step(model: ARFlow, path: Path) -> None:
     description = {"inputs": sizes, "horizon": model.config.horizon, "window": model.config.window, "chunk": chunk,
                    "rest_style": condition.style[0].tolist()}  # fmt: skip
     try:
-        with complete(path) as partial, warnings.catch_warnings(), torch.no_grad():
+        with atomic_write(path) as partial, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 SamplerStep(model), example, str(partial),
@@ -199,7 +199,7 @@ class Sampler:
         *,
         style: torch.Tensor | None = None,
         state: dict[str, Any] | None = None,
-        steering: Steering | None = None,
+        steering: RewardSteering | None = None,
         intensity: float = 1.0,
         enhancer: Enhancer | None = None,
         portrait: torch.Tensor | None = None,
@@ -214,7 +214,7 @@ class Sampler:
             style: speaking style ``[19]`` of all streams; the typical speaker by default.
             state: what ``state`` of another sampler returned; it replaces seeds, style, intensity, portrait and gain.
             steering: a reward that guides every chunk or chooses among several.
-            intensity: expressiveness from 0.6 to 1.6, see ``intensify``.
+            intensity: expressiveness from 0.6 to 1.6, see ``apply_intensity``.
             enhancer: removes noise from the sound.
             portrait: tokens ``[B or 1, P, hidden]`` of the faces, for a model with vision, see ``encode_portraits``.
             gain: ``running`` levels the loudness by the sound so far, ``whole`` by the whole recording, which only
@@ -231,14 +231,14 @@ class Sampler:
         self.model, self.seeds, self.intensity, self.portrait, self.gain = model, list(seeds), intensity, portrait, gain
         self.style = model.rest_style if style is None else style.to(model.rest_style)
         self.streams = [SpeechStream(model, self.style, enhancer, gain) for _ in self.seeds]
-        self.delivery = Delivery(model.config.chunk, model.config.ease)
+        self.delivery = MotionPostprocessor(model.config.chunk, model.config.ease)
         batch, device = len(self.seeds), model.rest_style.device
         silence = torch.zeros(batch, MELS_PER_FRAME * model.config.chunk, N_MELS, device=device)
         if portrait is not None:
             self.portrait = portrait = portrait.to(device).expand(batch, -1, -1)
         with torch.no_grad():
             condition = model.condition(silence, self.style.expand(batch, -1), portrait=portrait)
-            condition = intensify(condition, intensity)
+            condition = apply_intensity(condition, intensity)
         self.encoded = condition.audio[:, :0]
         """Encoded sound of chunks that were not drawn yet."""
         self.chunks = ChunkSampler(model, condition._replace(audio=self.encoded), self.seeds, steering, step)
@@ -316,9 +316,9 @@ class ChunkSampler:
     def __init__(
         self,
         model: ARFlow,
-        condition: Condition,
+        condition: SpeechCondition,
         seeds: Sequence[int],
-        steering: Steering | None = None,
+        steering: RewardSteering | None = None,
         step: OnnxStep | None = None,
     ) -> None:
         """Prepare B samples.
@@ -335,7 +335,7 @@ class ChunkSampler:
             raise ValueError("an exported step draws one stream without steering")
         self.model, self.seeds, self.steering, self.step = model, list(seeds), steering, step
         self.session = model.session(condition)
-        self.sigmas = shifted(model.config.steps, model.config.shift)
+        self.sigmas = noise_schedule(model.config.steps, model.config.shift)
         self.start = self.session.last
         """The frame ``[B, 30]`` before ``history``."""
         self.history: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -367,14 +367,14 @@ class ChunkSampler:
     def _latents(self, audio: torch.Tensor) -> torch.Tensor:
         velocity = self.model.velocity_field(self.sigmas, self.session.context())
         if self.steering is None:
-            return solve(velocity, self.model.begin(self._noise()), self.sigmas)
+            return solve_ode(velocity, self.model.begin(self._noise()), self.sigmas)
         noise = torch.cat([self._noise(), *(self._noise(i) for i in range(1, self.steering.candidates))])
         past = self.guidance_context(self.steering.history_chunks, audio)
         return self.steering.draw(velocity, self.model.begin(noise), self.sigmas, past)
 
     def _noise(self, *candidate: int) -> torch.Tensor:
         size, device = self.model.config.latent_dim, self.start.device
-        return torch.stack([unit_noise(size, seed, self.position, *candidate) for seed in self.seeds]).to(device)
+        return torch.stack([keyed_noise(size, seed, self.position, *candidate) for seed in self.seeds]).to(device)
 
     def _exported_step(self, audio: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         assert self.step is not None
@@ -433,9 +433,9 @@ def sample_motion(
 
 def sample_chunks(
     model: ARFlow,
-    condition: Condition,
+    condition: SpeechCondition,
     seeds: Sequence[int],
-    steering: Steering | None = None,
+    steering: RewardSteering | None = None,
     step: OnnxStep | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield motion ``[B, chunk, 30]`` chunk by chunk for encoded sound, unfiltered; row b uses ``seeds[b]``."""
@@ -444,12 +444,12 @@ def sample_chunks(
         yield sampler.draw()
 
 
-def sample_mel(
+def sample_from_mel(
     model: ARFlow,
     mel: torch.Tensor,
     seeds: Sequence[int],
     style: torch.Tensor | None = None,
-    steering: Steering | None = None,
+    steering: RewardSteering | None = None,
 ) -> torch.Tensor:
     """Sample unfiltered motion ``[B, T, 30]`` for log-mel ``[B, 4T, 80]``, T a multiple of the chunk."""
     with torch.no_grad():

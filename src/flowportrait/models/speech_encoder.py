@@ -4,7 +4,7 @@
                                                         └─LipReader──► the lips that the sound alone predicts
 
 The parts in order: ``SpeechEncoder``, the first layer of Whisper made streamable; ``FeatureStream`` and its two forms,
-the features of sound that still comes in; ``AudioEncoder`` and ``LipReader``, which are trained. In all, a frame
+the features of sound that still comes in; ``AudioEncoder`` and ``LipRegression``, which are trained. In all, a frame
 depends on at most 120 ms of sound after it.
 """
 
@@ -23,8 +23,8 @@ from torch import nn
 from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_weights
-from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, slaney_mel
-from flowportrait.rendering.motion_basis import LOWER
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, hertz_to_mel
+from flowportrait.rendering.motion_basis import LOWER_FACE
 
 # --- Whisper's first layer ---------------------------------------------------------------------------------------
 
@@ -38,7 +38,7 @@ LOOK_AHEAD_TOKENS = 1
 """Tokens of look-ahead."""
 COLUMNS_PER_TOKEN, CONTEXT_COLUMNS = 2, 2
 """Mel columns per token; its convolutions read ``CONTEXT_COLUMNS`` columns before and after its own."""
-SILENCE = (float(np.log(1e-6)) + 9.5) / 4.0
+SILENT_MEL = (float(np.log(1e-6)) + 9.5) / 4.0
 """Log-mel of digital silence."""
 _LN_PER_UNIT, _LN_OFFSET = 4.0, 9.5
 _DENSER_BINS = float(np.log(512 / 400))
@@ -107,7 +107,7 @@ class SpeechEncoder(nn.Module):
         self.conv1 = nn.Conv1d(N_MELS, WIDTH, 3)
         self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2)
         self.layer = EncoderLayer()
-        self.register_buffer("bands", band_matrix(), persistent=False)
+        self.register_buffer("bands", whisper_band_matrix(), persistent=False)
         self.register_buffer("position", _sinusoids(2 * BLOCK + LOOK_AHEAD_TOKENS), persistent=False)
         self.register_buffer("typical", torch.zeros(BLOCK, WIDTH))
         self.requires_grad_(False)
@@ -130,7 +130,7 @@ class SpeechEncoder(nn.Module):
         tokens = columns // 2
         blocks = -(-tokens // BLOCK)
         after = COLUMNS_PER_TOKEN * (blocks * BLOCK + LOOK_AHEAD_TOKENS) + CONTEXT_COLUMNS + 1 - columns
-        x = self.convolve(F.pad(mel, (0, 0, CONTEXT_COLUMNS, after), value=SILENCE))[
+        x = self.convolve(F.pad(mel, (0, 0, CONTEXT_COLUMNS, after), value=SILENT_MEL))[
             :, : blocks * BLOCK + LOOK_AHEAD_TOKENS
         ]
         quiet = x.new_zeros(batch, BLOCK, WIDTH)
@@ -143,7 +143,7 @@ class SpeechEncoder(nn.Module):
 
     def convolve(self, mel: torch.Tensor) -> torch.Tensor:
         """Return the tokens ``[B, n, 384]`` of log-mel ``[B, C, 80]``, one at every second column from column 2 on."""
-        x = whisper_scale(mel, self.bands).mT
+        x = to_whisper_mel(mel, self.bands).mT
         return F.gelu(self.conv2(F.gelu(self.conv1(x)))).mT
 
     def attend(self, window: torch.Tensor, start: int, queried: slice, block: int) -> torch.Tensor:
@@ -216,16 +216,16 @@ def _sinusoids(length: int) -> torch.Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def whisper_scale(mel: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
-    """Convert log-mel of ``media.mel`` ``[..., 80]`` to that of Whisper ``[..., n]``, given ``band_matrix(n)``."""
+def to_whisper_mel(mel: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
+    """Convert log-mel of ``media.mel`` ``[..., 80]`` to that of Whisper ``[..., n]``, given ``whisper_band_matrix(n)``."""
     log10 = (mel @ bands.T * _LN_PER_UNIT - _LN_OFFSET - _DENSER_BINS) / np.log(10.0)
     return (log10.clamp_min(-7.5) + 4.0) / 4.0
 
 
-def band_matrix(bands: int = N_MELS) -> torch.Tensor:
+def whisper_band_matrix(bands: int = N_MELS) -> torch.Tensor:
     """Return the matrix ``[bands, 80]`` that interpolates the bands of ``media.mel`` (50–7600 Hz) at the centres of
     Whisper's (0–8000 Hz)."""
-    low, high, top = slaney_mel(np.array([50.0, 7600.0, 8000.0]))
+    low, high, top = hertz_to_mel(np.array([50.0, 7600.0, 8000.0]))
     ours = np.linspace(low, high, N_MELS + 2)[1:-1]
     theirs = np.linspace(0.0, top, bands + 2)[1:-1]
     place = np.interp(theirs, ours, np.arange(N_MELS))
@@ -299,7 +299,7 @@ class WindowedFeatures(_MelBuffer):
         """Return the features ``[1, end − first, D]`` of frames, see ``FeatureStream``."""
         self._drop_before(first)
         mel = self.mel[: end * MELS_PER_FRAME - 1 - self.start]
-        mel = F.pad(mel, (0, 0, 0, -len(mel) % (MELS_PER_FRAME * self.chunk)), value=SILENCE)
+        mel = F.pad(mel, (0, 0, 0, -len(mel) % (MELS_PER_FRAME * self.chunk)), value=SILENT_MEL)
         skip = 1 if self.start + _BLOCK_COLUMNS <= first * MELS_PER_FRAME else 0
         known = self.start // MELS_PER_FRAME + skip * BLOCK_FRAMES
         return self.encode(mel[None], skip)[:, first - known : end - known]
@@ -340,7 +340,7 @@ class StreamingWhisperFeatures(_MelBuffer):
         read = self.first_token + len(self.tokens)
         column = COLUMNS_PER_TOKEN * read - CONTEXT_COLUMNS
         mel = self.mel[max(0, column - self.start) : end - self.start]
-        mel = F.pad(mel, (0, 0, max(0, self.start - column), 0), value=SILENCE)
+        mel = F.pad(mel, (0, 0, max(0, self.start - column), 0), value=SILENT_MEL)
         if len(mel) > 2 * CONTEXT_COLUMNS:
             self.tokens = torch.cat([self.tokens, self.encoder.convolve(mel[None])[0]])
 
@@ -360,7 +360,7 @@ class StreamingWhisperFeatures(_MelBuffer):
 LOOK_AHEAD_MEL = 2
 LOOK_AHEAD_FRAMES = (1, 1, 0)
 _KERNEL = 5
-N_LIPS = LOWER.stop - LOWER.start
+N_LIPS = LOWER_FACE.stop - LOWER_FACE.start
 STYLE_MEAN, STYLE_LIPS = slice(0, N_LIPS), N_LIPS
 """Positions in a style of the speaker's mean lower face and of the log of its amplitude."""
 _LARGEST_GAIN = 2.0
@@ -419,7 +419,7 @@ class _Residual(nn.Module):
         return x + self.out(F.gelu(self.conv(F.pad(y, self.pad))))
 
 
-class LipReader(nn.Module):
+class LipRegression(nn.Module):
     """A regression μ of the lower face on the sound, trained before the generator and then frozen.
 
         lips ≈ mean of the speaker + amplitude · g ⊙ μ
@@ -448,7 +448,7 @@ class LipReader(nn.Module):
     def standardise(self, motion: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         """Return the lower face ``[..., T, 16]`` of motion ``[..., T, 30]`` in standard deviations of the speaker, with
         style ``[..., 19]``."""
-        return (motion[..., LOWER] - style[..., None, STYLE_MEAN]) / self._amplitude(style)
+        return (motion[..., LOWER_FACE] - style[..., None, STYLE_MEAN]) / self._amplitude(style)
 
     def lips(self, standard: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         """Return the lower face of a speaker, the inverse of ``standardise``, with the gain g."""
@@ -483,5 +483,5 @@ class LipReader(nn.Module):
         predicted = self(features)
         real = self.standardise(motion, style)
         target = motion.clone()
-        target[..., LOWER] = self.lips(predicted + share * (real - predicted), style)
+        target[..., LOWER_FACE] = self.lips(predicted + share * (real - predicted), style)
         return target

@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 
 from flowportrait.media.mel import (
-    HOP,
+    HOP_LENGTH,
     MELS_PER_FRAME,
     SAMPLES_PER_FRAME,
     frame_count,
-    gain,
-    level,
-    level_gain,
     log_mel,
-    raise_quiet,
+    loudness_gain,
+    loudness_gain_from_power,
+    normalize_loudness,
+    normalize_quiet_recording,
 )
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.enhancer import Enhancer, NoiseRemoval
@@ -45,7 +45,7 @@ _CONTEXT_FRAMES = 10
 """Frames that the audio encoder looks back."""
 _EXTRA_FRAMES = 8
 """Frames of a recording after the look-ahead that may be processed with a chunk."""
-PORTION = 128 * SAMPLES_PER_FRAME
+PORTION_SAMPLES = 128 * SAMPLES_PER_FRAME
 """Samples of a recording that are processed at once."""
 
 
@@ -121,7 +121,7 @@ class SpeechStream:
         """Process the remaining samples at the end of the sound, with silence after them."""
         chunk = self.model.config.chunk
         if self.gain == "whole":
-            self.sound.fixed_gain = level_gain(self.waiting)
+            self.sound.fixed_gain = loudness_gain(self.waiting)
         padded_frames = -(-self.frames // chunk) * chunk + LOOK_AHEAD_FRAMES
         self._process(np.pad(self.waiting, (0, padded_frames * SAMPLES_PER_FRAME - self.samples)), last=True)
         self.waiting, self.due = self.waiting[:0], 0
@@ -147,7 +147,7 @@ class SpeechStream:
         portion is so short that matrix products use another algorithm, which would change the last bits.
         """
         while self.due and self.sound.frames < frames:
-            count = PORTION if self.due >= 2 * PORTION else self.due
+            count = PORTION_SAMPLES if self.due >= 2 * PORTION_SAMPLES else self.due
             self._process(self.waiting[:count])
             self.waiting, self.due = self.waiting[count:], self.due - count
             if not self.due:
@@ -251,18 +251,18 @@ class LevelledSound:
         """Level frames ``[F, 640]`` to the common loudness of speech; the running gain is linear within a frame."""
         if self.fixed_gain is not None:
             return (frames * self.fixed_gain).clip(-1.0, 1.0).astype(np.float32)
-        blocks = (frames.astype(np.float64).reshape(len(frames), -1, HOP) ** 2).mean(2)
+        blocks = (frames.astype(np.float64).reshape(len(frames), -1, HOP_LENGTH) ** 2).mean(2)
         result = np.empty_like(frames)
         first = 0
         if self.frames == 0:
             first = min(INITIAL_FRAMES, len(frames))
             self._remember(blocks[:first].ravel())
-            self.gain = gain(self.power)
+            self.gain = loudness_gain_from_power(self.power)
             result[:first] = frames[:first] * self.gain
         ramp = np.arange(1, SAMPLES_PER_FRAME + 1) / SAMPLES_PER_FRAME
         for index in range(first, len(frames)):
             self._remember(blocks[index])
-            next_gain = gain(self.power)
+            next_gain = loudness_gain_from_power(self.power)
             result[index] = frames[index] * (self.gain + (next_gain - self.gain) * ramp)
             self.gain = next_gain
         return result.clip(-1.0, 1.0)
@@ -327,7 +327,7 @@ def speech_gate(audio: np.ndarray) -> np.ndarray:
     """Return the gates ``[T]`` float32 in [0, 1] of a recording ``[N]`` at 16 kHz, T = ``frame_count(audio)``."""
     frames = frame_count(audio)
     padded = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
-    padded[: len(audio)] = level(audio)
+    padded[: len(audio)] = normalize_loudness(audio)
     loudness = np.sqrt((padded.reshape(frames, -1).astype(np.float64) ** 2).mean(1))
     gate = SpeechGate()
     values = [value for rms in loudness for value in gate.push(float(rms))]
@@ -336,7 +336,7 @@ def speech_gate(audio: np.ndarray) -> np.ndarray:
 
 def closed_lips_share(audio: np.ndarray) -> float:
     """Return the share of the frames of 16 kHz samples ``[N]`` in which a ``Sampler`` keeps the lips closed."""
-    sound, gate, audio = LevelledSound(), SpeechGate(), raise_quiet(audio)
+    sound, gate, audio = LevelledSound(), SpeechGate(), normalize_quiet_recording(audio)
     _, loudness, _ = sound.push(np.pad(audio, (0, -len(audio) % SAMPLES_PER_FRAME)), last=True)
     values = [value for rms in loudness for value in gate.push(rms)] + gate.finish()
     return sum(value == 0 for value in values) / max(1, len(values))

@@ -2,7 +2,7 @@
 
     clip ─► augment_wave ─► augment ─► frozen front end ─► features, with motion at the speed of the sound
 
-The parts in order: augmentation of speech; clips with features and targets; ``drift_figures``, which measures whether
+The parts in order: augmentation of speech; clips with features and targets; ``measure_drift``, which measures whether
 motion drifts over minutes.
 """
 
@@ -20,19 +20,19 @@ from rich.console import Console
 from rich.progress import track
 from scipy.signal import butter, fftconvolve, sosfilt
 
-from flowportrait.data.corpus import Clip
-from flowportrait.data.motion_dataset import MotionClip, load_motion, stretch
+from flowportrait.data.corpus import FaceClip
+from flowportrait.data.motion_dataset import MotionClip, load_motion_clips, resample_track
 from flowportrait.devices import device_of
 from flowportrait.errors import BadInput
-from flowportrait.files import complete
+from flowportrait.files import atomic_write
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
+from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow
-from flowportrait.models.conditioning import with_portraits
+from flowportrait.models.conditioning import add_portraits
 from flowportrait.models.flow_matching import PretrainConfig
 from flowportrait.rendering import motion_basis as lips
-from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM, MotionBasis
+from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER_FACE, MOTION_DIM, MotionBasis
 
 # --- Augmentation ------------------------------------------------------------------------------------------------
 #
@@ -63,23 +63,23 @@ def augment_wave(audio: np.ndarray, others: Sequence[np.ndarray], rng: np.random
     place = np.arange(0, len(audio) - 1, speed)
     wave = np.interp(place, np.arange(len(audio)), audio)
     if rng.random() < 0.4:
-        wave = reverberate(wave, rng)
+        wave = add_reverberation(wave, rng)
     if rng.random() < 0.6:
         voices = len(others) > 0 and rng.random() < 0.5
-        noise = babble(others, len(wave), rng) if voices else coloured(len(wave), rng)
+        noise = babble_noise(others, len(wave), rng) if voices else coloured_noise(len(wave), rng)
         below = 10 ** (-rng.uniform(*NOISE_DB) / 20)
-        wave = wave + noise * (loudness(wave) / max(loudness(noise), 1e-9)) * below
+        wave = wave + noise * (rms_level(wave) / max(rms_level(noise), 1e-9)) * below
     if rng.random() < 0.3:
         wave = _line(wave, rng)
     return (wave * 10 ** (rng.uniform(-6, 6) / 20)).clip(-1, 1).astype(np.float32), speed
 
 
-def loudness(wave: np.ndarray) -> float:
+def rms_level(wave: np.ndarray) -> float:
     """Return the root mean square of samples."""
     return float(np.sqrt(np.mean(np.square(wave))))
 
 
-def reverberate(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def add_reverberation(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the sound in a room: with exponentially decaying noise after the direct sound (RT60 0.15–0.7 s)."""
     decay = rng.uniform(0.15, 0.7)
     length = int(decay * SAMPLE_RATE)
@@ -90,14 +90,14 @@ def reverberate(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return fftconvolve(wave, tail)[: len(wave)]
 
 
-def coloured(length: int, rng: np.random.Generator) -> np.ndarray:
+def coloured_noise(length: int, rng: np.random.Generator) -> np.ndarray:
     """Return noise whose power falls with frequency as f^−a, a from 0 (white) to 2 (brown)."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
     frequency = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 20.0)
     return np.fft.irfft(spectrum * frequency ** (-rng.uniform(0, 2) / 2), length)
 
 
-def babble(others: Sequence[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
+def babble_noise(others: Sequence[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
     """Return babble noise: three to six other recordings at once."""
     total = np.zeros(length)
     for index in rng.integers(len(others), size=int(rng.integers(3, 7))):
@@ -117,7 +117,7 @@ def _line(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return sosfilt(butter(6, rng.uniform(3500, 7000), fs=SAMPLE_RATE, output="sos"), wave)
 
 
-def augment(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment_mel(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return log-mel ``[B, 4T, 80]`` with a new voice and room for each item; lips and timing stay valid."""
     batch, _, bands = mel.shape
 
@@ -181,32 +181,32 @@ def extract_features(
         All clips as they are, followed by the augmented ones.
 
     Raises:
-        BadInput: see ``load_motion`` and ``with_portraits``.
+        BadInput: see ``load_motion_clips`` and ``add_portraits``.
     """
-    clips = load_motion(corpus, splits)
+    clips = load_motion_clips(corpus, splits)
     if model.vision is not None:
-        clips = with_portraits(model, corpus, clips)
+        clips = add_portraits(model, corpus, clips)
     result = [replace(clip, mel=_features(model, clip.mel)) for clip in clips]
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     if not variants:
         return result
-    sounds = [level(Clip.load(corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips]
+    sounds = [normalize_loudness(FaceClip.load(corpus / "clips" / f"{clip.name}.safetensors").audio) for clip in clips]
     babble_sources = [sounds[int(i)] for i in rng.integers(len(sounds), size=_BABBLE)]
     total = track(range(variants * len(clips)), description="audio features", console=Console(stderr=True))
     for turn in total:
         clip, sound = clips[turn % len(clips)], sounds[turn % len(clips)]
         wave, speed = augment_wave(sound, babble_sources, rng)
-        mel = augment(log_mel(level(wave))[None], generator)[0]
+        mel = augment_mel(log_mel(normalize_loudness(wave))[None], generator)[0]
         frames = min(len(mel) // MELS_PER_FRAME, round(len(clip.motion) / speed))
-        motion = stretch(clip.motion, frames)
+        motion = resample_track(clip.motion, frames)
         result.append(replace(clip, motion=motion, mel=_features(model, mel[: frames * MELS_PER_FRAME])))
     return result
 
 
 def save_clips(path: Path, clips: list[MotionClip]) -> None:
     """Write clips to a file, so that a resumed run need not compute their features again."""
-    with complete(path) as partial:
+    with atomic_write(path) as partial:
         torch.save([asdict(clip) for clip in clips], partial)
 
 
@@ -249,7 +249,7 @@ def load_held_out(model: ARFlow, corpus: Path, config: PretrainConfig) -> list[M
     return [clip for clip in clips if len(clip.motion) > config.windows[0]]
 
 
-def typical_style(clips: list[MotionClip]) -> torch.Tensor:
+def median_style(clips: list[MotionClip]) -> torch.Tensor:
     """Return the median style over speakers ``[19]``."""
     return torch.stack(list({clip.speaker: clip.style for clip in clips}.values())).median(0).values
 
@@ -263,15 +263,15 @@ def typical_style(clips: list[MotionClip]) -> torch.Tensor:
 #
 # All in standard deviations of real footage, as motion is.
 
-FACE_GROUPS = {"lower face": LOWER, "brows": BROWS, "lids": BLINK, "gaze": GAZE, "head": HEAD}
+FACE_GROUPS = {"lower face": LOWER_FACE, "brows": BROWS, "lids": BLINK, "gaze": GAZE, "head": HEAD}
 STILL_SHARE = 0.2
 """Share of the usual liveliness below which a second counts as still."""
 
 
 @lru_cache(maxsize=1)
-def lip_gap() -> torch.Tensor:
+def lip_opening_per_number() -> torch.Tensor:
     """Return how far each motion number opens the lips ``[30]``, in outer-eye-corner distances, mean over the lip."""
-    opening = lips.lip_gap(MotionBasis.load().directions).mean(-1)
+    opening = lips.lip_pair_gaps(MotionBasis.load().directions).mean(-1)
     return torch.cat([opening, torch.zeros(MOTION_DIM - len(opening))])
 
 
@@ -281,7 +281,7 @@ def liveliness(motion: torch.Tensor) -> torch.Tensor:
     return seconds.std(2).mean(-1)
 
 
-def drift_figures(motion: torch.Tensor, stretch: int, usual: float) -> dict[str, torch.Tensor]:
+def measure_drift(motion: torch.Tensor, stretch: int, usual: float) -> dict[str, torch.Tensor]:
     """Measure drift over M segments of a long motion sequence.
 
     Args:
@@ -301,7 +301,7 @@ def drift_figures(motion: torch.Tensor, stretch: int, usual: float) -> dict[str,
     return figures | {
         "head reach": head.quantile(0.99, 2),
         "head spread": parts[..., HEAD].std(2).mean(-1),
-        "lip spread": (parts @ lip_gap()).std(2),
+        "lip spread": (parts @ lip_opening_per_number()).std(2),
         "still": quiet.float().mean(2),
     }
 

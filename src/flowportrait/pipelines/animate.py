@@ -27,31 +27,37 @@ import torch
 from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound
-from flowportrait.media.mel import frame_count, raise_quiet
+from flowportrait.media.mel import frame_count, normalize_quiet_recording
 from flowportrait.media.portrait import Photo, Portrait
-from flowportrait.media.stream import Tape
+from flowportrait.media.stream import SoundBuffer
 from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
 from flowportrait.models.arflow import ARFlow, load_generator
-from flowportrait.models.conditioning import Steering, encode_portraits
+from flowportrait.models.conditioning import RewardSteering, encode_portraits
 from flowportrait.models.enhancer import Enhancer, load_enhancer
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.conversation import (
-    conversation_motion,
-    frames_in_one_photo,
-    frames_side_by_side,
-    two_portraits,
+    draw_in_one_photo,
+    draw_side_by_side,
+    find_speaker_portraits,
+    generate_conversation_motion,
 )
-from flowportrait.pipelines.guidance import Candidate, best_candidate, build_guidance, choosing_reward, score_candidates
+from flowportrait.pipelines.guidance import (
+    MotionCandidate,
+    best_candidate,
+    build_guidance,
+    build_ranking_reward,
+    score_candidates,
+)
 from flowportrait.pipelines.inputs import (
-    SHORTEST_SECONDS,
+    MIN_SPEECH_SECONDS,
     AnimateInputs,
     AudioInput,
-    Display,
     ImageInput,
-    NoDisplay,
+    NoProgressDisplay,
+    ProgressDisplay,
     check_duration,
-    conversation_inputs,
-    image_name,
+    image_display_name,
+    read_conversation_inputs,
     read_inputs,
     read_photo,
     read_speech,
@@ -59,13 +65,13 @@ from flowportrait.pipelines.inputs import (
 )
 from flowportrait.pipelines.output import AnimatePipelineOutput, AnimateStream, LazyFrames, MotionTrack, draw_frames
 from flowportrait.pipelines.request import AnimateRequest, AnimateSettings
-from flowportrait.provenance.manifest import Origin
+from flowportrait.provenance.manifest import VideoOrigin
 from flowportrait.rendering.dubbing import DubbedVideo
-from flowportrait.rendering.footage import Progress, no_progress, track_footage
+from flowportrait.rendering.footage import Progress, no_progress, track_face_in_video
 from flowportrait.rendering.motion_files import read_motion
 from flowportrait.rendering.motion_filters import Controls
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rendering.retouch import Network, retouch_network
+from flowportrait.rendering.retouch import RetouchFunction, retouch_network
 
 
 class AnimatePipeline:
@@ -77,7 +83,7 @@ class AnimatePipeline:
         enhancer: Enhancer | None = None,
         *,
         name: str = "the generator",
-        display: Display | None = None,
+        display: ProgressDisplay | None = None,
     ) -> None:
         """Put a pipeline together from its networks.
 
@@ -87,7 +93,12 @@ class AnimatePipeline:
             name: name of the generator in messages.
             display: shows the progress; by default nothing is shown.
         """
-        self.generator, self.enhancer, self.name, self.display = generator, enhancer, name, display or NoDisplay()
+        self.generator, self.enhancer, self.name, self.display = (
+            generator,
+            enhancer,
+            name,
+            display or NoProgressDisplay(),
+        )
         self.dtype = torch.float32
         self._cached_portrait: tuple[Photo, tuple[int | None, int | None], Portrait] | None = None
 
@@ -99,7 +110,7 @@ class AnimatePipeline:
         device: Device | None = None,
         dtype: torch.dtype | None = None,
         denoise: bool = True,
-        display: Display | None = None,
+        display: ProgressDisplay | None = None,
     ) -> AnimatePipeline:
         """Load a shipped generator (``rl``, ``sft``) or one in a folder.
 
@@ -219,7 +230,9 @@ class AnimatePipeline:
                 "each, or more recordings with turns=True."
             )
         by_speaker = [item if isinstance(item, tuple) else (index % 2, item) for index, item in enumerate(recordings)]
-        return self._converse(conversation_inputs(photos, by_speaker, turns, request.background, self.display), request)
+        return self._converse(
+            read_conversation_inputs(photos, by_speaker, turns, request.background, self.display), request
+        )
 
     def stream(
         self,
@@ -270,10 +283,10 @@ class AnimatePipeline:
                 raise BadInput("There is nothing to animate: give --image.")
             portrait = self._portrait(request.image, request)
         if chunks is None:
-            from flowportrait.speech.text_to_speech import ahead
+            from flowportrait.speech.text_to_speech import prefetch
 
-            chunks = ahead(synthesize_speech(request.text or "", request.voice))
-        tape = Tape(chunks)
+            chunks = prefetch(synthesize_speech(request.text or "", request.voice))
+        tape = SoundBuffer(chunks)
         motion = self.stream_motion(
             tape, seed=request.seed, intensity=request.intensity, controls=controls, guidance=guidance,
             portrait=portrait, denoise=request.denoise,
@@ -308,7 +321,7 @@ class AnimatePipeline:
         seed: int = 0,
         intensity: float = 1.0,
         controls: Controls | None = None,
-        guidance: Steering | None = None,
+        guidance: RewardSteering | None = None,
         portrait: Portrait | None = None,
         denoise: bool = True,
     ) -> Iterator[torch.Tensor]:
@@ -331,7 +344,7 @@ class AnimatePipeline:
         """
         check_duration(audio)
         return self.stream_motion(
-            [raise_quiet(audio)], seed=seed, intensity=intensity, controls=controls, guidance=guidance,
+            [normalize_quiet_recording(audio)], seed=seed, intensity=intensity, controls=controls, guidance=guidance,
             portrait=portrait, denoise=denoise,
         )  # fmt: skip
 
@@ -342,7 +355,7 @@ class AnimatePipeline:
         seed: int = 0,
         intensity: float = 1.0,
         controls: Controls | None = None,
-        guidance: Steering | None = None,
+        guidance: RewardSteering | None = None,
         portrait: Portrait | None = None,
         denoise: bool = True,
     ) -> Iterator[torch.Tensor]:
@@ -392,9 +405,9 @@ class AnimatePipeline:
     ) -> DubbedVideo:
         """Track a video and generate lip motion for speech ``[N]`` at 16 kHz; see ``dub``."""
         check_duration(speech)
-        footage = track_footage(video, face, progress)
+        footage = track_face_in_video(video, face, progress)
         seconds = len(footage) / float(footage.fps)
-        if seconds < SHORTEST_SECONDS:
+        if seconds < MIN_SPEECH_SECONDS:
             raise BadInput(
                 f"{video} lasts {seconds:.2f} s, too short to dub: give longer footage, or a photo as --image."
             )
@@ -406,7 +419,7 @@ class AnimatePipeline:
 
     def _animate(self, portrait: Portrait, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
         controls, seed, count = request.controls(), request.seed, frame_count(inputs.speech)
-        candidates: tuple[Candidate, ...] = ()
+        candidates: tuple[MotionCandidate, ...] = ()
         guidance = self._guidance(request)
 
         def generate(seed: int) -> Iterator[torch.Tensor]:
@@ -420,7 +433,7 @@ class AnimatePipeline:
             motion, count = MotionTrack(lambda: [controlled]), len(controlled)
         elif request.best_of > 1 and not request.prune:
             seeds = self.display.progress(range(seed, seed + request.best_of), request.best_of, "generating")
-            candidates = tuple(score_candidates(generate, seeds, inputs.speech, choosing_reward(request.by)))
+            candidates = tuple(score_candidates(generate, seeds, inputs.speech, build_ranking_reward(request.by)))
             chosen = best_candidate(candidates)
             seed, motion = chosen.seed, MotionTrack(lambda: [chosen.motion])
         else:
@@ -428,7 +441,7 @@ class AnimatePipeline:
         codec = self.codec(portrait)
         frames = LazyFrames(lambda: draw_frames(codec, motion, request.crop), count)
         return AnimatePipelineOutput(
-            frames, inputs.sound, motion.tensor, seed, Origin("portrait"), candidates=candidates, notes=inputs.notes,
+            frames, inputs.sound, motion.tensor, seed, VideoOrigin("portrait"), candidates=candidates, notes=inputs.notes,
             display=self.display,
         )  # fmt: skip
 
@@ -448,7 +461,7 @@ class AnimatePipeline:
             )
         frames = LazyFrames(lambda: iter(dubbed), len(dubbed))
         return AnimatePipelineOutput(
-            frames, inputs.sound, lambda: torch.cat(list(dubbed.lips)), request.seed, Origin("footage"),
+            frames, inputs.sound, lambda: torch.cat(list(dubbed.lips)), request.seed, VideoOrigin("footage"),
             frame_rate=dubbed.fps, undubbed_frames=dubbed.undubbed_frames, notes=tuple(notes), display=self.display,
         )  # fmt: skip
 
@@ -461,13 +474,13 @@ class AnimatePipeline:
             )
             return torch.cat(list(chunks))
 
-        motions = conversation_motion(speak, inputs.speech, request.seed)
+        motions = generate_conversation_motion(speak, inputs.speech, request.seed)
         size = request.size if shared else request.size or 512
-        codecs = [self.codec(portrait) for portrait in two_portraits(inputs.photos, inputs.photo_names, size)]
-        draw = frames_in_one_photo if shared else frames_side_by_side
+        codecs = [self.codec(portrait) for portrait in find_speaker_portraits(inputs.photos, inputs.photo_names, size)]
+        draw = draw_in_one_photo if shared else draw_side_by_side
         return AnimatePipelineOutput(
             LazyFrames(lambda: draw(codecs, motions), len(motions[0])), inputs.sound, lambda: torch.stack(motions),
-            request.seed, Origin("portrait"), notes=inputs.notes, display=self.display,
+            request.seed, VideoOrigin("portrait"), notes=inputs.notes, display=self.display,
         )  # fmt: skip
 
     def _portrait(self, image: ImageInput | Portrait, request: AnimateRequest, name: str | None = None) -> Portrait:
@@ -481,13 +494,13 @@ class AnimatePipeline:
             if same and cached_settings == (size, request.face):
                 return portrait
         with self.display.waiting("looking for the face"):
-            portrait = Portrait.from_image(photo, size, name or image_name(image), request.face)
+            portrait = Portrait.from_image(photo, size, name or image_display_name(image), request.face)
         self._cached_portrait = (photo, (size, request.face), portrait)
         return portrait
 
-    def _guidance(self, request: AnimateRequest) -> Steering | None:
+    def _guidance(self, request: AnimateRequest) -> RewardSteering | None:
         candidates = request.best_of if request.prune else 1
         return build_guidance(self.generator, request.guide, candidates, request.by, self.name, self.dtype)
 
-    def _retouch_network(self) -> Network:
+    def _retouch_network(self) -> RetouchFunction:
         return retouch_network(self.device, self.dtype)

@@ -16,7 +16,7 @@ import torch
 
 from flowportrait.media.portrait import Photo, Portrait
 from flowportrait.models.arflow import ARFlow
-from flowportrait.models.conditioning import Steering
+from flowportrait.models.conditioning import RewardSteering
 from flowportrait.models.enhancer import Enhancer
 from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.pipelines.inputs import check_duration
@@ -145,7 +145,7 @@ class Animator:
         *,
         seed: int = 0,
         controls: Controls | None = None,
-        steering: Steering | None = None,
+        steering: RewardSteering | None = None,
         portrait: Portrait | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` chunk by chunk for 16 kHz samples ``[N]``; see ``AnimatePipeline.motion``."""
@@ -159,7 +159,7 @@ class Animator:
         *,
         seed: int = 0,
         controls: Controls | None = None,
-        steering: Steering | None = None,
+        steering: RewardSteering | None = None,
         portrait: Portrait | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield motion ``[≤ 4, 30]`` while sound is still arriving; see ``AnimatePipeline.stream_motion``."""

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from flowportrait.data.prompts import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flowportrait.errors import BadInput
-from flowportrait.files import check_not_an_input, check_output_folder
-from flowportrait.media.formats import FORMATS
+from flowportrait.files import check_output_folder, check_output_is_not_input
+from flowportrait.media.formats import OUTPUT_FORMATS
 from flowportrait.pipelines.request import AnimateRequest
 
 
@@ -51,7 +51,7 @@ def plan_batch(
         raise BadInput("--motion-in goes with one input: give one file, or leave it out.")
     if settings.text == "-":
         raise BadInput("--text - is read once: with several inputs give the text itself.")
-    if folder.suffix.lower() in FORMATS and not folder.is_dir():
+    if folder.suffix.lower() in OUTPUT_FORMATS and not folder.is_dir():
         raise BadInput(f"--output {folder} names one video: with several inputs give the name of a folder.")
     check_output_folder(folder)
     source, suffixes = ("image", IMAGE_SUFFIXES) if settings.image else ("video", VIDEO_SUFFIXES)
@@ -112,4 +112,4 @@ def _check_names(outputs: list[Path], inputs: list[Path]) -> None:
     for path in outputs:
         if names.count(path.name.casefold()) > 1:
             raise BadInput(f"Two of the inputs would be written to {path}: rename one of them.")
-        check_not_an_input(path, inputs)
+        check_output_is_not_input(path, inputs)

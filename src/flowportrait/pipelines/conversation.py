@@ -17,14 +17,14 @@ from flowportrait.errors import BadInput
 from flowportrait.media.portrait import Photo, Portrait, find_faces
 from flowportrait.models.speech_stream import speech_gate
 from flowportrait.pipelines.output import draw_frames
-from flowportrait.pipelines.turns import Listener
+from flowportrait.pipelines.turns import ListeningBehaviour
 from flowportrait.rendering.renderer import MotionCodec
 
 _SECOND_SPEAKER_SEED = 7919
 """Added to the seed of the second speaker, so that the two do not move alike."""
 
 
-def conversation_motion(
+def generate_conversation_motion(
     speak: Callable[[np.ndarray, int], torch.Tensor], tracks: np.ndarray, seed: int = 0
 ) -> list[torch.Tensor]:
     """Generate the motion of two speakers, the first of whom sits on the left.
@@ -44,12 +44,12 @@ def conversation_motion(
     result = []
     for index, track in enumerate(tracks):
         speaker_seed = seed + _SECOND_SPEAKER_SEED * index
-        listener = Listener(toward=1.0 - 2.0 * index, seed=speaker_seed)
+        listener = ListeningBehaviour(toward=1.0 - 2.0 * index, seed=speaker_seed)
         result.append(listener(speak(track, speaker_seed), gates[index], gates[1 - index]))
     return result
 
 
-def two_portraits(
+def find_speaker_portraits(
     photos: Sequence[np.ndarray | Photo], names: Sequence[str], size: int | None = None
 ) -> tuple[Portrait, Portrait]:
     """Find the faces of both speakers.
@@ -71,13 +71,13 @@ def two_portraits(
     return first, second
 
 
-def frames_side_by_side(codecs: Sequence[MotionCodec], motions: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
+def draw_side_by_side(codecs: Sequence[MotionCodec], motions: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
     """Yield frames ``[size, 2 size, 3]`` uint8 with both face squares side by side."""
     frames_of_each = [draw_frames(codec, [motion]) for codec, motion in zip(codecs, motions, strict=True)]
     return (np.hstack(pair) for pair in zip(*frames_of_each, strict=True))
 
 
-def frames_in_one_photo(codecs: Sequence[MotionCodec], motions: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
+def draw_in_one_photo(codecs: Sequence[MotionCodec], motions: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
     """Yield frames ``[H, W, 3]`` uint8 of the photo that shows both people, its sides cut to even numbers."""
     photo = codecs[0].portrait.image
     height, width = (side // 2 * 2 for side in photo.shape[:2])

@@ -18,20 +18,20 @@ import torch
 
 from flowportrait.devices import device_of
 from flowportrait.errors import BadInput
-from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
+from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow
-from flowportrait.models.conditioning import Steering, ordered_weights
+from flowportrait.models.conditioning import RewardSteering, ordered_weights
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward
 
-READABLE_FIELDS = frozenset({"motion", "mel", "fps"})
+FIELDS_BEFORE_DRAWING = frozenset({"motion", "mel", "fps"})
 """Inputs that a reward can read before any frame is drawn."""
 REWARD_ALIASES = {"reward": "preference", "expression": "preference_expression", "motion": "preference_motion"}
 """Short names accepted by ``AnimateRequest.by``, and the rewards that they stand for."""
 
 
-class Candidate(NamedTuple):
+class MotionCandidate(NamedTuple):
     """One of several candidates: its seed, motion ``[T, 30]``, and score (minus infinity if not measurable)."""
 
     seed: int
@@ -46,7 +46,7 @@ def build_guidance(
     by: str | None = None,
     name: str = "it",
     dtype: torch.dtype = torch.float32,
-) -> Steering | None:
+) -> RewardSteering | None:
     """Build the guidance that influences every chunk, or that chooses the best of several versions of it.
 
     Args:
@@ -65,7 +65,7 @@ def build_guidance(
     """
     if candidates == 1 and not any(guide.values()):
         return None
-    from flowportrait.preferences.latent_reward import REACH, LatentReward
+    from flowportrait.preferences.latent_reward import HISTORY_CHUNKS, LatentReward
 
     reward, fitting = LatentReward.load(device=device_of(generator), dtype=dtype), LatentReward.fresh(generator)
     if (reward.config.heard, reward.config.chunk) != (fitting.config.heard, generator.config.chunk):
@@ -74,10 +74,12 @@ def build_guidance(
         )
     dimensions = (by,) if by in GUIDE_DIMENSIONS else GUIDE_DIMENSIONS
     chosen_by = ordered_weights(dict.fromkeys(dimensions, 1.0), GUIDE_DIMENSIONS)
-    return Steering(reward, ordered_weights(guide, GUIDE_DIMENSIONS), chosen_by, candidates, history_chunks=REACH)
+    return RewardSteering(
+        reward, ordered_weights(guide, GUIDE_DIMENSIONS), chosen_by, candidates, history_chunks=HISTORY_CHUNKS
+    )
 
 
-def choosing_reward(name: str | None = None) -> Reward:
+def build_ranking_reward(name: str | None = None) -> Reward:
     """Build the reward that ranks candidates.
 
     Args:
@@ -86,16 +88,16 @@ def choosing_reward(name: str | None = None) -> Reward:
     Raises:
         BadInput: there is no reward of this name.
     """
-    from flowportrait.rewards.registry import build
+    from flowportrait.rewards.registry import build_reward
 
     name = name or "reward"
-    return build(REWARD_ALIASES.get(name, name))
+    return build_reward(REWARD_ALIASES.get(name, name))
 
 
 @torch.no_grad()
 def score_candidates(
     generate: Callable[[int], Iterable[torch.Tensor]], seeds: Iterable[int], audio: np.ndarray, reward: Reward
-) -> list[Candidate]:
+) -> list[MotionCandidate]:
     """Generate one motion per seed and score each.
 
     Args:
@@ -107,23 +109,23 @@ def score_candidates(
     Raises:
         BadInput: the reward needs more than motion and sound.
     """
-    if unavailable := sorted(reward.needs - READABLE_FIELDS):
+    if unavailable := sorted(reward.needs - FIELDS_BEFORE_DRAWING):
         raise BadInput(f"The reward {reward.name} needs {unavailable[0]}: choose one that reads motion and sound.")
-    mel = log_mel(level(audio))
+    mel = log_mel(normalize_loudness(audio))
     candidates = []
     for seed in seeds:
         motion = torch.cat(list(generate(seed)))
         score = reward(RewardBatch(motion[None], mel[None, : MELS_PER_FRAME * len(motion)]))
-        candidates.append(Candidate(seed, motion, float(score.value[0]) if score.valid[0] else -torch.inf))
+        candidates.append(MotionCandidate(seed, motion, float(score.value[0]) if score.valid[0] else -torch.inf))
     return candidates
 
 
-def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
+def best_candidate(candidates: Sequence[MotionCandidate]) -> MotionCandidate:
     """Return the candidate with the highest score, the first one of equals."""
     return max(candidates, key=lambda candidate: candidate.score)
 
 
-def comparison_sentence(candidates: Sequence[Candidate], by: str) -> str:
+def describe_candidates(candidates: Sequence[MotionCandidate], by: str) -> str:
     """Return a sentence that compares the best candidate with the others by the reward ``by``."""
     chosen = best_candidate(candidates)
     scores = [candidate.score for candidate in candidates if math.isfinite(candidate.score)]

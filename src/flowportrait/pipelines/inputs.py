@@ -19,13 +19,13 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound, read_audio, read_sound
-from flowportrait.media.image import WHITE, from_pillow, read_image
+from flowportrait.media.image import WHITE_BACKGROUND, pillow_to_rgb, read_image
 from flowportrait.media.mel import QUIET_RMS
 from flowportrait.media.portrait import Photo
-from flowportrait.media.stream import joined, speech_of
+from flowportrait.media.stream import concatenate_sounds, resample_to_speech
 from flowportrait.models.speech_stream import closed_lips_share
 from flowportrait.pipelines.request import AnimateRequest, parse_colour
-from flowportrait.pipelines.turns import conversation_sound, tracks
+from flowportrait.pipelines.turns import build_speaker_tracks, mix_conversation_sound
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,12 +36,12 @@ ImageInput: TypeAlias = "str | Path | np.ndarray | Image.Image | Photo"
 AudioInput: TypeAlias = "str | Path | np.ndarray | Sound"
 """Speech: a file, samples ``[N]`` float32 mono at 16 kHz, or a ``Sound`` with its own rate and channels."""
 
-SHORTEST_SECONDS = 0.2
+MIN_SPEECH_SECONDS = 0.2
 _SILENT_SHARE = 0.9
 """A recording is called silent if the lips stay closed for more than this share of it."""
 
 
-class Display(Protocol):
+class ProgressDisplay(Protocol):
     """Interface of a progress display; the module ``flowportrait.terminal`` implements it."""
 
     def progress(self, items: Iterable[Any], total: int | None, doing: str = ...) -> Iterable[Any]:
@@ -51,7 +51,7 @@ class Display(Protocol):
         """Show a message while the block runs."""
 
 
-class NoDisplay:
+class NoProgressDisplay:
     """A display that shows nothing."""
 
     def progress(self, items: Iterable[Any], total: int | None, doing: str = "") -> Iterable[Any]:
@@ -86,17 +86,17 @@ class AnimateInputs:
     notes: tuple[str, ...] = ()
 
 
-def read_inputs(request: AnimateRequest, display: Display | None = None) -> AnimateInputs:
+def read_inputs(request: AnimateRequest, display: ProgressDisplay | None = None) -> AnimateInputs:
     """Read and check the files that a request names.
 
     Raises:
         BadInput: a file cannot be used.
     """
-    display = display or NoDisplay()
+    display = display or NoProgressDisplay()
     if request.speakers:
         images = [next(turn.image for turn in request.speakers if turn.speaker == speaker) for speaker in (0, 1)]
         turns = [(turn.speaker, turn.audio) for turn in request.speakers]
-        return conversation_inputs(images, turns, request.turns, request.background, display)
+        return read_conversation_inputs(images, turns, request.turns, request.background, display)
     with display.waiting("reading the speech"):
         sound, speech = read_speech(request.audio, request.text, request.voice)
     photos = (read_photo(request.image, request.background),) if request.image else ()
@@ -104,17 +104,17 @@ def read_inputs(request: AnimateRequest, display: Display | None = None) -> Anim
     notes: tuple[str, ...] = ()
     if not request.motion_in:
         check_duration(speech)
-        note = quiet_speech_note(speech, name)
+        note = describe_quiet_speech(speech, name)
         notes = (note,) if note else ()
     return AnimateInputs(sound, speech, photos, (str(request.image),), request.video, name, notes)
 
 
-def conversation_inputs(
+def read_conversation_inputs(
     images: Sequence[ImageInput],
     recordings: Sequence[tuple[int, AudioInput]],
     turns: bool = False,
     background: str | None = None,
-    display: Display | None = None,
+    display: ProgressDisplay | None = None,
 ) -> AnimateInputs:
     """Read the photos and recordings of two speakers.
 
@@ -128,15 +128,15 @@ def conversation_inputs(
     Raises:
         BadInput: a photo or a recording cannot be used.
     """
-    display = display or NoDisplay()
+    display = display or NoProgressDisplay()
     shared = _is_same_image(*images)
     first = read_photo(images[0], background)
     photos = (first, first if shared else read_photo(images[1], background))
     with display.waiting("reading the speech"):
         speech = [(speaker, read_speech(audio)[1]) for speaker, audio in recordings]
-        voices = tracks(speech, turns)
-        sound = conversation_sound(speech, [_with_own_rate(audio) for _, audio in recordings], turns)
-    return AnimateInputs(sound, voices, photos, (image_name(images[0]), image_name(images[1])))
+        voices = build_speaker_tracks(speech, turns)
+        sound = mix_conversation_sound(speech, [_with_own_rate(audio) for _, audio in recordings], turns)
+    return AnimateInputs(sound, voices, photos, (image_display_name(images[0]), image_display_name(images[1])))
 
 
 def read_photo(image: ImageInput, background: str | None = None) -> Photo:
@@ -145,13 +145,13 @@ def read_photo(image: ImageInput, background: str | None = None) -> Photo:
     Raises:
         BadInput: the picture cannot be read or is not RGB, or ``background`` is no colour.
     """
-    colour = parse_colour(background) if background else WHITE
+    colour = parse_colour(background) if background else WHITE_BACKGROUND
     if isinstance(image, Photo):
         return image
     if isinstance(image, (str, Path)):
         return Photo.for_video(read_image(image, colour))
     if not isinstance(image, np.ndarray):
-        return Photo.for_video(from_pillow(image, colour))
+        return Photo.for_video(pillow_to_rgb(image, colour))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise BadInput(f"An image array of shape {image.shape} and {image.dtype} is no picture: give [H, W, 3] uint8.")
     return Photo.for_video(image)
@@ -176,8 +176,8 @@ def read_speech(
         return Path(audio), read_audio(audio)
     if audio is None and text is None:
         raise BadInput("There is nothing to say: give --audio FILE, --text TEXT, or --stream with sound coming in.")
-    sound = joined(synthesize_speech(text or "", voice)) if audio is None else audio
-    return sound, np.concatenate(list(speech_of([sound])))
+    sound = concatenate_sounds(synthesize_speech(text or "", voice)) if audio is None else audio
+    return sound, np.concatenate(list(resample_to_speech([sound])))
 
 
 def synthesize_speech(text: str | Iterable[str], voice: str | None = None) -> Iterator[Sound]:
@@ -187,11 +187,11 @@ def synthesize_speech(text: str | Iterable[str], voice: str | None = None) -> It
         text: the text, or pieces of it as they arrive; ``-`` reads standard input.
         voice: name of the voice; see ``AnimateRequest.voice``.
     """
-    from flowportrait.speech.text_to_speech import speak_sound
-    from flowportrait.speech.voices import DEFAULT, voice_named
+    from flowportrait.speech.text_to_speech import synthesize_sound
+    from flowportrait.speech.voices import DEFAULT_VOICE, load_voice
 
     pieces = sys.stdin if text == "-" else [text] if isinstance(text, str) else text
-    return speak_sound(pieces, voice_named(voice or DEFAULT))
+    return synthesize_sound(pieces, load_voice(voice or DEFAULT_VOICE))
 
 
 def check_duration(speech: np.ndarray) -> None:
@@ -201,11 +201,11 @@ def check_duration(speech: np.ndarray) -> None:
         BadInput: the samples last less than 0.2 s.
     """
     seconds = len(speech) / SAMPLE_RATE
-    if seconds < SHORTEST_SECONDS:
-        raise BadInput(f"The audio lasts {seconds:.2f} s, under {SHORTEST_SECONDS} s: give a longer recording.")
+    if seconds < MIN_SPEECH_SECONDS:
+        raise BadInput(f"The audio lasts {seconds:.2f} s, under {MIN_SPEECH_SECONDS} s: give a longer recording.")
 
 
-def quiet_speech_note(speech: np.ndarray, name: str) -> str | None:
+def describe_quiet_speech(speech: np.ndarray, name: str) -> str | None:
     """Return a warning if speech is silent, or a note if it is quiet and therefore amplified for the lips; else None.
 
     Args:
@@ -223,7 +223,7 @@ def quiet_speech_note(speech: np.ndarray, name: str) -> str | None:
             "the recording unchanged.")  # fmt: skip
 
 
-def image_name(image: ImageInput) -> str:
+def image_display_name(image: ImageInput) -> str:
     """Return the name of a picture in messages."""
     return str(image) if isinstance(image, (str, Path)) else "the photo"
 

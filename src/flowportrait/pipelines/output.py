@@ -20,16 +20,16 @@ import numpy as np
 import torch
 
 from flowportrait.media.audio import SAMPLE_RATE, Sound, read_sound
-from flowportrait.media.crop import Paste, photo_square
+from flowportrait.media.crop import FramePaster, largest_photo_square
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.stream import Tape, write_stream
+from flowportrait.media.stream import SoundBuffer, write_video_stream
 from flowportrait.media.video import FPS
-from flowportrait.pipelines.guidance import Candidate
-from flowportrait.pipelines.inputs import Display, NoDisplay
-from flowportrait.provenance.manifest import Origin
+from flowportrait.pipelines.guidance import MotionCandidate
+from flowportrait.pipelines.inputs import NoProgressDisplay, ProgressDisplay
+from flowportrait.provenance.manifest import VideoOrigin
 from flowportrait.rendering.renderer import MotionCodec
 
-Watch = Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]
+FrameFilter = Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]
 """A function through which the frames pass on their way to the file, for example to count or to stop them."""
 
 
@@ -108,17 +108,17 @@ class AnimatePipelineOutput:
         sound: Path | Sound | np.ndarray,
         motion: Callable[[], torch.Tensor],
         seed: int,
-        origin: Origin,
+        origin: VideoOrigin,
         *,
         frame_rate: Fraction = Fraction(FPS),
-        candidates: tuple[Candidate, ...] = (),
+        candidates: tuple[MotionCandidate, ...] = (),
         undubbed_frames: int | None = None,
         notes: tuple[str, ...] = (),
-        display: Display | None = None,
+        display: ProgressDisplay | None = None,
     ) -> None:
         self.frames, self.frame_rate, self.seed = frames, frame_rate, seed
         self.candidates, self.undubbed_frames, self.notes = candidates, undubbed_frames, notes
-        self._sound, self._motion, self._origin, self._display = sound, motion, origin, display or NoDisplay()
+        self._sound, self._motion, self._origin, self._display = sound, motion, origin, display or NoProgressDisplay()
 
     @property
     def fps(self) -> float:
@@ -145,7 +145,7 @@ class AnimatePipelineOutput:
         watermark: bool = True,
         certificate: Path | None = None,
         private_key: Path | None = None,
-        watch: Watch | None = None,
+        watch: FrameFilter | None = None,
     ) -> int:
         """Write the video in the format given by the file name: .mp4, .mov, .webm or .gif (without sound).
 
@@ -168,7 +168,7 @@ class AnimatePipelineOutput:
             BadInput: the file cannot be written, or the certificate cannot be used.
         """
         from flowportrait.provenance.manifest import find_credential
-        from flowportrait.provenance.publish import Provenance, publish
+        from flowportrait.provenance.publish import Provenance, write_video_with_provenance
 
         provenance = None
         if sign or watermark:
@@ -178,7 +178,7 @@ class AnimatePipelineOutput:
         count, progress = len(self.frames), self._display.progress
         tracked = iter(progress(frames, count, "drawing"))
         try:
-            return publish(path, tracked, self._sound, provenance, self.frame_rate, count, progress)
+            return write_video_with_provenance(path, tracked, self._sound, provenance, self.frame_rate, count, progress)
         finally:
             if isinstance(tracked, Generator):
                 tracked.close()  # ends the progress bar, also after an error
@@ -189,7 +189,7 @@ class AnimateStream:
 
     fps = float(FPS)
 
-    def __init__(self, frames: Iterator[np.ndarray], tape: Tape, seed: int) -> None:
+    def __init__(self, frames: Iterator[np.ndarray], tape: SoundBuffer, seed: int) -> None:
         self.seed = seed
         self._frames, self._tape = frames, tape
 
@@ -200,7 +200,7 @@ class AnimateStream:
         """Return the sound of a drawn frame, at most 40 ms; earlier sound is discarded."""
         return self._tape.frame(frame)
 
-    def save(self, target: str | Path | BinaryIO, *, watermark: bool = True, watch: Watch | None = None) -> int:
+    def save(self, target: str | Path | BinaryIO, *, watermark: bool = True, watch: FrameFilter | None = None) -> int:
         """Write fragmented mp4 or live webm, which can be played while it grows, with an AI label and a watermark.
 
         A growing file cannot be signed.
@@ -216,12 +216,14 @@ class AnimateStream:
         Raises:
             BadInput: the file cannot be written.
         """
-        from flowportrait.provenance.watermark import marked
+        from flowportrait.provenance.watermark import add_watermark
 
-        frames = marked(self._frames) if watermark else self._frames
+        frames = add_watermark(self._frames) if watermark else self._frames
         frames = frames if watch is None else watch(frames)
         target = Path(target) if isinstance(target, str) else target
-        return write_stream(target, frames, self._tape.frame, tags=Origin("portrait").tags() if watermark else None)
+        return write_video_stream(
+            target, frames, self._tape.frame, tags=VideoOrigin("portrait").tags() if watermark else None
+        )
 
 
 def draw_frames(
@@ -246,7 +248,7 @@ def draw_frames(
 def _crop_to_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return a function that cuts off what lies outside the photo and enlarges the rest; None if nothing does."""
     size = len(portrait.crop)
-    left, top, side = photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, size)
+    left, top, side = largest_photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, size)
     if side == size:
         return None
     window = np.s_[top : top + side, left : left + side]
@@ -255,5 +257,5 @@ def _crop_to_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | N
 
 def _paste_into_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:
     height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
-    paste = Paste(portrait.image, portrait.to_crop, len(portrait.crop))
+    paste = FramePaster(portrait.image, portrait.to_crop, len(portrait.crop))
     return lambda frame: paste(frame)[:height, :width]

@@ -28,10 +28,10 @@ from flowportrait.media.video import FPS
 from flowportrait.models.arflow import checkpoint_folder
 from flowportrait.pipelines.animate import AnimatePipeline
 
-RECORD = "rendered.json"
+RENDER_RECORD_FILE = "rendered.json"
 
 
-def system_names(checkpoints: Sequence[str]) -> list[str]:
+def distinct_system_names(checkpoints: Sequence[str]) -> list[str]:
     """Return a distinct name for each checkpoint that can be a folder name: the last part of its path, or all of it.
 
     Raises:
@@ -65,7 +65,7 @@ def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, 
     pipeline = AnimatePipeline.from_pretrained(checkpoint)
     weights = _digest(checkpoint_folder(checkpoint) / "model.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
-    record_file, rendered, videos = folder / RECORD, _read_record(folder), []
+    record_file, rendered, videos = folder / RENDER_RECORD_FILE, _read_record(folder), []
     for prompt in track(all_prompts, description=f"rendering {checkpoint}", console=Console(stderr=True)):
         target = folder / f"{prompt.id}.mp4"
         videos.append(target)
@@ -73,7 +73,7 @@ def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, 
         origin = hashlib.sha256("\n".join(sources).encode()).hexdigest()
         if target.is_file() and rendered.get(prompt.id, {}).get("origin") == origin:
             continue
-        watch = Stopwatch()
+        watch = RenderStopwatch()
         portrait = Portrait.from_image(read_image(prompt.image), size, str(prompt.image))
         video = pipeline(portrait, prompt.audio, seed=seed, crop=True)
         video.save(target, sign=False, watermark=False, watch=watch)
@@ -87,7 +87,7 @@ def rendering_costs(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: entry["cost"] for name, entry in _read_record(folder).items() if "cost" in entry}
 
 
-class Stopwatch:
+class RenderStopwatch:
     """Measures the cost of making one video, from its creation to the last frame: encoding included, loading not."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Stopwatch:
 
 
 def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    record = folder / RECORD
+    record = folder / RENDER_RECORD_FILE
     try:
         entries = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     except json.JSONDecodeError:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 GUIDE_DIMENSIONS = ("sync", "expression", "motion")
 """Dimensions of the latent reward that can guide a video, in the order of its outputs."""
-LARGEST_GUIDE_WEIGHT = 10.0
+MAX_GUIDE_WEIGHT = 10.0
 """Largest weight whose effect was measured (docs/preference_methods.md)."""
-USEFUL_GUIDE_WEIGHT = {"sync": 10.0, "expression": 3.0, "motion": 3.0}
+MAX_USEFUL_GUIDE_WEIGHT = {"sync": 10.0, "expression": 3.0, "motion": 3.0}
 """Largest weight that helps; larger ones cost more quality than they gain."""
-MOST_CANDIDATES = 64
-SIZES = range(64, 2049)
+MAX_CANDIDATES = 64
+ALLOWED_SIZES = range(64, 2049)
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ class AnimateRequest:
         Raises:
             BadInput: a setting is impossible, or two settings exclude each other.
         """
-        if not 1 <= self.best_of <= MOST_CANDIDATES:
-            raise BadInput(f"--best-of {self.best_of} is not possible: give a number from 1 to {MOST_CANDIDATES}.")
+        if not 1 <= self.best_of <= MAX_CANDIDATES:
+            raise BadInput(f"--best-of {self.best_of} is not possible: give a number from 1 to {MAX_CANDIDATES}.")
         if self.best_of == 1 and (self.by is not None or self.prune):
             raise BadInput("--by and --prune set how candidates are compared: give --best-of N with N of 2 or more.")
         if self.prune and (self.by or "reward") not in ("reward", *GUIDE_DIMENSIONS):
@@ -138,7 +138,7 @@ class AnimateRequest:
             if reward_flag and getattr(self, name):
                 flag = "--speaker" if name == "speakers" else f"--{name.replace('_', '-')}"
                 raise BadInput(f"{reward_flag} works with --image and newly generated motion: leave out {flag}.")
-        if self.size is not None and (self.size not in SIZES or self.size % 2):
+        if self.size is not None and (self.size not in ALLOWED_SIZES or self.size % 2):
             raise BadInput(f"--size {self.size} is not possible: give an even number from 64 to 2048.")
         if self.motion_in and self.intensity != 1.0:
             raise BadInput(
@@ -256,10 +256,10 @@ def check_guide(weights: Mapping[str, float], text: str | None = None) -> None:
     for name, weight in weights.items():
         if name not in GUIDE_DIMENSIONS:
             raise BadInput(f"--guide knows no {name!r}: choose from {', '.join(GUIDE_DIMENSIONS)}, such as sync=1.")
-        if not 0 <= weight <= LARGEST_GUIDE_WEIGHT:
+        if not 0 <= weight <= MAX_GUIDE_WEIGHT:
             shown_weight = f"{weight:g}" if text is None else text
             raise BadInput(
-                f"--guide {name}={shown_weight} is not possible: give a weight from 0 to {LARGEST_GUIDE_WEIGHT:g}."
+                f"--guide {name}={shown_weight} is not possible: give a weight from 0 to {MAX_GUIDE_WEIGHT:g}."
             )
 
 

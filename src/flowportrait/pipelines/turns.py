@@ -25,15 +25,15 @@ import torch
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
 from flowportrait.media.audio import SAMPLE_RATE, Sound
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, level_gain
+from flowportrait.media.mel import SAMPLES_PER_FRAME, loudness_gain, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, MotionBasis
 from flowportrait.rendering.motion_filters import gaze_coefficients
 
 # --- Tracks ---
 
-SPEAKERS = 2
-BETWEEN = 0.3
+NUM_SPEAKERS = 2
+SECONDS_BETWEEN_TURNS = 0.3
 """Seconds between turns."""
 _CROSSTALK = 10 ** (-9 / 20)
 """A voice from across the table arrives at least 9 dB quieter than at its own microphone (both levelled); people who
@@ -43,7 +43,7 @@ _COMPARISON_FRAMES = 9
 _MIN_LOUDNESS = 1e-4
 
 
-def tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool = False) -> np.ndarray:
+def build_speaker_tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool = False) -> np.ndarray:
     """Place recordings on one track per speaker, at a common loudness and without crosstalk.
 
     Args:
@@ -53,10 +53,10 @@ def tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool = False) 
     Returns:
         Tracks ``[2, N]`` at 16 kHz.
     """
-    return without_crosstalk(_place_on_tracks(recordings, in_turn))
+    return remove_crosstalk(_place_on_tracks(recordings, in_turn))
 
 
-def conversation_sound(
+def mix_conversation_sound(
     recordings: Sequence[tuple[int, np.ndarray]], sounds: Sequence[Sound], in_turn: bool = False
 ) -> Sound:
     """Mix the sound that the video of a conversation plays.
@@ -64,9 +64,9 @@ def conversation_sound(
     It has the highest sample rate of the recordings, and is stereo if one of them is.
 
     Args:
-        recordings: as for ``tracks``.
+        recordings: as for ``build_speaker_tracks``.
         sounds: the same recordings with their own rate and channels.
-        in_turn: as for ``tracks``.
+        in_turn: as for ``build_speaker_tracks``.
     """
     rate = max(SAMPLE_RATE, *(sound.rate for sound in sounds))
     layout = "mono" if all(sound.layout == "mono" for sound in sounds) else "stereo"
@@ -76,20 +76,20 @@ def conversation_sound(
     starts = _start_samples(recordings, in_turn)
     for (speaker, samples), sound, start in zip(recordings, sounds, starts, strict=True):
         first = round(start * rate / SAMPLE_RATE)
-        played = _resample(sound, rate, layout)[:, : total - first] * level_gain(samples)
+        played = _resample(sound, rate, layout)[:, : total - first] * loudness_gain(samples)
         speech_samples = np.arange(first, first + played.shape[1]) * SAMPLE_RATE // rate
         mixed[:, first : first + played.shape[1]] += played * weight[speaker, speech_samples]
     return Sound(mixed, rate, layout)
 
 
-def without_crosstalk(levelled: np.ndarray) -> np.ndarray:
+def remove_crosstalk(levelled: np.ndarray) -> np.ndarray:
     """Mute each of the tracks ``[2, N]`` wherever the other one is more than 9 dB louder."""
     return (levelled * _owner_weight(levelled)).astype(np.float32)
 
 
 def _start_samples(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> list[int]:
     """Return the sample (at 16 kHz) at which every recording starts."""
-    lengths = [len(samples) + round(BETWEEN * SAMPLE_RATE) if in_turn else 0 for _, samples in recordings]
+    lengths = [len(samples) + round(SECONDS_BETWEEN_TURNS * SAMPLE_RATE) if in_turn else 0 for _, samples in recordings]
     return [sum(lengths[:index]) for index in range(len(lengths))]
 
 
@@ -97,18 +97,18 @@ def _place_on_tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool
     """Return the levelled recordings as tracks ``[2, N]``."""
     starts = _start_samples(recordings, in_turn)
     ends = [start + len(samples) for start, (_, samples) in zip(starts, recordings, strict=True)]
-    result = np.zeros((SPEAKERS, max(ends)), np.float32)
+    result = np.zeros((NUM_SPEAKERS, max(ends)), np.float32)
     for start, end, (speaker, samples) in zip(starts, ends, recordings, strict=True):
-        result[speaker, start:end] += level(samples)
+        result[speaker, start:end] += normalize_loudness(samples)
     return result
 
 
 def _owner_weight(levelled: np.ndarray) -> np.ndarray:
     """Return the share, 0 to 1, of the track's own speaker in every sample of tracks ``[2, N]``."""
     frames = -(-levelled.shape[1] // SAMPLES_PER_FRAME)
-    padded = np.zeros((SPEAKERS, frames * SAMPLES_PER_FRAME))
+    padded = np.zeros((NUM_SPEAKERS, frames * SAMPLES_PER_FRAME))
     padded[:, : levelled.shape[1]] = levelled
-    loudness = np.sqrt((padded.reshape(SPEAKERS, frames, -1) ** 2).mean(2))
+    loudness = np.sqrt((padded.reshape(NUM_SPEAKERS, frames, -1) ** 2).mean(2))
     nearby_peak = maximum_filter1d(loudness, _COMPARISON_FRAMES, axis=1) + _MIN_LOUDNESS
     is_owner = (nearby_peak >= _CROSSTALK * nearby_peak[::-1]).repeat(SAMPLES_PER_FRAME, axis=1)
     # Fade over 40 ms where a track is muted or unmuted, because a hard cut would click.
@@ -145,7 +145,7 @@ _PAUSE_FRAMES = 5
 
 
 @dataclass(frozen=True)
-class Listener:
+class ListeningBehaviour:
     """Adds listening behaviour to the motion of one person.
 
     Attributes:
@@ -173,7 +173,7 @@ class Listener:
         result[:, HEAD] *= 1 - 0.5 * share
         result[:, GAZE] += share * gaze_coefficients(self.toward * self.gaze_degrees, 0.0)
         silent = own == 0
-        pauses = [frame for frame in pauses_of(other) if silent[frame : frame + NOD_FRAMES].all()]
+        pauses = [frame for frame in find_pauses(other) if silent[frame : frame + NOD_FRAMES].all()]
         nod_starts = [frame for frame in pauses if rng.random() < NOD_SHARE]
         for at in nod_starts:
             nod = _nod()[: len(result) - at]
@@ -196,7 +196,7 @@ class Listener:
         return frames
 
 
-def pauses_of(speech: np.ndarray) -> list[int]:
+def find_pauses(speech: np.ndarray) -> list[int]:
     """Return the frames at which pauses begin in a speech gate ``[T]``."""
     spoken = speech > 0
     ends = np.flatnonzero(spoken[:-1] & ~spoken[1:]) + 1

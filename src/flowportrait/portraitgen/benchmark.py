@@ -2,8 +2,8 @@
 
     prompts ─► pictures, of a folder or a generator ─► OmniReward · AI-Portrait · agreement ─► results.json
 
-The parts in order: generating pictures, judging them (``run``), tables for the terminal, the comparison of two results
-(``compare``), and the generators that ``--policy`` can name.
+The parts in order: generating pictures, judging them (``judge_pictures``), tables for the terminal, the comparison of two results
+(``compare_bench_results``), and the generators that ``--policy`` can name.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from scipy.stats import binomtest
 
 from flowportrait.data.prompts import IMAGE_SUFFIXES
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar, signed_rank_p
-from flowportrait.files import complete, write_json
+from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar_test, signed_rank_p
+from flowportrait.files import atomic_write, write_json
 from flowportrait.media.image import read_image
 from flowportrait.plugins import is_reference, load_reference
-from flowportrait.portraitgen.detectors import ATTRIBUTES, CATALOGUE, agreement
+from flowportrait.portraitgen.detectors import ARTEFACTS, ATTRIBUTES, prompt_agreement
 from flowportrait.portraitgen.judging import StillJudge
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, Still, as_frames
-from flowportrait.portraitgen.taxonomy import TAXONOMY, VERSION, BenchPrompt, digest
+from flowportrait.portraitgen.portrait_flow import PortraitFlow, Still, pictures_to_frames
+from flowportrait.portraitgen.taxonomy import PROMPT_SET_VERSION, TAXONOMY, BenchPrompt, prompts_digest
 from flowportrait.terminal import progress
 
 # --- Pictures
 
-Draw = Callable[[BenchPrompt, int], np.ndarray]
+PictureGenerator = Callable[[BenchPrompt, int], np.ndarray]
 """A generator: ``(prompt, seed) -> picture [H, W, 3] uint8 RGB``."""
 
 
-def pictures_in(folder: Path, prompts: Sequence[BenchPrompt]) -> list[tuple[BenchPrompt, str, Path]]:
+def find_prompt_pictures(folder: Path, prompts: Sequence[BenchPrompt]) -> list[tuple[BenchPrompt, str, Path]]:
     """Return the pictures of a folder with their prompts, each as (prompt, name, path).
 
     Pictures are named ``ID.png``, or ``ID_0.png``, ``ID_1.png``, … for several of one prompt.
@@ -57,7 +57,9 @@ def pictures_in(folder: Path, prompts: Sequence[BenchPrompt]) -> list[tuple[Benc
     return found
 
 
-def drawn(draw: Draw, prompts: Sequence[BenchPrompt], per_prompt: int, folder: Path) -> None:
+def generate_missing_pictures(
+    draw: PictureGenerator, prompts: Sequence[BenchPrompt], per_prompt: int, folder: Path
+) -> None:
     """Generate the pictures that are missing in a folder.
 
     Args:
@@ -71,14 +73,14 @@ def drawn(draw: Draw, prompts: Sequence[BenchPrompt], per_prompt: int, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     todo = [(p, seed, folder / f"{p.id}_{seed}.png") for p in prompts for seed in range(per_prompt)]
     for prompt, seed, path in progress((job for job in todo if not job[2].is_file()), len(todo)):
-        with complete(path) as partial:
+        with atomic_write(path) as partial:
             Image.fromarray(draw(prompt, seed)).save(partial, "PNG")
 
 
 # --- Judging
 
 
-def run(
+def judge_pictures(
     named: Iterable[tuple[BenchPrompt, str, Path]], judge: StillJudge, prompts: Sequence[BenchPrompt], total: int
 ) -> dict[str, Any]:
     """Judge pictures and return the content of ``results.json``.
@@ -99,7 +101,7 @@ def run(
         verdicts = judge.judge([still])[0].aspects
         scores: dict[str, float | None] = {rubric: verdict.score for rubric, verdict in verdicts.items()}
         scores |= {f"omni_reward/{key}": value for key, value in verdicts["omni_reward"].dimensions.items()}
-        met = agreement(still.look, prompt.terms)
+        met = prompt_agreement(still.look, prompt.terms)
         scores |= {f"agreement/{key}": float(value) for key, value in met.items()}
         failures = {rubric: verdict.failure.detail for rubric, verdict in verdicts.items() if verdict.failure}
         rows[name] = {
@@ -111,29 +113,33 @@ def run(
         }
     return {
         "benchmark": "PortraitBench",
-        "version": VERSION,
-        "prompts": digest(list(prompts)),
+        "version": PROMPT_SET_VERSION,
+        "prompts": prompts_digest(list(prompts)),
         "judge": {"name": judge.name, "kind": judge.kind, "fingerprint": judge.fingerprint},
-        "covered": {"prompts": len({name_of(n, prompts) for n in rows}), "of": len(prompts), "pictures": len(rows)},
-        **summary(rows),
-        "by_term": by_term(rows),
+        "covered": {
+            "prompts": len({prompt_id_of(n, prompts) for n in rows}),
+            "of": len(prompts),
+            "pictures": len(rows),
+        },
+        **summarize_pictures(rows),
+        "by_term": scores_by_term(rows),
         "pictures": rows,
     }
 
 
-def name_of(picture: str, prompts: Sequence[BenchPrompt]) -> str:
+def prompt_id_of(picture: str, prompts: Sequence[BenchPrompt]) -> str:
     """Return the prompt's id in a picture's name."""
     return picture if any(prompt.id == picture for prompt in prompts) else picture.rpartition("_")[0]
 
 
-def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarize_pictures(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the rates of artefacts, the rate of pictures without any, and the means of scores over pictures."""
     rates = {}
-    for artefact in CATALOGUE:
+    for artefact in ARTEFACTS:
         values = [row["artefacts"].get(artefact.name) for row in rows.values()]
         known = [bool(value) for value in values if value is not None]
         if known:
-            rates[artefact.name] = {"part": artefact.part, **rate(sum(known), len(known))}
+            rates[artefact.name] = {"part": artefact.part, **rate_with_interval(sum(known), len(known))}
     scores = {}
     for key in sorted({key for row in rows.values() for key in row["scores"]}):
         numbers = np.array([row["scores"][key] for row in rows.values() if row["scores"].get(key) is not None], float)
@@ -141,11 +147,11 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             found = bootstrap_mean(numbers)
             scores[key] = {"mean": found.mean, "low": found.low, "high": found.high, "pictures": found.clips}
     free = [sum(bool(v) for v in row["artefacts"].values()) == 0 for row in rows.values() if row["artefacts"]]
-    clean = rate(sum(free), len(free)) if free else None
+    clean = rate_with_interval(sum(free), len(free)) if free else None
     return {"artefacts": rates, "free_of_artefacts": clean, "scores": scores}
 
 
-def rate(count: int, total: int) -> dict[str, float]:
+def rate_with_interval(count: int, total: int) -> dict[str, float]:
     """Return a rate with Wilson's 95 % confidence interval."""
     interval = binomtest(count, total).proportion_ci(method="wilson")
     return {
@@ -153,7 +159,7 @@ def rate(count: int, total: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def by_term(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def scores_by_term(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return AI-Portrait's mean score and the mean number of artefacts for every value of every dimension.
 
     The table shows with which prompts a generator is weak.
@@ -172,7 +178,7 @@ def by_term(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
+def result_tables(found: Mapping[str, Any]) -> list[Table]:
     """Return the tables of artefacts and scores of a result, for the terminal."""
     judge, covered = found["judge"], found["covered"]
     rates = Table(title=f"artefacts, {judge['kind']}: {covered['pictures']} pictures of {covered['prompts']} prompts")
@@ -190,7 +196,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     return [rates, scores]
 
 
-def write(found: Mapping[str, Any], path: Path) -> None:
+def write_bench_result(found: Mapping[str, Any], path: Path) -> None:
     """Write a result to a JSON file; an existing file is replaced only when the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
@@ -198,11 +204,11 @@ def write(found: Mapping[str, Any], path: Path) -> None:
 
 # --- Comparison of two results
 
-SAME = {"version": "version of the benchmark", "prompts": "set of prompts", "judge": "judge"}
+COMPARABLE_KEYS = {"version": "version of the benchmark", "prompts": "set of prompts", "judge": "judge"}
 """Keys of a result that must be equal for a comparison, and their descriptions."""
 
 
-def compare(first: Path, second: Path) -> list[dict[str, Any]]:
+def compare_bench_results(first: Path, second: Path) -> list[dict[str, Any]]:
     """Return the differences between two results, first minus second, on the pictures that both have.
 
     Artefacts are compared by McNemar's test, scores by the signed-rank test, and p values are Holm-corrected.
@@ -211,7 +217,7 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
         BadInput: a file is not a result, the results have another version, prompt set or judge, or no common picture.
     """
     one, other = _read(first), _read(second)
-    for key, what in SAME.items():
+    for key, what in COMPARABLE_KEYS.items():
         if one[key] != other[key]:
             raise BadInput(f"{first} and {second} are by another {what}: run both with the same.")
     shared = [name for name in one["pictures"] if name in other["pictures"]]
@@ -222,7 +228,7 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
     mine, theirs = ([found["pictures"][name] for name in shared] for found in (one, other))
     for kind in one["artefacts"]:
         a, b = ([row["artefacts"].get(kind) for row in side] for side in (mine, theirs))
-        tests[kind], gap = mcnemar(a, b)
+        tests[kind], gap = mcnemar_test(a, b)
         rows[kind] = {"what": kind, "difference": gap}
     for score in one["scores"]:
         a, b = ([row["scores"].get(score) for row in side] for side in (mine, theirs))
@@ -246,7 +252,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 # --- Generators
 
-STEPS = 20
+FLOW_STEPS = 20
 """Euler steps of a portrait flow."""
 _TERM_DEVIATIONS: dict[tuple[str, str], dict[str, float]] = {
     ("pose", "three-quarter"): {"yaw": 2.0},
@@ -268,7 +274,7 @@ _TERM_DEVIATIONS: dict[tuple[str, str], dict[str, float]] = {
 """The attributes that a term asks a flow for, in standard deviations from the mean of its training portraits."""
 
 
-def drawing(policy: str) -> Draw:
+def load_picture_generator(policy: str) -> PictureGenerator:
     """Return the generator that ``--policy`` names.
 
     Args:
@@ -285,7 +291,7 @@ def drawing(policy: str) -> Draw:
     return _by_function(policy, load_reference(policy))
 
 
-def _by_function(policy: str, draw: Callable[[str, int], np.ndarray]) -> Draw:
+def _by_function(policy: str, draw: Callable[[str, int], np.ndarray]) -> PictureGenerator:
     def checked(prompt: BenchPrompt, seed: int) -> np.ndarray:
         picture = np.asarray(draw(prompt.text, seed))
         if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
@@ -295,7 +301,7 @@ def _by_function(policy: str, draw: Callable[[str, int], np.ndarray]) -> Draw:
     return checked
 
 
-def _by_flow(flow: PortraitFlow) -> Draw:
+def _by_flow(flow: PortraitFlow) -> PictureGenerator:
     def draw(prompt: BenchPrompt, seed: int) -> np.ndarray:
         deviations = torch.zeros(1, len(ATTRIBUTES))
         for term in prompt.terms.items():
@@ -303,6 +309,6 @@ def _by_flow(flow: PortraitFlow) -> Draw:
                 deviations[0, ATTRIBUTES.index(name)] = deviation
         attributes = flow.usual[0] + deviations * flow.usual[1]
         number = int.from_bytes(prompt.id.encode()[-6:], "big")
-        return as_frames(flow.draw(attributes, seed=number * 1000 + seed, steps=STEPS))[0]
+        return pictures_to_frames(flow.draw(attributes, seed=number * 1000 + seed, steps=FLOW_STEPS))[0]
 
     return draw

@@ -28,23 +28,23 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.media.crop import apply_affine, sample_crop, to_canonical
-from flowportrait.media.faces import FaceTracker, yaw
+from flowportrait.media.crop import apply_affine, canonical_transform, sample_crop
+from flowportrait.media.faces import FaceTracker, face_yaw
 from flowportrait.media.portrait import find_faces
 from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER
-from flowportrait.rewards.consistency import detail, masks
+from flowportrait.rewards.consistency import measure_sharpness, region_masks
 
 # --- Finding and framing a face
 
-WIDTH, CENTRE = 2.4, (0.0, 0.4)
+FRAME_WIDTH, FRAME_CENTRE = 2.4, (0.0, 0.4)
 """Side of the frame, and its centre relative to the middle of the eye line, in distances between the eye corners."""
-CORNERS = (33, 263)
+EYE_CORNERS = (33, 263)
 """Landmarks of the outer corners of the eyes."""
-Scale = Literal["large", "small"]
+FaceScale = Literal["large", "small"]
 """The size at which a face is framed."""
-SIDES: dict[Scale, int] = {"large": 115, "small": 48}
+FRAME_SIDES: dict[FaceScale, int] = {"large": 115, "small": 48}
 """Pixels of the side of a framed face."""
-NEAREST: dict[Scale, float] = {"large": 40.0, "small": 16.0}
+MIN_EYE_DISTANCES: dict[FaceScale, float] = {"large": 40.0, "small": 16.0}
 """Least distance in pixels between the eye corners of a face that is framed at a size."""
 _DARKER = 12.0
 """Difference in L* below the face's median from which on a pixel is not skin."""
@@ -53,7 +53,7 @@ _TINY = 128
 """Pictures with a shorter side are enlarged before the search for faces."""
 
 
-def framed(image: np.ndarray, landmarks: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+def frame_face(image: np.ndarray, landmarks: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut the framed face out of a picture.
 
     Args:
@@ -64,18 +64,18 @@ def framed(image: np.ndarray, landmarks: np.ndarray, side: int) -> tuple[np.ndar
     Returns:
         The framed face ``[side, side, 3]`` uint8, and the landmarks ``[478, 3]`` px in it.
     """
-    matrix = to_canonical(landmarks) * (side / WIDTH)
-    matrix[:, 2] += side / 2 - np.array(CENTRE) * side / WIDTH - 0.5
+    matrix = canonical_transform(landmarks) * (side / FRAME_WIDTH)
+    matrix[:, 2] += side / 2 - np.array(FRAME_CENTRE) * side / FRAME_WIDTH - 0.5
     return sample_crop(image, matrix, side, cv2.BORDER_REPLICATE), apply_affine(matrix, landmarks)
 
 
 def eye_distance(landmarks: np.ndarray) -> float:
     """Return the pixels between the outer corners of the eyes of landmarks ``[478, ≥ 2]``."""
-    return float(np.linalg.norm(landmarks[CORNERS[0], :2] - landmarks[CORNERS[1], :2]))
+    return float(np.linalg.norm(landmarks[EYE_CORNERS[0], :2] - landmarks[EYE_CORNERS[1], :2]))
 
 
 @dataclass(frozen=True)
-class Look:
+class FaceView:
     """A picture with its largest face.
 
     Args:
@@ -92,7 +92,7 @@ class Look:
     faces: int
     landmarks: np.ndarray | None = None
     blendshapes: np.ndarray | None = None
-    scale: Scale | None = None
+    scale: FaceScale | None = None
     face: np.ndarray | None = None
     points: np.ndarray | None = None
 
@@ -102,7 +102,7 @@ class Look:
         if self.face is None or self.points is None:
             return None
         lab = cv2.cvtColor(self.face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        face = masks(torch.from_numpy(self.points[None, :, :2]), self.face.shape[:2])["face"][0].numpy()
+        face = region_masks(torch.from_numpy(self.points[None, :, :2]), self.face.shape[:2])["face"][0].numpy()
         # Pixels much darker than most of the face (hair, brows) and its outline are not skin.
         inside = cv2.erode(face, np.ones((3, 3), np.uint8)) > 0
         if not inside.any():
@@ -110,27 +110,27 @@ class Look:
         return lab, inside & (lab[..., 0] > np.median(lab[..., 0][inside]) - _DARKER)
 
     @classmethod
-    def at(cls, picture: np.ndarray, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Look:
+    def at(cls, picture: np.ndarray, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> FaceView:
         """Return the picture with faces that are known: landmarks ``[478, 3]`` and blendshapes, largest face first."""
         if not found:
             return cls(picture, 0)
         landmarks, shapes = found[0]
         distance = eye_distance(landmarks)
-        scale = next((name for name, least in NEAREST.items() if distance >= least), None)
+        scale = next((name for name, least in MIN_EYE_DISTANCES.items() if distance >= least), None)
         if scale is None:
             return cls(picture, len(found), landmarks, shapes)
-        return cls(picture, len(found), landmarks, shapes, scale, *framed(picture, landmarks, SIDES[scale]))
+        return cls(picture, len(found), landmarks, shapes, scale, *frame_face(picture, landmarks, FRAME_SIDES[scale]))
 
 
-def look(picture: np.ndarray) -> Look:
+def find_face(picture: np.ndarray) -> FaceView:
     """Search a picture ``[H, W, 3]`` uint8 RGB for faces of any size and place, and return it with its largest face."""
     if min(picture.shape[:2]) >= _TINY:
-        return Look.at(picture, find_faces(picture))
+        return FaceView.at(picture, find_faces(picture))
     with FaceTracker(still=True) as tracker:
-        return glance(picture, tracker)
+        return find_framed_face(picture, tracker)
 
 
-def glance(picture: np.ndarray, tracker: FaceTracker) -> Look:
+def find_framed_face(picture: np.ndarray, tracker: FaceTracker) -> FaceView:
     """Return a picture that one face fills with that face, by a single search.
 
     Args:
@@ -144,7 +144,7 @@ def glance(picture: np.ndarray, tracker: FaceTracker) -> Look:
     large = cv2.copyMakeBorder(large, *(_BORDER,) * 4, cv2.BORDER_REPLICATE)
     offset = _BORDER + 0.5 * (scale - 1)
     back = np.array([[1 / scale, 0, -offset / scale], [0, 1 / scale, -offset / scale]])
-    return Look.at(picture, [(apply_affine(back, points), shapes) for points, shapes in tracker.detect(large)])
+    return FaceView.at(picture, [(apply_affine(back, points), shapes) for points, shapes in tracker.detect(large)])
 
 
 # --- Attributes
@@ -180,7 +180,7 @@ def attributes(picture: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarr
     gap = float(np.linalg.norm(landmarks[_INNER_LIPS[0], :2] - landmarks[_INNER_LIPS[1], :2]))
     tone = float(np.degrees(np.arctan2(skin[0] - 50, max(float(skin[2]), 1e-3))))
     return np.array(
-        [yaw(landmarks), gap / eye_distance(landmarks), blendshapes[_SMILES].mean(), tone, face.mean()], np.float32
+        [face_yaw(landmarks), gap / eye_distance(landmarks), blendshapes[_SMILES].mean(), tone, face.mean()], np.float32
     )
 
 
@@ -204,7 +204,7 @@ def cheek_mask(shape: tuple[int, int], landmarks: np.ndarray) -> np.ndarray:
 # Larger values are worse; None means that a detector does not apply. ``portraitgen.measured`` holds the limits beyond
 # which a value is an artefact.
 
-Detector = Callable[[Look], float | None]
+Detector = Callable[[FaceView], float | None]
 """A function that measures an artefact; None if the measurement does not apply."""
 
 SKIN_HUE = 50.0
@@ -220,13 +220,13 @@ _PAIRS = ((61, 291), (10, 152), (234, 454), (168, 2), (98, 327), (133, 362))
 """Landmarks of mouth width, face height, face width, nose length, nose width, distance of the inner eye corners."""
 
 
-def saturation(view: Look) -> float | None:
+def skin_saturation(view: FaceView) -> float | None:
     """Return the mean chroma of the skin."""
     found = view.skin
     return None if found is None else float(np.hypot(found[0][..., 1], found[0][..., 2])[found[1]].mean())
 
 
-def hue(view: Look) -> float | None:
+def skin_hue_error(view: FaceView) -> float | None:
     """Return the distance of the skin's hue from ``SKIN_HUE``, in degrees."""
     found = view.skin
     if found is None:
@@ -236,7 +236,7 @@ def hue(view: Look) -> float | None:
     return None if np.hypot(a, b) < _GREY else float(abs((away + 180) % 360 - 180))
 
 
-def smoothness(view: Look) -> float | None:
+def skin_smoothness(view: FaceView) -> float | None:
     """Return how little texture the skin has: −ln of the interquartile range of its fine detail."""
     found = view.skin
     if found is None:
@@ -248,7 +248,7 @@ def smoothness(view: Look) -> float | None:
     return float(-np.log(high - low + 1e-2))
 
 
-def oil(view: Look) -> float | None:
+def skin_shine(view: FaceView) -> float | None:
     """Return how much brighter highlights are than the skin, in L*."""
     found = view.skin
     if found is None:
@@ -257,17 +257,17 @@ def oil(view: Look) -> float | None:
     return float(np.percentile(bright, 99) - np.median(bright))
 
 
-def softness(view: Look) -> float | None:
+def face_softness(view: FaceView) -> float | None:
     """Return how little fine detail mouth and eyes have."""
     if view.face is None or view.points is None:
         return None
     picture = torch.from_numpy(view.face).permute(2, 0, 1)[None].float() / 255
-    found = detail(picture, torch.from_numpy(view.points[None, :, :2]))
+    found = measure_sharpness(picture, torch.from_numpy(view.points[None, :, :2]))
     value = -float(torch.stack(list(found.values())).mean())
     return value if np.isfinite(value) else None
 
 
-def blocks(view: Look) -> float | None:
+def jpeg_blockiness(view: FaceView) -> float | None:
     """Return the ratio of luminance steps on the eight-pixel grid to those elsewhere, in the picture as encoded."""
     if min(view.picture.shape[:2]) < _LEAST_GRID:
         return None
@@ -282,7 +282,7 @@ def blocks(view: Look) -> float | None:
     return float(np.mean(block_ratios))
 
 
-def _lid_gaps(view: Look) -> tuple[float, float] | None:
+def _lid_gaps(view: FaceView) -> tuple[float, float] | None:
     """Return the lid gap over the eye width of both eyes."""
     if view.landmarks is None:
         return None
@@ -293,13 +293,13 @@ def _lid_gaps(view: Look) -> tuple[float, float] | None:
     return gap_ratios[0], gap_ratios[1]
 
 
-def closed(view: Look) -> float | None:
+def eye_closure(view: FaceView) -> float | None:
     """Return how far even the wider eye is closed: minus its lid gap over its width."""
     gaps = _lid_gaps(view)
     return None if gaps is None else -max(gaps)
 
 
-def unequal(view: Look) -> float | None:
+def eye_asymmetry(view: FaceView) -> float | None:
     """Return how much the opening of the two eyes differs: |ln| of the ratio of the lid gaps."""
     gaps = _lid_gaps(view)
     if gaps is None or max(gaps) < _OPEN_EYE:
@@ -307,7 +307,7 @@ def unequal(view: Look) -> float | None:
     return float(abs(np.log((gaps[0] + 0.02) / (gaps[1] + 0.02))))
 
 
-def crossed(view: Look) -> float | None:
+def gaze_mismatch(view: FaceView) -> float | None:
     """Return how much the positions of the irises in their eyes differ, in eye widths."""
     gaps = _lid_gaps(view)
     if view.landmarks is None or gaps is None or min(gaps) < _OPEN_EYE:
@@ -321,7 +321,7 @@ def crossed(view: Look) -> float | None:
     return abs(places[0] - places[1])
 
 
-def teeth(view: Look) -> float | None:
+def teeth_brightness(view: FaceView) -> float | None:
     """Return how much brighter the brightest quarter of the open mouth is than the skin, in L*."""
     found = view.skin
     if found is None or view.points is None:
@@ -337,17 +337,17 @@ def teeth(view: Look) -> float | None:
     return float(inside[inside >= np.percentile(inside, 75)].mean() - np.median(found[0][..., 0][found[1]]))
 
 
-def ratios(landmarks: np.ndarray) -> np.ndarray:
+def face_ratios(landmarks: np.ndarray) -> np.ndarray:
     """Return the logarithms ``[6]`` of six lengths of a face over the distance of its outer eye corners.
 
     Args:
         landmarks: ``[478, 3]``; lengths are three-dimensional, so that turning the head changes them little.
     """
-    unit = np.linalg.norm(landmarks[CORNERS[0]] - landmarks[CORNERS[1]])
+    unit = np.linalg.norm(landmarks[EYE_CORNERS[0]] - landmarks[EYE_CORNERS[1]])
     return np.array([np.log(np.linalg.norm(landmarks[a] - landmarks[b]) / unit) for a, b in _PAIRS])
 
 
-def quality(view: Look) -> dict[str, float | None]:
+def picture_quality(view: FaceView) -> dict[str, float | None]:
     """Return four figures of general quality of the framed face, or of the whole picture without a face.
 
         detail           −softness of mouth and eyes               contrast     standard deviation of L*
@@ -357,7 +357,7 @@ def quality(view: Look) -> dict[str, float | None]:
     """
     picture = view.picture if view.face is None else view.face
     lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    soft = softness(view)
+    soft = face_softness(view)
     red, green, blue = picture.astype(np.float64).transpose(2, 0, 1)
     across, down = red - green, (red + green) / 2 - blue
     colour = np.hypot(across.std(), down.std()) + 0.3 * np.hypot(across.mean(), down.mean())
@@ -371,7 +371,7 @@ def quality(view: Look) -> dict[str, float | None]:
 
 # --- The catalogue of artefacts
 
-Part = Literal["skin", "eyes", "teeth", "hands", "biology", "picture"]
+ArtefactPart = Literal["skin", "eyes", "teeth", "hands", "biology", "picture"]
 """The part of a portrait that an artefact concerns."""
 
 
@@ -387,21 +387,21 @@ class Artefact:
     """
 
     name: str
-    part: Part
+    part: ArtefactPart
     words: str
     detector: Detector | None = None
 
 
-CATALOGUE: tuple[Artefact, ...] = (
-    Artefact("over_saturated", "skin", "skin or lips more colourful than any light makes them", saturation),
-    Artefact("skin_hue", "skin", "skin of a colour that skin does not have under any plausible light", hue),
-    Artefact("over_smooth", "skin", "skin without pores, lines or down, as if airbrushed", smoothness),
-    Artefact("oily", "skin", "waxy or oily shine where real skin is matt", oil),
-    Artefact("closed_eyes", "eyes", "eyes closed or half closed though not asked for", closed),
-    Artefact("unequal_eyes", "eyes", "one eye open wider, larger or placed higher than the other", unequal),
-    Artefact("crossed_gaze", "eyes", "eyes that look in different directions", crossed),
+ARTEFACTS: tuple[Artefact, ...] = (
+    Artefact("over_saturated", "skin", "skin or lips more colourful than any light makes them", skin_saturation),
+    Artefact("skin_hue", "skin", "skin of a colour that skin does not have under any plausible light", skin_hue_error),
+    Artefact("over_smooth", "skin", "skin without pores, lines or down, as if airbrushed", skin_smoothness),
+    Artefact("oily", "skin", "waxy or oily shine where real skin is matt", skin_shine),
+    Artefact("closed_eyes", "eyes", "eyes closed or half closed though not asked for", eye_closure),
+    Artefact("unequal_eyes", "eyes", "one eye open wider, larger or placed higher than the other", eye_asymmetry),
+    Artefact("crossed_gaze", "eyes", "eyes that look in different directions", gaze_mismatch),
     Artefact("iris", "eyes", "pupils that are not round, irises or reflections that differ between the eyes"),
-    Artefact("glowing_teeth", "teeth", "teeth brighter than everything around them", teeth),
+    Artefact("glowing_teeth", "teeth", "teeth brighter than everything around them", teeth_brightness),
     Artefact("merged_teeth", "teeth", "teeth without borders, too many, too small, or in more than one row"),
     Artefact("hands", "hands", "a wrong number of fingers, joints that bend the wrong way, hands grown into things"),
     Artefact("proportions", "biology", "a face whose parts do not go together in size or place"),
@@ -409,13 +409,13 @@ CATALOGUE: tuple[Artefact, ...] = (
     Artefact("anatomy", "biology", "neck, shoulders or limbs that cannot be so; jewellery or glasses grown into skin"),
     Artefact("missing_face", "biology", "no face where the prompt asks for a portrait"),
     Artefact("second_face", "biology", "another face where one person was asked for"),
-    Artefact("blur", "picture", "eyes and mouth out of focus", softness),
-    Artefact("blocks", "picture", "squares from compression", blocks),
+    Artefact("blur", "picture", "eyes and mouth out of focus", face_softness),
+    Artefact("blocks", "picture", "squares from compression", jpeg_blockiness),
 )
 """The artefacts of generated portraits. ``proportions``, ``missing_face`` and ``second_face`` have no detector here,
 because they are measured in ``portraitgen.measured``, where real faces are known."""
 
-BY_NAME = {artefact.name: artefact for artefact in CATALOGUE}
+ARTEFACTS_BY_NAME = {artefact.name: artefact for artefact in ARTEFACTS}
 """The artefacts of the catalogue by name."""
 
 
@@ -427,11 +427,11 @@ _WHITE = ("soft daylight", "hard sun", "studio")
 """Light without colour, in which the skin tone can be measured."""
 _APART, _SMILING = 0.05, 0.3
 """Opening of the mouth and smile above which lips count as apart and a face as smiling."""
-MEASURED = ("pose", "expression", "framing", "skin_tone")
+MEASURED_DIMENSIONS = ("pose", "expression", "framing", "skin_tone")
 """The dimensions of the taxonomy that can be measured."""
 
 
-def agreement(view: Look, terms: dict[str, str]) -> dict[str, bool]:
+def prompt_agreement(view: FaceView, terms: dict[str, str]) -> dict[str, bool]:
     """Return for each measurable dimension of a prompt whether the picture shows what the prompt asks for.
 
         pose         |yaw| < 12°: frontal · 8° to 40°: three-quarter · > 35°: profile;  |roll| > 6°: tilted
@@ -453,7 +453,7 @@ def agreement(view: Look, terms: dict[str, str]) -> dict[str, bool]:
     if view.landmarks is None or view.blendshapes is None:
         return {}
     values = dict(zip(ATTRIBUTES, attributes(view.picture, view.landmarks, view.blendshapes).tolist(), strict=True))
-    across = view.landmarks[CORNERS[1]] - view.landmarks[CORNERS[0]]
+    across = view.landmarks[EYE_CORNERS[1]] - view.landmarks[EYE_CORNERS[0]]
     roll = abs(float(np.degrees(np.arctan2(across[1], np.hypot(across[0], across[2])))))
     share = float(np.ptp(view.landmarks[:, 1])) / view.picture.shape[0]
     yaw, apart, smiling = abs(values["yaw"]), values["opening"] > _APART, values["smile"] > _SMILING

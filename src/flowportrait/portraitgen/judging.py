@@ -29,12 +29,12 @@ from flowportrait.corruption.stills import relative_face_size
 from flowportrait.errors import BadInput
 from flowportrait.judges.answers import AnswerFormat, Grade, still_grade_format
 from flowportrait.judges.build import (
-    BUILT_IN,
+    BUILT_IN_JUDGES,
     JudgeSettings,
-    build_backend,
-    build_plugin,
+    build_judge_backend,
+    build_plugin_judge,
     certificate_folders,
-    read_settings,
+    read_judge_settings,
 )
 from flowportrait.judges.clips import JudgedClip, JudgeInput
 from flowportrait.judges.panel import Panel, PanelSettings, Subject
@@ -43,12 +43,12 @@ from flowportrait.judges.rubric import Aspect, Criterion
 from flowportrait.judges.sanity import KnownDamage, SanitySet, require_certificate
 from flowportrait.judges.verdicts import AspectVerdict, ItemJudge
 from flowportrait.media.image import read_image
-from flowportrait.portraitgen.detectors import BY_NAME, CATALOGUE
+from flowportrait.portraitgen.detectors import ARTEFACTS, ARTEFACTS_BY_NAME
 from flowportrait.portraitgen.measured import MeasuredStills
-from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still, StillBatch, looks_of
+from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still, StillBatch, find_batch_faces
 from flowportrait.rendering.face_regions import EYES, OUTER_LOWER, OUTER_UPPER
 from flowportrait.rewards.batch import Failure, RewardBatch
-from flowportrait.rewards.interface import Score, measured
+from flowportrait.rewards.interface import Score, score_with_failures
 from flowportrait.rewards.registry import RewardOptions
 
 # --- The rubric and the judge
@@ -56,7 +56,7 @@ from flowportrait.rewards.registry import RewardOptions
 StillJudge = ItemJudge[Still]
 """A judge of stills."""
 
-DIMENSIONS: dict[str, str] = {
+OMNI_DIMENSIONS: dict[str, str] = {
     "composition": "framing, balance, and a background that serves the person",
     "light": "exposure and light that could fall so",
     "colour": "colours that belong together and to the scene; strong is not better",
@@ -78,7 +78,7 @@ STILL_RUBRIC: dict[Aspect, Criterion] = {
             "Good: a careful photograph; something small could be better.",
             "Excellent: a photographer would put it into a portfolio, and the prompt is met in full.",
         ),
-        "Dimensions:\n" + "\n".join(f"{name}: {words}" for name, words in DIMENSIONS.items()),
+        "Dimensions:\n" + "\n".join(f"{name}: {words}" for name, words in OMNI_DIMENSIONS.items()),
     ),
     "ai_portrait": Criterion(
         "Is this a real person in front of a camera? Go through the list and report every artefact that you can see.",
@@ -91,12 +91,12 @@ STILL_RUBRIC: dict[Aspect, Criterion] = {
             "Nearly real: one must look closely to find something wrong.",
             "Real: pores, asymmetries and light as a camera finds them; nothing to report.",
         ),
-        "Artefacts:\n" + "\n".join(f"{a.name} ({a.part}): {a.words}" for a in CATALOGUE),
+        "Artefacts:\n" + "\n".join(f"{a.name} ({a.part}): {a.words}" for a in ARTEFACTS),
     ),
 }
 _FORM: dict[Aspect, str] = {
     "omni_reward": '{"rationale": "two or three sentences", "dimensions": {'
-    + ", ".join(f'"{name}": 1 to 5' for name in DIMENSIONS)
+    + ", ".join(f'"{name}": 1 to 5' for name in OMNI_DIMENSIONS)
     + '}, "score": 1 to 5}',
     "ai_portrait": '{"rationale": "two or three sentences", "artefacts": [{"type": "one of the list", "where": "a few '
     'words", "severity": 1 slight, 2 clear or 3 grave}], "score": 1 to 5}. Leave the list empty if there are none',
@@ -116,7 +116,7 @@ class StillSubject(Subject[Still]):
         "You examine generated portraits for research. You judge by the rubric alone, from what you are shown, and "
         "report nothing that you cannot point at."
     )
-    artefacts = tuple(BY_NAME)
+    artefacts = tuple(ARTEFACTS_BY_NAME)
 
     def rubric(self, aspect: Aspect, rules: Sequence[str] = ()) -> str:
         """See ``Subject``."""
@@ -136,7 +136,7 @@ class StillSubject(Subject[Still]):
     def answer(self, item: Still, aspect: Aspect) -> AnswerFormat[Grade]:
         """See ``Subject``."""
         if aspect == "omni_reward":
-            return still_grade_format(dimensions=tuple(DIMENSIONS))
+            return still_grade_format(dimensions=tuple(OMNI_DIMENSIONS))
         return still_grade_format(artefacts=self.artefacts)
 
     def content(self, item: Still, settings: PanelSettings) -> str:
@@ -155,7 +155,7 @@ class StillSubject(Subject[Still]):
         return f"{panel.backend.model_id}|{panel.settings.samples}|{version}"
 
 
-STILLS = StillSubject()
+STILL_SUBJECT = StillSubject()
 
 
 def build_still_judge(settings: JudgeSettings | None = None) -> StillJudge:
@@ -167,11 +167,11 @@ def build_still_judge(settings: JudgeSettings | None = None) -> StillJudge:
     settings = settings or JudgeSettings()
     if settings.by == "measured":
         return MeasuredStills()
-    if settings.by not in BUILT_IN:
-        judge: StillJudge = build_plugin(settings, "stills")
+    if settings.by not in BUILT_IN_JUDGES:
+        judge: StillJudge = build_plugin_judge(settings, "stills")
         return judge
-    cache = ReplyCache(settings.kept_in / "answers")
-    return Panel(build_backend(settings), settings.panel, cache, subject=STILLS)
+    cache = ReplyCache(settings.storage_folder / "answers")
+    return Panel(build_judge_backend(settings), settings.panel, cache, subject=STILL_SUBJECT)
 
 
 # --- The pictures that a specialist is shown
@@ -214,7 +214,7 @@ def _square(view: np.ndarray) -> np.ndarray:
 
 # --- The sanity set of stills
 
-CHECK_COMMAND = "flowportrait judge check --stills"
+STILL_CHECK_COMMAND = "flowportrait judge check --stills"
 """The command that certifies a judge of stills."""
 MAX_FACE_SIZE = 2.0
 """Size of a face, in multiples of 115 px, to which larger faces are reduced, to bound the time that damage takes."""
@@ -292,14 +292,14 @@ class StillReward:
         Raises:
             BadInput: the judge has not passed the sanity set of stills, or cannot be built.
         """
-        known = read_settings(settings)
+        known = read_judge_settings(settings)
         judge = build_still_judge(known)
-        require_certificate(judge, certificate_folders(known), CHECK_COMMAND)
+        require_certificate(judge, certificate_folders(known), STILL_CHECK_COMMAND)
         return cls(judge, aspect)
 
     def __call__(self, batch: RewardBatch) -> Score:
         """Score every sample of the batch."""
-        rows = looks_of(batch)
+        rows = find_batch_faces(batch)
         prompts = batch.prompts if isinstance(batch, StillBatch) and batch.prompts else [""] * len(rows)
         if isinstance(self.judge, MeasuredStills):
             found = [[self.judge.measure(view, self.name) for view in row] for row in rows]
@@ -319,7 +319,7 @@ def _mean_score(found: list[list[AspectVerdict]]) -> Score:
         else:
             failure = next((verdict.failure for verdict in verdicts if verdict.failure), None)
             failures[row] = failure or Failure("not_finite", "a frame has no score")
-    return measured(values, failures)
+    return score_with_failures(values, failures)
 
 
 def omni_reward(options: RewardOptions) -> StillReward:

@@ -32,43 +32,43 @@ import numpy as np
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 
-from flowportrait.data.corpus import Clip
+from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
-from flowportrait.files import complete, write_json
-from flowportrait.judges.questions import Kind
+from flowportrait.files import atomic_write, write_json
+from flowportrait.judges.questions import JudgeKind
 from flowportrait.judges.rubric import Aspect
 from flowportrait.judges.verdicts import AspectVerdict, Verdict
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.video import iter_frames
 from flowportrait.portraitgen.detectors import (
-    CATALOGUE,
-    NEAREST,
-    Look,
-    Scale,
+    ARTEFACTS,
+    MIN_EYE_DISTANCES,
+    FaceScale,
+    FaceView,
     attributes,
-    blocks,
     eye_distance,
-    framed,
-    glance,
-    look,
-    quality,
-    ratios,
+    face_ratios,
+    find_face,
+    find_framed_face,
+    frame_face,
+    jpeg_blockiness,
+    picture_quality,
 )
 from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still
 from flowportrait.rewards.batch import Failure
 
 # --- Framed faces of real footage
 
-SIDE, LARGE = 48, 115
+SMALL_SIDE, LARGE_SIDE = 48, 115
 """Pixels of the side of the small flow's pictures, and of the larger pictures that limits are learned from."""
 FACES_PER_SPEAKER = 180
-PER_CLIP = 6
+FACES_PER_CLIP = 6
 """Faces from a clip that is shorter than ten seconds."""
 
 
 @dataclass(frozen=True)
-class Faces:
+class FramedFaces:
     """Framed faces of real footage, about equally many of every speaker.
 
     The small flow and the limits learn from the training speakers. The file holds pictures of people, so it must not
@@ -95,21 +95,21 @@ class Faces:
     def __len__(self) -> int:
         return len(self.small)
 
-    def select(self, rows: np.ndarray) -> Faces:
+    def select(self, rows: np.ndarray) -> FramedFaces:
         """Return the faces at these indices, or where a mask is true."""
-        return Faces(**{name: value[rows] for name, value in vars(self).items()})
+        return FramedFaces(**{name: value[rows] for name, value in vars(self).items()})
 
-    def strangers(self) -> Faces:
+    def unseen_speakers(self) -> FramedFaces:
         """Return the dev faces of unseen speakers; one speaker of GRID is in both splits and is left out."""
         return self.select(self.dev & ~np.isin(self.speaker, self.speaker[~self.dev]))
 
     def save(self, path: Path) -> None:
         """Write the faces to a safetensors file; an existing file is replaced only when the new one is complete."""
-        with complete(path) as partial:
+        with atomic_write(path) as partial:
             save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, str(partial))
 
     @classmethod
-    def load(cls, path: Path) -> Faces:
+    def load(cls, path: Path) -> FramedFaces:
         """Read what ``save`` wrote.
 
         Raises:
@@ -123,7 +123,7 @@ class Faces:
             ) from error
 
 
-def collect(corpus: Path, footage: Path) -> Faces:
+def frame_corpus_faces(corpus: Path, footage: Path) -> FramedFaces:
     """Return framed faces of every speaker of a prepared corpus.
 
     Args:
@@ -136,10 +136,10 @@ def collect(corpus: Path, footage: Path) -> Faces:
     for record in track(clips, "framing"):
         for frame, points, shapes in _frames(corpus, footage, record["name"]):
             _append_face(rows, frame, points, shapes, speakers.index(record["speaker"]), record["split"] == "dev")
-    return Faces(**{name: np.stack(values) for name, values in rows.items()})
+    return FramedFaces(**{name: np.stack(values) for name, values in rows.items()})
 
 
-def photos(folder: Path) -> Faces:
+def frame_photos(folder: Path) -> FramedFaces:
     """Return the framed faces of a folder of photos, for exemplars of one's own; every photo counts as one speaker.
 
     Raises:
@@ -151,12 +151,12 @@ def photos(folder: Path) -> Faces:
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     for number, path in enumerate(track(paths, "framing")):
         image = read_image(path)
-        view = look(image)
+        view = find_face(image)
         if view.landmarks is None or view.blendshapes is None or view.scale is None:
             what = "no face" if view.landmarks is None else "only a face too small to learn from"
             raise BadInput(f"The exemplar {path} shows {what}: give a photo of one clearly visible person.")
         _append_face(rows, image, view.landmarks, view.blendshapes, number, dev=False)
-    return Faces(**{name: np.stack(values) for name, values in rows.items()})
+    return FramedFaces(**{name: np.stack(values) for name, values in rows.items()})
 
 
 def _append_face(
@@ -168,8 +168,8 @@ def _append_face(
     dev: bool,
 ) -> None:
     """Frame a face in both sizes and append it to every column of ``rows``."""
-    small, small_points = framed(frame, points, SIDE)
-    large, large_points = framed(frame, points, LARGE)
+    small, small_points = frame_face(frame, points, SMALL_SIDE)
+    large, large_points = frame_face(frame, points, LARGE_SIDE)
     rows["small"].append(small)
     rows["large"].append(large)
     rows["landmarks"].append(large_points[:, :2].astype(np.float32))
@@ -184,7 +184,7 @@ def _clips(corpus: Path) -> list[dict[str, str]]:
     for line in (corpus / "clips.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         by_speaker[record["speaker"], record["split"] == "dev"].append(record)
-    most = FACES_PER_SPEAKER // PER_CLIP
+    most = FACES_PER_SPEAKER // FACES_PER_CLIP
     return [
         records[place]
         for records in by_speaker.values()
@@ -193,9 +193,9 @@ def _clips(corpus: Path) -> list[dict[str, str]]:
 
 
 def _frames(corpus: Path, footage: Path, name: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    clip = Clip.load(corpus / "clips" / f"{name}.safetensors")
+    clip = FaceClip.load(corpus / "clips" / f"{name}.safetensors")
     seconds = len(clip) / 25
-    count = PER_CLIP if seconds < 10 else FACES_PER_SPEAKER
+    count = FACES_PER_CLIP if seconds < 10 else FACES_PER_SPEAKER
     chosen = set(np.linspace(2, min(len(clip), 1500) - 3, count).astype(int).tolist())
     for number, frame in enumerate(iter_frames(footage / f"{name}.mp4")):
         if number in chosen and number < len(clip):
@@ -206,26 +206,26 @@ def _frames(corpus: Path, footage: Path, name: str) -> Iterator[tuple[np.ndarray
 
 # --- Limits of real pictures
 
-SHIPPED = Path(str(files("flowportrait") / "weights" / "portraitgen" / "limits.json"))
+SHIPPED_LIMITS = Path(str(files("flowportrait") / "weights" / "portraitgen" / "limits.json"))
 """The file of limits that ships with the package."""
-EXCEEDED = 0.01
+EXCEEDED_SHARE = 0.01
 """Share of real pictures beyond a limit."""
-CLOSED = -0.10
+CLOSED_EYES_LIMIT = -0.10
 """The limit of ``closed_eyes``: minus the lid gap over the eye width. It is fixed, because people blink when they
 speak."""
-PER_SPEAKER = 20
+LIMIT_FACES_PER_SPEAKER = 20
 """Faces of each speaker that limits are learned from."""
-QUALITY = 75
-"""Quality of an ordinary JPEG file; the limit of ``blocks`` comes from pictures that are saved with it."""
-FACELESS = 3.0
+JPEG_QUALITY = 75
+"""Quality of an ordinary JPEG file; the limit of ``jpeg_blockiness`` comes from pictures that are saved with it."""
+MISSING_FACE_EXCESS = 3.0
 """Excess over every limit, in spreads, that a picture without a face counts for."""
-ALLOWED = 1.5
+EXPOSURE_TOLERANCE = 1.5
 """Spreads by which a picture may be darker or brighter than the mean of real pictures."""
 _MAX_EXCESS = 6.0
 """Largest excess that counts, in spreads, so that no single value decides a grade."""
 
 
-class Limit(NamedTuple):
+class DetectorLimit(NamedTuple):
     """The limit of one value, and its distribution in real pictures.
 
     Args:
@@ -244,7 +244,7 @@ class Limit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
+class DetectorLimits:
     """The limits of all detectors.
 
     Args:
@@ -252,35 +252,36 @@ class Limits:
         face: mean ``[6]`` and standard deviation ``[6]`` of the log ratios of real faces; see ``detectors.ratios``.
     """
 
-    table: Mapping[Scale, Mapping[str, Limit]]
+    table: Mapping[FaceScale, Mapping[str, DetectorLimit]]
     face: tuple[np.ndarray, np.ndarray]
 
     @classmethod
     @lru_cache(maxsize=1)
-    def load(cls) -> Limits:
+    def load(cls) -> DetectorLimits:
         """Return the limits that ship with the package."""
-        return cls.read(SHIPPED)
+        return cls.read(SHIPPED_LIMITS)
 
     @classmethod
-    def read(cls, path: Path) -> Limits:
+    def read(cls, path: Path) -> DetectorLimits:
         """Read limits from a JSON file."""
         data = json.loads(path.read_text(encoding="utf-8"))
         table = {
-            scale: {name: Limit(*values) for name, values in limits.items()} for scale, limits in data["limits"].items()
+            scale: {name: DetectorLimit(*values) for name, values in limits.items()}
+            for scale, limits in data["limits"].items()
         }
         return cls(table, (np.array(data["face"][0]), np.array(data["face"][1])))
 
-    def measure(self, view: Look) -> dict[str, float | None]:
+    def measure(self, view: FaceView) -> dict[str, float | None]:
         """Return the value of every measured artefact by name, None where the detector does not apply."""
         found: dict[str, float | None] = {
-            artefact.name: artefact.detector(view) for artefact in CATALOGUE if artefact.detector
+            artefact.name: artefact.detector(view) for artefact in ARTEFACTS if artefact.detector
         }
         found["proportions"] = None
         if view.landmarks is not None and view.scale is not None:
-            found["proportions"] = float(np.abs((ratios(view.landmarks) - self.face[0]) / self.face[1]).max())
+            found["proportions"] = float(np.abs((face_ratios(view.landmarks) - self.face[0]) / self.face[1]).max())
         return found
 
-    def beyond(self, view: Look) -> dict[str, float | None]:
+    def beyond(self, view: FaceView) -> dict[str, float | None]:
         """Return by how many spreads every artefact exceeds its limit; ``missing_face`` and ``second_face`` are ±1."""
         scale = view.scale or "small"
         found = {
@@ -292,31 +293,33 @@ class Limits:
         return found
 
 
-def artefacts(view: Look, limits: Limits | None = None) -> dict[str, bool | None]:
+def artefacts(view: FaceView, limits: DetectorLimits | None = None) -> dict[str, bool | None]:
     """Return for every measured artefact whether a picture has it, None where the detector does not apply."""
-    found = (limits or Limits.load()).beyond(view)
+    found = (limits or DetectorLimits.load()).beyond(view)
     return {name: None if value is None else value > 0 for name, value in found.items()}
 
 
-def fit(faces: Faces) -> dict[str, object]:
+def fit_limits(faces: FramedFaces) -> dict[str, object]:
     """Return the limits that the training speakers' faces give, as the plain values of the JSON file."""
-    looks: dict[Scale, list[Look]] = {"large": [], "small": []}
+    looks: dict[FaceScale, list[FaceView]] = {"large": [], "small": []}
     rng = np.random.default_rng(0)
     with FaceTracker(still=True) as tracker:
         for speaker in np.unique(faces.speaker):
             rows = np.flatnonzero((faces.speaker == speaker) & ~faces.dev)
-            for row in rng.choice(rows, min(len(rows), PER_SPEAKER), replace=False):
-                looks["small"].append(glance(faces.small[row], tracker))
-                if faces.native[row] >= NEAREST["large"]:
-                    looks["large"].append(glance(faces.large[row], tracker))
-    shapes = np.stack([ratios(view.landmarks) for view in looks["large"] if view.landmarks is not None])
+            for row in rng.choice(rows, min(len(rows), LIMIT_FACES_PER_SPEAKER), replace=False):
+                looks["small"].append(find_framed_face(faces.small[row], tracker))
+                if faces.native[row] >= MIN_EYE_DISTANCES["large"]:
+                    looks["large"].append(find_framed_face(faces.large[row], tracker))
+    shapes = np.stack([face_ratios(view.landmarks) for view in looks["large"] if view.landmarks is not None])
     normal = shapes.mean(0), shapes.std(0)
-    bare = Limits({}, normal)
+    bare = DetectorLimits({}, normal)
     table = {
-        scale: _limits([bare.measure(view) | quality(view) for view in track(of_scale, scale)])
+        scale: _limits([bare.measure(view) | picture_quality(view) for view in track(of_scale, scale)])
         for scale, of_scale in looks.items()
     }
-    compressed = _limit(np.array([blocks(Look(ordinary(view.picture), 0)) for view in looks["large"]], float))
+    compressed = _limit(
+        np.array([jpeg_blockiness(FaceView(compress_as_jpeg(view.picture), 0)) for view in looks["large"]], float)
+    )
     for limits in table.values():
         limits["blocks"] = compressed
     return {
@@ -334,17 +337,17 @@ def _limits(rows: list[dict[str, float | None]]) -> dict[str, list[float]]:
             continue
         table[name] = _limit(values)
         if name == "closed_eyes":
-            table[name][0] = CLOSED
+            table[name][0] = CLOSED_EYES_LIMIT
     return table
 
 
 def _limit(values: np.ndarray) -> list[float]:
-    return [float(np.quantile(values, 1 - EXCEEDED)), float(values.mean()), float(values.std())]
+    return [float(np.quantile(values, 1 - EXCEEDED_SHARE)), float(values.mean()), float(values.std())]
 
 
-def ordinary(picture: np.ndarray) -> np.ndarray:
+def compress_as_jpeg(picture: np.ndarray) -> np.ndarray:
     """Return a picture ``[H, W, 3]`` after JPEG compression of ordinary quality."""
-    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
 
 
@@ -360,16 +363,16 @@ class MeasuredStills:
     with every artefact.
     """
 
-    kind: Kind = "measured panel"
+    kind: JudgeKind = "measured panel"
     name = "measured panel"
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits.load()
+    def __init__(self, limits: DetectorLimits | None = None) -> None:
+        self.limits = limits or DetectorLimits.load()
 
     @property
     def fingerprint(self) -> str:
         """See ``ItemJudge``."""
-        return hashlib.sha256(b"stills 1 " + SHIPPED.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(b"stills 1 " + SHIPPED_LIMITS.read_bytes()).hexdigest()[:16]
 
     def judge(self, stills: Sequence[Still], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
         """See ``ItemJudge``."""
@@ -379,7 +382,7 @@ class MeasuredStills:
             for still in stills
         ]
 
-    def measure(self, view: Look, aspect: Aspect) -> AspectVerdict:
+    def measure(self, view: FaceView, aspect: Aspect) -> AspectVerdict:
         """Return the verdict on one aspect of a picture with a known face."""
         if aspect == "omni_reward":
             return self._quality(view)
@@ -390,17 +393,17 @@ class MeasuredStills:
             return AspectVerdict(aspect, None, None, "nobody", artefacts=artefacts, failure=small)
         known = {name: value for name, value in found.items() if value is not None and name != "second_face"}
         if not view.faces:
-            known = dict.fromkeys(known, FACELESS)
-        value, grade = worth(known)
+            known = dict.fromkeys(known, MISSING_FACE_EXCESS)
+        value, grade = reward_and_grade(known)
         worst = sorted((name for name, has in artefacts.items() if has), key=lambda name: -(found[name] or 0))
         rationale = f"measured: {', '.join(worst) or 'no artefact'}"
         return _measured_verdict(aspect, value, grade, rationale, artefacts=artefacts)
 
-    def _quality(self, view: Look) -> AspectVerdict:
-        deficits = shortfall(quality(view), self.limits.table[view.scale or "small"])
-        value, grade = worth(deficits)
+    def _quality(self, view: FaceView) -> AspectVerdict:
+        deficits = quality_deficits(picture_quality(view), self.limits.table[view.scale or "small"])
+        value, grade = reward_and_grade(deficits)
         rationale = "measured: " + ", ".join(f"{name} {-deficit:+.1f}" for name, deficit in deficits.items())
-        dimensions = {name: worth({name: deficit})[1] for name, deficit in deficits.items()}
+        dimensions = {name: reward_and_grade({name: deficit})[1] for name, deficit in deficits.items()}
         return _measured_verdict("omni_reward", value, grade, rationale, dimensions=dimensions)
 
 
@@ -410,18 +413,18 @@ def _measured_verdict(aspect: Aspect, value: float, grade: float, rationale: str
     )  # fmt: skip
 
 
-def worth(beyond: Mapping[str, float]) -> tuple[float, float]:
+def reward_and_grade(beyond: Mapping[str, float]) -> tuple[float, float]:
     """Return the reward (mean ln fitness) and the grade (1 … 5) of values by how many spreads they exceed limits."""
     excess = np.array(list(beyond.values())).clip(-_MAX_EXCESS, _MAX_EXCESS)
     logs = -np.logaddexp(0, excess)
     return float(logs.mean()), float(1 + 4 * np.exp(logs).mean())
 
 
-def shortfall(found: Mapping[str, float | None], usual: Mapping[str, Limit]) -> dict[str, float]:
+def quality_deficits(found: Mapping[str, float | None], usual: Mapping[str, DetectorLimit]) -> dict[str, float]:
     """Return by how many spreads figures of quality are worse than the mean of real pictures.
 
     Args:
-        found: figures of quality; None, where a face is needed and missing, counts as ``FACELESS`` spreads.
+        found: figures of quality; None, where a face is needed and missing, counts as ``MISSING_FACE_EXCESS`` spreads.
         usual: mean and spread of real pictures, by figure.
 
     Returns:
@@ -429,9 +432,9 @@ def shortfall(found: Mapping[str, float | None], usual: Mapping[str, Limit]) -> 
     """
     deficits: dict[str, float] = {}
     for name, value in found.items():
-        deviation = -FACELESS if value is None else (value - usual[name].mean) / usual[name].spread
+        deviation = -MISSING_FACE_EXCESS if value is None else (value - usual[name].mean) / usual[name].spread
         if name == "brightness":
-            deficits["exposure"] = abs(deviation) - ALLOWED
+            deficits["exposure"] = abs(deviation) - EXPOSURE_TOLERANCE
         else:
             deficits[name] = -deviation
     return deficits
@@ -441,11 +444,11 @@ def _main(arguments: list[str]) -> None:
     """Write a file of framed faces (CORPUS FOOTAGE TARGET), or the limits that one gives (FACES TARGET)."""
     source, target = Path(arguments[0]), Path(arguments[-1])
     if len(arguments) == 3:
-        collect(source, Path(arguments[1])).save(target)
+        frame_corpus_faces(source, Path(arguments[1])).save(target)
         return
     cv2.setNumThreads(1)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_json(target, fit(Faces.load(source)))
+    write_json(target, fit_limits(FramedFaces.load(source)))
 
 
 if __name__ == "__main__":

@@ -24,20 +24,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flowportrait.config import from_dict
-from flowportrait.devices import Device, place, read_weights
+from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
-from flowportrait.files import complete, write_json
-from flowportrait.flow.paths import shifted, solve
+from flowportrait.files import atomic_write, write_json
+from flowportrait.flow.paths import noise_schedule, solve_ode
 from flowportrait.media.faces import N_BLENDSHAPES, FaceTracker
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
-from flowportrait.portraitgen.detectors import ATTRIBUTES, Look, glance, look
+from flowportrait.portraitgen.detectors import ATTRIBUTES, FaceView, find_face, find_framed_face
 from flowportrait.rendering.motion_basis import MOTION_DIM
 from flowportrait.rewards.batch import Failure, RewardBatch
-from flowportrait.rewards.face import pair_indices
+from flowportrait.rewards.face import frame_pair_indices
 
 # --- The latent space
 
-LATENTS = 192
+PICTURE_LATENTS = 192
 """Number of latents of a picture."""
 
 
@@ -55,7 +55,7 @@ class PictureSpace(nn.Module):
         latents: number of latents D.
     """
 
-    def __init__(self, side: int, latents: int = LATENTS) -> None:
+    def __init__(self, side: int, latents: int = PICTURE_LATENTS) -> None:
         super().__init__()
         self.side = side
         self.register_buffer("mean", torch.zeros(3 * side * side))
@@ -75,7 +75,7 @@ class PictureSpace(nn.Module):
         return pictures.clamp(0, 1).unflatten(1, (3, self.side, self.side))
 
     @classmethod
-    def fit(cls, pictures: torch.Tensor, latents: int = LATENTS) -> PictureSpace:
+    def fit(cls, pictures: torch.Tensor, latents: int = PICTURE_LATENTS) -> PictureSpace:
         """Return the space of principal components of pictures ``[N, 3, S, S]`` in [0, 1], N > D."""
         space = cls(pictures.shape[-1], latents)
         flat = pictures.flatten(1)
@@ -88,12 +88,12 @@ class PictureSpace(nn.Module):
         return space
 
 
-def as_pictures(frames: np.ndarray) -> torch.Tensor:
+def frames_to_pictures(frames: np.ndarray) -> torch.Tensor:
     """Return frames ``[N, H, W, 3]`` uint8 as pictures ``[N, 3, H, W]`` float32 in [0, 1]."""
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
 
 
-def as_frames(pictures: torch.Tensor) -> np.ndarray:
+def pictures_to_frames(pictures: torch.Tensor) -> np.ndarray:
     """Return pictures ``[N, 3, H, W]`` in [0, 1] as frames ``[N, H, W, 3]`` uint8, rounded."""
     return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -107,7 +107,7 @@ class PortraitFlowConfig:
 
     side: int = 48
     """Pixels of the side of a picture."""
-    latents: int = LATENTS
+    latents: int = PICTURE_LATENTS
     width: int = 256
     blocks: int = 3
     """Number of residual blocks."""
@@ -115,7 +115,7 @@ class PortraitFlowConfig:
     """Frequencies of the noise level's embedding."""
 
 
-class Wanted(NamedTuple):
+class AttributeCondition(NamedTuple):
     """The condition of a portrait flow: attributes ``[B, 5]``, standardised by ``PortraitFlow.standardise``."""
 
     attributes: torch.Tensor
@@ -125,13 +125,13 @@ class Wanted(NamedTuple):
         """The number of chunks: a picture is one chunk."""
         return 1
 
-    def select(self, rows: torch.Tensor) -> Wanted:
+    def select(self, rows: torch.Tensor) -> AttributeCondition:
         """Return the condition of the rows at these indices."""
-        return Wanted(self.attributes[rows])
+        return AttributeCondition(self.attributes[rows])
 
-    def repeat(self, times: int) -> Wanted:
+    def repeat(self, times: int) -> AttributeCondition:
         """Return the condition with each row repeated ``times`` times, repetitions next to each other."""
-        return Wanted(self.attributes.repeat_interleave(times, 0))
+        return AttributeCondition(self.attributes.repeat_interleave(times, 0))
 
 
 class _Session:
@@ -195,11 +195,11 @@ class PortraitFlow(nn.Module):
         """Return measured attributes ``[B, 5]`` as standard deviations from the mean of the training portraits."""
         return (attributes - self.usual[0]) / self.usual[1]
 
-    def session(self, condition: Wanted) -> _Session:
+    def session(self, condition: AttributeCondition) -> _Session:
         """See ``Policy``."""
         return _Session(self.told(condition.attributes))
 
-    def contexts(self, condition: Wanted, latents: torch.Tensor) -> torch.Tensor:
+    def contexts(self, condition: AttributeCondition, latents: torch.Tensor) -> torch.Tensor:
         """See ``Policy``; the contexts are ``[B, 1, W]``."""
         return self.told(condition.attributes)[:, None]
 
@@ -228,13 +228,13 @@ class PortraitFlow(nn.Module):
         context = self.told(self.standardise(attributes.to(self.usual.device)))
         noise = torch.randn(len(attributes), self.latent_dim, generator=torch.Generator().manual_seed(seed))
         noise = noise.to(context)
-        return self.space.decode(solve(lambda x, s: self.velocity(x, s, context), noise, shifted(steps)))
+        return self.space.decode(solve_ode(lambda x, s: self.velocity(x, s, context), noise, noise_schedule(steps)))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", asdict(self.config), indent=2)
-        with complete(folder / "model.safetensors") as partial:
+        with atomic_write(folder / "model.safetensors") as partial:
             save_file({name: value.contiguous() for name, value in self.state_dict().items()}, str(partial))
 
     @classmethod
@@ -259,7 +259,7 @@ class PortraitFlow(nn.Module):
             raise BadInput(
                 f"{folder} is no portrait flow ({reason}): train one with tools/train_portrait_flow.py."
             ) from error
-        return place(flow.eval(), device, dtype)
+        return place_network(flow.eval(), device, dtype)
 
 
 # --- Still pictures
@@ -285,9 +285,9 @@ class Still:
     generator: str = ""
 
     @cached_property
-    def look(self) -> Look:
+    def look(self) -> FaceView:
         """The largest face in the picture; it is searched for only once."""
-        return look(self.picture)
+        return find_face(self.picture)
 
     @cached_property
     def digest(self) -> str:
@@ -313,13 +313,13 @@ class StillBatch(RewardBatch):
     framed: Sequence[np.ndarray] = ()
 
     @cached_property
-    def looks(self) -> list[Look]:
+    def looks(self) -> list[FaceView]:
         """The face in each picture; it is searched for only once, for all rewards together."""
         pictures = self.frames((0,))[:, 0]
         if not self.framed:
-            return looks_at(pictures)
-        framed = zip(as_frames(pictures), self.framed, strict=True)
-        return [Look.at(picture, [(points, np.zeros(N_BLENDSHAPES, np.float32))]) for picture, points in framed]
+            return find_framed_faces(pictures)
+        framed = zip(pictures_to_frames(pictures), self.framed, strict=True)
+        return [FaceView.at(picture, [(points, np.zeros(N_BLENDSHAPES, np.float32))]) for picture, points in framed]
 
 
 def still_batch(
@@ -342,16 +342,16 @@ def still_batch(
     return StillBatch(motion, mel, draw, prompts=prompts, framed=framed, **known)
 
 
-def looks_at(pictures: torch.Tensor) -> list[Look]:
+def find_framed_faces(pictures: torch.Tensor) -> list[FaceView]:
     """Return the face in each of the pictures ``[B, 3, H, W]`` in [0, 1], by one quick search in each."""
     with FaceTracker(still=True) as tracker:
-        return [glance(np.ascontiguousarray(frame), tracker) for frame in as_frames(pictures)]
+        return [find_framed_face(np.ascontiguousarray(frame), tracker) for frame in pictures_to_frames(pictures)]
 
 
-def looks_of(batch: RewardBatch) -> list[list[Look]]:
+def find_batch_faces(batch: RewardBatch) -> list[list[FaceView]]:
     """Return the faces in every sample of a batch: one for a still, those of two frames for a clip."""
     if isinstance(batch, StillBatch):
         return [[view] for view in batch.looks]
-    frames = batch.frames(pair_indices(batch.motion.shape[1])[1::2])
-    looks = looks_at(frames.flatten(0, 1))
+    frames = batch.frames(frame_pair_indices(batch.motion.shape[1])[1::2])
+    looks = find_framed_faces(frames.flatten(0, 1))
     return [looks[start : start + frames.shape[1]] for start in range(0, len(looks), frames.shape[1])]

@@ -12,9 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flowportrait.flow.noise import seed_of
-from flowportrait.portraitgen.measured import LARGE, Faces
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, StillBatch, Wanted, as_pictures, still_batch
+from flowportrait.flow.noise import mix_seed
+from flowportrait.portraitgen.measured import LARGE_SIDE, FramedFaces
+from flowportrait.portraitgen.portrait_flow import (
+    AttributeCondition,
+    PortraitFlow,
+    StillBatch,
+    frames_to_pictures,
+    still_batch,
+)
 from flowportrait.rl.rollout import Trajectory
 
 
@@ -46,28 +52,28 @@ class PortraitTask:
 
     regions: Mapping[str, torch.Tensor] = {}
 
-    def __init__(self, faces: Faces, exemplars: int = 0, seed: int = 0) -> None:
+    def __init__(self, faces: FramedFaces, exemplars: int = 0, seed: int = 0) -> None:
         self.attributes = torch.from_numpy(faces.attributes)
         by_speaker = torch.bincount(torch.from_numpy(faces.speaker).long())
         self.weight = 1 / by_speaker[torch.from_numpy(faces.speaker).long()].float()
         self.spread = self.attributes.std(0).clamp_min(1e-3)
         # The landmarks of a generated face are taken to be those of the real face with the same attributes: a search
         # in every sample would take longer than all other steps.
-        scale = faces.small.shape[1] / LARGE
+        scale = faces.small.shape[1] / LARGE_SIDE
         flat = (faces.landmarks + 0.5) * scale - 0.5
         self.places = np.concatenate([flat, np.zeros_like(flat[..., :1])], -1).astype(np.float32)
         self.pool = pool(faces, exemplars, seed)
-        self.pictures = as_pictures(faces.small[self.pool]) if len(self.pool) else None
+        self.pictures = frames_to_pictures(faces.small[self.pool]) if len(self.pool) else None
 
     def draw(self, groups: int, seed: int, iteration: int) -> PortraitPrompts:
         """See ``Task``; the attributes are those of random training faces."""
-        generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
+        generator = torch.Generator().manual_seed(mix_seed(seed, iteration, 0))
         rows = torch.multinomial(self.weight, groups, generator=generator)
         return PortraitPrompts(self.attributes[rows], rows)
 
-    def condition(self, policy: PortraitFlow, prompts: PortraitPrompts) -> Wanted:
+    def condition(self, policy: PortraitFlow, prompts: PortraitPrompts) -> AttributeCondition:
         """See ``Task``."""
-        return Wanted(policy.standardise(prompts.attributes.to(policy.usual.device)))
+        return AttributeCondition(policy.standardise(prompts.attributes.to(policy.usual.device)))
 
     def real(self, policy: PortraitFlow, prompts: PortraitPrompts) -> torch.Tensor | None:
         """See ``Task``; returns the latents ``[G, 1, D]`` of the most similar faces in the pool, None without any."""
@@ -86,7 +92,7 @@ class PortraitTask:
         )  # fmt: skip
 
 
-def pool(faces: Faces, count: int, seed: int = 0) -> np.ndarray:
+def pool(faces: FramedFaces, count: int, seed: int = 0) -> np.ndarray:
     """Return the rows of ``count`` exemplars, taken from the speakers in turn, in random order."""
     rng = np.random.default_rng(seed)
     by_speaker = [rng.permutation(np.flatnonzero(faces.speaker == speaker)) for speaker in np.unique(faces.speaker)]

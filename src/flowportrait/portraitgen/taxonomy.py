@@ -16,8 +16,8 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 
-VERSION, SEED, COUNT = "1", 2606, 240
-FILE = Path(__file__).with_name(f"prompts_{VERSION}.jsonl")
+PROMPT_SET_VERSION, PROMPT_SET_SEED, PROMPT_SET_SIZE = "1", 2606, 240
+PROMPT_SET_FILE = Path(__file__).with_name(f"prompts_{PROMPT_SET_VERSION}.jsonl")
 
 TAXONOMY: dict[str, dict[str, str]] = {
     "age": {
@@ -78,7 +78,7 @@ TAXONOMY: dict[str, dict[str, str]] = {
 }
 """The words of a prompt, by dimension and value."""
 
-IMPOSSIBLE: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
+IMPOSSIBLE_PAIRS: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
     (("age", "child"), ("occupation", "nurse")),
     (("age", "child"), ("occupation", "welder")),
     (("age", "child"), ("occupation", "office")),
@@ -106,7 +106,7 @@ class BenchPrompt:
     terms: dict[str, str]
 
 
-def prompts(count: int = COUNT, seed: int = SEED) -> list[BenchPrompt]:
+def make_bench_prompts(count: int = PROMPT_SET_SIZE, seed: int = PROMPT_SET_SEED) -> list[BenchPrompt]:
     """Return a set of prompts; the default arguments give the set of this version."""
     rng = np.random.default_rng(seed)
     columns = {
@@ -114,11 +114,11 @@ def prompts(count: int = COUNT, seed: int = SEED) -> list[BenchPrompt]:
         for name, values in TAXONOMY.items()
     }
     for row in range(count):
-        for (one, first), (other, second) in IMPOSSIBLE:
+        for (one, first), (other, second) in IMPOSSIBLE_PAIRS:
             if columns[one][row] == first and columns[other][row] == second:
                 _exchange(columns, other, row, rng.permutation(count))
     return [
-        BenchPrompt(f"pb{VERSION}-{row:03d}", sentence(terms), terms)
+        BenchPrompt(f"pb{PROMPT_SET_VERSION}-{row:03d}", prompt_sentence(terms), terms)
         for row, terms in ((row, _terms(columns, row)) for row in range(count))
     ]
 
@@ -128,7 +128,7 @@ def _exchange(columns: dict[str, list[str]], name: str, row: int, partners: np.n
     column = columns[name]
     for partner in partners.tolist():
         column[row], column[partner] = column[partner], column[row]
-        if possible(_terms(columns, row)) and possible(_terms(columns, partner)):
+        if is_possible(_terms(columns, row)) and is_possible(_terms(columns, partner)):
             return
         column[row], column[partner] = column[partner], column[row]
 
@@ -137,7 +137,7 @@ def _terms(columns: dict[str, list[str]], row: int) -> dict[str, str]:
     return {name: columns[name][row] for name in TAXONOMY}
 
 
-def sentence(terms: dict[str, str]) -> str:
+def prompt_sentence(terms: dict[str, str]) -> str:
     """Return the text of a prompt with these values."""
     words = {name: TAXONOMY[name][value] for name, value in terms.items()}
     return (
@@ -146,23 +146,23 @@ def sentence(terms: dict[str, str]) -> str:
     )
 
 
-def possible(terms: dict[str, str]) -> bool:
+def is_possible(terms: dict[str, str]) -> bool:
     """Return whether no two values contradict each other."""
-    return not any(terms[one] == first and terms[other] == second for (one, first), (other, second) in IMPOSSIBLE)
+    return not any(terms[one] == first and terms[other] == second for (one, first), (other, second) in IMPOSSIBLE_PAIRS)
 
 
-def write(prompt_set: list[BenchPrompt], path: Path = FILE) -> None:
+def write_bench_prompts(prompt_set: list[BenchPrompt], path: Path = PROMPT_SET_FILE) -> None:
     """Write prompts to a file, one JSON object per line."""
     path.write_text("".join(json.dumps(vars(prompt)) + "\n" for prompt in prompt_set), encoding="utf-8")
 
 
-def read(path: Path | None = None) -> list[BenchPrompt]:
+def read_bench_prompts(path: Path | None = None) -> list[BenchPrompt]:
     """Return the prompts of a file; without a file those of this version.
 
     Raises:
         BadInput: the file is missing or empty, or a line is broken (the message names it).
     """
-    path = path or FILE
+    path = path or PROMPT_SET_FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -193,6 +193,6 @@ def _prompt(line: str, where: str) -> BenchPrompt:
     return prompt
 
 
-def digest(prompt_set: list[BenchPrompt]) -> str:
+def prompts_digest(prompt_set: list[BenchPrompt]) -> str:
     """Return a hash of a set of prompts, 12 hexadecimal digits; results on different sets are not compared."""
     return hashlib.sha256("".join(prompt.id + prompt.text for prompt in prompt_set).encode()).hexdigest()[:12]

@@ -20,14 +20,14 @@ import numpy as np
 
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.errors import BadInput
-from flowportrait.media.faces import bridge
+from flowportrait.media.faces import interpolate_missing_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.preferences.clips import clip_faces
+from flowportrait.preferences.clips import track_clip_faces
 from flowportrait.preferences.dataset import (
     ASPECTS,
-    HIGHEST,
     JUDGE_ASPECTS,
-    LOWEST,
+    MAX_POINTS,
+    MIN_POINTS,
     PAIRS_FILE,
     Aspect,
     Label,
@@ -36,13 +36,13 @@ from flowportrait.preferences.dataset import (
 )
 from flowportrait.study.make import read_footage
 
-MEDIA = "media"
+PAIR_MEDIA_FOLDER = "media"
 
 ScoreTable = dict[str, dict[Aspect, float]]
 """Scores from 1 to 5 by clip and aspect."""
 
 
-def read_scores(path: Path) -> ScoreTable:
+def read_judge_scores(path: Path) -> ScoreTable:
     """Read the scores from a report of ``judge score``, or from its list of verdicts.
 
     A verdict is ``{"file", "aspects": {name: {"score"}}}`` (or a plain number per aspect). Aspects that could not be
@@ -82,13 +82,13 @@ def _verdict_scores(row: dict[str, Any], path: Path, number: int) -> dict[Aspect
         if name not in JUDGE_ASPECTS:
             known = ", ".join(JUDGE_ASPECTS)
             raise BadInput(f"{path}, entry {number}: unknown aspect '{name}'; known are {known}.")
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not LOWEST <= score <= HIGHEST:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not MIN_POINTS <= score <= MAX_POINTS:
             raise BadInput(f"{path}, entry {number}: the score {score!r} of {name} does not lie between 1 and 5.")
         scores[JUDGE_ASPECTS[name]] = float(score)
     return scores
 
 
-def pairs_from_scores(
+def build_pairs_from_scores(
     a: ScoreTable, b: ScoreTable, band: float, judge: str, folders: tuple[str, str] = ("a", "b")
 ) -> tuple[list[PreferencePair[str]], list[str]]:
     """Make pairs of the clips that both tables score.
@@ -130,7 +130,7 @@ def pairs_from_scores(
     return pairs, sorted(a.keys() ^ b.keys())
 
 
-def pairs_from_damage(
+def build_pairs_from_damage(
     videos: Sequence[Path],
     output: Path,
     per_video: int = 3,
@@ -162,7 +162,7 @@ def pairs_from_damage(
         raise BadInput(f"Unknown corruption '{unknown[0]}': choose from {', '.join(CORRUPTIONS)}.")
     if not names or per_video < 1:
         raise BadInput("Nothing to make: name a corruption, and at least one pair per video.")
-    (output / MEDIA).mkdir(parents=True, exist_ok=True)
+    (output / PAIR_MEDIA_FOLDER).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     pairs: list[PreferencePair[str]] = []
     left_out: dict[str, str] = {}
@@ -179,12 +179,12 @@ def pairs_from_damage(
         except BadInput as error:
             left_out[str(path)] = str(error)
             continue
-        intact = f"{MEDIA}/{number:05d}.mp4"
+        intact = f"{PAIR_MEDIA_FOLDER}/{number:05d}.mp4"
         _write(output / intact, clip)
         for extra, (name, damaged) in enumerate(zip(chosen, damaged_clips, strict=True)):
-            file = f"{MEDIA}/{number:05d}-{extra}.mp4"
+            file = f"{PAIR_MEDIA_FOLDER}/{number:05d}-{extra}.mp4"
             _write(output / file, damaged)
-            labels = dict.fromkeys(aspects_hurt(name), Label.FIRST)
+            labels = dict.fromkeys(aspects_hurt_by(name), Label.FIRST)
             pair = PreferencePair(path.stem, intact, file, labels, "corruption", annotator=name, split=split)
             pairs.append(pair if rng.random() < 0.5 else pair.swapped())
         report(path.name)
@@ -194,7 +194,7 @@ def pairs_from_damage(
     return left_out
 
 
-def aspects_hurt(name: str) -> list[Aspect]:
+def aspects_hurt_by(name: str) -> list[Aspect]:
     """Return the aspects of a pair that a corruption decides: those that it hurts, and ``overall``."""
     return [aspect for aspect in ASPECTS if aspect == "overall" or aspect in CORRUPTIONS[name].hurts]
 
@@ -211,10 +211,10 @@ def _footage(path: Path, with_face: bool) -> Footage:
         raise BadInput(f"{path} has no sound: lip sync cannot be judged.")
     if not with_face:
         return clip
-    faces = clip_faces(path)
+    faces = track_clip_faces(path)
     if not faces.valid.any():
         raise BadInput(f"{path} shows no face.")
-    return replace(clip, landmarks=bridge(faces.landmarks, faces.valid))
+    return replace(clip, landmarks=interpolate_missing_frames(faces.landmarks, faces.valid))
 
 
 def _write(path: Path, clip: Footage) -> None:

@@ -1,7 +1,7 @@
 """Clips of preference pairs as reward models read them, batches of pairs, and the loss of a pair.
 
-    video ─► face tracked once, cached under the file's content ─► motion, log-mel     (``clip_features``)
-    video ─► frames and sound, for models that watch                                   (``watch_clip``)
+    video ─► face tracked once, cached under the file's content ─► motion, log-mel     (``read_motion_mel``)
+    video ─► frames and sound, for models that watch                                   (``read_frames_and_audio``)
     motion file (.json, .csv) with its sound beside it (.wav) ─► motion, log-mel: exact and fast
 
 With d = score of the first clip − score of the second, the likelihoods of a label are
@@ -27,32 +27,32 @@ import torch
 import torch.nn.functional as F
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.tracking import VideoTracks, default_cache, track_file
+from flowportrait.evaluation.tracking import VideoTracks, default_tracks_cache, track_file
 from flowportrait.media.audio import read_audio
-from flowportrait.media.faces import Faces, bridge
-from flowportrait.media.mel import MELS_PER_FRAME, level, log_mel
-from flowportrait.media.video import FPS, LOCAL, check_clip, read_clip
+from flowportrait.media.faces import TrackedFace, interpolate_missing_frames
+from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.video import FPS, LOCAL_CLIP_LIMITS, check_clip_limits, read_clip
 from flowportrait.preferences.dataset import PreferencePair
 from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.rendering.motion_files import read_motion
 from flowportrait.rewards.batch import face_failure
-from flowportrait.rewards.sync import SyncExpert
+from flowportrait.rewards.sync import MotionSyncExpert
 
 # --- Reading clips ---
 
 MOTION_FILES = (".json", ".csv")
-SHORTEST = SyncExpert.WINDOW
+MIN_CLIP_FRAMES = MotionSyncExpert.WINDOW
 """Fewest frames of a clip that a reward model can score."""
 
 
-class ClipFeatures(NamedTuple):
+class MotionMelClip(NamedTuple):
     """A clip for reward models of motion and sound: motion ``[T, 30]`` and log-mel ``[4T, 80]``."""
 
     motion: torch.Tensor
     mel: torch.Tensor
 
 
-class WatchedClip(NamedTuple):
+class FramesAudioClip(NamedTuple):
     """A clip for reward models that watch.
 
     Attributes:
@@ -73,38 +73,40 @@ def track_clip(path: Path) -> VideoTracks:
         BadInput: the video is unreadable, or larger than ``media.video.LOCAL`` allows.
     """
     if path.is_file():
-        check_clip(path, LOCAL)
-    return track_file(path, default_cache())
+        check_clip_limits(path, LOCAL_CLIP_LIMITS)
+    return track_file(path, default_tracks_cache())
 
 
-def clip_features(path: Path) -> ClipFeatures:
+def read_motion_mel(path: Path) -> MotionMelClip:
     """Read motion and log-mel of a video, or of a motion file with its sound beside it.
 
     Raises:
         BadInput: the clip is unreadable, silent, too short, too large (``media.video.LOCAL``), or shows no face.
     """
     if path.suffix.lower() in MOTION_FILES:
-        motion, mel = read_motion(path), log_mel(level(read_audio(path.with_suffix(".wav"))))
+        motion, mel = read_motion(path), log_mel(normalize_loudness(read_audio(path.with_suffix(".wav"))))
         frames = min(len(motion), len(mel) // MELS_PER_FRAME)
-        return ClipFeatures(motion[:frames], mel[: MELS_PER_FRAME * frames])
+        return MotionMelClip(motion[:frames], mel[: MELS_PER_FRAME * frames])
     tracked = track_clip(path)
     if not len(tracked.audio):
         raise BadInput(f"{path} has no sound: lip sync cannot be judged.")
     if failure := face_failure(tracked.valid):
         raise BadInput(f"{path}: {failure.detail}.")
-    if len(tracked) < SHORTEST:
-        raise BadInput(f"{path} has {len(tracked)} frames: {SHORTEST} are needed.")
-    landmarks, shapes = (bridge(track, tracked.valid) for track in (tracked.landmarks, tracked.blendshapes))
-    return ClipFeatures(MotionBasis.load().encode(landmarks, shapes)[0], log_mel(level(tracked.audio)))
+    if len(tracked) < MIN_CLIP_FRAMES:
+        raise BadInput(f"{path} has {len(tracked)} frames: {MIN_CLIP_FRAMES} are needed.")
+    landmarks, shapes = (
+        interpolate_missing_frames(track, tracked.valid) for track in (tracked.landmarks, tracked.blendshapes)
+    )
+    return MotionMelClip(MotionBasis.load().encode(landmarks, shapes)[0], log_mel(normalize_loudness(tracked.audio)))
 
 
-def clip_faces(path: Path) -> Faces:
+def track_clip_faces(path: Path) -> TrackedFace:
     """Return the face in every frame of a video, from the cache of ``track_clip``."""
     tracked = track_clip(path)
-    return Faces(tracked.landmarks, tracked.blendshapes, tracked.valid, tracked.valid.astype(int))
+    return TrackedFace(tracked.landmarks, tracked.blendshapes, tracked.valid, tracked.valid.astype(int))
 
 
-def watch_clip(path: Path, frames: int) -> WatchedClip:
+def read_frames_and_audio(path: Path, frames: int) -> FramesAudioClip:
     """Read a video for a model that watches: ``frames`` evenly spaced frames, and the sound.
 
     Raises:
@@ -114,17 +116,17 @@ def watch_clip(path: Path, frames: int) -> WatchedClip:
     if audio is None:
         raise BadInput(f"{path} has no sound: lip sync cannot be judged.")
     indices = np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int)
-    return WatchedClip(video[indices], FPS * len(indices) / len(video), audio)
+    return FramesAudioClip(video[indices], FPS * len(indices) / len(video), audio)
 
 
 # --- Batches of pairs and their loss ---
 
-Objective = Literal["ties", "plain", "regression"]
-K = 5.0
+PairObjective = Literal["ties", "plain", "regression"]
+TIE_PARAMETER = 5.0
 """k, the tie parameter of Bradley–Terry with ties."""
-MIDDLE = 3.0
+MIDDLE_POINTS = 3.0
 """Middle of the scale of points from 1 to 5."""
-MARGIN = 0.9674
+TIE_MARGIN = 0.9674
 """τ with Φ(−τ) = 1/6: equal scores with s = 1 tie in two of three cases, as under Bradley–Terry with k = 5."""
 
 
@@ -152,7 +154,7 @@ class PreferenceBatch:
     origins: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def from_pair(cls, pair: PreferencePair[ClipFeatures]) -> PreferenceBatch:
+    def from_pair(cls, pair: PreferencePair[MotionMelClip]) -> PreferenceBatch:
         """Make a batch of one pair: both clips are cut to the shorter one, each with its own sound."""
         frames = min(len(clip.motion) for clip in pair.clips)
         first, second = (clip.motion[None, :frames] for clip in pair.clips)
@@ -162,7 +164,7 @@ class PreferenceBatch:
 
 
 def pair_loss(
-    objective: Objective, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, points: torch.Tensor
+    objective: PairObjective, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, points: torch.Tensor
 ) -> torch.Tensor:
     """Return the mean loss over the judged entries, a scalar.
 
@@ -176,7 +178,9 @@ def pair_loss(
     difference = first - second
     if objective == "regression":
         known = points.isfinite()
-        squared_error = (torch.stack([first, second], 1) - (torch.where(known, points, MIDDLE) - MIDDLE)).square()
+        squared_error = (
+            torch.stack([first, second], 1) - (torch.where(known, points, MIDDLE_POINTS) - MIDDLE_POINTS)
+        ).square()
         return squared_error[known].mean() if known.any() else squared_error.sum() * 0
     known = labels.isfinite()
     labels = torch.where(known, labels, 0.5)
@@ -193,7 +197,7 @@ def choice_log_probs(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return log_probs.gather(-1, (2 * (1 - labels)).long()[..., None])[..., 0]
 
 
-def bradley_terry_log_probs(difference: torch.Tensor, k: float = K) -> torch.Tensor:
+def bradley_terry_log_probs(difference: torch.Tensor, k: float = TIE_PARAMETER) -> torch.Tensor:
     """Return ln P of first, tie, second ``[…, 3]`` for score differences ``[…]`` under Bradley–Terry with ties."""
     win = F.logsigmoid(difference - math.log(k))
     loss = F.logsigmoid(-difference - math.log(k))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
 
 from flowportrait.errors import BadInput
-from flowportrait.files import complete
+from flowportrait.files import atomic_write
 
 Aspect = Literal["sync", "expression", "motion", "overall"]
 """Aspect in which two clips are compared."""
@@ -40,13 +40,13 @@ JUDGE_ASPECTS: Mapping[str, Aspect] = {
 """Names that judges use for aspects, and the aspects."""
 Side = Literal["first", "second"]
 SIDES: tuple[Side, Side] = ("first", "second")
-LOWEST, HIGHEST = 1.0, 5.0
+MIN_POINTS, MAX_POINTS = 1.0, 5.0
 """Smallest and largest points of one clip."""
 NOT_JUDGED = math.nan
 """Value in tensors of labels for an aspect that nobody judged."""
 PAIRS_FILE = "pairs.jsonl"
-VERSION = 2
-LARGEST_FILE, LONGEST_LINE = 256 * 2**20, 2**20
+PAIRS_VERSION = 2
+MAX_PAIRS_BYTES, MAX_LINE_CHARACTERS = 256 * 2**20, 2**20
 """Largest size of a pairs.jsonl in bytes (some hundred thousand pairs), and of a line in characters."""
 
 
@@ -218,7 +218,7 @@ class PreferenceDataset(Sequence[PreferencePair[str]]):
                 unreadable[name] = str(error)
         return loaded, unreadable
 
-    def with_clips_in(self, names: AbstractSet[str] | Mapping[str, Any]) -> PreferenceDataset:
+    def filter_by_clips(self, names: AbstractSet[str] | Mapping[str, Any]) -> PreferenceDataset:
         """Return the pairs with both clips among ``names``."""
         return replace(self, pairs=tuple(pair for pair in self.pairs if all(name in names for name in pair.clips)))
 
@@ -231,10 +231,10 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair[str]]) -> int:
     """
     count = 0
     try:
-        with complete(path) as partial, partial.open("w", encoding="utf-8") as file:
+        with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
             for pair in pairs:
                 labels = {aspect: label.name.lower() for aspect, label in pair.labels.items()}
-                values = {"version": VERSION, **vars(pair), "labels": labels}
+                values = {"version": PAIRS_VERSION, **vars(pair), "labels": labels}
                 file.write(json.dumps({k: v for k, v in values.items() if v}, ensure_ascii=False) + "\n")
                 count += 1
     except OSError as error:
@@ -250,14 +250,14 @@ def read_pairs(path: Path) -> list[PreferencePair[str]]:
     """
     pairs = []
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"{path} is larger than {LARGEST_FILE // 2**20} MiB: split it.")
+        if path.stat().st_size > MAX_PAIRS_BYTES:
+            raise BadInput(f"{path} is larger than {MAX_PAIRS_BYTES // 2**20} MiB: split it.")
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             number = 0
-            while text := file.readline(LONGEST_LINE + 1):
+            while text := file.readline(MAX_LINE_CHARACTERS + 1):
                 number += 1
-                if len(text) > LONGEST_LINE:
-                    raise BadInput(f"{path}, line {number}: longer than {LONGEST_LINE} characters.")
+                if len(text) > MAX_LINE_CHARACTERS:
+                    raise BadInput(f"{path}, line {number}: longer than {MAX_LINE_CHARACTERS} characters.")
                 if text.strip():
                     pairs.append(_parse(text, path, number))
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -301,7 +301,7 @@ def _parse(text: str, path: Path, number: int) -> PreferencePair[str]:
         refuse("a pair is an object with keys")
     version = data.get("version", 1)
     if type(version) is not int or version not in _FORMATS:
-        refuse(f"version {_short(version)} is not known; this FlowPortrait reads versions 1 to {VERSION}")
+        refuse(f"version {_short(version)} is not known; this FlowPortrait reads versions 1 to {PAIRS_VERSION}")
     form = _FORMATS[version]
     if unknown := sorted(set(data) - set(form.keys)):
         refuse(f"unknown field {_short(unknown[0])}; the fields are {', '.join(form.keys)}")
@@ -324,7 +324,7 @@ def _parse(text: str, path: Path, number: int) -> PreferencePair[str]:
         refuse(f"'points' must be an object with the keys {' and '.join(form.sides)}")
     for side, numbers in points.items():
         wrong = side + " has {value} points for {aspect}, but points lie between 1 and 5"
-        if problem := _numbers_problem(numbers, f"the points of {side}", LOWEST, HIGHEST, wrong):
+        if problem := _numbers_problem(numbers, f"the points of {side}", MIN_POINTS, MAX_POINTS, wrong):
             refuse(problem)
     wrong = "the margin of {aspect} is {value}, which is no finite number"
     if problem := _numbers_problem(margins, "the margins", -sys.float_info.max, sys.float_info.max, wrong):

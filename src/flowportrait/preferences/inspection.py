@@ -15,7 +15,7 @@ from typing import Any
 
 from flowportrait.errors import BadInput
 from flowportrait.preferences.dataset import ASPECTS, LABELS, Aspect, Label, PreferenceDataset, PreferencePair
-from flowportrait.terminal import say
+from flowportrait.terminal import log
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
@@ -53,13 +53,13 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     return 1.0 - observed * (total - 1) / expected
 
 
-TRAIN = "train"
-NEARLY_ALL = 0.98
+TRAIN_SPLIT = "train"
+USELESS_TIE_SHARE = 0.98
 """Share of ties from which an aspect is reported as useless."""
 
 
 @dataclass(frozen=True)
-class Inspection:
+class PairInspection:
     """The result of an inspection.
 
     Attributes:
@@ -75,7 +75,7 @@ class Inspection:
     counts: dict[str, Any]
 
 
-def inspect_pairs(dataset: PreferenceDataset, check_files: bool = True) -> Inspection:
+def inspect_pairs(dataset: PreferenceDataset, check_files: bool = True) -> PairInspection:
     """Inspect the pairs of a dataset.
 
     Args:
@@ -85,22 +85,22 @@ def inspect_pairs(dataset: PreferenceDataset, check_files: bool = True) -> Inspe
     reasons: dict[int, str] = {}
     pairs = dataset.pairs
     for reason, indices in (
-        ("contradicted by the same annotator", contradictions(pairs)),
+        ("contradicted by the same annotator", find_contradictions(pairs)),
         ("clip missing", _missing_clips(dataset) if check_files else set()),
         ("a clip preferred to itself", _self_preferences(pairs)),
-        ("leaked between splits", leaks(pairs)),
+        ("leaked between splits", find_leaks(pairs)),
     ):
         for index in indices:
             reasons.setdefault(index, reason)
     usable = tuple(pair for index, pair in enumerate(pairs) if index not in reasons)
     counts = _counts(pairs)
-    return Inspection(
+    return PairInspection(
         replace(dataset, pairs=usable), dict(Counter(reasons.values())), _sentences(pairs, usable, counts), counts
     )
 
 
-def training_pairs(
-    dataset: PreferenceDataset, aspects: Callable[[Inspection], Sequence[Aspect]], explain: bool = False
+def select_training_pairs(
+    dataset: PreferenceDataset, aspects: Callable[[PairInspection], Sequence[Aspect]], explain: bool = False
 ) -> PreferenceDataset:
     """Return the pairs for training: those of the training split if splits are named. Excluded pairs are logged.
 
@@ -114,14 +114,14 @@ def training_pairs(
     """
     inspection = inspect_pairs(dataset)
     for sentence in inspection.sentences if explain else ():
-        say(sentence)
+        log(sentence)
     for reason, count in inspection.excluded.items():
-        say(f"Left out: {count} pairs: {reason}.")
-    usable = require_decided(inspection, aspects(inspection))
-    return replace(usable, pairs=tuple(pair for pair in usable if pair.split in ("", TRAIN)))
+        log(f"Left out: {count} pairs: {reason}.")
+    usable = require_decided_labels(inspection, aspects(inspection))
+    return replace(usable, pairs=tuple(pair for pair in usable if pair.split in ("", TRAIN_SPLIT)))
 
 
-def require_decided(inspection: Inspection, aspects: Sequence[Aspect]) -> PreferenceDataset:
+def require_decided_labels(inspection: PairInspection, aspects: Sequence[Aspect]) -> PreferenceDataset:
     """Return the usable pairs, after a check that every one of ``aspects`` has labels other than ties.
 
     Raises:
@@ -137,7 +137,7 @@ def require_decided(inspection: Inspection, aspects: Sequence[Aspect]) -> Prefer
     return inspection.usable
 
 
-def contradictions(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+def find_contradictions(pairs: Sequence[PreferencePair[str]]) -> set[int]:
     """Return the indices of pairs that their annotator also judged the other way round in the same aspect."""
     indices_by_label: dict[tuple[str, str, str, str, str], dict[Label, list[int]]] = defaultdict(
         lambda: defaultdict(list)
@@ -152,10 +152,10 @@ def contradictions(pairs: Sequence[PreferencePair[str]]) -> set[int]:
     return indices
 
 
-def leaks(pairs: Sequence[PreferencePair[str]]) -> set[int]:
+def find_leaks(pairs: Sequence[PreferencePair[str]]) -> set[int]:
     """Return the indices of training pairs that share a speaker, portrait or clip with a pair of another split."""
-    held_out = {trace for pair in pairs if pair.split and pair.split != TRAIN for trace in _identities(pair)}
-    return {index for index, pair in enumerate(pairs) if pair.split == TRAIN and _identities(pair) & held_out}
+    held_out = {trace for pair in pairs if pair.split and pair.split != TRAIN_SPLIT for trace in _identities(pair)}
+    return {index for index, pair in enumerate(pairs) if pair.split == TRAIN_SPLIT and _identities(pair) & held_out}
 
 
 def _sorted_clips(pair: PreferencePair[str]) -> PreferencePair[str]:
@@ -220,15 +220,15 @@ def _sentences(
     if counts["annotators"] == 1:
         sentences.append("One annotator only: agreement cannot be measured, and one taste is what would be learned.")
     for aspect, row in counts["aspects"].items():
-        if row["ties"] >= NEARLY_ALL:
+        if row["ties"] >= USELESS_TIE_SHARE:
             sentences.append(f"{aspect.capitalize()} is {row['ties']:.0%} ties: it teaches next to nothing.")
         if row["alpha"] is not None and row["alpha"] <= 0:
             sentences.append(f"On {aspect} the annotators agree no better than chance (alpha {row['alpha']:.2f}).")
     by_split: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for pair in pairs:
         by_split[pair.split] |= _identities(pair)
-    held_out = set().union(*(traces for split, traces in by_split.items() if split not in ("", TRAIN)))
-    shared = Counter(kind for kind, _ in by_split[TRAIN] & held_out)
+    held_out = set().union(*(traces for split, traces in by_split.items() if split not in ("", TRAIN_SPLIT)))
+    shared = Counter(kind for kind, _ in by_split[TRAIN_SPLIT] & held_out)
     for kind, count in shared.items():
         single = count == 1
         sentences.append(

@@ -8,7 +8,7 @@ It scores sync, expression and motion of a chunk at any noise level, without dec
 
     P(first is better) = Φ( (mean_1 − mean_2 − τ) / √(v_1 + v_2) )             (Thurstone, with ties: ``pair_loss``)
 
-A chunk's score depends on the chunk at noise level σ, on ``REACH`` chunks before it and on nothing later, so it can
+A chunk's score depends on the chunk at noise level σ, on ``HISTORY_CHUNKS`` chunks before it and on nothing later, so it can
 guide a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
 The towers share nothing: expression and motion never see the sound. The model comes first, then its training.
 """
@@ -29,24 +29,29 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from flowportrait.corruption import MOTION_CORRUPTIONS
-from flowportrait.devices import Device, once_per_device, place, read_weights
+from flowportrait.devices import Device, cached_per_device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json, write_weights
 from flowportrait.flow.paths import interpolate
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.backbone import ChunkSpace, FlowHead
 from flowportrait.models.speech_encoder import N_LIPS
-from flowportrait.preferences.clips import MARGIN, choice_log_probs, thurstone_log_probs
+from flowportrait.preferences.clips import TIE_MARGIN, choice_log_probs, thurstone_log_probs
 from flowportrait.preferences.dataset import DIMENSIONS
-from flowportrait.preferences.synthetic_pairs import LONG, ConditionedClip, LatentPairBatch, LatentPairSampler
-from flowportrait.rendering.motion_basis import EXPRESSION, LOWER, MOTION_DIM
-from flowportrait.rewards.sync import SyncExpert
-from flowportrait.training.descend import Report, descend, silent
+from flowportrait.preferences.synthetic_pairs import (
+    LONG_WINDOW_CHUNKS,
+    ConditionedClip,
+    LatentPairBatch,
+    LatentPairSampler,
+)
+from flowportrait.rendering.motion_basis import EXPRESSION, LOWER_FACE, MOTION_DIM
+from flowportrait.rewards.sync import MotionSyncExpert
+from flowportrait.training.descend import ProgressReport, minimize, report_nothing
 
 # --- Model ---
 
-KERNEL, DILATIONS = 3, (1, 2)
-REACH = 1 + (KERNEL - 1) * sum(DILATIONS)
+TOWER_KERNEL, TOWER_DILATIONS = 3, (1, 2)
+HISTORY_CHUNKS = 1 + (TOWER_KERNEL - 1) * sum(TOWER_DILATIONS)
 """Number of earlier chunks on which a chunk's score depends."""
 BASE_VARIANCE = 0.5
 """v₀, the variance of one clip's score without noise, so that the difference of two scores has variance 1."""
@@ -98,10 +103,10 @@ class LatentReward(nn.Module):
         super().__init__()
         self.config = config
         self.space = ChunkSpace(config.chunk)
-        lower, expression = _latent_rows(LOWER, config.chunk), _latent_rows(EXPRESSION, config.chunk)
+        lower, expression = _latent_rows(LOWER_FACE, config.chunk), _latent_rows(EXPRESSION, config.chunk)
         everything = _latent_rows(slice(0, MOTION_DIM), config.chunk)
         sound = config.heard + config.lips * len(lower)
-        self.sync = LatentTower(lower, LOWER, sound, config)
+        self.sync = LatentTower(lower, LOWER_FACE, sound, config)
         self.expression = LatentTower(expression, EXPRESSION, 0, config)
         self.motion = LatentTower(everything, slice(0, 0), 0, config)
         self.growth = nn.Parameter(torch.zeros(2, len(DIMENSIONS)))
@@ -164,7 +169,7 @@ class LatentReward(nn.Module):
     def log_probs(self, first: LatentScores, second: LatentScores) -> torch.Tensor:
         """Return ln P of first, tie, second ``[…, 3, 3]`` per dimension, for scores ``[…, 3]`` of both clips."""
         variance = (2 * first.log_std).exp() + (2 * second.log_std).exp()
-        return thurstone_log_probs(first.mean - second.mean, variance, MARGIN / self.spread)
+        return thurstone_log_probs(first.mean - second.mean, variance, TIE_MARGIN / self.spread)
 
     def standardise(self, scores: torch.Tensor) -> None:
         """Set mean and spread of the standardisation from current scores ``[M, 3]`` of real clips."""
@@ -182,7 +187,7 @@ class LatentReward(nn.Module):
             return audio
         lips = audio[..., -self.config.chunk * N_LIPS :].unflatten(-1, (self.config.chunk, N_LIPS))
         motion = last[..., None, :].repeat(1, 1, self.config.chunk, 1)
-        motion[..., LOWER] = lips
+        motion[..., LOWER_FACE] = lips
         predicted = self.space.encode(motion, last)[..., self.sync.rows]
         return torch.cat([audio, predicted], -1)
 
@@ -226,10 +231,10 @@ class LatentReward(nn.Module):
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"The latent reward in {folder} does not fit this version: {reason}") from error
-        return place(model.eval().requires_grad_(False), device, dtype)
+        return place_network(model.eval().requires_grad_(False), device, dtype)
 
     @classmethod
-    @once_per_device
+    @cached_per_device
     def load(cls) -> LatentReward:
         """Load the latent reward that ships with the package."""
         return cls.from_pretrained(Path(str(files("flowportrait") / "weights" / "latent_reward")))
@@ -251,7 +256,7 @@ class LatentTower(nn.Module):
         width, frame_numbers = config.width, place.stop - place.start
         self.listen = nn.Linear(sound, width) if sound else None
         self.remember = nn.Linear(len(rows) + 1 + frame_numbers + width * bool(sound), width)
-        self.look_back = nn.ModuleList(nn.Conv1d(width, width, KERNEL, dilation=d) for d in DILATIONS)
+        self.look_back = nn.ModuleList(nn.Conv1d(width, width, TOWER_KERNEL, dilation=d) for d in TOWER_DILATIONS)
         self.head = FlowHead(len(rows), width + frame_numbers + width * bool(sound), width, config.depth)
         self.head.write = nn.Linear(width, 1)
 
@@ -271,8 +276,8 @@ class LatentTower(nn.Module):
         summary = self.remember(torch.cat([before[..., self.rows], before_level[..., None], *inputs], -1))
         # Shifted by one, because a chunk's memory ends with the chunk before it.
         memory = F.pad(summary.mT, (1, -1))
-        for layer, dilation in zip(self.look_back, DILATIONS, strict=True):
-            memory = memory + F.silu(layer(F.pad(memory, ((KERNEL - 1) * dilation, 0))))
+        for layer, dilation in zip(self.look_back, TOWER_DILATIONS, strict=True):
+            memory = memory + F.silu(layer(F.pad(memory, ((TOWER_KERNEL - 1) * dilation, 0))))
         return self.head(estimate[..., self.rows], level, torch.cat([memory.mT, *inputs], -1))[..., 0]
 
 
@@ -305,11 +310,11 @@ def _expand_sigma(sigma: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
 _MIN_NOISE_VARIANCE = 0.02
 """Smallest variance c σ² in the second term."""
 _FIT_PAIRS, _FIT_BATCHES, _FIT_STEPS = 90, 8, 150
-SYNC = DIMENSIONS.index("sync")
+SYNC_INDEX = DIMENSIONS.index("sync")
 
 
 @dataclass(frozen=True)
-class LatentTrainingConfig:
+class LatentRewardTrainingConfig:
     """Settings of the training of the latent reward."""
 
     steps: int = 700
@@ -331,11 +336,11 @@ class LatentTrainingConfig:
     seed: int = 0
 
 
-def train_latent(
-    config: LatentTrainingConfig,
+def train_latent_reward(
+    config: LatentRewardTrainingConfig,
     generator: ARFlow,
     clips: Sequence[ConditionedClip],
-    report: Report = silent,
+    report: ProgressReport = report_nothing,
 ) -> LatentReward:
     """Train a latent reward and standardise it on ``clips``.
 
@@ -350,21 +355,21 @@ def train_latent(
         KeyboardInterrupt: the user interrupted; raised after the current step.
     """
     torch.manual_seed(config.seed)
-    model, expert = LatentReward.fresh(generator, config.width, config.depth).train(), SyncExpert.load()
+    model, expert = LatentReward.fresh(generator, config.width, config.depth).train(), MotionSyncExpert.load()
     samplers = [LatentPairSampler(clips, model.space, MOTION_CORRUPTIONS, config.seed)]
-    if any(len(conditioned.clip.motion) > LONG * model.space.chunk + 2 for conditioned in clips):
-        samplers.append(LatentPairSampler(clips, model.space, MOTION_CORRUPTIONS, config.seed + 1, LONG))
+    if any(len(conditioned.clip.motion) > LONG_WINDOW_CHUNKS * model.space.chunk + 2 for conditioned in clips):
+        samplers.append(LatentPairSampler(clips, model.space, MOTION_CORRUPTIONS, config.seed + 1, LONG_WINDOW_CHUNKS))
 
     def loss(step: int) -> torch.Tensor:
         sampler = samplers[-1] if step % config.long_every == config.long_every - 1 else samplers[0]
         pairs = sampler.draw(config.batch, min(1.0, step / (config.curriculum * config.steps)))
         past_is_known = step % 2 == 0
-        total = latent_loss(model, score_pairs(model, pairs, past_is_known), config.calibration)
+        total = latent_reward_loss(model, score_latent_pairs(model, pairs, past_is_known), config.calibration)
         return total + config.slope * slope_loss(model, pairs, expert) if config.slope and past_is_known else total
 
-    descend(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
+    minimize(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
     model.eval()
-    fit_variance(model, samplers[0], config.calibration)
+    fit_noise_variance(model, samplers[0], config.calibration)
     model.requires_grad_(False)
     real = LatentPairSampler(clips, model.space, MOTION_CORRUPTIONS, config.seed + 2).draw(512)
     intact, start = real.intact()
@@ -389,7 +394,7 @@ class ScoredPairs(NamedTuple):
     past_is_known: bool
 
 
-def score_pairs(model: LatentReward, pairs: LatentPairBatch, past_is_known: bool) -> ScoredPairs:
+def score_latent_pairs(model: LatentReward, pairs: LatentPairBatch, past_is_known: bool) -> ScoredPairs:
     """Score pairs with noise drawn for every clip and σ drawn for every pair."""
     clean, audio, start = pairs.all_clips()
     sigma = torch.rand(len(pairs.first)).repeat(2)
@@ -400,7 +405,7 @@ def score_pairs(model: LatentReward, pairs: LatentPairBatch, past_is_known: bool
     return ScoredPairs(mean, clean_scores, sigma, pairs.labels, past_is_known)
 
 
-def latent_loss(model: LatentReward, scored: ScoredPairs, calibration: float) -> torch.Tensor:
+def latent_reward_loss(model: LatentReward, scored: ScoredPairs, calibration: float) -> torch.Tensor:
     """Return the first two terms of L, a scalar, for a model that is not yet standardised."""
     noise_variance = model.noise_variance(scored.sigma, scored.past_is_known)
     log_std = (BASE_VARIANCE + noise_variance).log() / 2
@@ -415,20 +420,20 @@ def latent_loss(model: LatentReward, scored: ScoredPairs, calibration: float) ->
     )
 
 
-def slope_loss(model: LatentReward, pairs: LatentPairBatch, expert: SyncExpert) -> torch.Tensor:
+def slope_loss(model: LatentReward, pairs: LatentPairBatch, expert: MotionSyncExpert) -> torch.Tensor:
     """Return the third term of L over the lips of the intact clips, a scalar; noise and σ are drawn for every clip."""
     clean, start = pairs.intact()
     target = expert_slope(model, clean, start, pairs.mel, expert)
     sigma = torch.rand(len(clean))
     noisy = interpolate(clean, torch.randn_like(clean), sigma[:, None, None]).requires_grad_()
-    score = model(noisy, sigma, pairs.audio, start, clean).mean[..., SYNC].sum()
+    score = model(noisy, sigma, pairs.audio, start, clean).mean[..., SYNC_INDEX].sum()
     (slope,) = torch.autograd.grad(score, noisy, create_graph=True)
     lips = model.sync.rows
     return 1 - cosine_similarity(slope[..., lips], target[..., lips], dim=-1).mean()
 
 
 def expert_slope(
-    model: LatentReward, clean: torch.Tensor, start: torch.Tensor, mel: torch.Tensor, expert: SyncExpert
+    model: LatentReward, clean: torch.Tensor, start: torch.Tensor, mel: torch.Tensor, expert: MotionSyncExpert
 ) -> torch.Tensor:
     """Return the gradient ``[B, N, D]`` of the expert's mean cosine with respect to clean latents."""
     point = clean.detach().requires_grad_()
@@ -437,16 +442,16 @@ def expert_slope(
     return slope
 
 
-def fit_variance(model: LatentReward, sampler: LatentPairSampler, calibration: float) -> None:
+def fit_noise_variance(model: LatentReward, sampler: LatentPairSampler, calibration: float) -> None:
     """Fit c alone with fixed towers, because joint training moves its six numbers too slowly."""
     with torch.no_grad():
         batches = [
-            score_pairs(model, sampler.draw(_FIT_PAIRS), past_is_known)
+            score_latent_pairs(model, sampler.draw(_FIT_PAIRS), past_is_known)
             for past_is_known in (False, True)
             for _ in range(_FIT_BATCHES)
         ]
     optimiser = torch.optim.Adam([model.growth], 0.1)
     for _ in range(_FIT_STEPS):
         optimiser.zero_grad()
-        torch.stack([latent_loss(model, batch, calibration) for batch in batches]).mean().backward()
+        torch.stack([latent_reward_loss(model, batch, calibration) for batch in batches]).mean().backward()
         optimiser.step()

@@ -7,7 +7,7 @@ Each score reads only what it may depend on:
     motion      speed and acceleration of everything (no sound) ─► conv ─► mean and spread over time ─► score
 
 Richer sync heads were tried, on the expert's channels and on the cosine's margin, worst moment and best other delay: on
-unseen speakers none was better than the plain cosine. Longer clips are scored in windows of ``FRAMES`` frames, as in
+unseen speakers none was better than the plain cosine. Longer clips are scored in windows of ``WINDOW_FRAMES`` frames, as in
 training. Scores are standardised on real clips: 0 is ordinary footage, 1 is one standard deviation better.
 
 The model is trained on damaged pairs from a prepared corpus, mixed with pairs of people or judges (``pairs.jsonl``):
@@ -30,23 +30,30 @@ from torch import nn
 
 from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.data.motion_dataset import MotionClip
-from flowportrait.devices import Device, once_per_device, place, read_weights
+from flowportrait.devices import Device, cached_per_device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_weights
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.preferences.clips import SHORTEST, ClipFeatures, Objective, PreferenceBatch, clip_features, pair_loss
+from flowportrait.preferences.clips import (
+    MIN_CLIP_FRAMES,
+    MotionMelClip,
+    PairObjective,
+    PreferenceBatch,
+    pair_loss,
+    read_motion_mel,
+)
 from flowportrait.preferences.dataset import DIMENSIONS, PreferenceDataset
-from flowportrait.preferences.synthetic_pairs import FRAMES, DamagedPairSampler
+from flowportrait.preferences.synthetic_pairs import WINDOW_FRAMES, DamagedPairSampler
 from flowportrait.rendering.motion_basis import EXPRESSION, MOTION_DIM
-from flowportrait.rewards.sync import SyncExpert
-from flowportrait.training.descend import Report, descend, silent
+from flowportrait.rewards.sync import MotionSyncExpert
+from flowportrait.training.descend import ProgressReport, minimize, report_nothing
 
 # --- Model ---
 
-WIDTH = 64
-START = 8.0
+TOWER_WIDTH = 64
+INITIAL_SYNC_WEIGHT = 8.0
 """Weight of the expert's cosine before training."""
-STRIDE = FRAMES // 2
+WINDOW_STRIDE = WINDOW_FRAMES // 2
 """Frames between two windows."""
 
 
@@ -58,7 +65,7 @@ class MotionReward(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.listener = SyncExpert()
+        self.listener = MotionSyncExpert()
         self.sync = nn.Linear(1, 1)
         self.expression = MotionTower(2 * EXPRESSION.stop)
         self.steadiness = MotionTower(2 * MOTION_DIM)
@@ -69,9 +76,9 @@ class MotionReward(nn.Module):
     def fresh(cls) -> MotionReward:
         """Create a model ready for training; its sync score starts as the cosine of the rewards' sync expert."""
         model = cls()
-        model.listener.load_state_dict(SyncExpert.load().state_dict())
+        model.listener.load_state_dict(MotionSyncExpert.load().state_dict())
         nn.init.zeros_(model.sync.bias)
-        nn.init.constant_(model.sync.weight, START)
+        nn.init.constant_(model.sync.weight, INITIAL_SYNC_WEIGHT)
         model.listener.requires_grad_(False)
         return model
 
@@ -83,12 +90,12 @@ class MotionReward(nn.Module):
         """Return scores ``[B, W, 3]`` of every window before standardisation; windows start at ``window_starts``.
 
         Raises:
-            ValueError: there are fewer than ``SHORTEST`` frames.
+            ValueError: there are fewer than ``MIN_CLIP_FRAMES`` frames.
         """
-        if motion.shape[1] < SHORTEST:
-            raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {SHORTEST}")
+        if motion.shape[1] < MIN_CLIP_FRAMES:
+            raise ValueError(f"{motion.shape[1]} frames are too few: the reward model needs {MIN_CLIP_FRAMES}")
         motion, mel = motion.to(self.mean.device), mel.to(self.mean.device)
-        starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
+        starts, length = window_starts(motion.shape[1]), min(motion.shape[1], WINDOW_FRAMES)
         windows = torch.cat([motion[:, start : start + length] for start in starts])
         sound = torch.cat([mel[:, MELS_PER_FRAME * start : MELS_PER_FRAME * (start + length)] for start in starts])
         expression = windows[..., EXPRESSION]
@@ -109,13 +116,13 @@ class MotionReward(nn.Module):
         """Return standardised scores ``[B, 3]``.
 
         Raises:
-            ValueError: there are fewer than ``SHORTEST`` frames.
+            ValueError: there are fewer than ``MIN_CLIP_FRAMES`` frames.
         """
         return (self.raw_scores(motion, mel) - self.mean) / self.std
 
     def frame_scores(self, motion: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Return standardised scores ``[B, T, 3]`` of every frame: the mean over the windows that contain it."""
-        starts, length = window_starts(motion.shape[1]), min(motion.shape[1], FRAMES)
+        starts, length = window_starts(motion.shape[1]), min(motion.shape[1], WINDOW_FRAMES)
         contains = self.mean.new_zeros(len(starts), motion.shape[1])
         for row, start in enumerate(starts):
             contains[row, start : start + length] = 1
@@ -144,10 +151,10 @@ class MotionReward(nn.Module):
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"{path} cannot be read as a reward model ({reason}): train one first.") from error
-        return place(model.eval().requires_grad_(False), device, dtype)
+        return place_network(model.eval().requires_grad_(False), device, dtype)
 
     @classmethod
-    @once_per_device
+    @cached_per_device
     def load(cls) -> MotionReward:
         """Load the reward model that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "preference" / "model.safetensors")))
@@ -155,8 +162,8 @@ class MotionReward(nn.Module):
 
 def window_starts(frames: int) -> list[int]:
     """Return the first frame of every window of a clip; the last window ends with the clip."""
-    last = max(0, frames - FRAMES)
-    return sorted({*range(0, last + 1, STRIDE), last})
+    last = max(0, frames - WINDOW_FRAMES)
+    return sorted({*range(0, last + 1, WINDOW_STRIDE), last})
 
 
 class MotionTower(nn.Module):
@@ -165,13 +172,13 @@ class MotionTower(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv1d(features, WIDTH, 3, padding=1), nn.GELU(),
-            nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.GELU(),
-            nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.GELU(),
+            nn.Conv1d(features, TOWER_WIDTH, 3, padding=1), nn.GELU(),
+            nn.Conv1d(TOWER_WIDTH, TOWER_WIDTH, 3, padding=1), nn.GELU(),
+            nn.Conv1d(TOWER_WIDTH, TOWER_WIDTH, 3, padding=1), nn.GELU(),
         )  # fmt: skip
         self.verdict = nn.Sequential(
-            nn.LayerNorm(2 * WIDTH + features), nn.Dropout(0.1), nn.Linear(2 * WIDTH + features, WIDTH), nn.GELU(),
-            nn.Linear(WIDTH, 1),
+            nn.LayerNorm(2 * TOWER_WIDTH + features), nn.Dropout(0.1), nn.Linear(2 * TOWER_WIDTH + features, TOWER_WIDTH), nn.GELU(),
+            nn.Linear(TOWER_WIDTH, 1),
         )  # fmt: skip
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -185,10 +192,10 @@ class MotionTower(nn.Module):
 
 
 @dataclass(frozen=True)
-class RewardTrainingConfig:
+class MotionRewardTrainingConfig:
     """Settings of the training of the motion reward."""
 
-    objective: Objective = "ties"
+    objective: PairObjective = "ties"
     steps: int = 300
     batch: int = 45
     learning_rate: float = 2e-3
@@ -198,29 +205,29 @@ class RewardTrainingConfig:
     seed: int = 0
 
 
-def load_batches(dataset: PreferenceDataset) -> tuple[list[PreferenceBatch], dict[str, str]]:
+def load_pair_batches(dataset: PreferenceDataset) -> tuple[list[PreferenceBatch], dict[str, str]]:
     """Read the clips of a dataset.
 
     Returns:
         One batch of one row per pair with usable clips, and the reason for each clip that cannot be used.
     """
 
-    def read(path: Path) -> ClipFeatures:
-        features = clip_features(path)
-        if len(features.motion) < SHORTEST:
-            raise BadInput(f"{path} has {len(features.motion)} frames: {SHORTEST} are needed.")
+    def read(path: Path) -> MotionMelClip:
+        features = read_motion_mel(path)
+        if len(features.motion) < MIN_CLIP_FRAMES:
+            raise BadInput(f"{path} has {len(features.motion)} frames: {MIN_CLIP_FRAMES} are needed.")
         return features
 
     clips, unreadable = dataset.read_clips(read)
-    usable = dataset.with_clips_in(clips)
+    usable = dataset.filter_by_clips(clips)
     return [PreferenceBatch.from_pair(pair.with_clips(clips)) for pair in usable], unreadable
 
 
-def train_reward(
-    config: RewardTrainingConfig,
+def train_motion_reward(
+    config: MotionRewardTrainingConfig,
     clips: Sequence[MotionClip],
     annotated: Sequence[PreferenceBatch] = (),
-    report: Report = silent,
+    report: ProgressReport = report_nothing,
 ) -> MotionReward:
     """Train a motion reward and standardise it on ``clips``.
 
@@ -245,19 +252,19 @@ def train_reward(
             damaged + _batch_loss(config.objective, model, annotated[step % len(annotated)]) if annotated else damaged
         )
 
-    descend(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
+    minimize(model.parameters(), loss, config.steps, config.learning_rate, config.weight_decay, report)
     model.eval().requires_grad_(False)
     real = [
-        (clip.motion[:FRAMES], clip.mel[: MELS_PER_FRAME * FRAMES].float())
+        (clip.motion[:WINDOW_FRAMES], clip.mel[: MELS_PER_FRAME * WINDOW_FRAMES].float())
         for clip in clips
-        if len(clip.motion) >= FRAMES
+        if len(clip.motion) >= WINDOW_FRAMES
     ]
     motion, mel = (torch.stack(part) for part in zip(*real, strict=True))
     model.standardise(model.raw_scores(motion, mel))
     return model
 
 
-def _batch_loss(objective: Objective, model: MotionReward, batch: PreferenceBatch) -> torch.Tensor:
+def _batch_loss(objective: PairObjective, model: MotionReward, batch: PreferenceBatch) -> torch.Tensor:
     motion = torch.cat([batch.first, batch.second])
     mel = torch.cat([batch.mel, batch.mel if batch.mel_second is None else batch.mel_second])
     first, second = model.raw_scores(motion, mel).chunk(2)

@@ -4,7 +4,7 @@
     preference_sync …    one dimension alone
     latent_preference    Σ_d w_d · score_d of the latent reward at σ = 0, without decoding
 
-Scores are standardised on real footage and capped at ``BEST``: a larger advantage over real footage is not credible,
+Scores are standardised on real footage and capped at ``SCORE_CAP``: a larger advantage over real footage is not credible,
 and a policy could only gain it by exploiting the reward model.
 """
 
@@ -17,46 +17,46 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.video import FPS
-from flowportrait.preferences.clips import SHORTEST, WatchedClip
+from flowportrait.preferences.clips import MIN_CLIP_FRAMES, FramesAudioClip
 from flowportrait.preferences.dataset import DIMENSIONS
 from flowportrait.preferences.latent_reward import LatentReward
 from flowportrait.preferences.reward_model import MotionReward
 from flowportrait.preferences.vlm_reward import VlmReward
 from flowportrait.rewards.batch import Failure, RewardBatch
-from flowportrait.rewards.interface import Reward, Score, all_valid, measured
+from flowportrait.rewards.interface import Reward, Score, all_valid, score_with_failures
 
-BEST = 2.0
+SCORE_CAP = 2.0
 """Cap of standardised scores."""
-EVEN = (1.0, 1.0, 1.0)
+EQUAL_WEIGHTS = (1.0, 1.0, 1.0)
 """Equal weights of all dimensions."""
 
 
 @dataclass(frozen=True)
-class LearnedPreference:
+class MotionPreference:
     """The reward of the small reward model, with weights in the order of ``DIMENSIONS``."""
 
     model: MotionReward
-    weights: tuple[float, ...] = EVEN
+    weights: tuple[float, ...] = EQUAL_WEIGHTS
     name: str = "preference"
     needs: frozenset[str] = frozenset({"motion", "mel"})
 
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         frames = batch.motion.shape[1]
-        if frames < SHORTEST:
-            why = Failure("too_short", f"{frames} frames, {SHORTEST} are needed")
-            return measured(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
+        if frames < MIN_CLIP_FRAMES:
+            why = Failure("too_short", f"{frames} frames, {MIN_CLIP_FRAMES} are needed")
+            return score_with_failures(torch.full((len(batch),), torch.nan), dict.fromkeys(range(len(batch)), why))
         weights = torch.tensor(self.weights)
-        value = self.model(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights
-        return all_valid(value, self.model.frame_scores(batch.motion, batch.mel).cpu().clamp_max(BEST) @ weights)
+        value = self.model(batch.motion, batch.mel).cpu().clamp_max(SCORE_CAP) @ weights
+        return all_valid(value, self.model.frame_scores(batch.motion, batch.mel).cpu().clamp_max(SCORE_CAP) @ weights)
 
 
 @dataclass(frozen=True)
-class LearnedLatentPreference:
+class LatentPreference:
     """The latent reward on clean latents; works in post-training only."""
 
     model: LatentReward
-    weights: tuple[float, ...] = EVEN
+    weights: tuple[float, ...] = EQUAL_WEIGHTS
     name: str = "latent_preference"
     needs: frozenset[str] = frozenset({"policy"})
 
@@ -65,18 +65,18 @@ class LearnedLatentPreference:
         assert batch.latents is not None
         condition = batch.condition() if callable(batch.condition) else batch.condition
         scores = self.model(batch.latents.cpu(), 0.0, condition.audio.cpu(), condition.start.cpu())
-        chunks = scores.mean.cpu().clamp_max(BEST) @ torch.tensor(self.weights)
+        chunks = scores.mean.cpu().clamp_max(SCORE_CAP) @ torch.tensor(self.weights)
         frames = batch.motion.shape[1]
         dense = chunks.repeat_interleave(frames // chunks.shape[1], 1) if frames % chunks.shape[1] == 0 else None
         return all_valid(chunks.mean(1), dense)
 
 
 @dataclass(frozen=True)
-class WatchedPreference:
+class VlmPreference:
     """The reward of a multimodal LLM trained by ``train_vlm``, which gets frames and sound of one clip at a time."""
 
     model: VlmReward
-    weights: tuple[float, ...] = EVEN
+    weights: tuple[float, ...] = EQUAL_WEIGHTS
     name: str = "preference"
     needs: frozenset[str] = frozenset({"frames", "audio"})
 
@@ -89,11 +89,11 @@ class WatchedPreference:
         frames = (batch.frames(indices).permute(0, 1, 3, 4, 2) * 255).round().byte().cpu().numpy()
         sounds = batch.audio.cpu().numpy()
         clips = [
-            WatchedClip(clip_frames, FPS * count / total, sound)
+            FramesAudioClip(clip_frames, FPS * count / total, sound)
             for clip_frames, sound in zip(frames, sounds, strict=True)
         ]
         scores = torch.cat([self.model([clip]).cpu() for clip in clips])
-        return all_valid(scores.clamp_max(BEST) @ torch.tensor(self.weights))
+        return all_valid(scores.clamp_max(SCORE_CAP) @ torch.tensor(self.weights))
 
 
 def load_preference_reward(name: str, folder: Path | None) -> Reward:
@@ -108,14 +108,14 @@ def load_preference_reward(name: str, folder: Path | None) -> Reward:
     """
     weights = tuple(float(name in ("preference", f"preference_{dimension}")) for dimension in DIMENSIONS)
     if folder is None:
-        return LearnedPreference(MotionReward.load(), weights, name)
+        return MotionPreference(MotionReward.load(), weights, name)
     if (folder / "vlm.json").is_file():
-        return WatchedPreference(VlmReward.read(folder), weights, name)
+        return VlmPreference(VlmReward.read(folder), weights, name)
     if not (folder / "model.safetensors").is_file():
         raise BadInput(f"No reward model in {folder}: give the folder that `flowportrait preferences train` wrote.")
-    return LearnedPreference(MotionReward.read(folder / "model.safetensors"), weights, name)
+    return MotionPreference(MotionReward.read(folder / "model.safetensors"), weights, name)
 
 
 def load_latent_preference(folder: Path | None) -> Reward:
     """Load the latent reward from ``folder``; the shipped one by default."""
-    return LearnedLatentPreference(LatentReward.load() if folder is None else LatentReward.from_pretrained(folder))
+    return LatentPreference(LatentReward.load() if folder is None else LatentReward.from_pretrained(folder))

@@ -22,18 +22,18 @@ from flowportrait.corruption import Corruption, MotionWindow
 from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.models.arflow import ARFlow, Condition
+from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.backbone import ChunkSpace
 from flowportrait.models.sampler import sample_chunks
-from flowportrait.models.training_clips import augment
+from flowportrait.models.training_clips import augment_mel
 from flowportrait.preferences.clips import PreferenceBatch
-from flowportrait.preferences.dataset import DIMENSIONS, HIGHEST, Label
+from flowportrait.preferences.dataset import DIMENSIONS, MAX_POINTS, Label
 
 # --- Pairs of motion ---
 
-FRAMES = 22
+WINDOW_FRAMES = 22
 """Frames of a window, which leave room for a shift of 8 frames in clips of 1.2 s."""
-SHORT, LONG = 5, 13
+SHORT_WINDOW_CHUNKS, LONG_WINDOW_CHUNKS = 5, 13
 """Chunks of a latent window: one that fits clips of 1.2 s, and one that covers the latent reward's whole history."""
 _GENERATION_BATCH = 64
 
@@ -42,7 +42,7 @@ class DamagedPairSampler:
     """Draws pairs of windows from clips, one window of each pair damaged."""
 
     def __init__(
-        self, clips: Sequence[MotionClip], damages: Mapping[str, Corruption], seed: int, frames: int = FRAMES
+        self, clips: Sequence[MotionClip], damages: Mapping[str, Corruption], seed: int, frames: int = WINDOW_FRAMES
     ) -> None:
         """Prepare a sampler.
 
@@ -96,7 +96,7 @@ class DamagedPairSampler:
         lowest = damage.coarse + progress * (damage.subtle - damage.coarse)
         strength = float(self.rng.uniform(lowest, damage.coarse))
         first, second, label = window.intact, damage.damage(window, strength, self.rng), Label.FIRST
-        points = np.full((2, len(DIMENSIONS)), HIGHEST)
+        points = np.full((2, len(DIMENSIONS)), MAX_POINTS)
         hurt = [dimension in damage.hurts for dimension in DIMENSIONS]
         points[1, hurt] = 3.0 - 2.0 * (strength - damage.subtle) / (damage.coarse - damage.subtle)
         if self.rng.random() < 0.5:
@@ -132,7 +132,7 @@ class ConditionedClip:
 
 
 @torch.no_grad()
-def condition_clips(
+def add_audio_conditions(
     generator: ARFlow, clips: Sequence[MotionClip], voices: int = 1, seed: int = 0
 ) -> list[ConditionedClip]:
     """Compute the audio condition of clips, in their own voice and in ``voices − 1`` augmented voices."""
@@ -141,7 +141,7 @@ def condition_clips(
     for clip in clips:
         frames = len(clip.motion)
         mel = clip.mel[: MELS_PER_FRAME * frames].float()
-        sounds = torch.stack([mel, *(augment(mel[None], rng)[0] for _ in range(voices - 1))])
+        sounds = torch.stack([mel, *(augment_mel(mel[None], rng)[0] for _ in range(voices - 1))])
         features = generator.audio_features(sounds)
         audio = generator.audio_encoder(features)
         lips = audio.new_zeros(voices, 2, frames, 0)
@@ -154,7 +154,7 @@ def condition_clips(
 
 
 @torch.no_grad()
-def generated_clips(generator: ARFlow, clips: Sequence[ConditionedClip], seed: int = 0) -> list[ConditionedClip]:
+def generate_clips(generator: ARFlow, clips: Sequence[ConditionedClip], seed: int = 0) -> list[ConditionedClip]:
     """Generate clips for the same sounds from the same first frames.
 
     The latent reward sees such clips in use, so training counts them as intact, like real ones.
@@ -175,7 +175,9 @@ def generated_clips(generator: ARFlow, clips: Sequence[ConditionedClip], seed: i
             style = generator.style_in(generator.rest_style.expand(len(rows), -1))
             start = torch.stack([conditioned_clip.clip.motion[0] for conditioned_clip in chosen])
             seeds = [seed + index for index in rows]
-            motions = torch.cat([start[:, None], *sample_chunks(generator, Condition(audio, style, start), seeds)], 1)
+            motions = torch.cat(
+                [start[:, None], *sample_chunks(generator, SpeechCondition(audio, style, start), seeds)], 1
+            )
             generated += [
                 replace(conditioned_clip, clip=replace(conditioned_clip.clip, motion=motion))
                 for conditioned_clip, motion in zip(chosen, motions, strict=True)
@@ -229,7 +231,7 @@ class LatentPairSampler:
         space: ChunkSpace,
         damages: Mapping[str, Corruption],
         seed: int,
-        chunks: int = SHORT,
+        chunks: int = SHORT_WINDOW_CHUNKS,
         vary: bool = True,
     ) -> None:
         """Prepare a sampler.

@@ -28,27 +28,27 @@ from torch import nn
 
 from flowportrait.config import at_least, load, save
 from flowportrait.errors import BadInput
-from flowportrait.files import complete
-from flowportrait.judges.omni import FAMILIES as OMNI_FAMILIES
-from flowportrait.judges.omni import OmniInputs, inputs_for
+from flowportrait.files import atomic_write
+from flowportrait.judges.omni import OMNI_MODEL_CLASSES as OMNI_FAMILIES
+from flowportrait.judges.omni import OmniInputs, build_omni_inputs
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import level, log_mel
-from flowportrait.preferences.clips import Objective, WatchedClip, pair_loss, watch_clip
+from flowportrait.media.mel import log_mel, normalize_loudness
+from flowportrait.preferences.clips import FramesAudioClip, PairObjective, pair_loss, read_frames_and_audio
 from flowportrait.preferences.dataset import DIMENSIONS, Aspect, PreferenceDataset, PreferencePair
 from flowportrait.terminal import StopRequest
 from flowportrait.training.descend import GuardedStep
-from flowportrait.training.lora import Lora, insert
+from flowportrait.training.lora import LoraSettings, insert_adapters
 
 # --- Inputs ---
 
-TEXT = "A person talks. Judge the motion, then the expression; then hear the speech and judge the lips."
-ORDER: tuple[Aspect, ...] = ("motion", "expression", "sync")
+VLM_PROMPT = "A person talks. Judge the motion, then the expression; then hear the speech and judge the lips."
+SCORE_TOKEN_ORDER: tuple[Aspect, ...] = ("motion", "expression", "sync")
 """Order of the score tokens; the sound comes before the last one."""
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Reader:
+class VlmInputs:
     """Turns clips into the input tensors of one model family.
 
     Attributes:
@@ -68,7 +68,7 @@ class Reader:
         """Whether the family takes sound as audio, not as a picture."""
         return "omni" in self.family
 
-    def __call__(self, clips: Sequence[WatchedClip]) -> dict[str, torch.Tensor]:
+    def __call__(self, clips: Sequence[FramesAudioClip]) -> dict[str, torch.Tensor]:
         """Return the model's input tensors by name; rows are padded on the left."""
         videos = [self.layout.patches(clip.frames) for clip in clips]
         tensors: dict[str, torch.Tensor] = {
@@ -87,7 +87,7 @@ class Reader:
             rows.append(self._token_row(grid, self.layout.temporal / clip.fps, count))
         return tensors | sounds | self._pad_left(rows)
 
-    def _audio_inputs(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
+    def _audio_inputs(self, clips: Sequence[FramesAudioClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
         mel = self.layout.features(
             [clip.audio for clip in clips], sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt",
             truncation=False, padding="longest",
@@ -96,11 +96,11 @@ class Reader:
         counts = self.layout.audio_tokens(mask.sum(-1)).tolist()
         return {"input_features": mel["input_features"], "feature_attention_mask": mask.long()}, counts
 
-    def _spectrogram_inputs(self, clips: Sequence[WatchedClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
+    def _spectrogram_inputs(self, clips: Sequence[FramesAudioClip]) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Draw log-mel as pictures: time to the right, pitch upwards, loud is bright."""
         pictures = []
         for clip in clips:
-            mel = ((log_mel(level(clip.audio)).T.flip(0) + 1) / 4 * 255).clamp(0, 255).byte().numpy()
+            mel = ((log_mel(normalize_loudness(clip.audio)).T.flip(0) + 1) / 4 * 255).clamp(0, 255).byte().numpy()
             pictures.append(self.layout.patches(np.repeat(mel[None, ..., None], 3, -1)))
         counts = [int(np.prod(grid)) // self.layout.merge**2 for _, grid in pictures]
         grids = torch.tensor([grid for _, grid in pictures])
@@ -122,9 +122,9 @@ class Reader:
             tokens += [(ids.audio_token_id, _TEXT)] * sound + self._text_tokens(self.layout.tokenizer.audio_eos_token)
         else:
             tokens = self._vision_tokens([(ids.image_token_id, _IMAGE)] * sound)
-        motion, expression, sync = ((self.first_score + offset, _TEXT) for offset in range(len(ORDER)))
+        motion, expression, sync = ((self.first_score + offset, _TEXT) for offset in range(len(SCORE_TOKEN_ORDER)))
         return [
-            *self._text_tokens("<|im_start|>user\n"), *frames, *self._text_tokens(TEXT), motion, expression, *tokens,
+            *self._text_tokens("<|im_start|>user\n"), *frames, *self._text_tokens(VLM_PROMPT), motion, expression, *tokens,
             sync,
         ]  # fmt: skip
 
@@ -180,10 +180,10 @@ class VlmReward(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: Any, reader: Reader, settings: VlmSettings) -> None:
+    def __init__(self, model: Any, reader: VlmInputs, settings: VlmSettings) -> None:
         super().__init__()
         self.settings, self.reader = settings, reader
-        insert(model.model.language_model, _adapters(model.model.language_model, settings), settings.seed)
+        insert_adapters(model.model.language_model, _adapters(model.model.language_model, settings), settings.seed)
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
@@ -191,7 +191,7 @@ class VlmReward(nn.Module):
         words = model.get_input_embeddings()
         self.tokens = ScoreTokens(words, reader.first_score, generator)
         model.set_input_embeddings(self.tokens)
-        self.read_out = nn.Linear(self.tokens.width, len(ORDER), bias=False)
+        self.read_out = nn.Linear(self.tokens.width, len(SCORE_TOKEN_ORDER), bias=False)
         nn.init.normal_(self.read_out.weight, std=self.tokens.width**-0.5, generator=generator)
         self.register_buffer("mean", torch.zeros(len(DIMENSIONS)))
         self.register_buffer("std", torch.ones(len(DIMENSIONS)))
@@ -225,10 +225,10 @@ class VlmReward(nn.Module):
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        reader = reader_for(kind, model.config, tokenizer, features, pixels, settings.side)
+        reader = build_vlm_inputs(kind, model.config, tokenizer, features, pixels, settings.side)
         return cls(model, reader, settings).to(device)
 
-    def raw_scores(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
+    def raw_scores(self, clips: Sequence[FramesAudioClip]) -> torch.Tensor:
         """Return scores ``[B, 3]`` before standardisation, which the pair loss trains."""
         device, dtype = self.read_out.weight.device, self.model.dtype
         inputs = {
@@ -237,13 +237,13 @@ class VlmReward(nn.Module):
         }
         state = self.model.model(**inputs).last_hidden_state
         is_score_token = inputs["input_ids"][..., None] == self.reader.first_score + torch.arange(
-            len(ORDER), device=device
+            len(SCORE_TOKEN_ORDER), device=device
         )
         at_tokens = torch.einsum("bth,btd->bdh", state.float(), is_score_token.float())
         scores = torch.einsum("bdh,dh->bd", at_tokens, self.read_out.weight)
-        return scores[:, [ORDER.index(dimension) for dimension in DIMENSIONS]]
+        return scores[:, [SCORE_TOKEN_ORDER.index(dimension) for dimension in DIMENSIONS]]
 
-    def forward(self, clips: Sequence[WatchedClip]) -> torch.Tensor:
+    def forward(self, clips: Sequence[FramesAudioClip]) -> torch.Tensor:
         """Return standardised scores ``[B, 3]``."""
         return (self.raw_scores(clips) - self.mean) / self.std
 
@@ -255,7 +255,7 @@ class VlmReward(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the trained parameters and the settings, each file atomically."""
         folder.mkdir(parents=True, exist_ok=True)
-        with complete(folder / "vlm.safetensors") as partial:
+        with atomic_write(folder / "vlm.safetensors") as partial:
             save_file(self._trained_tensors(), str(partial))
         save(self.settings, folder / "vlm.json")
 
@@ -308,17 +308,19 @@ class ScoreTokens(nn.Module):
         super().__init__()
         self.words, self.first, self.width = words, first, words.embedding_dim
         scale = float(words.weight.detach().float().std())
-        self.own = nn.Parameter(scale * torch.randn(len(ORDER), self.width, generator=generator))
+        self.own = nn.Parameter(scale * torch.randn(len(SCORE_TOKEN_ORDER), self.width, generator=generator))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the vectors ``[…, width]`` of ids ``[…]``."""
         extra = ids >= self.first
         vectors = self.words(ids.masked_fill(extra, 0))
-        score_vectors = self.own[(ids - self.first).clamp(0, len(ORDER) - 1)].to(vectors.dtype)
+        score_vectors = self.own[(ids - self.first).clamp(0, len(SCORE_TOKEN_ORDER) - 1)].to(vectors.dtype)
         return torch.where(extra[..., None], score_vectors, vectors)
 
 
-def reader_for(family: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int) -> Reader:
+def build_vlm_inputs(
+    family: str, config: Any, tokenizer: Any, features: Any, pixels: dict[str, Any], side: int
+) -> VlmInputs:
     """Build the reader of a model family.
 
     Args:
@@ -331,19 +333,19 @@ def reader_for(family: str, config: Any, tokenizer: Any, features: Any, pixels: 
     """
     first = (config.text_config if hasattr(config, "text_config") else config).vocab_size
     if family in OMNI_FAMILIES:
-        layout = inputs_for(OMNI_FAMILIES[family][0], config, tokenizer, features, pixels, side)
+        layout = build_omni_inputs(OMNI_FAMILIES[family][0], config, tokenizer, features, pixels, side)
     else:
         vision, mean, std = config.vision_config, tuple(pixels["image_mean"]), tuple(pixels["image_std"])
         layout = OmniInputs(
             tokenizer, None, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std,
             lambda columns: columns, side,
         )  # fmt: skip
-    return Reader(family, layout, config, first)
+    return VlmInputs(family, layout, config, first)
 
 
-def _adapters(decoder: nn.Module, settings: VlmSettings) -> Lora:
+def _adapters(decoder: nn.Module, settings: VlmSettings) -> LoraSettings:
     """Choose the usual LoRA targets that exist; experts of a mixture are no linear layers and stay unchanged."""
-    lora = Lora(settings.rank, settings.alpha)
+    lora = LoraSettings(settings.rank, settings.alpha)
     layer_names = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
     return replace(lora, targets=tuple(target for target in lora.targets if target in layer_names))
 
@@ -360,7 +362,7 @@ class VlmTrainingConfig:
     """Settings of the training: those of VideoReward, for one machine."""
 
     settings: VlmSettings = field(default_factory=VlmSettings)
-    objective: Objective = "ties"
+    objective: PairObjective = "ties"
     epochs: int = 2
     batch: int = 8
     """Pairs per step."""
@@ -372,7 +374,7 @@ class VlmTrainingConfig:
     seed: int = 0
 
 
-def train_vlm(
+def train_vlm_reward(
     config: VlmTrainingConfig,
     reward: VlmReward,
     dataset: PreferenceDataset,
@@ -388,8 +390,8 @@ def train_vlm(
         KeyboardInterrupt: the user interrupted; raised after the current step.
     """
     # Two frames show that a clip is readable; it is decoded again when it is used, because memory is limited.
-    readable, unreadable = dataset.read_clips(lambda path: bool(watch_clip(path, 2)))
-    usable = dataset.with_clips_in(readable)
+    readable, unreadable = dataset.read_clips(lambda path: bool(read_frames_and_audio(path, 2)))
+    usable = dataset.filter_by_clips(readable)
     if not usable:
         raise BadInput(f"None of {len(dataset)} pairs can be read: {next(iter(unreadable.values()))}")
     parameters = [parameter for parameter in reward.parameters() if parameter.requires_grad]
@@ -416,10 +418,10 @@ def train_vlm(
             report(step + 1, total, (time.monotonic() - start_time) / (step + 1) * (len(steps) - step - 1))
             if stop.asked:
                 break
-    stop.obey()
+    stop.raise_pending_signal()
     reward.eval()
     with torch.no_grad():
-        clips = (watch_clip(dataset.folder / name, reward.settings.frames) for name in readable)
+        clips = (read_frames_and_audio(dataset.folder / name, reward.settings.frames) for name in readable)
         reward.standardise(torch.cat([reward.raw_scores([clip]) for clip in clips]))
     return unreadable
 
@@ -428,7 +430,9 @@ def _pairs_loss(
     config: VlmTrainingConfig, reward: VlmReward, pairs: Sequence[PreferencePair[str]], folder: Path
 ) -> torch.Tensor:
     names = [pair.first for pair in pairs] + [pair.second for pair in pairs]
-    first, second = reward.raw_scores([watch_clip(folder / name, config.settings.frames) for name in names]).chunk(2)
+    first, second = reward.raw_scores(
+        [read_frames_and_audio(folder / name, config.settings.frames) for name in names]
+    ).chunk(2)
     labels, points = ([pair.label_values() for pair in pairs], [pair.point_values() for pair in pairs])
     device = first.device
     return pair_loss(config.objective, first, second, torch.tensor(labels).to(device), torch.tensor(points).to(device))

@@ -10,24 +10,24 @@ import av
 
 from flowportrait.errors import BadInput
 from flowportrait.media.containers import check_is_file, open_media
-from flowportrait.media.formats import FORMATS
+from flowportrait.media.formats import OUTPUT_FORMATS
 from flowportrait.media.video import iter_frames
 from flowportrait.provenance.manifest import Signature, read_signature
-from flowportrait.provenance.watermark import Finding, find_watermark
+from flowportrait.provenance.watermark import WatermarkMatch, find_watermark
 
 _LARGEST_PICTURE = 64_000_000
 """Pixels: twice 8K. A file of a few kilobytes can declare pictures of gigabytes."""
 _LONGEST_TAG = 1000
-_VIDEOS = {*FORMATS, ".m4v", ".mkv", ".avi"}
+_VIDEOS = {*OUTPUT_FORMATS, ".m4v", ".mkv", ".avi"}
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ProvenanceReport:
     """The three marks of one file: container tags, C2PA signature, watermark."""
 
     tags: dict[str, str]
     signature: Signature
-    watermark: Finding
+    watermark: WatermarkMatch
 
     def sentences(self) -> dict[str, str]:
         """Return one sentence each for ``verdict``, ``metadata``, ``signature`` and ``watermark``."""
@@ -84,14 +84,14 @@ class Inspection:
         return "The container does not name FlowPortrait (re-encoding and messengers drop such tags)."
 
 
-def inspect(path: Path) -> Inspection:
+def inspect_provenance(path: Path) -> ProvenanceReport:
     """Read all three marks of a video file.
 
     Raises:
         BadInput: the file is missing, cannot be decoded, or its pictures are larger than 64 megapixels.
     """
     check_is_file(path, "video")
-    tags = container_tags(path)
+    tags = read_container_tags(path)
     frames = iter_frames(path)
     try:
         detection = find_watermark(frames)
@@ -99,10 +99,10 @@ def inspect(path: Path) -> Inspection:
         raise BadInput(f"{path} holds no decodable frame: give another file.") from error
     finally:
         frames.close()
-    return Inspection(tags, read_signature(path), detection)
+    return ProvenanceReport(tags, read_signature(path), detection)
 
 
-def videos_in(folder: Path) -> list[Path]:
+def list_videos(folder: Path) -> list[Path]:
     """Return the files of a folder that are named as videos, sorted by name, without hidden ones.
 
     Raises:
@@ -114,7 +114,7 @@ def videos_in(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def container_tags(path: Path) -> dict[str, str]:
+def read_container_tags(path: Path) -> dict[str, str]:
     """Return the tags of a file, with names in lower case (Matroska has upper case).
 
     Raises:
@@ -153,7 +153,7 @@ def _signature_sentence(signature: Signature) -> str:
     return f"The C2PA manifest{place} is intact, {made_with}, states {kind}; {trust}."
 
 
-def _watermark_sentence(finding: Finding) -> str:
+def _watermark_sentence(finding: WatermarkMatch) -> str:
     if not finding.found:
         return f"No FlowPortrait watermark (score {finding.score:.1f}, {finding.threshold:.1f} needed)."
     changes = []

@@ -4,7 +4,7 @@
     talk.webm                       beside it in talk.c2pa, as the C2PA specification (section 11.4) has it for formats
                                     that cannot carry one: it holds the hash of the whole file
 
-The container's tags and the manifest state the same (``Origin``). Nothing is fetched from a network.
+The container's tags and the manifest state the same (``VideoOrigin``). Nothing is fetched from a network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flowportrait import __version__
 from flowportrait.errors import BadInput
 from flowportrait.files import config_folder
 from flowportrait.media.formats import output_format
-from flowportrait.terminal import say
+from flowportrait.terminal import log
 
 # --- Certificates and keys --------------------------------------------------------------
 #
@@ -36,13 +36,13 @@ from flowportrait.terminal import say
 # written, not who wrote it.
 
 SELF_SIGNED = "self-signed by FlowPortrait"
-VARIABLES = ("FLOWPORTRAIT_CERTIFICATE", "FLOWPORTRAIT_PRIVATE_KEY")
+CREDENTIAL_VARIABLES = ("FLOWPORTRAIT_CERTIFICATE", "FLOWPORTRAIT_PRIVATE_KEY")
 _YEARS = 20
 _CURVES = {256: "es256", 384: "es384", 521: "es512"}
 
 
 @dataclass(frozen=True)
-class Credential:
+class SigningCredential:
     """A certificate with its private key, as PEM texts.
 
     Attributes:
@@ -56,7 +56,7 @@ class Credential:
     algorithm: str
 
 
-def find_credential(certificate: Path | None = None, private_key: Path | None = None) -> Credential:
+def find_credential(certificate: Path | None = None, private_key: Path | None = None) -> SigningCredential:
     """Return the given pair, else that of the environment, else the self-made one in the user's configuration folder.
 
     Raises:
@@ -64,19 +64,19 @@ def find_credential(certificate: Path | None = None, private_key: Path | None = 
             not sign with.
     """
     if certificate is None and private_key is None:
-        configured = [os.environ.get(name) for name in VARIABLES]
+        configured = [os.environ.get(name) for name in CREDENTIAL_VARIABLES]
         certificate, private_key = (Path(path) if path else None for path in configured)
     if certificate is None and private_key is None:
         return _own_credential(config_folder())
     if certificate is None or private_key is None:
         raise BadInput(
             "A certificate and its private key belong together: give --certificate and --private-key, or set "
-            f"{' and '.join(VARIABLES)}."
+            f"{' and '.join(CREDENTIAL_VARIABLES)}."
         )
     return read_credential(certificate, private_key)
 
 
-def read_credential(certificate: Path, private_key: Path) -> Credential:
+def read_credential(certificate: Path, private_key: Path) -> SigningCredential:
     """Return the pair in two PEM files.
 
     Raises:
@@ -96,7 +96,7 @@ def read_credential(certificate: Path, private_key: Path) -> Credential:
     if chain[0].public_key().public_bytes(*kinds) != key.public_key().public_bytes(*kinds):
         raise BadInput(f"{private_key} is not the key of the first certificate in {certificate}.")
     certificates, key_text = (path.read_text(encoding="utf-8") for path in (certificate, private_key))
-    return Credential(certificates, key_text, _algorithm(key, private_key))
+    return SigningCredential(certificates, key_text, _algorithm(key, private_key))
 
 
 def _algorithm(key: object, path: Path) -> str:
@@ -109,7 +109,7 @@ def _algorithm(key: object, path: Path) -> str:
     raise BadInput(f"{path} is of a kind that C2PA does not sign with: use P-256, P-384, P-521, Ed25519 or RSA 2048.")
 
 
-def _own_credential(folder: Path) -> Credential:
+def _own_credential(folder: Path) -> SigningCredential:
     """Return the self-made pair in ``folder``, created at the first call; not stored if that is impossible."""
     certificate, private_key = folder / "self_signed_certificate.pem", folder / "self_signed_private_key.pem"
     if certificate.is_file() and private_key.is_file():
@@ -120,7 +120,7 @@ def _own_credential(folder: Path) -> Credential:
         _write_secret(private_key, credential.private_key)
         _write_secret(certificate, credential.certificates)
     except OSError as error:
-        say(f"Warning: no certificate can be kept in {folder} ({error.strerror}); one is made for this video alone.")
+        log(f"Warning: no certificate can be kept in {folder} ({error.strerror}); one is made for this video alone.")
     return credential
 
 
@@ -131,7 +131,7 @@ def _write_secret(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def self_signed() -> Credential:
+def self_signed() -> SigningCredential:
     """Return a signer (P-256) below a new authority, valid for twenty years; its key is discarded."""
     authority, signer = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     root = _name(f"Authority, {SELF_SIGNED}")
@@ -140,7 +140,7 @@ def self_signed() -> Credential:
         _name(f"A user of this computer, {SELF_SIGNED}"), signer.public_key(), root, authority, authority=False
     )
     pem = serialization.Encoding.PEM
-    return Credential(
+    return SigningCredential(
         (leaf.public_bytes(pem) + above.public_bytes(pem)).decode(),
         signer.private_bytes(
             pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -192,31 +192,31 @@ def _certificate(
 
 # --- What a video states about itself ---------------------------------------------------
 
-IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+IPTC_ADDRESS = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 """Address of the IPTC's digital source types."""
-SOURCE_TYPE = {"portrait": "trainedAlgorithmicMedia", "footage": "compositeWithTrainedAlgorithmicMedia"}
+IPTC_SOURCE_TYPE = {"portrait": "trainedAlgorithmicMedia", "footage": "compositeWithTrainedAlgorithmicMedia"}
 """IPTC digital source type of an animated portrait and of dubbed footage."""
-SENTENCE = {
+DISCLOSURE_SENTENCE = {
     "portrait": "Synthetic video: a still portrait animated by AI to match speech.",
     "footage": "Synthetic video: the lips in this footage were redrawn by AI to match other speech.",
 }
 
 
 @dataclass(frozen=True)
-class Origin:
+class VideoOrigin:
     """How a video was made: an animated portrait, or dubbed footage."""
 
-    made_from: Literal["portrait", "footage"]
+    source_kind: Literal["portrait", "footage"]
 
     @property
     def sentence(self) -> str:
         """The sentence that tells a viewer how the video was made."""
-        return SENTENCE[self.made_from]
+        return DISCLOSURE_SENTENCE[self.source_kind]
 
     @property
     def source_type(self) -> str:
         """The IPTC digital source type, as platforms read it."""
-        return IPTC + SOURCE_TYPE[self.made_from]
+        return IPTC_ADDRESS + IPTC_SOURCE_TYPE[self.source_kind]
 
     def tags(self) -> dict[str, str]:
         """Return the container metadata that players and file managers show."""
@@ -295,7 +295,7 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".c2pa")
 
 
-def sign(path: Path, origin: Origin, credential: Credential, watermark: bool = True) -> None:
+def sign_video(path: Path, origin: VideoOrigin, credential: SigningCredential, watermark: bool = True) -> None:
     """Add the signed manifest to the mp4, mov or gif at ``path``, which is replaced once the signed file is complete.
 
     Args:
@@ -316,7 +316,9 @@ def sign(path: Path, origin: Origin, credential: Credential, watermark: bool = T
         signed.unlink(missing_ok=True)
 
 
-def detached_manifest(path: Path, origin: Origin, credential: Credential, watermark: bool = True) -> bytes:
+def build_detached_manifest(
+    path: Path, origin: VideoOrigin, credential: SigningCredential, watermark: bool = True
+) -> bytes:
     """Return the signed manifest of the webm at ``path``, to be written to its ``sidecar_path``.
 
     For the arguments see ``sign``.
@@ -328,7 +330,7 @@ def detached_manifest(path: Path, origin: Origin, credential: Credential, waterm
         return _sign(source, BytesIO(), origin.manifest(output_format(path).mime, watermark), credential, embed=False)
 
 
-def _sign(source: Any, target: Any, manifest: dict[str, Any], credential: Credential, embed: bool) -> bytes:
+def _sign(source: Any, target: Any, manifest: dict[str, Any], credential: SigningCredential, embed: bool) -> bytes:
     context = c2pa.Context(c2pa.Settings.from_dict(_OFFLINE))
     try:
         info = c2pa.C2paSignerInfo(

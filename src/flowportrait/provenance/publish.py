@@ -14,14 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from flowportrait.files import complete
+from flowportrait.files import atomic_write
 from flowportrait.media.audio import Sound
 from flowportrait.media.formats import output_format
 from flowportrait.media.video import FPS
 from flowportrait.media.write_gif import Progress
 from flowportrait.media.write_video import write_video
-from flowportrait.provenance.manifest import Credential, Origin, detached_manifest, read_signature, sidecar_path, sign
-from flowportrait.provenance.watermark import marked
+from flowportrait.provenance.manifest import (
+    SigningCredential,
+    VideoOrigin,
+    build_detached_manifest,
+    read_signature,
+    sidecar_path,
+    sign_video,
+)
+from flowportrait.provenance.watermark import add_watermark
 
 _WORKERS = 2
 """Threads that add the watermark to frames."""
@@ -37,12 +44,12 @@ class Provenance:
         watermark: whether its frames carry the watermark.
     """
 
-    origin: Origin
-    credential: Credential | None
+    origin: VideoOrigin
+    credential: SigningCredential | None
     watermark: bool = True
 
 
-def publish(
+def write_video_with_provenance(
     path: str | Path,
     frames: Iterable[np.ndarray],
     sound: Path | Sound | np.ndarray | None,
@@ -64,7 +71,7 @@ def publish(
         How many frames were written.
 
     Raises:
-        BadInput: see ``write_video`` and ``sign``.
+        BadInput: see ``write_video`` and ``sign_video``.
     """
     path = Path(path)
     if provenance is None:
@@ -80,19 +87,19 @@ def publish(
         if credential is None:
             return
         if output_format(partial).embeds_manifest:
-            sign(partial, origin, credential, watermark)
+            sign_video(partial, origin, credential, watermark)
         else:
-            detached.append(detached_manifest(partial, origin, credential, watermark))
+            detached.append(build_detached_manifest(partial, origin, credential, watermark))
 
     stale = credential is None and _has_stale_sidecar(path)
     count = write_video(
-        path, marked(frames, _WORKERS) if watermark else frames, sound, fps, tags=origin.tags(), finish=finish,
+        path, add_watermark(frames, _WORKERS) if watermark else frames, sound, fps, tags=origin.tags(), finish=finish,
         frame_total=frame_total, progress=progress,
     )  # fmt: skip
     if stale:
         sidecar_path(path).unlink(missing_ok=True)
     for manifest in detached:
-        with complete(sidecar_path(path)) as partial:
+        with atomic_write(sidecar_path(path)) as partial:
             partial.write_bytes(manifest)
     return count
 

@@ -21,61 +21,63 @@ import cv2
 import numpy as np
 from scipy.stats import norm
 
-from flowportrait.media.video import in_order
+from flowportrait.media.video import map_in_order
 
 # --- The pattern ------------------------------------------------------------------------
 
-TILE = 256
+TILE_SIDE = 256
 """Side of the tile in units."""
-UNITS = 512
+PICTURE_UNITS = 512
 """Shorter side of a picture in units."""
-SMALLEST = 384
+MIN_PATTERN_SIDE = 384
 """Pictures with a shorter side than this get the pattern of this size: finer waves would not outlive an encoder."""
-FINEST, COARSEST = 8.0, 24.0
+MIN_WAVELENGTH, MAX_WAVELENGTH = 8.0, 24.0
 """Shortest and longest wavelength in units."""
-KEY = b"flowportrait watermark 1"
+WATERMARK_KEY = b"flowportrait watermark 1"
 """Seed of the tile's noise."""
 
 
-def unit(height: int, width: int) -> float:
+def pixels_per_unit(height: int, width: int) -> float:
     """Return the pixels per pattern unit in a picture of this size."""
-    return max(min(height, width), SMALLEST) / UNITS
+    return max(min(height, width), MIN_PATTERN_SIDE) / PICTURE_UNITS
 
 
 @lru_cache(maxsize=1)
-def in_band() -> np.ndarray:
+def band_mask() -> np.ndarray:
     """Return which bins ``[256, 129]`` of a tile's real FFT belong to the pattern."""
-    wave = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None])
-    return (wave >= 1 / COARSEST) & (wave <= 1 / FINEST)
+    wave = np.hypot(np.fft.fftfreq(TILE_SIDE)[:, None], np.fft.rfftfreq(TILE_SIDE)[None])
+    return (wave >= 1 / MAX_WAVELENGTH) & (wave <= 1 / MIN_WAVELENGTH)
 
 
 def band_size() -> int:
     """Return the number of bins of the full FFT in the band: those of the real one, and their mirror images."""
-    band = in_band()
+    band = band_mask()
     return int(2 * band.sum() - band[:, 0].sum() - band[:, -1].sum())
 
 
 @lru_cache(maxsize=1)
 def tile_phases() -> np.ndarray:
     """Return the spectrum of the tile ``[256, 129]`` complex64: modulus one inside the band, zero outside."""
-    noise = np.frombuffer(hashlib.shake_256(KEY).digest(TILE * TILE * 2), "<u2").reshape(TILE, TILE)
+    noise = np.frombuffer(hashlib.shake_256(WATERMARK_KEY).digest(TILE_SIDE * TILE_SIDE * 2), "<u2").reshape(
+        TILE_SIDE, TILE_SIDE
+    )
     spectrum = np.fft.rfft2(noise.astype(np.float64) / 65535 - 0.5)
-    return np.where(in_band(), spectrum / np.abs(spectrum), 0).astype(np.complex64)
+    return np.where(band_mask(), spectrum / np.abs(spectrum), 0).astype(np.complex64)
 
 
 @lru_cache(maxsize=1)
-def tile() -> np.ndarray:
+def watermark_tile() -> np.ndarray:
     """Return the tile ``[256, 256]`` float32 with mean zero and variance one."""
-    wave = np.fft.irfft2(tile_phases(), (TILE, TILE))
+    wave = np.fft.irfft2(tile_phases(), (TILE_SIDE, TILE_SIDE))
     return (wave / wave.std()).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
-def pattern(height: int, width: int) -> np.ndarray:
+def watermark_pattern(height: int, width: int) -> np.ndarray:
     """Return the pattern over a picture ``[H, W]`` float32, variance about one."""
-    scale = unit(height, width)
-    rows, columns = (int(np.ceil(side / scale / TILE)) + 1 for side in (height, width))
-    sheet = np.tile(tile(), (rows, columns))
+    scale = pixels_per_unit(height, width)
+    rows, columns = (int(np.ceil(side / scale / TILE_SIDE)) + 1 for side in (height, width))
+    sheet = np.tile(watermark_tile(), (rows, columns))
     matrix = np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]])
     return cv2.warpAffine(sheet, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)
 
@@ -88,9 +90,9 @@ def pattern(height: int, width: int) -> np.ndarray:
 # The pattern stands still while the face moves, so that a detector can sum over a clip, and an encoder keeps it as it
 # keeps the background.
 
-FLAT, GAIN, STRONGEST = 0.8, 0.06, 1.5
+BASE_STRENGTH, CONTRAST_GAIN, MAX_STRENGTH = 0.8, 0.06, 1.5
 """Strength of the pattern in brightness levels: on plain areas, per level of local contrast, and at most."""
-SMALL_GAIN = 1.3
+MAX_SMALL_PICTURE_GAIN = 1.3
 """Largest factor by which the strength is raised in pictures under 512 px."""
 _STEPS = 32
 """Fixed-point steps per brightness level."""
@@ -105,12 +107,14 @@ class Watermark:
     """
 
     def __init__(self, height: int, width: int) -> None:
-        wave = (pattern(height, width).clip(-2, 2) * _STEPS).round()
+        wave = (watermark_pattern(height, width).clip(-2, 2) * _STEPS).round()
         # Small pictures hold fewer waves of the pattern, so each has to be stronger.
-        self._strength_by_contrast = _strength_by_contrast(float(np.clip(UNITS / min(height, width), 1, SMALL_GAIN)))
+        self._strength_by_contrast = _strength_by_contrast(
+            float(np.clip(PICTURE_UNITS / min(height, width), 1, MAX_SMALL_PICTURE_GAIN))
+        )
         # Two unsigned parts: saturating eight-bit sums are several times faster than signed ones.
         self._brighter, self._darker = (part.clip(0).astype(np.uint8) for part in (wave, -wave))
-        self._window = max(3, round(_DETAIL * unit(height, width) / 2) | 1)
+        self._window = max(3, round(_DETAIL * pixels_per_unit(height, width) / 2) | 1)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Return a marked copy of ``frame`` ``[H, W, 3]`` uint8 RGB; of ``[H, W, 4]`` the alpha stays as it is."""
@@ -134,17 +138,21 @@ class Watermark:
 
 def _strength_by_contrast(gain: float) -> np.ndarray:
     """Return the strength in steps for every local contrast ``[256]`` uint8."""
-    return (gain * (FLAT + GAIN * np.arange(256)).clip(max=STRONGEST) * _STEPS).round().astype(np.uint8)
+    return (
+        (gain * (BASE_STRENGTH + CONTRAST_GAIN * np.arange(256)).clip(max=MAX_STRENGTH) * _STEPS)
+        .round()
+        .astype(np.uint8)
+    )
 
 
-def marked(frames: Iterable[np.ndarray], workers: int = 1) -> Iterator[np.ndarray]:
+def add_watermark(frames: Iterable[np.ndarray], workers: int = 1) -> Iterator[np.ndarray]:
     """Yield every frame with the watermark in it; with several workers, up to as many frames late."""
 
     @lru_cache(maxsize=1)
     def mark(height: int, width: int) -> Watermark:
         return Watermark(height, width)
 
-    return in_order(lambda frame: mark(*frame.shape[:2])(frame), frames, workers, workers)
+    return map_in_order(lambda frame: mark(*frame.shape[:2])(frame), frames, workers, workers)
 
 
 # --- Detecting it, in a video that was scaled, cropped, padded or mirrored --------------
@@ -156,21 +164,21 @@ def marked(frames: Iterable[np.ndarray], workers: int = 1) -> Iterator[np.ndarra
 # video without the mark the score of one place is a standard normal number whatever the picture shows, and the chance
 # of a false alarm follows from the number of places that are searched.
 
-FALSE_ALARM = 1e-6
+FALSE_ALARM_RATE = 1e-6
 """Probability that a video without the mark is reported to carry it."""
-ZOOMS = np.geomspace(0.7, 3.0, 244)
+SEARCHED_ZOOMS = np.geomspace(0.7, 3.0, 244)
 """Zooms that are searched, in steps of 0.6 %.
 
 The shorter side may have been padded to 1 / 0.7 or cropped to a third of what it was.
 """
-FRAMES = 60
+MAX_FRAMES_READ = 60
 """How many frames of a video are read at most."""
 _SOFT, _WIDE, _LOCAL, _FLOOR = 0.8, 5.0, 15, 1.5
 _FADE = 16
 
 
 @dataclass(frozen=True)
-class Finding:
+class WatermarkMatch:
     """The best match of the watermark in a video.
 
     Attributes:
@@ -193,7 +201,7 @@ class Finding:
         return self.score > self.threshold
 
 
-def find_watermark(frames: Iterable[np.ndarray]) -> Finding:
+def find_watermark(frames: Iterable[np.ndarray]) -> WatermarkMatch:
     """Search for the watermark in frames ``[H, W, 3]`` uint8 RGB of one clip, of which the first 60 count.
 
     There are three searches, each only where the one before found nothing: for the picture as it was written, which
@@ -202,40 +210,40 @@ def find_watermark(frames: Iterable[np.ndarray]) -> Finding:
     Raises:
         ValueError: there is no frame.
     """
-    picture, side = residual(frames)
+    picture, side = high_pass_residual(frames)
     # A picture under 384 px was either written at this size, with coarser waves than usual, or scaled down later.
-    largest = max(1.0, SMALLEST / side)
+    largest = max(1.0, MIN_PATTERN_SIDE / side)
     as_written = sorted({1.0, largest})
-    intermediate = [float(zoom) for zoom in ZOOMS if 1 < zoom < largest]
-    searches: tuple[Callable[[], list[Finding]], ...] = (
+    intermediate = [float(zoom) for zoom in SEARCHED_ZOOMS if 1 < zoom < largest]
+    searches: tuple[Callable[[], list[WatermarkMatch]], ...] = (
         lambda: _search_scaled(picture, as_written, reach=0),
         lambda: _search_scaled(picture, intermediate, reach=1),
-        lambda: [finding for zoom in ZOOMS for finding in _search_anywhere(picture, float(zoom))],
+        lambda: [finding for zoom in SEARCHED_ZOOMS for finding in _search_anywhere(picture, float(zoom))],
     )
     findings = []
     for search in searches:
         findings += search()
-        if best(findings).found:
+        if best_match(findings).found:
             break
-    return best(findings)
+    return best_match(findings)
 
 
-def best(findings: list[Finding]) -> Finding:
+def best_match(findings: list[WatermarkMatch]) -> WatermarkMatch:
     """Return the finding with the largest margin over its threshold."""
     return max(findings, key=lambda finding: finding.score - finding.threshold)
 
 
-def residual(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
+def high_pass_residual(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
     """Return what is left of a clip when everything smooth is subtracted, and the pixels of its shorter side.
 
     The residual is ``[H', W']`` float32, its shorter side 512.
     """
     total: np.ndarray | None = None
     side = 0
-    for frame in islice(frames, FRAMES):
+    for frame in islice(frames, MAX_FRAMES_READ):
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         side = min(grey.shape)
-        scale = UNITS / side
+        scale = PICTURE_UNITS / side
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=interpolation).astype(np.float32)
         band = cv2.GaussianBlur(grey, (0, 0), _SOFT) - cv2.GaussianBlur(grey, (0, 0), _WIDE)
@@ -247,16 +255,16 @@ def residual(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
     return total, side
 
 
-def _search_scaled(picture: np.ndarray, zooms: list[float], reach: int) -> list[Finding]:
+def _search_scaled(picture: np.ndarray, zooms: list[float], reach: int) -> list[WatermarkMatch]:
     """Return the scores at these zooms where an uncropped picture has its mark, give or take ``reach`` pixels."""
     width = 2 * reach + 1
     threshold = _threshold(2 * max(1, len(zooms)) * width**2)
     findings = []
     for zoom in zooms:
         for mirrored in (False, True):
-            surface = _scores(np.fft.rfft2(fold(_resize(picture[:, ::-1] if mirrored else picture, zoom))))
+            surface = _scores(np.fft.rfft2(fold_onto_tile(_resize(picture[:, ::-1] if mirrored else picture, zoom))))
             scores = np.roll(surface, (reach, reach), (0, 1))[:width, :width]
-            findings.append(Finding(float(scores.max()), threshold, zoom, mirrored))
+            findings.append(WatermarkMatch(float(scores.max()), threshold, zoom, mirrored))
     return findings
 
 
@@ -267,39 +275,39 @@ def _resize(picture: np.ndarray, zoom: float) -> np.ndarray:
     return cv2.resize(picture, None, fx=1 / zoom, fy=1 / zoom, interpolation=interpolation)
 
 
-def _search_anywhere(picture: np.ndarray, zoom: float) -> list[Finding]:
+def _search_anywhere(picture: np.ndarray, zoom: float) -> list[WatermarkMatch]:
     """Return the best score of any shift at one zoom, of the picture as it is and mirrored."""
-    spectrum = np.fft.rfft2(fold(_resize(picture, zoom)))
+    spectrum = np.fft.rfft2(fold_onto_tile(_resize(picture, zoom)))
     # A mirrored picture has the spectrum F(ky, −kx), which for real pictures is conj F(−ky, kx).
     flipped = np.conj(np.roll(spectrum[::-1], 1, axis=0))
-    threshold = _threshold(2 * len(ZOOMS) * TILE * TILE)
+    threshold = _threshold(2 * len(SEARCHED_ZOOMS) * TILE_SIDE * TILE_SIDE)
     return [
-        Finding(float(_scores(candidate).max()), threshold, zoom, mirrored, moved=True)
+        WatermarkMatch(float(_scores(candidate).max()), threshold, zoom, mirrored, moved=True)
         for candidate, mirrored in ((spectrum, False), (flipped, True))
     ]
 
 
 def _scores(spectrum: np.ndarray) -> np.ndarray:
     """Return the scores ``[256, 256]`` of every shift of a folded picture with this spectrum ``[256, 129]``."""
-    product = np.where(in_band(), spectrum / (np.abs(spectrum) + 1e-9), 0) * np.conj(tile_phases())
-    return np.fft.irfft2(product, (TILE, TILE)) * (TILE * TILE / np.sqrt(band_size()))
+    product = np.where(band_mask(), spectrum / (np.abs(spectrum) + 1e-9), 0) * np.conj(tile_phases())
+    return np.fft.irfft2(product, (TILE_SIDE, TILE_SIDE)) * (TILE_SIDE * TILE_SIDE / np.sqrt(band_size()))
 
 
 def _threshold(places: int) -> float:
     """Return the score that chance exceeds anywhere in so many places once in three million videos.
 
-    That is a third of ``FALSE_ALARM``, since there are three searches.
+    That is a third of ``FALSE_ALARM_RATE``, since there are three searches.
     """
-    return float(norm.isf(FALSE_ALARM / 3 / places))
+    return float(norm.isf(FALSE_ALARM_RATE / 3 / places))
 
 
-def fold(seen: np.ndarray) -> np.ndarray:
+def fold_onto_tile(seen: np.ndarray) -> np.ndarray:
     """Return a picture ``[H, W]`` laid over one tile ``[256, 256]``, its border faded out."""
     height, width = seen.shape
     across, down = (
         np.minimum(1, (0.5 + np.minimum(np.arange(side), np.arange(side)[::-1])) / _FADE) for side in (width, height)
     )
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    sheet = np.zeros((rows * TILE, columns * TILE), np.float32)
+    rows, columns = -(-height // TILE_SIDE), -(-width // TILE_SIDE)
+    sheet = np.zeros((rows * TILE_SIDE, columns * TILE_SIDE), np.float32)
     sheet[:height, :width] = seen * down[:, None] * across[None]
-    return sheet.reshape(rows, TILE, columns, TILE).sum((0, 2))
+    return sheet.reshape(rows, TILE_SIDE, columns, TILE_SIDE).sum((0, 2))

@@ -23,15 +23,15 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.media.faces import bridge
+from flowportrait.media.faces import interpolate_missing_frames
 from flowportrait.media.video import FPS, iter_frames
-from flowportrait.rendering.face_regions import FACE_OVAL, bare_skin, fill
-from flowportrait.rendering.footage import Footage, Progress, no_progress
+from flowportrait.rendering.face_regions import FACE_OVAL, outline_mask, skin_without_openings
+from flowportrait.rendering.footage import Progress, TrackedVideo, no_progress
 from flowportrait.rendering.mesh import HeadMesh, Rasterizer, rigid_motion
-from flowportrait.rendering.motion_basis import LOWER, Identity, MotionBasis
-from flowportrait.rendering.mouth import Mouth, Palette, light_of, shown_teeth
+from flowportrait.rendering.motion_basis import LOWER_FACE, Identity, MotionBasis
+from flowportrait.rendering.mouth import Mouth, MouthPalette, estimate_light, estimate_teeth_factor
 from flowportrait.rendering.mouth_geometry import skin_colour
-from flowportrait.rendering.retouch import Network, Retouch
+from flowportrait.rendering.retouch import Retouch, RetouchFunction
 
 # --- One frame -------------------------------------------------------------------------------------------------------
 
@@ -53,12 +53,12 @@ class MouthMemory:
     """
 
     closed: np.ndarray
-    palette: Palette
+    palette: MouthPalette
     retouch: Retouch
 
     @classmethod
     def from_video(
-        cls, frames: Sequence[np.ndarray], landmarks: np.ndarray, network: Network | None = None
+        cls, frames: Sequence[np.ndarray], landmarks: np.ndarray, network: RetouchFunction | None = None
     ) -> MouthMemory:
         """Return the memory of the frames of one shot.
 
@@ -71,10 +71,10 @@ class MouthMemory:
         gap = np.linalg.norm(landmarks[:, 14] - landmarks[:, 13], axis=1) / eyes
         closed = int(gap.argmin())
         skin = np.median([skin_colour(f, p) for f, p in zip(frames, landmarks, strict=True)], axis=0)
-        retouch = Retouch(frames[closed], landmarks[closed], network, keep_own=False, skin=skin)
-        light = light_of(frames[closed], landmarks[closed], skin)
-        teeth = shown_teeth(frames, landmarks, skin) or light.teeth
-        return cls(landmarks[closed].astype(np.float64), Palette(skin, light._replace(teeth=teeth)), retouch)
+        retouch = Retouch(frames[closed], landmarks[closed], network, keep_photo_interior=False, skin=skin)
+        light = estimate_light(frames[closed], landmarks[closed], skin)
+        teeth = estimate_teeth_factor(frames, landmarks, skin) or light.teeth
+        return cls(landmarks[closed].astype(np.float64), MouthPalette(skin, light._replace(teeth=teeth)), retouch)
 
 
 def redraw_mouth(
@@ -98,10 +98,10 @@ def redraw_mouth(
     source_points, target_points = landmarks - shift, target - shift
     mesh = HeadMesh(crop, source_points, weight=np.zeros((2, 2), np.float32))
     source = Rasterizer(mesh.triangles, mesh.source, size)(mesh(target_points))
-    skin = bare_skin(crop, source_points, eyes=False)
+    skin = skin_without_openings(crop, source_points, eyes=False)
     drawn = cv2.remap(skin, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     closed = _align_closed_mouth(mouth_memory.closed, source_points)
-    mouth = Mouth(crop, closed, keep_own=False, palette=mouth_memory.palette)
+    mouth = Mouth(crop, closed, keep_photo_interior=False, palette=mouth_memory.palette)
     mouth.draw(drawn, target_points)
     mouth_memory.retouch.draw(drawn, target_points, source_points)
     mask = share * _lower_face_mask(source_points, target_points, size)[..., None]
@@ -145,7 +145,7 @@ def _lower_face_mask(source: np.ndarray, target: np.ndarray, size: int) -> np.nd
     points = np.concatenate([source[jaw, :2], target[jaw, :2], source[[98, 327, 2], :2], target[[61, 291], :2]])
     points = np.concatenate([points, points[: len(jaw) * 2] + 0.1 * height * down])
     hull = cv2.convexHull(points.astype(np.float32))[:, 0]
-    return fill((size, size), hull, _FEATHER * height)
+    return outline_mask((size, size), hull, _FEATHER * height)
 
 
 # --- A whole video ---------------------------------------------------------------------------------------------------
@@ -191,15 +191,15 @@ class DubbedVideo:
 
     def __init__(
         self,
-        footage: Footage,
+        footage: TrackedVideo,
         lips: Iterable[torch.Tensor],
         count: int | None = None,
         progress: Progress = no_progress,
-        network: Network | None = None,
+        network: RetouchFunction | None = None,
     ) -> None:
         self.fps = footage.fps
         self._footage, self.lips = footage, lips
-        self._order = pendulum(len(footage), len(footage) if count is None else count)
+        self._order = ping_pong_order(len(footage), len(footage) if count is None else count)
         self._mouths = _learn_mouths(footage, progress, network)
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ class DubbedVideo:
         return self._footage.summary(self._order)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        pictures, lips = _play(self._footage, self._order), at_rate(self.lips, self.fps)
+        pictures, lips = _play(self._footage, self._order), resample_motion(self.lips, self.fps)
         shot_of = np.searchsorted(self._footage.starts, self._order, side="right") - 1
         shots = list(self._footage.shots())
         for number, places in groupby(range(len(self._order)), key=lambda place: shot_of[place]):
@@ -247,15 +247,17 @@ class DubbedVideo:
 class _ShotFace:
     """The face of one shot: landmarks ``[t, 478, 3]`` px without gaps, and its share ``[t]`` of new lips per frame."""
 
-    def __init__(self, footage: Footage, shot: slice) -> None:
+    def __init__(self, footage: TrackedVideo, shot: slice) -> None:
         faces, usable = footage.faces, footage.usable[shot]
         # Landmarks of an occluded face are unreliable and left out where possible.
         known = usable if usable.any() else faces.valid[shot]
-        self.landmarks, self.share = bridge(faces.landmarks[shot], known), footage.share[shot]
+        self.landmarks, self.share = interpolate_missing_frames(faces.landmarks[shot], known), footage.share[shot]
         self._basis = MotionBasis.load()
         self._motion: torch.Tensor
         self._identity: Identity
-        self._motion, self._identity = self._basis.encode(self.landmarks, bridge(faces.blendshapes[shot], known))
+        self._motion, self._identity = self._basis.encode(
+            self.landmarks, interpolate_missing_frames(faces.blendshapes[shot], known)
+        )
 
     def target(self, frames: np.ndarray, lips: torch.Tensor) -> np.ndarray:
         """Return the landmarks of frames with new lips, ``[n, 478, 3]`` px.
@@ -266,7 +268,7 @@ class _ShotFace:
         """
         original = self._motion[torch.from_numpy(frames)]
         dubbed = original.clone()
-        dubbed[:, LOWER] = lips[:, LOWER]
+        dubbed[:, LOWER_FACE] = lips[:, LOWER_FACE]
         # Only the difference is applied, so that details of the tracked face outside the basis are kept.
         change = self._basis.decode(dubbed, self._identity) - self._basis.decode(original, self._identity)
         result: np.ndarray = self.landmarks[frames] + change.numpy()
@@ -276,7 +278,7 @@ class _ShotFace:
 # --- Frame rates and the order of frames -----------------------------------------------------------------------------
 
 
-def at_rate(chunks: Iterable[torch.Tensor], fps: Fraction) -> Iterator[torch.Tensor]:
+def resample_motion(chunks: Iterable[torch.Tensor], fps: Fraction) -> Iterator[torch.Tensor]:
     """Yield motion ``[30]`` frame by frame at ``fps`` from chunks ``[t, 30]`` at 25 frames a second.
 
     The last frame is repeated without end.
@@ -320,7 +322,7 @@ def _monotone_slope(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return torch.where(product > 0, 2 * product / (before + after).where(product > 0, torch.ones(())), 0.0)
 
 
-def pendulum(frames: int, count: int) -> np.ndarray:
+def ping_pong_order(frames: int, count: int) -> np.ndarray:
     """Return frame numbers ``[count]`` of a video of ``frames`` frames that is played forwards and backwards in turn.
 
     The first and the last frame are shown once at each turn.
@@ -329,7 +331,7 @@ def pendulum(frames: int, count: int) -> np.ndarray:
     return np.minimum(phase, 2 * frames - 2 - phase) if frames > 1 else np.zeros(count, int)
 
 
-def _play(footage: Footage, order: np.ndarray) -> Iterator[np.ndarray]:
+def _play(footage: TrackedVideo, order: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the frames of a video in the given order, in which neighbours differ by one; few are held in memory."""
     place = 0
     while place < len(order):
@@ -346,7 +348,7 @@ def _play(footage: Footage, order: np.ndarray) -> Iterator[np.ndarray]:
         place = turn
 
 
-def _play_backwards(footage: Footage, first: int, last: int) -> Iterator[np.ndarray]:
+def _play_backwards(footage: TrackedVideo, first: int, last: int) -> Iterator[np.ndarray]:
     """Yield the frames ``first`` down to ``last``, read in blocks."""
     stop, size = first + 1, 1
     while stop > last:
@@ -357,7 +359,9 @@ def _play_backwards(footage: Footage, first: int, last: int) -> Iterator[np.ndar
         stop = start
 
 
-def _learn_mouths(footage: Footage, progress: Progress, network: Network | None = None) -> list[MouthMemory | None]:
+def _learn_mouths(
+    footage: TrackedVideo, progress: Progress, network: RetouchFunction | None = None
+) -> list[MouthMemory | None]:
     """Return the mouth memory of each shot; None for shots without new lips."""
     shots = list(footage.shots())
     result: list[MouthMemory | None] = []

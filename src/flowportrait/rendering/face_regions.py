@@ -8,7 +8,7 @@ second finds, once per portrait, where the person is and how much of each pixel 
     head_weight     how much each pixel moves with the head: one as far as the matte reaches, fading beyond it and
                     down the neck
 
-The third, ``bare_skin``, is the photo with eyes and mouth filled by the skin around them. Lips that close over a
+The third, ``skin_without_openings``, is the photo with eyes and mouth filled by the skin around them. Lips that close over a
 photographed smile, and lids that close over an eye, are drawn from it, so that they do not drag teeth or eye white
 along.
 """
@@ -42,7 +42,7 @@ EYES = (
 """Landmarks of each eye: upper lid, lower lid (both from corner to corner) and iris centre; the four indices after the
 centre are the rim of the iris."""
 
-RIGID = [
+RIGID_LANDMARKS = [
     33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 2, 98, 327, 10, 109, 338, 67, 297, 151, 9, 127, 356, 234, 454,
     21, 251,
 ]  # fmt: skip
@@ -68,7 +68,7 @@ def smooth_chain(points: np.ndarray, steps: int = _STEPS) -> np.ndarray:
     return np.concatenate([curve.reshape(-1, 2), points[-1:]])
 
 
-def opening(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.ndarray:
+def opening_outline(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.ndarray:
     """Return the closed outline ``[M, 2]`` between two chains ``[N, 2]`` with common ends.
 
     Where the chains cross, the outline is shut.
@@ -81,7 +81,7 @@ def opening(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.nda
     return np.concatenate([top, bottom[-2:0:-1]])
 
 
-def fill(shape: tuple[int, int], outline: np.ndarray, feather: float = 0.0) -> np.ndarray:
+def outline_mask(shape: tuple[int, int], outline: np.ndarray, feather: float = 0.0) -> np.ndarray:
     """Return a mask ``[H, W]`` float32 of the area inside ``outline`` ``[M, 2]`` px, blurred by ``feather`` px.
 
     The mask is supersampled: each pixel holds the share of it that is inside, so that slow motion looks smooth.
@@ -131,7 +131,7 @@ _ASIDE = 0.8
 """Distance beside the face, in face widths, up to which hair belongs to it; further away it is another person's."""
 
 
-def person(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+def segment_person(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Return the mask ``[256, 256]`` uint8 of a person's head, hair and body.
 
     Args:
@@ -179,7 +179,7 @@ def _refine_by_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return ((known == cv2.GC_FGD) | (known == cv2.GC_PR_FGD)).astype(np.uint8)
 
 
-def matte(mask: np.ndarray, size: int) -> np.ndarray:
+def person_matte(mask: np.ndarray, size: int) -> np.ndarray:
     """Return the share ``[size, size]`` float32 of the person in each pixel, for a mask ``[256, 256]``."""
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
     soft = _smoothstep(1 - (outside - 1) / (_EDGE * _MASK_SIDE)).astype(np.float32)
@@ -228,7 +228,7 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 # --- Skin without openings -------------------------------------------------------------------------------------------
 
 
-def bare_skin(crop: np.ndarray, landmarks: np.ndarray, eyes: bool = True) -> np.ndarray:
+def skin_without_openings(crop: np.ndarray, landmarks: np.ndarray, eyes: bool = True) -> np.ndarray:
     """Return a crop ``[S, S, 3]`` uint8 with mouth and eyes painted over.
 
     The inside of the lips, and with ``eyes`` that of the lids, is inpainted from the skin around it.
@@ -238,8 +238,8 @@ def bare_skin(crop: np.ndarray, landmarks: np.ndarray, eyes: bool = True) -> np.
     result = crop.copy()
     for upper, lower, _ in EYES if eyes else ():
         # Lashes at the rim belong to the lid, so the filled area begins a little inside the opening.
-        _paint_over(result, opening(points[upper], points[lower]), -0.012 * width)
-    lips = opening(points[INNER_UPPER], points[INNER_LOWER])
+        _paint_over(result, opening_outline(points[upper], points[lower]), -0.012 * width)
+    lips = opening_outline(points[INNER_UPPER], points[INNER_LOWER])
     gap = float((points[INNER_LOWER] - points[INNER_UPPER])[:, 1].max())
     if gap > 0.03 * width:
         # Teeth shine into the rim of the lips, so the filled area begins a little outside the opening.
@@ -254,7 +254,7 @@ def _paint_over(image: np.ndarray, outline: np.ndarray, grow: float) -> None:
     low = np.floor(outline.min(0) - margin).astype(int).clip(0, size - 1)
     high = np.ceil(outline.max(0) + margin).astype(int).clip(1, size)
     patch = np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]])
-    inside = (fill(patch.shape[:2], outline - low) > 0.5).astype(np.uint8)
+    inside = (outline_mask(patch.shape[:2], outline - low) > 0.5).astype(np.uint8)
     radius = round(abs(grow))
     if radius:
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))

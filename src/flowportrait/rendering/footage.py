@@ -4,7 +4,7 @@
 
 A frame keeps its own lips where no face is found, the mouth is covered or lies outside the picture, or the head is
 turned aside or lies on its side. Before and after such frames the new lips fade within a fifth of a second.
-``track_footage`` makes a tracked video from a file.
+``track_face_in_video`` makes a tracked video from a file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.faces import Faces, FaceTracker, roll, yaw
-from flowportrait.media.occlusion import OcclusionDetector, mouth_outside
-from flowportrait.media.portrait import faces_when_turned
-from flowportrait.media.video import FPS, CutDetector, frame_rate, iter_frames
+from flowportrait.media.faces import FaceTracker, TrackedFace, face_roll, face_yaw
+from flowportrait.media.occlusion import OcclusionDetector, is_mouth_outside
+from flowportrait.media.portrait import faces_in_rotated_image
+from flowportrait.media.video import FPS, CutDetector, iter_frames, read_frame_rate
 
 Progress = Callable[[Iterable[Any], int | None, str], Iterable[Any]]
 """``(items, total, description) -> items``; shows the progress of work on items (``terminal.progress``)."""
@@ -36,7 +36,7 @@ REASONS = {
 }  # fmt: skip
 """Reasons for which a frame keeps its own lips."""
 
-HIDDEN, MAYBE, _MEDIAN_FACTOR = 0.2, 0.1, 2.0
+OCCLUDED_SHARE, MAYBE_OCCLUDED_SHARE, _MEDIAN_FACTOR = 0.2, 0.1, 2.0
 """Share of mouth and jaw above which a frame counts as occluded; the lower threshold for frames next to an occluded
 one; multiple of a shot's median share that is added to both thresholds."""
 
@@ -62,7 +62,7 @@ def no_progress(items: Iterable[Any], total: int | None, doing: str) -> Iterable
 
 
 @dataclass(frozen=True)
-class Footage:
+class TrackedVideo:
     """A tracked video.
 
     Attributes:
@@ -74,7 +74,7 @@ class Footage:
     """
 
     video: Path
-    faces: Faces
+    faces: TrackedFace
     starts: list[int]
     fps: Fraction = Fraction(FPS)
     obstacles: np.ndarray | None = None
@@ -125,7 +125,7 @@ class Footage:
         return result
 
 
-def track_footage(video: Path, face: int | None = None, progress: Progress = no_progress) -> Footage:
+def track_face_in_video(video: Path, face: int | None = None, progress: Progress = no_progress) -> TrackedVideo:
     """Track one face through each shot of a video.
 
     Args:
@@ -138,7 +138,7 @@ def track_footage(video: Path, face: int | None = None, progress: Progress = no_
         BadInput: if the video is unreadable, no face in it can be dubbed, or ``face`` is not there in the first frame
             with faces.
     """
-    rate = frame_rate(video)
+    rate = read_frame_rate(video)
     cut, starts, detector = CutDetector(), [0], OcclusionDetector()
     hidden: list[float] = []
     obstacles: list[int] = []
@@ -156,7 +156,7 @@ def track_footage(video: Path, face: int | None = None, progress: Progress = no_
     def inspect(frame: np.ndarray, landmarks: np.ndarray | None) -> None:
         obstacles.append(_obstacle(frame, landmarks))
         hidden.append(detector.covered_share(frame, landmarks) if landmarks is not None and not obstacles[-1] else 0.0)
-        if obstacles[-1] or hidden[-1] > HIDDEN:
+        if obstacles[-1] or hidden[-1] > OCCLUDED_SHARE:
             nonlocal doubts
             doubts += 1
             if doubts in _RECHECKED:
@@ -164,11 +164,11 @@ def track_footage(video: Path, face: int | None = None, progress: Progress = no_
 
     with FaceTracker(face=face) as tracker:
         faces = tracker.track(frames_by_shot(), inspect)
-    unexamined = Footage(video, faces, starts, rate.fps)
+    unexamined = TrackedVideo(video, faces, starts, rate.fps)
     kinds = np.array(obstacles, int)
     for shot in unexamined.shots():
-        kinds[shot][hidden_frames(np.array(hidden[shot])) & (kinds[shot] == 0)] = COVERED
-    footage = Footage(video, faces, starts, rate.fps, kinds)
+        kinds[shot][occluded_frames(np.array(hidden[shot])) & (kinds[shot] == 0)] = COVERED
+    footage = TrackedVideo(video, faces, starts, rate.fps, kinds)
     _check_usable(footage, doubtful, detector)
     if face is None and (faces.count > 1).mean() > 0.5:
         warnings.warn(
@@ -182,12 +182,12 @@ def _obstacle(frame: np.ndarray, landmarks: np.ndarray | None) -> int:
     """Return zero, or the reason that the position of a face gives for keeping its lips."""
     if landmarks is None:
         return NO_FACE
-    if abs(roll(landmarks)) > _LARGEST_ROLL:
+    if abs(face_roll(landmarks)) > _LARGEST_ROLL:
         return SIDEWAYS
-    return OUTSIDE if mouth_outside(frame.shape, landmarks) else 0
+    return OUTSIDE if is_mouth_outside(frame.shape, landmarks) else 0
 
 
-def _check_usable(footage: Footage, doubtful: list[np.ndarray], detector: OcclusionDetector) -> None:
+def _check_usable(footage: TrackedVideo, doubtful: list[np.ndarray], detector: OcclusionDetector) -> None:
     """Check that something can be dubbed.
 
     Raises:
@@ -211,10 +211,12 @@ def _upright_when_turned(frame: np.ndarray, detector: OcclusionDetector) -> bool
 
     In faces that are upside down the tracker finds false upright faces, whose mouths look covered.
     """
-    return any(detector.covered_share(turned, points) < HIDDEN for turned, points in faces_when_turned(frame))
+    return any(
+        detector.covered_share(turned, points) < OCCLUDED_SHARE for turned, points in faces_in_rotated_image(frame)
+    )
 
 
-def hidden_frames(shares: np.ndarray) -> np.ndarray:
+def occluded_frames(shares: np.ndarray) -> np.ndarray:
     """Return in which frames of a shot the mouth is covered, ``[T]`` bool.
 
     The thresholds rise with the median of the shot, as a face may look slightly covered throughout, in coloured light
@@ -224,11 +226,11 @@ def hidden_frames(shares: np.ndarray) -> np.ndarray:
         shares: covered share of mouth and jaw in each frame, ``[T]``.
     """
     median = float(np.median(shares))
-    offset = _MEDIAN_FACTOR * median if median < HIDDEN else 0.0
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], shares > MAYBE + offset, [0]]).astype(int)))
+    offset = _MEDIAN_FACTOR * median if median < OCCLUDED_SHARE else 0.0
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], shares > MAYBE_OCCLUDED_SHARE + offset, [0]]).astype(int)))
     result = np.zeros(len(shares), bool)
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        result[start:stop] = stop - start > 1 and shares[start:stop].max() > HIDDEN + offset
+        result[start:stop] = stop - start > 1 and shares[start:stop].max() > OCCLUDED_SHARE + offset
     return result
 
 
@@ -254,6 +256,6 @@ def _frontal(landmarks: np.ndarray) -> float:
 
     In profile the mesh would draw the lips over the edge of the cheek.
     """
-    angle = abs(yaw(landmarks))
+    angle = abs(face_yaw(landmarks))
     t = min(max((_ZERO_YAW - angle) / (_ZERO_YAW - _FULL_YAW), 0.0), 1.0)
     return t * t * (3 - 2 * t)

@@ -1,6 +1,6 @@
 """Layers drawn in addition to the warped face: eyeballs, the far side of a half profile, and the background.
 
-``Eye`` draws an eyeball between moving lids, ``FarSide`` the side of a turned face that the photo does not show, and
+``EyeLayer`` draws an eyeball between moving lids, ``FarSideLayer`` the side of a turned face that the photo does not show, and
 ``Backdrop`` the person in front of a background that does not move.
 """
 
@@ -9,9 +9,16 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from flowportrait.rendering.face_regions import EYES, OUTER_LOWER, OUTER_UPPER, fill, opening, smooth_chain
-from flowportrait.rendering.mesh import N_FACE, Enlarged, HeadMesh, Rasterizer, face_triangles, facing_camera
-from flowportrait.rendering.motion_basis import MotionBasis, partners
+from flowportrait.rendering.face_regions import (
+    EYES,
+    OUTER_LOWER,
+    OUTER_UPPER,
+    opening_outline,
+    outline_mask,
+    smooth_chain,
+)
+from flowportrait.rendering.mesh import N_FACE, HeadMesh, Rasterizer, UpsampledPicture, face_triangles, facing_cosine
+from flowportrait.rendering.motion_basis import MotionBasis, mirror_partners
 
 # --- Eyes ------------------------------------------------------------------------------------------------------------
 #
@@ -35,7 +42,7 @@ _TOUCHING = 1.5
 """Opening in pixels below which lids fade into touching."""
 
 
-class Eye:
+class EyeLayer:
     """One eye of a portrait crop ``[S, S, 3]`` with landmarks ``[478, 3]`` px; ``side`` 0 is the person's right."""
 
     def __init__(self, crop: np.ndarray, landmarks: np.ndarray, side: int) -> None:
@@ -48,7 +55,7 @@ class Eye:
         self._radius = float(np.linalg.norm(rim - self._centre, axis=1).mean())
         self._height = self._gap(points)
         self._photo_edge = points[self._upper]
-        self.outline = opening(points[self._upper], points[self._lower])
+        self.outline = opening_outline(points[self._upper], points[self._lower])
         self._origin, self._ball = self._eyeball(crop)
         self._lid, self._lash = self._lid_colours(crop, points[list(_LID_SKIN[side])])
 
@@ -63,12 +70,12 @@ class Eye:
         low = np.floor(self.outline.min(0) - margin).astype(int).clip(0, size - 2)
         high = np.ceil(self.outline.max(0) + margin).astype(int).clip(2, size)
         patch = crop[low[1] : high[1], low[0] : high[0]]
-        inside = fill(patch.shape[:2], self.outline - low)
+        inside = outline_mask(patch.shape[:2], self.outline - low)
         unknown = (inside < 0.5).astype(np.uint8)
         ball = cv2.inpaint(np.ascontiguousarray(patch), unknown, 3, cv2.INPAINT_TELEA)
         soft = cv2.GaussianBlur(ball, (0, 0), max(0.02 * self._width, 0.3))
         # The hidden part is smooth; a thin rim of real skin keeps the lash line where it is.
-        sharp = fill(patch.shape[:2], self.outline - low, 0.012 * self._width)[..., None]
+        sharp = outline_mask(patch.shape[:2], self.outline - low, 0.012 * self._width)[..., None]
         return low.astype(np.float64), sharp * ball + (1 - sharp) * soft
 
     def _lid_colours(self, crop: np.ndarray, skin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +105,7 @@ class Eye:
         high = np.ceil(outline.max(0) + 5).astype(int).clip(1, size)
         region = frame[low[1] : high[1], low[0] : high[0]]
         soft = 0.055 * self._width
-        mask = fill(region.shape[:2], outline - low, soft)
+        mask = outline_mask(region.shape[:2], outline - low, soft)
         along = np.linspace(edge[0, 0], edge[-1, 0], 9) - low[0]
         xs = np.arange(region.shape[1])
         order = 1 if along[-1] > along[0] else -1
@@ -107,14 +114,14 @@ class Eye:
         mixed = region + (mask * np.float32(strength))[..., None] * (colour[None].astype(np.float32) - region)
         thick = np.sin(np.linspace(0, np.pi, len(edge)))[:, None] ** 0.5 * np.array([0.0, 0.018 * self._width])
         lashes = np.concatenate([edge - thick, (edge + 0.6 * thick)[-2:0:-1]])
-        dark = fill(region.shape[:2], lashes - low, 0.016 * self._width)[..., None]
+        dark = outline_mask(region.shape[:2], lashes - low, 0.016 * self._width)[..., None]
         mixed += dark * np.float32(_LASHES * strength) * (self._lash - mixed)
         region[:] = np.round(mixed).clip(0, 255).astype(np.uint8)
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
         """Draw the eye into ``frame`` ``[S, S, 3]`` uint8 in place for target landmarks ``[478, 3]`` px."""
         points = target[:, :2].astype(np.float64)
-        outline = opening(points[self._upper], points[self._lower])
+        outline = opening_outline(points[self._upper], points[self._lower])
         # Similarity from the target's eye corners to those of the portrait, as complex numbers.
         corners = points[[self._upper[0], self._upper[-1]]]
         turn = complex(*(self._corners[1] - self._corners[0])) / complex(*(corners[1] - corners[0]))
@@ -139,7 +146,7 @@ class Eye:
         map_x = (px - gaze[0] * fade - self._origin[0]).astype(np.float32)
         map_y = (py - gaze[1] * fade - self._origin[1]).astype(np.float32)
         ball = cv2.remap(self._ball, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        mask = fill(ball.shape[:2], outline - low, 0.012 * self._width)[..., None]
+        mask = outline_mask(ball.shape[:2], outline - low, 0.012 * self._width)[..., None]
         # Lids a fraction of a pixel apart touch.
         mask *= np.float32(min(self._gap(points) / _TOUCHING, 1.0))
         region = frame[low[1] : high[1], low[0] : high[0]]
@@ -193,7 +200,7 @@ _LARGEST = 1.1
 """Bound of the ratio of light (log): a factor of three."""
 
 
-class FarSide:
+class FarSideLayer:
     """Fills the hidden side of one portrait with the mirror image of the visible side.
 
     Takes the portrait's mesh and its skin ``[S, S, 3]`` uint8. ``needed`` tells whether there is anything to fill.
@@ -202,8 +209,8 @@ class FarSide:
     def __init__(self, mesh: HeadMesh, skin: np.ndarray) -> None:
         points = mesh.landmarks[:N_FACE]
         canonical = MotionBasis.load().canonical
-        other = partners(canonical).numpy()[:N_FACE]
-        facing = facing_camera(points)
+        other = mirror_partners(canonical).numpy()[:N_FACE]
+        facing = facing_cosine(points)
         away = np.clip(1 - facing / _WELL_SEEN, 0, 1)
         better = np.clip((facing[other] - facing) / _BETTER - 1, 0, 1)
         across = canonical[:N_FACE, 0].numpy()
@@ -302,7 +309,7 @@ class Backdrop:
         self._behind = _inpaint_background(picture, matte)
         through = np.round((1 - _opaque(picture, self._behind, matte)) * 255).astype(np.uint8)
         person = np.round(picture - self._behind * (through[..., None] / 255.0)).clip(0, 255).astype(np.uint8)
-        self._person = Enlarged(np.dstack([person, through]))
+        self._person = UpsampledPicture(np.dstack([person, through]))
 
     def at(self, source: np.ndarray) -> np.ndarray:
         """Return the frame ``[S, S, 3]`` uint8 in which the person is read at ``source`` ``[S, S, 2]`` float32 px."""

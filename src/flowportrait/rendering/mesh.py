@@ -10,7 +10,7 @@ residual_i the motion of the jaw line beyond it, which acts only close by. The b
 at the top of the picture itself: hair that is cut off there rises with the head and leaves the picture.
 
 ``HeadMesh`` gives the vertices for target landmarks, ``Rasterizer`` the source pixel that each output pixel shows, and
-``Enlarged`` reads the picture there.
+``UpsampledPicture`` reads the picture there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ import cv2
 import numpy as np
 from safetensors.numpy import load
 
-from flowportrait.rendering.face_regions import EYES, FACE_OVAL, INNER_LOWER, INNER_UPPER, RIGID, head_weight, person
+from flowportrait.rendering.face_regions import (
+    EYES,
+    FACE_OVAL,
+    INNER_LOWER,
+    INNER_UPPER,
+    RIGID_LANDMARKS,
+    head_weight,
+    segment_person,
+)
 
 # --- The mesh --------------------------------------------------------------------------------------------------------
 
@@ -76,7 +84,7 @@ def rigid_motion(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
     Returns:
         matrix ``[3, 3]`` and shift ``[3]`` with ``target ≈ source @ matrix.T + shift``.
     """
-    a, b = source[RIGID].astype(np.float64), target[RIGID].astype(np.float64)
+    a, b = source[RIGID_LANDMARKS].astype(np.float64), target[RIGID_LANDMARKS].astype(np.float64)
     a_mean, b_mean = a.mean(0), b.mean(0)
     a, b = a - a_mean, b - b_mean
     u, s, vt = np.linalg.svd(b.T @ a)
@@ -121,7 +129,7 @@ class HeadMesh:
         depth = self._blend @ outline[:, 2]
         self._grid = np.column_stack([grid, depth])
         if weight is None:
-            weight = head_weight(person(crop, landmarks), landmarks, size, free_top=cut_off is not None)
+            weight = head_weight(segment_person(crop, landmarks), landmarks, size, free_top=cut_off is not None)
         shrunk = (grid * weight.shape[0] / size).astype(np.float32)
         self._weight = cv2.remap(
             weight, shrunk[None, :, 0], shrunk[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -188,7 +196,7 @@ def _distance_to_cut(points: np.ndarray, size: int, cut_off: np.ndarray | None) 
     return np.hypot(np.abs(points[:, :1] - columns).min(1), points[:, 1])
 
 
-def facing_camera(points: np.ndarray) -> np.ndarray:
+def facing_cosine(points: np.ndarray) -> np.ndarray:
     """Return the cosine ``[468]`` between each face vertex's normal and the line of sight.
 
     ``points`` are face landmarks ``[468, 3]`` px.
@@ -211,7 +219,7 @@ def _flatten_hidden(points: np.ndarray) -> np.ndarray:
     """
     from scipy.spatial import cKDTree
 
-    facing = facing_camera(points)
+    facing = facing_cosine(points)
     visible = np.flatnonzero(facing >= 0)
     nearest = visible[cKDTree(points[visible]).query(points)[1]]
     hidden = np.clip(-facing / _TURNED_AWAY, 0, 1)
@@ -360,7 +368,7 @@ class Rasterizer:
         return source
 
 
-class Enlarged:
+class UpsampledPicture:
     """A picture ``[H, W, 3]`` uint8 that can be sampled between its pixels many times, with cubic interpolation.
 
     The interpolation is cubic so that parts that move by half a pixel do not look softer than still ones. It is done

@@ -30,8 +30,8 @@ from flowportrait.files import write_weights
 # Tracked landmarks keep a small gap between closed lips. Gaps below ``CONTACT`` are therefore closed exactly, and
 # larger ones are reduced by that much, so that opening stays continuous:  gap' = max(0, gap − CONTACT).
 
-UPPER_INNER = [191, 80, 81, 82, 13, 312, 311, 310, 415]
-LOWER_INNER = [95, 88, 178, 87, 14, 317, 402, 318, 324]
+UPPER_LIP_PAIRS = [191, 80, 81, 82, 13, 312, 311, 310, 415]
+LOWER_LIP_PAIRS = [95, 88, 178, 87, 14, 317, 402, 318, 324]
 """Pairs of landmarks of the inner lips that face each other, from the right corner to the left one."""
 
 CONTACT = 0.01
@@ -39,27 +39,27 @@ CONTACT = 0.01
 is 0.006 and the twenty-fifth 0.023."""
 
 
-def lip_gap(shape: torch.Tensor) -> torch.Tensor:
+def lip_pair_gaps(shape: torch.Tensor) -> torch.Tensor:
     """Return the gap of each inner-lip pair ``[..., 9]`` in canonical units, for pose-free faces ``[..., 478, 3]``."""
-    return shape[..., LOWER_INNER, 1] - shape[..., UPPER_INNER, 1]
+    return shape[..., LOWER_LIP_PAIRS, 1] - shape[..., UPPER_LIP_PAIRS, 1]
 
 
 def close_lips(shape: torch.Tensor) -> torch.Tensor:
     """Return the face ``[..., 478, 3]`` with each inner-lip pair ``CONTACT`` apart, like tracked closed lips."""
-    return _set_gap(shape, torch.full_like(lip_gap(shape), CONTACT))
+    return _set_gap(shape, torch.full_like(lip_pair_gaps(shape), CONTACT))
 
 
-def lip_contact(shape: torch.Tensor) -> torch.Tensor:
+def apply_lip_contact(shape: torch.Tensor) -> torch.Tensor:
     """Return the face ``[..., 478, 3]`` with every lip gap reduced by that of tracked closed lips; lips never cross."""
-    return _set_gap(shape, (lip_gap(shape) - CONTACT).clamp_min(0.0))
+    return _set_gap(shape, (lip_pair_gaps(shape) - CONTACT).clamp_min(0.0))
 
 
 def _set_gap(shape: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
     """Return the face with the gaps ``[..., 9]`` of its inner-lip pairs, each around its middle."""
     result = shape.clone()
-    excess = ((lip_gap(shape) - gap) / 2)[..., None] * torch.tensor([0.0, 1.0, 0.0])
-    result[..., UPPER_INNER, :] += excess
-    result[..., LOWER_INNER, :] -= excess
+    excess = ((lip_pair_gaps(shape) - gap) / 2)[..., None] * torch.tensor([0.0, 1.0, 0.0])
+    result[..., UPPER_LIP_PAIRS, :] += excess
+    result[..., LOWER_LIP_PAIRS, :] -= excess
     return result
 
 
@@ -111,7 +111,7 @@ def fit_pose(landmarks: torch.Tensor, canonical: torch.Tensor) -> Pose:
     return Pose(rotation.float(), shift.float(), scale.float())
 
 
-def to_vector(pose: Pose, base: Pose) -> torch.Tensor:
+def pose_to_vector(pose: Pose, base: Pose) -> torch.Tensor:
     """Return the motion of the head relative to one pose ``base``, ``[T, 6]``.
 
     It consists of a rotation vector (rad), the shift / base scale, and the logarithm of the scale ratio.
@@ -124,8 +124,8 @@ def to_vector(pose: Pose, base: Pose) -> torch.Tensor:
     return torch.cat([vector, shift, torch.log(pose.scale / base.scale)[:, None]], -1)
 
 
-def from_vector(vector: torch.Tensor, base: Pose) -> Pose:
-    """Return the poses of head motion ``[T, 6]``, the inverse of ``to_vector``; the depth shift is that of ``base``."""
+def vector_to_pose(vector: torch.Tensor, base: Pose) -> Pose:
+    """Return the poses of head motion ``[T, 6]``, the inverse of ``pose_to_vector``; the depth shift is that of ``base``."""
     from scipy.spatial.transform import Rotation
 
     turn = torch.from_numpy(Rotation.from_rotvec(vector[:, :3].double().numpy()).as_matrix()).float()
@@ -148,7 +148,7 @@ def median_pose(pose: Pose) -> Pose:
 
 # --- The basis -------------------------------------------------------------------------------------------------------
 
-LOWER, BROWS, BLINK, GAZE, HEAD = slice(0, 16), slice(16, 20), slice(20, 22), slice(22, 24), slice(24, 30)
+LOWER_FACE, BROWS, BLINK, GAZE, HEAD = slice(0, 16), slice(16, 20), slice(20, 22), slice(22, 24), slice(24, 30)
 """The parts of a motion vector; see the module docstring."""
 
 EXPRESSION = slice(0, 24)
@@ -231,7 +231,7 @@ class MotionBasis:
         base = self.neutral(shape, torch.as_tensor(np.asarray(blendshapes), dtype=torch.float32))
         neutral_pose = median_pose(pose)
         expression = (shape - base).flatten(1) @ self.readout.T
-        head = to_vector(pose, neutral_pose) / self.head_std
+        head = pose_to_vector(pose, neutral_pose) / self.head_std
         motion = torch.cat([expression, head], -1)
         if smooth and len(motion) >= 9:
             motion[:, EXPRESSION] = _filter(motion[:, EXPRESSION], 5)
@@ -241,11 +241,11 @@ class MotionBasis:
     def shape(self, motion: torch.Tensor, neutral: torch.Tensor) -> torch.Tensor:
         """Return pose-free faces ``[T, 478, 3]`` in canonical units, with exact lip contact."""
         displacement = torch.einsum("te,enc->tnc", motion[:, EXPRESSION], self.directions)
-        return lip_contact(neutral + displacement)
+        return apply_lip_contact(neutral + displacement)
 
     def decode(self, motion: torch.Tensor, identity: Identity) -> torch.Tensor:
         """Return landmarks ``[T, 478, 3]`` in pixels of the picture that the identity comes from."""
-        pose = from_vector(motion[:, HEAD] * self.head_std, identity.pose)
+        pose = vector_to_pose(motion[:, HEAD] * self.head_std, identity.pose)
         return pose.apply(self.shape(motion, identity.neutral))
 
 
@@ -265,16 +265,16 @@ _HEAD_SIGN = torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
 """Signs of rotation vector (x, y, z), shift (x, y) and scale under x → −x."""
 
 
-def partners(canonical: torch.Tensor) -> torch.Tensor:
+def mirror_partners(canonical: torch.Tensor) -> torch.Tensor:
     """Return the index ``[478]`` of each landmark's mirror partner, for a canonical head ``[478, 3]``."""
     return torch.cdist(canonical * _FLIP, canonical).argmin(1)
 
 
 def mirror_matrix(basis: MotionBasis) -> torch.Tensor:
     """Return the matrix M ``[30, 30]`` with which ``motion @ M`` is the motion in a mirror."""
-    mirrored = (basis.directions * _FLIP)[:, partners(basis.canonical)].flatten(1)
+    mirrored = (basis.directions * _FLIP)[:, mirror_partners(basis.canonical)].flatten(1)
     matrix = torch.zeros(MOTION_DIM, MOTION_DIM)
-    for part in (LOWER, BROWS):
+    for part in (LOWER_FACE, BROWS):
         original = basis.directions[part].flatten(1)
         matrix[part, part] = torch.linalg.lstsq(original.T, mirrored[part].T).solution.T
     matrix[BLINK, BLINK] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])

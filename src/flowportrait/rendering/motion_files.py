@@ -5,7 +5,7 @@
 
 A ``.csv`` file has these as columns, a ``.json`` file as ``{"fps": 25, "frames": [{"blendshapes": {…}, "head": {…},
 …}]}``. Positive yaw turns the nose to the viewer's right, pitch lifts it, roll leans the head clockwise as seen by the
-viewer; missing columns are zero. ``write_motion`` and ``read_motion`` use ``from_motion`` and ``to_motion``, the
+viewer; missing columns are zero. ``write_motion`` and ``read_motion`` use ``motion_to_blendshapes`` and ``blendshapes_to_motion``, the
 conversion between motion and ARKit weights.
 """
 
@@ -28,7 +28,7 @@ from flowportrait.errors import BadInput
 from flowportrait.files import write_text
 from flowportrait.media.video import FPS
 from flowportrait.rendering.face_regions import EYES
-from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER, MotionBasis
+from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, HEAD, LOWER_FACE, MotionBasis
 
 # --- Motion and ARKit blendshapes ------------------------------------------------------------------------------------
 #
@@ -38,7 +38,7 @@ from flowportrait.rendering.motion_basis import BLINK, BROWS, EXPRESSION, GAZE, 
 # lids and gaze (a blink its own lid alone). The inverse is a non-negative least-squares fit per frame; what 51 shapes
 # cannot express of a frame is returned as its ``detail``, so that nothing is lost.
 
-SHAPES = (
+ARKIT_SHAPES = (
     "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
     "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
     "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight",
@@ -56,13 +56,13 @@ _RIDGE = 0.7
 
 
 @lru_cache(maxsize=1)
-def table() -> torch.Tensor:
+def blendshape_table() -> torch.Tensor:
     """Return the motion ``[51, 24]`` of each shape at full weight."""
     basis = MotionBasis.load()
     rows = (basis.from_blendshapes @ basis.readout.T)[1:]
     allowed = torch.zeros_like(rows)
-    for row, name in enumerate(SHAPES):
-        parts = (BROWS,) if name.startswith("brow") else (BLINK, GAZE) if name.startswith("eye") else (LOWER,)
+    for row, name in enumerate(ARKIT_SHAPES):
+        parts = (BROWS,) if name.startswith("brow") else (BLINK, GAZE) if name.startswith("eye") else (LOWER_FACE,)
         for part in parts:
             allowed[row, part] = 1.0
     rows = rows * allowed
@@ -72,8 +72,8 @@ def table() -> torch.Tensor:
     for eye, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
         closing = torch.zeros(2)
         closing[eye] = -open_lids[eye]
-        rows[SHAPES.index(name)] = 0
-        rows[SHAPES.index(name), BLINK] = torch.linalg.solve(lids.T, closing)
+        rows[ARKIT_SHAPES.index(name)] = 0
+        rows[ARKIT_SHAPES.index(name), BLINK] = torch.linalg.solve(lids.T, closing)
     return rows
 
 
@@ -82,33 +82,33 @@ def _lid_gap(faces: torch.Tensor, side: int) -> torch.Tensor:
     return faces[..., lower[4], 1] - faces[..., upper[4], 1]
 
 
-def to_motion(weights: np.ndarray) -> torch.Tensor:
+def blendshapes_to_motion(weights: np.ndarray) -> torch.Tensor:
     """Return the expression ``[T, 24]`` of shape weights ``[T, 51]``."""
-    return torch.as_tensor(weights, dtype=torch.float32) @ table()
+    return torch.as_tensor(weights, dtype=torch.float32) @ blendshape_table()
 
 
-def from_motion(expression: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+def motion_to_blendshapes(expression: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
     """Return the shape weights ``[T, 51]`` in [0, 1] and the detail ``[T, 24]`` of an expression ``[T, 24]``.
 
-    ``to_motion(weights) + detail`` equals the expression.
+    ``blendshapes_to_motion(weights) + detail`` equals the expression.
     """
     from scipy.optimize import nnls
 
-    columns = table().double().numpy().T
-    left = np.vstack([columns, _RIDGE * np.eye(len(SHAPES))])
-    zeros = np.zeros(len(SHAPES))
+    columns = blendshape_table().double().numpy().T
+    left = np.vstack([columns, _RIDGE * np.eye(len(ARKIT_SHAPES))])
+    zeros = np.zeros(len(ARKIT_SHAPES))
     frames = expression[:, EXPRESSION].double().numpy()
     weights = np.stack([nnls(left, np.concatenate([frame, zeros]))[0] for frame in frames]).clip(0, 1)
-    return weights, expression[:, EXPRESSION] - to_motion(weights)
+    return weights, expression[:, EXPRESSION] - blendshapes_to_motion(weights)
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
 
-HEAD_NAMES = ("headYaw", "headPitch", "headRoll", "headX", "headY", "headScale")
+HEAD_COLUMNS = ("headYaw", "headPitch", "headRoll", "headX", "headY", "headScale")
 _DETAIL = tuple(f"detail{i}" for i in range(EXPRESSION.stop))
 _IGNORED = ("frame", "time", "timecode", "blendshapecount")
 """Columns that carry no motion."""
-_CANONICAL = {name.lower(): name for name in (*SHAPES, *HEAD_NAMES, *_DETAIL)}
+_CANONICAL = {name.lower(): name for name in (*ARKIT_SHAPES, *HEAD_COLUMNS, *_DETAIL)}
 
 
 def write_motion(path: Path, motion: torch.Tensor) -> None:
@@ -117,8 +117,8 @@ def write_motion(path: Path, motion: torch.Tensor) -> None:
     Raises:
         BadInput: if the name ends neither in .csv nor in .json, or the file cannot be written.
     """
-    check_name(path)
-    weights, detail = from_motion(motion)
+    check_motion_file_name(path)
+    weights, detail = motion_to_blendshapes(motion)
     head = _head_to_file(motion[:, HEAD])
     columns = np.concatenate([weights, head, detail.numpy()], 1)
     text = _as_csv(columns) if path.suffix.lower() == ".csv" else _as_json(columns)
@@ -134,7 +134,7 @@ def read_motion(path: Path) -> torch.Tensor:
     Raises:
         BadInput: if the file is not readable, has an unknown column, a value that is not a number, or no frame.
     """
-    check_name(path)
+    check_motion_file_name(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -145,13 +145,13 @@ def read_motion(path: Path) -> torch.Tensor:
     columns = _as_columns(rows, path)
     if len(times) == len(columns) > 1:
         columns = _resample(columns, np.array(times), path)
-    shapes = len(SHAPES)
+    shapes = len(ARKIT_SHAPES)
     detail = torch.as_tensor(columns[:, shapes + 6 :], dtype=torch.float32)
-    expression = to_motion(columns[:, :shapes]) + detail
+    expression = blendshapes_to_motion(columns[:, :shapes]) + detail
     return torch.cat([expression, _head_from_file(columns[:, shapes : shapes + 6])], 1)
 
 
-def check_name(path: Path) -> None:
+def check_motion_file_name(path: Path) -> None:
     """Check that the name of a motion file ends in .csv or .json.
 
     Raises:
@@ -187,12 +187,12 @@ def _as_csv(columns: np.ndarray) -> str:
 
 
 def _as_json(columns: np.ndarray) -> str:
-    shapes = len(SHAPES)
+    shapes = len(ARKIT_SHAPES)
     frames = [
         {
             "time": round(index / FPS, 4),
-            "blendshapes": dict(zip(SHAPES, _seven_digits(row[:shapes]), strict=True)),
-            "head": dict(zip(HEAD_NAMES, _seven_digits(row[shapes : shapes + 6]), strict=True)),
+            "blendshapes": dict(zip(ARKIT_SHAPES, _seven_digits(row[:shapes]), strict=True)),
+            "head": dict(zip(HEAD_COLUMNS, _seven_digits(row[shapes : shapes + 6]), strict=True)),
             "detail": _seven_digits(row[shapes + 6 :]),
         }
         for index, row in enumerate(columns)

@@ -10,7 +10,7 @@
                   this, lips and lids start anew six times a second, which is visible as trembling. With a = 0.15 the
                   acceleration at borders is what it is inside chunks (``benchmarks/easing.py``)
 
-``Delivery`` does this for streams, ``deliver`` for whole sequences; both give the same result. ``Controls`` are what a
+``MotionPostprocessor`` does this for streams, ``postprocess_motion`` for whole sequences; both give the same result. ``Controls`` are what a
 user may turn up or down.
 """
 
@@ -25,7 +25,16 @@ import numpy as np
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER, MOTION_DIM, MotionBasis, lip_gap
+from flowportrait.rendering.motion_basis import (
+    BLINK,
+    BROWS,
+    GAZE,
+    HEAD,
+    LOWER_FACE,
+    MOTION_DIM,
+    MotionBasis,
+    lip_pair_gaps,
+)
 
 # --- Delivery --------------------------------------------------------------------------------------------------------
 
@@ -33,7 +42,9 @@ _UNCHANGED, _LIMIT = 2.0, 3.5
 """Standard deviations of head motion up to which it is unchanged, and which it never exceeds."""
 
 
-def deliver(motion: torch.Tensor, chunk: int, share: float, gates: torch.Tensor | None = None) -> torch.Tensor:
+def postprocess_motion(
+    motion: torch.Tensor, chunk: int, share: float, gates: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the filtered and joined motion of whole sequences.
 
     Args:
@@ -44,12 +55,12 @@ def deliver(motion: torch.Tensor, chunk: int, share: float, gates: torch.Tensor 
     """
     motion = MotionLowPass()(motion)
     if gates is not None:
-        motion[..., LOWER] *= gates[..., None]
+        motion[..., LOWER_FACE] *= gates[..., None]
     return join_chunks(motion, chunk, share)
 
 
-class Delivery:
-    """``deliver`` for a batch of streams, chunk by chunk; the last frame of a chunk is held back until the next one."""
+class MotionPostprocessor:
+    """``postprocess_motion`` for a batch of streams, chunk by chunk; the last frame of a chunk is held back until the next one."""
 
     def __init__(self, chunk: int, share: float) -> None:
         self.low_pass, self.joiner = MotionLowPass(), ChunkJoiner(share if chunk > 1 else 0.0)
@@ -63,7 +74,7 @@ class Delivery:
             frames: how many frames of it are used, by default all.
         """
         motion = self.low_pass(motion)
-        motion[..., LOWER] *= gates[..., None]
+        motion[..., LOWER_FACE] *= gates[..., None]
         return self.joiner(motion[:, :frames])
 
     def finish(self) -> torch.Tensor:
@@ -201,7 +212,7 @@ def _beside_border(t: int, chunk: int) -> bool:
 def _border_mask(like: torch.Tensor) -> torch.Tensor:
     """Return a mask ``[30]`` of the coefficients that are smoothed at borders."""
     mask = like.new_zeros(MOTION_DIM)
-    for part in (LOWER, BLINK, GAZE):
+    for part in (LOWER_FACE, BLINK, GAZE):
         mask[part] = 1
     return mask
 
@@ -255,7 +266,7 @@ class Controls:
         """Return the controlled motion ``[..., 30]`` as a new tensor."""
         result = motion.clone()
         result[..., BROWS] *= self.expression_scale
-        result[..., LOWER] += (self.expression_scale - 1) * (motion[..., LOWER] @ lip_free())
+        result[..., LOWER_FACE] += (self.expression_scale - 1) * (motion[..., LOWER_FACE] @ lip_preserving_projection())
         result[..., BLINK] *= self.blink
         result[..., HEAD] *= self.head_motion
         result[..., GAZE] += gaze_coefficients(*self.gaze)
@@ -263,9 +274,9 @@ class Controls:
 
 
 @lru_cache(maxsize=1)
-def lip_free() -> torch.Tensor:
+def lip_preserving_projection() -> torch.Tensor:
     """Return the projection ``[16, 16]`` of lower-face motion on directions that change none of the nine lip gaps."""
-    gap = lip_gap(MotionBasis.load().directions[LOWER]).double()
+    gap = lip_pair_gaps(MotionBasis.load().directions[LOWER_FACE]).double()
     return (torch.eye(gap.shape[0], dtype=torch.float64) - gap @ torch.linalg.pinv(gap)).float()
 
 

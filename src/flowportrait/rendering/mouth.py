@@ -3,8 +3,8 @@
     colour / skin  =  cavity  ◁ lower teeth, j > line + curve u²  ◁ upper teeth, s < line + curve u²
 
 The picture has three smooth layers with sharp lines between them (◁: covered by), in the coordinates (u, s, j, a, b) of
-``mouth_geometry``. ``MouthModel``, a small network, gives the colours of the layers relative to the skin; ``Light`` is
-how bright the teeth of one portrait are; ``Palette`` and ``compose`` turn both into colours and single teeth; ``Mouth``
+``mouth_geometry``. ``MouthModel``, a small network, gives the colours of the layers relative to the skin; ``MouthLight`` is
+how bright the teeth of one portrait are; ``MouthPalette`` and ``compose_teeth`` turn both into colours and single teeth; ``Mouth``
 draws them. Teeth are attached to the skull (upper) or the jaw (lower), so they never swim. A photo that already shows
 the inside of the mouth keeps its own pixels there, moved with the skull, and the model continues them where the mouth
 opens further.
@@ -22,20 +22,20 @@ import cv2
 import numpy as np
 from safetensors.numpy import load, save_file
 
-from flowportrait.files import complete
-from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, fill, opening
+from flowportrait.files import atomic_write
+from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, opening_outline, outline_mask
 from flowportrait.rendering.mesh import rigid_motion
-from flowportrait.rendering.mouth_geometry import MouthFrame, Opening, skin_colour
+from flowportrait.rendering.mouth_geometry import MouthFrame, MouthOpening, skin_colour
 
 # --- The learned look ------------------------------------------------------------------------------------------------
 
-FEATURES = 12
-HIDDEN = 40
-LAYERS = 4
+FEATURE_COUNT = 12
+HIDDEN_UNITS = 40
+LAYER_COUNT = 4
 """Inputs, hidden width and number of linear layers of the network."""
 
 
-def features(place: Any, shape: Any) -> list[Any]:
+def mouth_features(place: Any, shape: Any) -> list[Any]:
     """Return the 12 network inputs ``[N]``, in NumPy or torch.
 
     Args:
@@ -69,7 +69,7 @@ class MouthModel:
             place: coordinates ``[N, 5]``.
             shape: height and width of the opening.
         """
-        x = np.stack(features(place, np.broadcast_to(np.array(shape, np.float32), (len(place), 2))), -1)
+        x = np.stack(mouth_features(place, np.broadcast_to(np.array(shape, np.float32), (len(place), 2))), -1)
         for weight, bias in self._layers[:-1]:
             x = np.maximum(x @ weight + bias, 0)
         weight, bias = self._layers[-1]
@@ -81,7 +81,7 @@ class MouthModel:
         for index, (weight, bias) in enumerate(self._layers):
             tensors |= {f"weight_{index}": weight, f"bias_{index}": bias}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with complete(path) as partial:
+        with atomic_write(path) as partial:
             save_file({name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}, str(partial))
 
     @classmethod
@@ -89,7 +89,7 @@ class MouthModel:
     def shipped(cls) -> MouthModel:
         """Return the model that comes with the package."""
         data = load(files("flowportrait").joinpath("weights/mouth/interior.safetensors").read_bytes())
-        layers = [(data[f"weight_{i}"], data[f"bias_{i}"]) for i in range(LAYERS)]
+        layers = [(data[f"weight_{i}"], data[f"bias_{i}"]) for i in range(LAYER_COUNT)]
         return cls(layers, data["line"], data["curve"])
 
 
@@ -125,7 +125,7 @@ _FEW = 3
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-class Light(NamedTuple):
+class MouthLight(NamedTuple):
     """The light in a mouth.
 
     Attributes:
@@ -137,11 +137,11 @@ class Light(NamedTuple):
     hue: np.ndarray
 
 
-def eye_white(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
+def eye_white_colour(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
     """Return the colour ``[3]`` of the white of the eyes, at least one in each channel; None if the eyes are shut."""
     points, whites = landmarks[:, :2], []
     for upper, lower, iris in EYES:
-        inside = fill(picture.shape[:2], opening(points[upper], points[lower]))
+        inside = outline_mask(picture.shape[:2], opening_outline(points[upper], points[lower]))
         radius = float(np.linalg.norm(points[iris + 1 : iris + 5] - points[iris], axis=1).mean())
         ys, xs = np.nonzero(inside > 0.8)
         beside = np.hypot(xs - points[iris, 0], ys - points[iris, 1]) > 1.1 * radius
@@ -150,35 +150,35 @@ def eye_white(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
     return np.mean(whites, axis=0) + 1 if whites else None
 
 
-def teeth_seen(picture: np.ndarray, landmarks: np.ndarray) -> float | None:
+def teeth_luma(picture: np.ndarray, landmarks: np.ndarray) -> float | None:
     """Return the luma of the teeth in a picture, or None if the mouth is not open enough to show them."""
     points = landmarks[:, :2]
     gap = np.linalg.norm(points[14] - points[13]) / np.linalg.norm(points[33] - points[263])
     if gap <= _OPEN:
         return None
-    inside = fill(picture.shape[:2], opening(points[INNER_UPPER], points[INNER_LOWER])) > 0.9
+    inside = outline_mask(picture.shape[:2], opening_outline(points[INNER_UPPER], points[INNER_LOWER])) > 0.9
     if inside.sum() <= _FEW:
         return None
     return float(np.percentile(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[inside], 90))
 
 
-def light_of(picture: np.ndarray, landmarks: np.ndarray, skin: np.ndarray) -> Light:
+def estimate_light(picture: np.ndarray, landmarks: np.ndarray, skin: np.ndarray) -> MouthLight:
     """Return the light of a picture ``[H, W, 3]`` uint8 with landmarks ``[478, 3]`` px and skin colour ``[3]``."""
-    white = eye_white(picture, landmarks)
+    white = eye_white_colour(picture, landmarks)
     if white is None:
-        return Light(1.0, np.ones(3))
+        return MouthLight(1.0, np.ones(3))
     brightest = np.percentile(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 99)
     light = np.sqrt((white @ LUMA) / _EYE_WHITE * brightest / _BRIGHTEST)
     hue = np.clip((white / (white @ LUMA)) ** _HUE, 1 / _MOST_HUE, _MOST_HUE)
-    return Light(float(np.clip((light / (skin @ LUMA)) ** _POWER, 1.0, _MOST)), hue / (hue @ LUMA))
+    return MouthLight(float(np.clip((light / (skin @ LUMA)) ** _POWER, 1.0, _MOST)), hue / (hue @ LUMA))
 
 
-def shown_teeth(frames: Sequence[np.ndarray], landmarks: np.ndarray, skin: np.ndarray) -> float | None:
+def estimate_teeth_factor(frames: Sequence[np.ndarray], landmarks: np.ndarray, skin: np.ndarray) -> float | None:
     """Return the factor on the model's teeth that fits the frames of a video with landmarks ``[T, 478, 3]`` px.
 
     None if too few frames show the inside of the mouth.
     """
-    lumas = [teeth_seen(frame, points) for frame, points in zip(frames, landmarks, strict=True)]
+    lumas = [teeth_luma(frame, points) for frame, points in zip(frames, landmarks, strict=True)]
     found = [luma for luma in lumas if luma is not None]
     if len(found) < _FEW:
         return None
@@ -234,10 +234,10 @@ def colourfulness(skin: np.ndarray) -> float:
     return min(float(np.ptp(skin) / skin.max()) / _GREY_SATURATION, 1.0)
 
 
-class Palette:
+class MouthPalette:
     """The colours of one portrait's mouth, from its skin colour ``[3]`` and its light."""
 
-    def __init__(self, skin: np.ndarray, light: Light) -> None:
+    def __init__(self, skin: np.ndarray, light: MouthLight) -> None:
         self._skin = skin.astype(np.float32)
         self._teeth = np.float32(light.teeth)
         self._gain = (_GAIN * np.array([1.0, light.teeth, light.teeth], np.float32))[:, None]
@@ -267,7 +267,7 @@ class Palette:
         return grey * self._base + self.colourful * hue * (layers - grey)
 
 
-def compose(layers: np.ndarray, place: np.ndarray, model: MouthModel, pixel: float) -> np.ndarray:
+def compose_teeth(layers: np.ndarray, place: np.ndarray, model: MouthModel, pixel: float) -> np.ndarray:
     """Return the picture ``[h, w, 3]`` of teeth in front of the cavity.
 
     Args:
@@ -307,7 +307,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x.clip(-30, 30)))
 
 
-def enlarge(values: np.ndarray, stride: int, width: int, height: int) -> np.ndarray:
+def interpolate_grid(values: np.ndarray, stride: int, width: int, height: int) -> np.ndarray:
     """Return samples ``[rows, columns, C]``, taken every ``stride`` px, at all pixels ``[height, width, C]``."""
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32) / stride
     parts = [np.ascontiguousarray(values[..., i : i + 3]) for i in range(0, values.shape[-1], 3)]
@@ -346,18 +346,22 @@ class Mouth:
     """
 
     def __init__(
-        self, crop: np.ndarray, landmarks: np.ndarray, keep_own: bool = True, palette: Palette | None = None
+        self,
+        crop: np.ndarray,
+        landmarks: np.ndarray,
+        keep_photo_interior: bool = True,
+        palette: MouthPalette | None = None,
     ) -> None:
         self._frame = MouthFrame(landmarks)
         self._model = MouthModel.shipped()
         skin = skin_colour(crop, landmarks)
-        self._palette = palette or Palette(skin, light_of(crop, landmarks, skin))
+        self._palette = palette or MouthPalette(skin, estimate_light(crop, landmarks, skin))
         self._landmarks = landmarks.astype(np.float64)
         points = self._landmarks[:, :2]
-        outline = opening(points[INNER_UPPER], points[INNER_LOWER])
+        outline = opening_outline(points[INNER_UPPER], points[INNER_LOWER])
         self._photo_shape = self._frame.opening(self._landmarks)
-        self._photo = crop if keep_own and self._photo_shape.height > PHOTO_OPENING else None
-        self._photo_mask = fill(crop.shape[:2], outline, 0.8)
+        self._photo = crop if keep_photo_interior and self._photo_shape.height > PHOTO_OPENING else None
+        self._photo_mask = outline_mask(crop.shape[:2], outline, 0.8)
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
         """Draw into ``frame`` ``[S, S, 3]`` uint8 in place, for target landmarks ``[478, 3]`` px."""
@@ -373,12 +377,12 @@ class Mouth:
         inside = self._interior(shape, low, high)
         if self._photo is not None:
             inside = self._blend_photo(inside, shape, target, low, high)
-        mask = fill(region.shape[:2], shape.outline - low, 0.6)[..., None]
+        mask = outline_mask(region.shape[:2], shape.outline - low, 0.6)[..., None]
         # Lips a fraction of a pixel apart touch.
         mask *= np.float32(min(shape.height * float(np.hypot(*shape.axes[0])) / _TOUCHING, 1.0))
         region[:] = np.round(region + mask * (inside - region)).clip(0, 255).astype(np.uint8)
 
-    def _draw_seam(self, region: np.ndarray, shape: Opening, low: np.ndarray) -> None:
+    def _draw_seam(self, region: np.ndarray, shape: MouthOpening, low: np.ndarray) -> None:
         """Draw the dark line at which closed lips meet, which lips that were photographed apart lack."""
         closed = 1 - min(shape.height / self._photo_shape.height / _SHADOW_BELOW, 1.0)
         if closed > 0:
@@ -387,10 +391,10 @@ class Mouth:
             upper, lower = ring[: half + 1], ring[half:][::-1]
             thick = np.sin(np.linspace(0, np.pi, half + 1))[:, None] ** 0.5 * np.array([0.0, 0.8])
             line = np.concatenate([upper - thick, (lower + thick)[-2:0:-1]]) - low
-            dark = fill(region.shape[:2], line, 0.8)[..., None] * np.float32(_SEAM * closed)
+            dark = outline_mask(region.shape[:2], line, 0.8)[..., None] * np.float32(_SEAM * closed)
             region[:] = np.round(region * (1 - dark)).astype(np.uint8)
 
-    def _interior(self, shape: Opening, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    def _interior(self, shape: MouthOpening, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Return the colours ``[h, w, 3]`` of the box from ``low`` to ``high``, valid inside the opening."""
         width, height = high - low
         xs = np.arange(low[0], high[0] + _STRIDE, _STRIDE, dtype=np.float64)
@@ -400,12 +404,12 @@ class Mouth:
         coarse[..., 3:] = coarse[..., 3:].clip(0)
         places = coarse.reshape(-1, 5)
         layers = self._palette.colours(self._model.layers(places, (shape.height, shape.width)), places)
-        layers = enlarge(layers.reshape(len(ys), len(xs), 9), _STRIDE, width, height)
-        place = enlarge(coarse[..., :3], _STRIDE, width, height)
-        return compose(layers, place, self._model, 1 / float(np.hypot(*shape.axes[0])))
+        layers = interpolate_grid(layers.reshape(len(ys), len(xs), 9), _STRIDE, width, height)
+        place = interpolate_grid(coarse[..., :3], _STRIDE, width, height)
+        return compose_teeth(layers, place, self._model, 1 / float(np.hypot(*shape.axes[0])))
 
     def _blend_photo(
-        self, inside: np.ndarray, shape: Opening, target: np.ndarray, low: np.ndarray, high: np.ndarray
+        self, inside: np.ndarray, shape: MouthOpening, target: np.ndarray, low: np.ndarray, high: np.ndarray
     ) -> np.ndarray:
         """Return the model's interior with that of the photo, moved with the skull, blended over it."""
         matrix, shift = rigid_motion(self._landmarks, target)

@@ -7,8 +7,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from flowportrait.media.crop import to_canonical
-from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER, fill, opening
+from flowportrait.media.crop import canonical_transform
+from flowportrait.rendering.face_regions import (
+    INNER_LOWER,
+    INNER_UPPER,
+    OUTER_LOWER,
+    OUTER_UPPER,
+    opening_outline,
+    outline_mask,
+)
 from flowportrait.rendering.mesh import rigid_motion
 
 # --- Coordinates inside the mouth ------------------------------------------------------------------------------------
@@ -27,7 +34,7 @@ _LIP_SHARE = 0.35
 """Share of the opening by which the upper lip rises; the jaw carries the rest."""
 
 
-class Opening(NamedTuple):
+class MouthOpening(NamedTuple):
     """An open mouth in one picture; lengths are in eye distances unless given in px.
 
     Attributes:
@@ -73,7 +80,7 @@ class MouthFrame:
         self._jaw = (1 - _LIP_SHARE) * gap / scale
         self._scale = scale
 
-    def opening(self, target: np.ndarray) -> Opening:
+    def opening(self, target: np.ndarray) -> MouthOpening:
         """Return the opening for target landmarks ``[478, 3]`` px."""
         matrix, shift = rigid_motion(self._landmarks, target)
         middle = (matrix @ self._lip_line + shift)[:2]
@@ -85,8 +92,8 @@ class MouthFrame:
         axes = np.stack([across, down]) * scale
         points = target[:, :2]
         upper, lower = (self._chain(points[chain], middle, axes, scale) for chain in (INNER_UPPER, INNER_LOWER))
-        return Opening(
-            outline=opening(points[INNER_UPPER], points[INNER_LOWER]),
+        return MouthOpening(
+            outline=opening_outline(points[INNER_UPPER], points[INNER_LOWER]),
             middle=middle,
             axes=axes,
             jaw=float(chin @ down) / scale + self._jaw,
@@ -130,14 +137,14 @@ def skin_colour(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 #
 # So what a network reads and writes has the same size for every face and every picture.
 
-HEIGHT, WIDTH = 72, 96
+WINDOW_HEIGHT, WINDOW_WIDTH = 72, 96
 _SPAN = 1.15
 """Width of the window in outer-eye-corner distances."""
 
 _CENTRE = np.array([0.0, 0.88])
 """Middle of the window in canonical coordinates."""
 
-_MIDDLE = np.array([WIDTH - 1, HEIGHT - 1]) / 2
+_MIDDLE = np.array([WINDOW_WIDTH - 1, WINDOW_HEIGHT - 1]) / 2
 
 
 class MouthState(NamedTuple):
@@ -158,16 +165,16 @@ class MouthState(NamedTuple):
     height: float
 
 
-def to_window(landmarks: np.ndarray) -> np.ndarray:
+def mouth_window_transform(landmarks: np.ndarray) -> np.ndarray:
     """Return the similarity ``[2, 3]`` from image pixels to window pixels, for landmarks ``[478, 3]`` px."""
-    scale = WIDTH / _SPAN
-    matrix = to_canonical(landmarks) * scale
+    scale = WINDOW_WIDTH / _SPAN
+    matrix = canonical_transform(landmarks) * scale
     matrix[:, 2] += _MIDDLE - _CENTRE * scale
     return matrix
 
 
-def cut(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return the window ``[72, 96, 3]`` uint8 of an image ``[H, W, 3]`` uint8, for a matrix of ``to_window``."""
+def cut_mouth_window(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the window ``[72, 96, 3]`` uint8 of an image ``[H, W, 3]`` uint8, for a matrix of ``mouth_window_transform``."""
     pixel = 1 / float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     back = cv2.invertAffineTransform(matrix)
@@ -176,9 +183,11 @@ def cut(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         fine = back.copy()
         fine[:, :2] /= 2
         fine[:, 2] -= back[:, :2] @ np.array([0.25, 0.25])
-        large = cv2.warpAffine(image, fine, (2 * WIDTH, 2 * HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return cv2.resize(large, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    return cv2.warpAffine(image, back, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        large = cv2.warpAffine(
+            image, fine, (2 * WINDOW_WIDTH, 2 * WINDOW_HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+        return cv2.resize(large, (WINDOW_WIDTH, WINDOW_HEIGHT), interpolation=cv2.INTER_AREA)
+    return cv2.warpAffine(image, back, (WINDOW_WIDTH, WINDOW_HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def mouth_state(frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray) -> MouthState:
@@ -187,7 +196,7 @@ def mouth_state(frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray) ->
     Args:
         frame: skull and jaw of the person.
         landmarks: ``[478, 3]`` px.
-        matrix: similarity ``[2, 3]`` of ``to_window``.
+        matrix: similarity ``[2, 3]`` of ``mouth_window_transform``.
     """
     shape = frame.opening(landmarks)
     points = landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
@@ -196,8 +205,8 @@ def mouth_state(frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray) ->
     place = (shape.axes / scale**2) @ (back - np.column_stack([np.zeros((2, 2)), shape.middle]))
     outline = shape.outline @ matrix[:, :2].T + matrix[:, 2]
     return MouthState(
-        inner=fill((HEIGHT, WIDTH), outline),
-        outer=fill((HEIGHT, WIDTH), opening(points[OUTER_UPPER], points[OUTER_LOWER])),
+        inner=outline_mask((WINDOW_HEIGHT, WINDOW_WIDTH), outline),
+        outer=outline_mask((WINDOW_HEIGHT, WINDOW_WIDTH), opening_outline(points[OUTER_UPPER], points[OUTER_LOWER])),
         place=place.astype(np.float32),
         jaw=shape.jaw,
         height=shape.height,

@@ -20,15 +20,15 @@ import cv2
 import numpy as np
 import torch
 
-from flowportrait.media.faces import Faces
+from flowportrait.media.faces import TrackedFace
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import in_order
-from flowportrait.rendering.face_regions import EYES, bare_skin, head_weight, matte, person
-from flowportrait.rendering.layers import Backdrop, Eye, FarSide
+from flowportrait.media.video import map_in_order
+from flowportrait.rendering.face_regions import EYES, head_weight, person_matte, segment_person, skin_without_openings
+from flowportrait.rendering.layers import Backdrop, EyeLayer, FarSideLayer
 from flowportrait.rendering.mesh import HeadMesh, Rasterizer
-from flowportrait.rendering.motion_basis import LOWER, Identity, MotionBasis, close_lips
+from flowportrait.rendering.motion_basis import LOWER_FACE, Identity, MotionBasis, close_lips
 from flowportrait.rendering.mouth import Mouth
-from flowportrait.rendering.retouch import Network, Retouch
+from flowportrait.rendering.retouch import Retouch, RetouchFunction
 
 _TOLERANCE = 1e-3
 """Pixels within which a crop ends at the top of its photo."""
@@ -37,7 +37,7 @@ _AHEAD = 4
 """Number of frames in progress at once: one chunk of motion."""
 
 
-class Interior(Protocol):
+class MouthInterior(Protocol):
     """Interface of an object that draws the inside of a mouth."""
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
@@ -66,7 +66,7 @@ class Renderer:
         size: int | None = None,
         retouch: bool = True,
         workers: int = 2,
-        network: Network | None = None,
+        network: RetouchFunction | None = None,
     ) -> None:
         crop = portrait.crop
         self._scale = 1.0 if size is None else size / crop.shape[0]
@@ -74,17 +74,17 @@ class Renderer:
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
         landmarks = self._scaled(portrait.landmarks)
         free_top = _ends_at_top(portrait)
-        mask = person(crop, landmarks)
+        mask = segment_person(crop, landmarks)
         weight = head_weight(mask, landmarks, crop.shape[0], free_top)
         self._mesh = HeadMesh(crop, landmarks, weight, cut_off=mask[0] > 0 if free_top else None)
         self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0], free_top=free_top)
-        self._eyes = [Eye(crop, landmarks, side) for side in range(len(EYES))]
-        self.mouth: Interior = Mouth(crop, landmarks)
+        self._eyes = [EyeLayer(crop, landmarks, side) for side in range(len(EYES))]
+        self.mouth: MouthInterior = Mouth(crop, landmarks)
         self._retouch = Retouch(crop, landmarks, network) if retouch else None
         self._workers = workers
-        skin = bare_skin(crop, landmarks)
-        self.picture = Backdrop(skin, matte(mask, crop.shape[0]))
-        far_side = FarSide(self._mesh, skin)
+        skin = skin_without_openings(crop, landmarks)
+        self.picture = Backdrop(skin, person_matte(mask, crop.shape[0]))
+        far_side = FarSideLayer(self._mesh, skin)
         self._far_side = far_side if far_side.needed else None
 
     def __call__(
@@ -95,7 +95,7 @@ class Renderer:
         ``finish`` is applied to each frame in the thread that drew it.
         """
         draw = self.draw if finish is None else lambda points: finish(self.draw(points))
-        return in_order(draw, landmarks, self._workers, _AHEAD)
+        return map_in_order(draw, landmarks, self._workers, _AHEAD)
 
     def draw(self, landmarks: np.ndarray) -> np.ndarray:
         """Return one frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
@@ -130,10 +130,10 @@ identity; above the second, it is kept as part of the face. Photos of people sta
 doll's proportions measures 13.5."""
 
 
-def resting(basis: MotionBasis, portrait: Portrait) -> Identity:
+def portrait_identity(basis: MotionBasis, portrait: Portrait) -> Identity:
     """Return the identity of a portrait. An impossibly strong expression is kept as part of the face itself."""
     motion, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
-    length = float(motion[0, LOWER].norm())
+    length = float(motion[0, LOWER_FACE].norm())
     keep = min(max((length - _PLAUSIBLE) / (_IMPLAUSIBLE - _PLAUSIBLE), 0.0), 1.0)
     if keep == 0.0:
         return identity
@@ -150,7 +150,7 @@ class MotionCodec:
         size: int | None = None,
         basis: MotionBasis | None = None,
         retouch: bool = True,
-        network: Network | None = None,
+        network: RetouchFunction | None = None,
     ) -> None:
         """Prepare a portrait.
 
@@ -163,10 +163,10 @@ class MotionCodec:
         """
         self.portrait = portrait
         self.basis = basis or MotionBasis.load()
-        self.identity = resting(self.basis, portrait)
+        self.identity = portrait_identity(self.basis, portrait)
         self.renderer = Renderer(portrait, size, retouch, network=network)
 
-    def encode(self, faces: Faces) -> tuple[torch.Tensor, Identity]:
+    def encode(self, faces: TrackedFace) -> tuple[torch.Tensor, Identity]:
         """Return the motion ``[T, 30]`` and the identity of a tracked video."""
         return self.basis.encode(faces.landmarks, faces.blendshapes)
 

@@ -7,7 +7,7 @@ base is what the warp and the mouth model drew. The flow corrects the shape of l
 detail; the blurred residual adds the light of an open mouth. Colours are relative to the skin, so a painting or a grey
 photo is retouched in its own palette. An untrained network changes nothing.
 
-``RetouchNet`` is the network, ``ExportedNet`` the same as ONNX, and ``Retouch`` applies it to one portrait. Trained and
+``RetouchNet`` is the network, ``OnnxRetouchNet`` the same as ONNX, and ``Retouch`` applies it to one portrait. Trained and
 stored are the weights ``model.safetensors``; after training, export them again:
 
     python -m flowportrait.rendering.retouch        model.safetensors ─► model.onnx, both in weights/retouch
@@ -31,10 +31,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowportrait.devices import Device, device_of, once_per_device, onnx_providers, place, read_weights
+from flowportrait.devices import Device, cached_per_device, device_of, onnx_providers, place_network, read_weights
 from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from flowportrait.rendering.mouth import PHOTO_OPENING, colourfulness
-from flowportrait.rendering.mouth_geometry import HEIGHT, WIDTH, MouthFrame, cut, mouth_state, skin_colour, to_window
+from flowportrait.rendering.mouth_geometry import (
+    WINDOW_HEIGHT,
+    WINDOW_WIDTH,
+    MouthFrame,
+    cut_mouth_window,
+    mouth_state,
+    mouth_window_transform,
+    skin_colour,
+)
 
 # --- The network -----------------------------------------------------------------------------------------------------
 
@@ -56,7 +64,7 @@ _DARKEST = 0.06
 """Least colour of the skin that others are divided by."""
 
 
-class Windows(NamedTuple):
+class MouthWindows(NamedTuple):
     """A batch of mouth windows; colours are in [0, 1].
 
     Attributes:
@@ -80,7 +88,7 @@ class Windows(NamedTuple):
     drop: Tensor
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A residual block of two convolutions."""
 
     def __init__(self, width: int) -> None:
@@ -98,7 +106,7 @@ class Block(nn.Module):
 def _border_fade() -> Tensor:
     """Return the weight of the change ``[H, W]``, zero at the border of the window."""
     ramps = []
-    for size in (HEIGHT, WIDTH):
+    for size in (WINDOW_HEIGHT, WINDOW_WIDTH):
         place = torch.arange(size).float()
         ramp = (torch.minimum(place, size - 1 - place) / _FADE).clamp(max=1)
         ramps.append(ramp * ramp * (3 - 2 * ramp))
@@ -106,7 +114,7 @@ def _border_fade() -> Tensor:
 
 
 class RetouchNet(nn.Module):
-    """A U-Net that maps ``Windows`` to a flow and a residual.
+    """A U-Net that maps ``MouthWindows`` to a flow and a residual.
 
     The flow ``[B, 2, H, W]`` is in window pixels, the residual ``[B, 3, H, W]`` in skin colours.
     """
@@ -118,21 +126,23 @@ class RetouchNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = _WIDTHS) -> None:
         super().__init__()
         self.stem = nn.Conv2d(4 * _INPUTS, widths[0], 3, padding=1)
-        self.encoders = nn.ModuleList(nn.Sequential(*[Block(w) for _ in range(1 + (w > widths[0]))]) for w in widths)
+        self.encoders = nn.ModuleList(
+            nn.Sequential(*[ResidualBlock(w) for _ in range(1 + (w > widths[0]))]) for w in widths
+        )
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
-        self.decoders = nn.ModuleList(Block(a) for a, _ in pairwise(widths))
+        self.decoders = nn.ModuleList(ResidualBlock(a) for a, _ in pairwise(widths))
         self.head = nn.Conv2d(widths[0], 4 * 5, 3, padding=1)
         with torch.no_grad():
             for parameter in self.head.parameters():
                 parameter.zero_()
-        ys, xs = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+        ys, xs = torch.meshgrid(torch.arange(WINDOW_HEIGHT), torch.arange(WINDOW_WIDTH), indexing="ij")
         self.register_buffer("fade", _border_fade(), persistent=False)
         taps = torch.exp(-0.5 * (torch.arange(-_REACH, _REACH + 1) / _SOFTNESS) ** 2)
         self.register_buffer("taps", taps / taps.sum(), persistent=False)
         self.register_buffer("grid", torch.stack([xs, ys, torch.ones_like(xs)]).float(), persistent=False)
 
-    def inputs(self, windows: Windows) -> Tensor:
+    def inputs(self, windows: MouthWindows) -> Tensor:
         """Return the input planes ``[B, 13, H, W]`` of the network.
 
         They are two pictures relative to the skin (6), three shares (3), the coordinates u, s and j (3), and the
@@ -146,7 +156,7 @@ class RetouchNet(nn.Module):
         shares = [windows.inner, windows.outer, windows.source_inner]
         return torch.cat([*pictures, *shares, 2 * place[:, :1], 4 * place[:, 1:], 4 * jaw, 4 * drop[:, 1:]], 1)
 
-    def forward(self, windows: Windows) -> tuple[Tensor, Tensor]:
+    def forward(self, windows: MouthWindows) -> tuple[Tensor, Tensor]:
         """Return flow and residual."""
         x = F.pixel_unshuffle(self.inputs(windows), 2).contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
@@ -168,11 +178,11 @@ class RetouchNet(nn.Module):
         across = F.conv2d(F.pad(residual, (_REACH, _REACH, 0, 0)), taps, groups=3)
         return F.conv2d(F.pad(across, (0, 0, _REACH, _REACH)), taps.transpose(2, 3), groups=3)
 
-    def retouched(self, windows: Windows) -> tuple[Tensor, Tensor]:
+    def retouched(self, windows: MouthWindows) -> tuple[Tensor, Tensor]:
         """Return the retouched windows ``[B, 3, H, W]`` and the flow, differentiably."""
         flow, residual = self(windows)
         place = (self.grid[:2] + flow).permute(0, 2, 3, 1)
-        last = torch.tensor([WIDTH - 1, HEIGHT - 1], dtype=place.dtype)
+        last = torch.tensor([WINDOW_WIDTH - 1, WINDOW_HEIGHT - 1], dtype=place.dtype)
         moved = F.grid_sample(windows.base, 2 * place / last - 1, align_corners=True, padding_mode="border")
         return moved + windows.skin.clamp_min(_DARKEST)[..., None, None] * residual, flow
 
@@ -182,10 +192,10 @@ class RetouchNet(nn.Module):
 # ONNX Runtime runs the same weights in two thirds of the time: the window is so small that much of PyTorch's time is
 # spent between the convolutions, which the runtime fuses.
 
-FOLDER = Path(str(files("flowportrait") / "weights" / "retouch"))
+RETOUCH_FOLDER = Path(str(files("flowportrait") / "weights" / "retouch"))
 
 
-class ExportedNet:
+class OnnxRetouchNet:
     """``RetouchNet`` from an ONNX file, for one window at a time; it can be called from several threads at once."""
 
     def __init__(self, path: Path, device: Device | None = None) -> None:
@@ -194,27 +204,27 @@ class ExportedNet:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
 
-    def __call__(self, windows: Windows) -> tuple[Tensor, Tensor]:
+    def __call__(self, windows: MouthWindows) -> tuple[Tensor, Tensor]:
         """Return flow and residual; see ``RetouchNet``."""
         feed = {name: tensor.numpy() for name, tensor in windows._asdict().items()}
         flow, residual = self._session.run(None, feed)
         return torch.from_numpy(flow), torch.from_numpy(residual)
 
 
-def blank_windows() -> Windows:
+def example_windows() -> MouthWindows:
     """Return one window of random values, as an example of the shapes."""
-    picture, share = torch.rand(1, 3, HEIGHT, WIDTH), torch.rand(1, 1, HEIGHT, WIDTH)
-    return Windows(picture, picture.clone(), torch.rand(1, 3), share, share.clone(), share.clone(), torch.rand(1, 2, 3),
+    picture, share = torch.rand(1, 3, WINDOW_HEIGHT, WINDOW_WIDTH), torch.rand(1, 1, WINDOW_HEIGHT, WINDOW_WIDTH)
+    return MouthWindows(picture, picture.clone(), torch.rand(1, 3), share, share.clone(), share.clone(), torch.rand(1, 2, 3),
                    torch.rand(1, 2))  # fmt: skip
 
 
-def export(network: RetouchNet, path: Path) -> None:
+def export_onnx(network: RetouchNet, path: Path) -> None:
     """Write ``network`` atomically as ONNX."""
     partial = path.with_suffix(".partial")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Positional(network.eval()), tuple(blank_windows()), str(partial), input_names=list(Windows._fields),
+            _Positional(network.eval()), tuple(example_windows()), str(partial), input_names=list(MouthWindows._fields),
             output_names=["flow", "residual"], opset_version=17, dynamo=False,
         )  # fmt: skip
     os.replace(partial, path)
@@ -228,12 +238,12 @@ class _Positional(nn.Module):
         self.network = network
 
     def forward(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(Windows(*windows))
+        return self.network(MouthWindows(*windows))
 
 
 # --- Retouching of one portrait --------------------------------------------------------------------------------------
 
-Network = Callable[[Windows], tuple[torch.Tensor, torch.Tensor]]
+RetouchFunction = Callable[[MouthWindows], tuple[torch.Tensor, torch.Tensor]]
 """``Windows -> (flow, residual)``, as ``RetouchNet`` returns them."""
 
 _LIPS = [*INNER_UPPER, *INNER_LOWER, *OUTER_UPPER, *OUTER_LOWER]
@@ -252,34 +262,34 @@ _OWN = 0.8
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-@once_per_device
-def shipped_network() -> Network:
+@cached_per_device
+def shipped_retouch_network() -> RetouchFunction:
     """Return the network that comes with the package, run by ONNX Runtime."""
-    return ExportedNet(FOLDER / "model.onnx")
+    return OnnxRetouchNet(RETOUCH_FOLDER / "model.onnx")
 
 
-@once_per_device
-def _torch_network() -> Network:
+@cached_per_device
+def _torch_network() -> RetouchFunction:
     """Return the shipped network in PyTorch, for devices that the installed ONNX Runtime does not support."""
     network = RetouchNet().requires_grad_(False).eval()
-    network.load_state_dict(read_weights(FOLDER / "model.safetensors"))
-    device = device_of(place(network))
+    network.load_state_dict(read_weights(RETOUCH_FOLDER / "model.safetensors"))
+    device = device_of(place_network(network))
 
-    def retouch(windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
-        flow, residual = network(Windows(*(part.to(device) for part in windows)))
+    def retouch(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
+        flow, residual = network(MouthWindows(*(part.to(device) for part in windows)))
         return flow.cpu(), residual.cpu()
 
     return retouch
 
 
-def retouch_network(device: Device = "cpu", dtype: torch.dtype = torch.float32) -> Network:
+def retouch_network(device: Device = "cpu", dtype: torch.dtype = torch.float32) -> RetouchFunction:
     """Return the shipped network on a device.
 
     ONNX Runtime runs it where it supports the device and type, which is faster; otherwise PyTorch does.
     """
     supported = torch.device(device).type == "cpu" or len(onnx_providers(device)) > 1
     if supported and dtype == torch.float32:
-        return shipped_network(device=device)
+        return shipped_retouch_network(device=device)
     return _torch_network(device=device, dtype=dtype)
 
 
@@ -298,21 +308,21 @@ class Retouch:
         self,
         crop: np.ndarray,
         landmarks: np.ndarray,
-        network: Network | None = None,
-        keep_own: bool = True,
+        network: RetouchFunction | None = None,
+        keep_photo_interior: bool = True,
         skin: np.ndarray | None = None,
     ) -> None:
-        self._network = network or shipped_network()
+        self._network = network or shipped_retouch_network()
         self._frame = MouthFrame(landmarks)
         skin = skin_colour(crop, landmarks) if skin is None else skin
         self._skin = (skin / 255).astype(np.float32)
         self._colourful = colourfulness(skin)
-        start = to_window(landmarks)
-        self._source = _picture(cut(crop, start))
+        start = mouth_window_transform(landmarks)
+        self._source = _picture(cut_mouth_window(crop, start))
         self._photo_lips = _lips(landmarks, start)
         photo_state = mouth_state(self._frame, landmarks, start)
         self._source_inner = _plane(photo_state.inner)
-        self._own_teeth = keep_own and photo_state.height > PHOTO_OPENING
+        self._own_teeth = keep_photo_interior and photo_state.height > PHOTO_OPENING
 
     def draw(self, frame: np.ndarray, target: np.ndarray, source: np.ndarray | None = None) -> None:
         """Retouch a frame in place.
@@ -322,16 +332,16 @@ class Retouch:
             target: the landmarks ``[478, 3]`` px for which it was drawn.
             source: landmarks of the picture from which it was drawn; by default those of the portrait.
         """
-        matrix = to_window(target)
-        photo_lips = self._photo_lips if source is None else _lips(source, to_window(source))
+        matrix = mouth_window_transform(target)
+        photo_lips = self._photo_lips if source is None else _lips(source, mouth_window_transform(source))
         state = mouth_state(self._frame, target, matrix)
         trained = min(max((_UNKNOWN_OPENING - state.height) / (_UNKNOWN_OPENING - _KNOWN_OPENING), 0.0), 1.0)
         moved = float(np.linalg.norm(_lips(target, matrix) - photo_lips, axis=1).mean())
         strength = np.float32(trained * min(moved / _FULL_EFFECT, 1.0))
         if strength == 0:
             return
-        windows = Windows(
-            base=_picture(cut(frame, matrix)),
+        windows = MouthWindows(
+            base=_picture(cut_mouth_window(frame, matrix)),
             source=self._source,
             skin=torch.from_numpy(self._skin)[None],
             inner=_plane(state.inner),
@@ -357,7 +367,10 @@ class Retouch:
     def _apply(frame: np.ndarray, matrix: np.ndarray, flow: np.ndarray, residual: np.ndarray) -> None:
         """Apply flow and residual to the part of ``frame`` under the window, in place."""
         back = cv2.invertAffineTransform(matrix)
-        corners = np.array([[0, 0, 1], [WIDTH, 0, 1], [0, HEIGHT, 1], [WIDTH, HEIGHT, 1]]) @ back.T
+        corners = (
+            np.array([[0, 0, 1], [WINDOW_WIDTH, 0, 1], [0, WINDOW_HEIGHT, 1], [WINDOW_WIDTH, WINDOW_HEIGHT, 1]])
+            @ back.T
+        )
         size = frame.shape[0]
         low = np.floor(corners.min(0)).astype(int).clip(0, size)
         high = np.ceil(corners.max(0)).astype(int).clip(0, size)
@@ -395,5 +408,5 @@ def _plane(share: np.ndarray) -> torch.Tensor:
 
 if __name__ == "__main__":
     trained = RetouchNet()
-    trained.load_state_dict(load_file(str(FOLDER / "model.safetensors")))
-    export(trained, FOLDER / "model.onnx")
+    trained.load_state_dict(load_file(str(RETOUCH_FOLDER / "model.safetensors")))
+    export_onnx(trained, RETOUCH_FOLDER / "model.onnx")

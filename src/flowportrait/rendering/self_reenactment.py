@@ -11,10 +11,10 @@ import torch
 
 from flowportrait.media.crop import apply_affine, crop_transform, sample_crop
 from flowportrait.media.portrait import Portrait
-from flowportrait.rendering.motion_basis import EXPRESSION, HEAD, MotionBasis, fit_pose, from_vector, to_vector
+from flowportrait.rendering.motion_basis import EXPRESSION, HEAD, MotionBasis, fit_pose, pose_to_vector, vector_to_pose
 
 
-def portrait_of(frame: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarray, size: int) -> Portrait:
+def portrait_from_frame(frame: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarray, size: int) -> Portrait:
     """Return the portrait cut from a tracked video frame.
 
     Args:
@@ -28,7 +28,7 @@ def portrait_of(frame: np.ndarray, landmarks: np.ndarray, blendshapes: np.ndarra
     return Portrait(frame, crop, apply_affine(to_crop, landmarks), blendshapes, to_crop)
 
 
-def own_motion(landmarks: np.ndarray, blendshapes: np.ndarray, source: int = 0) -> torch.Tensor:
+def self_reenactment_motion(landmarks: np.ndarray, blendshapes: np.ndarray, source: int = 0) -> torch.Tensor:
     """Return the motion ``[T, 30]`` of a tracked clip for the portrait that is its frame ``source``.
 
     Args:
@@ -38,6 +38,6 @@ def own_motion(landmarks: np.ndarray, blendshapes: np.ndarray, source: int = 0) 
     """
     basis = MotionBasis.load()
     motion, identity = basis.encode(landmarks, blendshapes)
-    pose = from_vector(motion[:, HEAD] * basis.head_std, identity.pose)
+    pose = vector_to_pose(motion[:, HEAD] * basis.head_std, identity.pose)
     start = fit_pose(torch.as_tensor(landmarks[source][None], dtype=torch.float32), basis.canonical)
-    return torch.cat([motion[:, EXPRESSION], to_vector(pose, start) / basis.head_std], -1)
+    return torch.cat([motion[:, EXPRESSION], pose_to_vector(pose, start) / basis.head_std], -1)

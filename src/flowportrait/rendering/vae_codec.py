@@ -89,15 +89,15 @@ def _column(values: Any) -> torch.Tensor:
 # FLUX.2 kind has a pooled branch in its coarsest blocks, which that class lacks. Architecture:
 # github.com/madebyollin/taesd (MIT).
 
-WIDTH = 64
+HIDDEN_CHANNELS = 64
 """Channels of all hidden layers."""
-CLAMP = 3.0
+LATENT_BOUND = 3.0
 """Bound at which latents are compressed before decoding."""
-GROUPS = 4
+NORM_GROUPS = 4
 """Groups of the group normalisation."""
 
 
-class Block(nn.Module):
+class AutoencoderBlock(nn.Module):
     """A residual block of three convolutions.
 
     ``pooled`` puts a wide 1 × 1 branch with group normalisation before it.
@@ -105,13 +105,19 @@ class Block(nn.Module):
 
     def __init__(self, pooled: bool) -> None:
         super().__init__()
-        self.conv = nn.Sequential(_conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH))
+        self.conv = nn.Sequential(
+            _conv(HIDDEN_CHANNELS, HIDDEN_CHANNELS),
+            nn.ReLU(),
+            _conv(HIDDEN_CHANNELS, HIDDEN_CHANNELS),
+            nn.ReLU(),
+            _conv(HIDDEN_CHANNELS, HIDDEN_CHANNELS),
+        )
         self.pool = (
             nn.Sequential(
-                nn.Conv2d(WIDTH, 4 * WIDTH, 1, bias=False),
-                nn.GroupNorm(GROUPS, 4 * WIDTH),
+                nn.Conv2d(HIDDEN_CHANNELS, 4 * HIDDEN_CHANNELS, 1, bias=False),
+                nn.GroupNorm(NORM_GROUPS, 4 * HIDDEN_CHANNELS),
                 nn.ReLU(),
-                nn.Conv2d(4 * WIDTH, WIDTH, 1, bias=False),
+                nn.Conv2d(4 * HIDDEN_CHANNELS, HIDDEN_CHANNELS, 1, bias=False),
             )
             if pooled
             else None
@@ -123,11 +129,11 @@ class Block(nn.Module):
         return torch.relu(self.conv(x) + x)
 
 
-class Clamp(nn.Module):
+class SoftClamp(nn.Module):
     """A soft limit of the decoder's input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return CLAMP * torch.tanh(x / CLAMP)
+        return LATENT_BOUND * torch.tanh(x / LATENT_BOUND)
 
 
 class TinyAutoencoder(nn.Module):
@@ -138,20 +144,28 @@ class TinyAutoencoder(nn.Module):
 
     def __init__(self, channels: int, pooled: bool) -> None:
         super().__init__()
-        self.config: Any = _Config(block_out_channels=(WIDTH,) * 4, scaling_factor=1.0)
+        self.config: Any = _Config(block_out_channels=(HIDDEN_CHANNELS,) * 4, scaling_factor=1.0)
         self.encoder = nn.Sequential(
-            _conv(3, WIDTH),
-            Block(False),
-            *(layer for last in (False, False, pooled) for layer in (_halve(), *(Block(last) for _ in range(3)))),
-            _conv(WIDTH, channels),
+            _conv(3, HIDDEN_CHANNELS),
+            AutoencoderBlock(False),
+            *(
+                layer
+                for last in (False, False, pooled)
+                for layer in (_halve(), *(AutoencoderBlock(last) for _ in range(3)))
+            ),
+            _conv(HIDDEN_CHANNELS, channels),
         )
         self.decoder = nn.Sequential(
-            Clamp(),
-            _conv(channels, WIDTH),
+            SoftClamp(),
+            _conv(channels, HIDDEN_CHANNELS),
             nn.ReLU(),
-            *(layer for first in (pooled, False, False) for layer in (*(Block(first) for _ in range(3)), *_double())),
-            Block(False),
-            _conv(WIDTH, 3),
+            *(
+                layer
+                for first in (pooled, False, False)
+                for layer in (*(AutoencoderBlock(first) for _ in range(3)), *_double())
+            ),
+            AutoencoderBlock(False),
+            _conv(HIDDEN_CHANNELS, 3),
         )
 
     @classmethod
@@ -207,11 +221,11 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _halve() -> nn.Conv2d:
-    return nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1, bias=False)
+    return nn.Conv2d(HIDDEN_CHANNELS, HIDDEN_CHANNELS, 3, stride=2, padding=1, bias=False)
 
 
 def _double() -> tuple[nn.Module, nn.Module]:
-    return nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)
+    return nn.Upsample(scale_factor=2), nn.Conv2d(HIDDEN_CHANNELS, HIDDEN_CHANNELS, 3, padding=1, bias=False)
 
 
 def _layer_number(key: str) -> int:
@@ -220,7 +234,7 @@ def _layer_number(key: str) -> int:
 
 # --- The codec -------------------------------------------------------------------------------------------------------
 
-BATCH = 4
+FRAME_BATCH = 4
 """Number of frames that an image autoencoder processes at once."""
 
 
@@ -301,7 +315,7 @@ class VaeCodec:
             clip = torch.cat([clip, clip[-1:].expand(missing, -1, -1, -1)])
             values = self._mean(clip.transpose(0, 1)[None])[0].transpose(0, 1)
         else:
-            values = torch.cat([self._mean(self._padded(part)) for part in pixels.split(BATCH)])
+            values = torch.cat([self._mean(self._padded(part)) for part in pixels.split(FRAME_BATCH)])
         return VideoLatents(self.scale.normalise(values.float().cpu()), count, height, width)
 
     @torch.no_grad()
@@ -309,7 +323,7 @@ class VaeCodec:
         """Yield the frames ``[H, W, 3]`` uint8 of latents, as many and as large as were encoded."""
         device = next(self.autoencoder.parameters()).device
         values = self.scale.restore(latents.values).to(device, self.autoencoder.dtype)
-        parts = [values.transpose(0, 1)[None]] if self.video else values.split(BATCH)
+        parts = [values.transpose(0, 1)[None]] if self.video else values.split(FRAME_BATCH)
         for part in parts:
             pixels = self._decoded(part)
             if self.video:

@@ -9,7 +9,7 @@ A reward declares what it reads (its ``needs``); ``RewardBatch.has`` lists what 
 generator become a batch through ``RewardBatch.from_frames``:
 
     frames ─► 25 fps ─► tracked face ─► motion                   audio ─► levelled log-mel
-                  └───► one square crop for the whole clip, ``SIDE`` px: frames and landmarks
+                  └───► one square crop for the whole clip, ``REWARD_CROP_SIDE`` px: frames and landmarks
 
 The crop does not move during a clip, so that all motion in it is that of the video. A clip in which the face is lost
 too often gets no score from rewards that need a face.
@@ -28,8 +28,8 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.media.crop import apply_affine, crop_transform
-from flowportrait.media.faces import Faces, FaceTracker, bridge
-from flowportrait.media.mel import SAMPLES_PER_FRAME, level, log_mel
+from flowportrait.media.faces import FaceTracker, TrackedFace, interpolate_missing_frames
+from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import MOTION_DIM, MotionBasis
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from flowportrait.media.portrait import Portrait
 
 
-SIDE = 128
+REWARD_CROP_SIDE = 128
 """Side in pixels of the crop; the face is about half as wide, as in a post-training rendering."""
-LOST = 0.2
+MAX_FACELESS_SHARE = 0.2
 """Largest share of frames without a face in a clip that is scored."""
 
 Need = Literal[
@@ -58,10 +58,10 @@ class Failure(NamedTuple):
 
 NO_FAILURES: Mapping[int, Failure] = MappingProxyType({})
 
-Draw = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
+FrameRenderer = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
 """A renderer ``(motion [B, T, 30], frame indices) -> frames [B, F, 3, H, W]``, float in [0, 1]."""
 
-Place = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
+LandmarkLocator = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
 """A function ``(motion [B, T, 30], frame indices) -> landmarks [B, F, 478, 2]`` in pixels of the rendered frames."""
 
 
@@ -72,8 +72,8 @@ class RewardBatch:
     Attributes:
         motion: motion coefficients ``[B, T, 30]``.
         mel: levelled log-mel ``[B, 4T, 80]``.
-        draw: renders frames; see ``Draw``.
-        place: computes landmarks; see ``Place``.
+        draw: renders frames; see ``FrameRenderer``.
+        place: computes landmarks; see ``LandmarkLocator``.
         audio: 16 kHz mono waveform ``[B, 640 T]``.
         portraits: one per sample.
         transcript: one text per sample.
@@ -90,8 +90,8 @@ class RewardBatch:
 
     motion: torch.Tensor
     mel: torch.Tensor
-    draw: Draw | None = None
-    place: Place | None = None
+    draw: FrameRenderer | None = None
+    place: LandmarkLocator | None = None
     audio: torch.Tensor | None = None
     portraits: Sequence[Portrait] | None = None
     transcript: Sequence[str] | None = None
@@ -122,7 +122,7 @@ class RewardBatch:
         portraits: Sequence[Portrait] | None = None,
         transcript: Sequence[str] | None = None,
         group: torch.Tensor | None = None,
-        faces: Sequence[Faces] | None = None,
+        faces: Sequence[TrackedFace] | None = None,
     ) -> RewardBatch:
         """Return a batch of finished videos of any generator.
 
@@ -153,8 +153,10 @@ class RewardBatch:
         analyzed = [_analyze_clip(clip, track) for clip, track in zip(clips, tracks, strict=True)]
         return cls(
             motion=torch.stack([clip.motion for clip in analyzed]),
-            mel=torch.stack([log_mel(level(wave)) for wave in sound]),
-            draw=Recorded(np.stack([clip.crops for clip in analyzed]), np.stack([clip.landmarks for clip in analyzed])),
+            mel=torch.stack([log_mel(normalize_loudness(wave)) for wave in sound]),
+            draw=RecordedFrames(
+                np.stack([clip.crops for clip in analyzed]), np.stack([clip.landmarks for clip in analyzed])
+            ),
             audio=torch.from_numpy(sound),
             portraits=portraits,
             transcript=transcript,
@@ -227,7 +229,7 @@ class _AnalyzedClip(NamedTuple):
     failure: Failure | None
 
 
-class Recorded:
+class RecordedFrames:
     """A renderer that returns the frames and landmarks of existing clips, one row per clip.
 
     Args:
@@ -271,29 +273,29 @@ def _fit_length(wave: np.ndarray, frames: int) -> np.ndarray:
 def face_failure(valid: np.ndarray) -> Failure | None:
     """Return why a clip has no score, or None if enough frames show a face (``valid`` ``[T]``)."""
     lost = 1 - valid.mean()
-    return Failure("no_face", f"no face in {lost:.0%} of {len(valid)} frames") if lost > LOST else None
+    return Failure("no_face", f"no face in {lost:.0%} of {len(valid)} frames") if lost > MAX_FACELESS_SHARE else None
 
 
-def _track(clip: np.ndarray) -> Faces:
+def _track(clip: np.ndarray) -> TrackedFace:
     with FaceTracker() as tracker:
         return tracker.track(clip)
 
 
-def _analyze_clip(clip: np.ndarray, faces: Faces, side: int = SIDE) -> _AnalyzedClip:
+def _analyze_clip(clip: np.ndarray, faces: TrackedFace, side: int = REWARD_CROP_SIDE) -> _AnalyzedClip:
     if failure := face_failure(faces.valid):
         black = np.zeros((len(clip), side, side, 3), np.uint8)
         # A placeholder face: scores of this clip are marked invalid, but computing them must not fail.
         placeholder = MotionBasis.load().canonical.numpy()[:, :2] * side / 4 + side / 2
         landmarks = np.broadcast_to(placeholder.astype(np.float32), (len(clip), *placeholder.shape))
         return _AnalyzedClip(torch.zeros(len(clip), MOTION_DIM), black, landmarks, failure)
-    landmarks = bridge(faces.landmarks, faces.valid)
-    motion, _ = MotionBasis.load().encode(landmarks, bridge(faces.blendshapes, faces.valid))
+    landmarks = interpolate_missing_frames(faces.landmarks, faces.valid)
+    motion, _ = MotionBasis.load().encode(landmarks, interpolate_missing_frames(faces.blendshapes, faces.valid))
     to_crop = crop_transform(np.median(landmarks, 0), clip.shape[1:3], side)
-    crops = np.stack([cropped(frame, to_crop, side) for frame in clip])
+    crops = np.stack([crop_frame(frame, to_crop, side) for frame in clip])
     return _AnalyzedClip(motion, crops, apply_affine(to_crop, landmarks)[..., :2], None)
 
 
-def cropped(frame: np.ndarray, to_crop: np.ndarray, side: int) -> np.ndarray:
+def crop_frame(frame: np.ndarray, to_crop: np.ndarray, side: int) -> np.ndarray:
     """Return a square crop ``[side, side, 3]`` of a frame ``[H, W, 3]`` uint8.
 
     Args:

@@ -17,25 +17,32 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flowportrait.devices import device_of, place
+from flowportrait.devices import device_of, place_network
 from flowportrait.errors import BadInput
-from flowportrait.media.optical_flow import Dis, OpticalFlow
+from flowportrait.media.optical_flow import DisFlow, OpticalFlow
 from flowportrait.rendering.face_regions import EYES, OUTER_LOWER, OUTER_UPPER
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.face import AT_ONCE, FaceNet, align, pair_indices, shrunk, structural_similarity
-from flowportrait.rewards.interface import Normal, Score, all_valid, noises, normals
+from flowportrait.rewards.face import (
+    FACES_PER_PASS,
+    FaceNet,
+    align_faces,
+    frame_pair_indices,
+    resize_portrait,
+    structural_similarity,
+)
+from flowportrait.rewards.interface import RealStatistic, Score, all_valid, measurement_noises, real_statistics
 
 # --- Regions of a picture ---
 
-MOUTH = OUTER_UPPER + OUTER_LOWER
+MOUTH_LANDMARKS = OUTER_UPPER + OUTER_LOWER
 """Landmarks of the outer lips."""
-EYE_POINTS = [upper + lower for upper, lower, _ in EYES]
+LID_LANDMARKS = [upper + lower for upper, lower, _ in EYES]
 """Landmarks of the lids of each eye."""
 _MARGIN = 0.12
 """Margin around lips and lids, in outer-eye-corner distances."""
 
 
-def masks(places: torch.Tensor, side: tuple[int, int]) -> dict[str, torch.Tensor]:
+def region_masks(places: torch.Tensor, side: tuple[int, int]) -> dict[str, torch.Tensor]:
     """Return the masks ``[N, H, W]`` of mouth, eyes, the rest of the face, and background.
 
     Every pixel belongs to one of them.
@@ -48,8 +55,8 @@ def masks(places: torch.Tensor, side: tuple[int, int]) -> dict[str, torch.Tensor
     mouth, eyes, face = (np.zeros(shape, np.uint8) for _ in range(3))
     for row, points in enumerate(places.numpy()):
         margin = _MARGIN * float(np.linalg.norm(points[33] - points[263]))
-        _fill(mouth[row], points[MOUTH], margin)
-        for eye in EYE_POINTS:
+        _fill(mouth[row], points[MOUTH_LANDMARKS], margin)
+        for eye in LID_LANDMARKS:
             _fill(eyes[row], points[eye], margin)
         _fill(face[row], points[:468], 0.0)
     eyes &= 1 - mouth
@@ -59,7 +66,7 @@ def masks(places: torch.Tensor, side: tuple[int, int]) -> dict[str, torch.Tensor
     return {name: torch.from_numpy(part).float() for name, part in parts.items()}
 
 
-def mean_over(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked_region_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean ``[N]`` of values ``[N, H, W]`` inside a mask, NaN if the mask is empty."""
     return (values * mask).sum((1, 2)) / mask.sum((1, 2))
 
@@ -81,12 +88,12 @@ def _fill(canvas: np.ndarray, points: np.ndarray, margin: float) -> None:
 #     lpips        1 − LPIPS                                  torchmetrics and torchvision   (Zhang, 1801.03924)
 #     clip, dino   cosine of image embeddings                 transformers, and a folder or hub name of a model
 
-BackboneName = Literal["ssim", "face", "lpips", "clip", "dino"]
-HUB = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dinov2-small"}
+SimilarityName = Literal["ssim", "face", "lpips", "clip", "dino"]
+HUB_NAMES = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dinov2-small"}
 """Default hub names of image models."""
 
 
-class Backbone(Protocol):
+class ImageSimilarity(Protocol):
     """A function that returns the similarity ``[N]`` of RGB pictures ``[N, 3, H, W]`` in [0, 1]."""
 
     @property
@@ -95,7 +102,7 @@ class Backbone(Protocol):
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor: ...
 
 
-class Structural:
+class SsimSimilarity:
     """Structural similarity with box windows; see ``structural_similarity``."""
 
     name = "ssim"
@@ -104,7 +111,7 @@ class Structural:
         return structural_similarity(a, b)
 
 
-class FaceFeatures:
+class FaceFeatureSimilarity:
     """The cosine at each position of three feature maps of a face network, averaged. LPIPS without learned weights."""
 
     name = "face"
@@ -112,13 +119,13 @@ class FaceFeatures:
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         net, similarities = FaceNet.load(), []
-        for first, second in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True):
+        for first, second in zip(a.split(FACES_PER_PASS), b.split(FACES_PER_PASS), strict=True):
             maps = zip(net.features(first), net.features(second), strict=True)
             similarities.append(torch.stack([F.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in maps]).mean(0))
         return torch.cat(similarities).cpu()
 
 
-class Lpips:
+class LpipsSimilarity:
     """Learned perceptual similarity (LPIPS) from torchmetrics."""
 
     name = "lpips"
@@ -128,7 +135,7 @@ class Lpips:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
             distance = LearnedPerceptualImagePatchSimilarity(net, reduction="none", normalize=True)
-            self._distance: Any = place(distance)
+            self._distance: Any = place_network(distance)
         except (ImportError, ModuleNotFoundError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"Backbone 'lpips' cannot be loaded ({reason}): use ssim or face.") from error
@@ -139,13 +146,13 @@ class Lpips:
         return 1 - self._distance.net(a, b).flatten().cpu()
 
 
-class Embedding:
+class EmbeddingSimilarity:
     """The cosine of the embeddings of an image model: CLIP's projected embedding, or DINO's class token."""
 
     def __init__(self, name: str, model: str) -> None:
         self.name = name
         net, self._side, self._mean, self._std = _image_model(model)
-        self._net: Any = place(net)
+        self._net: Any = place_network(net)
 
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -179,20 +186,20 @@ def _image_model(model: str) -> tuple[Any, int, torch.Tensor, torch.Tensor]:
     return net, int(vision.image_size), torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 
-def backbone_named(name: str, model: str | None = None) -> Backbone:
+def build_similarity(name: str, model: str | None = None) -> ImageSimilarity:
     """Return the similarity of a name; ``model`` overrides the hub name of clip and dino.
 
     Raises:
         BadInput: the name is unknown, or the model cannot be loaded.
     """
     if name == "ssim":
-        return Structural()
+        return SsimSimilarity()
     if name == "face":
-        return FaceFeatures()
+        return FaceFeatureSimilarity()
     if name == "lpips":
-        return Lpips()
-    if name in HUB:
-        return Embedding(name, model or HUB[name])
+        return LpipsSimilarity()
+    if name in HUB_NAMES:
+        return EmbeddingSimilarity(name, model or HUB_NAMES[name])
     raise BadInput(f"No backbone named {name!r}: choose one of ssim, face, lpips, clip, dino.")
 
 
@@ -202,12 +209,12 @@ _EQUAL = 1e-3
 _LOG_SCALE_MAX = -math.log(_EQUAL)
 """Value of equal pictures on the logarithmic scale of similarity."""
 
-ALIGNED = 96
+ALIGNED_SIDE = 96
 """Side in pixels of the aligned face, about that of the face in a 128 px rendering."""
 
 
 @dataclass(frozen=True)
-class Perceptual:
+class PerceptualReward:
     """Rewards frames that are as similar to each other, and to the portrait, as those of real footage.
 
         f = − ln(1.001 − similarity of neighbouring frames)      p = the same of aligned faces to the portrait
@@ -218,17 +225,17 @@ class Perceptual:
     without alignment.
     """
 
-    real: Mapping[str, Normal] = field(default_factory=normals)
-    backbone: Backbone = field(default_factory=Structural)
+    real: Mapping[str, RealStatistic] = field(default_factory=real_statistics)
+    backbone: ImageSimilarity = field(default_factory=SsimSimilarity)
     noise: float = 0.0
     name: str = "perceptual"
     needs: frozenset[str] = frozenset({"frames"})
 
     @classmethod
-    def load(cls, backbone: Backbone | None = None) -> Perceptual:
+    def load(cls, backbone: ImageSimilarity | None = None) -> PerceptualReward:
         """Return the reward with a similarity (SSIM by default) and its shipped statistics."""
-        backbone = backbone or Structural()
-        return cls(backbone=backbone, noise=noises().get(f"perceptual/{backbone.name}", 0.0))
+        backbone = backbone or SsimSimilarity()
+        return cls(backbone=backbone, noise=measurement_noises().get(f"perceptual/{backbone.name}", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         distance = torch.zeros(len(batch))
@@ -239,12 +246,12 @@ class Perceptual:
 
     def measure(self, batch: RewardBatch) -> dict[str, torch.Tensor]:
         """Return f and p ``[B]`` under the names of their statistics."""
-        indices = pair_indices(batch.motion.shape[1])
+        indices = frame_pair_indices(batch.motion.shape[1])
         frames = batch.frames(indices)
         neighbours = self._log_similarity(frames[:, 0::2], frames[:, 1::2])
         compared, kind = frames, "median"
         if "places" in batch.has:
-            faces = align(frames.flatten(0, 1), batch.places(indices).flatten(0, 1), ALIGNED)
+            faces = align_faces(frames.flatten(0, 1), batch.places(indices).flatten(0, 1), ALIGNED_SIDE)
             compared = faces.unflatten(0, frames.shape[:2])
             kind = "median" if batch.portraits is None else "portrait"
         if kind == "portrait":
@@ -260,9 +267,9 @@ class Perceptual:
         # Similarities crowd just below 1. On this scale real clips spread evenly and a frozen one is an outlier.
         return -(1 + _EQUAL - similarity).clamp_min(_EQUAL).log()
 
-    def _normal(self, name: str) -> Normal:
+    def _normal(self, name: str) -> RealStatistic:
         # Without statistics of real footage for this similarity, more similar counts as better.
-        return self.real.get(name, Normal(_LOG_SCALE_MAX, 1.0))
+        return self.real.get(name, RealStatistic(_LOG_SCALE_MAX, 1.0))
 
 
 def _aligned_portraits(batch: RewardBatch, side: int) -> torch.Tensor:
@@ -271,8 +278,8 @@ def _aligned_portraits(batch: RewardBatch, side: int) -> torch.Tensor:
     people = {id(portrait): portrait for portrait in batch.portraits}
     aligned = {}
     for key, portrait in people.items():
-        picture, points = shrunk(portrait, side)
-        aligned[key] = align(picture[None], points[None], ALIGNED)[0]
+        picture, points = resize_portrait(portrait, side)
+        aligned[key] = align_faces(picture[None], points[None], ALIGNED_SIDE)[0]
     return torch.stack([aligned[id(portrait)] for portrait in batch.portraits])
 
 
@@ -282,7 +289,7 @@ _RESIDUAL_FLOOR, _GRADIENT_FLOOR = 5e-4, 2e-3
 
 
 @dataclass(frozen=True)
-class Temporal:
+class TemporalReward:
     """Penalises changes between neighbouring frames that optical flow does not explain.
 
         m = ln ( mean |later − warp(now, flow)| / mean |∇ later| )          temporal = − softplus( (m − μ) / d )
@@ -293,17 +300,17 @@ class Temporal:
     landmarks it also has scores by region.
     """
 
-    real: Mapping[str, Normal] = field(default_factory=normals)
-    flow: OpticalFlow = field(default_factory=Dis)
+    real: Mapping[str, RealStatistic] = field(default_factory=real_statistics)
+    flow: OpticalFlow = field(default_factory=DisFlow)
     noise: float = 0.0
     name: str = "temporal"
     needs: frozenset[str] = frozenset({"frames"})
 
     @classmethod
-    def load(cls, flow: OpticalFlow | None = None) -> Temporal:
+    def load(cls, flow: OpticalFlow | None = None) -> TemporalReward:
         """Return the reward with an optical flow (DIS by default) and its shipped statistics."""
-        flow = flow or Dis()
-        return cls(flow=flow, noise=noises().get(f"temporal/{flow.name}", 0.0))
+        flow = flow or DisFlow()
+        return cls(flow=flow, noise=measurement_noises().get(f"temporal/{flow.name}", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         # A flow without statistics of real footage uses those of DIS.
@@ -319,10 +326,10 @@ class Temporal:
 
     def _measure(self, batch: RewardBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return m ``[B]`` of the whole picture, and by region."""
-        indices = pair_indices(batch.motion.shape[1])
+        indices = frame_pair_indices(batch.motion.shape[1])
         frames = batch.frames(indices)
         now, later = frames[:, 0::2].flatten(0, 1), frames[:, 1::2].flatten(0, 1)
-        residual = unexplained(now, later, self.flow(now, later))
+        residual = warp_residual(now, later, self.flow(now, later))
         gradient = _gradient(later)
         pairs = frames.shape[1] // 2
 
@@ -333,14 +340,15 @@ class Temporal:
         value = log_ratio(residual.mean((1, 2)), gradient.mean((1, 2)))
         if "places" not in batch.has:
             return value, {}
-        regions = masks(batch.places(indices)[:, 1::2].flatten(0, 1), (residual.shape[1], residual.shape[2]))
+        regions = region_masks(batch.places(indices)[:, 1::2].flatten(0, 1), (residual.shape[1], residual.shape[2]))
         parts = {
-            name: log_ratio(mean_over(residual, mask), mean_over(gradient, mask)) for name, mask in regions.items()
+            name: log_ratio(masked_region_mean(residual, mask), masked_region_mean(gradient, mask))
+            for name, mask in regions.items()
         }
         return value, parts
 
 
-def unexplained(now: torch.Tensor, later: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
+def warp_residual(now: torch.Tensor, later: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
     """Return |later − warp(now, flow)| ``[N, H, W]``, averaged over colours.
 
     Args:
@@ -368,14 +376,14 @@ def _gradient(frames: torch.Tensor) -> torch.Tensor:
 
 # --- Sharpness ---
 
-WHERE = ("mouth", "eyes")
+SHARPNESS_REGIONS = ("mouth", "eyes")
 """Regions of which the sharpness is measured."""
 _BLUR = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 _FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class SharpnessReward:
     """Rewards fine detail of mouth and eyes, as much as real motion rendered from the portrait has.
 
         s = ln ( mean |∇ I|² / mean |∇ (G ∗ I)|² )
@@ -385,15 +393,15 @@ class Sharpness:
     portrait s is compared with real footage. More sharpness than real is hardly rewarded. It uses four frames.
     """
 
-    real: Mapping[str, Normal] = field(default_factory=normals)
+    real: Mapping[str, RealStatistic] = field(default_factory=real_statistics)
     noise: float = 0.0
     name: str = "sharpness"
     needs: frozenset[str] = frozenset({"frames", "places"})
 
     @classmethod
-    def load(cls) -> Sharpness:
+    def load(cls) -> SharpnessReward:
         """Return the reward with its shipped statistics."""
-        return cls(noise=noises().get("sharpness", 0.0))
+        return cls(noise=measurement_noises().get("sharpness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         z = {name: self.real[f"{name}/{batch.domain}"].z(value) for name, value in self.measure(batch).items()}
@@ -402,29 +410,30 @@ class Sharpness:
 
     def measure(self, batch: RewardBatch) -> dict[str, torch.Tensor]:
         """Return s − s_photo ``[B]``, or s without portraits, of every region under the name of its statistics."""
-        indices = pair_indices(batch.motion.shape[1])
+        indices = frame_pair_indices(batch.motion.shape[1])
         frames = batch.frames(indices)
-        by_frame = detail(frames.flatten(0, 1), batch.places(indices).flatten(0, 1))
+        by_frame = measure_sharpness(frames.flatten(0, 1), batch.places(indices).flatten(0, 1))
         clips = {name: value.unflatten(0, frames.shape[:2]).mean(1) for name, value in by_frame.items()}
         if batch.portraits is None:
             return {f"sharpness/{name}/alone": value for name, value in clips.items()}
         people = {id(portrait): portrait for portrait in batch.portraits}
-        photos = {key: shrunk(portrait, frames.shape[-1]) for key, portrait in people.items()}
-        photo = {key: detail(picture[None], points[None]) for key, (picture, points) in photos.items()}
+        photos = {key: resize_portrait(portrait, frames.shape[-1]) for key, portrait in people.items()}
+        photo = {key: measure_sharpness(picture[None], points[None]) for key, (picture, points) in photos.items()}
         return {
             f"sharpness/{name}/photo": value - torch.cat([photo[id(portrait)][name] for portrait in batch.portraits])
             for name, value in clips.items()
         }
 
 
-def detail(frames: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
+def measure_sharpness(frames: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return s ``[N]`` of mouth and eyes in frames ``[N, 3, H, W]`` with landmarks ``[N, 478, 2]`` in pixels."""
     grey = frames.mean(1)
-    regions = masks(places, (grey.shape[1], grey.shape[2]))
+    regions = region_masks(places, (grey.shape[1], grey.shape[2]))
     fine, coarse = _gradient_power(grey), _gradient_power(_blur(grey))
     return {
-        name: (mean_over(fine, regions[name]) + _FLOOR).log() - (mean_over(coarse, regions[name]) + _FLOOR).log()
-        for name in WHERE
+        name: (masked_region_mean(fine, regions[name]) + _FLOOR).log()
+        - (masked_region_mean(coarse, regions[name]) + _FLOOR).log()
+        for name in SHARPNESS_REGIONS
     }
 
 

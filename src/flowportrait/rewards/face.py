@@ -19,36 +19,43 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flowportrait.devices import device_of, once_per_device, place, read_weights
+from flowportrait.devices import cached_per_device, device_of, place_network, read_weights
 from flowportrait.files import write_weights
-from flowportrait.media.crop import to_canonical
+from flowportrait.media.crop import canonical_transform
 from flowportrait.media.portrait import Portrait
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import FOLDER, Normal, Score, all_valid, noises, normals
+from flowportrait.rewards.interface import (
+    REWARD_FOLDER,
+    RealStatistic,
+    Score,
+    all_valid,
+    measurement_noises,
+    real_statistics,
+)
 
 # --- Comparison of pictures ---
 
 
-def shrunk(portrait: Portrait, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+def resize_portrait(portrait: Portrait, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a portrait's crop resized to ``[3, side, side]`` in [0, 1] and its landmarks ``[478, 2]`` there."""
     picture = cv2.resize(portrait.crop, (side, side), interpolation=cv2.INTER_AREA)
-    points = scaled(portrait.landmarks[:, :2], side / portrait.crop.shape[0])
+    points = scale_points(portrait.landmarks[:, :2], side / portrait.crop.shape[0])
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 255, torch.from_numpy(points).float()
 
 
-def scaled(points: np.ndarray, scale: float) -> np.ndarray:
+def scale_points(points: np.ndarray, scale: float) -> np.ndarray:
     """Return points in pixels of a picture resized by ``scale``. Integer coordinates are the centres of pixels."""
     return points * scale + 0.5 * (scale - 1)
 
 
-PAIRS = 2
+FRAME_PAIRS = 2
 """Pairs of neighbouring frames that are compared in a clip."""
 _SSIM_WINDOW = 7
 
 
-def pair_indices(frames: int) -> tuple[int, ...]:
+def frame_pair_indices(frames: int) -> tuple[int, ...]:
     """Return the indices (i, i+1, j, j+1, …) of pairs of neighbouring frames, spread over a clip."""
-    starts = np.linspace(frames * 0.1, frames - 2, PAIRS).astype(int)
+    starts = np.linspace(frames * 0.1, frames - 2, FRAME_PAIRS).astype(int)
     return tuple(int(start) + step for start in starts for step in (0, 1))
 
 
@@ -79,10 +86,10 @@ def structural_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 # folded batch norms. It was trained on photos of celebrities, and on none of the speakers of this package. Only rewards
 # use it; the evaluation uses another network.
 
-SIDE = 128
+FACE_SIDE = 128
 """Side in pixels of the aligned face. The network was trained at 224; at 128 it distinguishes unseen speakers nearly as
 well in a third of the time (``benchmarks/rewards.py identity``)."""
-WIDTH, CENTRE = 2.0, (0.0, 0.45)
+FACE_WIDTH, FACE_CENTRE = 2.0, (0.0, 0.45)
 """Width and centre of the aligned face in outer-eye-corner distances."""
 
 _LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
@@ -90,7 +97,7 @@ _LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)
 _MEAN = (103.939, 116.779, 123.68)
 _MAPS = (0, 2, 4)
 """Pairs of convolutions of which ``features`` returns the output."""
-AT_ONCE = 8
+FACES_PER_PASS = 8
 """Faces per forward pass. More of them do not fit into the processor's cache, which doubles the time per face."""
 
 
@@ -111,12 +118,12 @@ class FaceNet(nn.Module):
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """Return unit embeddings ``[N, 1024]`` of aligned RGB faces ``[N, 3, 128, 128]`` in [0, 1]."""
-        pooled = [self._feature_maps(part, len(self.pairs))[-1].mean((2, 3)) for part in faces.split(AT_ONCE)]
+        pooled = [self._feature_maps(part, len(self.pairs))[-1].mean((2, 3)) for part in faces.split(FACES_PER_PASS)]
         return F.normalize(torch.cat(pooled), dim=-1)
 
     def features(self, faces: torch.Tensor) -> list[torch.Tensor]:
         """Return feature maps with 64, 128 and 256 channels at a half, a quarter and an eighth of the faces' side."""
-        parts = [self._feature_maps(part, max(_MAPS) + 1) for part in faces.split(AT_ONCE)]
+        parts = [self._feature_maps(part, max(_MAPS) + 1) for part in faces.split(FACES_PER_PASS)]
         return [torch.cat([maps[index] for maps in parts]) for index in _MAPS]
 
     def _feature_maps(self, faces: torch.Tensor, depth: int) -> list[torch.Tensor]:
@@ -131,7 +138,7 @@ class FaceNet(nn.Module):
         return maps
 
     @classmethod
-    @once_per_device
+    @cached_per_device
     def load(cls) -> FaceNet:
         """Return the network that ships with the package, frozen."""
         net = cls()
@@ -140,7 +147,7 @@ class FaceNet(nn.Module):
         for layer in net.layers():
             # A third faster on a CPU than channels first.
             layer.weight.data = layer.weight.contiguous(memory_format=torch.channels_last)
-        return place(net.eval().requires_grad_(False))
+        return place_network(net.eval().requires_grad_(False))
 
     def layers(self) -> list[nn.Conv2d]:
         """Return the convolutions in the order in which they are applied."""
@@ -164,7 +171,7 @@ class _Layer(nn.Conv2d):
         return super().forward(x).clamp(0, 6)
 
 
-def align(frames: torch.Tensor, places: torch.Tensor, side: int = SIDE) -> torch.Tensor:
+def align_faces(frames: torch.Tensor, places: torch.Tensor, side: int = FACE_SIDE) -> torch.Tensor:
     """Return aligned faces ``[N, 3, side, side]``.
 
     Args:
@@ -174,8 +181,8 @@ def align(frames: torch.Tensor, places: torch.Tensor, side: int = SIDE) -> torch
     """
     result = np.empty((len(frames), side, side, 3), np.float32)
     for row, (frame, points) in enumerate(zip(frames.numpy(), places.numpy(), strict=True)):
-        matrix = to_canonical(points) * (side / WIDTH)
-        matrix[:, 2] += side / 2 - np.array(CENTRE) * side / WIDTH
+        matrix = canonical_transform(points) * (side / FACE_WIDTH)
+        matrix[:, 2] += side / 2 - np.array(FACE_CENTRE) * side / FACE_WIDTH
         picture = np.ascontiguousarray(frame.transpose(1, 2, 0))
         result[row] = cv2.warpAffine(picture, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
     return torch.from_numpy(result).permute(0, 3, 1, 2)
@@ -191,9 +198,9 @@ def align(frames: torch.Tensor, places: torch.Tensor, side: int = SIDE) -> torch
 
 STATISTICS_SIDE = 96
 """Side in pixels of the aligned face on which the statistics are measured."""
-PLAIN = 25
+PIXEL_STATISTICS = 25
 """Number of statistics without those of the face network."""
-SIZE = PLAIN + 64
+STATISTICS_COUNT = PIXEL_STATISTICS + 64
 """Number of all statistics."""
 
 _C = 1 / 255
@@ -209,7 +216,7 @@ def face_statistics(faces: torch.Tensor) -> torch.Tensor:
     across, down = grey.diff(dim=3).abs().mean((1, 2, 3)), grey.diff(dim=2).abs().mean((1, 2, 3))
     scene = [*_scene_statistics(grey), *_scene_statistics(F.avg_pool2d(grey, 2))]
     plain = [*scene, (across + down + 1e-4).log(), *_chroma_statistics(faces)]
-    filters = [FaceNet.load().features(part)[0].mean((2, 3)) for part in faces.split(AT_ONCE)]
+    filters = [FaceNet.load().features(part)[0].mean((2, 3)) for part in faces.split(FACES_PER_PASS)]
     return torch.cat([torch.stack(plain, 1), torch.cat(filters)], 1)
 
 
@@ -246,7 +253,7 @@ def _smooth(picture: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Identity:
+class IdentityReward:
     """Rewards similarity of the face in two frames to the face in the portrait.
 
         identity = mean over frames of cos( e(frame), e(portrait) ),   e: embedding of ``FaceNet``
@@ -261,31 +268,31 @@ class Identity:
     range: tuple[float, float] = (-1.0, 1.0)
 
     @classmethod
-    def load(cls) -> Identity:
+    def load(cls) -> IdentityReward:
         """Return the reward with its measurement noise."""
-        return cls(noises().get("identity", 0.0))
+        return cls(measurement_noises().get("identity", 0.0))
 
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         assert batch.portraits is not None
-        net, indices = FaceNet.load(), pair_indices(batch.motion.shape[1])[1::2]
+        net, indices = FaceNet.load(), frame_pair_indices(batch.motion.shape[1])[1::2]
         frames = batch.frames(indices)
-        faces = align(frames.flatten(0, 1), batch.places(indices).flatten(0, 1))
+        faces = align_faces(frames.flatten(0, 1), batch.places(indices).flatten(0, 1))
         embeddings = net(faces).cpu().unflatten(0, frames.shape[:2])
         people = {id(portrait): portrait for portrait in batch.portraits}
-        by_person = {key: _embedding(*shrunk(portrait, frames.shape[-1])) for key, portrait in people.items()}
+        by_person = {key: _embedding(*resize_portrait(portrait, frames.shape[-1])) for key, portrait in people.items()}
         references = torch.stack([by_person[id(portrait)] for portrait in batch.portraits])
         return all_valid((embeddings * references[:, None]).sum(-1).mean(1))
 
 
 def _embedding(picture: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Return the embedding ``[1024]`` of the face in a picture ``[3, H, W]``."""
-    return FaceNet.load()(align(picture[None], points[None]))[0].cpu()
+    return FaceNet.load()(align_faces(picture[None], points[None]))[0].cpu()
 
 
 # --- Realness ---
 
-MODES = 16
+FILTER_DIRECTIONS = 16
 """Number of principal directions of the filters' responses that are used."""
 SHRINKAGE = 0.1
 """Weight of the diagonal in the shrunk covariance, since there are few speakers."""
@@ -337,8 +344,8 @@ class FaceDensity:
         """
         mean, spread = statistics.mean(0), statistics.std(0).clamp_min(1e-4)
         standard = (statistics - mean) / spread
-        principal = torch.linalg.svd(standard[:, PLAIN:], full_matrices=False).Vh[:MODES].T
-        modes = torch.block_diag(torch.eye(PLAIN), principal)
+        principal = torch.linalg.svd(standard[:, PIXEL_STATISTICS:], full_matrices=False).Vh[:FILTER_DIRECTIONS].T
+        modes = torch.block_diag(torch.eye(PIXEL_STATISTICS), principal)
         x, difference = standard @ modes, (statistics - photos) / spread @ modes
         squares = difference.T @ difference / len(difference)
         return cls(mean, spread, modes, x.mean(0), _shrunk_inverse(torch.cov(x.T)), _shrunk_inverse(squares))
@@ -351,11 +358,11 @@ class FaceDensity:
     @lru_cache(maxsize=1)
     def load(cls) -> FaceDensity:
         """Return the density that ships with the package."""
-        return cls(**load_file(str(FOLDER / "face_density.safetensors")))
+        return cls(**load_file(str(REWARD_FOLDER / "face_density.safetensors")))
 
 
 @dataclass(frozen=True)
-class Realness:
+class RealnessReward:
     """Rewards faces with pixel statistics like those of real faces, or of the photo of the same person.
 
         without photo   m = ln ( (x − x̄)ᵀ Σ⁻¹ (x − x̄) / D )         x: ``face_statistics`` of a frame
@@ -370,15 +377,15 @@ class Realness:
     """
 
     density: FaceDensity
-    real: Mapping[str, Normal] = field(default_factory=normals)
+    real: Mapping[str, RealStatistic] = field(default_factory=real_statistics)
     noise: float = 0.0
     name: str = "realness"
     needs: frozenset[str] = frozenset({"frames", "places"})
 
     @classmethod
-    def load(cls) -> Realness:
+    def load(cls) -> RealnessReward:
         """Return the reward with the density that ships with the package."""
-        return cls(FaceDensity.load(), noise=noises().get("realness", 0.0))
+        return cls(FaceDensity.load(), noise=measurement_noises().get("realness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         ((name, value),) = self.measure(batch).items()
@@ -386,9 +393,9 @@ class Realness:
 
     def measure(self, batch: RewardBatch) -> dict[str, torch.Tensor]:
         """Return m ``[B]``, averaged over two frames, under the name of its statistics."""
-        indices = pair_indices(batch.motion.shape[1])[1::2]
+        indices = frame_pair_indices(batch.motion.shape[1])[1::2]
         frames = batch.frames(indices)
-        faces = align(frames.flatten(0, 1), batch.places(indices).flatten(0, 1), STATISTICS_SIDE)
+        faces = align_faces(frames.flatten(0, 1), batch.places(indices).flatten(0, 1), STATISTICS_SIDE)
         x = self.density.describe(faces)
         if batch.portraits is None:
             return {"realness/alone": self.density.unusual(x).unflatten(0, frames.shape[:2]).mean(1)}
@@ -400,13 +407,13 @@ class Realness:
 
     def photo(self, portrait: Portrait, side: int) -> torch.Tensor:
         """Return the description ``[D]`` of a portrait resized to ``side`` pixels."""
-        return self.density.describe(photo_face(portrait, side))[0]
+        return self.density.describe(aligned_portrait_face(portrait, side))[0]
 
 
-def photo_face(portrait: Portrait, side: int) -> torch.Tensor:
+def aligned_portrait_face(portrait: Portrait, side: int) -> torch.Tensor:
     """Return the aligned face ``[1, 3, 96, 96]`` of a portrait resized to ``side`` pixels."""
-    picture, points = shrunk(portrait, side)
-    return align(picture[None], points[None], STATISTICS_SIDE)
+    picture, points = resize_portrait(portrait, side)
+    return align_faces(picture[None], points[None], STATISTICS_SIDE)
 
 
 def _shrunk_inverse(covariance: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ measure, with the reason for the others:
             return all_valid(batch.frames((0,)).mean((1, 2, 3, 4)))
 
 The parts, in order: scores and rewards, functions and classes as rewards, statistics of real footage, and checked
-scoring (``score``).
+scoring (``score_batch``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.rewards.batch import Draw, Failure, Need, Place, RewardBatch
+from flowportrait.rewards.batch import Failure, Need, RewardBatch
 
 __all__ = [
     "Draw", "Failure", "Need", "Place", "Reward", "RewardBatch", "RewardFunction", "Score", "Traits", "all_valid",
@@ -104,7 +104,7 @@ class Traits:
     """How often a reward is asked again about samples for which it was ``unavailable``."""
 
 
-def traits(reward: Reward) -> Traits:
+def read_traits(reward: Reward) -> Traits:
     """Return the optional properties of a reward."""
     default = Traits()
     return Traits(
@@ -178,7 +178,7 @@ def as_reward(found: Any, name: str | None = None) -> Reward:
     if hasattr(found, "name") and hasattr(found, "needs") and name in (None, own_name):
         reward: Reward = found
         return reward
-    declared = traits(found)
+    declared = read_traits(found)
     return CallableReward(
         found, name or own_name, frozenset(getattr(found, "needs", CallableReward.needs)), declared.scope,
         declared.range, declared.noise, declared.retries,
@@ -190,14 +190,16 @@ def all_valid(value: torch.Tensor, dense: torch.Tensor | None = None) -> Score:
     return Score(value, torch.isfinite(value), dense)
 
 
-def measured(value: torch.Tensor, failures: Mapping[int, Failure], dense: torch.Tensor | None = None) -> Score:
+def score_with_failures(
+    value: torch.Tensor, failures: Mapping[int, Failure], dense: torch.Tensor | None = None
+) -> Score:
     """Return a score that is valid where it is finite, except in the rows of ``failures``."""
     valid = torch.isfinite(value)
     valid[list(failures)] = False
-    return Score(value, valid, dense, failures=per_row(failures, len(value)))
+    return Score(value, valid, dense, failures=failures_per_row(failures, len(value)))
 
 
-def per_row(failures: Mapping[int, Failure], rows: int) -> tuple[Failure | None, ...]:
+def failures_per_row(failures: Mapping[int, Failure], rows: int) -> tuple[Failure | None, ...]:
     """Return one entry per row, as in ``Score.failures``."""
     return tuple(failures.get(row) for row in range(rows))
 
@@ -210,11 +212,11 @@ def per_row(failures: Mapping[int, Failure], rows: int) -> tuple[Failure | None,
 # speakers in two domains, since a rendered portrait is cleaner than compressed video: ``drawn`` with the small
 # rendering of post-training, and ``filmed``.
 
-FOLDER = Path(str(files("flowportrait") / "weights" / "reward"))
+REWARD_FOLDER = Path(str(files("flowportrait") / "weights" / "reward"))
 """Folder of the statistics and weights of rewards."""
 
 
-class Normal(NamedTuple):
+class RealStatistic(NamedTuple):
     """The mean and standard deviation of one measurement over real clips."""
 
     mean: float
@@ -226,16 +228,16 @@ class Normal(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def normals() -> dict[str, Normal]:
+def real_statistics() -> dict[str, RealStatistic]:
     """Return the statistics of every measurement by ``name/domain``."""
-    found = json.loads((FOLDER / "real.json").read_text(encoding="utf-8"))
-    return {name: Normal(*values) for name, values in found.items()}
+    found = json.loads((REWARD_FOLDER / "real.json").read_text(encoding="utf-8"))
+    return {name: RealStatistic(*values) for name, values in found.items()}
 
 
 @lru_cache(maxsize=1)
-def noises() -> dict[str, float]:
+def measurement_noises() -> dict[str, float]:
     """Return the standard deviation of each reward when the same clip is filmed, encoded and tracked again."""
-    return json.loads((FOLDER / "noise.json").read_text(encoding="utf-8"))
+    return json.loads((REWARD_FOLDER / "noise.json").read_text(encoding="utf-8"))
 
 
 # --- Checked scoring ---
@@ -254,11 +256,11 @@ _PICTURE_NEEDS = frozenset({"motion", "frames", "places", "policy"})
 """Needs that cannot be met in rows without a tracked face."""
 
 
-class Unavailable(Exception):
+class RewardUnavailable(Exception):
     """Raised by a reward that cannot answer now (a server is down, a time-out) but may answer later."""
 
 
-def score(reward: Reward, batch: RewardBatch, sleep: Callable[[float], None] = time.sleep) -> Score:
+def score_batch(reward: Reward, batch: RewardBatch, sleep: Callable[[float], None] = time.sleep) -> Score:
     """Return the checked scores of a batch.
 
     Args:
@@ -270,7 +272,7 @@ def score(reward: Reward, batch: RewardBatch, sleep: Callable[[float], None] = t
         BadInput: the batch does not have something that the reward needs.
         ValueError: the reward broke the interface, such as by scores of another length.
     """
-    declared = traits(reward)
+    declared = read_traits(reward)
     check_needs(reward, declared, batch)
     result = _ask(reward, batch)
     wait = FIRST_WAIT
@@ -310,10 +312,10 @@ def _ask(reward: Reward, batch: RewardBatch) -> Score:
     """Return the reward's scores, with all rows ``unavailable`` if it cannot answer."""
     try:
         return reward(batch)
-    except (Unavailable, ConnectionError, TimeoutError) as error:
+    except (RewardUnavailable, ConnectionError, TimeoutError) as error:
         reason = Failure("unavailable", str(error) or type(error).__name__)
         failures = dict.fromkeys(range(len(batch)), reason)
-        return measured(torch.full((len(batch),), torch.nan), failures)
+        return score_with_failures(torch.full((len(batch),), torch.nan), failures)
 
 
 def _replace_rows(before: Score, again: Score, rows: list[int]) -> Score:
@@ -332,7 +334,7 @@ def _replace_rows(before: Score, again: Score, rows: list[int]) -> Score:
         for name, part in (before.regions or {}).items()
         if again.regions and name in again.regions
     }
-    return Score(value, valid, dense, regions or None, per_row(failures, len(value)))
+    return Score(value, valid, dense, regions or None, failures_per_row(failures, len(value)))
 
 
 def _give_up(result: Score, name: str, retries: int) -> Score:
@@ -344,7 +346,7 @@ def _give_up(result: Score, name: str, retries: int) -> Score:
     detail = next(iter(unavailable.values())).detail
     _LOG.warning("%s gave up on %d of %d samples %s: %s", name, len(unavailable), len(result.value), tries, detail)
     final = {row: Failure("unavailable", f"gave up {tries}: {failure.detail}") for row, failure in unavailable.items()}
-    return result._replace(failures=per_row(result.reasons | final, len(result.value)))
+    return result._replace(failures=failures_per_row(result.reasons | final, len(result.value)))
 
 
 def _check_score(result: Score, reward: Reward, declared: Traits, batch: RewardBatch) -> Score:
@@ -366,4 +368,4 @@ def _check_score(result: Score, reward: Reward, declared: Traits, batch: RewardB
             failures[row] = Failure("malformed", f"{reward.name} gave {number:.4g}, outside [{low:g}, {high:g}]")
     valid[list(failures)] = False
     value[~valid] = torch.nan
-    return Score(value, valid, result.dense, result.regions, per_row(failures, len(value)), declared.noise)
+    return Score(value, valid, result.dense, result.regions, failures_per_row(failures, len(value)), declared.noise)

@@ -1,7 +1,7 @@
 """This module defines rewards of motion coefficients, without pictures.
 
     expressiveness    amplitude and speed of every part of the face like those of real speakers
-    smoothness        little motion above 6 Hz (also ``Tremor``, for parts of the face)
+    smoothness        little motion above 6 Hz (also ``TremorReward``, for parts of the face)
     eyes, head        blinks, gaze and head motion like those of real speakers
     silent lips       a closed mouth while nobody speaks
     crowd             a distribution of motion over the whole batch like that of real speakers
@@ -32,30 +32,37 @@ from flowportrait.rendering.motion_basis import (
     EXPRESSION,
     GAZE,
     HEAD,
-    LOWER,
-    LOWER_INNER,
-    UPPER_INNER,
+    LOWER_FACE,
+    LOWER_LIP_PAIRS,
+    UPPER_LIP_PAIRS,
     MotionBasis,
 )
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import FOLDER, Failure, Score, all_valid, measured, noises
+from flowportrait.rewards.interface import (
+    REWARD_FOLDER,
+    Failure,
+    Score,
+    all_valid,
+    measurement_noises,
+    score_with_failures,
+)
 
 # --- Statistics of real motion ---
 
 CUTOFF_HZ = 6.0
 """Frequency above which motion counts as flutter."""
-GROUPS: dict[str, slice] = {
-    "lips": LOWER, "brows": BROWS, "blink": BLINK, "gaze": GAZE, "head": HEAD,
+MOTION_GROUPS: dict[str, slice] = {
+    "lips": LOWER_FACE, "brows": BROWS, "blink": BLINK, "gaze": GAZE, "head": HEAD,
 }  # fmt: skip
 """Action groups: parts of the face and their motion coefficients."""
 _LIP_GROUP = 0
 
-Statistic = Callable[[torch.Tensor], torch.Tensor]
+MotionStatistic = Callable[[torch.Tensor], torch.Tensor]
 """A statistic ``[B, 5]`` of motion ``[B, T, 30]``, one value per action group."""
 
 
 @dataclass(frozen=True)
-class RealMotion:
+class RealMotionStatistics:
     """Mean and standard deviation over real clips of three statistics, one entry per action group.
 
     Attributes:
@@ -75,13 +82,13 @@ class RealMotion:
 
     @classmethod
     @lru_cache(maxsize=1)
-    def load(cls) -> RealMotion:
+    def load(cls) -> RealMotionStatistics:
         """Return the statistics that ship with the package."""
         text = (files("flowportrait") / "weights" / "basis" / "real_motion.json").read_text(encoding="utf-8")
         return cls(**json.loads(text))
 
     @classmethod
-    def measure(cls, windows: torch.Tensor) -> RealMotion:
+    def measure(cls, windows: torch.Tensor) -> RealMotionStatistics:
         """Compute the statistics of real motion ``[B, T, 30]``."""
         values: dict[str, list[float]] = {}
         for name, statistic in (("amplitude", log_amplitude), ("speed", log_speed), ("flutter", log_flutter)):
@@ -90,7 +97,7 @@ class RealMotion:
             values[f"{name}_std"] = stats.std(0).tolist()
         return cls(frames=windows.shape[1], **values)
 
-    def over_windows(self, statistic: Statistic, motion: torch.Tensor) -> torch.Tensor:
+    def mean_over_windows(self, statistic: MotionStatistic, motion: torch.Tensor) -> torch.Tensor:
         """Return the mean ``[B, 5]`` of a statistic over windows of motion ``[B, T, 30]``.
 
         Windows have ``frames`` frames and overlap by half. A shorter clip is one window.
@@ -123,21 +130,21 @@ def log_flutter(motion: torch.Tensor) -> torch.Tensor:
     window = torch.hann_window(velocity.shape[1], periodic=False)
     power = torch.fft.rfft((velocity - velocity.mean(1, keepdim=True)) * window[None, :, None], dim=1).abs().square()
     fast = torch.fft.rfftfreq(velocity.shape[1], 1 / FPS) > CUTOFF_HZ
-    high = torch.stack([power[:, fast, part].sum((1, 2)) for part in GROUPS.values()], 1)
-    total = torch.stack([power[..., part].sum((1, 2)) for part in GROUPS.values()], 1)
+    high = torch.stack([power[:, fast, part].sum((1, 2)) for part in MOTION_GROUPS.values()], 1)
+    total = torch.stack([power[..., part].sum((1, 2)) for part in MOTION_GROUPS.values()], 1)
     return ((high + 1e-6) / (total + 1e-5)).log()
 
 
 def _per_group(values: torch.Tensor) -> torch.Tensor:
     """Return the log of the mean of values ``[B, 30]`` of each action group ``[B, 5]``."""
-    return torch.stack([values[:, part].mean(1) for part in GROUPS.values()], 1).clamp_min(1e-3).log()
+    return torch.stack([values[:, part].mean(1) for part in MOTION_GROUPS.values()], 1).clamp_min(1e-3).log()
 
 
 def _standardize(
-    real: RealMotion, statistic: Statistic, mean: list[float], std: list[float], motion: torch.Tensor
+    real: RealMotionStatistics, statistic: MotionStatistic, mean: list[float], std: list[float], motion: torch.Tensor
 ) -> torch.Tensor:
     """Return a statistic ``[B, 5]`` of motion in standard deviations from the mean of real speakers."""
-    return (real.over_windows(statistic, motion) - torch.tensor(mean)) / torch.tensor(std)
+    return (real.mean_over_windows(statistic, motion) - torch.tensor(mean)) / torch.tensor(std)
 
 
 def _huber(z: torch.Tensor) -> torch.Tensor:
@@ -148,7 +155,7 @@ def _huber(z: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Expressiveness:
+class ExpressivenessReward:
     """Rewards amplitude and speed of every action group like those of real speakers.
 
         expressiveness = − mean_j  huber( (y_j − μ_j) / d_j )
@@ -158,15 +165,15 @@ class Expressiveness:
     windows of that length, and y is averaged over windows.
     """
 
-    real: RealMotion
+    real: RealMotionStatistics
     noise: float = 0.0
     name: str = "expressiveness"
     needs: frozenset[str] = frozenset({"motion"})
 
     @classmethod
-    def load(cls) -> Expressiveness:
+    def load(cls) -> ExpressivenessReward:
         """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotion.load(), noises().get("expressiveness", 0.0))
+        return cls(RealMotionStatistics.load(), measurement_noises().get("expressiveness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         distance = torch.zeros(len(batch.motion))
@@ -179,7 +186,7 @@ class Expressiveness:
 
 
 @dataclass(frozen=True)
-class Smoothness:
+class SmoothnessReward:
     """Rewards motion without flutter, with a guard against stillness.
 
         smoothness = − softplus( (ln h − μ_h) / d_h ) − relu( (μ_a − d_a − ln lip amplitude) / d_a )
@@ -188,35 +195,35 @@ class Smoothness:
     real clips lose more than stillness gains. Within the range of real lips the amplitude does not count.
     """
 
-    real: RealMotion
+    real: RealMotionStatistics
     noise: float = 0.0
     name: str = "smoothness"
     needs: frozenset[str] = frozenset({"motion"})
-    groups: tuple[str, ...] = tuple(GROUPS)
+    groups: tuple[str, ...] = tuple(MOTION_GROUPS)
     """Action groups whose flutter counts."""
 
     @classmethod
-    def load(cls) -> Smoothness:
+    def load(cls) -> SmoothnessReward:
         """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotion.load(), noises().get("smoothness", 0.0))
+        return cls(RealMotionStatistics.load(), measurement_noises().get("smoothness", 0.0))
 
     @classmethod
-    def only(cls, name: str, *groups: str) -> Smoothness:
+    def only(cls, name: str, *groups: str) -> SmoothnessReward:
         """Return the reward of some action groups, under another name."""
-        return cls(RealMotion.load(), name=name, groups=groups)
+        return cls(RealMotionStatistics.load(), name=name, groups=groups)
 
     def __call__(self, batch: RewardBatch) -> Score:
         flutter = _standardize(
             self.real, log_flutter, self.real.flutter_mean, self.real.flutter_std, batch.motion
         )  # fmt: skip
-        amplitude = self.real.over_windows(log_amplitude, batch.motion)[:, _LIP_GROUP]
+        amplitude = self.real.mean_over_windows(log_amplitude, batch.motion)[:, _LIP_GROUP]
         stillness = (self.real.amplitude_mean[_LIP_GROUP] - amplitude) / self.real.amplitude_std[_LIP_GROUP]
-        columns = [list(GROUPS).index(name) for name in self.groups]
+        columns = [list(MOTION_GROUPS).index(name) for name in self.groups]
         return all_valid(-F.softplus(flutter[:, columns]).mean(1) - F.relu(stillness - 1))
 
 
 @dataclass(frozen=True)
-class Tremor:
+class TremorReward:
     """Penalises the power of motion above 6 Hz in some action groups.
 
         tremor = − mean_j softplus( (ln h_j s_j² − μ_j) / d_j ),   h: share above 6 Hz, s: mean speed
@@ -225,20 +232,20 @@ class Tremor:
     share and speed taken as independent.
     """
 
-    real: RealMotion
+    real: RealMotionStatistics
     name: str
     groups: tuple[str, ...]
     noise: float = 0.0
     needs: frozenset[str] = frozenset({"motion"})
 
     @classmethod
-    def of(cls, name: str, *groups: str) -> Tremor:
+    def of(cls, name: str, *groups: str) -> TremorReward:
         """Return the reward of some action groups under a name, with the shipped statistics of real speakers."""
-        return cls(RealMotion.load(), name, groups)
+        return cls(RealMotionStatistics.load(), name, groups)
 
     def __call__(self, batch: RewardBatch) -> Score:
-        real, columns = self.real, [list(GROUPS).index(name) for name in self.groups]
-        power = real.over_windows(lambda motion: log_flutter(motion) + 2 * log_speed(motion), batch.motion)
+        real, columns = self.real, [list(MOTION_GROUPS).index(name) for name in self.groups]
+        power = real.mean_over_windows(lambda motion: log_flutter(motion) + 2 * log_speed(motion), batch.motion)
         mean = torch.tensor(real.flutter_mean) + 2 * torch.tensor(real.speed_mean)
         std = (torch.tensor(real.flutter_std).square() + 4 * torch.tensor(real.speed_std).square()).sqrt()
         return all_valid(-F.softplus((power - mean) / std)[:, columns].mean(1))
@@ -247,20 +254,20 @@ class Tremor:
 # --- Blinks, gaze and head motion ---
 
 BLINKS_PER_SECOND = 0.55
-"""Mean of training speakers, counted by ``blinks``."""
-PROMINENCE = 1.5
+"""Mean of training speakers, counted by ``count_lid_closures``."""
+BLINK_PROMINENCE = 1.5
 """Standard deviations by which lids must close in a blink. The count agrees with the tracker's blink signal in 96 % of
 clips."""
-SHORTEST_SECONDS = 2.0
+MIN_BLINK_SECONDS = 2.0
 """Length from which blinks are counted; real speakers often do not blink in shorter clips."""
-USUAL_DISTANCE = 1.5
+MAX_HEAD_DISTANCE = 1.5
 """Mean absolute head coordinates, in standard deviations, that real speakers do not exceed."""
 
-_LIDS, _GAZE, _HEAD = (list(GROUPS).index(name) for name in ("blink", "gaze", "head"))
+_LIDS, _GAZE, _HEAD = (list(MOTION_GROUPS).index(name) for name in ("blink", "gaze", "head"))
 
 
 @dataclass(frozen=True)
-class Eyes:
+class EyesReward:
     """Rewards motion of lids and gaze, and a number of blinks, like those of real speakers.
 
         eyes = − ½ mean_{lids, gaze} huber(z of log amplitude) − ½ [ ln P(mode) − ln P(k) ],   P = Poisson(λ T)
@@ -268,64 +275,64 @@ class Eyes:
     k is the number of blinks in T seconds, λ the blink rate of real speakers. A stare loses as much as a flutter.
     """
 
-    real: RealMotion
+    real: RealMotionStatistics
     noise: float = 0.0
     name: str = "eyes"
     needs: frozenset[str] = frozenset({"motion"})
 
     @classmethod
-    def load(cls) -> Eyes:
+    def load(cls) -> EyesReward:
         """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotion.load(), noises().get("eyes", 0.0))
+        return cls(RealMotionStatistics.load(), measurement_noises().get("eyes", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         real = self.real
         amplitude = _standardize(real, log_amplitude, real.amplitude_mean, real.amplitude_std, batch.motion)
         liveliness = -_huber(amplitude[:, [_LIDS, _GAZE]]).mean(1)
         seconds = batch.motion.shape[1] / FPS
-        if seconds < SHORTEST_SECONDS:
+        if seconds < MIN_BLINK_SECONDS:
             return all_valid(liveliness)
-        counts = torch.tensor([blinks(row) for row in batch.motion[..., BLINK].mean(-1).numpy()])
-        return all_valid(0.5 * liveliness - 0.5 * surprise(counts, BLINKS_PER_SECOND * seconds))
+        counts = torch.tensor([count_lid_closures(row) for row in batch.motion[..., BLINK].mean(-1).numpy()])
+        return all_valid(0.5 * liveliness - 0.5 * poisson_surprise(counts, BLINKS_PER_SECOND * seconds))
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadReward:
     """Rewards head motion like that of real speakers, near the neutral pose.
 
-        head = − ½ Σ_{amplitude, speed} huber(z) − relu( mean distance from the neutral pose − ``USUAL_DISTANCE`` )
+        head = − ½ Σ_{amplitude, speed} huber(z) − relu( mean distance from the neutral pose − ``MAX_HEAD_DISTANCE`` )
 
     A stiff neck loses as much as a swaying head.
     """
 
-    real: RealMotion
+    real: RealMotionStatistics
     noise: float = 0.0
     name: str = "head"
     needs: frozenset[str] = frozenset({"motion"})
 
     @classmethod
-    def load(cls) -> Head:
+    def load(cls) -> HeadReward:
         """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotion.load(), noises().get("head", 0.0))
+        return cls(RealMotionStatistics.load(), measurement_noises().get("head", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         real = self.real
         amplitude = _standardize(real, log_amplitude, real.amplitude_mean, real.amplitude_std, batch.motion)[:, _HEAD]
         speed = _standardize(real, log_speed, real.speed_mean, real.speed_std, batch.motion)[:, _HEAD]
-        excess = F.relu(batch.motion[..., HEAD].abs().mean((1, 2)) - USUAL_DISTANCE)
+        excess = F.relu(batch.motion[..., HEAD].abs().mean((1, 2)) - MAX_HEAD_DISTANCE)
         return all_valid(-0.5 * (_huber(amplitude) + _huber(speed)) - excess)
 
 
-def blinks(lids: np.ndarray) -> int:
+def count_lid_closures(lids: np.ndarray) -> int:
     """Return the number of blinks, which are closures of up to a second, in lid coordinates ``[T]``.
 
     The coordinates are in standard deviations; closed is positive.
     """
     padded = np.concatenate([[lids.min()], lids, [lids.min()]])
-    return len(find_peaks(padded, prominence=PROMINENCE, width=(None, FPS))[0])
+    return len(find_peaks(padded, prominence=BLINK_PROMINENCE, width=(None, FPS))[0])
 
 
-def surprise(count: torch.Tensor, expected: float) -> torch.Tensor:
+def poisson_surprise(count: torch.Tensor, expected: float) -> torch.Tensor:
     """Return ln P(mode) − ln P(count) ``[B]`` of a Poisson distribution, which is at least zero."""
     distribution = torch.distributions.Poisson(torch.tensor(expected))
     mode = torch.tensor(float(int(expected)))
@@ -334,16 +341,16 @@ def surprise(count: torch.Tensor, expected: float) -> torch.Tensor:
 
 # --- Silent lips ---
 
-QUIET = 30.0
+SILENCE_DECIBELS = 30.0
 """Decibels by which silence is below the level that a twentieth of the frames exceed."""
-SHORTEST = 4
+MIN_SILENCE_FRAMES = 4
 """Smallest number of frames of a pause. Its first and last frames do not count, since lips close and open there."""
 _DIGITAL_SILENCE = -0.45
 """Mean log-mel below which a frame is silent at any level of the clip. Digital silence has −1.08."""
 
 
 @dataclass(frozen=True)
-class SilentLip:
+class SilentLipReward:
     """Rewards closed lips while nobody speaks.
 
         dense[t] = − mean lip gap at t, in outer-eye-corner distances      silent lip = mean over the silent frames
@@ -357,59 +364,59 @@ class SilentLip:
     range: tuple[float, float] = (-2.0, 0.0)
 
     @classmethod
-    def load(cls) -> SilentLip:
+    def load(cls) -> SilentLipReward:
         """Return the reward with its measurement noise."""
-        return cls(noises().get("silent_lip", 0.0))
+        return cls(measurement_noises().get("silent_lip", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
-        silent = silence(batch.mel).float()
-        dense = -lip_gap(batch.motion) * silent
+        silent = find_silent_frames(batch.mel).float()
+        dense = -inner_lip_gap(batch.motion) * silent
         without_pause = (silent.sum(1) == 0).nonzero()[:, 0].tolist()
         failures = {row: Failure("no_sound", "speech throughout: no silence to be silent in") for row in without_pause}
-        return measured(dense.sum(1) / silent.sum(1).clamp_min(1), failures, dense)
+        return score_with_failures(dense.sum(1) / silent.sum(1).clamp_min(1), failures, dense)
 
 
-def lip_gap(motion: torch.Tensor) -> torch.Tensor:
+def inner_lip_gap(motion: torch.Tensor) -> torch.Tensor:
     """Return the mean gap ``[B, T]`` between the inner lips of motion ``[B, T, 30]``.
 
     Lips are closed in the neutral pose.
     """
     directions = MotionBasis.load().directions
-    opening = (directions[:, LOWER_INNER, 1] - directions[:, UPPER_INNER, 1]).to(motion)
+    opening = (directions[:, LOWER_LIP_PAIRS, 1] - directions[:, UPPER_LIP_PAIRS, 1]).to(motion)
     return F.relu(motion[..., EXPRESSION] @ opening).mean(-1)
 
 
-def silence(mel: torch.Tensor) -> torch.Tensor:
+def find_silent_frames(mel: torch.Tensor) -> torch.Tensor:
     """Return the mask ``[B, T]`` of silent frames of a log-mel ``[B, 4T, 80]``, without the edges of pauses."""
     power = (4 * mel - 9.5).exp().mean(-1).unflatten(1, (-1, MELS_PER_FRAME)).mean(-1)
     loud = power.quantile(0.95, dim=1, keepdim=True)
     digital = mel.mean(-1).unflatten(1, (-1, MELS_PER_FRAME)).mean(-1) < _DIGITAL_SILENCE
-    quiet = ((power < loud * 10 ** (-QUIET / 10)) | digital).float()[:, None]
+    quiet = ((power < loud * 10 ** (-SILENCE_DECIBELS / 10)) | digital).float()[:, None]
     # A morphological opening by SHORTEST removes short runs, and an erosion by one frame removes the edges.
-    core = -F.max_pool1d(F.pad(-quiet, (0, SHORTEST - 1), value=0.0), SHORTEST, 1)
-    runs = F.max_pool1d(F.pad(core, (SHORTEST - 1, 0)), SHORTEST, 1)
+    core = -F.max_pool1d(F.pad(-quiet, (0, MIN_SILENCE_FRAMES - 1), value=0.0), MIN_SILENCE_FRAMES, 1)
+    runs = F.max_pool1d(F.pad(core, (MIN_SILENCE_FRAMES - 1, 0)), MIN_SILENCE_FRAMES, 1)
     inside = -F.max_pool1d(F.pad(-runs, (1, 1), value=-1.0), 3, 1)
     return inside[:, 0] > 0.5
 
 
 # --- The distribution of motion over a batch ---
 
-FRAMES = 28
+CROWD_WINDOW_FRAMES = 28
 """Length of a window."""
-STRIDE = 4
+PACE_FRAMES = 4
 """Frames (160 ms) over which the pace is measured."""
 QUANTILES = 64
 """Number of quantiles, at (k + ½)/64, by which a real distribution is stored."""
-TREMBLING = ("lips", "blink", "gaze")
+FLUTTER_GROUPS = ("lips", "blink", "gaze")
 """Action groups of which the flutter is used. Tracked brows and heads tremble more than real ones."""
-COLUMNS = (*GROUPS, *GROUPS, *TREMBLING)
+STATISTIC_GROUPS = (*MOTION_GROUPS, *MOTION_GROUPS, *FLUTTER_GROUPS)
 """Action group of every statistic: amplitudes, paces, flutter."""
 _MIN_STATISTIC = 1e-4
-_FILE = FOLDER / "crowd.safetensors"
+_FILE = REWARD_FOLDER / "crowd.safetensors"
 
 
 @dataclass(frozen=True)
-class Crowd:
+class CrowdReward:
     """Rewards a distribution of motion over the whole batch like that of real speakers.
 
         crowd(y) = mean over statistics of [ E|y − Y| − E|y − X| ] / E|X − X'|        Y: this batch,  X: real windows
@@ -430,7 +437,7 @@ class Crowd:
 
     real: torch.Tensor
     name: str = "crowd"
-    groups: tuple[str, ...] = tuple(GROUPS)
+    groups: tuple[str, ...] = tuple(MOTION_GROUPS)
     noise: float = 0.0
     needs: frozenset[str] = frozenset({"motion"})
 
@@ -440,8 +447,8 @@ class Crowd:
         return cls(_shipped_quantiles(), name, groups)
 
     def __call__(self, batch: RewardBatch) -> Score:
-        columns = [column for column, group in enumerate(COLUMNS) if group in self.groups]
-        generated, real = statistics(batch.motion)[..., columns], self.real[:, columns]
+        columns = [column for column, group in enumerate(STATISTIC_GROUPS) if group in self.groups]
+        generated, real = window_statistics(batch.motion)[..., columns], self.real[:, columns]
         # Each window is compared with the same window of the other clips. If all windows were pooled, a start that is
         # too stiff and an end that is too wild would together look lively.
         by_window = generated.transpose(0, 1)
@@ -451,33 +458,33 @@ class Crowd:
         return all_valid(witness.mean(1), _per_frame(witness, batch.motion.shape[1]))
 
 
-def statistics(motion: torch.Tensor) -> torch.Tensor:
+def window_statistics(motion: torch.Tensor) -> torch.Tensor:
     """Return the statistics ``[B, W, 13]`` of windows of motion ``[B, T, 30]``.
 
     They are the log amplitude and the log pace of every action group, and the share of motion above 6 Hz of lips, lids
     and gaze. Windows have 28 frames and overlap by half; a shorter clip is one window.
     """
-    frames = min(FRAMES, motion.shape[1])
+    frames = min(CROWD_WINDOW_FRAMES, motion.shape[1])
     windows = motion.unfold(1, frames, frames // 2).mT
     flat = windows.flatten(0, 1)
-    signals = [_inner_lip_positions(flat), *(flat[..., part] for name, part in GROUPS.items() if name != "lips")]
+    signals = [_inner_lip_positions(flat), *(flat[..., part] for name, part in MOTION_GROUPS.items() if name != "lips")]
     amplitude = [signal.var(1).mean(-1).sqrt() for signal in signals]
-    pace = [(signal[:, STRIDE:] - signal[:, :-STRIDE]).abs().mean((1, 2)) for signal in signals]
-    flutter = log_flutter(flat)[:, [list(GROUPS).index(name) for name in TREMBLING]]
+    pace = [(signal[:, PACE_FRAMES:] - signal[:, :-PACE_FRAMES]).abs().mean((1, 2)) for signal in signals]
+    flutter = log_flutter(flat)[:, [list(MOTION_GROUPS).index(name) for name in FLUTTER_GROUPS]]
     columns = torch.cat([torch.stack(amplitude + pace, 1).clamp_min(_MIN_STATISTIC).log(), flutter], 1)
     return columns.unflatten(0, windows.shape[:2])
 
 
 def _inner_lip_positions(motion: torch.Tensor) -> torch.Tensor:
     """Return the positions of the inner lips ``[B, T, 36]``, since coefficients do not show how wide a mouth looks."""
-    directions = MotionBasis.load().directions[:, [*UPPER_INNER, *LOWER_INNER], :2].flatten(1)
+    directions = MotionBasis.load().directions[:, [*UPPER_LIP_PAIRS, *LOWER_LIP_PAIRS], :2].flatten(1)
     return motion[..., EXPRESSION] @ directions.to(motion)
 
 
-def keep(windows: torch.Tensor) -> None:
+def save_real_quantiles(windows: torch.Tensor) -> None:
     """Store the quantiles of the statistics of real windows ``[N, 28, 30]``."""
     levels = (torch.arange(QUANTILES) + 0.5) / QUANTILES
-    save_file({"quantiles": statistics(windows)[:, 0].quantile(levels, 0).contiguous()}, str(_FILE))
+    save_file({"quantiles": window_statistics(windows)[:, 0].quantile(levels, 0).contiguous()}, str(_FILE))
 
 
 @lru_cache(maxsize=1)
@@ -495,7 +502,7 @@ def _per_frame(witness: torch.Tensor, frames: int) -> torch.Tensor:
 
     Overlapping windows are averaged, and frames after the last window have its value.
     """
-    width = min(FRAMES, frames)
+    width = min(CROWD_WINDOW_FRAMES, frames)
     total, count = torch.zeros(len(witness), frames), torch.zeros(frames)
     for index, value in enumerate(witness.T):
         start = index * (width // 2)

@@ -7,7 +7,7 @@
     register("mine", lambda options: Mine())      make a reward available as ``build("mine")``
 
 The parts, in order: the names of all rewards, building a reward by name, the weights of a run (``RewardWeights``), and
-the rewards of a run (``Composite``).
+the rewards of a run (``CompositeReward``).
 """
 
 from __future__ import annotations
@@ -22,15 +22,29 @@ import torch
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
-from flowportrait.media.optical_flow import FlowName, build_flow
+from flowportrait.media.optical_flow import FlowName, build_optical_flow
 from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.consistency import BackboneName, Perceptual, Sharpness, Temporal, backbone_named
-from flowportrait.rewards.face import Identity, Realness
-from flowportrait.rewards.interface import Reward, RewardFunction, Score, all_valid, as_reward, score
-from flowportrait.rewards.motion import Crowd, Expressiveness, Eyes, Head, SilentLip, Smoothness, Tremor
-from flowportrait.rewards.relative import SelfConfidence
-from flowportrait.rewards.sync import LipSync
+from flowportrait.rewards.consistency import (
+    PerceptualReward,
+    SharpnessReward,
+    SimilarityName,
+    TemporalReward,
+    build_similarity,
+)
+from flowportrait.rewards.face import IdentityReward, RealnessReward
+from flowportrait.rewards.interface import Reward, RewardFunction, Score, all_valid, as_reward, score_batch
+from flowportrait.rewards.motion import (
+    CrowdReward,
+    ExpressivenessReward,
+    EyesReward,
+    HeadReward,
+    SilentLipReward,
+    SmoothnessReward,
+    TremorReward,
+)
+from flowportrait.rewards.relative import SelfConfidenceReward
+from flowportrait.rewards.sync import LipSyncReward
 
 # --- The names of rewards ---
 
@@ -39,7 +53,7 @@ from flowportrait.rewards.sync import LipSync
 class RewardOptions:
     """Settings of the rewards of this package."""
 
-    backbone: BackboneName = "ssim"
+    backbone: SimilarityName = "ssim"
     """The similarity of pictures that ``perceptual`` uses."""
     backbone_model: str | None = None
     """Folder or hub name of the model of ``clip`` or ``dino``."""
@@ -58,27 +72,27 @@ class RewardOptions:
     """Rewards that another machine scores → its address: ``elsewhere.identity=http://gpu:8300``."""
 
 
-Build = Callable[[RewardOptions], Reward]
+RewardBuilder = Callable[[RewardOptions], Reward]
 """A function that builds a reward."""
 
-BUILT_IN: dict[str, Build] = {
-    "sync": lambda _: LipSync.load(),
-    "silent_lip": lambda _: SilentLip.load(),
-    "expressiveness": lambda _: Expressiveness.load(),
-    "eyes": lambda _: Eyes.load(),
-    "head": lambda _: Head.load(),
-    "smoothness": lambda _: Smoothness.load(),
-    "temporal": lambda options: Temporal.load(build_flow(options.flow, options.flow_weights)),
-    "perceptual": lambda options: Perceptual.load(backbone_named(options.backbone, options.backbone_model)),
-    "identity": lambda _: Identity.load(),
-    "sharpness": lambda _: Sharpness.load(),
-    "realness": lambda _: Realness.load(),
-    "self_confidence": lambda _: SelfConfidence.load(),
+WEIGHTED_REWARDS: dict[str, RewardBuilder] = {
+    "sync": lambda _: LipSyncReward.load(),
+    "silent_lip": lambda _: SilentLipReward.load(),
+    "expressiveness": lambda _: ExpressivenessReward.load(),
+    "eyes": lambda _: EyesReward.load(),
+    "head": lambda _: HeadReward.load(),
+    "smoothness": lambda _: SmoothnessReward.load(),
+    "temporal": lambda options: TemporalReward.load(build_optical_flow(options.flow, options.flow_weights)),
+    "perceptual": lambda options: PerceptualReward.load(build_similarity(options.backbone, options.backbone_model)),
+    "identity": lambda _: IdentityReward.load(),
+    "sharpness": lambda _: SharpnessReward.load(),
+    "realness": lambda _: RealnessReward.load(),
+    "self_confidence": lambda _: SelfConfidenceReward.load(),
 }
 """Rewards that have a weight of their own in ``RewardWeights``."""
 
 
-def _preference_builder(name: str) -> Build:
+def _preference_builder(name: str) -> RewardBuilder:
     def build_preference(options: RewardOptions) -> Reward:
         from flowportrait.preferences.rewards import load_latent_preference, load_preference_reward
 
@@ -89,31 +103,31 @@ def _preference_builder(name: str) -> Build:
     return build_preference
 
 
-PREFERENCES = (
+PREFERENCE_REWARDS = (
     "preference", "preference_sync", "preference_expression", "preference_motion", "latent_preference",
 )  # fmt: skip
 """Rewards learned from preference pairs: all three dimensions, one of them, or all three from latents."""
 
-PARTS: dict[str, Build] = {
-    "steady_lips": lambda _: Smoothness.only("steady_lips", "lips"),
-    "steady_eyes": lambda _: Smoothness.only("steady_eyes", "brows", "blink", "gaze"),
-    "tremor_lips": lambda _: Tremor.of("tremor_lips", "lips"),
-    "tremor_eyes": lambda _: Tremor.of("tremor_eyes", "brows", "blink", "gaze"),
-    "crowd_mouth": lambda _: Crowd.of("crowd_mouth", "lips"),
-    "crowd_eyes": lambda _: Crowd.of("crowd_eyes", "brows", "blink", "gaze"),
-    "crowd_head": lambda _: Crowd.of("crowd_head", "head"),
+PART_REWARDS: dict[str, RewardBuilder] = {
+    "steady_lips": lambda _: SmoothnessReward.only("steady_lips", "lips"),
+    "steady_eyes": lambda _: SmoothnessReward.only("steady_eyes", "brows", "blink", "gaze"),
+    "tremor_lips": lambda _: TremorReward.of("tremor_lips", "lips"),
+    "tremor_eyes": lambda _: TremorReward.of("tremor_eyes", "brows", "blink", "gaze"),
+    "crowd_mouth": lambda _: CrowdReward.of("crowd_mouth", "lips"),
+    "crowd_eyes": lambda _: CrowdReward.of("crowd_eyes", "brows", "blink", "gaze"),
+    "crowd_head": lambda _: CrowdReward.of("crowd_head", "head"),
 }
 """Rewards of one part of the face: fast motion, and the distribution of motion."""
 
-JUDGES: dict[str, str] = {
+JUDGE_REWARDS: dict[str, str] = {
     "panel": "flowportrait.judges.build:panel_reward",
     "omni_reward": "flowportrait.portraitgen.judging:omni_reward",
     "ai_portrait": "flowportrait.portraitgen.judging:ai_portrait_reward",
 }
 """Judges as rewards. The function that builds one is imported when it is needed, since judges are made of rewards."""
 
-REWARDS: dict[str, Build | str] = {
-    **BUILT_IN, **{name: _preference_builder(name) for name in PREFERENCES}, **JUDGES, **PARTS,
+REWARDS: dict[str, RewardBuilder | str] = {
+    **WEIGHTED_REWARDS, **{name: _preference_builder(name) for name in PREFERENCE_REWARDS}, **JUDGE_REWARDS, **PART_REWARDS,
 }  # fmt: skip
 """All rewards of the package and those that were registered. Strings are ``module:function``."""
 
@@ -121,7 +135,7 @@ REWARDS: dict[str, Build | str] = {
 # --- Building a reward by name ---
 
 
-def register(name: str, build: Build) -> None:
+def register_reward(name: str, build: RewardBuilder) -> None:
     """Make a reward available by name.
 
     Raises:
@@ -132,7 +146,7 @@ def register(name: str, build: Build) -> None:
     REWARDS[name] = build
 
 
-def known(names: Iterable[str]) -> None:
+def check_reward_names(names: Iterable[str]) -> None:
     """Check that every name is a registered reward, an entry point, or MODULE:NAME (which is not imported).
 
     Raises:
@@ -144,13 +158,13 @@ def known(names: Iterable[str]) -> None:
             raise BadInput(f"No reward named {name!r}: choose from {choices}, or give MODULE:NAME.")
 
 
-def build(name: str, options: RewardOptions | None = None) -> Reward:
+def build_reward(name: str, options: RewardOptions | None = None) -> Reward:
     """Return the reward of a name.
 
     Raises:
         BadInput: there is no reward of that name, or something that it uses cannot be loaded.
     """
-    known([name])
+    check_reward_names([name])
     options = options or RewardOptions()
     if name in options.elsewhere:
         from flowportrait.rewards.remote import HttpReward
@@ -207,7 +221,7 @@ def _plugin_reward(plugin: Any, name: str) -> Reward:
     return PluginReward(name, plugin)
 
 
-def noise_key(reward: Any) -> str:
+def reward_noise_key(reward: Any) -> str:
     """Return the key of a reward's measurement noise: its name, followed by its flow or backbone if it has one."""
     part = getattr(reward, "flow", None) or getattr(reward, "backbone", None)
     return f"{reward.name}/{part.name}" if part else reward.name
@@ -221,10 +235,10 @@ def noise_key(reward: Any) -> str:
 # The three groups and their weights are those of FlowPortrait (2603.00159). Further rewards are added by their weight:
 # ``--set rewards.identity=0.2``.
 
-MEASURED = "measured"
+MEASURED_JUDGE = "measured"
 """Value of ``RewardWeights.judge_by`` for the judge that is made of measurements."""
 
-AnyReward = str | Reward | type | RewardFunction
+RewardReference = str | Reward | type | RewardFunction
 """A reward in any form: a built-in name, an entry point, MODULE:NAME, a plain function, a reward, or its class."""
 
 
@@ -236,7 +250,7 @@ class RewardWeights:
     """Weight of the judge."""
     perceptual: float = 0.3
     temporal: float = 0.2
-    judge_by: str = MEASURED
+    judge_by: str = MEASURED_JUDGE
     """The judge: ``measured`` (lip sync, expressiveness and smoothness), or the name of a registered reward."""
     sync_share: float = 0.7
     """Share of lip sync in the weight of the measured judge. Expressiveness and smoothness have half of the rest
@@ -256,15 +270,17 @@ class RewardWeights:
     options: RewardOptions = field(default_factory=RewardOptions)
 
     def __post_init__(self) -> None:
-        at_least(self, judge=0, **dict.fromkeys(BUILT_IN, 0))
-        known([*self.other, *([] if self.judge_by == MEASURED else [self.judge_by])])
+        at_least(self, judge=0, **dict.fromkeys(WEIGHTED_REWARDS, 0))
+        check_reward_names([*self.other, *([] if self.judge_by == MEASURED_JUDGE else [self.judge_by])])
 
     def by_name(self) -> dict[str, float]:
         """Return the weight of every reward with a weight above zero."""
-        weights = {part.name: getattr(self, part.name) for part in fields(self) if part.name in BUILT_IN} | self.other
+        weights = {
+            part.name: getattr(self, part.name) for part in fields(self) if part.name in WEIGHTED_REWARDS
+        } | self.other
         rest = (1 - self.sync_share) / 2
         shares = {"sync": self.sync_share, "expressiveness": rest, "smoothness": rest}
-        for name, share in (shares if self.judge_by == MEASURED else {self.judge_by: 1.0}).items():
+        for name, share in (shares if self.judge_by == MEASURED_JUDGE else {self.judge_by: 1.0}).items():
             weights[name] = weights.get(name, 0.0) + self.judge * share
         return {name: weight for name, weight in weights.items() if weight > 0}
 
@@ -273,7 +289,7 @@ class RewardWeights:
 
 
 @dataclass(frozen=True)
-class Composite:
+class CompositeReward:
     """Rewards with their weights. Scores are not summed here: ``rl.credit`` normalises and combines them."""
 
     rewards: tuple[Reward, ...]
@@ -286,11 +302,11 @@ class Composite:
         return cls.of(weights.by_name(), weights.options)
 
     @classmethod
-    def of(cls, rewards: Mapping[Any, float] | Iterable[AnyReward], options: RewardOptions | None = None) -> Self:
+    def of(cls, rewards: Mapping[Any, float] | Iterable[RewardReference], options: RewardOptions | None = None) -> Self:
         """Return rewards in any form with their weights: ``Composite.of({"sync": 0.6, my_reward: 0.4})``.
 
         Args:
-            rewards: weights by reward (see ``AnyReward``), or rewards with a weight of 1 each. A weight of zero leaves
+            rewards: weights by reward (see ``RewardReference``), or rewards with a weight of 1 each. A weight of zero leaves
                 the reward out.
             options: settings of the rewards of this package.
 
@@ -315,10 +331,10 @@ class Composite:
         Raises:
             BadInput: the batch does not have something that a reward needs.
         """
-        return {reward.name: score(reward, batch) for reward in self.rewards}
+        return {reward.name: score_batch(reward, batch) for reward in self.rewards}
 
 
-def load_reward(reward: AnyReward, options: RewardOptions | None = None) -> Reward:
+def load_reward(reward: RewardReference, options: RewardOptions | None = None) -> Reward:
     """Return a reward in any form as a ``Reward``. A reward given by name has that name.
 
     Raises:
@@ -328,7 +344,7 @@ def load_reward(reward: AnyReward, options: RewardOptions | None = None) -> Rewa
         return as_reward(reward)
     if reward not in REWARDS:
         return as_reward(load_plugin("rewards", reward, REWARDS), reward)
-    built = build(reward, options)
+    built = build_reward(reward, options)
     if built.name != reward:
         raise BadInput(f"The reward registered as {reward!r} calls itself {built.name!r}: give it one name.")
     return built

@@ -9,17 +9,17 @@ from itertools import combinations
 
 import torch
 
-from flowportrait.flow.noise import unit_noise
+from flowportrait.flow.noise import keyed_noise
 from flowportrait.flow.paths import interpolate, predict_noise
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Failure, Score, all_valid, measured, noises
+from flowportrait.rewards.interface import Failure, Score, all_valid, measurement_noises, score_with_failures
 
-Prefer = Callable[[RewardBatch, int, int], float]
+PreferenceFunction = Callable[[RewardBatch, int, int], float]
 """A function ``(batch, row a, row b) -> probability that a is better``, NaN if it cannot decide."""
 
 
 @dataclass(frozen=True)
-class PairwiseWins:
+class PairwiseWinReward:
     """Rewards a sample for the samples of its group that it is preferred to (Pref-GRPO, 2508.20751).
 
         w_i = mean over the other samples j of the group of  P(i is better than j)
@@ -28,7 +28,7 @@ class PairwiseWins:
     Undecided pairs are left out, and a sample without a decided pair has no score.
     """
 
-    prefer: Prefer
+    prefer: PreferenceFunction
     name: str = "wins"
     needs: frozenset[str] = frozenset({"frames", "group"})
     scope: str = "group"
@@ -46,14 +46,14 @@ class PairwiseWins:
                     pairs[[a, b]] += 1
         undecided = (pairs == 0).nonzero()[:, 0].tolist()
         failures = {row: Failure("refused", "no pair with this sample was settled") for row in undecided}
-        return measured(wins / pairs.clamp_min(1), failures)
+        return score_with_failures(wins / pairs.clamp_min(1), failures)
 
 
 _FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class SelfConfidence:
+class SelfConfidenceReward:
     """Rewards samples on which the policy predicts added noise well (SOLACE, CVPR 2026).
 
         x_σ = (1 − σ) x₀ + σ ε        ε̂ = x_σ + (1 − σ) v(x_σ, σ)
@@ -78,9 +78,9 @@ class SelfConfidence:
     needs: frozenset[str] = frozenset({"policy"})
 
     @classmethod
-    def load(cls) -> SelfConfidence:
+    def load(cls) -> SelfConfidenceReward:
         """Return the reward with its measurement noise."""
-        return cls(noise=noises().get("self_confidence", 0.0))
+        return cls(noise=measurement_noises().get("self_confidence", 0.0))
 
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
@@ -92,7 +92,7 @@ class SelfConfidence:
         for number, level in enumerate(self.levels):
             sigma, error = torch.tensor(level), torch.zeros(latents.shape[:2])
             for pair in range(self.pairs):
-                pair_noise = unit_noise(tuple(latents.shape[1:]), self.seed, number, pair).to(latents)
+                pair_noise = keyed_noise(tuple(latents.shape[1:]), self.seed, number, pair).to(latents)
                 for noise in (pair_noise, -pair_noise):
                     x = interpolate(latents, noise, sigma)
                     prediction = predict_noise(x, policy.velocity(x, sigma, context), sigma)

@@ -8,7 +8,7 @@ Frames are rendered only if the server requests them. It requests them once, and
 are sent with 8 bits per channel, as a rendering has. Policies and latents are not sent, and nothing is pickled.
 
 The server checks a batch before a reward gets it: the type and shape of every tensor against the number of samples and
-frames, and both against ``MOST_SAMPLES`` and ``MOST_FRAMES``, since a tensor without elements can claim any shape.
+frames, and both against ``MAX_BATCH_SAMPLES`` and ``MAX_BATCH_FRAMES``, since a tensor without elements can claim any shape.
 
 The parts, in order: limits, packing and unpacking of batches and of scores, and the client (``HttpReward``).
 """
@@ -31,20 +31,20 @@ from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import SAMPLES_PER_FRAME
 from flowportrait.rewards.batch import Failure, FailureKind, RewardBatch
-from flowportrait.rewards.interface import Score, Unavailable, per_row
-from flowportrait.web_client import check_address, key_for, make_client
+from flowportrait.rewards.interface import RewardUnavailable, Score, failures_per_row
+from flowportrait.web_client import api_key_for, check_server_address, make_http_client
 
 MEDIA_TYPE = "application/x-safetensors"
-LARGEST_BATCH = 256 * 2**20
+MAX_BATCH_BYTES = 256 * 2**20
 """Largest size of a batch in bytes."""
-LARGEST_HEADER = 4 * 2**20
+MAX_HEADER_BYTES = 4 * 2**20
 """Largest size of its header in bytes: names and shapes of tensors, and the JSON description."""
-MOST_SAMPLES, MOST_FRAMES = 4096, 100_000
+MAX_BATCH_SAMPLES, MAX_BATCH_FRAMES = 4096, 100_000
 """Largest number of samples in a batch, and of frames in a sample."""
 MOTION_SIZE, MEL_BANDS = 30, 80
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
-TRAVELS = frozenset(
+SENDABLE_NEEDS = frozenset(
     {"motion", "mel", "frames", "places", "fps", "audio", "portrait", "transcript", "reference", "group"}
 )
 """Needs that can be met over HTTP."""
@@ -53,7 +53,7 @@ _TENSORS = {"audio": "audio", "reference": "reference", "group": "group"}
 
 
 @dataclass
-class Wanted(Exception):
+class FramesRequested(Exception):
     """Raised if a reward needs frames or landmarks that were not sent, with their indices."""
 
     frames: tuple[int, ...] = ()
@@ -61,25 +61,27 @@ class Wanted(Exception):
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentFrames:
     """The indices of the frames and landmarks that are sent."""
 
     frames: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
 
-    def with_(self, wanted: Wanted) -> Sent:
+    def including(self, wanted: FramesRequested) -> SentFrames:
         """Return these indices together with the requested ones."""
-        return Sent(tuple(sorted({*self.frames, *wanted.frames})), tuple(sorted({*self.places, *wanted.places})))
+        return SentFrames(tuple(sorted({*self.frames, *wanted.frames})), tuple(sorted({*self.places, *wanted.places})))
 
 
-def pack_batch(batch: RewardBatch, needs: frozenset[str], sent: Sent) -> bytes:
+def pack_batch(batch: RewardBatch, needs: frozenset[str], sent: SentFrames) -> bytes:
     """Return what a reward with these needs reads of a batch, as bytes.
 
     Raises:
         BadInput: it needs something that cannot be sent.
     """
-    if needs - TRAVELS:
-        raise BadInput(f"{', '.join(sorted(needs - TRAVELS))} cannot be sent to another machine: score it in process.")
+    if needs - SENDABLE_NEEDS:
+        raise BadInput(
+            f"{', '.join(sorted(needs - SENDABLE_NEEDS))} cannot be sent to another machine: score it in process."
+        )
     tensors = {"motion": batch.motion, "mel": batch.mel}
     tensors |= {need: getattr(batch, field) for need, field in _TENSORS.items() if need in needs}
     head: dict[str, Any] = {
@@ -105,13 +107,13 @@ def pack_batch(batch: RewardBatch, needs: frozenset[str], sent: Sent) -> bytes:
 
 
 def unpack_batch(data: bytes) -> RewardBatch:
-    """Return the batch on the server. Reading frames that were not sent raises ``Wanted``.
+    """Return the batch on the server. Reading frames that were not sent raises ``FramesRequested``.
 
     Raises:
         BadInput: the bytes are not a batch, or exceed the limits of this module.
     """
-    if len(data) > LARGEST_BATCH:
-        raise BadInput(f"The batch is larger than {LARGEST_BATCH // 2**20} MiB: send fewer samples.")
+    if len(data) > MAX_BATCH_BYTES:
+        raise BadInput(f"The batch is larger than {MAX_BATCH_BYTES // 2**20} MiB: send fewer samples.")
     try:
         head = _read_head(data)
         reader = _BatchReader(load(data), head)
@@ -130,7 +132,11 @@ class _BatchReader:
     def __init__(self, tensors: Mapping[str, torch.Tensor], head: Mapping[str, Any]) -> None:
         self.tensors, self.head = tensors, head
         motion = tensors["motion"]
-        if motion.dim() != 3 or not 1 <= len(motion) <= MOST_SAMPLES or not 1 <= motion.shape[1] <= MOST_FRAMES:
+        if (
+            motion.dim() != 3
+            or not 1 <= len(motion) <= MAX_BATCH_SAMPLES
+            or not 1 <= motion.shape[1] <= MAX_BATCH_FRAMES
+        ):
             _refuse(f"motion has the shape {tuple(motion.shape)}")
         self.rows, self.frames = motion.shape[:2]
 
@@ -192,7 +198,7 @@ class _BatchReader:
         def look_up(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
             missing = tuple(index for index in indices if index not in position)
             if missing or tensor is None:
-                raise Wanted(**{what: missing})
+                raise FramesRequested(**{what: missing})
             values = tensor[:, [position[index] for index in indices]]
             return values.float() / 255 if what == "frames" else values
 
@@ -241,14 +247,14 @@ def unpack_score(data: bytes, rows: int) -> Score:
     for part in (*regions.values(), *(() if dense is None else (dense,))):
         if part.dtype not in _FLOATS or part.dim() not in (1, 2) or len(part) != rows or not part.numel():
             raise ValueError(f"a map of the shape {tuple(part.shape)} for {rows} samples")
-    return Score(value, valid, dense, regions or None, per_row(failures, rows), noise)
+    return Score(value, valid, dense, regions or None, failures_per_row(failures, rows), noise)
 
 
 def _read_head(data: bytes) -> dict[str, Any]:
     """Return the JSON description in a safetensors header: 8 bytes of length, then the header with ``__metadata__``."""
     size = int.from_bytes(data[:8], "little")
-    if size > LARGEST_HEADER:
-        raise BadInput(f"The header of the batch is larger than {LARGEST_HEADER // 2**20} MiB: send fewer samples.")
+    if size > MAX_HEADER_BYTES:
+        raise BadInput(f"The header of the batch is larger than {MAX_HEADER_BYTES // 2**20} MiB: send fewer samples.")
     metadata: Mapping[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
     head = json.loads(next(iter(metadata.values())))
     if not isinstance(head, dict):
@@ -271,7 +277,7 @@ def _refuse(what: str) -> NoReturn:
 
 # --- The client ---
 
-KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
+SERVER_KEY_VARIABLE = "FLOWPORTRAIT_SERVE_KEY"
 """Environment variable with the key of a server that requires one. The key is sent to this computer, or to the host in
 FLOWPORTRAIT_SERVE_HOST."""
 _MAX_REQUESTS = 4
@@ -291,8 +297,8 @@ class HttpReward:
     noise: float = 0.0
     retries: int = 4
     timeout: float = 120.0
-    _wanted: dict[int, Sent] = field(default_factory=dict, repr=False, compare=False)
-    _client: httpx2.Client = field(default_factory=make_client, repr=False, compare=False)
+    _wanted: dict[int, SentFrames] = field(default_factory=dict, repr=False, compare=False)
+    _client: httpx2.Client = field(default_factory=make_http_client, repr=False, compare=False)
 
     @classmethod
     def at(cls, url: str, scorer: str, retries: int = 4, timeout: float = 120.0) -> HttpReward:
@@ -308,8 +314,8 @@ class HttpReward:
             BadInput: the address is not safe, no server answers, or it does not offer the reward.
         """
         url = url.rstrip("/")
-        check_address(url, f"The address of the reward {scorer!r}")
-        client = make_client(timeout)
+        check_server_address(url, f"The address of the reward {scorer!r}")
+        client = make_http_client(timeout)
         try:
             answer = client.get(f"{url}/scorers", headers=_headers(url))
             answer.raise_for_status()
@@ -332,7 +338,7 @@ class HttpReward:
             BadInput: the server reports that the batch cannot be scored.
         """
         length = batch.motion.shape[1]
-        sent = self._wanted.get(length, Sent())
+        sent = self._wanted.get(length, SentFrames())
         needs = self.needs | ({"group"} if self.scope == "group" else frozenset())
         for _ in range(_MAX_REQUESTS):
             answer = self._post(pack_batch(batch, needs, sent), len(batch))
@@ -340,21 +346,21 @@ class HttpReward:
                 self._wanted[length] = sent
                 return answer
             if any(index >= length for index in (*answer.frames, *answer.places)):
-                raise Unavailable(f"{self.url} asked for frames that a clip of {length} frames does not have")
-            sent = sent.with_(answer)
-        raise Unavailable(f"{self.url} asked for frames {_MAX_REQUESTS} times")
+                raise RewardUnavailable(f"{self.url} asked for frames that a clip of {length} frames does not have")
+            sent = sent.including(answer)
+        raise RewardUnavailable(f"{self.url} asked for frames {_MAX_REQUESTS} times")
 
-    def _post(self, body: bytes, rows: int) -> Score | Wanted:
+    def _post(self, body: bytes, rows: int) -> Score | FramesRequested:
         headers = {"Content-Type": MEDIA_TYPE, **_headers(self.url)}
         try:
             answer = self._client.post(f"{self.url}/score/{self.scorer}", content=body, headers=headers,
                                        timeout=self.timeout)  # fmt: skip
         except httpx2.HTTPError as error:
-            raise Unavailable(f"{self.url} does not answer ({type(error).__name__})") from error
+            raise RewardUnavailable(f"{self.url} does not answer ({type(error).__name__})") from error
         if answer.status_code == 409:
             return _read_requested_frames(answer)
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
-            raise Unavailable(f"{self.url} failed ({answer.status_code})")
+            raise RewardUnavailable(f"{self.url} failed ({answer.status_code})")
         if 300 <= answer.status_code < 400:
             target = answer.headers.get("location", "another address")[:120]
             raise BadInput(f"{self.url} sends requests on to {target}, which is not followed: give that address.")
@@ -363,7 +369,7 @@ class HttpReward:
         try:
             return unpack_score(answer.content, rows)
         except ValueError as error:
-            raise Unavailable(f"{self.url}: {error}") from error
+            raise RewardUnavailable(f"{self.url}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -386,26 +392,26 @@ class _Offer:
         low, high = data["range"]
         limits = (float("-inf" if low is None else low), float("inf" if high is None else high))
         needs, scope = frozenset(data["needs"]), data["scope"]
-        if scope not in ("sample", "group") or not needs <= TRAVELS or not isinstance(data["name"], str):
+        if scope not in ("sample", "group") or not needs <= SENDABLE_NEEDS or not isinstance(data["name"], str):
             raise ValueError("it describes its scorer in another way")
         return cls(data["name"], needs, scope, limits, float(data["noise"]))
 
 
 def _headers(url: str) -> dict[str, str]:
-    key = key_for(url, KEY_ENV)
+    key = api_key_for(url, SERVER_KEY_VARIABLE)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _read_requested_frames(answer: httpx2.Response) -> Wanted:
+def _read_requested_frames(answer: httpx2.Response) -> FramesRequested:
     """Return the frames and landmarks that a server requests."""
     try:
         requested = answer.json()["wanted"]
         frames, places = requested.get("frames", ()), requested.get("places", ())
         if not all(type(index) is int and index >= 0 for index in (*frames, *places)):
             raise ValueError("frames are whole numbers from 0")
-        return Wanted(tuple(frames), tuple(places))
+        return FramesRequested(tuple(frames), tuple(places))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise Unavailable(f"unreadable answer ({error})") from error
+        raise RewardUnavailable(f"unreadable answer ({error})") from error
 
 
 def _error_message(answer: httpx2.Response) -> str:

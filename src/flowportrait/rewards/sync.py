@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowportrait.devices import device_of, once_per_device
-from flowportrait.rendering.motion_basis import LOWER, MotionBasis
+from flowportrait.devices import cached_per_device, device_of
+from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Score, all_valid, noises
+from flowportrait.rewards.interface import Score, all_valid, measurement_noises
 from flowportrait.training.descend import JointEmbedding
 
 # --- The sync expert ---
 
 
-class SyncExpert(JointEmbedding):
+class MotionSyncExpert(JointEmbedding):
     """A joint embedding of lower-face motion and log-mel, of unit length and ``DIM`` elements per window of 9 frames.
 
     It reads motion coefficients instead of pixels, so it is differentiable with respect to the generator's output and
@@ -38,7 +38,7 @@ class SyncExpert(JointEmbedding):
 
     def __init__(self) -> None:
         super().__init__()
-        lower = LOWER.stop - LOWER.start
+        lower = LOWER_FACE.stop - LOWER_FACE.start
         self.face = nn.Sequential(
             *_block(2 * lower, 128, 3),
             *_block(128, 128, 3, groups=4),
@@ -65,7 +65,7 @@ class SyncExpert(JointEmbedding):
 
         The mean over the clip is subtracted, since the neutral shape of a mouth tells nothing about sync.
         """
-        lower = lips[..., LOWER].to(device_of(self))
+        lower = lips[..., LOWER_FACE].to(device_of(self))
         lower = lower - lower.mean(1, keepdim=True)
         speed = lower[:, 1:] - lower[:, :-1]
         features = torch.cat([lower[:, 1:], 2 * speed], -1)
@@ -77,8 +77,8 @@ class SyncExpert(JointEmbedding):
         return F.normalize(self.voice((mel.to(device_of(self)) - 1.0).mT).mT, dim=-1)
 
     @classmethod
-    @once_per_device
-    def load(cls) -> SyncExpert:
+    @cached_per_device
+    def load(cls) -> MotionSyncExpert:
         """Return the expert that ships with the package."""
         return cls.read(Path(str(files("flowportrait") / "weights" / "sync_reward" / "model.safetensors")))
 
@@ -88,24 +88,24 @@ def _block(before: int, after: int, kernel: int, stride: int = 1, groups: int = 
     return [layer, nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
 
 
-def lower_face(landmarks: np.ndarray, blendshapes: np.ndarray) -> torch.Tensor:
+def lower_face_motion(landmarks: np.ndarray, blendshapes: np.ndarray) -> torch.Tensor:
     """Return the lower-face motion ``[T, 16]`` of a tracked clip.
 
     Args:
         landmarks: ``[T, 478, 3]`` in pixels.
         blendshapes: ``[T, 52]``.
     """
-    return MotionBasis.load().encode(landmarks, blendshapes)[0][:, LOWER]
+    return MotionBasis.load().encode(landmarks, blendshapes)[0][:, LOWER_FACE]
 
 
 # --- The lip-sync reward ---
 
-NEAREST, FARTHEST = 3, 10
+MIN_SHIFT, MAX_SHIFT = 3, 10
 """Smallest and largest shift in frames of the speech that serves as baseline."""
 
 
 @dataclass(frozen=True)
-class LipSync:
+class LipSyncReward:
     """Rewards lips that fit the speech better than they fit the speech shortly before and after.
 
         margin[w] = cos(f_w, a_w) − mean_{3 ≤ |k| ≤ 10} cos(f_w, a_{w+k})         of the window of frames w … w + 8
@@ -116,36 +116,36 @@ class LipSync:
     credit for all of its frames. The expert is that of rewards, not the one of the evaluation.
     """
 
-    expert: SyncExpert
+    expert: MotionSyncExpert
     noise: float = 0.0
     name: str = "sync"
     needs: frozenset[str] = frozenset({"motion", "mel"})
     range: tuple[float, float] = (-2.0, 2.0)
 
     @classmethod
-    def load(cls) -> LipSync:
+    def load(cls) -> LipSyncReward:
         """Return the reward with the expert that ships with the package."""
-        return cls(SyncExpert.load(), noises().get("sync", 0.0))
+        return cls(MotionSyncExpert.load(), measurement_noises().get("sync", 0.0))
 
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         face, voice = self.expert.embed_face(batch.motion), self.expert.embed_audio(batch.mel)
-        margin = margins((face @ voice.mT).cpu())
-        dense = by_frame(margin, batch.motion.shape[1])
+        margin = sync_margins((face @ voice.mT).cpu())
+        dense = windows_to_frames(margin, batch.motion.shape[1])
         return all_valid(margin.mean(1), dense)._replace(regions={"mouth": dense})
 
 
-def by_frame(windows: torch.Tensor, frames: int) -> torch.Tensor:
+def windows_to_frames(windows: torch.Tensor, frames: int) -> torch.Tensor:
     """Return values of windows ``[B, W]`` as values of frames ``[B, frames]``: that of the window with the nearest
     middle."""
     edge = (frames - windows.shape[1]) // 2
     return windows[:, (torch.arange(frames) - edge).clamp(0, windows.shape[1] - 1)]
 
 
-def margins(similarity: torch.Tensor) -> torch.Tensor:
+def sync_margins(similarity: torch.Tensor) -> torch.Tensor:
     """Return the margin of every window ``[B, W]`` from the similarity ``[B, W, W]`` of lip and speech windows."""
     index = torch.arange(similarity.shape[1])
     shift = (index[:, None] - index[None]).abs()
-    shifted = ((shift >= NEAREST) & (shift <= FARTHEST)).float()
+    shifted = ((shift >= MIN_SHIFT) & (shift <= MAX_SHIFT)).float()
     baseline = (similarity * shifted).sum(-1) / shifted.sum(-1).clamp_min(1.0)
     return similarity.diagonal(dim1=1, dim2=2) - baseline

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from flowportrait.config import at_least, merge, replace_settings, upgrade_keys
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernels import KERNELS
-from flowportrait.flow.noise import KEY_VERSION
+from flowportrait.flow.noise import NOISE_KEY_VERSION
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.credit import Allocation, CreditConfig
 from flowportrait.rl.objectives.interface import FIXED_ROLES, Objective
@@ -29,7 +29,7 @@ from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.stages import Exemplars, HistoryRouting, Stage, Teacher
 from flowportrait.rl.task import Disturbance
 from flowportrait.training.learner import SlowCopy
-from flowportrait.training.lora import Lora
+from flowportrait.training.lora import LoraSettings
 
 FIRST_VERSION = 1
 """The version of a recipe or state that does not name one. FlowPortrait 0.1 did not write a version."""
@@ -96,7 +96,7 @@ class PostTrainConfig:
     """Decay of the averaged weights, which are written to checkpoints."""
     old: SlowCopy | None = None
     """A slowly updated copy of the weights that samples the rollouts in place of the live weights."""
-    lora: Lora | None = None
+    lora: LoraSettings | None = None
     """Train adapters instead of all weights."""
     autocast: Literal["no", "bf16"] = "no"
     """Precision of the networks. Ratios are always float32."""
@@ -118,7 +118,7 @@ class PostTrainConfig:
     """Side in pixels of the frames that rewards receive."""
     seed: int = 0
     """Seed of prompts, plans and noise."""
-    version: int = KEY_VERSION
+    version: int = NOISE_KEY_VERSION
     """Version of the numerics, kept when a run is resumed. Version 1 is FlowPortrait 0.1: its noise keys, its first
     step of flow-sde, and equal weights of all regions. A ``recipe.json`` or state without a version has version 1."""
 
@@ -177,9 +177,9 @@ class PostTrainConfig:
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise BadInput(f"kernel={self.kernel} is not possible: choose one of {', '.join(KERNELS)}.")
-        if not FIRST_VERSION <= self.version <= KEY_VERSION:
+        if not FIRST_VERSION <= self.version <= NOISE_KEY_VERSION:
             raise BadInput(
-                f"version={self.version} is not possible: this FlowPortrait knows {FIRST_VERSION} to {KEY_VERSION}; a "
+                f"version={self.version} is not possible: this FlowPortrait knows {FIRST_VERSION} to {NOISE_KEY_VERSION}; a "
                 "run of a later one needs a later FlowPortrait."
             )
         smallest_group = 1 if self.credit.baseline_scope == "batch" else 2

@@ -5,7 +5,7 @@
 
 The parts, in order:
 
-    normalisation     scores of one reward compared inside groups (``deviations``, ``win_rates``)
+    normalisation     scores of one reward compared inside groups (``normalized_deviations``, ``win_rates``)
     credit            all rewards together, per sample and chunk (``assign_credit``, ``credit_batch``)
     allocation        credit distributed over denoising steps and latent regions (``allocate_advantage``)
     signal metrics    how much each reward contributes (``signal_metrics``)
@@ -36,7 +36,7 @@ Baseline = Literal["mean", "leave_one_out"]
 
 ZERO_SPREAD = 1e-6
 """Standard deviations and advantages up to this count as zero."""
-EVERY = "all"
+ALL_REWARDS = "all"
 """Entry of ``CreditConfig.win_rate`` that stands for every reward."""
 
 # --- Normalisation inside groups ---
@@ -67,7 +67,7 @@ class NormalizedScores(NamedTuple):
     degenerate_fraction: float
 
 
-def siblings(
+def iterate_groups(
     valid: torch.Tensor, group: torch.Tensor, reference: torch.Tensor | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield for every group the rows of its valid samples, and those of them that its statistics are computed from.
@@ -92,7 +92,7 @@ def win_rates(
     Differences of at most ``noise`` count as half a win.
     """
     result = torch.zeros(len(value))
-    for rows, base in siblings(valid, group, reference):
+    for rows, base in iterate_groups(valid, group, reference):
         if len(base) > 1:
             difference = value[rows, None].float() - value[None, base].float()
             wins = torch.where(difference.abs() <= noise, 0.5, (difference > 0).float()).sum(1)
@@ -101,7 +101,7 @@ def win_rates(
     return result
 
 
-def deviations(
+def normalized_deviations(
     value: torch.Tensor,
     valid: torch.Tensor,
     group: torch.Tensor,
@@ -124,7 +124,7 @@ def deviations(
     """
     result, spreads, max_std, group_count = torch.zeros(len(group)), [], 0.0, 0
     valid_rows: list[torch.Tensor] = []
-    for rows, base in siblings(valid, group, reference):
+    for rows, base in iterate_groups(valid, group, reference):
         group_count += 1
         if len(base) < 2:
             continue
@@ -235,7 +235,7 @@ def assign_credit(
     for name, score in scores.items():
         bounded[name] = _bounded(score, config.floors.get(name, -math.inf), config.caps.get(name, math.inf))
         normalized = normalize_scores(
-            bounded[name], group, config, name in config.win_rate or EVERY in config.win_rate, reference
+            bounded[name], group, config, name in config.win_rate or ALL_REWARDS in config.win_rate, reference
         )
         valid_values = score.value[score.valid & reference]
         metrics[f"reward/{name}"] = float(valid_values.mean()) if len(valid_values) else float("nan")
@@ -249,7 +249,7 @@ def assign_credit(
         bounded = {"total": _weighted_sum(bounded, group, weights, config, reference)}
         parts = {"total": _unweighted_advantage(bounded["total"], group, chunks, config, False, reference)}
     else:
-        wins = {name: name in config.win_rate or EVERY in config.win_rate for name in bounded}
+        wins = {name: name in config.win_rate or ALL_REWARDS in config.win_rate for name in bounded}
         parts = {
             name: weights[name] * _unweighted_advantage(score, group, chunks, config, wins[name], reference)
             for name, score in bounded.items()
@@ -267,11 +267,11 @@ def normalize_scores(
     """Return one reward's scores of whole clips, normalised inside groups; with ``wins`` by win rate."""
     floor = config.gate * score.noise
     if not wins:
-        return deviations(score.value, score.valid, group, config.std, config.baseline, floor, reference)
-    raw = deviations(score.value, score.valid, group, "none", "mean", floor, reference)
+        return normalized_deviations(score.value, score.valid, group, config.std, config.baseline, floor, reference)
+    raw = normalized_deviations(score.value, score.valid, group, "none", "mean", floor, reference)
     rates = win_rates(score.value, score.valid, group, floor, reference)
     valid = score.valid & torch.isin(group, group[raw.value != 0])
-    value = deviations(rates, valid, group, config.std, config.baseline, reference=reference).value
+    value = normalized_deviations(rates, valid, group, config.std, config.baseline, reference=reference).value
     return NormalizedScores(value, raw.spread, raw.degenerate_fraction)
 
 

@@ -23,17 +23,17 @@ from accelerate import Accelerator
 from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.rewards.interface import Failure, Score, per_row
+from flowportrait.rewards.interface import Failure, Score, failures_per_row
 from flowportrait.rl.config import PostTrainConfig, Recipe
 from flowportrait.rl.manifest import changed_settings
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
-from flowportrait.rl.plan import module
-from flowportrait.rl.rollout import Points, Replay, Trajectory, check_noise, join_scores
+from flowportrait.rl.plan import as_module
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory, VelocityReplay, check_replayed_noise, join_scores
 from flowportrait.rl.stages import Metrics, RoleView
-from flowportrait.terminal import say
-from flowportrait.training.distributed import exchanging, gathered, processes, roll_call
+from flowportrait.terminal import log
+from flowportrait.training.distributed import all_gather_object, create_accelerator, full_weights, gradient_sync
 from flowportrait.training.learner import Learner
-from flowportrait.training.lora import insert
+from flowportrait.training.lora import insert_adapters
 
 # --- Samples that must not reach the weights ---
 #
@@ -67,7 +67,7 @@ def invalidate_scores(scores: Mapping[str, Score], broken: torch.Tensor) -> dict
     return {
         name: score._replace(
             value=score.value.masked_fill(broken, torch.nan), valid=score.valid & ~broken,
-            failures=per_row(score.reasons | rows, len(broken)),
+            failures=failures_per_row(score.reasons | rows, len(broken)),
         )
         for name, score in scores.items()
     }  # fmt: skip
@@ -102,14 +102,14 @@ class MicroBatch:
     """
 
     trajectory: Trajectory
-    points: Points
+    points: EvaluationPoints
     others: dict[str, torch.Tensor]
     advantage: Advantage
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return a copy on a device."""
         x, sigma, target, until = self.points
-        points = Points(
+        points = EvaluationPoints(
             x.to(device), sigma.to(device), None if target is None else target.to(device),
             None if until is None else until.to(device),
         )  # fmt: skip
@@ -178,7 +178,7 @@ class RankGroups:
 
 # --- Results of all processes ---
 
-WORST = frozenset({"noise_gap", "ratio/first_error", "skipped"})
+MAXIMUM_METRICS = frozenset({"noise_gap", "ratio/first_error", "skipped"})
 """Metrics that are merged by their maximum over processes. The others are merged by their mean."""
 
 
@@ -186,7 +186,7 @@ def gather_scores(
     accelerator: Accelerator, scores: Mapping[str, Score], group: torch.Tensor
 ) -> tuple[dict[str, Score], torch.Tensor]:
     """Return the scores of all processes and the ids of their groups ``[B]``, in the order of the groups."""
-    results = roll_call(accelerator, (dict(scores), group))
+    results = all_gather_object(accelerator, (dict(scores), group))
     return join_scores([part for part, _ in results]), torch.cat([ids for _, ids in results])
 
 
@@ -198,12 +198,12 @@ def combine_metrics(
     With several processes, the result also has the slowest process before they synchronise (``slowest/process``) and
     its time relative to the median (``slowest/times``).
     """
-    all_metrics = roll_call(accelerator, dict(metrics))
-    times = roll_call(accelerator, dict(seconds))
+    all_metrics = all_gather_object(accelerator, dict(metrics))
+    times = all_gather_object(accelerator, dict(seconds))
     merged: dict[str, float] = {}
     for key in dict.fromkeys(key for record in all_metrics for key in record):
         values = [record[key] for record in all_metrics if key in record]
-        merged[key] = max(values) if key in WORST else sum(values) / len(values)
+        merged[key] = max(values) if key in MAXIMUM_METRICS else sum(values) / len(values)
     merged |= {key: max(record[key] for record in times) for key in seconds}
     if len(times) > 1:
         unsynchronised = [record["seconds/rollout"] + record["seconds/waiting"] for record in times]
@@ -213,7 +213,7 @@ def combine_metrics(
     return merged
 
 
-def averaged(records: Sequence[Metrics]) -> Metrics:
+def average_metrics(records: Sequence[Metrics]) -> Metrics:
     """Return the mean of every key over the records that have it; a step without pairs has no margin."""
     by_key = {key: [record[key] for record in records if key in record] for record in records for key in record}
     return {key: sum(values) / len(values) for key, values in by_key.items()}
@@ -229,20 +229,20 @@ class PolicyLearner(Learner):
     """
 
     def __init__(self, policy: Any, recipe: Recipe, accelerator: Accelerator | None = None) -> None:
-        accelerator = accelerator or processes()
+        accelerator = accelerator or create_accelerator()
         self.recipe = recipe
         self.views: dict[str, RoleView] = {}
         for stage in recipe.active_stages:
             policy, views = stage.prepare_policy(policy, recipe.plan.steps)
             self.views |= views
-        network = module(policy).to(accelerator.device)
+        network = as_module(policy).to(accelerator.device)
         if recipe.lora:
-            insert(network, recipe.lora, recipe.seed)
+            insert_adapters(network, recipe.lora, recipe.seed)
         if recipe.checkpointing:
             policy.recompute_activations()
         network.train()
         self.policy = policy
-        super().__init__(network, Replay(policy), accelerator, recipe.ema, recipe.old)
+        super().__init__(network, VelocityReplay(policy), accelerator, recipe.ema, recipe.old)
         self.replay = self.network
         self.optimizer = torch.optim.AdamW(self.trained, lr=recipe.learning_rate, weight_decay=0.0)
         self.updates = 0
@@ -270,12 +270,14 @@ class PolicyLearner(Learner):
         if trajectory.v_behaviour is None:
             half = recipe.autocast == "bf16"
             frozen = [shard for part in parts for shard in part if "old" in shard.others]
-            gap = max((check_noise(shard.trajectory, shard.others["old"], half) for shard in frozen), default=0.0)
+            gap = max(
+                (check_replayed_noise(shard.trajectory, shard.others["old"], half) for shard in frozen), default=0.0
+            )
         sizes = [sum(len(shard.trajectory) for shard in part) for part in parts]
-        mean_sizes = torch.tensor(roll_call(self.accelerator, sizes)).float().mean(0).tolist()
+        mean_sizes = torch.tensor(all_gather_object(self.accelerator, sizes)).float().mean(0).tolist()
         steps = list(zip(parts, mean_sizes, strict=True)) * recipe.epochs
         records = [self.learn(part, size) for part, size in steps]
-        means = averaged(records)
+        means = average_metrics(records)
         if "ratio/mean" in records[0]:
             means["ratio/first_error"] = max(abs(records[0]["ratio/mean"] - 1), records[0].get("ratio/std", 0.0))
         return {**means, "noise_gap": gap}
@@ -292,7 +294,7 @@ class PolicyLearner(Learner):
         self.optimizer.zero_grad()
         for number, stored in enumerate(shards):
             shard = stored.to(self.device)
-            with exchanging(self.replay, number == len(shards) - 1):
+            with gradient_sync(self.replay, number == len(shards) - 1):
                 live = self.velocity(shard.trajectory, shard.points)
                 loss = self.recipe.objective(
                     LossInputs(shard.trajectory, shard.advantage, shard.points, live, shard.others)
@@ -322,7 +324,9 @@ class PolicyLearner(Learner):
         shard = MicroBatch(trajectory, points, others, advantage)
         return shard.to("cpu") if self.recipe.offload else shard
 
-    def velocity(self, trajectory: Trajectory, points: Points | None = None, strides: int = 0) -> torch.Tensor:
+    def velocity(
+        self, trajectory: Trajectory, points: EvaluationPoints | None = None, strides: int = 0
+    ) -> torch.Tensor:
         """Return the float32 velocities ``[B, N, R, D]`` of the policy's current weights.
 
         Args:
@@ -331,7 +335,7 @@ class PolicyLearner(Learner):
             strides: see ``rl.rollout.velocity_at``.
         """
         with self.precision():
-            return self.replay(trajectory, points or Points(trajectory.x, trajectory.sigma), strides)
+            return self.replay(trajectory, points or EvaluationPoints(trajectory.x, trajectory.sigma), strides)
 
     @contextmanager
     def use_weights(self, role: str) -> Iterator[None]:
@@ -346,10 +350,10 @@ class PolicyLearner(Learner):
 
         Without a role these are the weights that sample rollouts.
         """
-        role = role or self.roles.actor
+        role = role or self.roles.rollout_role
         self.roles.policy.eval()
         try:
-            with torch.no_grad(), self.use_weights(role), gathered(self.replay), self.precision():
+            with torch.no_grad(), self.use_weights(role), full_weights(self.replay), self.precision():
                 yield
         finally:
             self.roles.policy.train()
@@ -375,4 +379,4 @@ class PolicyLearner(Learner):
         before = self.recipe.upgrade(progress["recipe"])
         self.recipe = replace(self.recipe, version=before["version"])
         for change in changed_settings(before, to_dict(self.recipe), run):
-            say(f"Warning: {change}, from iteration {progress['iteration']} on.")
+            log(f"Warning: {change}, from iteration {progress['iteration']} on.")

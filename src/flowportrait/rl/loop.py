@@ -6,7 +6,7 @@ The loop ends at the last iteration, when a signal or a callback asks it to stop
 while rewards rise, or when nothing can be learned or saved any more. All processes run it together, since evaluating
 and saving need the weights of all; only the main process writes and prints.
 
-The parts, in order: logs (``metrics.jsonl`` and ``events.jsonl``), ``Callback``, held-out evaluation, ``Loop``, and the
+The parts, in order: logs (``metrics.jsonl`` and ``events.jsonl``), ``Callback``, held-out evaluation, ``TrainingLoop``, and the
 table in the terminal.
 """
 
@@ -28,10 +28,17 @@ from rich.text import Text
 from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.files import write_text
-from flowportrait.rl.doctor import SLOW, SLOW_FOR, Finding, examine, is_worse, reward_hacking
+from flowportrait.rl.doctor import (
+    SLOW_FACTOR,
+    SLOW_ITERATIONS,
+    RunFinding,
+    diagnose_run,
+    fell_beyond_tolerance,
+    reward_hacking,
+)
 from flowportrait.rl.trainer import Trainer
-from flowportrait.terminal import StopRequest, say
-from flowportrait.training.distributed import gathered, on_main, roll_call
+from flowportrait.terminal import StopRequest, log
+from flowportrait.training.distributed import all_gather_object, full_weights, run_on_main
 from flowportrait.training.held_out import measure_samples
 from flowportrait.training.state import latest_state, write_checkpoint, write_state
 
@@ -83,7 +90,7 @@ class EventLog:
     def __init__(self, path: Path, limit: int, write: bool = True) -> None:
         self.log = JsonLinesLog(path) if write else None
         self.limit = limit
-        self.in_a_row = {"skipped": 0, "unsaved": 0, "slow": 0}
+        self.consecutive_failures = {"skipped": 0, "unsaved": 0, "slow": 0}
 
     def add(self, event: str, iteration: int, detail: str = "") -> None:
         """Write one event."""
@@ -100,31 +107,33 @@ class EventLog:
                 self.add("not scored", iteration, f"{name} could not score {share:.0%} of the samples")
         skipped, all_failed = record.get("skipped", 0.0) > 0, bool(invalid) and min(invalid.values()) == 1.0
         why = "no reward scored anything" if all_failed else "samples or gradients were not numbers"
-        self.in_a_row["skipped"] = self.in_a_row["skipped"] + 1 if skipped else 0
+        self.consecutive_failures["skipped"] = self.consecutive_failures["skipped"] + 1 if skipped else 0
         if skipped:
             self.add("skipped", iteration, why)
         self._check_pace(record, iteration)
-        if self.in_a_row["skipped"] >= self.limit:
+        if self.consecutive_failures["skipped"] >= self.limit:
             return f"nothing was learned for {self.limit} iterations in a row, since {why}"
         return None
 
     def after_saving(self, iteration: int, where: Path, error: OSError | None) -> str | None:
         """Write whether saving failed, and return why the run should stop, if it should."""
         if error is None:
-            if self.in_a_row["unsaved"]:
+            if self.consecutive_failures["unsaved"]:
                 self.add("saved again", iteration, str(where))
-            self.in_a_row["unsaved"] = 0
+            self.consecutive_failures["unsaved"] = 0
             return None
-        self.in_a_row["unsaved"] += 1
+        self.consecutive_failures["unsaved"] += 1
         self.add("not saved", iteration, str(error))
-        if self.in_a_row["unsaved"] >= self.limit:
+        if self.consecutive_failures["unsaved"] >= self.limit:
             return f"it could not be saved {self.limit} times in a row ({error.strerror or error})"
         return None
 
     def _check_pace(self, record: Mapping[str, float], iteration: int) -> None:
-        """Write an event when one process has been slow for ``SLOW_FOR`` iterations."""
-        self.in_a_row["slow"] = self.in_a_row["slow"] + 1 if record.get("slowest/times", 1.0) > SLOW else 0
-        if self.in_a_row["slow"] == SLOW_FOR:
+        """Write an event when one process has been slow for ``SLOW_ITERATIONS`` iterations."""
+        self.consecutive_failures["slow"] = (
+            self.consecutive_failures["slow"] + 1 if record.get("slowest/times", 1.0) > SLOW_FACTOR else 0
+        )
+        if self.consecutive_failures["slow"] == SLOW_ITERATIONS:
             process, times = int(record["slowest/process"]), record["slowest/times"]
             self.add("slow process", iteration, f"process {process} takes {times:.1f} times as long as the middle one")
 
@@ -207,8 +216,8 @@ class HeldOutEvaluation:
 
         policy.eval()
         try:
-            with trainer.roles.use("ema"), gathered(trainer.replay):
-                metrics = on_main(trainer.accelerator, measure)
+            with trainer.roles.use("ema"), full_weights(trainer.replay):
+                metrics = run_on_main(trainer.accelerator, measure)
         finally:
             policy.train()
         if not metrics.keys() - {FACES} and trainer.iteration == 0:
@@ -238,7 +247,7 @@ def is_best_checkpoint(records: Sequence[Mapping[str, float]]) -> bool:
     return SYNC in last and all(last[SYNC] >= record[SYNC] for record in evaluations if SYNC in record)
 
 
-def should_stop(records: Sequence[Mapping[str, float]], patience: int) -> Finding | None:
+def find_stop_reason(records: Sequence[Mapping[str, float]], patience: int) -> RunFinding | None:
     """Return the finding that ends a run, or None.
 
     A run ends if for ``patience`` evaluations in a row the rewards rose while lip sync fell, or if fewer than half as
@@ -250,12 +259,14 @@ def should_stop(records: Sequence[Mapping[str, float]], patience: int) -> Findin
     first, recent = evaluations[0], evaluations[-patience:]
     faces = [record.get(FACES, 1.0) for record in (first, *recent)]
     if SYNC not in recent[-1] and max(faces[1:]) < faces[0] / 2:
-        return Finding(
+        return RunFinding(
             "faces lost",
             f"held-out samples with a face fell from {faces[0]:.0%} to {faces[-1]:.0%}",
             "take the best checkpoint, and lower learning_rate or raise kl_weight.",
         )
-    if SYNC not in first or not all(SYNC in record and is_worse(first[SYNC], record[SYNC]) for record in recent):
+    if SYNC not in first or not all(
+        SYNC in record and fell_beyond_tolerance(first[SYNC], record[SYNC]) for record in recent
+    ):
         return None
     return reward_hacking(records, {})
 
@@ -266,11 +277,11 @@ def _has_evaluation(record: Mapping[str, float]) -> bool:
 
 # --- The loop ---
 
-SECONDS = ("seconds/rollout", "seconds/waiting", "seconds/update")
+TIME_METRICS = ("seconds/rollout", "seconds/waiting", "seconds/update")
 """Metrics that add up to the wall-clock time of an iteration."""
 
 
-class Loop:
+class TrainingLoop:
     """The training loop of a run, which writes to the run's folder."""
 
     def __init__(
@@ -288,7 +299,7 @@ class Loop:
         self.evaluation = evaluation
         self.callbacks = list(callbacks) if self.main else []
         self.metrics = JsonLinesLog(output / "metrics.jsonl")
-        self.records = on_main(self.accelerator, lambda: _records_until(self.metrics.path, trainer.iteration))
+        self.records = run_on_main(self.accelerator, lambda: _records_until(self.metrics.path, trainer.iteration))
         self.events = EventLog(output / "events.jsonl", self.recipe.give_up, self.main)
         self.state = output / "state"
         self.unsaved: OSError | None = None
@@ -317,7 +328,7 @@ class Loop:
             if self.evaluation and not any(_evaluation_of(record) for record in self.records):
                 self.record({"iteration": trainer.iteration, **self.evaluation.run(trainer)})
                 self.save()
-            while trainer.iteration < recipe.iterations and not (hacking or failure or self.asked_to_stop(stop)):
+            while trainer.iteration < recipe.iterations and not (hacking or failure or self.stop_requested(stop)):
                 record = trainer.step()
                 evaluated = self.evaluation is not None and trainer.iteration % recipe.evaluate_every == 0
                 if self.evaluation and evaluated:
@@ -325,12 +336,12 @@ class Loop:
                 self.record(record)
                 failure = self.events.after_iteration(record)
                 if self.main:
-                    findings = examine(self.records, to_dict(recipe))
+                    findings = diagnose_run(self.records, to_dict(recipe))
                     live.update(status_table(record, recipe.iterations, self.seconds_left(), findings))
                 for callback in self.callbacks:
                     callback.on_step_end(record)
                 if evaluated:
-                    hacking = should_stop(self.records, recipe.patience)
+                    hacking = find_stop_reason(self.records, recipe.patience)
                 if trainer.iteration % recipe.checkpoint_every == 0 or evaluated or self.unsaved:
                     failure = self.save(evaluated) or failure
             self.save()
@@ -342,16 +353,16 @@ class Loop:
             raise BadInput(self.failure_sentence(failure))
         if reason and self.main:
             best = "; checkpoint/ is the one that the evaluation rated best" if self.evaluation else ""
-            say(f"Stopped at iteration {trainer.iteration}: {reason}{best}.")
-        stop.obey()
+            log(f"Stopped at iteration {trainer.iteration}: {reason}{best}.")
+        stop.raise_pending_signal()
 
     def callback_reason(self) -> str:
         """Return why a callback asked to stop, or an empty string."""
         return next((callback.stop_reason for callback in self.callbacks if callback.stop_reason), "")
 
-    def asked_to_stop(self, stop: StopRequest) -> bool:
+    def stop_requested(self, stop: StopRequest) -> bool:
         """Return whether a signal or a callback asked any process to stop. Then all stop at the same iteration."""
-        return any(roll_call(self.accelerator, stop.asked or bool(self.callback_reason())))
+        return any(all_gather_object(self.accelerator, stop.asked or bool(self.callback_reason())))
 
     def record(self, record: dict[str, float]) -> None:
         """Keep a record in memory, write it to ``metrics.jsonl``, and send it to the tracker and the callbacks."""
@@ -376,7 +387,7 @@ class Loop:
         try:
             write_state(self.trainer, self.state)
             wanted = self.evaluation is None or (evaluated and is_best_checkpoint(self.records)) or not best.is_dir()
-            if any(roll_call(self.accelerator, wanted)):
+            if any(all_gather_object(self.accelerator, wanted)):
                 write_checkpoint(self.trainer, best)
             if self.evaluation:
                 write_checkpoint(self.trainer, self.output / "latest")
@@ -396,7 +407,7 @@ class Loop:
 
     def seconds_left(self) -> float:
         """Return an estimate of the remaining time, from the last ten iterations."""
-        recent = [sum(v for k, v in r.items() if k in SECONDS) for r in self.records[-10:] if "grad_norm" in r]
+        recent = [sum(v for k, v in r.items() if k in TIME_METRICS) for r in self.records[-10:] if "grad_norm" in r]
         return (self.recipe.iterations - self.trainer.iteration) * sum(recent) / max(1, len(recent))
 
 
@@ -425,13 +436,13 @@ def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
 
 # --- The table in the terminal ---
 
-SAFEGUARDS = ("ratio/mean", "ratio/std", "clip/positive", "clip/negative", "delta_v", "kl", "dead_groups", "grad_norm",
+SAFEGUARD_METRICS = ("ratio/mean", "ratio/std", "clip/positive", "clip/negative", "delta_v", "kl", "dead_groups", "grad_norm",
               "noise_gap")  # fmt: skip
 """Metrics that the terminal shows below the rewards."""
 
 
 def status_table(
-    record: Mapping[str, float], iterations: int, seconds_left: float, findings: Sequence[Finding]
+    record: Mapping[str, float], iterations: int, seconds_left: float, findings: Sequence[RunFinding]
 ) -> Group:
     """Return what the terminal shows: progress, every reward, the safeguard metrics, the evaluation, and findings."""
     title = f"iteration {record['iteration']:.0f}/{iterations} · {seconds_left / 60:.1f} min left"
@@ -443,7 +454,7 @@ def status_table(
             name = key.removeprefix("reward/")
             spread, share = record[f"spread/{name}"], record.get(f"share/{name}", 0.0)
             table.add_row(name, f"{value:.4f}", f"{spread:.4f}", f"{share:.0%}")
-    for key in SAFEGUARDS:
+    for key in SAFEGUARD_METRICS:
         if key in record:
             table.add_row(f"[dim]{key}", f"[dim]{record[key]:.4g}", "", "")
     for key, value in record.items():

@@ -28,15 +28,15 @@ PACKAGES = (
     "flowportrait", "torch", "transformers", "accelerate", "peft", "numpy", "mediapipe", "opencv-contrib-python",
 )  # fmt: skip
 """Packages of which the versions are recorded."""
-MUST_AGREE = {
+REQUIRED_MATCHES = {
     "seed": "seed", "start": "starting checkpoint", "prompts": "set of prompts", "files": "set of prompts or clips",
 }  # fmt: skip
 """Entries of ``run.json`` that must be the same when a run is resumed, and what they are called in messages."""
 
 HASHED_NUMBERS = 4096
-"""Smallest number of elements of a tensor that ``network_start`` hashes; a smaller tensor is hashed completely."""
+"""Smallest number of elements of a tensor that ``describe_network`` hashes; a smaller tensor is hashed completely."""
 
-FORMAT = 2
+MANIFEST_VERSION = 2
 """Version of ``run.json``. A file without a version was written by FlowPortrait 0.1."""
 
 HARMLESS_SETTINGS = frozenset({
@@ -46,7 +46,7 @@ HARMLESS_SETTINGS = frozenset({
 """Settings that may change when a run is resumed, since they do not change what is learned in an iteration."""
 
 
-def manifest(
+def describe_run(
     start: Mapping[str, str], prompts: Sequence[Any], seed: int, files: Sequence[Path] = (), **more: Any
 ) -> dict[str, Any]:
     """Return the content of ``run.json`` for a run that is about to begin.
@@ -67,7 +67,7 @@ def manifest(
         return {"text": prompt.text, "image": image, "audio": audio} if hasattr(prompt, "text") else [image, audio]
 
     return {
-        "manifest": FORMAT,
+        "manifest": MANIFEST_VERSION,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in PACKAGES},
@@ -79,13 +79,13 @@ def manifest(
     }
 
 
-def checkpoint_start(name: str) -> dict[str, str]:
-    """Return the name and SHA-256 of a checkpoint on disk, for ``manifest``."""
+def describe_checkpoint(name: str) -> dict[str, str]:
+    """Return the name and SHA-256 of a checkpoint on disk, for ``describe_run``."""
     return {"name": name, "sha256": _digest(checkpoint_folder(name) / "model.safetensors")}
 
 
-def network_start(name: str, network: nn.Module, frozen_only: bool = False) -> dict[str, str]:
-    """Return the name and fingerprint of a network in memory, for ``manifest``.
+def describe_network(name: str, network: nn.Module, frozen_only: bool = False) -> dict[str, str]:
+    """Return the name and fingerprint of a network in memory, for ``describe_run``.
 
     Args:
         name: name of the network.
@@ -118,7 +118,7 @@ def file_hashes(names: Mapping[Path, str]) -> dict[str, str]:
     return {name: _digest(path) for path, name in names.items()}
 
 
-def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
+def write_or_compare_manifest(path: Path, current: dict[str, Any]) -> list[str]:
     """Write ``run.json``, or compare it with the current manifest if it exists.
 
     A manifest of version 0.1 is compared in the entries that it has, and then replaced by one of the current version.
@@ -135,7 +135,7 @@ def write_or_compare(path: Path, current: dict[str, Any]) -> list[str]:
     before = json.loads(path.read_text(encoding="utf-8"))
     old = "manifest" not in before
     now = _as_version_1(current) if old else current
-    for key, what in MUST_AGREE.items():
+    for key, what in REQUIRED_MATCHES.items():
         if before[key] != now[key]:
             file = "" if key in ("seed", "start") else _difference(before[key], now[key])
             raise BadInput(
@@ -191,7 +191,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Pat
             f"{run} was begun with the recipe {before['name']}, not {now['name']}: resume it with --recipe {run}, "
             "which repeats its settings, or choose another --output."
         )
-    old, new = flat(before), flat(now)
+    old, new = flatten_settings(before), flatten_settings(now)
     # A setting that did not exist when the run began, or that belongs to a part that is left out, counts as None.
     values = {key: (old.get(key, "None"), new.get(key, "None")) for key in dict.fromkeys((*old, *new))}
     return [
@@ -201,12 +201,12 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], run: Pat
     ]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by dotted names. Values other than numbers, booleans and strings become strings."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= flatten_settings(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
     return result

@@ -22,22 +22,22 @@ import torch
 
 from flowportrait.config import at_least
 from flowportrait.corruption import corruptions
-from flowportrait.data.motion_dataset import TRAINING_SPLITS, MotionClip, load_motion
+from flowportrait.data.motion_dataset import TRAINING_SPLITS, MotionClip, load_motion_clips
 from flowportrait.errors import BadInput
-from flowportrait.flow.noise import seed_of
+from flowportrait.flow.noise import mix_seed
 from flowportrait.media.mel import MELS_PER_FRAME
-from flowportrait.models.arflow import ARFlow, Condition
-from flowportrait.preferences.clips import ClipFeatures, clip_features
+from flowportrait.models.arflow import ARFlow, SpeechCondition
+from flowportrait.preferences.clips import MotionMelClip, read_motion_mel
 from flowportrait.preferences.dataset import ASPECTS, DIMENSIONS, SIDES, Aspect, PreferenceDataset, PreferencePair
-from flowportrait.preferences.inspection import Inspection, training_pairs
-from flowportrait.preferences.synthetic_pairs import FRAMES, DamagedPairSampler
+from flowportrait.preferences.inspection import PairInspection, select_training_pairs
+from flowportrait.preferences.synthetic_pairs import WINDOW_FRAMES, DamagedPairSampler
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rl.rollout import Batch, final_samples
+from flowportrait.rl.rollout import ScoredRollouts, trajectory_of_final_samples
 from flowportrait.rl.stages import IterationRollouts, Stage
-from flowportrait.rl.task import encode_after, latent_regions
-from flowportrait.terminal import progress, say
+from flowportrait.rl.task import encode_following_motion, latent_regions
+from flowportrait.terminal import log, progress
 
-DAMAGES = corruptions("motion")
+OFFLINE_CORRUPTIONS = corruptions("motion")
 """Corruptions of motion by name."""
 
 
@@ -56,17 +56,19 @@ class OfflineDataConfig(Stage):
 
     def __post_init__(self) -> None:
         at_least(self, curriculum=1)
-        for name, choices in [(n, ASPECTS) for n in self.weights] + [(n, tuple(DAMAGES)) for n in self.damages]:
+        for name, choices in [(n, ASPECTS) for n in self.weights] + [
+            (n, tuple(OFFLINE_CORRUPTIONS)) for n in self.damages
+        ]:
             if name not in choices:
                 raise BadInput(f"offline_data: {name!r} is not known; choose from {', '.join(choices)}.")
 
-    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
+    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], ScoredRollouts]) -> ScoredRollouts:
         """Return the clips of this process's groups with their scores, or rollouts if the task has no clips."""
         if not hasattr(rollouts.task, "show"):
             return collect()
         with rollouts.rollout_mode():
             prompts = rollouts.prompts.select(rollouts.groups)
-            batch: Batch = rollouts.task.show(rollouts.policy, prompts, rollouts.groups)
+            batch: ScoredRollouts = rollouts.task.show(rollouts.policy, prompts, rollouts.groups)
             return batch
 
     @property
@@ -86,7 +88,7 @@ class PreferenceGroup(NamedTuple):
         scores: aspect → ``[S]``, NaN where there is no label.
     """
 
-    clips: list[ClipFeatures]
+    clips: list[MotionMelClip]
     scores: dict[str, torch.Tensor]
 
     @property
@@ -95,10 +97,10 @@ class PreferenceGroup(NamedTuple):
         return min(len(motion) for motion, _ in self.clips)
 
     @classmethod
-    def from_pair(cls, pair: PreferencePair[ClipFeatures]) -> PreferenceGroup:
+    def from_pair(cls, pair: PreferencePair[MotionMelClip]) -> PreferenceGroup:
         """Return both clips of a pair, with the labels as scores."""
         scores: dict[str, torch.Tensor] = {
-            aspect: score_pair(torch.tensor(label.value)) for aspect, label in pair.labels.items()
+            aspect: labels_to_scores(torch.tensor(label.value)) for aspect, label in pair.labels.items()
         }
         return cls(list(pair.clips), scores)
 
@@ -126,7 +128,7 @@ OfflineSource = Callable[[int, int, int], OfflineBatch]
 """A pure function ``(groups, seed, iteration) -> OfflineBatch``."""
 
 
-def window_source(groups: Sequence[PreferenceGroup], frames: int, aspects: Sequence[str]) -> OfflineSource:
+def clip_window_source(groups: Sequence[PreferenceGroup], frames: int, aspects: Sequence[str]) -> OfflineSource:
     """Return a source of windows of the groups' clips, at the same time in all clips of a group.
 
     Raises:
@@ -138,7 +140,7 @@ def window_source(groups: Sequence[PreferenceGroup], frames: int, aspects: Seque
         raise BadInput(f"No given clip has more than {frames} frames (the longest has {longest}): lower --set frames.")
 
     def draw(count: int, seed: int, iteration: int) -> OfflineBatch:
-        generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
+        generator = torch.Generator().manual_seed(mix_seed(seed, iteration, 0))
         order = torch.randperm(len(usable), generator=generator).tolist()
         mels, motions, scores = [], [], []
         for position in range(count):
@@ -155,24 +157,26 @@ def window_source(groups: Sequence[PreferenceGroup], frames: int, aspects: Seque
     return draw
 
 
-def damaged_source(clips: Sequence[MotionClip], config: OfflineDataConfig, frames: int) -> OfflineSource:
+def damaged_clip_source(clips: Sequence[MotionClip], config: OfflineDataConfig, frames: int) -> OfflineSource:
     """Return a source of pairs of a real clip and a damaged copy of it.
 
     Raises:
         BadInput: ``frames`` is more than a window of damaged clips has, or no clip is long enough.
     """
-    if frames >= FRAMES:
-        raise BadInput(f"frames={frames} is not possible with damaged clips: their windows have {FRAMES - 1} at most.")
-    damages = {name: DAMAGES[name] for name in config.damages}
+    if frames >= WINDOW_FRAMES:
+        raise BadInput(
+            f"frames={frames} is not possible with damaged clips: their windows have {WINDOW_FRAMES - 1} at most."
+        )
+    damages = {name: OFFLINE_CORRUPTIONS[name] for name in config.damages}
     DamagedPairSampler(clips, damages, 0)
 
     def draw(count: int, seed: int, iteration: int) -> OfflineBatch:
         ramp = min(1.0, iteration / config.curriculum)
-        pairs = DamagedPairSampler(clips, damages, seed_of(seed, iteration)).draw(count, ramp)
+        pairs = DamagedPairSampler(clips, damages, mix_seed(seed, iteration)).draw(count, ramp)
         mel = pairs.mel[:, MELS_PER_FRAME : MELS_PER_FRAME * (1 + frames)]
         motion = torch.stack([pairs.first, pairs.second], 1)[:, :, : 1 + frames]
         scores: dict[str, torch.Tensor] = {
-            dimension: score_pair(pairs.labels[:, column])
+            dimension: labels_to_scores(pairs.labels[:, column])
             for column, dimension in enumerate(DIMENSIONS)
             if dimension in config.weights
         }
@@ -181,7 +185,7 @@ def damaged_source(clips: Sequence[MotionClip], config: OfflineDataConfig, frame
     return draw
 
 
-def score_pair(labels: torch.Tensor) -> torch.Tensor:
+def labels_to_scores(labels: torch.Tensor) -> torch.Tensor:
     """Return the scores ``[..., 2]`` of both clips from values of ``Label`` ``[...]``, NaN where there is no label."""
     return torch.stack([labels, 1 - labels], -1)
 
@@ -207,45 +211,49 @@ def load_offline_task(
     if config.clips == "damaged":
         if corpus is None:
             raise BadInput("This recipe damages real clips: give a prepared corpus with --exemplars.")
-        source = damaged_source(load_motion(corpus, TRAINING_SPLITS), config, frames)
+        source = damaged_clip_source(load_motion_clips(corpus, TRAINING_SPLITS), config, frames)
         return OfflineTask(source, chunk), [corpus / "clips.jsonl"]
     if not pairs:
         raise BadInput("This run learns from stated clips: give their pairs.jsonl with --pairs.")
-    groups, files = read_groups(pairs, config)
+    groups, files = read_preference_groups(pairs, config)
     labelled = [aspect for aspect in config.weights if any(aspect in group.scores for group in groups)]
-    return OfflineTask(window_source(groups, frames, labelled), chunk), files
+    return OfflineTask(clip_window_source(groups, frames, labelled), chunk), files
 
 
-def read_groups(paths: Sequence[Path], config: OfflineDataConfig) -> tuple[list[PreferenceGroup], list[Path]]:
+def read_preference_groups(
+    paths: Sequence[Path], config: OfflineDataConfig
+) -> tuple[list[PreferenceGroup], list[Path]]:
     """Return the groups of all pairs that can be learned from, and every file that they were read from.
 
     Raises:
         BadInput: the pairs cannot be read, or nothing can be learned from them.
     """
 
-    def required_aspects(inspection: Inspection) -> list[Aspect]:
+    def required_aspects(inspection: PairInspection) -> list[Aspect]:
         """Return the aspects in which clips must differ: those with a decided label, or all if there is none."""
         if config.clips == "rated":
             return []
         counts = {aspect: row for aspect, row in inspection.counts["aspects"].items() if config.weights.get(aspect)}
         return [aspect for aspect, row in counts.items() if row["first"] or row["second"]] or list(counts)
 
-    dataset = training_pairs(PreferenceDataset.load(*paths), required_aspects)
+    dataset = select_training_pairs(PreferenceDataset.load(*paths), required_aspects)
     names = dataset.clip_names
-    clips, unreadable = dataset.read_clips(clip_features, progress(names, len(names), "reading clips"))
+    clips, unreadable = dataset.read_clips(read_motion_mel, progress(names, len(names), "reading clips"))
     for name, why in unreadable.items():
-        say(f"Left out: {name}: {why}")
+        log(f"Left out: {name}: {why}")
     if config.clips == "rated":
-        groups = rated_groups(dataset, clips)
+        groups = group_rated_clips(dataset, clips)
     else:
-        groups = [PreferenceGroup.from_pair(pair.with_clips(clips)) for pair in dataset.with_clips_in(clips)]
+        groups = [PreferenceGroup.from_pair(pair.with_clips(clips)) for pair in dataset.filter_by_clips(clips)]
     if not groups:
         wanted = "points of a clip" if config.clips == "rated" else "a pair of readable clips"
         raise BadInput(f"Nothing to learn from: no line of {dataset.files[0]} gives {wanted}.")
     return groups, [*dataset.files, *(dataset.folder / name for name in clips)]
 
 
-def rated_groups(pairs: Iterable[PreferencePair[str]], clips: Mapping[str, ClipFeatures]) -> list[PreferenceGroup]:
+def group_rated_clips(
+    pairs: Iterable[PreferencePair[str]], clips: Mapping[str, MotionMelClip]
+) -> list[PreferenceGroup]:
     """Return one group per rated clip, with its mean points over all raters by aspect."""
     points: dict[str, dict[str, list[float]]] = {}
     for pair in pairs:
@@ -273,19 +281,23 @@ class OfflineTask:
     def draw(self, groups: int, seed: int, iteration: int) -> OfflineBatch:
         return self.source(groups, seed, iteration)
 
-    def condition(self, policy: ARFlow, batch: OfflineBatch) -> Condition:
+    def condition(self, policy: ARFlow, batch: OfflineBatch) -> SpeechCondition:
         """Return the condition with one row per clip. Each clip starts from the frame that really preceded it."""
         device = next(policy.parameters()).device
         mel, start = batch.mel.flatten(0, 1), batch.motion[:, :, 0].flatten(0, 1)
         return policy.condition(mel.to(device), start=start.to(device))
 
-    def show(self, policy: ARFlow, batch: OfflineBatch, groups: torch.Tensor) -> Batch:
+    def show(self, policy: ARFlow, batch: OfflineBatch, groups: torch.Tensor) -> ScoredRollouts:
         """Return the clips of these groups with their scores."""
         started = time.monotonic()
         motion = batch.motion.flatten(0, 1).to(next(policy.parameters()).device)
         size = batch.motion.shape[1]
         group = groups.repeat_interleave(size)
         sample = group * size + torch.arange(size).repeat(len(groups))
-        trajectory = final_samples(self.condition(policy, batch), encode_after(policy, motion), group, sample)
+        trajectory = trajectory_of_final_samples(
+            self.condition(policy, batch), encode_following_motion(policy, motion), group, sample
+        )
         scores: dict[str, Score] = {name: all_valid(score.flatten()) for name, score in batch.scores.items()}
-        return Batch(trajectory, scores, {"seconds/rollout": time.monotonic() - started, "seconds/waiting": 0.0})
+        return ScoredRollouts(
+            trajectory, scores, {"seconds/rollout": time.monotonic() - started, "seconds/waiting": 0.0}
+        )

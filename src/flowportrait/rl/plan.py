@@ -25,8 +25,8 @@ from torch import nn
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
-from flowportrait.flow.noise import seed_of
-from flowportrait.flow.paths import shifted
+from flowportrait.flow.noise import mix_seed
+from flowportrait.flow.paths import noise_schedule
 
 # --- Forks and noise sources ---
 #
@@ -76,7 +76,7 @@ def noise_source_ids(
     passed = torch.stack([time >= fork.chunk * (steps + 1) + fork.step + 1 for fork in forks]).sum(0)
     for row, (sample_id, group_id) in enumerate(zip(sample.tolist(), group.tolist(), strict=True)):
         digits = [sample_id % group_size // width ** (len(forks) - 1 - f) % width for f in range(len(forks))]
-        ids = torch.tensor([seed_of(group_id, depth, *digits[:depth]) for depth in range(len(forks) + 1)])
+        ids = torch.tensor([mix_seed(group_id, depth, *digits[:depth]) for depth in range(len(forks) + 1)])
         table[row] = ids[passed]
     # Later chunks start from shared noise, so that differences come from the forks alone.
     table[:, :, 0] = table[:, :1, 0]
@@ -155,7 +155,7 @@ class AllSteps:
             noisy = sorted(_draw(len(noisy), self.trained, seed, iteration, 1))
         stochastic = torch.ones(groups, chunks, self.steps, dtype=torch.bool)
         stochastic[..., -1] = False
-        return Plan(shifted(self.steps, self.shift), stochastic, torch.tensor(noisy).expand(groups, -1))
+        return Plan(noise_schedule(self.steps, self.shift), stochastic, torch.tensor(noisy).expand(groups, -1))
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class SlidingWindow:
         window = torch.arange(first, first + width)
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         stochastic[..., window] = True
-        return Plan(shifted(self.steps, self.shift), stochastic, window.expand(groups, -1))
+        return Plan(noise_schedule(self.steps, self.shift), stochastic, window.expand(groups, -1))
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class SingleStep:
         step = torch.tensor([_draw(first, 1, seed, iteration, 1, 0 if self.shared else g)[0] for g in range(groups)])
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         stochastic[torch.arange(groups), :, step] = True
-        return Plan(shifted(self.steps, self.shift), stochastic, step[:, None])
+        return Plan(noise_schedule(self.steps, self.shift), stochastic, step[:, None])
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class OdePlan:
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         record = torch.arange(self.steps if self.keep_path else 0).expand(groups, -1)
-        return Plan(shifted(self.steps, self.shift), stochastic, record)
+        return Plan(noise_schedule(self.steps, self.shift), stochastic, record)
 
 
 @dataclass(frozen=True)
@@ -262,12 +262,12 @@ class Branching:
         for fork in forks:
             stochastic[:, fork.chunk, fork.step] = True
         record = torch.tensor(range(self.steps - 1) if self.elsewhere == "sde" else sorted({f.step for f in forks}))
-        return Plan(shifted(self.steps, self.shift), stochastic, record.expand(groups, -1), forks)
+        return Plan(noise_schedule(self.steps, self.shift), stochastic, record.expand(groups, -1), forks)
 
 
 def _draw(choices: int, count: int, *key: int) -> list[int]:
     """Return ``count`` different numbers below ``choices``, drawn with a seed made of ``key``."""
-    generator = torch.Generator().manual_seed(seed_of(*key))
+    generator = torch.Generator().manual_seed(mix_seed(*key))
     return torch.randperm(choices, generator=generator)[:count].tolist()
 
 
@@ -284,7 +284,7 @@ def _draw(choices: int, count: int, *key: int) -> list[int]:
 Self = TypeVar("Self", bound="Condition")
 
 
-class Condition(Protocol):
+class PolicyCondition(Protocol):
     """The inputs of a policy that are known before the first chunk, with one row per sample."""
 
     @property
@@ -301,7 +301,7 @@ class Condition(Protocol):
         ...
 
 
-class Session(Protocol):
+class PolicySession(Protocol):
     """A generation in progress: for every chunk, call ``context``, sample the chunk, and ``append`` its latents."""
 
     def context(self) -> Any:
@@ -322,7 +322,7 @@ class Policy(Protocol):
         """Return D, the number of latent elements per chunk."""
         ...
 
-    def session(self, condition: Any) -> Session:
+    def session(self, condition: Any) -> PolicySession:
         """Start the generation of samples under a condition."""
         ...
 
@@ -342,7 +342,7 @@ class Policy(Protocol):
         ...
 
 
-def module(policy: Policy) -> nn.Module:
+def as_module(policy: Policy) -> nn.Module:
     """Return the policy as an ``nn.Module``."""
     assert isinstance(policy, nn.Module), "a policy is an nn.Module"
     return policy
@@ -354,10 +354,10 @@ def apply_policy_schedule(policy: Any, plan: Plan) -> Plan:
     return replace(plan, sigmas=levels(plan.sigmas)) if levels else plan
 
 
-def begin(policy: Any, noise: torch.Tensor) -> torch.Tensor:
+def initial_state(policy: Any, noise: torch.Tensor) -> torch.Tensor:
     """Return the state ``[B, D]`` at σ = 1 from unit noise ``[B, D]``.
 
-    It is the noise itself, unless the policy has a method ``begin``. Likelihood ratios do not depend on it.
+    It is the noise itself, unless the policy has a method ``initial_state``. Likelihood ratios do not depend on it.
     """
     policy_begin = getattr(policy, "begin", None)
     return policy_begin(noise) if policy_begin else noise

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from flowportrait.data.motion_dataset import TRAINING_SPLITS, load_motion
+from flowportrait.data.motion_dataset import TRAINING_SPLITS, load_motion_clips
 from flowportrait.data.prompts import Prompt, read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import read_audio
@@ -22,11 +22,11 @@ from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.conditioning import encode_portraits
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.manifest import checkpoint_start, network_start
+from flowportrait.rl.manifest import describe_checkpoint, describe_network
 from flowportrait.rl.offline_data import load_offline_task
-from flowportrait.rl.task import Drawing, SpeechItem, TalkingTask, speech_mel, speech_waveform
+from flowportrait.rl.task import PortraitRenderer, SpeechItem, TalkingTask, speech_mel, speech_waveform
 from flowportrait.rl.trainer import Trainer
 from flowportrait.training.held_out import write_portrait_sample
 
@@ -43,7 +43,7 @@ class TrainingData:
     """A prepared corpus of real clips. It provides the speech, and its motion is added to groups or damaged."""
 
 
-class Prepared(NamedTuple):
+class TrainingSetup(NamedTuple):
     """A policy and everything that it learns from.
 
     Attributes:
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
     policy: Any
     task: Any
-    rewards: Composite | None = None
+    rewards: CompositeReward | None = None
     files: Sequence[Path] = ()
 
 
@@ -83,7 +83,7 @@ class PolicyAdapter(Protocol):
         """
         ...
 
-    def prepare(self, recipe: Recipe, data: TrainingData, rewards: Composite | None) -> Prepared:
+    def prepare(self, recipe: Recipe, data: TrainingData, rewards: CompositeReward | None) -> TrainingSetup:
         """Load the generator and everything that it learns from."""
         ...
 
@@ -114,29 +114,31 @@ class ARFlowAdapter:
     def read_prompts(self, path: Path) -> list[Prompt]:
         return read_prompts(path)
 
-    def prepare(self, recipe: Recipe, data: TrainingData, rewards: Composite | None) -> Prepared:
+    def prepare(self, recipe: Recipe, data: TrainingData, rewards: CompositeReward | None) -> TrainingSetup:
         policy = self.policy if isinstance(self.policy, ARFlow) else load_generator(self.policy)
         if recipe.offline_data:
             task, files = load_offline_task(
                 recipe.offline_data, recipe.frames, data.pairs, data.exemplars, policy.config.chunk
             )
-            return Prepared(policy, task, Composite((), recipe.offline_data.weights), files)
-        items, codecs = load_prompts(data.prompts or (), recipe, data.exemplars)
+            return TrainingSetup(policy, task, CompositeReward((), recipe.offline_data.weights), files)
+        items, codecs = load_speech_items(data.prompts or (), recipe, data.exemplars)
 
-        def draw_for(rows: Sequence[int]) -> Drawing:
-            return Drawing(codecs, rows, recipe.render_size)
+        def renderer_for(rows: Sequence[int]) -> PortraitRenderer:
+            return PortraitRenderer(codecs, rows, recipe.render_size)
 
         portraits = encode_portraits(policy, [codec.portrait for codec in codecs])
-        return Prepared(policy, TalkingTask(items, recipe.frames, draw_for, policy.config.chunk, portraits))
+        return TrainingSetup(policy, TalkingTask(items, recipe.frames, renderer_for, policy.config.chunk, portraits))
 
     def start(self, policy: ARFlow, recipe: Recipe) -> dict[str, str]:
-        return network_start(self.name, policy) if isinstance(self.policy, ARFlow) else checkpoint_start(self.name)
+        return (
+            describe_network(self.name, policy) if isinstance(self.policy, ARFlow) else describe_checkpoint(self.name)
+        )
 
     def write_sample(self, trainer: Trainer, prompt: Prompt, path: Path) -> None:
         write_portrait_sample(trainer.policy, prompt, path)
 
 
-def load_prompts(
+def load_speech_items(
     prompts: Sequence[Prompt], recipe: Recipe, exemplars: Path | None = None
 ) -> tuple[list[SpeechItem], list[MotionCodec]]:
     """Load every portrait and every recording of the prompts once.
@@ -162,7 +164,7 @@ def load_prompts(
     if exemplars is not None:
         if recipe.disturbance:
             raise BadInput("A disturbance is of the speech of prompts: leave out --exemplars.")
-        clips = [c for c in load_motion(exemplars, TRAINING_SPLITS) if len(c.motion) > recipe.frames]
+        clips = [c for c in load_motion_clips(exemplars, TRAINING_SPLITS) if len(c.motion) > recipe.frames]
         if not clips:
             raise BadInput(f"{exemplars} has no clip of more than {recipe.frames} frames: lower --set frames.")
         return [SpeechItem(c.mel, number % len(images), c.motion) for number, c in enumerate(clips)], codecs

@@ -26,28 +26,33 @@ from accelerate import Accelerator
 from flowportrait.adapters.loading import GeneratorAdapter, as_generator, load_policy_generator
 from flowportrait.config import override, save, to_dict
 from flowportrait.errors import BadInput
-from flowportrait.models.arflow import SHIPPED, ARFlow
+from flowportrait.models.arflow import SHIPPED_CHECKPOINTS, ARFlow
 from flowportrait.plugins import is_reference, load_reference, plugin_names
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward, Score, all_valid
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.loop import Callback, HeldOutEvaluation, Loop
-from flowportrait.rl.manifest import flat, manifest, write_or_compare
+from flowportrait.rl.loop import Callback, HeldOutEvaluation, TrainingLoop
+from flowportrait.rl.manifest import describe_run, flatten_settings, write_or_compare_manifest
 from flowportrait.rl.offline_data import OfflineDataConfig
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.policy_adapter import ARFlowAdapter, PolicyAdapter, TrainingData
 from flowportrait.rl.recipes import CARDS, find_recipe
 from flowportrait.rl.trainer import Trainer
-from flowportrait.terminal import say, speaks
-from flowportrait.training.distributed import on_main, one_voice, roll_call, tracking
+from flowportrait.terminal import is_main_process, log
+from flowportrait.training.distributed import (
+    all_gather_object,
+    create_tracking_accelerator,
+    report_errors_on_main,
+    run_on_main,
+)
 from flowportrait.training.state import latest_state, read_state
 
-Prompts = str | Path | Sequence[Any]
+PromptsLike = str | Path | Sequence[Any]
 """Prompts as ``PostTrainer`` takes them: a path, or objects of the type that the policy's adapter reads."""
 RewardLike = str | type | Reward | Callable[[RewardBatch], Any]
 """A reward as ``PostTrainer`` takes it: a name, MODULE:NAME, a class, an object, or a function of a batch."""
-Rewards = Composite | Sequence[RewardLike] | Mapping[str, float]
+RewardsLike = CompositeReward | Sequence[RewardLike] | Mapping[str, float]
 """Rewards as ``PostTrainer`` takes them: a composite, rewards of equal weight, or weights by name."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -92,10 +97,10 @@ class PostTrainer:
     def __init__(
         self,
         policy: Any = "sft",
-        rewards: Rewards | None = None,
+        rewards: RewardsLike | None = None,
         config: PostTrainConfig | str = "flow-grpo",
-        train_prompts: Prompts | None = None,
-        eval_prompts: Prompts | None = None,
+        train_prompts: PromptsLike | None = None,
+        eval_prompts: PromptsLike | None = None,
         callbacks: Sequence[Callback] = (),
         output_dir: str | Path | None = None,
         *,
@@ -109,8 +114,8 @@ class PostTrainer:
         if bf16 and config.autocast == "no":
             # Half-precision weights round as autocast does: replayed noise is compared accordingly.
             config = replace(config, autocast="bf16")
-        self.config = learning_from_pairs(config) if pairs else config
-        self.adapter = adapter_for(policy, policy_arguments, bf16)
+        self.config = recipe_for_pairs(config) if pairs else config
+        self.adapter = build_policy_adapter(policy, policy_arguments, bf16)
         self.rewards = rewards
         self.train_prompts, self.eval_prompts = train_prompts, eval_prompts
         self.callbacks = list(callbacks)
@@ -133,8 +138,8 @@ class PostTrainer:
             BadInput: prompts or settings cannot be used, ``output_dir`` has a run that is not to be resumed or that has
                 other data, or nothing could be learned or saved.
         """
-        accelerator = tracking(self.report_to, self.output_dir)
-        with one_voice(accelerator, self.output_dir):
+        accelerator = create_tracking_accelerator(self.report_to, self.output_dir)
+        with report_errors_on_main(accelerator, self.output_dir):
             self._train(resume, accelerator)
         return self.output_dir / "checkpoint"
 
@@ -155,7 +160,7 @@ class PostTrainer:
         source, target = self.output_dir / "checkpoint", Path(folder)
         if not source.is_dir():
             raise BadInput(f"There is no checkpoint in {self.output_dir} yet: call train first.")
-        if not speaks():
+        if not is_main_process():
             return target
         try:
             shutil.copytree(source, target, dirs_exist_ok=True)
@@ -166,46 +171,48 @@ class PostTrainer:
 
     def _train(self, resume: bool, accelerator: Accelerator) -> None:
         config, output, state = self.config, self.output_dir, self.output_dir / "state"
-        if any(roll_call(accelerator, latest_state(state) is not None)) and not resume:
+        if any(all_gather_object(accelerator, latest_state(state) is not None)) and not resume:
             raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
         # With offline data the run learns from existing clips instead of prompts.
         train_prompts = None if config.offline_data else self._read(self.train_prompts)
         eval_prompts = self._read(self.eval_prompts)
         data = TrainingData(train_prompts, self.pairs, self.exemplars)
-        rewards = None if self.rewards is None else composite_of(self.rewards)
+        rewards = None if self.rewards is None else build_composite(self.rewards)
         policy, task, own_rewards, files = self.adapter.prepare(config, data, rewards)
-        rewards = own_rewards or rewards or Composite.default(config.rewards)
+        rewards = own_rewards or rewards or CompositeReward.default(config.rewards)
 
         def describe() -> dict[str, Any]:
             start = self.adapter.start(policy, config)
-            return manifest(start, train_prompts or (), config.seed, files, rewards=dict(rewards.weights))
+            return describe_run(start, train_prompts or (), config.seed, files, rewards=dict(rewards.weights))
 
-        description = on_main(accelerator, describe)
+        description = run_on_main(accelerator, describe)
         trainer = Trainer(policy, task, config, rewards, accelerator)
 
         def open_folder() -> list[str]:
             output.mkdir(parents=True, exist_ok=True)
-            return write_or_compare(output / "run.json", description)
+            return write_or_compare_manifest(output / "run.json", description)
 
-        for change in on_main(accelerator, open_folder):
+        for change in run_on_main(accelerator, open_folder):
             if accelerator.is_main_process:
-                say(f"Warning: {change}; a resumed run may differ in its last bits.")
+                log(f"Warning: {change}; a resumed run may differ in its last bits.")
         if latest_state(state):
             read_state(trainer, state)
-        on_main(accelerator, lambda: save(trainer.recipe, output / "recipe.json"))
+        run_on_main(accelerator, lambda: save(trainer.recipe, output / "recipe.json"))
         if self.report_to:
-            accelerator.init_trackers("flowportrait", flat(to_dict(config)))
+            accelerator.init_trackers("flowportrait", flatten_settings(to_dict(config)))
         evaluation = None
         if eval_prompts:
             evaluation = HeldOutEvaluation(eval_prompts, output / "samples", self.adapter.write_sample)
-        Loop(trainer, output, evaluation, self.callbacks).run()
+        TrainingLoop(trainer, output, evaluation, self.callbacks).run()
         accelerator.end_training()
 
-    def _read(self, prompts: Prompts | None) -> Sequence[Any] | None:
+    def _read(self, prompts: PromptsLike | None) -> Sequence[Any] | None:
         return self.adapter.read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else prompts
 
 
-def adapter_for(policy: Any, arguments: Mapping[str, Any] | Sequence[str] = (), bf16: bool = False) -> PolicyAdapter:
+def build_policy_adapter(
+    policy: Any, arguments: Mapping[str, Any] | Sequence[str] = (), bf16: bool = False
+) -> PolicyAdapter:
     """Return the adapter for anything that ``PostTrainer`` takes as a policy.
 
     Raises:
@@ -221,35 +228,35 @@ def adapter_for(policy: Any, arguments: Mapping[str, Any] | Sequence[str] = (), 
         is_checkpoint = any(
             (folder / "model.safetensors").is_file() for folder in (Path(name), Path(name, "checkpoint"))
         )
-        if name in SHIPPED or is_checkpoint:
+        if name in SHIPPED_CHECKPOINTS or is_checkpoint:
             return ARFlowAdapter(name)
         if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
             raise BadInput(
-                f"No policy named {name!r}: choose from {', '.join([*SHIPPED, *plugins])}, a folder, a pipeline of "
+                f"No policy named {name!r}: choose from {', '.join([*SHIPPED_CHECKPOINTS, *plugins])}, a folder, a pipeline of "
                 "diffusers by its hub name, or MODULE:NAME."
             )
     return GeneratorAdapter(name, lambda: load_policy_generator(name, arguments, bf16))
 
 
-def composite_of(rewards: Rewards) -> Composite:
+def build_composite(rewards: RewardsLike) -> CompositeReward:
     """Return rewards in any form that ``PostTrainer`` takes as a composite.
 
     Raises:
         BadInput: there is no reward of that name.
     """
-    if isinstance(rewards, Composite):
+    if isinstance(rewards, CompositeReward):
         return rewards
     if isinstance(rewards, Mapping):
-        return Composite.of(rewards)
+        return CompositeReward.of(rewards)
     parts = [_to_reward(reward) for reward in rewards]
-    return Composite(tuple(parts), {reward.name: 1.0 for reward in parts})
+    return CompositeReward(tuple(parts), {reward.name: 1.0 for reward in parts})
 
 
 def _to_reward(reward: Any) -> Reward:
     if isinstance(reward, str) and is_reference(reward):
         reward = load_reference(reward)
     if isinstance(reward, str):
-        return Composite.of({reward: 1.0}).rewards[0]
+        return CompositeReward.of({reward: 1.0}).rewards[0]
     if isinstance(reward, type):
         reward = reward()
     return reward if hasattr(reward, "name") else _FunctionReward(reward)
@@ -279,7 +286,7 @@ def resolve_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> PostTrain
     return override(config, changes)
 
 
-def learning_from_pairs(recipe: PostTrainConfig) -> PostTrainConfig:
+def recipe_for_pairs(recipe: PostTrainConfig) -> PostTrainConfig:
     """Return the recipe changed to learn from preference pairs, or from single rated clips.
 
     It learns from rated clips if it compares every sample with the whole batch.

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from flowportrait.flow.kernels import Kernel, Step, ode
-from flowportrait.flow.noise import NoiseKey, Use
+from flowportrait.flow.kernels import Kernel, StepCoefficients, ode_kernel
+from flowportrait.flow.noise import NoiseKey, NoiseUse
 from flowportrait.rewards.interface import Failure, Score
-from flowportrait.rl.plan import Plan, Policy, Session, begin, module, noise_source_ids
+from flowportrait.rl.plan import Plan, Policy, PolicySession, as_module, initial_state, noise_source_ids
 
 # --- Nested tuples of tensors ---
 #
@@ -83,7 +83,7 @@ class Trajectory:
     latents: torch.Tensor
     step: torch.Tensor
     sigma: torch.Tensor
-    coefficients: Step
+    coefficients: StepCoefficients
     trainable: torch.Tensor
     noise_source_id: torch.Tensor
     x: torch.Tensor
@@ -107,8 +107,8 @@ class Trajectory:
         def pick(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 return value[rows]
-            if isinstance(value, Step):
-                return Step(*(part[rows] for part in value))
+            if isinstance(value, StepCoefficients):
+                return StepCoefficients(*(part[rows] for part in value))
             return value if value is None else value.select(rows)
 
         return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})
@@ -123,7 +123,9 @@ class Trajectory:
         )
 
 
-def final_samples(condition: Any, latents: torch.Tensor, group: torch.Tensor, sample: torch.Tensor) -> Trajectory:
+def trajectory_of_final_samples(
+    condition: Any, latents: torch.Tensor, group: torch.Tensor, sample: torch.Tensor
+) -> Trajectory:
     """Return a trajectory without recorded steps from final samples ``[B, N, D]``."""
     batch, chunks, size = latents.shape
     no_ids = torch.empty(batch, chunks, 0, dtype=torch.long)
@@ -131,7 +133,7 @@ def final_samples(condition: Any, latents: torch.Tensor, group: torch.Tensor, sa
     no_steps = latents.new_empty(batch, chunks, 0, 1)
     return Trajectory(
         group=group, sample=sample, condition=condition, latents=latents, step=no_ids[:, 0],
-        sigma=latents.new_empty(batch, 1, 0), coefficients=Step(no_steps, no_steps, no_steps),
+        sigma=latents.new_empty(batch, 1, 0), coefficients=StepCoefficients(no_steps, no_steps, no_steps),
         trainable=no_ids.to(latents.device, torch.bool), noise_source_id=no_ids, x=path, x_next=path, noise=path,
         real=torch.zeros(batch, dtype=torch.bool),
     )  # fmt: skip
@@ -148,7 +150,7 @@ def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
     )
 
 
-class Points(NamedTuple):
+class EvaluationPoints(NamedTuple):
     """The states at which velocities are evaluated.
 
     Attributes:
@@ -178,7 +180,7 @@ def rollout(
     key: NoiseKey,
     same_start: bool = False,
     group_size: int = 1,
-    session: Session | None = None,
+    session: PolicySession | None = None,
 ) -> Trajectory:
     """Sample B clips and record the steps of the plan.
 
@@ -202,18 +204,18 @@ def rollout(
     noisy = plan.stochastic[group]
     record = plan.record[group]
     recorded_steps = sorted(set(record.flatten().tolist()))
-    stepping = step_table(plan.sigmas, kernel, noisy)
+    stepping = step_coefficients(plan.sigmas, kernel, noisy)
     device = _device(condition)
-    stepping = Step(*(part.to(device) for part in stepping))
+    stepping = StepCoefficients(*(part.to(device) for part in stepping))
     states: list[list[torch.Tensor]] = []
     latents = []
     for chunk in range(chunks):
         context = session.context()
         starts = group if same_start else source[:, chunk, 0]
-        x = begin(policy, _noise(size, key, "start", starts, chunk).to(device))
+        x = initial_state(policy, _noise(size, key, "start", starts, chunk).to(device))
         transitions = []
         for k in range(steps):
-            step = Step(*(part[:, chunk, k] for part in stepping))
+            step = StepCoefficients(*(part[:, chunk, k] for part in stepping))
             velocity = policy.velocity(x, plan.sigmas[k].to(device), context).float()
             eps = torch.zeros_like(x)
             rows = noisy[:, chunk, k]
@@ -243,7 +245,7 @@ def rollout(
         latents=torch.stack(latents, 1),
         step=record,
         sigma=plan.sigmas[record][:, None].to(device),
-        coefficients=Step(*(gather_steps(part[..., 0])[..., None] for part in stepping)),
+        coefficients=StepCoefficients(*(gather_steps(part[..., 0])[..., None] for part in stepping)),
         trainable=gather_steps(noisy).to(device),
         noise_source_id=gather_steps(source[:, :, 1:]),
         x=gather_states(0),
@@ -253,14 +255,14 @@ def rollout(
     )
 
 
-def step_table(sigmas: torch.Tensor, kernel: Kernel, noisy: torch.Tensor) -> Step:
+def step_coefficients(sigmas: torch.Tensor, kernel: Kernel, noisy: torch.Tensor) -> StepCoefficients:
     """Return (a, b, s) ``[B, N, K, 1]`` of every step: of the kernel where it is noisy, of Euler's method elsewhere."""
-    euler = ode()(sigmas[:-1], sigmas[1:])
+    euler = ode_kernel()(sigmas[:-1], sigmas[1:])
     sde = kernel(sigmas[:-1], sigmas[1:])
-    return Step(*(torch.where(noisy, s, e)[..., None] for s, e in zip(sde, euler, strict=True)))
+    return StepCoefficients(*(torch.where(noisy, s, e)[..., None] for s, e in zip(sde, euler, strict=True)))
 
 
-def _noise(size: int, key: NoiseKey, use: Use, ids: torch.Tensor, chunk: int, step: int = 0) -> torch.Tensor:
+def _noise(size: int, key: NoiseKey, use: NoiseUse, ids: torch.Tensor, chunk: int, step: int = 0) -> torch.Tensor:
     """Return unit noise ``[len(ids), size]`` of every source."""
     return torch.stack([key.normal(size, use, int(i), chunk, step) for i in ids])
 
@@ -289,7 +291,7 @@ class ReplayMismatch(RuntimeError):
     """Raised when a replay has other inputs or another network state than the rollout had."""
 
 
-def velocity_at(policy: Policy, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
+def velocity_at(policy: Policy, trajectory: Trajectory, points: EvaluationPoints, strides: int = 0) -> torch.Tensor:
     """Return the float32 velocity ``[B, N, R, D]`` of a policy at ``points``, given the trajectory's history.
 
     Args:
@@ -311,11 +313,11 @@ def velocity_at(policy: Policy, trajectory: Trajectory, points: Points, strides:
 
 def replay_velocity(policy: Policy, trajectory: Trajectory) -> torch.Tensor:
     """Return the velocity ``[B, N, R, D]`` of a policy at every recorded state."""
-    return velocity_at(policy, trajectory, Points(trajectory.x, trajectory.sigma))
+    return velocity_at(policy, trajectory, EvaluationPoints(trajectory.x, trajectory.sigma))
 
 
 @torch.no_grad()
-def check_noise(trajectory: Trajectory, velocity: torch.Tensor, half: bool = False) -> float:
+def check_replayed_noise(trajectory: Trajectory, velocity: torch.Tensor, half: bool = False) -> float:
     """Return the largest difference between the drawn noise and the noise that replayed velocities imply.
 
     Args:
@@ -341,14 +343,14 @@ def check_noise(trajectory: Trajectory, velocity: torch.Tensor, half: bool = Fal
     return gap
 
 
-class Replay(nn.Module):
+class VelocityReplay(nn.Module):
     """``velocity_at`` as a network, so that libraries that wrap networks (DDP, FSDP) have one forward pass."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self.policy = module(policy)
+        self.policy = as_module(policy)
 
-    def forward(self, trajectory: Trajectory, points: Points, strides: int = 0) -> torch.Tensor:
+    def forward(self, trajectory: Trajectory, points: EvaluationPoints, strides: int = 0) -> torch.Tensor:
         """Return the velocity ``[B, N, R, D]``; see ``velocity_at``."""
         return velocity_at(cast(Policy, self.policy), trajectory, points, strides)
 
@@ -367,7 +369,7 @@ class Replay(nn.Module):
 
 
 @dataclass(frozen=True)
-class Batch:
+class ScoredRollouts:
     """Samples with their scores.
 
     Attributes:
@@ -385,9 +387,9 @@ class Batch:
     comparison_scores: dict[str, Score] = field(default_factory=dict)
 
 
-def collect(
+def collect_rollouts(
     pieces: Sequence[Any], act: Callable[[Any], Trajectory], score: Callable[[Trajectory, Any], Mapping[str, Score]]
-) -> Batch:
+) -> ScoredRollouts:
     """Sample and score a batch part by part; scoring overlaps with sampling.
 
     Args:
@@ -417,7 +419,7 @@ def collect(
         "seconds/reward": scoring[0],
         "seconds/waiting": time.monotonic() - sampled,
     }
-    return Batch(join_trajectories(trajectories), join_scores(scores), seconds)
+    return ScoredRollouts(join_trajectories(trajectories), join_scores(scores), seconds)
 
 
 def join_scores(parts: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
@@ -525,7 +527,7 @@ def _unflatten_tensors(template: Any, name: str, tensors: Tensors) -> Any:
 
 
 def _unpack_trajectory(tensors: Tensors, position: int, condition: Any) -> Trajectory:
-    templates = {"condition": condition, "coefficients": Step(*(torch.empty(0),) * 3)}
+    templates = {"condition": condition, "coefficients": StepCoefficients(*(torch.empty(0),) * 3)}
     return Trajectory(
         **{
             field.name: _unflatten_tensors(templates.get(field.name), f"{position}/trajectory/{field.name}", tensors)

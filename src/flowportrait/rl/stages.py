@@ -40,13 +40,13 @@ from flowportrait.flow import guidance as inversion
 from flowportrait.flow.guidance import Inversion
 from flowportrait.flow.kernels import Kernel
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.models.arflow import ARFlow, Condition
-from flowportrait.models.arflow import Session as CachedSession
+from flowportrait.models.arflow import ARFlow, SpeechCondition
+from flowportrait.models.arflow import ARFlowSession as CachedSession
 from flowportrait.rewards.interface import Score
 from flowportrait.rl.credit import BatchCredit
 from flowportrait.rl.objectives.interface import Advantage
-from flowportrait.rl.plan import OdePlan, Plan, Planner, Policy, Session
-from flowportrait.rl.rollout import Batch, Trajectory, add_step_axis, join_trajectories, step_table
+from flowportrait.rl.plan import OdePlan, Plan, Planner, Policy, PolicySession
+from flowportrait.rl.rollout import ScoredRollouts, Trajectory, add_step_axis, join_trajectories, step_coefficients
 
 Metrics = dict[str, float]
 
@@ -117,7 +117,7 @@ class IterationRollouts(Protocol):
         """
         ...
 
-    def sample_and_score(self, planner: Planner, group_size: int, role: str | None = None) -> Batch:
+    def sample_and_score(self, planner: Planner, group_size: int, role: str | None = None) -> ScoredRollouts:
         """Return further scored samples of every prompt under another plan and role.
 
         They start from the noise of the first samples of their group.
@@ -140,7 +140,7 @@ class Stage:
         """
         return policy, {}
 
-    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
+    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], ScoredRollouts]) -> ScoredRollouts:
         """Return the scored samples of an iteration.
 
         Args:
@@ -149,7 +149,7 @@ class Stage:
         """
         return collect()
 
-    def start_session(self, policy: Any, condition: Any, sample: torch.Tensor, key: NoiseKey) -> Session | None:
+    def start_session(self, policy: Any, condition: Any, sample: torch.Tensor, key: NoiseKey) -> PolicySession | None:
         """Return a session that explores, for samples with the ids ``[B]``, or None for the policy's own."""
         return None
 
@@ -217,7 +217,7 @@ class Exemplars(Stage):
             raise BadInput(
                 f"The recipe {rollouts.recipe_name} needs real clips: give a prepared corpus with --exemplars."
             )
-        real = invert(
+        real = invert_real_clips(
             policy, task.condition(policy, prompts), latents, groups, rollouts.sample_count + groups, plan,
             rollouts.kernel, rollouts.noise_key, self.inversion,
         )  # fmt: skip
@@ -249,7 +249,7 @@ class Exemplars(Stage):
 
 
 @torch.no_grad()
-def invert(
+def invert_real_clips(
     policy: Policy,
     condition: Any,
     latents: torch.Tensor,
@@ -279,12 +279,14 @@ def invert(
     velocity = partial(policy.velocity, context=context)
     if how == "straight":
         noise = [[key.normal(size, "real", int(i), chunk) for chunk in range(chunks)] for i in sample]
-        states = inversion.straight(latents, torch.stack([torch.stack(row) for row in noise]).to(latents), sigmas)
+        states = inversion.straight_path_states(
+            latents, torch.stack([torch.stack(row) for row in noise]).to(latents), sigmas
+        )
     else:
         states = getattr(inversion, how)(velocity, latents, sigmas)
     path = torch.stack(states, 2)
     noisy = plan.stochastic[group]
-    table = step_table(plan.sigmas, kernel, noisy)
+    table = step_coefficients(plan.sigmas, kernel, noisy)
     index = record[:, None].expand(-1, chunks, -1)
 
     def states_at(offset: int) -> torch.Tensor:
@@ -326,7 +328,9 @@ class HistoryRouting(Stage):
     def __post_init__(self) -> None:
         at_least(self, keep=1, chunks=1)
 
-    def start_session(self, policy: ARFlow, condition: Condition, sample: torch.Tensor, key: NoiseKey) -> CachedSession:
+    def start_session(
+        self, policy: ARFlow, condition: SpeechCondition, sample: torch.Tensor, key: NoiseKey
+    ) -> CachedSession:
         """Return a session with routed histories.
 
         Raises:
@@ -344,7 +348,7 @@ class RoutedSession(CachedSession):
     """A session that computes contexts from a random choice of the older chunks while it explores."""
 
     def __init__(
-        self, policy: ARFlow, condition: Condition, routing: HistoryRouting, sample: torch.Tensor, key: NoiseKey
+        self, policy: ARFlow, condition: SpeechCondition, routing: HistoryRouting, sample: torch.Tensor, key: NoiseKey
     ) -> None:
         super().__init__(policy, condition)
         self.routing = routing
@@ -419,7 +423,7 @@ class Teacher(Stage):
         Raises:
             BadInput: the policy's ``config`` has no number of steps.
         """
-        student, teacher_config = student_of(policy, steps), policy.config
+        student, teacher_config = build_student(policy, steps), policy.config
 
         @contextmanager
         def teacher_settings() -> Iterator[None]:
@@ -431,7 +435,7 @@ class Teacher(Stage):
 
         return student, {TEACHER: RoleView("ref", teacher_settings, self.strides(steps))}
 
-    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], Batch]) -> Batch:
+    def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], ScoredRollouts]) -> ScoredRollouts:
         """Return the student's samples with the scores of the teacher's samples for comparison."""
         batch = collect()
         if not self.samples:
@@ -446,12 +450,12 @@ class Teacher(Stage):
         """Return advantages of −∞ where the teacher is not better, so that the weight exp(A/τ) is zero there."""
         if not credit.comparison_scores:
             return advantage, {}
-        better, metrics = teacher_is_better(credit)
+        better, metrics = mask_teacher_better(credit)
         better = better[credit.own_rows]
         return replace(advantage, value=advantage.value.masked_fill(~better[:, :, None, None], -torch.inf)), metrics
 
 
-def student_of(policy: Any, steps: int) -> Any:
+def build_student(policy: Any, steps: int) -> Any:
     """Return a copy of the policy that shares its weights and is sampled in ``steps`` steps without guidance.
 
     Raises:
@@ -466,7 +470,7 @@ def student_of(policy: Any, steps: int) -> Any:
     return student
 
 
-def teacher_is_better(credit: BatchCredit) -> tuple[torch.Tensor, Metrics]:
+def mask_teacher_better(credit: BatchCredit) -> tuple[torch.Tensor, Metrics]:
     """Return where the teacher's samples of a group have, on average, more credit than a sample, and metrics to log.
 
     Samples of the teacher that could not be scored do not count. If none of a group could be scored, the teacher is not

@@ -21,15 +21,15 @@ from rich.progress import track
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
-from flowportrait.flow.noise import seed_of
-from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME, frame_count, level, log_mel
+from flowportrait.flow.noise import mix_seed
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME, frame_count, log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
-from flowportrait.models.arflow import ARFlow, Condition
+from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.enhancer import denoise_mel, load_enhancer
-from flowportrait.models.patch_flow import Film, PatchCondition, PatchFlow, pictures
-from flowportrait.models.training_clips import babble, coloured, loudness, reverberate
-from flowportrait.rendering.motion_basis import BROWS, GAZE, HEAD, LOWER, MOTION_DIM
-from flowportrait.rendering.motion_filters import deliver
+from flowportrait.models.patch_flow import LatentClip, PatchCondition, PatchFlow, decode_patches
+from flowportrait.models.training_clips import add_reverberation, babble_noise, coloured_noise, rms_level
+from flowportrait.rendering.motion_basis import BROWS, GAZE, HEAD, LOWER_FACE, MOTION_DIM
+from flowportrait.rendering.motion_filters import postprocess_motion
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rendering.vae_codec import VaeCodec
 from flowportrait.rewards.batch import RewardBatch
@@ -60,7 +60,7 @@ class SpeechItem:
     disturbed_mels: tuple[torch.Tensor, ...] = ()
 
 
-class Prompts(NamedTuple):
+class SpeechPrompts(NamedTuple):
     """The prompts of an iteration, one row per group.
 
     Attributes:
@@ -77,15 +77,15 @@ class Prompts(NamedTuple):
     audio: torch.Tensor | None = None
     policy_mel: torch.Tensor | None = None
 
-    def select(self, rows: torch.Tensor) -> Prompts:
+    def select(self, rows: torch.Tensor) -> SpeechPrompts:
         """Return the rows at these indices."""
         optional = (None if part is None else part[rows] for part in (self.motion, self.audio, self.policy_mel))
-        return Prompts(self.mel[rows], [self.portraits[int(row)] for row in rows], *optional)
+        return SpeechPrompts(self.mel[rows], [self.portraits[int(row)] for row in rows], *optional)
 
 
 def speech_mel(audio: np.ndarray, frames: int) -> torch.Tensor:
     """Return the levelled log-mel ``[4T, 80]`` of a recording ``[N]``, repeated if it is shorter than ``frames``."""
-    return repeat_mel(log_mel(level(audio)), frames)
+    return repeat_mel(log_mel(normalize_loudness(audio)), frames)
 
 
 def repeat_mel(mel: torch.Tensor, frames: int) -> torch.Tensor:
@@ -101,9 +101,9 @@ def speech_waveform(audio: np.ndarray, frames: int) -> torch.Tensor:
     return wave.repeat(-(-frames * SAMPLES_PER_FRAME // len(wave)))
 
 
-def draw_prompts(items: Sequence[SpeechItem], count: int, frames: int, seed: int, iteration: int) -> Prompts:
+def draw_prompts(items: Sequence[SpeechItem], count: int, frames: int, seed: int, iteration: int) -> SpeechPrompts:
     """Return ``count`` windows of speech, a pure function of seed and iteration."""
-    generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
+    generator = torch.Generator().manual_seed(mix_seed(seed, iteration, 0))
     order = torch.randperm(len(items), generator=generator).tolist()
     selected = [items[order[i % len(items)]] for i in range(count)]
     windows, motions, sounds, policy_mels = [], [], [], []
@@ -124,7 +124,7 @@ def draw_prompts(items: Sequence[SpeechItem], count: int, frames: int, seed: int
     real = torch.stack(motions) if len(motions) == count else None
     sound = torch.stack(sounds) if len(sounds) == count else None
     policy_mel = torch.stack(policy_mels) if len(policy_mels) == count else None
-    return Prompts(torch.stack(windows), [item.portrait for item in selected], real, sound, policy_mel)
+    return SpeechPrompts(torch.stack(windows), [item.portrait for item in selected], real, sound, policy_mel)
 
 
 # --- The interface of tasks ---
@@ -162,7 +162,7 @@ class Task(PromptSource, Protocol):
 
 # --- Portraits that speak ---
 
-DrawFor = Callable[[Sequence[int]], Draw]
+RendererFactory = Callable[[Sequence[int]], Draw]
 """A function that returns the renderer of a batch, given the index of every row's portrait."""
 
 
@@ -173,7 +173,7 @@ class TalkingTask:
         self,
         items: Sequence[SpeechItem],
         frames: int,
-        draw_for: DrawFor | None,
+        renderer_for: RendererFactory | None,
         chunk: int,
         portrait_tokens: torch.Tensor | None = None,
     ) -> None:
@@ -188,32 +188,32 @@ class TalkingTask:
         """
         self.items = items
         self.frames = frames
-        self.draw_for = draw_for
+        self.renderer_for = renderer_for
         self.portrait_tokens = portrait_tokens
         self.regions = latent_regions(chunk)
 
-    def draw(self, groups: int, seed: int, iteration: int) -> Prompts:
+    def draw(self, groups: int, seed: int, iteration: int) -> SpeechPrompts:
         return draw_prompts(self.items, groups, self.frames, seed, iteration)
 
-    def condition(self, policy: ARFlow, prompts: Prompts) -> Condition:
+    def condition(self, policy: ARFlow, prompts: SpeechPrompts) -> SpeechCondition:
         device = next(policy.parameters()).device
         start = None if prompts.motion is None else prompts.motion[:, 0].to(device)
         portrait = None if self.portrait_tokens is None else self.portrait_tokens[prompts.portraits].to(device)
         policy_mel = prompts.mel if prompts.policy_mel is None else prompts.policy_mel
         return policy.condition(policy_mel.to(device), start=start, portrait=portrait)
 
-    def real(self, policy: ARFlow, prompts: Prompts) -> torch.Tensor | None:
+    def real(self, policy: ARFlow, prompts: SpeechPrompts) -> torch.Tensor | None:
         if prompts.motion is None:
             return None
-        return encode_after(policy, prompts.motion.to(next(policy.parameters()).device))
+        return encode_following_motion(policy, prompts.motion.to(next(policy.parameters()).device))
 
-    def batch(self, policy: ARFlow, trajectory: Trajectory, prompts: Prompts) -> RewardBatch:
+    def batch(self, policy: ARFlow, trajectory: Trajectory, prompts: SpeechPrompts) -> RewardBatch:
         latents = trajectory.latents.to(next(policy.parameters()).device)
         motion = policy.to_motion(latents, trajectory.condition.start).cpu()
         return RewardBatch(
-            deliver(motion, policy.config.chunk, policy.config.ease),
+            postprocess_motion(motion, policy.config.chunk, policy.config.ease),
             prompts.mel,
-            self.draw_for(prompts.portraits) if self.draw_for else None,
+            self.renderer_for(prompts.portraits) if self.renderer_for else None,
             audio=prompts.audio,
             group=trajectory.group,
             policy=policy,
@@ -222,7 +222,7 @@ class TalkingTask:
         )
 
 
-def encode_after(policy: ARFlow, motion: torch.Tensor) -> torch.Tensor:
+def encode_following_motion(policy: ARFlow, motion: torch.Tensor) -> torch.Tensor:
     """Return the latents ``[B, N, D]`` of the motion ``[B, 1 + T, 30]`` after its first frame."""
     chunks = motion[:, 1:].unflatten(1, (-1, policy.config.chunk))
     before = torch.cat([motion[:, :1], chunks[:, :-1, -1]], 1)
@@ -231,7 +231,7 @@ def encode_after(policy: ARFlow, motion: torch.Tensor) -> torch.Tensor:
 
 def latent_regions(chunk: int) -> dict[str, torch.Tensor]:
     """Return the masks ``[D]`` of 0 and 1 over latent elements of the mouth, the eyes with brows, and the head."""
-    spans = {"mouth": LOWER, "eyes": slice(BROWS.start, GAZE.stop), "head": HEAD}
+    spans = {"mouth": LOWER_FACE, "eyes": slice(BROWS.start, GAZE.stop), "head": HEAD}
     return {name: _latent_mask(span, chunk) for name, span in spans.items()}
 
 
@@ -243,7 +243,7 @@ def _latent_mask(span: slice, chunk: int) -> torch.Tensor:
     return mask.flatten()
 
 
-class Drawing:
+class PortraitRenderer:
     """A renderer of motion that also provides landmarks (``places``) and ``portraits``; see ``rewards.batch.Draw``.
 
     Args:
@@ -289,7 +289,7 @@ class Drawing:
 # the same for all samples of a group. Rewards measure lips and timing on clean speech, so the policy learns to use what
 # the disturbed speech still tells of them.
 
-FEW = 20
+PROGRESS_BAR_FROM = 20
 """With at least this many recordings a progress bar is shown while they are disturbed."""
 
 
@@ -320,11 +320,11 @@ class Disturbance:
     def disturb(self, speech: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """Return speech ``[N]`` with noise or reverberation; babble is made of the recordings ``others``."""
         if rng.random() < self.room:
-            return reverberate(speech, rng).astype(np.float32)
+            return add_reverberation(speech, rng).astype(np.float32)
         use_babble = len(others) > 0 and rng.random() < 0.5
-        noise = babble(others, len(speech), rng) if use_babble else coloured(len(speech), rng)
+        noise = babble_noise(others, len(speech), rng) if use_babble else coloured_noise(len(speech), rng)
         gain = 10 ** (-rng.uniform(self.lowest, self.highest) / 20)
-        return (speech + noise * (loudness(speech) / max(loudness(noise), 1e-9)) * gain).astype(np.float32)
+        return (speech + noise * (rms_level(speech) / max(rms_level(noise), 1e-9)) * gain).astype(np.float32)
 
     def disturbed_mels(
         self, waves: Mapping[Path, np.ndarray], frames: int, seed: int
@@ -336,13 +336,15 @@ class Disturbance:
             frames: length to which shorter recordings are repeated.
             seed: all randomness is a function of it.
         """
-        bar = track(list(waves.items()), "disturbing", console=Console(stderr=True), disable=len(waves) < FEW)
+        bar = track(
+            list(waves.items()), "disturbing", console=Console(stderr=True), disable=len(waves) < PROGRESS_BAR_FROM
+        )
         for number, (path, speech) in enumerate(bar):
             others = [wave for other, wave in waves.items() if other != path]
             mels = []
             for variant in range(self.variants):
-                wave = self.disturb(speech, others, np.random.default_rng(seed_of(seed, number, variant)))
-                wave = level(wave)
+                wave = self.disturb(speech, others, np.random.default_rng(mix_seed(seed, number, variant)))
+                wave = normalize_loudness(wave)
                 mel = log_mel(wave)
                 mels.append(repeat_mel(denoise_mel(load_enhancer(), mel, wave)[0] if self.enhanced else mel, frames))
             yield path, tuple(mels)
@@ -355,7 +357,7 @@ class Disturbance:
 # speech after it.
 
 
-class Scenes(NamedTuple):
+class FilmPrompts(NamedTuple):
     """The prompts of an iteration, one row per group.
 
     Attributes:
@@ -368,9 +370,9 @@ class Scenes(NamedTuple):
     portrait: torch.Tensor
     real: torch.Tensor
 
-    def select(self, rows: torch.Tensor) -> Scenes:
+    def select(self, rows: torch.Tensor) -> FilmPrompts:
         """Return the rows at these indices."""
-        return Scenes(*(part[rows] for part in self))
+        return FilmPrompts(*(part[rows] for part in self))
 
 
 class FilmTask:
@@ -383,34 +385,34 @@ class FilmTask:
         side: side of the pictures in pixels.
     """
 
-    def __init__(self, films: Sequence[Film], frames: int, codec: VaeCodec, side: int) -> None:
+    def __init__(self, films: Sequence[LatentClip], frames: int, codec: VaeCodec, side: int) -> None:
         self.films = [film for film in films if len(film.latents) > frames]
         self.frames, self.codec, self.side = frames, codec, side
         self.regions: Mapping[str, torch.Tensor] = {}
 
-    def draw(self, groups: int, seed: int, iteration: int) -> Scenes:
-        generator = torch.Generator().manual_seed(seed_of(seed, iteration, 0))
+    def draw(self, groups: int, seed: int, iteration: int) -> FilmPrompts:
+        generator = torch.Generator().manual_seed(mix_seed(seed, iteration, 0))
         rows = []
         for _ in range(groups):
             film = self.films[int(torch.randint(len(self.films), (), generator=generator))]
             first = int(torch.randint(1, len(film.latents) - self.frames + 1, (), generator=generator))
             window = slice(first, first + self.frames)
             rows.append((film.features[window], film.latents[first - 1], film.latents[window]))
-        return Scenes(*(torch.stack(part).float() for part in zip(*rows, strict=True)))
+        return FilmPrompts(*(torch.stack(part).float() for part in zip(*rows, strict=True)))
 
-    def condition(self, policy: PatchFlow, scenes: Scenes) -> PatchCondition:
+    def condition(self, policy: PatchFlow, scenes: FilmPrompts) -> PatchCondition:
         return policy.condition(scenes.speech_features, scenes.portrait)
 
-    def real(self, policy: PatchFlow, scenes: Scenes) -> torch.Tensor | None:
+    def real(self, policy: PatchFlow, scenes: FilmPrompts) -> torch.Tensor | None:
         return scenes.real
 
-    def batch(self, policy: PatchFlow, trajectory: Trajectory, scenes: Scenes) -> RewardBatch:
+    def batch(self, policy: PatchFlow, trajectory: Trajectory, scenes: FilmPrompts) -> RewardBatch:
         """Return the samples as a batch that offers frames. Its motion and its sound are zero."""
         latents, count = trajectory.latents.cpu(), len(trajectory.latents)
 
         def render(_: torch.Tensor, indices: tuple[int, ...]) -> torch.Tensor:
             selected = latents[:, list(indices)].flatten(0, 1)
-            decoded = np.stack(list(pictures(selected, self.codec, self.side)))
+            decoded = np.stack(list(decode_patches(selected, self.codec, self.side)))
             return torch.from_numpy(decoded).unflatten(0, (count, -1)).permute(0, 1, 4, 2, 3).float() / 255
 
         no_motion = torch.zeros(count, self.frames, MOTION_DIM)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from flowportrait.flow.kernels import Kernel, kernel_named
+from flowportrait.flow.kernels import Kernel, build_kernel
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.rewards.interface import Score
-from flowportrait.rewards.registry import Composite
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import FIRST_VERSION, PostTrainConfig
 from flowportrait.rl.credit import allocate_advantage, credit_batch, select_best_and_worst, signal_metrics
 from flowportrait.rl.learner import (
@@ -38,10 +38,17 @@ from flowportrait.rl.learner import (
 )
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.plan import Planner, apply_policy_schedule
-from flowportrait.rl.rollout import Batch, Trajectory, collect, pack_rollouts, rollout, unpack_rollouts
+from flowportrait.rl.rollout import (
+    ScoredRollouts,
+    Trajectory,
+    collect_rollouts,
+    pack_rollouts,
+    rollout,
+    unpack_rollouts,
+)
 from flowportrait.rl.stages import Stage
 from flowportrait.rl.task import PromptSource
-from flowportrait.training.distributed import roll_call
+from flowportrait.training.distributed import all_gather_object
 from flowportrait.training.learner import Weights
 
 
@@ -53,7 +60,7 @@ class Trainer(PolicyLearner):
         policy: Any,
         task: PromptSource,
         recipe: PostTrainConfig,
-        rewards: Composite,
+        rewards: CompositeReward,
         accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__(policy, recipe, accelerator)
@@ -65,7 +72,7 @@ class Trainer(PolicyLearner):
     @property
     def kernel(self) -> Kernel:
         """Return the recipe's stochastic kernel."""
-        return kernel_named(self.recipe.kernel, self.recipe.eta, self.recipe.version)
+        return build_kernel(self.recipe.kernel, self.recipe.eta, self.recipe.version)
 
     def step(self) -> Metrics:
         """Run one iteration and return its metrics. All processes call it together."""
@@ -79,7 +86,9 @@ class Trainer(PolicyLearner):
             rows = select_best_and_worst(
                 advantage.per_sample, trajectory.group, self.recipe.train_on, advantage.is_judged
             )
-            if any(roll_call(self.accelerator, bool(non_finite_mask(trajectory).any()))) or all_rewards_failed(metrics):
+            if any(all_gather_object(self.accelerator, bool(non_finite_mask(trajectory).any()))) or all_rewards_failed(
+                metrics
+            ):
                 metrics |= {"skipped": 1.0, "grad_norm": 0.0}
             else:
                 metrics |= self.update(trajectory.select(rows), advantage.select(rows))
@@ -89,15 +98,15 @@ class Trainer(PolicyLearner):
         seconds = batch.seconds | {"seconds/update": update}
         return {"iteration": self.iteration, **combine_metrics(self.accelerator, metrics, seconds)}
 
-    def collect(self) -> Batch:
+    def collect(self) -> ScoredRollouts:
         """Return the scored samples of this process's groups in this iteration, as the stages collect them."""
         rollouts = Rollouts(self)
-        collect_batch: Callable[[], Batch] = rollouts.collect
+        collect_batch: Callable[[], ScoredRollouts] = rollouts.collect
         for stage in reversed(self.recipe.active_stages):
             collect_batch = partial(stage.collect_batch, rollouts, collect_batch)
         return collect_batch()
 
-    def delay(self, batch: Batch) -> Batch | None:
+    def delay(self, batch: ScoredRollouts) -> ScoredRollouts | None:
         """Return the batch to train on now: this one, or that of ``staleness`` iterations ago (none at first)."""
         if self.recipe.staleness == 0:
             return batch
@@ -108,9 +117,9 @@ class Trainer(PolicyLearner):
         if len(self.waiting) <= self.recipe.staleness:
             return None
         trajectory, scores = self.waiting.pop(0)
-        return Batch(trajectory, scores, batch.seconds)
+        return ScoredRollouts(trajectory, scores, batch.seconds)
 
-    def credit(self, batch: Batch) -> tuple[Advantage, Metrics]:
+    def credit(self, batch: ScoredRollouts) -> tuple[Advantage, Metrics]:
         """Return the advantages of this process's samples. Statistics are over the samples of all processes."""
         recipe, trajectory, scores = self.recipe, batch.trajectory, batch.scores
         for stage in recipe.active_stages:
@@ -140,7 +149,7 @@ class Trainer(PolicyLearner):
         """Return the mask of the samples of all processes from which means and spreads are computed; None for all."""
         stage_masks = [stage.baseline_rows(trajectory) for stage in self.recipe.active_stages]
         masks = [mask for mask in stage_masks if mask is not None]
-        return torch.cat(roll_call(self.accelerator, torch.stack(masks).all(0))) if masks else None
+        return torch.cat(all_gather_object(self.accelerator, torch.stack(masks).all(0))) if masks else None
 
     def any_condition(self) -> Any:
         """Return one row of a condition of this task, as a template of its type."""
@@ -178,22 +187,22 @@ class Rollouts:
         """Load the weights of a role inside the block; see ``PolicyLearner.rollout_mode``."""
         return self.trainer.rollout_mode(role)
 
-    def collect(self) -> Batch:
+    def collect(self) -> ScoredRollouts:
         """Return the iteration's scored samples, as the recipe's stages explore and augment them."""
         recipe = self.trainer.recipe
         return self._collect(partial(self._sample, recipe.plan, recipe.group_size, recipe.active_stages))
 
-    def sample_and_score(self, planner: Planner, group_size: int, role: str | None = None) -> Batch:
+    def sample_and_score(self, planner: Planner, group_size: int, role: str | None = None) -> ScoredRollouts:
         """Return further scored samples of every prompt under another plan and role.
 
         They start from the noise of the first samples of their group.
         """
         return self._collect(partial(self._sample, planner, group_size, ()), role)
 
-    def _collect(self, sample: Callable[[torch.Tensor], Trajectory], role: str | None = None) -> Batch:
+    def _collect(self, sample: Callable[[torch.Tensor], Trajectory], role: str | None = None) -> ScoredRollouts:
         parts = [part for part in self.groups.tensor_split(self.trainer.recipe.rollout_chunks) if len(part)]
         with self.rollout_mode(role):
-            return collect(parts, sample, self._score)
+            return collect_rollouts(parts, sample, self._score)
 
     def _sample(self, planner: Planner, group_size: int, stages: tuple[Stage, ...], groups: torch.Tensor) -> Trajectory:
         recipe, policy, key = self.trainer.recipe, self.policy, self.noise_key

@@ -20,16 +20,16 @@ from scipy.signal import resample_poly
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound
-from flowportrait.media.mel import level
-from flowportrait.media.stream import speech_of
-from flowportrait.speech.voices import Espeak, Voice, runs
+from flowportrait.media.mel import normalize_loudness
+from flowportrait.media.stream import resample_to_speech
+from flowportrait.speech.voices import EspeakVoice, Voice, split_by_script
 
 # --- Sentences --------------------------------------------------------------------------
 #
 # A sentence is passed on once the next one has begun. A full stop ends a sentence where white space and no small letter
 # follow, and no title or initial comes before it. Sentences too long to wait for are cut after a comma.
 
-LONGEST = 240
+MAX_SENTENCE_CHARACTERS = 240
 """Characters of the longest sentence that is spoken as a whole."""
 _END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”]*|[؟۔।]+|\n+""")
 _TITLE = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|St|Hr|Fr|Nr|No|vs|etc|e\.g|i\.e|z\.B|bzw|ca|usw)|\b[A-Z])\.$")
@@ -37,7 +37,7 @@ _UNAMBIGUOUS_ENDS = "。！？؟۔।"
 _COMMA = re.compile(r"[,;:，、；،]\s*")
 
 
-def sentences(pieces: Iterable[str]) -> Iterator[str]:
+def split_into_sentences(pieces: Iterable[str]) -> Iterator[str]:
     """Yield the sentences of text that arrives in ``pieces``, however cut; none without a letter or digit."""
     buffer = ""
     for piece in pieces:
@@ -62,9 +62,9 @@ def _first_end(text: str) -> int | None:
 def _split_at_commas(sentence: str) -> Iterator[str]:
     """Yield a sentence in parts that are not too long."""
     sentence = " ".join(sentence.split())
-    while len(sentence) > LONGEST:
-        commas = [match.end() for match in _COMMA.finditer(sentence, 0, LONGEST)]
-        cut = commas[-1] if commas else sentence.rfind(" ", 1, LONGEST) + 1 or LONGEST
+    while len(sentence) > MAX_SENTENCE_CHARACTERS:
+        commas = [match.end() for match in _COMMA.finditer(sentence, 0, MAX_SENTENCE_CHARACTERS)]
+        cut = commas[-1] if commas else sentence.rfind(" ", 1, MAX_SENTENCE_CHARACTERS) + 1 or MAX_SENTENCE_CHARACTERS
         yield from _if_it_has_words(sentence[:cut])
         sentence = sentence[cut:]
     yield from _if_it_has_words(sentence)
@@ -80,7 +80,7 @@ def _if_it_has_words(sentence: str) -> Iterator[str]:
 
 Piece = TypeVar("Piece")
 
-BEFORE, BETWEEN, AFTER = 0.2, 0.3, 0.5
+PAUSE_BEFORE, PAUSE_BETWEEN, PAUSE_AFTER = 0.2, 0.3, 0.5
 """Seconds of silence before the first word, between sentences, and after the last one, while the face returns to its
 neutral pose.
 """
@@ -89,36 +89,36 @@ _AHEAD = 2
 _EDGE_RMS = 1e-3
 
 
-def speak(pieces: Iterable[str], voice: Voice) -> Iterator[np.ndarray]:
-    """Yield the sound of ``speak_sound`` as 16 kHz samples ``[N]`` float32.
+def synthesize_samples(pieces: Iterable[str], voice: Voice) -> Iterator[np.ndarray]:
+    """Yield the sound of ``synthesize_sound`` as 16 kHz samples ``[N]`` float32.
 
     Raises:
-        BadInput: see ``speak_sound``.
+        BadInput: see ``synthesize_sound``.
     """
-    return speech_of(speak_sound(pieces, voice))
+    return resample_to_speech(synthesize_sound(pieces, voice))
 
 
-def speak_sound(pieces: Iterable[str], voice: Voice) -> Iterator[Sound]:
+def synthesize_sound(pieces: Iterable[str], voice: Voice) -> Iterator[Sound]:
     """Yield the spoken text, one piece per sentence, in one channel at the voice's own rate, 16 kHz at least.
 
     Raises:
         BadInput: the text has no words, or a voice fails.
     """
     rate = 0
-    for sentence in sentences(pieces):
+    for sentence in split_into_sentences(pieces):
         parts = _speak_by_script(sentence, voice)
         if not any(len(wave) for wave, _ in parts):
             continue
-        pause = BETWEEN if rate else BEFORE
+        pause = PAUSE_BETWEEN if rate else PAUSE_BEFORE
         rate = rate or max(SAMPLE_RATE, parts[0][1])
         waves = [_resample(wave, wave_rate, rate) for wave, wave_rate in parts]
         yield Sound(np.concatenate([_silence(pause, rate), *waves])[None], rate, "mono")
     if not rate:
         raise BadInput("The text holds nothing to say: give words.")
-    yield Sound(_silence(AFTER, rate)[None], rate, "mono")
+    yield Sound(_silence(PAUSE_AFTER, rate)[None], rate, "mono")
 
 
-def ahead(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def prefetch(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Yield the same pieces, computed by a thread up to two in advance, so that speech does not wait for drawing."""
     finished_pieces: queue.Queue[Piece | BaseException | None] = queue.Queue(_AHEAD)
     stopped = threading.Event()
@@ -155,8 +155,11 @@ def _speak_by_script(sentence: str, voice: Voice) -> list[tuple[np.ndarray, int]
 
     They have the loudness of speech and no silence around them.
     """
-    spoken = [(voice if voice.reads(language) else _espeak(language)).say(words) for language, words in runs(sentence)]
-    return [(_trim_silence(level(sound.samples[0], sound.rate // 100)), sound.rate) for sound in spoken]
+    spoken = [
+        (voice if voice.reads(language) else _espeak(language)).say(words)
+        for language, words in split_by_script(sentence)
+    ]
+    return [(_trim_silence(normalize_loudness(sound.samples[0], sound.rate // 100)), sound.rate) for sound in spoken]
 
 
 def _resample(wave: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -167,8 +170,8 @@ def _resample(wave: np.ndarray, source_rate: int, target_rate: int) -> np.ndarra
 
 
 @lru_cache(maxsize=16)
-def _espeak(language: str) -> Espeak:
-    return Espeak(language)
+def _espeak(language: str) -> EspeakVoice:
+    return EspeakVoice(language)
 
 
 def _trim_silence(wave: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@
     MODULE:NAME        an object, class or function of one's own
 
 The parts of this file: the script that words are written in, what a voice is, the three kinds of voice, and
-``voice_named``, which finds one.
+``load_voice``, which finds one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound
-from flowportrait.media.stream import iter_stream
+from flowportrait.media.stream import iter_sound_stream
 from flowportrait.plugins import is_reference, load_plugin, load_reference, plugin_names
-from flowportrait.web_client import OPENAI_ADDRESS, OPENAI_KEY, check_address, key_for
+from flowportrait.web_client import OPENAI_ADDRESS_VARIABLE, OPENAI_KEY_VARIABLE, api_key_for, check_server_address
 
 # --- Scripts ----------------------------------------------------------------------------
 #
@@ -36,36 +36,36 @@ from flowportrait.web_client import OPENAI_ADDRESS, OPENAI_KEY, check_address, k
 # in it, as espeak-ng names it; Latin script stands for English. Kana anywhere in a sentence makes its Han characters
 # Japanese.
 
-LATIN = "en"
+LATIN_LANGUAGE = "en"
 JAPANESE = "ja"
-LANGUAGE = {
-    "LATIN": LATIN, "CYRILLIC": "ru", "GREEK": "el", "ARABIC": "ar", "HEBREW": "he", "CJK": "cmn", "HIRAGANA": JAPANESE,
+SCRIPT_LANGUAGES = {
+    "LATIN": LATIN_LANGUAGE, "CYRILLIC": "ru", "GREEK": "el", "ARABIC": "ar", "HEBREW": "he", "CJK": "cmn", "HIRAGANA": JAPANESE,
     "KATAKANA": JAPANESE, "HANGUL": "ko", "DEVANAGARI": "hi", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te",
     "GEORGIAN": "ka", "ARMENIAN": "hy", "ETHIOPIC": "am", "THAI": "th",
 }  # fmt: skip
 """Language by the first word of a character's Unicode name."""
 
 
-def language_of(character: str) -> str | None:
+def script_language(character: str) -> str | None:
     """Return the language that a character's script stands for; None for digits, marks, spaces and unknown scripts."""
     if not (character.isalpha() or unicodedata.category(character) == "Lo"):
         return None
-    return LANGUAGE.get(unicodedata.name(character, "").split(" ", 1)[0].split("-", 1)[0])
+    return SCRIPT_LANGUAGES.get(unicodedata.name(character, "").split(" ", 1)[0].split("-", 1)[0])
 
 
-def runs(sentence: str) -> list[tuple[str, str]]:
+def split_by_script(sentence: str) -> list[tuple[str, str]]:
     """Return the parts of a sentence in one script, with their language.
 
     Characters that belong to no script join the words before them.
     """
     parts: list[tuple[str, str]] = []
     for character in sentence:
-        language = language_of(character)
+        language = script_language(character)
         if parts and (language is None or language == parts[-1][0]):
             parts[-1] = (parts[-1][0], parts[-1][1] + character)
         else:
-            before = parts.pop()[1] if parts and not any(map(language_of, parts[0][1])) else ""
-            parts.append((language or LATIN, before + character))
+            before = parts.pop()[1] if parts and not any(map(script_language, parts[0][1])) else ""
+            parts.append((language or LATIN_LANGUAGE, before + character))
     if any(language == JAPANESE for language, _ in parts):
         parts = _merge_same_language(
             [(JAPANESE if language == "cmn" else language, words) for language, words in parts]
@@ -91,7 +91,7 @@ class Voice(Protocol):
 
     @property
     def name(self) -> str:
-        """The name by which ``voice_named`` finds the voice."""
+        """The name by which ``load_voice`` finds the voice."""
 
     def reads(self, language: str) -> bool:
         """Return whether text in this language's script (``en``, ``ru``, ``cmn``, …) comes out as speech."""
@@ -118,10 +118,10 @@ _SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), 
 _LOCK = threading.Lock()
 
 
-class Espeak:
+class EspeakVoice:
     """A voice of espeak-ng that reads one language, English by default."""
 
-    def __init__(self, language: str = LATIN) -> None:
+    def __init__(self, language: str = LATIN_LANGUAGE) -> None:
         """Load the library.
 
         Args:
@@ -138,13 +138,13 @@ class Espeak:
 
     @property
     def name(self) -> str:
-        """The name by which ``voice_named`` finds the voice."""
+        """The name by which ``load_voice`` finds the voice."""
         return f"{ESPEAK}:{self.language}"
 
     def reads(self, language: str) -> bool:
         """Return whether the voice reads a script; Latin script has many languages, of which it reads one."""
         spoken = self.language.split("+")[0].split("-")[0]
-        return language == spoken or (language == LATIN and spoken not in LANGUAGE.values())
+        return language == spoken or (language == LATIN_LANGUAGE and spoken not in SCRIPT_LANGUAGES.values())
 
     def say(self, sentence: str) -> Sound:
         """Return the sound of a sentence; see ``Voice``."""
@@ -192,7 +192,7 @@ HEART = "heart"
 _HEART_RATE = 24_000
 
 
-class Heart:
+class HeartVoice:
     """The English neural voice of the package ``hibari-tts`` (Apache-2.0); the same text always sounds the same."""
 
     name = HEART
@@ -213,7 +213,7 @@ class Heart:
 
     def reads(self, language: str) -> bool:
         """Return whether the language is English."""
-        return language == LATIN
+        return language == LATIN_LANGUAGE
 
     def say(self, sentence: str) -> Sound:
         """Return the sound of a sentence; see ``Voice``."""
@@ -225,13 +225,13 @@ class Heart:
 # OPENAI_BASE_URL is the server's address and OPENAI_API_KEY holds the key, as everywhere; servers of one's own mostly
 # need none. A key travels encrypted or not at all, and no redirect is followed.
 
-SERVER = "openai"
+SPEECH_SERVER = "openai"
 SPEECH_MODEL = "tts-1"
 _TIMEOUT = 60.0
 _ATTEMPTS = 3
 
 
-class SpeechServer:
+class SpeechServerVoice:
     """A voice of an OpenAI-compatible speech server; it sends one request per sentence."""
 
     def __init__(self, voice: str, model: str = SPEECH_MODEL) -> None:
@@ -240,17 +240,19 @@ class SpeechServer:
         Raises:
             BadInput: no address is set, it is none, or not safe.
         """
-        address = os.environ.get(OPENAI_ADDRESS, "")
+        address = os.environ.get(OPENAI_ADDRESS_VARIABLE, "")
         if not address:
-            raise BadInput(f"A voice by server needs its address: set {OPENAI_ADDRESS} to http://HOST:PORT/v1.")
-        check_address(address, OPENAI_ADDRESS)
-        key_for(address, OPENAI_KEY, OPENAI_ADDRESS)
+            raise BadInput(
+                f"A voice by server needs its address: set {OPENAI_ADDRESS_VARIABLE} to http://HOST:PORT/v1."
+            )
+        check_server_address(address, OPENAI_ADDRESS_VARIABLE)
+        api_key_for(address, OPENAI_KEY_VARIABLE, OPENAI_ADDRESS_VARIABLE)
         self.voice, self.model, self.address = voice, model, address
 
     @property
     def name(self) -> str:
-        """The name by which ``voice_named`` finds the voice."""
-        return f"{SERVER}:{self.voice}@{self.model}"
+        """The name by which ``load_voice`` finds the voice."""
+        return f"{SPEECH_SERVER}:{self.voice}@{self.model}"
 
     def reads(self, language: str) -> bool:
         """Return True: nothing is known about the server, so every language is sent to it."""
@@ -267,13 +269,13 @@ class SpeechServer:
         except openai.APIStatusError as error:
             raise BadInput(
                 f"{self.address} did not speak ({error.status_code}: {str(error)[:120]}): check voice {self.voice!r}, "
-                f"model {self.model!r} and {OPENAI_KEY}."
+                f"model {self.model!r} and {OPENAI_KEY_VARIABLE}."
             ) from error
         except openai.APIError as error:
-            raise BadInput(f"{self.address} cannot be reached ({error}): check {OPENAI_ADDRESS}.") from error
+            raise BadInput(f"{self.address} cannot be reached ({error}): check {OPENAI_ADDRESS_VARIABLE}.") from error
         if reply.content[:4] != b"RIFF":
             raise BadInput(f"{self.address} did not send wav but something else: use a server that can write wav.")
-        pieces = list(iter_stream(io.BytesIO(reply.content)))
+        pieces = list(iter_sound_stream(io.BytesIO(reply.content)))
         if not pieces:
             return Sound(np.zeros((1, 0), np.float32), SAMPLE_RATE, "mono")
         # A voice has one channel, whatever the server sends.
@@ -284,21 +286,21 @@ class SpeechServer:
     def _client(self) -> Any:
         import openai
 
-        from flowportrait.web_client import make_client
+        from flowportrait.web_client import make_http_client
 
         return openai.OpenAI(
-            base_url=self.address, api_key=key_for(self.address, OPENAI_KEY) or "none", timeout=_TIMEOUT,
-            max_retries=_ATTEMPTS - 1, http_client=make_client(_TIMEOUT),
+            base_url=self.address, api_key=api_key_for(self.address, OPENAI_KEY_VARIABLE) or "none", timeout=_TIMEOUT,
+            max_retries=_ATTEMPTS - 1, http_client=make_http_client(_TIMEOUT),
         )  # fmt: skip
 
 
 # --- Voices by name ---------------------------------------------------------------------
 
-DEFAULT = HEART
+DEFAULT_VOICE = HEART
 """Name of the voice that speaks if none is chosen."""
 
 
-def voice_named(name: str = DEFAULT) -> Voice:
+def load_voice(name: str = DEFAULT_VOICE) -> Voice:
     """Return the voice ``heart``, ``espeak[:LANGUAGE]``, ``openai:NAME[@MODEL]``, or one that was added.
 
     A voice of another package is an object, or a class or function that is called with what follows the colon.
@@ -308,12 +310,12 @@ def voice_named(name: str = DEFAULT) -> Voice:
     """
     kind, _, rest = name.partition(":")
     if name == HEART:
-        return Heart()
+        return HeartVoice()
     if kind == ESPEAK:
-        return Espeak(rest) if rest else Espeak()
-    if kind == SERVER and rest:
+        return EspeakVoice(rest) if rest else EspeakVoice()
+    if kind == SPEECH_SERVER and rest:
         voice, _, model = rest.partition("@")
-        return SpeechServer(voice, model or SPEECH_MODEL)
+        return SpeechServerVoice(voice, model or SPEECH_MODEL)
     if kind in plugin_names("voices"):
         return _build_voice(load_plugin("voices", kind), rest)
     if is_reference(name):

@@ -29,22 +29,22 @@ import torch
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound, read_sound
-from flowportrait.media.faces import extent
+from flowportrait.media.faces import face_extent
 from flowportrait.media.image import read_image
-from flowportrait.media.occlusion import mouth_covered
+from flowportrait.media.occlusion import is_mouth_covered
 from flowportrait.media.portrait import Portrait, find_faces
 from flowportrait.media.video import FPS
-from flowportrait.media.write_video import remux
+from flowportrait.media.write_video import remux_to_mp4
 from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.pipelines.inputs import read_photo, synthesize_speech
 from flowportrait.pipelines.request import AnimateRequest
-from flowportrait.provenance.manifest import Origin, find_credential, sign
-from flowportrait.speech.text_to_speech import ahead
-from flowportrait.web_server import without_paths
+from flowportrait.provenance.manifest import VideoOrigin, find_credential, sign_video
+from flowportrait.speech.text_to_speech import prefetch
+from flowportrait.web_server import strip_paths
 
 
 @dataclass(frozen=True)
-class Limits:
+class StudioLimits:
     """Limits of the studio."""
 
     seconds: float = 60.0
@@ -73,7 +73,7 @@ _GRACE = 60.0
 """Seconds for which a new file is always kept, because somebody may be about to use it."""
 
 
-def prune(folder: Path, hours: float, megabytes: float, in_use: Collection[Path] = ()) -> list[Path]:
+def delete_old_files(folder: Path, hours: float, megabytes: float, in_use: Collection[Path] = ()) -> list[Path]:
     """Delete files that are too old, and then the oldest ones until the rest is small enough.
 
     Files that cannot be deleted are kept.
@@ -115,7 +115,7 @@ def prune(folder: Path, hours: float, megabytes: float, in_use: Collection[Path]
 
 # --- The portrait in a photo ---
 
-SIZE = 512
+STUDIO_FACE_SIZE = 512
 """Side of the drawn face square in pixels."""
 _SMALL_PX = 64.0
 """Height of a face in the photo below which it will look soft."""
@@ -152,16 +152,16 @@ def find_portrait(path: Path, face: int | None = None, whole: bool = False) -> F
 def _find_portrait(path: Path, changed: int, face: int | None, whole: bool) -> FoundPortrait:
     image = read_image(path)
     faces = find_faces(image)
-    portrait = Portrait.from_image(read_photo(path) if whole else image, SIZE, "the photo", face)
+    portrait = Portrait.from_image(read_photo(path) if whole else image, STUDIO_FACE_SIZE, "the photo", face)
     notes, count = [], len(faces)
     if count > 1:
         which = "the largest one speaks" if face is None else f"number {face} from the left speaks"
         notes.append(f"The photo shows {count} faces: {which}. Choose another one under Face.")
     from_left = sorted(faces, key=lambda candidate: float(candidate[0][:, 0].mean()))
-    height = extent((faces[0] if face is None else from_left[face - 1])[0])
+    height = face_extent((faces[0] if face is None else from_left[face - 1])[0])
     if height < _SMALL_PX:
         notes.append(f"The face is only {height:.0f} px high and will be soft: a closer photo looks better.")
-    if mouth_covered(portrait.crop, portrait.landmarks):
+    if is_mouth_covered(portrait.crop, portrait.landmarks):
         notes.append("The mouth seems to be covered: lips will be drawn over it.")
     return FoundPortrait(portrait, count, tuple(notes))
 
@@ -170,7 +170,7 @@ def _find_portrait(path: Path, changed: int, face: int | None, whole: bool) -> F
 
 PIECE_SECONDS = 0.5
 """Seconds of the pieces in which recorded speech is passed on."""
-LONGEST_UPLOAD = 3600.0
+MAX_UPLOAD_SECONDS = 3600.0
 """Most seconds of recorded speech that are decoded; otherwise a few bytes could become gigabytes of silence."""
 _BLOCK_BYTES = 1 << 16
 _POLL_SECONDS = 0.05
@@ -254,7 +254,7 @@ class RenderJob:
 class RenderQueue:
     """Draws requested videos one after the other into a folder."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: StudioLimits) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.limits = folder, limits
         self.jobs: dict[str, RenderJob] = {}
@@ -280,7 +280,7 @@ class RenderQueue:
         request.check_stream()
         request.controls()
         portrait = find_portrait(request.image, request.face, not request.crop).portrait
-        sound = speech_pieces(request, self.limits, job.cut.set)
+        sound = iterate_speech(request, self.limits, job.cut.set)
         with self._lock:
             self._check_room()
             self.jobs[job.name] = job
@@ -317,11 +317,11 @@ class RenderQueue:
         target = self.folder / f"{name}.signed.mp4"
         with self._signing:
             if not target.is_file():
-                origin, partial = Origin("portrait"), self.folder / f".{name}.mp4"
+                origin, partial = VideoOrigin("portrait"), self.folder / f".{name}.mp4"
                 try:
                     with av.open(str(job.path.absolute())) as drawn:
-                        remux(drawn, drawn.streams.get(video=0, audio=0), partial, origin.tags())
-                    sign(partial, origin, find_credential())
+                        remux_to_mp4(drawn, drawn.streams.get(video=0, audio=0), partial, origin.tags())
+                    sign_video(partial, origin, find_credential())
                     os.replace(partial, target)
                 finally:
                     partial.unlink(missing_ok=True)
@@ -330,7 +330,7 @@ class RenderQueue:
     def tidy(self) -> None:
         """Delete videos that are too old or too many, and remove their jobs."""
         unfinished = [job.path for job in self.jobs.values() if not job.done.is_set()]
-        prune(self.folder, self.limits.hours, self.limits.kept_megabytes, unfinished)
+        delete_old_files(self.folder, self.limits.hours, self.limits.kept_megabytes, unfinished)
         now = time.monotonic()
         with self._lock:
             for name, job in list(self.jobs.items()):
@@ -353,11 +353,11 @@ class RenderQueue:
             with job.path.open("wb", buffering=0) as file:
                 stream.save(file, watch=lambda frames: self._count_frames(job, frames))
         except BadInput as error:
-            job.error = without_paths(str(error))
+            job.error = strip_paths(str(error))
         except Exception as error:
             # Nobody reads the result of this call, so an exception would be lost.
             _LOG.exception("The video %s could not be drawn", job.name)
-            why = without_paths(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+            why = strip_paths(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
             job.error = f"Drawing failed ({why}): the terminal has more."
         finally:
             job.ended = time.monotonic()
@@ -378,7 +378,7 @@ class RenderQueue:
                 return
 
 
-def speech_pieces(request: AnimateRequest, limits: Limits, cut: Callable[[], None]) -> Iterator[Sound]:
+def iterate_speech(request: AnimateRequest, limits: StudioLimits, cut: Callable[[], None]) -> Iterator[Sound]:
     """Yield the speech of a request in pieces, with its own rate and channels, up to the limits.
 
     Args:
@@ -391,13 +391,13 @@ def speech_pieces(request: AnimateRequest, limits: Limits, cut: Callable[[], Non
     """
     text = request.text or ""
     if request.audio is not None:
-        pieces = _split(read_sound(request.audio, longest=LONGEST_UPLOAD))
+        pieces = _split(read_sound(request.audio, longest=MAX_UPLOAD_SECONDS))
     elif not text.strip():
         raise BadInput("There is nothing to say yet: type a text, or record or drop speech.")
     elif len(text) > limits.letters:
         raise BadInput(f"The text has {len(text)} letters, more than {limits.letters}: shorten it.")
     else:
-        pieces = ahead(synthesize_speech([text], request.voice))
+        pieces = prefetch(synthesize_speech([text], request.voice))
     return _limit_seconds(pieces, limits.seconds, cut)
 
 

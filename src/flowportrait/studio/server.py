@@ -6,7 +6,7 @@
 
 Nothing is loaded from elsewhere, and nobody else can reach it: it binds to loopback, answers requests for loopback
 names from its own page only, and the page may load nothing from other hosts. It serves only files that were uploaded
-and videos that it drew, and deletes them after a while (``Limits``).
+and videos that it drew, and deletes them after a while (``StudioLimits``).
 
 The page has tabs to speak, compare, train and ask people. Every error appears as a sentence on the page.
 """
@@ -29,16 +29,16 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from flowportrait.errors import BadInput
 from flowportrait.media.video import FPS
-from flowportrait.models.arflow import SHIPPED
-from flowportrait.pipelines.request import GUIDE_DIMENSIONS, USEFUL_GUIDE_WEIGHT, AnimateRequest
-from flowportrait.speech.voices import DEFAULT
-from flowportrait.studio.render_queue import Limits, RenderJob, RenderQueue, find_portrait, prune
+from flowportrait.models.arflow import SHIPPED_CHECKPOINTS
+from flowportrait.pipelines.request import GUIDE_DIMENSIONS, MAX_USEFUL_GUIDE_WEIGHT, AnimateRequest
+from flowportrait.speech.voices import DEFAULT_VOICE
+from flowportrait.studio.render_queue import RenderJob, RenderQueue, StudioLimits, delete_old_files, find_portrait
 from flowportrait.studio.training import Training
-from flowportrait.web_server import RequestGuard, address_of, bind, make_server, without_paths
+from flowportrait.web_server import RequestGuard, bind_listener, listener_url, make_server, strip_paths
 
 # --- Scores of finished videos ---
 
-SHORTEST_SCORED = 1.5
+MIN_SCORED_SECONDS = 1.5
 """Fewest seconds of a scored video; the windows of the judges' networks are a little shorter."""
 
 
@@ -49,7 +49,7 @@ def _panel() -> Any:
     return build_judge()
 
 
-def scores(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
+def score_jobs(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
     """Score finished videos with the judges.
 
     Args:
@@ -60,19 +60,25 @@ def scores(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
         A Markdown table, or a sentence with the reason why there is none.
     """
     from flowportrait.judges.build import grade_files
-    from flowportrait.judges.rubric import ASPECTS
+    from flowportrait.judges.rubric import CLIP_ASPECTS
 
     chosen = [jobs[name] for name in names if name and name in jobs]
     if not chosen or not all(job.done.is_set() and job.frames for job in chosen):
         return "There is no finished video yet: make one first."
-    if any(job.frames < SHORTEST_SCORED * FPS for job in chosen):
-        return f"Scoring needs {SHORTEST_SCORED} seconds of video: use a longer text or recording."
+    if any(job.frames < MIN_SCORED_SECONDS * FPS for job in chosen):
+        return f"Scoring needs {MIN_SCORED_SECONDS} seconds of video: use a longer text or recording."
     panel = _panel()
-    head = f"| {panel.name} ({panel.kind}) | " + " | ".join(ASPECTS) + " |\n" + "|---" * (len(ASPECTS) + 1) + "|\n"
+    head = (
+        f"| {panel.name} ({panel.kind}) | "
+        + " | ".join(CLIP_ASPECTS)
+        + " |\n"
+        + "|---" * (len(CLIP_ASPECTS) + 1)
+        + "|\n"
+    )
     rows = []
     for job in chosen:
         summary = grade_files(panel, [job.path])["summary"]
-        cells = (summary[aspect] for aspect in ASPECTS)
+        cells = (summary[aspect] for aspect in CLIP_ASPECTS)
         rows.append(
             f"| {job.request.checkpoint} | " + " | ".join("–" if c is None else f"{c:.2f}" for c in cells) + " |"
         )
@@ -81,7 +87,7 @@ def scores(jobs: Mapping[str, RenderJob], names: Sequence[str | None]) -> str:
 
 # --- The web application ---
 
-HEADERS = {
+STUDIO_HEADERS = {
     # gradio's page needs its own inline scripts; nothing may be loaded from or sent to other hosts.
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'",
 }
@@ -94,7 +100,7 @@ _LOG = logging.getLogger(__name__)
 class Studio:
     """Folders, render queue, training and preference studies behind one page."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: StudioLimits) -> None:
         self.folder, self.limits = folder, limits
         self.queue = RenderQueue(folder / "videos", limits)
         self.training = Training(folder / "runs")
@@ -113,10 +119,10 @@ class Studio:
 
         folder = folder.resolve()
         if folder not in self._studies:
-            app, listener = study_app(folder), bind("127.0.0.1", 0)
+            app, listener = study_app(folder), bind_listener("127.0.0.1", 0)
             server = make_server(app)
             threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-            self._studies[folder] = f"{address_of(listener)}/"
+            self._studies[folder] = f"{listener_url(listener)}/"
         return self._studies[folder]
 
     @property
@@ -127,7 +133,7 @@ class Studio:
     def tidy(self) -> None:
         """Delete uploads and videos that are too old or too many."""
         self.queue.tidy()
-        prune(self.uploads, self.limits.hours, self.limits.kept_megabytes)
+        delete_old_files(self.uploads, self.limits.hours, self.limits.kept_megabytes)
 
     def close(self) -> None:
         """Stop drawing, and ask a training run to save and stop."""
@@ -172,14 +178,14 @@ def studio_app(studio: Studio) -> FastAPI:
         try:
             path = studio.queue.signed(name)
         except BadInput as error:
-            raise HTTPException(500, without_paths(str(error))) from None
+            raise HTTPException(500, strip_paths(str(error))) from None
         if path is None:
             raise HTTPException(404)
         return FileResponse(path, media_type="video/mp4", filename="talking-portrait.mp4")
 
     mounted = gradio.mount_gradio_app(
-        app, page(studio), "/", server_name="127.0.0.1", max_file_size=f"{studio.limits.megabytes}mb", ssr_mode=False,
-        enable_monitoring=False, **LOOK,
+        app, build_page(studio), "/", server_name="127.0.0.1", max_file_size=f"{studio.limits.megabytes}mb", ssr_mode=False,
+        enable_monitoring=False, **GRADIO_OPTIONS,
     )  # fmt: skip
 
     @mounted.middleware("http")
@@ -187,13 +193,13 @@ def studio_app(studio: Studio) -> FastAPI:
         return Response(status_code=404) if _FETCH_ROUTES.match(request.url.path) else await call(request)
 
     mounted.add_middleware(
-        RequestGuard, largest_body=(studio.limits.megabytes + 1) * 2**20, headers=HEADERS,
+        RequestGuard, largest_body=(studio.limits.megabytes + 1) * 2**20, headers=STUDIO_HEADERS,
         content_types={"/": ("application/json", "multipart/form-data")},
     )  # fmt: skip
     return mounted
 
 
-def serve(studio: Studio, port: int, ready: Callable[[str], None]) -> None:
+def serve_studio(studio: Studio, port: int, ready: Callable[[str], None]) -> None:
     """Serve the studio until Ctrl-C.
 
     Args:
@@ -204,8 +210,8 @@ def serve(studio: Studio, port: int, ready: Callable[[str], None]) -> None:
     Raises:
         BadInput: gradio is not installed, or the port is in use.
     """
-    with bind("127.0.0.1", port) as listener:
-        server = make_server(studio_app(studio), lambda: ready(f"{address_of(listener)}/"))
+    with bind_listener("127.0.0.1", port) as listener:
+        server = make_server(studio_app(studio), lambda: ready(f"{listener_url(listener)}/"))
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     studio.close()
@@ -213,26 +219,35 @@ def serve(studio: Studio, port: int, ready: Callable[[str], None]) -> None:
 
 # --- The page ---
 
-LOOK: dict[str, Any] = {
+GRADIO_OPTIONS: dict[str, Any] = {
     "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     "footer_links": [],
     "css": "video.show {width: 100%; max-height: 70vh; background: #222; border-radius: 8px}",
 }
-VOICES = [DEFAULT, "espeak:en", "espeak:de", "espeak:fr", "espeak:es", "espeak:ru", "espeak:ar", "espeak:cmn"]
-MOVES = {"sync": "mouth", "expression": "brows and lids, a little", "motion": "head"}
+VOICE_CHOICES = [
+    DEFAULT_VOICE,
+    "espeak:en",
+    "espeak:de",
+    "espeak:fr",
+    "espeak:es",
+    "espeak:ru",
+    "espeak:ar",
+    "espeak:cmn",
+]
+GUIDANCE_EFFECTS = {"sync": "mouth", "expression": "brows and lids, a little", "motion": "head"}
 """What guidance by a dimension visibly changes; see ``docs/preference_methods.md``."""
-LARGEST = "the largest"
+LARGEST_FACE = "the largest"
 _TABS = 32
 """Number of browser tabs that can wait for their videos at the same time."""
 _EMPTY_VIDEO = "<video class='show'></video>"
 
 
-def as_uploaded(payload: Any) -> str | None:
+def uploaded_path(payload: Any) -> str | None:
     """Return the path of an upload; replaces gradio's own decoding, so that errors are our own sentences."""
     return None if payload is None else payload.path
 
 
-def page(studio: Studio) -> gr.Blocks:
+def build_page(studio: Studio) -> gr.Blocks:
     """Build the page with all tabs of a studio."""
     with gr.Blocks(title="FlowPortrait studio", analytics_enabled=False) as blocks:
         gr.Markdown("# FlowPortrait studio\nEverything stays on this machine. Animate only people who agreed to it.")
@@ -240,10 +255,10 @@ def page(studio: Studio) -> gr.Blocks:
             with gr.Column(scale=1):
                 photo = gr.Image(label="Photo", sources=["upload", "clipboard"], height=260, elem_id="photo")
                 text = gr.Textbox(label="Say", lines=3, elem_id="text", placeholder="Type what the portrait says …")
-                voice = gr.Dropdown(VOICES, value=DEFAULT, label="Voice", allow_custom_value=True)
+                voice = gr.Dropdown(VOICE_CHOICES, value=DEFAULT_VOICE, label="Voice", allow_custom_value=True)
                 audio = gr.Audio(label="… or speak", sources=["upload", "microphone"], elem_id="audio")
-                photo.preprocess = audio.preprocess = as_uploaded
-                face = gr.Dropdown([LARGEST], value=LARGEST, label="Face", visible=False, elem_id="face")
+                photo.preprocess = audio.preprocess = uploaded_path
+                face = gr.Dropdown([LARGEST_FACE], value=LARGEST_FACE, label="Face", visible=False, elem_id="face")
                 whole = gr.Checkbox(label="Show the whole photo", elem_id="whole")
                 notes = gr.Markdown(elem_id="photo-notes")
                 with gr.Accordion("Motion", open=False):
@@ -255,7 +270,7 @@ def page(studio: Studio) -> gr.Blocks:
                     gr.Markdown(
                         "How much a reward changes every chunk: 0 is off, the right end is the largest useful weight."
                     )
-                    guide = [gr.Slider(0, USEFUL_GUIDE_WEIGHT[name], 0, label=f"{name.capitalize()} ({MOVES[name]})",
+                    guide = [gr.Slider(0, MAX_USEFUL_GUIDE_WEIGHT[name], 0, label=f"{name.capitalize()} ({GUIDANCE_EFFECTS[name]})",
                                        elem_id=f"guide-{name}") for name in GUIDE_DIMENSIONS]  # fmt: skip
             with gr.Column(scale=2):
                 inputs = [photo, audio, text, voice, seed, expression, head, blink, face, whole, *guide]
@@ -281,8 +296,8 @@ def _photo_changed(photo: str | None) -> tuple[Any, str]:
             faces, notes = found.faces, "\n\n".join(found.notes)
         except Exception as error:
             notes = _error_text(error)
-    choices = [LARGEST, *(f"{number} from the left" for number in range(1, faces + 1))]
-    return gr.Dropdown(choices, value=LARGEST, visible=faces > 1), notes
+    choices = [LARGEST_FACE, *(f"{number} from the left" for number in range(1, faces + 1))]
+    return gr.Dropdown(choices, value=LARGEST_FACE, visible=faces > 1), notes
 
 
 def _face_changed(photo: str | None, face: str) -> str:
@@ -293,7 +308,7 @@ def _face_changed(photo: str | None, face: str) -> str:
 
 
 def _face_number(face: str | None) -> int | None:
-    return None if not face or face == LARGEST else int(face.split()[0])
+    return None if not face or face == LARGEST_FACE else int(face.split()[0])
 
 
 def _speak_tab(studio: Studio, inputs: list[Any]) -> None:
@@ -321,7 +336,7 @@ def _speak_tab(studio: Studio, inputs: list[Any]) -> None:
 
     go.click(speak, [checkpoint, *inputs], [screen, status, current], show_progress="hidden", concurrency_limit=_TABS)
     stop.click(_stop_own_videos(studio), None, None)
-    judge.click(_with_error_text(lambda name: scores(studio.queue.jobs, [name])), current, status)
+    judge.click(_with_error_text(lambda name: score_jobs(studio.queue.jobs, [name])), current, status)
 
 
 def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
@@ -353,7 +368,7 @@ def _compare_tab(studio: Studio, inputs: list[Any]) -> None:
     go.click(compare, [first, second, *inputs], [left, right, status, current], show_progress="hidden",
              concurrency_limit=_TABS)  # fmt: skip
     stop.click(_stop_own_videos(studio), None, None)
-    judge.click(_with_error_text(lambda names: scores(studio.queue.jobs, names)), current, status)
+    judge.click(_with_error_text(lambda names: score_jobs(studio.queue.jobs, names)), current, status)
 
 
 def _train_tab(studio: Studio) -> None:
@@ -420,7 +435,7 @@ def _with_error_text(function: Callable[..., str]) -> Callable[..., str]:
 def _error_text(error: Exception) -> str:
     """Return the text of an error for the page; an unexpected error is also logged."""
     if isinstance(error, BadInput):
-        return without_paths(str(error))
+        return strip_paths(str(error))
     _LOG.error("The studio's page failed", exc_info=error)
     return f"That failed ({type(error).__name__}): the terminal has more."
 
@@ -439,7 +454,9 @@ def _stop_own_videos(studio: Studio) -> Callable[..., None]:
 
 
 def _checkpoints(label: str, value: str) -> Any:
-    return gr.Dropdown(list(SHIPPED), value=value, label=f"{label} (or the folder of a run)", allow_custom_value=True)
+    return gr.Dropdown(
+        list(SHIPPED_CHECKPOINTS), value=value, label=f"{label} (or the folder of a run)", allow_custom_value=True
+    )
 
 
 def _request(checkpoint: str, values: tuple[Any, ...]) -> AnimateRequest:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flowportrait.errors import BadInput
-from flowportrait.rl.doctor import examine
-from flowportrait.web_server import without_paths
+from flowportrait.rl.doctor import diagnose_run
+from flowportrait.web_server import strip_paths
 
 if sys.platform == "win32":
     _GROUP, _INTERRUPT = subprocess.CREATE_NEW_PROCESS_GROUP, signal.CTRL_BREAK_EVENT
@@ -110,7 +110,7 @@ class Training:
         recipe = self.run / "recipe.json"
         records = self.records()
         can_examine = bool(records) and recipe.is_file()
-        findings = examine(records, json.loads(recipe.read_text(encoding="utf-8"))) if can_examine else []
+        findings = diagnose_run(records, json.loads(recipe.read_text(encoding="utf-8"))) if can_examine else []
         lines = [f"{self.run.name}: {state}, {len(records)} iterations."]
         lines += [f"{finding.kind}: {finding.seen}; {finding.advice}" for finding in findings]
         return "\n\n".join(lines + self._last_lines(self.run / "log.txt"))
@@ -120,4 +120,4 @@ class Training:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
-        return [without_paths(line) for line in lines]
+        return [strip_paths(line) for line in lines]

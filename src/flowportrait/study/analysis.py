@@ -1,7 +1,7 @@
 """This module analyses the answers of a study: which system is preferred in each aspect, and how certain that is.
 
 The parts in order: the tests of preferences (``analyse_study`` writes ``analysis.json``, ``analysis.html`` and the
-preference pairs), the strengths of systems (``davidson``), and the HTML page (``render_report``).
+preference pairs), the strengths of systems (``fit_strengths``), and the HTML page (``render_analysis``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowportrait.evaluation.statistics import holm_correction
 from flowportrait.files import write_text
 from flowportrait.preferences.dataset import LABELS, PAIRS_FILE, Aspect, Label, PreferencePair, write_pairs
 from flowportrait.preferences.inspection import krippendorff_alpha
-from flowportrait.study.plan import ANSWERS, MEDIA, QUESTIONS, Answers, AnswerStore, Study
+from flowportrait.study.plan import ANSWERS_FILE, MEDIA_FOLDER, QUESTIONS, Answers, AnswerStore, Study
 
 # --- Preferences
 
@@ -32,7 +32,7 @@ CHECKED_ASPECT: Aspect = "overall"
 
 
 @dataclass(frozen=True)
-class Row:
+class PreferenceResult:
     """The result of one aspect for two systems.
 
         preferred = wins / (wins + losses)      p: exact two-sided binomial test of ½, ties left out (sign test)
@@ -86,7 +86,7 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
         BadInput: there is no study, no answer, or no answer that counts.
     """
     study = Study.load(folder)
-    if not (folder / ANSWERS).is_file():
+    if not (folder / ANSWERS_FILE).is_file():
         raise BadInput(
             f"{folder} has no answers yet: run 'flowportrait preferences study serve {folder}' and take part."
         )
@@ -98,8 +98,8 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
         reasons_text = "; ".join(f"{n} {why}" for why, n in Counter(reasons.values()).items()) or "nobody answered"
         raise BadInput(f"{folder} has no answers that count ({reasons_text}): ask more people.")
     votes = {aspect: _votes_on(study, counted_answers, aspect) for aspect in QUESTIONS}
-    rows = holm([row for aspect, of_aspect in votes.items() for row in _preference_rows(aspect, of_aspect)])
-    strengths = {aspect: davidson(of_aspect, study.systems) for aspect, of_aspect in votes.items()}
+    rows = correct_p_values([row for aspect, of_aspect in votes.items() for row in _preference_rows(aspect, of_aspect)])
+    strengths = {aspect: fit_strengths(of_aspect, study.systems) for aspect, of_aspect in votes.items()}
     analysis = {
         "study": study.title,
         "identity": study.identity,
@@ -118,11 +118,11 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
             for aspect, estimate in strengths.items()
         },
         "agreement": {aspect: _agreement_alpha(study, counted_answers, aspect) for aspect in QUESTIONS},
-        "pairs": write_pairs(folder / PAIRS_FILE, preference_pairs(study, counted_answers)),
+        "pairs": write_pairs(folder / PAIRS_FILE, answers_to_pairs(study, counted_answers)),
         "excluded_files": study.excluded or {},
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    for name, text in (("analysis.json", json.dumps(analysis, indent=2)), ("analysis.html", render_report(analysis))):
+    for name, text in (("analysis.json", json.dumps(analysis, indent=2)), ("analysis.html", render_analysis(analysis))):
         write_text(output / name, text + "\n")
     return analysis
 
@@ -146,34 +146,34 @@ def exclusion_reason(study: Study, answers: Answers) -> str:
     return ""
 
 
-def preference_pairs(study: Study, counted_answers: dict[int, Answers]) -> list[PreferencePair[str]]:
+def answers_to_pairs(study: Study, counted_answers: dict[int, Answers]) -> list[PreferencePair[str]]:
     """Return every answer that counts as a preference pair to learn from, without the attention checks."""
     return [
         PreferencePair(
-            prompt=one.prompt, first=f"{MEDIA}/{one.a}", second=f"{MEDIA}/{one.b}", labels=dict(answers[one.key]),
+            prompt=one.prompt, first=f"{MEDIA_FOLDER}/{one.a}", second=f"{MEDIA_FOLDER}/{one.b}", labels=dict(answers[one.key]),
             source="study", annotator=f"p{number:03}", speaker=one.speaker, portrait=one.portrait, split=one.split,
         )
         for number, answers in counted_answers.items() for one in study.pairs if answers.get(one.key)
     ]  # fmt: skip
 
 
-def holm(rows: Sequence[Row]) -> list[Row]:
+def correct_p_values(rows: Sequence[PreferenceResult]) -> list[PreferenceResult]:
     """Return the rows with p values corrected by Holm's step-down method over all rows."""
     corrected = holm_correction([row.p for row in rows])
     return [replace(row, p_holm=p or 0.0) for row, p in zip(rows, corrected, strict=True)]
 
 
-def _votes_on(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> list[Vote]:
+def _votes_on(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> list[StudyVote]:
     return [
-        Vote(number, one.system_a, one.system_b, answers[one.key][aspect])
+        StudyVote(number, one.system_a, one.system_b, answers[one.key][aspect])
         for number, answers in counted_answers.items()
         for one in study.pairs
         if aspect in answers.get(one.key, {})
     ]
 
 
-def _preference_rows(aspect: Aspect, votes: Sequence[Vote]) -> list[Row]:
-    between: dict[tuple[str, str], list[Vote]] = defaultdict(list)
+def _preference_rows(aspect: Aspect, votes: Sequence[StudyVote]) -> list[PreferenceResult]:
+    between: dict[tuple[str, str], list[StudyVote]] = defaultdict(list)
     for vote in votes:
         between[vote.system_a, vote.system_b].append(vote)
     rows = []
@@ -187,7 +187,7 @@ def _preference_rows(aspect: Aspect, votes: Sequence[Vote]) -> list[Row]:
         test = binomtest(wins, wins + losses) if wins + losses else None
         low, high = test.proportion_ci(method="exact") if test else (None, None)
         rows.append(
-            Row(
+            PreferenceResult(
                 aspect, one, other, wins, losses, ties, wins / (wins + losses) if test else None, low, high,
                 with_ties=(wins + ties / 2) / len(of_pair),
                 p=float(test.pvalue) if test else 1.0,
@@ -204,15 +204,15 @@ def _agreement_alpha(study: Study, counted_answers: dict[int, Answers], aspect: 
 
 # --- Strengths of systems
 
-PRIOR = 0.5
+PRIOR_ANSWERS = 0.5
 """Answers of each kind that are added to every compared pair of systems."""
 NORMAL_95 = 1.959964
-CLUSTERS = 8
+MIN_CLUSTERS = 8
 """Number of participants from which on intervals account for the dependence of one person's answers (sandwich
 estimate)."""
 
 
-class Vote(NamedTuple):
+class StudyVote(NamedTuple):
     """One answer: the participant's number, the two systems, and the label."""
 
     participant: int
@@ -221,7 +221,7 @@ class Vote(NamedTuple):
     label: Label
 
 
-class Strengths(NamedTuple):
+class SystemStrengths(NamedTuple):
     """The strengths of systems.
 
     Args:
@@ -244,7 +244,7 @@ class Strengths(NamedTuple):
         return float(win), float(loss), float(tie)
 
 
-def davidson(votes: Sequence[Vote], systems: Sequence[str]) -> Strengths:
+def fit_strengths(votes: Sequence[StudyVote], systems: Sequence[str]) -> SystemStrengths:
     """Return the maximum a posteriori strengths of systems in the Bradley–Terry model with Davidson's ties (JASA 1970).
 
         P(i beats j) ∝ π_i       P(tie) ∝ ν √(π_i π_j)       θ = log π, Σ θ = 0
@@ -265,7 +265,7 @@ def davidson(votes: Sequence[Vote], systems: Sequence[str]) -> Strengths:
         for choice in range(len(LABELS)):
             rows.append((place[one], place[other]))
             chosen.append(choice)
-            weight.append(PRIOR)
+            weight.append(PRIOR_ANSWERS)
             who.append(-1)
     for vote in votes:
         rows.append((place[vote.system_a], place[vote.system_b]))
@@ -273,7 +273,7 @@ def davidson(votes: Sequence[Vote], systems: Sequence[str]) -> Strengths:
         weight.append(1.0)
         who.append(vote.participant)
     if not votes:
-        return Strengths(dict.fromkeys(systems, 0.0), dict.fromkeys(systems, float("inf")), 0.0, False)
+        return SystemStrengths(dict.fromkeys(systems, 0.0), dict.fromkeys(systems, float("inf")), 0.0, False)
     design = _design_matrix(np.array(rows), size)
     count, picked = np.array(weight), np.eye(3)[chosen]
     at, gradient, information = np.zeros(size), np.zeros((len(count), size)), np.eye(size)
@@ -296,13 +296,13 @@ def davidson(votes: Sequence[Vote], systems: Sequence[str]) -> Strengths:
     for person, score in zip(who, gradient, strict=True):
         if person >= 0:
             by_person[person] += score
-    robust = len(by_person) >= CLUSTERS
+    robust = len(by_person) >= MIN_CLUSTERS
     if robust:
         pull = np.stack(list(by_person.values()))
         spread = spread @ (pull.T @ pull * len(pull) / (len(pull) - 1)) @ spread
     compared = {name for vote in votes for name in (vote.system_a, vote.system_b)}
     half = NORMAL_95 * np.sqrt(np.diag(spread).clip(min=0))
-    return Strengths(
+    return SystemStrengths(
         {name: float(at[index]) for name, index in place.items()},
         {name: float(half[index]) if name in compared else float("inf") for name, index in place.items()},
         float(np.exp(at[-1])),
@@ -322,10 +322,10 @@ def _design_matrix(rows: np.ndarray, size: int) -> np.ndarray:
 
 # --- The page
 
-TITLES = {"sync": "Lip sync", "expression": "Expression", "motion": "Motion", "overall": "Overall"}
+ASPECT_TITLES = {"sync": "Lip sync", "expression": "Expression", "motion": "Motion", "overall": "Overall"}
 
 
-def render_report(analysis: dict[str, Any]) -> str:
+def render_analysis(analysis: dict[str, Any]) -> str:
     """Return the HTML page of an analysis; it loads nothing from elsewhere.
 
     It shows numbers of participants and answers, a bar of wins, ties and losses for every row, the strengths with their
@@ -364,7 +364,7 @@ def render_report(analysis: dict[str, Any]) -> str:
     )
 
 
-def probability(p: float) -> str:
+def format_p_value(p: float) -> str:
     """Return a p value as text, with three decimals or ``< 0.001``."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -378,9 +378,9 @@ def _preferences_table(rows: list[dict[str, Any]]) -> str:
         if row["preferred"] is not None:
             share = f"{row['preferred']:.0%} <small>{row['low']:.0%}–{row['high']:.0%}</small>"
         cells = (
-            TITLES[row["aspect"]], f"{escape(row['system_a'])} <small>over</small> {escape(row['system_b'])}",
+            ASPECT_TITLES[row["aspect"]], f"{escape(row['system_a'])} <small>over</small> {escape(row['system_b'])}",
             f'<div class=bar>{parts}</div>', f"{row['wins']} / {row['ties']} / {row['losses']}", share,
-            probability(row["p"]), probability(row["p_person"]), probability(row["p_holm"]),
+            format_p_value(row["p"]), format_p_value(row["p_person"]), format_p_value(row["p_holm"]),
         )  # fmt: skip
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     heads = ("", "", "", "won / same / lost", "preferred", "p", "by person", "Holm")
@@ -407,15 +407,15 @@ def _strengths_plot(aspect: str, found: dict[str, Any], systems: list[str]) -> s
             f'<text class="soft" x="780" y="{y + 4}">{at:+.2f} ± {halves[name]:.2f}</text>'
         )
     return (
-        f'<svg viewBox="0 0 900 {height}" role="img" aria-label="Strengths, {TITLES[aspect]}">'
-        f'<text x="0" y="16" font-weight="600">{TITLES[aspect]}</text>'
+        f'<svg viewBox="0 0 900 {height}" role="img" aria-label="Strengths, {ASPECT_TITLES[aspect]}">'
+        f'<text x="0" y="16" font-weight="600">{ASPECT_TITLES[aspect]}</text>'
         f'<line x1="500" x2="500" y1="26" y2="{height - 6}" stroke="var(--line)"/>{"".join(marks)}</svg>'
     )
 
 
 def _agreement_cards(alphas: dict[str, float | None]) -> str:
     cells = "".join(
-        f"<div class=card><b>{'–' if alpha is None else f'{alpha:.2f}'}</b>{TITLES[aspect]}</div>"
+        f"<div class=card><b>{'–' if alpha is None else f'{alpha:.2f}'}</b>{ASPECT_TITLES[aspect]}</div>"
         for aspect, alpha in alphas.items()
     )
     legend = "Krippendorff's alpha: 1 agreement, 0 chance; – cannot be said."

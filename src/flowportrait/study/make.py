@@ -28,14 +28,14 @@ from flowportrait.corruption import Footage, corrupt
 from flowportrait.data.prompts import VIDEO_SUFFIXES
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import has_audio, read_audio
-from flowportrait.media.containers import open_media, sound_stream, video_stream
-from flowportrait.media.video import LOCAL, SAMPLES_PER_FRAME, bounded_frames, read_clip
-from flowportrait.media.write_video import remux, write_video
-from flowportrait.study.plan import ANSWERS, MEDIA, PLAN, Comparison, Study
+from flowportrait.media.containers import main_sound_stream, main_video_stream, open_media
+from flowportrait.media.video import LOCAL_CLIP_LIMITS, SAMPLES_PER_FRAME, iter_bounded_frames, read_clip
+from flowportrait.media.write_video import remux_to_mp4, write_video
+from flowportrait.study.plan import ANSWERS_FILE, MEDIA_FOLDER, PLAN_FILE, Study, StudyComparison
 
-ABOUT = ("prompt", "speaker", "portrait", "split")
+CLIP_FACTS = ("prompt", "speaker", "portrait", "split")
 """Facts about a clip that can be given."""
-RUINED = (("still", 1.0), ("blur", 6.0), ("colour pumping", 60.0))
+BROKEN_CHECK_DAMAGE = (("still", 1.0), ("blur", 6.0), ("colour pumping", 60.0))
 """Damage and strengths of a ``broken`` check: a still, blurred face that changes colour, which an attentive participant
 never prefers."""
 
@@ -68,15 +68,15 @@ def make_study(
         BadInput: there are fewer than two systems or no common name, the output has answers already, or ``about``
             cannot be read.
     """
-    systems = named_folders(folders)
-    if (output / ANSWERS).exists():
-        raise BadInput(f"{output} already has answers ({ANSWERS}): choose another --output.")
+    systems = folders_by_system(folders)
+    if (output / ANSWERS_FILE).exists():
+        raise BadInput(f"{output} already has answers ({ANSWERS_FILE}): choose another --output.")
     if checks < 0 or share < 0:
         raise BadInput("--checks and --pairs-per-participant are 0 or more.")
     facts = _read_facts(about)
-    media = output / MEDIA
+    media = output / MEDIA_FOLDER
     media.mkdir(parents=True, exist_ok=True)
-    for old in (*media.glob("*.mp4"), output / PLAN):
+    for old in (*media.glob("*.mp4"), output / PLAN_FILE):
         old.unlink(missing_ok=True)
     seed = seed or secrets.token_hex(8)
     videos = {name: _videos(folder) for name, folder in systems.items()}
@@ -89,7 +89,7 @@ def make_study(
             elif sum(clip in other for other in videos.values()) > 1:
                 target = _neutral_name(seed, system, clip)
                 try:
-                    make_playable(by_name[clip], media / target)
+                    make_playable_video(by_name[clip], media / target)
                 except BadInput as error:
                     excluded[f"{system}/{by_name[clip].name}"] = str(error)
                 else:
@@ -108,7 +108,7 @@ def make_study(
     return study
 
 
-def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
+def folders_by_system(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the folders by the name of their system.
 
     Raises:
@@ -140,11 +140,11 @@ def _neutral_name(seed: str, *what: str) -> str:
 
 def _pair_comparisons(
     ready: Mapping[str, Mapping[str, str]], facts: Mapping[str, Mapping[str, str]]
-) -> list[Comparison]:
-    comparisons: list[Comparison] = []
+) -> list[StudyComparison]:
+    comparisons: list[StudyComparison] = []
     for clip, files in ready.items():
         for one, other in combinations(files, 2):
-            one_pair = Comparison(
+            one_pair = StudyComparison(
                 f"p{len(comparisons)}", "pair", clip, files[one], files[other], one, other, prompt=clip
             )
             about: Mapping[str, Any] = facts.get(clip, {})
@@ -158,17 +158,17 @@ def _check_comparisons(
     media: Path,
     seed: str,
     count: int,
-) -> list[Comparison]:
+) -> list[StudyComparison]:
     """Return ``count`` checks of each kind, from clips spread over the study and from all systems in turn."""
     checks = []
     candidates = [(clip, system) for clip, files in ready.items() for system in files]
     for index in range(min(count, len(candidates))):
         clip, system = candidates[(index * len(candidates)) // count]
         broken = _neutral_name(seed, "broken", system, clip)
-        make_ruined(videos[system][clip], media / broken)
-        checks.append(Comparison(f"b{index}", "broken", clip, ready[clip][system], broken))
+        make_damaged_video(videos[system][clip], media / broken)
+        checks.append(StudyComparison(f"b{index}", "broken", clip, ready[clip][system], broken))
         clip, system = candidates[-1 - (index * len(candidates)) // count]
-        checks.append(Comparison(f"i{index}", "identical", clip, ready[clip][system], ready[clip][system]))
+        checks.append(StudyComparison(f"i{index}", "identical", clip, ready[clip][system], ready[clip][system]))
     return checks
 
 
@@ -179,16 +179,18 @@ def _read_facts(about: Path | None) -> dict[str, dict[str, str]]:
     try:
         for number, line in enumerate(about.read_text(encoding="utf-8").splitlines(), 1):
             row = json.loads(line)
-            if unknown := sorted(set(row) - {"name", *ABOUT}):
-                known = ", ".join(("name", *ABOUT))
+            if unknown := sorted(set(row) - {"name", *CLIP_FACTS}):
+                known = ", ".join(("name", *CLIP_FACTS))
                 raise BadInput(f"{about}, line {number}: unknown key '{unknown[0]}'; known are {known}.")
-            facts[row["name"]] = {key: str(row[key]) for key in ABOUT if row.get(key)}
+            facts[row["name"]] = {key: str(row[key]) for key in CLIP_FACTS if row.get(key)}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadInput(f"{about} cannot be read: give JSON lines with 'name' and any of {', '.join(ABOUT)}.") from error
+        raise BadInput(
+            f"{about} cannot be read: give JSON lines with 'name' and any of {', '.join(CLIP_FACTS)}."
+        ) from error
     return facts
 
 
-def make_playable(source: Path, target: Path) -> bool:
+def make_playable_video(source: Path, target: Path) -> bool:
     """Write a video as an mp4 file that browsers play, and return whether it had to be encoded again.
 
     Raises:
@@ -196,19 +198,19 @@ def make_playable(source: Path, target: Path) -> bool:
     """
     if _copy_packets(source, target):
         return False
-    sound = read_audio(source, longest=LOCAL.seconds + 1) if has_audio(source) else None
-    write_video(target, bounded_frames(source), sound)
+    sound = read_audio(source, longest=LOCAL_CLIP_LIMITS.seconds + 1) if has_audio(source) else None
+    write_video(target, iter_bounded_frames(source), sound)
     return True
 
 
-def make_ruined(source: Path, target: Path) -> None:
+def make_damaged_video(source: Path, target: Path) -> None:
     """Write an obviously damaged version of a video, for a ``broken`` check.
 
     Raises:
-        BadInput: as for ``make_playable``.
+        BadInput: as for ``make_playable_video``.
     """
     clip = read_footage(source)
-    for name, strength in RUINED:
+    for name, strength in BROKEN_CHECK_DAMAGE:
         clip = corrupt(clip, name, strength)
     assert clip.frames is not None
     write_video(target, iter(clip.frames), clip.audio)
@@ -230,18 +232,18 @@ def read_footage(path: Path) -> Footage:
 
 def _copy_packets(source: Path, target: Path) -> bool:
     """Copy the packets of a video into a new mp4 and return True, or return False if browsers cannot play them."""
-    for _ in bounded_frames(source):
+    for _ in iter_bounded_frames(source):
         pass  # decode the whole file now, so that no participant meets one that does not play to its end
     partial = target.with_name(f".{target.name}.partial.mp4")
     try:
         with open_media(source) as container:
-            video, sound = video_stream(container), sound_stream(container)
+            video, sound = main_video_stream(container), main_sound_stream(container)
             assert video is not None
             tracks = [video] if sound is None else [video, sound]
             plays = video.codec_context.name == "h264" and video.codec_context.pix_fmt == "yuv420p"
             if not plays or (sound is not None and sound.codec_context.name != "aac") or _is_rotated(video):
                 return False
-            remux(container, tracks, partial)
+            remux_to_mp4(container, tracks, partial)
         os.replace(partial, target)
         return True
     except (av.FFmpegError, OSError) as error:

@@ -24,9 +24,9 @@ from flowportrait.errors import BadInput
 from flowportrait.files import write_json
 from flowportrait.preferences.dataset import VERSION_1_LABELS, Aspect, Label
 
-FORMAT, VERSION = "flowportrait study", 1
-PLAN, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
-MOST_PARTICIPANTS = 1000
+STUDY_FORMAT, STUDY_VERSION = "flowportrait study", 1
+PLAN_FILE, MEDIA_FOLDER, ANSWERS_FILE = "study.json", "media", "answers.sqlite"
+MAX_PARTICIPANTS = 1000
 """Default limit of participants, so that requests cannot fill the disk."""
 
 QUESTIONS: dict[Aspect, str] = {
@@ -41,7 +41,7 @@ QUESTIONS: dict[Aspect, str] = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudyComparison:
     """Two clips that are shown side by side.
 
     Args:
@@ -76,7 +76,7 @@ class Comparison:
 class Trial:
     """One screen of a session: a comparison, and whether its clip a is on the right."""
 
-    comparison: Comparison
+    comparison: StudyComparison
     flipped: bool
 
 
@@ -98,17 +98,17 @@ class Study:
     title: str
     seed: str
     systems: tuple[str, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[StudyComparison, ...]
     share: int = 0
     excluded: dict[str, str] | None = None
 
     @property
-    def pairs(self) -> list[Comparison]:
+    def pairs(self) -> list[StudyComparison]:
         """The comparisons of two systems, without the attention checks."""
         return [one for one in self.comparisons if one.kind == "pair"]
 
     @property
-    def checks(self) -> list[Comparison]:
+    def checks(self) -> list[StudyComparison]:
         """The attention checks."""
         return [one for one in self.comparisons if one.kind != "pair"]
 
@@ -144,7 +144,7 @@ class Study:
 
     def save(self, folder: Path) -> None:
         """Write ``study.json``; an existing file is replaced only when the new one is complete."""
-        write_json(folder / PLAN, {"format": FORMAT, "version": VERSION, **asdict(self)})
+        write_json(folder / PLAN_FILE, {"format": STUDY_FORMAT, "version": STUDY_VERSION, **asdict(self)})
 
     @classmethod
     def load(cls, folder: Path) -> Study:
@@ -153,30 +153,32 @@ class Study:
         Raises:
             BadInput: the study is missing, of another version or incomplete, or videos are missing.
         """
-        path = folder / PLAN
+        path = folder / PLAN_FILE
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BadInput(
-                f"{folder} holds no study ({PLAN}): run 'flowportrait preferences study make' first."
+                f"{folder} holds no study ({PLAN_FILE}): run 'flowportrait preferences study make' first."
             ) from error
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        if not isinstance(data, dict) or data.pop("format", None) != STUDY_FORMAT:
             raise BadInput(f"{path} is not a study: run 'flowportrait preferences study make' first.")
         version = data.pop("version", None)
-        if version != VERSION:
-            raise BadInput(f"{path} has version {version}, this program reads {VERSION}: make the study again.")
+        if version != STUDY_VERSION:
+            raise BadInput(f"{path} has version {version}, this program reads {STUDY_VERSION}: make the study again.")
         listed = data.pop("comparisons", [])
         if not isinstance(listed, list):
             raise BadInput(f"{path} compares nothing: make the study again.")
-        comparisons = tuple(from_dict(Comparison, one) for one in listed)
+        comparisons = tuple(from_dict(StudyComparison, one) for one in listed)
         study = replace(from_dict(cls, {**data, "comparisons": []}), comparisons=comparisons)
         if not study.pairs:
             raise BadInput(f"{path} compares nothing: make the study again.")
         for name in sorted(study.files):
             if re.fullmatch(r"[\w-][\w.-]*", name) is None:
                 raise BadInput(f"{path} names a video {name[:80]!r}, which is no name of a file: make the study again.")
-            if not (folder / MEDIA / name).is_file():
-                raise BadInput(f"{folder / MEDIA / name} is missing: copy the whole study folder or make it again.")
+            if not (folder / MEDIA_FOLDER / name).is_file():
+                raise BadInput(
+                    f"{folder / MEDIA_FOLDER / name} is missing: copy the whole study folder or make it again."
+                )
         return study
 
 
@@ -217,7 +219,7 @@ class AnswerStore:
     """
 
     def __init__(self, folder: Path, study: Study) -> None:
-        self.path = folder / ANSWERS
+        self.path = folder / ANSWERS_FILE
         try:
             with self._open() as base:
                 base.execute("PRAGMA journal_mode = WAL")

@@ -22,29 +22,29 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from flowportrait.preferences.dataset import Aspect, Label
-from flowportrait.study.plan import MEDIA, MOST_PARTICIPANTS, QUESTIONS, AnswerStore, Study, StudyFull, Trial
+from flowportrait.study.plan import MAX_PARTICIPANTS, MEDIA_FOLDER, QUESTIONS, AnswerStore, Study, StudyFull, Trial
 from flowportrait.web_server import LOOPBACK, RequestGuard
 
-PAGE = {"index.html": "text/html", "study.css": "text/css", "study.js": "text/javascript"}
+PAGE_FILES = {"index.html": "text/html", "study.css": "text/css", "study.js": "text/javascript"}
 """The files of the page and their media types."""
-LARGEST_ANSWER = 4096
+MAX_ANSWER_BYTES = 4096
 """Largest body of a request in bytes."""
-HEADERS = {
+STUDY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
-Choice = Literal["left", "same", "right"]
+SideChoice = Literal["left", "same", "right"]
 
 
 class PostedAnswer(BaseModel, extra="forbid"):
     """The body of a request with one answer."""
 
     aspect: Aspect
-    choice: Choice
+    choice: SideChoice
 
 
-def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int = MOST_PARTICIPANTS) -> FastAPI:
+def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int = MAX_PARTICIPANTS) -> FastAPI:
     """Return the web application of a study.
 
     Args:
@@ -59,8 +59,8 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
     store = AnswerStore(folder, study)
     app = FastAPI(title=study.title, openapi_url=None)
     app.add_middleware(
-        RequestGuard, hosts=hosts, largest_body=LARGEST_ANSWER, content_types={"/api/": ("application/json",)},
-        headers=HEADERS,
+        RequestGuard, hosts=hosts, largest_body=MAX_ANSWER_BYTES, content_types={"/api/": ("application/json",)},
+        headers=STUDY_HEADERS,
     )  # fmt: skip
     page = Path(str(files("flowportrait") / "study" / "page"))
 
@@ -79,13 +79,13 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
     @app.get("/")
     @app.get("/p/{token}")
     def show(token: str = "") -> FileResponse:
-        return FileResponse(page / "index.html", media_type=PAGE["index.html"])
+        return FileResponse(page / "index.html", media_type=PAGE_FILES["index.html"])
 
     @app.get("/page/{name}")
     def part(name: str) -> FileResponse:
-        if name not in PAGE:
+        if name not in PAGE_FILES:
             raise HTTPException(404)
-        return FileResponse(page / name, media_type=PAGE[name])
+        return FileResponse(page / name, media_type=PAGE_FILES[name])
 
     @app.get("/media/{name}")
     def video(name: str) -> FileResponse:
@@ -93,7 +93,7 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
         if name not in study.files:
             raise HTTPException(404)
         return FileResponse(
-            folder / MEDIA / name, media_type="video/mp4", headers={"Cache-Control": "private, max-age=86400"}
+            folder / MEDIA_FOLDER / name, media_type="video/mp4", headers={"Cache-Control": "private, max-age=86400"}
         )
 
     @app.get("/api/study")
@@ -128,13 +128,13 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
         return {
             "left": left,
             "right": right,
-            "answers": {aspect: to_choice(label, current.flipped) for aspect, label in answers.items()},
+            "answers": {aspect: choice_of_label(label, current.flipped) for aspect, label in answers.items()},
         }
 
     @app.put("/api/participants/{token}/trials/{index}")
     def answer(token: str, index: int, posted: PostedAnswer) -> dict[str, bool]:
         current = trial(token, index)
-        store.answer(token, current.comparison.key, posted.aspect, to_label(posted.choice, current.flipped))
+        store.answer(token, current.comparison.key, posted.aspect, label_of_choice(posted.choice, current.flipped))
         return {"kept": True}
 
     @app.delete("/api/participants/{token}/answers")
@@ -146,7 +146,7 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
     return app
 
 
-def to_label(choice: Choice, flipped: bool) -> Label:
+def label_of_choice(choice: SideChoice, flipped: bool) -> Label:
     """Return the label of a choice.
 
     Args:
@@ -158,8 +158,8 @@ def to_label(choice: Choice, flipped: bool) -> Label:
     return Label.FIRST if (choice == "left") != flipped else Label.SECOND
 
 
-def to_choice(label: Label, flipped: bool) -> Choice:
-    """Return the choice that ``to_label`` turns into ``label``."""
+def choice_of_label(label: Label, flipped: bool) -> SideChoice:
+    """Return the choice that ``label_of_choice`` turns into ``label``."""
     if label is Label.TIE:
         return "same"
     return "left" if (label is Label.FIRST) != flipped else "right"

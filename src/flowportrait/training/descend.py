@@ -2,7 +2,7 @@
 
     θ ← AdamW(θ, lr(t), ∇L_t),   ‖∇L_t‖ ≤ 1,   skipped where ∇L_t is not finite
 
-``GuardedStep`` is the optimiser step that every supervised training takes; ``descend`` is a whole training of a small
+``GuardedStep`` is the optimiser step that every supervised training takes; ``minimize`` is a whole training of a small
 model with it. ``JointEmbedding`` is the base class of both lip-sync experts, that of the reward and that of the
 evaluation: these share the class, but neither networks nor inputs.
 """
@@ -20,18 +20,17 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from flowportrait.devices import Device, place, read_weights
+from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_weights
-from flowportrait.terminal import StopRequest
-from flowportrait.terminal import say as log
+from flowportrait.terminal import StopRequest, log
 
-Report = Callable[[int, float, float], None]
+ProgressReport = Callable[[int, float, float], None]
 """A callback that gets the step, its loss and the remaining seconds, every ``REPORT_EVERY`` steps."""
 REPORT_EVERY = 50
 WARMUP_SHARE, MAX_GRADIENT_NORM = 0.1, 1.0
 """Share of the steps in which the learning rate rises, and the norm that gradients are clipped to."""
-GIVE_UP = 20
+MAX_SKIPPED_STEPS = 20
 """Steps in a row without a finite gradient after which a training is stopped."""
 
 
@@ -58,7 +57,7 @@ class GuardedStep:
             Whether the step was taken.
 
         Raises:
-            BadInput: the gradient was not finite ``GIVE_UP`` times in a row.
+            BadInput: the gradient was not finite ``MAX_SKIPPED_STEPS`` times in a row.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         if math.isfinite(float(norm.full_tensor() if isinstance(norm, DTensor) else norm)):
@@ -66,26 +65,26 @@ class GuardedStep:
             self.optimizer.step()
             return True
         self.skipped += 1
-        if self.skipped == GIVE_UP:
+        if self.skipped == MAX_SKIPPED_STEPS:
             raise BadInput(
-                f"The gradient was not finite in {GIVE_UP} steps in a row, up to step {step}: lower the learning rate, "
+                f"The gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row, up to step {step}: lower the learning rate, "
                 "train in fp32, or look for damaged clips; the last state saved is kept."
             )
         log(f"Warning: step {step} was left out: its gradient is not finite.")
         return False
 
 
-def silent(step: int, loss: float, left: float) -> None:
+def report_nothing(step: int, loss: float, left: float) -> None:
     """Report nothing."""
 
 
-def descend(
+def minimize(
     parameters: Iterable[nn.Parameter],
     loss: Callable[[int], torch.Tensor],
     steps: int,
     learning_rate: float,
     weight_decay: float,
-    report: Report = silent,
+    report: ProgressReport = report_nothing,
 ) -> None:
     """Minimise ``loss(step)`` with AdamW over the parameters that require gradients.
 
@@ -114,7 +113,7 @@ def descend(
                 report(done, float(step_loss.detach()), (time.monotonic() - started) / done * (steps - done))
             if stop.asked:
                 break
-    stop.obey()
+    stop.raise_pending_signal()
 
 
 class JointEmbedding(nn.Module, ABC):
@@ -157,4 +156,4 @@ class JointEmbedding(nn.Module, ABC):
         """Load what ``save`` wrote, in evaluation mode and with frozen weights."""
         expert = cls()
         expert.load_state_dict(read_weights(path))
-        return place(expert.eval().requires_grad_(False), device, dtype)
+        return place_network(expert.eval().requires_grad_(False), device, dtype)

@@ -50,7 +50,7 @@ PROCESS_TIMEOUT = timedelta(hours=2)
 """How long processes wait for the slowest one; long, because a reward server may be away for a while."""
 
 
-def processes(**more: Any) -> Accelerator:
+def create_accelerator(**more: Any) -> Accelerator:
     """Return the accelerator that describes the processes and the device of this one.
 
     Mixed precision is left to the recipe (``autocast``), whatever the launcher says.
@@ -68,8 +68,8 @@ def processes(**more: Any) -> Accelerator:
     return accelerator
 
 
-def tracking(track: str | None, output: Path) -> Accelerator:
-    """Return the accelerator as ``processes`` does, with an experiment tracker that writes into ``output``.
+def create_tracking_accelerator(track: str | None, output: Path) -> Accelerator:
+    """Return the accelerator as ``create_accelerator`` does, with an experiment tracker that writes into ``output``.
 
     Args:
         track: ``tensorboard``, ``wandb``, or None for no tracker.
@@ -79,20 +79,20 @@ def tracking(track: str | None, output: Path) -> Accelerator:
         BadInput: an unknown tracker, or one that is not installed.
     """
     if track is None:
-        return processes()
+        return create_accelerator()
     if track not in TRACKERS:
         raise BadInput(f"--track {track} is not known: choose {' or '.join(TRACKERS)}.")
     if not TRACKERS[track]():
         raise BadInput(f"--track {track} needs the package: run 'pip install {track}'.")
-    return processes(log_with=track, project_dir=str(output))
+    return create_accelerator(log_with=track, project_dir=str(output))
 
 
-def roll_call(accelerator: Accelerator, value: Anything) -> list[Anything]:
+def all_gather_object(accelerator: Accelerator, value: Anything) -> list[Anything]:
     """Return the values of all processes, in the order of the processes; all must call it together."""
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
+def run_on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
     """Do ``work`` on the main process and return its result on every process; all must call it together.
 
     Raises:
@@ -112,7 +112,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], Anything]) -> Anything:
 
 
 @contextmanager
-def one_voice(accelerator: Accelerator, output: Path) -> Iterator[None]:
+def report_errors_on_main(accelerator: Accelerator, output: Path) -> Iterator[None]:
     """Report errors inside the block on the main process alone; the others exit with the code of bad input.
 
     Raises:
@@ -155,19 +155,19 @@ def distribute(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     return network
 
 
-def shards(network: nn.Module) -> list[FSDPModule]:
+def fsdp_units(network: nn.Module) -> list[FSDPModule]:
     """Return the FSDP units of the network, outermost first; none unless it was sharded."""
     return [part for part in network.modules() if isinstance(part, FSDPModule)]
 
 
 @contextmanager
-def gathered(network: nn.Module) -> Iterator[None]:
+def full_weights(network: nn.Module) -> Iterator[None]:
     """Keep all weights on every process inside the block.
 
     A rollout calls the parts of a policy by themselves and often; with this it gathers the weights once and not once
     per denoising step.
     """
-    units = shards(network)
+    units = fsdp_units(network)
     if units:
         network.fsdp_root_forward()  # type: ignore[operator]
     for unit in units:
@@ -181,19 +181,19 @@ def gathered(network: nn.Module) -> Iterator[None]:
             unit.reshard()
 
 
-def outline(network: nn.Module) -> nn.Module:
+def empty_copy(network: nn.Module) -> nn.Module:
     """Return a copy of the network on the ``meta`` device, without memory, to load gathered weights into."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): _meta_tensor(tensor) for tensor in tensors})
 
 
-def whole(accelerator: Accelerator, network: nn.Module, template: nn.Module) -> nn.Module | None:
+def full_copy(accelerator: Accelerator, network: nn.Module, template: nn.Module) -> nn.Module | None:
     """Return an unsharded copy of a network on the main process, None on the others; all call it together.
 
     Args:
         accelerator: the processes.
         network: a network that may be sharded.
-        template: what ``outline`` returned for the network before it was distributed.
+        template: what ``empty_copy`` returned for the network before it was distributed.
     """
     if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return copy.deepcopy(network) if accelerator.is_main_process else None
@@ -215,7 +215,7 @@ def _meta_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def exchanging(network: nn.Module, now: bool) -> Iterator[None]:
+def gradient_sync(network: nn.Module, now: bool) -> Iterator[None]:
     """Choose whether a backward pass inside the block averages gradients over the processes.
 
     Args:
@@ -235,7 +235,7 @@ def exchanging(network: nn.Module, now: bool) -> Iterator[None]:
 # --- Determinism -------------------------------------------------------------------------------------------------
 
 
-def repeatable() -> None:
+def use_deterministic_algorithms() -> None:
     """Make torch compute the same numbers every time.
 
     Without this, the last bit of a convolution's gradient on a CPU depends on the alignment of memory.

@@ -22,7 +22,7 @@ from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow
 from flowportrait.pipelines.animate import AnimatePipeline
 
-SIZE = 256
+SAMPLE_SIZE = 256
 """Height and width of the samples in pixels."""
 SAMPLE_SECONDS = 4.0
 MEASURES = {
@@ -82,10 +82,10 @@ def measure_samples(
 def write_portrait_sample(generator: ARFlow, prompt: Prompt, path: Path) -> None:
     """Write the first four seconds of a prompt as drawn by our generator, always from the same seed."""
     audio = read_audio(prompt.audio)[: round(SAMPLE_SECONDS * SAMPLE_RATE)]
-    video = AnimatePipeline(generator)(Portrait.from_image(read_image(prompt.image), SIZE), audio, crop=True)
+    video = AnimatePipeline(generator)(Portrait.from_image(read_image(prompt.image), SAMPLE_SIZE), audio, crop=True)
     video.save(path, sign=False, watermark=False)
 
 
-def draw_and_measure(generator: ARFlow, prompts: Sequence[Prompt], folder: Path) -> dict[str, float]:
+def measure_portrait_samples(generator: ARFlow, prompts: Sequence[Prompt], folder: Path) -> dict[str, float]:
     """Draw every prompt with our generator on this process, and measure the videos as ``measure_samples`` does."""
     return measure_samples(prompts, folder, lambda prompt, path: write_portrait_sample(generator, prompt, path))

@@ -2,7 +2,7 @@
 
     network ─► distribute (whole, replicated or sharded) ─► roles: live, ema, … ─► state_dict ─► training/state.py
 
-``Roles`` keeps copies of the trained weights; ``Learner`` is one process of a training. Supervised training
+``WeightRoles`` keeps copies of the trained weights; ``Learner`` is one process of a training. Supervised training
 (``models/flow_matching.py``) and post-training (``rl/learner.py``) subclass it and add their loss.
 """
 
@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from flowportrait.config import at_least
-from flowportrait.training.distributed import distribute, outline, shards, whole
+from flowportrait.training.distributed import distribute, empty_copy, fsdp_units, full_copy
 
 Weights = dict[str, torch.Tensor]
 
@@ -42,7 +42,7 @@ class SlowCopy:
         at_least(self, rate=0, max_decay=0)
 
 
-class Roles:
+class WeightRoles:
     """Copies of a policy's trained weights, one for each role.
 
         live  is trained     ref  never moves     ema  follows and is saved     old  follows slowly, makes rollouts
@@ -77,7 +77,7 @@ class Roles:
         self.copies: dict[str, Weights] = {name: self._copy() for name in names}
 
     @property
-    def actor(self) -> str:
+    def rollout_role(self) -> str:
         """The role that makes rollouts."""
         return "old" if self.slow else "live"
 
@@ -90,7 +90,7 @@ class Roles:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name, as the optimiser knows them; gathered weights are released."""
-        for unit in shards(self.network):
+        for unit in fsdp_units(self.network):
             unit.reshard()
         return {name: parameter for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
 
@@ -177,19 +177,19 @@ class Learner(ABC):
             model: the model to train, on its device.
             network: a network around the model; its forward pass is the one that is trained.
             accelerator: the processes.
-            ema: see ``Roles``, like ``old`` and ``reference``.
+            ema: see ``WeightRoles``, like ``old`` and ``reference``.
         """
         self.accelerator = accelerator
         self.device = accelerator.device
-        self.template = outline(model)
+        self.template = empty_copy(model)
         self.network = distribute(accelerator, network)
-        self.roles = Roles(model, ema, old, self.network, reference)
+        self.roles = WeightRoles(model, ema, old, self.network, reference)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.iteration = 0
 
     def whole(self) -> nn.Module | None:
         """Return an unsharded copy of the model on the main process, None on the others; all call it together."""
-        return whole(self.accelerator, self.roles.policy, self.template)
+        return full_copy(self.accelerator, self.roles.policy, self.template)
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from flowportrait.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraSettings:
     """The settings of low-rank adapters."""
 
     rank: int = 8
@@ -28,7 +28,7 @@ class Lora:
         at_least(self, rank=1, alpha=0)
 
 
-def insert(policy: nn.Module, lora: Lora, seed: int) -> None:
+def insert_adapters(policy: nn.Module, lora: LoraSettings, seed: int) -> None:
     """Put adapters into ``policy`` and freeze everything else; the outputs stay the same until they are trained.
 
     Raises:
@@ -59,7 +59,7 @@ def _layer_name(name: str) -> str:
     return ".".join(parts[first:])
 
 
-def merged(policy: nn.Module) -> nn.Module:
+def merge_adapters(policy: nn.Module) -> nn.Module:
     """Return a copy of ``policy`` with its adapters added into the weights; without adapters, a plain copy."""
     from peft.tuners.lora import LoraLayer
 

@@ -30,9 +30,9 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from flowportrait.errors import BadInput
-from flowportrait.training.distributed import roll_call
+from flowportrait.training.distributed import all_gather_object
 from flowportrait.training.learner import Learner
-from flowportrait.training.lora import merged
+from flowportrait.training.lora import merge_adapters
 
 STATE_FORMAT = 2
 """The value of ``format`` in ``progress.json``; files of version 0.1 have none."""
@@ -51,7 +51,7 @@ def write_state(learner: Learner, folder: Path) -> Path:
     accelerator, target = learner.accelerator, folder / f"{learner.iteration:06d}"
     partial = target.with_suffix(".partial")
     try:
-        if not all(roll_call(accelerator, target.is_dir())):
+        if not all(all_gather_object(accelerator, target.is_dir())):
             _on_every_process(learner, lambda: _create_folders(learner, partial))
             _on_every_process(learner, lambda: _write_process(learner, partial))
             _write_weights(learner, partial / WEIGHTS)
@@ -94,10 +94,10 @@ def read_state(learner: Learner, folder: Path) -> None:
     state = _empty_state(learner, _sizes(reader), path)
     _load(state, reader, alone=learner.accelerator.num_processes == 1)
     files = [file for name in (PROCESSES, PROCESSES_V1) for file in sorted((path / name).glob("*.safetensors"))]
-    restore(learner, state, progress, [load_file(file) for file in files])
+    load_into_learner(learner, state, progress, [load_file(file) for file in files])
 
 
-def restore(
+def load_into_learner(
     learner: Learner,
     state: Mapping[str, torch.Tensor],
     progress: Mapping[str, Any],
@@ -110,7 +110,7 @@ def restore(
     learner.load_process_states(process_states)
 
 
-def read_whole_weights(state: Path, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def read_full_weights(state: Path, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """Return the unsharded tensors of some kinds (``live``, ``ema``, ``fixed``, …) in a state, by name.
 
     Reads on this process alone.
@@ -172,7 +172,7 @@ def _load(state: dict[str, torch.Tensor], reader: dcp.HuggingFaceStorageReader, 
 def _save_model(model: nn.Module | None, folder: Path) -> None:
     if model is not None:
         try:
-            to_save: Any = model if getattr(model, "keeps_adapters", False) else merged(model)
+            to_save: Any = model if getattr(model, "keeps_adapters", False) else merge_adapters(model)
             to_save.save_pretrained(folder)
         except SafetensorError as error:  # how a full disk is reported there
             raise OSError(errno.EIO, str(error)) from error
@@ -238,7 +238,7 @@ def _on_every_process(learner: Learner, action: Callable[[], None]) -> None:
         action()
     except OSError as error:
         local_error = error
-    errors = roll_call(learner.accelerator, local_error and (local_error.errno, str(local_error)))
+    errors = all_gather_object(learner.accelerator, local_error and (local_error.errno, str(local_error)))
     first = next((error for error in errors if error), None)
     if local_error:
         raise local_error

@@ -17,7 +17,7 @@ import torch
 
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.paths import interpolate, target_velocity
-from flowportrait.rl.rollout import Points, Trajectory
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 Reduce = Literal["sum", "mean"]
 
@@ -106,7 +106,7 @@ class LossInputs:
 
     trajectory: Trajectory
     advantage: Advantage
-    points: Points
+    points: EvaluationPoints
     live: torch.Tensor
     others: Mapping[str, torch.Tensor]
 
@@ -131,7 +131,7 @@ class Objective(Protocol):
         """Return whether it compares the samples of a group, so that groups must not be divided."""
         ...
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         """Return the states at which it needs velocities. All randomness comes from ``key``."""
         ...
 
@@ -147,7 +147,7 @@ def masked_mean(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(where, value, 0).sum() / where.sum().clamp_min(1)
 
 
-def noised_points(trajectory: Trajectory, count: int, key: NoiseKey, by_group: bool = False) -> Points:
+def noised_points(trajectory: Trajectory, count: int, key: NoiseKey, by_group: bool = False) -> EvaluationPoints:
     """Return ``count`` noised states of every clean chunk.
 
     The noise levels of a sample are stratified over (0, 1). The noise is that of sample, chunk and state; with
@@ -162,4 +162,4 @@ def noised_points(trajectory: Trajectory, count: int, key: NoiseKey, by_group: b
     x0 = trajectory.latents[:, :, None]
     level = torch.stack(sigma)[:, None].to(x0.device)
     eps = torch.stack(noise).to(x0.device)
-    return Points(interpolate(x0, eps, level[..., None]), level, target_velocity(x0, eps))
+    return EvaluationPoints(interpolate(x0, eps, level[..., None]), level, target_velocity(x0, eps))

@@ -13,7 +13,7 @@ from flowportrait.config import at_least
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.paths import predict_data
 from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
-from flowportrait.rl.rollout import Points, Trajectory
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 _MIN_ERROR = 1e-3
 
@@ -47,7 +47,7 @@ class NFT:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"} if self.kl_weight > 0 else {"old"})
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         return noised_points(trajectory, self.states, key)
 
     def __call__(self, inputs: LossInputs) -> Loss:
@@ -92,7 +92,7 @@ class RWR:
     def __post_init__(self) -> None:
         at_least(self, temperature=1e-3, max_weight=1, states=1)
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         return noised_points(trajectory, self.states, key)
 
     def __call__(self, inputs: LossInputs) -> Loss:
@@ -123,9 +123,11 @@ class Distil:
     def __post_init__(self) -> None:
         at_least(self, temperature=1e-3, max_weight=1)
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         # b of an Euler step is σ' − σ.
-        return Points(trajectory.x, trajectory.sigma, until=trajectory.sigma + trajectory.coefficients.b[..., 0])
+        return EvaluationPoints(
+            trajectory.x, trajectory.sigma, until=trajectory.sigma + trajectory.coefficients.b[..., 0]
+        )
 
     def __call__(self, inputs: LossInputs) -> Loss:
         weight = (inputs.advantage.value / self.temperature).exp().clamp_max(self.max_weight)

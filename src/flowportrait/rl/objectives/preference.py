@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 from flowportrait.config import at_least
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
-from flowportrait.rl.rollout import Points, Trajectory
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DPO:
     def __post_init__(self) -> None:
         at_least(self, beta=0, states=1, anchor=0)
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         return noised_points(trajectory, self.states, key, by_group=True)
 
     def __call__(self, inputs: LossInputs) -> Loss:
@@ -59,7 +59,7 @@ class DPO:
         live = advantage.reduce((inputs.live - points.target).square(), "mean").movedim(-1, 1)
         reference = advantage.reduce((inputs.others["ref"] - points.target).square(), "mean").movedim(-1, 1)
         valid = None if advantage.valid is None else advantage.valid[:, 0, 0]
-        winner, loser, region = pairs(advantage.value.mean((1, 2)), trajectory.group, trajectory.real, valid)
+        winner, loser, region = best_worst_pairs(advantage.value.mean((1, 2)), trajectory.group, trajectory.real, valid)
         if not len(winner):
             return Loss(live.sum() * 0, {"loss/policy": 0.0, "pairs": 0.0})
         (winner, loser), pair = torch.stack([winner, loser]).unique(dim=1, return_inverse=True)
@@ -88,7 +88,7 @@ class DPO:
         return Loss(total, metrics)
 
 
-def pairs(
+def best_worst_pairs(
     score: torch.Tensor, group: torch.Tensor, real: torch.Tensor, valid: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the best and the worst sample of every group and region in which samples differ.
@@ -145,7 +145,7 @@ class Threshold:
     def __post_init__(self) -> None:
         at_least(self, beta=0, states=1)
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         return noised_points(trajectory, self.states, key)
 
     def __call__(self, inputs: LossInputs) -> Loss:

@@ -19,7 +19,7 @@ from flowportrait.config import at_least
 from flowportrait.flow.kernels import gaussian_kl, log_ratio
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.rl.objectives.interface import Loss, LossInputs, Reduce, masked_mean, noised_points
-from flowportrait.rl.rollout import Points, Trajectory
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class ClippedRatio:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"} if self.kl_weight > 0 else {"old"})
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
-        return Points(trajectory.x, trajectory.sigma)
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
+        return EvaluationPoints(trajectory.x, trajectory.sigma)
 
     def __call__(self, inputs: LossInputs) -> Loss:
         trajectory, advantage, old = inputs.trajectory, inputs.advantage, inputs.others["old"]
@@ -164,8 +164,8 @@ class SequenceRatio:
     def __post_init__(self) -> None:
         at_least(self, clip_low=0, clip_high=0)
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
-        return Points(trajectory.x, trajectory.sigma)
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
+        return EvaluationPoints(trajectory.x, trajectory.sigma)
 
     def __call__(self, inputs: LossInputs) -> Loss:
         trajectory, advantage = inputs.trajectory, inputs.advantage
@@ -211,7 +211,7 @@ class AWM:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"} if self.kl_weight > 0 else {"old"})
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         return noised_points(trajectory, self.states, key)
 
     def __call__(self, inputs: LossInputs) -> Loss:
@@ -269,9 +269,9 @@ class KVPO:
     def needs(self) -> frozenset[str]:
         return frozenset({"old", "ref"})
 
-    def points(self, trajectory: Trajectory, key: NoiseKey) -> Points:
+    def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         branch_velocity = (trajectory.x_next - trajectory.x) / trajectory.coefficients.b
-        return Points(trajectory.x, trajectory.sigma, branch_velocity)
+        return EvaluationPoints(trajectory.x, trajectory.sigma, branch_velocity)
 
     def __call__(self, inputs: LossInputs) -> Loss:
         live, old, reference = (

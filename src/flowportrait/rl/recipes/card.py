@@ -12,7 +12,7 @@ from typing import Any
 
 from flowportrait.config import to_dict
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.manifest import flat
+from flowportrait.rl.manifest import flatten_settings
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Card:
     @property
     def settings(self) -> dict[str, Any]:
         """Return every setting by its full name."""
-        return flat(to_dict(self.recipe))
+        return flatten_settings(to_dict(self.recipe))
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Card:
         defaults = to_dict(PostTrainConfig(recipe.name)) | {
             "plan": to_dict(type(recipe.plan)()), "objective": to_dict(type(recipe.objective)())
         }  # fmt: skip
-        default_settings = flat(defaults)
+        default_settings = flatten_settings(defaults)
         return {name: value for name, value in self.settings.items() if default_settings.get(name, _MISSING) != value}
 
 

@@ -28,6 +28,7 @@ from preference_material import material
 from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.models.arflow import ARFlow, load_generator
+from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.learner import Metrics
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.preference import DPO
@@ -38,7 +39,7 @@ from flowportrait.rl.offline_data import (
     clip_window_source,
     damaged_clip_source,
 )
-from flowportrait.rl.rollout import ScoredRollouts, velocity_at
+from flowportrait.rl.rollout import velocity_at
 from flowportrait.rl.task import latent_regions
 from flowportrait.rl.trainer import Trainer
 from flowportrait.training.state import write_checkpoint

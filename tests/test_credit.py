@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from flowportrait.config import override
 from flowportrait.errors import BadInput
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rl.credit import (
-    Allocation,
-    CreditConfig,
-    allocate_advantage,
-    assign_credit,
-    normalized_deviations,
-    select_best_and_worst,
-    win_rates,
-)
+from flowportrait.rl.allocation import Allocation, allocate_advantage, select_best_and_worst
+from flowportrait.rl.credit import CreditConfig, assign_credit, normalized_deviations, win_rates
 from flowportrait.rl.objectives.preference import best_worst_pairs
 from flowportrait.rl.rollout import trajectory_of_final_samples
 

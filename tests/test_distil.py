@@ -16,13 +16,13 @@ from flowportrait.rendering.motion_filters import join_chunks
 from flowportrait.rewards.interface import Score, all_valid
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import BatchCredit, CreditConfig, credit_batch
+from flowportrait.rl.methods import TEACHER, Teacher, mask_teacher_better
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.matching import Distil
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.rollout import EvaluationPoints
-from flowportrait.rl.stages import TEACHER, Teacher, mask_teacher_better
 from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import tiny_policy, trainer
 

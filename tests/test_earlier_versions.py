@@ -24,8 +24,8 @@ from flowportrait.data.prompts import Prompt
 from flowportrait.errors import BadInput
 from flowportrait.models.arflow import ARFlow
 from flowportrait.rewards.registry import CompositeReward
+from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig, Recipe
-from flowportrait.rl.credit import Allocation
 from flowportrait.rl.loop import TrainingLoop
 from flowportrait.rl.manifest import describe_checkpoint, describe_run, write_or_compare_manifest
 from flowportrait.rl.plan import OdePlan

@@ -10,11 +10,10 @@ import pytest
 import torch
 from tools.train_enhancer import FRAMES, generator_features, losses_of, mixture, music
 
-from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.mel import HOP_LENGTH, SAMPLES_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.enhancer import (
     CLEAN_DB,
-    HOP,
     REMOVAL_FULL_DB,
     WINDOW,
     Enhancer,
@@ -177,7 +176,9 @@ def test_the_shipped_one_leaves_clean_speech_and_brings_noisy_speech_nearer_to_i
 def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(tmp_path: Path) -> None:
     assert BESIDE.isolator is not None
     model, sound = BESIDE.isolator, torch.from_numpy(syllables())
-    assert torch.allclose(vorbis_window()[:HOP].square() + vorbis_window()[HOP:].square(), torch.ones(HOP), atol=1e-6)
+    assert torch.allclose(
+        vorbis_window()[:HOP_LENGTH].square() + vorbis_window()[HOP_LENGTH:].square(), torch.ones(HOP_LENGTH), atol=1e-6
+    )
     state = model.begin()
     pieces = torch.cat([model(part, state) for part in sound.split(640 * 3)])
     assert torch.allclose(pieces, model(sound, model.begin()), atol=1e-4)
@@ -186,7 +187,7 @@ def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(
     assert sum(value.untyped_storage().nbytes() for value in state.values()) < 20_000
     model.save(tmp_path / "isolator.safetensors")
     kept = Isolator.load(tmp_path / "isolator.safetensors")
-    spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP) * vorbis_window()) / WINDOW
+    spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP_LENGTH) * vorbis_window()) / WINDOW
     ours, theirs = (net.separate(spectra, net.begin()) for net in (model, kept))
     assert (ours - theirs).abs().square().mean() < 1e-3 * ours.abs().square().mean()
 

@@ -17,13 +17,15 @@ from flowportrait.models.arflow import ARFlow
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
 from flowportrait.rewards.registry import CompositeReward
+from flowportrait.rl.allocation import Allocation, allocate_advantage
+from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.credit import Allocation, Credit, CreditConfig, allocate_advantage, assign_credit
+from flowportrait.rl.credit import Credit, CreditConfig, assign_credit
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import AllSteps, Branching, Fork, OdePlan, Planner, SingleStep, SlidingWindow
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.rollout import EvaluationPoints, ReplayMismatch, ScoredRollouts, Trajectory, check_replayed_noise
+from flowportrait.rl.rollout import EvaluationPoints, ReplayMismatch, Trajectory, check_replayed_noise
 from flowportrait.rl.task import SpeechItem, TalkingTask
 from flowportrait.rl.trainer import Trainer
 from flowportrait.training.learner import SlowCopy, WeightRoles

@@ -14,8 +14,9 @@ from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.paths import noise_schedule
 from flowportrait.rewards.interface import Score
 from flowportrait.rewards.registry import RewardWeights
+from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.credit import Allocation, CreditConfig, assign_credit, normalized_deviations
+from flowportrait.rl.credit import CreditConfig, assign_credit, normalized_deviations
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.matching import NFT
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio

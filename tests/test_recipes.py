@@ -16,16 +16,17 @@ from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.models.arflow import ARFlow
+from flowportrait.rl.allocation import Allocation, select_best_and_worst
+from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.credit import Allocation, select_best_and_worst
+from flowportrait.rl.methods import HistoryRouting
 from flowportrait.rl.objectives.interface import Advantage, Loss, LossInputs, noised_points
 from flowportrait.rl.objectives.matching import NFT, RWR
 from flowportrait.rl.objectives.preference import DPO, best_worst_pairs
 from flowportrait.rl.objectives.ratio import AWM, SequenceRatio
 from flowportrait.rl.plan import OdePlan, SlidingWindow
 from flowportrait.rl.recipes import CARDS, find_recipe
-from flowportrait.rl.rollout import ScoredRollouts, Trajectory
-from flowportrait.rl.stages import HistoryRouting
+from flowportrait.rl.rollout import Trajectory
 from flowportrait.rl.trainer import Trainer
 from tests.test_posttrain import RECIPE, shake, trainer
 

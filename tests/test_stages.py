@@ -17,14 +17,16 @@ from flowportrait.errors import BadInput
 from flowportrait.rewards.interface import Score
 from flowportrait.rl import learner
 from flowportrait.rl import trainer as trainer_module
+from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.credit import BatchCredit
+from flowportrait.rl.methods import Teacher
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import CARDS, find_card, find_recipe, recipe_texts
-from flowportrait.rl.rollout import ScoredRollouts, Trajectory
-from flowportrait.rl.stages import IterationRollouts, Metrics, RoleView, Stage, Teacher
+from flowportrait.rl.rollout import Trajectory
+from flowportrait.rl.stages import IterationRollouts, Metrics, RoleView, Stage
 from flowportrait.training.state import read_state, write_state
 from tests.test_posttrain import RECIPE, tiny_policy, trainer, weights
 from tests.test_recipes import LEARNED, rise, small

@@ -297,12 +297,12 @@ def _check_outcome(check: dict[str, Any]) -> str:
 
 def _bench_systems(given: Sequence[str]) -> tuple[dict[str, str], dict[str, list[Path]]]:
     """Checkpoints and folders of videos by name."""
-    from flowportrait.evaluation.benchmark import FOOTAGE, LOSERS
+    from flowportrait.evaluation.benchmark_systems import FOOTAGE_SYSTEM, NEGATIVE_CONTROLS
 
     checkpoints: dict[str, str] = {}
     others: dict[str, list[Path]] = {}
     for name, where in named_systems(given, prompts=Path(".")).items():
-        if name in (FOOTAGE, *LOSERS):
+        if name in (FOOTAGE_SYSTEM, *NEGATIVE_CONTROLS):
             raise BadInput(f"--system {name}=… has the name of one of the benchmark's own rows: choose another.")
         if isinstance(where, str):
             checkpoints[name] = where

@@ -36,8 +36,8 @@ from flowportrait.errors import BadInput
 from flowportrait.rewards.batch import Failure, Need, RewardBatch
 
 __all__ = [
-    "Draw", "Failure", "Need", "Place", "Reward", "RewardBatch", "RewardFunction", "Score", "Traits", "all_valid",
-    "as_reward", "measured", "per_row", "traits",
+    "Failure", "Need", "Reward", "RewardBatch", "RewardFunction", "Score", "Traits", "all_valid",
+    "as_reward", "failures_per_row", "read_traits", "score_with_failures",
 ]  # fmt: skip
 
 # --- Scores and rewards ---

@@ -32,10 +32,10 @@ from flowportrait.rewards.consistency import (
     TemporalReward,
     build_similarity,
 )
+from flowportrait.rewards.crowd import CrowdReward
 from flowportrait.rewards.face import IdentityReward, RealnessReward
 from flowportrait.rewards.interface import Reward, RewardFunction, Score, all_valid, as_reward, score_batch
 from flowportrait.rewards.motion import (
-    CrowdReward,
     ExpressivenessReward,
     EyesReward,
     HeadReward,

@@ -20,13 +20,15 @@ from flowportrait.errors import BadInput
 from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NOISE_KEY_VERSION
 from flowportrait.rewards.registry import RewardWeights
-from flowportrait.rl.credit import Allocation, CreditConfig
+from flowportrait.rl.allocation import Allocation
+from flowportrait.rl.credit import CreditConfig
+from flowportrait.rl.methods import Exemplars, HistoryRouting, Teacher
 from flowportrait.rl.objectives.interface import FIXED_ROLES, Objective
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.offline_data import OfflineDataConfig
 from flowportrait.rl.plan import AllSteps, Planner
 from flowportrait.rl.recipes import find_recipe
-from flowportrait.rl.stages import Exemplars, HistoryRouting, Stage, Teacher
+from flowportrait.rl.stages import Stage
 from flowportrait.rl.task import Disturbance
 from flowportrait.training.learner import SlowCopy
 from flowportrait.training.lora import LoraSettings

@@ -24,11 +24,12 @@ from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.rewards.interface import Failure, Score, failures_per_row
+from flowportrait.rl.collection import join_scores
 from flowportrait.rl.config import PostTrainConfig, Recipe
 from flowportrait.rl.manifest import changed_settings
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
 from flowportrait.rl.plan import as_module
-from flowportrait.rl.rollout import EvaluationPoints, Trajectory, VelocityReplay, check_replayed_noise, join_scores
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory, VelocityReplay, check_replayed_noise
 from flowportrait.rl.stages import Metrics, RoleView
 from flowportrait.terminal import log
 from flowportrait.training.distributed import all_gather_object, create_accelerator, full_weights, gradient_sync

@@ -32,7 +32,8 @@ from flowportrait.preferences.dataset import ASPECTS, DIMENSIONS, SIDES, Aspect,
 from flowportrait.preferences.inspection import PairInspection, select_training_pairs
 from flowportrait.preferences.synthetic_pairs import WINDOW_FRAMES, DamagedPairSampler
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rl.rollout import ScoredRollouts, trajectory_of_final_samples
+from flowportrait.rl.collection import ScoredRollouts
+from flowportrait.rl.rollout import trajectory_of_final_samples
 from flowportrait.rl.stages import IterationRollouts, Stage
 from flowportrait.rl.task import encode_following_motion, latent_regions
 from flowportrait.terminal import log, progress

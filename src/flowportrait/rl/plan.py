@@ -281,7 +281,7 @@ def _draw(choices: int, count: int, *key: int) -> list[int]:
 #
 # A generator that is not autoregressive has one chunk. The trainer does not look into conditions and contexts.
 
-Self = TypeVar("Self", bound="Condition")
+Self = TypeVar("Self", bound="PolicyCondition")
 
 
 class PolicyCondition(Protocol):

@@ -32,8 +32,7 @@ from flowportrait.rendering.motion_basis import BROWS, GAZE, HEAD, LOWER_FACE, M
 from flowportrait.rendering.motion_filters import postprocess_motion
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rendering.vae_codec import VaeCodec
-from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Draw
+from flowportrait.rewards.batch import FrameRenderer, RewardBatch
 from flowportrait.rl.rollout import Trajectory
 
 # --- Prompts of speech ---
@@ -162,7 +161,7 @@ class Task(PromptSource, Protocol):
 
 # --- Portraits that speak ---
 
-RendererFactory = Callable[[Sequence[int]], Draw]
+RendererFactory = Callable[[Sequence[int]], FrameRenderer]
 """A function that returns the renderer of a batch, given the index of every row's portrait."""
 
 
@@ -244,7 +243,7 @@ def _latent_mask(span: slice, chunk: int) -> torch.Tensor:
 
 
 class PortraitRenderer:
-    """A renderer of motion that also provides landmarks (``places``) and ``portraits``; see ``rewards.batch.Draw``.
+    """A renderer of motion that also provides landmarks (``places``) and ``portraits``; see ``rewards.batch.FrameRenderer``.
 
     Args:
         codecs: one per portrait.

@@ -22,8 +22,10 @@ from flowportrait.flow.kernels import Kernel, build_kernel
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.rewards.interface import Score
 from flowportrait.rewards.registry import CompositeReward
+from flowportrait.rl.allocation import allocate_advantage, select_best_and_worst
+from flowportrait.rl.collection import ScoredRollouts, collect_rollouts, pack_rollouts, unpack_rollouts
 from flowportrait.rl.config import FIRST_VERSION, PostTrainConfig
-from flowportrait.rl.credit import allocate_advantage, credit_batch, select_best_and_worst, signal_metrics
+from flowportrait.rl.credit import credit_batch, signal_metrics
 from flowportrait.rl.learner import (
     Metrics,
     PolicyLearner,
@@ -38,14 +40,7 @@ from flowportrait.rl.learner import (
 )
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.plan import Planner, apply_policy_schedule
-from flowportrait.rl.rollout import (
-    ScoredRollouts,
-    Trajectory,
-    collect_rollouts,
-    pack_rollouts,
-    rollout,
-    unpack_rollouts,
-)
+from flowportrait.rl.rollout import Trajectory, rollout
 from flowportrait.rl.stages import Stage
 from flowportrait.rl.task import PromptSource
 from flowportrait.training.distributed import all_gather_object

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.methods import Exemplars
 from flowportrait.rl.objectives.preference import DPO
 from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
-from flowportrait.rl.stages import Exemplars
 
 EXEMPLAR_RATIO_CARD = Card(
     recipe=PostTrainConfig(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from flowportrait.rewards.registry import RewardWeights
+from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.credit import Allocation, CreditConfig
+from flowportrait.rl.credit import CreditConfig
+from flowportrait.rl.methods import HistoryRouting
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
-from flowportrait.rl.stages import HistoryRouting
 
 GUARD_CARD = Card(
     recipe=PostTrainConfig(

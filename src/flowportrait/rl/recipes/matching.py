@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from flowportrait.rewards.registry import RewardWeights
+from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.credit import Allocation
+from flowportrait.rl.methods import Teacher
 from flowportrait.rl.objectives.matching import NFT, RWR, Distil
 from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
-from flowportrait.rl.stages import Teacher
 from flowportrait.training.learner import SlowCopy
 
 NFT_CARD = Card(

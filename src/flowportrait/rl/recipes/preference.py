@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.credit import Allocation, CreditConfig
+from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.objectives.preference import DPO, Threshold
 from flowportrait.rl.offline_data import OfflineDataConfig
 from flowportrait.rl.plan import OdePlan

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from generator import correlation, lip_gap
+from generator import correlation
 
 from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
@@ -30,6 +30,7 @@ from flowportrait.evaluation.motion_metrics import frame_rms
 from flowportrait.media.mel import MELS_PER_FRAME, normalize_loudness
 from flowportrait.models.pretrain import train_lips
 from flowportrait.models.speech_encoder import SPEECH_DIM, LipRegression, SpeechEncoder
+from flowportrait.models.training_clips import lip_opening_per_number
 from flowportrait.rendering.motion_basis import LOWER_FACE
 
 WIDTH = 128
@@ -87,12 +88,12 @@ def loud(corpus: Path, clip: MotionClip) -> torch.Tensor:
     """All lips open as the sound gets louder."""
     sound = FaceClip.load(corpus / "clips" / f"{clip.name}.safetensors").audio
     track = torch.from_numpy(frame_rms(sound, len(clip.motion), 1.0)).float()
-    return track[:, None] * lip_gap()[None]
+    return track[:, None] * lip_opening_per_number()[None]
 
 
 def show(name: str, clips: list[MotionClip], predict: Callable[[MotionClip], torch.Tensor]) -> None:
     """One row: by source, lip gap and lower face."""
-    opening, rows = lip_gap(), []
+    opening, rows = lip_opening_per_number(), []
     for source in ("anchors", "grid"):
         values = []
         for clip in (clip for clip in clips if clip.name.startswith(source)):

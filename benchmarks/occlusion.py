@@ -3,7 +3,8 @@
 Clips of people whom the network has not seen (``dev``), every third frame. Rows: the clips as they are, where every
 alarm is false unless one looks and finds something (``--sheet`` shows the frames with the largest shares); and each
 kind of drawn thing before their mouths, by how much of mouth and jaw it covers: ``dubbing`` keeps a frame's own lips
-from a share of ``OCCLUDED_SHARE`` on. Photos (``portraits``, ``celebamask``, ``london``) are judged one by one, as ``animate``
+from a share of ``OCCLUDED_SHARE`` on. Photos (``portraits``, ``celebamask``, ``london``) are judged one by one, as
+``animate``
 does.
 """
 

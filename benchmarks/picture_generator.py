@@ -3,7 +3,8 @@
     python benchmarks/picture_generator.py CORPUS FOOTAGE ENCODER DECODER CHECKPOINT --output DIR
                                            [--seconds 8] [--clips 6] [--photo IMAGE]
 
-``latents_to_patches``: the picture generator of ``tools.train_patches`` goes on from the first frame of ``dev`` speakers'
+``latents_to_patches``: the picture generator of ``tools.train_patches`` goes on from the first frame of ``dev``
+speakers'
 clips, while their clips are heard one after another. Beside it the same first frame moved by ``sft`` (same sound,
 same crop), and real footage through the autoencoder, which is one second long. Per second, over clips:
 
@@ -12,7 +13,8 @@ shift      of the second's mean latents from the first frame's, in their standar
 face       share of frames in which the tracker finds one                      colour      farthest mean, in levels
 
 LSE-C is the evaluation side's, of the whole. DIR gets videos and a sheet of each clip: pictures of people, to keep.
-With ``--photo`` only that picture is drawn, to ``photo.png``: the frame at each second's beginning, ``latents_to_patches`` above
+With ``--photo`` only that picture is drawn, to ``photo.png``: the frame at each second's beginning,
+``latents_to_patches`` above
 and ``motion`` below.
 """
 

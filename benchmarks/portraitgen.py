@@ -1,7 +1,7 @@
 """PortraitGen's claim on a flow that is trained here: does GRPO with real faces in its groups, and with a reward that
 knows artefacts, leave fewer of them than GRPO alone?
 
-    python -m flowportrait.portraitgen.measured CORPUS FOOTAGE faces.safetensors
+    python -m tools.measure_portraits CORPUS FOOTAGE faces.safetensors
     python -m tools.train_portrait_flow faces.safetensors FLOW
     python benchmarks/portraitgen.py run   --faces faces.safetensors --flow FLOW --output DIR
     python benchmarks/portraitgen.py table --output DIR

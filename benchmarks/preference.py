@@ -69,7 +69,8 @@ def single_scorers(clips: list[MotionClip]) -> dict[str, Scores]:
         torch.stack([clip.motion[:WINDOW_FRAMES] for clip in clips if len(clip.motion) >= WINDOW_FRAMES])
     )
     rewards: dict[str, Reward] = {
-        "sync": LipSyncReward(MotionSyncExpert.load()), "expressiveness": ExpressivenessReward(real), "eyes": EyesReward(real),
+        "sync": LipSyncReward(MotionSyncExpert.load()), "expressiveness": ExpressivenessReward(real),
+        "eyes": EyesReward(real),
         "head": HeadReward(real), "smoothness": SmoothnessReward(real),
     }  # fmt: skip
     found = {f"scorer {name}": everywhere(reward) for name, reward in rewards.items()}

@@ -5,7 +5,8 @@
     VIDEOS/SYSTEM/CLIP.mp4, as ``heldout.py`` leaves them        share = (won + ½ · cannot tell) / pairs
     FILE   grades of every video, read again if they are there; shares by system, for ``results.py --preferred``
 
-Two judges that measure: the measured panel's grades (1 to 5, one cannot tell within ``NO_OPINION_BAND``), and the reward model
+Two judges that measure: the measured panel's grades (1 to 5, one cannot tell within ``NO_OPINION_BAND``), and the
+reward model
 that was learned from damage (no ties). Both belong to the rewards' side, neither paid for what ships
 but for the sync expert in both, and nobody knows how often people agree with them: a share says which way they lean.
 Intervals are bootstrapped over clips.

@@ -8,7 +8,8 @@
     RUNS/NAME/SEED/finished/     with --finish: for ``heldout.py``; of ``crowd``, from three seeds, ``rl`` is the mean
                                  (``python -m tools.average_checkpoints RUNS/crowd/*/finished --output rl``)
 
-Finishing is ¼ ``sft`` and ¾ of the run, wider noise for the eyes, then the lips of ``sft`` (``tools.graft_checkpoint``).
+Finishing is ¼ ``sft`` and ¾ of the run, wider noise for the eyes, then the lips of ``sft``
+(``tools.graft_checkpoint``).
 ``paid at random`` has the same regions and weights, and its pay knows nothing: what that run becomes is drift.
 """
 

@@ -74,7 +74,7 @@ def _installed_plugin_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugins")
     source = folder / "source"
     shutil.copytree(Path(__file__).parent / "plugin_package", source)
-    words = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder / "site")]
+    words = ["install", "--quiet", "--no-index", "--no-build-isolation", "--target", str(folder / "site")]
     subprocess.run([sys.executable, "-m", "pip", *words, str(source)], check=True)
     return folder / "site"
 

@@ -61,7 +61,8 @@ def results(path: Path, mean: float, **protocol: object) -> Path:
                        "frames_per_second": {"mean": 50 * mean, "low": 1.0, "high": 99.0, "clips": 9}}}  # fmt: skip
     check = {"winner": "sft", "loser": "still", "metric": "ler", "holds": mean < 0.5}
     path.write_text(json.dumps({
-        "protocol": protocol_fingerprint(BenchmarkProtocol(), made()) | protocol, "machine": {}, "metrics": figures, "checks": [check],
+        "protocol": protocol_fingerprint(BenchmarkProtocol(), made()) | protocol, "machine": {}, "metrics": figures,
+        "checks": [check],
     }))  # fmt: skip
     return path
 

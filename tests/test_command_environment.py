@@ -271,8 +271,8 @@ def test_closed_streams_are_no_error(tmp_path: Path, files: Path) -> None:
 @posix
 def test_a_closed_standard_error_never_becomes_a_file_that_is_written(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from flowportrait.terminal import standard_streams\n"
-        f"with standard_streams():\n file = open({str(tmp_path / 'video')!r}, 'w'); assert file.fileno() > 2\n"
+        "import os, sys; from flowportrait.terminal import repair_standard_streams\n"
+        f"with repair_standard_streams():\n file = open({str(tmp_path / 'video')!r}, 'w'); assert file.fileno() > 2\n"
         " os.write(2, b'chatter')"
     )
     done = shell(f'"{sys.executable}" -c "$SCRIPT" 2>&- <&-', SCRIPT=script)

@@ -132,7 +132,7 @@ BROKEN: dict[str, Callable[[], list[MetricsRecord]]] = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_the_doctor_names_what_was_broken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "ratio off":
-        monkeypatch.setattr(learner_module, "check_noise", lambda *_: 0.0)
+        monkeypatch.setattr(learner_module, "check_replayed_noise", lambda *_: 0.0)
     found = diagnose_run(BROKEN[kind](), to_dict(RECIPE))
     assert [finding.kind for finding in found][:1] == [kind]
 

@@ -33,6 +33,7 @@ from flowportrait.judges.verdicts import Judge
 from flowportrait.portraitgen.judging import OMNI_DIMENSIONS, STILL_SUBJECT
 from flowportrait.portraitgen.measured import MeasuredStills
 from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still
+from flowportrait.preferences.dataset import Label
 from flowportrait.rewards.batch import Failure
 
 DATA = Path(__file__).parent / "data" / "v0.1" / "judge"
@@ -186,7 +187,8 @@ def test_a_library_learns_the_same_rules_from_the_same_preferences(folder: Path)
     backend, (first, second) = ScriptedModel(), clips()[:2]
     settings = load(JudgeSettings, Path("panel.json"))
     pairs = [
-        LabelledPair(((first, second), (second, first))[k % 2], {"motion": "A", "lip_sync": "B"}) for k in range(10)
+        LabelledPair(((first, second), (second, first))[k % 2], {"motion": Label.FIRST, "lip_sync": Label.SECOND})
+        for k in range(10)
     ]
     learned = learn_library(
         lambda library: build_judge_with_library(replace(settings, folder=folder), library, backend),

@@ -157,7 +157,8 @@ REPLIES = st.builds(Reply, REPLY_TEXTS, TOKENS, st.none() | TEXTS, st.booleans()
 READERS: tuple[Callable[[Reply], Any], ...] = (
     lambda reply: read_grade(reply, 2.0), lambda reply: read_review(reply, ("lip_sync", "motion")), read_choice,
     lambda reply: read_rule(reply, 2), read_box, lambda reply: read_windows(reply, 2.0), read_thoughts,
-    lambda reply: read_still_grade(reply, tuple(OMNI_DIMENSIONS)), lambda reply: read_still_grade(reply, (), ARTEFACTS_BY_NAME),
+    lambda reply: read_still_grade(reply, tuple(OMNI_DIMENSIONS)), lambda reply: read_still_grade(reply, (),
+        ARTEFACTS_BY_NAME),
 )  # fmt: skip
 
 

@@ -197,8 +197,8 @@ def test_paths_lead_nowhere(server: tuple[str, int, str], study: Path) -> None:
 
 
 def test_slow_heads_slow_bodies_and_idle_connections_end(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "HEADER_SECONDS", 0.5)
-    monkeypatch.setattr(web, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(web, "HEADER_TIMEOUT", 0.5)
+    monkeypatch.setattr(web, "BODY_TIMEOUT", 0.5)
     with running(study_app(study)) as port:
         began = time.monotonic()
         assert answer(port)[0] == 0
@@ -212,8 +212,8 @@ def test_slow_heads_slow_bodies_and_idle_connections_end(study: Path, monkeypatc
 def test_many_connections_are_answered_or_closed_and_the_server_goes_on(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "HEADER_SECONDS", 1.0)
-    monkeypatch.setattr(web, "MOST_CONNECTIONS", 16)
+    monkeypatch.setattr(web, "HEADER_TIMEOUT", 1.0)
+    monkeypatch.setattr(web, "MAX_CONNECTIONS", 16)
     with running(study_app(study)) as port:
         idle = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(80)]
         time.sleep(0.2)
@@ -227,7 +227,7 @@ def test_many_connections_are_answered_or_closed_and_the_server_goes_on(
 
 
 def test_large_bodies_at_once_share_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "BODIES_AT_ONCE", 1)
+    monkeypatch.setattr(web, "MAX_BODIES_HELD", 1)
     app = judge_app(Grey(), {})
     app.user_middleware[0].kwargs["largest_body"] = 2**16
     head = CHAT + JSON + b"Content-Length: 65000\r\n\r\n"
@@ -528,7 +528,7 @@ def test_redirects_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import flowportrait.web_client as client
 
-    monkeypatch.setattr(client, "LARGEST_ANSWER", 2**20)
+    monkeypatch.setattr(client, "MAX_RESPONSE_BYTES", 2**20)
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":

@@ -418,8 +418,8 @@ def test_looking_only_around_the_mouth_shows_what_looking_everywhere_does(shift:
 
 def test_native_chatter_is_silenced_while_our_own_words_arrive() -> None:
     script = (
-        "import os, sys\nfrom flowportrait.media.containers import native_chatter_silenced\n"
-        "with native_chatter_silenced():\n    os.write(2, b'chatter')\n    print('ours', file=sys.stderr)\n"
+        "import os, sys\nfrom flowportrait.media.containers import silence_native_stderr\n"
+        "with silence_native_stderr():\n    os.write(2, b'chatter')\n    print('ours', file=sys.stderr)\n"
         "os.write(2, b'after')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

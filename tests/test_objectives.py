@@ -163,7 +163,8 @@ def stale_weight(size: int, moved: float, reduce: Any) -> tuple[torch.Tensor, to
     rollout = replace(
         trajectory(torch.Generator().manual_seed(0)),
         group=torch.zeros(count, dtype=torch.long), sample=torch.arange(count), latents=noise[:, :, 0],
-        step=torch.zeros(count, 1, dtype=torch.long), sigma=table[..., 0], coefficients=StepCoefficients(table, table, table),
+        step=torch.zeros(count, 1, dtype=torch.long), sigma=table[..., 0], coefficients=StepCoefficients(table, table,
+            table),
         trainable=torch.ones(count, 1, 1, dtype=torch.bool),
         noise_source_id=torch.zeros(count, 1, 1, dtype=torch.long), x=noise,
         x_next=noise, noise=noise, real=torch.zeros(count, dtype=torch.bool), v_behaviour=torch.zeros_like(noise),

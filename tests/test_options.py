@@ -76,7 +76,7 @@ def test_help_with_a_recipe_shows_its_settings_with_their_meaning(capsys: pytest
     page = " ".join(capsys.readouterr().out.split())
     assert "--objective.beta FLOAT" in page
     assert "--objective.clip-low" not in page
-    assert "Prompts per iteration, each with a group of samples" in page
+    assert "Prompts per iteration over all processes" in page
 
 
 @pytest.mark.parametrize(

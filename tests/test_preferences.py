@@ -164,7 +164,8 @@ def clips() -> list[MotionClip]:
 
 
 CHANGES = {
-    "shift": EXPRESSION, "time-warp": EXPRESSION, "other speech": LOWER_FACE, "frozen eyes": slice(BROWS.start, GAZE.stop),
+    "shift": EXPRESSION, "time-warp": EXPRESSION, "other speech": LOWER_FACE, "frozen eyes": slice(BROWS.start,
+        GAZE.stop),
     "dull": EXPRESSION, "grimace": EXPRESSION,
     "stiff head": HEAD, "jitter": HEAD, "sway": HEAD, "swapped segments": EXPRESSION, "loudness jaw": LOWER_FACE,
     "dead face": HEAD, "smeared lips": LOWER_FACE, "stutter": EXPRESSION, "jump": HEAD,

@@ -216,7 +216,7 @@ def test_held_out_prompts_are_drawn_with_the_average(tmp_path: Path, monkeypatch
         looks.append((folder.name, generator))
         return {"evaluation/sync": 0.25 * len(looks)}
 
-    monkeypatch.setattr("flowportrait.models.pretrain.draw_and_measure", look)
+    monkeypatch.setattr("flowportrait.models.pretrain.measure_portrait_samples", look)
     prompts = [Prompt("someone", tmp_path / "a.png", tmp_path / "a.wav")]
     state = train(replace(CONFIG, steps=6, look_every=4), tmp_path / "run", prompts=prompts)
     assert [name for name, _ in looks] == ["00004", "00006"]

@@ -145,7 +145,8 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
 
 
 def test_the_function_stays_a_function_whatever_was_imported_before() -> None:
-    code = "import flowportrait.evaluation.benchmark, flowportrait as fp; print(callable(fp.evaluate), fp.evaluate.__doc__)"
+    code = "import flowportrait.evaluation.benchmark, flowportrait as fp; "
+    code += "print(callable(fp.evaluate), fp.evaluate.__doc__)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("True Measure videos")
 

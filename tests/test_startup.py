@@ -168,9 +168,9 @@ def test_overlapping_silences_leave_standard_error_where_it_was(tmp_path: Path) 
 
 OVERLAP = """
 import os, sys
-from flowportrait.media.containers import native_chatter_silenced
+from flowportrait.media.containers import silence_native_stderr
 
-first, second = native_chatter_silenced(), native_chatter_silenced()
+first, second = silence_native_stderr(), silence_native_stderr()
 first.__enter__()
 second.__enter__()
 os.write(2, b"native chatter\\n")
@@ -193,11 +193,11 @@ def test_many_threads_that_are_silent_at_once_lose_nothing(tmp_path: Path) -> No
 
 THREADS = """
 import os, sys, threading
-from flowportrait.media.containers import native_chatter_silenced
+from flowportrait.media.containers import silence_native_stderr
 
 def work(first):
     for number in range(first, first + 100):
-        with native_chatter_silenced():
+        with silence_native_stderr():
             os.write(2, b"chatter\\n")
             print(f"{number}\\n", end="", file=sys.stderr)
 
@@ -212,10 +212,10 @@ os.write(2, b"end\\n")
 
 def test_a_closed_standard_error_stays_closed_and_stops_nothing() -> None:
     code = (
-        "import os, sys\nfrom flowportrait.media.containers import native_chatter_silenced\n"
-        "with native_chatter_silenced(): pass\n"
+        "import os, sys\nfrom flowportrait.media.containers import silence_native_stderr\n"
+        "with silence_native_stderr(): pass\n"
         "os.close(2)\n"
-        "with native_chatter_silenced(), native_chatter_silenced(): print('worked')\n"
+        "with silence_native_stderr(), silence_native_stderr(): print('worked')\n"
         "try: os.fstat(2)\nexcept OSError: print('closed')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

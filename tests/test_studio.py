@@ -313,7 +313,7 @@ def test_the_page_says_what_the_terminal_did_and_lets_one_choose_a_face(tmp_path
 
 
 def test_a_covered_mouth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowportrait.studio.render_queue.mouth_covered", lambda image, landmarks: True)
+    monkeypatch.setattr("flowportrait.studio.render_queue.is_mouth_covered", lambda image, landmarks: True)
     path = photo(tmp_path)
     os.utime(path, (5, 5))
     assert find_portrait(path).notes == ("The mouth seems to be covered: lips will be drawn over it.",)

@@ -1,7 +1,8 @@
 """Move and merge modules and rename what they define, after a table, in the whole tree.
 
     python tools/restructure.py tools/layout.txt            change the working tree
-    python tools/restructure.py tools/layout.txt --check     print what would go wrong: name clashes, circles, long files
+    python tools/restructure.py tools/layout.txt --check     print what would go wrong: name clashes, circles, long
+    files
 
 The table has blocks; names are relative to ``flowportrait``:
 
@@ -11,8 +12,10 @@ The table has blocks; names are relative to ``flowportrait``:
     file evaluate/report.html -> evaluation/report.html
     word loudest -> max_std                     an attribute, method, field or keyword, wherever it stands in code
 
-Behaviour does not change: bodies are kept, in an order in which what is needed at import comes first; imports, dotted names
-in strings and documents, and paths follow. Private names that clash get the old module's name; public ones must be renamed by the
+Behaviour does not change: bodies are kept, in an order in which what is needed at import comes first; imports,
+dotted names
+in strings and documents, and paths follow. Private names that clash get the old module's name; public ones must be
+renamed by the
 table. Names inside functions are looked up as Python does, so a parameter that is called like a function stays.
 """
 
@@ -381,7 +384,8 @@ class Restructure:
     def edits(
         self, module: Module, home: str | None
     ) -> tuple[list[tuple[int, int, bytes]], list[tuple[bool, str, str, str]]]:
-        """Changes in a file's text. For a member of a new module ``home`` top-level imports of the package and of others are
+        """Changes in a file's text. For a member of a new module ``home`` top-level imports of the package and of
+        others are
         collected (type checking only, module, name, local name) instead of rewritten in place."""
         changes: list[tuple[int, int, bytes]] = []
         collected: list[tuple[bool, str, str, str]] = []
@@ -476,7 +480,8 @@ class Restructure:
         return changes, collected
 
     def attributes_used(self, module: Module, local: str, old: str) -> list[str]:
-        """What a file uses of a module that it imports, where the new module holds more than that one and the names can stand
+        """What a file uses of a module that it imports, where the new module holds more than that one and the names
+        can stand
         alone; else nothing."""
         block = next((b for b in self.table.blocks if old in b.members), None)
         if block is None or len(block.members) == 1:

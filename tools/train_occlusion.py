@@ -310,8 +310,8 @@ def export(weights: dict[str, torch.Tensor], path: Path) -> None:
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
-        network.eval(), (torch.rand(1, 3, OCCLUSION_VIEW.size, OCCLUSION_VIEW.size),), str(partial), input_names=["picture"],
-        output_names=["covered"], opset_version=17, dynamo=False,
+        network.eval(), (torch.rand(1, 3, OCCLUSION_VIEW.size, OCCLUSION_VIEW.size),), str(partial),
+        input_names=["picture"], output_names=["covered"], opset_version=17, dynamo=False,
     )  # fmt: skip
     os.replace(partial, path)
 

@@ -71,7 +71,8 @@ def place_network(network: Network, device: Device | None = None, dtype: torch.d
 def cached_per_device(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
     """Decorate a function that loads networks with ``device`` and ``dtype`` parameters and a cache.
 
-    The same arguments, device and dtype give the same object. Inside the function ``place_network`` uses the caller's device.
+    The same arguments, device and dtype give the same object. Inside the function ``place_network`` uses the
+    caller's device.
     """
 
     @lru_cache(maxsize=8)

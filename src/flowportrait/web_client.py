@@ -49,9 +49,9 @@ def check_server_address(url: str, setting: str) -> None:
     allowed = [host.strip().lower() for host in os.environ.get(PLAIN_HTTP_VARIABLE, "").split(",")]
     if not {address.hostname, _host_port(address)} & set(allowed):
         raise BadInput(
-            f"{setting}={url} would send portraits and voices over the network unencrypted: give an https:// address, "
-            f"reach the server through an SSH tunnel to this computer, or set {PLAIN_HTTP_VARIABLE}={address.hostname} if the "
-            "network is yours alone."
+            f"{setting}={url} would send portraits and voices over the network unencrypted: give an https:// "
+            "address, reach the server through an SSH tunnel to this computer, or set "
+            f"{PLAIN_HTTP_VARIABLE}={address.hostname} if the network is yours alone."
         )
 
 
@@ -73,8 +73,9 @@ def api_key_for(url: str, variable: str, setting: str = "endpoint.key_env") -> s
     host_variable = variable.removesuffix("KEY") + "HOST"
     if variable != OPENAI_KEY_VARIABLE and not _KEY_VARIABLE.fullmatch(variable):
         raise BadInput(
-            f"{setting}={variable[:60]!r} names no key of FlowPortrait: keys are read from {OPENAI_KEY_VARIABLE} and from "
-            f"FLOWPORTRAIT_…_KEY alone; put it into FLOWPORTRAIT_JUDGE_KEY and the host into FLOWPORTRAIT_JUDGE_HOST."
+            f"{setting}={variable[:60]!r} names no key of FlowPortrait: keys are read from {OPENAI_KEY_VARIABLE} and "
+            f"from FLOWPORTRAIT_…_KEY alone; put it into FLOWPORTRAIT_JUDGE_KEY and the host into "
+            "FLOWPORTRAIT_JUDGE_HOST."
         )
     key = os.environ.get(variable)
     if variable == OPENAI_KEY_VARIABLE:

@@ -22,8 +22,8 @@ from flowportrait.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-    from flowportrait.adapters.pipeline_family import RecordedStep
     from flowportrait.adapters.policy import Item
+    from flowportrait.adapters.recorded_calls import RecordedStep
 
 
 class Flux(PipelineFamily):

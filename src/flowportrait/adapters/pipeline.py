@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from flowportrait.adapters.families import family_of
-from flowportrait.adapters.pipeline_family import (
-    Call,
+from flowportrait.adapters.pipeline_family import Call
+from flowportrait.adapters.policy import DecodedSamples, Item
+from flowportrait.adapters.recorded_calls import (
     RecordedStep,
     is_per_item,
     record_first_step,
@@ -32,7 +33,6 @@ from flowportrait.adapters.pipeline_family import (
     split_branches,
     with_euler_steps,
 )
-from flowportrait.adapters.policy import DecodedSamples, Item
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import keyed_noise
 from flowportrait.flow.paths import noise_schedule, schedule_shift, shift_levels, solve_ode

@@ -347,8 +347,8 @@ KEY_METRICS = (
     "flicker",
     "colour_drift",
 )
-RADAR_METRICS = ("sync_in_time", "sync_in_time_short", "ecs_pooled", "amplitude", "blink_rate", "gaze_std", "head_range", "tfi",
-         "sharpness", "flicker", "identity_kept", "theval_lip_dynamics")  # fmt: skip
+RADAR_METRICS = ("sync_in_time", "sync_in_time_short", "ecs_pooled", "amplitude", "blink_rate", "gaze_std",
+                 "head_range", "tfi", "sharpness", "flicker", "identity_kept", "theval_lip_dynamics")  # fmt: skip
 MAX_STRIP_CLIPS = 60
 """Most clips in a strip."""
 MAX_BADNESS = 9.0

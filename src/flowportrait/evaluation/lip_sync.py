@@ -28,7 +28,7 @@ from flowportrait.devices import cached_per_device, device_of
 from flowportrait.evaluation.motion_metrics import longest_run
 from flowportrait.evaluation.tracking import VideoTracks
 from flowportrait.media.mel import log_mel, normalize_loudness
-from flowportrait.training.descend import JointEmbedding
+from flowportrait.training.joint_embedding import JointEmbedding
 
 MOUTH_CROP = (40, 56)
 """Height and width of the centre of the 48 × 64 mouth patch that is used; the rest is room for training jitter."""

@@ -314,7 +314,8 @@ def mouth_sharpness(mouth: np.ndarray) -> float:
 # joint distribution (sliced Wasserstein), and (b) autocorrelation at 0.2–0.6 s, and at 1 and 2 s where the video is
 # long enough. All over windows of 1.2 s.
 #
-# ``clip_ecs`` compares one clip with footage of many speakers; as one person differs from the average, even real clips stay
+# ``clip_ecs`` compares one clip with footage of many speakers; as one person differs from the average, even real
+# clips stay
 # well below 1. ``pooled_ecs`` compares all clips of a system together with the real clips of the same prompts (or the
 # shipped footage): there real footage split in half reaches the ceiling, and noise with the same marginals does not.
 

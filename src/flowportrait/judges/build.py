@@ -61,7 +61,7 @@ class JudgeSettings:
     """The settings of a judge of clips or stills."""
 
     by: str = "measured"
-    """Who judges: ``score_with_failures`` (experts that measure), ``server`` (a model on a server), ``omni`` (a model in this
+    """Who judges: ``measured`` (experts that measure), ``server`` (a model on a server), ``omni`` (a model in this
     process), or a judge that another package adds, by name or as MODULE:NAME."""
     method: Literal["panel", "think", "locate", "compare"] = "panel"
     """How a model grades: without preparation (``panel``), after writing down what it sees (``think``), or after

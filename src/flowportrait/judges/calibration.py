@@ -206,7 +206,8 @@ def compare_with_humans(
         }
     if not knots:
         raise BadInput(
-            f"No aspect has {MIN_CALIBRATION_CLIPS} clips with a human and a judge's score: check that file names agree."
+            f"No aspect has {MIN_CALIBRATION_CLIPS} clips with a human and a judge's score: "
+            "check that file names agree."
         )
     return Calibration(judge, knots), report
 

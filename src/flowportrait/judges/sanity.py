@@ -305,6 +305,7 @@ CLIP_CASES: dict[Aspect, tuple[str, ...]] = {
 }
 """The kinds of damage that each aspect of clips must notice."""
 CLIP_SANITY = SanitySet(
-    {aspect: [_clip_damage(name) for name in names] for aspect, names in CLIP_CASES.items()}, _check_clips, MIN_SANITY_CLIPS,
+    {aspect: [_clip_damage(name) for name in names] for aspect, names in CLIP_CASES.items()}, _check_clips,
+    MIN_SANITY_CLIPS,
     "clips", all_aspects=True,
 )  # fmt: skip

@@ -206,7 +206,8 @@ def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
         scores = {aspect: graded.score for aspect, graded in verdict.aspects.items()}
         message["content"] = json.dumps({"scores": scores, **verdict.to_dict()})
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": SERVED_MODEL,
+        "id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
+        "model": SERVED_MODEL,
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
     }  # fmt: skip

@@ -5,10 +5,12 @@
     z_i      = flow head integrated from noise, σ: 1 → 0, given h_i
     motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``ChunkSpace``)
 
-``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``ARFlowSession`` computes them one by
+``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``ARFlowSession`` computes them
+one by
 one while the latents are being drawn. Both agree up to rounding. ``models.sampler`` draws motion for sound.
 
-The parts in order: files of a checkpoint; ``SpeechCondition``, the encoded inputs; ``ARFlow``; ``ARFlowSession``; checkpoints by
+The parts in order: files of a checkpoint; ``SpeechCondition``, the encoded inputs; ``ARFlow``; ``ARFlowSession``;
+checkpoints by
 name.
 """
 

@@ -288,7 +288,8 @@ PATCH_SIDE = 2
 
 @dataclass(frozen=True)
 class LatentClip:
-    """A clip as latents ``[T, D]`` (see ``latents_to_patches``) and audio features ``[T, 144]``, with the speaker's name."""
+    """A clip as latents ``[T, D]`` (see ``latents_to_patches``) and audio features ``[T, 144]``, with the speaker's
+    name."""
 
     latents: torch.Tensor
     features: torch.Tensor

@@ -217,7 +217,8 @@ def _sinusoids(length: int) -> torch.Tensor:
 
 
 def to_whisper_mel(mel: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
-    """Convert log-mel of ``media.mel`` ``[..., 80]`` to that of Whisper ``[..., n]``, given ``whisper_band_matrix(n)``."""
+    """Convert log-mel of ``media.mel`` ``[..., 80]`` to that of Whisper ``[..., n]``, given
+    ``whisper_band_matrix(n)``."""
     log10 = (mel @ bands.T * _LN_PER_UNIT - _LN_OFFSET - _DENSER_BINS) / np.log(10.0)
     return (log10.clamp_min(-7.5) + 4.0) / 4.0
 

@@ -1,17 +1,14 @@
 """``AnimatePipeline``: the service that makes every talking video.
 
-    request ─► inputs ─► motion            ─► frames                     ─► signed file
-               read      GenerationSession    MotionCodec, DubbedVideo      AnimatePipelineOutput.save
+request ─► inputs ─► motion            ─► frames                     ─► signed file
+           read      GenerationSession    MotionCodec, DubbedVideo      AnimatePipelineOutput.save
 
-    pipe = AnimatePipeline.from_pretrained("rl")
-    pipe("me.jpg", "me.wav").save("talking.mp4")                             # a photo
-    pipe.dub("interview.mp4", "translated.wav").save("dubbed.mp4")           # a video
-    pipe.conversation(["anna.jpg", "ben.jpg"], ["anna.wav", "ben.wav"])      # two speakers
-    pipe.stream("me.jpg", microphone).save("live.mp4")                       # speech that is still arriving
-    pipe.run(AnimateRequest(image=Path("me.jpg"), text="Hello."))            # any of these, as data
-
-The class has, in this order: loading, one method per kind of video, ``run`` and ``run_stream`` for requests, and the
-steps that they share (``motion``, ``stream_motion``, ``codec``, ``dubbed_video``).
+pipe = AnimatePipeline.from_pretrained("rl")
+pipe("me.jpg", "me.wav").save("talking.mp4")                             # a photo
+pipe.dub("interview.mp4", "translated.wav").save("dubbed.mp4")           # a video
+pipe.conversation(["anna.jpg", "ben.jpg"], ["anna.wav", "ben.wav"])      # two speakers
+pipe.stream("me.jpg", microphone).save("live.mp4")                       # speech that is still arriving
+pipe.run(AnimateRequest(image=Path("me.jpg"), text="Hello."))            # any of these, as data
 """
 
 from __future__ import annotations
@@ -93,12 +90,8 @@ class AnimatePipeline:
             name: name of the generator in messages.
             display: shows the progress; by default nothing is shown.
         """
-        self.generator, self.enhancer, self.name, self.display = (
-            generator,
-            enhancer,
-            name,
-            display or NoProgressDisplay(),
-        )
+        self.generator, self.enhancer = generator, enhancer
+        self.name, self.display = name, display or NoProgressDisplay()
         self.dtype = torch.float32
         self._cached_portrait: tuple[Photo, tuple[int | None, int | None], Portrait] | None = None
 
@@ -409,7 +402,7 @@ class AnimatePipeline:
         seconds = len(footage) / float(footage.fps)
         if seconds < MIN_SPEECH_SECONDS:
             raise BadInput(
-                f"{video} lasts {seconds:.2f} s, too short to dub: give longer footage, or a photo as --image."
+                f"{video} lasts {seconds:.2f} s, too short to dub: give longer footage or a photo as --image."
             )
         count = max(len(footage), math.ceil(len(speech) * footage.fps / SAMPLE_RATE)) if loop else len(footage)
         padded = np.zeros(math.ceil(count * FPS / footage.fps) * SAMPLES_PER_FRAME, np.float32)
@@ -441,8 +434,8 @@ class AnimatePipeline:
         codec = self.codec(portrait)
         frames = LazyFrames(lambda: draw_frames(codec, motion, request.crop), count)
         return AnimatePipelineOutput(
-            frames, inputs.sound, motion.tensor, seed, VideoOrigin("portrait"), candidates=candidates, notes=inputs.notes,
-            display=self.display,
+            frames, inputs.sound, motion.tensor, seed, VideoOrigin("portrait"), candidates=candidates,
+            notes=inputs.notes, display=self.display,
         )  # fmt: skip
 
     def _dub(self, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:

@@ -2,7 +2,8 @@
 
     prompts ─► pictures, of a folder or a generator ─► OmniReward · AI-Portrait · agreement ─► results.json
 
-The parts in order: generating pictures, judging them (``judge_pictures``), tables for the terminal, the comparison of two results
+The parts in order: generating pictures, judging them (``judge_pictures``), tables for the terminal, the comparison
+of two results
 (``compare_bench_results``), and the generators that ``--policy`` can name.
 """
 

@@ -6,8 +6,8 @@
 
 The parts in order, with the commands that make their files:
 
-    framed faces      python -m flowportrait.portraitgen.measured CORPUS FOOTAGE faces.safetensors
-    limits            python -m flowportrait.portraitgen.measured faces.safetensors weights/portraitgen/limits.json
+    framed faces      python -m tools.measure_portraits CORPUS FOOTAGE faces.safetensors
+    limits            python -m tools.measure_portraits faces.safetensors weights/portraitgen/limits.json
     the judge         ``MeasuredStills``
 
 A value beyond its limit is an artefact, so that about 1 % of real portraits show each artefact: compare rates with
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
-from flowportrait.files import atomic_write, write_json
+from flowportrait.files import atomic_write
 from flowportrait.judges.questions import JudgeKind
 from flowportrait.judges.rubric import Aspect
 from flowportrait.judges.verdicts import AspectVerdict, Verdict
@@ -119,7 +118,7 @@ class FramedFaces:
             return cls(**load_file(str(path)))
         except Exception as error:
             raise BadInput(
-                f"{path} holds no framed faces ({error}): make it with python -m flowportrait.portraitgen.measured."
+                f"{path} holds no framed faces ({error}): make it with python -m tools.measure_portraits."
             ) from error
 
 
@@ -438,18 +437,3 @@ def quality_deficits(found: Mapping[str, float | None], usual: Mapping[str, Dete
         else:
             deficits[name] = -deviation
     return deficits
-
-
-def _main(arguments: list[str]) -> None:
-    """Write a file of framed faces (CORPUS FOOTAGE TARGET), or the limits that one gives (FACES TARGET)."""
-    source, target = Path(arguments[0]), Path(arguments[-1])
-    if len(arguments) == 3:
-        frame_corpus_faces(source, Path(arguments[1])).save(target)
-        return
-    cv2.setNumThreads(1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_json(target, fit_limits(FramedFaces.load(source)))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1:])

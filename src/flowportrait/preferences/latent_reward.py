@@ -8,7 +8,8 @@ It scores sync, expression and motion of a chunk at any noise level, without dec
 
     P(first is better) = Φ( (mean_1 − mean_2 − τ) / √(v_1 + v_2) )             (Thurstone, with ties: ``pair_loss``)
 
-A chunk's score depends on the chunk at noise level σ, on ``HISTORY_CHUNKS`` chunks before it and on nothing later, so it can
+A chunk's score depends on the chunk at noise level σ, on ``HISTORY_CHUNKS`` chunks before it and on nothing later,
+so it can
 guide a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
 The towers share nothing: expression and motion never see the sound. The model comes first, then its training.
 """

@@ -7,7 +7,8 @@ Each score reads only what it may depend on:
     motion      speed and acceleration of everything (no sound) ─► conv ─► mean and spread over time ─► score
 
 Richer sync heads were tried, on the expert's channels and on the cosine's margin, worst moment and best other delay: on
-unseen speakers none was better than the plain cosine. Longer clips are scored in windows of ``WINDOW_FRAMES`` frames, as in
+unseen speakers none was better than the plain cosine. Longer clips are scored in windows of ``WINDOW_FRAMES``
+frames, as in
 training. Scores are standardised on real clips: 0 is ordinary footage, 1 is one standard deviation better.
 
 The model is trained on damaged pairs from a prepared corpus, mixed with pairs of people or judges (``pairs.jsonl``):
@@ -177,7 +178,8 @@ class MotionTower(nn.Module):
             nn.Conv1d(TOWER_WIDTH, TOWER_WIDTH, 3, padding=1), nn.GELU(),
         )  # fmt: skip
         self.verdict = nn.Sequential(
-            nn.LayerNorm(2 * TOWER_WIDTH + features), nn.Dropout(0.1), nn.Linear(2 * TOWER_WIDTH + features, TOWER_WIDTH), nn.GELU(),
+            nn.LayerNorm(2 * TOWER_WIDTH + features), nn.Dropout(0.1), nn.Linear(2 * TOWER_WIDTH + features,
+                TOWER_WIDTH), nn.GELU(),
             nn.Linear(TOWER_WIDTH, 1),
         )  # fmt: skip
 

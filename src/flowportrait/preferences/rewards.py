@@ -4,7 +4,8 @@
     preference_sync …    one dimension alone
     latent_preference    Σ_d w_d · score_d of the latent reward at σ = 0, without decoding
 
-Scores are standardised on real footage and capped at ``SCORE_CAP``: a larger advantage over real footage is not credible,
+Scores are standardised on real footage and capped at ``SCORE_CAP``: a larger advantage over real footage is not
+credible,
 and a policy could only gain it by exploiting the reward model.
 """
 

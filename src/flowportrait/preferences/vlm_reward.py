@@ -124,7 +124,8 @@ class VlmInputs:
             tokens = self._vision_tokens([(ids.image_token_id, _IMAGE)] * sound)
         motion, expression, sync = ((self.first_score + offset, _TEXT) for offset in range(len(SCORE_TOKEN_ORDER)))
         return [
-            *self._text_tokens("<|im_start|>user\n"), *frames, *self._text_tokens(VLM_PROMPT), motion, expression, *tokens,
+            *self._text_tokens("<|im_start|>user\n"), *frames, *self._text_tokens(VLM_PROMPT), motion, expression,
+            *tokens,
             sync,
         ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Layers drawn in addition to the warped face: eyeballs, the far side of a half profile, and the background.
 
-``EyeLayer`` draws an eyeball between moving lids, ``FarSideLayer`` the side of a turned face that the photo does not show, and
+``EyeLayer`` draws an eyeball between moving lids, ``FarSideLayer`` the side of a turned face that the photo does
+not show, and
 ``Backdrop`` the person in front of a background that does not move.
 """
 

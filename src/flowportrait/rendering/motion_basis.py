@@ -125,7 +125,8 @@ def pose_to_vector(pose: Pose, base: Pose) -> torch.Tensor:
 
 
 def vector_to_pose(vector: torch.Tensor, base: Pose) -> Pose:
-    """Return the poses of head motion ``[T, 6]``, the inverse of ``pose_to_vector``; the depth shift is that of ``base``."""
+    """Return the poses of head motion ``[T, 6]``, the inverse of ``pose_to_vector``; the depth shift is that of
+    ``base``."""
     from scipy.spatial.transform import Rotation
 
     turn = torch.from_numpy(Rotation.from_rotvec(vector[:, :3].double().numpy()).as_matrix()).float()

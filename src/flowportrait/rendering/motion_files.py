@@ -5,7 +5,8 @@
 
 A ``.csv`` file has these as columns, a ``.json`` file as ``{"fps": 25, "frames": [{"blendshapes": {…}, "head": {…},
 …}]}``. Positive yaw turns the nose to the viewer's right, pitch lifts it, roll leans the head clockwise as seen by the
-viewer; missing columns are zero. ``write_motion`` and ``read_motion`` use ``motion_to_blendshapes`` and ``blendshapes_to_motion``, the
+viewer; missing columns are zero. ``write_motion`` and ``read_motion`` use ``motion_to_blendshapes`` and
+``blendshapes_to_motion``, the
 conversion between motion and ARKit weights.
 """
 

@@ -10,7 +10,8 @@
                   this, lips and lids start anew six times a second, which is visible as trembling. With a = 0.15 the
                   acceleration at borders is what it is inside chunks (``benchmarks/easing.py``)
 
-``MotionPostprocessor`` does this for streams, ``postprocess_motion`` for whole sequences; both give the same result. ``Controls`` are what a
+``MotionPostprocessor`` does this for streams, ``postprocess_motion`` for whole sequences; both give the same
+result. ``Controls`` are what a
 user may turn up or down.
 """
 
@@ -60,7 +61,8 @@ def postprocess_motion(
 
 
 class MotionPostprocessor:
-    """``postprocess_motion`` for a batch of streams, chunk by chunk; the last frame of a chunk is held back until the next one."""
+    """``postprocess_motion`` for a batch of streams, chunk by chunk; the last frame of a chunk is held back until
+    the next one."""
 
     def __init__(self, chunk: int, share: float) -> None:
         self.low_pass, self.joiner = MotionLowPass(), ChunkJoiner(share if chunk > 1 else 0.0)

@@ -3,8 +3,10 @@
     colour / skin  =  cavity  ◁ lower teeth, j > line + curve u²  ◁ upper teeth, s < line + curve u²
 
 The picture has three smooth layers with sharp lines between them (◁: covered by), in the coordinates (u, s, j, a, b) of
-``mouth_geometry``. ``MouthModel``, a small network, gives the colours of the layers relative to the skin; ``MouthLight`` is
-how bright the teeth of one portrait are; ``MouthPalette`` and ``compose_teeth`` turn both into colours and single teeth; ``Mouth``
+``mouth_geometry``. ``MouthModel``, a small network, gives the colours of the layers relative to the skin;
+``MouthLight`` is
+how bright the teeth of one portrait are; ``MouthPalette`` and ``compose_teeth`` turn both into colours and single
+teeth; ``Mouth``
 draws them. Teeth are attached to the skull (upper) or the jaw (lower), so they never swim. A photo that already shows
 the inside of the mouth keeps its own pixels there, moved with the skull, and the model continues them where the mouth
 opens further.

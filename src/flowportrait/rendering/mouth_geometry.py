@@ -174,7 +174,8 @@ def mouth_window_transform(landmarks: np.ndarray) -> np.ndarray:
 
 
 def cut_mouth_window(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return the window ``[72, 96, 3]`` uint8 of an image ``[H, W, 3]`` uint8, for a matrix of ``mouth_window_transform``."""
+    """Return the window ``[72, 96, 3]`` uint8 of an image ``[H, W, 3]`` uint8, for a matrix of
+    ``mouth_window_transform``."""
     pixel = 1 / float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     back = cv2.invertAffineTransform(matrix)

@@ -7,7 +7,8 @@ base is what the warp and the mouth model drew. The flow corrects the shape of l
 detail; the blurred residual adds the light of an open mouth. Colours are relative to the skin, so a painting or a grey
 photo is retouched in its own palette. An untrained network changes nothing.
 
-``RetouchNet`` is the network, ``OnnxRetouchNet`` the same as ONNX, and ``Retouch`` applies it to one portrait. Trained and
+``RetouchNet`` is the network, ``OnnxRetouchNet`` the same as ONNX, and ``Retouch`` applies it to one portrait.
+Trained and
 stored are the weights ``model.safetensors``; after training, export them again:
 
     python -m flowportrait.rendering.retouch        model.safetensors ─► model.onnx, both in weights/retouch
@@ -214,7 +215,8 @@ class OnnxRetouchNet:
 def example_windows() -> MouthWindows:
     """Return one window of random values, as an example of the shapes."""
     picture, share = torch.rand(1, 3, WINDOW_HEIGHT, WINDOW_WIDTH), torch.rand(1, 1, WINDOW_HEIGHT, WINDOW_WIDTH)
-    return MouthWindows(picture, picture.clone(), torch.rand(1, 3), share, share.clone(), share.clone(), torch.rand(1, 2, 3),
+    return MouthWindows(picture, picture.clone(), torch.rand(1, 3), share, share.clone(), share.clone(), torch.rand(1,
+        2, 3),
                    torch.rand(1, 2))  # fmt: skip
 
 

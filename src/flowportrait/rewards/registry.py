@@ -64,7 +64,8 @@ class RewardOptions:
     judge: Path | None = None
     """Settings of the judge of ``panel``. Without them it is a panel of measurements."""
     preference: Path | None = None
-    """Folder written by ``flowportrait preferences train``, for ``preference`` and its dimensions. Without it the weights
+    """Folder written by ``flowportrait preferences train``, for ``preference`` and its dimensions. Without it the
+    weights
     that ship are used."""
     latent_preference: Path | None = None
     """Folder written by ``flowportrait preferences train-latent``, for ``latent_preference``."""
@@ -127,7 +128,8 @@ JUDGE_REWARDS: dict[str, str] = {
 """Judges as rewards. The function that builds one is imported when it is needed, since judges are made of rewards."""
 
 REWARDS: dict[str, RewardBuilder | str] = {
-    **WEIGHTED_REWARDS, **{name: _preference_builder(name) for name in PREFERENCE_REWARDS}, **JUDGE_REWARDS, **PART_REWARDS,
+    **WEIGHTED_REWARDS, **{name: _preference_builder(name) for name in PREFERENCE_REWARDS}, **JUDGE_REWARDS,
+    **PART_REWARDS,
 }  # fmt: skip
 """All rewards of the package and those that were registered. Strings are ``module:function``."""
 
@@ -306,7 +308,8 @@ class CompositeReward:
         """Return rewards in any form with their weights: ``Composite.of({"sync": 0.6, my_reward: 0.4})``.
 
         Args:
-            rewards: weights by reward (see ``RewardReference``), or rewards with a weight of 1 each. A weight of zero leaves
+            rewards: weights by reward (see ``RewardReference``), or rewards with a weight of 1 each. A weight of
+            zero leaves
                 the reward out.
             options: settings of the rewards of this package.
 

@@ -8,7 +8,8 @@ Frames are rendered only if the server requests them. It requests them once, and
 are sent with 8 bits per channel, as a rendering has. Policies and latents are not sent, and nothing is pickled.
 
 The server checks a batch before a reward gets it: the type and shape of every tensor against the number of samples and
-frames, and both against ``MAX_BATCH_SAMPLES`` and ``MAX_BATCH_FRAMES``, since a tensor without elements can claim any shape.
+frames, and both against ``MAX_BATCH_SAMPLES`` and ``MAX_BATCH_FRAMES``, since a tensor without elements can claim
+any shape.
 
 The parts, in order: limits, packing and unpacking of batches and of scores, and the client (``HttpReward``).
 """

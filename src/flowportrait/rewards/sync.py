@@ -19,7 +19,7 @@ from flowportrait.devices import cached_per_device, device_of
 from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid, measurement_noises
-from flowportrait.training.descend import JointEmbedding
+from flowportrait.training.joint_embedding import JointEmbedding
 
 # --- The sync expert ---
 

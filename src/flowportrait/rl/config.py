@@ -176,13 +176,18 @@ class PostTrainConfig:
         """
         return self.updates if self.objective.whole_groups else 1
 
+    @property
+    def whole_group_minibatches(self) -> bool:
+        """Whether a minibatch holds whole groups, as an objective that compares siblings needs."""
+        return self.objective.whole_groups
+
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise BadInput(f"kernel={self.kernel} is not possible: choose one of {', '.join(KERNELS)}.")
         if not FIRST_VERSION <= self.version <= NOISE_KEY_VERSION:
             raise BadInput(
-                f"version={self.version} is not possible: this FlowPortrait knows {FIRST_VERSION} to {NOISE_KEY_VERSION}; a "
-                "run of a later one needs a later FlowPortrait."
+                f"version={self.version} is not possible: this FlowPortrait knows {FIRST_VERSION} to "
+                f"{NOISE_KEY_VERSION}; a run of a later one needs a later FlowPortrait."
             )
         smallest_group = 1 if self.credit.baseline_scope == "batch" else 2
         at_least(

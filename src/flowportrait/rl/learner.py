@@ -125,7 +125,7 @@ def minibatch_rows(trajectory: Trajectory, config: PostTrainConfig) -> list[torc
     """
     group = trajectory.group
     # Group ids and positions within a group, not positions in this batch: the same for any number of processes.
-    order = group if config.objective.whole_groups else (group[:, None] == group).tril(-1).sum(1)
+    order = group if config.whole_group_minibatches else (group[:, None] == group).tril(-1).sum(1)
     found = [(order % config.updates == part).nonzero()[:, 0] for part in range(config.updates)]
     return [rows for rows in found if len(rows)]
 
@@ -137,7 +137,7 @@ def microbatch_rows(
     rows = torch.arange(len(trajectory)) if rows is None else rows
     if config.micro_batch is None:
         return [rows]
-    if config.objective.whole_groups:
+    if config.whole_group_minibatches:
         return [rows[trajectory.group[rows] == group] for group in trajectory.group[rows].unique()]
     return list(rows.split(config.micro_batch))
 

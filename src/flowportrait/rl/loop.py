@@ -6,7 +6,8 @@ The loop ends at the last iteration, when a signal or a callback asks it to stop
 while rewards rise, or when nothing can be learned or saved any more. All processes run it together, since evaluating
 and saving need the weights of all; only the main process writes and prints.
 
-The parts, in order: logs (``metrics.jsonl`` and ``events.jsonl``), ``Callback``, held-out evaluation, ``TrainingLoop``, and the
+The parts, in order: logs (``metrics.jsonl`` and ``events.jsonl``), ``Callback``, held-out evaluation,
+``TrainingLoop``, and the
 table in the terminal.
 """
 
@@ -436,8 +437,8 @@ def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
 
 # --- The table in the terminal ---
 
-SAFEGUARD_METRICS = ("ratio/mean", "ratio/std", "clip/positive", "clip/negative", "delta_v", "kl", "dead_groups", "grad_norm",
-              "noise_gap")  # fmt: skip
+SAFEGUARD_METRICS = ("ratio/mean", "ratio/std", "clip/positive", "clip/negative", "delta_v", "kl", "dead_groups",
+              "grad_norm", "noise_gap")  # fmt: skip
 """Metrics that the terminal shows below the rewards."""
 
 

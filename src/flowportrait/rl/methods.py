@@ -1,4 +1,5 @@
-"""Stages of the built-in methods: real clips in groups, exploration through the history, distillation from a teacher."""
+"""Stages of the built-in methods: real clips in groups, exploration through the history, distillation from a
+teacher."""
 
 from __future__ import annotations
 
@@ -135,7 +136,8 @@ def invert_real_clips(
             latents, torch.stack([torch.stack(row) for row in noise]).to(latents), sigmas
         )
     else:
-        states = getattr(inversion, how)(velocity, latents, sigmas)
+        invert = inversion.invert_two_step if how == "two_step" else inversion.invert_euler
+        states = invert(velocity, latents, sigmas)
     path = torch.stack(states, 2)
     noisy = plan.stochastic[group]
     table = step_coefficients(plan.sigmas, kernel, noisy)

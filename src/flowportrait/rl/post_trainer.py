@@ -232,8 +232,8 @@ def build_policy_adapter(
             return ARFlowAdapter(name)
         if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
             raise BadInput(
-                f"No policy named {name!r}: choose from {', '.join([*SHIPPED_CHECKPOINTS, *plugins])}, a folder, a pipeline of "
-                "diffusers by its hub name, or MODULE:NAME."
+                f"No policy named {name!r}: choose from {', '.join([*SHIPPED_CHECKPOINTS, *plugins])}, a folder, a "
+                "pipeline of diffusers by its hub name, or MODULE:NAME."
             )
     return GeneratorAdapter(name, lambda: load_policy_generator(name, arguments, bf16))
 

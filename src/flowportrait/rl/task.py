@@ -243,7 +243,8 @@ def _latent_mask(span: slice, chunk: int) -> torch.Tensor:
 
 
 class PortraitRenderer:
-    """A renderer of motion that also provides landmarks (``places``) and ``portraits``; see ``rewards.batch.FrameRenderer``.
+    """A renderer of motion that also provides landmarks (``places``) and ``portraits``; see
+    ``rewards.batch.FrameRenderer``.
 
     Args:
         codecs: one per portrait.

@@ -39,7 +39,8 @@ from flowportrait.web_client import OPENAI_ADDRESS_VARIABLE, OPENAI_KEY_VARIABLE
 LATIN_LANGUAGE = "en"
 JAPANESE = "ja"
 SCRIPT_LANGUAGES = {
-    "LATIN": LATIN_LANGUAGE, "CYRILLIC": "ru", "GREEK": "el", "ARABIC": "ar", "HEBREW": "he", "CJK": "cmn", "HIRAGANA": JAPANESE,
+    "LATIN": LATIN_LANGUAGE, "CYRILLIC": "ru", "GREEK": "el", "ARABIC": "ar", "HEBREW": "he", "CJK": "cmn",
+    "HIRAGANA": JAPANESE,
     "KATAKANA": JAPANESE, "HANGUL": "ko", "DEVANAGARI": "hi", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te",
     "GEORGIAN": "ka", "ARMENIAN": "hy", "ETHIOPIC": "am", "THAI": "th",
 }  # fmt: skip

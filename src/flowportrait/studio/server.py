@@ -184,7 +184,8 @@ def studio_app(studio: Studio) -> FastAPI:
         return FileResponse(path, media_type="video/mp4", filename="talking-portrait.mp4")
 
     mounted = gradio.mount_gradio_app(
-        app, build_page(studio), "/", server_name="127.0.0.1", max_file_size=f"{studio.limits.megabytes}mb", ssr_mode=False,
+        app, build_page(studio), "/", server_name="127.0.0.1", max_file_size=f"{studio.limits.megabytes}mb",
+        ssr_mode=False,
         enable_monitoring=False, **GRADIO_OPTIONS,
     )  # fmt: skip
 
@@ -270,8 +271,9 @@ def build_page(studio: Studio) -> gr.Blocks:
                     gr.Markdown(
                         "How much a reward changes every chunk: 0 is off, the right end is the largest useful weight."
                     )
-                    guide = [gr.Slider(0, MAX_USEFUL_GUIDE_WEIGHT[name], 0, label=f"{name.capitalize()} ({GUIDANCE_EFFECTS[name]})",
-                                       elem_id=f"guide-{name}") for name in GUIDE_DIMENSIONS]  # fmt: skip
+                    guide = [gr.Slider(0, MAX_USEFUL_GUIDE_WEIGHT[name], 0, elem_id=f"guide-{name}",
+                                       label=f"{name.capitalize()} ({GUIDANCE_EFFECTS[name]})")
+                             for name in GUIDE_DIMENSIONS]  # fmt: skip
             with gr.Column(scale=2):
                 inputs = [photo, audio, text, voice, seed, expression, head, blink, face, whole, *guide]
                 with gr.Tab("Speak"):

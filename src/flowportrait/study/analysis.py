@@ -150,7 +150,8 @@ def answers_to_pairs(study: Study, counted_answers: dict[int, Answers]) -> list[
     """Return every answer that counts as a preference pair to learn from, without the attention checks."""
     return [
         PreferencePair(
-            prompt=one.prompt, first=f"{MEDIA_FOLDER}/{one.a}", second=f"{MEDIA_FOLDER}/{one.b}", labels=dict(answers[one.key]),
+            prompt=one.prompt, first=f"{MEDIA_FOLDER}/{one.a}", second=f"{MEDIA_FOLDER}/{one.b}",
+            labels=dict(answers[one.key]),
             source="study", annotator=f"p{number:03}", speaker=one.speaker, portrait=one.portrait, split=one.split,
         )
         for number, answers in counted_answers.items() for one in study.pairs if answers.get(one.key)
